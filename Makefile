@@ -1,0 +1,49 @@
+# Two commands do everything: `make demo` and `make test`. Both build .venv when it is missing or older than the sources
+# of the native core. TORCH picks the torch to install, PYTHON the interpreter.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(shell find src/thrifty/kernels/native -name '*.cpp' -o -name '*.hpp' -o -name '*.inc' 2>/dev/null)
+WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+TESTS := OMP_NUM_THREADS=1 THRIFTY_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: demo test unit lint types imports sanitize benchmark docs clean
+
+demo: $(VENV)/.ready
+	$(BIN)/thrifty fit smollm2-135m --memory 150MB --context 4096 -o recipe.toml
+	$(BIN)/thrifty bench smollm2-135m --recipe recipe.toml
+
+test: $(VENV)/.ready
+	$(TESTS) -n $(WORKERS) -m "not slow"
+
+unit: $(VENV)/.ready
+	$(TESTS) -n $(WORKERS) -m "not slow and not model"
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+
+types: $(VENV)/.ready
+	$(BIN)/mypy
+
+imports: $(VENV)/.ready
+	$(BIN)/lint-imports
+
+sanitize: $(VENV)/.ready
+	bash tests/native/run_sanitized.sh
+
+benchmark: $(VENV)/.ready
+	$(BIN)/python benchmarks/decode_vs_transformers.py
+
+docs: $(VENV)/.ready
+	$(BIN)/python docs/generate_techniques.py
+
+$(VENV)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

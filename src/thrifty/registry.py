@@ -1,0 +1,156 @@
+"""The registry of techniques: one file each, found by its name, imported when it is used.
+
+A technique lives in its stage's package in a module named after it (`h2o.py`, `ada_kv.py`) and registers its class
+with `@technique(stage=..., card=...)`. The module's existence is its registration: no second list is kept anywhere.
+Packages outside Thrifty add techniques through the entry-point group `thrifty.techniques`, with names such as
+`cache.my-method` that point to the class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from thrifty.card import Card
+from thrifty.errors import RecipeError, nearest
+
+STAGES: Mapping[str, str] = {
+    "weights": "thrifty.weights.techniques",
+    "cache": "thrifty.cache.policies",
+    "decoding": "thrifty.decoding.strategies",
+}
+ENTRY_POINT_GROUP = "thrifty.techniques"
+
+T = TypeVar("T", bound=type)
+
+
+def technique(*, stage: str, card: Card) -> Callable[[T], T]:
+    """Mark a frozen dataclass as the technique of its module. Its fields are the options that a recipe may set."""
+
+    def mark(cls: T) -> T:
+        if stage not in STAGES:
+            raise ValueError(f"{cls.__qualname__}: unknown stage '{stage}'. {nearest(stage, STAGES)}")
+        if not dataclasses.is_dataclass(cls):
+            raise TypeError(f"{cls.__qualname__} must be a dataclass: its fields are the technique's options")
+        cls.stage = stage  # type: ignore[attr-defined]
+        cls.card = card  # type: ignore[attr-defined]
+        cls.name = cls.__module__.rpartition(".")[2].replace("_", "-")  # type: ignore[attr-defined]
+        return cls
+
+    return mark
+
+
+def names(stage: str) -> list[str]:
+    """The names of a stage's techniques, sorted. Imports none of them.
+
+    Raises RecipeError for an unknown stage, or where two techniques claim one name.
+    """
+    built_in = _built_in(stage)
+    external = _external(stage)
+    for name in external:
+        if name in built_in:
+            raise RecipeError(
+                f"technique '{name}' of stage '{stage}' is registered twice: by {built_in[name]} and by "
+                f"{external[name].value}. Rename or uninstall one of them."
+            )
+    return sorted([*built_in, *external])
+
+
+def load(stage: str, name: str) -> type:
+    """The class of one technique; imports only its module.
+
+    Raises RecipeError with the nearest known name where there is none.
+    """
+    if name not in names(stage):
+        raise RecipeError(f"no technique '{name}' for stage '{stage}'. {nearest(name, names(stage))}")
+    external = _external(stage)
+    if name in external:
+        found = external[name].load()
+        return _checked(found, stage, name, external[name].value)
+    module = importlib.import_module(_built_in(stage)[name])
+    marked = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and value.__module__ == module.__name__ and "card" in vars(value)
+    ]
+    if len(marked) != 1:
+        raise RecipeError(f"{module.__name__} must register one technique; it registers {len(marked)}")
+    return _checked(marked[0], stage, name, module.__name__)
+
+
+def build(stage: str, table: Mapping[str, Any]) -> Any:
+    """An instance from one table of a recipe, such as `{"technique": "kivi", "bits": 2}`.
+
+    Raises RecipeError naming the unknown technique, unknown option (with the nearest known one) or bad value.
+    """
+    options = dict(table)
+    name = options.pop("technique", None)
+    if not isinstance(name, str):
+        raise RecipeError(f"a table of stage '{stage}' has no technique name: {dict(table)!r}. Add technique = \"...\"")
+    cls = load(stage, name)
+    known = [field.name for field in dataclasses.fields(cls) if field.init]
+    for option in options:
+        if option not in known:
+            raise RecipeError(f"technique '{name}' has no option '{option}'. {nearest(option, known)}")
+    import pydantic
+
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(options)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "options"
+        message = f"technique '{name}', option '{where}': {first['msg']} (found {first['input']!r})"
+        raise RecipeError(message) from error
+
+
+def describe(stage: str, name: str) -> dict[str, Any]:
+    """One technique as JSON-ready values: name, stage, paper, claim, the rest of its card and its options."""
+    cls: Any = load(stage, name)
+    options = {
+        field.name: None if field.default is dataclasses.MISSING else field.default
+        for field in dataclasses.fields(cls)
+        if field.init
+    }
+    return {"name": name, "stage": stage} | cls.card.as_dict() | {"options": options}
+
+
+def _built_in(stage: str) -> dict[str, str]:
+    if stage not in STAGES:
+        raise RecipeError(f"no stage '{stage}'. {nearest(stage, STAGES)}")
+    package = STAGES[stage]
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:
+        return {}
+    locations = spec.submodule_search_locations if spec else None
+    return {
+        module.name.replace("_", "-"): f"{package}.{module.name}"
+        for module in pkgutil.iter_modules(locations or [])
+        if not module.name.startswith("_")
+    }
+
+
+def _external(stage: str) -> dict[str, importlib.metadata.EntryPoint]:
+    found: dict[str, importlib.metadata.EntryPoint] = {}
+    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        point_stage, _, name = point.name.partition(".")
+        if point_stage != stage:
+            continue
+        if name in found:
+            raise RecipeError(
+                f"technique '{name}' of stage '{stage}' is registered twice: by {found[name].value} and by "
+                f"{point.value}. Uninstall one of them."
+            )
+        found[name] = point
+    return found
+
+
+def _checked(cls: Any, stage: str, name: str, where: str) -> type:
+    if getattr(cls, "stage", None) != stage:
+        raise RecipeError(f"{where} registers stage '{getattr(cls, 'stage', None)}', expected '{stage}' for '{name}'")
+    return cls  # type: ignore[no-any-return]
