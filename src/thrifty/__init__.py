@@ -1,0 +1,63 @@
+"""Thrifty: a memory-budgeted inference engine for open language models.
+
+    from thrifty import Thrifty
+    print(Thrifty("smollm2-135m").generate("The capital of France is").text)
+
+Names are imported when they are first used: `import thrifty` alone does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from thrifty.decoding.sampling import SamplingParameters
+    from thrifty.engine.api import Thrifty
+    from thrifty.engine.asynchronous import AsyncEngine
+    from thrifty.engine.engine import Engine
+    from thrifty.engine.request import Event, Handle, Request, Result
+    from thrifty.errors import ThriftyError
+    from thrifty.models import load
+    from thrifty.recipe import Recipe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncEngine",
+    "Engine",
+    "Event",
+    "Handle",
+    "Recipe",
+    "Request",
+    "Result",
+    "SamplingParameters",
+    "Thrifty",
+    "ThriftyError",
+    "load",
+]
+
+_HOMES = {
+    "AsyncEngine": "thrifty.engine.asynchronous",
+    "Engine": "thrifty.engine.engine",
+    "Event": "thrifty.engine.request",
+    "Handle": "thrifty.engine.request",
+    "Recipe": "thrifty.recipe",
+    "Request": "thrifty.engine.request",
+    "Result": "thrifty.engine.request",
+    "SamplingParameters": "thrifty.decoding.sampling",
+    "Thrifty": "thrifty.engine.api",
+    "ThriftyError": "thrifty.errors",
+    "load": "thrifty.models",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'thrifty' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

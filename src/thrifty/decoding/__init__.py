@@ -1,0 +1,1 @@
+"""Decoding: sampling, stopping, and the strategies that turn logits into committed tokens."""

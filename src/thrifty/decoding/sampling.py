@@ -1,0 +1,314 @@
+"""Sampling: one row of logits in, one token out, independent of every other row.
+
+Randomness is counter-based: the draw for a token is a pure function of (seed, stream, position). So a
+sample does not depend on its neighbours in a batch, on the order of steps, or on a pause in between.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thrifty.errors import PromptError, nearest
+
+MAXIMUM_LOGPROBS = 20
+NUCLEUS_PROBE = 256  # candidates sorted first; the whole vocabulary only where they hold less than top_p
+MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParameters:
+    """How tokens are chosen and when to stop.
+
+    Order: repetition, presence and frequency penalties and the logit bias, then temperature, top_k,
+    top_p, min_p. temperature: 0 is greedy. top_k: 0 is off. top_p, min_p: probabilities; 1 and 0 are off.
+    repetition_penalty (Keskar et al. 2019, §4.1): over prompt and answer, 1 is off. presence_penalty and
+    frequency_penalty: subtracted once, or once an occurrence, for tokens of the answer; 0 is off.
+    logit_bias: token id to an addition in logit units. seed: None draws one.
+    max_tokens: None is as many as the context and the budget have room for.
+    stop: strings that end the answer (they are not part of the text). stop_token_ids: likewise for ids.
+    ignore_eos: go on after the model's end-of-sequence ids. logprobs: None for none, or how many
+    alternatives to report beside the chosen token's log-probability (0 to 20), in natural log of the
+    model's own distribution (before penalties and temperature).
+
+    Raises PromptError naming the field, the value and the accepted range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    max_tokens: int | None = 256
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        _number("temperature", self.temperature, 0.0, math.inf, "0 (greedy) or more")
+        _whole("top_k", self.top_k, 0, "0 (off) or more")
+        _number("top_p", self.top_p, 0.0, 1.0, "above 0, at most 1", above=True)
+        _number("min_p", self.min_p, 0.0, 1.0, "0 (off) to 1")
+        _number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, "above 0; 1 is off", above=True)
+        _number("presence_penalty", self.presence_penalty, -math.inf, math.inf, "a finite number")
+        _number("frequency_penalty", self.frequency_penalty, -math.inf, math.inf, "a finite number")
+        if self.seed is not None:
+            _whole("seed", self.seed, 0, "a whole number of at least 0, or None")
+        if self.max_tokens is not None:
+            _whole("max_tokens", self.max_tokens, 1, "1 or more, or None for as many as fit")
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs, 0, f"0 to {MAXIMUM_LOGPROBS}, or None", MAXIMUM_LOGPROBS)
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise PromptError(f"stop contains {text!r}; every stop string needs at least one character")
+        for token in self.stop_token_ids:
+            _whole("stop_token_ids", token, 0, "token ids of at least 0")
+        for token, bias in self.logit_bias.items():
+            _whole("logit_bias", token, 0, "token ids of at least 0")
+            if not isinstance(bias, int | float) or math.isnan(bias) or bias == math.inf:
+                raise PromptError(f"logit_bias[{token}] = {bias!r}; use a finite number, or -inf as a ban")
+
+    @classmethod
+    def of(cls, **options: Any) -> SamplingParameters:
+        """Like the constructor, with a nearest-name error for an unknown option. `greedy=True` is
+        temperature 0.
+        """
+        known = [item.name for item in fields(cls)]
+        if options.pop("greedy", False):
+            if options.get("temperature"):
+                raise PromptError(
+                    f"greedy=True contradicts temperature = {options['temperature']!r}; give one"
+                )
+            options["temperature"] = 0.0
+        for name in options:
+            if name not in known:
+                raise PromptError(f"unknown sampling option '{name}'. {nearest(name, [*known, 'greedy'])}")
+        return cls(**options)
+
+    @property
+    def greedy(self) -> bool:
+        """True where the most likely token is always taken."""
+        return self.temperature == 0.0 or self.top_k == 1
+
+    @property
+    def plain_greedy(self) -> bool:
+        """True where the model's own arg-max is the answer and nothing else of the logits is needed."""
+        return self.greedy and not self.penalised and not self.logit_bias and self.logprobs is None
+
+    @property
+    def penalised(self) -> bool:
+        """True where earlier tokens change the logits."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural-log probability of a chosen token, and the most likely alternatives as (token id,
+    logprob), best first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One chosen token."""
+
+    token: int
+    logprob: TokenLogprob | None = None
+
+
+class Sampler:
+    """The sampling state of one sample: its seed, its stream, its place and what it has said.
+
+    seed: fixed by the parameters, or drawn. stream: tells the samples of one request apart; forks get
+    their own.
+    """
+
+    def __init__(self, parameters: SamplingParameters, vocabulary_size: int, stream: int = 0) -> None:
+        """Raises PromptError where a bias or stop id lies beyond the vocabulary."""
+        last = vocabulary_size - 1
+        for name in ("logit_bias", "stop_token_ids"):
+            for token in getattr(parameters, name):
+                if token > last:
+                    raise PromptError(f"{name} names token {token}; the vocabulary ends at {last}")
+        self.parameters = parameters
+        self.seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
+        self.stream = stream
+        self.position = 0
+        self._vocabulary_size = vocabulary_size
+        self._counts: Tensor | None = None
+        self._seen: Tensor | None = None
+        if parameters.penalised:
+            self._counts = torch.zeros(vocabulary_size)
+            self._seen = torch.zeros(vocabulary_size, dtype=torch.bool)
+
+    def observe_prompt(self, tokens: Iterable[int]) -> None:
+        """Count the prompt for the repetition penalty."""
+        if self._seen is not None:
+            self._seen[torch.tensor(list(tokens), dtype=torch.long)] = True
+
+    def commit(self, token: int) -> None:
+        """Advance by one token of the answer, chosen here or forced from outside."""
+        self.position += 1
+        if self._counts is not None and self._seen is not None:
+            self._counts[token] += 1
+            self._seen[token] = True
+
+    def fork(self, stream: int, parameters: SamplingParameters | None = None) -> Sampler:
+        """A sampler that has said the same, and draws from its own stream (and seed, with own
+        parameters).
+        """
+        chosen = self.parameters if parameters is None else parameters
+        other = Sampler(chosen, self._vocabulary_size, stream)
+        if parameters is None or parameters.seed is None:
+            other.seed = self.seed
+        other.position = self.position
+        if other._counts is not None and self._counts is not None:
+            other._counts = self._counts.clone()
+        if other._seen is not None and self._seen is not None:
+            other._seen = self._seen.clone()
+        return other
+
+    def choose(self, logits: Tensor, offset: int = 0) -> Choice:
+        """The token for one row. logits: [vocabulary] fp32, not changed. Does not advance: call `commit`.
+
+        offset: how many uncommitted tokens precede this one (draft positions of a speculative strategy).
+        """
+        options = self.parameters
+        scores = self._adjusted(logits)
+        token = int(torch.argmax(scores))
+        if not math.isfinite(float(scores[token])):
+            raise PromptError(
+                f"no token can be chosen at position {self.position}: the best logit is "
+                f"{float(scores[token])}; lift a ban in logit_bias, or check the checkpoint if nothing is banned"
+            )
+        if not options.greedy:
+            token = draw(scores, options, uniform(self.seed, self.stream, self.position + offset))
+        if options.logprobs is None:
+            return Choice(token)
+        return Choice(token, logprob_of(logits, token, options.logprobs))
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
+        options = self.parameters
+        if not options.penalised and not options.logit_bias:
+            return logits
+        scores = logits.clone()
+        if self._counts is not None and self._seen is not None:
+            if options.repetition_penalty != 1.0:
+                factor = options.repetition_penalty
+                penalised = torch.where(scores > 0, scores / factor, scores * factor)
+                scores = torch.where(self._seen, penalised, scores)
+            scores -= options.frequency_penalty * self._counts
+            scores -= options.presence_penalty * (self._counts > 0)
+        for token, bias in options.logit_bias.items():
+            scores[token] += bias
+        return scores
+
+
+def uniform(seed: int, stream: int, position: int) -> float:
+    """A number in [0, 1) that depends on its arguments only (SplitMix64's finaliser, Steele et al. 2014,
+    chained).
+    """
+    state = _mix(seed & MASK)
+    state = _mix(state ^ _mix((stream + 0x5851F42D4C957F2D) & MASK))
+    state = _mix(state ^ _mix((position + 0x14057B7EF767814F) & MASK))
+    return (state >> 11) / float(1 << 53)
+
+
+def draw(scores: Tensor, options: SamplingParameters, number: float) -> int:
+    """Inverse-CDF sampling after temperature, top_k, top_p and min_p. scores: [vocabulary] fp32; number:
+    [0, 1).
+    """
+    unfiltered = options.top_k in (0, scores.numel()) and options.top_p == 1.0 and options.min_p == 0.0
+    if unfiltered:
+        return _inverse(_weights(scores, scores.max(), options), number)
+    weights, ids = _filtered(scores, options)
+    return int(ids[_inverse(weights, number)])
+
+
+def logprob_of(logits: Tensor, token: int, alternatives: int) -> TokenLogprob:
+    """The chosen token's log-probability and the best `alternatives` others. logits: [vocabulary] fp32."""
+    normaliser = float(torch.logsumexp(logits.double(), 0))
+    chosen = float(logits[token]) - normaliser
+    if alternatives == 0:
+        return TokenLogprob(token, chosen)
+    values, ids = torch.topk(logits, min(alternatives, logits.numel()))
+    top = tuple((int(i), float(v) - normaliser) for v, i in zip(values, ids, strict=True))
+    return TokenLogprob(token, chosen, top)
+
+
+def _weights(scores: Tensor, best: Tensor, options: SamplingParameters) -> Tensor:
+    """Unnormalised probabilities in fp64, 1 for the best: a tiny temperature cannot overflow."""
+    return torch.exp((scores.double() - best.double()) / options.temperature)
+
+
+def _inverse(weights: Tensor, number: float) -> int:
+    cumulative = torch.cumsum(weights, 0)
+    place = int(torch.searchsorted(cumulative, number * float(cumulative[-1]), right=True))
+    return min(place, weights.numel() - 1)
+
+
+def _filtered(scores: Tensor, options: SamplingParameters) -> tuple[Tensor, Tensor]:
+    """The weights that pass top_k, top_p and min_p, falling, and their ids. Sorts only as far as it
+    must.
+    """
+    size = scores.numel()
+    limit = min(options.top_k, size) or size
+    width = limit if options.top_k else min(limit, NUCLEUS_PROBE)
+    total = None if options.top_k else float(_weights(scores, scores.max(), options).sum())
+    while True:
+        values, ids = torch.topk(scores, width)
+        weights = _weights(values, values[0], options)
+        keep = _kept(weights, float(weights.sum()) if total is None else total, options)
+        if keep < width or width == limit:
+            return weights[:keep], ids[:keep]
+        width = limit
+
+
+def _kept(weights: Tensor, total: float, options: SamplingParameters) -> int:
+    """How many of the falling weights stay: the fewest that hold top_p of `total`, none below min_p of
+    the best.
+    """
+    keep = weights.numel()
+    if options.top_p < 1.0:
+        target = torch.tensor(options.top_p * total, dtype=weights.dtype)
+        keep = min(keep, int(torch.searchsorted(torch.cumsum(weights, 0), target)) + 1)
+    if options.min_p > 0.0:
+        keep = min(keep, int((weights >= options.min_p).sum()))
+    return max(1, keep)
+
+
+def _mix(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
+    return value ^ (value >> 31)
+
+
+def _number(name: str, value: Any, low: float, high: float, accepted: str, above: bool = False) -> None:
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not valid or value < low or value > high or (above and value <= low):
+        raise PromptError(f"{name} = {value!r} is out of range; use {accepted}")
+
+
+def _whole(name: str, value: Any, low: int, accepted: str, high: int | None = None) -> None:
+    valid = isinstance(value, int) and not isinstance(value, bool)
+    if not valid or value < low or (high is not None and value > high):
+        raise PromptError(f"{name} = {value!r} is out of range; use {accepted}")

@@ -1,0 +1,1 @@
+"""The engine: sequences, scheduler, continuous batching and the step loop."""
