@@ -1,0 +1,1 @@
+"""The command line: one file a command under `commands/`, imported when it is used."""

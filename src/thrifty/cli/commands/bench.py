@@ -1,0 +1,9 @@
+"""`thrifty bench`."""
+
+from __future__ import annotations
+
+EXAMPLE = "thrifty bench"
+
+
+def command() -> None:
+    """Placeholder."""

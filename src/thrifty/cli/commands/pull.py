@@ -1,0 +1,9 @@
+"""`thrifty pull`."""
+
+from __future__ import annotations
+
+EXAMPLE = "thrifty pull"
+
+
+def command() -> None:
+    """Placeholder."""

@@ -1,0 +1,65 @@
+"""`thrifty run`: one prompt, one streamed answer."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+
+from thrifty.cli import opening, options, output
+
+EXAMPLE = 'thrifty run smollm2-135m "Why is the sky blue?" --memory 150MB --recipe recipe.toml'
+
+
+@options.takes_sampling
+def command(
+    model: options.ModelName,
+    prompt: Annotated[
+        str,
+        typer.Argument(metavar="PROMPT", show_default=False, help="The question; `-` reads standard input."),
+    ],
+    recipe: options.RecipePath = None,
+    system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")
+    ] = False,
+    memory: options.Memory = None,
+    threads: options.Threads = None,
+    native: options.Native = None,
+    as_json: options.Json = False,
+    *,
+    sampling: dict[str, Any],
+) -> None:
+    """Answer one prompt, streaming."""
+    started = time.perf_counter()
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise typer.BadParameter("the prompt is empty; write at least one word.", param_hint="PROMPT")
+    if raw and system:
+        raise typer.BadParameter(
+            "a system message needs the chat template; leave out --raw.", param_hint="--system"
+        )
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": text})
+    chosen = opening.read_recipe(recipe)
+    with opening.opened(model, recipe=chosen, memory=memory, threads=threads, native=native) as thrifty:
+        handle = opening.submit(thrifty, messages, sampling, raw=raw)
+        first = None
+        for event in handle:
+            first = first if first is not None else time.perf_counter() - started
+            if not as_json and event.text:
+                sys.stdout.write(event.text)
+                sys.stdout.flush()
+        result = handle.result()
+        if as_json:
+            answer = {
+                "model": model,
+                "recipe": chosen.label(),
+                "text": result.text,
+                "finish_reason": result.finish_reason,
+            }
+            output.json_line(answer | opening.usage_of(handle, first))
+        else:
+            sys.stdout.write("\n")

@@ -1,0 +1,95 @@
+"""`thrifty techniques`: the cards of what Thrifty can do."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from thrifty.cli import opening, options, output
+
+EXAMPLE = "thrifty techniques kivi"
+
+SUMMARY = ("name", "stage", "paper", "claim")
+
+
+def command(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", show_default=False, help="Show this one in full.")
+    ] = None,
+    stage: Annotated[str | None, typer.Option(help="Only this stage: weights, cache or decoding.")] = None,
+    recipe: options.RecipePath = None,
+    as_json: options.Json = False,
+) -> None:
+    """List the techniques with their papers and claims, or show one card. --recipe lists those that a recipe uses."""
+    found = _of_recipe(opening.read_recipe(recipe)) if recipe is not None else _of_stages(stage)
+    if name is not None:
+        _show([_named(name, found, part_of_recipe=recipe is not None)], as_json)
+    elif as_json:
+        cards = [_describe(*place) for place in found]
+        output.json_line([{key: card[key] for key in SUMMARY} for card in cards])
+    else:
+        cards = [_describe(*place) for place in found]
+        rows = [
+            (card["name"], card["stage"], f"{card['paper']} ({card['year']})", card["claim"])
+            for card in cards
+        ]
+        output.table("", ("technique", "stage", "paper", "the paper's claim"), rows, left=4)
+
+
+def _of_stages(stage: str | None) -> list[tuple[str, str]]:
+    from thrifty import registry
+    from thrifty.errors import nearest
+
+    if stage is not None and stage not in registry.STAGES:
+        raise typer.BadParameter(
+            f"no stage {stage!r}. {nearest(stage, registry.STAGES)}", param_hint="--stage"
+        )
+    stages = [stage] if stage is not None else list(registry.STAGES)
+    return [(each, name) for each in stages for name in registry.names(each)]
+
+
+def _of_recipe(recipe: Any) -> list[tuple[str, str]]:
+    from thrifty import registry
+
+    used = [(stage, table["technique"]) for stage in registry.STAGES for table in getattr(recipe, stage)]
+    return list(dict.fromkeys(used))
+
+
+def _named(name: str, found: list[tuple[str, str]], *, part_of_recipe: bool) -> tuple[str, str]:
+    from thrifty.errors import nearest
+
+    for place in found:
+        if place[1] == name:
+            return place
+    where = "in this recipe" if part_of_recipe else "of that name"
+    message = f"no technique {name!r} {where}. {nearest(name, [known for _, known in found])}"
+    raise typer.BadParameter(message, param_hint="NAME")
+
+
+def _describe(stage: str, name: str) -> dict[str, Any]:
+    from thrifty import registry
+
+    return registry.describe(stage, name)
+
+
+def _show(places: list[tuple[str, str]], as_json: bool) -> None:
+    cards = [_describe(*place) for place in places]
+    if as_json:
+        output.json_line(cards)
+        return
+    for card in cards:
+        limits = card.get("limits") or ["none stated"]
+        rows = [
+            ("technique", f"{card['name']} (stage {card['stage']})"),
+            ("paper", f"{card['title']} ({card['paper']}, {card['year']})"),
+            ("mechanism", card["mechanism"]),
+            ("claim", card["claim"]),
+            *(("limit", limit) for limit in limits),
+            *((f"option {key}", _default(value)) for key, value in card["options"].items()),
+        ]
+        output.table("", ("", ""), rows, left=2)
+
+
+def _default(value: Any) -> str:
+    return "required" if value is None else f"default {value!r}"

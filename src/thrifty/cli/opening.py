@@ -1,0 +1,67 @@
+"""Loading what the command line names: a recipe, and a model that runs with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thrifty.cli import output
+
+if TYPE_CHECKING:
+    from thrifty.engine.api import Thrifty
+    from thrifty.engine.request import Handle
+    from thrifty.recipe import Recipe
+
+
+def read_recipe(path: Path | None) -> Recipe:
+    """The recipe of a file, or the empty one. Raises RecipeError."""
+    from thrifty.recipe import Recipe
+
+    return Recipe.load(path) if path is not None else Recipe()
+
+
+@contextmanager
+def opened(
+    model: str,
+    *,
+    recipe: Recipe,
+    memory: int | None = None,
+    threads: int | None = None,
+    native: bool | None = None,
+    context: int | None = None,
+) -> Iterator[Thrifty]:
+    """A model behind an engine; on leaving, running answers are cancelled and the memory is given back."""
+    from thrifty.engine.api import Thrifty
+
+    with output.waiting(f"loading {model}"):
+        thrifty = Thrifty(
+            model, recipe=recipe, memory=memory, threads=threads, native=native, context=context
+        )
+    try:
+        yield thrifty
+    finally:
+        thrifty.close()
+
+
+def submit(
+    thrifty: Thrifty, messages: Sequence[Mapping[str, Any]], sampling: Mapping[str, Any], *, raw: bool = False
+) -> Handle:
+    """Queue messages through the chat template; a model without one (or `raw`) continues the last text as it is."""
+    if raw or not thrifty.model.tokenizer.has_chat_template:
+        return thrifty.submit(str(messages[-1]["content"]), **sampling)
+    return thrifty.submit(list(messages), **sampling)
+
+
+def usage_of(handle: Handle, first_token_seconds: float | None) -> dict[str, Any]:
+    """What an answer used and how fast it came, JSON-ready."""
+    usage = handle.usage
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "generated_tokens": usage.generated_tokens,
+        "first_token_seconds": first_token_seconds and round(first_token_seconds, 3),
+        "prefill_tok_s": round(usage.prefill_rate, 1),
+        "decode_tok_s": round(usage.decode_rate, 1),
+    }

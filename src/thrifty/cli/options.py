@@ -1,0 +1,122 @@
+"""Options that several commands share, with one wording each."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from thrifty.cli.quantities import parse_bias, parse_bytes
+
+SAMPLING = "Sampling"
+MACHINE = "Machine"
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="A name from `thrifty models`, a GGUF file, a model folder or a hub id.",
+    ),
+]
+RecipePath = Annotated[
+    Path | None,
+    typer.Option("--recipe", "-r", metavar="FILE", help="A recipe (TOML): the techniques to run with."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text for people.")]
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        parser=parse_bytes,
+        rich_help_panel=MACHINE,
+        help="Bound on weights + cache + workspace, e.g. 150MB.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, rich_help_panel=MACHINE, help="CPU threads. Default: all cores."),
+]
+Native = Annotated[
+    bool | None,
+    typer.Option(
+        "--native/--reference",
+        rich_help_panel=MACHINE,
+        show_default="native where built",
+        help="Native kernels, or plain torch.",
+    ),
+]
+
+
+def _sampling(
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0.0, rich_help_panel=SAMPLING, help="0 is greedy. Default: the model's own."),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, rich_help_panel=SAMPLING, help="Best K tokens only; 0 is off.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(rich_help_panel=SAMPLING, help="Nucleus: this much probability; 1 is off.")
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=SAMPLING, help="Drop tokens below this share of the best; 0 is off."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(rich_help_panel=SAMPLING, help="1 is off.")
+    ] = None,
+    presence_penalty: Annotated[
+        float | None, typer.Option(rich_help_panel=SAMPLING, help="0 is off.")
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None, typer.Option(rich_help_panel=SAMPLING, help="0 is off.")
+    ] = None,
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TOKEN=BIAS", rich_help_panel=SAMPLING, help="Repeat for several tokens."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(rich_help_panel=SAMPLING, help="Makes a sampled answer repeatable.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=SAMPLING, help="Longest answer, in tokens.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(rich_help_panel=SAMPLING, help="Text that ends the answer; repeat for several."),
+    ] = None,
+) -> None:
+    """The signature of this function is the list of sampling flags."""
+
+
+def takes_sampling(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the sampling flags; it gets those that were set as one mapping `sampling`."""
+    flags = inspect.signature(_sampling, eval_str=True).parameters
+    own = [
+        parameter
+        for parameter in inspect.signature(function, eval_str=True).parameters.values()
+        if parameter.name != "sampling"
+    ]
+
+    @functools.wraps(function)
+    def command(**arguments: Any) -> Any:
+        chosen = {name: arguments.pop(name) for name in flags}
+        given = {name: value for name, value in chosen.items() if value not in (None, [])}
+        if "logit_bias" in given:
+            given["logit_bias"] = dict(parse_bias(part) for part in given["logit_bias"])
+        if "stop" in given:
+            given["stop"] = tuple(given["stop"])
+        return function(sampling=given, **arguments)
+
+    parameters = own + [flag.replace(kind=inspect.Parameter.KEYWORD_ONLY) for flag in flags.values()]
+    keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    command.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in keyword_only}
+    del command.__wrapped__  # type: ignore[attr-defined]
+    return command

@@ -1,0 +1,62 @@
+"""Sizes, lists of numbers and pairs, as people type them."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import typer
+
+UNITS = {
+    "": 1,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "KI": 2**10,
+    "MI": 2**20,
+    "GI": 2**30,
+    "TI": 2**40,
+}
+EXAMPLES = "Write a number and a unit, such as 150MB, 1.5GB or 512MiB"
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes from `150MB`, `1.5 GiB`, `4G` or a plain count. MB is 10^6 bytes, MiB is 2^20.
+
+    Raises typer.BadParameter (exit code 2) naming the value.
+    """
+    match = re.fullmatch(r"\s*([+-]?\d+(?:[._]?\d+)*(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", str(text), re.IGNORECASE)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a size. {EXAMPLES}.")
+    size = float(match[1].replace("_", "")) * UNITS[(match[2] or "").upper()]
+    if not math.isfinite(size) or size < 1:
+        raise typer.BadParameter(f"{text!r} is not a usable size: it must be at least one byte. {EXAMPLES}.")
+    if size > 2**60:
+        raise typer.BadParameter(f"{text!r} is more than any machine has. {EXAMPLES}.")
+    return int(size)
+
+
+def parse_counts(text: str) -> tuple[int, ...]:
+    """Ascending positive whole numbers from `128,2048,6144`. Raises typer.BadParameter naming the part that is not one."""
+    counts = []
+    for part in text.split(","):
+        if not re.fullmatch(r"\s*\d{1,9}\s*", part) or int(part) < 1:
+            raise typer.BadParameter(
+                f"{part.strip()!r} is not a positive whole number. Write e.g. 128,2048,6144."
+            )
+        counts.append(int(part))
+    return tuple(sorted(set(counts)))
+
+
+def parse_bias(text: str) -> tuple[int, float]:
+    """A token id and a bias in logit units from `198=-5` (`-inf` bans the token)."""
+    token, separator, bias = text.partition("=")
+    try:
+        if not separator:
+            raise ValueError
+        return int(token), float(bias)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is not TOKEN=BIAS. Write e.g. 198=-5, or 198=-inf to ban it."
+        ) from error
