@@ -1,0 +1,151 @@
+"""Edits: what a policy returns. Six verbs (and a renumbering), carried out by the cache in the order they were called.
+
+    edits = Edits()
+    edits.keep(indices, layer=3)          # then indices of later verbs are those of what was kept
+    edits.store(0, 128, "int4", layer=3)
+
+Each verb sees the slots that the former left, so verbs of one policy compose like policies of a recipe do. Slots are
+counted from 0 in view order, per head. `layer` None means every layer the policy was shown; `head` None every KV head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Evict all but these slots. indices: one int64 tensor (sorted, unique) a KV head, or one for all heads."""
+
+    layer: int | None
+    indices: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Replace groups of slots by one slot each, in the place of the group's first member.
+
+    groups: int64 tensors of at least one slot, disjoint. keys, values: fp32 [groups, head_dim]. bias: fp32 [groups],
+    added to the slot's logit, or None. Statistics of a group are summed.
+    """
+
+    layer: int
+    head: int
+    groups: tuple[Tensor, ...]
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Store:
+    """Hold slots start..stop in a format; they become segments of their own (so the verb also cuts)."""
+
+    layer: int | None
+    head: int | None
+    start: int
+    stop: int
+    format: str
+
+
+@dataclass(frozen=True)
+class Move:
+    """Hold slots start..stop in a tier, "memory" or "disk". Moves whole segments that lie inside the span."""
+
+    layer: int | None
+    start: int
+    stop: int
+    tier: str
+
+
+@dataclass(frozen=True)
+class Select:
+    """Attend to these slots only (one index tensor a KV head), until the next Select or None; deletes nothing."""
+
+    layer: int
+    indices: tuple[Tensor, ...] | None
+
+
+@dataclass(frozen=True)
+class Share:
+    """From now on `layer` reads the cache of layer `source` up to the present slot; its own slots are freed."""
+
+    layer: int
+    source: int
+
+
+@dataclass(frozen=True)
+class Renumber:
+    """Give slots start..stop new positions: their keys are rotated again, always from what they first were."""
+
+    layer: int | None
+    start: int
+    stop: int
+    positions: Tensor
+
+
+Operation = Keep | Merge | Store | Move | Select | Share | Renumber
+
+
+@dataclass
+class Edits:
+    """An ordered list of operations. Falsy when empty."""
+
+    operations: list[Operation] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.operations)
+
+    def keep(self, indices: Tensor | Sequence[Tensor], *, layer: int | None = None) -> Edits:
+        """Evict the rest. indices: int64, sorted, one tensor for all KV heads or one a head."""
+        per_head = tuple(indices) if isinstance(indices, list | tuple) else (indices,)
+        self.operations.append(Keep(layer, per_head))  # type: ignore[arg-type]
+        return self
+
+    def merge(
+        self,
+        groups: Sequence[Tensor],
+        keys: Tensor,
+        values: Tensor,
+        *,
+        layer: int,
+        head: int,
+        bias: Tensor | None = None,
+    ) -> Edits:
+        """Groups of slots → one slot each with the given key, value and logit bias (fp32)."""
+        self.operations.append(Merge(layer, head, tuple(groups), keys, values, bias))
+        return self
+
+    def store(
+        self, start: int, stop: int, format: str, *, layer: int | None = None, head: int | None = None
+    ) -> Edits:
+        """Hold slots start..stop as `format` ("f32", "bf16", "int8", "int4", "int2")."""
+        if stop > start:
+            self.operations.append(Store(layer, head, start, stop, format))
+        return self
+
+    def move(self, start: int, stop: int, tier: str, *, layer: int | None = None) -> Edits:
+        """Hold slots start..stop in tier "memory" or "disk"."""
+        self.operations.append(Move(layer, start, stop, tier))
+        return self
+
+    def select(self, indices: Sequence[Tensor] | None, *, layer: int) -> Edits:
+        """Attend to a subset until told otherwise; None attends to everything again."""
+        self.operations.append(Select(layer, None if indices is None else tuple(indices)))
+        return self
+
+    def share(self, layer: int, source: int) -> Edits:
+        """`layer` reads what `source` holds."""
+        self.operations.append(Share(layer, source))
+        return self
+
+    def renumber(self, start: int, stop: int, positions: Tensor, *, layer: int | None = None) -> Edits:
+        """Rotate the keys of slots start..stop to `positions` (int64 [stop-start])."""
+        if stop > start:
+            self.operations.append(Renumber(layer, start, stop, positions))
+        return self

@@ -1,0 +1,221 @@
+"""What a cache policy is: the statistics it wants, the edits it returns, the bytes it promises.
+
+A policy is a frozen dataclass without state: what it learns about a sequence lives in that sequence (statistics follow
+their slots through every edit). It is called rarely: once a layer when a prompt ends, then every `period` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from thrifty.cache.edits import Edits
+from thrifty.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from thrifty.card import Card
+    from thrifty.cache.view import KVView
+
+PAGE = 64
+"""Tokens of a page: the unit of open tails, of the prefix tree and of attention blocks."""
+
+Rotation = Callable[[int, "Tensor"], tuple["Tensor", "Tensor"]]
+"""(layer, positions int64 [n]) → cos, sin, each fp32 [n, dimension/2] (half-split convention)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What the cache must know of a model. `windows[layer]`: its sliding window in tokens, None for a global layer.
+
+    format: how open pages store keys and values ("bf16", or "f32" for the reference dtype). scale multiplies q·k;
+    softcap is tanh capping of scores or None. rotation: RoPE tables, for policies that renumber.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    windows: tuple[int | None, ...]
+    scale: float = 0.0
+    softcap: float | None = None
+    format: str = "bf16"
+    version: str = ""
+    rotation: Rotation | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} query heads do not divide into {self.kv_heads} KV heads")
+        if not self.scale:
+            object.__setattr__(self, "scale", self.head_dim**-0.5)
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return len(self.windows)
+
+    @property
+    def group(self) -> int:
+        """Query heads a KV head."""
+        return self.heads // self.kv_heads
+
+    def layer(self, index: int, length: int = 0) -> LayerInfo:
+        """The facts of one layer."""
+        return LayerInfo(index=index, window=self.windows[index], length=length, model=self)
+
+    def layer_groups(self) -> list[LayerGroup]:
+        """Layers that keep the same tokens, the global ones first."""
+        windows = sorted(set(self.windows), key=lambda window: (window is not None, window or 0))
+        return [
+            LayerGroup("global" if window is None else f"window-{window}", window, self.layers_with(window))
+            for window in windows
+        ]
+
+    def layers_with(self, window: int | None) -> tuple[int, ...]:
+        """The layers of one window."""
+        return tuple(index for index, found in enumerate(self.windows) if found == window)
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers of the same window: their full-precision pages are one run each."""
+
+    name: str
+    window: int | None
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInfo:
+    """One layer as a policy sees it. length: the sequence's logical tokens so far, evicted ones included."""
+
+    index: int
+    window: int | None
+    length: int
+    model: ModelInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What a policy wants to be told. All of it is collected over committed rows only.
+
+    queries: the newest `queries` query rows of the prompt ("all": every row; None: none), rotated, fp32.
+    column_sums: for every slot the sum over prompt rows of its attention probability. decode: go on summing while
+    decoding (needs column_sums). A prefix hit must bring the column sums of its tokens, or it is a miss.
+    """
+
+    queries: int | str | None = None
+    column_sums: bool = False
+    decode: bool = False
+
+    def __or__(self, other: Statistics) -> Statistics:
+        wanted = [one for one in (self.queries, other.queries) if one is not None]
+        queries: int | str | None = None
+        if wanted:
+            queries = "all" if "all" in wanted else max(int(one) for one in wanted)
+        return Statistics(
+            queries=queries,
+            column_sums=self.column_sums or other.column_sums,
+            decode=self.decode or other.decode,
+        )
+
+
+@dataclass
+class Stats:
+    """What was collected for one layer, aligned with the layer's present slots.
+
+    queries: [rows, heads, head_dim] fp32, the newest rows of the prompt in order; None where nobody wanted them.
+    column_sums: for every KV head [group, slots of that head] fp32; None where nobody wanted them.
+    """
+
+    queries: Tensor | None = None
+    column_sums: list[Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Upper bounds of arena and index bytes. peak: at any moment. steady: between steps, at `total` tokens."""
+
+    peak_bytes: int
+    steady_bytes: int
+
+
+class CachePolicy:
+    """Base of every cache policy. Override what the method needs; the rest is the full cache.
+
+    Policies apply to global layers only: a sliding-window layer holds its window whatever the recipe.
+    """
+
+    name: ClassVar[str]
+    stage: ClassVar[str]
+    card: ClassVar[Card]
+    exact: ClassVar[bool] = False
+    """True where the method reads exact keys or values: it must come before a policy that quantises."""
+    quantises: ClassVar[bool] = False
+    """True where the method stores slots in a format of less than 16 bits."""
+    ragged: ClassVar[bool] = False
+    """True where the heads of a layer may keep different numbers of slots."""
+
+    period: int = PAGE
+    """Tokens between calls of after_decode."""
+
+    def wants(self, model: ModelInfo) -> Statistics:
+        """The statistics that `after_prefill` and `after_decode` need."""
+        return Statistics()
+
+    def after_prefill(self, layer: LayerInfo, kv: KVView, stats: Stats) -> Edits:
+        """Edits for one layer when its prompt is complete. `kv` and `stats` are valid during the call only."""
+        return Edits()
+
+    def after_decode(self, layers: list[KVView], stats: list[Stats]) -> Edits | None:
+        """Edits for all global layers, every `period` committed tokens after the prompt. None: nothing to do."""
+        return None
+
+    def kept(self, prompt: int, generated: int = 0) -> int:
+        """Upper bound of a head's slots (mean over a layer's heads), between events, after a prompt of `prompt`
+        slots and `generated` tokens."""
+        return prompt + generated
+
+    def stored(self, slots: int) -> dict[str, int]:
+        """How many of a head's `slots` lie in which format, at worst; "" stands for the format they had."""
+        return {"": slots}
+
+    def footprint(self, model: ModelInfo, prompt: int, total: int) -> Footprint:
+        """Upper bound of the bytes of a sequence with this policy alone: `prompt` tokens grown to `total`."""
+        from thrifty.cache.footprint import footprint
+
+        return footprint([self], model, prompt, total)
+
+    @property
+    def compresses(self) -> bool:
+        """True where the prompt is changed when it ends, so that prefill must go layer by layer."""
+        return type(self).after_prefill is not CachePolicy.after_prefill
+
+    @property
+    def watches_decode(self) -> bool:
+        """True where `after_decode` does something."""
+        return type(self).after_decode is not CachePolicy.after_decode
+
+
+def check_order(policies: Sequence[CachePolicy]) -> None:
+    """Raise RecipeError where the order of a recipe's policies cannot work."""
+    quantiser: CachePolicy | None = None
+    for policy in policies:
+        if policy.exact and quantiser is not None:
+            raise RecipeError(
+                f"cache technique '{policy.name}' needs exact keys and values, but '{quantiser.name}' before it stores "
+                f"them in fewer bits: put '{policy.name}' before '{quantiser.name}'"
+            )
+        if policy.quantises and quantiser is not None:
+            raise RecipeError(f"cache techniques '{quantiser.name}' and '{policy.name}' both quantise: keep one of them")
+        if policy.quantises:
+            quantiser = policy
+
+
+def wanted(policies: Sequence[CachePolicy], model: ModelInfo) -> Statistics:
+    """The union of what the policies want."""
+    result = Statistics()
+    for policy in policies:
+        result = result | policy.wants(model)
+    return result

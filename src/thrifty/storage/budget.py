@@ -1,0 +1,41 @@
+"""Sizes as people write them, and as they read them."""
+
+from __future__ import annotations
+
+import re
+
+from thrifty.errors import BudgetError
+
+_UNITS = {
+    "": 1, "b": 1,
+    "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_SIZE = re.compile(r"\s*([0-9]+(?:[._][0-9]+)*)\s*([a-zA-Z]*)\s*")
+
+
+def parse_size(size: int | str, what: str = "memory") -> int:
+    """Bytes from 150000000, "150MB" (10⁶), "1.5 GiB" (2³⁰) or "150000000".
+
+    Raises BudgetError that names `what`, the value found and the forms that work.
+    """
+    if isinstance(size, bool) or not isinstance(size, int | str):
+        raise BudgetError(f"{what} = {size!r} is not a size; write bytes or a form such as '150MB' or '1GiB'")
+    if isinstance(size, int):
+        count = size
+    else:
+        found = _SIZE.fullmatch(size)
+        if found is None or found[2].lower() not in _UNITS or found[1].count(".") > 1:
+            raise BudgetError(f"{what} = {size!r} is not a size; write bytes or a form such as '150MB' or '1GiB'")
+        count = int(float(found[1].replace("_", "")) * _UNITS[found[2].lower()])
+    if count <= 0:
+        raise BudgetError(f"{what} = {size!r} is not positive; give at least 1 byte")
+    return count
+
+
+def format_size(count: float) -> str:
+    """Bytes for people, in decimal units: 1_500_000 → "1.5 MB"."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if abs(count) >= scale:
+            return f"{count / scale:.4g} {unit}"
+    return f"{count:.0f} bytes"

@@ -1,0 +1,100 @@
+"""The disk tier: one unlinked file of extents. Nothing is left behind, even after a kill."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from thrifty.errors import StorageError
+from thrifty.storage.budget import format_size
+from thrifty.storage.extents import Extents
+
+_GRAIN = 4096
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A range of the disk tier's file. nbytes: what was written."""
+
+    start: int
+    nbytes: int
+
+
+class DiskTier:
+    """Bytes on disk, in a file without a name inside `folder` (the system's temporary folder by default).
+
+    capacity: at most this many bytes. Methods may be called from any thread.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None, capacity: int = 1 << 40) -> None:
+        place = Path(folder) if folder is not None else Path(tempfile.gettempdir())
+        try:
+            self._file = tempfile.TemporaryFile(dir=place, prefix="thrifty-", buffering=0)
+        except OSError as error:
+            raise StorageError(f"cannot open the disk tier in '{place}': {error}. Give a writable folder") from error
+        self.folder = place
+        self.capacity = capacity
+        self._extents = Extents(-(-capacity // _GRAIN) * _GRAIN, _GRAIN)
+        self._lock = threading.RLock()
+
+    @property
+    def used(self) -> int:
+        """Bytes in extents."""
+        return self._extents.used
+
+    def write(self, data: Tensor) -> Extent:
+        """Store a contiguous uint8 tensor. On any failure the extent is taken back and StorageError raised:
+        the caller still holds the only copy and must keep it.
+        """
+        view = memoryview(data.numpy())
+        with self._lock:
+            start = self._extents.take(len(view))
+            if start is None:
+                raise StorageError(
+                    f"the disk tier is full: {format_size(self.used)} of {format_size(self.capacity)} are used and "
+                    f"{format_size(len(view))} do not fit. Give it more room or another folder than '{self.folder}'"
+                )
+        try:
+            self._write_all(view, start)
+        except OSError as error:
+            with self._lock:
+                self._extents.give(start, len(view))
+            raise StorageError(
+                f"cannot write {format_size(len(view))} to the disk tier in '{self.folder}': {error}. "
+                "Nothing was lost; free some space or give another folder"
+            ) from error
+        return Extent(start, len(view))
+
+    def read(self, extent: Extent, into: Tensor) -> None:
+        """Fill `into` (contiguous uint8, at least extent.nbytes) from an extent. Raises StorageError."""
+        view = memoryview(into.numpy())[: extent.nbytes]
+        done = 0
+        while done < extent.nbytes:
+            try:
+                count = os.preadv(self._file.fileno(), [view[done:]], extent.start + done)
+            except OSError as error:
+                raise StorageError(f"cannot read from the disk tier in '{self.folder}': {error}") from error
+            if count == 0:
+                raise StorageError(f"the disk tier in '{self.folder}' ends early: its file was cut short")
+            done += count
+
+    def free(self, extent: Extent) -> None:
+        """Give an extent back; the file shrinks when its end is free."""
+        with self._lock:
+            self._extents.give(extent.start, extent.nbytes)
+            if self._extents.used == 0:
+                os.ftruncate(self._file.fileno(), 0)
+
+    def close(self) -> None:
+        """Close the file; its bytes are gone."""
+        self._file.close()
+
+    def _write_all(self, view: memoryview, start: int) -> None:
+        done = 0
+        while done < len(view):
+            done += os.pwrite(self._file.fileno(), view[done:], start + done)

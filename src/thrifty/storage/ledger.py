@@ -1,0 +1,150 @@
+"""The byte ledger: who holds how many bytes, what is promised, and the budget that bounds both."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+
+from thrifty.errors import BudgetError
+from thrifty.storage.budget import format_size
+
+TRANSIENT = frozenset({"workspace", "scratch"})
+
+
+class Reservation:
+    """Bytes promised to one owner, drawn down as the owner charges. `release` returns what is left."""
+
+    def __init__(self, ledger: Ledger, owner: str, nbytes: int) -> None:
+        self.owner = owner
+        self.nbytes = nbytes
+        self.used = 0
+        self._ledger = ledger
+
+    @property
+    def outstanding(self) -> int:
+        """Promised bytes that are not charged yet."""
+        return max(0, self.nbytes - self.used)
+
+    def resize(self, nbytes: int) -> None:
+        """Change the promise. Raises BudgetError, with nothing changed, where more does not fit."""
+        self._ledger._resize(self, nbytes)
+
+    def release(self) -> None:
+        """End the promise; what was charged stays charged. A second call has no effect."""
+        self._ledger._release(self)
+
+
+class Ledger:
+    """Bytes by category ("weights", "cache", "tree", "index", "scratch", "workspace", ...) under a budget.
+
+    All methods may be called from any thread. `budget` None: no bound.
+    """
+
+    def __init__(self, budget: int | None = None) -> None:
+        self.budget = budget
+        self.current = 0
+        self.peak = 0
+        self._by_category: defaultdict[str, int] = defaultdict(int)
+        self._peaks: defaultdict[str, int] = defaultdict(int)
+        self._reservations: set[Reservation] = set()
+        self._lock = threading.RLock()
+
+    @property
+    def steady(self) -> int:
+        """Bytes held now without the transient categories (scratch of a layer, workspace)."""
+        with self._lock:
+            return self.current - sum(self._by_category[name] for name in TRANSIENT)
+
+    @property
+    def committed(self) -> int:
+        """Bytes held now plus those promised and not yet taken."""
+        with self._lock:
+            return self.current + sum(one.outstanding for one in self._reservations)
+
+    @property
+    def available(self) -> int | None:
+        """Bytes that a new reservation could have, None without a budget."""
+        return None if self.budget is None else max(0, self.budget - self.committed)
+
+    def bytes_of(self, category: str) -> int:
+        """Bytes that a category holds now."""
+        return self._by_category.get(category, 0)
+
+    def categories(self) -> dict[str, dict[str, int]]:
+        """For every category its current and peak bytes, JSON-ready."""
+        with self._lock:
+            return {
+                name: {"current": self._by_category[name], "peak": self._peaks[name]}
+                for name in sorted(self._by_category)
+            }
+
+    def charge(self, category: str, nbytes: int, reservation: Reservation | None = None) -> None:
+        """Record bytes taken. Raises BudgetError, with nothing recorded, where budget or promises forbid."""
+        with self._lock:
+            promised = min(reservation.outstanding, nbytes) if reservation in self._reservations else 0
+            self._check(nbytes - promised, f"{format_size(nbytes)} for {category}", nbytes)
+            self.current += nbytes
+            self._by_category[category] += nbytes
+            self.peak = max(self.peak, self.current)
+            self._peaks[category] = max(self._peaks[category], self._by_category[category])
+            if reservation is not None:
+                reservation.used += nbytes
+
+    def credit(self, category: str, nbytes: int, reservation: Reservation | None = None) -> None:
+        """Record bytes given back."""
+        with self._lock:
+            if nbytes > self._by_category[category]:
+                held = self._by_category[category]
+                raise BudgetError(f"the ledger holds {held} bytes of {category}; {nbytes} were given back")
+            self.current -= nbytes
+            self._by_category[category] -= nbytes
+            if reservation is not None:
+                reservation.used -= nbytes
+
+    def recategorise(self, before: str, after: str, nbytes: int) -> None:
+        """Move bytes between categories (a page that the tree adopts)."""
+        with self._lock:
+            self.credit(before, nbytes)
+            self.current += nbytes
+            self._by_category[after] += nbytes
+            self._peaks[after] = max(self._peaks[after], self._by_category[after])
+
+    def reserve(self, owner: str, nbytes: int) -> Reservation:
+        """Promise bytes to an owner (admission by peak).
+
+        Raises BudgetError with the number that would fit.
+        """
+        with self._lock:
+            self._check(nbytes, f"{owner}: a peak of {format_size(nbytes)}", nbytes)
+            reservation = Reservation(self, owner, nbytes)
+            self._reservations.add(reservation)
+            return reservation
+
+    def reset_peak(self) -> None:
+        """Start new peaks from what is held now."""
+        with self._lock:
+            self.peak = self.current
+            for name, held in self._by_category.items():
+                self._peaks[name] = held
+
+    def _resize(self, reservation: Reservation, nbytes: int) -> None:
+        with self._lock:
+            more = max(0, nbytes - reservation.used) - reservation.outstanding
+            if reservation in self._reservations and more > 0:
+                self._check(more, f"{reservation.owner}: {format_size(more)} more", more)
+            reservation.nbytes = nbytes
+
+    def _release(self, reservation: Reservation) -> None:
+        with self._lock:
+            self._reservations.discard(reservation)
+
+    def _check(self, unpromised: int, what: str, wanted: int) -> None:
+        if self.budget is None or unpromised <= 0 or self.committed + unpromised <= self.budget:
+            return
+        need = self.committed + unpromised
+        raise BudgetError(
+            f"{what} does not fit: the budget is {format_size(self.budget)} ({self.budget} bytes), "
+            f"{format_size(self.current)} are held and {format_size(self.committed - self.current)} promised, "
+            f"so at most {format_size(wanted - (need - self.budget)) if wanted > need - self.budget else '0 bytes'}"
+            f" would fit; a budget of {need} bytes ({format_size(need)}) would hold it"
+        )
