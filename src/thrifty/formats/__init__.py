@@ -1,0 +1,1 @@
+"""How numbers are stored: linear weights (`linear`) and key-value segments (`kv`)."""

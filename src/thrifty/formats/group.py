@@ -1,0 +1,230 @@
+"""Linear weights as small integer codes with one float16 scale (and minimum) per group of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thrifty.errors import KernelError
+from thrifty.formats.packed import TILE, PackedLinear, check_rows, check_tensor, field
+from thrifty.kernels.reference import affine, packing
+from thrifty.kernels.reference.matmul import group_matmul
+
+BITS = (4, 8)
+GROUPS = (32, 64, 128)
+
+
+class GroupLinear(PackedLinear):
+    """w[r, c] = scale[r, g]·code[r, c] + minimum[r, g] with g = c // group.
+
+    bits 4: code 0..15; without minimums ("symmetric") w = scale·(code − 8). bits 8: code −128..127, stored plus 128;
+    without minimums w = scale·code. Layouts: `packing.pack_codes` for codes uint8 [rows/16, columns/32, 64·bits], and
+    scales, minimums fp16 [rows/16, groups, 16]; rows are padded to 16, columns to 32, the last group may be short.
+    """
+
+    kind = "group"
+    codes: Tensor
+    scales: Tensor
+    minimums: Tensor | None
+
+    def __init__(
+        self,
+        out_features: int,
+        in_features: int,
+        bits: int,
+        group: int,
+        codes: Tensor,
+        scales: Tensor,
+        minimums: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> None:
+        """From packed tensors, which are used as they are. Raises KernelError where one has a wrong shape or type."""
+        super().__init__(out_features, in_features, bias)
+        check_options(bits, group)
+        self.bits = bits
+        self.group = group
+        tiles, blocks, groups = _tiles(out_features, in_features, group)
+        self.register_buffer("codes", check_tensor("codes", codes, torch.uint8, (tiles, blocks, 64 * bits)))
+        self.register_buffer("scales", check_tensor("scales", scales, torch.float16, (tiles, groups, 16)))
+        if minimums is not None:
+            minimums = check_tensor("minimums", minimums, torch.float16, (tiles, groups, 16))
+        self.register_buffer("minimums", minimums)
+
+    @classmethod
+    def quantize(
+        cls, weight: Tensor, bits: int, group: int, symmetric: bool = False, bias: Tensor | None = None
+    ) -> GroupLinear:
+        """Round-to-nearest of weight [out, in] (any float dtype), a tile of rows at a time.
+
+        Raises KernelError for NaN or infinity, or where a scale is beyond float16.
+        """
+        check_options(bits, group)
+        builder = _Builder(weight.shape[0], weight.shape[1], bits, group, has_minimum=not symmetric)
+        for start in range(0, builder.out_features, TILE):
+            tile = weight[start : start + TILE].detach().float()
+            affine.require_finite(tile, f"weight rows {start}..{start + len(tile) - 1}")
+            builder.put(start, *_round(tile, bits, group, symmetric))
+        return builder.build(bias)
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: Tensor,
+        scales: Tensor,
+        minimums: Tensor | None,
+        bits: int,
+        group: int,
+        bias: Tensor | None = None,
+    ) -> GroupLinear:
+        """From plain codes, any integer dtype [out, in] (4 bit: 0..15; 8 bit: signed), and scales, minimums [out, groups].
+
+        Scales and minimums are rounded to float16. Raises KernelError where a code or a parameter is out of range.
+        """
+        check_options(bits, group)
+        low, high = (0, 15) if bits == 4 else (-128, 127)
+        builder = _Builder(codes.shape[0], codes.shape[1], bits, group, has_minimum=minimums is not None)
+        for start in range(0, builder.out_features, TILE):
+            part = slice(start, start + TILE)
+            tile = codes[part]
+            if tile.numel() and (int(tile.min()) < low or int(tile.max()) > high):
+                raise KernelError(f"{bits}-bit codes must be in {low}..{high}, found {int(tile.min())}..{int(tile.max())}")
+            scale = affine.to_float16(scales[part].float(), "group scale")
+            minimum = None if minimums is None else affine.to_float16(minimums[part].float(), "group minimum")
+            builder.put(start, tile, scale, minimum)
+        return builder.build(bias)
+
+    @property
+    def has_minimum(self) -> bool:
+        """Whether groups carry a minimum; without, the codes are symmetric about zero."""
+        return self.minimums is not None
+
+    @property
+    def has_kernel(self) -> bool:
+        return True
+
+    @property
+    def label(self) -> str:
+        return f"int{self.bits}-g{self.group}"
+
+    def tile(self, start: int, stop: int) -> Tensor:
+        part = slice(start // 16, -(-stop // 16))
+        codes = packing.unpack_codes(self.codes[part], self.bits)
+        scales = packing.unpack_parameters(self.scales[part]).float()
+        minimums = None if self.minimums is None else packing.unpack_parameters(self.minimums[part]).float()
+        return self._expand(codes, scales, minimums)[: stop - start]
+
+    def rows(self, indices: Tensor) -> Tensor:
+        check_rows(indices, self.out_features)
+        tile, lane = indices // 16, indices % 16
+        codes = packing.unpack_code_rows(self.codes, self.bits, indices)
+        minimums = None if self.minimums is None else self.minimums[tile, :, lane].float()
+        return self._expand(codes, self.scales[tile, :, lane].float(), minimums)
+
+    def oracle(self, x: Tensor) -> Tensor:
+        """The native kernel's exact numerics in plain torch: fp32 [m, in] → fp32 [m, out], without the bias."""
+        codes = packing.unpack_codes(self.codes, self.bits)
+        scales = packing.unpack_parameters(self.scales).float()
+        if self.minimums is None:
+            minimums = -float(1 << (self.bits - 1)) * scales
+        else:
+            minimums = packing.unpack_parameters(self.minimums).float()
+            if self.bits == 8:
+                minimums = minimums - 128 * scales
+        return group_matmul(x, codes, scales, minimums, self.group)[:, : self.out_features]
+
+    def meta(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "out_features": self.out_features,
+            "in_features": self.in_features,
+            "bits": self.bits,
+            "group": self.group,
+        }
+
+    @classmethod
+    def _load(cls, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GroupLinear:
+        return cls(
+            field(meta, "out_features"),
+            field(meta, "in_features"),
+            field(meta, "bits", BITS),
+            field(meta, "group", GROUPS),
+            tensors.get("codes"),  # type: ignore[arg-type]  # checked by name in __init__
+            tensors.get("scales"),  # type: ignore[arg-type]
+            tensors.get("minimums"),
+            tensors.get("bias"),
+        )
+
+    def _expand(self, codes: Tensor, scales: Tensor, minimums: Tensor | None) -> Tensor:
+        """Codes as stored uint8 [n, padded], parameters fp32 [n, groups] → fp32 [n, in_features]."""
+        if self.bits == 8:
+            values = codes.float() - 128
+        else:
+            values = codes.float() if minimums is not None else codes.float() - 8
+        grouped = packing.pad_to(values, len(values), scales.shape[1] * self.group)
+        grouped = grouped.view(len(values), -1, self.group) * scales[..., None]
+        if minimums is not None:
+            grouped += minimums[..., None]
+        return grouped.view(len(values), -1)[:, : self.in_features]
+
+
+class _Builder:
+    """Fills the packed tensors of a GroupLinear a tile of rows at a time, so that the peak is the result plus one tile."""
+
+    def __init__(self, out_features: int, in_features: int, bits: int, group: int, has_minimum: bool) -> None:
+        self.out_features, self.in_features, self.bits, self.group = out_features, in_features, bits, group
+        tiles, blocks, groups = _tiles(out_features, in_features, group)
+        self.codes = torch.empty(tiles, blocks, 64 * bits, dtype=torch.uint8)
+        self.scales = torch.zeros(tiles, groups, 16, dtype=torch.float16)
+        self.minimums = torch.zeros_like(self.scales) if has_minimum else None
+
+    def put(self, start: int, codes: Tensor, scales: Tensor, minimums: Tensor | None) -> None:
+        """Rows from `start` on (a multiple of 16): codes [n, in], scales and minimums [n, groups]."""
+        count, groups = len(codes), self.scales.shape[1]
+        rows = packing.padded(count, 16)
+        part = slice(start // 16, (start + rows) // 16)
+        offset = 128 if self.bits == 8 else 0
+        stored = packing.pad_to((codes + offset).to(torch.uint8), rows, packing.padded(self.in_features, 32))
+        self.codes[part] = packing.pack_codes(stored, self.bits)
+        self.scales[part] = packing.pack_parameters(packing.pad_to(_exact(scales, count, groups), rows, groups))
+        if self.minimums is not None and minimums is not None:
+            self.minimums[part] = packing.pack_parameters(packing.pad_to(_exact(minimums, count, groups), rows, groups))
+
+    def build(self, bias: Tensor | None) -> GroupLinear:
+        """The finished layer."""
+        return GroupLinear(
+            self.out_features, self.in_features, self.bits, self.group, self.codes, self.scales, self.minimums, bias
+        )
+
+
+def check_options(bits: int, group: int) -> None:
+    """Raise KernelError unless bits is 4 or 8 and group 32, 64 or 128."""
+    if bits not in BITS or group not in GROUPS:
+        raise KernelError(f"group format int{bits}-g{group} does not exist: bits are 4 or 8, groups are 32, 64 or 128")
+
+
+def _tiles(out_features: int, in_features: int, group: int) -> tuple[int, int, int]:
+    """Row tiles, column blocks and groups of a packed weight."""
+    return -(-out_features // 16), -(-in_features // 32), -(-in_features // group)
+
+
+def _exact(values: Tensor, rows: int, groups: int) -> Tensor:
+    if tuple(values.shape) != (rows, groups):
+        raise KernelError(f"group parameters have shape {tuple(values.shape)}, expected ({rows}, {groups})")
+    return values
+
+
+def _round(weight: Tensor, bits: int, group: int, symmetric: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes [n, in], scales [n, groups] and minimums of fp32 rows; a short last group uses its own columns only."""
+    rows, columns = weight.shape
+    missing = packing.padded(columns, group) - columns
+    full = torch.cat((weight, weight[:, -1:].expand(rows, missing)), dim=1) if missing else weight
+    groups = full.view(rows, -1, group)
+    minimum: Tensor | None = None
+    if symmetric:
+        codes, scale = affine.symmetric4(groups) if bits == 4 else affine.symmetric8(groups)
+    else:
+        codes, scale, minimum = affine.affine(groups, 15) if bits == 4 else affine.centred8(groups)
+    return codes.view(rows, -1)[:, :columns], scale, minimum

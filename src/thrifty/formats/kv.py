@@ -1,0 +1,251 @@
+"""Key-value segments: the bytes of one head's tokens in five formats, and the view that cache policies read.
+
+A head's slab holds four arrays, each 64-byte aligned, for a capacity C of whole 64-token pages:
+
+    f32, bf16   keys [C/64][d][64] (channel-major inside a page), values [C][d]; no parameters
+    int8/4/2    key codes [C/64][d][8·bits] (the 64 tokens of a channel, pack64), key parameters fp16 [C/64][2][2][d]
+                (scale and minimum of each half page of 32 tokens, per channel), value codes [C][d/64][8·bits] (pack64 over
+                channels), value parameters fp16 [C][2][d/32] (per token, groups of 32 channels)
+
+x = scale·code + minimum, as KIVI (arXiv 2402.02750, §3.1). Quantised formats pad head_dim d to a multiple of 64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from thrifty.errors import KernelError, nearest
+from thrifty.kernels.reference import affine
+from thrifty.kernels.reference.packing import PACK, pack64, padded, unpack64
+
+PAGE = 64
+TOKEN_GROUP = 32
+CHANNEL_GROUP = 32
+ALIGNMENT = 64
+FORMATS = ("f32", "bf16", "int8", "int4", "int2")  # a format's position is its id in native code
+
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+_BITS = {"int8": 8, "int4": 4, "int2": 2}
+
+
+class KVView(Protocol):
+    """What a policy sees of one layer's cache: per head its own number of entries, in logical order.
+
+    Tensors are fp32 copies, valid until the cache is next changed; writing to them changes nothing.
+    """
+
+    @property
+    def kv_heads(self) -> int:
+        """The number of key-value heads."""
+
+    @property
+    def head_dim(self) -> int:
+        """The size of one key or value."""
+
+    def count(self, head: int) -> int:
+        """The entries that this head holds."""
+
+    def keys(self, head: int) -> Tensor:
+        """fp32 [count, head_dim], rotated at their original positions."""
+
+    def values(self, head: int) -> Tensor:
+        """fp32 [count, head_dim]."""
+
+    def positions(self, head: int) -> Tensor:
+        """int64 [count]: the original positions."""
+
+
+@dataclass(frozen=True)
+class Offsets:
+    """Byte offsets of the four arrays in a head's slab, and its total size (a multiple of 64)."""
+
+    key_codes: int
+    key_parameters: int
+    value_codes: int
+    value_parameters: int
+    total: int
+
+
+def is_quantised(format: str) -> bool:
+    """Whether the format stores codes with parameters. Raises KernelError for an unknown format."""
+    if format not in FORMATS:
+        raise KernelError(f"no key-value format '{format}'. {nearest(format, FORMATS)}")
+    return format in _BITS
+
+
+def stored_dim(format: str, head_dim: int) -> int:
+    """head_dim as stored: padded to 64 in quantised formats."""
+    return padded(head_dim, PACK) if is_quantised(format) else head_dim
+
+
+def offsets(format: str, capacity: int, head_dim: int) -> Offsets:
+    """Where the arrays lie. capacity: tokens, a multiple of 64; head_dim even. Raises KernelError otherwise."""
+    quantised = is_quantised(format)
+    if capacity < PAGE or capacity % PAGE:
+        raise KernelError(f"segment capacity {capacity} must be a positive multiple of {PAGE} tokens")
+    if head_dim < 2 or head_dim % 2:
+        raise KernelError(f"head_dim {head_dim} must be a positive even number")
+    dimension = stored_dim(format, head_dim)
+    if quantised:
+        codes = capacity * dimension * _BITS[format] // 8
+        sizes = (codes, capacity // PAGE * 4 * dimension * 2, codes, capacity * 2 * (dimension // CHANNEL_GROUP) * 2)
+    else:
+        plain = capacity * dimension * _DTYPES[format].itemsize
+        sizes = (plain, 0, plain, 0)
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + padded(size, ALIGNMENT))
+    return Offsets(*starts)
+
+
+def slab_bytes(format: str, capacity: int, head_dim: int) -> int:
+    """Bytes of one head's slab."""
+    return offsets(format, capacity, head_dim).total
+
+
+def write(
+    format: str, slab: Tensor, capacity: int, head_dim: int, start: int, keys: Tensor, values: Tensor
+) -> None:
+    """Store tokens start..start+n−1 of one head into `slab`, uint8 [slab_bytes], in place.
+
+    keys, values: [n, head_dim], any float dtype. f32 and bf16 append anywhere. Quantised formats write whole groups: `start`
+    is a multiple of 32, and a last group of fewer than 32 tokens takes its scales from those tokens alone (it cannot be
+    appended to). Raises KernelError for a wrong shape or range, NaN or infinity.
+    """
+    where = _arrays(format, slab, capacity, head_dim)
+    count = len(keys)
+    if tuple(keys.shape) != (count, head_dim) or keys.shape != values.shape:
+        raise KernelError(
+            f"keys {tuple(keys.shape)} and values {tuple(values.shape)} must both be [tokens, {head_dim}]"
+        )
+    if start < 0 or start + count > capacity:
+        raise KernelError(f"tokens {start}..{start + count} do not fit a segment of {capacity} tokens")
+    if not is_quantised(format):
+        _write_plain(where, start, keys, values)
+        return
+    if start % TOKEN_GROUP:
+        raise KernelError(f"format {format} is written in groups of {TOKEN_GROUP} tokens: start {start} is inside one")
+    affine.require_finite(keys, "keys")
+    affine.require_finite(values, "values")
+    if count:
+        _write_keys(where, _BITS[format], start, keys.detach().float())
+        _write_values(where, _BITS[format], start, values.detach().float())
+
+
+def read(
+    format: str, slab: Tensor, capacity: int, head_dim: int, start: int = 0, count: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Tokens start..start+count−1 (default: to the capacity) as new fp32 keys and values [count, head_dim]."""
+    where = _arrays(format, slab, capacity, head_dim)
+    stop = capacity if count is None else start + count
+    if not 0 <= start <= stop <= capacity:
+        raise KernelError(f"tokens {start}..{stop} are not in a segment of {capacity} tokens")
+    pages = slice(start // PAGE, -(-stop // PAGE))
+    inside = slice(start - pages.start * PAGE, stop - pages.start * PAGE)
+    if not is_quantised(format):
+        keys = where.keys[pages].float().transpose(1, 2).reshape(-1, head_dim)
+        return keys[inside], where.values[start:stop].to(torch.float32, copy=True)
+    bits = _BITS[format]
+    keys = _read_keys(where, bits, pages)[inside, :head_dim]
+    return keys, _read_values(where, bits, slice(start, stop))[:, :head_dim]
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """The four arrays of a slab as typed views on its bytes; the parameters are empty in plain formats."""
+
+    keys: Tensor
+    key_parameters: Tensor
+    values: Tensor
+    value_parameters: Tensor
+
+
+def _arrays(format: str, slab: Tensor, capacity: int, head_dim: int) -> _Arrays:
+    at = offsets(format, capacity, head_dim)
+    if slab.dtype != torch.uint8 or slab.dim() != 1 or len(slab) < at.total or not slab.is_contiguous():
+        raise KernelError(
+            f"a slab of {capacity} tokens as {format} is {at.total} contiguous bytes, found {slab.dtype} {tuple(slab.shape)}"
+        )
+    pages, dimension = capacity // PAGE, stored_dim(format, head_dim)
+
+    def array(start: int, dtype: torch.dtype, *shape: int) -> Tensor:
+        size = dtype.itemsize
+        for extent in shape:
+            size *= extent
+        return slab[start : start + size].view(dtype).view(shape)
+
+    if format in _DTYPES:
+        dtype, empty = _DTYPES[format], slab[:0]
+        keys = array(at.key_codes, dtype, pages, dimension, PAGE)
+        return _Arrays(keys, empty, array(at.value_codes, dtype, capacity, dimension), empty)
+    width = 8 * _BITS[format]
+    return _Arrays(
+        array(at.key_codes, torch.uint8, pages, dimension, width),
+        array(at.key_parameters, torch.float16, pages, 2, 2, dimension),
+        array(at.value_codes, torch.uint8, capacity, dimension // PACK, width),
+        array(at.value_parameters, torch.float16, capacity, 2, dimension // CHANNEL_GROUP),
+    )
+
+
+def _write_plain(where: _Arrays, start: int, keys: Tensor, values: Tensor) -> None:
+    stop = start + len(keys)
+    where.values[start:stop] = values.detach().to(where.values.dtype)
+    columns = keys.detach().to(where.keys.dtype).T
+    first = start
+    while first < stop:
+        page, offset = divmod(first, PAGE)
+        last = min(stop, (page + 1) * PAGE)
+        where.keys[page, :, offset : offset + last - first] = columns[:, first - start : last - start]
+        first = last
+
+
+def _grow(tensor: Tensor, rows: int, columns: int) -> Tensor:
+    """[n, c] → [rows, columns] by repeating the last row and column, which leaves every group's extremes as they are."""
+    tensor = torch.cat((tensor, tensor[-1:].expand(rows - len(tensor), -1))) if rows > len(tensor) else tensor
+    missing = columns - tensor.shape[1]
+    return torch.cat((tensor, tensor[:, -1:].expand(-1, missing)), dim=1) if missing else tensor
+
+
+def _write_keys(where: _Arrays, bits: int, start: int, keys: Tensor) -> None:
+    """Half pages of 32 tokens: parameters per channel, codes packed over the 64 tokens of the page."""
+    halves = padded(len(keys), TOKEN_GROUP) // TOKEN_GROUP
+    dimension = where.keys.shape[1]
+    grown = _grow(keys, halves * TOKEN_GROUP, dimension).view(halves, TOKEN_GROUP, dimension)
+    codes, scale, minimum = affine.affine(grown.transpose(1, 2).contiguous(), (1 << bits) - 1)  # [halves, d, 32]
+    for half in range(halves):
+        page, side = divmod(start // TOKEN_GROUP + half, 2)
+        where.key_parameters[page, 0, side] = scale[half]
+        where.key_parameters[page, 1, side] = minimum[half]
+        whole = unpack64(where.keys[page], bits)
+        whole[:, side * TOKEN_GROUP : (side + 1) * TOKEN_GROUP] = codes[half]
+        where.keys[page] = pack64(whole, bits)
+
+
+def _write_values(where: _Arrays, bits: int, start: int, values: Tensor) -> None:
+    """Groups of 32 channels per token, codes packed over 64 channels."""
+    count, dimension = len(values), where.values.shape[1] * PACK
+    groups = _grow(values, count, dimension).view(count, -1, CHANNEL_GROUP)
+    codes, scale, minimum = affine.affine(groups, (1 << bits) - 1)
+    part = slice(start, start + count)
+    where.values[part] = pack64(codes.view(count, -1, PACK), bits)
+    where.value_parameters[part, 0] = scale
+    where.value_parameters[part, 1] = minimum
+
+
+def _read_keys(where: _Arrays, bits: int, pages: slice) -> Tensor:
+    """fp32 [64·pages, stored head_dim]."""
+    codes = unpack64(where.keys[pages], bits).float()  # [pages, d, 64]
+    parameters = where.key_parameters[pages].float().transpose(2, 3)  # [pages, scale or minimum, d, half]
+    values = codes.unflatten(2, (2, TOKEN_GROUP)) * parameters[:, 0, :, :, None] + parameters[:, 1, :, :, None]
+    return values.flatten(2).transpose(1, 2).reshape(-1, codes.shape[1])
+
+
+def _read_values(where: _Arrays, bits: int, tokens: slice) -> Tensor:
+    """fp32 [tokens, stored head_dim]."""
+    codes = unpack64(where.values[tokens], bits).float().flatten(1).unflatten(1, (-1, CHANNEL_GROUP))
+    parameters = where.value_parameters[tokens].float()
+    return (codes * parameters[:, 0, :, None] + parameters[:, 1, :, None]).flatten(1)
