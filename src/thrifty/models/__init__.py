@@ -1,0 +1,31 @@
+"""Models: checkpoints, the decoder, tokens.
+
+Names are imported when they are first used, so that a look at the catalogue does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from thrifty.models.config import ModelConfig
+    from thrifty.models.decoder import Decoder
+    from thrifty.models.load import load
+    from thrifty.models.model import Model
+
+__all__ = ["Decoder", "Model", "ModelConfig", "load"]
+
+_HOMES = {
+    "Decoder": "thrifty.models.decoder",
+    "Model": "thrifty.models.model",
+    "ModelConfig": "thrifty.models.config",
+    "load": "thrifty.models.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'thrifty.models' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

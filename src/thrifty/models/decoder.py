@@ -1,0 +1,161 @@
+"""One decoder for all Llama-shaped families: the differences are data in `ModelConfig`.
+
+Tokens are a flat batch without a batch dimension: rows of one sequence, or of many. Which rows see which is
+the business of the injected `attend`. Plain torch throughout, so it trains; packed linears run natively by
+themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.errors import CheckpointError
+from thrifty.models.attention import Attend
+from thrifty.models.config import ModelConfig, RopeConfig
+from thrifty.models.experts import GatedMLP, MixtureMLP
+from thrifty.models.norm import RMSNorm
+from thrifty.models.rope import rotate, rotation
+from thrifty.models.slot import Slot
+
+Rotation = tuple[Tensor, Tensor]
+
+
+class Attention(nn.Module):
+    """Projections, norms and rotation around the injected attention. x: [tokens, hidden]."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.index, self.head_dim, self.qk_norm = index, config.head_dim, config.qk_norm
+        hidden, queries, keys = config.hidden_size, config.query_width, config.kv_width
+        self.query: nn.Module = Slot(queries, hidden, config.attention_bias)
+        self.key: nn.Module = Slot(keys, hidden, config.attention_bias)
+        self.value: nn.Module = Slot(keys, hidden, config.attention_bias)
+        self.output: nn.Module = Slot(hidden, queries, config.output_bias)
+        self.query_norm = self.key_norm = None
+        if config.qk_norm != "none":
+            whole = config.qk_norm == "full"
+            self.query_norm = _norm(config, queries if whole else config.head_dim)
+            self.key_norm = _norm(config, keys if whole else config.head_dim)
+
+    def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+        query = rotate(self._heads(self.query(x), self.query_norm), *rotation)
+        key = rotate(self._heads(self.key(x), self.key_norm), *rotation)
+        value = self._heads(self.value(x), None)
+        return self.output(attend(self.index, query, key, value).flatten(1))
+
+    def _heads(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
+        """[tokens, heads · head_dim] -> [tokens, heads, head_dim], normalised by head or before the split."""
+        if norm is not None and self.qk_norm == "full":
+            return norm(x).unflatten(-1, (-1, self.head_dim))
+        x = x.unflatten(-1, (-1, self.head_dim))
+        return x if norm is None else norm(x)
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each in a residual branch with a norm before it and, in some families, one after
+    it.
+    """
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        experts = config.experts if config.layers[index].experts else None
+        self.attention_norm = _norm(config)
+        self.attention = Attention(config, index)
+        self.post_attention_norm = _norm(config) if config.post_norms else None
+        self.mlp_norm = _norm(config)
+        self.mlp = (
+            GatedMLP(config, config.intermediate_size) if experts is None else MixtureMLP(config, experts)
+        )
+        self.post_mlp_norm = _norm(config) if config.post_norms else None
+
+    def forward(self, hidden: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+        branch = self.attention(self.attention_norm(hidden), rotation, attend)
+        hidden = hidden + (branch if self.post_attention_norm is None else self.post_attention_norm(branch))
+        branch = self.mlp(self.mlp_norm(hidden))
+        return hidden + (branch if self.post_mlp_norm is None else self.post_mlp_norm(branch))
+
+
+class Decoder(nn.Module):
+    """The whole model between token ids and logits. Built without memory; a loader assigns its linears and
+    norms.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding: nn.Module = Slot(config.vocabulary_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(len(config.layers)))
+        self.final_norm = _norm(config)
+        self.head: nn.Module | None = None
+        if not config.tied_embeddings:
+            self.head = Slot(config.vocabulary_size, config.hidden_size)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        sequence_length: int | Tensor | None = None,
+    ) -> Tensor:
+        """Logits [tokens, vocabulary] fp32 of `token_ids` [tokens] at `positions` [tokens].
+
+        `sequence_length` (see `rope.rotation`) matters to dynamic and longrope scaling only.
+        """
+        rotations: dict[RopeConfig, Rotation] = {}
+        hidden = self.embed(token_ids)
+        for layer, config in zip(self.layers, self.config.layers, strict=True):
+            if config.rope not in rotations:
+                rotations[config.rope] = rotation(config.rope, positions, sequence_length)
+            hidden = layer(hidden, rotations[config.rope], attend)
+        return self.logits(hidden)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """The first hidden state [tokens, hidden] fp32 of `token_ids` [tokens]."""
+        hidden: Tensor = self.embedding.rows(token_ids)  # type: ignore[operator]
+        return hidden if self.config.embedding_scale == 1.0 else hidden * self.config.embedding_scale
+
+    def layer(
+        self,
+        index: int,
+        hidden: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        sequence_length: int | Tensor | None = None,
+    ) -> Tensor:
+        """The hidden state [tokens, hidden] after layer `index`, for passes that go layer by layer."""
+        table = rotation(self.config.layers[index].rope, positions, sequence_length)
+        return self.layers[index](hidden, table, attend)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [tokens, vocabulary] fp32 of the last hidden state [tokens, hidden]."""
+        head = self.embedding if self.head is None else self.head
+        logits = head(self.final_norm(hidden)).float()
+        cap = self.config.final_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def linears(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name and module of every linear, the embedding included, in the model's order."""
+        for name, module in self.named_modules():
+            if hasattr(module, "out_features"):
+                yield name, module
+
+    def replace(self, name: str, linear: nn.Module) -> None:
+        """Put `linear` (a PackedLinear) in the place called `name`, such as "layers.0.attention.query".
+
+        Nothing is copied. Raises CheckpointError where there is no such linear or the shape is another one.
+        """
+        path, _, leaf = name.rpartition(".")
+        place = dict(self.named_modules()).get(name)
+        if place is None or not hasattr(place, "out_features"):
+            raise CheckpointError(f"{name!r} is not a linear of this decoder.")
+        found, expected = ([x.out_features, x.in_features] for x in (linear, place))
+        if found != expected:
+            raise CheckpointError(f"{name!r} has shape {found}; this decoder expects {expected}.")
+        setattr(self.get_submodule(path), leaf, linear)
+
+
+def _norm(config: ModelConfig, width: int | None = None) -> RMSNorm:
+    return RMSNorm(width or config.hidden_size, config.norm_epsilon, config.norm_offset)

@@ -1,0 +1,121 @@
+"""Rotary position embeddings (arXiv 2104.09864) and the ways to stretch them over longer contexts.
+
+Channels are paired half-split: channel c of the first half turns with channel c of the second half. All
+tables are fp32. Dynamic and longrope frequencies depend on the length of the whole sequence, so it is an
+argument; the keys that a cache already holds stay as they were rotated.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from thrifty.models.config import RopeConfig, RopeScaling
+
+
+def rotation(
+    rope: RopeConfig, positions: Tensor, sequence_length: int | Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, each [tokens, dimension / 2] fp32, for `positions` [tokens] (integers).
+
+    `sequence_length` is the length in tokens of the sequence that the rows belong to: one number, or
+    [tokens] where rows belong to different sequences; by default the highest position plus one.
+    """
+    if sequence_length is None:
+        sequence_length = int(positions.max()) + 1 if positions.numel() else 1
+    frequencies, factor = inverse_frequencies(rope, sequence_length)
+    angles = positions.float()[:, None] * frequencies.to(positions.device)
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the first 2·half channels of every head of x [tokens, heads, head_dim]; cos, sin: [tokens,
+    half].
+    """
+    half = cos.shape[-1]
+    if half == 0:
+        return x
+    cos, sin = cos[:, None, :].to(x.dtype), sin[:, None, :].to(x.dtype)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+
+
+def inverse_frequencies(rope: RopeConfig, sequence_length: int | Tensor) -> tuple[Tensor, float]:
+    """Radians per token of each channel pair, and the factor on cosines and sines.
+
+    [dimension / 2] fp32, or [tokens, dimension / 2] where `sequence_length` [tokens] differs by row and
+    matters.
+    """
+    scaling = rope.scaling
+    if scaling is None:
+        return _plain(rope), 1.0
+    if scaling.kind == "linear":
+        return _plain(rope) / scaling.factor, 1.0
+    if scaling.kind == "dynamic":
+        return _dynamic(rope, scaling, sequence_length), 1.0
+    if scaling.kind == "llama3":
+        return _llama3(rope, scaling), 1.0
+    if scaling.kind == "yarn":
+        return _yarn(rope, scaling), scaling.attention_factor
+    return _longrope(rope, scaling, sequence_length), scaling.attention_factor
+
+
+def depends_on_length(rope: RopeConfig) -> bool:
+    """Whether the frequencies change with the length of the sequence."""
+    return rope.scaling is not None and rope.scaling.kind in ("dynamic", "longrope")
+
+
+def _exponents(rope: RopeConfig) -> Tensor:
+    return torch.arange(0, rope.dimension, 2, dtype=torch.float32) / max(rope.dimension, 1)
+
+
+def _plain(rope: RopeConfig) -> Tensor:
+    return 1.0 / rope.theta ** _exponents(rope)
+
+
+def _dynamic(rope: RopeConfig, scaling: RopeScaling, sequence_length: int | Tensor) -> Tensor:
+    """NTK-aware: the base grows with the length beyond the original context, theta · s^(d / (d - 2))."""
+    length = torch.as_tensor(sequence_length, dtype=torch.float64).clamp(min=scaling.original_context)
+    stretch = scaling.factor * length / scaling.original_context - (scaling.factor - 1.0)
+    base = rope.theta * stretch ** (rope.dimension / (rope.dimension - 2))
+    return 1.0 / base.float()[..., None] ** _exponents(rope)
+
+
+def _llama3(rope: RopeConfig, scaling: RopeScaling) -> Tensor:
+    """Llama 3.1: long wavelengths are divided by the factor, short ones kept, those between are blended."""
+    frequencies = _plain(rope)
+    turns = scaling.original_context * frequencies / (2 * math.pi)  # full turns within the original context
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return frequencies * (kept + (1.0 - kept) / scaling.factor)
+
+
+def _yarn(rope: RopeConfig, scaling: RopeScaling) -> Tensor:
+    """YaRN (arXiv 2309.00071, §3.2, "NTK-by-parts"): a linear ramp over channels from kept to divided."""
+    frequencies = _plain(rope)
+    low = _channel_that_turns(scaling.beta_fast, rope, scaling)
+    high = _channel_that_turns(scaling.beta_slow, rope, scaling)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dimension - 1)
+    width = high - low if high != low else 0.001
+    channels = torch.arange(rope.dimension // 2, dtype=torch.float32)
+    divided = ((channels - low) / width).clamp(0.0, 1.0)
+    return frequencies / scaling.factor * divided + frequencies * (1.0 - divided)
+
+
+def _channel_that_turns(times: float, rope: RopeConfig, scaling: RopeScaling) -> float:
+    """The (fractional) channel pair that makes `times` full turns within the original context."""
+    wavelengths = math.log(scaling.original_context / (times * 2 * math.pi))
+    return rope.dimension * wavelengths / (2 * math.log(rope.theta))
+
+
+def _longrope(rope: RopeConfig, scaling: RopeScaling, sequence_length: int | Tensor) -> Tensor:
+    """LongRoPE (arXiv 2402.13753): one divisor a channel pair, another set beyond the original context."""
+    long = torch.as_tensor(sequence_length)[..., None] > scaling.original_context
+    short_factor = torch.tensor(scaling.short_factor, dtype=torch.float32)
+    long_factor = torch.tensor(scaling.long_factor, dtype=torch.float32)
+    factors = torch.where(long.to("cpu"), long_factor, short_factor)
+    return 1.0 / (factors * rope.theta ** _exponents(rope))
