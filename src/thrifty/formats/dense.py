@@ -20,7 +20,8 @@ class DenseLinear(PackedLinear):
     """A weight as it is.
 
     Plain: `weight` is an nn.Parameter [out, in], fp32 or bf16, and trains under autograd.
-    Packed: bf16 [rows/16, columns/2, 16, 2] (see `packing.pack_pairs`), rows padded to 16 and columns to 2; does not train.
+    Packed: bf16 [rows/16, columns/2, 16, 2] (see `packing.pack_pairs`), rows padded to 16 and columns to 2;
+    does not train.
     """
 
     kind = "dense"
@@ -29,8 +30,8 @@ class DenseLinear(PackedLinear):
     def __init__(
         self, out_features: int, in_features: int, weight: Tensor, packed: bool, bias: Tensor | None = None
     ) -> None:
-        """From a stored tensor, used as it is. Prefer `from_weight`. Raises KernelError for a wrong shape or type."""
-        super().__init__(out_features, in_features, bias)
+        """From a stored tensor, used as it is; prefer `from_weight`. Raises KernelError for a wrong shape."""
+        super().__init__(out_features, in_features, bias, trains=not packed)
         self.packed = packed
         if packed:
             shape: tuple[int, ...] = (-(-out_features // 16), -(-in_features // 2), 16, 2)
@@ -41,8 +42,6 @@ class DenseLinear(PackedLinear):
             if dtype not in DTYPES.values():
                 raise KernelError(f"a plain linear layer holds float32 or bfloat16, not {dtype}")
         self.weight = nn.Parameter(check_tensor("weight", weight, dtype, shape), requires_grad=not packed)
-        if self.bias is not None:
-            self.bias.requires_grad_(not packed)
 
     @classmethod
     def from_weight(
@@ -84,7 +83,7 @@ class DenseLinear(PackedLinear):
         return picked.reshape(len(indices), -1)[:, : self.in_features].float()
 
     def oracle(self, x: Tensor) -> Tensor:
-        """The native bf16 kernel's numerics in plain torch: fp32 [m, in] → fp32 [m, out], without the bias."""
+        """The native bf16 kernel's numerics in torch: fp32 [m, in] → fp32 [m, out], without the bias."""
         return bf16_matmul(x, self.dequantize().to(torch.bfloat16))
 
     def meta(self) -> dict[str, Any]:
@@ -103,7 +102,9 @@ class DenseLinear(PackedLinear):
         packed = field(meta, "packed", (True, False))
         weight = tensors.get("weight")
         if weight is None or weight.dtype != dtype:
-            raise KernelError(f"tensor 'weight' is {None if weight is None else weight.dtype}, expected {dtype}")
+            raise KernelError(
+                f"tensor 'weight' is {None if weight is None else weight.dtype}, expected {dtype}"
+            )
         return cls(out_features, in_features, weight, packed, tensors.get("bias"))
 
     def _matmul(self, x: Tensor) -> Tensor:

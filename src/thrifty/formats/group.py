@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ GROUPS = (32, 64, 128)
 class GroupLinear(PackedLinear):
     """w[r, c] = scale[r, g]·code[r, c] + minimum[r, g] with g = c // group.
 
-    bits 4: code 0..15; without minimums ("symmetric") w = scale·(code − 8). bits 8: code −128..127, stored plus 128;
-    without minimums w = scale·code. Layouts: `packing.pack_codes` for codes uint8 [rows/16, columns/32, 64·bits], and
-    scales, minimums fp16 [rows/16, groups, 16]; rows are padded to 16, columns to 32, the last group may be short.
+    bits 4: code 0..15; without minimums ("symmetric") w = scale·(code − 8). bits 8: code −128..127, stored
+    plus 128; without minimums w = scale·code. Layouts: `packing.pack_codes` for codes uint8 [rows/16,
+    columns/32, 64·bits], and scales, minimums fp16 [rows/16, groups, 16]; rows are padded to 16, columns to
+    32, the last group may be short.
     """
 
     kind = "group"
@@ -41,7 +42,7 @@ class GroupLinear(PackedLinear):
         minimums: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> None:
-        """From packed tensors, which are used as they are. Raises KernelError where one has a wrong shape or type."""
+        """From packed tensors, used as they are. Raises KernelError for a wrong shape or type."""
         super().__init__(out_features, in_features, bias)
         check_options(bits, group)
         self.bits = bits
@@ -61,12 +62,35 @@ class GroupLinear(PackedLinear):
 
         Raises KernelError for NaN or infinity, or where a scale is beyond float16.
         """
+
+        def tile(start: int, stop: int) -> Tensor:
+            return weight[start:stop].detach().float()
+
+        return cls._rounded(tile, weight.shape[0], weight.shape[1], bits, group, symmetric, bias)
+
+    @classmethod
+    def requantize(cls, linear: PackedLinear, bits: int, group: int, symmetric: bool = False) -> GroupLinear:
+        """`quantize` of what another layer stores, bias included, without ever expanding all of it."""
+        sizes = (linear.out_features, linear.in_features)
+        return cls._rounded(linear.tile, *sizes, bits, group, symmetric, linear.bias)
+
+    @classmethod
+    def _rounded(
+        cls,
+        tile: Callable[[int, int], Tensor],
+        out_features: int,
+        in_features: int,
+        bits: int,
+        group: int,
+        symmetric: bool,
+        bias: Tensor | None,
+    ) -> GroupLinear:
         check_options(bits, group)
-        builder = _Builder(weight.shape[0], weight.shape[1], bits, group, has_minimum=not symmetric)
-        for start in range(0, builder.out_features, TILE):
-            tile = weight[start : start + TILE].detach().float()
-            affine.require_finite(tile, f"weight rows {start}..{start + len(tile) - 1}")
-            builder.put(start, *_round(tile, bits, group, symmetric))
+        builder = _Builder(out_features, in_features, bits, group, has_minimum=not symmetric)
+        for start in range(0, out_features, TILE):
+            rows = tile(start, min(start + TILE, out_features))
+            affine.require_finite(rows, f"weight rows {start}..{start + len(rows) - 1}")
+            builder.put(start, *_round(rows, bits, group, symmetric))
         return builder.build(bias)
 
     @classmethod
@@ -79,9 +103,10 @@ class GroupLinear(PackedLinear):
         group: int,
         bias: Tensor | None = None,
     ) -> GroupLinear:
-        """From plain codes, any integer dtype [out, in] (4 bit: 0..15; 8 bit: signed), and scales, minimums [out, groups].
+        """From plain codes, any integer dtype [out, in]: 0..15 for 4 bit, −128..127 for 8 bit.
 
-        Scales and minimums are rounded to float16. Raises KernelError where a code or a parameter is out of range.
+        scales, minimums: [out, groups], rounded to float16. Raises KernelError where a number is out of
+        range.
         """
         check_options(bits, group)
         low, high = (0, 15) if bits == 4 else (-128, 127)
@@ -90,7 +115,9 @@ class GroupLinear(PackedLinear):
             part = slice(start, start + TILE)
             tile = codes[part]
             if tile.numel() and (int(tile.min()) < low or int(tile.max()) > high):
-                raise KernelError(f"{bits}-bit codes must be in {low}..{high}, found {int(tile.min())}..{int(tile.max())}")
+                raise KernelError(
+                    f"{bits}-bit codes must be in {low}..{high}, found {int(tile.min())}..{int(tile.max())}"
+                )
             scale = affine.to_float16(scales[part].float(), "group scale")
             minimum = None if minimums is None else affine.to_float16(minimums[part].float(), "group minimum")
             builder.put(start, tile, scale, minimum)
@@ -124,7 +151,7 @@ class GroupLinear(PackedLinear):
         return self._expand(codes, self.scales[tile, :, lane].float(), minimums)
 
     def oracle(self, x: Tensor) -> Tensor:
-        """The native kernel's exact numerics in plain torch: fp32 [m, in] → fp32 [m, out], without the bias."""
+        """The native kernel's exact numerics in torch: fp32 [m, in] → fp32 [m, out], without the bias."""
         codes = packing.unpack_codes(self.codes, self.bits)
         scales = packing.unpack_parameters(self.scales).float()
         if self.minimums is None:
@@ -171,7 +198,7 @@ class GroupLinear(PackedLinear):
 
 
 class _Builder:
-    """Fills the packed tensors of a GroupLinear a tile of rows at a time, so that the peak is the result plus one tile."""
+    """Fills a GroupLinear a tile of rows at a time, so that the peak is the result plus one tile."""
 
     def __init__(self, out_features: int, in_features: int, bits: int, group: int, has_minimum: bool) -> None:
         self.out_features, self.in_features, self.bits, self.group = out_features, in_features, bits, group
@@ -186,23 +213,28 @@ class _Builder:
         rows = packing.padded(count, 16)
         part = slice(start // 16, (start + rows) // 16)
         offset = 128 if self.bits == 8 else 0
-        stored = packing.pad_to((codes + offset).to(torch.uint8), rows, packing.padded(self.in_features, 32))
+        unsigned = (codes.to(torch.int16) + offset).to(torch.uint8)
+        stored = packing.pad_to(unsigned, rows, packing.padded(self.in_features, 32))
         self.codes[part] = packing.pack_codes(stored, self.bits)
-        self.scales[part] = packing.pack_parameters(packing.pad_to(_exact(scales, count, groups), rows, groups))
-        if self.minimums is not None and minimums is not None:
-            self.minimums[part] = packing.pack_parameters(packing.pad_to(_exact(minimums, count, groups), rows, groups))
+        for stored_values, values in ((self.scales, scales), (self.minimums, minimums)):
+            if stored_values is None or values is None:
+                continue
+            if tuple(values.shape) != (count, groups):
+                raise KernelError(f"group parameters are {tuple(values.shape)}, expected ({count}, {groups})")
+            stored_values[part] = packing.pack_parameters(packing.pad_to(values, rows, groups))
 
     def build(self, bias: Tensor | None) -> GroupLinear:
         """The finished layer."""
-        return GroupLinear(
-            self.out_features, self.in_features, self.bits, self.group, self.codes, self.scales, self.minimums, bias
-        )
+        sizes = (self.out_features, self.in_features, self.bits, self.group)
+        return GroupLinear(*sizes, self.codes, self.scales, self.minimums, bias)
 
 
 def check_options(bits: int, group: int) -> None:
     """Raise KernelError unless bits is 4 or 8 and group 32, 64 or 128."""
     if bits not in BITS or group not in GROUPS:
-        raise KernelError(f"group format int{bits}-g{group} does not exist: bits are 4 or 8, groups are 32, 64 or 128")
+        raise KernelError(
+            f"group format int{bits}-g{group} does not exist: bits are 4 or 8, groups are 32, 64 or 128"
+        )
 
 
 def _tiles(out_features: int, in_features: int, group: int) -> tuple[int, int, int]:
@@ -210,14 +242,8 @@ def _tiles(out_features: int, in_features: int, group: int) -> tuple[int, int, i
     return -(-out_features // 16), -(-in_features // 32), -(-in_features // group)
 
 
-def _exact(values: Tensor, rows: int, groups: int) -> Tensor:
-    if tuple(values.shape) != (rows, groups):
-        raise KernelError(f"group parameters have shape {tuple(values.shape)}, expected ({rows}, {groups})")
-    return values
-
-
 def _round(weight: Tensor, bits: int, group: int, symmetric: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Codes [n, in], scales [n, groups] and minimums of fp32 rows; a short last group uses its own columns only."""
+    """Codes [n, in], scales and minimums [n, groups]; a short last group uses its own columns only."""
     rows, columns = weight.shape
     missing = packing.padded(columns, group) - columns
     full = torch.cat((weight, weight[:, -1:].expand(rows, missing)), dim=1) if missing else weight

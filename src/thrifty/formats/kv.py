@@ -3,11 +3,13 @@
 A head's slab holds four arrays, each 64-byte aligned, for a capacity C of whole 64-token pages:
 
     f32, bf16   keys [C/64][d][64] (channel-major inside a page), values [C][d]; no parameters
-    int8/4/2    key codes [C/64][d][8·bits] (the 64 tokens of a channel, pack64), key parameters fp16 [C/64][2][2][d]
-                (scale and minimum of each half page of 32 tokens, per channel), value codes [C][d/64][8·bits] (pack64 over
-                channels), value parameters fp16 [C][2][d/32] (per token, groups of 32 channels)
+    int8/4/2    key codes [C/64][d][8·bits] (the 64 tokens of a channel, pack64),
+                key parameters fp16 [C/64][2][2][d] (scale and minimum of each half page, per channel),
+                value codes [C][d/64][8·bits] (pack64 over 64 channels),
+                value parameters fp16 [C][2][d/32] (scale and minimum per token and 32 channels)
 
-x = scale·code + minimum, as KIVI (arXiv 2402.02750, §3.1). Quantised formats pad head_dim d to a multiple of 64.
+x = scale·code + minimum, as KIVI (arXiv 2402.02750, §3.1): keys per channel over 32 tokens, values per token
+over 32 channels. Quantised formats pad head_dim d to a multiple of 64.
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ def stored_dim(format: str, head_dim: int) -> int:
 
 
 def offsets(format: str, capacity: int, head_dim: int) -> Offsets:
-    """Where the arrays lie. capacity: tokens, a multiple of 64; head_dim even. Raises KernelError otherwise."""
+    """Where the arrays lie. capacity: a multiple of 64 tokens; head_dim: even. Raises KernelError if not."""
     quantised = is_quantised(format)
     if capacity < PAGE or capacity % PAGE:
         raise KernelError(f"segment capacity {capacity} must be a positive multiple of {PAGE} tokens")
@@ -92,7 +94,9 @@ def offsets(format: str, capacity: int, head_dim: int) -> Offsets:
     dimension = stored_dim(format, head_dim)
     if quantised:
         codes = capacity * dimension * _BITS[format] // 8
-        sizes = (codes, capacity // PAGE * 4 * dimension * 2, codes, capacity * 2 * (dimension // CHANNEL_GROUP) * 2)
+        key_parameters = capacity // TOKEN_GROUP * dimension * 2 * 2
+        value_parameters = capacity * (dimension // CHANNEL_GROUP) * 2 * 2
+        sizes = (codes, key_parameters, codes, value_parameters)
     else:
         plain = capacity * dimension * _DTYPES[format].itemsize
         sizes = (plain, 0, plain, 0)
@@ -112,9 +116,9 @@ def write(
 ) -> None:
     """Store tokens start..start+n−1 of one head into `slab`, uint8 [slab_bytes], in place.
 
-    keys, values: [n, head_dim], any float dtype. f32 and bf16 append anywhere. Quantised formats write whole groups: `start`
-    is a multiple of 32, and a last group of fewer than 32 tokens takes its scales from those tokens alone (it cannot be
-    appended to). Raises KernelError for a wrong shape or range, NaN or infinity.
+    keys, values: [n, head_dim], any float dtype. f32 and bf16 append anywhere. Quantised formats write whole
+    groups: `start` is a multiple of 32, and a last group of fewer than 32 tokens takes its scales from those
+    tokens alone (it cannot be appended to). Raises KernelError for a wrong shape or range, NaN or infinity.
     """
     where = _arrays(format, slab, capacity, head_dim)
     count = len(keys)
@@ -128,7 +132,9 @@ def write(
         _write_plain(where, start, keys, values)
         return
     if start % TOKEN_GROUP:
-        raise KernelError(f"format {format} is written in groups of {TOKEN_GROUP} tokens: start {start} is inside one")
+        raise KernelError(
+            f"format {format} is written in groups of {TOKEN_GROUP} tokens: start {start} is inside one"
+        )
     affine.require_finite(keys, "keys")
     affine.require_finite(values, "values")
     if count:
@@ -139,7 +145,7 @@ def write(
 def read(
     format: str, slab: Tensor, capacity: int, head_dim: int, start: int = 0, count: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Tokens start..start+count−1 (default: to the capacity) as new fp32 keys and values [count, head_dim]."""
+    """`count` tokens from `start` (default: all) as new fp32 keys and values, each [count, head_dim]."""
     where = _arrays(format, slab, capacity, head_dim)
     stop = capacity if count is None else start + count
     if not 0 <= start <= stop <= capacity:
@@ -168,7 +174,8 @@ def _arrays(format: str, slab: Tensor, capacity: int, head_dim: int) -> _Arrays:
     at = offsets(format, capacity, head_dim)
     if slab.dtype != torch.uint8 or slab.dim() != 1 or len(slab) < at.total or not slab.is_contiguous():
         raise KernelError(
-            f"a slab of {capacity} tokens as {format} is {at.total} contiguous bytes, found {slab.dtype} {tuple(slab.shape)}"
+            f"a slab of {capacity} tokens as {format} is {at.total} contiguous bytes, "
+            f"found {slab.dtype} {tuple(slab.shape)}"
         )
     pages, dimension = capacity // PAGE, stored_dim(format, head_dim)
 
@@ -204,7 +211,7 @@ def _write_plain(where: _Arrays, start: int, keys: Tensor, values: Tensor) -> No
 
 
 def _grow(tensor: Tensor, rows: int, columns: int) -> Tensor:
-    """[n, c] → [rows, columns] by repeating the last row and column, which leaves every group's extremes as they are."""
+    """[n, c] → [rows, columns] by repeating the last row and column: every group's extremes stay."""
     tensor = torch.cat((tensor, tensor[-1:].expand(rows - len(tensor), -1))) if rows > len(tensor) else tensor
     missing = columns - tensor.shape[1]
     return torch.cat((tensor, tensor[:, -1:].expand(-1, missing)), dim=1) if missing else tensor
@@ -215,7 +222,8 @@ def _write_keys(where: _Arrays, bits: int, start: int, keys: Tensor) -> None:
     halves = padded(len(keys), TOKEN_GROUP) // TOKEN_GROUP
     dimension = where.keys.shape[1]
     grown = _grow(keys, halves * TOKEN_GROUP, dimension).view(halves, TOKEN_GROUP, dimension)
-    codes, scale, minimum = affine.affine(grown.transpose(1, 2).contiguous(), (1 << bits) - 1)  # [halves, d, 32]
+    by_channel = grown.transpose(1, 2).contiguous()  # [halves, d, 32]
+    codes, scale, minimum = affine.affine(by_channel, (1 << bits) - 1)
     for half in range(halves):
         page, side = divmod(start // TOKEN_GROUP + half, 2)
         where.key_parameters[page, 0, side] = scale[half]
@@ -240,7 +248,8 @@ def _read_keys(where: _Arrays, bits: int, pages: slice) -> Tensor:
     """fp32 [64·pages, stored head_dim]."""
     codes = unpack64(where.keys[pages], bits).float()  # [pages, d, 64]
     parameters = where.key_parameters[pages].float().transpose(2, 3)  # [pages, scale or minimum, d, half]
-    values = codes.unflatten(2, (2, TOKEN_GROUP)) * parameters[:, 0, :, :, None] + parameters[:, 1, :, :, None]
+    scale, minimum = parameters[:, 0, :, :, None], parameters[:, 1, :, :, None]
+    values = codes.unflatten(2, (2, TOKEN_GROUP)) * scale + minimum
     return values.flatten(2).transpose(1, 2).reshape(-1, codes.shape[1])
 
 

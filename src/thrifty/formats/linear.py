@@ -1,4 +1,4 @@
-"""The door to stored linear weights: `GroupLinear` (4 and 8 bit), `DenseLinear` (bf16, fp32), and their base."""
+"""The door to stored linear weights: `GroupLinear` (4, 8 bit), `DenseLinear` (bf16, fp32), their base."""
 
 from __future__ import annotations
 

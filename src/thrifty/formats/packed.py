@@ -17,25 +17,37 @@ TILE = 1024  # rows dequantised at a time; a multiple of 16
 class PackedLinear(nn.Module):
     """y = W·x + bias with W [out_features, in_features] in some stored format.
 
-    A format writes `tile`, `rows`, `label`, `meta`, `state` and `_load`; the base does the matmul, gradients and checks.
-    `native`: whether `forward` may use the native kernels. Without them (or where x needs a gradient) W is dequantised
-    a tile of rows at a time and multiplied in x's own dtype. Gradients reach x in every format.
-    Tensors may be read-only and backed by a memory-mapped file: nothing here writes to them.
+    A format writes `tile`, `rows`, `label`, `meta`, `state` and `_load`; the base does the matmul, gradients
+    and checks. `native`: whether `forward` may use the native kernels. Without them (or where x needs a
+    gradient) W is dequantised a tile of rows at a time and multiplied in x's own dtype. Gradients reach x in
+    every format; `trains` says whether W and the bias take them too. Tensors may be read-only and backed by a
+    memory-mapped file: nothing here writes to them.
     """
 
     kind: str  # of the converted file's metadata
     bias: nn.Parameter | None
 
-    def __init__(self, out_features: int, in_features: int, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, out_features: int, in_features: int, bias: Tensor | None = None, trains: bool = False
+    ) -> None:
         super().__init__()
         if out_features < 1 or in_features < 1:
             raise KernelError(f"a linear layer needs positive sizes, found [{out_features}, {in_features}]")
-        if bias is not None and bias.shape != (out_features,):
-            raise KernelError(f"bias has shape {tuple(bias.shape)}, expected ({out_features},)")
         self.out_features = out_features
         self.in_features = in_features
         self.native = True
-        self.bias = None if bias is None else nn.Parameter(bias.detach().float(), requires_grad=False)
+        self.trains = trains
+        self.register_parameter("bias", None)
+        if bias is not None:
+            self.set_bias(bias)
+
+    def set_bias(self, bias: Tensor) -> None:
+        """Add `bias` [out_features] to every result from now on, as fp32. Raises KernelError for another
+        shape.
+        """
+        if tuple(bias.shape) != (self.out_features,):
+            raise KernelError(f"bias has shape {tuple(bias.shape)}, expected ({self.out_features},)")
+        self.bias = nn.Parameter(bias.detach().float(), requires_grad=self.trains)
 
     @property
     @abstractmethod
@@ -48,7 +60,7 @@ class PackedLinear(nn.Module):
 
     @abstractmethod
     def rows(self, indices: Tensor) -> Tensor:
-        """The rows of an embedding lookup: int64 [n] → fp32 [n, in_features]. Raises KernelError beyond the last row."""
+        """An embedding lookup: int64 [n] → fp32 [n, in_features]. Raises KernelError beyond the last row."""
 
     @abstractmethod
     def meta(self) -> dict[str, Any]:
@@ -65,13 +77,13 @@ class PackedLinear(nn.Module):
 
     @staticmethod
     def from_state(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PackedLinear:
-        """The linear layer whose `meta()` and `state()` these are; the tensors are used as they are, not copied.
+        """The layer whose `meta()` and `state()` these are; the tensors are used as they are, not copied.
 
         Raises CheckpointError naming the field that is missing, unknown or of the wrong shape or type.
         """
-        kinds = {cls.kind: cls for cls in _leaves(PackedLinear)}
+        kinds = {leaf.kind: leaf for leaf in _leaves(PackedLinear)}  # type: ignore[type-abstract]
         kind = meta.get("kind")
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise CheckpointError(f"linear field 'kind' is {kind!r}; known: {', '.join(sorted(kinds))}")
         try:
             return kinds[kind]._load(meta, tensors)
@@ -82,11 +94,6 @@ class PackedLinear(nn.Module):
     def nbytes(self) -> int:
         """Bytes of all stored tensors, bias included."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.state().values())
-
-    @property
-    def weight_nbytes(self) -> int:
-        """Bytes read by one matrix-vector product."""
-        return self.nbytes
 
     @torch.no_grad()
     def dequantize(self) -> Tensor:
@@ -114,7 +121,10 @@ class PackedLinear(nn.Module):
         needs_gradient = torch.is_grad_enabled() and x.requires_grad
         if not self.native or needs_gradient or x.device.type != "cpu" or not self.has_kernel:
             return None
-        from thrifty.kernels import dispatch
+        try:
+            from thrifty.kernels import dispatch
+        except ImportError:  # until dispatch lands
+            return None
 
         if dispatch.native() is None:
             return None
@@ -126,7 +136,7 @@ class PackedLinear(nn.Module):
         return False
 
     def _matmul(self, x: Tensor) -> Tensor:
-        product: Tensor = _TiledProduct.apply(x, self.tile, self.out_features)  # type: ignore[no-untyped-call]
+        product: Tensor = _TiledProduct.apply(x, self.tile, self.out_features)
         return product
 
     def extra_repr(self) -> str:
@@ -134,7 +144,7 @@ class PackedLinear(nn.Module):
 
 
 class _TiledProduct(torch.autograd.Function):
-    """x·Wᵀ with W dequantised tile by tile, forward and backward, so that no full-precision W is ever kept."""
+    """x·Wᵀ with W dequantised tile by tile, forward and backward: no full-precision W is ever kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tile: Callable[[int, int], Tensor], out_features: int) -> Tensor:
@@ -166,7 +176,10 @@ def check_rows(indices: Tensor, rows: int) -> None:
 def field(meta: Mapping[str, Any], name: str, known: tuple[Any, ...] = ()) -> Any:
     """An integer (or one of `known`) from untrusted metadata. Raises CheckpointError naming the field."""
     value = meta.get(name)
-    valid = value in known if known else isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+    if known:
+        valid = value in known
+    else:
+        valid = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
     if not valid:
         expected = f"one of {', '.join(map(str, known))}" if known else "a positive integer"
         raise CheckpointError(f"linear field '{name}' is {value!r}; expected {expected}")

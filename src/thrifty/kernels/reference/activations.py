@@ -11,8 +11,8 @@ from thrifty.kernels.reference.packing import TILE_COLUMNS, pad_to, padded
 def quantise_activations(activations: Tensor) -> tuple[Tensor, Tensor]:
     """Each block of 32 columns to int8 with scale max|x|/127, rounding half to even.
 
-    activations: fp32 [rows, columns] → codes int8 [rows, blocks, 32] (columns padded with zeros), scales fp32 [rows, blocks].
-    A block of zeros has scale 0 and codes 0. Every row depends on itself alone.
+    activations: fp32 [rows, columns] → codes int8 [rows, blocks, 32] (columns padded with zeros), scales fp32
+    [rows, blocks]. A block of zeros has scale 0 and codes 0. Every row depends on itself alone.
     """
     rows, columns = activations.shape
     wide = pad_to(activations.float(), rows, padded(columns, TILE_COLUMNS))

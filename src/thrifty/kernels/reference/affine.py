@@ -1,7 +1,7 @@
 """Rounding groups of numbers to small codes with float16 parameters.
 
-Codes are always computed from the *rounded* parameters, so the error of an element is at most half a step plus the rounding
-of the group's own parameters. The last axis of every argument is the group.
+Codes are always computed from the *rounded* parameters, so the error of an element is at most half a step
+plus the rounding of the group's own parameters. The last axis of every argument is the group.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ def require_finite(values: Tensor, what: str) -> None:
     finite = torch.isfinite(values)
     if not bool(finite.all()):
         count = int((~finite).sum())
-        raise KernelError(f"{what} has {count} NaN or infinite value(s) of {values.numel()}: quantised formats hold none")
+        raise KernelError(
+            f"{what} has {count} NaN or infinite value(s) of {values.numel()}: quantised formats hold none"
+        )
 
 
 def to_float16(values: Tensor, what: str) -> Tensor:
@@ -28,7 +30,8 @@ def to_float16(values: Tensor, what: str) -> Tensor:
     if not bool(torch.isfinite(rounded).all()):
         largest = float(values.abs().max())
         raise KernelError(
-            f"{what} {largest:.6g} is beyond float16 (limit {FLOAT16_MAX:.0f}): keep this tensor in bf16 or f32"
+            f"{what} {largest:.6g} is beyond float16 (limit {FLOAT16_MAX:.0f}): "
+            "keep this tensor in bf16 or f32"
         )
     return rounded
 
@@ -37,7 +40,8 @@ def affine(groups: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
     """x ≈ scale·code + minimum with code in 0..levels, as KIVI (arXiv 2402.02750, §3.1) and asymmetric RTN.
 
     groups: fp32 [..., size] → codes uint8 [..., size], scale fp16 [...], minimum fp16 [...].
-    A constant group is exact where float16 holds its value, else to 2⁻²² of it (the scale carries the remainder).
+    A constant group is exact where float16 holds its value, else to 2⁻²² of it (the scale carries the
+    remainder).
     """
     low, high = torch.aminmax(groups, dim=-1)
     minimum = to_float16(low, "group minimum")
@@ -57,7 +61,7 @@ def centred8(groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def symmetric8(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """x ≈ scale·code with signed codes −127..127 (absolute maximum, as GGUF's Q8_0): codes int8, scale fp16."""
+    """x ≈ scale·code, signed codes −127..127 (absolute maximum, as GGUF's Q8_0): codes int8, scale fp16."""
     scale = to_float16(groups.abs().amax(dim=-1) / 127, "group scale")
     return _codes(groups, scale, -127, 127).to(torch.int8), scale
 

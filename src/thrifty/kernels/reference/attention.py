@@ -1,6 +1,7 @@
 """Attention of one KV head's queries over a list of spans, in blocks of 64 slots with an online softmax.
 
-Blocks start at each span's first slot and are visited in order, so a row's result does not depend on batch or chunking.
+Blocks start at each span's first slot and are visited in order, so a row's result does not depend on batch or
+chunking.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive slots of one KV head. keys, values: fp32 [slots, head_dim]; bias: fp32 [slots], added to the logits."""
+    """Consecutive slots of one KV head. keys, values: fp32 [slots, head_dim]; bias: fp32 [slots], added to
+    the logits.
+    """
 
     keys: Tensor
     values: Tensor
@@ -28,7 +31,8 @@ class Span:
 
 @dataclass(frozen=True)
 class Attended:
-    """out: fp32 [rows, queries, head_dim]. column_sums: fp32 [queries, slots], the probabilities summed over rows.
+    """out: fp32 [rows, queries, head_dim]. column_sums: fp32 [queries, slots], the probabilities summed over
+    rows.
 
     probabilities: fp32 [rows, queries, slots]. Both are None unless asked for.
     """
@@ -40,7 +44,9 @@ class Attended:
 
 @dataclass(frozen=True)
 class _Block:
-    """One block of at most 64 slots and the rows that see any of them. slot: index of its first slot over all spans."""
+    """One block of at most 64 slots and the rows that see any of them. slot: index of its first slot over all
+    spans.
+    """
 
     keys: Tensor
     values: Tensor
@@ -60,16 +66,19 @@ def attend(
     column_sums: bool = False,
     probabilities: bool = False,
 ) -> Attended:
-    """queries fp32 [rows, queries, head_dim] (the query heads that share this KV head) over all slots of `spans`.
+    """queries fp32 [rows, queries, head_dim] (the query heads that share this KV head) over all slots of
+    `spans`.
 
-    Logits are scale·q·k, then softcap·tanh(logit/softcap) where softcap > 0, then + bias. Causal: the rows are the last
-    slots' own, so row i of n sees all slots except the last n−1−i. window: a row sees only the last `window` of those.
-    Differentiable. Raises KernelError where a row would see no slot.
+    Logits are scale·q·k, then softcap·tanh(logit/softcap) where softcap > 0, then + bias. Causal: the rows
+    are the last slots' own, so row i of n sees all slots except the last n−1−i. window: a row sees only the
+    last `window` of those. Differentiable. Raises KernelError where a row would see no slot.
     """
     rows, heads, dimension = queries.shape
     slots = sum(len(span.keys) for span in spans)
     if rows and slots < (rows if causal else 1):
-        raise KernelError(f"{rows} query rows over {slots} slots: a row would see none; append keys and values first")
+        raise KernelError(
+            f"{rows} query rows over {slots} slots: a row would see none; append keys and values first"
+        )
     if window is not None and window < 1:
         raise KernelError(f"attention window {window} must be at least 1 (None for no window)")
     limits = torch.arange(slots - rows + 1, slots + 1) if causal else torch.full((rows,), slots)
@@ -98,7 +107,9 @@ def attend(
     return Attended(out, sums, dense)
 
 
-def _blocks(spans: Sequence[Span], rows: int, slots: int, causal: bool, window: int | None) -> Iterator[_Block]:
+def _blocks(
+    spans: Sequence[Span], rows: int, slots: int, causal: bool, window: int | None
+) -> Iterator[_Block]:
     """The blocks that some row sees. Skipping the others changes no bit of the result."""
     slot = 0
     before = slots - rows  # causal row i sees slots < before + i + 1
@@ -109,7 +120,9 @@ def _blocks(spans: Sequence[Span], rows: int, slots: int, causal: bool, window: 
             first = max(0, slot - before) if causal else 0
             last = rows
             if window is not None:
-                last = min(rows, end - 1 + window - before) if causal else (rows if end > slots - window else 0)
+                last = (
+                    min(rows, end - 1 + window - before) if causal else (rows if end > slots - window else 0)
+                )
             if first < last:
                 bias = None if span.bias is None else span.bias[start : start + BLOCK]
                 yield _Block(keys, span.values[start : start + BLOCK], bias, slot, slice(first, last))

@@ -1,6 +1,7 @@
 """Matmuls with the numerics of the native kernels, block by block in the same order.
 
-A result element depends on its own activation row and weight row alone, so a row's result is the same in any batch.
+A result element depends on its own activation row and weight row alone, so a row's result is the same in any
+batch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from thrifty.kernels.reference.packing import TILE_COLUMNS
 def fused_multiply_add(left: Tensor, right: Tensor, addend: Tensor) -> Tensor:
     """left·right + addend in fp32 with one rounding, as the hardware instruction; fp32 in and out.
 
-    The product of two fp32 is exact in fp64. The sum is rounded to odd there, which makes the second rounding, to fp32, exact.
+    The product of two fp32 is exact in fp64. The sum is rounded to odd there, which makes the second
+    rounding, to fp32, exact.
     """
     product, addend64 = left.double() * right.double(), addend.double()
     total = product + addend64
@@ -27,11 +29,13 @@ def fused_multiply_add(left: Tensor, right: Tensor, addend: Tensor) -> Tensor:
 
 
 def group_matmul(activations: Tensor, codes: Tensor, scales: Tensor, minimums: Tensor, group: int) -> Tensor:
-    """activations fp32 [m, in] × grouped weights → fp32 [m, out], with int8 activations (see `quantise_activations`).
+    """activations fp32 [m, in] × grouped weights → fp32 [m, out], with int8 activations (see
+    `quantise_activations`).
 
     codes: uint8 [out, in padded to 32], as stored; scales, minimums: fp32 [out, in/group rounded up], where
     w = scale·code + minimum with the code as stored.
-    For each block b of 32 columns, in order: acc = fma(Σ code·q, scale·xs_b, acc); acc = fma(minimum, xs_b·Σq, acc).
+    For each block b of 32 columns, in order: acc = fma(Σ code·q, scale·xs_b, acc); acc = fma(minimum,
+    xs_b·Σq, acc).
     """
     quantised, activation_scales = quantise_activations(activations)
     block_count = codes.shape[1] // TILE_COLUMNS
@@ -48,7 +52,9 @@ def group_matmul(activations: Tensor, codes: Tensor, scales: Tensor, minimums: T
 
 
 def bf16_matmul(activations: Tensor, weight: Tensor) -> Tensor:
-    """activations fp32 [m, in] rounded to bf16 × weight bf16 [out, in] → fp32 [m, out], summed pair of columns by pair."""
+    """activations fp32 [m, in] rounded to bf16 × weight bf16 [out, in] → fp32 [m, out], summed pair of
+    columns by pair.
+    """
     rounded = activations.to(torch.bfloat16).float()
     wide = weight.float()
     result = torch.zeros(len(activations), len(weight))

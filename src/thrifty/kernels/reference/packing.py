@@ -1,7 +1,7 @@
 """Byte layouts of packed weights and caches, as plain reshapes.
 
-Weight tiles hold 16 rows × 32 columns, so that one 64-byte vector carries 4 columns of every row; `pack64` is the cache's
-order of 64 small codes. The C++ kernels read the same bytes.
+Weight tiles hold 16 rows × 32 columns, so that one 64-byte vector carries 4 columns of every row; `pack64` is
+the cache's order of 64 small codes. The C++ kernels read the same bytes.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ def pad_to(tensor: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """Weight codes uint8 [rows, columns] (multiples of 16 and 32) → tiles uint8 [rows/16, columns/32, 64·bits].
+    """Weight codes uint8 [rows, columns] (multiples of 16 and 32) → tiles uint8 [rows/16, columns/32,
+    64·bits].
 
     4 bit: vector v of 4, byte 4r+j holds columns 4v+j (low nibble) and 16+4v+j (high) of row r.
     8 bit: vector v of 8, byte 4r+j holds column 4v+j of row r.
     """
     rows, columns = codes.shape
     if rows % TILE_ROWS or columns % TILE_COLUMNS or codes.dtype != torch.uint8:
-        raise KernelError(f"codes must be uint8 in tiles of 16x32, found {codes.dtype} {tuple(codes.shape)}: pad them first")
+        raise KernelError(
+            f"codes must be uint8 in tiles of 16x32, found {codes.dtype} {tuple(codes.shape)}: pad them first"
+        )
     tiles, blocks = rows // TILE_ROWS, columns // TILE_COLUMNS
     if bits == 8:
         return codes.view(tiles, 16, blocks, 8, 4).permute(0, 2, 3, 1, 4).reshape(tiles, blocks, 512)
@@ -78,7 +81,9 @@ def unpack_parameters(tiles: Tensor) -> Tensor:
 
 
 def pack_pairs(weight: Tensor) -> Tensor:
-    """[rows, columns] (multiples of 16 and 2) → [rows/16, columns/2, 16, 2]: pairs of columns for bf16 dot products."""
+    """[rows, columns] (multiples of 16 and 2) → [rows/16, columns/2, 16, 2]: pairs of columns for bf16 dot
+    products.
+    """
     rows, columns = weight.shape
     return weight.view(rows // 16, 16, columns // 2, 2).transpose(1, 2).contiguous()
 
@@ -90,7 +95,8 @@ def unpack_pairs(tiles: Tensor) -> Tensor:
 
 
 def pack64(codes: Tensor, bits: int) -> Tensor:
-    """uint8 codes [..., 64] → uint8 [..., 8·bits]; with k = 8/bits parts, byte b holds elements b, b+64/k, b+2·64/k …
+    """uint8 codes [..., 64] → uint8 [..., 8·bits]; with k = 8/bits parts, byte b holds elements b, b+64/k,
+    b+2·64/k …
 
     So 2 bits put elements b, b+16, b+32, b+48 at shifts 0, 2, 4, 6; 4 bits put b low and b+32 high.
     """
