@@ -41,6 +41,31 @@ TENSOR_TYPES: Mapping[int, tuple[str, int, int]] = {
     14: ("Q6_K", 256, 210),
     30: ("BF16", 1, 2),
 }
+# Known by name only, for the message that refuses them.
+OTHER_TYPES: Mapping[int, str] = {
+    9: "Q8_1",
+    10: "Q2_K",
+    11: "Q3_K",
+    15: "Q8_K",
+    16: "IQ2_XXS",
+    17: "IQ2_XS",
+    18: "IQ3_XXS",
+    19: "IQ1_S",
+    20: "IQ4_NL",
+    21: "IQ3_S",
+    22: "IQ2_S",
+    23: "IQ4_XS",
+    24: "I8",
+    25: "I16",
+    26: "I32",
+    27: "I64",
+    28: "F64",
+    29: "IQ1_M",
+    34: "TQ1_0",
+    35: "TQ2_0",
+    39: "MXFP4",
+    40: "NVFP4",
+}
 # type id of a metadata value -> numpy type
 _NUMBERS: Mapping[int, str] = {
     0: "<u1",
@@ -141,13 +166,17 @@ class Metadata(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def integer(self, key: str, default: int | None = None, *, minimum: int = 0, maximum: int = 2**31 - 1) -> int:
+    def integer(
+        self, key: str, default: int | None = None, *, minimum: int = 0, maximum: int = 2**31 - 1
+    ) -> int:
         """An integer within [minimum, maximum]; CheckpointError where it is missing without a default, or is not one."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             self._wrong(key, value, "an integer")
         if not minimum <= value <= maximum:
-            raise CheckpointError(f"{self.path}: '{key}' is {value}; it must lie between {minimum} and {maximum}")
+            raise CheckpointError(
+                f"{self.path}: '{key}' is {value}; it must lie between {minimum} and {maximum}"
+            )
         return value
 
     def number(self, key: str, default: float | None = None, *, above: float = -np.inf) -> float:
@@ -245,7 +274,11 @@ class _Cursor:
             self.fail("not a GGUF file (it does not start with 'GGUF')")
         version = self.unsigned(4, "version")
         if version not in VERSIONS:
-            kind = "big-endian; convert it to little endian" if version & 0xFFFF == 0 and version else "not supported"
+            kind = (
+                "big-endian; convert it to little endian"
+                if version & 0xFFFF == 0 and version
+                else "not supported"
+            )
             self.fail(f"GGUF version {version} is {kind}; versions 2 and 3 (little endian) are read")
         tensors = self.unsigned(8, "tensor count")
         entries = self.unsigned(8, "metadata count")
@@ -293,13 +326,17 @@ class _Cursor:
         offset = self.unsigned(8, f"{label}: offset")
         if type_id not in TENSOR_TYPES:
             known = ", ".join(entry[0] for entry in TENSOR_TYPES.values())
-            self.fail(f"{label} has the type {_type_name(type_id)}, which is not supported. Known types: {known}")
+            self.fail(
+                f"{label} has the type {_type_name(type_id)}, which is not supported. Known types: {known}"
+            )
         type_name, block, block_bytes = TENSOR_TYPES[type_id]
         values = prod(shape)
         if values == 0:
             self.fail(f"{label}: shape {list(shape)} has no elements")
         if shape[-1] % block:
-            self.fail(f"{label}: rows of {shape[-1]} values are not a multiple of the {type_name} block of {block}")
+            self.fail(
+                f"{label}: rows of {shape[-1]} values are not a multiple of the {type_name} block of {block}"
+            )
         return TensorInfo(name, type_name, shape, offset, values // block * block_bytes)
 
     def _value(self, type_id: int, field: str) -> Any:
@@ -364,9 +401,4 @@ class _Cursor:
 
 
 def _type_name(type_id: int) -> str:
-    from gguf.constants import GGMLQuantizationType
-
-    try:
-        return f"{GGMLQuantizationType(type_id).name} ({type_id})"
-    except ValueError:
-        return str(type_id)
+    return f"{OTHER_TYPES[type_id]} ({type_id})" if type_id in OTHER_TYPES else str(type_id)

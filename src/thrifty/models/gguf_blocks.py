@@ -211,7 +211,13 @@ def _q6_k(rows: Bytes) -> GroupCodes:
     grouped = _q6_k_values(rows).reshape(len(rows), -1, GROUP)
     pair = np.abs(scales.reshape(len(rows), -1, 2))
     largest = np.abs(grouped).max(axis=-1)
-    candidates = [largest / 127, pair.max(axis=-1), pair.max(axis=-1) / 2, pair.max(axis=-1) / 3, pair.min(axis=-1)]
+    candidates = [
+        largest / 127,
+        pair.max(axis=-1),
+        pair.max(axis=-1) / 2,
+        pair.max(axis=-1) / 3,
+        pair.min(axis=-1),
+    ]
     best_codes = np.zeros(grouped.shape, dtype=np.int8)
     best_scales = np.zeros(grouped.shape[:2], dtype=np.float16)
     best_error = np.full(grouped.shape[:2], np.inf, dtype=np.float32)

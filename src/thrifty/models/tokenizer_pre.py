@@ -55,9 +55,13 @@ _DIGITS = Cut(digits=True)
 _LLAMA3 = Cut(pattern=_WORDS + r"|\p{N}{1,3}" + _TAIL, whole_words=True, bos=True)
 _QWEN2 = Cut(pattern=_WORDS + r"|\p{N}" + _TAIL, compose=True)
 _TEKKEN = Cut(
-    pattern=_CASED % (_UPPER, _LOWER, "", _UPPER, _LOWER, "") + r"|\p{N}" + _SLASH_TAIL, whole_words=True, bos=True
+    pattern=_CASED % (_UPPER, _LOWER, "", _UPPER, _LOWER, "") + r"|\p{N}" + _SLASH_TAIL,
+    whole_words=True,
+    bos=True,
 )
-_GPT4O = Cut(pattern=_CASED % (_UPPER, _LOWER, _SUFFIX, _UPPER, _LOWER, _SUFFIX) + r"|\p{N}{1,3}" + _SLASH_TAIL)
+_GPT4O = Cut(
+    pattern=_CASED % (_UPPER, _LOWER, _SUFFIX, _UPPER, _LOWER, _SUFFIX) + r"|\p{N}{1,3}" + _SLASH_TAIL
+)
 
 CUTS: Mapping[str, Cut] = {
     "default": _GPT2,

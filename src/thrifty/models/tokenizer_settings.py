@@ -41,12 +41,15 @@ class TokenizerSettings:
             "add_bos": lambda value: isinstance(value, bool),
             "chat_template": lambda value: value is None or isinstance(value, str),
             "vocabulary_size": _is_id,
-            "special_tokens": lambda value: isinstance(value, Mapping)
-            and all(isinstance(item, str) for item in value.values()),
+            "special_tokens": lambda value: (
+                isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values())
+            ),
         }
         for field, value in data.items():
             if field not in checks or not checks[field](value):
-                raise CheckpointError(f"tokenizer settings: '{field}' is unknown or has a wrong value: {value!r:.80}")
+                raise CheckpointError(
+                    f"tokenizer settings: '{field}' is unknown or has a wrong value: {value!r:.80}"
+                )
         return cls(**{**data, "eos_ids": tuple(data.get("eos_ids", ()))})
 
 

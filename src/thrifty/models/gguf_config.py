@@ -1,0 +1,314 @@
+"""The metadata of a GGUF file as a `ModelConfig`. Every size is checked against the shapes of the tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from thrifty.errors import CheckpointError, ConfigError, nearest
+from thrifty.models.config import (
+    LIMITS,
+    ExpertConfig,
+    LayerConfig,
+    ModelConfig,
+    QKNorm,
+    RopeConfig,
+    RopeScaling,
+    yarn_attention_factor,
+)
+from thrifty.models.gguf import GGUF
+from thrifty.models.gguf_blocks import values
+from thrifty.models.tokenizer_settings import TokenizerSettings
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a GGUF architecture implies beyond its metadata.
+
+    `permuted`: the rows of query and key are stored for interleaved rotation and must be put back in halves.
+    `normalise`: whether the probabilities of the chosen experts are made to sum to 1.
+    """
+
+    permuted: bool = False
+    qk_norm: QKNorm = "none"
+    normalise: bool = False
+    gemma: bool = False
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture(permuted=True, normalise=True),
+    "qwen2": Architecture(),
+    "qwen3": Architecture(qk_norm="head"),
+    "gemma3": Architecture(qk_norm="head", gemma=True),
+    "qwen2moe": Architecture(),
+    "qwen3moe": Architecture(qk_norm="head", normalise=True),
+    "olmoe": Architecture(qk_norm="full"),
+}
+# Fields that are read below or change nothing; any other field of the architecture is refused by name.
+_KNOWN_FIELDS = frozenset(
+    """block_count context_length embedding_length feed_forward_length vocab_size attention.head_count
+    attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
+    attention.sliding_window attention.sliding_window_pattern attention.scale attn_logit_softcapping
+    final_logit_softcapping rope.dimension_count rope.freq_base rope.freq_base_swa rope.scaling.type
+    rope.scaling.factor rope.scaling.attn_factor rope.scaling.original_context_length rope.scaling.finetuned
+    rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor rope.scaling.yarn_beta_fast
+    rope.scaling.yarn_beta_slow rope.scale_linear expert_count expert_used_count expert_feed_forward_length
+    expert_shared_feed_forward_length expert_shared_count expert_weights_norm expert_weights_scale
+    expert_gating_func""".split()
+)
+_SOFTMAX_GATING = 1
+_GEMMA_PERIOD = 6  # five local layers, then a global one
+_GEMMA_27B_LAYERS = 62
+
+
+def architecture(file: GGUF) -> Architecture:
+    """The architecture of a file. Raises ConfigError with the nearest known one."""
+    name = file.architecture
+    if name not in ARCHITECTURES:
+        raise ConfigError(
+            f"{file.path}: the architecture '{name[:80]}' is not supported. {nearest(name, ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[name]
+
+
+def read_config(file: GGUF, tokenizer: TokenizerSettings) -> ModelConfig:
+    """The config of a GGUF file. Raises ConfigError or CheckpointError naming the field."""
+    return _Reader(file).config(tokenizer)
+
+
+class _Reader:
+    def __init__(self, file: GGUF) -> None:
+        self.file, self.metadata = file, file.metadata
+        self.kind = architecture(file)
+        self.name = file.architecture
+        self.layers = self.metadata.integer(self.key("block_count"), minimum=1, maximum=LIMITS["layers"])
+        self._check_fields()
+
+    def key(self, field: str) -> str:
+        return f"{self.name}.{field}"
+
+    def config(self, tokenizer: TokenizerSettings) -> ModelConfig:
+        hidden = self.size("embedding_length", "hidden_size")
+        heads = self.uniform("attention.head_count", LIMITS["heads"])
+        kv_heads = self.uniform("attention.head_count_kv", LIMITS["kv_heads"], default=heads)
+        head_dim = self.head_dim(hidden, heads)
+        experts = self.experts()
+        return ModelConfig(
+            family="mixtral" if self.name == "llama" and experts else self.name,
+            vocabulary_size=self.vocabulary_size(),
+            hidden_size=hidden,
+            intermediate_size=self.intermediate_size(experts),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            context_length=self.size("context_length", "context_length"),
+            layers=self.layer_configs(head_dim, experts is not None),
+            norm_epsilon=self.metadata.number(self.key("attention.layer_norm_rms_epsilon"), above=0),
+            query_scale=self.query_scale(hidden, heads, head_dim),
+            qk_norm=self.kind.qk_norm,
+            attention_bias="blk.0.attn_q.bias" in self.file.tensors,
+            output_bias="blk.0.attn_output.bias" in self.file.tensors,
+            activation="gelu_tanh" if self.kind.gemma else "silu",
+            embedding_scale=math.sqrt(hidden) if self.kind.gemma else 1.0,
+            post_norms=self.kind.gemma,
+            final_softcap=self.softcap("final_logit_softcapping"),
+            attention_softcap=self.softcap("attn_logit_softcapping"),
+            tied_embeddings="output.weight" not in self.file.tensors,
+            experts=experts,
+            bos_ids=() if tokenizer.bos_id is None else (tokenizer.bos_id,),
+            eos_ids=tokenizer.eos_ids,
+            pad_id=tokenizer.pad_id,
+        )
+
+    def size(self, field: str, limit: str) -> int:
+        return self.metadata.integer(self.key(field), minimum=1, maximum=LIMITS[limit])
+
+    def uniform(self, field: str, maximum: int, default: int | None = None) -> int:
+        """An integer, or one value a layer as long as all are equal."""
+        value = self.metadata.get(self.key(field))
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and len(value):
+            if (value != value[0]).any():
+                raise ConfigError(
+                    f"{self.file.path}: '{self.key(field)}' differs between layers; not supported"
+                )
+            if not 1 <= int(value[0]) <= maximum:
+                raise ConfigError(
+                    f"{self.file.path}: '{self.key(field)}' is {value[0]}; 1 to {maximum} is allowed"
+                )
+            return int(value[0])
+        return self.metadata.integer(self.key(field), default, minimum=1, maximum=maximum)
+
+    def head_dim(self, hidden: int, heads: int) -> int:
+        if self.key("attention.key_length") not in self.metadata and hidden % heads:
+            raise ConfigError(
+                f"{self.file.path}: '{self.key('embedding_length')}' {hidden} is not a multiple of "
+                f"'{self.key('attention.head_count')}' {heads}, and '{self.key('attention.key_length')}' is missing"
+            )
+        default = hidden // heads or None
+        keys = self.metadata.integer(
+            self.key("attention.key_length"), default, minimum=1, maximum=LIMITS["head_dim"]
+        )
+        values_ = self.metadata.integer(self.key("attention.value_length"), keys)
+        if values_ != keys:
+            raise ConfigError(
+                f"{self.file.path}: keys of {keys} and values of {values_} channels; they must be equal"
+            )
+        return keys
+
+    def vocabulary_size(self) -> int:
+        rows = self.file.tensor("token_embd.weight").shape[0]
+        stated = self.metadata.integer(self.key("vocab_size"), rows)
+        if stated != rows:
+            raise ConfigError(
+                f"{self.file.path}: '{self.key('vocab_size')}' is {stated}, but tensor 'token_embd.weight' has {rows} rows"
+            )
+        return rows
+
+    def intermediate_size(self, experts: ExpertConfig | None) -> int:
+        default = None if experts is None else experts.intermediate_size
+        return self.uniform("feed_forward_length", LIMITS["intermediate_size"], default)
+
+    def query_scale(self, hidden: int, heads: int, head_dim: int) -> float:
+        width = hidden // heads if self.kind.gemma and self.layers == _GEMMA_27B_LAYERS else head_dim
+        return self.metadata.number(self.key("attention.scale"), 1 / math.sqrt(width), above=0)
+
+    def softcap(self, field: str) -> float | None:
+        value = self.metadata.number(self.key(field), 0.0, above=-1e-9)
+        return value or None
+
+    def experts(self) -> ExpertConfig | None:
+        count = self.metadata.integer(self.key("expert_count"), 0, maximum=LIMITS["experts.count"])
+        if count == 0:
+            if self.name.endswith("moe"):
+                raise ConfigError(f"{self.file.path}: '{self.key('expert_count')}' is 0 or missing")
+            return None
+        self._check_gating()
+        gate = self.file.tensor("blk.0.ffn_gate_exps.weight").shape
+        if len(gate) != 3 or gate[0] != count:
+            raise ConfigError(
+                f"{self.file.path}: tensor 'blk.0.ffn_gate_exps.weight' has shape {list(gate)}; "
+                f"'{self.key('expert_count')}' is {count}"
+            )
+        shared = self.file.tensors.get("blk.0.ffn_gate_shexp.weight")
+        return ExpertConfig(
+            count=count,
+            active=self.metadata.integer(self.key("expert_used_count"), minimum=1, maximum=count),
+            intermediate_size=gate[1],
+            normalise_probabilities=self.metadata.flag(self.key("expert_weights_norm"), self.kind.normalise),
+            shared_intermediate_size=shared.shape[0] if shared is not None else 0,
+            shared_gate="blk.0.ffn_gate_inp_shexp.weight" in self.file.tensors,
+        )
+
+    def _check_gating(self) -> None:
+        gating = self.metadata.integer(self.key("expert_gating_func"), _SOFTMAX_GATING)
+        scale = self.metadata.number(self.key("expert_weights_scale"), 1.0)
+        if gating not in (0, _SOFTMAX_GATING):
+            raise ConfigError(
+                f"{self.file.path}: '{self.key('expert_gating_func')}' is {gating}; only 1 (softmax) works"
+            )
+        if scale not in (0.0, 1.0):
+            raise ConfigError(
+                f"{self.file.path}: '{self.key('expert_weights_scale')}' is {scale}; only 1 is supported"
+            )
+
+    def layer_configs(self, head_dim: int, experts: bool) -> tuple[LayerConfig, ...]:
+        last = f"blk.{self.layers - 1}.attn_norm.weight"
+        if last not in self.file.tensors:
+            raise ConfigError(
+                f"{self.file.path}: '{self.key('block_count')}' is {self.layers}, but tensor '{last}' is missing"
+            )
+        rope, window = self.rope(head_dim), self.window()
+        if not self.kind.gemma:
+            return (LayerConfig(window, rope, experts),) * self.layers
+        local_theta = self.metadata.number(self.key("rope.freq_base_swa"), 10_000.0, above=1)
+        local = LayerConfig(window, RopeConfig(local_theta, rope.dimension), experts)
+        whole = LayerConfig(None, rope, experts)
+        return tuple(local if is_local else whole for is_local in self.local_layers())
+
+    def window(self) -> int | None:
+        return (
+            self.metadata.integer(self.key("attention.sliding_window"), 0, maximum=LIMITS["window"]) or None
+        )
+
+    def local_layers(self) -> list[bool]:
+        key = self.key("attention.sliding_window_pattern")
+        if isinstance(self.metadata.get(key), np.ndarray):
+            return [bool(value) for value in self.metadata.numbers(key, self.layers)]
+        period = self.metadata.integer(key, _GEMMA_PERIOD, minimum=1, maximum=LIMITS["layers"])
+        return [bool((index + 1) % period) for index in range(self.layers)]
+
+    def rope(self, head_dim: int) -> RopeConfig:
+        dimension = self.metadata.integer(
+            self.key("rope.dimension_count"), head_dim, minimum=2, maximum=head_dim
+        )
+        if self.kind.permuted and dimension != head_dim:
+            raise ConfigError(
+                f"{self.file.path}: '{self.key('rope.dimension_count')}' is {dimension}; "
+                f"the architecture '{self.name}' is supported with all {head_dim} channels only"
+            )
+        theta = self.metadata.number(self.key("rope.freq_base"), 10_000.0, above=1)
+        return RopeConfig(theta, dimension, self.scaling(dimension))
+
+    def scaling(self, dimension: int) -> RopeScaling | None:
+        """Linear and yarn by their fields; llama3 and longrope by the divisors stored as tensors."""
+        context = self.size("context_length", "context_length")
+        if "rope_freqs.weight" in self.file.tensors:
+            divisors = self.divisors("rope_freqs.weight", dimension)
+            return RopeScaling("longrope", 1.0, context, short_factor=divisors, long_factor=divisors)
+        factor = self.metadata.number(self.key("rope.scale_linear"), 1.0, above=0)
+        kind = self.metadata.text(self.key("rope.scaling.type"), "linear" if factor != 1.0 else "none")
+        factor = self.metadata.number(self.key("rope.scaling.factor"), factor, above=0)
+        original = self.metadata.integer(self.key("rope.scaling.original_context_length"), context, minimum=1)
+        attention = self.metadata.number(self.key("rope.scaling.attn_factor"), 1.0, above=0)
+        if kind == "none" or (kind == "linear" and factor == 1.0):
+            return None
+        if kind == "linear":
+            return RopeScaling("linear", factor)
+        if kind == "yarn":
+            return self.yarn(factor, original, attention)
+        if kind == "longrope":
+            short, long = (
+                self.divisors(f"rope_factors_{length}.weight", dimension) for length in ("short", "long")
+            )
+            return RopeScaling(
+                "longrope", factor, original, attention_factor=attention, short_factor=short, long_factor=long
+            )
+        raise ConfigError(
+            f"{self.file.path}: '{self.key('rope.scaling.type')}' is '{kind[:40]}'. "
+            f"{nearest(kind, ('none', 'linear', 'yarn', 'longrope'))}"
+        )
+
+    def yarn(self, factor: float, original: int, attention: float) -> RopeScaling:
+        extrapolation = self.metadata.number(self.key("rope.scaling.yarn_ext_factor"), 1.0)
+        if extrapolation not in (1.0, -1.0):
+            raise ConfigError(f"{self.file.path}: '{self.key('rope.scaling.yarn_ext_factor')}' must be 1")
+        attention *= self.metadata.number(self.key("rope.scaling.yarn_attn_factor"), 1.0, above=0)
+        return RopeScaling(
+            "yarn",
+            factor,
+            original,
+            attention_factor=attention * yarn_attention_factor(factor),
+            beta_fast=self.metadata.number(self.key("rope.scaling.yarn_beta_fast"), 32.0, above=0),
+            beta_slow=self.metadata.number(self.key("rope.scaling.yarn_beta_slow"), 1.0, above=0),
+        )
+
+    def divisors(self, name: str, dimension: int) -> tuple[float, ...]:
+        info = self.file.tensor(name)
+        if info.shape != (dimension // 2,):
+            raise ConfigError(
+                f"{self.file.path}: tensor '{name}' has shape {list(info.shape)}, not [{dimension // 2}]"
+            )
+        return tuple(float(value) for value in values(info.type, self.file.rows(name))[0])
+
+    def _check_fields(self) -> None:
+        prefix = f"{self.name}."
+        for field in self.metadata:
+            if field.startswith(prefix) and field[len(prefix) :] not in _KNOWN_FIELDS:
+                raise ConfigError(f"{self.file.path}: the field '{field[:80]}' is not supported")
+        if self.metadata.integer("split.count", 1) > 1:
+            raise CheckpointError(
+                f"{self.file.path}: one part of a split GGUF ('split.count'); merge the parts first"
+            )

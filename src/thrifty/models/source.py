@@ -1,0 +1,40 @@
+"""What every checkpoint gives, whatever its files: a config, a tokenizer, and one weight after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from thrifty.formats.linear import PackedLinear
+from thrifty.models.config import ModelConfig
+from thrifty.models.tokenizer_settings import TokenizerDefinition
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One part of the decoder, by the name that `Assembly.put` takes.
+
+    `origin` is its type in the checkpoint, such as "Q4_1". `error` is the relative root-mean-square difference between
+    the stored form and the checkpoint's own values, `largest_error` the largest absolute one; 0 where it is exact.
+    """
+
+    name: str
+    value: PackedLinear | torch.Tensor
+    origin: str
+    error: float = 0.0
+    largest_error: float = 0.0
+
+
+class Source(Protocol):
+    """An opened checkpoint. `weights` yields each part of the decoder once, and holds only one at a time.
+
+    `dtype` None gives the stored (packed) forms; float32 or bfloat16 gives plain linears of the exact values.
+    """
+
+    config: ModelConfig
+    tokenizer: TokenizerDefinition | None
+
+    def weights(self, dtype: torch.dtype | None = None) -> Iterator[Weight]: ...
