@@ -80,7 +80,7 @@ class DenseLinear(PackedLinear):
         if not self.packed:
             return self.weight[indices].float()
         picked = self.weight.detach()[indices // 16, :, indices % 16]  # [n, columns/2, 2]
-        return picked.reshape(len(indices), -1)[:, : self.in_features].float()
+        return picked.flatten(1)[:, : self.in_features].float()
 
     def oracle(self, x: Tensor) -> Tensor:
         """The native bf16 kernel's numerics in torch: fp32 [m, in] → fp32 [m, out], without the bias."""

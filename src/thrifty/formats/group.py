@@ -152,7 +152,7 @@ class GroupLinear(PackedLinear):
 
     def oracle(self, x: Tensor) -> Tensor:
         """The native kernel's exact numerics in torch: fp32 [m, in] → fp32 [m, out], without the bias."""
-        codes = packing.unpack_codes(self.codes, self.bits)
+        codes = self.unpacked_codes()
         scales = packing.unpack_parameters(self.scales).float()
         if self.minimums is None:
             minimums = -float(1 << (self.bits - 1)) * scales
@@ -161,6 +161,10 @@ class GroupLinear(PackedLinear):
             if self.bits == 8:
                 minimums = minimums - 128 * scales
         return group_matmul(x, codes, scales, minimums, self.group)[:, : self.out_features]
+
+    def unpacked_codes(self) -> Tensor:
+        """The codes as stored (8 bit: plus 128), unpacked: uint8 [rows, columns], with their padding."""
+        return packing.unpack_codes(self.codes, self.bits)
 
     def meta(self) -> dict[str, Any]:
         return {
@@ -190,11 +194,12 @@ class GroupLinear(PackedLinear):
             values = codes.float() - 128
         else:
             values = codes.float() if minimums is not None else codes.float() - 8
-        grouped = packing.pad_to(values, len(values), scales.shape[1] * self.group)
-        grouped = grouped.view(len(values), -1, self.group) * scales[..., None]
+        width = scales.shape[1] * self.group
+        grouped = packing.pad_to(values, len(values), width).unflatten(1, (scales.shape[1], self.group))
+        grouped = grouped * scales[..., None]
         if minimums is not None:
             grouped += minimums[..., None]
-        return grouped.view(len(values), -1)[:, : self.in_features]
+        return grouped.flatten(1)[:, : self.in_features]
 
 
 class _Builder:

@@ -1,0 +1,1 @@
+"""Weight compression: one file a technique in `techniques/`; `technique` owns the mechanics."""

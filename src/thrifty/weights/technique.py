@@ -1,0 +1,139 @@
+"""The stage of weight compression: what a technique writes, and what is done for it."""
+
+from __future__ import annotations
+
+import fnmatch
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from thrifty.card import Card
+from thrifty.errors import RecipeError, nearest
+from thrifty.formats.linear import PackedLinear
+from thrifty.models.decoder import Decoder
+from thrifty.models.model import Model, TensorReport
+from thrifty.weights.structure import LinearInfo, linears, share
+
+OUTSIDE = ("embedding", "head")  # the ends of the model, whose precision is an option of its own
+KEPT = ("router", "shared_gate")  # tiny, and an expert chosen wrongly costs more than their bytes
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a linear layer saw on calibration text. inputs: fp32 [tokens, in_features]."""
+
+    inputs: Tensor
+
+
+Calibration = Callable[[LinearInfo], Activations]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightTechnique(ABC):
+    """One method of storing linear layers in fewer bytes. A technique writes `compress`; options are fields.
+
+    layers: the decoder layers it acts on, all by default. skip: names to leave alone, with * and ?, such as
+    "*.down". Embedding, logits and expert routers are left alone unless the technique says otherwise in
+    `covers`.
+    """
+
+    needs_calibration: ClassVar[bool] = False
+    name: ClassVar[str]
+    card: ClassVar[Card]
+
+    layers: tuple[int, ...] | None = None
+    skip: tuple[str, ...] = ()
+
+    @abstractmethod
+    def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
+        """The layer in its new format, same shape and bias; `linear` stays as it is.
+
+        calibration: given where `needs_calibration` is true, else None.
+        """
+
+    def covers(self, linear: LinearInfo) -> bool:
+        """Whether this technique is meant for the layer, before `layers` and `skip`."""
+        return linear.role not in OUTSIDE + KEPT
+
+    def selects(self, linear: LinearInfo) -> bool:
+        """Whether `apply` compresses the layer."""
+        if self.layers is not None and linear.layer is not None and linear.layer not in self.layers:
+            return False
+        return self.covers(linear) and not any(fnmatch.fnmatch(linear.name, pattern) for pattern in self.skip)
+
+    def check(self, decoder: Decoder) -> None:
+        """Raise RecipeError where `layers` or `skip` name something that this decoder does not have."""
+        count = len(decoder.layers)
+        for layer in self.layers or ():
+            if not 0 <= layer < count:
+                raise RecipeError(f"technique '{self.name}': layer {layer} is outside 0..{count - 1}")
+        names = [name for name, _ in decoder.linears()]
+        for pattern in self.skip:
+            if not fnmatch.filter(names, pattern):
+                raise RecipeError(
+                    f"technique '{self.name}': skip '{pattern}' matches no linear layer. "
+                    f"{nearest(pattern, names)}"
+                )
+
+
+def apply(
+    model: Model,
+    techniques: Sequence[WeightTechnique],
+    *,
+    calibration: Calibration | None = None,
+    in_place: bool = False,
+) -> Model:
+    """The model with the techniques applied in order, each to the result of those before.
+
+    The given model stays as it is and shares the untouched tensors, unless `in_place`: then its layers are
+    exchanged one at a time, so that the peak is the model plus one layer. Raises RecipeError for options that
+    do not fit the model, or for a technique that needs calibration where none is given.
+    """
+    for technique in techniques:
+        technique.check(model.decoder)
+        if technique.needs_calibration and calibration is None:
+            raise RecipeError(f"technique '{technique.name}' needs calibration text: pass calibration")
+    if not in_place:
+        model = replace(model, decoder=share(model.decoder), report=list(model.report))
+    for technique in techniques:
+        _apply_one(model, technique, calibration)
+    return model
+
+
+@torch.no_grad()
+def _apply_one(model: Model, technique: WeightTechnique, calibration: Calibration | None) -> None:
+    reports = {entry.name: index for index, entry in enumerate(model.report)}
+    for linear in linears(model.decoder):
+        if not technique.selects(linear):
+            continue
+        activations = calibration(linear) if calibration and technique.needs_calibration else None
+        packed = technique.compress(linear, activations)
+        packed.native = linear.linear.native
+        model.decoder.replace(linear.name, packed)
+        entry = TensorReport(linear.name, packed.label, packed.nbytes, relative_error(linear.linear, packed))
+        if linear.name in reports:
+            model.report[reports[linear.name]] = entry
+        else:
+            model.report.append(entry)
+    # Keys and values of the uncompressed model are worthless for this one.
+    model.version = f"{model.version}+{technique.name}{_options(technique)}"
+
+
+def relative_error(before: PackedLinear, after: PackedLinear) -> float:
+    """RMS difference of two layers' weights over the first one's RMS, a tile of rows at a time."""
+    difference = power = 0.0
+    for start in range(0, before.out_features, 1024):
+        stop = min(start + 1024, before.out_features)
+        reference = before.tile(start, stop).double()
+        difference += float((after.tile(start, stop) - reference).square().sum())
+        power += float(reference.square().sum())
+    return (difference / power) ** 0.5 if power else difference**0.5
+
+
+def _options(technique: Any) -> str:
+    values = ",".join(f"{key}={value}" for key, value in sorted(vars(technique).items()))
+    return f"({values})"

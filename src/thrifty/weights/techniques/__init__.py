@@ -1,0 +1,1 @@
+"""One file a weight-compression technique, named as its paper names it."""

@@ -1,0 +1,211 @@
+"""Key-value segments: where bytes lie, what rounding costs, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from thrifty.errors import KernelError
+from thrifty.formats import kv
+
+QUANTISED = {"int8": 8, "int4": 4, "int2": 2}
+
+
+def random_kv(tokens: int, head_dim: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = torch.randn(2, tokens, head_dim, generator=generator)
+    return keys, values
+
+
+def stored(format: str, keys: Tensor, values: Tensor, capacity: int, start: int = 0) -> Tensor:
+    slab = torch.zeros(kv.slab_bytes(format, capacity, keys.shape[1]), dtype=torch.uint8)
+    kv.write(format, slab, capacity, keys.shape[1], start, keys, values)
+    return slab
+
+
+@pytest.mark.parametrize(
+    ("format", "head_dim", "expected"),
+    [
+        ("f32", 64, 2 * 128 * 64 * 4),
+        ("bf16", 64, 2 * 128 * 64 * 2),
+        ("int8", 64, 2 * 128 * 64 + 4 * 4 * 64 + 128 * 8),
+        ("int4", 64, 2 * 128 * 32 + 4 * 4 * 64 + 128 * 8),
+        ("int2", 64, 2 * 128 * 16 + 4 * 4 * 64 + 128 * 8),
+        ("int2", 80, 2 * 128 * 32 + 4 * 4 * 128 + 128 * 16),  # padded to 128
+        ("bf16", 6, 2 * 128 * 6 * 2),
+    ],
+)
+def test_slab_bytes(format: str, head_dim: int, expected: int) -> None:
+    assert kv.slab_bytes(format, 128, head_dim) == expected
+    at = kv.offsets(format, 128, head_dim)
+    assert at.key_codes == 0
+    for offset in (at.key_parameters, at.value_codes, at.value_parameters, at.total):
+        assert offset % 64 == 0
+
+
+@given(
+    st.sampled_from(["f32", "bf16"]),
+    st.sampled_from([2, 6, 64, 80]),
+    st.lists(st.integers(1, 90), min_size=1, max_size=4),
+)
+@settings(max_examples=30, deadline=None)
+def test_full_formats_append_anywhere(format: str, head_dim: int, chunks: list[int]) -> None:
+    capacity = -(-sum(chunks) // 64) * 64
+    keys, values = random_kv(sum(chunks), head_dim)
+    slab = torch.zeros(kv.slab_bytes(format, capacity, head_dim), dtype=torch.uint8)
+    start = 0
+    for chunk in chunks:
+        stop = start + chunk
+        kv.write(format, slab, capacity, head_dim, start, keys[start:stop], values[start:stop])
+        start = stop
+    if format == "bf16":
+        keys, values = keys.bfloat16().float(), values.bfloat16().float()
+    found = kv.read(format, slab, capacity, head_dim, 0, start)
+    assert torch.equal(found[0], keys)
+    assert torch.equal(found[1], values)
+    middle = kv.read(format, slab, capacity, head_dim, start // 3, start // 2)
+    assert torch.equal(middle[0], keys[start // 3 :][: start // 2])
+    assert torch.equal(middle[1], values[start // 3 :][: start // 2])
+
+
+def test_full_keys_are_channel_major_and_values_are_not() -> None:
+    keys, values = random_kv(70, 64)
+    slab = stored("f32", keys, values, 128).view(torch.float32)
+    assert slab[1 * 64 * 64 + 7 * 64 + 5] == keys[64 + 5, 7]
+    assert slab[128 * 64 + 69 * 64 + 7] == values[69, 7]
+
+
+@pytest.mark.parametrize("format", QUANTISED)
+def test_quantised_bytes_lie_where_the_layout_says(format: str) -> None:
+    bits, head_dim, capacity = QUANTISED[format], 128, 128
+    keys, values = random_kv(128, head_dim)
+    slab = stored(format, keys, values, capacity)
+    at, width, levels = kv.offsets(format, capacity, head_dim), 8 * bits, (1 << bits) - 1
+    halves = slab.view(torch.float16).float()
+
+    def code(base: int, element: int) -> int:
+        part, byte = divmod(element, width)
+        return int(slab[base + byte]) >> (bits * part) & levels
+
+    for token, channel in [(0, 0), (31, 5), (32, 127), (63, 64), (64, 1), (127, 126)]:
+        page, inside = divmod(token, 64)
+        side, group = inside // 32, channel // 32
+        first = at.key_parameters // 2 + page * 4 * head_dim + side * head_dim + channel
+        scale, minimum = halves[first], halves[first + 2 * head_dim]
+        base = at.key_codes + (page * head_dim + channel) * width
+        found = scale * code(base, inside) + minimum
+        assert abs(found - keys[token, channel]) <= scale * 0.51 + 2e-3
+        first = at.value_parameters // 2 + token * 2 * (head_dim // 32) + group
+        scale, minimum = halves[first], halves[first + head_dim // 32]
+        base = at.value_codes + (token * (head_dim // 64) + channel // 64) * width
+        found = scale * code(base, channel % 64) + minimum
+        assert abs(found - values[token, channel]) <= scale * 0.51 + 2e-3
+    read_keys, read_values = kv.read(format, slab, capacity, head_dim)
+    assert abs(read_keys[32, 127] - keys[32, 127]) <= abs(read_keys - keys).max()
+    assert read_values.shape == (128, 128)
+
+
+def bound(groups: Tensor, bits: int) -> Tensor:
+    """Half a step, and what float16 parameters add."""
+    span = groups.amax(-1) - groups.amin(-1)
+    return span / ((1 << bits) - 1) * 0.5 + groups.abs().amax(-1) * 2**-9
+
+
+@given(
+    st.sampled_from(sorted(QUANTISED)),
+    st.sampled_from([2, 34, 64, 80, 128]),
+    st.integers(1, 130),
+    st.floats(1e-3, 1e3),
+)
+@settings(max_examples=60, deadline=None)
+def test_quantised_error_is_half_a_step_of_the_real_tokens(
+    format: str, head_dim: int, tokens: int, size: float
+) -> None:
+    keys, values = random_kv(tokens, head_dim)
+    keys, values = keys * size, values * size + 3 * size  # off zero: padding would widen every group
+    capacity = -(-tokens // 64) * 64
+    slab = stored(format, keys, values, capacity)
+    found_keys, found_values = kv.read(format, slab, capacity, head_dim, 0, tokens)
+    for start in range(0, tokens, 32):
+        part = slice(start, start + 32)
+        error = (found_keys[part] - keys[part]).abs().amax(0)
+        assert bool((error <= bound(keys[part].T, QUANTISED[format])).all())
+    for start in range(0, head_dim, 32):
+        channels = slice(start, start + 32)
+        error = (found_values[:, channels] - values[:, channels]).abs().amax(1)
+        assert bool((error <= bound(values[:, channels], QUANTISED[format])).all())
+
+
+@pytest.mark.parametrize("format", QUANTISED)
+def test_group_by_group_equals_at_once(format: str) -> None:
+    keys, values = random_kv(101, 64)
+    once = stored(format, keys, values, 128)
+    parts = torch.zeros_like(once)
+    for start in range(0, 101, 32):
+        kv.write(format, parts, 128, 64, start, keys[start : start + 32], values[start : start + 32])
+    for found, expected in zip(
+        kv.read(format, parts, 128, 64, 0, 101), kv.read(format, once, 128, 64, 0, 101), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("format", QUANTISED)
+@pytest.mark.parametrize("constant", [0.0, 2.0, -0.8125, 0.1, -31.7])
+def test_a_constant_group_is_kept(format: str, constant: float) -> None:
+    keys = torch.full((45, 64), constant)
+    found_keys, found_values = kv.read(format, stored(format, keys, keys, 64), 64, 64, 0, 45)
+    exact = float(torch.tensor(constant).half()) == constant
+    for found in (found_keys, found_values):
+        if exact:
+            assert torch.equal(found, keys)
+        else:
+            assert torch.allclose(found, keys, rtol=2**-21, atol=3e-8)
+
+
+def test_reading_gives_copies() -> None:
+    keys, values = random_kv(64, 64)
+    for format in kv.FORMATS:
+        slab = stored(format, keys, values, 64)
+        before = slab.clone()
+        for tensor in kv.read(format, slab, 64, 64):
+            tensor.zero_()
+        assert torch.equal(slab, before)
+
+
+@pytest.mark.parametrize("format", QUANTISED)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(format: str, bad: float) -> None:
+    keys, values = random_kv(32, 64)
+    values[3, 3] = bad
+    slab = torch.zeros(kv.slab_bytes(format, 64, 64), dtype=torch.uint8)
+    with pytest.raises(KernelError, match="values has 1 NaN or infinite"):
+        kv.write(format, slab, 64, 64, 0, keys, values)
+    with pytest.raises(KernelError, match="keys has 1 NaN or infinite"):
+        kv.write(format, slab, 64, 64, 0, values, keys)
+    assert not bool(slab.any())
+
+
+def test_refusals_say_what_is_wrong() -> None:
+    keys, values = random_kv(32, 64)
+    slab = torch.zeros(kv.slab_bytes("int4", 64, 64), dtype=torch.uint8)
+    with pytest.raises(KernelError, match="Did you mean 'int"):
+        kv.slab_bytes("int5", 64, 64)
+    with pytest.raises(KernelError, match="capacity 100 must be a positive multiple of 64"):
+        kv.slab_bytes("int4", 100, 64)
+    with pytest.raises(KernelError, match="head_dim 7"):
+        kv.slab_bytes("f32", 64, 7)
+    with pytest.raises(KernelError, match="start 16 is inside one"):
+        kv.write("int4", slab, 64, 64, 16, keys, values)
+    with pytest.raises(KernelError, match=r"64\.\.96 do not fit a segment of 64"):
+        kv.write("int4", slab, 64, 64, 64, keys, values)
+    with pytest.raises(KernelError, match=r"\[tokens, 64\]"):
+        kv.write("int4", slab, 64, 64, 0, keys, values[:, :32])
+    with pytest.raises(KernelError, match="contiguous bytes"):
+        kv.write("int8", slab, 64, 64, 0, keys, values)
+    with pytest.raises(KernelError, match=r"60\.\.70 are not in a segment of 64"):
+        kv.read("int4", slab, 64, 64, 60, 10)
+    with pytest.raises(KernelError, match="beyond float16"):
+        kv.write("int4", slab, 64, 64, 0, keys * 1e6, values)

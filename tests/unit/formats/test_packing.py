@@ -1,0 +1,73 @@
+"""The byte layouts, against loops that spell out where every element goes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from thrifty.errors import KernelError
+from thrifty.kernels.reference import packing
+
+
+def random_codes(rows: int, columns: int, bits: int) -> torch.Tensor:
+    return torch.randint(0, 1 << bits, (rows, columns), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_codes_lie_where_the_layout_says(bits: int) -> None:
+    codes = random_codes(32, 64, bits)
+    tiles = packing.pack_codes(codes, bits)
+    assert tiles.shape == (2, 2, 64 * bits)
+    for row in range(32):
+        for column in range(64):
+            block = tiles[row // 16, column // 32]
+            inside = column % 32
+            if bits == 8:
+                found = int(block[64 * (inside // 4) + 4 * (row % 16) + inside % 4])
+            else:
+                half, within = divmod(inside, 16)
+                byte = int(block[64 * (within // 4) + 4 * (row % 16) + within % 4])
+                found = byte >> 4 if half else byte & 15
+            assert found == int(codes[row, column])
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.sampled_from([4, 8]))
+@settings(max_examples=25, deadline=None)
+def test_codes_round_trip(tiles: int, blocks: int, bits: int) -> None:
+    codes = random_codes(16 * tiles, 32 * blocks, bits)
+    packed = packing.pack_codes(codes, bits)
+    assert torch.equal(packing.unpack_codes(packed, bits), codes)
+    rows = torch.randint(0, 16 * tiles, (7,))
+    assert torch.equal(packing.unpack_code_rows(packed, bits, rows), codes[rows])
+
+
+def test_unpadded_codes_are_refused() -> None:
+    with pytest.raises(KernelError, match="tiles of 16x32"):
+        packing.pack_codes(random_codes(15, 32, 4), 4)
+
+
+def test_parameters_and_pairs_lie_where_the_layout_says() -> None:
+    values = torch.randn(32, 5)
+    tiles = packing.pack_parameters(values)
+    assert tiles[1, 3, 7] == values[16 + 7, 3]
+    assert torch.equal(packing.unpack_parameters(tiles), values)
+    weight = torch.randn(32, 6)
+    pairs = packing.pack_pairs(weight)
+    assert pairs.shape == (2, 3, 16, 2)
+    assert pairs[1, 2, 5, 1] == weight[16 + 5, 5]
+    assert torch.equal(packing.unpack_pairs(pairs), weight)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_pack64_holds_elements_at_their_shifts(bits: int) -> None:
+    codes = random_codes(3, 64, bits)
+    packed = packing.pack64(codes, bits)
+    assert packed.shape == (3, 8 * bits)
+    width = 8 * bits
+    for element in range(64):
+        part, byte = divmod(element, width)
+        shifted = (packed[:, byte] >> (bits * part)) & ((1 << bits) - 1)
+        assert torch.equal(shifted, codes[:, element])
+    assert torch.equal(packing.unpack64(packed, bits), codes)
