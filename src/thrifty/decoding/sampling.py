@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -143,11 +143,8 @@ class Sampler:
 
     def __init__(self, parameters: SamplingParameters, vocabulary_size: int, stream: int = 0) -> None:
         """Raises PromptError where a bias or stop id lies beyond the vocabulary."""
-        last = vocabulary_size - 1
-        for name in ("logit_bias", "stop_token_ids"):
-            for token in getattr(parameters, name):
-                if token > last:
-                    raise PromptError(f"{name} names token {token}; the vocabulary ends at {last}")
+        check_tokens("logit_bias", parameters.logit_bias, vocabulary_size)
+        check_tokens("stop_token_ids", parameters.stop_token_ids, vocabulary_size)
         self.parameters = parameters
         self.seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
         self.stream = stream
@@ -158,6 +155,11 @@ class Sampler:
         if parameters.penalised:
             self._counts = torch.zeros(vocabulary_size)
             self._seen = torch.zeros(vocabulary_size, dtype=torch.bool)
+
+    @property
+    def needs_logits(self) -> bool:
+        """False where the arg-max of the logits is the whole answer."""
+        return not self.parameters.plain_greedy
 
     def observe_prompt(self, tokens: Iterable[int]) -> None:
         """Count the prompt for the repetition penalty."""
@@ -197,7 +199,7 @@ class Sampler:
         if not math.isfinite(float(scores[token])):
             raise PromptError(
                 f"no token can be chosen at position {self.position}: the best logit is "
-                f"{float(scores[token])}; lift a ban in logit_bias, or check the checkpoint if nothing is banned"
+                f"{float(scores[token])}; lift a ban in logit_bias, or, with none, check the checkpoint"
             )
         if not options.greedy:
             token = draw(scores, options, uniform(self.seed, self.stream, self.position + offset))
@@ -220,6 +222,35 @@ class Sampler:
         for token, bias in options.logit_bias.items():
             scores[token] += bias
         return scores
+
+
+class ForcedSampler(Sampler):
+    """Teacher forcing: the tokens are given; what the model thought of them is still reported."""
+
+    def __init__(self, parameters: SamplingParameters, vocabulary_size: int, forced: Sequence[int]) -> None:
+        """forced: the answer's token ids. Raises PromptError where one lies beyond the vocabulary."""
+        super().__init__(parameters, vocabulary_size)
+        check_tokens("forced", forced, vocabulary_size)
+        self._forced = tuple(forced)
+
+    @property
+    def needs_logits(self) -> bool:
+        """Always: an arg-max would not be the forced token."""
+        return True
+
+    def choose(self, logits: Tensor, offset: int = 0) -> Choice:
+        """The forced token of this position, with its log-probability where the parameters ask."""
+        token = self._forced[self.position + offset]
+        if self.parameters.logprobs is None:
+            return Choice(token)
+        return Choice(token, logprob_of(logits, token, self.parameters.logprobs))
+
+
+def check_tokens(name: str, tokens: Iterable[int], vocabulary_size: int) -> None:
+    """Raise PromptError where a token id lies outside the vocabulary."""
+    for token in tokens:
+        if not 0 <= token < vocabulary_size:
+            raise PromptError(f"{name} names token {token}; the vocabulary ends at {vocabulary_size - 1}")
 
 
 def uniform(seed: int, stream: int, position: int) -> float:

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.stopping import Stopper, StopStrings
+
+
+class Letters:
+    """A token is a letter; the last one is held until the next, like half a character."""
+
+    def __init__(self) -> None:
+        self.held = ""
+
+    def push(self, token: int) -> str:
+        out, self.held = self.held, chr(token)
+        return out
+
+    def flush(self) -> str:
+        out, self.held = self.held, ""
+        return out
+
+
+def run(
+    text: str, maximum: int = 100, ends: tuple[str, ...] = (), **options: object
+) -> tuple[list[str], str | None]:
+    parameters = SamplingParameters.of(**options)
+    stopper = Stopper(parameters, Letters(), [ord(end) for end in ends], maximum)
+    pieces = []
+    for letter in text:
+        piece, reason = stopper.push(ord(letter))
+        pieces.append(piece)
+        if reason is not None:
+            return pieces, reason
+    return pieces, None
+
+
+def test_text_is_withheld_until_it_cannot_be_a_stop_string() -> None:
+    strings = StopStrings(["abc", "bd"])
+    assert strings.push("xa") == ("x", False)
+    assert strings.push("b") == ("", False)
+    assert strings.push("b") == ("ab", False)
+    assert strings.push("d!") == ("", True)
+
+
+def test_the_earliest_stop_string_wins_whatever_the_order() -> None:
+    assert StopStrings(["later", "now"]).push("a now b later") == ("a ", True)
+
+
+@given(
+    st.text("ab", max_size=30),
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.integers(1, 4),
+)
+def test_any_chunking_gives_the_text_before_the_first_stop_string(
+    text: str, stops: list[str], size: int
+) -> None:
+    strings, shown, found = StopStrings(stops), "", False
+    for start in range(0, len(text), size):
+        piece, found = strings.push(text[start : start + size])
+        shown += piece
+        if found:
+            break
+    if not found:
+        shown += strings.flush()
+    assert found == any(stop in text for stop in stops)
+    if found:
+        assert text.startswith(shown)
+        assert any(text.startswith(stop, len(shown)) for stop in stops)
+        assert not any(stop in shown for stop in stops)
+    else:
+        assert shown == text
+
+
+def test_stop_strings_cross_token_boundaries() -> None:
+    pieces, reason = run("hello END more", stop=("END",))
+    assert ("".join(pieces), reason) == ("hello ", "stop")
+
+
+def test_a_stop_string_may_end_with_the_last_allowed_token() -> None:
+    pieces, reason = run("abXYcd", maximum=4, stop=("XY",))
+    assert ("".join(pieces), reason) == ("ab", "stop")
+    pieces, reason = run("abXcd", maximum=3, stop=("XY",))
+    assert ("".join(pieces), reason) == ("abX", "length"), "withheld text comes out at the end"
+
+
+@pytest.mark.parametrize("end", ["!", "?"])
+def test_every_end_of_sequence_id_counts_and_adds_no_text(end: str) -> None:
+    pieces, reason = run(f"ab{end}cd", ends=("!", "?"))
+    assert ("".join(pieces), reason) == ("ab", "stop")
+
+
+def test_ignore_eos_goes_on_but_own_stop_ids_still_count() -> None:
+    pieces, reason = run("ab!cd?e", ends=("!",), ignore_eos=True, stop_token_ids=(ord("?"),))
+    assert ("".join(pieces), reason) == ("ab!cd", "stop")
+
+
+def test_length() -> None:
+    assert run("abcdef", maximum=3) == (["", "a", "bc"], "length")
