@@ -85,9 +85,9 @@ class Assembly:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             shown = ", ".join(f"{name!r} {list(self.expected[name])}" for name in missing[:3])
             raise CheckpointError(f"The checkpoint lacks {shown}{more}.")
-        trains = any(parameter.requires_grad for parameter in self.decoder.parameters())
         for name, bias in self._biases.items():
-            self._modules[name].bias = nn.Parameter(bias.float(), requires_grad=trains)
+            self._modules[name].set_bias(bias)
+        trains = any(parameter.requires_grad for parameter in self.decoder.parameters())
         for name, weight in self._norms.items():
             self._modules[name].weight = nn.Parameter(weight.float(), requires_grad=trains)
         return self.decoder

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thrifty.errors import CheckpointError, PromptError
+from thrifty.errors import PromptError
 from thrifty.formats.linear import DenseLinear, PackedLinear
 from thrifty.models.assembly import Assembly
 from thrifty.models.attention import causal
@@ -104,13 +104,6 @@ def reference_linears(decoder: Decoder) -> Iterator[None]:
     finally:
         for linear, native in zip(linears, before, strict=True):
             linear.native = native
-
-
-def check_loaded(decoder: Decoder) -> None:
-    """Raise CheckpointError where a linear of `decoder` is still an empty place."""
-    for name, module in decoder.linears():
-        if not isinstance(module, PackedLinear):
-            raise CheckpointError(f"{name!r} was never loaded.")
 
 
 def random_model(config: ModelConfig, seed: int = 0, scale: float = 0.02, tokenizer: Any = None) -> Model:

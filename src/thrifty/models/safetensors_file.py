@@ -1,0 +1,220 @@
+"""Safetensors files, with every number of the header checked against the file before the library sees it.
+
+Format: eight bytes of header length (little endian), a JSON header, the tensors' bytes without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from thrifty.errors import CheckpointError
+
+HEADER_LIMIT = 100_000_000  # bytes; the format's own bound
+JSON_LIMIT = 64_000_000  # bytes of a config or an index
+MAX_DIMENSIONS = 8
+# Types that a weight may have. Others are allowed in a file, and refused where the decoder asks for them.
+WEIGHT_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "F8_E5M2": 8,
+    "F8_E4M3": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "I16": 16,
+    "U16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "I32": 32,
+    "U32": 32,
+    "F32": 32,
+    "I64": 64,
+    "U64": 64,
+    "F64": 64,
+    "C64": 64,
+}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies: its file, type ("BF16") and shape."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor in its file."""
+        return math.prod(self.shape) * BITS[self.dtype] // 8
+
+
+class TensorReader:
+    """Reads tensors of checked files as views of the mapped file.
+
+    A file stays mapped for the next tensors, up to `span` bytes of them: what was read and dropped does not
+    stay in the process's memory for long.
+    """
+
+    def __init__(self, span: int = 64 << 20) -> None:
+        self.span = span
+        self._path: Path | None = None
+        self._file: Any = None
+        self._read = 0
+
+    def read(self, entry: TensorEntry, part: int | None = None) -> torch.Tensor:
+        """The tensor, or its `part`-th slice along the first dimension.
+
+        Raises CheckpointError naming the tensor where it is not F32, F16 or BF16, or the file cannot be read.
+        """
+        if entry.dtype not in WEIGHT_TYPES:
+            known = ", ".join(WEIGHT_TYPES)
+            raise CheckpointError(
+                f"{entry.path}: tensor {entry.name!r} has type {entry.dtype}; expected one of {known}."
+            )
+        try:
+            file = self._opened(entry)
+            tensor = file.get_tensor(entry.name) if part is None else file.get_slice(entry.name)[part]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{entry.path}: tensor {entry.name!r} cannot be read: {error}.") from error
+        self._read += tensor.numel() * tensor.element_size()
+        return tensor
+
+    def _opened(self, entry: TensorEntry) -> Any:
+        if self._path != entry.path or self._read > self.span:
+            self._file = safe_open(str(entry.path), framework="pt", device="cpu").__enter__()
+            self._path, self._read = entry.path, 0
+        return self._file
+
+
+def read_entries(path: Path) -> dict[str, TensorEntry]:
+    """All tensors of one file, by name. Raises CheckpointError naming the field that does not fit the
+    file.
+    """
+    header, size = _read_header(path)
+    spans: list[tuple[int, int, str]] = []
+    entries: dict[str, TensorEntry] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, shape, (start, stop) = _check_entry(path, name, entry, size)
+        spans.append((start, stop, name))
+        entries[name] = TensorEntry(path, name, dtype, shape)
+    _check_spans(path, spans, size)
+    return entries
+
+
+def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
+    """The parsed file. Raises CheckpointError where it is missing, too large or not JSON."""
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise CheckpointError(f"{path} has {size} bytes; at most {limit} are read.")
+        return _parse(path, path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _parse(path: Path, text: bytes) -> Any:
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(path, pairs))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+
+
+def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise CheckpointError(f"{path}: the key {twice!r:.80} comes twice.")
+    return table
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header's table and the number of bytes behind it."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            first = file.read(8)
+            if len(first) < 8:
+                _fail(path, f"the file has {size} bytes; it must have at least 8")
+            (length,) = struct.unpack("<Q", first)
+            if length > min(size - 8, HEADER_LIMIT):
+                _fail(path, f"the header length is {length}; at most {min(size - 8, HEADER_LIMIT)} fit")
+            header = _parse(path, file.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not isinstance(header, dict):
+        _fail(path, "the header is not a table")
+    return header, size - 8 - length
+
+
+def _check_entry(
+    path: Path, name: str, entry: object, size: int
+) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+    label = f"tensor {name!r:.120}"
+    if not isinstance(entry, Mapping):
+        _fail(path, f"{label} is not a table")
+    dtype, shape, offsets = (
+        entry.get("dtype"),
+        _counts(entry.get("shape")),
+        _counts(entry.get("data_offsets")),
+    )
+    if not isinstance(dtype, str) or dtype not in BITS:
+        _fail(path, f"{label}: dtype {dtype!r:.80} is unknown")
+    if shape is None or len(shape) > MAX_DIMENSIONS:
+        found = entry.get("shape")
+        _fail(path, f"{label}: shape {found!r:.80} is not a list of at most {MAX_DIMENSIONS} sizes")
+    if offsets is None or len(offsets) != 2:
+        _fail(path, f"{label}: data_offsets {entry.get('data_offsets')!r:.80} is not a pair of offsets")
+    start, stop = offsets
+    if not start <= stop <= size:
+        _fail(path, f"{label}: data_offsets {[start, stop]} leave the {size} bytes of data")
+    bits = math.prod(shape) * BITS[dtype]
+    if bits != (stop - start) * 8:
+        given = f"data_offsets give it {stop - start}"
+        _fail(path, f"{label}: shape {list(shape)!r:.80} of {dtype} needs {bits / 8:.0f} bytes; {given}")
+    return dtype, shape, (start, stop)
+
+
+def _counts(value: object) -> tuple[int, ...] | None:
+    """A list of sizes or offsets as a tuple; None where it is anything else."""
+    if not isinstance(value, list):
+        return None
+    if not all(
+        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 63 for item in value
+    ):
+        return None
+    return tuple(value)
+
+
+def _check_spans(path: Path, spans: list[tuple[int, int, str]], size: int) -> None:
+    """The tensors must cover the data exactly once."""
+    end = 0
+    for start, stop, name in sorted(spans):
+        if start != end:
+            kind = "overlaps the tensor before it" if start < end else "leaves a gap before it"
+            _fail(path, f"tensor {name!r:.120}: data_offsets start at {start}, which {kind} (expected {end})")
+        end = stop
+    if end != size:
+        _fail(path, f"the tensors end at byte {end} of {size} bytes of data")
+
+
+def _fail(path: Path, reason: str) -> NoReturn:
+    raise CheckpointError(f"{path} is not a valid safetensors file: {reason}.")
