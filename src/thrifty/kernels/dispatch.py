@@ -1,0 +1,159 @@
+"""The door to the native kernels: finds the compiled module and checks every buffer before its address is passed on."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import warnings
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from thrifty.errors import KernelError
+
+SWITCH = "THRIFTY_NATIVE"  # environment variable; 0 turns the native kernels off
+MISSING = (
+    "Thrifty's native kernels are not built for this Python, so the much slower torch reference runs instead. "
+    f"Build them with `pip install .` (or `pip install -e .`) in the source tree; set {SWITCH}=0 to silence this."
+)
+
+
+class Linear(Protocol):
+    """A packed linear layer as the kernels see it (see formats/linear.py): sizes, and either codes or bf16 pairs."""
+
+    out_features: int
+    in_features: int
+
+
+@functools.cache
+def native() -> ModuleType | None:
+    """The compiled module, or None where it is turned off or not built (one warning says how to build it).
+
+    The environment is read at the first call. Raises KernelError for a value of THRIFTY_NATIVE other than 0 or 1.
+    """
+    switch = os.environ.get(SWITCH, "1")
+    if switch not in ("0", "1"):
+        raise KernelError(f"{SWITCH} is {switch!r}; it must be 0 (torch reference) or 1 (native kernels)")
+    if switch == "0":
+        return None
+    try:
+        return importlib.import_module("thrifty.kernels.native._native")
+    except ImportError as error:
+        warnings.warn(f"{MISSING} ({error})", RuntimeWarning, stacklevel=2)
+        return None
+
+
+def require() -> ModuleType:
+    """The compiled module. Raises KernelError with the way out where there is none."""
+    module = native()
+    if module is None:
+        raise KernelError(MISSING if os.environ.get(SWITCH, "1") == "1" else f"native kernels are off: unset {SWITCH}")
+    return module
+
+
+def matmul(linear: Linear, x: Tensor) -> Tensor:
+    """x fp32 [m, in] · Wᵀ → fp32 [m, out] without the bias, activations as int8 per 32 columns (bf16 for bf16 weights).
+
+    A row's result is the same bits whatever m is. Raises KernelError for a wrong shape, type or layout.
+    """
+    module = require()
+    if x.dim() != 2 or x.shape[1] != linear.in_features:
+        raise KernelError(f"x has shape {tuple(x.shape)}, expected [rows, {linear.in_features}]")
+    x = check(x, "x", torch.float32, tuple(x.shape), copy=True)
+    y = torch.empty(x.shape[0], linear.out_features)
+    kind, codes, scales, minimums, group = packed(linear)
+    sizes = (linear.out_features, linear.in_features, group)
+    module.matmul(kind, codes, scales, minimums, *sizes, x.data_ptr(), y.data_ptr(), x.shape[0])
+    return y
+
+
+def packed(linear: Any) -> tuple[int, int, int, int, int]:
+    """Kind (4, 8 or 16), the addresses of codes, scales and minimums (0: absent), and the group of a packed linear.
+
+    The caller keeps the linear alive. Raises KernelError where its tensors do not fit its sizes, or where the kernels
+    do not know its format.
+    """
+    rows, columns = linear.out_features, linear.in_features
+    tiles = -(-rows // 16)
+    if getattr(linear, "packed", False):
+        weight = check(linear.weight, "weight", torch.bfloat16, (tiles, -(-columns // 2), 16, 2))
+        return 16, weight.data_ptr(), 0, 0, 0
+    bits, group = getattr(linear, "bits", None), getattr(linear, "group", None)
+    if bits not in (4, 8) or group not in (32, 64, 128):
+        raise KernelError(f"no native kernel for {type(linear).__name__} {getattr(linear, 'label', '')}".rstrip())
+    codes = check(linear.codes, "codes", torch.uint8, (tiles, -(-columns // 32), 64 * bits))
+    shape = (tiles, -(-columns // group), 16)
+    scales = check(linear.scales, "scales", torch.float16, shape)
+    minimums = 0
+    if linear.minimums is not None:
+        minimums = check(linear.minimums, "minimums", torch.float16, shape).data_ptr()
+    return bits, codes.data_ptr(), scales.data_ptr(), minimums, group
+
+
+def attend(
+    view: Any,
+    layer: int,
+    query: Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float = 0.0,
+    accumulate: Tensor | None = None,
+) -> Tensor:
+    """query fp32 [rows, heads, head_dim], the last rows of `view` (a native View), over its slots → fp32, same shape.
+
+    Row i of n sees all slots of its KV head but the last n − 1 − i, of these the last `window` (None: all). `accumulate`
+    fp32 [heads, slots], changed in place: each slot's probabilities are added, row after row; slots is the largest
+    count of any KV head. Raises KernelError for wrong shapes and where a row would see no slot.
+    """
+    module = require()
+    shape = tuple(query.shape)
+    if len(shape) != 3 or shape[2] != view.head_dim:
+        raise KernelError(f"query has shape {shape}, expected [rows, heads, {view.head_dim}]")
+    if window is not None and window < 1:
+        raise KernelError(f"attention window {window} must be at least 1 (None for no window)")
+    query = check(query, "query", torch.float32, shape, copy=True)
+    slots = max(view.tokens(layer, head) for head in range(view.kv_heads))
+    target = 0
+    if accumulate is not None:
+        target = check(accumulate, "accumulate", torch.float32, (shape[1], slots)).data_ptr()
+    out = torch.empty_like(query)
+    try:
+        addresses = (out.data_ptr(), target)
+        module.attend(view, layer, query.data_ptr(), shape[0], shape[1], scale, window or 0, softcap, *addresses)
+    except ValueError as error:
+        raise KernelError(str(error)) from error
+    return out
+
+
+def append(view: Any, layer: int, keys: Tensor, values: Tensor) -> None:
+    """Write keys and values fp32 [rows, kv_heads, head_dim] behind the last slots of `view`, into its open spans.
+
+    Raises KernelError for wrong shapes and where the open spans have no room.
+    """
+    shape = (len(keys), view.kv_heads, view.head_dim)
+    keys = check(keys, "keys", torch.float32, shape, copy=True)
+    values = check(values, "values", torch.float32, shape, copy=True)
+    try:
+        view.append(layer, keys.data_ptr(), values.data_ptr(), len(keys))
+    except ValueError as error:
+        raise KernelError(str(error)) from error
+
+
+def check(tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...], copy: bool = False) -> Tensor:
+    """The tensor, detached, where type, shape, device and layout are right; `copy` mends type and layout instead.
+
+    Raises KernelError naming what is wrong.
+    """
+    if copy:
+        tensor = tensor.to(dtype).contiguous()
+    if tensor.device.type != "cpu":
+        raise KernelError(f"{name} is on {tensor.device}; the native kernels take CPU tensors")
+    if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+        raise KernelError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}")
+    if not tensor.is_contiguous():
+        raise KernelError(f"{name} must be contiguous")
+    return tensor.detach()

@@ -1,0 +1,52 @@
+// Splits the attention of one layer over many sequences into tasks for the pool.
+#pragma once
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "pool.hpp"
+#include "types.hpp"
+#include "view.hpp"
+
+namespace thrifty {
+
+// Buffers of one step that all layers share, one after the other.
+struct AttentionBuffers {
+  std::vector<float> partials, finals;
+  size_t bytes() const { return (partials.capacity() + finals.capacity()) * sizeof(float); }
+};
+
+class Attention {
+ public:
+  struct Call {
+    int heads;
+    float scale, softcap;
+    int window;
+    float* accumulate = nullptr;  // [heads, accumulate_stride], for one sequence only
+    int accumulate_stride = 0;
+  };
+  static size_t scratch_bytes(int dim, int group);
+  static void check(const View& view, int layer, int rows, int heads, int window);  // throws std::invalid_argument
+
+  void begin();
+  // `rows` queries of one sequence whose keys and values the view already counts. q, out: [rows, heads, dim].
+  void add(const View& view, int layer, const Call& call, int rows, const float* q, float* out);
+  void prepare(AttentionBuffers& buffers, int workers);  // after the last add, before run
+  void run(Worker& w);                                   // on all workers; the caller puts a barrier behind it
+
+ private:
+  struct Task {
+    int sequence, head, first, last;  // rows first..last-1; last < 0: chunk `first`
+  };
+  void split(int index, int workers, size_t tiles);
+  void merge(Worker& w);
+  void accumulate(Worker& w);
+
+  std::vector<AttendArgs> args_;  // [sequence][kv_head]
+  std::vector<Task> tasks_;
+  std::vector<int> merges_;  // indices of args whose chunks run apart
+  int kv_heads_ = 1;
+  std::atomic<int> next_{0};
+};
+
+}  // namespace thrifty

@@ -1,0 +1,127 @@
+// Row-wise operations: quantising activations, norms, gates, soft caps, rotation. Included once per instruction set.
+#pragma once
+
+namespace thrifty::THRIFTY_ISA {
+
+// e^x, relative error below 2e-7 (range reduction by ln 2 in two parts, degree 6); 0 below -87.3.
+THRIFTY_INLINE V exponential(V x) {
+  V bounded = min(max(x, set1(-87.3f)), set1(88.0f));
+  V n = round_even(mul(bounded, set1(1.44269504088896341f)));
+  V r = fma(n, set1(-0.693359375f), bounded);
+  r = fma(n, set1(2.12194440e-4f), r);
+  V p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  p = add(fma(p, mul(r, r), r), set1(1.0f));
+  return zero_below(times_power_of_two(p, n), x, -87.3f);
+}
+
+THRIFTY_INLINE V hyperbolic_tangent(V x) {
+  V bounded = min(max(x, set1(-20.0f)), set1(20.0f));
+  return sub(set1(1.0f), div(set1(2.0f), add(exponential(add(bounded, bounded)), set1(1.0f))));
+}
+
+// Up to 16 floats of a longer row, missing lanes zero.
+THRIFTY_INLINE V load_some(const float* x, int count) {
+  if (count >= kLanes) return load(x);
+  float t[kLanes] = {};
+  for (int i = 0; i < count; i++) t[i] = x[i];
+  return load(t);
+}
+THRIFTY_INLINE void store_some(float* x, V v, int count) {
+  if (count >= kLanes) return store(x, v);
+  float t[kLanes];
+  store(t, v);
+  for (int i = 0; i < count; i++) x[i] = t[i];
+}
+
+static void quantise(const float* x, int columns, ActivationBlock* destination) {
+  for (int c = 0; c < columns; c += kBlockColumns, destination += kPanel) {
+    V a = load_some(x + c, columns - c), b = columns - c > kLanes ? load_some(x + c + kLanes, columns - c - kLanes) : zero();
+    float scale = reduce_max(max(absolute(a), absolute(b))) / 127.0f;
+    if (scale == 0.0f) {
+      *destination = ActivationBlock{};
+      continue;
+    }
+    V s = set1(scale), low = set1(-127.0f), high = set1(127.0f);
+    store_int8(destination->q, min(max(round_even(div(a, s)), low), high));
+    store_int8(destination->q + kLanes, min(max(round_even(div(b, s)), low), high));
+    int sum = sum_int8x32(destination->q);
+    destination->scale = scale;
+    destination->scaled_sum = scale * (float)sum;
+    destination->minus8 = -8 * sum;
+    destination->unused = 0;
+  }
+}
+
+// A row as pairs of bf16 columns, kPanel rows interleaved.
+static void to_pairs(const float* x, int columns, uint32_t* destination) {
+  for (int c = 0; c < columns; c += 2 * kLanes) {
+    V a = load_some(x + c, columns - c), b = columns - c > kLanes ? load_some(x + c + kLanes, columns - c - kLanes) : zero();
+    uint16_t t[2 * kLanes];
+    store_bf16(t, a, b);
+    int pairs = columns - c >= 2 * kLanes ? kLanes : (columns - c + 1) / 2;
+    for (int i = 0; i < pairs; i++) destination[(size_t)(c / 2 + i) * kPanel] = (uint32_t)t[2 * i] | (uint32_t)t[2 * i + 1] << 16;
+  }
+}
+
+// out = x / sqrt(mean(x^2) + epsilon) * weight. `out` may be `x`.
+static void rms_norm(const float* x, const float* weight, float epsilon, int columns, float* out) {
+  V a = zero(), b = zero();
+  for (int c = 0; c < columns; c += 2 * kLanes) {
+    V u = load_some(x + c, columns - c), v = columns - c > kLanes ? load_some(x + c + kLanes, columns - c - kLanes) : zero();
+    a = fma(u, u, a), b = fma(v, v, b);
+  }
+  V inverse = set1(1.0f / __builtin_sqrtf(reduce_add(add(a, b)) / (float)columns + epsilon));
+  for (int c = 0; c < columns; c += kLanes)
+    store_some(out + c, mul(mul(load_some(x + c, columns - c), inverse), load_some(weight + c, columns - c)), columns - c);
+}
+
+THRIFTY_INLINE V silu(V x) { return div(x, add(set1(1.0f), exponential(sub(zero(), x)))); }
+THRIFTY_INLINE V gelu_tanh(V x) {
+  V inner = mul(mul(x, fma(mul(x, x), set1(0.044715f), set1(1.0f))), set1(0.79788456080286536f));
+  return mul(mul(x, set1(0.5f)), add(set1(1.0f), hyperbolic_tangent(inner)));
+}
+
+// out = activation(gate) * up; activation 0: SiLU, 1: GELU (tanh form).
+static void gate(const float* gate, const float* up, float* out, int count, int activation) {
+  for (int c = 0; c < count; c += kLanes) {
+    V g = load_some(gate + c, count - c), u = load_some(up + c, count - c);
+    store_some(out + c, mul(activation == 0 ? silu(g) : gelu_tanh(g), u), count - c);
+  }
+}
+
+static void add_to(float* x, const float* y, int count) {
+  for (int c = 0; c < count; c += kLanes) store_some(x + c, add(load_some(x + c, count - c), load_some(y + c, count - c)), count - c);
+}
+
+static void cap(float* x, float limit, int count) {
+  V l = set1(limit);
+  for (int c = 0; c < count; c += kLanes) store_some(x + c, mul(l, hyperbolic_tangent(div(load_some(x + c, count - c), l))), count - c);
+}
+
+// Half-split rotary embedding of one head: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 = x[:half].
+static void rotate(float* x, const float* cosine, const float* sine, int half) {
+  for (int i = 0; i < half; i++) {
+    float a = x[i], b = x[i + half];
+    x[i] = a * cosine[i] - b * sine[i];
+    x[i + half] = b * cosine[i] + a * sine[i];
+  }
+}
+
+// First index of the largest value.
+static int arg_max(const float* x, int count) {
+  V best = set1(x[0]);
+  int c = 0;
+  for (; c + kLanes <= count; c += kLanes) best = max(best, load(x + c));
+  float top = reduce_max(best);
+  for (; c < count; c++) top = x[c] > top ? x[c] : top;
+  for (int i = 0; i < count; i++)
+    if (x[i] == top) return i;
+  return 0;
+}
+
+}  // namespace thrifty::THRIFTY_ISA

@@ -1,0 +1,6 @@
+#define THRIFTY_ISA isa_portable
+#include "simd_portable.hpp"
+
+#include "kernels.hpp"
+
+const thrifty::Kernels* thrifty::kernels_portable() { return &isa_portable::table; }

@@ -1,0 +1,98 @@
+#include "linear.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "isa.hpp"
+
+namespace thrifty {
+
+namespace {
+
+constexpr size_t kPassBytes = 400 << 10;  // of a second-level cache of 1 MB or more
+
+float half_value(uint16_t h) {
+  const uint32_t sign = (uint32_t)(h & 0x8000u) << 16, body = h & 0x7fffu;
+  if (body < 0x400u) return (sign ? -1.0f : 1.0f) * (float)body * 5.9604644775390625e-8f;  // subnormal: units of 2^-24
+  const uint32_t bits = sign | (body >= 0x7c00u ? 0x7f800000u | (body & 0x3ffu) << 13 : (body + 0x1c000u) << 13);
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+int code_at(const Linear& w, size_t tile, int lane, int column) {
+  const int block = column / kBlockColumns, c = column % kBlockColumns;
+  const uint8_t* p = w.codes + (tile * (size_t)w.blocks() + (size_t)block) * (size_t)(64 * w.kind);
+  if (w.kind == 8) return p[64 * (c / 4) + 4 * lane + c % 4] - 128;
+  const uint8_t byte = p[64 * (c % 16 / 4) + 4 * lane + c % 4];
+  return (c < 16 ? byte & 15 : byte >> 4) - (w.minimums ? 0 : 8);
+}
+
+}  // namespace
+
+Linear make_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group) {
+  auto refuse = [](const std::string& message) { throw std::invalid_argument(message); };
+  if (kind != 4 && kind != 8 && kind != 16) refuse("linear kind must be 4, 8 (codes) or 16 (bf16), not " + std::to_string(kind));
+  if (out < 1 || in < 1 || out > (1 << 24) || in > (1 << 20)) refuse("linear of shape " + std::to_string(out) + " x " + std::to_string(in) + " is out of range");
+  if (kind != 16 && group != 32 && group != 64 && group != 128) refuse("group must be 32, 64 or 128, not " + std::to_string(group));
+  if (!codes || (kind != 16 && !scales)) refuse("linear needs codes and, for codes of 4 or 8 bits, scales");
+  Linear w;
+  w.kind = kind, w.out = out, w.in = in, w.group = group;
+  w.codes = (const uint8_t*)codes, w.bias = (const float*)bias;
+  if (kind != 16) w.scales = (const uint16_t*)scales, w.minimums = (const uint16_t*)minimums;
+  return w;
+}
+
+size_t panel_bytes(const Linear& w, int rows) {
+  const size_t panels = ((size_t)rows + kPanel - 1) / kPanel;
+  return panels * kPanel * (w.kind == 16 ? ((size_t)w.in + 1) / 2 * sizeof(uint32_t) : (size_t)w.blocks() * sizeof(ActivationBlock));
+}
+
+void place_row(const Linear& w, const float* x, int row, uint8_t* panel) {
+  const size_t items = w.kind == 16 ? ((size_t)w.in + 1) / 2 : (size_t)w.blocks();
+  const size_t at = (size_t)(row / kPanel) * items * kPanel + (size_t)(row % kPanel);
+  if (w.kind == 16) kernels().to_pairs(x, w.in, (uint32_t*)panel + at);
+  else kernels().quantise(x, w.in, (ActivationBlock*)panel + at);
+}
+
+void linear_row(const Linear& w, int row, float* out) {
+  const size_t tile = (size_t)row / kLanes;
+  const int lane = row % kLanes;
+  if (w.kind == 16) {
+    const size_t pairs = ((size_t)w.in + 1) / 2;
+    for (int c = 0; c < w.in; c++) {
+      const uint32_t bits = (uint32_t)((const uint16_t*)w.codes)[((tile * pairs + (size_t)c / 2) * kLanes + (size_t)lane) * 2 + (size_t)c % 2] << 16;
+      std::memcpy(out + c, &bits, 4);
+    }
+    return;
+  }
+  const int groups = (w.blocks() * kBlockColumns + w.group - 1) / w.group;
+  for (int g = 0; g < groups; g++) {
+    const size_t at = (tile * (size_t)groups + (size_t)g) * kLanes + (size_t)lane;
+    const float scale = half_value(w.scales[at]), minimum = w.minimums ? half_value(w.minimums[at]) : 0.0f;
+    for (int c = g * w.group; c < std::min(w.in, (g + 1) * w.group); c++) out[c] = scale * (float)code_at(w, tile, lane, c) + minimum;
+  }
+}
+
+int rows_per_pass(const Linear& w) {
+  const size_t per_panel = panel_bytes(w, kPanel);
+  return kPanel * (int)std::max<size_t>(1, std::min<size_t>(64, kPassBytes / per_panel));
+}
+
+void matmul(const Linear& w, const float* x, float* y, int m) {
+  std::vector<uint8_t> memory(panel_bytes(w, m) + 64);
+  uint8_t* panel = memory.data() + (64 - (uintptr_t)memory.data() % 64) % 64;
+  const TileTasks tasks{m, rows_per_pass(w), w.tiles(), 4};
+  std::atomic<int> next{0};
+  Pool::shared().run(0, [&](Worker& worker) {
+    for (int i = worker.begin(m); i < worker.end(m); i++) place_row(w, x + (size_t)i * (size_t)w.in, i, panel);
+    worker.barrier();
+    tasks.each(worker, next, [&](int row0, int row1, int tile0, int tile1) {
+      kernels().tiles(w, tile0, tile1, panel, row0, row1, y + (size_t)row0 * (size_t)w.out + (size_t)tile0 * kLanes, (size_t)w.out, false);
+    });
+  });
+}
+
+}  // namespace thrifty

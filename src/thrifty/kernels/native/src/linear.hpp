@@ -1,0 +1,47 @@
+// Packed linear layers: checks, activation panels, tiling over the pool, row lookup.
+#pragma once
+#include <atomic>
+#include <cstddef>
+#include <vector>
+
+#include "pool.hpp"
+#include "types.hpp"
+
+namespace thrifty {
+
+Linear make_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group);  // throws std::invalid_argument
+
+size_t panel_bytes(const Linear& linear, int rows);  // rows rounded up to whole panels
+
+// One row of activations (already normed) into place `row` of a panel.
+void place_row(const Linear& linear, const float* x, int row, uint8_t* panel);
+
+// A row of the weight matrix in fp32 (embedding lookup): out[in].
+void linear_row(const Linear& linear, int row, float* out);
+
+// Rows whose panels stay in the second-level cache while all tiles pass over them; a multiple of kPanel.
+int rows_per_pass(const Linear& linear);
+
+// Tasks of (row block, group of tiles) claimed in turn.
+struct TileTasks {
+  int rows, row_step, tiles, tile_step;
+  int count() const { return ((rows + row_step - 1) / row_step) * ((tiles + tile_step - 1) / tile_step); }
+  // Calls work(row0, row1, tile0, tile1). Few rows: a fixed even share of the tiles; many: first come, first served.
+  template <class F> void each(Worker& w, std::atomic<int>& next, F&& work) const {
+    if (rows <= kFew) {
+      if (w.begin(tiles) < w.end(tiles)) work(0, rows, w.begin(tiles), w.end(tiles));
+      return;
+    }
+    const int across = (tiles + tile_step - 1) / tile_step, total = count();
+    for (int i = next.fetch_add(1); i < total; i = next.fetch_add(1)) {
+      const int row = i / across * row_step, tile = i % across * tile_step;
+      work(row, row + row_step < rows ? row + row_step : rows, tile, tile + tile_step < tiles ? tile + tile_step : tiles);
+    }
+  }
+  static constexpr int kFew = 16;
+};
+
+// y[m, out] = x[m, in] W^T + bias, on the shared pool.
+void matmul(const Linear& linear, const float* x, float* y, int m);
+
+}  // namespace thrifty

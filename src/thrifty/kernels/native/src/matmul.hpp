@@ -1,0 +1,96 @@
+// y = W x over packed weights, one family of kernels for every number of rows. Included once per instruction set.
+//
+// The order of floating-point operations of an output element is fixed: blocks of 32 columns in order, for each
+// acc = fma(dot, scale * x_scale, acc), then acc = fma(minimum, x_scale * sum(q), acc). It does not depend on how many
+// rows run together, so decode, prefill and any batch agree to the bit.
+#pragma once
+
+namespace thrifty::THRIFTY_ISA {
+
+template <int BITS, bool MINIMUM, int M>
+THRIFTY_INLINE void group_tile(const Linear& w, int tile, const ActivationBlock* x, V* acc) {
+  const int blocks = w.blocks(), per_group = w.group / kBlockColumns, groups = (blocks + per_group - 1) / per_group;
+  constexpr int kBytes = 64 * BITS;
+  const uint8_t* codes = w.codes + (size_t)tile * blocks * kBytes;
+  const uint16_t* scales = w.scales + (size_t)tile * groups * kLanes;
+  const uint16_t* minimums = MINIMUM ? w.minimums + (size_t)tile * groups * kLanes : nullptr;
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++) acc[i] = zero();
+  for (int g = 0; g < groups; g++, scales += kLanes) {
+    const V scale = load_half(scales), minimum = MINIMUM ? load_half(minimums + (size_t)g * kLanes) : zero();
+    const int end = (g + 1) * per_group < blocks ? (g + 1) * per_group : blocks;
+    for (int b = g * per_group; b < end; b++, codes += kBytes, x += kPanel) {
+      V d[M];
+      if constexpr (M == 1) {
+        for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(codes + 2048 + line);
+      }
+      block_dot<BITS, !MINIMUM, M>(codes, x, d);
+#pragma GCC unroll 16
+      for (int i = 0; i < M; i++) {
+        acc[i] = fma(d[i], mul(scale, set1(x[i].scale)), acc[i]);
+        if constexpr (MINIMUM) acc[i] = fma(minimum, set1(x[i].scaled_sum), acc[i]);
+      }
+    }
+  }
+}
+
+template <int M> THRIFTY_INLINE void pair_tile(const Linear& w, int tile, const uint32_t* x, V* acc) {
+  const int pairs = (w.in + 1) / 2;
+  const uint16_t* codes = (const uint16_t*)w.codes + (size_t)tile * pairs * 2 * kLanes;
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++) acc[i] = zero();
+  for (int p = 0; p < pairs; p++, codes += 2 * kLanes, x += kPanel) {
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++) acc[i] = dot_pair(acc[i], codes, x[i]);
+  }
+}
+
+template <int M> THRIFTY_INLINE void write_tile(const Linear& w, int tile, V* acc, float* y, size_t stride, bool add_to_y) {
+  const int lanes = w.out - tile * kLanes < kLanes ? w.out - tile * kLanes : kLanes;
+  const V bias = w.bias ? load_some(w.bias + tile * kLanes, lanes) : zero();
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++) {
+    V v = w.bias ? add(acc[i], bias) : acc[i];
+    if (add_to_y) v = add(load_some(y + i * stride, lanes), v);
+    store_some(y + i * stride, v, lanes);
+  }
+}
+
+// KIND 4 or 8 with or without minimums, or 16. `x` points to the first of M rows inside a panel.
+template <int KIND, bool MINIMUM, int M>
+static void rows_tile(const Linear& w, int tile, const void* x, float* y, size_t stride, bool add_to_y) {
+  V acc[M];
+  if constexpr (KIND == 16) pair_tile<M>(w, tile, (const uint32_t*)x, acc);
+  else group_tile<KIND, MINIMUM, M>(w, tile, (const ActivationBlock*)x, acc);
+  write_tile<M>(w, tile, acc, y, stride, add_to_y);
+}
+
+template <int KIND, bool MINIMUM>
+static void panel_tile(const Linear& w, int tile, const uint8_t* x, size_t item, int rows, float* y, size_t stride, bool add_to_y) {
+  if (rows == kPanel) return rows_tile<KIND, MINIMUM, 8>(w, tile, x, y, stride, add_to_y);
+  int i = 0;
+  if (rows & 4) rows_tile<KIND, MINIMUM, 4>(w, tile, x, y, stride, add_to_y), i = 4;
+  if (rows & 2) rows_tile<KIND, MINIMUM, 2>(w, tile, x + i * item, y + i * stride, stride, add_to_y), i += 2;
+  if (rows & 1) rows_tile<KIND, MINIMUM, 1>(w, tile, x + i * item, y + i * stride, stride, add_to_y);
+}
+
+template <int KIND, bool MINIMUM>
+static void run_tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add_to_y) {
+  const size_t item = KIND == 16 ? sizeof(uint32_t) : sizeof(ActivationBlock);
+  const size_t panel_bytes = item * kPanel * (KIND == 16 ? (size_t)(w.in + 1) / 2 : (size_t)w.blocks());
+  for (int tile = tile0; tile < tile1; tile++) {
+    const uint8_t* x = (const uint8_t*)activations + (size_t)(row0 / kPanel) * panel_bytes;
+    float* to = y + (size_t)(tile - tile0) * kLanes;
+    for (int row = row0; row < row1; row += kPanel, x += panel_bytes, to += kPanel * stride)
+      panel_tile<KIND, MINIMUM>(w, tile, x, item, row1 - row < kPanel ? row1 - row : kPanel, to, stride, add_to_y);
+  }
+}
+
+static void tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add_to_y) {
+  auto run = w.kind == 16 ? run_tiles<16, false>
+             : w.kind == 4 ? (w.minimums ? run_tiles<4, true> : run_tiles<4, false>)
+                           : (w.minimums ? run_tiles<8, true> : run_tiles<8, false>);
+  run(w, tile0, tile1, activations, row0, row1, y, stride, add_to_y);
+}
+
+}  // namespace thrifty::THRIFTY_ISA

@@ -1,0 +1,163 @@
+#include "operations.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "isa.hpp"
+
+namespace thrifty {
+
+namespace {
+
+constexpr int kPrivateRows = 2;
+constexpr int kGateRows = 64;     // rows whose gate and up tiles stay in the first-level cache
+constexpr int kTilesOfATask = 4;
+
+size_t padded_floats(int columns) { return align64((size_t)columns * sizeof(float)); }
+
+}  // namespace
+
+size_t Panels::scratch(int columns) const {
+  Linear by_codes, by_pairs;
+  by_codes.kind = 8, by_pairs.kind = 16, by_codes.in = by_pairs.in = columns;
+  return padded_floats(columns) + (codes ? align64(panel_bytes(by_codes, 1)) : 0) + (pairs ? align64(panel_bytes(by_pairs, 1)) : 0);
+}
+
+template <class F> Panels::Ready Panels::prepare(Plan& plan, Worker& w, int rows, int columns, F&& row_at) const {
+  Linear by_codes, by_pairs;
+  by_codes.kind = 8, by_pairs.kind = 16, by_codes.in = by_pairs.in = columns;
+  float* normed = (float*)w.scratch;
+  uint8_t* own = w.scratch + padded_floats(columns);
+  const bool apart = rows <= kPrivateRows;
+  uint8_t* code_panel = apart ? own : plan.panel(false);
+  uint8_t* pair_panel = apart ? own + (codes ? align64(panel_bytes(by_codes, 1)) : 0) : plan.panel(true);
+  for (int i = apart ? 0 : w.begin(rows), end = apart ? rows : w.end(rows); i < end; i++) {
+    const float* x = row_at(i);
+    if (norm) kernels().rms_norm(x, norm, epsilon, columns, normed), x = normed;
+    if (codes) place_row(by_codes, x, i, code_panel);
+    if (pairs) place_row(by_pairs, x, i, pair_panel);
+  }
+  if (!apart) w.barrier();
+  return {code_panel, pair_panel};
+}
+
+void Embed::run(Plan& plan, Step& s, Worker& w) {
+  const Linear& weights = plan.linears[(size_t)linear];
+  float* hidden = plan.buffer(out, s);
+  for (int i = w.begin(s.rows); i < w.end(s.rows); i++) {
+    float* row = hidden + (size_t)i * (size_t)weights.in;
+    linear_row(weights, s.tokens[i], row);
+    if (scale != 1.0f)
+      for (int c = 0; c < weights.in; c++) row[c] *= scale;
+  }
+}
+
+size_t Project::scratch(const Plan& plan) const { return panels.scratch(plan.widths[(size_t)in]); }
+
+void Project::run(Plan& plan, Step& s, Worker& w) {
+  const int columns = plan.widths[(size_t)in];
+  const float* x = plan.buffer(in, s);
+  const auto ready = panels.prepare(plan, w, s.rows, columns, [&](int i) { return x + (size_t)i * (size_t)columns; });
+  int tiles = 0;
+  for (int i : linears) tiles += plan.linears[(size_t)i].tiles();
+  const TileTasks tasks{s.rows, rows_per_pass(plan.linears[(size_t)linears[0]]), tiles, kTilesOfATask};
+  tasks.each(w, next, [&](int row0, int row1, int tile0, int tile1) {
+    int first = 0;  // the tiles of all linears are numbered one after the other
+    for (size_t i = 0; i < linears.size(); i++) {
+      const Linear& weights = plan.linears[(size_t)linears[i]];
+      const int from = std::max(tile0 - first, 0), to = std::min(tile1 - first, weights.tiles());
+      const size_t stride = (size_t)weights.out;
+      if (from < to) kernels().tiles(weights, from, to, ready.of(weights), row0, row1, plan.buffer(outs[i], s) + (size_t)row0 * stride + (size_t)from * kLanes, stride, add);
+      first += weights.tiles();
+    }
+  });
+}
+
+size_t Gated::scratch(const Plan& plan) const { return panels.scratch(plan.widths[(size_t)in]) + kGateRows * 4 * kLanes * sizeof(float); }
+
+void Gated::run(Plan& plan, Step& s, Worker& w) {
+  const int columns = plan.widths[(size_t)in], width = plan.widths[(size_t)out];
+  const float* x = plan.buffer(in, s);
+  float* y = plan.buffer(out, s);
+  const auto ready = panels.prepare(plan, w, s.rows, columns, [&](int i) { return x + (size_t)i * (size_t)columns; });
+  const Linear &a = plan.linears[(size_t)gate], &b = plan.linears[(size_t)up];
+  float* gates = (float*)(w.scratch + panels.scratch(columns));
+  float* ups = gates + kGateRows * 2 * kLanes;
+  const TileTasks tasks{s.rows, std::min(rows_per_pass(a), 4 * kGateRows), a.tiles(), kTilesOfATask};
+  tasks.each(w, next, [&](int row0, int row1, int tile0, int tile1) {
+    for (int tile = tile0; tile < tile1; tile += 2) {
+      const int end = std::min(tile + 2, tile1), lanes = std::min(width - tile * kLanes, (end - tile) * kLanes);
+      for (int row = row0; row < row1; row += kGateRows) {
+        const int stop = std::min(row + kGateRows, row1);
+        kernels().tiles(a, tile, end, ready.of(a), row, stop, gates, 2 * kLanes, false);
+        kernels().tiles(b, tile, end, ready.of(b), row, stop, ups, 2 * kLanes, false);
+        for (int i = row; i < stop; i++)
+          kernels().gate(gates + (i - row) * 2 * kLanes, ups + (i - row) * 2 * kLanes, y + (size_t)i * (size_t)width + (size_t)tile * kLanes, lanes, activation);
+      }
+    }
+  });
+}
+
+void RotateAppend::run(Plan& plan, Step& s, Worker& w) {
+  const int heads = plan.shape.heads, kv_heads = plan.shape.kv_heads, dim = plan.shape.head_dim, units = heads + kv_heads;
+  float *queries = plan.buffer(q, s), *keys = plan.buffer(k, s);
+  const float *values = plan.buffer(v, s), *cosines = s.rotation[(size_t)rope], *sines = cosines + (size_t)s.rows * (size_t)half;
+  for (int u = w.begin(s.rows * units); u < w.end(s.rows * units); u++) {
+    const int row = u / units, unit = u % units;
+    const bool query = unit < heads;
+    float* x = query ? queries + ((size_t)row * (size_t)heads + (size_t)unit) * (size_t)dim
+                     : keys + ((size_t)row * (size_t)kv_heads + (size_t)(unit - heads)) * (size_t)dim;
+    if (const float* norm = query ? q_norm : k_norm) kernels().rms_norm(x, norm, epsilon, dim, x);
+    kernels().rotate(x, cosines + (size_t)row * (size_t)half, sines + (size_t)row * (size_t)half, half);
+    if (query) {
+      if (s.queries_out) std::memcpy(s.queries_out + ((size_t)row * (size_t)heads + (size_t)unit) * (size_t)dim, x, (size_t)dim * sizeof(float));
+      continue;
+    }
+    const int head = unit - heads, sequence = s.sequence_of[(size_t)row];
+    const int slot = s.slots[((size_t)layer * s.views.size() + (size_t)sequence) * (size_t)kv_heads + (size_t)head] + s.slot_of[(size_t)row];
+    s.views[(size_t)sequence]->write(layer, head, slot, x, values + ((size_t)row * (size_t)kv_heads + (size_t)head) * (size_t)dim);
+  }
+}
+
+void Attend::prepare(Plan& plan, Step& s, int workers) {
+  attention.begin();
+  const size_t width = (size_t)plan.shape.heads * (size_t)plan.shape.head_dim;
+  size_t row = 0;
+  for (size_t i = 0; i < s.views.size(); row += (size_t)s.counts[i], i++)
+    attention.add(*s.views[i], layer, call, s.counts[i], plan.buffer(q, s) + row * width, plan.buffer(out, s) + row * width);
+  attention.prepare(plan.attention, workers);
+}
+
+void NormAdd::run(Plan& plan, Step& s, Worker& w) {
+  const int width = plan.widths[(size_t)in];
+  const float* x = plan.buffer(in, s);
+  float *y = plan.buffer(out, s), *normed = (float*)w.scratch;
+  for (int i = w.begin(s.rows); i < w.end(s.rows); i++) {
+    kernels().rms_norm(x + (size_t)i * (size_t)width, norm, epsilon, width, normed);
+    kernels().add(y + (size_t)i * (size_t)width, normed, width);
+  }
+}
+
+size_t Logits::scratch(const Plan& plan) const { return panels.scratch(plan.widths[(size_t)in]); }
+
+void Logits::run(Plan& plan, Step& s, Worker& w) {
+  const Linear& weights = plan.linears[(size_t)linear];
+  const float* x = plan.buffer(in, s);
+  for (int start = 0; start < s.logit_count; start += plan.shape.max_rows) {  // as many as the panels hold
+    const int rows = std::min(plan.shape.max_rows, s.logit_count - start);
+    const auto ready = panels.prepare(plan, w, rows, weights.in, [&](int i) { return x + (size_t)s.logit_rows[start + i] * (size_t)weights.in; });
+    const size_t stride = (size_t)weights.out;
+    float* y = s.logits + (size_t)start * stride;
+    const int first = w.begin(weights.tiles()), last = w.end(weights.tiles()), step = rows_per_pass(weights);
+    for (int row0 = 0; row0 < rows && first < last; row0 += step) {
+      const int row1 = std::min(row0 + step, rows), from = first * kLanes, count = std::min(last * kLanes, weights.out) - from;
+      kernels().tiles(weights, first, last, ready.of(weights), row0, row1, y + (size_t)row0 * stride + from, stride, false);
+      for (int i = row0; softcap > 0.0f && i < row1; i++) kernels().cap(y + (size_t)i * stride + from, softcap, count);
+    }
+    w.barrier();
+    for (int i = w.begin(rows); s.arg_max && i < w.end(rows); i++) s.arg_max[start + i] = kernels().arg_max(y + (size_t)i * stride, weights.out);
+    if (start + rows < s.logit_count) w.barrier();
+  }
+}
+
+}  // namespace thrifty

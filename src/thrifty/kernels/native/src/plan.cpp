@@ -1,0 +1,214 @@
+#include "plan.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <set>
+#include <stdexcept>
+
+#include "isa.hpp"
+#include "operations.hpp"
+
+namespace thrifty {
+
+namespace {
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
+template <class T> std::unique_ptr<T[], void (*)(void*)> allocate(size_t count) {
+  void* p = std::aligned_alloc(64, align64(std::max<size_t>(count * sizeof(T), 64)));
+  if (!p) throw std::bad_alloc();
+  return {static_cast<T*>(p), std::free};
+}
+
+Panels make_panels(uintptr_t norm, float epsilon, const std::vector<const Linear*>& linears) {
+  Panels p{(const float*)norm, epsilon, false, false};
+  for (const Linear* w : linears) (w->kind == 16 ? p.pairs : p.codes) = true;
+  return p;
+}
+
+}  // namespace
+
+Plan::Plan(PlanShape s) : shape(s) {
+  if (s.max_rows < 1 || s.max_rows > 65536) refuse("a plan's rows must be between 1 and 65536, not " + std::to_string(s.max_rows));
+  if (s.layers < 1 || s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads) refuse("a plan needs layers, and query heads that are a multiple of the KV heads");
+  if (s.head_dim < 64 || s.head_dim % 64) refuse("a plan needs a head dimension that is a multiple of 64, not " + std::to_string(s.head_dim));
+  for (int kind = 0; kind < 2; kind++) panels_.push_back(allocate<uint8_t>(0));
+}
+
+const Linear& Plan::linear(int i) const {
+  if (i < 0 || (size_t)i >= linears.size()) refuse("linear " + std::to_string(i) + " does not exist");
+  return linears[(size_t)i];
+}
+
+int Plan::width(int i) const {
+  if (i < 0 || (size_t)i >= widths.size()) refuse("buffer " + std::to_string(i) + " does not exist");
+  return widths[(size_t)i];
+}
+
+int Plan::add_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group) {
+  linears.push_back(make_linear(kind, codes, scales, minimums, bias, out, in, group));
+  return (int)linears.size() - 1;
+}
+
+int Plan::add_buffer(int width) {
+  if (width < 1) refuse("a buffer needs a positive width");
+  widths.push_back(width);
+  buffers_.push_back(allocate<float>((size_t)width * (size_t)shape.max_rows));
+  bytes_ += (size_t)width * (size_t)shape.max_rows * sizeof(float);
+  return (int)widths.size() - 1;
+}
+
+void Plan::add(std::unique_ptr<Operation> operation) {
+  if (operation->layer >= shape.layers) refuse("layer " + std::to_string(operation->layer) + " is outside the plan");
+  scratch_ = std::max(scratch_, operation->scratch(*this));
+  operations_.push_back(std::move(operation));
+}
+
+// Panels of the two kinds, each for the widest buffer that a linear may read.
+void Plan::allocate_panels() {
+  bool used[2] = {false, false};
+  for (const Linear& w : linears) used[w.kind == 16] = true;
+  for (int kind = 0; kind < 2; kind++) {
+    size_t bytes = 0;
+    for (int width : widths) {
+      Linear w;
+      w.kind = kind ? 16 : 8, w.in = width;
+      bytes = std::max(bytes, panel_bytes(w, shape.max_rows));
+    }
+    if (!used[kind] || bytes <= panel_bytes_[kind]) continue;
+    panels_[(size_t)kind] = allocate<uint8_t>(bytes);
+    panel_bytes_[kind] = bytes;
+  }
+}
+
+void Plan::add_embed(int w, float scale, int out) {
+  if (linear(w).in != width(out)) refuse("the embedding's width differs from its buffer's");
+  vocabulary_ = linear(w).out;
+  add(std::make_unique<Embed>(w, scale, out));
+}
+
+void Plan::add_project(int layer, int in, uintptr_t norm, float epsilon, std::vector<int> ws, std::vector<int> outs, bool add_to) {
+  if (ws.empty() || ws.size() != outs.size()) refuse("a projection needs one output buffer for each linear");
+  std::vector<const Linear*> used;
+  for (size_t i = 0; i < ws.size(); i++) {
+    used.push_back(&linear(ws[i]));
+    if (used[i]->in != width(in) || used[i]->out != width(outs[i])) refuse("a projection's shapes do not match its buffers");
+  }
+  add(std::make_unique<Project>(layer, in, make_panels(norm, epsilon, used), std::move(ws), std::move(outs), add_to));
+}
+
+void Plan::add_gated(int layer, int in, uintptr_t norm, float epsilon, int gate, int up, int out, int activation) {
+  const Linear &a = linear(gate), &b = linear(up);
+  if (a.in != width(in) || b.in != a.in || a.out != width(out) || b.out != a.out) refuse("a gated projection's shapes do not match its buffers");
+  if (activation != 0 && activation != 1) refuse("activation must be 0 (SiLU) or 1 (GELU, tanh form)");
+  add(std::make_unique<Gated>(layer, in, make_panels(norm, epsilon, {&a, &b}), gate, up, out, activation));
+}
+
+void Plan::add_rotate(int layer, int q, int k, int v, uintptr_t q_norm, uintptr_t k_norm, float epsilon, int rope, int rope_dim) {
+  if (width(q) != shape.heads * shape.head_dim || width(k) != shape.kv_heads * shape.head_dim || width(v) != width(k)) refuse("query, key and value buffers do not match the heads");
+  if (rope < 0 || rope > 64 || rope_dim < 0 || rope_dim % 2 || rope_dim > shape.head_dim) refuse("the rotary dimension must be even and at most the head dimension");
+  auto op = std::make_unique<RotateAppend>(layer);
+  op->q = q, op->k = k, op->v = v, op->rope = rope, op->half = rope_dim / 2;
+  op->q_norm = (const float*)q_norm, op->k_norm = (const float*)k_norm, op->epsilon = epsilon;
+  ropes_ = std::max(ropes_, rope + 1);
+  add(std::move(op));
+}
+
+void Plan::add_attend(int layer, int q, int out, float scale, int window, float softcap) {
+  if (width(q) != shape.heads * shape.head_dim || width(out) != width(q)) refuse("query and output buffers do not match the heads");
+  if (window < 0) refuse("window must be 0 (none) or positive");
+  add(std::make_unique<Attend>(layer, q, out, Attention::Call{shape.heads, scale, softcap, window}));
+}
+
+void Plan::add_norm_add(int layer, int in, uintptr_t norm, float epsilon, int out) {
+  if (width(in) != width(out) || !norm) refuse("norm_add needs a norm and two buffers of one width");
+  add(std::make_unique<NormAdd>(layer, in, (const float*)norm, epsilon, out));
+}
+
+void Plan::add_logits(int in, uintptr_t norm, float epsilon, int w, float softcap) {
+  if (linear(w).in != width(in)) refuse("the head's width differs from its buffer's");
+  add(std::make_unique<Logits>(in, make_panels(norm, epsilon, {&linear(w)}), w, softcap));
+}
+
+void Plan::check(const Step& s) const {
+  if (s.rows < 1 || s.rows > shape.max_rows) refuse("the plan takes 1 to " + std::to_string(shape.max_rows) + " rows, not " + std::to_string(s.rows));
+  if (s.first_layer < 0 || s.last_layer > shape.layers || s.first_layer > s.last_layer) refuse("layers " + std::to_string(s.first_layer) + ".." + std::to_string(s.last_layer) + " are outside the plan's " + std::to_string(shape.layers));
+  for (int i = 0; s.tokens && i < s.rows; i++)
+    if (s.tokens[i] < 0 || s.tokens[i] >= vocabulary_) refuse("token id " + std::to_string(s.tokens[i]) + " is outside the vocabulary of " + std::to_string(vocabulary_));
+  for (int i = 0; i < s.logit_count; i++)
+    if (s.logit_rows[i] < 0 || s.logit_rows[i] >= s.rows) refuse("logit row " + std::to_string(s.logit_rows[i]) + " is outside the step's " + std::to_string(s.rows) + " rows");
+  if (!s.skip.empty() && s.skip.size() != (size_t)shape.layers) refuse("skip needs one entry a layer");
+  if (s.first_layer == s.last_layer) return;
+  if (s.queries_out && s.last_layer != s.first_layer + 1) refuse("queries can be returned for one layer at a time");
+  if ((int)s.rotation.size() < ropes_) refuse("the step needs " + std::to_string(ropes_) + " rotation tables");
+  if (s.views.size() != s.counts.size()) refuse("a step needs one row count for each view");
+  long long rows = 0;
+  for (size_t i = 0; i < s.views.size(); i++) {
+    const View& v = *s.views[i];
+    if (s.counts[i] < 1) refuse("each view needs at least one row");
+    if (v.layers() != shape.layers || v.kv_heads() != shape.kv_heads || v.head_dim() != shape.head_dim) refuse("a view's layers, KV heads and head dimension must equal the plan's");
+    rows += s.counts[i];
+    for (int layer = s.first_layer; layer < s.last_layer; layer++)
+      if ((s.skip.empty() || !s.skip[(size_t)layer]) && v.room(layer) < s.counts[i])
+        refuse("layer " + std::to_string(layer) + " of view " + std::to_string(i) + " has room for " + std::to_string(v.room(layer)) + " more tokens, not " + std::to_string(s.counts[i]) + "; push open pages first");
+  }
+  if (rows != s.rows) refuse("the views' row counts sum to " + std::to_string(rows) + ", not to " + std::to_string(s.rows));
+  if (std::set<const View*>(s.views.begin(), s.views.end()).size() != s.views.size()) refuse("a view may appear only once in a step");
+}
+
+// Counts the new slots as used in every layer that runs; RotateAppend then writes them.
+void Plan::derive(Step& s) const {
+  s.sequence_of.clear(), s.slot_of.clear();
+  for (size_t i = 0; i < s.counts.size(); i++)
+    for (int j = 0; j < s.counts[i]; j++) s.sequence_of.push_back((int)i), s.slot_of.push_back(j);
+  s.slots.assign((size_t)shape.layers * s.views.size() * (size_t)shape.kv_heads, 0);
+  for (int layer = s.first_layer; layer < s.last_layer; layer++) {
+    if (!s.skip.empty() && s.skip[(size_t)layer]) continue;
+    for (size_t i = 0; i < s.views.size(); i++) {
+      for (int h = 0; h < shape.kv_heads; h++) s.slots[((size_t)layer * s.views.size() + i) * (size_t)shape.kv_heads + (size_t)h] = s.views[i]->tokens(layer, h);
+      s.views[i]->reserve(layer, s.counts[i]);
+    }
+  }
+}
+
+bool Plan::wanted(const Operation& op, const Step& s) const {
+  if (op.layer == Operation::kEmbed) return s.tokens != nullptr;
+  if (op.layer == Operation::kLogits) return s.logit_count > 0;
+  return op.layer >= s.first_layer && op.layer < s.last_layer && (s.skip.empty() || !s.skip[(size_t)op.layer]);
+}
+
+void Plan::execute(Step& s, Worker& w) {
+  for (size_t i = 0; i < operations_.size(); i++) {
+    Operation& op = *operations_[i];
+    if (!wanted(op, s)) continue;
+    op.run(*this, s, w);
+    w.barrier();
+    const bool ends_layer = i + 1 == operations_.size() || operations_[i + 1]->layer != op.layer;
+    if (!s.tap || op.layer < 0 || op.layer != s.tap_layer || !ends_layer) continue;
+    const size_t width = (size_t)widths[0], from = (size_t)w.begin(s.rows), rows = (size_t)w.end(s.rows) - from;
+    std::memcpy(s.tap + from * width, buffer(0, s) + from * width, rows * width * sizeof(float));
+    w.barrier();
+  }
+}
+
+void Plan::run(Step& s) {
+  check(s);
+  allocate_panels();
+  const int workers = Pool::shared().threads();
+  derive(s);
+  std::vector<std::unique_ptr<View::Busy>> busy;
+  for (View* v : s.views) busy.push_back(std::make_unique<View::Busy>(*v));
+  for (auto& op : operations_) {
+    op->next.store(0, std::memory_order_relaxed);
+    if (wanted(*op, s)) op->prepare(*this, s, workers);
+  }
+  Pool::shared().run(scratch_, [&](Worker& w) { execute(s, w); });
+}
+
+size_t Plan::bytes() const {
+  return bytes_ + panel_bytes_[0] + panel_bytes_[1] + attention.bytes() + scratch_ * (size_t)Pool::shared().threads();
+}
+
+}  // namespace thrifty

@@ -1,0 +1,101 @@
+// The native program of one step: an ordered list of operations over fixed buffers, replayed by the pool.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "attend.hpp"
+#include "linear.hpp"
+#include "pool.hpp"
+#include "view.hpp"
+
+namespace thrifty {
+
+// What differs from one run to the next.
+struct Step {
+  int rows = 0;
+  const int32_t* tokens = nullptr;     // [rows]; null: the caller filled `hidden`
+  float* hidden = nullptr;             // [rows, hidden size]; null: the plan's own
+  std::vector<View*> views;            // one per sequence
+  std::vector<int> counts;             // rows of each sequence, in order
+  std::vector<const float*> rotation;  // per rope kind: cosines [rows, half], then sines
+  int first_layer = 0, last_layer = 0; // layers first..last-1
+  std::vector<uint8_t> skip;           // per layer, or empty
+  float* queries_out = nullptr;        // [rows, heads, dim] of the (only) layer
+  int tap_layer = -1;
+  float* tap = nullptr;                // [rows, hidden size] after tap_layer
+  const int32_t* logit_rows = nullptr; // [logit_count]
+  int logit_count = 0;
+  float* logits = nullptr;             // [logit_count, vocabulary]
+  int32_t* arg_max = nullptr;          // [logit_count]
+
+  // derived
+  std::vector<int> sequence_of, slot_of;            // [rows]: sequence, offset inside its rows
+  std::vector<int> slots;                           // [layer, sequence, head] before this step
+};
+
+struct PlanShape {
+  int max_rows, layers, heads, kv_heads, head_dim;
+};
+
+class Plan;
+
+struct Operation {
+  explicit Operation(int layer) : layer(layer) {}
+  virtual ~Operation() = default;
+  virtual size_t scratch(const Plan&) const { return 0; }
+  virtual size_t shared_panel(int) const { return 0; }
+  virtual void prepare(Plan&, Step&, int) {}               // on the caller's thread, before the workers start
+  virtual void run(Plan&, Step&, Worker&) = 0;             // a barrier follows
+  int layer;  // kEmbed, kLogits or a layer
+  static constexpr int kEmbed = -1, kLogits = -2;
+  std::atomic<int> next{0};  // claimed tasks, reset before each run
+};
+
+class Plan {
+ public:
+  explicit Plan(PlanShape shape);
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+  int add_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group);
+  int add_buffer(int width);  // buffer 0 is the hidden state
+  void add_embed(int linear, float scale, int out);
+  // Optional norm (norm 0: none), then y = W x for each linear; add: y += W x.
+  void add_project(int layer, int in, uintptr_t norm, float epsilon, std::vector<int> linears, std::vector<int> outs, bool add);
+  void add_gated(int layer, int in, uintptr_t norm, float epsilon, int gate, int up, int out, int activation);
+  // Head norms (0: none), rotary embedding of q and k in place, append of k and v to the views.
+  void add_rotate(int layer, int q, int k, int v, uintptr_t q_norm, uintptr_t k_norm, float epsilon, int rope, int rope_dim);
+  void add_attend(int layer, int q, int out, float scale, int window, float softcap);
+  void add_norm_add(int layer, int in, uintptr_t norm, float epsilon, int out);  // out += norm(in)
+  void add_logits(int in, uintptr_t norm, float epsilon, int linear, float softcap);
+  void run(Step& step);
+  size_t bytes() const;
+
+  // for the operations
+  const PlanShape shape;
+  std::vector<Linear> linears;
+  std::vector<int> widths;
+  uint8_t* panel(bool bf16) { return panels_[bf16].get(); }
+  float* buffer(int i, const Step& s) { return i == 0 && s.hidden ? s.hidden : buffers_[(size_t)i].get(); }
+  AttentionBuffers attention;
+
+ private:
+  using Floats = std::unique_ptr<float[], void (*)(void*)>;
+  using Bytes = std::unique_ptr<uint8_t[], void (*)(void*)>;
+  void add(std::unique_ptr<Operation> operation);
+  const Linear& linear(int i) const;
+  int width(int i) const;
+  void allocate_panels();
+  void check(const Step& s) const;
+  void derive(Step& s) const;
+  bool wanted(const Operation& op, const Step& s) const;
+  void execute(Step& s, Worker& w);
+
+  std::vector<std::unique_ptr<Operation>> operations_;
+  std::vector<Floats> buffers_;
+  std::vector<Bytes> panels_;
+  size_t bytes_ = 0, panel_bytes_[2] = {0, 0}, scratch_ = 0;
+  int ropes_ = 0, vocabulary_ = 0;
+};
+
+}  // namespace thrifty

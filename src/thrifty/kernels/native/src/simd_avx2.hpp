@@ -1,0 +1,174 @@
+// Sixteen floats in two AVX2 registers (AVX2, FMA, F16C).
+#pragma once
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "types.hpp"
+
+#define THRIFTY_INLINE static inline __attribute__((always_inline))
+
+namespace thrifty::THRIFTY_ISA {
+
+struct V {
+  __m256 a, b;
+};
+using I = __m256i;
+constexpr const char* kName = "avx2";
+constexpr int kScoreRows = 6, kScoreVectors = 1;
+
+THRIFTY_INLINE V zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+THRIFTY_INLINE V set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+THRIFTY_INLINE V load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+THRIFTY_INLINE void store(float* p, V v) { _mm256_storeu_ps(p, v.a), _mm256_storeu_ps(p + 8, v.b); }
+THRIFTY_INLINE V add(V x, V y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+THRIFTY_INLINE V sub(V x, V y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+THRIFTY_INLINE V mul(V x, V y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+THRIFTY_INLINE V div(V x, V y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+THRIFTY_INLINE V fma(V x, V y, V z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+THRIFTY_INLINE V max(V x, V y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+THRIFTY_INLINE V min(V x, V y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+THRIFTY_INLINE V absolute(V x) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+THRIFTY_INLINE V round_even(V x) {
+  constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(x.a, mode), _mm256_round_ps(x.b, mode)};
+}
+THRIFTY_INLINE float reduce_max(V x) {
+  __m256 m = _mm256_max_ps(x.a, x.b);
+  __m128 h = _mm_max_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+  h = _mm_max_ps(h, _mm_movehl_ps(h, h));
+  return _mm_cvtss_f32(_mm_max_ss(h, _mm_movehdup_ps(h)));
+}
+THRIFTY_INLINE float reduce_add(V x) {
+  __m256 m = _mm256_add_ps(x.a, x.b);
+  __m128 h = _mm_add_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
+  h = _mm_add_ps(h, _mm_movehl_ps(h, h));
+  return _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)));
+}
+THRIFTY_INLINE V load_half(const uint16_t* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
+}
+THRIFTY_INLINE __m256 bf16x8(const uint16_t* p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+}
+THRIFTY_INLINE V load_bf16(const uint16_t* p) { return {bf16x8(p), bf16x8(p + 8)}; }
+THRIFTY_INLINE float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
+THRIFTY_INLINE __m256 inside(int lo, int hi, int first) {
+  I lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
+  return _mm256_castsi256_ps(_mm256_and_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(hi), lane), _mm256_cmpgt_epi32(lane, _mm256_set1_epi32(lo - 1))));
+}
+THRIFTY_INLINE V keep(V x, int lo, int hi, V y) {
+  return {_mm256_blendv_ps(y.a, x.a, inside(lo, hi, 0)), _mm256_blendv_ps(y.b, x.b, inside(lo, hi, 8))};
+}
+THRIFTY_INLINE V zero_below(V value, V x, float limit) {
+  const __m256 l = _mm256_set1_ps(limit);
+  return {_mm256_and_ps(value.a, _mm256_cmp_ps(x.a, l, _CMP_GE_OQ)), _mm256_and_ps(value.b, _mm256_cmp_ps(x.b, l, _CMP_GE_OQ))};
+}
+THRIFTY_INLINE __m256 shift_exponent(__m256 a, __m256 n) {
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
+}
+THRIFTY_INLINE V times_power_of_two(V x, V n) { return {shift_exponent(x.a, n.a), shift_exponent(x.b, n.b)}; }
+THRIFTY_INLINE void store_int8(int8_t* p, V x) {
+  I w = _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xd8);
+  _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
+}
+THRIFTY_INLINE int sum_int8x32(const int8_t* p) {
+  int s = 0;
+  for (int i = 0; i < 32; i++) s += p[i];
+  return s;
+}
+THRIFTY_INLINE uint16_t bf16_of(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40u);
+  return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+THRIFTY_INLINE void store_bf16(uint16_t* p, V x, V y) {
+  float f[32];
+  store(f, x), store(f + 16, y);
+  for (int i = 0; i < 32; i++) p[i] = bf16_of(f[i]);
+}
+
+template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int j) {
+  int vectors = B == 8 ? 4 : B == 4 ? 2 : 1;
+  __m128i bytes = _mm_loadu_si128((const __m128i*)(p + 16 * (j % vectors)));
+  I x = _mm256_cvtepu8_epi32(bytes), y = _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8));
+  if constexpr (B != 8) {
+    const I mask = _mm256_set1_epi32((1 << B) - 1);
+    x = _mm256_and_si256(_mm256_srli_epi32(x, B * (j / vectors)), mask);
+    y = _mm256_and_si256(_mm256_srli_epi32(y, B * (j / vectors)), mask);
+  }
+  return {_mm256_cvtepi32_ps(x), _mm256_cvtepi32_ps(y)};
+}
+
+THRIFTY_INLINE I broadcast4(const int8_t* p) {
+  int32_t x;
+  std::memcpy(&x, p, 4);
+  return _mm256_set1_epi32(x);
+}
+
+// Eight rows (one half of the tile). 4 bit: pair sums stay below 8 * 2 * 15 * 127 = 30480, so they add up in int16.
+// 8 bit: |code - 128| * |x| <= 128 * 127 twice is 32512, so the signed form never saturates.
+template <int BITS, bool SYMMETRIC> THRIFTY_INLINE __m256 half_dot(const I* w, const ActivationBlock& x) {
+  const I ones = _mm256_set1_epi16(1);
+  if constexpr (BITS == 4) {
+    I pairs = _mm256_setzero_si256();
+    for (int v = 0; v < 8; v++) pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[v], broadcast4(x.q + 4 * v)));
+    I dot = _mm256_madd_epi16(pairs, ones);
+    if constexpr (SYMMETRIC) dot = _mm256_add_epi32(dot, _mm256_set1_epi32(x.minus8));
+    return _mm256_cvtepi32_ps(dot);
+  } else {
+    I dot = _mm256_setzero_si256();
+    for (int v = 0; v < 8; v++) {
+      I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[v]), _mm256_sign_epi8(broadcast4(x.q + 4 * v), w[v]));
+      dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, ones));
+    }
+    return _mm256_cvtepi32_ps(dot);
+  }
+}
+template <int BITS> THRIFTY_INLINE void read_half(const uint8_t* p, I* w) {
+  if constexpr (BITS == 4) {
+    const I mask = _mm256_set1_epi8(15);
+    for (int v = 0; v < 4; v++) {
+      I x = _mm256_loadu_si256((const I*)(p + 64 * v));
+      w[v] = _mm256_and_si256(x, mask);
+      w[4 + v] = _mm256_and_si256(_mm256_srli_epi16(x, 4), mask);
+    }
+  } else {
+    const I flip = _mm256_set1_epi8((char)0x80);
+    for (int v = 0; v < 8; v++) w[v] = _mm256_xor_si256(_mm256_loadu_si256((const I*)(p + 64 * v)), flip);
+  }
+}
+template <int BITS, bool SYMMETRIC, int M> THRIFTY_INLINE void block_dot(const uint8_t* codes, const ActivationBlock* x, V* d) {
+  I w[8];
+  read_half<BITS>(codes, w);
+  for (int i = 0; i < M; i++) d[i].a = half_dot<BITS, SYMMETRIC>(w, x[i]);
+  read_half<BITS>(codes + 32, w);
+  for (int i = 0; i < M; i++) d[i].b = half_dot<BITS, SYMMETRIC>(w, x[i]);
+}
+
+THRIFTY_INLINE __m256 dot_pair8(__m256 acc, const uint16_t* w, __m256 even, __m256 odd) {
+  I x = _mm256_loadu_si256((const I*)w);
+  acc = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), even, acc);
+  return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32((int)0xffff0000u))), odd, acc);
+}
+THRIFTY_INLINE V dot_pair(V acc, const uint16_t* w, uint32_t x) {
+  __m256 even = _mm256_castsi256_ps(_mm256_set1_epi32((int)(x << 16))), odd = _mm256_castsi256_ps(_mm256_set1_epi32((int)(x & 0xffff0000u)));
+  return {dot_pair8(acc.a, w, even, odd), dot_pair8(acc.b, w + 16, even, odd)};
+}
+
+THRIFTY_INLINE uint64_t read_lines(const uint8_t* p, size_t lines) {
+  I a = _mm256_setzero_si256(), b = a;
+  for (size_t i = 0; i < lines; i++) {
+    a = _mm256_add_epi64(a, _mm256_loadu_si256((const I*)(p + 64 * i)));
+    b = _mm256_add_epi64(b, _mm256_loadu_si256((const I*)(p + 64 * i + 32)));
+  }
+  uint64_t s[4];
+  _mm256_storeu_si256((I*)s, _mm256_add_epi64(a, b));
+  return s[0] + s[1] + s[2] + s[3];
+}
+
+}  // namespace thrifty::THRIFTY_ISA

@@ -1,0 +1,121 @@
+// Sixteen floats in one AVX-512 register (F, BW, VL, DQ, VNNI, BF16).
+#pragma once
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "types.hpp"
+
+#define THRIFTY_INLINE static inline __attribute__((always_inline))
+
+namespace thrifty::THRIFTY_ISA {
+
+using V = __m512;
+using I = __m512i;
+constexpr const char* kName = "avx512";
+constexpr int kScoreRows = 6, kScoreVectors = 4;  // register tile of attention
+
+THRIFTY_INLINE V zero() { return _mm512_setzero_ps(); }
+THRIFTY_INLINE V set1(float x) { return _mm512_set1_ps(x); }
+THRIFTY_INLINE V load(const float* p) { return _mm512_loadu_ps(p); }
+THRIFTY_INLINE void store(float* p, V v) { _mm512_storeu_ps(p, v); }
+THRIFTY_INLINE V add(V a, V b) { return _mm512_add_ps(a, b); }
+THRIFTY_INLINE V sub(V a, V b) { return _mm512_sub_ps(a, b); }
+THRIFTY_INLINE V mul(V a, V b) { return _mm512_mul_ps(a, b); }
+THRIFTY_INLINE V div(V a, V b) { return _mm512_div_ps(a, b); }
+THRIFTY_INLINE V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+THRIFTY_INLINE V max(V a, V b) { return _mm512_max_ps(a, b); }
+THRIFTY_INLINE V min(V a, V b) { return _mm512_min_ps(a, b); }
+THRIFTY_INLINE V absolute(V a) { return _mm512_abs_ps(a); }
+THRIFTY_INLINE V round_even(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+THRIFTY_INLINE float reduce_max(V a) { return _mm512_reduce_max_ps(a); }
+THRIFTY_INLINE float reduce_add(V a) { return _mm512_reduce_add_ps(a); }
+THRIFTY_INLINE V load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+THRIFTY_INLINE V load_bf16(const uint16_t* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+}
+THRIFTY_INLINE float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
+// Lanes lo..hi-1 of a, the other lanes of b.
+THRIFTY_INLINE V keep(V a, int lo, int hi, V b) {
+  unsigned high = hi >= 16 ? 0xffffu : hi <= 0 ? 0u : (1u << hi) - 1u, low = lo <= 0 ? 0u : lo >= 16 ? 0xffffu : (1u << lo) - 1u;
+  return _mm512_mask_blend_ps((__mmask16)(high & ~low), b, a);
+}
+THRIFTY_INLINE V zero_below(V value, V x, float limit) {  // value where x >= limit, else 0
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), value);
+}
+THRIFTY_INLINE V times_power_of_two(V a, V n) {
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23)));
+}
+THRIFTY_INLINE void store_int8(int8_t* p, V a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a))); }
+THRIFTY_INLINE int sum_int8x32(const int8_t* p) {
+  __m256i x = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i*)p));
+  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+// Two vectors of floats -> bf16, nearest even.
+THRIFTY_INLINE void store_bf16(uint16_t* p, V a, V b) { _mm512_storeu_si512(p, (I)_mm512_cvtne2ps_pbh(b, a)); }
+
+// 16 codes of a pack64 run of 8 * B bytes: elements 16j .. 16j + 15.
+template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int j) {
+  int vectors = B == 8 ? 4 : B == 4 ? 2 : 1;
+  I x = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(p + 16 * (j % vectors))));
+  if constexpr (B != 8) x = _mm512_and_si512(_mm512_srli_epi32(x, B * (j / vectors)), _mm512_set1_epi32((1 << B) - 1));
+  return _mm512_cvtepi32_ps(x);
+}
+
+THRIFTY_INLINE I broadcast4(const int8_t* p) {
+  int32_t x;
+  std::memcpy(&x, p, 4);
+  return _mm512_set1_epi32(x);
+}
+
+// 16 rows x 32 columns as eight vectors of 16 rows x 4 columns.
+template <int BITS> THRIFTY_INLINE void read_weights(const uint8_t* p, I* w) {
+  if constexpr (BITS == 4) {
+    const I mask = _mm512_set1_epi8(15);
+    for (int v = 0; v < 4; v++) {
+      I x = _mm512_loadu_si512(p + 64 * v);
+      w[v] = _mm512_and_si512(x, mask);
+      w[4 + v] = _mm512_and_si512(_mm512_srli_epi16(x, 4), mask);
+    }
+  } else {
+    for (int v = 0; v < 8; v++) w[v] = _mm512_loadu_si512(p + 64 * v);
+  }
+}
+
+// Exact int32 dot products of one weight block with M activation blocks, offsets of the codes taken off, as floats.
+template <int BITS, bool SYMMETRIC, int M> THRIFTY_INLINE void block_dot(const uint8_t* codes, const ActivationBlock* x, V* d) {
+  I w[8];
+  read_weights<BITS>(codes, w);
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++) {
+    I a = _mm512_setzero_si512();
+    if constexpr (BITS == 8) a = _mm512_slli_epi32(_mm512_set1_epi32(x[i].minus8), 4);
+    else if constexpr (SYMMETRIC) a = _mm512_set1_epi32(x[i].minus8);
+#pragma GCC unroll 8
+    for (int v = 0; v < 8; v++) a = _mm512_dpbusd_epi32(a, w[v], broadcast4(x[i].q + 4 * v));
+    d[i] = _mm512_cvtepi32_ps(a);
+  }
+}
+
+// acc[lane] += w[lane][0] * x[0] + w[lane][1] * x[1] for a pair of bf16 columns.
+THRIFTY_INLINE V dot_pair(V acc, const uint16_t* w, uint32_t x) {
+  return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_loadu_si512(w), (__m512bh)_mm512_set1_epi32((int)x));
+}
+
+THRIFTY_INLINE uint64_t read_lines(const uint8_t* p, size_t lines) {
+  I a = _mm512_setzero_si512(), b = a, c = a, d = a;
+  size_t i = 0;
+  for (; i + 4 <= lines; i += 4) {
+    const uint8_t* s = p + 64 * i;
+    a = _mm512_add_epi64(a, _mm512_loadu_si512(s));
+    b = _mm512_add_epi64(b, _mm512_loadu_si512(s + 64));
+    c = _mm512_add_epi64(c, _mm512_loadu_si512(s + 128));
+    d = _mm512_add_epi64(d, _mm512_loadu_si512(s + 192));
+  }
+  for (; i < lines; i++) a = _mm512_add_epi64(a, _mm512_loadu_si512(p + 64 * i));
+  return (uint64_t)_mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_add_epi64(a, b), _mm512_add_epi64(c, d)));
+}
+
+}  // namespace thrifty::THRIFTY_ISA

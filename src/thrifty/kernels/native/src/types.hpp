@@ -1,0 +1,119 @@
+// Plain data that crosses from the drivers (ordinary C++) to the kernels (compiled once per instruction set).
+// Only POD and raw pointers: an instruction-set file must not emit shared inline functions of the standard library,
+// or the linker could pick an AVX-512 copy of them for a machine that has none.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+// For functions that all files share: never emitted as a symbol of their own.
+#define THRIFTY_SHARED inline __attribute__((always_inline))
+
+namespace thrifty {
+
+constexpr int kLanes = 16;        // rows of one weight tile
+constexpr int kBlockColumns = 32; // columns that share one activation scale
+constexpr int kPanel = 8;         // activation rows interleaved in one panel
+constexpr int kPage = 64;         // tokens of one page of the KV cache
+constexpr int kChunkPages = 4;    // pages of one attention chunk: the fixed unit of splitting and merging
+
+// 32 quantised activations of one row. Panels are stored [row / 8][block][row % 8].
+struct ActivationBlock {
+  int8_t q[kBlockColumns];
+  float scale;       // max|x| / 127
+  float scaled_sum;  // scale * sum(q)
+  int32_t minus8;    // -8 * sum(q): the offset of symmetric 4-bit codes; times 16 it is that of 8-bit codes
+  int32_t unused;
+};
+static_assert(sizeof(ActivationBlock) == 48);
+
+struct Linear {
+  int kind = 0;  // 4 and 8: codes with group scales; 16: bf16 pairs
+  const uint8_t* codes = nullptr;
+  const uint16_t* scales = nullptr;
+  const uint16_t* minimums = nullptr;  // absent: null
+  const float* bias = nullptr;         // absent: null
+  int out = 0, in = 0, group = 0;
+  THRIFTY_SHARED int tiles() const { return (out + kLanes - 1) / kLanes; }
+  THRIFTY_SHARED int blocks() const { return (in + kBlockColumns - 1) / kBlockColumns; }
+};
+
+enum class Format : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, int2 = 4 };
+THRIFTY_SHARED constexpr int format_bits(Format f) { return f == Format::int8 ? 8 : f == Format::int4 ? 4 : f == Format::int2 ? 2 : 0; }
+
+struct Span {
+  uint8_t* base = nullptr;
+  const float* bias = nullptr;  // added to the score of each slot; absent: null
+  int tokens = 0, capacity = 0;
+  Format format = Format::bf16;
+  bool sealed = false;
+  int first_slot = 0;  // slots of the spans before this one
+  int first_page = 0;  // pages of the spans before this one (each span starts a page)
+  THRIFTY_SHARED int pages() const { return (tokens + kPage - 1) / kPage; }
+};
+
+// Byte offsets of the four arrays of a slab (see formats/kv.py; the layouts are the same).
+struct SlabLayout {
+  size_t key_params = 0, values = 0, value_params = 0, bytes = 0;
+};
+THRIFTY_SHARED constexpr size_t align64(size_t n) { return (n + 63) / 64 * 64; }
+THRIFTY_SHARED constexpr SlabLayout slab_layout(Format format, size_t capacity, size_t dim) {
+  SlabLayout s;
+  if (int bits = format_bits(format); bits) {
+    s.key_params = align64(capacity / kPage * dim * 8 * bits);
+    s.values = align64(s.key_params + capacity / kPage * 4 * dim * 2);
+    s.value_params = align64(s.values + capacity * (dim / 64) * 8 * bits);
+    s.bytes = align64(s.value_params + capacity * 2 * (dim / 32) * 2);
+  } else {
+    size_t element = format == Format::f32 ? 4 : 2;
+    s.key_params = s.values = align64(capacity * dim * element);
+    s.value_params = s.bytes = align64(s.values + capacity * dim * element);
+  }
+  return s;
+}
+
+// One sequence, one layer, one KV head: what a kernel needs to attend.
+struct AttendArgs {
+  const Span* spans;
+  int span_count;
+  int base_pages;  // pages dropped from the front of the view since its start
+  int slots;
+  const float* q;  // [n, heads, dim]
+  float* out;      // [n, heads, dim]
+  int n, heads, dim, group, kv_head;
+  float scale, softcap;  // softcap 0: none
+  int window;            // 0: none
+  float* partials;       // [n, heads, chunk_stride, dim + 16]: maximum, sum, 14 unused, accumulated values
+  int first_chunk, chunks, chunk_stride;
+  float* finals;      // [n, heads, 2]: maximum and sum of the whole row; may be null
+  float* accumulate;  // [heads, accumulate_stride]: probabilities summed over rows; may be null
+  int accumulate_stride;
+};
+constexpr int kPartialHeader = 16;
+
+struct Kernels {
+  const char* name;
+  // Activations of one row -> panel blocks (destination stride kPanel). Columns beyond `columns` are zero.
+  void (*quantise)(const float* x, int columns, ActivationBlock* destination);
+  void (*to_pairs)(const float* x, int columns, uint32_t* destination);
+  void (*rms_norm)(const float* x, const float* weight, float epsilon, int columns, float* out);
+  // y[(i - row0) * stride + (tile - tile0) * 16 + lane], rows row0..row1 (row0 % 8 == 0) of the panels at `activations`.
+  void (*tiles)(const Linear&, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add);
+  void (*gate)(const float* gate, const float* up, float* out, int count, int activation);
+  void (*add)(float* x, const float* y, int count);
+  void (*cap)(float* x, float limit, int count);
+  void (*rotate)(float* x, const float* cosine, const float* sine, int half);
+  int (*arg_max)(const float* x, int count);
+  size_t (*attend_scratch)(int dim, int group);
+  int (*attend_rows)(int group);  // rows of a prefill tile
+  void (*attend_tile)(const AttendArgs&, int row0, int row1, uint8_t* scratch);
+  void (*attend_chunk)(const AttendArgs&, int chunk, uint8_t* scratch);
+  void (*attend_merge)(const AttendArgs&, int row, int head);
+  void (*attend_accumulate)(const AttendArgs&, int page, uint8_t* scratch);
+  uint64_t (*read)(const uint8_t* data, size_t bytes);
+};
+
+const Kernels* kernels_portable();
+const Kernels* kernels_avx2();
+const Kernels* kernels_avx512();
+
+}  // namespace thrifty

@@ -1,0 +1,49 @@
+// What one sequence attends to: for each layer and KV head an ordered list of spans, the last of them open for appending.
+#pragma once
+#include <atomic>
+#include <vector>
+
+#include "types.hpp"
+
+namespace thrifty {
+
+class View {
+ public:
+  View(int layers, int kv_heads, int head_dim);
+  int layers() const { return layers_; }
+  int kv_heads() const { return kv_heads_; }
+  int head_dim() const { return head_dim_; }
+
+  // A slab of `capacity` slots of which the first `tokens` are in use. Sealed spans are never appended to.
+  void push(int layer, int head, uintptr_t address, int tokens, int capacity, int format, uintptr_t bias, bool sealed);
+  void clear(int layer, int head);            // head -1: all heads
+  void truncate(int layer, int tokens);       // drops slots from the end, of every head
+  void drop_front(int layer, int head, int spans);  // forgets leading spans; chunk boundaries stay where they were
+  int tokens(int layer, int head) const;
+  int room(int layer) const;                  // slots that append can still take (least over heads)
+
+  void reserve(int layer, int count);         // counts the slots as used; the caller then writes them; checks room
+  void write(int layer, int head, int slot, const float* key, const float* value) const;
+  const std::vector<Span>& spans(int layer, int head) const { return spans_[at(layer, head)]; }
+  int base_pages(int layer, int head) const { return base_pages_[at(layer, head)]; }
+
+  struct Busy {  // held while a step reads the view: changes are refused
+    explicit Busy(View& v) : view(v) { view.users_++; }
+    ~Busy() { view.users_--; }
+    Busy(const Busy&) = delete;
+    View& view;
+  };
+
+ private:
+  size_t at(int layer, int head) const;
+  void check_idle() const;
+  void renumber(std::vector<Span>& list, size_t from);
+  size_t first_open(const std::vector<Span>& list) const;
+
+  int layers_, kv_heads_, head_dim_;
+  std::vector<std::vector<Span>> spans_;
+  std::vector<int> base_pages_;
+  std::atomic<int> users_{0};
+};
+
+}  // namespace thrifty
