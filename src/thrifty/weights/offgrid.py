@@ -11,7 +11,9 @@ and the
 - value dimensions within a KV head: outputs of `value`, and inputs of `output` for every query head of the
 group.
 
-Queries and keys keep their order: rotation pairs their dimensions.
+Queries and keys keep their order: rotation pairs their dimensions. A value stays in its head, so the inputs
+of `output` leave the grid only where a head is larger than the checkpoint's groups, as in every packaged
+model.
 """
 
 from __future__ import annotations
