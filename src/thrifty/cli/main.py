@@ -1,7 +1,8 @@
-"""The program `thrifty`: finds commands by their files, imports the one that is used, and turns errors into messages.
+"""The program `thrifty`: finds commands by their files, imports the one that is used, and turns errors into
+messages.
 
-A command is a module of `thrifty.cli.commands` with a function `command` and its `EXAMPLE`. Only light imports may stand at its top:
-`thrifty --help` imports all of them and answers within half a second.
+A command is a module of `thrifty.cli.commands` with a function `command` and its `EXAMPLE`. Only light
+imports may stand at its top: `thrifty --help` imports all of them and answers within half a second.
 
 Exit codes: 0 done, 1 it could not be done, 2 the command line is wrong, 130 interrupted.
 """
@@ -12,7 +13,9 @@ import importlib
 import os
 import pkgutil
 import sys
+import warnings
 from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -80,7 +83,8 @@ class Program(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see the class for what happens to errors."""
         try:
-            return super().invoke(ctx)
+            with _warnings_as_messages():
+                return super().invoke(ctx)
         except (typer.Exit, typer.Abort, KeyboardInterrupt, BrokenPipeError):
             raise
         except Exception as error:
@@ -108,6 +112,14 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+@contextmanager
+def _warnings_as_messages() -> Iterator[None]:
+    """Within it a warning is one line for people, without file and source line."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: output.warn(str(message))
+        yield
 
 
 def _remember_debug(ctx: typer.Context, value: bool) -> bool:

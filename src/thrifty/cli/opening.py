@@ -48,7 +48,9 @@ def opened(
 def submit(
     thrifty: Thrifty, messages: Sequence[Mapping[str, Any]], sampling: Mapping[str, Any], *, raw: bool = False
 ) -> Handle:
-    """Queue messages through the chat template; a model without one (or `raw`) continues the last text as it is."""
+    """Queue messages through the chat template; a model without one (or `raw`) continues the last text as it
+    is.
+    """
     if raw or not thrifty.model.tokenizer.has_chat_template:
         return thrifty.submit(str(messages[-1]["content"]), **sampling)
     return thrifty.submit(list(messages), **sampling)

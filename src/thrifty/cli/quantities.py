@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 import typer
 
-UNITS = {
-    "": 1,
-    "K": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "T": 10**12,
-    "KI": 2**10,
-    "MI": 2**20,
-    "GI": 2**30,
-    "TI": 2**40,
-}
-EXAMPLES = "Write a number and a unit, such as 150MB, 1.5GB or 512MiB"
+LARGEST = 2**60
 
 
 def parse_bytes(text: str | int) -> int:
@@ -26,19 +14,22 @@ def parse_bytes(text: str | int) -> int:
 
     Raises typer.BadParameter (exit code 2) naming the value.
     """
-    match = re.fullmatch(r"\s*([+-]?\d+(?:[._]?\d+)*(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", str(text), re.IGNORECASE)
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is not a size. {EXAMPLES}.")
-    size = float(match[1].replace("_", "")) * UNITS[(match[2] or "").upper()]
-    if not math.isfinite(size) or size < 1:
-        raise typer.BadParameter(f"{text!r} is not a usable size: it must be at least one byte. {EXAMPLES}.")
-    if size > 2**60:
-        raise typer.BadParameter(f"{text!r} is more than any machine has. {EXAMPLES}.")
-    return int(size)
+    from thrifty.errors import BudgetError
+    from thrifty.storage.budget import parse_size
+
+    try:
+        size = parse_size(text, "the size")
+    except (BudgetError, OverflowError) as error:
+        raise typer.BadParameter(str(error)) from error
+    if size > LARGEST:
+        raise typer.BadParameter(f"{text!r} is more than any machine has; write e.g. 150MB or 1.5GiB")
+    return size
 
 
 def parse_counts(text: str) -> tuple[int, ...]:
-    """Ascending positive whole numbers from `128,2048,6144`. Raises typer.BadParameter naming the part that is not one."""
+    """Ascending positive whole numbers from `128,2048,6144`. Raises typer.BadParameter naming the part that
+    is not one.
+    """
     counts = []
     for part in text.split(","):
         if not re.fullmatch(r"\s*\d{1,9}\s*", part) or int(part) < 1:

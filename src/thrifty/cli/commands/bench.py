@@ -1,9 +1,104 @@
-"""`thrifty bench`."""
+"""`thrifty bench`: how fast a model runs, and how far that is from what the memory could deliver."""
 
 from __future__ import annotations
 
-EXAMPLE = "thrifty bench"
+from typing import Annotated, Any
+
+import typer
+
+from thrifty.cli import opening, options, output
+from thrifty.cli.quantities import parse_counts
+
+EXAMPLE = "thrifty bench smollm2-135m --recipe recipe.toml --contexts 128,2048,6144"
+CONTEXTS = "128,2048,6144"
 
 
-def command() -> None:
-    """Placeholder."""
+def command(
+    model: options.ModelName,
+    recipe: options.RecipePath = None,
+    contexts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...", show_default=CONTEXTS, help="Prompt lengths in tokens to measure at."
+        ),
+    ] = None,
+    threads: options.Threads = None,
+    native: options.Native = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure prefill and decode speed, bytes per token, the roofline and peak memory.
+
+    The last line is JSON; with --json it is the only one. Contexts that the model cannot hold are left out of
+    the default list, and refused where you name them.
+    """
+    counts = parse_counts(contexts or CONTEXTS)
+    chosen = opening.read_recipe(recipe)
+    with opening.opened(model, recipe=chosen, threads=threads, native=native) as thrifty:
+        limit = thrifty.engine.intake.context
+        if contexts is None:
+            counts = tuple(count for count in counts if count + STEPS < limit) or (max(1, limit // 2),)
+        report = measured(thrifty.engine, counts, threads, as_json)
+    document = {"model": model, "recipe": chosen.label(), **report}
+    if not as_json:
+        _table(document)
+    output.json_line(document)
+
+
+STEPS = 64  # tokens decoded at every context
+
+
+def measured(engine: Any, contexts: tuple[int, ...], threads: int | None, quiet: bool) -> dict[str, Any]:
+    """The report without the names of model and recipe, in the form that --json prints."""
+    from thrifty.evaluation import memory, roofline, speed
+
+    with output.waiting("measuring memory bandwidth"):
+        bandwidth, _ = roofline.read_bandwidth(threads)
+    weights = roofline.weight_bytes_per_token(engine.model)
+    found = {}
+    with memory.watch() as process:
+        speed.warm_up(engine)
+        for context in contexts:
+            with output.waiting(f"measuring at {context} tokens"):
+                result = speed.measure(
+                    engine, context, steps=min(STEPS, max(1, engine.intake.context - context - 1))
+                )
+            roof = roofline.Roofline(weights + result.cache_bytes, bandwidth)
+            found[str(context)] = {
+                "prefill_tok_s": round(result.prefill_rate, 1),
+                "decode_tok_s": round(result.decode_rate, 1),
+                "bytes_per_token": roof.bytes_per_token,
+                "roofline_fraction": round(roof.fraction(result.decode_rate), 3),
+            }
+    return {
+        "bandwidth_gb_s": round(bandwidth, 1),
+        "contexts": found,
+        "peak_rss_mb": round(process.peak / 1e6, 1),
+    }
+
+
+def _table(document: dict[str, Any]) -> None:
+    rows = [
+        (
+            context,
+            f"{row['prefill_tok_s']:.1f}",
+            f"{row['decode_tok_s']:.1f}",
+            output.megabytes(row["bytes_per_token"]),
+            f"{row['decode_tok_s'] / row['roofline_fraction']:.0f}" if row["roofline_fraction"] else "-",
+            f"{row['roofline_fraction']:.0%}",
+        )
+        for context, row in document["contexts"].items()
+    ]
+    columns = (
+        "context",
+        "prefill tok/s",
+        "decode tok/s",
+        "read per token",
+        "roofline tok/s",
+        "of the roofline",
+    )
+    output.table(f"{document['model']}, {document['recipe']}", columns, rows)
+    output.console().print(
+        f"memory reads at {document['bandwidth_gb_s']} GB/s; "
+        f"the process held {document['peak_rss_mb']} MB at its peak",
+        highlight=False,
+    )

@@ -12,7 +12,7 @@ from thrifty.cli import opening, options, output
 
 EXAMPLE = 'thrifty chat smollm2-135m --system "Answer in one sentence." --temperature 0.7'
 
-HELP = "/exit ends, /clear forgets the conversation, /undo takes back the last turn, /history shows it, /help is this."
+HELP = "/exit ends, /clear forgets all, /undo takes back the last turn, /history shows it, /help is this."
 
 
 @options.takes_sampling
@@ -83,7 +83,9 @@ class Conversation:
             output.note(f"no command {line.split()[0]!r}. {HELP}")
 
     def answer(self, question: str) -> None:
-        """One turn. An interrupted answer stays in the conversation as far as it came; a refused question does not."""
+        """One turn. An interrupted answer stays in the conversation as far as it came; a refused question
+        does not.
+        """
         from thrifty.errors import ThriftyError
 
         messages = [*self.opening, *self.turns, {"role": "user", "content": question}]

@@ -21,7 +21,9 @@ def command(
     recipe: options.RecipePath = None,
     as_json: options.Json = False,
 ) -> None:
-    """List the techniques with their papers and claims, or show one card. --recipe lists those that a recipe uses."""
+    """List the techniques with their papers and claims, or show one card. --recipe lists those that a recipe
+    uses.
+    """
     found = _of_recipe(opening.read_recipe(recipe)) if recipe is not None else _of_stages(stage)
     if name is not None:
         _show([_named(name, found, part_of_recipe=recipe is not None)], as_json)

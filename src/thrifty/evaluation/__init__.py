@@ -1,0 +1,1 @@
+"""Measuring: quality against the uncompressed model of the same run, speed, memory, and the roofline."""

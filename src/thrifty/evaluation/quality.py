@@ -1,0 +1,234 @@
+"""Quality after compression: KL divergence, agreement and recovery against the uncompressed model of the same
+run.
+
+A prompt is prefilled and compressed, then real text is fed token by token. Only these steps are scored, for
+they alone read the compressed cache (a prefill attends to exact keys and values, so any policy is perfect
+there), and the run fails where a scored step read nothing that was compressed.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from thrifty.errors import PromptError
+from thrifty.evaluation.forcing import MeasurementError, Step, Tables, force
+from thrifty.evaluation.recovery import Interval, mean_interval, ratio_interval
+from thrifty.evaluation.text import Encodes, held_out
+
+if TYPE_CHECKING:
+    from thrifty.engine.engine import Engine
+
+PREFIX = 1024  # the least that is compressed before anything is scored
+SCORED = 256  # the least that is scored
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A prompt that is compressed and the tokens that are scored after it."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    @property
+    def scored(self) -> int:
+        """Tokens that are scored: all of the answer but its first, which the prefill predicts."""
+        return len(self.answer) - 1
+
+
+def passage(
+    tokenizer: Encodes, context: int, prefix: int = PREFIX, scored: int = SCORED, *, part: int = 0
+) -> Passage:
+    """The package's text cut for one run. context: what the model holds.
+
+    Raises PromptError where it does not hold prefix + scored + 2 tokens, or where they are not positive.
+    """
+    needed = prefix + scored + 2
+    if prefix < 1 or scored < 1:
+        raise PromptError(
+            f"a run of {prefix} compressed and {scored} scored tokens measures nothing; use 1 or more"
+        )
+    if needed > context:
+        raise PromptError(
+            f"measuring quality takes {needed} tokens ({prefix} compressed, {scored} scored); "
+            f"this context holds {context}"
+        )
+    tokens = held_out(tokenizer, prefix + scored + 1, part)
+    return Passage(tuple(tokens[:prefix]), tuple(tokens[prefix:]))
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What compression cost. kl: mean over tokens of KL(baseline ‖ this), nats. top1: how often both have the
+    same arg-max. recovery: next-token accuracy on the text over that of the baseline; None where the baseline
+    has none. nll: mean negative log-likelihood of the text, nats (context only). tokens: how many were
+    scored.
+    """
+
+    kl: Interval
+    top1: Interval
+    recovery: Interval | None
+    nll: float
+    tokens: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "kl": self.kl.as_dict(),
+            "top1": self.top1.as_dict(),
+            "recovery": self.recovery.as_dict() if self.recovery else None,
+            "nll": self.nll,
+            "tokens": self.tokens,
+        }
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measured pass over a passage. Rates in tokens a second: prefill over the whole prompt, decode the
+    median of the scored steps. cache_bytes: the sequence's segments at the end. steady: bytes in the engine's
+    ledger then, weights included. quality: None for a baseline.
+    """
+
+    prefill_rate: float
+    decode_rate: float
+    cache_bytes: int
+    steady: int
+    quality: Quality | None = None
+
+
+class Baseline:
+    """The uncompressed model's predictions on a passage, kept in a temporary file that nobody else sees.
+
+    (fp32 rows of a large vocabulary take hundreds of megabytes, which would spoil the memory figures of the
+    run.)
+    """
+
+    def __init__(self, passage: Passage) -> None:
+        self.passage = passage
+        self.run: Run | None = None
+        self._file = tempfile.TemporaryFile(prefix="thrifty-baseline-")  # noqa: SIM115
+        self._vocabulary = 0
+
+    @classmethod
+    def measure(cls, engine: Engine, passage: Passage) -> Baseline:
+        """Run the engine's model with the full cache."""
+        baseline = cls(passage)
+        timer = _Timer(len(passage.prompt))
+        for step in force(
+            engine, passage.prompt, passage.answer, [], logits=True, inspect=range(1, len(passage.answer))
+        ):
+            timer.add(step)
+            if step.index > 0 and step.logits is not None:
+                baseline._append(step.logits)
+        baseline.run = timer.run()
+        return baseline
+
+    def rows(self) -> Iterator[Tensor]:
+        """The baseline's logits [vocabulary] fp32, one scored token after the other."""
+        self._file.seek(0)
+        for _ in range(self.passage.scored):
+            row = torch.empty(self._vocabulary)
+            self._file.readinto(memoryview(row.numpy()).cast("B"))  # type: ignore[attr-defined]
+            yield row
+
+    def _append(self, logits: Tensor) -> None:
+        self._vocabulary = len(logits)
+        self._file.write(logits.float().contiguous().numpy().tobytes())
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._file.close()
+
+    def __enter__(self) -> Baseline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def measure(engine: Engine, baseline: Baseline, cache: Tables, *, compresses: bool) -> Run:
+    """Score a cache recipe (and the engine's weights) against a baseline of the same process and run.
+
+    compresses: whether the recipe claims to compress the cache. Then every scored step must have read
+    something compressed; raises MeasurementError where one did not, and likewise where a prediction is not a
+    number.
+    """
+    passage = baseline.passage
+    timer, scores = _Timer(len(passage.prompt)), _Scores()
+    rows = baseline.rows()
+    for step in force(
+        engine, passage.prompt, passage.answer, cache, logits=True, inspect=range(1, len(passage.answer))
+    ):
+        timer.add(step)
+        if step.index == 0:
+            continue
+        if compresses and not (step.evidence and step.evidence.compressed):
+            raise MeasurementError(
+                f"scored token {step.index} read no compressed segment under {list(cache)}: the recipe keeps "
+                f"all of a prompt of {len(passage.prompt)} tokens as it is, so there is nothing to score. "
+                "Use a longer prefix, or a smaller budget in the recipe."
+            )
+        assert step.logits is not None, "the run asked for logits"
+        scores.add(next(rows), step.logits, passage.answer[step.index])
+    return timer.run(scores.quality())
+
+
+class _Scores:
+    def __init__(self) -> None:
+        self.kl: list[float] = []
+        self.same: list[bool] = []
+        self.right: list[bool] = []
+        self.baseline_right: list[bool] = []
+        self.nll: list[float] = []
+
+    def add(self, reference: Tensor, logits: Tensor, target: int) -> None:
+        p, q = torch.log_softmax(reference.double(), 0), torch.log_softmax(logits.double(), 0)
+        kl = float((p.exp() * (p - q)).sum())
+        if not math.isfinite(kl):
+            raise MeasurementError(f"the prediction of scored token {len(self.kl)} is not a number")
+        best, baseline_best = int(logits.argmax()), int(reference.argmax())
+        self.kl.append(max(0.0, kl))
+        self.same.append(best == baseline_best)
+        self.right.append(best == target)
+        self.baseline_right.append(baseline_best == target)
+        self.nll.append(-float(q[target]))
+
+    def quality(self) -> Quality:
+        return Quality(
+            kl=mean_interval(torch.tensor(self.kl)),
+            top1=mean_interval(torch.tensor(self.same)),
+            recovery=ratio_interval(torch.tensor(self.right), torch.tensor(self.baseline_right)),
+            nll=statistics.fmean(self.nll),
+            tokens=len(self.kl),
+        )
+
+
+class _Timer:
+    def __init__(self, prompt: int) -> None:
+        self.prompt = prompt
+        self.steps: list[float] = []
+        self.prefill = 0.0
+        self.cache_bytes = 0
+        self.held = 0
+
+    def add(self, step: Step) -> None:
+        self.held = step.held
+        if step.index == 0:
+            self.prefill = step.seconds
+            return
+        self.steps.append(step.seconds)
+        self.cache_bytes = step.evidence.nbytes if step.evidence else 0
+
+    def run(self, quality: Quality | None = None) -> Run:
+        rate = 1 / statistics.median(self.steps)
+        return Run(self.prompt / self.prefill, rate, self.cache_bytes, self.held, quality)
