@@ -1,0 +1,104 @@
+"""The user's cache directory: where it is, how one writer at a time works in it, and how results appear whole."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from thrifty.errors import StorageError
+
+VARIABLE = "THRIFTY_CACHE"
+
+
+def cache_directory() -> Path:
+    """The directory named by THRIFTY_CACHE, else the platform's cache directory for Thrifty."""
+    override = os.environ.get(VARIABLE)
+    if override:
+        return Path(override)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("thrifty", appauthor=False))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` alone; waits for another process that holds it. A killed process lets go.
+
+    The file stays behind, empty. Raises StorageError where the directory cannot be written.
+    """
+    with storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def publish(partial: Path, final: Path) -> None:
+    """Give a finished file or directory its final name, on disk for good when this returns.
+
+    The contents must be synced before. A directory that is in the way is moved aside and removed.
+    """
+    if final.is_dir():
+        aside = final.with_name(f".{final.name}.old")
+        remove(aside)
+        final.rename(aside)
+        remove(aside)
+    partial.replace(final)
+    sync(final.parent)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or directory."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory with all that is in it; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file at once: readers see the old text or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        publish(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def storage_errors(directory: Path) -> Iterator[None]:
+    """Turn the system's errors of a write into a StorageError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        remedy = f"Make room there, or set {VARIABLE} to another directory."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(f"{directory}: the disk is full ({_free(directory)} MB free). {remedy}") from error
+        raise StorageError(f"{directory}: cannot be written: {error.strerror or error}. {remedy}") from error
+
+
+def _free(directory: Path) -> int:
+    try:
+        return shutil.disk_usage(directory).free // 1_000_000
+    except OSError:
+        return 0

@@ -1,0 +1,188 @@
+"""Text to token ids and back, for both kinds of vocabulary: byte-level, and SentencePiece with byte fallback."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from thrifty.errors import CheckpointError, PromptError, TemplateError
+from thrifty.models.tokenizer_pieces import PieceDecoder, piece_decoder
+from thrifty.models.tokenizer_settings import TokenizerSettings
+
+if TYPE_CHECKING:
+    import tokenizers
+
+    from thrifty.models.chat_template import ChatTemplate
+
+Message = Mapping[str, Any]
+
+
+class Tokenizer:
+    """A tokenizer of a model. `definition` gives the text of its tokenizer.json; it is read on first use.
+
+    Decoding maps every token to its bytes, so that a stream and a whole answer give the same text.
+    """
+
+    def __init__(self, definition: str | Callable[[], str], settings: TokenizerSettings) -> None:
+        self._definition = definition
+        self.settings = settings
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """All ids that end an answer."""
+        return self.settings.eos_ids
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id that begins text, or None."""
+        return self.settings.bos_id
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `apply_chat_template` works."""
+        return self.settings.chat_template is not None
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the largest id that `decode` takes."""
+        return max(self.settings.vocabulary_size, self.backend.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
+        """The ids of a text; special tokens that it spells out become their ids.
+
+        `add_bos` None follows the model. BOS is put in front once: not where the text already begins with it.
+        Raises PromptError for text that cannot be written in UTF-8.
+        """
+        try:
+            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError) as error:
+            raise PromptError(f"The prompt cannot be written in UTF-8: {error}.") from error
+        wanted = self.settings.add_bos if add_bos is None else add_bos
+        if wanted and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            return [self.bos_id, *ids]
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of some ids; bytes that are not UTF-8 become U+FFFD.
+
+        Raises PromptError for an id outside the vocabulary.
+        """
+        stream = self.stream(skip_special)
+        return "".join([*(stream.push(token) for token in ids), stream.flush()])
+
+    def stream(self, skip_special: bool = True) -> TokenStream:
+        """A decoder for one answer, token by token."""
+        return TokenStream(self, skip_special)
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The prompt that the model's chat template makes of `messages`.
+
+        Raises TemplateError where the model has no template, or the template fails or refuses the messages.
+        """
+        return self._template.render(
+            messages,
+            {**self.special_tokens, "add_generation_prompt": add_generation_prompt, **variables},
+        )
+
+    def encode_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """The ids of a conversation, with one BOS where the model wants one, whether or not the template wrote it."""
+        return self.encode(self.apply_chat_template(messages, add_generation_prompt, **variables))
+
+    @cached_property
+    def special_tokens(self) -> dict[str, str]:
+        """The texts that templates know as `bos_token`, `eos_token` and the like."""
+        found = {} if self.bos_id is None else {"bos_token": self._text_of(self.bos_id)}
+        if self.eos_ids:
+            found["eos_token"] = self._text_of(self.eos_ids[0])
+        if self.settings.pad_id is not None:
+            found["pad_token"] = self._text_of(self.settings.pad_id)
+        return {**found, **self.settings.special_tokens}
+
+    @cached_property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The `tokenizers` object. Raises CheckpointError where the definition is not valid."""
+        return load_backend(self._text)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of control tokens, which text output leaves out."""
+        added = self.backend.get_added_tokens_decoder()
+        return frozenset(token for token, entry in added.items() if entry.special)
+
+    @cached_property
+    def pieces(self) -> PieceDecoder:
+        """What each token is in bytes."""
+        return piece_decoder(json.loads(self._text_without_model()))
+
+    @cached_property
+    def _text(self) -> str:
+        return self._definition if isinstance(self._definition, str) else self._definition()
+
+    def _text_without_model(self) -> str:
+        return json.dumps({"decoder": json.loads(self._text).get("decoder")})
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        from thrifty.models.chat_template import ChatTemplate
+
+        if self.settings.chat_template is None:
+            raise TemplateError("This model has no chat template; give it a plain prompt instead of messages.")
+        return ChatTemplate(self.settings.chat_template)
+
+    def _text_of(self, token: int) -> str:
+        return self.backend.id_to_token(token) or ""
+
+
+class TokenStream:
+    """Text of one answer as its tokens come: what `push` returns is final and never half a character.
+
+    The texts of all `push` calls and `flush` joined are what `Tokenizer.decode` gives.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = tokenizer.special_ids if skip_special else frozenset()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._strip = tokenizer.pieces.strips_first_space
+
+    def push(self, token: int) -> str:
+        """The text that is certain after this token. Raises PromptError for an id outside the vocabulary."""
+        if token in self._skipped:
+            return ""
+        piece = self._tokenizer.backend.id_to_token(token) if token >= 0 else None
+        if piece is None:
+            if not 0 <= token < self._tokenizer.vocabulary_size:
+                last = self._tokenizer.vocabulary_size - 1
+                raise PromptError(f"Token id {token} is outside this model's vocabulary, 0 to {last}.")
+            return ""  # a padding row of the model that has no text
+        text = self._utf8.decode(self._tokenizer.pieces.to_bytes(piece))
+        if self._strip and text:
+            self._strip = False
+            return text.removeprefix(" ")
+        return text
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD where the last character was never finished. Ends the stream."""
+        return self._utf8.decode(b"", final=True)
+
+
+def load_backend(definition: str) -> tokenizers.Tokenizer:
+    """A `tokenizers` object from the text of a tokenizer.json. Raises CheckpointError where it is not valid."""
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        backend = Backend.from_str(definition)
+    except BaseException as error:  # the library reports some faults as panics, which are not Exceptions
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        raise CheckpointError(f"tokenizer.json is not valid: {str(error)[:200]}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
