@@ -121,10 +121,7 @@ class PackedLinear(nn.Module):
         needs_gradient = torch.is_grad_enabled() and x.requires_grad
         if not self.native or needs_gradient or x.device.type != "cpu" or not self.has_kernel:
             return None
-        try:
-            from thrifty.kernels import dispatch
-        except ImportError:  # until dispatch lands
-            return None
+        from thrifty.kernels import dispatch
 
         if dispatch.native() is None:
             return None

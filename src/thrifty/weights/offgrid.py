@@ -46,7 +46,8 @@ def offgrid(model: Model, seed: int = 0, dtype: torch.dtype = torch.float32) -> 
         rows, columns = orders.of(linear)
         packed = _permuted(linear, rows, columns, dtype)
         decoder.replace(linear.name, packed)
-        report.append(TensorReport(linear.name, packed.label, packed.nbytes))
+        origin = linear.linear.label
+        report.append(TensorReport(linear.name, packed.label, origin, packed.nbytes))
     for norm in decoder.modules():
         if isinstance(norm, RMSNorm) and not _inside_heads(norm, decoder):
             norm.weight = nn.Parameter(norm.weight.detach()[orders.hidden], requires_grad=False)

@@ -114,24 +114,35 @@ def _apply_one(model: Model, technique: WeightTechnique, calibration: Calibratio
         packed = technique.compress(linear, activations)
         packed.native = linear.linear.native
         model.decoder.replace(linear.name, packed)
-        entry = TensorReport(linear.name, packed.label, packed.nbytes, relative_error(linear.linear, packed))
+        entry = _report(linear, packed)
         if linear.name in reports:
-            model.report[reports[linear.name]] = entry
+            index = reports[linear.name]
+            model.report[index] = replace(entry, origin=model.report[index].origin)
         else:
             model.report.append(entry)
     # Keys and values of the uncompressed model are worthless for this one.
     model.version = f"{model.version}+{technique.name}{_options(technique)}"
 
 
-def relative_error(before: PackedLinear, after: PackedLinear) -> float:
-    """RMS difference of two layers' weights over the first one's RMS, a tile of rows at a time."""
-    difference = power = 0.0
-    for start in range(0, before.out_features, 1024):
-        stop = min(start + 1024, before.out_features)
-        reference = before.tile(start, stop).double()
-        difference += float((after.tile(start, stop) - reference).square().sum())
+def _report(before: LinearInfo, after: PackedLinear) -> TensorReport:
+    """Both errors are against the layer that the technique was given, measured a tile of rows at a time."""
+    difference = power = largest = 0.0
+    for start in range(0, after.out_features, 1024):
+        stop = min(start + 1024, after.out_features)
+        reference = before.linear.tile(start, stop).double()
+        errors = (after.tile(start, stop) - reference).abs()
+        difference += float(errors.square().sum())
         power += float(reference.square().sum())
-    return (difference / power) ** 0.5 if power else difference**0.5
+        largest = max(largest, float(errors.max()))
+    relative = (difference / power) ** 0.5 if power else difference**0.5
+    return TensorReport(
+        name=before.name,
+        format=after.label,
+        origin=before.linear.label,
+        nbytes=after.nbytes,
+        error=relative,
+        largest_error=largest,
+    )
 
 
 def _options(technique: Any) -> str:
