@@ -20,14 +20,18 @@ from thrifty.models.decoder import Decoder
 
 @dataclass(frozen=True)
 class TensorReport:
-    """How one tensor is stored. `error`: relative root-mean-square difference from the checkpoint's own
-    values.
+    """How one part is stored: its `format` here, its type in the checkpoint (`origin`), and its bytes.
+
+    `error`: relative root-mean-square difference from the checkpoint's own values; `largest_error`: the
+    largest absolute one; both 0 where the values are kept exactly.
     """
 
     name: str
     format: str
+    origin: str
     nbytes: int
     error: float = 0.0
+    largest_error: float = 0.0
 
 
 @dataclass

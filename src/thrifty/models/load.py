@@ -1,0 +1,112 @@
+"""One door to every model: a directory, a GGUF file, an embedded model's name, or a hub id."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from thrifty.errors import CheckpointError
+from thrifty.models.assembly import Assembly
+from thrifty.models.content_key import content_key
+from thrifty.models.converted import Converted, open_converted
+from thrifty.models.gguf_source import GGUFSource
+from thrifty.models.huggingface import HuggingFaceSource, weight_files
+from thrifty.models.model import Model, TensorReport
+from thrifty.models.source import Source, Weight
+from thrifty.models.tokenizer import Tokenizer
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    threads: int | None = None,
+    native: bool | None = None,
+) -> Model:
+    """A model, ready to answer.
+
+    name_or_path: a Hugging Face directory, a `.gguf` file, the name of an embedded model, or a hub id
+    "owner/name". dtype: None keeps the checkpoint's own numbers in packed form, converted once and mapped
+    into memory; float32 (which trains) or bfloat16 gives plain linears. threads: of the native kernels.
+    native: False keeps the linears on the plain reference path; True raises KernelError where the extension
+    is absent. Raises CheckpointError (ConfigError for a config) naming the file and field, DownloadError
+    for a model that could not be fetched.
+    """
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise CheckpointError(f"dtype is {dtype}; it must be torch.float32, torch.bfloat16 or None.")
+    _set_up_kernels(threads, native)
+    path = resolve(name_or_path)
+    key, open_source = _opener(path)
+    if dtype is None:
+        converted = open_converted(key, open_source)
+        source: Source = converted
+        tokenizer = _converted_tokenizer(converted)
+    else:
+        source = open_source()
+        definition = source.tokenizer
+        tokenizer = None if definition is None else Tokenizer(definition.definition, definition.settings)
+    model = assemble(source, dtype)
+    model.tokenizer, model.version = tokenizer, key if dtype is None else f"{key}-{dtype}"
+    if native is False:
+        for _, linear in model.decoder.linears():
+            linear.native = False  # type: ignore[assignment]
+    return model
+
+
+def assemble(source: Source, dtype: torch.dtype | None = None) -> Model:
+    """The model of an opened checkpoint, without a tokenizer; each part is assigned as it comes."""
+    assembly, report = Assembly(source.config), []
+    for weight in source.weights(dtype):
+        assembly.put(weight.name, weight.value)
+        report.append(_report(weight))
+    return Model(source.config, assembly.finish(), report=report)
+
+
+def _report(weight: Weight) -> TensorReport:
+    value = weight.value
+    if isinstance(value, Tensor):
+        return TensorReport(weight.name, "f32", weight.origin, value.numel() * value.element_size())
+    return TensorReport(
+        weight.name, value.label, weight.origin, value.nbytes, weight.error, weight.largest_error
+    )
+
+
+def _opener(path: Path) -> tuple[str, Callable[[], Source]]:
+    """The content key of a checkpoint, and how to open it."""
+    if path.is_dir():
+        beside = sorted(file for file in path.glob("*.json") if file.is_file())
+        return content_key([*weight_files(path), *beside]), lambda: _directory(path)
+    return content_key([path]), lambda: GGUFSource(path)
+
+
+def _directory(path: Path) -> Source:
+    return HuggingFaceSource(path)
+
+
+def _converted_tokenizer(converted: Converted) -> Tokenizer | None:
+    """A tokenizer that reads its definition when it is first used."""
+    settings = converted.settings
+    return None if settings is None else Tokenizer(converted.definition, settings)
+
+
+def resolve(name_or_path: str | os.PathLike[str]) -> Path:
+    """The directory or GGUF file that a name stands for."""
+    path = Path(name_or_path)
+    if path.exists():
+        return path
+    raise CheckpointError(f"{os.fspath(name_or_path)!r} is neither a directory nor a .gguf file.")
+
+
+def _set_up_kernels(threads: int | None, native: bool | None) -> None:
+    if threads is None and not native:
+        return
+    from thrifty.kernels import dispatch
+
+    if native:
+        dispatch.require_native()
+    if threads is not None:
+        dispatch.set_threads(threads)
