@@ -55,6 +55,10 @@ class WeightTechnique(ABC):
         calibration: given where `needs_calibration` is true, else None.
         """
 
+    def apply(self, model: Model) -> Model:
+        """The model with this technique alone; see the function `apply`."""
+        return apply(model, [self])
+
     def covers(self, linear: LinearInfo) -> bool:
         """Whether this technique is meant for the layer, before `layers` and `skip`."""
         return linear.role not in OUTSIDE + KEPT
