@@ -152,19 +152,20 @@ class GroupLinear(PackedLinear):
 
     def oracle(self, x: Tensor) -> Tensor:
         """The native kernel's exact numerics in torch: fp32 [m, in] → fp32 [m, out], without the bias."""
-        codes = self.unpacked_codes()
         scales = packing.unpack_parameters(self.scales).float()
-        if self.minimums is None:
-            minimums = -float(1 << (self.bits - 1)) * scales
-        else:
-            minimums = packing.unpack_parameters(self.minimums).float()
-            if self.bits == 8:
-                minimums = minimums - 128 * scales
-        return group_matmul(x, codes, scales, minimums, self.group)[:, : self.out_features]
+        minimums = None if self.minimums is None else packing.unpack_parameters(self.minimums).float()
+        return group_matmul(x, self.unpacked_codes(), scales, minimums, self.group)[:, : self.out_features]
 
     def unpacked_codes(self) -> Tensor:
-        """The codes as stored (8 bit: plus 128), unpacked: uint8 [rows, columns], with their padding."""
-        return packing.unpack_codes(self.codes, self.bits)
+        """The codes as w = scale·code + minimum takes them: int16 [rows, columns], with their padding."""
+        return packing.unpack_codes(self.codes, self.bits).to(torch.int16) - self._offset
+
+    @property
+    def _offset(self) -> int:
+        """What a stored code is above the code that the scale multiplies."""
+        if self.bits == 8:
+            return 128
+        return 0 if self.has_minimum else 8
 
     def meta(self) -> dict[str, Any]:
         return {
@@ -190,10 +191,7 @@ class GroupLinear(PackedLinear):
 
     def _expand(self, codes: Tensor, scales: Tensor, minimums: Tensor | None) -> Tensor:
         """Codes as stored uint8 [n, padded], parameters fp32 [n, groups] → fp32 [n, in_features]."""
-        if self.bits == 8:
-            values = codes.float() - 128
-        else:
-            values = codes.float() if minimums is not None else codes.float() - 8
+        values = codes.float() - self._offset
         width = scales.shape[1] * self.group
         grouped = packing.pad_to(values, len(values), width).unflatten(1, (scales.shape[1], self.group))
         grouped = grouped * scales[..., None]

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thrifty.formats.linear import DenseLinear, GroupLinear
+from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear
+from thrifty.kernels import dispatch
 from thrifty.kernels.reference.activations import quantise_activations
 from thrifty.kernels.reference.matmul import fused_multiply_add
 
@@ -77,18 +78,14 @@ def slow_group_matmul(linear: GroupLinear, x: torch.Tensor) -> torch.Tensor:
                 group = start // linear.group
                 w = codes[out, start : start + 32].tolist()
                 scale = float(linear.scales[out // 16, group, out % 16])
-                if linear.minimums is not None:
-                    minimum = float(linear.minimums[out // 16, group, out % 16])
-                    if linear.bits == 8:
-                        minimum = float(np.float32(minimum - 128 * scale))
-                else:
-                    minimum = -(8 if linear.bits == 4 else 128) * scale
                 xs = np.float32(scales_x[row, block])
                 dot = sum(a * b for a, b in zip(w, q, strict=True))
                 step = float(np.float32(scale) * xs)
                 total = nearest_float32(Fraction(dot) * Fraction(step) + Fraction(total))
-                shift = float(xs * np.float32(sum(q)))
-                total = nearest_float32(Fraction(minimum) * Fraction(shift) + Fraction(total))
+                if linear.minimums is not None:
+                    minimum = float(linear.minimums[out // 16, group, out % 16])
+                    shift = float(xs * np.float32(sum(q)))
+                    total = nearest_float32(Fraction(minimum) * Fraction(shift) + Fraction(total))
             result[row, out] = total
     return result
 
@@ -122,3 +119,40 @@ def test_bf16_oracle_rounds_activations_only() -> None:
     assert not math.isclose(
         float((linear.oracle(x) - x @ linear.dequantize().T).abs().max()), 0.0, abs_tol=1e-4
     )
+
+
+def native_layers() -> list[PackedLinear]:
+    layers: list[PackedLinear] = []
+    for rows, columns in ((1, 1), (33, 100), (192, 576)):
+        weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
+        layers += [
+            GroupLinear.quantize(weight, bits, group, symmetric)
+            for bits in (4, 8)
+            for group in (32, 64, 128)
+            for symmetric in (True, False)
+        ]
+        layers.append(DenseLinear.from_weight(weight, torch.bfloat16, packed=True))
+    return layers
+
+
+@pytest.mark.skipif(dispatch.native() is None, reason="the native kernels are not built")
+def test_forward_runs_the_native_kernels_with_the_oracle_s_numerics() -> None:
+    for linear in native_layers():
+        x = torch.randn(7, linear.in_features) * torch.rand(7, 1) * 10
+        y = linear(x)
+        if isinstance(linear, GroupLinear):
+            assert torch.equal(y, linear.oracle(x)), linear
+        else:  # the order inside a pair of columns is the hardware's
+            assert torch.allclose(y, linear.oracle(x), atol=1e-3), linear
+        assert torch.equal(linear(x[3:4]), y[3:4]), linear
+
+
+@pytest.mark.skipif(dispatch.native() is None, reason="the native kernels are not built")
+def test_forward_takes_the_reference_where_a_gradient_is_needed_or_native_is_off() -> None:
+    linear = GroupLinear.quantize(torch.randn(32, 64), 4, 32)
+    x = torch.randn(2, 64)
+    native, expanded = linear(x), x @ linear.dequantize().T
+    assert not torch.allclose(native, expanded, atol=1e-5)  # int8 activations
+    assert torch.allclose(linear(x.clone().requires_grad_()), expanded, atol=1e-5)
+    linear.native = False
+    assert torch.allclose(linear(x), expanded, atol=1e-5)

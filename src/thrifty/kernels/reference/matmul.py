@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from thrifty.kernels.reference.activations import quantise_activations
-from thrifty.kernels.reference.packing import TILE_COLUMNS
+from thrifty.kernels.reference.packing import TILE_COLUMNS, pad_to, padded
 
 
 def fused_multiply_add(left: Tensor, right: Tensor, addend: Tensor) -> Tensor:
@@ -28,36 +28,40 @@ def fused_multiply_add(left: Tensor, right: Tensor, addend: Tensor) -> Tensor:
     return torch.where((error != 0) & even, torch.nextafter(total, toward), total).float()
 
 
-def group_matmul(activations: Tensor, codes: Tensor, scales: Tensor, minimums: Tensor, group: int) -> Tensor:
-    """activations fp32 [m, in] × grouped weights → fp32 [m, out], with int8 activations (see
-    `quantise_activations`).
+def group_matmul(
+    activations: Tensor, codes: Tensor, scales: Tensor, minimums: Tensor | None, group: int
+) -> Tensor:
+    """activations fp32 [m, in] × grouped weights → fp32 [m, out], with int8 activations as
+    `quantise_activations` rounds them.
 
-    codes: uint8 [out, in padded to 32], as stored; scales, minimums: fp32 [out, in/group rounded up], where
-    w = scale·code + minimum with the code as stored.
-    For each block b of 32 columns, in order: acc = fma(Σ code·q, scale·xs_b, acc); acc = fma(minimum,
-    xs_b·Σq, acc).
+    codes: integers [out, in padded to 32]; scales, minimums: fp32 [out, in/group rounded up];
+    w = scale·code + minimum. For each block b of 32 columns, in order: acc = fma(Σ code·q, scale·xs_b, acc),
+    then with minimums acc = fma(minimum, xs_b·Σq, acc).
     """
     quantised, activation_scales = quantise_activations(activations)
-    block_count = codes.shape[1] // TILE_COLUMNS
     result = torch.zeros(len(activations), len(codes))
-    for block in range(block_count):
-        weight_block = codes[:, block * TILE_COLUMNS : (block + 1) * TILE_COLUMNS]
-        dots = (quantised[:, block].double() @ weight_block.double().T).float()  # integers below 2**20: exact
+    for block in range(codes.shape[1] // TILE_COLUMNS):
+        weight_block = codes[:, block * TILE_COLUMNS : (block + 1) * TILE_COLUMNS].double()
+        dots = (quantised[:, block].double() @ weight_block.T).float()  # integers below 2**20: exact
         scale_b = activation_scales[:, block, None]
-        sums = quantised[:, block].sum(dim=-1, keepdim=True, dtype=torch.int32).float()
         index = block * TILE_COLUMNS // group
         result = fused_multiply_add(dots, scales[:, index] * scale_b, result)
-        result = fused_multiply_add(minimums[:, index], scale_b * sums, result)
+        if minimums is not None:
+            sums = quantised[:, block].sum(dim=-1, keepdim=True, dtype=torch.int32).float()
+            result = fused_multiply_add(minimums[:, index], scale_b * sums, result)
     return result
 
 
 def bf16_matmul(activations: Tensor, weight: Tensor) -> Tensor:
-    """activations fp32 [m, in] rounded to bf16 × weight bf16 [out, in] → fp32 [m, out], summed pair of
-    columns by pair.
+    """activations fp32 [m, in] rounded to bf16 × weight bf16 [out, in] → fp32 [m, out].
+
+    Pair of columns by pair, in each the second column first, as the hardware's pairwise dot product adds
+    them.
     """
-    rounded = activations.to(torch.bfloat16).float()
-    wide = weight.float()
+    rounded = pad_to(activations.to(torch.bfloat16).float(), len(activations), padded(weight.shape[1], 2))
+    wide = pad_to(weight.float(), len(weight), rounded.shape[1])
     result = torch.zeros(len(activations), len(weight))
-    for first in range(0, weight.shape[1], 2):
-        result += rounded[:, first : first + 2] @ wide[:, first : first + 2].T
+    for first in range(0, rounded.shape[1], 2):
+        result += rounded[:, first + 1, None] * wide[:, first + 1]  # exact products: one rounding each
+        result += rounded[:, first, None] * wide[:, first]
     return result
