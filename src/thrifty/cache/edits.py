@@ -27,6 +27,15 @@ class Keep:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """Evict slots start..stop of every head: `Keep` of the rest, without naming it."""
+
+    layer: int | None
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Merge:
     """Replace groups of slots by one slot each, in the place of the group's first member.
 
@@ -44,12 +53,15 @@ class Merge:
 
 @dataclass(frozen=True)
 class Store:
-    """Hold slots start..stop in a format; they become segments of their own (so the verb also cuts)."""
+    """Hold slots start..stop in a format; they become segments of their own (so the verb also cuts).
+
+    Negative start or stop count from each head's end, stop None is its end; format "" leaves it as it is.
+    """
 
     layer: int | None
     head: int | None
     start: int
-    stop: int
+    stop: int | None
     format: str
 
 
@@ -59,7 +71,7 @@ class Move:
 
     layer: int | None
     start: int
-    stop: int
+    stop: int | None
     tier: str
 
 
@@ -89,7 +101,7 @@ class Renumber:
     positions: Tensor
 
 
-Operation = Keep | Merge | Store | Move | Select | Share | Renumber
+Operation = Keep | Drop | Merge | Store | Move | Select | Share | Renumber
 
 
 @dataclass
@@ -107,6 +119,12 @@ class Edits:
         self.operations.append(Keep(layer, per_head))  # type: ignore[arg-type]
         return self
 
+    def drop(self, start: int, stop: int, *, layer: int | None = None) -> Edits:
+        """Keep all but slots start..stop (of every head): cheap where they are whole pages."""
+        if stop > start:
+            self.operations.append(Drop(layer, start, stop))
+        return self
+
     def merge(
         self,
         groups: Sequence[Tensor],
@@ -122,14 +140,14 @@ class Edits:
         return self
 
     def store(
-        self, start: int, stop: int, format: str, *, layer: int | None = None, head: int | None = None
+        self, start: int, stop: int | None, format: str, *, layer: int | None = None, head: int | None = None
     ) -> Edits:
-        """Hold slots start..stop as `format` ("f32", "bf16", "int8", "int4", "int2")."""
-        if stop > start:
+        """Hold slots start..stop as `format` ("f32", "bf16", "int8", "int4", "int2"; "": as they are, but cut)."""
+        if stop is None or stop > start:
             self.operations.append(Store(layer, head, start, stop, format))
         return self
 
-    def move(self, start: int, stop: int, tier: str, *, layer: int | None = None) -> Edits:
+    def move(self, start: int, stop: int | None, tier: str, *, layer: int | None = None) -> Edits:
         """Hold slots start..stop in tier "memory" or "disk"."""
         self.operations.append(Move(layer, start, stop, tier))
         return self

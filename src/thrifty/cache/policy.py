@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from thrifty.cache.edits import Edits
 from thrifty.errors import RecipeError
+from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from thrifty.card import Card
-    from thrifty.cache.view import KVView
-
-PAGE = 64
-"""Tokens of a page: the unit of open tails, of the prefix tree and of attention blocks."""
+    from thrifty.cache.view import LayerView
 
 Rotation = Callable[[int, "Tensor"], tuple["Tensor", "Tensor"]]
 """(layer, positions int64 [n]) → cos, sin, each fp32 [n, dimension/2] (half-split convention)."""
@@ -31,7 +29,8 @@ class ModelInfo:
     """What the cache must know of a model. `windows[layer]`: its sliding window in tokens, None for a global layer.
 
     format: how open pages store keys and values ("bf16", or "f32" for the reference dtype). scale multiplies q·k;
-    softcap is tanh capping of scores or None. rotation: RoPE tables, for policies that renumber.
+    softcap is tanh capping of scores or None. chunk: the most rows that are appended at once. version: of the weights.
+    rotation: RoPE tables, for policies that renumber.
     """
 
     heads: int
@@ -41,6 +40,7 @@ class ModelInfo:
     scale: float = 0.0
     softcap: float | None = None
     format: str = "bf16"
+    chunk: int = 512
     version: str = ""
     rotation: Rotation | None = field(default=None, compare=False, repr=False)
 
@@ -60,9 +60,9 @@ class ModelInfo:
         """Query heads a KV head."""
         return self.heads // self.kv_heads
 
-    def layer(self, index: int, length: int = 0) -> LayerInfo:
-        """The facts of one layer."""
-        return LayerInfo(index=index, window=self.windows[index], length=length, model=self)
+    def layer(self, index: int, length: int = 0, prompt: int = 0) -> LayerInfo:
+        """The facts of one layer of a sequence."""
+        return LayerInfo(index=index, window=self.windows[index], length=length, prompt=prompt, model=self)
 
     def layer_groups(self) -> list[LayerGroup]:
         """Layers that keep the same tokens, the global ones first."""
@@ -88,11 +88,13 @@ class LayerGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerInfo:
-    """One layer as a policy sees it. length: the sequence's logical tokens so far, evicted ones included."""
+    """One layer as a policy sees it. length: the sequence's logical tokens so far, evicted ones included; prompt: its
+    length when the (last) prompt ended."""
 
     index: int
     window: int | None
     length: int
+    prompt: int
     model: ModelInfo
 
 
@@ -156,6 +158,8 @@ class CachePolicy:
     """True where the method stores slots in a format of less than 16 bits."""
     ragged: ClassVar[bool] = False
     """True where the heads of a layer may keep different numbers of slots."""
+    whole_pages: ClassVar[bool] = False
+    """True where evictions while decoding let go of whole pages only (so that they free quantised pages too)."""
 
     period: int = PAGE
     """Tokens between calls of after_decode."""
@@ -164,17 +168,17 @@ class CachePolicy:
         """The statistics that `after_prefill` and `after_decode` need."""
         return Statistics()
 
-    def after_prefill(self, layer: LayerInfo, kv: KVView, stats: Stats) -> Edits:
+    def after_prefill(self, layer: LayerInfo, kv: LayerView, stats: Stats) -> Edits:
         """Edits for one layer when its prompt is complete. `kv` and `stats` are valid during the call only."""
         return Edits()
 
-    def after_decode(self, layers: list[KVView], stats: list[Stats]) -> Edits | None:
-        """Edits for all global layers, every `period` committed tokens after the prompt. None: nothing to do."""
+    def after_decode(self, layers: list[LayerView], stats: list[Stats]) -> Edits | None:
+        """Edits for all global layers' sealed slots (the open page of up to 63 is not among them), every `period` committed tokens after the prompt. None: nothing to do."""
         return None
 
     def kept(self, prompt: int, generated: int = 0) -> int:
-        """Upper bound of a head's slots (mean over a layer's heads), between events, after a prompt of `prompt`
-        slots and `generated` tokens."""
+        """Upper bound of a head's sealed slots (mean over a layer's heads) after a prompt of `prompt` tokens and
+        `generated` more, just before the next `after_decode`."""
         return prompt + generated
 
     def stored(self, slots: int) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """What one sequence holds: for every layer an ordered list of spans over segments, and an open tail.
 
-THE CONTRACT WITH THE ENGINE (signatures are final; bodies are being written)
+The calls, as the engine makes them:
 
     plain prefill or decode step           compressing prefill (`sequence.layer_major` is True)
     ------------------------------         ------------------------------------------------------
@@ -8,47 +8,163 @@ THE CONTRACT WITH THE ENGINE (signatures are final; bodies are being written)
     for every layer:                           sequence.begin_layer(layer, n)
         sequence.append(layer, k, v)           for chunk in chunks:      # of the layer's hidden states
         sequence.attend(layer, q, ...)             sequence.append(layer, k, v); sequence.attend(layer, q, ...)
-    sequence.commit(n)                         sequence.seal_layer(layer)
-                                           sequence.commit(n)
+    sequence.truncate(rejected)                sequence.seal_layer(layer)
+    sequence.commit(accepted)              sequence.commit(n)
+
+Natively `sequence.native` stands for append and attend: the plan writes rows into the same open pages.
+
+Order rule: a row attends to its layer's spans in list order, each in blocks of 64 slots from its own start. Pages begin at
+the same tokens whatever the chunking, batch or prefix hit, so results do not depend on them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from thrifty.cache.carry import carry_out
+from thrifty.cache.collector import ROWS_AT_ONCE, Collector
+from thrifty.cache.editor import Editor, Piece
+from thrifty.cache.mirror import Mirror, native_view
+from thrifty.cache.policy import CachePolicy, LayerGroup, ModelInfo, Statistics, Stats, wanted
+from thrifty.cache.segment import Segment, Span
+from thrifty.cache.view import LayerView
+from thrifty.errors import PromptError
+from thrifty.formats import kv
+from thrifty.formats.kv import PAGE
+from thrifty.kernels.reference import attention
+
 if TYPE_CHECKING:
-    from thrifty.cache.policy import Stats
+    from thrifty.cache.tiers import Tiers
+    from thrifty.storage.ledger import Reservation
+
+NEVER = 1 << 62
 
 
 class SequenceCache:
     """The cache of one sequence. Made by `Cache.create` or `fork`; belongs to one thread at a time.
 
     length: committed tokens, evicted ones included: the position of the next token.
-    layer_major: True where a policy changes the prompt, so that prefill must go layer by layer.
     hit: tokens that came from the prefix tree (they count in `length`).
+    layer_major: True where a policy changes the prompt, so that prefill must go layer by layer.
+    statistics: what is collected for the policies (and for the tree, where `Cache.create` was told to).
     """
 
-    length: int
-    hit: int
-    layer_major: bool
+    def __init__(
+        self,
+        tiers: Tiers,
+        model: ModelInfo,
+        policies: Sequence[CachePolicy] = (),
+        *,
+        reservation: Reservation | None = None,
+        collect: Statistics | None = None,
+    ) -> None:
+        """Made by `Cache.create`, which knows the prefix tree. reservation: promised bytes to draw from; it is
+        released by `free`. collect: statistics beyond those that the policies want."""
+        self.model = model
+        self.tiers = tiers
+        self.policies = tuple(policies)
+        self.reservation = reservation
+        self.length = 0
+        self.hit = 0
+        self.prompt = 0
+        self.parked = False
+        self.last_used = 0
+        self.layer_major = any(policy.compresses for policy in self.policies)
+        self.statistics = wanted(self.policies, model) | (collect or Statistics())
+        self.collector = Collector(self.statistics, model, tiers.ledger, reservation)
+        self.editor = Editor(tiers, model, reservation)
+        self.groups: list[LayerGroup] = model.layer_groups()
+        self.global_layers = model.layers_with(None)
+        self.spans: list[list[Span]] = [[] for _ in range(model.layers)]
+        self.selected: dict[int, tuple[tuple[Tensor, ...], list[int]]] = {}
+        self._open: list[list[Segment]] = [[] for _ in self.groups]
+        self._group_of = {layer: index for index, group in enumerate(self.groups) for layer in group.layers}
+        self._tail = 0
+        self._pending: dict[int, int] = {}
+        self._scratch: tuple[int, Segment, int] | None = None
+        self._sealed: dict[int, int] = {}
+        self._due: list[int] = [NEVER] * len(self.policies)
+        self._next_due = NEVER
+        self._mirror: Mirror | None = None
+        self._native_possible = True
+        self._freed = False
+        tiers.sequences.add(self)
+        if not self.layer_major:
+            self._schedule()
+
+    # --- what it holds -------------------------------------------------------------------------------
 
     def slots(self, layer: int, head: int = 0) -> int:
-        """Physical slots of one head now, uncommitted rows included."""
-        raise NotImplementedError
+        """Physical slots of one head now, uncommitted rows of the reference path included."""
+        held = sum(span.count(layer, head) for span in self.spans[layer])
+        return held + self._open_rows(layer)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the segments it holds, in any tier; a shared segment counts in full."""
+        return sum(segment.nbytes for segment in self.segments())
+
+    def segments(self) -> list[Segment]:
+        """Every segment that it holds, once."""
+        found = {id(span.segment): span.segment for spans in self.spans for span in spans}
+        found |= {id(page): page for pages in self._open for page in pages}
+        if self._scratch is not None:
+            found[id(self._scratch[1])] = self._scratch[1]
+        return list(found.values())
+
+    def sealed_counts(self, layer: int) -> list[int]:
+        """Sealed slots of each KV head (without the open tail): those that policies see and edit."""
+        spans = self.spans[layer]
+        return [sum(span.count(layer, head) for span in spans) for head in range(self.model.kv_heads)]
+
+    def view(self, layer: int) -> LayerView:
+        """A layer's sealed slots as a policy sees them."""
+        return LayerView(self.model.layer(layer, self.length, self.prompt), self.spans[layer])
+
+    def stats(self, layer: int) -> Stats:
+        """What was collected for a layer, aligned with its committed slots."""
+        return self.collector.stats(layer, [self.slots(layer, head) for head in range(self.model.kv_heads)])
+
+    # --- rows ----------------------------------------------------------------------------------------
 
     def reserve(self, n: int) -> None:
         """Make room for n more rows in the open pages of every layer group. Cheap when there is room.
 
-        Raises BudgetError, with nothing changed.
+        Raises BudgetError or StorageError, with nothing changed.
         """
-        raise NotImplementedError
+        missing = -(-(self._tail + n) // PAGE) - len(self._open[0])
+        if missing > 0:
+            self._open_pages(missing)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Reference path: store rows [n, kv_heads, head_dim] (any float dtype, keys rotated) in the layer's open pages.
-        Needs a `reserve` (or `begin_layer`) that holds them."""
-        raise NotImplementedError
+
+        Needs a `reserve` (or `begin_layer`) that holds them. Raises PromptError where it does not.
+        """
+        self._mirror = None
+        rows = len(key)
+        start = self._open_rows(layer)
+        pages = self._open_segments(layer)
+        room = sum(page.capacity for page in pages)
+        if start + rows > room:
+            raise PromptError(
+                f"layer {layer} has room for {room - start} more rows, not {rows}: reserve them first"
+            )
+        first = 0
+        for page in pages:
+            stop = first + page.capacity
+            low, high = max(start, first), min(start + rows, stop)
+            if low < high:
+                part = slice(low - start, high - start)
+                for head in range(self.model.kv_heads):
+                    page.write(layer, head, low - first, key[part, head], value[part, head])
+            first = stop
+        self._pending[layer] = self._pending.get(layer, 0) + rows
 
     def attend(
         self,
@@ -60,63 +176,595 @@ class SequenceCache:
         softcap: float | None = None,
         window: int | None = None,
     ) -> Tensor:
-        """Attention of query [n, heads, head_dim] fp32 over the layer's slots → [n, heads, head_dim] fp32.
+        """Attention of query [n, heads, head_dim] over the layer's slots → [n, heads, head_dim] fp32.
 
         The rows are the newest n that were appended: row i sees every slot but the last n-1-i, and in a windowed layer
         only the last `window` of them. scale, softcap, window default to the model's. positions are the rows' logical
         positions (only their number is checked: keys are stored rotated). Collects the statistics that policies want.
         """
-        raise NotImplementedError
+        rows, model = len(query), self.model
+        if positions is not None and len(positions) != rows:
+            raise PromptError(f"{len(positions)} positions for {rows} query rows: give one a row")
+        query = query.float()
+        window = model.windows[layer] if window is None else window
+        softcap = model.softcap if softcap is None else softcap
+        keep_sums = self.collector.sums_now and window is None
+        apart = keep_sums and self._scratch is None and rows <= ROWS_AT_ONCE
+        out = torch.empty(rows, model.heads, model.head_dim)
+        sums = []
+        for head in range(model.kv_heads):
+            part = slice(head * model.group, (head + 1) * model.group)
+            spans, columns = self._attended(layer, head, rows, window)
+            found = attention.attend(
+                query[:, part],
+                spans,
+                scale=model.scale if scale is None else scale,
+                window=window,
+                softcap=softcap or 0.0,
+                column_sums=keep_sums and not apart,
+                probabilities=apart,
+            )
+            out[:, part] = found.out
+            if apart and found.probabilities is not None:
+                self.collector.add_rows(layer, head, columns.of(found.probabilities))
+            elif found.column_sums is not None:
+                sums.append(columns.of(found.column_sums))
+        if sums and self._scratch is not None:
+            self.collector.add_sums(layer, sums)
+        elif sums:
+            for head, one in enumerate(sums):
+                self.collector.add_block(layer, head, one)
+        self.collector.add_queries(layer, query)
+        return out
 
     def commit(self, n: int) -> None:
         """Accept the n rows appended since the last commit. Drops window pages, calls policies that are due.
 
-        O(1) but at events (page boundary of windowed layers, a policy's period). Rejected rows must be truncated first.
+        O(1) but at events (page boundary, a policy's period). Rejected rows must have been truncated before.
         """
-        raise NotImplementedError
+        if self._sealed:
+            self._commit_prompt(n)
+            return
+        if self._pending:
+            self._check_pending(n)
+        if self.collector.pending():
+            self._pending = {}
+            self._tail += n
+            layers = {layer: [self.slots(layer, head) for head in range(self.model.kv_heads)] for layer in self.global_layers}
+            self.collector.commit(layers)
+            self.collector.settle()
+            self._tail -= n
+        self._pending = {}
+        self._tail += n
+        self.length += n
+        if self._tail >= PAGE:
+            self._roll()
+        if self.length >= self._next_due:
+            self._after_decode()
 
     def truncate(self, n: int) -> None:
-        """Drop the newest n rows: uncommitted ones first, then committed ones. Raises PromptError where a windowed layer
-        or a policy has already let go of what the shorter sequence would need."""
-        raise NotImplementedError
+        """Drop the newest n rows: uncommitted ones first, then committed ones.
+
+        Raises PromptError, with nothing changed, where a windowed layer has already let go of what the shorter sequence
+        would need. What a policy evicted stays evicted.
+        """
+        if self._scratch is not None or self._sealed:
+            raise PromptError("a prompt that is being prefilled layer by layer cannot be truncated; free the sequence")
+        rejected = min(n, max(self._pending.values(), default=0))
+        if self._mirror is not None:
+            held = sum(span.tokens for span in self.spans[0] if span.holds(0)) + self._tail
+            rejected = min(n, self._mirror.view.tokens(0, 0) - held)
+        if rejected:
+            self.collector.truncate(rejected)
+            if self._mirror is not None:
+                for layer in range(self.model.layers):
+                    self._mirror.view.truncate(layer, rejected)
+            self._pending = {layer: rows - rejected for layer, rows in self._pending.items() if rows > rejected}
+        if n > rejected:
+            self._truncate_committed(n - rejected)
+
+    def discard(self) -> None:
+        """Drop all uncommitted rows, also those that a failed step left in some layers only."""
+        self._pending = {}
+        self._mirror = None
+        self.collector.discard()
+
+    def start_at(self, length: int) -> None:
+        """Called by `Cache.create`: the spans of a prefix of `length` tokens were put in."""
+        self.length = self.hit = length
+        if not self.layer_major:
+            self._schedule()
+
+    # --- layer-major prefill -------------------------------------------------------------------------
 
     def begin_layer(self, layer: int, n: int) -> None:
-        """Layer-major prefill: take full-precision scratch for n new rows of one layer."""
-        raise NotImplementedError
+        """Layer-major prefill: take full-precision scratch for n new rows of one layer.
 
-    def observe(self, layer: int, queries: Tensor, column_sums: list[Tensor] | None = None) -> None:
-        """Native layer-major prefill: hand over what `attend` would have collected: the newest query rows
-        [w, heads, head_dim] fp32 rotated (w ≥ `statistics.queries`, or all there are). Call before `seal_layer`."""
-        raise NotImplementedError
+        Raises BudgetError or StorageError, with nothing changed.
+        """
+        if self._scratch is not None:
+            raise PromptError(f"layer {self._scratch[0]} is still open: seal it before layer {layer} begins")
+        if not self._sealed:
+            self.seal_tail()
+            self._close_pages()
+            self.collector.prefilling = True
+        segment = Segment(
+            self.tiers,
+            (layer,),
+            tuple(range(self.model.kv_heads)),
+            -(-n // PAGE) * PAGE,
+            self.model.format,
+            self.model.head_dim,
+            category="scratch",
+            reservation=self.reservation,
+        )
+        segment.positions = self.length
+        self._pending.pop(layer, None)
+        self._scratch = (layer, segment, n)
+        if self._mirror is not None:
+            self._mirror.open_page(layer, segment)
+
+    def observe(self, layer: int, queries: Tensor | None, column_sums: list[Tensor] | None = None) -> None:
+        """Native layer-major prefill: hand over what `attend` would have collected, before `seal_layer`.
+
+        queries: the newest rows [w, heads, head_dim] fp32 rotated, w ≥ `statistics.queries` or all there are.
+        column_sums: [group, slots] a KV head.
+        """
+        if queries is not None:
+            self.collector.add_queries(layer, queries)
+        if column_sums is not None:
+            self.collector.add_sums(layer, column_sums)
 
     def seal_layer(self, layer: int, stats: Stats | None = None) -> None:
-        """Layer-major prefill: run the policies' after_prefill in order, store the result, give the scratch back."""
-        raise NotImplementedError
+        """Layer-major prefill: run the policies' after_prefill in order, store the result, give the scratch back.
 
-    def fork(self) -> SequenceCache:
-        """A second sequence with the same content: sealed segments are shared, the open page is copied.
-        Uncommitted rows are not taken along."""
-        raise NotImplementedError
+        stats: as for `observe`. The scratch itself becomes the segment where no policy changes anything.
+        """
+        if self._scratch is None or self._scratch[0] != layer:
+            raise PromptError(f"layer {layer} was not begun: call begin_layer first")
+        if stats is not None:
+            self.observe(layer, stats.queries, stats.column_sums)
+        _, segment, n = self._scratch
+        segment.tokens = n
+        self._scratch = None
+        self._sealed[layer] = n
+        self._pending.pop(layer, None)
+        self.spans[layer].append(Span(segment, n))
+        segment.retain()
+        try:
+            if self.model.windows[layer] is not None:
+                self._keep_window(layer, n)
+            else:
+                self._after_prefill(layer, n)
+        finally:
+            if segment.references > 1:
+                segment.recategorise("cache")
+            segment.release()
+        if self._mirror is not None:
+            self._rebuild(layer)
+
+    # --- sharing, parking, ending --------------------------------------------------------------------
+
+    def fork(self, reservation: Reservation | None = None) -> SequenceCache:
+        """A second sequence with the same committed content: sealed segments are shared, the open page is copied.
+
+        reservation: what the fork draws from. Raises BudgetError with nothing changed.
+        """
+        if self._scratch is not None or self._sealed:
+            raise PromptError("a prompt that is being prefilled layer by layer cannot be forked yet")
+        other = SequenceCache(self.tiers, self.model, self.policies, reservation=reservation)
+        other.statistics, other.layer_major = self.statistics, self.layer_major
+        other.length, other.hit, other.prompt = self.length, self.hit, self.prompt
+        other._due, other._next_due = list(self._due), self._next_due
+        other.selected = dict(self.selected)
+        try:
+            if self._tail:
+                other._open_pages(1)
+                for mine, theirs in zip(self._open, other._open, strict=True):
+                    theirs[0].copy_from(mine[0])
+            other._tail = self._tail
+            other._number_open()
+            other.collector = self.collector.copy(reservation)
+        except BaseException:
+            other._close_pages()
+            raise
+        for spans, theirs_spans in zip(self.spans, other.spans, strict=True):
+            for span in spans:
+                span.segment.retain()
+            theirs_spans.extend(spans)
+        return other
 
     def free(self) -> None:
         """Release everything, the reservation included. A second call has no effect."""
-        raise NotImplementedError
+        if self._freed:
+            return
+        self._freed = True
+        self._mirror = None
+        self._close_pages()
+        if self._scratch is not None:
+            self._scratch[1].release()
+            self._scratch = None
+        held = Counter(id(span.segment) for spans in self.spans for span in spans)
+        for segment in {id(span.segment): span.segment for spans in self.spans for span in spans}.values():
+            segment.release(held[id(segment)])
+        self.spans = [[] for _ in self.spans]
+        self.collector.free()
+        if self.reservation is not None:
+            self.reservation.release()
 
     def park(self) -> None:
-        """The engine will not step this sequence for a while: its segments may move to the disk tier."""
-        raise NotImplementedError
+        """The engine will not step this sequence for a while: its promise ends and its segments may move to disk."""
+        self.parked = True
+        self._mirror = None
+        if self.reservation is not None:
+            self.reservation.suspend()
 
     def resume(self) -> None:
-        """Bring every segment back to memory before the next step. Raises BudgetError with nothing changed."""
-        raise NotImplementedError
+        """Bring every segment back to memory before the next step.
+
+        Raises BudgetError where there is no room; the sequence is then still parked and whole.
+        """
+        if not self.parked:
+            return
+        away = [segment.owner for segment in self.segments() if segment.tier == "disk"]
+        if self.reservation is not None:
+            needed = max(self.reservation.outstanding, sum(segment.nbytes for segment in away))
+            self.tiers.make_room(needed)
+            self.reservation.resume()
+        try:
+            for segment in away:
+                segment.to_memory()
+        except BaseException:
+            if self.reservation is not None:
+                self.reservation.suspend()
+            raise
+        self.parked = False
 
     @property
     def native(self) -> Any:
-        """The native View kept in step with the spans, or None where the step needs the reference path (no native module,
-        a segment on disk, a selection, statistics while decoding)."""
-        raise NotImplementedError
+        """The native View kept in step with the spans, or None where a step needs the reference path: no native module, a
+        segment on disk, a selection, or column sums to collect. Ask for it anew at every step."""
+        if self._mirror is None and self._native_possible:
+            self._mirror = self._mirrored()
+        return None if self._mirror is None else self._mirror.view
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the segments it holds; a shared segment counts in full."""
-        raise NotImplementedError
+    # --- inside --------------------------------------------------------------------------------------
+
+    def seal_tail(self) -> None:
+        """Make the partly filled open page a sealed span of its own, so that edits may touch its slots."""
+        if not self._tail:
+            return
+        for group, pages in zip(self.groups, self._open, strict=True):
+            page = pages.pop(0)
+            self._adopt(group, page, self._tail)
+        self._tail = 0
+        self._number_open()
+        self._mirror = None
+
+    def select(self, layer: int, indices: tuple[Tensor, ...] | None) -> None:
+        """Attend to these sealed slots of a layer (one tensor a KV head) and to all newer ones; None ends it."""
+        self._mirror = None
+        if indices is None:
+            self.selected.pop(layer, None)
+        else:
+            self.selected[layer] = (indices, self.sealed_counts(layer))
+
+    def replace_spans(self, layer: int, spans: list[Span]) -> None:
+        """A layer's new spans, with their references; the old ones were released by the editor."""
+        self.spans[layer] = spans
+        self._mirror = None
+
+    def _mirrored(self) -> Mirror | None:
+        if self.selected or self.parked or self.collector.sums_now:
+            return None
+        if any(segment.tier != "memory" for segment in self.segments()):
+            return None
+        view = native_view(self.model)
+        if view is None:
+            self._native_possible = False
+            return None
+        mirror = Mirror(view, self.model)
+        for layer in range(self.model.layers):
+            self._rebuild(layer, mirror)
+        return mirror
+
+    def _rebuild(self, layer: int, mirror: Mirror | None = None) -> None:
+        mirror = mirror or self._mirror
+        if mirror is None:
+            return
+        rows = self._open_rows(layer)
+        pages = []
+        for page in self._open_segments(layer):
+            tokens = min(page.capacity, rows)
+            pages.append((page, tokens))
+            rows -= tokens
+        mirror.rebuild(layer, self.spans[layer], pages, self._first_page(layer))
+
+    def _first_page(self, layer: int) -> int:
+        """Pages that a windowed layer has let go before its first span."""
+        if self.model.windows[layer] is None or not self.spans[layer]:
+            return 0
+        first = self.spans[layer][0].segment.positions
+        return first // PAGE if isinstance(first, int) else 0
+
+    def _open_segments(self, layer: int) -> list[Segment]:
+        if self._scratch is not None and self._scratch[0] == layer:
+            return [self._scratch[1]]
+        return self._open[self._group_of[layer]]
+
+    def _open_rows(self, layer: int) -> int:
+        """Rows of a layer that lie in its open segments."""
+        pending = self._pending.get(layer, 0)
+        return pending if self._scratch is not None and self._scratch[0] == layer else self._tail + pending
+
+    def _attended(
+        self, layer: int, head: int, rows: int, window: int | None
+    ) -> tuple[list[attention.Span], _Columns]:
+        """What one head's rows attend to, and which slots its columns are."""
+        sources = [(span.segment, span.layer(layer), span.tokens) for span in self.spans[layer] if span.holds(head)]
+        left = self._open_rows(layer)
+        for page in self._open_segments(layer):
+            if left > 0:
+                sources.append((page, layer, min(left, page.capacity)))
+                left -= page.capacity
+        if window is not None:
+            sources = _reachable(sources, rows + window - 1)
+        spans, holes = [], False
+        for segment, source, tokens in sources:
+            slab = segment.slab(source, head)
+            keys, values = kv.read(segment.format, slab, segment.capacity, segment.head_dim, 0, tokens)
+            bias = None
+            if segment.bias is not None:
+                bias = segment.bias[segment.layers.index(source), segment.heads.index(head), :tokens]
+                holes |= segment.parent is not None
+            spans.append(attention.Span(keys, values, bias))
+        live = _live(spans) if holes else None
+        if layer not in self.selected:
+            return spans, _Columns(live, None, 0)
+        chosen, counts = self.selected[layer]
+        total = sum(len(one.keys) for one in spans) if live is None else len(live)
+        place = torch.cat((chosen[head], torch.arange(counts[head], total)))
+        return [_gathered(spans, place if live is None else live[place])], _Columns(None, place, total)
+
+    def _open_pages(self, count: int) -> None:
+        """Append `count` empty open pages to every group, all or none."""
+        made: list[list[Segment]] = [[] for _ in self.groups]
+        heads = tuple(range(self.model.kv_heads))
+        try:
+            for index, group in enumerate(self.groups):
+                for _ in range(count):
+                    page = Segment(
+                        self.tiers, group.layers, heads, PAGE, self.model.format, self.model.head_dim, reservation=self.reservation
+                    )
+                    made[index].append(page)
+        except BaseException:
+            for pages in made:
+                for page in pages:
+                    page.release()
+            raise
+        for pages, more in zip(self._open, made, strict=True):
+            pages.extend(more)
+        self._number_open()
+        if self._mirror is not None:
+            for group, more in zip(self.groups, made, strict=True):
+                for page in more:
+                    for layer in group.layers:
+                        self._mirror.open_page(layer, page)
+
+    def _number_open(self) -> None:
+        first = self.length - self._tail
+        for pages in self._open:
+            for index, page in enumerate(pages):
+                page.positions = first + index * PAGE
+
+    def _close_pages(self) -> None:
+        for pages in self._open:
+            for page in pages:
+                page.release()
+            pages.clear()
+        self._tail = 0
+
+    def _adopt(self, group: LayerGroup, page: Segment, tokens: int) -> None:
+        """An open page becomes a sealed span of all layers of its group."""
+        page.tokens = tokens
+        page.retain(len(group.layers) - 1)
+        span = Span(page, tokens)
+        for layer in group.layers:
+            self.spans[layer].append(span)
+
+    def _truncate_committed(self, n: int) -> None:
+        length = self.length - n
+        if length < 0:
+            raise PromptError(f"cannot drop {n} of {self.length} tokens")
+        for group in self.groups:
+            if group.window is not None and self._first_position(group.layers[0]) > max(0, length - group.window + 1):
+                raise PromptError(
+                    f"cannot go back to {length} tokens: layers with a window of {group.window} have let go of tokens that "
+                    f"the shorter sequence needs; go back to {self._first_position(group.layers[0]) + group.window - 1} or more"
+                )
+        if n > self._tail:
+            if not self._open[0]:
+                self._open_pages(1)
+            self._tail = 0
+            for layer in range(self.model.layers):
+                self._trim(layer, length)
+            self._reopen()
+        else:
+            self._tail -= n
+        self.length = length
+        self._number_open()
+        self._mirror = None
+        self._due = [min(due, length + one.period) for due, one in zip(self._due, self.policies, strict=True)]
+        for layer in self.global_layers:
+            self.collector.fit(layer, [self.slots(layer, head) for head in range(self.model.kv_heads)])
+
+    def _first_position(self, layer: int) -> int:
+        if not self.spans[layer]:
+            return self.length - self._tail
+        first = self.spans[layer][0].segment.positions
+        return first if isinstance(first, int) else int(first.min())
+
+    def _trim(self, layer: int, length: int) -> None:
+        """Drop the slots of a layer whose position is `length` or more."""
+        spans = self.spans[layer]
+        ragged = False
+        for index in reversed(range(len(spans))):
+            span = spans[index]
+            counts = {int((span.segment.positions_of(head, span.tokens) < length).sum()) for head in span.segment.heads}
+            if counts == {span.tokens}:
+                continue
+            if len(counts) > 1 or span.segment.parent is not None:
+                ragged = True
+            elif counts == {0}:
+                spans.pop(index).segment.release()
+            else:
+                spans[index] = Span(span.segment, counts.pop(), span.source)
+        if ragged:
+            view = LayerView(self.model.layer(layer, length), spans)
+            heads = range(self.model.kv_heads)
+            kept = [torch.nonzero(view.positions(head) < length).flatten() for head in heads]
+            self.spans[layer] = self.editor.keep(layer, spans, kept)
+
+    def _reopen(self) -> None:
+        """Where every group ends in a cut page, go on inside that page, as a sequence would that never was longer."""
+        lasts = [self.spans[group.layers[0]][-1] if self.spans[group.layers[0]] else None for group in self.groups]
+        for group, last in zip(self.groups, lasts, strict=True):
+            if last is None or last.segment.layers != group.layers or last.segment.bias is not None:
+                return
+            if last.segment.format != self.model.format or last.segment.first_keys is not None or last.tokens == PAGE:
+                return
+            if any(self.spans[layer][-1].segment is not last.segment for layer in group.layers):
+                return
+            if last.tokens != (lasts[0].tokens if lasts[0] else 0):
+                return
+        for group, pages, last in zip(self.groups, self._open, lasts, strict=True):
+            if last is None:
+                continue
+            pages[0].copy_from(last.segment)
+            for layer in group.layers:
+                self.spans[layer].pop()
+            last.segment.release(len(group.layers))
+            self._tail = last.tokens
+
+    def _check_pending(self, n: int) -> None:
+        if any(rows != n for rows in self._pending.values()) or len(self._pending) != self.model.layers:
+            found = sorted({self._pending.get(layer, 0) for layer in range(self.model.layers)})
+            raise PromptError(f"commit({n}): the layers hold {found} uncommitted rows; truncate or append first")
+
+    def _roll(self) -> None:
+        """Full open pages become sealed spans; windowed layers let go of pages that no later row can see."""
+        while self._tail >= PAGE:
+            for group, pages in zip(self.groups, self._open, strict=True):
+                self._adopt(group, pages.pop(0), PAGE)
+            self._tail -= PAGE
+        for group in self.groups:
+            if group.window is not None:
+                for layer in group.layers:
+                    self._drop_before(layer, self.length - group.window + 1)
+
+    def _drop_before(self, layer: int, position: int) -> None:
+        """Drop the leading spans of a windowed layer whose tokens all lie before `position`."""
+        spans = self.spans[layer]
+        count = 0
+        while count < len(spans):
+            first = spans[count].segment.positions
+            if not isinstance(first, int) or first + spans[count].tokens > position:
+                break
+            count += 1
+        if count:
+            for span in spans[:count]:
+                span.segment.release()
+            del spans[:count]
+            if self._mirror is not None:
+                self._mirror.drop_front(layer, count)
+
+    def _commit_prompt(self, n: int) -> None:
+        missing = [layer for layer in range(self.model.layers) if self._sealed.get(layer) != n]
+        if missing or self._scratch is not None:
+            raise PromptError(f"commit({n}): layers {missing[:8]} are not sealed with {n} rows")
+        self._sealed = {}
+        self._pending = {}
+        self.length += n
+        self.prompt = self.length
+        self.collector.prefilling = False
+        self._mirror = None
+        self._schedule()
+
+    def _schedule(self) -> None:
+        self._due = [self.length + one.period if one.watches_decode else NEVER for one in self.policies]
+        self._next_due = min(self._due, default=NEVER)
+
+    def _keep_window(self, layer: int, n: int) -> None:
+        """A windowed layer's prompt: only whole pages that a later row can still see, each a segment."""
+        unseen = max(0, n - (self.model.windows[layer] or 0) + 1)
+        if n > PAGE:
+            scratch = self.spans[layer].pop()
+            self.spans[layer] += self.editor.pages(layer, scratch, unseen // PAGE * PAGE)
+        self._drop_before(layer, self.length + unseen)
+
+    def _after_prefill(self, layer: int, n: int) -> None:
+        info = self.model.layer(layer, self.length + n, self.length + n)
+        for policy in self.policies:
+            if not policy.compresses:
+                continue
+            counts = [self.slots(layer, head) for head in range(self.model.kv_heads)]
+            stats = self.collector.stats(layer, counts)
+            edits = policy.after_prefill(info, LayerView(info, self.spans[layer]), stats)
+            carry_out(self, edits, (layer,))
+        self.collector.forget(layer)
+        self.collector.settle()
+
+    def _after_decode(self) -> None:
+        for index, policy in enumerate(self.policies):
+            if self.length < self._due[index]:
+                continue
+            self._due[index] = self.length + policy.period
+            views = [self.view(layer) for layer in self.global_layers]
+            stats = [self.collector.stats(layer, self.sealed_counts(layer)) for layer in self.global_layers]
+            edits = policy.after_decode(views, stats)
+            if edits:
+                carry_out(self, edits, self.global_layers)
+        self.collector.settle()
+        self._next_due = min(self._due, default=NEVER)
+
+
+class _Columns:
+    """Which slots the columns of an attention result are: `live` picks the real ones, `place` puts a selection's columns
+    back among all `total` slots."""
+
+    def __init__(self, live: Tensor | None, place: Tensor | None, total: int) -> None:
+        self._live = live
+        self._place = place
+        self._total = total
+
+    def of(self, chances: Tensor) -> Tensor:
+        """[..., attended] → [..., slots]."""
+        if self._place is not None:
+            whole = chances.new_zeros(*chances.shape[:-1], self._total)
+            whole[..., self._place] = chances
+            return whole
+        return chances if self._live is None else chances[..., self._live]
+
+
+def _live(spans: list[attention.Span]) -> Tensor:
+    """The slots that are not holes."""
+    biases = [torch.zeros(len(one.keys)) if one.bias is None else one.bias for one in spans]
+    return torch.nonzero(torch.cat(biases) > -torch.inf).flatten()
+
+
+def _gathered(spans: list[attention.Span], slots: Tensor) -> attention.Span:
+    """Some slots of several spans as one span."""
+    biases = [torch.zeros(len(one.keys)) if one.bias is None else one.bias for one in spans]
+    keys = torch.cat([one.keys for one in spans])[slots]
+    values = torch.cat([one.values for one in spans])[slots]
+    return attention.Span(keys, values, torch.cat(biases)[slots])
+
+
+def _reachable(sources: list[tuple[Segment, int, int]], slots: int) -> list[tuple[Segment, int, int]]:
+    """The last sources that hold the newest `slots` slots: a windowed row sees no others."""
+    held = 0
+    for index in reversed(range(len(sources))):
+        held += sources[index][2]
+        if held >= slots:
+            return sources[index:]
+    return sources

@@ -70,13 +70,13 @@ class DiskTier:
             ) from error
         return Extent(start, len(view))
 
-    def read(self, extent: Extent, into: Tensor) -> None:
-        """Fill `into` (contiguous uint8, at least extent.nbytes) from an extent. Raises StorageError."""
-        view = memoryview(into.numpy())[: extent.nbytes]
+    def read(self, extent: Extent, into: Tensor, offset: int = 0) -> None:
+        """Fill `into` (contiguous uint8) from `offset` bytes inside an extent. Raises StorageError."""
+        view = memoryview(into.numpy())[: extent.nbytes - offset]
         done = 0
-        while done < extent.nbytes:
+        while done < len(view):
             try:
-                count = os.preadv(self._file.fileno(), [view[done:]], extent.start + done)
+                count = os.preadv(self._file.fileno(), [view[done:]], extent.start + offset + done)
             except OSError as error:
                 raise StorageError(f"cannot read from the disk tier in '{self.folder}': {error}") from error
             if count == 0:

@@ -29,6 +29,14 @@ class Reservation:
         """Change the promise. Raises BudgetError, with nothing changed, where more does not fit."""
         self._ledger._resize(self, nbytes)
 
+    def suspend(self) -> None:
+        """Let others have what is outstanding, until `resume`."""
+        self._ledger._release(self)
+
+    def resume(self) -> None:
+        """Renew the promise. Raises BudgetError, with nothing changed, where what is outstanding does not fit now."""
+        self._ledger._renew(self)
+
     def release(self) -> None:
         """End the promise; what was charged stays charged. A second call has no effect."""
         self._ledger._release(self)
@@ -133,6 +141,13 @@ class Ledger:
             if reservation in self._reservations and more > 0:
                 self._check(more, f"{reservation.owner}: {format_size(more)} more", more)
             reservation.nbytes = nbytes
+
+    def _renew(self, reservation: Reservation) -> None:
+        with self._lock:
+            if reservation not in self._reservations:
+                more = reservation.outstanding
+                self._check(more, f"{reservation.owner}: {format_size(more)}", more)
+                self._reservations.add(reservation)
 
     def _release(self, reservation: Reservation) -> None:
         with self._lock:

@@ -1,0 +1,194 @@
+"""The statistics of one sequence, collected by `attend`, committed with the rows, moved with the slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from thrifty.cache.policy import ModelInfo, Statistics, Stats
+from thrifty.cache.segment import INDEX
+from thrifty.errors import PromptError
+from thrifty.storage.ledger import Ledger, Reservation
+
+ROWS_AT_ONCE = 64
+"""Uncommitted rows whose probabilities are kept apart, so that some of them can still be rejected."""
+
+
+class Collector:
+    """Query rows and attention column sums by layer. Its bytes are charged as index bytes.
+
+    Column sums are fp32 [group, slots] a KV head: the sum over rows of softmax probabilities (H2O, arXiv 2306.14048,
+    §4.1), one row of the tensor a query head of the group.
+    """
+
+    def __init__(
+        self, wanted: Statistics, model: ModelInfo, ledger: Ledger, reservation: Reservation | None
+    ) -> None:
+        self.wanted = wanted
+        self._model = model
+        self._ledger = ledger
+        self._reservation = reservation
+        self._queries: dict[int, Tensor] = {}
+        self._sums: dict[int, list[Tensor]] = {}
+        self._pending: dict[int, dict[int, list[Tensor]]] = {}
+        self._unsplittable = False
+        self._charged = 0
+        self.prefilling = True
+
+    @property
+    def sums_now(self) -> bool:
+        """Whether rows computed now add to column sums."""
+        return self.wanted.column_sums and (self.prefilling or self.wanted.decode)
+
+    @property
+    def layers_with_sums(self) -> set[int]:
+        """Layers of which column sums are held."""
+        return set(self._sums)
+
+    def add_queries(self, layer: int, queries: Tensor) -> None:
+        """Newest query rows [n, heads, head_dim]; keeps as many as wanted."""
+        wanted = self.wanted.queries
+        if wanted is None or not self.prefilling or self._model.windows[layer] is not None:
+            return
+        rows = torch.cat([self._queries[layer], queries]) if layer in self._queries else queries
+        self._queries[layer] = rows.detach().clone() if wanted == "all" else rows[-int(wanted) :].detach().clone()
+
+    def add_sums(self, layer: int, sums: Sequence[Tensor]) -> None:
+        """Column sums of committed rows, [group, slots] a KV head; slots may have grown."""
+        held = self._sums.get(layer)
+        if held is None:
+            self._sums[layer] = [one.clone() for one in sums]
+        else:
+            for head, more in enumerate(sums):
+                grown = more.clone()
+                grown[:, : held[head].shape[1]] += held[head]
+                held[head] = grown
+
+    def add_rows(self, layer: int, head: int, probabilities: Tensor) -> None:
+        """Probabilities [rows, group, slots] of uncommitted rows."""
+        self._pending.setdefault(layer, {}).setdefault(head, []).append(probabilities)
+
+    def add_block(self, layer: int, head: int, sums: Tensor) -> None:
+        """Column sums [group, slots] of uncommitted rows that come as one block and cannot be split."""
+        self._unsplittable = True
+        self.add_rows(layer, head, sums[None])
+
+    def truncate(self, n: int) -> None:
+        """Reject the newest n uncommitted rows."""
+        if not self._pending:
+            return
+        if self._unsplittable:
+            raise PromptError(
+                f"cannot reject {n} rows of a block of more than {ROWS_AT_ONCE} whose column sums were added at once; "
+                f"append at most {ROWS_AT_ONCE} rows a step where some may be rejected"
+            )
+        for heads in self._pending.values():
+            for head, parts in heads.items():
+                rest = n
+                while rest and parts:
+                    last = parts.pop()
+                    if len(last) > rest:
+                        parts.append(last[: len(last) - rest])
+                    rest = max(0, rest - len(last))
+
+    def commit(self, slots: dict[int, list[int]] | None = None) -> None:
+        """Add what is pending. slots: committed slots by layer and head where rows were rejected."""
+        for layer, heads in self._pending.items():
+            sums = []
+            for head in range(self._model.kv_heads):
+                width = slots[layer][head] if slots else max(part.shape[2] for part in heads[head])
+                total = torch.zeros(self._model.group, width)
+                for part in heads[head]:
+                    columns = min(width, part.shape[2])
+                    total[:, :columns] += part[:, :, :columns].sum(dim=0)
+                sums.append(total)
+            self.add_sums(layer, sums)
+        self._pending.clear()
+        self._unsplittable = False
+
+    def pending(self) -> bool:
+        """Whether uncommitted rows were recorded."""
+        return bool(self._pending)
+
+    def stats(self, layer: int, counts: Sequence[int]) -> Stats:
+        """What is known of a layer, column sums cut or padded with zeros to the slots `counts` of its heads."""
+        sums = self._sums.get(layer)
+        if sums is not None:
+            sums = [_fit(one, count) for one, count in zip(sums, counts, strict=True)]
+        return Stats(queries=self._queries.get(layer), column_sums=sums)
+
+    def keep(self, layer: int, indices: Sequence[Tensor], sealed: Sequence[int]) -> None:
+        """The layer kept these of each head's `sealed` slots, and all slots behind them."""
+        if layer not in self._sums:
+            return
+        kept = []
+        for sums, chosen, count in zip(self._sums[layer], indices, sealed, strict=True):
+            whole = _fit(sums, max(count, sums.shape[1]))
+            kept.append(torch.cat((whole[:, chosen], whole[:, count:]), dim=1))
+        self._sums[layer] = kept
+
+    def fit(self, layer: int, counts: Sequence[int]) -> None:
+        """The layer lost its newest slots: it has `counts` now."""
+        if layer in self._sums:
+            self._sums[layer] = [_fit(one, count) for one, count in zip(self._sums[layer], counts, strict=True)]
+
+    def discard(self) -> None:
+        """Drop what uncommitted rows brought."""
+        self._pending.clear()
+        self._unsplittable = False
+
+    def take(self, sums: dict[int, list[Tensor]]) -> None:
+        """Begin with the column sums of a prefix (they came from the tree)."""
+        self._sums = {layer: [one.clone() for one in heads] for layer, heads in sums.items()}
+        self.settle()
+
+    def merge(self, layer: int, head: int, groups: Sequence[Tensor]) -> None:
+        """Groups of slots became one: their sums go to the group's first member (the others are dropped by `keep`)."""
+        if layer in self._sums:
+            sums = self._sums[layer][head] = self._sums[layer][head].clone()
+            for group in groups:
+                sums[:, group[0]] = sums[:, group].sum(dim=1)
+
+    def forget(self, layer: int) -> None:
+        """Drop what nobody asks for again once a layer's prompt is sealed."""
+        self._queries.pop(layer, None)
+        if not self.wanted.decode:
+            self._sums.pop(layer, None)
+
+    def sums(self) -> dict[int, list[Tensor]]:
+        """The column sums by layer, as `PrefixTree.insert` takes them: copies."""
+        return {layer: [one.clone() for one in heads] for layer, heads in self._sums.items()}
+
+    def settle(self) -> None:
+        """Bring the ledger up to date with the bytes held. Raises BudgetError."""
+        held = sum(one.nbytes for one in self._queries.values())
+        held += sum(one.nbytes for heads in self._sums.values() for one in heads)
+        if held > self._charged:
+            self._ledger.charge(INDEX, held - self._charged, self._reservation)
+        elif held < self._charged:
+            self._ledger.credit(INDEX, self._charged - held, self._reservation)
+        self._charged = held
+
+    def free(self) -> None:
+        """Forget everything."""
+        self._queries.clear()
+        self._sums.clear()
+        self._pending.clear()
+        self.settle()
+
+    def copy(self, reservation: Reservation | None) -> Collector:
+        """The committed statistics, for a fork."""
+        other = Collector(self.wanted, self._model, self._ledger, reservation)
+        other.prefilling = self.prefilling
+        other._queries = dict(self._queries)
+        other._sums = {layer: list(heads) for layer, heads in self._sums.items()}
+        other.settle()
+        return other
+
+
+def _fit(sums: Tensor, count: int) -> Tensor:
+    """[group, slots] cut or zero-padded to [group, count]."""
+    have = sums.shape[1]
+    return sums[:, :count] if have >= count else torch.nn.functional.pad(sums, (0, count - have))

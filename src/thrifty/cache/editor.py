@@ -1,0 +1,409 @@
+"""Carrying out edits on the spans of one layer: every function takes a list of spans and returns the new one.
+
+A list owns one reference a span. What stays whole is passed on, what goes is released, the rest is copied into new
+segments: exact slots are gathered; slots of quantised segments are never requantised by an eviction, they become holes
+(logit bias −inf) until their whole page of 64 goes, which is then compacted byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from thrifty.cache.policy import ModelInfo
+from thrifty.cache.rotation import rotate_again
+from thrifty.cache.segment import Segment, Span
+from thrifty.cache.tiers import Tiers
+from thrifty.errors import RecipeError
+from thrifty.formats import kv
+from thrifty.formats.kv import PAGE
+from thrifty.storage.ledger import Reservation
+
+
+@dataclass(frozen=True)
+class Substitution:
+    """Slots of one head that get new contents: slots int64 [m] sorted, keys, values fp32 [m, d], bias fp32 [m] or None."""
+
+    slots: Tensor
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Slots start..stop of every head (negative: from its end, None: its end) to hold as `format`, "" for as it is."""
+
+    start: int
+    stop: int | None
+    format: str
+
+    def resolve(self, count: int) -> tuple[int, int]:
+        """start and stop of a head with `count` slots."""
+        start = self.start + count if self.start < 0 else self.start
+        stop = count if self.stop is None else self.stop + count if self.stop < 0 else self.stop
+        return max(0, min(start, count)), max(0, min(stop, count))
+
+
+@dataclass
+class _Part:
+    """A span of which some slots go into a new segment. chosen: by head, int64 slots inside the span; first: by head,
+    the layer's slot number of the span's first."""
+
+    span: Span
+    chosen: dict[int, Tensor]
+    first: dict[int, int] = field(default_factory=dict)
+
+
+class Editor:
+    """Edits one sequence's layers. Raises BudgetError where new segments do not fit; the layer is then unchanged."""
+
+    def __init__(self, tiers: Tiers, model: ModelInfo, reservation: Reservation | None) -> None:
+        self.tiers = tiers
+        self.model = model
+        self.reservation = reservation
+
+    def new(self, layers: tuple[int, ...], heads: tuple[int, ...], tokens: int, format: str) -> Segment:
+        """An empty segment for `tokens` slots."""
+        capacity = -(-max(tokens, 1) // PAGE) * PAGE
+        segment = Segment(
+            self.tiers, layers, heads, capacity, format, self.model.head_dim, reservation=self.reservation
+        )
+        segment.tokens = tokens
+        return segment
+
+    def keep(
+        self,
+        layer: int,
+        spans: Sequence[Span],
+        indices: Sequence[Tensor],
+        substitutions: dict[int, Substitution] | None = None,
+    ) -> list[Span]:
+        """Evict all slots but `indices[head]`; where given, exchange the contents of some that stay."""
+        changes = substitutions or {}
+        first = [0] * self.model.kv_heads
+        dropped: list[Span] = []
+        batch: list[_Part] = []
+        with _Made(spans) as result:
+            for span in spans:
+                part = _Part(span, {}, {})
+                whole, empty = True, True
+                for head in span.segment.heads:
+                    count = span.count(layer, head)
+                    part.first[head] = first[head]
+                    chosen = _inside(indices[head], first[head], first[head] + count)
+                    part.chosen[head] = chosen
+                    changed = head in changes and len(_inside(changes[head].slots, first[head], first[head] + count)) > 0
+                    whole &= len(chosen) == count and not changed
+                    empty &= len(chosen) == 0
+                    if changed and span.segment.quantised:
+                        raise RecipeError(
+                            "slots that are already quantised cannot be merged: put the merging technique before the quantising one"
+                        )
+                    first[head] += count
+                if empty or (not whole):
+                    dropped.append(span)
+                if empty:
+                    continue
+                if whole or span.segment.quantised:
+                    result += self._gather(layer, batch, changes)
+                    batch = []
+                    result += [span] if whole else self._punch(layer, span, part.chosen)
+                else:
+                    batch.append(part)
+            result += self._gather(layer, batch, changes)
+        _release(dropped)
+        return result
+
+    def store(self, layer: int, spans: Sequence[Span], pieces: Sequence[Piece], heads: Sequence[int]) -> list[Span]:
+        """Cut spans at the borders of `pieces` (for these heads) and hold what is inside in the pieces' formats."""
+        counts = [sum(span.count(layer, head) for span in spans) for head in range(self.model.kv_heads)]
+        ranges = {
+            head: [(*piece.resolve(counts[head]), piece.format) for piece in pieces] for head in heads
+        }
+        first = [0] * self.model.kv_heads
+        dropped: list[Span] = []
+        with _Made(spans) as result:
+            for span in spans:
+                cuts = {}
+                for head in span.segment.heads:
+                    count = span.count(layer, head)
+                    cuts[head] = _cut(ranges.get(head, []), first[head], count)
+                    first[head] += count
+                if all(_untouched(span, cut) for cut in cuts.values()):
+                    result.append(span)
+                    continue
+                alike = all(cut == next(iter(cuts.values())) for cut in cuts.values())
+                if span.segment.parent is not None:
+                    raise RecipeError("slots of a quantised segment with evicted slots cannot be stored again")
+                groups = [tuple(cuts)] if alike else [(head,) for head in cuts]
+                for group in groups:
+                    for start, stop, format in cuts[group[0]]:
+                        result.append(self._copy(span, (layer,), group, start, stop, format or span.segment.format))
+                dropped.append(span)
+        _release(dropped)
+        return result
+
+    def convert(self, span: Span, format: str) -> Span:
+        """A whole span of many layers in another format, as one new segment of the same layers and heads.
+
+        The caller keeps the old references; the new segment has one.
+        """
+        return self._copy(span, span.segment.layers, span.segment.heads, 0, span.tokens, format)
+
+    def renumber(self, layer: int, spans: Sequence[Span], start: int, stop: int, positions: Tensor) -> list[Span]:
+        """Rotate the keys of slots start..stop (the same for every head) to `positions` int64 [stop-start]."""
+        cut = self.store(layer, spans, [Piece(start, stop, "")], range(self.model.kv_heads))
+        first = [0] * self.model.kv_heads
+        result = []
+        for span in cut:
+            head = span.segment.heads[0]
+            here = first[head]
+            for each in span.segment.heads:
+                first[each] += span.count(layer, each)
+            if here < start or here + span.tokens > stop or not span.tokens:
+                result.append(span)
+                continue
+            result.append(self._turn(layer, span, positions[here - start : here - start + span.tokens]))
+            span.segment.release()
+        return result
+
+    def pages(self, layer: int, span: Span, first: int) -> list[Span]:
+        """Slots from `first` of a span as segments of one page each; consumes the span's reference."""
+        heads = span.segment.heads
+        with _Made([]) as result:
+            for start in range(first, span.tokens, PAGE):
+                stop = min(start + PAGE, span.tokens)
+                result.append(self._copy(span, (layer,), heads, start, stop, span.segment.format))
+        span.segment.release()
+        return result
+
+    def private(self, layer: int, span: Span) -> Span:
+        """A span on a segment of this layer alone, copied byte for byte where others hold it too; consumes a reference."""
+        if span.segment.owner.references == 1 and span.segment.layers == (layer,):
+            return span
+        copy = self._copy(span, (span.layer(layer),), span.segment.heads, 0, span.tokens, span.segment.format)
+        span.segment.release()
+        return copy if span.source is None else Span(copy.segment, copy.tokens, span.source)
+
+    def _gather(self, layer: int, parts: list[_Part], changes: dict[int, Substitution]) -> list[Span]:
+        """New segments of the chosen slots: one for all heads where they are as many, else one a head."""
+        if not parts:
+            return []
+        heads = sorted({head for part in parts for head in part.chosen})
+        counts = {head: sum(len(part.chosen.get(head, ())) for part in parts) for head in heads}
+        format = "f32" if any(part.span.segment.format == "f32" for part in parts) else parts[0].span.segment.format
+        alike = len(heads) == self.model.kv_heads and len(set(counts.values())) == 1
+        groups = [tuple(heads)] if alike else [(head,) for head in heads if counts[head]]
+        made: list[Span] = []
+        try:
+            for group in groups:
+                segment = self.new((layer,), group, counts[group[0]], format)
+                made.append(Span(segment, segment.tokens))
+                segment.set_positions(
+                    [self._fill(segment, layer, head, parts, changes.get(head)) for head in group]
+                )
+        except BaseException:
+            _release(made)
+            raise
+        return made
+
+    def _fill(
+        self, segment: Segment, layer: int, head: int, parts: list[_Part], change: Substitution | None
+    ) -> Tensor:
+        """Write one head's chosen slots; returns their positions."""
+        start = 0
+        positions = []
+        for part in parts:
+            chosen = part.chosen.get(head)
+            if chosen is None or not len(chosen):
+                continue
+            keys, values, where, bias = part.span.read(layer, head)
+            keys, values, bias = keys[chosen], values[chosen], None if bias is None else bias[chosen]
+            if change is not None:
+                bias = _substitute(keys, values, bias, chosen + part.first[head], change)
+            segment.write(layer, head, start, keys, values)
+            if bias is not None:
+                whole = torch.zeros(start + len(bias))
+                if segment.bias is not None:
+                    whole[:start] = segment.bias[0, segment.heads.index(head), :start]
+                whole[start:] = bias
+                segment.set_bias(layer, head, whole)
+            positions.append(where[chosen])
+            start += len(chosen)
+        return torch.cat(positions)
+
+    def _punch(self, layer: int, span: Span, chosen: dict[int, Tensor]) -> list[Span]:
+        """Evict slots of a quantised span: drop its empty pages, hide the other evicted slots."""
+        source = span.layer(layer)
+        live = []
+        for head in span.segment.heads:
+            before = span.live(layer, head)
+            live.append(chosen[head] if before is None else before[chosen[head]])
+        pages = -(-span.tokens // PAGE)
+        used = sorted({int(page) for slots in live for page in torch.unique(slots // PAGE)})
+        if len(used) == pages:
+            face = span.segment.with_holes(source, live, span.tokens)
+            return [Span(face, span.tokens, span.source)]
+        compact = self._copy_pages(span, source, used)
+        place = torch.full((pages,), -1, dtype=torch.int64)
+        place[torch.tensor(used)] = torch.arange(len(used))
+        moved = [place[slots // PAGE] * PAGE + slots % PAGE for slots in live]
+        if all(len(slots) == compact.tokens for slots in moved):
+            return [Span(compact, compact.tokens, span.source)]
+        face = compact.with_holes(source, moved, compact.tokens)
+        compact.release()
+        return [Span(face, face.tokens, span.source)]
+
+    def _copy_pages(self, span: Span, layer: int, pages: list[int]) -> Segment:
+        """The given pages of a span, byte for byte."""
+        old = span.segment
+        tokens = sum(min(PAGE, span.tokens - page * PAGE) for page in pages)
+        new = self.new((layer,), old.heads, tokens, old.format)
+        slots = torch.cat([torch.arange(page * PAGE, min((page + 1) * PAGE, span.tokens)) for page in pages])
+        for head in old.heads:
+            copy_pages(old, new, layer, head, pages)
+        new.set_positions([old.positions_of(head)[slots] for head in old.heads])
+        if old.bias is not None:
+            for row, head in enumerate(old.heads):
+                new.set_bias(layer, head, old.bias[old.layers.index(layer), row, slots])
+        return new
+
+    def _copy(
+        self, span: Span, layers: tuple[int, ...], heads: tuple[int, ...], start: int, stop: int, format: str
+    ) -> Span:
+        """Slots start..stop of some layers and heads as a new segment in `format`: bytes where they can stay as they are."""
+        old = span.segment
+        new = self.new(layers, heads, stop - start, format)
+        try:
+            for layer in layers:
+                for head in heads:
+                    self._copy_head(span, new, layer, head, start)
+            new.set_positions([old.positions_of(head, stop)[start:] for head in heads])
+            if old.first_keys is not None and start == 0 and stop == span.tokens:
+                rows = [old.heads.index(head) for head in heads]
+                here = [old.layers.index(span.layer(layer)) for layer in layers]
+                new.set_first_keys(old.first_keys[0][here][:, rows, :stop], old.first_keys[1][:stop])
+        except BaseException:
+            new.release()
+            raise
+        return Span(new, new.tokens)
+
+    def _copy_head(self, span: Span, new: Segment, layer: int, head: int, start: int) -> None:
+        old, source = span.segment, span.layer(layer)
+        stop = start + new.tokens
+        if old.format == new.format and start % PAGE == 0:
+            copy_pages(old, new, source, head, list(range(start // PAGE, -(-stop // PAGE))), layer)
+        else:
+            slab = old.slab(source, head)
+            keys, values = kv.read(old.format, slab, old.capacity, old.head_dim, start, stop - start)
+            new.write(layer, head, 0, keys, values)
+        if old.bias is not None:
+            row = old.bias[old.layers.index(source), old.heads.index(head), start:stop]
+            new.set_bias(layer, head, row)
+
+    def _turn(self, layer: int, span: Span, positions: Tensor) -> Span:
+        """A span with its keys rotated to `positions`."""
+        old, source = span.segment, span.layer(layer)
+        new = self.new((layer,), old.heads, span.tokens, old.format)
+        if old.first_keys is not None:
+            keys, before = old.first_keys
+            keys = keys[old.layers.index(source), :, : span.tokens]
+            before = before[: span.tokens]
+        else:
+            keys = torch.stack([old.read(source, head, span.tokens)[0] for head in old.heads])
+            before = old.positions_of(old.heads[0], span.tokens)
+        turned = rotate_again(self.model, layer, keys, before, positions)
+        for row, head in enumerate(old.heads):
+            values = old.read(source, head, span.tokens)[1]
+            new.write(layer, head, 0, turned[row], values)
+            if old.bias is not None:
+                new.set_bias(layer, head, old.bias[old.layers.index(source), row, : span.tokens])
+        new.set_positions([positions for _ in old.heads])
+        new.set_first_keys(keys[None], before)
+        return Span(new, new.tokens)
+
+
+def copy_pages(
+    old: Segment, new: Segment, source: int, head: int, pages: list[int], layer: int | None = None
+) -> None:
+    """Copy whole pages of one slab to the front of another of the same format, byte for byte."""
+    before = old.slab(source, head)
+    after = new.slab(source if layer is None else layer, head)
+    there = kv.offsets(old.format, old.capacity, old.head_dim)
+    here = kv.offsets(new.format, new.capacity, new.head_dim)
+    names = ("key_codes", "key_parameters", "value_codes", "value_parameters")
+    one = kv.offsets(old.format, PAGE, old.head_dim)
+    ends = (one.key_parameters, one.value_codes, one.value_parameters, one.total)
+    for name, end in zip(names, ends, strict=True):
+        size = end - getattr(one, name)
+        for index, page in enumerate(pages):
+            start, target = getattr(there, name) + page * size, getattr(here, name) + index * size
+            after[target : target + size] = before[start : start + size]
+
+
+def _inside(indices: Tensor, first: int, stop: int) -> Tensor:
+    """The sorted indices in first..stop, counted from first."""
+    low, high = torch.searchsorted(indices, torch.tensor([first, stop])).tolist()
+    return indices[low:high] - first
+
+
+def _substitute(
+    keys: Tensor, values: Tensor, bias: Tensor | None, slots: Tensor, change: Substitution
+) -> Tensor | None:
+    """Overwrite in place the rows of `slots` that the substitution names; returns the new bias."""
+    place = torch.searchsorted(slots, change.slots)
+    found = place < len(slots)
+    found[found.clone()] = slots[place[found]] == change.slots[found]
+    rows = place[found]
+    keys[rows], values[rows] = change.keys[found], change.values[found]
+    if bias is None and change.bias is None:
+        return None
+    bias = torch.zeros(len(slots)) if bias is None else bias
+    bias[rows] = 0.0 if change.bias is None else change.bias[found]
+    return bias
+
+
+def _cut(ranges: list[tuple[int, int, str]], first: int, count: int) -> list[tuple[int, int, str | None]]:
+    """The parts of a span of `count` slots from `first`: (start, stop, format), None where no piece lies."""
+    parts: list[tuple[int, int, str | None]] = []
+    done = 0
+    for start, stop, format in sorted(ranges):
+        start, stop = max(start - first, done), min(stop - first, count)
+        if start >= stop:
+            continue
+        if start > done:
+            parts.append((done, start, None))
+        parts.append((start, stop, format))
+        done = stop
+    if done < count:
+        parts.append((done, count, None))
+    return parts
+
+
+def _untouched(span: Span, parts: list[tuple[int, int, str | None]]) -> bool:
+    """Whether cutting changes nothing: one part, in the format that it has."""
+    return len(parts) <= 1 and all(format in (None, "", span.segment.format) for _, _, format in parts)
+
+
+class _Made:
+    """A growing list of spans; where an error interrupts, those that are not in `old` are released."""
+
+    def __init__(self, old: Sequence[Span]) -> None:
+        self._old = {id(span) for span in old}
+        self._made: list[Span] = []
+
+    def __enter__(self) -> list[Span]:
+        return self._made
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is not None:
+            _release([span for span in self._made if id(span) not in self._old])
+
+
+def _release(spans: list[Span]) -> None:
+    for span in spans:
+        span.segment.release()

@@ -1,0 +1,55 @@
+"""Ada-KV: SnapKV's scores, with a layer's budget shared out among its heads by need."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thrifty.cache.policies.snapkv import Snapkv
+from thrifty.card import Card
+from thrifty.errors import RecipeError
+from thrifty.registry import technique
+
+CARD = Card(
+    title="Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for Efficient LLM Inference",
+    paper="arXiv:2407.11550",
+    year=2024,
+    mechanism="Gives each head of a layer as many slots as it has among the layer's best scores, with a uniform floor.",
+    claim="LongBench without the query, Llama-3.1-8B, 20 % of the cache: 42.87 against SnapKV's 41.29 (full: 49.20)",
+    limits=("heads hold different numbers of slots; rounding may add up to one slot a head",),
+)
+
+
+@technique(stage="cache", card=CARD)
+@dataclass(frozen=True, kw_only=True)
+class AdaKv(Snapkv):
+    """floor_alpha: the share of the budget that is split evenly (the official code's default 0.2)."""
+
+    floor_alpha: float = 0.2
+
+    ragged = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.floor_alpha <= 1:
+            raise RecipeError(f"adakv: floor_alpha = {self.floor_alpha}; use 0 to 1")
+
+    def allocate(self, scores: list[Tensor], budgets: list[int]) -> list[Tensor]:
+        """cap_i = round((1−α)·f_i + ⌊α·b⌋), f_i: the slots of head i among the layer's top Σb scores (algorithm 1)."""
+        lengths = [len(one) for one in scores]
+        total = min(sum(budgets), sum(lengths))
+        owner = torch.repeat_interleave(torch.arange(len(scores)), torch.tensor(lengths))
+        best = torch.cat(scores).topk(total).indices
+        frequency = torch.bincount(owner[best], minlength=len(scores)).tolist()
+        capacities = [
+            round((1 - self.floor_alpha) * count + math.floor(self.floor_alpha * budget))
+            for count, budget in zip(frequency, budgets, strict=True)
+        ]
+        return super().allocate(scores, capacities)
+
+    def kept(self, prompt: int, generated: int = 0) -> int:
+        """As SnapKV on the mean over heads, and one slot of rounding."""
+        return min(prompt, self.budget(prompt, self.window) + self.window + 1) + generated

@@ -1,0 +1,119 @@
+"""SnapKV: what the end of the prompt attends to is what the answer will need."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from thrifty.cache.edits import Edits
+from thrifty.cache.policies.h2o import reduce_group
+from thrifty.cache.policy import CachePolicy, LayerInfo, ModelInfo, Statistics, Stats
+from thrifty.card import Card
+from thrifty.errors import RecipeError
+from thrifty.registry import technique
+
+if TYPE_CHECKING:
+    from thrifty.cache.view import LayerView
+
+CARD = Card(
+    title="SnapKV: LLM Knows What You are Looking for Before Generation",
+    paper="arXiv:2404.14469",
+    year=2024,
+    mechanism="Keeps, a head, the prompt tokens that the last queries attend to most (pooled over neighbours), and those last tokens.",
+    claim="3.6 times faster decoding and 8.2 times longer input (131K against 16K) at 16K tokens, batch 2",
+    limits=(
+        "generated tokens are never evicted",
+        "relies on the question standing at the end of the prompt",
+        "one set of slots a KV head: scores of a query group are reduced first (the official code stores every query head)",
+    ),
+)
+
+
+@technique(stage="cache", card=CARD)
+@dataclass(frozen=True, kw_only=True)
+class Snapkv(CachePolicy):
+    """keep: kept share of the prompt, or capacity: kept tokens (window included). Nothing happens to shorter prompts.
+
+    Defaults are the paper's LongBench setting: window 32, kernel 7, max pooling. group: how the scores of a KV head's query
+    heads are reduced, before pooling.
+    """
+
+    keep: float = 0.5
+    capacity: int | None = None
+    window: int = 32
+    kernel: int = 7
+    pooling: Literal["max", "average"] = "max"
+    group: Literal["mean", "max", "sum"] = "mean"
+
+    exact = True
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__.lower()
+        if not 0 < self.keep <= 1 or (self.capacity is not None and self.capacity < 1):
+            raise RecipeError(f"{name}: keep = {self.keep}, capacity = {self.capacity}; use 0 < keep ≤ 1 and capacity ≥ 1")
+        if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
+            raise RecipeError(f"{name}: window = {self.window}, kernel = {self.kernel}; use window ≥ 1 and an odd kernel ≥ 1")
+
+    def wants(self, model: ModelInfo) -> Statistics:
+        """The last `window` queries."""
+        return Statistics(queries=self.window)
+
+    def after_prefill(self, layer: LayerInfo, kv: LayerView, stats: Stats) -> Edits:
+        """Keep the best-scored slots of every head, and the window."""
+        if stats.queries is None:
+            return Edits()
+        window = len(stats.queries)
+        counts = [kv.count(head) for head in range(kv.kv_heads)]
+        free = [self.budget(count, window) for count in counts]
+        if all(count <= budget + window for count, budget in zip(counts, free, strict=True)):
+            return Edits()
+        scores = [
+            observed(kv, head, stats.queries, self.kernel, self.pooling, self.group) for head in range(kv.kv_heads)
+        ]
+        chosen = self.allocate(scores, free)
+        kept = [
+            torch.cat((slots.sort().values, torch.arange(count - window, count)))
+            for slots, count in zip(chosen, counts, strict=True)
+        ]
+        return Edits().keep(kept, layer=layer.index)
+
+    def allocate(self, scores: list[Tensor], budgets: list[int]) -> list[Tensor]:
+        """Which slots each head keeps, by its scores [slots before the window]: its top `budget`."""
+        return [one.topk(min(budget, len(one))).indices for one, budget in zip(scores, budgets, strict=True)]
+
+    def budget(self, count: int, window: int) -> int:
+        """Slots a head keeps before the window, of `count` in all."""
+        capacity = math.floor(self.keep * count) if self.capacity is None else self.capacity
+        return max(1, capacity - window)
+
+    def kept(self, prompt: int, generated: int = 0) -> int:
+        """The capacity, and every generated token."""
+        return min(prompt, self.budget(prompt, self.window) + self.window) + generated
+
+
+def observed(
+    kv: LayerView, head: int, queries: Tensor, kernel: int, pooling: str, group: str
+) -> Tensor:
+    """Scores [slots − window] of one KV head: v_j = Σ over the window's queries of softmax attention to slot j (fp32, causal
+    inside the window), reduced over the query group, pooled over neighbours (§4, listing 1).
+
+    queries: [window, heads, head_dim], the rows of the newest `window` slots.
+    """
+    model, window = kv.info.model, len(queries)
+    keys, bias = kv.keys(head), kv.bias(head)
+    own = queries[:, head * model.group : (head + 1) * model.group].transpose(0, 1).float()
+    logits = (own @ keys.T) * model.scale
+    if model.softcap:
+        logits = torch.tanh(logits / model.softcap) * model.softcap
+    logits = logits + bias
+    later = torch.ones(window, window, dtype=torch.bool).triu(1)
+    logits[:, :, len(keys) - window :].masked_fill_(later, -math.inf)
+    sums = logits.softmax(dim=-1)[:, :, : len(keys) - window].sum(dim=1)
+    score = reduce_group(sums, group)[None, None]
+    if pooling == "max":
+        return torch.nn.functional.max_pool1d(score, kernel, stride=1, padding=kernel // 2)[0, 0]
+    return torch.nn.functional.avg_pool1d(score, kernel, stride=1, padding=kernel // 2)[0, 0]

@@ -1,0 +1,235 @@
+"""The cache of an engine: one arena, one ledger, the prefix tree and the disk tier; it makes the sequences' caches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from thrifty.cache.footprint import footprint
+from thrifty.cache.policy import CachePolicy, Footprint, ModelInfo, Statistics, check_order
+from thrifty.cache.segment import Segment, Span
+from thrifty.cache.sequence import SequenceCache
+from thrifty.cache.tiers import Tiers
+from thrifty.cache.tree import Node, PrefixTree, first_page
+from thrifty.errors import BudgetError, StorageError
+from thrifty.formats.kv import PAGE
+from thrifty.storage.arena import DEFAULT_RESERVE, Arena
+from thrifty.storage.budget import parse_size
+from thrifty.storage.disk import DiskTier
+from thrifty.storage.ledger import Ledger, Reservation
+
+TREE_BYTES = 1 << 30
+
+
+class Cache:
+    """Creates sequences, shares prefixes, moves idle segments to disk. Not safe for threads: the engine's lock orders it."""
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        *,
+        memory: int | str | None = None,
+        ledger: Ledger | None = None,
+        disk: bool | str | os.PathLike[str] | None = None,
+        disk_bytes: int | str = 1 << 40,
+        tree_bytes: int | str | None = None,
+        prefix_tree: bool = True,
+        reserve: int = DEFAULT_RESERVE,
+    ) -> None:
+        """memory: the budget in bytes or as "150MB" (None: no bound), unless a `ledger` brings its own.
+
+        disk: True or a folder for the disk tier, None for none. tree_bytes: bound of the prefix tree (default: half the
+        budget, or 1 GiB). reserve: bytes of address space. Raises BudgetError, StorageError.
+        """
+        if ledger is None:
+            ledger = Ledger(None if memory is None else parse_size(memory))
+        self.model = model
+        self.ledger = ledger
+        tier = None
+        if disk is not None and disk is not False:
+            tier = DiskTier(None if disk is True else disk, parse_size(disk_bytes, "disk_bytes"))
+        self.tiers = Tiers(Arena(ledger, reserve), tier)
+        self.tiers.relieve = self.pressure
+        self.tree: PrefixTree | None = None
+        if prefix_tree:
+            default = TREE_BYTES if ledger.budget is None else max(1, ledger.budget // 2)
+            bound = default if tree_bytes is None else parse_size(tree_bytes, "tree_bytes")
+            self.tree = PrefixTree(self.tiers, model, bound)
+
+    def footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int) -> Footprint:
+        """Upper bounds of the bytes of a sequence of `prompt` tokens grown to `total`."""
+        return footprint(policies, self.model, prompt, total)
+
+    def reserve(self, owner: str, nbytes: int) -> Reservation:
+        """Promise bytes to a sequence before it is created; idle segments go to disk (or leave the tree) to make room.
+
+        Raises BudgetError with the number that would fit.
+        """
+        return self.tiers.reserve(owner, nbytes)
+
+    def create(
+        self,
+        policies: Sequence[CachePolicy] = (),
+        *,
+        tokens: Sequence[Hashable] = (),
+        adapter: str = "",
+        salt: str = "",
+        reservation: Reservation | None = None,
+        collect: Statistics | None = None,
+    ) -> SequenceCache:
+        """An empty cache, or one that begins with the longest prefix of `tokens` that the tree holds (`hit` tokens, at most
+        len(tokens) − 1, so that a row is left to compute).
+
+        reservation: promised bytes; the sequence owns it from now on. collect: statistics to gather beyond the policies'
+        wants, for `publish`. Raises RecipeError where the order of the policies cannot work.
+        """
+        check_order(policies)
+        sequence = SequenceCache(self.tiers, self.model, policies, reservation=reservation, collect=collect)
+        if self.tree is not None and len(tokens) > PAGE:
+            self._adopt(sequence, self._match(sequence, tokens, adapter, salt))
+        return sequence
+
+    def publish(
+        self, sequence: SequenceCache, tokens: Sequence[Hashable], *, adapter: str = "", salt: str = ""
+    ) -> int:
+        """Put the full-precision pages of a sequence's beginning into the tree; returns how many were new.
+
+        tokens: what the sequence holds (more are ignored). A compressed sequence has no such pages and changes nothing.
+        Column sums go along where the sequence collected them and its length is a whole number of pages.
+        """
+        if self.tree is None:
+            return 0
+        count = min(len(tokens), sequence.length) // PAGE
+        held = [_pages_by_start(sequence, group.layers, self.model.format) for group in self.tree.groups]
+        pages = [[pages.get(index * PAGE) for pages in held] for index in range(count)]
+        globals_complete = all(
+            page[index] is not None
+            for index, group in enumerate(self.tree.groups)
+            if group.window is None
+            for page in pages
+        )
+        if not pages or not globals_complete:
+            return 0
+        sums = None
+        if sequence.statistics.column_sums and not sequence.policies and sequence.length == count * PAGE:
+            sums = sequence.collector.sums() or None
+        return self.tree.insert(tokens[: count * PAGE], pages, adapter=adapter, salt=salt, statistics=sums)
+
+    def release(self, sequence: SequenceCache) -> None:
+        """Free a sequence: its private bytes and its reservation; shared segments stay with the others."""
+        sequence.free()
+
+    def pressure(self, nbytes: int) -> int:
+        """Free at least `nbytes` of memory if idle segments allow it; returns the bytes freed.
+
+        Least recently used first: pages of the tree, then parked sequences. They move to the disk tier and return when
+        they are asked for. Without a disk tier, or where it is full, pages leave the tree instead, and parked sequences stay.
+        """
+        busy = {
+            id(segment.owner)
+            for sequence in self.tiers.sequences
+            if not sequence.parked
+            for segment in sequence.segments()
+        }
+        before = self.tiers.arena.used
+        idle = self.tree.idle_segments(busy) if self.tree is not None else []
+        self._to_disk(idle, nbytes)
+        if before - self.tiers.arena.used < nbytes and self.tree is not None and not self._disk_has_room():
+            self._drop_from_tree(nbytes - (before - self.tiers.arena.used))
+        parked = sorted((one for one in self.tiers.sequences if one.parked), key=lambda one: one.last_used)
+        for sequence in parked:
+            owners = [segment.owner for segment in sequence.segments()]
+            idle = [one for one in owners if one.tier == "memory" and id(one) not in busy]
+            self._to_disk(idle, nbytes - (before - self.tiers.arena.used))
+        return before - self.tiers.arena.used
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready: bytes by category, current, peak, steady, budget, arena and disk use, the tree's bytes."""
+        return {
+            "budget": self.ledger.budget,
+            "current": self.ledger.current,
+            "peak": self.ledger.peak,
+            "steady": self.ledger.steady,
+            "categories": self.ledger.categories(),
+            "arena": self.tiers.arena.used,
+            "disk": 0 if self.tiers.disk is None else self.tiers.disk.used,
+            "tree": 0 if self.tree is None else self.tree.nbytes,
+        }
+
+    def _match(
+        self, sequence: SequenceCache, tokens: Sequence[Hashable], adapter: str, salt: str
+    ) -> list[Node]:
+        """The usable prefix: enough rows are left for the wanted queries, and all its pages are in memory."""
+        need = sequence.statistics
+        if self.tree is None or need.queries == "all":
+            return []
+        rows = int(need.queries or 1)
+        path = self.tree.match(
+            tokens, adapter=adapter, salt=salt, limit=len(tokens) - max(1, rows), statistics=need
+        )
+        try:
+            for index, group in enumerate(self.tree.groups):
+                for node in path[first_page(group, len(path) * PAGE) :]:
+                    segment = node.segments[index]
+                    if segment is not None:
+                        segment.to_memory()
+        except (BudgetError, StorageError):
+            return []
+        return path
+
+    def _adopt(self, sequence: SequenceCache, path: list[Node]) -> None:
+        if not path or self.tree is None:
+            return
+        length = len(path) * PAGE
+        for index, group in enumerate(self.tree.groups):
+            for node in path[first_page(group, length) :]:
+                segment = node.segments[index]
+                if segment is None:
+                    raise RuntimeError("a match of the prefix tree lacks a page")
+                span = Span(segment.retain(len(group.layers)), PAGE)
+                for layer in group.layers:
+                    sequence.spans[layer].append(span)
+        if sequence.statistics.column_sums and path[-1].statistics is not None:
+            sequence.collector.take(path[-1].statistics)
+        sequence.start_at(length)
+
+    def _to_disk(self, segments: Sequence[Segment], nbytes: int) -> None:
+        """Move segments until `nbytes` are free or the disk refuses."""
+        if self.tiers.disk is None:
+            return
+        freed = 0
+        for segment in segments:
+            if freed >= nbytes:
+                return
+            try:
+                freed += segment.to_disk()
+            except StorageError:
+                return
+
+    def _disk_has_room(self) -> bool:
+        disk = self.tiers.disk
+        return disk is not None and disk.used < disk.capacity
+
+    def _drop_from_tree(self, nbytes: int) -> None:
+        """Evict leaves until so much memory is free, or nothing is left."""
+        if self.tree is None:
+            return
+        start = self.tiers.arena.used
+        while start - self.tiers.arena.used < nbytes and self.tree.nbytes:
+            missing = nbytes - (start - self.tiers.arena.used)
+            if not self.tree.shrink(max(0, self.tree.nbytes - missing)):
+                return
+
+
+def _pages_by_start(
+    sequence: SequenceCache, layers: tuple[int, ...], format: str
+) -> dict[int, Segment]:
+    """A group's untouched full-precision pages by the position they begin at."""
+    found = {}
+    for span in sequence.spans[layers[0]]:
+        one = span.segment
+        plain = one.layers == layers and one.format == format and one.capacity == PAGE and span.tokens == PAGE
+        if plain and isinstance(one.positions, int) and one.bias is None and one.parent is None:
+            found[one.positions] = one
+    return found

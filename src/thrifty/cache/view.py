@@ -1,0 +1,116 @@
+"""One layer of a sequence as a policy sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from thrifty.cache.segment import Span
+
+if TYPE_CHECKING:
+    from thrifty.cache.policy import LayerInfo
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive slots of a head in one segment: slots start..stop, in `format`, in `tier`."""
+
+    start: int
+    stop: int
+    format: str
+    tier: str
+    quantised: bool
+    capacity: int
+
+
+class LayerView:
+    """Read-only view of one layer (`formats.kv.KVView`). Valid until the cache is next changed.
+
+    Slots of a head are counted from 0 in order; each head may hold its own number.
+    """
+
+    def __init__(self, info: LayerInfo, spans: list[Span]) -> None:
+        self.info = info
+        self.layer = info.index
+        self._spans = spans
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of KV heads."""
+        return self.info.model.kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one key or value."""
+        return self.info.model.head_dim
+
+    def count(self, head: int = 0) -> int:
+        """Slots of a head."""
+        return sum(span.count(self.layer, head) for span in self._spans)
+
+    @property
+    def uniform(self) -> bool:
+        """True where no segment holds only some of the heads, so that every head has the same slots."""
+        return all(
+            len(span.segment.heads) == self.kv_heads and span.segment.parent is None for span in self._spans
+        )
+
+    def keys(self, head: int) -> Tensor:
+        """fp32 [count, head_dim], rotated; a copy."""
+        return torch.cat([self._empty(), *(part[0] for part in self._parts(head))])
+
+    def values(self, head: int) -> Tensor:
+        """fp32 [count, head_dim]; a copy."""
+        return torch.cat([self._empty(), *(part[1] for part in self._parts(head))])
+
+    def positions(self, head: int) -> Tensor:
+        """int64 [count]: the positions at which the keys are rotated."""
+        found = [torch.empty(0, dtype=torch.int64)]
+        for span in self._spans:
+            if span.holds(head):
+                positions = span.segment.positions_of(head, span.tokens)
+                live = span.live(self.layer, head)
+                found.append(positions if live is None else positions[live])
+        return torch.cat(found)
+
+    def bias(self, head: int) -> Tensor:
+        """fp32 [count]: logit biases, 0 where a slot has none."""
+        found = [torch.empty(0)]
+        for keys, _, _, bias in self._parts(head):
+            found.append(torch.zeros(len(keys)) if bias is None else bias)
+        return torch.cat(found)
+
+    def stretches(self, head: int = 0) -> list[Stretch]:
+        """How the head's slots lie in segments, in order."""
+        found, start = [], 0
+        for span in self._spans:
+            count = span.count(self.layer, head)
+            if count:
+                segment = span.segment
+                found.append(
+                    Stretch(
+                        start, start + count, segment.format, segment.tier, segment.quantised, segment.capacity
+                    )
+                )
+                start += count
+        return found
+
+    def stretches_from_end(self, head: int = 0) -> Iterator[Stretch]:
+        """As `stretches`, newest first, with slots counted from the head's end: start and stop are ≤ 0."""
+        stop = 0
+        for span in reversed(self._spans):
+            count = span.count(self.layer, head)
+            if count:
+                one = span.segment
+                yield Stretch(stop - count, stop, one.format, one.tier, one.quantised, one.capacity)
+                stop -= count
+
+    def _parts(self, head: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        return [span.read(self.layer, head) for span in self._spans if span.holds(head)]
+
+    def _empty(self) -> Tensor:
+        return torch.empty(0, self.head_dim)
