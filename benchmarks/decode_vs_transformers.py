@@ -19,11 +19,10 @@ from typing import Any
 
 import torch
 
-from thrifty import models
 from thrifty.engine.engine import Engine
 from thrifty.evaluation.forcing import force
 from thrifty.evaluation.text import held_out
-from thrifty.models.load import resolve
+from thrifty.models.loading import load, resolve
 
 Round = Callable[[list[int], list[int]], list[float]]
 
@@ -75,7 +74,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = models.load(options.model, threads=options.threads)
+    model = load(options.model, threads=options.threads)
     tokens = held_out(model.tokenizer, options.prompt + options.steps + 1)
     prompt, answer = tokens[: options.prompt], tokens[options.prompt :]
     engine = Engine(model, threads=options.threads, prefix_tree=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from thrifty.models.config import ModelConfig
     from thrifty.models.decoder import Decoder
-    from thrifty.models.load import load
+    from thrifty.models.loading import load
     from thrifty.models.model import Model
 
 __all__ = ["Decoder", "Model", "ModelConfig", "load"]
@@ -20,7 +20,7 @@ _HOMES = {
     "Decoder": "thrifty.models.decoder",
     "Model": "thrifty.models.model",
     "ModelConfig": "thrifty.models.config",
-    "load": "thrifty.models.load",
+    "load": "thrifty.models.loading",
 }
 
 

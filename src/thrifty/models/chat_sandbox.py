@@ -238,9 +238,7 @@ def to_json(
     _check_indent(value, indent or 0)
     if separators is not None and sum(len(str(part)) for part in separators) > MAX_INDENT:
         raise TemplateError("The chat template asks for JSON separators that are too long.")
-    encoder = json.JSONEncoder(
-        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     parts, length = [], 0
     for part in encoder.iterencode(value):
         length += len(part)

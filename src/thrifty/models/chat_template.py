@@ -13,8 +13,7 @@ from jinja2.sandbox import SecurityError
 
 from thrifty.errors import TemplateError
 from thrifty.models.chat_sandbox import MAX_OUTPUT, ChatEnvironment
-
-MAX_TEMPLATE = 1 << 18  # characters
+from thrifty.models.tokenizer_settings import MAX_TEMPLATE
 
 
 class ChatTemplate:

@@ -22,10 +22,10 @@ def content_key(paths: Sequence[Path]) -> str:
     memory of the result.
     """
     if len(paths) == 1:
-        return _remembered_digest(paths[0])
+        return remembered_digest(paths[0])
     total = hashlib.sha256()
     for path in sorted(paths, key=lambda item: item.name):
-        total.update(f"{path.name}\0{_remembered_digest(path)}\n".encode())
+        total.update(f"{path.name}\0{remembered_digest(path)}\n".encode())
     return total.hexdigest()
 
 
@@ -41,7 +41,8 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _remembered_digest(path: Path) -> str:
+def remembered_digest(path: Path) -> str:
+    """The SHA-256 of a file, hashed only where path, size, times or inode are new."""
     memory = _memory(path)
     try:
         known = memory.read_text("utf-8")

@@ -166,17 +166,13 @@ class Metadata(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def integer(
-        self, key: str, default: int | None = None, *, minimum: int = 0, maximum: int = 2**31 - 1
-    ) -> int:
+    def integer(self, key: str, default: int | None = None, *, minimum: int = 0, maximum: int = 2**31 - 1) -> int:
         """An integer within [minimum, maximum]; CheckpointError where it is missing without a default, or is not one."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             self._wrong(key, value, "an integer")
         if not minimum <= value <= maximum:
-            raise CheckpointError(
-                f"{self.path}: '{key}' is {value}; it must lie between {minimum} and {maximum}"
-            )
+            raise CheckpointError(f"{self.path}: '{key}' is {value}; it must lie between {minimum} and {maximum}")
         return value
 
     def number(self, key: str, default: float | None = None, *, above: float = -np.inf) -> float:
@@ -255,9 +251,7 @@ class _Cursor:
 
     def take(self, count: int, field: str) -> bytes:
         if count > self.end - self.position:
-            self.fail(
-                f"{field}: {count} bytes at offset {self.position} end beyond the file's {self.end} bytes"
-            )
+            self.fail(f"{field}: {count} bytes at offset {self.position} end beyond the file's {self.end} bytes")
         start = self.position
         self.position += count
         return self.data[start : self.position]
@@ -274,11 +268,7 @@ class _Cursor:
             self.fail("not a GGUF file (it does not start with 'GGUF')")
         version = self.unsigned(4, "version")
         if version not in VERSIONS:
-            kind = (
-                "big-endian; convert it to little endian"
-                if version & 0xFFFF == 0 and version
-                else "not supported"
-            )
+            kind = "big-endian; convert it to little endian" if version & 0xFFFF == 0 and version else "not supported"
             self.fail(f"GGUF version {version} is {kind}; versions 2 and 3 (little endian) are read")
         tensors = self.unsigned(8, "tensor count")
         entries = self.unsigned(8, "metadata count")
@@ -326,17 +316,13 @@ class _Cursor:
         offset = self.unsigned(8, f"{label}: offset")
         if type_id not in TENSOR_TYPES:
             known = ", ".join(entry[0] for entry in TENSOR_TYPES.values())
-            self.fail(
-                f"{label} has the type {_type_name(type_id)}, which is not supported. Known types: {known}"
-            )
+            self.fail(f"{label} has the type {_type_name(type_id)}, which is not supported. Known types: {known}")
         type_name, block, block_bytes = TENSOR_TYPES[type_id]
         values = prod(shape)
         if values == 0:
             self.fail(f"{label}: shape {list(shape)} has no elements")
         if shape[-1] % block:
-            self.fail(
-                f"{label}: rows of {shape[-1]} values are not a multiple of the {type_name} block of {block}"
-            )
+            self.fail(f"{label}: rows of {shape[-1]} values are not a multiple of the {type_name} block of {block}")
         return TensorInfo(name, type_name, shape, offset, values // block * block_bytes)
 
     def _value(self, type_id: int, field: str) -> Any:

@@ -131,13 +131,9 @@ class _Reader:
         value = self.metadata.get(self.key(field))
         if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and len(value):
             if (value != value[0]).any():
-                raise ConfigError(
-                    f"{self.file.path}: '{self.key(field)}' differs between layers; not supported"
-                )
+                raise ConfigError(f"{self.file.path}: '{self.key(field)}' differs between layers; not supported")
             if not 1 <= int(value[0]) <= maximum:
-                raise ConfigError(
-                    f"{self.file.path}: '{self.key(field)}' is {value[0]}; 1 to {maximum} is allowed"
-                )
+                raise ConfigError(f"{self.file.path}: '{self.key(field)}' is {value[0]}; 1 to {maximum} is allowed")
             return int(value[0])
         return self.metadata.integer(self.key(field), default, minimum=1, maximum=maximum)
 
@@ -148,14 +144,10 @@ class _Reader:
                 f"'{self.key('attention.head_count')}' {heads}, and '{self.key('attention.key_length')}' is missing"
             )
         default = hidden // heads or None
-        keys = self.metadata.integer(
-            self.key("attention.key_length"), default, minimum=1, maximum=LIMITS["head_dim"]
-        )
+        keys = self.metadata.integer(self.key("attention.key_length"), default, minimum=1, maximum=LIMITS["head_dim"])
         values_ = self.metadata.integer(self.key("attention.value_length"), keys)
         if values_ != keys:
-            raise ConfigError(
-                f"{self.file.path}: keys of {keys} and values of {values_} channels; they must be equal"
-            )
+            raise ConfigError(f"{self.file.path}: keys of {keys} and values of {values_} channels; they must be equal")
         return keys
 
     def vocabulary_size(self) -> int:
@@ -210,9 +202,7 @@ class _Reader:
                 f"{self.file.path}: '{self.key('expert_gating_func')}' is {gating}; only 1 (softmax) works"
             )
         if scale not in (0.0, 1.0):
-            raise ConfigError(
-                f"{self.file.path}: '{self.key('expert_weights_scale')}' is {scale}; only 1 is supported"
-            )
+            raise ConfigError(f"{self.file.path}: '{self.key('expert_weights_scale')}' is {scale}; only 1 is supported")
 
     def layer_configs(self, head_dim: int, experts: bool) -> tuple[LayerConfig, ...]:
         last = f"blk.{self.layers - 1}.attn_norm.weight"
@@ -229,9 +219,7 @@ class _Reader:
         return tuple(local if is_local else whole for is_local in self.local_layers())
 
     def window(self) -> int | None:
-        return (
-            self.metadata.integer(self.key("attention.sliding_window"), 0, maximum=LIMITS["window"]) or None
-        )
+        return self.metadata.integer(self.key("attention.sliding_window"), 0, maximum=LIMITS["window"]) or None
 
     def local_layers(self) -> list[bool]:
         key = self.key("attention.sliding_window_pattern")
@@ -241,9 +229,7 @@ class _Reader:
         return [bool((index + 1) % period) for index in range(self.layers)]
 
     def rope(self, head_dim: int) -> RopeConfig:
-        dimension = self.metadata.integer(
-            self.key("rope.dimension_count"), head_dim, minimum=2, maximum=head_dim
-        )
+        dimension = self.metadata.integer(self.key("rope.dimension_count"), head_dim, minimum=2, maximum=head_dim)
         if self.kind.permuted and dimension != head_dim:
             raise ConfigError(
                 f"{self.file.path}: '{self.key('rope.dimension_count')}' is {dimension}; "
@@ -270,9 +256,7 @@ class _Reader:
         if kind == "yarn":
             return self.yarn(factor, original, attention)
         if kind == "longrope":
-            short, long = (
-                self.divisors(f"rope_factors_{length}.weight", dimension) for length in ("short", "long")
-            )
+            short, long = (self.divisors(f"rope_factors_{length}.weight", dimension) for length in ("short", "long"))
             return RopeScaling(
                 "longrope", factor, original, attention_factor=attention, short_factor=short, long_factor=long
             )
@@ -298,9 +282,7 @@ class _Reader:
     def divisors(self, name: str, dimension: int) -> tuple[float, ...]:
         info = self.file.tensor(name)
         if info.shape != (dimension // 2,):
-            raise ConfigError(
-                f"{self.file.path}: tensor '{name}' has shape {list(info.shape)}, not [{dimension // 2}]"
-            )
+            raise ConfigError(f"{self.file.path}: tensor '{name}' has shape {list(info.shape)}, not [{dimension // 2}]")
         return tuple(float(value) for value in values(info.type, self.file.rows(name))[0])
 
     def _check_fields(self) -> None:
@@ -309,6 +291,4 @@ class _Reader:
             if field.startswith(prefix) and field[len(prefix) :] not in _KNOWN_FIELDS:
                 raise ConfigError(f"{self.file.path}: the field '{field[:80]}' is not supported")
         if self.metadata.integer("split.count", 1) > 1:
-            raise CheckpointError(
-                f"{self.file.path}: one part of a split GGUF ('split.count'); merge the parts first"
-            )
+            raise CheckpointError(f"{self.file.path}: one part of a split GGUF ('split.count'); merge the parts first")

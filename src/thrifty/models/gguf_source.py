@@ -53,9 +53,7 @@ _MODEL_PARTS: Mapping[str, str] = {
     "output.weight": "head",
 }
 # Read by the config, or derived from it.
-_NOT_PARTS = frozenset(
-    ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "attn_rot_embd")
-)
+_NOT_PARTS = frozenset(("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "attn_rot_embd"))
 # Small matrices whose rounding would change which experts a token meets: kept as they are.
 _EXACT = (".router", ".shared_gate")
 
@@ -96,9 +94,7 @@ class GGUFSource:
         """Rows of query and key put back from interleaved pairs to halves, where the architecture stores them so."""
         leaf = place.name.removesuffix(".bias")
         heads = {".query": self.config.heads, ".key": self.config.kv_heads}
-        count = next(
-            (number for suffix, number in heads.items() if leaf.endswith(f"attention{suffix}")), None
-        )
+        count = next((number for suffix, number in heads.items() if leaf.endswith(f"attention{suffix}")), None)
         if not self._architecture.permuted or count is None:
             return rows
         order = np.arange(len(rows)).reshape(count, -1, 2).swapaxes(1, 2).reshape(-1)
@@ -236,14 +232,10 @@ def _grouped(rows: npt.NDArray[np.uint8], kind: str, name: str, place: _Place) -
 def _linear(codes: GroupCodes) -> GroupLinear:
     plain = (codes.codes ^ np.uint8(128)).view(np.int8) if codes.bits == 8 else codes.codes
     minimums = None if codes.minimums is None else torch.from_numpy(codes.minimums)
-    return GroupLinear.from_codes(
-        torch.from_numpy(plain), torch.from_numpy(codes.scales), minimums, codes.bits, GROUP
-    )
+    return GroupLinear.from_codes(torch.from_numpy(plain), torch.from_numpy(codes.scales), minimums, codes.bits, GROUP)
 
 
-def _slices(
-    rows: npt.NDArray[np.uint8], kind: str, tensor: str
-) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+def _slices(rows: npt.NDArray[np.uint8], kind: str, tensor: str) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
     for start in range(0, len(rows), ROWS_AT_A_TIME):
         part = slice(start, start + ROWS_AT_A_TIME)
         exact = values(kind, rows[part])

@@ -17,8 +17,9 @@ from thrifty.models.tokenizer_settings import TokenizerDefinition
 class Weight:
     """One part of the decoder, by the name that `Assembly.put` takes.
 
-    `origin` is its type in the checkpoint, such as "Q4_1". `error` is the relative root-mean-square difference between
-    the stored form and the checkpoint's own values, `largest_error` the largest absolute one; 0 where it is exact.
+    `origin` is its type in the checkpoint, such as "Q4_1". `error` is the relative root-mean-square
+    difference between the stored form and the checkpoint's own values, `largest_error` the largest absolute
+    one; 0 where it is exact.
     """
 
     name: str
@@ -34,7 +35,10 @@ class Source(Protocol):
     `dtype` None gives the stored (packed) forms; float32 or bfloat16 gives plain linears of the exact values.
     """
 
-    config: ModelConfig
-    tokenizer: TokenizerDefinition | None
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def tokenizer(self) -> TokenizerDefinition | None: ...
 
     def weights(self, dtype: torch.dtype | None = None) -> Iterator[Weight]: ...

@@ -24,7 +24,7 @@ SPACE = "\u2581"
 # Families whose scores do not follow the order in which their merges were learned; the order of the ids does.
 _MERGED_BY_ID = ("gemma", "gemma2", "gemma3")
 # Texts of tokens that end a turn, besides the ids that the metadata names.
-_ENDS_OF_TURN = (
+ENDS_OF_TURN = (
     "<|im_end|>",
     "<|eot_id|>",
     "<|eom_id|>",
@@ -79,8 +79,7 @@ def _byte_level(metadata: Metadata, tokens: list[str], types: list[int]) -> Toke
     way = cut(metadata.text("tokenizer.ggml.pre", "default"))
     vocabulary = {token: index for index, token in enumerate(tokens)}
     merges = [
-        _merge(metadata, index, line, vocabulary)
-        for index, line in enumerate(metadata.texts("tokenizer.ggml.merges"))
+        _merge(metadata, index, line, vocabulary) for index, line in enumerate(metadata.texts("tokenizer.ggml.merges"))
     ]
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=way.whole_words))
     backend.pre_tokenizer = way.pre_tokenizer()
@@ -122,9 +121,7 @@ def _sentence_piece(metadata: Metadata, tokens: list[str], types: list[int]) -> 
     )
     steps: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if metadata.flag("tokenizer.ggml.add_space_prefix", True):
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(
-            replacement=SPACE, prepend_scheme="first", split=False
-        )
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="first", split=False)
         steps.append(decoders.Strip(content=" ", left=1))
     else:
         backend.normalizer = normalizers.Replace(" ", SPACE)
@@ -188,18 +185,14 @@ def _add_tokens(backend: Tokenizer, tokens: list[str], types: list[int], special
 
 def _check_ids(metadata: Metadata, backend: Tokenizer, tokens: list[str]) -> None:
     if backend.get_vocab_size(with_added_tokens=True) != len(tokens):
-        raise CheckpointError(
-            f"{metadata.path}: 'tokenizer.ggml.token_type' does not fit 'tokenizer.ggml.tokens'"
-        )
+        raise CheckpointError(f"{metadata.path}: 'tokenizer.ggml.token_type' does not fit 'tokenizer.ggml.tokens'")
 
 
 def _settings(metadata: Metadata, tokens: list[str], types: list[int], kind: str) -> TokenizerSettings:
     bos = _token_id(metadata, "bos_token_id", len(tokens))
     named = [_token_id(metadata, f"{name}_token_id", len(tokens)) for name in ("eos", "eot", "eom")]
-    index = {
-        token: at for at, (token, type_) in enumerate(zip(tokens, types)) if type_ in (CONTROL, USER_DEFINED)
-    }
-    ends = [*named, *(index.get(text) for text in _ENDS_OF_TURN)]
+    index = {token: at for at, (token, type_) in enumerate(zip(tokens, types)) if type_ in (CONTROL, USER_DEFINED)}
+    ends = [*named, *(index.get(text) for text in ENDS_OF_TURN)]
     default_bos = kind == "llama" or cut(metadata.text("tokenizer.ggml.pre", "default")).bos
     template = metadata.text("tokenizer.chat_template", "")
     return TokenizerSettings(

@@ -59,9 +59,7 @@ _TEKKEN = Cut(
     whole_words=True,
     bos=True,
 )
-_GPT4O = Cut(
-    pattern=_CASED % (_UPPER, _LOWER, _SUFFIX, _UPPER, _LOWER, _SUFFIX) + r"|\p{N}{1,3}" + _SLASH_TAIL
-)
+_GPT4O = Cut(pattern=_CASED % (_UPPER, _LOWER, _SUFFIX, _UPPER, _LOWER, _SUFFIX) + r"|\p{N}{1,3}" + _SLASH_TAIL)
 
 CUTS: Mapping[str, Cut] = {
     "default": _GPT2,

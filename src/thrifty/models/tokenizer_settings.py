@@ -10,6 +10,8 @@ from typing import Any
 
 from thrifty.errors import CheckpointError
 
+MAX_TEMPLATE = 1 << 18  # characters of a chat template
+
 
 @dataclass(frozen=True)
 class TokenizerSettings:
@@ -47,9 +49,7 @@ class TokenizerSettings:
         }
         for field, value in data.items():
             if field not in checks or not checks[field](value):
-                raise CheckpointError(
-                    f"tokenizer settings: '{field}' is unknown or has a wrong value: {value!r:.80}"
-                )
+                raise CheckpointError(f"tokenizer settings: '{field}' is unknown or has a wrong value: {value!r:.80}")
         return cls(**{**data, "eos_ids": tuple(data.get("eos_ids", ()))})
 
 

@@ -14,7 +14,7 @@ import torch
 
 from thrifty.models.attention import GrowingCache
 from thrifty.models.huggingface import HuggingFaceSource
-from thrifty.models.load import assemble
+from thrifty.models.loading import assemble
 from thrifty.models.model import Model
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle (extra 'dev')")
@@ -34,7 +34,11 @@ SIZES: dict[str, Any] = {
     "head_dim": 16,
 }
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 40}
-LOCAL_GLOBAL = ["sliding_attention", "full_attention", "sliding_attention"]
+WINDOW = {"use_sliding_window": True, "sliding_window": 16}
+LOCAL_GLOBAL = {
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -42,27 +46,32 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-wide-heads": ("Llama", {"head_dim": 32, "num_key_value_heads": 4}),
     "mistral": ("Mistral", {"sliding_window": 16}),
     "mistral-without-window": ("Mistral", {"sliding_window": None}),
-    "qwen2": ("Qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
+    "qwen2": ("Qwen2", {**WINDOW, "max_window_layers": 1}),
     "qwen2-without-window": ("Qwen2", {"sliding_window": 16}),
     "qwen3": ("Qwen3", {"attention_bias": True}),
     "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
     "gemma3": (
         "Gemma3Text",
-        {"sliding_window": 16, "layer_types": LOCAL_GLOBAL, "query_pre_attn_scalar": 24, "final_logit_softcapping": 5.0},
+        {**LOCAL_GLOBAL, "query_pre_attn_scalar": 24, "final_logit_softcapping": 5.0},
     ),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}),
     "qwen3-moe": (
         "Qwen3Moe",
-        {**EXPERTS, "num_experts": 5, "norm_topk_prob": True, "mlp_only_layers": [1], "use_sliding_window": True,
-         "sliding_window": 16},
+        {**EXPERTS, **WINDOW, "num_experts": 5, "norm_topk_prob": True, "mlp_only_layers": [1]},
     ),
     "olmoe": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
     "qwen2-moe": (
         "Qwen2Moe",
-        {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 56, "decoder_sparse_step": 2,
-         "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2},
+        {
+            **EXPERTS,
+            **WINDOW,
+            "num_experts": 4,
+            "shared_expert_intermediate_size": 56,
+            "decoder_sparse_step": 2,
+            "max_window_layers": 2,
+        },
     ),
-}  # fmt: skip
+}
 
 HALF = 8  # of the rotated dimension
 ROPES: dict[str, tuple[dict[str, Any], int]] = {  # parameters, and max_position_embeddings
@@ -125,9 +134,7 @@ def load_plain(directory: Path) -> Model:
 @torch.no_grad()
 def compare(model: Any, ours: Model, prompt: int = PROMPT) -> None:
     """Whole sequences, and prefill plus teacher-forced decode, must give the same logits."""
-    ids = torch.randint(
-        3, ours.config.vocabulary_size, (prompt + DECODED,), generator=torch.Generator().manual_seed(7)
-    )
+    ids = torch.randint(3, ours.config.vocabulary_size, (prompt + DECODED,), generator=torch.Generator().manual_seed(7))
     theirs = copy.deepcopy(model)(ids[None]).logits[0]  # a copy: transformers' dynamic rope remembers lengths
     assert theirs.std() > 0.3, "the logits of this checkpoint are too small to tell anything"
     assert (ours.logits(ids) - theirs).abs().max() < TOLERANCE
@@ -194,9 +201,7 @@ def test_experts_in_fused_tensors(family: str, tmp_path: Path) -> None:
 
 
 def test_gemma_with_vision_gives_its_language_model(tmp_path: Path) -> None:
-    text = transformers.Gemma3TextConfig(
-        **{**SIZES, **FAMILIES["gemma3"][1], "final_logit_softcapping": None}
-    )
+    text = transformers.Gemma3TextConfig(**{**SIZES, **FAMILIES["gemma3"][1], "final_logit_softcapping": None})
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.Gemma3Config(
         text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=4

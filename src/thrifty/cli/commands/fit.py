@@ -95,13 +95,13 @@ def _prepare(
     threads: int | None,
     native: bool | None,
 ) -> Fit:
-    from thrifty import models
     from thrifty.evaluation import quality
     from thrifty.frontier.candidates import day_one, of_recipe
     from thrifty.frontier.fit import Fit, Question
+    from thrifty.models.loading import load
 
     with output.waiting(f"loading {model}"):
-        loaded = models.load(model, threads=threads)
+        loaded = load(model, threads=threads, native=native)
         question = Question(
             loaded,
             memory,

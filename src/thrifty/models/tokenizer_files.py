@@ -1,0 +1,118 @@
+"""The tokenizer of a Hugging Face directory: tokenizer.json, and what its neighbours say about ends and templates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from thrifty.errors import CheckpointError
+from thrifty.models.safetensors_file import read_json
+from thrifty.models.tokenizer import load_backend
+from thrifty.models.tokenizer_gguf import ENDS_OF_TURN
+from thrifty.models.tokenizer_pieces import piece_decoder
+from thrifty.models.tokenizer_settings import MAX_TEMPLATE, TokenizerDefinition, TokenizerSettings
+
+JSON_LIMIT = 1 << 28
+_NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+
+
+def read_tokenizer(directory: Path) -> TokenizerDefinition | None:
+    """The tokenizer of a directory, or None where it has no tokenizer.json.
+
+    Raises CheckpointError naming the file and field for one that is not valid or not supported.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return None
+    data = read_json(path, JSON_LIMIT)
+    if not isinstance(data, Mapping):
+        raise CheckpointError(f"{path}: not a JSON object")
+    definition = path.read_text("utf-8")
+    backend = load_backend(definition)
+    piece_decoder(data)
+    tables = [_table(directory / name) for name in ("tokenizer_config.json", "generation_config.json", "config.json")]
+    named = {name: text for name in _NAMED_TOKENS if (text := _token_text(tables[0].get(name))) is not None}
+    bos = _id(backend, named.get("bos_token"), tables[1:], "bos_token_id")
+    pad = _id(backend, named.get("pad_token"), tables[1:], "pad_token_id")
+    settings = TokenizerSettings(
+        bos_id=bos,
+        eos_ids=_ends(backend, named.get("eos_token"), tables[1:]),
+        pad_id=pad,
+        add_bos=_adds_bos(backend, tables[0], bos),
+        chat_template=_template(directory, tables[0]),
+        vocabulary_size=_vocabulary_size(tables[2], backend.get_vocab_size(with_added_tokens=True)),
+        special_tokens=named,
+    )
+    return TokenizerDefinition(definition, settings)
+
+
+def _table(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    data = read_json(path)
+    if not isinstance(data, Mapping):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return data
+
+
+def _token_text(value: object) -> str | None:
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _id(backend: Any, text: str | None, tables: list[Mapping[str, Any]], field: str) -> int | None:
+    if text is not None and (token := backend.token_to_id(text)) is not None:
+        return int(token)
+    return next(_integers(tables, field), None)
+
+
+def _ends(backend: Any, text: str | None, tables: list[Mapping[str, Any]]) -> tuple[int, ...]:
+    """All ids that end an answer: the tokenizer's, the generation config's and the known ends of a turn."""
+    special = {entry.content for entry in backend.get_added_tokens_decoder().values()}
+    texts = [text, *(end for end in ENDS_OF_TURN if end in special)]
+    named = [backend.token_to_id(item) for item in texts if item is not None]
+    found = [*(token for token in named if token is not None), *_integers(tables, "eos_token_id")]
+    return tuple(dict.fromkeys(found))
+
+
+def _integers(tables: list[Mapping[str, Any]], field: str) -> Iterator[int]:
+    for table in tables:
+        value = table.get(field)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**31:
+                yield item
+
+
+def _adds_bos(backend: Any, table: Mapping[str, Any], bos: int | None) -> bool:
+    """As the config says; without a word there, as the tokenizer's own post-processor does."""
+    if bos is None:
+        return False
+    stated = table.get("add_bos_token")
+    if isinstance(stated, bool):
+        return stated
+    return bool(backend.encode("a", add_special_tokens=True).ids[:1] == [bos])
+
+
+def _template(directory: Path, table: Mapping[str, Any]) -> str | None:
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        if path.stat().st_size > 4 * MAX_TEMPLATE:
+            raise CheckpointError(f"{path}: {path.stat().st_size} bytes is too long for a chat template")
+        try:
+            return path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path}: not valid UTF-8: {error}") from error
+    value = table.get("chat_template")
+    if isinstance(value, list):
+        named = {item.get("name"): item.get("template") for item in value if isinstance(item, Mapping)}
+        value = named.get("default")
+    return value if isinstance(value, str) else None
+
+
+def _vocabulary_size(config: Mapping[str, Any], tokens: int) -> int:
+    inner = config.get("text_config")
+    table = inner if isinstance(inner, Mapping) and "vocab_size" in inner else config
+    value = next(_integers([table], "vocab_size"), 0)
+    return max(min(value, 1 << 24), tokens)
