@@ -34,12 +34,8 @@ class CommandFiles(MutableMapping[str, Any]):
     """The commands by name. A module is imported when its command is looked up."""
 
     def __init__(self) -> None:
-        found = sorted(
-            module.name.replace("_", "-") for module in pkgutil.iter_modules(command_package.__path__)
-        )
-        self._names = [name for name in FIRST if name in found] + [
-            name for name in found if name not in FIRST
-        ]
+        found = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(command_package.__path__))
+        self._names = [name for name in FIRST if name in found] + [name for name in found if name not in FIRST]
         self._loaded: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
@@ -146,9 +142,7 @@ Debug = Annotated[
 ]
 Version = Annotated[
     bool,
-    typer.Option(
-        "--version", help="Print the version.", callback=_print_version, expose_value=False, is_eager=True
-    ),
+    typer.Option("--version", help="Print the version.", callback=_print_version, expose_value=False, is_eager=True),
 ]
 
 
@@ -184,7 +178,5 @@ def _report(error: Exception) -> int:
         output.error("the machine is out of memory. Use a smaller model, --context or --memory.")
     else:
         kind = type(error).__name__
-        output.error(
-            f"something went wrong that Thrifty did not foresee ({kind}: {error}). Repeat with --debug."
-        )
+        output.error(f"something went wrong that Thrifty did not foresee ({kind}: {error}). Repeat with --debug.")
     return 1

@@ -36,9 +36,7 @@ def opened(
     from thrifty.engine.api import Thrifty
 
     with output.waiting(f"loading {model}"):
-        thrifty = Thrifty(
-            model, recipe=recipe, memory=memory, threads=threads, native=native, context=context
-        )
+        thrifty = Thrifty(model, recipe=recipe, memory=memory, threads=threads, native=native, context=context)
     try:
         yield thrifty
     finally:

@@ -68,15 +68,9 @@ def _sampling(
         float | None,
         typer.Option(rich_help_panel=SAMPLING, help="Drop tokens below this share of the best; 0 is off."),
     ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option(rich_help_panel=SAMPLING, help="1 is off.")
-    ] = None,
-    presence_penalty: Annotated[
-        float | None, typer.Option(rich_help_panel=SAMPLING, help="0 is off.")
-    ] = None,
-    frequency_penalty: Annotated[
-        float | None, typer.Option(rich_help_panel=SAMPLING, help="0 is off.")
-    ] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(rich_help_panel=SAMPLING, help="1 is off.")] = None,
+    presence_penalty: Annotated[float | None, typer.Option(rich_help_panel=SAMPLING, help="0 is off.")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(rich_help_panel=SAMPLING, help="0 is off.")] = None,
     logit_bias: Annotated[
         list[str] | None,
         typer.Option(metavar="TOKEN=BIAS", rich_help_panel=SAMPLING, help="Repeat for several tokens."),

@@ -33,9 +33,7 @@ def parse_counts(text: str) -> tuple[int, ...]:
     counts = []
     for part in text.split(","):
         if not re.fullmatch(r"\s*\d{1,9}\s*", part) or int(part) < 1:
-            raise typer.BadParameter(
-                f"{part.strip()!r} is not a positive whole number. Write e.g. 128,2048,6144."
-            )
+            raise typer.BadParameter(f"{part.strip()!r} is not a positive whole number. Write e.g. 128,2048,6144.")
         counts.append(int(part))
     return tuple(sorted(set(counts)))
 
@@ -48,6 +46,4 @@ def parse_bias(text: str) -> tuple[int, float]:
             raise ValueError
         return int(token), float(bias)
     except ValueError as error:
-        raise typer.BadParameter(
-            f"{text!r} is not TOKEN=BIAS. Write e.g. 198=-5, or 198=-inf to ban it."
-        ) from error
+        raise typer.BadParameter(f"{text!r} is not TOKEN=BIAS. Write e.g. 198=-5, or 198=-inf to ban it.") from error

@@ -29,9 +29,9 @@ def refuse(needs: Sequence[tuple[str, Need]], budget: int, context: int, longest
     label, need = min(needs, key=lambda pair: pair[1].peak)
     missing = need.peak - budget
     message = (
-        f"nothing fits {format_size(budget)} at context {context}: the smallest recipe, {label}, needs "
-        f"{format_size(need.peak)} ({format_size(need.weights)} weights, {format_size(need.cache_peak)} cache, "
-        f"{format_size(need.workspace)} workspace), {format_size(missing)} more. "
+        f"nothing fits {format_size(budget)} at context {context}: the smallest recipe, "
+        f"{label}, needs {format_size(need.peak)} ({format_size(need.weights)} weights, {format_size(need.cache_peak)} "
+        f"cache, {format_size(need.workspace)} workspace), {format_size(missing)} more. "
         f"It would fit with --memory {-(-need.peak // 10**6)}MB"
     )
     return BudgetError(

@@ -165,7 +165,7 @@ def _need(engine: Engine, policies: Sequence[CachePolicy], context: int) -> Need
 
 
 def predict(engine: Engine, candidate: Candidate, context: int) -> Need:
-    """Bytes of one sequence of `context` tokens, all but one of them a prompt, under the candidate's cache."""
+    """Bytes of one sequence of `context` tokens, all but one of them a prompt, under the candidate."""
     policies = candidate.recipe.techniques("cache")
     return _need(engine, policies, context)
 

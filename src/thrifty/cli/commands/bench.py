@@ -18,9 +18,7 @@ def command(
     recipe: options.RecipePath = None,
     contexts: Annotated[
         str | None,
-        typer.Option(
-            metavar="N,N,...", show_default=CONTEXTS, help="Prompt lengths in tokens to measure at."
-        ),
+        typer.Option(metavar="N,N,...", show_default=CONTEXTS, help="Prompt lengths in tokens to measure at."),
     ] = None,
     threads: options.Threads = None,
     native: options.Native = None,
@@ -59,9 +57,7 @@ def measured(engine: Any, contexts: tuple[int, ...], threads: int | None, quiet:
         speed.warm_up(engine)
         for context in contexts:
             with output.waiting(f"measuring at {context} tokens"):
-                result = speed.measure(
-                    engine, context, steps=min(STEPS, max(1, engine.intake.context - context - 1))
-                )
+                result = speed.measure(engine, context, steps=min(STEPS, max(1, engine.intake.context - context - 1)))
             roof = roofline.Roofline(weights + result.cache_bytes, bandwidth)
             found[str(context)] = {
                 "prefill_tok_s": round(result.prefill_rate, 1),
@@ -98,7 +94,6 @@ def _table(document: dict[str, Any]) -> None:
     )
     output.table(f"{document['model']}, {document['recipe']}", columns, rows)
     output.console().print(
-        f"memory reads at {document['bandwidth_gb_s']} GB/s; "
-        f"the process held {document['peak_rss_mb']} MB at its peak",
+        f"memory reads at {document['bandwidth_gb_s']} GB/s; the process held {document['peak_rss_mb']} MB at its peak",
         highlight=False,
     )

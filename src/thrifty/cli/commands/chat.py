@@ -19,9 +19,7 @@ HELP = "/exit ends, /clear forgets all, /undo takes back the last turn, /history
 def command(
     model: options.ModelName,
     recipe: options.RecipePath = None,
-    system: Annotated[
-        str | None, typer.Option(help="A system message that starts every conversation.")
-    ] = None,
+    system: Annotated[str | None, typer.Option(help="A system message that starts every conversation.")] = None,
     memory: options.Memory = None,
     threads: options.Threads = None,
     native: options.Native = None,

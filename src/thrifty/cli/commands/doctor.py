@@ -16,9 +16,7 @@ EXAMPLE = "thrifty doctor"
 EXTRAS = {"serve": ("fastapi", "uvicorn"), "peers": ("transformers",), "eval": ("datasets",)}
 
 
-def command(
-    recipe: options.RecipePath = None, threads: options.Threads = None, as_json: options.Json = False
-) -> None:
+def command(recipe: options.RecipePath = None, threads: options.Threads = None, as_json: options.Json = False) -> None:
     """Check the machine: CPU features, kernels in use and why, measured speeds, what is missing and how to
     get it.
 

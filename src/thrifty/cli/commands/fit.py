@@ -35,25 +35,19 @@ def command(
     context: Annotated[
         int, typer.Option(min=2, show_default=False, help="Tokens that must fit, prompt and answer together.")
     ],
-    out: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="Where the best recipe goes.")
-    ] = Path("recipe.toml"),
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where the best recipe goes.")] = Path(
+        "recipe.toml"
+    ),
     recipe: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--recipe", "-r", metavar="FILE", help="A recipe of yours to measure too; repeat for several."
-        ),
+        typer.Option("--recipe", "-r", metavar="FILE", help="A recipe of yours to measure too; repeat for several."),
     ] = None,
-    prompt: Annotated[
-        str, typer.Option(help="What the winner answers at the end; empty for no answer.")
-    ] = PROMPT,
+    prompt: Annotated[str, typer.Option(help="What the winner answers at the end; empty for no answer.")] = PROMPT,
     prefix: Annotated[
         int | None,
         typer.Option(min=1, show_default="1024", help="Tokens that are compressed before scoring."),
     ] = None,
-    scored: Annotated[
-        int | None, typer.Option(min=1, show_default="256", help="Tokens that are scored.")
-    ] = None,
+    scored: Annotated[int | None, typer.Option(min=1, show_default="256", help="Tokens that are scored.")] = None,
     threads: options.Threads = None,
     native: options.Native = None,
     as_json: options.Json = False,
@@ -75,9 +69,7 @@ def command(
     if not as_json:
         _announce(best, out, memory)
     answer = (
-        ""
-        if interrupted or not prompt
-        else _answer(model, best, memory, context, prompt, threads, native, as_json)
+        "" if interrupted or not prompt else _answer(model, best, memory, context, prompt, threads, native, as_json)
     )
     if as_json:
         output.json_line(_document(model, fit, best, out, answer, interrupted))
@@ -181,9 +173,7 @@ def _say_why_nothing(fit: Fit) -> None:
     output.error(f"no recipe that fits was measured ({measured}); nothing was written.")
 
 
-def _document(
-    model: str, fit: Fit, best: Measurement, path: Path, answer: str, interrupted: bool
-) -> dict[str, Any]:
+def _document(model: str, fit: Fit, best: Measurement, path: Path, answer: str, interrupted: bool) -> dict[str, Any]:
     from thrifty.evaluation.memory import import_baseline
 
     return {

@@ -1,9 +1,78 @@
-"""`thrifty models`."""
+"""`thrifty models`: the models that are known by name, and what is on this machine."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from thrifty.cli import opening, options, output
+
+if TYPE_CHECKING:
+    from thrifty.models.embedded import EmbeddedModel
+    from thrifty.recipe import Recipe
 
 EXAMPLE = "thrifty models"
 
 
-def command() -> None:
-    """Placeholder."""
+def command(recipe: options.RecipePath = None, as_json: options.Json = False) -> None:
+    """List the models that are known by name, and whether they are on this machine.
+
+    With --recipe, also what each of those would take with it at its full context. Any GGUF file, model folder
+    or hub id works in the place of a name.
+    """
+    from thrifty.models.embedded import MODELS
+
+    chosen = opening.read_recipe(recipe) if recipe is not None else None
+    found = [_facts(model, chosen) for model in MODELS.values()]
+    if as_json:
+        output.json_line(found)
+        return
+    columns = ["model", "what it is", "licence", "here"]
+    if chosen is not None:
+        columns.append(f"with {chosen.label()}")
+    output.table("", [*columns, "size"], [_row(facts, chosen) for facts in found], left=len(columns))
+    if not all(facts["path"] for facts in found):
+        output.note("get one with `thrifty pull NAME`; `thrifty run NAME PROMPT` gets it too")
+
+
+def _facts(model: EmbeddedModel, recipe: Recipe | None) -> dict[str, Any]:
+    from thrifty.models.embedded import find
+
+    path = find(model)
+    facts: dict[str, Any] = {
+        "name": model.name,
+        "title": model.title,
+        "original": model.original,
+        "licence": model.licence,
+        "bytes": model.nbytes,
+        "download_bytes": model.download_bytes,
+        "path": None if path is None else str(path),
+    }
+    if recipe is not None:
+        facts["need"] = None if path is None else _need(model.name, recipe)
+    return facts
+
+
+def _need(name: str, recipe: Recipe) -> dict[str, int]:
+    """Peak bytes of one sequence as long as the model's context."""
+    from thrifty.engine.engine import Engine
+    from thrifty.frontier.candidates import of_recipe
+    from thrifty.frontier.fit import predict
+    from thrifty.models import load
+    from thrifty.weights.technique import apply
+
+    with output.waiting(f"loading {name}"):
+        loaded = apply(load(name), recipe.techniques("weights"))
+        engine = Engine(loaded, prefix_tree=False)
+    try:
+        context = loaded.config.context_length
+        return {"context": context, "peak_bytes": predict(engine, of_recipe(recipe), context).peak}
+    finally:
+        engine.close()
+
+
+def _row(facts: dict[str, Any], recipe: Recipe | None) -> list[str]:
+    cells = [facts["name"], facts["title"], facts["licence"], facts["path"] or "no"]
+    if recipe is not None:
+        need = facts["need"]
+        cells.append(f"{output.megabytes(need['peak_bytes'])} at {need['context']} tokens" if need else "-")
+    return [*cells, output.megabytes(facts["bytes"])]

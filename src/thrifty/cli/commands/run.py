@@ -22,9 +22,7 @@ def command(
     ],
     recipe: options.RecipePath = None,
     system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")
-    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     memory: options.Memory = None,
     threads: options.Threads = None,
     native: options.Native = None,
@@ -38,9 +36,7 @@ def command(
     if not text.strip():
         raise typer.BadParameter("the prompt is empty; write at least one word.", param_hint="PROMPT")
     if raw and system:
-        raise typer.BadParameter(
-            "a system message needs the chat template; leave out --raw.", param_hint="--system"
-        )
+        raise typer.BadParameter("a system message needs the chat template; leave out --raw.", param_hint="--system")
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
     chosen = opening.read_recipe(recipe)

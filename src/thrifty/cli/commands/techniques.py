@@ -32,10 +32,7 @@ def command(
         output.json_line([{key: card[key] for key in SUMMARY} for card in cards])
     else:
         cards = [_describe(*place) for place in found]
-        rows = [
-            (card["name"], card["stage"], f"{card['paper']} ({card['year']})", card["claim"])
-            for card in cards
-        ]
+        rows = [(card["name"], card["stage"], f"{card['paper']} ({card['year']})", card["claim"]) for card in cards]
         output.table("", ("technique", "stage", "paper", "the paper's claim"), rows, left=4)
 
 
@@ -44,9 +41,7 @@ def _of_stages(stage: str | None) -> list[tuple[str, str]]:
     from thrifty.errors import nearest
 
     if stage is not None and stage not in registry.STAGES:
-        raise typer.BadParameter(
-            f"no stage {stage!r}. {nearest(stage, registry.STAGES)}", param_hint="--stage"
-        )
+        raise typer.BadParameter(f"no stage {stage!r}. {nearest(stage, registry.STAGES)}", param_hint="--stage")
     stages = [stage] if stage is not None else list(registry.STAGES)
     return [(each, name) for each in stages for name in registry.names(each)]
 

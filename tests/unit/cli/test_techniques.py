@@ -1,0 +1,61 @@
+"""`thrifty techniques`: the cards, whole and short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from thrifty import registry
+
+
+def test_json_is_a_list_of_objects_with_exactly_four_fields(thrifty: Callable[..., Any]) -> None:
+    found = thrifty("techniques", "--json").json()
+    expected = {(stage, name) for stage in registry.STAGES for name in registry.names(stage)}
+    assert {(card["stage"], card["name"]) for card in found} == expected
+    for card in found:
+        assert set(card) == {"name", "stage", "paper", "claim"}
+        assert all(isinstance(value, str) and value for value in card.values())
+
+
+def test_one_technique_has_the_rest_of_its_card(thrifty: Callable[..., Any]) -> None:
+    (card,) = thrifty("techniques", "rtn", "--json").json()
+    assert card["name"] == "rtn" and card["stage"] == "weights"
+    assert card["options"]["bits"] == 4
+    assert {"title", "year", "mechanism", "limits"} <= set(card)
+
+
+def test_the_table_names_every_technique(thrifty: Callable[..., Any]) -> None:
+    out = thrifty("techniques").out
+    for stage in registry.STAGES:
+        for name in registry.names(stage):
+            assert name in out
+    assert "RoundToNearest" not in out
+
+
+def test_a_stage(thrifty: Callable[..., Any]) -> None:
+    assert {card["stage"] for card in thrifty("techniques", "--stage", "weights", "--json").json()} == {"weights"}
+    found = thrifty("techniques", "--stage", "weight")
+    assert found.code == 2
+    assert "no stage 'weight'. Did you mean 'weights'?" in found.message
+
+
+def test_an_unknown_name_gets_the_nearest(thrifty: Callable[..., Any]) -> None:
+    found = thrifty("techniques", "rtnn")
+    assert found.code == 2
+    assert "no technique 'rtnn' of that name. Did you mean 'rtn'?" in found.message
+
+
+def test_a_recipe_lists_what_it_uses(thrifty: Callable[..., Any], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[[weights]]\ntechnique = "rtn"\nbits = 4\n')
+    assert [card["name"] for card in thrifty("techniques", "--recipe", recipe, "--json").json()] == ["rtn"]
+
+
+def test_a_bad_recipe_is_one_message(thrifty: Callable[..., Any], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[[weights]]\ntechnique = "rnt"\n')
+    found = thrifty("techniques", "--recipe", recipe)
+    assert found.code == 1
+    assert "no technique 'rnt' for stage 'weights'. Did you mean 'rtn'?" in found.message
+    assert "cannot read recipe" in thrifty("techniques", "--recipe", tmp_path / "none.toml").message

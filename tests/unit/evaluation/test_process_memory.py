@@ -1,0 +1,29 @@
+"""Memory of the process: the peak of a span is that span's."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from thrifty.evaluation import memory
+
+MEGABYTE = 1_000_000
+
+
+def test_the_peak_of_a_span_includes_what_it_freed() -> None:
+    with memory.watch() as span:
+        block = torch.ones(40 * MEGABYTE, dtype=torch.uint8)
+        del block
+    assert span.peak - span.before > 35 * MEGABYTE
+    assert span.peak >= span.after
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can reset the peak")
+def test_an_earlier_peak_is_forgotten() -> None:
+    block = torch.ones(80 * MEGABYTE, dtype=torch.uint8)
+    del block
+    with memory.watch() as span:
+        pass
+    assert span.peak - span.before < 30 * MEGABYTE
