@@ -1,0 +1,244 @@
+"""Configs: what is read, what is refused and by which name, and that hostile numbers stay harmless."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from thrifty.errors import ConfigError
+from thrifty.models.config import ModelConfig, as_dict, from_dict
+from thrifty.models.config_huggingface import FAMILIES, from_huggingface
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "rope_theta": 10000.0,
+    "bos_token_id": 1,
+    "eos_token_id": [2, 3],
+}
+GEMMA = {
+    **LLAMA,
+    "model_type": "gemma3_text",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "head_dim": 32,
+    "sliding_window": 16,
+    "query_pre_attn_scalar": 256,
+    "rope_theta": 1_000_000.0,
+    "rope_local_base_freq": 10_000.0,
+}
+GEMMA.pop("hidden_act")
+MOE = {
+    **LLAMA,
+    "model_type": "qwen2_moe",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 48,
+}
+
+
+def changed(base: dict[str, Any] = LLAMA, **changes: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(base), **changes}
+
+
+def refused(data: object) -> str:
+    with pytest.raises(ConfigError) as error:
+        from_huggingface(data)
+    return str(error.value)
+
+
+def test_llama() -> None:
+    config = from_huggingface(LLAMA)
+    assert (config.head_dim, config.kv_heads, config.context_length) == (16, 2, 256)
+    assert config.query_scale == 0.25
+    assert config.eos_ids == (2, 3)
+    assert config.bos_ids == (1,)
+    assert not config.tied_embeddings
+
+
+def test_gemma_layers() -> None:
+    config = from_huggingface(changed(GEMMA, num_hidden_layers=7, rope_scaling={"rope_type": "linear", "factor": 8.0}))
+    assert [layer.window for layer in config.layers] == [16] * 5 + [None, 16]
+    local, whole = config.layers[0].rope, config.layers[5].rope
+    assert (local.theta, local.scaling) == (10_000.0, None)
+    assert whole.theta == 1_000_000.0
+    assert whole.scaling is not None and whole.scaling.factor == 8.0
+    assert (config.norm_offset, config.embedding_scale, config.query_scale) == (1.0, 8.0, 1 / 16)
+    assert config.tied_embeddings
+
+
+def test_rope_by_layer_type() -> None:
+    parameters = {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 123.0},
+        "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 456.0},
+    }
+    config = from_huggingface(changed(GEMMA, num_hidden_layers=6, rope_parameters=parameters))
+    assert config.layers[0].rope.theta == 123.0
+    assert config.layers[5].rope.theta == 456.0
+
+
+def test_a_window_as_long_as_the_context_is_no_window() -> None:
+    assert from_huggingface(changed(model_type="mistral", sliding_window=256)).layers[0].window is None
+    assert from_huggingface(changed(model_type="mistral", sliding_window=255)).layers[0].window == 255
+
+
+def test_stretched_contexts() -> None:
+    dynamic = changed(rope_scaling={"type": "dynamic", "factor": 4.0})
+    assert from_huggingface(dynamic).context_length == 1024
+    yarn = changed(rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256})
+    assert from_huggingface(yarn).context_length == 1024
+    linear = changed(rope_scaling={"type": "linear", "factor": 4.0})
+    assert from_huggingface(linear).context_length == 256
+
+
+def test_longrope_takes_the_original_context_beside_the_table() -> None:
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    config = from_huggingface(changed(rope_scaling=scaling, original_max_position_embeddings=64))
+    rope = config.layers[0].rope.scaling
+    assert rope is not None
+    assert (rope.original_context, rope.factor) == (64, 4.0)
+
+
+def test_a_dictionary_and_back() -> None:
+    scaling = {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    for data in (changed(rope_scaling=scaling), GEMMA, MOE):
+        config = from_huggingface(data)
+        assert from_dict(as_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"model_type": "lama"}, "Did you mean 'llama'"),
+        ({"model_type": "deepseek_v3", "kv_lora_rank": 512}, "kv_lora_rank is set; latent attention"),
+        ({"kv_lora_rank": 512}, "kv_lora_rank is 512: latent attention"),
+        ({"rope_scaling": {"type": "su", "factor": 2.0}}, "rope_scaling.rope_type 'su' is not supported"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is missing"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "alpha": 3.0}}, "rope_scaling.alpha is 3.0"),
+        ({"rope_scaling": {"type": "default", "mrope_section": [1]}}, "rope_scaling.mrope_section is [1]"),
+        ({"rope_scaling": [1]}, "rope_scaling is not a table"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5: rotating a part"),
+        ({"hidden_act": "relu2"}, "hidden_act 'relu2' is not supported"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ({"alibi": True}, "alibi is True: ALiBi"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is {'quant_method'"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map is"),
+        ({"rope_interleaved": True}, "rope_interleaved is True: this field is not known for llama"),
+        ({"is_causal": False}, "is_causal is False"),
+        ({"logit_scale": 0.5}, "logit_scale is 0.5"),
+        ({"residual_multiplier": 0}, "residual_multiplier is 0"),
+        ({"sliding_window": 4096}, "sliding_window is 4096"),
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"hidden_size": -64}, "hidden_size is -64"),
+        ({"hidden_size": 0}, "hidden_size is 0"),
+        ({"hidden_size": True}, "hidden_size is True"),
+        ({"hidden_size": "64"}, "hidden_size is '64'"),
+        ({"hidden_size": 64.0}, "hidden_size is 64.0"),
+        ({"hidden_size": 10**30}, "hidden_size is an integer beyond 64 bits"),
+        ({"hidden_size": 66}, "hidden_size is 66; it must be a multiple of num_attention_heads, 4"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; it must be an integer"),
+        ({"num_key_value_heads": 3}, "heads is 4; it must be a multiple of kv_heads, 3"),
+        ({"head_dim": 15}, "15; it must be even"),
+        ({"vocab_size": 1 << 40}, "vocab_size is 1099511627776"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf"),
+        ({"rope_theta": 0}, "rope_theta is 0"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
+        ({"eos_token_id": "2"}, "eos_token_id is '2'"),
+        ({"eos_token_id": [2, -1]}, "eos_token_id is -1"),
+    ],
+)
+def test_refused_by_name(change: dict[str, Any], expected: str) -> None:
+    assert expected in refused(changed(**change))
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "expected"),
+    [
+        (GEMMA, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0: soft-capped attention"),
+        (GEMMA, {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        (GEMMA, {"layer_types": ["linear_attention"] * 3}, "layer_types.0 is 'linear_attention'"),
+        (GEMMA, {"layer_types": ["full_attention"]}, "layer_types must be a list with one entry"),
+        (MOE, {"num_experts_per_tok": 5}, "num_experts_per_tok is 5; it must be an integer from 1 to 4"),
+        (MOE, {"num_experts": 10**6}, "num_experts is 1000000"),
+        (MOE, {"mlp_only_layers": [-1]}, "mlp_only_layers is -1"),
+        (MOE, {"moe_intermediate_size": None}, "moe_intermediate_size is missing"),
+        ({**MOE, "model_type": "olmoe"}, {"clip_qkv": 8.0}, "moe_intermediate_size is 40"),
+    ],
+)
+def test_refused_in_other_families(base: dict[str, Any], change: dict[str, Any], expected: str) -> None:
+    assert expected in refused(changed(base, **change))
+
+
+def test_clipped_projections_are_refused() -> None:
+    olmoe = changed(model_type="olmoe", num_experts=4, num_experts_per_tok=2, clip_qkv=8.0)
+    assert "clip_qkv is 8.0: clipped queries" in refused(olmoe)
+
+
+@pytest.mark.parametrize(
+    "field", [{"rope_interleaved": False}, {"is_llama_config": True}, {"use_cache": True}, {"whatever": None}]
+)
+def test_fields_without_effect_are_accepted(field: dict[str, Any]) -> None:
+    assert from_huggingface(changed(**field)) == from_huggingface(LLAMA)
+
+
+@pytest.mark.parametrize("data", [None, [], "llama", 3, {}])
+def test_not_a_config(data: object) -> None:
+    assert refused(data)
+
+
+def test_from_dict_names_what_is_wrong() -> None:
+    data = as_dict(from_huggingface(LLAMA))
+    with pytest.raises(ConfigError, match="layers is missing"):
+        from_dict({})
+    with pytest.raises(ConfigError, match=r"config\.colour is not a field"):
+        from_dict({**data, "colour": 1})
+    with pytest.raises(ConfigError, match=r"layers\.0 is not a table"):
+        from_dict({**data, "layers": [3]})
+    with pytest.raises(ConfigError, match="hidden_size"):
+        from_dict({key: value for key, value in data.items() if key != "hidden_size"})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+EXTREME = st.sampled_from([0, -1, 1, 2**31, 2**63, 10**40, 0.0, -0.5, 1e308, float("nan"), "", [], {}])
+SCALING = """rope_type type factor short_factor long_factor original_max_position_embeddings low_freq_factor
+    high_freq_factor beta_fast mscale attention_factor rope_theta"""
+FIELDS = {*MOE, *GEMMA, "layer_types", "no_rope_layers", "text_config", "mlp_only_layers", "rope_parameters"}
+FIELDS |= {"decoder_sparse_step", "max_window_layers", "use_sliding_window", "rope_scaling"}
+KINDS = st.sampled_from(["default", "linear", "dynamic", "llama3", "yarn", "longrope", "?"])
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    family=st.sampled_from([*FAMILIES, "gemma3", "?"]),
+    fields=st.dictionaries(st.sampled_from(sorted(FIELDS)), JSON | EXTREME, max_size=4),
+    scaling=st.none() | st.dictionaries(st.sampled_from(SCALING.split()), JSON | EXTREME | KINDS, max_size=6),
+)
+def test_hostile_values_give_a_config_or_an_error(
+    family: str, fields: dict[str, Any], scaling: dict[str, Any] | None
+) -> None:
+    data = changed(MOE, model_type=family, rope_scaling=scaling) | fields
+    try:
+        config = from_huggingface(data)
+    except ConfigError as error:
+        assert str(error)
+    else:
+        assert isinstance(config, ModelConfig)
+        assert len(config.layers) <= 1024

@@ -1,0 +1,136 @@
+"""Rotary tables against closed forms and transformers' own functions, and rows of different sequences
+together.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from thrifty.models.config import RopeConfig, RopeScaling, longrope_attention_factor, yarn_attention_factor
+from thrifty.models.rope import depends_on_length, inverse_frequencies, rotate, rotation
+
+LONG = RopeScaling(
+    "longrope", 4.0, 64, attention_factor=1.2, short_factor=(1.0, 1.1, 1.2, 1.3), long_factor=(2.0, 3.0, 4.0, 5.0)
+)
+SCALINGS: dict[str, RopeScaling | None] = {
+    "plain": None,
+    "linear": RopeScaling("linear", 2.0),
+    "dynamic": RopeScaling("dynamic", 4.0, 64),
+    "llama3": RopeScaling("llama3", 8.0, 32),
+    "yarn": RopeScaling("yarn", 4.0, 64, attention_factor=1.14),
+    "longrope": LONG,
+}
+
+
+def rope(name: str) -> RopeConfig:
+    return RopeConfig(10_000.0, 8, SCALINGS[name])
+
+
+def test_plain_frequencies() -> None:
+    frequencies, factor = inverse_frequencies(rope("plain"), 1)
+    assert factor == 1.0
+    torch.testing.assert_close(frequencies, torch.tensor([1.0, 0.1, 0.01, 0.001]))
+
+
+def test_rotation_keeps_relative_positions() -> None:
+    """q·k after rotation depends on the distance only, and lengths do not change."""
+    query, key = torch.randn(2, 1, 1, 8, generator=torch.Generator().manual_seed(0))
+    products = []
+    for start in (0, 5, 100):
+        cos, sin = rotation(rope("plain"), torch.tensor([start + 3]))
+        cos_key, sin_key = rotation(rope("plain"), torch.tensor([start]))
+        turned = rotate(query, cos, sin)
+        torch.testing.assert_close(turned.norm(), query.norm())
+        products.append((turned * rotate(key, cos_key, sin_key)).sum())
+    torch.testing.assert_close(torch.stack(products), products[0].expand(3), atol=1e-5, rtol=0)
+
+
+def test_half_split_convention() -> None:
+    x = torch.arange(1.0, 9.0).reshape(1, 1, 8)
+    quarter = torch.zeros(1, 4), torch.ones(1, 4)
+    assert rotate(x, *quarter).flatten().tolist() == [-5, -6, -7, -8, 1, 2, 3, 4]
+
+
+def test_channels_beyond_the_dimension_stay() -> None:
+    x = torch.randn(3, 2, 12)
+    cos, sin = rotation(rope("plain"), torch.arange(3))
+    assert torch.equal(rotate(x, cos, sin)[..., 8:], x[..., 8:])
+    assert torch.equal(rotate(x, *rotation(RopeConfig(10_000.0, 0), torch.arange(3))), x)
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_lengths_by_row_equal_sequences_alone(name: str) -> None:
+    """Rows of three sequences of different lengths get the tables they would get alone."""
+    config, lengths = rope(name), [10, 64, 200]
+    positions = torch.cat([torch.arange(length - 4, length) for length in lengths])
+    together = rotation(config, positions, torch.tensor(lengths).repeat_interleave(4))
+    alone = [rotation(config, torch.arange(length - 4, length)) for length in lengths]
+    for table, parts in zip(together, zip(*alone, strict=True), strict=True):
+        assert torch.equal(table, torch.cat(parts))
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_dependence_on_length_is_declared(name: str) -> None:
+    short, _ = inverse_frequencies(rope(name), 16)
+    long, _ = inverse_frequencies(rope(name), 4096)
+    assert torch.equal(short, long) is not depends_on_length(rope(name))
+
+
+def test_dynamic_within_the_original_context_is_plain() -> None:
+    assert torch.equal(inverse_frequencies(rope("dynamic"), 64)[0], inverse_frequencies(rope("plain"), 64)[0])
+
+
+def test_longrope_switches_beyond_the_original_context() -> None:
+    plain = inverse_frequencies(rope("plain"), 1)[0]
+    torch.testing.assert_close(inverse_frequencies(rope("longrope"), 64)[0], plain / torch.tensor(LONG.short_factor))
+    torch.testing.assert_close(inverse_frequencies(rope("longrope"), 65)[0], plain / torch.tensor(LONG.long_factor))
+    cos, _ = rotation(rope("longrope"), torch.tensor([0]))
+    torch.testing.assert_close(cos, torch.full((1, 4), 1.2))
+
+
+def test_attention_factors() -> None:
+    assert yarn_attention_factor(1.0) == 1.0
+    assert yarn_attention_factor(math.e, 2.0) == pytest.approx(1.2)
+    assert longrope_attention_factor(1.0, 4096) == 1.0
+    assert longrope_attention_factor(4096.0, 4096) == pytest.approx(math.sqrt(2.0))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "length"),
+    [
+        ({"rope_type": "linear", "factor": 2.5}, 40),
+        ({"rope_type": "dynamic", "factor": 4.0}, 40),
+        ({"rope_type": "dynamic", "factor": 4.0}, 1000),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 32.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+            40,
+        ),
+        ({"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096}, 40),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32, "truncate": False}, 40),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 2, "attention_factor": 0.5}, 40),
+    ],
+)
+def test_real_sizes_equal_transformers(parameters: dict[str, Any], length: int) -> None:
+    """At a head of 128 and a base of 500,000, where rounding would show."""
+    transformers = pytest.importorskip("transformers", reason="transformers is the oracle (extra 'dev')")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    from thrifty.models.config_huggingface import from_huggingface
+
+    sizes = {"hidden_size": 256, "num_attention_heads": 2, "head_dim": 128, "max_position_embeddings": 512}
+    config = transformers.LlamaConfig(**sizes, rope_parameters={"rope_theta": 500_000.0, **parameters})
+    expected, factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, "cpu", seq_len=length)
+    ours = from_huggingface(config.to_dict()).layers[0].rope
+    found, our_factor = inverse_frequencies(ours, length)
+    torch.testing.assert_close(found, expected, rtol=2e-6, atol=0)
+    assert our_factor == pytest.approx(factor)
