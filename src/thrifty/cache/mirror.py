@@ -8,20 +8,18 @@ from typing import Any
 from thrifty.cache.policy import ModelInfo
 from thrifty.cache.segment import Segment, Span
 from thrifty.formats.kv import FORMATS, PAGE
+from thrifty.kernels import dispatch
 
 CHUNK_PAGES = 4
 """Native attention splits at fixed chunks of 4 pages (256 slots), counted from the view's first page."""
 
 
 def native_view(model: ModelInfo) -> Any:
-    """An empty native View, or None where the native module is absent or does not take the head dimension."""
+    """An empty native View, or None where the native module is absent, off, or does not take the head dimension."""
     if model.head_dim % 64:
         return None
-    try:
-        from thrifty.kernels.native import _native
-    except ImportError:
-        return None
-    return _native.View(model.layers, model.kv_heads, model.head_dim)
+    module = dispatch.native()
+    return None if module is None else module.View(model.layers, model.kv_heads, model.head_dim)
 
 
 class Mirror:

@@ -1,0 +1,173 @@
+"""What every cache policy owes: it joins this list by being registered."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cache_driver import Driver, model_info, prompt, same
+
+from thrifty import registry
+from thrifty.cache.policy import CachePolicy, ModelInfo, Statistics
+from thrifty.cache.pool import Cache
+from thrifty.cache.sequence import SequenceCache
+
+SMALL: dict[str, dict[str, Any]] = {
+    "streaming": {"window": 60},
+    "kivi": {"residual": 64},
+    "snapkv": {"window": 8, "keep": 0.3},
+    "ada-kv": {"window": 8, "keep": 0.3},
+}
+"""Options that make a policy act on short prompts; a policy without an entry runs with its defaults."""
+
+SINGLE = [[name] for name in registry.names("cache")]
+COMPOSED = [["snapkv", "kivi"], ["ada-kv", "kivi"], ["streaming", "kivi"], ["h2o", "kivi"], ["snapkv", "h2o"]]
+SHAPES = {
+    "grouped": model_info(layers=2, heads=4, kv_heads=2),
+    "multi-query": model_info(layers=2, heads=3, kv_heads=1, format="bf16"),
+    "windowed": model_info(windows=(None, 50, None), heads=6, kv_heads=3, format="bf16"),
+}
+
+
+def recipes() -> list[Any]:
+    return [pytest.param(names, id="+".join(names)) for names in SINGLE + COMPOSED]
+
+
+def build(names: list[str]) -> list[CachePolicy]:
+    return [registry.build("cache", {"technique": name} | SMALL.get(name, {})) for name in names]
+
+
+def run(
+    model: ModelInfo, cache: Cache, names: list[str], tokens: list[int], chunk: int = 64, generated: int = 150
+) -> tuple[SequenceCache, torch.Tensor]:
+    """Prefill, then one token a step; returns the outputs of every step and layer."""
+    driver = Driver(model)
+    sequence = cache.create(build(names))
+    driver.prefill(sequence, tokens, chunk)
+    outputs = [torch.stack(driver.step(sequence, [token])) for token in prompt(generated, seed=9)]
+    return sequence, torch.stack(outputs)
+
+
+@pytest.mark.parametrize("names", recipes())
+@pytest.mark.parametrize("shape", SHAPES)
+def test_chunked_prefill_equals_whole(names: list[str], shape: str) -> None:
+    model = SHAPES[shape]
+    _, whole = run(model, Cache(model), names, prompt(300), chunk=300, generated=70)
+    _, chunked = run(model, Cache(model), names, prompt(300), chunk=128, generated=70)
+    assert torch.allclose(whole, chunked, atol=1e-5)
+
+
+@pytest.mark.parametrize("names", recipes())
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_fork_goes_on_as_its_parent(names: list[str], shape: str) -> None:
+    model = SHAPES[shape]
+    driver, cache = Driver(model), Cache(model)
+    sequence, _ = run(model, cache, names, prompt(200), generated=50)
+    fork = sequence.fork()
+    for token in prompt(140, seed=4):
+        ours = torch.stack(driver.step(sequence, [token]))
+        assert torch.equal(ours, torch.stack(driver.step(fork, [token])))
+    same(sequence, fork)
+    sequence.free()
+    driver.step(fork, [1])
+    fork.free()
+    assert cache.ledger.current == 0 and cache.tiers.arena.used == 0
+
+
+@pytest.mark.parametrize("names", recipes())
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_prefix_hit_equals_no_hit(names: list[str], shape: str) -> None:
+    model = SHAPES[shape]
+    driver, cache = Driver(model), Cache(model)
+    tokens = prompt(300)
+    donor = cache.create(collect=Statistics(column_sums=True))
+    driver.prefill(donor, tokens[:192])
+    assert cache.publish(donor, tokens) == 3
+    donor.free()
+    hit = cache.create(build(names), tokens=tokens)
+    assert hit.hit == hit.length == 192
+    miss = cache.create(build(names))
+    driver.prefill(hit, tokens)
+    driver.prefill(miss, tokens)
+    for token in prompt(140, seed=4):
+        ours = torch.stack(driver.step(hit, [token]))
+        assert torch.allclose(ours, torch.stack(driver.step(miss, [token])), atol=1e-5)
+    for layer in range(model.layers):
+        for head in range(model.kv_heads):
+            assert torch.equal(hit.view(layer).positions(head), miss.view(layer).positions(head))
+
+
+@pytest.mark.parametrize("names", recipes())
+@pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 129])
+def test_short_prompts(names: list[str], n: int) -> None:
+    model = SHAPES["windowed"]
+    sequence, outputs = run(model, Cache(model), names, prompt(n), generated=70)
+    assert sequence.length == n + 70
+    assert torch.isfinite(outputs).all()
+
+
+@pytest.mark.parametrize("names", recipes())
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("n", "generated"), [(1, 300), (100, 200), (450, 80), (700, 0)])
+def test_bytes_stay_within_the_footprint_and_are_given_back(
+    names: list[str], shape: str, n: int, generated: int
+) -> None:
+    model = SHAPES[shape]
+    cache, driver = Cache(model), Driver(model)
+    policies = build(names)
+    sequence = cache.create(policies)
+    driver.prefill(sequence, prompt(n), chunk=128)
+    for step in range(generated + 1):
+        promised = cache.footprint(policies, n, n + step)
+        assert cache.ledger.current <= promised.steady_bytes, f"after {step} tokens"
+        assert cache.ledger.peak <= promised.peak_bytes, f"after {step} tokens"
+        assert cache.tiers.arena.used == cache.ledger.current - cache.ledger.bytes_of("index")
+        if step < generated:
+            driver.step(sequence, [step])
+    sequence.free()
+    assert cache.ledger.current == 0 and cache.tiers.arena.used == 0
+
+
+@pytest.mark.parametrize("names", recipes())
+def test_admission_by_footprint_is_enough_to_run(names: list[str]) -> None:
+    model = SHAPES["windowed"]
+    policies = build(names)
+    peak = Cache(model).footprint(policies, 300, 400).peak_bytes
+    cache, driver = Cache(model, memory=peak), Driver(model)
+    sequence = cache.create(policies, reservation=cache.reserve("request", peak))
+    driver.prefill(sequence, prompt(300), chunk=128)
+    for token in prompt(100, seed=1):
+        driver.step(sequence, [token])
+    assert cache.ledger.peak <= peak
+    sequence.free()
+    assert cache.ledger.committed == 0
+
+
+@pytest.mark.parametrize("names", recipes())
+def test_a_second_prompt_in_the_same_sequence(names: list[str]) -> None:
+    model = SHAPES["grouped"]
+    driver, cache = Driver(model), Cache(model)
+    sequence, _ = run(model, cache, names, prompt(200), generated=30)
+    driver.prefill(sequence, [*range(sequence.length), *prompt(150, seed=2)])
+    assert sequence.length == 380
+    for token in prompt(70, seed=4):
+        assert torch.isfinite(torch.stack(driver.step(sequence, [token]))).all()
+    sequence.free()
+    assert cache.ledger.current == 0
+
+
+@pytest.mark.parametrize("names", recipes())
+def test_window_layers_are_left_alone(names: list[str]) -> None:
+    model = SHAPES["windowed"]
+    plain, _ = run(model, Cache(model), ["full"], prompt(300), generated=70)
+    other, _ = run(model, Cache(model), names, prompt(300), generated=70)
+    reach = plain.model.windows[1] or 0
+    ours, theirs = other.view(1), plain.view(1)
+    for head in range(model.kv_heads):
+        first, second = ours.positions(head)[-reach + 10 :], theirs.positions(head)[-reach + 10 :]
+        overlap = sorted(set(first.tolist()) & set(second.tolist()))
+        assert overlap, "both hold the window"
+        mine = ours.keys(head)[torch.isin(ours.positions(head), torch.tensor(overlap))]
+        yours = theirs.keys(head)[torch.isin(theirs.positions(head), torch.tensor(overlap))]
+        assert torch.equal(mine, yours)
