@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thrifty.decoding.sampling import SamplingParameters
-from thrifty.engine.request import Event, Handle, Request
+from thrifty.decoding.sampling import Sampler, SamplingParameters
+from thrifty.decoding.stopping import Stopper
+from thrifty.engine.decode import Outcome, decode, first_choice
+from thrifty.engine.intake import Intake, Ticket
+from thrifty.engine.memory import EngineMemory
+from thrifty.engine.native_runner import choose_runner
+from thrifty.engine.prefill import start_prefill
+from thrifty.engine.request import Event, Handle, Listener, Request, Usage
+from thrifty.engine.scheduler import Scheduler
+from thrifty.engine.sequence import Sequence as Running
+from thrifty.engine.sequence import State
+from thrifty.errors import PromptError, ThriftyError
 
 if TYPE_CHECKING:
-    from thrifty.models import Model
+    from thrifty.cache.sequence import SequenceCache
+    from thrifty.engine.runner import Runner
+    from thrifty.models.model import Model
 
 
 class Engine:
@@ -34,52 +47,181 @@ class Engine:
         chunk: int = 512,
         disk: str | Path | None = None,
         prefix_tree: bool = True,
+        runner: Runner | None = None,
     ) -> None:
         """memory: the budget in bytes or as "150MB" for weights, cache peak and workspace; None: no bound.
 
-        context: longest prompt plus answer in tokens; None: the model's own. cache, decoding: a recipe's
-        tables, used
-        by requests that bring none. native: True insists on the native plan, False forbids it, None takes
-        it where it
-        can. batch: sequences that decode together. queue: requests that may wait. chunk: prefill tokens a
-        step,
-        a multiple of 128. disk: folder of the disk tier (default: the system's temporary one).
+        threads: of native code and torch; None leaves them as they are. context: longest prompt plus answer in
+        tokens; None: the model's own. cache, decoding: a recipe's tables, for requests that bring none.
+        native: True insists on the native plan, False forbids it, None takes it where it can. batch: sequences that
+        decode together. queue: requests that may wait. chunk: prefill tokens a step, a multiple of 128.
+        disk: folder of the disk tier (default: the system's temporary one). prefix_tree: share prompts' beginnings.
+        runner: one to use instead of choosing.
 
         Raises BudgetError where the budget cannot hold one token, with the number that could.
         """
-        raise NotImplementedError
+        self.model = model
+        self.runner = runner or choose_runner(model, native=native, threads=threads, rows=max(batch, chunk))
+        self.memory = EngineMemory(
+            model, self.runner, memory, chunk=chunk, disk=disk, prefix_tree=prefix_tree
+        )
+        self.intake = Intake(model, self.memory, context=context, cache=cache, decoding=decoding, batch=batch)
+        self._chunk = chunk
+        self._scheduler = Scheduler(self.memory, batch, queue)
+        self._lock = threading.RLock()
+        self._arrivals = 0
+        self._closed = False
 
-    def submit(self, request: Request) -> Handle:
-        """Queue a request. It is checked here: what can never be served is refused now, with the number
-        that would.
+    def submit(self, request: Request, listener: Listener | None = None) -> Handle:
+        """Queue a request. It is checked here: what can never be served is refused now, with what would.
+
+        listener: takes the events instead of the handle's queue, then None; called by the thread that steps.
 
         Raises PromptError (context, vocabulary, parameters), BudgetError (peak above the budget), RecipeError
         (cache tables), QueueFullError (with `retry_after` in seconds).
         """
-        raise NotImplementedError
+        with self._lock:
+            if self._closed:
+                raise ThriftyError("the engine is closed; make a new one")
+            ticket = self.intake.check(request)
+            handle = Handle(self, request, Usage(prompt_tokens=len(request.prompt)), listener)
+            self._scheduler.submit(self._sequence(handle, ticket))
+            return handle
 
     def step(self) -> list[Event]:
         """Schedule, run, sample, publish: at most one decode batch and one piece of prefill."""
-        raise NotImplementedError
+        with self._lock:
+            work = self._scheduler.schedule()
+            outcomes = [Outcome(sequence, error=error) for sequence, error in work.stuck]
+            outcomes += decode(self.runner, work.decode)
+            outcomes += self._prefill(work.prefill)
+            return [event for outcome in outcomes for event in self._publish(outcome)]
+
+    def cache_of(self, handle: Handle, sample: int = 0) -> SequenceCache | None:
+        """The cache that a running sample holds now, to look at between steps; None where it holds none."""
+        with self._lock:
+            for sequence in self._scheduler.sequences():
+                if sequence.handle is handle and sequence.index == sample:
+                    return sequence.cache
+            return None
+
+    @property
+    def busy(self) -> bool:
+        """True while any request is unfinished."""
+        return len(self._scheduler) > 0
 
     def drive(self, handle: Handle) -> None:
-        """One step on behalf of a waiting handle, or a short wait where another thread runs the loop."""
-        raise NotImplementedError
+        """One step on behalf of a waiting handle. Raises ThriftyError where nothing is left that could finish it."""
+        with self._lock:
+            if handle.finished:
+                return
+            if not self.busy:
+                raise ThriftyError(f"request {handle.identity} belongs to another engine, or was lost")
+            self.step()
 
     def cancel(self, handle: Handle) -> None:
         """End a request and free its memory before the call returns."""
-        raise NotImplementedError
+        with self._lock:
+            for sequence in self._scheduler.sequences():
+                if sequence.handle is handle:
+                    self._end(sequence)
+                    for event in sequence.endings("cancelled"):
+                        handle.deliver(event)
 
     def fork(self, handle: Handle, sample: int, sampling: SamplingParameters | None) -> Handle:
         """See `Handle.fork`."""
-        raise NotImplementedError
+        with self._lock:
+            parent = self._decoding(handle, sample)
+            handle.forks += 1
+            ticket = self.intake.check_fork(
+                parent, sampling, stream=(parent.sampler.stream + 1 << 20) + handle.forks
+            )
+            child = Handle(self, ticket.request, Usage(prompt_tokens=len(parent.tokens)))
+            sequence = self._sequence(child, ticket)
+            self._branch(parent, sequence)
+            return child
 
     def close(self) -> None:
         """Cancel everything and free all but the weights. The engine takes no requests afterwards."""
-        raise NotImplementedError
+        with self._lock:
+            self._closed = True
+            for sequence in self._scheduler.sequences():
+                self.cancel(sequence.handle)
+            self.memory.close()
 
     def describe(self) -> dict[str, Any]:
-        """JSON-ready facts: the runner and why it was chosen, the budget, ledger peak and steady, queue
-        lengths.
-        """
-        raise NotImplementedError
+        """JSON-ready facts: the runner and why it was chosen, budget and ledger, queue lengths."""
+        with self._lock:
+            return {
+                "runner": {"name": self.runner.name, "reason": self.runner.reason},
+                "memory": self.memory.describe(),
+                "queues": self._scheduler.describe(),
+                "context": self.intake.context,
+            }
+
+    def _sequence(
+        self, handle: Handle, ticket: Ticket, index: int = 0, sampler: Sampler | None = None
+    ) -> Running:
+        self._arrivals += 1
+        stream = self.model.tokenizer.stream()
+        stopper = Stopper(ticket.request.sampling, stream, self.intake.end_ids, ticket.maximum_tokens)
+        return Running(handle, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)
+
+    def _prefill(self, sequence: Running | None) -> list[Outcome]:
+        """The next piece of a prompt. With the last one, its samples fork and each chooses its first token."""
+        if sequence is None:
+            return []
+        try:
+            if sequence.prefill is None:
+                sequence.prefill = start_prefill(self.runner, sequence, self._chunk)
+                sequence.handle.mark_admitted(sequence.cache.hit)
+            scores = sequence.prefill.advance()
+            if scores is None:
+                return []
+            self.memory.settle(sequence)
+            return [first_choice(one, scores) for one in self._split(sequence)]
+        except Exception as error:
+            return [Outcome(sequence, error=error)]
+
+    def _split(self, sequence: Running) -> list[Running]:
+        """The sequence and its siblings, which share its prompt by reference."""
+        siblings = []
+        for index in range(1, sequence.samples):
+            sampler = sequence.sampler.fork(stream=index)
+            one = self._sequence(sequence.handle, sequence.ticket, index, sampler)
+            self._branch(sequence, one)
+            siblings.append(one)
+        sequence.state, sequence.prefill = State.DECODING, None
+        return [sequence, *siblings]
+
+    def _branch(self, parent: Running, child: Running) -> None:
+        self.memory.fork(parent, child)
+        child.state = State.DECODING
+        child.parked = parent.parked
+        child.prompt_length = parent.prompt_length
+        self._scheduler.join(child)
+
+    def _publish(self, outcome: Outcome) -> list[Event]:
+        """Commit what a step chose, end what is over, hand the events to the handle."""
+        sequence = outcome.sequence
+        if outcome.error is not None:
+            events = sequence.endings("error", outcome.error)
+        else:
+            events = sequence.advance(outcome.choices, outcome.logits)
+        if events[-1].finish_reason is not None:
+            self._end(sequence)
+        for event in events:
+            sequence.handle.deliver(event)
+        return events
+
+    def _end(self, sequence: Running) -> None:
+        self._scheduler.remove(sequence)
+        self.memory.release(sequence)
+
+    def _decoding(self, handle: Handle, sample: int) -> Running:
+        for sequence in self._scheduler.sequences():
+            if sequence.handle is handle and sequence.index == sample and sequence.state is State.DECODING:
+                return sequence
+        raise PromptError(
+            f"sample {sample} of request {handle.identity} is not decoding: it can be forked while it is"
+        )

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from thrifty.engine.engine import Engine
 
+Listener = Callable[["Event | None"], None]
+"""Takes the events of a request as they come, and None after the last one."""
+
 FINISH_REASONS = ("stop", "length", "cancelled", "error")
 
 
@@ -151,14 +154,15 @@ class Handle:
     one consumer.
     """
 
-    def __init__(self, engine: Engine, request: Request, samples: int, usage: Usage) -> None:
+    def __init__(self, engine: Engine, request: Request, usage: Usage, listener: Listener | None = None) -> None:
         self.request = request
-        self.samples = [Sample(index) for index in range(samples)]
+        self.samples = [Sample(index) for index in range(request.samples)]
         self.usage = usage
         self.error: Exception | None = None
-        self.submitted = time.perf_counter()
-        self.listener: Callable[[Event], None] | None = None
+        self.forks = 0
+        self._submitted = self._admitted = self._first = time.perf_counter()
         self._engine = engine
+        self._listener = listener
         self._events: deque[Event] = deque()
 
     @property
@@ -210,20 +214,37 @@ class Handle:
         """
         return self._engine.fork(self, sample, sampling)
 
+    def mark_admitted(self, cached_tokens: int) -> None:
+        """Called by the engine when its prefill starts."""
+        self._admitted = time.perf_counter()
+        self.usage.cached_tokens = cached_tokens
+        self.usage.queued_seconds = self._admitted - self._submitted
+
     def deliver(self, event: Event) -> None:
         """Called by the engine: record the event, then queue it or pass it to the listener."""
         sample = self.samples[event.sample]
         sample.text += event.text
         if event.token is not None:
             sample.token_ids.append(event.token)
-            self.usage.generated_tokens += 1
+            self._clock()
         if event.logprob is not None:
             sample.logprobs.append(event.logprob)
         if event.finish_reason is not None:
             sample.finish_reason = event.finish_reason
         if event.error is not None:
             self.error = event.error
-        if self.listener is None:
+        if self._listener is None:
             self._events.append(event)
-        else:
-            self.listener(event)
+            return
+        self._listener(event)
+        if self.finished:
+            self._listener(None)
+
+    def _clock(self) -> None:
+        """Account for one new token."""
+        now = time.perf_counter()
+        if self.usage.generated_tokens == 0:
+            self._first = now
+            self.usage.prefill_seconds = now - self._admitted
+        self.usage.generated_tokens += 1
+        self.usage.decode_seconds = now - self._first

@@ -1,0 +1,140 @@
+"""What a request must pass before it is queued: everything that can never be served is refused here, with a number."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from thrifty import registry
+from thrifty.decoding.sampling import ForcedSampler, Sampler, SamplingParameters, check_tokens
+from thrifty.decoding.strategies.autoregressive import Autoregressive
+from thrifty.decoding.strategy import DecodingStrategy
+from thrifty.engine.request import Request
+from thrifty.engine.sequence import Sequence as Running
+from thrifty.errors import PromptError, RecipeError
+
+if TYPE_CHECKING:
+    from thrifty.cache.policy import CachePolicy
+    from thrifty.engine.memory import EngineMemory
+    from thrifty.models.model import Model
+
+Tables = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A request that passed: its techniques, the longest answer it may give, and its sampler."""
+
+    request: Request
+    policies: tuple[CachePolicy, ...]
+    strategy: DecodingStrategy
+    maximum_tokens: int
+    sampler: Sampler
+
+
+class Intake:
+    """Checks requests against the model, the context and the budget."""
+
+    def __init__(
+        self,
+        model: Model,
+        memory: EngineMemory,
+        *,
+        context: int | None,
+        cache: Tables,
+        decoding: Tables,
+        batch: int,
+    ) -> None:
+        """Raises PromptError where `context` exceeds the model's, RecipeError for the tables, BudgetError where the
+        budget does not hold one token with them.
+        """
+        own = model.config.context_length
+        if context is not None and not 2 <= context <= own:
+            raise PromptError(f"context = {context} is out of range; this model takes 2 to {own} tokens")
+        self.context = own if context is None else context
+        self.vocabulary_size = model.config.vocabulary_size
+        self.end_ids = frozenset(model.tokenizer.eos_ids if model.tokenizer else model.config.eos_ids)
+        self._memory = memory
+        self._batch = batch
+        self._cache = tuple(cache)
+        self._decoding = tuple(decoding)
+        memory.check(self._policies(None), 1, 2, what="one token")
+        self._strategy(None)
+
+    def check(self, request: Request) -> Ticket:
+        """Raises PromptError, RecipeError or BudgetError, each with what would work."""
+        check_tokens("the prompt", request.prompt, self.vocabulary_size)
+        if request.samples > self._batch:
+            raise PromptError(
+                f"samples = {request.samples}, but the engine decodes {self._batch} together; "
+                f"use at most {self._batch}, or an engine with a larger batch"
+            )
+        if request.forced is not None and request.samples > 1:
+            raise PromptError("forced answers are all the same; use samples = 1")
+        policies, strategy = self._policies(request.cache), self._strategy(request.decoding)
+        maximum = self._maximum(request, policies, len(request.prompt))
+        sampler = self._sampler(request)
+        sampler.observe_prompt(request.prompt)
+        return Ticket(request, policies, strategy, maximum, sampler)
+
+    def check_fork(self, parent: Running, sampling: SamplingParameters | None, stream: int) -> Ticket:
+        """The ticket of a sequence that goes on from `parent`. Raises PromptError or BudgetError."""
+        origin = parent.handle.request
+        if sampling is None:
+            left = parent.total - len(parent.tokens)
+            sampling = dataclasses.replace(parent.sampler.parameters, max_tokens=left)
+        request = dataclasses.replace(
+            origin, prompt=parent.tokens, sampling=sampling, samples=1, forced=None, identity=_identity()
+        )
+        maximum = self._maximum(request, parent.policies, parent.prompt_length)
+        sampler = parent.sampler.fork(stream, sampling)
+        return Ticket(request, parent.policies, parent.strategy, maximum, sampler)
+
+    def _maximum(self, request: Request, policies: Sequence[CachePolicy], prefilled: int) -> int:
+        """The answer's bound in tokens. prefilled: tokens of the original prompt (a fork's prompt is longer)."""
+        held, room = len(request.prompt), self.context - len(request.prompt)
+        if room < 1:
+            raise PromptError(
+                f"the prompt has {held} tokens; the context holds {self.context}, the answer included: "
+                f"use at most {self.context - 1}"
+            )
+        wanted = request.sampling.max_tokens if request.forced is None else len(request.forced)
+        if wanted is not None and wanted > room:
+            raise PromptError(
+                f"max_tokens = {wanted} after a prompt of {held} tokens exceeds the context of {self.context}; "
+                f"use at most {room}"
+            )
+        if wanted is None:
+            fitting = self._memory.longest(policies, prefilled, self.context, request.samples)
+            wanted = max(1, min(room, fitting - held))
+        self._memory.check(policies, prefilled, held + wanted, request.samples)
+        return wanted
+
+    def _policies(self, tables: Tables | None) -> tuple[CachePolicy, ...]:
+        from thrifty.cache.policy import check_order
+
+        chosen = self._cache if tables is None else tables
+        policies = tuple(registry.build("cache", table) for table in chosen)
+        check_order(policies)
+        return policies
+
+    def _strategy(self, tables: Tables | None) -> DecodingStrategy:
+        chosen = self._decoding if tables is None else tables
+        if len(chosen) > 1:
+            names = " and ".join(str(table.get("technique")) for table in chosen)
+            raise RecipeError(f"a request decodes with one strategy; the recipe has {names}: keep one")
+        if not chosen:
+            return Autoregressive()
+        strategy: DecodingStrategy = registry.build("decoding", chosen[0])
+        return strategy
+
+    def _sampler(self, request: Request) -> Sampler:
+        if request.forced is not None:
+            return ForcedSampler(request.sampling, self.vocabulary_size, request.forced)
+        return Sampler(request.sampling, self.vocabulary_size)
+
+
+def _identity() -> str:
+    return Request(prompt=(0,)).identity

@@ -1,0 +1,267 @@
+"""The engine's memory: one budget for weights, workspace and caches; what a request needs, and who holds what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from thrifty.cache.policy import CachePolicy, Footprint, ModelInfo
+from thrifty.cache.pool import Cache
+from thrifty.engine.runner import Runner
+from thrifty.engine.sequence import Sequence as Running
+from thrifty.engine.sequence import State
+from thrifty.errors import BudgetError
+from thrifty.formats.kv import PAGE
+from thrifty.models.rope import depends_on_length, rotation
+from thrifty.storage.budget import format_size, parse_size
+from thrifty.storage.ledger import Ledger
+
+if TYPE_CHECKING:
+    from thrifty.models.model import Model
+
+
+class EngineMemory:
+    """Charges weights and workspace, sizes requests, opens and frees the caches of sequences.
+
+    ledger: bytes by category. workspace: bytes of the runner's buffers, and of one row of logits for every sequence
+    that was ever active at once.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        runner: Runner,
+        memory: int | str | None,
+        *,
+        chunk: int,
+        disk: str | Path | None = None,
+        prefix_tree: bool = True,
+    ) -> None:
+        """chunk: the most rows that a prefill appends at once. disk: folder of the disk tier, None: the system's
+        temporary one. Raises BudgetError where weights and workspace alone exceed the budget.
+        """
+        self.ledger = Ledger(None if memory is None else parse_size(memory))
+        self.workspace = runner.workspace
+        self._weights = model.nbytes
+        self._row_bytes = 4 * model.config.vocabulary_size
+        self._hidden_size = model.config.hidden_size
+        self._length_matters = any(depends_on_length(layer.rope) for layer in model.config.layers)
+        self._rows = self._rows_charged = 0
+        self.cache = Cache(
+            model_info(model, chunk), ledger=self.ledger, disk=disk or True, prefix_tree=prefix_tree
+        )
+        self._page_bytes = self.cache.footprint((), 1, 1).steady_bytes
+        self.check((), 1, 2, what="one token")
+        self.ledger.charge("weights", self._weights)
+        self.ledger.charge("workspace", self.workspace)
+
+    def footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1) -> Footprint:
+        """Upper bounds of the bytes that a request takes beyond weights and workspace: its caches, a row of logits
+        a sample, and where it compresses, the prompt's hidden state.
+        """
+        held = self._held(policies, prompt, total, samples)
+        rows = samples * self._row_bytes
+        return Footprint(peak_bytes=held.peak_bytes + rows, steady_bytes=held.steady_bytes + rows)
+
+    def check(
+        self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1, what: str = "the request"
+    ) -> None:
+        """Raise BudgetError where a request could not run even alone, with the tokens or the budget that would do."""
+        budget = self.ledger.budget
+        need = self._weights + self.workspace + self.footprint(policies, prompt, total, samples).peak_bytes
+        if budget is None or need <= budget:
+            return
+        longest = self.longest(policies, prompt, total, samples)
+        fits = f"at most {longest} tokens (prompt and answer together) fit" if longest else "no token fits"
+        raise BudgetError(
+            f"{what} does not fit: {format_size(self._weights)} of weights, {format_size(self.workspace)} of workspace "
+            f"and a cache that peaks at {format_size(need - self._weights - self.workspace)} for {prompt} + "
+            f"{total - prompt} tokens exceed the budget of {format_size(budget)}; {fits}, or use a budget of {need} "
+            f"bytes ({format_size(need)})"
+        )
+
+    def longest(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1) -> int:
+        """The most tokens in all, at most `total`, that a request of `prompt` tokens (or fewer) may have; 0: none."""
+        budget = self.ledger.budget
+        if budget is None:
+            return total
+        room = budget - self._weights - self.workspace
+        low, high = 0, total
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.footprint(policies, min(prompt, middle), middle, samples).peak_bytes <= room:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    # --- what the scheduler asks ---------------------------------------------------------------------
+
+    def admit(self, sequence: Running) -> None:
+        """Reserve the prefill's peak and open the cache, on a shared prefix where the tree has one.
+
+        Raises BudgetError with nothing changed.
+        """
+        ticket, prompt = sequence.ticket, sequence.prompt_length
+        samples = ticket.request.samples
+        covered = min(sequence.total, prompt + PAGE)
+        need = self._held(ticket.policies, prompt, covered, samples).peak_bytes
+        self._take_rows(samples)
+        try:
+            reservation = self.cache.reserve(f"request {ticket.request.identity}", need)
+        except BudgetError:
+            self._rows -= samples
+            raise
+        sequence.rows, sequence.covered, sequence.hidden_bytes = samples, covered, self._hidden(ticket.policies, prompt)
+        self.ledger.charge("workspace", sequence.hidden_bytes, reservation)
+        tokens = ticket.request.prompt if ticket.request.share_prefix else ()
+        salt = self._salt(ticket.request.salt, prompt)
+        sequence.cache = self.cache.create(ticket.policies, tokens=tokens, salt=salt, reservation=reservation)
+        sequence.shared = self._steady(ticket.policies, prompt, sequence.cache.hit)
+
+    def cover(self, sequence: Running) -> None:
+        """Make sure that the next rows of a decoding sequence have room. Raises BudgetError with nothing changed."""
+        if sequence.state is State.DECODING and len(sequence.tokens) > sequence.covered:
+            self._resize(sequence, min(sequence.total, len(sequence.tokens) + PAGE))
+
+    def settle(self, sequence: Running) -> None:
+        """After its prefill: offer the prompt to the prefix tree, give back the hidden state and the promised peak."""
+        cache, request = sequence.cache, sequence.ticket.request
+        assert cache is not None
+        if request.share_prefix:
+            self.cache.publish(cache, request.prompt, salt=self._salt(request.salt, sequence.prompt_length))
+        self._drop_hidden(sequence)
+        self._resize(sequence, sequence.covered)
+
+    def fork(self, parent: Running, child: Running) -> None:
+        """Give `child` a cache that shares the parent's. Raises BudgetError with nothing changed."""
+        assert parent.cache is not None
+        policies, prompt, length = parent.ticket.policies, parent.prompt_length, len(parent.tokens)
+        child.shared = self._steady(policies, prompt, length)
+        covered = min(child.total, length + PAGE)
+        self._take_rows(1)
+        try:
+            need = self._need(policies, prompt, covered, child.shared)
+            reservation = self.cache.reserve(f"request {child.handle.identity}", need)
+            try:
+                child.cache = parent.cache.fork(reservation)
+            except BaseException:
+                reservation.release()
+                raise
+        except BaseException:
+            self._rows -= 1
+            raise
+        child.rows, child.covered = 1, covered
+
+    def park(self, sequence: Running) -> None:
+        """Let the sequence's segments move to the disk tier; its promise ends."""
+        assert sequence.cache is not None
+        sequence.cache.park()
+
+    def restore(self, sequence: Running) -> None:
+        """Bring a parked sequence back. Raises BudgetError with nothing changed."""
+        assert sequence.cache is not None
+        sequence.cache.resume()
+
+    def release(self, sequence: Running) -> None:
+        """Free what the sequence holds; without effect on one that holds nothing."""
+        self._rows -= sequence.rows
+        sequence.rows = 0
+        sequence.prefill = None
+        if sequence.cache is not None:
+            self._drop_hidden(sequence)
+            self.cache.release(sequence.cache)
+            sequence.cache = None
+
+    def close(self) -> None:
+        """Forget the prefix tree and give back everything but the weights."""
+        if self.cache.tree is not None:
+            self.cache.tree.clear()
+        if self.cache.tiers.disk is not None:
+            self.cache.tiers.disk.close()
+        self.ledger.credit("workspace", self.ledger.bytes_of("workspace"))
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready: the budget, and bytes by category, now and at the peak."""
+        return self.cache.describe()
+
+    # --- sizes ---------------------------------------------------------------------------------------
+
+    def _held(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int) -> Footprint:
+        """Caches and hidden state. Samples share the prompt, unless a policy goes on compressing while they decode:
+        then each may come to hold all of its own.
+        """
+        one = self.cache.footprint(policies, prompt, total)
+        private = self._need(policies, prompt, total, self._steady(policies, prompt, prompt))
+        more = (samples - 1) * private
+        filling = one.peak_bytes + self._hidden(policies, prompt)
+        return Footprint(peak_bytes=max(filling, one.peak_bytes + more), steady_bytes=one.steady_bytes + more)
+
+    def _need(self, policies: Sequence[CachePolicy], prompt: int, total: int, shared: int) -> int:
+        """What a decoding sequence needs of its own until it has `total` tokens, an open page more than it keeps."""
+        whole = self.cache.footprint(policies, prompt, total)
+        if any(policy.watches_decode for policy in policies):
+            return whole.peak_bytes
+        return max(0, whole.steady_bytes - shared) + self._page_bytes
+
+    def _steady(self, policies: Sequence[CachePolicy], prompt: int, length: int) -> int:
+        """Bytes that a sequence of `length` tokens can share with others for good, rounded down."""
+        if length < PAGE or any(policy.watches_decode or policy.compresses for policy in policies) and length < prompt:
+            return 0
+        if any(policy.watches_decode for policy in policies):
+            return 0
+        return max(0, self.cache.footprint(policies, min(prompt, length), length).steady_bytes - 2 * self._page_bytes)
+
+    def _hidden(self, policies: Sequence[CachePolicy], prompt: int) -> int:
+        return 4 * prompt * self._hidden_size if any(policy.compresses for policy in policies) else 0
+
+    def _resize(self, sequence: Running, tokens: int) -> None:
+        cache = sequence.cache
+        assert cache is not None and cache.reservation is not None
+        need = self._need(sequence.ticket.policies, sequence.prompt_length, tokens, sequence.shared)
+        self.cache.tiers.make_room(need - cache.reservation.nbytes)
+        cache.reservation.resize(need)
+        sequence.covered = tokens
+
+    def _drop_hidden(self, sequence: Running) -> None:
+        cache = sequence.cache
+        assert cache is not None
+        self.ledger.credit("workspace", sequence.hidden_bytes, cache.reservation)
+        sequence.hidden_bytes = 0
+
+    def _take_rows(self, count: int) -> None:
+        """Charge logits for more sequences at once than there ever were."""
+        missing = max(0, self._rows + count - self._rows_charged)
+        self.cache.tiers.make_room(missing * self._row_bytes)
+        self.ledger.charge("workspace", missing * self._row_bytes)
+        self._rows_charged += missing
+        self._rows += count
+
+    def _salt(self, salt: str, prompt: int) -> str:
+        """Keys rotated by the length of their sequence are shared between prompts of that length only."""
+        return f"{salt}|{prompt}" if self._length_matters else salt
+
+
+def model_info(model: Model, chunk: int) -> ModelInfo:
+    """What the cache must know of a model. Plain fp32 weights get an fp32 cache: the reference's own numerics."""
+    config = model.config
+    plain = all(getattr(linear, "label", "") == "f32" for _, linear in model.decoder.linears())
+
+    def rotate(layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return rotation(config.layers[layer].rope, positions)
+
+    return ModelInfo(
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        windows=tuple(layer.window for layer in config.layers),
+        scale=config.query_scale,
+        softcap=config.attention_softcap,
+        format="f32" if plain else "bf16",
+        chunk=chunk,
+        version=model.version,
+        rotation=rotate,
+    )

@@ -1,0 +1,183 @@
+"""Runners: who computes the rows of a step.
+
+A runner has no policy. It appends the rows it is given to their caches and returns scores; the caller decides which
+rows stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from thrifty.decoding.strategy import Scores
+
+if TYPE_CHECKING:
+    from thrifty.cache.sequence import SequenceCache
+    from thrifty.models.model import Model
+
+BLOCK = 64  # rows that the reference computes together: a page, so any chunking computes the same blocks
+CHUNK = 128  # chunks of a prompt end at multiples of it
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive tokens of one sequence. start: the position of the first. length: see `rope.rotation`.
+
+    logits: False where only the arg-max of the rows will be asked for.
+    """
+
+    cache: SequenceCache
+    tokens: Sequence[int]
+    start: int
+    length: int
+    logits: bool = True
+
+
+class Runner(Protocol):
+    """Computes rows. `name` and `reason` say which one it is and why it was chosen."""
+
+    name: str
+    reason: str
+    layers: int
+
+    def decode(self, batch: Sequence[Rows]) -> Scores:
+        """Append all rows of several sequences and score each. A row's result does not depend on the others.
+
+        Scores are in the order of the batch and valid until the next call. On an exception the caches may hold any
+        part of the rows: the caller truncates.
+        """
+        ...
+
+    def prefill(self, rows: Rows, last: bool) -> Scores | None:
+        """Append a chunk of one prompt; the scores of its last row where it is the prompt's last chunk."""
+        ...
+
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """The first hidden state [tokens, hidden] fp32, for prefill that goes layer by layer."""
+        ...
+
+    def layer(self, index: int, hidden: Tensor, rows: Rows) -> Tensor:
+        """One layer over a chunk: appends its keys and values, returns the hidden state after it (may reuse it)."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Scores:
+        """Scores of final hidden rows [rows, hidden]."""
+        ...
+
+    @property
+    def workspace(self) -> int:
+        """Bytes of its buffers (and activations), logits of the rows left out."""
+        ...
+
+
+class TensorScores:
+    """Scores that lie in a tensor [rows, vocabulary] fp32."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def logits(self, row: int) -> Tensor:
+        """[vocabulary] fp32 of one row."""
+        return self.values[row]
+
+    def best(self, row: int) -> int:
+        """The row's arg-max."""
+        return int(torch.argmax(self.values[row]))
+
+
+class ReferenceRunner:
+    """The decoder's own layers with the cache's reference attention. Any model, any policy; the oracle.
+
+    Rows are computed one sequence at a time, and within a prompt in blocks of a page: so a
+    result is the same bits in any batch and any chunking.
+    """
+
+    name = "reference"
+
+    def __init__(self, model: Model, reason: str) -> None:
+        self.reason = reason
+        self._decoder = model.decoder
+        self._config = model.config
+        self.layers = len(model.config.layers)
+
+    @torch.inference_mode()
+    def decode(self, batch: Sequence[Rows]) -> Scores:
+        """See Runner. Every row is computed alone."""
+        found = []
+        for rows in batch:
+            for place, token in enumerate(rows.tokens):
+                one = Rows(rows.cache, (token,), rows.start + place, rows.length)
+                found.append(self._decoder.logits(self._forward(one)))
+        return TensorScores(torch.cat(found))
+
+    @torch.inference_mode()
+    def prefill(self, rows: Rows, last: bool) -> Scores | None:
+        """See Runner."""
+        hidden = None
+        for block in blocks(rows):
+            hidden = self._forward(block)
+        if not last or hidden is None:
+            return None
+        return self.logits(hidden[-1:])
+
+    @torch.inference_mode()
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """See Runner."""
+        return self._decoder.embed(torch.tensor(tokens, dtype=torch.long))
+
+    @torch.inference_mode()
+    def layer(self, index: int, hidden: Tensor, rows: Rows) -> Tensor:
+        """See Runner."""
+        for block in blocks(rows):
+            first = block.start - rows.start
+            piece = slice(first, first + len(block.tokens))
+            hidden[piece] = self._layer(index, hidden[piece], block)
+        return hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Scores:
+        """See Runner."""
+        return TensorScores(self._decoder.logits(hidden))
+
+    @property
+    def workspace(self) -> int:
+        """See Runner: a block's hidden states and MLP in fp32."""
+        config = self._config
+        widths = 4 * config.hidden_size + 3 * config.intermediate_size + 2 * config.query_width
+        return 4 * BLOCK * widths
+
+    def _forward(self, rows: Rows) -> Tensor:
+        hidden = self._decoder.embed(torch.tensor(rows.tokens, dtype=torch.long))
+        for index in range(len(self._config.layers)):
+            hidden = self._layer(index, hidden, rows)
+        return hidden
+
+    def _layer(self, index: int, hidden: Tensor, rows: Rows) -> Tensor:
+        positions = torch.arange(rows.start, rows.start + len(rows.tokens))
+        return self._decoder.layer(index, hidden, positions, attend_to(rows.cache, positions), rows.length)
+
+
+def attend_to(cache: SequenceCache, positions: Tensor) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+    """The decoder's injected attention over a sequence's cache: append the rows, then attend with them."""
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        cache.append(layer, key, value)
+        return cache.attend(layer, query, positions)
+
+    return attend
+
+
+def blocks(rows: Rows) -> list[Rows]:
+    """The rows cut where pages begin."""
+    pieces = []
+    done = 0
+    while done < len(rows.tokens):
+        start = rows.start + done
+        stop = min(done + BLOCK - start % BLOCK, len(rows.tokens))
+        pieces.append(Rows(rows.cache, rows.tokens[done:stop], start, rows.length, rows.logits))
+        done = stop
+    return pieces

@@ -1,0 +1,168 @@
+"""The scheduler: who runs in the next step, who waits, and who makes room.
+
+First come, first served. Admission reserves a prompt's peak; decoding sequences reserve page by page. When the
+budget has no room for what is running, idle pages of the prefix tree give way first, then the youngest sequence is
+parked: its segments may move to the disk tier, and it goes on later exactly where it stopped. The oldest sequence always runs, and a
+request that could not run alone was refused at submission, so everything ends.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from thrifty.engine.sequence import Sequence, State
+from thrifty.errors import BudgetError, QueueFullError
+
+
+class Memory(Protocol):
+    """What the scheduler asks of the memory (engine/memory.py)."""
+
+    def admit(self, sequence: Sequence) -> None:
+        """Reserve the sequence's prefill peak and open its cache. Raises BudgetError with nothing changed."""
+        ...
+
+    def cover(self, sequence: Sequence) -> None:
+        """Make sure that the next step's rows have room. Raises BudgetError with nothing changed."""
+        ...
+
+    def park(self, sequence: Sequence) -> None:
+        """Let the sequence's segments move to the disk tier, and end its reservation."""
+        ...
+
+    def restore(self, sequence: Sequence) -> None:
+        """Bring a parked sequence back. Raises BudgetError with nothing changed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step: sequences that decode together, the one whose prefill advances by a piece, and those that
+    cannot go on even alone, each with the reason.
+    """
+
+    decode: list[Sequence]
+    prefill: Sequence | None
+    stuck: list[tuple[Sequence, BudgetError]]
+
+
+class Scheduler:
+    """Queues of sequences. It changes their state and asks the memory for room; it computes nothing."""
+
+    def __init__(self, memory: Memory, batch: int, queue: int) -> None:
+        """batch: sequences that may be active. queue: sequences that may wait for their admission."""
+        self.waiting: deque[Sequence] = deque()
+        self.active: list[Sequence] = []
+        self.parked: list[Sequence] = []
+        self._memory = memory
+        self._batch = batch
+        self._queue = queue
+
+    def __len__(self) -> int:
+        """Sequences that are not finished."""
+        return len(self.waiting) + len(self.active) + len(self.parked)
+
+    def sequences(self) -> list[Sequence]:
+        """All unfinished sequences."""
+        return [*self.active, *self.parked, *self.waiting]
+
+    def describe(self) -> dict[str, int]:
+        """Queue lengths, JSON-ready."""
+        return {"waiting": len(self.waiting), "active": len(self.active), "parked": len(self.parked)}
+
+    def submit(self, sequence: Sequence) -> None:
+        """Put a sequence at the end of the queue. Raises QueueFullError at the bound."""
+        if len(self.waiting) >= self._queue:
+            wait = 1.0 + 0.1 * len(self.waiting)
+            raise QueueFullError(
+                f"{len(self.waiting)} requests are waiting, as many as the queue holds; "
+                f"try again in {wait:.0f} s or give the engine a longer queue",
+                retry_after=wait,
+            )
+        self.waiting.append(sequence)
+
+    def join(self, sequence: Sequence) -> None:
+        """Take in a fork: beside its parent, active or parked as it is."""
+        bisect.insort(self.parked if sequence.parked else self.active, sequence, key=_arrival)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence."""
+        for queue in (self.waiting, self.active, self.parked):
+            if sequence in queue:
+                queue.remove(sequence)
+
+    def schedule(self) -> Work:
+        """Make room for the active, bring back the parked, admit the waiting; then pick the step's work."""
+        stuck = self._make_room()
+        refused = self._restore() or self._admit()
+        if refused is not None and not self.active:
+            stuck.append(refused)
+        decode = [one for one in self.active if one.state is State.DECODING]
+        prefill = next((one for one in self.active if one.state is State.PREFILLING), None)
+        return Work(decode, prefill, stuck)
+
+    def park_youngest(self) -> Sequence | None:
+        """Park the youngest active sequence, unless it is the only one."""
+        if len(self.active) < 2:
+            return None
+        sequence = self.active.pop()
+        self._memory.park(sequence)
+        sequence.parked = True
+        sequence.handle.usage.preemptions += 1
+        bisect.insort(self.parked, sequence, key=_arrival)
+        return sequence
+
+    def _make_room(self) -> list[tuple[Sequence, BudgetError]]:
+        """Oldest first, so that what is missing is taken from the youngest. Returns who cannot go on even alone."""
+        place = 0
+        while place < len(self.active):
+            sequence = self.active[place]
+            refusal = _refusal(self._memory.cover, sequence)
+            if refusal is None:
+                place += 1
+            elif self.park_youngest() is None:
+                return [(sequence, refusal)]
+        return []
+
+    def _restore(self) -> tuple[Sequence, BudgetError] | None:
+        """Bring parked sequences back while they fit, oldest first. Returns the one that did not fit, if any."""
+        while self.parked and len(self.active) < self._batch:
+            sequence = self.parked[0]
+            refusal = _refusal(self._memory.restore, sequence)
+            if refusal is not None:
+                return sequence, refusal
+            self.parked.pop(0)
+            sequence.parked = False
+            bisect.insort(self.active, sequence, key=_arrival)
+        return None
+
+    def _admit(self) -> tuple[Sequence, BudgetError] | None:
+        """Start new requests while they fit: none past a parked one, and one prefill at a time."""
+        while self.waiting and not self.parked and len(self.active) < self._batch:
+            if any(one.state is State.PREFILLING for one in self.active):
+                return None
+            sequence = self.waiting[0]
+            refusal = _refusal(self._memory.admit, sequence)
+            if refusal is not None:
+                return sequence, refusal
+            self.waiting.popleft()
+            sequence.state = State.PREFILLING
+            bisect.insort(self.active, sequence, key=_arrival)
+        return None
+
+
+
+def _refusal(take: Callable[[Sequence], None], sequence: Sequence) -> BudgetError | None:
+    """Try to take memory. None where it succeeded."""
+    try:
+        take(sequence)
+    except BudgetError as error:
+        return error
+    return None
+
+
+def _arrival(sequence: Sequence) -> int:
+    return sequence.arrival

@@ -1,0 +1,104 @@
+"""A tiny random decoder and a byte tokenizer: the real engine, cache and kernels in milliseconds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from thrifty.formats.linear import DenseLinear, GroupLinear
+from thrifty.models.config import LayerConfig, ModelConfig, RopeConfig
+from thrifty.models.model import Model, random_model
+
+BOS, EOS, END_OF_TURN = 256, 257, 258
+VOCABULARY = 272
+
+
+class ByteStream:
+    """Incremental decoding of bytes: whole UTF-8 characters only."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def push(self, token: int) -> str:
+        if token >= BOS:
+            return ""
+        self._held += bytes([token])
+        try:
+            text = self._held.decode()
+        except UnicodeDecodeError as error:
+            incomplete = error.reason == "unexpected end of data" and len(self._held) - error.start < 4
+            stop = error.start if incomplete else len(self._held)
+            text, self._held = self._held[:stop].decode(errors="replace"), self._held[stop:]
+            return text
+        self._held = b""
+        return text
+
+    def flush(self) -> str:
+        text, self._held = self._held.decode(errors="replace"), b""
+        return text
+
+
+class ByteTokenizer:
+    """A token is a byte; three special ids follow."""
+
+    eos_ids = (EOS, END_OF_TURN)
+    bos_id = BOS
+    has_chat_template = True
+
+    def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
+        return [BOS, *text.encode()] if add_bos else list(text.encode())
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        return bytes(token for token in ids if token < BOS).decode(errors="replace")
+
+    def stream(self, skip_special: bool = True) -> ByteStream:
+        return ByteStream()
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **_: Any
+    ) -> str:
+        lines = [f"{message['role']}: {message['content']}\n" for message in messages]
+        return "".join(lines) + ("assistant: " if add_generation_prompt else "")
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        return [BOS, *self.apply_chat_template(messages, **options).encode()]
+
+
+def tiny_config(layers: int = 3, windows: Sequence[int | None] = (), **changes: Any) -> ModelConfig:
+    """head_dim 64, so that native kernels take it. windows: one a layer, all global by default."""
+    rope = RopeConfig(theta=10000.0, dimension=64)
+    config = ModelConfig(
+        family="tiny",
+        vocabulary_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=256,
+        heads=4,
+        kv_heads=2,
+        head_dim=64,
+        context_length=4096,
+        layers=tuple(LayerConfig(window, rope) for window in windows or (None,) * layers),
+        norm_epsilon=1e-5,
+        query_scale=64**-0.5,
+        tied_embeddings=True,
+        bos_ids=(BOS,),
+        eos_ids=(EOS, END_OF_TURN),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def tiny_model(packed: bool = False, seed: int = 0, config: ModelConfig | None = None, **changes: Any) -> Model:
+    """Random weights wide enough that answers vary. packed: int4 layers and an int8 embedding, else plain fp32."""
+    model = random_model(config or tiny_config(**changes), seed, scale=0.25, tokenizer=ByteTokenizer())
+    if packed:
+        for name, linear in list(model.decoder.linears()):
+            assert isinstance(linear, DenseLinear)
+            bits = 8 if name == "embedding" else 4
+            packed_linear = GroupLinear.quantize(linear.dequantize(), bits, 32, symmetric=False)
+            model.decoder.replace(name, packed_linear)
+    return model
+
+
+def text_tokens(count: int, seed: int = 0) -> list[int]:
+    """`count` printable bytes that repeat nowhere soon."""
+    return [32 + (seed * 7919 + place * place * 31 + place * 17) % 95 for place in range(count)]
