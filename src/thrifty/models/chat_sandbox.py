@@ -32,15 +32,24 @@ MAX_SECONDS = 10.0  # of the thread's own time
 MAX_BITS = 4096  # of an integer
 MAX_INDENT = 64
 
-_TEXT_METHODS = frozenset(
-    "startswith endswith strip lstrip rstrip split rsplit splitlines upper lower title capitalize swapcase casefold "
-    "replace join find rfind index rindex count isdigit isdecimal isnumeric isalpha isalnum isspace isupper islower "
-    "istitle isascii partition rpartition removeprefix removesuffix".split()  # noqa: SIM905
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_TEXT_METHODS = _names(
+    """
+    startswith endswith strip lstrip rstrip split rsplit splitlines upper lower title capitalize swapcase casefold
+    replace join find rfind index rindex count isdigit isdecimal isnumeric isalpha isalnum isspace isupper islower
+    istitle isascii partition rpartition removeprefix removesuffix
+    """
 )
-_FILTERS = frozenset(
-    "abs capitalize count d default dictsort e escape first float format indent int items join last length list lower "
-    "map max min reject rejectattr replace reverse round safe select selectattr sort string sum title tojson trim "
-    "truncate unique upper urlencode wordcount".split()  # noqa: SIM905
+_FILTERS = _names(
+    """
+    abs capitalize count d default dictsort e escape first float format indent int items join last length list
+    lower map max min reject rejectattr replace reverse round safe select selectattr sort string sum title tojson
+    trim truncate unique upper urlencode wordcount
+    """
 )
 
 
@@ -55,7 +64,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self.code_generator_class = _Generator
-        self.concat = self._concat
+        self.concat = self._concat  # type: ignore[method-assign]
         self.finalize = _finalize
         self._clock = local()
         self.filters = {name: self._guarded(name, self.filters[name]) for name in _FILTERS}
@@ -93,7 +102,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         _OPERATORS[operator](left, right)
         return super().call_binop(context, operator, left, right)
 
-    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.tick()
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
         if isinstance(owner, str) and name == "join":

@@ -88,8 +88,8 @@ class Converted:
 def open_converted(key: str, make_source: Callable[[], Source]) -> Converted:
     """The converted form for a content key, converted now from `make_source()` where there is none yet.
 
-    Two processes that convert at once take turns, and the second finds the work done. A damaged form is converted again,
-    with a message. Raises CheckpointError for a bad checkpoint, StorageError where the cache cannot be written.
+    Two processes that convert at once take turns, and the second finds the work done. A damaged form is converted
+    again, with a message. Raises CheckpointError for a bad checkpoint, StorageError where the cache cannot be written.
     """
     root = cache.cache_directory() / "converted"
     final = root / f"{key[:32]}-{FORMAT}"
@@ -161,11 +161,14 @@ def _write_file(path: Path, content: bytes) -> None:
 
 
 def _write_weight(file: BinaryIO, weight: Weight) -> dict[str, Any]:
-    linear = isinstance(weight.value, PackedLinear)
-    tensors = weight.value.state() if linear else {"value": weight.value.float()}
+    value = weight.value
+    if isinstance(value, PackedLinear):
+        meta, tensors = value.meta(), value.state()
+    else:
+        meta, tensors = None, {"value": value.float()}
     return {
         "name": weight.name,
-        "meta": weight.value.meta() if linear else None,
+        "meta": meta,
         "tensors": {name: _write_tensor(file, tensor) for name, tensor in tensors.items()},
         "origin": weight.origin,
         "error": weight.error,
@@ -177,7 +180,7 @@ def _write_tensor(file: BinaryIO, tensor: torch.Tensor) -> dict[str, Any]:
     file.write(b"\0" * (-file.tell() % ALIGNMENT))
     offset = file.tell()
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    file.write(memoryview(flat.numpy()))
+    file.write(flat.numpy().data)
     return {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "offset": offset}
 
 

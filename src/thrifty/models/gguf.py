@@ -81,7 +81,7 @@ _NUMBERS: Mapping[int, str] = {
 }
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _LENGTH = struct.Struct("<Q")
-# Smallest possible entries: key length + type + one byte; name length + dimension count + one dimension + type + offset.
+# Smallest possible entries: key length, type, one byte; name length, dimension count, one dimension, type, offset.
 _SMALLEST_ENTRY, _SMALLEST_TENSOR = 13, 32
 
 T = TypeVar("T")
@@ -167,7 +167,7 @@ class Metadata(Mapping[str, Any]):
         return len(self._values)
 
     def integer(self, key: str, default: int | None = None, *, minimum: int = 0, maximum: int = 2**31 - 1) -> int:
-        """An integer within [minimum, maximum]; CheckpointError where it is missing without a default, or is not one."""
+        """An integer within [minimum, maximum]; CheckpointError where it is missing without default, or is not one."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             self._wrong(key, value, "an integer")

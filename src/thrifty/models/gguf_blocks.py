@@ -99,7 +99,7 @@ def _nibbles(packed: Bytes) -> Bytes:
 
 def _high_bits(packed: Bytes) -> Bytes:
     """The fifth bits of 32 values: 4 bytes [..., 4] -> [..., 32], each 0 or 16."""
-    return np.unpackbits(packed, axis=-1, bitorder="little") << 4
+    return np.unpackbits(packed, axis=-1, bitorder="little") << np.uint8(4)
 
 
 def _flat(codes: Bytes) -> Bytes:
@@ -163,8 +163,8 @@ def _q5_k_parts(rows: Bytes) -> tuple[Bytes, Floats, Floats]:
     blocks = _blocks(rows, 176)
     low = _k_low_codes(blocks[:, :, 48:]).reshape(*blocks.shape[:2], 8, 32)
     shifts = np.arange(8, dtype=np.uint8)[:, None]
-    high = ((blocks[:, :, None, 16:48] >> shifts) & 1) << 4
-    return _flat(low | high), *_k_affine(blocks)
+    high = ((blocks[:, :, None, 16:48] >> shifts) & 1) << np.uint8(4)
+    return _flat(low | high.astype(np.uint8)), *_k_affine(blocks)
 
 
 def _to_half(values: Floats) -> Halves:
@@ -194,10 +194,11 @@ def _q6_k_parts(rows: Bytes) -> tuple[npt.NDArray[np.int8], Floats]:
     shape = blocks.shape[:2]
     low = _nibbles(blocks[:, :, :128].reshape(*shape, 2, 64)).reshape(*shape, 2, 4, 32)
     shifts = np.array([0, 2, 4, 6], dtype=np.uint8)[:, None]
-    high = ((blocks[:, :, 128:192].reshape(*shape, 2, 1, 32) >> shifts) & 3) << 4
+    high = ((blocks[:, :, 128:192].reshape(*shape, 2, 1, 32) >> shifts) & 3) << np.uint8(4)
     scales = np.ascontiguousarray(blocks[:, :, 192:208]).view(np.int8).astype(np.float32)
     scales *= _halves(blocks, 208).astype(np.float32)[:, :, None]
-    return _flat((low | high).view(np.int8) - np.int8(32)), scales.reshape(shape[0], -1)
+    codes = _flat(low | high.astype(np.uint8)).view(np.int8) - np.int8(32)
+    return codes, scales.reshape(shape[0], -1)
 
 
 def _q6_k_values(rows: Bytes) -> Floats:
@@ -207,7 +208,7 @@ def _q6_k_values(rows: Bytes) -> Floats:
 
 def _q6_k(rows: Bytes) -> GroupCodes:
     """Q6_K scales 16 values; GroupLinear 32. The pair's common scale is the one, of a few, with the least error."""
-    codes, scales = _q6_k_parts(rows)
+    _, scales = _q6_k_parts(rows)
     grouped = _q6_k_values(rows).reshape(len(rows), -1, GROUP)
     pair = np.abs(scales.reshape(len(rows), -1, 2))
     largest = np.abs(grouped).max(axis=-1)

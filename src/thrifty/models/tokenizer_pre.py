@@ -87,7 +87,7 @@ CUTS: Mapping[str, Cut] = {
 
 
 def cut(name: str) -> Cut:
-    """The cut of that name. Raises CheckpointError with the nearest known one: a wrong cut would damage every prompt."""
+    """The cut of that name. Raises CheckpointError with the nearest one: a wrong cut would damage every prompt."""
     if name not in CUTS:
         raise CheckpointError(
             f"'tokenizer.ggml.pre' is '{name[:80]}', a pre-tokenizer that is not supported. {nearest(name, CUTS)}"

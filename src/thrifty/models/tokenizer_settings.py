@@ -15,8 +15,8 @@ MAX_TEMPLATE = 1 << 18  # characters of a chat template
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """`eos_ids` are all ids that end an answer. `vocabulary_size` bounds the ids that may be decoded: the model's, which
-    can exceed the tokenizer's. `special_tokens` are names that a chat template may use, such as "bos_token".
+    """`eos_ids` are all ids that end an answer. `vocabulary_size` bounds the ids that may be decoded: the model's,
+    which can exceed the tokenizer's. `special_tokens` are names that a chat template may use, such as "bos_token".
     """
 
     bos_id: int | None = None
