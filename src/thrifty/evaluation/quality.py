@@ -222,7 +222,7 @@ class _Timer:
         self.held = 0
 
     def add(self, step: Step) -> None:
-        self.held = step.held
+        self.held = max(self.held, step.held)  # a sequence gives its memory back with its last token
         if step.index == 0:
             self.prefill = step.seconds
             return

@@ -46,7 +46,7 @@ def weight_bytes_per_token(model: Model) -> int:
         if not isinstance(linear, PackedLinear) or (name == "embedding" and model.decoder.head is not None):
             continue
         share = experts.active / experts.count if experts is not None and ".experts." in name else 1.0
-        total += round(linear.weight_nbytes * share)
+        total += round(linear.nbytes * share)
     return total
 
 

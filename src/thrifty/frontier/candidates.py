@@ -21,7 +21,7 @@ KIVI_4: Table = {"technique": "kivi", "bits": 4}
 KIVI_2: Table = {"technique": "kivi", "bits": 2}
 STREAMING: Table = {"technique": "streaming", "sinks": 4, "window": 508}
 SNAPKV: Table = {"technique": "snapkv", "keep": 0.5}
-SNAPKV_ADAPTIVE: Table = {"technique": "snapkv", "keep": 0.5, "adaptive": True}
+ADA_KV: Table = {"technique": "ada-kv", "keep": 0.5}
 
 # weights tables, then the cache tables that are tried with them
 SETTINGS: tuple[tuple[tuple[Table, ...], tuple[tuple[Table, ...], ...]], ...] = (
@@ -33,9 +33,9 @@ SETTINGS: tuple[tuple[tuple[Table, ...], tuple[tuple[Table, ...], ...]], ...] = 
             (KIVI_2,),
             (STREAMING,),
             (SNAPKV,),
-            (SNAPKV_ADAPTIVE,),
+            (ADA_KV,),
             (SNAPKV, KIVI_4),
-            (SNAPKV_ADAPTIVE, KIVI_4),
+            (ADA_KV, KIVI_4),
             (SNAPKV, KIVI_2),
             (STREAMING, KIVI_4),
         ),
