@@ -1,0 +1,116 @@
+"""The embedded models against transformers on real text, both reading the same GGUF file."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from thrifty import models
+from thrifty.models.attention import GrowingCache
+from thrifty.models.model import Model
+
+transformers = pytest.importorskip("transformers", reason="transformers is the oracle (extra 'dev')")
+pytestmark = pytest.mark.model
+
+TOKENS, DECODED = 560, 16  # longer than Gemma's window of 512
+LICENCE = Path(__file__).parents[2] / "LICENSE"
+# Absolute: logits reach about 30. Rounding in another order of summation, nothing else.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One file read by both: token ids of real text, transformers' logits of them, and ours to be."""
+
+    name: str
+    path: Path
+    ids: Tensor
+    expected: Tensor
+
+
+@pytest.fixture(scope="module", params=["smollm2", "gemma3"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    path: Path = request.getfixturevalue(request.param)
+    tokenizer = models.load(path).tokenizer
+    ids = torch.tensor(tokenizer.encode(" ".join(LICENCE.read_text().split()))[:TOKENS])
+    assert len(ids) == TOKENS
+    theirs = oracle(path)
+    with torch.no_grad():
+        expected = theirs(ids[None]).logits[0]
+    del theirs
+    gc.collect()
+    yield Pair(request.param, path, ids, expected)
+
+
+def oracle(path: Path) -> Any:
+    """transformers' model with its own reading of the file: config, names, layouts and the `gguf` package's
+    values.
+
+    `from_pretrained(gguf_file=...)` does the same and asks for the package `accelerate`, which nothing else
+    needs.
+    """
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    config = transformers.AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
+    config._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    loaded = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
+    missing, unexpected = model.load_state_dict(loaded, strict=False)
+    assert set(missing) <= {"lm_head.weight"} and not unexpected  # the head is the embedding
+    model.tie_weights()
+    return model.eval()
+
+
+def agreement(logits: Tensor, expected: Tensor) -> float:
+    return float((logits.argmax(-1) == expected.argmax(-1)).double().mean())
+
+
+def report(label: str, logits: Tensor, expected: Tensor) -> None:
+    difference, shared = float((logits - expected).abs().max()), agreement(logits, expected)
+    print(f"\n{label}: {len(logits)} tokens, largest logit difference {difference:.2e}, top-1 equal {shared:.2%}")
+
+
+def test_plain_weights_equal_transformers(pair: Pair) -> None:
+    model = models.load(pair.path, dtype=torch.float32)
+    logits = model.logits(pair.ids)
+    report(f"{pair.name}, fp32", logits, pair.expected)
+    assert (logits - pair.expected).abs().max() < TOLERANCE
+    assert agreement(logits, pair.expected) == 1.0
+    decode(model, pair)
+
+
+def decode(model: Model, pair: Pair) -> None:
+    """Prefill and then token after token: the same as the whole."""
+    cache, start = GrowingCache(model.config), TOKENS - DECODED
+    with torch.no_grad():
+        model.decoder(pair.ids[:start], torch.arange(start), cache)
+        steps = [model.decoder(pair.ids[i : i + 1], torch.tensor([i]), cache) for i in range(start, TOKENS)]
+    logits, expected = torch.cat(steps), pair.expected[start:]
+    report(f"{pair.name}, decoded one by one", logits, expected)
+    assert (logits - expected).abs().max() < TOLERANCE
+    assert agreement(logits, expected) == 1.0
+
+
+def test_packed_weights_by_the_reference_path(pair: Pair) -> None:
+    """SmolLM2's types keep their exact values; of Gemma's, Q4_K and Q6_K are rounded, and the report says
+    by how much.
+    """
+    model = models.load(pair.path)
+    logits = model.logits(pair.ids)
+    report(f"{pair.name}, packed", logits, pair.expected)
+    worst = max(model.report, key=lambda entry: entry.error)
+    print(f"largest weight error {worst.error:.2e} in {worst.name} ({worst.origin} as {worst.format})")
+    if pair.name == "smollm2":
+        assert worst.error == 0.0
+        assert (logits - pair.expected).abs().max() < TOLERANCE
+        assert agreement(logits, pair.expected) == 1.0
+    else:
+        assert 0.0 < worst.error < 0.01
+        assert agreement(logits, pair.expected) > 0.95
