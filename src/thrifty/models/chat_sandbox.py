@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sized
 from datetime import datetime
@@ -92,6 +93,9 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(obj, (str, bytes)) and attr not in _TEXT_METHODS:
             return False
         return super().is_safe_attribute(obj, attr, value)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        raise SecurityError(f"access to {attribute!r} of {type(obj).__name__!r} is not allowed")
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         wrapper = super().wrap_str_format(value)
@@ -313,7 +317,7 @@ def _check_format(pattern: Any, *values: Any, **named: Any) -> None:
 
 def _format_braces(pattern: str, wrapper: Callable[..., str], /, *args: Any, **kwargs: Any) -> str:
     """`str.format` with plain fields only: a width or precision could ask for any size."""
-    if ":" in pattern or "!" in pattern:
+    if re.search(r"\{[^}]*[:!]", pattern):
         raise TemplateError("The chat template uses str.format with a width or conversion, which is not allowed.")
     sizes = sum(_size(value) for value in _flat([*args, *kwargs.values()]))
     require(len(pattern) + pattern.count("{") * (sizes + 1000), MAX_OUTPUT)

@@ -1,0 +1,38 @@
+"""Fixtures that all tests share: the embedded models, and a cache directory of a test's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from thrifty.errors import DownloadError
+from thrifty.models.embedded import MODELS, find
+from thrifty.models.pull import pull
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct: THRIFTY_MODELS, the user's cache, or fetched now."""
+    return _model("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """The GGUF file of Gemma-3-270M."""
+    return _model("gemma3-270m")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache directory, used instead of the user's."""
+    directory = tmp_path / "cache"
+    monkeypatch.setenv("THRIFTY_CACHE", str(directory))
+    return directory
+
+
+def _model(name: str) -> Path:
+    try:
+        return find(MODELS[name]) or pull(name)
+    except DownloadError as error:
+        pytest.skip(f"{name} is not here and cannot be fetched: {error}")

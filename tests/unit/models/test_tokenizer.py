@@ -1,0 +1,131 @@
+"""Ids and text: one BOS, whole characters, errors for ids that do not exist, tokenizers of directories."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.checkpoint import write_checkpoint
+from tests.unit.models.test_tokenizer_gguf import spm, tokenizer
+from thrifty.errors import CheckpointError, PromptError, TemplateError
+from thrifty.models.tokenizer import Tokenizer
+from thrifty.models.tokenizer_files import read_tokenizer
+from thrifty.models.tokenizer_settings import TokenizerSettings
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\u2581"), max_size=40)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+@settings(max_examples=150, deadline=None)
+@given(text=TEXT)
+def test_a_stream_gives_whole_characters_and_the_same_text(kind: str, text: str) -> None:
+    found = {"bytes": tokenizer, "pieces": spm}[kind]()
+    ids = found.encode(text, add_bos=False)
+    stream = found.stream()
+    pieces = [stream.push(token) for token in ids]
+    assert all("\ufffd" not in piece or "\ufffd" in text for piece in pieces)
+    assert "".join([*pieces, stream.flush()]) == text == found.decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_ids_decode_as_the_library_does_where_they_are_text(kind: str, data: st.DataObject) -> None:
+    found = {"bytes": tokenizer, "pieces": spm}[kind]()
+    ids = data.draw(st.lists(st.integers(0, found.backend.get_vocab_size() - 1), max_size=20))
+    stream = found.stream()
+    text = "".join([*map(stream.push, ids), stream.flush()])
+    assert text == found.decode(ids)
+    oracle = found.backend.decode(ids, skip_special_tokens=True)
+    if "\ufffd" not in oracle and "\ufffd" not in text:
+        assert text == oracle
+
+
+def test_an_unfinished_character_waits_and_becomes_a_mark_at_the_end() -> None:
+    found = tokenizer()
+    first, *rest = found.encode("😀", add_bos=False)
+    stream = found.stream()
+    assert stream.push(first) == "" and stream.push(rest[0]) == ""
+    assert stream.flush() == "\ufffd"
+
+
+def test_bos_comes_once() -> None:
+    found = spm()
+    assert found.encode("ab")[:2] != [1, 1] and found.encode("ab")[0] == 1
+    assert found.encode("<s>ab").count(1) == 1
+    assert found.encode("ab", add_bos=False)[0] != 1
+    chat = Tokenizer(
+        found._definition, TokenizerSettings(1, (2,), None, True, "{{ bos_token }}{{ messages[0].content }}")
+    )
+    assert chat.encode_chat([{"role": "user", "content": "ab"}]).count(1) == 1
+
+
+@pytest.mark.parametrize("token", [-1, 262, 10**9])
+def test_ids_outside_the_vocabulary(token: int) -> None:
+    with pytest.raises(PromptError, match=rf"Token id {token} is outside this model's vocabulary, 0 to 261"):
+        tokenizer().decode([token])
+
+
+def test_rows_of_the_model_without_a_token_are_silent() -> None:
+    found = tokenizer()
+    padded = Tokenizer(found._definition, TokenizerSettings(vocabulary_size=300))
+    assert padded.decode([*found.encode("hello"), 299]) == "hello"
+
+
+def test_a_lone_surrogate_is_refused() -> None:
+    with pytest.raises(PromptError, match=r"cannot be written in UTF-8"):
+        tokenizer().encode("\ud800")
+
+
+def test_without_a_template() -> None:
+    found = tokenizer()
+    assert not found.has_chat_template
+    with pytest.raises(TemplateError, match=r"has no chat template; give it a plain prompt"):
+        found.encode_chat([{"role": "user", "content": "hi"}])
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    read = read_tokenizer(folder)
+    assert read is not None
+    found = Tokenizer(read.definition, read.settings)
+    start, end = (found.backend.token_to_id(text) for text in ("<|start|>", "<|end|>"))
+    assert found.bos_id == start and end in found.eos_ids and 257 in found.eos_ids
+    prompt = found.apply_chat_template([{"role": "user", "content": "hé"}])
+    assert prompt == "<|start|>user\nhé<|end|>\n<|start|>assistant\n"
+    assert found.decode(found.encode(prompt), skip_special=False) == prompt
+
+
+def test_several_ends_and_a_template_file(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+    (folder / "chat_template.jinja").write_text("FILE {{ messages[0].content }}")
+    read = read_tokenizer(folder)
+    assert read is not None and {7, 9} < set(read.settings.eos_ids)
+    assert read.settings.chat_template == "FILE {{ messages[0].content }}"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda data: data.update(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}),
+            "decoder 'WordPiece'",
+        ),
+        (lambda data: data.update(decoder=None), "'decoder' is missing"),
+        (lambda data: data.update(model={"type": "BPE", "vocab": {"a": "x"}, "merges": []}), "is not valid"),
+        (lambda data: data["model"].update(merges=[["zz", "q"]]), "is not valid"),
+    ],
+)
+def test_directories_with_a_damaged_tokenizer(tmp_path: Path, change: object, expected: str) -> None:
+    folder = write_checkpoint(tmp_path)
+    data = json.loads((folder / "tokenizer.json").read_text())
+    change(data)  # type: ignore[operator]
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match="tokenizer.json") as error:
+        read_tokenizer(folder)
+    assert expected in str(error.value)
