@@ -93,12 +93,16 @@ void Attention::prepare(AttentionBuffers& buffers, int workers) {
 
 void Attention::run(Worker& w) {
   const Kernels& k = kernels();
-  const int count = (int)tasks_.size();
-  for (int i = next_.fetch_add(1); i < count; i = next_.fetch_add(1)) {
-    const Task& t = tasks_[(size_t)i];
+  const auto work = [&](const Task& t) {
     const AttendArgs& a = args_[(size_t)t.sequence];
     if (t.last < 0) k.attend_chunk(a, t.first, w.scratch);
     else k.attend_tile(a, t.first, t.last, w.scratch);
+  };
+  const int count = (int)tasks_.size();
+  if (!merges_.empty()) {  // even pieces of memory: neighbours to one worker, so that what it fetches ahead is its own
+    for (int i = w.begin(count); i < w.end(count); i++) work(tasks_[(size_t)i]);
+  } else {
+    for (int i = next_.fetch_add(1); i < count; i = next_.fetch_add(1)) work(tasks_[(size_t)i]);
   }
   if (!merges_.empty()) w.barrier(), merge(w);
   if (!args_.empty() && args_[0].accumulate) w.barrier(), accumulate(w);

@@ -14,6 +14,7 @@ constexpr int kTileRows = 96;  // rows * query heads per KV head of a prefill ti
 struct Block {  // one page of one span
   const Span* span;
   int page, slots, first_slot;
+  const uint8_t* next;             // the keys of the page behind it, to be fetched early; may be null
   const float *keys32, *values32;  // converted to fp32: [dim][64], [slots][dim]; null while not converted
 };
 
@@ -99,8 +100,14 @@ THRIFTY_INLINE V load_as_float(const uint16_t* p) { return load_bf16(p); }
 
 // ---- scores, softmax, values of R rows over one page ------------------------------------------------------------
 
+// Two cache lines of what is needed next; a decode step reads each page once, so only this hides the memory's latency.
+THRIFTY_INLINE void fetch_ahead(const uint8_t* ahead, int step) {
+  if (!ahead) return;
+  __builtin_prefetch(ahead + (size_t)step * 128), __builtin_prefetch(ahead + (size_t)step * 128 + 64);
+}
+
 // scores[r][slot] = sum over channels of q[c][r] * keys[c][slot]
-template <int R, class T> THRIFTY_INLINE void score(const float* q, const T* keys, int dim, float* scores) {
+template <int R, class T> THRIFTY_INLINE void score(const float* q, const T* keys, int dim, float* scores, const uint8_t* ahead) {
   constexpr int N = kScoreVectors;
   for (int j = 0; j < 4; j += N) {
     V acc[R][N];
@@ -110,6 +117,7 @@ template <int R, class T> THRIFTY_INLINE void score(const float* q, const T* key
       for (int v = 0; v < N; v++) acc[r][v] = zero();
     const T* k = keys + j * kLanes;
     for (int c = 0; c < dim; c++, k += kPage) {
+      if (j == 0) fetch_ahead(ahead, c);
       V x[N];
 #pragma GCC unroll 8
       for (int v = 0; v < N; v++) x[v] = load_as_float(k + v * kLanes);
@@ -129,7 +137,7 @@ template <int R, class T> THRIFTY_INLINE void score(const float* q, const T* key
 
 // values of the chunk: acc[r] = acc[r] * fade[r] + sum over slots of p[r][slot] * values[slot]
 template <int R, class T>
-THRIFTY_INLINE void weigh(const float* p, const float* fade, const T* values, int slots, int dim, float* acc_rows) {
+THRIFTY_INLINE void weigh(const float* p, const float* fade, const T* values, int slots, int dim, float* acc_rows, const uint8_t* ahead) {
   constexpr int N = kScoreVectors;
   for (int j = 0; j < dim / kLanes; j += N) {
     V acc[R][N];
@@ -139,6 +147,7 @@ THRIFTY_INLINE void weigh(const float* p, const float* fade, const T* values, in
       for (int v = 0; v < N; v++) acc[r][v] = mul(load(acc_rows + (size_t)r * dim + (j + v) * kLanes), set1(fade[r]));
     const T* x = values + j * kLanes;
     for (int s = 0; s < slots; s++, x += dim) {
+      if (j % 4 == 0) fetch_ahead(ahead, j / 4 * kPage + s);
       V y[N];
 #pragma GCC unroll 8
       for (int v = 0; v < N; v++) y[v] = load_as_float(x + v * kLanes);
@@ -156,6 +165,7 @@ THRIFTY_INLINE void weigh(const float* p, const float* fade, const T* values, in
   }
 }
 
+// Soft cap, bias and mask of one row's scores.
 THRIFTY_INLINE void adjust_scores(float* s, const AttendArgs& a, const Block& b, int low, int high, V* x) {
   const float* bias = b.span->bias ? b.span->bias + (size_t)b.page * kPage : nullptr;
   for (int j = 0; j < 4; j++) {
@@ -166,33 +176,44 @@ THRIFTY_INLINE void adjust_scores(float* s, const AttendArgs& a, const Block& b,
   }
 }
 
-// Scores of one row -> probabilities relative to the chunk's maximum; returns the factor that fades what came before.
-THRIFTY_INLINE float soften(float* s, const AttendArgs& a, const Block& b, int low, int high, float& maximum, float& sum) {
-  V x[4];
-  adjust_scores(s, a, b, low, high, x);
-  float top = reduce_max(max(max(x[0], x[1]), max(x[2], x[3])));
-  top = top > maximum ? top : maximum;
-  const V shift = set1(top);
-  V p[4];
-  for (int j = 0; j < 4; j++) {
-    p[j] = exponential(sub(x[j], shift));
-    if (low > j * kLanes || high < (j + 1) * kLanes) p[j] = keep(p[j], low - j * kLanes, high - j * kLanes, zero());
-    store(s + j * kLanes, p[j]);
+// Scores of R rows -> probabilities relative to each row's new maximum; fade: what shrinks the row's earlier values.
+template <int R> THRIFTY_INLINE void soften(float* s, const AttendArgs& a, const Block& b, Tile& t, int first, float* fade) {
+  const bool plain = a.softcap <= 0.0f && !b.span->bias;
+  float top[kLanes] = {}, before[kLanes] = {};
+  for (int r = 0; r < R; r++) {
+    const int low = t.low[first + r], high = t.high[first + r];
+    V x[4];
+    if (plain && low == 0 && high == kPage) {
+      for (int j = 0; j < 4; j++) x[j] = load(s + r * kPage + j * kLanes);
+    } else {
+      adjust_scores(s + r * kPage, a, b, low, high, x);
+      for (int j = 0; j < 4; j++) store(s + r * kPage + j * kLanes, x[j]);
+    }
+    const float best = reduce_max(max(max(x[0], x[1]), max(x[2], x[3])));
+    before[r] = t.chunk_max[first + r];
+    top[r] = best > before[r] ? best : before[r];
+    t.chunk_max[first + r] = top[r];
   }
-  float f[kLanes];
-  store(f, exponential(set1(maximum - top)));
-  sum = sum * f[0] + reduce_add(add(add(p[0], p[1]), add(p[2], p[3])));
-  maximum = top;
-  return f[0];
+  store(fade, exponential_bounded(sub(load(before), load(top))));
+  for (int r = 0; r < R; r++) {
+    const int low = t.low[first + r], high = t.high[first + r];
+    const V shift = set1(top[r]);
+    V p[4];
+    for (int j = 0; j < 4; j++) p[j] = exponential_bounded(sub(load(s + r * kPage + j * kLanes), shift));
+    if (low > 0 || high < kPage)
+      for (int j = 0; j < 4; j++) p[j] = keep(p[j], low - j * kLanes, high - j * kLanes, zero());
+    for (int j = 0; j < 4; j++) store(s + r * kPage + j * kLanes, p[j]);
+    t.chunk_sum[first + r] = t.chunk_sum[first + r] * fade[r] + reduce_add(add(add(p[0], p[1]), add(p[2], p[3])));
+  }
 }
 
 template <int R, class T>
 static void block_rows(const AttendArgs& a, const Block& b, Tile& t, int first, const T* keys, const T* values) {
-  float fade[R];
-  score<R>(t.q + (size_t)first * t.dim, keys, t.dim, t.scores);
-  for (int r = 0; r < R; r++)
-    fade[r] = soften(t.scores + r * kPage, a, b, t.low[first + r], t.high[first + r], t.chunk_max[first + r], t.chunk_sum[first + r]);
-  weigh<R>(t.scores, fade, values, b.slots, t.dim, t.chunk + (size_t)first * t.dim);
+  float fade[kLanes];
+  constexpr bool kDirect = sizeof(T) == 2;  // read from the cache itself, not from the converted page
+  score<R>(t.q + (size_t)first * t.dim, keys, t.dim, t.scores, kDirect ? (const uint8_t*)values : nullptr);
+  soften<R>(t.scores, a, b, t, first, fade);
+  weigh<R>(t.scores, fade, values, b.slots, t.dim, t.chunk + (size_t)first * t.dim, kDirect ? b.next : nullptr);
 }
 
 template <class T>
@@ -234,7 +255,7 @@ static void merge(float& maximum, float& sum, float* acc, float chunk_max, float
   if (chunk_sum == 0.0f) return;
   const float top = chunk_max > maximum ? chunk_max : maximum;
   float f[kLanes], g[kLanes];
-  store(f, exponential(set1(maximum - top))), store(g, exponential(set1(chunk_max - top)));
+  store(f, exponential_bounded(set1(maximum - top))), store(g, exponential_bounded(set1(chunk_max - top)));
   for (int c = 0; c < dim; c += kLanes) store(acc + c, fma(load(chunk + c), set1(g[0]), mul(load(acc + c), set1(f[0]))));
   sum = sum * f[0] + chunk_sum * g[0];
   maximum = top;
@@ -284,6 +305,13 @@ static int span_of_page(const AttendArgs& a, int page) {
   return low;
 }
 
+// Where the keys of the page behind `page` of span i lie, if it stores them in the same format.
+THRIFTY_INLINE const uint8_t* next_page(const AttendArgs& a, int i, int page) {
+  const Span& s = a.spans[i];
+  if (page + 1 < s.pages()) return s.base + (size_t)(page + 1) * kPage * a.dim * (s.format == Format::f32 ? 4 : 2);
+  return i + 1 < a.span_count && a.spans[i + 1].format == s.format ? a.spans[i + 1].base : nullptr;
+}
+
 // Calls visit(block) for the pages page0..page1-1 of the view (pages counted inside the view, without base_pages).
 template <class F> THRIFTY_INLINE void each_block(const AttendArgs& a, int page0, int page1, F&& visit) {
   if (a.span_count == 0 || page0 >= page1) return;
@@ -294,7 +322,7 @@ template <class F> THRIFTY_INLINE void each_block(const AttendArgs& a, int page0
     const int end = page1 - s.first_page < s.pages() ? page1 - s.first_page : s.pages();
     for (; page < end; page++) {
       const int left = s.tokens - page * kPage;
-      Block b{&s, page, left < kPage ? left : kPage, s.first_slot + page * kPage, nullptr, nullptr};
+      Block b{&s, page, left < kPage ? left : kPage, s.first_slot + page * kPage, next_page(a, i, page), nullptr, nullptr};
       visit(b, s.first_page + page);
     }
   }
@@ -396,7 +424,7 @@ static void attend_accumulate(const AttendArgs& a, int page, uint8_t* scratch) {
           const int row = row0 + (first + r) / a.group, head = a.kv_head * a.group + (first + r) % a.group;
           const float* final = a.finals + ((size_t)row * a.heads + head) * 2;
           const V inverse = set1(1.0f / final[1]);
-          for (int j = 0; j < 4; j++) store(s + j * kLanes, mul(exponential(sub(x[j], set1(final[0]))), inverse));
+          for (int j = 0; j < 4; j++) store(s + j * kLanes, mul(exponential_bounded(sub(x[j], set1(final[0]))), inverse));
           float* to = a.accumulate + (size_t)head * a.accumulate_stride + b.first_slot;
           for (int i = t.low[first + r]; i < t.high[first + r]; i++) to[i] += s[i];
         }

@@ -3,21 +3,23 @@
 
 namespace thrifty::THRIFTY_ISA {
 
-// e^x, relative error below 2e-7 (range reduction by ln 2 in two parts, degree 6); 0 below -87.3.
-THRIFTY_INLINE V exponential(V x) {
-  V bounded = min(max(x, set1(-87.3f)), set1(88.0f));
-  V n = round_even(mul(bounded, set1(1.44269504088896341f)));
-  V r = fma(n, set1(-0.693359375f), bounded);
+// e^x for x <= 88, relative error below 2e-7 (range reduction by ln 2 in two parts, then degree 6 with near-minimax
+// coefficients); 0 far below.
+THRIFTY_INLINE V exponential_bounded(V x) {
+  const V low = max(x, set1(kExponentialFloor));
+  const V n = round_even(mul(low, set1(1.44269504088896341f)));
+  V r = fma(n, set1(-0.693359375f), low);
   r = fma(n, set1(2.12194440e-4f), r);
-  V p = set1(1.9875691500e-4f);
-  p = fma(p, r, set1(1.3981999507e-3f));
-  p = fma(p, r, set1(8.3334519073e-3f));
-  p = fma(p, r, set1(4.1665795894e-2f));
-  p = fma(p, r, set1(1.6666665459e-1f));
-  p = fma(p, r, set1(5.0000001201e-1f));
-  p = add(fma(p, mul(r, r), r), set1(1.0f));
-  return zero_below(times_power_of_two(p, n), x, -87.3f);
+  V p = set1(1.37731e-3f);
+  p = fma(p, r, set1(8.36888e-3f));
+  p = fma(p, r, set1(4.166914e-2f));
+  p = fma(p, r, set1(1.6666519e-1f));
+  p = fma(p, r, set1(4.999999e-1f));
+  p = fma(p, r, set1(1.0f));
+  p = fma(p, r, set1(1.0f));
+  return times_power_of_two(p, n, x);
 }
+THRIFTY_INLINE V exponential(V x) { return exponential_bounded(min(x, set1(88.0f))); }
 
 THRIFTY_INLINE V hyperbolic_tangent(V x) {
   V bounded = min(max(x, set1(-20.0f)), set1(20.0f));

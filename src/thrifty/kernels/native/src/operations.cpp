@@ -102,7 +102,10 @@ void RotateAppend::run(Plan& plan, Step& s, Worker& w) {
   const int heads = plan.shape.heads, kv_heads = plan.shape.kv_heads, dim = plan.shape.head_dim, units = heads + kv_heads;
   float *queries = plan.buffer(q, s), *keys = plan.buffer(k, s);
   const float *values = plan.buffer(v, s), *cosines = s.rotation[(size_t)rope], *sines = cosines + (size_t)s.rows * (size_t)half;
-  for (int u = w.begin(s.rows * units); u < w.end(s.rows * units); u++) {
+  // Few rows: heads in turn, so that all workers append; many: whole rows, so that each page has one writer at a time.
+  const bool few = s.rows <= kPrivateRows;
+  const int begin = few ? w.id : w.begin(s.rows) * units, end = few ? s.rows * units : w.end(s.rows) * units;
+  for (int u = begin; u < end; u += few ? w.count : 1) {
     const int row = u / units, unit = u % units;
     const bool query = unit < heads;
     float* x = query ? queries + ((size_t)row * (size_t)heads + (size_t)unit) * (size_t)dim

@@ -70,7 +70,11 @@ THRIFTY_INLINE V zero_below(V value, V x, float limit) {
 THRIFTY_INLINE __m256 shift_exponent(__m256 a, __m256 n) {
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
 }
-THRIFTY_INLINE V times_power_of_two(V x, V n) { return {shift_exponent(x.a, n.a), shift_exponent(x.b, n.b)}; }
+// p * 2^n, where e^x = p * 2^n: 0 where that is too small to be normal.
+constexpr float kExponentialFloor = -87.3f;
+THRIFTY_INLINE V times_power_of_two(V p, V n, V x) {
+  return zero_below({shift_exponent(p.a, n.a), shift_exponent(p.b, n.b)}, x, kExponentialFloor);
+}
 THRIFTY_INLINE void store_int8(int8_t* p, V x) {
   I w = _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xd8);
   _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));

@@ -40,12 +40,9 @@ THRIFTY_INLINE V keep(V a, int lo, int hi, V b) {
   unsigned high = hi >= 16 ? 0xffffu : hi <= 0 ? 0u : (1u << hi) - 1u, low = lo <= 0 ? 0u : lo >= 16 ? 0xffffu : (1u << lo) - 1u;
   return _mm512_mask_blend_ps((__mmask16)(high & ~low), b, a);
 }
-THRIFTY_INLINE V zero_below(V value, V x, float limit) {  // value where x >= limit, else 0
-  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), value);
-}
-THRIFTY_INLINE V times_power_of_two(V a, V n) {
-  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_slli_epi32(_mm512_cvtps_epi32(n), 23)));
-}
+// p * 2^n, where e^x = p * 2^n: 0 where that is too small to be normal.
+constexpr float kExponentialFloor = -104.0f;
+THRIFTY_INLINE V times_power_of_two(V p, V n, V) { return _mm512_scalef_ps(p, n); }
 THRIFTY_INLINE void store_int8(int8_t* p, V a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a))); }
 THRIFTY_INLINE int sum_int8x32(const int8_t* p) {
   __m256i x = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i*)p));
@@ -70,33 +67,28 @@ THRIFTY_INLINE I broadcast4(const int8_t* p) {
   return _mm512_set1_epi32(x);
 }
 
-// 16 rows x 32 columns as eight vectors of 16 rows x 4 columns.
-template <int BITS> THRIFTY_INLINE void read_weights(const uint8_t* p, I* w) {
-  if constexpr (BITS == 4) {
-    const I mask = _mm512_set1_epi8(15);
-    for (int v = 0; v < 4; v++) {
-      I x = _mm512_loadu_si512(p + 64 * v);
-      w[v] = _mm512_and_si512(x, mask);
-      w[4 + v] = _mm512_and_si512(_mm512_srli_epi16(x, 4), mask);
-    }
-  } else {
-    for (int v = 0; v < 8; v++) w[v] = _mm512_loadu_si512(p + 64 * v);
-  }
-}
-
-// Exact int32 dot products of one weight block with M activation blocks, offsets of the codes taken off, as floats.
+// Exact int32 dot products of one weight block (16 rows x 32 columns) with M activation blocks, offsets of the codes
+// taken off, as floats. M independent chains run side by side, each weight vector is unpacked once.
 template <int BITS, bool SYMMETRIC, int M> THRIFTY_INLINE void block_dot(const uint8_t* codes, const ActivationBlock* x, V* d) {
-  I w[8];
-  read_weights<BITS>(codes, w);
+  I a[M];
 #pragma GCC unroll 16
   for (int i = 0; i < M; i++) {
-    I a = _mm512_setzero_si512();
-    if constexpr (BITS == 8) a = _mm512_slli_epi32(_mm512_set1_epi32(x[i].minus8), 4);
-    else if constexpr (SYMMETRIC) a = _mm512_set1_epi32(x[i].minus8);
-#pragma GCC unroll 8
-    for (int v = 0; v < 8; v++) a = _mm512_dpbusd_epi32(a, w[v], broadcast4(x[i].q + 4 * v));
-    d[i] = _mm512_cvtepi32_ps(a);
+    if constexpr (BITS == 8) a[i] = _mm512_slli_epi32(_mm512_set1_epi32(x[i].minus8), 4);
+    else a[i] = SYMMETRIC ? _mm512_set1_epi32(x[i].minus8) : _mm512_setzero_si512();
   }
+  const I mask = _mm512_set1_epi8(15);
+#pragma GCC unroll 8
+  for (int v = 0; v < BITS; v++) {
+    const I w = _mm512_loadu_si512(codes + 64 * v), low = BITS == 4 ? _mm512_and_si512(w, mask) : w;
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++) a[i] = _mm512_dpbusd_epi32(a[i], low, broadcast4(x[i].q + 4 * v));
+    if constexpr (BITS == 8) continue;
+    const I high = _mm512_and_si512(_mm512_srli_epi16(w, 4), mask);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++) a[i] = _mm512_dpbusd_epi32(a[i], high, broadcast4(x[i].q + 16 + 4 * v));
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++) d[i] = _mm512_cvtepi32_ps(a[i]);
 }
 
 // acc[lane] += w[lane][0] * x[0] + w[lane][1] * x[1] for a pair of bf16 columns.

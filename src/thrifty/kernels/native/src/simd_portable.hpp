@@ -89,13 +89,15 @@ THRIFTY_INLINE V zero_below(V value, V x, float limit) {
   const F4 l = {limit, limit, limit, limit}, none = {};
   THRIFTY_EACH((x.v[i] >= l ? value.v[i] : none));
 }
-THRIFTY_INLINE V times_power_of_two(V x, V n) {
+// p * 2^n, where e^x = p * 2^n: 0 where that is too small to be normal.
+constexpr float kExponentialFloor = -87.3f;
+THRIFTY_INLINE V times_power_of_two(V p, V n, V x) {
   V r;
   for (int i = 0; i < 4; i++) {
     I4 e = __builtin_convertvector(n.v[i], I4);
-    r.v[i] = (F4)((I4)x.v[i] + e * (1 << 23));
+    r.v[i] = (F4)((I4)p.v[i] + e * (1 << 23));
   }
-  return r;
+  return zero_below(r, x, kExponentialFloor);
 }
 THRIFTY_INLINE void store_int8(int8_t* p, V x) {
   float f[16];
