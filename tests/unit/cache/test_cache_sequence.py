@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cache_driver import Driver, contents, model_info, prompt, same
+from tests.unit.cache.cache_driver import Driver, contents, model_info, prompt, same
 
 from thrifty.cache.pool import Cache
 from thrifty.errors import BudgetError, PromptError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cache_driver import Driver, model_info, prompt, same
+from tests.unit.cache.cache_driver import Driver, model_info, prompt, same
 
 from thrifty import registry
 from thrifty.cache.policy import CachePolicy, ModelInfo, Statistics
@@ -45,8 +45,18 @@ def run(
     driver = Driver(model)
     sequence = cache.create(build(names))
     driver.prefill(sequence, tokens, chunk)
-    outputs = [torch.stack(driver.step(sequence, [token])) for token in prompt(generated, seed=9)]
-    return sequence, torch.stack(outputs)
+    outputs = [torch.stack(driver.step(sequence, tokens)) for tokens in steps(generated, seed=9)]
+    return sequence, torch.cat(outputs, dim=1)
+
+
+def steps(count: int, seed: int) -> list[list[int]]:
+    """Tokens in steps of 1 and 14 by turns: several rows of a sequence are accepted at once, as by drafting."""
+    tokens, cut = prompt(count, seed), []
+    while tokens:
+        size = 1 if len(cut) % 2 else 14
+        cut.append(tokens[:size])
+        tokens = tokens[size:]
+    return cut
 
 
 @pytest.mark.parametrize("names", recipes())
@@ -65,9 +75,9 @@ def test_a_fork_goes_on_as_its_parent(names: list[str], shape: str) -> None:
     driver, cache = Driver(model), Cache(model)
     sequence, _ = run(model, cache, names, prompt(200), generated=50)
     fork = sequence.fork()
-    for token in prompt(140, seed=4):
-        ours = torch.stack(driver.step(sequence, [token]))
-        assert torch.equal(ours, torch.stack(driver.step(fork, [token])))
+    for some in steps(140, seed=4):
+        ours = torch.stack(driver.step(sequence, some))
+        assert torch.equal(ours, torch.stack(driver.step(fork, some)))
     same(sequence, fork)
     sequence.free()
     driver.step(fork, [1])
@@ -90,16 +100,16 @@ def test_a_prefix_hit_equals_no_hit(names: list[str], shape: str) -> None:
     miss = cache.create(build(names))
     driver.prefill(hit, tokens)
     driver.prefill(miss, tokens)
-    for token in prompt(140, seed=4):
-        ours = torch.stack(driver.step(hit, [token]))
-        assert torch.allclose(ours, torch.stack(driver.step(miss, [token])), atol=1e-5)
+    for some in steps(140, seed=4):
+        ours = torch.stack(driver.step(hit, some))
+        assert torch.allclose(ours, torch.stack(driver.step(miss, some)), atol=1e-5)
     for layer in range(model.layers):
         for head in range(model.kv_heads):
             assert torch.equal(hit.view(layer).positions(head), miss.view(layer).positions(head))
 
 
 @pytest.mark.parametrize("names", recipes())
-@pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 129])
+@pytest.mark.parametrize("n", [1, 2, 64, 65])
 def test_short_prompts(names: list[str], n: int) -> None:
     model = SHAPES["windowed"]
     sequence, outputs = run(model, Cache(model), names, prompt(n), generated=70)
@@ -108,8 +118,8 @@ def test_short_prompts(names: list[str], n: int) -> None:
 
 
 @pytest.mark.parametrize("names", recipes())
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("n", "generated"), [(1, 300), (100, 200), (450, 80), (700, 0)])
+@pytest.mark.parametrize("shape", ["grouped", "windowed"])
+@pytest.mark.parametrize(("n", "generated"), [(1, 300), (100, 200), (600, 80)])
 def test_bytes_stay_within_the_footprint_and_are_given_back(
     names: list[str], shape: str, n: int, generated: int
 ) -> None:
@@ -118,13 +128,13 @@ def test_bytes_stay_within_the_footprint_and_are_given_back(
     policies = build(names)
     sequence = cache.create(policies)
     driver.prefill(sequence, prompt(n), chunk=128)
-    for step in range(generated + 1):
-        promised = cache.footprint(policies, n, n + step)
-        assert cache.ledger.current <= promised.steady_bytes, f"after {step} tokens"
-        assert cache.ledger.peak <= promised.peak_bytes, f"after {step} tokens"
+    for some in [[], *steps(generated, seed=1)]:
+        if some:
+            driver.step(sequence, some)
+        promised = cache.footprint(policies, n, sequence.length)
+        assert cache.ledger.current <= promised.steady_bytes, f"at {sequence.length} tokens"
+        assert cache.ledger.peak <= promised.peak_bytes, f"at {sequence.length} tokens"
         assert cache.tiers.arena.used == cache.ledger.current - cache.ledger.bytes_of("index")
-        if step < generated:
-            driver.step(sequence, [step])
     sequence.free()
     assert cache.ledger.current == 0 and cache.tiers.arena.used == 0
 
@@ -137,8 +147,8 @@ def test_admission_by_footprint_is_enough_to_run(names: list[str]) -> None:
     cache, driver = Cache(model, memory=peak), Driver(model)
     sequence = cache.create(policies, reservation=cache.reserve("request", peak))
     driver.prefill(sequence, prompt(300), chunk=128)
-    for token in prompt(100, seed=1):
-        driver.step(sequence, [token])
+    for some in steps(100, seed=1):
+        driver.step(sequence, some)
     assert cache.ledger.peak <= peak
     sequence.free()
     assert cache.ledger.committed == 0
@@ -151,8 +161,8 @@ def test_a_second_prompt_in_the_same_sequence(names: list[str]) -> None:
     sequence, _ = run(model, cache, names, prompt(200), generated=30)
     driver.prefill(sequence, [*range(sequence.length), *prompt(150, seed=2)])
     assert sequence.length == 380
-    for token in prompt(70, seed=4):
-        assert torch.isfinite(torch.stack(driver.step(sequence, [token]))).all()
+    for some in steps(70, seed=4):
+        assert torch.isfinite(torch.stack(driver.step(sequence, some))).all()
     sequence.free()
     assert cache.ledger.current == 0
 

@@ -1,0 +1,157 @@
+"""Arena, extents and ledger: bytes are counted once and really given back."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from thrifty.errors import BudgetError, StorageError
+from thrifty.storage.arena import Arena, process_memory
+from thrifty.storage.extents import Extents
+from thrifty.storage.ledger import Ledger
+
+MEGABYTE = 1 << 20
+
+
+def test_runs_are_page_aligned_zeroed_and_apart() -> None:
+    arena = Arena(Ledger(), reserve=MEGABYTE)
+    first, second = arena.allocate(10, "cache"), arena.allocate(5000, "cache")
+    assert first.address % arena.page == 0 and first.nbytes == arena.page and second.nbytes == 2 * arena.page
+    assert not first.bytes.any()
+    first.bytes.fill_(7)
+    assert not second.bytes.any()
+    assert first.bytes.data_ptr() == first.address
+    arena.free(first)
+    again = arena.allocate(10, "cache")
+    assert again.address == first.address and not again.bytes.any(), "a freed page comes back as zeros"
+
+
+def test_resident_memory_follows_the_ledger_within_two_percent() -> None:
+    ledger = Ledger()
+    arena = Arena(ledger)
+    choose = random.Random(0)
+    runs = []
+    for _ in range(400):
+        if runs and choose.random() < 0.4:
+            arena.free(runs.pop(choose.randrange(len(runs))))
+        else:
+            run = arena.allocate(choose.randrange(1, 300_000), "cache")
+            run.bytes.fill_(1)
+            runs.append(run)
+    assert arena.used == ledger.current
+    assert abs(arena.resident() - ledger.current) <= 0.02 * ledger.current
+    for run in runs:
+        arena.free(run)
+    assert ledger.current == 0 and arena.used == 0 and arena.resident() == 0
+
+
+def test_process_memory_falls_with_the_ledger() -> None:
+    ledger = Ledger()
+    arena = Arena(ledger)
+    before = process_memory()
+    runs = [arena.allocate(25 * MEGABYTE, "cache") for _ in range(10)]
+    assert process_memory() - before < 10 * MEGABYTE, "what was not written takes no memory"
+    for run in runs:
+        run.bytes.fill_(1)
+    held = process_memory() - before
+    assert abs(held - ledger.current) < 0.05 * ledger.current
+    for run in runs[::2]:
+        arena.free(run)
+    assert abs(process_memory() - before - ledger.current) < 15 * MEGABYTE
+    for run in runs[1::2]:
+        arena.free(run)
+    assert process_memory() - before < 15 * MEGABYTE
+
+
+def test_free_ranges_join_again() -> None:
+    extents = Extents(1 << 16, 1 << 12)
+    choose = random.Random(1)
+    held: list[tuple[int, int]] = []
+    for _ in range(2000):
+        size = choose.randrange(1, 20_000)
+        start = extents.take(size) if choose.random() < 0.6 else None
+        if start is not None:
+            assert all(start + extents.rounded(size) <= at or at + extents.rounded(n) <= start for at, n in held)
+            held.append((start, size))
+        elif held:
+            extents.give(*held.pop(choose.randrange(len(held))))
+    for start, size in held:
+        extents.give(start, size)
+    assert extents.used == 0 and extents.largest == extents.size
+
+
+def test_a_range_given_back_twice_is_an_error() -> None:
+    extents = Extents(1 << 16, 1 << 12)
+    start = extents.take(100)
+    assert start is not None
+    extents.give(start, 100)
+    with pytest.raises(StorageError, match="twice"):
+        extents.give(start, 100)
+
+
+def test_the_budget_refuses_with_what_would_fit() -> None:
+    ledger = Ledger(100_000)
+    arena = Arena(ledger, reserve=MEGABYTE)
+    arena.allocate(50_000, "cache")
+    with pytest.raises(BudgetError, match=r"at most 46.75 kB would fit; a budget of 114688 bytes"):
+        arena.allocate(60_000, "cache")
+    assert arena.used == ledger.current == 53_248
+
+
+def test_a_full_address_space_names_the_largest_range() -> None:
+    ledger = Ledger()
+    arena = Arena(ledger, reserve=MEGABYTE)
+    with pytest.raises(StorageError, match=r"largest that fits is 1.049 MB"):
+        arena.allocate(2 * MEGABYTE, "cache")
+    assert ledger.current == 0
+
+
+def test_reservations_hold_room_for_their_owner() -> None:
+    ledger = Ledger(1000)
+    promise = ledger.reserve("request 1", 600)
+    assert ledger.available == 400
+    with pytest.raises(BudgetError, match="400 bytes would fit"):
+        ledger.reserve("request 2", 500)
+    with pytest.raises(BudgetError):
+        ledger.charge("cache", 500)
+    ledger.charge("cache", 500, promise)
+    assert ledger.available == 400 and promise.outstanding == 100
+    ledger.credit("cache", 200, promise)
+    assert promise.outstanding == 300
+    promise.suspend()
+    assert ledger.available == 700
+    ledger.charge("tree", 500)
+    with pytest.raises(BudgetError):
+        promise.resume()
+    ledger.credit("tree", 500)
+    promise.resume()
+    assert ledger.available == 400
+    promise.release()
+    promise.release()
+    assert ledger.committed == 300
+
+
+def test_categories_peak_and_steady() -> None:
+    ledger = Ledger()
+    ledger.charge("cache", 100)
+    ledger.charge("scratch", 50)
+    ledger.credit("scratch", 50)
+    ledger.charge("workspace", 20)
+    assert (ledger.current, ledger.peak, ledger.steady) == (120, 150, 100)
+    ledger.recategorise("cache", "tree", 60)
+    assert ledger.categories()["tree"] == {"current": 60, "peak": 60} and ledger.bytes_of("cache") == 40
+    ledger.reset_peak()
+    assert ledger.peak == 120
+    with pytest.raises(BudgetError, match="holds 40 bytes of cache; 41 were given back"):
+        ledger.credit("cache", 41)
+
+
+def test_runs_share_memory_with_native_addresses() -> None:
+    import ctypes
+
+    arena = Arena(Ledger(), reserve=MEGABYTE)
+    run = arena.allocate(64, "cache")
+    ctypes.memset(run.address, 5, 64)
+    assert torch.equal(run.bytes[:64], torch.full((64,), 5, dtype=torch.uint8))

@@ -1,0 +1,83 @@
+"""The disk tier and sizes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from thrifty.errors import BudgetError, StorageError
+from thrifty.storage.budget import format_size, parse_size
+from thrifty.storage.disk import DiskTier
+
+
+def test_what_is_written_comes_back_and_no_file_is_left(tmp_path: Path) -> None:
+    disk = DiskTier(tmp_path)
+    pieces = [torch.randint(0, 256, (size,), dtype=torch.uint8) for size in (1, 5000, 4096, 100_000)]
+    extents = [disk.write(piece) for piece in pieces]
+    for piece, extent in zip(pieces, extents, strict=True):
+        into = torch.zeros_like(piece)
+        disk.read(extent, into)
+        assert torch.equal(into, piece)
+    part = torch.zeros(100, dtype=torch.uint8)
+    disk.read(extents[1], part, offset=4000)
+    assert torch.equal(part, pieces[1][4000:4100])
+    assert list(tmp_path.iterdir()) == [], "the file has no name: a kill leaves nothing behind"
+    for extent in extents:
+        disk.free(extent)
+    assert disk.used == 0
+    disk.close()
+
+
+def test_a_full_tier_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
+    disk = DiskTier(tmp_path, capacity=8192)
+    kept = torch.arange(0, 200, dtype=torch.uint8)
+    extent = disk.write(kept)
+    with pytest.raises(StorageError, match="disk tier is full: 4.096 kB of 8.192 kB"):
+        disk.write(torch.zeros(5000, dtype=torch.uint8))
+    into = torch.zeros_like(kept)
+    disk.read(extent, into)
+    assert torch.equal(into, kept)
+
+
+def test_a_failing_write_gives_its_extent_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = DiskTier(tmp_path)
+
+    def no_space(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", no_space)
+    with pytest.raises(StorageError, match="No space left on device.*Nothing was lost"):
+        disk.write(torch.zeros(100, dtype=torch.uint8))
+    assert disk.used == 0
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="missing"):
+        DiskTier(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("150MB", 150_000_000), ("1GiB", 1 << 30), ("1.5 kb", 1500), ("2_000", 2000), (7, 7), (" 3 MiB ", 3 << 20)],
+)
+def test_sizes(text: int | str, count: int) -> None:
+    assert parse_size(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "MB", "12 parsecs", "-5MB", "1.2.3GB", True, 1.5])
+def test_what_is_no_size_is_refused_by_name(text: object) -> None:
+    with pytest.raises(BudgetError, match=r"cache = .* is not a size; write bytes or a form such as '150MB'"):
+        parse_size(text, "cache")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [0, -1, "0", "0.4"])
+def test_sizes_are_positive(size: int | str) -> None:
+    with pytest.raises(BudgetError, match="is not positive"):
+        parse_size(size)
+
+
+def test_sizes_for_people() -> None:
+    assert [format_size(size) for size in (12, 1500, 150_000_000, 2 * 10**9)] == ["12 bytes", "1.5 kB", "150 MB", "2 GB"]
