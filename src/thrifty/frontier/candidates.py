@@ -99,13 +99,16 @@ def day_one() -> list[Candidate]:
 
     Techniques that this installation lacks are left out.
     """
+    known = {stage: registry.names(stage) for stage in ("weights", "cache")}
     servable = [
-        Candidate(recipe, Grid.ON if recipe.weights else Grid.SHIPPED)
+        of_recipe(_recipe(weights, cache))
         for weights, caches in SETTINGS
         for cache in caches
-        for recipe in _recipe(weights, cache)
+        if _known(weights, known["weights"]) and _known(cache, known["cache"])
     ]
-    off_grid = [Candidate(recipe, Grid.OFF) for weights in ((), *OFF_GRID) for recipe in _recipe(weights, ())]
+    off_grid = [
+        Candidate(_recipe(weights, ()), Grid.OFF) for weights in ((), *OFF_GRID) if _known(weights, known["weights"])
+    ]
     return servable + off_grid
 
 
@@ -122,10 +125,10 @@ def grouped(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
     yield from groups.values()
 
 
-def _recipe(weights: Iterable[Table], cache: Iterable[Table]) -> list[Recipe]:
+def _known(tables: Iterable[Table], names: list[str]) -> bool:
+    return all(table["technique"] in names for table in tables)
+
+
+def _recipe(weights: Iterable[Table], cache: Iterable[Table]) -> Recipe:
     stages = {"weights": [dict(table) for table in weights], "cache": [dict(table) for table in cache]}
-    for stage, tables in stages.items():
-        known = registry.names(stage)
-        if any(table["technique"] not in known for table in tables):
-            return []
-    return [Recipe.from_document(stages)]
+    return Recipe.from_document(stages)

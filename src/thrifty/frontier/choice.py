@@ -34,6 +34,4 @@ def refuse(needs: Sequence[tuple[str, Need]], budget: int, context: int, longest
         f"cache, {format_size(need.workspace)} workspace), {format_size(missing)} more. "
         f"It would fit with --memory {-(-need.peak // 10**6)}MB"
     )
-    return BudgetError(
-        message + (f", or with --context {longest}." if longest else "; no context is short enough.")
-    )
+    return BudgetError(message + (f", or with --context {longest}." if longest else "; no context is short enough."))

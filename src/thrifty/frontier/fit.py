@@ -88,16 +88,16 @@ class Fit:
                         return
                     needs.append((candidate.label, need))
                     if smallest is None or need.peak < smallest[0]:
-                        longest = longest_context(
-                            engine, candidate, self.question.context, self.question.memory
-                        )
+                        longest = longest_context(engine, candidate, self.question.context, self.question.memory)
                         smallest = (need.peak, longest)
         if smallest is not None:
             raise choice.refuse(needs, self.question.memory, self.question.context, smallest[1])
 
     def _family(self, groups: list[list[Candidate]], off_grid: bool) -> Iterator[Measurement]:
         """The candidates that share a baseline."""
-        model = offgrid(self.question.model, dtype=torch.bfloat16) if off_grid else self.question.model
+        model = self.question.model
+        if off_grid:
+            model = offgrid(model, dtype=torch.bfloat16, packed=True)
         baseline: quality.Baseline | None = None
         try:
             for group in groups:
@@ -121,13 +121,9 @@ class Fit:
                 baseline = quality.Baseline.measure(engine, self.passage)
                 run = baseline.run
             elif baseline is None:
-                raise ValueError(
-                    "the uncompressed candidate must come before those that are compared with it"
-                )
+                raise ValueError("the uncompressed candidate must come before those that are compared with it")
             else:
-                run = quality.measure(
-                    engine, baseline, candidate.recipe.cache, compresses=candidate.compresses_cache
-                )
+                run = quality.measure(engine, baseline, candidate.recipe.cache, compresses=candidate.compresses_cache)
         assert run is not None
         need = predict(engine, candidate, self.question.context)
         row = Measurement(

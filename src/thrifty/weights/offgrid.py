@@ -33,21 +33,24 @@ from thrifty.weights.structure import LinearInfo, linears, share
 Order = Tensor | None  # int64 [size]: place i takes what was at order[i]; None leaves an axis alone
 
 
-def offgrid(model: Model, seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:
+def offgrid(
+    model: Model, seed: int = 0, dtype: torch.dtype = torch.float32, *, packed: bool = False
+) -> Model:
     """A model of plain linears whose logits equal the given one's (to 1e-4 in fp32), permuted by `seed`.
 
     The given model stays as it is. Weights are expanded and permuted one linear layer at a time. In bfloat16
-    the weights are rounded first, which a model published in bfloat16 does not notice.
+    the weights are rounded first, which a model published in bfloat16 does not notice; `packed` lays them
+    out for the native kernels.
     """
     orders = _Orders(model.config, seed)
     decoder = share(model.decoder)
     report = []
     for linear in linears(decoder):
         rows, columns = orders.of(linear)
-        packed = _permuted(linear, rows, columns, dtype)
-        decoder.replace(linear.name, packed)
+        weight = _permuted(linear, rows, columns, dtype, packed)
+        decoder.replace(linear.name, weight)
         origin = linear.linear.label
-        report.append(TensorReport(linear.name, packed.label, origin, packed.nbytes))
+        report.append(TensorReport(linear.name, weight.label, origin, weight.nbytes))
     for norm in decoder.modules():
         if isinstance(norm, RMSNorm) and not _inside_heads(norm, decoder):
             norm.weight = nn.Parameter(norm.weight.detach()[orders.hidden], requires_grad=False)
@@ -104,14 +107,16 @@ class _Orders:
         return self.neurons[mlp]
 
 
-def _permuted(linear: LinearInfo, rows: Order, columns: Order, dtype: torch.dtype) -> DenseLinear:
+def _permuted(
+    linear: LinearInfo, rows: Order, columns: Order, dtype: torch.dtype, packed: bool
+) -> DenseLinear:
     weight, bias = linear.linear.dequantize(), linear.linear.bias
     if columns is not None:
         weight = weight[:, columns]
     if rows is not None:
         weight = weight[rows]
         bias = None if bias is None else nn.Parameter(bias.detach()[rows], requires_grad=False)
-    return DenseLinear.from_weight(weight, dtype, bias=bias)
+    return DenseLinear.from_weight(weight, dtype, packed, bias=bias)
 
 
 def _inside_heads(norm: RMSNorm, decoder: nn.Module) -> bool:

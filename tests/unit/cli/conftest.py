@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from checkpoint import write_checkpoint
 from thrifty.cli.main import build
 
 
@@ -44,3 +46,17 @@ def thrifty(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return Outcome(code or 0, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama on disk."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Converted forms go to a folder of the test run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THRIFTY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -1,0 +1,203 @@
+"""`thrifty bench`, `fit`, `models`, `pull` and `doctor`: shapes of their JSON, and what they refuse."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thrifty.evaluation import roofline
+from thrifty.models.embedded import MODELS
+from thrifty.recipe import Recipe
+
+FIT = ("--context", 2048, "--prefix", 1024, "--scored", 8, "--threads", 1)
+
+
+@pytest.fixture(autouse=True)
+def quick_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "BUFFER_MEGABYTES", 16)
+    monkeypatch.setattr(roofline, "REPEATS", 1)
+
+
+def test_bench_prints_a_table_and_then_the_json_line(thrifty: Callable[..., Any], checkpoint: Path) -> None:
+    found = thrifty("bench", checkpoint, "--contexts", "256,128", "--threads", 1)
+    assert found.code == 0
+    assert "of the roofline" in found.out
+    report = found.json()
+    assert list(report) == ["model", "recipe", "bandwidth_gb_s", "contexts", "peak_rss_mb"]
+    assert report["model"] == str(checkpoint) and report["recipe"] == "as shipped"
+    assert list(report["contexts"]) == ["128", "256"]
+    for row in report["contexts"].values():
+        assert list(row) == ["prefill_tok_s", "decode_tok_s", "bytes_per_token", "roofline_fraction"]
+        assert all(value > 0 for value in row.values())
+    assert report["contexts"]["256"]["bytes_per_token"] > report["contexts"]["128"]["bytes_per_token"]
+    assert report["peak_rss_mb"] > 100
+
+
+def test_bench_json_is_one_line_and_takes_a_recipe(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[[weights]]\ntechnique = "rtn"\nbits = 4\n[[cache]]\ntechnique = "kivi"\nbits = 4\n')
+    whole = thrifty("bench", checkpoint, "--contexts", "1024", "--json", "--threads", 1)
+    small = thrifty("bench", checkpoint, "--contexts", "1024", "--json", "--threads", 1, "--recipe", recipe)
+    assert whole.out.count("\n") == small.out.count("\n") == 1
+    assert small.json()["recipe"] == "rtn(bits=4) + kivi(bits=4)"
+    sizes = [found.json()["contexts"]["1024"]["bytes_per_token"] for found in (whole, small)]
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+def test_bench_leaves_default_contexts_out_that_do_not_fit(thrifty: Callable[..., Any], checkpoint: Path) -> None:
+    assert list(thrifty("bench", checkpoint, "--json", "--threads", 1).json()["contexts"]) == ["128", "2048"]
+
+
+@pytest.mark.parametrize(
+    ("contexts", "code", "message"),
+    [("0", 2, "'0' is not a positive whole number"), ("x", 2, "'x' is not a positive"), ("4096", 1, "use 1 to 4094")],
+)
+def test_bench_refuses_contexts(
+    contexts: str, code: int, message: str, thrifty: Callable[..., Any], checkpoint: Path
+) -> None:
+    found = thrifty("bench", checkpoint, "--contexts", contexts)
+    assert (found.code, found.out) == (code, "")
+    assert message in found.message
+
+
+def test_fit_measures_writes_and_answers(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "best.toml"
+    found = thrifty("fit", checkpoint, "--memory", "1GB", *FIT, "-o", out, "--json", "--prompt", "Hello")
+    assert found.code == 0, found.err
+    report = found.json()
+    assert len(report["candidates"]) >= 12
+    assert report["best"]["fits"] and report["best"]["recipe"] == "as shipped"
+    assert report["memory_bytes"] == 10**9 and report["context"] == 2048
+    assert report["recipe_file"] == str(out) and isinstance(report["answer"], str)
+    for row in report["candidates"]:
+        assert (row["quality"] is None) == (not row["weights"] and not row["cache"])
+    grids = {row["grid"] for row in report["candidates"]}
+    assert grids == {"as shipped", "on the grid", "off the grid"}
+    assert Recipe.load(out) == Recipe()
+
+
+def test_fit_writes_a_recipe_that_drives_run_and_bench(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "best.toml"
+    whole = thrifty("fit", checkpoint, "--memory", "1GB", *FIT, "-o", out, "--json", "--prompt", "").json()
+    tight = whole["best"]["need_peak_bytes"] - 1
+    found = thrifty("fit", checkpoint, "--memory", tight, *FIT, "-o", out, "--prompt", "Hello")
+    assert found.code == 0, found.err
+    assert "[1/" in found.out and "too big" in found.out and "best: " in found.out
+    assert "> Hello" in found.out and "off the grid" in found.out
+    document = tomllib.loads(out.read_text())
+    assert document.get("weights") or document.get("cache")
+    label = Recipe.load(out).label()
+    ran = thrifty("run", checkpoint, "Hi", "--recipe", out, "--memory", tight, "--max-tokens", 4, "--json").json()
+    assert ran["recipe"] == label
+    benched = thrifty("bench", checkpoint, "--recipe", out, "--contexts", "128", "--json").json()
+    assert benched["recipe"] == label
+
+
+def test_fit_takes_a_recipe_of_the_user_along(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('name = "mine"\n[[cache]]\ntechnique = "kivi"\nbits = 8\n')
+    found = thrifty(
+        "fit", checkpoint, "--memory", "1GB", *FIT, "-o", tmp_path / "o.toml", "-r", mine, "--prompt", "", "--json"
+    )
+    assert "mine" in [row["recipe"] for row in found.json()["candidates"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--memory", "1kB", "--context", 2048], 1, "nothing fits 1 kB at context 2048"),
+        (["--memory", "1GB", "--context", 5000], 1, "context 5000 is out of range: this model takes 2 to 4096"),
+        (["--memory", "1GB", "--context", 0], 2, "greater than or equal to 2"),
+        (["--memory", "-1GB", "--context", 64], 2, "is not a size"),
+        (["--memory", "0", "--context", 64], 2, "not positive; give at least 1 byte"),
+        (["--memory", "1GB", "--context", 64, "-o", "/no/such/folder/r.toml"], 2, "there is no folder"),
+        (["--memory", "1GB", "--context", 64, "-o", "/tmp"], 2, "is a folder"),
+        (["--context", 64], 2, "Missing option '--memory'"),
+        (["--memory", "1GB"], 2, "Missing option '--context'"),
+        (["--memory", "1GB", "--context", 64, "--prefix", 4096], 1, "this context holds 4096"),
+    ],
+)
+def test_fit_refuses(
+    words: list[object], code: int, message: str, thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    output = [] if "-o" in words else ["-o", tmp_path / "r.toml"]
+    found = thrifty("fit", checkpoint, *words, *output)
+    assert found.code == code
+    assert message in found.message
+    assert not (tmp_path / "r.toml").exists()
+
+
+def test_an_interrupted_fit_keeps_the_best_so_far(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thrifty.frontier.fit import Fit
+
+    rows = Fit.rows
+
+    def interrupted(self: Fit) -> Any:
+        yield next(rows(self))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Fit, "rows", interrupted)
+    out = tmp_path / "best.toml"
+    found = thrifty("fit", checkpoint, "--memory", "1GB", *FIT, "-o", out, "--json")
+    assert found.code == 130
+    assert out.exists()
+    assert found.json()["interrupted"] is True and len(found.json()["candidates"]) == 1
+
+
+def test_models_lists_the_embedded_ones(thrifty: Callable[..., Any]) -> None:
+    found = thrifty("models", "--json").json()
+    assert {model["name"] for model in found} == set(MODELS)
+    assert {"title", "licence", "bytes", "path"} <= set(found[0])
+    assert "smollm2-135m" in thrifty("models").out
+
+
+def test_pull_of_an_unknown_name_gets_the_nearest(thrifty: Callable[..., Any]) -> None:
+    found = thrifty("pull", "smolm2")
+    assert found.code == 1
+    assert "Did you mean 'smollm2-135m'?" in found.message
+
+
+def test_pull_checks_the_recipe_before_it_fetches(
+    thrifty: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(*_: object) -> None:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("thrifty.models.pull.pull", fetch)
+    found = thrifty("pull", "smollm2-135m", "--recipe", tmp_path / "none.toml")
+    assert found.code == 1 and "cannot read recipe" in found.message
+
+
+def test_pull_says_where_the_model_is(
+    thrifty: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(name: str, progress: Callable[[int, int], None], note: Callable[[str], None]) -> Path:
+        for done in range(0, 101, 5):
+            progress(done, 100)
+        note("the hub is passed over")
+        return tmp_path / "model.gguf"
+
+    monkeypatch.setattr("thrifty.models.pull.pull", fetch)
+    monkeypatch.setattr("thrifty.models.embedded.find", lambda _: None)
+    found = thrifty("pull", "smollm2-135m", "--json")
+    assert found.json()["path"] == str(tmp_path / "model.gguf") and not found.json()["already_here"]
+    assert "50% of" in found.err and "100% of" in found.err and "the hub is passed over" in found.err
+
+
+def test_doctor_says_what_runs_and_what_is_missing(thrifty: Callable[..., Any]) -> None:
+    found = thrifty("doctor", "--json", "--threads", 1).json()
+    assert found["kernels"] in ("native", "reference") and found["reason"]
+    assert found["bandwidth_gb_s"] > 0 and found["gemm_gflop_s"] > 0
+    assert isinstance(found["cpu_features"], dict)
+    assert all(set(item) == {"what", "get"} for item in found["missing"])
+    assert "memory reads" in thrifty("doctor", "--threads", 1).out
