@@ -95,6 +95,29 @@ def test_a_window_as_long_as_the_context_is_no_window() -> None:
     assert from_huggingface(changed(model_type="mistral", sliding_window=255)).layers[0].window == 255
 
 
+def windows(data: dict[str, Any]) -> list[int | None]:
+    return [layer.window for layer in from_huggingface(data).layers]
+
+
+def test_windows_of_files_without_layer_types() -> None:
+    """Older files leave the rule to the family; these are transformers' rules."""
+    sliding = {"num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}
+    for family in ("qwen2", "qwen3"):
+        assert windows(changed(model_type=family, **sliding)) == [None, None, 16, 16]
+    assert windows(changed(MOE, **{**sliding, "max_window_layers": 3})) == [16, None, 16, None]
+    assert windows(changed(MOE, **{**sliding, "use_sliding_window": False})) == [None] * 4
+    qwen3_moe = {**changed(MOE, **sliding), "model_type": "qwen3_moe"}
+    del qwen3_moe["shared_expert_intermediate_size"]
+    assert windows(qwen3_moe) == [16] * 4
+    assert windows(changed(GEMMA, num_hidden_layers=3, sliding_window_pattern=2)) == [16, None, 16]
+
+
+def test_yarn_without_an_original_context_takes_the_configs() -> None:
+    rope = from_huggingface(changed(rope_scaling={"type": "yarn", "factor": 4.0})).layers[0].rope.scaling
+    assert rope is not None
+    assert rope.original_context == 256
+
+
 def test_stretched_contexts() -> None:
     dynamic = changed(rope_scaling={"type": "dynamic", "factor": 4.0})
     assert from_huggingface(dynamic).context_length == 1024
