@@ -221,17 +221,13 @@ FAMILIES: dict[str, Family] = {
         defaults={"rms_norm_eps": 1e-5},
     ),
     "qwen3_moe": Family(
-        windows=lambda fields, layers: (
-            [_window(fields, 4096) if fields.flag("use_sliding_window") else None] * layers
-        ),
+        windows=lambda fields, layers: [_window(fields, 4096) if fields.flag("use_sliding_window") else None] * layers,
         biases=_attention_biases,
         mixture=_qwen_experts,
         qk_norm="head",
         ignored=("max_window_layers", "sliding_window"),
     ),
-    "olmoe": Family(
-        biases=_attention_biases, mixture=_olmoe_experts, qk_norm="full", defaults={"rms_norm_eps": 1e-5}
-    ),
+    "olmoe": Family(biases=_attention_biases, mixture=_olmoe_experts, qk_norm="full", defaults={"rms_norm_eps": 1e-5}),
     "qwen2_moe": Family(windows=_by_type(_lower_even_layers), biases=_qkv_biases, mixture=_qwen_experts),
 }
 SUPPORTED = (*FAMILIES, "gemma3")
@@ -261,9 +257,7 @@ def from_huggingface(data: object) -> ModelConfig:
         for latent in ("kv_lora_rank", "q_lora_rank"):
             if fields.data.get(latent) is not None:
                 raise ConfigError(f"model_type {model_type!r:.80}: {latent} is set; {EXPLAINED[latent]}.")
-        raise ConfigError(
-            f"model_type {model_type!r:.80} is not supported. {nearest(model_type[:40], SUPPORTED)}"
-        )
+        raise ConfigError(f"model_type {model_type!r:.80} is not supported. {nearest(model_type[:40], SUPPORTED)}")
     family = FAMILIES[model_type]
     fields = Fields({**family.defaults, **fields.data})
     config = _read(fields, family, model_type)

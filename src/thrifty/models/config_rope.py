@@ -18,9 +18,7 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
-def read_ropes(
-    fields: Fields, dimension: int, context: int, thetas: dict[str, float]
-) -> dict[str, RopeConfig]:
+def read_ropes(fields: Fields, dimension: int, context: int, thetas: dict[str, float]) -> dict[str, RopeConfig]:
     """The rope of each layer type. `thetas`: the family's default base of each type; `context`: the
     config's length.
 

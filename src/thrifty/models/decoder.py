@@ -66,9 +66,7 @@ class Layer(nn.Module):
         self.attention = Attention(config, index)
         self.post_attention_norm = _norm(config) if config.post_norms else None
         self.mlp_norm = _norm(config)
-        self.mlp = (
-            GatedMLP(config, config.intermediate_size) if experts is None else MixtureMLP(config, experts)
-        )
+        self.mlp = GatedMLP(config, config.intermediate_size) if experts is None else MixtureMLP(config, experts)
         self.post_mlp_norm = _norm(config) if config.post_norms else None
 
     def forward(self, hidden: Tensor, rotation: Rotation, attend: Attend) -> Tensor:

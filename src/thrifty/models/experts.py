@@ -57,9 +57,7 @@ class MixtureMLP(nn.Module):
         self.normalise = experts.normalise_probabilities
         self.router: nn.Module = Slot(experts.count, config.hidden_size)
         self.experts = Experts(config, experts)
-        self.shared = (
-            GatedMLP(config, experts.shared_intermediate_size) if experts.shared_intermediate_size else None
-        )
+        self.shared = GatedMLP(config, experts.shared_intermediate_size) if experts.shared_intermediate_size else None
         self.shared_gate: nn.Module | None = Slot(1, config.hidden_size) if experts.shared_gate else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from thrifty.models.attention import causal
 from thrifty.models.config import ModelConfig
 from thrifty.models.decoder import Decoder
 
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 @dataclass(frozen=True)
 class TensorReport:
@@ -76,15 +78,9 @@ class Model:
             raise PromptError(f"Token ids must be a flat list of integers: {error}.") from error
         if tokens.numel() == 0:
             raise PromptError("The prompt is empty; it needs at least 1 token.")
-        if (
-            tokens.dim() != 1
-            or tokens.dtype.is_floating_point
-            or tokens.dtype in (torch.bool, torch.complex64)
-        ):
+        if tokens.dim() != 1 or tokens.dtype not in INTEGERS:
             shape, dtype = list(tokens.shape), str(tokens.dtype).removeprefix("torch.")
-            raise PromptError(
-                f"Token ids are {dtype} of shape {shape}; they must be integers of shape [tokens]."
-            )
+            raise PromptError(f"Token ids are {dtype} of shape {shape}; they must be integers of shape [tokens].")
         limit = self.config.context_length
         if len(tokens) > limit:
             raise PromptError(f"The prompt has {len(tokens)} tokens; this model's context holds {limit}.")

@@ -16,9 +16,7 @@ class RMSNorm(nn.Module):
     def __init__(self, width: int, epsilon: float, offset: float = 0.0) -> None:
         super().__init__()
         self.epsilon, self.offset = epsilon, offset
-        self.weight = nn.Parameter(
-            torch.empty(width, dtype=torch.float32, device="meta"), requires_grad=False
-        )
+        self.weight = nn.Parameter(torch.empty(width, dtype=torch.float32, device="meta"), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()

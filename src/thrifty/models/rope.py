@@ -15,9 +15,7 @@ from torch import Tensor
 from thrifty.models.config import RopeConfig, RopeScaling
 
 
-def rotation(
-    rope: RopeConfig, positions: Tensor, sequence_length: int | Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def rotation(rope: RopeConfig, positions: Tensor, sequence_length: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Cosines and sines, each [tokens, dimension / 2] fp32, for `positions` [tokens] (integers).
 
     `sequence_length` is the length in tokens of the sequence that the rows belong to: one number, or

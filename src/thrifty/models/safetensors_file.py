@@ -165,9 +165,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, size - 8 - length
 
 
-def _check_entry(
-    path: Path, name: str, entry: object, size: int
-) -> tuple[str, tuple[int, ...], tuple[int, int]]:
+def _check_entry(path: Path, name: str, entry: object, size: int) -> tuple[str, tuple[int, ...], tuple[int, int]]:
     label = f"tensor {name!r:.120}"
     if not isinstance(entry, Mapping):
         _fail(path, f"{label} is not a table")
@@ -197,9 +195,7 @@ def _counts(value: object) -> tuple[int, ...] | None:
     """A list of sizes or offsets as a tuple; None where it is anything else."""
     if not isinstance(value, list):
         return None
-    if not all(
-        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 63 for item in value
-    ):
+    if not all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 63 for item in value):
         return None
     return tuple(value)
 
