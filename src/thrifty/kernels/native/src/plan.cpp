@@ -200,10 +200,15 @@ void Plan::run(Step& s) {
   derive(s);
   std::vector<std::unique_ptr<View::Busy>> busy;
   for (View* v : s.views) busy.push_back(std::make_unique<View::Busy>(*v));
-  for (auto& op : operations_) {
-    op->next.store(0, std::memory_order_relaxed);
-    if (wanted(*op, s)) op->prepare(*this, s, workers);
-  }
+  // A later layer may grow the buffers that all layers share, and so move them: then every layer's pointers are set anew.
+  const float *partials, *finals;
+  do {
+    partials = attention.partials.data(), finals = attention.finals.data();
+    for (auto& op : operations_) {
+      op->next.store(0, std::memory_order_relaxed);
+      if (wanted(*op, s)) op->prepare(*this, s, workers);
+    }
+  } while (partials != attention.partials.data() || finals != attention.finals.data());
   Pool::shared().run(scratch_, [&](Worker& w) { execute(s, w); });
 }
 
