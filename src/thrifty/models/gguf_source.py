@@ -66,7 +66,11 @@ class GGUFSource:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.file = GGUF(path)
+        self.open(GGUF(path))
+
+    def open(self, file: GGUF) -> None:
+        """Read config and tokenizer of an opened file, and check that all tensors fit."""
+        self.file = file
         self._architecture = architecture(self.file)
         self.tokenizer = from_metadata(self.file.metadata)
         self.config = read_config(self.file, self.tokenizer.settings)

@@ -1,0 +1,157 @@
+"""The embedded models: content, tokenizer and logits against transformers, and what a start costs."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from thrifty.models.content_key import file_digest
+from thrifty.models.embedded import MODELS
+from thrifty.models.gguf_source import GGUFSource
+from thrifty.models.loading import assemble, load
+from thrifty.models.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.model
+
+TEXT = (
+    "The printing press changed how knowledge travelled. Within fifty years of its invention, more books had been made "
+    "than in the thousand years before, and a merchant in one city could read what a scholar in another had written "
+    "only months earlier."
+)
+SAMPLES = [
+    "Hello world",
+    "  two  spaces   three    four ",
+    "\n\n\n tabs\t\tx\r\n",
+    "def f(x):\n    return x**2  # ok\n\n\nclass A:\n\tpass",
+    "emoji 😀👩‍👩‍👧‍👦 flags 🇩🇪 \u200b\ufeff\u00a0",
+    "日本語のテキスト 中文字符 한국어 Ελληνικά русский العربية हिन्दी",
+    "it's don't I'LL we've cafe\u0301 café zażółć 𝕳𝖊𝖑𝖑𝖔",
+    "<|im_start|>user\nhi<|im_end|>\n<bos><eos><start_of_turn>user <unk> [INST]",
+    "!@#$%^&*()_+-=[]{}|;':\",./<>?",
+    "a" * 300,
+    "",
+    " ",
+    TEXT,
+]
+PIECES = ["a", "the", " ", "  ", "\n", "\t", "é", "中", "😀", "<", "'s", "Q", "ing", ".", "\u2581"]
+
+
+def samples() -> list[str]:
+    chance = random.Random(0)
+    return [*SAMPLES, *("".join(chance.choices(PIECES, k=chance.randint(1, 30))) for _ in range(300))]
+
+
+@pytest.fixture(scope="module", params=["smollm2", "gemma3"])
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def test_the_file_is_the_known_one(path: Path) -> None:
+    (model,) = (model for model in MODELS.values() if model.file == path.name)
+    assert file_digest(path) == model.sha256 and path.stat().st_size == model.nbytes
+
+
+def test_the_tokenizer_is_that_of_transformers(path: Path) -> None:
+    """Words with digits are left out for SmolLM2: transformers' conversion drops the model's own cut of digits."""
+    from transformers import AutoTokenizer
+
+    oracle = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).backend_tokenizer
+    definition = GGUFSource(path).tokenizer
+    found = Tokenizer(definition.definition, definition.settings)
+    texts = samples()
+    if "gemma" in path.name:
+        texts += ["12345 678 3.14", " 1  2\n3"]
+    for text in texts:
+        ids = oracle.encode(text, add_special_tokens=False).ids
+        assert found.encode(text, add_bos=False) == ids, text
+        assert found.decode(ids, skip_special=False) == oracle.decode(ids, skip_special_tokens=False), text
+
+
+def test_smollm2_cuts_digits_and_ends_at_each_known_token(smollm2: Path) -> None:
+    found = load(smollm2).tokenizer
+    pieces = [found.backend.id_to_token(token) for token in found.encode("in 1984")]
+    assert pieces == ["in", "Ġ", "1", "9", "8", "4"]
+    texts = {found.backend.id_to_token(token) for token in found.eos_ids}
+    assert texts == {"<|im_end|>", "<|endoftext|>"}
+    prompt = found.decode(found.encode_chat([{"role": "user", "content": "Hi 😀"}]), skip_special=False)
+    assert prompt.startswith("<|im_start|>system\n") and prompt.endswith("Hi 😀<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_gemma_begins_with_one_bos_and_has_no_template(gemma3: Path) -> None:
+    found = load(gemma3).tokenizer
+    assert found.encode("Hi")[0] == found.bos_id == 2
+    assert found.encode("<bos>Hi").count(2) == 1
+    assert not found.has_chat_template
+
+
+def test_logits_are_those_of_transformers(path: Path, record_property: Any) -> None:
+    """fp32 on both sides, from the same quantised values: top-1 equal at every position."""
+    from transformers import AutoModelForCausalLM
+
+    oracle = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    exact = load(path, dtype=torch.float32)
+    ids = torch.tensor(exact.tokenizer.encode(TEXT))
+    with torch.no_grad():
+        expected = oracle(ids[None]).logits[0]
+    found = exact.logits(ids)
+    difference = float((found - expected).abs().max())
+    record_property("largest_logit_difference", difference)
+    print(f"{path.name}: largest logit difference {difference:.2e}")
+    assert torch.equal(found.argmax(-1), expected.argmax(-1))
+    assert difference < 5e-3
+    packed = load(path).logits(ids)
+    divergence = (expected.log_softmax(-1).exp() * (expected.log_softmax(-1) - packed.log_softmax(-1))).sum(-1).mean()
+    assert divergence < 2e-3
+
+
+def test_smollm2_is_exact_and_gemma_reports_its_errors(smollm2: Path, gemma3: Path) -> None:
+    assert max(entry.error for entry in load(smollm2).report) == 0
+    origins: dict[str, float] = {}
+    for entry in load(gemma3).report:
+        origins[entry.origin] = max(origins.get(entry.origin, 0), entry.error)
+    assert origins["Q5_0"] == origins["Q8_0"] == origins["F32"] == 0
+    assert 0 < origins["Q4_K"] < 1e-3 and 0 < origins["Q6_K"] < 1e-2
+
+
+def test_a_packed_model_gives_the_exact_values_of_its_file(smollm2: Path) -> None:
+    source = GGUFSource(smollm2)
+    exact = assemble(source, torch.float32)
+    found = load(smollm2)
+    for (name, linear), (_, oracle) in zip(found.decoder.linears(), exact.decoder.linears(), strict=True):
+        if ".0." in name or ".29." in name or name == "embedding":
+            assert torch.equal(linear.dequantize(), oracle.dequantize()), name  # type: ignore[operator]
+
+
+MEASURE = """
+import sys, resource
+import torch, tokenizers, numpy
+from thrifty.models import loading, gguf_source, converted
+def field(name):
+    return next(int(line.split()[1]) / 1000 for line in open("/proc/self/status") if line.startswith(name))
+open("/proc/self/clear_refs", "w").write("5")
+before = field("VmRSS")
+model = loading.load(sys.argv[1])
+print(before, field("VmRSS"), field("VmHWM"), model.nbytes / 1e6)
+"""
+
+
+def measure(path: Path) -> tuple[float, float, float]:
+    """Growth after loading, growth at the peak, and the model's size, in MB, of a process of its own."""
+    result = subprocess.run([sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True)
+    before, after, peak, size = map(float, result.stdout.split())
+    return after - before, peak - before, size
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_conversion_peaks_near_the_packed_size_and_the_second_start_reads_little(smollm2: Path, cache: Path) -> None:
+    _, peak, size = measure(smollm2)
+    largest_part = 31  # MB: the embedding
+    assert peak < size + 2 * largest_part
+    after, peak, _ = measure(smollm2)
+    assert after < 25 and peak < 40
