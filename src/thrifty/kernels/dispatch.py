@@ -66,7 +66,8 @@ def matmul(linear: Linear, x: Tensor) -> Tensor:
     y = torch.empty(x.shape[0], linear.out_features)
     kind, codes, scales, minimums, group = packed(linear)
     sizes = (linear.out_features, linear.in_features, group)
-    module.matmul(kind, codes, scales, minimums, *sizes, x.data_ptr(), y.data_ptr(), x.shape[0])
+    if len(x):
+        module.matmul(kind, codes, scales, minimums, *sizes, x.data_ptr(), y.data_ptr(), len(x))
     return y
 
 
@@ -138,7 +139,8 @@ def append(view: Any, layer: int, keys: Tensor, values: Tensor) -> None:
     keys = check(keys, "keys", torch.float32, shape, copy=True)
     values = check(values, "values", torch.float32, shape, copy=True)
     try:
-        view.append(layer, keys.data_ptr(), values.data_ptr(), len(keys))
+        if len(keys):
+            view.append(layer, keys.data_ptr(), values.data_ptr(), len(keys))
     except ValueError as error:
         raise KernelError(str(error)) from error
 

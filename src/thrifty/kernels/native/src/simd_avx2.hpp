@@ -154,10 +154,11 @@ template <int BITS, bool SYMMETRIC, int M> THRIFTY_INLINE void block_dot(const u
   for (int i = 0; i < M; i++) d[i].b = half_dot<BITS, SYMMETRIC>(w, x[i]);
 }
 
+// The second column first, as vdpbf16ps adds them.
 THRIFTY_INLINE __m256 dot_pair8(__m256 acc, const uint16_t* w, __m256 even, __m256 odd) {
   I x = _mm256_loadu_si256((const I*)w);
-  acc = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), even, acc);
-  return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32((int)0xffff0000u))), odd, acc);
+  acc = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32((int)0xffff0000u))), odd, acc);
+  return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), even, acc);
 }
 THRIFTY_INLINE V dot_pair(V acc, const uint16_t* w, uint32_t x) {
   __m256 even = _mm256_castsi256_ps(_mm256_set1_epi32((int)(x << 16))), odd = _mm256_castsi256_ps(_mm256_set1_epi32((int)(x & 0xffff0000u)));

@@ -154,7 +154,7 @@ THRIFTY_INLINE V dot_pair(V acc, const uint16_t* w, uint32_t x) {
     uint32_t bits[2] = {(uint32_t)w[2 * i] << 16, (uint32_t)w[2 * i + 1] << 16};
     float f[2];
     std::memcpy(f, bits, 8);
-    a[i] = (a[i] + f[0] * even) + f[1] * odd;
+    a[i] = (a[i] + f[1] * odd) + f[0] * even;  // the second column first, as vdpbf16ps adds them
   }
   return load(a);
 }

@@ -1,0 +1,150 @@
+"""Native attention over spans against the reference, and its independence of batch, chunking and span sizes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from tests.unit.kernels.native_pages import ISAS, Pages, aligned, native, open_view, pages, using
+from thrifty.errors import KernelError
+from thrifty.formats import kv
+from thrifty.kernels import dispatch
+from thrifty.kernels.reference import attention as reference
+
+MIXED = (
+    ("int8", 256, 256), ("int4", 100, 128), ("bf16", 64, 64), ("int2", 192, 192), ("f32", 64, 64), ("bf16", 290, 320),
+)  # fmt: skip
+SHAPES = [(64, 3, 3), (128, 1, 2), (256, 4, 1), (64, 7, 1), (192, 2, 1)]  # head_dim, group, kv_heads
+
+
+def close_to_reference(made: Pages, query: torch.Tensor, group: int, window: int | None, softcap: float) -> None:
+    slots = made.view.tokens(0, 0)
+    sums = torch.zeros(query.shape[1], slots)
+    scale = query.shape[2] ** -0.5
+    out = dispatch.attend(made.view, 0, query, scale=scale, window=window, softcap=softcap, accumulate=sums)
+    for head, spans in enumerate(made.spans):
+        mine = slice(head * group, (head + 1) * group)
+        wanted = reference.attend(
+            query[:, mine], spans, scale=scale, window=window, softcap=softcap, column_sums=True
+        )
+        torch.testing.assert_close(out[:, mine], wanted.out, rtol=1e-4, atol=5e-6)
+        torch.testing.assert_close(sums[mine], wanted.column_sums, rtol=1e-4, atol=5e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("head_dim, group, kv_heads", SHAPES)
+@pytest.mark.parametrize("window, softcap, bias", [(None, 0.0, False), (100, 0.0, True), (None, 20.0, True), (400, 5.0, False)])
+def test_reference(
+    isa: str, head_dim: int, group: int, kv_heads: int, window: int | None, softcap: float, bias: bool
+) -> None:
+    made = pages(kv_heads, head_dim, MIXED, bias=bias)
+    query = torch.randn(70, kv_heads * group, head_dim)
+    with using(isa):
+        close_to_reference(made, query, group, window, softcap)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("format", kv.FORMATS)
+@pytest.mark.parametrize("tokens", [1, 63, 64, 65])
+def test_every_format_at_page_edges(isa: str, format: str, tokens: int) -> None:
+    made = pages(1, 64, [(format, tokens, 128)])
+    with using(isa):
+        close_to_reference(made, torch.randn(1, 2, 64), 2, None, 0.0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("head_dim, group, kv_heads", [(64, 3, 3), (256, 4, 1), (64, 9, 1)])
+@pytest.mark.parametrize("window", [None, 1, 100])
+def test_a_row_is_the_same_alone_and_in_any_chunk(
+    isa: str, head_dim: int, group: int, kv_heads: int, window: int | None
+) -> None:
+    made = pages(kv_heads, head_dim, MIXED)
+    query = torch.randn(130, kv_heads * group, head_dim)
+    with using(isa):
+        together = dispatch.attend(made.view, 0, query, scale=0.1, window=window)
+        for rows in (1, 2, 8, 33, 65):
+            some = dispatch.attend(made.view, 0, query[-rows:], scale=0.1, window=window)
+            assert torch.equal(some, together[-rows:])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_rows_appended_one_by_one_or_in_chunks_or_as_one_span(isa: str) -> None:
+    total, heads = 331, 2
+    keys, values = torch.randn(2, total, heads, 64).unbind()
+    query = torch.randn(total, heads * 3, 64)
+    results = []
+    with using(isa):
+        for sizes in ([total], [128, 128, 75], [1] * total):
+            made, rows, start = open_view(1, heads, 64, total + 64), [], 0
+            for size in sizes:
+                part = slice(start, start + size)
+                dispatch.append(made.view, 0, keys[part], values[part])
+                rows.append(dispatch.attend(made.view, 0, query[part], scale=0.2))
+                start += size
+            results.append(torch.cat(rows))
+        whole = native().View(1, heads, 64)
+        slabs = []
+        for head in range(heads):
+            slab = aligned(kv.slab_bytes("bf16", 384, 64))
+            kv.write("bf16", slab, 384, 64, 0, keys[:, head], values[:, head])
+            whole.push(0, head, slab.data_ptr(), total, 384, kv.FORMATS.index("bf16"))
+            slabs.append(slab)
+        results.append(dispatch.attend(whole, 0, query, scale=0.2))
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_heads_of_different_lengths() -> None:
+    made = pages(2, 64, [("bf16", 600, 640)])
+    extra = pages(1, 64, [("int4", 320, 320)], seed=3)
+    slab = extra.memory[0]
+    made.view.push(0, 1, slab.data_ptr(), 320, 320, kv.FORMATS.index("int4"), sealed=True)
+    made.spans[1] += extra.spans[0]
+    query = torch.randn(5, 4, 64)
+    out = dispatch.attend(made.view, 0, query, scale=0.1)
+    for head, spans in enumerate(made.spans):
+        mine = slice(2 * head, 2 * head + 2)
+        torch.testing.assert_close(out[:, mine], reference.attend(query[:, mine], spans, scale=0.1).out, rtol=1e-4, atol=5e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_window_does_not_notice_dropped_pages(rows: int) -> None:
+    pieces = [("bf16", 64, 64)] * 12
+    kept, trimmed = pages(1, 64, pieces), pages(1, 64, pieces)
+    query = torch.randn(rows, 2, 64)
+    trimmed.view.drop_front(0, 0, 5)
+    assert trimmed.view.tokens(0, 0) == 7 * 64
+    both = [dispatch.attend(made.view, 0, query, scale=0.1, window=200) for made in (kept, trimmed)]
+    assert torch.equal(*both)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    module = native()
+    if module.available_threads() < 2:
+        pytest.skip("one processor only")
+    made, before = pages(2, 64, [("bf16", 700, 704)]), module.threads()
+    results = []
+    try:
+        for threads, rows in itertools.product((1, 2), (1, 50)):
+            module.set_threads(threads)
+            query = torch.randn(50, 4, 64, generator=torch.Generator().manual_seed(1))[-rows:]
+            results.append(dispatch.attend(made.view, 0, query, scale=0.1)[-1])
+    finally:
+        module.set_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_wrong_calls_are_refused() -> None:
+    made = pages(2, 64, [("bf16", 10, 64)])
+    query = torch.randn(1, 4, 64)
+    with pytest.raises(KernelError, match="query heads .3. must be a multiple of the view's KV heads .2."):
+        dispatch.attend(made.view, 0, torch.randn(1, 3, 64), scale=1.0)
+    with pytest.raises(KernelError, match=r"query has shape \(1, 4, 32\), expected \[rows, heads, 64\]"):
+        dispatch.attend(made.view, 0, query[..., :32], scale=1.0)
+    with pytest.raises(KernelError, match="11 query rows need at least as many slots; layer 0 head 0 holds 10"):
+        dispatch.attend(made.view, 0, torch.randn(11, 4, 64), scale=1.0)
+    with pytest.raises(KernelError, match="window 0 must be at least 1"):
+        dispatch.attend(made.view, 0, query, scale=1.0, window=0)
+    with pytest.raises(KernelError, match=r"accumulate is torch.float32 \(4, 9\), expected torch.float32 \(4, 10\)"):
+        dispatch.attend(made.view, 0, query, scale=1.0, accumulate=torch.zeros(4, 9))

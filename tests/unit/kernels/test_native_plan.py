@@ -1,0 +1,262 @@
+"""The native plan of a step against the decoder, and the independence of a row from batch and chunking."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.unit.kernels.native_pages import ISAS, Pages, native, open_view, using
+from thrifty.engine.plan import NativePlan, PlanUnsupported, compile_plan
+from thrifty.errors import KernelError
+from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear
+from thrifty.models.attention import causal
+from thrifty.models.config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling
+from thrifty.models.decoder import Decoder
+from thrifty.models.norm import RMSNorm
+
+ROPE = RopeConfig(theta=1e4, dimension=64)
+LLAMA = ModelConfig(
+    family="llama", vocabulary_size=133, hidden_size=96, intermediate_size=144, heads=6, kv_heads=2, head_dim=64,
+    context_length=1024, layers=(LayerConfig(None, ROPE),) * 3, norm_epsilon=1e-5, query_scale=0.125,
+    tied_embeddings=True,
+)  # fmt: skip
+GEMMA = dataclasses.replace(
+    LLAMA, family="gemma", heads=2, kv_heads=1, head_dim=128, norm_offset=1.0, qk_norm="head", activation="gelu_tanh",
+    layers=(LayerConfig(70, RopeConfig(theta=1e4, dimension=128)), LayerConfig(None, RopeConfig(theta=1e6, dimension=64))),
+    embedding_scale=9.8, post_norms=True, final_softcap=30.0, attention_softcap=50.0, tied_embeddings=False,
+)  # fmt: skip
+BIASED = dataclasses.replace(
+    LLAMA, attention_bias=True, output_bias=True, mlp_bias=True, layers=(LayerConfig(None, RopeConfig(1e4, 0)),) * 2
+)
+CASES = [(LLAMA, 4), (LLAMA, 16), (GEMMA, 8), (BIASED, 4)]
+
+
+def decoder(config: ModelConfig, bits: int = 4) -> Decoder:
+    torch.manual_seed(0)
+    made = Decoder(config)
+    for name, place in list(made.linears()):
+        weight = torch.randn(place.out_features, place.in_features) * place.in_features**-0.5
+        bias = torch.randn(place.out_features) * 0.1 if place.has_bias else None
+        if bits == 16:
+            linear: PackedLinear = DenseLinear.from_weight(weight, torch.bfloat16, packed=True, bias=bias)
+        else:
+            linear = GroupLinear.quantize(weight, 8 if name == "embedding" else bits, 32, bias=bias)
+        made.replace(name, linear)
+    for module in made.modules():
+        if isinstance(module, RMSNorm):
+            module.weight = nn.Parameter(torch.rand(module.weight.shape) + 0.5 - config.norm_offset, requires_grad=False)
+    return made
+
+
+def with_oracles(made: Decoder) -> Decoder:
+    """The decoder computing every linear as the native kernels do, activation quantisation included."""
+    for module in made.modules():
+        if isinstance(module, GroupLinear | DenseLinear):
+            module.native, module._matmul = False, module.oracle
+    return made
+
+
+def cache(config: ModelConfig, capacity: int, format: str = "f32") -> Pages:
+    return open_view(len(config.layers), config.kv_heads, config.head_dim, capacity, format)
+
+
+def integers(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def tokens(count: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 133, (count,), dtype=torch.int32, generator=torch.Generator().manual_seed(seed))
+
+
+def span(start: int, stop: int) -> Tensor:
+    return torch.arange(start, stop, dtype=torch.int32)
+
+
+def feed(plan: NativePlan, config: ModelConfig, ids: Tensor, sizes: list[int], format: str = "bf16") -> Tensor:
+    """Logits of all rows, fed in pieces."""
+    made, start, rows = cache(config, len(ids), format), 0, []
+    for size in sizes:
+        piece = slice(start, start + size)
+        rows.append(plan.step(ids[piece], span(start, start + size), [made.view], [size], span(0, size)).clone())
+        start += size
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("config, bits", CASES)
+def test_each_layer_agrees_with_the_decoder(isa: str, config: ModelConfig, bits: int) -> None:
+    """From the same input. An activation may round to the other side, so a few elements differ by a step of int8."""
+    made = decoder(config, bits)
+    ids, count = tokens(150), 150
+    store = cache(config, count)
+    with using(isa):
+        plan = compile_plan(made, 160)
+        hidden = plan.embed(ids)
+        torch.testing.assert_close(hidden, made.embed(ids.long()))
+        with_oracles(made)
+        for index in range(len(config.layers)):
+            with torch.no_grad():
+                wanted = made.layer(index, hidden.clone(), torch.arange(count), causal(config))
+            plan.layers(hidden, span(0, count), [store.view], [count], index, index + 1)
+            error, size = (hidden - wanted).abs(), float(wanted.abs().mean())
+            assert float(error.median()) < 1e-5 * size
+            assert float(error.mean()) < 3e-3 * size
+            assert float(error.max()) < 0.1 * size
+        with torch.no_grad():
+            wanted = made.logits(hidden)
+        found = plan.logits(hidden)
+    assert float((found - wanted).abs().median()) < 1e-5
+    assert float((plan.argmax == wanted.argmax(1)).float().mean()) > 0.98
+    assert torch.equal(plan.argmax.long(), found.argmax(1))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("config, bits", CASES)
+def test_any_chunking_gives_the_same_bits(isa: str, config: ModelConfig, bits: int) -> None:
+    ids = tokens(300)
+    with using(isa):
+        plan = compile_plan(decoder(config, bits), 300)
+        whole = feed(plan, config, ids, [300])
+        for sizes in ([128, 128, 44], [17, 3, 1, 1, 2, 276], [1] * 300):
+            assert torch.equal(feed(plan, config, ids, sizes), whole)
+
+
+@pytest.mark.parametrize("config, bits", CASES)
+def test_a_sequence_alone_equals_a_sequence_in_a_batch(config: ModelConfig, bits: int) -> None:
+    native()
+    plan = compile_plan(decoder(config, bits), 64)
+    all_ids = [tokens(40, seed) for seed in range(3)]
+    alone = [feed(plan, config, ids, [10, 25, 1, 1, 1, 1, 1]) for ids in all_ids]
+    stores = [cache(config, 64, "bf16") for _ in all_ids]
+    views, starts = [store.view for store in stores], [0, 0, 0]
+    for counts in ([10, 1, 5], [1, 20, 3], [29, 19, 14], [0, 0, 1]):
+        parts = [(i, slice(starts[i], starts[i] + count)) for i, count in enumerate(counts) if count]
+        ids = torch.cat([all_ids[i][part] for i, part in parts])
+        positions = torch.cat([span(part.start, part.stop) for _, part in parts])
+        sizes = [part.stop - part.start for _, part in parts]
+        logits = plan.step(ids, positions, [views[i] for i, _ in parts], sizes, span(0, len(ids)))
+        assert torch.equal(logits, torch.cat([alone[i][part] for i, part in parts]))
+        starts = [start + count for start, count in zip(starts, counts, strict=True)]
+
+
+def test_layer_by_layer_with_queries_equals_a_step() -> None:
+    native()
+    made = decoder(GEMMA, 8)
+    plan, ids = compile_plan(made, 64), tokens(50)
+    whole = feed(plan, GEMMA, ids, [50])
+    store, hidden = cache(GEMMA, 64, "bf16"), plan.embed(ids)
+    for index in range(2):
+        before, queries = hidden.clone(), torch.empty(50, 2, 128)
+        plan.layers(hidden, span(0, 50), [store.view], [50], index, index + 1, queries)
+        seen: list[Tensor] = []
+
+        def catch(layer: int, query: Tensor, key: Tensor, value: Tensor, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(query)
+            return query
+
+        with torch.no_grad():
+            made.layer(index, before, torch.arange(50), catch)
+        torch.testing.assert_close(queries, seen[0], rtol=1e-4, atol=1e-4)
+    assert torch.equal(plan.logits(hidden), whole)
+
+
+def test_tap_and_skip() -> None:
+    native()
+    plan, ids = compile_plan(decoder(LLAMA), 32), tokens(20)
+    tapped, store = torch.empty(20, 96), cache(LLAMA, 64)
+    plan.step(ids, span(0, 20), [store.view], [20], integers(19), tap=(1, tapped))
+    hidden, other = plan.embed(ids), cache(LLAMA, 64)
+    plan.layers(hidden, span(0, 20), [other.view], [20], 0, 2)
+    assert torch.equal(tapped, hidden)
+    skipping = cache(LLAMA, 64)
+    found = plan.step(ids, span(0, 20), [skipping.view], [20], integers(19), skip=[2]).clone()
+    assert torch.equal(found, plan.logits(tapped[19:]))
+    assert [skipping.view.tokens(layer) for layer in range(3)] == [20, 20, 0]
+
+
+def test_positions_are_a_vector() -> None:
+    """Rows at other positions than their slots: only the rotation notices."""
+    native()
+    plan, ids = compile_plan(decoder(LLAMA), 32), tokens(8)
+    plain, shifted, odd = (cache(LLAMA, 64) for _ in range(3))
+    first = plan.step(ids, span(0, 8), [plain.view], [8], integers(7)).clone()
+    second = plan.step(ids, span(100, 108), [shifted.view], [8], integers(7)).clone()
+    torch.testing.assert_close(first, second, rtol=0, atol=0.1)
+    third = plan.step(ids, integers(0, 9, 3, 1, 50, 2, 7, 4), [odd.view], [8], integers(7))
+    assert float((third - first).abs().max()) > 0.05
+
+
+def test_logit_rows_in_any_order_and_more_than_the_plan_has() -> None:
+    native()
+    plan, ids = compile_plan(decoder(LLAMA), 8), tokens(8)
+    every = feed(plan, LLAMA, ids, [8])
+    rows, store = integers(*[7, 0, 3] * 5), cache(LLAMA, 64, "bf16")
+    assert torch.equal(plan.step(ids, span(0, 8), [store.view], [8], rows), every[rows.long()])
+    assert torch.equal(plan.argmax.long(), every[rows.long()].argmax(1))
+
+
+def test_workspace_is_counted() -> None:
+    native()
+    small, large = (compile_plan(decoder(LLAMA), rows) for rows in (8, 256))
+    for plan in (small, large):
+        plan.embed(tokens(2))
+    assert large.nbytes - small.nbytes > 248 * 4 * (96 + 384 + 2 * 128 + 384 + 144)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"head_dim": 80, "layers": (LayerConfig(None, RopeConfig(1e4, 80)),)}, "head_dim is 80"),
+        ({"qk_norm": "full"}, "qk_norm is 'full'"),
+        (
+            {"layers": (LayerConfig(None, RopeConfig(1e4, 64, RopeScaling("dynamic", 2.0, 512))),)},
+            "dynamic or longrope",
+        ),
+        (
+            {"layers": (LayerConfig(None, ROPE, experts=True),), "experts": ExpertConfig(4, 2, 32, True)},
+            "mixture-of-experts",
+        ),
+    ],
+)
+def test_unsupported_models_say_why(change: dict[str, object], reason: str) -> None:
+    native()
+    with pytest.raises(PlanUnsupported, match=reason):
+        compile_plan(decoder(dataclasses.replace(LLAMA, **change)), 8)
+
+
+def test_an_unsupported_linear_is_named() -> None:
+    native()
+    made = decoder(LLAMA)
+    made.replace("layers.1.mlp.down", DenseLinear.from_weight(torch.randn(96, 144)))
+    with pytest.raises(PlanUnsupported, match=r"layers.1.mlp.down: no native kernel for DenseLinear f32"):
+        compile_plan(made, 8)
+
+
+def test_wrong_steps_are_refused_and_append_nothing() -> None:
+    native()
+    plan, store, row = compile_plan(decoder(LLAMA), 8), cache(LLAMA, 64), integers(0)
+    view = store.view
+    with pytest.raises(KernelError, match="takes 1 to 8 rows, not 9"):
+        plan.step(tokens(9), span(0, 9), [view], [9], row)
+    with pytest.raises(KernelError, match="token id 133 is outside the vocabulary of 133"):
+        plan.step(integers(133), integers(0), [view], [1], row)
+    with pytest.raises(KernelError, match="row counts sum to 1, not to 2"):
+        plan.step(tokens(2), span(0, 2), [view], [1], row)
+    with pytest.raises(KernelError, match="a view may appear only once"):
+        plan.step(tokens(2), span(0, 2), [view, view], [1, 1], row)
+    with pytest.raises(KernelError, match="logit row 1 is outside the step's 1 rows"):
+        plan.step(tokens(1), span(0, 1), [view], [1], integers(1))
+    with pytest.raises(KernelError, match="token_ids is torch.int32 .* expected torch.int32"):
+        plan.step(tokens(2), span(0, 1), [view], [2], row)
+    with pytest.raises(KernelError, match="layers, KV heads and head dimension must equal the plan's"):
+        plan.step(tokens(1), span(0, 1), [cache(GEMMA, 64).view], [1], row)
+    with pytest.raises(KernelError, match=r"layers 2..4 are outside the plan's 3"):
+        plan.layers(torch.zeros(1, 96), integers(0), [view], [1], 2, 4)
+    assert view.tokens(0) == 0
+    for start in range(0, 64, 8):
+        plan.step(tokens(8), span(start, start + 8), [view], [8], row)
+    with pytest.raises(KernelError, match="layer 0 of view 0 has room for 0 more tokens, not 1"):
+        plan.step(tokens(1), integers(64), [view], [1], row)
