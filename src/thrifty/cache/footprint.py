@@ -22,14 +22,10 @@ def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, to
         return _plain(model, prompt, total)
     at_prompt = _Held(policies, model, prompt, prompt)
     at_end = _Held(policies, model, prompt, total)
-    scratch = pages_bytes(model, model.format, prompt, 1)
-    index = at_end.index + _statistics(policies, model, prompt)
-    filling = at_prompt.steady + 2 * scratch + at_prompt.layer
-    decoding = max(at_end.steady, at_prompt.steady) + at_end.rewritten
-    windows = sum(_window_bytes(model, group.window, len(group.layers)) for group in model.layer_groups() if group.window)
-    return Footprint(
-        peak_bytes=max(filling, decoding) + windows + index, steady_bytes=max(at_end.steady, at_prompt.steady) + windows + index
-    )
+    steady = max(at_end.steady, at_prompt.steady)
+    filling = at_prompt.steady + pages_bytes(model, model.format, prompt, 1) + _between(policies, model, prompt)
+    rest = at_end.index + _statistics(policies, model, prompt) + _windows(model)
+    return Footprint(peak_bytes=max(filling, steady + at_end.rewritten) + rest, steady_bytes=steady + rest)
 
 
 def pages_bytes(model: ModelInfo, format: str, slots: int, layers: int, *, ragged: bool = False) -> int:
@@ -37,6 +33,66 @@ def pages_bytes(model: ModelInfo, format: str, slots: int, layers: int, *, ragge
     slab = kv.slab_bytes(format, PAGE, model.head_dim)
     page = model.kv_heads * _run(slab) if ragged else _run(model.kv_heads * slab)
     return -(-slots // PAGE) * page * layers
+
+
+class _Held:
+    """Bytes of the global layers when `total` tokens were seen, between events.
+
+    steady: with the open page. rewritten: what an event holds twice, and a page reserved for drafts. index: positions,
+    biases, first keys.
+    """
+
+    def __init__(self, policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, total: int) -> None:
+        layers = len(model.layers_with(None))
+        generated = total - prompt
+        quantiser = next((policy for policy in policies if policy.quantises), None)
+        rewriting = any(one.watches_decode and not (one.whole_pages or one.quantises) for one in policies)
+        after_prompt, slots = prompt, prompt + generated
+        for policy in policies:
+            after_prompt = min(after_prompt, policy.kept(prompt, 0))
+            # An eviction while decoding leaves holes in quantised pages: it frees nothing for sure.
+            holes = quantiser is not None and rewriting
+            bound = policy.kept(prompt, 0) + generated if holes else policy.kept(prompt, generated)
+            slots = min(slots, after_prompt + generated, bound)
+        sinks = sum(getattr(policy, "sinks", 0) for policy in policies)
+        one = _layer_bytes(policies, model, slots, after_prompt, quantiser, cuts=1 + (sinks > 0))
+        open_page = _run(kv.slab_bytes(model.format, PAGE, model.head_dim) * model.kv_heads * layers)
+        self.steady = one * layers + (open_page if slots < prompt + generated else 0)
+        self.rewritten = open_page + (one if rewriting else open_page)
+        evicts = slots < prompt + generated or rewriting
+        per_slot = 4 * evicts + 8 * (quantiser is not None and rewriting)
+        self.index = layers * model.kv_heads * (per_slot * (slots + 2 * PAGE) + 4 * sinks * (model.head_dim + 4))
+
+
+def _layer_bytes(
+    policies: Sequence[CachePolicy],
+    model: ModelInfo,
+    slots: int,
+    after_prompt: int,
+    quantiser: CachePolicy | None,
+    cuts: int,
+) -> int:
+    """One layer's segments. cuts: borders between segments, each of which may leave a partly used page."""
+    ragged = any(policy.ragged for policy in policies)
+    formats = {"": slots} if quantiser is None else quantiser.stored(slots)
+    total = pages_bytes(model, model.format, formats.get("", 0) + cuts * PAGE, 1, ragged=ragged)
+    for name, count in formats.items():
+        if name:
+            slab = kv.slab_bytes(name, PAGE, model.head_dim)
+            first = min(count, after_prompt)
+            # The prompt's codes are one run (ragged: one a head); later ones, and cut pages, are runs of a page.
+            total += _run(model.kv_heads * slab * (-(-first // PAGE) + 1))
+            total += model.kv_heads * (slab + RUN) if ragged else 0
+            total += pages_bytes(model, name, count - first + cuts * PAGE, 1)
+    return total
+
+
+def _between(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int) -> int:
+    """What the first policy leaves of a layer while a later one rewrites it."""
+    acting = [policy for policy in policies if policy.compresses]
+    if len(acting) < 2:
+        return 0
+    return pages_bytes(model, model.format, acting[0].kept(prompt, 0) + 2 * PAGE, 1, ragged=acting[0].ragged)
 
 
 def _plain(model: ModelInfo, prompt: int, total: int) -> Footprint:
@@ -57,52 +113,13 @@ def _plain(model: ModelInfo, prompt: int, total: int) -> Footprint:
     return Footprint(peak_bytes=steady + extra, steady_bytes=steady)
 
 
-def _window_bytes(model: ModelInfo, window: int, layers: int) -> int:
-    return pages_bytes(model, model.format, window + 3 * PAGE, layers)
-
-
-class _Held:
-    """Bytes of the global layers when `total` tokens were seen. layer: one layer's; rewritten: the most that an event
-    holds twice."""
-
-    def __init__(self, policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, total: int) -> None:
-        layers = len(model.layers_with(None))
-        generated = total - prompt
-        ragged = any(policy.ragged for policy in policies)
-        quantiser = next((policy for policy in policies if policy.quantises), None)
-        slots = after_prompt = prompt
-        slots += generated
-        for policy in policies:
-            after_prompt = min(after_prompt, policy.kept(prompt, 0))
-            keeps_holes = quantiser is not None and policy.watches_decode and not policy.whole_pages
-            bound = policy.kept(prompt, 0) + generated if keeps_holes else policy.kept(prompt, generated)
-            slots = min(slots, after_prompt + generated, bound)
-        formats = {"": slots} if quantiser is None else quantiser.stored(slots)
-        self.layer = 0
-        for name, count in formats.items():
-            if name == "":
-                # Up to three cuts (sinks, the border of prompt and answer, the newest page) leave partly used pages.
-                self.layer += pages_bytes(model, model.format, min(count, slots) + 3 * PAGE, 1, ragged=ragged)
-            else:
-                self.layer += self._packed(model, name, count, after_prompt, ragged)
-        open_page = _run(kv.slab_bytes(model.format, PAGE, model.head_dim) * model.kv_heads * layers)
-        self.steady = self.layer * layers + 2 * open_page
-        self.rewritten = self.layer + 2 * open_page
-        evicting = any(policy.kept(prompt, 0) < prompt or policy.watches_decode for policy in policies)
-        per_slot = 4 if evicting else 0
-        if quantiser is not None and any(policy.watches_decode and not policy.whole_pages for policy in policies):
-            per_slot += 8  # logit biases that hide evicted slots of quantised pages
-        sinks = sum(getattr(policy, "sinks", 0) for policy in policies)
-        self.index = layers * model.kv_heads * (per_slot * (slots + 4 * PAGE) + 4 * sinks * (model.head_dim + 4))
-
-    @staticmethod
-    def _packed(model: ModelInfo, format: str, slots: int, after_prompt: int, ragged: bool) -> int:
-        """Quantised slots of one layer: the prompt's in one run (ragged: one a head), later ones in runs of a page."""
-        slab = kv.slab_bytes(format, PAGE, model.head_dim)
-        first = min(slots, after_prompt)
-        cuts = model.kv_heads * (slab + RUN) if ragged else 0
-        prompt = _run(model.kv_heads * slab * (-(-first // PAGE) + 2)) + cuts
-        return prompt + pages_bytes(model, format, slots - first, 1, ragged=False) + 3 * _run(model.kv_heads * slab)
+def _windows(model: ModelInfo) -> int:
+    """Windowed layers after a layer-major prompt: pages of their own, and the group's newer pages."""
+    return sum(
+        pages_bytes(model, model.format, group.window + 3 * PAGE, len(group.layers))
+        for group in model.layer_groups()
+        if group.window is not None
+    )
 
 
 def _statistics(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int) -> int:

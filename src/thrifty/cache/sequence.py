@@ -326,20 +326,15 @@ class SequenceCache:
             self.observe(layer, stats.queries, stats.column_sums)
         _, segment, n = self._scratch
         segment.tokens = n
+        segment.recategorise("cache")
         self._scratch = None
         self._sealed[layer] = n
         self._pending.pop(layer, None)
         self.spans[layer].append(Span(segment, n))
-        segment.retain()
-        try:
-            if self.model.windows[layer] is not None:
-                self._keep_window(layer, n)
-            else:
-                self._after_prefill(layer, n)
-        finally:
-            if segment.references > 1:
-                segment.recategorise("cache")
-            segment.release()
+        if self.model.windows[layer] is not None:
+            self._keep_window(layer, n)
+        else:
+            self._after_prefill(layer, n)
         if self._mirror is not None:
             self._rebuild(layer)
 
@@ -391,6 +386,10 @@ class SequenceCache:
         self.collector.free()
         if self.reservation is not None:
             self.reservation.release()
+
+    def __del__(self) -> None:
+        if getattr(self, "_freed", True) is False:  # dropped without free(): its bytes must not stay charged
+            self.free()
 
     def park(self) -> None:
         """The engine will not step this sequence for a while: its promise ends and its segments may move to disk."""

@@ -168,16 +168,9 @@ def test_a_second_prompt_in_the_same_sequence(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("names", recipes())
-def test_window_layers_are_left_alone(names: list[str]) -> None:
+def test_windowed_layers_are_left_alone(names: list[str]) -> None:
     model = SHAPES["windowed"]
-    plain, _ = run(model, Cache(model), ["full"], prompt(300), generated=70)
-    other, _ = run(model, Cache(model), names, prompt(300), generated=70)
-    reach = plain.model.windows[1] or 0
-    ours, theirs = other.view(1), plain.view(1)
-    for head in range(model.kv_heads):
-        first, second = ours.positions(head)[-reach + 10 :], theirs.positions(head)[-reach + 10 :]
-        overlap = sorted(set(first.tolist()) & set(second.tolist()))
-        assert overlap, "both hold the window"
-        mine = ours.keys(head)[torch.isin(ours.positions(head), torch.tensor(overlap))]
-        yours = theirs.keys(head)[torch.isin(theirs.positions(head), torch.tensor(overlap))]
-        assert torch.equal(mine, yours)
+    plain, expected = run(model, Cache(model), ["full"], prompt(300), generated=70)
+    other, found = run(model, Cache(model), names, prompt(300), generated=70)
+    assert torch.allclose(found[1], expected[1], atol=1e-5)
+    assert other.slots(1) <= 50 + 2 * 64

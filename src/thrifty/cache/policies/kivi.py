@@ -74,8 +74,8 @@ class Kivi(CachePolicy):
         return edits
 
     def stored(self, slots: int) -> dict[str, int]:
-        """All slots as codes at worst, and a residual beside them."""
-        return {self.format: slots, "": min(slots, self.residual + PAGE + self.period)}
+        """Codes behind the residual; the residual and what its pages and a period add."""
+        return {self.format: max(0, slots - self.residual), "": min(slots, self.residual + PAGE + self.period)}
 
     def _split(self, edits: Edits, stretch: Stretch, limit: int, layer: int, head: int | None) -> None:
         """One stretch: codes up to the last whole page before `limit`, then exact pages."""
