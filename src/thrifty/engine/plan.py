@@ -55,8 +55,7 @@ def _check(decoder: Any) -> None:
 class NativePlan:
     """One step of a decoder in native code. Calls are not thread-safe among themselves.
 
-    `argmax` int32 [r]: the most probable token of each row of the last call that made logits, valid until the next.
-    `weights_alive` keeps the tensors whose addresses the plan holds.
+    It keeps the decoder's tensors alive. Replacing one of the decoder's linears needs a new plan.
     """
 
     def __init__(self, decoder: Any, max_rows: int) -> None:
@@ -70,6 +69,7 @@ class NativePlan:
         self._weights_alive: list[Any] = [decoder]
         self._logits = torch.empty(0, config.vocabulary_size)
         self._best = torch.empty(0, dtype=torch.int32)
+        self._rows_of_logits = 0
         _Builder(self._native, decoder, self.ropes, self._weights_alive).build()
 
     @property
@@ -79,10 +79,8 @@ class NativePlan:
 
     @property
     def argmax(self) -> Tensor:
-        """See the class."""
+        """int32 [r]: the most probable token of each row of the last call that made logits; valid until the next."""
         return self._best[: self._rows_of_logits]
-
-    _rows_of_logits = 0
 
     def step(
         self,
@@ -103,7 +101,9 @@ class NativePlan:
         Raises KernelError before anything is appended.
         """
         token_ids = dispatch.check(token_ids, "token_ids", torch.int32, (len(positions),), copy=True)
-        return self._run(token_ids, None, positions, views, counts, 0, len(self.config.layers), None, logit_rows, skip, tap)
+        return self._run(
+            token_ids, None, positions, views, counts, 0, len(self.config.layers), None, logit_rows, skip, tap
+        )
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """int32 [n] → the first hidden state, a new fp32 [n, hidden]."""

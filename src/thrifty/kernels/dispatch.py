@@ -106,9 +106,9 @@ def attend(
 ) -> Tensor:
     """query fp32 [rows, heads, head_dim], the last rows of `view` (a native View), over its slots → fp32, same shape.
 
-    Row i of n sees all slots of its KV head but the last n − 1 − i, of these the last `window` (None: all). `accumulate`
-    fp32 [heads, slots], changed in place: each slot's probabilities are added, row after row; slots is the largest
-    count of any KV head. Raises KernelError for wrong shapes and where a row would see no slot.
+    Row i of n sees all slots of its KV head but the last n − 1 − i, of these the last `window` (None: all).
+    `accumulate` fp32 [heads, slots], changed in place: each slot's probabilities are added, row after row; slots is
+    the largest count of any KV head. Raises KernelError for wrong shapes and where a row would see no slot.
     """
     module = require()
     shape = tuple(query.shape)

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-
 from tests.unit.kernels.native_pages import ISAS, Pages, aligned, native, open_view, pages, using
+
 from thrifty.errors import KernelError
 from thrifty.formats import kv
 from thrifty.kernels import dispatch
@@ -26,16 +26,16 @@ def close_to_reference(made: Pages, query: torch.Tensor, group: int, window: int
     out = dispatch.attend(made.view, 0, query, scale=scale, window=window, softcap=softcap, accumulate=sums)
     for head, spans in enumerate(made.spans):
         mine = slice(head * group, (head + 1) * group)
-        wanted = reference.attend(
-            query[:, mine], spans, scale=scale, window=window, softcap=softcap, column_sums=True
-        )
+        wanted = reference.attend(query[:, mine], spans, scale=scale, window=window, softcap=softcap, column_sums=True)
         torch.testing.assert_close(out[:, mine], wanted.out, rtol=1e-4, atol=5e-6)
         torch.testing.assert_close(sums[mine], wanted.column_sums, rtol=1e-4, atol=5e-6)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("head_dim, group, kv_heads", SHAPES)
-@pytest.mark.parametrize("window, softcap, bias", [(None, 0.0, False), (100, 0.0, True), (None, 20.0, True), (400, 5.0, False)])
+@pytest.mark.parametrize(
+    "window, softcap, bias", [(None, 0.0, False), (100, 0.0, True), (None, 20.0, True), (400, 5.0, False)]
+)
 def test_reference(
     isa: str, head_dim: int, group: int, kv_heads: int, window: int | None, softcap: float, bias: bool
 ) -> None:
@@ -105,7 +105,9 @@ def test_heads_of_different_lengths() -> None:
     out = dispatch.attend(made.view, 0, query, scale=0.1)
     for head, spans in enumerate(made.spans):
         mine = slice(2 * head, 2 * head + 2)
-        torch.testing.assert_close(out[:, mine], reference.attend(query[:, mine], spans, scale=0.1).out, rtol=1e-4, atol=5e-6)
+        torch.testing.assert_close(
+            out[:, mine], reference.attend(query[:, mine], spans, scale=0.1).out, rtol=1e-4, atol=5e-6
+        )
 
 
 @pytest.mark.parametrize("rows", [1, 40])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.kernels.native_pages import EXACT, ISAS, native, using
 from torch import Tensor
 
-from tests.unit.kernels.native_pages import EXACT, ISAS, native, using
 from thrifty.errors import KernelError
 from thrifty.formats.linear import DenseLinear, GroupLinear
 from thrifty.kernels import dispatch

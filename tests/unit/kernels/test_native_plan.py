@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 import torch
+from tests.unit.kernels.native_pages import ISAS, Pages, native, open_view, using
 from torch import Tensor, nn
 
-from tests.unit.kernels.native_pages import ISAS, Pages, native, open_view, using
 from thrifty.engine.plan import NativePlan, PlanUnsupported, compile_plan
 from thrifty.errors import KernelError
 from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear
@@ -25,7 +25,7 @@ LLAMA = ModelConfig(
 )  # fmt: skip
 GEMMA = dataclasses.replace(
     LLAMA, family="gemma", heads=2, kv_heads=1, head_dim=128, norm_offset=1.0, qk_norm="head", activation="gelu_tanh",
-    layers=(LayerConfig(70, RopeConfig(theta=1e4, dimension=128)), LayerConfig(None, RopeConfig(theta=1e6, dimension=64))),
+    layers=(LayerConfig(70, RopeConfig(1e4, 128)), LayerConfig(None, RopeConfig(1e6, 64))),
     embedding_scale=9.8, post_norms=True, final_softcap=30.0, attention_softcap=50.0, tied_embeddings=False,
 )  # fmt: skip
 BIASED = dataclasses.replace(
@@ -47,7 +47,9 @@ def decoder(config: ModelConfig, bits: int = 4) -> Decoder:
         made.replace(name, linear)
     for module in made.modules():
         if isinstance(module, RMSNorm):
-            module.weight = nn.Parameter(torch.rand(module.weight.shape) + 0.5 - config.norm_offset, requires_grad=False)
+            module.weight = nn.Parameter(
+                torch.rand(module.weight.shape) + 0.5 - config.norm_offset, requires_grad=False
+            )
     return made
 
 

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 import torch
-
 from tests.unit.kernels.native_pages import native
+
 from thrifty.errors import KernelError
 from thrifty.formats.linear import GroupLinear
 from thrifty.kernels import dispatch

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tests.unit.kernels.native_pages import aligned, native, open_view
+
 from thrifty.errors import KernelError
 from thrifty.formats import kv
 from thrifty.kernels import dispatch

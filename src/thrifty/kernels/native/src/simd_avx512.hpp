@@ -107,7 +107,10 @@ THRIFTY_INLINE uint64_t read_lines(const uint8_t* p, size_t lines) {
     d = _mm512_add_epi64(d, _mm512_loadu_si512(s + 192));
   }
   for (; i < lines; i++) a = _mm512_add_epi64(a, _mm512_loadu_si512(p + 64 * i));
-  return (uint64_t)_mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_add_epi64(a, b), _mm512_add_epi64(c, d)));
+  uint64_t s[8], sum = 0;
+  _mm512_storeu_si512(s, _mm512_add_epi64(_mm512_add_epi64(a, b), _mm512_add_epi64(c, d)));
+  for (uint64_t x : s) sum += x;
+  return sum;
 }
 
 }  // namespace thrifty::THRIFTY_ISA

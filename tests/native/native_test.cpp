@@ -1,0 +1,269 @@
+// The native kernels over odd shapes with exactly sized memory, on every instruction set that this processor has, for the
+// address and undefined-behaviour sanitizers. Plain programs check values against slow loops; no torch, no Python.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "attend.hpp"
+#include "isa.hpp"
+#include "linear.hpp"
+#include "measure.hpp"
+#include "plan.hpp"
+#include "pool.hpp"
+#include "view.hpp"
+
+using namespace thrifty;
+
+namespace {
+
+int failures = 0;
+std::mt19937 random_source(1);
+
+void expect(bool holds, const std::string& what) {
+  if (holds) return;
+  failures++;
+  std::printf("FAILED on %s: %s\n", kernels().name, what.c_str());
+}
+
+void expect_refused(const std::string& what, const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const std::invalid_argument&) {
+    return;
+  }
+  expect(false, what + " was not refused");
+}
+
+float uniform() { return std::uniform_real_distribution<float>(-1, 1)(random_source); }
+
+std::vector<float> floats(size_t count) {
+  std::vector<float> v(count);
+  for (float& x : v) x = uniform();
+  return v;
+}
+
+// Exactly `size` bytes at an aligned address, so that one byte too far is an error.
+struct Exact {
+  explicit Exact(size_t size) : data((uint8_t*)std::aligned_alloc(64, size), std::free) {}
+  explicit Exact(size_t size, int fill) : Exact(size) { std::memset(data.get(), fill, size); }
+  std::unique_ptr<uint8_t, void (*)(void*)> data;
+  uintptr_t address() const { return (uintptr_t)data.get(); }
+};
+
+constexpr uint16_t kHalfOne = 0x3c00, kHalfQuarter = 0x3400;  // fp16 1 and 0.25
+
+// A packed linear whose scales are 0.25 and whose minimums, if any, are 1.
+struct Packed {
+  int kind, out, in, group;
+  bool minimum;
+  std::vector<uint8_t> codes;
+  std::vector<uint16_t> scales, minimums;
+  Packed(int kind, int out, int in, int group, bool minimum) : kind(kind), out(out), in(in), group(group), minimum(minimum) {
+    const size_t tiles = ((size_t)out + 15) / 16, blocks = ((size_t)in + 31) / 32, groups = ((size_t)in + (size_t)group - 1) / (size_t)group;
+    codes.resize(kind == 16 ? tiles * (((size_t)in + 1) / 2) * 64 : tiles * blocks * 64 * (size_t)kind);
+    for (auto& c : codes) c = (uint8_t)random_source();
+    if (kind == 16)
+      for (size_t i = 1; i < codes.size(); i += 2) codes[i] = (uint8_t)(0x3e | (codes[i] & 0x80));  // bf16 of moderate size
+    scales.assign(tiles * groups * 16, kHalfQuarter), minimums.assign(tiles * groups * 16, kHalfOne);
+  }
+  Linear linear() const {
+    return make_linear(kind, (uintptr_t)codes.data(), (uintptr_t)scales.data(), minimum ? (uintptr_t)minimums.data() : 0, 0, out, in, group);
+  }
+};
+
+void test_matmul(const Packed& p, int m) {
+  const Linear w = p.linear();
+  const auto x = floats((size_t)m * (size_t)p.in);
+  std::vector<float> y((size_t)m * (size_t)p.out), row((size_t)p.in), one((size_t)p.out);
+  matmul(w, x.data(), y.data(), m);
+  for (int r = 0; r < p.out; r++) {
+    linear_row(w, r, row.data());
+    for (int i = 0; i < m; i++) {
+      double sum = 0, size = 0;
+      for (int c = 0; c < p.in; c++) {
+        const double term = (double)row[(size_t)c] * (double)x[(size_t)i * (size_t)p.in + (size_t)c];
+        sum += term, size += std::fabs((double)row[(size_t)c]);
+      }
+      const double error = std::fabs(sum - (double)y[(size_t)i * (size_t)p.out + (size_t)r]);
+      expect(error <= size / 127 + 1e-4, "matmul " + std::to_string(p.kind) + " " + std::to_string(p.out) + "x" + std::to_string(p.in) + " m " + std::to_string(m));
+    }
+  }
+  matmul(w, x.data() + (size_t)(m - 1) * (size_t)p.in, one.data(), 1);
+  expect(std::memcmp(one.data(), y.data() + (size_t)(m - 1) * (size_t)p.out, one.size() * sizeof(float)) == 0, "a row alone differs from the row in its batch");
+}
+
+void test_matmuls() {
+  for (int kind : {4, 8, 16})
+    for (bool minimum : {false, true})
+      for (auto [out, in, group] : {std::tuple{1, 1, 32}, {17, 33, 32}, {50, 100, 64}, {31, 160, 128}, {16, 2, 32}})
+        for (int m : {1, 2, 7, 19}) test_matmul(Packed(kind, out, in, group, minimum && kind != 16), m);
+}
+
+// A slab of any bytes whose parameters are finite.
+Exact slab(Format format, int capacity, int dim) {
+  const SlabLayout at = slab_layout(format, (size_t)capacity, (size_t)dim);
+  Exact e(at.bytes, 0x3c);
+  if (format_bits(format))
+    for (size_t i = 0; i < at.key_params; i++) e.data.get()[i] = (uint8_t)random_source();
+  return e;
+}
+
+void test_attention(int dim, int group, int kv_heads, int window, float softcap) {
+  View view(1, kv_heads, dim);
+  std::vector<Exact> memory;
+  std::vector<float> bias = floats(64);
+  for (int head = 0; head < kv_heads; head++)
+    for (auto [format, tokens, capacity] : {std::tuple{Format::int8, 130, 192}, {Format::f32, 5, 64}, {Format::int4, 64, 64}, {Format::int2, 33, 64}, {Format::bf16, 300, 320}}) {
+      memory.push_back(slab(format, capacity, dim));
+      view.push(0, head, memory.back().address(), tokens, capacity, (int)format, capacity == 64 ? (uintptr_t)bias.data() : 0, true);
+    }
+  const int heads = group * kv_heads, rows = 41, slots = view.tokens(0, 0);
+  const size_t row = (size_t)heads * (size_t)dim;
+  const auto q = floats(rows * row);
+  std::vector<float> out(rows * row), last(row), sums((size_t)heads * (size_t)slots);
+  const auto run = [&](int n, const float* from, float* to, float* accumulate) {
+    Attention attention;
+    AttentionBuffers buffers;
+    attention.begin();
+    attention.add(view, 0, {heads, 0.1f, softcap, window, accumulate, slots}, n, from, to);
+    attention.prepare(buffers, Pool::shared().threads());
+    Pool::shared().run(Attention::scratch_bytes(dim, group), [&](Worker& w) { attention.run(w); });
+  };
+  run(rows, q.data(), out.data(), sums.data());
+  run(1, q.data() + (rows - 1) * row, last.data(), nullptr);
+  expect(std::memcmp(last.data(), out.data() + (rows - 1) * row, row * sizeof(float)) == 0, "attention of a row alone differs from the row in its chunk");
+  double total = 0;
+  for (float s : sums) total += (double)s;
+  expect(std::fabs(total - rows * heads) < 1e-2, "probabilities do not sum to one");
+  for (float x : out) expect(std::isfinite(x), "attention is not finite");
+}
+
+void test_view() {
+  View view(1, 1, 64);
+  std::vector<Exact> memory;
+  for (int i = 0; i < 2; i++) {
+    memory.push_back(slab(Format::bf16, 64, 64));
+    view.push(0, 0, memory.back().address(), 0, 64, (int)Format::bf16, 0, false);
+  }
+  const auto x = floats(64);
+  view.reserve(0, 100);
+  for (int i = 0; i < 100; i++) view.write(0, 0, i, x.data(), x.data());
+  view.truncate(0, 90);
+  expect(view.tokens(0, 0) == 10 && view.room(0) == 118, "truncate");
+  expect_refused("too many tokens", [&] { view.reserve(0, 119); });
+  expect_refused("a span without alignment", [&] { view.push(0, 0, 8, 0, 64, 1, 0, false); });
+  expect_refused("a layer outside", [&] { view.push(1, 0, 64, 0, 64, 1, 0, false); });
+  expect_refused("a head dimension of 65", [] { View(1, 1, 65); });
+  expect_refused("a group of 33", [] { make_linear(4, 64, 64, 0, 0, 16, 64, 33); });
+}
+
+// A model of two layers with odd sizes: rows one by one equal a chunk.
+void test_plan(int kind) {
+  const int hidden = 70, inner = 50, vocabulary = 37, heads = 2, dim = 64, rows = 21, layers = 2;
+  Plan plan({rows, layers, heads, 1, dim});
+  std::vector<Packed> packed;
+  packed.reserve(20);
+  const auto linear = [&](int out, int in) {
+    packed.emplace_back(kind, out, in, 32, kind != 16);
+    const Packed& p = packed.back();
+    return plan.add_linear(kind, (uintptr_t)p.codes.data(), (uintptr_t)p.scales.data(), kind == 16 ? 0 : (uintptr_t)p.minimums.data(), 0, out, in, 32);
+  };
+  const std::vector<float> norm(128, 0.1f);
+  const uintptr_t n = (uintptr_t)norm.data();
+  const int h = plan.add_buffer(hidden), q = plan.add_buffer(heads * dim), k = plan.add_buffer(dim), v = plan.add_buffer(dim);
+  const int attended = plan.add_buffer(heads * dim), act = plan.add_buffer(inner), branch = plan.add_buffer(hidden);
+  const int embedding = linear(vocabulary, hidden);
+  plan.add_embed(embedding, 0.5f, h);
+  for (int layer = 0; layer < layers; layer++) {
+    plan.add_project(layer, h, n, 1e-5f, {linear(heads * dim, hidden), linear(dim, hidden), linear(dim, hidden)}, {q, k, v}, false);
+    plan.add_rotate(layer, q, k, v, n, n, 1e-5f, 0, 30);
+    plan.add_attend(layer, q, attended, 0.1f, layer ? 5 : 0, 0.0f);
+    plan.add_project(layer, attended, 0, 0, {linear(hidden, heads * dim)}, {branch}, false);
+    plan.add_norm_add(layer, branch, n, 1e-5f, h);
+    plan.add_gated(layer, h, n, 1e-5f, linear(inner, hidden), linear(inner, hidden), act, layer);
+    plan.add_project(layer, act, 0, 0, {linear(hidden, inner)}, {h}, true);
+  }
+  plan.add_logits(h, n, 1e-5f, embedding, 20.0f);
+  const auto feed = [&](int step) {
+    View view(layers, 1, dim);
+    std::vector<Exact> memory;
+    for (int layer = 0; layer < layers; layer++) {
+      memory.push_back(slab(Format::bf16, 64, dim));
+      view.push(layer, 0, memory.back().address(), 0, 64, (int)Format::bf16, 0, false);
+    }
+    std::vector<float> logits((size_t)rows * vocabulary);
+    for (int start = 0; start < rows; start += step) {
+      const int count = std::min(step, rows - start);
+      std::vector<int32_t> tokens, wanted, best((size_t)count);
+      std::vector<float> rotation(2 * (size_t)count * 15);
+      for (int i = 0; i < count; i++) {
+        tokens.push_back((start + i) % vocabulary), wanted.push_back(i);
+        for (int c = 0; c < 15; c++) {
+          rotation[(size_t)(i * 15 + c)] = std::cos((float)(start + i) / (float)(c + 1));
+          rotation[(size_t)((count + i) * 15 + c)] = std::sin((float)(start + i) / (float)(c + 1));
+        }
+      }
+      Step s;
+      s.rows = count, s.tokens = tokens.data(), s.views = {&view}, s.counts = {count}, s.rotation = {rotation.data()};
+      s.last_layer = layers, s.logit_rows = wanted.data(), s.logit_count = count;
+      s.logits = logits.data() + (size_t)start * vocabulary, s.arg_max = best.data();
+      plan.run(s);
+    }
+    return logits;
+  };
+  const auto whole = feed(rows);
+  for (float x : whole) expect(std::isfinite(x), "logits are not finite");
+  for (int step : {1, 2, 8}) expect(std::memcmp(feed(step).data(), whole.data(), whole.size() * sizeof(float)) == 0, "chunks of " + std::to_string(step) + " differ");
+}
+
+void test_pool() {
+  for (int threads = 1; threads <= std::min(2, Pool::available()); threads++) {
+    Pool pool(threads);
+    std::atomic<int> sum{0};
+    std::vector<std::thread> callers;
+    for (int i = 0; i < 3; i++)
+      callers.emplace_back([&] {
+        for (int j = 0; j < 50; j++)
+          pool.run(100, [&](Worker& w) {
+            w.scratch[99] = 1;
+            w.barrier();
+            sum += w.scratch[99];
+          });
+      });
+    for (auto& c : callers) c.join();
+    expect(sum.load() == 150 * threads, "the pool lost work");
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));  // the workers park, and wake again
+    pool.run(0, [&](Worker&) { sum++; });
+    expect(sum.load() == 151 * threads, "a parked worker did not wake");
+  }
+}
+
+}  // namespace
+
+int main() {
+  test_pool();
+  for (const char* isa : {"avx512", "avx2", "portable"}) {
+    if (!isa_available(isa)) {
+      std::printf("%s: not on this processor\n", isa);
+      continue;
+    }
+    force_isa(isa);
+    test_matmuls();
+    for (auto [dim, group, kv_heads] : {std::tuple{64, 3, 2}, {128, 1, 1}, {192, 7, 1}})
+      for (int window : {0, 50}) test_attention(dim, group, kv_heads, window, window ? 5.0f : 0.0f);
+    test_view();
+    for (int kind : {4, 8, 16}) test_plan(kind);
+    expect(read_bandwidth(1, 1) > 0 && gemm_rate(1) > 0, "measurements");
+    std::printf("%s: done\n", isa);
+  }
+  std::printf(failures ? "%d failures\n" : "all passed\n", failures);
+  return failures ? 1 : 0;
+}
