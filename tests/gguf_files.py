@@ -38,7 +38,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, pre: str = "smollm") -> None:
 def write(
     path: Path, architecture: str, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], **kinds: Type
 ) -> Path:
-    """A GGUF file; `kinds` by the last part of a tensor's name (such as attn_q) quantises it, "default" all matrices."""
+    """A GGUF file; `kinds` by the last part of a tensor's name (such as attn_q) quantises it, "default" all."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in fields.items():
         _add(writer, key.format(arch=architecture), value)

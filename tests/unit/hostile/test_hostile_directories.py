@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from tests.checkpoint import write_checkpoint
+
 from thrifty.errors import ThriftyError
 from thrifty.models.huggingface import HuggingFaceSource
 from thrifty.models.tokenizer import Tokenizer

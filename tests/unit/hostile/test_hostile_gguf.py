@@ -13,8 +13,8 @@ import pytest
 from gguf.constants import GGMLQuantizationType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from tests import gguf_files
+
 from thrifty.errors import CheckpointError, ThriftyError
 from thrifty.models.gguf import GGUF, Metadata
 from thrifty.models.gguf_source import GGUFSource
@@ -155,8 +155,12 @@ def test_random_vocabularies(data: st.DataObject, kind: str) -> None:
         "tokenizer.ggml.model": kind,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.merges": data.draw(st.lists(pairs | st.text(max_size=4), max_size=10)),
-        "tokenizer.ggml.scores": np.array(data.draw(st.lists(st.floats(width=32), min_size=len(tokens), max_size=len(tokens)))),
-        "tokenizer.ggml.token_type": np.array(data.draw(st.lists(st.integers(0, 7), min_size=len(tokens), max_size=len(tokens)))),
+        "tokenizer.ggml.scores": np.array(
+            data.draw(st.lists(st.floats(width=32), min_size=len(tokens), max_size=len(tokens)))
+        ),
+        "tokenizer.ggml.token_type": np.array(
+            data.draw(st.lists(st.integers(0, 7), min_size=len(tokens), max_size=len(tokens)))
+        ),
         "tokenizer.ggml.add_space_prefix": data.draw(st.booleans()),
     }
     try:

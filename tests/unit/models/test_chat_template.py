@@ -31,7 +31,7 @@ def render(source: str, messages: Any = MESSAGES, **variables: Any) -> str:
         ("{{ {'a': [1]} | tojson(indent=1) }}", '{\n "a": [\n  1\n ]\n}'),
         ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "2"),
         (
-            "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ loop.index }}{% break %}{% endfor %}",
+            "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ loop.index }}{% break %}{%endfor%}",
             "2",
         ),
         ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "Be brief."),
@@ -47,7 +47,7 @@ def render(source: str, messages: Any = MESSAGES, **variables: Any) -> str:
         ("{{ strftime_now('%Y') }}", str(datetime.now().year)),
         ("{%- for m in messages -%}\n  {{ m.role }}\n{%- endfor -%}", "systemuser"),
         (
-            "{{ range(3) | list }}{{ dict(a=1) }}{{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+            "{{ range(3) | list }}{{ dict(a=1) }}{{ messages | selectattr('role', 'equalto', 'user') | list | count }}",
             "[0, 1, 2]{'a': 1}1",
         ),
     ],
@@ -166,9 +166,10 @@ def test_rendering_equals_transformers_environment() -> None:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     source = (
-        "{%- if messages[0].role == 'system' %}{{ '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}\n"
-        "{%- for message in messages %}\n  {%- if message.role == 'user' %}\n{{- '<|im_start|>' + message.role + '\\n' + message.content }}"
-        "\n  {%- endif %}\n{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}"
+        "{%- if messages[0].role == 'system' %}{{ '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}"
+        "{%- endif %}\n{%- for message in messages %}\n  {%- if message.role == 'user' %}\n"
+        "{{- '<|im_start|>' + message.role + '\\n' + message.content }}\n  {%- endif %}\n{%- endfor %}\n"
+        "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}"
     )
     oracle = _compile_jinja_template(source).render(messages=MESSAGES, add_generation_prompt=True)
     assert render(source, add_generation_prompt=True) == oracle

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from gguf.constants import GGMLQuantizationType
-
 from tests import gguf_files, killing
+
 from thrifty.errors import CheckpointError, StorageError
 from thrifty.models import converted
 from thrifty.models.content_key import content_key
@@ -136,7 +136,9 @@ def test_a_full_disk_is_said_and_leaves_nothing(file: Path, cache: Path, monkeyp
     assert [path for path in (cache / "converted").iterdir() if path.suffix != ".lock"] == []
 
 
-def test_a_directory_that_cannot_be_written_is_said(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_cannot_be_written_is_said(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "blocked").write_text("a file")
     monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path / "blocked"))
     with pytest.raises(StorageError, match=r"cannot be written.*THRIFTY_CACHE"):

