@@ -103,6 +103,7 @@ def open_converted(key: str, make_source: Callable[[], Source]) -> Converted:
         try:
             with cache.storage_errors(root):
                 cache.remove(partial)
+                cache.remove(root / f".{final.name}.old")
                 partial.mkdir()
                 _write(partial, make_source(), key)
                 cache.publish(partial, final)

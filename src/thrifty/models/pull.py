@@ -38,11 +38,12 @@ def pull(name: str, progress: Progress | None = None, note: Note | None = None) 
     Raises CheckpointError for an unknown name, DownloadError saying what was tried, StorageError for a full disk.
     """
     model = embedded(name)
-    if (found := find(model)) is not None:
-        return found
     final = cached_path(model)
+    if (found := find(model)) is not None and not _work(final).exists():
+        return found
     with cache.locked(final.with_name(f".{final.name}.lock")):
         if (found := find(model)) is not None:
+            cache.remove(_work(final))
             return found
         with cache.storage_errors(final.parent):
             _fetch(model, final, _rising(progress or _ignore), note or _ignore)
@@ -50,7 +51,7 @@ def pull(name: str, progress: Progress | None = None, note: Note | None = None) 
 
 
 def _fetch(model: EmbeddedModel, final: Path, progress: Progress, note: Note) -> None:
-    work = final.with_name(f".{final.name}.partial")
+    work = _work(final)
     work.mkdir(exist_ok=True)
     for left in work.glob("tmp*"):
         cache.remove(left)
@@ -66,6 +67,11 @@ def _fetch(model: EmbeddedModel, final: Path, progress: Progress, note: Note) ->
     cache.publish(partial, final)
     cache.remove(work)
     progress(model.download_bytes, model.download_bytes)
+
+
+def _work(final: Path) -> Path:
+    """Where a pull works; what a killed one left there is used or removed by the next."""
+    return final.with_name(f".{final.name}.partial")
 
 
 def _from_hub(model: EmbeddedModel, work: Path, target: Path, progress: Progress, note: Note) -> bool:
