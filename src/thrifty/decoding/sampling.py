@@ -90,9 +90,7 @@ class SamplingParameters:
         known = [item.name for item in fields(cls)]
         if options.pop("greedy", False):
             if options.get("temperature"):
-                raise PromptError(
-                    f"greedy=True contradicts temperature = {options['temperature']!r}; give one"
-                )
+                raise PromptError(f"greedy=True contradicts temperature = {options['temperature']!r}; give one")
             options["temperature"] = 0.0
         for name in options:
             if name not in known:

@@ -1,8 +1,8 @@
 """The base of decoding strategies: what they see of a batch, and what they hand back.
 
-In one step a sequence runs `1 + len(draft)` rows: its last committed token, then the draft. Row j's logits are for the
-token after row j. Uncommitted rows live in a scratch tail; sealing, policies, statistics and the prefix tree act on
-commit only, so a rejected draft is undone by truncation.
+In one step a sequence runs `1 + len(draft)` rows: its last committed token, then the draft. Row j's logits
+are for the token after row j. Uncommitted rows live in a scratch tail; sealing, policies, statistics and
+the prefix tree act on commit only, so a rejected draft is undone by truncation.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Draft:
 
 @dataclass(frozen=True)
 class Accepted:
-    """What a step commits for one sequence: at least one choice; all but the last are its draft's first tokens.
+    """What a step commits for one sequence: at least one choice; all but the last are its draft's first
+    tokens.
 
     As many rows as choices stay in the cache.
     """

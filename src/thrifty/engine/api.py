@@ -72,9 +72,11 @@ class Thrifty:
     def generate(self, prompt: Prompt, *, stream: Literal[True], **sampling: Any) -> Iterator[str]: ...
 
     def generate(self, prompt: Any, *, stream: bool = False, **sampling: Any) -> Any:
-        """Continue a text (or token ids), or a list of them in one batch; with `stream`, pieces of text as they come.
+        """Continue a text (or token ids), or a list of them in one batch; with `stream`, pieces of text as
+        they come.
 
-        sampling: the fields of SamplingParameters, `greedy=True`, and `samples=n` for several answers to a prompt.
+        sampling: the fields of SamplingParameters, `greedy=True`, and `samples=n` for several answers to a
+        prompt.
         """
         if not _is_list_of_prompts(prompt):
             handle = self.submit(prompt, **sampling)

@@ -24,7 +24,8 @@ class Outcome:
 
 
 def decode(runner: Runner, sequences: Items[Sequence]) -> list[Outcome]:
-    """Run one step of all sequences. Where the batch fails, each runs alone, and only the culprits report an error.
+    """Run one step of all sequences. Where the batch fails, each runs alone, and only the culprits report
+    an error.
 
     Afterwards every cache holds exactly its committed rows and those of the choices.
     """
@@ -83,12 +84,14 @@ def _propose(sequences: Items[Sequence]) -> list[Draft]:
     return drafts
 
 
-def _accept(
-    sequences: Items[Sequence], drafts: Items[Draft], first_rows: Items[int], scores: Scores
-) -> list[Accepted]:
+def _accept(sequences: Items[Sequence], drafts: Items[Draft], first_rows: Items[int], scores: Scores) -> list[Accepted]:
     accepted: list[Accepted] = [Accepted(())] * len(sequences)
     for strategy, places in _by_strategy(sequences):
-        batch = Batch(*([items[place] for place in places] for items in (sequences, drafts, first_rows)))
+        batch = Batch(
+            [sequences[place] for place in places],
+            [drafts[place] for place in places],
+            [first_rows[place] for place in places],
+        )
         for place, one in zip(places, strategy.accept(batch, scores), strict=True):
             accepted[place] = one
     return accepted

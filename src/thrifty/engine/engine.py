@@ -15,6 +15,7 @@ from thrifty.engine.memory import EngineMemory
 from thrifty.engine.native_runner import choose_runner
 from thrifty.engine.prefill import start_prefill
 from thrifty.engine.request import Event, Handle, Listener, Request, Usage
+from thrifty.engine.runner import CHUNK
 from thrifty.engine.scheduler import Scheduler
 from thrifty.engine.sequence import Sequence as Running
 from thrifty.engine.sequence import State
@@ -51,20 +52,19 @@ class Engine:
     ) -> None:
         """memory: the budget in bytes or as "150MB" for weights, cache peak and workspace; None: no bound.
 
-        threads: of native code and torch; None leaves them as they are. context: longest prompt plus answer in
-        tokens; None: the model's own. cache, decoding: a recipe's tables, for requests that bring none.
-        native: True insists on the native plan, False forbids it, None takes it where it can. batch: sequences that
-        decode together. queue: requests that may wait. chunk: prefill tokens a step, a multiple of 128.
-        disk: folder of the disk tier (default: the system's temporary one). prefix_tree: share prompts' beginnings.
-        runner: one to use instead of choosing.
+        threads: of native code and torch; None leaves them as they are. context: longest prompt plus answer
+        in tokens; None: the model's own. cache, decoding: a recipe's tables, for requests that bring none.
+        native: True insists on the native plan, False forbids it, None takes it where it can. batch:
+        sequences that decode together. queue: requests that may wait. chunk: prefill tokens a step, a
+        multiple of 128. disk: folder of the disk tier (default: the system's temporary one). prefix_tree:
+        share prompts' beginnings. runner: one to use instead of choosing.
 
         Raises BudgetError where the budget cannot hold one token, with the number that could.
         """
+        check_options(batch, queue, chunk)
         self.model = model
         self.runner = runner or choose_runner(model, native=native, threads=threads, rows=max(batch, chunk))
-        self.memory = EngineMemory(
-            model, self.runner, memory, chunk=chunk, disk=disk, prefix_tree=prefix_tree
-        )
+        self.memory = EngineMemory(model, self.runner, memory, chunk=chunk, disk=disk, prefix_tree=prefix_tree)
         self.intake = Intake(model, self.memory, context=context, cache=cache, decoding=decoding, batch=batch)
         self._chunk = chunk
         self._scheduler = Scheduler(self.memory, batch, queue)
@@ -111,7 +111,9 @@ class Engine:
         return len(self._scheduler) > 0
 
     def drive(self, handle: Handle) -> None:
-        """One step on behalf of a waiting handle. Raises ThriftyError where nothing is left that could finish it."""
+        """One step on behalf of a waiting handle. Raises ThriftyError where nothing is left that could
+        finish it.
+        """
         with self._lock:
             if handle.finished:
                 return
@@ -132,10 +134,12 @@ class Engine:
         """See `Handle.fork`."""
         with self._lock:
             parent = self._decoding(handle, sample)
+            if parent.parked:
+                raise PromptError(
+                    f"sample {sample} of request {handle.identity} waits for memory; fork it once it goes on"
+                )
             handle.forks += 1
-            ticket = self.intake.check_fork(
-                parent, sampling, stream=(parent.sampler.stream + 1 << 20) + handle.forks
-            )
+            ticket = self.intake.check_fork(parent, sampling, stream=(parent.sampler.stream + 1 << 20) + handle.forks)
             child = Handle(self, ticket.request, Usage(prompt_tokens=len(parent.tokens)))
             sequence = self._sequence(child, ticket)
             self._branch(parent, sequence)
@@ -159,9 +163,7 @@ class Engine:
                 "context": self.intake.context,
             }
 
-    def _sequence(
-        self, handle: Handle, ticket: Ticket, index: int = 0, sampler: Sampler | None = None
-    ) -> Running:
+    def _sequence(self, handle: Handle, ticket: Ticket, index: int = 0, sampler: Sampler | None = None) -> Running:
         self._arrivals += 1
         stream = self.model.tokenizer.stream()
         stopper = Stopper(ticket.request.sampling, stream, self.intake.end_ids, ticket.maximum_tokens)
@@ -173,8 +175,7 @@ class Engine:
             return []
         try:
             if sequence.prefill is None:
-                sequence.prefill = start_prefill(self.runner, sequence, self._chunk)
-                sequence.handle.mark_admitted(sequence.cache.hit)
+                sequence.prefill = start_prefill(self.runner, sequence, self._chunk, self.memory.publish)
             scores = sequence.prefill.advance()
             if scores is None:
                 return []
@@ -184,20 +185,23 @@ class Engine:
             return [Outcome(sequence, error=error)]
 
     def _split(self, sequence: Running) -> list[Running]:
-        """The sequence and its siblings, which share its prompt by reference."""
-        siblings = []
-        for index in range(1, sequence.samples):
-            sampler = sequence.sampler.fork(stream=index)
-            one = self._sequence(sequence.handle, sequence.ticket, index, sampler)
-            self._branch(sequence, one)
-            siblings.append(one)
+        """The sequence and its siblings, which share its prompt by reference. All or none."""
+        family = [sequence]
+        try:
+            for index in range(1, sequence.samples):
+                sampler = sequence.sampler.fork(stream=index)
+                family.append(self._sequence(sequence.handle, sequence.ticket, index, sampler))
+                self._branch(sequence, family[-1])
+        except BaseException:
+            for one in family[1:]:
+                self._end(one)
+            raise
         sequence.state, sequence.prefill = State.DECODING, None
-        return [sequence, *siblings]
+        return family
 
     def _branch(self, parent: Running, child: Running) -> None:
         self.memory.fork(parent, child)
         child.state = State.DECODING
-        child.parked = parent.parked
         child.prompt_length = parent.prompt_length
         self._scheduler.join(child)
 
@@ -222,6 +226,14 @@ class Engine:
         for sequence in self._scheduler.sequences():
             if sequence.handle is handle and sequence.index == sample and sequence.state is State.DECODING:
                 return sequence
-        raise PromptError(
-            f"sample {sample} of request {handle.identity} is not decoding: it can be forked while it is"
-        )
+        raise PromptError(f"sample {sample} of request {handle.identity} is not decoding: it can be forked while it is")
+
+
+def check_options(batch: int, queue: int, chunk: int) -> None:
+    """Raise PromptError for sizes that no engine can have, with what works."""
+    if batch < 1:
+        raise PromptError(f"batch = {batch} is out of range; use 1 or more")
+    if queue < 1:
+        raise PromptError(f"queue = {queue} is out of range; use 1 or more")
+    if chunk < CHUNK or chunk % CHUNK:
+        raise PromptError(f"chunk = {chunk} is out of range; use a multiple of {CHUNK}")

@@ -1,4 +1,6 @@
-"""What a request must pass before it is queued: everything that can never be served is refused here, with a number."""
+"""What a request must pass before it is queued: everything that can never be served is refused here, with a
+number.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +49,8 @@ class Intake:
         decoding: Tables,
         batch: int,
     ) -> None:
-        """Raises PromptError where `context` exceeds the model's, RecipeError for the tables, BudgetError where the
-        budget does not hold one token with them.
+        """Raises PromptError where `context` exceeds the model's, RecipeError for the tables, BudgetError
+        where the budget does not hold one token with them.
         """
         own = model.config.context_length
         if context is not None and not 2 <= context <= own:
@@ -88,9 +90,9 @@ class Intake:
         request = dataclasses.replace(
             origin, prompt=parent.tokens, sampling=sampling, samples=1, forced=None, identity=_identity()
         )
-        maximum = self._maximum(request, parent.policies, parent.prompt_length)
+        maximum = self._maximum(request, parent.ticket.policies, parent.prompt_length)
         sampler = parent.sampler.fork(stream, sampling)
-        return Ticket(request, parent.policies, parent.strategy, maximum, sampler)
+        return Ticket(request, parent.ticket.policies, parent.strategy, maximum, sampler)
 
     def _maximum(self, request: Request, policies: Sequence[CachePolicy], prefilled: int) -> int:
         """The answer's bound in tokens. prefilled: tokens of the original prompt (a fork's prompt is longer)."""

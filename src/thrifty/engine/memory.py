@@ -1,4 +1,6 @@
-"""The engine's memory: one budget for weights, workspace and caches; what a request needs, and who holds what."""
+"""The engine's memory: one budget for weights, workspace and caches; what a request needs, and who holds
+what.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 class EngineMemory:
     """Charges weights and workspace, sizes requests, opens and frees the caches of sequences.
 
-    ledger: bytes by category. workspace: bytes of the runner's buffers, and of one row of logits for every sequence
-    that was ever active at once.
+    ledger: bytes by category. workspace: bytes of the runner's buffers, and of one row of logits for every
+    sequence that was ever active at once.
     """
 
     def __init__(
@@ -40,8 +42,8 @@ class EngineMemory:
         disk: str | Path | None = None,
         prefix_tree: bool = True,
     ) -> None:
-        """chunk: the most rows that a prefill appends at once. disk: folder of the disk tier, None: the system's
-        temporary one. Raises BudgetError where weights and workspace alone exceed the budget.
+        """chunk: the most rows that a prefill appends at once. disk: folder of the disk tier, None: the
+        system's temporary one. Raises BudgetError where weights and workspace alone exceed the budget.
         """
         self.ledger = Ledger(None if memory is None else parse_size(memory))
         self.workspace = runner.workspace
@@ -50,17 +52,15 @@ class EngineMemory:
         self._hidden_size = model.config.hidden_size
         self._length_matters = any(depends_on_length(layer.rope) for layer in model.config.layers)
         self._rows = self._rows_charged = 0
-        self.cache = Cache(
-            model_info(model, chunk), ledger=self.ledger, disk=disk or True, prefix_tree=prefix_tree
-        )
+        self.cache = Cache(model_info(model, chunk), ledger=self.ledger, disk=disk or True, prefix_tree=prefix_tree)
         self._page_bytes = self.cache.footprint((), 1, 1).steady_bytes
         self.check((), 1, 2, what="one token")
         self.ledger.charge("weights", self._weights)
         self.ledger.charge("workspace", self.workspace)
 
     def footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1) -> Footprint:
-        """Upper bounds of the bytes that a request takes beyond weights and workspace: its caches, a row of logits
-        a sample, and where it compresses, the prompt's hidden state.
+        """Upper bounds of the bytes that a request takes beyond weights and workspace: its caches, a row of
+        logits a sample, and where it compresses, the prompt's hidden state.
         """
         held = self._held(policies, prompt, total, samples)
         rows = samples * self._row_bytes
@@ -69,7 +69,9 @@ class EngineMemory:
     def check(
         self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1, what: str = "the request"
     ) -> None:
-        """Raise BudgetError where a request could not run even alone, with the tokens or the budget that would do."""
+        """Raise BudgetError where a request could not run even alone, with the tokens or the budget that
+        would do.
+        """
         budget = self.ledger.budget
         need = self._weights + self.workspace + self.footprint(policies, prompt, total, samples).peak_bytes
         if budget is None or need <= budget:
@@ -84,7 +86,9 @@ class EngineMemory:
         )
 
     def longest(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1) -> int:
-        """The most tokens in all, at most `total`, that a request of `prompt` tokens (or fewer) may have; 0: none."""
+        """The most tokens in all, at most `total`, that a request of `prompt` tokens (or fewer) may have;
+        0: none.
+        """
         budget = self.ledger.budget
         if budget is None:
             return total
@@ -123,16 +127,20 @@ class EngineMemory:
         sequence.shared = self._steady(ticket.policies, prompt, sequence.cache.hit)
 
     def cover(self, sequence: Running) -> None:
-        """Make sure that the next rows of a decoding sequence have room. Raises BudgetError with nothing changed."""
+        """Make sure that the next rows of a decoding sequence have room. Raises BudgetError with nothing
+        changed.
+        """
         if sequence.state is State.DECODING and len(sequence.tokens) > sequence.covered:
             self._resize(sequence, min(sequence.total, len(sequence.tokens) + PAGE))
 
-    def settle(self, sequence: Running) -> None:
-        """After its prefill: offer the prompt to the prefix tree, give back the hidden state and the promised peak."""
+    def publish(self, sequence: Running) -> None:
+        """Offer the pages of a prompt that are computed so far to the prefix tree."""
         cache, request = sequence.cache, sequence.ticket.request
-        assert cache is not None
-        if request.share_prefix:
+        if cache is not None and request.share_prefix:
             self.cache.publish(cache, request.prompt, salt=self._salt(request.salt, sequence.prompt_length))
+
+    def settle(self, sequence: Running) -> None:
+        """After its prefill: give back the hidden state and the promised peak."""
         self._drop_hidden(sequence)
         self._resize(sequence, sequence.covered)
 
@@ -161,10 +169,22 @@ class EngineMemory:
         assert sequence.cache is not None
         sequence.cache.park()
 
-    def restore(self, sequence: Running) -> None:
-        """Bring a parked sequence back. Raises BudgetError with nothing changed."""
-        assert sequence.cache is not None
-        sequence.cache.resume()
+    def restore(self, sequence: Running, beside: int) -> None:
+        """Bring a parked sequence back, with room for its next page and one of each of the `beside` active ones: so
+        that it does not have to leave again at once. Raises BudgetError with nothing changed.
+        """
+        cache = sequence.cache
+        assert cache is not None and cache.reservation is not None
+        tokens = sequence.covered
+        if len(sequence.tokens) >= tokens:
+            tokens = min(sequence.total, len(sequence.tokens) + PAGE)
+        growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes)
+        extra = growth + beside * self._page_bytes
+        self.cache.tiers.make_room(_missing(sequence) + extra)
+        self.ledger.reserve(f"request {sequence.handle.identity}", _missing(sequence) + extra).release()
+        cache.resume()
+        if sequence.state is State.DECODING:
+            self._resize(sequence, tokens)
 
     def release(self, sequence: Running) -> None:
         """Free what the sequence holds; without effect on one that holds nothing."""
@@ -191,8 +211,8 @@ class EngineMemory:
     # --- sizes ---------------------------------------------------------------------------------------
 
     def _held(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int) -> Footprint:
-        """Caches and hidden state. Samples share the prompt, unless a policy goes on compressing while they decode:
-        then each may come to hold all of its own.
+        """Caches and hidden state. Samples share the prompt, unless a policy goes on compressing while they
+        decode: then each may come to hold all of its own.
         """
         one = self.cache.footprint(policies, prompt, total)
         private = self._need(policies, prompt, total, self._steady(policies, prompt, prompt))
@@ -201,7 +221,9 @@ class EngineMemory:
         return Footprint(peak_bytes=max(filling, one.peak_bytes + more), steady_bytes=one.steady_bytes + more)
 
     def _need(self, policies: Sequence[CachePolicy], prompt: int, total: int, shared: int) -> int:
-        """What a decoding sequence needs of its own until it has `total` tokens, an open page more than it keeps."""
+        """What a decoding sequence needs of its own until it has `total` tokens, an open page more than it
+        keeps.
+        """
         whole = self.cache.footprint(policies, prompt, total)
         if any(policy.watches_decode for policy in policies):
             return whole.peak_bytes
@@ -209,14 +231,18 @@ class EngineMemory:
 
     def _steady(self, policies: Sequence[CachePolicy], prompt: int, length: int) -> int:
         """Bytes that a sequence of `length` tokens can share with others for good, rounded down."""
-        if length < PAGE or any(policy.watches_decode or policy.compresses for policy in policies) and length < prompt:
+        if any(policy.watches_decode or (policy.compresses and length < prompt) for policy in policies):
             return 0
-        if any(policy.watches_decode for policy in policies):
-            return 0
-        return max(0, self.cache.footprint(policies, min(prompt, length), length).steady_bytes - 2 * self._page_bytes)
+        steady = self.cache.footprint(policies, min(prompt, length), length).steady_bytes
+        return max(0, steady - 2 * self._page_bytes)
 
     def _hidden(self, policies: Sequence[CachePolicy], prompt: int) -> int:
         return 4 * prompt * self._hidden_size if any(policy.compresses for policy in policies) else 0
+
+    def _need_of(self, sequence: Running, tokens: int) -> int:
+        if sequence.state is not State.DECODING:
+            return 0
+        return self._need(sequence.ticket.policies, sequence.prompt_length, tokens, sequence.shared)
 
     def _resize(self, sequence: Running, tokens: int) -> None:
         cache = sequence.cache
@@ -245,8 +271,18 @@ class EngineMemory:
         return f"{salt}|{prompt}" if self._length_matters else salt
 
 
+def _missing(sequence: Running) -> int:
+    """Bytes that a parked sequence needs before it can go on: what was promised, and what lies on disk."""
+    cache = sequence.cache
+    assert cache is not None and cache.reservation is not None
+    away = sum(segment.nbytes for segment in cache.segments() if segment.tier == "disk")
+    return max(cache.reservation.outstanding, away)
+
+
 def model_info(model: Model, chunk: int) -> ModelInfo:
-    """What the cache must know of a model. Plain fp32 weights get an fp32 cache: the reference's own numerics."""
+    """What the cache must know of a model. Plain fp32 weights get an fp32 cache: the reference's own
+    numerics.
+    """
     config = model.config
     plain = all(getattr(linear, "label", "") == "f32" for _, linear in model.decoder.linears())
 

@@ -27,7 +27,7 @@ def choose_runner(model: Model, *, native: bool | None, threads: int | None, row
     rows: the most of a step. Raises KernelError where `native` insists on what is not possible.
     """
     if threads is not None:
-        set_threads(threads)
+        dispatch.set_threads(threads)
     if native is False:
         return ReferenceRunner(model, "native code was turned off")
     try:
@@ -41,21 +41,11 @@ def choose_runner(model: Model, *, native: bool | None, threads: int | None, row
     return NativeRunner(plan, ReferenceRunner(model, "attention statistics while decoding"), reason)
 
 
-def set_threads(threads: int) -> None:
-    """Threads of the native pool (where there is one) and of torch."""
-    if threads < 1:
-        raise KernelError(f"threads = {threads} is out of range; use 1 or more")
-    torch.set_num_threads(threads)
-    module = dispatch.native()
-    if module is not None:
-        module.set_threads(threads)
-
-
 class NativeRunner:
     """Runs sequences that have a native view through the plan, the others through the reference runner.
 
-    A sequence has none while a policy collects attention sums or selects slots (H2O). Both paths give a row the same
-    bits in any batch, and a sequence stays on its path, so results do not depend on who else runs.
+    A sequence has none while a policy collects attention sums or selects slots (H2O). Both paths give a row
+    the same bits in any batch, and a sequence stays on its path, so results do not depend on who else runs.
     """
 
     name = "native"

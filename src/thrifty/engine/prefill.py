@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from thrifty.decoding.strategy import Scores
@@ -21,32 +21,43 @@ class Prefill(Protocol):
         ...
 
 
-def start_prefill(runner: Runner, sequence: Running, chunk: int) -> Prefill:
-    """The prefill that an admitted sequence's cache asks for."""
+def start_prefill(runner: Runner, sequence: Running, chunk: int, publish: Callable[[Running], None]) -> Prefill:
+    """The prefill that an admitted sequence's cache asks for. publish: offers what is computed to the prefix tree."""
     cache = sequence.cache
     assert cache is not None, "an admitted sequence has a cache"
-    kind = LayerMajorPrefill if cache.layer_major else ChunkedPrefill
-    return kind(runner, cache, sequence.tokens, chunk)
+    sequence.handle.mark_admitted(cache.hit)
+    if cache.layer_major:
+        return LayerMajorPrefill(runner, cache, sequence.tokens, chunk)
+    return ChunkedPrefill(runner, cache, sequence.tokens, chunk, lambda: publish(sequence))
 
 
 class ChunkedPrefill:
     """All layers over one chunk of tokens at a time: for caches that keep what they are given."""
 
-    def __init__(self, runner: Runner, cache: SequenceCache, prompt: Sequence[int], chunk: int) -> None:
-        """chunk: tokens, a multiple of 128. What the cache holds already (a prefix hit) is not computed again."""
+    def __init__(
+        self, runner: Runner, cache: SequenceCache, prompt: Sequence[int], chunk: int, publish: Callable[[], None]
+    ) -> None:
+        """chunk: tokens, a multiple of 128. What the cache holds already (a prefix hit) is not computed again.
+        publish: called after each chunk, while windowed layers still hold what a hit there would need.
+        """
         self._runner = runner
         self._cache = cache
         self._prompt = prompt
         self._chunk = chunk
+        self._publish = publish
+        self._windowed = any(window is not None for window in cache.model.windows)
 
     def advance(self) -> Scores | None:
         """The next chunk; it ends at a multiple of 128 or at the prompt's end."""
         start = self._cache.length
         _, stop = next(chunks(start, len(self._prompt), self._chunk))
+        if self._windowed and stop - stop % CHUNK > start:
+            stop -= stop % CHUNK
         rows = Rows(self._cache, self._prompt[start:stop], start, len(self._prompt))
         self._cache.reserve(stop - start)
         scores = self._runner.prefill(rows, last=stop == len(self._prompt))
         self._cache.commit(stop - start)
+        self._publish()
         return scores
 
 
@@ -57,7 +68,9 @@ class LayerMajorPrefill:
     """
 
     def __init__(self, runner: Runner, cache: SequenceCache, prompt: Sequence[int], chunk: int) -> None:
-        """chunk: tokens, a multiple of 128. What the cache holds already (a prefix hit) is not computed again."""
+        """chunk: tokens, a multiple of 128. What the cache holds already (a prefix hit) is not computed
+        again.
+        """
         self._runner = runner
         self._cache = cache
         self._prompt = prompt

@@ -94,9 +94,7 @@ class Usage:
     @property
     def prefill_rate(self) -> float:
         """Prompt tokens computed a second (those of a prefix hit do not count)."""
-        return (
-            (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds if self.prefill_seconds else 0.0
-        )
+        return (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_rate(self) -> float:

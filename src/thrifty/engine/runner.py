@@ -1,7 +1,7 @@
 """Runners: who computes the rows of a step.
 
-A runner has no policy. It appends the rows it is given to their caches and returns scores; the caller decides which
-rows stay.
+A runner has no policy. It appends the rows it is given to their caches and returns scores; the caller
+decides which rows stay.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Runner(Protocol):
     def decode(self, batch: Sequence[Rows]) -> Scores:
         """Append all rows of several sequences and score each. A row's result does not depend on the others.
 
-        Scores are in the order of the batch and valid until the next call. On an exception the caches may hold any
-        part of the rows: the caller truncates.
+        Scores are in the order of the batch and valid until the next call. On an exception the caches may
+        hold any part of the rows: the caller truncates.
         """
         ...
 
@@ -61,7 +61,9 @@ class Runner(Protocol):
         ...
 
     def layer(self, index: int, hidden: Tensor, rows: Rows) -> Tensor:
-        """One layer over a chunk: appends its keys and values, returns the hidden state after it (may reuse it)."""
+        """One layer over a chunk: appends its keys and values, returns the hidden state after it (may reuse
+        it).
+        """
         ...
 
     def logits(self, hidden: Tensor) -> Scores:
@@ -104,7 +106,7 @@ class ReferenceRunner:
         self._config = model.config
         self.layers = len(model.config.layers)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, batch: Sequence[Rows]) -> Scores:
         """See Runner. Every row is computed alone."""
         found = []
@@ -114,7 +116,7 @@ class ReferenceRunner:
                 found.append(self._decoder.logits(self._forward(one)))
         return TensorScores(torch.cat(found))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prefill(self, rows: Rows, last: bool) -> Scores | None:
         """See Runner."""
         hidden = None
@@ -124,12 +126,12 @@ class ReferenceRunner:
             return None
         return self.logits(hidden[-1:])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed(self, tokens: Sequence[int]) -> Tensor:
         """See Runner."""
         return self._decoder.embed(torch.tensor(tokens, dtype=torch.long))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def layer(self, index: int, hidden: Tensor, rows: Rows) -> Tensor:
         """See Runner."""
         for block in blocks(rows):
@@ -138,7 +140,7 @@ class ReferenceRunner:
             hidden[piece] = self._layer(index, hidden[piece], block)
         return hidden
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def logits(self, hidden: Tensor) -> Scores:
         """See Runner."""
         return TensorScores(self._decoder.logits(hidden))

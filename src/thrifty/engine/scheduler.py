@@ -1,9 +1,10 @@
 """The scheduler: who runs in the next step, who waits, and who makes room.
 
-First come, first served. Admission reserves a prompt's peak; decoding sequences reserve page by page. When the
-budget has no room for what is running, idle pages of the prefix tree give way first, then the youngest sequence is
-parked: its segments may move to the disk tier, and it goes on later exactly where it stopped. The oldest sequence always runs, and a
-request that could not run alone was refused at submission, so everything ends.
+First come, first served. Admission reserves a prompt's peak; decoding sequences reserve page by page. When
+the budget has no room for what is running, idle pages of the prefix tree give way first, then the youngest
+sequence is parked: its segments may move to the disk tier, and it goes on later exactly where it stopped.
+The oldest sequence always runs, and a request that could not run alone was refused at submission, so
+everything ends.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Memory(Protocol):
         """Let the sequence's segments move to the disk tier, and end its reservation."""
         ...
 
-    def restore(self, sequence: Sequence) -> None:
-        """Bring a parked sequence back. Raises BudgetError with nothing changed."""
+    def restore(self, sequence: Sequence, beside: int) -> None:
+        """Bring a parked sequence back to go on beside so many active ones. Raises BudgetError with nothing changed."""
         ...
 
 
@@ -85,8 +86,8 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def join(self, sequence: Sequence) -> None:
-        """Take in a fork: beside its parent, active or parked as it is."""
-        bisect.insort(self.parked if sequence.parked else self.active, sequence, key=_arrival)
+        """Take in a fork, beside its parent."""
+        bisect.insort(self.active, sequence, key=_arrival)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence."""
@@ -116,7 +117,9 @@ class Scheduler:
         return sequence
 
     def _make_room(self) -> list[tuple[Sequence, BudgetError]]:
-        """Oldest first, so that what is missing is taken from the youngest. Returns who cannot go on even alone."""
+        """Oldest first, so that what is missing is taken from the youngest. Returns who cannot go on even
+        alone.
+        """
         place = 0
         while place < len(self.active):
             sequence = self.active[place]
@@ -131,7 +134,7 @@ class Scheduler:
         """Bring parked sequences back while they fit, oldest first. Returns the one that did not fit, if any."""
         while self.parked and len(self.active) < self._batch:
             sequence = self.parked[0]
-            refusal = _refusal(self._memory.restore, sequence)
+            refusal = _refusal(lambda one: self._memory.restore(one, len(self.active)), sequence)
             if refusal is not None:
                 return sequence, refusal
             self.parked.pop(0)
@@ -141,10 +144,12 @@ class Scheduler:
 
     def _admit(self) -> tuple[Sequence, BudgetError] | None:
         """Start new requests while they fit: none past a parked one, and one prefill at a time."""
-        while self.waiting and not self.parked and len(self.active) < self._batch:
+        while self.waiting and not self.parked:
+            sequence = self.waiting[0]
+            if len(self.active) + sequence.samples > self._batch:
+                return None
             if any(one.state is State.PREFILLING for one in self.active):
                 return None
-            sequence = self.waiting[0]
             refusal = _refusal(self._memory.admit, sequence)
             if refusal is not None:
                 return sequence, refusal
@@ -152,7 +157,6 @@ class Scheduler:
             sequence.state = State.PREFILLING
             bisect.insort(self.active, sequence, key=_arrival)
         return None
-
 
 
 def _refusal(take: Callable[[Sequence], None], sequence: Sequence) -> BudgetError | None:

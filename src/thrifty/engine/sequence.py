@@ -30,10 +30,10 @@ class State(enum.Enum):
 class Sequence:
     """The engine's record of one sample.
 
-    Filled at submission: handle, index, arrival (order among all), ticket, sampler, stopper, tokens (prompt and
-    committed answer). Filled at admission: cache, prefill, and the memory's own account: rows of logits, tokens
-    covered by its reservation, bytes shared with others, bytes of hidden state. While decoding, `cache` holds rows
-    for all tokens but the newest.
+    Filled at submission: handle, index, arrival (order among all), ticket, sampler, stopper, tokens (prompt
+    and committed answer). Filled at admission: cache, prefill, and the memory's own account: rows of
+    logits, tokens covered by its reservation, bytes shared with others, bytes of hidden state. While
+    decoding, `cache` holds rows for all tokens but the newest.
     """
 
     def __init__(
@@ -70,7 +70,9 @@ class Sequence:
         return len(self.tokens) - self.stopper.count + self.stopper.maximum_tokens
 
     def advance(self, choices: Items[Choice], logits: Items[Tensor] = ()) -> list[Event]:
-        """Commit tokens: sampler, stopper and tokens move on; one event a token, up to the one that ends the answer."""
+        """Commit tokens: sampler, stopper and tokens move on; one event a token, up to the one that ends
+        the answer.
+        """
         events = []
         for place, choice in enumerate(choices):
             self.sampler.commit(choice.token)
@@ -83,7 +85,9 @@ class Sequence:
         return events
 
     def endings(self, reason: str, error: Exception | None = None) -> list[Event]:
-        """Events that end the sample, and those not forked from it yet, without a token; held-back text comes out."""
+        """Events that end the sample, and those not forked from it yet, without a token; held-back text
+        comes out.
+        """
         text = self.stopper.flush()
         ended = range(self.index, self.index + self.samples)
         return [self._event(one, None, text, None, reason, error=error) for one in ended]

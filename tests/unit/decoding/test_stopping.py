@@ -23,9 +23,7 @@ class Letters:
         return out
 
 
-def run(
-    text: str, maximum: int = 100, ends: tuple[str, ...] = (), **options: object
-) -> tuple[list[str], str | None]:
+def run(text: str, maximum: int = 100, ends: tuple[str, ...] = (), **options: object) -> tuple[list[str], str | None]:
     parameters = SamplingParameters.of(**options)
     stopper = Stopper(parameters, Letters(), [ord(end) for end in ends], maximum)
     pieces = []
@@ -54,9 +52,7 @@ def test_the_earliest_stop_string_wins_whatever_the_order() -> None:
     st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
     st.integers(1, 4),
 )
-def test_any_chunking_gives_the_text_before_the_first_stop_string(
-    text: str, stops: list[str], size: int
-) -> None:
+def test_any_chunking_gives_the_text_before_the_first_stop_string(text: str, stops: list[str], size: int) -> None:
     strings, shown, found = StopStrings(stops), "", False
     for start in range(0, len(text), size):
         piece, found = strings.push(text[start : start + size])

@@ -15,12 +15,12 @@ from thrifty.errors import BudgetError, QueueFullError
 class CountingMemory:
     """A budget in units. A sequence needs its `size` to be admitted, and one unit more each step."""
 
-    def __init__(self, budget: int, tree: int = 0) -> None:
-        self.budget, self.tree = budget, tree
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
         self.held: dict[int, int] = {}
 
     def _take(self, sequence: Any, units: int) -> None:
-        if sum(self.held.values()) + self.tree + units > self.budget:
+        if sum(self.held.values()) + units > self.budget:
             raise BudgetError(f"{units} more do not fit {self.budget}")
         self.held[sequence.arrival] = self.held.get(sequence.arrival, 0) + units
 
@@ -32,14 +32,10 @@ class CountingMemory:
             self._take(sequence, 1)
             sequence.size += 1
 
-    def relieve(self) -> bool:
-        before, self.tree = self.tree, max(0, self.tree - 1)
-        return before > 0
-
     def park(self, sequence: Any) -> None:
         del self.held[sequence.arrival]
 
-    def restore(self, sequence: Any) -> None:
+    def restore(self, sequence: Any, beside: int) -> None:
         self._take(sequence, sequence.size + 1)
         self.held[sequence.arrival] -= 1
 
@@ -47,7 +43,13 @@ class CountingMemory:
 def sequence(arrival: int, size: int = 3, grows: bool = True) -> Any:
     usage = SimpleNamespace(preemptions=0)
     return SimpleNamespace(
-        arrival=arrival, size=size, grows=grows, state=State.WAITING, parked=False, handle=SimpleNamespace(usage=usage)
+        arrival=arrival,
+        size=size,
+        grows=grows,
+        state=State.WAITING,
+        parked=False,
+        samples=1,
+        handle=SimpleNamespace(usage=usage),
     )
 
 
@@ -88,17 +90,11 @@ def test_a_full_queue_says_when_to_come_back() -> None:
     scheduler = Scheduler(CountingMemory(100), batch=1, queue=2)
     scheduler.submit(sequence(0))
     scheduler.submit(sequence(1))
-    with pytest.raises(QueueFullError, match="2 requests are waiting, as many as the queue holds; try again in") as caught:
+    with pytest.raises(
+        QueueFullError, match="2 requests are waiting, as many as the queue holds; try again in"
+    ) as caught:
         scheduler.submit(sequence(2))
     assert caught.value.retry_after > 0
-
-
-def test_the_tree_gives_way_before_a_sequence_does() -> None:
-    memory = CountingMemory(10, tree=6)
-    scheduler = Scheduler(memory, batch=4, queue=4)
-    scheduler.submit(sequence(0, size=7))
-    assert scheduler.schedule().prefill.arrival == 0
-    assert memory.tree == 3
 
 
 def test_under_pressure_the_youngest_is_parked_and_returns_in_order() -> None:

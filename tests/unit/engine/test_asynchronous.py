@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from tests.tiny import text_tokens
+
+from thrifty.decoding.sampling import SamplingParameters
+from thrifty.engine.asynchronous import AsyncEngine
+from thrifty.engine.engine import Engine
+from thrifty.engine.request import Request
+from thrifty.errors import PromptError, ThriftyError
+from thrifty.models.model import Model
+
+
+def request(length: int = 40, maximum: int = 12, **options: Any) -> Request:
+    return Request(
+        prompt=text_tokens(length, length), sampling=SamplingParameters(max_tokens=maximum, ignore_eos=True), **options
+    )
+
+
+def run(model: Model, scenario: Callable[[AsyncEngine], Awaitable[None]], **options: Any) -> Engine:
+    """A scenario against a running engine, which is left with nothing but its weights."""
+
+    async def main() -> Engine:
+        engine = Engine(model, prefix_tree=False, **options)
+        async with AsyncEngine(engine) as running:
+            await scenario(running)
+        return engine
+
+    engine = asyncio.run(asyncio.wait_for(main(), 60))
+    ledger = engine.memory.ledger
+    assert ledger.current == ledger.bytes_of("weights")
+    return engine
+
+
+async def idle(running: AsyncEngine) -> None:
+    """Wait until nothing runs any more."""
+    deadline = time.perf_counter() + 10
+    while running.engine.busy:
+        assert time.perf_counter() < deadline, "the request was not cancelled"
+        await asyncio.sleep(0.005)
+
+
+def test_many_consumers_get_what_each_would_alone(plain: Model, make_engine: Any) -> None:
+    alone = [make_engine(plain).submit(request(n)).result().token_ids for n in (10, 70, 150)]
+
+    async def scenario(running: AsyncEngine) -> None:
+        results = await asyncio.gather(*(running.result(request(n)) for n in (10, 70, 150)))
+        assert [result.token_ids for result in results] == alone
+        tokens = [event.token async for event in running.stream(request(70))]
+        assert tokens == alone[1]
+
+    run(plain, scenario)
+
+
+def test_a_consumer_that_goes_away_frees_its_memory(plain: Model) -> None:
+    async def scenario(running: AsyncEngine) -> None:
+        stream = running.stream(request(100, 3000))
+        async for _ in stream:
+            break
+        await stream.aclose()
+        await idle(running)
+        assert running.engine.memory.ledger.bytes_of("cache") == 0
+        task = asyncio.create_task(running.result(request(100, 3000)))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await idle(running)
+        at_once = asyncio.create_task(running.result(request(100, 3000)))
+        await asyncio.sleep(0)
+        at_once.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await at_once
+        await idle(running)
+
+    run(plain, scenario)
+
+
+def test_refusals_and_errors_reach_their_consumer_only(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    from thrifty.cache.policies.kivi import Kivi
+
+    def fail(*_: Any) -> None:
+        raise ArithmeticError("a policy's bug")
+
+    monkeypatch.setattr(Kivi, "after_prefill", fail)
+
+    async def scenario(running: AsyncEngine) -> None:
+        good = asyncio.create_task(running.result(request(50, 40)))
+        with pytest.raises(PromptError, match="use at most 4095"):
+            await running.result(request(4096))
+        with pytest.raises(ArithmeticError, match="a policy's bug"):
+            await running.result(request(100, cache=[{"technique": "kivi"}]))
+        assert len((await good).token_ids) == 40
+
+    run(plain, scenario)
+
+
+def test_an_engine_that_fails_says_so_to_everyone(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(running: AsyncEngine) -> None:
+        task = asyncio.create_task(running.result(request(50, 3000)))
+        await asyncio.sleep(0.05)
+
+        def fail() -> None:
+            raise MemoryError("the machine is out of memory")
+
+        monkeypatch.setattr(running.engine, "step", fail)
+        with pytest.raises(ThriftyError, match="the engine stopped: the machine is out of memory"):
+            await task
+        with pytest.raises(ThriftyError, match="takes no requests: the machine is out of memory"):
+            await running.result(request())
+
+    run(plain, scenario)
+
+
+def test_closing_ends_what_runs(plain: Model) -> None:
+    async def main() -> None:
+        running = AsyncEngine(Engine(plain))
+        task = asyncio.create_task(running.result(request(50, 3000)))
+        await asyncio.sleep(0.05)
+        await running.close()
+        assert (await task).finish_reason == "cancelled"
+        with pytest.raises(ThriftyError, match="it is closed"):
+            await running.result(request())
+
+    asyncio.run(asyncio.wait_for(main(), 60))

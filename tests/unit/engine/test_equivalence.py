@@ -1,0 +1,130 @@
+"""A result does not depend on its batch, on chunking, on a prefix hit or on a pause: to the token, and to the bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import text_tokens
+
+from thrifty.decoding.sampling import SamplingParameters
+from thrifty.engine.engine import Engine
+from thrifty.engine.request import Event, Request
+from thrifty.models.model import Model
+
+STEPS = 256
+CACHES: dict[str, list[dict[str, Any]]] = {
+    "full": [],
+    "kivi": [{"technique": "kivi", "bits": 2}],
+    "streaming": [{"technique": "streaming", "window": 64}],
+    "snapkv": [{"technique": "snapkv", "keep": 0.5}],
+    "snapkv + kivi": [{"technique": "snapkv", "keep": 0.5}, {"technique": "kivi", "bits": 4}],
+}
+SAMPLING = {
+    "greedy": SamplingParameters(max_tokens=STEPS, ignore_eos=True),
+    "seeded": SamplingParameters(max_tokens=STEPS, ignore_eos=True, temperature=0.9, top_p=0.95, seed=11),
+}
+
+
+def make(length: int, sampling: str, cache: str = "full", **options: Any) -> Request:
+    return Request(
+        prompt=text_tokens(length, length), sampling=SAMPLING[sampling], cache=CACHES[cache], logits=True, **options
+    )
+
+
+def run(engine: Engine, request: Request) -> list[Event]:
+    return list(engine.submit(request))
+
+
+def same(found: list[Event], expected: list[Event]) -> None:
+    """Equal tokens, and equal bits of every logit: the maximum and the mean difference are zero."""
+    assert [event.token for event in found] == [event.token for event in expected]
+    assert len(found) == STEPS
+    for one, other in zip(found, expected, strict=True):
+        assert one.logits is not None
+        assert other.logits is not None
+        assert torch.equal(one.logits, other.logits), float((one.logits - other.logits).abs().max())
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_alone_is_the_same_as_in_a_batch(model: Model, make_engine: Any, sampling: str) -> None:
+    alone = run(make_engine(model, prefix_tree=False), make(200, sampling))
+    engine = make_engine(model, prefix_tree=False)
+    others = [engine.submit(make(length, "seeded")) for length in (5, 333)]
+    for _ in range(7):
+        engine.step()
+    handle = engine.submit(make(200, sampling))
+    late = engine.submit(make(64, "greedy", "kivi"))
+    same(list(handle), alone)
+    for other in [*others, late]:
+        other.cancel()
+
+
+@pytest.mark.parametrize("cache", [name for name in CACHES if name != "full"])
+def test_a_compressing_request_is_the_same_in_a_batch(model: Model, make_engine: Any, cache: str) -> None:
+    alone = run(make_engine(model), make(300, "greedy", cache))
+    engine = make_engine(model)
+    others = [engine.submit(make(100, "seeded")), engine.submit(make(150, "seeded", "kivi"))]
+    engine.step()
+    handle = engine.submit(make(300, "greedy", cache))
+    same(list(handle), alone)
+    for other in others:
+        other.cancel()
+
+
+@pytest.mark.parametrize("cache", ["full", "kivi", "snapkv"])
+def test_a_whole_prefill_is_the_same_as_a_chunked_one(model: Model, make_engine: Any, cache: str) -> None:
+    whole = run(make_engine(model, chunk=1024), make(700, "greedy", cache))
+    for chunk in (128, 384):
+        same(run(make_engine(model, chunk=chunk), make(700, "greedy", cache)), whole)
+
+
+@pytest.mark.parametrize("cache", ["full", "kivi", "snapkv"])
+def test_a_prefix_hit_is_the_same_as_none(model: Model, make_engine: Any, cache: str) -> None:
+    without = run(make_engine(model, prefix_tree=False), make(500, "seeded", cache))
+    engine = make_engine(model)
+    longer = Request(prompt=text_tokens(500, 500)[:400] + text_tokens(200), sampling=SamplingParameters(max_tokens=3))
+    engine.submit(longer).result()
+    handle = engine.submit(make(500, "seeded", cache))
+    same(list(handle), without)
+    assert 128 <= handle.usage.cached_tokens <= 400
+    private = engine.submit(make(500, "seeded", cache, salt="another tenant"))
+    same(list(private), without)
+    assert private.usage.cached_tokens == 0
+
+
+def test_samples_are_the_same_as_alone(model: Model, make_engine: Any) -> None:
+    alone = run(make_engine(model), make(200, "seeded"))
+    events = run(make_engine(model), make(200, "seeded", samples=3))
+    same([event for event in events if event.sample == 0], alone)
+
+
+def test_a_parked_request_is_the_same_as_an_undisturbed_one(model: Model, make_engine: Any) -> None:
+    alone = {length: run(make_engine(model), make(length, "seeded")) for length in (300, 320, 340)}
+    free = make_engine(model)
+    need = free.memory.footprint((), 340, 340 + STEPS).peak_bytes
+    budget = model.nbytes + free.memory.workspace + int(1.7 * need)
+    engine = make_engine(model, memory=budget, prefix_tree=False)
+    handles = {length: engine.submit(make(length, "seeded")) for length in (300, 320, 340)}
+    for length, handle in handles.items():
+        same(list(handle), alone[length])
+    assert sum(handle.usage.preemptions for handle in handles.values()) > 0, "there was no pressure"
+    assert engine.memory.ledger.peak <= budget
+
+
+@pytest.mark.parametrize("cache", list(CACHES))
+def test_settings_that_lose_nothing_give_the_full_cache(plain: Model, make_engine: Any, cache: str) -> None:
+    lossless = {
+        "full": [{"technique": "full"}],
+        "kivi": [{"technique": "kivi", "residual": 2048}],
+        "streaming": [{"technique": "streaming", "window": 2048}],
+        "snapkv": [{"technique": "snapkv", "keep": 1.0}],
+        "snapkv + kivi": [{"technique": "snapkv", "keep": 1.0}, {"technique": "kivi", "residual": 2048}],
+    }[cache]
+    full = run(make_engine(plain), make(200, "greedy"))
+    request = Request(prompt=text_tokens(200, 200), sampling=SAMPLING["greedy"], cache=lossless, logits=True)
+    found = run(make_engine(plain), request)
+    assert [event.token for event in found] == [event.token for event in full]
+    differences = torch.stack([(a.logits - b.logits).abs() for a, b in zip(found, full, strict=True)])
+    assert (float(differences.max()), float(differences.mean())) < (1e-4, 1e-5)

@@ -1,0 +1,91 @@
+"""A thousand random operations on an engine under pressure: its books always balance, and nothing is lost."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from tests.tiny import text_tokens
+
+from thrifty.decoding.sampling import SamplingParameters
+from thrifty.engine.engine import Engine
+from thrifty.engine.request import Handle, Request
+from thrifty.errors import BudgetError, PromptError, QueueFullError
+from thrifty.models.model import Model
+
+OPERATIONS = 1000
+CACHES: tuple[list[dict[str, Any]], ...] = (
+    [],
+    [{"technique": "kivi", "bits": 2}],
+    [{"technique": "streaming", "window": 64}],
+    [{"technique": "snapkv", "keep": 0.5}],
+)
+
+
+def check(engine: Engine) -> None:
+    """Invariants between steps: within the budget, arena and ledger agree, no reservation without a sequence."""
+    ledger, cache = engine.memory.ledger, engine.memory.cache
+    assert ledger.budget is not None
+    assert ledger.current <= ledger.peak <= ledger.budget
+    assert ledger.committed <= ledger.budget
+    in_arena = sum(ledger.bytes_of(name) for name in ("cache", "tree", "scratch"))
+    assert cache.tiers.arena.used == in_arena
+    if not engine.busy:
+        assert (ledger.bytes_of("cache"), ledger.bytes_of("scratch"), ledger.bytes_of("index")) == (0, 0, 0)
+        assert ledger.committed == ledger.current
+
+
+def random_request(chance: random.Random) -> Request:
+    sampling = SamplingParameters(
+        max_tokens=chance.choice((1, 20, 100, 200)),
+        temperature=chance.choice((0.0, 1.0)),
+        seed=chance.randint(0, 9),
+        ignore_eos=True,
+    )
+    return Request(
+        prompt=text_tokens(chance.choice((3, 64, 130, 200)), chance.randint(0, 2)),
+        sampling=sampling,
+        samples=chance.choice((1, 1, 1, 3)),
+        cache=chance.choice(CACHES),
+        share_prefix=chance.random() < 0.7,
+    )
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_operations_keep_the_books_in_order(packed: Model, make_engine: Any, seed: int) -> None:
+    chance = random.Random(seed)
+    free = make_engine(packed, native=False if seed else None, batch=8)
+    room = free.memory.footprint((), 200, 400, 3).peak_bytes
+    engine = make_engine(
+        packed,
+        native=False if seed else None,
+        batch=8,
+        queue=6,
+        memory=packed.nbytes + free.memory.workspace + room,
+    )
+    handles: list[Handle] = []
+    refused = 0
+    for _ in range(OPERATIONS):
+        action = chance.choices(("submit", "step", "cancel", "fork"), (2, 20, 1, 1))[0]
+        try:
+            if action == "submit":
+                handles.append(engine.submit(random_request(chance)))
+            elif action == "step":
+                engine.step()
+            elif handles and action == "cancel":
+                chance.choice(handles).cancel()
+            elif handles:
+                handles.append(chance.choice(handles).fork(SamplingParameters(max_tokens=20, temperature=1.0)))
+        except (QueueFullError, PromptError, BudgetError):
+            refused += 1
+        check(engine)
+    for handle in handles:
+        handle.result()
+    check(engine)
+    assert not engine.busy
+    assert all(handle.error is None for handle in handles)
+    assert sum(len(sample.token_ids) for handle in handles for sample in handle.samples) > 1000
+    assert sum(handle.usage.preemptions for handle in handles) > 0, "there was no pressure"
+    assert refused > 0
+    assert len(handles) > 30
