@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from thrifty.cli import output
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from thrifty.frontier.fit import Fit
     from thrifty.frontier.measurement import Measurement
 
-COLUMNS = (
+COLUMNS: tuple[tuple[str, Literal["left", "right"]], ...] = (
     ("recipe", "left"),
     ("weights", "left"),
     ("fits", "left"),

@@ -108,9 +108,9 @@ def takes_sampling(function: Callable[..., Any]) -> Callable[..., Any]:
             given["stop"] = tuple(given["stop"])
         return function(sampling=given, **arguments)
 
-    parameters = own + [flag.replace(kind=inspect.Parameter.KEYWORD_ONLY) for flag in flags.values()]
-    keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    command.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in keyword_only}
-    del command.__wrapped__  # type: ignore[attr-defined]
+    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *flags.values())]
+    # typer reads both; __wrapped__ would lead it back to the function without the flags
+    vars(command).update(__signature__=inspect.Signature(parameters))
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    vars(command).pop("__wrapped__")
     return command

@@ -69,9 +69,7 @@ def release() -> None:
 def import_baseline() -> int:
     """Resident bytes of a Python process that has only imported torch (about 3 s the first time)."""
     program = "import torch, psutil; print(psutil.Process().memory_info().rss)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     return int(done.stdout)
 
 

@@ -44,18 +44,14 @@ class Passage:
         return len(self.answer) - 1
 
 
-def passage(
-    tokenizer: Encodes, context: int, prefix: int = PREFIX, scored: int = SCORED, *, part: int = 0
-) -> Passage:
+def passage(tokenizer: Encodes, context: int, prefix: int = PREFIX, scored: int = SCORED, *, part: int = 0) -> Passage:
     """The package's text cut for one run. context: what the model holds.
 
     Raises PromptError where it does not hold prefix + scored + 2 tokens, or where they are not positive.
     """
     needed = prefix + scored + 2
     if prefix < 1 or scored < 1:
-        raise PromptError(
-            f"a run of {prefix} compressed and {scored} scored tokens measures nothing; use 1 or more"
-        )
+        raise PromptError(f"a run of {prefix} compressed and {scored} scored tokens measures nothing; use 1 or more")
     if needed > context:
         raise PromptError(
             f"measuring quality takes {needed} tokens ({prefix} compressed, {scored} scored); "
@@ -135,9 +131,8 @@ class Baseline:
         """The baseline's logits [vocabulary] fp32, one scored token after the other."""
         self._file.seek(0)
         for _ in range(self.passage.scored):
-            row = torch.empty(self._vocabulary)
-            self._file.readinto(memoryview(row.numpy()).cast("B"))  # type: ignore[attr-defined]
-            yield row
+            held = bytearray(self._file.read(4 * self._vocabulary))
+            yield torch.frombuffer(held, dtype=torch.float32)
 
     def _append(self, logits: Tensor) -> None:
         self._vocabulary = len(logits)

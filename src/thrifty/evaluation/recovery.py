@@ -30,9 +30,7 @@ def mean_interval(values: Tensor, confidence: float = 0.95, seed: int = 0) -> In
     return _interval(float(values.double().mean()), draws, confidence)
 
 
-def ratio_interval(
-    score: Tensor, baseline: Tensor, confidence: float = 0.95, seed: int = 0
-) -> Interval | None:
+def ratio_interval(score: Tensor, baseline: Tensor, confidence: float = 0.95, seed: int = 0) -> Interval | None:
     """mean(score) / mean(baseline), both [tokens], resampled in pairs. None where the baseline scores
     nothing:
 

@@ -59,7 +59,7 @@ def read_bandwidth(threads: int | None = None) -> tuple[float, str]:
     native = dispatch.native()
     if native is not None:
         if threads is not None:
-            native.set_threads(threads)
+            dispatch.set_threads(threads)
         return float(native.read_bandwidth(BUFFER_MEGABYTES, REPEATS)), "native"
     return _torch_bandwidth(), "torch"
 

@@ -17,9 +17,7 @@ class Encodes(Protocol):
 
 def prose() -> str:
     """About 98 kB of English prose in the public domain; `texts/README.md` says which and why."""
-    return (importlib.resources.files("thrifty.evaluation") / "texts" / "workshop.txt").read_text(
-        encoding="utf-8"
-    )
+    return (importlib.resources.files("thrifty.evaluation") / "texts" / "workshop.txt").read_text(encoding="utf-8")
 
 
 def held_out(tokenizer: Encodes, tokens: int, part: int = 0) -> list[int]:
@@ -31,9 +29,7 @@ def held_out(tokenizer: Encodes, tokens: int, part: int = 0) -> list[int]:
     not positive.
     """
     if tokens < 1 or part < 0:
-        raise PromptError(
-            f"a text of {tokens} tokens, part {part}, cannot be made; use at least 1 token and part 0"
-        )
+        raise PromptError(f"a text of {tokens} tokens, part {part}, cannot be made; use at least 1 token and part 0")
     ids = tokenizer.encode(prose())
     if len(ids) < 2:
         raise PromptError("the tokenizer turns the evaluation text into fewer than 2 tokens")

@@ -15,6 +15,7 @@ from torch import Tensor
 from thrifty.errors import KernelError
 
 SWITCH = "THRIFTY_NATIVE"  # environment variable; 0 turns the native kernels off
+THREADS = "THRIFTY_THREADS"  # environment variable; threads of the native pool where nobody asks for another number
 MISSING = (
     "Thrifty's native kernels are not built for this Python, so the much slower torch reference runs instead. "
     f"Build them with `pip install .` (or `pip install -e .`) in the source tree; set {SWITCH}=0 to silence this."
@@ -32,7 +33,8 @@ class Linear(Protocol):
 def native() -> ModuleType | None:
     """The compiled module, or None where it is turned off or not built (one warning says how to build it).
 
-    The environment is read at the first call. Raises KernelError for a value of THRIFTY_NATIVE other than 0 or 1.
+    The environment is read at the first call. Raises KernelError for a value of THRIFTY_NATIVE other than 0 or 1, and
+    for a THRIFTY_THREADS that this machine does not take.
     """
     switch = os.environ.get(SWITCH, "1")
     if switch not in ("0", "1"):
@@ -40,10 +42,32 @@ def native() -> ModuleType | None:
     if switch == "0":
         return None
     try:
-        return importlib.import_module("thrifty.kernels.native._native")
+        module = importlib.import_module("thrifty.kernels.native._native")
     except ImportError as error:
         warnings.warn(f"{MISSING} ({error})", RuntimeWarning, stacklevel=2)
         return None
+    asked = os.environ.get(THREADS)
+    if asked is not None:
+        _resize(module, int(asked) if asked.isdecimal() else 0, f"{THREADS} is {asked!r}")
+    return module
+
+
+def set_threads(threads: int) -> None:
+    """Threads of the native pool (where there is one) and of torch. Raises KernelError with the numbers that work."""
+    if threads < 1:
+        raise KernelError(f"threads = {threads}; use 1 or more")
+    module = native()
+    if module is not None:
+        _resize(module, threads, f"threads = {threads}")
+    torch.set_num_threads(threads)
+
+
+def _resize(module: ModuleType, threads: int, what: str) -> None:
+    try:
+        module.set_threads(threads)
+    except ValueError as error:
+        most = module.available_threads()
+        raise KernelError(f"{what}; this process may use 1 to {most} processors") from error
 
 
 def require() -> ModuleType:

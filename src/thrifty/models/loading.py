@@ -132,9 +132,5 @@ def _set_up_kernels(threads: int | None, native: bool | None) -> None:
         raise KernelError(f"threads is {threads}; it must be from 1 to {MAX_THREADS}.")
     if native:
         dispatch.require()
-    if threads is None:
-        return
-    torch.set_num_threads(threads)
-    module = dispatch.native() if native is not False else None
-    if module is not None:
-        module.set_threads(threads)
+    if threads is not None:
+        dispatch.set_threads(threads)

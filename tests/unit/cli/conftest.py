@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.checkpoint import write_checkpoint
 
-from checkpoint import write_checkpoint
 from thrifty.cli.main import build
 
 

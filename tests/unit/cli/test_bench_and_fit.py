@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from thrifty.evaluation import roofline
+from thrifty.frontier.candidates import day_one
 from thrifty.models.embedded import MODELS
 from thrifty.recipe import Recipe
 
@@ -82,6 +83,16 @@ def test_fit_measures_writes_and_answers(thrifty: Callable[..., Any], checkpoint
     assert Recipe.load(out) == Recipe()
 
 
+@pytest.fixture
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped model with two caches, rounded weights, and the baseline off the grid."""
+    labels = {"as shipped", "kivi(bits=4)", "rtn(bits=4, group=128)"}
+    chosen = [one for one in day_one() if one.label in labels]
+    assert len(chosen) == 5
+    monkeypatch.setattr("thrifty.frontier.candidates.day_one", lambda: chosen)
+
+
+@pytest.mark.usefixtures("few_candidates")
 def test_fit_writes_a_recipe_that_drives_run_and_bench(
     thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +112,7 @@ def test_fit_writes_a_recipe_that_drives_run_and_bench(
     assert benched["recipe"] == label
 
 
+@pytest.mark.usefixtures("few_candidates")
 def test_fit_takes_a_recipe_of_the_user_along(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"
     mine.write_text('name = "mine"\n[[cache]]\ntechnique = "kivi"\nbits = 8\n')

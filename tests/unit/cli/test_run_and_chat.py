@@ -39,10 +39,10 @@ def test_run_with_a_recipe_a_system_message_and_flags(
 ) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE)
-    flags = ["--temperature", "0.8", "--top-k", "20", "--top-p", "0.9", "--min-p", "0.01", "--seed", "3", "--repetition-penalty", "1.1"]
-    flags += ["--presence-penalty", "0.1", "--frequency-penalty", "0.1", "--logit-bias", "65=-inf", "--stop", "zzz", "--max-tokens", "6"]
-    words = ("run", checkpoint, "Hi", "--recipe", recipe, "--system", "Be brief.", "--memory", "64MB", "--json", *flags)
-    first, again = thrifty(*words).json(), thrifty(*words).json()
+    flags = "--temperature 0.8 --top-k 20 --top-p 0.9 --min-p 0.01 --seed 3 --repetition-penalty 1.1 "
+    flags += "--presence-penalty 0.1 --frequency-penalty 0.1 --logit-bias 65=-inf --stop zzz --max-tokens 6"
+    words = ("run", checkpoint, "Hi", "--recipe", recipe, "--system", "Be brief.", "--memory", "64MB", "--json")
+    first, again = thrifty(*words, *flags.split()).json(), thrifty(*words, *flags.split()).json()
     assert first["recipe"] == "kivi(bits=4)"
     assert first["text"] == again["text"]
     assert "A" not in first["text"] or first["text"] == ""

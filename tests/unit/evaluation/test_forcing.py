@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny import tiny_model
 
 from thrifty.engine.engine import Engine
 from thrifty.errors import PromptError
 from thrifty.evaluation import quality, roofline, speed
 from thrifty.evaluation.forcing import MeasurementError, force
 from thrifty.evaluation.quality import Baseline, Passage
-from tiny import tiny_model
 
 KIVI = [{"technique": "kivi", "bits": 2, "residual": 64}]
 SNAPKV = [{"technique": "snapkv", "keep": 0.5}]

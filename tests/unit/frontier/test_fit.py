@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.tiny import tiny_model
 
 from thrifty.engine.api import Thrifty
 from thrifty.errors import BudgetError, PromptError
@@ -12,7 +13,6 @@ from thrifty.frontier.candidates import Candidate, Grid, day_one
 from thrifty.frontier.fit import Fit, Question
 from thrifty.models import Model
 from thrifty.recipe import Recipe
-from tiny import tiny_model
 
 LOOSE = 10**9
 CONTEXT = 2048

@@ -1,0 +1,51 @@
+"""`fit` on SmolLM2-135M: the budget of the demo is a real choice, and its winner serves within it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from thrifty.engine.api import Thrifty
+from thrifty.engine.engine import Engine
+from thrifty.evaluation.text import held_out
+from thrifty.frontier.candidates import day_one
+from thrifty.frontier.fit import Fit, Question, predict
+from thrifty.models import Model, load
+
+pytestmark = pytest.mark.model
+
+BUDGET = 150_000_000
+CONTEXT = 4096
+
+
+@pytest.fixture(scope="module")
+def model(smollm2: Path) -> Model:
+    return load(smollm2)
+
+
+def test_the_uncompressed_model_does_not_fit_the_budget_of_the_demo(model: Model) -> None:
+    engine = Engine(model, prefix_tree=False)
+    need = predict(engine, day_one()[0], CONTEXT)
+    engine.close()
+    assert 188e6 < need.steady < 195e6, "about 191 MB of weights and cache"
+    assert need.peak > BUDGET
+
+
+def test_the_winner_fits_is_close_to_the_baseline_and_serves_within_the_budget(model: Model, tmp_path: Path) -> None:
+    quick = ("as shipped", "kivi(bits=2)", "snapkv(keep=0.5) + kivi(bits=4)")
+    chosen = [one for one in day_one() if one.label in quick and one.servable]
+    assert len(chosen) == 3
+    fit = Fit(Question(model, BUDGET, CONTEXT, scored=48, candidates=chosen))
+    rows = {row.candidate.label: row for row in fit.rows()}
+    assert not rows["as shipped"].fits
+    assert fit.best is not None and fit.best.fits and fit.best.quality is not None
+    assert fit.best.quality.top1.value > 0.7
+    assert all(row.ledger_peak < row.need.peak for row in rows.values())
+    path = tmp_path / "recipe.toml"
+    fit.best.candidate.recipe.save(path)
+    with Thrifty(model, recipe=path, memory=BUDGET, context=CONTEXT) as thrifty:
+        tokens = held_out(model.tokenizer, 1500)
+        result = thrifty.generate(tokens, max_tokens=8)
+        assert len(result.token_ids) >= 1
+        assert thrifty.engine.memory.ledger.peak <= BUDGET
