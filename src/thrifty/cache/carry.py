@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from thrifty.cache.edits import Drop, Edits, Keep, Merge, Move, Operation, Renumber, Select, Share, Store
 from thrifty.cache.editor import Piece, Substitution
+from thrifty.cache.edits import Drop, Edits, Keep, Merge, Move, Operation, Renumber, Select, Share, Store
 from thrifty.cache.segment import Segment, Span
 from thrifty.errors import RecipeError
 
@@ -41,11 +41,7 @@ def carry_out(sequence: SequenceCache, edits: Edits, layers: tuple[int, ...]) ->
         elif isinstance(first, Share):
             _share(sequence, first.layer, first.source)
         elif isinstance(first, Renumber):
-            for layer in _layers(first.layer, layers):
-                spans = sequence.spans[layer]
-                sequence.replace_spans(
-                    layer, sequence.editor.renumber(layer, spans, first.start, first.stop, first.positions)
-                )
+            _renumber(sequence, first, _layers(first.layer, layers))
 
 
 def _batches(operations: Sequence[Operation]) -> Iterator[list[Operation]]:
@@ -229,3 +225,25 @@ def _share(sequence: SequenceCache, layer: int, source: int) -> None:
     sequence.replace_spans(layer, taken)
     for span in old:
         span.segment.release()
+
+
+def _renumber(sequence: SequenceCache, one: Renumber, layers: tuple[int, ...]) -> None:
+    """Turn the keys of all layers into one new segment where each begins with a span of just these slots."""
+    firsts = [sequence.spans[layer][0] for layer in layers if sequence.spans[layer]]
+    alike = (
+        len(firsts) == len(layers) > 1
+        and one.start == 0
+        and all(span.tokens == one.stop and span.segment.parent is None for span in firsts)
+        and len({(span.segment.format, span.segment.heads, span.segment.capacity) for span in firsts}) == 1
+        and len(firsts[0].segment.heads) == sequence.model.kv_heads
+    )
+    if not alike:
+        for layer in layers:
+            spans = sequence.editor.renumber(layer, sequence.spans[layer], one.start, one.stop, one.positions)
+            sequence.replace_spans(layer, spans)
+        return
+    new = sequence.editor.turn(layers, firsts, one.positions)
+    new.segment.retain(len(layers) - 1)
+    for layer, old in zip(layers, firsts, strict=True):
+        sequence.replace_spans(layer, [new, *sequence.spans[layer][1:]])
+        old.segment.release()

@@ -23,9 +23,7 @@ class Collector:
     §4.1), one row of the tensor a query head of the group.
     """
 
-    def __init__(
-        self, wanted: Statistics, model: ModelInfo, ledger: Ledger, reservation: Reservation | None
-    ) -> None:
+    def __init__(self, wanted: Statistics, model: ModelInfo, ledger: Ledger, reservation: Reservation | None) -> None:
         self.wanted = wanted
         self._model = model
         self._ledger = ledger

@@ -18,7 +18,7 @@ from thrifty.cache.rotation import rotate_again
 from thrifty.cache.segment import Segment, Span
 from thrifty.cache.tiers import Tiers
 from thrifty.errors import RecipeError
-from thrifty.formats import kv
+from thrifty.formats import kv, kv_batch
 from thrifty.formats.kv import PAGE
 from thrifty.storage.ledger import Reservation
 
@@ -96,7 +96,9 @@ class Editor:
                     part.first[head] = first[head]
                     chosen = _inside(indices[head], first[head], first[head] + count)
                     part.chosen[head] = chosen
-                    changed = head in changes and len(_inside(changes[head].slots, first[head], first[head] + count)) > 0
+                    changed = (
+                        head in changes and len(_inside(changes[head].slots, first[head], first[head] + count)) > 0
+                    )
                     whole &= len(chosen) == count and not changed
                     empty &= len(chosen) == 0
                     if changed and span.segment.quantised:
@@ -121,9 +123,7 @@ class Editor:
     def store(self, layer: int, spans: Sequence[Span], pieces: Sequence[Piece], heads: Sequence[int]) -> list[Span]:
         """Cut spans at the borders of `pieces` (for these heads) and hold what is inside in the pieces' formats."""
         counts = [sum(span.count(layer, head) for span in spans) for head in range(self.model.kv_heads)]
-        ranges = {
-            head: [(*piece.resolve(counts[head]), piece.format) for piece in pieces] for head in heads
-        }
+        ranges = {head: [(*piece.resolve(counts[head]), piece.format) for piece in pieces] for head in heads}
         first = [0] * self.model.kv_heads
         dropped: list[Span] = []
         with _Made(spans) as result:
@@ -160,16 +160,59 @@ class Editor:
         first = [0] * self.model.kv_heads
         result = []
         for span in cut:
-            head = span.segment.heads[0]
-            here = first[head]
-            for each in span.segment.heads:
-                first[each] += span.count(layer, each)
+            here = first[span.segment.heads[0]]
+            for head in span.segment.heads:
+                first[head] += span.count(layer, head)
             if here < start or here + span.tokens > stop or not span.tokens:
                 result.append(span)
                 continue
-            result.append(self._turn(layer, span, positions[here - start : here - start + span.tokens]))
+            result.append(self.turn((layer,), [span], positions[here - start : here - start + span.tokens]))
             span.segment.release()
         return result
+
+    def turn(self, layers: tuple[int, ...], spans: Sequence[Span], positions: Tensor) -> Span:
+        """One span a layer, alike but for their contents, as one new segment with keys rotated to `positions`.
+
+        Always from the keys that were first written, so that turning often is as exact as turning once. The spans keep
+        their references.
+        """
+        heads, tokens, format = spans[0].segment.heads, spans[0].tokens, spans[0].segment.format
+        new = self.new(layers, heads, tokens, format)
+        try:
+            target = new.slabs()
+            turned, first = [], []
+            for row, (layer, span) in enumerate(zip(layers, spans, strict=True)):
+                keys, before = _first_keys(span, span.layer(layer))
+                first.append(keys)
+                turned.append(rotate_again(self.model, layer, keys, before, positions))
+                part = target[row * len(heads) : (row + 1) * len(heads)]
+                old = span.segment
+                slabs = old.slabs([span.layer(layer)])
+                kv_batch.copy_pages(slabs, part, format, old.capacity, new.capacity, old.head_dim, 0)
+                if old.bias is not None:
+                    for head in heads:
+                        new.set_bias(layer, head, old.bias[old.layers.index(span.layer(layer)), old.heads.index(head), :tokens])
+            self._write_keys(new, torch.cat(turned))
+            new.set_positions([positions] * len(heads))
+            new.set_first_keys(torch.stack(first), before)
+        except BaseException:
+            new.release()
+            raise
+        return Span(new, tokens)
+
+    def _write_keys(self, new: Segment, keys: Tensor) -> None:
+        """Overwrite the keys [layers·heads, tokens, d] of all slots."""
+        if not new.quantised:
+            held, _ = kv_batch.plain(new.slabs(), new.format, new.capacity, new.head_dim)
+            for start in range(0, new.tokens, PAGE):
+                part = keys[:, start : start + PAGE].transpose(1, 2)
+                held[:, start // PAGE, :, : part.shape[2]] = part.to(held.dtype)
+            return
+        for layer in new.layers:
+            for head in new.heads:
+                row = new.layers.index(layer) * len(new.heads) + new.heads.index(head)
+                values = new.read(layer, head)[1]
+                new.write(layer, head, 0, keys[row], values)
 
     def pages(self, layer: int, span: Span, first: int) -> list[Span]:
         """Slots from `first` of a span as segments of one page each; consumes the span's reference."""
@@ -203,17 +246,13 @@ class Editor:
             for group in groups:
                 segment = self.new((layer,), group, counts[group[0]], format)
                 made.append(Span(segment, segment.tokens))
-                segment.set_positions(
-                    [self._fill(segment, layer, head, parts, changes.get(head)) for head in group]
-                )
+                segment.set_positions([self._fill(segment, layer, head, parts, changes.get(head)) for head in group])
         except BaseException:
             _release(made)
             raise
         return made
 
-    def _fill(
-        self, segment: Segment, layer: int, head: int, parts: list[_Part], change: Substitution | None
-    ) -> Tensor:
+    def _fill(self, segment: Segment, layer: int, head: int, parts: list[_Part], change: Substitution | None) -> Tensor:
         """Write one head's chosen slots; returns their positions."""
         start = 0
         positions = []
@@ -221,9 +260,9 @@ class Editor:
             chosen = part.chosen.get(head)
             if chosen is None or not len(chosen):
                 continue
-            keys, values, where, bias = part.span.read(layer, head)
-            keys, values, bias = keys[chosen], values[chosen], None if bias is None else bias[chosen]
+            keys, values, where, bias = _chosen(part.span, layer, head, chosen)
             if change is not None:
+                keys, values = keys.float(), values.float()
                 bias = _substitute(keys, values, bias, chosen + part.first[head], change)
             segment.write(layer, head, start, keys, values)
             if bias is not None:
@@ -232,7 +271,7 @@ class Editor:
                     whole[:start] = segment.bias[0, segment.heads.index(head), :start]
                 whole[start:] = bias
                 segment.set_bias(layer, head, whole)
-            positions.append(where[chosen])
+            positions.append(where)
             start += len(chosen)
         return torch.cat(positions)
 
@@ -263,9 +302,12 @@ class Editor:
         old = span.segment
         tokens = sum(min(PAGE, span.tokens - page * PAGE) for page in pages)
         new = self.new((layer,), old.heads, tokens, old.format)
+        one = torch.zeros(len(old.heads), kv.slab_bytes(old.format, PAGE, old.head_dim), dtype=torch.uint8)
+        slabs, target = old.slabs([layer]), new.slabs()
+        for place, page in enumerate(pages):
+            kv_batch.copy_pages(slabs, one, old.format, old.capacity, PAGE, old.head_dim, page)
+            kv_batch.place_page(one, target, old.format, new.capacity, old.head_dim, place)
         slots = torch.cat([torch.arange(page * PAGE, min((page + 1) * PAGE, span.tokens)) for page in pages])
-        for head in old.heads:
-            copy_pages(old, new, layer, head, pages)
         new.set_positions([old.positions_of(head)[slots] for head in old.heads])
         if old.bias is not None:
             for row, head in enumerate(old.heads):
@@ -279,10 +321,15 @@ class Editor:
         old = span.segment
         new = self.new(layers, heads, stop - start, format)
         try:
-            for layer in layers:
+            self._copy_slots(span, new, start)
+            if isinstance(old.positions, int):
+                new.positions = old.positions + start
+            else:
+                new.set_positions([old.positions_of(head, stop)[start:] for head in heads])
+            for layer in layers if old.bias is not None else ():
                 for head in heads:
-                    self._copy_head(span, new, layer, head, start)
-            new.set_positions([old.positions_of(head, stop)[start:] for head in heads])
+                    row = old.bias[old.layers.index(span.layer(layer)), old.heads.index(head), start:stop]
+                    new.set_bias(layer, head, row)
             if old.first_keys is not None and start == 0 and stop == span.tokens:
                 rows = [old.heads.index(head) for head in heads]
                 here = [old.layers.index(span.layer(layer)) for layer in layers]
@@ -292,57 +339,47 @@ class Editor:
             raise
         return Span(new, new.tokens)
 
-    def _copy_head(self, span: Span, new: Segment, layer: int, head: int, start: int) -> None:
-        old, source = span.segment, span.layer(layer)
-        stop = start + new.tokens
-        if old.format == new.format and start % PAGE == 0:
-            copy_pages(old, new, source, head, list(range(start // PAGE, -(-stop // PAGE))), layer)
+    def _copy_slots(self, span: Span, new: Segment, start: int) -> None:
+        """The numbers of as many slots as `new` holds."""
+        old, tokens = span.segment, new.tokens
+        sources = [span.layer(layer) for layer in new.layers]
+        aligned = start % PAGE == 0
+        if not (aligned and (old.format == new.format or not old.quantised)) and (old.quantised or new.quantised):
+            for layer, source in zip(new.layers, sources, strict=True):
+                for head in new.heads:
+                    slab = old.slab(source, head)
+                    keys, values = kv.read(old.format, slab, old.capacity, old.head_dim, start, tokens)
+                    new.write(layer, head, 0, keys, values)
+            return
+        slabs, target, dim = old.slabs(sources, new.heads), new.slabs(), old.head_dim
+        if aligned and old.format == new.format:
+            kv_batch.copy_pages(slabs, target, old.format, old.capacity, new.capacity, dim, start // PAGE)
+            return
+        shapes = (slabs, old.format, old.capacity, target, new.format, new.capacity, dim)
+        if new.quantised:
+            kv_batch.quantise(*shapes, start // PAGE, tokens)
         else:
-            slab = old.slab(source, head)
-            keys, values = kv.read(old.format, slab, old.capacity, old.head_dim, start, stop - start)
-            new.write(layer, head, 0, keys, values)
-        if old.bias is not None:
-            row = old.bias[old.layers.index(source), old.heads.index(head), start:stop]
-            new.set_bias(layer, head, row)
-
-    def _turn(self, layer: int, span: Span, positions: Tensor) -> Span:
-        """A span with its keys rotated to `positions`."""
-        old, source = span.segment, span.layer(layer)
-        new = self.new((layer,), old.heads, span.tokens, old.format)
-        if old.first_keys is not None:
-            keys, before = old.first_keys
-            keys = keys[old.layers.index(source), :, : span.tokens]
-            before = before[: span.tokens]
-        else:
-            keys = torch.stack([old.read(source, head, span.tokens)[0] for head in old.heads])
-            before = old.positions_of(old.heads[0], span.tokens)
-        turned = rotate_again(self.model, layer, keys, before, positions)
-        for row, head in enumerate(old.heads):
-            values = old.read(source, head, span.tokens)[1]
-            new.write(layer, head, 0, turned[row], values)
-            if old.bias is not None:
-                new.set_bias(layer, head, old.bias[old.layers.index(source), row, : span.tokens])
-        new.set_positions([positions for _ in old.heads])
-        new.set_first_keys(keys[None], before)
-        return Span(new, new.tokens)
+            kv_batch.copy_tokens(*shapes, start, tokens)
 
 
-def copy_pages(
-    old: Segment, new: Segment, source: int, head: int, pages: list[int], layer: int | None = None
-) -> None:
-    """Copy whole pages of one slab to the front of another of the same format, byte for byte."""
-    before = old.slab(source, head)
-    after = new.slab(source if layer is None else layer, head)
-    there = kv.offsets(old.format, old.capacity, old.head_dim)
-    here = kv.offsets(new.format, new.capacity, new.head_dim)
-    names = ("key_codes", "key_parameters", "value_codes", "value_parameters")
-    one = kv.offsets(old.format, PAGE, old.head_dim)
-    ends = (one.key_parameters, one.value_codes, one.value_parameters, one.total)
-    for name, end in zip(names, ends, strict=True):
-        size = end - getattr(one, name)
-        for index, page in enumerate(pages):
-            start, target = getattr(there, name) + page * size, getattr(here, name) + index * size
-            after[target : target + size] = before[start : start + size]
+def _first_keys(span: Span, source: int) -> tuple[Tensor, Tensor]:
+    """Keys [heads, tokens, d] fp32 of a layer as they were first written, and their positions."""
+    old = span.segment
+    if old.first_keys is not None:
+        return old.first_keys[0][old.layers.index(source), :, : span.tokens], old.first_keys[1][: span.tokens]
+    keys = torch.stack([old.read(source, head, span.tokens)[0] for head in old.heads])
+    return keys, old.positions_of(old.heads[0], span.tokens)
+
+
+def _chosen(span: Span, layer: int, head: int, slots: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Some slots of one head of a full-precision span, in its own dtype: keys, values [n, d], positions, bias."""
+    segment, source = span.segment, span.layer(layer)
+    keys, values = kv_batch.plain(segment.slab(source, head)[None], segment.format, segment.capacity, segment.head_dim)
+    bias = None
+    if segment.bias is not None:
+        bias = segment.bias[segment.layers.index(source), segment.heads.index(head)][slots]
+    rows = keys[0].transpose(1, 2).flatten(0, 1)[slots]
+    return rows, values[0][slots], segment.positions_of(head, span.tokens)[slots], bias
 
 
 def _inside(indices: Tensor, first: int, stop: int) -> Tensor:

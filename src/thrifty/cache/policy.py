@@ -17,8 +17,8 @@ from thrifty.formats.kv import PAGE
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from thrifty.card import Card
     from thrifty.cache.view import LayerView
+    from thrifty.card import Card
 
 Rotation = Callable[[int, "Tensor"], tuple["Tensor", "Tensor"]]
 """(layer, positions int64 [n]) → cos, sin, each fp32 [n, dimension/2] (half-split convention)."""
@@ -212,7 +212,9 @@ def check_order(policies: Sequence[CachePolicy]) -> None:
                 f"them in fewer bits: put '{policy.name}' before '{quantiser.name}'"
             )
         if policy.quantises and quantiser is not None:
-            raise RecipeError(f"cache techniques '{quantiser.name}' and '{policy.name}' both quantise: keep one of them")
+            raise RecipeError(
+                f"cache techniques '{quantiser.name}' and '{policy.name}' both quantise: keep one of them"
+            )
         if policy.quantises:
             quantiser = policy
 

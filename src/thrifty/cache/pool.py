@@ -90,9 +90,7 @@ class Cache:
             self._adopt(sequence, self._match(sequence, tokens, adapter, salt))
         return sequence
 
-    def publish(
-        self, sequence: SequenceCache, tokens: Sequence[Hashable], *, adapter: str = "", salt: str = ""
-    ) -> int:
+    def publish(self, sequence: SequenceCache, tokens: Sequence[Hashable], *, adapter: str = "", salt: str = "") -> int:
         """Put the full-precision pages of a sequence's beginning into the tree; returns how many were new.
 
         tokens: what the sequence holds (more are ignored). A compressed sequence has no such pages and changes nothing.
@@ -157,17 +155,13 @@ class Cache:
             "tree": 0 if self.tree is None else self.tree.nbytes,
         }
 
-    def _match(
-        self, sequence: SequenceCache, tokens: Sequence[Hashable], adapter: str, salt: str
-    ) -> list[Node]:
+    def _match(self, sequence: SequenceCache, tokens: Sequence[Hashable], adapter: str, salt: str) -> list[Node]:
         """The usable prefix: enough rows are left for the wanted queries, and all its pages are in memory."""
         need = sequence.statistics
         if self.tree is None or need.queries == "all":
             return []
         rows = int(need.queries or 1)
-        path = self.tree.match(
-            tokens, adapter=adapter, salt=salt, limit=len(tokens) - max(1, rows), statistics=need
-        )
+        path = self.tree.match(tokens, adapter=adapter, salt=salt, limit=len(tokens) - max(1, rows), statistics=need)
         try:
             for index, group in enumerate(self.tree.groups):
                 for node in path[first_page(group, len(path) * PAGE) :]:
@@ -222,9 +216,7 @@ class Cache:
                 return
 
 
-def _pages_by_start(
-    sequence: SequenceCache, layers: tuple[int, ...], format: str
-) -> dict[int, Segment]:
+def _pages_by_start(sequence: SequenceCache, layers: tuple[int, ...], format: str) -> dict[int, Segment]:
     """A group's untouched full-precision pages by the position they begin at."""
     found = {}
     for span in sequence.spans[layers[0]]:

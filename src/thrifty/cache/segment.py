@@ -6,6 +6,7 @@ A sealed segment never changes: sequences and the prefix tree share it by refere
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +83,9 @@ class Segment:
         face.parent = self.owner.retain()
         face.bias = torch.full((1, len(self.heads), self.capacity), -torch.inf)
         for row, slots in enumerate(live):
-            face.bias[0, row, slots] = 0.0 if self.bias is None else bias_row(self, self.bias, layer, self.heads[row])[slots]
+            face.bias[0, row, slots] = (
+                0.0 if self.bias is None else bias_row(self, self.bias, layer, self.heads[row])[slots]
+            )
         face._charge_index(face.bias.nbytes)
         return face
 
@@ -140,6 +143,22 @@ class Segment:
         self.tiers.require_disk().read(self.extent, copy, start)
         return copy
 
+    def slabs(self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Tensor:
+        """uint8 [layers·heads, slab_bytes], layer by layer: shared memory for whole runs or whole layers, else copies."""
+        owner = self.owner
+        which = owner.layers if layers is None else tuple(layers)
+        rows = owner.heads if heads is None else tuple(heads)
+        if owner.run is None:
+            return torch.stack([owner.slab(layer, head) for layer in which for head in rows])
+        shape = (len(owner.layers), len(owner.heads), self.slab_bytes)
+        every = owner.run.bytes[: shape[0] * shape[1] * shape[2]].view(shape)
+        if which != owner.layers:
+            places = [owner.layers.index(layer) for layer in which]
+            every = every[places[0] : places[0] + 1] if len(places) == 1 else every[places]
+        if rows != owner.heads:
+            every = every[:, [owner.heads.index(head) for head in rows]]
+        return every.flatten(0, 1)
+
     def address(self, layer: int, head: int) -> int:
         """Memory address of a slab; valid until the segment moves or is freed."""
         owner = self.owner
@@ -151,9 +170,7 @@ class Segment:
         """Memory address of a slab's logit bias, 0 where it has none."""
         return 0 if self.bias is None else bias_row(self, self.bias, layer, head).data_ptr()
 
-    def read(
-        self, layer: int, head: int, count: int | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def read(self, layer: int, head: int, count: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The first `count` tokens (default all) of one layer and head.
 
         Returns keys, values fp32 [n, head_dim], positions int64 [n], bias fp32 [n] or None: copies.
@@ -178,7 +195,9 @@ class Segment:
         """Record positions, int64 [tokens] a head; consecutive ones cost no bytes."""
         first = int(per_head[0][0]) if len(per_head[0]) else 0
         line = torch.arange(first, first + self.tokens)
-        if all(torch.equal(found, line) for found in per_head):
+        if all(found is per_head[0] or torch.equal(found, per_head[0]) for found in per_head[1:]) and torch.equal(
+            per_head[0], line
+        ):
             self.positions = first
             return
         self.positions = torch.stack(per_head).to(torch.int32)

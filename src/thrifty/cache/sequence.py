@@ -28,7 +28,7 @@ from torch import Tensor
 
 from thrifty.cache.carry import carry_out
 from thrifty.cache.collector import ROWS_AT_ONCE, Collector
-from thrifty.cache.editor import Editor, Piece
+from thrifty.cache.editor import Editor
 from thrifty.cache.mirror import Mirror, native_view
 from thrifty.cache.policy import CachePolicy, LayerGroup, ModelInfo, Statistics, Stats, wanted
 from thrifty.cache.segment import Segment, Span
@@ -152,9 +152,7 @@ class SequenceCache:
         pages = self._open_segments(layer)
         room = sum(page.capacity for page in pages)
         if start + rows > room:
-            raise PromptError(
-                f"layer {layer} has room for {room - start} more rows, not {rows}: reserve them first"
-            )
+            raise PromptError(f"layer {layer} has room for {room - start} more rows, not {rows}: reserve them first")
         first = 0
         for page in pages:
             stop = first + page.capacity
@@ -230,7 +228,9 @@ class SequenceCache:
         if self.collector.pending():
             self._pending = {}
             self._tail += n
-            layers = {layer: [self.slots(layer, head) for head in range(self.model.kv_heads)] for layer in self.global_layers}
+            layers = {
+                layer: [self.slots(layer, head) for head in range(self.model.kv_heads)] for layer in self.global_layers
+            }
             self.collector.commit(layers)
             self.collector.settle()
             self._tail -= n
@@ -496,9 +496,7 @@ class SequenceCache:
         pending = self._pending.get(layer, 0)
         return pending if self._scratch is not None and self._scratch[0] == layer else self._tail + pending
 
-    def _attended(
-        self, layer: int, head: int, rows: int, window: int | None
-    ) -> tuple[list[attention.Span], _Columns]:
+    def _attended(self, layer: int, head: int, rows: int, window: int | None) -> tuple[list[attention.Span], _Columns]:
         """What one head's rows attend to, and which slots its columns are."""
         sources = [(span.segment, span.layer(layer), span.tokens) for span in self.spans[layer] if span.holds(head)]
         left = self._open_rows(layer)
@@ -533,7 +531,13 @@ class SequenceCache:
             for index, group in enumerate(self.groups):
                 for _ in range(count):
                     page = Segment(
-                        self.tiers, group.layers, heads, PAGE, self.model.format, self.model.head_dim, reservation=self.reservation
+                        self.tiers,
+                        group.layers,
+                        heads,
+                        PAGE,
+                        self.model.format,
+                        self.model.head_dim,
+                        reservation=self.reservation,
                     )
                     made[index].append(page)
         except BaseException:

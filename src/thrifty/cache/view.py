@@ -55,9 +55,7 @@ class LayerView:
     @property
     def uniform(self) -> bool:
         """True where no segment holds only some of the heads, so that every head has the same slots."""
-        return all(
-            len(span.segment.heads) == self.kv_heads and span.segment.parent is None for span in self._spans
-        )
+        return all(len(span.segment.heads) == self.kv_heads and span.segment.parent is None for span in self._spans)
 
     def keys(self, head: int) -> Tensor:
         """fp32 [count, head_dim], rotated; a copy."""
@@ -92,9 +90,7 @@ class LayerView:
             if count:
                 segment = span.segment
                 found.append(
-                    Stretch(
-                        start, start + count, segment.format, segment.tier, segment.quantised, segment.capacity
-                    )
+                    Stretch(start, start + count, segment.format, segment.tier, segment.quantised, segment.capacity)
                 )
                 start += count
         return found

@@ -28,9 +28,7 @@ class Run:
 
     __slots__ = ("address", "arena", "bytes", "category", "nbytes", "reservation", "start")
 
-    def __init__(
-        self, arena: Arena, start: int, nbytes: int, category: str, reservation: Reservation | None
-    ) -> None:
+    def __init__(self, arena: Arena, start: int, nbytes: int, category: str, reservation: Reservation | None) -> None:
         self.arena = arena
         self.start = start
         self.nbytes = nbytes

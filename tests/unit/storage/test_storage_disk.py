@@ -80,4 +80,9 @@ def test_sizes_are_positive(size: int | str) -> None:
 
 
 def test_sizes_for_people() -> None:
-    assert [format_size(size) for size in (12, 1500, 150_000_000, 2 * 10**9)] == ["12 bytes", "1.5 kB", "150 MB", "2 GB"]
+    assert [format_size(size) for size in (12, 1500, 150_000_000, 2 * 10**9)] == [
+        "12 bytes",
+        "1.5 kB",
+        "150 MB",
+        "2 GB",
+    ]

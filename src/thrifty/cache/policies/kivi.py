@@ -41,7 +41,9 @@ class Kivi(CachePolicy):
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 4, 8) or self.residual < 0:
-            raise RecipeError(f"kivi: bits = {self.bits}, residual = {self.residual}; use bits 2, 4 or 8 and residual ≥ 0")
+            raise RecipeError(
+                f"kivi: bits = {self.bits}, residual = {self.residual}; use bits 2, 4 or 8 and residual ≥ 0"
+            )
 
     @property
     def format(self) -> str:

@@ -54,9 +54,13 @@ class Snapkv(CachePolicy):
     def __post_init__(self) -> None:
         name = type(self).__name__.lower()
         if not 0 < self.keep <= 1 or (self.capacity is not None and self.capacity < 1):
-            raise RecipeError(f"{name}: keep = {self.keep}, capacity = {self.capacity}; use 0 < keep ≤ 1 and capacity ≥ 1")
+            raise RecipeError(
+                f"{name}: keep = {self.keep}, capacity = {self.capacity}; use 0 < keep ≤ 1 and capacity ≥ 1"
+            )
         if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
-            raise RecipeError(f"{name}: window = {self.window}, kernel = {self.kernel}; use window ≥ 1 and an odd kernel ≥ 1")
+            raise RecipeError(
+                f"{name}: window = {self.window}, kernel = {self.kernel}; use window ≥ 1 and an odd kernel ≥ 1"
+            )
 
     def wants(self, model: ModelInfo) -> Statistics:
         """The last `window` queries."""
@@ -95,9 +99,7 @@ class Snapkv(CachePolicy):
         return min(prompt, self.budget(prompt, self.window) + self.window) + generated
 
 
-def observed(
-    kv: LayerView, head: int, queries: Tensor, kernel: int, pooling: str, group: str
-) -> Tensor:
+def observed(kv: LayerView, head: int, queries: Tensor, kernel: int, pooling: str, group: str) -> Tensor:
     """Scores [slots − window] of one KV head: v_j = Σ over the window's queries of softmax attention to slot j (fp32, causal
     inside the window), reduced over the query group, pooled over neighbours (§4, listing 1).
 

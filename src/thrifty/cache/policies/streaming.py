@@ -83,7 +83,8 @@ class Streaming(CachePolicy):
         if stop <= self.sinks:
             return None
         edits = Edits()
-        edits.store(0, self.sinks, "")
+        if next(iter(view.stretches())).stop != self.sinks:
+            edits.store(0, self.sinks, "")
         edits.drop(self.sinks, stop)
         if self.renumber:
             self._renumber(edits, int(view.positions(0)[stop]), None)

@@ -1,0 +1,150 @@
+"""Many slabs of key-value segments at once: what `formats.kv` does a head at a time, for whole pages.
+
+`slabs` are uint8 [count, slab_bytes], one row a head (or a layer and head), each laid out as `formats.kv` says.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from thrifty.errors import KernelError
+from thrifty.formats import kv
+from thrifty.formats.kv import CHANNEL_GROUP, PAGE, TOKEN_GROUP
+from thrifty.kernels.reference import affine
+from thrifty.kernels.reference.packing import PACK, pack64
+
+_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+_BITS = {"int8": 8, "int4": 4, "int2": 2}
+_ELEMENTS = 1 << 19
+"""Numbers that are held in fp32 at once while quantising."""
+
+
+def plain(slabs: Tensor, format: str, capacity: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Views of full-precision slabs: keys [count, pages, head_dim, 64], values [count, capacity, head_dim]."""
+    if format not in _DTYPES:
+        raise KernelError(f"format '{format}' holds codes; only f32 and bf16 can be viewed as numbers")
+    at, dtype = kv.offsets(format, capacity, head_dim), _DTYPES[format]
+    size = capacity * head_dim * dtype.itemsize
+    keys = slabs[:, at.key_codes : at.key_codes + size].view(dtype)
+    values = slabs[:, at.value_codes : at.value_codes + size].view(dtype)
+    return keys.unflatten(1, (capacity // PAGE, head_dim, PAGE)), values.unflatten(1, (capacity, head_dim))
+
+
+def copy_pages(
+    source: Tensor, target: Tensor, format: str, source_capacity: int, target_capacity: int, head_dim: int, first: int
+) -> None:
+    """Copy pages of `source` from page `first` on to the front of `target`, as many as it holds, byte for byte."""
+    there, here = kv.offsets(format, source_capacity, head_dim), kv.offsets(format, target_capacity, head_dim)
+    one = kv.offsets(format, PAGE, head_dim)
+    pages = min(target_capacity, source_capacity - first * PAGE) // PAGE
+    names = ("key_codes", "key_parameters", "value_codes", "value_parameters")
+    ends = (one.key_parameters, one.value_codes, one.value_parameters, one.total)
+    for name, end in zip(names, ends, strict=True):
+        size = end - getattr(one, name)
+        start, place = getattr(there, name) + first * size, getattr(here, name)
+        target[:, place : place + pages * size] = source[:, start : start + pages * size]
+
+
+def place_page(page: Tensor, target: Tensor, format: str, capacity: int, head_dim: int, place: int) -> None:
+    """Put slabs of one page into slabs of many, as their page `place`, byte for byte."""
+    one, here = kv.offsets(format, PAGE, head_dim), kv.offsets(format, capacity, head_dim)
+    names = ("key_codes", "key_parameters", "value_codes", "value_parameters")
+    ends = (one.key_parameters, one.value_codes, one.value_parameters, one.total)
+    for name, end in zip(names, ends, strict=True):
+        first, size = getattr(one, name), end - getattr(one, name)
+        start = getattr(here, name) + place * size
+        target[:, start : start + size] = page[:, first : first + size]
+
+
+def copy_tokens(
+    source: Tensor,
+    source_format: str,
+    source_capacity: int,
+    target: Tensor,
+    target_format: str,
+    target_capacity: int,
+    head_dim: int,
+    start: int,
+    tokens: int,
+) -> None:
+    """Copy `tokens` tokens of full-precision slabs from token `start` on to the front of full-precision slabs."""
+    keys, values = plain(source, source_format, source_capacity, head_dim)
+    new_keys, new_values = plain(target, target_format, target_capacity, head_dim)
+    first, stop = start // PAGE, -(-(start + tokens) // PAGE)
+    rows = keys[:, first:stop].transpose(2, 3).flatten(1, 2)[:, start - first * PAGE :][:, :tokens]
+    pages, rest = divmod(tokens, PAGE)
+    new_keys[:, :pages] = rows[:, : pages * PAGE].unflatten(1, (pages, PAGE)).transpose(2, 3)
+    if rest:
+        new_keys[:, pages, :, :rest] = rows[:, pages * PAGE :].transpose(1, 2)
+    new_values[:, :tokens] = values[:, start : start + tokens]
+
+
+def quantise(
+    source: Tensor,
+    source_format: str,
+    source_capacity: int,
+    target: Tensor,
+    target_format: str,
+    target_capacity: int,
+    head_dim: int,
+    first: int,
+    tokens: int,
+) -> None:
+    """Store `tokens` tokens of full-precision slabs, from page `first` on, as codes at the front of `target`.
+
+    Equals `kv.write` of the same tokens, slab by slab: a last group that is not full takes its scales from what it has.
+    Raises KernelError for NaN or infinity.
+    """
+    keys, values = plain(source, source_format, source_capacity, head_dim)
+    step = max(1, _ELEMENTS // (len(source) * head_dim * PAGE))
+    pages = -(-tokens // PAGE)
+    for start in range(0, pages, step):
+        stop = min(start + step, pages)
+        here = min(tokens, stop * PAGE) - start * PAGE
+        token = (first + start) * PAGE
+        part = keys[:, first + start : first + stop].float(), values[:, token : token + here].float()
+        affine.require_finite(part[1], "values")
+        _keys(part[0], here, target, target_format, target_capacity, head_dim, start)
+        _values(part[1], target, target_format, target_capacity, head_dim, start * PAGE)
+
+
+def _keys(
+    keys: Tensor, tokens: int, target: Tensor, format: str, capacity: int, head_dim: int, page: int
+) -> None:
+    """keys fp32 [count, pages, d, 64], of which `tokens` are real → codes and parameters from `page` on."""
+    bits, dimension = _BITS[format], kv.stored_dim(format, head_dim)
+    rest = tokens % PAGE
+    if rest:
+        keys = keys.clone()
+        keys[:, -1, :, rest:] = keys[:, -1, :, rest - 1 : rest]
+    affine.require_finite(keys, "keys")
+    if dimension > head_dim:
+        keys = torch.cat((keys, keys[:, :, -1:].expand(-1, -1, dimension - head_dim, -1)), dim=2)
+    codes, scale, minimum = affine.affine(keys.unflatten(3, (2, TOKEN_GROUP)), (1 << bits) - 1)
+    at = kv.offsets(format, capacity, head_dim)
+    count, pages = keys.shape[:2]
+    size = dimension * 8 * bits
+    start = at.key_codes + page * size
+    target[:, start : start + pages * size] = pack64(codes.flatten(3), bits).reshape(count, -1)
+    parameters = torch.stack((scale, minimum), dim=2).transpose(3, 4)  # [count, pages, 2, halves, d]
+    size = 2 * 2 * dimension * 2
+    start = at.key_parameters + page * size
+    target[:, start : start + pages * size] = parameters.contiguous().view(torch.uint8).reshape(count, -1)
+
+
+def _values(values: Tensor, target: Tensor, format: str, capacity: int, head_dim: int, token: int) -> None:
+    """values fp32 [count, tokens, d] → codes and parameters from `token` on."""
+    bits, dimension = _BITS[format], kv.stored_dim(format, head_dim)
+    if dimension > head_dim:
+        values = torch.cat((values, values[:, :, -1:].expand(-1, -1, dimension - head_dim)), dim=2)
+    count, tokens = values.shape[:2]
+    codes, scale, minimum = affine.affine(values.unflatten(2, (-1, CHANNEL_GROUP)), (1 << bits) - 1)
+    at = kv.offsets(format, capacity, head_dim)
+    size = dimension // PACK * 8 * bits
+    start = at.value_codes + token * size
+    target[:, start : start + tokens * size] = pack64(codes.reshape(count, tokens, -1, PACK), bits).reshape(count, -1)
+    parameters = torch.stack((scale, minimum), dim=2)
+    size = 2 * (dimension // CHANNEL_GROUP) * 2
+    start = at.value_parameters + token * size
+    target[:, start : start + tokens * size] = parameters.contiguous().view(torch.uint8).reshape(count, -1)

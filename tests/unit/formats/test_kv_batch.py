@@ -1,0 +1,77 @@
+"""Many slabs at once give the bytes that one at a time gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from thrifty.errors import KernelError
+from thrifty.formats import kv, kv_batch
+
+COUNT, CAPACITY, TOKENS = 3, 256, 200
+
+
+def slabs(format: str, head_dim: int, capacity: int = CAPACITY) -> torch.Tensor:
+    return torch.zeros(COUNT, kv.slab_bytes(format, capacity, head_dim), dtype=torch.uint8)
+
+
+def filled(format: str, head_dim: int) -> torch.Tensor:
+    made = slabs(format, head_dim)
+    for row in made:
+        kv.write(format, row, CAPACITY, head_dim, 0, torch.randn(CAPACITY, head_dim), torch.randn(CAPACITY, head_dim))
+    return made
+
+
+@pytest.mark.parametrize("target", ["int8", "int4", "int2"])
+@pytest.mark.parametrize(("source", "head_dim"), [("bf16", 64), ("f32", 48), ("bf16", 128)])
+@pytest.mark.parametrize(("first", "tokens"), [(0, 256), (1, 64), (2, 127), (3, 10), (0, 161)])
+def test_quantising_equals_writing_slab_by_slab(
+    source: str, target: str, head_dim: int, first: int, tokens: int
+) -> None:
+    old, new = filled(source, head_dim), slabs(target, head_dim)
+    kv_batch.quantise(old, source, CAPACITY, new, target, CAPACITY, head_dim, first, tokens)
+    for before, after in zip(old, new, strict=True):
+        one = torch.zeros_like(after)
+        numbers = kv.read(source, before, CAPACITY, head_dim, first * 64, tokens)
+        kv.write(target, one, CAPACITY, head_dim, 0, *numbers)
+        for found, expected in zip(
+            kv.read(target, after, CAPACITY, head_dim, 0, tokens),
+            kv.read(target, one, CAPACITY, head_dim, 0, tokens),
+            strict=True,
+        ):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("source", "target"), [("bf16", "bf16"), ("f32", "bf16"), ("bf16", "f32")])
+@pytest.mark.parametrize(("start", "tokens"), [(0, 256), (4, 64), (100, 1), (37, 190)])
+def test_copying_tokens(source: str, target: str, start: int, tokens: int) -> None:
+    old, new = filled(source, 64), slabs(target, 64)
+    kv_batch.copy_tokens(old, source, CAPACITY, new, target, CAPACITY, 64, start, tokens)
+    for before, after in zip(old, new, strict=True):
+        numbers = kv.read(source, before, CAPACITY, 64, start, tokens)
+        for found, expected in zip(kv.read(target, after, CAPACITY, 64, 0, tokens), numbers, strict=True):
+            assert torch.equal(found, expected.to(torch.bfloat16).float() if target == "bf16" else expected)
+
+
+@pytest.mark.parametrize("format", kv.FORMATS)
+def test_copying_pages(format: str) -> None:
+    old, new = filled(format, 64), slabs(format, 64, 192)
+    kv_batch.copy_pages(old, new, format, CAPACITY, 192, 64, 1)
+    page = slabs(format, 64, 64)
+    kv_batch.copy_pages(old, page, format, CAPACITY, 64, 64, 0)
+    kv_batch.place_page(page, new, format, 192, 64, 1)
+    for before, after in zip(old, new, strict=True):
+        for number, page_before in ((0, 1), (1, 0), (2, 3)):
+            found = kv.read(format, after, 192, 64, number * 64, 64)
+            expected = kv.read(format, before, CAPACITY, 64, page_before * 64, 64)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_what_no_format_holds_is_refused() -> None:
+    old, new = filled("f32", 64), slabs("int4", 64)
+    keys, _ = kv_batch.plain(old, "f32", CAPACITY, 64)
+    keys[1, 2, 3, 4] = torch.nan
+    with pytest.raises(KernelError, match="keys has 1 NaN or infinite"):
+        kv_batch.quantise(old, "f32", CAPACITY, new, "int4", CAPACITY, 64, 0, 256)
+    with pytest.raises(KernelError, match="only f32 and bf16"):
+        kv_batch.plain(new, "int4", CAPACITY, 64)
