@@ -45,7 +45,7 @@ class Engine:
         native: bool | None = None,
         batch: int = 32,
         queue: int = 256,
-        chunk: int = 512,
+        chunk: int = 256,
         disk: str | Path | None = None,
         prefix_tree: bool = True,
         runner: Runner | None = None,
