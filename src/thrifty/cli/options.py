@@ -56,7 +56,7 @@ Native = Annotated[
 def _sampling(
     temperature: Annotated[
         float | None,
-        typer.Option(min=0.0, rich_help_panel=SAMPLING, help="0 is greedy. Default: the model's own."),
+        typer.Option(min=0.0, rich_help_panel=SAMPLING, help="0 is greedy, the default."),
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=0, rich_help_panel=SAMPLING, help="Best K tokens only; 0 is off.")
@@ -79,7 +79,7 @@ def _sampling(
         int | None, typer.Option(rich_help_panel=SAMPLING, help="Makes a sampled answer repeatable.")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=SAMPLING, help="Longest answer, in tokens.")
+        int | None, typer.Option(min=1, rich_help_panel=SAMPLING, help="Longest answer, in tokens. Default: 256.")
     ] = None,
     stop: Annotated[
         list[str] | None,
