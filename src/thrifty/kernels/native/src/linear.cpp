@@ -11,7 +11,7 @@ namespace thrifty {
 
 namespace {
 
-constexpr size_t kPassBytes = 400 << 10;  // of a second-level cache of 1 MB or more
+constexpr size_t kPassBytes = 128 << 10;  // activations and results of a pass stay in a second-level cache of 1 MB
 
 float half_value(uint16_t h) {
   const uint32_t sign = (uint32_t)(h & 0x8000u) << 16, body = h & 0x7fffu;
@@ -84,12 +84,11 @@ int rows_per_pass(const Linear& w) {
 void matmul(const Linear& w, const float* x, float* y, int m) {
   std::vector<uint8_t> memory(panel_bytes(w, m) + 64);
   uint8_t* panel = memory.data() + (64 - (uintptr_t)memory.data() % 64) % 64;
-  const TileTasks tasks{m, rows_per_pass(w), w.tiles(), 4};
   std::atomic<int> next{0};
   Pool::shared().run(0, [&](Worker& worker) {
     for (int i = worker.begin(m); i < worker.end(m); i++) place_row(w, x + (size_t)i * (size_t)w.in, i, panel);
     worker.barrier();
-    tasks.each(worker, next, [&](int row0, int row1, int tile0, int tile1) {
+    TileTasks(w, m, w.tiles(), worker.count).each(next, [&](int row0, int row1, int tile0, int tile1) {
       kernels().tiles(w, tile0, tile1, panel, row0, row1, y + (size_t)row0 * (size_t)w.out + (size_t)tile0 * kLanes, (size_t)w.out, false);
     });
   });

@@ -22,23 +22,22 @@ void linear_row(const Linear& linear, int row, float* out);
 // Rows whose panels stay in the second-level cache while all tiles pass over them; a multiple of kPanel.
 int rows_per_pass(const Linear& linear);
 
-// Tasks of (row block, group of tiles) claimed in turn.
+// Tasks of (row block, group of tiles), first come, first served. Few rows: a few groups a worker, all rows at once.
 struct TileTasks {
-  int rows, row_step, tiles, tile_step;
-  int count() const { return ((rows + row_step - 1) / row_step) * ((tiles + tile_step - 1) / tile_step); }
-  // Calls work(row0, row1, tile0, tile1). Few rows: a fixed even share of the tiles; many: first come, first served.
-  template <class F> void each(Worker& w, std::atomic<int>& next, F&& work) const {
-    if (rows <= kFew) {
-      if (w.begin(tiles) < w.end(tiles)) work(0, rows, w.begin(tiles), w.end(tiles));
-      return;
-    }
-    const int across = (tiles + tile_step - 1) / tile_step, total = count();
-    for (int i = next.fetch_add(1); i < total; i = next.fetch_add(1)) {
+  TileTasks(const Linear& linear, int rows, int tiles, int workers)
+      : rows(rows), row_step(rows <= kFew ? rows : rows_per_pass(linear)), tiles(tiles), tile_step(kTiles) {
+    if (rows <= kFew && tiles > kTiles * kShare * workers) tile_step = (tiles / (kShare * workers) + 1) / 2 * 2;
+  }
+  // Calls work(row0, row1, tile0, tile1) for the tasks that this worker claims.
+  template <class F> void each(std::atomic<int>& next, F&& work) const {
+    const int across = (tiles + tile_step - 1) / tile_step, total = across * ((rows + row_step - 1) / row_step);
+    for (int i = next.fetch_add(1, std::memory_order_relaxed); i < total; i = next.fetch_add(1, std::memory_order_relaxed)) {
       const int row = i / across * row_step, tile = i % across * tile_step;
       work(row, row + row_step < rows ? row + row_step : rows, tile, tile + tile_step < tiles ? tile + tile_step : tiles);
     }
   }
-  static constexpr int kFew = 16;
+  static constexpr int kFew = 16, kTiles = 4, kShare = 4;
+  int rows, row_step, tiles, tile_step;
 };
 
 // y[m, out] = x[m, in] W^T + bias, on the shared pool.

@@ -34,6 +34,37 @@ THRIFTY_INLINE void group_tile(const Linear& w, int tile, const ActivationBlock*
   }
 }
 
+// Two neighbouring tiles at once. Same order of operations for each element.
+template <int BITS, bool MINIMUM, int M>
+THRIFTY_INLINE void group_tiles(const Linear& w, int tile, const ActivationBlock* x, V* acc0, V* acc1) {
+  const int blocks = w.blocks(), per_group = w.group / kBlockColumns, groups = (blocks + per_group - 1) / per_group;
+  constexpr int kBytes = 64 * BITS;
+  const size_t code_step = (size_t)blocks * kBytes, group_step = (size_t)groups * kLanes;
+  const uint8_t* codes = w.codes + (size_t)tile * code_step;
+  const uint16_t* scales = w.scales + (size_t)tile * group_step;
+  const uint16_t* minimums = MINIMUM ? w.minimums + (size_t)tile * group_step : nullptr;
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++) acc0[i] = acc1[i] = zero();
+  for (int g = 0; g < groups; g++, scales += kLanes) {
+    const V scale0 = load_half(scales), scale1 = load_half(scales + group_step);
+    const V minimum0 = MINIMUM ? load_half(minimums + (size_t)g * kLanes) : zero(), minimum1 = MINIMUM ? load_half(minimums + group_step + (size_t)g * kLanes) : zero();
+    const int end = (g + 1) * per_group < blocks ? (g + 1) * per_group : blocks;
+    for (int b = g * per_group; b < end; b++, codes += kBytes, x += kPanel) {
+      V d0[M], d1[M];
+      block_dot_pair<BITS, !MINIMUM, M>(codes, codes + code_step, x, d0, d1);
+#pragma GCC unroll 16
+      for (int i = 0; i < M; i++) {
+        const V s = set1(x[i].scale);
+        acc0[i] = fma(d0[i], mul(scale0, s), acc0[i]), acc1[i] = fma(d1[i], mul(scale1, s), acc1[i]);
+        if constexpr (MINIMUM) {
+          const V sum = set1(x[i].scaled_sum);
+          acc0[i] = fma(minimum0, sum, acc0[i]), acc1[i] = fma(minimum1, sum, acc1[i]);
+        }
+      }
+    }
+  }
+}
+
 template <int M> THRIFTY_INLINE void pair_tile(const Linear& w, int tile, const uint32_t* x, V* acc) {
   const int pairs = (w.in + 1) / 2;
   const uint16_t* codes = (const uint16_t*)w.codes + (size_t)tile * pairs * 2 * kLanes;
@@ -74,16 +105,42 @@ static void panel_tile(const Linear& w, int tile, const uint8_t* x, size_t item,
   if (rows & 1) rows_tile<KIND, MINIMUM, 1>(w, tile, x + i * item, y + i * stride, stride, add_to_y);
 }
 
+constexpr int kPairRows = 4;  // two tiles of accumulators for so many rows fit the registers
+
+// kPairRows full rows of two neighbouring tiles.
+template <int KIND, bool MINIMUM>
+static void two_tiles(const Linear& w, int tile, const void* x, float* y, size_t stride, bool add_to_y) {
+  V acc0[kPairRows], acc1[kPairRows];
+  group_tiles<KIND, MINIMUM, kPairRows>(w, tile, (const ActivationBlock*)x, acc0, acc1);
+  write_tile<kPairRows>(w, tile, acc0, y, stride, add_to_y);
+  write_tile<kPairRows>(w, tile + 1, acc1, y + kLanes, stride, add_to_y);
+}
+
+// One tile over all rows.
+template <int KIND, bool MINIMUM>
+static void tile_rows(const Linear& w, int tile, const uint8_t* x, size_t panel_bytes, int rows, float* y, size_t stride, bool add_to_y) {
+  const size_t item = KIND == 16 ? sizeof(uint32_t) : sizeof(ActivationBlock);
+  for (; rows > 0; rows -= kPanel, x += panel_bytes, y += kPanel * stride)
+    panel_tile<KIND, MINIMUM>(w, tile, x, item, rows < kPanel ? rows : kPanel, y, stride, add_to_y);
+}
+
 template <int KIND, bool MINIMUM>
 static void run_tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add_to_y) {
   const size_t item = KIND == 16 ? sizeof(uint32_t) : sizeof(ActivationBlock);
   const size_t panel_bytes = item * kPanel * (KIND == 16 ? (size_t)(w.in + 1) / 2 : (size_t)w.blocks());
-  for (int tile = tile0; tile < tile1; tile++) {
-    const uint8_t* x = (const uint8_t*)activations + (size_t)(row0 / kPanel) * panel_bytes;
-    float* to = y + (size_t)(tile - tile0) * kLanes;
-    for (int row = row0; row < row1; row += kPanel, x += panel_bytes, to += kPanel * stride)
-      panel_tile<KIND, MINIMUM>(w, tile, x, item, row1 - row < kPanel ? row1 - row : kPanel, to, stride, add_to_y);
+  const uint8_t* x = (const uint8_t*)activations + (size_t)(row0 / kPanel) * panel_bytes;
+  const int rows = row1 - row0, full = KIND != 16 && kPairsOfTiles ? rows / kPanel : 0;  // panels that go two tiles at a time
+  int tile = tile0;
+  for (; full > 0 && tile + 2 <= tile1; tile += 2, y += 2 * kLanes) {
+    if constexpr (KIND != 16 && kPairsOfTiles) {
+      for (int i = 0; i < 2 * full; i++)
+        two_tiles<KIND, MINIMUM>(w, tile, x + (size_t)(i / 2) * panel_bytes + (size_t)(i % 2) * kPairRows * item, y + (size_t)i * kPairRows * stride, stride, add_to_y);
+    }
+    const size_t done = (size_t)full * kPanel;
+    for (int t = 0; t < 2; t++)
+      tile_rows<KIND, MINIMUM>(w, tile + t, x + (size_t)full * panel_bytes, panel_bytes, rows - (int)done, y + done * stride + (size_t)t * kLanes, stride, add_to_y);
   }
+  for (; tile < tile1; tile++, y += kLanes) tile_rows<KIND, MINIMUM>(w, tile, x, panel_bytes, rows, y, stride, add_to_y);
 }
 
 static void tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add_to_y) {

@@ -11,7 +11,6 @@ namespace {
 
 constexpr int kPrivateRows = 2;
 constexpr int kGateRows = 64;     // rows whose gate and up tiles stay in the first-level cache
-constexpr int kTilesOfATask = 4;
 
 size_t padded_floats(int columns) { return align64((size_t)columns * sizeof(float)); }
 
@@ -60,8 +59,8 @@ void Project::run(Plan& plan, Step& s, Worker& w) {
   const auto ready = panels.prepare(plan, w, s.rows, columns, [&](int i) { return x + (size_t)i * (size_t)columns; });
   int tiles = 0;
   for (int i : linears) tiles += plan.linears[(size_t)i].tiles();
-  const TileTasks tasks{s.rows, rows_per_pass(plan.linears[(size_t)linears[0]]), tiles, kTilesOfATask};
-  tasks.each(w, next, [&](int row0, int row1, int tile0, int tile1) {
+  const TileTasks tasks(plan.linears[(size_t)linears[0]], s.rows, tiles, w.count);
+  tasks.each(next, [&](int row0, int row1, int tile0, int tile1) {
     int first = 0;  // the tiles of all linears are numbered one after the other
     for (size_t i = 0; i < linears.size(); i++) {
       const Linear& weights = plan.linears[(size_t)linears[i]];
@@ -83,8 +82,7 @@ void Gated::run(Plan& plan, Step& s, Worker& w) {
   const Linear &a = plan.linears[(size_t)gate], &b = plan.linears[(size_t)up];
   float* gates = (float*)(w.scratch + panels.scratch(columns));
   float* ups = gates + kGateRows * 2 * kLanes;
-  const TileTasks tasks{s.rows, std::min(rows_per_pass(a), 4 * kGateRows), a.tiles(), kTilesOfATask};
-  tasks.each(w, next, [&](int row0, int row1, int tile0, int tile1) {
+  TileTasks(a, s.rows, a.tiles(), w.count).each(next, [&](int row0, int row1, int tile0, int tile1) {
     for (int tile = tile0; tile < tile1; tile += 2) {
       const int end = std::min(tile + 2, tile1), lanes = std::min(width - tile * kLanes, (end - tile) * kLanes);
       for (int row = row0; row < row1; row += kGateRows) {
@@ -151,15 +149,18 @@ void Logits::run(Plan& plan, Step& s, Worker& w) {
     const auto ready = panels.prepare(plan, w, rows, weights.in, [&](int i) { return x + (size_t)s.logit_rows[start + i] * (size_t)weights.in; });
     const size_t stride = (size_t)weights.out;
     float* y = s.logits + (size_t)start * stride;
-    const int first = w.begin(weights.tiles()), last = w.end(weights.tiles()), step = rows_per_pass(weights);
-    for (int row0 = 0; row0 < rows && first < last; row0 += step) {
-      const int row1 = std::min(row0 + step, rows), from = first * kLanes, count = std::min(last * kLanes, weights.out) - from;
-      kernels().tiles(weights, first, last, ready.of(weights), row0, row1, y + (size_t)row0 * stride + from, stride, false);
+    TileTasks(weights, rows, weights.tiles(), w.count).each(next, [&](int row0, int row1, int tile0, int tile1) {
+      const int from = tile0 * kLanes, count = std::min(tile1 * kLanes, weights.out) - from;
+      kernels().tiles(weights, tile0, tile1, ready.of(weights), row0, row1, y + (size_t)row0 * stride + from, stride, false);
       for (int i = row0; softcap > 0.0f && i < row1; i++) kernels().cap(y + (size_t)i * stride + from, softcap, count);
-    }
+    });
     w.barrier();
     for (int i = w.begin(rows); s.arg_max && i < w.end(rows); i++) s.arg_max[start + i] = kernels().arg_max(y + (size_t)i * stride, weights.out);
-    if (start + rows < s.logit_count) w.barrier();
+    if (start + rows < s.logit_count) {  // the next part claims its tasks anew
+      w.barrier();
+      if (w.id == 0) next.store(0);
+      w.barrier();
+    }
   }
 }
 

@@ -15,6 +15,7 @@ struct V {
 };
 using I = __m256i;
 constexpr const char* kName = "avx2";
+constexpr bool kPairsOfTiles = false;
 constexpr int kScoreRows = 6, kScoreVectors = 1;
 
 THRIFTY_INLINE V zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }

@@ -13,6 +13,7 @@ namespace thrifty::THRIFTY_ISA {
 using V = __m512;
 using I = __m512i;
 constexpr const char* kName = "avx512";
+constexpr bool kPairsOfTiles = true;
 constexpr int kScoreRows = 6, kScoreVectors = 4;  // register tile of attention
 
 THRIFTY_INLINE V zero() { return _mm512_setzero_ps(); }
@@ -89,6 +90,38 @@ template <int BITS, bool SYMMETRIC, int M> THRIFTY_INLINE void block_dot(const u
   }
 #pragma GCC unroll 16
   for (int i = 0; i < M; i++) d[i] = _mm512_cvtepi32_ps(a[i]);
+}
+
+// The same for two weight blocks (neighbouring tiles) at once: every broadcast of activations serves both.
+template <int BITS, bool SYMMETRIC, int M>
+THRIFTY_INLINE void block_dot_pair(const uint8_t* codes0, const uint8_t* codes1, const ActivationBlock* x, V* d0, V* d1) {
+  I a[M], b[M];
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++) {
+    if constexpr (BITS == 8) a[i] = _mm512_slli_epi32(_mm512_set1_epi32(x[i].minus8), 4);
+    else a[i] = SYMMETRIC ? _mm512_set1_epi32(x[i].minus8) : _mm512_setzero_si512();
+    b[i] = a[i];
+  }
+  const I mask = _mm512_set1_epi8(15);
+#pragma GCC unroll 8
+  for (int v = 0; v < BITS; v++) {
+    const I w0 = _mm512_loadu_si512(codes0 + 64 * v), w1 = _mm512_loadu_si512(codes1 + 64 * v);
+    const I low0 = BITS == 4 ? _mm512_and_si512(w0, mask) : w0, low1 = BITS == 4 ? _mm512_and_si512(w1, mask) : w1;
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++) {
+      const I q = broadcast4(x[i].q + 4 * v);
+      a[i] = _mm512_dpbusd_epi32(a[i], low0, q), b[i] = _mm512_dpbusd_epi32(b[i], low1, q);
+    }
+    if constexpr (BITS == 8) continue;
+    const I high0 = _mm512_and_si512(_mm512_srli_epi16(w0, 4), mask), high1 = _mm512_and_si512(_mm512_srli_epi16(w1, 4), mask);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++) {
+      const I q = broadcast4(x[i].q + 16 + 4 * v);
+      a[i] = _mm512_dpbusd_epi32(a[i], high0, q), b[i] = _mm512_dpbusd_epi32(b[i], high1, q);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++) d0[i] = _mm512_cvtepi32_ps(a[i]), d1[i] = _mm512_cvtepi32_ps(b[i]);
 }
 
 // acc[lane] += w[lane][0] * x[0] + w[lane][1] * x[1] for a pair of bf16 columns.

@@ -14,6 +14,7 @@ struct V {
   F4 v[4];
 };
 constexpr const char* kName = "portable";
+constexpr bool kPairsOfTiles = false;
 constexpr int kScoreRows = 3, kScoreVectors = 1;
 
 #define THRIFTY_EACH(expression) \
