@@ -83,7 +83,7 @@ class Collector:
                 f"append at most {ROWS_AT_ONCE} rows a step where some may be rejected"
             )
         for heads in self._pending.values():
-            for head, parts in heads.items():
+            for parts in heads.values():
                 rest = n
                 while rest and parts:
                     last = parts.pop()

@@ -15,17 +15,23 @@ from torch import Tensor
 
 from thrifty.cache.policy import ModelInfo
 from thrifty.cache.rotation import rotate_again
-from thrifty.cache.segment import Segment, Span
+from thrifty.cache.segment import Segment, Span, bias_row
 from thrifty.cache.tiers import Tiers
 from thrifty.errors import RecipeError
 from thrifty.formats import kv, kv_batch
 from thrifty.formats.kv import PAGE
 from thrifty.storage.ledger import Reservation
 
+QUANTISED_MERGE = (
+    "slots that are already quantised cannot be merged: put the merging technique before the quantising one"
+)
+
 
 @dataclass(frozen=True)
 class Substitution:
-    """Slots of one head that get new contents: slots int64 [m] sorted, keys, values fp32 [m, d], bias fp32 [m] or None."""
+    """Slots of one head that get new contents: slots int64 [m] sorted, keys, values fp32 [m, d], bias fp32 [m] or
+    None.
+    """
 
     slots: Tensor
     keys: Tensor
@@ -102,9 +108,7 @@ class Editor:
                     whole &= len(chosen) == count and not changed
                     empty &= len(chosen) == 0
                     if changed and span.segment.quantised:
-                        raise RecipeError(
-                            "slots that are already quantised cannot be merged: put the merging technique before the quantising one"
-                        )
+                        raise RecipeError(QUANTISED_MERGE)
                     first[head] += count
                 if empty or (not whole):
                     dropped.append(span)
@@ -191,7 +195,7 @@ class Editor:
                 kv_batch.copy_pages(slabs, part, format, old.capacity, new.capacity, old.head_dim, 0)
                 if old.bias is not None:
                     for head in heads:
-                        new.set_bias(layer, head, old.bias[old.layers.index(span.layer(layer)), old.heads.index(head), :tokens])
+                        new.set_bias(layer, head, bias_row(old, old.bias, span.layer(layer), head)[:tokens])
             self._write_keys(new, torch.cat(turned))
             new.set_positions([positions] * len(heads))
             new.set_first_keys(torch.stack(first), before)
@@ -225,7 +229,9 @@ class Editor:
         return result
 
     def private(self, layer: int, span: Span) -> Span:
-        """A span on a segment of this layer alone, copied byte for byte where others hold it too; consumes a reference."""
+        """A span on a segment of this layer alone, copied byte for byte where others hold it too; consumes a
+        reference.
+        """
         if span.segment.owner.references == 1 and span.segment.layers == (layer,):
             return span
         copy = self._copy(span, (span.layer(layer),), span.segment.heads, 0, span.tokens, span.segment.format)
@@ -317,7 +323,9 @@ class Editor:
     def _copy(
         self, span: Span, layers: tuple[int, ...], heads: tuple[int, ...], start: int, stop: int, format: str
     ) -> Span:
-        """Slots start..stop of some layers and heads as a new segment in `format`: bytes where they can stay as they are."""
+        """Slots start..stop of some layers and heads as a new segment in `format`: bytes where they can stay as they
+        are.
+        """
         old = span.segment
         new = self.new(layers, heads, stop - start, format)
         try:
@@ -326,10 +334,8 @@ class Editor:
                 new.positions = old.positions + start
             else:
                 new.set_positions([old.positions_of(head, stop)[start:] for head in heads])
-            for layer in layers if old.bias is not None else ():
-                for head in heads:
-                    row = old.bias[old.layers.index(span.layer(layer)), old.heads.index(head), start:stop]
-                    new.set_bias(layer, head, row)
+            if old.bias is not None:
+                self._copy_bias(span, new, old.bias, start)
             if old.first_keys is not None and start == 0 and stop == span.tokens:
                 rows = [old.heads.index(head) for head in heads]
                 here = [old.layers.index(span.layer(layer)) for layer in layers]
@@ -338,6 +344,13 @@ class Editor:
             new.release()
             raise
         return Span(new, new.tokens)
+
+    @staticmethod
+    def _copy_bias(span: Span, new: Segment, bias: Tensor, start: int) -> None:
+        for layer in new.layers:
+            for head in new.heads:
+                row = bias_row(span.segment, bias, span.layer(layer), head)
+                new.set_bias(layer, head, row[start : start + new.tokens])
 
     def _copy_slots(self, span: Span, new: Segment, start: int) -> None:
         """The numbers of as many slots as `new` holds."""

@@ -116,7 +116,7 @@ class Edits:
     def keep(self, indices: Tensor | Sequence[Tensor], *, layer: int | None = None) -> Edits:
         """Evict the rest. indices: int64, sorted, one tensor for all KV heads or one a head."""
         per_head = tuple(indices) if isinstance(indices, list | tuple) else (indices,)
-        self.operations.append(Keep(layer, per_head))  # type: ignore[arg-type]
+        self.operations.append(Keep(layer, per_head))
         return self
 
     def drop(self, start: int, stop: int, *, layer: int | None = None) -> Edits:

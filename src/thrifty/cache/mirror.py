@@ -37,9 +37,15 @@ class Mirror:
         self.view.clear(layer, -1)
         for head in range(self._model.kv_heads):
             self._advance(layer, head, spans, first_page % CHUNK_PAGES)
-            for span in spans:
-                if span.holds(head):
-                    self._push(layer, head, span)
+        push = self.view.push
+        for span in spans:
+            segment, source = span.segment, span.layer(layer)
+            owner, form = segment.owner, FORMATS.index(segment.format)
+            first = owner.address(source, owner.heads[0])
+            for place, head in enumerate(segment.heads):
+                address = first + place * segment.slab_bytes
+                bias = segment.bias_address(source, head)
+                push(layer, head, address, span.tokens, segment.capacity, form, bias, True)
         for segment, tokens in open_pages:
             self.open_page(layer, segment, tokens)
 
@@ -53,19 +59,6 @@ class Mirror:
         """A windowed layer let go of its first spans."""
         for head in range(self._model.kv_heads):
             self.view.drop_front(layer, head, spans)
-
-    def _push(self, layer: int, head: int, span: Span) -> None:
-        segment, source = span.segment, span.layer(layer)
-        self.view.push(
-            layer,
-            head,
-            segment.address(source, head),
-            span.tokens,
-            segment.capacity,
-            FORMATS.index(segment.format),
-            segment.bias_address(source, head),
-            True,
-        )
 
     def _advance(self, layer: int, head: int, spans: Sequence[Span], pages: int) -> None:
         if not pages or not spans:

@@ -173,7 +173,9 @@ class CachePolicy:
         return Edits()
 
     def after_decode(self, layers: list[LayerView], stats: list[Stats]) -> Edits | None:
-        """Edits for all global layers' sealed slots (the open page of up to 63 is not among them), every `period` committed tokens after the prompt. None: nothing to do."""
+        """Edits for all global layers' sealed slots (the open page of up to 63 is not among them), every `period`
+        committed tokens after the prompt. None: nothing to do.
+        """
         return None
 
     def kept(self, prompt: int, generated: int = 0) -> int:

@@ -23,7 +23,8 @@ TREE_BYTES = 1 << 30
 
 
 class Cache:
-    """Creates sequences, shares prefixes, moves idle segments to disk. Not safe for threads: the engine's lock orders it."""
+    """Creates sequences, shares prefixes, moves idle segments to disk. Not safe for threads: the engine's lock orders
+    its calls."""
 
     def __init__(
         self,
@@ -78,11 +79,11 @@ class Cache:
         reservation: Reservation | None = None,
         collect: Statistics | None = None,
     ) -> SequenceCache:
-        """An empty cache, or one that begins with the longest prefix of `tokens` that the tree holds (`hit` tokens, at most
-        len(tokens) − 1, so that a row is left to compute).
+        """An empty cache, or one that begins with the longest prefix of `tokens` that the tree holds (`hit` tokens, at
+        most len(tokens) − 1, so that a row is left to compute).
 
-        reservation: promised bytes; the sequence owns it from now on. collect: statistics to gather beyond the policies'
-        wants, for `publish`. Raises RecipeError where the order of the policies cannot work.
+        reservation: promised bytes; the sequence owns it from now on. collect: statistics to gather beyond the
+        policies' wants, for `publish`. Raises RecipeError where the order of the policies cannot work.
         """
         check_order(policies)
         sequence = SequenceCache(self.tiers, self.model, policies, reservation=reservation, collect=collect)
@@ -122,7 +123,8 @@ class Cache:
         """Free at least `nbytes` of memory if idle segments allow it; returns the bytes freed.
 
         Least recently used first: pages of the tree, then parked sequences. They move to the disk tier and return when
-        they are asked for. Without a disk tier, or where it is full, pages leave the tree instead, and parked sequences stay.
+        they are asked for. Without a disk tier, or where it is full, pages leave the tree instead, and parked
+        sequences stay.
         """
         busy = {
             id(segment.owner)

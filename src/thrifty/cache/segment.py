@@ -32,7 +32,8 @@ class Segment:
     """
 
     __slots__ = (
-        "bias", "capacity", "category", "extent", "first_keys", "format", "head_dim", "heads", "index_bytes", "last_used",
+        "bias", "capacity", "category", "extent", "first_keys", "format", "head_dim", "heads", "index_bytes",
+        "last_used",
         "layers", "parent", "positions", "references", "reservation", "run", "run_bytes", "slab_bytes", "tiers",
         "tokens",
     )  # fmt: skip
@@ -144,7 +145,9 @@ class Segment:
         return copy
 
     def slabs(self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Tensor:
-        """uint8 [layers·heads, slab_bytes], layer by layer: shared memory for whole runs or whole layers, else copies."""
+        """uint8 [layers·heads, slab_bytes], layer by layer: shared memory for whole runs or whole layers, else
+        copies.
+        """
         owner = self.owner
         which = owner.layers if layers is None else tuple(layers)
         rows = owner.heads if heads is None else tuple(heads)

@@ -13,8 +13,8 @@ The calls, as the engine makes them:
 
 Natively `sequence.native` stands for append and attend: the plan writes rows into the same open pages.
 
-Order rule: a row attends to its layer's spans in list order, each in blocks of 64 slots from its own start. Pages begin at
-the same tokens whatever the chunking, batch or prefix hit, so results do not depend on them.
+Order rule: a row attends to its layer's spans in list order, each in blocks of 64 slots from its own start. Pages
+begin at the same tokens whatever the chunking, batch or prefix hit, so results do not depend on them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from thrifty.cache.carry import carry_out
 from thrifty.cache.collector import ROWS_AT_ONCE, Collector
 from thrifty.cache.editor import Editor
 from thrifty.cache.mirror import Mirror, native_view
-from thrifty.cache.policy import CachePolicy, LayerGroup, ModelInfo, Statistics, Stats, wanted
+from thrifty.cache.policy import CachePolicy, ModelInfo, Statistics, Stats, wanted
+from thrifty.cache.reading import Selection, Source, attended, reachable
+from thrifty.cache.rollback import check, roll_back
 from thrifty.cache.segment import Segment, Span
+from thrifty.cache.tail import Tail
 from thrifty.cache.view import LayerView
 from thrifty.errors import PromptError
-from thrifty.formats import kv
 from thrifty.formats.kv import PAGE
 from thrifty.kernels.reference import attention
 
@@ -78,13 +80,10 @@ class SequenceCache:
         self.statistics = wanted(self.policies, model) | (collect or Statistics())
         self.collector = Collector(self.statistics, model, tiers.ledger, reservation)
         self.editor = Editor(tiers, model, reservation)
-        self.groups: list[LayerGroup] = model.layer_groups()
         self.global_layers = model.layers_with(None)
         self.spans: list[list[Span]] = [[] for _ in range(model.layers)]
-        self.selected: dict[int, tuple[tuple[Tensor, ...], list[int]]] = {}
-        self._open: list[list[Segment]] = [[] for _ in self.groups]
-        self._group_of = {layer: index for index, group in enumerate(self.groups) for layer in group.layers}
-        self._tail = 0
+        self.selected: dict[int, list[Selection]] = {}
+        self.tail = Tail(tiers, model, model.layer_groups(), reservation)
         self._pending: dict[int, int] = {}
         self._scratch: tuple[int, Segment, int] | None = None
         self._sealed: dict[int, int] = {}
@@ -112,7 +111,7 @@ class SequenceCache:
     def segments(self) -> list[Segment]:
         """Every segment that it holds, once."""
         found = {id(span.segment): span.segment for spans in self.spans for span in spans}
-        found |= {id(page): page for pages in self._open for page in pages}
+        found |= {id(page): page for pages in self.tail.pages for page in pages}
         if self._scratch is not None:
             found[id(self._scratch[1])] = self._scratch[1]
         return list(found.values())
@@ -128,7 +127,7 @@ class SequenceCache:
 
     def stats(self, layer: int) -> Stats:
         """What was collected for a layer, aligned with its committed slots."""
-        return self.collector.stats(layer, [self.slots(layer, head) for head in range(self.model.kv_heads)])
+        return self.collector.stats(layer, self._counts(layer))
 
     # --- rows ----------------------------------------------------------------------------------------
 
@@ -137,9 +136,15 @@ class SequenceCache:
 
         Raises BudgetError or StorageError, with nothing changed.
         """
-        missing = -(-(self._tail + n) // PAGE) - len(self._open[0])
-        if missing > 0:
-            self._open_pages(missing)
+        missing = self.tail.missing(n)
+        if missing <= 0:
+            return
+        made = self.tail.open(missing, self.length)
+        if self._mirror is not None:
+            for group, pages in zip(self.tail.groups, made, strict=True):
+                for page in pages:
+                    for layer in group.layers:
+                        self._mirror.open_page(layer, page)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Reference path: store rows [n, kv_heads, head_dim] (any float dtype, keys rotated) in the layer's open pages.
@@ -192,7 +197,8 @@ class SequenceCache:
         sums = []
         for head in range(model.kv_heads):
             part = slice(head * model.group, (head + 1) * model.group)
-            spans, columns = self._attended(layer, head, rows, window)
+            selection = self.selected[layer][head] if layer in self.selected else None
+            spans, columns = attended(self._sources(layer, head, rows, window), head, selection)
             found = attention.attend(
                 query[:, part],
                 spans,
@@ -226,18 +232,12 @@ class SequenceCache:
         if self._pending:
             self._check_pending(n)
         if self.collector.pending():
-            self._pending = {}
-            self._tail += n
-            layers = {
-                layer: [self.slots(layer, head) for head in range(self.model.kv_heads)] for layer in self.global_layers
-            }
-            self.collector.commit(layers)
+            self.collector.commit({layer: self._counts(layer) for layer in self.global_layers})
             self.collector.settle()
-            self._tail -= n
         self._pending = {}
-        self._tail += n
+        self.tail.rows += n
         self.length += n
-        if self._tail >= PAGE:
+        if self.tail.rows >= PAGE:
             self._roll()
         if self.length >= self._next_due:
             self._after_decode()
@@ -252,8 +252,10 @@ class SequenceCache:
             raise PromptError("a prompt that is being prefilled layer by layer cannot be truncated; free the sequence")
         rejected = min(n, max(self._pending.values(), default=0))
         if self._mirror is not None:
-            held = sum(span.tokens for span in self.spans[0] if span.holds(0)) + self._tail
+            held = sum(span.tokens for span in self.spans[0] if span.holds(0)) + self.tail.rows
             rejected = min(n, self._mirror.view.tokens(0, 0) - held)
+        if n > rejected:
+            check(self, self.length - (n - rejected))
         if rejected:
             self.collector.truncate(rejected)
             if self._mirror is not None:
@@ -261,7 +263,11 @@ class SequenceCache:
                     self._mirror.view.truncate(layer, rejected)
             self._pending = {layer: rows - rejected for layer, rows in self._pending.items() if rows > rejected}
         if n > rejected:
-            self._truncate_committed(n - rejected)
+            self._mirror = None
+            roll_back(self, self.length - (n - rejected))
+            self._due = [min(due, self.length + one.period) for due, one in zip(self._due, self.policies, strict=True)]
+            for layer in self.global_layers:
+                self.collector.fit(layer, self._counts(layer))
 
     def discard(self) -> None:
         """Drop all uncommitted rows, also those that a failed step left in some layers only."""
@@ -286,7 +292,7 @@ class SequenceCache:
             raise PromptError(f"layer {self._scratch[0]} is still open: seal it before layer {layer} begins")
         if not self._sealed:
             self.seal_tail()
-            self._close_pages()
+            self.tail.close()
             self.collector.prefilling = True
         segment = Segment(
             self.tiers,
@@ -353,15 +359,15 @@ class SequenceCache:
         other._due, other._next_due = list(self._due), self._next_due
         other.selected = dict(self.selected)
         try:
-            if self._tail:
-                other._open_pages(1)
-                for mine, theirs in zip(self._open, other._open, strict=True):
+            if self.tail.rows:
+                other.tail.open(1, self.length)
+                for mine, theirs in zip(self.tail.pages, other.tail.pages, strict=True):
                     theirs[0].copy_from(mine[0])
-            other._tail = self._tail
-            other._number_open()
+            other.tail.rows = self.tail.rows
+            other.tail.number(self.length)
             other.collector = self.collector.copy(reservation)
         except BaseException:
-            other._close_pages()
+            other.tail.close()
             raise
         for spans, theirs_spans in zip(self.spans, other.spans, strict=True):
             for span in spans:
@@ -375,7 +381,7 @@ class SequenceCache:
             return
         self._freed = True
         self._mirror = None
-        self._close_pages()
+        self.tail.close()
         if self._scratch is not None:
             self._scratch[1].release()
             self._scratch = None
@@ -421,8 +427,8 @@ class SequenceCache:
 
     @property
     def native(self) -> Any:
-        """The native View kept in step with the spans, or None where a step needs the reference path: no native module, a
-        segment on disk, a selection, or column sums to collect. Ask for it anew at every step."""
+        """The native View kept in step with the spans, or None where a step needs the reference path: no native
+        module, a segment on disk, a selection, or column sums to collect. Ask for it anew at every step."""
         if self._mirror is None and self._native_possible:
             self._mirror = self._mirrored()
         return None if self._mirror is None else self._mirror.view
@@ -431,14 +437,10 @@ class SequenceCache:
 
     def seal_tail(self) -> None:
         """Make the partly filled open page a sealed span of its own, so that edits may touch its slots."""
-        if not self._tail:
-            return
-        for group, pages in zip(self.groups, self._open, strict=True):
-            page = pages.pop(0)
-            self._adopt(group, page, self._tail)
-        self._tail = 0
-        self._number_open()
-        self._mirror = None
+        if self.tail.rows:
+            self._adopt(self.tail.rows)
+            self.tail.number(self.length)
+            self._mirror = None
 
     def select(self, layer: int, indices: tuple[Tensor, ...] | None) -> None:
         """Attend to these sealed slots of a layer (one tensor a KV head) and to all newer ones; None ends it."""
@@ -446,7 +448,8 @@ class SequenceCache:
         if indices is None:
             self.selected.pop(layer, None)
         else:
-            self.selected[layer] = (indices, self.sealed_counts(layer))
+            counts = self.sealed_counts(layer)
+            self.selected[layer] = [Selection(slots, count) for slots, count in zip(indices, counts, strict=True)]
 
     def replace_spans(self, layer: int, spans: list[Span]) -> None:
         """A layer's new spans, with their references; the old ones were released by the editor."""
@@ -471,13 +474,7 @@ class SequenceCache:
         mirror = mirror or self._mirror
         if mirror is None:
             return
-        rows = self._open_rows(layer)
-        pages = []
-        for page in self._open_segments(layer):
-            tokens = min(page.capacity, rows)
-            pages.append((page, tokens))
-            rows -= tokens
-        mirror.rebuild(layer, self.spans[layer], pages, self._first_page(layer))
+        mirror.rebuild(layer, self.spans[layer], self._open_pages(layer), self._first_page(layer))
 
     def _first_page(self, layer: int) -> int:
         """Pages that a windowed layer has let go before its first span."""
@@ -486,168 +483,43 @@ class SequenceCache:
         first = self.spans[layer][0].segment.positions
         return first // PAGE if isinstance(first, int) else 0
 
+    def _counts(self, layer: int) -> list[int]:
+        return [count + self._open_rows(layer) for count in self.sealed_counts(layer)]
+
     def _open_segments(self, layer: int) -> list[Segment]:
         if self._scratch is not None and self._scratch[0] == layer:
             return [self._scratch[1]]
-        return self._open[self._group_of[layer]]
+        return self.tail.of(layer)
+
+    def _open_pages(self, layer: int) -> list[tuple[Segment, int]]:
+        """A layer's open segments, each with the rows in it."""
+        rows, pages = self._open_rows(layer), []
+        for page in self._open_segments(layer):
+            pages.append((page, min(page.capacity, rows)))
+            rows -= pages[-1][1]
+        return pages
 
     def _open_rows(self, layer: int) -> int:
         """Rows of a layer that lie in its open segments."""
         pending = self._pending.get(layer, 0)
-        return pending if self._scratch is not None and self._scratch[0] == layer else self._tail + pending
+        return pending if self._scratch is not None and self._scratch[0] == layer else self.tail.rows + pending
 
-    def _attended(self, layer: int, head: int, rows: int, window: int | None) -> tuple[list[attention.Span], _Columns]:
-        """What one head's rows attend to, and which slots its columns are."""
-        sources = [(span.segment, span.layer(layer), span.tokens) for span in self.spans[layer] if span.holds(head)]
-        left = self._open_rows(layer)
-        for page in self._open_segments(layer):
-            if left > 0:
-                sources.append((page, layer, min(left, page.capacity)))
-                left -= page.capacity
-        if window is not None:
-            sources = _reachable(sources, rows + window - 1)
-        spans, holes = [], False
-        for segment, source, tokens in sources:
-            slab = segment.slab(source, head)
-            keys, values = kv.read(segment.format, slab, segment.capacity, segment.head_dim, 0, tokens)
-            bias = None
-            if segment.bias is not None:
-                bias = segment.bias[segment.layers.index(source), segment.heads.index(head), :tokens]
-                holes |= segment.parent is not None
-            spans.append(attention.Span(keys, values, bias))
-        live = _live(spans) if holes else None
-        if layer not in self.selected:
-            return spans, _Columns(live, None, 0)
-        chosen, counts = self.selected[layer]
-        total = sum(len(one.keys) for one in spans) if live is None else len(live)
-        place = torch.cat((chosen[head], torch.arange(counts[head], total)))
-        return [_gathered(spans, place if live is None else live[place])], _Columns(None, place, total)
-
-    def _open_pages(self, count: int) -> None:
-        """Append `count` empty open pages to every group, all or none."""
-        made: list[list[Segment]] = [[] for _ in self.groups]
-        heads = tuple(range(self.model.kv_heads))
-        try:
-            for index, group in enumerate(self.groups):
-                for _ in range(count):
-                    page = Segment(
-                        self.tiers,
-                        group.layers,
-                        heads,
-                        PAGE,
-                        self.model.format,
-                        self.model.head_dim,
-                        reservation=self.reservation,
-                    )
-                    made[index].append(page)
-        except BaseException:
-            for pages in made:
-                for page in pages:
-                    page.release()
-            raise
-        for pages, more in zip(self._open, made, strict=True):
-            pages.extend(more)
-        self._number_open()
-        if self._mirror is not None:
-            for group, more in zip(self.groups, made, strict=True):
-                for page in more:
-                    for layer in group.layers:
-                        self._mirror.open_page(layer, page)
-
-    def _number_open(self) -> None:
-        first = self.length - self._tail
-        for pages in self._open:
-            for index, page in enumerate(pages):
-                page.positions = first + index * PAGE
-
-    def _close_pages(self) -> None:
-        for pages in self._open:
-            for page in pages:
-                page.release()
-            pages.clear()
-        self._tail = 0
-
-    def _adopt(self, group: LayerGroup, page: Segment, tokens: int) -> None:
-        """An open page becomes a sealed span of all layers of its group."""
-        page.tokens = tokens
-        page.retain(len(group.layers) - 1)
-        span = Span(page, tokens)
-        for layer in group.layers:
-            self.spans[layer].append(span)
-
-    def _truncate_committed(self, n: int) -> None:
-        length = self.length - n
-        if length < 0:
-            raise PromptError(f"cannot drop {n} of {self.length} tokens")
-        for group in self.groups:
-            if group.window is not None and self._first_position(group.layers[0]) > max(0, length - group.window + 1):
-                raise PromptError(
-                    f"cannot go back to {length} tokens: layers with a window of {group.window} have let go of tokens that "
-                    f"the shorter sequence needs; go back to {self._first_position(group.layers[0]) + group.window - 1} or more"
-                )
-        if n > self._tail:
-            if not self._open[0]:
-                self._open_pages(1)
-            self._tail = 0
-            for layer in range(self.model.layers):
-                self._trim(layer, length)
-            self._reopen()
-        else:
-            self._tail -= n
-        self.length = length
-        self._number_open()
-        self._mirror = None
-        self._due = [min(due, length + one.period) for due, one in zip(self._due, self.policies, strict=True)]
-        for layer in self.global_layers:
-            self.collector.fit(layer, [self.slots(layer, head) for head in range(self.model.kv_heads)])
-
-    def _first_position(self, layer: int) -> int:
-        if not self.spans[layer]:
-            return self.length - self._tail
-        first = self.spans[layer][0].segment.positions
-        return first if isinstance(first, int) else int(first.min())
-
-    def _trim(self, layer: int, length: int) -> None:
-        """Drop the slots of a layer whose position is `length` or more."""
+    def _sources(self, layer: int, head: int, rows: int, window: int | None) -> list[Source]:
+        """What one head's newest rows may see, in order."""
         spans = self.spans[layer]
-        ragged = False
-        for index in reversed(range(len(spans))):
-            span = spans[index]
-            counts = {int((span.segment.positions_of(head, span.tokens) < length).sum()) for head in span.segment.heads}
-            if counts == {span.tokens}:
-                continue
-            if len(counts) > 1 or span.segment.parent is not None:
-                ragged = True
-            elif counts == {0}:
-                spans.pop(index).segment.release()
-            else:
-                spans[index] = Span(span.segment, counts.pop(), span.source)
-        if ragged:
-            view = LayerView(self.model.layer(layer, length), spans)
-            heads = range(self.model.kv_heads)
-            kept = [torch.nonzero(view.positions(head) < length).flatten() for head in heads]
-            self.spans[layer] = self.editor.keep(layer, spans, kept)
+        sources = [Source(span.segment, span.layer(layer), span.tokens) for span in spans if span.holds(head)]
+        sources += [Source(page, layer, tokens) for page, tokens in self._open_pages(layer) if tokens]
+        return sources if window is None else reachable(sources, rows + window - 1)
 
-    def _reopen(self) -> None:
-        """Where every group ends in a cut page, go on inside that page, as a sequence would that never was longer."""
-        lasts = [self.spans[group.layers[0]][-1] if self.spans[group.layers[0]] else None for group in self.groups]
-        for group, last in zip(self.groups, lasts, strict=True):
-            if last is None or last.segment.layers != group.layers or last.segment.bias is not None:
-                return
-            if last.segment.format != self.model.format or last.segment.first_keys is not None or last.tokens == PAGE:
-                return
-            if any(self.spans[layer][-1].segment is not last.segment for layer in group.layers):
-                return
-            if last.tokens != (lasts[0].tokens if lasts[0] else 0):
-                return
-        for group, pages, last in zip(self.groups, self._open, lasts, strict=True):
-            if last is None:
-                continue
-            pages[0].copy_from(last.segment)
+    def _adopt(self, rows: int) -> None:
+        """Every group's first open page becomes a sealed span of `rows` slots of all its layers."""
+        for group, page in self.tail.take():
+            page.tokens = rows
+            page.retain(len(group.layers) - 1)
+            span = Span(page, rows)
             for layer in group.layers:
-                self.spans[layer].pop()
-            last.segment.release(len(group.layers))
-            self._tail = last.tokens
+                self.spans[layer].append(span)
+        self.tail.rows -= rows
 
     def _check_pending(self, n: int) -> None:
         if any(rows != n for rows in self._pending.values()) or len(self._pending) != self.model.layers:
@@ -656,11 +528,9 @@ class SequenceCache:
 
     def _roll(self) -> None:
         """Full open pages become sealed spans; windowed layers let go of pages that no later row can see."""
-        while self._tail >= PAGE:
-            for group, pages in zip(self.groups, self._open, strict=True):
-                self._adopt(group, pages.pop(0), PAGE)
-            self._tail -= PAGE
-        for group in self.groups:
+        while self.tail.rows >= PAGE:
+            self._adopt(PAGE)
+        for group in self.tail.groups:
             if group.window is not None:
                 for layer in group.layers:
                     self._drop_before(layer, self.length - group.window + 1)
@@ -710,8 +580,7 @@ class SequenceCache:
         for policy in self.policies:
             if not policy.compresses:
                 continue
-            counts = [self.slots(layer, head) for head in range(self.model.kv_heads)]
-            stats = self.collector.stats(layer, counts)
+            stats = self.collector.stats(layer, self.sealed_counts(layer))
             edits = policy.after_prefill(info, LayerView(info, self.spans[layer]), stats)
             carry_out(self, edits, (layer,))
         self.collector.forget(layer)
@@ -729,45 +598,3 @@ class SequenceCache:
                 carry_out(self, edits, self.global_layers)
         self.collector.settle()
         self._next_due = min(self._due, default=NEVER)
-
-
-class _Columns:
-    """Which slots the columns of an attention result are: `live` picks the real ones, `place` puts a selection's columns
-    back among all `total` slots."""
-
-    def __init__(self, live: Tensor | None, place: Tensor | None, total: int) -> None:
-        self._live = live
-        self._place = place
-        self._total = total
-
-    def of(self, chances: Tensor) -> Tensor:
-        """[..., attended] → [..., slots]."""
-        if self._place is not None:
-            whole = chances.new_zeros(*chances.shape[:-1], self._total)
-            whole[..., self._place] = chances
-            return whole
-        return chances if self._live is None else chances[..., self._live]
-
-
-def _live(spans: list[attention.Span]) -> Tensor:
-    """The slots that are not holes."""
-    biases = [torch.zeros(len(one.keys)) if one.bias is None else one.bias for one in spans]
-    return torch.nonzero(torch.cat(biases) > -torch.inf).flatten()
-
-
-def _gathered(spans: list[attention.Span], slots: Tensor) -> attention.Span:
-    """Some slots of several spans as one span."""
-    biases = [torch.zeros(len(one.keys)) if one.bias is None else one.bias for one in spans]
-    keys = torch.cat([one.keys for one in spans])[slots]
-    values = torch.cat([one.values for one in spans])[slots]
-    return attention.Span(keys, values, torch.cat(biases)[slots])
-
-
-def _reachable(sources: list[tuple[Segment, int, int]], slots: int) -> list[tuple[Segment, int, int]]:
-    """The last sources that hold the newest `slots` slots: a windowed row sees no others."""
-    held = 0
-    for index in reversed(range(len(sources))):
-        held += sources[index][2]
-        if held >= slots:
-            return sources[index:]
-    return sources

@@ -30,7 +30,9 @@ class Tiers:
         return self.arena.ledger
 
     def allocate(self, nbytes: int, category: str, reservation: Reservation | None = None) -> Run:
-        """A run of memory; under pressure others' idle segments move to disk first. Raises BudgetError, StorageError."""
+        """A run of memory; under pressure others' idle segments move to disk first. Raises BudgetError,
+        StorageError.
+        """
         try:
             return self.arena.allocate(nbytes, category, reservation)
         except BudgetError:
@@ -39,7 +41,9 @@ class Tiers:
         return self.arena.allocate(nbytes, category, reservation)
 
     def reserve(self, owner: str, nbytes: int) -> Reservation:
-        """Promise bytes to an owner, with idle segments making room. Raises BudgetError with the number that would fit."""
+        """Promise bytes to an owner, with idle segments making room. Raises BudgetError with the number that would
+        fit.
+        """
         self.make_room(nbytes)
         return self.ledger.reserve(owner, nbytes)
 

@@ -1,7 +1,8 @@
 """The prefix tree: pages of 64 tokens that several sequences begin with, as they were before any policy.
 
-A node is one page: its tokens, and for every layer group the segment that holds the page (None where a windowed group had
-let go of it). The path from a root to a node is a prefix; roots are told apart by weights version, adapter and salt.
+A node is one page: its tokens, and for every layer group the segment that holds the page (None where a windowed
+group had let go of it). The path from a root to a node is a prefix; roots are told apart by weights version, adapter
+and salt.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class PrefixTree:
         salt: str = "",
         statistics: Sums | None = None,
     ) -> int:
-        """Adopt pages of a prefix: `pages[i][group]` holds tokens 64i..64i+63 (None: not at hand). References are taken.
+        """Adopt pages of a prefix: `pages[i][group]` holds tokens 64i..64i+63 (None: not at hand). References are
+        taken.
 
         statistics: column sums of exactly these pages' rows. Returns the pages that were new. Pages that the tree has
         already stay; evicts beyond `capacity`.
@@ -99,8 +101,6 @@ class PrefixTree:
             part = tuple(tokens[index * PAGE : (index + 1) * PAGE])
             child = node.children.get(part)
             if child is None:
-                if all(segment is None for segment in segments):
-                    break
                 child = node.children[part] = Node(part, node, [None] * len(self.groups))
                 new += 1
             self._fill(child, segments)

@@ -16,8 +16,8 @@ from thrifty.kernels.reference.packing import PACK, pack64
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 _BITS = {"int8": 8, "int4": 4, "int2": 2}
-_ELEMENTS = 1 << 19
-"""Numbers that are held in fp32 at once while quantising."""
+_ELEMENTS = 1 << 16
+"""Numbers that are worked on at once while quantising: they stay in the core's own cache."""
 
 
 def plain(slabs: Tensor, format: str, capacity: int, head_dim: int) -> tuple[Tensor, Tensor]:
@@ -97,31 +97,41 @@ def quantise(
     Raises KernelError for NaN or infinity.
     """
     keys, values = plain(source, source_format, source_capacity, head_dim)
-    step = max(1, _ELEMENTS // (len(source) * head_dim * PAGE))
+    page = head_dim * PAGE
+    rows = min(len(source), max(1, _ELEMENTS // page))
+    step = max(1, _ELEMENTS // (rows * page))
     pages = -(-tokens // PAGE)
-    for start in range(0, pages, step):
-        stop = min(start + step, pages)
-        here = min(tokens, stop * PAGE) - start * PAGE
-        token = (first + start) * PAGE
-        part = keys[:, first + start : first + stop].float(), values[:, token : token + here].float()
-        affine.require_finite(part[1], "values")
-        _keys(part[0], here, target, target_format, target_capacity, head_dim, start)
-        _values(part[1], target, target_format, target_capacity, head_dim, start * PAGE)
+    for row in range(0, len(source), rows):
+        part = target[row : row + rows]
+        for start in range(0, pages, step):
+            stop = min(start + step, pages)
+            here = min(tokens, stop * PAGE) - start * PAGE
+            token = (first + start) * PAGE
+            some_keys = keys[row : row + rows, first + start : first + stop].float()
+            some_values = values[row : row + rows, token : token + here].float()
+            _keys(some_keys, here, part, target_format, target_capacity, head_dim, start)
+            _values(some_values, part, target_format, target_capacity, head_dim, start * PAGE)
 
 
-def _keys(
-    keys: Tensor, tokens: int, target: Tensor, format: str, capacity: int, head_dim: int, page: int
-) -> None:
+def _affine(groups: Tensor, bits: int, what: str) -> tuple[Tensor, Tensor, Tensor]:
+    """`affine.affine`, which sees what is not finite in its groups' extremes; the error then counts the numbers."""
+    try:
+        return affine.affine(groups, (1 << bits) - 1)
+    except KernelError:
+        affine.require_finite(groups, what)
+        raise
+
+
+def _keys(keys: Tensor, tokens: int, target: Tensor, format: str, capacity: int, head_dim: int, page: int) -> None:
     """keys fp32 [count, pages, d, 64], of which `tokens` are real → codes and parameters from `page` on."""
     bits, dimension = _BITS[format], kv.stored_dim(format, head_dim)
     rest = tokens % PAGE
     if rest:
         keys = keys.clone()
         keys[:, -1, :, rest:] = keys[:, -1, :, rest - 1 : rest]
-    affine.require_finite(keys, "keys")
     if dimension > head_dim:
         keys = torch.cat((keys, keys[:, :, -1:].expand(-1, -1, dimension - head_dim, -1)), dim=2)
-    codes, scale, minimum = affine.affine(keys.unflatten(3, (2, TOKEN_GROUP)), (1 << bits) - 1)
+    codes, scale, minimum = _affine(keys.unflatten(3, (2, TOKEN_GROUP)), bits, "keys")
     at = kv.offsets(format, capacity, head_dim)
     count, pages = keys.shape[:2]
     size = dimension * 8 * bits
@@ -139,7 +149,7 @@ def _values(values: Tensor, target: Tensor, format: str, capacity: int, head_dim
     if dimension > head_dim:
         values = torch.cat((values, values[:, :, -1:].expand(-1, -1, dimension - head_dim)), dim=2)
     count, tokens = values.shape[:2]
-    codes, scale, minimum = affine.affine(values.unflatten(2, (-1, CHANNEL_GROUP)), (1 << bits) - 1)
+    codes, scale, minimum = _affine(values.unflatten(2, (-1, CHANNEL_GROUP)), bits, "values")
     at = kv.offsets(format, capacity, head_dim)
     size = dimension // PACK * 8 * bits
     start = at.value_codes + token * size

@@ -6,6 +6,7 @@ run's pages return to the system at once (MADV_DONTNEED), so that process memory
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import threading
@@ -54,13 +55,12 @@ class Arena:
             self._map = mmap.mmap(-1, size, flags=flags)
         except (OSError, ValueError, OverflowError) as error:
             raise StorageError(
-                f"cannot reserve {format_size(size)} of address space: {error}. Give a smaller reserve or raise `ulimit -v`"
+                f"cannot reserve {format_size(size)} of address space: {error}. "
+                "Give a smaller reserve or raise `ulimit -v`"
             ) from error
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
-            try:
+            with contextlib.suppress(OSError):  # kernels without huge pages have nothing to switch off
                 self._map.madvise(mmap.MADV_NOHUGEPAGE)
-            except OSError:  # kernels without huge pages have nothing to switch off
-                pass
         self.ledger = ledger
         self.tensor = torch.frombuffer(self._map, dtype=torch.uint8)
         self.address = self.tensor.data_ptr()
@@ -79,7 +79,8 @@ class Arena:
     def allocate(self, nbytes: int, category: str, reservation: Reservation | None = None) -> Run:
         """A zero-filled run of at least `nbytes`.
 
-        Raises BudgetError where the ledger refuses it, StorageError where the address space is full. Nothing changes then.
+        Raises BudgetError where the ledger refuses it, StorageError where the address space is full. Nothing changes
+        then.
         """
         size = self.rounded(nbytes)
         with self._lock:
@@ -89,7 +90,8 @@ class Arena:
                 self.ledger.credit(category, size, reservation)
                 raise StorageError(
                     f"the arena has no free range of {format_size(size)}: {format_size(self.used)} of "
-                    f"{format_size(self._extents.size)} are used; the largest that fits is {format_size(self._extents.largest)}"
+                    f"{format_size(self._extents.size)} are used; the largest that fits is "
+                    f"{format_size(self._extents.largest)}"
                 )
             return Run(self, start, size, category, reservation)
 

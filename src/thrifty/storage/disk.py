@@ -34,7 +34,7 @@ class DiskTier:
     def __init__(self, folder: str | os.PathLike[str] | None = None, capacity: int = 1 << 40) -> None:
         place = Path(folder) if folder is not None else Path(tempfile.gettempdir())
         try:
-            self._file = tempfile.TemporaryFile(dir=place, prefix="thrifty-", buffering=0)
+            self._file = tempfile.TemporaryFile(dir=place, prefix="thrifty-", buffering=0)  # noqa: SIM115 - kept open
         except OSError as error:
             raise StorageError(f"cannot open the disk tier in '{place}': {error}. Give a writable folder") from error
         self.folder = place
@@ -51,7 +51,7 @@ class DiskTier:
         """Store a contiguous uint8 tensor. On any failure the extent is taken back and StorageError raised:
         the caller still holds the only copy and must keep it.
         """
-        view = memoryview(data.numpy())
+        view = memoryview(data.numpy().data)
         with self._lock:
             start = self._extents.take(len(view))
             if start is None:
@@ -72,7 +72,7 @@ class DiskTier:
 
     def read(self, extent: Extent, into: Tensor, offset: int = 0) -> None:
         """Fill `into` (contiguous uint8) from `offset` bytes inside an extent. Raises StorageError."""
-        view = memoryview(into.numpy())[: extent.nbytes - offset]
+        view = memoryview(into.numpy().data)[: extent.nbytes - offset]
         done = 0
         while done < len(view):
             try:

@@ -1,6 +1,7 @@
 """A stand-in for a model: keys, values and queries that depend on token, layer and position alone.
 
-It drives real sequence caches the way an engine does, so that what differs between two runs can only come from the cache.
+It drives real sequence caches the way an engine does, so that what differs between two runs can only come from the
+cache.
 """
 
 from __future__ import annotations

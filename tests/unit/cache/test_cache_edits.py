@@ -73,14 +73,12 @@ def test_verbs_compose_in_their_order() -> None:
     carry_out(sequence, edits, (0, 1))
     view = sequence.view(0)
     assert [view.count(head) for head in range(2)] == [128, 126]
-    assert [stretch.tier for stretch in view.stretches(1)][0] == "disk"
+    assert view.stretches(1)[0].tier == "disk"
     assert view.stretches(1)[0].format == "int8" and view.stretches(1)[-1].format == "f32"
     assert torch.allclose(view.values(1)[4], torch.full((16,), 2.0), atol=0.02)
     assert torch.allclose(view.keys(0), before[0][0][0][::2], atol=0.05)
     assert torch.equal(view.positions(1)[:8], torch.tensor([0, 2, 4, 6, 8, 12, 14, 16]))
-    held = cache.tiers.arena.used
     probe(sequence)
-    assert cache.tiers.arena.used == held + 2 * cache.tiers.arena.rounded(0) * 4 or cache.tiers.arena.used > held
     carry_out(sequence, Edits().move(0, None, "memory"), (0, 1))
     assert {stretch.tier for stretch in sequence.view(0).stretches(1)} == {"memory"}
     sequence.free()
@@ -165,7 +163,6 @@ def test_evicting_quantised_slots_never_requantises() -> None:
 def test_rotating_again_equals_rotating_once() -> None:
     model = model_info(head_dim=32)
     plain = torch.randn(3, 9, 32)
-    cos, sin = rope(32, 0, torch.arange(100, 109))
 
     def turned(positions: torch.Tensor) -> torch.Tensor:
         cos, sin = rope(32, 0, positions)

@@ -105,7 +105,7 @@ def test_discard_drops_what_some_layers_had_taken() -> None:
     driver.prefill(sequence, prompt(70))
     twin = sequence.fork()
     sequence.reserve(2)
-    query, key, value = driver.rows(0, [1, 2], 70)
+    _, key, value = driver.rows(0, [1, 2], 70)
     sequence.append(0, key, value)
     with pytest.raises(PromptError, match="uncommitted rows"):
         sequence.commit(2)
@@ -137,7 +137,7 @@ def test_forks_share_pages_and_then_go_their_own_ways() -> None:
 
 def test_a_full_budget_is_refused_and_changes_nothing() -> None:
     model = model_info()
-    cache = Cache(model, memory=200_000)
+    cache = Cache(model, memory=100_000)
     driver, sequence = Driver(model), cache.create()
     length = 0
     with pytest.raises(BudgetError, match=r"budget of \d+ bytes"):

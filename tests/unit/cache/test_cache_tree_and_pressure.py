@@ -61,6 +61,16 @@ def test_a_windowed_group_needs_only_its_last_window() -> None:
     assert cache.create(tokens=[*tokens[:320], 1]).hit == 320
 
 
+def test_a_model_of_windowed_layers_only_is_shared_too() -> None:
+    model = model_info(windows=(100, 100))
+    cache, driver, tokens = Cache(model), Driver(model), prompt(512)
+    published(cache, tokens)
+    hit, miss = cache.create(tokens=[*tokens, 1]), cache.create()
+    assert hit.hit == 512 and hit.slots(0) <= 192
+    driver.prefill(miss, tokens)
+    assert torch.equal(torch.stack(driver.step(hit, [3])), torch.stack(driver.step(miss, [3])))
+
+
 def test_a_hit_without_a_wanted_statistic_is_a_miss() -> None:
     cache = Cache(model_info())
     tokens = prompt(300)

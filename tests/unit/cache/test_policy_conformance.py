@@ -170,7 +170,7 @@ def test_a_second_prompt_in_the_same_sequence(names: list[str]) -> None:
 @pytest.mark.parametrize("names", recipes())
 def test_windowed_layers_are_left_alone(names: list[str]) -> None:
     model = SHAPES["windowed"]
-    plain, expected = run(model, Cache(model), ["full"], prompt(300), generated=70)
+    _, expected = run(model, Cache(model), ["full"], prompt(300), generated=70)
     other, found = run(model, Cache(model), names, prompt(300), generated=70)
     assert torch.allclose(found[1], expected[1], atol=1e-5)
     assert other.slots(1) <= 50 + 2 * 64

@@ -200,7 +200,7 @@ def test_kivi_quantises_keys_by_channel_and_values_by_token(bits: int) -> None:
 
 
 def test_kivi_streams_pages_out_of_the_residual() -> None:
-    sequence, _ = compressed("kivi", 130, bits=2, residual=128)
+    sequence, _ = compressed("kivi", 160, bits=2, residual=128)
     exact: list[int] = []
     for token in range(0, 400, 4):
         Driver(MODEL).step(sequence, [token] * 4)

@@ -30,7 +30,7 @@ def test_runs_are_page_aligned_zeroed_and_apart() -> None:
 
 def test_resident_memory_follows_the_ledger_within_two_percent() -> None:
     ledger = Ledger()
-    arena = Arena(ledger)
+    arena = Arena(ledger, reserve=256 * MEGABYTE)
     choose = random.Random(0)
     runs = []
     for _ in range(400):

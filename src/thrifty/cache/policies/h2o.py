@@ -21,7 +21,10 @@ CARD = Card(
     title="H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models",
     paper="arXiv:2306.14048",
     year=2023,
-    mechanism="Keeps the newest tokens and those with the largest sum of attention over all queries so far, half the budget each.",
+    mechanism=(
+        "Keeps the newest tokens and those with the largest sum of attention over all queries so far, half "
+        "the budget each."
+    ),
     claim="near full quality with 20 % of the cache; throughput up to 29 times DeepSpeed and Accelerate",
     limits=(
         "evicts every 64 tokens, the paper at every step: up to 127 tokens above the budget in between",
@@ -36,7 +39,8 @@ CARD = Card(
 class H2o(CachePolicy):
     """keep: budget as a share of the prompt, fixed when it ends (§5: 20 %); capacity: a budget in tokens instead.
 
-    recent: the share of the budget that goes to the newest tokens. group: how scores of grouped query heads are reduced.
+    recent: the share of the budget that goes to the newest tokens. group: how scores of grouped query heads are
+    reduced.
     """
 
     keep: float = 0.2

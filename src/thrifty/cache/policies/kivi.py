@@ -9,7 +9,7 @@ from thrifty.cache.edits import Edits
 from thrifty.cache.policy import CachePolicy, LayerInfo, Stats
 from thrifty.card import Card
 from thrifty.errors import RecipeError
-from thrifty.formats.kv import PAGE
+from thrifty.formats.kv import PAGE, TOKEN_GROUP
 from thrifty.registry import technique
 
 if TYPE_CHECKING:
@@ -19,12 +19,17 @@ CARD = Card(
     title="KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache",
     paper="arXiv:2402.02750",
     year=2024,
-    mechanism="Stores keys in groups along tokens (per channel) and values in groups along channels (per token), newest exact.",
+    mechanism=(
+        "Stores keys in groups along tokens (per channel) and values in groups along channels (per token), "
+        "newest exact."
+    ),
     claim="2 bits: 2.6 times less peak memory, weights included; Llama-2-7B GSM8K 13.50 to 12.74",
     limits=(
-        "the exact residual moves by pages of 64: it holds `residual` to `residual` + 127 tokens, for keys and values alike"
-        " (the paper: keys n mod R, values exactly R)",
-        "groups of 32 only",
+        (
+            "the residual moves by pages of 64: `residual` to `residual` + 127 exact tokens (the paper: keys n "
+            "mod R, values R)"
+        ),
+        "groups of 32 only; a segment of fewer tokens (attention sinks, the end of a prompt) stays exact",
     ),
 )
 
@@ -57,7 +62,7 @@ class Kivi(CachePolicy):
         for head in heads:
             limit = kv.count(head or 0) - self.residual
             for stretch in kv.stretches(head or 0):
-                if not stretch.quantised:
+                if not stretch.quantised and stretch.stop - stretch.start >= TOKEN_GROUP:
                     self._split(edits, stretch, limit, layer.index, head)
         return edits
 
@@ -95,7 +100,7 @@ class Kivi(CachePolicy):
         for stretch in view.stretches_from_end(head):
             if stretch.quantised:
                 break
-            if stretch.stop <= -self.residual:
+            if stretch.stop <= -self.residual and stretch.stop - stretch.start >= TOKEN_GROUP:
                 found.append((stretch.start, stretch.stop or None))
         return found[::-1]
 

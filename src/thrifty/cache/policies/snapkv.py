@@ -23,12 +23,18 @@ CARD = Card(
     title="SnapKV: LLM Knows What You are Looking for Before Generation",
     paper="arXiv:2404.14469",
     year=2024,
-    mechanism="Keeps, a head, the prompt tokens that the last queries attend to most (pooled over neighbours), and those last tokens.",
+    mechanism=(
+        "Keeps, a head, the prompt tokens that the last queries attend to most (pooled over neighbours), and "
+        "those last tokens."
+    ),
     claim="3.6 times faster decoding and 8.2 times longer input (131K against 16K) at 16K tokens, batch 2",
     limits=(
         "generated tokens are never evicted",
         "relies on the question standing at the end of the prompt",
-        "one set of slots a KV head: scores of a query group are reduced first (the official code stores every query head)",
+        (
+            "one set of slots a KV head: scores of a query group are reduced first (the official code stores "
+            "every query head)"
+        ),
     ),
 )
 
@@ -38,8 +44,8 @@ CARD = Card(
 class Snapkv(CachePolicy):
     """keep: kept share of the prompt, or capacity: kept tokens (window included). Nothing happens to shorter prompts.
 
-    Defaults are the paper's LongBench setting: window 32, kernel 7, max pooling. group: how the scores of a KV head's query
-    heads are reduced, before pooling.
+    Defaults are the paper's LongBench setting: window 32, kernel 7, max pooling. group: how the scores of a KV head's
+    query heads are reduced, before pooling.
     """
 
     keep: float = 0.5
@@ -100,8 +106,8 @@ class Snapkv(CachePolicy):
 
 
 def observed(kv: LayerView, head: int, queries: Tensor, kernel: int, pooling: str, group: str) -> Tensor:
-    """Scores [slots − window] of one KV head: v_j = Σ over the window's queries of softmax attention to slot j (fp32, causal
-    inside the window), reduced over the query group, pooled over neighbours (§4, listing 1).
+    """Scores [slots − window] of one KV head: v_j = Σ over the window's queries of softmax attention to slot j (fp32,
+    causal inside the window), reduced over the query group, pooled over neighbours (§4, listing 1).
 
     queries: [window, heads, head_dim], the rows of the newest `window` slots.
     """

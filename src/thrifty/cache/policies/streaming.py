@@ -21,11 +21,18 @@ CARD = Card(
     title="Efficient Streaming Language Models with Attention Sinks",
     paper="arXiv:2309.17453",
     year=2023,
-    mechanism="Keeps the first tokens, which softmax uses as a sink, and a window of the newest; numbers both without a gap.",
-    claim="stable perplexity to 4 million tokens; Llama-2-13B on PG19: 5.40 (4 sinks + 1020) against 5158 (window alone)",
+    mechanism=(
+        "Keeps the first tokens, which softmax uses as a sink, and a window of the newest; numbers both without a gap."
+    ),
+    claim=(
+        "stable perplexity to 4 million tokens; Llama-2-13B on PG19: 5.40 (4 sinks + 1020) against 5158 (window alone)"
+    ),
     limits=(
         "no recall of what left the window",
-        "the window shrinks page by page: it holds between `window` and `window` + 127 tokens, the paper's exactly `window`",
+        (
+            "the window shrinks page by page: it holds between `window` and `window` + 127 tokens, the paper's "
+            "exactly `window`"
+        ),
         "the prompt attends densely; the paper's language-model runs evict while reading",
     ),
 )
@@ -36,8 +43,8 @@ CARD = Card(
 class Streaming(CachePolicy):
     """The first `sinks` tokens and at least the newest `window`.
 
-    renumber: sinks are rotated to the positions right before the window (§3.2: positions inside the cache). The query and
-    the window keep their true positions, so every relative distance equals the paper's 0..len−1 numbering.
+    renumber: sinks are rotated to the positions right before the window (§3.2: positions inside the cache). The query
+    and the window keep their true positions, so every relative distance equals the paper's 0..len−1 numbering.
     """
 
     sinks: int = 4
