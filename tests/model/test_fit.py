@@ -26,17 +26,17 @@ def model(smollm2: Path) -> Model:
 
 def test_the_uncompressed_model_does_not_fit_the_budget_of_the_demo(model: Model) -> None:
     engine = Engine(model, prefix_tree=False)
-    need = predict(engine, day_one()[0], CONTEXT)
+    need = predict(engine, day_one(1024)[0], CONTEXT)
     engine.close()
     assert 188e6 < need.steady < 195e6, "about 191 MB of weights and cache"
     assert need.peak > BUDGET
 
 
 def test_the_winner_fits_is_close_to_the_baseline_and_serves_within_the_budget(model: Model, tmp_path: Path) -> None:
-    quick = ("as shipped", "kivi(bits=2)", "snapkv(keep=0.5) + kivi(bits=4)")
-    chosen = [one for one in day_one() if one.label in quick and one.servable]
+    quick = ("as shipped", "kivi(bits=2)", "snapkv(capacity=512) + kivi(bits=4)")
+    chosen = [one for one in day_one(1024) if one.label in quick and one.servable]
     assert len(chosen) == 3
-    fit = Fit(Question(model, BUDGET, CONTEXT, scored=48, candidates=chosen))
+    fit = Fit(Question(model, BUDGET, CONTEXT, prefix=1024, scored=48, candidates=chosen))
     rows = {row.candidate.label: row for row in fit.rows()}
     assert not rows["as shipped"].fits
     assert fit.best is not None and fit.best.fits and fit.best.quality is not None

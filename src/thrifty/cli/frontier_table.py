@@ -118,7 +118,7 @@ class Watcher:
 
     def _setting(self) -> dict[str, int]:
         question = self.fit.question
-        return {"context": question.context, "prefix": question.prefix, "scored": question.scored}
+        return {"context": question.context, "prefix": self.fit.prefix, "scored": question.scored}
 
 
 LEGEND = (

@@ -8,44 +8,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from thrifty import registry
 from thrifty.recipe import Recipe
+
+PAGE = 64  # tokens; evicting whole pages leaves no holes
 
 Table = dict[str, Any]
 
 RTN_8: Table = {"technique": "rtn", "bits": 8}
 RTN_4: Table = {"technique": "rtn", "bits": 4}
-RTN_4_COARSE: Table = {"technique": "rtn", "bits": 4, "group": 128}
-RTN_4_WHOLE: Table = {"technique": "rtn", "bits": 4, "group": 64, "embedding_bits": 4}
+RTN_4_WHOLE: Table = {"technique": "rtn", "bits": 4, "embedding_bits": 4}
 KIVI_4: Table = {"technique": "kivi", "bits": 4}
 KIVI_2: Table = {"technique": "kivi", "bits": 2}
-STREAMING: Table = {"technique": "streaming", "sinks": 4, "window": 508}
-SNAPKV: Table = {"technique": "snapkv", "keep": 0.5}
-ADA_KV: Table = {"technique": "ada-kv", "keep": 0.5}
-
-# weights tables, then the cache tables that are tried with them
-SETTINGS: tuple[tuple[tuple[Table, ...], tuple[tuple[Table, ...], ...]], ...] = (
-    (
-        (),
-        (
-            (),
-            (KIVI_4,),
-            (KIVI_2,),
-            (STREAMING,),
-            (SNAPKV,),
-            (ADA_KV,),
-            (SNAPKV, KIVI_4),
-            (ADA_KV, KIVI_4),
-            (SNAPKV, KIVI_2),
-            (STREAMING, KIVI_4),
-        ),
-    ),
-    ((RTN_8,), ((),)),
-    ((RTN_4,), ((),)),
-    ((RTN_4_COARSE,), ((), (KIVI_4,))),
-    ((RTN_4_WHOLE,), ((), (KIVI_4,), (SNAPKV, KIVI_4))),
-)
-OFF_GRID: tuple[tuple[Table, ...], ...] = ((RTN_8,), (RTN_4,), (RTN_4_COARSE,))
 
 
 class Grid(enum.Enum):
@@ -94,22 +67,38 @@ class Candidate:
         return json.dumps([self.grid is Grid.OFF, self.recipe.weights], sort_keys=True)
 
 
-def day_one() -> list[Candidate]:
+def day_one(prefix: int) -> list[Candidate]:
     """All candidates, those that share weights together, every baseline before what is compared with it.
 
-    Techniques that this installation lacks are left out.
+    prefix: tokens that the measurement compresses. What evicts keeps a half of them (streaming: a quarter), as a number
+    of tokens and not as a share, so that a recipe leaves short prompts whole.
     """
-    known = {stage: registry.names(stage) for stage in ("weights", "cache")}
-    servable = [
-        of_recipe(_recipe(weights, cache))
-        for weights, caches in SETTINGS
-        for cache in caches
-        if _known(weights, known["weights"]) and _known(cache, known["cache"])
-    ]
-    off_grid = [
-        Candidate(_recipe(weights, ()), Grid.OFF) for weights in ((), *OFF_GRID) if _known(weights, known["weights"])
-    ]
+    caches = _caches(prefix)
+    servable = [Candidate(_recipe((), cache), Grid.SHIPPED) for cache in caches]
+    servable += [Candidate(_recipe((weights,), ()), Grid.ON) for weights in (RTN_8, RTN_4, RTN_4_WHOLE)]
+    servable += [Candidate(_recipe((RTN_4_WHOLE,), (KIVI_4,)), Grid.ON)]
+    off_grid = [Candidate(_recipe(weights, ()), Grid.OFF) for weights in ((), (RTN_8,), (RTN_4,))]
     return servable + off_grid
+
+
+def _caches(prefix: int) -> list[tuple[Table, ...]]:
+    half = max(PAGE, prefix // 2 // PAGE * PAGE)
+    quarter = max(PAGE, prefix // 4 // PAGE * PAGE)
+    streaming: Table = {"technique": "streaming", "window": quarter}
+    snapkv: Table = {"technique": "snapkv", "capacity": half}
+    ada_kv: Table = {"technique": "ada-kv", "capacity": half}
+    return [
+        (),
+        (KIVI_4,),
+        (KIVI_2,),
+        (streaming,),
+        (snapkv,),
+        (ada_kv,),
+        (snapkv, KIVI_4),
+        (ada_kv, KIVI_4),
+        (snapkv, KIVI_2),
+        (streaming, KIVI_4),
+    ]
 
 
 def of_recipe(recipe: Recipe) -> Candidate:
@@ -123,10 +112,6 @@ def grouped(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
     for candidate in candidates:
         groups.setdefault(candidate.weights_key, []).append(candidate)
     yield from groups.values()
-
-
-def _known(tables: Iterable[Table], names: list[str]) -> bool:
-    return all(table["technique"] in names for table in tables)
 
 
 def _recipe(weights: Iterable[Table], cache: Iterable[Table]) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from thrifty.engine.engine import Engine
 from thrifty.errors import BudgetError, PromptError
 from thrifty.evaluation import memory, quality
+from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.speed import warm_up
 from thrifty.frontier import choice
 from thrifty.frontier.candidates import Candidate, Grid, day_one, grouped
@@ -24,23 +25,26 @@ if TYPE_CHECKING:
     from thrifty.models.model import Model
 
 
+LONGEST_PREFIX = 4096  # tokens; a longer context is measured on as many, which takes long enough
+
+
 @dataclass(frozen=True)
 class Question:
-    """What is asked. memory: bytes for weights, cache peak and workspace. context: tokens, prompt and answer
-    together.
+    """What is asked. memory: bytes for weights, cache peak and workspace. context: tokens, prompt and answer together.
 
-    prefix, scored: tokens that are compressed and then scored, see `evaluation.quality`. Raises PromptError
-    or BudgetError for what cannot be asked of `model`.
+    prefix, scored: tokens that are compressed and then scored, see `evaluation.quality`. prefix None: so many that
+    both fill the context, between 1024 and 4096. candidates None: those of the first day.
+    Raises PromptError or BudgetError for what cannot be asked of `model`.
     """
 
     model: Model
     memory: int
     context: int
-    prefix: int = quality.PREFIX
+    prefix: int | None = None
     scored: int = quality.SCORED
     threads: int | None = None
     native: bool | None = None
-    candidates: Sequence[Candidate] = field(default_factory=day_one)
+    candidates: Sequence[Candidate] | None = None
 
     def __post_init__(self) -> None:
         limit = self.model.config.context_length
@@ -49,16 +53,32 @@ class Question:
         if self.memory < 1:
             raise BudgetError(f"a budget of {self.memory} bytes holds nothing; use e.g. 150MB")
 
+    def filling_prefix(self) -> int:
+        """The tokens to compress: as asked, or what the context holds beside the scored ones, within bounds."""
+        if self.prefix is not None:
+            return self.prefix
+        return max(quality.PREFIX, min(self.context, LONGEST_PREFIX) - self.scored - 2)
+
 
 class Fit:
-    """The search. Iterate `rows` to run it; stop whenever you like, `best` answers from the rows so far."""
+    """The search. Iterate `rows` to run it; stop whenever you like, `best` answers from the rows so far.
 
-    def __init__(self, question: Question) -> None:
+    skipped: candidates that could not be measured, each with the reason.
+    """
+
+    def __init__(self, question: Question, extra: Sequence[Candidate] = ()) -> None:
+        """extra: candidates beside those of the question. Raises PromptError where the model's context does not hold
+        what is to be compressed and scored.
+        """
         self.question = question
+        self.prefix = question.filling_prefix()
+        own = day_one(self.prefix) if question.candidates is None else question.candidates
+        self.candidates = [*own, *extra]
         self.measured: list[Measurement] = []
-        self.total = len(question.candidates)
+        self.skipped: list[tuple[Candidate, str]] = []
+        self.total = len(self.candidates)
         self.passage = quality.passage(
-            question.model.tokenizer, question.model.config.context_length, question.prefix, question.scored
+            question.model.tokenizer, question.model.config.context_length, self.prefix, question.scored
         )
 
     @property
@@ -70,7 +90,7 @@ class Fit:
         """Measure every candidate. Raises BudgetError before measuring anything where none would fit."""
         self.check_budget()
         for off_grid in (False, True):
-            family = [one for one in self.question.candidates if (one.grid is Grid.OFF) == off_grid]
+            family = [one for one in self.candidates if (one.grid is Grid.OFF) == off_grid]
             if family:
                 yield from self._family(list(grouped(family)), off_grid)
 
@@ -78,7 +98,7 @@ class Fit:
         """Raise BudgetError where no servable candidate fits, with what would."""
         needs: list[tuple[str, Need]] = []
         smallest: tuple[int, int] | None = None
-        for group in grouped(self.question.candidates):
+        for group in grouped(self.candidates):
             if not group[0].servable:
                 continue
             with self._engine(self._weights(group[0], self.question.model)) as engine:
@@ -104,7 +124,11 @@ class Fit:
                 with self._engine(self._weights(group[0], model)) as engine:
                     warm_up(engine)
                     for candidate in group:
-                        row, baseline = self._measure(engine, candidate, baseline)
+                        try:
+                            row, baseline = self._measure(engine, candidate, baseline)
+                        except MeasurementError as error:
+                            self.skipped.append((candidate, str(error)))
+                            continue
                         self.measured.append(row)
                         yield row
         finally:

@@ -86,10 +86,10 @@ def test_fit_measures_writes_and_answers(thrifty: Callable[..., Any], checkpoint
 @pytest.fixture
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped model with two caches, rounded weights, and the baseline off the grid."""
-    labels = {"as shipped", "kivi(bits=4)", "rtn(bits=4, group=128)"}
-    chosen = [one for one in day_one() if one.label in labels]
+    labels = {"as shipped", "kivi(bits=4)", "rtn(bits=4)"}
+    chosen = [one for one in day_one(1024) if one.label in labels]
     assert len(chosen) == 5
-    monkeypatch.setattr("thrifty.frontier.candidates.day_one", lambda: chosen)
+    monkeypatch.setattr("thrifty.frontier.fit.day_one", lambda prefix: chosen)
 
 
 @pytest.mark.usefixtures("few_candidates")

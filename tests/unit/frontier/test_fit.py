@@ -24,7 +24,7 @@ def candidates() -> list[Candidate]:
     return [
         Candidate(Recipe(), Grid.SHIPPED),
         Candidate(Recipe(cache=[KIVI]), Grid.SHIPPED),
-        Candidate(Recipe(cache=[{"technique": "snapkv", "keep": 0.25}, KIVI]), Grid.SHIPPED),
+        Candidate(Recipe(cache=[{"technique": "snapkv", "capacity": 128}, KIVI]), Grid.SHIPPED),
         Candidate(Recipe(weights=[RTN]), Grid.ON),
         Candidate(Recipe(weights=[RTN], cache=[KIVI]), Grid.ON),
         Candidate(Recipe(), Grid.OFF),
@@ -134,4 +134,21 @@ def test_an_empty_budget_is_refused(model: Model, memory: int) -> None:
 
 def test_all_day_one_candidates_run_on_the_tiny_model(model: Model) -> None:
     fit = Fit(Question(model, LOOSE, CONTEXT, prefix=1024, scored=16, threads=1))
-    assert len(list(fit.rows())) == len(day_one()) >= 12
+    assert len(list(fit.rows())) == len(day_one(1024)) >= 12
+
+
+def test_the_prefix_fills_the_context_within_bounds(model: Model) -> None:
+    def prefix(context: int, scored: int = 256) -> int:
+        return Fit(Question(model, LOOSE, context, scored=scored, candidates=candidates())).prefix
+
+    assert prefix(4096) == 4096 - 258
+    assert prefix(2048) == 2048 - 258
+    assert prefix(64) == 1024
+
+
+def test_a_candidate_that_compresses_nothing_is_left_out_with_the_reason(model: Model) -> None:
+    idle = Candidate(Recipe(cache=[{"technique": "snapkv", "capacity": 2000}]), Grid.SHIPPED)
+    fit = fitted(model, LOOSE, [candidates()[0], idle, candidates()[1]])
+    assert [row.candidate.label for row in fit.rows()] == ["as shipped", "kivi(bits=4)"]
+    ((skipped, reason),) = fit.skipped
+    assert skipped is idle and "read no compressed segment" in reason

@@ -45,7 +45,9 @@ def command(
     prompt: Annotated[str, typer.Option(help="What the winner answers at the end; empty for no answer.")] = PROMPT,
     prefix: Annotated[
         int | None,
-        typer.Option(min=1, show_default="1024", help="Tokens that are compressed before scoring."),
+        typer.Option(
+            min=1, show_default="fills the context, at most 4096", help="Tokens that are compressed before scoring."
+        ),
     ] = None,
     scored: Annotated[int | None, typer.Option(min=1, show_default="256", help="Tokens that are scored.")] = None,
     threads: options.Threads = None,
@@ -88,7 +90,7 @@ def _prepare(
     native: bool | None,
 ) -> Fit:
     from thrifty.evaluation import quality
-    from thrifty.frontier.candidates import day_one, of_recipe
+    from thrifty.frontier.candidates import of_recipe
     from thrifty.frontier.fit import Fit, Question
     from thrifty.models.loading import load
 
@@ -98,13 +100,12 @@ def _prepare(
             loaded,
             memory,
             context,
-            prefix=quality.PREFIX if prefix is None else prefix,
+            prefix=prefix,
             scored=quality.SCORED if scored is None else scored,
             threads=threads,
             native=native,
-            candidates=[*day_one(), *(of_recipe(recipe) for recipe in own)],
         )
-        return Fit(question)
+        return Fit(question, [of_recipe(recipe) for recipe in own])
 
 
 def _watch(fit: Fit, quiet: bool) -> bool:
@@ -116,6 +117,8 @@ def _watch(fit: Fit, quiet: bool) -> bool:
         except KeyboardInterrupt:
             output.note("stopped: the best so far is kept")
             return True
+    for candidate, reason in fit.skipped:
+        output.warn(f"{candidate.label} was left out: {reason}")
     return False
 
 
@@ -181,6 +184,8 @@ def _document(model: str, fit: Fit, best: Measurement, path: Path, answer: str, 
         "memory_bytes": fit.question.memory,
         "context": fit.question.context,
         "import_baseline_bytes": import_baseline(),
+        "measured_after_tokens": fit.prefix,
+        "skipped": [{"recipe": candidate.label, "reason": reason} for candidate, reason in fit.skipped],
         "candidates": [row.as_dict() for row in fit.measured],
         "best": best.as_dict(),
         "recipe_file": str(path),
