@@ -1,7 +1,6 @@
 // A persistent pool: one call of `run` executes a whole step on all workers, which meet at barriers in between.
 #pragma once
 #include <atomic>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
