@@ -55,7 +55,7 @@ def _together(runner: Runner, sequences: Items[Sequence]) -> list[Outcome]:
 
 def first_choice(sequence: Sequence, scores: Scores) -> Outcome:
     """A sample's first token, from the scores of its prompt's last row."""
-    wanted = [scores.logits(0)] if sequence.handle.request.logits else []
+    wanted = [scores.logits(0).clone()] if sequence.handle.request.logits else []
     try:
         return Outcome(sequence, (choose(sequence.sampler, scores, 0),), wanted)
     except Exception as error:
@@ -72,7 +72,7 @@ def _settle(sequence: Sequence, rows: Rows, first: int, accepted: Accepted, scor
     except Exception as error:
         return Outcome(sequence, error=error)
     wanted = range(first, first + kept) if sequence.handle.request.logits else range(0)
-    return Outcome(sequence, accepted.choices, [scores.logits(row) for row in wanted])
+    return Outcome(sequence, accepted.choices, [scores.logits(row).clone() for row in wanted])
 
 
 def _propose(sequences: Items[Sequence]) -> list[Draft]:

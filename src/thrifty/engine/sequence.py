@@ -78,7 +78,7 @@ class Sequence:
             self.sampler.commit(choice.token)
             self.tokens.append(choice.token)
             text, reason = self.stopper.push(choice.token)
-            kept = logits[place].clone() if logits else None
+            kept = logits[place] if logits else None
             events.append(self._event(self.index, choice.token, text, choice, reason, logits=kept))
             if reason is not None:
                 break

@@ -153,7 +153,7 @@ def read(
     pages = slice(start // PAGE, -(-stop // PAGE))
     inside = slice(start - pages.start * PAGE, stop - pages.start * PAGE)
     if not is_quantised(format):
-        keys = where.keys[pages].to(torch.float32, copy=True).transpose(1, 2).reshape(-1, head_dim)
+        keys = where.keys[pages].to(torch.float32, copy=True).transpose(1, 2).reshape(-1, head_dim).contiguous()
         return keys[inside], where.values[start:stop].to(torch.float32, copy=True)
     bits = _BITS[format]
     keys = _read_keys(where, bits, pages)[inside, :head_dim]
