@@ -31,7 +31,7 @@ imports: $(VENV)/.ready
 	$(BIN)/lint-imports
 
 sanitize: $(VENV)/.ready
-	bash tests/native/run_sanitized.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/native/run.sh
 
 benchmark: $(VENV)/.ready
 	$(BIN)/python benchmarks/decode_vs_transformers.py
