@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from thrifty.models.model import Model
 
 
+ANSWER = 256  # tokens of a full context that are answer; what compresses prompts leaves them whole
 LONGEST_PREFIX = 4096  # tokens; a longer context is measured on as many, which takes long enough
 
 
@@ -180,12 +181,12 @@ class Fit:
 
 def _need(engine: Engine, policies: Sequence[CachePolicy], context: int) -> Need:
     memory = engine.memory
-    cache = memory.footprint(policies, context - 1, context)
+    cache = memory.footprint(policies, context - min(ANSWER, context // 4 + 1), context)
     return Need(engine.model.nbytes, memory.workspace, cache.peak_bytes, cache.steady_bytes)
 
 
 def predict(engine: Engine, candidate: Candidate, context: int) -> Need:
-    """Bytes of one sequence of `context` tokens, all but one of them a prompt, under the candidate."""
+    """Bytes of one sequence of `context` tokens, at most 256 of them an answer, under the candidate."""
     policies = candidate.recipe.techniques("cache")
     return _need(engine, policies, context)
 
