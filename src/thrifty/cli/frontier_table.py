@@ -122,11 +122,11 @@ class Watcher:
 
 
 LEGEND = (
-    "MB. peak, steady: weights + cache (+ workspace) of one sequence at the full context ({0[context]} "
-    "tokens, the last 256 an answer). ledger, process, rates and quality: measured in this run ({0[prefix]} "
-    "tokens compressed, {0[scored]} scored after it) against the uncompressed model. 'on the grid': the checkpoint may already "
-    "lie on such a grid, so the figure holds for it alone; 'off the grid': what the technique costs, not a "
-    "recipe to serve. Dim: not on the frontier."
+    "MB. peak, steady: weights + cache (+ workspace) of one sequence at the full context ({0[context]} tokens, the "
+    "last 256 an answer). ledger, process, rates and quality: measured in this run ({0[prefix]} tokens compressed, "
+    "{0[scored]} scored after it) against the uncompressed model. 'on the grid': the checkpoint may already lie on "
+    "such a grid, so the figure holds for it alone; 'off the grid': what the technique costs, not a recipe to "
+    "serve. Dim: not on the frontier."
 )
 
 
