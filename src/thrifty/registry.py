@@ -153,4 +153,4 @@ def _external(stage: str) -> dict[str, importlib.metadata.EntryPoint]:
 def _checked(cls: Any, stage: str, name: str, where: str) -> type:
     if getattr(cls, "stage", None) != stage:
         raise RecipeError(f"{where} registers stage '{getattr(cls, 'stage', None)}', expected '{stage}' for '{name}'")
-    return cls  # type: ignore[no-any-return]
+    return cls
