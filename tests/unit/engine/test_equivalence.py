@@ -15,7 +15,7 @@ from thrifty.engine.request import Event, Request
 from thrifty.formats.kv import PAGE
 from thrifty.models.model import Model
 
-STEPS = 140  # two pages and a policy's period; the embedded models do 256
+STEPS = 100  # page borders and a policy's period; the embedded models do 256
 CACHES: dict[str, list[dict[str, Any]]] = {
     "full": [],
     "kivi": [{"technique": "kivi", "bits": 2}],
