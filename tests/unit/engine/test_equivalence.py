@@ -109,7 +109,7 @@ def test_samples_are_the_same_as_alone(model: Model, make_engine: Any) -> None:
 
 
 def test_a_parked_request_is_the_same_as_an_undisturbed_one(model: Model, make_engine: Any) -> None:
-    steps = 320 if any(layer.window for layer in model.config.layers) else STEPS  # windows hardly grow
+    steps = 320 if any(layer.window for layer in model.config.layers) else 140  # windows hardly grow
     sampling = dataclasses.replace(SAMPLING["seeded"], max_tokens=steps)
 
     def requests() -> list[Request]:
