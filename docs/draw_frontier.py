@@ -1,6 +1,6 @@
 """Draw docs/frontier.svg from `thrifty fit … --json`: what each recipe needs, and what it costs in quality.
 
-    thrifty fit smollm2-135m --memory 150MB --context 4096 --json > fit.json && python docs/draw_frontier.py fit.json
+thrifty fit smollm2-135m --memory 150MB --context 4096 --json > fit.json && python docs/draw_frontier.py fit.json
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def draw(document: dict[str, Any]) -> str:
     parts += [_point(x(row["need_peak_bytes"] / 1e6), y(_kl(row)), row, chosen) for row in rows]
     title = f"{document['model']} at {document['context']} tokens: bytes needed and quality lost"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="11">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'font-family="sans-serif" font-size="11">'
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>'
         f'<text x="{LEFT}" y="26" font-size="15" fill="#222">{escape(title)}</text>{"".join(parts)}</svg>\n'
     )
@@ -70,7 +71,8 @@ def _axes(x: Any, y: Any, low: float, high: float, top: float) -> str:
         kl *= 10
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(
-        f'<text x="{middle}" y="{HEIGHT - 14}" text-anchor="middle" fill="#222">MB: weights, cache peak and workspace</text>'
+        f'<text x="{middle}" y="{HEIGHT - 14}" text-anchor="middle" fill="#222">'
+        "MB: weights, cache peak and workspace</text>"
         f'<text transform="translate(18 {HEIGHT / 2}) rotate(-90)" text-anchor="middle" fill="#222">'
         "KL to the model as shipped (nats; lower is better)</text>"
     )

@@ -102,9 +102,7 @@ class DenseLinear(PackedLinear):
         packed = field(meta, "packed", (True, False))
         weight = tensors.get("weight")
         if weight is None or weight.dtype != dtype:
-            raise KernelError(
-                f"tensor 'weight' is {None if weight is None else weight.dtype}, expected {dtype}"
-            )
+            raise KernelError(f"tensor 'weight' is {None if weight is None else weight.dtype}, expected {dtype}")
         return cls(out_features, in_features, weight, packed, tensors.get("bias"))
 
     def _matmul(self, x: Tensor) -> Tensor:

@@ -235,9 +235,7 @@ class _Builder:
 def check_options(bits: int, group: int) -> None:
     """Raise KernelError unless bits is 4 or 8 and group 32, 64 or 128."""
     if bits not in BITS or group not in GROUPS:
-        raise KernelError(
-            f"group format int{bits}-g{group} does not exist: bits are 4 or 8, groups are 32, 64 or 128"
-        )
+        raise KernelError(f"group format int{bits}-g{group} does not exist: bits are 4 or 8, groups are 32, 64 or 128")
 
 
 def _tiles(out_features: int, in_features: int, group: int) -> tuple[int, int, int]:

@@ -111,9 +111,7 @@ def slab_bytes(format: str, capacity: int, head_dim: int) -> int:
     return offsets(format, capacity, head_dim).total
 
 
-def write(
-    format: str, slab: Tensor, capacity: int, head_dim: int, start: int, keys: Tensor, values: Tensor
-) -> None:
+def write(format: str, slab: Tensor, capacity: int, head_dim: int, start: int, keys: Tensor, values: Tensor) -> None:
     """Store tokens start..start+n−1 of one head into `slab`, uint8 [slab_bytes], in place.
 
     keys, values: [n, head_dim], any float dtype. f32 and bf16 append anywhere. Quantised formats write whole
@@ -132,9 +130,7 @@ def write(
         _write_plain(where, start, keys, values)
         return
     if start % TOKEN_GROUP:
-        raise KernelError(
-            f"format {format} is written in groups of {TOKEN_GROUP} tokens: start {start} is inside one"
-        )
+        raise KernelError(f"format {format} is written in groups of {TOKEN_GROUP} tokens: start {start} is inside one")
     affine.require_finite(keys, "keys")
     affine.require_finite(values, "values")
     if count:

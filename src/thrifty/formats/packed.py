@@ -27,9 +27,7 @@ class PackedLinear(nn.Module):
     kind: str  # of the converted file's metadata
     bias: nn.Parameter | None
 
-    def __init__(
-        self, out_features: int, in_features: int, bias: Tensor | None = None, trains: bool = False
-    ) -> None:
+    def __init__(self, out_features: int, in_features: int, bias: Tensor | None = None, trains: bool = False) -> None:
         super().__init__()
         if out_features < 1 or in_features < 1:
             raise KernelError(f"a linear layer needs positive sizes, found [{out_features}, {in_features}]")
@@ -188,9 +186,7 @@ def check_tensor(name: str, tensor: Tensor | None, dtype: torch.dtype, shape: tu
     if tensor is None:
         raise KernelError(f"tensor '{name}' is missing")
     if tensor.dtype != dtype or tuple(tensor.shape) != shape:
-        raise KernelError(
-            f"tensor '{name}' is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}"
-        )
+        raise KernelError(f"tensor '{name}' is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}")
     return tensor.detach()
 
 

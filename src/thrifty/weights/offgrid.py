@@ -33,9 +33,7 @@ from thrifty.weights.structure import LinearInfo, linears, share
 Order = Tensor | None  # int64 [size]: place i takes what was at order[i]; None leaves an axis alone
 
 
-def offgrid(
-    model: Model, seed: int = 0, dtype: torch.dtype = torch.float32, *, packed: bool = False
-) -> Model:
+def offgrid(model: Model, seed: int = 0, dtype: torch.dtype = torch.float32, *, packed: bool = False) -> Model:
     """A model of plain linears whose logits equal the given one's (to 1e-4 in fp32), permuted by `seed`.
 
     The given model stays as it is. Weights are expanded and permuted one linear layer at a time. In bfloat16
@@ -107,9 +105,7 @@ class _Orders:
         return self.neurons[mlp]
 
 
-def _permuted(
-    linear: LinearInfo, rows: Order, columns: Order, dtype: torch.dtype, packed: bool
-) -> DenseLinear:
+def _permuted(linear: LinearInfo, rows: Order, columns: Order, dtype: torch.dtype, packed: bool) -> DenseLinear:
     weight, bias = linear.linear.dequantize(), linear.linear.bias
     if columns is not None:
         weight = weight[:, columns]

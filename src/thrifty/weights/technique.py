@@ -79,8 +79,7 @@ class WeightTechnique(ABC):
         for pattern in self.skip:
             if not fnmatch.filter(names, pattern):
                 raise RecipeError(
-                    f"technique '{self.name}': skip '{pattern}' matches no linear layer. "
-                    f"{nearest(pattern, names)}"
+                    f"technique '{self.name}': skip '{pattern}' matches no linear layer. {nearest(pattern, names)}"
                 )
 
 

@@ -25,9 +25,7 @@ def reference(linear: PackedLinear) -> PackedLinear:
 
 def every_kind(weight: torch.Tensor, bias: torch.Tensor | None = None) -> list[PackedLinear]:
     kinds: list[PackedLinear] = [
-        GroupLinear.quantize(weight, bits, 32, symmetric, bias)
-        for bits in (4, 8)
-        for symmetric in (True, False)
+        GroupLinear.quantize(weight, bits, 32, symmetric, bias) for bits in (4, 8) for symmetric in (True, False)
     ]
     kinds += [DenseLinear.from_weight(weight, dtype, bias=bias) for dtype in (torch.float32, torch.bfloat16)]
     kinds.append(DenseLinear.from_weight(weight, torch.bfloat16, packed=True, bias=bias))

@@ -116,9 +116,7 @@ def test_bf16_oracle_rounds_activations_only() -> None:
     x = torch.randn(4, 31)
     expected = x.bfloat16().double() @ linear.dequantize().double().T
     assert torch.allclose(linear.oracle(x).double(), expected, atol=1e-5)
-    assert not math.isclose(
-        float((linear.oracle(x) - x @ linear.dequantize().T).abs().max()), 0.0, abs_tol=1e-4
-    )
+    assert not math.isclose(float((linear.oracle(x) - x @ linear.dequantize().T).abs().max()), 0.0, abs_tol=1e-4)
 
 
 def native_layers() -> list[PackedLinear]:

@@ -43,9 +43,7 @@ CONFIGS = {
         PLAIN, norm_offset=1.0, qk_norm="head", post_norms=True, activation="gelu_tanh", kv_heads=1
     ),
     "full-norm": dataclasses.replace(PLAIN, qk_norm="full", heads=6, kv_heads=3),
-    "experts": dataclasses.replace(
-        PLAIN, layers=(LAYER, dataclasses.replace(LAYER, experts=True)), experts=EXPERTS
-    ),
+    "experts": dataclasses.replace(PLAIN, layers=(LAYER, dataclasses.replace(LAYER, experts=True)), experts=EXPERTS),
 }
 
 

@@ -64,9 +64,7 @@ def test_rtn_stores_the_layers_and_leaves_the_rest(model: Model) -> None:
     assert not torch.equal(after, before)
     expanded = share(small.decoder)
     for linear in linears(small.decoder):
-        expanded.replace(
-            linear.name, DenseLinear.from_weight(linear.linear.dequantize(), bias=linear.linear.bias)
-        )
+        expanded.replace(linear.name, DenseLinear.from_weight(linear.linear.dequantize(), bias=linear.linear.bias))
     assert torch.allclose(dataclasses.replace(small, decoder=expanded).logits(TOKENS), after, atol=1e-4)
     assert small.nbytes < model.nbytes
     assert small.version != model.version

@@ -31,8 +31,7 @@ def to_float16(values: Tensor, what: str) -> Tensor:
     if not bool(torch.isfinite(rounded).all()):
         largest = float(values.abs().max())
         raise KernelError(
-            f"{what} {largest:.6g} is beyond float16 (limit {FLOAT16_MAX:.0f}): "
-            "keep this tensor in bf16 or f32"
+            f"{what} {largest:.6g} is beyond float16 (limit {FLOAT16_MAX:.0f}): keep this tensor in bf16 or f32"
         )
     return rounded
 

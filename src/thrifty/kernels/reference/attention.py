@@ -76,9 +76,7 @@ def attend(
     rows, heads, dimension = queries.shape
     slots = sum(len(span.keys) for span in spans)
     if rows and slots < (rows if causal else 1):
-        raise KernelError(
-            f"{rows} query rows over {slots} slots: a row would see none; append keys and values first"
-        )
+        raise KernelError(f"{rows} query rows over {slots} slots: a row would see none; append keys and values first")
     if window is not None and window < 1:
         raise KernelError(f"attention window {window} must be at least 1 (None for no window)")
     limits = torch.arange(slots - rows + 1, slots + 1) if causal else torch.full((rows,), slots)
@@ -107,9 +105,7 @@ def attend(
     return Attended(out, sums, dense)
 
 
-def _blocks(
-    spans: Sequence[Span], rows: int, slots: int, causal: bool, window: int | None
-) -> Iterator[_Block]:
+def _blocks(spans: Sequence[Span], rows: int, slots: int, causal: bool, window: int | None) -> Iterator[_Block]:
     """The blocks that some row sees. Skipping the others changes no bit of the result."""
     slot = 0
     before = slots - rows  # causal row i sees slots < before + i + 1
@@ -120,18 +116,14 @@ def _blocks(
             first = max(0, slot - before) if causal else 0
             last = rows
             if window is not None:
-                last = (
-                    min(rows, end - 1 + window - before) if causal else (rows if end > slots - window else 0)
-                )
+                last = min(rows, end - 1 + window - before) if causal else (rows if end > slots - window else 0)
             if first < last:
                 bias = None if span.bias is None else span.bias[start : start + BLOCK]
                 yield _Block(keys, span.values[start : start + BLOCK], bias, slot, slice(first, last))
             slot = end
 
 
-def _logits(
-    queries: Tensor, block: _Block, limits: Tensor, scale: float, window: int | None, softcap: float
-) -> Tensor:
+def _logits(queries: Tensor, block: _Block, limits: Tensor, scale: float, window: int | None, softcap: float) -> Tensor:
     """[rows of the block, queries, slots of the block], −inf where a row does not see a slot."""
     logits = (queries[block.rows] @ block.keys.T) * scale
     if softcap:

@@ -28,9 +28,7 @@ def fused_multiply_add(left: Tensor, right: Tensor, addend: Tensor) -> Tensor:
     return torch.where((error != 0) & even, torch.nextafter(total, toward), total).float()
 
 
-def group_matmul(
-    activations: Tensor, codes: Tensor, scales: Tensor, minimums: Tensor | None, group: int
-) -> Tensor:
+def group_matmul(activations: Tensor, codes: Tensor, scales: Tensor, minimums: Tensor | None, group: int) -> Tensor:
     """activations fp32 [m, in] × grouped weights → fp32 [m, out], with int8 activations as
     `quantise_activations` rounds them.
 
