@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 430, 70, 30, 50, 60
+LEGEND = 560  # left edge of the legend
 FLOOR = 1e-3  # KL below this is drawn on the axis
 
 
@@ -42,7 +43,9 @@ def draw(document: dict[str, Any]) -> str:
 
     parts = [_axes(x, y, low, high, top), _budget_line(x(budget), budget)]
     chosen = document["best"]["recipe"]
-    parts += [_point(x(row["need_peak_bytes"] / 1e6), y(_kl(row)), row, chosen) for row in rows]
+    parts += [
+        _point(number, x(row["need_peak_bytes"] / 1e6), y(_kl(row)), row, chosen) for number, row in enumerate(rows, 1)
+    ]
     title = f"{document['model']} at {document['context']} tokens: bytes needed and quality lost"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
@@ -86,15 +89,16 @@ def _budget_line(at: float, budget: float) -> str:
     )
 
 
-def _point(x: float, y: float, row: dict[str, Any], chosen: str) -> str:
+def _point(number: int, x: float, y: float, row: dict[str, Any], chosen: str) -> str:
+    """A numbered dot, and its line in the legend at the top right."""
     best = row["recipe"] == chosen
-    colour = "#1e8449" if best else "#2471a3" if row["fits"] else "#999999"
-    label = escape(row["recipe"].replace("technique=", ""))
+    colour = "#1e8449" if best else "#2471a3" if row["fits"] else "#888888"
     weight = ' font-weight="bold"' if best else ""
-    side, anchor = (-8, "end") if x > WIDTH * 0.7 else (8, "start")
+    line = TOP + 14 * number
     return (
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{6 if best else 4}" fill="{colour}"/>'
-        f'<text x="{x + side:.1f}" y="{y + 4:.1f}" text-anchor="{anchor}" fill="{colour}"{weight}>{label}</text>'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="8" fill="{colour}" fill-opacity="0.85"/>'
+        f'<text x="{x:.1f}" y="{y + 3.5:.1f}" text-anchor="middle" font-size="9" fill="#ffffff">{number}</text>'
+        f'<text x="{LEGEND}" y="{line}" fill="{colour}"{weight}>{number}  {escape(row["recipe"])}</text>'
     )
 
 
