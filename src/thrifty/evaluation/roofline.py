@@ -75,7 +75,9 @@ def _torch_bandwidth() -> float:
 
 
 def gemm_rate() -> tuple[float, str]:
-    """GFLOP/s of a bf16 matrix product, best of several, and what measured it ("native" or "torch")."""
+    """The best of several matrix products and what measured it: "native" (int4 weights, int8 activations; 10⁹
+    operations/s) or "torch" (bf16; GFLOP/s).
+    """
     from thrifty.kernels import dispatch
 
     native = dispatch.native()

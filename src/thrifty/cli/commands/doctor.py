@@ -123,10 +123,14 @@ def _show(document: dict[str, Any]) -> None:
             "memory reads",
             f"{document['bandwidth_gb_s']} GB/s (measured by {document['bandwidth_measured_by']})",
         ),
-        ("matrix products", f"{document['gemm_gflop_s']} GFLOP/s in bf16 ({document['gemm_measured_by']})"),
+        ("matrix products", f"{document['gemm_gflop_s']} {_gemm_unit(document)} ({document['gemm_measured_by']})"),
     ]
     if "recipe" in document:
         rows.append(("recipe", f"{document['recipe']['name']}: every technique and option is known"))
     rows += [("missing", f"{item['what']}: {item['get']}") for item in document["missing"]]
     output.table("", ("", ""), rows, left=2)
     sys.stdout.flush()
+
+
+def _gemm_unit(document: dict[str, Any]) -> str:
+    return "GOP/s, int4 by int8" if document["gemm_measured_by"] == "native" else "GFLOP/s in bf16"
