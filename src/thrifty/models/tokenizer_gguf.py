@@ -122,7 +122,8 @@ def _sentence_piece(metadata: Metadata, tokens: list[str], types: list[int]) -> 
     )
     steps: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if metadata.flag("tokenizer.ggml.add_space_prefix", True):
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="first", split=False)
+        # Every stretch of text gets its space, also one that begins with a space: Metaspace would leave that out.
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
         steps.append(decoders.Strip(content=" ", left=1))
     else:
         backend.normalizer = normalizers.Replace(" ", SPACE)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.checkpoint import write_checkpoint
 from tests.unit.models.test_tokenizer_gguf import spm, tokenizer
@@ -22,6 +22,8 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\u2581"), max_si
 @pytest.mark.parametrize("kind", ["bytes", "pieces"])
 @settings(max_examples=150, deadline=None)
 @given(text=TEXT)
+@example(text=" ")
+@example(text="  a")
 def test_a_stream_gives_whole_characters_and_the_same_text(kind: str, text: str) -> None:
     found = {"bytes": tokenizer, "pieces": spm}[kind]()
     ids = found.encode(text, add_bos=False)
