@@ -3,10 +3,10 @@
 A head's slab holds four arrays, each 64-byte aligned, for a capacity C of whole 64-token pages:
 
     f32, bf16   keys [C/64][d][64] (channel-major inside a page), values [C][d]; no parameters
-    int8/4/2    key codes [C/64][d][8·bits] (the 64 tokens of a channel, pack64),
+    int8/4/2    key codes [C/64][64·d·bits/8] (rows: channels, lanes: the page's tokens; `packing.pack_lanes`),
                 key parameters fp16 [C/64][2][2][d] (scale and minimum of each half page, per channel),
-                value codes [C][d/64][8·bits] (pack64 over 64 channels),
-                value parameters fp16 [C][2][d/32] (scale and minimum per token and 32 channels)
+                value codes [C/64][64·d·bits/8] (rows: the page's tokens, lanes: channels),
+                value parameters fp16 [C/64][2][d/32][64] (scale and minimum per 32 channels and token)
 
 x = scale·code + minimum, as KIVI (arXiv 2402.02750, §3.1): keys per channel over 32 tokens, values per token
 over 32 channels. Quantised formats pad head_dim d to a multiple of 64.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from thrifty.errors import KernelError, nearest
 from thrifty.kernels.reference import affine
-from thrifty.kernels.reference.packing import PACK, pack64, padded, unpack64
+from thrifty.kernels.reference.packing import PACK, pack_lanes, padded, unpack_lanes
 
 PAGE = 64
 TOKEN_GROUP = 32
@@ -152,8 +152,8 @@ def read(
         keys = where.keys[pages].to(torch.float32, copy=True).transpose(1, 2).reshape(-1, head_dim).contiguous()
         return keys[inside], where.values[start:stop].to(torch.float32, copy=True)
     bits = _BITS[format]
-    keys = _read_keys(where, bits, pages)[inside, :head_dim]
-    return keys, _read_values(where, bits, slice(start, stop))[:, :head_dim]
+    keys, values = _read_keys(where, bits, pages), _read_values(where, bits, pages)
+    return keys[inside, :head_dim], values[inside, :head_dim]
 
 
 @dataclass(frozen=True)
@@ -185,12 +185,12 @@ def _arrays(format: str, slab: Tensor, capacity: int, head_dim: int) -> _Arrays:
         dtype, empty = _DTYPES[format], slab[:0]
         keys = array(at.key_codes, dtype, pages, dimension, PAGE)
         return _Arrays(keys, empty, array(at.value_codes, dtype, capacity, dimension), empty)
-    width = 8 * _BITS[format]
+    width = PAGE * dimension * _BITS[format] // 8
     return _Arrays(
-        array(at.key_codes, torch.uint8, pages, dimension, width),
+        array(at.key_codes, torch.uint8, pages, width),
         array(at.key_parameters, torch.float16, pages, 2, 2, dimension),
-        array(at.value_codes, torch.uint8, capacity, dimension // PACK, width),
-        array(at.value_parameters, torch.float16, capacity, 2, dimension // CHANNEL_GROUP),
+        array(at.value_codes, torch.uint8, pages, width),
+        array(at.value_parameters, torch.float16, pages, 2, dimension // CHANNEL_GROUP, PAGE),
     )
 
 
@@ -214,9 +214,9 @@ def _grow(tensor: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _write_keys(where: _Arrays, bits: int, start: int, keys: Tensor) -> None:
-    """Half pages of 32 tokens: parameters per channel, codes packed over the 64 tokens of the page."""
+    """Half pages of 32 tokens: parameters per channel, codes packed with the channels as rows."""
     halves = padded(len(keys), TOKEN_GROUP) // TOKEN_GROUP
-    dimension = where.keys.shape[1]
+    dimension = where.key_parameters.shape[-1]
     grown = _grow(keys, halves * TOKEN_GROUP, dimension).view(halves, TOKEN_GROUP, dimension)
     by_channel = grown.transpose(1, 2).contiguous()  # [halves, d, 32]
     codes, scale, minimum = affine.affine(by_channel, (1 << bits) - 1)
@@ -224,33 +224,41 @@ def _write_keys(where: _Arrays, bits: int, start: int, keys: Tensor) -> None:
         page, side = divmod(start // TOKEN_GROUP + half, 2)
         where.key_parameters[page, 0, side] = scale[half]
         where.key_parameters[page, 1, side] = minimum[half]
-        whole = unpack64(where.keys[page], bits)
+        whole = unpack_lanes(where.keys[page], bits, PAGE)
         whole[:, side * TOKEN_GROUP : (side + 1) * TOKEN_GROUP] = codes[half]
-        where.keys[page] = pack64(whole, bits)
+        where.keys[page] = pack_lanes(whole, bits)
 
 
 def _write_values(where: _Arrays, bits: int, start: int, values: Tensor) -> None:
-    """Groups of 32 channels per token, codes packed over 64 channels."""
-    count, dimension = len(values), where.values.shape[1] * PACK
-    groups = _grow(values, count, dimension).view(count, -1, CHANNEL_GROUP)
+    """Groups of 32 channels per token, codes packed with the tokens as rows."""
+    dimension = where.key_parameters.shape[-1]
+    groups = _grow(values, len(values), dimension).view(len(values), -1, CHANNEL_GROUP)
     codes, scale, minimum = affine.affine(groups, (1 << bits) - 1)
-    part = slice(start, start + count)
-    where.values[part] = pack64(codes.view(count, -1, PACK), bits)
-    where.value_parameters[part, 0] = scale
-    where.value_parameters[part, 1] = minimum
+    first, stop = start, start + len(values)
+    while first < stop:
+        page, offset = divmod(first, PAGE)
+        last = min(stop, (page + 1) * PAGE)
+        here, there = slice(offset, offset + last - first), slice(first - start, last - start)
+        whole = unpack_lanes(where.values[page], bits, dimension)
+        whole[here] = codes[there].flatten(1)
+        where.values[page] = pack_lanes(whole, bits)
+        where.value_parameters[page, 0, :, here] = scale[there].T
+        where.value_parameters[page, 1, :, here] = minimum[there].T
+        first = last
 
 
 def _read_keys(where: _Arrays, bits: int, pages: slice) -> Tensor:
     """fp32 [64·pages, stored head_dim]."""
-    codes = unpack64(where.keys[pages], bits).float()  # [pages, d, 64]
+    codes = unpack_lanes(where.keys[pages], bits, PAGE).float()  # [pages, d, 64]
     parameters = where.key_parameters[pages].float().transpose(2, 3)  # [pages, scale or minimum, d, half]
     scale, minimum = parameters[:, 0, :, :, None], parameters[:, 1, :, :, None]
     values = codes.unflatten(2, (2, TOKEN_GROUP)) * scale + minimum
     return values.flatten(2).transpose(1, 2).reshape(-1, codes.shape[1])
 
 
-def _read_values(where: _Arrays, bits: int, tokens: slice) -> Tensor:
-    """fp32 [tokens, stored head_dim]."""
-    codes = unpack64(where.values[tokens], bits).float().flatten(1).unflatten(1, (-1, CHANNEL_GROUP))
-    parameters = where.value_parameters[tokens].float()
-    return (codes * parameters[:, 0, :, None] + parameters[:, 1, :, None]).flatten(1)
+def _read_values(where: _Arrays, bits: int, pages: slice) -> Tensor:
+    """fp32 [64·pages, stored head_dim]."""
+    dimension = where.key_parameters.shape[-1]
+    codes = unpack_lanes(where.values[pages], bits, dimension).float().unflatten(2, (-1, CHANNEL_GROUP))
+    parameters = where.value_parameters[pages].float().transpose(2, 3)  # [pages, scale or minimum, 64, d/32]
+    return (codes * parameters[:, 0, :, :, None] + parameters[:, 1, :, :, None]).flatten(2).flatten(0, 1)

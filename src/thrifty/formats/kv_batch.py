@@ -12,7 +12,7 @@ from thrifty.errors import KernelError
 from thrifty.formats import kv
 from thrifty.formats.kv import CHANNEL_GROUP, PAGE, TOKEN_GROUP
 from thrifty.kernels.reference import affine
-from thrifty.kernels.reference.packing import PACK, pack64
+from thrifty.kernels.reference.packing import pack_lanes
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 _BITS = {"int8": 8, "int4": 4, "int2": 2}
@@ -110,7 +110,7 @@ def quantise(
             some_keys = keys[row : row + rows, first + start : first + stop].float()
             some_values = values[row : row + rows, token : token + here].float()
             _keys(some_keys, here, part, target_format, target_capacity, head_dim, start)
-            _values(some_values, part, target_format, target_capacity, head_dim, start * PAGE)
+            _values(some_values, part, target_format, target_capacity, head_dim, start)
 
 
 def _affine(groups: Tensor, bits: int, what: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,27 +134,31 @@ def _keys(keys: Tensor, tokens: int, target: Tensor, format: str, capacity: int,
     codes, scale, minimum = _affine(keys.unflatten(3, (2, TOKEN_GROUP)), bits, "keys")
     at = kv.offsets(format, capacity, head_dim)
     count, pages = keys.shape[:2]
-    size = dimension * 8 * bits
+    size = PAGE * dimension * bits // 8
     start = at.key_codes + page * size
-    target[:, start : start + pages * size] = pack64(codes.flatten(3), bits).reshape(count, -1)
+    target[:, start : start + pages * size] = pack_lanes(codes.flatten(3), bits).reshape(count, -1)
     parameters = torch.stack((scale, minimum), dim=2).transpose(3, 4)  # [count, pages, 2, halves, d]
     size = 2 * 2 * dimension * 2
     start = at.key_parameters + page * size
     target[:, start : start + pages * size] = parameters.contiguous().view(torch.uint8).reshape(count, -1)
 
 
-def _values(values: Tensor, target: Tensor, format: str, capacity: int, head_dim: int, token: int) -> None:
-    """values fp32 [count, tokens, d] → codes and parameters from `token` on."""
+def _values(values: Tensor, target: Tensor, format: str, capacity: int, head_dim: int, page: int) -> None:
+    """values fp32 [count, tokens, d] → codes and parameters from `page` on; the last page's other tokens are zero."""
     bits, dimension = _BITS[format], kv.stored_dim(format, head_dim)
     if dimension > head_dim:
         values = torch.cat((values, values[:, :, -1:].expand(-1, -1, dimension - head_dim)), dim=2)
     count, tokens = values.shape[:2]
     codes, scale, minimum = _affine(values.unflatten(2, (-1, CHANNEL_GROUP)), bits, "values")
+    missing = -tokens % PAGE
+    rows = torch.nn.functional.pad(codes.flatten(2), (0, 0, 0, missing)).unflatten(1, (-1, PAGE))
+    pages = rows.shape[1]
     at = kv.offsets(format, capacity, head_dim)
-    size = dimension // PACK * 8 * bits
-    start = at.value_codes + token * size
-    target[:, start : start + tokens * size] = pack64(codes.reshape(count, tokens, -1, PACK), bits).reshape(count, -1)
-    parameters = torch.stack((scale, minimum), dim=2)
-    size = 2 * (dimension // CHANNEL_GROUP) * 2
-    start = at.value_parameters + token * size
-    target[:, start : start + tokens * size] = parameters.contiguous().view(torch.uint8).reshape(count, -1)
+    size = PAGE * dimension * bits // 8
+    start = at.value_codes + page * size
+    target[:, start : start + pages * size] = pack_lanes(rows, bits).reshape(count, -1)
+    parameters = torch.nn.functional.pad(torch.stack((scale, minimum), dim=1), (0, 0, 0, missing))
+    by_page = parameters.unflatten(2, (pages, PAGE)).movedim(1, 2).transpose(3, 4)  # [count, pages, 2, d/32, 64]
+    size = 2 * (dimension // CHANNEL_GROUP) * PAGE * 2
+    start = at.value_parameters + page * size
+    target[:, start : start + pages * size] = by_page.contiguous().view(torch.uint8).reshape(count, -1)

@@ -83,25 +83,26 @@ def test_quantised_bytes_lie_where_the_layout_says(format: str) -> None:
     bits, head_dim, capacity = QUANTISED[format], 128, 128
     keys, values = random_kv(128, head_dim)
     slab = stored(format, keys, values, capacity)
-    at, width, levels = kv.offsets(format, capacity, head_dim), 8 * bits, (1 << bits) - 1
+    at, size, levels = kv.offsets(format, capacity, head_dim), 64 * head_dim * bits // 8, (1 << bits) - 1
     halves = slab.view(torch.float16).float()
 
-    def code(base: int, element: int) -> int:
-        part, byte = divmod(element, width)
-        return int(slab[base + byte]) >> (bits * part) & levels
+    def code(base: int, row: int, lane: int, lanes: int) -> int:
+        """`packing.pack_lanes`, bit by bit."""
+        group = 32 // bits
+        word = base + (row // group * lanes // 16 + lane // 16) * 64 + lane % 16 * 4 + row % 2 * 2
+        both = int(slab[word]) | int(slab[word + 1]) << 8
+        return both >> (bits * (row % group // 2)) & levels
 
     for token, channel in [(0, 0), (31, 5), (32, 127), (63, 64), (64, 1), (127, 126)]:
         page, inside = divmod(token, 64)
         side, group = inside // 32, channel // 32
         first = at.key_parameters // 2 + page * 4 * head_dim + side * head_dim + channel
         scale, minimum = halves[first], halves[first + 2 * head_dim]
-        base = at.key_codes + (page * head_dim + channel) * width
-        found = scale * code(base, inside) + minimum
+        found = scale * code(at.key_codes + page * size, channel, inside, 64) + minimum
         assert abs(found - keys[token, channel]) <= scale * 0.51 + 2e-3
-        first = at.value_parameters // 2 + token * 2 * (head_dim // 32) + group
-        scale, minimum = halves[first], halves[first + head_dim // 32]
-        base = at.value_codes + (token * (head_dim // 64) + channel // 64) * width
-        found = scale * code(base, channel % 64) + minimum
+        first = at.value_parameters // 2 + ((page * 2) * (head_dim // 32) + group) * 64 + inside
+        scale, minimum = halves[first], halves[first + head_dim // 32 * 64]
+        found = scale * code(at.value_codes + page * size, inside, channel, head_dim) + minimum
         assert abs(found - values[token, channel]) <= scale * 0.51 + 2e-3
     read_keys, read_values = kv.read(format, slab, capacity, head_dim)
     assert abs(read_keys[32, 127] - keys[32, 127]) <= abs(read_keys - keys).max()

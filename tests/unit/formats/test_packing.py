@@ -61,13 +61,14 @@ def test_parameters_and_pairs_lie_where_the_layout_says() -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_pack64_holds_elements_at_their_shifts(bits: int) -> None:
-    codes = random_codes(3, 64, bits)
-    packed = packing.pack64(codes, bits)
-    assert packed.shape == (3, 8 * bits)
-    width = 8 * bits
-    for element in range(64):
-        part, byte = divmod(element, width)
-        shifted = (packed[:, byte] >> (bits * part)) & ((1 << bits) - 1)
-        assert torch.equal(shifted, codes[:, element])
-    assert torch.equal(packing.unpack64(packed, bits), codes)
+def test_pack_lanes_holds_codes_where_the_layout_says(bits: int) -> None:
+    rows, lanes, group = 64, 48, 32 // bits
+    codes = random_codes(3 * rows, lanes, bits).view(3, rows, lanes)
+    packed = packing.pack_lanes(codes, bits)
+    assert packed.shape == (3, rows * lanes * bits // 8)
+    words = packed.contiguous().view(torch.uint16).int().view(3, rows // group, lanes // 16, 16, 2)
+    for row, lane in [(0, 0), (1, 15), (2, 16), (group - 1, 47), (group, 31), (63, 40), (37, 5)]:
+        place, half = row % group // 2, row % 2
+        word = words[:, row // group, lane // 16, lane % 16, half]
+        assert torch.equal((word >> (bits * place)) & ((1 << bits) - 1), codes[:, row, lane].int())
+    assert torch.equal(packing.unpack_lanes(packed, bits, lanes), codes)

@@ -1,7 +1,7 @@
 """Byte layouts of packed weights and caches, as plain reshapes.
 
-Weight tiles hold 16 rows × 32 columns, so that one 64-byte vector carries 4 columns of every row; `pack64` is
-the cache's order of 64 small codes. The C++ kernels read the same bytes.
+Weight tiles hold 16 rows × 32 columns, so that one 64-byte vector carries 4 columns of every row; `pack_lanes`
+is the cache's order of a page's codes. The C++ kernels read the same bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from thrifty.errors import KernelError
 TILE_ROWS = 16
 TILE_COLUMNS = 32
 PACK = 64
+PACK_LANES = 16
 
 
 def padded(size: int, multiple: int) -> int:
@@ -94,21 +95,27 @@ def unpack_pairs(tiles: Tensor) -> Tensor:
     return tiles.transpose(1, 2).reshape(count * 16, pairs * 2)
 
 
-def pack64(codes: Tensor, bits: int) -> Tensor:
-    """uint8 codes [..., 64] → uint8 [..., 8·bits]; with k = 8/bits parts, byte b holds elements b, b+64/k,
-    b+2·64/k …
+def pack_lanes(codes: Tensor, bits: int) -> Tensor:
+    """uint8 codes [..., rows, lanes] (multiples of 32/bits and 16) → uint8 [..., rows·lanes·bits/8], the cache's order.
 
-    So 2 bits put elements b, b+16, b+32, b+48 at shifts 0, 2, 4, 6; 4 bits put b low and b+32 high.
+    One 64-byte vector holds 32/bits rows of 16 lanes: the 32-bit word of a lane has row 2k+p in its half p at bit
+    bits·k, so that a shift leaves pairs of rows, as dot products of pairs read them. Vectors go lane by lane, then on
+    to the next rows.
     """
-    per_byte = 8 // bits
-    parts = codes.unflatten(-1, (per_byte, PACK // per_byte))
-    packed = parts[..., 0, :].clone()
-    for part in range(1, per_byte):
-        packed |= parts[..., part, :] << (part * bits)
-    return packed
+    parts, lanes, halves = 32 // bits, codes.shape[-1] // PACK_LANES, 8 // bits
+    # row = (byte of the half, place in that byte, half); a byte of the half holds 8/bits codes
+    split = codes.unflatten(-1, (lanes, PACK_LANES)).unflatten(-3, (-1, 2, halves, 2))
+    assert split.shape[-6] * parts == codes.shape[-2]
+    packed = split[..., 0, :, :, :].clone()  # [..., group, byte, half, vector, lane]
+    for place in range(1, halves):
+        packed |= split[..., place, :, :, :] << (bits * place)
+    return packed.movedim((-5, -4, -3, -2, -1), (-5, -1, -2, -4, -3)).flatten(-5)
 
 
-def unpack64(packed: Tensor, bits: int) -> Tensor:
-    """Inverse of `pack64`: uint8 [..., 8·bits] → uint8 [..., 64]."""
-    mask = (1 << bits) - 1
-    return torch.cat([(packed >> shift) & mask for shift in range(0, 8, bits)], dim=-1)
+def unpack_lanes(packed: Tensor, bits: int, lanes: int) -> Tensor:
+    """Inverse of `pack_lanes`: uint8 [..., bytes] → uint8 [..., rows, lanes]."""
+    mask, halves = (1 << bits) - 1, 8 // bits
+    words = packed.unflatten(-1, (-1, lanes // PACK_LANES, PACK_LANES, 2, 2))  # [..., group, vector, lane, half, byte]
+    words = words.movedim((-5, -4, -3, -2, -1), (-5, -2, -1, -3, -4))  # [..., group, byte, half, vector, lane]
+    split = torch.stack([(words >> (bits * place)) & mask for place in range(halves)], dim=-4)
+    return split.flatten(-2).flatten(-5, -2)
