@@ -12,6 +12,7 @@ from thrifty.errors import KernelError
 from thrifty.formats import kv
 from thrifty.kernels import dispatch
 from thrifty.kernels.reference import attention as reference
+from thrifty.kernels.reference.packing import unpack_lanes
 
 MIXED = (
     ("int8", 256, 256), ("int4", 100, 128), ("bf16", 64, 64), ("int2", 192, 192), ("f32", 64, 64), ("bf16", 290, 320),
@@ -27,8 +28,10 @@ def close_to_reference(made: Pages, query: torch.Tensor, group: int, window: int
     for head, spans in enumerate(made.spans):
         mine = slice(head * group, (head + 1) * group)
         wanted = reference.attend(query[:, mine], spans, scale=scale, window=window, softcap=softcap, column_sums=True)
-        torch.testing.assert_close(out[:, mine], wanted.out, rtol=1e-4, atol=5e-6)
-        torch.testing.assert_close(sums[mine], wanted.column_sums, rtol=1e-4, atol=5e-6)
+        rounded = native().isa() == "avx512" and made.quantised  # products of pairs take bf16 operands
+        limits = {"rtol": 4e-3, "atol": 2e-3} if rounded else {"rtol": 1e-4, "atol": 5e-6}
+        torch.testing.assert_close(out[:, mine], wanted.out, **limits)
+        torch.testing.assert_close(sums[mine], wanted.column_sums, **(limits | {"rtol": 2e-2 if rounded else 1e-4}))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -52,6 +55,49 @@ def test_every_format_at_page_edges(isa: str, format: str, tokens: int) -> None:
     made = pages(1, 64, [(format, tokens, 128)])
     with using(isa):
         close_to_reference(made, torch.randn(1, 2, 64), 2, None, 0.0)
+
+
+@pytest.mark.parametrize("format", ["int8", "int4", "int2"])
+@pytest.mark.parametrize("head_dim, tokens, rows", [(64, 64, 1), (128, 192, 2), (64, 37, 5), (256, 100, 3)])
+def test_codes_are_multiplied_as_pairs_of_bf16(format: str, head_dim: int, tokens: int, rows: int) -> None:
+    """The equations of attention_codes.hpp in float64: scores from bf16(q·scale) and exact codes, weights likewise."""
+    made = pages(1, head_dim, [(format, tokens, 192)])
+    query = torch.randn(rows, 1, head_dim)
+    sums = torch.zeros(1, tokens)
+    with using("avx512"):
+        out = dispatch.attend(made.view, 0, query, scale=0.125, accumulate=sums)
+    bits = int(format[3:])
+    middle = ((1 << bits) - 1) / 2
+    keys, key_scale, key_minimum, values, value_scale, value_minimum = codes_of(made.memory[0], format, 192, head_dim)
+    expected = torch.zeros(tokens, dtype=torch.float64)
+    for row in range(rows):
+        seen = tokens - (rows - 1 - row)
+        q = query[row, 0] * 0.125
+        scaled = (q * key_scale[:seen]).bfloat16().double()
+        base = (q.double() * (key_minimum + middle * key_scale)[:seen].double()).sum(1)
+        score = (scaled * (keys[:seen].double() - middle)).sum(1) + base
+        p = (score - score.max()).exp()
+        highest = torch.stack([score[: page - page % 64 + 64].max() for page in range(seen)])  # so far, page by page
+        online = (score - highest).exp()
+        weight = (online[:, None].float() * value_scale[:seen]).bfloat16().double()
+        base = online[:, None] * (value_minimum + middle * value_scale)[:seen].double()
+        numbers = weight * (values[:seen].double() - middle) + base
+        found = (numbers * (highest - score.max()).exp()[:, None]).sum(0) / p.sum()
+        torch.testing.assert_close(out[row, 0].double(), found, rtol=1e-4, atol=1e-4)
+        expected[:seen] += p / p.sum()
+    torch.testing.assert_close(sums[0].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def codes_of(slab: torch.Tensor, format: str, capacity: int, head_dim: int) -> list[torch.Tensor]:
+    """Codes, scales and minimums [tokens, head_dim] of keys, then of values."""
+    bits = int(format[3:])
+    where = kv._arrays(format, slab, capacity, head_dim)
+    found = [unpack_lanes(where.keys, bits, 64).transpose(1, 2).flatten(0, 1)]
+    by_half = where.key_parameters.float().transpose(0, 1)  # [scale or minimum, pages, half, d]
+    found += [part.flatten(0, 1).repeat_interleave(32, dim=0) for part in by_half]
+    found.append(unpack_lanes(where.values, bits, head_dim).flatten(0, 1))
+    by_group = where.value_parameters.float().permute(1, 0, 3, 2).flatten(1, 2)  # [scale or minimum, tokens, d/32]
+    return found + [part.repeat_interleave(32, dim=1) for part in by_group]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -105,9 +151,8 @@ def test_heads_of_different_lengths() -> None:
     out = dispatch.attend(made.view, 0, query, scale=0.1)
     for head, spans in enumerate(made.spans):
         mine = slice(2 * head, 2 * head + 2)
-        torch.testing.assert_close(
-            out[:, mine], reference.attend(query[:, mine], spans, scale=0.1).out, rtol=1e-4, atol=5e-6
-        )
+        wanted = reference.attend(query[:, mine], spans, scale=0.1).out
+        torch.testing.assert_close(out[:, mine], wanted, rtol=4e-3 if head else 1e-4, atol=2e-3 if head else 5e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 40])

@@ -9,15 +9,12 @@
 
 namespace thrifty::THRIFTY_ISA {
 
-// Queries of rows row0.. times the scale, grouped by kScoreRows: [group][dim][rows of the group].
-static void pack_queries(const AttendArgs& a, int row0, Tile& t) {
-  for (int first = 0; first < t.rows; first += kScoreRows) {
-    const int count = t.rows - first < kScoreRows ? t.rows - first : kScoreRows;
-    for (int r = 0; r < count; r++) {
-      const int row = row0 + (first + r) / a.group, head = a.kv_head * a.group + (first + r) % a.group;
-      const float* q = a.q + ((size_t)row * a.heads + head) * a.dim;
-      for (int c = 0; c < a.dim; c++) t.q[(size_t)first * a.dim + (size_t)c * count + r] = q[c] * a.scale;
-    }
+// Queries of rows row0.. times the scale, row by row.
+static void scale_queries(const AttendArgs& a, int row0, Tile& t) {
+  const V scale = set1(a.scale);
+  for (int r = 0; r < t.rows; r++) {
+    const float* q = a.q + ((size_t)(row0 + r / a.group) * a.heads + a.kv_head * a.group + r % a.group) * a.dim;
+    for (int c = 0; c < a.dim; c += kLanes) store(t.rows_q + (size_t)r * a.dim + c, mul(load(q + c), scale));
   }
 }
 
@@ -56,18 +53,10 @@ static void attend_block(const AttendArgs& a, int row0, Block& b, Tile& t) {
   limits(a, row0, b, t);
   if (!any_visible(t, 0, t.rows)) return;
   t.chunk_used = true;
-  const bool direct = b.span->format == Format::bf16 && t.rows <= kScoreRows;
-  if (!direct) convert(b, t);
+  prepare_block(b, t);
   for (int first = 0; first < t.rows; first += kScoreRows) {
     const int count = t.rows - first < kScoreRows ? t.rows - first : kScoreRows;
-    if (!any_visible(t, first, count)) continue;
-    if (!direct) {
-      block_group(a, b, t, first, count, b.keys32, b.values32);
-      continue;
-    }
-    const size_t page = (size_t)b.page * kPage * a.dim;
-    block_group(a, b, t, first, count, (const uint16_t*)b.span->base + page,
-                (const uint16_t*)(b.span->base + slab_layout(Format::bf16, b.span->capacity, a.dim).values) + page);
+    if (any_visible(t, first, count)) block_group<Attended>(a, b, t, first, count);
   }
 }
 
@@ -124,7 +113,7 @@ static void merge_tile(Tile& t) {
 // Rows row0..row1-1 over all their pages.
 static void attend_tile(const AttendArgs& a, int row0, int row1, uint8_t* scratch) {
   Tile t = make_tile((row1 - row0) * a.group, a.dim, scratch);
-  pack_queries(a, row0, t);
+  scale_queries(a, row0, t);
   start_chunk(t);
   for (int r = 0; r < t.rows; r++) t.total_max[r] = kLowest, t.total_sum[r] = 0.0f;
   __builtin_memset(t.total, 0, sizeof(float) * (size_t)t.rows * a.dim);
@@ -154,7 +143,7 @@ static void attend_chunk(const AttendArgs& a, int chunk, uint8_t* scratch) {
   for (int row0 = 0; row0 < a.n; row0 += step) {
     const int row1 = row0 + step < a.n ? row0 + step : a.n;
     Tile t = make_tile((row1 - row0) * a.group, a.dim, scratch);
-    pack_queries(a, row0, t);
+    scale_queries(a, row0, t);
     start_chunk(t);
     each_block(a, page0, page1, [&](Block& b, int) __attribute__((always_inline)) { attend_block(a, row0, b, t); });
     for (int r = 0; r < t.rows; r++) {
@@ -183,19 +172,16 @@ static void attend_accumulate(const AttendArgs& a, int page, uint8_t* scratch) {
   for (int row0 = 0; row0 < a.n; row0 += step) {
     const int row1 = row0 + step < a.n ? row0 + step : a.n;
     Tile t = make_tile((row1 - row0) * a.group, a.dim, scratch);
-    pack_queries(a, row0, t);
+    scale_queries(a, row0, t);
     each_block(a, page, page + 1, [&](Block& b, int) {
       limits(a, row0, b, t);
-      convert(b, t);
+      prepare_block(b, t);
       for (int first = 0; first < t.rows; first += kScoreRows) {
         const int count = t.rows - first < kScoreRows ? t.rows - first : kScoreRows;
+        block_group<Scored>(a, b, t, first, count);
         for (int r = 0; r < count; r++) {
           if (t.high[first + r] <= t.low[first + r]) continue;
-          float s[kPage] = {};
-          for (int c = 0; c < a.dim; c++) {
-            const V w = set1(t.q[(size_t)first * a.dim + (size_t)c * count + r]);
-            for (int j = 0; j < 4; j++) store(s + j * kLanes, fma(w, load(b.keys32 + c * kPage + j * kLanes), load(s + j * kLanes)));
-          }
+          float* s = t.scores + r * kPage;
           V x[4];
           adjust_scores(s, a, b, t.low[first + r], t.high[first + r], x);
           const int row = row0 + (first + r) / a.group, head = a.kv_head * a.group + (first + r) % a.group;

@@ -1,6 +1,10 @@
 // Scores, online softmax and values of a few rows over one page. Included once per instruction set.
 #pragma once
 #include "attention_page.hpp"
+#if defined(THRIFTY_CODE_PAIRS)
+#include "attention_codes.hpp"
+#endif
+
 
 namespace thrifty::THRIFTY_ISA {
 
@@ -111,27 +115,85 @@ template <int R> THRIFTY_INLINE void soften(float* s, const AttendArgs& a, const
   }
 }
 
-template <int R, class T>
-static void block_rows(const AttendArgs& a, const Block& b, Tile& t, int first, const T* keys, const T* values) {
-  float fade[kLanes];
-  constexpr bool kDirect = sizeof(T) == 2;  // read from the cache itself, not from the converted page
-  score<R>(t.q + (size_t)first * t.dim, keys, t.dim, t.scores, kDirect ? (const uint8_t*)values : nullptr);
-  soften<R>(t.scores, a, b, t, first, fade);
-  weigh<R>(t.scores, fade, values, b.slots, t.dim, t.chunk + (size_t)first * t.dim, kDirect ? b.next : nullptr);
-}
+// Where the scores and values of a page come from: numbers (of the cache itself where T is bf16, else converted) ...
+template <class T> struct Numbers {
+  const T *keys, *values;
+  template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block&, Tile& t, int first) const {
+    score<R>(t.q + (size_t)first * t.dim, keys, t.dim, t.scores, sizeof(T) == 2 ? (const uint8_t*)values : nullptr);
+  }
+  template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {
+    weigh<R>(t.scores, fade, values, b.slots, t.dim, t.chunk + (size_t)first * t.dim, sizeof(T) == 2 ? b.next : nullptr);
+  }
+};
+#if defined(THRIFTY_CODE_PAIRS)
+// ... or codes.
+template <int B> struct Codes {
+  template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block& b, Tile& t, int first) const {
+    score_codes<B, R>(*b.span, b.page, t.rows_q + (size_t)first * t.dim, t.dim, t.pairs, t.scores);
+  }
+  template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {
+    weigh_codes<B, R>(*b.span, b.page, t.scores, fade, b.slots, t.dim, t.pairs, t.chunk + (size_t)first * t.dim);
+  }
+};
+constexpr bool kReadsCodes = true;
+#else
+constexpr bool kReadsCodes = false;
+#endif
 
-template <class T>
-static void block_group(const AttendArgs& a, const Block& b, Tile& t, int first, int count, const T* keys, const T* values) {
+struct Attended {  // scores, softmax and values
+  template <int R, class Source> static void run(const AttendArgs& a, const Block& b, Tile& t, int first, const Source& source) {
+    float fade[kLanes];
+    source.template scores<R>(a, b, t, first);
+    soften<R>(t.scores, a, b, t, first, fade);
+    source.template add_values<R>(b, t, first, fade);
+  }
+};
+struct Scored {  // scores alone
+  template <int R, class Source> static void run(const AttendArgs& a, const Block& b, Tile& t, int first, const Source& source) { source.template scores<R>(a, b, t, first); }
+};
+
+template <class Work, class Source> static void rows_group(const AttendArgs& a, const Block& b, Tile& t, int first, int count, const Source& source) {
   switch (count) {
-    case 1: return block_rows<1>(a, b, t, first, keys, values);
-    case 2: return block_rows<2>(a, b, t, first, keys, values);
-    case 3: return block_rows<3>(a, b, t, first, keys, values);
-#define THRIFTY_WIDE(R) case R: if constexpr (kScoreRows >= R) return block_rows<R>(a, b, t, first, keys, values); else return;
+    case 1: return Work::template run<1>(a, b, t, first, source);
+    case 2: return Work::template run<2>(a, b, t, first, source);
+    case 3: return Work::template run<3>(a, b, t, first, source);
+#define THRIFTY_WIDE(R) case R: if constexpr (kScoreRows >= R) return Work::template run<R>(a, b, t, first, source); else return;
     THRIFTY_WIDE(4)
     THRIFTY_WIDE(5)
     THRIFTY_WIDE(6)
 #undef THRIFTY_WIDE
   }
+}
+
+// Rows first..first+count-1 of the tile over one page, read in the way of its format. `prepare_block` came before.
+template <class Work> static void block_group(const AttendArgs& a, const Block& b, Tile& t, int first, int count) {
+#if defined(THRIFTY_CODE_PAIRS)
+  const Format format = b.span->format;
+  if (format == Format::int8) return rows_group<Work>(a, b, t, first, count, Codes<8>{});
+  if (format == Format::int4) return rows_group<Work>(a, b, t, first, count, Codes<4>{});
+  if (format == Format::int2) return rows_group<Work>(a, b, t, first, count, Codes<2>{});
+#endif
+  if (b.keys32) return rows_group<Work>(a, b, t, first, count, Numbers<float>{b.keys32, b.values32});
+  const size_t page = (size_t)b.page * kPage * a.dim;
+  const uint16_t *keys = (const uint16_t*)b.span->base + page, *values = (const uint16_t*)(b.span->base + slab_layout(Format::bf16, b.span->capacity, a.dim).values) + page;
+  rows_group<Work>(a, b, t, first, count, Numbers<uint16_t>{keys, values});
+}
+
+// The tile's queries grouped by kScoreRows: [group][dim][rows of the group].
+static void group_queries(Tile& t) {
+  for (int first = 0; first < t.rows; first += kScoreRows) {
+    const int count = t.rows - first < kScoreRows ? t.rows - first : kScoreRows;
+    for (int r = 0; r < count; r++)
+      for (int c = 0; c < t.dim; c++) t.q[(size_t)first * t.dim + (size_t)c * count + r] = t.rows_q[(size_t)(first + r) * t.dim + c];
+  }
+  t.grouped = true;
+}
+
+// Converts what is not read as it is stored: codes without dot products for them, and bf16 pages that many rows read.
+THRIFTY_INLINE void prepare_block(Block& b, Tile& t) {
+  if (kReadsCodes && format_bits(b.span->format)) return;
+  if (!t.grouped) group_queries(t);
+  if (b.span->format != Format::bf16 || t.rows > kScoreRows) convert(b, t);
 }
 
 }  // namespace thrifty::THRIFTY_ISA

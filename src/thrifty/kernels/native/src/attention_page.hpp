@@ -13,23 +13,35 @@ struct Block {  // one page of one span
   const float *keys32, *values32;  // converted to fp32: [dim][64], [slots][dim]; null while not converted
 };
 
+// The arrays of one page of a quantised span.
+struct CodePage {
+  const uint8_t *keys, *values;
+  const uint16_t *key_params, *value_params;  // [scale, minimum][half page][dim], [scale, minimum][dim / 32][kPage]
+};
+THRIFTY_INLINE CodePage code_page(const Span& s, int page, int dim) {
+  const SlabLayout at = slab_layout(s.format, s.capacity, dim);
+  const size_t bytes = (size_t)page * dim * 8 * format_bits(s.format), params = (size_t)page * 4 * dim;
+  return {s.base + bytes, s.base + at.values + bytes, (const uint16_t*)(s.base + at.key_params) + params, (const uint16_t*)(s.base + at.value_params) + params};
+}
+
 struct Tile {  // scratch of one worker
   int rows, dim;
-  float *q, *scores, *chunk, *total, *keys, *values, *params;
+  float *q, *rows_q, *scores, *chunk, *total, *keys, *values, *params;
   float *chunk_max, *chunk_sum, *total_max, *total_sum;
   int *low, *high;
-  bool chunk_used;
+  uint32_t* pairs;  // of kScoreRows rows: queries times key scales as bf16 pairs, or weights times value scales
+  bool chunk_used, grouped;  // grouped: q is filled from rows_q
 };
 
 static size_t attend_scratch(int dim, int group) {
   size_t rows = (size_t)(group > kTileRows ? group : kTileRows) + kScoreRows;
-  return 64 * 12 + sizeof(float) * (rows * (3 * (size_t)dim + 8) + kScoreRows * kPage + 2 * (size_t)kPage * dim + 4 * (size_t)dim);
+  return 64 * 14 + sizeof(float) * (rows * (4 * (size_t)dim + 8) + kScoreRows * 2 * kPage + 2 * (size_t)kPage * dim + 4 * (size_t)dim);
 }
 static int attend_rows(int group) { return group >= kTileRows ? 1 : kTileRows / group; }
 
 static Tile make_tile(int rows, int dim, uint8_t* scratch) {
   Tile t;
-  t.rows = rows, t.dim = dim, t.chunk_used = false;
+  t.rows = rows, t.dim = dim, t.chunk_used = t.grouped = false;
   size_t padded = (size_t)rows + kScoreRows;
   auto take = [&](size_t floats) {
     float* p = (float*)scratch;
@@ -38,32 +50,33 @@ static Tile make_tile(int rows, int dim, uint8_t* scratch) {
   };
   t.keys = take((size_t)kPage * dim), t.values = take((size_t)kPage * dim), t.params = take(4 * (size_t)dim);
   t.scores = take(kScoreRows * kPage);
-  t.q = take(padded * dim), t.chunk = take(padded * dim), t.total = take(padded * dim);
+  t.pairs = (uint32_t*)take(kScoreRows * kPage);
+  t.q = take(padded * dim), t.rows_q = take(padded * dim), t.chunk = take(padded * dim), t.total = take(padded * dim);
   t.chunk_max = take(padded), t.chunk_sum = take(padded), t.total_max = take(padded), t.total_sum = take(padded);
   t.low = (int*)take(padded), t.high = (int*)take(padded);
   return t;
 }
 
+// Rows of a 64-byte vector of codes; row e of its 16 lanes is read by unpack<B>(vector, e) (see formats/kv.py, pack_lanes).
+constexpr int code_rows(int bits) { return 32 / bits; }
+
 template <int B> static void convert_codes(const Span& s, int page, int slots, int dim, Tile& t) {
-  const SlabLayout at = slab_layout(s.format, s.capacity, dim);
-  const uint8_t* keys = s.base + (size_t)page * dim * 8 * B;
-  const uint16_t* params = (const uint16_t*)(s.base + at.key_params) + (size_t)page * 4 * dim;
-  for (int i = 0; i < 4 * dim; i += kLanes) store(t.params + i, load_half(params + i));
-  for (int c = 0; c < dim; c++)
-    for (int j = 0; j < 4; j++)
-      store(t.keys + c * kPage + j * kLanes,
-            fma(unpack<B>(keys + (size_t)c * 8 * B, j), set1(t.params[(j / 2) * dim + c]), set1(t.params[(2 + j / 2) * dim + c])));
-  const int slices = dim / 64, groups = dim / 32;
-  for (int i = 0; i < slots; i++) {
-    const size_t token = (size_t)page * kPage + i;
-    const uint8_t* values = s.base + at.values + token * slices * 8 * B;
-    const uint16_t* p = (const uint16_t*)(s.base + at.value_params) + token * 2 * groups;
-    for (int g = 0; g < groups; g++) {
-      const V scale = set1(half_to_float(p[g])), minimum = set1(half_to_float(p[groups + g]));
-      for (int j = 2 * (g % 2); j < 2 * (g % 2) + 2; j++)
-        store(t.values + (size_t)i * dim + (g / 2) * 64 + j * kLanes, fma(unpack<B>(values + (g / 2) * 8 * B, j), scale, minimum));
-    }
-  }
+  constexpr int rows = code_rows(B);
+  const CodePage p = code_page(s, page, dim);
+  for (int i = 0; i < 4 * dim; i += kLanes) store(t.params + i, load_half(p.key_params + i));
+  const uint8_t* codes = p.keys;
+  for (int c = 0; c < dim; c += rows)
+    for (int j = 0; j < 4; j++, codes += 64)
+      for (int e = 0; e < rows; e++)
+        store(t.keys + (c + e) * kPage + j * kLanes, fma(unpack<B>(codes, e), set1(t.params[(j / 2) * dim + c + e]), set1(t.params[(2 + j / 2) * dim + c + e])));
+  const int groups = dim / 32;
+  codes = p.values;
+  for (int i = 0; i < slots; i += rows)
+    for (int j = 0; j < dim / kLanes; j++, codes += 64)
+      for (int e = 0; e < rows && i + e < slots; e++) {
+        const uint16_t* params = p.value_params + (j / 2) * kPage + i + e;
+        store(t.values + (size_t)(i + e) * dim + j * kLanes, fma(unpack<B>(codes, e), set1(half_to_float(params[0])), set1(half_to_float(params[groups * kPage]))));
+      }
 }
 
 static void convert_bf16(const Span& s, int page, int slots, int dim, Tile& t) {

@@ -97,15 +97,12 @@ THRIFTY_INLINE void store_bf16(uint16_t* p, V x, V y) {
   for (int i = 0; i < 32; i++) p[i] = bf16_of(f[i]);
 }
 
-template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int j) {
-  int vectors = B == 8 ? 4 : B == 4 ? 2 : 1;
-  __m128i bytes = _mm_loadu_si128((const __m128i*)(p + 16 * (j % vectors)));
-  I x = _mm256_cvtepu8_epi32(bytes), y = _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8));
-  if constexpr (B != 8) {
-    const I mask = _mm256_set1_epi32((1 << B) - 1);
-    x = _mm256_and_si256(_mm256_srli_epi32(x, B * (j / vectors)), mask);
-    y = _mm256_and_si256(_mm256_srli_epi32(y, B * (j / vectors)), mask);
-  }
+// Row e of the 16 lanes of a vector of codes (formats/kv.py, pack_lanes).
+template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int e) {
+  const __m128i shift = _mm_cvtsi32_si128(16 * (e % 2) + B * (e / 2));
+  const I mask = _mm256_set1_epi32((1 << B) - 1);
+  const I x = _mm256_and_si256(_mm256_srl_epi32(_mm256_loadu_si256((const I*)p), shift), mask);
+  const I y = _mm256_and_si256(_mm256_srl_epi32(_mm256_loadu_si256((const I*)(p + 32)), shift), mask);
   return {_mm256_cvtepi32_ps(x), _mm256_cvtepi32_ps(y)};
 }
 

@@ -54,12 +54,40 @@ THRIFTY_INLINE int sum_int8x32(const int8_t* p) {
 // Two vectors of floats -> bf16, nearest even.
 THRIFTY_INLINE void store_bf16(uint16_t* p, V a, V b) { _mm512_storeu_si512(p, (I)_mm512_cvtne2ps_pbh(b, a)); }
 
-// 16 codes of a pack64 run of 8 * B bytes: elements 16j .. 16j + 15.
-template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int j) {
-  int vectors = B == 8 ? 4 : B == 4 ? 2 : 1;
-  I x = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(p + 16 * (j % vectors))));
-  if constexpr (B != 8) x = _mm512_and_si512(_mm512_srli_epi32(x, B * (j / vectors)), _mm512_set1_epi32((1 << B) - 1));
-  return _mm512_cvtepi32_ps(x);
+// Row e of the 16 lanes of a vector of codes (formats/kv.py, pack_lanes).
+template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int e) {
+  const I x = _mm512_srl_epi32(_mm512_loadu_si512(p), _mm_cvtsi32_si128(16 * (e % 2) + B * (e / 2)));
+  return _mm512_cvtepi32_ps(_mm512_and_si512(x, _mm512_set1_epi32((1 << B) - 1)));
+}
+
+// Codes less their middle as bf16 pairs, exactly: a shift brings a code of every 16-bit half to the low bits of the index
+// of a table. 8-bit codes come as two steps, low and high half.
+#define THRIFTY_CODE_PAIRS 1
+template <int B> struct CodePairs {
+  static constexpr int kSteps = B == 8 ? 4 : 16 / B;  // dot products of one vector
+  static constexpr float kMiddle = (float)((1 << B) - 1) / 2.0f;
+  I low, high;
+  static THRIFTY_SHARED CodePairs make() {
+    alignas(64) uint16_t t[2][32];
+    for (int i = 0; i < 32; i++) {
+      const float v[2] = {B == 2 ? (float)(i & 3) - 1.5f : (float)(i & 15) - 7.5f, 16.0f * (float)(i & 15) - 120.0f};
+      uint32_t u[2];
+      std::memcpy(u, v, 8);
+      t[0][i] = (uint16_t)(u[0] >> 16), t[1][i] = (uint16_t)(u[1] >> 16);
+    }
+    return {_mm512_load_si512(t[0]), _mm512_load_si512(t[1])};
+  }
+  // Pair number pair(step) of the vector's rows.
+  static THRIFTY_SHARED constexpr int pair(int step) { return B == 8 ? step / 2 : step; }
+  THRIFTY_SHARED I operand(I codes, int step) const {
+    return _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, (B == 8 ? 4 : B) * step), B == 8 && step % 2 ? high : low);
+  }
+};
+THRIFTY_INLINE I load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+// acc += codes * x for pairs, x read from memory by the instruction itself: compilers put it into registers, which are short here.
+THRIFTY_INLINE V dot_codes(V acc, I codes, const uint32_t* x) {
+  asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(codes), "m"(*x));
+  return acc;
 }
 
 THRIFTY_INLINE I broadcast4(const int8_t* p) {

@@ -121,10 +121,13 @@ THRIFTY_INLINE void store_bf16(uint16_t* p, V x, V y) {
   store(f, x), store(f + 16, y);
   for (int i = 0; i < 32; i++) p[i] = bf16_of(f[i]);
 }
-template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int j) {
-  int vectors = B == 8 ? 4 : B == 4 ? 2 : 1, shift = B == 8 ? 0 : B * (j / vectors);
+// Row e of the 16 lanes of a vector of codes (formats/kv.py, pack_lanes).
+template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int e) {
   float f[16];
-  for (int i = 0; i < 16; i++) f[i] = (float)((p[16 * (j % vectors) + i] >> shift) & ((1 << B) - 1));
+  for (int i = 0; i < 16; i++) {
+    const uint8_t* half = p + 4 * i + 2 * (e % 2);
+    f[i] = (float)(((half[0] | half[1] << 8) >> (B * (e / 2))) & ((1 << B) - 1));
+  }
   return load(f);
 }
 
