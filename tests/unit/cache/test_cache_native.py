@@ -64,7 +64,7 @@ def test_native_attention_equals_the_reference(names: list[str]) -> None:
         rows = [step] if step % 2 else [step] * 7
         ours, theirs = native_step(native, rows), driver.step(reference, rows)
         for layer in range(MODEL.layers):
-            assert torch.allclose(ours[layer], theirs[layer], atol=2e-4), f"step {step}, layer {layer}"
+            assert torch.allclose(ours[layer], theirs[layer], atol=5e-3), f"step {step}, layer {layer}"
     for layer in range(MODEL.layers):
         for head in range(MODEL.kv_heads):
             assert native.native.tokens(layer, head) == native.slots(layer, head)

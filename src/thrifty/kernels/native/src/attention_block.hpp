@@ -1,18 +1,12 @@
 // Scores, online softmax and values of a few rows over one page. Included once per instruction set.
 #pragma once
 #include "attention_page.hpp"
-#if defined(THRIFTY_CODE_PAIRS)
+#if defined(THRIFTY_PAIRS)
 #include "attention_codes.hpp"
 #endif
 
 
 namespace thrifty::THRIFTY_ISA {
-
-// Two cache lines of what is needed next; a decode step reads each page once, so only this hides the memory's latency.
-THRIFTY_INLINE void fetch_ahead(const uint8_t* ahead, int step) {
-  if (!ahead) return;
-  __builtin_prefetch(ahead + (size_t)step * 128), __builtin_prefetch(ahead + (size_t)step * 128 + 64);
-}
 
 // scores[r][slot] = sum over channels of q[c][r] * keys[c][slot]
 template <int R, class T> THRIFTY_INLINE void score(const float* q, const T* keys, int dim, float* scores, const uint8_t* ahead) {
@@ -125,7 +119,17 @@ template <class T> struct Numbers {
     weigh<R>(t.scores, fade, values, b.slots, t.dim, t.chunk + (size_t)first * t.dim, sizeof(T) == 2 ? b.next : nullptr);
   }
 };
-#if defined(THRIFTY_CODE_PAIRS)
+#if defined(THRIFTY_PAIRS)
+// ... or bf16 as pairs ...
+template <bool INTERLEAVED> struct PairNumbers {
+  const uint16_t *keys, *values;
+  template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block&, Tile& t, int first) const {
+    score_pairs<R, INTERLEAVED>((const uint32_t*)t.q + (size_t)first * (t.dim / 2), keys, t.dim, t.scores, INTERLEAVED ? nullptr : (const uint8_t*)values);
+  }
+  template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {
+    weigh_pairs<R, INTERLEAVED>(t.scores, fade, values, b.slots, t.dim, t.pairs, t.chunk + (size_t)first * t.dim, INTERLEAVED ? nullptr : b.next);
+  }
+};
 // ... or codes.
 template <int B> struct Codes {
   template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block& b, Tile& t, int first) const {
@@ -135,9 +139,6 @@ template <int B> struct Codes {
     weigh_codes<B, R>(*b.span, b.page, t.scores, fade, b.slots, t.dim, t.pairs, t.chunk + (size_t)first * t.dim);
   }
 };
-constexpr bool kReadsCodes = true;
-#else
-constexpr bool kReadsCodes = false;
 #endif
 
 struct Attended {  // scores, softmax and values
@@ -167,33 +168,57 @@ template <class Work, class Source> static void rows_group(const AttendArgs& a, 
 
 // Rows first..first+count-1 of the tile over one page, read in the way of its format. `prepare_block` came before.
 template <class Work> static void block_group(const AttendArgs& a, const Block& b, Tile& t, int first, int count) {
-#if defined(THRIFTY_CODE_PAIRS)
-  const Format format = b.span->format;
-  if (format == Format::int8) return rows_group<Work>(a, b, t, first, count, Codes<8>{});
-  if (format == Format::int4) return rows_group<Work>(a, b, t, first, count, Codes<4>{});
-  if (format == Format::int2) return rows_group<Work>(a, b, t, first, count, Codes<2>{});
-#endif
-  if (b.keys32) return rows_group<Work>(a, b, t, first, count, Numbers<float>{b.keys32, b.values32});
+  const Span& s = *b.span;
   const size_t page = (size_t)b.page * kPage * a.dim;
-  const uint16_t *keys = (const uint16_t*)b.span->base + page, *values = (const uint16_t*)(b.span->base + slab_layout(Format::bf16, b.span->capacity, a.dim).values) + page;
-  rows_group<Work>(a, b, t, first, count, Numbers<uint16_t>{keys, values});
+  const uint16_t *keys = (const uint16_t*)s.base + page, *values = (const uint16_t*)(s.base + slab_layout(s.format, s.capacity, a.dim).values) + page;
+#if defined(THRIFTY_PAIRS)
+  if (s.format == Format::int8) return rows_group<Work>(a, b, t, first, count, Codes<8>{});
+  if (s.format == Format::int4) return rows_group<Work>(a, b, t, first, count, Codes<4>{});
+  if (s.format == Format::int2) return rows_group<Work>(a, b, t, first, count, Codes<2>{});
+  if (b.interleaved) return rows_group<Work>(a, b, t, first, count, PairNumbers<true>{(const uint16_t*)t.keys, (const uint16_t*)t.values});
+  if (!b.keys32) return rows_group<Work>(a, b, t, first, count, PairNumbers<false>{keys, values});
+#else
+  if (!b.keys32) return rows_group<Work>(a, b, t, first, count, Numbers<uint16_t>{keys, values});
+#endif
+  rows_group<Work>(a, b, t, first, count, Numbers<float>{b.keys32, b.values32});
 }
 
-// The tile's queries grouped by kScoreRows: [group][dim][rows of the group].
-static void group_queries(Tile& t) {
+// The tile's queries in groups of kScoreRows, as the page's numbers are multiplied: fp32 [group][dim][rows of the group],
+// or as bf16 pairs (round_queries). Codes take them row by row.
+THRIFTY_INLINE void group_queries(Tile& t, QueryOrder order) {
+  if (t.order == order) return;
+  t.order = order;
   for (int first = 0; first < t.rows; first += kScoreRows) {
     const int count = t.rows - first < kScoreRows ? t.rows - first : kScoreRows;
+    const float* from = t.rows_q + (size_t)first * t.dim;
+#if defined(THRIFTY_PAIRS)
+    if (order == QueryOrder::pairs) {
+      round_queries(from, count, t.dim, (uint32_t*)t.q + (size_t)first * (t.dim / 2));
+      continue;
+    }
+#endif
     for (int r = 0; r < count; r++)
-      for (int c = 0; c < t.dim; c++) t.q[(size_t)first * t.dim + (size_t)c * count + r] = t.rows_q[(size_t)(first + r) * t.dim + c];
+      for (int c = 0; c < t.dim; c++) t.q[(size_t)first * t.dim + (size_t)c * count + r] = from[(size_t)r * t.dim + c];
   }
-  t.grouped = true;
 }
 
-// Converts what is not read as it is stored: codes without dot products for them, and bf16 pages that many rows read.
+// Converts what is not read as it is stored: other formats, and bf16 pages that many rows read.
 THRIFTY_INLINE void prepare_block(Block& b, Tile& t) {
-  if (kReadsCodes && format_bits(b.span->format)) return;
-  if (!t.grouped) group_queries(t);
-  if (b.span->format != Format::bf16 || t.rows > kScoreRows) convert(b, t);
+  const bool many = t.rows > kScoreRows, bf16 = b.span->format == Format::bf16;
+#if defined(THRIFTY_PAIRS)
+  if (format_bits(b.span->format)) return;
+  if (bf16) {
+    group_queries(t, QueryOrder::pairs);
+    if (!many) return;
+    const size_t page = (size_t)b.page * kPage * t.dim;
+    interleave_page((const uint16_t*)b.span->base + page, (const uint16_t*)(b.span->base + slab_layout(Format::bf16, b.span->capacity, t.dim).values) + page,
+                    b.slots, t.dim, (uint16_t*)t.keys, (uint16_t*)t.values);
+    b.interleaved = true;
+    return;
+  }
+#endif
+  group_queries(t, QueryOrder::channels);
+  if (!bf16 || many) convert(b, t);
 }
 
 }  // namespace thrifty::THRIFTY_ISA

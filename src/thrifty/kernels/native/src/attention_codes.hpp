@@ -3,7 +3,7 @@
 // A score is sum over channels of q (scale * code + minimum) = sum of (q scale) (code - middle) + sum of q (minimum +
 // middle * scale), with q scale rounded to bf16 and codes exact; values likewise, with weights times scales rounded.
 #pragma once
-#include "attention_page.hpp"
+#include "attention_pairs.hpp"
 
 namespace thrifty::THRIFTY_ISA {
 
@@ -14,8 +14,6 @@ template <int B> THRIFTY_INLINE void fetch_page(const Span& s, int page, int dim
   for (int i = 0; i < dim * 8 * B; i += 64) __builtin_prefetch(p.keys + i), __builtin_prefetch(p.values + i);
   for (int i = 0; i < 4 * dim; i += 32) __builtin_prefetch(p.key_params + i), __builtin_prefetch(p.value_params + i);
 }
-
-constexpr int kPairs = 32;  // pairs of 64 channels, or of the slots of a page
 
 // 64 channels of R queries times the key scales of each half page, as pairs [row][half][kPairs]; base[row][half] += what
 // the minimums add.
@@ -46,14 +44,14 @@ template <int B, int R> THRIFTY_INLINE void scaled_queries(const CodePage& p, co
 template <int B, int R> THRIFTY_INLINE void accumulate_codes(const CodePairs<B>& table, const uint8_t* codes, const uint32_t* pairs, V (*acc)[4]) {
   I raw[4];
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; j++) raw[j] = load_codes(codes + 64 * j);
+  for (int j = 0; j < 4; j++) raw[j] = load_bytes(codes + 64 * j);
 #pragma GCC unroll 8
   for (int k = 0; k < CodePairs<B>::kSteps; k++)
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
       const I w = table.operand(raw[j], k);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; r++) acc[r][j] = dot_codes(acc[r][j], w, pairs + (r * 2 + j / 2) * kPairs + CodePairs<B>::pair(k));
+      for (int r = 0; r < R; r++) acc[r][j] = dot_pairs(acc[r][j], w, pairs + (r * 2 + j / 2) * kPairs + CodePairs<B>::pair(k));
     }
 }
 

@@ -3,6 +3,12 @@
 
 namespace thrifty::THRIFTY_ISA {
 
+// Two cache lines of what is needed next; a decode step reads each page once, so only this hides the memory's latency.
+THRIFTY_INLINE void fetch_ahead(const uint8_t* ahead, int step) {
+  if (!ahead) return;
+  __builtin_prefetch(ahead + (size_t)step * 128), __builtin_prefetch(ahead + (size_t)step * 128 + 64);
+}
+
 constexpr float kLowest = -1e30f;
 constexpr int kTileRows = 96;  // rows * query heads per KV head of a prefill tile
 
@@ -11,6 +17,7 @@ struct Block {  // one page of one span
   int page, slots, first_slot;
   const uint8_t* next;             // the keys of the page behind it, to be fetched early; may be null
   const float *keys32, *values32;  // converted to fp32: [dim][64], [slots][dim]; null while not converted
+  bool interleaved = false;        // a bf16 page lies in the tile's scratch as pairs of rows (attention_pairs.hpp)
 };
 
 // The arrays of one page of a quantised span.
@@ -24,13 +31,16 @@ THRIFTY_INLINE CodePage code_page(const Span& s, int page, int dim) {
   return {s.base + bytes, s.base + at.values + bytes, (const uint16_t*)(s.base + at.key_params) + params, (const uint16_t*)(s.base + at.value_params) + params};
 }
 
+enum class QueryOrder { none, channels, pairs };
+
 struct Tile {  // scratch of one worker
   int rows, dim;
   float *q, *rows_q, *scores, *chunk, *total, *keys, *values, *params;
   float *chunk_max, *chunk_sum, *total_max, *total_sum;
   int *low, *high;
   uint32_t* pairs;  // of kScoreRows rows: queries times key scales as bf16 pairs, or weights times value scales
-  bool chunk_used, grouped;  // grouped: q is filled from rows_q
+  QueryOrder order;  // of q, which is made from rows_q
+  bool chunk_used;
 };
 
 static size_t attend_scratch(int dim, int group) {
@@ -41,7 +51,7 @@ static int attend_rows(int group) { return group >= kTileRows ? 1 : kTileRows / 
 
 static Tile make_tile(int rows, int dim, uint8_t* scratch) {
   Tile t;
-  t.rows = rows, t.dim = dim, t.chunk_used = t.grouped = false;
+  t.rows = rows, t.dim = dim, t.chunk_used = false, t.order = QueryOrder::none;
   size_t padded = (size_t)rows + kScoreRows;
   auto take = [&](size_t floats) {
     float* p = (float*)scratch;

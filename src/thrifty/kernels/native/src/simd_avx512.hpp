@@ -62,7 +62,7 @@ template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int e) {
 
 // Codes less their middle as bf16 pairs, exactly: a shift brings a code of every 16-bit half to the low bits of the index
 // of a table. 8-bit codes come as two steps, low and high half.
-#define THRIFTY_CODE_PAIRS 1
+#define THRIFTY_PAIRS 1
 template <int B> struct CodePairs {
   static constexpr int kSteps = B == 8 ? 4 : 16 / B;  // dot products of one vector
   static constexpr float kMiddle = (float)((1 << B) - 1) / 2.0f;
@@ -83,11 +83,24 @@ template <int B> struct CodePairs {
     return _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, (B == 8 ? 4 : B) * step), B == 8 && step % 2 ? high : low);
   }
 };
-THRIFTY_INLINE I load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
-// acc += codes * x for pairs, x read from memory by the instruction itself: compilers put it into registers, which are short here.
-THRIFTY_INLINE V dot_codes(V acc, I codes, const uint32_t* x) {
-  asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(codes), "m"(*x));
+THRIFTY_INLINE I load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+THRIFTY_INLINE void store_bytes(void* p, I x) { _mm512_storeu_si512(p, x); }
+// acc += w * x for pairs, x read from memory by the instruction itself: compilers put it into registers, which are short here.
+THRIFTY_INLINE V dot_pairs(V acc, I w, const uint32_t* x) {
+  asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*x));
   return acc;
+}
+// 64 bf16 of two rows -> pairs (a[i], b[i]) in four vectors.
+THRIFTY_INLINE void interleave(const uint16_t* a, const uint16_t* b, I* w) {
+  alignas(64) static constexpr uint16_t kOrder[2][32] = {
+      {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+      {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+  const I low = _mm512_load_si512(kOrder[0]), high = _mm512_load_si512(kOrder[1]);
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++) {
+    const I x = load_bytes(a + 32 * i), y = b ? load_bytes(b + 32 * i) : _mm512_setzero_si512();
+    w[2 * i] = _mm512_permutex2var_epi16(x, low, y), w[2 * i + 1] = _mm512_permutex2var_epi16(x, high, y);
+  }
 }
 
 THRIFTY_INLINE I broadcast4(const int8_t* p) {

@@ -1,0 +1,96 @@
+// Scores and values of bf16 pages as dot products of pairs: queries and weights rounded to bf16, sums in fp32. Included
+// where the instruction set has them.
+#pragma once
+#include "attention_page.hpp"
+
+namespace thrifty::THRIFTY_ISA {
+
+constexpr int kPairs = 32;  // pairs of 64 channels, or of the slots of a page
+
+// Queries [row][dim] -> bf16 pairs [slice of 64 channels][row][kPairs].
+THRIFTY_INLINE void round_queries(const float* q, int rows, int dim, uint32_t* pairs) {
+  for (int c = 0; c < dim; c += 2 * kLanes)
+    for (int r = 0; r < rows; r++)
+      store_bf16((uint16_t*)(pairs + ((c / 64) * rows + r) * kPairs + c % 64 / 2), load(q + (size_t)r * dim + c), load(q + (size_t)r * dim + c + kLanes));
+}
+
+// A page as pairs of rows: keys [dim / 2][kPage][2], values [kPage / 2][dim][2]; the slot behind an odd last one is zero.
+static void interleave_page(const uint16_t* keys, const uint16_t* values, int slots, int dim, uint16_t* key_pairs, uint16_t* value_pairs) {
+  I w[4];
+  for (int c = 0; c < dim; c += 2, key_pairs += 2 * kPage) {
+    interleave(keys + (size_t)c * kPage, keys + (size_t)(c + 1) * kPage, w);
+    for (int j = 0; j < 4; j++) store_bytes(key_pairs + j * 2 * kLanes, w[j]);
+  }
+  for (int i = 0; i < slots; i += 2)
+    for (int c = 0; c < dim; c += 64, value_pairs += 128) {
+      const uint16_t* row = values + (size_t)i * dim + c;
+      interleave(row, i + 1 < slots ? row + dim : nullptr, w);
+      for (int j = 0; j < 4; j++) store_bytes(value_pairs + j * 2 * kLanes, w[j]);
+    }
+}
+
+// acc[row][vector] += w * pairs[row]
+template <int R> THRIFTY_INLINE void accumulate_pairs(const I* w, const uint32_t* pairs, V (*acc)[4]) {
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; j++)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) acc[r][j] = dot_pairs(acc[r][j], w[j], pairs + r * kPairs);
+}
+
+// INTERLEAVED: `keys` is what interleave_page made; else the page itself, and `ahead` is fetched.
+template <int R, bool INTERLEAVED> THRIFTY_INLINE void score_pairs(const uint32_t* q, const uint16_t* keys, int dim, float* scores, const uint8_t* ahead) {
+  V acc[R][4];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) acc[r][j] = zero();
+  for (int slice = 0; slice < dim / 64; slice++, q += R * kPairs)
+    for (int c = 0; c < kPairs; c++, keys += 2 * kPage) {
+      I w[4];
+      if constexpr (INTERLEAVED) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) w[j] = load_bytes(keys + j * 2 * kLanes);
+      } else {
+        fetch_ahead(ahead, 2 * (slice * kPairs + c)), fetch_ahead(ahead, 2 * (slice * kPairs + c) + 1);
+        interleave(keys, keys + kPage, w);
+      }
+      accumulate_pairs<R>(w, q + c, acc);
+    }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) store(scores + r * kPage + j * kLanes, acc[r][j]);
+}
+
+// values of the chunk: acc[r] = acc[r] * fade[r] + sum over slots of bf16(p[r][slot]) * values[slot]
+template <int R, bool INTERLEAVED>
+THRIFTY_INLINE void weigh_pairs(const float* p, const float* fade, const uint16_t* values, int slots, int dim, uint32_t* pairs, float* acc_rows, const uint8_t* ahead) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++)
+    for (int i = 0; i < kPage; i += 2 * kLanes) store_bf16((uint16_t*)(pairs + r * kPairs + i / 2), load(p + r * kPage + i), load(p + r * kPage + i + kLanes));
+  for (int c = 0; c < dim; c += 64) {
+    V acc[R][4];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) acc[r][j] = mul(load(acc_rows + (size_t)r * dim + c + j * kLanes), set1(fade[r]));
+    for (int i = 0; i < slots; i += 2) {
+      I w[4];
+      const uint16_t* row = values + (size_t)i * dim + (INTERLEAVED ? 2 * c : c);
+      if constexpr (INTERLEAVED) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) w[j] = load_bytes(row + j * 2 * kLanes);
+      } else {
+        fetch_ahead(ahead, c / 64 * kPage + i), fetch_ahead(ahead, c / 64 * kPage + i + 1);
+        interleave(row, i + 1 < slots ? row + dim : nullptr, w);
+      }
+      accumulate_pairs<R>(w, pairs + i / 2, acc);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) store(acc_rows + (size_t)r * dim + c + j * kLanes, acc[r][j]);
+  }
+}
+
+}  // namespace thrifty::THRIFTY_ISA
