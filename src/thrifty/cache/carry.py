@@ -163,8 +163,7 @@ def _store_shared(sequence: SequenceCache, piece: Piece, layers: tuple[int, ...]
     new = sequence.editor.convert(old, piece.format)
     new.segment.retain(len(layers) - 1)
     for layer in layers:
-        sequence.spans[layer][place] = new
-        sequence.replace_spans(layer, sequence.spans[layer])
+        sequence.exchange_span(layer, place, new)
     old.segment.release(len(layers))
     return True
 

@@ -49,6 +49,14 @@ class Mirror:
         for segment, tokens in open_pages:
             self.open_page(layer, segment, tokens)
 
+    def exchange(self, layer: int, index: int, span: Span) -> None:
+        """The span at `index`, which holds every head as all before it do, is now this one, of as many tokens."""
+        segment, source = span.segment, span.layer(layer)
+        form = FORMATS.index(segment.format)
+        for head in segment.heads:
+            address, bias = segment.address(source, head), segment.bias_address(source, head)
+            self.view.exchange(layer, head, index, address, segment.capacity, form, bias)
+
     def open_page(self, layer: int, segment: Segment, tokens: int = 0) -> None:
         """An open segment that native code appends to."""
         form = FORMATS.index(segment.format)

@@ -456,6 +456,15 @@ class SequenceCache:
         self.spans[layer] = spans
         self._mirror = None
 
+    def exchange_span(self, layer: int, place: int, span: Span) -> None:
+        """One span's contents in another form; the caller keeps the old one's reference."""
+        spans = self.spans[layer]
+        spans[place] = span
+        if self._mirror is not None and all(len(one.segment.heads) == self.model.kv_heads for one in spans):
+            self._mirror.exchange(layer, place % len(spans), span)
+        else:
+            self._mirror = None
+
     def _mirrored(self) -> Mirror | None:
         if self.selected or self.parked or self.collector.sums_now:
             return None

@@ -11,6 +11,7 @@ from torch import Tensor
 from thrifty.errors import KernelError
 from thrifty.formats import kv
 from thrifty.formats.kv import CHANNEL_GROUP, PAGE, TOKEN_GROUP
+from thrifty.kernels import dispatch
 from thrifty.kernels.reference import affine
 from thrifty.kernels.reference.packing import pack_lanes
 
@@ -97,6 +98,10 @@ def quantise(
     Raises KernelError for NaN or infinity.
     """
     keys, values = plain(source, source_format, source_capacity, head_dim)
+    ids = (kv.FORMATS.index(source_format), kv.FORMATS.index(target_format))
+    shapes = (source, ids[0], source_capacity, target, ids[1], target_capacity)
+    if dispatch.compress(*shapes, head_dim, first, tokens):
+        return
     page = head_dim * PAGE
     rows = min(len(source), max(1, _ELEMENTS // page))
     step = max(1, _ELEMENTS // (rows * page))

@@ -169,6 +169,26 @@ def append(view: Any, layer: int, keys: Tensor, values: Tensor) -> None:
         raise KernelError(str(error)) from error
 
 
+def compress(
+    source: Tensor, source_format: int, source_capacity: int, target: Tensor, target_format: int, target_capacity: int,
+    head_dim: int, first_page: int, tokens: int,
+) -> bool:  # fmt: skip
+    """Slabs of full precision → slabs of codes, as `kv_batch.quantise`; formats by their ids (formats/kv.py).
+
+    source, target: uint8 [count, slab bytes], rows 64-byte aligned and contiguous. False, with `target` partly written,
+    where native code is off, does not take these slabs, or finds numbers that codes cannot hold.
+    """
+    module = native()
+    slabs = (source, target)
+    if module is None or head_dim % 64 or any(one.stride(1) != 1 or one.stride(0) % 64 for one in slabs):
+        return False
+    if any(one.data_ptr() % 64 for one in slabs) or not tokens or not len(source):
+        return False
+    one = (source.data_ptr(), source.stride(0), source_format, source_capacity)
+    other = (target.data_ptr(), target.stride(0), target_format, target_capacity)
+    return bool(module.compress(*one, *other, len(source), head_dim, first_page, tokens))
+
+
 def check(tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...], copy: bool = False) -> Tensor:
     """The tensor, detached, where type, shape, device and layout are right; `copy` mends type and layout instead.
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.kernels.native_pages import ISAS, using
 
 from thrifty.errors import KernelError
 from thrifty.formats import kv, kv_batch
+from thrifty.kernels import dispatch
 
 COUNT, CAPACITY, TOKENS = 3, 256, 200
 
@@ -75,3 +81,45 @@ def test_what_no_format_holds_is_refused() -> None:
         kv_batch.quantise(old, "f32", CAPACITY, new, "int4", CAPACITY, 64, 0, 256)
     with pytest.raises(KernelError, match="only f32 and bf16"):
         kv_batch.plain(new, "int4", CAPACITY, 64)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("target", ["int8", "int4", "int2"])
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(["bf16", "f32"]), st.sampled_from([64, 128]), st.integers(1, 256), st.integers(0, 3),
+    st.sampled_from(["normal", "constant", "tiny", "large"]),
+)  # fmt: skip
+def test_native_codes_are_the_references_to_the_bit(
+    isa: str, target: str, source: str, head_dim: int, tokens: int, first: int, kind: str
+) -> None:
+    tokens = min(tokens, CAPACITY - first * 64)
+    scale = {"normal": 1.0, "constant": 0.0, "tiny": 1e-6, "large": 3e3}[kind]
+    old = aligned_rows(kv.slab_bytes(source, CAPACITY, head_dim))
+    for row in old:
+        numbers = torch.randn(2, CAPACITY, head_dim) * scale + 0.3
+        kv.write(source, row, CAPACITY, head_dim, 0, *numbers)
+    native, torch_path = (aligned_rows(kv.slab_bytes(target, CAPACITY, head_dim)) for _ in range(2))
+    shapes = (CAPACITY, head_dim, first, tokens)
+    with using(isa):
+        kv_batch.quantise(old, source, CAPACITY, native, target, *shapes)
+    with patch.object(dispatch, "native", return_value=None):
+        kv_batch.quantise(old, source, CAPACITY, torch_path, target, *shapes)
+    for ours, theirs in zip(native, torch_path, strict=True):
+        read = [kv.read(target, one, CAPACITY, head_dim, 0, tokens) for one in (ours, theirs)]
+        assert all(torch.equal(a, b) for a, b in zip(*read, strict=True))
+
+
+def aligned_rows(size: int) -> torch.Tensor:
+    whole = torch.zeros(COUNT * size + 64, dtype=torch.uint8)
+    start = -whole.data_ptr() % 64
+    return whole[start : start + COUNT * size].view(COUNT, size)
+
+
+def test_native_codes_refuse_what_float16_does_not_hold() -> None:
+    old, new = aligned_rows(kv.slab_bytes("f32", 64, 64)), aligned_rows(kv.slab_bytes("int4", 64, 64))
+    for value, message in ((float("nan"), "values has 1 NaN"), (1e6, "beyond float16")):
+        kv.write("f32", old[1], 64, 64, 0, torch.randn(64, 64), torch.randn(64, 64))
+        kv_batch.plain(old, "f32", 64, 64)[1][1, 5, 7] = value
+        with pytest.raises(KernelError, match=message):
+            kv_batch.quantise(old, "f32", 64, new, "int4", 64, 64, 0, 64)

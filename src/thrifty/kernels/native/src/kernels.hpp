@@ -3,6 +3,7 @@
 #include "elementwise.hpp"
 #include "matmul.hpp"
 #include "attention.hpp"
+#include "compress.hpp"
 
 namespace thrifty::THRIFTY_ISA {
 
@@ -10,6 +11,6 @@ static uint64_t read(const uint8_t* data, size_t bytes) { return read_lines(data
 
 static constexpr Kernels table = {kName,  quantise, to_pairs,       rms_norm,    tiles,       gate,         add_to,       cap,
                                   rotate, arg_max,  attend_scratch, attend_rows, attend_tile, attend_chunk, attend_merge, attend_accumulate,
-                                  read};
+                                  compress_page, read};
 
 }  // namespace thrifty::THRIFTY_ISA

@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "attend.hpp"
+#include "compress_driver.hpp"
 #include "isa.hpp"
 #include "linear.hpp"
 #include "measure.hpp"
@@ -94,10 +95,16 @@ NB_MODULE(_native, m) {
   m.def("gemm_rate", &gemm_rate, "repeats"_a = 5, nb::call_guard<nb::gil_scoped_release>(), "1e9 operations a second of an int4 x int8 product (256 x 1024 x 1024), best of `repeats`.");
   m.def("matmul", &run_matmul, "kind"_a, "codes"_a, "scales"_a, "minimums"_a, "out"_a, "in_"_a, "group"_a, "x"_a, "y"_a, "m"_a, "bias"_a = 0);
   m.def("attend", &run_attend, "view"_a, "layer"_a, "q"_a, "n"_a, "heads"_a, "scale"_a, "window"_a, "softcap"_a, "out"_a, "accumulate"_a = 0);
+  m.def("compress", [](uintptr_t from, size_t from_stride, int from_format, int from_capacity, uintptr_t to, size_t to_stride, int to_format, int to_capacity, int count, int dim, int first_page, int tokens) {
+          if (from_format < 0 || from_format > 4 || to_format < 0 || to_format > 4) throw std::invalid_argument("unknown KV format id");
+          nb::gil_scoped_release released;
+          return compress({from, from_stride, (Format)from_format, from_capacity}, {to, to_stride, (Format)to_format, to_capacity}, count, dim, first_page, tokens);
+        }, "from_"_a, "from_stride"_a, "from_format"_a, "from_capacity"_a, "to"_a, "to_stride"_a, "to_format"_a, "to_capacity"_a, "count"_a, "dim"_a, "first_page"_a, "tokens"_a);
 
   nb::class_<View>(m, "View", "Spans that one sequence attends to, by layer and KV head. Holds addresses only: the caller keeps the memory.")
       .def(nb::init<int, int, int>(), "layers"_a, "kv_heads"_a, "head_dim"_a)
       .def("push", &View::push, "layer"_a, "head"_a, "address"_a, "tokens"_a, "capacity"_a, "format"_a, "bias_address"_a = 0, "sealed"_a = false)
+      .def("exchange", &View::exchange, "layer"_a, "head"_a, "index"_a, "address"_a, "capacity"_a, "format"_a, "bias_address"_a = 0)
       .def("clear", &View::clear, "layer"_a, "head"_a = -1)
       .def("truncate", &View::truncate, "layer"_a, "tokens_dropped"_a)
       .def("drop_front", &View::drop_front, "layer"_a, "head"_a, "spans"_a)

@@ -31,6 +31,7 @@ THRIFTY_INLINE V absolute(V a) { return _mm512_abs_ps(a); }
 THRIFTY_INLINE V round_even(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 THRIFTY_INLINE float reduce_max(V a) { return _mm512_reduce_max_ps(a); }
 THRIFTY_INLINE float reduce_add(V a) { return _mm512_reduce_add_ps(a); }
+THRIFTY_INLINE uint16_t float_to_half(float x) { return (uint16_t)_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 THRIFTY_INLINE V load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 THRIFTY_INLINE V load_bf16(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));

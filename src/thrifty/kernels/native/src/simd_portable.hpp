@@ -68,6 +68,20 @@ THRIFTY_INLINE float half_to_float(uint16_t h) {
   std::memcpy(&f, &bits, 4);
   return f;
 }
+THRIFTY_INLINE uint16_t float_to_half(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  const uint32_t sign = (u >> 16) & 0x8000u, body = u & 0x7fffffffu;
+  if (body >= 0x47800000u) return (uint16_t)(sign | (body > 0x7f800000u ? 0x7e00u : 0x7c00u));
+  if (body < 0x38800000u) {  // below the least normal number: adding 0.5 leaves units of 2^-24, rounded to nearest even
+    float f;
+    std::memcpy(&f, &body, 4);
+    f += 0.5f;
+    std::memcpy(&u, &f, 4);
+    return (uint16_t)(sign | (u - 0x3f000000u));
+  }
+  return (uint16_t)(sign | ((body + 0xfffu + ((body >> 13) & 1u) - 0x38000000u) >> 13));
+}
 THRIFTY_INLINE V load_half(const uint16_t* p) {
   float f[16];
   for (int i = 0; i < 16; i++) f[i] = half_to_float(p[i]);

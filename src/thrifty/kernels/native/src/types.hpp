@@ -109,6 +109,7 @@ struct Kernels {
   void (*attend_chunk)(const AttendArgs&, int chunk, uint8_t* scratch);
   void (*attend_merge)(const AttendArgs&, int row, int head);
   void (*attend_accumulate)(const AttendArgs&, int page, uint8_t* scratch);
+  bool (*compress_page)(const Span& from, int page, int slots, int dim, const Span& to, int to_page);  // false: not representable
   uint64_t (*read)(const uint8_t* data, size_t bytes);
 };
 

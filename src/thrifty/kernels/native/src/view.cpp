@@ -56,9 +56,7 @@ void View::renumber(std::vector<Span>& list, size_t from) {
   }
 }
 
-void View::push(int layer, int head, uintptr_t address, int tokens, int capacity, int format, uintptr_t bias, bool sealed) {
-  check_idle();
-  auto& list = spans_[at(layer, head)];
+Span View::make_span(uintptr_t address, int tokens, int capacity, int format, uintptr_t bias, bool sealed) {
   if (format < 0 || format > 4) refuse("KV format id " + std::to_string(format) + " is unknown; f32=0, bf16=1, int8=2, int4=3, int2=4");
   if (capacity < kPage || capacity % kPage) refuse("a span's capacity must be a positive multiple of 64, not " + std::to_string(capacity));
   if (tokens < 0 || tokens > capacity) refuse("a span of capacity " + std::to_string(capacity) + " cannot hold " + std::to_string(tokens) + " tokens");
@@ -67,8 +65,25 @@ void View::push(int layer, int head, uintptr_t address, int tokens, int capacity
   Span s;
   s.base = (uint8_t*)address, s.bias = (const float*)bias;
   s.tokens = tokens, s.capacity = capacity, s.format = (Format)format, s.sealed = sealed;
-  list.push_back(s);
+  return s;
+}
+
+void View::push(int layer, int head, uintptr_t address, int tokens, int capacity, int format, uintptr_t bias, bool sealed) {
+  check_idle();
+  auto& list = spans_[at(layer, head)];
+  list.push_back(make_span(address, tokens, capacity, format, bias, sealed));
   renumber(list, list.size() - 1);
+}
+
+void View::exchange(int layer, int head, int index, uintptr_t address, int capacity, int format, uintptr_t bias) {
+  check_idle();
+  auto& list = spans_[at(layer, head)];
+  if (index < 0 || (size_t)index >= list.size()) refuse("span " + std::to_string(index) + " of " + std::to_string(list.size()) + " does not exist");
+  Span& old = list[(size_t)index];
+  if (!old.sealed && old.tokens < old.capacity) refuse("span " + std::to_string(index) + " can still be appended to");
+  Span s = make_span(address, old.tokens, capacity, format, bias, true);
+  s.first_slot = old.first_slot, s.first_page = old.first_page;
+  old = s;
 }
 
 void View::clear(int layer, int head) {

@@ -16,6 +16,7 @@ class View {
 
   // A slab of `capacity` slots of which the first `tokens` are in use. Sealed spans are never appended to.
   void push(int layer, int head, uintptr_t address, int tokens, int capacity, int format, uintptr_t bias, bool sealed);
+  void exchange(int layer, int head, int index, uintptr_t address, int capacity, int format, uintptr_t bias);  // other bytes for the tokens of a span that is sealed or full
   void clear(int layer, int head);            // head -1: all heads
   void truncate(int layer, int tokens);       // drops slots from the end, of every head
   void drop_front(int layer, int head, int spans);  // forgets leading spans; chunk boundaries stay where they were
@@ -36,6 +37,7 @@ class View {
 
  private:
   size_t at(int layer, int head) const;
+  static Span make_span(uintptr_t address, int tokens, int capacity, int format, uintptr_t bias, bool sealed);
   void check_idle() const;
   void renumber(std::vector<Span>& list, size_t from);
   size_t first_open(const std::vector<Span>& list) const;

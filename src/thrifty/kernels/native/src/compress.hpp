@@ -1,0 +1,119 @@
+// A page of the cache rounded to codes with float16 parameters, as kernels/reference/affine.py: x = scale * code + minimum,
+// codes from the rounded parameters. Included once per instruction set.
+#pragma once
+#include "attention_page.hpp"
+
+namespace thrifty::THRIFTY_ISA {
+
+struct Affine {
+  float minimum, scale;
+  uint16_t minimum_bits, scale_bits;
+};
+
+// Parameters of a group between low and high. False where float16 does not hold them, or the group is not finite.
+THRIFTY_INLINE bool affine(float low, float high, float levels, Affine& a) {
+  a.minimum_bits = float_to_half(low), a.minimum = half_to_float(a.minimum_bits);
+  const float rest = high - a.minimum;
+  a.scale_bits = float_to_half(high == low ? rest : rest / levels), a.scale = half_to_float(a.scale_bits);
+  return (a.minimum_bits & 0x7c00u) != 0x7c00u && (a.scale_bits & 0x7c00u) != 0x7c00u;
+}
+
+THRIFTY_INLINE V codes_of(V x, const Affine& a, V levels) {
+  if (a.scale == 0.0f) return zero();
+  return min(max(round_even(div(sub(x, set1(a.minimum)), set1(a.scale))), zero()), levels);
+}
+
+// Codes [rows][16] of one vector -> its 64 bytes (pack_lanes).
+template <int B> THRIFTY_INLINE void pack_vector(const float* codes, int stride, uint8_t* to) {
+  uint32_t words[kLanes] = {};
+  for (int e = 0; e < code_rows(B); e++)
+    for (int i = 0; i < kLanes; i++) words[i] |= (uint32_t)(int32_t)codes[e * stride + i] << (16 * (e % 2) + B * (e / 2));
+  __builtin_memcpy(to, words, 64);
+}
+
+// Least and greatest of `count` of the two vectors' lanes; whether all of them are numbers.
+THRIFTY_INLINE bool extremes(V a, V b, int count, float& low, float& high) {
+  const V most = set1(3.4028234664e38f), least = set1(-3.4028234664e38f);
+  low = -reduce_max(max(sub(zero(), keep(a, 0, count, most)), sub(zero(), keep(b, 0, count - kLanes, most))));
+  high = reduce_max(max(keep(a, 0, count, least), keep(b, 0, count - kLanes, least)));
+  const V sum = add(sub(keep(a, 0, count, zero()), keep(a, 0, count, zero())), sub(keep(b, 0, count - kLanes, zero()), keep(b, 0, count - kLanes, zero())));
+  return reduce_add(sum) == 0.0f;  // x - x is no number where x is not finite
+}
+
+template <int B, class T> static bool compress_keys(const T* keys, int slots, int dim, uint8_t* codes, uint16_t* params) {
+  constexpr int rows = code_rows(B), levels = (1 << B) - 1;
+  bool fine = true;
+  float numbers[rows * kPage];
+  for (int c = 0; c < dim; c += rows, codes += 4 * 64) {
+    for (int e = 0; e < rows; e++)
+      for (int h = 0; h < 2; h++) {
+        const T* from = keys + (size_t)(c + e) * kPage + 32 * h;
+        const int count = slots - 32 * h < 32 ? slots - 32 * h : 32;
+        float* to = numbers + e * kPage + 32 * h;
+        Affine a{};
+        if (count <= 0) {
+          store(to, zero()), store(to + kLanes, zero());
+        } else {
+          const V x = load_as_float(from), y = load_as_float(from + kLanes);
+          float low, high;
+          fine = extremes(x, y, count, low, high) && affine(low, high, (float)levels, a) && fine;
+          store(to, keep(codes_of(x, a, set1((float)levels)), 0, count, zero()));
+          store(to + kLanes, keep(codes_of(y, a, set1((float)levels)), 0, count - kLanes, zero()));
+        }
+        params[h * dim + c + e] = a.scale_bits, params[(2 + h) * dim + c + e] = a.minimum_bits;
+      }
+    for (int j = 0; j < 4; j++) pack_vector<B>(numbers + j * kLanes, kPage, codes + 64 * j);
+  }
+  return fine;
+}
+
+template <int B, class T> static bool compress_values(const T* values, int slots, int dim, uint8_t* codes, uint16_t* params) {
+  constexpr int rows = code_rows(B), levels = (1 << B) - 1;
+  const int groups = dim / 32;
+  bool fine = true;
+  float numbers[rows * 32];
+  for (int i = 0; i < kPage; i += rows)
+    for (int g = 0; g < groups; g++) {
+      for (int e = 0; e < rows; e++) {
+        const int slot = i + e;
+        Affine a{};
+        float* to = numbers + e * 32;
+        if (slot >= slots) {
+          store(to, zero()), store(to + kLanes, zero());
+        } else {
+          const T* from = values + (size_t)slot * dim + g * 32;
+          const V x = load_as_float(from), y = load_as_float(from + kLanes);
+          float low, high;
+          fine = extremes(x, y, 32, low, high) && affine(low, high, (float)levels, a) && fine;
+          store(to, codes_of(x, a, set1((float)levels))), store(to + kLanes, codes_of(y, a, set1((float)levels)));
+        }
+        params[g * kPage + slot] = a.scale_bits, params[(groups + g) * kPage + slot] = a.minimum_bits;
+      }
+      for (int j = 0; j < 2; j++) pack_vector<B>(numbers + j * kLanes, 32, codes + ((size_t)(i / rows) * (dim / kLanes) + 2 * g + j) * 64);
+    }
+  return fine;
+}
+
+// One page of a full-precision span -> page `to` of a quantised one. False where its numbers cannot be held.
+template <int B> static bool compress_to(const Span& from, int page, int slots, int dim, const CodePage& to) {
+  uint8_t *keys = (uint8_t*)to.keys, *values = (uint8_t*)to.values;
+  uint16_t *key_params = (uint16_t*)to.key_params, *value_params = (uint16_t*)to.value_params;
+  const size_t start = (size_t)page * kPage * dim, second = slab_layout(from.format, from.capacity, dim).values;
+  if (from.format == Format::f32) {
+    const float *k = (const float*)from.base + start, *v = (const float*)(from.base + second) + start;
+    return compress_keys<B>(k, slots, dim, keys, key_params) & compress_values<B>(v, slots, dim, values, value_params);
+  }
+  const uint16_t *k = (const uint16_t*)from.base + start, *v = (const uint16_t*)(from.base + second) + start;
+  return compress_keys<B>(k, slots, dim, keys, key_params) & compress_values<B>(v, slots, dim, values, value_params);
+}
+
+static bool compress_page(const Span& from, int page, int slots, int dim, const Span& target, int target_page) {
+  const CodePage to = code_page(target, target_page, dim);
+  switch (target.format) {
+    case Format::int8: return compress_to<8>(from, page, slots, dim, to);
+    case Format::int4: return compress_to<4>(from, page, slots, dim, to);
+    default: return compress_to<2>(from, page, slots, dim, to);
+  }
+}
+
+}  // namespace thrifty::THRIFTY_ISA
