@@ -399,8 +399,8 @@ class SequenceCache:
 
     def park(self) -> None:
         """The engine will not step this sequence for a while: its promise ends and its segments may move to disk."""
+        self._leave_native()
         self.parked = True
-        self._mirror = None
         if self.reservation is not None:
             self.reservation.suspend()
 
@@ -456,6 +456,16 @@ class SequenceCache:
         self.spans[layer] = spans
         self._mirror = None
 
+    def _leave_native(self) -> None:
+        """Let the view go, but not the uncommitted rows that native code appended: a chunk may be half done."""
+        if self._mirror is not None:
+            view = self._mirror.view
+            for layer, spans in enumerate(self.spans):
+                held = sum(span.tokens for span in spans if span.holds(0)) + self.tail.rows
+                self._pending[layer] = view.tokens(layer, 0) - held
+            self._pending = {layer: rows for layer, rows in self._pending.items() if rows}
+        self._mirror = None
+
     def _mirrored(self) -> Mirror | None:
         if self.selected or self.parked or self.collector.sums_now:
             return None
@@ -468,6 +478,7 @@ class SequenceCache:
         mirror = Mirror(view, self.model)
         for layer in range(self.model.layers):
             self._rebuild(layer, mirror)
+        self._pending = {}  # the view has them
         return mirror
 
     def _rebuild(self, layer: int, mirror: Mirror | None = None) -> None:

@@ -89,17 +89,17 @@ class NativeRunner:
         parts = [self.plan.embed(_integers(tokens[first : first + limit])) for first in range(0, len(tokens), limit)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def layer(self, index: int, hidden: Tensor, rows: Rows) -> Tensor:
+    def run_layers(self, first: int, last: int, hidden: Tensor, rows: Rows) -> Tensor:
         """See Runner. Changes `hidden` in place."""
         view = rows.cache.native
         if view is None:
-            return self._reference.layer(index, hidden, rows)
-        config, count = self.plan.config, len(rows.tokens)
-        queries = None
-        if rows.cache.statistics.queries is not None:
-            queries = torch.empty(count, config.heads, config.head_dim)
-        self.plan.layers(hidden, _positions(rows), [view], [count], index, index + 1, queries)
-        if queries is not None:
+            return self._reference.run_layers(first, last, hidden, rows)
+        positions, count = _positions(rows), len(rows.tokens)
+        if rows.cache.statistics.queries is None:
+            return self.plan.layers(hidden, positions, [view], [count], first, last)
+        queries = torch.empty(count, self.plan.config.heads, self.plan.config.head_dim)
+        for index in range(first, last):
+            self.plan.layers(hidden, positions, [view], [count], index, index + 1, queries)
             rows.cache.observe(index, queries)
         return hidden
 
