@@ -141,3 +141,25 @@ def test_the_reference_engine_is_transformers(smollm2: Path) -> None:
     assert float(difference.mean()) < 1e-4
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
     engine.close()
+
+
+def test_native_column_sums_keep_what_the_reference_keeps(model: Model) -> None:
+    kept: list[list[set[int]]] = []
+    for native in (True, False):
+        engine = Engine(model, native=native, prefix_tree=False)
+        cache = [{"technique": "h2o", "capacity": 100}]
+        request = Request(prompt=prompt(model, 250), sampling=SAMPLING["greedy"], forced=tuple(range(9)), cache=cache)
+        handle = engine.submit(request)
+        while len(handle.samples[0].token_ids) < 8:
+            engine.step()
+        held = engine.cache_of(handle)
+        assert held is not None
+        assert (held.native is not None) or not native
+        heads = range(held.model.kv_heads)
+        places = [held.view(layer).positions(head) for layer in held.global_layers for head in heads]
+        kept.append([set(one.tolist()) for one in places])
+        engine.close()
+    shared = [len(one & other) / len(other) for one, other in zip(*kept, strict=True)]
+    assert all(len(one) == 100 for one in kept[0])
+    assert sum(shared) / len(shared) > 0.97
+    assert min(shared) > 0.85

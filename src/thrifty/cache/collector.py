@@ -9,6 +9,7 @@ from torch import Tensor
 
 from thrifty.cache.policy import ModelInfo, Statistics, Stats
 from thrifty.cache.segment import INDEX
+from thrifty.cache.sums import Accumulator, ColumnSums
 from thrifty.errors import PromptError
 from thrifty.storage.ledger import Ledger, Reservation
 
@@ -29,7 +30,7 @@ class Collector:
         self._ledger = ledger
         self._reservation = reservation
         self._queries: dict[int, Tensor] = {}
-        self._sums: dict[int, list[Tensor]] = {}
+        self._sums = ColumnSums(model)
         self._pending: dict[int, dict[int, list[Tensor]]] = {}
         self._unsplittable = False
         self._charged = 0
@@ -43,7 +44,7 @@ class Collector:
     @property
     def layers_with_sums(self) -> set[int]:
         """Layers of which column sums are held."""
-        return set(self._sums)
+        return set(self._sums.layers)
 
     def add_queries(self, layer: int, queries: Tensor) -> None:
         """Newest query rows [n, heads, head_dim]; keeps as many as wanted."""
@@ -55,14 +56,8 @@ class Collector:
 
     def add_sums(self, layer: int, sums: Sequence[Tensor]) -> None:
         """Column sums of committed rows, [group, slots] a KV head; slots may have grown."""
-        held = self._sums.get(layer)
-        if held is None:
-            self._sums[layer] = [one.clone() for one in sums]
-        else:
-            for head, more in enumerate(sums):
-                grown = more.clone()
-                grown[:, : held[head].shape[1]] += held[head]
-                held[head] = grown
+        for head, more in enumerate(sums):
+            self._sums.add(layer, head, more)
 
     def add_rows(self, layer: int, head: int, probabilities: Tensor) -> None:
         """Probabilities [rows, group, slots] of uncommitted rows."""
@@ -75,6 +70,7 @@ class Collector:
 
     def truncate(self, n: int) -> None:
         """Reject the newest n uncommitted rows."""
+        self._sums.truncate(n)
         if not self._pending:
             return
         if self._unsplittable:
@@ -106,46 +102,75 @@ class Collector:
         self._pending.clear()
         self._unsplittable = False
 
+    def native_rows(self, rows: int, slots: int) -> Accumulator | None:
+        """Where native code puts the probabilities of rows that may still be rejected; `commit_native` adds them.
+        None where nothing is collected. slots: the most of any layer, with these rows. Raises BudgetError.
+        """
+        if not self.sums_now:
+            return None
+        found = self._sums.of_rows(rows, slots)
+        self.settle()
+        return found
+
+    def native_prompt(self, layer: int | None, slots: int) -> Accumulator | None:
+        """Where native code adds the probabilities of a prompt's rows, of one layer or of all. None where nothing is
+        collected. Raises BudgetError.
+        """
+        if not self.sums_now:
+            return None
+        found = self._sums.of_prompt(layer, slots)
+        self.settle()
+        return found
+
+    def commit_native(self) -> None:
+        """Add what native code left of rows that were not rejected."""
+        self._sums.commit()
+
     def pending(self) -> bool:
-        """Whether uncommitted rows were recorded."""
+        """Whether uncommitted rows were recorded by `attend`."""
         return bool(self._pending)
 
     def stats(self, layer: int, counts: Sequence[int]) -> Stats:
         """What is known of a layer, column sums cut or padded with zeros to the slots `counts` of its heads."""
-        sums = self._sums.get(layer)
-        if sums is not None:
-            sums = [_fit(one, count) for one, count in zip(sums, counts, strict=True)]
+        sums = None
+        if layer in self._sums.layers:
+            sums = [_fit(self._sums.head(layer, head), count) for head, count in enumerate(counts)]
         return Stats(queries=self._queries.get(layer), column_sums=sums)
 
     def keep(self, layer: int, indices: Sequence[Tensor], sealed: Sequence[int]) -> None:
         """The layer kept these of each head's `sealed` slots, and all slots behind them."""
-        if layer not in self._sums:
+        if layer not in self._sums.layers:
             return
         kept = []
-        for sums, chosen, count in zip(self._sums[layer], indices, sealed, strict=True):
+        for head, (chosen, count) in enumerate(zip(indices, sealed, strict=True)):
+            sums = self._sums.head(layer, head)
             whole = _fit(sums, max(count, sums.shape[1]))
             kept.append(torch.cat((whole[:, chosen], whole[:, count:]), dim=1))
-        self._sums[layer] = kept
+        self._sums.replace(layer, kept)
 
     def fit(self, layer: int, counts: Sequence[int]) -> None:
         """The layer lost its newest slots: it has `counts` now."""
-        if layer in self._sums:
-            self._sums[layer] = [_fit(one, count) for one, count in zip(self._sums[layer], counts, strict=True)]
+        if layer in self._sums.layers:
+            for head, count in enumerate(counts):
+                self._sums.head(layer, head)[:, count:] = 0
 
     def discard(self) -> None:
         """Drop what uncommitted rows brought."""
         self._pending.clear()
         self._unsplittable = False
+        self._sums.discard()
 
     def take(self, sums: dict[int, list[Tensor]]) -> None:
         """Begin with the column sums of a prefix (they came from the tree)."""
-        self._sums = {layer: [one.clone() for one in heads] for layer, heads in sums.items()}
+        self._sums.clear()
+        for layer, heads in sums.items():
+            self._sums.replace(layer, heads)
         self.settle()
 
     def merge(self, layer: int, head: int, groups: Sequence[Tensor]) -> None:
         """Groups of slots became one: their sums go to the group's first member (the others are dropped by `keep`)."""
-        if layer in self._sums:
-            sums = self._sums[layer][head] = self._sums[layer][head].clone()
+        if layer in self._sums.layers:
+            sums = self._sums.head(layer, head)
             for group in groups:
                 sums[:, group[0]] = sums[:, group].sum(dim=1)
 
@@ -153,16 +178,16 @@ class Collector:
         """Drop what nobody asks for again once a layer's prompt is sealed."""
         self._queries.pop(layer, None)
         if not self.wanted.decode:
-            self._sums.pop(layer, None)
+            self._sums.forget(layer)
 
     def sums(self) -> dict[int, list[Tensor]]:
         """The column sums by layer, as `PrefixTree.insert` takes them: copies."""
-        return {layer: [one.clone() for one in heads] for layer, heads in self._sums.items()}
+        heads = range(self._model.kv_heads)
+        return {layer: [self._sums.head(layer, head).clone() for head in heads] for layer in self._sums.layers}
 
     def settle(self) -> None:
         """Bring the ledger up to date with the bytes held. Raises BudgetError."""
-        held = sum(one.nbytes for one in self._queries.values())
-        held += sum(one.nbytes for heads in self._sums.values() for one in heads)
+        held = sum(one.nbytes for one in self._queries.values()) + self._sums.nbytes
         if held > self._charged:
             self._ledger.charge(INDEX, held - self._charged, self._reservation)
         elif held < self._charged:
@@ -181,7 +206,7 @@ class Collector:
         other = Collector(self.wanted, self._model, self._ledger, reservation)
         other.prefilling = self.prefilling
         other._queries = dict(self._queries)
-        other._sums = {layer: list(heads) for layer, heads in self._sums.items()}
+        other._sums = self._sums.copy()
         other.settle()
         return other
 

@@ -123,7 +123,8 @@ def _windows(model: ModelInfo) -> int:
 
 
 def _statistics(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int) -> int:
-    """Query rows of one layer and column sums: of the layer in work, and of all kept slots while decoding."""
+    """Query rows of one layer and column sums: of the layer in work, and of all kept slots while decoding, there twice
+    (a row's own, until it is committed; and the old table beside the new one when it grows)."""
     need = wanted(policies, model)
     held = 0
     if need.queries is not None:
@@ -132,8 +133,9 @@ def _statistics(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int) 
     if need.column_sums:
         held += 4 * prompt * model.heads
         if need.decode:
-            kept = min(policy.kept(prompt, PAGE) for policy in policies)
-            held += 4 * (kept + 2 * PAGE) * model.heads * len(model.layers_with(None))
+            ragged = any(policy.ragged for policy in policies)
+            kept = prompt + PAGE if ragged else min(policy.kept(prompt, PAGE) for policy in policies)
+            held += 2 * 4 * (kept + 2 * PAGE) * model.heads * len(model.layers_with(None))
     return held
 
 

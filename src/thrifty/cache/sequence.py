@@ -34,6 +34,7 @@ from thrifty.cache.policy import CachePolicy, ModelInfo, Statistics, Stats, want
 from thrifty.cache.reading import Selection, Source, attended, reachable
 from thrifty.cache.rollback import check, roll_back
 from thrifty.cache.segment import Segment, Span
+from thrifty.cache.sums import Accumulator
 from thrifty.cache.tail import Tail
 from thrifty.cache.view import LayerView
 from thrifty.errors import PromptError
@@ -234,6 +235,7 @@ class SequenceCache:
         if self.collector.pending():
             self.collector.commit({layer: self._counts(layer) for layer in self.global_layers})
             self.collector.settle()
+        self.collector.commit_native()
         self._pending = {}
         self.tail.rows += n
         self.length += n
@@ -399,8 +401,8 @@ class SequenceCache:
 
     def park(self) -> None:
         """The engine will not step this sequence for a while: its promise ends and its segments may move to disk."""
+        self._leave_native()
         self.parked = True
-        self._mirror = None
         if self.reservation is not None:
             self.reservation.suspend()
 
@@ -428,10 +430,23 @@ class SequenceCache:
     @property
     def native(self) -> Any:
         """The native View kept in step with the spans, or None where a step needs the reference path: no native
-        module, a segment on disk, a selection, or column sums to collect. Ask for it anew at every step."""
+        module, a segment on disk, a selection, or column sums over slots with holes. Ask for it anew at every step."""
         if self._mirror is None and self._native_possible:
             self._mirror = self._mirrored()
         return None if self._mirror is None else self._mirror.view
+
+    def accumulate_rows(self, rows: int) -> Accumulator | None:
+        """Where the native step of the next `rows` rows, which may be rejected, leaves their attention probabilities:
+        None where no column sums are collected. Raises BudgetError.
+        """
+        return self.collector.native_rows(rows, self._widest() + rows) if self.collector.sums_now else None
+
+    def accumulate_prompt(self, rows: int) -> Accumulator | None:
+        """The same for `rows` rows of a prompt (layer-major: of the layer that is open), which stay."""
+        if self._scratch is not None:
+            layer, _, n = self._scratch
+            return self.collector.native_prompt(layer, max(self.sealed_counts(layer)) + n)
+        return self.collector.native_prompt(None, self._widest() + rows) if self.collector.sums_now else None
 
     # --- inside --------------------------------------------------------------------------------------
 
@@ -465,8 +480,18 @@ class SequenceCache:
         else:
             self._mirror = None
 
+    def _leave_native(self) -> None:
+        """Let the view go, but not the uncommitted rows that native code appended: a chunk may be half done."""
+        if self._mirror is not None:
+            view = self._mirror.view
+            for layer, spans in enumerate(self.spans):
+                held = sum(span.tokens for span in spans if span.holds(0)) + self.tail.rows
+                self._pending[layer] = view.tokens(layer, 0) - held
+            self._pending = {layer: rows for layer, rows in self._pending.items() if rows}
+        self._mirror = None
+
     def _mirrored(self) -> Mirror | None:
-        if self.selected or self.parked or self.collector.sums_now:
+        if self.selected or self.parked or (self.collector.sums_now and self._has_holes()):
             return None
         if any(segment.tier != "memory" for segment in self.segments()):
             return None
@@ -477,7 +502,17 @@ class SequenceCache:
         mirror = Mirror(view, self.model)
         for layer in range(self.model.layers):
             self._rebuild(layer, mirror)
+        self._pending = {}  # the view has them
         return mirror
+
+    def _has_holes(self) -> bool:
+        return any(span.segment.parent is not None for layer in self.global_layers for span in self.spans[layer])
+
+    def _widest(self) -> int:
+        """Slots of the head that holds most, in the native view."""
+        assert self._mirror is not None, "the native view was asked for"
+        view, heads = self._mirror.view, range(self.model.kv_heads)
+        return max((view.tokens(layer, head) for layer in self.global_layers for head in heads), default=0)
 
     def _rebuild(self, layer: int, mirror: Mirror | None = None) -> None:
         mirror = mirror or self._mirror

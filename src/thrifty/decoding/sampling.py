@@ -18,7 +18,9 @@ from torch import Tensor
 from thrifty.errors import PromptError, nearest
 
 MAXIMUM_LOGPROBS = 20
-NUCLEUS_PROBE = 256  # candidates sorted first; the whole vocabulary only where they hold less than top_p
+NUCLEUS_PROBE = 256  # candidates sorted first
+SECOND_PROBE = 2048  # candidates sorted where the first hold less than top_p; the whole vocabulary where these do too
+BLOCK = 64  # scores of which only the largest is compared, until it is known which blocks matter
 MASK = (1 << 64) - 1
 
 
@@ -193,13 +195,15 @@ class Sampler:
         """
         options = self.parameters
         scores = self._adjusted(logits)
-        token = int(torch.argmax(scores))
-        if not math.isfinite(float(scores[token])):
+        best = float(scores.max())
+        if not math.isfinite(best):
             raise PromptError(
-                f"no token can be chosen at position {self.position}: the best logit is "
-                f"{float(scores[token])}; lift a ban in logit_bias, or, with none, check the checkpoint"
+                f"no token can be chosen at position {self.position}: the best logit is {best}; lift a ban in "
+                "logit_bias, or, with none, check the checkpoint"
             )
-        if not options.greedy:
+        if options.greedy:
+            token = int(torch.argmax(scores))
+        else:
             token = draw(scores, options, uniform(self.seed, self.stream, self.position + offset))
         if options.logprobs is None:
             return Choice(token)
@@ -301,14 +305,30 @@ def _filtered(scores: Tensor, options: SamplingParameters) -> tuple[Tensor, Tens
     size = scores.numel()
     limit = min(options.top_k, size) or size
     width = limit if options.top_k else min(limit, NUCLEUS_PROBE)
-    total = None if options.top_k else float(_weights(scores, scores.max(), options).sum())
+    total = None
+    if not options.top_k and options.top_p < 1.0:
+        total = float(_weights(scores, scores.max(), options).sum())
     while True:
-        values, ids = torch.topk(scores, width)
+        values, ids = largest(scores, width)
         weights = _weights(values, values[0], options)
         keep = _kept(weights, float(weights.sum()) if total is None else total, options)
         if keep < width or width == limit:
             return weights[:keep], ids[:keep]
-        width = limit
+        width = min(limit, SECOND_PROBE) if width < SECOND_PROBE else limit
+
+
+def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of scores [n], falling, and their places: as torch.topk, ties aside.
+
+    They all lie in the `count` blocks with the largest maxima.
+    """
+    blocks = scores.numel() // BLOCK
+    if count * 4 > blocks or scores.numel() % BLOCK:
+        return torch.topk(scores, count)
+    table = scores.view(blocks, BLOCK)
+    chosen = torch.topk(table.amax(dim=1), count, sorted=False).indices
+    values, places = torch.topk(table[chosen].view(-1), count)
+    return values, chosen[places // BLOCK] * BLOCK + places % BLOCK
 
 
 def _kept(weights: Tensor, total: float, options: SamplingParameters) -> int:

@@ -13,6 +13,7 @@ from thrifty.engine.decode import Outcome, decode, first_choice
 from thrifty.engine.intake import Intake, Ticket
 from thrifty.engine.memory import EngineMemory
 from thrifty.engine.native_runner import choose_runner
+from thrifty.engine.pace import Pace
 from thrifty.engine.prefill import start_prefill
 from thrifty.engine.request import Event, Handle, Listener, Request, Usage
 from thrifty.engine.runner import CHUNK
@@ -46,6 +47,7 @@ class Engine:
         batch: int = 32,
         queue: int = 256,
         chunk: int = 256,
+        prefill_slice_ms: float = 25.0,
         disk: str | Path | None = None,
         prefix_tree: bool = True,
         runner: Runner | None = None,
@@ -56,17 +58,19 @@ class Engine:
         in tokens; None: the model's own. cache, decoding: a recipe's tables, for requests that bring none.
         native: True insists on the native plan, False forbids it, None takes it where it can. batch:
         sequences that decode together. queue: requests that may wait. chunk: prefill tokens a step, a
-        multiple of 128. disk: folder of the disk tier (default: the system's temporary one). prefix_tree:
+        multiple of 128. prefill_slice_ms: about how long a piece of prefill may hold up those that decode; 0 runs
+        whole chunks whoever waits. disk: folder of the disk tier (default: the system's temporary one). prefix_tree:
         share prompts' beginnings. runner: one to use instead of choosing.
 
         Raises BudgetError where the budget cannot hold one token, with the number that could.
         """
-        check_options(batch, queue, chunk)
+        check_options(batch, queue, chunk, prefill_slice_ms)
         self.model = model
         self.runner = runner or choose_runner(model, native=native, threads=threads, rows=max(batch, chunk))
         self.memory = EngineMemory(model, self.runner, memory, chunk=chunk, disk=disk, prefix_tree=prefix_tree)
         self.intake = Intake(model, self.memory, context=context, cache=cache, decoding=decoding, batch=batch)
         self._chunk = chunk
+        self._pace = Pace(prefill_slice_ms)
         self._scheduler = Scheduler(self.memory, batch, queue)
         self._lock = threading.RLock()
         self._arrivals = 0
@@ -89,12 +93,14 @@ class Engine:
             return handle
 
     def step(self) -> list[Event]:
-        """Schedule, run, sample, publish: at most one decode batch and one piece of prefill."""
+        """Schedule, run, sample, publish: at most one decode batch and one piece of prefill (a slice of
+        it where anyone decodes).
+        """
         with self._lock:
             work = self._scheduler.schedule()
             outcomes = [Outcome(sequence, error=error) for sequence, error in work.stuck]
             outcomes += decode(self.runner, work.decode)
-            outcomes += self._prefill(work.prefill)
+            outcomes += self._prefill(work.prefill, sliced=self._pace.cuts and bool(work.decode))
             return [event for outcome in outcomes for event in self._publish(outcome)]
 
     def cache_of(self, handle: Handle, sample: int = 0) -> SequenceCache | None:
@@ -169,14 +175,14 @@ class Engine:
         stopper = Stopper(ticket.request.sampling, stream, self.intake.end_ids, ticket.maximum_tokens)
         return Running(handle, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)
 
-    def _prefill(self, sequence: Running | None) -> list[Outcome]:
+    def _prefill(self, sequence: Running | None, sliced: bool) -> list[Outcome]:
         """The next piece of a prompt. With the last one, its samples fork and each chooses its first token."""
         if sequence is None:
             return []
         try:
             if sequence.prefill is None:
-                sequence.prefill = start_prefill(self.runner, sequence, self._chunk, self.memory.publish)
-            scores = sequence.prefill.advance()
+                sequence.prefill = start_prefill(self.runner, sequence, self._chunk, self.memory.publish, self._pace)
+            scores = sequence.prefill.advance(sliced)
             if scores is None:
                 return []
             self.memory.settle(sequence)
@@ -229,7 +235,7 @@ class Engine:
         raise PromptError(f"sample {sample} of request {handle.identity} is not decoding: it can be forked while it is")
 
 
-def check_options(batch: int, queue: int, chunk: int) -> None:
+def check_options(batch: int, queue: int, chunk: int, prefill_slice_ms: float) -> None:
     """Raise PromptError for sizes that no engine can have, with what works."""
     if batch < 1:
         raise PromptError(f"batch = {batch} is out of range; use 1 or more")
@@ -237,3 +243,5 @@ def check_options(batch: int, queue: int, chunk: int) -> None:
         raise PromptError(f"queue = {queue} is out of range; use 1 or more")
     if chunk < CHUNK or chunk % CHUNK:
         raise PromptError(f"chunk = {chunk} is out of range; use a multiple of {CHUNK}")
+    if not prefill_slice_ms >= 0:
+        raise PromptError(f"prefill_slice_ms = {prefill_slice_ms} is out of range; use 0 (whole chunks) or more")

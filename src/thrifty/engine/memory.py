@@ -50,6 +50,7 @@ class EngineMemory:
         self._weights = model.nbytes
         self._row_bytes = 4 * model.config.vocabulary_size
         self._hidden_size = model.config.hidden_size
+        self._chunk = chunk
         self._length_matters = any(depends_on_length(layer.rope) for layer in model.config.layers)
         self._rows = self._rows_charged = 0
         self.cache = Cache(model_info(model, chunk), ledger=self.ledger, disk=disk or True, prefix_tree=prefix_tree)
@@ -60,7 +61,7 @@ class EngineMemory:
 
     def footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1) -> Footprint:
         """Upper bounds of the bytes that a request takes beyond weights and workspace: its caches, a row of
-        logits a sample, and where it compresses, the prompt's hidden state.
+        logits a sample, and the hidden state of its chunk or, where it compresses, of its prompt.
         """
         held = self._held(policies, prompt, total, samples)
         rows = samples * self._row_bytes
@@ -237,7 +238,11 @@ class EngineMemory:
         return max(0, steady - 2 * self._page_bytes)
 
     def _hidden(self, policies: Sequence[CachePolicy], prompt: int) -> int:
-        return 4 * prompt * self._hidden_size if any(policy.compresses for policy in policies) else 0
+        """The hidden state of what goes through the layers together: the prompt, or a chunk that is cut into slices
+        (in whole pages, as its cache is).
+        """
+        rows = prompt if any(policy.compresses for policy in policies) else min(-(-prompt // PAGE) * PAGE, self._chunk)
+        return 4 * rows * self._hidden_size
 
     def _need_of(self, sequence: Running, tokens: int) -> int:
         if sequence.state is not State.DECODING:

@@ -16,6 +16,7 @@ from thrifty.errors import KernelError
 from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
+    from thrifty.cache.sums import Accumulator
     from thrifty.models.model import Model
 
 EMPTY = torch.empty(0, dtype=torch.int32)
@@ -38,13 +39,13 @@ def choose_runner(model: Model, *, native: bool | None, threads: int | None, row
         return ReferenceRunner(model, str(error))
     module = dispatch.require()
     reason = f"native plan of {len(model.config.layers)} layers, {module.isa()}, {module.threads()} threads"
-    return NativeRunner(plan, ReferenceRunner(model, "attention statistics while decoding"), reason)
+    return NativeRunner(plan, ReferenceRunner(model, "what the native attention does not do"), reason)
 
 
 class NativeRunner:
     """Runs sequences that have a native view through the plan, the others through the reference runner.
 
-    A sequence has none while a policy collects attention sums or selects slots (H2O). Both paths give a row
+    A sequence has none while a policy selects slots or sums attention over slots with holes. Both paths give a row
     the same bits in any batch, and a sequence stays on its path, so results do not depend on who else runs.
     """
 
@@ -80,7 +81,8 @@ class NativeRunner:
             return self._reference.prefill(rows, last)
         count = len(rows.tokens)
         wanted = torch.tensor([count - 1], dtype=torch.int32) if last else EMPTY
-        logits = self.plan.step(_integers(rows.tokens), _positions(rows), [view], [count], wanted)
+        sums = _accumulators([rows.cache.accumulate_prompt(count)])
+        logits = self.plan.step(_integers(rows.tokens), _positions(rows), [view], [count], wanted, accumulate=sums)
         return NativeScores(logits, self.plan.argmax) if last else None
 
     def embed(self, tokens: Sequence[int]) -> Tensor:
@@ -89,17 +91,18 @@ class NativeRunner:
         parts = [self.plan.embed(_integers(tokens[first : first + limit])) for first in range(0, len(tokens), limit)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def layer(self, index: int, hidden: Tensor, rows: Rows) -> Tensor:
+    def run_layers(self, first: int, last: int, hidden: Tensor, rows: Rows) -> Tensor:
         """See Runner. Changes `hidden` in place."""
         view = rows.cache.native
         if view is None:
-            return self._reference.layer(index, hidden, rows)
-        config, count = self.plan.config, len(rows.tokens)
-        queries = None
-        if rows.cache.statistics.queries is not None:
-            queries = torch.empty(count, config.heads, config.head_dim)
-        self.plan.layers(hidden, _positions(rows), [view], [count], index, index + 1, queries)
-        if queries is not None:
+            return self._reference.run_layers(first, last, hidden, rows)
+        positions, count = _positions(rows), len(rows.tokens)
+        sums = _accumulators([rows.cache.accumulate_prompt(count)])
+        if rows.cache.statistics.queries is None:
+            return self.plan.layers(hidden, positions, [view], [count], first, last, accumulate=sums)
+        queries = torch.empty(count, self.plan.config.heads, self.plan.config.head_dim)
+        for index in range(first, last):
+            self.plan.layers(hidden, positions, [view], [count], index, index + 1, queries, sums)
             rows.cache.observe(index, queries)
         return hidden
 
@@ -116,7 +119,8 @@ class NativeRunner:
             positions = torch.cat([_positions(rows) for rows in batch])
         counts = [len(rows.tokens) for rows in batch]
         wanted = torch.arange(len(tokens), dtype=torch.int32)
-        logits = self.plan.step(tokens, positions, views, counts, wanted)
+        sums = _accumulators([rows.cache.accumulate_rows(len(rows.tokens)) for rows in batch])
+        logits = self.plan.step(tokens, positions, views, counts, wanted, accumulate=sums)
         return NativeScores(logits, self.plan.argmax)
 
 
@@ -161,6 +165,11 @@ def _joined(batch: Sequence[Rows], slow: Sequence[bool], parts: dict[bool, Score
             places.append((parts[kind], next_row[kind]))
             next_row[kind] += 1
     return JoinedScores(places)
+
+
+def _accumulators(found: list[Accumulator | None]) -> Sequence[Accumulator | None]:
+    """As a plan takes them: none at all where no sequence collects."""
+    return () if all(one is None for one in found) else found
 
 
 def _integers(values: Sequence[int]) -> Tensor:

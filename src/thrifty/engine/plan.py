@@ -92,17 +92,30 @@ class NativePlan:
         *,
         skip: Sequence[int] = (),
         tap: tuple[int, Tensor] | None = None,
+        accumulate: Sequence[Any] = (),
     ) -> Tensor:
         """All layers over rows of several sequences; appends their keys and values to the views.
 
         token_ids, positions: int32 [n], the rows of sequence 0, then of sequence 1, …; counts: rows of each;
         logit_rows: int32 [r], the rows to score. Returns fp32 [r, vocabulary], valid until the next call. `skip`:
         layers that pass the hidden state through. `tap` (l, fp32 [n, hidden]): filled with the state after layer l.
+        `accumulate`: nothing, or one cache.sums.Accumulator (or None) a view, to which attention adds probabilities.
         Raises KernelError before anything is appended.
         """
         token_ids = dispatch.check(token_ids, "token_ids", torch.int32, (len(positions),), copy=True)
         return self._run(
-            token_ids, None, positions, views, counts, 0, len(self.config.layers), None, logit_rows, skip, tap
+            token_ids,
+            None,
+            positions,
+            views,
+            counts,
+            0,
+            len(self.config.layers),
+            None,
+            logit_rows,
+            skip,
+            tap,
+            accumulate,
         )
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -121,12 +134,14 @@ class NativePlan:
         first: int,
         last: int,
         queries_out: Tensor | None = None,
+        accumulate: Sequence[Any] = (),
     ) -> Tensor:
         """Layers first..last−1 over hidden fp32 [n, hidden], in place; appends keys and values of these layers.
 
         queries_out: fp32 [n, heads, head_dim], filled with the rotated queries; for one layer at a time.
+        accumulate: as for `step`.
         """
-        self._run(None, hidden, positions, views, counts, first, last, queries_out)
+        self._run(None, hidden, positions, views, counts, first, last, queries_out, accumulate=accumulate)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -147,6 +162,7 @@ class NativePlan:
         logit_rows: Tensor | None = None,
         skip: Sequence[int] = (),
         tap: tuple[int, Tensor] | None = None,
+        accumulate: Sequence[Any] = (),
     ) -> Tensor:
         rows = len(tokens) if tokens is not None else len(hidden)  # type: ignore[arg-type]
         config, float32 = self.config, torch.float32
@@ -167,6 +183,7 @@ class NativePlan:
                 [table.data_ptr() for table in tables], first, last, list(skip), _address(queries_out),
                 -1 if tap is None else tap[0], _address(None if tap is None else tap[1]),
                 _address(wanted), len(wanted), _address(logits), _address(best),
+                [([], 0, 0) if one is None else (one.layers, one.stride, one.row) for one in accumulate],
             )  # fmt: skip
         except ValueError as error:
             raise KernelError(str(error)) from error

@@ -1,11 +1,20 @@
-"""Prefill as a thing that stops and goes on: one piece a step, so that decode steps of others run in between."""
+"""Prefill as a thing that stops and goes on: one piece a step, so that decode steps of others run in between.
+
+A piece is a chunk of the prompt through all layers, or, while others decode, through a few: a slice. Rows and layers
+are cut where a result does not depend on it. Rows of an unfinished chunk are in some layers of the cache only; they are
+committed and published when the last layer has them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from torch import Tensor
+
 from thrifty.decoding.strategy import Scores
+from thrifty.engine.pace import Pace
 from thrifty.engine.runner import CHUNK, Rows, Runner
 
 if TYPE_CHECKING:
@@ -16,26 +25,36 @@ if TYPE_CHECKING:
 class Prefill(Protocol):
     """The computation of one prompt into one cache."""
 
-    def advance(self) -> Scores | None:
-        """Do the next piece. The scores of the prompt's last token once all is done, else None."""
+    def advance(self, sliced: bool = False) -> Scores | None:
+        """Do the next piece; `sliced`: no more than a slice of it. The scores of the prompt's last token once all is
+        done, else None.
+        """
         ...
 
 
-def start_prefill(runner: Runner, sequence: Running, chunk: int, publish: Callable[[Running], None]) -> Prefill:
+def start_prefill(
+    runner: Runner, sequence: Running, chunk: int, publish: Callable[[Running], None], pace: Pace
+) -> Prefill:
     """The prefill that an admitted sequence's cache asks for. publish: offers what is computed to the prefix tree."""
     cache = sequence.cache
     assert cache is not None, "an admitted sequence has a cache"
     sequence.handle.mark_admitted(cache.hit)
     if cache.layer_major:
-        return LayerMajorPrefill(runner, cache, sequence.tokens, chunk)
-    return ChunkedPrefill(runner, cache, sequence.tokens, chunk, lambda: publish(sequence))
+        return LayerMajorPrefill(runner, cache, sequence.tokens, chunk, pace)
+    return ChunkedPrefill(runner, cache, sequence.tokens, chunk, pace, lambda: publish(sequence))
 
 
 class ChunkedPrefill:
-    """All layers over one chunk of tokens at a time: for caches that keep what they are given."""
+    """One chunk of tokens after the other, each through all layers: for caches that keep what they are given."""
 
     def __init__(
-        self, runner: Runner, cache: SequenceCache, prompt: Sequence[int], chunk: int, publish: Callable[[], None]
+        self,
+        runner: Runner,
+        cache: SequenceCache,
+        prompt: Sequence[int],
+        chunk: int,
+        pace: Pace,
+        publish: Callable[[], None],
     ) -> None:
         """chunk: tokens, a multiple of 128. What the cache holds already (a prefix hit) is not computed again.
         publish: called after each chunk, while windowed layers still hold what a hit there would need.
@@ -44,21 +63,51 @@ class ChunkedPrefill:
         self._cache = cache
         self._prompt = prompt
         self._chunk = chunk
+        self._pace = pace
         self._publish = publish
         self._windowed = any(window is not None for window in cache.model.windows)
+        self._cut: tuple[Rows, Tensor] | None = None
+        self._layer = 0
 
-    def advance(self) -> Scores | None:
-        """The next chunk; it ends at a multiple of 128 or at the prompt's end."""
-        start = self._cache.length
-        _, stop = next(chunks(start, len(self._prompt), self._chunk))
+    def advance(self, sliced: bool = False) -> Scores | None:
+        """The next chunk, the rest of one that was cut, or a slice of either."""
+        before = time.perf_counter()
+        if self._cut is None and not sliced:
+            rows = self._begin(self._chunk)
+            scores = self._runner.prefill(rows, last=self._is_last(rows))
+            self._pace.measured(len(rows.tokens), self._runner.layers, time.perf_counter() - before)
+            return self._finish(rows, scores)
+        if self._cut is None:
+            rows = self._begin(self._pace.rows(self._chunk))
+            self._cut = rows, self._runner.embed(rows.tokens)
+        rows, hidden = self._cut
+        left = self._runner.layers - self._layer
+        layers = self._pace.share(len(rows.tokens), left) if sliced else left
+        hidden = self._runner.run_layers(self._layer, self._layer + layers, hidden, rows)
+        self._pace.measured(len(rows.tokens), layers, time.perf_counter() - before)
+        self._layer += layers
+        self._cut = rows, hidden
+        if self._layer < self._runner.layers:
+            return None
+        self._cut, self._layer = None, 0
+        return self._finish(rows, self._runner.logits(hidden[-1:]) if self._is_last(rows) else None)
+
+    def _begin(self, chunk: int) -> Rows:
+        """The next rows, with room for them; they end at a multiple of 128 or at the prompt's end."""
+        start, end = self._cache.length, len(self._prompt)
+        stop = chunk_end(start, end, chunk)
         if self._windowed and stop - stop % CHUNK > start:
             stop -= stop % CHUNK
-        rows = Rows(self._cache, self._prompt[start:stop], start, len(self._prompt))
         self._cache.reserve(stop - start)
-        scores = self._runner.prefill(rows, last=stop == len(self._prompt))
-        self._cache.commit(stop - start)
+        return Rows(self._cache, self._prompt[start:stop], start, end)
+
+    def _finish(self, rows: Rows, scores: Scores | None) -> Scores | None:
+        self._cache.commit(len(rows.tokens))
         self._publish()
         return scores
+
+    def _is_last(self, rows: Rows) -> bool:
+        return rows.start + len(rows.tokens) == len(self._prompt)
 
 
 class LayerMajorPrefill:
@@ -67,36 +116,58 @@ class LayerMajorPrefill:
     So the peak is one full layer plus the compressed rest (and the hidden state of the prompt, as workspace).
     """
 
-    def __init__(self, runner: Runner, cache: SequenceCache, prompt: Sequence[int], chunk: int) -> None:
+    def __init__(self, runner: Runner, cache: SequenceCache, prompt: Sequence[int], chunk: int, pace: Pace) -> None:
         """chunk: tokens, a multiple of 128. What the cache holds already (a prefix hit) is not computed
         again.
         """
         self._runner = runner
         self._cache = cache
         self._prompt = prompt
-        self._start = cache.length
+        self._start = self._next = cache.length
         self._chunk = chunk
+        self._pace = pace
         self._layer = 0
+        self._sealing = 0.0
         self._hidden = runner.embed(prompt[self._start :])
 
-    def advance(self) -> Scores | None:
-        """The next layer, chunked inside, then the policies on it."""
-        self._cache.begin_layer(self._layer, len(self._hidden))
-        for first, stop in chunks(self._start, len(self._prompt), self._chunk):
-            rows = Rows(self._cache, self._prompt[first:stop], first, len(self._prompt))
+    def advance(self, sliced: bool = False) -> Scores | None:
+        """The rest of a layer, chunked inside, then the policies on it; sliced: some of the chunks, or the policies."""
+        before = time.perf_counter()
+        end = len(self._prompt)
+        if self._next == self._start:
+            self._cache.begin_layer(self._layer, end - self._start)
+        if self._next < end:
+            self._chunks(sliced)
+            spent = time.perf_counter() - before
+            if sliced and (self._next < end or not self._pace.fits(spent + self._sealing)):
+                return None
+        return self._seal()
+
+    def _chunks(self, sliced: bool) -> None:
+        end = len(self._prompt)
+        chunk = self._pace.rows(self._chunk) if sliced else self._chunk
+        share = self._pace.share(chunk, -(-(end - self._next) // chunk)) if sliced else end
+        while share and self._next < end:
+            before, first, stop = time.perf_counter(), self._next, chunk_end(self._next, end, chunk)
+            rows = Rows(self._cache, self._prompt[first:stop], first, end)
             piece = slice(first - self._start, stop - self._start)
-            self._hidden[piece] = self._runner.layer(self._layer, self._hidden[piece], rows)
+            self._hidden[piece] = self._runner.run_layers(self._layer, self._layer + 1, self._hidden[piece], rows)
+            self._pace.measured(stop - first, 1, time.perf_counter() - before)
+            self._next = stop
+            share -= 1
+
+    def _seal(self) -> Scores | None:
+        """Let the policies act on the layer; the scores of the last token where it is the last layer."""
+        before = time.perf_counter()
         self._cache.seal_layer(self._layer)
-        self._layer += 1
+        self._sealing = time.perf_counter() - before
+        self._layer, self._next = self._layer + 1, self._start
         if self._layer < self._runner.layers:
             return None
         self._cache.commit(len(self._hidden))
         return self._runner.logits(self._hidden[-1:])
 
 
-def chunks(start: int, stop: int, chunk: int) -> Iterator[tuple[int, int]]:
-    """The range cut into chunks that end at multiples of 128."""
-    while start < stop:
-        end = min(start - start % CHUNK + chunk, stop)
-        yield start, end
-        start = end
+def chunk_end(start: int, stop: int, chunk: int) -> int:
+    """Where a chunk that begins at `start` ends: at a multiple of 128, or at `stop`."""
+    return min(start - start % CHUNK + chunk, stop)

@@ -57,12 +57,12 @@ class Runner(Protocol):
         ...
 
     def embed(self, tokens: Sequence[int]) -> Tensor:
-        """The first hidden state [tokens, hidden] fp32, for prefill that goes layer by layer."""
+        """The first hidden state [tokens, hidden] fp32, for prefill that goes by layers."""
         ...
 
-    def layer(self, index: int, hidden: Tensor, rows: Rows) -> Tensor:
-        """One layer over a chunk: appends its keys and values, returns the hidden state after it (may reuse
-        it).
+    def run_layers(self, first: int, last: int, hidden: Tensor, rows: Rows) -> Tensor:
+        """Layers first..last−1 over a chunk: appends their keys and values, returns the hidden state after them (may
+        reuse it).
         """
         ...
 
@@ -132,12 +132,13 @@ class ReferenceRunner:
         return self._decoder.embed(torch.tensor(tokens, dtype=torch.long))
 
     @torch.no_grad()
-    def layer(self, index: int, hidden: Tensor, rows: Rows) -> Tensor:
+    def run_layers(self, first: int, last: int, hidden: Tensor, rows: Rows) -> Tensor:
         """See Runner."""
-        for block in blocks(rows):
-            first = block.start - rows.start
-            piece = slice(first, first + len(block.tokens))
-            hidden[piece] = self._layer(index, hidden[piece], block)
+        for index in range(first, last):
+            for block in blocks(rows):
+                place = block.start - rows.start
+                piece = slice(place, place + len(block.tokens))
+                hidden[piece] = self._layer(index, hidden[piece], block)
         return hidden
 
     @torch.no_grad()

@@ -5,6 +5,8 @@ from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from thrifty.decoding.sampling import (
     NUCLEUS_PROBE,
@@ -12,6 +14,7 @@ from thrifty.decoding.sampling import (
     Sampler,
     SamplingParameters,
     draw,
+    largest,
     logprob_of,
     uniform,
 )
@@ -137,6 +140,27 @@ def test_top_p_looks_beyond_the_probe_where_it_must() -> None:
     size = NUCLEUS_PROBE * 4
     found = support(torch.zeros(size), draws=20000, temperature=1.0, top_p=0.5)
     assert len(found) == size // 2
+
+
+@given(
+    size=st.sampled_from([1, 63, 64, 1000, 4096, 8192, 8200]),
+    count=st.integers(1, 300),
+    seed=st.integers(0, 99),
+    levels=st.sampled_from([0, 3]),
+    banned=st.booleans(),
+)
+@settings(deadline=None)
+def test_the_largest_are_those_of_topk(size: int, count: int, seed: int, levels: int, banned: bool) -> None:
+    scores = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+    if levels:
+        scores = (scores * levels).round()  # ties
+    if banned:
+        scores[: size // 2] = -torch.inf
+    count = min(count, size)
+    values, places = largest(scores, count)
+    assert torch.equal(values, torch.topk(scores, count).values)
+    assert torch.equal(scores[places], values)
+    assert len(set(places.tolist())) == count
 
 
 def test_min_p_is_relative_to_the_best() -> None:

@@ -20,6 +20,7 @@ CACHES: tuple[list[dict[str, Any]], ...] = (
     [{"technique": "kivi", "bits": 2}],
     [{"technique": "streaming", "window": 64}],
     [{"technique": "snapkv", "keep": 0.5}],
+    [{"technique": "h2o", "capacity": 60}],
 )
 
 
@@ -52,7 +53,7 @@ def random_request(chance: random.Random) -> Request:
     )
 
 
-@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("seed", [2, 6])
 def test_random_operations_keep_the_books_in_order(packed: Model, make_engine: Any, seed: int) -> None:
     chance = random.Random(seed)
     free = make_engine(packed, batch=8)
@@ -62,6 +63,7 @@ def test_random_operations_keep_the_books_in_order(packed: Model, make_engine: A
         batch=8,
         queue=6,
         memory=packed.nbytes + free.memory.workspace + room,
+        prefill_slice_ms=1e-6,  # a layer a step: no clock decides how many steps a prompt takes
     )
     handles: list[Handle] = []
     refused = 0

@@ -29,7 +29,7 @@ CARD = Card(
     limits=(
         "evicts every 64 tokens, the paper at every step: up to 127 tokens above the budget in between",
         "with grouped queries the sums of a group are reduced by `group` (the paper has one query head a KV head)",
-        "needs column sums, so prefill and decoding run on the reference path",
+        "needs column sums: attention goes over the keys a second time",
     ),
 )
 

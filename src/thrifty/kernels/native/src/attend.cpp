@@ -40,7 +40,7 @@ void Attention::add(const View& view, int layer, const Call& call, int rows, con
     a.spans = spans.data(), a.span_count = (int)spans.size(), a.base_pages = view.base_pages(layer, h), a.slots = view.tokens(layer, h);
     a.q = q, a.out = out, a.n = rows, a.heads = call.heads, a.dim = view.head_dim();
     a.group = call.heads / kv_heads_, a.kv_head = h, a.scale = call.scale, a.softcap = call.softcap, a.window = call.window;
-    a.accumulate = call.accumulate, a.accumulate_stride = call.accumulate_stride;
+    a.accumulate = call.accumulate, a.accumulate_stride = call.accumulate_stride, a.accumulate_row = call.accumulate_row;
     int first_page = 0;
     if (call.window > 0) {  // pages that no row can see
       const int slot = std::max(0, a.slots - rows + 1 - call.window);
@@ -80,6 +80,7 @@ void Attention::prepare(AttentionBuffers& buffers, int workers) {
     finals = finals || heads[0].accumulate;
   }
   if (!merges_.empty() && buffers.partials.size() < floats) buffers.partials.resize(floats);
+  accumulates_ = finals;
   if (finals && buffers.finals.size() < rows) buffers.finals.resize(rows);
   size_t partial = 0, row = 0;
   for (size_t i = 0; i < args_.size(); i += (size_t)kv_heads_) {
@@ -105,7 +106,7 @@ void Attention::run(Worker& w) {
     for (int i = next_.fetch_add(1); i < count; i = next_.fetch_add(1)) work(tasks_[(size_t)i]);
   }
   if (!merges_.empty()) w.barrier(), merge(w);
-  if (!args_.empty() && args_[0].accumulate) w.barrier(), accumulate(w);
+  if (accumulates_) w.barrier(), accumulate(w);
 }
 
 void Attention::merge(Worker& w) {
@@ -123,6 +124,7 @@ void Attention::accumulate(Worker& w) {
   const Kernels& k = kernels();
   int unit = 0;
   for (const auto& a : args_) {
+    if (!a.accumulate) continue;
     const int pages = a.span_count ? a.spans[a.span_count - 1].first_page + a.spans[a.span_count - 1].pages() : 0;
     for (int page = 0; page < pages; page++)
       if (unit++ % w.count == w.id) k.attend_accumulate(a, page, w.scratch);

@@ -22,8 +22,9 @@ class Attention {
     int heads;
     float scale, softcap;
     int window;
-    float* accumulate = nullptr;  // [heads, accumulate_stride], for one sequence only
+    float* accumulate = nullptr;  // [heads, accumulate_stride]; null: none
     int accumulate_stride = 0;
+    size_t accumulate_row = 0;
   };
   static size_t scratch_bytes(int dim, int group);
   static void check(const View& view, int layer, int rows, int heads, int window);  // throws std::invalid_argument
@@ -46,6 +47,7 @@ class Attention {
   std::vector<Task> tasks_;
   std::vector<int> merges_;  // indices of args whose chunks run apart
   int kv_heads_ = 1;
+  bool accumulates_ = false;
   std::atomic<int> next_{0};
 };
 

@@ -188,7 +188,7 @@ static void attend_accumulate(const AttendArgs& a, int page, uint8_t* scratch) {
           const float* final = a.finals + ((size_t)row * a.heads + head) * 2;
           const V inverse = set1(1.0f / final[1]);
           for (int j = 0; j < 4; j++) store(s + j * kLanes, mul(exponential_bounded(sub(x[j], set1(final[0]))), inverse));
-          float* to = a.accumulate + (size_t)head * a.accumulate_stride + b.first_slot;
+          float* to = a.accumulate + (size_t)row * a.accumulate_row + (size_t)head * a.accumulate_stride + b.first_slot;
           for (int i = t.low[first + r]; i < t.high[first + r]; i++) to[i] += s[i];
         }
       }

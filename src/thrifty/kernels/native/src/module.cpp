@@ -1,6 +1,7 @@
 // The Python module. Buffers travel as addresses; thrifty/kernels/dispatch.py and thrifty/engine/plan.py check their sizes.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "attend.hpp"
@@ -59,7 +60,8 @@ void append(View& view, int layer, uintptr_t keys, uintptr_t values, int n) {
 }
 
 void run_plan(Plan& plan, int rows, uintptr_t tokens, uintptr_t hidden, const std::vector<View*>& views, const std::vector<int>& counts, const std::vector<uintptr_t>& rotation,
-              int first_layer, int last_layer, const std::vector<int>& skip, uintptr_t queries_out, int tap_layer, uintptr_t tap, uintptr_t logit_rows, int logit_count, uintptr_t logits, uintptr_t arg_max) {
+              int first_layer, int last_layer, const std::vector<int>& skip, uintptr_t queries_out, int tap_layer, uintptr_t tap, uintptr_t logit_rows, int logit_count, uintptr_t logits, uintptr_t arg_max,
+              const std::vector<std::tuple<std::vector<uintptr_t>, int, size_t>>& sums) {
   Step s;
   s.rows = rows, s.tokens = (const int32_t*)tokens, s.hidden = (float*)hidden;
   s.views = views, s.counts = counts;
@@ -77,6 +79,10 @@ void run_plan(Plan& plan, int rows, uintptr_t tokens, uintptr_t hidden, const st
   s.queries_out = (float*)queries_out, s.tap_layer = tap_layer, s.tap = (float*)tap;
   s.logit_rows = (const int32_t*)logit_rows, s.logit_count = logit_count, s.logits = (float*)logits, s.arg_max = (int32_t*)arg_max;
   if (logit_count < 0 || (logit_count > 0 && (!logit_rows || !logits))) throw std::invalid_argument("logits need their rows and a buffer");
+  for (const auto& [layers, stride, row] : sums) {
+    s.sums.push_back({{}, stride, row});
+    for (uintptr_t layer : layers) s.sums.back().layers.push_back((float*)layer);
+  }
   nb::gil_scoped_release released;
   plan.run(s);
 }
@@ -128,6 +134,6 @@ NB_MODULE(_native, m) {
       .def("add_norm_add", &Plan::add_norm_add, "layer"_a, "in_"_a, "norm"_a, "epsilon"_a, "out"_a)
       .def("add_logits", &Plan::add_logits, "in_"_a, "norm"_a, "epsilon"_a, "linear"_a, "softcap"_a)
       .def("run", &run_plan, "rows"_a, "tokens"_a, "hidden"_a, "views"_a, "counts"_a, "rotation"_a, "first_layer"_a, "last_layer"_a, "skip"_a, "queries_out"_a, "tap_layer"_a, "tap"_a,
-           "logit_rows"_a, "logit_count"_a, "logits"_a, "arg_max"_a)
+           "logit_rows"_a, "logit_count"_a, "logits"_a, "arg_max"_a, "sums"_a = std::vector<std::tuple<std::vector<uintptr_t>, int, size_t>>())
       .def_prop_ro("nbytes", &Plan::bytes);
 }

@@ -124,8 +124,11 @@ void Attend::prepare(Plan& plan, Step& s, int workers) {
   attention.begin();
   const size_t width = (size_t)plan.shape.heads * (size_t)plan.shape.head_dim;
   size_t row = 0;
-  for (size_t i = 0; i < s.views.size(); row += (size_t)s.counts[i], i++)
-    attention.add(*s.views[i], layer, call, s.counts[i], plan.buffer(q, s) + row * width, plan.buffer(out, s) + row * width);
+  for (size_t i = 0; i < s.views.size(); row += (size_t)s.counts[i], i++) {
+    Attention::Call own = call;
+    if (!s.sums.empty() && !s.sums[i].layers.empty()) own.accumulate = s.sums[i].layers[(size_t)layer], own.accumulate_stride = s.sums[i].stride, own.accumulate_row = s.sums[i].row;
+    attention.add(*s.views[i], layer, own, s.counts[i], plan.buffer(q, s) + row * width, plan.buffer(out, s) + row * width);
+  }
   attention.prepare(plan.attention, workers);
 }
 

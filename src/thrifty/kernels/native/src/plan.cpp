@@ -143,6 +143,7 @@ void Plan::check(const Step& s) const {
   if (s.first_layer == s.last_layer) return;
   if (s.queries_out && s.last_layer != s.first_layer + 1) refuse("queries can be returned for one layer at a time");
   if ((int)s.rotation.size() < ropes_) refuse("the step needs " + std::to_string(ropes_) + " rotation tables");
+  if (!s.sums.empty() && s.sums.size() != s.views.size()) refuse("attention sums need one entry for each view");
   if (s.views.size() != s.counts.size()) refuse("a step needs one row count for each view");
   long long rows = 0;
   for (size_t i = 0; i < s.views.size(); i++) {
@@ -150,12 +151,22 @@ void Plan::check(const Step& s) const {
     if (s.counts[i] < 1) refuse("each view needs at least one row");
     if (v.layers() != shape.layers || v.kv_heads() != shape.kv_heads || v.head_dim() != shape.head_dim) refuse("a view's layers, KV heads and head dimension must equal the plan's");
     rows += s.counts[i];
+    check_sums(s, i);
     for (int layer = s.first_layer; layer < s.last_layer; layer++)
       if ((s.skip.empty() || !s.skip[(size_t)layer]) && v.room(layer) < s.counts[i])
         refuse("layer " + std::to_string(layer) + " of view " + std::to_string(i) + " has room for " + std::to_string(v.room(layer)) + " more tokens, not " + std::to_string(s.counts[i]) + "; push open pages first");
   }
   if (rows != s.rows) refuse("the views' row counts sum to " + std::to_string(rows) + ", not to " + std::to_string(s.rows));
   if (std::set<const View*>(s.views.begin(), s.views.end()).size() != s.views.size()) refuse("a view may appear only once in a step");
+}
+
+void Plan::check_sums(const Step& s, size_t i) const {
+  if (s.sums.empty() || s.sums[i].layers.empty()) return;
+  if (s.sums[i].layers.size() != (size_t)shape.layers) refuse("attention sums need one address (or 0) a layer");
+  for (int layer = s.first_layer; layer < s.last_layer; layer++)
+    for (int h = 0; s.sums[i].layers[(size_t)layer] && h < shape.kv_heads; h++)
+      if (s.views[i]->tokens(layer, h) + s.counts[i] > s.sums[i].stride)
+        refuse("attention sums of " + std::to_string(s.sums[i].stride) + " slots are too few for layer " + std::to_string(layer) + " of view " + std::to_string(i));
 }
 
 // Counts the new slots as used in every layer that runs; RotateAppend then writes them.

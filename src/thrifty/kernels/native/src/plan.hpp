@@ -22,6 +22,12 @@ struct Step {
   int first_layer = 0, last_layer = 0; // layers first..last-1
   std::vector<uint8_t> skip;           // per layer, or empty
   float* queries_out = nullptr;        // [rows, heads, dim] of the (only) layer
+  struct Sums {  // where attention adds its probabilities, see AttendArgs; layers is empty or has one entry (or null) a layer
+    std::vector<float*> layers;
+    int stride = 0;
+    size_t row = 0;
+  };
+  std::vector<Sums> sums;              // one per sequence, or empty
   int tap_layer = -1;
   float* tap = nullptr;                // [rows, hidden size] after tap_layer
   const int32_t* logit_rows = nullptr; // [logit_count]
@@ -87,6 +93,7 @@ class Plan {
   int width(int i) const;
   void allocate_panels();
   void check(const Step& s) const;
+  void check_sums(const Step& s, size_t i) const;
   void derive(Step& s) const;
   bool wanted(const Operation& op, const Step& s) const;
   void execute(Step& s, Worker& w);

@@ -87,6 +87,7 @@ struct AttendArgs {
   float* finals;      // [n, heads, 2]: maximum and sum of the whole row; may be null
   float* accumulate;  // [heads, accumulate_stride]: probabilities summed over rows; may be null
   int accumulate_stride;
+  size_t accumulate_row;  // floats from one row's [heads, accumulate_stride] to the next's; 0: all rows in one
 };
 constexpr int kPartialHeader = 16;
 
