@@ -187,7 +187,7 @@ void test_plan(int kind) {
     plan.add_rotate(layer, q, k, v, n, n, 1e-5f, 0, 30);
     plan.add_attend(layer, q, attended, 0.1f, layer ? 5 : 0, 0.0f);
     plan.add_project(layer, attended, 0, 0, {linear(hidden, heads * dim)}, {branch}, false);
-    plan.add_norm_add(layer, branch, n, 1e-5f, h);
+    plan.add_rows(layer, branch, n, 1e-5f, -1, h);
     plan.add_gated(layer, h, n, 1e-5f, linear(inner, hidden), linear(inner, hidden), act, layer);
     plan.add_project(layer, act, 0, 0, {linear(hidden, inner)}, {h}, true);
   }

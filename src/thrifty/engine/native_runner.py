@@ -80,7 +80,9 @@ class NativeRunner:
             return self._reference.prefill(rows, last)
         count = len(rows.tokens)
         wanted = torch.tensor([count - 1], dtype=torch.int32) if last else EMPTY
-        logits = self.plan.step(_integers(rows.tokens), _positions(rows), [view], [count], wanted)
+        logits = self.plan.step(
+            _integers(rows.tokens), _positions(rows), [view], [count], wanted, lengths=[rows.length]
+        )
         return NativeScores(logits, self.plan.argmax) if last else None
 
     def embed(self, tokens: Sequence[int]) -> Tensor:
@@ -98,7 +100,8 @@ class NativeRunner:
         queries = None
         if rows.cache.statistics.queries is not None:
             queries = torch.empty(count, config.heads, config.head_dim)
-        self.plan.layers(hidden, _positions(rows), [view], [count], index, index + 1, queries)
+        positions, lengths = _positions(rows), [rows.length]
+        self.plan.layers(hidden, positions, [view], [count], index, index + 1, queries, lengths=lengths)
         if queries is not None:
             rows.cache.observe(index, queries)
         return hidden
@@ -116,7 +119,7 @@ class NativeRunner:
             positions = torch.cat([_positions(rows) for rows in batch])
         counts = [len(rows.tokens) for rows in batch]
         wanted = torch.arange(len(tokens), dtype=torch.int32)
-        logits = self.plan.step(tokens, positions, views, counts, wanted)
+        logits = self.plan.step(tokens, positions, views, counts, wanted, lengths=[rows.length for rows in batch])
         return NativeScores(logits, self.plan.argmax)
 
 

@@ -14,7 +14,7 @@ struct Block {  // one page of one span
 };
 
 struct Tile {  // scratch of one worker
-  int rows, dim;
+  int rows, dim, first_row = 0;
   float *q, *scores, *chunk, *total, *keys, *values, *params;
   float *chunk_max, *chunk_sum, *total_max, *total_sum;
   int *low, *high;
