@@ -16,6 +16,7 @@
 #include "isa.hpp"
 #include "linear.hpp"
 #include "measure.hpp"
+#include "mixture.hpp"
 #include "plan.hpp"
 #include "pool.hpp"
 #include "view.hpp"
@@ -224,6 +225,8 @@ void test_plan(int kind) {
   for (int step : {1, 2, 8}) expect(std::memcmp(feed(step).data(), whole.data(), whole.size() * sizeof(float)) == 0, "chunks of " + std::to_string(step) + " differ");
 }
 
+#include "step_test.hpp"
+
 void test_pool() {
   for (int threads = 1; threads <= std::min(2, Pool::available()); threads++) {
     Pool pool(threads);
@@ -260,7 +263,9 @@ int main() {
     for (auto [dim, group, kv_heads] : {std::tuple{64, 3, 2}, {128, 1, 1}, {192, 7, 1}})
       for (int window : {0, 50}) test_attention(dim, group, kv_heads, window, window ? 5.0f : 0.0f);
     test_view();
-    for (int kind : {4, 8, 16}) test_plan(kind);
+    for (int kind : {4, 8, 16}) test_plan(kind), test_step(kind);
+    test_growing_partials();
+    test_late_arrival();
     expect(read_bandwidth(1, 1) > 0 && gemm_rate(1) > 0, "measurements");
     std::printf("%s: done\n", isa);
   }
