@@ -16,6 +16,7 @@
 #include "isa.hpp"
 #include "linear.hpp"
 #include "measure.hpp"
+#include "mixture.hpp"
 #include "plan.hpp"
 #include "pool.hpp"
 #include "view.hpp"
@@ -187,7 +188,7 @@ void test_plan(int kind) {
     plan.add_rotate(layer, q, k, v, n, n, 1e-5f, 0, 30);
     plan.add_attend(layer, q, attended, 0.1f, layer ? 5 : 0, 0.0f);
     plan.add_project(layer, attended, 0, 0, {linear(hidden, heads * dim)}, {branch}, false);
-    plan.add_norm_add(layer, branch, n, 1e-5f, h);
+    plan.add_rows(layer, branch, n, 1e-5f, -1, h);
     plan.add_gated(layer, h, n, 1e-5f, linear(inner, hidden), linear(inner, hidden), act, layer);
     plan.add_project(layer, act, 0, 0, {linear(hidden, inner)}, {h}, true);
   }
@@ -223,6 +224,8 @@ void test_plan(int kind) {
   for (float x : whole) expect(std::isfinite(x), "logits are not finite");
   for (int step : {1, 2, 8}) expect(std::memcmp(feed(step).data(), whole.data(), whole.size() * sizeof(float)) == 0, "chunks of " + std::to_string(step) + " differ");
 }
+
+#include "step_test.hpp"
 
 void test_pool() {
   for (int threads = 1; threads <= std::min(2, Pool::available()); threads++) {
@@ -260,7 +263,9 @@ int main() {
     for (auto [dim, group, kv_heads] : {std::tuple{64, 3, 2}, {128, 1, 1}, {192, 7, 1}})
       for (int window : {0, 50}) test_attention(dim, group, kv_heads, window, window ? 5.0f : 0.0f);
     test_view();
-    for (int kind : {4, 8, 16}) test_plan(kind);
+    for (int kind : {4, 8, 16}) test_plan(kind), test_step(kind);
+    test_growing_partials();
+    test_late_arrival();
     expect(read_bandwidth(1, 1) > 0 && gemm_rate(1) > 0, "measurements");
     std::printf("%s: done\n", isa);
   }

@@ -82,7 +82,9 @@ class NativeRunner:
         count = len(rows.tokens)
         wanted = torch.tensor([count - 1], dtype=torch.int32) if last else EMPTY
         sums = _accumulators([rows.cache.accumulate_prompt(count)])
-        logits = self.plan.step(_integers(rows.tokens), _positions(rows), [view], [count], wanted, accumulate=sums)
+        logits = self.plan.step(
+            _integers(rows.tokens), _positions(rows), [view], [count], wanted, lengths=[rows.length], accumulate=sums
+        )
         return NativeScores(logits, self.plan.argmax) if last else None
 
     def embed(self, tokens: Sequence[int]) -> Tensor:
@@ -96,13 +98,15 @@ class NativeRunner:
         view = rows.cache.native
         if view is None:
             return self._reference.run_layers(first, last, hidden, rows)
-        positions, count = _positions(rows), len(rows.tokens)
+        positions, count, lengths = _positions(rows), len(rows.tokens), [rows.length]
         sums = _accumulators([rows.cache.accumulate_prompt(count)])
         if rows.cache.statistics.queries is None:
-            return self.plan.layers(hidden, positions, [view], [count], first, last, accumulate=sums)
+            return self.plan.layers(hidden, positions, [view], [count], first, last, lengths=lengths, accumulate=sums)
         queries = torch.empty(count, self.plan.config.heads, self.plan.config.head_dim)
         for index in range(first, last):
-            self.plan.layers(hidden, positions, [view], [count], index, index + 1, queries, sums)
+            self.plan.layers(
+                hidden, positions, [view], [count], index, index + 1, queries, lengths=lengths, accumulate=sums
+            )
             rows.cache.observe(index, queries)
         return hidden
 
@@ -120,7 +124,8 @@ class NativeRunner:
         counts = [len(rows.tokens) for rows in batch]
         wanted = torch.arange(len(tokens), dtype=torch.int32)
         sums = _accumulators([rows.cache.accumulate_rows(len(rows.tokens)) for rows in batch])
-        logits = self.plan.step(tokens, positions, views, counts, wanted, accumulate=sums)
+        lengths = [rows.length for rows in batch]
+        logits = self.plan.step(tokens, positions, views, counts, wanted, lengths=lengths, accumulate=sums)
         return NativeScores(logits, self.plan.argmax)
 
 

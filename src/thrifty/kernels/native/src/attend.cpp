@@ -41,6 +41,7 @@ void Attention::add(const View& view, int layer, const Call& call, int rows, con
     a.q = q, a.out = out, a.n = rows, a.heads = call.heads, a.dim = view.head_dim();
     a.group = call.heads / kv_heads_, a.kv_head = h, a.scale = call.scale, a.softcap = call.softcap, a.window = call.window;
     a.accumulate = call.accumulate, a.accumulate_stride = call.accumulate_stride, a.accumulate_row = call.accumulate_row;
+    a.tree = call.tree, a.ahead = call.ahead;
     int first_page = 0;
     if (call.window > 0) {  // pages that no row can see
       const int slot = std::max(0, a.slots - rows + 1 - call.window);

@@ -25,6 +25,8 @@ class Attention {
     float* accumulate = nullptr;  // [heads, accumulate_stride]; null: none
     int accumulate_stride = 0;
     size_t accumulate_row = 0;
+    const uint64_t* tree = nullptr;  // see AttendArgs
+    const int32_t* ahead = nullptr;
   };
   static size_t scratch_bytes(int dim, int group);
   static void check(const View& view, int layer, int rows, int heads, int window);  // throws std::invalid_argument

@@ -36,9 +36,14 @@ static void merge(float& maximum, float& sum, float* acc, float chunk_max, float
 }
 
 static void limits(const AttendArgs& a, int row0, const Block& b, Tile& t) {
+  t.first_row = row0;
   for (int r = 0; r < t.rows; r++) {
-    const int limit = a.slots - (a.n - 1 - (row0 + r / a.group));
-    const int high = limit - b.first_slot, low = a.window > 0 ? limit - a.window - b.first_slot : 0;
+    const int row = row0 + r / a.group, limit = a.slots - (a.n - 1 - row);
+    if (a.tree) {
+      tree_limits(a, row, b, t.low[r], t.high[r]);
+      continue;
+    }
+    const int high = limit + (a.ahead ? a.ahead[row] : 0) - b.first_slot, low = a.window > 0 ? limit - a.window - b.first_slot : 0;
     t.high[r] = high > b.slots ? b.slots : high, t.low[r] = low > 0 ? low : 0;
   }
 }
@@ -183,8 +188,9 @@ static void attend_accumulate(const AttendArgs& a, int page, uint8_t* scratch) {
           if (t.high[first + r] <= t.low[first + r]) continue;
           float* s = t.scores + r * kPage;
           V x[4];
-          adjust_scores(s, a, b, t.low[first + r], t.high[first + r], x);
-          const int row = row0 + (first + r) / a.group, head = a.kv_head * a.group + (first + r) % a.group;
+          const int row = row0 + (first + r) / a.group;
+          adjust_scores(s, a, b, row, t.low[first + r], t.high[first + r], x);
+          const int head = a.kv_head * a.group + (first + r) % a.group;
           const float* final = a.finals + ((size_t)row * a.heads + head) * 2;
           const V inverse = set1(1.0f / final[1]);
           for (int j = 0; j < 4; j++) store(s + j * kLanes, mul(exponential_bounded(sub(x[j], set1(final[0]))), inverse));

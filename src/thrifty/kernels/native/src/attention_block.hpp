@@ -67,8 +67,34 @@ THRIFTY_INLINE void weigh(const float* p, const float* fade, const T* values, in
   }
 }
 
+// Bit i: row `row` of a tree of uncommitted rows sees slot i of the block.
+THRIFTY_INLINE uint64_t tree_bits(const AttendArgs& a, int row, const Block& b) {
+  const int own = a.slots - a.n - b.first_slot;  // where the step's own rows start
+  if (own >= kPage) return ~0ull;
+  if (own <= -kPage) return 0;
+  return own > 0 ? a.tree[row] << own | ((1ull << own) - 1) : a.tree[row] >> -own;
+}
+
+// A window counts the rows of the path only. A block of which the row sees nothing has an empty range.
+THRIFTY_INLINE void tree_limits(const AttendArgs& a, int row, const Block& b, int& low, int& high) {
+  const int limit = a.slots - a.n + __builtin_popcountll(a.tree[row]) - b.first_slot;
+  low = a.window > 0 && limit > a.window ? limit - a.window : 0;
+  const uint64_t bits = tree_bits(a, row, b) & (b.slots < kPage ? (1ull << b.slots) - 1 : ~0ull) & (low < kPage ? ~0ull << low : 0);
+  high = bits ? kPage - __builtin_clzll(bits) : 0;
+}
+
+THRIFTY_INLINE void hide_other_paths(const AttendArgs& a, int row, const Block& b, V* x) {
+  const uint64_t bits = tree_bits(a, row, b);
+  if (bits == ~0ull) return;
+  float s[kPage];
+  for (int j = 0; j < 4; j++) store(s + j * kLanes, x[j]);
+  for (int i = 0; i < kPage; i++)
+    if (!(bits >> i & 1)) s[i] = kLowest;
+  for (int j = 0; j < 4; j++) x[j] = load(s + j * kLanes);
+}
+
 // Soft cap, bias and mask of one row's scores.
-THRIFTY_INLINE void adjust_scores(float* s, const AttendArgs& a, const Block& b, int low, int high, V* x) {
+THRIFTY_INLINE void adjust_scores(float* s, const AttendArgs& a, const Block& b, int row, int low, int high, V* x) {
   const float* bias = b.span->bias ? b.span->bias + (size_t)b.page * kPage : nullptr;
   for (int j = 0; j < 4; j++) {
     x[j] = load(s + j * kLanes);
@@ -76,11 +102,12 @@ THRIFTY_INLINE void adjust_scores(float* s, const AttendArgs& a, const Block& b,
     if (bias) x[j] = add(x[j], load_some(bias + j * kLanes, b.slots - j * kLanes));
     if (low > j * kLanes || high < (j + 1) * kLanes) x[j] = keep(x[j], low - j * kLanes, high - j * kLanes, set1(kLowest));
   }
+  if (a.tree) hide_other_paths(a, row, b, x);
 }
 
 // Scores of R rows -> probabilities relative to each row's new maximum; fade: what shrinks the row's earlier values.
 template <int R> THRIFTY_INLINE void soften(float* s, const AttendArgs& a, const Block& b, Tile& t, int first, float* fade) {
-  const bool plain = a.softcap <= 0.0f && !b.span->bias;
+  const bool plain = a.softcap <= 0.0f && !b.span->bias && !a.tree;
   float top[kLanes] = {}, before[kLanes] = {};
   for (int r = 0; r < R; r++) {
     const int low = t.low[first + r], high = t.high[first + r];
@@ -88,7 +115,7 @@ template <int R> THRIFTY_INLINE void soften(float* s, const AttendArgs& a, const
     if (plain && low == 0 && high == kPage) {
       for (int j = 0; j < 4; j++) x[j] = load(s + r * kPage + j * kLanes);
     } else {
-      adjust_scores(s + r * kPage, a, b, low, high, x);
+      adjust_scores(s + r * kPage, a, b, t.first_row + (first + r) / a.group, low, high, x);
       for (int j = 0; j < 4; j++) store(s + r * kPage + j * kLanes, x[j]);
     }
     const float best = reduce_max(max(max(x[0], x[1]), max(x[2], x[3])));

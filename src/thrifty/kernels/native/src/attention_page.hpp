@@ -34,7 +34,7 @@ THRIFTY_INLINE CodePage code_page(const Span& s, int page, int dim) {
 enum class QueryOrder { none, channels, pairs };
 
 struct Tile {  // scratch of one worker
-  int rows, dim;
+  int rows, dim, first_row = 0;
   float *q, *rows_q, *scores, *chunk, *total, *keys, *values, *params;
   float *chunk_max, *chunk_sum, *total_max, *total_sum;
   int *low, *high;

@@ -34,27 +34,69 @@ int code_at(const Linear& w, size_t tile, int lane, int column) {
 
 Linear make_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group) {
   auto refuse = [](const std::string& message) { throw std::invalid_argument(message); };
-  if (kind != 4 && kind != 8 && kind != 16) refuse("linear kind must be 4, 8 (codes) or 16 (bf16), not " + std::to_string(kind));
+  if (kind != 4 && kind != 8 && kind != 16 && kind != 32) refuse("linear kind must be 4, 8 (codes), 16 (bf16) or 32 (plain fp32), not " + std::to_string(kind));
   if (out < 1 || in < 1 || out > (1 << 24) || in > (1 << 20)) refuse("linear of shape " + std::to_string(out) + " x " + std::to_string(in) + " is out of range");
-  if (kind != 16 && group != 32 && group != 64 && group != 128) refuse("group must be 32, 64 or 128, not " + std::to_string(group));
-  if (!codes || (kind != 16 && !scales)) refuse("linear needs codes and, for codes of 4 or 8 bits, scales");
+  if (kind < 16 && group != 32 && group != 64 && group != 128) refuse("group must be 32, 64 or 128, not " + std::to_string(group));
+  if (!codes || (kind < 16 && !scales)) refuse("linear needs codes and, for codes of 4 or 8 bits, scales");
   Linear w;
   w.kind = kind, w.out = out, w.in = in, w.group = group;
   w.codes = (const uint8_t*)codes, w.bias = (const float*)bias;
-  if (kind != 16) w.scales = (const uint16_t*)scales, w.minimums = (const uint16_t*)minimums;
+  if (kind < 16) w.scales = (const uint16_t*)scales, w.minimums = (const uint16_t*)minimums;
   return w;
 }
 
+namespace {
+
+// Activations of a row are `count` items of `bytes`, in panels of kPanel interleaved rows (plain rows: each by itself).
+struct Items {
+  explicit Items(const Linear& w)
+      : bytes(w.kind == 32 ? (size_t)w.in * sizeof(float) : w.kind == 16 ? sizeof(uint32_t) : sizeof(ActivationBlock)),
+        count(w.kind == 32 ? 1 : w.kind == 16 ? ((size_t)w.in + 1) / 2 : (size_t)w.blocks()) {}
+  size_t start(int row) const { return ((size_t)(row / kPanel) * count * kPanel + (size_t)(row % kPanel)) * bytes; }
+  size_t bytes, count;
+};
+
+}  // namespace
+
 size_t panel_bytes(const Linear& w, int rows) {
-  const size_t panels = ((size_t)rows + kPanel - 1) / kPanel;
-  return panels * kPanel * (w.kind == 16 ? ((size_t)w.in + 1) / 2 * sizeof(uint32_t) : (size_t)w.blocks() * sizeof(ActivationBlock));
+  const Items items(w);
+  return ((size_t)rows + kPanel - 1) / kPanel * kPanel * items.count * items.bytes;
 }
 
 void place_row(const Linear& w, const float* x, int row, uint8_t* panel) {
-  const size_t items = w.kind == 16 ? ((size_t)w.in + 1) / 2 : (size_t)w.blocks();
-  const size_t at = (size_t)(row / kPanel) * items * kPanel + (size_t)(row % kPanel);
-  if (w.kind == 16) kernels().to_pairs(x, w.in, (uint32_t*)panel + at);
-  else kernels().quantise(x, w.in, (ActivationBlock*)panel + at);
+  uint8_t* to = panel + Items(w).start(row);
+  if (w.kind == 32) std::memcpy(to, x, (size_t)w.in * sizeof(float));
+  else if (w.kind == 16) kernels().to_pairs(x, w.in, (uint32_t*)to);
+  else kernels().quantise(x, w.in, (ActivationBlock*)to);
+}
+
+void copy_row(const Linear& w, const uint8_t* panel, int from, uint8_t* target, int to) {
+  const Items items(w);
+  panel += items.start(from), target += items.start(to);
+  for (size_t i = 0; i < items.count; i++) std::memcpy(target + i * kPanel * items.bytes, panel + i * kPanel * items.bytes, items.bytes);
+}
+
+const uint8_t* row_in_panel(const Linear& w, const uint8_t* panel, int row) { return panel + Items(w).start(row); }
+
+float dot(const float* a, const float* b, int count) {
+  float sums[kLanes] = {}, sum = 0.0f;
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int j = 0; j < kLanes; j++) sums[j] += a[i + j] * b[i + j];
+  for (; i < count; i++) sum += a[i] * b[i];
+  for (float s : sums) sum += s;
+  return sum;
+}
+
+void plain_tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add) {
+  const float *x = (const float*)activations, *weights = (const float*)w.codes;
+  const size_t in = (size_t)w.in;
+  const int first = tile0 * kLanes, end = std::min(tile1 * kLanes, w.out);
+  for (int row = row0; row < row1; row++, y += stride)
+    for (int c = first; c < end; c++) {
+      const float value = dot(weights + (size_t)c * in, x + (size_t)row * in, w.in) + (w.bias ? w.bias[c] : 0.0f);
+      y[c - first] = add ? y[c - first] + value : value;
+    }
 }
 
 void linear_row(const Linear& w, int row, float* out) {

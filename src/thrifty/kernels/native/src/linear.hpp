@@ -16,6 +16,17 @@ size_t panel_bytes(const Linear& linear, int rows);  // rows rounded up to whole
 // One row of activations (already normed) into place `row` of a panel.
 void place_row(const Linear& linear, const float* x, int row, uint8_t* panel);
 
+// Row `from` of one panel of activations as row `to` of another.
+void copy_row(const Linear& linear, const uint8_t* panel, int from, uint8_t* target, int to);
+// Where row `row` of a panel starts, for kernels that then take it as their first.
+const uint8_t* row_in_panel(const Linear& linear, const uint8_t* panel, int row);
+
+// a . b, added in sixteen interleaved sums, whatever the instruction set.
+float dot(const float* a, const float* b, int count);
+
+// As the kernels' `tiles`, for linears of kind 32: activations and weights are plain rows of fp32.
+void plain_tiles(const Linear& linear, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add);
+
 // A row of the weight matrix in fp32 (embedding lookup): out[in].
 void linear_row(const Linear& linear, int row, float* out);
 

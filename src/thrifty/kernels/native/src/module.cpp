@@ -4,11 +4,16 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <optional>
+#include <tuple>
+
 #include "attend.hpp"
 #include "compress_driver.hpp"
 #include "isa.hpp"
 #include "linear.hpp"
 #include "measure.hpp"
+#include "mixture.hpp"
 #include "plan.hpp"
 #include "pool.hpp"
 #include "view.hpp"
@@ -59,9 +64,17 @@ void append(View& view, int layer, uintptr_t keys, uintptr_t values, int n) {
       view.write(layer, (int)h, start[h] + (int)i, (const float*)keys + (i * heads + h) * dim, (const float*)values + (i * heads + h) * dim);
 }
 
+using AdapterEntry = std::tuple<int, int, uintptr_t, uintptr_t, int, float>;  // adapter, linear, down, up, rank, scale
+
+void add_mixture(Plan& plan, int layer, int in, uintptr_t norm, float epsilon, int scores, const std::vector<int>& gates, const std::vector<int>& ups, const std::vector<int>& downs, int active,
+                 bool normalise, int activation, int sum, int out) {
+  plan.add_mixture(layer, in, norm, epsilon, {scores, sum, out, gates, ups, downs, active, normalise, activation});
+}
+
 void run_plan(Plan& plan, int rows, uintptr_t tokens, uintptr_t hidden, const std::vector<View*>& views, const std::vector<int>& counts, const std::vector<uintptr_t>& rotation,
               int first_layer, int last_layer, const std::vector<int>& skip, uintptr_t queries_out, int tap_layer, uintptr_t tap, uintptr_t logit_rows, int logit_count, uintptr_t logits, uintptr_t arg_max,
-              const std::vector<std::tuple<std::vector<uintptr_t>, int, size_t>>& sums) {
+              const std::vector<std::tuple<std::vector<uintptr_t>, int, size_t>>& sums, uintptr_t tree, uintptr_t ahead, const std::vector<AdapterEntry>& adapters, const std::vector<int32_t>& adapter_rows,
+              Arrivals* arrivals, double patience) {
   Step s;
   s.rows = rows, s.tokens = (const int32_t*)tokens, s.hidden = (float*)hidden;
   s.views = views, s.counts = counts;
@@ -82,6 +95,16 @@ void run_plan(Plan& plan, int rows, uintptr_t tokens, uintptr_t hidden, const st
   for (const auto& [layers, stride, row] : sums) {
     s.sums.push_back({{}, stride, row});
     for (uintptr_t layer : layers) s.sums.back().layers.push_back((float*)layer);
+  }
+  s.tree = (const uint64_t*)tree, s.ahead = (const int32_t*)ahead, s.arrivals = arrivals, s.patience = patience;
+  std::optional<Adapters> low_rank;
+  if (!adapters.empty()) {
+    int count = 0;
+    for (const auto& entry : adapters) count = std::max(count, std::get<0>(entry) + 1);
+    low_rank.emplace(count, plan.linears);
+    for (const auto& [adapter, linear, down, up, rank, scale] : adapters) low_rank->set(adapter, linear, {(const float*)down, (const float*)up, rank, scale});
+    low_rank->choose(adapter_rows);
+    s.adapters = &*low_rank;
   }
   nb::gil_scoped_release released;
   plan.run(s);
@@ -121,6 +144,12 @@ NB_MODULE(_native, m) {
       .def_prop_ro("kv_heads", &View::kv_heads)
       .def_prop_ro("head_dim", &View::head_dim);
 
+  nb::class_<Arrivals>(m, "Arrivals", "One flag a layer, set by any thread when what the layer needs is there; a step that is given it waits for them.")
+      .def(nb::init<int>(), "layers"_a)
+      .def("set", &Arrivals::set, "layer"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("clear", &Arrivals::clear, "layer"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("layers", &Arrivals::layers);
+
   nb::class_<Plan>(m, "Plan", "An ordered list of operations over fixed buffers; built by thrifty/engine/plan.py.")
       .def("__init__", [](Plan* p, int max_rows, int layers, int heads, int kv_heads, int head_dim) { new (p) Plan({max_rows, layers, heads, kv_heads, head_dim}); },
            "max_rows"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_dim"_a)
@@ -131,9 +160,13 @@ NB_MODULE(_native, m) {
       .def("add_gated", &Plan::add_gated, "layer"_a, "in_"_a, "norm"_a, "epsilon"_a, "gate"_a, "up"_a, "out"_a, "activation"_a)
       .def("add_rotate", &Plan::add_rotate, "layer"_a, "q"_a, "k"_a, "v"_a, "q_norm"_a, "k_norm"_a, "epsilon"_a, "rope"_a, "rope_dim"_a)
       .def("add_attend", &Plan::add_attend, "layer"_a, "q"_a, "out"_a, "scale"_a, "window"_a, "softcap"_a)
-      .def("add_norm_add", &Plan::add_norm_add, "layer"_a, "in_"_a, "norm"_a, "epsilon"_a, "out"_a)
+      .def("add_norm_rows", &Plan::add_norm_rows, "layer"_a, "buffers"_a, "norms"_a, "epsilon"_a)
+      .def("add_rows", &Plan::add_rows, "layer"_a, "in_"_a, "norm"_a, "epsilon"_a, "gate"_a, "out"_a)
+      .def("add_mixture", &add_mixture, "layer"_a, "in_"_a, "norm"_a, "epsilon"_a, "scores"_a, "gates"_a, "ups"_a, "downs"_a, "active"_a, "normalise"_a, "activation"_a, "sum"_a, "out"_a)
+      .def("add_await", &Plan::add_await, "layer"_a)
       .def("add_logits", &Plan::add_logits, "in_"_a, "norm"_a, "epsilon"_a, "linear"_a, "softcap"_a)
       .def("run", &run_plan, "rows"_a, "tokens"_a, "hidden"_a, "views"_a, "counts"_a, "rotation"_a, "first_layer"_a, "last_layer"_a, "skip"_a, "queries_out"_a, "tap_layer"_a, "tap"_a,
-           "logit_rows"_a, "logit_count"_a, "logits"_a, "arg_max"_a, "sums"_a = std::vector<std::tuple<std::vector<uintptr_t>, int, size_t>>())
+           "logit_rows"_a, "logit_count"_a, "logits"_a, "arg_max"_a, "sums"_a = std::vector<std::tuple<std::vector<uintptr_t>, int, size_t>>(), "tree"_a = 0, "ahead"_a = 0,
+           "adapters"_a = std::vector<AdapterEntry>(), "adapter_rows"_a = std::vector<int32_t>(), "arrivals"_a = nb::none(), "patience"_a = 0.0)
       .def_prop_ro("nbytes", &Plan::bytes);
 }

@@ -1,6 +1,7 @@
 #include "operations.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "isa.hpp"
@@ -9,35 +10,30 @@ namespace thrifty {
 
 namespace {
 
-constexpr int kPrivateRows = 2;
-constexpr int kGateRows = 64;     // rows whose gate and up tiles stay in the first-level cache
+constexpr int kGateRows = 64;  // rows whose gate and up tiles stay in the first-level cache
 
-size_t padded_floats(int columns) { return align64((size_t)columns * sizeof(float)); }
+void run_tiles(const Linear& w, int tile0, int tile1, const Panels::Ready& ready, int row0, int row1, float* y, size_t stride, bool add) {
+  (w.kind == 32 ? plain_tiles : kernels().tiles)(w, tile0, tile1, ready.of(w), row0, row1, y, stride, add);
+}
+
+// What the rows' adapters make of their normed rows, before any of them is added.
+template <class F> void lower_adapters(Step& s, const std::vector<int>& linears, const Panels& panels, int columns, Worker& w, F&& row_at) {
+  for (int i = w.begin(s.rows); i < w.end(s.rows); i++) {
+    const float* x = row_at(i);
+    float* normed = (float*)w.scratch;  // the panels' own, free again
+    if (panels.norm) kernels().rms_norm(x, panels.norm, panels.epsilon, columns, normed), x = normed;
+    s.adapters->lower(linears, i, x);
+  }
+  w.barrier();
+}
 
 }  // namespace
 
 size_t Panels::scratch(int columns) const {
   Linear by_codes, by_pairs;
   by_codes.kind = 8, by_pairs.kind = 16, by_codes.in = by_pairs.in = columns;
-  return padded_floats(columns) + (codes ? align64(panel_bytes(by_codes, 1)) : 0) + (pairs ? align64(panel_bytes(by_pairs, 1)) : 0);
-}
-
-template <class F> Panels::Ready Panels::prepare(Plan& plan, Worker& w, int rows, int columns, F&& row_at) const {
-  Linear by_codes, by_pairs;
-  by_codes.kind = 8, by_pairs.kind = 16, by_codes.in = by_pairs.in = columns;
-  float* normed = (float*)w.scratch;
-  uint8_t* own = w.scratch + padded_floats(columns);
-  const bool apart = rows <= kPrivateRows;
-  uint8_t* code_panel = apart ? own : plan.panel(false);
-  uint8_t* pair_panel = apart ? own + (codes ? align64(panel_bytes(by_codes, 1)) : 0) : plan.panel(true);
-  for (int i = apart ? 0 : w.begin(rows), end = apart ? rows : w.end(rows); i < end; i++) {
-    const float* x = row_at(i);
-    if (norm) kernels().rms_norm(x, norm, epsilon, columns, normed), x = normed;
-    if (codes) place_row(by_codes, x, i, code_panel);
-    if (pairs) place_row(by_pairs, x, i, pair_panel);
-  }
-  if (!apart) w.barrier();
-  return {code_panel, pair_panel};
+  const size_t rows = (codes ? align64(panel_bytes(by_codes, 1)) : 0) + (pairs ? align64(panel_bytes(by_pairs, 1)) : 0);
+  return (plain ? 1 + kPrivateRows : 1) * padded_floats(columns) + rows;
 }
 
 void Embed::run(Plan& plan, Step& s, Worker& w) {
@@ -56,7 +52,10 @@ size_t Project::scratch(const Plan& plan) const { return panels.scratch(plan.wid
 void Project::run(Plan& plan, Step& s, Worker& w) {
   const int columns = plan.widths[(size_t)in];
   const float* x = plan.buffer(in, s);
-  const auto ready = panels.prepare(plan, w, s.rows, columns, [&](int i) { return x + (size_t)i * (size_t)columns; });
+  const auto row_at = [&](int i) { return x + (size_t)i * (size_t)columns; };
+  const auto ready = panels.prepare(plan, w, s.rows, columns, row_at);
+  const bool adapted = s.adapters && s.adapters->touches(linears);
+  if (adapted) lower_adapters(s, linears, panels, columns, w, row_at);
   int tiles = 0;
   for (int i : linears) tiles += plan.linears[(size_t)i].tiles();
   const TileTasks tasks(plan.linears[(size_t)linears[0]], s.rows, tiles, w.count);
@@ -66,8 +65,11 @@ void Project::run(Plan& plan, Step& s, Worker& w) {
       const Linear& weights = plan.linears[(size_t)linears[i]];
       const int from = std::max(tile0 - first, 0), to = std::min(tile1 - first, weights.tiles());
       const size_t stride = (size_t)weights.out;
-      if (from < to) kernels().tiles(weights, from, to, ready.of(weights), row0, row1, plan.buffer(outs[i], s) + (size_t)row0 * stride + (size_t)from * kLanes, stride, add);
       first += weights.tiles();
+      if (from >= to) continue;
+      float* y = plan.buffer(outs[i], s) + (size_t)row0 * stride + (size_t)from * kLanes;
+      run_tiles(weights, from, to, ready, row0, row1, y, stride, add);
+      if (adapted) s.adapters->raise(linears[i], (int)i, row0, row1, from * kLanes, std::min(to * kLanes, weights.out), y, stride);
     }
   });
 }
@@ -78,7 +80,11 @@ void Gated::run(Plan& plan, Step& s, Worker& w) {
   const int columns = plan.widths[(size_t)in], width = plan.widths[(size_t)out];
   const float* x = plan.buffer(in, s);
   float* y = plan.buffer(out, s);
-  const auto ready = panels.prepare(plan, w, s.rows, columns, [&](int i) { return x + (size_t)i * (size_t)columns; });
+  const auto row_at = [&](int i) { return x + (size_t)i * (size_t)columns; };
+  const auto ready = panels.prepare(plan, w, s.rows, columns, row_at);
+  const std::vector<int> linears{gate, up};
+  const bool adapted = s.adapters && s.adapters->touches(linears);
+  if (adapted) lower_adapters(s, linears, panels, columns, w, row_at);
   const Linear &a = plan.linears[(size_t)gate], &b = plan.linears[(size_t)up];
   float* gates = (float*)(w.scratch + panels.scratch(columns));
   float* ups = gates + kGateRows * 2 * kLanes;
@@ -89,6 +95,10 @@ void Gated::run(Plan& plan, Step& s, Worker& w) {
         const int stop = std::min(row + kGateRows, row1);
         kernels().tiles(a, tile, end, ready.of(a), row, stop, gates, 2 * kLanes, false);
         kernels().tiles(b, tile, end, ready.of(b), row, stop, ups, 2 * kLanes, false);
+        if (adapted) {
+          s.adapters->raise(gate, 0, row, stop, tile * kLanes, tile * kLanes + lanes, gates, 2 * kLanes);
+          s.adapters->raise(up, 1, row, stop, tile * kLanes, tile * kLanes + lanes, ups, 2 * kLanes);
+        }
         for (int i = row; i < stop; i++)
           kernels().gate(gates + (i - row) * 2 * kLanes, ups + (i - row) * 2 * kLanes, y + (size_t)i * (size_t)width + (size_t)tile * kLanes, lanes, activation);
       }
@@ -127,19 +137,43 @@ void Attend::prepare(Plan& plan, Step& s, int workers) {
   for (size_t i = 0; i < s.views.size(); row += (size_t)s.counts[i], i++) {
     Attention::Call own = call;
     if (!s.sums.empty() && !s.sums[i].layers.empty()) own.accumulate = s.sums[i].layers[(size_t)layer], own.accumulate_stride = s.sums[i].stride, own.accumulate_row = s.sums[i].row;
+    if (s.tree) own.tree = s.tree + row;
+    if (s.ahead) own.ahead = s.ahead + row;
     attention.add(*s.views[i], layer, own, s.counts[i], plan.buffer(q, s) + row * width, plan.buffer(out, s) + row * width);
   }
   attention.prepare(plan.attention, workers);
 }
 
-void NormAdd::run(Plan& plan, Step& s, Worker& w) {
-  const int width = plan.widths[(size_t)in];
-  const float* x = plan.buffer(in, s);
-  float *y = plan.buffer(out, s), *normed = (float*)w.scratch;
-  for (int i = w.begin(s.rows); i < w.end(s.rows); i++) {
-    kernels().rms_norm(x + (size_t)i * (size_t)width, norm, epsilon, width, normed);
-    kernels().add(y + (size_t)i * (size_t)width, normed, width);
+void NormRows::run(Plan& plan, Step& s, Worker& w) {
+  const int units = s.rows * (int)buffers.size();
+  for (int u = w.begin(units); u < w.end(units); u++) {
+    const size_t i = (size_t)u % buffers.size();
+    const int width = plan.widths[(size_t)buffers[i]];
+    float* x = plan.buffer(buffers[i], s) + (size_t)u / buffers.size() * (size_t)width;
+    kernels().rms_norm(x, norms[i], epsilon, width, x);
   }
+}
+
+void AddRows::run(Plan& plan, Step& s, Worker& w) {
+  const int width = plan.widths[(size_t)in];
+  const bool few = s.rows <= kPrivateRows;
+  const int from = few ? w.begin(width) : 0, count = (few ? w.end(width) : width) - from;
+  float* scaled = (float*)w.scratch;
+  for (int i = few ? 0 : w.begin(s.rows), end = few ? s.rows : w.end(s.rows); i < end; i++) {
+    const float* x = plan.buffer(in, s) + (size_t)i * (size_t)width;
+    if (norm) kernels().rms_norm(x, norm, epsilon, width, scaled), x = scaled;
+    if (gate >= 0) {
+      const float factor = 1.0f / (1.0f + std::exp(-plan.buffer(gate, s)[i]));
+      for (int c = from; c < from + count; c++) scaled[c] = factor * x[c];
+      x = scaled;
+    }
+    kernels().add(plan.buffer(out, s) + (size_t)i * (size_t)width + from, x + from, count);
+  }
+}
+
+void Await::run(Plan&, Step& s, Worker& w) {
+  if (w.id == 0 && !s.arrivals->wait(layer, s.patience)) s.missing = layer;
+  w.barrier();
 }
 
 size_t Logits::scratch(const Plan& plan) const { return panels.scratch(plan.widths[(size_t)in]); }

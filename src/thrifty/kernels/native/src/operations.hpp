@@ -1,23 +1,8 @@
 // The operations of a plan. Each writes rows or tiles that no other worker touches; a barrier follows each.
 #pragma once
-#include "plan.hpp"
+#include "panels.hpp"
 
 namespace thrifty {
-
-// Rows of a buffer, normed if a norm is given, as activation panels. One or two rows are prepared by every worker for
-// itself, which costs less than a barrier; more are shared out.
-struct Panels {
-  const float* norm;
-  float epsilon;
-  bool codes = false, pairs = false;  // which of the two kinds the linears need
-
-  size_t scratch(int columns) const;
-  struct Ready {
-    const uint8_t *codes, *pairs;
-    const uint8_t* of(const Linear& w) const { return w.kind == 16 ? pairs : codes; }
-  };
-  template <class F> Ready prepare(Plan& plan, Worker& w, int rows, int columns, F&& row_at) const;
-};
 
 struct Embed final : Operation {
   Embed(int linear, float scale, int out) : Operation(kEmbed), linear(linear), scale(scale), out(out) {}
@@ -66,14 +51,34 @@ struct Attend final : Operation {
   Attention attention;
 };
 
-struct NormAdd final : Operation {
-  NormAdd(int layer, int in, const float* norm, float epsilon, int out) : Operation(layer), in(in), norm(norm), epsilon(epsilon), out(out) {}
+// Rows of buffers normed in place, each as a whole (query and key rows before they are split into heads).
+struct NormRows final : Operation {
+  NormRows(int layer, std::vector<int> buffers, std::vector<const float*> norms, float epsilon)
+      : Operation(layer), buffers(std::move(buffers)), norms(std::move(norms)), epsilon(epsilon) {}
   void run(Plan&, Step&, Worker&) override;
-  size_t scratch(const Plan& plan) const override { return (size_t)plan.widths[(size_t)in] * sizeof(float); }
+  std::vector<int> buffers;
+  std::vector<const float*> norms;
+  float epsilon;
+};
+
+// out += in, normed or times the sigmoid of a gate [rows, 1]; of few rows the workers share the columns.
+struct AddRows final : Operation {
+  AddRows(int layer, int in, const float* norm, float epsilon, int gate, int out)
+      : Operation(layer), in(in), norm(norm), epsilon(epsilon), gate(gate), out(out) {}
+  void run(Plan&, Step&, Worker&) override;
+  size_t scratch(const Plan& plan) const override { return padded_floats(plan.widths[(size_t)in]); }
   int in;
   const float* norm;
   float epsilon;
-  int out;
+  int gate, out;
+};
+
+// Waits until what the layer needs has arrived; without it the step ends here.
+struct Await final : Operation {
+  explicit Await(int layer) : Operation(layer) {}
+  bool wanted(const Step& s) const override { return s.arrivals != nullptr; }
+  void run(Plan&, Step&, Worker&) override;
+  bool ends(const Step& s) const override { return s.missing >= 0; }
 };
 
 struct Logits final : Operation {

@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "isa.hpp"
+#include "mixture.hpp"
 #include "operations.hpp"
 
 namespace thrifty {
@@ -23,8 +24,8 @@ template <class T> std::unique_ptr<T[], void (*)(void*)> allocate(size_t count) 
 }
 
 Panels make_panels(uintptr_t norm, float epsilon, const std::vector<const Linear*>& linears) {
-  Panels p{(const float*)norm, epsilon, false, false};
-  for (const Linear* w : linears) (w->kind == 16 ? p.pairs : p.codes) = true;
+  Panels p{(const float*)norm, epsilon, false, false, false};
+  for (const Linear* w : linears) (w->kind == 32 ? p.plain : w->kind == 16 ? p.pairs : p.codes) = true;
   return p;
 }
 
@@ -34,12 +35,19 @@ Plan::Plan(PlanShape s) : shape(s) {
   if (s.max_rows < 1 || s.max_rows > 65536) refuse("a plan's rows must be between 1 and 65536, not " + std::to_string(s.max_rows));
   if (s.layers < 1 || s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads) refuse("a plan needs layers, and query heads that are a multiple of the KV heads");
   if (s.head_dim < 64 || s.head_dim % 64) refuse("a plan needs a head dimension that is a multiple of 64, not " + std::to_string(s.head_dim));
-  for (int kind = 0; kind < 2; kind++) panels_.push_back(allocate<uint8_t>(0));
+  for (int kind = 0; kind < 3; kind++) panels_.push_back(allocate<uint8_t>(0));
 }
+
+Plan::~Plan() = default;
 
 const Linear& Plan::linear(int i) const {
   if (i < 0 || (size_t)i >= linears.size()) refuse("linear " + std::to_string(i) + " does not exist");
   return linears[(size_t)i];
+}
+
+const Linear& Plan::packed(int i) const {
+  if (linear(i).kind == 32) refuse("linear " + std::to_string(i) + " is plain fp32, which only a projection takes");
+  return linear(i);
 }
 
 int Plan::width(int i) const {
@@ -66,31 +74,28 @@ void Plan::add(std::unique_ptr<Operation> operation) {
   operations_.push_back(std::move(operation));
 }
 
-// Panels of the two kinds, each for the widest buffer that a linear may read.
+// Panels of the three kinds, each for the widest row that a linear of the kind reads.
 void Plan::allocate_panels() {
-  bool used[2] = {false, false};
-  for (const Linear& w : linears) used[w.kind == 16] = true;
-  for (int kind = 0; kind < 2; kind++) {
-    size_t bytes = 0;
-    for (int width : widths) {
-      Linear w;
-      w.kind = kind ? 16 : 8, w.in = width;
-      bytes = std::max(bytes, panel_bytes(w, shape.max_rows));
-    }
-    if (!used[kind] || bytes <= panel_bytes_[kind]) continue;
-    panels_[(size_t)kind] = allocate<uint8_t>(bytes);
-    panel_bytes_[kind] = bytes;
+  size_t wanted[3] = {0, 0, 0};
+  for (const Linear& w : linears) {
+    size_t& bytes = wanted[w.kind == 32 ? 2 : w.kind == 16];
+    bytes = std::max(bytes, panel_bytes(w, shape.max_rows));
+  }
+  for (int kind = 0; kind < 3; kind++) {
+    if (wanted[kind] <= panel_bytes_[kind]) continue;
+    panels_[(size_t)kind] = allocate<uint8_t>(wanted[kind]);
+    panel_bytes_[kind] = wanted[kind];
   }
 }
 
 void Plan::add_embed(int w, float scale, int out) {
-  if (linear(w).in != width(out)) refuse("the embedding's width differs from its buffer's");
+  if (packed(w).in != width(out)) refuse("the embedding's width differs from its buffer's");
   vocabulary_ = linear(w).out;
   add(std::make_unique<Embed>(w, scale, out));
 }
 
 void Plan::add_project(int layer, int in, uintptr_t norm, float epsilon, std::vector<int> ws, std::vector<int> outs, bool add_to) {
-  if (ws.empty() || ws.size() != outs.size()) refuse("a projection needs one output buffer for each linear");
+  if (ws.empty() || ws.size() > Adapters::kTogether || ws.size() != outs.size()) refuse("a projection needs one output buffer for each of one to three linears");
   std::vector<const Linear*> used;
   for (size_t i = 0; i < ws.size(); i++) {
     used.push_back(&linear(ws[i]));
@@ -100,7 +105,7 @@ void Plan::add_project(int layer, int in, uintptr_t norm, float epsilon, std::ve
 }
 
 void Plan::add_gated(int layer, int in, uintptr_t norm, float epsilon, int gate, int up, int out, int activation) {
-  const Linear &a = linear(gate), &b = linear(up);
+  const Linear &a = packed(gate), &b = packed(up);
   if (a.in != width(in) || b.in != a.in || a.out != width(out) || b.out != a.out) refuse("a gated projection's shapes do not match its buffers");
   if (activation != 0 && activation != 1) refuse("activation must be 0 (SiLU) or 1 (GELU, tanh form)");
   add(std::make_unique<Gated>(layer, in, make_panels(norm, epsilon, {&a, &b}), gate, up, out, activation));
@@ -119,16 +124,50 @@ void Plan::add_rotate(int layer, int q, int k, int v, uintptr_t q_norm, uintptr_
 void Plan::add_attend(int layer, int q, int out, float scale, int window, float softcap) {
   if (width(q) != shape.heads * shape.head_dim || width(out) != width(q)) refuse("query and output buffers do not match the heads");
   if (window < 0) refuse("window must be 0 (none) or positive");
+  if (window > 0) window_ = window_ ? std::min(window_, window) : window;
   add(std::make_unique<Attend>(layer, q, out, Attention::Call{shape.heads, scale, softcap, window}));
 }
 
-void Plan::add_norm_add(int layer, int in, uintptr_t norm, float epsilon, int out) {
-  if (width(in) != width(out) || !norm) refuse("norm_add needs a norm and two buffers of one width");
-  add(std::make_unique<NormAdd>(layer, in, (const float*)norm, epsilon, out));
+void Plan::add_norm_rows(int layer, std::vector<int> buffers, const std::vector<uintptr_t>& norms, float epsilon) {
+  if (buffers.empty() || buffers.size() != norms.size()) refuse("norm_rows needs one norm for each buffer");
+  std::vector<const float*> weights;
+  for (size_t i = 0; i < norms.size(); i++) {
+    if (width(buffers[i]) < 1 || !norms[i]) refuse("norm_rows needs one norm for each buffer");
+    weights.push_back((const float*)norms[i]);
+  }
+  add(std::make_unique<NormRows>(layer, std::move(buffers), std::move(weights), epsilon));
 }
 
+void Plan::add_rows(int layer, int in, uintptr_t norm, float epsilon, int gate, int out) {
+  if (width(in) != width(out) || in == out) refuse("add_rows needs two buffers of one width");
+  if (gate >= 0 && width(gate) != 1) refuse("a gate's buffer has width 1, not " + std::to_string(width(gate)));
+  add(std::make_unique<AddRows>(layer, in, (const float*)norm, epsilon, gate, out));
+}
+
+void Plan::add_mixture(int layer, int in, uintptr_t norm, float epsilon, MixtureCall call) {
+  const size_t count = call.gates.size();
+  if (count < 1 || call.ups.size() != count || call.downs.size() != count || call.active < 1 || (size_t)call.active > count)
+    refuse("a mixture needs gate, up and down of each expert, and 1 to " + std::to_string(count) + " active ones, not " + std::to_string(call.active));
+  if (width(call.scores) != (int)count || width(call.sum) != width(in) || call.sum == in || (call.out >= 0 && width(call.out) != width(in))) refuse("a mixture's shapes do not match its buffers");
+  if (call.activation != 0 && call.activation != 1) refuse("activation must be 0 (SiLU) or 1 (GELU, tanh form)");
+  const int inner = packed(call.gates[0]).out;
+  std::vector<const Linear*> used;
+  for (size_t e = 0; e < count; e++) {
+    const Linear &gate = packed(call.gates[e]), &up = packed(call.ups[e]), &down = packed(call.downs[e]);
+    for (const Linear* w : {&gate, &up})
+      if (w->in != width(in) || w->out != inner) refuse("the experts of a mixture must be of one shape");
+    if (down.in != inner || down.out != width(in)) refuse("the experts of a mixture must be of one shape");
+    used.push_back(&gate), used.push_back(&up);
+  }
+  if (!mixture) mixture = std::make_unique<MixtureBuffers>();
+  mixture->grow(shape.max_rows, linears, call);
+  add(std::make_unique<Mixture>(layer, in, make_panels(norm, epsilon, used), std::move(call)));
+}
+
+void Plan::add_await(int layer) { add(std::make_unique<Await>(layer)); }
+
 void Plan::add_logits(int in, uintptr_t norm, float epsilon, int w, float softcap) {
-  if (linear(w).in != width(in)) refuse("the head's width differs from its buffer's");
+  if (packed(w).in != width(in)) refuse("the head's width differs from its buffer's");
   add(std::make_unique<Logits>(in, make_panels(norm, epsilon, {&linear(w)}), w, softcap));
 }
 
@@ -142,6 +181,11 @@ void Plan::check(const Step& s) const {
   if (!s.skip.empty() && s.skip.size() != (size_t)shape.layers) refuse("skip needs one entry a layer");
   if (s.first_layer == s.last_layer) return;
   if (s.queries_out && s.last_layer != s.first_layer + 1) refuse("queries can be returned for one layer at a time");
+  check_views(s);
+  check_sight(s);
+}
+
+void Plan::check_views(const Step& s) const {
   if ((int)s.rotation.size() < ropes_) refuse("the step needs " + std::to_string(ropes_) + " rotation tables");
   if (!s.sums.empty() && s.sums.size() != s.views.size()) refuse("attention sums need one entry for each view");
   if (s.views.size() != s.counts.size()) refuse("a step needs one row count for each view");
@@ -158,6 +202,21 @@ void Plan::check(const Step& s) const {
   }
   if (rows != s.rows) refuse("the views' row counts sum to " + std::to_string(rows) + ", not to " + std::to_string(s.rows));
   if (std::set<const View*>(s.views.begin(), s.views.end()).size() != s.views.size()) refuse("a view may appear only once in a step");
+  if (s.arrivals && s.arrivals->layers() != shape.layers) refuse("arrivals of " + std::to_string(s.arrivals->layers()) + " layers do not fit a plan of " + std::to_string(shape.layers));
+}
+
+// Which rows of this very step a row sees.
+void Plan::check_sight(const Step& s) const {
+  if (s.tree && s.ahead) refuse("a step takes a tree or spans that see ahead, not both");
+  size_t row = 0;
+  for (int count : s.counts) {
+    if (s.tree && count > 64) refuse("a tree has at most 64 rows a sequence, not " + std::to_string(count));
+    if (s.tree && window_ > 0 && count > window_) refuse("a tree of " + std::to_string(count) + " rows is longer than the attention window of " + std::to_string(window_));
+    for (int j = 0; j < count; j++, row++) {
+      if (s.tree && s.tree[row] >> j != 1) refuse("row " + std::to_string(row) + " of a tree must see itself and no later row of its sequence");
+      if (s.ahead && (s.ahead[row] < 0 || s.ahead[row] >= count - j)) refuse("row " + std::to_string(row) + " cannot see " + std::to_string(s.ahead[row]) + " rows ahead: its sequence has " + std::to_string(count - j - 1) + " behind it in this step");
+    }
+  }
 }
 
 void Plan::check_sums(const Step& s, size_t i) const {
@@ -184,10 +243,16 @@ void Plan::derive(Step& s) const {
   }
 }
 
+// Forgets the slots that `derive` counted.
+void Plan::undo(Step& s) const {
+  for (int layer = s.first_layer; layer < s.last_layer; layer++)
+    for (size_t i = 0; i < s.views.size() && (s.skip.empty() || !s.skip[(size_t)layer]); i++) s.views[i]->truncate(layer, s.counts[i]);
+}
+
 bool Plan::wanted(const Operation& op, const Step& s) const {
   if (op.layer == Operation::kEmbed) return s.tokens != nullptr;
   if (op.layer == Operation::kLogits) return s.logit_count > 0;
-  return op.layer >= s.first_layer && op.layer < s.last_layer && (s.skip.empty() || !s.skip[(size_t)op.layer]);
+  return op.layer >= s.first_layer && op.layer < s.last_layer && (s.skip.empty() || !s.skip[(size_t)op.layer]) && op.wanted(s);
 }
 
 void Plan::execute(Step& s, Worker& w) {
@@ -195,7 +260,9 @@ void Plan::execute(Step& s, Worker& w) {
     Operation& op = *operations_[i];
     if (!wanted(op, s)) continue;
     op.run(*this, s, w);
+    const bool over = op.ends(s);
     w.barrier();
+    if (over) return;
     const bool ends_layer = i + 1 == operations_.size() || operations_[i + 1]->layer != op.layer;
     if (!s.tap || op.layer < 0 || op.layer != s.tap_layer || !ends_layer) continue;
     const size_t width = (size_t)widths[0], from = (size_t)w.begin(s.rows), rows = (size_t)w.end(s.rows) - from;
@@ -206,6 +273,7 @@ void Plan::execute(Step& s, Worker& w) {
 
 void Plan::run(Step& s) {
   check(s);
+  if (s.adapters) s.adapters->check(s.rows);
   allocate_panels();
   const int workers = Pool::shared().threads();
   derive(s);
@@ -221,10 +289,14 @@ void Plan::run(Step& s) {
     }
   } while (partials != attention.partials.data() || finals != attention.finals.data());
   Pool::shared().run(scratch_, [&](Worker& w) { execute(s, w); });
+  if (s.missing < 0) return;
+  busy.clear();
+  undo(s);
+  throw std::runtime_error("what layer " + std::to_string(s.missing) + " needs did not arrive within " + std::to_string(s.patience) + " seconds; set its flag, or allow more time");
 }
 
 size_t Plan::bytes() const {
-  return bytes_ + panel_bytes_[0] + panel_bytes_[1] + attention.bytes() + scratch_ * (size_t)Pool::shared().threads();
+  return bytes_ + panel_bytes_[0] + panel_bytes_[1] + panel_bytes_[2] + attention.bytes() + (mixture ? mixture->bytes() : 0) + scratch_ * (size_t)Pool::shared().threads();
 }
 
 }  // namespace thrifty

@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "adapters.hpp"
+#include "arrivals.hpp"
 #include "attend.hpp"
 #include "linear.hpp"
 #include "pool.hpp"
@@ -34,10 +36,16 @@ struct Step {
   int logit_count = 0;
   float* logits = nullptr;             // [logit_count, vocabulary]
   int32_t* arg_max = nullptr;          // [logit_count]
+  const uint64_t* tree = nullptr;      // [rows]: bit j: the row sees row j of its own sequence; null: rows are a line
+  const int32_t* ahead = nullptr;      // [rows]: later rows of its own sequence that the row sees as well
+  Adapters* adapters = nullptr;
+  Arrivals* arrivals = nullptr;        // waited for before each layer; null: all is there
+  double patience = 0;                 // seconds, for each layer
 
   // derived
   std::vector<int> sequence_of, slot_of;            // [rows]: sequence, offset inside its rows
   std::vector<int> slots;                           // [layer, sequence, head] before this step
+  int missing = -1;                                 // the layer that was waited for in vain
 };
 
 struct PlanShape {
@@ -45,14 +53,17 @@ struct PlanShape {
 };
 
 class Plan;
+struct MixtureBuffers;
+struct MixtureCall;
 
 struct Operation {
   explicit Operation(int layer) : layer(layer) {}
   virtual ~Operation() = default;
   virtual size_t scratch(const Plan&) const { return 0; }
-  virtual size_t shared_panel(int) const { return 0; }
+  virtual bool wanted(const Step&) const { return true; }  // in the layers that run
   virtual void prepare(Plan&, Step&, int) {}               // on the caller's thread, before the workers start
   virtual void run(Plan&, Step&, Worker&) = 0;             // a barrier follows
+  virtual bool ends(const Step&) const { return false; }   // after `run`: whether the step is over; the same for all workers
   int layer;  // kEmbed, kLogits or a layer
   static constexpr int kEmbed = -1, kLogits = -2;
   std::atomic<int> next{0};  // claimed tasks, reset before each run
@@ -61,6 +72,7 @@ struct Operation {
 class Plan {
  public:
   explicit Plan(PlanShape shape);
+  ~Plan();
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
   int add_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group);
@@ -72,7 +84,12 @@ class Plan {
   // Head norms (0: none), rotary embedding of q and k in place, append of k and v to the views.
   void add_rotate(int layer, int q, int k, int v, uintptr_t q_norm, uintptr_t k_norm, float epsilon, int rope, int rope_dim);
   void add_attend(int layer, int q, int out, float scale, int window, float softcap);
-  void add_norm_add(int layer, int in, uintptr_t norm, float epsilon, int out);  // out += norm(in)
+  void add_norm_rows(int layer, std::vector<int> buffers, const std::vector<uintptr_t>& norms, float epsilon);  // in place
+  // out += norm(in) (norm 0: none), times the sigmoid of the buffer `gate` of width 1 (-1: none).
+  void add_rows(int layer, int in, uintptr_t norm, float epsilon, int gate, int out);
+  // sum = the chosen experts' weighted results for norm(in); out += sum (out -1: nothing).
+  void add_mixture(int layer, int in, uintptr_t norm, float epsilon, MixtureCall call);
+  void add_await(int layer);
   void add_logits(int in, uintptr_t norm, float epsilon, int linear, float softcap);
   void run(Step& step);
   size_t bytes() const;
@@ -81,28 +98,33 @@ class Plan {
   const PlanShape shape;
   std::vector<Linear> linears;
   std::vector<int> widths;
-  uint8_t* panel(bool bf16) { return panels_[bf16].get(); }
+  uint8_t* panel(int kind) { return panels_[kind == 32 ? 2 : kind == 16].get(); }
   float* buffer(int i, const Step& s) { return i == 0 && s.hidden ? s.hidden : buffers_[(size_t)i].get(); }
   AttentionBuffers attention;
+  std::unique_ptr<MixtureBuffers> mixture;  // null: no layer has experts
 
  private:
   using Floats = std::unique_ptr<float[], void (*)(void*)>;
   using Bytes = std::unique_ptr<uint8_t[], void (*)(void*)>;
   void add(std::unique_ptr<Operation> operation);
   const Linear& linear(int i) const;
+  const Linear& packed(int i) const;  // a linear that the kernels take
   int width(int i) const;
   void allocate_panels();
   void check(const Step& s) const;
   void check_sums(const Step& s, size_t i) const;
+  void check_views(const Step& s) const;
+  void check_sight(const Step& s) const;
   void derive(Step& s) const;
+  void undo(Step& s) const;
   bool wanted(const Operation& op, const Step& s) const;
   void execute(Step& s, Worker& w);
 
   std::vector<std::unique_ptr<Operation>> operations_;
   std::vector<Floats> buffers_;
   std::vector<Bytes> panels_;
-  size_t bytes_ = 0, panel_bytes_[2] = {0, 0}, scratch_ = 0;
-  int ropes_ = 0, vocabulary_ = 0;
+  size_t bytes_ = 0, panel_bytes_[3] = {0, 0, 0}, scratch_ = 0;
+  int ropes_ = 0, vocabulary_ = 0, window_ = 0;  // window_: the least of any layer, 0: none
 };
 
 }  // namespace thrifty

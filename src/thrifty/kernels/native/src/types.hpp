@@ -27,7 +27,7 @@ struct ActivationBlock {
 static_assert(sizeof(ActivationBlock) == 48);
 
 struct Linear {
-  int kind = 0;  // 4 and 8: codes with group scales; 16: bf16 pairs
+  int kind = 0;  // 4 and 8: codes with group scales; 16: bf16 pairs; 32: plain rows of fp32, which no kernel takes
   const uint8_t* codes = nullptr;
   const uint16_t* scales = nullptr;
   const uint16_t* minimums = nullptr;  // absent: null
@@ -88,6 +88,8 @@ struct AttendArgs {
   float* accumulate;  // [heads, accumulate_stride]: probabilities summed over rows; may be null
   int accumulate_stride;
   size_t accumulate_row;  // floats from one row's [heads, accumulate_stride] to the next's; 0: all rows in one
+  const uint64_t* tree;  // [n]: bit j: the row sees row j of these n; all older slots too. Null: causal
+  const int32_t* ahead;  // [n]: rows behind it that the row sees as well. Null: none
 };
 constexpr int kPartialHeader = 16;
 
