@@ -63,7 +63,7 @@ def test_native_sums_are_those_of_the_reference(model: Model, make_engine: Any) 
     assert min(kept) > 0.9, "ties and roundings aside, the same slots"
     for position, other, sums, wanted in zip(ours[0], theirs[0], ours[1], theirs[1], strict=True):
         if torch.equal(position, other):
-            assert float((sums - wanted).abs().sum() / wanted.sum()) < 0.03
+            assert float((sums - wanted).abs().sum() / wanted.sum()) < 0.06
             assert torch.allclose(sums.sum(dim=1), wanted.sum(dim=1), rtol=0.02)
 
 
