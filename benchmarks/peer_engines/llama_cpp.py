@@ -10,7 +10,6 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
-
 from benchmarks.peer_engines.protocol import PeerEngine, Specification, Timing
 
 BATCH = 512  # llama.cpp's own default of rows computed together (n_ubatch)

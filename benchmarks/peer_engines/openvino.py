@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino
 import openvino_genai as genai
-
 from benchmarks.peer_engines.protocol import PeerEngine, Specification, Timing
 
 if TYPE_CHECKING:
@@ -29,7 +29,11 @@ class OpenVino(PeerEngine):
         if kv := specification.options.get("kv"):
             self._properties["KV_CACHE_PRECISION"] = kv
         self._pipe = genai.LLMPipeline(self._path, "CPU", **self._properties)
-        self.vocabulary = int(specification.options["vocabulary"])
+
+    @cached_property
+    def vocabulary(self) -> int:  # type: ignore[override]
+        """Read when it is first asked for: a start to the first token does without."""
+        return len(self._pipe.get_tokenizer().get_vocab())
 
     def first_token(self, prompt: list[int]) -> int:
         return int(self._generate([prompt], 1).tokens[0][0])

@@ -14,11 +14,10 @@ FIRST_PROMPT = tuple(range(300, 316))  # 16 tokens, for the time to the first to
 
 @dataclass(frozen=True)
 class Specification:
-    """What a worker loads. path: GGUF file. options: the variant's own. context: most tokens of a sequence."""
+    """What a worker loads. path: GGUF file. options: the variant's own."""
 
     path: str
     threads: int
-    context: int
     options: dict[str, Any] = field(default_factory=dict)
 
 

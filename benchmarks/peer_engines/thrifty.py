@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from benchmarks.peer_engines.protocol import PeerEngine, Specification, Timing
+
 from thrifty.decoding.sampling import SamplingParameters
 from thrifty.engine.request import Handle, Request
 from thrifty.evaluation.forcing import force

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-
 from benchmarks.peer_engines.protocol import PeerEngine, Specification, Timing
 
 if TYPE_CHECKING:
