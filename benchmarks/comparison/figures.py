@@ -71,31 +71,24 @@ def medians(samples: Iterable[Sample], metric: str, cell: Cell) -> dict[str, flo
 def winners(figure: Figure, field: Sequence[Variant], samples: Sequence[Sample]) -> list[Variant]:
     """The variants that go on for a figure: Thrifty's own, and each peer's fastest in screening.
 
-    A cell that was not screened is decided by the largest smaller context of the same batch.
+    Where an engine was not screened in the figure's cell, its largest smaller context of that batch decides.
     """
-    rates = _screened(figure, samples)
-    best: dict[str, Variant] = {}
-    for variant in field:
-        if variant.engine == THRIFTY:
-            if variant.name == figure.variant:
-                best[variant.engine] = variant
-            continue
-        if variant.key not in rates or not _admitted(variant, figure):
-            continue
-        champion = best.get(variant.engine)
-        if champion is None or rates[variant.key] > rates[champion.key]:
-            best[variant.engine] = variant
-    return list(best.values())
+    found = [variant for variant in field if variant.engine == THRIFTY and variant.name == figure.variant]
+    for engine in dict.fromkeys(variant.engine for variant in field if variant.engine != THRIFTY):
+        candidates = {v.key: v for v in field if v.engine == engine and _admitted(v, figure)}
+        rates = _screened(figure, [sample for sample in samples if sample.variant in candidates])
+        if rates:
+            found.append(candidates[max(rates, key=lambda key: rates[key])])
+    return found
 
 
 def _screened(figure: Figure, samples: Sequence[Sample]) -> dict[str, float]:
+    """Rates in the largest screened context that is not larger than the figure's."""
     screened = [sample for sample in samples if sample.round == SCREENING and sample.cell.batch == figure.cell.batch]
-    rates: dict[str, float] = {}
-    for context in sorted({sample.cell.context for sample in screened if sample.cell.context <= figure.cell.context}):
-        found = medians(screened, figure.metric, Cell(context, figure.cell.batch))
-        if context == figure.cell.context or len(found) > 0:
-            rates = found
-    return rates
+    contexts = [sample.cell.context for sample in screened if sample.cell.context <= figure.cell.context]
+    if not contexts:
+        return {}
+    return medians(screened, figure.metric, Cell(max(contexts), figure.cell.batch))
 
 
 def _admitted(variant: Variant, figure: Figure) -> bool:

@@ -167,7 +167,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--random-llama",
         choices=("Q4_0", "Q4_1"),
-        help="instead: 1.1 billion random weights, Thrifty and llama.cpp only",
+        help="instead: 1.1 billion random weights; llama.cpp is the peer",
     )
     parser.add_argument("--contexts", type=_counts, help="tokens, such as 128,2048,6144")
     parser.add_argument("--engines", type=_engines, help=f"some of {','.join(ENGINES)}")

@@ -35,10 +35,6 @@ class State:
         partial.write_text(json.dumps(asdict(self)))
         partial.replace(path)
 
-    def rounds(self, variant: str, cell: Cell) -> int:
-        """Counted rounds of a variant in a cell."""
-        return sum(s.variant == variant and s.cell == cell and s.round > 0 for s in self.samples)
-
 
 def resume(path: Path, settings: dict[str, Any]) -> State:
     """The state of a file, or a new one where there is none. Raises SystemExit where it is of another run."""
@@ -49,9 +45,7 @@ def resume(path: Path, settings: dict[str, Any]) -> State:
         held["samples"] = [Sample(**(one | {"cell": Cell(**one["cell"])})) for one in held["samples"]]
         state = State(**held)
     except (ValueError, TypeError, KeyError) as error:
-        raise SystemExit(
-            f"{path} does not hold the state of a comparison ({error}); remove it to start anew"
-        ) from error
+        raise SystemExit(f"{path} is no state of a comparison ({error}); remove it to start anew") from error
     if state.settings != settings:
         changed = {key: state.settings.get(key) for key in settings if state.settings.get(key) != settings[key]}
         raise SystemExit(f"{path} is of a run with other settings ({changed}); give these, or remove it to start anew")

@@ -77,13 +77,23 @@ def variants(engines: Sequence[str], largest: int, *, quick: bool = False) -> li
             for attention in (["sdpa"] if quick else ["sdpa", "eager"])
         ),
     ]
-    return [variant for variant in found if variant.engine in engines]
+    return _in_turn([variant for variant in found if variant.engine in engines])
 
 
 def one_file(engines: Sequence[str]) -> list[Variant]:
     """The field where all read one file as it is: a model of random weights."""
     found = [Variant(THRIFTY, EXACT, exact=True), *_llama([SHIPPED], False)]
     return [variant for variant in found if variant.engine in engines]
+
+
+def _in_turn(field: Sequence[Variant]) -> list[Variant]:
+    """Every engine's first, then every engine's second, and so on; Thrifty's are all first."""
+    places: dict[str, int] = {}
+    ranked = []
+    for variant in field:
+        places[variant.engine] = places.get(variant.engine, -1) + 1
+        ranked.append((0 if variant.engine == THRIFTY else places[variant.engine], variant))
+    return [variant for _, variant in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def _llama(kinds: Sequence[str], quick: bool) -> list[Variant]:

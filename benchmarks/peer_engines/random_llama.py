@@ -35,7 +35,7 @@ def write_random_llama(path: Path, kind: str, seed: int = 0) -> None:
 
 
 def _blocks(random: np.random.Generator, shape: tuple[int, int], kind: str) -> np.ndarray:
-    """Bytes [rows, columns / 32 · block] of random codes around zero: per 32 weights fp16 scale (and minimum), codes."""
+    """Bytes [rows, columns / 32 · block] of random codes: per 32 weights an fp16 scale (and minimum), 16 bytes."""
     rows, groups = shape[0], shape[1] // 32
     scale = np.full((rows, groups, 1), 0.02 / 4.6, np.float16)  # 4.6: the deviation of codes
     parts = [scale.view(np.uint8)]
