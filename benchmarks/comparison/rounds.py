@@ -70,6 +70,8 @@ def screen(session: Session, plan: Plan, save: Callable[[], None]) -> None:
                 break
             session.state.samples.append(sample)
             session.note(f"screening {_line(sample)}")
+            if cell.batch > 1:
+                session.release(variant)  # a batch's peak must not stand for the contexts after it
         session.release(variant)
         session.state.screened.append(variant.key)
         save()

@@ -39,7 +39,9 @@ class LlamaCpp(PeerEngine):
 
     def measure(self, prompts: list[list[int]], steps: int, reuse: bool) -> Timing:
         length, count = len(prompts[0]), len(prompts)
-        self._open(length, count)
+        if self._open(length, count):
+            self._prefill([prompt[:64] for prompt in prompts])  # a new context's buffers come into memory
+            self._held = 0
         prefill = None
         if not (reuse and self._held == length and self._cut(length)):
             before = time.perf_counter()
@@ -65,10 +67,11 @@ class LlamaCpp(PeerEngine):
             found += [self._row(index).copy() for index, row in enumerate(rows) if row[3]]
         return np.stack(found)
 
-    def _open(self, length: int, count: int) -> None:
+    def _open(self, length: int, count: int) -> bool:
+        """A context for `count` sequences of `length` tokens; True where it is a new one."""
         shape = ((length + MARGIN + 255) // 256 * 256, count)
         if shape == self._shape:
-            return
+            return False
         if self._context:
             llama_cpp.llama_free(self._context)
         parameters = llama_cpp.llama_context_default_params()
@@ -82,6 +85,7 @@ class LlamaCpp(PeerEngine):
         if not self._context:
             raise ValueError(f"llama.cpp makes no context with {self._options}; its reason is above")
         self._shape, self._held = shape, 0
+        return True
 
     def _prefill(self, prompts: list[list[int]]) -> list[int]:
         """Fill an empty cache with the prompts; the token that each predicts."""
