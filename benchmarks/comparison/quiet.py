@@ -16,39 +16,45 @@ Usage = Mapping[tuple[int, float], tuple[str, float]]
 """CPU seconds by process: (pid, start) → (name, user and system seconds, those of its finished children included)."""
 
 
+KERNEL = 2  # the parent of the kernel's threads, which work for everyone, us included
+
+
 @dataclass
 class Disturbance:
-    """share: of one processor's time that all other processes took together. worst: the name of the greediest."""
+    """worst, share: the name of the greediest other process, and what it took of one processor's time. total: what
+    all others took together of all processors' time.
+    """
 
     share: float = 0.0
+    total: float = 0.0
     worst: str = ""
 
     @property
     def void(self) -> bool:
         """Whether a timing of the span means little."""
-        return self.share > LIMIT
+        return max(self.share, self.total) > LIMIT
 
 
-def disturbance(before: Usage, after: Usage, seconds: float) -> Disturbance:
+def disturbance(before: Usage, after: Usage, seconds: float, processors: int) -> Disturbance:
     """What happened between two usages that lie `seconds` apart. A process that came in between counts whole."""
-    used = {name: 0.0 for name, _ in after.values()}
-    for key, (name, spent) in after.items():
-        used[name] += max(0.0, spent - before.get(key, ("", 0.0))[1])
+    used = {key: max(0.0, spent - before.get(key, ("", 0.0))[1]) for key, (_, spent) in after.items()}
     if not used or seconds <= 0:
         return Disturbance()
-    return Disturbance(sum(used.values()) / seconds, max(used, key=lambda name: used[name]))
+    worst = max(used, key=lambda key: used[key])
+    return Disturbance(used[worst] / seconds, sum(used.values()) / seconds / processors, after[worst][0])
 
 
 def usage_of_others() -> Usage:
-    """The usage of every process but this one and its descendants."""
+    """The usage of every process but this one, its descendants and the kernel's threads."""
     own = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
     found = {}
-    for process in psutil.process_iter(["name", "create_time", "cpu_times"]):
-        times = process.info["cpu_times"]
-        if process.pid in own or times is None:
+    for process in psutil.process_iter(["name", "ppid", "create_time", "cpu_times"]):
+        info = process.info
+        if process.pid in own or KERNEL in (process.pid, info["ppid"]) or info["cpu_times"] is None:
             continue
+        times = info["cpu_times"]
         spent = times.user + times.system + times.children_user + times.children_system
-        found[process.pid, process.info["create_time"]] = (process.info["name"] or str(process.pid), float(spent))
+        found[process.pid, info["create_time"]] = (info["name"] or str(process.pid), float(spent))
     return found
 
 
@@ -59,5 +65,6 @@ def listening() -> Iterator[Disturbance]:
     try:
         yield found
     finally:
-        heard = disturbance(before, usage_of_others(), time.perf_counter() - start)
-        found.share, found.worst = heard.share, heard.worst
+        seconds = time.perf_counter() - start
+        heard = disturbance(before, usage_of_others(), seconds, psutil.cpu_count() or 1)
+        found.share, found.total, found.worst = heard.share, heard.total, heard.worst

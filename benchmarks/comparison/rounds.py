@@ -13,6 +13,8 @@ from benchmarks.comparison.quiet import Disturbance, listening
 from benchmarks.comparison.session import Session
 from benchmarks.comparison.variants import THRIFTY, Cell, Variant
 
+from thrifty.evaluation.noise import LIMIT
+
 SCREENING_SHARE = 0.45  # of the time; what is not screened by then does not take part
 SCREENED_QUICKLY = 2048  # the largest context that a quick run screens; beyond it the winners here go on
 
@@ -133,11 +135,11 @@ def _round(session: Session, plan: Plan, cell: Cell, number: int, listen: Listen
                 found.append(sample)
     if heard.void and not plan.allow_noise:
         session.state.voids += 1
-        session.note(f"round {number} @{cell} is void: others took {heard.share:.1%} of a core, most {heard.worst}")
+        session.note(f"round {number} @{cell} is void: '{heard.worst}' took {heard.share:.1%} of a core")
         if session.state.voids > plan.voids:
             raise TooNoisy(
                 f"{session.state.voids} rounds are void, more than --voids {plan.voids}: other processes take more "
-                f"than 1 % of the CPU, most of it '{heard.worst}'. Stop it and go on with --resume, or try things "
+                f"than {LIMIT:.0%} of the CPU, most of it '{heard.worst}'. Stop it and go on with --resume, or try things "
                 "out with --allow-noise."
             )
         return False

@@ -55,7 +55,7 @@ def shares(*found: float) -> Callable[[], AbstractContextManager[Disturbance]]:
 
     @contextmanager
     def listen() -> Iterator[Disturbance]:
-        yield Disturbance(next(left, 0.0), "other")
+        yield Disturbance(next(left, 0.0), worst="other")
 
     return listen
 
@@ -161,12 +161,18 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
 
 def test_disturbance_is_what_others_used_between() -> None:
     before = {(1, 0.0): ("shell", 10.0), (2, 0.0): ("gone", 5.0)}
-    after = {(1, 0.0): ("shell", 10.25), (2, 9.0): ("new", 0.5), (3, 9.0): ("new", 0.25)}
-    found = disturbance(before, after, 100.0)
-    assert found.share == pytest.approx(0.01)
+    after = {(1, 0.0): ("shell", 10.25), (2, 9.0): ("new", 1.0), (3, 9.0): ("other", 0.5)}
+    found = disturbance(before, after, 100.0, processors=2)
+    assert (found.share, found.total) == (pytest.approx(0.01), pytest.approx(0.00875))
     assert (found.worst, found.void) == ("new", False)
-    assert disturbance(before, after, 99.0).void
-    assert not disturbance({}, {}, 1.0).void
+    assert not disturbance({}, {}, 1.0, processors=2).void
+
+
+def test_one_greedy_process_or_many_small_ones_void_a_round() -> None:
+    assert disturbance({}, {(1, 0.0): ("one", 1.01)}, 100.0, processors=64).void
+    many = {(pid, 0.0): ("many", 0.9) for pid in range(3)}
+    assert disturbance({}, many, 100.0, processors=2).void
+    assert not disturbance({}, many, 100.0, processors=4).void
 
 
 def test_own_children_are_not_others() -> None:
