@@ -139,8 +139,8 @@ def _round(session: Session, plan: Plan, cell: Cell, number: int, listen: Listen
         if session.state.voids > plan.voids:
             raise TooNoisy(
                 f"{session.state.voids} rounds are void, more than --voids {plan.voids}: other processes take more "
-                f"than {LIMIT:.0%} of the CPU, most of it '{heard.worst}'. Stop it and go on with --resume, or try things "
-                "out with --allow-noise."
+                f"than {LIMIT:.0%} of the CPU, most of it '{heard.worst}'. Stop it and go on with --resume, "
+                "or try things out with --allow-noise."
             )
         return False
     session.state.samples += found
