@@ -47,9 +47,12 @@ def files(model: Path, field: Sequence[Variant], folder: Path, threads: int, not
 
 
 def bandwidth(threads: int) -> float:
-    """GB/s by Thrifty's read kernel over 512 MB, best of 5."""
+    """GB/s by Thrifty's read kernel over 512 MB, best of 5. Raises SystemExit where that kernel does not run."""
     with WorkerProcess(threads) as worker:
-        return float(worker.ask(PATIENCE, op="bandwidth", threads=threads)["gb_s"])
+        try:
+            return float(worker.ask(PATIENCE, op="bandwidth", threads=threads)["gb_s"])
+        except WorkerError as error:
+            raise SystemExit(f"the memory's bandwidth cannot be measured: {error}") from error
 
 
 def reference(model: Path, target: Path, threads: int, scored: int) -> None:

@@ -19,10 +19,13 @@ from typing import Any
 
 from benchmarks.comparison import preparation, report
 from benchmarks.comparison.figures import document, figures
+from benchmarks.comparison.processes import WorkerError
 from benchmarks.comparison.rounds import Plan, TooNoisy, diverge, run_rounds, screen
 from benchmarks.comparison.session import Session
 from benchmarks.comparison.state import State, resume
 from benchmarks.comparison.variants import ENGINES, EXACT, LLAMA, MAIN, THRIFTY, cells, one_file, variants
+
+ENDING = 10.0  # seconds kept for what comes after the last round
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     state.noisy = state.noisy or options.allow_noise
     code = 0
     try:
-        measure(options, plan, state, path, start + 60 * options.minutes)
+        measure(options, plan, state, path, start + 60 * options.minutes - ENDING)
     except TooNoisy as error:
         note(str(error))
         code = 1
@@ -66,8 +69,12 @@ def measure(options: argparse.Namespace, plan: Plan, state: State, path: Path, d
         screen(session, plan, save)
         if not options.random_llama:
             note("computing the reference predictions")
-            preparation.reference(model, held, threads, scored)
-            diverge(session, plan, held, save)
+            try:
+                preparation.reference(model, held, threads, scored)
+                diverge(session, plan, held, save)
+            except WorkerError as error:
+                note(f"no KL divergence: {error}")
+                state.errors["reference"] = str(error)
         run_rounds(session, plan, save)
     measure_bandwidth(state, threads)
     state.save(path)

@@ -15,6 +15,7 @@ from benchmarks.comparison.state import State
 from benchmarks.comparison.variants import Cell, Variant
 
 SETTLE = 0.2  # seconds after the others were stopped
+PATIENCE = 300.0  # seconds for one answer; the slowest prefill takes one or two minutes
 WARM_UP = {"context": 64, "batch": 1, "steps": 4, "seed": 0, "reuse": False}  # not counted
 Note = Callable[[str], None]
 
@@ -37,6 +38,11 @@ class Session:
         """Seconds until the deadline."""
         return self._deadline - time.perf_counter()
 
+    @property
+    def _patience(self) -> float:
+        """Seconds to wait for one answer."""
+        return min(max(1.0, self.left), PATIENCE)
+
     def measure(self, variant: Variant, cell: Cell, number: int, *, reuse: bool = False) -> Sample | None:
         """One sample of a round; None where the variant failed, now or earlier."""
         seed = self._chance.getrandbits(32)
@@ -53,7 +59,7 @@ class Session:
         self.release(variant)
         try:
             worker = self._worker(variant)
-            self.state.kl[variant.key] = float(worker.ask(max(1.0, self.left), op="kl", reference=str(reference))["kl"])
+            self.state.kl[variant.key] = float(worker.ask(self._patience, op="kl", reference=str(reference))["kl"])
         except WorkerError as error:
             self.note(f"{variant.key}: no KL divergence: {error}")
             self.state.errors.setdefault(f"kl of {variant.key}", str(error))
@@ -70,7 +76,7 @@ class Session:
         try:
             worker = self._worker(variant)
             self._awake(variant)
-            return worker.ask(max(1.0, self.left), **request)
+            return worker.ask(self._patience, **request)
         except WorkerError as error:
             self.release(variant)
             if self.left > 0:
@@ -95,9 +101,9 @@ class Session:
             "threads": self._threads,
             "options": variant.options,
         }
-        worker.ask(max(1.0, self.left), op="load", engine=variant.engine, specification=specification)
+        worker.ask(self._patience, op="load", engine=variant.engine, specification=specification)
         self.state.first.setdefault(variant.key, []).append(time.perf_counter() - worker.started)
-        worker.ask(max(1.0, self.left), op="measure", **WARM_UP)
+        worker.ask(self._patience, op="measure", **WARM_UP)
         return worker
 
     def __enter__(self) -> Session:
