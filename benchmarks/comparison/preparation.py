@@ -55,14 +55,14 @@ def bandwidth(threads: int) -> float:
             raise SystemExit(f"the memory's bandwidth cannot be measured: {error}") from error
 
 
-def reference(model: Path, target: Path, threads: int, scored: int) -> None:
-    """Write the predictions that others are compared with, unless they are there."""
+def reference(model: Path, target: Path, threads: int, scored: int, timeout: float) -> None:
+    """Write the predictions that others are compared with, unless they are there. Raises WorkerError."""
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with WorkerProcess(threads) as worker:
         options = {"model": str(model), "target": str(target), "prefix": 1024, "scored": scored, "threads": threads}
-        worker.ask(PATIENCE, op="reference", **options)
+        worker.ask(timeout, op="reference", **options)
 
 
 def convert(model: Path, threads: int) -> None:

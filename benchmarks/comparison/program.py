@@ -25,6 +25,7 @@ from benchmarks.comparison.session import Session
 from benchmarks.comparison.state import State, resume
 from benchmarks.comparison.variants import ENGINES, EXACT, LLAMA, MAIN, THRIFTY, cells, one_file, variants
 
+ROUNDS_SHARE = 0.4  # of the time, which is kept for rounds before divergences are measured
 ENDING = 10.0  # seconds kept for what comes after the last round
 
 
@@ -66,18 +67,28 @@ def measure(options: argparse.Namespace, plan: Plan, state: State, path: Path, d
         def save() -> None:
             state.save(path)
 
+        reserve = session.left * ROUNDS_SHARE
         screen(session, plan, save)
-        if not options.random_llama:
-            note("computing the reference predictions")
-            try:
-                preparation.reference(model, held, threads, scored)
-                diverge(session, plan, held, save)
-            except WorkerError as error:
-                note(f"no KL divergence: {error}")
-                state.errors["reference"] = str(error)
+        compared = not options.random_llama and _reference(state, session, model, held, threads, scored)
+        if compared:
+            diverge(session, plan, held, save, reserve)
         run_rounds(session, plan, save)
+        if compared:
+            diverge(session, plan, held, save)
     measure_bandwidth(state, threads)
     state.save(path)
+
+
+def _reference(state: State, session: Session, model: Path, target: Path, threads: int, scored: int) -> bool:
+    """Write the reference; False, with a note, where that fails or takes half of the time that is left."""
+    note("computing the reference predictions")
+    try:
+        preparation.reference(model, target, threads, scored, max(1.0, session.left / 2))
+    except WorkerError as error:
+        note(f"no KL divergence: {error}")
+        state.errors["reference"] = str(error)
+        return False
+    return True
 
 
 def measure_bandwidth(state: State, threads: int) -> None:

@@ -55,28 +55,35 @@ class Entry:
 
 def screen(session: Session, plan: Plan, save: Callable[[], None]) -> None:
     """One sample of every variant in every cell, each variant in a fresh process, contexts ascending: so the peak
-    memory of a cell is that of the cell.
+    memory of a cell is that of the cell. A quick run spares Thrifty's, which are not chosen here.
     """
     deadline = session.left * (1 - SCREENING_SHARE)
+    met: set[str] = set()
     for variant in plan.field:
-        if variant.key in session.state.screened:
+        spare = variant.engine in met  # every engine has at least its first variant screened
+        met.add(variant.engine)
+        if variant.key in session.state.screened or (plan.quick and variant.engine == THRIFTY):
             continue
-        for cell in plan.cells:
-            if not variant.measured_in(cell) or (plan.quick and cell.context > SCREENED_QUICKLY):
-                continue
-            if session.left < deadline and variant.engine != THRIFTY:
-                session.note(f"{variant.key} @{cell}: not screened, the time for that is over")
-                continue
-            sample = session.measure(variant, cell, SCREENING)
-            if sample is None:
-                break
-            session.state.samples.append(sample)
-            session.note(f"screening {_line(sample)}")
-            if cell.batch > 1:
-                session.release(variant)  # a batch's peak must not stand for the contexts after it
+        if spare and session.left < deadline:
+            session.note(f"{variant.key}: not screened, the time for that is over")
+            continue
+        _screen_one(session, plan, variant)
         session.release(variant)
         session.state.screened.append(variant.key)
         save()
+
+
+def _screen_one(session: Session, plan: Plan, variant: Variant) -> None:
+    for cell in plan.cells:
+        if not variant.measured_in(cell) or (plan.quick and cell.context > SCREENED_QUICKLY):
+            continue
+        sample = session.measure(variant, cell, SCREENING)
+        if sample is None:
+            return
+        session.state.samples.append(sample)
+        session.note(f"screening {_line(sample)}")
+        if cell.batch > 1:
+            session.release(variant)  # a batch's peak must not stand for the contexts after it
 
 
 def entries(plan: Plan, samples: Sequence[Sample], cell: Cell) -> list[Entry]:
@@ -92,11 +99,14 @@ def entries(plan: Plan, samples: Sequence[Sample], cell: Cell) -> list[Entry]:
     ]
 
 
-def diverge(session: Session, plan: Plan, reference: Path, save: Callable[[], None]) -> None:
-    """The KL divergence of everything that takes part in rounds."""
+def diverge(session: Session, plan: Plan, reference: Path, save: Callable[[], None], reserve: float = 0.0) -> None:
+    """The KL divergence of everything that takes part in rounds and has none yet. reserve: seconds that are left
+    for what comes after.
+    """
     taking_part = {e.variant.key for cell in plan.cells for e in entries(plan, session.state.samples, cell)}
     for variant in plan.field:
-        if variant.key in taking_part and variant.key not in session.state.kl and session.left > 0:
+        known = variant.key in session.state.kl or f"kl of {variant.key}" in session.state.errors
+        if variant.key in taking_part and not known and session.left > reserve:
             session.divergence(variant, reference)
             if variant.key in session.state.kl:
                 session.note(f"KL {variant.key}: {session.state.kl[variant.key]:.4f}")

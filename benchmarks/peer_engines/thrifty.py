@@ -1,4 +1,4 @@
-"""Thrifty under comparison. Options: `recipe`, a recipe's tables."""
+"""Thrifty under comparison. Options: `recipe`, a recipe's tables; `native`, False for the reference runner."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ThriftyEngine(PeerEngine):
-    """The engine with its native plan; the prefix tree is off."""
+    """The engine with its native plan, which it insists on; the prefix tree is off."""
 
     def __init__(self, specification: Specification) -> None:
         from thrifty.engine.api import Thrifty
@@ -26,7 +26,7 @@ class ThriftyEngine(PeerEngine):
             specification.path,
             recipe=specification.options.get("recipe", {}),
             threads=specification.threads,
-            native=True,
+            native=specification.options.get("native", True),
             prefix_tree=False,
         )
         self._engine = self._thrifty.engine

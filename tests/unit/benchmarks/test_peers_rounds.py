@@ -79,6 +79,23 @@ def test_screening_asks_everyone_once_and_rounds_the_winners_only() -> None:
     assert (counted(session, SHORT), counted(session, LONG)) == (3, 1)
 
 
+def test_when_time_is_short_every_engine_has_its_first_variant_screened(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Scripted(RATES)
+    times = iter([1000.0] + [100.0] * 9)
+    monkeypatch.setattr(Scripted, "left", property(lambda self: next(times)))
+    screen(session, plan(), nothing)
+    assert {key for key, _, _ in session.asked} == {FIELD[0].key, FIELD[1].key}
+    assert any(FIELD[2].key in line and "not screened" in line for line in session.notes)
+
+
+def test_a_quick_run_screens_short_contexts_of_peers_only() -> None:
+    session = Scripted(RATES)
+    screen(session, plan(quick=True), nothing)
+    assert {(key, cell) for key, cell, _ in session.asked} == {(variant.key, SHORT) for variant in FIELD[1:]}
+    found = {entry.variant.key for entry in entries(plan(quick=True), session.state.samples, LONG)}
+    assert found == {variant.key for variant in FIELD}
+
+
 def test_who_wins_decoding_only_does_not_prefill_again() -> None:
     session = Scripted(RATES)
     screen(session, plan(), nothing)
