@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     state = resume(path, settings(options))
     state.noisy = state.noisy or options.allow_noise
     code = 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the report comes all the same
     try:
         measure(options, plan, state, path, start + 60 * options.minutes - ENDING)
     except TooNoisy as error:
@@ -56,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace, plan: Plan, state: State, path: Path, deadline: float) -> None:
     """Fill the state: everything that is timed."""
-    model, threads, folder = model_file(options), options.threads, path.parent
+    model, threads, folder = model_file(options), options.threads, cache_folder()
     files = preparation.files(model, plan.field, folder, threads, note)
     measure_bandwidth(state, threads)
     preparation.convert(model, threads)

@@ -79,7 +79,7 @@ def _screen_one(session: Session, plan: Plan, variant: Variant) -> None:
             continue
         sample = session.measure(variant, cell, SCREENING)
         if sample is None:
-            return
+            continue
         session.state.samples.append(sample)
         session.note(f"screening {_line(sample)}")
         if cell.batch > 1:

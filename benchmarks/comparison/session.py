@@ -21,7 +21,7 @@ Note = Callable[[str], None]
 
 
 class Session:
-    """Workers by variant, one awake at a time. A variant that fails is noted, its worker ended, the rest goes on."""
+    """Workers by variant, one awake at a time. What fails is noted and its worker ended; the rest goes on."""
 
     def __init__(
         self, state: State, files: Mapping[str, Path], *, threads: int, steps: int, deadline: float, note: Note
@@ -47,7 +47,7 @@ class Session:
         """One sample of a round; None where the variant failed, now or earlier."""
         seed = self._chance.getrandbits(32)
         request = {"context": cell.context, "batch": cell.batch, "steps": self._steps, "seed": seed, "reuse": reuse}
-        found = self._ask(variant, op="measure", **request)
+        found = self._ask(variant, cell, op="measure", **request)
         if found is None:
             return None
         prefill = found["prefill_tokens"] / found["prefill_s"] if found["prefill_s"] else None
@@ -70,18 +70,21 @@ class Session:
         if worker := self._workers.pop(variant.key, None):
             worker.close()
 
-    def _ask(self, variant: Variant, **request: Any) -> dict[str, Any] | None:
-        if variant.key in self.state.errors:
+    def _ask(self, variant: Variant, cell: Cell, **request: Any) -> dict[str, Any] | None:
+        """A failure to start rules the variant out, a failure to measure only this cell of it."""
+        place = variant.key
+        if {place, f"{place} @{cell}"} & self.state.errors.keys():
             return None
         try:
             worker = self._worker(variant)
+            place = f"{place} @{cell}"
             self._awake(variant)
             return worker.ask(self._patience, **request)
         except WorkerError as error:
             self.release(variant)
-            if self.left > 0:
-                self.state.errors[variant.key] = str(error)
-            self.note(f"{variant.key}: {error}")
+            if self.left > 0:  # otherwise it was only the end of the run
+                self.state.errors[place] = str(error)
+            self.note(f"{place}: {error}")
             return None
 
     def _awake(self, variant: Variant) -> None:

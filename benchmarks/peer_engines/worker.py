@@ -11,10 +11,12 @@ An error is {"error": "…"}; the worker lives on. What libraries print goes to 
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
 import random
+import signal
 import sys
 import traceback
 from dataclasses import asdict
@@ -29,6 +31,7 @@ ENGINES = {
     "openvino": ("benchmarks.peer_engines.openvino", "OpenVino"),
     "transformers": ("benchmarks.peer_engines.transformers", "Transformers"),
 }
+END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 class Worker:
@@ -107,6 +110,7 @@ def peak_resident() -> int:
 
 def main() -> None:
     """Serve stdin until it ends."""
+    ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGKILL)  # a stopped orphan would keep its memory for ever
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not mix with replies
     worker = Worker()

@@ -230,6 +230,36 @@ def test_a_worker_that_dies_or_hangs_is_an_error(request_: str, words: str) -> N
         worker.ask(1.0 if request_ == "wait" else 30.0, **{request_: True})
 
 
+PEER = """
+import json, sys
+timing = {"prefill_tokens": 8, "prefill_s": 2.0, "decode_tokens": 6, "decode_s": 2.0}
+timing |= {"peak_rss": 5, "bytes_per_token": 7}
+for line in sys.stdin:
+    request = json.loads(line)
+    broken = request.get("context") == 6144 or request.get("engine") == "openvino"
+    print(json.dumps({"error": "no room"} if broken else timing | {"token": 1}), flush=True)
+"""
+
+
+def test_a_session_goes_on_after_what_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.comparison.session.WorkerProcess", lambda threads: worker_of(PEER))
+    monkeypatch.setattr("benchmarks.comparison.session.SETTLE", 0.0)
+    state, notes = State({}), list[str]()
+    ends = time.perf_counter() + 100
+    files = {"shipped": Path("model.gguf")}
+    good, bad = Variant("llama.cpp", "shipped"), Variant("openvino", "shipped")
+    with Session(state, files, threads=1, steps=3, deadline=ends, note=notes.append) as session:
+        assert session.measure(good, SHORT, 1) == Sample(good.key, SHORT, 1, 3.0, 4.0, 5, 7)
+        assert session.measure(good, LONG, 1) is None
+        assert session.measure(bad, SHORT, 1) is None
+        assert session.measure(good, SHORT, 2) is not None
+        asked = len(notes)
+        assert session.measure(good, LONG, 2) is session.measure(bad, LONG, 2) is None
+    assert set(state.errors) == {f"{good.key} @6144", bad.key}
+    assert len(notes) == asked == 2
+    assert len(state.first[good.key]) == 2 and bad.key not in state.first
+
+
 def test_a_missing_engine_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"llama\.cpp is not in this environment .*make peers.*--engines"):
