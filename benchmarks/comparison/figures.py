@@ -71,14 +71,15 @@ def medians(samples: Iterable[Sample], metric: str, cell: Cell) -> dict[str, flo
 def winners(figure: Figure, field: Sequence[Variant], samples: Sequence[Sample]) -> list[Variant]:
     """The variants that go on for a figure: Thrifty's own, and each peer's fastest in screening.
 
-    Where an engine was not screened in the figure's cell, its largest smaller context of that batch decides.
+    Where an engine was not screened in the figure's cell, its largest smaller context of that batch decides; where in
+    none, the first of the field goes on.
     """
     found = [variant for variant in field if variant.engine == THRIFTY and variant.name == figure.variant]
     for engine in dict.fromkeys(variant.engine for variant in field if variant.engine != THRIFTY):
         candidates = {v.key: v for v in field if v.engine == engine and _admitted(v, figure)}
         rates = _screened(figure, [sample for sample in samples if sample.variant in candidates])
-        if rates:
-            found.append(candidates[max(rates, key=lambda key: rates[key])])
+        if candidates:
+            found.append(candidates[max(rates, key=lambda key: rates[key]) if rates else next(iter(candidates))])
     return found
 
 

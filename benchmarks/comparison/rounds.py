@@ -16,6 +16,7 @@ from benchmarks.comparison.variants import THRIFTY, Cell, Variant
 from thrifty.evaluation.noise import LIMIT
 
 SCREENING_SHARE = 0.45  # of the time; what is not screened by then does not take part
+LATEST_SCREENING = 0.6  # of the time, after which nothing is screened
 SCREENED_QUICKLY = 2048  # the largest context that a quick run screens; beyond it the winners here go on
 
 Listening = Callable[[], AbstractContextManager[Disturbance]]
@@ -57,7 +58,7 @@ def screen(session: Session, plan: Plan, save: Callable[[], None]) -> None:
     """One sample of every variant in every cell, each variant in a fresh process, contexts ascending: so the peak
     memory of a cell is that of the cell. A quick run spares Thrifty's, which are not chosen here.
     """
-    deadline = session.left * (1 - SCREENING_SHARE)
+    deadline, end = session.left * (1 - SCREENING_SHARE), session.left * (1 - LATEST_SCREENING)
     met: set[str] = set()
     for variant in plan.field:
         spare = variant.engine in met  # every engine has at least its first variant screened
@@ -67,14 +68,17 @@ def screen(session: Session, plan: Plan, save: Callable[[], None]) -> None:
         if spare and session.left < deadline:
             session.note(f"{variant.key}: not screened, the time for that is over")
             continue
-        _screen_one(session, plan, variant)
+        _screen_one(session, plan, variant, end)
         session.release(variant)
         session.state.screened.append(variant.key)
         save()
 
 
-def _screen_one(session: Session, plan: Plan, variant: Variant) -> None:
+def _screen_one(session: Session, plan: Plan, variant: Variant, end: float) -> None:
     for cell in plan.cells:
+        if session.left < end:
+            session.note(f"{variant.key} @{cell}: not screened, the rest of the time is for rounds")
+            return
         if not variant.measured_in(cell) or (plan.quick and cell.context > SCREENED_QUICKLY):
             continue
         sample = session.measure(variant, cell, SCREENING)

@@ -34,7 +34,7 @@ def write_random_llama(path: Path, kind: str, seed: int = 0) -> None:
     partial.replace(path)
 
 
-def _blocks(random: np.random.Generator, shape: tuple[int, int], kind: str) -> np.ndarray:
+def _blocks(random: np.random.Generator, shape: tuple[int, ...], kind: str) -> np.ndarray:
     """Bytes [rows, columns / 32 · block] of random codes: per 32 weights an fp16 scale (and minimum), 16 bytes."""
     rows, groups = shape[0], shape[1] // 32
     scale = np.full((rows, groups, 1), 0.02 / 4.6, np.float16)  # 4.6: the deviation of codes

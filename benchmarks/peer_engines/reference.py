@@ -21,7 +21,8 @@ def write_reference(model: str, target: str, prefix: int, scored: int, threads: 
     loaded = load(model, dtype=torch.float32)
     for _, linear in loaded.decoder.linears():
         weight = linear.weight
-        weight.copy_(weight.bfloat16().float())  # type: ignore[operator, union-attr]
+        assert isinstance(weight, torch.Tensor)
+        weight.copy_(weight.bfloat16().float())
     tokens = held_out(loaded.tokenizer, prefix + scored)
     logits = loaded.logits(tokens)[-scored:]
     partial = f"{target}.partial.npz"

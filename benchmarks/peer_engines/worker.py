@@ -19,6 +19,7 @@ import random
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Worker:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """The reply to one request. Raises what the engine raises."""
-        operations = {
+        operations: dict[str, Callable[..., dict[str, Any]]] = {
             "load": self._load,
             "measure": self._measure,
             "kl": self._kl,

@@ -57,6 +57,11 @@ def test_what_was_not_screened_is_decided_by_the_engines_nearest_context() -> No
     assert keys(found) == {f"thrifty: {MAIN}", "llama.cpp: shipped flash", "openvino: Q4_0"}
 
 
+def test_of_an_engine_that_was_not_screened_the_first_goes_on() -> None:
+    found = winners(Figure("decode@128", SHORT, DECODE, MAIN), FIELD, [])
+    assert keys(found) == {f"thrifty: {MAIN}", "llama.cpp: Q4_0", "openvino: Q4_0", "transformers: bf16"}
+
+
 def test_measured_rounds_do_not_choose_winners() -> None:
     later = [*SCREENING, sample("llama.cpp: shipped", 1, 1000)]
     assert "llama.cpp: shipped" not in keys(winners(Figure("decode@128", SHORT, DECODE, MAIN), FIELD, later))

@@ -81,7 +81,7 @@ def test_screening_asks_everyone_once_and_rounds_the_winners_only() -> None:
 
 def test_when_time_is_short_every_engine_has_its_first_variant_screened(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Scripted(RATES)
-    times = iter([1000.0] + [100.0] * 9)
+    times = iter([1000.0, 1000.0] + [500.0] * 9)
     monkeypatch.setattr(Scripted, "left", property(lambda self: next(times)))
     screen(session, plan(), nothing)
     assert {key for key, _, _ in session.asked} == {FIELD[0].key, FIELD[1].key}
