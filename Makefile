@@ -3,12 +3,13 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 NATIVE := $(shell find src/thrifty/kernels/native -name '*.cpp' -o -name '*.hpp' -o -name '*.inc' 2>/dev/null)
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 TESTS := OMP_NUM_THREADS=1 THRIFTY_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test unit lint types imports sanitize benchmark docs clean
+.PHONY: demo test unit lint types imports sanitize benchmark peers docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/thrifty fit smollm2-135m --memory 150MB --context 4096 -o recipe.toml
@@ -36,6 +37,11 @@ sanitize: $(VENV)/.ready
 benchmark: $(VENV)/.ready
 	$(BIN)/python benchmarks/decode_vs_transformers.py
 
+# Thrifty against llama.cpp, OpenVINO GenAI and transformers, in an environment of its own (llama-cpp-python compiles for
+# ten minutes), then at most 45 minutes on a quiet machine. ARGUMENTS=--quick: at most 8.
+peers: $(PEERS)/.ready
+	$(PEERS)/bin/python benchmarks/peers.py $(ARGUMENTS)
+
 docs: $(VENV)/.ready
 	$(BIN)/python docs/generate_techniques.py
 
@@ -45,5 +51,11 @@ $(VENV)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
+$(PEERS)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

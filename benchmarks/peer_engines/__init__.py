@@ -1,0 +1,1 @@
+"""One process an engine and variant; each speaks the protocol of `protocol`."""

@@ -1,0 +1,30 @@
+"""What every engine's predictions are compared with: the shipped weights in bf16, computed in fp32."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from thrifty.evaluation.text import held_out
+from thrifty.models.loading import load
+
+
+@torch.no_grad()
+def write_reference(model: str, target: str, prefix: int, scored: int, threads: int) -> None:
+    """Write tokens [prefix + scored] of the package's text and the logits fp32 [scored, vocabulary] after each of
+    the last `scored` of them, atomically, as .npz.
+    """
+    import numpy as np
+
+    torch.set_num_threads(threads)
+    loaded = load(model, dtype=torch.float32)
+    for _, linear in loaded.decoder.linears():
+        weight = linear.weight
+        assert isinstance(weight, torch.Tensor)
+        weight.copy_(weight.bfloat16().float())
+    tokens = held_out(loaded.tokenizer, prefix + scored)
+    logits = loaded.logits(tokens)[-scored:]
+    partial = f"{target}.partial.npz"
+    np.savez(partial, tokens=np.array(tokens), logits=logits.numpy())
+    os.replace(partial, target)
