@@ -6,7 +6,8 @@ call as native views. A row's result does not depend on the other rows of a step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Unpack
 
 import torch
@@ -79,6 +80,17 @@ class NativePlan:
     def argmax(self) -> Tensor:
         """int32 [r]: the most probable token of each row of the last call that made logits; valid until the next."""
         return self._best[: self._rows_of_logits]
+
+    @contextmanager
+    def profile(self) -> Iterator[dict[str, float]]:
+        """Times what runs inside: seconds by kind of operation, waiting at its barrier included, filled at the end."""
+        seconds: dict[str, float] = {}
+        self._native.profile(True)
+        try:
+            yield seconds
+        finally:
+            self._native.profile(False)
+            seconds.update(self._native.seconds())
 
     def step(
         self,

@@ -22,8 +22,8 @@ PATIENCE = 12.0  # seconds after which a context gets no further round
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second at one context (medians over rounds; decode: median step), and the bytes of cache a
-    step reads.
+    """Tokens a second at one context (medians over rounds; decode: all steps, those included in which a policy acted),
+    and the bytes of cache a step reads.
     """
 
     context: int
@@ -59,7 +59,7 @@ def measure(engine: Engine, context: int, cache: Tables | None = None, *, steps:
     while len(prefill) < ROUNDS and (not prefill or time.perf_counter() - started < PATIENCE):
         times, cache_bytes = _round(engine, tokens[:context], tokens[context:], cache)
         prefill.append(times[0])
-        decode += times[1:]
+        decode.append(statistics.fmean(times[1:]))
     return Speed(
         context,
         context / statistics.median(prefill),

@@ -45,6 +45,7 @@ struct MixtureBuffers {
 };
 
 struct Mixture final : Operation {
+  const char* kind() const override { return "experts"; }
   Mixture(int layer, int in, Panels panels, MixtureCall call) : Operation(layer), in(in), panels(panels), call(std::move(call)) {}
   size_t scratch(const Plan&) const override;
   void run(Plan&, Step&, Worker&) override;

@@ -1,5 +1,6 @@
 // The Python module. Buffers travel as addresses; thrifty/kernels/dispatch.py and thrifty/engine/plan.py check their sizes.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -168,5 +169,7 @@ NB_MODULE(_native, m) {
       .def("run", &run_plan, "rows"_a, "tokens"_a, "hidden"_a, "views"_a, "counts"_a, "rotation"_a, "first_layer"_a, "last_layer"_a, "skip"_a, "queries_out"_a, "tap_layer"_a, "tap"_a,
            "logit_rows"_a, "logit_count"_a, "logits"_a, "arg_max"_a, "sums"_a = std::vector<std::tuple<std::vector<uintptr_t>, int, size_t>>(), "tree"_a = 0, "ahead"_a = 0,
            "adapters"_a = std::vector<AdapterEntry>(), "adapter_rows"_a = std::vector<int32_t>(), "arrivals"_a = nb::none(), "patience"_a = 0.0)
+      .def("profile", &Plan::profile, "on"_a, "Whether runs are timed by operation, from zero.")
+      .def("seconds", &Plan::seconds, "Seconds by kind of operation since `profile(True)`.")
       .def_prop_ro("nbytes", &Plan::bytes);
 }

@@ -5,6 +5,7 @@
 namespace thrifty {
 
 struct Embed final : Operation {
+  const char* kind() const override { return "embedding"; }
   Embed(int linear, float scale, int out) : Operation(kEmbed), linear(linear), scale(scale), out(out) {}
   void run(Plan&, Step&, Worker&) override;
   int linear;
@@ -13,6 +14,7 @@ struct Embed final : Operation {
 };
 
 struct Project final : Operation {
+  const char* kind() const override { return "projections"; }
   Project(int layer, int in, Panels panels, std::vector<int> linears, std::vector<int> outs, bool add)
       : Operation(layer), in(in), panels(panels), linears(std::move(linears)), outs(std::move(outs)), add(add) {}
   size_t scratch(const Plan&) const override;
@@ -24,6 +26,7 @@ struct Project final : Operation {
 };
 
 struct Gated final : Operation {
+  const char* kind() const override { return "gate and up"; }
   Gated(int layer, int in, Panels panels, int gate, int up, int out, int activation)
       : Operation(layer), in(in), panels(panels), gate(gate), up(up), out(out), activation(activation) {}
   size_t scratch(const Plan&) const override;
@@ -34,6 +37,7 @@ struct Gated final : Operation {
 };
 
 struct RotateAppend final : Operation {
+  const char* kind() const override { return "rotate and append"; }
   explicit RotateAppend(int layer) : Operation(layer) {}
   void run(Plan&, Step&, Worker&) override;
   int q, k, v, rope, half;
@@ -42,6 +46,7 @@ struct RotateAppend final : Operation {
 };
 
 struct Attend final : Operation {
+  const char* kind() const override { return "attention"; }
   Attend(int layer, int q, int out, Attention::Call call) : Operation(layer), q(q), out(out), call(call) {}
   size_t scratch(const Plan& plan) const override { return Attention::scratch_bytes(plan.shape.head_dim, plan.shape.heads / plan.shape.kv_heads); }
   void prepare(Plan&, Step&, int workers) override;
@@ -53,6 +58,7 @@ struct Attend final : Operation {
 
 // Rows of buffers normed in place, each as a whole (query and key rows before they are split into heads).
 struct NormRows final : Operation {
+  const char* kind() const override { return "norms"; }
   NormRows(int layer, std::vector<int> buffers, std::vector<const float*> norms, float epsilon)
       : Operation(layer), buffers(std::move(buffers)), norms(std::move(norms)), epsilon(epsilon) {}
   void run(Plan&, Step&, Worker&) override;
@@ -63,6 +69,7 @@ struct NormRows final : Operation {
 
 // out += in, normed or times the sigmoid of a gate [rows, 1]; of few rows the workers share the columns.
 struct AddRows final : Operation {
+  const char* kind() const override { return "residuals"; }
   AddRows(int layer, int in, const float* norm, float epsilon, int gate, int out)
       : Operation(layer), in(in), norm(norm), epsilon(epsilon), gate(gate), out(out) {}
   void run(Plan&, Step&, Worker&) override;
@@ -75,6 +82,7 @@ struct AddRows final : Operation {
 
 // Waits until what the layer needs has arrived; without it the step ends here.
 struct Await final : Operation {
+  const char* kind() const override { return "await"; }
   explicit Await(int layer) : Operation(layer) {}
   bool wanted(const Step& s) const override { return s.arrivals != nullptr; }
   void run(Plan&, Step&, Worker&) override;
@@ -82,6 +90,7 @@ struct Await final : Operation {
 };
 
 struct Logits final : Operation {
+  const char* kind() const override { return "logits"; }
   Logits(int in, Panels panels, int linear, float softcap) : Operation(kLogits), in(in), panels(panels), linear(linear), softcap(softcap) {}
   size_t scratch(const Plan&) const override;
   void run(Plan&, Step&, Worker&) override;

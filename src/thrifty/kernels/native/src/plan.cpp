@@ -1,6 +1,7 @@
 #include "plan.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -14,6 +15,8 @@
 namespace thrifty {
 
 namespace {
+
+using Clock = std::chrono::steady_clock;
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
@@ -259,9 +262,12 @@ void Plan::execute(Step& s, Worker& w) {
   for (size_t i = 0; i < operations_.size(); i++) {
     Operation& op = *operations_[i];
     if (!wanted(op, s)) continue;
+    const bool timed = profiled_ && w.id == 0;
+    const auto start = timed ? Clock::now() : Clock::time_point();
     op.run(*this, s, w);
     const bool over = op.ends(s);
     w.barrier();
+    if (timed) op.seconds += std::chrono::duration<double>(Clock::now() - start).count();
     if (over) return;
     const bool ends_layer = i + 1 == operations_.size() || operations_[i + 1]->layer != op.layer;
     if (!s.tap || op.layer < 0 || op.layer != s.tap_layer || !ends_layer) continue;
@@ -293,6 +299,21 @@ void Plan::run(Step& s) {
   busy.clear();
   undo(s);
   throw std::runtime_error("what layer " + std::to_string(s.missing) + " needs did not arrive within " + std::to_string(s.patience) + " seconds; set its flag, or allow more time");
+}
+
+void Plan::profile(bool on) {
+  profiled_ = on;
+  for (auto& op : operations_) op->seconds = on ? 0 : op->seconds;
+}
+
+std::vector<std::pair<std::string, double>> Plan::seconds() const {
+  std::vector<std::pair<std::string, double>> found;
+  for (const auto& op : operations_) {
+    const auto same = std::find_if(found.begin(), found.end(), [&](const auto& one) { return one.first == op->kind(); });
+    if (same == found.end()) found.emplace_back(op->kind(), op->seconds);
+    else same->second += op->seconds;
+  }
+  return found;
 }
 
 size_t Plan::bytes() const {

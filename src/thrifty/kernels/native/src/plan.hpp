@@ -59,6 +59,7 @@ struct MixtureCall;
 struct Operation {
   explicit Operation(int layer) : layer(layer) {}
   virtual ~Operation() = default;
+  virtual const char* kind() const = 0;  // as the profile calls it
   virtual size_t scratch(const Plan&) const { return 0; }
   virtual bool wanted(const Step&) const { return true; }  // in the layers that run
   virtual void prepare(Plan&, Step&, int) {}               // on the caller's thread, before the workers start
@@ -67,6 +68,7 @@ struct Operation {
   int layer;  // kEmbed, kLogits or a layer
   static constexpr int kEmbed = -1, kLogits = -2;
   std::atomic<int> next{0};  // claimed tasks, reset before each run
+  double seconds = 0;        // of the runs since Plan::profile, its barrier included
 };
 
 class Plan {
@@ -93,6 +95,8 @@ class Plan {
   void add_logits(int in, uintptr_t norm, float epsilon, int linear, float softcap);
   void run(Step& step);
   size_t bytes() const;
+  void profile(bool on);                                         // begins anew
+  std::vector<std::pair<std::string, double>> seconds() const;  // by kind of operation, in the order of their first
 
   // for the operations
   const PlanShape shape;
@@ -119,6 +123,7 @@ class Plan {
   void undo(Step& s) const;
   bool wanted(const Operation& op, const Step& s) const;
   void execute(Step& s, Worker& w);
+  bool profiled_ = false;
 
   std::vector<std::unique_ptr<Operation>> operations_;
   std::vector<Floats> buffers_;
