@@ -103,20 +103,8 @@ class NativePlan:
         Raises KernelError before anything is appended.
         """
         token_ids = dispatch.check(token_ids, "token_ids", torch.int32, (len(positions),), copy=True)
-        return self._run(
-            token_ids,
-            None,
-            positions,
-            views,
-            counts,
-            0,
-            len(self.config.layers),
-            None,
-            logit_rows,
-            skip,
-            tap,
-            accumulate,
-        )
+        last = len(self.config.layers)
+        return self._run(token_ids, None, positions, views, counts, 0, last, None, logit_rows, skip, tap, accumulate)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """int32 [n] → the first hidden state, a new fp32 [n, hidden]."""
