@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -318,17 +319,24 @@ def _filtered(scores: Tensor, options: SamplingParameters) -> tuple[Tensor, Tens
 
 
 def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of scores [n], falling, and their places: as torch.topk, ties aside.
+    """The `count` largest of scores [n], falling, and their places: as torch.topk, ties aside, and faster.
 
-    They all lie in the `count` blocks with the largest maxima.
+    Few of many lie in the `count` blocks with the largest maxima; for more, numpy's sort is several times torch's.
     """
     blocks = scores.numel() // BLOCK
-    if count * 4 > blocks or scores.numel() % BLOCK:
-        return torch.topk(scores, count)
-    table = scores.view(blocks, BLOCK)
-    chosen = torch.topk(table.amax(dim=1), count, sorted=False).indices
-    values, places = torch.topk(table[chosen].view(-1), count)
-    return values, chosen[places // BLOCK] * BLOCK + places % BLOCK
+    if count * 4 <= blocks and scores.numel() % BLOCK == 0:
+        table = scores.view(blocks, BLOCK)
+        chosen = torch.topk(table.amax(dim=1), count, sorted=False).indices
+        values, places = torch.topk(table[chosen].view(-1), count)
+        return values, chosen[places // BLOCK] * BLOCK + places % BLOCK
+    falling = -scores.numpy()
+    if count == len(falling):
+        ids = np.argsort(falling)
+    else:
+        best = np.argpartition(falling, count - 1)[:count]
+        ids = best[np.argsort(falling[best])]
+    found = torch.from_numpy(ids)
+    return scores[found], found
 
 
 def _kept(weights: Tensor, total: float, options: SamplingParameters) -> int:

@@ -9,9 +9,12 @@ import torch
 from tests.tiny import text_tokens
 from tests.unit.engine.test_drafts import Hints
 
+from thrifty.cache.sequence import SequenceCache
+from thrifty.cache.sums import Accumulator
 from thrifty.decoding.sampling import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Handle, Request
+from thrifty.errors import KernelError
 from thrifty.kernels import dispatch
 from thrifty.models.model import Model
 
@@ -131,3 +134,10 @@ def test_the_bytes_of_the_sums_are_promised_and_given_back(model: Model, make_en
     assert handle.error is None
     assert engine.memory.ledger.peak <= budget
     assert engine.memory.ledger.bytes_of("index") == 0
+
+
+def test_a_table_that_is_too_small_is_refused(packed: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = torch.zeros(4, 8)
+    monkeypatch.setattr(SequenceCache, "accumulate_rows", lambda *_: Accumulator([table.data_ptr()] * 3, stride=8))
+    with pytest.raises(KernelError, match="attention sums of 8 slots are too few for layer 0 of view 0"):
+        make_engine(packed).submit(watched()).result()
