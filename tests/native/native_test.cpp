@@ -208,8 +208,8 @@ void test_plan(int kind) {
       for (int i = 0; i < count; i++) {
         tokens.push_back((start + i) % vocabulary), wanted.push_back(i);
         for (int c = 0; c < 15; c++) {
-          rotation[(size_t)(i * 15 + c)] = std::cos((float)(start + i) / (float)(c + 1));
-          rotation[(size_t)((count + i) * 15 + c)] = std::sin((float)(start + i) / (float)(c + 1));
+          rotation[(size_t)(2 * i * 15 + c)] = std::cos((float)(start + i) / (float)(c + 1));
+          rotation[(size_t)((2 * i + 1) * 15 + c)] = std::sin((float)(start + i) / (float)(c + 1));
         }
       }
       Step s;

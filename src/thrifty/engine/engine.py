@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from thrifty.engine.scheduler import Scheduler
 from thrifty.engine.sequence import Sequence as Running
 from thrifty.engine.sequence import State
 from thrifty.errors import PromptError, ThriftyError
+from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
@@ -69,6 +71,9 @@ class Engine:
         self.runner = runner or choose_runner(model, native=native, threads=threads, rows=max(batch, chunk))
         self.memory = EngineMemory(model, self.runner, memory, chunk=chunk, disk=disk, prefix_tree=prefix_tree)
         self.intake = Intake(model, self.memory, context=context, cache=cache, decoding=decoding, batch=batch)
+        self._threads: Callable[[], AbstractContextManager[None]] = (
+            dispatch.one_torch_thread if self.runner.name == "native" else nullcontext
+        )
         self._chunk = chunk
         self._pace = Pace(prefill_slice_ms)
         self._scheduler = Scheduler(self.memory, batch, queue)
@@ -96,7 +101,7 @@ class Engine:
         """Schedule, run, sample, publish: at most one decode batch and one piece of prefill (a slice of
         it where anyone decodes).
         """
-        with self._lock:
+        with self._lock, self._threads():
             work = self._scheduler.schedule()
             outcomes = [Outcome(sequence, error=error) for sequence, error in work.stuck]
             outcomes += decode(self.runner, work.decode)

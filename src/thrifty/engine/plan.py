@@ -15,10 +15,10 @@ from torch import Tensor
 
 from thrifty.engine.plan_build import EXACT, PlanBuilder, plain
 from thrifty.engine.plan_options import StepOptions, adapter_entries, sight
+from thrifty.engine.rotary_tables import RotaryTables
 from thrifty.errors import KernelError, ThriftyError
 from thrifty.kernels import dispatch
 from thrifty.models.config import ModelConfig, RopeConfig
-from thrifty.models.rope import depends_on_length, rotation
 
 PATIENCE = 60.0  # seconds that a layer waits for what has to arrive
 
@@ -68,13 +68,14 @@ class NativePlan:
         self._logits = torch.empty(0, config.vocabulary_size)
         self._best = torch.empty(0, dtype=torch.int32)
         self._rows_of_logits = 0
+        self._rotary = RotaryTables(self.ropes, config.context_length)
         self._built = PlanBuilder(self._native, decoder, self.ropes)
         self._built.build()
 
     @property
     def nbytes(self) -> int:
         """Bytes of the plan's workspace: buffers, scratch of the workers, logits of the largest call so far."""
-        return int(self._native.nbytes) + self._logits.nbytes + self._best.nbytes
+        return int(self._native.nbytes) + self._logits.nbytes + self._best.nbytes + self._rotary.nbytes
 
     @property
     def argmax(self) -> Tensor:
@@ -181,7 +182,7 @@ class NativePlan:
         tap = options.get("tap")
         if tap is not None:
             dispatch.check(tap[1], "tap", float32, wide)
-        tables = self._tables(positions, counts, options.get("lengths")) if last > first else []
+        tables = self._rotation(positions, counts, options.get("lengths")) if last > first else []
         tree, ahead = sight(options, rows)
         adapters = adapter_entries(options.get("adapters", ()), self._built.numbers, self._built.shapes)
         wanted, logits, best = self._logit_buffers(logit_rows)
@@ -199,10 +200,10 @@ class NativePlan:
             raise KernelError(str(error)) from error
         return logits
 
-    def _tables(self, positions: Tensor, counts: Sequence[int], lengths: Sequence[int] | None) -> list[Tensor]:
-        """Cosines, then sines, of each rope."""
+    def _rotation(self, positions: Tensor, counts: Sequence[int], lengths: Sequence[int] | None) -> list[Tensor]:
+        """The table of each rope, by row."""
         of_rows: Tensor | None = None
-        if any(depends_on_length(rope) for rope in self.ropes):
+        if self._rotary.by_length:
             if lengths is None or len(lengths) != len(counts):
                 raise KernelError(
                     f"the rotary frequencies depend on the sequence's length, and lengths is {lengths}; "
@@ -210,7 +211,7 @@ class NativePlan:
                 )
             of_rows = torch.tensor(lengths).repeat_interleave(torch.tensor(counts))
             dispatch.check(of_rows, "lengths by row", torch.int64, (len(positions),))
-        return [torch.cat(rotation(rope, positions, of_rows)) for rope in self.ropes]
+        return self._rotary.of(positions, of_rows)
 
     def _logit_buffers(self, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         if rows is None:

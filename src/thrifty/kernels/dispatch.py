@@ -6,6 +6,8 @@ import functools
 import importlib
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -60,6 +62,22 @@ def set_threads(threads: int) -> None:
     if module is not None:
         _resize(module, threads, f"threads = {threads}")
     torch.set_num_threads(threads)
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Keeps torch to the calling thread: its workers go on spinning after their work, on the processors of the native
+    pool.
+    """
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _resize(module: ModuleType, threads: int, what: str) -> None:

@@ -22,6 +22,9 @@ def command(
     ] = None,
     threads: options.Threads = None,
     native: options.Native = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show where a token's time goes, by operation of the native plan.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure prefill and decode speed, bytes per token, the roofline and peak memory.
@@ -36,9 +39,12 @@ def command(
         if contexts is None:
             counts = tuple(count for count in counts if count + STEPS < limit) or (max(1, limit // 2),)
         report = measured(thrifty.engine, counts, threads, as_json)
-    document = {"model": model, "recipe": chosen.label(), **report}
+        profiles = _profiles(thrifty.engine, counts) if profile else {}
+    document = {"model": model, "recipe": chosen.label(), **report, **profiles}
     if not as_json:
         _table(document)
+        for context, shares in profiles.get("profile", {}).items():
+            _profile_table(context, shares)
     output.json_line(document)
 
 
@@ -70,6 +76,39 @@ def measured(engine: Any, contexts: tuple[int, ...], threads: int | None, quiet:
         "contexts": found,
         "peak_rss_mb": round(process.peak / 1e6, 1),
     }
+
+
+def _profiles(engine: Any, contexts: tuple[int, ...]) -> dict[str, Any]:
+    """Microseconds a token by operation, and for decode the bytes that each must read, by context."""
+    from thrifty.evaluation import profile
+
+    found = {}
+    for context in contexts:
+        with output.waiting(f"profiling at {context} tokens"):
+            result = profile.measure(engine, context, steps=min(STEPS, max(1, engine.intake.context - context - 1)))
+        found[str(context)] = {
+            part: {
+                kind: {"us_per_token": round(share.microseconds, 2), "bytes": share.nbytes}
+                for kind, share in shares.items()
+            }
+            for part, shares in (("prefill", result.prefill), ("decode", result.decode))
+        }
+    return {"profile": found}
+
+
+def _profile_table(context: str, parts: dict[str, Any]) -> None:
+    totals = {part: sum(share["us_per_token"] for share in shares.values()) for part, shares in parts.items()}
+    rows = []
+    for kind in dict.fromkeys([*parts["decode"], *parts["prefill"]]):
+        cells = [kind]
+        for part in ("decode", "prefill"):
+            time = parts[part].get(kind, {"us_per_token": 0.0})["us_per_token"]
+            cells += [f"{time:.1f}", f"{time / totals[part]:.0%}"]
+        share = parts["decode"].get(kind, {"bytes": 0, "us_per_token": 0.0})
+        rate = share["bytes"] / share["us_per_token"] / 1e3 if share["bytes"] else 0.0
+        rows.append((*cells, f"{rate:.1f} GB/s" if rate else "-"))
+    columns = ("operation", "decode µs", "", "prefill µs", "", "decode reads at")
+    output.table(f"a token's time at {context}", columns, rows)
 
 
 def _table(document: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ struct Step {
   float* hidden = nullptr;             // [rows, hidden size]; null: the plan's own
   std::vector<View*> views;            // one per sequence
   std::vector<int> counts;             // rows of each sequence, in order
-  std::vector<const float*> rotation;  // per rope kind: cosines [rows, half], then sines
+  std::vector<const float*> rotation;  // per rope kind: [rows, 2, half], cosines and sines
   int first_layer = 0, last_layer = 0; // layers first..last-1
   std::vector<uint8_t> skip;           // per layer, or empty
   float* queries_out = nullptr;        // [rows, heads, dim] of the (only) layer
