@@ -80,6 +80,8 @@ void Attention::prepare(AttentionBuffers& buffers, int workers) {
     floats += partial_floats(heads[0]), rows += (size_t)heads[0].n * (size_t)heads[0].heads * 2;
     finals = finals || heads[0].accumulate;
   }
+  for (size_t i = 0; i + 1 < args_.size(); i++)  // heads follow one another in memory as in the tasks
+    if (!merges_.empty() && args_[i + 1].span_count > 0 && args_[i + 1].window == 0) args_[i].after = args_[i + 1].spans;
   if (!merges_.empty() && buffers.partials.size() < floats) buffers.partials.resize(floats);
   accumulates_ = finals;
   if (finals && buffers.finals.size() < rows) buffers.finals.resize(rows);
@@ -91,6 +93,16 @@ void Attention::prepare(AttentionBuffers& buffers, int workers) {
     }
     partial += partial_floats(args_[i]), row += (size_t)args_[i].n * (size_t)args_[i].heads * 2;
   }
+}
+
+void Attention::warm(Worker& w) const {
+  const int first = w.begin((int)tasks_.size());
+  if (merges_.empty() || first >= w.end((int)tasks_.size())) return;
+  const Task& t = tasks_[(size_t)first];
+  const AttendArgs& a = args_[(size_t)t.sequence];
+  int page = std::max(t.first * kChunkPages - a.base_pages, 0);
+  for (int i = 0; i < a.span_count; page -= a.spans[i].pages(), i++)
+    if (page < a.spans[i].pages()) return fetch_page(a.spans[i], page, a.dim);
 }
 
 void Attention::run(Worker& w) {

@@ -35,6 +35,7 @@ class Attention {
   // `rows` queries of one sequence whose keys and values the view already counts. q, out: [rows, heads, dim].
   void add(const View& view, int layer, const Call& call, int rows, const float* q, float* out);
   void prepare(AttentionBuffers& buffers, int workers);  // after the last add, before run
+  void warm(Worker& w) const;                            // asks for the first page that the worker will read
   void run(Worker& w);                                   // on all workers; the caller puts a barrier behind it
 
  private:

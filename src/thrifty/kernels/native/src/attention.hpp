@@ -76,11 +76,10 @@ static int span_of_page(const AttendArgs& a, int page) {
   return low;
 }
 
-// Where the keys of the page behind `page` of span i lie, if it stores them in the same format.
-THRIFTY_INLINE const uint8_t* next_page(const AttendArgs& a, int i, int page) {
-  const Span& s = a.spans[i];
-  if (page + 1 < s.pages()) return s.base + (size_t)(page + 1) * kPage * a.dim * (s.format == Format::f32 ? 4 : 2);
-  return i + 1 < a.span_count && a.spans[i + 1].format == s.format ? a.spans[i + 1].base : nullptr;
+// The span of the page behind `page` of span i: its next, or the first of another.
+THRIFTY_INLINE const Span* next_span(const AttendArgs& a, int i, int page) {
+  if (page + 1 < a.spans[i].pages()) return &a.spans[i];
+  return i + 1 < a.span_count ? &a.spans[i + 1] : a.after;
 }
 
 // Calls visit(block) for the pages page0..page1-1 of the view (pages counted inside the view, without base_pages).
@@ -93,7 +92,7 @@ template <class F> THRIFTY_INLINE void each_block(const AttendArgs& a, int page0
     const int end = page1 - s.first_page < s.pages() ? page1 - s.first_page : s.pages();
     for (; page < end; page++) {
       const int left = s.tokens - page * kPage;
-      Block b{&s, page, left < kPage ? left : kPage, s.first_slot + page * kPage, next_page(a, i, page), nullptr, nullptr};
+      Block b{&s, page, left < kPage ? left : kPage, s.first_slot + page * kPage, next_span(a, i, page), page + 1 < s.pages() ? page + 1 : 0, nullptr, nullptr};
       visit(b, s.first_page + page);
     }
   }

@@ -139,27 +139,28 @@ template <int R> THRIFTY_INLINE void soften(float* s, const AttendArgs& a, const
 // Where the scores and values of a page come from: numbers (of the cache itself where T is bf16, else converted) ...
 template <class T> struct Numbers {
   const T *keys, *values;
-  template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block&, Tile& t, int first) const {
-    score<R>(t.q + (size_t)first * t.dim, keys, t.dim, t.scores, sizeof(T) == 2 ? (const uint8_t*)values : nullptr);
+  template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block& b, Tile& t, int first) const {
+    score<R>(t.q + (size_t)first * t.dim, keys, t.dim, t.scores, sizeof(T) == 2 ? ahead_of(b, t.dim).keys : nullptr);
   }
   template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {
-    weigh<R>(t.scores, fade, values, b.slots, t.dim, t.chunk + (size_t)first * t.dim, sizeof(T) == 2 ? b.next : nullptr);
+    weigh<R>(t.scores, fade, values, b.slots, t.dim, t.chunk + (size_t)first * t.dim, sizeof(T) == 2 ? ahead_of(b, t.dim).values : nullptr);
   }
 };
 #if defined(THRIFTY_PAIRS)
 // ... or bf16 as pairs ...
 template <bool INTERLEAVED> struct PairNumbers {
   const uint16_t *keys, *values;
-  template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block&, Tile& t, int first) const {
-    score_pairs<R, INTERLEAVED>((const uint32_t*)t.q + (size_t)first * (t.dim / 2), keys, t.dim, t.scores, INTERLEAVED ? nullptr : (const uint8_t*)values);
+  template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block& b, Tile& t, int first) const {
+    score_pairs<R, INTERLEAVED>((const uint32_t*)t.q + (size_t)first * (t.dim / 2), keys, t.dim, t.scores, INTERLEAVED ? nullptr : ahead_of(b, t.dim).keys);
   }
   template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {
-    weigh_pairs<R, INTERLEAVED>(t.scores, fade, values, b.slots, t.dim, t.pairs, t.chunk + (size_t)first * t.dim, INTERLEAVED ? nullptr : b.next);
+    weigh_pairs<R, INTERLEAVED>(t.scores, fade, values, b.slots, t.dim, t.pairs, t.chunk + (size_t)first * t.dim, INTERLEAVED ? nullptr : ahead_of(b, t.dim).values);
   }
 };
 // ... or codes.
 template <int B> struct Codes {
   template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block& b, Tile& t, int first) const {
+    if (b.next && t.rows <= kScoreRows) fetch_page(*b.next, b.next_page, t.dim);
     score_codes<B, R>(*b.span, b.page, t.rows_q + (size_t)first * t.dim, t.dim, t.pairs, t.scores);
   }
   template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {

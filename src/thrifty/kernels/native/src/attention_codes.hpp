@@ -7,14 +7,6 @@
 
 namespace thrifty::THRIFTY_ISA {
 
-// The lines of the page behind this one: four streams that are too short for the processor to notice by itself.
-template <int B> THRIFTY_INLINE void fetch_page(const Span& s, int page, int dim) {
-  if (page + 1 >= s.pages()) return;
-  const CodePage p = code_page(s, page + 1, dim);
-  for (int i = 0; i < dim * 8 * B; i += 64) __builtin_prefetch(p.keys + i), __builtin_prefetch(p.values + i);
-  for (int i = 0; i < 4 * dim; i += 32) __builtin_prefetch(p.key_params + i), __builtin_prefetch(p.value_params + i);
-}
-
 // 64 channels of R queries times the key scales of each half page, as pairs [row][half][kPairs]; base[row][half] += what
 // the minimums add.
 template <int B, int R> THRIFTY_INLINE void scaled_queries(const CodePage& p, const float* q, int slice, int dim, uint32_t* pairs, float (*base)[2]) {
@@ -58,7 +50,6 @@ template <int B, int R> THRIFTY_INLINE void accumulate_codes(const CodePairs<B>&
 template <int B, int R> THRIFTY_INLINE void score_codes(const Span& s, int page, const float* q, int dim, uint32_t* pairs, float* scores) {
   const CodePage p = code_page(s, page, dim);
   float base[R][2] = {};
-  fetch_page<B>(s, page, dim);
   const auto table = CodePairs<B>::make();
   V acc[R][4];
 #pragma GCC unroll 8

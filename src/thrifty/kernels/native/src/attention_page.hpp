@@ -3,7 +3,7 @@
 
 namespace thrifty::THRIFTY_ISA {
 
-// Two cache lines of what is needed next; a decode step reads each page once, so only this hides the memory's latency.
+// Two cache lines of what is needed next.
 THRIFTY_INLINE void fetch_ahead(const uint8_t* ahead, int step) {
   if (!ahead) return;
   __builtin_prefetch(ahead + (size_t)step * 128), __builtin_prefetch(ahead + (size_t)step * 128 + 64);
@@ -15,7 +15,8 @@ constexpr int kTileRows = 96;  // rows * query heads per KV head of a prefill ti
 struct Block {  // one page of one span
   const Span* span;
   int page, slots, first_slot;
-  const uint8_t* next;             // the keys of the page behind it, to be fetched early; may be null
+  const Span* next;  // the page that is read after it, to be asked for early; may be null
+  int next_page;
   const float *keys32, *values32;  // converted to fp32: [dim][64], [slots][dim]; null while not converted
   bool interleaved = false;        // a bf16 page lies in the tile's scratch as pairs of rows (attention_pairs.hpp)
 };
@@ -29,6 +30,16 @@ THRIFTY_INLINE CodePage code_page(const Span& s, int page, int dim) {
   const SlabLayout at = slab_layout(s.format, s.capacity, dim);
   const size_t bytes = (size_t)page * dim * 8 * format_bits(s.format), params = (size_t)page * 4 * dim;
   return {s.base + bytes, s.base + at.values + bytes, (const uint16_t*)(s.base + at.key_params) + params, (const uint16_t*)(s.base + at.value_params) + params};
+}
+
+// Keys and values of the page behind a bf16 page, where that is one too.
+struct Ahead {
+  const uint8_t *keys, *values;
+};
+THRIFTY_INLINE Ahead ahead_of(const Block& b, int dim) {
+  if (!b.next || b.next->format != b.span->format) return {nullptr, nullptr};
+  const size_t page = (size_t)b.next_page * kPage * dim * 2;
+  return {b.next->base + page, b.next->base + slab_layout(b.next->format, b.next->capacity, dim).values + page};
 }
 
 enum class QueryOrder { none, channels, pairs };

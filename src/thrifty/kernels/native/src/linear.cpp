@@ -78,6 +78,12 @@ void copy_row(const Linear& w, const uint8_t* panel, int from, uint8_t* target, 
 
 const uint8_t* row_in_panel(const Linear& w, const uint8_t* panel, int row) { return panel + Items(w).start(row); }
 
+void fetch_tile(const Linear& w, int tile) {
+  const size_t bytes = w.kind == 16 ? ((size_t)w.in + 1) / 2 * 64 : (size_t)w.blocks() * 64 * (size_t)w.kind;
+  const uint8_t* from = w.codes + (size_t)tile * bytes;
+  for (size_t i = 0; i < kFetchBytes; i += 64) __builtin_prefetch(from + i);
+}
+
 float dot(const float* a, const float* b, int count) {
   float sums[kLanes] = {}, sum = 0.0f;
   int i = 0;
@@ -126,11 +132,12 @@ int rows_per_pass(const Linear& w) {
 void matmul(const Linear& w, const float* x, float* y, int m) {
   std::vector<uint8_t> memory(panel_bytes(w, m) + 64);
   uint8_t* panel = memory.data() + (64 - (uintptr_t)memory.data() % 64) % 64;
-  std::atomic<int> next{0};
+  Claims claims;
+  claims.reset(Pool::shared().threads());
   Pool::shared().run(0, [&](Worker& worker) {
     for (int i = worker.begin(m); i < worker.end(m); i++) place_row(w, x + (size_t)i * (size_t)w.in, i, panel);
     worker.barrier();
-    TileTasks(w, m, w.tiles(), worker.count).each(next, [&](int row0, int row1, int tile0, int tile1) {
+    TileTasks(w, m, w.tiles(), worker.count).each(worker, claims, [&](int row0, int row1, int tile0, int tile1) {
       kernels().tiles(w, tile0, tile1, panel, row0, row1, y + (size_t)row0 * (size_t)w.out + (size_t)tile0 * kLanes, (size_t)w.out, false);
     });
   });

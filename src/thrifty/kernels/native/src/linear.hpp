@@ -33,6 +33,33 @@ void linear_row(const Linear& linear, int row, float* out);
 // Rows whose panels stay in the second-level cache while all tiles pass over them; a multiple of kPanel.
 int rows_per_pass(const Linear& linear);
 
+// Asks for the first bytes of a tile, as many as the kernels for one row ask for ahead.
+void fetch_tile(const Linear& linear, int tile);
+
+// Numbered tasks, each claimed by one worker. Apart: each worker has a part of its own and takes from the others' only when
+// that is done, so that what it fetches ahead is its own. Else first come, first served.
+class Claims {
+ public:
+  void reset(int workers) {
+    if ((int)parts_.size() < workers) parts_ = std::vector<Part>((size_t)workers);
+    for (Part& part : parts_) part.next.store(0, std::memory_order_relaxed);
+  }
+  template <class F> void each(const Worker& w, int total, bool apart, F&& work) {
+    for (int i = 0; i < (apart ? w.count : 1); i++) {
+      const Worker owner{(w.id + i) % w.count, w.count, nullptr, nullptr};
+      const int begin = apart ? owner.begin(total) : 0, end = apart ? owner.end(total) : total;
+      auto& next = parts_[apart ? (size_t)owner.id : 0].next;
+      for (int task = begin + next.fetch_add(1, std::memory_order_relaxed); task < end; task = begin + next.fetch_add(1, std::memory_order_relaxed)) work(task);
+    }
+  }
+
+ private:
+  struct alignas(64) Part {
+    std::atomic<int> next{0};
+  };
+  std::vector<Part> parts_;
+};
+
 // Tasks of (row block, group of tiles), first come, first served. Few rows: a few groups a worker, all rows at once.
 struct TileTasks {
   TileTasks(const Linear& linear, int rows, int tiles, int workers)
@@ -40,13 +67,15 @@ struct TileTasks {
     if (rows <= kFew && tiles > kTiles * kShare * workers) tile_step = (tiles / (kShare * workers) + 1) / 2 * 2;
   }
   // Calls work(row0, row1, tile0, tile1) for the tasks that this worker claims.
-  template <class F> void each(std::atomic<int>& next, F&& work) const {
+  template <class F> void each(const Worker& w, Claims& claims, F&& work) const {
     const int across = (tiles + tile_step - 1) / tile_step, total = across * ((rows + row_step - 1) / row_step);
-    for (int i = next.fetch_add(1, std::memory_order_relaxed); i < total; i = next.fetch_add(1, std::memory_order_relaxed)) {
+    claims.each(w, total, rows <= kFew, [&](int i) {
       const int row = i / across * row_step, tile = i % across * tile_step;
       work(row, row + row_step < rows ? row + row_step : rows, tile, tile + tile_step < tiles ? tile + tile_step : tiles);
-    }
+    });
   }
+  // The tile that this worker begins with, where rows are few.
+  int first_tile(const Worker& w) const { return w.begin((tiles + tile_step - 1) / tile_step) * tile_step; }
   static constexpr int kFew = 16, kTiles = 4, kShare = 4;
   int rows, row_step, tiles, tile_step;
 };

@@ -22,7 +22,7 @@ THRIFTY_INLINE void group_tile(const Linear& w, int tile, const ActivationBlock*
     for (int b = g * per_group; b < end; b++, codes += kBytes, x += kPanel) {
       V d[M];
       if constexpr (M == 1) {
-        for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(codes + 2048 + line);
+        for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(codes + kFetchBytes + line);
       }
       block_dot<BITS, !MINIMUM, M>(codes, x, d);
 #pragma GCC unroll 16

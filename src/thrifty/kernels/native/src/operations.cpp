@@ -59,7 +59,7 @@ void Project::run(Plan& plan, Step& s, Worker& w) {
   int tiles = 0;
   for (int i : linears) tiles += plan.linears[(size_t)i].tiles();
   const TileTasks tasks(plan.linears[(size_t)linears[0]], s.rows, tiles, w.count);
-  tasks.each(next, [&](int row0, int row1, int tile0, int tile1) {
+  tasks.each(w, claims, [&](int row0, int row1, int tile0, int tile1) {
     int first = 0;  // the tiles of all linears are numbered one after the other
     for (size_t i = 0; i < linears.size(); i++) {
       const Linear& weights = plan.linears[(size_t)linears[i]];
@@ -72,6 +72,17 @@ void Project::run(Plan& plan, Step& s, Worker& w) {
       if (adapted) s.adapters->raise(linears[i], (int)i, row0, row1, from * kLanes, std::min(to * kLanes, weights.out), y, stride);
     }
   });
+}
+
+void Project::warm(Plan& plan, const Step& s, Worker& w) {
+  int tiles = 0;
+  for (int i : linears) tiles += plan.linears[(size_t)i].tiles();
+  int tile = TileTasks(plan.linears[(size_t)linears[0]], s.rows, tiles, w.count).first_tile(w);
+  for (int i : linears) {
+    const Linear& weights = plan.linears[(size_t)i];
+    if (tile < weights.tiles()) return fetch_tile(weights, tile);
+    tile -= weights.tiles();
+  }
 }
 
 size_t Gated::scratch(const Plan& plan) const { return panels.scratch(plan.widths[(size_t)in]) + kGateRows * 4 * kLanes * sizeof(float); }
@@ -88,7 +99,7 @@ void Gated::run(Plan& plan, Step& s, Worker& w) {
   const Linear &a = plan.linears[(size_t)gate], &b = plan.linears[(size_t)up];
   float* gates = (float*)(w.scratch + panels.scratch(columns));
   float* ups = gates + kGateRows * 2 * kLanes;
-  TileTasks(a, s.rows, a.tiles(), w.count).each(next, [&](int row0, int row1, int tile0, int tile1) {
+  TileTasks(a, s.rows, a.tiles(), w.count).each(w, claims, [&](int row0, int row1, int tile0, int tile1) {
     for (int tile = tile0; tile < tile1; tile += 2) {
       const int end = std::min(tile + 2, tile1), lanes = std::min(width - tile * kLanes, (end - tile) * kLanes);
       for (int row = row0; row < row1; row += kGateRows) {
@@ -104,6 +115,12 @@ void Gated::run(Plan& plan, Step& s, Worker& w) {
       }
     }
   });
+}
+
+void Gated::warm(Plan& plan, const Step& s, Worker& w) {
+  const Linear &a = plan.linears[(size_t)gate], &b = plan.linears[(size_t)up];
+  const int tile = TileTasks(a, s.rows, a.tiles(), w.count).first_tile(w);
+  if (tile < a.tiles()) fetch_tile(a, tile), fetch_tile(b, tile);
 }
 
 void RotateAppend::run(Plan& plan, Step& s, Worker& w) {
@@ -179,6 +196,12 @@ void Await::run(Plan&, Step& s, Worker& w) {
 
 size_t Logits::scratch(const Plan& plan) const { return panels.scratch(plan.widths[(size_t)in]); }
 
+void Logits::warm(Plan& plan, const Step& s, Worker& w) {
+  const Linear& weights = plan.linears[(size_t)linear];
+  const int tile = TileTasks(weights, s.logit_count, weights.tiles(), w.count).first_tile(w);
+  if (tile < weights.tiles()) fetch_tile(weights, tile);
+}
+
 void Logits::run(Plan& plan, Step& s, Worker& w) {
   const Linear& weights = plan.linears[(size_t)linear];
   const float* x = plan.buffer(in, s);
@@ -187,7 +210,7 @@ void Logits::run(Plan& plan, Step& s, Worker& w) {
     const auto ready = panels.prepare(plan, w, rows, weights.in, [&](int i) { return x + (size_t)s.logit_rows[start + i] * (size_t)weights.in; });
     const size_t stride = (size_t)weights.out;
     float* y = s.logits + (size_t)start * stride;
-    TileTasks(weights, rows, weights.tiles(), w.count).each(next, [&](int row0, int row1, int tile0, int tile1) {
+    TileTasks(weights, rows, weights.tiles(), w.count).each(w, claims, [&](int row0, int row1, int tile0, int tile1) {
       const int from = tile0 * kLanes, count = std::min(tile1 * kLanes, weights.out) - from;
       kernels().tiles(weights, tile0, tile1, ready.of(weights), row0, row1, y + (size_t)row0 * stride + from, stride, false);
       for (int i = row0; softcap > 0.0f && i < row1; i++) kernels().cap(y + (size_t)i * stride + from, softcap, count);
@@ -196,7 +219,7 @@ void Logits::run(Plan& plan, Step& s, Worker& w) {
     for (int i = w.begin(rows); s.arg_max && i < w.end(rows); i++) s.arg_max[start + i] = kernels().arg_max(y + (size_t)i * stride, weights.out);
     if (start + rows < s.logit_count) {  // the next part claims its tasks anew
       w.barrier();
-      if (w.id == 0) next.store(0);
+      if (w.id == 0) claims.reset(w.count);
       w.barrier();
     }
   }

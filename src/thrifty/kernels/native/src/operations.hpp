@@ -19,6 +19,7 @@ struct Project final : Operation {
       : Operation(layer), in(in), panels(panels), linears(std::move(linears)), outs(std::move(outs)), add(add) {}
   size_t scratch(const Plan&) const override;
   void run(Plan&, Step&, Worker&) override;
+  void warm(Plan&, const Step&, Worker&) override;
   int in;
   Panels panels;
   std::vector<int> linears, outs;
@@ -31,6 +32,7 @@ struct Gated final : Operation {
       : Operation(layer), in(in), panels(panels), gate(gate), up(up), out(out), activation(activation) {}
   size_t scratch(const Plan&) const override;
   void run(Plan&, Step&, Worker&) override;
+  void warm(Plan&, const Step&, Worker&) override;
   int in;
   Panels panels;
   int gate, up, out, activation;
@@ -51,6 +53,7 @@ struct Attend final : Operation {
   size_t scratch(const Plan& plan) const override { return Attention::scratch_bytes(plan.shape.head_dim, plan.shape.heads / plan.shape.kv_heads); }
   void prepare(Plan&, Step&, int workers) override;
   void run(Plan&, Step&, Worker& w) override { attention.run(w); }
+  void warm(Plan&, const Step&, Worker& w) override { attention.warm(w); }
   int q, out;
   Attention::Call call;
   Attention attention;
@@ -94,6 +97,7 @@ struct Logits final : Operation {
   Logits(int in, Panels panels, int linear, float softcap) : Operation(kLogits), in(in), panels(panels), linear(linear), softcap(softcap) {}
   size_t scratch(const Plan&) const override;
   void run(Plan&, Step&, Worker&) override;
+  void warm(Plan&, const Step&, Worker&) override;
   int in;
   Panels panels;
   int linear;

@@ -266,6 +266,11 @@ void Plan::execute(Step& s, Worker& w) {
     const auto start = timed ? Clock::now() : Clock::time_point();
     op.run(*this, s, w);
     const bool over = op.ends(s);
+    if (s.rows <= TileTasks::kFew) {
+      size_t after = i + 1;
+      while (after < operations_.size() && !wanted(*operations_[after], s)) after++;
+      if (after < operations_.size()) operations_[after]->warm(*this, s, w);
+    }
     w.barrier();
     if (timed) op.seconds += std::chrono::duration<double>(Clock::now() - start).count();
     if (over) return;
@@ -290,7 +295,7 @@ void Plan::run(Step& s) {
   do {
     partials = attention.partials.data(), finals = attention.finals.data();
     for (auto& op : operations_) {
-      op->next.store(0, std::memory_order_relaxed);
+      op->claims.reset(workers);
       if (wanted(*op, s)) op->prepare(*this, s, workers);
     }
   } while (partials != attention.partials.data() || finals != attention.finals.data());

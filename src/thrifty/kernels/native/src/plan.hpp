@@ -64,10 +64,11 @@ struct Operation {
   virtual bool wanted(const Step&) const { return true; }  // in the layers that run
   virtual void prepare(Plan&, Step&, int) {}               // on the caller's thread, before the workers start
   virtual void run(Plan&, Step&, Worker&) = 0;             // a barrier follows
+  virtual void warm(Plan&, const Step&, Worker&) {}        // few rows: asks for the bytes that the worker will read first
   virtual bool ends(const Step&) const { return false; }   // after `run`: whether the step is over; the same for all workers
   int layer;  // kEmbed, kLogits or a layer
   static constexpr int kEmbed = -1, kLogits = -2;
-  std::atomic<int> next{0};  // claimed tasks, reset before each run
+  Claims claims;       // of tasks, reset before each run
   double seconds = 0;        // of the runs since Plan::profile, its barrier included
 };
 

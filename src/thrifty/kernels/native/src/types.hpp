@@ -12,6 +12,7 @@ namespace thrifty {
 
 constexpr int kLanes = 16;        // rows of one weight tile
 constexpr int kBlockColumns = 32; // columns that share one activation scale
+constexpr int kFetchBytes = 6144;  // how far ahead of a single row's products weights are asked for
 constexpr int kPanel = 8;         // activation rows interleaved in one panel
 constexpr int kPage = 64;         // tokens of one page of the KV cache
 constexpr int kChunkPages = 4;    // pages of one attention chunk: the fixed unit of splitting and merging
@@ -71,10 +72,27 @@ THRIFTY_SHARED constexpr SlabLayout slab_layout(Format format, size_t capacity, 
   return s;
 }
 
+// Asks for all lines of a page: a decode step reads each page once, so only asking early hides the memory's latency.
+THRIFTY_SHARED void fetch_page(const Span& s, int page, int dim) {
+  const SlabLayout at = slab_layout(s.format, (size_t)s.capacity, (size_t)dim);
+  const size_t numbers = at.key_params == at.values ? at.values / (size_t)s.capacity * kPage : (size_t)dim * 8 * (size_t)format_bits(s.format);
+  for (size_t i = 0; i < numbers; i += 64) {
+    __builtin_prefetch(s.base + (size_t)page * numbers + i);
+    __builtin_prefetch(s.base + at.values + (size_t)page * numbers + i);
+  }
+  if (at.key_params == at.values) return;
+  const size_t params = (size_t)dim * 8;
+  for (size_t i = 0; i < params; i += 64) {
+    __builtin_prefetch(s.base + at.key_params + (size_t)page * params + i);
+    __builtin_prefetch(s.base + at.value_params + (size_t)page * params + i);
+  }
+}
+
 // One sequence, one layer, one KV head: what a kernel needs to attend.
 struct AttendArgs {
   const Span* spans;
   int span_count;
+  const Span* after;  // what is likely to be read when this is done; may be null
   int base_pages;  // pages dropped from the front of the view since its start
   int slots;
   const float* q;  // [n, heads, dim]
