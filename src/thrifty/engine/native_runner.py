@@ -85,7 +85,7 @@ class NativeRunner:
         logits = self.plan.step(
             _integers(rows.tokens), _positions(rows), [view], [count], wanted, lengths=[rows.length], accumulate=sums
         )
-        return NativeScores(logits, self.plan.argmax) if last else None
+        return NativeScores(logits, self.plan.argmax.tolist()) if last else None
 
     def embed(self, tokens: Sequence[int]) -> Tensor:
         """See Runner."""
@@ -113,28 +113,27 @@ class NativeRunner:
     def logits(self, hidden: Tensor) -> Scores:
         """See Runner."""
         logits = self.plan.logits(hidden.contiguous())
-        return NativeScores(logits, self.plan.argmax)
+        return NativeScores(logits, self.plan.argmax.tolist())
 
     def _decode(self, batch: Sequence[Rows], views: Sequence[Any]) -> Scores:
-        if len(batch) == 1 and len(batch[0].tokens) == 1:
-            tokens, positions = _integers(batch[0].tokens), _integers((batch[0].start,))
-        else:
-            tokens = _integers(list(chain.from_iterable(rows.tokens for rows in batch)))
-            positions = torch.cat([_positions(rows) for rows in batch])
         counts = [len(rows.tokens) for rows in batch]
-        wanted = torch.arange(len(tokens), dtype=torch.int32)
+        tokens = list(chain.from_iterable(rows.tokens for rows in batch))
         sums = _accumulators([rows.cache.accumulate_rows(len(rows.tokens)) for rows in batch])
-        lengths = [rows.length for rows in batch]
-        logits = self.plan.step(tokens, positions, views, counts, wanted, lengths=lengths, accumulate=sums)
-        return NativeScores(logits, self.plan.argmax)
+        if not self.plan.by_length:
+            positions = [rows.start + place for rows in batch for place in range(len(rows.tokens))]
+            return NativeScores(*self.plan.decode(tokens, positions, views, counts, sums))
+        wanted, lengths = torch.arange(len(tokens), dtype=torch.int32), [rows.length for rows in batch]
+        place = torch.cat([_positions(rows) for rows in batch])
+        logits = self.plan.step(_integers(tokens), place, views, counts, wanted, lengths=lengths, accumulate=sums)
+        return NativeScores(logits, self.plan.argmax.tolist())
 
 
 class NativeScores:
     """Scores in the plan's buffers: valid until its next call."""
 
-    def __init__(self, values: Tensor, best: Tensor) -> None:
+    def __init__(self, values: Tensor, best: list[int]) -> None:
         self._values = values
-        self._best: list[int] = best.tolist()
+        self._best = best
 
     def logits(self, row: int) -> Tensor:
         """[vocabulary] fp32 of one row."""

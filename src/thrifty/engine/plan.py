@@ -82,6 +82,11 @@ class NativePlan:
         """int32 [r]: the most probable token of each row of the last call that made logits; valid until the next."""
         return self._best[: self._rows_of_logits]
 
+    @property
+    def by_length(self) -> bool:
+        """Whether steps need the lengths of their sequences."""
+        return self._rotary.by_length
+
     @contextmanager
     def profile(self) -> Iterator[dict[str, float]]:
         """Times what runs inside: seconds by kind of operation, waiting at its barrier included, filled at the end."""
@@ -112,6 +117,31 @@ class NativePlan:
         return self._run(
             token_ids, None, positions, views, counts, 0, len(self.config.layers), None, logit_rows, options
         )
+
+    def decode(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        views: Sequence[Any],
+        counts: Sequence[int],
+        accumulate: Sequence[Any] = (),
+    ) -> tuple[Tensor, list[int]]:
+        """`step` that scores every row, from plain lists: logits fp32 [n, vocabulary], valid until the next call, and
+        the most probable token of each row. Raises KernelError where a rope depends on the sequence's length.
+        """
+        if self._rotary.by_length:
+            raise KernelError("the rotary frequencies depend on the sequence's length: use step, which takes lengths")
+        logits = self._logits_of(len(tokens))
+        turns, alive = self._rotary.addresses(positions)
+        sums = [_sums(one) for one in accumulate]
+        try:
+            best = self._native.decode(
+                list(tokens), list(views), list(counts), turns, sums, len(self.config.layers), logits.data_ptr()
+            )
+        except (ValueError, RuntimeError) as error:
+            raise KernelError(str(error)) from error
+        del alive
+        return logits, best
 
     def forward(
         self,
@@ -218,12 +248,16 @@ class NativePlan:
             rows = torch.empty(0, dtype=torch.int32)
         count = len(rows)
         rows = dispatch.check(rows, "logit_rows", torch.int32, (count,), copy=True)
+        logits = self._logits_of(count)
+        if count:
+            self._rows_of_logits = count
+        return rows, logits, self._best[:count]
+
+    def _logits_of(self, count: int) -> Tensor:
         if count > len(self._logits):
             self._logits = torch.empty(count, self.config.vocabulary_size)
             self._best = torch.empty(count, dtype=torch.int32)
-        if count:
-            self._rows_of_logits = count
-        return rows, self._logits[:count], self._best[:count]
+        return self._logits if count == len(self._logits) else self._logits[:count]
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -40,6 +40,16 @@ class RotaryTables:
             return pieces[0]
         return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
 
+    def addresses(self, positions: Sequence[int]) -> tuple[list[int], list[Tensor]]:
+        """Where the rows of single positions lie, rope by rope, and what keeps them there; not where `by_length`."""
+        blocks = [self._block(position // BLOCK) for position in positions]
+        found = []
+        for place, rope in enumerate(self.ropes):
+            width = 4 * rope.dimension
+            for block, position in zip(blocks, positions, strict=True):
+                found.append(block[place].data_ptr() + position % BLOCK * width)
+        return found, [table for block in blocks for table in block]
+
     def _block(self, number: int) -> list[Tensor]:
         found = self._blocks.pop(number, None)
         if found is None:

@@ -24,15 +24,15 @@ static void start_chunk(Tile& t) {
   t.chunk_used = false;
 }
 
-// total <- total merged with one chunk (log-sum-exp).
-static void merge(float& maximum, float& sum, float* acc, float chunk_max, float chunk_sum, const float* chunk, int dim) {
-  if (chunk_sum == 0.0f) return;
-  const float top = chunk_max > maximum ? chunk_max : maximum;
-  float f[kLanes], g[kLanes];
-  store(f, exponential_bounded(set1(maximum - top))), store(g, exponential_bounded(set1(chunk_max - top)));
-  for (int c = 0; c < dim; c += kLanes) store(acc + c, fma(load(chunk + c), set1(g[0]), mul(load(acc + c), set1(f[0]))));
-  sum = sum * f[0] + chunk_sum * g[0];
-  maximum = top;
+// What up to 16 totals and chunks are multiplied with to be merged (log-sum-exp), and the new maxima and sums.
+THRIFTY_INLINE void merge_factors(float* maximum, float* sum, const float* chunk_max, const float* chunk_sum, float* f, float* g) {
+  const V before = load(maximum), other = load(chunk_max), top = max(other, before);
+  const V u = exponential_near(sub(before, top)), v = exponential_near(sub(other, top));
+  store(f, u), store(g, v), store(maximum, top);
+  store(sum, add(mul(load(sum), u), mul(load(chunk_sum), v)));
+}
+THRIFTY_INLINE void merge_values(float* acc, const float* chunk, int dim, float f, float g) {
+  for (int c = 0; c < dim; c += kLanes) store(acc + c, fma(load(chunk + c), set1(g), mul(load(acc + c), set1(f))));
 }
 
 static void limits(const AttendArgs& a, int row0, const Block& b, Tile& t) {
@@ -110,8 +110,17 @@ static void write_row(const AttendArgs& a, int row, int head, float maximum, flo
 }
 
 static void merge_tile(Tile& t) {
-  for (int r = 0; r < t.rows; r++)
-    merge(t.total_max[r], t.total_sum[r], t.total + (size_t)r * t.dim, t.chunk_max[r], t.chunk_sum[r], t.chunk + (size_t)r * t.dim, t.dim);
+  for (int first = 0; first < t.rows; first += kLanes) {
+    const int count = t.rows - first < kLanes ? t.rows - first : kLanes;
+    float f[kLanes], g[kLanes], maximum[kLanes] = {}, sum[kLanes] = {}, chunk_max[kLanes] = {}, chunk_sum[kLanes] = {};
+    for (int i = 0; i < count; i++) maximum[i] = t.total_max[first + i], sum[i] = t.total_sum[first + i], chunk_max[i] = t.chunk_max[first + i], chunk_sum[i] = t.chunk_sum[first + i];
+    merge_factors(maximum, sum, chunk_max, chunk_sum, f, g);
+    for (int i = 0, r = first; i < count; i++, r++) {
+      if (t.chunk_sum[r] == 0.0f) continue;  // the row saw nothing of the chunk
+      t.total_max[r] = maximum[i], t.total_sum[r] = sum[i];
+      merge_values(t.total + (size_t)r * t.dim, t.chunk + (size_t)r * t.dim, t.dim, f[i], g[i]);
+    }
+  }
 }
 
 // Rows row0..row1-1 over all their pages.
@@ -160,14 +169,17 @@ static void attend_chunk(const AttendArgs& a, int chunk, uint8_t* scratch) {
 
 // The chunks of one row and head -> its output. The first chunk's values are merged in place.
 static void attend_merge(const AttendArgs& a, int row, int head) {
-  float maximum = kLowest, sum = 0.0f;
+  float f[kLanes], g[kLanes], maximum[kLanes] = {kLowest}, sum[kLanes] = {}, chunk_max[kLanes] = {}, chunk_sum[kLanes] = {};
   float* acc = a.out + ((size_t)row * a.heads + head) * a.dim;
   for (int c = 0; c < a.dim; c += kLanes) store(acc + c, zero());
   for (int chunk = a.first_chunk; chunk < a.first_chunk + a.chunks; chunk++) {
     const float* p = partial(a, row, head, chunk);
-    merge(maximum, sum, acc, p[0], p[1], p + kPartialHeader, a.dim);
+    if (p[1] == 0.0f) continue;
+    chunk_max[0] = p[0], chunk_sum[0] = p[1];
+    merge_factors(maximum, sum, chunk_max, chunk_sum, f, g);
+    merge_values(acc, p + kPartialHeader, a.dim, f[0], g[0]);
   }
-  write_row(a, row, head, maximum, sum, acc);
+  write_row(a, row, head, maximum[0], sum[0], acc);
 }
 
 // Second pass: the final probabilities of every row over one page, added to accumulate[head][slot] in row order.
@@ -192,7 +204,7 @@ static void attend_accumulate(const AttendArgs& a, int page, uint8_t* scratch) {
           const int head = a.kv_head * a.group + (first + r) % a.group;
           const float* final = a.finals + ((size_t)row * a.heads + head) * 2;
           const V inverse = set1(1.0f / final[1]);
-          for (int j = 0; j < 4; j++) store(s + j * kLanes, mul(exponential_bounded(sub(x[j], set1(final[0]))), inverse));
+          for (int j = 0; j < 4; j++) store(s + j * kLanes, mul(exponential_near(sub(x[j], set1(final[0]))), inverse));
           float* to = a.accumulate + (size_t)row * a.accumulate_row + (size_t)head * a.accumulate_stride + b.first_slot;
           for (int i = t.low[first + r]; i < t.high[first + r]; i++) to[i] += s[i];
         }

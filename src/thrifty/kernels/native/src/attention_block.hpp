@@ -123,12 +123,12 @@ template <int R> THRIFTY_INLINE void soften(float* s, const AttendArgs& a, const
     top[r] = best > before[r] ? best : before[r];
     t.chunk_max[first + r] = top[r];
   }
-  store(fade, exponential_bounded(sub(load(before), load(top))));
+  store(fade, exponential_near(sub(load(before), load(top))));
   for (int r = 0; r < R; r++) {
     const int low = t.low[first + r], high = t.high[first + r];
     const V shift = set1(top[r]);
     V p[4];
-    for (int j = 0; j < 4; j++) p[j] = exponential_bounded(sub(load(s + r * kPage + j * kLanes), shift));
+    for (int j = 0; j < 4; j++) p[j] = exponential_near(sub(load(s + r * kPage + j * kLanes), shift));
     if (low > 0 || high < kPage)
       for (int j = 0; j < 4; j++) p[j] = keep(p[j], low - j * kLanes, high - j * kLanes, zero());
     for (int j = 0; j < 4; j++) store(s + r * kPage + j * kLanes, p[j]);

@@ -111,6 +111,28 @@ void run_plan(Plan& plan, int rows, uintptr_t tokens, uintptr_t hidden, const st
   plan.run(s);
 }
 
+// A decode step without anything special, from plain lists: what Python does between two steps is slow, for the weights have
+// just passed through the caches.
+std::vector<int32_t> run_decode(Plan& plan, const std::vector<int32_t>& tokens, const std::vector<View*>& views, const std::vector<int>& counts, const std::vector<uintptr_t>& turns,
+                                const std::vector<std::tuple<std::vector<uintptr_t>, int, size_t>>& sums, int layers, uintptr_t logits) {
+  Step s;
+  s.rows = (int)tokens.size(), s.tokens = tokens.data(), s.views = views, s.counts = counts, s.last_layer = layers;
+  for (View* v : views)
+    if (!v) throw std::invalid_argument("a view is None");
+  for (uintptr_t turn : turns) s.turns.push_back((const float*)turn);
+  for (const auto& [addresses, stride, row] : sums) {
+    s.sums.push_back({{}, stride, row});
+    for (uintptr_t address : addresses) s.sums.back().layers.push_back((float*)address);
+  }
+  std::vector<int32_t> rows(tokens.size()), best(tokens.size());
+  for (size_t i = 0; i < rows.size(); i++) rows[i] = (int32_t)i;
+  if (!logits) throw std::invalid_argument("a decode step needs a buffer for its logits");
+  s.logit_rows = rows.data(), s.logit_count = s.rows, s.logits = (float*)logits, s.arg_max = best.data();
+  nb::gil_scoped_release released;
+  plan.run(s);
+  return best;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -169,6 +191,7 @@ NB_MODULE(_native, m) {
       .def("run", &run_plan, "rows"_a, "tokens"_a, "hidden"_a, "views"_a, "counts"_a, "rotation"_a, "first_layer"_a, "last_layer"_a, "skip"_a, "queries_out"_a, "tap_layer"_a, "tap"_a,
            "logit_rows"_a, "logit_count"_a, "logits"_a, "arg_max"_a, "sums"_a = std::vector<std::tuple<std::vector<uintptr_t>, int, size_t>>(), "tree"_a = 0, "ahead"_a = 0,
            "adapters"_a = std::vector<AdapterEntry>(), "adapter_rows"_a = std::vector<int32_t>(), "arrivals"_a = nb::none(), "patience"_a = 0.0)
+      .def("decode", &run_decode, "tokens"_a, "views"_a, "counts"_a, "turns"_a, "sums"_a, "layers"_a, "logits"_a)
       .def("profile", &Plan::profile, "on"_a, "Whether runs are timed by operation, from zero.")
       .def("seconds", &Plan::seconds, "Seconds by kind of operation since `profile(True)`.")
       .def_prop_ro("nbytes", &Plan::bytes);

@@ -126,7 +126,7 @@ void Gated::warm(Plan& plan, const Step& s, Worker& w) {
 void RotateAppend::run(Plan& plan, Step& s, Worker& w) {
   const int heads = plan.shape.heads, kv_heads = plan.shape.kv_heads, dim = plan.shape.head_dim, units = heads + kv_heads;
   float *queries = plan.buffer(q, s), *keys = plan.buffer(k, s);
-  const float *values = plan.buffer(v, s), *rotation = s.rotation[(size_t)rope];
+  const float *values = plan.buffer(v, s), *rotation = s.turns.empty() ? s.rotation[(size_t)rope] : nullptr;
   // Few rows: heads in turn, so that all workers append; many: whole rows, so that each page has one writer at a time.
   const bool few = s.rows <= kPrivateRows;
   const int begin = few ? w.id : w.begin(s.rows) * units, end = few ? s.rows * units : w.end(s.rows) * units;
@@ -136,7 +136,7 @@ void RotateAppend::run(Plan& plan, Step& s, Worker& w) {
     float* x = query ? queries + ((size_t)row * (size_t)heads + (size_t)unit) * (size_t)dim
                      : keys + ((size_t)row * (size_t)kv_heads + (size_t)(unit - heads)) * (size_t)dim;
     if (const float* norm = query ? q_norm : k_norm) kernels().rms_norm(x, norm, epsilon, dim, x);
-    const float* turn = rotation + (size_t)row * 2 * (size_t)half;
+    const float* turn = s.turns.empty() ? rotation + (size_t)row * 2 * (size_t)half : s.turns[(size_t)rope * (size_t)s.rows + (size_t)row];
     kernels().rotate(x, turn, turn + half, half);
     if (query) {
       if (s.queries_out) std::memcpy(s.queries_out + ((size_t)row * (size_t)heads + (size_t)unit) * (size_t)dim, x, (size_t)dim * sizeof(float));

@@ -189,7 +189,8 @@ void Plan::check(const Step& s) const {
 }
 
 void Plan::check_views(const Step& s) const {
-  if ((int)s.rotation.size() < ropes_) refuse("the step needs " + std::to_string(ropes_) + " rotation tables");
+  if (!s.turns.empty() && s.turns.size() != (size_t)ropes_ * (size_t)s.rows) refuse("the step needs an address of rotations for each row and rope");
+  if (s.turns.empty() && (int)s.rotation.size() < ropes_) refuse("the step needs " + std::to_string(ropes_) + " rotation tables");
   if (!s.sums.empty() && s.sums.size() != s.views.size()) refuse("attention sums need one entry for each view");
   if (s.views.size() != s.counts.size()) refuse("a step needs one row count for each view");
   long long rows = 0;

@@ -21,6 +21,7 @@ struct Step {
   std::vector<View*> views;            // one per sequence
   std::vector<int> counts;             // rows of each sequence, in order
   std::vector<const float*> rotation;  // per rope kind: [rows, 2, half], cosines and sines
+  std::vector<const float*> turns;     // or [rope kind][row]: where the row's [2, half] lies
   int first_layer = 0, last_layer = 0; // layers first..last-1
   std::vector<uint8_t> skip;           // per layer, or empty
   float* queries_out = nullptr;        // [rows, heads, dim] of the (only) layer
