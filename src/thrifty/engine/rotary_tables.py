@@ -11,8 +11,8 @@ from torch import Tensor
 from thrifty.models.config import RopeConfig
 from thrifty.models.rope import depends_on_length, rotation
 
-BLOCK = 256  # positions
-LIMIT = 4 << 20  # bytes of blocks that are kept, those last used
+BLOCK = 128  # positions
+LIMIT = 1 << 18  # bytes of blocks that are kept, those last used: they are part of every budget
 
 
 class RotaryTables:
