@@ -79,7 +79,10 @@ class NativePlan:
 
     @property
     def argmax(self) -> Tensor:
-        """int32 [r]: the most probable token of each row of the last call that made logits; valid until the next."""
+        """int32 [r]: the most probable token of each row of the last call that made logits, `decode` left out.
+
+        Valid until the next.
+        """
         return self._best[: self._rows_of_logits]
 
     @property
