@@ -67,6 +67,16 @@ class EngineMemory:
         rows = samples * self._row_bytes
         return Footprint(peak_bytes=held.peak_bytes + rows, steady_bytes=held.steady_bytes + rows)
 
+    def together(self, policies: Sequence[CachePolicy], prompt: int, total: int, sequences: int) -> Footprint:
+        """`footprint` of several requests that share nothing: the last prompt is filled while the others decode."""
+        one = self.footprint(policies, prompt, total)
+        decoding = self._need(policies, prompt, total, 0) + self._row_bytes
+        others = sequences - 1
+        return Footprint(
+            peak_bytes=max(one.peak_bytes, decoding if others else 0) + others * decoding,
+            steady_bytes=sequences * one.steady_bytes,
+        )
+
     def check(
         self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1, what: str = "the request"
     ) -> None:

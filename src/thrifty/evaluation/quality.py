@@ -19,46 +19,56 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from thrifty.errors import PromptError
+from thrifty.errors import PromptError, StorageError
 from thrifty.evaluation.forcing import MeasurementError, Step, Tables, force
 from thrifty.evaluation.recovery import Interval, mean_interval, ratio_interval
 from thrifty.evaluation.text import Encodes, held_out
+from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
 
 PREFIX = 1024  # the least that is compressed before anything is scored
 SCORED = 256  # the least that is scored
+TIMED = 64  # tokens that are timed before any is scored, as many as `speed.measure` decodes
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A prompt that is compressed and the tokens that are scored after it."""
+    """A prompt that is compressed, and an answer of which the first token is what the prefill predicts, the next
+    `timed` are only timed, and the rest is scored.
+    """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    timed: int = 0
 
     @property
     def scored(self) -> int:
-        """Tokens that are scored: all of the answer but its first, which the prefill predicts."""
-        return len(self.answer) - 1
+        """Tokens that are scored."""
+        return len(self.answer) - self.first
+
+    @property
+    def first(self) -> int:
+        """The first step that is scored."""
+        return 1 + self.timed
 
 
-def passage(tokenizer: Encodes, context: int, prefix: int = PREFIX, scored: int = SCORED, *, part: int = 0) -> Passage:
+def passage(
+    tokenizer: Encodes, context: int, prefix: int = PREFIX, scored: int = SCORED, *, timed: int = 0, part: int = 0
+) -> Passage:
     """The package's text cut for one run. context: what the model holds.
 
-    Raises PromptError where it does not hold prefix + scored + 2 tokens, or where they are not positive.
+    Raises PromptError where it does not hold prefix + timed + scored + 2 tokens, or where they are not positive.
     """
-    needed = prefix + scored + 2
+    needed = prefix + timed + scored + 2
     if prefix < 1 or scored < 1:
         raise PromptError(f"a run of {prefix} compressed and {scored} scored tokens measures nothing; use 1 or more")
     if needed > context:
-        raise PromptError(
-            f"measuring quality takes {needed} tokens ({prefix} compressed, {scored} scored); "
-            f"this context holds {context}"
-        )
-    tokens = held_out(tokenizer, prefix + scored + 1, part)
-    return Passage(tuple(tokens[:prefix]), tuple(tokens[prefix:]))
+        spent = f"{prefix} compressed, {f'{timed} timed, ' if timed else ''}{scored} scored"
+        raise PromptError(f"measuring quality takes {needed} tokens ({spent}); this context holds {context}")
+    tokens = held_out(tokenizer, prefix + timed + scored + 1, part)
+    return Passage(tuple(tokens[:prefix]), tuple(tokens[prefix:]), timed)
 
 
 @dataclass(frozen=True)
@@ -88,8 +98,10 @@ class Quality:
 
 @dataclass(frozen=True)
 class Run:
-    """One measured pass over a passage. Rates in tokens a second: prefill over the whole prompt, decode the
-    median of the scored steps. cache_bytes: the sequence's segments at the end. steady: bytes in the engine's
+    """One measured pass over a passage. Rates in tokens a second: prefill over the whole prompt, decode the mean
+    of the timed steps, between which nothing else is done (what `speed.measure` measures); where the passage has
+    none, the median of the scored steps, which are slower by what scoring leaves in the processor's caches.
+    cache_bytes: the sequence's segments at the end. steady: bytes in the engine's
     ledger then, weights included. quality: None for a baseline.
     """
 
@@ -117,13 +129,14 @@ class Baseline:
     def measure(cls, engine: Engine, passage: Passage) -> Baseline:
         """Run the engine's model with the full cache."""
         baseline = cls(passage)
-        timer = _Timer(len(passage.prompt))
-        for step in force(
-            engine, passage.prompt, passage.answer, [], logits=True, inspect=range(1, len(passage.answer))
-        ):
-            timer.add(step)
-            if step.index > 0 and step.logits is not None:
+        timer = _Timer(passage)
+        try:
+            for step in _steps(engine, passage, [], timer):
+                assert step.logits is not None, "the run asked for logits"
                 baseline._append(step.logits)
+        except BaseException:
+            baseline.close()
+            raise
         baseline.run = timer.run()
         return baseline
 
@@ -136,7 +149,15 @@ class Baseline:
 
     def _append(self, logits: Tensor) -> None:
         self._vocabulary = len(logits)
-        self._file.write(logits.float().contiguous().numpy().tobytes())
+        try:
+            self._file.write(logits.float().contiguous().numpy().tobytes())
+            self._file.flush()
+        except OSError as error:
+            need = 4 * self._vocabulary * self.passage.scored
+            raise StorageError(
+                f"{tempfile.gettempdir()}: the baseline's predictions cannot be written: {error.strerror or error}. "
+                f"They take {need / 1e6:.0f} MB: make room there, or set TMPDIR to another directory."
+            ) from error
 
     def close(self) -> None:
         """Delete the file."""
@@ -159,23 +180,30 @@ def measure(engine: Engine, baseline: Baseline, cache: Tables, *, compresses: bo
     number.
     """
     passage = baseline.passage
-    timer, scores = _Timer(len(passage.prompt)), _Scores()
+    timer, scores = _Timer(passage), _Scores()
     rows = baseline.rows()
-    for step in force(
-        engine, passage.prompt, passage.answer, cache, logits=True, inspect=range(1, len(passage.answer))
-    ):
-        timer.add(step)
-        if step.index == 0:
-            continue
+    for step in _steps(engine, passage, cache, timer):
         if compresses and not (step.evidence and step.evidence.compressed):
             raise MeasurementError(
-                f"scored token {step.index} read no compressed segment under {list(cache)}: the recipe keeps "
-                f"all of a prompt of {len(passage.prompt)} tokens as it is, so there is nothing to score. "
+                f"scored token {step.index - passage.timed} read no compressed segment under {list(cache)}: the recipe "
+                f"keeps all of a prompt of {len(passage.prompt)} tokens as it is, so there is nothing to score. "
                 "Use a longer prefix, or a smaller budget in the recipe."
             )
         assert step.logits is not None, "the run asked for logits"
-        scores.add(next(rows), step.logits, passage.answer[step.index])
+        with dispatch.one_torch_thread():
+            scores.add(next(rows), step.logits, passage.answer[step.index])
     return timer.run(scores.quality())
+
+
+def _steps(engine: Engine, passage: Passage, cache: Tables, timer: _Timer) -> Iterator[Step]:
+    """The scored steps, each inspected. Those before are timed with nothing done between them: work there would push
+    weights out of the processor's caches and let the native pool fall asleep.
+    """
+    inspect = range(passage.first, len(passage.answer))
+    for step in force(engine, passage.prompt, passage.answer, cache, logits=True, inspect=inspect):
+        timer.add(step)
+        if step.index >= passage.first:
+            yield step
 
 
 class _Scores:
@@ -209,8 +237,8 @@ class _Scores:
 
 
 class _Timer:
-    def __init__(self, prompt: int) -> None:
-        self.prompt = prompt
+    def __init__(self, passage: Passage) -> None:
+        self.passage = passage
         self.steps: list[float] = []
         self.prefill = 0.0
         self.cache_bytes = 0
@@ -222,8 +250,9 @@ class _Timer:
             self.prefill = step.seconds
             return
         self.steps.append(step.seconds)
-        self.cache_bytes = step.evidence.nbytes if step.evidence else 0
+        self.cache_bytes = step.evidence.nbytes if step.evidence else self.cache_bytes
 
     def run(self, quality: Quality | None = None) -> Run:
-        rate = 1 / statistics.median(self.steps)
-        return Run(self.prompt / self.prefill, rate, self.cache_bytes, self.held, quality)
+        timed = self.passage.timed
+        seconds = statistics.fmean(self.steps[:timed]) if timed else statistics.median(self.steps)
+        return Run(len(self.passage.prompt) / self.prefill, 1 / seconds, self.cache_bytes, self.held, quality)
