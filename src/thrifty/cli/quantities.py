@@ -47,3 +47,13 @@ def parse_bias(text: str) -> tuple[int, float]:
         return int(token), float(bias)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not TOKEN=BIAS. Write e.g. 198=-5, or 198=-inf to ban it.") from error
+
+
+def parse_seconds(text: str | float) -> float:
+    """Seconds from `8ms`, `0.5 s` or `800us`. Raises typer.BadParameter naming the value."""
+    if isinstance(text, float):
+        return text
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(us|ms|s)\s*", text)
+    if found is None or not float(found[1]) > 0:
+        raise typer.BadParameter(f"{text!r} is not a time. Write e.g. 8ms or 0.5s.")
+    return float(found[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[found[2]]

@@ -1,37 +1,77 @@
-"""Choosing: the least divergence that fits, and what to say where nothing does."""
+"""Choosing: the highest recovery that fits, and what to say where nothing does."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 from thrifty.errors import BudgetError
-from thrifty.frontier.measurement import Measurement, Need
+from thrifty.frontier.measurement import Measurement, Prediction
 from thrifty.storage.budget import format_size
 
 TIE = 1e-4  # nats; smaller differences of KL are rounding, so speed decides
+RECOVERY_TIE = 0.005  # smaller differences of recovery are chance, so KL decides
 
 
-def best(rows: Iterable[Measurement]) -> Measurement | None:
-    """The servable row that fits with the lowest KL; among rows within TIE of it the fastest decoder."""
-    fitting = [row for row in rows if row.fits and row.candidate.servable]
+def best(rows: Iterable[Measurement], min_recovery: float | None = None) -> Measurement | None:
+    """Among the rows that fit memory, latency and the least recovery, and came furthest: the highest recovery (all
+    beyond the baseline's is luck, and counts as the baseline's); within RECOVERY_TIE of it the lowest KL; within TIE
+    of that the fastest decoder. A row without a recovery yet is judged by its KL, and cannot meet a `min_recovery`.
+    """
+    fitting = [row for row in rows if row.eligible]
     if not fitting:
         return None
-    least = min(row.kl for row in fitting)
-    return max((row for row in fitting if row.kl <= least + TIE), key=lambda row: row.decode_rate)
+    furthest = max(row.rung for row in fitting)
+    fitting = [row for row in fitting if row.rung == furthest and _reaches(row, min_recovery)]
+    if not fitting:
+        return None
+    recovered = max(_recovery(row) for row in fitting)
+    close = [row for row in fitting if _recovery(row) >= recovered - RECOVERY_TIE]
+    least = min(row.kl for row in close)
+    return max((row for row in close if row.kl <= least + TIE), key=lambda row: row.decode_rate)
 
 
-def refuse(needs: Sequence[tuple[str, Need]], budget: int, context: int, longest: int) -> BudgetError:
+def _recovery(row: Measurement) -> float:
+    return min(1.0, row.recovery.value) if row.recovery is not None else 0.0
+
+
+def _reaches(row: Measurement, least: float | None) -> bool:
+    return least is None or (row.recovery is not None and row.recovery.value >= least)
+
+
+def refuse_memory(
+    predictions: Sequence[Prediction], budget: int, context: int, batch: int, longest: int
+) -> BudgetError:
     """The error where nothing fits: by how much, and what would fit.
 
-    needs: every servable recipe's label and need at `context`. longest: the context that the smallest recipe
-    could hold in the budget, 0 where it could hold none.
+    longest: the context that the smallest recipe could hold in the budget, 0 where it could hold none.
     """
-    label, need = min(needs, key=lambda pair: pair[1].peak)
-    missing = need.peak - budget
+    smallest = min(predictions, key=lambda one: one.need.peak)
+    need = smallest.need
     message = (
-        f"nothing fits {format_size(budget)} at context {context}: the smallest recipe, "
-        f"{label}, needs {format_size(need.peak)} ({format_size(need.weights)} weights, {format_size(need.cache_peak)} "
-        f"cache, {format_size(need.workspace)} workspace), {format_size(missing)} more. "
-        f"It would fit with --memory {-(-need.peak // 10**6)}MB"
+        f"nothing fits {format_size(budget)} at context {context}{_batch(batch)}: the smallest recipe, "
+        f"{smallest.candidate.label}, needs {format_size(need.peak)} ({format_size(need.weights)} weights, "
+        f"{format_size(need.cache_peak)} cache, {format_size(need.workspace)} workspace), "
+        f"{format_size(need.peak - budget)} more. It would fit with --memory {-(-need.peak // 10**6)}MB"
     )
     return BudgetError(message + (f", or with --context {longest}." if longest else "; no context is short enough."))
+
+
+def refuse_latency(fitting: Sequence[Prediction], latency: float, context: int, batch: int) -> BudgetError:
+    """The error where no recipe that fits the memory can be fast enough. latency: seconds of a decode step."""
+    fastest = min(fitting, key=lambda one: one.seconds)
+    return BudgetError(
+        f"nothing decodes within {milliseconds(latency)} at context {context}{_batch(batch)}: of {len(fitting)} "
+        f"recipes that fit the memory, the fastest, {fastest.candidate.label}, reads for "
+        f"{milliseconds(fastest.seconds)} a step at this machine's bandwidth, "
+        f"{milliseconds(fastest.seconds - latency)} more, and computing takes longer still. "
+        f"Ask for more than --latency {milliseconds(fastest.seconds, 1.05)}, for less --context, or give more --memory."
+    )
+
+
+def milliseconds(seconds: float, margin: float = 1.0) -> str:
+    """A time as the option takes it, such as `8.25ms`."""
+    return f"{seconds * margin * 1e3:.3g}ms"
+
+
+def _batch(batch: int) -> str:
+    return f", batch {batch}" if batch > 1 else ""

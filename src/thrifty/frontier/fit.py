@@ -1,204 +1,304 @@
-"""`thrifty fit`: measure recipes one after the other and let the caller watch the frontier grow."""
+"""`thrifty fit`: predict every recipe, halve those that fit on measured quality, and let the caller watch."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
 import torch
 
-from thrifty.engine.engine import Engine
-from thrifty.errors import BudgetError, PromptError
-from thrifty.evaluation import memory, quality
-from thrifty.evaluation.forcing import MeasurementError
-from thrifty.evaluation.speed import warm_up
+from thrifty.evaluation import quality
+from thrifty.evaluation.recovery import Interval
 from thrifty.frontier import choice
-from thrifty.frontier.candidates import Candidate, Grid, day_one, grouped
-from thrifty.frontier.measurement import Measurement, Need
+from thrifty.frontier.candidates import Candidate, Grid, grouped
+from thrifty.frontier.exam import Exam
+from thrifty.frontier.measurement import DIVERGENCE, TASKS, Measurement, Prediction
+from thrifty.frontier.question import Question
+from thrifty.frontier.rungs import Rung, ladder, survivors
+from thrifty.frontier.space import off_grid, space
+from thrifty.frontier.state import State
+from thrifty.frontier.workshop import Workshop
+from thrifty.recipe import Recipe
 from thrifty.weights.offgrid import offgrid
-from thrifty.weights.technique import apply
 
-if TYPE_CHECKING:
-    from thrifty.cache.policy import CachePolicy
-    from thrifty.models.model import Model
-
-
-ANSWER = 256  # tokens of a full context that are answer; what compresses prompts leaves them whole
-LONGEST_PREFIX = 4096  # tokens; a longer context is measured on as many, which takes long enough
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked. memory: bytes for weights, cache peak and workspace. context: tokens, prompt and answer together.
-
-    prefix, scored: tokens that are compressed and then scored, see `evaluation.quality`. prefix None: so many that
-    both fill the context, between 1024 and 4096. candidates None: those of the first day.
-    Raises PromptError or BudgetError for what cannot be asked of `model`.
-    """
-
-    model: Model
-    memory: int
-    context: int
-    prefix: int | None = None
-    scored: int = quality.SCORED
-    threads: int | None = None
-    native: bool | None = None
-    candidates: Sequence[Candidate] | None = None
-
-    def __post_init__(self) -> None:
-        limit = self.model.config.context_length
-        if not 2 <= self.context <= limit:
-            raise PromptError(f"context {self.context} is out of range: this model takes 2 to {limit} tokens")
-        if self.memory < 1:
-            raise BudgetError(f"a budget of {self.memory} bytes holds nothing; use e.g. 150MB")
-
-    def filling_prefix(self) -> int:
-        """The tokens to compress: as asked, or what the context holds beside the scored ones, within bounds."""
-        if self.prefix is not None:
-            return self.prefix
-        return max(quality.PREFIX, min(self.context, LONGEST_PREFIX) - self.scored - 2)
+BASE = Candidate(Recipe(), Grid.SHIPPED)
+OFF_GRID_BASE = Candidate(Recipe(), Grid.OFF)
+SHARES = (0.45, 0.65, 1.0)  # of the time, by when a rung must be over
+SLACK = 1.15  # a latency measured on a short run may be so much too long
+BEYOND = 6  # recipes above the budget that are looked at for the next step up
 
 
 class Fit:
     """The search. Iterate `rows` to run it; stop whenever you like, `best` answers from the rows so far.
 
-    skipped: candidates that could not be measured, each with the reason.
+    predictions: of every candidate, by key. measured: the furthest row of each that ran. skipped: candidates that
+    could not be measured, each with the reason. unreached: how many the time did not reach.
     """
 
-    def __init__(self, question: Question, extra: Sequence[Candidate] = ()) -> None:
-        """extra: candidates beside those of the question. Raises PromptError where the model's context does not hold
-        what is to be compressed and scored.
+    def __init__(
+        self,
+        question: Question,
+        extra: Sequence[Candidate] = (),
+        *,
+        state: State | None = None,
+        rungs: Sequence[Rung] | None = None,
+    ) -> None:
+        """extra: candidates beside those of the question, measured to the end whether they fit or not. state: what
+        earlier searches measured. rungs: None for the usual ladder. Raises PromptError where the model's context does
+        not hold what is to be compressed and scored, RecipeError for an unknown task.
         """
         self.question = question
+        self.base = BASE
         self.prefix = question.filling_prefix()
-        own = day_one(self.prefix) if question.candidates is None else question.candidates
-        self.candidates = [*own, *extra]
-        self.measured: list[Measurement] = []
+        self.rungs = list(ladder(self.prefix, question.scored) if rungs is None else rungs)
+        last = self.rungs[-1]
+        tokenizer, limit = question.model.tokenizer, question.model.config.context_length
+        quality.passage(tokenizer, limit, last.prefix, last.scored, timed=last.timed)
+        self.state = State(None, {}) if state is None else state
+        self.exam = Exam(tokenizer, self.state, question.tasks, question.items, question.seed)
+        self.pinned = {one.key for one in extra}
+        self.candidates, self.off_grid = self._space(extra)
+        self.predictions: dict[str, Prediction] = {}
         self.skipped: list[tuple[Candidate, str]] = []
-        self.total = len(self.candidates)
-        self.passage = quality.passage(
-            question.model.tokenizer, question.model.config.context_length, self.prefix, question.scored
-        )
+        self.unreached = 0
+        self.total = len(self.candidates) + len(self.off_grid)
+        self._rows: dict[tuple[str, int], Measurement] = {}
+        self._began = time.monotonic()
+        self.workshop = self._workshop(question, BASE)
+
+    @property
+    def measured(self) -> list[Measurement]:
+        """The furthest row of every candidate that ran, in the order in which they first did."""
+        latest: dict[str, Measurement] = {}
+        for row in self._rows.values():
+            held = latest.get(row.candidate.key)
+            latest[row.candidate.key] = row if held is None or row.rung >= held.rung else held
+        return list(latest.values())
 
     @property
     def best(self) -> Measurement | None:
         """The choice among the rows so far."""
-        return choice.best(self.measured)
+        return choice.best(self.measured, self.question.min_recovery)
+
+    def row(self, candidate: Candidate, rung: int) -> Measurement | None:
+        """What a candidate measured at a rung."""
+        return self._rows.get((candidate.key, rung))
 
     def rows(self) -> Iterator[Measurement]:
-        """Measure every candidate. Raises BudgetError before measuring anything where none would fit."""
-        self.check_budget()
-        for off_grid in (False, True):
-            family = [one for one in self.candidates if (one.grid is Grid.OFF) == off_grid]
-            if family:
-                yield from self._family(list(grouped(family)), off_grid)
-
-    def check_budget(self) -> None:
-        """Raise BudgetError where no servable candidate fits, with what would."""
-        needs: list[tuple[str, Need]] = []
-        smallest: tuple[int, int] | None = None
-        for group in grouped(self.candidates):
-            if not group[0].servable:
-                continue
-            with self._engine(self._weights(group[0], self.question.model)) as engine:
-                for candidate in group:
-                    need = predict(engine, candidate, self.question.context)
-                    if need.peak <= self.question.memory:
-                        return
-                    needs.append((candidate.label, need))
-                    if smallest is None or need.peak < smallest[0]:
-                        longest = longest_context(engine, candidate, self.question.context, self.question.memory)
-                        smallest = (need.peak, longest)
-        if smallest is not None:
-            raise choice.refuse(needs, self.question.memory, self.question.context, smallest[1])
-
-    def _family(self, groups: list[list[Candidate]], off_grid: bool) -> Iterator[Measurement]:
-        """The candidates that share a baseline."""
-        model = self.question.model
-        if off_grid:
-            model = offgrid(model, dtype=torch.bfloat16, packed=True)
-        baseline: quality.Baseline | None = None
+        """Run the search: a row whenever a candidate was measured at a rung. Raises BudgetError before measuring
+        anything where nothing can fit.
+        """
+        self._began = time.monotonic()
         try:
-            for group in groups:
-                with self._engine(self._weights(group[0], model)) as engine:
-                    warm_up(engine)
-                    for candidate in group:
-                        try:
-                            row, baseline = self._measure(engine, candidate, baseline)
-                        except MeasurementError as error:
-                            self.skipped.append((candidate, str(error)))
-                            continue
-                        self.measured.append(row)
-                        yield row
+            self.predict()
+            chosen = self._entrants()
+            for rung in self.rungs:
+                yield from self._climb(rung, chosen)
+                chosen = self._next(rung)
+                if self._late():
+                    break
+            yield from self._look_beyond()
         finally:
-            if baseline is not None:
-                baseline.close()
+            self.workshop.close()
+        if self.off_grid:
+            yield from self._off_grid()
 
-    def _measure(
-        self, engine: Engine, candidate: Candidate, baseline: quality.Baseline | None
-    ) -> tuple[Measurement, quality.Baseline | None]:
-        ledger = engine.memory.ledger
-        with memory.watch() as process:
-            ledger.reset_peak()
-            if candidate.uncompressed:
-                baseline = quality.Baseline.measure(engine, self.passage)
-                run = baseline.run
-            elif baseline is None:
-                raise ValueError("the uncompressed candidate must come before those that are compared with it")
-            else:
-                run = quality.measure(engine, baseline, candidate.recipe.cache, compresses=candidate.compresses_cache)
-        assert run is not None
-        need = predict(engine, candidate, self.question.context)
-        row = Measurement(
-            candidate=candidate,
-            need=need,
-            fits=need.peak <= self.question.memory,
-            prompt=len(self.passage.prompt),
-            ledger_peak=ledger.peak,
-            ledger_steady=run.steady,
-            process_peak=process.peak,
-            prefill_rate=run.prefill_rate,
-            decode_rate=run.decode_rate,
-            quality=run.quality,
-        )
-        return row, baseline
-
-    def _weights(self, candidate: Candidate, model: Model) -> Model:
-        techniques = candidate.recipe.techniques("weights")
-        return apply(model, techniques) if techniques else model
-
-    @contextmanager
-    def _engine(self, model: Model) -> Iterator[Engine]:
+    def predict(self) -> None:
+        """Bytes and time of every candidate. Raises BudgetError where none can fit, with what would."""
         question = self.question
-        engine = Engine(model, threads=question.threads, native=question.native, prefix_tree=False)
+        for found in self.workshop.predictions(self.candidates, question.context, question.batch):
+            self.predictions[found.candidate.key] = found
+        fitting = [one for one in self._servable() if self.fits(one)]
+        if not fitting:
+            smallest = min(self._servable(), key=lambda one: one.need.peak)
+            longest = self.workshop.longest(smallest.candidate, question.context, question.memory, question.batch)
+            raise choice.refuse_memory(self._servable(), question.memory, question.context, question.batch, longest)
+        if question.latency is not None and not any(self.quick(one) for one in fitting):
+            raise choice.refuse_latency(fitting, question.latency, question.context, question.batch)
+
+    def fits(self, prediction: Prediction) -> bool:
+        """Whether the bytes are within the budget."""
+        return prediction.need.peak <= self.question.memory
+
+    def quick(self, prediction: Prediction) -> bool:
+        """Whether the roofline allows the latency."""
+        return self.question.latency is None or prediction.seconds <= self.question.latency
+
+    def dropped(self) -> dict[str, int]:
+        """How many candidates never ran, by the reason: memory, or latency."""
+        servable = self._servable()
+        fitting = [one for one in servable if self.fits(one)]
+        return {
+            "memory": len(servable) - len(fitting),
+            "latency": sum(not self.quick(one) for one in fitting),
+        }
+
+    # --- the rungs -----------------------------------------------------------------------------------
+
+    def _space(self, extra: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
+        """Servable candidates, the baseline first, and off-grid ones, likewise; of equal ones the user's own."""
+        question = self.question
+        own = question.candidates
+        if own is None:
+            own = [*space(self.prefix), *(off_grid() if question.off_grid else [])]
+        found = {BASE.key: BASE} | {one.key: one for one in [*own, *extra]}
+        servable = [one for one in found.values() if one.servable]
+        aside = [one for one in found.values() if not one.servable]
+        if aside and aside[0].key != OFF_GRID_BASE.key:
+            aside = [OFF_GRID_BASE, *(one for one in aside if one.key != OFF_GRID_BASE.key)]
+        return servable, aside
+
+    def _entrants(self) -> list[Candidate]:
+        entering = [
+            one
+            for one in self.candidates
+            if one.key == BASE.key
+            or one.key in self.pinned
+            or (self.fits(self.predictions[one.key]) and self.quick(self.predictions[one.key]))
+        ]
+        self.total = sum(min(len(entering), rung.seats(len(entering)) + 1) for rung in self.rungs) + len(self.off_grid)
+        return entering
+
+    def _climb(self, rung: Rung, chosen: Sequence[Candidate]) -> Iterator[Measurement]:
+        """Measure the chosen at a rung, the baseline before all others."""
+        order = [BASE, *(one for one in chosen if one.key != BASE.key)]
+        groups = list(grouped(order))
+        self.workshop.spent += sum(self.workshop.loading_seconds(group[0]) for group in groups)
+        for place, group in enumerate(groups):
+            in_time = partial(self._goes_on, rung, self._deadline(rung, 1 / (len(groups) - place)))
+            done = 0
+            for candidate, values in self.workshop.measure(group, rung, in_time):
+                done += 1
+                if "error" in values:
+                    self.skipped.append((candidate, values["error"]))
+                    continue
+                yield self._keep(candidate, rung, values)
+            self.unreached += len(group) - done
+
+    def _next(self, rung: Rung) -> list[Candidate]:
+        """Who goes on: survivors among those that fit, and the pinned."""
+        index = next((place + 1 for place, one in enumerate(self.rungs) if one is rung), 0)
+        if index >= len(self.rungs):
+            return []
+        here = [row for row in self._rows.values() if row.rung == rung.index and row.candidate.servable]
+        rivals = [row for row in here if row.fits and row.candidate.key != BASE.key and self._nearly_quick(row)]
+        first = sum(row.rung == self.rungs[0].index for row in self._rows.values())
+        chosen = survivors(rivals, self.rungs[index].seats(first), self.question.seed)
+        pinned = [row.candidate for row in here if row.candidate.key in self.pinned]
+        return [row.candidate for row in chosen if row.candidate.key not in self.pinned] + pinned
+
+    def _nearly_quick(self, row: Measurement) -> bool:
+        limit = self.question.latency
+        return limit is None or row.step is None or row.step <= limit * SLACK
+
+    def _keep(self, candidate: Candidate, rung: Rung, values: dict[str, Any]) -> Measurement:
+        row = self._row(candidate, rung, values)
+        self._rows[candidate.key, rung.index] = row
+        return row
+
+    def _row(self, candidate: Candidate, rung: Rung, values: dict[str, Any]) -> Measurement:
+        predicted = self.predictions[candidate.key]
+        step = expected_step(predicted, values["decode_rate"], values["cache_bytes"], self.question.batch)
+        limit = self.question.latency
+        base = BASE if candidate.servable else OFF_GRID_BASE
+        return Measurement(
+            candidate=candidate,
+            need=predicted.need,
+            fits=self.fits(predicted),
+            prompt=values["prompt"],
+            ledger_peak=values["ledger_peak"],
+            ledger_steady=values["ledger_steady"],
+            process_peak=values["process_peak"],
+            prefill_rate=values["prefill_rate"],
+            decode_rate=values["decode_rate"],
+            quality=_quality(values["quality"]),
+            rung=rung.index,
+            stage=TASKS if rung.tasks else DIVERGENCE,
+            tasks=self.exam.scores(candidate, base) if rung.tasks else {},
+            predicted=predicted.seconds,
+            step=step,
+            quick=limit is None or step <= limit,
+        )
+
+    def _look_beyond(self) -> Iterator[Measurement]:
+        """Short measurements of the cheapest candidates that the bounds kept out, up to one that beats the winner."""
+        best, rung = self.best, self.rungs[0]
+        held = None if best is None else self.row(best.candidate, rung.index)
+        if held is None or len(self.rungs) < 2:
+            return
+        outside = [one for one in self._servable() if (one.candidate.key, rung.index) not in self._rows]
+        outside = [one for one in outside if not (self.fits(one) and self.quick(one))]
+        outside.sort(key=lambda one: (one.need.peak, one.seconds))
+        looked = sorted(outside[:BEYOND], key=lambda one: one.candidate.weights_key)
+        for group in grouped(one.candidate for one in looked):
+            for candidate, values in self.workshop.measure(group, rung, lambda: not self._late()):
+                if "error" not in values:
+                    yield self._keep(candidate, rung, values)
+
+    def _off_grid(self) -> Iterator[Measurement]:
+        """What weight techniques cost where the checkpoint does not lie on their grid; without tasks."""
+        model = offgrid(self.question.model, dtype=torch.bfloat16, packed=True)
+        rung = self.rungs[0]
+        shop = self._workshop(self.question, OFF_GRID_BASE, model)
         try:
-            yield engine
+            for found in shop.predictions(self.off_grid, self.question.context, self.question.batch):
+                self.predictions[found.candidate.key] = found
+            for group in grouped(self.off_grid):
+                for candidate, values in shop.measure(group, rung, lambda: not self._late()):
+                    if "error" not in values:
+                        yield self._keep(candidate, rung, values)
         finally:
-            engine.close()
+            shop.close()
+
+    # --- time ----------------------------------------------------------------------------------------
+
+    def _deadline(self, rung: Rung, part: float) -> float:
+        """When `part` of a rung must be over, seconds on the monotonic clock."""
+        if self.question.minutes is None:
+            return float("inf")
+        place = self.rungs.index(rung) + len(SHARES) - len(self.rungs)
+        end = self._began + 60 * self.question.minutes * SHARES[place]
+        now = time.monotonic()
+        return now + max(0.0, end - now) * part
+
+    def _late(self) -> bool:
+        minutes = self.question.minutes
+        return minutes is not None and time.monotonic() - self._began > 60 * minutes
+
+    def _goes_on(self, rung: Rung, limit: float) -> bool:
+        """Whether another candidate may be measured: in time, or while the rung has no answer yet."""
+        if time.monotonic() < limit:
+            return True
+        return not any(row.eligible for row in self._rows.values() if row.rung == rung.index)
+
+    def _servable(self) -> list[Prediction]:
+        return [self.predictions[one.key] for one in self.candidates]
+
+    def _workshop(self, question: Question, base: Candidate, model: Any = None) -> Workshop:
+        return Workshop(
+            model or question.model, base, self.state, self.exam, self.prefix, question.threads, question.native
+        )
 
 
-def _need(engine: Engine, policies: Sequence[CachePolicy], context: int) -> Need:
-    memory = engine.memory
-    cache = memory.footprint(policies, context - min(ANSWER, context // 4 + 1), context)
-    return Need(engine.model.nbytes, memory.workspace, cache.peak_bytes, cache.steady_bytes)
+def expected_step(predicted: Prediction, decode_rate: float, cache_bytes: int, batch: int) -> float:
+    """Seconds of a decode step of the batch at the budget's context: what one sequence took in a run that read
+    `cache_bytes`, and what the roofline adds for what is read beyond that.
+    """
+    whole = batch * predicted.context_bytes
+    per_byte = (predicted.seconds - predicted.floor) / whole if whole else 0.0
+    return 1 / decode_rate + predicted.seconds - predicted.floor - per_byte * cache_bytes
 
 
-def predict(engine: Engine, candidate: Candidate, context: int) -> Need:
-    """Bytes of one sequence of `context` tokens, at most 256 of them an answer, under the candidate."""
-    policies = candidate.recipe.techniques("cache")
-    return _need(engine, policies, context)
-
-
-def longest_context(engine: Engine, candidate: Candidate, context: int, budget: int) -> int:
-    """The longest context below `context` that fits, 0 where none does."""
-    policies = candidate.recipe.techniques("cache")
-    low, high = 0, context
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _need(engine, policies, middle).peak <= budget:
-            low = middle
-        else:
-            high = middle
-    return low if low >= 2 else 0
+def _quality(values: dict[str, Any] | None) -> quality.Quality | None:
+    if values is None:
+        return None
+    recovery = values["recovery"]
+    return quality.Quality(
+        kl=Interval(**values["kl"]),
+        top1=Interval(**values["top1"]),
+        recovery=Interval(**recovery) if recovery else None,
+        nll=values["nll"],
+        tokens=values["tokens"],
+    )

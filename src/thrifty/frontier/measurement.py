@@ -1,17 +1,25 @@
-"""What is known of a candidate: bytes that follow from its recipe, and figures of its run."""
+"""What is known of a candidate: bytes and time that follow from its recipe, and figures of its run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from thrifty.evaluation.quality import Quality
+from thrifty.evaluation.recovery import Interval
 from thrifty.frontier.candidates import Candidate
+
+PREDICTED, DIVERGENCE, TASKS = "predicted", "divergence", "tasks"
+"""How far a candidate came: only predicted, KL on a little text, or the last measurement with its tasks."""
+
+CERTAIN = Interval(1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a recipe takes at the budget's context: weights, workspace and the cache's bounds."""
+    """Bytes that a recipe takes at the budget's context and batch: weights, workspace and the cache's bounds."""
 
     weights: int
     workspace: int
@@ -30,13 +38,61 @@ class Need:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What follows from a recipe without running it. seconds: the roofline of a decode step of the whole batch at the
+    budget's context, less than any machine takes. context_bytes: of one sequence's cache there. floor: the roofline of
+    a step of one sequence that has read nothing.
+    """
+
+    candidate: Candidate
+    need: Need
+    seconds: float
+    context_bytes: int
+    floor: float
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens a second of one sequence."""
+        return 1 / self.seconds
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the candidate."""
+        values = dataclasses.asdict(self)
+        del values["candidate"]
+        return values
+
+    @classmethod
+    def from_dict(cls, candidate: Candidate, values: Mapping[str, Any]) -> Prediction:
+        """What `as_dict` made."""
+        return cls(candidate, **{**values, "need": Need(**values["need"])})
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A task's mean score and its recovery; None where the uncompressed model scores nothing."""
+
+    score: float
+    recovery: Interval | None
+    items: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        recovery = self.recovery.as_dict() if self.recovery else None
+        return {"score": self.score, "recovery": recovery, "items": self.items}
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One row of the frontier.
 
     need: at the budget's context, exact. fits: whether need.peak is within the budget. The rest was measured
     in the run after a prompt of `prompt` tokens. ledger_peak, ledger_steady: bytes that the ledger counted.
-    process_peak: the process's resident bytes at their highest, Python and torch included. Rates in tokens a
-    second. quality: None for a baseline, which is compared with nothing.
+    process_peak: the process's resident bytes at their highest (before the last rung: at the run's end), Python and
+    torch included. Rates in tokens a
+    second. quality: None for a baseline, which is compared with nothing. rung: which measurement it was, later ones
+    take longer and tell more. tasks: by name, in the last one. predicted: the roofline of a decode step at the
+    budget's context and batch, seconds; step: what the run lets expect there. quick: whether `step` is within the
+    bound on latency.
     """
 
     candidate: Candidate
@@ -49,24 +105,42 @@ class Measurement:
     prefill_rate: float
     decode_rate: float
     quality: Quality | None
+    rung: int = 0
+    stage: str = DIVERGENCE
+    tasks: Mapping[str, Scored] = field(default_factory=dict)
+    predicted: float | None = None
+    step: float | None = None
+    quick: bool = True
 
     @property
     def kl(self) -> float:
         """Mean KL divergence from the baseline, nats; 0 for the baseline itself."""
         return self.quality.kl.value if self.quality else 0.0
 
+    @property
+    def eligible(self) -> bool:
+        """Whether it can be served within the bounds on memory and latency."""
+        return self.fits and self.quick and self.candidate.servable
+
+    @property
+    def recovery(self) -> Interval | None:
+        """The mean recovery over the tasks that have one (next-token accuracy on the text is one of them); the errors
+        of tasks are independent. None before the last measurement, and where no task has one.
+        """
+        if self.stage != TASKS:
+            return None
+        if self.quality is None:
+            return CERTAIN
+        found = [scored.recovery for scored in self.tasks.values() if scored.recovery is not None]
+        if self.quality.recovery is not None:
+            found.append(self.quality.recovery)
+        return mean_of(found) if found else None
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        recipe = self.candidate.recipe
-        return {
-            "recipe": self.candidate.label,
-            "weights": recipe.weights,
-            "cache": recipe.cache,
-            "grid": self.candidate.grid.value,
-            "fits": self.fits,
-            "need_peak_bytes": self.need.peak,
-            "need_steady_bytes": self.need.steady,
-            "weights_bytes": self.need.weights,
+        recovery = self.recovery
+        return described(self.candidate, self.need, self.predicted) | {
+            "fits": self.fits and self.quick,
             "measured_after_tokens": self.prompt,
             "ledger_peak_bytes": self.ledger_peak,
             "ledger_steady_bytes": self.ledger_steady,
@@ -74,7 +148,51 @@ class Measurement:
             "prefill_tok_s": round(self.prefill_rate, 2),
             "decode_tok_s": round(self.decode_rate, 2),
             "quality": self.quality.as_dict() if self.quality else None,
+            "tasks": {name: scored.as_dict() for name, scored in self.tasks.items()},
+            "recovery": recovery.as_dict() if recovery else None,
+            "stage": self.stage,
         }
+
+
+def mean_of(found: list[Interval]) -> Interval:
+    """The mean of independent figures: half-widths add in squares."""
+    count = len(found)
+    value = sum(one.value for one in found) / count
+    below = sum((one.value - one.low) ** 2 for one in found) ** 0.5 / count
+    above = sum((one.high - one.value) ** 2 for one in found) ** 0.5 / count
+    return Interval(value, value - below, value + above)
+
+
+def described(candidate: Candidate, need: Need, predicted: float | None) -> dict[str, Any]:
+    """What every row of the JSON document starts with."""
+    recipe = candidate.recipe
+    return {
+        "recipe": candidate.label,
+        "weights": recipe.weights,
+        "cache": recipe.cache,
+        "decoding": recipe.decoding,
+        "grid": candidate.grid.value,
+        "need_peak_bytes": need.peak,
+        "need_steady_bytes": need.steady,
+        "weights_bytes": need.weights,
+        "predicted_decode_tok_s": round(1 / predicted, 2) if predicted else None,
+    }
+
+
+def only_predicted(prediction: Prediction, fits: bool) -> dict[str, Any]:
+    """The row of the JSON document of a candidate that never ran."""
+    nothing = (
+        "measured_after_tokens",
+        "ledger_peak_bytes",
+        "ledger_steady_bytes",
+        "process_peak_bytes",
+        "prefill_tok_s",
+        "decode_tok_s",
+        "quality",
+        "recovery",
+    )
+    known = described(prediction.candidate, prediction.need, prediction.seconds)
+    return known | {"fits": fits, **dict.fromkeys(nothing), "tasks": {}, "stage": PREDICTED}
 
 
 def on_frontier(row: Measurement, rows: list[Measurement]) -> bool:

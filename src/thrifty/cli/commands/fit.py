@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thrifty.cli import opening, options, output
-from thrifty.cli.frontier_table import Watcher
-from thrifty.cli.quantities import parse_bytes
+from thrifty.cli import fit_search, opening, options, output
+from thrifty.cli.quantities import parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
     from thrifty.frontier.fit import Fit
-    from thrifty.frontier.measurement import Measurement
 
-EXAMPLE = "thrifty fit smollm2-135m --memory 150MB --context 4096 -o recipe.toml"
+EXAMPLE = "thrifty fit smollm2-135m --memory 150MB --context 4096 -o recipe.toml --report report.html"
 PROMPT = "Explain in two sentences why the sky is blue."
+MINUTES = 4.0
+
+BOUNDS, SEARCH = "Bounds", "Search"
 
 
 def command(
@@ -38,11 +38,64 @@ def command(
     out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where the best recipe goes.")] = Path(
         "recipe.toml"
     ),
+    latency: Annotated[
+        float | None,
+        typer.Option(
+            metavar="TIME", parser=parse_seconds, rich_help_panel=BOUNDS, help="Longest decode step, e.g. 8ms."
+        ),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, rich_help_panel=BOUNDS, help="Sequences of that context at the same time.")
+    ] = 1,
+    min_recovery: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=BOUNDS, help="What must be left of the uncompressed model's scores, e.g. 0.98."),
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(rich_help_panel=SEARCH, help="The search ends by then and keeps the best it found.")
+    ] = MINUTES,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,...",
+            rich_help_panel=SEARCH,
+            help="Tasks that recovery is measured on, beside next-token accuracy; empty for none.",
+        ),
+    ] = None,
+    items: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=SEARCH, help="Questions of every task. Default: 24.")
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(rich_help_panel=SEARCH, help="Which questions, and who wins between equals.")
+    ] = 0,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=SEARCH,
+            show_default="in the cache directory",
+            help="Where measurements are kept: a search that was killed goes on from it.",
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", rich_help_panel=SEARCH, help="Forget earlier measurements of this question.")
+    ] = False,
     recipe: Annotated[
         list[Path] | None,
         typer.Option("--recipe", "-r", metavar="FILE", help="A recipe of yours to measure too; repeat for several."),
     ] = None,
+    off_grid: Annotated[
+        bool,
+        typer.Option(
+            "--off-grid",
+            rich_help_panel=SEARCH,
+            help="Also measure what rounding weights costs where the checkpoint is not rounded already.",
+        ),
+    ] = False,
     prompt: Annotated[str, typer.Option(help="What the winner answers at the end; empty for no answer.")] = PROMPT,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all of it as one HTML page that works offline.")
+    ] = None,
     prefix: Annotated[
         int | None,
         typer.Option(
@@ -54,141 +107,92 @@ def command(
     native: options.Native = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure recipes under a memory budget, write the best one, and answer with it.
+    """Search recipes under a budget, write the best one, and answer with it.
 
-    Every recipe runs against the uncompressed model of the same run. The winner has the least divergence
-    among those that fit at --context. Ctrl-C ends the search and keeps the best so far.
+    All are predicted; what cannot fit never runs. The rest is halved on its divergence from the uncompressed model of
+    the same run, and the last few are measured on tasks too. The winner has the highest recovery within the bounds.
+    Ctrl-C ends the search and keeps the best so far; the same command goes on where it was stopped or killed.
     """
     own = [opening.read_recipe(path) for path in recipe or []]
-    _check_writable(out)
-    fit = _prepare(model, memory, context, own, prefix, scored, threads, native)
-    interrupted = _watch(fit, as_json)
-    best = fit.best
-    if best is None:
-        _say_why_nothing(fit)
-        raise typer.Exit(130 if interrupted else 1)
-    best.candidate.recipe.save(out)
-    if not as_json:
-        _announce(best, out, memory)
-    answer = (
-        "" if interrupted or not prompt else _answer(model, best, memory, context, prompt, threads, native, as_json)
-    )
-    if as_json:
-        output.json_line(_document(model, fit, best, out, answer, interrupted))
-    if interrupted:
-        raise typer.Exit(130)
+    for path, flag, example in ((out, "--output", "recipe.toml"), (report, "--report", "report.html")):
+        if path is not None:
+            _check_writable(path, flag, example)
+    asked = {
+        "memory": memory,
+        "context": context,
+        "prefix": prefix,
+        "scored": scored,
+        "threads": threads,
+        "native": native,
+        "batch": batch,
+        "latency": latency,
+        "min_recovery": min_recovery,
+        "minutes": minutes,
+        "tasks": None if tasks is None else tuple(name.strip() for name in tasks.split(",") if name.strip()),
+        "items": items,
+        "seed": seed,
+        "off_grid": off_grid,
+    }
+    fit = fit_search.prepare(model, asked, own, state, fresh)
+    with fit.state:
+        ended = fit_search.watch(fit, as_json)
+    _finish(fit, model, asked, out, report, prompt, ended, as_json)
 
 
-def _prepare(
+def _finish(
+    fit: Fit,
     model: str,
-    memory: int,
-    context: int,
-    own: list[Any],
-    prefix: int | None,
-    scored: int | None,
-    threads: int | None,
-    native: bool | None,
-) -> Fit:
-    from thrifty.evaluation import quality
-    from thrifty.frontier.candidates import of_recipe
-    from thrifty.frontier.fit import Fit, Question
-    from thrifty.models.loading import load
+    asked: dict[str, Any],
+    out: Path,
+    report: Path | None,
+    prompt: str,
+    ended: fit_search.Ended,
+    as_json: bool,
+) -> None:
+    """Write, explain, answer. Exits with 130 after an interrupt, 1 where nothing was chosen or the state failed."""
+    from thrifty.frontier.document import document
 
-    with output.waiting(f"loading {model}"):
-        loaded = load(model, threads=threads, native=native)
-        question = Question(
-            loaded,
-            memory,
-            context,
-            prefix=prefix,
-            scored=quality.SCORED if scored is None else scored,
-            threads=threads,
-            native=native,
-        )
-        return Fit(question, [of_recipe(recipe) for recipe in own])
+    best = fit.best
+    if best is not None:
+        best.candidate.recipe.save(out)
+        if not as_json:
+            fit_search.announce(fit, out)
+    told: dict[str, Any] = {"interrupted": ended.interrupted}
+    if best is not None and ended.whole and (prompt or as_json or report is not None):
+        told |= fit_search.shown(fit, model, best, prompt, quiet=as_json, whole=as_json or report is not None)
+    found = document(fit, model, fit_search.reproduced(model, asked, out), **told) if as_json or report else {}
+    if report is not None:
+        _write_report(report, found, as_json)
+    if as_json:
+        from thrifty.evaluation.memory import import_baseline
 
+        answers = found["answers"]
+        answer = answers[0]["winner"] if answers else ""
+        written = str(out) if best is not None else None
+        more = {"import_baseline_bytes": import_baseline(), "recipe_file": written, "answer": answer}
+        output.json_line(found | more)
+    if best is None:
+        from thrifty.frontier.explain import why_nothing
 
-def _watch(fit: Fit, quiet: bool) -> bool:
-    """Run the search; True where Ctrl-C ended it."""
-    with Watcher(fit, quiet) as watcher:
-        try:
-            for row in fit.rows():
-                watcher.add(row)
-        except KeyboardInterrupt:
-            output.note("stopped: the best so far is kept")
-            return True
-    for candidate, reason in fit.skipped:
-        output.warn(f"{candidate.label} was left out: {reason}")
-    return False
+        output.error(f"{why_nothing(fit)}. Nothing was written.")
+    if not ended.whole or best is None:
+        raise typer.Exit(130 if ended.interrupted else 1)
 
 
-def _check_writable(path: Path) -> None:
+def _write_report(path: Path, found: dict[str, Any], quiet: bool) -> None:
+    import importlib
+
+    from thrifty.models.cache_directory import storage_errors, write_text
+
+    render = importlib.import_module("thrifty.frontier.report").render
+    with storage_errors(path.resolve().parent):
+        write_text(path.resolve(), render(found))
+    if not quiet:
+        output.console().print(f"report: {path.resolve()}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_writable(path: Path, flag: str, example: str) -> None:
     folder = path.resolve().parent
     if path.is_dir() or not folder.is_dir():
         what = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {folder}"
-        raise typer.BadParameter(f"{path} {what}. Name a file, such as recipe.toml.", param_hint="--output")
-
-
-def _announce(best: Measurement, path: Path, memory: int) -> None:
-    quality = best.quality
-    cost = "it is the uncompressed model"
-    if quality is not None:
-        cost = f"KL {quality.kl.value:.4f} (95% {quality.kl.low:.4f} to {quality.kl.high:.4f})"
-        cost += f", the same first choice at {quality.top1.value:.1%} of the tokens"
-    output.console().print(
-        f"best: {best.candidate.label}: {output.megabytes(best.need.peak)} of {output.megabytes(memory)}, "
-        f"{cost}. Written to {path}.",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def _answer(
-    model: str,
-    best: Measurement,
-    memory: int,
-    context: int,
-    prompt: str,
-    threads: int | None,
-    native: bool | None,
-    quiet: bool,
-) -> str:
-    recipe = best.candidate.recipe
-    with opening.opened(
-        model, recipe=recipe, memory=memory, threads=threads, native=native, context=context
-    ) as thrifty:
-        room = max(1, min(128, context // 2))
-        if not quiet:
-            sys.stdout.write(f"\n> {prompt}\n")
-        handle = opening.submit(thrifty, [{"role": "user", "content": prompt}], {"max_tokens": room})
-        for event in handle:
-            if not quiet:
-                sys.stdout.write(event.text)
-                sys.stdout.flush()
-        if not quiet:
-            sys.stdout.write("\n")
-        return handle.result().text
-
-
-def _say_why_nothing(fit: Fit) -> None:
-    measured = f"{len(fit.measured)} of {fit.total} recipes were measured"
-    output.error(f"no recipe that fits was measured ({measured}); nothing was written.")
-
-
-def _document(model: str, fit: Fit, best: Measurement, path: Path, answer: str, interrupted: bool) -> dict[str, Any]:
-    from thrifty.evaluation.memory import import_baseline
-
-    return {
-        "model": model,
-        "memory_bytes": fit.question.memory,
-        "context": fit.question.context,
-        "import_baseline_bytes": import_baseline(),
-        "measured_after_tokens": fit.prefix,
-        "skipped": [{"recipe": candidate.label, "reason": reason} for candidate, reason in fit.skipped],
-        "candidates": [row.as_dict() for row in fit.measured],
-        "best": best.as_dict(),
-        "recipe_file": str(path),
-        "answer": answer,
-        "interrupted": interrupted,
-    }
+        raise typer.BadParameter(f"{path} {what}. Name a file, such as {example}.", param_hint=flag)

@@ -56,7 +56,7 @@ def _need(name: str, recipe: Recipe) -> dict[str, int]:
     """Peak bytes of one sequence as long as the model's context."""
     from thrifty.engine.engine import Engine
     from thrifty.frontier.candidates import of_recipe
-    from thrifty.frontier.fit import predict
+    from thrifty.frontier.predict import predict
     from thrifty.models import load
     from thrifty.weights.technique import apply
 

@@ -1,0 +1,185 @@
+"""The parts of `thrifty fit`: the search with its table, what is said of the winner, and what the winner says."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from thrifty.cli import opening, output
+from thrifty.cli.frontier_table import Watcher
+
+if TYPE_CHECKING:
+    from thrifty.engine.api import Thrifty
+    from thrifty.frontier.fit import Fit
+    from thrifty.frontier.measurement import Measurement
+    from thrifty.recipe import Recipe
+
+SAMPLES = ("What is the capital of France?", "Write one sentence about a river.")
+"""Further prompts that the report shows the answers to."""
+ANSWER = 128  # tokens
+PROFILED = 2048  # tokens of the prompt that the winner's time is told for, at most
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a search ended. failed: its state could not be written."""
+
+    interrupted: bool = False
+    failed: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it ran to its end."""
+        return not (self.interrupted or self.failed)
+
+
+def prepare(model: str, asked: Mapping[str, Any], own: Sequence[Recipe], state: Path | None, fresh: bool) -> Fit:
+    """The search, ready to run, on the state of an earlier one. asked: options of Question, None for its default."""
+    from thrifty.frontier.candidates import of_recipe
+    from thrifty.frontier.fit import Fit
+    from thrifty.frontier.question import Question
+    from thrifty.frontier.state import State, default_path
+    from thrifty.models.loading import load
+
+    with output.waiting(f"loading {model}"):
+        loaded = load(model, threads=asked["threads"], native=asked["native"])
+        question = Question(loaded, **{name: value for name, value in asked.items() if value is not None})
+        identity = question.identity()
+        held = State(state or default_path(identity), identity, fresh=fresh)
+        try:
+            fit = Fit(question, [of_recipe(recipe) for recipe in own], state=held)
+        except BaseException:
+            held.close()
+            raise
+    if len(held):
+        output.note(f"going on with {len(held)} records of an earlier search in {held.path} (--fresh forgets them)")
+    return fit
+
+
+def watch(fit: Fit, quiet: bool) -> Ended:
+    """Run the search and show it."""
+    from thrifty.errors import StorageError
+
+    said = quiet
+    try:
+        with Watcher(fit, quiet) as watcher:
+            for row in fit.rows():
+                if not said:
+                    _say_dropped(fit)
+                    said = True
+                watcher.add(row)
+    except KeyboardInterrupt:
+        output.note("stopped: the best so far is kept")
+        return Ended(interrupted=True)
+    except StorageError as error:
+        output.error(f"{error} What was measured before is kept; the best so far is used.")
+        return Ended(failed=True)
+    for candidate, reason in fit.skipped:
+        output.warn(f"{candidate.label} was left out: {reason}")
+    return Ended()
+
+
+def announce(fit: Fit, path: Path) -> None:
+    """The winner, where its recipe went, and why it won."""
+    from thrifty.frontier import explain
+
+    best = fit.best
+    assert best is not None
+    lines = [f"best: {best.candidate.label}. Written to {path}.", *explain.why(fit)]
+    for line in lines:
+        output.console().print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def shown(fit: Fit, model: str, best: Measurement, prompt: str, *, quiet: bool, whole: bool) -> dict[str, Any]:
+    """Answers of the winner (whole: and of the baseline, to more prompts; and the winner's profile). Unless quiet, the
+    first answer is streamed.
+    """
+    from thrifty.recipe import Recipe
+
+    question = fit.question
+    prompts = [prompt] if prompt else []
+    if whole and prompt:
+        prompts += [one for one in SAMPLES if one != prompt]
+    recipe = best.candidate.recipe
+    opened = partial(opening.opened, model, threads=question.threads, native=question.native, context=question.context)
+    with opened(recipe=recipe, memory=question.memory) as thrifty:
+        mine = [_answer(thrifty, one, question.context, quiet or place > 0) for place, one in enumerate(prompts)]
+        profile = _profile(thrifty, question.context) if whole else None
+    if not whole:
+        return {}
+    theirs = mine
+    if prompts and (recipe.weights or recipe.cache):
+        with opened(recipe=Recipe()) as thrifty:
+            theirs = [_answer(thrifty, one, question.context, True) for one in prompts]
+    answers = [
+        {"prompt": one, "baseline": base, "winner": winner}
+        for one, base, winner in zip(prompts, theirs, mine, strict=True)
+    ]
+    return {"answers": answers, "profile": profile}
+
+
+def reproduced(model: str, asked: Mapping[str, Any], out: Path) -> str:
+    """The command that asks the same again."""
+    words = ["thrifty", "fit", model, "--memory", str(asked["memory"]), "--context", str(asked["context"])]
+    names = ("batch", "min_recovery", "minutes", "items", "seed", "prefix", "scored", "threads")
+    for name in names:
+        if asked[name] is not None:
+            words += [f"--{name.replace('_', '-')}", f"{asked[name]:g}"]
+    if asked["latency"] is not None:
+        words += ["--latency", f"{asked['latency'] * 1e3:g}ms"]
+    if asked["tasks"] is not None:
+        words += ["--tasks", ",".join(asked["tasks"])]
+    if asked["native"] is not None:
+        words.append("--native" if asked["native"] else "--reference")
+    if asked["off_grid"]:
+        words.append("--off-grid")
+    return shlex.join([*words, "-o", str(out)])
+
+
+def _say_dropped(fit: Fit) -> None:
+    dropped = fit.dropped()
+    left = len(fit.candidates) - sum(dropped.values())
+    message = f"{len(fit.candidates)} recipes predicted: {left} fit"
+    if dropped["memory"]:
+        message += f", {dropped['memory']} need more than {output.megabytes(fit.question.memory)}"
+    if dropped["latency"]:
+        message += f", {dropped['latency']} read for longer than {fit.question.latency or 0:g} s a step"
+    output.note(message + "; the uncompressed model is measured in any case")
+
+
+def _answer(thrifty: Thrifty, prompt: str, context: int, quiet: bool) -> str:
+    if not quiet:
+        sys.stdout.write(f"\n> {prompt}\n")
+    room = max(1, min(ANSWER, context // 2))
+    handle = opening.submit(thrifty, [{"role": "user", "content": prompt}], {"max_tokens": room})
+    for event in handle:
+        if not quiet:
+            sys.stdout.write(event.text)
+            sys.stdout.flush()
+    if not quiet:
+        sys.stdout.write("\n")
+    return handle.result().text
+
+
+def _profile(thrifty: Thrifty, context: int) -> dict[str, Any] | None:
+    """Where the winner's time goes; None where it runs without the native plan, which alone tells it."""
+    from thrifty.engine.native_runner import NativeRunner
+    from thrifty.evaluation import profile
+
+    if not isinstance(thrifty.engine.runner, NativeRunner):
+        return None
+    tokens = min(PROFILED, max(1, context // 2))
+    steps = min(profile.STEPS, max(1, context - tokens - 1))
+    found = profile.measure(thrifty.engine, tokens, steps)
+    return {
+        part: {
+            kind: {"us_per_token": round(share.microseconds, 2), "bytes": share.nbytes}
+            for kind, share in shares.items()
+        }
+        for part, shares in (("prefill", found.prefill), ("decode", found.decode))
+    }

@@ -1,0 +1,214 @@
+"""Where candidates are predicted and measured: weights are loaded once for all that share them, and what the state
+already holds is not done again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from thrifty.engine.engine import Engine
+from thrifty.evaluation import memory, quality
+from thrifty.evaluation.forcing import MeasurementError
+from thrifty.evaluation.speed import warm_up
+from thrifty.frontier import doors
+from thrifty.frontier.candidates import Candidate, grouped
+from thrifty.frontier.exam import Exam
+from thrifty.frontier.measurement import Prediction
+from thrifty.frontier.predict import longest_context, prediction
+from thrifty.frontier.rungs import Rung
+from thrifty.frontier.space import shortened
+from thrifty.frontier.state import State
+from thrifty.weights.technique import apply
+
+if TYPE_CHECKING:
+    from thrifty.models.model import Model
+
+Values = dict[str, Any]
+
+
+class Workshop:
+    """Candidates of one family: all are compared with `base`, the uncompressed model of their grid.
+
+    spent: seconds that the measurements asked for took, those included that the state held.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        base: Candidate,
+        state: State,
+        exam: Exam,
+        full_prefix: int,
+        threads: int | None = None,
+        native: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.base = base
+        self.state = state
+        self.exam = exam
+        self.full_prefix = full_prefix
+        self.spent = 0.0
+        self._threads, self._native = threads, native
+        self._baseline: tuple[str, quality.Baseline] | None = None
+
+    def machine(self) -> doors.Machine:
+        """This machine as the state knows it, else measured: a search that goes on predicts as it did."""
+        held = self.state.find("machine", "")
+        if held is None:
+            machine = doors.this_machine(self._threads)
+            held = {
+                "name": machine.name,
+                "bandwidth": machine.bandwidth,
+                "rates": dict(machine.rates),
+                "memory": machine.memory,
+            }
+            self.state.add("machine", "", held)
+        return doors.Machine(**held)
+
+    def predictions(self, candidates: Sequence[Candidate], context: int, batch: int) -> Iterator[Prediction]:
+        """Bytes and time of every candidate; each weights stage is loaded once, nothing is run."""
+        machine = self.machine()
+        for group in grouped(candidates):
+            missing = [one for one in group if self.state.find("prediction", one.key) is None]
+            if missing:
+                with self._engine(group[0]) as engine:
+                    for one in missing:
+                        found = prediction(engine, one, context, batch, machine)
+                        self.state.add("prediction", one.key, found.as_dict())
+            self._count_loading(group[0])
+            for one in group:
+                yield Prediction.from_dict(one, self.state.find("prediction", one.key))
+
+    def longest(self, candidate: Candidate, context: int, budget: int, batch: int) -> int:
+        """See `longest_context`."""
+        with self._engine(candidate) as engine:
+            return longest_context(engine, candidate, context, budget, batch)
+
+    def measure(
+        self, group: Sequence[Candidate], rung: Rung, go_on: Callable[[], bool]
+    ) -> Iterator[tuple[Candidate, Values]]:
+        """What each of a group that shares weights measures at a rung, as JSON-ready values, or {"error": reason}.
+
+        go_on: asked before each; False ends the group.
+        """
+        todo = [one for one in group if self._missing(one, rung)]
+        if not todo:
+            for one in group:
+                if not go_on():
+                    return
+                yield one, self._held(one, rung)
+            return
+        self._prepare(rung, needed=any(one.key != self.base.key for one in todo))
+        with self._engine(group[0]) as engine:
+            warm_up(engine)
+            for one in group:
+                if not go_on():
+                    return
+                if self._missing(one, rung):
+                    self._run(engine, one, rung)
+                yield one, self._held(one, rung)
+
+    def close(self) -> None:
+        """Give the baseline's file back."""
+        if self._baseline is not None:
+            self._baseline[1].close()
+            self._baseline = None
+
+    def seconds(self, candidate: Candidate, rung: Rung) -> float:
+        """What a measurement took, its tasks included; 0 where it was not made."""
+        held = self.state.find("run", _key(candidate, rung))
+        return 0.0 if held is None else held["seconds"] + (self.exam.seconds(candidate) if rung.tasks else 0.0)
+
+    def loading_seconds(self, candidate: Candidate) -> float:
+        """What making the candidate's weights took."""
+        return float(self.state.find("loading", candidate.weights_key) or 0.0)
+
+    def _missing(self, candidate: Candidate, rung: Rung) -> bool:
+        held = self.state.find("run", _key(candidate, rung))
+        if held is None:
+            return True
+        return rung.tasks and "error" not in held and not self.exam.complete(candidate)
+
+    def _held(self, candidate: Candidate, rung: Rung) -> Values:
+        self.spent += self.seconds(candidate, rung)
+        values: Values = self.state.find("run", _key(candidate, rung))
+        return values
+
+    def _prepare(self, rung: Rung, needed: bool) -> None:
+        """Have the baseline's predictions on the rung's passage, which no state holds."""
+        if not needed or (self._baseline is not None and self._baseline[0] == rung.key):
+            return
+        with self._engine(self.base) as engine:
+            warm_up(engine)
+            self._run(engine, self.base, rung)
+
+    def _run(self, engine: Engine, candidate: Candidate, rung: Rung) -> None:
+        key = _key(candidate, rung)
+        if candidate.key == self.base.key:
+            if self._baseline is None or self._baseline[0] != rung.key:
+                values = self._measured(engine, candidate, rung)
+                if self.state.find("run", key) is None:
+                    self.state.add("run", key, values)
+        elif self.state.find("run", key) is None:
+            self.state.add("run", key, self._measured(engine, candidate, rung))
+        if rung.tasks and "error" not in self.state.find("run", key):
+            self.exam.take(engine, candidate)
+
+    def _measured(self, engine: Engine, candidate: Candidate, rung: Rung) -> Values:
+        begin = time.perf_counter()
+        ledger = engine.memory.ledger
+        try:
+            with memory.watch() if rung.tasks else nullcontext(memory.Memory()) as process:
+                ledger.reset_peak()
+                run = self._one_run(engine, candidate, rung)
+        except MeasurementError as error:
+            return {"error": str(error), "seconds": time.perf_counter() - begin}
+        return {
+            "prompt": rung.prefix,
+            "ledger_peak": ledger.peak,
+            "ledger_steady": run.steady,
+            "process_peak": process.peak or memory.resident(),  # watching takes longer than a short run
+            "prefill_rate": run.prefill_rate,
+            "decode_rate": run.decode_rate,
+            "cache_bytes": run.cache_bytes,
+            "quality": run.quality.as_dict() if run.quality else None,
+            "seconds": time.perf_counter() - begin,
+        }
+
+    def _one_run(self, engine: Engine, candidate: Candidate, rung: Rung) -> quality.Run:
+        if candidate.key == self.base.key:
+            self.close()
+            config = engine.model.config
+            passage = quality.passage(
+                engine.model.tokenizer, config.context_length, rung.prefix, rung.scored, timed=rung.timed
+            )
+            baseline = quality.Baseline.measure(engine, passage)
+            self._baseline = rung.key, baseline
+            assert baseline.run is not None
+            return baseline.run
+        assert self._baseline is not None, "the baseline is measured first"
+        short = shortened(candidate, rung.prefix / self.full_prefix)
+        return quality.measure(engine, self._baseline[1], short.recipe.cache, compresses=candidate.compresses_cache)
+
+    @contextmanager
+    def _engine(self, candidate: Candidate) -> Iterator[Engine]:
+        begin = time.perf_counter()
+        techniques = candidate.recipe.techniques("weights")
+        model = apply(self.model, techniques) if techniques else self.model
+        engine = Engine(model, threads=self._threads, native=self._native, prefix_tree=False)
+        if self.state.find("loading", candidate.weights_key) is None:
+            self.state.add("loading", candidate.weights_key, time.perf_counter() - begin)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+    def _count_loading(self, candidate: Candidate) -> None:
+        self.spent += self.loading_seconds(candidate)
+
+
+def _key(candidate: Candidate, rung: Rung) -> str:
+    return f"{rung.key}|{candidate.key}"
