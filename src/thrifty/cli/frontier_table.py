@@ -142,10 +142,10 @@ class Watcher:
 
 LEGEND = (
     "MB. peak, steady: weights + cache (+ workspace) of {sequences} at the full context ({context} tokens, the last "
-    "256 an answer). rung: how far the recipe came; ledger, process, rates and quality were measured there (tokens that "
-    "are compressed, then scored: {runs}) against the uncompressed model. 'on the grid': the checkpoint may already lie on "
-    "such a grid, so the figure holds for it alone; 'off the grid': what the technique costs, not a recipe to "
-    "serve. Dim: not on the frontier."
+    "256 an answer). rung: how far the recipe came; ledger, process, rates and quality were measured there (tokens "
+    "that are compressed, then scored: {runs}) against the uncompressed model. 'on the grid': the checkpoint may "
+    "already lie on such a grid, so the figure holds for it alone; 'off the grid': what the technique costs, not a "
+    "recipe to serve. Dim: not on the frontier."
 )
 
 

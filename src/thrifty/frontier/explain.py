@@ -83,8 +83,8 @@ def why(fit: Fit) -> list[str]:
     undefined = fit.exam.undefined(fit.base) if best.stage == TASKS else []
     if undefined:
         sentences.append(
-            f"The uncompressed model scores nothing at {', '.join(undefined)}: recovery is undefined there, and nothing "
-            "was chosen by it."
+            f"The uncompressed model scores nothing at {', '.join(undefined)}: recovery is undefined there, and "
+            "nothing was chosen by it."
         )
     if fit.unreached:
         sentences.append(f"The time did not reach {fit.unreached} measurements; --minutes gives more.")
@@ -124,8 +124,8 @@ def _short_of_recovery(fit: Fit, rows: list[Measurement]) -> str:
     found = closest.recovery
     message = (
         f"no recipe within the bounds reaches a recovery of {least:g}: the closest, {closest.candidate.label}, reaches "
-        f"{found.value:.3f} (95% {found.low:.3f} to {found.high:.3f}), {least - found.value:.3f} less. It would do with "
-        f"--min-recovery {int(found.value * 1000) / 1000:g}"
+        f"{found.value:.3f} (95% {found.low:.3f} to {found.high:.3f}), {least - found.value:.3f} less. It would do "
+        f"with --min-recovery {int(found.value * 1000) / 1000:g}"
     )
     outside = [one for one in fit.predictions.values() if one.candidate.servable and not fit.fits(one)]
     if outside:
@@ -171,7 +171,8 @@ def _against_rivals(fit: Fit, best: Measurement) -> str:
         return f"It is the only one that fits and was measured as far: {told}."
     if mine is None:
         second = min(rivals, key=lambda row: row.kl)
-        return f"Its divergence is the least measured so far: {told}; next is {second.candidate.label} with {second.kl:.4f}."
+        rest = f"next is {second.candidate.label} with {second.kl:.4f}"
+        return f"Its divergence is the least measured so far: {told}; {rest}."
     second = max(rivals, key=lambda row: (min(1.0, row.recovery.value) if row.recovery else 0.0, -row.kl))
     theirs = second.recovery
     if theirs is None or min(1.0, theirs.value) < min(1.0, mine.value) - RECOVERY_TIE:

@@ -21,9 +21,9 @@ LONGEST_PREFIX = 4096  # tokens; a longer context is measured on as many, which 
 
 @dataclass(frozen=True)
 class Question:
-    """memory: bytes for weights, cache peak and workspace. context: tokens, prompt and answer together. batch: sequences
-    of that context at once. latency: seconds that a decode step of the batch may take. min_recovery: what the winner's
-    recovery must reach. minutes: when the search ends at the latest, between two measurements.
+    """memory: bytes for weights, cache peak and workspace. context: tokens, prompt and answer together. batch:
+    sequences of that context at once. latency: seconds that a decode step of the batch may take. min_recovery: what the
+    winner's recovery must reach. minutes: when the search ends at the latest, between two measurements.
 
     prefix, scored: tokens that are compressed and then scored, see `evaluation.quality`. prefix None: so many that
     all fill the context, between 1024 and 4096. candidates None: those of `space`; off_grid: also what weight

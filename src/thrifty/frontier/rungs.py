@@ -63,7 +63,8 @@ def survivors(rows: Sequence[Measurement], seats: int, seed: int) -> list[Measur
     decides between equals; of rows that agree in all three one goes on, since it stands for the others.
     """
     draw = random.Random(seed)
-    lots = {row.candidate.key: draw.random() for row in sorted(rows, key=lambda row: row.candidate.key)}
+    rows = sorted(rows, key=lambda row: row.candidate.key)
+    lots = {row.candidate.key: draw.random() for row in rows}
     by_divergence = sorted(rows, key=lambda row: (row.kl, row.need.peak, lots[row.candidate.key]))
     ranks, crowding = _ranks(rows), _crowding(rows)
     places = {row.candidate.key: (ranks[i], -crowding[i], lots[row.candidate.key]) for i, row in enumerate(rows)}

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.tiny import tiny_model
+from tests.tiny import text_tokens, tiny_model
 
 from thrifty.engine.api import Thrifty
-from thrifty.errors import BudgetError, PromptError
+from thrifty.engine.engine import Engine
+from thrifty.engine.request import Request
+from thrifty.errors import BudgetError, PromptError, ThriftyError
 from thrifty.frontier.candidates import Candidate, Grid
-from thrifty.frontier.fit import Fit
+from thrifty.frontier.explain import next_step, why, why_nothing
+from thrifty.frontier.fit import BASE, Fit
+from thrifty.frontier.measurement import TASKS
 from thrifty.frontier.question import Question
 from thrifty.frontier.space import space
+from thrifty.frontier.state import State
+from thrifty.frontier.workshop import Workshop
 from thrifty.models import Model
 from thrifty.recipe import Recipe
 
@@ -39,9 +47,14 @@ def model() -> Model:
     return tiny_model(packed=True)
 
 
-def fitted(model: Model, memory: int, chosen: list[Candidate] | None = None) -> Fit:
-    question = Question(model, memory, CONTEXT, prefix=320, scored=24, threads=1, candidates=chosen or candidates())
-    return Fit(question)
+def fitted(
+    model: Model, memory: int, chosen: list[Candidate] | None = None, state: State | None = None, **changes: Any
+) -> Fit:
+    more: dict[str, Any] = {"items": 2, "tasks": ("recall",)} | changes
+    question = Question(
+        model, memory, CONTEXT, prefix=320, scored=24, threads=1, candidates=chosen or candidates(), **more
+    )
+    return Fit(question, state=state)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +84,7 @@ def test_bytes_measured_stay_within_bytes_promised(loose: Fit, model: Model) -> 
 
 
 def test_with_room_for_everything_the_uncompressed_model_wins(loose: Fit) -> None:
-    assert loose.best is loose.measured[0]
+    assert loose.best == loose.measured[0] and loose.best.candidate.uncompressed
 
 
 def test_a_budget_excludes_what_exceeds_it_and_the_best_of_the_rest_wins(model: Model, loose: Fit) -> None:
@@ -99,7 +112,8 @@ def test_the_winner_is_a_recipe_that_loads_and_answers_within_the_budget(
 def test_stopping_early_keeps_the_best_so_far(model: Model) -> None:
     fit = fitted(model, LOOSE)
     rows = fit.rows()
-    assert next(rows) is fit.best
+    first = next(rows)
+    assert fit.best == first
     rows.close()
     assert len(fit.measured) == 1
 
@@ -134,23 +148,181 @@ def test_an_empty_budget_is_refused(model: Model, memory: int) -> None:
         Question(model, memory, CONTEXT)
 
 
-def test_all_day_one_candidates_run_on_the_tiny_model(model: Model) -> None:
-    fit = Fit(Question(model, LOOSE, CONTEXT, prefix=1024, scored=16, threads=1))
-    assert len(list(fit.rows())) == len(space(1024)) >= 60
+def test_the_whole_space_runs_on_the_tiny_model(model: Model) -> None:
+    fit = Fit(Question(model, LOOSE, CONTEXT, prefix=1024, scored=8, threads=1, items=1))
+    list(fit.rows())
+    assert {row.candidate.key for row in fit.measured} == {one.key for one in space(1024)}
+    assert not fit.skipped
 
 
 def test_the_prefix_fills_the_context_within_bounds(model: Model) -> None:
     def prefix(context: int, scored: int = 256) -> int:
         return Fit(Question(model, LOOSE, context, scored=scored, candidates=candidates())).prefix
 
-    assert prefix(4096) == 4096 - 258
-    assert prefix(2048) == 2048 - 258
+    assert prefix(4096) == 4096 - 64 - 258
+    assert prefix(2048) == 2048 - 64 - 258
     assert prefix(64) == 1024
 
 
 def test_a_candidate_that_compresses_nothing_is_left_out_with_the_reason(model: Model) -> None:
     idle = Candidate(Recipe(cache=[{"technique": "snapkv", "capacity": 2000}]), Grid.SHIPPED)
     fit = fitted(model, LOOSE, [candidates()[0], idle, candidates()[1]])
-    assert [row.candidate.label for row in fit.rows()] == ["as shipped", "kivi(bits=4)"]
+    assert {row.candidate.label for row in fit.rows()} == {"as shipped", "kivi(bits=4)"}
     ((skipped, reason),) = fit.skipped
     assert skipped is idle and "read no compressed segment" in reason
+
+
+def test_rungs_halve_and_the_last_one_runs_tasks(loose: Fit) -> None:
+    whole = [row for row in loose.measured if row.stage == TASKS]
+    assert BASE.key in {row.candidate.key for row in whole} and len(whole) < len(loose.measured)
+    for row in whole:
+        assert list(row.tasks) == ["recall"] and row.tasks["recall"].items == 2
+        assert row.rung == 2 and loose.row(row.candidate, 0) is not None
+    for row in loose.measured:
+        assert row.predicted is not None and row.step is not None and row.step > 0
+
+
+def test_what_cannot_fit_never_runs_in_the_search(model: Model, loose: Fit) -> None:
+    needs = sorted(one.need.peak for one in loose.predictions.values() if one.candidate.servable)
+    fit = fitted(model, needs[1])
+    ran = {row.candidate.key for row in fit.rows()}
+    inside = {key for key, one in fit.predictions.items() if one.candidate.servable and fit.fits(one)}
+    assert fit.dropped() == {"memory": len(needs) - len(inside), "latency": 0}
+    beyond = {row.candidate.key for row in fit.measured if row.candidate.servable and not row.fits} - {BASE.key}
+    assert inside <= ran
+    assert all(fit.row(row.candidate, 2) is None for row in fit.measured if row.candidate.key in beyond)
+
+
+def test_several_sequences_need_more_and_really_fit_together(model: Model) -> None:
+    one, three = fitted(model, LOOSE), fitted(model, LOOSE, batch=3)
+    one.predict()
+    three.predict()
+    for key, alone in one.predictions.items():
+        together = three.predictions[key]
+        assert together.need.cache_peak > 2 * alone.need.cache_steady
+        assert together.seconds > alone.seconds
+    for candidate in candidates()[:3]:
+        need = three.predictions[candidate.key].need
+        engine = Engine(model, memory=need.peak, threads=1, prefix_tree=False)
+        prompts = [tuple(text_tokens(CONTEXT - 256, seed)) for seed in range(3)]
+        handles = [
+            engine.submit(Request(prompt=one, forced=(65,) * 200, cache=candidate.recipe.cache)) for one in prompts
+        ]
+        together = 0
+        while engine.busy:
+            engine.step()
+            together = max(together, engine.describe()["queues"]["active"])
+        assert together == 3 and engine.memory.ledger.peak <= need.peak
+        assert [handle.usage.preemptions for handle in handles] == [0, 0, 0]
+        engine.close()
+
+
+def test_a_latency_that_no_roofline_allows_is_refused(model: Model) -> None:
+    fit = fitted(model, LOOSE, latency=1e-9)
+    with pytest.raises(BudgetError, match=r"nothing decodes within .* at context 2048: of 5 recipes"):
+        list(fit.rows())
+    assert not fit.measured
+
+
+def test_a_latency_that_no_run_reaches_is_explained(model: Model, loose: Fit) -> None:
+    seconds = max(one.seconds for one in loose.predictions.values()) * 1.001
+    fit = fitted(model, LOOSE, latency=seconds)
+    list(fit.rows())
+    assert fit.measured and fit.best is None
+    assert re.search(
+        r"no recipe that fits 1 GB decodes within .*ms: the fastest, .* would do with --latency", why_nothing(fit)
+    )
+
+
+def test_a_recovery_that_nothing_reaches_is_explained(model: Model, loose: Fit) -> None:
+    budget = loose.predictions[BASE.key].need.peak - 1
+    chosen = [one for one in candidates() if one.servable and "snapkv" not in one.label]
+    fit = fitted(model, budget, chosen, min_recovery=1.0)
+    list(fit.rows())
+    closest = max(row.recovery.value for row in fit.measured if row.eligible and row.recovery is not None)
+    if closest >= 1.0:
+        assert fit.best is not None
+    else:
+        assert fit.best is None
+        assert f"reaches {closest:.3f}" in why_nothing(fit) and "--min-recovery" in why_nothing(fit)
+
+
+def test_a_task_that_the_uncompressed_model_cannot_do_is_undefined_and_said_so(loose: Fit) -> None:
+    assert loose.exam.undefined(BASE) == ["recall"], "a random model recalls nothing"
+    row = next(row for row in loose.measured if row.stage == TASKS and row.quality is not None)
+    assert row.tasks["recall"].recovery is None
+    assert any("recovery is undefined there" in sentence for sentence in why(loose))
+
+
+def test_the_winner_is_explained_and_the_next_step_up_is_priced(model: Model, loose: Fit) -> None:
+    budget = loose.predictions[BASE.key].need.peak - 1
+    fit = fitted(model, budget)
+    list(fit.rows())
+    step = next_step(fit)
+    assert fit.best is not None and step is not None
+    assert step.need_peak > budget and step.more_bytes == step.need_peak - fit.best.need.peak
+    assert step.kl < step.winner_kl
+    assert any(f"The next step up is {step.recipe}" in sentence for sentence in why(fit))
+    assert next_step(loose) is None
+
+
+def test_a_search_goes_on_from_its_state_without_measuring_again(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.jsonl"
+    with State(path, {}) as state:
+        rows = fitted(model, LOOSE, state=state).rows()
+        for _ in range(4):
+            next(rows)
+        rows.close()
+    runs: list[str] = []
+    measured = Workshop._measured
+
+    def counting(self: Workshop, engine: Any, candidate: Candidate, rung: Any) -> Any:
+        runs.append(candidate.key)
+        return measured(self, engine, candidate, rung)
+
+    monkeypatch.setattr(Workshop, "_measured", counting)
+    with State(path, {}) as state:
+        second = fitted(model, LOOSE, state=state)
+        whole = list(second.rows())
+    count, runs[:] = len(runs), []
+    with State(path, {}) as state:
+        third = fitted(model, LOOSE, state=state)
+        assert list(third.rows()) == whole
+    assert count > 0 and not runs, "the third search measured nothing"
+    assert third.best == second.best and third.workshop.spent == pytest.approx(second.workshop.spent)
+
+
+def test_a_seed_means_the_same_search(model: Model, loose: Fit) -> None:
+    again = fitted(model, LOOSE)
+    list(again.rows())
+    assert [row.candidate for row in again.measured] == [row.candidate for row in loose.measured]
+    assert [(row.kl, row.rung) for row in again.measured] == [(row.kl, row.rung) for row in loose.measured]
+
+
+def test_time_that_is_short_still_gives_an_answer(model: Model) -> None:
+    fit = fitted(model, LOOSE, minutes=1e-6)
+    rows = list(fit.rows())
+    assert rows and fit.best is not None
+    assert fit.unreached > 0 and any("--minutes" in sentence for sentence in why(fit))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch": 0}, "a batch of 0"),
+        ({"latency": 0.0}, "a latency of 0.0 s"),
+        ({"min_recovery": 1.5}, "more than 0 and at most 1"),
+        ({"minutes": 0}, "no time to search"),
+        ({"items": 0}, "0 items"),
+    ],
+)
+def test_bounds_that_make_no_sense_are_refused(model: Model, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(BudgetError, match=message):
+        Question(model, LOOSE, CONTEXT, **wrong)
+
+
+def test_an_unknown_task_gets_the_nearest(model: Model) -> None:
+    with pytest.raises(ThriftyError, match="Did you mean 'recall'"):
+        fitted(model, LOOSE, tasks=("recal",))

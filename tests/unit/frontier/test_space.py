@@ -1,0 +1,81 @@
+"""The space of `fit`: large enough, joint, valid, the baseline first."""
+
+from __future__ import annotations
+
+import pytest
+
+from thrifty.cache.policy import check_order
+from thrifty.frontier.candidates import Candidate, Grid, grouped, of_recipe
+from thrifty.frontier.space import BUDGETS, off_grid, shortened, space
+from thrifty.recipe import Recipe
+
+
+@pytest.mark.parametrize("prefix", [1024, 3774])
+def test_there_are_at_least_sixty_with_all_the_day_one_techniques(prefix: int) -> None:
+    candidates = space(prefix)
+    assert len({one.key for one in candidates}) == len(candidates) >= 60
+    used = {table["technique"] for one in candidates for table in [*one.recipe.weights, *one.recipe.cache]}
+    assert {"rtn", "kivi", *BUDGETS} == used
+    for bits in (2, 4, 8):
+        assert any({"technique": "kivi", "bits": bits} in one.recipe.cache for one in candidates)
+    for one in candidates:
+        check_order(one.recipe.techniques("cache"))
+
+
+def test_bits_are_shared_out_between_weights_and_cache() -> None:
+    groups = [group for group in grouped(space(3774)) if len(group) > 10]
+    caches = [{str(one.recipe.cache) for one in group} for group in groups]
+    assert len(groups) >= 3 and caches[0] == caches[1] == caches[2]
+
+
+def test_the_baseline_is_first_and_the_only_one() -> None:
+    for family in (space(1024), off_grid()):
+        assert family[0].uncompressed
+        assert sum(one.uncompressed for one in family) == 1
+
+
+def test_labels_tell_candidates_of_a_grid_apart() -> None:
+    labels = [(one.label, one.grid) for one in [*space(1024), *off_grid()]]
+    assert len(set(labels)) == len(labels)
+
+
+def test_rounded_weights_are_labelled_by_their_grid_and_off_grid_is_not_servable() -> None:
+    for one in [*space(1024), *off_grid()]:
+        assert one.servable == (one.grid is not Grid.OFF)
+        if one.recipe.weights:
+            assert one.grid is not Grid.SHIPPED
+
+
+def test_groups_share_weights() -> None:
+    candidates = [*space(1024), *off_grid()]
+    groups = list(grouped(candidates))
+    assert sum(len(group) for group in groups) == len(candidates)
+    for group in groups:
+        assert len({(str(one.recipe.weights), one.grid is Grid.OFF) for one in group}) == 1
+    keys = [group[0].weights_key for group in groups]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_recipe_of_the_user_is_a_candidate() -> None:
+    found = of_recipe(Recipe(weights=[{"technique": "rtn", "bits": 4}]))
+    assert found == Candidate(found.recipe, Grid.ON)
+
+
+def test_what_evicts_leaves_short_prompts_whole() -> None:
+    for one in space(3838):
+        for table in one.recipe.cache:
+            assert "keep" not in table
+            if "capacity" in table:
+                assert table["capacity"] in (1856, 896, 448)
+
+
+def test_a_short_run_keeps_the_same_share_in_whole_pages() -> None:
+    cache = [{"technique": "snapkv", "capacity": 1856, "window": 16}, {"technique": "kivi", "bits": 2}]
+    whole = of_recipe(Recipe(cache=cache))
+    assert shortened(whole, 1.0) is whole
+    assert shortened(whole, 0.25).recipe.cache == [{"technique": "snapkv", "capacity": 448, "window": 16}, cache[1]]
+    assert whole.recipe.cache == cache
+    streaming = of_recipe(Recipe(cache=[{"technique": "streaming", "window": 448}]))
+    assert shortened(streaming, 0.05).recipe.cache == [{"technique": "streaming", "window": 64}]
+    share = of_recipe(Recipe(cache=[{"technique": "snapkv", "keep": 0.5}]))
+    assert shortened(share, 0.25).recipe.cache == share.recipe.cache
