@@ -9,8 +9,10 @@ import pytest
 from thrifty.engine.api import Thrifty
 from thrifty.engine.engine import Engine
 from thrifty.evaluation.text import held_out
-from thrifty.frontier.candidates import day_one
-from thrifty.frontier.fit import Fit, Question, predict
+from thrifty.frontier.fit import BASE, Fit
+from thrifty.frontier.predict import predict
+from thrifty.frontier.question import Question
+from thrifty.frontier.space import space
 from thrifty.models import Model, load
 
 pytestmark = pytest.mark.model
@@ -26,7 +28,7 @@ def model(smollm2: Path) -> Model:
 
 def test_the_uncompressed_model_does_not_fit_the_budget_of_the_demo(model: Model) -> None:
     engine = Engine(model, prefix_tree=False)
-    need = predict(engine, day_one(1024)[0], CONTEXT)
+    need = predict(engine, BASE, CONTEXT)
     engine.close()
     assert 188e6 < need.steady < 195e6, "about 191 MB of weights and cache"
     assert need.peak > BUDGET
@@ -34,10 +36,11 @@ def test_the_uncompressed_model_does_not_fit_the_budget_of_the_demo(model: Model
 
 def test_the_winner_fits_is_close_to_the_baseline_and_serves_within_the_budget(model: Model, tmp_path: Path) -> None:
     quick = ("as shipped", "kivi(bits=2)", "snapkv(capacity=512) + kivi(bits=4)")
-    chosen = [one for one in day_one(1024) if one.label in quick and one.servable]
+    chosen = [one for one in space(1024) if one.label in quick]
     assert len(chosen) == 3
-    fit = Fit(Question(model, BUDGET, CONTEXT, prefix=1024, scored=48, candidates=chosen))
-    rows = {row.candidate.label: row for row in fit.rows()}
+    fit = Fit(Question(model, BUDGET, CONTEXT, prefix=1024, scored=48, candidates=chosen, items=4))
+    list(fit.rows())
+    rows = {row.candidate.label: row for row in fit.measured}
     assert not rows["as shipped"].fits
     assert fit.best is not None and fit.best.fits and fit.best.quality is not None
     assert fit.best.quality.top1.value > 0.7

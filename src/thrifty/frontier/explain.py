@@ -117,6 +117,12 @@ def why_nothing(fit: Fit) -> str:
 def _short_of_recovery(fit: Fit, rows: list[Measurement]) -> str:
     least = fit.question.min_recovery
     known = [row for row in rows if row.recovery is not None]
+    if not known and any(row.stage == TASKS for row in rows):
+        nothing = ", ".join([*fit.exam.undefined(fit.base), "the text"])
+        return (
+            f"recovery is undefined, so nothing is known to reach {least}: the uncompressed model scores nothing at "
+            f"{nothing}. Leave --min-recovery out, or name other --tasks"
+        )
     if not known:
         return f"no recovery was measured yet, so nothing is known to reach {least}; give it more --minutes"
     closest = max(known, key=lambda row: row.recovery.value if row.recovery else 0.0)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from thrifty.errors import StorageError
 from thrifty.evaluation import roofline
-from thrifty.frontier.candidates import day_one
+from thrifty.frontier.space import off_grid, space
 from thrifty.models.embedded import MODELS
 from thrifty.recipe import Recipe
 
-FIT = ("--context", 2048, "--prefix", 1024, "--scored", 8, "--threads", 1)
+FIT = ("--context", 2048, "--prefix", 1024, "--scored", 8, "--threads", 1, "--items", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -67,29 +70,63 @@ def test_bench_refuses_contexts(
     assert message in found.message
 
 
-def test_fit_measures_writes_and_answers(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
-    out = tmp_path / "best.toml"
-    found = thrifty("fit", checkpoint, "--memory", "1GB", *FIT, "-o", out, "--json", "--prompt", "Hello")
-    assert found.code == 0, found.err
-    report = found.json()
-    assert len(report["candidates"]) >= 12
-    assert report["best"]["fits"] and report["best"]["recipe"] == "as shipped"
-    assert report["memory_bytes"] == 10**9 and report["context"] == 2048
-    assert report["recipe_file"] == str(out) and isinstance(report["answer"], str)
-    for row in report["candidates"]:
-        assert (row["quality"] is None) == (not row["weights"] and not row["cache"])
-    grids = {row["grid"] for row in report["candidates"]}
-    assert grids == {"as shipped", "on the grid", "off the grid"}
-    assert Recipe.load(out) == Recipe()
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test goes on from another's search."""
+    monkeypatch.setattr("thrifty.frontier.state.cache_directory", lambda: tmp_path / "states")
 
 
 @pytest.fixture
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped model with two caches, rounded weights, and the baseline off the grid."""
-    labels = {"as shipped", "kivi(bits=4)", "rtn(bits=4)"}
-    chosen = [one for one in day_one(1024) if one.label in labels]
-    assert len(chosen) == 5
-    monkeypatch.setattr("thrifty.frontier.fit.day_one", lambda prefix: chosen)
+    labels = {"as shipped", "kivi(bits=4)", "rtn(bits=4, embedding_bits=4)", "rtn(bits=4)"}
+    monkeypatch.setattr(
+        "thrifty.frontier.fit.space", lambda prefix: [one for one in space(prefix) if one.label in labels]
+    )
+    monkeypatch.setattr("thrifty.frontier.fit.off_grid", lambda: [one for one in off_grid() if one.label in labels])
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_fit_measures_writes_and_answers(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "best.toml"
+    words = ("fit", checkpoint, "--memory", "1GB", *FIT, "-o", out, "--json", "--prompt", "Hello", "--off-grid")
+    found = thrifty(*words)
+    assert found.code == 0, found.err
+    report = found.json()
+    assert report["candidates"][report["winner"]]["recipe"] == report["best"]["recipe"] == "as shipped"
+    assert report["memory_bytes"] == 10**9 and report["context"] == 2048
+    assert report["recipe_file"] == str(out) and isinstance(report["answer"], str)
+    for row in report["candidates"]:
+        assert (row["quality"] is None) == (not row["weights"] and not row["cache"])
+        assert row["stage"] in ("divergence", "tasks") and row["predicted_decode_tok_s"] > 0
+    grids = {row["grid"] for row in report["candidates"]}
+    assert grids == {"as shipped", "on the grid", "off the grid"}
+    assert Recipe.load(out) == Recipe()
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_fit_tells_all_that_a_report_needs(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
+    words = ("fit", checkpoint, "--memory", "1GB", *FIT, "-o", tmp_path / "r.toml", "--json", "--prompt", "Hello")
+    report = thrifty(*words, "--latency", "5s", "--batch", 2, "--seed", 3).json()
+    assert set(report["machine"]) == {"name", "cpu", "threads", "bandwidth_gb_s", "memory_bytes"}
+    assert set(report["versions"]) == {"thrifty", "python", "torch"}
+    assert report["budget"] | {"minutes": 0} == {
+        "memory_bytes": 10**9,
+        "context": 2048,
+        "batch": 2,
+        "latency_ms": 5000.0,
+        "min_recovery": None,
+        "minutes": 0,
+        "seed": 3,
+    }
+    assert report["command"].startswith("thrifty fit ") and "--latency 5000ms" in report["command"]
+    assert "--batch 2" in report["command"] and "--seed 3" in report["command"]
+    assert set(report["memory"]) == {"weights", "cache_peak", "cache_steady", "workspace"}
+    assert [set(one) for one in report["answers"]] == [{"prompt", "baseline", "winner"}] * 3
+    assert report["answers"][0]["prompt"] == "Hello" and report["why"] and report["date"]
+    assert set(report["profile"]) == {"decode", "prefill"}
+    assert "recall" in report["candidates"][0]["tasks"] and report["undefined_tasks"] == ["recall"]
+    assert all(isinstance(row["on_frontier"], bool) for row in report["candidates"])
 
 
 @pytest.mark.usefixtures("few_candidates")
@@ -102,7 +139,7 @@ def test_fit_writes_a_recipe_that_drives_run_and_bench(
     found = thrifty("fit", checkpoint, "--memory", tight, *FIT, "-o", out, "--prompt", "Hello")
     assert found.code == 0, found.err
     assert "[1/" in found.out and "too big" in found.out and "best: " in found.out
-    assert "> Hello" in found.out and "off the grid" in found.out
+    assert "> Hello" in found.out and "going on with" in found.err and "recipes predicted" in found.err
     document = tomllib.loads(out.read_text())
     assert document.get("weights") or document.get("cache")
     label = Recipe.load(out).label()
@@ -110,6 +147,58 @@ def test_fit_writes_a_recipe_that_drives_run_and_bench(
     assert ran["recipe"] == label
     benched = thrifty("bench", checkpoint, "--recipe", out, "--contexts", "128", "--json").json()
     assert benched["recipe"] == label
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_fit_says_what_is_short_where_nothing_is_good_enough(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thrifty.frontier.fit.expected_step", lambda *_: 0.5)
+    out = tmp_path / "o.toml"
+    found = thrifty("fit", checkpoint, "--memory", "1GB", *FIT, "-o", out, "--latency", "400ms", "--json")
+    assert found.code == 1 and not out.exists()
+    assert "took 500ms, 100ms more. It would do with --latency 510ms. Nothing was written." in found.message
+    assert found.json()["winner"] is None and found.json()["why"] == []
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_fit_keeps_the_best_so_far_where_its_state_cannot_be_written(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thrifty.frontier.state import State
+
+    append, runs = State._append, []
+
+    def full(self: State, value: Any) -> None:
+        runs.extend([value] if value.get("kind") == "run" else [])
+        if len(runs) > 2:
+            raise StorageError("the disk is full (0 MB free).")
+        append(self, value)
+
+    monkeypatch.setattr(State, "_append", full)
+    out, state = tmp_path / "o.toml", tmp_path / "state.jsonl"
+    words = ("fit", checkpoint, "--memory", "1GB", *FIT, "-o", out, "--state", state, "--prompt", "")
+    found = thrifty(*words)
+    assert found.code == 1 and out.exists()
+    assert "the disk is full (0 MB free). What was measured before is kept" in found.message
+    monkeypatch.undo()
+    monkeypatch.setattr(roofline, "BUFFER_MEGABYTES", 16)
+    assert thrifty(*words).code == 0
+    other = thrifty("fit", checkpoint, "--memory", "1GB", *FIT[:-1], 2, "-o", out, "--state", state)
+    assert other.code == 1 and "its items is 1, not 2" in other.message
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_fit_writes_a_report(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = types.ModuleType("thrifty.frontier.report")
+    page.render = lambda document: f"<p>{document['best']['recipe']}</p>"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, page.__name__, page)
+    path = tmp_path / "report.html"
+    words = ("fit", checkpoint, "--memory", "1GB", *FIT, "-o", tmp_path / "o.toml", "--report", path, "--prompt", "")
+    assert thrifty(*words).code == 0
+    assert path.read_text() == "<p>as shipped</p>"
 
 
 @pytest.mark.usefixtures("few_candidates")
@@ -132,6 +221,10 @@ def test_fit_takes_a_recipe_of_the_user_along(thrifty: Callable[..., Any], check
         (["--memory", "0", "--context", 64], 2, "not positive; give at least 1 byte"),
         (["--memory", "1GB", "--context", 64, "-o", "/no/such/folder/r.toml"], 2, "there is no folder"),
         (["--memory", "1GB", "--context", 64, "-o", "/tmp"], 2, "is a folder"),
+        (["--memory", "1GB", "--context", 64, "--report", "/no/such/folder/r.html"], 2, "there is no folder"),
+        (["--memory", "1GB", "--context", 64, "--latency", "8"], 2, "is not a time. Write e.g. 8ms"),
+        (["--memory", "1GB", "--context", 64, "--tasks", "recal"], 1, "Did you mean 'recall'"),
+        (["--memory", "1GB", "--context", 64, "--minutes", "0"], 1, "no time to search"),
         (["--context", 64], 2, "Missing option '--memory'"),
         (["--memory", "1GB"], 2, "Missing option '--context'"),
         (["--memory", "1GB", "--context", 64, "--prefix", 4096], 1, "this context holds 4096"),
@@ -147,6 +240,7 @@ def test_fit_refuses(
     assert not (tmp_path / "r.toml").exists()
 
 
+@pytest.mark.usefixtures("few_candidates")
 def test_an_interrupted_fit_keeps_the_best_so_far(
     thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +257,9 @@ def test_an_interrupted_fit_keeps_the_best_so_far(
     found = thrifty("fit", checkpoint, "--memory", "1GB", *FIT, "-o", out, "--json")
     assert found.code == 130
     assert out.exists()
-    assert found.json()["interrupted"] is True and len(found.json()["candidates"]) == 1
+    assert found.json()["interrupted"] is True and found.json()["winner"] == 0
+    stages = [row["stage"] for row in found.json()["candidates"]]
+    assert stages[0] == "divergence" and set(stages[1:]) == {"predicted"}
 
 
 def test_models_lists_the_embedded_ones(thrifty: Callable[..., Any]) -> None:

@@ -13,10 +13,12 @@ from thrifty.engine.api import Thrifty
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import BudgetError, PromptError, ThriftyError
+from thrifty.evaluation.recovery import Interval
 from thrifty.frontier.candidates import Candidate, Grid
+from thrifty.frontier.exam import Exam
 from thrifty.frontier.explain import next_step, why, why_nothing
 from thrifty.frontier.fit import BASE, Fit
-from thrifty.frontier.measurement import TASKS
+from thrifty.frontier.measurement import TASKS, Scored
 from thrifty.frontier.question import Question
 from thrifty.frontier.space import space
 from thrifty.frontier.state import State
@@ -224,27 +226,33 @@ def test_a_latency_that_no_roofline_allows_is_refused(model: Model) -> None:
     assert not fit.measured
 
 
-def test_a_latency_that_no_run_reaches_is_explained(model: Model, loose: Fit) -> None:
-    seconds = max(one.seconds for one in loose.predictions.values()) * 1.001
-    fit = fitted(model, LOOSE, latency=seconds)
+def test_a_latency_that_no_run_reaches_is_explained(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thrifty.frontier.fit.expected_step", lambda *_: 0.5)
+    fit = fitted(model, LOOSE, latency=0.4)
     list(fit.rows())
     assert fit.measured and fit.best is None
-    assert re.search(
-        r"no recipe that fits 1 GB decodes within .*ms: the fastest, .* would do with --latency", why_nothing(fit)
-    )
+    assert why_nothing(fit).startswith("no recipe that fits 1 GB decodes within 400ms: the fastest, ")
+    assert why_nothing(fit).endswith("took 500ms, 100ms more. It would do with --latency 510ms")
 
 
-def test_a_recovery_that_nothing_reaches_is_explained(model: Model, loose: Fit) -> None:
+def test_a_recovery_that_nothing_reaches_is_explained(
+    model: Model, loose: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     budget = loose.predictions[BASE.key].need.peak - 1
-    chosen = [one for one in candidates() if one.servable and "snapkv" not in one.label]
-    fit = fitted(model, budget, chosen, min_recovery=1.0)
+    fit = fitted(model, budget, min_recovery=0.95)
     list(fit.rows())
-    closest = max(row.recovery.value for row in fit.measured if row.eligible and row.recovery is not None)
-    if closest >= 1.0:
-        assert fit.best is not None
-    else:
-        assert fit.best is None
-        assert f"reaches {closest:.3f}" in why_nothing(fit) and "--min-recovery" in why_nothing(fit)
+    assert fit.best is None
+    assert "recovery is undefined, so nothing is known to reach 0.95" in why_nothing(fit)
+    scored = {"recall": Scored(0.45, Interval(0.9, 0.8, 1.0), 2)}
+    monkeypatch.setattr(Exam, "scores", lambda *_: scored)
+    fit = fitted(model, budget, min_recovery=0.95)
+    list(fit.rows())
+    assert fit.best is None
+    assert "reaches 0.900 (95% 0.800 to 1.000), 0.050 less" in why_nothing(fit)
+    assert "It would do with --min-recovery 0.9;" in why_nothing(fit)
+    less = fitted(model, budget, min_recovery=0.9)
+    list(less.rows())
+    assert less.best is not None
 
 
 def test_a_task_that_the_uncompressed_model_cannot_do_is_undefined_and_said_so(loose: Fit) -> None:
