@@ -50,11 +50,11 @@ def last_rung(prefix: int, scored: int) -> Rung:
 
 
 def _second_seats(count: int) -> int:
-    return min(count, max(4, min(12, math.ceil(count / 8))))
+    return min(count, max(4, min(8, math.ceil(count / 10))))
 
 
 def _last_seats(count: int) -> int:
-    return min(count, max(2, min(4, round(count / 20))))
+    return min(count, max(2, min(3, round(count / 25))))
 
 
 def survivors(rows: Sequence[Measurement], seats: int, seed: int) -> list[Measurement]:

@@ -175,14 +175,13 @@ def test_fit_keeps_the_best_so_far_where_its_state_cannot_be_written(
             raise StorageError("the disk is full (0 MB free).")
         append(self, value)
 
-    monkeypatch.setattr(State, "_append", full)
     out, state = tmp_path / "o.toml", tmp_path / "state.jsonl"
     words = ("fit", checkpoint, "--memory", "1GB", *FIT, "-o", out, "--state", state, "--prompt", "")
-    found = thrifty(*words)
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "_append", full)
+        found = thrifty(*words)
     assert found.code == 1 and out.exists()
     assert "the disk is full (0 MB free). What was measured before is kept" in found.message
-    monkeypatch.undo()
-    monkeypatch.setattr(roofline, "BUFFER_MEGABYTES", 16)
     assert thrifty(*words).code == 0
     other = thrifty("fit", checkpoint, "--memory", "1GB", *FIT[:-1], 2, "-o", out, "--state", state)
     assert other.code == 1 and "its items is 1, not 2" in other.message

@@ -78,6 +78,6 @@ def test_rungs_grow_and_take_in_fewer() -> None:
     assert [rung.prefix for rung in rungs] == [1024, 2048, 3774]
     assert [rung.scored for rung in rungs] == [64, 128, 256]
     assert [rung.tasks for rung in rungs] == [False, False, True]
-    assert [rung.seats(60) for rung in rungs] == [60, 8, 3]
+    assert [rung.seats(60) for rung in rungs] == [60, 6, 2]
     assert [rung.seats(3) for rung in rungs] == [3, 3, 2]
     assert all(rung.prefix >= 1024 for rung in rungs), "a KL after less than 1024 tokens says little"
