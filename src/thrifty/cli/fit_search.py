@@ -149,6 +149,8 @@ def _say_dropped(fit: Fit) -> None:
         message += f", {dropped['memory']} need more than {output.megabytes(fit.question.memory)}"
     if dropped["latency"]:
         message += f", {dropped['latency']} read for longer than {fit.question.latency or 0:g} s a step"
+    if dropped["weights"]:
+        message += f", {dropped['weights']} round weights anew without saving a byte"
     output.note(message + "; the uncompressed model is measured in any case")
 
 

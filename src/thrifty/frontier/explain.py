@@ -150,6 +150,8 @@ def _searched(fit: Fit) -> str:
         assert fit.question.latency is not None
         limit = milliseconds(fit.question.latency)
         reasons.append(f"{dropped['latency']} cannot decode within {limit} at this machine's bandwidth")
+    if dropped["weights"]:
+        reasons.append(f"{dropped['weights']} round weights anew without saving a byte")
     last = sum(row.stage == TASKS for row in rows)
     said = (
         f"Of {len(fit.candidates)} recipes {' and '.join(reasons)}; " if reasons else f"{len(fit.candidates)} recipes: "

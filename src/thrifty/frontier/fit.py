@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from thrifty.evaluation import quality
-from thrifty.evaluation.recovery import Interval
 from thrifty.frontier import choice
 from thrifty.frontier.candidates import Candidate, Grid, grouped
 from thrifty.frontier.exam import Exam
-from thrifty.frontier.measurement import DIVERGENCE, TASKS, Measurement, Prediction
+from thrifty.frontier.measurement import DIVERGENCE, TASKS, Measurement, Prediction, expected_step, quality_of
 from thrifty.frontier.question import Question
 from thrifty.frontier.rungs import Rung, ladder, survivors
 from thrifty.frontier.space import off_grid, space
@@ -126,14 +125,28 @@ class Fit:
         """Whether the roofline allows the latency."""
         return self.question.latency is None or prediction.seconds <= self.question.latency
 
+    def pointless(self, prediction: Prediction) -> bool:
+        """Whether weights are rounded again that take as much as those of the checkpoint: they can only be worse. What
+        the user brought, or asked for alone, is measured all the same.
+        """
+        key = prediction.candidate.key
+        if not prediction.candidate.recipe.weights or key in self.pinned or self.question.candidates is not None:
+            return False
+        return len(self.rungs) > 1 and prediction.need.weights >= self.predictions[BASE.key].need.weights
+
     def dropped(self) -> dict[str, int]:
-        """How many candidates never ran, by the reason: memory, or latency."""
+        """How many candidates do not run, by the reason: memory, latency, or weights that save nothing."""
         servable = self._servable()
         fitting = [one for one in servable if self.fits(one)]
+        quick = [one for one in fitting if self.quick(one)]
         return {
             "memory": len(servable) - len(fitting),
-            "latency": sum(not self.quick(one) for one in fitting),
+            "latency": len(fitting) - len(quick),
+            "weights": sum(self.pointless(one) for one in quick),
         }
+
+    def _worth_running(self, prediction: Prediction) -> bool:
+        return self.fits(prediction) and self.quick(prediction) and not self.pointless(prediction)
 
     # --- the rungs -----------------------------------------------------------------------------------
 
@@ -154,9 +167,7 @@ class Fit:
         entering = [
             one
             for one in self.candidates
-            if one.key == BASE.key
-            or one.key in self.pinned
-            or (self.fits(self.predictions[one.key]) and self.quick(self.predictions[one.key]))
+            if one.key == BASE.key or one.key in self.pinned or self._worth_running(self.predictions[one.key])
         ]
         self.total = sum(min(len(entering), rung.seats(len(entering)) + 1) for rung in self.rungs) + len(self.off_grid)
         return entering
@@ -213,7 +224,7 @@ class Fit:
             process_peak=values["process_peak"],
             prefill_rate=values["prefill_rate"],
             decode_rate=values["decode_rate"],
-            quality=_quality(values["quality"]),
+            quality=quality_of(values["quality"]),
             rung=rung.index,
             stage=TASKS if rung.tasks else DIVERGENCE,
             tasks=self.exam.scores(candidate, base) if rung.tasks else {},
@@ -229,7 +240,7 @@ class Fit:
         if held is None or len(self.rungs) < 2:
             return
         outside = [one for one in self._servable() if (one.candidate.key, rung.index) not in self._rows]
-        outside = [one for one in outside if not (self.fits(one) and self.quick(one))]
+        outside = [one for one in outside if not (self.fits(one) and self.quick(one)) and not self.pointless(one)]
         outside.sort(key=lambda one: (one.need.peak, one.seconds))
         looked = sorted(outside[:BEYOND], key=lambda one: one.candidate.weights_key)
         for group in grouped(one.candidate for one in looked):
@@ -280,25 +291,3 @@ class Fit:
         return Workshop(
             model or question.model, base, self.state, self.exam, self.prefix, question.threads, question.native
         )
-
-
-def expected_step(predicted: Prediction, decode_rate: float, cache_bytes: int, batch: int) -> float:
-    """Seconds of a decode step of the batch at the budget's context: what one sequence took in a run that read
-    `cache_bytes`, and what the roofline adds for what is read beyond that.
-    """
-    whole = batch * predicted.context_bytes
-    per_byte = (predicted.seconds - predicted.floor) / whole if whole else 0.0
-    return 1 / decode_rate + predicted.seconds - predicted.floor - per_byte * cache_bytes
-
-
-def _quality(values: dict[str, Any] | None) -> quality.Quality | None:
-    if values is None:
-        return None
-    recovery = values["recovery"]
-    return quality.Quality(
-        kl=Interval(**values["kl"]),
-        top1=Interval(**values["top1"]),
-        recovery=Interval(**recovery) if recovery else None,
-        nll=values["nll"],
-        tokens=values["tokens"],
-    )

@@ -195,6 +195,29 @@ def only_predicted(prediction: Prediction, fits: bool) -> dict[str, Any]:
     return known | {"fits": fits, **dict.fromkeys(nothing), "tasks": {}, "stage": PREDICTED}
 
 
+def expected_step(predicted: Prediction, decode_rate: float, cache_bytes: int, batch: int) -> float:
+    """Seconds of a decode step of the batch at the budget's context: what one sequence took in a run that read
+    `cache_bytes`, and what the roofline adds for what is read beyond that.
+    """
+    whole = batch * predicted.context_bytes
+    per_byte = (predicted.seconds - predicted.floor) / whole if whole else 0.0
+    return 1 / decode_rate + predicted.seconds - predicted.floor - per_byte * cache_bytes
+
+
+def quality_of(values: dict[str, Any] | None) -> Quality | None:
+    """What `Quality.as_dict` made."""
+    if values is None:
+        return None
+    recovery = values["recovery"]
+    return Quality(
+        kl=Interval(**values["kl"]),
+        top1=Interval(**values["top1"]),
+        recovery=Interval(**recovery) if recovery else None,
+        nll=values["nll"],
+        tokens=values["tokens"],
+    )
+
+
 def on_frontier(row: Measurement, rows: list[Measurement]) -> bool:
     """Whether no other servable row is at least as good in bytes, divergence and decode speed, and better in
     one.

@@ -152,7 +152,12 @@ def test_an_empty_budget_is_refused(model: Model, memory: int) -> None:
 def test_the_whole_space_runs_on_the_tiny_model(model: Model) -> None:
     fit = Fit(Question(model, LOOSE, CONTEXT, prefix=1024, scored=8, threads=1, items=1))
     list(fit.rows())
-    assert {row.candidate.key for row in fit.measured} == {one.key for one in space(1024)}
+    pointless = {key for key, one in fit.predictions.items() if fit.pointless(one)}
+    assert {row.candidate.key for row in fit.measured} == {one.key for one in space(1024)} - pointless
+    assert fit.dropped() == {"memory": 0, "latency": 0, "weights": len(pointless)} and len(pointless) >= 6
+    for key in pointless:
+        found = fit.predictions[key]
+        assert found.candidate.recipe.weights and found.need.weights >= model.nbytes
     assert not fit.skipped
 
 
@@ -188,7 +193,7 @@ def test_what_cannot_fit_never_runs_in_the_search(model: Model, loose: Fit) -> N
     fit = fitted(model, needs[1])
     ran = {row.candidate.key for row in fit.rows()}
     inside = {key for key, one in fit.predictions.items() if one.candidate.servable and fit.fits(one)}
-    assert fit.dropped() == {"memory": len(needs) - len(inside), "latency": 0}
+    assert fit.dropped() == {"memory": len(needs) - len(inside), "latency": 0, "weights": 0}
     beyond = {row.candidate.key for row in fit.measured if row.candidate.servable and not row.fits} - {BASE.key}
     assert inside <= ran
     assert all(fit.row(row.candidate, 2) is None for row in fit.measured if row.candidate.key in beyond)
