@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from thrifty.cli.quantities import parse_bias, parse_bytes, parse_counts
+from thrifty.cli.quantities import parse_bias, parse_bytes, parse_counts, parse_seconds
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,16 @@ def test_a_bias() -> None:
 def test_a_bad_bias_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="is not TOKEN=BIAS. Write e.g. 198=-5"):
         parse_bias(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("8ms", 0.008), ("0.5s", 0.5), (" 800 us ", 0.0008), (".25 s", 0.25), (2.0, 2.0)]
+)
+def test_times(text: str | float, seconds: float) -> None:
+    assert parse_seconds(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["8", "ms", "-8ms", "0ms", "8 min", "1e3ms", ""])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="is not a time. Write e.g. 8ms"):
+        parse_seconds(text)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +13,8 @@ import torch
 from tests.tiny import tiny_model
 
 from thrifty.engine.engine import Engine
-from thrifty.errors import PromptError
-from thrifty.evaluation import quality, roofline, speed
+from thrifty.errors import PromptError, StorageError
+from thrifty.evaluation import forcing, quality, roofline, speed
 from thrifty.evaluation.forcing import MeasurementError, force
 from thrifty.evaluation.quality import Baseline, Passage
 
@@ -126,3 +129,43 @@ def test_of_an_untied_embedding_no_byte_counts_and_of_experts_the_active_ones() 
     untied = tiny_model(packed=True, tied_embeddings=False)
     expected = sum(linear.nbytes for name, linear in untied.decoder.linears() if name != "embedding")
     assert roofline.weight_bytes_per_token(untied) == expected
+
+
+def test_timed_tokens_come_before_the_scored_ones_and_with_nothing_between(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passage = quality.passage(engine.model.tokenizer, 4096, prefix=300, scored=12, timed=20)
+    assert (passage.scored, passage.first, len(passage.answer)) == (12, 21, 33)
+    looked: list[int] = []
+    seen = forcing.evidence
+    monkeypatch.setattr(forcing, "evidence", lambda cache: looked.append(cache.length) or seen(cache))
+    with Baseline.measure(engine, passage) as baseline:
+        looked.clear()
+        run = quality.measure(engine, baseline, KIVI, compresses=True)
+    assert run.quality is not None and run.quality.tokens == 12 and run.cache_bytes > 0
+    assert looked == list(range(320, 332)), "only what scored steps read is inspected"
+
+
+def test_the_rate_is_the_mean_of_the_timed_steps(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    passage = quality.passage(engine.model.tokenizer, 4096, prefix=300, scored=4, timed=4)
+    real = forcing.force
+
+    def clocked(*words: Any, **options: Any) -> Iterator[Any]:
+        for step in real(*words, **options):
+            yield dataclasses.replace(step, seconds=float(step.index**2 or 1))
+
+    monkeypatch.setattr(quality, "force", clocked)
+    with Baseline.measure(engine, passage) as baseline:
+        assert baseline.run is not None and baseline.run.decode_rate == pytest.approx(4 / (1 + 4 + 9 + 16))
+
+
+def test_a_full_disk_of_the_baseline_is_named(
+    engine: Engine, passage: Passage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(quality.tempfile, "TemporaryFile", lambda **_: Full())
+    with pytest.raises(StorageError, match="No space left on device. They take .* MB: make room there, or set TMPDIR"):
+        Baseline.measure(engine, passage)
