@@ -74,7 +74,7 @@ def _caches(prefix: int) -> list[Stage]:
     composed: list[Stage] = [
         (_evict("snapkv", half), KIVI_4),
         (_evict("ada-kv", half), KIVI_4),
-        (_evict("h2o", half), KIVI_4),
+        (_evict("streaming", half), KIVI_4),
         (_evict("streaming", quarter), KIVI_4),
         (_evict("snapkv", half), KIVI_2),
         (_evict("ada-kv", quarter), KIVI_2),
