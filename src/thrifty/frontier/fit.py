@@ -234,7 +234,7 @@ class Fit:
         )
 
     def _look_beyond(self) -> Iterator[Measurement]:
-        """Short measurements of the cheapest candidates that the bounds kept out, up to one that beats the winner."""
+        """Short measurements of the cheapest candidates that the bounds kept out: what a little more would bring."""
         best, rung = self.best, self.rungs[0]
         held = None if best is None else self.row(best.candidate, rung.index)
         if held is None or len(self.rungs) < 2:
