@@ -1,5 +1,5 @@
-"""Successive halving: what each rung measures, and who goes on to the next (Jamieson and Talwalkar 2016; ranks and
-crowding as in NSGA-II, Deb et al. 2002).
+"""Successive halving: what each rung measures, and who goes on (Jamieson and Talwalkar 2016; non-dominated ranks as in
+NSGA-II, Deb et al. 2002).
 """
 
 from __future__ import annotations
@@ -59,16 +59,15 @@ def _last_seats(count: int) -> int:
 
 def survivors(rows: Sequence[Measurement], seats: int, seed: int) -> list[Measurement]:
     """The rows that go on, the most promising first: by turns the least divergence, which may win, and the best by
-    non-dominated rank in bytes, time and divergence (crowded ones last), which show what less would cost. The seed
-    decides between equals; of rows that agree in all three one goes on, since it stands for the others.
+    non-dominated rank in bytes, time and divergence, which lose little for what they save. The seed decides between
+    equals; of rows that agree in all three one goes on, since it stands for the others.
     """
     draw = random.Random(seed)
     rows = sorted(rows, key=lambda row: row.candidate.key)
     lots = {row.candidate.key: draw.random() for row in rows}
     by_divergence = sorted(rows, key=lambda row: (row.kl, row.need.peak, lots[row.candidate.key]))
-    ranks, crowding = _ranks(rows), _crowding(rows)
-    places = {row.candidate.key: (ranks[i], -crowding[i], lots[row.candidate.key]) for i, row in enumerate(rows)}
-    by_rank = sorted(rows, key=lambda row: places[row.candidate.key])
+    ranks = dict(zip((row.candidate.key for row in rows), _ranks(rows), strict=True))
+    by_rank = sorted(rows, key=lambda row: (ranks[row.candidate.key], row.kl, lots[row.candidate.key]))
     chosen: dict[tuple[float, ...], Measurement] = {}
     for pair in zip(by_divergence, by_rank, strict=True):
         for row in pair:
@@ -97,18 +96,3 @@ def _ranks(rows: Sequence[Measurement]) -> list[int]:
 
 def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
-
-
-def _crowding(rows: Sequence[Measurement]) -> list[float]:
-    """How far a row's neighbours lie apart, summed over the objectives; the ends of each are far from anyone."""
-    found = [0.0] * len(rows)
-    points = [objectives(row) for row in rows]
-    for axis in range(3):
-        order = sorted(range(len(rows)), key=lambda one: points[one][axis])
-        width = points[order[-1]][axis] - points[order[0]][axis] if order else 0.0
-        if width <= 0:
-            continue
-        found[order[0]] = found[order[-1]] = math.inf
-        for before, one, after in zip(order, order[1:], order[2:], strict=False):
-            found[one] += (points[after][axis] - points[before][axis]) / width
-    return found
