@@ -31,9 +31,9 @@ def close_to_reference(made: Pages, query: torch.Tensor, group: int, window: int
         wanted = reference.attend(query[:, mine], spans, scale=scale, window=window, softcap=softcap, column_sums=True)
         limits, mean = {"rtol": 1e-4, "atol": 5e-6}, 1e-5
         if native().isa() == "avx512" and made.formats != {"f32"}:  # products take operands of bf16, or of int8
-            limits, mean = {"rtol": 2e-2, "atol": 1e-2}, 2e-3
+            limits, mean = {"rtol": 2e-2, "atol": 2e-2}, 6e-3
         if native().isa() == "avx512" and made.formats & {"int4", "int2"}:
-            limits, mean = {"rtol": 4e-2, "atol": 4e-2}, 5e-3
+            limits, mean = {"rtol": 4e-2, "atol": 8e-2}, 2e-2
         torch.testing.assert_close(out[:, mine], wanted.out, **limits)
         torch.testing.assert_close(sums[mine], wanted.column_sums, **limits)
         assert (out[:, mine] - wanted.out).abs().mean() < mean
