@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from thrifty.frontier.report_document import Candidate, Document
+from thrifty.frontier.report_document import Candidate, Document, Interval
 from thrifty.storage.budget import format_size
 
 Kind = Literal["winner", "baseline", "frontier", "other", "predicted", "off"]
@@ -36,14 +36,15 @@ class Axis:
 class View:
     """One choice of the vertical axis, drawn so that upwards is better.
 
-    values: by row, None for a row that has none and lies in the lane. line: the best value by bytes, as steps.
-    lane: the height of rows without a value; floor: where the lane ends.
+    values: by row, None for a row that has none and lies in the lane. intervals: 95 %, by row. line: the best value
+    by bytes, as steps. lane: the height of rows without a value; floor: where the lane ends.
     """
 
     name: str
     title: str
     axis: Axis
     values: list[float | None]
+    intervals: list[tuple[float, float] | None]
     lane: float
     floor: float
     line: list[tuple[float, float]]
@@ -78,9 +79,7 @@ def plot(document: Document) -> Plot | None:
     budget = document.budget.memory_bytes
     needs = [row.need_peak_bytes for row in rows]
     recovery, kl = recoveries(document), [row.kl for row in rows]
-    views = {
-        view.name: view for view in (_recovery_view(rows, needs, recovery), _kl_view(rows, needs, kl)) if view is not None
-    }
+    views = {view.name: view for view in (_recovery_view(rows, needs, recovery), _kl_view(rows, needs, kl))}
     scored = sum(value is not None for value in recovery)
     fastest = max((row.decode_rate or 0.0 for row in rows), default=0.0) or 1.0
     servable = [need for need, row in zip(needs, rows, strict=True) if row.servable]
@@ -132,6 +131,7 @@ def _recovery_view(rows: Sequence[Candidate], needs: Sequence[int], values: list
         title="task score kept",
         axis=Axis(low, top, ticks),
         values=values,
+        intervals=[None if row.recovery is None else (row.recovery.low, row.recovery.high) for row in rows],
         lane=(low + floor) / 2,
         floor=floor,
         line=_steps(rows, needs, values, better=lambda one, other: one > other),
@@ -150,14 +150,22 @@ def _kl_view(rows: Sequence[Candidate], needs: Sequence[int], values: list[float
         title="KL divergence, nats",
         axis=Axis(low, least / 1.3, [(least, f"≤ {least:g}"), *ticks[1:]], logarithmic=True),
         values=clipped,
+        intervals=[None if row.quality is None else _between(row.quality.kl, least) for row in rows],
         lane=math.sqrt(low * floor),
         floor=floor,
         line=_steps(rows, needs, clipped, better=lambda one, other: one < other),
     )
 
 
+def _between(interval: Interval, least: float) -> tuple[float, float]:
+    return max(interval.low, least), max(interval.high, least)
+
+
 def _steps(
-    rows: Sequence[Candidate], needs: Sequence[int], values: Sequence[float | None], better: Any
+    rows: Sequence[Candidate],
+    needs: Sequence[int],
+    values: Sequence[float | None],
+    better: Callable[[float, float], bool],
 ) -> list[tuple[float, float]]:
     line: list[tuple[float, float]] = []
     points = [
