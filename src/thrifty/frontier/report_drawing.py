@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thrifty.frontier.report_plot import Kind, Plot
+from thrifty.frontier.report_plot import SMALLEST, Kind, Plot
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 400, 62, 18, 28, 52
 
@@ -41,7 +41,7 @@ class Drawing:
 
 
 def drawing(plot: Plot) -> Drawing:
-    """The default view, without the rows off the grid."""
+    """The default view, without the rows that lie aside."""
     view = plot.views[plot.default]
 
     def across(value: float) -> float:
@@ -50,7 +50,7 @@ def drawing(plot: Plot) -> Drawing:
     def down(value: float) -> float:
         return round(HEIGHT - BOTTOM - view.axis.fraction(value) * (HEIGHT - TOP - BOTTOM), 1)
 
-    shown = [index for index, kind in enumerate(plot.kinds) if kind != "off"]
+    shown = [index for index, away in enumerate(plot.aside) if not away]
     last = {"baseline": 1, "winner": 2}
     marks = [
         Mark(
@@ -58,7 +58,7 @@ def drawing(plot: Plot) -> Drawing:
             plot.kinds[index],
             across(plot.bytes[index]),
             down(view.lane if (value := view.values[index]) is None else value),
-            plot.radii[index],
+            SMALLEST if view.values[index] is None else plot.radii[index],
         )
         for index in sorted(shown, key=lambda index: last.get(plot.kinds[index], 0))
     ]

@@ -12,7 +12,7 @@ from thrifty.storage.budget import format_size
 
 Kind = Literal["winner", "baseline", "frontier", "other", "predicted", "off"]
 LANE = 0.11  # share of the height below the axis for rows without a value
-LARGEST, SMALLEST = 13.0, 4.5  # radius in pixels
+LARGEST, SMALLEST = 13.0, 4.0  # radius in pixels; what has no value is drawn with the smallest
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class View:
 
 @dataclass(frozen=True)
 class Plot:
-    """Two views over one horizontal axis in bytes; wide: the same axis with the rows off the grid.
+    """Two views over one horizontal axis in bytes; wide: the same axis with room for every row.
 
-    kinds, radii (pixels; the area is the decode speed): by row. default: the view to begin with.
+    kinds, radii (pixels; the area is the decode speed): by row. aside: by row, whether it is off the grid or so large that
+    only the wide axis holds it. default: the view to begin with.
     """
 
     x: Axis
@@ -63,6 +64,7 @@ class Plot:
     bytes: list[int]
     kinds: list[Kind]
     radii: list[float]
+    aside: list[bool]
     views: dict[str, View]
     default: str
 
@@ -82,14 +84,16 @@ def plot(document: Document) -> Plot | None:
     views = {view.name: view for view in (_recovery_view(rows, needs, recovery), _kl_view(rows, needs, kl))}
     scored = sum(value is not None for value in recovery)
     fastest = max((row.decode_rate or 0.0 for row in rows), default=0.0) or 1.0
-    servable = [need for need, row in zip(needs, rows, strict=True) if row.servable]
+    largest = max(budget, document.baseline.need_peak_bytes if document.baseline else 0) * 1.05
+    aside = [not row.servable or row.need_peak_bytes > largest for row in rows]
     return Plot(
-        x=_bytes_axis([*servable, budget]),
+        x=_bytes_axis([budget, *(need for need, away in zip(needs, aside, strict=True) if not away)]),
         wide=_bytes_axis([*needs, budget]),
         budget=budget,
         bytes=needs,
         kinds=[_kind(document, index) for index in range(len(rows))],
         radii=[round(max(SMALLEST, LARGEST * math.sqrt((row.decode_rate or 0.0) / fastest)), 2) for row in rows],
+        aside=aside,
         views=views,
         default="recovery" if scored >= min(3, len(rows)) else "kl",
     )
@@ -124,15 +128,16 @@ def _recovery_view(rows: Sequence[Candidate], needs: Sequence[int], values: list
     low, high = min(known), max(1.0, *known)
     room = max(high - low, 0.02) * 0.15
     floor, top = low - room, high + room
-    low = floor - (top - floor) * LANE
+    low = floor - (top - floor) * (LANE if None in values else 0.0)
+    lane = (low + floor) / 2
     ticks = [(tick, f"{tick:.0%}" if _step(floor, top, 5) >= 0.01 else f"{tick:.1%}") for tick in _ticks(floor, top, 5)]
     return View(
         name="recovery",
         title="task score kept",
-        axis=Axis(low, top, ticks),
+        axis=Axis(low, top, _with_lane(ticks, lane, values)),
         values=values,
         intervals=[None if row.recovery is None else (row.recovery.low, row.recovery.high) for row in rows],
-        lane=(low + floor) / 2,
+        lane=lane,
         floor=floor,
         line=_steps(rows, needs, values, better=lambda one, other: one > other),
     )
@@ -143,18 +148,25 @@ def _kl_view(rows: Sequence[Candidate], needs: Sequence[int], values: list[float
     least = 10 ** math.floor(math.log10(min(positive)) - 0.05)
     floor = max(positive) * 1.5
     clipped = [None if value is None else max(value, least) for value in values]
-    low = 10 ** (math.log10(floor) + LANE * (math.log10(floor) - math.log10(least)))
-    ticks = [(tick, f"{tick:g}") for tick in _decades(least, floor)]
+    low = floor * (floor / least) ** (LANE if None in values else 0.0)
+    lane = math.sqrt(low * floor)
+    ticks = [(least, f"≤ {least:g}"), *((tick, f"{tick:g}") for tick in _decades(least * 1.1, floor))]
     return View(
         name="kl",
         title="KL divergence, nats",
-        axis=Axis(low, least / 1.3, [(least, f"≤ {least:g}"), *ticks[1:]], logarithmic=True),
+        axis=Axis(low, least / 1.3, _with_lane(ticks, lane, values), logarithmic=True),
         values=clipped,
         intervals=[None if row.quality is None else _between(row.quality.kl, least) for row in rows],
-        lane=math.sqrt(low * floor),
+        lane=lane,
         floor=floor,
         line=_steps(rows, needs, clipped, better=lambda one, other: one < other),
     )
+
+
+def _with_lane(
+    ticks: list[tuple[float, str]], lane: float, values: Sequence[float | None]
+) -> list[tuple[float, str]]:
+    return [*ticks, (lane, "no value")] if None in values else ticks
 
 
 def _between(interval: Interval, least: float) -> tuple[float, float]:

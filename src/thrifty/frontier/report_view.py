@@ -26,10 +26,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """first: the order of the first click. minor: left out on a phone."""
+    """first: the order of the first click. minor: left out on a phone. unit: said where the column's head is not."""
 
     title: str
     note: str = ""
+    unit: str = ""
     first: str = "ascending"
     minor: bool = False
 
@@ -56,11 +57,11 @@ class Bar:
 COLUMNS = (
     Column("recipe"),
     Column("needs", "peak"),
-    Column("score kept", "95%", "descending"),
-    Column("KL", "nats"),
-    Column("same choice", "top-1", "descending", minor=True),
-    Column("decode", "tokens/s", "descending"),
-    Column("prefill", "tokens/s", "descending", minor=True),
+    Column("score kept", "95%", first="descending"),
+    Column("KL", "nats", "nats"),
+    Column("same choice", "top-1", first="descending", minor=True),
+    Column("decode", "tokens/s", "tokens/s", "descending"),
+    Column("prefill", "tokens/s", "tokens/s", "descending", minor=True),
     Column("holds", "steady", minor=True),
 )
 
@@ -68,15 +69,15 @@ COLUMNS = (
 def row(document: Document, index: int, kind: str) -> Row:
     """The table's row of a candidate."""
     candidate, budget = document.candidates[index], document.budget.memory_bytes
-    over = candidate.need_peak_bytes - budget
     quality = candidate.quality
+    excess = _excess(candidate, budget)
     cells = [
         Cell(candidate.recipe, candidate.recipe.lower()),
         Cell(
             format_size(candidate.need_peak_bytes),
             candidate.need_peak_bytes,
-            f"{format_size(over)} too much" if over > 0 else "",
-            "over" if over > 0 else "",
+            excess,
+            "over" if excess else "",
         ),
         recovery_cell(candidate, candidate is document.baseline),
         _kl_cell(candidate),
@@ -99,6 +100,13 @@ def recovery_cell(candidate: Candidate, baseline: bool = False) -> Cell:
     if baseline and candidate.measured:
         return Cell("baseline", 1.0, mark="word")
     return Cell("not run" if candidate.measured else "predicted", mark="word")
+
+
+def _excess(candidate: Candidate, budget: int) -> str:
+    over = candidate.need_peak_bytes - budget
+    if not candidate.servable:
+        return ""
+    return f"{format_size(over)} too much" if over > 0 else "" if candidate.fits else "outside the budget"
 
 
 def _kl_cell(candidate: Candidate) -> Cell:
@@ -197,10 +205,11 @@ def budget_terms(document: Document) -> list[tuple[str, str]]:
 
 
 def profile_bars(shares: dict[str, Share]) -> list[Bar]:
-    """Where a token's time goes, longest first; bytes and the rate at which they are read."""
+    """Where a token's time goes, as shares of the longest; texts: microseconds, share, bytes and the rate of reading."""
     total = math.fsum(share.us_per_token for share in shares.values()) or 1.0
+    longest = max((share.us_per_token for share in shares.values()), default=0.0) or 1.0
     ordered = sorted(shares.items(), key=lambda item: -item[1].us_per_token)
-    return [Bar(name, share.us_per_token / total, _profile_texts(share, total)) for name, share in ordered]
+    return [Bar(name, share.us_per_token / longest, _profile_texts(share, total)) for name, share in ordered]
 
 
 def _profile_texts(share: Share, total: float) -> list[str]:
@@ -270,16 +279,17 @@ def gain(document: Document) -> str:
 
 def compared(baseline: str, answer: str) -> Iterator[tuple[str, bool]]:
     """The answer in pieces, True where it says something else than the baseline."""
-    before, after = (re.findall(r"\s+|[^\s]+", text) for text in (baseline, answer))
-    for verb, _, _, start, end in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        if piece := "".join(after[start:end]):
+    pieces = re.findall(r"\S+\s*|^\s+", answer)
+    matcher = difflib.SequenceMatcher(None, baseline.split(), [piece.strip() for piece in pieces], autojunk=False)
+    for verb, _, _, start, end in matcher.get_opcodes():
+        if piece := "".join(pieces[start:end]):
             yield piece, verb != "equal" and bool(piece.strip())
 
 
-def figures(row: Row) -> list[tuple[str, str]]:
-    """What the plot says of a row: column and cell, as far as there is a figure."""
+def figures(row: Row) -> list[tuple[str, str, str]]:
+    """What the plot says of a row: column, figure and small print, as far as there is a figure."""
     return [
-        (column.title, f"{cell.text} ({cell.note})" if cell.note else cell.text)
+        (column.title, cell.text + (f" {column.unit}" if column.unit and cell.mark != "word" else ""), cell.note)
         for column, cell in zip(COLUMNS[1:], row.cells[1:], strict=True)
         if cell.text != NONE
     ]

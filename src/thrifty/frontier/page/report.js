@@ -46,10 +46,11 @@
     });
   }
 
-  const state = { view: plot && plot.views[plot.default], off: false, active: null };
+  const state = { view: plot && plot.views[plot.default], all: false, active: null };
   const winner = plot ? plot.kinds.indexOf("winner") : -1;
-  const shown = () => plot.kinds.map((kind, index) => index).filter((index) => state.off || plot.kinds[index] !== "off");
+  const shown = () => plot.kinds.map((kind, index) => index).filter((index) => state.all || !plot.aside[index]);
   const height = (index) => state.view.values[index] ?? state.view.lane;
+  const radius = (index) => (state.view.values[index] === null ? 4 : plot.radii[index]);
   const color = (name) => getComputedStyle(page).getPropertyValue(`--${name}`).trim();
   const colors = () => Object.fromEntries(
     ["paper", "ink", "quiet", "rule", "winner", "frontier", "other", "off", "beyond", "text", "mono"].map((name) => [name, color(name)]));
@@ -73,9 +74,11 @@
     const remarks = element("p", [...badges, ...(plot.kinds[index] === "off" ? ["off the grid"] : [])].join(", "));
     remarks.className = "card-badges";
     const list = element("dl", "");
-    for (const [name, text] of figures) {
+    for (const [name, text, note] of figures) {
       const pair = element("div", "");
-      pair.append(element("dt", name), element("dd", text));
+      const figure = element("dd", text);
+      if (note) figure.append(element("small", note));
+      pair.append(element("dt", name), figure);
       list.append(pair);
     }
     card.replaceChildren(title, remarks, list);
@@ -92,7 +95,7 @@
     return [
       {
         data: rows.map((index) => ({ x: plot.bytes[index], y: height(index), index })),
-        pointRadius: rows.map((index) => plot.radii[index]), pointHoverRadius: rows.map((index) => plot.radii[index]),
+        pointRadius: rows.map(radius), pointHoverRadius: rows.map(radius),
         pointHitRadius: 10, clip: 16,
         pointBackgroundColor: rows.map((index) => look(plot.kinds[index])[0]),
         pointBorderColor: rows.map((index) => look(plot.kinds[index])[1]),
@@ -106,7 +109,7 @@
   }
 
   function scales() {
-    const across = state.off ? plot.wide : plot.x;
+    const across = state.all ? plot.wide : plot.x;
     const up = state.view.axis;
     const ticks = (axis) => ({
       afterBuildTicks: (scale) => { scale.ticks = axis.ticks.map(([value]) => ({ value })); },
@@ -139,7 +142,6 @@
         ctx.strokeStyle = paint.rule;
         ctx.setLineDash([2, 4]);
         stroke(ctx, area.left, floor, area.right, floor);
-        write(ctx, "below: no value here", area.right, floor - 6, "right", paint.quiet, `11px ${paint.text}`);
       }
       ctx.restore();
       const side = budget > (area.left + area.right) / 2 ? "right" : "left";
@@ -154,15 +156,15 @@
         ctx.strokeStyle = paint.ink;
         ctx.lineWidth = 1.5;
         ctx.beginPath();
-        ctx.arc(...at(state.active), plot.radii[state.active] + 4, 0, 2 * Math.PI);
+        ctx.arc(...at(state.active), radius(state.active) + 4, 0, 2 * Math.PI);
         ctx.stroke();
         ctx.restore();
       }
       if (winner < 0) return;
       const [left, top] = at(winner);
       const side = left > (area.left + area.right) * 0.6 ? "right" : "left";
-      const away = (side === "left" ? 1 : -1) * (plot.radii[winner] + 7);
-      write(ctx, points[winner].label, left + away, top - plot.radii[winner] - 3, side, paint.winner, `600 12px ${paint.mono}`);
+      const away = (side === "left" ? 1 : -1) * (radius(winner) + 7);
+      write(ctx, points[winner].label, left + away, top - radius(winner) - 3, side, paint.winner, `600 12px ${paint.mono}`);
     },
   };
 
@@ -233,8 +235,8 @@
     find("controls").hidden = false;
     find("controls").addEventListener("change", ({ target }) => {
       if (target.name === "view") state.view = plot.views[target.value];
-      if (target.name === "off") state.off = target.checked;
-      document.querySelectorAll(".key-off").forEach((key) => { key.hidden = !state.off; });
+      if (target.name === "all") state.all = target.checked;
+      document.querySelectorAll(".key-off").forEach((key) => { key.hidden = !state.all; });
       renew();
     });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { paint = colors(); renew(); });
