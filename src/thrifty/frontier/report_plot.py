@@ -11,7 +11,7 @@ from thrifty.frontier.report_document import Candidate, Document, Interval
 from thrifty.storage.budget import format_size
 
 Kind = Literal["winner", "baseline", "frontier", "other", "predicted", "off"]
-LANE = 0.11  # share of the height below the axis for rows without a value
+LANE = 0.15  # share of the height below the axis for rows without a value
 LARGEST, SMALLEST = 13.0, 4.0  # radius in pixels; what has no value is drawn with the smallest
 
 

@@ -93,7 +93,7 @@ def recovery_cell(candidate: Candidate, baseline: bool = False) -> Cell:
     """What is kept of the tasks' score, or in words why there is no figure."""
     if candidate.recovery is not None:
         interval = candidate.recovery
-        note = "" if baseline else f"{interval.low:.1%} to {interval.high:.1%}"
+        note = "" if baseline else _between(interval)
         return Cell(f"{interval.value:.1%}", interval.value, note)
     if candidate.stage == "tasks":
         return Cell("undefined", mark="word")
@@ -106,7 +106,7 @@ def _excess(candidate: Candidate, budget: int) -> str:
     over = candidate.need_peak_bytes - budget
     if not candidate.servable:
         return ""
-    return f"{format_size(over)} too much" if over > 0 else "" if candidate.fits else "outside the budget"
+    return f"{format_size(over)} over" if over > 0 else "" if candidate.fits else "outside the budget"
 
 
 def _kl_cell(candidate: Candidate) -> Cell:
@@ -266,7 +266,7 @@ def task_rows(document: Document) -> list[tuple[str, int, str, str, str, str]]:
 
 
 def _between(interval: Interval) -> str:
-    return f"{interval.low:.1%} to {interval.high:.1%}"
+    return f"{100 * interval.low:.1f}–{interval.high:.1%}"
 
 
 def gain(document: Document) -> str:
