@@ -27,8 +27,8 @@ PAGE = Path(__file__).with_name("page")
 def render(document: Mapping[str, Any]) -> str:
     """The page for what `thrifty fit --json` prints.
 
-    Model names, prompts, answers and labels are escaped, and the page's own policy refuses every request and every script
-    but its two. Raises ReportError that names the field where the document is something else.
+    Model names, prompts, answers and labels are escaped, and the page's own policy refuses every request and every
+    script but its two. Raises ReportError that names the field where the document is something else.
     """
     fit = read(document)
     plot = report_plot.plot(fit)
@@ -66,9 +66,7 @@ def _tables(fit: Document, rows: Sequence[report_view.Row]) -> dict[str, list[re
 def _data(plot: report_plot.Plot | None, rows: Sequence[report_view.Row]) -> Markup:
     """What the script reads, as JSON that can stand in a script tag."""
     found = None if plot is None else plot.as_dict()
-    points = [
-        {"label": row.cells[0].text, "badges": row.badges, "figures": report_view.figures(row)} for row in rows
-    ]
+    points = [{"label": row.cells[0].text, "badges": row.badges, "figures": report_view.figures(row)} for row in rows]
     text = json.dumps({"plot": found, "points": points}, ensure_ascii=False, allow_nan=False)
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -104,7 +102,9 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ReportError(f"cannot read '{path}' as JSON: {error}. Make one with thrifty fit … --json > {path}") from error
+        raise ReportError(
+            f"cannot read '{path}' as JSON: {error}. Make one with thrifty fit … --json > {path}"
+        ) from error
     if not isinstance(document, dict):
         raise ReportError(f"'{path}' holds a {type(document).__name__}, not the object that thrifty fit --json prints")
     return document

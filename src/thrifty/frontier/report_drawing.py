@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from thrifty.frontier.report_plot import SMALLEST, Kind, Plot
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 400, 62, 18, 28, 52
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 410, 62, 18, 44, 52
 
 
 @dataclass(frozen=True)

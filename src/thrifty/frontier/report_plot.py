@@ -40,7 +40,6 @@ class View:
     by bytes, as steps. lane: the height of rows without a value; floor: where the lane ends.
     """
 
-    name: str
     title: str
     axis: Axis
     values: list[float | None]
@@ -54,8 +53,8 @@ class View:
 class Plot:
     """Two views over one horizontal axis in bytes; wide: the same axis with room for every row.
 
-    kinds, radii (pixels; the area is the decode speed): by row. aside: by row, whether it is off the grid or so large that
-    only the wide axis holds it. default: the view to begin with.
+    kinds, radii (pixels; the area is the decode speed): by row. aside: by row, whether it is off the grid or so
+    large that only the wide axis holds it. default: the view to begin with.
     """
 
     x: Axis
@@ -81,8 +80,9 @@ def plot(document: Document) -> Plot | None:
     budget = document.budget.memory_bytes
     needs = [row.need_peak_bytes for row in rows]
     recovery, kl = recoveries(document), [row.kl for row in rows]
-    views = {view.name: view for view in (_recovery_view(rows, needs, recovery), _kl_view(rows, needs, kl))}
     scored = sum(value is not None for value in recovery)
+    views = {"recovery": _recovery_view(rows, needs, recovery)} if scored else {}
+    views["kl"] = _kl_view(rows, needs, kl)
     fastest = max((row.decode_rate or 0.0 for row in rows), default=0.0) or 1.0
     largest = max(budget, document.baseline.need_peak_bytes if document.baseline else 0) * 1.05
     aside = [not row.servable or row.need_peak_bytes > largest for row in rows]
@@ -124,7 +124,7 @@ def _kind(document: Document, index: int) -> Kind:
 
 
 def _recovery_view(rows: Sequence[Candidate], needs: Sequence[int], values: list[float | None]) -> View:
-    known = [value for value in values if value is not None] or [1.0]
+    known = [value for value in values if value is not None]
     low, high = min(known), max(1.0, *known)
     room = max(high - low, 0.02) * 0.15
     floor, top = low - room, high + room
@@ -132,7 +132,6 @@ def _recovery_view(rows: Sequence[Candidate], needs: Sequence[int], values: list
     lane = (low + floor) / 2
     ticks = [(tick, f"{tick:.0%}" if _step(floor, top, 5) >= 0.01 else f"{tick:.1%}") for tick in _ticks(floor, top, 5)]
     return View(
-        name="recovery",
         title="task score kept",
         axis=Axis(low, top, _with_lane(ticks, lane, values)),
         values=values,
@@ -152,7 +151,6 @@ def _kl_view(rows: Sequence[Candidate], needs: Sequence[int], values: list[float
     lane = math.sqrt(low * floor)
     ticks = [(least, f"≤ {least:g}"), *((tick, f"{tick:g}") for tick in _decades(least * 1.1, floor))]
     return View(
-        name="kl",
         title="KL divergence, nats",
         axis=Axis(low, least / 1.3, _with_lane(ticks, lane, values), logarithmic=True),
         values=clipped,
@@ -163,9 +161,7 @@ def _kl_view(rows: Sequence[Candidate], needs: Sequence[int], values: list[float
     )
 
 
-def _with_lane(
-    ticks: list[tuple[float, str]], lane: float, values: Sequence[float | None]
-) -> list[tuple[float, str]]:
+def _with_lane(ticks: list[tuple[float, str]], lane: float, values: Sequence[float | None]) -> list[tuple[float, str]]:
     return [*ticks, (lane, "no value")] if None in values else ticks
 
 

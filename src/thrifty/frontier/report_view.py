@@ -178,7 +178,9 @@ def tiles(document: Document) -> list[tuple[str, str, str]]:
     if best is None:
         return []
     kept = recovery_cell(best, best is base)
-    agreement = f"same first choice at {best.quality.top1.value:.1%} of tokens" if best.quality else "the baseline itself"
+    agreement = (
+        f"same first choice at {best.quality.top1.value:.1%} of tokens" if best.quality else "the baseline itself"
+    )
     rate = best.decode_rate
     pace = f"uncompressed {base.decode_tok_s:,.0f}" if base is not None and base.decode_tok_s else "tokens a second"
     return [
@@ -205,7 +207,7 @@ def budget_terms(document: Document) -> list[tuple[str, str]]:
 
 
 def profile_bars(shares: dict[str, Share]) -> list[Bar]:
-    """Where a token's time goes, as shares of the longest; texts: microseconds, share, bytes and the rate of reading."""
+    """Where a token's time goes, as shares of the longest. texts: microseconds, share, bytes, the rate of reading."""
     total = math.fsum(share.us_per_token for share in shares.values()) or 1.0
     longest = max((share.us_per_token for share in shares.values()), default=0.0) or 1.0
     ordered = sorted(shares.items(), key=lambda item: -item[1].us_per_token)

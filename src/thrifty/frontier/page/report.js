@@ -146,7 +146,7 @@
       ctx.restore();
       const side = budget > (area.left + area.right) / 2 ? "right" : "left";
       write(ctx, find("plot").dataset.budget, budget, area.top - 9, side, paint.ink, `600 12px ${paint.text}`);
-      write(ctx, `↑ ${state.view.title}`, 2, area.top - 9, "left", paint.quiet, `12px ${paint.text}`);
+      write(ctx, `↑ better: ${state.view.title}`, 2, area.top - 29, "left", paint.quiet, `12px ${paint.text}`);
       for (const index of new Set([winner, state.active])) whisker(ctx, area, x, y, index);
     },
     afterDatasetsDraw({ ctx, chartArea: area, scales: { x, y } }) {
@@ -205,7 +205,7 @@
       type: "scatter",
       data: { datasets: datasets() },
       options: {
-        animation: false, maintainAspectRatio: false, layout: { padding: { top: 26, right: 8 } }, scales: scales(),
+        animation: false, maintainAspectRatio: false, layout: { padding: { top: 44, right: 8 } }, scales: scales(),
         plugins: { legend: { display: false }, tooltip: { enabled: false } },
         onHover(event) {
           const near = chart.getElementsAtEventForMode(event, "nearest", { intersect: false }, true)
