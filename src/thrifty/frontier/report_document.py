@@ -78,7 +78,7 @@ class Candidate(_Part):
     @property
     def uncompressed(self) -> bool:
         """Whether it is the baseline of its grid."""
-        return not self.weights and not self.cache
+        return not (self.weights or self.cache or self.decoding)
 
     @property
     def kl(self) -> float | None:

@@ -132,7 +132,7 @@ def _recovery_view(rows: Sequence[Candidate], needs: Sequence[int], values: list
     lane = (low + floor) / 2
     ticks = [(tick, f"{tick:.0%}" if _step(floor, top, 5) >= 0.01 else f"{tick:.1%}") for tick in _ticks(floor, top, 5)]
     return View(
-        title="task score kept",
+        title="recovery",
         axis=Axis(low, top, _with_lane(ticks, lane, values)),
         values=values,
         intervals=[None if row.recovery is None else (row.recovery.low, row.recovery.high) for row in rows],

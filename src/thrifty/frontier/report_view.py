@@ -57,7 +57,7 @@ class Bar:
 COLUMNS = (
     Column("recipe"),
     Column("needs", "peak"),
-    Column("score kept", "95%", first="descending"),
+    Column("recovery", "95% interval", first="descending"),
     Column("KL", "nats", "nats"),
     Column("same choice", "top-1", first="descending", minor=True),
     Column("decode", "tokens/s", "tokens/s", "descending"),
@@ -90,7 +90,7 @@ def row(document: Document, index: int, kind: str) -> Row:
 
 
 def recovery_cell(candidate: Candidate, baseline: bool = False) -> Cell:
-    """What is kept of the tasks' score, or in words why there is no figure."""
+    """Score over that of the uncompressed model, or in words why there is no figure."""
     if candidate.recovery is not None:
         interval = candidate.recovery
         note = "" if baseline else _between(interval)
@@ -106,7 +106,7 @@ def _excess(candidate: Candidate, budget: int) -> str:
     over = candidate.need_peak_bytes - budget
     if not candidate.servable:
         return ""
-    return f"{format_size(over)} over" if over > 0 else "" if candidate.fits else "outside the budget"
+    return f"{format_size(over)} over" if over > 0 else "" if candidate.fits else "outside the bounds"
 
 
 def _kl_cell(candidate: Candidate) -> Cell:
@@ -144,7 +144,7 @@ def lede(document: Document) -> str:
         return "The uncompressed model itself fits: nothing has to be given up."
     parts = []
     if best.recovery is not None:
-        parts.append(f"keeps {best.recovery.value:.1%} of the uncompressed model's task score")
+        parts.append(f"recovers {best.recovery.value:.1%} of the uncompressed model's score")
     elif best.stage == "tasks":
         parts.append("has no defined recovery, for the uncompressed model scores nothing on these tasks")
     elif best.kl is not None:
@@ -185,7 +185,7 @@ def tiles(document: Document) -> list[tuple[str, str, str]]:
     pace = f"uncompressed {base.decode_tok_s:,.0f}" if base is not None and base.decode_tok_s else "tokens a second"
     return [
         ("memory at its peak", format_size(best.need_peak_bytes), f"of {format_size(document.budget.memory_bytes)}"),
-        ("task score kept", kept.text, f"95%: {kept.note}" if kept.note else "against the uncompressed model"),
+        ("recovery", kept.text, f"95%: {kept.note}" if kept.note else "against the uncompressed model"),
         ("KL divergence", nats(best.kl) if best.kl is not None else NONE, agreement),
         ("decoding", f"{rate:,.0f} tokens/s" if rate else NONE, pace),
     ]
@@ -199,7 +199,7 @@ def budget_terms(document: Document) -> list[tuple[str, str]]:
         ("context", f"{asked.context:,} tokens"),
         ("batch", str(asked.batch) if asked.batch and asked.batch > 1 else None),
         ("latency", f"{asked.latency_ms:g} ms a token" if asked.latency_ms is not None else None),
-        ("score kept at least", f"{asked.min_recovery:.0%}" if asked.min_recovery is not None else None),
+        ("recovery at least", f"{asked.min_recovery:.0%}" if asked.min_recovery is not None else None),
         ("search time", f"{asked.minutes:g} minutes" if asked.minutes is not None else None),
         ("seed", str(asked.seed) if asked.seed is not None else None),
     ]
@@ -269,6 +269,11 @@ def task_rows(document: Document) -> list[tuple[str, int, str, str, str, str]]:
 
 def _between(interval: Interval) -> str:
     return f"{100 * interval.low:.1f}–{interval.high:.1%}"
+
+
+def reasons(document: Document) -> list[str]:
+    """Why the winner won; the next step up has a place of its own."""
+    return [one for one in document.why if document.next_step is None or not one.startswith("The next step up is ")]
 
 
 def gain(document: Document) -> str:

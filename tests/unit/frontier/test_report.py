@@ -83,7 +83,7 @@ def test_the_page_says_what_was_found(document: dict[str, Any]) -> None:
     text = Page(report.render(document)).text
     for words in (
         "smollm2-135m in 150 MB",
-        "keeps 99.2% of the uncompressed model's task score, saves 19.93 MB of its 150.3 MB and decodes at 0.76 times",
+        "recovers 99.2% of the uncompressed model's score, saves 19.93 MB of its 150.3 MB and decodes at 0.76 times",
         "97.9–100.4%",
         "312.3 kB more than the budget",
         "undefined the uncompressed model scores nothing",
@@ -130,7 +130,7 @@ def test_a_recipe_that_was_only_predicted_has_no_measured_figure(document: dict[
     cells = dict(zip([column.title for column in report_view.COLUMNS], row.cells, strict=True))
     assert cells["decode"].text.startswith("≈") and cells["decode"].note == "predicted"
     assert cells["KL"].text == cells["prefill"].text == cells["same choice"].text == report_view.NONE
-    assert cells["score kept"].text == "predicted" and "predicted" in row.badges
+    assert cells["recovery"].text == "predicted" and "predicted" in row.badges
 
 
 def test_recovery_that_has_no_value_is_said_to_be_undefined(document: dict[str, Any]) -> None:
@@ -138,9 +138,22 @@ def test_recovery_that_has_no_value_is_said_to_be_undefined(document: dict[str, 
         row["recovery"] = None
     text = Page(report.render(document)).text
     assert "has no defined recovery, for the uncompressed model scores nothing on these tasks" in text
-    assert "task score kept undefined" in text
+    assert "recovery undefined" in text
     plot = report_plot.plot(read(document))
     assert plot is not None and plot.default == "kl" and list(plot.views) == ["kl"]
+
+
+def test_the_next_step_is_said_once(document: dict[str, Any]) -> None:
+    document["why"].append("The next step up is as shipped, which needs 150.3 MB: KL 0 instead of 0.0075 nats.")
+    assert Page(report.render(document)).text.count("The next step up") == 1
+    document["next_step"] = None
+    assert Page(report.render(document)).text.count("The next step up") == 1
+
+
+def test_several_sequences(document: dict[str, Any]) -> None:
+    document["budget"]["batch"] = 4
+    text = Page(report.render(document)).text
+    assert "for 4 sequences of 2,048 tokens" in text and "batch 4" in text
 
 
 def test_nothing_fits(document: dict[str, Any]) -> None:
