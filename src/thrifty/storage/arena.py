@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import mmap
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -75,6 +77,7 @@ class Arena:
         self._extents = Extents(self._mapping.nbytes, self.page)
         self._stripes: dict[tuple[int, int], Stripes] = {}
         self._striped = 0
+        self._together = 0
         self._lock = threading.RLock()
 
     @property
@@ -145,10 +148,27 @@ class Arena:
             if run.stripes is not None:
                 run.stripes.give(run.start)
                 self._striped -= run.nbytes
+                if not self._together:
+                    run.stripes.settle()
             else:
                 self._extents.give(run.start, run.nbytes)
                 self._mapping.give_back(run.start, run.nbytes)
             self.ledger.credit(run.category, run.nbytes, run.reservation)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Striped runs that are freed within it go back to the system at its end, neighbours in one call: much faster
+        than one by one where there are many. The ledger knows at once."""
+        with self._lock:
+            self._together += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._together -= 1
+                if not self._together:
+                    for stripes in self._stripes.values():
+                        stripes.settle()
 
     def recategorise(self, run: Run, category: str) -> None:
         """Charge a run to another category, outside any reservation."""

@@ -23,16 +23,27 @@ class Stripes:
         self.stride = slots * nbytes
         self.mapping = Mapping(pieces * self.stride)
         self._slots = Extents(slots, 1)
+        self._returned: list[int] = []
 
     def take(self) -> int | None:
         """The lowest free slot that leaves long free ranges whole, None where all are taken."""
         return self._slots.take(1)
 
     def give(self, slot: int) -> None:
-        """Take a slot back; its memory goes to the system."""
-        self._slots.give(slot, 1)
-        for piece in range(self.pieces):
-            self.mapping.give_back(piece * self.stride + slot * self.nbytes, self.nbytes)
+        """Take a slot back; its memory goes to the system at the next `settle`, and the slot is free after it."""
+        self._returned.append(slot)
+
+    def settle(self) -> None:
+        """Return what was given since: slots side by side in one call a piece."""
+        if not self._returned:
+            return
+        returned, self._returned = sorted(self._returned), []
+        starts = [slot for index, slot in enumerate(returned) if index == 0 or returned[index - 1] != slot - 1]
+        stops = [slot + 1 for index, slot in enumerate(returned) if returned[index + 1 : index + 2] != [slot + 1]]
+        for start, stop in zip(starts, stops, strict=True):
+            self._slots.give(start, stop - start)
+            for piece in range(self.pieces):
+                self.mapping.give_back(piece * self.stride + start * self.nbytes, (stop - start) * self.nbytes)
 
     def tensor(self, slot: int) -> Tensor:
         """uint8 [pieces, nbytes] of a slot, sharing its memory."""

@@ -84,6 +84,26 @@ def test_striped_runs_lie_side_by_side_piece_by_piece() -> None:
     assert again.address == runs[1].address + size and not again.pieces.any(), "a freed slot comes back as zeros"
 
 
+def test_runs_freed_together_go_back_at_the_end_and_are_free_again() -> None:
+    ledger = Ledger()
+    arena = Arena(ledger, reserve=64 * MEGABYTE)
+    runs = [arena.allocate(arena.page, "cache", pieces=4, striped=True) for _ in range(9)]
+    for run in runs:
+        run.pieces.fill_(1)
+    addresses = [run.address for run in runs]
+    with arena.together():
+        for index in (7, 2, 3, 5, 8):
+            arena.free(runs[index])
+        assert ledger.current == arena.used == 4 * 4 * arena.page
+        with pytest.raises(ValueError, match="stop"), arena.together():
+            raise ValueError("stop")
+        assert arena.allocate(arena.page, "cache", pieces=4, striped=True).address > addresses[-1], "not yet zeroed"
+    assert arena.resident() == 4 * 4 * arena.page
+    again = [arena.allocate(arena.page, "cache", pieces=4, striped=True) for _ in range(5)]
+    assert {run.address for run in again} == {addresses[index] for index in (2, 3, 5, 7, 8)}
+    assert not any(bool(run.pieces.any()) for run in again)
+
+
 def test_pieces_that_are_no_whole_pages_lie_back_to_back() -> None:
     arena = Arena(Ledger(), reserve=MEGABYTE)
     run = arena.allocate(100, "cache", pieces=6, striped=True)
