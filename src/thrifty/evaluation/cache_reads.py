@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from thrifty.cache.footprint import RUN, footprint
 from thrifty.cache.policy import CachePolicy, ModelInfo
+from thrifty.engine.runner import CHUNK
 from thrifty.formats import kv
 from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:
     from thrifty.evaluation.sizes import ModelSizes
 
-CHUNK = 256  # prompt tokens that are appended at once, the engine's default
+APPENDED = 256  # prompt tokens that are reserved for at once, the engine's default
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def model_info(sizes: ModelSizes) -> ModelInfo:
         head_dim=config.head_dim,
         windows=tuple(layer.window for layer in config.layers),
         format="f32" if sizes.plain else "bf16",
-        chunk=CHUNK,
+        chunk=APPENDED,
     )
 
 
@@ -60,7 +61,7 @@ def held(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -> list[
 
 
 def peak_bytes(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -> int:
-    """The most that one sequence's cache takes at any moment of a prompt of `length` tokens: what admission reserves."""
+    """The most that one sequence's cache takes at any moment of a prompt: what admission reserves."""
     return footprint(policies, info, length, length).peak_bytes
 
 
@@ -74,13 +75,19 @@ def _plain(info: ModelInfo, layers: int, window: int | None, length: int) -> lis
     pages = -(-length // PAGE)
     slots = length
     if window is not None:
-        pages -= max(0, length - window) // PAGE  # pages that the window has left are gone
+        pages -= max(0, _rolled(length) - window + 1) // PAGE  # pages that no later token sees are gone
         slots = min(length, window)
     total = pages * (-(-slab // RUN) * RUN)
     return [
         LayerCache(slots, total * (index + 1) // layers - total * index // layers, info.format)
         for index in range(layers)
     ]
+
+
+def _rolled(length: int) -> int:
+    """Tokens when a prompt's windows last let go of pages: with the last piece that filled a page."""
+    rest = length % CHUNK
+    return length - rest if rest < PAGE else length
 
 
 def _compressed(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -> LayerCache:

@@ -85,7 +85,7 @@ def prefill(sizes: ModelSizes, written: int, tokens: int, batch: int = 1) -> lis
 
 
 def attended(tokens: int, window: int | None) -> int:
-    """Pairs of a query and a key in causal attention over a prompt: each token sees itself and up to window − 1 before."""
+    """Pairs of query and key in causal attention over a prompt: a token sees itself and window − 1 before it."""
     if window is None or window >= tokens:
         return tokens * (tokens + 1) // 2
     return window * (window + 1) // 2 + (tokens - window) * window
@@ -153,7 +153,16 @@ def merged(operations: Iterable[Operation]) -> list[Operation]:
     return list(sums.values())
 
 
-ORDER = ("query, key, value", ATTENTION, "attention output", "router", "gate and up", "down", "experts", "shared expert")
+ORDER = (
+    "query, key, value",
+    ATTENTION,
+    "attention output",
+    "router",
+    "gate and up",
+    "down",
+    "experts",
+    "shared expert",
+)
 
 
 def _in_order(operations: Iterable[Operation]) -> list[Operation]:

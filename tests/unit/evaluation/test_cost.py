@@ -70,7 +70,7 @@ def real_cache(model: Model, length: int, cache: list[dict[str, Any]]) -> int:
     return evidence.nbytes
 
 
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 200, 383, 384, 700])
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 200, 383, 384, 560, 600, 640, 700, 1000])
 @pytest.mark.parametrize("name", ["dense", "windows", "untied"])
 def test_the_full_cache_is_predicted_to_the_byte(name: str, length: int) -> None:
     model = tiny_model(packed=True, config=CONFIGS[name])
@@ -257,4 +257,3 @@ def test_weight_techniques_take_the_bytes_that_were_predicted(name: str, table: 
         return linear if found is None else dataclasses.replace(linear, nbytes=found[0], label=found[1])
 
     assert sizes.of_model(model).stored(restore) == sizes.of_model(apply(model, techniques))
-
