@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from thrifty.engine.engine import Engine
@@ -14,8 +16,8 @@ from thrifty.models import load
 pytestmark = pytest.mark.model
 
 
-def test_bytes_of_a_step_are_those_of_the_engine() -> None:
-    model = load("smollm2-135m")
+def test_bytes_of_a_step_are_those_of_the_engine(smollm2: Path) -> None:
+    model = load(smollm2)
     found = sizes.of_model(model)
     tokens = held_out(model.tokenizer, 303)
     engine = Engine(model, prefix_tree=False)

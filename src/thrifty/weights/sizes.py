@@ -26,7 +26,7 @@ class Predictor:
         for technique in techniques:
             if technique.needs_calibration:
                 raise RecipeError(
-                    f"the bytes of technique '{technique.name}' are not known before it ran: it needs calibration text. "
+                    f"the bytes of technique '{technique.name}' are not known before it ran: it needs calibration. "
                     "Leave it out of the recipe, or compress the model first."
                 )
         self.techniques = tuple(techniques)
