@@ -13,7 +13,9 @@ NEAR_FULL = 0.98
 class H2oClaim(Claim):
     """Next-token recovery with 20 % of the cache, and the divergence of the newest 20 % alone beside it."""
 
-    paper = "20 % of the KV cache keeps near full quality (OPT, LLaMA, GPT-NeoX; HELM and lm-eval); local alone does not"
+    paper = (
+        "20 % of the KV cache keeps near full quality (OPT, LLaMA, GPT-NeoX; HELM and lm-eval); local alone does not"
+    )
     source = "arXiv:2306.14048, abstract and figure 4"
     rule = (
         "quality: next-token recovery ≥ 98 %; choice: less divergence than the newest 20 % alone. "
