@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from thrifty.claims.harness.claim import Claim, Figures, Verdict
-from thrifty.claims.harness.context import Context
+from thrifty.claims.harness.context import Context, quality_of, recovery_of
 
 PREFIX, SCORED, PARTS = 1024, 256, 3
 KEEP = 0.2
@@ -25,10 +25,8 @@ class AdaKvClaim(Claim):
         for name in ("snapkv", "ada-kv"):
             runs = [context.quality([_table(name)], PREFIX, SCORED, part) for part in range(PARTS)]
             for part, run in enumerate(runs):
-                assert run.quality is not None
-                figures[f"{name}_kl_{part}"] = run.quality.kl.value
-            recoveries = [run.quality.recovery.value for run in runs if run.quality and run.quality.recovery]
-            figures[f"{name}_recovery"] = fmean(recoveries)
+                figures[f"{name}_kl_{part}"] = quality_of(run).kl.value
+            figures[f"{name}_recovery"] = fmean(recovery_of(run).value for run in runs)
             figures[f"{name}_bytes"] = fmean(run.cache_bytes for run in runs)
         return figures
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from thrifty.claims.harness.claim import Claim, Figures, Verdict, combined
-from thrifty.claims.harness.context import Context, perplexity
+from thrifty.claims.harness.context import Context, perplexity, quality_of, recovery_of
 
 PREFIX, SCORED = 2048, 384
 KEEP = 0.2
@@ -28,17 +28,17 @@ class H2oClaim(Claim):
         window = int(KEEP * PREFIX)
         local = {"technique": "streaming", "sinks": 0, "window": window, "renumber": False}
         beside = context.quality([local], PREFIX, SCORED)
-        assert run.quality is not None and run.quality.recovery is not None and beside.quality is not None
+        recovery = recovery_of(run)
         full = context.baseline_nll(PREFIX, SCORED)
         return {
             "prefix": PREFIX,
             "scored": SCORED,
-            "recovery": run.quality.recovery.value,
-            "low": run.quality.recovery.low,
-            "high": run.quality.recovery.high,
-            "kl": run.quality.kl.value,
-            "local_kl": beside.quality.kl.value,
-            "perplexity": perplexity(run.quality.nll),
+            "recovery": recovery.value,
+            "low": recovery.low,
+            "high": recovery.high,
+            "kl": quality_of(run).kl.value,
+            "local_kl": quality_of(beside).kl.value,
+            "perplexity": perplexity(quality_of(run).nll),
             "full_perplexity": perplexity(full),
         }
 

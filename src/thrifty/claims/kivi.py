@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from thrifty.claims.harness.claim import Claim, Figures, Verdict, combined
-from thrifty.claims.harness.context import Context
+from thrifty.claims.harness.context import Context, quality_of, recovery_of
 
 PREFIX, SCORED = 2048, 384
 # An A100 of 80 GB holds 5.9 times the 13.5 GB of Llama-2-7B: the paper's peak is measured as batches fill it.
@@ -27,10 +27,10 @@ class KiviClaim(Claim):
         figures: Figures = {"prefix": PREFIX, "scored": SCORED}
         for bits in (2, 4):
             run = context.quality([{"technique": "kivi", "bits": bits}], PREFIX, SCORED)
-            assert run.quality is not None and run.quality.recovery is not None
-            figures[f"kl_{bits}"] = run.quality.kl.value
-            figures[f"recovery_{bits}"] = run.quality.recovery.value
-            figures[f"low_{bits}"], figures[f"high_{bits}"] = run.quality.recovery.low, run.quality.recovery.high
+            recovery = recovery_of(run)
+            figures[f"kl_{bits}"] = quality_of(run).kl.value
+            figures[f"recovery_{bits}"] = recovery.value
+            figures[f"low_{bits}"], figures[f"high_{bits}"] = recovery.low, recovery.high
             figures[f"cache_ratio_{bits}"] = _cache_bytes(context) / run.cache_bytes
         sequences = _sequences(context)
         full = context.peak([], PREFIX, sequences)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from thrifty.claims.harness.claim import Claim, Figures, Verdict
-from thrifty.claims.harness.context import Context, mean_nll, perplexity
+from thrifty.claims.harness.context import Context, mean_nll, perplexity, quality_of
 from thrifty.evaluation import quality
 from thrifty.recipe import Recipe
 from thrifty.weights.offgrid import offgrid
@@ -42,9 +42,8 @@ class RtnClaim(Claim):
                     run = quality.measure(engine, baseline, [], compresses=False)
                 finally:
                     engine.close()
-                assert run.quality is not None
-                figures[f"rtn_{group}"] = perplexity(run.quality.nll)
-                figures[f"kl_{group}"] = run.quality.kl.value
+                figures[f"rtn_{group}"] = perplexity(quality_of(run).nll)
+                figures[f"kl_{group}"] = quality_of(run).kl.value
         return figures | {"rise": figures["rtn_128"] / figures["full"] - 1}
 
     def judge(self, figures: Figures) -> Verdict:

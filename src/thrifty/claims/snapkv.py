@@ -50,7 +50,7 @@ class SnapkvClaim(Claim):
         recall = ", ".join(f"{figures[f'recall_{cut}']:.0%} with 1/{cut} kept" for cut in CUTS)
         return (
             f"decodes {figures['faster']:.2f} × faster ({figures['full_rate']:.0f} → {figures['rate']:.0f} tok/s), "
-            f"cache {figures['smaller']:.1f} × smaller; one key recalled in {figures['recall']:.0%} uncompressed, {recall}"
+            f"cache {figures['smaller']:.1f} × smaller; one key recalled in {figures['recall']:.0%}, {recall}"
         )
 
     def setting(self, figures: Figures) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from thrifty.claims.harness.claim import Claim, Figures, Verdict, combined
-from thrifty.claims.harness.context import Context, perplexity
+from thrifty.claims.harness.context import Context, perplexity, quality_of
 
 PREFIX, SCORED = 4096, 512
 CACHE = 1024  # slots: the paper's setting of table 1
@@ -28,9 +28,8 @@ class StreamingClaim(Claim):
         for name, sinks in (("sinks", SINKS), ("alone", 0)):
             table = {"technique": "streaming", "sinks": sinks, "window": CACHE - sinks}
             run = context.quality([table], PREFIX, SCORED)
-            assert run.quality is not None
-            figures[name] = perplexity(run.quality.nll)
-            figures[f"{name}_kl"] = run.quality.kl.value
+            figures[name] = perplexity(quality_of(run).nll)
+            figures[f"{name}_kl"] = quality_of(run).kl.value
         return figures
 
     def judge(self, figures: Figures) -> Verdict:

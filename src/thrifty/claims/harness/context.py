@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.evaluation import quality, speed
+from thrifty.evaluation.forcing import MeasurementError
+from thrifty.evaluation.recovery import Interval
 from thrifty.evaluation.text import held_out
 
 if TYPE_CHECKING:
@@ -51,9 +53,9 @@ class Context:
         speed.warm_up(engine)
         return engine
 
-    def fresh(self, model: Model) -> Engine:
+    def fresh(self, model: Model, **options: Any) -> Engine:
         """Another engine, of this or a compressed model; the caller closes it."""
-        return Engine(model, prefix_tree=False, **self._options)
+        return Engine(model, prefix_tree=False, **self._options, **options)
 
     def baseline(self, prefix: int, scored: int, part: int = 0) -> quality.Baseline:
         """The uncompressed model on a passage; measured once."""
@@ -80,7 +82,7 @@ class Context:
         served together, to the last of a few tokens each.
         """
         self.say(f"memory of {sequences} × {length} tokens")
-        engine = self.fresh(self.model)
+        engine = self.fresh(self.model, prefill_slice_ms=0)
         try:
             handles = []
             for part in range(sequences):
@@ -92,6 +94,8 @@ class Context:
                 )
             while any(handle.usage.generated_tokens == 0 for handle in handles):
                 engine.step()
+                if any(handle.finished for handle in handles):
+                    raise MeasurementError("a sequence ended before the last one began: this is not a batch's peak")
             return engine.memory.ledger.peak
         finally:
             engine.close()
@@ -117,6 +121,23 @@ class Context:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def quality_of(run: quality.Run) -> quality.Quality:
+    """What a compressed run cost. Raises MeasurementError for a baseline, which is compared with nothing."""
+    if run.quality is None:
+        raise MeasurementError("a baseline's run has no quality: compare another run with it")
+    return run.quality
+
+
+def recovery_of(run: quality.Run) -> Interval:
+    """Next-token recovery. Raises MeasurementError where the uncompressed model is right nowhere."""
+    recovery = quality_of(run).recovery
+    if recovery is None:
+        raise MeasurementError(
+            "recovery is undefined: the uncompressed model predicts none of the scored tokens; use a model that can"
+        )
+    return recovery
 
 
 def mean_nll(baseline: quality.Baseline) -> float:
