@@ -17,22 +17,26 @@ if TYPE_CHECKING:
     from thrifty.models.model import Model
 
 
-def decode_seconds(model: Model, cache_bytes: int, batch: int, machine: Machine) -> float:
+def decode_seconds(model: Model | ModelSizes, cache_bytes: int, batch: int, machine: Machine) -> float:
     """One decode step of `batch` sequences that hold `cache_bytes` of cache each; weights are read once.
 
     Attention is counted by the bytes it reads alone. A lower bound: no kernel reaches it, `thrifty bench` prints how
-    near this machine's come.
+    near this machine's come. Who asks often passes `sizes.of_model(model)`, made once.
     """
-    found = operations.decode(of_model(model), (), batch)
+    found = operations.decode(_sizes(model), (), batch)
     products = sum(one.seconds(machine) for one in found)
     return products + cache_bytes * batch / machine.bandwidth
 
 
-def prefill_seconds(model: Model, tokens: int, machine: Machine) -> float:
+def prefill_seconds(model: Model | ModelSizes, tokens: int, machine: Machine) -> float:
     """A prompt of `tokens` tokens, alone. A lower bound likewise."""
-    sizes = of_model(model)
+    sizes = _sizes(model)
     written = exact_bytes(model_info(sizes), tokens)
     return sum(one.seconds(machine) for one in operations.prefill(sizes, written, tokens))
+
+
+def _sizes(model: Model | ModelSizes) -> ModelSizes:
+    return model if isinstance(model, ModelSizes) else of_model(model)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,16 @@ def test_no_time_leaves_claims_out(thrifty: Callable[..., Any], checkpoint: Path
     assert found.code == 0 and "no time was left for ada-kv, h2o" in found.message
 
 
+@pytest.mark.usefixtures("small")
+def test_a_recipe_names_its_techniques(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[[weights]]\ntechnique = "rtn"\n[[cache]]\ntechnique = "full"\n')
+    words = ("--model", checkpoint, "-o", tmp_path / "claims.md", "--threads", 1)
+    found = thrifty("reproduce", "--recipe", recipe, *words, "--json")
+    assert [claim["technique"] for claim in found.json()["claims"]] == ["rtn"]
+    assert "no claim yet: full" in found.message
+
+
 def test_without_a_name_the_claims_are_listed(thrifty: Callable[..., Any]) -> None:
     out = thrifty("reproduce").out
     assert "kivi" in out and "no claim yet" in out and "autoregressive" in out
@@ -73,7 +83,7 @@ def test_without_a_name_the_claims_are_listed(thrifty: Callable[..., Any]) -> No
     [
         (("kvii",), 1, "no claim is known of 'kvii'. Did you mean 'kivi'?"),
         (("full",), 1, "technique 'full' has no claim yet. Claims: ada-kv, h2o"),
-        (("kivi", "--all"), 2, "name one technique, or use --all, not both."),
+        (("kivi", "--all"), 2, "use one of a technique's name, --recipe and --all"),
         (("kivi", "-o", "claims.json"), 2, "claims.json cannot be the page."),
     ],
 )

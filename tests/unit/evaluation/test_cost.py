@@ -201,6 +201,7 @@ def test_the_short_forms_agree_with_the_estimate() -> None:
     whole = cost.estimate(sizes.of_model(model), [], FAST, length=777, batch=3)
     cache_bytes = cost.cache_bytes(whole.decode) // 3
     assert cost.decode_seconds(model, cache_bytes, 3, FAST) == pytest.approx(whole.decode_seconds)
+    assert cost.decode_seconds(whole.sizes, cache_bytes, 3, FAST) == cost.decode_seconds(model, cache_bytes, 3, FAST)
     alone = cost.estimate(sizes.of_model(model), [], FAST, length=777)
     assert cost.prefill_seconds(model, 777, FAST) == pytest.approx(alone.prefill_seconds)
     assert cost.decode_seconds(model, 10**9, 2, FAST) > 2.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thrifty.cli import options, output
+from thrifty.cli import opening, options, output
 
 if TYPE_CHECKING:
     from thrifty.claims.harness.records import Row
@@ -22,6 +22,9 @@ def command(
         str | None, typer.Argument(metavar="[NAME]", show_default=False, help="The technique whose claim is checked.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Check every claim.")] = False,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", "-r", metavar="FILE", help="Check the techniques that a recipe uses.")
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.0, show_default="no bound", help="Begin no claim that would end later.")
     ] = None,
@@ -36,15 +39,15 @@ def command(
     """Measure a paper's claim and say whether it holds here: what the paper says, what was measured, the
     setting and the verdict.
 
-    Results are added to a page, one row a technique; Ctrl-C keeps the claims that are finished. Without NAME
-    and --all, list the claims.
+    Results are added to a page, one row a technique; Ctrl-C keeps the claims that are finished. Without NAME,
+    --recipe and --all, list the claims.
     """
-    if name is None and not everything:
+    if name is None and not everything and recipe is None:
         _list(as_json)
         return
-    if name is not None and everything:
-        raise typer.BadParameter("name one technique, or use --all, not both.", param_hint="NAME")
-    wanted = _wanted(name)
+    if sum((name is not None, everything, recipe is not None)) > 1:
+        raise typer.BadParameter("use one of a technique's name, --recipe and --all, not both.", param_hint="NAME")
+    wanted = _of_recipe(recipe) if recipe is not None else _wanted(name)
     _check(out)
     rows, run, interrupted = _run(wanted, model, out, minutes, threads, native, as_json)
     if as_json:
@@ -69,6 +72,19 @@ def _wanted(name: str | None) -> list[str]:
         raise RecipeError(f"technique '{name}' has no claim yet. Claims: {known}")
     claims.load(name)
     return [name]
+
+
+def _of_recipe(path: Path) -> list[str]:
+    """The recipe's techniques that have a claim; those without are named."""
+    from thrifty import claims, registry
+
+    chosen = opening.read_recipe(path)
+    used = dict.fromkeys(table["technique"] for stage in registry.STAGES for table in getattr(chosen, stage))
+    known = claims.names()
+    without = [name for name in used if name not in known]
+    if without:
+        output.warn(f"no claim yet: {', '.join(without)}")
+    return [name for name in used if name in known]
 
 
 def _run(
