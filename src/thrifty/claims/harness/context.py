@@ -87,8 +87,9 @@ class Context:
             handles = []
             for part in range(sequences):
                 tokens = held_out(self.model.tokenizer, length + 1, part)
-                # Nobody may end before all have begun: the last to come waits for every other prompt.
-                answer = tokens[1:2] * (sequences * (2 + length // 128) + 2)
+                # Nobody may end before all have begun. While others decode, a step does one layer or one chunk.
+                steps = max(len(self.model.config.layers), length // 128) + 2
+                answer = tokens[1:2] * (sequences * steps)
                 handles.append(
                     engine.submit(Request(prompt=tokens[:length], forced=answer, cache=cache, share_prefix=False))
                 )
