@@ -80,6 +80,20 @@ def test_an_interrupted_run_keeps_what_was_finished(
     assert set(records.read(records.record_of(page))) == {"ada-kv", "kivi"}
 
 
+def test_rows_that_another_run_adds_meanwhile_stay(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "claims.md"
+
+    def another_run() -> None:
+        fakes(monkeypatch)
+        list(Reproduction(context, ["kivi"], page).rows())
+
+    fakes(monkeypatch, h2o=another_run)
+    list(Reproduction(context, ["h2o"], page).rows())
+    assert set(records.read(records.record_of(page))) == {"h2o", "kivi"}
+
+
 def test_a_claim_that_cannot_be_measured_does_not_stop_the_others(
     context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,7 +43,6 @@ class Reproduction:
 
     def rows(self) -> Iterator[Row]:
         """Run every claim that there is time for; its row is on disk when it is yielded."""
-        kept = records.read(records.record_of(self.page))
         started = time.monotonic()
         for name in self.names:
             claim = claims.load(name)
@@ -56,8 +55,9 @@ class Reproduction:
             except ThriftyError as error:
                 self.failed[name] = str(error)
                 continue
-            kept = merged(kept, row)
-            records.write(kept, self.page, unclaimed())
+            # Read only now: another run may have added rows meanwhile.
+            kept = records.read(records.record_of(self.page))
+            records.write(merged(kept, row), self.page, unclaimed())
             yield row
 
     def _row(self, name: str, claim: Claim) -> Row:
