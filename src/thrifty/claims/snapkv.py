@@ -5,10 +5,12 @@ from __future__ import annotations
 from thrifty.claims.harness.claim import Claim, Figures, Verdict, combined
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.needles import needles, recalled
+from thrifty.evaluation.forcing import Tables
+from thrifty.evaluation.noise import LIMIT, listening
 
 SHARE = 16  # the paper keeps 1024 of 16384 tokens
 LONGEST = 16384
-STEPS = 48
+STEPS, ROUNDS = 48, 2
 FASTER, SMALLER, RECALLED = 3.6, 8.2, 0.95
 ASKED, QUESTION = 12, 480  # small models recall a key reliably up to about 0.5k tokens
 NEEDLE = {"technique": "snapkv", "window": 16, "kernel": 5}  # the paper's setting for needles
@@ -30,16 +32,7 @@ class SnapkvClaim(Claim):
 
     def measure(self, context: Context) -> Figures:
         length = min(LONGEST, context.length - STEPS - 2)
-        full = context.speed([], length, STEPS)
-        small = context.speed([{"technique": "snapkv", "capacity": length // SHARE}], length, STEPS)
-        figures: Figures = {
-            "length": length,
-            "full_rate": full.decode_rate,
-            "rate": small.decode_rate,
-            "faster": small.decode_rate / full.decode_rate,
-            "smaller": full.cache_bytes / small.cache_bytes,
-        }
-        return figures | _recall(context)
+        return _speed(context, length) | _recall(context)
 
     def judge(self, figures: Figures) -> Verdict:
         base = figures["recall"]
@@ -49,7 +42,7 @@ class SnapkvClaim(Claim):
     def tell(self, figures: Figures) -> str:
         recall = ", ".join(f"{figures[f'recall_{cut}']:.0%} with 1/{cut} kept" for cut in CUTS)
         return (
-            f"decodes {figures['faster']:.2f} × faster ({figures['full_rate']:.0f} → {figures['rate']:.0f} tok/s), "
+            f"decodes {figures['faster']:.2f} × as fast ({figures['full_rate']:.0f} → {figures['rate']:.0f} tok/s), "
             f"cache {figures['smaller']:.1f} × smaller; one key recalled in {figures['recall']:.0%}, {recall}"
         )
 
@@ -57,7 +50,30 @@ class SnapkvClaim(Claim):
         return (
             f"{figures['length']:.0f} tokens (the context's end; the paper: 16384) kept to 1/{SHARE}, batch 1; recall "
             f"of {figures['asked']:.0f} keys in {figures['question']:.0f} tokens, question last"
+            + (
+                f"; TIMING VOID: others took {figures['others']:.0%} of the machine"
+                if figures["others"] > LIMIT
+                else ""
+            )
         )
+
+
+def _speed(context: Context, length: int) -> Figures:
+    """Best decode rates of alternating rounds, cache bytes, and the share of the machine that others took."""
+    rates: dict[str, list[float]] = {"full_rate": [], "rate": []}
+    held: dict[str, int] = {}
+    tables: dict[str, Tables] = {"full_rate": [], "rate": [{"technique": "snapkv", "capacity": length // SHARE}]}
+    others = 0.0
+    for _ in range(ROUNDS):
+        for name, cache in tables.items():
+            with listening() as noise:
+                found = context.speed(cache, length, STEPS)
+            rates[name].append(found.decode_rate)
+            held[name] = found.cache_bytes
+            others = max(others, noise.others)
+    best = {name: max(found) for name, found in rates.items()}
+    faster, smaller = best["rate"] / best["full_rate"], held["full_rate"] / held["rate"]
+    return {"length": length, **best, "faster": faster, "smaller": smaller, "others": others}
 
 
 def _recall(context: Context) -> Figures:

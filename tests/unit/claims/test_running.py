@@ -141,6 +141,13 @@ def test_a_claim_measures_and_judges(name: str, context: Context, monkeypatch: p
     assert all(isinstance(value, int | float) and value == value for value in outcome.figures.values())
 
 
+def test_timings_that_others_disturbed_are_called_void() -> None:
+    claim = claims.load("snapkv")
+    figures = {"length": 100.0, "asked": 3.0, "question": 90.0, "others": 0.005}
+    assert "VOID" not in claim.setting(figures)
+    assert "TIMING VOID: others took 30% of the machine" in claim.setting(figures | {"others": 0.3})
+
+
 def test_a_model_that_predicts_nothing_right_has_no_recovery(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "ratio_interval", lambda score, baseline: None)
     run = context.quality([{"technique": "kivi"}], 320, 16)
