@@ -21,7 +21,7 @@ class KiviClaim(Claim):
         "quality: next-token recovery at 2 bits ≥ 12.74/13.50 = 94.4 %; memory: peak ≥ 2.6 × smaller. "
         "Both: holds; one: partly"
     )
-    minutes = 1.5
+    minutes = 2.0
 
     def measure(self, context: Context) -> Figures:
         figures: Figures = {"prefix": PREFIX, "scored": SCORED}

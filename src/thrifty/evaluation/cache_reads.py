@@ -20,13 +20,10 @@ APPENDED = 256  # prompt tokens that are reserved for at once, the engine's defa
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer of one sequence. slots: tokens a query attends to. nbytes: what holds them. format: how most of them
-    are stored.
-    """
+    """One layer of one sequence. slots: tokens a query attends to. nbytes: what holds them."""
 
     slots: int
     nbytes: int
-    format: str
 
 
 def model_info(sizes: ModelSizes) -> ModelInfo:
@@ -78,10 +75,7 @@ def _plain(info: ModelInfo, layers: int, window: int | None, length: int) -> lis
         pages -= max(0, _rolled(length) - window + 1) // PAGE  # pages that no later token sees are gone
         slots = min(length, window)
     total = pages * (-(-slab // RUN) * RUN)
-    return [
-        LayerCache(slots, total * (index + 1) // layers - total * index // layers, info.format)
-        for index in range(layers)
-    ]
+    return [LayerCache(slots, total * (index + 1) // layers - total * index // layers) for index in range(layers)]
 
 
 def _rolled(length: int) -> int:
@@ -101,10 +95,10 @@ def _compressed(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -
     if quantiser is not None:
         bounds = quantiser.stored(slots)
         name = next(one for one in bounds if one)
-        # The prompt's residual is its least and up to a page more: half of that on average.
+        # What stays exact is the residual and up to a page more, half of that on average.
         codes = max(0, bounds[name] - PAGE // 2) // PAGE * PAGE
     exact = slots - codes
     nbytes = -(-exact // PAGE) * info.kv_heads * kv.slab_bytes(info.format, PAGE, info.head_dim)
     if codes:
         nbytes += codes // PAGE * info.kv_heads * kv.slab_bytes(name, PAGE, info.head_dim)
-    return LayerCache(slots, nbytes, name if codes > exact else info.format)
+    return LayerCache(slots, nbytes)
