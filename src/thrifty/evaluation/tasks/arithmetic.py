@@ -1,0 +1,30 @@
+"""Arithmetic: short sums after solved ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from thrifty.evaluation.tasks._gym import Gym
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic(Gym):
+    """`chain_sum` of reasoning-gym (2505.24760): terms numbers of up to `digits` digits, added and subtracted."""
+
+    name: ClassVar[str] = "arithmetic"
+    metric: ClassVar[str] = "share of right results"
+
+    terms: Annotated[int, Field(ge=2, le=8)] = 2
+    digits: Annotated[int, Field(ge=1, le=6)] = 1
+
+    def source(self) -> tuple[str, Mapping[str, Any]]:
+        return "chain_sum", {
+            "min_terms": self.terms,
+            "max_terms": self.terms,
+            "min_digits": self.digits,
+            "max_digits": self.digits,
+        }
