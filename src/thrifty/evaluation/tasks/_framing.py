@@ -29,13 +29,18 @@ class Frame:
     def of(cls, tokenizer: Any) -> Frame:
         """The frame of a model; one without a chat template gets plain lines."""
         if not tokenizer.has_chat_template:
-            return cls(tokenizer, tuple(tokenizer.encode("")), "\n", SEPARATOR)
+            return cls.plain(tokenizer)
         first, second, third = MARKS
         before, after = tokenizer.apply_chat_template([{"role": "user", "content": first}]).split(first)
         turns = [("user", first), ("assistant", second), ("user", third)]
         text = tokenizer.apply_chat_template([{"role": role, "content": content} for role, content in turns])
         between = text.split(second)[1].split(third)[0]
         return cls(tokenizer, tuple(tokenizer.encode(before)), after, between)
+
+    @classmethod
+    def plain(cls, tokenizer: Any) -> Frame:
+        """No template: the answer begins on the next line."""
+        return cls(tokenizer, tuple(tokenizer.encode("")), "\n", SEPARATOR)
 
     def tokens(self, text: str) -> Tokens:
         """Token ids of a piece in the middle."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from thrifty.errors import PromptError, nearest
 from thrifty.evaluation.tasks._answering import Answering
-from thrifty.evaluation.tasks._framing import Frame
-from thrifty.evaluation.tasks.task import Item, Tokens, Turn
+from thrifty.evaluation.tasks._framing import SEPARATOR, Frame
+from thrifty.evaluation.tasks.task import Item, Turn
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 LEAD = "Answer:"
+LARGE = 1000  # questions of one seed: more than any context holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class Gym(Answering):
         raise NotImplementedError
 
     def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
-        frame = Frame.of(tokenizer)
+        frame = Frame.plain(tokenizer)  # small models take solved examples up better without a template
         return [self._item(frame, seed, number) for number in range(count)]
 
     def grade(self, item: Item, turn: Turn, answer: str) -> float:
@@ -42,28 +44,29 @@ class Gym(Answering):
         own_seed = self.chance(seed, number).getrandbits(31)
         examples = questions(name, own_seed, settings)
         asked = next(examples)
-        room = self.length - len(frame.before)
-        context: list[str] = []
-        for example in examples:
-            shown = f"{example['question']}\n{LEAD} {example['answer']}"
-            size = len(frame.tokens(shown + "\n\n"))
-            if size > room or example["question"] == asked["question"]:
-                break
-            room -= size
-            context.append(shown)
-        if not context:
-            raise PromptError(f"no solved example of '{name}' fits {self.length} tokens; use a larger --length")
-        prompt, fed = frame.first("\n\n".join(context), str(asked["question"]), LEAD, "agnostic")
+        shown = self._examples(frame, asked, examples)
+        prompt, fed = frame.first(SEPARATOR.join(shown), str(asked["question"]), LEAD, "agnostic")
         turns = (Turn(fed, (str(asked["answer"]),)),)
         return self.item(number, prompt, turns, self.room(prompt, turns), _plain(asked))
 
-    def room(self, prompt: Tokens, turns: tuple[Turn, ...]) -> int:
-        """Tokens that a run holds at most."""
-        return super().room(prompt, turns)
+    def _examples(self, frame: Frame, asked: Any, examples: Iterator[Any]) -> list[str]:
+        """As many solved ones as fit, the asked one not among them."""
+        room = self.length - len(frame.before)
+        found: list[str] = []
+        for example in examples:
+            if example["question"] == asked["question"]:
+                continue
+            found.append(f"{example['question']}\n{LEAD} {example['answer']}")
+            if len(frame.tokens(SEPARATOR.join(found))) > room:
+                found.pop()
+                break
+        if not found:
+            raise PromptError(f"no solved example fits {self.length} tokens for '{self.label}'; use a larger --length")
+        return found
 
 
-def questions(name: str, seed: int, settings: Mapping[str, Any]) -> Any:
-    """Questions of a data set without end. Raises TaskError where there is none of that name, or a bad setting."""
+def questions(name: str, seed: int, settings: Mapping[str, Any]) -> Iterator[Any]:
+    """Questions of a data set with their answers. Raises TaskError where there is none of that name, or a bad setting."""
     from thrifty.evaluation.tasks import TaskError
 
     gym = library()
@@ -81,9 +84,6 @@ def questions(name: str, seed: int, settings: Mapping[str, Any]) -> Any:
     return (made[place] for place in range(LARGE))
 
 
-LARGE = 1000  # questions of one seed
-
-
 def library() -> ModuleType:
     """The package reasoning-gym. Raises TaskError naming the extra where it is missing."""
     from thrifty.evaluation.tasks import TaskError
@@ -97,7 +97,5 @@ def library() -> ModuleType:
 
 def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An entry as JSON holds it."""
-    import json
-
     plain: dict[str, Any] = json.loads(json.dumps(dict(entry), default=str))
     return plain

@@ -57,8 +57,8 @@ class Aggregation(Answering):
 
     def _list(self, frame: Frame, chance: random.Random, common: list[str], rest: list[str], room: int) -> str:
         """As many words as the room holds, in random order."""
-        size = max(len(frame.tokens(", " + word)) for word in WORDS)
-        total = room // size
+        size = max(len(frame.tokens(" " + word)) for word in WORDS) + 1  # and a comma
+        total = (room - 1) // size
         often = round(total * self.share / len(common))
         others = total - often * len(common)
         if often <= -(-others // len(rest)):

@@ -13,7 +13,7 @@ from thrifty.evaluation.tasks._gym import Gym
 
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic(Gym):
-    """`chain_sum` of reasoning-gym (2505.24760): terms numbers of up to `digits` digits, added and subtracted."""
+    """`basic_arithmetic` of reasoning-gym (2505.24760): `terms` numbers of up to `digits` digits, added or subtracted."""
 
     name: ClassVar[str] = "arithmetic"
     metric: ClassVar[str] = "share of right results"
@@ -22,9 +22,12 @@ class Arithmetic(Gym):
     digits: Annotated[int, Field(ge=1, le=6)] = 1
 
     def source(self) -> tuple[str, Mapping[str, Any]]:
-        return "chain_sum", {
+        return "basic_arithmetic", {
             "min_terms": self.terms,
             "max_terms": self.terms,
-            "min_digits": self.digits,
+            "min_digits": 1,
             "max_digits": self.digits,
+            "operators": ("+", "-"),
+            "allow_parentheses": False,
+            "allow_negation": False,
         }

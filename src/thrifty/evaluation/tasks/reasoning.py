@@ -18,7 +18,7 @@ class Reasoning(Gym):
     name: ClassVar[str] = "reasoning"
     metric: ClassVar[str] = "reasoning-gym's score"
 
-    dataset: Annotated[str, Field(min_length=1)] = "coin_flip"
+    dataset: Annotated[str, Field(min_length=1)] = "letter_counting"
 
     def source(self) -> tuple[str, Mapping[str, Any]]:
         return self.dataset, {}
