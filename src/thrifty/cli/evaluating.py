@@ -252,7 +252,14 @@ def progress(total: int) -> Iterator[Any]:
     """A bar on a terminal, nothing elsewhere; call what it gives once an item."""
     import sys
 
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=output.messages(), transient=True, disable=not sys.stderr.isatty()) as bar:

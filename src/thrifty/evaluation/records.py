@@ -45,6 +45,10 @@ class RecordFile:
         """The record, None where that item has not run."""
         return self._records.get((side, task, item))
 
+    def of(self, side: str, task: str) -> list[Record]:
+        """All records of one side of a task, in the order of the file."""
+        return [record for key, record in self._records.items() if key[:2] == (side, task)]
+
     def add(self, side: str, record: Record) -> None:
         """Keep one more record; it is on the disk when this returns.
 
@@ -87,7 +91,7 @@ class RecordFile:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise StorageError(f"another run is writing to the records '{path}'; wait for it or name another") from error
+            raise StorageError(f"another run is writing to the records '{path}'; wait, or name another file") from error
 
     def _load(self, path: Path) -> None:
         content = path.read_bytes()

@@ -72,7 +72,7 @@ def test_a_forced_end_of_text_ends_nothing_and_a_free_one_does(engine: Engine) -
 
 
 def test_free_needs_forced_tokens_and_counts_against_the_context(engine: Engine) -> None:
-    with pytest.raises(PromptError, match="free = 3 counts tokens after forced ones, and none are forced"):
+    with pytest.raises(PromptError, match="free = 3 counts tokens after forced ones; none are forced"):
         Request(prompt=PROMPT, free=3)
     with pytest.raises(PromptError, match="free = -1 is out of range"):
         Request(prompt=PROMPT, forced=QUESTION, free=-1)

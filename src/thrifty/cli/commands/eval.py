@@ -42,7 +42,7 @@ def command(
     ] = False,
     off_grid: Annotated[
         bool,
-        typer.Option("--off-grid", help="Permute the weights first, so that a 4-bit checkpoint is not rounded exactly."),
+        typer.Option("--off-grid", help="Permute the weights first: a 4-bit checkpoint is then not rounded exactly."),
     ] = False,
     threads: options.Threads = None,
     native: options.Native = None,

@@ -66,7 +66,7 @@ class Gym(Answering):
 
 
 def questions(name: str, seed: int, settings: Mapping[str, Any]) -> Iterator[Any]:
-    """Questions of a data set with their answers. Raises TaskError where there is none of that name, or a bad setting."""
+    """Questions of a data set with their answers. Raises TaskError for an unknown name or a setting it refuses."""
     from thrifty.evaluation.tasks import TaskError
 
     gym = library()
@@ -80,7 +80,9 @@ def questions(name: str, seed: int, settings: Mapping[str, Any]) -> Iterator[Any
         raise TaskError(f"reasoning-gym refuses '{name}' with {dict(settings)}: {error}") from error
     first = made[0]
     if first["answer"] is None:
-        raise TaskError(f"the questions of reasoning-gym's '{name}' have no single right answer; choose another data set")
+        raise TaskError(
+            f"the questions of reasoning-gym's '{name}' have no single right answer; choose another data set"
+        )
     return (made[place] for place in range(LARGE))
 
 

@@ -9,11 +9,12 @@ from typing import Any
 from thrifty.errors import PromptError
 from thrifty.evaluation.text import prose
 
-NAMES = (
+CITIES = (
     "Lisbon Oslo Cairo Lima Quito Turin Dakar Hanoi Perth Kyoto Bergen Tampa Leeds Nairobi Boston Denver Vienna Prague "
     "Dublin Madrid Athens Havana Delhi Seoul Geneva Zagreb Warsaw Sydney Berlin Dallas Milan Munich Tokyo Rome Paris "
     "London Naples Porto Lyon Seville"
-).split()
+)
+NAMES = tuple(CITIES.split())
 SHORTEST, LONGEST = 40, 250  # characters of a sentence
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
-from thrifty.evaluation.asking import compresses
+from thrifty.evaluation.asking import compresses, nothing_compressed
 from thrifty.evaluation.forcing import MeasurementError, Step, Tables, force
 from thrifty.evaluation.quality import passage
 from thrifty.evaluation.tasks.task import Item, Record, Task, Turn
@@ -71,7 +71,4 @@ def predictions(engine: Engine, item: Item, cache: Tables | None) -> Iterator[tu
 
 def _check(step: Step, item: Item, cache: Tables | None) -> None:
     if compresses(cache) and step.evidence is not None and not step.evidence.compressed:
-        raise MeasurementError(
-            f"nothing of a prompt of {len(item.prompt)} tokens was compressed under {list(cache or ())}, so there is "
-            "nothing to score. Use a larger --length, or a smaller budget in the recipe."
-        )
+        raise MeasurementError(nothing_compressed(len(item.prompt), cache))

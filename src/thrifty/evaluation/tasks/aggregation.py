@@ -13,11 +13,12 @@ from thrifty.evaluation.tasks._answering import Answering
 from thrifty.evaluation.tasks._framing import Frame, Mode
 from thrifty.evaluation.tasks.task import Item, Turn
 
-WORDS = (
+TEXT = (
     "apple river candle window garden silver bridge forest pencil rabbit copper island basket dragon mirror pepper "
     "anchor violin tunnel button castle feather hammer jacket kettle ladder magnet needle orange pillow rocket saddle "
     "tiger umbrella valley wagon yellow zebra barrel camera desert engine falcon guitar helmet iron jungle lemon"
-).split()
+)
+WORDS = tuple(TEXT.split())
 QUESTION = "Which word appears most often in the list above?"
 QUESTION_MANY = "Which {count} words appear most often in the list above?"
 LEAD = "The most frequent word is"

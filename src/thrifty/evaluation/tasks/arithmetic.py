@@ -13,7 +13,7 @@ from thrifty.evaluation.tasks._gym import Gym
 
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic(Gym):
-    """`basic_arithmetic` of reasoning-gym (2505.24760): `terms` numbers of up to `digits` digits, added or subtracted."""
+    """`basic_arithmetic` of reasoning-gym (2505.24760): `terms` numbers of up to `digits` digits, + or -."""
 
     name: ClassVar[str] = "arithmetic"
     metric: ClassVar[str] = "share of right results"
