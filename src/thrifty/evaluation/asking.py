@@ -52,8 +52,8 @@ def ask(
     """Compress `prompt`, feed `question` (at least one token), then let the model say up to `limit` tokens, greedily.
 
     So every token it says has read the compressed cache: an answer's first token would otherwise come from the prefill,
-    which attends exactly. The prefix tree is left out. insist: raise MeasurementError where the tables claim to compress
-    and nothing was. Raises what the engine raises.
+    which attends exactly. The prefix tree is left out. insist: raise MeasurementError where the tables claim to
+    compress and nothing was. Raises what the engine raises.
     """
     request = Request(
         prompt=prompt,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from thrifty.evaluation.asking import ask, likelihoods
+from thrifty.evaluation.asking import ask, compresses, likelihoods
 from thrifty.evaluation.comparison import BASELINE, RECIPE
 from thrifty.evaluation.forcing import MeasurementError, Tables
 from thrifty.evaluation.records import RecordFile
@@ -83,11 +83,7 @@ class ThriftyLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        found = []
-        for _, context, continuation in requests:
-            one = self._score(context, continuation)
-            found.append((one[0], one[1]))
-        return found
+        return [self._score(context, continuation) for _text, context, continuation in requests]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, in windows of the engine's context, each after the last token of the one
@@ -176,7 +172,7 @@ def compare(
 
 def evaluate(name: str, engine: Engine, cache: Tables, limit: int, seed: int, manager: Any = None) -> list[Record]:
     """The records of one task of lm-eval. Short questions may leave nothing to compress: `compressed` of a record's
-    details is the share that did not. Raises TaskError; MeasurementError where that share is nothing.
+    details is the share that was compressed. Raises TaskError; MeasurementError where that share is nothing.
     """
     started = time.perf_counter()
     model = ThriftyLM(engine=engine, cache=cache)
@@ -200,12 +196,15 @@ def evaluate(name: str, engine: Engine, cache: Tables, limit: int, seed: int, ma
         raise TaskError(f"lm-eval's task '{name}' has no questions")
     if compresses(cache) and not model.compressed:
         raise MeasurementError(
-            f"none of the {model.requests} requests of lm-eval's task '{name}' was long enough for the recipe to compress "
-            "anything, so there is nothing to score. Use a smaller budget in the recipe, or a task with longer questions."
+            f"none of the {model.requests} requests of lm-eval's task '{name}' was long enough for the recipe to "
+            "compress anything, so there is nothing to score. Use a smaller budget in the recipe, or a task with "
+            "longer questions."
         )
-    share = model.compressed / max(1, model.requests)
+    details: dict[str, Any] = {"limit": limit, "samples": len(samples)}
+    if compresses(cache):
+        details["compressed"] = model.compressed / model.requests
     seconds = (time.perf_counter() - started) / len(samples)
-    return [_record(name, sample, limit, seconds, share) for sample in samples]
+    return [_record(name, sample, seconds, details) for sample in samples]
 
 
 def _reason(name: str, error: Exception) -> str:
@@ -217,7 +216,7 @@ def _reason(name: str, error: Exception) -> str:
     )
 
 
-def _record(name: str, sample: Mapping[str, Any], limit: int, seconds: float, share: float) -> Record:
+def _record(name: str, sample: Mapping[str, Any], seconds: float, details: Mapping[str, Any]) -> Record:
     metrics = [one for one in sample["metrics"] if isinstance(sample.get(one), int | float)]
     if not metrics:
         raise TaskError(f"lm-eval's task '{name}' gives its questions no number of their own: {sample['metrics']}")
@@ -229,9 +228,11 @@ def _record(name: str, sample: Mapping[str, Any], limit: int, seconds: float, sh
         output=str(answers[0]),
         seconds=seconds,
         expected=str(sample.get("target", "")),
-        details={"metric": metrics[0], "limit": limit, "compressed": share},
+        details={"metric": metrics[0], **details},
     )
 
 
 def _held(records: RecordFile, side: str, name: str, limit: int) -> list[Record]:
-    return [one for one in records.of(side, PREFIX + name) if one.details.get("limit") == limit]
+    """The records of an earlier run, where all of them were kept."""
+    found = [one for one in records.of(side, PREFIX + name) if one.details.get("limit") == limit]
+    return found if found and len(found) == found[0].details.get("samples") else []
