@@ -97,9 +97,10 @@ def check_room(engine: Engine, task: Task, items: Sequence[Item]) -> None:
     limit = engine.intake.context
     needed = max((item.room for item in items), default=0)
     if needed > limit:
+        beside = max(item.room - len(item.prompt) for item in items)
         raise PromptError(
             f"task '{task.label}' with --length {task.length} takes {needed} tokens, answer included; this model's "
-            f"context holds {limit}: use at most --length {max(16, task.length - (needed - limit))}"
+            f"context holds {limit}: use at most --length {max(16, limit - beside)}"
         )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -55,18 +56,19 @@ class Passages(Task):
         return Record(self.label, item.identity, accuracy, "", seconds, "", details)
 
 
-def predictions(engine: Engine, item: Item, cache: Tables | None) -> Iterator[tuple[int, Tensor]]:
+def predictions(engine: Engine, item: Item, cache: Tables | None) -> Generator[tuple[int, Tensor], None, None]:
     """(the token that came, logits [vocabulary] fp32 that predict it) for every scored token.
 
     Raises MeasurementError where the tables claim to compress and nothing compressed was read.
     """
     answer = item.turns[0].tokens
-    for step in force(engine, item.prompt, answer, cache, logits=True, inspect=(1,)):
-        if step.index == 1:
-            _check(step, item, cache)
-        if step.index > 0:
-            assert step.logits is not None, "the run asked for logits"
-            yield answer[step.index], step.logits
+    with closing(force(engine, item.prompt, answer, cache, logits=True, inspect=(1,))) as steps:
+        for step in steps:
+            if step.index == 1:
+                _check(step, item, cache)
+            if step.index > 0:
+                assert step.logits is not None, "the run asked for logits"
+                yield answer[step.index], step.logits
 
 
 def _check(step: Step, item: Item, cache: Tables | None) -> None:

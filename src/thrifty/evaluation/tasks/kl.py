@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -31,10 +32,10 @@ class Divergence(Passages):
     def compare(self, baseline: Engine, engine: Engine, item: Item, cache: Tables | None) -> tuple[Record, Record]:
         started = time.perf_counter()
         reference, own = _Scores(), _Scores()
-        pairs = zip(predictions(baseline, item, []), predictions(engine, item, cache), strict=True)
-        for (target, expected), (_, found) in pairs:
-            reference.add(expected, expected, target)
-            own.add(expected, found, target)
+        with closing(predictions(baseline, item, [])) as theirs, closing(predictions(engine, item, cache)) as mine:
+            for (target, expected), (_, found) in zip(theirs, mine, strict=True):
+                reference.add(expected, expected, target)
+                own.add(expected, found, target)
         seconds = (time.perf_counter() - started) / 2
         return (
             self.record(item, reference.accuracy, seconds, reference.details),
