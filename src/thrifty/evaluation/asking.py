@@ -93,7 +93,8 @@ def likelihoods(
     *,
     insist: bool = True,
 ) -> list[Likelihood]:
-    """The likelihood of each option after `prompt`, compressed, and `lead`, at least one token fed after it.
+    """The likelihood of each option after `prompt`, compressed, and `lead`, fed after it (empty: the prefill, which
+    attends exactly, predicts an option's first token).
 
     insist: raise MeasurementError where the tables claim to compress and nothing was.
     """

@@ -107,7 +107,8 @@ class ThriftyLM(TemplateLM):
         stop = options.get("until") or ()
         limit = int(options.get("max_gen_toks") or options.get("max_new_tokens") or ANSWER)
         tokens = self._room_for(self.tok_encode(context), limit)
-        prompt, fed = _last_apart(tokens, self.eot_token_id)
+        tokens = [self.eot_token_id] * (2 - len(tokens)) + tokens
+        prompt, fed = tokens[:-1], tokens[-1:]
         stops = (stop,) if isinstance(stop, str) else tuple(one for one in stop if one)
         reply = ask(self.engine, prompt, fed, limit, self.cache, stop=stops, insist=False)
         self._count(reply.compressed)
@@ -117,7 +118,7 @@ class ThriftyLM(TemplateLM):
         if not continuation:
             return 0.0, True
         tokens = self._room_for([*context], len(continuation))
-        prompt, fed = _last_apart(tokens, self.eot_token_id)
+        prompt, fed = (tokens[:-1], tokens[-1:]) if len(tokens) > 1 else (tokens, [])
         (one,) = likelihoods(self.engine, prompt, fed, [list(continuation)], self.cache, insist=False)
         self._count(one.compressed)
         return one.total, one.greedy
@@ -134,11 +135,6 @@ class ThriftyLM(TemplateLM):
                 "choose a task with shorter questions"
             )
         return tokens
-
-
-def _last_apart(tokens: list[int], start: int) -> tuple[list[int], list[int]]:
-    """(what is compressed, what is fed after it); a context of one token gets `start` in front."""
-    return (tokens[:-1], tokens[-1:]) if len(tokens) > 1 else ([start], tokens)
 
 
 def compare(

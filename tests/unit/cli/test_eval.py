@@ -114,7 +114,7 @@ REFUSED = [
     (("--tasks", "recall:kees=3"), "has no option 'kees'. Did you mean 'keys'?"),
     (("--tasks", ","), "names no task"),
     (("--length", 5000), "--length 5000 leaves no room for a question: this model's context holds 4096 tokens"),
-    (("--tasks", "recall", "--length", 4090), "this model's context holds 4096: use at most --length 4"),
+    (("--tasks", "perplexity", "--length", 4000), "this model's context holds 4096: use at most --length 3966"),
     (("--protocol", "--tasks", "choice"), "--protocol compares texts, and choice writes none"),
 ]
 
