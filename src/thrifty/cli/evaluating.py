@@ -182,7 +182,7 @@ def check_length(setting: Setting, model: Model) -> None:
 
 @contextmanager
 def engine_of(setting: Setting, model: Model, recipe: Recipe | None = None) -> Iterator[Engine]:
-    """An engine for a while. The prefix tree is left out: every item computes its own prompt."""
+    """An engine for a while. The prefix tree is left out: every run computes its own prompt."""
     from thrifty.engine.engine import Engine
 
     decoding = recipe.decoding if recipe else ()

@@ -37,7 +37,7 @@ class Aggregation(Answering):
 
     mode: Mode = "agnostic"
     common: Annotated[int, Field(ge=1, le=8)] = 1
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.4
 
     def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
         frame = Frame.of(tokenizer)
