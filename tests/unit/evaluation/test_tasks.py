@@ -201,7 +201,7 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     (lambda: tasks.parse("recall:aware"), TaskError, "is not OPTION=VALUE. Write e.g. recall:mode=aware"),
     (lambda: tasks.load("recall", keys=0), TaskError, "greater than or equal to 1"),
     (lambda: items_of("recall-many", keys=40, length=200), PromptError, "use a larger --length"),
-    (lambda: items_of("aggregation", length=50), PromptError, "too short for a most frequent one"),
+    (lambda: items_of("aggregation", length=40), PromptError, "too short for a most frequent one"),
     (lambda: items_of("choice", length=30), PromptError, "no sentence fits a context of 30 tokens"),
     (lambda: items_of("arithmetic", length=16), PromptError, "no solved example fits 16 tokens"),
     (lambda: items_of("reasoning", dataset="letter_conting"), TaskError, "Did you mean 'letter_counting'?"),
