@@ -99,6 +99,7 @@ def _protocol(setting: Setting, names: list[str], quiet: bool) -> bool:
     found, interrupted = run_protocol(setting, names)
     document: dict[str, Any] = {
         **setting.as_dict(),
+        "off_grid": True,
         "protocol": "Give Me BF16 or Give Me Death (2411.02355)",
         "rows": [row.as_dict() for row in found],
         "not_reported": "BERTScore and STS, which take a second model",
