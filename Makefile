@@ -9,7 +9,7 @@ NATIVE := $(shell find src/thrifty/kernels/native -name '*.cpp' -o -name '*.hpp'
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 TESTS := OMP_NUM_THREADS=1 THRIFTY_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test unit lint types imports sanitize benchmark peers docs clean
+.PHONY: demo test unit lint types imports sanitize browser benchmark peers docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/thrifty fit smollm2-135m --memory 150MB --context 4096 -o recipe.toml
@@ -33,6 +33,10 @@ imports: $(VENV)/.ready
 
 sanitize: $(VENV)/.ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/native/run.sh
+
+# Debian's Chromium, in which the tests open the report; without it they are skipped.
+browser:
+	command -v chromium chromedriver || (apt-get update -qq && apt-get install -y --no-install-recommends chromium chromium-driver)
 
 benchmark: $(VENV)/.ready
 	$(BIN)/python benchmarks/decode_vs_transformers.py

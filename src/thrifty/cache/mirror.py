@@ -41,9 +41,9 @@ class Mirror:
         for span in spans:
             segment, source = span.segment, span.layer(layer)
             owner, form = segment.owner, FORMATS.index(segment.format)
-            first = owner.address(source, owner.heads[0])
+            first, stride = owner.address(source, owner.heads[0]), owner.slab_stride
             for place, head in enumerate(segment.heads):
-                address = first + place * segment.slab_bytes
+                address = first + place * stride
                 bias = segment.bias_address(source, head)
                 push(layer, head, address, span.tokens, segment.capacity, form, bias, True)
         for segment, tokens in open_pages:

@@ -1,6 +1,7 @@
 """The unit of the KV cache: a span of tokens × some layers × some KV heads, in one format and one tier.
 
-Memory is [layer][head][slab] in one page-aligned run; a slab is one head's tokens as `formats.kv` lays them out.
+Memory is a run of pieces [layer·head][slab]; a slab is one head's tokens as `formats.kv` lays them out.
+Full-precision pages of one shape lie side by side, slab by slab, as attention reads them.
 A sealed segment never changes: sequences and the prefix tree share it by reference count.
 """
 
@@ -69,7 +70,7 @@ class Segment:
         self.parent: Segment | None = None
         self.last_used = 0
         self.extent: Extent | None = None
-        self.run: Run | None = tiers.allocate(self.slab_bytes * len(layers) * len(heads), category, reservation)
+        self.run: Run | None = self._allocate()
         self.run_bytes = self.run.nbytes
 
     def with_holes(self, layer: int, live: list[Tensor], tokens: int) -> Segment:
@@ -135,13 +136,13 @@ class Segment:
         """uint8 [slab_bytes] of one layer and head: shared memory, or a copy read from disk."""
         if self.parent is not None:
             return self.parent.slab(layer, head)
-        start = self._slab_start(layer, head)
+        place = self._place(layer, head)
         if self.run is not None:
-            return self.run.bytes[start : start + self.slab_bytes]
+            return self.run.pieces[place]
         copy = torch.empty(self.slab_bytes, dtype=torch.uint8)
         if self.extent is None:
             raise RuntimeError("a segment was read after it was freed")
-        self.tiers.require_disk().read(self.extent, copy, start)
+        self.tiers.require_disk().read(self.extent, copy, place * self.slab_bytes)
         return copy
 
     def slabs(self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Tensor:
@@ -153,8 +154,7 @@ class Segment:
         rows = owner.heads if heads is None else tuple(heads)
         if owner.run is None:
             return torch.stack([owner.slab(layer, head) for layer in which for head in rows])
-        shape = (len(owner.layers), len(owner.heads), self.slab_bytes)
-        every = owner.run.bytes[: shape[0] * shape[1] * shape[2]].view(shape)
+        every = owner.run.pieces.unflatten(0, (len(owner.layers), len(owner.heads)))
         if which != owner.layers:
             places = [owner.layers.index(layer) for layer in which]
             every = every[places[0] : places[0] + 1] if len(places) == 1 else every[places]
@@ -167,7 +167,12 @@ class Segment:
         owner = self.owner
         if owner.run is None:
             raise RuntimeError("a segment outside memory has no address")
-        return owner.run.address + owner._slab_start(layer, head)
+        return owner.run.address_of(owner._place(layer, head))
+
+    @property
+    def slab_stride(self) -> int:
+        """Bytes from the address of one head's slab to that of the next."""
+        return self.slab_bytes if self.run is None else self.run.stride
 
     def bias_address(self, layer: int, head: int) -> int:
         """Memory address of a slab's logit bias, 0 where it has none."""
@@ -220,9 +225,9 @@ class Segment:
 
     def copy_from(self, other: Segment) -> None:
         """Take over the bytes of a segment of the same shape."""
-        if self.run is None or other.run is None or len(self.run.bytes) != len(other.run.bytes):
+        if self.run is None or other.run is None or self.run.pieces.shape != other.run.pieces.shape:
             raise RuntimeError("segments of different shapes, or outside memory")
-        self.run.bytes.copy_(other.run.bytes)
+        self.run.pieces.copy_(other.run.pieces)
 
     def recategorise(self, category: str) -> None:
         """Charge its bytes to another category of the ledger."""
@@ -235,8 +240,7 @@ class Segment:
         if self.run is None:
             return 0
         freed = self.run.nbytes
-        used = self.slab_bytes * len(self.layers) * len(self.heads)
-        self.extent = self.tiers.require_disk().write(self.run.bytes[:used])
+        self.extent = self.tiers.require_disk().write(self.run.pieces.reshape(-1))
         self.tiers.arena.free(self.run)
         self.run = None
         return freed
@@ -245,17 +249,27 @@ class Segment:
         """Return from the disk tier. Raises BudgetError or StorageError with the segment still on disk."""
         if self.extent is None:
             return
-        run = self.tiers.allocate(self.extent.nbytes, self.category, self.reservation)
+        run = self._allocate()
         try:
-            self.tiers.require_disk().read(self.extent, run.bytes[: self.extent.nbytes])
+            if run.pieces.is_contiguous():
+                self.tiers.require_disk().read(self.extent, run.pieces.view(-1))
+            else:
+                for place, slab in enumerate(run.pieces):
+                    self.tiers.require_disk().read(self.extent, slab, place * self.slab_bytes)
         except BaseException:
             self.tiers.arena.free(run)
             raise
         self.tiers.require_disk().free(self.extent)
         self.run, self.extent = run, None
 
-    def _slab_start(self, layer: int, head: int) -> int:
-        return (self.layers.index(layer) * len(self.heads) + self.heads.index(head)) * self.slab_bytes
+    def _allocate(self) -> Run:
+        pieces = len(self.layers) * len(self.heads)
+        page = self.capacity == kv.PAGE and not self.quantised
+        return self.tiers.allocate(pieces, self.slab_bytes, self.category, self.reservation, striped=page)
+
+    def _place(self, layer: int, head: int) -> int:
+        """The number of a slab's piece."""
+        return self.layers.index(layer) * len(self.heads) + self.heads.index(head)
 
     def _charge_index(self, nbytes: int) -> None:
         if nbytes > 0:

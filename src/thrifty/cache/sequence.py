@@ -382,6 +382,12 @@ class SequenceCache:
         if self._freed:
             return
         self._freed = True
+        with self.tiers.arena.together():
+            self._release_all()
+        if self.reservation is not None:
+            self.reservation.release()
+
+    def _release_all(self) -> None:
         self._mirror = None
         self.tail.close()
         if self._scratch is not None:
@@ -392,8 +398,6 @@ class SequenceCache:
             segment.release(held[id(segment)])
         self.spans = [[] for _ in self.spans]
         self.collector.free()
-        if self.reservation is not None:
-            self.reservation.release()
 
     def __del__(self) -> None:
         if getattr(self, "_freed", True) is False:  # dropped without free(): its bytes must not stay charged

@@ -29,16 +29,24 @@ class Tiers:
         """The ledger that arena runs and index bytes are charged to."""
         return self.arena.ledger
 
-    def allocate(self, nbytes: int, category: str, reservation: Reservation | None = None) -> Run:
-        """A run of memory; under pressure others' idle segments move to disk first. Raises BudgetError,
-        StorageError.
+    def allocate(
+        self,
+        pieces: int,
+        nbytes: int,
+        category: str,
+        reservation: Reservation | None = None,
+        *,
+        striped: bool = False,
+    ) -> Run:
+        """A run of `pieces` pieces of `nbytes` each, see `Arena.allocate`; under pressure others' idle segments move to
+        disk first. Raises BudgetError, StorageError.
         """
         try:
-            return self.arena.allocate(nbytes, category, reservation)
+            return self.arena.allocate(nbytes, category, reservation, pieces=pieces, striped=striped)
         except BudgetError:
-            if self.relieve is None or self.relieve(self.arena.rounded(nbytes)) <= 0:
+            if self.relieve is None or self.relieve(self.arena.rounded(pieces * nbytes)) <= 0:
                 raise
-        return self.arena.allocate(nbytes, category, reservation)
+        return self.arena.allocate(nbytes, category, reservation, pieces=pieces, striped=striped)
 
     def reserve(self, owner: str, nbytes: int) -> Reservation:
         """Promise bytes to an owner, with idle segments making room. Raises BudgetError with the number that would

@@ -228,21 +228,27 @@ class Sampler:
 
 
 class ForcedSampler(Sampler):
-    """Teacher forcing: the tokens are given; what the model thought of them is still reported."""
+    """Teacher forcing: the first tokens are given; what the model thought of them is still reported. What follows
+    them is the model's own.
+    """
 
     def __init__(self, parameters: SamplingParameters, vocabulary_size: int, forced: Sequence[int]) -> None:
-        """forced: the answer's token ids. Raises PromptError where one lies beyond the vocabulary."""
+        """forced: the answer's first token ids. Raises PromptError where one lies beyond the vocabulary."""
         super().__init__(parameters, vocabulary_size)
         check_tokens("forced", forced, vocabulary_size)
         self._forced = tuple(forced)
 
     @property
     def needs_logits(self) -> bool:
-        """Always: an arg-max would not be the forced token."""
-        return True
+        """While tokens are forced: an arg-max would not be the forced one."""
+        return self.position < len(self._forced) or super().needs_logits
 
     def choose(self, logits: Tensor, offset: int = 0) -> Choice:
-        """The forced token of this position, with its log-probability where the parameters ask."""
+        """The forced token of this position, with its log-probability where the parameters ask; behind the
+        last of them a token like any other.
+        """
+        if self.position + offset >= len(self._forced):
+            return super().choose(logits, offset)
         token = self._forced[self.position + offset]
         if self.parameters.logprobs is None:
             return Choice(token)

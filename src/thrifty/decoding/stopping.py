@@ -60,10 +60,15 @@ class Stopper:
     """Decides after each token whether the answer ends, and which text is certain."""
 
     def __init__(
-        self, parameters: SamplingParameters, stream: TextStream, end_ids: Iterable[int], maximum_tokens: int
+        self,
+        parameters: SamplingParameters,
+        stream: TextStream,
+        end_ids: Iterable[int],
+        maximum_tokens: int,
+        forced: int = 0,
     ) -> None:
         """end_ids: the model's end-of-sequence ids (all count unless ignore_eos). maximum_tokens: at
-        least 1.
+        least 1. forced: so many first tokens are given, and end nothing but by the length.
         """
         self._ends = frozenset(parameters.stop_token_ids)
         if not parameters.ignore_eos:
@@ -71,11 +76,15 @@ class Stopper:
         self._stream = stream
         self._strings = StopStrings(parameters.stop)
         self.maximum_tokens = maximum_tokens
+        self.forced = forced
         self.count = 0
 
     def push(self, token: int) -> tuple[str, str | None]:
         """(certain text, finish reason or None). A token that ends the answer adds no text of its own."""
         self.count += 1
+        if self.count <= self.forced:
+            text = self._stream.push(token)
+            return (text + self._stream.flush(), "length") if self.count >= self.maximum_tokens else (text, None)
         if token in self._ends:
             return self.flush(), "stop"
         text, stopped = self._strings.push(self._stream.push(token))

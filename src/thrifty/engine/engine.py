@@ -177,7 +177,8 @@ class Engine:
     def _sequence(self, handle: Handle, ticket: Ticket, index: int = 0, sampler: Sampler | None = None) -> Running:
         self._arrivals += 1
         stream = self.model.tokenizer.stream()
-        stopper = Stopper(ticket.request.sampling, stream, self.intake.end_ids, ticket.maximum_tokens)
+        forced = len(ticket.request.forced or ())
+        stopper = Stopper(ticket.request.sampling, stream, self.intake.end_ids, ticket.maximum_tokens, forced)
         return Running(handle, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)
 
     def _prefill(self, sequence: Running | None, sliced: bool) -> list[Outcome]:

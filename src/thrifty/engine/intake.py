@@ -88,7 +88,7 @@ class Intake:
             left = parent.total - len(parent.tokens)
             sampling = dataclasses.replace(parent.sampler.parameters, max_tokens=left)
         request = dataclasses.replace(
-            origin, prompt=parent.tokens, sampling=sampling, samples=1, forced=None, identity=_identity()
+            origin, prompt=parent.tokens, sampling=sampling, samples=1, forced=None, free=0, identity=_identity()
         )
         maximum = self._maximum(request, parent.ticket.policies, parent.prompt_length)
         sampler = parent.sampler.fork(stream, sampling)
@@ -102,7 +102,7 @@ class Intake:
                 f"the prompt has {held} tokens; the context holds {self.context}, the answer included: "
                 f"use at most {self.context - 1}"
             )
-        wanted = request.sampling.max_tokens if request.forced is None else len(request.forced)
+        wanted = request.sampling.max_tokens if request.forced is None else len(request.forced) + request.free
         if wanted is not None and wanted > room:
             raise PromptError(
                 f"max_tokens = {wanted} after a prompt of {held} tokens exceeds the context of {self.context}; "

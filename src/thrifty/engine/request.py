@@ -29,9 +29,11 @@ class Request:
 
     prompt: token ids, at least one. cache: the recipe's cache tables (`[{"technique": "kivi", "bits":
     2}]`), None for the engine's own. decoding: likewise. samples: independent answers that share one
-    prefill. forced: teacher forcing: the answer is these tokens, whatever the logits say; the events
-    carry what the model thought of them. logits: each event carries its fp32 logits. salt: prefixes are
-    shared only between equal salts. share_prefix: False keeps the prompt out of the prefix tree, both ways.
+    prefill. forced: teacher forcing: the answer begins with these tokens, whatever the logits say; the
+    events carry what the model thought of them, and none of them ends the answer. free: how many tokens
+    the model may choose after them (`sampling.max_tokens` counts only where nothing is forced). logits:
+    each event carries its fp32 logits. salt: prefixes are shared only between equal salts. share_prefix:
+    False keeps the prompt out of the prefix tree, both ways.
     """
 
     prompt: Sequence[int]
@@ -40,6 +42,7 @@ class Request:
     decoding: Sequence[Mapping[str, Any]] | None = None
     samples: int = 1
     forced: Sequence[int] | None = None
+    free: int = 0
     logits: bool = False
     salt: str = ""
     share_prefix: bool = True
@@ -55,6 +58,10 @@ class Request:
             object.__setattr__(self, "forced", tuple(int(token) for token in self.forced))
             if not self.forced:
                 raise PromptError("forced is empty; it needs at least 1 token, or None to sample")
+        if not isinstance(self.free, int) or self.free < 0:
+            raise PromptError(f"free = {self.free!r} is out of range; use 0 or more")
+        if self.free and self.forced is None:
+            raise PromptError(f"free = {self.free} counts tokens after forced ones; none are forced: use max_tokens")
 
 
 @dataclass(frozen=True)

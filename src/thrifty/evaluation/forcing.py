@@ -5,7 +5,7 @@ and looked at.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,12 +65,13 @@ def force(
     *,
     logits: bool = False,
     inspect: Collection[int] = (),
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Prefill `prompt` under the recipe's cache tables (None: the engine's), then feed `answer` token by
     token.
 
     inspect: the steps whose cache is looked at, which takes some milliseconds that are not counted as the
-    step's. The prefix tree is left out, so every run computes its prompt. Raises what the engine raises;
+    step's. The prefix tree is left out, so every run computes its prompt. A run that is given up ends when the iterator
+    is closed. Raises what the engine raises;
     MeasurementError where the engine ended early.
     """
     request = Request(prompt=prompt, forced=answer, cache=cache, logits=logits, share_prefix=False)
@@ -78,18 +79,21 @@ def force(
     handle = engine.submit(request)
     events = iter(handle)
     seen: Evidence | None = None
-    for index in range(len(answer)):
-        event = next(events, None)
-        seconds = time.perf_counter() - before
-        if event is None or event.token != answer[index]:
-            found = "nothing" if event is None else f"token {event.token}"
-            raise MeasurementError(f"step {index} of a forced run gave {found} instead of token {answer[index]}")
-        yield Step(index, seconds, event.logits, seen, engine.memory.ledger.steady)
-        held = engine.cache_of(handle) if index + 1 in inspect else None
-        seen = None if held is None else evidence(held)
-        before = time.perf_counter()
-    for _ in events:
-        pass
+    try:
+        for index in range(len(answer)):
+            event = next(events, None)
+            seconds = time.perf_counter() - before
+            if event is None or event.token != answer[index]:
+                found = "nothing" if event is None else f"token {event.token}"
+                raise MeasurementError(f"step {index} of a forced run gave {found} instead of token {answer[index]}")
+            yield Step(index, seconds, event.logits, seen, engine.memory.ledger.steady)
+            held = engine.cache_of(handle) if index + 1 in inspect else None
+            seen = None if held is None else evidence(held)
+            before = time.perf_counter()
+        for _ in events:
+            pass
+    finally:
+        handle.cancel()
 
 
 def evidence(cache: SequenceCache) -> Evidence:

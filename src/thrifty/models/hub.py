@@ -15,6 +15,7 @@ from thrifty.errors import DownloadError
 T = TypeVar("T")
 
 DATA = ("*.safetensors", "*.json", "*.jinja")
+CONFIG = "config.json"
 SECONDS_TO_ANSWER = 5.0
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}(:[\w./-]{1,200}\.gguf)?")
 _LOG = logging.getLogger(__name__)
@@ -48,6 +49,21 @@ def fetch(hub_id: str) -> Path:
         chosen = _one_gguf(repository, file, [name for name in names if name.endswith(".gguf")])
         return Path(_tried(repository, lambda library: library.hf_hub_download(repository, chosen)))
     return Path(_tried(repository, lambda library: library.snapshot_download(repository, allow_patterns=list(DATA))))
+
+
+def fetch_config(hub_id: str) -> Path:
+    """A folder with the config.json of a hub model, from the hub's cache or fetched; no weights.
+
+    Raises DownloadError where it cannot be had.
+    """
+    local = offline()
+    if not local:
+        try:
+            _answered(lambda: _files(hub_id))
+        except DownloadError as error:
+            _LOG.warning("%s; looking in the local cache", error)
+            local = True
+    return Path(_tried(hub_id, lambda one: one.hf_hub_download(hub_id, CONFIG, local_files_only=local))).parent
 
 
 def download_file(repository: str, file: str, sha256: str, directory: Path) -> Path:

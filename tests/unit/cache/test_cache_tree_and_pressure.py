@@ -223,7 +223,7 @@ def test_process_memory_falls_with_the_ledger() -> None:
         sequence.reserve(2432)
         for segment in sequence.segments():
             segment.slab(0, 0)
-            segment.run.bytes.fill_(1)  # type: ignore[union-attr]
+            segment.run.pieces.fill_(1)  # type: ignore[union-attr]
         sequence.commit(2432)
     held = cache.ledger.current
     assert held > 200e6

@@ -95,3 +95,13 @@ def test_ignore_eos_goes_on_but_own_stop_ids_still_count() -> None:
 
 def test_length() -> None:
     assert run("abcdef", maximum=3) == (["", "a", "bc"], "length")
+
+
+def test_forced_tokens_show_their_text_and_end_nothing_but_by_the_length() -> None:
+    stopper = Stopper(SamplingParameters.of(stop=["ab"]), Letters(), [ord("!")], 7, forced=4)
+    found = [stopper.push(ord(letter)) for letter in "ab!xab"]
+    assert [text for text, _ in found] == ["", "a", "b", "!", "x", ""]
+    assert [reason for _, reason in found] == [None] * 6
+    assert stopper.push(ord("c")) == ("", "stop")
+    whole = Stopper(SamplingParameters(), Letters(), [ord("!")], 2, forced=2)
+    assert [whole.push(ord(letter)) for letter in "!a"] == [("", None), ("!a", "length")]

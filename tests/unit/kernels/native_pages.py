@@ -54,7 +54,7 @@ class Pages:
     view: Any
     memory: list[Tensor] = field(default_factory=list)
     spans: list[list[Span]] = field(default_factory=list)
-    rounded: bool = False  # some numbers are not fp32
+    formats: set[str] = field(default_factory=set)
 
 
 def pages(
@@ -63,7 +63,7 @@ def pages(
     """One layer; pieces: (format, tokens, capacity) of each span, the same for all heads. Unused slots hold NaN."""
     generator = torch.Generator().manual_seed(seed)
     made = Pages(native().View(1, kv_heads, head_dim), spans=[[] for _ in range(kv_heads)])
-    made.rounded = any(name != "f32" for name, _, _ in pieces)
+    made.formats = {name for name, _, _ in pieces}
     for head in range(kv_heads):
         for name, tokens, capacity in pieces:
             keys, values = torch.randn(2, tokens, head_dim, generator=generator).unbind()

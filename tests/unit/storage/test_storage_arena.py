@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -63,6 +64,64 @@ def test_process_memory_falls_with_the_ledger() -> None:
     for run in runs[1::2]:
         arena.free(run)
     assert process_memory() - before < 15 * MEGABYTE
+
+
+def test_striped_runs_lie_side_by_side_piece_by_piece() -> None:
+    ledger = Ledger()
+    arena = Arena(ledger, reserve=64 * MEGABYTE)
+    size = 2 * arena.page
+    runs = [arena.allocate(size, "cache", pieces=6, striped=True) for _ in range(5)]
+    for before, after in itertools.pairwise(runs):
+        assert [after.address_of(piece) - before.address_of(piece) for piece in range(6)] == [size] * 6
+    for number, run in enumerate(runs):
+        assert run.pieces.shape == (6, size) and not run.pieces.any()
+        run.pieces.fill_(number + 1)
+    assert all(bool((run.pieces == number + 1).all()) for number, run in enumerate(runs)), "runs do not overlap"
+    assert arena.used == ledger.current == arena.resident() == 5 * 6 * size
+    arena.free(runs.pop(2))
+    assert arena.used == ledger.current == arena.resident() == 4 * 6 * size
+    again = arena.allocate(size, "cache", pieces=6, striped=True)
+    assert again.address == runs[1].address + size and not again.pieces.any(), "a freed slot comes back as zeros"
+
+
+def test_runs_freed_together_go_back_at_the_end_and_are_free_again() -> None:
+    ledger = Ledger()
+    arena = Arena(ledger, reserve=64 * MEGABYTE)
+    runs = [arena.allocate(arena.page, "cache", pieces=4, striped=True) for _ in range(9)]
+    for run in runs:
+        run.pieces.fill_(1)
+    addresses = [run.address for run in runs]
+    with arena.together():
+        for index in (7, 2, 3, 5, 8):
+            arena.free(runs[index])
+        assert ledger.current == arena.used == 4 * 4 * arena.page
+        with pytest.raises(ValueError, match="stop"), arena.together():
+            raise ValueError("stop")
+        assert arena.allocate(arena.page, "cache", pieces=4, striped=True).address > addresses[-1], "not yet zeroed"
+    assert arena.resident() == 4 * 4 * arena.page
+    again = [arena.allocate(arena.page, "cache", pieces=4, striped=True) for _ in range(5)]
+    assert {run.address for run in again} == {addresses[index] for index in (2, 3, 5, 7, 8)}
+    assert not any(bool(run.pieces.any()) for run in again)
+
+
+def test_pieces_that_are_no_whole_pages_lie_back_to_back() -> None:
+    arena = Arena(Ledger(), reserve=MEGABYTE)
+    run = arena.allocate(100, "cache", pieces=6, striped=True)
+    assert run.pieces.shape == (6, 100) and run.address_of(5) == run.address + 500 and run.nbytes == arena.page
+    arena.free(run)
+    assert arena.used == 0
+
+
+def test_stripes_and_runs_share_the_bound() -> None:
+    ledger = Ledger()
+    arena = Arena(ledger, reserve=MEGABYTE)
+    held = [arena.allocate(arena.page, "cache", pieces=16, striped=True) for _ in range(10)]
+    arena.allocate(6 * 16 * arena.page, "cache")
+    with pytest.raises(StorageError, match="largest that fits is 0 bytes"):
+        arena.allocate(arena.page, "cache", pieces=16, striped=True)
+    assert ledger.current == MEGABYTE
+    arena.free(held.pop())
+    arena.allocate(arena.page, "cache", pieces=16, striped=True)
 
 
 def test_free_ranges_join_again() -> None:

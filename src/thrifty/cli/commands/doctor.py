@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 from thrifty.cli import opening, options, output
@@ -37,14 +36,15 @@ def _machine() -> dict[str, Any]:
     import torch
 
     import thrifty
+    from thrifty.evaluation.machine import cores, cpu_name
 
     return {
         "thrifty": thrifty.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": cpu_name(),
+        "cores": cores(),
         "memory_bytes": psutil.virtual_memory().total,
     }
 
@@ -100,16 +100,6 @@ def _techniques(recipe: Any) -> list[dict[str, str]]:
         for stage in registry.STAGES
         for table in getattr(recipe, stage)
     ]
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
 
 
 def _show(document: dict[str, Any]) -> None:

@@ -9,9 +9,9 @@
 
 namespace thrifty::THRIFTY_ISA {
 
-// Queries of rows row0.. times the scale, row by row.
+// Queries of rows row0.. times the scale, row by row; scores are in units of log2 from here on.
 static void scale_queries(const AttendArgs& a, int row0, Tile& t) {
-  const V scale = set1(a.scale);
+  const V scale = set1(a.scale * kLog2e);
   for (int r = 0; r < t.rows; r++) {
     const float* q = a.q + ((size_t)(row0 + r / a.group) * a.heads + a.kv_head * a.group + r % a.group) * a.dim;
     for (int c = 0; c < a.dim; c += kLanes) store(t.rows_q + (size_t)r * a.dim + c, mul(load(q + c), scale));
@@ -27,7 +27,7 @@ static void start_chunk(Tile& t) {
 // What up to 16 totals and chunks are multiplied with to be merged (log-sum-exp), and the new maxima and sums.
 THRIFTY_INLINE void merge_factors(float* maximum, float* sum, const float* chunk_max, const float* chunk_sum, float* f, float* g) {
   const V before = load(maximum), other = load(chunk_max), top = max(other, before);
-  const V u = exponential_near(sub(before, top)), v = exponential_near(sub(other, top));
+  const V u = power_of_two(sub(before, top)), v = power_of_two(sub(other, top));
   store(f, u), store(g, v), store(maximum, top);
   store(sum, add(mul(load(sum), u), mul(load(chunk_sum), v)));
 }
@@ -37,14 +37,12 @@ THRIFTY_INLINE void merge_values(float* acc, const float* chunk, int dim, float 
 
 static void limits(const AttendArgs& a, int row0, const Block& b, Tile& t) {
   t.first_row = row0;
-  for (int r = 0; r < t.rows; r++) {
-    const int row = row0 + r / a.group, limit = a.slots - (a.n - 1 - row);
-    if (a.tree) {
-      tree_limits(a, row, b, t.low[r], t.high[r]);
-      continue;
-    }
-    const int high = limit + (a.ahead ? a.ahead[row] : 0) - b.first_slot, low = a.window > 0 ? limit - a.window - b.first_slot : 0;
-    t.high[r] = high > b.slots ? b.slots : high, t.low[r] = low > 0 ? low : 0;
+  for (int r = 0, row = row0; r < t.rows; r += a.group, row++) {
+    const int limit = a.slots - (a.n - 1 - row);
+    int high = limit + (a.ahead ? a.ahead[row] : 0) - b.first_slot, low = a.window > 0 ? limit - a.window - b.first_slot : 0;
+    high = high > b.slots ? b.slots : high, low = low > 0 ? low : 0;
+    if (a.tree) tree_limits(a, row, b, low, high);
+    for (int g = r; g < r + a.group; g++) t.low[g] = low, t.high[g] = high;
   }
 }
 
@@ -204,7 +202,7 @@ static void attend_accumulate(const AttendArgs& a, int page, uint8_t* scratch) {
           const int head = a.kv_head * a.group + (first + r) % a.group;
           const float* final = a.finals + ((size_t)row * a.heads + head) * 2;
           const V inverse = set1(1.0f / final[1]);
-          for (int j = 0; j < 4; j++) store(s + j * kLanes, mul(exponential_near(sub(x[j], set1(final[0]))), inverse));
+          for (int j = 0; j < 4; j++) store(s + j * kLanes, mul(power_of_two(sub(x[j], set1(final[0]))), inverse));
           float* to = a.accumulate + (size_t)row * a.accumulate_row + (size_t)head * a.accumulate_stride + b.first_slot;
           for (int i = t.low[first + r]; i < t.high[first + r]; i++) to[i] += s[i];
         }

@@ -98,17 +98,19 @@ THRIFTY_INLINE void adjust_scores(float* s, const AttendArgs& a, const Block& b,
   const float* bias = b.span->bias ? b.span->bias + (size_t)b.page * kPage : nullptr;
   for (int j = 0; j < 4; j++) {
     x[j] = load(s + j * kLanes);
-    if (a.softcap > 0.0f) x[j] = mul(set1(a.softcap), hyperbolic_tangent(div(x[j], set1(a.softcap))));
-    if (bias) x[j] = add(x[j], load_some(bias + j * kLanes, b.slots - j * kLanes));
+    if (a.softcap > 0.0f) x[j] = mul(set1(a.softcap * kLog2e), hyperbolic_tangent(div(x[j], set1(a.softcap * kLog2e))));
+    if (bias) x[j] = fma(load_some(bias + j * kLanes, b.slots - j * kLanes), set1(kLog2e), x[j]);
     if (low > j * kLanes || high < (j + 1) * kLanes) x[j] = keep(x[j], low - j * kLanes, high - j * kLanes, set1(kLowest));
   }
   if (a.tree) hide_other_paths(a, row, b, x);
 }
 
-// Scores of R rows -> probabilities relative to each row's new maximum; fade: what shrinks the row's earlier values.
-template <int R> THRIFTY_INLINE void soften(float* s, const AttendArgs& a, const Block& b, Tile& t, int first, float* fade) {
+// Scores of R rows -> probabilities relative to each row's new maximum, in place or (ROUNDED) as bf16 pairs; fade: what
+// shrinks the row's earlier values.
+template <int R, bool ROUNDED> THRIFTY_INLINE void soften(const AttendArgs& a, const Block& b, Tile& t, int first, float* fade) {
   const bool plain = a.softcap <= 0.0f && !b.span->bias && !a.tree;
-  float top[kLanes] = {}, before[kLanes] = {};
+  float* s = t.scores;
+  V most[R], sum[R];
   for (int r = 0; r < R; r++) {
     const int low = t.low[first + r], high = t.high[first + r];
     V x[4];
@@ -118,26 +120,33 @@ template <int R> THRIFTY_INLINE void soften(float* s, const AttendArgs& a, const
       adjust_scores(s + r * kPage, a, b, t.first_row + (first + r) / a.group, low, high, x);
       for (int j = 0; j < 4; j++) store(s + r * kPage + j * kLanes, x[j]);
     }
-    const float best = reduce_max(max(max(x[0], x[1]), max(x[2], x[3])));
-    before[r] = t.chunk_max[first + r];
-    top[r] = best > before[r] ? best : before[r];
-    t.chunk_max[first + r] = top[r];
+    most[r] = max(max(x[0], x[1]), max(x[2], x[3]));
   }
-  store(fade, exponential_near(sub(load(before), load(top))));
+  float top[kLanes];
+  const V before = load(t.chunk_max + first), now = max(reduce_rows_max<R>(most), before), shrink = power_of_two(sub(before, now));
+  store(top, now), store(fade, shrink), store_first(t.chunk_max + first, now, R);
   for (int r = 0; r < R; r++) {
     const int low = t.low[first + r], high = t.high[first + r];
     const V shift = set1(top[r]);
     V p[4];
-    for (int j = 0; j < 4; j++) p[j] = exponential_near(sub(load(s + r * kPage + j * kLanes), shift));
+    for (int j = 0; j < 4; j++) p[j] = power_of_two(sub(load(s + r * kPage + j * kLanes), shift));
     if (low > 0 || high < kPage)
       for (int j = 0; j < 4; j++) p[j] = keep(p[j], low - j * kLanes, high - j * kLanes, zero());
+    sum[r] = add(add(p[0], p[1]), add(p[2], p[3]));
+#if defined(THRIFTY_PAIRS)
+    if constexpr (ROUNDED) {
+      for (int j = 0; j < 4; j += 2) store_bf16((uint16_t*)(t.pairs + r * kPairs) + j * kLanes, p[j], p[j + 1]);
+      continue;
+    }
+#endif
     for (int j = 0; j < 4; j++) store(s + r * kPage + j * kLanes, p[j]);
-    t.chunk_sum[first + r] = t.chunk_sum[first + r] * fade[r] + reduce_add(add(add(p[0], p[1]), add(p[2], p[3])));
   }
+  store_first(t.chunk_sum + first, add(mul(load(t.chunk_sum + first), shrink), reduce_rows_add<R>(sum)), R);
 }
 
 // Where the scores and values of a page come from: numbers (of the cache itself where T is bf16, else converted) ...
 template <class T> struct Numbers {
+  static constexpr bool kRounded = false;  // whether weights are taken as bf16 pairs
   const T *keys, *values;
   template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block& b, Tile& t, int first) const {
     score<R>(t.q + (size_t)first * t.dim, keys, t.dim, t.scores, sizeof(T) == 2 ? ahead_of(b, t.dim).keys : nullptr);
@@ -149,22 +158,24 @@ template <class T> struct Numbers {
 #if defined(THRIFTY_PAIRS)
 // ... or bf16 as pairs ...
 template <bool INTERLEAVED> struct PairNumbers {
+  static constexpr bool kRounded = true;
   const uint16_t *keys, *values;
   template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block& b, Tile& t, int first) const {
     score_pairs<R, INTERLEAVED>((const uint32_t*)t.q + (size_t)first * (t.dim / 2), keys, t.dim, t.scores, INTERLEAVED ? nullptr : ahead_of(b, t.dim).keys);
   }
   template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {
-    weigh_pairs<R, INTERLEAVED>(t.scores, fade, values, b.slots, t.dim, t.pairs, t.chunk + (size_t)first * t.dim, INTERLEAVED ? nullptr : ahead_of(b, t.dim).values);
+    weigh_pairs<R, INTERLEAVED>(t.pairs, fade, values, b.slots, t.dim, t.chunk + (size_t)first * t.dim, INTERLEAVED ? nullptr : ahead_of(b, t.dim).values);
   }
 };
 // ... or codes.
 template <int B> struct Codes {
+  static constexpr bool kRounded = false;
   template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block& b, Tile& t, int first) const {
     if (b.next && t.rows <= kScoreRows) fetch_page(*b.next, b.next_page, t.dim);
-    score_codes<B, R>(*b.span, b.page, t.rows_q + (size_t)first * t.dim, t.dim, t.pairs, t.scores);
+    score_codes<B, R>(*b.span, b.page, t.rows_q + (size_t)first * t.dim, b.slots, t.dim, t.scores);
   }
   template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {
-    weigh_codes<B, R>(*b.span, b.page, t.scores, fade, b.slots, t.dim, t.pairs, t.chunk + (size_t)first * t.dim);
+    weigh_codes<B, R>(*b.span, b.page, t.scores, fade, b.slots, t.dim, t.chunk + (size_t)first * t.dim);
   }
 };
 #endif
@@ -173,7 +184,7 @@ struct Attended {  // scores, softmax and values
   template <int R, class Source> static void run(const AttendArgs& a, const Block& b, Tile& t, int first, const Source& source) {
     float fade[kLanes];
     source.template scores<R>(a, b, t, first);
-    soften<R>(t.scores, a, b, t, first, fade);
+    soften<R, Source::kRounded>(a, b, t, first, fade);
     source.template add_values<R>(b, t, first, fade);
   }
 };

@@ -1,119 +1,161 @@
-// Scores and values straight from codes, as dot products of bf16 pairs. Included where the instruction set has them.
+// Scores and values straight from codes. Included where the instruction set has dot products of bf16 pairs and of bytes.
 //
-// A score is sum over channels of q (scale * code + minimum) = sum of (q scale) (code - middle) + sum of q (minimum +
-// middle * scale), with q scale rounded to bf16 and codes exact; values likewise, with weights times scales rounded.
+// A score is sum over channels of q (scale * code + minimum) = sum of (q scale) (code - middle) + sum of q (minimum + middle *
+// scale), codes exact. For 8 bits q scale is rounded to bf16. For 4 and 2 bits it is rounded to int8, one step for the 64
+// channels of a page: its error stays below the rounding of the cache itself (docs/performance.md), and sums are
+// exact. Values likewise, with weights times scales.
 #pragma once
 #include "attention_pairs.hpp"
 
 namespace thrifty::THRIFTY_ISA {
 
-// 64 channels of R queries times the key scales of each half page, as pairs [row][half][kPairs]; base[row][half] += what
-// the minimums add.
-template <int B, int R> THRIFTY_INLINE void scaled_queries(const CodePage& p, const float* q, int slice, int dim, uint32_t* pairs, float (*base)[2]) {
-  const V middle = set1(CodePairs<B>::kMiddle);
-  for (int h = 0; h < 2; h++) {
-    const uint16_t *scales = p.key_params + h * dim, *minimums = p.key_params + (2 + h) * dim;
-    V sum[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) sum[r] = zero();
-    for (int c = slice * 64; c < slice * 64 + 64; c += 2 * kLanes) {
-      const V s0 = load_half(scales + c), s1 = load_half(scales + c + kLanes);
-      const V m0 = fma(s0, middle, load_half(minimums + c)), m1 = fma(s1, middle, load_half(minimums + c + kLanes));
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        const V q0 = load(q + r * dim + c), q1 = load(q + r * dim + c + kLanes);
-        store_bf16((uint16_t*)(pairs + (r * 2 + h) * kPairs + c / 2 - slice * kPairs), mul(q0, s0), mul(q1, s1));
-        sum[r] = fma(q1, m1, fma(q0, m0, sum[r]));
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) base[r][h] += reduce_add(sum[r]);
-  }
-}
+// Products of 64 numbers of R rows with the scales of either half of a page (keys) or either group of 32 channels
+// (values), ready to be multiplied with codes; what minimums and middles add is kept apart.
+template <int B, int R> struct Factors {  // 8 bits: as bf16 pairs
+  using Sum = V;
+  uint32_t pairs[2][R][kPairs];
+  float base[2][kLanes];
+  CodePairs table = CodePairs::make();
 
-// acc[row][vector] += codes of four vectors times the pairs of the vector's half [row][half]. Vectors in turn, so
-// that many chains of sums run side by side.
-template <int B, int R> THRIFTY_INLINE void accumulate_codes(const CodePairs<B>& table, const uint8_t* codes, const uint32_t* pairs, V (*acc)[4]) {
-  I raw[4];
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; j++) raw[j] = load_bytes(codes + 64 * j);
-#pragma GCC unroll 8
-  for (int k = 0; k < CodePairs<B>::kSteps; k++)
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-      const I w = table.operand(raw[j], k);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) acc[r][j] = dot_pairs(acc[r][j], w, pairs + (r * 2 + j / 2) * kPairs + CodePairs<B>::pair(k));
+  // x [row][half][vector]: the products; adds [half][row]: what adds up to the bases, lane by lane.
+  THRIFTY_SHARED void set(const V (*x)[2][4], V (*adds)[R]) {
+    for (int h = 0; h < 2; h++) {
+      for (int r = 0; r < R; r++)
+        for (int i = 0; i < 4; i += 2) store_bf16((uint16_t*)pairs[h][r] + i * kLanes, x[r][h][i], x[r][h][i + 1]);
+      store(base[h], reduce_rows_add<R>(adds[h]));
     }
-}
-
-template <int B, int R> THRIFTY_INLINE void score_codes(const Span& s, int page, const float* q, int dim, uint32_t* pairs, float* scores) {
-  const CodePage p = code_page(s, page, dim);
-  float base[R][2] = {};
-  const auto table = CodePairs<B>::make();
-  V acc[R][4];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) acc[r][j] = zero();
-  const uint8_t* codes = p.keys;
-  for (int slice = 0; slice < dim / 64; slice++) {
-    scaled_queries<B, R>(p, q, slice, dim, pairs, base);
-    for (int c = 0; c < kPairs; c += code_rows(B) / 2, codes += 4 * 64) accumulate_codes<B, R>(table, codes, pairs + c, acc);
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
+  static THRIFTY_SHARED Sum none() { return zero(); }
+  // sums[row][vector] += codes of rows `row`.. of four vectors, the first two of half 0.
+  THRIFTY_SHARED void add_codes(const uint8_t* codes, int row, Sum (*sums)[4]) const {
+    I raw[4];
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) store(scores + r * kPage + j * kLanes, add(acc[r][j], set1(base[r][j / 2])));
-}
-
-// Weights of R rows times the value scales of two groups of 32 channels, as pairs [row][group][kPairs]; base: what the minimums add.
-template <int B, int R> THRIFTY_INLINE void scaled_weights(const CodePage& p, int slice, const float* weights, int slots, int dim, uint32_t* pairs, float (*base)[2]) {
-  const V middle = set1(CodePairs<B>::kMiddle);
-  for (int g = 0; g < 2; g++) {
-    const uint16_t *scales = p.value_params + (2 * slice + g) * kPage, *minimums = scales + dim / 32 * kPage;
-    V sum[R];
+    for (int j = 0; j < 4; j++) raw[j] = load_bytes(codes + 64 * j);
+#pragma GCC unroll 4
+    for (int k = 0; k < kCodePairSteps; k++)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) {
+        const I w = table.operand(raw[j], k);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) sum[r] = zero();
-    for (int i = 0; i < kPage; i += 2 * kLanes) {
-      V s0 = load_half(scales + i), s1 = load_half(scales + i + kLanes);
-      V m0 = fma(s0, middle, load_half(minimums + i)), m1 = fma(s1, middle, load_half(minimums + i + kLanes));
-      if (slots < kPage) {  // parameters behind the last slot may be anything
-        s0 = keep(s0, 0, slots - i, zero()), s1 = keep(s1, 0, slots - i - kLanes, zero());
-        m0 = keep(m0, 0, slots - i, zero()), m1 = keep(m1, 0, slots - i - kLanes, zero());
+        for (int r = 0; r < R; r++) sums[r][j] = dot_pairs(sums[r][j], w, &pairs[j / 2][r][row / 2 + k / 2]);
       }
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        const V w0 = load(weights + r * kPage + i), w1 = load(weights + r * kPage + i + kLanes);
-        store_bf16((uint16_t*)(pairs + (r * 2 + g) * kPairs + i / 2), mul(w0, s0), mul(w1, s1));
-        sum[r] = fma(w1, m1, fma(w0, m0, sum[r]));
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) base[r][g] = reduce_add(sum[r]);
   }
-}
+  THRIFTY_SHARED V total(Sum sum, int r, int h) const { return add(sum, set1(base[h][r])); }
+};
 
 template <int B, int R>
-THRIFTY_INLINE void weigh_codes(const Span& s, int page, const float* weights, const float* fade, int slots, int dim, uint32_t* pairs, float* acc_rows) {
-  const CodePage p = code_page(s, page, dim);
-  const auto table = CodePairs<B>::make();
-  for (int slice = 0; slice < dim / 64; slice++) {
-    float base[R][2];
-    scaled_weights<B, R>(p, slice, weights, slots, dim, pairs, base);
-    V acc[R][4];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) acc[r][j] = fma(load(acc_rows + (size_t)r * dim + slice * 64 + j * kLanes), set1(fade[r]), set1(base[r][j / 2]));
-    for (int i = 0; i < kPage / 2; i += code_rows(B) / 2) {
-      const uint8_t* codes = p.values + ((size_t)(2 * i / code_rows(B)) * (dim / kLanes) + slice * 4) * 64;
-      accumulate_codes<B, R>(table, codes, pairs + i, acc);
+  requires(B < 8)
+struct Factors<B, R> {  // as int8
+  using Sum = I;
+  static constexpr int kSteps = 8 / B;  // vectors of bytes in one of codes
+  uint32_t bytes[2][R][kPage / 4];
+  float scale[kLanes], base[2][kLanes];
+
+  THRIFTY_SHARED void set(const V (*x)[2][4], V (*adds)[R]) {
+    V most[R];
+    for (int r = 0; r < R; r++) {
+      most[r] = zero();
+      for (int h = 0; h < 2; h++)
+        for (int i = 0; i < 4; i++) most[r] = largest_absolute(most[r], x[r][h][i]);
     }
+    float inverse[kLanes];
+    const V step = mul(reduce_rows_max<R>(most), set1(1.0f / 127.0f));
+    store(scale, step), store(inverse, div(set1(1.0f), max(step, set1(1e-30f))));
+    for (int r = 0; r < R; r++) {
+      const V by = set1(inverse[r]), middle = set1(-kMiddle<B> * scale[r]);  // codes are used as they are
+      for (int h = 0; h < 2; h++) {
+        const V y[4] = {mul(x[r][h][0], by), mul(x[r][h][1], by), mul(x[r][h][2], by), mul(x[r][h][3], by)};
+        const I rounded = ordered_bytes<B>(y);
+        store_bytes(bytes[h][r], rounded);
+        adds[h][r] = fma(sums_of_bytes(rounded), middle, adds[h][r]);
+      }
+    }
+    for (int h = 0; h < 2; h++) store(base[h], reduce_rows_add<R>(adds[h]));
+  }
+  static THRIFTY_SHARED Sum none() { return no_dots(); }
+  THRIFTY_SHARED void add_codes(const uint8_t* codes, int row, Sum (*sums)[4]) const {
+    I raw[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) raw[j] = load_bytes(codes + 64 * j);
+#pragma GCC unroll 4
+    for (int k = 0; k < kSteps; k++) {
+      I w[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) w[j] = code_bytes<B>(raw[j], k);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) sums[r][j] = dot_bytes(sums[r][j], w[j], &bytes[j / 2][r][row / 4 + k]);
+    }
+  }
+  THRIFTY_SHARED V total(Sum sum, int r, int h) const { return fma(dots_as_floats(sum), set1(scale[r]), set1(base[h][r])); }
+};
+
+// Numbers [row][stride] times the scales of both halves, `half` parameters apart: of the first `count` of 64, and of the first
+// half alone where the other has no slots, for parameters behind the last slot may be anything.
+template <int B, int R>
+THRIFTY_INLINE void fill(Factors<B, R>& f, const float* numbers, int stride, const uint16_t* scales, const uint16_t* minimums, int half, int count, bool both) {
+  V x[R][2][4], adds[2][R];
+  for (int r = 0; r < R; r++) adds[0][r] = adds[1][r] = zero();
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+      V s = load_half(scales + h * half + i * kLanes), m = load_half(minimums + h * half + i * kLanes);
+      if (h == 1 && !both) s = m = zero();
+      if (count < kPage) s = keep(s, 0, count - i * kLanes, zero()), m = keep(m, 0, count - i * kLanes, zero());
+      m = fma(s, set1(kMiddle<B>), m);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const V n = load(numbers + (size_t)r * stride + i * kLanes);
+        x[r][h][i] = mul(n, s), adds[h][r] = fma(n, m, adds[h][r]);
+      }
+    }
+  f.set(x, adds);
+}
+
+template <int B, int R> THRIFTY_INLINE void score_codes(const Span& s, int page, const float* q, int slots, int dim, float* scores) {
+  const CodePage p = code_page(s, page, dim);
+  Factors<B, R> f;
+  const uint8_t* codes = p.keys;
+  for (int c = 0; c < dim; c += 64) {
+    fill<B, R>(f, q + c, dim, p.key_params + c, p.key_params + 2 * dim + c, dim, kPage, slots > kPage / 2);
+    typename Factors<B, R>::Sum sums[R][4];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) store(acc_rows + (size_t)r * dim + slice * 64 + j * kLanes, acc[r][j]);
+      for (int j = 0; j < 4; j++) sums[r][j] = f.none();
+    for (int row = 0; row < 64; row += code_rows(B), codes += 4 * 64) f.add_codes(codes, row, sums);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) {
+        float* to = scores + r * kPage + j * kLanes;
+        const V x = f.total(sums[r][j], r, j / 2);
+        store(to, c ? add(load(to), x) : x);
+      }
+  }
+}
+
+template <int B, int R> THRIFTY_INLINE void weigh_codes(const Span& s, int page, const float* weights, const float* fade, int slots, int dim, float* acc_rows) {
+  const CodePage p = code_page(s, page, dim);
+  Factors<B, R> f;
+  for (int c = 0; c < dim; c += 64) {
+    const uint16_t* scales = p.value_params + c / 32 * kPage;
+    fill<B, R>(f, weights, kPage, scales, scales + dim / 32 * kPage, kPage, slots, true);
+    typename Factors<B, R>::Sum sums[R][4];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) sums[r][j] = f.none();
+    for (int row = 0; row < kPage; row += code_rows(B)) f.add_codes(p.values + ((size_t)(row / code_rows(B)) * (dim / kLanes) + c / kLanes) * 64, row, sums);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) {
+        float* to = acc_rows + (size_t)r * dim + c + j * kLanes;
+        store(to, fma(load(to), set1(fade[r]), f.total(sums[r][j], r, j / 2)));
+      }
   }
 }
 

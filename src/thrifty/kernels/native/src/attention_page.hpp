@@ -10,6 +10,7 @@ THRIFTY_INLINE void fetch_ahead(const uint8_t* ahead, int step) {
 }
 
 constexpr float kLowest = -1e30f;
+constexpr float kLog2e = 1.44269504088896341f;
 constexpr int kTileRows = 96;  // rows * query heads per KV head of a prefill tile
 
 struct Block {  // one page of one span
@@ -49,7 +50,7 @@ struct Tile {  // scratch of one worker
   float *q, *rows_q, *scores, *chunk, *total, *keys, *values, *params;
   float *chunk_max, *chunk_sum, *total_max, *total_sum;
   int *low, *high;
-  uint32_t* pairs;  // of kScoreRows rows: queries times key scales as bf16 pairs, or weights times value scales
+  uint32_t* pairs;  // of kScoreRows rows, as bf16 pairs: queries times key scales, weights, or weights times value scales
   QueryOrder order;  // of q, which is made from rows_q
   bool chunk_used;
 };
@@ -80,6 +81,7 @@ static Tile make_tile(int rows, int dim, uint8_t* scratch) {
 
 // Rows of a 64-byte vector of codes; row e of its 16 lanes is read by unpack<B>(vector, e) (see formats/kv.py, pack_lanes).
 constexpr int code_rows(int bits) { return 32 / bits; }
+template <int B> constexpr float kMiddle = (float)((1 << B) - 1) / 2.0f;
 
 template <int B> static void convert_codes(const Span& s, int page, int slots, int dim, Tile& t) {
   constexpr int rows = code_rows(B);

@@ -29,12 +29,21 @@ static void interleave_page(const uint16_t* keys, const uint16_t* values, int sl
     }
 }
 
-// acc[row][vector] += w * pairs[row]
+// acc[row][vector] += w * pairs[row]. Few rows take the pairs from memory, many from a register: fewer loads.
 template <int R> THRIFTY_INLINE void accumulate_pairs(const I* w, const uint32_t* pairs, V (*acc)[4]) {
+  if constexpr (R <= 3) {
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; j++)
+    for (int j = 0; j < 4; j++)
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) acc[r][j] = dot_pairs(acc[r][j], w[j], pairs + r * kPairs);
+      for (int r = 0; r < R; r++) acc[r][j] = dot_pairs(acc[r][j], w[j], pairs + r * kPairs);
+  } else {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const I x = broadcast_pair(pairs + r * kPairs);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) acc[r][j] = dot_pairs(acc[r][j], w[j], x);
+    }
+  }
 }
 
 // INTERLEAVED: `keys` is what interleave_page made; else the page itself, and `ahead` is fetched.
@@ -64,10 +73,7 @@ template <int R, bool INTERLEAVED> THRIFTY_INLINE void score_pairs(const uint32_
 
 // values of the chunk: acc[r] = acc[r] * fade[r] + sum over slots of bf16(p[r][slot]) * values[slot]
 template <int R, bool INTERLEAVED>
-THRIFTY_INLINE void weigh_pairs(const float* p, const float* fade, const uint16_t* values, int slots, int dim, uint32_t* pairs, float* acc_rows, const uint8_t* ahead) {
-#pragma GCC unroll 8
-  for (int r = 0; r < R; r++)
-    for (int i = 0; i < kPage; i += 2 * kLanes) store_bf16((uint16_t*)(pairs + r * kPairs + i / 2), load(p + r * kPage + i), load(p + r * kPage + i + kLanes));
+THRIFTY_INLINE void weigh_pairs(const uint32_t* pairs, const float* fade, const uint16_t* values, int slots, int dim, float* acc_rows, const uint8_t* ahead) {
   for (int c = 0; c < dim; c += 64) {
     V acc[R][4];
 #pragma GCC unroll 8

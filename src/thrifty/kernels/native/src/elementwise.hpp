@@ -17,19 +17,18 @@ THRIFTY_INLINE V exponential_bounded(V x) {
   p = fma(p, r, set1(4.999999e-1f));
   p = fma(p, r, set1(1.0f));
   p = fma(p, r, set1(1.0f));
-  return times_power_of_two(p, n, x);
+  return times_power_of_two(p, n, x, kExponentialFloor);
 }
-// The same for attention, in fewer steps: relative error below 3e-7 near 0, growing by 3e-8 a unit of x.
-THRIFTY_INLINE V exponential_near(V x) {
-  const V low = max(x, set1(kExponentialFloor)), n = round_even(mul(low, set1(1.44269504088896341f)));
-  const V r = fma(low, set1(1.44269504088896341f), sub(zero(), n));
+// 2^x, x <= 0, for attention, whose scores are in units of log2: relative error below 3e-7.
+THRIFTY_INLINE V power_of_two(V x) {
+  const V low = max(x, set1(kPowerFloor)), n = round_even(low), r = sub(low, n);
   V p = set1(1.338130254e-03f);
   p = fma(p, r, set1(9.666368515e-03f));
   p = fma(p, r, set1(5.550381014e-02f));
   p = fma(p, r, set1(2.402234904e-01f));
   p = fma(p, r, set1(6.931471806e-01f));
   p = fma(p, r, set1(1.0f));  // exactly 1 at 0: what fades nothing must change nothing
-  return times_power_of_two(p, n, x);
+  return times_power_of_two(p, n, x, kPowerFloor);
 }
 THRIFTY_INLINE V exponential(V x) { return exponential_bounded(min(x, set1(88.0f))); }
 

@@ -27,6 +27,8 @@ THRIFTY_INLINE V sub(V x, V y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(
 THRIFTY_INLINE V mul(V x, V y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 THRIFTY_INLINE V div(V x, V y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 THRIFTY_INLINE V fma(V x, V y, V z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+// x * y - z, rounded once
+THRIFTY_INLINE V fms(V x, V y, V z) { return {_mm256_fmsub_ps(x.a, y.a, z.a), _mm256_fmsub_ps(x.b, y.b, z.b)}; }
 THRIFTY_INLINE V max(V x, V y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 THRIFTY_INLINE V min(V x, V y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 THRIFTY_INLINE V absolute(V x) {
@@ -48,6 +50,22 @@ THRIFTY_INLINE float reduce_add(V x) {
   __m128 h = _mm_add_ps(_mm256_castps256_ps128(m), _mm256_extractf128_ps(m, 1));
   h = _mm_add_ps(h, _mm_movehl_ps(h, h));
   return _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)));
+}
+THRIFTY_INLINE void store_first(float* p, V v, int count) {
+  float t[kLanes];
+  store(t, v);
+  for (int i = 0; i < count; i++) p[i] = t[i];
+}
+// Lane r: the largest lane of x[r], or the sum of its lanes.
+template <int R> THRIFTY_INLINE V reduce_rows_max(const V* x) {
+  float t[kLanes] = {};
+  for (int r = 0; r < R; r++) t[r] = reduce_max(x[r]);
+  return load(t);
+}
+template <int R> THRIFTY_INLINE V reduce_rows_add(const V* x) {
+  float t[kLanes] = {};
+  for (int r = 0; r < R; r++) t[r] = reduce_add(x[r]);
+  return load(t);
 }
 THRIFTY_INLINE uint16_t float_to_half(float x) { return (uint16_t)_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 THRIFTY_INLINE V load_half(const uint16_t* p) {
@@ -73,9 +91,9 @@ THRIFTY_INLINE __m256 shift_exponent(__m256 a, __m256 n) {
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
 }
 // p * 2^n, where e^x = p * 2^n: 0 where that is too small to be normal.
-constexpr float kExponentialFloor = -87.3f;
-THRIFTY_INLINE V times_power_of_two(V p, V n, V x) {
-  return zero_below({shift_exponent(p.a, n.a), shift_exponent(p.b, n.b)}, x, kExponentialFloor);
+constexpr float kExponentialFloor = -87.3f, kPowerFloor = -125.9f;
+THRIFTY_INLINE V times_power_of_two(V p, V n, V x, float floor) {
+  return zero_below({shift_exponent(p.a, n.a), shift_exponent(p.b, n.b)}, x, floor);
 }
 THRIFTY_INLINE void store_int8(int8_t* p, V x) {
   I w = _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xd8);

@@ -25,12 +25,34 @@ THRIFTY_INLINE V sub(V a, V b) { return _mm512_sub_ps(a, b); }
 THRIFTY_INLINE V mul(V a, V b) { return _mm512_mul_ps(a, b); }
 THRIFTY_INLINE V div(V a, V b) { return _mm512_div_ps(a, b); }
 THRIFTY_INLINE V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
+// a * b - c, rounded once
+THRIFTY_INLINE V fms(V a, V b, V c) { return _mm512_fmsub_ps(a, b, c); }
 THRIFTY_INLINE V max(V a, V b) { return _mm512_max_ps(a, b); }
 THRIFTY_INLINE V min(V a, V b) { return _mm512_min_ps(a, b); }
 THRIFTY_INLINE V absolute(V a) { return _mm512_abs_ps(a); }
 THRIFTY_INLINE V round_even(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 THRIFTY_INLINE float reduce_max(V a) { return _mm512_reduce_max_ps(a); }
 THRIFTY_INLINE float reduce_add(V a) { return _mm512_reduce_add_ps(a); }
+THRIFTY_INLINE void store_first(float* p, V v, int count) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1u), v); }
+// Lane r: all lanes of x[r] put together with `join`, R <= 8, in an order that does not depend on r.
+template <int R, class Join> THRIFTY_INLINE V reduce_rows(const V* x, Join join) {
+  static_assert(R <= 8);
+  const auto pairs = [&](V a, V b) __attribute__((always_inline)) { return _mm512_castps_pd(join(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b))); };
+  const auto four = [&](int r) __attribute__((always_inline)) {  // 128 bits at a time: rows r..r+3
+    const auto at = [&](int i) __attribute__((always_inline)) { return x[r + i < R ? r + i : R - 1]; };
+    const __m512d u = pairs(at(0), at(1)), v = pairs(at(2), at(3));
+    return join(_mm512_castpd_ps(_mm512_unpacklo_pd(u, v)), _mm512_castpd_ps(_mm512_unpackhi_pd(u, v)));
+  };
+  const V low = four(0), high = R > 4 ? four(4) : low;
+  const V half = join(_mm512_shuffle_f32x4(low, high, 0x44), _mm512_shuffle_f32x4(low, high, 0xee));
+  return join(_mm512_shuffle_f32x4(half, half, 0x88), _mm512_shuffle_f32x4(half, half, 0xdd));
+}
+template <int R> THRIFTY_INLINE V reduce_rows_max(const V* x) {
+  return reduce_rows<R>(x, [](V a, V b) __attribute__((always_inline)) { return _mm512_max_ps(a, b); });
+}
+template <int R> THRIFTY_INLINE V reduce_rows_add(const V* x) {
+  return reduce_rows<R>(x, [](V a, V b) __attribute__((always_inline)) { return _mm512_add_ps(a, b); });
+}
 THRIFTY_INLINE uint16_t float_to_half(float x) { return (uint16_t)_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 THRIFTY_INLINE V load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
 THRIFTY_INLINE V load_bf16(const uint16_t* p) {
@@ -43,8 +65,8 @@ THRIFTY_INLINE V keep(V a, int lo, int hi, V b) {
   return _mm512_mask_blend_ps((__mmask16)(high & ~low), b, a);
 }
 // p * 2^n, where e^x = p * 2^n: 0 where that is too small to be normal.
-constexpr float kExponentialFloor = -104.0f;
-THRIFTY_INLINE V times_power_of_two(V p, V n, V) { return _mm512_scalef_ps(p, n); }
+constexpr float kExponentialFloor = -104.0f, kPowerFloor = -150.0f;
+THRIFTY_INLINE V times_power_of_two(V p, V n, V, float) { return _mm512_scalef_ps(p, n); }
 THRIFTY_INLINE void store_int8(int8_t* p, V a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a))); }
 THRIFTY_INLINE int sum_int8x32(const int8_t* p) {
   __m256i x = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i*)p));
@@ -61,28 +83,23 @@ template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int e) {
   return _mm512_cvtepi32_ps(_mm512_and_si512(x, _mm512_set1_epi32((1 << B) - 1)));
 }
 
-// Codes less their middle as bf16 pairs, exactly: a shift brings a code of every 16-bit half to the low bits of the index
-// of a table. 8-bit codes come as two steps, low and high half.
+// 8-bit codes less their middle as bf16 pairs, exactly, in two steps: a shift brings half a code of every 16-bit half to the low
+// bits of the index of a table.
 #define THRIFTY_PAIRS 1
-template <int B> struct CodePairs {
-  static constexpr int kSteps = B == 8 ? 4 : 16 / B;  // dot products of one vector
-  static constexpr float kMiddle = (float)((1 << B) - 1) / 2.0f;
+constexpr int kCodePairSteps = 4;  // dot products of one vector: pair step / 2 of its rows, low and high half
+struct CodePairs {
   I low, high;
   static THRIFTY_SHARED CodePairs make() {
     alignas(64) uint16_t t[2][32];
     for (int i = 0; i < 32; i++) {
-      const float v[2] = {B == 2 ? (float)(i & 3) - 1.5f : (float)(i & 15) - 7.5f, 16.0f * (float)(i & 15) - 120.0f};
+      const float v[2] = {(float)(i & 15) - 7.5f, 16.0f * (float)(i & 15) - 120.0f};
       uint32_t u[2];
       std::memcpy(u, v, 8);
       t[0][i] = (uint16_t)(u[0] >> 16), t[1][i] = (uint16_t)(u[1] >> 16);
     }
     return {_mm512_load_si512(t[0]), _mm512_load_si512(t[1])};
   }
-  // Pair number pair(step) of the vector's rows.
-  static THRIFTY_SHARED constexpr int pair(int step) { return B == 8 ? step / 2 : step; }
-  THRIFTY_SHARED I operand(I codes, int step) const {
-    return _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, (B == 8 ? 4 : B) * step), B == 8 && step % 2 ? high : low);
-  }
+  THRIFTY_SHARED I operand(I codes, int step) const { return _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4 * step), step % 2 ? high : low); }
 };
 THRIFTY_INLINE I load_bytes(const void* p) { return _mm512_loadu_si512(p); }
 THRIFTY_INLINE void store_bytes(void* p, I x) { _mm512_storeu_si512(p, x); }
@@ -90,6 +107,33 @@ THRIFTY_INLINE void store_bytes(void* p, I x) { _mm512_storeu_si512(p, x); }
 THRIFTY_INLINE V dot_pairs(V acc, I w, const uint32_t* x) {
   asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*x));
   return acc;
+}
+
+// Codes of 2 or 4 bits as bytes: vector k of a vector of codes holds rows kOrder[4k..4k+3] of its 16 lanes in the bytes of each lane.
+template <int B> THRIFTY_INLINE I code_bytes(I codes, int k) { return _mm512_and_si512(_mm512_srli_epi32(codes, B * k), _mm512_set1_epi8((1 << B) - 1)); }
+// Four vectors, -127..127, to the nearest int8, in the order of code_bytes.
+template <int B> THRIFTY_INLINE I ordered_bytes(const V* x) {
+  const I first = _mm512_packs_epi32(_mm512_cvtps_epi32(x[0]), _mm512_cvtps_epi32(x[1])), second = _mm512_packs_epi32(_mm512_cvtps_epi32(x[2]), _mm512_cvtps_epi32(x[3]));
+  const I lanes = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m128i order = B == 2 ? _mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15) : _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+  return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(lanes, _mm512_packs_epi16(first, second)), _mm512_broadcast_i32x4(order));
+}
+// The larger of |a| and |b|.
+THRIFTY_INLINE V largest_absolute(V a, V b) { return _mm512_range_ps(a, b, 0xb); }
+THRIFTY_INLINE I no_dots() { return _mm512_setzero_si512(); }
+THRIFTY_INLINE V dots_as_floats(I x) { return _mm512_cvtepi32_ps(x); }
+THRIFTY_INLINE V sums_of_bytes(I x) { return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), x)); }
+// acc += dot products of four bytes, codes times x.
+THRIFTY_INLINE I dot_bytes(I acc, I codes, const uint32_t* x) {
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(codes), "m"(*x));
+  return acc;
+}
+// The same with x in every lane of a register.
+THRIFTY_INLINE V dot_pairs(V acc, I w, I x) { return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x); }
+THRIFTY_INLINE I broadcast_pair(const uint32_t* p) {
+  I x;
+  asm("vpbroadcastd %1, %0" : "=v"(x) : "m"(*p));  // the compiler would make it every product's operand again
+  return x;
 }
 // 64 bf16 of two rows -> pairs (a[i], b[i]) in four vectors.
 THRIFTY_INLINE void interleave(const uint16_t* a, const uint16_t* b, I* w) {

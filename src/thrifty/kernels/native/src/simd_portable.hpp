@@ -35,6 +35,7 @@ THRIFTY_INLINE V sub(V x, V y) { THRIFTY_EACH(x.v[i] - y.v[i]); }
 THRIFTY_INLINE V mul(V x, V y) { THRIFTY_EACH(x.v[i] * y.v[i]); }
 THRIFTY_INLINE V div(V x, V y) { THRIFTY_EACH(x.v[i] / y.v[i]); }
 THRIFTY_INLINE V fma(V x, V y, V z) { THRIFTY_EACH(x.v[i] * y.v[i] + z.v[i]); }
+THRIFTY_INLINE V fms(V x, V y, V z) { THRIFTY_EACH(x.v[i] * y.v[i] - z.v[i]); }
 THRIFTY_INLINE V max(V x, V y) { THRIFTY_EACH((x.v[i] > y.v[i] ? x.v[i] : y.v[i])); }
 THRIFTY_INLINE V min(V x, V y) { THRIFTY_EACH((x.v[i] < y.v[i] ? x.v[i] : y.v[i])); }
 THRIFTY_INLINE V absolute(V x) { THRIFTY_EACH((x.v[i] < 0.0f ? -x.v[i] : x.v[i])); }
@@ -67,6 +68,22 @@ THRIFTY_INLINE float half_to_float(uint16_t h) {
   }
   std::memcpy(&f, &bits, 4);
   return f;
+}
+THRIFTY_INLINE void store_first(float* p, V v, int count) {
+  float t[kLanes];
+  store(t, v);
+  for (int i = 0; i < count; i++) p[i] = t[i];
+}
+// Lane r: the largest lane of x[r], or the sum of its lanes.
+template <int R> THRIFTY_INLINE V reduce_rows_max(const V* x) {
+  float t[kLanes] = {};
+  for (int r = 0; r < R; r++) t[r] = reduce_max(x[r]);
+  return load(t);
+}
+template <int R> THRIFTY_INLINE V reduce_rows_add(const V* x) {
+  float t[kLanes] = {};
+  for (int r = 0; r < R; r++) t[r] = reduce_add(x[r]);
+  return load(t);
 }
 THRIFTY_INLINE uint16_t float_to_half(float x) {
   uint32_t u;
@@ -105,14 +122,14 @@ THRIFTY_INLINE V zero_below(V value, V x, float limit) {
   THRIFTY_EACH((x.v[i] >= l ? value.v[i] : none));
 }
 // p * 2^n, where e^x = p * 2^n: 0 where that is too small to be normal.
-constexpr float kExponentialFloor = -87.3f;
-THRIFTY_INLINE V times_power_of_two(V p, V n, V x) {
+constexpr float kExponentialFloor = -87.3f, kPowerFloor = -125.9f;
+THRIFTY_INLINE V times_power_of_two(V p, V n, V x, float floor) {
   V r;
   for (int i = 0; i < 4; i++) {
     I4 e = __builtin_convertvector(n.v[i], I4);
     r.v[i] = (F4)((I4)p.v[i] + e * (1 << 23));
   }
-  return zero_below(r, x, kExponentialFloor);
+  return zero_below(r, x, floor);
 }
 THRIFTY_INLINE void store_int8(int8_t* p, V x) {
   float f[16];

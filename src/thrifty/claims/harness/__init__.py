@@ -1,0 +1,1 @@
+"""What all claims share: their base, what they measure with, the record of results and its page."""

@@ -1,0 +1,84 @@
+"""Running claims one after the other: what there is time for, each result kept as soon as it is there."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from thrifty import claims, registry
+from thrifty.claims.harness import records
+from thrifty.claims.harness.records import Row
+from thrifty.errors import ThriftyError
+from thrifty.evaluation.machine import cores, cpu_name
+
+if TYPE_CHECKING:
+    from thrifty.claims.harness.claim import Claim
+    from thrifty.claims.harness.context import Context
+
+
+def unclaimed() -> dict[str, str]:
+    """Techniques that no claim checks, and their stages, in the order of the stages."""
+    known = set(claims.names())
+    return {name: stage for stage in registry.STAGES for name in registry.names(stage) if name not in known}
+
+
+@dataclass
+class Reproduction:
+    """A run of claims. Iterate `rows`; what came before an interruption is on disk.
+
+    page: where results go, the record beside it. minutes: claims that would not end before are left out; None: no
+    bound. left_out: for lack of time. failed: claims that could not be measured, with the reason.
+    """
+
+    context: Context
+    names: Sequence[str]
+    page: Path
+    minutes: float | None = None
+    left_out: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def rows(self) -> Iterator[Row]:
+        """Run every claim that there is time for; its row is on disk when it is yielded."""
+        started = time.monotonic()
+        for name in self.names:
+            claim = claims.load(name)
+            if self.minutes is not None and (time.monotonic() - started) / 60 + claim.minutes > self.minutes:
+                self.left_out.append(name)
+                continue
+            self.context.say(f"{name} (about {claim.minutes:g} minutes on two quiet cores)")
+            try:
+                row = self._row(name, claim)
+            except ThriftyError as error:
+                self.failed[name] = str(error)
+                continue
+            # Read only now: another run may have added rows meanwhile.
+            kept = records.read(records.record_of(self.page))
+            records.write(merged(kept, row), self.page, unclaimed())
+            yield row
+
+    def _row(self, name: str, claim: Claim) -> Row:
+        before = time.monotonic()
+        outcome = claim.run(self.context)
+        return Row(
+            technique=name,
+            paper=claim.paper,
+            source=claim.source,
+            measured=outcome.measured,
+            setting=outcome.setting,
+            rule=claim.rule,
+            verdict=outcome.verdict.value,
+            minutes=round((time.monotonic() - before) / 60, 2),
+            date=datetime.date.today().isoformat(),
+            machine=f"{cpu_name()}, {cores()} cores",
+            figures=dict(outcome.figures),
+        )
+
+
+def merged(kept: Mapping[str, Row], row: Row) -> dict[str, Row]:
+    """The record with one row renewed; rows of techniques that have no claim any more go."""
+    known = set(claims.names())
+    return {name: old for name, old in kept.items() if name in known} | {row.technique: row}

@@ -1,0 +1,169 @@
+"""`thrifty reproduce`: check what papers claim, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from thrifty.cli import opening, options, output
+
+if TYPE_CHECKING:
+    from thrifty.claims.harness.records import Row
+    from thrifty.claims.harness.running import Reproduction
+
+EXAMPLE = "thrifty reproduce kivi"
+MODEL = "smollm2-135m"
+
+
+def command(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", show_default=False, help="The technique whose claim is checked.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Check every claim.")] = False,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", "-r", metavar="FILE", help="Check the techniques that a recipe uses.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.0, show_default="no bound", help="Begin no claim that would end later.")
+    ] = None,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="The model to measure with.")] = MODEL,
+    out: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The page of results; a .json is kept beside it.")
+    ] = Path("docs/claims.md"),
+    threads: options.Threads = None,
+    native: options.Native = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure a paper's claim and say whether it holds here: what the paper says, what was measured, the
+    setting and the verdict.
+
+    Results are added to a page, one row a technique; Ctrl-C keeps the claims that are finished. Without NAME,
+    --recipe and --all, list the claims.
+    """
+    if name is None and not everything and recipe is None:
+        _list(as_json)
+        return
+    if sum((name is not None, everything, recipe is not None)) > 1:
+        raise typer.BadParameter("use one of a technique's name, --recipe and --all, not both.", param_hint="NAME")
+    wanted = _of_recipe(recipe) if recipe is not None else _wanted(name)
+    _check(out)
+    rows, run, interrupted = _run(wanted, model, out, minutes, threads, native, as_json)
+    if as_json:
+        output.json_line(_document(rows, run, out, interrupted))
+    else:
+        _close(rows, run, out)
+    if interrupted:
+        raise typer.Exit(130)
+    if run.failed:
+        raise typer.Exit(1)
+
+
+def _wanted(name: str | None) -> list[str]:
+    from thrifty import claims
+    from thrifty.claims.harness.running import unclaimed
+    from thrifty.errors import RecipeError
+
+    if name is None:
+        return claims.names()
+    if name in unclaimed():
+        known = ", ".join(claims.names())
+        raise RecipeError(f"technique '{name}' has no claim yet. Claims: {known}")
+    claims.load(name)
+    return [name]
+
+
+def _of_recipe(path: Path) -> list[str]:
+    """The recipe's techniques that have a claim; those without are named."""
+    from thrifty import claims, registry
+
+    chosen = opening.read_recipe(path)
+    used = dict.fromkeys(table["technique"] for stage in registry.STAGES for table in getattr(chosen, stage))
+    known = claims.names()
+    without = [name for name in used if name not in known]
+    if without:
+        output.warn(f"no claim yet: {', '.join(without)}")
+    return [name for name in used if name in known]
+
+
+def _run(
+    wanted: list[str],
+    model: str,
+    out: Path,
+    minutes: float | None,
+    threads: int | None,
+    native: bool | None,
+    quiet: bool,
+) -> tuple[list[Row], Reproduction, bool]:
+    """Run the claims; True where Ctrl-C ended it."""
+    from thrifty.claims.harness.context import Context
+    from thrifty.claims.harness.running import Reproduction
+    from thrifty.models.loading import load
+
+    with output.waiting(f"loading {model}"):
+        loaded = load(model, threads=threads, native=native)
+    rows: list[Row] = []
+    with Context(loaded, model, threads=threads, native=native, say=output.note) as context:
+        run = Reproduction(context, wanted, out, minutes)
+        try:
+            for row in run.rows():
+                rows.append(row)
+                if not quiet:
+                    _show(row)
+        except KeyboardInterrupt:
+            output.note("stopped: the claims that were finished are kept")
+            return rows, run, True
+    return rows, run, False
+
+
+def _check(path: Path) -> None:
+    from thrifty.claims.harness import records
+
+    if path.is_dir() or path.suffix == ".json":
+        raise typer.BadParameter(f"{path} cannot be the page. Name a file, such as docs/claims.md.", param_hint="-o")
+    records.read(records.record_of(path))
+
+
+def _show(row: Row) -> None:
+    cells = (
+        ("paper says", f"{row.paper} ({row.source})"),
+        ("measured here", row.measured),
+        ("setting", row.setting),
+        ("verdict", f"{row.verdict} (rule: {row.rule})"),
+    )
+    output.table(f"{row.technique}, {row.minutes:.1f} minutes", ("", ""), cells, left=2)
+
+
+def _close(rows: list[Row], run: Reproduction, out: Path) -> None:
+    for name, reason in run.failed.items():
+        output.error(f"{name} could not be measured: {reason}")
+    if run.left_out:
+        output.warn(f"no time was left for {', '.join(run.left_out)}; run them with more --minutes")
+    if rows:
+        verdicts = ", ".join(f"{row.technique}: {row.verdict}" for row in rows)
+        output.console().print(f"{verdicts}. Written to {out}.", markup=False, highlight=False, soft_wrap=True)
+
+
+def _document(rows: list[Row], run: Reproduction, out: Path, interrupted: bool) -> dict[str, Any]:
+    return {
+        "claims": [row.as_dict() for row in rows],
+        "left_out": run.left_out,
+        "failed": run.failed,
+        "page": str(out),
+        "interrupted": interrupted,
+    }
+
+
+def _list(as_json: bool) -> None:
+    from thrifty import claims
+    from thrifty.claims.harness.running import unclaimed
+
+    found = {name: claims.load(name) for name in claims.names()}
+    if as_json:
+        document = [{"name": name, "paper": one.paper, "minutes": one.minutes} for name, one in found.items()]
+        output.json_line({"claims": document, "no_claim_yet": list(unclaimed())})
+        return
+    rows = [(name, one.paper, f"{one.minutes:g}") for name, one in found.items()]
+    rows += [(name, "no claim yet", "-") for name in unclaimed()]
+    output.table("", ("technique", "the paper says", "minutes"), rows, left=2)

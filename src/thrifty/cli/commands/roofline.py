@@ -1,0 +1,112 @@
+"""`thrifty roofline`: what a model and a recipe could reach at most on this machine, or on another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from thrifty.cli import opening, options, output
+from thrifty.cli.roofline_table import document, show, show_machines
+
+if TYPE_CHECKING:
+    from thrifty.evaluation.machine import Machine
+    from thrifty.evaluation.sizes import ModelSizes
+    from thrifty.recipe import Recipe
+
+EXAMPLE = "thrifty roofline smollm2-135m --machine rtx-4090 --length 4096 --batch 8"
+
+
+def command(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            show_default=False,
+            help="A name from `thrifty models`, a GGUF file, a model folder (config.json is enough) or a hub id.",
+        ),
+    ] = None,
+    machine: Annotated[
+        str, typer.Option("--machine", "-m", metavar="NAME", help="A name from --list; 'this' is measured.")
+    ] = "this",
+    length: Annotated[int, typer.Option(min=1, help="Tokens of the prompt, and of the context decoded after.")] = 2048,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences at once.")] = 1,
+    recipe: options.RecipePath = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the machines that are known, and stop.")] = False,
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+) -> None:
+    """Count operations and bytes of every layer, say which of memory and arithmetic bounds it, and the least
+    time a token can take.
+
+    A folder or hub id needs no weights. Nothing is run: `thrifty bench` says how near a machine comes.
+    """
+    if listing:
+        _list(as_json)
+        return
+    if model is None:
+        raise typer.BadParameter("name a model, or use --list to see the machines.", param_hint="MODEL")
+    chosen = opening.read_recipe(recipe)
+    target = _machine(machine, threads)
+    sizes = _sizes(model, chosen, length)
+    from thrifty.evaluation.cost import estimate
+
+    found = estimate(sizes, chosen.techniques("cache"), target, length=length, batch=batch)
+    if as_json:
+        output.json_line(document(model, chosen.label(), found))
+    else:
+        show(model, chosen.label(), found)
+
+
+def _machine(name: str, threads: int | None) -> Machine:
+    from thrifty.evaluation import machine
+
+    if name != machine.THIS:
+        return machine.named(name)
+    with output.waiting("measuring this machine"):
+        return machine.this_machine(threads)
+
+
+def _sizes(model: str, recipe: Recipe, length: int) -> ModelSizes:
+    """The model's parts as the recipe stores them. Raises PromptError beyond its context, with what works."""
+    from thrifty.cache.policy import check_order
+    from thrifty.errors import PromptError
+    from thrifty.evaluation import sizes
+    from thrifty.models.loading import load
+    from thrifty.models.peek import config_of
+
+    check_order(recipe.techniques("cache"))
+    config = config_of(model)
+    if config is not None:
+        found = sizes.of_config(config)
+    else:
+        with output.waiting(f"opening {model}"):
+            found = sizes.of_model(load(model))
+    limit = found.config.context_length
+    if length > limit:
+        raise PromptError(f"length {length} is beyond what {model} was made for; use 1 to {limit}")
+    return found.stored(_restoring(recipe)) if recipe.weights else found
+
+
+def _restoring(recipe: Recipe) -> Any:
+    from dataclasses import replace
+
+    from thrifty.weights.sizes import Predictor
+
+    predictor = Predictor(recipe.techniques("weights"))
+
+    def restore(linear: Any) -> Any:
+        stored = predictor.stored(linear.name, linear.rows, linear.columns, bias=linear.has_bias)
+        return linear if stored is None else replace(linear, nbytes=stored[0], label=stored[1])
+
+    return restore
+
+
+def _list(as_json: bool) -> None:
+    from thrifty.evaluation import machine
+
+    machines = [machine.named(name) for name in machine.names()]
+    if as_json:
+        output.json_line([one.as_dict() for one in machines])
+    else:
+        show_machines(machines)

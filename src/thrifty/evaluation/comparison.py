@@ -1,0 +1,85 @@
+"""A recipe beside the uncompressed model, item by item, so that an interrupted run has pairs to show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from thrifty.evaluation.forcing import Tables
+from thrifty.evaluation.records import RecordFile
+from thrifty.evaluation.scoring import Summary, check_room, summarize
+from thrifty.evaluation.tasks.task import Item, Record, Task
+
+if TYPE_CHECKING:
+    from thrifty.engine.engine import Engine
+
+BASELINE, RECIPE = "baseline", "recipe"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A task and its items."""
+
+    task: Task
+    items: tuple[Item, ...]
+
+
+class Comparison:
+    """Tasks × items × {baseline, recipe}. Iterate `run`; `summaries` tells what is known so far.
+
+    baseline: an engine of the uncompressed model. recipe: an engine with the recipe's weights (the same one where it
+    has none), None where only the baseline runs. cache: the recipe's cache tables.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Task], count: int, seed: int, baseline: Engine, recipe: Engine | None, cache: Tables
+    ) -> None:
+        """Makes the items. Raises PromptError where one does not fit the model's context."""
+        self.baseline, self.recipe, self.cache = baseline, recipe, cache
+        tokenizer = baseline.model.tokenizer
+        self.work: list[Work] = []
+        for task in tasks:
+            items = tuple(task.items(tokenizer, count, seed))
+            check_room(baseline, task, items)
+            self.work.append(Work(task, items))
+
+    @property
+    def total(self) -> int:
+        """Items over all tasks."""
+        return sum(len(work.items) for work in self.work)
+
+    def run(self, records: RecordFile) -> Iterator[tuple[Task, Item]]:
+        """Run what `records` does not hold yet; yields after every item, those from an earlier run included."""
+        for work in self.work:
+            for item in work.items:
+                self._run(records, work.task, item)
+                yield work.task, item
+
+    def summaries(self, records: RecordFile) -> list[Summary]:
+        """A row a task of which any item is done."""
+        rows = []
+        for work in self.work:
+            baseline = of_side(records, BASELINE, work)
+            recipe = of_side(records, RECIPE, work)
+            if (recipe or self.recipe is None) and baseline:
+                rows.append(summarize(work.task.label, work.task.metric, baseline, recipe))
+        return rows
+
+    def _run(self, records: RecordFile, task: Task, item: Item) -> None:
+        held = [records.get(side, task.label, item.identity) for side in (BASELINE, RECIPE)]
+        if self.recipe is None:
+            if held[0] is None:
+                records.add(BASELINE, task.run(self.baseline, item, []))
+        elif held[0] is None:
+            pair = task.compare(self.baseline, self.recipe, item, self.cache)
+            records.add(BASELINE, pair[0])
+            records.add(RECIPE, pair[1])
+        elif held[1] is None:
+            records.add(RECIPE, task.compare(self.baseline, self.recipe, item, self.cache)[1])
+
+
+def of_side(records: RecordFile, side: str, work: Work) -> list[Record]:
+    """The records of one side of a task, in the order of its items."""
+    found = (records.get(side, work.task.label, item.identity) for item in work.items)
+    return [one for one in found if one is not None]

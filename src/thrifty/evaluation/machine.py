@@ -1,0 +1,144 @@
+"""Machines as a roofline sees them: this one, measured, and well-known ones from their data sheets."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import platform
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thrifty.errors import ThriftyError, nearest
+from thrifty.evaluation import roofline
+
+THIS = "this"
+GIB = 1 << 30
+# What may compute with weights (or a cache) of a stored format, best first: int4 and int8 codes meet 8-bit activations.
+ARITHMETIC: Mapping[str, tuple[str, ...]] = {
+    "int": ("int8", "bf16", "fp16", "fp32"),
+    "bf16": ("bf16", "fp16", "fp32"),
+    "f32": ("fp32", "bf16", "fp16"),
+}
+
+
+class MachineError(ThriftyError):
+    """No machine of that name is known, or its entry cannot be used."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """bandwidth: bytes a second. rates: operations a second by number format, such as "int8", "bf16", "fp32" (a
+    multiply-add is two). memory: bytes. source: where the figures come from.
+    """
+
+    name: str
+    bandwidth: float
+    rates: Mapping[str, float]
+    memory: int
+    title: str = ""
+    source: str = ""
+
+    def arithmetic(self, stored: str) -> str:
+        """The number format that products with a stored format ("int4-g32", "int8", "bf16", "f32") are computed in.
+
+        Raises MachineError where the machine has no rate for any.
+        """
+        kind = "int" if stored.startswith("int") else stored
+        for name in ARITHMETIC.get(kind, ARITHMETIC["bf16"]):
+            if name in self.rates:
+                return name
+        raise MachineError(
+            f"machine '{self.name}' has rates for {', '.join(self.rates) or 'nothing'}, and none that multiplies "
+            f"'{stored}' weights; add one of {', '.join(ARITHMETIC.get(kind, ARITHMETIC['bf16']))}"
+        )
+
+    def rate(self, stored: str) -> float:
+        """Operations a second with a stored format."""
+        return self.rates[self.arithmetic(stored)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "bandwidth_gb_s": round(self.bandwidth / 1e9, 1),
+            "rates_gop_s": {name: round(rate / 1e9, 1) for name, rate in self.rates.items()},
+            "memory_bytes": self.memory,
+            "source": self.source,
+        }
+
+
+def names() -> list[str]:
+    """The machines of the table, sorted."""
+    return sorted(_table())
+
+
+def named(name: str) -> Machine:
+    """A machine of the table. Raises MachineError with the nearest known name."""
+    table = _table()
+    if name not in table:
+        raise MachineError(f"no machine is called '{name[:80]}'. {nearest(name, [*table, THIS])}")
+    entry = table[name]
+    rates = {kind: float(rate) * 1e12 for kind, rate in entry["rates"].items()}
+    memory = round(entry["memory"] * GIB)
+    return Machine(name, entry["bandwidth"] * 1e9, rates, memory, title=entry["title"], source=entry["source"])
+
+
+def this_machine(threads: int | None = None) -> Machine:
+    """This machine, measured in about two seconds: reads of memory, and matrix products with int4 weights and 8-bit
+    activations (native kernels), bf16 and fp32 (torch).
+
+    threads: of the native kernels; None leaves them as they are. Other work on the machine lowers the figures.
+    """
+    import psutil
+
+    bandwidth, bandwidth_by = roofline.read_bandwidth(threads)
+    best, best_by = roofline.gemm_rate()
+    rates = {"int8": best * 1e9} if best_by == "native" else {}
+    rates["bf16"] = roofline.torch_gemm_rate() * 1e9
+    rates["fp32"] = _fp32_rate()
+    return Machine(
+        THIS,
+        bandwidth * 1e9,
+        rates,
+        int(psutil.virtual_memory().total),
+        title=f"{cpu_name()}, {cores()} cores",
+        source=f"measured: bandwidth by {bandwidth_by}, products by {best_by} and torch",
+    )
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it, "unknown" where it gives none."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _fp32_rate(size: int = 768) -> float:
+    left, right = torch.randn(2, size, size).unbind()
+    best = 0.0
+    for _ in range(roofline.REPEATS):
+        start = time.perf_counter()
+        left @ right
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def _table() -> dict[str, Any]:
+    text = (importlib.resources.files("thrifty.evaluation") / "machines.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)

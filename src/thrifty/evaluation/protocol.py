@@ -1,0 +1,98 @@
+"""The recovery protocol of "Give Me BF16 or Give Me Death" (2411.02355, §3): number formats × tasks, each with the
+score it keeps and how far its greedy text departs from the uncompressed model's (ROUGE-1, ROUGE-L, and the words up
+to the first difference, as in the paper's text-similarity study; BERTScore and STS take a second model and are left
+out).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from thrifty.evaluation.comparison import BASELINE, Work, of_side
+from thrifty.evaluation.forcing import Tables
+from thrifty.evaluation.records import RecordFile
+from thrifty.evaluation.scoring import Summary, check_room, paired, summarize
+from thrifty.evaluation.tasks.task import Record, Task
+from thrifty.evaluation.textual import common_prefix, rouge_1, rouge_l
+
+if TYPE_CHECKING:
+    from thrifty.engine.engine import Engine
+
+
+@dataclass(frozen=True)
+class Row:
+    """One format on one task. rouge_1, rouge_l: mean F1 with the baseline's text. same_tokens: mean number of first
+    words that are the baseline's, of `tokens` words in its text. identical: share of texts that are the same.
+    """
+
+    format: str
+    summary: Summary
+    rouge_1: float
+    rouge_l: float
+    same_tokens: float
+    tokens: float
+    identical: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        own = {name: value for name, value in vars(self).items() if name != "summary"}
+        return own | self.summary.as_dict()
+
+
+class Protocol:
+    """Formats are run one after the other, each with an engine of its own."""
+
+    def __init__(self, tasks: Sequence[Task], count: int, seed: int, baseline: Engine) -> None:
+        """Makes the items. Raises PromptError where one does not fit the model's context."""
+        self.baseline = baseline
+        self.work: list[Work] = []
+        for task in tasks:
+            items = tuple(task.items(baseline.model.tokenizer, count, seed))
+            check_room(baseline, task, items)
+            self.work.append(Work(task, items))
+
+    @property
+    def total(self) -> int:
+        """Items a format."""
+        return sum(len(work.items) for work in self.work)
+
+    def run_baseline(self, records: RecordFile) -> Iterator[Record]:
+        """Run what `records` does not hold yet of the uncompressed model."""
+        return self.run(records, BASELINE, self.baseline, [])
+
+    def run(self, records: RecordFile, label: str, engine: Engine, cache: Tables) -> Iterator[Record]:
+        """Run what `records` does not hold yet of a format."""
+        for work in self.work:
+            for item in work.items:
+                held = records.get(label, work.task.label, item.identity)
+                if held is None:
+                    held = work.task.run(engine, item, cache)
+                    records.add(label, held)
+                yield held
+
+    def rows(self, records: RecordFile, labels: Sequence[str]) -> list[Row]:
+        """A row a format and task of which any item is done."""
+        found = []
+        for label in labels:
+            for work in self.work:
+                own, reference = of_side(records, label, work), of_side(records, BASELINE, work)
+                if own and reference:
+                    found.append(_row(label, work.task, *paired(own, reference)))
+        return found
+
+
+def _row(label: str, task: Task, own: list[Record], reference: list[Record]) -> Row:
+    texts = [(mine.output, theirs.output) for mine, theirs in zip(own, reference, strict=True)]
+    split = [(mine.split(), theirs.split()) for mine, theirs in texts]
+    return Row(
+        label,
+        summarize(task.label, task.metric, reference, own),
+        statistics.fmean(rouge_1(*pair) for pair in texts),
+        statistics.fmean(rouge_l(*pair) for pair in texts),
+        statistics.fmean(common_prefix(*pair) for pair in split),
+        statistics.fmean(len(theirs) for _, theirs in split),
+        statistics.fmean(mine == theirs for mine, theirs in texts),
+    )

@@ -1,0 +1,117 @@
+"""Scores of tasks, and what a recipe keeps of the baseline's."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from thrifty.errors import PromptError
+from thrifty.evaluation.forcing import MeasurementError, Tables
+from thrifty.evaluation.recovery import Interval, mean_interval, ratio_interval
+from thrifty.evaluation.tasks.task import Item, Record, Task
+
+if TYPE_CHECKING:
+    from thrifty.engine.engine import Engine
+
+UNDEFINED = "undefined: the uncompressed model scores 0"
+
+
+def score(engine: Engine, task: Task, items: Iterable[Item], cache: Tables | None) -> Iterator[Record]:
+    """Run items one after the other. cache: the recipe's cache tables, [] for the full cache."""
+    for item in items:
+        yield task.run(engine, item, cache)
+
+
+def recovery(records: Sequence[Record], baseline: Sequence[Record]) -> Interval | None:
+    """Score over the baseline's score, items paired by identity and resampled as pairs; None where the baseline
+    scores nothing.
+
+    Raises MeasurementError where the two share no item.
+    """
+    own, reference = paired(records, baseline)
+    return ratio_interval(_scores(own), _scores(reference), block=1)
+
+
+def paired(records: Sequence[Record], baseline: Sequence[Record]) -> tuple[list[Record], list[Record]]:
+    """The records of the items that both have, in the same order. Raises MeasurementError where there are none."""
+    reference = {(one.task, one.item): one for one in baseline}
+    own = [one for one in records if (one.task, one.item) in reference]
+    if not own:
+        raise MeasurementError(f"{len(records)} records and {len(baseline)} of the baseline share no item")
+    return own, [reference[one.task, one.item] for one in own]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A task in one row. score None: no recipe ran. recovery None with a score: undefined. beside, beside_baseline:
+    means over items of the figures beside the score, such as `nll`.
+    """
+
+    task: str
+    metric: str
+    items: int
+    baseline: Interval
+    score: Interval | None = None
+    recovery: Interval | None = None
+    beside: dict[str, float] = field(default_factory=dict)
+    beside_baseline: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "task": self.task,
+            "metric": self.metric,
+            "items": self.items,
+            "baseline": self.baseline.as_dict(),
+            "score": self.score and self.score.as_dict(),
+            "recovery": self.recovery and self.recovery.as_dict(),
+            "undefined": UNDEFINED if self.score is not None and self.recovery is None else None,
+            "beside": self.beside,
+            "beside_baseline": self.beside_baseline,
+        }
+
+
+def summarize(name: str, metric: str, baseline: Sequence[Record], records: Sequence[Record] = ()) -> Summary:
+    """One row of the items that both sides have; of the baseline's where no recipe ran (`records` empty)."""
+    if not records:
+        return Summary(name, metric, len(baseline), _mean(baseline), beside_baseline=_beside(baseline))
+    own, reference = paired(records, baseline)
+    return Summary(
+        name,
+        metric,
+        len(own),
+        _mean(reference),
+        _mean(own),
+        recovery(own, reference),
+        _beside(own),
+        _beside(reference),
+    )
+
+
+def check_room(engine: Engine, task: Task, items: Sequence[Item]) -> None:
+    """Raise PromptError where an item does not fit the engine's context, before anything runs."""
+    limit = engine.intake.context
+    needed = max((item.room for item in items), default=0)
+    if needed > limit:
+        beside = max(item.room - len(item.prompt) for item in items)
+        raise PromptError(
+            f"task '{task.label}' with --length {task.length} takes {needed} tokens, answer included; this model's "
+            f"context holds {limit}: use at most --length {max(16, limit - beside)}"
+        )
+
+
+def _mean(records: Sequence[Record]) -> Interval:
+    return mean_interval(_scores(records), block=1)
+
+
+def _scores(records: Sequence[Record]) -> torch.Tensor:
+    return torch.tensor([one.score for one in records], dtype=torch.float64)
+
+
+def _beside(records: Sequence[Record]) -> dict[str, float]:
+    names = dict.fromkeys(name for one in records for name, value in one.details.items() if isinstance(value, float))
+    return {name: statistics.fmean(one.details[name] for one in records if name in one.details) for name in names}

@@ -1,0 +1,107 @@
+"""What a model's parts weigh, of a loaded model or of a config alone: shape, format and bytes of every linear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from thrifty.errors import CheckpointError
+from thrifty.formats.linear import DenseLinear, PackedLinear
+from thrifty.models.assembly import parts
+from thrifty.models.decoder import Decoder
+
+if TYPE_CHECKING:
+    from thrifty.models.config import ModelConfig
+    from thrifty.models.model import Model
+
+EXACT = (".router", ".shared_gate")  # kept in fp32 by every loader
+
+
+@dataclass(frozen=True)
+class StoredLinear:
+    """One linear [rows, columns] as it is stored: its name in the decoder, format and bytes, bias included."""
+
+    name: str
+    rows: int
+    columns: int
+    nbytes: int
+    label: str
+    has_bias: bool = False
+
+    @property
+    def layer(self) -> int | None:
+        """The layer it belongs to, None for embedding and head."""
+        words = self.name.split(".")
+        return int(words[1]) if words[0] == "layers" else None
+
+    @property
+    def place(self) -> str:
+        """Its name without the layer, such as "attention.query" or "mlp.experts.gate.7"."""
+        return self.name if self.layer is None else self.name.split(".", 2)[2]
+
+
+Restore = Callable[[StoredLinear], StoredLinear]
+"""How a recipe's weight techniques store a linear; see `weights.sizes`."""
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Every linear of a model, in the decoder's order; rest: bytes of norms."""
+
+    config: ModelConfig
+    linears: tuple[StoredLinear, ...]
+    rest: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights, as `Model.nbytes` counts them."""
+        return sum(linear.nbytes for linear in self.linears) + self.rest
+
+    @property
+    def plain(self) -> bool:
+        """Whether all linears are fp32, which gives the model an fp32 cache."""
+        return all(linear.label == "f32" for linear in self.linears)
+
+    def stored(self, restore: Restore) -> ModelSizes:
+        """The same model with every linear as `restore` stores it."""
+        return ModelSizes(self.config, tuple(restore(linear) for linear in self.linears), self.rest)
+
+
+def of_model(model: Model) -> ModelSizes:
+    """Sizes of a loaded model, exact. Raises CheckpointError where a linear is missing."""
+    linears = []
+    for name, linear in model.decoder.linears():
+        if not isinstance(linear, PackedLinear):
+            raise CheckpointError(f"{name!r} is not loaded: load the model before weighing it")
+        sizes = (linear.out_features, linear.in_features, linear.nbytes)
+        linears.append(StoredLinear(name, *sizes, linear.label, linear.bias is not None))
+    return ModelSizes(model.config, tuple(linears), model.nbytes - sum(linear.nbytes for linear in linears))
+
+
+def of_config(config: ModelConfig) -> ModelSizes:
+    """Sizes as `models.load` stores a checkpoint of this config that comes in 16 bits; nothing is allocated."""
+    shapes = parts(Decoder(config))
+    known: dict[tuple[int, int, bool, bool], tuple[int, str]] = {}
+    linears = []
+    for name, shape in shapes.items():
+        if len(shape) != 2:
+            continue
+        rows, columns = shape
+        key = (rows, columns, f"{name}.bias" in shapes, name.endswith(EXACT))
+        if key not in known:
+            known[key] = _stored(*key)
+        linears.append(StoredLinear(name, rows, columns, *known[key], has_bias=key[2]))
+    norms = sum(4 * shape[0] for name, shape in shapes.items() if len(shape) == 1 and not name.endswith(".bias"))
+    return ModelSizes(config, tuple(linears), norms)
+
+
+def _stored(rows: int, columns: int, has_bias: bool, exact: bool) -> tuple[int, str]:
+    """Bytes and format of one matrix, from the format itself on a device that allocates nothing."""
+    weight = torch.empty(rows, columns, device="meta")
+    bias = torch.empty(rows, device="meta") if has_bias else None
+    dtype = torch.float32 if exact else torch.bfloat16
+    linear = DenseLinear.from_weight(weight, dtype, packed=not exact, bias=bias)
+    return linear.nbytes, linear.label

@@ -1,0 +1,58 @@
+"""Contexts to search in: real prose of the package, with sentences put between."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any
+
+from thrifty.errors import PromptError
+from thrifty.evaluation.text import prose
+
+CITIES = (
+    "Lisbon Oslo Cairo Lima Quito Turin Dakar Hanoi Perth Kyoto Bergen Tampa Leeds Nairobi Boston Denver Vienna Prague "
+    "Dublin Madrid Athens Havana Delhi Seoul Geneva Zagreb Warsaw Sydney Berlin Dallas Milan Munich Tokyo Rome Paris "
+    "London Naples Porto Lyon Seville"
+)
+NAMES = tuple(CITIES.split())
+SHORTEST, LONGEST = 40, 250  # characters of a sentence
+
+
+def sentences() -> list[str]:
+    """The sentences of the package's prose that are neither fragments nor monsters, in order."""
+    found = re.split(r"(?<=[.!?])\s+", prose())
+    return [one.strip() for one in found if SHORTEST <= len(one.strip()) <= LONGEST]
+
+
+class Haystack:
+    """Prose of a wanted number of tokens. Building one counts the tokens of every sentence."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.sentences = sentences()
+        self._tokenizer = tokenizer
+        self._sizes = [self.size(" " + one) for one in self.sentences]
+
+    def size(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self._tokenizer.encode(text, add_bos=False))
+
+    def context(self, chance: random.Random, room: int, needles: list[str]) -> str:
+        """Consecutive sentences from a random place with the needles at random places, at most `room` tokens.
+
+        Raises PromptError where the needles alone take more.
+        """
+        room -= sum(self.size(" " + needle) for needle in needles)
+        if room < 0:
+            raise PromptError(
+                f"{len(needles)} sentences to recall take {-room} tokens more than the context has; use a larger "
+                "--length"
+            )
+        place = chance.randrange(len(self.sentences))
+        body: list[str] = []
+        while self._sizes[place] <= room:
+            body.append(self.sentences[place])
+            room -= self._sizes[place]
+            place = (place + 1) % len(self.sentences)
+        for needle in needles:
+            body.insert(chance.randint(0, len(body)), needle)
+        return " ".join(body)

@@ -1,0 +1,47 @@
+"""Several questions over one shared context, the next unknown while one is answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from thrifty.evaluation.tasks._answering import Answering
+from thrifty.evaluation.tasks._framing import Frame, Mode
+from thrifty.evaluation.tasks._haystack import NAMES, Haystack
+from thrifty.evaluation.tasks.recall import LEAD, NEEDLE, QUESTION, secrets
+from thrifty.evaluation.tasks.task import Item, Tokens, Turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiTurn(Answering):
+    """SCBench's shared context (2412.10319, §3): the cache is compressed once, then asked `turns` times.
+
+    mode: aware puts the first question into what is compressed; the later ones are unknown in either. digits: of a
+    number.
+    """
+
+    name: ClassVar[str] = "multi-turn"
+    metric: ClassVar[str] = "share of numbers found, over the turns"
+
+    mode: Mode = "agnostic"
+    turns: Annotated[int, Field(ge=2, le=len(NAMES))] = 3
+    digits: Annotated[int, Field(ge=2, le=12)] = 4
+
+    def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
+        haystack, frame = Haystack(tokenizer), Frame.of(tokenizer)
+        return [self._item(haystack, frame, seed, number) for number in range(count)]
+
+    def _item(self, haystack: Haystack, frame: Frame, seed: int, number: int) -> Item:
+        chance = self.chance(seed, number)
+        facts = secrets(chance, self.turns, self.digits)
+        needles = [NEEDLE.format(name=name, number=found) for name, found in facts]
+        chance.shuffle(needles)
+        questions = [(QUESTION.format(name=name), LEAD.format(name=name)) for name, _ in facts]
+        around = len(frame.before) + (haystack.size(questions[0][0]) if self.mode == "aware" else 0)
+        context = haystack.context(chance, self.length - around, needles)
+        prompt, first = frame.first(context, *questions[0], self.mode)
+        fed: list[Tokens] = [first, *(frame.next(question, lead) for question, lead in questions[1:])]
+        turns = tuple(Turn(tokens, (expected,)) for tokens, (_, expected) in zip(fed, facts, strict=True))
+        return self.item(number, prompt, turns, self.room(prompt, turns))

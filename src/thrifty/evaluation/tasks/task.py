@@ -1,0 +1,130 @@
+"""What a task is: items made from a seed, and a score for what the model does with one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from thrifty.evaluation.forcing import Tables
+
+if TYPE_CHECKING:
+    from thrifty.engine.engine import Engine
+
+Tokens = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question. tokens: what is fed before the model answers, at least one. expected: what the answer must
+    hold, all of it for a score of 1. options: for tasks that choose, the token ids of every option.
+    """
+
+    tokens: Tokens
+    expected: tuple[str, ...] = ()
+    options: tuple[Tokens, ...] = ()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of a task, or several over one context.
+
+    identity: tells it from all other items, and changes with its content. prompt: token ids that are prefilled,
+    and compressed before anything is scored. turns: what follows. room: tokens that a run holds at most, prompt
+    and answers together. material: what else the task needs to grade it, JSON-ready.
+    """
+
+    identity: str
+    prompt: Tokens
+    turns: tuple[Turn, ...]
+    room: int
+    material: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What came of one item. score: 0 to 1. output: the model's words (or its choice). seconds: wall time.
+    expected: what was right. details: figures beside the score, JSON-ready.
+    """
+
+    task: str
+    item: str
+    score: float
+    output: str
+    seconds: float
+    expected: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Record:
+        """A record from `as_dict`, other keys left out. Raises KeyError, TypeError or ValueError where it is none."""
+        return cls(
+            task=str(values["task"]),
+            item=str(values["item"]),
+            score=float(values["score"]),
+            output=str(values["output"]),
+            seconds=float(values["seconds"]),
+            expected=str(values["expected"]),
+            details=dict(values["details"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """Base of all tasks. length: tokens of the compressed context, at most.
+
+    An item depends on seed and number alone, so the first ten of fifty are those of ten.
+    """
+
+    name: ClassVar[str]
+    metric: ClassVar[str]
+    writes: ClassVar[bool] = False  # whether `output` is text of the model's own
+
+    length: Annotated[int, Field(ge=16)] = 512
+
+    @abstractmethod
+    def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
+        """The first `count` items of a seed. Raises PromptError where the length leaves no room for one."""
+
+    @abstractmethod
+    def run(self, engine: Engine, item: Item, cache: Tables | None) -> Record:
+        """Score one item. cache: the recipe's cache tables, [] for the full cache, None for the engine's own.
+
+        Raises MeasurementError where the tables claim to compress and nothing compressed was read.
+        """
+
+    def compare(self, baseline: Engine, engine: Engine, item: Item, cache: Tables | None) -> tuple[Record, Record]:
+        """(the baseline's record, the recipe's). baseline: an engine of the uncompressed model, or the same one."""
+        return self.run(baseline, item, []), self.run(engine, item, cache)
+
+    @property
+    def label(self) -> str:
+        """The name with the options that differ from their defaults, as `parse` reads it; length left out."""
+        changed = [
+            f"{one.name}={getattr(self, one.name)}"
+            for one in fields(self)
+            if one.name != "length" and getattr(self, one.name) != one.default
+        ]
+        return ":".join([self.name, *changed])
+
+    def chance(self, seed: int, number: int) -> random.Random:
+        """The random numbers of one item."""
+        return random.Random(f"{self.name}/{seed}/{number}")
+
+    def item(
+        self, number: int, prompt: Tokens, turns: tuple[Turn, ...], room: int, material: Mapping[str, Any] | None = None
+    ) -> Item:
+        """An item, its identity made from its number and content."""
+        content = json.dumps([prompt, [[one.tokens, one.expected, one.options] for one in turns], material or {}])
+        digest = hashlib.sha256(content.encode()).hexdigest()[:10]
+        return Item(f"{number}-{digest}", prompt, turns, room, material or {})

@@ -1,0 +1,32 @@
+"""A model's config without its weights."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from thrifty.errors import CheckpointError, nearest
+from thrifty.models import hub
+from thrifty.models.config import ModelConfig
+from thrifty.models.embedded import MODELS
+from thrifty.models.huggingface import read_config
+
+
+def config_of(name_or_path: str | os.PathLike[str]) -> ModelConfig | None:
+    """The config of a Hugging Face folder or hub id; of a hub id only its config.json is fetched.
+
+    A folder needs no weights, only its config.json. None for GGUF files and embedded models, whose config lies in the
+    same file as the weights: load those. Raises CheckpointError for a name that means nothing, DownloadError where
+    the hub cannot be asked.
+    """
+    path, name = Path(name_or_path), os.fspath(name_or_path)
+    if path.is_dir():
+        return read_config(path)
+    if path.exists() or name in MODELS or ":" in name:
+        return None
+    if hub.is_hub_id(name):
+        return read_config(hub.fetch_config(name))
+    raise CheckpointError(
+        f"{name!r} is neither a directory nor a .gguf file, an embedded model or a hub id 'owner/name'. "
+        f"{nearest(name, MODELS)}"
+    )

@@ -1,0 +1,61 @@
+"""The bytes that a recipe's weight techniques will take, without compressing a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from thrifty.errors import RecipeError
+from thrifty.formats.linear import DenseLinear
+from thrifty.weights.structure import LinearInfo
+from thrifty.weights.technique import WeightTechnique
+
+TILE = 16  # rows; every packed format stores whole tiles of them
+
+
+class Predictor:
+    """Bytes and format of linears under `techniques`, the last of which that selects a linear decides.
+
+    A technique is asked to compress the first tile and the first two tiles of a random linear as wide as the real one:
+    what a format stores grows with the tiles of rows, beside what all rows share. Nothing but the bytes is looked at.
+    Raises RecipeError for a technique that needs calibration: its bytes are known once it ran.
+    """
+
+    def __init__(self, techniques: Sequence[WeightTechnique]) -> None:
+        for technique in techniques:
+            if technique.needs_calibration:
+                raise RecipeError(
+                    f"the bytes of technique '{technique.name}' are not known before it ran: it needs calibration. "
+                    "Leave it out of the recipe, or compress the model first."
+                )
+        self.techniques = tuple(techniques)
+        self._known: dict[tuple[int, str, int, bool], tuple[int, int, str]] = {}
+        self._samples: dict[tuple[int, int, bool], DenseLinear] = {}
+
+    def stored(self, name: str, rows: int, columns: int, *, bias: bool = False) -> tuple[int, str] | None:
+        """Bytes and format of the linear `name` [rows, columns]; None where no technique selects it."""
+        for index, technique in reversed(list(enumerate(self.techniques))):
+            info = LinearInfo(name, self._sample(TILE, columns, bias))
+            if technique.selects(info):
+                first, more, label = self._tiles(index, info, columns, bias)
+                missing = 4 * (TILE * -(-rows // TILE) - rows) if bias else 0  # a bias is not padded
+                return first + more * (-(-rows // TILE) - 1) - missing, label
+        return None
+
+    def _tiles(self, index: int, info: LinearInfo, columns: int, bias: bool) -> tuple[int, int, str]:
+        """Bytes of the first tile of rows and of every further one, and the format."""
+        key = (index, info.role, columns, bias)
+        if key not in self._known:
+            technique = self.techniques[index]
+            one = technique.compress(info, None)
+            two = technique.compress(LinearInfo(info.name, self._sample(2 * TILE, columns, bias)), None)
+            self._known[key] = (one.nbytes, two.nbytes - one.nbytes, one.label)
+        return self._known[key]
+
+    def _sample(self, rows: int, columns: int, bias: bool) -> DenseLinear:
+        key = (rows, columns, bias)
+        if key not in self._samples:
+            weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+            self._samples[key] = DenseLinear.from_weight(weight, bias=torch.zeros(rows) if bias else None)
+        return self._samples[key]

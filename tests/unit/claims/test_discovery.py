@@ -1,0 +1,67 @@
+"""A claim is a file named after its technique; nothing else lists it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from thrifty import claims, registry
+from thrifty.claims.harness.running import unclaimed
+from thrifty.errors import RecipeError
+
+BODY = """
+from thrifty.claims.harness.claim import Claim, Verdict
+
+class {name}(Claim):
+    paper, source, rule, minutes = "p", "s", "r", 0.1
+    def measure(self, context): return {{"x": 1.0}}
+    def judge(self, figures): return Verdict.HOLDS
+    def tell(self, figures): return "told"
+    def setting(self, figures): return "set"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose files count as claims too."""
+    monkeypatch.setattr(claims, "__path__", [*claims.__path__, str(tmp_path)])
+    return tmp_path
+
+
+def test_claims_are_the_files_and_every_one_belongs_to_a_technique() -> None:
+    package = Path(str(claims.__file__)).parent
+    files = {path.stem.replace("_", "-") for path in package.glob("*.py") if path.stem != "__init__"}
+    assert set(claims.names()) == files >= {"kivi", "h2o", "snapkv", "ada-kv", "streaming"}
+    techniques = {name for stage in registry.STAGES for name in registry.names(stage)}
+    assert files <= techniques
+    assert set(unclaimed()) == techniques - files
+
+
+@pytest.mark.parametrize("name", claims.names())
+def test_every_claim_says_what_the_paper_says_and_how_it_is_judged(name: str) -> None:
+    claim = claims.load(name)
+    assert claim.paper and claim.source and claim.rule
+    assert any(character.isdigit() for character in claim.paper)
+    assert 0 < claim.minutes <= 4
+
+
+def test_all_claims_together_take_at_most_twelve_minutes() -> None:
+    assert sum(claims.load(name).minutes for name in claims.names()) <= 12
+
+
+def test_a_new_file_is_a_new_claim(folder: Path) -> None:
+    (folder / "new_method.py").write_text(BODY.format(name="New"))
+    assert "new-method" in claims.names()
+    assert claims.load("new-method").paper == "p"
+
+
+def test_a_file_holds_one_claim(folder: Path) -> None:
+    (folder / "two_claims.py").write_text(BODY.format(name="One") + BODY.format(name="Two"))
+    with pytest.raises(RecipeError, match="must define one claim; it defines 2"):
+        claims.load("two-claims")
+
+
+def test_an_unknown_name_says_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="no claim is known of 'kvii'. Did you mean 'kivi'"):
+        claims.load("kvii")

@@ -1,0 +1,58 @@
+"""Verdicts follow from figures by each claim's rule, at the border and on both sides of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from thrifty import claims
+from thrifty.claims.harness.claim import Figures, Verdict, combined
+
+HOLDS, PARTLY, FAILS = Verdict.HOLDS, Verdict.PARTLY, Verdict.FAILS
+
+
+def kl(ours: list[float], theirs: list[float]) -> Figures:
+    figures: Figures = {"parts": len(ours)}
+    for part, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        figures |= {f"ada-kv_kl_{part}": one, f"snapkv_kl_{part}": other}
+    return figures
+
+
+CASES: list[tuple[str, Figures, Verdict]] = [
+    ("kivi", {"recovery_2": 12.74 / 13.50, "memory_ratio": 2.6}, HOLDS),
+    ("kivi", {"recovery_2": 0.943, "memory_ratio": 2.6}, PARTLY),
+    ("kivi", {"recovery_2": 1.0, "memory_ratio": 2.59}, PARTLY),
+    ("kivi", {"recovery_2": 0.9, "memory_ratio": 2.0}, FAILS),
+    ("h2o", {"recovery": 0.98, "kl": 0.1, "local_kl": 0.2}, HOLDS),
+    ("h2o", {"recovery": 0.97, "kl": 0.1, "local_kl": 0.2}, PARTLY),
+    ("h2o", {"recovery": 0.97, "kl": 0.2, "local_kl": 0.2}, FAILS),
+    ("snapkv", {"faster": 3.6, "smaller": 8.2, "recall": 1.0, "recall_4": 0.95}, HOLDS),
+    ("snapkv", {"faster": 3.5, "smaller": 8.2, "recall": 1.0, "recall_4": 0.95}, PARTLY),
+    ("snapkv", {"faster": 3.5, "smaller": 8.1, "recall": 1.0, "recall_4": 0.94}, FAILS),
+    ("snapkv", {"faster": 3.5, "smaller": 8.1, "recall": 0.0, "recall_4": 0.0}, FAILS),
+    ("ada-kv", kl([0.1, 0.1], [0.2, 0.2]), HOLDS),
+    ("ada-kv", kl([0.1, 0.3], [0.4, 0.2]), PARTLY),
+    ("ada-kv", kl([0.2, 0.2], [0.2, 0.2]), FAILS),
+    ("streaming", {"full": 10.0, "sinks": 11.0, "alone": 22.0}, HOLDS),
+    ("streaming", {"full": 10.0, "sinks": 11.1, "alone": 23.0}, PARTLY),
+    ("streaming", {"full": 10.0, "sinks": 10.5, "alone": 20.9}, PARTLY),
+    ("streaming", {"full": 10.0, "sinks": 12.0, "alone": 12.0}, FAILS),
+    ("rtn", {"rise": 0.107}, HOLDS),
+    ("rtn", {"rise": 0.2}, PARTLY),
+    ("rtn", {"rise": 0.22}, FAILS),
+]
+
+
+@pytest.mark.parametrize(("name", "figures", "expected"), CASES)
+def test_the_rule_decides(name: str, figures: Figures, expected: Verdict) -> None:
+    assert claims.load(name).judge(figures) is expected
+
+
+def test_every_claim_has_a_case_of_every_verdict() -> None:
+    for name in claims.names():
+        assert {verdict for case, _, verdict in CASES if case == name} == {HOLDS, PARTLY, FAILS}
+
+
+def test_parts_combine() -> None:
+    assert combined(True, True, True) is HOLDS
+    assert combined(False, True, False) is PARTLY
+    assert combined(False, False) is FAILS
