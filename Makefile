@@ -12,7 +12,7 @@ TESTS := OMP_NUM_THREADS=1 THRIFTY_THREADS=1 $(BIN)/python -m pytest
 .PHONY: demo test unit lint types imports sanitize browser benchmark peers docs clean
 
 demo: $(VENV)/.ready
-	$(BIN)/thrifty fit smollm2-135m --memory 150MB --context 4096 -o recipe.toml
+	$(BIN)/thrifty fit smollm2-135m --memory 150MB --context 4096 -o recipe.toml --report report.html
 	$(BIN)/thrifty bench smollm2-135m --recipe recipe.toml
 
 test: $(VENV)/.ready

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.frontier.choice import best as choose
-from thrifty.frontier.exam import DEFAULT_TASKS
+from thrifty.frontier.exam import DEFAULT_TASKS, ITEMS
 from thrifty.frontier.fit import Fit
 from thrifty.frontier.measurement import Measurement, Prediction
 from thrifty.frontier.question import Question
@@ -65,7 +65,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--state", type=Path, default=Path("fit_exhaustive.jsonl"))
     parser.add_argument("--fresh", action="store_true", help="forget what the state holds")
     parser.add_argument("--tasks", default=",".join(DEFAULT_TASKS))
-    parser.add_argument("--items", type=int, default=48)
+    parser.add_argument("--items", type=int, default=ITEMS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None)
     return parser.parse_args()

@@ -617,10 +617,10 @@ class SequenceCache:
 
     def _keep_window(self, layer: int, n: int) -> None:
         """A windowed layer's prompt: only whole pages that a later row can still see, each a segment."""
-        unseen = max(0, n - (self.model.windows[layer] or 0) + 1)
+        unseen = n - (self.model.windows[layer] or 0) + 1  # negative where a prefix hit is still seen
         if n > PAGE:
             scratch = self.spans[layer].pop()
-            self.spans[layer] += self.editor.pages(layer, scratch, unseen // PAGE * PAGE)
+            self.spans[layer] += self.editor.pages(layer, scratch, max(0, unseen) // PAGE * PAGE)
         self._drop_before(layer, self.length + unseen)
 
     def _after_prefill(self, layer: int, n: int) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from thrifty.evaluation.memory import import_baseline
 from thrifty.frontier import explain
 from thrifty.frontier.measurement import Measurement, on_frontier, only_predicted
-from thrifty.frontier.question import processor
 
 if TYPE_CHECKING:
     from thrifty.frontier.fit import Fit
@@ -40,6 +40,7 @@ def document(
         "model": model,
         "memory_bytes": question.memory,
         "context": question.context,
+        "import_baseline_bytes": import_baseline(),
         "measured_after_tokens": fit.prefix,
         "machine": _machine(fit),
         "versions": _versions(),
@@ -68,7 +69,7 @@ def _machine(fit: Fit) -> dict[str, Any]:
     machine = fit.workshop.machine()
     return {
         "name": machine.name,
-        "cpu": processor(),
+        "cpu": machine.title,
         "threads": fit.question.threads or torch.get_num_threads(),
         "bandwidth_gb_s": round(machine.bandwidth / 1e9, 1),
         "memory_bytes": machine.memory,

@@ -4,29 +4,36 @@ model's on the same items.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from thrifty.frontier import doors
+from thrifty.evaluation import scoring, tasks
+from thrifty.evaluation.tasks.task import Item, Record, Task
 from thrifty.frontier.candidates import Candidate
 from thrifty.frontier.measurement import Scored
+from thrifty.frontier.space import shortened
 from thrifty.frontier.state import State
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
 
-DEFAULT_TASKS = ("recall",)
-ITEMS = 24  # of every task
+DEFAULT_TASKS = ("recall", "choice")
+ITEMS = 12  # of every task
+LENGTH = 512  # tokens of an item's compressed context, unless the task says otherwise
 
 
 class Exam:
-    """tasks: by name. items: of each. seed: which items. Raises RecipeError for an unknown task."""
+    """names: tasks as `tasks.parse` reads them. items: of each. seed: which items. longest: tokens that a context may
+    have. Raises TaskError for an unknown task, PromptError where one has no room.
+    """
 
-    def __init__(self, tokenizer: Any, state: State, tasks: Sequence[str], items: int, seed: int) -> None:
+    def __init__(
+        self, tokenizer: Any, state: State, names: Sequence[str], items: int, seed: int, longest: int = LENGTH
+    ) -> None:
         self._state = state
-        self._tasks = [doors.load(name) for name in dict.fromkeys(tasks)]
-        self._items = {task.name: task.items(tokenizer, items, seed) for task in self._tasks}
+        found = [tasks.parse(name, length=min(LENGTH, longest)) for name in names]
+        self._tasks: dict[str, Task] = {task.label: task for task in found}
+        self._items = {label: task.items(tokenizer, items, seed) for label, task in self._tasks.items()}
 
     @property
     def names(self) -> list[str]:
@@ -35,50 +42,56 @@ class Exam:
 
     def complete(self, candidate: Candidate) -> bool:
         """Whether every item has its record."""
-        return not any(self._missing(candidate, task.name) for task in self._tasks)
+        return not any(self._missing(candidate, label) for label in self._tasks)
 
-    def take(self, engine: Engine, candidate: Candidate) -> None:
-        """Ask what was not asked yet. engine: one that holds the candidate's weights."""
-        for task in self._tasks:
-            missing = self._missing(candidate, task.name)
-            for record in doors.score(engine, task, missing, candidate.recipe.cache):
-                self._state.add("record", _key(candidate, task.name, record.item), dataclasses.asdict(record))
+    def take(self, engine: Engine, candidate: Candidate, full_prefix: int) -> None:
+        """Ask what was not asked yet. engine: one that holds the candidate's weights. full_prefix: the prompt that the
+        candidate's budgets in tokens are meant for; they shrink with the length of an item's context.
+
+        Raises MeasurementError where nothing of an item would be compressed.
+        """
+        for label, task in self._tasks.items():
+            scoring.check_room(engine, task, self._items[label])
+            cache = shortened(candidate, task.length / full_prefix).recipe.cache
+            for record in scoring.score(engine, task, self._missing(candidate, label), cache):
+                self._state.add("record", _key(candidate, label, record.item), record.as_dict())
 
     def scores(self, candidate: Candidate, base: Candidate) -> dict[str, Scored]:
         """Every task's score, and its recovery against the records of `base`."""
         found = {}
-        for task in self._tasks:
-            records, reference = self._records(candidate, task.name), self._records(base, task.name)
+        for label in self._tasks:
+            records, reference = self._records(candidate, label), self._records(base, label)
             if not records:
                 continue
             mean = sum(record.score for record in records) / len(records)
-            found[task.name] = Scored(mean, doors.recovery(records, reference), len(records))
+            recovery = scoring.recovery(records, reference) if reference else None
+            found[label] = Scored(mean, recovery, len(records))
         return found
 
     def undefined(self, base: Candidate) -> list[str]:
         """Tasks at which `base` scores nothing: no recovery can be told, so nothing is chosen by them."""
         found = []
-        for task in self._tasks:
-            records = self._records(base, task.name)
+        for label in self._tasks:
+            records = self._records(base, label)
             if records and not any(record.score for record in records):
-                found.append(task.name)
+                found.append(label)
         return found
 
     def seconds(self, candidate: Candidate) -> float:
         """What the candidate's records took."""
-        return sum(record.seconds for task in self._tasks for record in self._records(candidate, task.name))
+        return sum(record.seconds for label in self._tasks for record in self._records(candidate, label))
 
-    def _missing(self, candidate: Candidate, task: str) -> list[doors.Item]:
+    def _missing(self, candidate: Candidate, label: str) -> list[Item]:
         return [
             item
-            for item in self._items[task]
-            if self._state.find("record", _key(candidate, task, item.identity)) is None
+            for item in self._items[label]
+            if self._state.find("record", _key(candidate, label, item.identity)) is None
         ]
 
-    def _records(self, candidate: Candidate, task: str) -> list[doors.Record]:
-        held = [self._state.find("record", _key(candidate, task, item.identity)) for item in self._items[task]]
-        return [doors.Record(**values) for values in held if values is not None]
+    def _records(self, candidate: Candidate, label: str) -> list[Record]:
+        held = [self._state.find("record", _key(candidate, label, item.identity)) for item in self._items[label]]
+        return [Record.from_dict(values) for values in held if values is not None]
 
 
-def _key(candidate: Candidate, task: str, item: str) -> str:
-    return f"{task}|{item}|{candidate.key}"
+def _key(candidate: Candidate, label: str, item: str) -> str:
+    return f"{label}|{item}|{candidate.key}"

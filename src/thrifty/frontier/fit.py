@@ -56,7 +56,7 @@ class Fit:
         tokenizer, limit = question.model.tokenizer, question.model.config.context_length
         quality.passage(tokenizer, limit, last.prefix, last.scored, timed=last.timed)
         self.state = State(None, {}) if state is None else state
-        self.exam = Exam(tokenizer, self.state, question.tasks, question.items, question.seed)
+        self.exam = Exam(tokenizer, self.state, question.tasks, question.items, question.seed, self.prefix)
         self.pinned = {one.key for one in extra}
         self.candidates, self.off_grid = self._space(extra)
         self.predictions: dict[str, Prediction] = {}

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from thrifty.frontier import doors
+from thrifty.evaluation.cost import decode_seconds
+from thrifty.evaluation.sizes import ModelSizes
 from thrifty.frontier.candidates import Candidate
 from thrifty.frontier.measurement import Need, Prediction
 
 if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
     from thrifty.engine.engine import Engine
+    from thrifty.evaluation.machine import Machine
 
 ANSWER = 256  # tokens of a full context that are answer; what compresses prompts leaves them whole
 
@@ -23,16 +25,18 @@ def predict(engine: Engine, candidate: Candidate, context: int, batch: int = 1) 
     return _need(engine, candidate.recipe.techniques("cache"), context, batch)
 
 
-def prediction(engine: Engine, candidate: Candidate, context: int, batch: int, machine: doors.Machine) -> Prediction:
-    """Bytes as `predict`, and the roofline of a decode step."""
+def prediction(
+    engine: Engine, sizes: ModelSizes, candidate: Candidate, context: int, batch: int, machine: Machine
+) -> Prediction:
+    """Bytes as `predict`, and the roofline of a decode step. sizes: of the engine's model."""
     policies = candidate.recipe.techniques("cache")
     held = engine.memory.cache.footprint(policies, prompt_of(context), context).steady_bytes
     return Prediction(
         candidate,
         _need(engine, policies, context, batch),
-        doors.decode_seconds(engine.model, held, batch, machine),
+        decode_seconds(sizes, held, batch, machine),
         held,
-        doors.decode_seconds(engine.model, 0, 1, machine),
+        decode_seconds(sizes, 0, 1, machine),
     )
 
 

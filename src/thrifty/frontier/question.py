@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thrifty.errors import BudgetError, PromptError
 from thrifty.evaluation import quality
+from thrifty.evaluation.machine import cores, cpu_name
 from thrifty.frontier.candidates import Candidate
 from thrifty.frontier.exam import DEFAULT_TASKS, ITEMS
 
@@ -88,15 +87,5 @@ class Question:
             "seed": self.seed,
             "threads": self.threads,
             "native": self.native,
-            "machine": processor(),
+            "machine": f"{cpu_name()} × {cores()}",
         }
-
-
-def processor() -> str:
-    """The processor's name, and how many there are."""
-    import os
-
-    names = Path("/proc/cpuinfo")
-    lines = names.read_text().splitlines() if names.exists() else []
-    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(found, platform.processor() or platform.machine())} × {os.cpu_count()}"

@@ -4,16 +4,17 @@ already holds is not done again.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from thrifty.engine.engine import Engine
-from thrifty.evaluation import memory, quality
+from thrifty.evaluation import memory, quality, sizes
 from thrifty.evaluation.forcing import MeasurementError
+from thrifty.evaluation.machine import Machine, this_machine
 from thrifty.evaluation.speed import warm_up
-from thrifty.frontier import doors
 from thrifty.frontier.candidates import Candidate, grouped
 from thrifty.frontier.exam import Exam
 from thrifty.frontier.measurement import Prediction
@@ -54,19 +55,13 @@ class Workshop:
         self._threads, self._native = threads, native
         self._baseline: tuple[str, quality.Baseline] | None = None
 
-    def machine(self) -> doors.Machine:
+    def machine(self) -> Machine:
         """This machine as the state knows it, else measured: a search that goes on predicts as it did."""
         held = self.state.find("machine", "")
         if held is None:
-            machine = doors.this_machine(self._threads)
-            held = {
-                "name": machine.name,
-                "bandwidth": machine.bandwidth,
-                "rates": dict(machine.rates),
-                "memory": machine.memory,
-            }
+            held = dataclasses.asdict(this_machine(self._threads))
             self.state.add("machine", "", held)
-        return doors.Machine(**held)
+        return Machine(**held)
 
     def predictions(self, candidates: Sequence[Candidate], context: int, batch: int) -> Iterator[Prediction]:
         """Bytes and time of every candidate; each weights stage is loaded once, nothing is run."""
@@ -75,8 +70,9 @@ class Workshop:
             missing = [one for one in group if self.state.find("prediction", one.key) is None]
             if missing:
                 with self._engine(group[0]) as engine:
+                    stored = sizes.of_model(engine.model)
                     for one in missing:
-                        found = prediction(engine, one, context, batch, machine)
+                        found = prediction(engine, stored, one, context, batch, machine)
                         self.state.add("prediction", one.key, found.as_dict())
             self._count_loading(group[0])
             for one in group:
@@ -154,8 +150,12 @@ class Workshop:
                     self.state.add("run", key, values)
         elif self.state.find("run", key) is None:
             self.state.add("run", key, self._measured(engine, candidate, rung))
-        if rung.tasks and "error" not in self.state.find("run", key):
-            self.exam.take(engine, candidate)
+        if not rung.tasks or "error" in self.state.find("run", key):
+            return
+        try:
+            self.exam.take(engine, candidate, self.full_prefix)
+        except MeasurementError as error:
+            self.state.add("run", key, {"error": str(error), "seconds": self.seconds(candidate, rung)})
 
     def _measured(self, engine: Engine, candidate: Candidate, rung: Rung) -> Values:
         begin = time.perf_counter()

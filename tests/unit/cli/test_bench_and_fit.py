@@ -125,7 +125,7 @@ def test_fit_tells_all_that_a_report_needs(thrifty: Callable[..., Any], checkpoi
     assert [set(one) for one in report["answers"]] == [{"prompt", "baseline", "winner"}] * 3
     assert report["answers"][0]["prompt"] == "Hello" and report["why"] and report["date"]
     assert set(report["profile"]) == {"decode", "prefill"}
-    assert "recall" in report["candidates"][0]["tasks"] and report["undefined_tasks"] == ["recall"]
+    assert "recall" in report["candidates"][0]["tasks"] and report["undefined_tasks"] == ["recall", "choice"]
     assert all(isinstance(row["on_frontier"], bool) for row in report["candidates"])
 
 
@@ -165,11 +165,11 @@ def test_fit_says_what_is_short_where_nothing_is_good_enough(
 def test_fit_keeps_the_best_so_far_where_its_state_cannot_be_written(
     thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from thrifty.frontier.state import State
+    from thrifty.storage.journal import Journal
 
-    append, runs = State._append, []
+    append, runs = Journal.add, []
 
-    def full(self: State, value: Any) -> None:
+    def full(self: Journal, value: Any) -> None:
         runs.extend([value] if value.get("kind") == "run" else [])
         if len(runs) > 2:
             raise StorageError("the disk is full (0 MB free).")
@@ -178,13 +178,13 @@ def test_fit_keeps_the_best_so_far_where_its_state_cannot_be_written(
     out, state = tmp_path / "o.toml", tmp_path / "state.jsonl"
     words = ("fit", checkpoint, "--memory", "1GB", *FIT, "-o", out, "--state", state, "--prompt", "")
     with monkeypatch.context() as patch:
-        patch.setattr(State, "_append", full)
+        patch.setattr(Journal, "add", full)
         found = thrifty(*words)
     assert found.code == 1 and out.exists()
     assert "the disk is full (0 MB free). What was measured before is kept" in found.message
     assert thrifty(*words).code == 0
     other = thrifty("fit", checkpoint, "--memory", "1GB", *FIT[:-1], 2, "-o", out, "--state", state)
-    assert other.code == 1 and "its items is 1, not 2" in other.message
+    assert other.code == 1 and "items = 1; this run has 2" in other.message
 
 
 @pytest.mark.usefixtures("few_candidates")

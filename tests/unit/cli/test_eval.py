@@ -92,7 +92,7 @@ def test_ctrl_c_keeps_the_records_and_the_next_run_goes_on(
     assert again.code == 0 and len(ran) == 1 and ran[0] not in first
     assert [row["items"] for row in again.json()["tasks"]] == [2, 2]
     other = thrifty(*words, "--seed", 1)
-    assert other.code == 1 and "belong to a run with seed = 0; this run has 1" in other.message
+    assert other.code == 1 and "belongs to a run with seed = 0; this run has 1" in other.message
 
 
 def test_the_protocol_is_one_table(thrifty: Callable[..., Any], checkpoint: Path) -> None:

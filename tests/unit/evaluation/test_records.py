@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tests.killing import random_kills
 
 from thrifty.errors import StorageError
-from thrifty.evaluation import records as module
 from thrifty.evaluation.records import RecordFile
 from thrifty.evaluation.tasks.task import Record
+from thrifty.storage import journal
 
 SETTINGS = {"model": "m", "seed": 0, "length": 512, "recipe": {"cache": [{"technique": "kivi", "bits": 2}]}}
 
@@ -80,8 +80,8 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path, monkeypatch: py
 
     with RecordFile(path, SETTINGS) as file:
         file.add("baseline", record(0))
-        monkeypatch.setattr(module.os, "pwrite", full)
-        with pytest.raises(StorageError, match=r"No space left on device. The \d records so far are kept; make room"):
+        monkeypatch.setattr(journal.os, "pwrite", full)
+        with pytest.raises(StorageError, match=r"No space left on device. The \d lines so far are kept; make room"):
             for number in range(1, 9):
                 file.add("baseline", record(number))
         kept = len(file)
@@ -94,10 +94,10 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 1}, "belong to a run with seed = 0; this run has 1. Repeat that run's options"),
-        ({"model": "other"}, 'belong to a run with model = "m"; this run has "other"'),
-        ({"recipe": {}}, "belong to a run with recipe = "),
-        ({"extra": True}, "belong to a run with extra = null; this run has true"),
+        ({"seed": 1}, "belongs to a run with seed = 0; this run has 1. Repeat that run's options"),
+        ({"model": "other"}, 'belongs to a run with model = "m"; this run has "other"'),
+        ({"recipe": {}}, "belongs to a run with recipe = "),
+        ({"extra": True}, "belongs to a run with extra = null; this run has true"),
     ],
 )
 def test_a_file_of_other_settings_is_refused_by_name(tmp_path: Path, change: Any, message: str) -> None:
@@ -114,7 +114,7 @@ def test_a_foreign_file_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     for content in (b"my notes", b"my notes\n", b'{"format": "other"}\n', b"x"):
         path.write_bytes(content)
-        with pytest.raises(StorageError, match="holds no records of `thrifty eval` and is left alone"):
+        with pytest.raises(StorageError, match="holds no eval records of Thrifty.s and is left alone"):
             RecordFile(path, SETTINGS)
         assert path.read_bytes() == content
 
@@ -125,19 +125,19 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     for damage in ("not json", "{}", "[1]"):
         path.write_text("\n".join([*lines[:2], damage, *lines[3:]]) + "\n", encoding="utf-8")
-        with pytest.raises(StorageError, match="line 3 of the records .* is damaged: .* Delete that line"):
+        with pytest.raises(StorageError, match="line 3 of the eval records .* is damaged.*delete a damaged line"):
             RecordFile(path, SETTINGS)
 
 
 def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    with RecordFile(path, SETTINGS), pytest.raises(StorageError, match="another run is writing to the records"):
+    with RecordFile(path, SETTINGS), pytest.raises(StorageError, match="another run is using the eval records"):
         RecordFile(path, SETTINGS)
     write(path, 1)
 
 
 def test_a_file_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot open the records .*: No such file or directory"):
+    with pytest.raises(StorageError, match="cannot open the eval records .*: No such file or directory"):
         RecordFile(tmp_path / "nowhere" / "records.jsonl", SETTINGS)
-    with pytest.raises(StorageError, match="cannot open the records .*: Is a directory"):
+    with pytest.raises(StorageError, match="cannot open the eval records .*: Is a directory"):
         RecordFile(tmp_path, SETTINGS)

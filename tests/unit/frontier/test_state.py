@@ -64,7 +64,7 @@ def test_an_unfinished_last_line_is_cut_off(path: Path, rest: str) -> None:
 
 def test_a_state_whose_first_line_is_unfinished_starts_anew(path: Path) -> None:
     path.parent.mkdir()
-    path.write_text('{"form')
+    path.write_text('{"thrif')
     fill(path, 1)
     assert held(path) == 1
 
@@ -74,7 +74,9 @@ def test_damage_inside_is_named(path: Path, damage: str) -> None:
     fill(path, 2)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + damage + lines[2])
-    with pytest.raises(StorageError, match=r"state.jsonl: line 2 is damaged. Start it anew with --fresh"):
+    with pytest.raises(
+        StorageError, match=r"line 2 of the state of a search .*state.jsonl. is damaged.* Start it anew with --fresh"
+    ):
         State(path, QUESTION)
     with State(path, QUESTION, fresh=True) as state:
         assert len(state) == 0
@@ -83,9 +85,9 @@ def test_damage_inside_is_named(path: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"model": "xyz", "context": 2048}, "its model is 'abc', not 'xyz'"),
-        ({"model": "abc", "context": 64}, "its context is 2048, not 64"),
-        ({"model": "abc"}, "its context is 2048, not None"),
+        ({"model": "xyz", "context": 2048}, 'belongs to a run with model = "abc"; this run has "xyz"'),
+        ({"model": "abc", "context": 64}, "belongs to a run with context = 2048; this run has 64"),
+        ({"model": "abc"}, "belongs to a run with context = 2048; this run has null"),
     ],
 )
 def test_a_state_of_another_question_is_refused_with_what_differs(
@@ -101,13 +103,13 @@ def test_a_state_of_another_question_is_refused_with_what_differs(
 def test_a_file_of_something_else_is_left_alone(path: Path) -> None:
     path.parent.mkdir()
     path.write_text(json.dumps({"a": 1}) + "\n")
-    with pytest.raises(StorageError, match="not the state of a search"):
+    with pytest.raises(StorageError, match="holds no state of a search of Thrifty.s"):
         State(path, QUESTION)
     assert json.loads(path.read_text()) == {"a": 1}
 
 
 def test_two_searches_do_not_share_a_state(path: Path) -> None:
-    with State(path, QUESTION), pytest.raises(StorageError, match="another search is using this state"):
+    with State(path, QUESTION), pytest.raises(StorageError, match="another run is using the state of a search"):
         State(path, QUESTION)
     assert held(path) == 0
 
@@ -115,15 +117,15 @@ def test_two_searches_do_not_share_a_state(path: Path) -> None:
 def test_a_full_disk_is_named_and_loses_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = State(path, QUESTION)
     state.add("run", "0", {"value": 0, "text": "ünï"})
-    write = os.write
+    write = os.pwrite
 
-    def half(file: int, data: bytes) -> int:
+    def half(file: int, data: bytes, place: int) -> int:
         if len(data) > 5:
-            return write(file, data[:5])
+            return write(file, data[:5], place)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "write", half)
-    with pytest.raises(StorageError, match="the disk is full"):
+    monkeypatch.setattr(os, "pwrite", half)
+    with pytest.raises(StorageError, match="No space left on device"):
         state.add("run", "1", {"value": 1, "text": "ünï"})
     assert state.find("run", "1") is not None, "still known to this search"
     monkeypatch.undo()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -61,9 +63,8 @@ class Kivi(CachePolicy):
         heads: list[int | None] = [None] if kv.uniform else list(range(kv.kv_heads))
         for head in heads:
             limit = kv.count(head or 0) - self.residual
-            for stretch in kv.stretches(head or 0):
-                if not stretch.quantised and stretch.stop - stretch.start >= TOKEN_GROUP:
-                    self._split(edits, stretch, limit, layer.index, head)
+            for stretch in _exact(kv.stretches(head or 0)):
+                self._split(edits, stretch, limit, layer.index, head)
         return edits
 
     def after_decode(self, layers: list[LayerView], stats: list[Stats]) -> Edits | None:
@@ -103,6 +104,16 @@ class Kivi(CachePolicy):
             if stretch.stop <= -self.residual and stretch.stop - stretch.start >= TOKEN_GROUP:
                 found.append((stretch.start, stretch.stop or None))
         return found[::-1]
+
+
+def _exact(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
+    """The stretches in full precision that together hold at least a group where they follow one another: the same
+    whether a prompt lies in one piece or in pages that a prefix hit brought.
+    """
+    for quantised, found in itertools.groupby(stretches, key=lambda stretch: stretch.quantised):
+        run = list(found)
+        if not quantised and run[-1].stop - run[0].start >= TOKEN_GROUP:
+            yield from run
 
 
 def _heads(view: LayerView) -> range:

@@ -59,11 +59,13 @@ def command(
         typer.Option(
             metavar="NAME,NAME,...",
             rich_help_panel=SEARCH,
+            show_default="recall,choice",
             help="Tasks that recovery is measured on, beside next-token accuracy; empty for none.",
         ),
     ] = None,
     items: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=SEARCH, help="Questions of every task. Default: 24.")
+        int | None,
+        typer.Option(min=1, rich_help_panel=SEARCH, show_default="12", help="Questions of every task."),
     ] = None,
     seed: Annotated[
         int, typer.Option(rich_help_panel=SEARCH, help="Which questions, and who wins between equals.")
@@ -164,12 +166,10 @@ def _finish(
     if report is not None:
         _write_report(report, found, as_json)
     if as_json:
-        from thrifty.evaluation.memory import import_baseline
-
         answers = found["answers"]
         answer = answers[0]["winner"] if answers else ""
         written = str(out) if best is not None else None
-        more = {"import_baseline_bytes": import_baseline(), "recipe_file": written, "answer": answer}
+        more = {"recipe_file": written, "answer": answer}
         output.json_line(found | more)
     if best is None:
         from thrifty.frontier.explain import why_nothing
@@ -180,11 +180,9 @@ def _finish(
 
 
 def _write_report(path: Path, found: dict[str, Any], quiet: bool) -> None:
-    import importlib
-
+    from thrifty.frontier.report import render
     from thrifty.models.cache_directory import storage_errors, write_text
 
-    render = importlib.import_module("thrifty.frontier.report").render
     with storage_errors(path.resolve().parent):
         write_text(path.resolve(), render(found))
     if not quiet:
