@@ -219,8 +219,8 @@ def quality_of(values: dict[str, Any] | None) -> Quality | None:
 
 
 def on_frontier(row: Measurement, rows: list[Measurement]) -> bool:
-    """Whether no other servable row is at least as good in bytes, divergence and decode speed, and better in
-    one.
+    """Whether no other servable row is at least as good in bytes, divergence and the time of a decode step, and better
+    in one. Time is the prediction at the budget's context, since rungs measure after different numbers of tokens.
     """
     return row.candidate.servable and not any(_dominates(other, row) for other in rows if other is not row)
 
@@ -228,6 +228,9 @@ def on_frontier(row: Measurement, rows: list[Measurement]) -> bool:
 def _dominates(one: Measurement, other: Measurement) -> bool:
     if not one.candidate.servable:
         return False
-    ours = (one.need.peak, one.kl, -one.decode_rate)
-    theirs = (other.need.peak, other.kl, -other.decode_rate)
+    ours, theirs = _costs(one), _costs(other)
     return all(a <= b for a, b in zip(ours, theirs, strict=True)) and ours != theirs
+
+
+def _costs(row: Measurement) -> tuple[float, float, float]:
+    return (row.need.peak, row.kl, row.predicted if row.predicted is not None else 1 / row.decode_rate)

@@ -83,7 +83,8 @@ def plot(document: Document) -> Plot | None:
     scored = sum(value is not None for value in recovery)
     views = {"recovery": _recovery_view(rows, needs, recovery)} if scored else {}
     views["kl"] = _kl_view(rows, needs, kl)
-    fastest = max((row.decode_rate or 0.0 for row in rows), default=0.0) or 1.0
+    rates = comparable_rates(document)
+    fastest = max(rates) or 1.0
     largest = max(budget, document.baseline.need_peak_bytes if document.baseline else 0) * 1.05
     aside = [not row.servable or row.need_peak_bytes > largest for row in rows]
     return Plot(
@@ -92,11 +93,21 @@ def plot(document: Document) -> Plot | None:
         budget=budget,
         bytes=needs,
         kinds=[_kind(document, index) for index in range(len(rows))],
-        radii=[round(max(SMALLEST, LARGEST * math.sqrt((row.decode_rate or 0.0) / fastest)), 2) for row in rows],
+        radii=[round(max(SMALLEST, LARGEST * math.sqrt(rate / fastest)), 2) for rate in rates],
         aside=aside,
         views=views,
-        default="recovery" if scored >= min(3, len(rows)) else "kl",
+        default="recovery" if 2 * scored >= sum(row.measured for row in rows) else "kl",
     )
+
+
+def comparable_rates(document: Document) -> list[float]:
+    """Tokens a second by row, of one context: predicted where all rows are, since short measurements ran after fewer
+    tokens than long ones; else as measured.
+    """
+    predicted = [row.predicted_decode_tok_s for row in document.candidates]
+    if all(rate is not None for rate in predicted):
+        return [rate or 0.0 for rate in predicted]
+    return [row.decode_rate or 0.0 for row in document.candidates]
 
 
 def recoveries(document: Document) -> list[float | None]:

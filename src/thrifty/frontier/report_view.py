@@ -82,7 +82,7 @@ def row(document: Document, index: int, kind: str) -> Row:
         recovery_cell(candidate, candidate is document.baseline),
         _kl_cell(candidate),
         Cell(f"{quality.top1.value:.1%}", quality.top1.value) if quality else Cell(NONE),
-        _decode_cell(candidate),
+        _decode_cell(candidate, max((one.measured_after_tokens or 0 for one in document.candidates), default=0)),
         Cell(f"{candidate.prefill_tok_s:,.0f}", candidate.prefill_tok_s) if candidate.prefill_tok_s else Cell(NONE),
         Cell(format_size(candidate.need_steady_bytes), candidate.need_steady_bytes),
     ]
@@ -115,9 +115,12 @@ def _kl_cell(candidate: Candidate) -> Cell:
     return Cell(nats(candidate.quality.kl.value), candidate.quality.kl.value)
 
 
-def _decode_cell(candidate: Candidate) -> Cell:
+def _decode_cell(candidate: Candidate, longest: int) -> Cell:
+    """longest: tokens after which the furthest rows were measured; a shorter run says after how many it was."""
     if candidate.decode_tok_s is not None:
-        return Cell(f"{candidate.decode_tok_s:,.0f}", candidate.decode_tok_s)
+        after = candidate.measured_after_tokens or longest
+        note = f"after {after:,}" if after < longest else ""
+        return Cell(f"{candidate.decode_tok_s:,.0f}", candidate.decode_tok_s, note)
     if candidate.predicted_decode_tok_s is None:
         return Cell(NONE)
     predicted = candidate.predicted_decode_tok_s
