@@ -56,6 +56,7 @@ class Candidate(_Part):
     need_peak_bytes: Amount
     need_steady_bytes: Amount
     weights_bytes: Amount
+    measured_after_tokens: int | None = None
     prefill_tok_s: float | None = None
     decode_tok_s: float | None = None
     predicted_decode_tok_s: float | None = None

@@ -13,6 +13,7 @@ import pytest
 
 from thrifty.errors import StorageError
 from thrifty.evaluation import roofline
+from thrifty.frontier.report import render
 from thrifty.frontier.space import off_grid, space
 from thrifty.models.embedded import MODELS
 from thrifty.recipe import Recipe
@@ -127,6 +128,8 @@ def test_fit_tells_all_that_a_report_needs(thrifty: Callable[..., Any], checkpoi
     assert set(report["profile"]) == {"decode", "prefill"}
     assert "recall" in report["candidates"][0]["tasks"] and report["undefined_tasks"] == ["recall", "choice"]
     assert all(isinstance(row["on_frontier"], bool) for row in report["candidates"])
+    page = render(report)
+    assert all(row["recipe"].split("(")[0] in page for row in report["candidates"])
 
 
 @pytest.mark.usefixtures("few_candidates")

@@ -143,6 +143,20 @@ def test_recovery_that_has_no_value_is_said_to_be_undefined(document: dict[str, 
     assert plot is not None and plot.default == "kl" and list(plot.views) == ["kl"]
 
 
+def test_short_measurements_say_so_and_speed_is_drawn_for_one_context(document: dict[str, Any]) -> None:
+    for row in document["candidates"]:
+        row["measured_after_tokens"] = 1024 if row["stage"] == "divergence" else 1790
+        row["predicted_decode_tok_s"] = 100.0
+    found = read(document)
+    notes = [report_view.row(found, index, "other").cells[5].note for index in range(len(found.candidates))]
+    stages = [row.stage for row in found.candidates]
+    assert {note for note, stage in zip(notes, stages, strict=True) if stage == "divergence"} == {"after 1,024"}
+    assert {note for note, stage in zip(notes, stages, strict=True) if stage == "tasks"} == {""}
+    assert set(report_plot.comparable_rates(found)) == {100.0}
+    document["candidates"][0]["predicted_decode_tok_s"] = None
+    assert len(set(report_plot.comparable_rates(read(document)))) > 1, "not all are predicted: as measured"
+
+
 def test_the_next_step_is_said_once(document: dict[str, Any]) -> None:
     document["why"].append("The next step up is as shipped, which needs 150.3 MB: KL 0 instead of 0.0075 nats.")
     assert Page(report.render(document)).text.count("The next step up") == 1
