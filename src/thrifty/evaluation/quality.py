@@ -180,7 +180,7 @@ def measure(engine: Engine, baseline: Baseline, cache: Tables, *, compresses: bo
     number.
     """
     passage = baseline.passage
-    timer, scores = _Timer(passage), _Scores()
+    timer, scores = _Timer(passage), Scores()
     rows = baseline.rows()
     for step in _steps(engine, passage, cache, timer):
         if compresses and not (step.evidence and step.evidence.compressed):
@@ -190,8 +190,7 @@ def measure(engine: Engine, baseline: Baseline, cache: Tables, *, compresses: bo
                 "Use a longer prefix, or a smaller budget in the recipe."
             )
         assert step.logits is not None, "the run asked for logits"
-        with dispatch.one_torch_thread():
-            scores.add(next(rows), step.logits, passage.answer[step.index])
+        scores.add(next(rows), step.logits, passage.answer[step.index])
     return timer.run(scores.quality())
 
 
@@ -206,7 +205,11 @@ def _steps(engine: Engine, passage: Passage, cache: Tables, timer: _Timer) -> It
             yield step
 
 
-class _Scores:
+class Scores:
+    """Of every scored token: KL(baseline ‖ this) in nats, whether both have the same first choice, whether each has the
+    token that came, and the negative log-likelihood of that.
+    """
+
     def __init__(self) -> None:
         self.kl: list[float] = []
         self.same: list[bool] = []
@@ -215,8 +218,12 @@ class _Scores:
         self.nll: list[float] = []
 
     def add(self, reference: Tensor, logits: Tensor, target: int) -> None:
-        p, q = torch.log_softmax(reference.double(), 0), torch.log_softmax(logits.double(), 0)
-        kl = float((p.exp() * (p - q)).sum())
+        """One more. reference, logits: [vocabulary]. On one thread: torch's others would go on spinning in the next
+        step's way. Raises MeasurementError where a prediction is not a number.
+        """
+        with dispatch.one_torch_thread():
+            p, q = torch.log_softmax(reference.double(), 0), torch.log_softmax(logits.double(), 0)
+            kl = float((p.exp() * (p - q)).sum())
         if not math.isfinite(kl):
             raise MeasurementError(f"the prediction of scored token {len(self.kl)} is not a number")
         best, baseline_best = int(logits.argmax()), int(reference.argmax())
@@ -227,6 +234,7 @@ class _Scores:
         self.nll.append(-float(q[target]))
 
     def quality(self) -> Quality:
+        """The means, with their intervals."""
         return Quality(
             kl=mean_interval(torch.tensor(self.kl)),
             top1=mean_interval(torch.tensor(self.same)),
