@@ -80,7 +80,9 @@ def _keep(sequence: SequenceCache, layer: int, indices: Sequence[Tensor]) -> Non
     counts = sequence.sealed_counts(layer)
     for head, (chosen, count) in enumerate(zip(per_head, counts, strict=True)):
         _check_slots(chosen, count, f"layer {layer}, head {head}")
-    sequence.replace_spans(layer, sequence.editor.keep(layer, sequence.spans[layer], per_head))
+    evicts = any(len(chosen) < count for chosen, count in zip(per_head, counts, strict=True))
+    together = evicts and sequence.collector.prefilling
+    sequence.replace_spans(layer, sequence.editor.keep(layer, sequence.spans[layer], per_head, together=together))
     sequence.collector.keep(layer, per_head, counts)
 
 

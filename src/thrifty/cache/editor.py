@@ -87,8 +87,14 @@ class Editor:
         spans: Sequence[Span],
         indices: Sequence[Tensor],
         substitutions: dict[int, Substitution] | None = None,
+        *,
+        together: bool = False,
     ) -> list[Span]:
-        """Evict all slots but `indices[head]`; where given, exchange the contents of some that stay."""
+        """Evict all slots but `indices[head]`; where given, exchange the contents of some that stay.
+
+        together: what stays of spans in full precision becomes one, whole spans included, so that a prompt that a
+        prefix hit brought in pages is left as one that came in a piece.
+        """
         changes = substitutions or {}
         first = [0] * self.model.kv_heads
         dropped: list[Span] = []
@@ -110,14 +116,15 @@ class Editor:
                     if changed and span.segment.quantised:
                         raise RecipeError(QUANTISED_MERGE)
                     first[head] += count
-                if empty or (not whole):
+                stays = whole and (not together or span.segment.quantised)
+                if not stays:
                     dropped.append(span)
                 if empty:
                     continue
-                if whole or span.segment.quantised:
+                if stays or span.segment.quantised:
                     result += self._gather(layer, batch, changes)
                     batch = []
-                    result += [span] if whole else self._punch(layer, span, part.chosen)
+                    result += [span] if stays else self._punch(layer, span, part.chosen)
                 else:
                     batch.append(part)
             result += self._gather(layer, batch, changes)

@@ -105,6 +105,17 @@ def test_a_prefix_hit_is_the_same_as_none(model: Model, make_engine: Any, cache:
     assert private.usage.cached_tokens == 0
 
 
+@pytest.mark.parametrize("cache", ["streaming", "snapkv", "snapkv + kivi", "kivi, none exact"])
+@pytest.mark.parametrize("length", [400, 440])
+def test_a_prefix_hit_that_ends_inside_what_is_kept(packed: Model, make_engine: Any, cache: str, length: int) -> None:
+    without = run(make_engine(packed, prefix_tree=False), make(length, "greedy", cache))
+    engine = make_engine(packed)
+    engine.submit(Request(prompt=text_tokens(length, length), sampling=SamplingParameters(max_tokens=3))).result()
+    handle = engine.submit(make(length, "greedy", cache))
+    same(list(handle), without)
+    assert handle.usage.cached_tokens >= 320, "snapkv computes the rows that its queries come from again"
+
+
 def test_samples_are_the_same_as_alone(model: Model, make_engine: Any) -> None:
     alone = run(make_engine(model), make(200, "seeded"))
     events = run(make_engine(model), make(200, "seeded", samples=3))
