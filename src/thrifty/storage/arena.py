@@ -53,11 +53,6 @@ class Run:
         self.reservation = reservation
         self.stripes = stripes
 
-    @property
-    def bytes(self) -> Tensor:
-        """A run of one piece as uint8 [nbytes]."""
-        return self.pieces[0]
-
     def address_of(self, piece: int) -> int:
         """Memory address of a piece."""
         return self.address + piece * self.stride

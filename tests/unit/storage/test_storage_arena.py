@@ -20,13 +20,13 @@ def test_runs_are_page_aligned_zeroed_and_apart() -> None:
     arena = Arena(Ledger(), reserve=MEGABYTE)
     first, second = arena.allocate(10, "cache"), arena.allocate(5000, "cache")
     assert first.address % arena.page == 0 and first.nbytes == arena.page and second.nbytes == 2 * arena.page
-    assert not first.bytes.any()
-    first.bytes.fill_(7)
-    assert not second.bytes.any()
-    assert first.bytes.data_ptr() == first.address
+    assert not first.pieces[0].any()
+    first.pieces[0].fill_(7)
+    assert not second.pieces[0].any()
+    assert first.pieces[0].data_ptr() == first.address
     arena.free(first)
     again = arena.allocate(10, "cache")
-    assert again.address == first.address and not again.bytes.any(), "a freed page comes back as zeros"
+    assert again.address == first.address and not again.pieces[0].any(), "a freed page comes back as zeros"
 
 
 def test_resident_memory_follows_the_ledger_within_two_percent() -> None:
@@ -39,7 +39,7 @@ def test_resident_memory_follows_the_ledger_within_two_percent() -> None:
             arena.free(runs.pop(choose.randrange(len(runs))))
         else:
             run = arena.allocate(choose.randrange(1, 300_000), "cache")
-            run.bytes.fill_(1)
+            run.pieces[0].fill_(1)
             runs.append(run)
     assert arena.used == ledger.current
     assert abs(arena.resident() - ledger.current) <= 0.02 * ledger.current
@@ -55,7 +55,7 @@ def test_process_memory_falls_with_the_ledger() -> None:
     runs = [arena.allocate(25 * MEGABYTE, "cache") for _ in range(10)]
     assert process_memory() - before < 10 * MEGABYTE, "what was not written takes no memory"
     for run in runs:
-        run.bytes.fill_(1)
+        run.pieces[0].fill_(1)
     held = process_memory() - before
     assert abs(held - ledger.current) < 0.05 * ledger.current
     for run in runs[::2]:
@@ -213,4 +213,4 @@ def test_runs_share_memory_with_native_addresses() -> None:
     arena = Arena(Ledger(), reserve=MEGABYTE)
     run = arena.allocate(64, "cache")
     ctypes.memset(run.address, 5, 64)
-    assert torch.equal(run.bytes[:64], torch.full((64,), 5, dtype=torch.uint8))
+    assert torch.equal(run.pieces[0][:64], torch.full((64,), 5, dtype=torch.uint8))

@@ -3,6 +3,25 @@
 
 namespace thrifty::THRIFTY_ISA {
 
+#if !defined(THRIFTY_ROWS)
+THRIFTY_INLINE void store_first(float* p, V v, int count) {
+  float t[kLanes];
+  store(t, v);
+  for (int i = 0; i < count; i++) p[i] = t[i];
+}
+// Lane r: the largest lane of x[r], or the sum of its lanes.
+template <int R> THRIFTY_INLINE V reduce_rows_max(const V* x) {
+  float t[kLanes] = {};
+  for (int r = 0; r < R; r++) t[r] = reduce_max(x[r]);
+  return load(t);
+}
+template <int R> THRIFTY_INLINE V reduce_rows_add(const V* x) {
+  float t[kLanes] = {};
+  for (int r = 0; r < R; r++) t[r] = reduce_add(x[r]);
+  return load(t);
+}
+#endif
+
 // e^x for x <= 88, relative error below 2e-7 (range reduction by ln 2 in two parts, then degree 6 with near-minimax
 // coefficients); 0 far below.
 THRIFTY_INLINE V exponential_bounded(V x) {

@@ -51,22 +51,6 @@ THRIFTY_INLINE float reduce_add(V x) {
   h = _mm_add_ps(h, _mm_movehl_ps(h, h));
   return _mm_cvtss_f32(_mm_add_ss(h, _mm_movehdup_ps(h)));
 }
-THRIFTY_INLINE void store_first(float* p, V v, int count) {
-  float t[kLanes];
-  store(t, v);
-  for (int i = 0; i < count; i++) p[i] = t[i];
-}
-// Lane r: the largest lane of x[r], or the sum of its lanes.
-template <int R> THRIFTY_INLINE V reduce_rows_max(const V* x) {
-  float t[kLanes] = {};
-  for (int r = 0; r < R; r++) t[r] = reduce_max(x[r]);
-  return load(t);
-}
-template <int R> THRIFTY_INLINE V reduce_rows_add(const V* x) {
-  float t[kLanes] = {};
-  for (int r = 0; r < R; r++) t[r] = reduce_add(x[r]);
-  return load(t);
-}
 THRIFTY_INLINE uint16_t float_to_half(float x) { return (uint16_t)_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 THRIFTY_INLINE V load_half(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};

@@ -33,6 +33,7 @@ THRIFTY_INLINE V absolute(V a) { return _mm512_abs_ps(a); }
 THRIFTY_INLINE V round_even(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 THRIFTY_INLINE float reduce_max(V a) { return _mm512_reduce_max_ps(a); }
 THRIFTY_INLINE float reduce_add(V a) { return _mm512_reduce_add_ps(a); }
+#define THRIFTY_ROWS 1  // its own store_first and reductions of rows; elementwise.hpp has those of the others
 THRIFTY_INLINE void store_first(float* p, V v, int count) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1u), v); }
 // Lane r: all lanes of x[r] put together with `join`, R <= 8, in an order that does not depend on r.
 template <int R, class Join> THRIFTY_INLINE V reduce_rows(const V* x, Join join) {

@@ -69,22 +69,6 @@ THRIFTY_INLINE float half_to_float(uint16_t h) {
   std::memcpy(&f, &bits, 4);
   return f;
 }
-THRIFTY_INLINE void store_first(float* p, V v, int count) {
-  float t[kLanes];
-  store(t, v);
-  for (int i = 0; i < count; i++) p[i] = t[i];
-}
-// Lane r: the largest lane of x[r], or the sum of its lanes.
-template <int R> THRIFTY_INLINE V reduce_rows_max(const V* x) {
-  float t[kLanes] = {};
-  for (int r = 0; r < R; r++) t[r] = reduce_max(x[r]);
-  return load(t);
-}
-template <int R> THRIFTY_INLINE V reduce_rows_add(const V* x) {
-  float t[kLanes] = {};
-  for (int r = 0; r < R; r++) t[r] = reduce_add(x[r]);
-  return load(t);
-}
 THRIFTY_INLINE uint16_t float_to_half(float x) {
   uint32_t u;
   std::memcpy(&u, &x, 4);
