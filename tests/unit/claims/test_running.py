@@ -57,7 +57,7 @@ def test_every_row_is_on_disk_when_it_is_given(
 ) -> None:
     fakes(monkeypatch)
     page = tmp_path / "claims.md"
-    for count, row in enumerate(Reproduction(context, NAMES, page).rows(), start=1):
+    for count, row in enumerate(Reproduction(lambda name: context, NAMES, page).rows(), start=1):
         held = records.read(records.record_of(page))
         assert len(held) == count and held[row.technique] == row
         assert page.read_text().count("**holds**") == count
@@ -73,10 +73,10 @@ def test_an_interrupted_run_keeps_what_was_finished(
     fakes(monkeypatch, h2o=interrupted)
     page = tmp_path / "claims.md"
     with pytest.raises(KeyboardInterrupt):
-        list(Reproduction(context, NAMES, page).rows())
+        list(Reproduction(lambda name: context, NAMES, page).rows())
     assert set(records.read(records.record_of(page))) == {"ada-kv"}
     fakes(monkeypatch)
-    list(Reproduction(context, ["kivi"], page).rows())
+    list(Reproduction(lambda name: context, ["kivi"], page).rows())
     assert set(records.read(records.record_of(page))) == {"ada-kv", "kivi"}
 
 
@@ -87,10 +87,10 @@ def test_rows_that_another_run_adds_meanwhile_stay(
 
     def another_run() -> None:
         fakes(monkeypatch)
-        list(Reproduction(context, ["kivi"], page).rows())
+        list(Reproduction(lambda name: context, ["kivi"], page).rows())
 
     fakes(monkeypatch, h2o=another_run)
-    list(Reproduction(context, ["h2o"], page).rows())
+    list(Reproduction(lambda name: context, ["h2o"], page).rows())
     assert set(records.read(records.record_of(page))) == {"h2o", "kivi"}
 
 
@@ -101,7 +101,7 @@ def test_a_claim_that_cannot_be_measured_does_not_stop_the_others(
         raise PromptError("this context holds 4096")
 
     fakes(monkeypatch, ada_kv=refuse)
-    run = Reproduction(context, NAMES, tmp_path / "claims.md")
+    run = Reproduction(lambda name: context, NAMES, tmp_path / "claims.md")
     assert [row.technique for row in run.rows()] == ["h2o", "kivi"]
     assert run.failed == {"ada-kv": "this context holds 4096"}
 
@@ -112,7 +112,7 @@ def test_no_claim_begins_that_would_end_too_late(
     fakes(monkeypatch)
     clock = iter([0.0, 0.0, 0.0, 60.0, 61.0, 61.0, 61.0, 61.0])
     monkeypatch.setattr(running.time, "monotonic", lambda: next(clock))
-    run = Reproduction(context, NAMES, tmp_path / "claims.md", minutes=2.0)
+    run = Reproduction(lambda name: context, NAMES, tmp_path / "claims.md", minutes=2.0)
     assert [row.technique for row in run.rows()] == ["ada-kv"]
     assert run.left_out == ["h2o", "kivi"]
 
@@ -175,3 +175,18 @@ def test_needles_are_in_the_text_and_asked_for_at_its_end(context: Context) -> N
     places = [tokenizer.decode(one.prompt).index(one.answer) / len(one.prompt) for one in made]
     assert places[0] < 0.4 and places[-1] > 0.5 and len({one.answer for one in made}) == 4
     assert made == needles(tokenizer, 600, 4) != needles(tokenizer, 600, 4, seed=1)
+
+
+def test_a_claim_is_measured_with_its_own_model_unless_another_is_named(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes(monkeypatch)
+    asked: list[str] = []
+
+    def contexts(name: str) -> Context:
+        asked.append(name)
+        return context
+
+    list(Reproduction(contexts, ["kivi"], tmp_path / "claims.md").rows())
+    list(Reproduction(contexts, ["kivi"], tmp_path / "claims.md", model="other").rows())
+    assert asked == [Claim.model, "other"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,13 +30,15 @@ def unclaimed() -> dict[str, str]:
 class Reproduction:
     """A run of claims. Iterate `rows`; what came before an interruption is on disk.
 
-    page: where results go, the record beside it. minutes: claims that would not end before are left out; None: no
-    bound. left_out: for lack of time. failed: claims that could not be measured, with the reason.
+    contexts: by the name of a model; who made it closes what it opened. page: where results go, the record beside it.
+    model: None for each claim's own. minutes: claims that would not end before are left out; None: no bound. left_out:
+    for lack of time. failed: claims that could not be measured, with the reason.
     """
 
-    context: Context
+    contexts: Callable[[str], Context]
     names: Sequence[str]
     page: Path
+    model: str | None = None
     minutes: float | None = None
     left_out: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -49,9 +51,10 @@ class Reproduction:
             if self.minutes is not None and (time.monotonic() - started) / 60 + claim.minutes > self.minutes:
                 self.left_out.append(name)
                 continue
-            self.context.say(f"{name} (about {claim.minutes:g} minutes on two quiet cores)")
             try:
-                row = self._row(name, claim)
+                context = self.contexts(self.model or claim.model)
+                context.say(f"{name} (about {claim.minutes:g} minutes on two quiet cores)")
+                row = self._row(name, claim, context)
             except ThriftyError as error:
                 self.failed[name] = str(error)
                 continue
@@ -60,9 +63,9 @@ class Reproduction:
             records.write(merged(kept, row), self.page, unclaimed())
             yield row
 
-    def _row(self, name: str, claim: Claim) -> Row:
+    def _row(self, name: str, claim: Claim, context: Context) -> Row:
         before = time.monotonic()
-        outcome = claim.run(self.context)
+        outcome = claim.run(context)
         return Row(
             technique=name,
             paper=claim.paper,

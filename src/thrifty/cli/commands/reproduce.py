@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from thrifty.claims.harness.running import Reproduction
 
 EXAMPLE = "thrifty reproduce kivi"
-MODEL = "smollm2-135m"
 
 
 def command(
@@ -28,7 +29,10 @@ def command(
     minutes: Annotated[
         float | None, typer.Option(min=0.0, show_default="no bound", help="Begin no claim that would end later.")
     ] = None,
-    model: Annotated[str, typer.Option(metavar="MODEL", help="The model to measure with.")] = MODEL,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", show_default="each claim's own", help="The model to measure with."),
+    ] = None,
     out: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="The page of results; a .json is kept beside it.")
     ] = Path("docs/claims.md"),
@@ -89,7 +93,7 @@ def _of_recipe(path: Path) -> list[str]:
 
 def _run(
     wanted: list[str],
-    model: str,
+    model: str | None,
     out: Path,
     minutes: float | None,
     threads: int | None,
@@ -101,11 +105,16 @@ def _run(
     from thrifty.claims.harness.running import Reproduction
     from thrifty.models.loading import load
 
-    with output.waiting(f"loading {model}"):
-        loaded = load(model, threads=threads, native=native)
     rows: list[Row] = []
-    with Context(loaded, model, threads=threads, native=native, say=output.note) as context:
-        run = Reproduction(context, wanted, out, minutes)
+    with ExitStack() as opened:
+
+        @functools.cache
+        def context(name: str) -> Context:
+            with output.waiting(f"loading {name}"):
+                loaded = load(name, threads=threads, native=native)
+            return opened.enter_context(Context(loaded, name, threads=threads, native=native, say=output.note))
+
+        run = Reproduction(context, wanted, out, model, minutes)
         try:
             for row in run.rows():
                 rows.append(row)
