@@ -20,6 +20,7 @@ from thrifty.cache.tiers import Tiers
 from thrifty.errors import RecipeError
 from thrifty.formats import kv, kv_batch
 from thrifty.formats.kv import PAGE
+from thrifty.kernels import dispatch
 from thrifty.storage.ledger import Reservation
 
 QUANTISED_MERGE = (
@@ -259,32 +260,39 @@ class Editor:
             for group in groups:
                 segment = self.new((layer,), group, counts[group[0]], format)
                 made.append(Span(segment, segment.tokens))
-                segment.set_positions([self._fill(segment, layer, head, parts, changes.get(head)) for head in group])
+                moved = not changes and _moved(segment, layer, parts)
+                segment.set_positions(
+                    [self._fill(segment, layer, head, parts, changes.get(head), moved) for head in group]
+                )
         except BaseException:
             _release(made)
             raise
         return made
 
-    def _fill(self, segment: Segment, layer: int, head: int, parts: list[_Part], change: Substitution | None) -> Tensor:
-        """Write one head's chosen slots; returns their positions."""
+    def _fill(
+        self, segment: Segment, layer: int, head: int, parts: list[_Part], change: Substitution | None, moved: bool
+    ) -> Tensor:
+        """Write one head's chosen slots; returns their positions. moved: keys and values are there already."""
         start = 0
         positions = []
         for part in parts:
             chosen = part.chosen.get(head)
             if chosen is None or not len(chosen):
                 continue
-            keys, values, where, bias = _chosen(part.span, layer, head, chosen)
-            if change is not None:
-                keys, values = keys.float(), values.float()
-                bias = _substitute(keys, values, bias, chosen + part.first[head], change)
-            segment.write(layer, head, start, keys, values)
+            bias = _chosen_bias(part.span, layer, head, chosen)
+            if not moved:
+                keys, values = _chosen(part.span, layer, head, chosen)
+                if change is not None:
+                    keys, values = keys.float(), values.float()
+                    bias = _substitute(keys, values, bias, chosen + part.first[head], change)
+                segment.write(layer, head, start, keys, values)
             if bias is not None:
                 whole = torch.zeros(start + len(bias))
                 if segment.bias is not None:
                     whole[:start] = segment.bias[0, segment.heads.index(head), :start]
                 whole[start:] = bias
                 segment.set_bias(layer, head, whole)
-            positions.append(where)
+            positions.append(part.span.segment.positions_of(head, part.span.tokens)[chosen])
             start += len(chosen)
         return torch.cat(positions)
 
@@ -391,15 +399,33 @@ def _first_keys(span: Span, source: int) -> tuple[Tensor, Tensor]:
     return keys, old.positions_of(old.heads[0], span.tokens)
 
 
-def _chosen(span: Span, layer: int, head: int, slots: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Some slots of one head of a full-precision span, in its own dtype: keys, values [n, d], positions, bias."""
-    segment, source = span.segment, span.layer(layer)
-    keys, values = kv_batch.plain(segment.slab(source, head)[None], segment.format, segment.capacity, segment.head_dim)
-    bias = None
-    if segment.bias is not None:
-        bias = segment.bias[segment.layers.index(source), segment.heads.index(head)][slots]
-    rows = keys[0].transpose(1, 2).flatten(0, 1)[slots]
-    return rows, values[0][slots], segment.positions_of(head, span.tokens)[slots], bias
+def _moved(segment: Segment, layer: int, parts: list[_Part]) -> bool:
+    """Put the chosen slots of all heads into a new segment by native code; False where it cannot."""
+    if any(part.span.segment.format != segment.format for part in parts):
+        return False
+    heads = []
+    for head in segment.heads:
+        sources = [
+            (part.span.segment.slab(part.span.layer(layer), head), part.span.segment.capacity, part.chosen[head])
+            for part in parts
+            if len(part.chosen.get(head, ()))
+        ]
+        heads.append((segment.slab(layer, head), segment.capacity, sources))
+    return dispatch.gather(heads, kv.FORMATS.index(segment.format), segment.head_dim)
+
+
+def _chosen(span: Span, layer: int, head: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Some slots of one head of a full-precision span, in its own dtype: keys, values [n, d]."""
+    segment = span.segment
+    slab = segment.slab(span.layer(layer), head)[None]
+    keys, values = kv_batch.plain(slab, segment.format, segment.capacity, segment.head_dim)
+    return keys[0].transpose(1, 2).flatten(0, 1)[slots], values[0][slots]
+
+
+def _chosen_bias(span: Span, layer: int, head: int, slots: Tensor) -> Tensor | None:
+    """Logit biases fp32 [n] of some slots of one head, None where the span has none."""
+    segment = span.segment
+    return None if segment.bias is None else bias_row(segment, segment.bias, span.layer(layer), head)[slots]
 
 
 def _inside(indices: Tensor, first: int, stop: int) -> Tensor:

@@ -6,7 +6,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Protocol
@@ -205,6 +205,35 @@ def compress(
     one = (source.data_ptr(), source.stride(0), source_format, source_capacity)
     other = (target.data_ptr(), target.stride(0), target_format, target_capacity)
     return bool(module.compress(*one, *other, len(source), head_dim, first_page, tokens))
+
+
+Chosen = tuple[Tensor, int, Tensor]
+"""Some slots of one head: a slab uint8 [slab bytes], its capacity, and the slots int64 [n]."""
+
+
+def gather(heads: Sequence[tuple[Tensor, int, Sequence[Chosen]]], format: int, head_dim: int) -> bool:
+    """Chosen slots of full-precision slabs → the front of other slabs of the same format (ids: formats/kv.py).
+
+    heads: (target uint8 [slab bytes], its capacity, what it is made of). False, with nothing written, where native code
+    is off or does not take these slabs.
+    """
+    module = native()
+    if module is None:
+        return False
+    slabs = [slab for target, _, parts in heads for slab in (target, *(source for source, _, _ in parts))]
+    if any(slab.data_ptr() % 64 or slab.stride(0) != 1 for slab in slabs):
+        return False
+    rows = []
+    kept = []  # until native code has read them
+    for target, capacity, parts in heads:
+        kept.append([slots.contiguous() for _, _, slots in parts])
+        chosen = [
+            (source.data_ptr(), size, slots.data_ptr(), len(slots))
+            for (source, size, _), slots in zip(parts, kept[-1], strict=True)
+        ]
+        rows.append((target.data_ptr(), capacity, chosen))
+    module.gather(rows, format, head_dim)
+    return True
 
 
 def check(tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...], copy: bool = False) -> Tensor:

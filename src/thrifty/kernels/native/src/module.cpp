@@ -11,6 +11,7 @@
 
 #include "attend.hpp"
 #include "compress_driver.hpp"
+#include "gather.hpp"
 #include "isa.hpp"
 #include "linear.hpp"
 #include "measure.hpp"
@@ -152,6 +153,15 @@ NB_MODULE(_native, m) {
           nb::gil_scoped_release released;
           return compress({from, from_stride, (Format)from_format, from_capacity}, {to, to_stride, (Format)to_format, to_capacity}, count, dim, first_page, tokens);
         }, "from_"_a, "from_stride"_a, "from_format"_a, "from_capacity"_a, "to"_a, "to_stride"_a, "to_format"_a, "to_capacity"_a, "count"_a, "dim"_a, "first_page"_a, "tokens"_a);
+  m.def("gather", [](const std::vector<std::tuple<uintptr_t, int, std::vector<std::tuple<uintptr_t, int, uintptr_t, int>>>>& heads, int format, int dim) {
+          std::vector<Gathering> all;
+          for (const auto& [target, capacity, parts] : heads) {
+            Gathering& one = all.emplace_back(Gathering{target, capacity, {}});
+            for (const auto& [address, size, slots, count] : parts) one.parts.push_back({address, size, slots, count});
+          }
+          nb::gil_scoped_release released;
+          gather(all, (Format)format, dim);
+        }, "heads"_a, "format"_a, "dim"_a, "heads: (target, capacity, [(address, capacity, address of int64 slots, count)]).");
 
   nb::class_<View>(m, "View", "Spans that one sequence attends to, by layer and KV head. Holds addresses only: the caller keeps the memory.")
       .def(nb::init<int, int, int>(), "layers"_a, "kv_heads"_a, "head_dim"_a)
