@@ -210,7 +210,9 @@ def test_refusals_say_what_is_wrong() -> None:
         kv.write("int4g16", torch.zeros(kv.slab_bytes("int4g16", 64, 64), dtype=torch.uint8), 64, 64, 8, keys, values)
     with pytest.raises(KernelError, match="'bf16' holds numbers, not codes; formats of codes: int8"):
         kv.codes("bf16")
-    with pytest.raises(KernelError, match="no key-value format of 8 bits in groups of 16; there are 8 bits in groups of 32"):
+    with pytest.raises(
+        KernelError, match="no key-value format of 8 bits in groups of 16; there are 8 bits in groups of 32"
+    ):
         kv.code_format(8, 16)
     with pytest.raises(KernelError, match=r"64\.\.96 do not fit a segment of 64"):
         kv.write("int4", slab, 64, 64, 64, keys, values)
