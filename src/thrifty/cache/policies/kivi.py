@@ -31,8 +31,8 @@ CARD = Card(
     claim="2 bits: 2.6 times less peak memory, weights included; Llama-2-7B GSM8K 13.50 to 12.74",
     limits=(
         (
-            "the residual moves by pages of 64: `residual` exact tokens, and up to 127 more than its whole pages hold, keys "
-            "and values alike (the paper: keys n mod R, values exactly the newest R, one token at a time)"
+            "the residual moves by pages of 64: `residual` exact tokens, and up to 127 more than its whole pages hold, "
+            "keys and values alike (the paper: keys n mod R, values exactly the newest R, one token at a time)"
         ),
         "a segment of fewer tokens than a group (attention sinks, the end of a prompt) stays exact",
         "groups of 64 and 128, which the paper measures too, have no format; 16 has none at 8 bits",
@@ -45,7 +45,8 @@ CARD = Card(
 class Kivi(CachePolicy):
     """bits 4, 2 (or 8): codes of what is older than the newest `residual` tokens. x = scale·code + minimum (§3.1).
 
-    group: tokens (keys, per channel) and channels (values, per token) that share a scale; the paper's G. residual: its R.
+    group: tokens (keys, per channel) and channels (values, per token) that share a scale, the paper's G; residual is
+    its R.
     """
 
     bits: Literal[2, 4, 8] = 2

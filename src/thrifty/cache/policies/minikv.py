@@ -31,11 +31,15 @@ CARD = Card(
     ),
     claim="the KV cache 86 % smaller at over 98.5 % of the quality (Llama-2-7B-chat, LongBench 34.65 of 35.19)",
     limits=(
-        "generated tokens move by pages of 64: where several tokens are accepted at once, those behind the last page's "
-        "border wait for the next 128",
+        (
+            "generated tokens move by pages of 64: where several tokens are accepted at once, those behind the last "
+            "page's border wait for the next 128"
+        ),
         "all kept tokens become codes; the paper leaves the last n mod 16 exact, which would take a page a layer",
-        "one set of slots a KV head: the sums of a query group are reduced by `group` (the paper has one query head a "
-        "KV head)",
+        (
+            "one set of slots a KV head: the sums of a query group are reduced by `group` (the paper has one query "
+            "head a KV head)"
+        ),
         "needs column sums: attention goes over the prompt's keys a second time",
         "a second prompt in the same sequence chooses among its own tokens; what is in codes already stays",
     ),
@@ -91,12 +95,7 @@ class Minikv(CachePolicy):
             return edits
         heads = range(kv.kv_heads)
         coded = [_coded(kv, head) for head in heads]
-        kept = [
-            torch.cat(
-                (torch.arange(coded[head]), coded[head] + self._chosen(layer, stats.column_sums[head], coded[head]))
-            )
-            for head in heads
-        ]
+        kept = [self._chosen(layer, sums, first) for sums, first in zip(stats.column_sums, coded, strict=True)]
         if any(len(kept[head]) < kv.count(head) for head in heads):
             edits.keep(kept, layer=layer.index)
         if len(set(coded)) == 1:
@@ -133,12 +132,13 @@ class Minikv(CachePolicy):
         return max(1, int(self.recent * count))
 
     def _chosen(self, layer: LayerInfo, sums: Tensor, first: int) -> Tensor:
-        """Sorted slots, counted from `first`, of what is kept of the slots from there on. sums: [group, slots]."""
+        """Sorted slots: the first `first`, and what is kept of the others. sums: [group, slots]."""
         count = sums.shape[1] - first
         every = layer.model.layers_with(None)
         heavy = int(self.heavy_share(every.index(layer.index), len(every)) * count)
         recent = self._recent(count)
-        return heavy_and_recent(reduce_group(sums[:, first:], self.group), count, heavy + recent, recent)
+        chosen = heavy_and_recent(reduce_group(sums[:, first:], self.group), count, heavy + recent, recent)
+        return torch.cat((torch.arange(first), first + chosen))
 
     def _gathered(self, view: LayerView, head: int) -> list[tuple[int, int | None]]:
         """All of a head's exact stretches once they hold `residual` slots, counted from its end, oldest first."""
