@@ -16,8 +16,8 @@ from thrifty.kernels.reference import attention as reference
 from thrifty.kernels.reference.packing import unpack_lanes
 
 MIXED = (
-    ("int8", 256, 256), ("int4", 100, 128), ("bf16", 64, 64), ("int2", 192, 192), ("f32", 64, 64), ("int2g16", 137, 192),
-    ("int4g16", 50, 64), ("bf16", 290, 320),
+    ("int8", 256, 256), ("int4", 100, 128), ("bf16", 64, 64), ("int2", 192, 192), ("f32", 64, 64),
+    ("int2g16", 137, 192), ("int4g16", 50, 64), ("bf16", 290, 320),
 )  # fmt: skip
 SHAPES = [(64, 3, 3), (128, 1, 2), (256, 4, 1), (64, 7, 1), (192, 2, 1)]  # head_dim, group, kv_heads
 
