@@ -34,7 +34,7 @@ def main() -> None:
     pages = KV_HEADS * options.slots // kv.PAGE
     found = {name: round(seconds(name, options.slots) / pages * 1e9, 1) for name in kv.FORMATS}
     for name, nanoseconds in found.items():
-        print(f"{name:6} {nanoseconds:8.1f} ns a page")
+        print(f"{name:8} {nanoseconds:8.1f} ns a page")
     print(json.dumps({"slots": options.slots, "threads": options.threads, "ns_per_page": found}))
 
 

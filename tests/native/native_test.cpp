@@ -122,7 +122,7 @@ void test_attention(int dim, int group, int kv_heads, int window, float softcap)
   std::vector<Exact> memory;
   std::vector<float> bias = floats(64);
   for (int head = 0; head < kv_heads; head++)
-    for (auto [format, tokens, capacity] : {std::tuple{Format::int8, 130, 192}, {Format::f32, 5, 64}, {Format::int4, 64, 64}, {Format::int2, 33, 64}, {Format::bf16, 300, 320}}) {
+    for (auto [format, tokens, capacity] : {std::tuple{Format::int8, 130, 192}, {Format::f32, 5, 64}, {Format::int4, 64, 64}, {Format::int2, 33, 64}, {Format::int2g16, 70, 128}, {Format::int4g16, 17, 64}, {Format::bf16, 300, 320}}) {
       memory.push_back(slab(format, capacity, dim));
       view.push(0, head, memory.back().address(), tokens, capacity, (int)format, capacity == 64 ? (uintptr_t)bias.data() : 0, true);
     }

@@ -142,7 +142,7 @@ class Edits:
     def store(
         self, start: int, stop: int | None, format: str, *, layer: int | None = None, head: int | None = None
     ) -> Edits:
-        """Hold slots start..stop as `format` ("f32", "bf16", "int8", "int4", "int2"; "": as they are, but cut)."""
+        """Hold slots start..stop as `format` (one of `formats.kv.FORMATS`; "": as they are, but cut)."""
         if stop is None or stop > start:
             self.operations.append(Store(layer, head, start, stop, format))
         return self

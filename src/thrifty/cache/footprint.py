@@ -88,11 +88,12 @@ def _layer_bytes(
 
 
 def _between(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int) -> int:
-    """What the first policy leaves of a layer while a later one rewrites it."""
+    """What the first policy leaves of a layer while it is rewritten: by a later one, or by itself as codes."""
     acting = [policy for policy in policies if policy.compresses]
-    if len(acting) < 2:
+    first = acting[0]
+    if len(acting) < 2 and not (first.quantises and first.kept(prompt, 0) < prompt):
         return 0
-    return pages_bytes(model, model.format, acting[0].kept(prompt, 0) + 2 * PAGE, 1, ragged=acting[0].ragged)
+    return pages_bytes(model, model.format, first.widest(prompt) + 2 * PAGE, 1, ragged=first.ragged)
 
 
 def _plain(model: ModelInfo, prompt: int, total: int) -> Footprint:

@@ -179,9 +179,14 @@ class CachePolicy:
         return None
 
     def kept(self, prompt: int, generated: int = 0) -> int:
-        """Upper bound of a head's sealed slots (mean over a layer's heads) after a prompt of `prompt` tokens and
-        `generated` more, just before the next `after_decode`."""
+        """Upper bound of a head's sealed slots (mean over heads and global layers) after a prompt of `prompt` tokens
+        and `generated` more, just before the next `after_decode`."""
         return prompt + generated
+
+    def widest(self, prompt: int) -> int:
+        """Upper bound of a head's slots (mean over heads) in any one layer when a prompt has been compressed: more than
+        `kept`, the mean over layers, where layers keep different numbers."""
+        return self.kept(prompt, 0)
 
     def stored(self, slots: int) -> dict[str, int]:
         """How many of a head's `slots` lie in which format, at worst; "" stands for the format they had."""

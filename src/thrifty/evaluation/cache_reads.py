@@ -95,10 +95,11 @@ def _compressed(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -
     if quantiser is not None:
         bounds = quantiser.stored(slots)
         name = next(one for one in bounds if one)
-        # What stays exact is the residual and up to a page more, half of that on average.
-        codes = max(0, bounds[name] - PAGE // 2) // PAGE * PAGE
+        codes = bounds[name]
+        if codes < slots:  # what stays exact is the residual and up to a page more, half of that on average
+            codes = max(0, codes - PAGE // 2) // PAGE * PAGE
     exact = slots - codes
     nbytes = -(-exact // PAGE) * info.kv_heads * kv.slab_bytes(info.format, PAGE, info.head_dim)
     if codes:
-        nbytes += codes // PAGE * info.kv_heads * kv.slab_bytes(name, PAGE, info.head_dim)
+        nbytes += -(-codes // PAGE) * info.kv_heads * kv.slab_bytes(name, PAGE, info.head_dim)
     return LayerCache(slots, nbytes)

@@ -1,15 +1,16 @@
-"""Key-value segments: the bytes of one head's tokens in five formats, and the view that cache policies read.
+"""Key-value segments: the bytes of one head's tokens in any format, and the view that cache policies read.
 
 A head's slab holds four arrays, each 64-byte aligned, for a capacity C of whole 64-token pages:
 
     f32, bf16   keys [C/64][d][64] (channel-major inside a page), values [C][d]; no parameters
-    int8/4/2    key codes [C/64][64·d·bits/8] (rows: channels, lanes: the page's tokens; `packing.pack_lanes`),
-                key parameters fp16 [C/64][2][2][d] (scale and minimum of each half page, per channel),
+    codes       key codes [C/64][64·d·bits/8] (rows: channels, lanes: the page's tokens; `packing.pack_lanes`),
+                key parameters fp16 [C/64][2][64/g][d] (scale and minimum of each group of g tokens, per channel),
                 value codes [C/64][64·d·bits/8] (rows: the page's tokens, lanes: channels),
-                value parameters fp16 [C/64][2][d/32][64] (scale and minimum per 32 channels and token)
+                value parameters fp16 [C/64][2][d/g][64] (scale and minimum per g channels and token)
 
-x = scale·code + minimum, as KIVI (arXiv 2402.02750, §3.1): keys per channel over 32 tokens, values per token
-over 32 channels. Quantised formats pad head_dim d to a multiple of 64.
+x = scale·code + minimum, keys per channel over g tokens, values per token over g channels: g = 32 in int8, int4 and
+int2, as KIVI (arXiv 2402.02750, §3.1), 16 in int4g16 and int2g16, as MiniKV (arXiv 2411.18077). Quantised
+formats pad head_dim d to a multiple of 64.
 """
 
 from __future__ import annotations
@@ -25,13 +26,27 @@ from thrifty.kernels.reference import affine
 from thrifty.kernels.reference.packing import PACK, pack_lanes, padded, unpack_lanes
 
 PAGE = 64
-TOKEN_GROUP = 32
-CHANNEL_GROUP = 32
 ALIGNMENT = 64
-FORMATS = ("f32", "bf16", "int8", "int4", "int2")  # a format's position is its id in native code
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-_BITS = {"int8": 8, "int4": 4, "int2": 2}
+
+
+@dataclass(frozen=True)
+class Codes:
+    """How a quantised format stores numbers. group: neighbours that share a scale and a minimum, a divisor of 64."""
+
+    bits: int
+    group: int
+
+
+_CODES = {
+    "int8": Codes(8, 32),
+    "int4": Codes(4, 32),
+    "int2": Codes(2, 32),
+    "int4g16": Codes(4, 16),
+    "int2g16": Codes(2, 16),
+}
+FORMATS = (*_DTYPES, *_CODES)  # a format's position is its id in native code
 
 
 class KVView(Protocol):
@@ -76,7 +91,23 @@ def is_quantised(format: str) -> bool:
     """Whether the format stores codes with parameters. Raises KernelError for an unknown format."""
     if format not in FORMATS:
         raise KernelError(f"no key-value format '{format}'. {nearest(format, FORMATS)}")
-    return format in _BITS
+    return format in _CODES
+
+
+def codes(format: str) -> Codes:
+    """Bits and group of a quantised format. Raises KernelError for any other."""
+    if not is_quantised(format):
+        raise KernelError(f"format '{format}' holds numbers, not codes; formats of codes: {', '.join(_CODES)}")
+    return _CODES[format]
+
+
+def code_format(bits: int, group: int) -> str:
+    """The format of codes with these bits and group. Raises KernelError where there is none, naming those there are."""
+    for name, found in _CODES.items():
+        if found == Codes(bits, group):
+            return name
+    known = ", ".join(f"{one.bits} bits in groups of {one.group}" for one in _CODES.values())
+    raise KernelError(f"no key-value format of {bits} bits in groups of {group}; there are {known}")
 
 
 def stored_dim(format: str, head_dim: int) -> int:
@@ -93,10 +124,10 @@ def offsets(format: str, capacity: int, head_dim: int) -> Offsets:
         raise KernelError(f"head_dim {head_dim} must be a positive even number")
     dimension = stored_dim(format, head_dim)
     if quantised:
-        codes = capacity * dimension * _BITS[format] // 8
-        key_parameters = capacity // TOKEN_GROUP * dimension * 2 * 2
-        value_parameters = capacity * (dimension // CHANNEL_GROUP) * 2 * 2
-        sizes = (codes, key_parameters, codes, value_parameters)
+        how = codes(format)
+        size = capacity * dimension * how.bits // 8
+        parameters = capacity // how.group * dimension * 2 * 2
+        sizes = (size, parameters, size, parameters)
     else:
         plain = capacity * dimension * _DTYPES[format].itemsize
         sizes = (plain, 0, plain, 0)
@@ -115,8 +146,8 @@ def write(format: str, slab: Tensor, capacity: int, head_dim: int, start: int, k
     """Store tokens start..start+n−1 of one head into `slab`, uint8 [slab_bytes], in place.
 
     keys, values: [n, head_dim], any float dtype. f32 and bf16 append anywhere. Quantised formats write whole
-    groups: `start` is a multiple of 32, and a last group of fewer than 32 tokens takes its scales from those
-    tokens alone (it cannot be appended to). Raises KernelError for a wrong shape or range, NaN or infinity.
+    groups: `start` is a multiple of the format's group, and a last group of fewer tokens takes its scales from those
+    alone (it cannot be appended to). Raises KernelError for a wrong shape or range, NaN or infinity.
     """
     where = _arrays(format, slab, capacity, head_dim)
     count = len(keys)
@@ -129,13 +160,14 @@ def write(format: str, slab: Tensor, capacity: int, head_dim: int, start: int, k
     if not is_quantised(format):
         _write_plain(where, start, keys, values)
         return
-    if start % TOKEN_GROUP:
-        raise KernelError(f"format {format} is written in groups of {TOKEN_GROUP} tokens: start {start} is inside one")
+    how = codes(format)
+    if start % how.group:
+        raise KernelError(f"format {format} is written in groups of {how.group} tokens: start {start} is inside one")
     affine.require_finite(keys, "keys")
     affine.require_finite(values, "values")
     if count:
-        _write_keys(where, _BITS[format], start, keys.detach().float())
-        _write_values(where, _BITS[format], start, values.detach().float())
+        _write_keys(where, how, start, keys.detach().float())
+        _write_values(where, how, start, values.detach().float())
 
 
 def read(
@@ -151,8 +183,8 @@ def read(
     if not is_quantised(format):
         keys = where.keys[pages].to(torch.float32, copy=True).transpose(1, 2).reshape(-1, head_dim).contiguous()
         return keys[inside], where.values[start:stop].to(torch.float32, copy=True)
-    bits = _BITS[format]
-    keys, values = _read_keys(where, bits, pages), _read_values(where, bits, pages)
+    how = codes(format)
+    keys, values = _read_keys(where, how, pages), _read_values(where, how, pages)
     return keys[inside, :head_dim], values[inside, :head_dim]
 
 
@@ -185,12 +217,13 @@ def _arrays(format: str, slab: Tensor, capacity: int, head_dim: int) -> _Arrays:
         dtype, empty = _DTYPES[format], slab[:0]
         keys = array(at.key_codes, dtype, pages, dimension, PAGE)
         return _Arrays(keys, empty, array(at.value_codes, dtype, capacity, dimension), empty)
-    width = PAGE * dimension * _BITS[format] // 8
+    how = codes(format)
+    width = PAGE * dimension * how.bits // 8
     return _Arrays(
         array(at.key_codes, torch.uint8, pages, width),
-        array(at.key_parameters, torch.float16, pages, 2, 2, dimension),
+        array(at.key_parameters, torch.float16, pages, 2, PAGE // how.group, dimension),
         array(at.value_codes, torch.uint8, pages, width),
-        array(at.value_parameters, torch.float16, pages, 2, dimension // CHANNEL_GROUP, PAGE),
+        array(at.value_parameters, torch.float16, pages, 2, dimension // how.group, PAGE),
     )
 
 
@@ -213,52 +246,53 @@ def _grow(tensor: Tensor, rows: int, columns: int) -> Tensor:
     return torch.cat((tensor, tensor[:, -1:].expand(-1, missing)), dim=1) if missing else tensor
 
 
-def _write_keys(where: _Arrays, bits: int, start: int, keys: Tensor) -> None:
-    """Half pages of 32 tokens: parameters per channel, codes packed with the channels as rows."""
-    halves = padded(len(keys), TOKEN_GROUP) // TOKEN_GROUP
+def _write_keys(where: _Arrays, how: Codes, start: int, keys: Tensor) -> None:
+    """Groups of tokens: parameters per channel, codes packed with the channels as rows."""
+    size, in_page = how.group, PAGE // how.group
+    groups = padded(len(keys), size) // size
     dimension = where.key_parameters.shape[-1]
-    grown = _grow(keys, halves * TOKEN_GROUP, dimension).view(halves, TOKEN_GROUP, dimension)
-    by_channel = grown.transpose(1, 2).contiguous()  # [halves, d, 32]
-    codes, scale, minimum = affine.affine(by_channel, (1 << bits) - 1)
-    for half in range(halves):
-        page, side = divmod(start // TOKEN_GROUP + half, 2)
-        where.key_parameters[page, 0, side] = scale[half]
-        where.key_parameters[page, 1, side] = minimum[half]
-        whole = unpack_lanes(where.keys[page], bits, PAGE)
-        whole[:, side * TOKEN_GROUP : (side + 1) * TOKEN_GROUP] = codes[half]
-        where.keys[page] = pack_lanes(whole, bits)
+    grown = _grow(keys, groups * size, dimension).view(groups, size, dimension)
+    by_channel = grown.transpose(1, 2).contiguous()  # [groups, d, tokens of a group]
+    found, scale, minimum = affine.affine(by_channel, (1 << how.bits) - 1)
+    for group in range(groups):
+        page, place = divmod(start // size + group, in_page)
+        where.key_parameters[page, 0, place] = scale[group]
+        where.key_parameters[page, 1, place] = minimum[group]
+        whole = unpack_lanes(where.keys[page], how.bits, PAGE)
+        whole[:, place * size : (place + 1) * size] = found[group]
+        where.keys[page] = pack_lanes(whole, how.bits)
 
 
-def _write_values(where: _Arrays, bits: int, start: int, values: Tensor) -> None:
-    """Groups of 32 channels per token, codes packed with the tokens as rows."""
+def _write_values(where: _Arrays, how: Codes, start: int, values: Tensor) -> None:
+    """Groups of channels per token, codes packed with the tokens as rows."""
     dimension = where.key_parameters.shape[-1]
-    groups = _grow(values, len(values), dimension).view(len(values), -1, CHANNEL_GROUP)
-    codes, scale, minimum = affine.affine(groups, (1 << bits) - 1)
+    groups = _grow(values, len(values), dimension).view(len(values), -1, how.group)
+    found, scale, minimum = affine.affine(groups, (1 << how.bits) - 1)
     first, stop = start, start + len(values)
     while first < stop:
         page, offset = divmod(first, PAGE)
         last = min(stop, (page + 1) * PAGE)
         here, there = slice(offset, offset + last - first), slice(first - start, last - start)
-        whole = unpack_lanes(where.values[page], bits, dimension)
-        whole[here] = codes[there].flatten(1)
-        where.values[page] = pack_lanes(whole, bits)
+        whole = unpack_lanes(where.values[page], how.bits, dimension)
+        whole[here] = found[there].flatten(1)
+        where.values[page] = pack_lanes(whole, how.bits)
         where.value_parameters[page, 0, :, here] = scale[there].T
         where.value_parameters[page, 1, :, here] = minimum[there].T
         first = last
 
 
-def _read_keys(where: _Arrays, bits: int, pages: slice) -> Tensor:
+def _read_keys(where: _Arrays, how: Codes, pages: slice) -> Tensor:
     """fp32 [64·pages, stored head_dim]."""
-    codes = unpack_lanes(where.keys[pages], bits, PAGE).float()  # [pages, d, 64]
-    parameters = where.key_parameters[pages].float().transpose(2, 3)  # [pages, scale or minimum, d, half]
+    found = unpack_lanes(where.keys[pages], how.bits, PAGE).float()  # [pages, d, 64]
+    parameters = where.key_parameters[pages].float().transpose(2, 3)  # [pages, scale or minimum, d, group]
     scale, minimum = parameters[:, 0, :, :, None], parameters[:, 1, :, :, None]
-    values = codes.unflatten(2, (2, TOKEN_GROUP)) * scale + minimum
-    return values.flatten(2).transpose(1, 2).reshape(-1, codes.shape[1])
+    values = found.unflatten(2, (-1, how.group)) * scale + minimum
+    return values.flatten(2).transpose(1, 2).reshape(-1, found.shape[1])
 
 
-def _read_values(where: _Arrays, bits: int, pages: slice) -> Tensor:
+def _read_values(where: _Arrays, how: Codes, pages: slice) -> Tensor:
     """fp32 [64·pages, stored head_dim]."""
     dimension = where.key_parameters.shape[-1]
-    codes = unpack_lanes(where.values[pages], bits, dimension).float().unflatten(2, (-1, CHANNEL_GROUP))
-    parameters = where.value_parameters[pages].float().transpose(2, 3)  # [pages, scale or minimum, 64, d/32]
-    return (codes * parameters[:, 0, :, :, None] + parameters[:, 1, :, :, None]).flatten(2).flatten(0, 1)
+    found = unpack_lanes(where.values[pages], how.bits, dimension).float().unflatten(2, (-1, how.group))
+    parameters = where.value_parameters[pages].float().transpose(2, 3)  # [pages, scale or minimum, 64, group]
+    return (found * parameters[:, 0, :, :, None] + parameters[:, 1, :, :, None]).flatten(2).flatten(0, 1)

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from thrifty.errors import KernelError
 from thrifty.formats import kv
-from thrifty.formats.kv import CHANNEL_GROUP, PAGE, TOKEN_GROUP
+from thrifty.formats.kv import PAGE
 from thrifty.kernels import dispatch
 from thrifty.kernels.reference import affine
 from thrifty.kernels.reference.packing import pack_lanes
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-_BITS = {"int8": 8, "int4": 4, "int2": 2}
 _ELEMENTS = 1 << 16
 """Numbers that are worked on at once while quantising: they stay in the core's own cache."""
 
@@ -129,32 +128,34 @@ def _affine(groups: Tensor, bits: int, what: str) -> tuple[Tensor, Tensor, Tenso
 
 def _keys(keys: Tensor, tokens: int, target: Tensor, format: str, capacity: int, head_dim: int, page: int) -> None:
     """keys fp32 [count, pages, d, 64], of which `tokens` are real → codes and parameters from `page` on."""
-    bits, dimension = _BITS[format], kv.stored_dim(format, head_dim)
+    how, dimension = kv.codes(format), kv.stored_dim(format, head_dim)
+    bits, groups = how.bits, PAGE // how.group
     rest = tokens % PAGE
     if rest:
         keys = keys.clone()
         keys[:, -1, :, rest:] = keys[:, -1, :, rest - 1 : rest]
     if dimension > head_dim:
         keys = torch.cat((keys, keys[:, :, -1:].expand(-1, -1, dimension - head_dim, -1)), dim=2)
-    codes, scale, minimum = _affine(keys.unflatten(3, (2, TOKEN_GROUP)), bits, "keys")
+    codes, scale, minimum = _affine(keys.unflatten(3, (groups, how.group)), bits, "keys")
     at = kv.offsets(format, capacity, head_dim)
     count, pages = keys.shape[:2]
     size = PAGE * dimension * bits // 8
     start = at.key_codes + page * size
     target[:, start : start + pages * size] = pack_lanes(codes.flatten(3), bits).reshape(count, -1)
-    parameters = torch.stack((scale, minimum), dim=2).transpose(3, 4)  # [count, pages, 2, halves, d]
-    size = 2 * 2 * dimension * 2
+    parameters = torch.stack((scale, minimum), dim=2).transpose(3, 4)  # [count, pages, 2, groups, d]
+    size = 2 * groups * dimension * 2
     start = at.key_parameters + page * size
     target[:, start : start + pages * size] = parameters.contiguous().view(torch.uint8).reshape(count, -1)
 
 
 def _values(values: Tensor, target: Tensor, format: str, capacity: int, head_dim: int, page: int) -> None:
     """values fp32 [count, tokens, d] → codes and parameters from `page` on; the last page's other tokens are zero."""
-    bits, dimension = _BITS[format], kv.stored_dim(format, head_dim)
+    how, dimension = kv.codes(format), kv.stored_dim(format, head_dim)
+    bits = how.bits
     if dimension > head_dim:
         values = torch.cat((values, values[:, :, -1:].expand(-1, -1, dimension - head_dim)), dim=2)
     count, tokens = values.shape[:2]
-    codes, scale, minimum = _affine(values.unflatten(2, (-1, CHANNEL_GROUP)), bits, "values")
+    codes, scale, minimum = _affine(values.unflatten(2, (-1, how.group)), bits, "values")
     missing = -tokens % PAGE
     rows = torch.nn.functional.pad(codes.flatten(2), (0, 0, 0, missing)).unflatten(1, (-1, PAGE))
     pages = rows.shape[1]
@@ -163,7 +164,7 @@ def _values(values: Tensor, target: Tensor, format: str, capacity: int, head_dim
     start = at.value_codes + page * size
     target[:, start : start + pages * size] = pack_lanes(rows, bits).reshape(count, -1)
     parameters = torch.nn.functional.pad(torch.stack((scale, minimum), dim=1), (0, 0, 0, missing))
-    by_page = parameters.unflatten(2, (pages, PAGE)).movedim(1, 2).transpose(3, 4)  # [count, pages, 2, d/32, 64]
-    size = 2 * (dimension // CHANNEL_GROUP) * PAGE * 2
+    by_page = parameters.unflatten(2, (pages, PAGE)).movedim(1, 2).transpose(3, 4)  # [count, pages, 2, d/g, 64]
+    size = 2 * (dimension // how.group) * PAGE * 2
     start = at.value_parameters + page * size
     target[:, start : start + pages * size] = by_page.contiguous().view(torch.uint8).reshape(count, -1)

@@ -122,6 +122,17 @@ class Driver:
         return attention(self.model, query[-rows:], key, value, window)
 
 
+def slow_groups(x: Tensor, bits: int, dim: int, size: int = 32) -> Tensor:
+    """Asymmetric rounding of groups of `size` along `dim` (KIVI, §3.1), scale and minimum in float16."""
+    found = x.clone()
+    for start in range(0, x.shape[dim], size):
+        part = found.narrow(dim, start, min(size, x.shape[dim] - start))
+        low, high = part.amin(dim, keepdim=True).half().float(), part.amax(dim, keepdim=True)
+        scale = ((high - low) / (2**bits - 1)).half().float()
+        part.copy_(((part - low) / scale).round().clamp(0, 2**bits - 1) * scale + low)
+    return found
+
+
 def attention(model: ModelInfo, query: Tensor, key: Tensor, value: Tensor, window: int | None = None) -> Tensor:
     """Plain causal attention of the newest rows: query [n, heads, d], key, value [slots, kv_heads, d]."""
     n, slots = len(query), len(key)

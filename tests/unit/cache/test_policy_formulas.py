@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.unit.cache.cache_driver import Driver, attention, model_info, prompt, rotate
+from tests.unit.cache.cache_driver import Driver, attention, model_info, prompt, rotate, slow_groups
 from torch import Tensor
 
 from thrifty import registry
@@ -171,17 +171,6 @@ def test_streaming_drops_at_the_end_of_the_prompt() -> None:
 
 
 # --- KIVI --------------------------------------------------------------------------------------------
-
-
-def slow_groups(x: Tensor, bits: int, dim: int) -> Tensor:
-    """Asymmetric rounding of groups of 32 along `dim` (§3.1), scale and minimum in float16."""
-    found = x.clone()
-    for start in range(0, x.shape[dim], 32):
-        part = found.narrow(dim, start, min(32, x.shape[dim] - start))
-        low, high = part.amin(dim, keepdim=True).half().float(), part.amax(dim, keepdim=True)
-        scale = ((high - low) / (2**bits - 1)).half().float()
-        part.copy_(((part - low) / scale).round().clamp(0, 2**bits - 1) * scale + low)
-    return found
 
 
 @pytest.mark.parametrize("bits", [2, 4])

@@ -120,6 +120,7 @@ def test_no_claim_begins_that_would_end_too_late(
 SMALL = {
     "kivi": {"PREFIX": 320, "SCORED": 24},
     "h2o": {"PREFIX": 320, "SCORED": 24},
+    "minikv": {"PREFIX": 320, "SCORED": 24},
     "ada-kv": {"PREFIX": 320, "SCORED": 24, "PARTS": 2},
     "streaming": {"PREFIX": 512, "SCORED": 24, "CACHE": 128},
     "rtn": {"PREFIX": 64, "SCORED": 24},

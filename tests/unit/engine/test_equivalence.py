@@ -23,6 +23,7 @@ CACHES: dict[str, list[dict[str, Any]]] = {
     "streaming": [{"technique": "streaming", "window": 64}],
     "snapkv": [{"technique": "snapkv", "keep": 0.5}],
     "snapkv + kivi": [{"technique": "snapkv", "keep": 0.5}, {"technique": "kivi", "bits": 4}],
+    "minikv": [{"technique": "minikv", "residual": 64}],
     "h2o": [{"technique": "h2o", "capacity": 80}],
     "h2o + kivi": [{"technique": "h2o", "capacity": 100}, {"technique": "kivi", "bits": 4}],
 }
@@ -84,7 +85,7 @@ def test_a_compressing_request_is_the_same_in_a_batch(model: Model, make_engine:
         other.cancel()
 
 
-@pytest.mark.parametrize("cache", ["full", "kivi", "snapkv"])
+@pytest.mark.parametrize("cache", ["full", "kivi", "snapkv", "minikv"])
 def test_a_whole_prefill_is_the_same_as_a_chunked_one(model: Model, make_engine: Any, cache: str) -> None:
     whole = run(make_engine(model, chunk=1024), make(700, "greedy", cache))
     for chunk in (128, 384):
@@ -143,7 +144,7 @@ def test_a_parked_request_is_the_same_as_an_undisturbed_one(model: Model, make_e
     assert engine.memory.ledger.peak <= budget
 
 
-@pytest.mark.parametrize("cache", [name for name in CACHES if name != "kivi, none exact"])
+@pytest.mark.parametrize("cache", [name for name in CACHES if name not in ("kivi, none exact", "minikv")])
 def test_settings_that_lose_nothing_give_the_full_cache(plain: Model, make_engine: Any, cache: str) -> None:
     lossless = {
         "full": [{"technique": "full"}],

@@ -83,6 +83,8 @@ def test_the_full_cache_is_predicted_to_the_byte(name: str, length: int) -> None
     [
         [{"technique": "kivi", "bits": 2}],
         [{"technique": "kivi", "bits": 4, "residual": 64}],
+        [{"technique": "kivi", "group": 16}],
+        [{"technique": "minikv"}],
         [{"technique": "snapkv", "keep": 0.25}],
         [{"technique": "ada-kv", "capacity": 200}],
         [{"technique": "h2o", "keep": 0.2}],

@@ -11,7 +11,7 @@ from torch import Tensor
 from thrifty.errors import KernelError
 from thrifty.formats import kv
 
-QUANTISED = {"int8": 8, "int4": 4, "int2": 2}
+QUANTISED = {name: kv.codes(name) for name in ("int8", "int4", "int2", "int4g16", "int2g16")}
 
 
 def random_kv(tokens: int, head_dim: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -35,6 +35,9 @@ def stored(format: str, keys: Tensor, values: Tensor, capacity: int, start: int 
         ("int4", 64, 2 * 128 * 32 + 4 * 4 * 64 + 128 * 8),
         ("int2", 64, 2 * 128 * 16 + 4 * 4 * 64 + 128 * 8),
         ("int2", 80, 2 * 128 * 32 + 4 * 4 * 128 + 128 * 16),  # padded to 128
+        ("int4g16", 64, 2 * 128 * 32 + 8 * 4 * 64 + 128 * 16),
+        ("int2g16", 64, 2 * 128 * 64 * 4 // 8),  # 2 + 32/16 bits a number
+        ("int2g16", 80, 2 * 128 * 128 * 4 // 8),  # padded to 128
         ("bf16", 6, 2 * 128 * 6 * 2),
     ],
 )
@@ -80,7 +83,7 @@ def test_full_keys_are_channel_major_and_values_are_not() -> None:
 
 @pytest.mark.parametrize("format", QUANTISED)
 def test_quantised_bytes_lie_where_the_layout_says(format: str) -> None:
-    bits, head_dim, capacity = QUANTISED[format], 128, 128
+    bits, width, head_dim, capacity = QUANTISED[format].bits, QUANTISED[format].group, 128, 128
     keys, values = random_kv(128, head_dim)
     slab = stored(format, keys, values, capacity)
     at, size, levels = kv.offsets(format, capacity, head_dim), 64 * head_dim * bits // 8, (1 << bits) - 1
@@ -93,15 +96,16 @@ def test_quantised_bytes_lie_where_the_layout_says(format: str) -> None:
         both = int(slab[word]) | int(slab[word + 1]) << 8
         return both >> (bits * (row % group // 2)) & levels
 
-    for token, channel in [(0, 0), (31, 5), (32, 127), (63, 64), (64, 1), (127, 126)]:
+    in_page, across = 64 // width, head_dim // width
+    for token, channel in [(0, 0), (15, 16), (31, 5), (32, 127), (63, 64), (64, 1), (127, 126)]:
         page, inside = divmod(token, 64)
-        side, group = inside // 32, channel // 32
-        first = at.key_parameters // 2 + page * 4 * head_dim + side * head_dim + channel
-        scale, minimum = halves[first], halves[first + 2 * head_dim]
+        side, group = inside // width, channel // width
+        first = at.key_parameters // 2 + (page * 2 * in_page + side) * head_dim + channel
+        scale, minimum = halves[first], halves[first + in_page * head_dim]
         found = scale * code(at.key_codes + page * size, channel, inside, 64) + minimum
         assert abs(found - keys[token, channel]) <= scale * 0.51 + 2e-3
-        first = at.value_parameters // 2 + ((page * 2) * (head_dim // 32) + group) * 64 + inside
-        scale, minimum = halves[first], halves[first + head_dim // 32 * 64]
+        first = at.value_parameters // 2 + (page * 2 * across + group) * 64 + inside
+        scale, minimum = halves[first], halves[first + across * 64]
         found = scale * code(at.value_codes + page * size, inside, channel, head_dim) + minimum
         assert abs(found - values[token, channel]) <= scale * 0.51 + 2e-3
     read_keys, read_values = kv.read(format, slab, capacity, head_dim)
@@ -130,14 +134,15 @@ def test_quantised_error_is_half_a_step_of_the_real_tokens(
     capacity = -(-tokens // 64) * 64
     slab = stored(format, keys, values, capacity)
     found_keys, found_values = kv.read(format, slab, capacity, head_dim, 0, tokens)
-    for start in range(0, tokens, 32):
-        part = slice(start, start + 32)
+    bits, group = QUANTISED[format].bits, QUANTISED[format].group
+    for start in range(0, tokens, group):
+        part = slice(start, start + group)
         error = (found_keys[part] - keys[part]).abs().amax(0)
-        assert bool((error <= bound(keys[part].T, QUANTISED[format])).all())
-    for start in range(0, head_dim, 32):
-        channels = slice(start, start + 32)
+        assert bool((error <= bound(keys[part].T, bits)).all())
+    for start in range(0, head_dim, group):
+        channels = slice(start, start + group)
         error = (found_values[:, channels] - values[:, channels]).abs().amax(1)
-        assert bool((error <= bound(values[:, channels], QUANTISED[format])).all())
+        assert bool((error <= bound(values[:, channels], bits)).all())
 
 
 @pytest.mark.parametrize("format", QUANTISED)
@@ -145,8 +150,9 @@ def test_group_by_group_equals_at_once(format: str) -> None:
     keys, values = random_kv(101, 64)
     once = stored(format, keys, values, 128)
     parts = torch.zeros_like(once)
-    for start in range(0, 101, 32):
-        kv.write(format, parts, 128, 64, start, keys[start : start + 32], values[start : start + 32])
+    size = QUANTISED[format].group
+    for start in range(0, 101, size):
+        kv.write(format, parts, 128, 64, start, keys[start : start + size], values[start : start + size])
     for found, expected in zip(
         kv.read(format, parts, 128, 64, 0, 101), kv.read(format, once, 128, 64, 0, 101), strict=True
     ):
@@ -200,6 +206,14 @@ def test_refusals_say_what_is_wrong() -> None:
         kv.slab_bytes("f32", 64, 7)
     with pytest.raises(KernelError, match="start 16 is inside one"):
         kv.write("int4", slab, 64, 64, 16, keys, values)
+    with pytest.raises(KernelError, match="in groups of 16 tokens: start 8 is inside one"):
+        kv.write("int4g16", torch.zeros(kv.slab_bytes("int4g16", 64, 64), dtype=torch.uint8), 64, 64, 8, keys, values)
+    with pytest.raises(KernelError, match="'bf16' holds numbers, not codes; formats of codes: int8"):
+        kv.codes("bf16")
+    with pytest.raises(
+        KernelError, match="no key-value format of 8 bits in groups of 16; there are 8 bits in groups of 32"
+    ):
+        kv.code_format(8, 16)
     with pytest.raises(KernelError, match=r"64\.\.96 do not fit a segment of 64"):
         kv.write("int4", slab, 64, 64, 64, keys, values)
     with pytest.raises(KernelError, match=r"\[tokens, 64\]"):

@@ -28,7 +28,10 @@ def filled(format: str, head_dim: int) -> torch.Tensor:
     return made
 
 
-@pytest.mark.parametrize("target", ["int8", "int4", "int2"])
+CODES = ["int8", "int4", "int2", "int4g16", "int2g16"]
+
+
+@pytest.mark.parametrize("target", CODES)
 @pytest.mark.parametrize(("source", "head_dim"), [("bf16", 64), ("f32", 48), ("bf16", 128)])
 @pytest.mark.parametrize(("first", "tokens"), [(0, 256), (1, 64), (2, 127), (3, 10), (0, 161)])
 def test_quantising_equals_writing_slab_by_slab(
@@ -84,7 +87,7 @@ def test_what_no_format_holds_is_refused() -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("target", ["int8", "int4", "int2"])
+@pytest.mark.parametrize("target", CODES)
 @settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from(["bf16", "f32"]), st.sampled_from([64, 128]), st.integers(1, 256), st.integers(0, 3),

@@ -16,7 +16,8 @@ from thrifty.kernels.reference import attention as reference
 from thrifty.kernels.reference.packing import unpack_lanes
 
 MIXED = (
-    ("int8", 256, 256), ("int4", 100, 128), ("bf16", 64, 64), ("int2", 192, 192), ("f32", 64, 64), ("bf16", 290, 320),
+    ("int8", 256, 256), ("int4", 100, 128), ("bf16", 64, 64), ("int2", 192, 192), ("f32", 64, 64),
+    ("int2g16", 137, 192), ("int4g16", 50, 64), ("bf16", 290, 320),
 )  # fmt: skip
 SHAPES = [(64, 3, 3), (128, 1, 2), (256, 4, 1), (64, 7, 1), (192, 2, 1)]  # head_dim, group, kv_heads
 
@@ -32,7 +33,7 @@ def close_to_reference(made: Pages, query: torch.Tensor, group: int, window: int
         limits, mean = {"rtol": 1e-4, "atol": 5e-6}, 1e-5
         if native().isa() == "avx512" and made.formats != {"f32"}:  # products take operands of bf16, or of int8
             limits, mean = {"rtol": 2e-2, "atol": 2e-2}, 6e-3
-        if native().isa() == "avx512" and made.formats & {"int4", "int2"}:
+        if native().isa() == "avx512" and made.formats & {"int4", "int2", "int4g16", "int2g16"}:
             limits, mean = {"rtol": 4e-2, "atol": 8e-2}, 2e-2
         torch.testing.assert_close(out[:, mine], wanted.out, **limits)
         torch.testing.assert_close(sums[mine], wanted.column_sums, **limits)
@@ -62,7 +63,7 @@ def test_every_format_at_page_edges(isa: str, format: str, tokens: int) -> None:
         close_to_reference(made, torch.randn(1, 2, 64), 2, None, 0.0)
 
 
-@pytest.mark.parametrize("format", ["int8", "int4", "int2"])
+@pytest.mark.parametrize("format", ["int8", "int4", "int2", "int4g16", "int2g16"])
 @pytest.mark.parametrize(
     "head_dim, tokens, rows", [(64, 64, 1), (128, 192, 2), (64, 37, 5), (64, 20, 1), (256, 100, 3)]
 )
@@ -73,7 +74,7 @@ def test_products_with_codes(format: str, head_dim: int, tokens: int, rows: int)
     sums = torch.zeros(1, tokens)
     with using("avx512"):
         out = dispatch.attend(made.view, 0, query, scale=0.125, accumulate=sums)
-    bits = int(format[3:])
+    bits = kv.codes(format).bits
     middle = ((1 << bits) - 1) / 2
     found = codes_of(made.memory[0], format, 192, head_dim)
     keys, key_scale, key_minimum, values, value_scale, value_minimum = (part[:tokens] for part in found)
@@ -110,14 +111,14 @@ def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
 
 def codes_of(slab: torch.Tensor, format: str, capacity: int, head_dim: int) -> list[torch.Tensor]:
     """Codes, scales and minimums [tokens, head_dim] of keys, then of values."""
-    bits = int(format[3:])
+    bits, group = kv.codes(format).bits, kv.codes(format).group
     where = kv._arrays(format, slab, capacity, head_dim)
     found = [unpack_lanes(where.keys, bits, 64).transpose(1, 2).flatten(0, 1)]
-    by_half = where.key_parameters.float().transpose(0, 1)  # [scale or minimum, pages, half, d]
-    found += [part.flatten(0, 1).repeat_interleave(32, dim=0) for part in by_half]
+    by_group = where.key_parameters.float().transpose(0, 1)  # [scale or minimum, pages, group, d]
+    found += [part.flatten(0, 1).repeat_interleave(group, dim=0) for part in by_group]
     found.append(unpack_lanes(where.values, bits, head_dim).flatten(0, 1))
-    by_group = where.value_parameters.float().permute(1, 0, 3, 2).flatten(1, 2)  # [scale or minimum, tokens, d/32]
-    return found + [part.repeat_interleave(32, dim=1) for part in by_group]
+    by_group = where.value_parameters.float().permute(1, 0, 3, 2).flatten(1, 2)  # [scale or minimum, tokens, d/g]
+    return found + [part.repeat_interleave(group, dim=1) for part in by_group]
 
 
 @pytest.mark.parametrize("isa", ISAS)

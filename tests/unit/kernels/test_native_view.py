@@ -70,7 +70,7 @@ def test_no_room_is_refused_before_anything_is_written() -> None:
         ({"head": 2}, "KV head 2 is outside 0..1"),
         ({"tokens": 65}, "capacity 64 cannot hold 65 tokens"),
         ({"capacity": 60}, "capacity must be a positive multiple of 64, not 60"),
-        ({"format": 5}, "KV format id 5 is unknown; f32=0, bf16=1, int8=2, int4=3, int2=4"),
+        ({"format": 7}, "KV format id 7 is unknown; f32=0, bf16=1, int8=2, int4=3, int2=4, int4g16=5, int2g16=6"),
         ({"address": 8}, "64-byte aligned and not null"),
         ({"address": 0}, "64-byte aligned and not null"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -11,11 +11,14 @@ from thrifty.cache.edits import Edits
 from thrifty.cache.policy import CachePolicy, LayerInfo, Stats
 from thrifty.card import Card
 from thrifty.errors import RecipeError
-from thrifty.formats.kv import PAGE, TOKEN_GROUP
+from thrifty.formats.kv import PAGE, code_format
 from thrifty.registry import technique
 
 if TYPE_CHECKING:
     from thrifty.cache.view import LayerView, Stretch
+
+Ranges = Callable[["LayerView", int], list[tuple[int, int | None]]]
+"""(view, head) → slots to store, start and stop counted from the head's end, oldest first; stop None is the end."""
 
 CARD = Card(
     title="KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache",
@@ -28,10 +31,11 @@ CARD = Card(
     claim="2 bits: 2.6 times less peak memory, weights included; Llama-2-7B GSM8K 13.50 to 12.74",
     limits=(
         (
-            "the residual moves by pages of 64: `residual` to `residual` + 127 exact tokens (the paper: keys n "
-            "mod R, values R)"
+            "the residual moves by pages of 64: `residual` exact tokens, and up to 127 more than its whole pages hold, "
+            "keys and values alike (the paper: keys n mod R, values exactly the newest R, one token at a time)"
         ),
-        "groups of 32 only; a segment of fewer tokens (attention sinks, the end of a prompt) stays exact",
+        "a segment of fewer tokens than a group (attention sinks, the end of a prompt) stays exact",
+        "groups of 64 and 128, which the paper measures too, have no format; 16 has none at 8 bits",
     ),
 )
 
@@ -39,10 +43,15 @@ CARD = Card(
 @technique(stage="cache", card=CARD)
 @dataclass(frozen=True, kw_only=True)
 class Kivi(CachePolicy):
-    """bits 4, 2 (or 8): codes of what is older than the newest `residual` tokens. x = scale·code + minimum (§3.1)."""
+    """bits 4, 2 (or 8): codes of what is older than the newest `residual` tokens. x = scale·code + minimum (§3.1).
+
+    group: tokens (keys, per channel) and channels (values, per token) that share a scale, the paper's G; residual is
+    its R.
+    """
 
     bits: Literal[2, 4, 8] = 2
     residual: int = 128
+    group: Literal[16, 32] = 32
 
     quantises = True
 
@@ -51,11 +60,15 @@ class Kivi(CachePolicy):
             raise RecipeError(
                 f"kivi: bits = {self.bits}, residual = {self.residual}; use bits 2, 4 or 8 and residual ≥ 0"
             )
+        if self.group not in (16, 32) or (self.bits, self.group) == (8, 16):
+            raise RecipeError(
+                f"kivi: bits = {self.bits}, group = {self.group}; use group 32, or group 16 with bits 2 or 4"
+            )
 
     @property
     def format(self) -> str:
         """The format of old slots."""
-        return f"int{self.bits}"
+        return code_format(self.bits, self.group)
 
     def after_prefill(self, layer: LayerInfo, kv: LayerView, stats: Stats) -> Edits:
         """Quantise whole pages before the residual; the residual becomes pages that age out one by one."""
@@ -63,23 +76,13 @@ class Kivi(CachePolicy):
         heads: list[int | None] = [None] if kv.uniform else list(range(kv.kv_heads))
         for head in heads:
             limit = kv.count(head or 0) - self.residual
-            for stretch in _exact(kv.stretches(head or 0)):
+            for stretch in _exact(kv.stretches(head or 0), self.group):
                 self._split(edits, stretch, limit, layer.index, head)
         return edits
 
     def after_decode(self, layers: list[LayerView], stats: list[Stats]) -> Edits | None:
         """Quantise the segments that have left the residual window."""
-        edits = Edits()
-        aged = [[self._aged(view, head) for head in _heads(view)] for view in layers]
-        if aged and all(heads == aged[0] and heads[0] == heads[-1] for heads in aged):
-            for start, stop in aged[0][0]:
-                edits.store(start, stop, self.format)
-            return edits
-        for view, heads in zip(layers, aged, strict=True):
-            for head, found in enumerate(heads):
-                for start, stop in found:
-                    edits.store(start, stop, self.format, layer=view.layer, head=None if view.uniform else head)
-        return edits
+        return store_everywhere(layers, self._aged, self.format)
 
     def stored(self, slots: int) -> dict[str, int]:
         """Codes behind the residual; the residual and what its pages and a period add."""
@@ -97,23 +100,42 @@ class Kivi(CachePolicy):
 
     def _aged(self, view: LayerView, head: int) -> list[tuple[int, int | None]]:
         """Exact stretches behind the residual, counted from the end, oldest first."""
-        found: list[tuple[int, int | None]] = []
-        for stretch in view.stretches_from_end(head):
-            if stretch.quantised:
-                break
-            if stretch.stop <= -self.residual and stretch.stop - stretch.start >= TOKEN_GROUP:
-                found.append((stretch.start, stretch.stop or None))
-        return found[::-1]
+        found = exact_from_end(view, head)
+        return [
+            (one.start, one.stop or None)
+            for one in found[::-1]
+            if one.stop <= -self.residual and one.stop - one.start >= self.group
+        ]
 
 
-def _exact(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
-    """The stretches in full precision that together hold at least a group where they follow one another: the same
+def _exact(stretches: Iterable[Stretch], group: int) -> Iterator[Stretch]:
+    """The stretches in full precision that together hold at least `group` where they follow one another: the same
     whether a prompt lies in one piece or in pages that a prefix hit brought.
     """
     for quantised, found in itertools.groupby(stretches, key=lambda stretch: stretch.quantised):
         run = list(found)
-        if not quantised and run[-1].stop - run[0].start >= TOKEN_GROUP:
+        if not quantised and run[-1].stop - run[0].start >= group:
             yield from run
+
+
+def exact_from_end(view: LayerView, head: int) -> list[Stretch]:
+    """A head's exact stretches behind its last codes, newest first, with slots counted from its end."""
+    return list(itertools.takewhile(lambda stretch: not stretch.quantised, view.stretches_from_end(head)))
+
+
+def store_everywhere(layers: Sequence[LayerView], find: Ranges, format: str) -> Edits:
+    """Edits that hold what `find` names as `format`: in one piece for all layers where it names the same everywhere."""
+    edits = Edits()
+    named = [[find(view, head) for head in _heads(view)] for view in layers]
+    if named and all(heads == named[0] and heads[0] == heads[-1] for heads in named):
+        for start, stop in named[0][0]:
+            edits.store(start, stop, format)
+        return edits
+    for view, heads in zip(layers, named, strict=True):
+        for head, found in enumerate(heads):
+            for start, stop in found:
+                edits.store(start, stop, format, layer=view.layer, head=None if view.uniform else head)
+    return edits
 
 
 def _heads(view: LayerView) -> range:

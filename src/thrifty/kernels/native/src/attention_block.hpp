@@ -168,14 +168,14 @@ template <bool INTERLEAVED> struct PairNumbers {
   }
 };
 // ... or codes.
-template <int B> struct Codes {
+template <int B, int H> struct Codes {
   static constexpr bool kRounded = false;
   template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block& b, Tile& t, int first) const {
     if (b.next && t.rows <= kScoreRows) fetch_page(*b.next, b.next_page, t.dim);
-    score_codes<B, R>(*b.span, b.page, t.rows_q + (size_t)first * t.dim, b.slots, t.dim, t.scores);
+    score_codes<B, H, R>(*b.span, b.page, t.rows_q + (size_t)first * t.dim, b.slots, t.dim, t.scores);
   }
   template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {
-    weigh_codes<B, R>(*b.span, b.page, t.scores, fade, b.slots, t.dim, t.chunk + (size_t)first * t.dim);
+    weigh_codes<B, H, R>(*b.span, b.page, t.scores, fade, b.slots, t.dim, t.chunk + (size_t)first * t.dim);
   }
 };
 #endif
@@ -211,9 +211,14 @@ template <class Work> static void block_group(const AttendArgs& a, const Block& 
   const size_t page = (size_t)b.page * kPage * a.dim;
   const uint16_t *keys = (const uint16_t*)s.base + page, *values = (const uint16_t*)(s.base + slab_layout(s.format, s.capacity, a.dim).values) + page;
 #if defined(THRIFTY_PAIRS)
-  if (s.format == Format::int8) return rows_group<Work>(a, b, t, first, count, Codes<8>{});
-  if (s.format == Format::int4) return rows_group<Work>(a, b, t, first, count, Codes<4>{});
-  if (s.format == Format::int2) return rows_group<Work>(a, b, t, first, count, Codes<2>{});
+  switch (s.format) {
+    case Format::int8: return rows_group<Work>(a, b, t, first, count, Codes<8, 2>{});
+    case Format::int4: return rows_group<Work>(a, b, t, first, count, Codes<4, 2>{});
+    case Format::int2: return rows_group<Work>(a, b, t, first, count, Codes<2, 2>{});
+    case Format::int4g16: return rows_group<Work>(a, b, t, first, count, Codes<4, 4>{});
+    case Format::int2g16: return rows_group<Work>(a, b, t, first, count, Codes<2, 4>{});
+    default: break;
+  }
   if (b.interleaved) return rows_group<Work>(a, b, t, first, count, PairNumbers<true>{(const uint16_t*)t.keys, (const uint16_t*)t.values});
   if (!b.keys32) return rows_group<Work>(a, b, t, first, count, PairNumbers<false>{keys, values});
 #else

@@ -9,24 +9,24 @@
 
 namespace thrifty::THRIFTY_ISA {
 
-// Products of 64 numbers of R rows with the scales of either half of a page (keys) or either group of 32 channels
-// (values), ready to be multiplied with codes; what minimums and middles add is kept apart.
-template <int B, int R> struct Factors {  // 8 bits: as bf16 pairs
+// Products of 64 numbers of R rows with the scales of each of H groups of a page (keys) or of 64 channels (values), ready
+// to be multiplied with codes; what minimums and middles add is kept apart. Vector j of 16 codes is of group j * H / 4.
+template <int B, int H, int R> struct Factors {  // 8 bits: as bf16 pairs
   using Sum = V;
-  uint32_t pairs[2][R][kPairs];
-  float base[2][kLanes];
+  uint32_t pairs[H][R][kPairs];
+  float base[H][kLanes];
   CodePairs table = CodePairs::make();
 
-  // x [row][half][vector]: the products; adds [half][row]: what adds up to the bases, lane by lane.
-  THRIFTY_SHARED void set(const V (*x)[2][4], V (*adds)[R]) {
-    for (int h = 0; h < 2; h++) {
+  // x [row][group][vector]: the products; adds [group][row]: what adds up to the bases, lane by lane.
+  THRIFTY_SHARED void set(const V (*x)[H][4], V (*adds)[R]) {
+    for (int h = 0; h < H; h++) {
       for (int r = 0; r < R; r++)
         for (int i = 0; i < 4; i += 2) store_bf16((uint16_t*)pairs[h][r] + i * kLanes, x[r][h][i], x[r][h][i + 1]);
       store(base[h], reduce_rows_add<R>(adds[h]));
     }
   }
   static THRIFTY_SHARED Sum none() { return zero(); }
-  // sums[row][vector] += codes of rows `row`.. of four vectors, the first two of half 0.
+  // sums[row][vector] += codes of rows `row`.. of four vectors.
   THRIFTY_SHARED void add_codes(const uint8_t* codes, int row, Sum (*sums)[4]) const {
     I raw[4];
 #pragma GCC unroll 4
@@ -37,25 +37,25 @@ template <int B, int R> struct Factors {  // 8 bits: as bf16 pairs
       for (int j = 0; j < 4; j++) {
         const I w = table.operand(raw[j], k);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) sums[r][j] = dot_pairs(sums[r][j], w, &pairs[j / 2][r][row / 2 + k / 2]);
+        for (int r = 0; r < R; r++) sums[r][j] = dot_pairs(sums[r][j], w, &pairs[j * H / 4][r][row / 2 + k / 2]);
       }
   }
   THRIFTY_SHARED V total(Sum sum, int r, int h) const { return add(sum, set1(base[h][r])); }
 };
 
-template <int B, int R>
+template <int B, int H, int R>
   requires(B < 8)
-struct Factors<B, R> {  // as int8
+struct Factors<B, H, R> {  // as int8
   using Sum = I;
   static constexpr int kSteps = 8 / B;  // vectors of bytes in one of codes
-  uint32_t bytes[2][R][kPage / 4];
-  float scale[kLanes], base[2][kLanes];
+  uint32_t bytes[H][R][kPage / 4];
+  float scale[kLanes], base[H][kLanes];
 
-  THRIFTY_SHARED void set(const V (*x)[2][4], V (*adds)[R]) {
+  THRIFTY_SHARED void set(const V (*x)[H][4], V (*adds)[R]) {
     V most[R];
     for (int r = 0; r < R; r++) {
       most[r] = zero();
-      for (int h = 0; h < 2; h++)
+      for (int h = 0; h < H; h++)
         for (int i = 0; i < 4; i++) most[r] = largest_absolute(most[r], x[r][h][i]);
     }
     float inverse[kLanes];
@@ -63,14 +63,14 @@ struct Factors<B, R> {  // as int8
     store(scale, step), store(inverse, div(set1(1.0f), max(step, set1(1e-30f))));
     for (int r = 0; r < R; r++) {
       const V by = set1(inverse[r]), middle = set1(-kMiddle<B> * scale[r]);  // codes are used as they are
-      for (int h = 0; h < 2; h++) {
+      for (int h = 0; h < H; h++) {
         const V y[4] = {mul(x[r][h][0], by), mul(x[r][h][1], by), mul(x[r][h][2], by), mul(x[r][h][3], by)};
         const I rounded = ordered_bytes<B>(y);
         store_bytes(bytes[h][r], rounded);
         adds[h][r] = fma(sums_of_bytes(rounded), middle, adds[h][r]);
       }
     }
-    for (int h = 0; h < 2; h++) store(base[h], reduce_rows_add<R>(adds[h]));
+    for (int h = 0; h < H; h++) store(base[h], reduce_rows_add<R>(adds[h]));
   }
   static THRIFTY_SHARED Sum none() { return no_dots(); }
   THRIFTY_SHARED void add_codes(const uint8_t* codes, int row, Sum (*sums)[4]) const {
@@ -85,24 +85,25 @@ struct Factors<B, R> {  // as int8
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) sums[r][j] = dot_bytes(sums[r][j], w[j], &bytes[j / 2][r][row / 4 + k]);
+        for (int j = 0; j < 4; j++) sums[r][j] = dot_bytes(sums[r][j], w[j], &bytes[j * H / 4][r][row / 4 + k]);
     }
   }
   THRIFTY_SHARED V total(Sum sum, int r, int h) const { return fma(dots_as_floats(sum), set1(scale[r]), set1(base[h][r])); }
 };
 
-// Numbers [row][stride] times the scales of both halves, `half` parameters apart: of the first `count` of 64, and of the first
-// half alone where the other has no slots, for parameters behind the last slot may be anything.
-template <int B, int R>
-THRIFTY_INLINE void fill(Factors<B, R>& f, const float* numbers, int stride, const uint16_t* scales, const uint16_t* minimums, int half, int count, bool both) {
-  V x[R][2][4], adds[2][R];
-  for (int r = 0; r < R; r++) adds[0][r] = adds[1][r] = zero();
+// Numbers [row][stride] times the scales of all groups, `step` parameters apart: of the first `count` of 64, and of the first
+// `used` groups alone where the others have no slots, for parameters behind the last slot may be anything.
+template <int B, int H, int R>
+THRIFTY_INLINE void fill(Factors<B, H, R>& f, const float* numbers, int stride, const uint16_t* scales, const uint16_t* minimums, int step, int count, int used) {
+  V x[R][H][4], adds[H][R];
+  for (int h = 0; h < H; h++)
+    for (int r = 0; r < R; r++) adds[h][r] = zero();
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++)
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; h++) {
-      V s = load_half(scales + h * half + i * kLanes), m = load_half(minimums + h * half + i * kLanes);
-      if (h == 1 && !both) s = m = zero();
+#pragma GCC unroll 4
+    for (int h = 0; h < H; h++) {
+      V s = load_half(scales + h * step + i * kLanes), m = load_half(minimums + h * step + i * kLanes);
+      if (h > 0 && h >= used) s = m = zero();
       if (count < kPage) s = keep(s, 0, count - i * kLanes, zero()), m = keep(m, 0, count - i * kLanes, zero());
       m = fma(s, set1(kMiddle<B>), m);
 #pragma GCC unroll 8
@@ -114,13 +115,13 @@ THRIFTY_INLINE void fill(Factors<B, R>& f, const float* numbers, int stride, con
   f.set(x, adds);
 }
 
-template <int B, int R> THRIFTY_INLINE void score_codes(const Span& s, int page, const float* q, int slots, int dim, float* scores) {
+template <int B, int H, int R> THRIFTY_INLINE void score_codes(const Span& s, int page, const float* q, int slots, int dim, float* scores) {
   const CodePage p = code_page(s, page, dim);
-  Factors<B, R> f;
+  Factors<B, H, R> f;
   const uint8_t* codes = p.keys;
   for (int c = 0; c < dim; c += 64) {
-    fill<B, R>(f, q + c, dim, p.key_params + c, p.key_params + 2 * dim + c, dim, kPage, slots > kPage / 2);
-    typename Factors<B, R>::Sum sums[R][4];
+    fill<B, H, R>(f, q + c, dim, p.key_params + c, p.key_params + H * dim + c, dim, kPage, (slots * H + kPage - 1) / kPage);
+    typename Factors<B, H, R>::Sum sums[R][4];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -131,19 +132,19 @@ template <int B, int R> THRIFTY_INLINE void score_codes(const Span& s, int page,
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) {
         float* to = scores + r * kPage + j * kLanes;
-        const V x = f.total(sums[r][j], r, j / 2);
+        const V x = f.total(sums[r][j], r, j * H / 4);
         store(to, c ? add(load(to), x) : x);
       }
   }
 }
 
-template <int B, int R> THRIFTY_INLINE void weigh_codes(const Span& s, int page, const float* weights, const float* fade, int slots, int dim, float* acc_rows) {
+template <int B, int H, int R> THRIFTY_INLINE void weigh_codes(const Span& s, int page, const float* weights, const float* fade, int slots, int dim, float* acc_rows) {
   const CodePage p = code_page(s, page, dim);
-  Factors<B, R> f;
+  Factors<B, H, R> f;
   for (int c = 0; c < dim; c += 64) {
-    const uint16_t* scales = p.value_params + c / 32 * kPage;
-    fill<B, R>(f, weights, kPage, scales, scales + dim / 32 * kPage, kPage, slots, true);
-    typename Factors<B, R>::Sum sums[R][4];
+    const uint16_t* scales = p.value_params + c / 64 * H * kPage;
+    fill<B, H, R>(f, weights, kPage, scales, scales + dim / 64 * H * kPage, kPage, slots, H);
+    typename Factors<B, H, R>::Sum sums[R][4];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -154,7 +155,7 @@ template <int B, int R> THRIFTY_INLINE void weigh_codes(const Span& s, int page,
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) {
         float* to = acc_rows + (size_t)r * dim + c + j * kLanes;
-        store(to, fma(load(to), set1(fade[r]), f.total(sums[r][j], r, j / 2)));
+        store(to, fma(load(to), set1(fade[r]), f.total(sums[r][j], r, j * H / 4)));
       }
   }
 }

@@ -25,11 +25,11 @@ struct Block {  // one page of one span
 // The arrays of one page of a quantised span.
 struct CodePage {
   const uint8_t *keys, *values;
-  const uint16_t *key_params, *value_params;  // [scale, minimum][half page][dim], [scale, minimum][dim / 32][kPage]
+  const uint16_t *key_params, *value_params;  // [scale, minimum][group of the page][dim], [scale, minimum][group of channels][kPage]
 };
 THRIFTY_INLINE CodePage code_page(const Span& s, int page, int dim) {
   const SlabLayout at = slab_layout(s.format, s.capacity, dim);
-  const size_t bytes = (size_t)page * dim * 8 * format_bits(s.format), params = (size_t)page * 4 * dim;
+  const size_t bytes = (size_t)page * dim * 8 * format_bits(s.format), params = (size_t)page * 2 * format_groups(s.format) * dim;
   return {s.base + bytes, s.base + at.values + bytes, (const uint16_t*)(s.base + at.key_params) + params, (const uint16_t*)(s.base + at.value_params) + params};
 }
 
@@ -57,7 +57,7 @@ struct Tile {  // scratch of one worker
 
 static size_t attend_scratch(int dim, int group) {
   size_t rows = (size_t)(group > kTileRows ? group : kTileRows) + kScoreRows;
-  return 64 * 14 + sizeof(float) * (rows * (4 * (size_t)dim + 8) + kScoreRows * 2 * kPage + 2 * (size_t)kPage * dim + 4 * (size_t)dim);
+  return 64 * 14 + sizeof(float) * (rows * (4 * (size_t)dim + 8) + kScoreRows * 2 * kPage + 2 * (size_t)kPage * dim + 8 * (size_t)dim);
 }
 static int attend_rows(int group) { return group >= kTileRows ? 1 : kTileRows / group; }
 
@@ -70,7 +70,7 @@ static Tile make_tile(int rows, int dim, uint8_t* scratch) {
     scratch += (floats * sizeof(float) + 63) / 64 * 64;
     return p;
   };
-  t.keys = take((size_t)kPage * dim), t.values = take((size_t)kPage * dim), t.params = take(4 * (size_t)dim);
+  t.keys = take((size_t)kPage * dim), t.values = take((size_t)kPage * dim), t.params = take(8 * (size_t)dim);
   t.scores = take(kScoreRows * kPage);
   t.pairs = (uint32_t*)take(kScoreRows * kPage);
   t.q = take(padded * dim), t.rows_q = take(padded * dim), t.chunk = take(padded * dim), t.total = take(padded * dim);
@@ -83,21 +83,22 @@ static Tile make_tile(int rows, int dim, uint8_t* scratch) {
 constexpr int code_rows(int bits) { return 32 / bits; }
 template <int B> constexpr float kMiddle = (float)((1 << B) - 1) / 2.0f;
 
-template <int B> static void convert_codes(const Span& s, int page, int slots, int dim, Tile& t) {
+// H groups of 64 numbers (format_groups): vector j of 16 of them belongs to group j * H / 4.
+template <int B, int H> static void convert_codes(const Span& s, int page, int slots, int dim, Tile& t) {
   constexpr int rows = code_rows(B);
   const CodePage p = code_page(s, page, dim);
-  for (int i = 0; i < 4 * dim; i += kLanes) store(t.params + i, load_half(p.key_params + i));
+  for (int i = 0; i < 2 * H * dim; i += kLanes) store(t.params + i, load_half(p.key_params + i));
   const uint8_t* codes = p.keys;
   for (int c = 0; c < dim; c += rows)
     for (int j = 0; j < 4; j++, codes += 64)
       for (int e = 0; e < rows; e++)
-        store(t.keys + (c + e) * kPage + j * kLanes, fma(unpack<B>(codes, e), set1(t.params[(j / 2) * dim + c + e]), set1(t.params[(2 + j / 2) * dim + c + e])));
-  const int groups = dim / 32;
+        store(t.keys + (c + e) * kPage + j * kLanes, fma(unpack<B>(codes, e), set1(t.params[(j * H / 4) * dim + c + e]), set1(t.params[(H + j * H / 4) * dim + c + e])));
+  const int groups = dim / 64 * H;
   codes = p.values;
   for (int i = 0; i < slots; i += rows)
     for (int j = 0; j < dim / kLanes; j++, codes += 64)
       for (int e = 0; e < rows && i + e < slots; e++) {
-        const uint16_t* params = p.value_params + (j / 2) * kPage + i + e;
+        const uint16_t* params = p.value_params + (j * H / 4) * kPage + i + e;
         store(t.values + (size_t)(i + e) * dim + j * kLanes, fma(unpack<B>(codes, e), set1(half_to_float(params[0])), set1(half_to_float(params[groups * kPage]))));
       }
 }
@@ -117,9 +118,11 @@ static void convert(Block& b, Tile& t) {
       return;
     }
     case Format::bf16: convert_bf16(*b.span, b.page, b.slots, t.dim, t); break;
-    case Format::int8: convert_codes<8>(*b.span, b.page, b.slots, t.dim, t); break;
-    case Format::int4: convert_codes<4>(*b.span, b.page, b.slots, t.dim, t); break;
-    case Format::int2: convert_codes<2>(*b.span, b.page, b.slots, t.dim, t); break;
+    case Format::int8: convert_codes<8, 2>(*b.span, b.page, b.slots, t.dim, t); break;
+    case Format::int4: convert_codes<4, 2>(*b.span, b.page, b.slots, t.dim, t); break;
+    case Format::int2: convert_codes<2, 2>(*b.span, b.page, b.slots, t.dim, t); break;
+    case Format::int4g16: convert_codes<4, 4>(*b.span, b.page, b.slots, t.dim, t); break;
+    case Format::int2g16: convert_codes<2, 4>(*b.span, b.page, b.slots, t.dim, t); break;
   }
   b.keys32 = t.keys, b.values32 = t.values;
 }

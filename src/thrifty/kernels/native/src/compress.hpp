@@ -31,88 +31,91 @@ template <int B> THRIFTY_INLINE void pack_vector(const float* codes, int stride,
   __builtin_memcpy(to, words, 64);
 }
 
-// Least and greatest of `count` of the two vectors' lanes; whether all of them are numbers.
-THRIFTY_INLINE bool extremes(V a, V b, int count, float& low, float& high) {
+// Least and greatest of the first `count` lanes of N vectors, 1 or 2; whether all of them are numbers.
+template <int N> THRIFTY_INLINE bool extremes(const V* x, int count, float& low, float& high) {
   const V most = set1(3.4028234664e38f), least = set1(-3.4028234664e38f);
-  low = -reduce_max(max(sub(zero(), keep(a, 0, count, most)), sub(zero(), keep(b, 0, count - kLanes, most))));
-  high = reduce_max(max(keep(a, 0, count, least), keep(b, 0, count - kLanes, least)));
-  const V sum = add(sub(keep(a, 0, count, zero()), keep(a, 0, count, zero())), sub(keep(b, 0, count - kLanes, zero()), keep(b, 0, count - kLanes, zero())));
+  V below = sub(zero(), keep(x[0], 0, count, most)), above = keep(x[0], 0, count, least), held = keep(x[0], 0, count, zero()), sum = sub(held, held);
+  if constexpr (N == 2) {
+    below = max(below, sub(zero(), keep(x[1], 0, count - kLanes, most))), above = max(above, keep(x[1], 0, count - kLanes, least));
+    held = keep(x[1], 0, count - kLanes, zero()), sum = add(sum, sub(held, held));
+  }
+  low = -reduce_max(below), high = reduce_max(above);
   return reduce_add(sum) == 0.0f;  // x - x is no number where x is not finite
 }
 
-template <int B, class T> static bool compress_keys(const T* keys, int slots, int dim, uint8_t* codes, uint16_t* params) {
-  constexpr int rows = code_rows(B), levels = (1 << B) - 1;
+// A group of 16 N numbers, of which the first `count` are real, to codes; the others' codes are zero.
+template <int B, int N, class T> THRIFTY_INLINE bool compress_group(const T* from, int count, float* to, Affine& a) {
+  constexpr int levels = (1 << B) - 1;
+  bool fine = true;
+  if (count <= 0) {
+    for (int i = 0; i < N; i++) store(to + i * kLanes, zero());
+    return fine;
+  }
+  V x[N];
+  for (int i = 0; i < N; i++) x[i] = load_as_float(from + i * kLanes);
+  float low, high;
+  fine = extremes<N>(x, count, low, high) && affine(low, high, (float)levels, a);
+  for (int i = 0; i < N; i++) store(to + i * kLanes, keep(codes_of(x[i], a, set1((float)levels)), 0, count - i * kLanes, zero()));
+  return fine;
+}
+
+// H groups of 64 numbers, as in attention_page.hpp.
+template <int B, int H, class T> static bool compress_keys(const T* keys, int slots, int dim, uint8_t* codes, uint16_t* params) {
+  constexpr int rows = code_rows(B), size = kPage / H;
   bool fine = true;
   float numbers[rows * kPage];
   for (int c = 0; c < dim; c += rows, codes += 4 * 64) {
     for (int e = 0; e < rows; e++)
-      for (int h = 0; h < 2; h++) {
-        const T* from = keys + (size_t)(c + e) * kPage + 32 * h;
-        const int count = slots - 32 * h < 32 ? slots - 32 * h : 32;
-        float* to = numbers + e * kPage + 32 * h;
+      for (int h = 0; h < H; h++) {
         Affine a{};
-        if (count <= 0) {
-          store(to, zero()), store(to + kLanes, zero());
-        } else {
-          const V x = load_as_float(from), y = load_as_float(from + kLanes);
-          float low, high;
-          fine = extremes(x, y, count, low, high) && affine(low, high, (float)levels, a) && fine;
-          store(to, keep(codes_of(x, a, set1((float)levels)), 0, count, zero()));
-          store(to + kLanes, keep(codes_of(y, a, set1((float)levels)), 0, count - kLanes, zero()));
-        }
-        params[h * dim + c + e] = a.scale_bits, params[(2 + h) * dim + c + e] = a.minimum_bits;
+        const int count = slots - size * h < size ? slots - size * h : size;
+        fine = compress_group<B, size / kLanes>(keys + (size_t)(c + e) * kPage + size * h, count, numbers + e * kPage + size * h, a) && fine;
+        params[h * dim + c + e] = a.scale_bits, params[(H + h) * dim + c + e] = a.minimum_bits;
       }
     for (int j = 0; j < 4; j++) pack_vector<B>(numbers + j * kLanes, kPage, codes + 64 * j);
   }
   return fine;
 }
 
-template <int B, class T> static bool compress_values(const T* values, int slots, int dim, uint8_t* codes, uint16_t* params) {
-  constexpr int rows = code_rows(B), levels = (1 << B) - 1;
-  const int groups = dim / 32;
+template <int B, int H, class T> static bool compress_values(const T* values, int slots, int dim, uint8_t* codes, uint16_t* params) {
+  constexpr int rows = code_rows(B), size = kPage / H, vectors = size / kLanes;
+  const int groups = dim / size;
   bool fine = true;
-  float numbers[rows * 32];
+  float numbers[rows * size];
   for (int i = 0; i < kPage; i += rows)
     for (int g = 0; g < groups; g++) {
       for (int e = 0; e < rows; e++) {
         const int slot = i + e;
         Affine a{};
-        float* to = numbers + e * 32;
-        if (slot >= slots) {
-          store(to, zero()), store(to + kLanes, zero());
-        } else {
-          const T* from = values + (size_t)slot * dim + g * 32;
-          const V x = load_as_float(from), y = load_as_float(from + kLanes);
-          float low, high;
-          fine = extremes(x, y, 32, low, high) && affine(low, high, (float)levels, a) && fine;
-          store(to, codes_of(x, a, set1((float)levels))), store(to + kLanes, codes_of(y, a, set1((float)levels)));
-        }
+        fine = compress_group<B, vectors>(values + (size_t)slot * dim + g * size, slot < slots ? size : 0, numbers + e * size, a) && fine;
         params[g * kPage + slot] = a.scale_bits, params[(groups + g) * kPage + slot] = a.minimum_bits;
       }
-      for (int j = 0; j < 2; j++) pack_vector<B>(numbers + j * kLanes, 32, codes + ((size_t)(i / rows) * (dim / kLanes) + 2 * g + j) * 64);
+      for (int j = 0; j < vectors; j++) pack_vector<B>(numbers + j * kLanes, size, codes + ((size_t)(i / rows) * (dim / kLanes) + vectors * g + j) * 64);
     }
   return fine;
 }
 
 // One page of a full-precision span -> page `to` of a quantised one. False where its numbers cannot be held.
-template <int B> static bool compress_to(const Span& from, int page, int slots, int dim, const CodePage& to) {
+template <int B, int H> static bool compress_to(const Span& from, int page, int slots, int dim, const CodePage& to) {
   uint8_t *keys = (uint8_t*)to.keys, *values = (uint8_t*)to.values;
   uint16_t *key_params = (uint16_t*)to.key_params, *value_params = (uint16_t*)to.value_params;
   const size_t start = (size_t)page * kPage * dim, second = slab_layout(from.format, from.capacity, dim).values;
   if (from.format == Format::f32) {
     const float *k = (const float*)from.base + start, *v = (const float*)(from.base + second) + start;
-    return compress_keys<B>(k, slots, dim, keys, key_params) & compress_values<B>(v, slots, dim, values, value_params);
+    return compress_keys<B, H>(k, slots, dim, keys, key_params) & compress_values<B, H>(v, slots, dim, values, value_params);
   }
   const uint16_t *k = (const uint16_t*)from.base + start, *v = (const uint16_t*)(from.base + second) + start;
-  return compress_keys<B>(k, slots, dim, keys, key_params) & compress_values<B>(v, slots, dim, values, value_params);
+  return compress_keys<B, H>(k, slots, dim, keys, key_params) & compress_values<B, H>(v, slots, dim, values, value_params);
 }
 
 static bool compress_page(const Span& from, int page, int slots, int dim, const Span& target, int target_page) {
   const CodePage to = code_page(target, target_page, dim);
   switch (target.format) {
-    case Format::int8: return compress_to<8>(from, page, slots, dim, to);
-    case Format::int4: return compress_to<4>(from, page, slots, dim, to);
-    default: return compress_to<2>(from, page, slots, dim, to);
+    case Format::int8: return compress_to<8, 2>(from, page, slots, dim, to);
+    case Format::int4: return compress_to<4, 2>(from, page, slots, dim, to);
+    case Format::int4g16: return compress_to<4, 4>(from, page, slots, dim, to);
+    case Format::int2g16: return compress_to<2, 4>(from, page, slots, dim, to);
+    default: return compress_to<2, 2>(from, page, slots, dim, to);
   }
 }
 

@@ -149,7 +149,7 @@ NB_MODULE(_native, m) {
   m.def("matmul", &run_matmul, "kind"_a, "codes"_a, "scales"_a, "minimums"_a, "out"_a, "in_"_a, "group"_a, "x"_a, "y"_a, "m"_a, "bias"_a = 0);
   m.def("attend", &run_attend, "view"_a, "layer"_a, "q"_a, "n"_a, "heads"_a, "scale"_a, "window"_a, "softcap"_a, "out"_a, "accumulate"_a = 0);
   m.def("compress", [](uintptr_t from, size_t from_stride, int from_format, int from_capacity, uintptr_t to, size_t to_stride, int to_format, int to_capacity, int count, int dim, int first_page, int tokens) {
-          if (from_format < 0 || from_format > 4 || to_format < 0 || to_format > 4) throw std::invalid_argument("unknown KV format id");
+          if (from_format < 0 || from_format >= kFormats || to_format < 0 || to_format >= kFormats) throw std::invalid_argument("unknown KV format id");
           nb::gil_scoped_release released;
           return compress({from, from_stride, (Format)from_format, from_capacity}, {to, to_stride, (Format)to_format, to_capacity}, count, dim, first_page, tokens);
         }, "from_"_a, "from_stride"_a, "from_format"_a, "from_capacity"_a, "to"_a, "to_stride"_a, "to_format"_a, "to_capacity"_a, "count"_a, "dim"_a, "first_page"_a, "tokens"_a);

@@ -38,8 +38,13 @@ struct Linear {
   THRIFTY_SHARED int blocks() const { return (in + kBlockColumns - 1) / kBlockColumns; }
 };
 
-enum class Format : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, int2 = 4 };
-THRIFTY_SHARED constexpr int format_bits(Format f) { return f == Format::int8 ? 8 : f == Format::int4 ? 4 : f == Format::int2 ? 2 : 0; }
+enum class Format : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, int2 = 4, int4g16 = 5, int2g16 = 6 };
+constexpr int kFormats = 7;
+THRIFTY_SHARED constexpr int format_bits(Format f) {
+  return f == Format::int8 ? 8 : f == Format::int4 || f == Format::int4g16 ? 4 : f == Format::int2 || f == Format::int2g16 ? 2 : 0;
+}
+// Groups of 64 numbers that share a scale: two of 32, or four of 16.
+THRIFTY_SHARED constexpr int format_groups(Format f) { return f == Format::int4g16 || f == Format::int2g16 ? 4 : 2; }
 
 struct Span {
   uint8_t* base = nullptr;
@@ -61,9 +66,10 @@ THRIFTY_SHARED constexpr SlabLayout slab_layout(Format format, size_t capacity, 
   SlabLayout s;
   if (int bits = format_bits(format); bits) {
     s.key_params = align64(capacity / kPage * dim * 8 * bits);
-    s.values = align64(s.key_params + capacity / kPage * 4 * dim * 2);
+    const size_t groups = (size_t)format_groups(format);
+    s.values = align64(s.key_params + capacity / kPage * 2 * groups * dim * 2);
     s.value_params = align64(s.values + capacity * (dim / 64) * 8 * bits);
-    s.bytes = align64(s.value_params + capacity * 2 * (dim / 32) * 2);
+    s.bytes = align64(s.value_params + capacity * 2 * (dim / 64 * groups) * 2);
   } else {
     size_t element = format == Format::f32 ? 4 : 2;
     s.key_params = s.values = align64(capacity * dim * element);
@@ -81,7 +87,7 @@ THRIFTY_SHARED void fetch_page(const Span& s, int page, int dim) {
     __builtin_prefetch(s.base + at.values + (size_t)page * numbers + i);
   }
   if (at.key_params == at.values) return;
-  const size_t params = (size_t)dim * 8;
+  const size_t params = (size_t)dim * 4 * (size_t)format_groups(s.format);
   for (size_t i = 0; i < params; i += 64) {
     __builtin_prefetch(s.base + at.key_params + (size_t)page * params + i);
     __builtin_prefetch(s.base + at.value_params + (size_t)page * params + i);

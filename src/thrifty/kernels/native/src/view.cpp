@@ -57,7 +57,7 @@ void View::renumber(std::vector<Span>& list, size_t from) {
 }
 
 Span View::make_span(uintptr_t address, int tokens, int capacity, int format, uintptr_t bias, bool sealed) {
-  if (format < 0 || format > 4) refuse("KV format id " + std::to_string(format) + " is unknown; f32=0, bf16=1, int8=2, int4=3, int2=4");
+  if (format < 0 || format >= kFormats) refuse("KV format id " + std::to_string(format) + " is unknown; f32=0, bf16=1, int8=2, int4=3, int2=4, int4g16=5, int2g16=6");
   if (capacity < kPage || capacity % kPage) refuse("a span's capacity must be a positive multiple of 64, not " + std::to_string(capacity));
   if (tokens < 0 || tokens > capacity) refuse("a span of capacity " + std::to_string(capacity) + " cannot hold " + std::to_string(tokens) + " tokens");
   if (address == 0 || address % 64) refuse("a span's address must be 64-byte aligned and not null");
