@@ -107,8 +107,8 @@ def _drop(sequence: SequenceCache, layer: int, start: int, stop: int) -> None:
     for span in gone:
         span.segment.release()
     if sequence.statistics.tokens:
-        rest = torch.cat((torch.arange(start), torch.arange(stop, first)))
-        sequence.collector.keep(layer, [rest] * heads, [first] * heads)
+        alike = torch.cat((torch.arange(start), torch.arange(stop, first)))
+        sequence.collector.keep(layer, [alike] * heads, [first] * heads)
 
 
 def _check_slots(indices: Tensor, count: int, where: str) -> None:

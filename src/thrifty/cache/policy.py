@@ -1,7 +1,8 @@
 """What a cache policy is: the statistics it wants, the edits it returns, the bytes it promises.
 
 A policy is a frozen dataclass without state: what it learns about a sequence lives in that sequence (statistics follow
-their slots through every edit, `Stats.notes` the sequence). It is called rarely: once a layer when a prompt ends, then every `period` tokens.
+their slots through every edit; `Stats.notes` is its own memory). It is called rarely: once a layer when a prompt ends,
+then every `period` tokens.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from torch import Tensor
 from thrifty.cache.policy import ModelInfo, TokenClasses
 from thrifty.cache.sequence import SequenceCache
 
-
 CLASSES = TokenClasses(special=frozenset(range(20)), punctuation=frozenset(range(20, 120)))
 """Of the 1000 tokens that `prompt` draws from."""
 
