@@ -62,7 +62,7 @@ class FastgenClaim(Claim):
         form = "as a chat's question" if figures["chat"] else "without a chat template, so with few special tokens"
         return (
             f"r_l = r_f = 0.3, every query head of a KV head recovered; {figures['parts']:.0f} passages of prose "
-            f"{form}, {figures['scored']:.0f} tokens after {figures['prefix']:.0f} compressed; no judge compares answers"
+            f"{form}, {figures['scored']:.0f} tokens after {figures['prefix']:.0f} compressed; no judge of answers"
         )
 
 
