@@ -48,7 +48,7 @@ SPECIAL, PUNCTUATION, FREQUENT, LOCAL, FULL = range(5)
 """The ordered candidates (§4.2): each keeps what those before it keep, and more."""
 
 RUNG = "candidate"
-BLOCK = 64
+BLOCK = 32
 """Profiled queries whose probabilities are held at once."""
 
 
@@ -75,11 +75,14 @@ class Columns:
 
         probabilities: [heads, queries, slots] of queries at `places` int64 [queries]. A query always has its own slot.
         """
-        own = self.positions[None] == places[:, None]
-        near = own | (self.positions[None] >= places[:, None] - self.span)
-        lasting = self.lasting[:, None]
-        kept = torch.cat((lasting | own, (lasting[FREQUENT] | near)[None]))
-        return torch.einsum("hqs,cqs->ch", probabilities, kept.float())
+        mass = probabilities @ self.lasting.float().T
+        start = _first(self.positions >= places.min() - self.span)
+        near = self.positions[start:] >= places[:, None] - self.span
+        fresh = (near & ~self.lasting[FREQUENT, start:]).float()
+        local = mass[:, :, FREQUENT] + torch.einsum("hqs,qs->hq", probabilities[:, :, start:], fresh)
+        rows, own = torch.nonzero(self.positions == places[:, None], as_tuple=True)
+        mass[:, rows] += probabilities[:, rows, own, None] * ~self.lasting[:, own].T
+        return torch.cat((mass.sum(dim=1).T, local.sum(dim=1)[None]))
 
 
 @technique(stage="cache", card=CARD)
@@ -183,8 +186,15 @@ def attention_map(
     """Causal attention probabilities [heads, queries, slots] fp32 of queries [queries, heads, head_dim] at `places`
     over keys [slots, head_dim] at `positions` with logit biases [slots].
     """
-    logits = torch.einsum("qhd,sd->hqs", queries.float(), keys) * model.scale
+    logits = (queries.float() * model.scale).transpose(0, 1) @ keys.T
     if model.softcap:
         logits = torch.tanh(logits / model.softcap) * model.softcap
-    later = positions[None] > places[:, None]
-    return (logits + bias).masked_fill(later, -math.inf).softmax(dim=-1)
+    logits += bias
+    start = _first(positions > places.min())
+    logits[:, :, start:].masked_fill_(positions[start:] > places[:, None], -math.inf)
+    return logits.softmax(dim=-1)
+
+
+def _first(flags: Tensor) -> int:
+    """The place of the first True of a flat tensor, its length where there is none."""
+    return int(flags.int().argmax()) if bool(flags.any()) else len(flags)
