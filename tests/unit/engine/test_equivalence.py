@@ -25,6 +25,7 @@ CACHES: dict[str, list[dict[str, Any]]] = {
     "snapkv + kivi": [{"technique": "snapkv", "keep": 0.5}, {"technique": "kivi", "bits": 4}],
     "h2o": [{"technique": "h2o", "capacity": 80}],
     "h2o + kivi": [{"technique": "h2o", "capacity": 100}, {"technique": "kivi", "bits": 4}],
+    "fastgen": [{"technique": "fastgen", "recovery": 0.8, "profile": 64}],
 }
 SAMPLING = {
     "greedy": SamplingParameters(max_tokens=STEPS, ignore_eos=True),
@@ -84,7 +85,7 @@ def test_a_compressing_request_is_the_same_in_a_batch(model: Model, make_engine:
         other.cancel()
 
 
-@pytest.mark.parametrize("cache", ["full", "kivi", "snapkv"])
+@pytest.mark.parametrize("cache", ["full", "kivi", "snapkv", "fastgen"])
 def test_a_whole_prefill_is_the_same_as_a_chunked_one(model: Model, make_engine: Any, cache: str) -> None:
     whole = run(make_engine(model, chunk=1024), make(700, "greedy", cache))
     for chunk in (128, 384):
@@ -153,6 +154,7 @@ def test_settings_that_lose_nothing_give_the_full_cache(plain: Model, make_engin
         "snapkv + kivi": [{"technique": "snapkv", "keep": 1.0}, {"technique": "kivi", "residual": 2048}],
         "h2o": [{"technique": "h2o", "capacity": 2048}],
         "h2o + kivi": [{"technique": "h2o", "capacity": 2048}, {"technique": "kivi", "residual": 2048}],
+        "fastgen": [{"technique": "fastgen", "recovery": 1.0}],
     }[cache]
     full = run(make_engine(plain), make(200, "greedy"))
     request = Request(prompt=text_tokens(200, 200), sampling=SAMPLING["greedy"], cache=lossless, logits=True)
