@@ -85,7 +85,7 @@ def test_a_compressing_request_is_the_same_in_a_batch(model: Model, make_engine:
         other.cancel()
 
 
-@pytest.mark.parametrize("cache", ["full", "kivi", "snapkv", "fastgen"])
+@pytest.mark.parametrize("cache", ["full", "kivi", "snapkv"])
 def test_a_whole_prefill_is_the_same_as_a_chunked_one(model: Model, make_engine: Any, cache: str) -> None:
     whole = run(make_engine(model, chunk=1024), make(700, "greedy", cache))
     for chunk in (128, 384):
