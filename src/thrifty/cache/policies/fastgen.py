@@ -40,7 +40,10 @@ CARD = Card(
         "evicts every 64 tokens, the paper at every step: up to 127 tokens more a head in between",
         "a prompt without control tokens has no special ones: text without a chat template or BOS",
         "with grouped queries every query head of a KV head must be recovered (`group`); the paper has one",
-        "needs column sums: attention goes over the keys a second time",
+        (
+            "needs column sums, and the profile is attention in fp32: about a third of a prefill of 2k to 4k tokens here "
+            "(the paper: at most 0.35 % of the whole run)"
+        ),
     ),
 )
 
