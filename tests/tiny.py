@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,8 @@ class ByteTokenizer:
     eos_ids = (EOS, END_OF_TURN)
     bos_id = BOS
     has_chat_template = True
+    special_ids = frozenset((BOS, EOS, END_OF_TURN))
+    punctuation_ids = frozenset(string.punctuation.encode())
 
     def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
         return [BOS, *text.encode()] if add_bos else list(text.encode())

@@ -106,6 +106,9 @@ def _drop(sequence: SequenceCache, layer: int, start: int, stop: int) -> None:
     sequence.replace_spans(layer, kept)
     for span in gone:
         span.segment.release()
+    if sequence.statistics.tokens:
+        alike = torch.cat((torch.arange(start), torch.arange(stop, first)))
+        sequence.collector.keep(layer, [alike] * heads, [first] * heads)
 
 
 def _check_slots(indices: Tensor, count: int, where: str) -> None:
@@ -224,6 +227,7 @@ def _share(sequence: SequenceCache, layer: int, source: int) -> None:
     taken = [Span(span.segment.retain(), span.tokens, span.layer(source)) for span in sequence.spans[source]]
     old = sequence.spans[layer]
     sequence.replace_spans(layer, taken)
+    sequence.collector.share(layer, source)
     for span in old:
         span.segment.release()
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from thrifty.cache.policy import ModelInfo, Statistics, Stats
 from thrifty.cache.segment import INDEX
 from thrifty.cache.sums import Accumulator, ColumnSums
+from thrifty.cache.token_ids import TokenIds
 from thrifty.errors import PromptError
 from thrifty.storage.ledger import Ledger, Reservation
 
@@ -18,7 +19,7 @@ ROWS_AT_ONCE = 64
 
 
 class Collector:
-    """Query rows and attention column sums by layer. Its bytes are charged as index bytes.
+    """Query rows, attention column sums and token ids by layer. Its bytes are charged as index bytes.
 
     Column sums are fp32 [group, slots] a KV head: the sum over rows of softmax probabilities (H2O, arXiv 2306.14048,
     §4.1), one row of the tensor a query head of the group.
@@ -31,6 +32,8 @@ class Collector:
         self._reservation = reservation
         self._queries: dict[int, Tensor] = {}
         self._sums = ColumnSums(model)
+        self._tokens = TokenIds()
+        self._notes: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
         self._pending: dict[int, dict[int, list[Tensor]]] = {}
         self._unsplittable = False
         self._charged = 0
@@ -130,15 +133,28 @@ class Collector:
         """Whether uncommitted rows were recorded by `attend`."""
         return bool(self._pending)
 
-    def stats(self, layer: int, counts: Sequence[int]) -> Stats:
-        """What is known of a layer, column sums cut or padded with zeros to the slots `counts` of its heads."""
-        sums = None
+    def remember(self, tokens: Sequence[int], start: int) -> None:
+        """The ids of the sequence's tokens from `start` on. Raises BudgetError."""
+        if self.wanted.tokens:
+            self._tokens.remember(tokens, start)
+            self.settle()
+
+    def stats(self, layer: int, counts: Sequence[int], policy: int = 0) -> Stats:
+        """What is known of a layer, cut or padded to the slots `counts` of its heads: column sums with zeros, token
+        ids with −1. policy: whose notes, by its place in the recipe.
+        """
+        sums = tokens = None
         if layer in self._sums.layers:
             sums = [_fit(self._sums.head(layer, head), count) for head, count in enumerate(counts)]
-        return Stats(queries=self._queries.get(layer), column_sums=sums)
+        if self.wanted.tokens:
+            tokens = [self._tokens.of(layer, head, count) for head, count in enumerate(counts)]
+        notes = self._notes.setdefault((policy, layer), {})
+        return Stats(queries=self._queries.get(layer), column_sums=sums, tokens=tokens, notes=notes)
 
     def keep(self, layer: int, indices: Sequence[Tensor], sealed: Sequence[int]) -> None:
         """The layer kept these of each head's `sealed` slots, and all slots behind them."""
+        if self.wanted.tokens:
+            self._tokens.keep(layer, indices, sealed)
         if layer not in self._sums.layers:
             return
         kept = []
@@ -148,8 +164,17 @@ class Collector:
             kept.append(torch.cat((whole[:, chosen], whole[:, count:]), dim=1))
         self._sums.replace(layer, kept)
 
-    def fit(self, layer: int, counts: Sequence[int]) -> None:
-        """The layer lost its newest slots: it has `counts` now."""
+    def share(self, layer: int, source: int) -> None:
+        """`layer` holds the slots of `source` from now on."""
+        self._tokens.share(layer, source)
+
+    def shorten(self, length: int) -> None:
+        """The sequence went back to `length` tokens; `fit` follows for every layer."""
+        self._tokens.truncate(length)
+
+    def fit(self, layer: int, counts: Sequence[int], length: int) -> None:
+        """The layer lost its newest slots: it has `counts` now, of a sequence of `length` tokens."""
+        self._tokens.fit(layer, counts, length)
         if layer in self._sums.layers:
             for head, count in enumerate(counts):
                 self._sums.head(layer, head)[:, count:] = 0
@@ -187,7 +212,7 @@ class Collector:
 
     def settle(self) -> None:
         """Bring the ledger up to date with the bytes held. Raises BudgetError."""
-        held = sum(one.nbytes for one in self._queries.values()) + self._sums.nbytes
+        held = sum(one.nbytes for one in self._queries.values()) + self._sums.nbytes + self._tokens.nbytes
         if held > self._charged:
             self._ledger.charge(INDEX, held - self._charged, self._reservation)
         elif held < self._charged:
@@ -198,6 +223,8 @@ class Collector:
         """Forget everything."""
         self._queries.clear()
         self._sums.clear()
+        self._tokens.clear()
+        self._notes.clear()
         self._pending.clear()
         self.settle()
 
@@ -207,6 +234,8 @@ class Collector:
         other.prefilling = self.prefilling
         other._queries = dict(self._queries)
         other._sums = self._sums.copy()
+        other._tokens = self._tokens.copy()
+        other._notes = {key: dict(notes) for key, notes in self._notes.items()}
         other.settle()
         return other
 

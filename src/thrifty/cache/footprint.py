@@ -24,7 +24,7 @@ def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, to
     at_end = _Held(policies, model, prompt, total)
     steady = max(at_end.steady, at_prompt.steady)
     filling = at_prompt.steady + pages_bytes(model, model.format, prompt, 1) + _between(policies, model, prompt)
-    rest = at_end.index + _statistics(policies, model, prompt) + _windows(model)
+    rest = at_end.index + _statistics(policies, model, prompt, total) + _windows(model)
     return Footprint(peak_bytes=max(filling, steady + at_end.rewritten) + rest, steady_bytes=steady + rest)
 
 
@@ -123,20 +123,24 @@ def _windows(model: ModelInfo) -> int:
     )
 
 
-def _statistics(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int) -> int:
+def _statistics(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, total: int) -> int:
     """Query rows of one layer and column sums: of the layer in work, and of all kept slots while decoding, there twice
-    (a row's own, until it is committed; and the old table beside the new one when it grows)."""
+    (a row's own, until it is committed; and the old table beside the new one when it grows). Token ids: of the
+    sequence, and of every head's kept slots."""
     need = wanted(policies, model)
-    held = 0
+    held, layers = 0, len(model.layers_with(None))
+    # What a ragged policy promises is a mean over heads; the widest head may hold everything.
+    bounds = [policy.kept(prompt, max(PAGE, total - prompt)) for policy in policies if not policy.ragged]
+    widest = min([max(total, prompt + PAGE), *bounds]) + 2 * PAGE
     if need.queries is not None:
         rows = prompt if need.queries == "all" else min(prompt, int(need.queries))
         held += 4 * rows * model.heads * model.head_dim
     if need.column_sums:
         held += 4 * prompt * model.heads
         if need.decode:
-            ragged = any(policy.ragged for policy in policies)
-            kept = prompt + PAGE if ragged else min(policy.kept(prompt, PAGE) for policy in policies)
-            held += 2 * 4 * (kept + 2 * PAGE) * model.heads * len(model.layers_with(None))
+            held += 2 * 4 * widest * model.heads * layers
+    if need.tokens:
+        held += 4 * (total + PAGE) + 4 * widest * model.kv_heads * layers
     return held
 
 

@@ -1,7 +1,8 @@
 """What a cache policy is: the statistics it wants, the edits it returns, the bytes it promises.
 
 A policy is a frozen dataclass without state: what it learns about a sequence lives in that sequence (statistics follow
-their slots through every edit). It is called rarely: once a layer when a prompt ends, then every `period` tokens.
+their slots through every edit; `Stats.notes` is its own memory). It is called rarely: once a layer when a prompt ends,
+then every `period` tokens.
 """
 
 from __future__ import annotations
@@ -24,13 +25,22 @@ Rotation = Callable[[int, "Tensor"], tuple["Tensor", "Tensor"]]
 """(layer, positions int64 [n]) → cos, sin, each fp32 [n, dimension/2] (half-split convention)."""
 
 
+@dataclass(frozen=True)
+class TokenClasses:
+    """Token ids that a model's tokenizer sets apart. special: control tokens. punctuation: tokens of nothing but
+    punctuation characters, spaces aside."""
+
+    special: frozenset[int] = frozenset()
+    punctuation: frozenset[int] = frozenset()
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """What the cache must know of a model. `windows[layer]`: its sliding window in tokens, None for a global layer.
 
     format: how open pages store keys and values ("bf16", or "f32" for the reference dtype). scale multiplies q·k;
     softcap is tanh capping of scores or None. chunk: the most rows that are appended at once. version: of the weights.
-    rotation: RoPE tables, for policies that renumber.
+    rotation: RoPE tables, for policies that renumber. classes: gives the tokenizer's token classes when one asks.
     """
 
     heads: int
@@ -43,6 +53,7 @@ class ModelInfo:
     chunk: int = 512
     version: str = ""
     rotation: Rotation | None = field(default=None, compare=False, repr=False)
+    classes: Callable[[], TokenClasses] = field(default=TokenClasses, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -105,11 +116,13 @@ class Statistics:
     queries: the newest `queries` query rows of the prompt ("all": every row; None: none), rotated, fp32.
     column_sums: for every slot the sum over prompt rows of its attention probability. decode: go on summing while
     decoding (needs column_sums). A prefix hit must bring the column sums of its tokens, or it is a miss.
+    tokens: the token id of every slot, while decoding too.
     """
 
     queries: int | str | None = None
     column_sums: bool = False
     decode: bool = False
+    tokens: bool = False
 
     def __or__(self, other: Statistics) -> Statistics:
         wanted = [one for one in (self.queries, other.queries) if one is not None]
@@ -120,6 +133,7 @@ class Statistics:
             queries=queries,
             column_sums=self.column_sums or other.column_sums,
             decode=self.decode or other.decode,
+            tokens=self.tokens or other.tokens,
         )
 
 
@@ -129,10 +143,16 @@ class Stats:
 
     queries: [rows, heads, head_dim] fp32, the newest rows of the prompt in order; None where nobody wanted them.
     column_sums: for every KV head [group, slots of that head] fp32; None where nobody wanted them.
+    tokens: for every KV head int64 [slots of that head], the token id of each slot (of a merged one: of its first
+    member), −1 where it is not known; None where nobody wanted them.
+    notes: what this policy wrote down about this layer of the sequence, by names of its own: it finds it again at every
+    later call, in forks too. A few small numbers a head, which the ledger does not count.
     """
 
     queries: Tensor | None = None
     column_sums: list[Tensor] | None = None
+    tokens: list[Tensor] | None = None
+    notes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

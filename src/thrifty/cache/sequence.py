@@ -127,10 +127,17 @@ class SequenceCache:
         return LayerView(self.model.layer(layer, self.length, self.prompt), self.spans[layer])
 
     def stats(self, layer: int) -> Stats:
-        """What was collected for a layer, aligned with its committed slots."""
+        """What was collected for a layer, aligned with its committed slots (the notes are the first policy's)."""
         return self.collector.stats(layer, self._counts(layer))
 
     # --- rows ----------------------------------------------------------------------------------------
+
+    def remember(self, tokens: Sequence[int], start: int = 0) -> None:
+        """The ids of the tokens at `start` and beyond, for policies that ask which token a slot holds: of a prompt
+        before its rows come (those of a prefix hit too), of decoded rows before they are committed. No effect where
+        nobody asks. Raises BudgetError.
+        """
+        self.collector.remember(tokens, start)
 
     def reserve(self, n: int) -> None:
         """Make room for n more rows in the open pages of every layer group. Cheap when there is room.
@@ -268,8 +275,9 @@ class SequenceCache:
             self._mirror = None
             roll_back(self, self.length - (n - rejected))
             self._due = [min(due, self.length + one.period) for due, one in zip(self._due, self.policies, strict=True)]
+            self.collector.shorten(self.length)
             for layer in self.global_layers:
-                self.collector.fit(layer, self._counts(layer))
+                self.collector.fit(layer, self._counts(layer), self.length)
 
     def discard(self) -> None:
         """Drop all uncommitted rows, also those that a failed step left in some layers only."""
@@ -625,10 +633,10 @@ class SequenceCache:
 
     def _after_prefill(self, layer: int, n: int) -> None:
         info = self.model.layer(layer, self.length + n, self.length + n)
-        for policy in self.policies:
+        for index, policy in enumerate(self.policies):
             if not policy.compresses:
                 continue
-            stats = self.collector.stats(layer, self.sealed_counts(layer))
+            stats = self.collector.stats(layer, self.sealed_counts(layer), index)
             edits = policy.after_prefill(info, LayerView(info, self.spans[layer]), stats)
             carry_out(self, edits, (layer,))
         self.collector.forget(layer)
@@ -640,7 +648,7 @@ class SequenceCache:
                 continue
             self._due[index] = self.length + policy.period
             views = [self.view(layer) for layer in self.global_layers]
-            stats = [self.collector.stats(layer, self.sealed_counts(layer)) for layer in self.global_layers]
+            stats = [self.collector.stats(layer, self.sealed_counts(layer), index) for layer in self.global_layers]
             edits = policy.after_decode(views, stats)
             if edits:
                 carry_out(self, edits, self.global_layers)

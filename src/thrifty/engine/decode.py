@@ -68,6 +68,7 @@ def _settle(sequence: Sequence, rows: Rows, first: int, accepted: Accepted, scor
     try:
         if kept < len(rows.tokens):
             rows.cache.truncate(len(rows.tokens) - kept)
+        rows.cache.remember(rows.tokens[:kept], rows.start)
         rows.cache.commit(kept)
     except Exception as error:
         return Outcome(sequence, error=error)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from thrifty.cache.policy import CachePolicy, Footprint, ModelInfo
+from thrifty.cache.policy import CachePolicy, Footprint, ModelInfo, TokenClasses
 from thrifty.cache.pool import Cache
 from thrifty.engine.runner import Runner
 from thrifty.engine.sequence import Sequence as Running
 from thrifty.engine.sequence import State
-from thrifty.errors import BudgetError
+from thrifty.errors import BudgetError, RecipeError
 from thrifty.formats.kv import PAGE
 from thrifty.models.rope import depends_on_length, rotation
 from thrifty.storage.budget import format_size, parse_size
@@ -304,6 +304,14 @@ def model_info(model: Model, chunk: int) -> ModelInfo:
     def rotate(layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         return rotation(config.layers[layer].rope, positions)
 
+    def classes() -> TokenClasses:
+        if model.tokenizer is None:
+            raise RecipeError(
+                "a cache technique asked which tokens are special, but this checkpoint has no tokenizer: add its "
+                "tokenizer.json, or leave the technique out"
+            )
+        return TokenClasses(model.tokenizer.special_ids, model.tokenizer.punctuation_ids)
+
     return ModelInfo(
         heads=config.heads,
         kv_heads=config.kv_heads,
@@ -315,4 +323,5 @@ def model_info(model: Model, chunk: int) -> ModelInfo:
         chunk=chunk,
         version=model.version,
         rotation=rotate,
+        classes=classes,
     )

@@ -39,6 +39,7 @@ def start_prefill(
     cache = sequence.cache
     assert cache is not None, "an admitted sequence has a cache"
     sequence.handle.mark_admitted(cache.hit)
+    cache.remember(sequence.tokens)
     if cache.layer_major:
         return LayerMajorPrefill(runner, cache, sequence.tokens, chunk, pace)
     return ChunkedPrefill(runner, cache, sequence.tokens, chunk, pace, lambda: publish(sequence))

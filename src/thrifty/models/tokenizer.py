@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,17 @@ class Tokenizer:
         """The ids of control tokens, which text output leaves out."""
         added = self.backend.get_added_tokens_decoder()
         return frozenset(token for token, entry in added.items() if entry.special)
+
+    @cached_property
+    def punctuation_ids(self) -> frozenset[int]:
+        """The ids of tokens whose text, spaces aside, is nothing but characters of `string.punctuation`."""
+        marks = frozenset(string.punctuation.encode())
+        found = {
+            token
+            for piece, token in self.backend.get_vocab(with_added_tokens=True).items()
+            if (text := self.pieces.to_bytes(piece).strip()) and marks.issuperset(text)
+        }
+        return frozenset(found - self.special_ids)
 
     @cached_property
     def pieces(self) -> PieceDecoder:

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thrifty.cache.policy import ModelInfo
+from thrifty.cache.policy import ModelInfo, TokenClasses
 from thrifty.cache.sequence import SequenceCache
+
+CLASSES = TokenClasses(special=frozenset(range(20)), punctuation=frozenset(range(20, 120)))
+"""Of the 1000 tokens that `prompt` draws from."""
 
 
 def rope(head_dim: int, layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +57,7 @@ def model_info(
         chunk=chunk,
         version="weights-1",
         rotation=lambda layer, positions: rope(head_dim, layer, positions),
+        classes=lambda: CLASSES,
     )
 
 
@@ -85,6 +89,8 @@ class Driver:
     def prefill(self, cache: SequenceCache, tokens: Sequence[int], chunk: int = 64) -> list[Tensor]:
         """Prompt tokens beyond what the cache holds. Returns the outputs of the last row, by layer."""
         start, n = cache.length, len(tokens) - cache.length
+        told = 0 if start == cache.hit else start
+        cache.remember(tokens[told:], told)
         last: list[Tensor] = []
         if cache.layer_major:
             for layer in range(self.model.layers):
@@ -107,6 +113,7 @@ class Driver:
         accepted = len(tokens) if commit is None else commit
         if accepted < len(tokens):
             cache.truncate(len(tokens) - accepted)
+        cache.remember(tokens[:accepted], start)
         cache.commit(accepted)
         return found
 

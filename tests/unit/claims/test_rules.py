@@ -17,6 +17,13 @@ def kl(ours: list[float], theirs: list[float]) -> Figures:
     return figures
 
 
+def pruned(*levels: tuple[float, float]) -> Figures:
+    figures: Figures = {}
+    for level, (share, recovery) in zip((98, 95, 91), levels, strict=True):
+        figures |= {f"pruned_{level}": share, f"recovery_{level}": recovery}
+    return figures
+
+
 CASES: list[tuple[str, Figures, Verdict]] = [
     ("kivi", {"recovery_2": 12.74 / 13.50, "memory_ratio": 2.6}, HOLDS),
     ("kivi", {"recovery_2": 0.943, "memory_ratio": 2.6}, PARTLY),
@@ -40,6 +47,10 @@ CASES: list[tuple[str, Figures, Verdict]] = [
     ("streaming", {"full": 10.0, "sinks": 11.1, "alone": 23.0}, PARTLY),
     ("streaming", {"full": 10.0, "sinks": 10.5, "alone": 20.9}, PARTLY),
     ("streaming", {"full": 10.0, "sinks": 12.0, "alone": 12.0}, FAILS),
+    ("fastgen", pruned((0.169, 0.98), (0.3, 0.9), (0.4, 0.9)), HOLDS),
+    ("fastgen", pruned((0.168, 1.0), (0.169, 0.98), (0.4, 0.9)), PARTLY),
+    ("fastgen", pruned((0.169, 0.979), (0.168, 1.0), (0.4, 0.98)), PARTLY),
+    ("fastgen", pruned((0.168, 1.0), (0.169, 0.979), (0.4, 0.9)), FAILS),
     ("rtn", {"rise": 0.107}, HOLDS),
     ("rtn", {"rise": 0.2}, PARTLY),
     ("rtn", {"rise": 0.22}, FAILS),

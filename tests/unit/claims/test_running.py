@@ -123,6 +123,7 @@ SMALL = {
     "minikv": {"PREFIX": 320, "SCORED": 24},
     "ada-kv": {"PREFIX": 320, "SCORED": 24, "PARTS": 2},
     "streaming": {"PREFIX": 512, "SCORED": 24, "CACHE": 128},
+    "fastgen": {"PREFIX": 320, "SCORED": 24},
     "rtn": {"PREFIX": 64, "SCORED": 24},
     "snapkv": {"LONGEST": 640, "STEPS": 8, "ASKED": 3},
 }

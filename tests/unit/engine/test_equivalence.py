@@ -26,6 +26,7 @@ CACHES: dict[str, list[dict[str, Any]]] = {
     "minikv": [{"technique": "minikv", "residual": 64}],
     "h2o": [{"technique": "h2o", "capacity": 80}],
     "h2o + kivi": [{"technique": "h2o", "capacity": 100}, {"technique": "kivi", "bits": 4}],
+    "fastgen": [{"technique": "fastgen", "recovery": 0.8, "profile": 64}],
 }
 SAMPLING = {
     "greedy": SamplingParameters(max_tokens=STEPS, ignore_eos=True),
@@ -154,6 +155,7 @@ def test_settings_that_lose_nothing_give_the_full_cache(plain: Model, make_engin
         "snapkv + kivi": [{"technique": "snapkv", "keep": 1.0}, {"technique": "kivi", "residual": 2048}],
         "h2o": [{"technique": "h2o", "capacity": 2048}],
         "h2o + kivi": [{"technique": "h2o", "capacity": 2048}, {"technique": "kivi", "residual": 2048}],
+        "fastgen": [{"technique": "fastgen", "recovery": 1.0}],
     }[cache]
     full = run(make_engine(plain), make(200, "greedy"))
     request = Request(prompt=text_tokens(200, 200), sampling=SAMPLING["greedy"], cache=lossless, logits=True)

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(dispatch.native() is None, reason="the native ke
 
 STEPS = 150
 H2O: list[dict[str, Any]] = [{"technique": "h2o", "capacity": 60}]
+FASTGEN: list[dict[str, Any]] = [{"technique": "fastgen", "recovery": 0.8}]
 
 
 @pytest.fixture(params=["packed", "windowed"])
@@ -31,9 +32,9 @@ def model(request: pytest.FixtureRequest) -> Model:
     return found
 
 
-def watched(length: int = 300, **options: Any) -> Request:
+def watched(length: int = 300, cache: list[dict[str, Any]] = H2O, **options: Any) -> Request:
     sampling = SamplingParameters(max_tokens=STEPS, ignore_eos=True, temperature=0.8, seed=5)
-    return Request(prompt=text_tokens(length, 1), sampling=sampling, cache=H2O, logits=True, **options)
+    return Request(prompt=text_tokens(length, 1), sampling=sampling, cache=cache, logits=True, **options)
 
 
 def run(engine: Engine, handle: Handle, tokens: int = STEPS - 1) -> tuple[list[int], Any]:
@@ -70,13 +71,16 @@ def test_native_sums_are_those_of_the_reference(model: Model, make_engine: Any) 
             assert torch.allclose(sums.sum(dim=1), wanted.sum(dim=1), rtol=0.02)
 
 
-def test_alone_is_the_same_as_in_a_batch_and_in_other_chunks(model: Model, make_engine: Any) -> None:
+@pytest.mark.parametrize("cache", [H2O, FASTGEN], ids=["h2o", "fastgen"])
+def test_alone_is_the_same_as_in_a_batch_and_in_other_chunks(
+    model: Model, make_engine: Any, cache: list[dict[str, Any]]
+) -> None:
     engine = make_engine(model, chunk=512)
-    alone = run(engine, engine.submit(watched()))
+    alone = run(engine, engine.submit(watched(cache=cache)))
     engine = make_engine(model, chunk=128, prefill_slice_ms=1e-6)
-    others = [engine.submit(Request(prompt=text_tokens(n), cache=cache)) for n, cache in ((50, H2O), (70, None))]
+    others = [engine.submit(Request(prompt=text_tokens(n), cache=other)) for n, other in ((50, H2O), (70, None))]
     engine.step()
-    equal(run(engine, engine.submit(watched())), alone)
+    equal(run(engine, engine.submit(watched(cache=cache))), alone)
     for other in others:
         other.cancel()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,17 @@ def test_an_unfinished_character_waits_and_becomes_a_mark_at_the_end() -> None:
     stream = found.stream()
     assert stream.push(first) == "" and stream.push(rest[0]) == ""
     assert stream.flush() == "\ufffd"
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+def test_punctuation_ids_are_those_whose_text_is_punctuation(kind: str) -> None:
+    found = {"bytes": tokenizer, "pieces": spm}[kind]()
+    for token in range(found.backend.get_vocab_size()):
+        text = found.decode([token], skip_special=False).strip()
+        is_mark = text != "" and all(character in string.punctuation for character in text)
+        assert (token in found.punctuation_ids) == (is_mark and token not in found.special_ids), repr(text)
+    marks = {found.encode(text, add_bos=False)[-1] for text in ("a.", "a,", "a!")}
+    assert marks <= found.punctuation_ids
 
 
 def test_bos_comes_once() -> None:
