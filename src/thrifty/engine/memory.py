@@ -17,6 +17,7 @@ from thrifty.engine.sequence import Sequence as Running
 from thrifty.engine.sequence import State
 from thrifty.errors import BudgetError
 from thrifty.formats.kv import PAGE
+from thrifty.models.head_scores import SavedScores
 from thrifty.models.rope import depends_on_length, rotation
 from thrifty.storage.budget import format_size, parse_size
 from thrifty.storage.ledger import Ledger
@@ -315,4 +316,5 @@ def model_info(model: Model, chunk: int) -> ModelInfo:
         chunk=chunk,
         version=model.version,
         rotation=rotate,
+        head_scores=SavedScores(model),
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from thrifty.cache.edits import Edits
+from thrifty.cache.observation import window_attention
 from thrifty.cache.policies.h2o import reduce_group
 from thrifty.cache.policy import CachePolicy, LayerInfo, ModelInfo, Statistics, Stats
 from thrifty.card import Card
@@ -58,7 +59,7 @@ class Snapkv(CachePolicy):
     exact = True
 
     def __post_init__(self) -> None:
-        name = type(self).__name__.lower()
+        name = type(self).name
         if not 0 < self.keep <= 1 or (self.capacity is not None and self.capacity < 1):
             raise RecipeError(
                 f"{name}: keep = {self.keep}, capacity = {self.capacity}; use 0 < keep ≤ 1 and capacity ≥ 1"
@@ -78,7 +79,7 @@ class Snapkv(CachePolicy):
             return Edits()
         window = len(stats.queries)
         counts = [kv.count(head) for head in range(kv.kv_heads)]
-        free = [self.budget(count, window) for count in counts]
+        free = self.budgets(layer, counts, window)
         if all(count <= budget + window for count, budget in zip(counts, free, strict=True)):
             return Edits()
         scores = [
@@ -95,8 +96,12 @@ class Snapkv(CachePolicy):
         """Which slots each head keeps, by its scores [slots before the window]: its top `budget`."""
         return [one.topk(min(budget, len(one))).indices for one, budget in zip(scores, budgets, strict=True)]
 
+    def budgets(self, layer: LayerInfo, counts: list[int], window: int) -> list[int]:
+        """Slots each KV head of a layer keeps before the window, of `counts` in all."""
+        return [self.budget(count, window) for count in counts]
+
     def budget(self, count: int, window: int) -> int:
-        """Slots a head keeps before the window, of `count` in all."""
+        """Slots a head keeps before the window, of `count` in all: the mean where heads or layers differ."""
         capacity = math.floor(self.keep * count) if self.capacity is None else self.capacity
         return max(1, capacity - window)
 
@@ -111,16 +116,8 @@ def observed(kv: LayerView, head: int, queries: Tensor, kernel: int, pooling: st
 
     queries: [window, heads, head_dim], the rows of the newest `window` slots.
     """
-    model, window = kv.info.model, len(queries)
-    keys, bias = kv.keys(head), kv.bias(head)
-    own = queries[:, head * model.group : (head + 1) * model.group].transpose(0, 1).float()
-    logits = (own @ keys.T) * model.scale
-    if model.softcap:
-        logits = torch.tanh(logits / model.softcap) * model.softcap
-    logits = logits + bias
-    later = torch.ones(window, window, dtype=torch.bool).triu(1)
-    logits[:, :, len(keys) - window :].masked_fill_(later, -math.inf)
-    sums = logits.softmax(dim=-1)[:, :, : len(keys) - window].sum(dim=1)
+    before = kv.count(head) - len(queries)
+    sums = window_attention(kv, head, queries)[:, :, :before].sum(dim=1)
     score = reduce_group(sums, group)[None, None]
     if pooling == "max":
         return torch.nn.functional.max_pool1d(score, kernel, stride=1, padding=kernel // 2)[0, 0]
