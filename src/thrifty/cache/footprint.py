@@ -63,9 +63,7 @@ class _Held:
         self.index = layers * model.kv_heads * (per_slot * (slots + 2 * PAGE) + 4 * sinks * (model.head_dim + 4))
 
 
-def _bounds(
-    kept: Sequence[Callable[[int, int], int]], prompt: int, generated: int, holes: bool
-) -> tuple[int, int]:
+def _bounds(kept: Sequence[Callable[[int, int], int]], prompt: int, generated: int, holes: bool) -> tuple[int, int]:
     """Slots after the prompt and after `generated` more, by the bounds of policies that act in order."""
     after_prompt, slots = prompt, prompt + generated
     for bound in kept:

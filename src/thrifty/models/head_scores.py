@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,8 +134,9 @@ def _checked(path: Path, found: Any, model: Model, kind: str) -> HeadScores:
 
     config = model.config
     layers = [index for index, layer in enumerate(config.layers) if layer.window is None]
-    if not isinstance(found, dict) or set(found) != set(HeadScores.__dataclass_fields__):
-        raise refuse(", ".join(HeadScores.__dataclass_fields__), "the only ones")
+    known = [field.name for field in fields(HeadScores)]
+    if not isinstance(found, dict) or set(found) != set(known):
+        raise CheckpointError(f"{path}: its fields must be {', '.join(known)}; remove the file and make it again")
     if found["kind"] != kind:
         raise refuse("kind", repr(kind))
     if found["version"] != checkpoint_version(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -76,7 +77,7 @@ def whole(wanted: list[float]) -> list[int]:
     for one in wanted:
         total += one
         edges.append(math.floor(total + 0.5))
-    return [after - before for before, after in zip(edges, edges[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(edges)]
 
 
 def pyramid_budget(layer: LayerInfo, mean: int, window: int, beta: float) -> int:
