@@ -38,7 +38,8 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     native = request.param == "native"
     engine = Engine(tiny_model(packed=True, windows=WINDOWS), native=native, prefix_tree=False, threads=1)
     yield engine
-    assert engine.memory.ledger.current == engine.memory.ledger.bytes_of("weights") + engine.memory.workspace
+    ledger = engine.memory.ledger
+    assert ledger.current == ledger.bytes_of("weights") + ledger.bytes_of("workspace"), ledger.categories()
     engine.close()
 
 
