@@ -21,13 +21,14 @@ TOLD, ASKED = "The secret number of {name} is", "What is the secret number of {n
 
 @dataclass(frozen=True)
 class Riddle:
-    """reason, wrong, right: what is told. question, lead: what is asked, and how the answer begins."""
+    """reason, wrong, right: what is told. question: what is asked. The answer begins as `right` does: models of a few
+    hundred million parameters answer no riddle that leaves the choice of words to them.
+    """
 
     reason: str
     wrong: str
     right: str
     question: str
-    lead: str
 
 
 RIDDLES = (
@@ -36,14 +37,18 @@ RIDDLES = (
         "The old code of {name} was",
         "The new code of {name} is",
         "Which code opens the door of {name} today?",
-        "The code that opens the door of {name} today is the new code",
     ),
     Riddle(
-        "Of the two numbers of {name} the red one is a fake and the green one is real.",
-        "The red number of {name} is",
-        "The green number of {name} is",
-        "What is the real number of {name}, the green one?",
-        "The real number of {name} is the green number",
+        "Travellers to {name} pay with the secret number and never with the telephone number.",
+        "The telephone number of {name} is",
+        "The secret number of {name} is",
+        "With which number do travellers to {name} pay?",
+    ),
+    Riddle(
+        "Anna asked for the secret number of {name}, not for that of its neighbour.",
+        "The neighbour of {name} has the number",
+        "The secret number of {name} is",
+        "What is the secret number of {name} that Anna asked for?",
     ),
 )
 
@@ -143,4 +148,4 @@ def _riddle(chance: random.Random, numbers: list[int]) -> tuple[list[tuple[str, 
     riddle = chance.choice(RIDDLES)
     both: list[tuple[str, int | None]] = [(riddle.right, numbers[0]), (riddle.wrong, numbers[1])]
     chance.shuffle(both)
-    return [(riddle.reason, None), *both], riddle.question, riddle.lead
+    return [(riddle.reason, None), *both], riddle.question, riddle.right
