@@ -24,7 +24,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="smollm2-135m")
-    parser.add_argument("--capacity", type=int, nargs="+", default=[96, 192], help="slots a head")
+    parser.add_argument("--capacity", type=int, nargs="+", default=[128], help="slots a head")
     parser.add_argument("--window", type=int, default=32)
     arguments = parser.parse_args()
     tables = {

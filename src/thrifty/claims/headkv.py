@@ -21,7 +21,7 @@ class HeadkvClaim(Claim):
         "at 64 slots a head, recall above all three and KL below all three: holds; one of the two: partly; else it "
         "does not hold here"
     )
-    minutes = 2.0
+    minutes = 1.2
 
     def measure(self, context: Context) -> Figures:
         rivals.score_heads(context, "r")

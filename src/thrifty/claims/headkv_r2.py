@@ -25,7 +25,7 @@ class HeadkvR2Claim(Claim):
         "≥ 97 % of the full cache's recall with 5 % kept, and ahead of SnapKV and Ada-KV with 12.5 %: holds; one of "
         "the two: partly; else it does not hold here"
     )
-    minutes = 2.0
+    minutes = 0.6
 
     def measure(self, context: Context) -> Figures:
         rivals.score_heads(context, "r2")

@@ -21,7 +21,7 @@ class PyramidkvClaim(Claim):
         "at 64 slots a layer, KL below SnapKV's and recall above it: holds; one of the two: partly; else it does not "
         "hold here"
     )
-    minutes = 1.5
+    minutes = 0.6
 
     def measure(self, context: Context) -> Figures:
         tables = {name: [_table(name)] for name in ("pyramidkv", "snapkv")}
