@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from thrifty.cache.policy import CachePolicy, Footprint, ModelInfo, wanted
 from thrifty.formats import kv
@@ -47,21 +47,30 @@ class _Held:
         generated = total - prompt
         quantiser = next((policy for policy in policies if policy.quantises), None)
         rewriting = any(one.watches_decode and not (one.whole_pages or one.quantises) for one in policies)
-        after_prompt, slots = prompt, prompt + generated
-        for policy in policies:
-            after_prompt = min(after_prompt, policy.kept(prompt, 0))
-            # An eviction while decoding leaves holes in quantised pages: it frees nothing for sure.
-            holes = quantiser is not None and rewriting
-            bound = policy.kept(prompt, 0) + generated if holes else policy.kept(prompt, generated)
-            slots = min(slots, after_prompt + generated, bound)
+        # An eviction while decoding leaves holes in quantised pages: it frees nothing for sure.
+        holes = quantiser is not None and rewriting
+        after_prompt, slots = _bounds([policy.kept for policy in policies], prompt, generated, holes)
+        in_layer = _bounds([policy.kept_in_layer for policy in policies], prompt, generated, holes)
         sinks = sum(getattr(policy, "sinks", 0) for policy in policies)
-        one = _layer_bytes(policies, model, slots, after_prompt, quantiser, cuts=1 + (sinks > 0))
+        cuts = 1 + (sinks > 0)
+        one = _layer_bytes(policies, model, slots, after_prompt, quantiser, cuts)
+        largest = _layer_bytes(policies, model, in_layer[1], in_layer[0], quantiser, cuts)
         open_page = _run(kv.slab_bytes(model.format, PAGE, model.head_dim) * model.kv_heads * layers)
         self.steady = one * layers + (open_page if slots < prompt + generated else 0)
-        self.rewritten = open_page + (one if rewriting else open_page)
+        self.rewritten = open_page + (largest if rewriting else open_page)
         evicts = slots < prompt + generated or rewriting
         per_slot = 4 * evicts + 8 * (quantiser is not None and rewriting)
         self.index = layers * model.kv_heads * (per_slot * (slots + 2 * PAGE) + 4 * sinks * (model.head_dim + 4))
+
+
+def _bounds(kept: Sequence[Callable[[int, int], int]], prompt: int, generated: int, holes: bool) -> tuple[int, int]:
+    """Slots after the prompt and after `generated` more, by the bounds of policies that act in order."""
+    after_prompt, slots = prompt, prompt + generated
+    for bound in kept:
+        after_prompt = min(after_prompt, bound(prompt, 0))
+        grown = bound(prompt, 0) + generated if holes else bound(prompt, generated)
+        slots = min(slots, after_prompt + generated, grown)
+    return after_prompt, slots
 
 
 def _layer_bytes(
@@ -93,7 +102,8 @@ def _between(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int) -> 
     first = acting[0]
     if len(acting) < 2 and not (first.quantises and first.kept(prompt, 0) < prompt):
         return 0
-    return pages_bytes(model, model.format, first.widest(prompt) + 2 * PAGE, 1, ragged=first.ragged)
+    slots = first.kept_in_layer(prompt, 0) + 2 * PAGE
+    return pages_bytes(model, model.format, slots, 1, ragged=first.ragged)
 
 
 def _plain(model: ModelInfo, prompt: int, total: int) -> Footprint:
@@ -130,7 +140,7 @@ def _statistics(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, 
     need = wanted(policies, model)
     held, layers = 0, len(model.layers_with(None))
     # What a ragged policy promises is a mean over heads; the widest head may hold everything.
-    bounds = [policy.kept(prompt, max(PAGE, total - prompt)) for policy in policies if not policy.ragged]
+    bounds = [policy.kept_in_layer(prompt, max(PAGE, total - prompt)) for policy in policies if not policy.ragged]
     widest = min([max(total, prompt + PAGE), *bounds]) + 2 * PAGE
     if need.queries is not None:
         rows = prompt if need.queries == "all" else min(prompt, int(need.queries))

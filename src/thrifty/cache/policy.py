@@ -7,7 +7,7 @@ then every `period` tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
@@ -41,6 +41,8 @@ class ModelInfo:
     format: how open pages store keys and values ("bf16", or "f32" for the reference dtype). scale multiplies q·k;
     softcap is tanh capping of scores or None. chunk: the most rows that are appended at once. version: of the weights.
     rotation: RoPE tables, for policies that renumber. classes: gives the tokenizer's token classes when one asks.
+    head_scores: measured importance of query heads by the kind of probe, fp32 [global layers, heads]; read when it is
+    asked for, empty where none was measured.
     """
 
     heads: int
@@ -54,6 +56,7 @@ class ModelInfo:
     version: str = ""
     rotation: Rotation | None = field(default=None, compare=False, repr=False)
     classes: Callable[[], TokenClasses] = field(default=TokenClasses, compare=False, repr=False)
+    head_scores: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -184,6 +187,9 @@ class CachePolicy:
     period: int = PAGE
     """Tokens between calls of after_decode."""
 
+    def check(self, model: ModelInfo) -> None:
+        """Raise RecipeError where the model lacks what the method needs."""
+
     def wants(self, model: ModelInfo) -> Statistics:
         """The statistics that `after_prefill` and `after_decode` need."""
         return Statistics()
@@ -199,14 +205,13 @@ class CachePolicy:
         return None
 
     def kept(self, prompt: int, generated: int = 0) -> int:
-        """Upper bound of a head's sealed slots (mean over heads and global layers) after a prompt of `prompt` tokens
+        """Upper bound of a head's sealed slots (mean over global layers and heads) after a prompt of `prompt` tokens
         and `generated` more, just before the next `after_decode`."""
         return prompt + generated
 
-    def widest(self, prompt: int) -> int:
-        """Upper bound of a head's slots (mean over heads) in any one layer when a prompt has been compressed: more than
-        `kept`, the mean over layers, where layers keep different numbers."""
-        return self.kept(prompt, 0)
+    def kept_in_layer(self, prompt: int, generated: int = 0) -> int:
+        """`kept` of the layer that keeps most (mean over its heads). Override it where layers differ."""
+        return self.kept(prompt, generated)
 
     def stored(self, slots: int) -> dict[str, int]:
         """How many of a head's `slots` lie in which format, at worst; "" stands for the format they had."""

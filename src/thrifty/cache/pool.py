@@ -83,9 +83,11 @@ class Cache:
         most len(tokens) − 1, so that a row is left to compute).
 
         reservation: promised bytes; the sequence owns it from now on. collect: statistics to gather beyond the
-        policies' wants, for `publish`. Raises RecipeError where the order of the policies cannot work.
+        policies' wants, for `publish`. Raises RecipeError where the policies cannot work in this order or model.
         """
         check_order(policies)
+        for policy in policies:
+            policy.check(self.model)
         sequence = SequenceCache(self.tiers, self.model, policies, reservation=reservation, collect=collect)
         if self.tree is not None and len(tokens) > PAGE:
             self._adopt(sequence, self._match(sequence, tokens, adapter, salt))

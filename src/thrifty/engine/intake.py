@@ -120,6 +120,8 @@ class Intake:
         chosen = self._cache if tables is None else tables
         policies = tuple(registry.build("cache", table) for table in chosen)
         check_order(policies)
+        for policy in policies:
+            policy.check(self._memory.cache.model)
         return policies
 
     def _strategy(self, tables: Tables | None) -> DecodingStrategy:

@@ -17,6 +17,7 @@ from thrifty.engine.sequence import Sequence as Running
 from thrifty.engine.sequence import State
 from thrifty.errors import BudgetError, RecipeError
 from thrifty.formats.kv import PAGE
+from thrifty.models.head_scores import SavedScores
 from thrifty.models.rope import depends_on_length, rotation
 from thrifty.storage.budget import format_size, parse_size
 from thrifty.storage.ledger import Ledger
@@ -324,4 +325,5 @@ def model_info(model: Model, chunk: int) -> ModelInfo:
         version=model.version,
         rotation=rotate,
         classes=classes,
+        head_scores=SavedScores(model),
     )

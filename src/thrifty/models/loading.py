@@ -58,7 +58,7 @@ def load(
         definition = source.tokenizer
         tokenizer = None if definition is None else Tokenizer(definition.definition, definition.settings)
     model = assemble(source, dtype)
-    model.tokenizer, model.version = tokenizer, key if dtype is None else f"{key}-{dtype}"
+    model.tokenizer, model.version, model.path = tokenizer, key if dtype is None else f"{key}-{dtype}", path
     if native is False:
         for _, linear in model.decoder.linears():
             linear.native = False  # type: ignore[assignment]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ class Model:
     """What `models.load` returns.
 
     `tokenizer` is None for a checkpoint without one. `version` is a hash of the checkpoint's content:
-    caches of keys and values of one version are worthless for another.
+    caches of keys and values of one version are worthless for another. `path` is the checkpoint's file or folder,
+    None for a model that came from none.
     """
 
     config: ModelConfig
@@ -49,6 +51,7 @@ class Model:
     tokenizer: Any = None
     version: str = ""
     report: list[TensorReport] = field(default_factory=list)
+    path: Path | None = None
 
     @property
     def nbytes(self) -> int:

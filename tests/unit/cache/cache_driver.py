@@ -48,16 +48,20 @@ def model_info(
     format: str = "f32",
     chunk: int = 128,
 ) -> ModelInfo:
+    windows = tuple(windows) if windows is not None else (None,) * layers
+    ranked = sum(window is None for window in windows)
+    scores = torch.rand(ranked, heads, generator=torch.Generator().manual_seed(7)) ** 3
     return ModelInfo(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        windows=tuple(windows) if windows is not None else (None,) * layers,
+        windows=windows,
         format=format,
         chunk=chunk,
         version="weights-1",
         rotation=lambda layer, positions: rope(head_dim, layer, positions),
         classes=lambda: CLASSES,
+        head_scores={"r": scores, "r2": scores.flip(0)},
     )
 
 

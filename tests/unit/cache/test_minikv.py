@@ -103,8 +103,8 @@ def test_bounds_are_those_of_the_mean_and_of_the_widest_layer() -> None:
         sequence, _ = compressed(n)
         counts = [sequence.slots(layer) for layer in GLOBAL]
         assert sum(counts) / 3 <= policy.kept(n) <= n
-        assert max(counts) <= policy.widest(n) <= n
-    assert policy.kept(1000) <= 501 and policy.widest(1000) <= 250 + 465
+        assert max(counts) <= policy.kept_in_layer(n) <= n
+    assert policy.kept(1000) <= 501 and policy.kept_in_layer(1000) <= 250 + 465
 
 
 def test_a_second_prompt_leaves_codes_alone() -> None:

@@ -20,6 +20,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "ada-kv": {"window": 8, "keep": 0.3},
     "minikv": {"residual": 64},
     "fastgen": {"recovery": 0.6, "profile": 48},
+    "pyramidkv": {"window": 8, "keep": 0.3},
+    "headkv": {"window": 8, "keep": 0.3},
+    "headkv-r2": {"window": 8, "capacity": 40, "beta": 1.01},
 }
 """Options that make a policy act on short prompts; a policy without an entry runs with its defaults."""
 
@@ -27,6 +30,8 @@ SINGLE = [[name] for name in registry.names("cache")]
 COMPOSED = [["snapkv", "kivi"], ["ada-kv", "kivi"], ["streaming", "kivi"], ["h2o", "kivi"], ["snapkv", "h2o"]]
 COMPOSED += [["snapkv", "minikv"], ["ada-kv", "minikv"], ["minikv", "h2o"]]
 COMPOSED += [["fastgen", "kivi"], ["snapkv", "fastgen"], ["fastgen", "h2o"], ["fastgen", "h2o", "kivi"]]
+COMPOSED += [["pyramidkv", "kivi"], ["pyramidkv", "h2o"], ["pyramidkv", "ada-kv"]]
+COMPOSED += [["headkv", "kivi"], ["headkv-r2", "h2o"]]
 SHAPES = {
     "grouped": model_info(layers=2, heads=4, kv_heads=2),
     "multi-query": model_info(layers=2, heads=3, kv_heads=1, format="bf16"),

@@ -24,6 +24,20 @@ def pruned(*levels: tuple[float, float]) -> Figures:
     return figures
 
 
+def rivals(**found: tuple[float, float]) -> Figures:
+    """Recall and KL of each."""
+    figures: Figures = {}
+    for name, (recall, kl) in found.items():
+        figures |= {f"{name}_recall": recall, f"{name}_kl": kl}
+    return figures
+
+
+def r2(full: float, small: float, ours: float) -> Figures:
+    others = {"snapkv_recall": 0.5, "ada-kv_recall": 0.9}
+    return {"full_recall": full, "small_recall": small, "headkv-r2_recall": ours} | others
+
+
+THREE = {"snapkv": (0.4, 0.3), "pyramidkv": (0.5, 0.3), "ada-kv": (0.3, 0.2)}
 CASES: list[tuple[str, Figures, Verdict]] = [
     ("kivi", {"recovery_2": 12.74 / 13.50, "memory_ratio": 2.6}, HOLDS),
     ("kivi", {"recovery_2": 0.943, "memory_ratio": 2.6}, PARTLY),
@@ -43,6 +57,18 @@ CASES: list[tuple[str, Figures, Verdict]] = [
     ("ada-kv", kl([0.1, 0.1], [0.2, 0.2]), HOLDS),
     ("ada-kv", kl([0.1, 0.3], [0.4, 0.2]), PARTLY),
     ("ada-kv", kl([0.2, 0.2], [0.2, 0.2]), FAILS),
+    ("pyramidkv", rivals(pyramidkv=(0.6, 0.1), snapkv=(0.5, 0.2)), HOLDS),
+    ("pyramidkv", rivals(pyramidkv=(0.5, 0.1), snapkv=(0.5, 0.2)), PARTLY),
+    ("pyramidkv", rivals(pyramidkv=(0.6, 0.2), snapkv=(0.5, 0.2)), PARTLY),
+    ("pyramidkv", rivals(pyramidkv=(0.5, 0.2), snapkv=(0.5, 0.2)), FAILS),
+    ("headkv", rivals(headkv=(0.6, 0.1), **THREE), HOLDS),
+    ("headkv", rivals(headkv=(0.5, 0.1), **THREE), PARTLY),
+    ("headkv", rivals(headkv=(0.6, 0.2), **THREE), PARTLY),
+    ("headkv", rivals(headkv=(0.5, 0.2), **THREE), FAILS),
+    ("headkv-r2", r2(full=1.0, small=0.97, ours=0.98), HOLDS),
+    ("headkv-r2", r2(full=1.0, small=0.96, ours=0.98), PARTLY),
+    ("headkv-r2", r2(full=1.0, small=0.97, ours=0.9), PARTLY),
+    ("headkv-r2", r2(full=0.0, small=0.0, ours=0.9), FAILS),
     ("streaming", {"full": 10.0, "sinks": 11.0, "alone": 22.0}, HOLDS),
     ("streaming", {"full": 10.0, "sinks": 11.1, "alone": 23.0}, PARTLY),
     ("streaming", {"full": 10.0, "sinks": 10.5, "alone": 20.9}, PARTLY),

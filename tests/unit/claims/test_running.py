@@ -9,15 +9,17 @@ import pytest
 from tests.tiny import tiny_model
 
 from thrifty import claims
-from thrifty.claims.harness import records, running
+from thrifty.claims.harness import records, rivals, running
 from thrifty.claims.harness.claim import Claim, Figures, Verdict
 from thrifty.claims.harness.context import Context, recovery_of
 from thrifty.claims.harness.needles import needles
 from thrifty.claims.harness.running import Reproduction
+from thrifty.engine.engine import Engine
 from thrifty.errors import PromptError
 from thrifty.evaluation import quality
 from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.recovery import Interval
+from thrifty.models.head_scores import HeadScores
 
 NAMES = ["ada-kv", "h2o", "kivi"]
 
@@ -117,6 +119,7 @@ def test_no_claim_begins_that_would_end_too_late(
     assert run.left_out == ["h2o", "kivi"]
 
 
+RIVALS = {"rivals.ASKED": 2, "rivals.PREFIX": 320, "rivals.SCORED": 24, "rivals.PARTS": 1}
 SMALL = {
     "kivi": {"PREFIX": 320, "SCORED": 24},
     "h2o": {"PREFIX": 320, "SCORED": 24},
@@ -126,16 +129,30 @@ SMALL = {
     "fastgen": {"PREFIX": 320, "SCORED": 24},
     "rtn": {"PREFIX": 64, "SCORED": 24},
     "snapkv": {"LONGEST": 640, "STEPS": 8, "ASKED": 3},
+    "pyramidkv": RIVALS,
+    "headkv": RIVALS,
+    "headkv-r2": RIVALS,
 }
 
 
+def made_up_scores(engine: Engine, kind: str) -> HeadScores:
+    config = engine.model.config
+    layers = tuple(range(len(config.layers)))
+    scores = tuple(tuple(float(1 + layer * head) for head in range(config.heads)) for layer in layers)
+    version = engine.model.version
+    return HeadScores(
+        kind=kind, version=version, layers=layers, scores=scores, asked=1, used=1, settings={}, date="2026-01-01"
+    )
+
+
 @pytest.mark.parametrize("name", claims.names())
-def test_a_claim_measures_and_judges(name: str, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_measures_and_judges(name: str, context: Context, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     module = f"thrifty.claims.{name.replace('-', '_')}"
     claim = claims.load(name)
     for constant, value in SMALL[name].items():
         monkeypatch.setattr(f"{module}.{constant}", value)
-    # Random weights predict nothing right, so that there is nothing to recover.
+    # Random weights predict nothing right, so that there is nothing to recover, and no head can be scored.
+    monkeypatch.setattr(rivals, "probe", made_up_scores)
     monkeypatch.setattr(quality, "ratio_interval", lambda score, baseline: Interval(0.97, 0.9, 1.0))
     outcome = claim.run(context)
     assert outcome.verdict is claim.judge(dict(outcome.figures))

@@ -120,9 +120,9 @@ class Minikv(CachePolicy):
         """The mean layer's share of the prompt, and every generated token."""
         return min(prompt, math.ceil(self.heavy * prompt) + self._recent(prompt)) + generated
 
-    def widest(self, prompt: int) -> int:
-        """The first layer's."""
-        return min(prompt, math.ceil(self.heavy_share(0, 2) * prompt) + self._recent(prompt))
+    def kept_in_layer(self, prompt: int, generated: int = 0) -> int:
+        """The first layer's share, and every generated token."""
+        return min(prompt, math.ceil(self.heavy_share(0, 2) * prompt) + self._recent(prompt)) + generated
 
     def stored(self, slots: int) -> dict[str, int]:
         """Codes, all of them at best; up to `residual` exact tokens, and what a step beyond the page's border adds."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from thrifty.cache.edits import Edits
+from thrifty.cache.observation import window_attention
 from thrifty.cache.policies.h2o import reduce_group
 from thrifty.cache.policy import CachePolicy, LayerInfo, ModelInfo, Statistics, Stats
 from thrifty.card import Card
@@ -45,7 +46,8 @@ class Snapkv(CachePolicy):
     """keep: kept share of the prompt, or capacity: kept tokens (window included). Nothing happens to shorter prompts.
 
     Defaults are the paper's LongBench setting: window 32, kernel 7, max pooling. group: how the scores of a KV head's
-    query heads are reduced, before pooling.
+    query heads are reduced, before pooling: "max" recovers most (`benchmarks/query_group.py`; "sum" keeps what "mean"
+    keeps).
     """
 
     keep: float = 0.5
@@ -53,12 +55,12 @@ class Snapkv(CachePolicy):
     window: int = 32
     kernel: int = 7
     pooling: Literal["max", "average"] = "max"
-    group: Literal["mean", "max", "sum"] = "mean"
+    group: Literal["mean", "max", "sum"] = "max"
 
     exact = True
 
     def __post_init__(self) -> None:
-        name = type(self).__name__.lower()
+        name = type(self).name
         if not 0 < self.keep <= 1 or (self.capacity is not None and self.capacity < 1):
             raise RecipeError(
                 f"{name}: keep = {self.keep}, capacity = {self.capacity}; use 0 < keep ≤ 1 and capacity ≥ 1"
@@ -78,7 +80,7 @@ class Snapkv(CachePolicy):
             return Edits()
         window = len(stats.queries)
         counts = [kv.count(head) for head in range(kv.kv_heads)]
-        free = [self.budget(count, window) for count in counts]
+        free = self.budgets(layer, counts, window)
         if all(count <= budget + window for count, budget in zip(counts, free, strict=True)):
             return Edits()
         scores = [
@@ -95,8 +97,12 @@ class Snapkv(CachePolicy):
         """Which slots each head keeps, by its scores [slots before the window]: its top `budget`."""
         return [one.topk(min(budget, len(one))).indices for one, budget in zip(scores, budgets, strict=True)]
 
+    def budgets(self, layer: LayerInfo, counts: list[int], window: int) -> list[int]:
+        """Slots each KV head of a layer keeps before the window, of `counts` in all."""
+        return [self.budget(count, window) for count in counts]
+
     def budget(self, count: int, window: int) -> int:
-        """Slots a head keeps before the window, of `count` in all."""
+        """Slots a head keeps before the window, of `count` in all: the mean where heads or layers differ."""
         capacity = math.floor(self.keep * count) if self.capacity is None else self.capacity
         return max(1, capacity - window)
 
@@ -111,16 +117,8 @@ def observed(kv: LayerView, head: int, queries: Tensor, kernel: int, pooling: st
 
     queries: [window, heads, head_dim], the rows of the newest `window` slots.
     """
-    model, window = kv.info.model, len(queries)
-    keys, bias = kv.keys(head), kv.bias(head)
-    own = queries[:, head * model.group : (head + 1) * model.group].transpose(0, 1).float()
-    logits = (own @ keys.T) * model.scale
-    if model.softcap:
-        logits = torch.tanh(logits / model.softcap) * model.softcap
-    logits = logits + bias
-    later = torch.ones(window, window, dtype=torch.bool).triu(1)
-    logits[:, :, len(keys) - window :].masked_fill_(later, -math.inf)
-    sums = logits.softmax(dim=-1)[:, :, : len(keys) - window].sum(dim=1)
+    before = kv.count(head) - len(queries)
+    sums = window_attention(kv, head, queries)[:, :, :before].sum(dim=1)
     score = reduce_group(sums, group)[None, None]
     if pooling == "max":
         return torch.nn.functional.max_pool1d(score, kernel, stride=1, padding=kernel // 2)[0, 0]

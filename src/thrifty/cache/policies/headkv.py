@@ -1,0 +1,112 @@
+"""HeadKV: heads that retrieve get the slots; which heads those are is measured once a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from thrifty.cache.policies.pyramidkv import check_beta, whole
+from thrifty.cache.policies.snapkv import Snapkv
+from thrifty.cache.policy import LayerInfo, ModelInfo
+from thrifty.card import Card
+from thrifty.errors import RecipeError
+from thrifty.registry import technique
+
+LIMITS = (
+    "needs the scores of `thrifty heads MODEL`, which are of the checkpoint: techniques on weights do not change them",
+    "scores of a KV head's query heads are reduced by `reduce` (the paper stores every query head, and so more bytes)",
+    "what exceeds the prompt goes to the other heads by their scores (the official code loses it)",
+    "ranks global layers only: a sliding-window layer holds its window",
+    "the share is of all tokens so far, evicted ones of earlier prompts included",
+    "one `beta` for all budgets: the paper reports the best of eight for each",
+)
+CARD = Card(
+    title=(
+        "Not All Heads Matter: A Head-Level KV Cache Compression Method with Integrated Retrieval and Reasoning "
+        "(HeadKV-R)"
+    ),
+    paper="arXiv:2410.19258",
+    year=2024,
+    mechanism=(
+        "Shares one pool of slots out among all heads of the model by how often each looks up a needle that the model "
+        "then says; inside a head the best-scored slots and the newest stay, as in SnapKV."
+    ),
+    claim="six LongBench sets, Llama-3-8B, 64 slots a head: ahead of SnapKV, PyramidKV and Ada-KV at the same budget",
+    limits=LIMITS,
+)
+
+
+@technique(stage="cache", card=CARD)
+@dataclass(frozen=True, kw_only=True)
+class Headkv(Snapkv):
+    """keep, capacity: the mean over heads and layers, window included. beta: 1/β of it is the pool that scores share
+    out, the rest is every head's own (§3.2; near 1: all by score). reduce: from query heads to KV heads.
+    """
+
+    window: int = 8
+    beta: float = 1.2
+    reduce: Literal["mean", "max"] = "mean"
+
+    ragged = True
+    kind: ClassVar[str] = "r"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_beta(self.name, self.beta)
+
+    def check(self, model: ModelInfo) -> None:
+        """The model must have scores of this kind, one a query head of every global layer."""
+        scores = model.head_scores.get(self.kind)
+        if scores is None:
+            raise RecipeError(
+                f"cache technique '{self.name}' needs the scores of this model's heads, and there are none of kind "
+                f"'{self.kind}': run `thrifty heads MODEL --kind {self.kind}` once"
+            )
+        expected = (len(model.layers_with(None)), model.heads)
+        if tuple(scores.shape) != expected:
+            raise RecipeError(
+                f"cache technique '{self.name}': the scores of heads have shape {list(scores.shape)}, this model needs "
+                f"{list(expected)}: run `thrifty heads MODEL --kind {self.kind}` again"
+            )
+
+    def budgets(self, layer: LayerInfo, counts: list[int], window: int) -> list[int]:
+        """The layer's row of the model's budgets."""
+        shares = importance(layer.model.head_scores[self.kind], layer.model, self.reduce)
+        table = head_budgets(shares, self.budget(layer.length, window), layer.length - window, self.beta)
+        return table[layer.model.layers_with(None).index(layer.index)]
+
+    def kept_in_layer(self, prompt: int, generated: int = 0) -> int:
+        """Scores may give one layer everything it has."""
+        return prompt + generated
+
+
+def importance(scores: Tensor, model: ModelInfo, how: str) -> Tensor:
+    """S [global layers, KV heads] fp64 with ΣS = 1, from scores of query heads [global layers, heads]."""
+    grouped = scores.double().view(len(scores), model.kv_heads, model.group)
+    found = grouped.amax(dim=2) if how == "max" else grouped.mean(dim=2)
+    return found / found.sum()
+
+
+def head_budgets(shares: Tensor, mean: int, most: int, beta: float) -> list[list[int]]:
+    """Whole budgets [layers][heads] beside the window: (b − b/β) + S_h·B with b = mean, B = (b/β)·L·H (eq. 3, 4).
+
+    They add up to L·H·mean. most: what a head has; what would exceed it is shared out among the others by S, evenly
+    where these have none.
+    """
+    layers, heads = shares.shape
+    if mean >= most:
+        return [[most] * heads for _ in range(layers)]
+    scores = shares.flatten()
+    wanted = mean - mean / beta + scores * (mean / beta * len(scores))
+    while bool((over := wanted > most).any()):
+        excess = (wanted[over] - most).sum()
+        wanted[over] = most
+        open_scores = torch.where(wanted < most, scores, 0.0)
+        if not open_scores.any():
+            open_scores = (wanted < most).double()
+        wanted += excess * open_scores / open_scores.sum()
+    flat = whole(wanted.tolist())
+    return [flat[first : first + heads] for first in range(0, len(flat), heads)]

@@ -1,0 +1,48 @@
+"""Cache techniques side by side at one budget: recall of keys, and divergence on prose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from thrifty.claims.harness.claim import Figures
+from thrifty.claims.harness.context import quality_of
+from thrifty.claims.harness.needles import needles, recalled
+from thrifty.evaluation.head_probe import probe
+from thrifty.models.head_scores import find, save
+
+if TYPE_CHECKING:
+    from thrifty.claims.harness.context import Context
+    from thrifty.evaluation.forcing import Tables
+
+ASKED, QUESTION = 12, 480  # small models recall a key reliably up to about 0.5k tokens
+PREFIX, SCORED, PARTS = 1024, 192, 2
+
+
+def recalls(context: Context, rivals: Mapping[str, Tables]) -> Figures:
+    """`NAME_recall` of each: the share of keys told in ~480 tokens of prose that greedy answers hold."""
+    length = min(QUESTION, context.length - 64)
+    questions = needles(context.model.tokenizer, length, ASKED)
+    figures: Figures = {"asked": ASKED, "question": length}
+    for name, tables in rivals.items():
+        context.say(f"recall of {ASKED} keys, {name}")
+        found = recalled(context.engine, questions, tables)
+        figures[f"{name}_recall"] = sum(found) / len(found)
+    return figures
+
+
+def divergences(context: Context, rivals: Mapping[str, Tables]) -> Figures:
+    """`NAME_kl` of each: mean KL over passages of prose, of tokens that follow a compressed prefix."""
+    figures: Figures = {"prefix": PREFIX, "scored": SCORED, "parts": PARTS}
+    for name, tables in rivals.items():
+        runs = [context.quality(tables, PREFIX, SCORED, part) for part in range(PARTS)]
+        figures[f"{name}_kl"] = fmean(quality_of(run).kl.value for run in runs)
+    return figures
+
+
+def score_heads(context: Context, kind: str) -> None:
+    """Probe the model's heads and save the scores, where that was not done yet."""
+    if find(context.model, kind) is None:
+        context.say(f"scores of heads, kind {kind}: measured once")
+        save(context.model, probe(context.engine, kind))

@@ -1,0 +1,123 @@
+"""`thrifty heads`: measure which attention heads look things up, once a model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from thrifty.cli import opening, options, output
+
+if TYPE_CHECKING:
+    from thrifty.models.head_scores import HeadScores
+
+EXAMPLE = "thrifty heads smollm2-135m --kind r2"
+SHOWN = 10  # heads in the table for people
+
+
+class Kind(StrEnum):
+    """What the questions ask for."""
+
+    r = "r"
+    r2 = "r2"
+    both = "both"
+
+
+def command(
+    model: options.ModelName,
+    kind: Annotated[
+        Kind, typer.Option(help="r: retrieval (`headkv`). r2: retrieval and reasoning (`headkv-r2`).")
+    ] = Kind.both,
+    length: Annotated[
+        list[int] | None,
+        typer.Option(metavar="TOKENS", min=1, show_default="256, 480", help="Of the questions; repeat for several."),
+    ] = None,
+    depths: Annotated[int, typer.Option(min=1, help="Places of the needle for every length.")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="Questions for every length and place.")] = 1,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", "-r", metavar="FILE", help="Make the scores that a recipe's techniques need."),
+    ] = None,
+    threads: options.Threads = None,
+    native: options.Native = None,
+    as_json: options.Json = False,
+) -> None:
+    """Score a model's attention heads by questions that it answers itself, and keep the scores beside the checkpoint
+    (where that folder cannot be written: in Thrifty's cache directory).
+
+    The cache techniques `headkv` and `headkv-r2` share their budget out by these scores. They are of the checkpoint:
+    techniques on weights do not change them.
+    """
+    from thrifty.evaluation.head_probe import ProbeSettings, probe
+    from thrifty.models.head_scores import KINDS, save
+    from thrifty.recipe import Recipe
+
+    lengths = tuple(length) if length else ProbeSettings.lengths
+    settings = ProbeSettings(lengths=lengths, depths=depths, repeats=repeats)
+    kinds = list(KINDS) if kind is Kind.both else [kind.value]
+    if recipe is not None:
+        kinds = _of_recipe(recipe)
+    found: list[tuple[HeadScores, Path]] = []
+    with opening.opened(model, recipe=Recipe(), threads=threads, native=native) as thrifty:
+        for one in kinds:
+            with _bar(f"heads {one}", settings.questions) as step:
+                scores = probe(thrifty.engine, one, settings, step)
+            found.append((scores, save(thrifty.model, scores)))
+        group = thrifty.model.config.heads // thrifty.model.config.kv_heads
+    if as_json:
+        output.json_line({"model": model, "kinds": {one.kind: _document(one, path) for one, path in found}})
+        return
+    for scores, path in found:
+        _show(scores, path, group)
+
+
+def _of_recipe(path: Path) -> list[str]:
+    """The kinds that a recipe's techniques ask for. Raises RecipeError where there are none."""
+    from thrifty.errors import RecipeError
+
+    chosen = opening.read_recipe(path)
+    kinds = dict.fromkeys(one.kind for one in chosen.techniques("cache") if hasattr(one, "kind"))
+    if not kinds:
+        raise RecipeError(f"no technique of recipe '{path}' needs scores of heads: use one such as headkv, or --kind")
+    return list(kinds)
+
+
+def _document(found: HeadScores, path: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(found) | {"path": str(path)}
+
+
+def _show(found: HeadScores, path: Path, group: int) -> None:
+    scores = found.tensor()
+    total = float(scores.sum())
+    order = scores.flatten().argsort(descending=True)[:SHOWN].tolist()
+    rows = []
+    for place in order:
+        rank, head = divmod(place, scores.shape[1])
+        share = float(scores[rank, head]) / total
+        rows.append((str(found.layers[rank]), str(head), str(head // group), f"{share:.1%}"))
+    title = f"{found.kind}: {found.used} of {found.asked} questions answered"
+    output.table(title, ("layer", "query head", "KV head", "share of the score"), rows, left=0)
+    output.console().print(f"Written to {path}.", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on a terminal, a line elsewhere; both on standard error."""
+    if not sys.stderr.isatty():
+        output.note(f"{what}: {total} questions")
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    with Progress(
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), console=output.messages(), transient=True
+    ) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,160 @@
+"""Measured importance of a model's attention heads, kept beside its checkpoint.
+
+One file a kind of probe, JSON: the scores with the checkpoint's version, the probe's settings and the date. Where the
+checkpoint's folder cannot be written the file lies in Thrifty's cache directory. Techniques on weights change no head's
+work, so a compressed model reads its checkpoint's scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from thrifty.errors import CheckpointError
+from thrifty.models.cache_directory import cache_directory, storage_errors, write_text
+
+if TYPE_CHECKING:
+    from thrifty.models.model import Model
+
+KINDS: Mapping[str, str] = {
+    "r": "retrieval: the head's strongest look goes to the needle's token that the model says next",
+    "r2": "retrieval and reasoning: the head's attention to the right one of two answers",
+}
+LARGEST_FILE = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadScores:
+    """What a probe found. scores: [global layers][query heads] ≥ 0, not all 0. layers: the global layers' numbers.
+
+    version: of the checkpoint. asked, used: questions, and those that the model answers. settings: of the probe.
+    """
+
+    kind: str
+    version: str
+    layers: tuple[int, ...]
+    scores: tuple[tuple[float, ...], ...]
+    asked: int
+    used: int
+    settings: Mapping[str, Any]
+    date: str
+
+    def tensor(self) -> Tensor:
+        """fp32 [global layers, heads]."""
+        return torch.tensor(self.scores, dtype=torch.float32)
+
+
+class SavedScores(Mapping[str, Tensor]):
+    """A model's saved scores by kind, [global layers, heads] fp32, read when they are first asked for.
+
+    Raises CheckpointError, naming file and field, for a file that is not what it should be.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._read: dict[str, Tensor] = {}
+
+    def __getitem__(self, kind: str) -> Tensor:
+        if kind not in self._read:
+            found = read(self._model, kind) if kind in KINDS else None
+            if found is None:
+                raise KeyError(kind)
+            self._read[kind] = found.tensor()
+        return self._read[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return (kind for kind in KINDS if find(self._model, kind) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def checkpoint_version(model: Model) -> str:
+    """The version of the checkpoint that a model was made of."""
+    return model.version.partition("+")[0]
+
+
+def places(model: Model, kind: str) -> list[Path]:
+    """Where the scores may lie: beside the checkpoint, then in the cache directory. The ending is none that a
+    checkpoint's own files have, so that its content key does not change.
+    """
+    name = f"thrifty-{hashlib.sha256(checkpoint_version(model).encode()).hexdigest()[:16]}.{kind}-heads"
+    found = [cache_directory() / "heads" / name]
+    if model.path is not None:
+        found.insert(0, (model.path if model.path.is_dir() else model.path.parent) / name)
+    return found
+
+
+def find(model: Model, kind: str) -> Path | None:
+    """The file of a model's scores, None where there is none."""
+    return next((path for path in places(model, kind) if path.is_file()), None)
+
+
+def read(model: Model, kind: str) -> HeadScores | None:
+    """A model's saved scores, None where there are none. Raises CheckpointError."""
+    path = find(model, kind)
+    if path is None:
+        return None
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise CheckpointError(f"{path}: larger than {LARGEST_FILE >> 20} MiB: these are no scores; remove it")
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as scores of heads ({error}): remove it") from error
+    return _checked(path, found, model, kind)
+
+
+def save(model: Model, found: HeadScores) -> Path:
+    """Write the scores, atomically; returns where. Raises StorageError where no place can be written."""
+    text = json.dumps(asdict(found), ensure_ascii=False)
+    *beside, cached = places(model, found.kind)
+    for path in beside:
+        if os.access(path.parent, os.W_OK):
+            with storage_errors(path.parent):
+                write_text(path, text)
+            return path
+    with storage_errors(cached.parent):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_text(cached, text)
+    return cached
+
+
+def _checked(path: Path, found: Any, model: Model, kind: str) -> HeadScores:
+    def refuse(field: str, wanted: str) -> CheckpointError:
+        return CheckpointError(f"{path}: field '{field}' must be {wanted}; remove the file and make it again")
+
+    config = model.config
+    layers = [index for index, layer in enumerate(config.layers) if layer.window is None]
+    known = [field.name for field in fields(HeadScores)]
+    if not isinstance(found, dict) or set(found) != set(known):
+        raise CheckpointError(f"{path}: its fields must be {', '.join(known)}; remove the file and make it again")
+    if found["kind"] != kind:
+        raise refuse("kind", repr(kind))
+    if found["version"] != checkpoint_version(model):
+        raise refuse("version", "that of the checkpoint beside it")
+    if found["layers"] != layers:
+        raise refuse("layers", f"the model's {len(layers)} global layers")
+    if not _numbers(found["scores"], len(layers), config.heads):
+        raise refuse("scores", f"{len(layers)} rows of {config.heads} numbers ≥ 0, not all of them 0")
+    rows = tuple(tuple(map(float, row)) for row in found["scores"])
+    return HeadScores(**(found | {"layers": tuple(layers), "scores": rows}))
+
+
+def _numbers(rows: Any, count: int, width: int) -> bool:
+    if not isinstance(rows, list) or len(rows) != count:
+        return False
+    if not all(isinstance(row, list) and len(row) == width for row in rows):
+        return False
+    flat = [one for row in rows for one in row]
+    if not all(isinstance(one, int | float) and math.isfinite(one) and one >= 0 for one in flat):
+        return False
+    return any(one > 0 for one in flat)

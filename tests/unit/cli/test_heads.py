@@ -1,0 +1,58 @@
+"""`thrifty heads`: scores made, kept and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thrifty.evaluation import head_probe
+from thrifty.evaluation.head_items import Item
+
+
+@pytest.fixture
+def knowing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that says what it is asked for, so that its looks count."""
+    run = head_probe._run
+
+    def said(engine: Any, item: Item, policy: Any) -> tuple[int, ...]:
+        run(engine, item, policy)
+        return item.tokens[-item.answer :]
+
+    monkeypatch.setattr(head_probe, "_run", said)
+
+
+def test_scores_are_made_shown_and_used(
+    checkpoint: Path, thrifty: Callable[..., Any], knowing: None, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[[cache]]\ntechnique = "headkv-r2"\ncapacity = 40\n')
+    words = ("run", checkpoint, "hello " * 30, "--recipe", recipe, "--max-tokens", 2)
+    refused = thrifty(*words)
+    assert refused.code == 1 and "run `thrifty heads MODEL --kind r2` once" in refused.message
+    probed = ("heads", checkpoint, "--length", 400, "--depths", 2)
+    found = thrifty(*probed, "--recipe", recipe, "--json").json()
+    assert set(found["kinds"]) == {"r2"}
+    r2 = found["kinds"]["r2"]
+    assert r2["used"] == r2["asked"] == 2 and Path(r2["path"]).parent == checkpoint
+    assert thrifty(*words).code == 0
+    shown = thrifty(*probed, "--kind", "r2")
+    assert "2 of 2 questions answered" in shown.out and "Written to" in shown.out
+    Path(r2["path"]).unlink()
+
+
+def test_a_model_that_cannot_answer_is_told_so(checkpoint: Path, thrifty: Callable[..., Any]) -> None:
+    found = thrifty("heads", checkpoint, "--length", 400, "--depths", 1, "--kind", "r")
+    assert found.code == 1
+    assert "answers 0 of 1 questions of the head probe 'r'" in found.message
+
+
+def test_a_recipe_without_such_a_technique_is_refused(
+    checkpoint: Path, thrifty: Callable[..., Any], tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[[cache]]\ntechnique = "kivi"\n')
+    found = thrifty("heads", checkpoint, "--recipe", recipe)
+    assert found.code == 1 and "needs scores of heads" in found.message
