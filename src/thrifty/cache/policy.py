@@ -158,6 +158,8 @@ class CachePolicy:
     """True where the method stores slots in a format of less than 16 bits."""
     ragged: ClassVar[bool] = False
     """True where the heads of a layer may keep different numbers of slots."""
+    biases: ClassVar[bool] = False
+    """True where slots may get a logit bias."""
     whole_pages: ClassVar[bool] = False
     """True where evictions while decoding let go of whole pages only (so that they free quantised pages too)."""
 

@@ -10,6 +10,7 @@ from tests.unit.cache.cache_driver import Driver, model_info, prompt
 from tests.unit.cache.test_policy_conformance import COMPOSED, SINGLE, build
 from tests.unit.kernels.native_pages import using
 
+from thrifty.cache.policy import wanted
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.kernels import dispatch
@@ -17,7 +18,7 @@ from thrifty.kernels import dispatch
 pytestmark = pytest.mark.skipif(dispatch.native() is None, reason="the native module is not built or turned off")
 
 MODEL = model_info(windows=(None, 100, None), heads=4, kv_heads=2, head_dim=64, format="bf16")
-FULLY_NATIVE = [names for names in SINGLE + COMPOSED if "h2o" not in names]
+FULLY_NATIVE = [names for names in SINGLE + COMPOSED if not wanted(build(names), MODEL).column_sums]
 
 
 def native_step(sequence: SequenceCache, tokens: list[int], commit: int | None = None) -> list[torch.Tensor]:
