@@ -7,8 +7,8 @@ their slots through every edit). It is called rarely: once a layer when a prompt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from thrifty.cache.edits import Edits
 from thrifty.errors import RecipeError
@@ -163,6 +163,9 @@ class CachePolicy:
     whole_pages: ClassVar[bool] = False
     """True where evictions while decoding let go of whole pages only (so that they free quantised pages too)."""
 
+    budgeted: ClassVar[str | None] = None
+    """The option that may be "budget": as many slots a head as the request's own byte budget holds."""
+
     period: int = PAGE
     """Tokens between calls of after_decode."""
 
@@ -194,6 +197,26 @@ class CachePolicy:
         from thrifty.cache.footprint import footprint
 
         return footprint([self], model, prompt, total)
+
+    @property
+    def open_capacity(self) -> bool:
+        """True where its capacity is left to the request's byte budget, and not known yet."""
+        return self.budgeted is not None and getattr(self, self.budgeted) == "budget"
+
+    def with_capacity(self, slots: int) -> Self:
+        """The same policy with so many slots a head. Only where `budgeted` names an option."""
+        options: dict[str, Any] = {str(self.budgeted): slots}
+        found: Self = replace(cast("Any", self), **options)
+        return found
+
+    def known(self, slots: int | str) -> int:
+        """The value of the `budgeted` option. Raises RecipeError where it is left to a budget that nobody gave."""
+        if isinstance(slots, str):
+            raise RecipeError(
+                f'{self.name}: {self.budgeted} = "budget" is only known for a request with a byte budget of its own '
+                f"(cache_bytes); write a number for {self.budgeted} here"
+            )
+        return slots
 
     @property
     def compresses(self) -> bool:

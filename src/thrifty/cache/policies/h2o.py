@@ -37,21 +37,24 @@ CARD = Card(
 @technique(stage="cache", card=CARD)
 @dataclass(frozen=True, kw_only=True)
 class H2o(CachePolicy):
-    """keep: budget as a share of the prompt, fixed when it ends (§5: 20 %); capacity: a budget in tokens instead.
+    """keep: budget as a share of the prompt, fixed when it ends (§5: 20 %); capacity: a budget in tokens instead, or
+    "budget": as many as the request's byte budget holds.
 
     recent: the share of the budget that goes to the newest tokens. group: how scores of grouped query heads are
     reduced.
     """
 
     keep: float = 0.2
-    capacity: int | None = None
+    capacity: int | Literal["budget"] | None = None
     recent: float = 0.5
     group: Literal["sum", "mean", "max"] = "sum"
+
+    budgeted = "capacity"
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1 or not 0 <= self.recent <= 1:
             raise RecipeError(f"h2o: keep = {self.keep}, recent = {self.recent}; use 0 < keep ≤ 1 and 0 ≤ recent ≤ 1")
-        if self.capacity is not None and self.capacity < 1:
+        if isinstance(self.capacity, int) and self.capacity < 1:
             raise RecipeError(f"h2o: capacity = {self.capacity}; use 1 token or more")
 
     def wants(self, model: ModelInfo) -> Statistics:
@@ -74,7 +77,7 @@ class H2o(CachePolicy):
         return min(prompt + generated, self._budget(prompt) + min(generated, self.period))
 
     def _budget(self, prompt: int) -> int:
-        return max(1, int(self.keep * prompt)) if self.capacity is None else self.capacity
+        return max(1, int(self.keep * prompt)) if self.capacity is None else self.known(self.capacity)
 
     def _evict(self, edits: Edits, kv: LayerView, stats: Stats) -> Edits:
         budget = self._budget(kv.info.prompt)

@@ -103,9 +103,9 @@ class Kvmerger(CachePolicy):
         links = self._links(keys, scores, share)
         for head in heads:
             if bool(links[head].any()):
-                bias, values = kv.bias(head), kv.values(head)
-                groups, *slot = merged(keys[head], values, bias, scores[head], links[head], self.sigma, self.mass)
-                edits.merge(groups, slot[0], slot[1], layer=layer.index, head=head, bias=slot[2])
+                before = (keys[head], kv.values(head), kv.bias(head), scores[head])
+                groups, key, value, bias = merged(*before, links[head], self.sigma, self.mass)
+                edits.merge(groups, key, value, layer=layer.index, head=head, bias=bias)
         return edits
 
     def kept(self, prompt: int, generated: int = 0) -> int:
@@ -144,12 +144,12 @@ class Kvmerger(CachePolicy):
         similar, free = [], []
         for own, score in zip(keys, scores, strict=True):
             n = len(own)
-            fixed = protected(score, int(recent * n), int(heavy * n))
+            fixed = protected(score, _of(recent, n), _of(heavy, n))
             similar.append(neighbours(own))
             free.append(~(fixed[1:] | fixed[:-1]))
         if self.threshold is not None:
             return [(one > self.threshold) & may for one, may in zip(similar, free, strict=True)]
-        most = sum(len(own) - max(1, int(share * len(own))) for own in keys if len(own))
+        most = sum(len(own) - max(1, _of(share, len(own))) for own in keys if len(own))
         pooled = torch.cat([one.masked_fill(~may, -torch.inf) for one, may in zip(similar, free, strict=True)])
         best = pooled.topk(min(most, int(sum(may.sum() for may in free)))).indices
         links = torch.zeros(len(pooled), dtype=torch.bool)
@@ -202,6 +202,11 @@ def merged(
         return Groups(members, sizes), key, value, log_mass
     mean = log_mass - number.log()
     return Groups(members, sizes), key, value * number[:, None], mean if bool(bias.any()) else None
+
+
+def _of(share: float, n: int) -> int:
+    """Whole slots; a share that was computed may be a rounding below what it stands for."""
+    return int(share * n + 1e-6)
 
 
 def _between(share: float, at: tuple[float, ...]) -> float:
