@@ -31,7 +31,7 @@ CARD = Card(
         "with grouped queries the sums of a group are reduced by `group` (the paper has one query head a KV head)",
         "needs column sums: attention goes over the keys a second time",
         (
-            "after a quantising technique, tokens evicted while decoding free bytes only where a whole page of 64 goes: "
+            "after a quantising technique, tokens evicted while decoding free bytes only where a whole page goes: "
             'no byte budget of a request can rely on it (capacity = "budget" is refused)'
         ),
     ),
