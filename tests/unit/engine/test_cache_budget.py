@@ -16,7 +16,7 @@ from thrifty.errors import BudgetError, PromptError, RecipeError
 from thrifty.kernels import dispatch
 from thrifty.models.model import Model
 
-PROMPT, ANSWER = 300, 1000
+PROMPT, ANSWER = 300, 3500
 RECIPES: dict[str, list[dict[str, Any]]] = {
     "streaming": [{"technique": "streaming", "window": "budget"}],
     "streaming + kivi": [{"technique": "streaming", "window": "budget"}, {"technique": "kivi", "residual": 64}],
@@ -37,10 +37,19 @@ def model(packed: Model, plain: Model) -> Model:
     return plain if dispatch.native() is None else packed
 
 
-@pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("budget", [1_500_000, 2_500_000])
+@pytest.mark.parametrize(
+    ("name", "budget", "used"),
+    [
+        ("streaming", 2_500_000, 0.7),
+        ("streaming", 4_000_000, 0.8),
+        ("streaming + kivi", 1_800_000, 0.4),  # the bound of a tiny model's codes is mostly whole memory pages
+        ("h2o", 2_500_000, 0.7),
+        ("h2o", 4_000_000, 0.8),
+        ("snapkv + streaming", 2_500_000, 0.7),
+    ],
+)
 def test_a_long_answer_stays_within_its_budget_and_uses_it(
-    model: Model, make_engine: Any, name: str, budget: int
+    model: Model, make_engine: Any, name: str, budget: int, used: float
 ) -> None:
     engine: Engine = make_engine(model)
     handle = engine.submit(asked(RECIPES[name], budget))
@@ -56,7 +65,7 @@ def test_a_long_answer_stays_within_its_budget_and_uses_it(
             held = sum(ledger.bytes_of(one) for one in ("cache", "index", "scratch"))
             assert held <= budget
     assert reservation is not None
-    assert 0.7 * budget < reservation.peak <= budget, "its peak, inside of steps too"
+    assert used * budget < reservation.peak <= budget, "its peak, inside of steps too"
     assert len(handle.samples[0].token_ids) == ANSWER and handle.error is None
     assert ledger.current - before <= 4 * model.config.vocabulary_size
 
