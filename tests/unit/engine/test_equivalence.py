@@ -25,6 +25,8 @@ CACHES: dict[str, list[dict[str, Any]]] = {
     "snapkv + kivi": [{"technique": "snapkv", "keep": 0.5}, {"technique": "kivi", "bits": 4}],
     "h2o": [{"technique": "h2o", "capacity": 80}],
     "h2o + kivi": [{"technique": "h2o", "capacity": 100}, {"technique": "kivi", "bits": 4}],
+    "kvmerger": [{"technique": "kvmerger", "first": 0, "last": 0}],
+    "kvmerger + kivi": [{"technique": "kvmerger", "first": 0, "last": 0}, {"technique": "kivi", "bits": 4}],
 }
 SAMPLING = {
     "greedy": SamplingParameters(max_tokens=STEPS, ignore_eos=True),
@@ -153,6 +155,8 @@ def test_settings_that_lose_nothing_give_the_full_cache(plain: Model, make_engin
         "snapkv + kivi": [{"technique": "snapkv", "keep": 1.0}, {"technique": "kivi", "residual": 2048}],
         "h2o": [{"technique": "h2o", "capacity": 2048}],
         "h2o + kivi": [{"technique": "h2o", "capacity": 2048}, {"technique": "kivi", "residual": 2048}],
+        "kvmerger": [{"technique": "kvmerger", "keep": 1.0}],
+        "kvmerger + kivi": [{"technique": "kvmerger", "keep": 1.0}, {"technique": "kivi", "residual": 2048}],
     }[cache]
     full = run(make_engine(plain), make(200, "greedy"))
     request = Request(prompt=text_tokens(200, 200), sampling=SAMPLING["greedy"], cache=lossless, logits=True)
