@@ -158,6 +158,8 @@ class CachePolicy:
     """True where the method stores slots in a format of less than 16 bits."""
     ragged: ClassVar[bool] = False
     """True where the heads of a layer may keep different numbers of slots."""
+    uniform: ClassVar[bool] = False
+    """True where the method counts a layer's slots for all heads alike: nothing ragged can come before it."""
     biases: ClassVar[bool] = False
     """True where slots may get a logit bias."""
     whole_pages: ClassVar[bool] = False
@@ -232,7 +234,14 @@ class CachePolicy:
 def check_order(policies: Sequence[CachePolicy]) -> None:
     """Raise RecipeError where the order of a recipe's policies cannot work."""
     quantiser: CachePolicy | None = None
+    ragged: CachePolicy | None = None
     for policy in policies:
+        if policy.uniform and ragged is not None:
+            raise RecipeError(
+                f"cache technique '{policy.name}' counts the slots of a layer for all its heads, but '{ragged.name}' "
+                f"before it leaves each head its own number: put '{policy.name}' before '{ragged.name}'"
+            )
+        ragged = policy if policy.ragged else ragged
         if policy.exact and quantiser is not None:
             raise RecipeError(
                 f"cache technique '{policy.name}' needs exact keys and values, but '{quantiser.name}' before it stores "

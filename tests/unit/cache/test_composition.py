@@ -17,9 +17,11 @@ from tests.unit.kernels.native_pages import using
 from torch import Tensor
 
 from thrifty import registry
-from thrifty.cache.policy import CachePolicy, ModelInfo, check_order
+from thrifty.cache.edits import Edits
+from thrifty.cache.policy import CachePolicy, LayerInfo, ModelInfo, Stats, check_order
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
+from thrifty.cache.view import LayerView
 from thrifty.errors import RecipeError
 from thrifty.kernels import dispatch
 
@@ -245,8 +247,35 @@ def test_the_ledger_stays_within_the_footprint_of_a_chain(names: list[str], mode
             assert cache.ledger.current <= promised.steady_bytes and cache.ledger.peak <= promised.peak_bytes
 
 
+def test_a_window_slides_in_every_layer_by_what_it_holds() -> None:
+    """Layers that hold different numbers of slots: each lets go of its own oldest pages."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Slope(CachePolicy):
+        name = "slope"
+
+        def after_prefill(self, layer: LayerInfo, kv: LayerView, stats: Stats) -> Edits:
+            return Edits().keep(torch.arange(0, kv.count(), 1 + layer.index), layer=layer.index)
+
+    window = registry.build("cache", {"technique": "streaming", "window": 256})
+    sequence = Cache(MODEL).create([Slope(), window])
+    Driver(MODEL).prefill(sequence, prompt(500))
+    assert [sequence.slots(layer) for layer in range(2)] == [260, 250]
+    more = prompt(700, seed=2)
+    for first in range(0, 700, 10):
+        found = Driver(MODEL).step(sequence, more[first : first + 10])
+        assert all(torch.isfinite(one).all() for one in found)
+    for layer in range(2):
+        assert 260 <= sequence.slots(layer) <= 260 + 127
+        newest = sequence.view(layer).positions(0)
+        assert torch.equal(newest[-128:], torch.arange(int(newest[-1]) - 127, int(newest[-1]) + 1))
+        sinks = sequence.view(layer).positions(0)[:5]
+        assert torch.equal(sinks.diff(), torch.ones(4, dtype=torch.int64)), "numbered right before the window"
+
+
 def test_orders_that_cannot_work_are_refused_by_name() -> None:
-    for early, late in (("kivi", "kvmerger"), ("kivi", "snapkv"), ("kivi", "streaming")):
+    pairs = [("kivi", "kvmerger"), ("kivi", "snapkv"), ("kivi", "streaming")]
+    for early, late in [*pairs, ("kvmerger", "streaming"), ("ada-kv", "streaming")]:
         options = [OPTIONS.get(name, {}) for name in (early, late)]
         chain = [
             registry.build("cache", {"technique": name} | own) for name, own in zip((early, late), options, strict=True)

@@ -53,6 +53,7 @@ class Streaming(CachePolicy):
 
     exact = True
     whole_pages = True
+    uniform = True
     budgeted = "window"
 
     def __post_init__(self) -> None:
@@ -76,11 +77,18 @@ class Streaming(CachePolicy):
         return edits
 
     def after_decode(self, layers: list[LayerView], stats: list[Stats]) -> Edits | None:
-        """Drop the oldest pages that lie wholly outside the window."""
-        if not layers:
-            return None
-        view, window = layers[0], self.known(self.window)
-        count = view.count()
+        """Drop the oldest pages that lie wholly outside the window: of all layers at once where they hold as much."""
+        edits = Edits()
+        if len({view.count() for view in layers}) == 1:
+            self._slide(edits, layers[0], None)
+        else:
+            for view in layers:
+                self._slide(edits, view, view.layer)
+        return edits or None
+
+    def _slide(self, edits: Edits, view: LayerView, layer: int | None) -> None:
+        """The window of one layer, or of all that are as it is."""
+        count, window = view.count(), self.known(self.window)
         stop = self.sinks
         for stretch in view.stretches():
             if stretch.start < self.sinks:
@@ -89,14 +97,12 @@ class Streaming(CachePolicy):
             elif stretch.stop <= count - window:
                 stop = stretch.stop
         if stop <= self.sinks:
-            return None
-        edits = Edits()
+            return
         if next(iter(view.stretches())).stop != self.sinks:
-            edits.store(0, self.sinks, "")
-        edits.drop(self.sinks, stop)
+            edits.store(0, self.sinks, "", layer=layer)
+        edits.drop(self.sinks, stop, layer=layer)
         if self.renumber:
-            self._renumber(edits, int(view.positions(0)[stop]), None)
-        return edits
+            self._renumber(edits, int(view.positions(0)[stop]), layer)
 
     def kept(self, prompt: int, generated: int = 0) -> int:
         """Sinks, window, a page that is partly outside it, and what a period adds."""
