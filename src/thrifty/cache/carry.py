@@ -123,12 +123,10 @@ def _merge(sequence: SequenceCache, layer: int, merges: list[Merge]) -> None:
     indices = [torch.arange(count) for count in counts]
     changes: dict[int, Substitution] = {}
     for one in merges:
-        if not one.groups:
+        if not len(one.groups):
             continue
-        where = f"layer {layer}, head {one.head}"
-        members = torch.cat(list(one.groups))
-        _check_slots(members.sort().values, counts[one.head], where)
-        anchors = torch.stack([group[0] for group in one.groups])
+        members, anchors = one.groups.members, one.groups.firsts
+        _check_slots(members.sort().values, counts[one.head], f"layer {layer}, head {one.head}")
         kept = torch.ones(counts[one.head], dtype=torch.bool)
         kept[members] = False
         kept[anchors] = True
@@ -138,7 +136,9 @@ def _merge(sequence: SequenceCache, layer: int, merges: list[Merge]) -> None:
         changes[one.head] = Substitution(anchors[order], one.keys[order], one.values[order], bias)
     if not changes:
         return
-    sequence.replace_spans(layer, sequence.editor.keep(layer, sequence.spans[layer], indices, changes))
+    together = sequence.collector.prefilling
+    spans = sequence.editor.keep(layer, sequence.spans[layer], indices, changes, together=together)
+    sequence.replace_spans(layer, spans)
     for one in merges:
         sequence.collector.merge(layer, one.head, one.groups)
     sequence.collector.keep(layer, indices, counts)

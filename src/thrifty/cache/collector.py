@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from thrifty.cache.edits import Groups
 from thrifty.cache.policy import ModelInfo, Statistics, Stats
 from thrifty.cache.segment import INDEX
 from thrifty.cache.sums import Accumulator, ColumnSums
@@ -192,12 +193,12 @@ class Collector:
             self._sums.replace(layer, heads)
         self.settle()
 
-    def merge(self, layer: int, head: int, groups: Sequence[Tensor]) -> None:
+    def merge(self, layer: int, head: int, groups: Groups) -> None:
         """Groups of slots became one: their sums go to the group's first member (the others are dropped by `keep`)."""
         if layer in self._sums.layers:
             sums = self._sums.head(layer, head)
-            for group in groups:
-                sums[:, group[0]] = sums[:, group].sum(dim=1)
+            whole = torch.zeros(len(sums), len(groups))
+            sums[:, groups.firsts] = whole.index_add(1, groups.owners, sums[:, groups.members])
 
     def forget(self, layer: int) -> None:
         """Drop what nobody asks for again once a layer's prompt is sealed."""

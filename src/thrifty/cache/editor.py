@@ -2,7 +2,9 @@
 
 A list owns one reference a span. What stays whole is passed on, what goes is released, the rest is copied into new
 segments: exact slots are gathered; slots of quantised segments are never requantised by an eviction, they become holes
-(logit bias −inf) until their whole page of 64 goes, which is then compacted byte for byte.
+(logit bias −inf) until their whole page of 64 goes, which is then compacted byte for byte. Pages with a few slots left
+are not packed together: 32 keys share one scale and minimum a channel, so that a key among others is other numbers
+unless all are rounded anew. (Values have scales of their own and could move, but lie in one slab with their keys.)
 """
 
 from __future__ import annotations

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,43 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Groups:
+    """Disjoint groups of slots, one after the other. members: int64 [all slots]; sizes: int64 [groups], each ≥ 1."""
+
+    members: Tensor
+    sizes: Tensor
+
+    @classmethod
+    def of(cls, groups: Sequence[Tensor]) -> Groups:
+        """From one int64 tensor a group."""
+        members = torch.cat([torch.empty(0, dtype=torch.int64), *groups])
+        return cls(members, torch.tensor([len(one) for one in groups], dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def firsts(self) -> Tensor:
+        """int64 [groups]: each group's first member."""
+        return self.members[self.sizes.cumsum(0) - self.sizes]
+
+    @property
+    def owners(self) -> Tensor:
+        """int64 [all slots]: the group of each member."""
+        return torch.repeat_interleave(torch.arange(len(self)), self.sizes)
+
+
+@dataclass(frozen=True)
 class Merge:
     """Replace groups of slots by one slot each, in the place of the group's first member.
 
-    groups: int64 tensors of at least one slot, disjoint. keys, values: fp32 [groups, head_dim]. bias: fp32 [groups],
-    added to the slot's logit, or None. Statistics of a group are summed.
+    keys, values: fp32 [groups, head_dim]. bias: fp32 [groups], added to the slot's logit, or None. Statistics of a
+    group are summed.
     """
 
     layer: int
     head: int
-    groups: tuple[Tensor, ...]
+    groups: Groups
     keys: Tensor
     values: Tensor
     bias: Tensor | None
@@ -127,7 +153,7 @@ class Edits:
 
     def merge(
         self,
-        groups: Sequence[Tensor],
+        groups: Sequence[Tensor] | Groups,
         keys: Tensor,
         values: Tensor,
         *,
@@ -136,7 +162,8 @@ class Edits:
         bias: Tensor | None = None,
     ) -> Edits:
         """Groups of slots → one slot each with the given key, value and logit bias (fp32)."""
-        self.operations.append(Merge(layer, head, tuple(groups), keys, values, bias))
+        found = groups if isinstance(groups, Groups) else Groups.of(groups)
+        self.operations.append(Merge(layer, head, found, keys, values, bias))
         return self
 
     def store(

@@ -59,7 +59,8 @@ class _Held:
         self.steady = one * layers + (open_page if slots < prompt + generated else 0)
         self.rewritten = open_page + (largest if rewriting else open_page)
         evicts = slots < prompt + generated or rewriting
-        per_slot = 4 * evicts + 8 * (quantiser is not None and rewriting)
+        biased = any(policy.biases for policy in policies)
+        per_slot = 4 * (evicts or biased) + 4 * biased + 8 * (quantiser is not None and rewriting)
         self.index = layers * model.kv_heads * (per_slot * (slots + 2 * PAGE) + 4 * sinks * (model.head_dim + 4))
 
 

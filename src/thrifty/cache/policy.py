@@ -8,8 +8,8 @@ then every `period` tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from thrifty.cache.edits import Edits
 from thrifty.errors import RecipeError
@@ -181,8 +181,15 @@ class CachePolicy:
     """True where the method stores slots in a format of less than 16 bits."""
     ragged: ClassVar[bool] = False
     """True where the heads of a layer may keep different numbers of slots."""
+    uniform: ClassVar[bool] = False
+    """True where the method counts a layer's slots for all heads alike: nothing ragged can come before it."""
+    biases: ClassVar[bool] = False
+    """True where slots may get a logit bias."""
     whole_pages: ClassVar[bool] = False
     """True where evictions while decoding let go of whole pages only (so that they free quantised pages too)."""
+
+    budgeted: ClassVar[str | None] = None
+    """The option that may be "budget": as many slots a head as the request's own byte budget holds."""
 
     period: int = PAGE
     """Tokens between calls of after_decode."""
@@ -224,6 +231,26 @@ class CachePolicy:
         return footprint([self], model, prompt, total)
 
     @property
+    def open_capacity(self) -> bool:
+        """True where its capacity is left to the request's byte budget, and not known yet."""
+        return self.budgeted is not None and getattr(self, self.budgeted) == "budget"
+
+    def with_capacity(self, slots: int) -> Self:
+        """The same policy with so many slots a head. Only where `budgeted` names an option."""
+        options: dict[str, Any] = {str(self.budgeted): slots}
+        found: Self = replace(cast("Any", self), **options)
+        return found
+
+    def known(self, slots: int | str) -> int:
+        """The value of the `budgeted` option. Raises RecipeError where it is left to a budget that nobody gave."""
+        if isinstance(slots, str):
+            raise RecipeError(
+                f'{self.name}: {self.budgeted} = "budget" is only known for a request with a byte budget of its own '
+                f"(cache_bytes); write a number for {self.budgeted} here"
+            )
+        return slots
+
+    @property
     def compresses(self) -> bool:
         """True where the prompt is changed when it ends, so that prefill must go layer by layer."""
         return type(self).after_prefill is not CachePolicy.after_prefill
@@ -237,7 +264,14 @@ class CachePolicy:
 def check_order(policies: Sequence[CachePolicy]) -> None:
     """Raise RecipeError where the order of a recipe's policies cannot work."""
     quantiser: CachePolicy | None = None
+    ragged: CachePolicy | None = None
     for policy in policies:
+        if policy.uniform and ragged is not None:
+            raise RecipeError(
+                f"cache technique '{policy.name}' counts the slots of a layer for all its heads, but '{ragged.name}' "
+                f"before it leaves each head its own number: put '{policy.name}' before '{ragged.name}'"
+            )
+        ragged = policy if policy.ragged else ragged
         if policy.exact and quantiser is not None:
             raise RecipeError(
                 f"cache technique '{policy.name}' needs exact keys and values, but '{quantiser.name}' before it stores "

@@ -62,12 +62,13 @@ class Cache:
         """Upper bounds of the bytes of a sequence of `prompt` tokens grown to `total`."""
         return footprint(policies, self.model, prompt, total)
 
-    def reserve(self, owner: str, nbytes: int) -> Reservation:
+    def reserve(self, owner: str, nbytes: int, limit: int | None = None) -> Reservation:
         """Promise bytes to a sequence before it is created; idle segments go to disk (or leave the tree) to make room.
+        limit: what it may never hold more than.
 
         Raises BudgetError with the number that would fit.
         """
-        return self.tiers.reserve(owner, nbytes)
+        return self.tiers.reserve(owner, nbytes, limit)
 
     def create(
         self,

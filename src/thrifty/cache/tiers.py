@@ -48,12 +48,12 @@ class Tiers:
                 raise
         return self.arena.allocate(nbytes, category, reservation, pieces=pieces, striped=striped)
 
-    def reserve(self, owner: str, nbytes: int) -> Reservation:
-        """Promise bytes to an owner, with idle segments making room. Raises BudgetError with the number that would
-        fit.
+    def reserve(self, owner: str, nbytes: int, limit: int | None = None) -> Reservation:
+        """Promise bytes to an owner, with idle segments making room. limit: the owner's own bound. Raises BudgetError
+        with the number that would fit.
         """
         self.make_room(nbytes)
-        return self.ledger.reserve(owner, nbytes)
+        return self.ledger.reserve(owner, nbytes, limit)
 
     def make_room(self, nbytes: int) -> None:
         """Ask for idle segments to go until `nbytes` could be promised; does what it can."""

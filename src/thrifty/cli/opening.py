@@ -44,14 +44,19 @@ def opened(
 
 
 def submit(
-    thrifty: Thrifty, messages: Sequence[Mapping[str, Any]], sampling: Mapping[str, Any], *, raw: bool = False
+    thrifty: Thrifty,
+    messages: Sequence[Mapping[str, Any]],
+    sampling: Mapping[str, Any],
+    *,
+    raw: bool = False,
+    cache_memory: int | None = None,
 ) -> Handle:
     """Queue messages through the chat template; a model without one (or `raw`) continues the last text as it
-    is.
+    is. cache_memory: bound in bytes on the answer's cache.
     """
     if raw or not thrifty.model.tokenizer.has_chat_template:
-        return thrifty.submit(str(messages[-1]["content"]), **sampling)
-    return thrifty.submit(list(messages), **sampling)
+        return thrifty.submit(str(messages[-1]["content"]), cache_memory=cache_memory, **sampling)
+    return thrifty.submit(list(messages), cache_memory=cache_memory, **sampling)
 
 
 def usage_of(handle: Handle, first_token_seconds: float | None) -> dict[str, Any]:

@@ -38,6 +38,16 @@ Memory = Annotated[
         help="Bound on weights + cache + workspace, e.g. 150MB.",
     ),
 ]
+CacheMemory = Annotated[
+    int | None,
+    typer.Option(
+        "--cache-memory",
+        metavar="SIZE",
+        parser=parse_bytes,
+        rich_help_panel=MACHINE,
+        help="Bound on this answer's cache alone, at any moment, e.g. 20MB.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, rich_help_panel=MACHINE, help="CPU threads. Default: all cores."),

@@ -12,6 +12,7 @@ from thrifty.engine.engine import Engine
 from thrifty.engine.request import Handle, Request, Result
 from thrifty.errors import PromptError, QueueFullError
 from thrifty.recipe import Recipe
+from thrifty.storage.budget import parse_size
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -75,8 +76,8 @@ class Thrifty:
         """Continue a text (or token ids), or a list of them in one batch; with `stream`, pieces of text as
         they come.
 
-        sampling: the fields of SamplingParameters, `greedy=True`, and `samples=n` for several answers to a
-        prompt.
+        sampling: the fields of SamplingParameters, `greedy=True`, `samples=n` for several answers to a prompt, and
+        `cache_memory="20MB"` as a bound on what each prompt's cache may ever take.
         """
         if not _is_list_of_prompts(prompt):
             handle = self.submit(prompt, **sampling)
@@ -104,10 +105,22 @@ class Thrifty:
         handle = self.submit(turns, **sampling)
         return handle.text() if stream else handle.result()
 
-    def submit(self, prompt: Prompt | Messages, *, samples: int = 1, **sampling: Any) -> Handle:
-        """Queue a text, token ids or messages and return the handle, to stream, cancel or fork."""
+    def submit(
+        self,
+        prompt: Prompt | Messages,
+        *,
+        samples: int = 1,
+        cache_memory: int | str | None = None,
+        **sampling: Any,
+    ) -> Handle:
+        """Queue a text, token ids or messages and return the handle, to stream, cancel or fork.
+
+        cache_memory: `Request.cache_bytes`, in bytes or as "20MB".
+        """
         parameters = SamplingParameters.of(**sampling)
-        return self.engine.submit(Request(prompt=self.encode(prompt), sampling=parameters, samples=samples))
+        bound = None if cache_memory is None else parse_size(cache_memory, "cache_memory")
+        request = Request(prompt=self.encode(prompt), sampling=parameters, samples=samples, cache_bytes=bound)
+        return self.engine.submit(request)
 
     def encode(self, prompt: Prompt | Messages) -> list[int]:
         """Token ids of a text, of messages through the chat template, or the ids themselves.

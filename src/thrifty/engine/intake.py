@@ -13,6 +13,7 @@ from thrifty import registry
 from thrifty.decoding.sampling import ForcedSampler, Sampler, SamplingParameters, check_tokens
 from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.decoding.strategy import DecodingStrategy
+from thrifty.engine import bounding
 from thrifty.engine.request import Request
 from thrifty.engine.sequence import Sequence as Running
 from thrifty.errors import PromptError, RecipeError
@@ -62,7 +63,7 @@ class Intake:
         self._batch = batch
         self._cache = tuple(cache)
         self._decoding = tuple(decoding)
-        memory.check(self._policies(None), 1, 2, what="one token")
+        memory.check(bounding.with_capacity(self._policies(None), 1), 1, 2, what="one token")
         self._strategy(None)
 
     def check(self, request: Request) -> Ticket:
@@ -75,7 +76,7 @@ class Intake:
             )
         if request.forced is not None and request.samples > 1:
             raise PromptError("forced answers are all the same; use samples = 1")
-        policies, strategy = self._policies(request.cache), self._strategy(request.decoding)
+        policies, strategy = self._fitted(request), self._strategy(request.decoding)
         maximum = self._maximum(request, policies, len(request.prompt))
         sampler = self._sampler(request)
         sampler.observe_prompt(request.prompt)
@@ -94,6 +95,21 @@ class Intake:
         sampler = parent.sampler.fork(stream, sampling)
         return Ticket(request, parent.ticket.policies, parent.strategy, maximum, sampler)
 
+    def _fitted(self, request: Request) -> tuple[CachePolicy, ...]:
+        """The request's policies, with the capacities that its byte budget gives them."""
+        wanted = self._wanted(request)
+        total = self.context if wanted is None else len(request.prompt) + wanted
+        need = self._need(request, len(request.prompt))
+        return bounding.fitted(self._policies(request.cache), request.cache_bytes, need, total)
+
+    @staticmethod
+    def _wanted(request: Request) -> int | None:
+        """The answer's tokens that the request asks for, None: as many as there may be."""
+        return request.sampling.max_tokens if request.forced is None else len(request.forced) + request.free
+
+    def _need(self, request: Request, prefilled: int) -> bounding.Need:
+        return lambda policies, total: self._memory.request_bytes(policies, prefilled, total, request.samples)
+
     def _maximum(self, request: Request, policies: Sequence[CachePolicy], prefilled: int) -> int:
         """The answer's bound in tokens. prefilled: tokens of the original prompt (a fork's prompt is longer)."""
         held, room = len(request.prompt), self.context - len(request.prompt)
@@ -102,7 +118,7 @@ class Intake:
                 f"the prompt has {held} tokens; the context holds {self.context}, the answer included: "
                 f"use at most {self.context - 1}"
             )
-        wanted = request.sampling.max_tokens if request.forced is None else len(request.forced) + request.free
+        wanted, bound, need = self._wanted(request), request.cache_bytes, self._need(request, prefilled)
         if wanted is not None and wanted > room:
             raise PromptError(
                 f"max_tokens = {wanted} after a prompt of {held} tokens exceeds the context of {self.context}; "
@@ -110,7 +126,11 @@ class Intake:
             )
         if wanted is None:
             fitting = self._memory.longest(policies, prefilled, self.context, request.samples)
+            if bound is not None:
+                fitting = min(fitting, bounding.longest(policies, bound, need, prefilled, self.context))
             wanted = max(1, min(room, fitting - held))
+        if bound is not None:
+            bounding.check(policies, bound, need, prefilled, held + wanted)
         self._memory.check(policies, prefilled, held + wanted, request.samples)
         return wanted
 

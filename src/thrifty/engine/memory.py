@@ -114,6 +114,13 @@ class EngineMemory:
                 high = middle - 1
         return low
 
+    def request_bytes(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1) -> int:
+        """The most bytes that a request holds at any moment: caches, statistics and hidden state, without its rows of
+        logits. Bounds what is reserved for it.
+        """
+        admitted = self._held(policies, prompt, min(total, prompt + PAGE), samples).peak_bytes
+        return max(admitted, self._held(policies, prompt, total, samples).peak_bytes)
+
     # --- what the scheduler asks ---------------------------------------------------------------------
 
     def admit(self, sequence: Running) -> None:
@@ -127,7 +134,8 @@ class EngineMemory:
         need = self._held(ticket.policies, prompt, covered, samples).peak_bytes
         self._take_rows(samples)
         try:
-            reservation = self.cache.reserve(f"request {ticket.request.identity}", need)
+            owner = f"request {ticket.request.identity}"
+            reservation = self.cache.reserve(owner, need, ticket.request.cache_bytes)
         except BudgetError:
             self._rows -= samples
             raise
@@ -165,7 +173,8 @@ class EngineMemory:
         self._take_rows(1)
         try:
             need = self._need(policies, prompt, covered, child.shared)
-            reservation = self.cache.reserve(f"request {child.handle.identity}", need)
+            owner = f"request {child.handle.identity}"
+            reservation = self.cache.reserve(owner, need, child.ticket.request.cache_bytes)
             try:
                 child.cache = parent.cache.fork(reservation)
             except BaseException:

@@ -32,8 +32,10 @@ class Request:
     prefill. forced: teacher forcing: the answer begins with these tokens, whatever the logits say; the
     events carry what the model thought of them, and none of them ends the answer. free: how many tokens
     the model may choose after them (`sampling.max_tokens` counts only where nothing is forced). logits:
-    each event carries its fp32 logits. salt: prefixes are shared only between equal salts. share_prefix:
-    False keeps the prompt out of the prefix tree, both ways.
+    each event carries its fp32 logits. cache_bytes: the most that its caches, their statistics and the
+    hidden state of its prompt may take in the ledger at any moment, None for no bound of its own; a
+    capacity that the recipe leaves to the "budget" is the largest that fits it. salt: prefixes are shared
+    only between equal salts. share_prefix: False keeps the prompt out of the prefix tree, both ways.
     """
 
     prompt: Sequence[int]
@@ -44,6 +46,7 @@ class Request:
     forced: Sequence[int] | None = None
     free: int = 0
     logits: bool = False
+    cache_bytes: int | None = None
     salt: str = ""
     share_prefix: bool = True
     identity: str = field(default_factory=lambda: os.urandom(8).hex())
@@ -58,6 +61,8 @@ class Request:
             object.__setattr__(self, "forced", tuple(int(token) for token in self.forced))
             if not self.forced:
                 raise PromptError("forced is empty; it needs at least 1 token, or None to sample")
+        if self.cache_bytes is not None and (not isinstance(self.cache_bytes, int) or self.cache_bytes < 1):
+            raise PromptError(f"cache_bytes = {self.cache_bytes!r} is out of range; use 1 byte or more, or None")
         if not isinstance(self.free, int) or self.free < 0:
             raise PromptError(f"free = {self.free!r} is out of range; use 0 or more")
         if self.free and self.forced is None:

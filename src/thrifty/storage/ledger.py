@@ -12,12 +12,16 @@ TRANSIENT = frozenset({"workspace", "scratch"})
 
 
 class Reservation:
-    """Bytes promised to one owner, drawn down as the owner charges. `release` returns what is left."""
+    """Bytes promised to one owner, drawn down as the owner charges. `release` returns what is left.
 
-    def __init__(self, ledger: Ledger, owner: str, nbytes: int) -> None:
+    used, peak: bytes charged, now and at most. limit: a bound of the owner's own, never exceeded; None: none.
+    """
+
+    def __init__(self, ledger: Ledger, owner: str, nbytes: int, limit: int | None = None) -> None:
         self.owner = owner
         self.nbytes = nbytes
-        self.used = 0
+        self.limit = limit
+        self.used = self.peak = 0
         self._ledger = ledger
 
     @property
@@ -90,6 +94,8 @@ class Ledger:
         """Record bytes taken. Raises BudgetError, with nothing recorded, where budget or promises forbid."""
         with self._lock:
             promised = min(reservation.outstanding, nbytes) if reservation in self._reservations else 0
+            if reservation is not None:
+                _within(reservation, reservation.used + nbytes)
             self._check(nbytes - promised, f"{format_size(nbytes)} for {category}", nbytes)
             self.current += nbytes
             self._by_category[category] += nbytes
@@ -97,6 +103,7 @@ class Ledger:
             self._peaks[category] = max(self._peaks[category], self._by_category[category])
             if reservation is not None:
                 reservation.used += nbytes
+                reservation.peak = max(reservation.peak, reservation.used)
 
     def credit(self, category: str, nbytes: int, reservation: Reservation | None = None) -> None:
         """Record bytes given back."""
@@ -117,14 +124,15 @@ class Ledger:
             self._by_category[after] += nbytes
             self._peaks[after] = max(self._peaks[after], self._by_category[after])
 
-    def reserve(self, owner: str, nbytes: int) -> Reservation:
-        """Promise bytes to an owner (admission by peak).
+    def reserve(self, owner: str, nbytes: int, limit: int | None = None) -> Reservation:
+        """Promise bytes to an owner (admission by peak). limit: a bound of its own on what it may charge.
 
         Raises BudgetError with the number that would fit.
         """
         with self._lock:
+            reservation = Reservation(self, owner, nbytes, limit)
+            _within(reservation, nbytes)
             self._check(nbytes, f"{owner}: a peak of {format_size(nbytes)}", nbytes)
-            reservation = Reservation(self, owner, nbytes)
             self._reservations.add(reservation)
             return reservation
 
@@ -137,6 +145,7 @@ class Ledger:
 
     def _resize(self, reservation: Reservation, nbytes: int) -> None:
         with self._lock:
+            _within(reservation, nbytes)
             more = max(0, nbytes - reservation.used) - reservation.outstanding
             if reservation in self._reservations and more > 0:
                 self._check(more, f"{reservation.owner}: {format_size(more)} more", more)
@@ -162,4 +171,13 @@ class Ledger:
             f"{format_size(self.current)} are held and {format_size(self.committed - self.current)} promised, "
             f"so at most {format_size(wanted - (need - self.budget)) if wanted > need - self.budget else '0 bytes'}"
             f" would fit; a budget of {need} bytes ({format_size(need)}) would hold it"
+        )
+
+
+def _within(reservation: Reservation, nbytes: int) -> None:
+    """Raise BudgetError where the owner would exceed its own bound."""
+    if reservation.limit is not None and nbytes > reservation.limit:
+        raise BudgetError(
+            f"{reservation.owner}: {nbytes} bytes ({format_size(nbytes)}) exceed its own bound of {reservation.limit} "
+            f"({format_size(reservation.limit)}); give it a bound of {nbytes} bytes or more"
         )

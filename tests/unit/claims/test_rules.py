@@ -38,6 +38,15 @@ def r2(full: float, small: float, ours: float) -> Figures:
 
 
 THREE = {"snapkv": (0.4, 0.3), "pyramidkv": (0.5, 0.3), "ada-kv": (0.3, 0.2)}
+def merging(kl: tuple[float, float], recovery: tuple[float, float]) -> Figures:
+    """KVMerger at 50 and 35 % beside an H2O of KL 0.2 and recovery 0.9."""
+    figures: Figures = {}
+    for share, one, other in zip((50, 35), kl, recovery, strict=True):
+        figures |= {f"bias_{share}_kl": one, f"bias_{share}_recovery": other}
+        figures |= {f"h2o_{share}_kl": 0.2, f"h2o_{share}_recovery": 0.9}
+    return figures
+
+
 CASES: list[tuple[str, Figures, Verdict]] = [
     ("kivi", {"recovery_2": 12.74 / 13.50, "memory_ratio": 2.6}, HOLDS),
     ("kivi", {"recovery_2": 0.943, "memory_ratio": 2.6}, PARTLY),
@@ -77,6 +86,10 @@ CASES: list[tuple[str, Figures, Verdict]] = [
     ("fastgen", pruned((0.168, 1.0), (0.169, 0.98), (0.4, 0.9)), PARTLY),
     ("fastgen", pruned((0.169, 0.979), (0.168, 1.0), (0.4, 0.98)), PARTLY),
     ("fastgen", pruned((0.168, 1.0), (0.169, 0.979), (0.4, 0.9)), FAILS),
+    ("kvmerger", merging((0.1, 0.1), (0.9, 0.95)), HOLDS),
+    ("kvmerger", merging((0.1, 0.2), (0.95, 0.95)), PARTLY),
+    ("kvmerger", merging((0.1, 0.1), (0.89, 0.95)), PARTLY),
+    ("kvmerger", merging((0.3, 0.3), (0.95, 0.95)), FAILS),
     ("rtn", {"rise": 0.107}, HOLDS),
     ("rtn", {"rise": 0.2}, PARTLY),
     ("rtn", {"rise": 0.22}, FAILS),

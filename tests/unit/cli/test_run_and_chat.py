@@ -48,6 +48,17 @@ def test_run_with_a_recipe_a_system_message_and_flags(
     assert "A" not in first["text"] or first["text"] == ""
 
 
+def test_a_bound_on_the_cache_is_kept_or_refused(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[[cache]]\ntechnique = "streaming"\nwindow = "budget"\n')
+    words = ("run", checkpoint, "Hello", "--max-tokens", 6, "--threads", 1, "--recipe", recipe)
+    assert thrifty(*words, "--cache-memory", "20MB").code == 0
+    refused = thrifty(*words, "--cache-memory", "5kB")
+    assert refused.code != 0 and "no answer fits; use cache_bytes = " in " ".join(refused.err.split())
+    unbounded = thrifty(*words)
+    assert unbounded.code != 0 and "--cache-memory" in unbounded.err
+
+
 def test_raw_leaves_out_the_chat_template(thrifty: Callable[..., Any], checkpoint: Path) -> None:
     chat = thrifty("run", checkpoint, "Hello", "--max-tokens", 2, "--json").json()
     raw = thrifty("run", checkpoint, "Hello", "--raw", "--max-tokens", 2, "--json").json()

@@ -27,6 +27,8 @@ CACHES: dict[str, list[dict[str, Any]]] = {
     "h2o": [{"technique": "h2o", "capacity": 80}],
     "h2o + kivi": [{"technique": "h2o", "capacity": 100}, {"technique": "kivi", "bits": 4}],
     "fastgen": [{"technique": "fastgen", "recovery": 0.8, "profile": 64}],
+    "kvmerger": [{"technique": "kvmerger", "first": 0, "last": 0}],
+    "kvmerger + kivi": [{"technique": "kvmerger", "first": 0, "last": 0}, {"technique": "kivi", "bits": 4}],
 }
 SAMPLING = {
     "greedy": SamplingParameters(max_tokens=STEPS, ignore_eos=True),
@@ -156,6 +158,8 @@ def test_settings_that_lose_nothing_give_the_full_cache(plain: Model, make_engin
         "h2o": [{"technique": "h2o", "capacity": 2048}],
         "h2o + kivi": [{"technique": "h2o", "capacity": 2048}, {"technique": "kivi", "residual": 2048}],
         "fastgen": [{"technique": "fastgen", "recovery": 1.0}],
+        "kvmerger": [{"technique": "kvmerger", "keep": 1.0}],
+        "kvmerger + kivi": [{"technique": "kvmerger", "keep": 1.0}, {"technique": "kivi", "residual": 2048}],
     }[cache]
     full = run(make_engine(plain), make(200, "greedy"))
     request = Request(prompt=text_tokens(200, 200), sampling=SAMPLING["greedy"], cache=lossless, logits=True)

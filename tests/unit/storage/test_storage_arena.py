@@ -214,3 +214,20 @@ def test_runs_share_memory_with_native_addresses() -> None:
     run = arena.allocate(64, "cache")
     ctypes.memset(run.address, 5, 64)
     assert torch.equal(run.pieces[0][:64], torch.full((64,), 5, dtype=torch.uint8))
+
+
+def test_an_owners_own_bound_is_never_exceeded() -> None:
+    ledger = Ledger(budget=1000)
+    promise = ledger.reserve("request 1", 300, limit=400)
+    ledger.charge("cache", 350, promise)
+    for refused in (
+        lambda: ledger.charge("cache", 51, promise),
+        lambda: promise.resize(401),
+        lambda: ledger.reserve("request 2", 500, limit=499),
+    ):
+        with pytest.raises(BudgetError, match=r"exceed its own bound of .* give it a bound of \d+ bytes or more"):
+            refused()
+    assert (ledger.current, promise.used, promise.nbytes) == (350, 350, 300)
+    ledger.credit("cache", 200, promise)
+    ledger.charge("cache", 100, promise)
+    assert (promise.used, promise.peak) == (250, 350)

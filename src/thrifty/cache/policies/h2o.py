@@ -30,6 +30,10 @@ CARD = Card(
         "evicts every 64 tokens, the paper at every step: up to 127 tokens above the budget in between",
         "with grouped queries the sums of a group are reduced by `group` (the paper has one query head a KV head)",
         "needs column sums: attention goes over the keys a second time",
+        (
+            "after a quantising technique, tokens evicted while decoding free bytes only where a whole page goes: "
+            'no byte budget of a request can rely on it (capacity = "budget" is refused)'
+        ),
     ),
 )
 
@@ -37,21 +41,24 @@ CARD = Card(
 @technique(stage="cache", card=CARD)
 @dataclass(frozen=True, kw_only=True)
 class H2o(CachePolicy):
-    """keep: budget as a share of the prompt, fixed when it ends (§5: 20 %); capacity: a budget in tokens instead.
+    """keep: budget as a share of the prompt, fixed when it ends (§5: 20 %); capacity: a budget in tokens instead, or
+    "budget": as many as the request's byte budget holds.
 
     recent: the share of the budget that goes to the newest tokens. group: how scores of grouped query heads are
     reduced.
     """
 
     keep: float = 0.2
-    capacity: int | None = None
+    capacity: int | Literal["budget"] | None = None
     recent: float = 0.5
     group: Literal["sum", "mean", "max"] = "sum"
+
+    budgeted = "capacity"
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1 or not 0 <= self.recent <= 1:
             raise RecipeError(f"h2o: keep = {self.keep}, recent = {self.recent}; use 0 < keep ≤ 1 and 0 ≤ recent ≤ 1")
-        if self.capacity is not None and self.capacity < 1:
+        if isinstance(self.capacity, int) and self.capacity < 1:
             raise RecipeError(f"h2o: capacity = {self.capacity}; use 1 token or more")
 
     def wants(self, model: ModelInfo) -> Statistics:
@@ -74,7 +81,7 @@ class H2o(CachePolicy):
         return min(prompt + generated, self._budget(prompt) + min(generated, self.period))
 
     def _budget(self, prompt: int) -> int:
-        return max(1, int(self.keep * prompt)) if self.capacity is None else self.capacity
+        return max(1, int(self.keep * prompt)) if self.capacity is None else self.known(self.capacity)
 
     def _evict(self, edits: Edits, kv: LayerView, stats: Stats) -> Edits:
         budget = self._budget(kv.info.prompt)

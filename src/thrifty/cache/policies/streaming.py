@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -41,21 +41,23 @@ CARD = Card(
 @technique(stage="cache", card=CARD)
 @dataclass(frozen=True, kw_only=True)
 class Streaming(CachePolicy):
-    """The first `sinks` tokens and at least the newest `window`.
+    """The first `sinks` tokens and at least the newest `window` ("budget": as many as the request's byte budget holds).
 
     renumber: sinks are rotated to the positions right before the window (§3.2: positions inside the cache). The query
     and the window keep their true positions, so every relative distance equals the paper's 0..len−1 numbering.
     """
 
     sinks: int = 4
-    window: int = 1020
+    window: int | Literal["budget"] = 1020
     renumber: bool = True
 
     exact = True
     whole_pages = True
+    uniform = True
+    budgeted = "window"
 
     def __post_init__(self) -> None:
-        if self.sinks < 0 or self.window < 1:
+        if self.sinks < 0 or (not self.open_capacity and self.known(self.window) < 1):
             raise RecipeError(
                 f"streaming: sinks = {self.sinks} and window = {self.window}; use sinks ≥ 0 and window ≥ 1"
             )
@@ -64,7 +66,7 @@ class Streaming(CachePolicy):
         """Drop what lies between sinks and window; keep the rest as one segment of sinks and pages."""
         edits = Edits()
         count = kv.count()
-        first = max(self.sinks, count - self.window)
+        first = max(self.sinks, count - self.known(self.window))
         edits.drop(self.sinks, first, layer=layer.index)
         kept = min(self.sinks, count) + count - min(first, count)
         edits.store(0, min(self.sinks, kept), "", layer=layer.index)
@@ -75,31 +77,36 @@ class Streaming(CachePolicy):
         return edits
 
     def after_decode(self, layers: list[LayerView], stats: list[Stats]) -> Edits | None:
-        """Drop the oldest pages that lie wholly outside the window."""
-        if not layers:
-            return None
-        view = layers[0]
-        count = view.count()
+        """Drop the oldest pages that lie wholly outside the window: of all layers at once where they hold as much."""
+        edits = Edits()
+        if len({view.count() for view in layers}) == 1:
+            self._slide(edits, layers[0], None)
+        else:
+            for view in layers:
+                self._slide(edits, view, view.layer)
+        return edits or None
+
+    def _slide(self, edits: Edits, view: LayerView, layer: int | None) -> None:
+        """The window of one layer, or of all that are as it is."""
+        count, window = view.count(), self.known(self.window)
         stop = self.sinks
         for stretch in view.stretches():
             if stretch.start < self.sinks:
                 if stretch.stop > self.sinks:  # a short prompt: its first page holds sinks and window
-                    stop = max(stop, min(stretch.stop, count - self.window))
-            elif stretch.stop <= count - self.window:
+                    stop = max(stop, min(stretch.stop, count - window))
+            elif stretch.stop <= count - window:
                 stop = stretch.stop
         if stop <= self.sinks:
-            return None
-        edits = Edits()
+            return
         if next(iter(view.stretches())).stop != self.sinks:
-            edits.store(0, self.sinks, "")
-        edits.drop(self.sinks, stop)
+            edits.store(0, self.sinks, "", layer=layer)
+        edits.drop(self.sinks, stop, layer=layer)
         if self.renumber:
-            self._renumber(edits, int(view.positions(0)[stop]), None)
-        return edits
+            self._renumber(edits, int(view.positions(0)[stop]), layer)
 
     def kept(self, prompt: int, generated: int = 0) -> int:
         """Sinks, window, a page that is partly outside it, and what a period adds."""
-        return min(prompt + generated, self.sinks + self.window + (PAGE + self.period if generated else 0))
+        return min(prompt + generated, self.sinks + self.known(self.window) + (PAGE + self.period if generated else 0))
 
     def _renumber(self, edits: Edits, first: int, layer: int | None) -> None:
         """Sinks take the positions before `first`, the window's first."""

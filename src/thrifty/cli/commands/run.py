@@ -24,6 +24,7 @@ def command(
     system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     memory: options.Memory = None,
+    cache_memory: options.CacheMemory = None,
     threads: options.Threads = None,
     native: options.Native = None,
     as_json: options.Json = False,
@@ -41,7 +42,7 @@ def command(
     messages.append({"role": "user", "content": text})
     chosen = opening.read_recipe(recipe)
     with opening.opened(model, recipe=chosen, memory=memory, threads=threads, native=native) as thrifty:
-        handle = opening.submit(thrifty, messages, sampling, raw=raw)
+        handle = opening.submit(thrifty, messages, sampling, raw=raw, cache_memory=cache_memory)
         first = None
         for event in handle:
             first = first if first is not None else time.perf_counter() - started
