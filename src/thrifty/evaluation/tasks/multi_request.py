@@ -25,7 +25,6 @@ class MultiRequest(Answering):
 
     name: ClassVar[str] = "multi-request"
     metric: ClassVar[str] = "share of numbers found, over the requests"
-    conversation: ClassVar[bool] = False
 
     mode: Mode = "agnostic"
     requests: Annotated[int, Field(ge=2, le=len(NAMES))] = 4

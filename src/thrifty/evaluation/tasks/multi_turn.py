@@ -35,6 +35,17 @@ class MultiTurn(Answering):
         haystack, frame = Haystack(tokenizer), Frame.of(tokenizer)
         return [self._item(haystack, frame, seed, number) for number in range(count)]
 
+    def fed(self, item: Item) -> list[Tokens] | None:
+        """A turn's question after the earlier ones and their right answers; None with the model's own answers."""
+        if not self.golden:
+            return None
+        found: list[Tokens] = []
+        said: Tokens = ()
+        for turn in item.turns:
+            found.append(said + turn.tokens)
+            said = found[-1] + turn.right
+        return found
+
     def _item(self, haystack: Haystack, frame: Frame, seed: int, number: int) -> Item:
         chance = self.chance(seed, number)
         facts, context = hidden(haystack, frame, chance, self.turns, self.digits, self.length, self.mode)
