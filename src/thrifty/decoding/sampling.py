@@ -174,9 +174,7 @@ class Sampler:
             self._counts[token] += 1
             self._seen[token] = True
 
-    def fork(
-        self, stream: int, parameters: SamplingParameters | None = None, forced: Sequence[int] = ()
-    ) -> Sampler:
+    def fork(self, stream: int, parameters: SamplingParameters | None = None, forced: Sequence[int] = ()) -> Sampler:
         """A sampler that has said the same, and draws from its own stream (and seed, with own
         parameters). forced: the tokens that come next.
         """

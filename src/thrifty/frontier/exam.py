@@ -23,8 +23,8 @@ LENGTH = 512  # tokens of an item's compressed context, unless the task says oth
 
 
 class Exam:
-    """names: tasks and groups as `tasks.parse_all` reads them. items: of each. seed: which items. longest: tokens that a context may
-    have. Raises TaskError for an unknown task, PromptError where one has no room.
+    """names: tasks and groups as `tasks.parse_all` reads them. items: of each. seed: which items. longest: tokens
+    that a context may have. Raises TaskError for an unknown task, PromptError where one has no room.
     """
 
     def __init__(

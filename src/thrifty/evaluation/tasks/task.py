@@ -127,6 +127,12 @@ class Task(ABC):
         self, number: int, prompt: Tokens, turns: tuple[Turn, ...], room: int, material: Mapping[str, Any] | None = None
     ) -> Item:
         """An item, its identity made from its number and content."""
-        content = json.dumps([prompt, [[one.tokens, one.expected, one.options, *([one.right] if one.right else [])] for one in turns], material or {}])
+        content = json.dumps(
+            [
+                prompt,
+                [[one.tokens, one.expected, one.options, *filter(None, [one.right])] for one in turns],
+                material or {},
+            ]
+        )
         digest = hashlib.sha256(content.encode()).hexdigest()[:10]
         return Item(f"{number}-{digest}", prompt, turns, room, material or {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ class Tracing(Answering):
 
 def told(names: list[str], number: str) -> list[str]:
     """The sentences of one chain: its number, then link after link."""
-    links = [LINK.format(name=name, other=other) for other, name in zip(names, names[1:], strict=False)]
+    links = [LINK.format(name=name, other=other) for other, name in itertools.pairwise(names)]
     return [NEEDLE.format(name=names[0], number=number), *links]
 
 
