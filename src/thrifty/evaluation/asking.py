@@ -6,10 +6,10 @@ one another's results.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.sampling import SamplingParameters
 from thrifty.engine.request import Request
@@ -84,11 +84,15 @@ def ask_each(
 
 def _reply(engine: Engine, branch: Branch, question: Sequence[int], stop: tuple[str, ...], compressed: bool) -> Reply:
     tokens = branch.handle.result().token_ids[len(question) - branch.shared :]
-    if tokens and tokens[-1] in engine.intake.end_ids:
-        tokens = tokens[:-1]
-    text = engine.model.tokenizer.decode(tokens)
+    return reply(engine.model.tokenizer, tokens, engine.intake.end_ids, stop, compressed)
+
+
+def reply(tokenizer: Any, tokens: Sequence[int], ends: Collection[int], stop: tuple[str, ...], compressed: bool) -> Reply:
+    """What so many generated tokens say, up to a stop string. ends: ids of which the last token may be one."""
+    kept = tuple(tokens[:-1] if tokens and tokens[-1] in ends else tokens)
+    text = tokenizer.decode(kept)
     places = [place for place in map(text.find, stop) if place >= 0]
-    return Reply(tuple(tokens), text[: min(places)] if places else text, compressed)
+    return Reply(kept, text[: min(places)] if places else text, compressed)
 
 
 @dataclass(frozen=True)
