@@ -6,6 +6,7 @@ import statistics
 
 from benchmarks.kv_cache.questions import SPEED, Figures, Questions
 from benchmarks.kv_cache.rows import Row, Table
+
 from thrifty.engine.engine import Engine
 from thrifty.evaluation import memory, speed
 from thrifty.evaluation.scoring import score

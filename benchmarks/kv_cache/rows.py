@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import pydantic
 
 from thrifty import registry
 from thrifty.recipe import Recipe
@@ -81,9 +82,9 @@ def _constant(tables: list[Table]) -> Callable[[int], list[Table]]:
     return lambda length: tables
 
 
-def _choices(cls: type, option: str) -> tuple[Any, ...]:
-    hint = typing.get_type_hints(cls)[option]
-    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+def _choices(cls: type, option: str) -> list[Any]:
+    found: list[Any] = pydantic.TypeAdapter(cls).json_schema()["properties"][option].get("enum", [])
+    return found
 
 
 PRESSES: dict[str, Table] = {
