@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = load(options.model, threads=options.threads)
     asked = questions(model.tokenizer, options.tasks.split(","), options.length, options.items, options.context, STEPS)
     rows = chosen(options)
-    code = 0
+    code, header = 0, settings(options, model)
     with Journal(options.state, header, what="KV-cache table", remedy=REMEDY, fresh=options.fresh) as held:
         found: Results = {}
         for _, line in held.lines:
