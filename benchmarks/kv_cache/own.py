@@ -37,7 +37,7 @@ class Own:
         self.engine.close()
 
     def _speed(self, tables: list[Table]) -> Figures:
-        """kept: bytes of the sequence's segments after the prompt. peak: the ledger's while it runs, above what is held
+        """kept: bytes of the sequence's segments at the end. peak: the ledger's while it runs, above what is held
         without a request. process: by how much the process grew at its highest.
         """
         ledger = self.engine.memory.ledger
