@@ -23,8 +23,8 @@ questions a task ([evaluation.md](evaluation.md) says what is asked); KL and top
 uncompressed model on prose. Cache, speed and memory are those of a prompt of {context} tokens{speed}.
 
 - **budget**: the share of the prompt that a technique is told to keep, or bits, or nothing where its defaults ran.
-- **cache**: bytes that the ledger holds for the sequence after the timed tokens, and their share of Thrifty's full cache; of
-  kvpress the bytes of its cache's tensors.
+- **cache**: bytes that the ledger holds for the sequence after the timed tokens, and their share of Thrifty's full
+  cache; of kvpress the bytes of its cache's tensors.
 - **peak MB**: the ledger's highest while the prompt is prefilled and decoded, weights left out. **process MB**: how far
   the process grew meanwhile, which is what both have.
 """

@@ -87,7 +87,9 @@ def _reply(engine: Engine, branch: Branch, question: Sequence[int], stop: tuple[
     return reply(engine.model.tokenizer, tokens, engine.intake.end_ids, stop, compressed)
 
 
-def reply(tokenizer: Any, tokens: Sequence[int], ends: Collection[int], stop: tuple[str, ...], compressed: bool) -> Reply:
+def reply(
+    tokenizer: Any, tokens: Sequence[int], ends: Collection[int], stop: tuple[str, ...], compressed: bool
+) -> Reply:
     """What so many generated tokens say, up to a stop string. ends: ids of which the last token may be one."""
     kept = tuple(tokens[:-1] if tokens and tokens[-1] in ends else tokens)
     text = tokenizer.decode(kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -72,3 +73,13 @@ class Answering(Task):
 def names(answer: str, expected: str) -> bool:
     """Whether a text holds another one as whole words, upper and lower case alike."""
     return re.search(rf"(?<!\w){re.escape(expected)}(?!\w)", answer, re.IGNORECASE) is not None
+
+
+def share_of_first(answer: str, expected: Sequence[str], known: Iterable[str]) -> float:
+    """The share of what is expected among as many of the known words as are expected, the answer's first ones, each
+    counted once: so that naming all of them does not pay.
+    """
+    pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, known))})(?!\w)"
+    said = dict.fromkeys(one.lower() for one in re.findall(pattern, answer, re.IGNORECASE))
+    first = list(said)[: len(expected)]
+    return sum(one.lower() in first for one in expected) / len(expected)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
-import re
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from thrifty.evaluation.tasks._answering import Answering
+from thrifty.evaluation.tasks._answering import Answering, share_of_first
 from thrifty.evaluation.tasks._framing import Frame, Mode
 from thrifty.evaluation.tasks._haystack import NAMES, Haystack
 from thrifty.evaluation.tasks.recall import NEEDLE
@@ -35,6 +34,7 @@ class Tracing(Answering):
     name: ClassVar[str] = "tracing"
     metric: ClassVar[str] = "share of the chain's cities named"
     limit: ClassVar[int] = 30
+    stop: ClassVar[tuple[str, ...]] = ()  # a list may have lines
 
     mode: Mode = "agnostic"
     hops: Annotated[int, Field(ge=1, le=MOST_HOPS)] = 2
@@ -46,10 +46,8 @@ class Tracing(Answering):
         return [self._item(haystack, frame, seed, number) for number in range(count)]
 
     def grade(self, item: Item, turn: Turn, answer: str) -> float:
-        """0 to 1, by the first cities that the answer names, each counted once."""
-        found = re.findall(r"\b(?:" + "|".join(NAMES) + r")\b", answer, re.IGNORECASE)
-        said = list(dict.fromkeys(name.title() for name in found))[: len(turn.expected)]
-        return sum(name in said for name in turn.expected) / len(turn.expected)
+        """0 to 1, by the first cities that the answer names."""
+        return share_of_first(answer, turn.expected, NAMES)
 
     def _item(self, haystack: Haystack, frame: Frame, seed: int, number: int) -> Item:
         chance = self.chance(seed, number)
