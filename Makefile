@@ -4,12 +4,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 PEERS := .venv-peers
+KVPRESS := .venv-kvpress
 BIN := $(VENV)/bin
 NATIVE := $(shell find src/thrifty/kernels/native -name '*.cpp' -o -name '*.hpp' -o -name '*.inc' 2>/dev/null)
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 TESTS := OMP_NUM_THREADS=1 THRIFTY_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test unit lint types imports sanitize browser benchmark peers docs clean
+.PHONY: demo test unit lint types imports sanitize browser benchmark peers kvpress kv-cache docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/thrifty fit smollm2-135m --memory 150MB --context 4096 -o recipe.toml --report report.html
@@ -46,6 +47,13 @@ benchmark: $(VENV)/.ready
 peers: $(PEERS)/.ready
 	$(PEERS)/bin/python benchmarks/peers.py $(ARGUMENTS)
 
+# kvpress's own environment: it pins an older transformers.
+kvpress: $(KVPRESS)/.ready
+
+# Every cache technique at several budgets with kvpress beside it, into docs/kv-cache.md: some hours on a quiet machine.
+kv-cache: $(VENV)/.ready $(KVPRESS)/.ready
+	$(BIN)/python benchmarks/kv_cache_table.py $(ARGUMENTS)
+
 docs: $(VENV)/.ready
 	$(BIN)/python docs/generate_techniques.py
 
@@ -61,5 +69,11 @@ $(PEERS)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
 	touch $@
 
+$(KVPRESS)/.ready: Makefile
+	test -x $(KVPRESS)/bin/python || $(PYTHON) -m venv $(KVPRESS)
+	$(KVPRESS)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(KVPRESS)/bin/python -m pip install --quiet --disable-pip-version-check 'kvpress==0.5.5'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PEERS) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(KVPRESS) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

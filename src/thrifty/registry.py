@@ -13,11 +13,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from thrifty.card import Card
-from thrifty.errors import RecipeError, nearest
+from thrifty.errors import RecipeError, ThriftyError, nearest
 
 STAGES: Mapping[str, str] = {
     "weights": "thrifty.weights.techniques",
@@ -70,17 +70,10 @@ def load(stage: str, name: str) -> type:
         raise RecipeError(f"no technique '{name}' for stage '{stage}'. {nearest(name, names(stage))}")
     external = _external(stage)
     if name in external:
-        found = external[name].load()
-        return _checked(found, stage, name, external[name].value)
-    module = importlib.import_module(_built_in(stage)[name])
-    marked = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and value.__module__ == module.__name__ and "card" in vars(value)
-    ]
-    if len(marked) != 1:
-        raise RecipeError(f"{module.__name__} must register one technique; it registers {len(marked)}")
-    return _checked(marked[0], stage, name, module.__name__)
+        return _checked(external[name].load(), stage, name, external[name].value)
+    module = _built_in(stage)[name]
+    marked = only(module, lambda cls: "card" in vars(cls), "technique")
+    return _checked(marked, stage, name, module)
 
 
 def build(stage: str, table: Mapping[str, Any]) -> Any:
@@ -92,20 +85,26 @@ def build(stage: str, table: Mapping[str, Any]) -> Any:
     name = options.pop("technique", None)
     if not isinstance(name, str):
         raise RecipeError(f"a table of stage '{stage}' has no technique name: {dict(table)!r}. Add technique = \"...\"")
-    cls = load(stage, name)
+    return construct(load(stage, name), f"technique '{name}'", options)
+
+
+def construct(cls: type, what: str, options: Mapping[str, Any], error: type[ThriftyError] = RecipeError) -> Any:
+    """An instance of a dataclass, text read as the option's type. what: such as "technique 'kivi'", for the errors.
+
+    Raises `error` naming the unknown option (with the nearest known one) or the bad value.
+    """
     known = [field.name for field in dataclasses.fields(cls) if field.init]
     for option in options:
         if option not in known:
-            raise RecipeError(f"technique '{name}' has no option '{option}'. {nearest(option, known)}")
+            raise error(f"{what} has no option '{option}'. {nearest(option, known)}")
     import pydantic
 
     try:
-        return pydantic.TypeAdapter(cls).validate_python(options)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
+        return pydantic.TypeAdapter(cls).validate_python(dict(options))
+    except pydantic.ValidationError as problem:
+        first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "options"
-        message = f"technique '{name}', option '{where}': {first['msg']} (found {first['input']!r})"
-        raise RecipeError(message) from error
+        raise error(f"{what}, option '{where}': {first['msg']} (found {first['input']!r})") from problem
 
 
 def describe(stage: str, name: str) -> dict[str, Any]:
@@ -119,6 +118,27 @@ def describe(stage: str, name: str) -> dict[str, Any]:
     return {"name": name, "stage": stage} | cls.card.as_dict() | {"options": options}
 
 
+def found(path: Iterable[str]) -> dict[str, str]:
+    """The modules of a package by the names that they give, as in {"ada-kv": "ada_kv"}; packages and those that begin
+    with an underscore left out. Imports none. path: the package's `__path__`.
+    """
+    modules = (module.name for module in pkgutil.iter_modules(path) if not module.ispkg)
+    return {name.replace("_", "-"): name for name in modules if not name.startswith("_")}
+
+
+def only(module: str, accepts: Callable[[type], bool], what: str) -> type:
+    """The one class that a module defines and `accepts` takes. what: such as "technique", for the error.
+
+    Raises RecipeError where it defines none or several.
+    """
+    imported = importlib.import_module(module)
+    own = [one for one in vars(imported).values() if isinstance(one, type) and one.__module__ == module]
+    classes = [one for one in own if accepts(one)]
+    if len(classes) != 1:
+        raise RecipeError(f"{module} must define one {what}; it defines {len(classes)}")
+    return classes[0]
+
+
 def _built_in(stage: str) -> dict[str, str]:
     if stage not in STAGES:
         raise RecipeError(f"no stage '{stage}'. {nearest(stage, STAGES)}")
@@ -128,26 +148,22 @@ def _built_in(stage: str) -> dict[str, str]:
     except ModuleNotFoundError:
         return {}
     locations = spec.submodule_search_locations if spec else None
-    return {
-        module.name.replace("_", "-"): f"{package}.{module.name}"
-        for module in pkgutil.iter_modules(locations or [])
-        if not module.name.startswith("_")
-    }
+    return {name: f"{package}.{module}" for name, module in found(locations or []).items()}
 
 
 def _external(stage: str) -> dict[str, importlib.metadata.EntryPoint]:
-    found: dict[str, importlib.metadata.EntryPoint] = {}
+    points: dict[str, importlib.metadata.EntryPoint] = {}
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         point_stage, _, name = point.name.partition(".")
         if point_stage != stage:
             continue
-        if name in found:
+        if name in points:
             raise RecipeError(
-                f"technique '{name}' of stage '{stage}' is registered twice: by {found[name].value} and by "
+                f"technique '{name}' of stage '{stage}' is registered twice: by {points[name].value} and by "
                 f"{point.value}. Uninstall one of them."
             )
-        found[name] = point
-    return found
+        points[name] = point
+    return points
 
 
 def _checked(cls: Any, stage: str, name: str, where: str) -> type:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from typing import TYPE_CHECKING
 
+from thrifty import registry
 from thrifty.errors import RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 def names() -> list[str]:
     """The techniques that have a claim, sorted. Imports none of them."""
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+    return sorted(registry.found(__path__))
 
 
 def load(name: str) -> Claim:
@@ -22,16 +21,10 @@ def load(name: str) -> Claim:
 
     Raises RecipeError with the nearest known name where there is none.
     """
-    if name not in names():
-        raise RecipeError(f"no claim is known of '{name[:80]}'. {nearest(name, names())}")
-    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    modules = registry.found(__path__)
+    if name not in modules:
+        raise RecipeError(f"no claim is known of '{name[:80]}'. {nearest(name, modules)}")
     from thrifty.claims.harness.claim import Claim
 
-    found = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Claim) and value.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        raise RecipeError(f"{module.__name__} must define one claim; it defines {len(found)}")
-    return found[0]()
+    made: Claim = registry.only(f"{__name__}.{modules[name]}", lambda cls: issubclass(cls, Claim), "claim")()
+    return made

@@ -146,7 +146,7 @@ def tasks_of(setting: Setting, names: Sequence[str]) -> tuple[list[Task], list[s
     """(Thrifty's own tasks, names of lm-eval's). Raises TaskError with the nearest known name."""
     from thrifty.evaluation import tasks
 
-    own = [tasks.parse(name, length=setting.length) for name in names if not name.startswith(LM_EVAL)]
+    own = tasks.parse_all([name for name in names if not name.startswith(LM_EVAL)], length=setting.length)
     return own, [name.removeprefix(LM_EVAL) for name in names if name.startswith(LM_EVAL)]
 
 

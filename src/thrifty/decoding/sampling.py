@@ -174,12 +174,15 @@ class Sampler:
             self._counts[token] += 1
             self._seen[token] = True
 
-    def fork(self, stream: int, parameters: SamplingParameters | None = None) -> Sampler:
+    def fork(self, stream: int, parameters: SamplingParameters | None = None, forced: Sequence[int] = ()) -> Sampler:
         """A sampler that has said the same, and draws from its own stream (and seed, with own
-        parameters).
+        parameters). forced: the tokens that come next.
         """
         chosen = self.parameters if parameters is None else parameters
-        other = Sampler(chosen, self._vocabulary_size, stream)
+        if forced:
+            other: Sampler = ForcedSampler(chosen, self._vocabulary_size, forced, stream, start=self.position)
+        else:
+            other = Sampler(chosen, self._vocabulary_size, stream)
         if parameters is None or parameters.seed is None:
             other.seed = self.seed
         other.position = self.position
@@ -232,24 +235,35 @@ class ForcedSampler(Sampler):
     them is the model's own.
     """
 
-    def __init__(self, parameters: SamplingParameters, vocabulary_size: int, forced: Sequence[int]) -> None:
-        """forced: the answer's first token ids. Raises PromptError where one lies beyond the vocabulary."""
-        super().__init__(parameters, vocabulary_size)
+    def __init__(
+        self,
+        parameters: SamplingParameters,
+        vocabulary_size: int,
+        forced: Sequence[int],
+        stream: int = 0,
+        start: int = 0,
+    ) -> None:
+        """forced: token ids of the answer, from position `start` on. Raises PromptError where one lies beyond the
+        vocabulary.
+        """
+        super().__init__(parameters, vocabulary_size, stream)
         check_tokens("forced", forced, vocabulary_size)
         self._forced = tuple(forced)
+        self._start = start
 
     @property
     def needs_logits(self) -> bool:
         """While tokens are forced: an arg-max would not be the forced one."""
-        return self.position < len(self._forced) or super().needs_logits
+        return self.position - self._start < len(self._forced) or super().needs_logits
 
     def choose(self, logits: Tensor, offset: int = 0) -> Choice:
         """The forced token of this position, with its log-probability where the parameters ask; behind the
         last of them a token like any other.
         """
-        if self.position + offset >= len(self._forced):
+        place = self.position - self._start + offset
+        if place >= len(self._forced):
             return super().choose(logits, offset)
-        token = self._forced[self.position + offset]
+        token = self._forced[place]
         if self.parameters.logprobs is None:
             return Choice(token)
         return Choice(token, logprob_of(logits, token, self.parameters.logprobs))

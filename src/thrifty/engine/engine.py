@@ -141,7 +141,14 @@ class Engine:
                     for event in sequence.endings("cancelled"):
                         handle.deliver(event)
 
-    def fork(self, handle: Handle, sample: int, sampling: SamplingParameters | None) -> Handle:
+    def fork(
+        self,
+        handle: Handle,
+        sample: int,
+        sampling: SamplingParameters | None,
+        forced: Sequence[int] = (),
+        free: int = 0,
+    ) -> Handle:
         """See `Handle.fork`."""
         with self._lock:
             parent = self._decoding(handle, sample)
@@ -150,7 +157,8 @@ class Engine:
                     f"sample {sample} of request {handle.identity} waits for memory; fork it once it goes on"
                 )
             handle.forks += 1
-            ticket = self.intake.check_fork(parent, sampling, stream=(parent.sampler.stream + 1 << 20) + handle.forks)
+            stream = (parent.sampler.stream + 1 << 20) + handle.forks
+            ticket = self.intake.check_fork(parent, sampling, stream, forced, free)
             child = Handle(self, ticket.request, Usage(prompt_tokens=len(parent.tokens)))
             sequence = self._sequence(child, ticket)
             self._branch(parent, sequence)

@@ -82,17 +82,30 @@ class Intake:
         sampler.observe_prompt(request.prompt)
         return Ticket(request, policies, strategy, maximum, sampler)
 
-    def check_fork(self, parent: Running, sampling: SamplingParameters | None, stream: int) -> Ticket:
+    def check_fork(
+        self,
+        parent: Running,
+        sampling: SamplingParameters | None,
+        stream: int,
+        forced: Sequence[int] = (),
+        free: int = 0,
+    ) -> Ticket:
         """The ticket of a sequence that goes on from `parent`. Raises PromptError or BudgetError."""
         origin = parent.handle.request
         if sampling is None:
             left = parent.total - len(parent.tokens)
             sampling = dataclasses.replace(parent.sampler.parameters, max_tokens=left)
         request = dataclasses.replace(
-            origin, prompt=parent.tokens, sampling=sampling, samples=1, forced=None, free=0, identity=_identity()
+            origin,
+            prompt=parent.tokens,
+            sampling=sampling,
+            samples=1,
+            forced=tuple(forced) or None,
+            free=free,
+            identity=_identity(),
         )
         maximum = self._maximum(request, parent.ticket.policies, parent.prompt_length)
-        sampler = parent.sampler.fork(stream, sampling)
+        sampler = parent.sampler.fork(stream, sampling, request.forced or ())
         return Ticket(request, parent.ticket.policies, parent.strategy, maximum, sampler)
 
     def _fitted(self, request: Request) -> tuple[CachePolicy, ...]:

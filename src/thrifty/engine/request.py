@@ -214,15 +214,23 @@ class Handle:
         """End all samples now and free their memory. Without effect on a finished request."""
         self._engine.cancel(self)
 
-    def fork(self, sampling: SamplingParameters | None = None, sample: int = 0) -> Handle:
+    def fork(
+        self,
+        sampling: SamplingParameters | None = None,
+        sample: int = 0,
+        *,
+        forced: Sequence[int] = (),
+        free: int = 0,
+    ) -> Handle:
         """A new request that continues a running sample from its present place, sharing its cache by
         reference.
 
         sampling: its own parameters (max_tokens counts from the fork), None for those of the sample with
-        another random stream. Raises PromptError where the sample is not decoding (not started, or
+        another random stream. forced, free: as of a `Request`, from the fork on; what the sample itself had still to be
+        forced is forgotten. Raises PromptError where the sample is not decoding (not started, or
         finished).
         """
-        return self._engine.fork(self, sample, sampling)
+        return self._engine.fork(self, sample, sampling, forced, free)
 
     def mark_admitted(self, cached_tokens: int) -> None:
         """Called by the engine when its prefill starts."""

@@ -1,16 +1,23 @@
-"""Questions to a compressed context: what follows the prompt is fed after its cache was compressed."""
+"""Questions to a compressed context: what follows the prompt is fed after its cache was compressed.
+
+Several questions to one context are forks of one prefill, which share what it left by reference and change nothing of
+one another's results.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.sampling import SamplingParameters
 from thrifty.engine.request import Request
+from thrifty.errors import BudgetError
 from thrifty.evaluation.forcing import Evidence, MeasurementError, Tables, evidence
 
 if TYPE_CHECKING:
+    from thrifty.decoding.sampling import TokenLogprob
     from thrifty.engine.engine import Engine
     from thrifty.engine.request import Handle
 
@@ -55,22 +62,39 @@ def ask(
     which attends exactly. The prefix tree is left out. insist: raise MeasurementError where the tables claim to
     compress and nothing was. Raises what the engine raises.
     """
-    request = Request(
-        prompt=prompt,
-        forced=question,
-        free=limit,
-        cache=cache,
-        sampling=SamplingParameters(stop=stop),
-        share_prefix=False,
-    )
-    handle = engine.submit(request)
-    compressed = _watch(engine, handle, len(question), cache if insist else [])
-    tokens = handle.samples[0].token_ids[len(question) :]
-    if tokens and tokens[-1] in engine.intake.end_ids:
-        tokens = tokens[:-1]
-    text = engine.model.tokenizer.decode(tokens)
+    return ask_each(engine, prompt, [question], limit, cache, stop=stop, insist=insist)[0]
+
+
+def ask_each(
+    engine: Engine,
+    prompt: Sequence[int],
+    questions: Sequence[Sequence[int]],
+    limit: int,
+    cache: Tables | None,
+    *,
+    stop: tuple[str, ...] = (),
+    insist: bool = True,
+) -> list[Reply]:
+    """`ask`, of several questions that do not know of one another: the prompt is compressed once for all of them."""
+    sampling = SamplingParameters(stop=stop)
+    with branches(engine, prompt, questions, limit, cache, sampling) as found:
+        compressed = _watch(engine, prompt, found[0], len(questions[0]), cache if insist else [])
+        return [_reply(engine, one, question, stop, compressed) for one, question in zip(found, questions, strict=True)]
+
+
+def _reply(engine: Engine, branch: Branch, question: Sequence[int], stop: tuple[str, ...], compressed: bool) -> Reply:
+    tokens = branch.handle.result().token_ids[len(question) - branch.shared :]
+    return reply(engine.model.tokenizer, tokens, engine.intake.end_ids, stop, compressed)
+
+
+def reply(
+    tokenizer: Any, tokens: Sequence[int], ends: Collection[int], stop: tuple[str, ...], compressed: bool
+) -> Reply:
+    """What so many generated tokens say, up to a stop string. ends: ids of which the last token may be one."""
+    kept = tuple(tokens[:-1] if tokens and tokens[-1] in ends else tokens)
+    text = tokenizer.decode(kept)
     places = [place for place in map(text.find, stop) if place >= 0]
-    return Reply(tuple(tokens), text[: min(places)] if places else text, compressed)
+    return Reply(kept, text[: min(places)] if places else text, compressed)
 
 
 @dataclass(frozen=True)
@@ -93,37 +117,105 @@ def likelihoods(
     *,
     insist: bool = True,
 ) -> list[Likelihood]:
-    """The likelihood of each option after `prompt`, compressed, and `lead`, fed after it (empty: the prefill, which
-    attends exactly, predicts an option's first token).
+    """The likelihood of each option after `prompt`, compressed once, and `lead`, fed after it (empty: the prefill,
+    which attends exactly, predicts an option's first token).
 
     insist: raise MeasurementError where the tables claim to compress and nothing was.
     """
     sampling = SamplingParameters(logprobs=1)
-    handles = []
-    try:
-        for option in options:
-            forced = [*lead, *option]
-            request = Request(prompt=prompt, forced=forced, cache=cache, sampling=sampling, share_prefix=False)
-            handles.append(engine.submit(request))
-        compressed = _watch(engine, handles[0], len(lead), cache if insist else [])
-        found = [handle.result().logprobs[len(lead) :] for handle in handles]
-    finally:
-        for handle in handles:
-            handle.cancel()
+    with branches(engine, prompt, [[*lead, *option] for option in options], 0, cache, sampling) as found:
+        compressed = _watch(engine, prompt, found[0], len(lead), cache if insist else [])
+        rows = [(*one.before, *one.handle.result().logprobs)[len(lead) :] for one in found]
     return [
         Likelihood(sum(one.logprob for one in row), all(one.token == one.top[0][0] for one in row), compressed)
-        for row in found
+        for row in rows
     ]
 
 
-def _watch(engine: Engine, handle: Handle, fed: int, cache: Tables | None) -> bool:
-    """Run a request to its end; whether its cache was compressed once what is fed after the prompt was in."""
+@dataclass(frozen=True)
+class Branch:
+    """One continuation of a prompt. shared: how many of its first tokens came before the fork, 0 or 1. before: what
+    the model thought of these, where that was asked for.
+    """
+
+    handle: Handle
+    shared: int = 0
+    before: tuple[TokenLogprob, ...] = ()
+
+
+@contextmanager
+def branches(
+    engine: Engine,
+    prompt: Sequence[int],
+    fed: Sequence[Sequence[int]],
+    free: int,
+    cache: Tables | None,
+    sampling: SamplingParameters,
+) -> Iterator[list[Branch]]:
+    """Runs that feed different tokens (each at least one) after one prompt, then choose `free` more.
+
+    Those whose first token is the same share one prefill: they are forked where it has been chosen and nothing fed yet.
+    One that the budget has no room for beside the others prefills on its own. What is unfinished ends with the context.
+    """
+    made: dict[int, Branch] = {}
+    try:
+        for first in dict.fromkeys(row[0] for row in fed):
+            places = [place for place, row in enumerate(fed) if row[0] == first]
+            if len(places) > 1:
+                made |= _forked(engine, prompt, {place: fed[place] for place in places}, free, cache, sampling)
+        for place, row in enumerate(fed):
+            if place not in made:
+                made[place] = Branch(engine.submit(_request(prompt, row, free, cache, sampling)))
+        yield [made[place] for place in range(len(fed))]
+    finally:
+        for branch in made.values():
+            branch.handle.cancel()
+
+
+def _forked(
+    engine: Engine,
+    prompt: Sequence[int],
+    fed: dict[int, Sequence[int]],
+    free: int,
+    cache: Tables | None,
+    sampling: SamplingParameters,
+) -> dict[int, Branch]:
+    """The branches that there is room for, by the places of what they are fed. Their first token is the same."""
+    made: dict[int, Branch] = {}
+    first = next(iter(fed.values()))[:1]
+    root = engine.submit(_request(prompt, first, 1, cache, sampling))
+    try:
+        next(iter(root))
+        before = tuple(root.samples[0].logprobs)
+        for place, row in fed.items():
+            if len(row) == 1 and not free:
+                continue  # nothing follows the token that is shared
+            own = sampling if len(row) > 1 else SamplingParameters(stop=sampling.stop, max_tokens=free)
+            made[place] = Branch(root.fork(own, forced=row[1:], free=free if len(row) > 1 else 0), 1, before)
+    except BudgetError:
+        pass  # the rest runs alone, with the same result
+    except BaseException:
+        for branch in made.values():
+            branch.handle.cancel()
+        raise
+    finally:
+        root.cancel()
+    return made
+
+
+def _request(
+    prompt: Sequence[int], forced: Sequence[int], free: int, cache: Tables | None, sampling: SamplingParameters
+) -> Request:
+    return Request(prompt=prompt, forced=forced, free=free, cache=cache, sampling=sampling, share_prefix=False)
+
+
+def _watch(engine: Engine, prompt: Sequence[int], branch: Branch, fed: int, cache: Tables | None) -> bool:
+    """Run a branch to its end; whether its cache was compressed once what is fed after the prompt was in."""
     seen: Evidence | None = None
-    for place, _ in enumerate(handle, 1):
+    for place, _ in enumerate(branch.handle, 1 + branch.shared):
         if seen is None and place >= fed:
-            held = engine.cache_of(handle)
+            held = engine.cache_of(branch.handle)
             seen = None if held is None else evidence(held)
             if compresses(cache) and seen is not None and not seen.compressed:
-                handle.cancel()
-                raise MeasurementError(nothing_compressed(len(handle.request.prompt), cache))
+                raise MeasurementError(nothing_compressed(len(prompt), cache))
     return seen is not None and seen.compressed

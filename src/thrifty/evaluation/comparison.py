@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from thrifty.evaluation.forcing import Tables
 from thrifty.evaluation.records import RecordFile
 from thrifty.evaluation.scoring import Summary, check_room, summarize
+from thrifty.evaluation.tasks import labels
 from thrifty.evaluation.tasks.task import Item, Record, Task
 
 if TYPE_CHECKING:
@@ -59,11 +60,12 @@ class Comparison:
     def summaries(self, records: RecordFile) -> list[Summary]:
         """A row a task of which any item is done."""
         rows = []
-        for work in self.work:
+        names = labels([work.task for work in self.work])
+        for name, work in zip(names, self.work, strict=True):
             baseline = of_side(records, BASELINE, work)
             recipe = of_side(records, RECIPE, work)
             if (recipe or self.recipe is None) and baseline:
-                rows.append(summarize(work.task.label, work.task.metric, baseline, recipe))
+                rows.append(summarize(name, work.task.metric, baseline, recipe))
         return rows
 
     def _run(self, records: RecordFile, task: Task, item: Item) -> None:

@@ -23,16 +23,16 @@ LENGTH = 512  # tokens of an item's compressed context, unless the task says oth
 
 
 class Exam:
-    """names: tasks as `tasks.parse` reads them. items: of each. seed: which items. longest: tokens that a context may
-    have. Raises TaskError for an unknown task, PromptError where one has no room.
+    """names: tasks and groups as `tasks.parse_all` reads them. items: of each. seed: which items. longest: tokens
+    that a context may have. Raises TaskError for an unknown task, PromptError where one has no room.
     """
 
     def __init__(
         self, tokenizer: Any, state: State, names: Sequence[str], items: int, seed: int, longest: int = LENGTH
     ) -> None:
         self._state = state
-        found = [tasks.parse(name, length=min(LENGTH, longest)) for name in names]
-        self._tasks: dict[str, Task] = {task.label: task for task in found}
+        found = tasks.parse_all(names, length=min(LENGTH, longest))
+        self._tasks: dict[str, Task] = dict(zip(tasks.labels(found), found, strict=True))
         self._items = {label: task.items(tokenizer, items, seed) for label, task in self._tasks.items()}
 
     @property

@@ -12,13 +12,14 @@ from thrifty import claims
 from thrifty.claims.harness import records, rivals, running
 from thrifty.claims.harness.claim import Claim, Figures, Verdict
 from thrifty.claims.harness.context import Context, recovery_of
-from thrifty.claims.harness.needles import needles
+from thrifty.claims.harness.needles import needles, recalled
 from thrifty.claims.harness.running import Reproduction
 from thrifty.engine.engine import Engine
 from thrifty.errors import PromptError
 from thrifty.evaluation import quality
 from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.recovery import Interval
+from thrifty.evaluation.tasks._answering import Answering
 from thrifty.models.head_scores import HeadScores
 
 NAMES = ["ada-kv", "h2o", "kivi"]
@@ -189,10 +190,10 @@ def test_needles_are_in_the_text_and_asked_for_at_its_end(context: Context) -> N
     made = needles(tokenizer, 600, 4)
     for one in made:
         text = tokenizer.decode(one.prompt)
-        assert text.count(one.answer) == 1 and "What is the secret code" in text[-120:]
+        (answer,) = one.turns[0].expected
+        assert text.count(answer) == 1 and text.endswith("?") and "What is the secret number" in text[-50:]
         assert len(one.prompt) <= 600
-    places = [tokenizer.decode(one.prompt).index(one.answer) / len(one.prompt) for one in made]
-    assert places[0] < 0.4 and places[-1] > 0.5 and len({one.answer for one in made}) == 4
+    assert len({one.turns[0].expected for one in made}) == 4
     assert made == needles(tokenizer, 600, 4) != needles(tokenizer, 600, 4, seed=1)
 
 
@@ -209,3 +210,10 @@ def test_a_claim_is_measured_with_its_own_model_unless_another_is_named(
     list(Reproduction(contexts, ["kivi"], tmp_path / "claims.md").rows())
     list(Reproduction(contexts, ["kivi"], tmp_path / "claims.md", model="other").rows())
     assert asked == [Claim.model, "other"]
+def test_a_needle_is_recalled_where_the_answer_names_it(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = needles(context.model.tokenizer, 300, 2)
+    assert recalled(context.engine, made, [{"technique": "snapkv", "keep": 0.5}]) == [False, False], "random weights"
+    grade = Answering.grade
+    right = {one.identity: one.turns[0].expected[0] for one in made}
+    monkeypatch.setattr(Answering, "grade", lambda self, item, turn, _: grade(self, item, turn, right[item.identity]))
+    assert recalled(context.engine, made, []) == [True, True]

@@ -90,3 +90,24 @@ def test_a_fork_goes_on_alone(engine: Engine) -> None:
     fork = handle.fork()
     assert handle.result().token_ids == expected
     assert fork.result().token_ids == expected[35:]
+
+
+def test_a_fork_may_be_forced_elsewhere(engine: Engine) -> None:
+    cache = [{"technique": "snapkv", "keep": 0.5}, {"technique": "kivi", "bits": 2, "residual": 0}]
+    other = text_tokens(80, seed=9)
+    expected = ask(engine, prompt=PROMPT, forced=[*QUESTION[:12], *other], free=20, cache=cache)
+    sampling = SamplingParameters(ignore_eos=True, logprobs=1)
+    handle = engine.submit(Request(prompt=PROMPT, forced=QUESTION, free=20, cache=cache, sampling=sampling))
+    while len(handle.samples[0].token_ids) < 12:
+        engine.step()
+    fork = handle.fork(sampling, forced=other, free=20)
+    handle.cancel()
+    result = fork.result()
+    assert result.token_ids == expected[12:] and len(result.logprobs) == 100
+    whole = engine.submit(Request(prompt=PROMPT, forced=expected, cache=cache, sampling=sampling)).result()
+    assert [one.logprob for one in result.logprobs] == [one.logprob for one in whole.logprobs[12:]]
+    with pytest.raises(PromptError, match="forced names token 100000"):
+        started = engine.submit(Request(prompt=PROMPT, forced=QUESTION, sampling=sampling))
+        next(iter(started))
+        started.fork(sampling, forced=[100_000])
+    started.cancel()

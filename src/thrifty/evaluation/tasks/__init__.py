@@ -1,18 +1,18 @@
 """The tasks that quality is measured with: one file each, found by its name, imported when it is used.
 
 A task's module is named after it (`recall_many.py` is `recall-many`) and holds one subclass of `Task`, a frozen
-dataclass whose fields are its options. Nothing else lists it.
+dataclass whose fields are its options. Nothing else lists it. A group is a file `groups/NAME.toml` with a list `tasks`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
+import importlib.resources
+import tomllib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import pydantic
-
+from thrifty import registry
 from thrifty.errors import ThriftyError, nearest
 from thrifty.evaluation.tasks.task import Task
 
@@ -25,8 +25,14 @@ class TaskError(ThriftyError):
 
 def names() -> list[str]:
     """The names of all tasks, sorted. Imports none of them."""
-    modules = [module.name for module in pkgutil.iter_modules(__path__)]
-    return sorted(name.replace("_", "-") for name in modules if name != BASE and not name.startswith("_"))
+    return sorted(set(registry.found(__path__)) - {BASE})
+
+
+def groups() -> dict[str, list[str]]:
+    """The groups and their tasks, as `parse` reads these."""
+    files = (importlib.resources.files(__name__) / "groups").iterdir()
+    found = {one.name.removesuffix(".toml"): one for one in files if one.name.endswith(".toml")}
+    return {name: tomllib.loads(found[name].read_text(encoding="utf-8"))["tasks"] for name in sorted(found)}
 
 
 def load(name: str, **options: Any) -> Task:
@@ -35,19 +41,9 @@ def load(name: str, **options: Any) -> Task:
     Raises TaskError for an unknown name or option, with the nearest known one, or for a value out of range.
     """
     if name not in names():
-        raise TaskError(f"no task '{name}'. {nearest(name, names())}")
-    cls = _class_of(name)
-    known = [field.name for field in dataclasses.fields(cls)]
-    for option in options:
-        if option not in known:
-            raise TaskError(f"task '{name}' has no option '{option}'. {nearest(option, known)}")
-    try:
-        task: Task = pydantic.TypeAdapter(cls).validate_python(options)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "options"
-        message = f"task '{name}', option '{where}': {first['msg']} (found {first['input']!r})"
-        raise TaskError(message) from error
+        raise TaskError(f"no task '{name}'. {nearest(name, [*names(), *groups()])}")
+    cls = registry.only(f"{__name__}.{registry.found(__path__)[name]}", lambda one: issubclass(one, Task), "task")
+    task: Task = registry.construct(cls, f"task '{name}'", options, TaskError)
     return task
 
 
@@ -56,23 +52,52 @@ def parse(text: str, **defaults: Any) -> Task:
 
     defaults: options for those tasks that have them, unless the text sets them. Raises TaskError.
     """
+    name, options = _split(text)
+    return load(name, **{**defaults, **options})
+
+
+def parse_all(texts: Iterable[str], **defaults: Any) -> list[Task]:
+    """The tasks of several texts, none twice. A group stands for its tasks: `longcontext:length=2048` sets the option
+    in all that have it. Raises TaskError.
+    """
+    known = groups()
+    found: list[Task] = []
+    for text in texts:
+        name, options = _split(text)
+        members = _members(name, known[name], options) if name in known else [(name, options)]
+        found += [load(member, **{**defaults, **own}) for member, own in members]
+    return list(dict.fromkeys(found))
+
+
+def _members(group: str, texts: Iterable[str], options: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """The tasks of a group with their options. Raises TaskError for an option that none of them has."""
+    found = [_split(text) for text in texts]
+    known = {name: {field.name for field in dataclasses.fields(load(name))} for name, _ in found}
+    every = set().union(*known.values())
+    for option in options:
+        if option not in every:
+            raise TaskError(f"no task of the group '{group}' has an option '{option}'. {nearest(option, every)}")
+    return [
+        (name, own | {option: value for option, value in options.items() if option in known[name]})
+        for name, own in found
+    ]
+
+
+def _split(text: str) -> tuple[str, dict[str, str]]:
     name, *parts = text.strip().split(":")
-    options: dict[str, Any] = {}
+    options: dict[str, str] = {}
     for part in parts:
         key, separator, value = part.partition("=")
         if not separator or not key:
             raise TaskError(f"'{part}' of task '{text.strip()}' is not OPTION=VALUE. Write e.g. recall:mode=aware")
         options[key] = value
-    return load(name, **{**defaults, **options})
+    return name, options
 
 
-def _class_of(name: str) -> type[Task]:
-    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
-    found = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Task) and value.__module__ == module.__name__
+def labels(found: Sequence[Task]) -> list[str]:
+    """What tells tasks of one run apart: their labels, with the length where several have the same."""
+    own = [task.label for task in found]
+    return [
+        f"{label}:length={task.length}" if own.count(label) > 1 else label
+        for label, task in zip(own, found, strict=True)
     ]
-    if len(found) != 1:
-        raise TaskError(f"{module.__name__} must hold one task; it holds {len(found)}")
-    return found[0]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from thrifty.evaluation.asking import ask
+from thrifty.evaluation.asking import Reply, ask, ask_each
 from thrifty.evaluation.forcing import Tables
 from thrifty.evaluation.tasks.task import Item, Record, Task, Tokens, Turn
 
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Answering(Task):
-    """Runs the turns of an item in order; the score is the mean over the turns.
+    """Runs the turns of an item; the score is the mean over the turns.
 
-    A later turn is run as the same prompt with all that was said before forced after it, which gives the cache that a
-    conversation has: the context is compressed before the first question, and no turn sees the next one's.
+    The context is compressed before the first question, and no turn sees a later one's. Turns whose words are known
+    beforehand are forks of one compressed context. One that comes after the model's own answers is run as the same
+    prompt with all that was said before forced after it, which gives the cache that a conversation has.
     """
 
     writes: ClassVar[bool] = True
@@ -31,20 +33,25 @@ class Answering(Task):
         """0 to 1: the share of what is expected that the answer names as whole words."""
         return sum(names(answer, one) for one in turn.expected) / len(turn.expected)
 
+    def fed(self, item: Item) -> list[Tokens] | None:
+        """All that is fed after the prompt before each turn's answer: its own question alone, unless a task has turns
+        that know of earlier ones; None where that takes the model's answers.
+        """
+        return [turn.tokens for turn in item.turns]
+
     def run(self, engine: Engine, item: Item, cache: Tables | None) -> Record:
         started = time.perf_counter()
-        said: Tokens = ()
-        answers, scores = [], []
-        for turn in item.turns:
-            reply = ask(engine, item.prompt, said + turn.tokens, self.limit, cache, stop=self.stop)
-            said += turn.tokens + reply.tokens
-            answers.append(reply.text.strip())
-            scores.append(self.grade(item, turn, reply.text))
+        fed = self.fed(item)
+        if fed is None:
+            replies = self._converse(engine, item, cache)
+        else:
+            replies = ask_each(engine, item.prompt, fed, self.limit, cache, stop=self.stop)
+        scores = [self.grade(item, turn, one.text) for turn, one in zip(item.turns, replies, strict=True)]
         return Record(
             task=self.label,
             item=item.identity,
             score=sum(scores) / len(scores),
-            output="\n".join(answers),
+            output="\n".join(one.text.strip() for one in replies),
             seconds=time.perf_counter() - started,
             expected="\n".join(", ".join(turn.expected) for turn in item.turns),
             details={"turns": scores} if len(scores) > 1 else {},
@@ -52,9 +59,27 @@ class Answering(Task):
 
     def room(self, prompt: Tokens, turns: tuple[Turn, ...]) -> int:
         """Tokens that a run holds at most."""
-        return len(prompt) + sum(len(turn.tokens) + self.limit for turn in turns)
+        return len(prompt) + sum(len(turn.tokens) + max(self.limit, len(turn.right)) for turn in turns)
+
+    def _converse(self, engine: Engine, item: Item, cache: Tables | None) -> list[Reply]:
+        said: Tokens = ()
+        replies = []
+        for turn in item.turns:
+            replies.append(ask(engine, item.prompt, said + turn.tokens, self.limit, cache, stop=self.stop))
+            said += turn.tokens + replies[-1].tokens
+        return replies
 
 
 def names(answer: str, expected: str) -> bool:
     """Whether a text holds another one as whole words, upper and lower case alike."""
     return re.search(rf"(?<!\w){re.escape(expected)}(?!\w)", answer, re.IGNORECASE) is not None
+
+
+def share_of_first(answer: str, expected: Sequence[str], known: Iterable[str]) -> float:
+    """The share of what is expected among as many of the known words as are expected, the answer's first ones, each
+    counted once: so that naming all of them does not pay.
+    """
+    pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, known))})(?!\w)"
+    said = dict.fromkeys(one.lower() for one in re.findall(pattern, answer, re.IGNORECASE))
+    first = list(said)[: len(expected)]
+    return sum(one.lower() in first for one in expected) / len(expected)

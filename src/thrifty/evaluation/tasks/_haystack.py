@@ -36,10 +36,10 @@ class Haystack:
         """Tokens of a text."""
         return len(self._tokenizer.encode(text, add_bos=False))
 
-    def context(self, chance: random.Random, room: int, needles: list[str]) -> str:
+    def context(self, chance: random.Random, room: int, needles: list[str], *, ordered: bool = False) -> str:
         """Consecutive sentences from a random place with the needles at random places, at most `room` tokens.
 
-        Raises PromptError where the needles alone take more.
+        ordered: the needles stand in the order given. Raises PromptError where the needles alone take more.
         """
         room -= sum(self.size(" " + needle) for needle in needles)
         if room < 0:
@@ -53,6 +53,11 @@ class Haystack:
             body.append(self.sentences[place])
             room -= self._sizes[place]
             place = (place + 1) % len(self.sentences)
+        if ordered:
+            places = sorted(chance.randint(0, len(body)) for _ in needles)
+            for where, needle in zip(reversed(places), reversed(needles), strict=True):
+                body.insert(where, needle)
+            return " ".join(body)
         for needle in needles:
             body.insert(chance.randint(0, len(body)), needle)
         return " ".join(body)

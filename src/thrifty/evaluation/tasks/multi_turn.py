@@ -10,7 +10,7 @@ from pydantic import Field
 from thrifty.evaluation.tasks._answering import Answering
 from thrifty.evaluation.tasks._framing import Frame, Mode
 from thrifty.evaluation.tasks._haystack import NAMES, Haystack
-from thrifty.evaluation.tasks.recall import LEAD, NEEDLE, QUESTION, secrets
+from thrifty.evaluation.tasks.recall import asked, hidden
 from thrifty.evaluation.tasks.task import Item, Tokens, Turn
 
 
@@ -18,8 +18,9 @@ from thrifty.evaluation.tasks.task import Item, Tokens, Turn
 class MultiTurn(Answering):
     """SCBench's shared context (2412.10319, §3): the cache is compressed once, then asked `turns` times.
 
-    mode: aware puts the first question into what is compressed; the later ones are unknown in either. digits: of a
-    number.
+    mode: aware puts the first question into what is compressed; the later ones are unknown in either. golden: before
+    the next question the right answer stands, whatever the model said (SCBench's default), else the model's own.
+    digits: of a number.
     """
 
     name: ClassVar[str] = "multi-turn"
@@ -27,21 +28,32 @@ class MultiTurn(Answering):
 
     mode: Mode = "agnostic"
     turns: Annotated[int, Field(ge=2, le=len(NAMES))] = 3
+    golden: bool = True
     digits: Annotated[int, Field(ge=2, le=12)] = 4
 
     def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
         haystack, frame = Haystack(tokenizer), Frame.of(tokenizer)
         return [self._item(haystack, frame, seed, number) for number in range(count)]
 
+    def fed(self, item: Item) -> list[Tokens] | None:
+        """A turn's question after the earlier ones and their right answers; None with the model's own answers."""
+        if not self.golden:
+            return None
+        found: list[Tokens] = []
+        said: Tokens = ()
+        for turn in item.turns:
+            found.append(said + turn.tokens)
+            said = found[-1] + turn.right
+        return found
+
     def _item(self, haystack: Haystack, frame: Frame, seed: int, number: int) -> Item:
         chance = self.chance(seed, number)
-        facts = secrets(chance, self.turns, self.digits)
-        needles = [NEEDLE.format(name=name, number=found) for name, found in facts]
-        chance.shuffle(needles)
-        questions = [(QUESTION.format(name=name), LEAD.format(name=name)) for name, _ in facts]
-        around = len(frame.before) + (haystack.size(questions[0][0]) if self.mode == "aware" else 0)
-        context = haystack.context(chance, self.length - around, needles)
+        facts, context = hidden(haystack, frame, chance, self.turns, self.digits, self.length, self.mode)
+        questions = [asked(name) for name, _ in facts]
         prompt, first = frame.first(context, *questions[0], self.mode)
         fed: list[Tokens] = [first, *(frame.next(question, lead) for question, lead in questions[1:])]
-        turns = tuple(Turn(tokens, (expected,)) for tokens, (_, expected) in zip(fed, facts, strict=True))
+        turns = tuple(
+            Turn(tokens, (value,), right=frame.tokens(f" {value}."))
+            for tokens, (_, value) in zip(fed, facts, strict=True)
+        )
         return self.item(number, prompt, turns, self.room(prompt, turns))

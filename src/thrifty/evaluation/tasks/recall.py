@@ -38,15 +38,28 @@ class Recall(Answering):
 
     def _item(self, haystack: Haystack, frame: Frame, seed: int, number: int) -> Item:
         chance = self.chance(seed, number)
-        facts = secrets(chance, self.keys, self.digits)
-        needles = [NEEDLE.format(name=name, number=found) for name, found in facts]
-        asked, expected = facts[0]
-        question, lead = QUESTION.format(name=asked), LEAD.format(name=asked)
-        around = len(frame.before) + (haystack.size(question) if self.mode == "aware" else 0)
-        context = haystack.context(chance, self.length - around, needles)
-        prompt, fed = frame.first(context, question, lead, self.mode)
+        facts, context = hidden(haystack, frame, chance, self.keys, self.digits, self.length, self.mode)
+        name, expected = facts[0]
+        prompt, fed = frame.first(context, *asked(name), self.mode)
         turns = (Turn(fed, (expected,)),)
         return self.item(number, prompt, turns, self.room(prompt, turns))
+
+
+def asked(name: str) -> tuple[str, str]:
+    """(the question for a name's number, the beginning of its answer)."""
+    return QUESTION.format(name=name), LEAD.format(name=name)
+
+
+def hidden(
+    haystack: Haystack, frame: Frame, chance: random.Random, count: int, digits: int, length: int, mode: Mode
+) -> tuple[list[tuple[str, str]], str]:
+    """(`count` names with their numbers, prose that tells them at random places) for a context of at most `length`
+    tokens, the frame and, where `mode` says so, the first name's question included.
+    """
+    facts = secrets(chance, count, digits)
+    needles = [NEEDLE.format(name=name, number=found) for name, found in facts]
+    around = len(frame.before) + (haystack.size(asked(facts[0][0])[0]) if mode == "aware" else 0)
+    return facts, haystack.context(chance, length - around, needles)
 
 
 def secrets(chance: random.Random, count: int, digits: int) -> list[tuple[str, str]]:

@@ -23,12 +23,14 @@ Tokens = tuple[int, ...]
 @dataclass(frozen=True)
 class Turn:
     """One question. tokens: what is fed before the model answers, at least one. expected: what the answer must
-    hold, all of it for a score of 1. options: for tasks that choose, the token ids of every option.
+    hold, all of it for a score of 1. options: for tasks that choose, the token ids of every option. right: a right
+    answer's tokens, where a conversation may go on from it instead of the model's own.
     """
 
     tokens: Tokens
     expected: tuple[str, ...] = ()
     options: tuple[Tokens, ...] = ()
+    right: Tokens = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,12 @@ class Task(ABC):
         self, number: int, prompt: Tokens, turns: tuple[Turn, ...], room: int, material: Mapping[str, Any] | None = None
     ) -> Item:
         """An item, its identity made from its number and content."""
-        content = json.dumps([prompt, [[one.tokens, one.expected, one.options] for one in turns], material or {}])
+        content = json.dumps(
+            [
+                prompt,
+                [[one.tokens, one.expected, one.options, *filter(None, [one.right])] for one in turns],
+                material or {},
+            ]
+        )
         digest = hashlib.sha256(content.encode()).hexdigest()[:10]
         return Item(f"{number}-{digest}", prompt, turns, room, material or {})

@@ -1,0 +1,55 @@
+"""Thrifty's rows, measured in this process."""
+
+from __future__ import annotations
+
+import statistics
+
+from benchmarks.kv_cache.questions import SPEED, Figures, Questions
+from benchmarks.kv_cache.rows import Row, Table
+
+from thrifty.engine.engine import Engine
+from thrifty.evaluation import memory, speed
+from thrifty.evaluation.scoring import score
+from thrifty.evaluation.tasks.kl import Divergence
+from thrifty.models.model import Model
+
+
+class Own:
+    """One engine without a budget or a prefix tree."""
+
+    def __init__(self, model: Model, questions: Questions, threads: int | None) -> None:
+        self.questions = questions
+        self.engine = Engine(model, prefix_tree=False, threads=threads)
+
+    def measure(self, row: Row, part: str) -> Figures:
+        """The figures of one part of a row. Raises what the engine raises, or MeasurementError."""
+        if part == SPEED:
+            return self._speed(row.tables(self.questions.context))
+        task, items = self.questions.tasks[part], self.questions.items[part]
+        tables = row.tables(task.length)
+        if isinstance(task, Divergence):
+            records = [task.compare(self.engine, self.engine, item, tables)[1] for item in items]
+            return {name: statistics.fmean(one.details[name] for one in records) for name in ("kl", "top1")}
+        return {"score": statistics.fmean(one.score for one in score(self.engine, task, items, tables))}
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.engine.close()
+
+    def _speed(self, tables: list[Table]) -> Figures:
+        """kept: bytes of the sequence's segments at the end. peak: the ledger's while it runs, above what is held
+        without a request. process: by how much the process grew at its highest.
+        """
+        ledger = self.engine.memory.ledger
+        speed.warm_up(self.engine)
+        before = ledger.steady
+        ledger.reset_peak()
+        with memory.watch() as watched:
+            found = speed.measure(self.engine, self.questions.context, tables, steps=self.questions.steps)
+        return {
+            "kept": found.cache_bytes,
+            "decode": found.decode_rate,
+            "prefill": found.prefill_rate,
+            "peak": ledger.peak - before,
+            "process": watched.peak - watched.before,
+        }

@@ -1,0 +1,97 @@
+"""The page: a table a person reads, made from the figures of a run, finished or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.kv_cache.questions import SPEED
+from benchmarks.kv_cache.rows import KVPRESS, Row
+
+Parts = Mapping[str, Mapping[str, Any]]
+Found = Mapping[str, Parts]
+"""Figures, or {"error": reason}, by the row's label and the part's name."""
+
+HEAD = """# KV-cache techniques, measured
+
+Made by `{command}`; do not edit. {model}, {threads} threads, {machine}, {date}.
+
+Every technique of the registry at several budgets, the uncompressed cache first, and
+[kvpress](https://github.com/NVIDIA/kvpress) {version} on the same weights, the same token ids and the same questions,
+in transformers and bf16; each with its own defaults. Both compress a prompt of {length} tokens and then answer {items}
+questions a task ([evaluation.md](evaluation.md) says what is asked); KL and top-1 are against the same engine's
+uncompressed model on prose. Cache, speed and memory are those of a prompt of {context} tokens{speed}.
+
+- **budget**: the share of the prompt that a technique is told to keep, or bits, or nothing where its defaults ran.
+- **cache**: bytes that the ledger holds for the sequence after the timed tokens, and their share of Thrifty's full
+  cache; of kvpress the bytes of its cache's tensors.
+- **peak MB**: the ledger's highest while the prompt is prefilled and decoded, weights left out. **process MB**: how far
+  the process grew meanwhile, which is what both have.
+"""
+
+
+def page(rows: Sequence[Row], tasks: Sequence[str], found: Found, facts: Mapping[str, Any]) -> str:
+    """The whole page as Markdown."""
+    speed = "" if facts["context"] else " (left out in this run)"
+    lines = [HEAD.format(**facts, speed=speed), *table(rows, tasks, found), ""]
+    failed = list(reasons(rows, found))
+    if failed:
+        lines += ["## What could not be measured", "", *failed, ""]
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Row], tasks: Sequence[str], found: Found) -> list[str]:
+    """The table's lines, kvpress's rows behind those of the technique with the same name."""
+    columns = ["technique", "budget", "engine", "cache", *_heads(tasks), "decode tok/s", "peak MB", "process MB"]
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * 3}{'---:|' * (len(columns) - 3)}"]
+    full = found.get(rows[0].label, {}).get(SPEED, {}).get("kept") if rows else None
+    return lines + [f"| {' | '.join(_cells(row, tasks, found.get(row.label, {}), full))} |" for row in ordered(rows)]
+
+
+def ordered(rows: Iterable[Row]) -> list[Row]:
+    """By technique in the order of first appearance, an engine's rows together."""
+    held = list(rows)
+    names = list(dict.fromkeys(row.technique for row in held))
+    return sorted(held, key=lambda row: (names.index(row.technique), row.engine == KVPRESS))
+
+
+def reasons(rows: Sequence[Row], found: Found) -> Iterable[str]:
+    """One line for each part that failed, equal reasons of a row folded."""
+    for row in ordered(rows):
+        by_reason: dict[str, list[str]] = {}
+        for part, figures in found.get(row.label, {}).items():
+            if "error" in figures:
+                by_reason.setdefault(figures["error"], []).append(part)
+        for reason, parts in by_reason.items():
+            yield f"- {row.label} ({', '.join(parts)}): {reason}"
+
+
+def _heads(tasks: Sequence[str]) -> list[str]:
+    return [name for task in tasks for name in (("KL", "top-1") if task.startswith("kl") else (task,))]
+
+
+def _cells(row: Row, tasks: Sequence[str], parts: Parts, full: float | None) -> list[str]:
+    speed = parts.get(SPEED, {})
+    cells = [row.technique, row.budget or "–", row.engine, _kept(speed.get("kept"), full)]
+    for task in tasks:
+        figures = parts.get(task, {})
+        if task.startswith("kl"):
+            cells += [_number(figures.get("kl"), ".4f"), _number(figures.get("top1"), ".3f")]
+        else:
+            cells.append(_number(figures.get("score"), ".2f"))
+    peak, process = (speed.get(name) for name in ("peak", "process"))
+    return [*cells, _number(speed.get("decode"), ".1f"), _megabytes(peak), _megabytes(process)]
+
+
+def _kept(kept: float | None, full: float | None) -> str:
+    if kept is None:
+        return "–"
+    return f"{_megabytes(kept)} MB" + (f" ({kept / full:.1%})" if full else "")
+
+
+def _megabytes(value: float | None) -> str:
+    return _number(None if value is None else value / 1e6, ".1f")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

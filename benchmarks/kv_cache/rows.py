@@ -1,0 +1,111 @@
+"""The rows of the table: every registered technique at every budget, by its own option of a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from thrifty import registry
+from thrifty.recipe import Recipe
+
+Table = dict[str, Any]
+THRIFTY, KVPRESS = "Thrifty", "kvpress"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting of one engine. budget: as the table says it. tables: a recipe's cache tables for a prompt of so many
+    tokens. press: kvpress's class and options, None for Thrifty's rows.
+    """
+
+    engine: str
+    technique: str
+    budget: str
+    tables: Callable[[int], list[Table]] = lambda length: []
+    press: Table | None = None
+
+    @property
+    def label(self) -> str:
+        """Tells it from all other rows."""
+        return f"{self.engine} {self.technique} {self.budget}".strip()
+
+
+def thrifty_rows(names: Sequence[str], shares: Sequence[float]) -> list[Row]:
+    """The uncompressed cache first, then every technique in the order of `names` at every share of the prompt."""
+    found = [Row(THRIFTY, "full", "")]
+    for name in names:
+        found += [row for row in _rows(name, shares) if name != "full"]
+    return found
+
+
+def recipe_rows(paths: Sequence[Path]) -> list[Row]:
+    """The cache tables of recipe files, as they stand there."""
+    found = []
+    for path in paths:
+        recipe = Recipe.load(path)
+        tables = [dict(table) for table in recipe.cache]
+        found.append(Row(THRIFTY, " → ".join(table["technique"] for table in tables), path.stem, _constant(tables)))
+    return found
+
+
+def _rows(name: str, shares: Sequence[float]) -> list[Row]:
+    """By the first option of a budget that the technique has; one row of its defaults where it has none."""
+    cls: Any = registry.load("cache", name)
+    options = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    if "keep" in options:
+        return [_share(name, share, {"keep": share}) for share in shares]
+    if {"heavy", "recent"} <= set(options):
+        return [_share(name, share, {"heavy": share / 2, "recent": share / 2}) for share in shares]
+    if "window" in options:
+        sinks = options["sinks"].default if "sinks" in options else 0
+        return [Row(THRIFTY, name, f"{share:.4g}", _window(name, share, sinks)) for share in shares]
+    if "bits" in options:
+        choices = sorted(_choices(cls, "bits"), reverse=True)
+        return [Row(THRIFTY, name, f"{bits} bits", _constant([{"technique": name, "bits": bits}])) for bits in choices]
+    return [Row(THRIFTY, name, "", _constant([{"technique": name}]))]
+
+
+def _share(name: str, share: float, options: Table) -> Row:
+    return Row(THRIFTY, name, f"{share:.4g}", _constant([{"technique": name, **options}]))
+
+
+def _window(name: str, share: float, sinks: int) -> Callable[[int], list[Table]]:
+    return lambda length: [{"technique": name, "window": max(1, int(share * length) - sinks)}]
+
+
+def _constant(tables: list[Table]) -> Callable[[int], list[Table]]:
+    return lambda length: tables
+
+
+def _choices(cls: type, option: str) -> list[Any]:
+    found: list[Any] = pydantic.TypeAdapter(cls).json_schema()["properties"][option].get("enum", [])
+    return found
+
+
+PRESSES: dict[str, Table] = {
+    "streaming": {"press": "StreamingLLMPress"},
+    "h2o": {"press": "ObservedAttentionPress", "attention": "eager"},
+    "snapkv": {"press": "SnapKVPress"},
+    "ada-kv": {"press": "AdaKVPress", "inner": "SnapKVPress"},
+    "pyramidkv": {"press": "PyramidKVPress"},
+    "kvzip": {"press": "KVzipPress"},
+    "keydiff": {"press": "KeyDiffPress"},
+    "tova": {"press": "TOVAPress"},
+    "expected-attention": {"press": "ExpectedAttentionPress"},
+}
+"""kvpress's classes by the name that the method has, or would have, in Thrifty; with kvpress's own defaults. attention:
+the implementation that a press needs."""
+
+
+def kvpress_rows(names: Sequence[str], shares: Sequence[float]) -> list[Row]:
+    """kvpress without a press first, then every press whose name is among `names` at every share."""
+    found = [Row(KVPRESS, "full", "", press={})]
+    for name, press in PRESSES.items():
+        if name in names:
+            found += [Row(KVPRESS, name, f"{share:.4g}", press={**press, "ratio": 1 - share}) for share in shares]
+    return found

@@ -1,0 +1,12 @@
+"""Every KV-cache technique at several budgets, kvpress beside it; see `kv_cache/program.py`, or --help."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from benchmarks.kv_cache.program import main
+
+    raise SystemExit(main())

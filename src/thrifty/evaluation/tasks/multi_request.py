@@ -1,0 +1,44 @@
+"""Several questions over one shared context, each without the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from thrifty.evaluation.tasks._answering import Answering
+from thrifty.evaluation.tasks._framing import SEPARATOR, Frame, Mode
+from thrifty.evaluation.tasks._haystack import NAMES, Haystack
+from thrifty.evaluation.tasks.recall import asked, hidden
+from thrifty.evaluation.tasks.task import Item, Turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiRequest(Answering):
+    """SCBench's multi-request mode (2412.10319, §3): the cache is compressed once, then `requests` questions are asked,
+    each on a fork of it that has seen none of the others.
+
+    mode: aware puts the first question into what is compressed; the others come after it and are unknown in either.
+    digits: of a number.
+    """
+
+    name: ClassVar[str] = "multi-request"
+    metric: ClassVar[str] = "share of numbers found, over the requests"
+
+    mode: Mode = "agnostic"
+    requests: Annotated[int, Field(ge=2, le=len(NAMES))] = 4
+    digits: Annotated[int, Field(ge=2, le=12)] = 4
+
+    def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
+        haystack, frame = Haystack(tokenizer), Frame.of(tokenizer)
+        return [self._item(haystack, frame, seed, number) for number in range(count)]
+
+    def _item(self, haystack: Haystack, frame: Frame, seed: int, number: int) -> Item:
+        chance = self.chance(seed, number)
+        facts, context = hidden(haystack, frame, chance, self.requests, self.digits, self.length, self.mode)
+        questions = [asked(name) for name, _ in facts]
+        prompt, first = frame.first(context, *questions[0], self.mode)
+        rest = [frame.tokens(SEPARATOR + question + frame.after + lead) for question, lead in questions[1:]]
+        turns = tuple(Turn(fed, (value,)) for fed, (_, value) in zip([first, *rest], facts, strict=True))
+        return self.item(number, prompt, turns, self.room(prompt, turns))
