@@ -18,11 +18,19 @@ SMALL: dict[str, dict[str, Any]] = {
     "kivi": {"residual": 64},
     "snapkv": {"window": 8, "keep": 0.3},
     "ada-kv": {"window": 8, "keep": 0.3},
+    "kvzip": {"keep": 0.3, "chunk": 100},
 }
 """Options that make a policy act on short prompts; a policy without an entry runs with its defaults."""
 
 SINGLE = [[name] for name in registry.names("cache")]
-COMPOSED = [["snapkv", "kivi"], ["ada-kv", "kivi"], ["streaming", "kivi"], ["h2o", "kivi"], ["snapkv", "h2o"]]
+COMPOSED = [
+    ["snapkv", "kivi"],
+    ["ada-kv", "kivi"],
+    ["streaming", "kivi"],
+    ["h2o", "kivi"],
+    ["snapkv", "h2o"],
+    ["kvzip", "kivi"],
+]
 SHAPES = {
     "grouped": model_info(layers=2, heads=4, kv_heads=2),
     "multi-query": model_info(layers=2, heads=3, kv_heads=1, format="bf16"),
