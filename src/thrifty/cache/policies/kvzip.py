@@ -142,13 +142,12 @@ def attention(queries: Tensor, keys: Tensor, scale: float, softcap: float | None
     """Softmax attention [group, rows, slots] fp32 of queries [group, rows, head_dim] to keys [slots, head_dim], of
     which the last are the rows' own: a row sees none that come after it."""
     rows, slots = queries.shape[1], len(keys)
-    logits = (queries @ keys.T).mul_(scale)
+    logits = (queries * scale) @ keys.T
     if softcap:
         logits.div_(softcap).tanh_().mul_(softcap)
     later = torch.ones(rows, rows, dtype=torch.bool).triu(1)
     logits[..., slots - rows :].masked_fill_(later, -math.inf)
-    logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()
-    return logits.div_(logits.sum(dim=-1, keepdim=True))
+    return logits.softmax(dim=-1)
 
 
 def best_slots(scores: Sequence[Tensor], keep: float) -> list[Tensor]:
