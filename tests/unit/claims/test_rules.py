@@ -17,6 +17,13 @@ def kl(ours: list[float], theirs: list[float]) -> Figures:
     return figures
 
 
+def kvzip(**changes: float) -> Figures:
+    figures: Figures = {"kvzip_recovery": 0.98, "smaller": 3.0, "cost": 2.0}
+    for task in ("recall", "turns"):
+        figures |= {f"full_{task}": 1.0, f"kvzip_{task}": 0.98, f"snapkv_{task}": 0.5}
+    return figures | changes
+
+
 CASES: list[tuple[str, Figures, Verdict]] = [
     ("kivi", {"recovery_2": 12.74 / 13.50, "memory_ratio": 2.6}, HOLDS),
     ("kivi", {"recovery_2": 0.943, "memory_ratio": 2.6}, PARTLY),
@@ -36,6 +43,12 @@ CASES: list[tuple[str, Figures, Verdict]] = [
     ("streaming", {"full": 10.0, "sinks": 11.1, "alone": 23.0}, PARTLY),
     ("streaming", {"full": 10.0, "sinks": 10.5, "alone": 20.9}, PARTLY),
     ("streaming", {"full": 10.0, "sinks": 12.0, "alone": 12.0}, FAILS),
+    ("kvzip", kvzip(), HOLDS),
+    ("kvzip", kvzip(kvzip_recovery=0.97), PARTLY),
+    ("kvzip", kvzip(smaller=2.9), PARTLY),
+    ("kvzip", kvzip(cost=2.1), PARTLY),
+    ("kvzip", kvzip(snapkv_turns=0.98), PARTLY),
+    ("kvzip", kvzip(kvzip_recall=0.9, cost=2.1, smaller=2.9), FAILS),
     ("rtn", {"rise": 0.107}, HOLDS),
     ("rtn", {"rise": 0.2}, PARTLY),
     ("rtn", {"rise": 0.22}, FAILS),
