@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from thrifty.cache.policy import CachePolicy, Footprint, ModelInfo, wanted
+from thrifty.cache.policy import CachePolicy, Footprint, ModelInfo, rehearsing, wanted
+from thrifty.cache.rehearsal import working_bytes
 from thrifty.formats import kv
 from thrifty.formats.kv import PAGE
 
@@ -16,16 +17,22 @@ def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, to
     """Upper bounds of arena and index bytes for a prompt grown to `total` tokens, policies acting in order.
 
     Counted: one layer's full-precision scratch while the prompt is compressed layer by layer, the old and the new form
-    of what an edit rewrites, a partly used page at every cut, whole arena pages, positions, statistics.
+    of what an edit rewrites, a partly used page at every cut, whole arena pages, positions, statistics. A policy that
+    rehearses holds the whole prompt in full, with the rows that it forces or with what it keeps.
     """
     if not any(policy.compresses for policy in policies):
         return _plain(model, prompt, total)
     at_prompt = _Held(policies, model, prompt, prompt)
     at_end = _Held(policies, model, prompt, total)
     steady = max(at_end.steady, at_prompt.steady)
-    filling = at_prompt.steady + pages_bytes(model, model.format, prompt, 1) + _between(policies, model, prompt)
     rest = at_end.index + _statistics(policies, model, prompt, total) + _windows(model)
-    return Footprint(peak_bytes=max(filling, steady + at_end.rewritten) + rest, steady_bytes=steady + rest)
+    decoding = steady + at_end.rewritten
+    rehearses = rehearsing(policies)
+    if rehearses is not None:
+        peak = max(_rehearsal(rehearses, model, prompt), decoding)
+        return Footprint(peak_bytes=peak + rest, steady_bytes=steady + rest, decoding_bytes=decoding + rest)
+    filling = at_prompt.steady + pages_bytes(model, model.format, prompt, 1) + _between(policies, model, prompt)
+    return Footprint(peak_bytes=max(filling, decoding) + rest, steady_bytes=steady + rest)
 
 
 def pages_bytes(model: ModelInfo, format: str, slots: int, layers: int, *, ragged: bool = False) -> int:
@@ -123,6 +130,24 @@ def _plain(model: ModelInfo, prompt: int, total: int) -> Footprint:
             steady += held * page
             extra += min(pages - held + 1, -(-model.chunk // PAGE) + 1) * page
     return Footprint(peak_bytes=steady + extra, steady_bytes=steady)
+
+
+def _rehearsal(policy: CachePolicy, model: ModelInfo, prompt: int) -> int:
+    """The prompt in full, and beside it the forced rows of all layers, or what the policy keeps of it (pages of all
+    layers are given back with the last of them); and what scoring holds."""
+    rows = policy.rehearsed(model, prompt)
+    more = -(-rows // PAGE) + 1
+    full = forced = 0
+    for group in model.layer_groups():
+        page = _run(kv.slab_bytes(model.format, PAGE, model.head_dim) * model.kv_heads * len(group.layers))
+        pages = -(-prompt // PAGE) + 1
+        if group.window is not None:
+            pages = min(pages, -(-group.window // PAGE) + -(-model.chunk // PAGE) + 3)
+        full += pages * page
+        forced += more * page
+    layers = len(model.layers_with(None))
+    kept = pages_bytes(model, model.format, policy.kept(prompt) + PAGE, layers, ragged=True)
+    return full + max(forced, kept) + working_bytes(model, prompt, rows)
 
 
 def _windows(model: ModelInfo) -> int:

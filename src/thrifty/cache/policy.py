@@ -18,11 +18,15 @@ from thrifty.formats.kv import PAGE
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from thrifty.cache.rehearsal import Rehearsal
     from thrifty.cache.view import LayerView
     from thrifty.card import Card
 
 Rotation = Callable[[int, "Tensor"], tuple["Tensor", "Tensor"]]
 """(layer, positions int64 [n]) → cos, sin, each fp32 [n, dimension/2] (half-split convention)."""
+
+Instruct = Callable[[str, Sequence[int]], Sequence[int]]
+"""(text, token ids quoted behind it) → token ids that end the user's turn with both and begin the answer."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class ModelInfo:
     softcap is tanh capping of scores or None. chunk: the most rows that are appended at once. version: of the weights.
     rotation: RoPE tables, for policies that renumber. classes: gives the tokenizer's token classes when one asks.
     head_scores: measured importance of query heads by the kind of probe, fp32 [global layers, heads]; read when it is
-    asked for, empty where none was measured.
+    asked for, empty where none was measured. context: the most positions of a sequence, 0 where unknown. instruct:
+    words for the model, for policies that run it; None without a tokenizer.
     """
 
     heads: int
@@ -57,6 +62,8 @@ class ModelInfo:
     rotation: Rotation | None = field(default=None, compare=False, repr=False)
     classes: Callable[[], TokenClasses] = field(default=TokenClasses, compare=False, repr=False)
     head_scores: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    context: int = 0
+    instruct: Instruct | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -160,10 +167,14 @@ class Stats:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Upper bounds of arena and index bytes. peak: at any moment. steady: between steps, at `total` tokens."""
+    """Upper bounds of arena and index bytes. peak: at any moment. steady: between steps, at `total` tokens.
+
+    decoding: at any moment after the prompt was compressed; None where it is the peak.
+    """
 
     peak_bytes: int
     steady_bytes: int
+    decoding_bytes: int | None = None
 
 
 class CachePolicy:
@@ -187,6 +198,9 @@ class CachePolicy:
     """True where slots may get a logit bias."""
     whole_pages: ClassVar[bool] = False
     """True where evictions while decoding let go of whole pages only (so that they free quantised pages too)."""
+    rehearses: ClassVar[bool] = False
+    """True where the method runs the model behind the whole prompt before it decides: the prompt is kept in full until
+    then, `rehearse`, `rehearsed` and `witness` say how, and `after_prompt` stands for `after_prefill`."""
 
     budgeted: ClassVar[str | None] = None
     """The option that may be "budget": as many slots a head as the request's own byte budget holds."""
@@ -203,6 +217,31 @@ class CachePolicy:
 
     def after_prefill(self, layer: LayerInfo, kv: LayerView, stats: Stats) -> Edits:
         """Edits for one layer when its prompt is complete. `kv` and `stats` are valid during the call only."""
+        return Edits()
+
+    def check_prompt(self, model: ModelInfo, prompt: int) -> None:
+        """Raise PromptError or RecipeError where a prompt of so many tokens cannot be compressed, with what can."""
+
+    def rehearse(self, model: ModelInfo, prompt: Sequence[int], first: int) -> list[Rehearsal]:
+        """What to force behind the prompt (token ids) to learn what matters of its tokens from `first` on."""
+        return []
+
+    def rehearsed(self, model: ModelInfo, prompt: int) -> int:
+        """Upper bound of the rows of one rehearsal of a prompt of so many tokens."""
+        return 0
+
+    def witness(self, model: ModelInfo, queries: Tensor, keys: Tensor, seen: slice) -> Tensor:
+        """Scores fp32 [slots of `seen`] that some forced rows give; the greatest of all rows stays.
+
+        queries: [group, rows, head_dim] fp32, rotated, of one KV head. keys: [slots, head_dim] fp32: sinks, the slots
+        that are rehearsed (`seen`), and the forced rows up to these, which are the last.
+        """
+        raise NotImplementedError
+
+    def after_prompt(self, layers: list[LayerView], received: list[list[Tensor]]) -> Edits:
+        """Edits for all global layers at once when the rehearsals are over. received: by layer and KV head the scores
+        fp32 [slots]; infinite where a slot was not rehearsed.
+        """
         return Edits()
 
     def after_decode(self, layers: list[LayerView], stats: list[Stats]) -> Edits | None:
@@ -252,8 +291,8 @@ class CachePolicy:
 
     @property
     def compresses(self) -> bool:
-        """True where the prompt is changed when it ends, so that prefill must go layer by layer."""
-        return type(self).after_prefill is not CachePolicy.after_prefill
+        """True where the prompt is changed when it ends."""
+        return self.rehearses or type(self).after_prefill is not CachePolicy.after_prefill
 
     @property
     def watches_decode(self) -> bool:
@@ -261,8 +300,19 @@ class CachePolicy:
         return type(self).after_decode is not CachePolicy.after_decode
 
 
+def rehearsing(policies: Sequence[CachePolicy]) -> CachePolicy | None:
+    """The policy that runs the model before it decides, if there is one."""
+    return next((policy for policy in policies if policy.rehearses), None)
+
+
+def layer_major(policies: Sequence[CachePolicy]) -> bool:
+    """Whether the prompt must go layer by layer, each compressed before the next one starts."""
+    return rehearsing(policies) is None and any(policy.compresses for policy in policies)
+
+
 def check_order(policies: Sequence[CachePolicy]) -> None:
     """Raise RecipeError where the order of a recipe's policies cannot work."""
+    _check_rehearsal(policies)
     quantiser: CachePolicy | None = None
     ragged: CachePolicy | None = None
     for policy in policies:
@@ -283,6 +333,26 @@ def check_order(policies: Sequence[CachePolicy]) -> None:
             )
         if policy.quantises:
             quantiser = policy
+
+
+def _check_rehearsal(policies: Sequence[CachePolicy]) -> None:
+    """A policy that rehearses sees the full cache, so it is the first to act; and no statistics are gathered then."""
+    one = rehearsing(policies)
+    if one is None:
+        return
+    place = policies.index(one)
+    for other in policies[:place]:
+        if other.compresses or other.watches_decode:
+            raise RecipeError(
+                f"cache technique '{one.name}' judges the whole prompt, but '{other.name}' before it changes it: put "
+                f"'{one.name}' first"
+            )
+    for other in policies[place + 1 :]:
+        if other.rehearses or type(other).wants is not CachePolicy.wants:
+            raise RecipeError(
+                f"cache technique '{other.name}' watches the prompt's attention, which is not gathered beside "
+                f"'{one.name}': keep one of them"
+            )
 
 
 def wanted(policies: Sequence[CachePolicy], model: ModelInfo) -> Statistics:

@@ -11,6 +11,8 @@ The calls, as the engine makes them:
     sequence.truncate(rejected)                sequence.seal_layer(layer)
     sequence.commit(accepted)              sequence.commit(n)
 
+Where a policy rehearses (`sequence.rehearses`), a plain prefill is followed by the calls of `Rehearsals`.
+
 Natively `sequence.native` stands for append and attend: the plan writes rows into the same open pages.
 
 Order rule: a row attends to its layer's spans in list order, each in blocks of 64 slots from its own start. Pages
@@ -30,8 +32,9 @@ from thrifty.cache.carry import carry_out
 from thrifty.cache.collector import ROWS_AT_ONCE, Collector
 from thrifty.cache.editor import Editor
 from thrifty.cache.mirror import Mirror, native_view
-from thrifty.cache.policy import CachePolicy, ModelInfo, Statistics, Stats, wanted
+from thrifty.cache.policy import CachePolicy, ModelInfo, Statistics, Stats, layer_major, rehearsing, wanted
 from thrifty.cache.reading import Selection, Source, attended, reachable
+from thrifty.cache.rehearsal import Rehearsals
 from thrifty.cache.rollback import check, roll_back
 from thrifty.cache.segment import Segment, Span
 from thrifty.cache.sums import Accumulator
@@ -77,7 +80,9 @@ class SequenceCache:
         self.prompt = 0
         self.parked = False
         self.last_used = 0
-        self.layer_major = any(policy.compresses for policy in self.policies)
+        self.layer_major = layer_major(self.policies)
+        self.rehearses = rehearsing(self.policies)
+        self.rehearsals: Rehearsals | None = None
         self.statistics = wanted(self.policies, model) | (collect or Statistics())
         self.collector = Collector(self.statistics, model, tiers.ledger, reservation)
         self.editor = Editor(tiers, model, reservation)
@@ -94,8 +99,7 @@ class SequenceCache:
         self._native_possible = True
         self._freed = False
         tiers.sequences.add(self)
-        if not self.layer_major:
-            self._schedule()
+        self._schedule_plain()
 
     # --- what it holds -------------------------------------------------------------------------------
 
@@ -288,8 +292,42 @@ class SequenceCache:
     def start_at(self, length: int) -> None:
         """Called by `Cache.create`: the spans of a prefix of `length` tokens were put in."""
         self.length = self.hit = length
-        if not self.layer_major:
-            self._schedule()
+        self._schedule_plain()
+
+    # --- rehearsals ----------------------------------------------------------------------------------
+
+    def begin_rehearsals(self, prompt: Sequence[int]) -> Rehearsals:
+        """The prompt (token ids, all that the sequence holds) is committed: what its policy wants to see now.
+
+        Raises BudgetError where scoring does not fit.
+        """
+        if self.rehearses is None:
+            raise PromptError("no cache technique of this sequence rehearses its prompt")
+        self.rehearsals = Rehearsals(self, self.rehearses, prompt)
+        return self.rehearsals
+
+    def complete_prompt(self) -> None:
+        """The rehearsals are over: all policies act on the prompt, the one that rehearsed first, on all layers."""
+        if self.rehearses is None or self.rehearsals is None or self.rehearsals.open:
+            raise PromptError("the prompt was not rehearsed to its end: call begin_rehearsals, and end each of them")
+        self.seal_tail()
+        self.tail.close()
+        self._mirror = None
+        self.collector.prefilling = True
+        self.prompt = self.length
+        views = [self.view(layer) for layer in self.global_layers]
+        edits = self.rehearses.after_prompt(views, self.rehearsals.received())
+        self._end_rehearsals()
+        carry_out(self, edits, self.global_layers)
+        for layer in self.global_layers:
+            self._after_prefill(layer, 0)
+        self.collector.prefilling = False
+        self._schedule()
+
+    def _end_rehearsals(self) -> None:
+        if self.rehearsals is not None:
+            self.rehearsals.close()
+            self.rehearsals = None
 
     # --- layer-major prefill -------------------------------------------------------------------------
 
@@ -363,6 +401,8 @@ class SequenceCache:
         """
         if self._scratch is not None or self._sealed:
             raise PromptError("a prompt that is being prefilled layer by layer cannot be forked yet")
+        if self.rehearsals is not None:
+            raise PromptError("a prompt that is being rehearsed cannot be forked yet")
         other = SequenceCache(self.tiers, self.model, self.policies, reservation=reservation)
         other.statistics, other.layer_major = self.statistics, self.layer_major
         other.length, other.hit, other.prompt = self.length, self.hit, self.prompt
@@ -397,6 +437,7 @@ class SequenceCache:
 
     def _release_all(self) -> None:
         self._mirror = None
+        self._end_rehearsals()
         self.tail.close()
         if self._scratch is not None:
             self._scratch[1].release()
@@ -618,6 +659,11 @@ class SequenceCache:
         self.collector.prefilling = False
         self._mirror = None
         self._schedule()
+
+    def _schedule_plain(self) -> None:
+        """What is not compressed when its prompt ends counts its policies' periods from the beginning."""
+        if not self.layer_major and self.rehearses is None:
+            self._schedule()
 
     def _schedule(self) -> None:
         self._due = [self.length + one.period if one.watches_decode else NEVER for one in self.policies]

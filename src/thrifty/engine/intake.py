@@ -77,6 +77,8 @@ class Intake:
         if request.forced is not None and request.samples > 1:
             raise PromptError("forced answers are all the same; use samples = 1")
         policies, strategy = self._fitted(request), self._strategy(request.decoding)
+        for policy in policies:
+            policy.check_prompt(self._memory.cache.model, len(request.prompt))
         maximum = self._maximum(request, policies, len(request.prompt))
         sampler = self._sampler(request)
         sampler.observe_prompt(request.prompt)

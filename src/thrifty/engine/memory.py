@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from thrifty.cache.policy import CachePolicy, Footprint, ModelInfo, TokenClasses
+from thrifty.cache.policy import CachePolicy, Footprint, ModelInfo, TokenClasses, layer_major, rehearsing
 from thrifty.cache.pool import Cache
+from thrifty.engine.instruction import instruction
 from thrifty.engine.runner import Runner
 from thrifty.engine.sequence import Sequence as Running
 from thrifty.engine.sequence import State
@@ -247,7 +248,7 @@ class EngineMemory:
         """
         whole = self.cache.footprint(policies, prompt, total)
         if any(policy.watches_decode for policy in policies):
-            return whole.peak_bytes
+            return whole.peak_bytes if whole.decoding_bytes is None else whole.decoding_bytes
         return max(0, whole.steady_bytes - shared) + self._page_bytes
 
     def _steady(self, policies: Sequence[CachePolicy], prompt: int, length: int) -> int:
@@ -259,9 +260,13 @@ class EngineMemory:
 
     def _hidden(self, policies: Sequence[CachePolicy], prompt: int) -> int:
         """The hidden state of what goes through the layers together: the prompt, or a chunk that is cut into slices
-        (in whole pages, as its cache is).
+        (in whole pages, as its cache is), or what is rehearsed.
         """
-        rows = prompt if any(policy.compresses for policy in policies) else min(-(-prompt // PAGE) * PAGE, self._chunk)
+        if layer_major(policies):
+            return 4 * prompt * self._hidden_size
+        rows, policy = min(-(-prompt // PAGE) * PAGE, self._chunk), rehearsing(policies)
+        if policy is not None:
+            rows = max(rows, policy.rehearsed(self.cache.model, prompt))
         return 4 * rows * self._hidden_size
 
     def _need_of(self, sequence: Running, tokens: int) -> int:
@@ -335,4 +340,6 @@ def model_info(model: Model, chunk: int) -> ModelInfo:
         rotation=rotate,
         classes=classes,
         head_scores=SavedScores(model),
+        context=config.context_length,
+        instruct=None if model.tokenizer is None else instruction(model.tokenizer),
     )

@@ -100,14 +100,18 @@ class NativeRunner:
             return self._reference.run_layers(first, last, hidden, rows)
         positions, count, lengths = _positions(rows), len(rows.tokens), [rows.length]
         sums = _accumulators([rows.cache.accumulate_prompt(count)])
-        if rows.cache.statistics.queries is None:
+        wants = rows.cache.statistics.queries is not None
+        if not wants and rows.watch is None:
             return self.plan.layers(hidden, positions, [view], [count], first, last, lengths=lengths, accumulate=sums)
         queries = torch.empty(count, self.plan.config.heads, self.plan.config.head_dim)
         for index in range(first, last):
             self.plan.layers(
                 hidden, positions, [view], [count], index, index + 1, queries, lengths=lengths, accumulate=sums
             )
-            rows.cache.observe(index, queries)
+            if wants:
+                rows.cache.observe(index, queries)
+            if rows.watch is not None:
+                rows.watch(index, queries)
         return hidden
 
     def logits(self, hidden: Tensor) -> Scores:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from thrifty.decoding.strategy import Scores
 from thrifty.engine.pace import Pace
-from thrifty.engine.runner import CHUNK, Rows, Runner
+from thrifty.engine.rehearsal import RehearsedPrefill
+from thrifty.engine.runner import CHUNK, Rows, Runner, chunk_end
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
@@ -42,6 +43,10 @@ def start_prefill(
     cache.remember(sequence.tokens)
     if cache.layer_major:
         return LayerMajorPrefill(runner, cache, sequence.tokens, chunk, pace)
+    if cache.rehearses is not None:
+        # Not published: what a compressed prompt lets go of is to be free.
+        whole = ChunkedPrefill(runner, cache, sequence.tokens, chunk, pace, lambda: None)
+        return RehearsedPrefill(runner, cache, sequence.tokens, chunk, pace, whole)
     return ChunkedPrefill(runner, cache, sequence.tokens, chunk, pace, lambda: publish(sequence))
 
 
@@ -167,8 +172,3 @@ class LayerMajorPrefill:
             return None
         self._cache.commit(len(self._hidden))
         return self._runner.logits(self._hidden[-1:])
-
-
-def chunk_end(start: int, stop: int, chunk: int) -> int:
-    """Where a chunk that begins at `start` ends: at a multiple of 128, or at `stop`."""
-    return min(start - start % CHUNK + chunk, stop)

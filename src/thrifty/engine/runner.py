@@ -6,6 +6,7 @@ decides which rows stay.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
 BLOCK = 64  # rows that the reference computes together: a page, so any chunking computes the same blocks
 CHUNK = 128  # chunks of a prompt end at multiples of it
 
+Watch = Callable[[int, Tensor], None]
+
 
 @dataclass(frozen=True)
 class Rows:
     """Consecutive tokens of one sequence. start: the position of the first. length: see `rope.rotation`.
 
-    logits: False where only the arg-max of the rows will be asked for.
+    logits: False where only the arg-max of the rows will be asked for. watch: told (layer, rotated queries fp32 [rows,
+    heads, head_dim]) by `run_layers`, part after part, when a layer has appended the rows' keys.
     """
 
     cache: SequenceCache
@@ -35,6 +39,7 @@ class Rows:
     start: int
     length: int
     logits: bool = True
+    watch: Watch | None = None
 
 
 class Runner(Protocol):
@@ -161,14 +166,19 @@ class ReferenceRunner:
 
     def _layer(self, index: int, hidden: Tensor, rows: Rows) -> Tensor:
         positions = torch.arange(rows.start, rows.start + len(rows.tokens))
-        return self._decoder.layer(index, hidden, positions, attend_to(rows.cache, positions), rows.length)
+        attend = attend_to(rows.cache, positions, rows.watch)
+        return self._decoder.layer(index, hidden, positions, attend, rows.length)
 
 
-def attend_to(cache: SequenceCache, positions: Tensor) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+def attend_to(
+    cache: SequenceCache, positions: Tensor, watch: Watch | None = None
+) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
     """The decoder's injected attention over a sequence's cache: append the rows, then attend with them."""
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         cache.append(layer, key, value)
+        if watch is not None:
+            watch(layer, query.float())
         return cache.attend(layer, query, positions)
 
     return attend
@@ -181,6 +191,11 @@ def blocks(rows: Rows) -> list[Rows]:
     while done < len(rows.tokens):
         start = rows.start + done
         stop = min(done + BLOCK - start % BLOCK, len(rows.tokens))
-        pieces.append(Rows(rows.cache, rows.tokens[done:stop], start, rows.length, rows.logits))
+        pieces.append(dataclasses.replace(rows, tokens=rows.tokens[done:stop], start=start))
         done = stop
     return pieces
+
+
+def chunk_end(start: int, stop: int, chunk: int) -> int:
+    """Where a chunk that begins at `start` ends: at a multiple of 128, or at `stop`."""
+    return min(start - start % CHUNK + chunk, stop)

@@ -62,6 +62,7 @@ def model_info(
         rotation=lambda layer, positions: rope(head_dim, layer, positions),
         classes=lambda: CLASSES,
         head_scores={"r": scores, "r2": scores.flip(0)},
+        instruct=lambda text, quoted: (2000 + len(text), *quoted, 2001),
     )
 
 
@@ -107,7 +108,22 @@ class Driver:
             return last
         for first in range(start, start + n, chunk):
             last = [one[-1] for one in self.step(cache, tokens[first : min(first + chunk, start + n)])]
+        if cache.rehearses is not None:
+            self.rehearse(cache, tokens, chunk)
         return last
+
+    def rehearse(self, cache: SequenceCache, tokens: Sequence[int], chunk: int) -> None:
+        """What a policy that rehearses wants to see of a committed prompt, then its edits."""
+        run, start = cache.begin_rehearsals(tokens), cache.length
+        for piece in run.pieces:
+            run.begin(piece)
+            for layer in range(self.model.layers):
+                for first in range(0, len(piece.tokens), chunk):
+                    part = piece.tokens[first : first + chunk]
+                    self._append(cache, layer, part, start + first)
+                    run.observe(layer, self.rows(layer, part, start + first)[0])
+            run.end()
+        cache.complete_prompt()
 
     def step(self, cache: SequenceCache, tokens: Sequence[int], commit: int | None = None) -> list[Tensor]:
         """One step of some rows. commit: how many are accepted. Returns the outputs [n, heads, d] of every layer."""

@@ -24,6 +24,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "headkv": {"window": 8, "keep": 0.3},
     "headkv-r2": {"window": 8, "capacity": 40, "beta": 1.01},
     "kvmerger": {"keep": 0.4, "first": 0, "last": 0},
+    "kvzip": {"keep": 0.3, "chunk": 100},
 }
 """Options that make a policy act on short prompts; a policy without an entry runs with its defaults."""
 
@@ -34,6 +35,14 @@ COMPOSED += [["fastgen", "kivi"], ["snapkv", "fastgen"], ["fastgen", "h2o"], ["f
 COMPOSED += [["pyramidkv", "kivi"], ["pyramidkv", "h2o"], ["pyramidkv", "ada-kv"]]
 COMPOSED += [["headkv", "kivi"], ["headkv-r2", "h2o"]]
 COMPOSED += [["kvmerger", "kivi"], ["snapkv", "kvmerger", "kivi"], ["kvmerger", "h2o"]]
+COMPOSED = [
+    ["snapkv", "kivi"],
+    ["ada-kv", "kivi"],
+    ["streaming", "kivi"],
+    ["h2o", "kivi"],
+    ["snapkv", "h2o"],
+    ["kvzip", "kivi"],
+]
 SHAPES = {
     "grouped": model_info(layers=2, heads=4, kv_heads=2),
     "multi-query": model_info(layers=2, heads=3, kv_heads=1, format="bf16"),

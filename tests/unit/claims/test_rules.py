@@ -45,6 +45,11 @@ def merging(kl: tuple[float, float], recovery: tuple[float, float]) -> Figures:
         figures |= {f"bias_{share}_kl": one, f"bias_{share}_recovery": other}
         figures |= {f"h2o_{share}_kl": 0.2, f"h2o_{share}_recovery": 0.9}
     return figures
+def kvzip(**changes: float) -> Figures:
+    figures: Figures = {"kvzip_recovery": 0.98, "smaller": 3.0, "cost": 2.0}
+    for task in ("recall", "turns"):
+        figures |= {f"full_{task}": 1.0, f"kvzip_{task}": 0.98, f"snapkv_{task}": 0.5}
+    return figures | changes
 
 
 CASES: list[tuple[str, Figures, Verdict]] = [
@@ -90,6 +95,12 @@ CASES: list[tuple[str, Figures, Verdict]] = [
     ("kvmerger", merging((0.1, 0.2), (0.95, 0.95)), PARTLY),
     ("kvmerger", merging((0.1, 0.1), (0.89, 0.95)), PARTLY),
     ("kvmerger", merging((0.3, 0.3), (0.95, 0.95)), FAILS),
+    ("kvzip", kvzip(), HOLDS),
+    ("kvzip", kvzip(kvzip_recovery=0.97), PARTLY),
+    ("kvzip", kvzip(smaller=2.9), PARTLY),
+    ("kvzip", kvzip(cost=2.1), PARTLY),
+    ("kvzip", kvzip(snapkv_turns=0.98), PARTLY),
+    ("kvzip", kvzip(kvzip_recall=0.9, cost=2.1, smaller=2.9), FAILS),
     ("rtn", {"rise": 0.107}, HOLDS),
     ("rtn", {"rise": 0.2}, PARTLY),
     ("rtn", {"rise": 0.22}, FAILS),

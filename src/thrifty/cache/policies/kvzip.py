@@ -1,0 +1,183 @@
+"""KVzip: what the model needs to repeat its context is what any later question may need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from thrifty.cache.edits import Edits
+from thrifty.cache.policy import CachePolicy, ModelInfo
+from thrifty.cache.rehearsal import Rehearsal
+from thrifty.card import Card
+from thrifty.errors import PromptError, RecipeError
+from thrifty.registry import technique
+
+if TYPE_CHECKING:
+    from thrifty.cache.view import LayerView
+
+FIRST = "\n\nRepeat the previous context exactly."
+LATER = "\n\nRepeat the part of the previous context exactly, starting with "
+QUOTED = 8
+"""Tokens of the preceding chunk that a later chunk is asked to start with."""
+SHORTEST = 64
+"""Tokens of a chunk that the context must have room for."""
+FRAMING = 64
+"""Tokens that the instruction takes at most where there is no tokenizer to count them."""
+
+CARD = Card(
+    title="KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction",
+    paper="arXiv:2505.23416",
+    year=2025,
+    mechanism=(
+        "Has the model repeat its context once, and keeps, over all layers and heads together, what that attended to "
+        "most: one compressed cache serves any later question."
+    ),
+    claim="a cache 3 to 4 times as small, decoding twice as fast, at next to no loss over many questions; scoring "
+    "takes about twice a prefill's work",
+    limits=(
+        "the prompt is held in full, and as many rows as are repeated at once, until it is compressed",
+        "the context must have room for a repeated chunk behind the prompt",
+        "the instruction follows the prompt as it stands: a prompt that ends inside the user's turn, as the paper's",
+        "level head scores the prompt itself (the paper: one long sample, once for all prompts)",
+        "works with policies behind it that need no statistics of the prompt's attention",
+    ),
+)
+
+
+@technique(stage="cache", card=CARD)
+@dataclass(frozen=True, kw_only=True)
+class Kvzip(CachePolicy):
+    """keep: kept share of the prompt's slots, of all layers and heads together; the first `sinks` tokens come on top.
+
+    level: what is ranked, slots ("pair") or whole heads ("head": a dropped head keeps its sinks alone). chunk: tokens
+    that are repeated at once, fewer where the context ends. group: how a KV head's query heads are reduced.
+    """
+
+    keep: float = 0.3
+    level: Literal["pair", "head"] = "pair"
+    chunk: int = 2000
+    sinks: int = 4
+    group: Literal["max", "mean"] = "max"
+
+    exact = True
+    ragged = True
+    rehearses = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise RecipeError(f"kvzip: keep = {self.keep}; use 0 < keep ≤ 1")
+        if self.chunk < 1 or self.sinks < 1:
+            raise RecipeError(
+                f"kvzip: chunk = {self.chunk}, sinks = {self.sinks}; use chunk ≥ 1, and sinks ≥ 1 so that every head "
+                "has a slot"
+            )
+
+    def check_prompt(self, model: ModelInfo, prompt: int) -> None:
+        """Raises RecipeError without a tokenizer, PromptError where the context has no room to repeat anything."""
+        if model.instruct is None:
+            raise RecipeError("kvzip asks the model to repeat its context, and this model has no tokenizer: add one")
+        need = min(SHORTEST, max(0, prompt - self.sinks))
+        if model.context and need and self._room(model, prompt) < need:
+            raise PromptError(
+                f"kvzip repeats parts of the prompt behind it: after {prompt} tokens the context of {model.context} "
+                f"has no room for that; use a prompt of at most {model.context - _framing(model) - SHORTEST} tokens"
+            )
+
+    def rehearse(self, model: ModelInfo, prompt: Sequence[int], first: int) -> list[Rehearsal]:
+        """Chunks of the context, each behind the request to repeat it (§3.2)."""
+        start, end = max(first, self.sinks), len(prompt)
+        if self.keep == 1 or start >= end or not model.layers_with(None):
+            return []
+        self.check_prompt(model, end)
+        assert model.instruct is not None
+        size = self._size(model, end)
+        pieces = []
+        for low in range(start, end, size):
+            later = low > start
+            asked = model.instruct(LATER, prompt[max(0, low - QUOTED) : low]) if later else model.instruct(FIRST, ())
+            stop = min(low + size, end)
+            pieces.append(Rehearsal((*asked, *prompt[low:stop]), low, stop, self.sinks))
+        return pieces
+
+    def rehearsed(self, model: ModelInfo, prompt: int) -> int:
+        """A chunk and the request to repeat it."""
+        return min(self._size(model, prompt), prompt) + _framing(model)
+
+    def witness(self, model: ModelInfo, queries: Tensor, keys: Tensor, seen: slice) -> Tensor:
+        """The greatest attention to each slot over rows and query heads (§3.2, Eq. 2)."""
+        chances = attention(queries, keys, model.scale, model.softcap)[..., seen]
+        reduced = chances.amax(dim=0) if self.group == "max" else chances.mean(dim=0)
+        return reduced.amax(dim=0)
+
+    def after_prompt(self, layers: list[LayerView], received: list[list[Tensor]]) -> Edits:
+        """Keep the best slots, or the heads with the best slots, of all layers and heads together (§3.3)."""
+        edits = Edits()
+        heads = [one for found in received for one in found]
+        if not any(bool(one.isfinite().any()) for one in heads):
+            return edits
+        kept = best_slots(heads, self.keep) if self.level == "pair" else best_heads(heads, self.keep)
+        slots = iter(torch.nonzero(one).flatten() for one in kept)
+        for view in layers:
+            edits.keep([next(slots) for _ in range(view.kv_heads)], layer=view.layer)
+        return edits
+
+    def kept(self, prompt: int, generated: int = 0) -> int:
+        """The sinks, the share of the rest, and every generated token."""
+        return min(prompt, self.sinks + math.ceil(self.keep * max(0, prompt - self.sinks))) + generated
+
+    def kept_in_layer(self, prompt: int, generated: int = 0) -> int:
+        """One threshold for all layers may leave a layer whole."""
+        return prompt + generated
+
+    def _size(self, model: ModelInfo, prompt: int) -> int:
+        """Tokens of a chunk."""
+        return min(self.chunk, max(1, self._room(model, prompt))) if model.context else self.chunk
+
+    def _room(self, model: ModelInfo, prompt: int) -> int:
+        return model.context - prompt - _framing(model)
+
+
+def attention(queries: Tensor, keys: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """Softmax attention [group, rows, slots] fp32 of queries [group, rows, head_dim] to keys [slots, head_dim], of
+    which the last are the rows' own: a row sees none that come after it."""
+    rows, slots = queries.shape[1], len(keys)
+    logits = (queries * scale) @ keys.T
+    if softcap:
+        logits.div_(softcap).tanh_().mul_(softcap)
+    later = torch.ones(rows, rows, dtype=torch.bool).triu(1)
+    logits[..., slots - rows :].masked_fill_(later, -math.inf)
+    return logits.softmax(dim=-1)
+
+
+def best_slots(scores: Sequence[Tensor], keep: float) -> list[Tensor]:
+    """By head which slots stay: those of infinite score, and of the others together exactly the share `keep`, rounded
+    down; of equal scores the first."""
+    every = torch.cat(list(scores))
+    judged = every.isfinite()
+    number = math.floor(keep * int(judged.sum()))
+    order = torch.where(judged, every, -1.0).argsort(descending=True, stable=True)[:number]
+    kept = ~judged
+    kept[order] = True
+    return list(kept.split([len(one) for one in scores]))
+
+
+def best_heads(scores: Sequence[Tensor], keep: float) -> list[Tensor]:
+    """By head which slots stay: all of the share `keep` of heads (rounded down) whose best slot scores highest, of the
+    others those of infinite score."""
+    best = torch.stack([torch.where(one.isfinite(), one, -1.0).amax() for one in scores])
+    chosen = set(best.argsort(descending=True, stable=True)[: math.floor(keep * len(scores))].tolist())
+    return [
+        torch.ones_like(one, dtype=torch.bool) if head in chosen else ~one.isfinite() for head, one in enumerate(scores)
+    ]
+
+
+def _framing(model: ModelInfo) -> int:
+    """Tokens of the longest request to repeat."""
+    if model.instruct is None:
+        return FRAMING
+    return max(len(model.instruct(FIRST, ())), len(model.instruct(LATER, (0,) * QUOTED)))

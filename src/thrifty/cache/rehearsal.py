@@ -1,0 +1,208 @@
+"""Rehearsals: rows that are forced behind a complete prompt to see what they attend to, and that do not stay.
+
+The calls, as the engine makes them once the prompt is committed:
+
+    run = sequence.begin_rehearsals(prompt)
+    for piece in run.pieces:
+        run.begin(piece)
+        for layer in range(layers):
+            for chunk in chunks:                     # of piece.tokens, at the positions behind the prompt
+                sequence.append(layer, k, v); sequence.attend(layer, q, ...); run.observe(layer, q)
+        run.end()
+    sequence.complete_prompt()
+
+Rows are scored in blocks that end at multiples of 64 positions, so that scores do not depend on how they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from thrifty.cache.segment import INDEX
+from thrifty.errors import PromptError
+from thrifty.formats import kv
+from thrifty.formats.kv import PAGE
+
+if TYPE_CHECKING:
+    from thrifty.cache.policy import CachePolicy, ModelInfo
+    from thrifty.cache.sequence import SequenceCache
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """tokens: forced behind the prompt. They bear witness to the prompt's positions start..stop; positions below
+    `sinks` are seen beside them."""
+
+    tokens: tuple[int, ...]
+    start: int
+    stop: int
+    sinks: int
+
+
+def working_bytes(model: ModelInfo, prompt: int, rows: int) -> int:
+    """Upper bound of what scoring holds, for a prompt of `prompt` tokens and at most `rows` forced ones: the scores and
+    their order, one layer's keys, and a block's attention twice."""
+    pairs = prompt * model.kv_heads * len(model.layers_with(None))
+    slots = prompt + rows  # a rehearsal sees no more of the prompt than all of it
+    keys = 4 * slots * model.kv_heads * model.head_dim
+    return 32 * pairs + keys + 2 * 4 * slots * PAGE * model.group
+
+
+class Rehearsals:
+    """The rehearsals of one sequence's prompt: what they are, and the scores that they give. Its bytes are charged as
+    index bytes until `close`."""
+
+    def __init__(self, sequence: SequenceCache, policy: CachePolicy, prompt: Sequence[int]) -> None:
+        """Raises BudgetError where the scores do not fit, PromptError where `prompt` is not what the sequence holds."""
+        if len(prompt) != sequence.length:
+            raise PromptError(f"the sequence holds {sequence.length} tokens; its prompt cannot have {len(prompt)}")
+        self._sequence, self._policy = sequence, policy
+        self._model = sequence.model
+        self._first = sequence.prompt
+        self.pieces = policy.rehearse(self._model, prompt, self._first)
+        self._piece: Rehearsal | None = None
+        self._rows: dict[int, int] = {}
+        self._keys: _LayerKeys | None = None
+        longest = max((len(piece.tokens) for piece in self.pieces), default=0)
+        self._charged = working_bytes(self._model, len(prompt), longest) if self.pieces else 0
+        sequence.tiers.ledger.charge(INDEX, self._charged, sequence.reservation)
+        shape = (self._model.kv_heads, len(prompt) - self._first)
+        self._scores = {layer: torch.full(shape, torch.inf) for layer in sequence.global_layers} if self.pieces else {}
+
+    @property
+    def open(self) -> bool:
+        """Whether a rehearsal has begun and not ended."""
+        return self._piece is not None
+
+    def begin(self, piece: Rehearsal) -> None:
+        """Make room for the piece's rows. Raises BudgetError or StorageError, with nothing changed."""
+        if self.open:
+            raise PromptError("a rehearsal is still open: end it first")
+        self._sequence.reserve(len(piece.tokens))
+        self._piece = piece
+        self._rows = dict.fromkeys(range(self._model.layers), 0)
+        for scores in self._scores.values():
+            scores[:, piece.start - self._first : piece.stop - self._first] = 0.0
+
+    def observe(self, layer: int, queries: Tensor) -> None:
+        """The rotated queries [n, heads, head_dim] fp32 of the layer's next n rows, whose keys are appended."""
+        piece = self._piece
+        if piece is None:
+            raise PromptError("no rehearsal is open: begin one first")
+        done = self._rows[layer]
+        self._rows[layer] = done + len(queries)
+        if self._model.windows[layer] is not None:
+            return
+        if self._keys is None or self._keys.layer != layer:
+            self._keys = _LayerKeys(self._sequence, layer, piece)
+        self._keys.extend(done + len(queries))
+        first = done
+        while first < done + len(queries):
+            stop = min(first + PAGE - (self._sequence.length + first) % PAGE, done + len(queries))
+            self._score(self._keys, queries[first - done : stop - done], stop)
+            first = stop
+
+    def end(self) -> None:
+        """Drop the piece's rows. Raises PromptError where a layer has not had them all."""
+        if self._piece is None or set(self._rows.values()) != {len(self._piece.tokens)}:
+            raise PromptError(f"the layers have had {sorted(set(self._rows.values()))} rows of the rehearsal")
+        self._sequence.truncate(len(self._piece.tokens))
+        self._piece = self._keys = None
+
+    def received(self) -> list[list[Tensor]]:
+        """By global layer and KV head the scores of its sealed slots; infinite where a slot was not rehearsed."""
+        return [
+            [self._of_slots(layer, head) for head in range(self._model.kv_heads)]
+            for layer in self._sequence.global_layers
+        ]
+
+    def close(self) -> None:
+        """Forget the scores and give their bytes back."""
+        self._scores, self._keys = {}, None
+        self._sequence.tiers.ledger.credit(INDEX, self._charged, self._sequence.reservation)
+        self._charged = 0
+
+    def _score(self, keys: _LayerKeys, queries: Tensor, stop: int) -> None:
+        group = self._model.group
+        for head in range(self._model.kv_heads):
+            own = queries[:, head * group : (head + 1) * group].transpose(0, 1).float()
+            scores = self._scores[keys.layer][head]
+            places = keys.places[head] - self._first
+            found = self._policy.witness(self._model, own, keys.until(head, stop), keys.seen(head))
+            scores[places] = torch.maximum(scores[places], found)
+
+    def _of_slots(self, layer: int, head: int) -> Tensor:
+        positions = self._sequence.view(layer).positions(head)
+        found = torch.full((len(positions),), torch.inf)
+        if layer in self._scores:
+            new = positions >= self._first
+            found[new] = self._scores[layer][head][positions[new] - self._first]
+        return found
+
+
+class _LayerKeys:
+    """Keys fp32 of one layer during one rehearsal, by KV head: sinks, what is rehearsed, and the forced rows so far.
+
+    places: by head, the positions of what is rehearsed, int64.
+    """
+
+    def __init__(self, sequence: SequenceCache, layer: int, piece: Rehearsal) -> None:
+        self.layer = layer
+        self._sequence = sequence
+        self._filled = 0
+        self.places: list[Tensor] = []
+        self._before: list[int] = []
+        self._keys: list[Tensor] = []
+        for head in range(sequence.model.kv_heads):
+            sinks, _ = self._between(head, 0, min(piece.sinks, piece.start))
+            context, places = self._between(head, piece.start, piece.stop)
+            room = torch.empty(len(piece.tokens), sequence.model.head_dim)
+            self.places.append(places)
+            self._before.append(len(sinks))
+            self._keys.append(torch.cat((sinks, context, room)))
+
+    def extend(self, rows: int) -> None:
+        """Read the keys of the forced rows up to `rows`."""
+        pages, start = self._sequence.tail.of(self.layer), self._sequence.tail.rows
+        while self._filled < rows:
+            page, inside = divmod(start + self._filled, PAGE)
+            count = min(PAGE - inside, rows - self._filled)
+            segment = pages[page]
+            for head, keys in enumerate(self._keys):
+                slab = segment.slab(self.layer, head)
+                own, _ = kv.read(segment.format, slab, segment.capacity, segment.head_dim, inside, count)
+                place = self._before[head] + len(self.places[head]) + self._filled
+                keys[place : place + count] = own
+            self._filled += count
+
+    def seen(self, head: int) -> slice:
+        """Where the rehearsed slots lie."""
+        return slice(self._before[head], self._before[head] + len(self.places[head]))
+
+    def until(self, head: int, rows: int) -> Tensor:
+        """[slots, head_dim]: everything up to the first `rows` forced rows."""
+        return self._keys[head][: self._before[head] + len(self.places[head]) + rows]
+
+    def _between(self, head: int, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """Keys and positions of the committed slots at positions low..high."""
+        keys, places = [torch.empty(0, self._sequence.model.head_dim)], [torch.empty(0, dtype=torch.int64)]
+        for span in self._sequence.spans[self.layer]:
+            at = span.segment.positions
+            if not span.holds(head) or (isinstance(at, int) and (at >= high or at + span.tokens <= low)):
+                continue
+            found, _, positions, _ = span.read(self.layer, head)
+            inside = (positions >= low) & (positions < high)
+            keys.append(found[inside])
+            places.append(positions[inside])
+        tail = self._sequence.tail
+        if tail.rows:
+            found, _, positions, _ = tail.of(self.layer)[0].read(self.layer, head, tail.rows)
+            inside = (positions >= low) & (positions < high)
+            keys.append(found[inside])
+            places.append(positions[inside])
+        return torch.cat(keys), torch.cat(places)

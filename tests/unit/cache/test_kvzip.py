@@ -1,0 +1,235 @@
+"""KVzip against full attention matrices and a sort, and the recipes that it works in."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.cache.cache_driver import Driver, model_info, prompt
+from torch import Tensor
+
+from thrifty import registry
+from thrifty.cache.policies.kvzip import LATER, QUOTED, Kvzip, attention, best_heads, best_slots
+from thrifty.cache.policy import ModelInfo, check_order
+from thrifty.cache.pool import Cache
+from thrifty.cache.sequence import SequenceCache
+from thrifty.errors import PromptError, RecipeError
+
+
+def slow_attention(queries: Tensor, keys: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """One softmax a query head and row, written out."""
+    group, rows, _ = queries.shape
+    slots = len(keys)
+    found = torch.zeros(group, rows, slots)
+    for one in range(group):
+        for row in range(rows):
+            sees = slots - rows + row + 1
+            logits = torch.stack([queries[one, row] @ keys[slot] * scale for slot in range(sees)])
+            if softcap:
+                logits = softcap * torch.tanh(logits / softcap)
+            found[one, row, :sees] = logits.double().softmax(0).float()
+    return found
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    group=st.integers(1, 3),
+    rows=st.integers(1, 9),
+    before=st.integers(0, 20),
+    softcap=st.sampled_from([None, 5.0]),
+    seed=st.integers(0, 1000),
+)
+def test_attention_is_the_softmax_that_it_says(
+    group: int, rows: int, before: int, softcap: float | None, seed: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    queries = 3 * torch.randn(group, rows, 8, generator=random)
+    keys = torch.randn(before + rows, 8, generator=random)
+    found = attention(queries.clone(), keys, 0.4, softcap)
+    assert torch.allclose(found, slow_attention(queries, keys, 0.4, softcap), atol=1e-6)
+
+
+def expected_scores(driver: Driver, policy: Kvzip, tokens: list[int], layer: int, head: int) -> Tensor:
+    """Scores [tokens] of one head from whole attention matrices, chunk after chunk; infinite for sinks."""
+    model, end = driver.model, len(tokens)
+    part = slice(head * model.group, (head + 1) * model.group)
+    scores = torch.full((end,), math.inf)
+    _, context, _ = driver.rows(layer, tokens, 0)
+    for piece in policy.rehearse(model, tokens, 0):
+        query, own, _ = driver.rows(layer, piece.tokens, end)
+        keys = torch.cat((context[: policy.sinks, head], context[piece.start : piece.stop, head], own[:, head]))
+        chances = slow_attention(query[:, part].transpose(0, 1), keys, model.scale, model.softcap)
+        chances = chances[..., policy.sinks : policy.sinks + piece.stop - piece.start]
+        by_row = chances.amax(dim=0) if policy.group == "max" else chances.mean(dim=0)
+        scores[piece.start : piece.stop] = by_row.amax(dim=0)
+    return scores
+
+
+def prefilled(model: ModelInfo, policy: Kvzip, tokens: list[int]) -> SequenceCache:
+    sequence = Cache(model).create([policy])
+    Driver(model).prefill(sequence, tokens, chunk=48)
+    return sequence
+
+
+@pytest.mark.parametrize("group", ["max", "mean"])
+@pytest.mark.parametrize("windows", [(None, None), (None, 40, None)])
+def test_the_best_slots_of_all_layers_and_heads_stay(group: str, windows: tuple[int | None, ...]) -> None:
+    model = model_info(windows=windows, heads=4, kv_heads=2)
+    policy = registry.build("cache", {"technique": "kvzip", "keep": 0.25, "chunk": 70, "group": group})
+    tokens = prompt(190, seed=3)
+    sequence = prefilled(model, policy, tokens)
+    pairs = []
+    for layer in model.layers_with(None):
+        for head in range(model.kv_heads):
+            scores = expected_scores(Driver(model), policy, tokens, layer, head)
+            pairs += [(-float(scores[place]), layer, head, place) for place in range(policy.sinks, len(tokens))]
+    number = math.floor(0.25 * len(pairs))
+    chosen = sorted(pairs)[:number]
+    assert sorted(pairs)[number][0] - chosen[-1][0] > 1e-6, "no tie at the border"
+    for layer in model.layers_with(None):
+        for head in range(model.kv_heads):
+            mine = sorted(place for _, one, other, place in chosen if (one, other) == (layer, head))
+            assert sequence.view(layer).positions(head).tolist() == [*range(policy.sinks), *mine]
+
+
+def test_the_best_heads_stay_whole_and_the_others_keep_sinks() -> None:
+    model = model_info(layers=3, heads=4, kv_heads=2)
+    policy = registry.build("cache", {"technique": "kvzip", "keep": 0.5, "chunk": 90, "level": "head"})
+    tokens = prompt(150, seed=5)
+    sequence = prefilled(model, policy, tokens)
+    driver = Driver(model)
+    best = {
+        (layer, head): float(expected_scores(driver, policy, tokens, layer, head)[policy.sinks :].max())
+        for layer in range(3)
+        for head in range(2)
+    }
+    chosen = sorted(best, key=lambda place: -best[place])[:3]
+    for layer, head in best:
+        assert sequence.slots(layer, head) == (150 if (layer, head) in chosen else policy.sinks)
+
+
+def test_values_stay_with_their_keys() -> None:
+    model = model_info(layers=2)
+    tokens = prompt(130)
+    sequence = prefilled(model, Kvzip(keep=0.4, chunk=50), tokens)
+    for layer in range(2):
+        _, keys, values = Driver(model).rows(layer, tokens, 0)
+        for head in range(2):
+            view = sequence.view(layer)
+            places = view.positions(head)
+            assert torch.equal(view.keys(head), keys[places, head])
+            assert torch.equal(view.values(head), values[places, head])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    keep=st.floats(0.01, 1.0),
+    distinct=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+)
+def test_exactly_the_number_asked_for_stays_and_ties_go_by_order(
+    counts: list[int], keep: float, distinct: int, seed: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    scores = [torch.randint(0, distinct, (count,), generator=random).float() for count in counts]
+    for one in scores:
+        one[0] = math.inf
+    kept = best_slots(scores, keep)
+    flat = torch.cat(scores)
+    judged = [place for place in range(len(flat)) if flat[place] < math.inf]
+    chosen = sorted(judged, key=lambda place: (-float(flat[place]), place))[: math.floor(keep * len(judged))]
+    expected = [place in chosen or flat[place] == math.inf for place in range(len(flat))]
+    assert torch.cat(kept).tolist() == expected
+    assert [len(one) for one in kept] == counts
+
+
+def test_of_equal_heads_the_first_stay() -> None:
+    scores = [torch.tensor([math.inf, 0.5, 0.1]) for _ in range(4)]
+    assert [int(one.sum()) for one in best_heads(scores, 0.5)] == [3, 3, 1, 1]
+
+
+def test_a_later_chunk_is_asked_for_by_the_end_of_the_one_before() -> None:
+    model, tokens = model_info(), prompt(260)
+    pieces = Kvzip(chunk=100).rehearse(model, tokens, 0)
+    assert [(piece.start, piece.stop) for piece in pieces] == [(4, 104), (104, 204), (204, 260)]
+    assert pieces[0].tokens[2:] == tuple(tokens[4:104])
+    assert pieces[1].tokens == (2000 + len(LATER), *tokens[104 - QUOTED : 104], 2001, *tokens[104:204])
+
+
+def test_nothing_is_repeated_where_all_is_kept_or_all_are_sinks() -> None:
+    model = model_info()
+    assert Kvzip(keep=1.0).rehearse(model, prompt(100), 0) == []
+    assert Kvzip().rehearse(model, prompt(4), 0) == []
+    assert Kvzip().rehearse(model_info(windows=(32, 32)), prompt(100), 0) == []
+
+
+def test_chunks_shrink_where_the_context_ends() -> None:
+    model = dataclasses.replace(model_info(), context=300)
+    framing = QUOTED + 2
+    pieces = Kvzip().rehearse(model, prompt(200), 0)
+    assert max(len(piece.tokens) for piece in pieces) <= 300 - 200
+    assert pieces[0].stop - pieces[0].start == 300 - 200 - framing
+    with pytest.raises(PromptError, match=f"at most {300 - framing - 64} tokens"):
+        Kvzip().check_prompt(model, 300 - framing - 63)
+
+
+def test_rehearsed_rows_do_not_stay() -> None:
+    model = model_info(windows=(None, 50), heads=4, kv_heads=2)
+    tokens = prompt(200)
+    driver, cache = Driver(model), Cache(model)
+    sequence = cache.create([Kvzip(keep=0.5, chunk=60)])
+    plain = cache.create()
+    driver.prefill(sequence, tokens)
+    driver.prefill(plain, tokens)
+    assert sequence.length == plain.length == 200
+    step = driver.step(sequence, [7])
+    assert torch.allclose(step[1], driver.step(plain, [7])[1], atol=1e-5), "the windowed layer is as it was"
+    sequence.free()
+    plain.free()
+    assert cache.ledger.current == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (["snapkv", "kvzip"], "put 'kvzip' first"),
+        (["streaming", "kvzip"], "put 'kvzip' first"),
+        (["kivi", "kvzip"], "put 'kvzip' "),
+        (["kvzip", "h2o"], "'h2o' watches the prompt's attention, .* 'kvzip': keep one of them"),
+        (["kvzip", "snapkv"], "keep one of them"),
+    ],
+)
+def test_recipes_that_cannot_work_are_refused(names: list[str], match: str) -> None:
+    with pytest.raises(RecipeError, match=match):
+        check_order([registry.build("cache", {"technique": name}) for name in names])
+
+
+@pytest.mark.parametrize("options", [{"keep": 0.0}, {"keep": 1.1}, {"chunk": 0}, {"sinks": 0}])
+def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
+    name, value = next(iter(options.items()))
+    with pytest.raises(RecipeError, match=f"kvzip: .*{name} = {value}.*; use "):
+        registry.build("cache", {"technique": "kvzip"} | options)
+
+
+def test_the_steps_must_come_in_order() -> None:
+    model, driver = model_info(), Driver(model_info())
+    cache = Cache(model)
+    sequence = cache.create([Kvzip(keep=0.5, chunk=30)])
+    driver.step(sequence, prompt(64))
+    with pytest.raises(PromptError, match="not rehearsed"):
+        sequence.complete_prompt()
+    run = sequence.begin_rehearsals(prompt(64))
+    with pytest.raises(PromptError, match="cannot be forked"):
+        sequence.fork()
+    run.begin(run.pieces[0])
+    with pytest.raises(PromptError, match="have had"):
+        run.end()
+    with pytest.raises(PromptError, match="not rehearsed"):
+        sequence.complete_prompt()
+    sequence.free()
+    assert cache.ledger.current == 0
