@@ -32,17 +32,17 @@ class Stage:
     at_once: int = 64
 
 
-BASICS = {"drill": 0.8, "copy": 0.2}
-EARLY = {"drill": 0.5, "recall": 0.4, "copy": 0.1}
+BASICS = {"drill": 0.95, "copy": 0.05}
+EARLY = {"drill": 0.5, "recall": 0.45, "copy": 0.05}
 LATE = {"recall": 0.7, "tracing": 0.1, "aggregation": 0.1, "drill": 0.1}
 STAGES = (
-    Stage(64, 48, 2, BASICS, most=6000),
+    Stage(64, 40, 3, BASICS, most=6000),
     Stage(128, 32, 6, EARLY, most=3000),
-    Stage(256, 16, 12, LATE, gaps=0.4),
+    Stage(256, 12, 12, LATE, gaps=0.4),
     Stage(512, 8, 20, LATE, gaps=0.6),
     Stage(1024, 6, 30, LATE, gaps=0.6, at_once=3),
     Stage(2048, 4, 40, LATE, gaps=0.5, at_once=2),
-    Stage(4096, 3, 40, LATE, gaps=0.5, goal=2.0, most=10**9, at_once=1),
+    Stage(4096, 2, 40, LATE, gaps=0.5, goal=2.0, most=10**9, at_once=1),
 )
 
 
@@ -61,11 +61,11 @@ class Plan:
             return current
         return chance.randrange(first, current)
 
-    def batches(self, stage: Stage, writer: Writer, chance: random.Random) -> list[Batch]:
-        """The batches of one step."""
+    def batches(self, stage: Stage, writer: Writer, chance: random.Random, count: int) -> list[Batch]:
+        """The batches of one step, `count` examples in all."""
         kinds, shares = list(stage.mixture), list(stage.mixture.values())
         examples = []
-        for _ in range(stage.sequences):
+        for _ in range(count):
             (kind,) = chance.choices(kinds, shares)
             example = writer.write(kind, chance, stage.length + 1, stage.keys)
             gaps = chance.random() < stage.gaps

@@ -43,12 +43,12 @@ class Writer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._begin: int = tokenizer.token_to_id(BEGIN)
-        self.end: int = tokenizer.token_to_id(END)
-        self.unknown: int = tokenizer.token_to_id(UNKNOWN)
+        numbers = tokenizer.get_vocab()
+        self._begin, self.end, self.unknown = (numbers[one] for one in (BEGIN, END, UNKNOWN))
         self._prose = [self.ids(" " + one) for one in sentences()]
-        words = sorted({one for sentence in self._prose for one in sentence})
-        self._words = [one for one in words if re.fullmatch(rf"{SPACE}[a-z]{{2,}}", tokenizer.id_to_token(one))]
+        used = {one for sentence in self._prose for one in sentence}
+        self._words = sorted(numbers[word] for word in numbers if re.fullmatch(rf"{SPACE}[a-z]{{2,}}", word))
+        self._words = [one for one in self._words if one in used]
 
     def ids(self, text: str) -> list[int]:
         """The token ids of a piece of text."""
@@ -72,7 +72,7 @@ class Writer:
 
     def _drill(self, example: Example, chance: random.Random, length: int, keys: int) -> None:
         """The same few needles again and again: a number that was told before is an answer."""
-        facts = recall.secrets(chance, chance.randint(1, keys), digits(chance))
+        facts = recall.secrets(chance, chance.randint(2, keys), digits(chance))
         told: set[str] = set()
         while len(example.tokens) < length:
             name, number = chance.choice(facts)
@@ -81,12 +81,17 @@ class Writer:
             told.add(name)
 
     def _copy(self, example: Example, chance: random.Random, length: int, keys: int) -> None:
-        """Random words twice: the second time they are an answer."""
+        """A few random words in random order, several times: all but the first of a group that came before is an answer.
+
+        Each word is an answer of its own.
+        """
+        groups = [chance.choices(self._words, k=chance.randint(3, 6)) for _ in range(chance.randint(2, 2 * keys))]
+        told: set[int] = set()
         while len(example.tokens) < length:
-            words = chance.choices(self._words, k=chance.randint(4, 24))
-            example.add(words)
-            example.add(words[:1])
-            example.add(words[1:], True)
+            place = chance.randrange(len(groups))
+            for number, word in enumerate(groups[place]):
+                example.add([word], number > 0 and place in told)
+            told.add(place)
 
     def _recall(self, example: Example, chance: random.Random, length: int, keys: int) -> None:
         """Needles in a haystack, then questions in any order, some of them twice."""

@@ -24,13 +24,13 @@ class Shape:
     """Sizes of the model; heads are 64 wide, as native attention takes them."""
 
     vocabulary: int = 2048
-    hidden: int = 256
+    hidden: int = 192
     intermediate: int = 384
     layers: int = 4
     heads: int = 8
     kv_heads: int = 4
     context: int = 8192
-    theta: float = 1e6
+    theta: float = 1e7
 
     def config(self) -> ModelConfig:
         """As the engine takes it."""

@@ -18,6 +18,7 @@ from training.recall.curriculum import MINIMUM, Plan
 from training.recall.examples import Writer
 from training.recall.export import export
 from training.recall.network import Shape, evaluate, first_weights, parameters
+from training.recall.team import Team, together
 from training.recall.vocabulary import build_tokenizer
 
 STATE = "state.safetensors"
@@ -46,10 +47,12 @@ class Settings:
 
 
 class Training:
-    """One run. A step depends on the seed, its number and the state before it alone."""
+    """One run, or one process's part in it. A step depends on the seed, its number and the state before it alone."""
 
-    def __init__(self, settings: Settings, folder: Path, note: Callable[[str], None] = print) -> None:
-        self.settings, self.folder, self.note = settings, folder, note
+    def __init__(
+        self, settings: Settings, folder: Path, note: Callable[[str], None] = print, team: Team | None = None
+    ) -> None:
+        self.settings, self.folder, self.note, self.team = settings, folder, note, team or Team()
         self.tokenizer = build_tokenizer(settings.shape.vocabulary)
         self.writer = Writer(self.tokenizer)
         self.decoder = first_weights(settings.shape, settings.seed, settings.looking_back)
@@ -81,13 +84,15 @@ class Training:
         chance = random.Random(f"training/{self.settings.seed}/{progress.step}")
         number = plan.stage_of(progress.stage, chance)
         stage = plan.stages[number]
-        batches = plan.batches(stage, self.writer, chance)
-        loss, answers, right = 0.0, 0, 0
+        own = random.Random(f"training/{self.settings.seed}/{progress.step}/{self.team.rank}")
+        batches = plan.batches(stage, self.writer, own, self.team.share(stage.sequences))
+        loss, answers, right = 0.0, 0.0, 0.0
         for batch in batches:
             outcome = evaluate(self.decoder, batch)
             (outcome.loss / len(batches)).backward()
             loss += float(outcome.loss.detach()) / len(batches)
             answers, right = answers + outcome.answers, right + outcome.right
+        loss, answers, right = self.team.total(loss / self.team.size, answers, right)
         self._update()
         progress.tokens += stage.length * stage.sequences
         if number == progress.stage:
@@ -100,6 +105,7 @@ class Training:
     def _update(self) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = self.settings.rate_at(self.progress.step)
+        self.team.average_gradients(self._trained)
         torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -117,7 +123,9 @@ class Training:
             progress.stage, progress.since, progress.right = progress.stage + 1, progress.step, 0.0
 
     def save(self) -> None:
-        """The state to go on from, and the model as it is now."""
+        """The state to go on from, and the model as it is now; the first of a team writes."""
+        if self.team.rank:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save(self.folder / STATE, self.decoder, self._optimizer, self.progress)
         export(self.decoder, self.settings.shape, self.tokenizer, self.folder / "model")
@@ -127,14 +135,25 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     for name, kind in (("steps", int), ("decay", int), ("rate", float), ("seed", int), ("looking-back", float)):
         attribute = name.replace("-", "_")
         parser.add_argument(f"--{name}", type=kind, default=getattr(Settings, attribute))
     given = vars(parser.parse_args())
-    torch.set_num_threads(given.pop("threads"))
-    folder = given.pop("out")
-    Training(Settings(**given), folder, lambda line: print(line, flush=True)).run()
+    together(given.pop("workers"), _work, given.pop("out"), Settings(**given))
+
+
+def _work(team: Team, folder: Path, settings: Settings) -> None:
+    torch.set_num_threads(1)
+    Training(settings, folder, _tell if team.rank == 0 else _ignore, team).run()
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
+
+
+def _ignore(line: str) -> None:
+    return None
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def test_first_heads_look_back_one_two_and_more_tokens() -> None:
 
 def test_targets_are_the_next_tokens_and_never_unknown_words(writer: Writer) -> None:
     plan = Plan()
-    (batch,) = plan.batches(plan.stages[2], writer, random.Random(0))
+    (batch,) = plan.batches(plan.stages[2], writer, random.Random(0), 4)
     wanted = batch.targets != IGNORED
     shifted = batch.tokens[:, 1:]
     assert torch.equal(batch.targets[:, :-1][wanted[:, :-1]], shifted[wanted[:, :-1]])
@@ -129,7 +129,7 @@ def test_targets_are_the_next_tokens_and_never_unknown_words(writer: Writer) -> 
 
 def test_right_answers_are_counted_whole(writer: Writer) -> None:
     training = Training(SETTINGS, Path("unused"))
-    (batch, _) = SETTINGS.plan.batches(STAGES[0], training.writer, random.Random(0))
+    (batch, _) = SETTINGS.plan.batches(STAGES[0], training.writer, random.Random(0), 4)
     outcome = evaluate(training.decoder, batch)
     assert outcome.answers == len(batch.answers[(batch.answers != PLAIN) & (batch.targets != IGNORED)].unique())
     assert 0 <= outcome.right < outcome.answers
@@ -154,7 +154,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path) -> N
 
 def test_training_lowers_the_loss_and_the_export_is_the_model(cache: Path, tmp_path: Path) -> None:
     training = Training(SETTINGS, tmp_path, lambda line: None)
-    (batch, _) = SETTINGS.plan.batches(STAGES[0], training.writer, random.Random(9))
+    (batch, _) = SETTINGS.plan.batches(STAGES[0], training.writer, random.Random(9), 4)
     before = float(evaluate(training.decoder, batch).loss.detach())
     training.run()
     assert float(evaluate(training.decoder, batch).loss.detach()) < before - 0.2
