@@ -13,6 +13,8 @@ from training.recall.network import IGNORED, Batch
 
 TEXT_SHARE, TEXT_WEIGHT = 0.08, 0.1  # of tokens outside answers: how many are predicted, and what one counts
 MINIMUM = 40  # steps before a stage can be passed
+JUDGED = ("drill", "recall")  # kinds whose answers end a stage
+UNJUDGED = -2  # of a token: part of an answer of another kind
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Stage:
     at_once: int = 64
 
 
-BASICS = {"drill": 0.95, "copy": 0.05}
-EARLY = {"drill": 0.5, "recall": 0.45, "copy": 0.05}
+BASICS = {"drill": 1.0}
+EARLY = {"drill": 0.3, "recall": 0.7}
 LATE = {"recall": 0.7, "tracing": 0.1, "aggregation": 0.1, "drill": 0.1}
 STAGES = (
     Stage(64, 40, 3, BASICS, most=6000),
@@ -68,6 +70,8 @@ class Plan:
         for _ in range(count):
             (kind,) = chance.choices(kinds, shares)
             example = writer.write(kind, chance, stage.length + 1, stage.keys)
+            if kind not in JUDGED:
+                example.answers = [one if one == PLAIN else UNJUDGED for one in example.answers]
             gaps = chance.random() < stage.gaps
             positions = spread(chance, example, stage.length, self.context) if gaps else list(range(stage.length))
             examples.append((example, positions))
@@ -81,7 +85,7 @@ def _batch(examples: list[tuple[Example, list[int]]], length: int, writer: Write
     for example, positions in examples:
         missing = length + 1 - len(example.tokens)
         tokens = example.tokens + [writer.end] * missing
-        answers = [one if one == PLAIN else one + told for one in example.answers] + [PLAIN] * missing
+        answers = [one + told if one >= 0 else one for one in example.answers] + [PLAIN] * missing
         told += example.count
         text = [chance.random() < TEXT_SHARE and place <= len(example.tokens) for place in range(1, length + 1)]
         wanted = [

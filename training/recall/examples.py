@@ -72,7 +72,7 @@ class Writer:
 
     def _drill(self, example: Example, chance: random.Random, length: int, keys: int) -> None:
         """The same few needles again and again: a number that was told before is an answer."""
-        facts = recall.secrets(chance, chance.randint(2, keys), digits(chance))
+        facts = recall.secrets(chance, chance.randint(1, keys), digits(chance))
         told: set[str] = set()
         while len(example.tokens) < length:
             name, number = chance.choice(facts)
@@ -81,9 +81,9 @@ class Writer:
             told.add(name)
 
     def _copy(self, example: Example, chance: random.Random, length: int, keys: int) -> None:
-        """A few random words in random order, several times: all but the first of a group that came before is an answer.
+        """A few groups of words in random order, several times: all but the first of one told before are answers.
 
-        Each word is an answer of its own.
+        Every word is one of its own.
         """
         groups = [chance.choices(self._words, k=chance.randint(3, 6)) for _ in range(chance.randint(2, 2 * keys))]
         told: set[int] = set()

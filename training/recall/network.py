@@ -1,8 +1,7 @@
-"""The recall model under training: Thrifty's own decoder, its first weights, and its loss over a batch."""
+"""The recall model under training: the sizes of Thrifty's own decoder, and its loss over a batch."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +11,7 @@ from torch.nn import functional
 from thrifty.models.attention import Attend
 from thrifty.models.config import LayerConfig, ModelConfig, RopeConfig
 from thrifty.models.decoder import Decoder
-from thrifty.models.model import random_model
-from thrifty.models.rope import inverse_frequencies, rotation
+from thrifty.models.rope import rotation
 
 ROWS = 256  # query rows scored at a time
 IGNORED = -100
@@ -53,40 +51,10 @@ class Shape:
         )
 
 
-def first_weights(shape: Shape, seed: int, looking_back: float) -> Decoder:
-    """Random weights. Where `looking_back` is positive, half of the first layer's heads begin by attending so many
-    logits sharply to the tokens 1, 2, 3 … back, so that what stands behind what need not be found by chance.
-    """
-    decoder = random_model(shape.config(), seed, scale=0.02).decoder
-    with torch.no_grad():
-        for layer in decoder.layers:
-            layer.attention.output.weight /= math.sqrt(2 * shape.layers)
-            layer.mlp.down.weight /= math.sqrt(2 * shape.layers)
-        if looking_back:
-            _look_back(decoder, shape, looking_back)
-    return decoder
-
-
-def _look_back(decoder: Decoder, shape: Shape, sharpness: float) -> None:
-    """A constant in the first channel of all embeddings turns into queries that are keys turned back by 1, 2, 3 …"""
-    decoder.embedding.weight[:, 0] = 0.32
-    constant = math.sqrt(shape.hidden / (1 + 0.02**2 * shape.hidden / 0.32**2))  # the channel behind the norm
-    frequencies = inverse_frequencies(decoder.config.layers[0].rope, 1)[0]
-    pairs = frequencies > 0.01
-    size = math.sqrt(sharpness * 8 / (1 - frequencies[pairs].cos()).sum()) / constant
-    attention = decoder.layers[0].attention
-    queries = attention.query.weight.unflatten(0, (shape.heads, 64))
-    keys = attention.key.weight.unflatten(0, (shape.kv_heads, 64))
-    for head in range(shape.heads // 2):
-        angle = -(head + 1) * frequencies
-        queries[head, :, 0] = torch.cat((angle.cos() * pairs, angle.sin() * pairs)) * size
-        keys[head * shape.kv_heads // shape.heads, :, 0] = torch.cat((1.0 * pairs, 0.0 * pairs)) * size
-
-
 @dataclass(frozen=True)
 class Batch:
     """tokens, positions, targets (IGNORED where none is wanted), weights: [sequences, length]. answers: the number of
-    the answer that a target belongs to, counted over the batch, or −1.
+    the answer that a target belongs to, counted over the batch; below 0 where it is not to be judged.
     """
 
     tokens: Tensor

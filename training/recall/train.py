@@ -17,9 +17,10 @@ from training.recall.checkpoint import Progress
 from training.recall.curriculum import MINIMUM, Plan
 from training.recall.examples import Writer
 from training.recall.export import export
-from training.recall.network import Shape, evaluate, first_weights, parameters
+from training.recall.network import Shape, evaluate, parameters
 from training.recall.team import Team, together
 from training.recall.vocabulary import build_tokenizer
+from training.recall.wiring import Wiring, first_weights
 
 STATE = "state.safetensors"
 LOG_SECONDS, SAVE_SECONDS = 10.0, 120.0
@@ -33,9 +34,9 @@ class Settings:
     steps: int = 10_000
     warm_up: int = 60
     decay: int = 1000
-    rate: float = 2e-3
+    rate: float = 1e-3
     seed: int = 0
-    looking_back: float = 5.0
+    wiring: Wiring | None = field(default_factory=Wiring)
     shape: Shape = field(default_factory=Shape)
     plan: Plan = field(default_factory=Plan)
 
@@ -55,7 +56,7 @@ class Training:
         self.settings, self.folder, self.note, self.team = settings, folder, note, team or Team()
         self.tokenizer = build_tokenizer(settings.shape.vocabulary)
         self.writer = Writer(self.tokenizer)
-        self.decoder = first_weights(settings.shape, settings.seed, settings.looking_back)
+        self.decoder = first_weights(settings.shape, settings.seed, settings.wiring)
         self._trained = parameters(self.decoder)
         self._optimizer = torch.optim.AdamW(self._trained, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
         self.progress = Progress()
@@ -136,9 +137,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
-    for name, kind in (("steps", int), ("decay", int), ("rate", float), ("seed", int), ("looking-back", float)):
-        attribute = name.replace("-", "_")
-        parser.add_argument(f"--{name}", type=kind, default=getattr(Settings, attribute))
+    for name, kind in (("steps", int), ("decay", int), ("rate", float), ("seed", int)):
+        parser.add_argument(f"--{name}", type=kind, default=getattr(Settings, name))
     given = vars(parser.parse_args())
     together(given.pop("workers"), _work, given.pop("out"), Settings(**given))
 

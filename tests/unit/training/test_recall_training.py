@@ -14,16 +14,17 @@ from thrifty.evaluation.tasks import aggregation, recall
 from thrifty.models import load
 from training.recall.curriculum import Plan, Stage
 from training.recall.examples import PLAIN, Example, Writer, spread
-from training.recall.network import IGNORED, Shape, batched, evaluate, first_weights
+from training.recall.network import IGNORED, Shape, batched, evaluate
 from training.recall.train import Settings, Training
 from training.recall.vocabulary import build_tokenizer
+from training.recall.wiring import Wiring, first_weights
 
 SMALL = Shape(vocabulary=512, hidden=64, intermediate=64, layers=2, heads=2, kv_heads=1, context=512)
 STAGES = (
     Stage(48, 4, 2, {"drill": 1.0}, goal=0.0, most=3, at_once=2),
     Stage(96, 2, 3, {"recall": 0.5, "tracing": 0.5}, gaps=0.5, goal=2.0, most=10**9),
 )
-SETTINGS = Settings(steps=8, warm_up=2, decay=3, shape=SMALL, plan=Plan(STAGES, context=512))
+SETTINGS = Settings(steps=8, warm_up=2, decay=3, shape=SMALL, plan=Plan(STAGES, context=512), wiring=None)
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +104,10 @@ def test_attention_of_a_batch_is_causal_attention_of_each_sequence() -> None:
     torch.testing.assert_close(found.view(3, 300, 2, 64), expected)
 
 
-def test_first_heads_look_back_one_two_and_more_tokens() -> None:
+def test_first_heads_look_back_and_the_next_ones_compare_and_pass_on() -> None:
+    """On random words of which some come again, most second-layer heads see the word behind the earlier one."""
     shape = Shape()
-    decoder = first_weights(shape, seed=0, looking_back=5.0)
+    decoder = first_weights(shape, 0, Wiring())
     seen: dict[int, torch.Tensor] = {}
 
     def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -113,8 +115,11 @@ def test_first_heads_look_back_one_two_and_more_tokens() -> None:
         seen.setdefault(layer, scores[:, -1].argmax(-1))
         return batched(1, decoder.config)(layer, query, key, value)
 
-    decoder(torch.randint(0, 2000, (400,)), torch.arange(400), attend)
+    tokens = torch.randint(50, 2000, (400,), generator=torch.Generator().manual_seed(1))
+    tokens[-8:] = tokens[100:108]
+    decoder(tokens, torch.arange(400), attend)
     assert (399 - seen[0][:4]).tolist() == [1, 2, 3, 4]
+    assert (seen[1] == 108).sum() >= 5
 
 
 def test_targets_are_the_next_tokens_and_never_unknown_words(writer: Writer) -> None:
