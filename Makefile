@@ -23,8 +23,8 @@ unit: $(VENV)/.ready
 	$(TESTS) -n $(WORKERS) -m "not slow and not model"
 
 lint: $(VENV)/.ready
-	$(BIN)/ruff check src tests benchmarks docs
-	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/ruff check src tests training benchmarks docs
+	$(BIN)/ruff format --check src tests training benchmarks docs
 
 types: $(VENV)/.ready
 	$(BIN)/mypy

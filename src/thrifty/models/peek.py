@@ -8,20 +8,22 @@ from pathlib import Path
 from thrifty.errors import CheckpointError, nearest
 from thrifty.models import hub
 from thrifty.models.config import ModelConfig
-from thrifty.models.embedded import MODELS
+from thrifty.models.embedded import MODELS, carried
 from thrifty.models.huggingface import read_config
 
 
 def config_of(name_or_path: str | os.PathLike[str]) -> ModelConfig | None:
     """The config of a Hugging Face folder or hub id; of a hub id only its config.json is fetched.
 
-    A folder needs no weights, only its config.json. None for GGUF files and embedded models, whose config lies in the
-    same file as the weights: load those. Raises CheckpointError for a name that means nothing, DownloadError where
-    the hub cannot be asked.
+    A folder needs no weights, only its config.json. None for GGUF files and for embedded models in such files, whose
+    config lies in the same file as the weights: load those. Raises CheckpointError for a name that means nothing,
+    DownloadError where the hub cannot be asked.
     """
     path, name = Path(name_or_path), os.fspath(name_or_path)
     if path.is_dir():
         return read_config(path)
+    if name in MODELS and (folder := MODELS[name].folder) is not None:
+        return read_config(carried(folder))
     if path.exists() or name in MODELS or ":" in name:
         return None
     if hub.is_hub_id(name):
