@@ -38,6 +38,8 @@ def r2(full: float, small: float, ours: float) -> Figures:
 
 
 THREE = {"snapkv": (0.4, 0.3), "pyramidkv": (0.5, 0.3), "ada-kv": (0.3, 0.2)}
+
+
 def merging(kl: tuple[float, float], recovery: tuple[float, float]) -> Figures:
     """KVMerger at 50 and 35 % beside an H2O of KL 0.2 and recovery 0.9."""
     figures: Figures = {}
@@ -45,6 +47,8 @@ def merging(kl: tuple[float, float], recovery: tuple[float, float]) -> Figures:
         figures |= {f"bias_{share}_kl": one, f"bias_{share}_recovery": other}
         figures |= {f"h2o_{share}_kl": 0.2, f"h2o_{share}_recovery": 0.9}
     return figures
+
+
 def kvzip(**changes: float) -> Figures:
     figures: Figures = {"kvzip_recovery": 0.98, "smaller": 3.0, "cost": 2.0}
     for task in ("recall", "turns"):

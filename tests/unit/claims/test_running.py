@@ -210,6 +210,8 @@ def test_a_claim_is_measured_with_its_own_model_unless_another_is_named(
     list(Reproduction(contexts, ["kivi"], tmp_path / "claims.md").rows())
     list(Reproduction(contexts, ["kivi"], tmp_path / "claims.md", model="other").rows())
     assert asked == [Claim.model, "other"]
+
+
 def test_a_needle_is_recalled_where_the_answer_names_it(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     made = needles(context.model.tokenizer, 300, 2)
     assert recalled(context.engine, made, [{"technique": "snapkv", "keep": 0.5}]) == [False, False], "random weights"
