@@ -29,7 +29,7 @@ MODEL = model_info(layers=2, heads=4, kv_heads=2, head_dim=64, format="bf16")
 TOKENS, GENERATED = 420, 40
 RESIDUAL = 64
 OPTIONS: dict[str, dict[str, Any]] = {
-    "snapkv": {"window": 16, "kernel": 5, "keep": 0.7},
+    "snapkv": {"window": 16, "kernel": 5, "keep": 0.7, "group": "mean"},
     "kvmerger": {"keep": 0.5, "first": 0, "last": 0},
     "kivi": {"residual": RESIDUAL},
 }

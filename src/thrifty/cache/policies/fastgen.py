@@ -41,8 +41,8 @@ CARD = Card(
         "a prompt without control tokens has no special ones: text without a chat template or BOS",
         "with grouped queries every query head of a KV head must be recovered (`group`); the paper has one",
         (
-            "needs column sums, and the profile is attention in fp32: about a third of a prefill of 2k to 4k tokens "
-            "here (the paper: at most 0.35 % of the whole run)"
+            "needs column sums, and the profile is attention in fp32: about a third of a prefill of 2k tokens here "
+            "(the paper: at most 0.35 % of the whole run)"
         ),
     ),
 )
