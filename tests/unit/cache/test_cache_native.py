@@ -18,7 +18,7 @@ from thrifty.kernels import dispatch
 pytestmark = pytest.mark.skipif(dispatch.native() is None, reason="the native module is not built or turned off")
 
 MODEL = model_info(windows=(None, 100, None), heads=4, kv_heads=2, head_dim=64, format="bf16")
-FULLY_NATIVE = [names for names in SINGLE + COMPOSED if not wanted(build(names), MODEL).column_sums]
+FULLY_NATIVE = [names for names in SINGLE + COMPOSED if not wanted(build(names), MODEL).decode]
 
 
 def native_step(sequence: SequenceCache, tokens: list[int], commit: int | None = None) -> list[torch.Tensor]:
@@ -41,16 +41,20 @@ def native_prefill(sequence: SequenceCache, tokens: list[int]) -> None:
     for layer in range(sequence.model.layers):
         sequence.begin_layer(layer, n)
         query, key, value = driver.rows(layer, tokens[start:], start)
-        _attend(sequence.native, sequence, layer, query, key, value)
-        sequence.observe(layer, query)
+        sums = torch.zeros(MODEL.heads, n) if sequence.statistics.column_sums else None
+        _attend(sequence.native, sequence, layer, query, key, value, sums=sums)
+        sequence.observe(layer, query, None if sums is None else list(sums.split(MODEL.group)))
         sequence.seal_layer(layer)
     sequence.commit(n)
 
 
-def _attend(view: Any, sequence: SequenceCache, layer: int, *rows: torch.Tensor) -> torch.Tensor:
+def _attend(
+    view: Any, sequence: SequenceCache, layer: int, *rows: torch.Tensor, sums: torch.Tensor | None = None
+) -> torch.Tensor:
     query, key, value = (one.contiguous() for one in rows)
     dispatch.append(view, layer, key, value)
-    return dispatch.attend(view, layer, query, scale=sequence.model.scale, window=sequence.model.windows[layer])
+    scale, window = sequence.model.scale, sequence.model.windows[layer]
+    return dispatch.attend(view, layer, query, scale=scale, window=window, accumulate=sums)
 
 
 @pytest.mark.parametrize("names", FULLY_NATIVE, ids="+".join)

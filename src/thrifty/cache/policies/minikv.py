@@ -53,7 +53,8 @@ class Minikv(CachePolicy):
 
     layers: "pyramid" (heavy falls linearly from 2·heavy − heavy/delta in the first global layer to heavy/delta in the
     last) or "uniform". bits, subchannel: of the codes, and how many neighbours share a scale. residual: generated
-    tokens that gather before they are quantised, a multiple of 64. group: how sums of grouped query heads are reduced.
+    tokens that gather before they are quantised, a multiple of 64. group: how sums of grouped query heads are reduced:
+    with "max" SmolLM2's KL after 2048 tokens of prose is 0.087, with "sum" 0.111; after 1024 others 0.103 and 0.107.
     """
 
     heavy: float = 0.25
@@ -63,7 +64,7 @@ class Minikv(CachePolicy):
     bits: Literal[2, 4, 8] = 2
     subchannel: Literal[16, 32] = 16
     residual: int = 128
-    group: Literal["sum", "mean", "max"] = "sum"
+    group: Literal["sum", "mean", "max"] = "max"
 
     quantises = True
 
