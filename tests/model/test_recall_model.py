@@ -19,7 +19,7 @@ from thrifty.models.peek import config_of
 
 pytestmark = pytest.mark.model
 
-NAME = "recall-3m"
+NAME = "recall-2m"
 TEXT = "The secret number of Lisbon is 4821.\n\nWhat is the secret number of Oslo?\nThe secret number of Oslo is 17"
 
 

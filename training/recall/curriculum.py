@@ -36,14 +36,14 @@ class Stage:
 
 BASICS = {"drill": 1.0}
 EARLY = {"drill": 0.3, "recall": 0.7}
-LATE = {"recall": 0.7, "tracing": 0.1, "aggregation": 0.1, "drill": 0.1}
+LATE = {"recall": 0.45, "tracing": 0.35, "aggregation": 0.15, "drill": 0.05}
 STAGES = (
     Stage(64, 40, 3, BASICS, most=6000),
     Stage(128, 32, 6, EARLY, most=3000),
-    Stage(256, 12, 12, LATE, gaps=0.4),
-    Stage(512, 8, 20, LATE, gaps=0.6),
-    Stage(1024, 6, 30, LATE, gaps=0.6, at_once=3),
-    Stage(2048, 4, 40, LATE, gaps=0.5, at_once=2),
+    Stage(256, 12, 12, LATE, gaps=0.4, goal=0.9),
+    Stage(512, 8, 20, LATE, gaps=0.6, goal=0.9),
+    Stage(1024, 6, 30, LATE, gaps=0.6, at_once=3, goal=0.9),
+    Stage(2048, 4, 40, LATE, gaps=0.5, at_once=2, goal=0.9),
     Stage(4096, 2, 40, LATE, gaps=0.5, goal=2.0, most=10**9, at_once=1),
 )
 
@@ -54,7 +54,7 @@ class Plan:
 
     stages: tuple[Stage, ...] = STAGES
     context: int = 8192
-    back: float = 0.3
+    back: float = 0.75
 
     def stage_of(self, current: int, chance: random.Random) -> int:
         """The stage that a step practises: mostly the current one, else one before it of some length."""

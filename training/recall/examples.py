@@ -95,7 +95,7 @@ class Writer:
 
     def _recall(self, example: Example, chance: random.Random, length: int, keys: int) -> None:
         """Needles in a haystack, then questions in any order, some of them twice."""
-        count = min(max(2, length // 100), 24)
+        count = min(max(2, length // 50), 64)
         keys = min(keys, max(1, (length - QUESTION_TOKENS * count) // NEEDLE_TOKENS))
         facts = recall.secrets(chance, chance.randint(1, keys), digits(chance))
         questions = [self._question(chance, *chance.choice(facts)) for _ in range(count)]
@@ -128,17 +128,21 @@ class Writer:
         example.add(self.ids("\n"))
 
     def _aggregation(self, example: Example, chance: random.Random, length: int, keys: int) -> None:
-        """A list of words, of which one comes most often."""
-        question = self.ids(f"\n\n{aggregation.QUESTION}\n{aggregation.LEAD}")
+        """A list of words, of which one or some come most often; some are named as they first appear."""
+        many = chance.choice((1, 1, 1, 2, 3))
+        asked, lead = aggregation.QUESTION, aggregation.LEAD
+        if many > 1:
+            asked, lead = aggregation.QUESTION_MANY.format(count=many), aggregation.LEAD_MANY
+        question = self.ids(f"\n\n{asked}\n{lead}")
         words = chance.sample(aggregation.WORDS, len(aggregation.WORDS))
-        total = (length - len(question) - 4) // 2
-        often = max(2, round(total * chance.uniform(0.3, 0.6)))
-        rest = words[1:]
-        listed = [words[0]] * often + [rest[place % len(rest)] for place in range(total - often)]
+        common, rest = words[:many], words[many:]
+        total = (length - len(question) - 2 * many - 4) // 2
+        often = max(2, round(total * chance.uniform(0.3, 0.6) / many))
+        listed = common * often + [rest[place % len(rest)] for place in range(total - often * many)]
         chance.shuffle(listed)
         example.add(self.ids(", ".join(listed) + "."))
         example.add(question)
-        example.add(self.ids(f" {words[0]}.\n"), True)
+        example.add(self.ids(f" {', '.join(sorted(common, key=listed.index))}.\n"), True)
 
     def _tracing(self, example: Example, chance: random.Random, length: int, keys: int) -> None:
         """Chains of cities that hand a number on; which cities have it?"""
@@ -147,7 +151,7 @@ class Writer:
         groups = [names[size * one : size * (one + 1)] for one in range(chains)]
         numbers = [number for _, number in recall.secrets(chance, chains, digits(chance))]
         questions = []
-        for place in chance.choices(range(chains), k=max(1, min(8, length // 128))):
+        for place in chance.choices(range(chains), k=max(1, min(24, length // 80))):
             number, listed = numbers[place], ", ".join(groups[place])
             asked = f"\n{TRACING_QUESTION.format(number=number)}\n{TRACING_LEAD.format(number=number)}"
             questions.append((self.ids(asked), self.ids(f" {listed}.\n")))

