@@ -96,8 +96,8 @@ class Training:
         loss, answers, right = self.team.total(loss / self.team.size, answers, right)
         self._update()
         progress.tokens += stage.length * stage.sequences
-        if number == progress.stage:
-            self._judge(right / max(1, answers))
+        if number == progress.stage and answers:
+            self._judge(right / answers)
         return (
             f"step {progress.step} stage {progress.stage} length {stage.length} loss {loss:.3f} "
             f"right {right / max(1, answers):.3f} of late {progress.right:.3f} | {progress.seconds:.0f} s"

@@ -30,6 +30,11 @@ def test_a_wheel_builds_in_time_and_holds_kernels_and_data(tmp_path: Path) -> No
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert any(name.startswith("thrifty/kernels/native/_native") for name in names)
-    for suffix in ("texts/workshop.txt", "page/report.html.j2", "page/vendor/chart.umd.min.js"):
+    for suffix in (
+        "texts/workshop.txt",
+        "models/recall/model.safetensors",
+        "page/report.html.j2",
+        "page/vendor/chart.umd.min.js",
+    ):
         assert any(name.endswith(suffix) for name in names), f"the wheel lacks {suffix}"
     assert seconds <= SECONDS, f"the wheel took {seconds:.0f} s"
