@@ -10,6 +10,7 @@ from thrifty.claims.harness.context import Context, quality_of, recovery_of
 PREFIX, SCORED = 2048, 256
 SHARES = (50, 35)  # per cent of the prompt that is kept, the paper's two settings
 MASSES = ("bias", "published")
+WHOLE = {"first": 2, "last": 1}  # layers that are left as they are
 
 
 class KvmergerClaim(Claim):
@@ -48,7 +49,9 @@ class KvmergerClaim(Claim):
 
 def _tables(share: int) -> dict[str, dict[str, Any]]:
     keep = share / 100
-    tables: dict[str, dict[str, Any]] = {mass: {"technique": "kvmerger", "keep": keep, "mass": mass} for mass in MASSES}
+    tables: dict[str, dict[str, Any]] = {
+        mass: {"technique": "kvmerger", "keep": keep, "mass": mass} | WHOLE for mass in MASSES
+    }
     return tables | {"h2o": {"technique": "h2o", "capacity": int(keep * PREFIX) + SCORED // 2}}
 
 

@@ -46,8 +46,8 @@ def test_every_claim_says_what_the_paper_says_and_how_it_is_judged(name: str) ->
     assert 0 < claim.minutes <= 4
 
 
-def test_all_claims_together_take_at_most_twelve_minutes() -> None:
-    assert sum(claims.load(name).minutes for name in claims.names()) <= 12
+def test_all_claims_together_take_at_most_half_an_hour() -> None:
+    assert sum(claims.load(name).minutes for name in claims.names()) <= 30
 
 
 def test_a_new_file_is_a_new_claim(folder: Path) -> None:

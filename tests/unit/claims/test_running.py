@@ -128,6 +128,8 @@ SMALL = {
     "ada-kv": {"PREFIX": 320, "SCORED": 24, "PARTS": 2},
     "streaming": {"PREFIX": 512, "SCORED": 24, "CACHE": 128},
     "fastgen": {"PREFIX": 320, "SCORED": 24},
+    "kvmerger": {"PREFIX": 320, "SCORED": 24, "WHOLE": {"first": 0, "last": 0}},
+    "kvzip": {"PREFIX": 320, "SCORED": 24, "QUESTION": 300, "ASKED": 2, "LONG": 384, "ROUNDS": 1},
     "rtn": {"PREFIX": 64, "SCORED": 24},
     "snapkv": {"LONGEST": 640, "STEPS": 8, "ASKED": 3},
     "pyramidkv": RIVALS,
