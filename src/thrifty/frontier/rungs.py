@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from thrifty.evaluation import quality
 from thrifty.frontier.measurement import Measurement
 
-FIRST_PREFIX, FIRST_SCORED = 1024, 64
+FIRST_PREFIX, FIRST_SCORED = 1024, 32
 SECOND_PREFIX, SECOND_SCORED = 2048, 128
 
 

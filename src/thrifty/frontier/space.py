@@ -19,8 +19,15 @@ EMBEDDING_4: Table = {"technique": "rtn", "skip": ["layers.*"], "embedding_bits"
 KIVI_8: Table = {"technique": "kivi", "bits": 8}
 KIVI_4: Table = {"technique": "kivi", "bits": 4}
 KIVI_2: Table = {"technique": "kivi", "bits": 2}
+KIVI_2_FINE: Table = {"technique": "kivi", "bits": 2, "group": 16}
 
-BUDGETS = {"streaming": "window", "snapkv": "capacity", "ada-kv": "capacity", "h2o": "capacity"}
+BUDGETS = {
+    "streaming": "window",
+    "snapkv": "capacity",
+    "ada-kv": "capacity",
+    "pyramidkv": "capacity",
+    "h2o": "capacity",
+}
 """The option of an evicting technique that holds a number of the prompt's tokens."""
 
 Stage = tuple[Table, ...]
@@ -54,7 +61,7 @@ def _joint(prefix: int) -> list[tuple[Stage, list[Stage]]]:
     for finer ones elsewhere; weights that save nothing on most checkpoints with a few caches only.
     """
     caches = _caches(prefix)
-    few: list[Stage] = [(), (KIVI_8,), (KIVI_4,), (KIVI_2,)]
+    few: list[Stage] = [(), (KIVI_8,), (KIVI_4,), (KIVI_2_FINE,), (KIVI_2,)]
     return [
         ((), caches),
         ((EMBEDDING_4,), caches),
@@ -68,10 +75,10 @@ def _joint(prefix: int) -> list[tuple[Stage, list[Stage]]]:
 
 def _caches(prefix: int) -> list[Stage]:
     half, quarter, eighth = (max(PAGE, prefix // part // PAGE * PAGE) for part in (2, 4, 8))
-    evicting: list[Stage] = [
-        (_evict(name, tokens),) for name in ("streaming", "snapkv", "ada-kv", "h2o") for tokens in (half, quarter)
-    ]
+    evicting: list[Stage] = [(_evict(name, tokens),) for name in BUDGETS for tokens in (half, quarter)]
     composed: list[Stage] = [
+        (_evict("pyramidkv", half), KIVI_4),
+        (_evict("snapkv", half), KIVI_2_FINE),
         (_evict("snapkv", half), KIVI_4),
         (_evict("ada-kv", half), KIVI_4),
         (_evict("streaming", half), KIVI_4),
@@ -80,7 +87,7 @@ def _caches(prefix: int) -> list[Stage]:
         (_evict("ada-kv", quarter), KIVI_2),
         (_evict("snapkv", eighth), KIVI_4),
     ]
-    return _unique([(), (KIVI_8,), (KIVI_4,), (KIVI_2,), *evicting, *composed])
+    return _unique([(), (KIVI_8,), (KIVI_4,), (KIVI_2_FINE,), (KIVI_2,), *evicting, *composed])
 
 
 def _evict(name: str, tokens: int) -> Table:

@@ -76,7 +76,7 @@ def test_a_row_that_is_worse_in_everything_is_the_last_to_go_on() -> None:
 def test_rungs_grow_and_take_in_fewer() -> None:
     rungs = ladder(3774, 256)
     assert [rung.prefix for rung in rungs] == [1024, 2048, 3774]
-    assert [rung.scored for rung in rungs] == [64, 128, 256]
+    assert [rung.scored for rung in rungs] == [32, 128, 256]
     assert [rung.tasks for rung in rungs] == [False, False, True]
     assert [rung.seats(60) for rung in rungs] == [60, 6, 2]
     assert [rung.seats(3) for rung in rungs] == [3, 3, 2]
