@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "attend.hpp"
+#include "gather.hpp"
 #include "isa.hpp"
 #include "linear.hpp"
 #include "measure.hpp"
@@ -166,6 +167,32 @@ void test_view() {
   expect_refused("a group of 33", [] { make_linear(4, 64, 64, 0, 0, 16, 64, 33); });
 }
 
+// Slots of two slabs, one after the other, equal those that were picked one by one.
+void test_gather(int dim) {
+  const size_t d = (size_t)dim;
+  std::vector<Exact> from;
+  from.push_back(slab(Format::bf16, 128, dim)), from.push_back(slab(Format::bf16, 64, dim));
+  const std::vector<int64_t> first = {0, 1, 63, 64, 127}, second = [] {
+    std::vector<int64_t> all(62);
+    for (size_t i = 0; i < all.size(); i++) all[i] = (int64_t)i + 1;
+    return all;
+  }();
+  Exact to(slab_layout(Format::bf16, 128, d).bytes, 0);
+  gather({{to.address(), 128, {{from[0].address(), 128, (uintptr_t)first.data(), (int)first.size()}, {from[1].address(), 64, (uintptr_t)second.data(), (int)second.size()}}}}, Format::bf16, dim);
+  bool same = true;
+  const auto key = [&](const Exact& slab, size_t slot, size_t c) { return ((const uint16_t*)slab.data.get())[slot / kPage * kPage * d + c * kPage + slot % kPage]; };
+  const auto value = [&](const Exact& slab, size_t capacity, size_t slot, size_t c) { return ((const uint16_t*)(slab.data.get() + slab_layout(Format::bf16, capacity, d).values))[slot * d + c]; };
+  for (size_t i = 0; i < first.size() + second.size(); i++) {
+    const bool early = i < first.size();
+    const size_t slot = (size_t)(early ? first[i] : second[i - first.size()]);
+    for (size_t c = 0; c < d; c++) same &= key(to, i, c) == key(from[!early], slot, c) && value(to, 128, i, c) == value(from[!early], early ? 128 : 64, slot, c);
+  }
+  expect(same, "gathered slots differ");
+  const int64_t outside = 64;
+  expect_refused("a slot outside its slab", [&] { gather({{to.address(), 128, {{from[1].address(), 64, (uintptr_t)&outside, 1}}}}, Format::bf16, dim); });
+  expect_refused("codes", [&] { gather({}, Format::int4, dim); });
+}
+
 // A model of two layers with odd sizes: rows one by one equal a chunk.
 void test_plan(int kind) {
   const int hidden = 70, inner = 50, vocabulary = 37, heads = 2, dim = 64, rows = 21, layers = 2;
@@ -263,6 +290,7 @@ int main() {
     for (auto [dim, group, kv_heads] : {std::tuple{64, 3, 2}, {128, 1, 1}, {192, 7, 1}})
       for (int window : {0, 50}) test_attention(dim, group, kv_heads, window, window ? 5.0f : 0.0f);
     test_view();
+    for (int dim : {64, 80}) test_gather(dim);
     for (int kind : {4, 8, 16}) test_plan(kind), test_step(kind);
     test_growing_partials();
     test_late_arrival();
