@@ -13,13 +13,17 @@ than --bar of the ratio that its bytes allow.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, it finds its siblings
+
+from benchmarks.cache_table.rows import thrifty_rows
 
 from thrifty import registry
 from thrifty.engine.engine import Engine
@@ -29,11 +33,9 @@ from thrifty.evaluation.noise import listening
 from thrifty.evaluation.text import held_out
 from thrifty.models.loading import load
 
-BITS = (4, 2)
-
 
 @dataclass
-class Row:
+class Timed:
     """One recipe. nbytes: of cache at the last step. rates: tokens/s of its rounds."""
 
     tables: Tables
@@ -46,23 +48,14 @@ class Row:
         return statistics.median(self.rates)
 
 
-def recipes(context: int, keep: float) -> dict[str, Tables]:
+def recipes(arguments: argparse.Namespace) -> dict[str, Tables]:
     """One row for each way to hold less that a registered technique offers, named as tables show it."""
-    found: dict[str, Tables] = {"full": []}
-    for name in registry.names("cache"):
-        options = {one.name for one in dataclasses.fields(registry.load("cache", name))}
-        if "bits" in options and "keep" not in options:
-            found |= {f"{name} {bits}": [{"technique": name, "bits": bits}] for bits in BITS}
-        elif "keep" in options:
-            found[f"{name} {keep:.0%}"] = [{"technique": name, "keep": keep}]
-        elif "window" in options:
-            found[f"{name} {keep:.0%}"] = [{"technique": name, "window": int(keep * context)}]
-        elif name != "full":
-            found[name] = [{"technique": name}]
-    return found
+    names = arguments.only.split(",") if arguments.only else registry.names("cache")
+    rows = thrifty_rows(names, [arguments.keep])
+    return {f"{row.technique} {row.budget}".strip(): row.tables(arguments.context) for row in rows}
 
 
-def one_round(engine: Engine, row: Row, tokens: list[int], steps: int) -> float:
+def one_round(engine: Engine, row: Timed, tokens: list[int], steps: int) -> float:
     """Prefill and decode once; tokens/s of the decoded ones."""
     times: list[float] = []
     prompt, answer = tokens[: -steps - 1], tokens[-steps - 1 :]
@@ -72,7 +65,7 @@ def one_round(engine: Engine, row: Row, tokens: list[int], steps: int) -> float:
     return 1 / statistics.fmean(times[1:])
 
 
-def run(engine: Engine, rows: dict[str, Row], tokens: list[int], arguments: argparse.Namespace) -> int:
+def run(engine: Engine, rows: dict[str, Timed], tokens: list[int], arguments: argparse.Namespace) -> int:
     """Rounds over all rows until the time is over; how many were void."""
     void, began = 0, time.monotonic()
     while time.monotonic() - began < 60 * arguments.minutes or not all(row.rates for row in rows.values()):
@@ -88,7 +81,7 @@ def run(engine: Engine, rows: dict[str, Row], tokens: list[int], arguments: argp
     return void
 
 
-def compared(row: Row, full: Row, weights: int) -> dict[str, Any]:
+def compared(row: Timed, full: Timed, weights: int) -> dict[str, Any]:
     """A recipe against the full cache. share: of the speed-up that its bytes allow."""
     allowed = (weights + full.nbytes) / (weights + row.nbytes)
     faster = row.rate / full.rate
@@ -111,10 +104,7 @@ def main() -> int:
     try:
         speed.warm_up(engine)
         tokens = held_out(model.tokenizer, arguments.context + arguments.steps + 1)
-        rows = {name: Row(tables) for name, tables in recipes(arguments.context, arguments.keep).items()}
-        if arguments.only:
-            wanted = ["full", *arguments.only.split(",")]
-            rows = {name: row for name, row in rows.items() if name.split()[0] in wanted}
+        rows = {name: Timed(tables) for name, tables in recipes(arguments).items()}
         void = run(engine, rows, tokens, arguments)
     finally:
         engine.close()

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.kv_cache import program, rows
-from benchmarks.kv_cache.export import exported, write
-from benchmarks.kv_cache.page import page, reasons, table
-from benchmarks.kv_cache.questions import questions
-from benchmarks.kv_cache.rows import THRIFTY, Row
+from benchmarks.cache_table import program, rows
+from benchmarks.cache_table.export import exported, write
+from benchmarks.cache_table.page import page, reasons, table
+from benchmarks.cache_table.questions import questions
+from benchmarks.cache_table.rows import THRIFTY, Row
 from tests.checkpoint import write_checkpoint
 from tests.tiny import ByteTokenizer, tiny_model
 
@@ -164,7 +164,7 @@ def test_what_is_no_llama_is_not_exported(tmp_path: Path, checkpoint: Path) -> N
 
 def test_kvpress_process_answers_each_question_after_the_prompt_alone(checkpoint: Path) -> None:
     pytest.importorskip("transformers", reason="transformers is the oracle (extra 'dev')")
-    from benchmarks.kv_cache.peer import Peer
+    from benchmarks.cache_table.peer import Peer
 
     peer = Peer(str(checkpoint), 1, [257])
     asked = questions(ByteTokenizer(), ["recall"], 300, 1, 0, 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 
-from benchmarks.kv_cache.questions import SPEED, Figures, Questions
-from benchmarks.kv_cache.rows import Row, Table
+from benchmarks.cache_table.questions import SPEED, Figures, Questions
+from benchmarks.cache_table.rows import Row, Table
 
 from thrifty.engine.engine import Engine
 from thrifty.evaluation import memory, speed

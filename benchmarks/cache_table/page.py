@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.kv_cache.questions import SPEED
-from benchmarks.kv_cache.rows import KVPRESS, Row
+from benchmarks.cache_table.questions import SPEED
+from benchmarks.cache_table.rows import KVPRESS, Row
 
 Parts = Mapping[str, Mapping[str, Any]]
 Found = Mapping[str, Parts]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
+from benchmarks.cache_table.questions import SPEED, Figures, Questions
+from benchmarks.cache_table.rows import Row
 from benchmarks.comparison.processes import WorkerProcess
-from benchmarks.kv_cache.questions import SPEED, Figures, Questions
-from benchmarks.kv_cache.rows import Row
 
 from thrifty.evaluation.asking import reply
 from thrifty.evaluation.tasks._answering import Answering
@@ -25,7 +25,7 @@ class Beside:
     def __init__(self, python: Path, folder: Path, model: Model, questions: Questions, threads: int) -> None:
         self.questions = questions
         self.tokenizer = model.tokenizer
-        self.process = WorkerProcess(threads, (str(python), "-m", "benchmarks.kv_cache.peer"))
+        self.process = WorkerProcess(threads, (str(python), "-m", "benchmarks.cache_table.peer"))
         try:
             self.process.ask(PATIENCE, op="load", folder=str(folder), threads=threads, ends=self.tokenizer.eos_ids)
         except BaseException:

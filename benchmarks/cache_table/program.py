@@ -20,14 +20,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cache_table import rows as rows_of
+from benchmarks.cache_table.beside import Beside
+from benchmarks.cache_table.export import exported
+from benchmarks.cache_table.own import Own
+from benchmarks.cache_table.page import page
+from benchmarks.cache_table.questions import SPEED, Figures, Questions, questions
+from benchmarks.cache_table.rows import Row
 from benchmarks.comparison.processes import ROOT, WorkerError
-from benchmarks.kv_cache import rows as rows_of
-from benchmarks.kv_cache.beside import Beside
-from benchmarks.kv_cache.export import exported
-from benchmarks.kv_cache.own import Own
-from benchmarks.kv_cache.page import page
-from benchmarks.kv_cache.questions import SPEED, Figures, Questions, questions
-from benchmarks.kv_cache.rows import Row
 
 from thrifty import registry
 from thrifty.errors import ThriftyError
