@@ -159,8 +159,8 @@ class Writer:
         for place in chance.sample(range(chains), chains):
             number, listed = numbers[place], ", ".join(groups[place])
             breaks = "\n" * chance.choice((1, 1, 2))
-            asked = f"{breaks}{TRACING_QUESTION.format(number=number)}\n{TRACING_LEAD.format(number=number)}"
-            questions.append((self.ids(asked), self.ids(f" {listed}.\n")))
+            question, lead = TRACING_QUESTION.format(number=number), TRACING_LEAD.format(number=number)
+            questions.append((self.ids(f"{breaks}{question}\n{lead}"), self.ids(f" {listed}.\n")))
         room = length - 2 - sum(len(asked) + len(told) for asked, told in questions)
         self._chains(example, chance, groups, numbers, room)
         for asked, told in questions:
