@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from thrifty.evaluation.tasks import aggregation, recall
 from thrifty.models import load
+from training.recall import examples
 from training.recall.curriculum import Plan, Stage
 from training.recall.examples import PLAIN, Example, Writer, spread
 from training.recall.network import IGNORED, Shape, batched, evaluate
@@ -83,6 +84,11 @@ def test_tracing_names_the_cities_that_hand_the_number_on(writer: Writer) -> Non
         assert f"of {names[0]} is {number}." in before
         for other, name in pairwise(names):
             assert f"of {name} is that of {other}." in before
+
+
+def test_tracing_is_worded_as_the_task() -> None:
+    task = pytest.importorskip("thrifty.evaluation.tasks.tracing", reason="the task is not here")
+    assert (examples.LINK, examples.TRACING_QUESTION, examples.TRACING_LEAD) == (task.LINK, task.QUESTION, task.LEAD)
 
 
 def test_gaps_keep_the_order_and_stay_inside_the_context(writer: Writer) -> None:
