@@ -12,6 +12,7 @@ from training.recall.examples import PLAIN, Example, Writer, spread
 from training.recall.network import IGNORED, Batch
 
 TEXT_SHARE, TEXT_WEIGHT = 0.08, 0.1  # of tokens outside answers: how many are predicted, and what one counts
+UNJUDGED_WEIGHT = 3.0  # what a token counts in the answers of the other kinds, which are few
 MINIMUM = 40  # steps before a stage can be passed
 JUDGED = ("drill", "recall")  # kinds whose answers end a stage
 UNJUDGED = -2  # of a token: part of an answer of another kind
@@ -36,7 +37,7 @@ class Stage:
 
 BASICS = {"drill": 1.0}
 EARLY = {"drill": 0.3, "recall": 0.7}
-LATE = {"recall": 0.45, "tracing": 0.35, "aggregation": 0.15, "drill": 0.05}
+LATE = {"recall": 0.7, "tracing": 0.15, "aggregation": 0.1, "drill": 0.05}
 STAGES = (
     Stage(64, 40, 3, BASICS, most=6000),
     Stage(128, 32, 6, EARLY, most=3000),
@@ -54,7 +55,7 @@ class Plan:
 
     stages: tuple[Stage, ...] = STAGES
     context: int = 8192
-    back: float = 0.75
+    back: float = 0.7
 
     def stage_of(self, current: int, chance: random.Random) -> int:
         """The stage that a step practises: mostly the current one, else one before it of some length."""
@@ -94,5 +95,5 @@ def _batch(examples: list[tuple[Example, list[int]]], length: int, writer: Write
         ]
         rows.append((tokens[:-1], positions, wanted, answers[1:]))
     tokens_, positions_, targets, numbers = (torch.tensor(column) for column in zip(*rows, strict=True))
-    weights = torch.where(numbers == PLAIN, TEXT_WEIGHT, 1.0)
+    weights = torch.where(numbers == PLAIN, TEXT_WEIGHT, torch.where(numbers == UNJUDGED, UNJUDGED_WEIGHT, 1.0))
     return Batch(tokens_, positions_, targets, weights, numbers)

@@ -18,6 +18,7 @@ LINK = "The secret number of {name} is that of {other}."
 TRACING_QUESTION = "Which cities have the secret number {number}?"
 TRACING_LEAD = "The cities with the secret number {number} are"
 NEEDLE_TOKENS, QUESTION_TOKENS = 14, 27  # at most, with numbers of six digits
+CHAIN_TOKENS, CITY_TOKENS = 36, 13  # of a chain and its question; of every city of it
 PLAIN = -1  # of a token: part of no answer
 
 
@@ -145,16 +146,21 @@ class Writer:
         example.add(self.ids(f" {', '.join(sorted(common, key=listed.index))}.\n"), True)
 
     def _tracing(self, example: Example, chance: random.Random, length: int, keys: int) -> None:
-        """Chains of cities that hand a number on; which cities have it?"""
-        size, chains = chance.randint(2, 4), chance.randint(1, max(1, min(4, keys // 4)))
+        """Chains of cities that hand a number on; which cities have it? No chain is asked for twice: the second answer
+        could be copied from the first.
+        """
+        size = chance.randint(1, 4)
+        most = min(len(NAMES) // size, 8, (length - 2) // (CHAIN_TOKENS + size * CITY_TOKENS))
+        chains = chance.randint((most + 1) // 2, most)
         names = chance.sample(NAMES, size * chains)
         groups = [names[size * one : size * (one + 1)] for one in range(chains)]
         numbers = [number for _, number in recall.secrets(chance, chains, digits(chance))]
         questions = []
-        for place in chance.choices(range(chains), k=max(1, min(24, length // 80))):
+        for place in chance.sample(range(chains), chains):
             number, listed = numbers[place], ", ".join(groups[place])
-            asked = f"\n{TRACING_QUESTION.format(number=number)}\n{TRACING_LEAD.format(number=number)}"
-            questions.append((self.ids(asked), self.ids(f" {listed}.\n")))
+            breaks = "\n" * chance.choice((1, 1, 2))
+            question, lead = TRACING_QUESTION.format(number=number), TRACING_LEAD.format(number=number)
+            questions.append((self.ids(f"{breaks}{question}\n{lead}"), self.ids(f" {listed}.\n")))
         room = length - 2 - sum(len(asked) + len(told) for asked, told in questions)
         self._chains(example, chance, groups, numbers, room)
         for asked, told in questions:

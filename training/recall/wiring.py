@@ -36,20 +36,26 @@ class Wiring:
 
 
 def first_weights(shape: Shape, seed: int, wiring: Wiring | None) -> Decoder:
-    """A decoder to be trained, of four KV heads or more where it is wired."""
+    """A decoder to be trained. Raises ValueError where a shape is too small to be wired."""
+    if wiring is not None and (shape.heads < LOOKING or shape.layers < 2):
+        raise ValueError(
+            f"{shape.heads} heads in {shape.layers} layers are too few to be wired: take {LOOKING} heads and 2 layers "
+            "or more, or no wiring"
+        )
     decoder = random_model(shape.config(), seed, scale=0.02).decoder
     with torch.no_grad():
-        for layer in decoder.layers:
-            layer.attention.output.weight /= math.sqrt(2 * shape.layers)
-            layer.mlp.down.weight /= math.sqrt(2 * shape.layers)
+        for layer in range(shape.layers):
+            for name in ("attention.output", "mlp.down"):
+                decoder.get_parameter(f"layers.{layer}.{name}.weight").div_(math.sqrt(2 * shape.layers))
         if wiring is not None:
             _wire(decoder, shape, wiring, torch.Generator().manual_seed(seed + 1))
     return decoder
 
 
 def _wire(decoder: Decoder, shape: Shape, wiring: Wiring, generator: torch.Generator) -> None:
-    decoder.embedding.weight *= SPREAD / 0.02
-    decoder.embedding.weight[:, 0] = CONSTANT
+    embedding = decoder.get_parameter("embedding.weight")
+    embedding.mul_(SPREAD / 0.02)
+    embedding[:, 0] = CONSTANT
     scale = math.sqrt(SPREAD**2 + CONSTANT**2 / shape.hidden)  # what the norm divides by
     _look_back(decoder, shape, wiring.sharpness, CONSTANT / scale)
     places = _pass_back(decoder, shape, generator, SPREAD / scale)
@@ -103,12 +109,15 @@ def _compare(decoder: Decoder, shape: Shape, wiring: Wiring, places: list[Tensor
 
 def _heads(decoder: Decoder, shape: Shape, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Views of a layer's weights by head: queries, keys and values [heads, 64, hidden], outputs [hidden, heads, 64]."""
-    attention = decoder.layers[layer].attention
+    query, key, value, output = (
+        decoder.get_parameter(f"layers.{layer}.attention.{name}.weight") for name in ("query", "key", "value", "output")
+    )
+    heads, kv_heads = (shape.heads, 64), (shape.kv_heads, 64)
     return (
-        attention.query.weight.unflatten(0, (shape.heads, 64)),
-        attention.key.weight.unflatten(0, (shape.kv_heads, 64)),
-        attention.value.weight.unflatten(0, (shape.kv_heads, 64)),
-        attention.output.weight.unflatten(1, (shape.heads, 64)),
+        query.unflatten(0, heads),
+        key.unflatten(0, kv_heads),
+        value.unflatten(0, kv_heads),
+        output.unflatten(1, heads),
     )
 
 

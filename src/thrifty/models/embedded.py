@@ -107,7 +107,7 @@ _RECALL = EmbeddedModel(
     original="training/recall",
     licence="Apache-2.0",
     file="model.safetensors",
-    sha256="f71031ad49d004cde728835ae1701b7631b67ceb71d94703e83902d228af0bd3",
+    sha256="8f05c2029016398e06bd91b1e00a4b72662e5b4d6f40dd5fb5d9864d306fd2ae",
     folder="recall",
 )
 MODELS: Mapping[str, EmbeddedModel] = {model.name: model for model in (_SMOLLM2, _GEMMA3, _RECALL)}
