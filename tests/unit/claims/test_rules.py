@@ -56,7 +56,19 @@ def kvzip(**changes: float) -> Figures:
     return figures | changes
 
 
+def turns(**changes: float) -> Figures:
+    """First and later turns of the full cache, eviction and quantisation."""
+    figures: Figures = {"full_first": 1.0, "full_later": 1.0, "evicting_first": 0.9, "evicting_later": 0.5}
+    return figures | {"quantised_later": 0.9} | changes
+
+
 CASES: list[tuple[str, Figures, Verdict]] = [
+    ("scbench", turns(), HOLDS),
+    ("scbench", turns(quantised_later=0.89), PARTLY),
+    ("scbench", turns(evicting_first=0.89), PARTLY),
+    ("scbench", turns(evicting_later=0.51), PARTLY),
+    ("scbench", turns(evicting_first=0.1, evicting_later=0.9, quantised_later=0.1), FAILS),
+    ("scbench", turns(full_later=0.0, evicting_later=0.0, quantised_later=0.0), FAILS),
     ("kivi", {"recovery_2": 12.74 / 13.50, "memory_ratio": 2.6}, HOLDS),
     ("kivi", {"recovery_2": 0.943, "memory_ratio": 2.6}, PARTLY),
     ("kivi", {"recovery_2": 1.0, "memory_ratio": 2.59}, PARTLY),
