@@ -16,7 +16,7 @@ class ScbenchClaim(Claim):
     """Questions over one context that was compressed with the first of them: that one, and those that follow."""
 
     paper = (
-        "methods that drop part of the cache answer the first question but perform poorly in multi-turn; dense "
+        "12 tasks: methods that drop part of the cache answer the first question but do poorly in multi-turn; dense "
         "caches, quantised ones included, hold"
     )
     source = "arXiv:2412.10319, abstract and sections 4 and 5"

@@ -131,7 +131,7 @@ SMALL = {
     "kvmerger": {"PREFIX": 320, "SCORED": 24, "WHOLE": {"first": 0, "last": 0}},
     "kvzip": {"PREFIX": 320, "SCORED": 24, "QUESTION": 300, "ASKED": 2, "LONG": 384, "ROUNDS": 1},
     "rtn": {"PREFIX": 64, "SCORED": 24},
-    "scbench": {"LENGTH": 320, "ITEMS": 2},
+    "scbench": {"LENGTH": 640, "ITEMS": 2},
     "snapkv": {"LONGEST": 640, "STEPS": 8, "ASKED": 3},
     "pyramidkv": RIVALS,
     "headkv": RIVALS,
