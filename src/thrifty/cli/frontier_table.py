@@ -11,6 +11,7 @@ from thrifty.cli import output
 if TYPE_CHECKING:
     from thrifty.frontier.fit import Fit
     from thrifty.frontier.measurement import Measurement
+    from thrifty.frontier.rungs import Rung
 
 COLUMNS: tuple[tuple[str, Literal["left", "right"]], ...] = (
     ("recipe", "left"),
@@ -136,7 +137,7 @@ class Watcher:
         hidden = len(self.fit.measured) - SHOWN
         more = f" {hidden} more are in the JSON document and the report." if hidden > 0 else ""
         sequences = "one sequence" if question.batch == 1 else f"{question.batch} sequences"
-        runs = ", ".join(f"{rung.prefix} then {rung.scored}" for rung in self.fit.rungs)
+        runs = "; ".join(f"{rung.prefix} then {rung.scored}{_questions(rung)}" for rung in self.fit.rungs)
         return LEGEND.format(context=question.context, sequences=sequences, runs=runs) + more
 
 
@@ -147,6 +148,10 @@ LEGEND = (
     "already lie on such a grid, so the figure holds for it alone; 'off the grid': what the technique costs, not a "
     "recipe to serve. Dim: not on the frontier."
 )
+
+
+def _questions(rung: Rung) -> str:
+    return {0: "", None: ", and all questions"}.get(rung.items, f", and {rung.items} questions a task")
 
 
 def _mb(count: int) -> str:

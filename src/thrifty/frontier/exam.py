@@ -40,27 +40,28 @@ class Exam:
         """The tasks, in order."""
         return list(self._items)
 
-    def complete(self, candidate: Candidate) -> bool:
-        """Whether every item has its record."""
-        return not any(self._missing(candidate, label) for label in self._tasks)
+    def complete(self, candidate: Candidate, items: int | None = None) -> bool:
+        """Whether every item (the first `items` of every task) has its record."""
+        return not any(self._missing(candidate, label, items) for label in self._tasks)
 
-    def take(self, engine: Engine, candidate: Candidate, full_prefix: int) -> None:
-        """Ask what was not asked yet. engine: one that holds the candidate's weights. full_prefix: the prompt that the
-        candidate's budgets in tokens are meant for; they shrink with the length of an item's context.
+    def take(self, engine: Engine, candidate: Candidate, full_prefix: int, items: int | None = None) -> None:
+        """Ask what was not asked yet of the first `items` of every task. engine: one that holds the candidate's
+        weights. full_prefix: the prompt that the candidate's budgets in tokens are meant for; they shrink with the
+        length of an item's context.
 
         Raises MeasurementError where nothing of an item would be compressed.
         """
         for label, task in self._tasks.items():
             scoring.check_room(engine, task, self._items[label])
             cache = shortened(candidate, task.length / full_prefix).recipe.cache
-            for record in scoring.score(engine, task, self._missing(candidate, label), cache):
+            for record in scoring.score(engine, task, self._missing(candidate, label, items), cache):
                 self._state.add("record", _key(candidate, label, record.item), record.as_dict())
 
-    def scores(self, candidate: Candidate, base: Candidate) -> dict[str, Scored]:
-        """Every task's score, and its recovery against the records of `base`."""
+    def scores(self, candidate: Candidate, base: Candidate, items: int | None = None) -> dict[str, Scored]:
+        """Every task's score over its first `items`, and its recovery against the records of `base`."""
         found = {}
         for label in self._tasks:
-            records, reference = self._records(candidate, label), self._records(base, label)
+            records, reference = (self._records(one, label, items) for one in (candidate, base))
             if not records:
                 continue
             mean = sum(record.score for record in records) / len(records)
@@ -77,19 +78,20 @@ class Exam:
                 found.append(label)
         return found
 
-    def seconds(self, candidate: Candidate) -> float:
-        """What the candidate's records took."""
-        return sum(record.seconds for label in self._tasks for record in self._records(candidate, label))
+    def seconds(self, candidate: Candidate, items: int | None = None) -> float:
+        """What the candidate's records of the first `items` of every task took."""
+        return sum(record.seconds for label in self._tasks for record in self._records(candidate, label, items))
 
-    def _missing(self, candidate: Candidate, label: str) -> list[Item]:
+    def _missing(self, candidate: Candidate, label: str, items: int | None) -> list[Item]:
         return [
             item
-            for item in self._items[label]
+            for item in self._items[label][:items]
             if self._state.find("record", _key(candidate, label, item.identity)) is None
         ]
 
-    def _records(self, candidate: Candidate, label: str) -> list[Record]:
-        held = [self._state.find("record", _key(candidate, label, item.identity)) for item in self._items[label]]
+    def _records(self, candidate: Candidate, label: str, items: int | None = None) -> list[Record]:
+        asked = self._items[label][:items]
+        held = [self._state.find("record", _key(candidate, label, item.identity)) for item in asked]
         return [Record.from_dict(values) for values in held if values is not None]
 
 

@@ -152,7 +152,7 @@ def _searched(fit: Fit) -> str:
         reasons.append(f"{dropped['latency']} cannot decode within {limit} at this machine's bandwidth")
     if dropped["weights"]:
         reasons.append(f"{dropped['weights']} round weights anew without saving a byte")
-    last = sum(row.stage == TASKS for row in rows)
+    last = sum(row.rung == fit.rungs[-1].index for row in rows)
     said = (
         f"Of {len(fit.candidates)} recipes {' and '.join(reasons)}; " if reasons else f"{len(fit.candidates)} recipes: "
     )

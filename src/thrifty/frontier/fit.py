@@ -227,7 +227,7 @@ class Fit:
             quality=quality_of(values["quality"]),
             rung=rung.index,
             stage=TASKS if rung.tasks else DIVERGENCE,
-            tasks=self.exam.scores(candidate, base) if rung.tasks else {},
+            tasks=self.exam.scores(candidate, base, rung.items) if rung.tasks else {},
             predicted=predicted.seconds,
             step=step,
             quick=limit is None or step <= limit,

@@ -8,26 +8,32 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from thrifty.evaluation import quality
 from thrifty.frontier.measurement import Measurement
 
 FIRST_PREFIX, FIRST_SCORED = 1024, 32
-SECOND_PREFIX, SECOND_SCORED = 2048, 128
+FEW = 2  # questions of every task that the second rung asks
 
 
 @dataclass(frozen=True)
 class Rung:
-    """prefix, timed, scored: tokens, see `evaluation.quality`. tasks: whether tasks are run. seats: how many candidates
-    of so many come in.
+    """prefix, timed, scored: tokens, see `evaluation.quality`. items: questions of every task that are asked, None for
+    all. seats: how many candidates of so many come in.
     """
 
     index: int
     prefix: int
     timed: int
     scored: int
-    tasks: bool
+    items: int | None
     seats: Callable[[int], int]
+
+    @property
+    def tasks(self) -> bool:
+        """Whether tasks are run."""
+        return self.items != 0
 
     @property
     def key(self) -> str:
@@ -37,43 +43,63 @@ class Rung:
 
 def ladder(prefix: int, scored: int) -> list[Rung]:
     """The rungs of a search whose last measurement compresses `prefix` tokens and scores `scored`."""
+    first, little = min(prefix, FIRST_PREFIX), min(scored, FIRST_SCORED)
     return [
-        Rung(0, min(prefix, FIRST_PREFIX), 0, min(scored, FIRST_SCORED), False, lambda count: count),
-        Rung(1, min(prefix, SECOND_PREFIX), 0, min(scored, SECOND_SCORED), False, _second_seats),
+        Rung(0, first, 0, little, 0, lambda count: count),
+        Rung(1, first, 0, little, FEW, _second_seats),
         last_rung(prefix, scored),
     ]
 
 
 def last_rung(prefix: int, scored: int) -> Rung:
     """The measurement that the choice rests on."""
-    return Rung(2, prefix, quality.TIMED, scored, True, _last_seats)
+    return Rung(2, prefix, quality.TIMED, scored, None, _last_seats)
 
 
 def _second_seats(count: int) -> int:
-    return min(count, max(4, min(8, math.ceil(count / 10))))
+    return min(count, max(4, min(12, math.ceil(count / 3))))
 
 
 def _last_seats(count: int) -> int:
-    return min(count, max(2, min(3, round(count / 25))))
+    return min(count, 2)
 
 
 def survivors(rows: Sequence[Measurement], seats: int, seed: int) -> list[Measurement]:
-    """The rows that go on, the most promising first: by turns the least divergence, which may win, and the best by
-    non-dominated rank in bytes, time and divergence, which lose little for what they save. The seed decides between
-    equals; of rows that agree in all three one goes on, since it stands for the others.
+    """The rows that go on, the most promising first. Where tasks were asked, by what was recovered of them, then by
+    divergence. Before that the least divergence of each way to compress, since divergence on prose does not tell what a
+    way does to a task; then by turns the least divergence, which may win, and the best by non-dominated rank in bytes,
+    time and divergence, which lose little for what they save. The seed decides between equals; of rows that agree in
+    everything that was measured and predicted one goes on, since it stands for the others.
     """
     draw = random.Random(seed)
     rows = sorted(rows, key=lambda row: row.candidate.key)
     lots = {row.candidate.key: draw.random() for row in rows}
     by_divergence = sorted(rows, key=lambda row: (row.kl, row.need.peak, lots[row.candidate.key]))
-    ranks = dict(zip((row.candidate.key for row in rows), _ranks(rows), strict=True))
-    by_rank = sorted(rows, key=lambda row: (ranks[row.candidate.key], row.kl, lots[row.candidate.key]))
+    if all(row.tasks for row in rows):
+        ranking = sorted(by_divergence, key=lambda row: -_recovered(row))
+    else:
+        ranks = dict(zip((row.candidate.key for row in rows), _ranks(rows), strict=True))
+        by_rank = sorted(rows, key=lambda row: (ranks[row.candidate.key], row.kl, lots[row.candidate.key]))
+        ways: dict[tuple[str, ...], Measurement] = {}
+        for row in by_divergence:
+            ways.setdefault(way(row), row)
+        ranking = [*ways.values(), *chain.from_iterable(zip(by_divergence, by_rank, strict=True))]
     chosen: dict[tuple[float, ...], Measurement] = {}
-    for pair in zip(by_divergence, by_rank, strict=True):
-        for row in pair:
-            if len(chosen) < seats:
-                chosen.setdefault(objectives(row), row)
+    for row in ranking:
+        if len(chosen) < seats:
+            chosen.setdefault(objectives(row), row)
     return list(chosen.values())
+
+
+def way(row: Measurement) -> tuple[str, ...]:
+    """How a row compresses: the names of its techniques."""
+    recipe = row.candidate.recipe
+    return tuple(str(table["technique"]) for table in [*recipe.weights, *recipe.cache])
+
+
+def _recovered(row: Measurement) -> float:
+    """Beyond the baseline's is luck; a task at which the baseline scores nothing tells nothing."""
+    return min(1.0, row.recovery.value) if row.recovery is not None else 0.0
 
 
 def objectives(row: Measurement) -> tuple[float, float, float]:

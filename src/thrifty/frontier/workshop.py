@@ -52,6 +52,7 @@ class Workshop:
         self.exam = exam
         self.full_prefix = full_prefix
         self.spent = 0.0
+        self._counted: dict[str, float] = {}
         self._threads, self._native = threads, native
         self._baseline: tuple[str, quality.Baseline] | None = None
 
@@ -113,11 +114,6 @@ class Workshop:
             self._baseline[1].close()
             self._baseline = None
 
-    def seconds(self, candidate: Candidate, rung: Rung) -> float:
-        """What a measurement took, its tasks included; 0 where it was not made."""
-        held = self.state.find("run", _key(candidate, rung))
-        return 0.0 if held is None else held["seconds"] + (self.exam.seconds(candidate) if rung.tasks else 0.0)
-
     def loading_seconds(self, candidate: Candidate) -> float:
         """What making the candidate's weights took."""
         return float(self.state.find("loading", candidate.weights_key) or 0.0)
@@ -126,12 +122,19 @@ class Workshop:
         held = self.state.find("run", _key(candidate, rung))
         if held is None:
             return True
-        return rung.tasks and "error" not in held and not self.exam.complete(candidate)
+        return rung.tasks and "error" not in held and not self.exam.complete(candidate, rung.items)
 
     def _held(self, candidate: Candidate, rung: Rung) -> Values:
-        self.spent += self.seconds(candidate, rung)
         values: Values = self.state.find("run", _key(candidate, rung))
+        self._count(_key(candidate, rung), values["seconds"])
+        if rung.tasks:
+            self._count(candidate.key, self.exam.seconds(candidate, rung.items))
         return values
+
+    def _count(self, key: str, seconds: float) -> None:
+        """Add to what was spent what a thing took beyond what was counted of it before."""
+        self.spent += max(0.0, seconds - self._counted.get(key, 0.0))
+        self._counted[key] = max(seconds, self._counted.get(key, 0.0))
 
     def _prepare(self, rung: Rung, needed: bool) -> None:
         """Have the baseline's predictions on the rung's passage, which no state holds."""
@@ -153,15 +156,15 @@ class Workshop:
         if not rung.tasks or "error" in self.state.find("run", key):
             return
         try:
-            self.exam.take(engine, candidate, self.full_prefix)
+            self.exam.take(engine, candidate, self.full_prefix, rung.items)
         except MeasurementError as error:
-            self.state.add("run", key, {"error": str(error), "seconds": self.seconds(candidate, rung)})
+            self.state.add("run", key, {"error": str(error), "seconds": self.state.find("run", key)["seconds"]})
 
     def _measured(self, engine: Engine, candidate: Candidate, rung: Rung) -> Values:
         begin = time.perf_counter()
         ledger = engine.memory.ledger
         try:
-            with memory.watch() if rung.tasks else nullcontext(memory.Memory()) as process:
+            with memory.watch() if rung.items is None else nullcontext(memory.Memory()) as process:
                 ledger.reset_peak()
                 run = self._one_run(engine, candidate, rung)
         except MeasurementError as error:

@@ -178,12 +178,13 @@ def test_a_candidate_that_compresses_nothing_is_left_out_with_the_reason(model: 
     assert skipped is idle and "read no compressed segment" in reason
 
 
-def test_rungs_halve_and_the_last_one_runs_tasks(loose: Fit) -> None:
-    whole = [row for row in loose.measured if row.stage == TASKS]
-    assert BASE.key in {row.candidate.key for row in whole} and len(whole) < len(loose.measured)
-    for row in whole:
+def test_rungs_halve_and_the_later_ones_run_tasks(loose: Fit) -> None:
+    asked = [row for row in loose.measured if row.stage == TASKS]
+    whole = [row for row in asked if row.rung == 2]
+    assert BASE.key in {row.candidate.key for row in whole} and len(whole) < len(asked) < len(loose.measured)
+    for row in asked:
         assert list(row.tasks) == ["recall"] and row.tasks["recall"].items == 2
-        assert row.rung == 2 and loose.row(row.candidate, 0) is not None
+        assert row.rung in (1, 2) and loose.row(row.candidate, 0) is not None
     for row in loose.measured:
         assert row.predicted is not None and row.step is not None and row.step > 0
 

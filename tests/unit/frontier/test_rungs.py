@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thrifty.evaluation.quality import Quality
 from thrifty.evaluation.recovery import Interval
 from thrifty.frontier.candidates import Candidate, Grid
-from thrifty.frontier.measurement import Measurement, Need
+from thrifty.frontier.measurement import TASKS, Measurement, Need, Scored
 from thrifty.frontier.rungs import ladder, objectives, survivors
 from thrifty.recipe import Recipe
 
@@ -73,11 +75,35 @@ def test_a_row_that_is_worse_in_everything_is_the_last_to_go_on() -> None:
     assert rows[2] not in survivors(rows, 3, 0)
 
 
+def test_one_of_each_way_to_compress_goes_on_before_a_second_of_any() -> None:
+    rows = [
+        dataclasses.replace(one, candidate=Candidate(Recipe(cache=[{"technique": name, **options}]), Grid.SHIPPED))
+        for one, (name, options) in zip(
+            rows_of([(9, 1.0, 0.1), (8, 1.0, 0.2), (5, 1.0, 0.9)]),
+            [("snapkv", {"capacity": 512}), ("snapkv", {"capacity": 256}), ("kivi", {"bits": 2})],
+            strict=True,
+        )
+    ]
+    assert survivors(rows, 2, 0) == [rows[0], rows[2]]
+    assert survivors(rows, 3, 0) == [rows[0], rows[2], rows[1]]
+
+
+def test_where_tasks_were_asked_what_they_recovered_decides() -> None:
+    half, whole = (Scored(one, Interval(one, one, one), 2) for one in (0.5, 1.0))
+    rows = rows_of([(5, 1.0, 0.1), (6, 1.0, 0.3), (7, 1.0, 0.2)])
+    rows = [
+        dataclasses.replace(one, stage=TASKS, tasks={"recall": found})
+        for one, found in zip(rows, (half, whole, whole), strict=True)
+    ]
+    assert survivors(rows, 3, 0) == [rows[2], rows[1], rows[0]]
+
+
 def test_rungs_grow_and_take_in_fewer() -> None:
     rungs = ladder(3774, 256)
-    assert [rung.prefix for rung in rungs] == [1024, 2048, 3774]
-    assert [rung.scored for rung in rungs] == [32, 128, 256]
-    assert [rung.tasks for rung in rungs] == [False, False, True]
-    assert [rung.seats(60) for rung in rungs] == [60, 6, 2]
+    assert [rung.prefix for rung in rungs] == [1024, 1024, 3774]
+    assert [rung.scored for rung in rungs] == [32, 32, 256]
+    assert [rung.items for rung in rungs] == [0, 2, None]
+    assert [rung.tasks for rung in rungs] == [False, True, True]
+    assert [rung.seats(60) for rung in rungs] == [60, 12, 2]
     assert [rung.seats(3) for rung in rungs] == [3, 3, 2]
     assert all(rung.prefix >= 1024 for rung in rungs), "a KL after less than 1024 tokens says little"

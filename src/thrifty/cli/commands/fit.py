@@ -112,7 +112,8 @@ def command(
     """Search recipes under a budget, write the best one, and answer with it.
 
     All are predicted; what cannot fit never runs. The rest is halved on its divergence from the uncompressed model of
-    the same run, and the last few are measured on tasks too. The winner has the highest recovery within the bounds.
+    the same run, then on a few questions of every task, and the last two are measured on all of them. The winner has
+    the highest recovery within the bounds.
     Ctrl-C ends the search and keeps the best so far; the same command goes on where it was stopped or killed.
     """
     own = [opening.read_recipe(path) for path in recipe or []]
