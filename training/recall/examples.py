@@ -10,13 +10,10 @@ from itertools import pairwise
 
 from tokenizers import Tokenizer
 
-from thrifty.evaluation.tasks import aggregation, recall
+from thrifty.evaluation.tasks import _lists, recall, tracing
 from thrifty.evaluation.tasks._haystack import NAMES, sentences
 from training.recall.vocabulary import BEGIN, END, SPACE, UNKNOWN
 
-LINK = "The secret number of {name} is that of {other}."
-TRACING_QUESTION = "Which cities have the secret number {number}?"
-TRACING_LEAD = "The cities with the secret number {number} are"
 NEEDLE_TOKENS, QUESTION_TOKENS = 14, 27  # at most, with numbers of six digits
 CHAIN_TOKENS, CITY_TOKENS = 36, 13  # of a chain and its question; of every city of it
 PLAIN = -1  # of a token: part of no answer
@@ -131,11 +128,11 @@ class Writer:
     def _aggregation(self, example: Example, chance: random.Random, length: int, keys: int) -> None:
         """A list of words, of which one or some come most often; some are named as they first appear."""
         many = chance.choice((1, 1, 1, 2, 3))
-        asked, lead = aggregation.QUESTION, aggregation.LEAD
+        asked, lead = _lists.QUESTION, _lists.LEAD
         if many > 1:
-            asked, lead = aggregation.QUESTION_MANY.format(count=many), aggregation.LEAD_MANY
+            asked, lead = _lists.QUESTION_MANY.format(count=many), _lists.LEAD_MANY
         question = self.ids(f"\n\n{asked}\n{lead}")
-        words = chance.sample(aggregation.WORDS, len(aggregation.WORDS))
+        words = chance.sample(_lists.WORDS, len(_lists.WORDS))
         common, rest = words[:many], words[many:]
         total = (length - len(question) - 2 * many - 4) // 2
         often = max(2, round(total * chance.uniform(0.3, 0.6) / many))
@@ -159,7 +156,7 @@ class Writer:
         for place in chance.sample(range(chains), chains):
             number, listed = numbers[place], ", ".join(groups[place])
             breaks = "\n" * chance.choice((1, 1, 2))
-            question, lead = TRACING_QUESTION.format(number=number), TRACING_LEAD.format(number=number)
+            question, lead = tracing.QUESTION.format(number=number), tracing.LEAD.format(number=number)
             questions.append((self.ids(f"{breaks}{question}\n{lead}"), self.ids(f" {listed}.\n")))
         room = length - 2 - sum(len(asked) + len(told) for asked, told in questions)
         self._chains(example, chance, groups, numbers, room)
@@ -173,7 +170,7 @@ class Writer:
         told = []
         for group, number in zip(groups, numbers, strict=True):
             told.append([recall.NEEDLE.format(name=group[0], number=number)])
-            told[-1] += [LINK.format(name=b, other=a) for a, b in pairwise(group)]
+            told[-1] += [tracing.LINK.format(name=b, other=a) for a, b in pairwise(group)]
         order = [place for place, chain in enumerate(told) for _ in chain]
         chance.shuffle(order)
         sources = [iter(chain) for chain in told]

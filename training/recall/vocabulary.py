@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from thrifty.evaluation.tasks import aggregation, recall
+from thrifty.evaluation.tasks import _lists, recall
 from thrifty.evaluation.tasks._haystack import NAMES
 from thrifty.evaluation.text import prose
 
@@ -31,8 +31,8 @@ def pieces(text: str) -> list[str]:
 
 def templates() -> Iterator[str]:
     """Text with every word of the tasks, as it stands behind a space or at the beginning of a line."""
-    texts = [recall.NEEDLE, recall.QUESTION, recall.LEAD, aggregation.QUESTION, aggregation.LEAD, TRACING]
-    texts += [aggregation.QUESTION_MANY, aggregation.LEAD_MANY, *NAMES, *aggregation.WORDS, *"0123456789", *SIGNS]
+    texts = [recall.NEEDLE, recall.QUESTION, recall.LEAD, _lists.QUESTION, _lists.LEAD, TRACING]
+    texts += [_lists.QUESTION_MANY, _lists.LEAD_MANY, *NAMES, *_lists.WORDS, *"0123456789", *SIGNS]
     texts += ["one", "two", "three", "four", "five", "six", "seven", "eight"]
     for text in texts:
         yield re.sub(r"{\w+}", "", text)

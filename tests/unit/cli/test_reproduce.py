@@ -59,7 +59,7 @@ def test_a_context_that_is_too_short_is_said(thrifty: Callable[..., Any], checkp
 
 def test_no_time_leaves_claims_out(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
     found = thrifty("reproduce", "--all", "--minutes", 0, "--model", checkpoint, "-o", tmp_path / "c.md")
-    assert found.code == 0 and "no time was left for ada-kv, h2o" in found.message
+    assert found.code == 0 and "no time was left for ada-kv, fastgen, h2o" in found.message
 
 
 @pytest.mark.usefixtures("small")
@@ -82,7 +82,7 @@ def test_without_a_name_the_claims_are_listed(thrifty: Callable[..., Any]) -> No
     ("words", "code", "message"),
     [
         (("kvii",), 1, "no claim is known of 'kvii'. Did you mean 'kivi'?"),
-        (("full",), 1, "technique 'full' has no claim yet. Claims: ada-kv, h2o"),
+        (("full",), 1, "technique 'full' has no claim yet. Claims: ada-kv, fastgen, h2o"),
         (("kivi", "--all"), 2, "use one of a technique's name, --recipe and --all"),
         (("kivi", "-o", "claims.json"), 2, "claims.json cannot be the page."),
     ],

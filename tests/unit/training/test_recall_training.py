@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from thrifty.evaluation.tasks import aggregation, recall
+from thrifty.evaluation.tasks import _lists, recall
 from thrifty.models import load
-from training.recall import examples
 from training.recall.curriculum import Plan, Stage
 from training.recall.examples import PLAIN, Example, Writer, spread
 from training.recall.network import IGNORED, Shape, batched, evaluate
@@ -69,8 +68,8 @@ def test_the_answer_of_an_aggregation_is_the_commonest_words(writer: Writer, see
     words = [one.strip(",.") for one in before.split("\n")[0].split()]
     named = answer.strip().rstrip(".").split(", ")
     ranked = sorted(set(words), key=words.count)
-    assert set(named) == set(ranked[-len(named) :]) and set(named) <= set(aggregation.WORDS)
-    asked = aggregation.QUESTION if len(named) == 1 else aggregation.QUESTION_MANY.format(count=len(named))
+    assert set(named) == set(ranked[-len(named) :]) and set(named) <= set(_lists.WORDS)
+    asked = _lists.QUESTION if len(named) == 1 else _lists.QUESTION_MANY.format(count=len(named))
     assert asked in before
 
 
@@ -84,11 +83,6 @@ def test_tracing_names_the_cities_that_hand_the_number_on(writer: Writer) -> Non
         assert f"of {names[0]} is {number}." in before
         for other, name in pairwise(names):
             assert f"of {name} is that of {other}." in before
-
-
-def test_tracing_is_worded_as_the_task() -> None:
-    task = pytest.importorskip("thrifty.evaluation.tasks.tracing", reason="the task is not here")
-    assert (examples.LINK, examples.TRACING_QUESTION, examples.TRACING_LEAD) == (task.LINK, task.QUESTION, task.LEAD)
 
 
 def test_gaps_keep_the_order_and_stay_inside_the_context(writer: Writer) -> None:
