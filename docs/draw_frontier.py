@@ -12,8 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 430, 70, 30, 50, 60
-LEGEND = 560  # left edge of the legend
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 1130, 430, 70, 30, 50, 60
+LEGEND = 690  # left edge of the legend
 FLOOR = 1e-3  # KL below this is drawn on the axis
 
 
