@@ -180,9 +180,13 @@ class Metadata(Mapping[str, Any]):
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             self._wrong(key, value, "a number")
-        if not np.isfinite(value) or value <= above:
+        try:
+            number = float(value)
+        except OverflowError:
+            number = np.inf
+        if not np.isfinite(number) or number <= above:
             raise CheckpointError(f"{self.path}: '{key}' is {value}; it must be finite and above {above:g}")
-        return float(value)
+        return number
 
     def text(self, key: str, default: str | None = None) -> str:
         """A string."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests import gguf_files
 
@@ -123,6 +123,8 @@ FIELDS = [
 
 
 @settings(QUIET, max_examples=600)
+@example(changes={"llama.attention.scale": 2**64})
+@example(changes={"llama.rope.freq_base": 10**400})
 @given(changes=st.dictionaries(st.sampled_from(FIELDS), VALUES, min_size=1, max_size=3))
 def test_any_value_in_any_field(valid: tuple[Path, bytes, int], changes: dict[str, Any]) -> None:
     path, raw, _ = valid
