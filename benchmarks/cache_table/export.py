@@ -12,21 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from thrifty.errors import CheckpointError
+from thrifty.models.huggingface import llama_name
 from thrifty.models.loading import load
 from thrifty.models.model import Model
-
-PARTS = {
-    "attention.query": "self_attn.q_proj",
-    "attention.key": "self_attn.k_proj",
-    "attention.value": "self_attn.v_proj",
-    "attention.output": "self_attn.o_proj",
-    "attention_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-    "mlp.gate": "mlp.gate_proj",
-    "mlp.up": "mlp.up_proj",
-    "mlp.down": "mlp.down_proj",
-}
-OUTSIDE = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
 
 
 def exported(model: str, folder: Path) -> Path:
@@ -51,7 +39,7 @@ def write(model: Model, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config(model)))
     tensors = {}
     for name, value in model.decoder.state_dict().items():
-        tensors[_renamed(name)] = value.to(torch.bfloat16).contiguous()
+        tensors[llama_name(name)] = value.to(torch.bfloat16).contiguous()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     model.tokenizer.backend.save(str(folder / "tokenizer.json"))
     settings = model.tokenizer.settings
@@ -104,12 +92,3 @@ def config(model: Model) -> dict[str, Any]:
         "eos_token_id": list(own.eos_ids) or None,
         "torch_dtype": "bfloat16",
     }
-
-
-def _renamed(name: str) -> str:
-    """A parameter's name in a Llama of transformers."""
-    path, _, leaf = name.rpartition(".")
-    if path in OUTSIDE:
-        return f"{OUTSIDE[path]}.{leaf}"
-    _, index, part = path.split(".", 2)
-    return f"model.layers.{index}.{PARTS[part]}.{leaf}"

@@ -10,22 +10,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from thrifty.models.decoder import Decoder
+from thrifty.models.huggingface import llama_name
 from training.recall.network import Shape
 from training.recall.vocabulary import BEGIN, END, UNKNOWN
-
-NAMES = {
-    "embedding": "model.embed_tokens",
-    "final_norm": "model.norm",
-    "attention.query": "self_attn.q_proj",
-    "attention.key": "self_attn.k_proj",
-    "attention.value": "self_attn.v_proj",
-    "attention.output": "self_attn.o_proj",
-    "attention_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-    "mlp.gate": "mlp.gate_proj",
-    "mlp.up": "mlp.up_proj",
-    "mlp.down": "mlp.down_proj",
-}
 
 
 def export(decoder: Decoder, shape: Shape, tokenizer: Tokenizer, folder: Path) -> None:
@@ -36,16 +23,8 @@ def export(decoder: Decoder, shape: Shape, tokenizer: Tokenizer, folder: Path) -
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
     (folder / "config.json").write_text(json.dumps(_config(shape), indent=1) + "\n")
-    tensors = {_name(name): value.detach().to(torch.bfloat16) for name, value in decoder.named_parameters()}
+    tensors = {llama_name(name): value.detach().to(torch.bfloat16) for name, value in decoder.named_parameters()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _name(name: str) -> str:
-    path = name.removesuffix(".weight")
-    if not path.startswith("layers."):
-        return f"{NAMES[path]}.weight"
-    _, layer, inner = path.split(".", 2)
-    return f"model.layers.{layer}.{NAMES[inner]}.weight"
 
 
 def _config(shape: Shape) -> dict[str, object]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from thrifty.evaluation.tasks import _lists, recall
+from thrifty.evaluation.tasks import _lists, recall, tracing
 from thrifty.evaluation.tasks._haystack import NAMES
 from thrifty.evaluation.text import prose
 
@@ -18,10 +18,6 @@ SIZE = 2048
 # A word, a digit or a sign, each with the space before it; a line break alone.
 PIECE = rf"\n|{SPACE}?[A-Za-z]+(?:'[a-z]+)?|{SPACE}?[^A-Za-z\n{SPACE}]|{SPACE}"
 SIGNS = ".,;:?!()'\"-/&%$"
-TRACING = (  # the words of the task `tracing`
-    "The secret number of Lisbon is that of Oslo. Which cities have the secret number 1? "
-    "The cities with the secret number 1 are"
-)
 
 
 def pieces(text: str) -> list[str]:
@@ -31,7 +27,8 @@ def pieces(text: str) -> list[str]:
 
 def templates() -> Iterator[str]:
     """Text with every word of the tasks, as it stands behind a space or at the beginning of a line."""
-    texts = [recall.NEEDLE, recall.QUESTION, recall.LEAD, _lists.QUESTION, _lists.LEAD, TRACING]
+    texts = [recall.NEEDLE, recall.QUESTION, recall.LEAD, _lists.QUESTION, _lists.LEAD]
+    texts += [tracing.LINK, tracing.QUESTION, tracing.LEAD]
     texts += [_lists.QUESTION_MANY, _lists.LEAD_MANY, *NAMES, *_lists.WORDS, *"0123456789", *SIGNS]
     texts += ["one", "two", "three", "four", "five", "six", "seven", "eight"]
     for text in texts:

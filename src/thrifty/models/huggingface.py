@@ -53,6 +53,7 @@ _MLP = {
     "mlp.shared_expert.down_proj": "mlp.shared.down",
     "mlp.shared_expert_gate": "mlp.shared_gate",
 }
+_OUTSIDE = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
 _EXPERT = re.compile(r"(?:mlp|block_sparse_moe)\.experts\.(\d{1,4})\.(\w+)")
 _EXPERT_PARTS = {
     "gate_proj": "gate",
@@ -277,6 +278,18 @@ def _check_index(directory: Path, entries: Mapping[str, TensorEntry]) -> None:
     for tensor, name in _weight_map(directory).items():
         if tensor not in entries or entries[tensor].path.name != name:
             raise CheckpointError(f"{directory / INDEX}: tensor {tensor!r:.120} is not in {name!r}.")
+
+
+def llama_name(parameter: str) -> str:
+    """What a plain Llama of transformers calls a decoder's parameter, such as `layers.0.mlp.gate.weight`: the inverse
+    of what is read here.
+    """
+    path, _, leaf = parameter.rpartition(".")
+    if path in _OUTSIDE:
+        return f"{_OUTSIDE[path]}.{leaf}"
+    _, layer, part = path.split(".", 2)
+    inner = next(name for name, ours in (_ATTENTION | _NORMS | _MLP).items() if ours == part)
+    return f"model.layers.{layer}.{inner}.{leaf}"
 
 
 def _weight(name: str, tensor: Tensor, origin: str, dtype: torch.dtype | None) -> Weight:
