@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.cache_table.questions import SPEED
 from benchmarks.cache_table.rows import KVPRESS, Row
+from benchmarks.cache_table.sections import Section
 
 Parts = Mapping[str, Mapping[str, Any]]
 Found = Mapping[str, Parts]
@@ -14,13 +15,13 @@ Found = Mapping[str, Parts]
 
 HEAD = """# KV-cache techniques, measured
 
-Made by `{command}`; do not edit. {model}, {threads} threads, {machine}, {date}.
+Made by `make kv-cache`; do not edit. {threads} threads, {machine}, {date}.
 
 Every technique of the registry at several budgets, the uncompressed cache first, and
 [kvpress](https://github.com/NVIDIA/kvpress) {version} on the same weights, the same token ids and the same questions,
-in transformers and bf16; each with its own defaults. Both compress a prompt of {length} tokens and then answer {items}
-questions a task ([evaluation.md](evaluation.md) says what is asked); KL and top-1 are against the same engine's
-uncompressed model on prose. Cache, speed and memory are those of a prompt of {context} tokens{speed}.
+in transformers and bf16; each with its own defaults. Both compress a prompt and then answer questions about it
+([evaluation.md](evaluation.md) says what is asked); KL and top-1 are against the same engine's uncompressed model on
+prose.
 
 - **budget**: the share of the prompt that a technique is told to keep, or bits, or nothing where its defaults ran.
 - **cache**: bytes that the ledger holds for the sequence after the timed tokens, and their share of Thrifty's full
@@ -29,14 +30,25 @@ uncompressed model on prose. Cache, speed and memory are those of a prompt of {c
   the process grew meanwhile, which is what both have.
 """
 
+SECTION = """## {section.model}
 
-def page(rows: Sequence[Row], tasks: Sequence[str], found: Found, facts: Mapping[str, Any]) -> str:
-    """The whole page as Markdown."""
-    speed = "" if facts["context"] else " (left out in this run)"
-    lines = [HEAD.format(**facts, speed=speed), *table(rows, tasks, found), ""]
+Prompts of {section.length} tokens, {section.items} questions a task; {speed}.
+"""
+
+
+def page(facts: Mapping[str, Any], texts: Iterable[str]) -> str:
+    """The whole page as Markdown, of its sections' texts."""
+    return "\n".join((HEAD.format(**facts), *texts))
+
+
+def page_of(section: Section, rows: Sequence[Row], tasks: Sequence[str], found: Found) -> str:
+    """One model's part of the page."""
+    timed = f"cache, speed and memory are those of a prompt of {section.context} tokens"
+    speed = timed if section.context else "cache, speed and memory were not measured"
+    lines = [SECTION.format(section=section, speed=speed), *table(rows, tasks, found), ""]
     failed = list(reasons(rows, found))
     if failed:
-        lines += ["## What could not be measured", "", *failed, ""]
+        lines += ["What could not be measured:", "", *failed, ""]
     return "\n".join(lines)
 
 

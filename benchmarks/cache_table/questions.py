@@ -17,7 +17,8 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Questions:
-    """items: by the task's label. context, steps: prompt and decoded tokens of the speed measurement."""
+    """items: by the task's label. context, steps: prompt and decoded tokens of the speed measurement; no context, no
+    such part."""
 
     tasks: dict[str, Task]
     items: dict[str, list[Item]]
@@ -26,8 +27,8 @@ class Questions:
 
     @property
     def parts(self) -> list[str]:
-        """What a row is made of, quick things first."""
-        return [*self.tasks, SPEED]
+        """What a row is made of: what any machine answers alike first, what must have the machine to itself last."""
+        return [*self.tasks, *([SPEED] if self.context else [])]
 
 
 def questions(tokenizer: Any, names: Sequence[str], length: int, items: int, context: int, steps: int) -> Questions:

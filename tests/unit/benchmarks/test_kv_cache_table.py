@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -9,9 +11,10 @@ import pytest
 import torch
 from benchmarks.cache_table import program, rows
 from benchmarks.cache_table.export import exported, write
-from benchmarks.cache_table.page import page, reasons, table
+from benchmarks.cache_table.page import page, page_of, reasons, table
 from benchmarks.cache_table.questions import questions
 from benchmarks.cache_table.rows import THRIFTY, Row
+from benchmarks.cache_table.sections import SECTIONS, Section, sections
 from tests.checkpoint import write_checkpoint
 from tests.tiny import ByteTokenizer, tiny_model
 
@@ -81,9 +84,18 @@ def test_the_table_has_a_line_a_row_and_failures_say_why() -> None:
     assert lines[3] == "| snapkv | 0.25 | Thrifty | 1.0 MB (25.0%) | 0.50 | 0.1234 | 0.750 | – | – | – |"
     assert lines[4].startswith("| snapkv | 0.25 | kvpress |") and lines[5].startswith("| new |")
     assert list(reasons(asked, FIGURES)) == ["- kvpress snapkv 0.25 (recall, kl): WorkerError: gone"]
-    facts = dict.fromkeys(("command", "model", "threads", "machine", "date", "version", "length", "items"), "x")
-    text = page(asked, ["recall", "kl"], FIGURES, {**facts, "context": 6000})
-    assert "## What could not be measured" in text and "a prompt of 6000 tokens." in text
+    text = page_of(Section("some-model", context=6000), asked, ["recall", "kl"], FIGURES)
+    assert text.startswith("## some-model") and "a prompt of 6000 tokens." in text
+    assert "What could not be measured" in text and text.splitlines()[4:6] == lines[:2]
+    whole = page(dict.fromkeys(("threads", "machine", "date", "version"), "x"), [text, "the other"])
+    assert text in whole and whole.endswith("the other")
+
+
+def test_what_the_command_line_leaves_open_is_the_models_own() -> None:
+    assert sections(program.parse([])) == list(SECTIONS)
+    (own,) = sections(program.parse(["--model", SECTIONS[0].model, "--items", "2"]))
+    assert own == dataclasses.replace(SECTIONS[0], items=2)
+    assert sections(program.parse(["--model", "other", "--context", "0"])) == [Section("other", context=0)]
 
 
 def test_a_failing_technique_is_a_row_and_nothing_is_measured_twice(tmp_path: Path) -> None:
@@ -96,7 +108,7 @@ def test_a_failing_technique_is_a_row_and_nothing_is_measured_twice(tmp_path: Pa
     work = [(Row(THRIFTY, "bad", ""), "recall"), (Row(THRIFTY, "good", ""), "recall")]
     path = tmp_path / "state.jsonl"
     with Journal(path, {"items": 1}, what="KV-cache table", remedy="") as held:
-        program.run(measure, work, found, held)
+        program.run(measure, work, functools.partial(program.keep, held, {}, found))
     assert found["Thrifty bad"]["recall"] == {"error": "MeasurementError: nothing was compressed"}
     assert found["Thrifty good"]["recall"] == {"score": 0.5}
     with Journal(path, {"items": 1}, what="KV-cache table", remedy="") as held:
@@ -108,7 +120,7 @@ def test_a_run_writes_the_page_and_goes_on(
 ) -> None:
     words = ["--model", str(checkpoint), "--techniques", "snapkv", "--budgets", "0.5", "--items", "1", "--no-peer"]
     words += ["--length", "300", "--context", "400", "--threads", "1", "--tasks", "recall,kl:scored=8", "--json"]
-    words += ["--page", str(tmp_path / "page.md"), "--state", str(tmp_path / "state.jsonl")]
+    words += ["--page", str(tmp_path / "page.md"), "--state", str(tmp_path / "state")]
     assert program.main(words) == 0
     document = json.loads(capsys.readouterr().out)
     full, half = document["rows"]["Thrifty full"], document["rows"]["Thrifty snapkv 0.5"]
@@ -118,6 +130,22 @@ def test_a_run_writes_the_page_and_goes_on(
     assert program.main(words) == 0
     assert json.loads(capsys.readouterr().out) == document
     assert "| snapkv | 0.5 | Thrifty |" in (tmp_path / "page.md").read_text()
+
+
+def test_speed_is_of_its_context_and_the_rest_is_not_asked_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--model", str(checkpoint), "--techniques", "full", "--items", "1", "--no-peer", "--length", "300"]
+    words += ["--threads", "1", "--tasks", "recall", "--json", "--page", str(tmp_path / "page.md")]
+    words += ["--state", str(tmp_path / "state")]
+    done: list[list[str]] = []
+    real = program.run
+    monkeypatch.setattr(
+        program, "run", lambda measure, work, add: (done.append([p for _, p in work]), real(measure, work, add))
+    )
+    for context in ("0", "300", "300", "350"):
+        assert program.main([*words, "--context", context]) == 0
+    assert done == [["recall"], ["speed"], ["speed"]]
 
 
 def test_without_kvpress_its_rows_say_so(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +162,7 @@ def test_without_kvpress_its_rows_say_so(checkpoint: Path, tmp_path: Path, capsy
         "0",
     ]
     words += ["--length", "300", "--threads", "1", "--tasks", "recall", "--json", "--python", str(tmp_path / "python")]
-    words += ["--page", str(tmp_path / "page.md"), "--state", str(tmp_path / "state.jsonl")]
+    words += ["--page", str(tmp_path / "page.md"), "--state", str(tmp_path / "state")]
     assert program.main(words) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["rows"]["kvpress keydiff 0.5"]["recall"]["error"].endswith("python is missing: make kvpress")

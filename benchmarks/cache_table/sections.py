@@ -1,0 +1,42 @@
+"""What each model of the page is asked, unless the command line says otherwise."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+
+TASKS = "recall,recall:mode=aware,recall-many,multi-turn,multi-request,tracing,kl"
+
+
+@dataclass(frozen=True)
+class Section:
+    """length: tokens of a question's context. items: questions a task. budgets: shares of the prompt that are kept.
+    context: tokens before speed is measured; 0 leaves it out."""
+
+    model: str
+    length: int = 1024
+    items: int = 12
+    budgets: str = "0.5,0.25,0.125"
+    tasks: str = TASKS
+    context: int = 6000
+
+
+SECTIONS = (
+    Section("recall-2m", length=2048, context=2048),
+    Section("smollm2-135m", length=512, items=8, budgets="0.5,0.25", tasks="recall,recall:mode=aware,multi-turn,kl"),
+)
+"""The recall model answers what it is asked, so that it tells techniques apart; speed and memory are those of a model
+that is not made of overhead."""
+
+
+def sections(options: argparse.Namespace) -> list[Section]:
+    """Those of the command line's models, all where it names none, with what else it says in place of their own."""
+    known = {section.model: section for section in SECTIONS}
+    models = options.model or list(known)
+    given = {
+        field.name: value
+        for field in dataclasses.fields(Section)
+        if field.name != "model" and (value := getattr(options, field.name)) is not None
+    }
+    return [dataclasses.replace(known.get(model, Section(model)), **given) for model in models]
