@@ -7,10 +7,13 @@ import statistics
 from benchmarks.cache_table.questions import SPEED, Figures, Questions
 from benchmarks.cache_table.rows import Row, Table
 
+from thrifty import registry
 from thrifty.engine.engine import Engine
 from thrifty.evaluation import memory, speed
+from thrifty.evaluation.head_probe import probe
 from thrifty.evaluation.scoring import score
 from thrifty.evaluation.tasks.kl import Divergence
+from thrifty.models.head_scores import find, save
 from thrifty.models.model import Model
 
 
@@ -23,6 +26,7 @@ class Own:
 
     def measure(self, row: Row, part: str) -> Figures:
         """The figures of one part of a row. Raises what the engine raises, or MeasurementError."""
+        self._score_heads(row)
         if part == SPEED:
             return self._speed(row.tables(self.questions.context))
         task, items = self.questions.tasks[part], self.questions.items[part]
@@ -35,6 +39,13 @@ class Own:
     def close(self) -> None:
         """Give everything back."""
         self.engine.close()
+
+    def _score_heads(self, row: Row) -> None:
+        """Measure and save the scores of heads that a row needs and the model has not."""
+        for table in row.tables(self.questions.context or 1):
+            kind = getattr(registry.build("cache", table), "kind", None)
+            if kind is not None and find(self.engine.model, kind) is None:
+                save(self.engine.model, probe(self.engine, kind))
 
     def _speed(self, tables: list[Table]) -> Figures:
         """kept: bytes of the sequence's segments at the end. peak: the ledger's while it runs, above what is held
