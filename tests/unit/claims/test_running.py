@@ -135,7 +135,7 @@ SMALL = {
     "snapkv": {"LONGEST": 640, "STEPS": 8, "ASKED": 3},
     "pyramidkv": RIVALS,
     "headkv": RIVALS,
-    "headkv-r2": RIVALS,
+    "headkv-r2": {"QUESTION": 300, "ASKED": 2, "SHARE": 0.1},
 }
 
 

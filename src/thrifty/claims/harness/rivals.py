@@ -20,13 +20,13 @@ ASKED, QUESTION = 12, 480  # small models recall a key reliably up to about 0.5k
 PREFIX, SCORED, PARTS = 1024, 192, 2
 
 
-def recalls(context: Context, rivals: Mapping[str, Tables]) -> Figures:
-    """`NAME_recall` of each: the share of keys told in ~480 tokens of prose that greedy answers hold."""
-    length = min(QUESTION, context.length - 64)
-    questions = needles(context.model.tokenizer, length, ASKED)
-    figures: Figures = {"asked": ASKED, "question": length}
+def recalls(context: Context, rivals: Mapping[str, Tables], question: int = QUESTION, asked: int = ASKED) -> Figures:
+    """`NAME_recall` of each: the share of `asked` keys told in ~`question` tokens of prose that greedy answers hold."""
+    length = min(question, context.length - 64)
+    questions = needles(context.model.tokenizer, length, asked)
+    figures: Figures = {"asked": asked, "question": length}
     for name, tables in rivals.items():
-        context.say(f"recall of {ASKED} keys, {name}")
+        context.say(f"recall of {asked} keys, {name}")
         found = recalled(context.engine, questions, tables)
         figures[f"{name}_recall"] = sum(found) / len(found)
     return figures
