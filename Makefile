@@ -20,7 +20,7 @@ test: $(VENV)/.ready
 	$(TESTS) -n $(WORKERS) -m "not slow"
 
 unit: $(VENV)/.ready
-	$(TESTS) -n $(WORKERS) -m "not slow and not model"
+	$(TESTS) -n $(WORKERS) -m "not slow and not model and not long"
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check src tests training benchmarks docs

@@ -105,6 +105,7 @@ def test_fit_measures_writes_and_answers(thrifty: Callable[..., Any], checkpoint
     assert Recipe.load(out) == Recipe()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few_candidates")
 def test_fit_tells_all_that_a_report_needs(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
     words = ("fit", checkpoint, "--memory", "1GB", *FIT, "-o", tmp_path / "r.toml", "--json", "--prompt", "Hello")
@@ -132,6 +133,7 @@ def test_fit_tells_all_that_a_report_needs(thrifty: Callable[..., Any], checkpoi
     assert all(row["recipe"].split("(")[0] in page for row in report["candidates"])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few_candidates")
 def test_fit_writes_a_recipe_that_drives_run_and_bench(
     thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path
@@ -190,6 +192,7 @@ def test_fit_keeps_the_best_so_far_where_its_state_cannot_be_written(
     assert other.code == 1 and "items = 1; this run has 2" in other.message
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few_candidates")
 def test_fit_writes_a_report(
     thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -203,6 +206,7 @@ def test_fit_writes_a_report(
     assert path.read_text() == "<p>as shipped</p>"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few_candidates")
 def test_fit_takes_a_recipe_of_the_user_along(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"

@@ -149,6 +149,7 @@ def test_an_empty_budget_is_refused(model: Model, memory: int) -> None:
         Question(model, memory, CONTEXT)
 
 
+@pytest.mark.long
 def test_the_whole_space_runs_on_the_tiny_model(model: Model) -> None:
     fit = Fit(Question(model, LOOSE, CONTEXT, prefix=1024, scored=8, threads=1, items=1))
     list(fit.rows())
@@ -240,6 +241,7 @@ def test_a_latency_that_no_run_reaches_is_explained(model: Model, monkeypatch: p
     assert why_nothing(fit).endswith("took 500ms, 100ms more. It would do with --latency 510ms")
 
 
+@pytest.mark.long
 def test_a_recovery_that_nothing_reaches_is_explained(
     model: Model, loose: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,7 @@ def test_two_processes_at_once_both_end_well(file: Path, cache: Path) -> None:
     assert_same(state(open_converted(content_key([file]), refuse)), state(GGUFSource(file)))
 
 
+@pytest.mark.long
 def test_killed_at_twenty_moments_the_next_start_works(file: Path, cache: Path) -> None:
     expected = state(GGUFSource(file))
     for _ in killing.random_kills(lambda: convert(file), lambda: shutil.rmtree(cache, ignore_errors=True), seed=0):

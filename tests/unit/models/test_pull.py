@@ -179,6 +179,7 @@ def fake_pip(monkeypatch: pytest.MonkeyPatch, wheels: Path, seconds: float) -> N
     monkeypatch.setattr(pulling, "_run", run)
 
 
+@pytest.mark.long
 def test_killed_at_twenty_moments_the_next_start_works(
     wheels: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

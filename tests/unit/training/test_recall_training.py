@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch.nn.functional import scaled_dot_product_attention
 
 from thrifty.evaluation.tasks import _lists, recall
@@ -29,21 +31,26 @@ SETTINGS = Settings(steps=8, warm_up=2, decay=3, shape=SMALL, plan=Plan(STAGES, 
 
 @pytest.fixture(scope="module")
 def writer() -> Writer:
-    return Writer(build_tokenizer())
+    return Writer(tokenizer())
 
 
-def text_of(writer: Writer, tokens: list[int]) -> str:
-    return build_tokenizer().decode(tokens, skip_special_tokens=True)
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return build_tokenizer()
 
 
-def answers_of(writer: Writer, example: Example) -> list[tuple[str, str]]:
+def text_of(tokens: list[int]) -> str:
+    return tokenizer().decode(tokens, skip_special_tokens=True)
+
+
+def answers_of(example: Example) -> list[tuple[str, str]]:
     """(all text before an answer, the answer)."""
     found = []
     for number in range(example.count):
         places = [place for place, one in enumerate(example.answers) if one == number]
         if places:
-            before = text_of(writer, example.tokens[: places[0]])
-            found.append((before, text_of(writer, example.tokens[places[0] : places[-1] + 1])))
+            before = text_of(example.tokens[: places[0]])
+            found.append((before, text_of(example.tokens[places[0] : places[-1] + 1])))
     return found
 
 
@@ -52,7 +59,7 @@ def test_a_recall_example_asks_for_what_its_context_told(writer: Writer, length:
     for seed in range(20):
         example = writer.write("recall", random.Random(seed), length, 12)
         assert length - 40 < len(example.tokens) <= length
-        found = answers_of(writer, example)
+        found = answers_of(example)
         assert len(found) >= 2
         for before, answer in found:
             lead = before.rsplit("\n", 1)[1]
@@ -64,7 +71,7 @@ def test_a_recall_example_asks_for_what_its_context_told(writer: Writer, length:
 @pytest.mark.parametrize("seed", range(6))
 def test_the_answer_of_an_aggregation_is_the_commonest_words(writer: Writer, seed: int) -> None:
     example = writer.write("aggregation", random.Random(seed), 256, 1)
-    ((before, answer),) = answers_of(writer, example)
+    ((before, answer),) = answers_of(example)
     words = [one.strip(",.") for one in before.split("\n")[0].split()]
     named = answer.strip().rstrip(".").split(", ")
     ranked = sorted(set(words), key=words.count)
@@ -75,7 +82,7 @@ def test_the_answer_of_an_aggregation_is_the_commonest_words(writer: Writer, see
 
 def test_tracing_names_the_cities_that_hand_the_number_on(writer: Writer) -> None:
     example = writer.write("tracing", random.Random(5), 512, 16)
-    found = answers_of(writer, example)
+    found = answers_of(example)
     assert found
     for before, answer in found:
         number = before.rsplit("secret number ", 1)[1].split()[0]
