@@ -178,7 +178,8 @@ class Fit:
         groups = list(grouped(order))
         self.workshop.spent += sum(self.workshop.loading_seconds(group[0]) for group in groups)
         for place, group in enumerate(groups):
-            in_time = partial(self._goes_on, rung, self._deadline(rung, 1 / (len(groups) - place)))
+            share = len(group) / sum(len(one) for one in groups[place:])
+            in_time = partial(self._goes_on, rung, self._deadline(rung, share))
             done = 0
             for candidate, values in self.workshop.measure(group, rung, in_time):
                 done += 1

@@ -316,6 +316,14 @@ def test_a_seed_means_the_same_search(model: Model, loose: Fit) -> None:
     assert [(row.kl, row.rung) for row in again.measured] == [(row.kl, row.rung) for row in loose.measured]
 
 
+def test_weights_with_more_candidates_get_more_of_a_rungs_time(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, float]] = []
+    monkeypatch.setattr(Fit, "_deadline", lambda self, rung, part: asked.append((rung.index, part)) or float("inf"))
+    fit = fitted(model, LOOSE, candidates()[:5])
+    next(iter(fit.rows()))
+    assert asked == [(fit.rungs[0].index, 3 / 5)], "three share the weights as shipped, two are rounded"
+
+
 def test_time_that_is_short_still_gives_an_answer(model: Model) -> None:
     fit = fitted(model, LOOSE, minutes=1e-6)
     rows = list(fit.rows())
