@@ -32,7 +32,7 @@ prose.
 
 SECTION = """## {section.model}
 
-Prompts of {section.length} tokens, {section.items} questions a task; {speed}.
+Prompts of {section.length} tokens, {section.items} questions a task; {speed}.{options}
 """
 
 
@@ -45,7 +45,8 @@ def page_of(section: Section, rows: Sequence[Row], tasks: Sequence[str], found: 
     """One model's part of the page."""
     timed = f"cache, speed and memory are those of a prompt of {section.context} tokens"
     speed = timed if section.context else "cache, speed and memory were not measured"
-    lines = [SECTION.format(section=section, speed=speed), *table(rows, tasks, found), ""]
+    options = "".join(f" `{name}` has {_words(own)} here." for name, own in section.options.items())
+    lines = [SECTION.format(section=section, speed=speed, options=options), *table(rows, tasks, found), ""]
     failed = list(reasons(rows, found))
     if failed:
         lines += ["What could not be measured:", "", *failed, ""]
@@ -76,6 +77,10 @@ def reasons(rows: Sequence[Row], found: Found) -> Iterable[str]:
                 by_reason.setdefault(figures["error"], []).append(part)
         for reason, parts in by_reason.items():
             yield f"- {row.label} ({', '.join(parts)}): {reason}"
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in options.items())
 
 
 def _heads(tasks: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@
     .venv/bin/python benchmarks/kv_cache_table.py --model recall-2m --techniques snapkv,kivi --budgets 0.25 --items 2
 
 Every figure is on disk when it is made, and the same command goes on there. A technique that fails is a row with its
-reason. The page first, one line of JSON for each model last.
+reason, and is tried again. The page first, one line of JSON for each model last.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def chosen(options: argparse.Namespace, section: Section) -> list[Row]:
     if unknown:
         raise SystemExit(f"neither Thrifty nor kvpress has {', '.join(unknown)}; Thrifty has {', '.join(registered)}")
     peers = rows_of.kvpress_rows(names if options.techniques else list(rows_of.PRESSES), shares) if options.peer else []
-    return [*rows_of.thrifty_rows(own, shares), *rows_of.recipe_rows(options.recipe), *peers]
+    return [*rows_of.thrifty_rows(own, shares, section.options), *rows_of.recipe_rows(options.recipe), *peers]
 
 
 def measured(
@@ -95,7 +95,7 @@ def measured(
     with Journal(path, settings(section, model), what="KV-cache table", remedy=REMEDY, fresh=options.fresh) as held:
         conditions = {"context": section.context, "threads": options.threads or cores()}
         for _, line in held.lines:
-            if line.get("conditions", conditions) == conditions:
+            if line.get("conditions", conditions) == conditions and "error" not in line["figures"]:
                 found.setdefault(line["row"], {})[line["part"]] = line["figures"]
         add = functools.partial(keep, held, conditions, found)
         try:

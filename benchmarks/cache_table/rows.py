@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,20 @@ class Row:
         return f"{self.engine} {self.technique} {self.budget}".strip()
 
 
-def thrifty_rows(names: Sequence[str], shares: Sequence[float]) -> list[Row]:
-    """The uncompressed cache first, then every technique in the order of `names` at every share of the prompt."""
+def thrifty_rows(
+    names: Sequence[str], shares: Sequence[float], options: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Row]:
+    """The uncompressed cache first, then every technique in the order of `names` at every share of the prompt, with
+    `options` by its name beside its defaults.
+    """
     found = [Row(THRIFTY, "full", "")]
     for name in names:
-        found += [row for row in _rows(name, shares) if name != "full"]
+        found += [_with(row, (options or {}).get(name, {})) for row in _rows(name, shares) if name != "full"]
     return found
+
+
+def _with(row: Row, options: Mapping[str, Any]) -> Row:
+    return dataclasses.replace(row, tables=lambda length: [{**table, **options} for table in row.tables(length)])
 
 
 def recipe_rows(paths: Sequence[Path]) -> list[Row]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 TASKS = "recall,recall:mode=aware,recall-many,multi-turn,multi-request,tracing,kl"
 
@@ -12,7 +14,9 @@ TASKS = "recall,recall:mode=aware,recall-many,multi-turn,multi-request,tracing,k
 @dataclass(frozen=True)
 class Section:
     """length: tokens of a question's context. items: questions a task. budgets: shares of the prompt that are kept.
-    context: tokens before speed is measured; 0 leaves it out."""
+    context: tokens before speed is measured; 0 leaves it out. options: of techniques that cannot have their
+    defaults here.
+    """
 
     model: str
     length: int = 1024
@@ -20,10 +24,11 @@ class Section:
     budgets: str = "0.5,0.25,0.125"
     tasks: str = TASKS
     context: int = 6000
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 SECTIONS = (
-    Section("recall-2m", length=2048, context=2048),
+    Section("recall-2m", length=2048, context=2048, options={"kvmerger": {"first": 0, "last": 0}}),
     Section("smollm2-135m", length=512, items=8, budgets="0.5,0.25", tasks="recall,recall:mode=aware,multi-turn,kl"),
 )
 """The recall model answers what it is asked, so that it tells techniques apart; speed and memory are those of a model
@@ -35,8 +40,8 @@ def sections(options: argparse.Namespace) -> list[Section]:
     known = {section.model: section for section in SECTIONS}
     models = options.model or list(known)
     given = {
-        field.name: value
-        for field in dataclasses.fields(Section)
-        if field.name != "model" and (value := getattr(options, field.name)) is not None
+        one.name: value
+        for one in dataclasses.fields(Section)
+        if one.name not in ("model", "options") and (value := getattr(options, one.name)) is not None
     }
     return [dataclasses.replace(known.get(model, Section(model)), **given) for model in models]

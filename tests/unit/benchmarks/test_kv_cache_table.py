@@ -51,6 +51,14 @@ def test_budgets_are_the_techniques_own() -> None:
     assert [found[f"Thrifty kivi {bits} bits"][0]["bits"] for bits in (8, 4, 2)] == [8, 4, 2]
 
 
+def test_a_sections_options_stand_beside_the_budget_and_on_the_page() -> None:
+    section = Section("some", options={"kvmerger": {"first": 0, "last": 3}})
+    found = {row.label: row.tables(1000) for row in rows.thrifty_rows(["kvmerger", "h2o"], [0.5], section.options)}
+    assert found["Thrifty kvmerger 0.5"] == [{"technique": "kvmerger", "keep": 0.5, "first": 0, "last": 3}]
+    assert found["Thrifty h2o 0.5"] == [{"technique": "h2o", "keep": 0.5}]
+    assert "`kvmerger` has first = 0, last = 3 here." in page_of(section, [], [], {})
+
+
 def test_a_recipe_is_a_row(tmp_path: Path) -> None:
     path = tmp_path / "both.toml"
     path.write_text('[[cache]]\ntechnique = "snapkv"\nkeep = 0.5\n[[cache]]\ntechnique = "kivi"\nbits = 2\n')
