@@ -59,6 +59,15 @@ class Tail:
         """Every group's first page, no longer in the tail; the caller owns the references and counts the rows."""
         return [(group, pages.pop(0)) for group, pages in zip(self.groups, self.pages, strict=True)]
 
+    def copy_from(self, other: Tail, length: int) -> None:
+        """The committed rows of another sequence's tail, copied into a page of its own. Raises BudgetError."""
+        if other.rows:
+            self.open(1, length)
+            for mine, theirs in zip(self.pages, other.pages, strict=True):
+                mine[0].copy_from(theirs[0])
+        self.rows = other.rows
+        self.number(length)
+
     def close(self) -> None:
         """Give all pages back."""
         for pages in self.pages:
