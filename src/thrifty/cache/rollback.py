@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from thrifty.cache.evicting import keep
 from thrifty.cache.segment import Span
 from thrifty.cache.view import LayerView
 from thrifty.errors import PromptError
@@ -71,7 +72,7 @@ def _trim(sequence: SequenceCache, layer: int, length: int) -> None:
         view = LayerView(sequence.model.layer(layer, length), spans)
         heads = range(sequence.model.kv_heads)
         kept = [torch.nonzero(view.positions(head) < length).flatten() for head in heads]
-        sequence.spans[layer] = sequence.editor.keep(layer, spans, kept)
+        sequence.spans[layer] = keep(sequence.builder, layer, spans, kept)
 
 
 def _reopen(sequence: SequenceCache) -> None:

@@ -37,7 +37,7 @@ def keep_window(sequence: SequenceCache, layer: int, n: int) -> None:
     unseen = n - (sequence.model.windows[layer] or 0) + 1  # negative where a prefix hit is still seen
     if n > PAGE:
         scratch = sequence.spans[layer].pop()
-        sequence.spans[layer] += sequence.editor.pages(layer, scratch, max(0, unseen) // PAGE * PAGE)
+        sequence.spans[layer] += sequence.builder.pages(layer, scratch, max(0, unseen) // PAGE * PAGE)
     _drop_before(sequence, layer, sequence.length + unseen)
 
 

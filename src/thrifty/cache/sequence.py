@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from thrifty.cache import attending
+from thrifty.cache.builder import Builder
 from thrifty.cache.carry import carry_out
 from thrifty.cache.collector import Collector
-from thrifty.cache.editor import Editor
 from thrifty.cache.mirror import Mirror
 from thrifty.cache.open_rows import OpenRows
 from thrifty.cache.policy import CachePolicy, ModelInfo, Statistics, Stats, layer_major, rehearsing, wanted
@@ -88,7 +88,7 @@ class SequenceCache:
         self.rehearsals: Rehearsals | None = None
         self.statistics = wanted(self.policies, model) | (collect or Statistics())
         self.collector = Collector(self.statistics, model, tiers.ledger, reservation)
-        self.editor = Editor(tiers, model, reservation)
+        self.builder = Builder(tiers, model, reservation)
         self.global_layers = model.layers_with(None)
         self.spans: list[list[Span]] = [[] for _ in range(model.layers)]
         self.selected: dict[int, list[Selection]] = {}
@@ -467,7 +467,7 @@ class SequenceCache:
             self.selected[layer] = [Selection(slots, count) for slots, count in zip(indices, counts, strict=True)]
 
     def replace_spans(self, layer: int, spans: list[Span]) -> None:
-        """A layer's new spans, with their references; the old ones were released by the editor."""
+        """A layer's new spans, with their references; the old ones were released by the edit."""
         self.spans[layer] = spans
         self.mirror.drop()
 
