@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from thrifty.cache.policy import ModelInfo
+from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.segment import Segment, Span, bias_row
 from thrifty.cache.tiers import Tiers
 from thrifty.formats import kv, kv_batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from thrifty.cache.policy import ModelInfo
+from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.segment import Segment, Span
 from thrifty.formats.kv import FORMATS, PAGE
 from thrifty.kernels import dispatch

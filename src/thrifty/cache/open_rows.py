@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from thrifty.cache.policy import ModelInfo
+from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.segment import Segment
 from thrifty.cache.tail import Tail
 from thrifty.cache.tiers import Tiers

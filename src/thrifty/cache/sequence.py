@@ -34,15 +34,18 @@ from thrifty.cache import attending
 from thrifty.cache.builder import Builder
 from thrifty.cache.carry import carry_out
 from thrifty.cache.collector import Collector
+from thrifty.cache.composition import layer_major, rehearsing, wanted
 from thrifty.cache.mirror import Mirror
+from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.open_rows import OpenRows
-from thrifty.cache.policy import CachePolicy, ModelInfo, Statistics, Stats, layer_major, rehearsing, wanted
+from thrifty.cache.policy import CachePolicy
 from thrifty.cache.reading import Selection
 from thrifty.cache.rehearsal import Rehearsals
 from thrifty.cache.rollback import check, roll_back
 from thrifty.cache.schedule import Schedule
 from thrifty.cache.sealing import adopt, keep_window, roll
 from thrifty.cache.segment import Segment, Span
+from thrifty.cache.statistics import Statistics, Stats
 from thrifty.cache.sums import Accumulator
 from thrifty.cache.tail import Tail
 from thrifty.cache.view import LayerView

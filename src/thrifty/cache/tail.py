@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from thrifty.cache.policy import LayerGroup, ModelInfo
+from thrifty.cache.model_info import LayerGroup, ModelInfo
 from thrifty.cache.segment import Segment
 from thrifty.cache.tiers import Tiers
 from thrifty.formats.kv import PAGE

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from thrifty.cache.policy import CachePolicy, Footprint, ModelInfo, TokenClasses, layer_major, rehearsing
+from thrifty.cache.composition import layer_major, rehearsing
+from thrifty.cache.footprint import Footprint
+from thrifty.cache.model_info import ModelInfo, TokenClasses
+from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.engine.instruction import instruction
 from thrifty.engine.runner import Runner
