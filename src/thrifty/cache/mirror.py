@@ -11,7 +11,7 @@ from thrifty.formats.kv import FORMATS, PAGE
 from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
-    from thrifty.cache.sequence import SequenceCache
+    from thrifty.cache.sequence_slots import SequenceSlots
 
 CHUNK_PAGES = 4
 """Native attention splits at fixed chunks of 4 pages (256 slots), counted from the view's first page."""
@@ -37,9 +37,11 @@ class Mirror:
         self._model = model
         self._possible = True
 
-    def follow(self, sequence: SequenceCache) -> Any:
-        """The view, made where there is none; None where the sequence cannot have one as it is."""
-        if self.view is None and self._possible and _can_follow(sequence):
+    def follow(self, sequence: SequenceSlots, *, sums: bool) -> Any:
+        """The view, made where there is none; None where the sequence cannot have one as it is. sums: whether native
+        code is to collect column sums.
+        """
+        if self.view is None and self._possible and _can_follow(sequence, sums):
             view = native_view(self._model)
             self._possible = view is not None
             if view is not None:
@@ -53,14 +55,14 @@ class Mirror:
         """Let the view go, with the uncommitted rows that native code appended."""
         self.view = None
 
-    def hand_back(self, sequence: SequenceCache) -> None:
+    def hand_back(self, sequence: SequenceSlots) -> None:
         """Let the view go, but not the uncommitted rows that native code appended: a chunk may be half done."""
         if self.view is not None:
             found = {layer: self.uncommitted(sequence, layer) for layer in range(self._model.layers)}
             sequence.open_rows.pending = {layer: rows for layer, rows in found.items() if rows}
         self.view = None
 
-    def uncommitted(self, sequence: SequenceCache, layer: int) -> int:
+    def uncommitted(self, sequence: SequenceSlots, layer: int) -> int:
         """Rows of a layer that the view has and the sequence has not committed."""
         assert self.view is not None, "the native view was asked for"
         held = sum(span.tokens for span in sequence.spans[layer] if span.holds(0)) + sequence.tail.rows
@@ -78,7 +80,7 @@ class Mirror:
             for layer in range(self._model.layers):
                 self.view.truncate(layer, rows)
 
-    def rebuild(self, sequence: SequenceCache, layer: int) -> None:
+    def rebuild(self, sequence: SequenceSlots, layer: int) -> None:
         """Everything of one layer anew."""
         if self.view is not None:
             self._push_all(self.view, sequence, layer)
@@ -104,7 +106,7 @@ class Mirror:
             for head in range(self._model.kv_heads):
                 self.view.drop_front(layer, head, spans)
 
-    def _push_all(self, view: Any, sequence: SequenceCache, layer: int) -> None:
+    def _push_all(self, view: Any, sequence: SequenceSlots, layer: int) -> None:
         view.clear(layer, -1)
         spans = sequence.spans[layer]
         for head in range(self._model.kv_heads):
@@ -129,14 +131,14 @@ class Mirror:
         return first // PAGE if isinstance(first, int) else 0
 
 
-def _can_follow(sequence: SequenceCache) -> bool:
+def _can_follow(sequence: SequenceSlots, sums: bool) -> bool:
     """No selection, no segment on disk, and no column sums over slots with holes: native code has none of these."""
-    if sequence.selected or sequence.parked or (sequence.collector.sums_now and _has_holes(sequence)):
+    if sequence.selected or sequence.parked or (sums and _has_holes(sequence)):
         return False
     return all(segment.tier == "memory" for segment in sequence.segments())
 
 
-def _has_holes(sequence: SequenceCache) -> bool:
+def _has_holes(sequence: SequenceSlots) -> bool:
     return any(span.segment.parent is not None for layer in sequence.global_layers for span in sequence.spans[layer])
 
 

@@ -8,10 +8,10 @@ from thrifty.cache.segment import Span
 from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:
-    from thrifty.cache.sequence import SequenceCache
+    from thrifty.cache.sequence_slots import SequenceSlots
 
 
-def adopt(sequence: SequenceCache, rows: int) -> None:
+def adopt(sequence: SequenceSlots, rows: int) -> None:
     """Every group's first open page becomes a sealed span of `rows` slots of all its layers."""
     for group, page in sequence.tail.take():
         page.tokens = rows
@@ -22,7 +22,7 @@ def adopt(sequence: SequenceCache, rows: int) -> None:
     sequence.tail.rows -= rows
 
 
-def roll(sequence: SequenceCache) -> None:
+def roll(sequence: SequenceSlots) -> None:
     """Full open pages become sealed spans; windowed layers let go of pages that no later row can see."""
     while sequence.tail.rows >= PAGE:
         adopt(sequence, PAGE)
@@ -32,7 +32,7 @@ def roll(sequence: SequenceCache) -> None:
                 _drop_before(sequence, layer, sequence.length - group.window + 1)
 
 
-def keep_window(sequence: SequenceCache, layer: int, n: int) -> None:
+def keep_window(sequence: SequenceSlots, layer: int, n: int) -> None:
     """A windowed layer's prompt of n new rows: only whole pages that a later row can still see, each a segment."""
     unseen = n - (sequence.model.windows[layer] or 0) + 1  # negative where a prefix hit is still seen
     if n > PAGE:
@@ -41,7 +41,7 @@ def keep_window(sequence: SequenceCache, layer: int, n: int) -> None:
     _drop_before(sequence, layer, sequence.length + unseen)
 
 
-def _drop_before(sequence: SequenceCache, layer: int, position: int) -> None:
+def _drop_before(sequence: SequenceSlots, layer: int, position: int) -> None:
     """Drop the leading spans of a windowed layer whose tokens all lie before `position`."""
     spans = sequence.spans[layer]
     count = 0

@@ -1,4 +1,4 @@
-"""What one sequence holds: for every layer an ordered list of spans over segments, and an open tail.
+"""The cache of one sequence: its slots, the policies that act on them, and the phases that it goes through.
 
 The calls, as the engine makes them:
 
@@ -24,31 +24,25 @@ begin at the same tokens whatever the chunking, batch or prefix hit, so results 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from thrifty.cache import attending
-from thrifty.cache.builder import Builder
 from thrifty.cache.carry import carry_out
 from thrifty.cache.collector import Collector
 from thrifty.cache.composition import layer_major, rehearsing, wanted
-from thrifty.cache.mirror import Mirror
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.open_rows import OpenRows
 from thrifty.cache.policy import CachePolicy
-from thrifty.cache.reading import Selection
 from thrifty.cache.rehearsal import Rehearsals
 from thrifty.cache.rollback import check, roll_back
 from thrifty.cache.schedule import Schedule
-from thrifty.cache.sealing import adopt, keep_window, roll
-from thrifty.cache.segment import Segment, Span
+from thrifty.cache.sealing import keep_window, roll
+from thrifty.cache.segment import Span
+from thrifty.cache.sequence_slots import SequenceSlots
 from thrifty.cache.statistics import Statistics, Stats
 from thrifty.cache.sums import Accumulator
-from thrifty.cache.tail import Tail
-from thrifty.cache.view import LayerView
 from thrifty.errors import PromptError
 from thrifty.formats.kv import PAGE
 
@@ -57,10 +51,9 @@ if TYPE_CHECKING:
     from thrifty.storage.ledger import Reservation
 
 
-class SequenceCache:
+class SequenceCache(SequenceSlots):
     """The cache of one sequence. Made by `Cache.create` or `fork`; belongs to one thread at a time.
 
-    length: committed tokens, evicted ones included: the position of the next token.
     hit: tokens that came from the prefix tree (they count in `length`).
     layer_major: True where a policy changes the prompt, so that prefill must go layer by layer.
     statistics: what is collected for the policies (and for the tree, where `Cache.create` was told to).
@@ -77,65 +70,21 @@ class SequenceCache:
     ) -> None:
         """Made by `Cache.create`, which knows the prefix tree. reservation: promised bytes to draw from; it is
         released by `free`. collect: statistics beyond those that the policies want."""
-        self.model = model
-        self.tiers = tiers
         self.policies = tuple(policies)
-        self.reservation = reservation
-        self.length = 0
         self.hit = 0
-        self.prompt = 0
-        self.parked = False
-        self.last_used = 0
         self.layer_major = layer_major(self.policies)
         self.rehearses = rehearsing(self.policies)
         self.rehearsals: Rehearsals | None = None
         self.statistics = wanted(self.policies, model) | (collect or Statistics())
         self.collector = Collector(self.statistics, model, tiers.ledger, reservation)
-        self.builder = Builder(tiers, model, reservation)
-        self.global_layers = model.layers_with(None)
-        self.spans: list[list[Span]] = [[] for _ in range(model.layers)]
-        self.selected: dict[int, list[Selection]] = {}
-        self.tail = Tail(tiers, model, model.layer_groups(), reservation)
-        self.open_rows = OpenRows(tiers, model, self.tail, reservation)
-        self.mirror = Mirror(model)
         self.schedule = Schedule(self.policies)
         self._sealed: dict[int, int] = {}
-        self._freed = False
-        tiers.sequences.add(self)
+        super().__init__(tiers, model, reservation)  # last: from here on it frees itself when it is dropped
         self._schedule_plain()
-
-    # --- what it holds -------------------------------------------------------------------------------
-
-    def slots(self, layer: int, head: int = 0) -> int:
-        """Physical slots of one head now, uncommitted rows of the reference path included."""
-        held = sum(span.count(layer, head) for span in self.spans[layer])
-        return held + self.open_rows.rows(layer)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the segments it holds, in any tier; a shared segment counts in full."""
-        return sum(segment.nbytes for segment in self.segments())
-
-    def segments(self) -> list[Segment]:
-        """Every segment that it holds, once."""
-        found = {id(span.segment): span.segment for spans in self.spans for span in spans}
-        found |= {id(page): page for pages in self.tail.pages for page in pages}
-        if self.open_rows.scratch is not None:
-            found[id(self.open_rows.scratch.segment)] = self.open_rows.scratch.segment
-        return list(found.values())
-
-    def sealed_counts(self, layer: int) -> list[int]:
-        """Sealed slots of each KV head (without the open tail): those that policies see and edit."""
-        spans = self.spans[layer]
-        return [sum(span.count(layer, head) for span in spans) for head in range(self.model.kv_heads)]
-
-    def view(self, layer: int) -> LayerView:
-        """A layer's sealed slots as a policy sees them."""
-        return LayerView(self.model.layer(layer, self.length, self.prompt), self.spans[layer])
 
     def stats(self, layer: int) -> Stats:
         """What was collected for a layer, aligned with its committed slots (the notes are the first policy's)."""
-        return self.collector.stats(layer, self._counts(layer))
+        return self.collector.stats(layer, self.counts(layer))
 
     # --- rows ----------------------------------------------------------------------------------------
 
@@ -145,28 +94,6 @@ class SequenceCache:
         nobody asks. Raises BudgetError.
         """
         self.collector.remember(tokens, start)
-
-    def reserve(self, n: int) -> None:
-        """Make room for n more rows in the open pages of every layer group. Cheap when there is room.
-
-        Raises BudgetError or StorageError, with nothing changed.
-        """
-        missing = self.tail.missing(n)
-        if missing <= 0:
-            return
-        made = self.tail.open(missing, self.length)
-        for group, pages in zip(self.tail.groups, made, strict=True):
-            for page in pages:
-                for layer in group.layers:
-                    self.mirror.open_page(layer, page)
-
-    def append(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Reference path: store rows [n, kv_heads, head_dim] (any float dtype, keys rotated) in the layer's open pages.
-
-        Needs a `reserve` (or `begin_layer`) that holds them. Raises PromptError where it does not.
-        """
-        self.mirror.drop()
-        self.open_rows.append(layer, key, value)
 
     def attend(
         self,
@@ -206,7 +133,7 @@ class SequenceCache:
         if self.open_rows.pending:
             self.open_rows.check(n)
         if self.collector.pending():
-            self.collector.commit({layer: self._counts(layer) for layer in self.global_layers})
+            self.collector.commit({layer: self.counts(layer) for layer in self.global_layers})
             self.collector.settle()
         self.collector.commit_native()
         self.open_rows.pending = {}
@@ -241,7 +168,7 @@ class SequenceCache:
             self.schedule.shorten(self.length)
             self.collector.shorten(self.length)
             for layer in self.global_layers:
-                self.collector.fit(layer, self._counts(layer), self.length)
+                self.collector.fit(layer, self.counts(layer), self.length)
 
     def discard(self) -> None:
         """Drop all uncommitted rows, also those that a failed step left in some layers only."""
@@ -348,7 +275,7 @@ class SequenceCache:
         self.mirror.drop()
         self.schedule.begin(self.length)
 
-    # --- sharing, parking, ending --------------------------------------------------------------------
+    # --- sharing, ending -----------------------------------------------------------------------------
 
     def fork(self, reservation: Reservation | None = None) -> SequenceCache:
         """A second sequence with the same committed content: sealed segments are shared, the open page is copied.
@@ -376,63 +303,18 @@ class SequenceCache:
             theirs_spans.extend(spans)
         return other
 
-    def free(self) -> None:
-        """Release everything, the reservation included. A second call has no effect."""
-        if self._freed:
-            return
-        self._freed = True
-        with self.tiers.arena.together():
-            self._release_all()
-        if self.reservation is not None:
-            self.reservation.release()
-
     def _release_all(self) -> None:
-        self.mirror.drop()
         self._end_rehearsals()
-        self.open_rows.close()
-        held = Counter(id(span.segment) for spans in self.spans for span in spans)
-        for segment in {id(span.segment): span.segment for spans in self.spans for span in spans}.values():
-            segment.release(held[id(segment)])
-        self.spans = [[] for _ in self.spans]
+        super()._release_all()
         self.collector.free()
 
-    def __del__(self) -> None:
-        if getattr(self, "_freed", True) is False:  # dropped without free(): its bytes must not stay charged
-            self.free()
-
-    def park(self) -> None:
-        """The engine will not step this sequence for a while: its promise ends and its segments may move to disk."""
-        self.mirror.hand_back(self)
-        self.parked = True
-        if self.reservation is not None:
-            self.reservation.suspend()
-
-    def resume(self) -> None:
-        """Bring every segment back to memory before the next step.
-
-        Raises BudgetError where there is no room; the sequence is then still parked and whole.
-        """
-        if not self.parked:
-            return
-        away = [segment.owner for segment in self.segments() if segment.tier == "disk"]
-        if self.reservation is not None:
-            needed = max(self.reservation.outstanding, sum(segment.nbytes for segment in away))
-            self.tiers.make_room(needed)
-            self.reservation.resume()
-        try:
-            for segment in away:
-                segment.to_memory()
-        except BaseException:
-            if self.reservation is not None:
-                self.reservation.suspend()
-            raise
-        self.parked = False
+    # --- the native step -----------------------------------------------------------------------------
 
     @property
     def native(self) -> Any:
         """The native View kept in step with the spans, or None where a step needs the reference path: no native
         module, a segment on disk, a selection, or column sums over slots with holes. Ask for it anew at every step."""
-        return self.mirror.follow(self)
+        return self.mirror.follow(self, sums=self.collector.sums_now)
 
     def accumulate_rows(self, rows: int) -> Accumulator | None:
         """Where the native step of the next `rows` rows, which may be rejected, leaves their attention probabilities:
@@ -450,41 +332,6 @@ class SequenceCache:
         if not self.collector.sums_now:
             return None
         return self.collector.native_prompt(None, self.mirror.widest(self.global_layers) + rows)
-
-    # --- what edits change ---------------------------------------------------------------------------
-
-    def seal_tail(self) -> None:
-        """Make the partly filled open page a sealed span of its own, so that edits may touch its slots."""
-        if self.tail.rows:
-            adopt(self, self.tail.rows)
-            self.tail.number(self.length)
-            self.mirror.drop()
-
-    def select(self, layer: int, indices: tuple[Tensor, ...] | None) -> None:
-        """Attend to these sealed slots of a layer (one tensor a KV head) and to all newer ones; None ends it."""
-        self.mirror.drop()
-        if indices is None:
-            self.selected.pop(layer, None)
-        else:
-            counts = self.sealed_counts(layer)
-            self.selected[layer] = [Selection(slots, count) for slots, count in zip(indices, counts, strict=True)]
-
-    def replace_spans(self, layer: int, spans: list[Span]) -> None:
-        """A layer's new spans, with their references; the old ones were released by the edit."""
-        self.spans[layer] = spans
-        self.mirror.drop()
-
-    def exchange_span(self, layer: int, place: int, span: Span) -> None:
-        """One span's contents in another form; the caller keeps the old one's reference."""
-        spans = self.spans[layer]
-        spans[place] = span
-        if all(len(one.segment.heads) == self.model.kv_heads for one in spans):
-            self.mirror.exchange(layer, place % len(spans), span)
-        else:
-            self.mirror.drop()
-
-    def _counts(self, layer: int) -> list[int]:
-        return [count + self.open_rows.rows(layer) for count in self.sealed_counts(layer)]
 
     def _schedule_plain(self) -> None:
         """What is not compressed when its prompt ends counts its policies' periods from the beginning."""
