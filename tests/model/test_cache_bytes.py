@@ -34,7 +34,7 @@ PROGRAM = """
 import ctypes, json, sys
 import torch
 from thrifty import registry
-from thrifty.cache.policy import ModelInfo, Rotation
+from thrifty.cache.model_info import ModelInfo, Rotation
 from thrifty.cache.pool import Cache
 from thrifty.storage.arena import process_memory
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from thrifty.cache.editor import Piece, Substitution
+from thrifty.cache import evicting, renumbering, storing
 from thrifty.cache.edits import Drop, Edits, Keep, Merge, Move, Operation, Renumber, Select, Share, Store
+from thrifty.cache.evicting import Substitution
 from thrifty.cache.segment import Segment, Span
+from thrifty.cache.storing import Piece
 from thrifty.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -82,7 +84,9 @@ def _keep(sequence: SequenceCache, layer: int, indices: Sequence[Tensor]) -> Non
         _check_slots(chosen, count, f"layer {layer}, head {head}")
     evicts = any(len(chosen) < count for chosen, count in zip(per_head, counts, strict=True))
     together = evicts and sequence.collector.prefilling
-    sequence.replace_spans(layer, sequence.editor.keep(layer, sequence.spans[layer], per_head, together=together))
+    sequence.replace_spans(
+        layer, evicting.keep(sequence.builder, layer, sequence.spans[layer], per_head, together=together)
+    )
     sequence.collector.keep(layer, per_head, counts)
 
 
@@ -137,7 +141,7 @@ def _merge(sequence: SequenceCache, layer: int, merges: list[Merge]) -> None:
     if not changes:
         return
     together = sequence.collector.prefilling
-    spans = sequence.editor.keep(layer, sequence.spans[layer], indices, changes, together=together)
+    spans = evicting.keep(sequence.builder, layer, sequence.spans[layer], indices, changes, together=together)
     sequence.replace_spans(layer, spans)
     for one in merges:
         sequence.collector.merge(layer, one.head, one.groups)
@@ -152,7 +156,7 @@ def _store(sequence: SequenceCache, first: Store, stores: list[Store], layers: t
         return
     heads = range(sequence.model.kv_heads) if first.head is None else [first.head]
     for layer in _layers(first.layer, layers):
-        sequence.replace_spans(layer, sequence.editor.store(layer, sequence.spans[layer], pieces, heads))
+        sequence.replace_spans(layer, storing.store(sequence.builder, layer, sequence.spans[layer], pieces, heads))
 
 
 def _store_shared(sequence: SequenceCache, piece: Piece, layers: tuple[int, ...]) -> bool:
@@ -165,7 +169,7 @@ def _store_shared(sequence: SequenceCache, piece: Piece, layers: tuple[int, ...]
     old = sequence.spans[layers[0]][place]
     if old.segment.format == piece.format:
         return True
-    new = sequence.editor.convert(old, piece.format)
+    new = sequence.builder.convert(old, piece.format)
     new.segment.retain(len(layers) - 1)
     for layer in layers:
         sequence.exchange_span(layer, place, new)
@@ -209,7 +213,7 @@ def _move(sequence: SequenceCache, move: Move, layers: tuple[int, ...]) -> None:
                 span.segment.owner.to_memory()
                 continue
             if not _alone(sequence, span.segment, layers):
-                spans[index] = span = sequence.editor.private(layer, span)
+                spans[index] = span = sequence.builder.private(layer, span)
             span.segment.owner.to_disk()
             done.add(id(span.segment.owner))
         sequence.replace_spans(layer, spans)
@@ -244,10 +248,12 @@ def _renumber(sequence: SequenceCache, one: Renumber, layers: tuple[int, ...]) -
     )
     if not alike:
         for layer in layers:
-            spans = sequence.editor.renumber(layer, sequence.spans[layer], one.start, one.stop, one.positions)
+            spans = renumbering.renumber(
+                sequence.builder, layer, sequence.spans[layer], one.start, one.stop, one.positions
+            )
             sequence.replace_spans(layer, spans)
         return
-    new = sequence.editor.turn(layers, firsts, one.positions)
+    new = renumbering.turn(sequence.builder, layers, firsts, one.positions)
     new.segment.retain(len(layers) - 1)
     for layer, old in zip(layers, firsts, strict=True):
         sequence.replace_spans(layer, [new, *sequence.spans[layer][1:]])

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from thrifty.cache.edits import Groups
-from thrifty.cache.policy import ModelInfo, Statistics, Stats
+from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.segment import INDEX
+from thrifty.cache.statistics import Statistics, Stats
 from thrifty.cache.sums import Accumulator, ColumnSums
 from thrifty.cache.token_ids import TokenIds
 from thrifty.errors import PromptError

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from thrifty.cache.policy import CachePolicy, Footprint, ModelInfo, rehearsing, wanted
+from thrifty.cache.composition import rehearsing, wanted
+from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.policy import CachePolicy
 from thrifty.cache.rehearsal import working_bytes
 from thrifty.formats import kv
 from thrifty.formats.kv import PAGE
 
 RUN = 4096
 """Arena runs are whole pages of the system."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Upper bounds of arena and index bytes. peak: at any moment. steady: between steps, at `total` tokens.
+
+    decoding: at any moment after the prompt was compressed; None where it is the peak.
+    """
+
+    peak_bytes: int
+    steady_bytes: int
+    decoding_bytes: int | None = None
 
 
 def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, total: int) -> Footprint:

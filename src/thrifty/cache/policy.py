@@ -7,174 +7,23 @@ then every `period` tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from thrifty.cache.edits import Edits
+from thrifty.cache.statistics import Statistics, Stats
 from thrifty.errors import RecipeError
 from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from thrifty.cache.footprint import Footprint
+    from thrifty.cache.model_info import LayerInfo, ModelInfo
     from thrifty.cache.rehearsal import Rehearsal
     from thrifty.cache.view import LayerView
     from thrifty.card import Card
-
-Rotation = Callable[[int, "Tensor"], tuple["Tensor", "Tensor"]]
-"""(layer, positions int64 [n]) → cos, sin, each fp32 [n, dimension/2] (half-split convention)."""
-
-Instruct = Callable[[str, Sequence[int]], Sequence[int]]
-"""(text, token ids quoted behind it) → token ids that end the user's turn with both and begin the answer."""
-
-
-@dataclass(frozen=True)
-class TokenClasses:
-    """Token ids that a model's tokenizer sets apart. special: control tokens. punctuation: tokens of nothing but
-    punctuation characters, spaces aside."""
-
-    special: frozenset[int] = frozenset()
-    punctuation: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """What the cache must know of a model. `windows[layer]`: its sliding window in tokens, None for a global layer.
-
-    format: how open pages store keys and values ("bf16", or "f32" for the reference dtype). scale multiplies q·k;
-    softcap is tanh capping of scores or None. chunk: the most rows that are appended at once. version: of the weights.
-    rotation: RoPE tables, for policies that renumber. classes: gives the tokenizer's token classes when one asks.
-    head_scores: measured importance of query heads by the kind of probe, fp32 [global layers, heads]; read when it is
-    asked for, empty where none was measured. context: the most positions of a sequence, 0 where unknown. instruct:
-    words for the model, for policies that run it; None without a tokenizer.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    windows: tuple[int | None, ...]
-    scale: float = 0.0
-    softcap: float | None = None
-    format: str = "bf16"
-    chunk: int = 512
-    version: str = ""
-    rotation: Rotation | None = field(default=None, compare=False, repr=False)
-    classes: Callable[[], TokenClasses] = field(default=TokenClasses, compare=False, repr=False)
-    head_scores: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
-    context: int = 0
-    instruct: Instruct | None = field(default=None, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} query heads do not divide into {self.kv_heads} KV heads")
-        if not self.scale:
-            object.__setattr__(self, "scale", self.head_dim**-0.5)
-
-    @property
-    def layers(self) -> int:
-        """Number of layers."""
-        return len(self.windows)
-
-    @property
-    def group(self) -> int:
-        """Query heads a KV head."""
-        return self.heads // self.kv_heads
-
-    def layer(self, index: int, length: int = 0, prompt: int = 0) -> LayerInfo:
-        """The facts of one layer of a sequence."""
-        return LayerInfo(index=index, window=self.windows[index], length=length, prompt=prompt, model=self)
-
-    def layer_groups(self) -> list[LayerGroup]:
-        """Layers that keep the same tokens, the global ones first."""
-        windows = sorted(set(self.windows), key=lambda window: (window is not None, window or 0))
-        return [
-            LayerGroup("global" if window is None else f"window-{window}", window, self.layers_with(window))
-            for window in windows
-        ]
-
-    def layers_with(self, window: int | None) -> tuple[int, ...]:
-        """The layers of one window."""
-        return tuple(index for index, found in enumerate(self.windows) if found == window)
-
-
-@dataclass(frozen=True)
-class LayerGroup:
-    """Layers of the same window: their full-precision pages are one run each."""
-
-    name: str
-    window: int | None
-    layers: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerInfo:
-    """One layer as a policy sees it. length: the sequence's logical tokens so far, evicted ones included; prompt: its
-    length when the (last) prompt ended."""
-
-    index: int
-    window: int | None
-    length: int
-    prompt: int
-    model: ModelInfo
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statistics:
-    """What a policy wants to be told. All of it is collected over committed rows only.
-
-    queries: the newest `queries` query rows of the prompt ("all": every row; None: none), rotated, fp32.
-    column_sums: for every slot the sum over prompt rows of its attention probability. decode: go on summing while
-    decoding (needs column_sums). A prefix hit must bring the column sums of its tokens, or it is a miss.
-    tokens: the token id of every slot, while decoding too.
-    """
-
-    queries: int | str | None = None
-    column_sums: bool = False
-    decode: bool = False
-    tokens: bool = False
-
-    def __or__(self, other: Statistics) -> Statistics:
-        wanted = [one for one in (self.queries, other.queries) if one is not None]
-        queries: int | str | None = None
-        if wanted:
-            queries = "all" if "all" in wanted else max(int(one) for one in wanted)
-        return Statistics(
-            queries=queries,
-            column_sums=self.column_sums or other.column_sums,
-            decode=self.decode or other.decode,
-            tokens=self.tokens or other.tokens,
-        )
-
-
-@dataclass
-class Stats:
-    """What was collected for one layer, aligned with the layer's present slots.
-
-    queries: [rows, heads, head_dim] fp32, the newest rows of the prompt in order; None where nobody wanted them.
-    column_sums: for every KV head [group, slots of that head] fp32; None where nobody wanted them.
-    tokens: for every KV head int64 [slots of that head], the token id of each slot (of a merged one: of its first
-    member), −1 where it is not known; None where nobody wanted them.
-    notes: what this policy wrote down about this layer of the sequence, by names of its own: it finds it again at every
-    later call, in forks too. A few small numbers a head, which the ledger does not count.
-    """
-
-    queries: Tensor | None = None
-    column_sums: list[Tensor] | None = None
-    tokens: list[Tensor] | None = None
-    notes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Upper bounds of arena and index bytes. peak: at any moment. steady: between steps, at `total` tokens.
-
-    decoding: at any moment after the prompt was compressed; None where it is the peak.
-    """
-
-    peak_bytes: int
-    steady_bytes: int
-    decoding_bytes: int | None = None
 
 
 class CachePolicy:
@@ -298,66 +147,3 @@ class CachePolicy:
     def watches_decode(self) -> bool:
         """True where `after_decode` does something."""
         return type(self).after_decode is not CachePolicy.after_decode
-
-
-def rehearsing(policies: Sequence[CachePolicy]) -> CachePolicy | None:
-    """The policy that runs the model before it decides, if there is one."""
-    return next((policy for policy in policies if policy.rehearses), None)
-
-
-def layer_major(policies: Sequence[CachePolicy]) -> bool:
-    """Whether the prompt must go layer by layer, each compressed before the next one starts."""
-    return rehearsing(policies) is None and any(policy.compresses for policy in policies)
-
-
-def check_order(policies: Sequence[CachePolicy]) -> None:
-    """Raise RecipeError where the order of a recipe's policies cannot work."""
-    _check_rehearsal(policies)
-    quantiser: CachePolicy | None = None
-    ragged: CachePolicy | None = None
-    for policy in policies:
-        if policy.uniform and ragged is not None:
-            raise RecipeError(
-                f"cache technique '{policy.name}' counts the slots of a layer for all its heads, but '{ragged.name}' "
-                f"before it leaves each head its own number: put '{policy.name}' before '{ragged.name}'"
-            )
-        ragged = policy if policy.ragged else ragged
-        if policy.exact and quantiser is not None:
-            raise RecipeError(
-                f"cache technique '{policy.name}' needs exact keys and values, but '{quantiser.name}' before it stores "
-                f"them in fewer bits: put '{policy.name}' before '{quantiser.name}'"
-            )
-        if policy.quantises and quantiser is not None:
-            raise RecipeError(
-                f"cache techniques '{quantiser.name}' and '{policy.name}' both quantise: keep one of them"
-            )
-        if policy.quantises:
-            quantiser = policy
-
-
-def _check_rehearsal(policies: Sequence[CachePolicy]) -> None:
-    """A policy that rehearses sees the full cache, so it is the first to act; and no statistics are gathered then."""
-    one = rehearsing(policies)
-    if one is None:
-        return
-    place = policies.index(one)
-    for other in policies[:place]:
-        if other.compresses or other.watches_decode:
-            raise RecipeError(
-                f"cache technique '{one.name}' judges the whole prompt, but '{other.name}' before it changes it: put "
-                f"'{one.name}' first"
-            )
-    for other in policies[place + 1 :]:
-        if other.rehearses or type(other).wants is not CachePolicy.wants:
-            raise RecipeError(
-                f"cache technique '{other.name}' watches the prompt's attention, which is not gathered beside "
-                f"'{one.name}': keep one of them"
-            )
-
-
-def wanted(policies: Sequence[CachePolicy], model: ModelInfo) -> Statistics:
-    """The union of what the policies want."""
-    result = Statistics()
-    for policy in policies:
-        result = result | policy.wants(model)
-    return result

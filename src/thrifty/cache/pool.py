@@ -6,10 +6,13 @@ import os
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from thrifty.cache.footprint import footprint
-from thrifty.cache.policy import CachePolicy, Footprint, ModelInfo, Statistics, check_order
+from thrifty.cache.composition import check_order
+from thrifty.cache.footprint import Footprint, footprint
+from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.policy import CachePolicy
 from thrifty.cache.segment import Segment, Span
 from thrifty.cache.sequence import SequenceCache
+from thrifty.cache.statistics import Statistics
 from thrifty.cache.tiers import Tiers
 from thrifty.cache.tree import Node, PrefixTree, first_page
 from thrifty.errors import BudgetError, StorageError

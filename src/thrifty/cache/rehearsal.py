@@ -29,7 +29,8 @@ from thrifty.formats import kv
 from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:
-    from thrifty.cache.policy import CachePolicy, ModelInfo
+    from thrifty.cache.model_info import ModelInfo
+    from thrifty.cache.policy import CachePolicy
     from thrifty.cache.sequence import SequenceCache
 
 

@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from thrifty.cache.evicting import keep
 from thrifty.cache.segment import Span
 from thrifty.cache.view import LayerView
 from thrifty.errors import PromptError
 from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:
-    from thrifty.cache.sequence import SequenceCache
+    from thrifty.cache.sequence_slots import SequenceSlots
 
 
-def roll_back(sequence: SequenceCache, length: int) -> None:
+def roll_back(sequence: SequenceSlots, length: int) -> None:
     """Drop the committed slots of position `length` and beyond, after `check`; what a policy evicted stays evicted."""
     tail = sequence.tail
     if sequence.length - length <= tail.rows:
@@ -31,7 +32,7 @@ def roll_back(sequence: SequenceCache, length: int) -> None:
     tail.number(length)
 
 
-def check(sequence: SequenceCache, length: int) -> None:
+def check(sequence: SequenceSlots, length: int) -> None:
     """Raise PromptError where a windowed layer no longer has what a sequence of `length` tokens needs."""
     if length < 0:
         raise PromptError(f"cannot drop {sequence.length - length} of {sequence.length} tokens")
@@ -46,14 +47,14 @@ def check(sequence: SequenceCache, length: int) -> None:
             )
 
 
-def _first_position(sequence: SequenceCache, layer: int) -> int:
+def _first_position(sequence: SequenceSlots, layer: int) -> int:
     if not sequence.spans[layer]:
         return sequence.length - sequence.tail.rows
     first = sequence.spans[layer][0].segment.positions
     return first if isinstance(first, int) else int(first.min())
 
 
-def _trim(sequence: SequenceCache, layer: int, length: int) -> None:
+def _trim(sequence: SequenceSlots, layer: int, length: int) -> None:
     spans = sequence.spans[layer]
     ragged = False
     for index in reversed(range(len(spans))):
@@ -71,10 +72,10 @@ def _trim(sequence: SequenceCache, layer: int, length: int) -> None:
         view = LayerView(sequence.model.layer(layer, length), spans)
         heads = range(sequence.model.kv_heads)
         kept = [torch.nonzero(view.positions(head) < length).flatten() for head in heads]
-        sequence.spans[layer] = sequence.editor.keep(layer, spans, kept)
+        sequence.spans[layer] = keep(sequence.builder, layer, spans, kept)
 
 
-def _reopen(sequence: SequenceCache) -> None:
+def _reopen(sequence: SequenceSlots) -> None:
     """Where every group ends in a cut page, go on inside that page, as a sequence would that never was longer."""
     tail = sequence.tail
     lasts = [_cut_page(sequence, group.layers) for group in tail.groups]
@@ -90,7 +91,7 @@ def _reopen(sequence: SequenceCache) -> None:
     tail.rows = rows.pop()
 
 
-def _cut_page(sequence: SequenceCache, layers: tuple[int, ...]) -> Span | None:
+def _cut_page(sequence: SequenceSlots, layers: tuple[int, ...]) -> Span | None:
     """The partly used page of the sequence's own format that all `layers` end in, None where there is none."""
     if any(not sequence.spans[layer] for layer in layers):
         return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thrifty.cache.policy import ModelInfo
+from thrifty.cache.model_info import ModelInfo
 from thrifty.errors import RecipeError
 
 

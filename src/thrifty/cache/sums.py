@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thrifty.cache.policy import ModelInfo
+from thrifty.cache.model_info import ModelInfo
 from thrifty.formats.kv import PAGE
 
 

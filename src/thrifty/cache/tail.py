@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from thrifty.cache.policy import LayerGroup, ModelInfo
+from thrifty.cache.model_info import LayerGroup, ModelInfo
 from thrifty.cache.segment import Segment
 from thrifty.cache.tiers import Tiers
 from thrifty.formats.kv import PAGE
@@ -58,6 +58,15 @@ class Tail:
     def take(self) -> list[tuple[LayerGroup, Segment]]:
         """Every group's first page, no longer in the tail; the caller owns the references and counts the rows."""
         return [(group, pages.pop(0)) for group, pages in zip(self.groups, self.pages, strict=True)]
+
+    def copy_from(self, other: Tail, length: int) -> None:
+        """The committed rows of another sequence's tail, copied into a page of its own. Raises BudgetError."""
+        if other.rows:
+            self.open(1, length)
+            for mine, theirs in zip(self.pages, other.pages, strict=True):
+                mine[0].copy_from(theirs[0])
+        self.rows = other.rows
+        self.number(length)
 
     def close(self) -> None:
         """Give all pages back."""

@@ -12,7 +12,7 @@ from thrifty.storage.disk import DiskTier
 from thrifty.storage.ledger import Ledger, Reservation
 
 if TYPE_CHECKING:
-    from thrifty.cache.sequence import SequenceCache
+    from thrifty.cache.sequence_slots import SequenceSlots
 
 
 class Tiers:
@@ -22,7 +22,7 @@ class Tiers:
         self.arena = arena
         self.disk = disk
         self.relieve: Callable[[int], int] | None = None
-        self.sequences: WeakSet[SequenceCache] = WeakSet()
+        self.sequences: WeakSet[SequenceSlots] = WeakSet()
 
     @property
     def ledger(self) -> Ledger:

@@ -14,8 +14,9 @@ from itertools import count
 
 from torch import Tensor
 
-from thrifty.cache.policy import LayerGroup, ModelInfo, Statistics
+from thrifty.cache.model_info import LayerGroup, ModelInfo
 from thrifty.cache.segment import Segment
+from thrifty.cache.statistics import Statistics
 from thrifty.cache.tiers import Tiers
 from thrifty.formats.kv import PAGE
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from thrifty.cache.segment import Span
 
 if TYPE_CHECKING:
-    from thrifty.cache.policy import LayerInfo
+    from thrifty.cache.model_info import LayerInfo
 
 
 @dataclass(frozen=True)

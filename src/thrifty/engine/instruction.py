@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thrifty.cache.policy import Instruct
+    from thrifty.cache.model_info import Instruct
 
 MARK = "USERTEXTMARK"
 PLAIN = "\n\nAnswer: "

@@ -150,7 +150,7 @@ class Intake:
         return wanted
 
     def _policies(self, tables: Tables | None) -> tuple[CachePolicy, ...]:
-        from thrifty.cache.policy import check_order
+        from thrifty.cache.composition import check_order
 
         chosen = self._cache if tables is None else tables
         policies = tuple(registry.build("cache", table) for table in chosen)

@@ -8,18 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from thrifty.cache.policy import CachePolicy, Footprint, ModelInfo, TokenClasses, layer_major, rehearsing
+from thrifty.cache.footprint import Footprint
+from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
-from thrifty.engine.instruction import instruction
+from thrifty.engine.model_info import model_info
+from thrifty.engine.request_sizes import RequestSizes
 from thrifty.engine.runner import Runner
 from thrifty.engine.sequence import Sequence as Running
 from thrifty.engine.sequence import State
-from thrifty.errors import BudgetError, RecipeError
+from thrifty.errors import BudgetError
 from thrifty.formats.kv import PAGE
-from thrifty.models.head_scores import SavedScores
-from thrifty.models.rope import depends_on_length, rotation
+from thrifty.models.rope import depends_on_length
 from thrifty.storage.budget import format_size, parse_size
 from thrifty.storage.ledger import Ledger
 
@@ -51,12 +50,10 @@ class EngineMemory:
         self.workspace = runner.workspace
         self._weights = model.nbytes
         self._row_bytes = 4 * model.config.vocabulary_size
-        self._hidden_size = model.config.hidden_size
-        self._chunk = chunk
         self._length_matters = any(depends_on_length(layer.rope) for layer in model.config.layers)
         self._rows = self._rows_charged = 0
         self.cache = Cache(model_info(model, chunk), ledger=self.ledger, disk=disk or True, prefix_tree=prefix_tree)
-        self._page_bytes = self.cache.footprint((), 1, 1).steady_bytes
+        self._sizes = RequestSizes(self.cache, model.config.hidden_size, chunk)
         self.check((), 1, 2, what="one token")
         self.ledger.charge("weights", self._weights)
         self.ledger.charge("workspace", self.workspace)
@@ -65,14 +62,14 @@ class EngineMemory:
         """Upper bounds of the bytes that a request takes beyond weights and workspace: its caches, a row of
         logits a sample, and the hidden state of its chunk or, where it compresses, of its prompt.
         """
-        held = self._held(policies, prompt, total, samples)
+        held = self._sizes.held(policies, prompt, total, samples)
         rows = samples * self._row_bytes
         return Footprint(peak_bytes=held.peak_bytes + rows, steady_bytes=held.steady_bytes + rows)
 
     def together(self, policies: Sequence[CachePolicy], prompt: int, total: int, sequences: int) -> Footprint:
         """`footprint` of several requests that share nothing: the last prompt is filled while the others decode."""
         one = self.footprint(policies, prompt, total)
-        decoding = self._need(policies, prompt, total, 0) + self._row_bytes
+        decoding = self._sizes.decoding(policies, prompt, total, 0) + self._row_bytes
         others = sequences - 1
         return Footprint(
             peak_bytes=max(one.peak_bytes, decoding if others else 0) + others * decoding,
@@ -119,8 +116,8 @@ class EngineMemory:
         """The most bytes that a request holds at any moment: caches, statistics and hidden state, without its rows of
         logits. Bounds what is reserved for it.
         """
-        admitted = self._held(policies, prompt, min(total, prompt + PAGE), samples).peak_bytes
-        return max(admitted, self._held(policies, prompt, total, samples).peak_bytes)
+        admitted = self._sizes.held(policies, prompt, min(total, prompt + PAGE), samples).peak_bytes
+        return max(admitted, self._sizes.held(policies, prompt, total, samples).peak_bytes)
 
     # --- what the scheduler asks ---------------------------------------------------------------------
 
@@ -132,7 +129,7 @@ class EngineMemory:
         ticket, prompt = sequence.ticket, sequence.prompt_length
         samples = ticket.request.samples
         covered = min(sequence.total, prompt + PAGE)
-        need = self._held(ticket.policies, prompt, covered, samples).peak_bytes
+        need = self._sizes.held(ticket.policies, prompt, covered, samples).peak_bytes
         self._take_rows(samples)
         try:
             owner = f"request {ticket.request.identity}"
@@ -140,12 +137,13 @@ class EngineMemory:
         except BudgetError:
             self._rows -= samples
             raise
-        sequence.rows, sequence.covered, sequence.hidden_bytes = samples, covered, self._hidden(ticket.policies, prompt)
+        sequence.rows, sequence.covered = samples, covered
+        sequence.hidden_bytes = self._sizes.hidden(ticket.policies, prompt)
         self.ledger.charge("workspace", sequence.hidden_bytes, reservation)
         tokens = ticket.request.prompt if ticket.request.share_prefix else ()
         salt = self._salt(ticket.request.salt, prompt)
         sequence.cache = self.cache.create(ticket.policies, tokens=tokens, salt=salt, reservation=reservation)
-        sequence.shared = self._steady(ticket.policies, prompt, sequence.cache.hit)
+        sequence.shared = self._sizes.shared(ticket.policies, prompt, sequence.cache.hit)
 
     def cover(self, sequence: Running) -> None:
         """Make sure that the next rows of a decoding sequence have room. Raises BudgetError with nothing
@@ -169,11 +167,11 @@ class EngineMemory:
         """Give `child` a cache that shares the parent's. Raises BudgetError with nothing changed."""
         assert parent.cache is not None
         policies, prompt, length = parent.ticket.policies, parent.prompt_length, len(parent.tokens)
-        child.shared = self._steady(policies, prompt, length)
+        child.shared = self._sizes.shared(policies, prompt, length)
         covered = min(child.total, length + PAGE)
         self._take_rows(1)
         try:
-            need = self._need(policies, prompt, covered, child.shared)
+            need = self._sizes.decoding(policies, prompt, covered, child.shared)
             owner = f"request {child.handle.identity}"
             reservation = self.cache.reserve(owner, need, child.ticket.request.cache_bytes)
             try:
@@ -201,7 +199,7 @@ class EngineMemory:
         if len(sequence.tokens) >= tokens:
             tokens = min(sequence.total, len(sequence.tokens) + PAGE)
         growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes)
-        extra = growth + beside * self._page_bytes
+        extra = growth + beside * self._sizes.page_bytes
         self.cache.tiers.make_room(_missing(sequence) + extra)
         self.ledger.reserve(f"request {sequence.handle.identity}", _missing(sequence) + extra).release()
         cache.resume()
@@ -230,54 +228,17 @@ class EngineMemory:
         """JSON-ready: the budget, and bytes by category, now and at the peak."""
         return self.cache.describe()
 
-    # --- sizes ---------------------------------------------------------------------------------------
-
-    def _held(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int) -> Footprint:
-        """Caches and hidden state. Samples share the prompt, unless a policy goes on compressing while they
-        decode: then each may come to hold all of its own.
-        """
-        one = self.cache.footprint(policies, prompt, total)
-        private = self._need(policies, prompt, total, self._steady(policies, prompt, prompt))
-        more = (samples - 1) * private
-        filling = one.peak_bytes + self._hidden(policies, prompt)
-        return Footprint(peak_bytes=max(filling, one.peak_bytes + more), steady_bytes=one.steady_bytes + more)
-
-    def _need(self, policies: Sequence[CachePolicy], prompt: int, total: int, shared: int) -> int:
-        """What a decoding sequence needs of its own until it has `total` tokens, an open page more than it
-        keeps.
-        """
-        whole = self.cache.footprint(policies, prompt, total)
-        if any(policy.watches_decode for policy in policies):
-            return whole.peak_bytes if whole.decoding_bytes is None else whole.decoding_bytes
-        return max(0, whole.steady_bytes - shared) + self._page_bytes
-
-    def _steady(self, policies: Sequence[CachePolicy], prompt: int, length: int) -> int:
-        """Bytes that a sequence of `length` tokens can share with others for good, rounded down."""
-        if any(policy.watches_decode or (policy.compresses and length < prompt) for policy in policies):
-            return 0
-        steady = self.cache.footprint(policies, min(prompt, length), length).steady_bytes
-        return max(0, steady - 2 * self._page_bytes)
-
-    def _hidden(self, policies: Sequence[CachePolicy], prompt: int) -> int:
-        """The hidden state of what goes through the layers together: the prompt, or a chunk that is cut into slices
-        (in whole pages, as its cache is), or what is rehearsed.
-        """
-        if layer_major(policies):
-            return 4 * prompt * self._hidden_size
-        rows, policy = min(-(-prompt // PAGE) * PAGE, self._chunk), rehearsing(policies)
-        if policy is not None:
-            rows = max(rows, policy.rehearsed(self.cache.model, prompt))
-        return 4 * rows * self._hidden_size
+    # --- inside --------------------------------------------------------------------------------------
 
     def _need_of(self, sequence: Running, tokens: int) -> int:
         if sequence.state is not State.DECODING:
             return 0
-        return self._need(sequence.ticket.policies, sequence.prompt_length, tokens, sequence.shared)
+        return self._sizes.decoding(sequence.ticket.policies, sequence.prompt_length, tokens, sequence.shared)
 
     def _resize(self, sequence: Running, tokens: int) -> None:
         cache = sequence.cache
         assert cache is not None and cache.reservation is not None
-        need = self._need(sequence.ticket.policies, sequence.prompt_length, tokens, sequence.shared)
+        need = self._sizes.decoding(sequence.ticket.policies, sequence.prompt_length, tokens, sequence.shared)
         self.cache.tiers.make_room(need - cache.reservation.nbytes)
         cache.reservation.resize(need)
         sequence.covered = tokens
@@ -307,39 +268,3 @@ def _missing(sequence: Running) -> int:
     assert cache is not None and cache.reservation is not None
     away = sum(segment.nbytes for segment in cache.segments() if segment.tier == "disk")
     return max(cache.reservation.outstanding, away)
-
-
-def model_info(model: Model, chunk: int) -> ModelInfo:
-    """What the cache must know of a model. Plain fp32 weights get an fp32 cache: the reference's own
-    numerics.
-    """
-    config = model.config
-    plain = all(getattr(linear, "label", "") == "f32" for _, linear in model.decoder.linears())
-
-    def rotate(layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return rotation(config.layers[layer].rope, positions)
-
-    def classes() -> TokenClasses:
-        if model.tokenizer is None:
-            raise RecipeError(
-                "a cache technique asked which tokens are special, but this checkpoint has no tokenizer: add its "
-                "tokenizer.json, or leave the technique out"
-            )
-        return TokenClasses(model.tokenizer.special_ids, model.tokenizer.punctuation_ids)
-
-    return ModelInfo(
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        windows=tuple(layer.window for layer in config.layers),
-        scale=config.query_scale,
-        softcap=config.attention_softcap,
-        format="f32" if plain else "bf16",
-        chunk=chunk,
-        version=model.version,
-        rotation=rotate,
-        classes=classes,
-        head_scores=SavedScores(model),
-        context=config.context_length,
-        instruct=None if model.tokenizer is None else instruction(model.tokenizer),
-    )

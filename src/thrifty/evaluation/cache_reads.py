@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thrifty.cache.footprint import RUN, footprint
-from thrifty.cache.policy import CachePolicy, ModelInfo
+from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.policy import CachePolicy
 from thrifty.engine.runner import CHUNK
 from thrifty.formats import kv
 from thrifty.formats.kv import PAGE

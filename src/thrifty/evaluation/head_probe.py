@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from thrifty.cache.edits import Edits
+from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.observation import window_attention
-from thrifty.cache.policy import CachePolicy, LayerInfo, ModelInfo, Statistics, Stats
+from thrifty.cache.policy import CachePolicy
+from thrifty.cache.statistics import Statistics, Stats
 from thrifty.engine.prefill import chunk_end
 from thrifty.engine.runner import CHUNK, Rows
 from thrifty.errors import PromptError

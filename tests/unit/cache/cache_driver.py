@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thrifty.cache.policy import ModelInfo, TokenClasses
+from thrifty.cache.model_info import ModelInfo, TokenClasses
 from thrifty.cache.sequence import SequenceCache
 
 CLASSES = TokenClasses(special=frozenset(range(20)), punctuation=frozenset(range(20, 120)))

@@ -10,7 +10,7 @@ from tests.unit.cache.cache_driver import Driver, model_info, prompt
 from tests.unit.cache.test_policy_conformance import COMPOSED, SINGLE, build
 from tests.unit.kernels.native_pages import using
 
-from thrifty.cache.policy import rehearsing, wanted
+from thrifty.cache.composition import rehearsing, wanted
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.kernels import dispatch

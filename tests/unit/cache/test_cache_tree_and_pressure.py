@@ -7,9 +7,9 @@ import torch
 from tests.unit.cache.cache_driver import Driver, model_info, prompt
 
 from thrifty import registry
-from thrifty.cache.policy import Statistics
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
+from thrifty.cache.statistics import Statistics
 from thrifty.errors import BudgetError
 from thrifty.storage.arena import process_memory
 

@@ -17,10 +17,13 @@ from tests.unit.kernels.native_pages import using
 from torch import Tensor
 
 from thrifty import registry
+from thrifty.cache.composition import check_order
 from thrifty.cache.edits import Edits
-from thrifty.cache.policy import CachePolicy, LayerInfo, ModelInfo, Stats, check_order
+from thrifty.cache.model_info import LayerInfo, ModelInfo
+from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
+from thrifty.cache.statistics import Stats
 from thrifty.cache.view import LayerView
 from thrifty.errors import RecipeError
 from thrifty.kernels import dispatch

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from thrifty import registry
 from thrifty.cache.edits import Edits, Groups
+from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policies.kvmerger import merged, neighbours, protected
-from thrifty.cache.policy import ModelInfo
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.errors import RecipeError

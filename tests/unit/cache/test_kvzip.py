@@ -13,8 +13,9 @@ from tests.unit.cache.cache_driver import Driver, model_info, prompt
 from torch import Tensor
 
 from thrifty import registry
+from thrifty.cache.composition import check_order
+from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policies.kvzip import LATER, QUOTED, Kvzip, attention, best_heads, best_slots
-from thrifty.cache.policy import ModelInfo, check_order
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.errors import PromptError, RecipeError

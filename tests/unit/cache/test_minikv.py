@@ -10,8 +10,8 @@ from tests.unit.cache.cache_driver import Driver, model_info, prompt, slow_group
 from torch import Tensor
 
 from thrifty import registry
+from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policies.minikv import Minikv
-from thrifty.cache.policy import ModelInfo
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.errors import RecipeError

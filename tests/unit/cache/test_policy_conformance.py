@@ -9,9 +9,11 @@ import torch
 from tests.unit.cache.cache_driver import Driver, model_info, prompt, same
 
 from thrifty import registry
-from thrifty.cache.policy import CachePolicy, ModelInfo, Statistics
+from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
+from thrifty.cache.statistics import Statistics
 
 SMALL: dict[str, dict[str, Any]] = {
     "streaming": {"window": 60},

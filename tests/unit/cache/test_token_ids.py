@@ -14,9 +14,11 @@ from tests.unit.cache.cache_driver import Driver, model_info, prompt
 from thrifty import registry
 from thrifty.cache.carry import carry_out
 from thrifty.cache.edits import Edits
-from thrifty.cache.policy import CachePolicy, LayerInfo, Statistics, Stats
+from thrifty.cache.model_info import LayerInfo
+from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
+from thrifty.cache.statistics import Statistics, Stats
 from thrifty.cache.token_ids import TokenIds
 from thrifty.cache.view import LayerView
 

@@ -11,7 +11,7 @@ from tests.tiny import text_tokens, tiny_model
 from thrifty import registry
 from thrifty.decoding.sampling import SamplingParameters
 from thrifty.engine.engine import Engine
-from thrifty.engine.memory import model_info
+from thrifty.engine.model_info import model_info
 from thrifty.engine.request import Event, Handle, Request
 from thrifty.errors import PromptError, RecipeError
 from thrifty.models.model import Model

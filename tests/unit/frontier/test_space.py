@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from thrifty.cache.policy import check_order
+from thrifty.cache.composition import check_order
 from thrifty.frontier.candidates import Candidate, Grid, grouped, of_recipe
 from thrifty.frontier.space import BUDGETS, off_grid, shortened, space
 from thrifty.recipe import Recipe

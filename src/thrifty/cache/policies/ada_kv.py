@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thrifty.cache.model_info import LayerInfo
 from thrifty.cache.policies.pyramidkv import bottom, check_beta, pyramid_budget
 from thrifty.cache.policies.snapkv import Snapkv
-from thrifty.cache.policy import LayerInfo
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.registry import technique

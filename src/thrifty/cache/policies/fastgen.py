@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from thrifty.cache.edits import Edits
-from thrifty.cache.policy import CachePolicy, LayerInfo, ModelInfo, Statistics, Stats
+from thrifty.cache.model_info import LayerInfo, ModelInfo
+from thrifty.cache.policy import CachePolicy
+from thrifty.cache.statistics import Statistics, Stats
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.registry import technique

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policies.pyramidkv import check_beta, whole
 from thrifty.cache.policies.snapkv import Snapkv
-from thrifty.cache.policy import LayerInfo, ModelInfo
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.registry import technique

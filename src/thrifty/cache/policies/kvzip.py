@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from thrifty.cache.edits import Edits
-from thrifty.cache.policy import CachePolicy, ModelInfo
+from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.policy import CachePolicy
 from thrifty.cache.rehearsal import Rehearsal
 from thrifty.card import Card
 from thrifty.errors import PromptError, RecipeError

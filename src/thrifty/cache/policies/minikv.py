@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from thrifty.cache.edits import Edits
+from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policies.h2o import heavy_and_recent, reduce_group
 from thrifty.cache.policies.kivi import exact_from_end, store_everywhere
-from thrifty.cache.policy import CachePolicy, LayerInfo, ModelInfo, Statistics, Stats
+from thrifty.cache.policy import CachePolicy
+from thrifty.cache.statistics import Statistics, Stats
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.formats.kv import PAGE, code_format

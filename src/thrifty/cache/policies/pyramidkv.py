@@ -6,8 +6,8 @@ import itertools
 import math
 from dataclasses import dataclass
 
+from thrifty.cache.model_info import LayerInfo
 from thrifty.cache.policies.snapkv import Snapkv
-from thrifty.cache.policy import LayerInfo
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.registry import technique

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from thrifty.cache.edits import Edits
-from thrifty.cache.policy import CachePolicy, LayerInfo, Stats
+from thrifty.cache.model_info import LayerInfo
+from thrifty.cache.policy import CachePolicy
+from thrifty.cache.statistics import Stats
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.formats.kv import PAGE

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from thrifty.cli import fit_search, opening, options, output
-from thrifty.cli.quantities import parse_bytes, parse_seconds
+from thrifty.cli import fit_options, fit_search, opening, options, output
 
 if TYPE_CHECKING:
     from thrifty.frontier.fit import Fit
@@ -17,94 +16,27 @@ EXAMPLE = "thrifty fit smollm2-135m --memory 150MB --context 4096 -o recipe.toml
 PROMPT = "Explain in two sentences why the sky is blue."
 MINUTES = 4.0
 
-BOUNDS, SEARCH = "Bounds", "Search"
-
 
 def command(
     model: options.ModelName,
-    memory: Annotated[
-        int,
-        typer.Option(
-            "--memory",
-            metavar="SIZE",
-            parser=parse_bytes,
-            show_default=False,
-            help="The budget for weights + cache peak + workspace, e.g. 150MB.",
-        ),
-    ],
-    context: Annotated[
-        int, typer.Option(min=2, show_default=False, help="Tokens that must fit, prompt and answer together.")
-    ],
-    out: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where the best recipe goes.")] = Path(
-        "recipe.toml"
-    ),
-    latency: Annotated[
-        float | None,
-        typer.Option(
-            metavar="TIME", parser=parse_seconds, rich_help_panel=BOUNDS, help="Longest decode step, e.g. 8ms."
-        ),
-    ] = None,
-    batch: Annotated[
-        int, typer.Option(min=1, rich_help_panel=BOUNDS, help="Sequences of that context at the same time.")
-    ] = 1,
-    min_recovery: Annotated[
-        float | None,
-        typer.Option(rich_help_panel=BOUNDS, help="What must be left of the uncompressed model's scores, e.g. 0.98."),
-    ] = None,
-    minutes: Annotated[
-        float, typer.Option(rich_help_panel=SEARCH, help="The search ends by then and keeps the best it found.")
-    ] = MINUTES,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,NAME,...",
-            rich_help_panel=SEARCH,
-            show_default="recall,choice",
-            help="Tasks that recovery is measured on, beside next-token accuracy; empty for none.",
-        ),
-    ] = None,
-    items: Annotated[
-        int | None,
-        typer.Option(min=1, rich_help_panel=SEARCH, show_default="12", help="Questions of every task."),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(rich_help_panel=SEARCH, help="Which questions, and who wins between equals.")
-    ] = 0,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=SEARCH,
-            show_default="in the cache directory",
-            help="Where measurements are kept: a search that was killed goes on from it.",
-        ),
-    ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", rich_help_panel=SEARCH, help="Forget earlier measurements of this question.")
-    ] = False,
-    recipe: Annotated[
-        list[Path] | None,
-        typer.Option("--recipe", "-r", metavar="FILE", help="A recipe of yours to measure too; repeat for several."),
-    ] = None,
-    off_grid: Annotated[
-        bool,
-        typer.Option(
-            "--off-grid",
-            rich_help_panel=SEARCH,
-            help="Also measure what rounding weights costs where the checkpoint is not rounded already.",
-        ),
-    ] = False,
-    prompt: Annotated[str, typer.Option(help="What the winner answers at the end; empty for no answer.")] = PROMPT,
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all of it as one HTML page that works offline.")
-    ] = None,
-    prefix: Annotated[
-        int | None,
-        typer.Option(
-            min=1, show_default="fills the context, at most 4096", help="Tokens that are compressed before scoring."
-        ),
-    ] = None,
-    scored: Annotated[int | None, typer.Option(min=1, show_default="256", help="Tokens that are scored.")] = None,
+    memory: fit_options.Memory,
+    context: fit_options.Context,
+    out: fit_options.Output = Path("recipe.toml"),
+    latency: fit_options.Latency = None,
+    batch: fit_options.Batch = 1,
+    min_recovery: fit_options.MinRecovery = None,
+    minutes: fit_options.Minutes = MINUTES,
+    tasks: fit_options.Tasks = None,
+    items: fit_options.Items = None,
+    seed: fit_options.Seed = 0,
+    state: fit_options.State = None,
+    fresh: fit_options.Fresh = False,
+    recipe: fit_options.Recipes = None,
+    off_grid: fit_options.OffGrid = False,
+    prompt: fit_options.Prompt = PROMPT,
+    report: fit_options.Report = None,
+    prefix: fit_options.Prefix = None,
+    scored: fit_options.Scored = None,
     threads: options.Threads = None,
     native: options.Native = None,
     as_json: options.Json = False,

@@ -69,7 +69,7 @@ def _machine(name: str, threads: int | None) -> Machine:
 
 def _sizes(model: str, recipe: Recipe, length: int) -> ModelSizes:
     """The model's parts as the recipe stores them. Raises PromptError beyond its context, with what works."""
-    from thrifty.cache.policy import check_order
+    from thrifty.cache.composition import check_order
     from thrifty.errors import PromptError
     from thrifty.evaluation import sizes
     from thrifty.models.loading import load

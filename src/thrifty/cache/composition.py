@@ -1,0 +1,73 @@
+"""Several policies on one sequence: in which order they can act, and what they ask for together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.policy import CachePolicy
+from thrifty.cache.statistics import Statistics
+from thrifty.errors import RecipeError
+
+
+def rehearsing(policies: Sequence[CachePolicy]) -> CachePolicy | None:
+    """The policy that runs the model before it decides, if there is one."""
+    return next((policy for policy in policies if policy.rehearses), None)
+
+
+def layer_major(policies: Sequence[CachePolicy]) -> bool:
+    """Whether the prompt must go layer by layer, each compressed before the next one starts."""
+    return rehearsing(policies) is None and any(policy.compresses for policy in policies)
+
+
+def check_order(policies: Sequence[CachePolicy]) -> None:
+    """Raise RecipeError where the order of a recipe's policies cannot work."""
+    _check_rehearsal(policies)
+    quantiser: CachePolicy | None = None
+    ragged: CachePolicy | None = None
+    for policy in policies:
+        if policy.uniform and ragged is not None:
+            raise RecipeError(
+                f"cache technique '{policy.name}' counts the slots of a layer for all its heads, but '{ragged.name}' "
+                f"before it leaves each head its own number: put '{policy.name}' before '{ragged.name}'"
+            )
+        ragged = policy if policy.ragged else ragged
+        if policy.exact and quantiser is not None:
+            raise RecipeError(
+                f"cache technique '{policy.name}' needs exact keys and values, but '{quantiser.name}' before it stores "
+                f"them in fewer bits: put '{policy.name}' before '{quantiser.name}'"
+            )
+        if policy.quantises and quantiser is not None:
+            raise RecipeError(
+                f"cache techniques '{quantiser.name}' and '{policy.name}' both quantise: keep one of them"
+            )
+        if policy.quantises:
+            quantiser = policy
+
+
+def _check_rehearsal(policies: Sequence[CachePolicy]) -> None:
+    """A policy that rehearses sees the full cache, so it is the first to act; and no statistics are gathered then."""
+    one = rehearsing(policies)
+    if one is None:
+        return
+    place = policies.index(one)
+    for other in policies[:place]:
+        if other.compresses or other.watches_decode:
+            raise RecipeError(
+                f"cache technique '{one.name}' judges the whole prompt, but '{other.name}' before it changes it: put "
+                f"'{one.name}' first"
+            )
+    for other in policies[place + 1 :]:
+        if other.rehearses or type(other).wants is not CachePolicy.wants:
+            raise RecipeError(
+                f"cache technique '{other.name}' watches the prompt's attention, which is not gathered beside "
+                f"'{one.name}': keep one of them"
+            )
+
+
+def wanted(policies: Sequence[CachePolicy], model: ModelInfo) -> Statistics:
+    """The union of what the policies want."""
+    result = Statistics()
+    for policy in policies:
+        result = result | policy.wants(model)
+    return result

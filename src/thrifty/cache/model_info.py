@@ -1,0 +1,106 @@
+"""What the cache knows of a model: the sizes, windows and services that policies may ask about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Rotation = Callable[[int, "Tensor"], tuple["Tensor", "Tensor"]]
+"""(layer, positions int64 [n]) → cos, sin, each fp32 [n, dimension/2] (half-split convention)."""
+
+Instruct = Callable[[str, Sequence[int]], Sequence[int]]
+"""(text, token ids quoted behind it) → token ids that end the user's turn with both and begin the answer."""
+
+
+@dataclass(frozen=True)
+class TokenClasses:
+    """Token ids that a model's tokenizer sets apart. special: control tokens. punctuation: tokens of nothing but
+    punctuation characters, spaces aside."""
+
+    special: frozenset[int] = frozenset()
+    punctuation: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What the cache must know of a model. `windows[layer]`: its sliding window in tokens, None for a global layer.
+
+    format: how open pages store keys and values ("bf16", or "f32" for the reference dtype). scale multiplies q·k;
+    softcap is tanh capping of scores or None. chunk: the most rows that are appended at once. version: of the weights.
+    rotation: RoPE tables, for policies that renumber. classes: gives the tokenizer's token classes when one asks.
+    head_scores: measured importance of query heads by the kind of probe, fp32 [global layers, heads]; read when it is
+    asked for, empty where none was measured. context: the most positions of a sequence, 0 where unknown. instruct:
+    words for the model, for policies that run it; None without a tokenizer.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    windows: tuple[int | None, ...]
+    scale: float = 0.0
+    softcap: float | None = None
+    format: str = "bf16"
+    chunk: int = 512
+    version: str = ""
+    rotation: Rotation | None = field(default=None, compare=False, repr=False)
+    classes: Callable[[], TokenClasses] = field(default=TokenClasses, compare=False, repr=False)
+    head_scores: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    context: int = 0
+    instruct: Instruct | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} query heads do not divide into {self.kv_heads} KV heads")
+        if not self.scale:
+            object.__setattr__(self, "scale", self.head_dim**-0.5)
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return len(self.windows)
+
+    @property
+    def group(self) -> int:
+        """Query heads a KV head."""
+        return self.heads // self.kv_heads
+
+    def layer(self, index: int, length: int = 0, prompt: int = 0) -> LayerInfo:
+        """The facts of one layer of a sequence."""
+        return LayerInfo(index=index, window=self.windows[index], length=length, prompt=prompt, model=self)
+
+    def layer_groups(self) -> list[LayerGroup]:
+        """Layers that keep the same tokens, the global ones first."""
+        windows = sorted(set(self.windows), key=lambda window: (window is not None, window or 0))
+        return [
+            LayerGroup("global" if window is None else f"window-{window}", window, self.layers_with(window))
+            for window in windows
+        ]
+
+    def layers_with(self, window: int | None) -> tuple[int, ...]:
+        """The layers of one window."""
+        return tuple(index for index, found in enumerate(self.windows) if found == window)
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers of the same window: their full-precision pages are one run each."""
+
+    name: str
+    window: int | None
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerInfo:
+    """One layer as a policy sees it. length: the sequence's logical tokens so far, evicted ones included; prompt: its
+    length when the (last) prompt ended."""
+
+    index: int
+    window: int | None
+    length: int
+    prompt: int
+    model: ModelInfo

@@ -1,0 +1,192 @@
+"""The slots of one sequence: sealed spans by layer, rows that are still open, and the native view of both.
+
+It knows where slots lie and who holds their bytes, not which policies, statistics or phases of a request changed them:
+that is `SequenceCache`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from thrifty.cache.builder import Builder
+from thrifty.cache.mirror import Mirror
+from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.open_rows import OpenRows
+from thrifty.cache.reading import Selection
+from thrifty.cache.sealing import adopt
+from thrifty.cache.segment import Segment, Span
+from thrifty.cache.tail import Tail
+from thrifty.cache.view import LayerView
+
+if TYPE_CHECKING:
+    from thrifty.cache.tiers import Tiers
+    from thrifty.storage.ledger import Reservation
+
+
+class SequenceSlots:
+    """length: committed tokens, evicted ones included: the position of the next token. prompt: its length when the
+    (last) prompt ended. spans: by layer, in the order in which rows attend to them; shared spans are one object.
+    """
+
+    def __init__(self, tiers: Tiers, model: ModelInfo, reservation: Reservation | None) -> None:
+        """reservation: promised bytes to draw from; it is released by `free`."""
+        self.model = model
+        self.tiers = tiers
+        self.reservation = reservation
+        self.length = 0
+        self.prompt = 0
+        self.parked = False
+        self.last_used = 0
+        self.builder = Builder(tiers, model, reservation)
+        self.global_layers = model.layers_with(None)
+        self.spans: list[list[Span]] = [[] for _ in range(model.layers)]
+        self.selected: dict[int, list[Selection]] = {}
+        self.tail = Tail(tiers, model, model.layer_groups(), reservation)
+        self.open_rows = OpenRows(tiers, model, self.tail, reservation)
+        self.mirror = Mirror(model)
+        self._freed = False
+        tiers.sequences.add(self)
+
+    # --- what it holds -------------------------------------------------------------------------------
+
+    def slots(self, layer: int, head: int = 0) -> int:
+        """Physical slots of one head now, uncommitted rows of the reference path included."""
+        held = sum(span.count(layer, head) for span in self.spans[layer])
+        return held + self.open_rows.rows(layer)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the segments it holds, in any tier; a shared segment counts in full."""
+        return sum(segment.nbytes for segment in self.segments())
+
+    def segments(self) -> list[Segment]:
+        """Every segment that it holds, once."""
+        found = {id(span.segment): span.segment for spans in self.spans for span in spans}
+        found |= {id(page): page for pages in self.tail.pages for page in pages}
+        if self.open_rows.scratch is not None:
+            found[id(self.open_rows.scratch.segment)] = self.open_rows.scratch.segment
+        return list(found.values())
+
+    def sealed_counts(self, layer: int) -> list[int]:
+        """Sealed slots of each KV head (without the open tail): those that policies see and edit."""
+        spans = self.spans[layer]
+        return [sum(span.count(layer, head) for span in spans) for head in range(self.model.kv_heads)]
+
+    def view(self, layer: int) -> LayerView:
+        """A layer's sealed slots as a policy sees them."""
+        return LayerView(self.model.layer(layer, self.length, self.prompt), self.spans[layer])
+
+    def counts(self, layer: int) -> list[int]:
+        """Slots of each KV head, uncommitted rows of the reference path included."""
+        return [count + self.open_rows.rows(layer) for count in self.sealed_counts(layer)]
+
+    # --- room and rows -------------------------------------------------------------------------------
+
+    def reserve(self, n: int) -> None:
+        """Make room for n more rows in the open pages of every layer group. Cheap when there is room.
+
+        Raises BudgetError or StorageError, with nothing changed.
+        """
+        missing = self.tail.missing(n)
+        if missing <= 0:
+            return
+        made = self.tail.open(missing, self.length)
+        for group, pages in zip(self.tail.groups, made, strict=True):
+            for page in pages:
+                for layer in group.layers:
+                    self.mirror.open_page(layer, page)
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Reference path: store rows [n, kv_heads, head_dim] (any float dtype, keys rotated) in the layer's open pages.
+
+        Needs a `reserve` (or `begin_layer`) that holds them. Raises PromptError where it does not.
+        """
+        self.mirror.drop()
+        self.open_rows.append(layer, key, value)
+
+    # --- what edits change ---------------------------------------------------------------------------
+
+    def seal_tail(self) -> None:
+        """Make the partly filled open page a sealed span of its own, so that edits may touch its slots."""
+        if self.tail.rows:
+            adopt(self, self.tail.rows)
+            self.tail.number(self.length)
+            self.mirror.drop()
+
+    def select(self, layer: int, indices: tuple[Tensor, ...] | None) -> None:
+        """Attend to these sealed slots of a layer (one tensor a KV head) and to all newer ones; None ends it."""
+        self.mirror.drop()
+        if indices is None:
+            self.selected.pop(layer, None)
+        else:
+            counts = self.sealed_counts(layer)
+            self.selected[layer] = [Selection(slots, count) for slots, count in zip(indices, counts, strict=True)]
+
+    def replace_spans(self, layer: int, spans: list[Span]) -> None:
+        """A layer's new spans, with their references; the old ones were released by the edit."""
+        self.spans[layer] = spans
+        self.mirror.drop()
+
+    def exchange_span(self, layer: int, place: int, span: Span) -> None:
+        """One span's contents in another form; the caller keeps the old one's reference."""
+        spans = self.spans[layer]
+        spans[place] = span
+        if all(len(one.segment.heads) == self.model.kv_heads for one in spans):
+            self.mirror.exchange(layer, place % len(spans), span)
+        else:
+            self.mirror.drop()
+
+    # --- parking, ending -----------------------------------------------------------------------------
+
+    def free(self) -> None:
+        """Release everything, the reservation included. A second call has no effect."""
+        if self._freed:
+            return
+        self._freed = True
+        with self.tiers.arena.together():
+            self._release_all()
+        if self.reservation is not None:
+            self.reservation.release()
+
+    def _release_all(self) -> None:
+        self.mirror.drop()
+        self.open_rows.close()
+        held = Counter(id(span.segment) for spans in self.spans for span in spans)
+        for segment in {id(span.segment): span.segment for spans in self.spans for span in spans}.values():
+            segment.release(held[id(segment)])
+        self.spans = [[] for _ in self.spans]
+
+    def __del__(self) -> None:
+        if getattr(self, "_freed", True) is False:  # dropped without free(): its bytes must not stay charged
+            self.free()
+
+    def park(self) -> None:
+        """The engine will not step this sequence for a while: its promise ends and its segments may move to disk."""
+        self.mirror.hand_back(self)
+        self.parked = True
+        if self.reservation is not None:
+            self.reservation.suspend()
+
+    def resume(self) -> None:
+        """Bring every segment back to memory before the next step.
+
+        Raises BudgetError where there is no room; the sequence is then still parked and whole.
+        """
+        if not self.parked:
+            return
+        away = [segment.owner for segment in self.segments() if segment.tier == "disk"]
+        if self.reservation is not None:
+            needed = max(self.reservation.outstanding, sum(segment.nbytes for segment in away))
+            self.tiers.make_room(needed)
+            self.reservation.resume()
+        try:
+            for segment in away:
+                segment.to_memory()
+        except BaseException:
+            if self.reservation is not None:
+                self.reservation.suspend()
+            raise
+        self.parked = False

@@ -1,0 +1,52 @@
+"""What the cache must know of a model, from the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from thrifty.cache.model_info import ModelInfo, TokenClasses
+from thrifty.engine.instruction import instruction
+from thrifty.errors import RecipeError
+from thrifty.models.head_scores import SavedScores
+from thrifty.models.rope import rotation
+
+if TYPE_CHECKING:
+    from thrifty.models.model import Model
+
+
+def model_info(model: Model, chunk: int) -> ModelInfo:
+    """chunk: the most rows that are appended at once. Plain fp32 weights get an fp32 cache: the reference's own
+    numerics.
+    """
+    config = model.config
+    plain = all(getattr(linear, "label", "") == "f32" for _, linear in model.decoder.linears())
+
+    def rotate(layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        return rotation(config.layers[layer].rope, positions)
+
+    def classes() -> TokenClasses:
+        if model.tokenizer is None:
+            raise RecipeError(
+                "a cache technique asked which tokens are special, but this checkpoint has no tokenizer: add its "
+                "tokenizer.json, or leave the technique out"
+            )
+        return TokenClasses(model.tokenizer.special_ids, model.tokenizer.punctuation_ids)
+
+    return ModelInfo(
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        windows=tuple(layer.window for layer in config.layers),
+        scale=config.query_scale,
+        softcap=config.attention_softcap,
+        format="f32" if plain else "bf16",
+        chunk=chunk,
+        version=model.version,
+        rotation=rotate,
+        classes=classes,
+        head_scores=SavedScores(model),
+        context=config.context_length,
+        instruct=None if model.tokenizer is None else instruction(model.tokenizer),
+    )

@@ -1,0 +1,59 @@
+"""The bytes that a request needs, before it runs: its caches, and the hidden state of what it fills them with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from thrifty.cache.composition import layer_major, rehearsing
+from thrifty.cache.footprint import Footprint
+from thrifty.cache.policy import CachePolicy
+from thrifty.cache.pool import Cache
+from thrifty.formats.kv import PAGE
+
+
+class RequestSizes:
+    """Upper bounds, from the cache's own. page_bytes: one open page of all layers."""
+
+    def __init__(self, cache: Cache, hidden_size: int, chunk: int) -> None:
+        """chunk: the most rows that a prefill appends at once."""
+        self.page_bytes = cache.footprint((), 1, 1).steady_bytes
+        self._cache = cache
+        self._hidden_size = hidden_size
+        self._chunk = chunk
+
+    def held(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int) -> Footprint:
+        """Caches and hidden state. Samples share the prompt, unless a policy goes on compressing while they
+        decode: then each may come to hold all of its own.
+        """
+        one = self._cache.footprint(policies, prompt, total)
+        private = self.decoding(policies, prompt, total, self.shared(policies, prompt, prompt))
+        more = (samples - 1) * private
+        filling = one.peak_bytes + self.hidden(policies, prompt)
+        return Footprint(peak_bytes=max(filling, one.peak_bytes + more), steady_bytes=one.steady_bytes + more)
+
+    def decoding(self, policies: Sequence[CachePolicy], prompt: int, total: int, shared: int) -> int:
+        """What a decoding sequence needs of its own until it has `total` tokens, an open page more than it
+        keeps.
+        """
+        whole = self._cache.footprint(policies, prompt, total)
+        if any(policy.watches_decode for policy in policies):
+            return whole.peak_bytes if whole.decoding_bytes is None else whole.decoding_bytes
+        return max(0, whole.steady_bytes - shared) + self.page_bytes
+
+    def shared(self, policies: Sequence[CachePolicy], prompt: int, length: int) -> int:
+        """Bytes that a sequence of `length` tokens can share with others for good, rounded down."""
+        if any(policy.watches_decode or (policy.compresses and length < prompt) for policy in policies):
+            return 0
+        steady = self._cache.footprint(policies, min(prompt, length), length).steady_bytes
+        return max(0, steady - 2 * self.page_bytes)
+
+    def hidden(self, policies: Sequence[CachePolicy], prompt: int) -> int:
+        """The hidden state of what goes through the layers together: the prompt, or a chunk that is cut into slices
+        (in whole pages, as its cache is), or what is rehearsed.
+        """
+        if layer_major(policies):
+            return 4 * prompt * self._hidden_size
+        rows, policy = min(-(-prompt // PAGE) * PAGE, self._chunk), rehearsing(policies)
+        if policy is not None:
+            rows = max(rows, policy.rehearsed(self._cache.model, prompt))
+        return 4 * rows * self._hidden_size
