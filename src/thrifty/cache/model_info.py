@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,22 @@ class TokenClasses:
 
     special: frozenset[int] = frozenset()
     punctuation: frozenset[int] = frozenset()
+
+    def masks(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """bool, as `tokens` int64: which are special, and which are punctuation; −1 is neither."""
+        special, punctuation = self._tables
+        places = tokens.clamp(max=len(special) - 1)
+        return special[places], punctuation[places]
+
+    @cached_property
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """bool by token id up to the highest; the last entry is False, and what −1 finds."""
+        import torch
+
+        tables = torch.zeros(2, max(self.special | self.punctuation, default=-1) + 2, dtype=torch.bool)
+        for table, members in zip(tables, (self.special, self.punctuation), strict=True):
+            table[list(members)] = True
+        return tables[0], tables[1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ class Schedule:
     def shorten(self, length: int) -> None:
         """The sequence went back to `length` tokens."""
         self._due = [min(due, length + one.period) for due, one in zip(self._due, self._policies, strict=True)]
+        self.next = min(self._due, default=NEVER)
 
     def copy(self) -> Schedule:
         """The same dates, for a fork."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -26,6 +27,7 @@ def model_info(model: Model, chunk: int) -> ModelInfo:
     def rotate(layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         return rotation(config.layers[layer].rope, positions)
 
+    @cache
     def classes() -> TokenClasses:
         if model.tokenizer is None:
             raise RecipeError(

@@ -14,7 +14,7 @@ from tests.unit.cache.cache_driver import Driver, model_info, prompt
 from thrifty import registry
 from thrifty.cache.carry import carry_out
 from thrifty.cache.edits import Edits
-from thrifty.cache.model_info import LayerInfo
+from thrifty.cache.model_info import LayerInfo, TokenClasses
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
@@ -184,3 +184,12 @@ def test_bytes_are_those_of_the_history_and_of_edited_layers() -> None:
         assert cache.ledger.bytes_of("index") - before == (200 if sequence is told else 0)
         sequence.free()
     assert cache.ledger.current == 0
+
+
+def test_classes_are_told_token_by_token() -> None:
+    classes = TokenClasses(special=frozenset({0, 7}), punctuation=frozenset({3, 9}))
+    special, punctuation = classes.masks(torch.tensor([-1, 0, 3, 7, 8, 9, 10, 4000]))
+    assert special.tolist() == [False, True, False, True, False, False, False, False]
+    assert punctuation.tolist() == [False, False, True, False, False, True, False, False]
+    none, neither = TokenClasses().masks(torch.tensor([-1, 0, 5]))
+    assert not none.any() and not neither.any()

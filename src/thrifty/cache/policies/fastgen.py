@@ -175,11 +175,10 @@ class Fastgen(CachePolicy):
     def _columns(self, kv: LayerView, head: int, stats: Stats) -> Columns:
         """What the candidates keep at present (§4.1), heavy hitters by attention summed over queries and the group."""
         assert stats.tokens is not None and stats.column_sums is not None, "the policy asked for them"
-        classes, tokens = kv.info.model.classes(), stats.tokens[head]
-        special = torch.isin(tokens, torch.tensor(sorted(classes.special), dtype=torch.int64))
-        marked = special | torch.isin(tokens, torch.tensor(sorted(classes.punctuation), dtype=torch.int64))
+        special, punctuation = kv.info.model.classes().masks(stats.tokens[head])
+        marked = special | punctuation
         heavy = marked.clone()
-        count = min(len(tokens), int(self.frequent * kv.info.length))
+        count = min(len(marked), int(self.frequent * kv.info.length))
         heavy[stats.column_sums[head].sum(dim=0).topk(count).indices] = True
         span = int(self.local * kv.info.prompt)
         return Columns(torch.stack((special, marked, heavy)), kv.positions(head), span)
