@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from thrifty.cache.edits import Edits
 from thrifty.errors import RecipeError
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from thrifty.cache.rehearsal import Rehearsal
     from thrifty.cache.view import LayerView
     from thrifty.card import Card
+
+Reduction = Literal["max", "mean"]
+"""What one slot gets from a row by a KV head's query heads: the greatest of theirs, or their mean."""
 
 Rotation = Callable[[int, "Tensor"], tuple["Tensor", "Tensor"]]
 """(layer, positions int64 [n]) → cos, sin, each fp32 [n, dimension/2] (half-split convention)."""
@@ -237,6 +240,12 @@ class CachePolicy:
         that are rehearsed (`seen`), and the forced rows up to these, which are the last.
         """
         raise NotImplementedError
+
+    @property
+    def reduction(self) -> Reduction | None:
+        """How `witness` reduces a KV head's query heads, row by row, where it is the rows' greatest softmax attention,
+        which native code computes too; None where it is a formula of its own."""
+        return None
 
     def after_prompt(self, layers: list[LayerView], received: list[list[Tensor]]) -> Edits:
         """Edits for all global layers at once when the rehearsals are over. received: by layer and KV head the scores

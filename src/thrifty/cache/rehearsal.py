@@ -27,6 +27,7 @@ from thrifty.cache.segment import INDEX
 from thrifty.errors import PromptError
 from thrifty.formats import kv
 from thrifty.formats.kv import PAGE
+from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy, ModelInfo
@@ -68,6 +69,7 @@ class Rehearsals:
         self._piece: Rehearsal | None = None
         self._rows: dict[int, int] = {}
         self._keys: _LayerKeys | None = None
+        self._seen: _Seen | None = None
         longest = max((len(piece.tokens) for piece in self.pieces), default=0)
         self._charged = working_bytes(self._model, len(prompt), longest) if self.pieces else 0
         sequence.tiers.ledger.charge(INDEX, self._charged, sequence.reservation)
@@ -98,21 +100,15 @@ class Rehearsals:
         self._rows[layer] = done + len(queries)
         if self._model.windows[layer] is not None:
             return
-        if self._keys is None or self._keys.layer != layer:
-            self._keys = _LayerKeys(self._sequence, layer, piece)
-        self._keys.extend(done + len(queries))
-        first = done
-        while first < done + len(queries):
-            stop = min(first + PAGE - (self._sequence.length + first) % PAGE, done + len(queries))
-            self._score(self._keys, queries[first - done : stop - done], stop)
-            first = stop
+        if not self._observed_natively(piece, layer, queries, done + len(queries)):
+            self._observe(piece, layer, queries, done)
 
     def end(self) -> None:
         """Drop the piece's rows. Raises PromptError where a layer has not had them all."""
         if self._piece is None or set(self._rows.values()) != {len(self._piece.tokens)}:
             raise PromptError(f"the layers have had {sorted(set(self._rows.values()))} rows of the rehearsal")
         self._sequence.truncate(len(self._piece.tokens))
-        self._piece = self._keys = None
+        self._piece = self._keys = self._seen = None
 
     def received(self) -> list[list[Tensor]]:
         """By global layer and KV head the scores of its sealed slots; infinite where a slot was not rehearsed."""
@@ -123,9 +119,39 @@ class Rehearsals:
 
     def close(self) -> None:
         """Forget the scores and give their bytes back."""
-        self._scores, self._keys = {}, None
+        self._scores, self._keys, self._seen = {}, None, None
         self._sequence.tiers.ledger.credit(INDEX, self._charged, self._sequence.reservation)
         self._charged = 0
+
+    def _observed_natively(self, piece: Rehearsal, layer: int, queries: Tensor, rows: int) -> bool:
+        """The same as `_observe` by native code, where the policy's formula and the slots allow; False elsewhere."""
+        view, reduction, model = self._sequence.newest_native, self._policy.reduction, self._model
+        if view is None or reduction is None:
+            return False
+        if self._seen is None or self._seen.layer != layer:
+            self._seen = _Seen(self._sequence, layer, piece)
+        seen = self._seen
+        if seen.biased:
+            return False
+        found = dispatch.witness(
+            view, layer, queries, seen.judged,
+            forced=rows, scale=model.scale, softcap=model.softcap or 0.0, mean=reduction == "mean",
+        )  # fmt: skip
+        for head, places in enumerate(seen.places):
+            scores, columns = self._scores[layer][head], places - self._first
+            scores[columns] = torch.maximum(scores[columns], found[head, : len(places)])
+        return True
+
+    def _observe(self, piece: Rehearsal, layer: int, queries: Tensor, done: int) -> None:
+        """Score rows by the policy's own formula, `done` before them."""
+        if self._keys is None or self._keys.layer != layer:
+            self._keys = _LayerKeys(self._sequence, layer, piece)
+        self._keys.extend(done + len(queries))
+        first = done
+        while first < done + len(queries):
+            stop = min(first + PAGE - (self._sequence.length + first) % PAGE, done + len(queries))
+            self._score(self._keys, queries[first - done : stop - done], stop)
+            first = stop
 
     def _score(self, keys: _LayerKeys, queries: Tensor, stop: int) -> None:
         group = self._model.group
@@ -143,6 +169,29 @@ class Rehearsals:
             new = positions >= self._first
             found[new] = self._scores[layer][head][positions[new] - self._first]
         return found
+
+
+class _Seen:
+    """Where the native View of one layer holds, during one rehearsal, what its rows see.
+
+    judged: by KV head the number of sinks, and the first slot that is rehearsed and the one behind the last. places: by
+    head the positions of what is rehearsed, int64. biased: whether slots have a logit bias, which the view applies.
+    """
+
+    def __init__(self, sequence: SequenceCache, layer: int, piece: Rehearsal) -> None:
+        self.layer = layer
+        self.judged: list[tuple[int, int, int]] = []
+        self.places: list[Tensor] = []
+        self.biased = any(span.segment.bias is not None for span in sequence.spans[layer])
+        bounds = torch.tensor([min(piece.sinks, piece.start), piece.start, piece.stop])
+        for head in range(sequence.model.kv_heads):
+            parts = [span.segment.positions_of(head, span.tokens) for span in sequence.spans[layer] if span.holds(head)]
+            if sequence.tail.rows:
+                parts.append(sequence.tail.of(layer)[0].positions_of(head, sequence.tail.rows))
+            positions = torch.cat(parts)
+            sinks, low, high = torch.searchsorted(positions, bounds).tolist()
+            self.judged.append((sinks, low, high))
+            self.places.append(positions[low:high])
 
 
 class _LayerKeys:

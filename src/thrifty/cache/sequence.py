@@ -488,6 +488,11 @@ class SequenceCache:
             self._mirror = self._mirrored()
         return None if self._mirror is None else self._mirror.view
 
+    @property
+    def newest_native(self) -> Any:
+        """The native View that the newest rows were appended through; None where the reference path appended them."""
+        return None if self._mirror is None else self._mirror.view
+
     def accumulate_rows(self, rows: int) -> Accumulator | None:
         """Where the native step of the next `rows` rows, which may be rejected, leaves their attention probabilities:
         None where no column sums are collected. Raises BudgetError.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from thrifty.cache.edits import Edits
-from thrifty.cache.policy import CachePolicy, ModelInfo
+from thrifty.cache.policy import CachePolicy, ModelInfo, Reduction
 from thrifty.cache.rehearsal import Rehearsal
 from thrifty.card import Card
 from thrifty.errors import PromptError, RecipeError
@@ -62,7 +62,7 @@ class Kvzip(CachePolicy):
     level: Literal["pair", "head"] = "pair"
     chunk: int = 2000
     sinks: int = 4
-    group: Literal["max", "mean"] = "max"
+    group: Reduction = "max"
 
     exact = True
     ragged = True
@@ -107,6 +107,11 @@ class Kvzip(CachePolicy):
     def rehearsed(self, model: ModelInfo, prompt: int) -> int:
         """A chunk and the request to repeat it."""
         return min(self._size(model, prompt), prompt) + _framing(model)
+
+    @property
+    def reduction(self) -> Reduction:
+        """Of Eq. 2: `group`."""
+        return self.group
 
     def witness(self, model: ModelInfo, queries: Tensor, keys: Tensor, seen: slice) -> Tensor:
         """The greatest attention to each slot over rows and query heads (§3.2, Eq. 2)."""
