@@ -44,7 +44,7 @@ void witness(View& view, int layer, const Witnesses& call, const std::vector<Jud
   std::vector<AttendArgs> args;
   std::vector<WitnessArgs> seen;
   std::vector<Task> tasks;
-  size_t widest = 0, most = 0;
+  size_t most = 0;
   for (int h = 0; h < kv_heads; h++) {
     const auto& spans = view.spans(layer, h);
     const auto [sinks, low, high] = judged[(size_t)h];
@@ -52,22 +52,21 @@ void witness(View& view, int layer, const Witnesses& call, const std::vector<Jud
     a.spans = spans.data(), a.span_count = (int)spans.size(), a.slots = view.tokens(layer, h);
     a.q = q, a.n = call.rows, a.heads = call.heads, a.dim = view.head_dim(), a.group = group, a.kv_head = h;
     a.scale = call.scale, a.softcap = call.softcap;
-    args.push_back(a), seen.push_back({a.slots, call.forced, sinks, low, high, call.mean});
-    most = std::max(most, (size_t)(high - low)), widest = std::max(widest, (size_t)(sinks + high - low + call.forced));
+    args.push_back(a), seen.push_back({call.forced, sinks, low, high, call.mean});
+    most = std::max(most, (size_t)(high - low));
     if (low < high)
       for (int row = (call.rows - 1) / step * step; row >= 0; row -= step) tasks.push_back({h, row});  // the longest first
   }
-  const size_t row_floats = (widest + kWitnessPad + kLanes - 1) / kLanes * kLanes, found_floats = most + kWitnessPad;
-  const size_t floats = row_floats * (size_t)(step * group) + found_floats;
+  const size_t columns = (most + kWitnessPad + kLanes - 1) / kLanes * kLanes, floats = columns * (size_t)(step * group + 1);
   const auto buffer = std::make_unique_for_overwrite<float[]>(floats * (size_t)workers);
   const auto turns = std::make_unique<std::mutex[]>((size_t)kv_heads);
   std::atomic<int> next{0};
   Pool::shared().run(Attention::scratch_bytes(view.head_dim(), group), [&](Worker& w) {
     if (w.id >= workers) return;
-    float *const scores = buffer.get() + floats * (size_t)w.id, *const found = scores + row_floats * (size_t)(step * group);
+    float *const scores = buffer.get() + floats * (size_t)w.id, *const found = scores + columns * (size_t)(step * group);
     for (int i = next.fetch_add(1); i < (int)tasks.size(); i = next.fetch_add(1)) {
       const auto [head, row] = tasks[(size_t)i];
-      k.attend_witness(args[(size_t)head], seen[(size_t)head], row, std::min(row + step, call.rows), scores, row_floats, found, w.scratch);
+      k.attend_witness(args[(size_t)head], seen[(size_t)head], row, std::min(row + step, call.rows), scores, columns, found, w.scratch);
       const std::lock_guard held(turns[(size_t)head]);
       float* const best = table + (size_t)head * (size_t)stride;
       for (int j = 0; j < seen[(size_t)head].high - seen[(size_t)head].low; j++) best[j] = std::max(best[j], found[j]);
