@@ -11,7 +11,8 @@ The calls, as the engine makes them once the prompt is committed:
         run.end()
     sequence.complete_prompt()
 
-Rows are scored in blocks that end at multiples of 64 positions, so that scores do not depend on how they came.
+Scores do not depend on how the rows came: native code takes each row's softmax in the order of the slots, and the
+reference scores blocks that end at multiples of 64 positions.
 """
 
 from __future__ import annotations
@@ -47,11 +48,12 @@ class Rehearsal:
 
 def working_bytes(model: ModelInfo, prompt: int, rows: int) -> int:
     """Upper bound of what scoring holds, for a prompt of `prompt` tokens and at most `rows` forced ones: the scores and
-    their order, one layer's keys, and a block's attention twice."""
+    their order, one layer's keys, and a block's attention twice. Native code reads keys where they lie, and holds a
+    block's attention to the judged slots, padded, and a row of it a worker (`dispatch.witness`)."""
     pairs = prompt * model.kv_heads * len(model.layers_with(None))
     slots = prompt + rows  # a rehearsal sees no more of the prompt than all of it
     keys = 4 * slots * model.kv_heads * model.head_dim
-    return 32 * pairs + keys + 2 * 4 * slots * PAGE * model.group
+    return 32 * pairs + keys + 2 * 4 * (slots + PAGE) * PAGE * model.group
 
 
 class Rehearsals:
@@ -124,7 +126,8 @@ class Rehearsals:
         self._charged = 0
 
     def _observed_natively(self, piece: Rehearsal, layer: int, queries: Tensor, rows: int) -> bool:
-        """The same as `_observe` by native code, where the policy's formula and the slots allow; False elsewhere."""
+        """The same as `_observe` by native code, `rows` forced ones with these. False, with nothing done, where the
+        reference path appended them, the policy's formula is its own, or slots have a bias (`witness` knows none)."""
         view, reduction, model = self._sequence.newest_native, self._policy.reduction, self._model
         if view is None or reduction is None:
             return False
@@ -182,16 +185,31 @@ class _Seen:
         self.layer = layer
         self.judged: list[tuple[int, int, int]] = []
         self.places: list[Tensor] = []
-        self.biased = any(span.segment.bias is not None for span in sequence.spans[layer])
-        bounds = torch.tensor([min(piece.sinks, piece.start), piece.start, piece.stop])
+        spans = sequence.spans[layer]
+        self.biased = any(span.segment.bias is not None for span in spans)
+        alike = all(
+            isinstance(span.segment.positions, int) and len(span.segment.heads) == sequence.model.kv_heads
+            for span in spans
+        )
         for head in range(sequence.model.kv_heads):
-            parts = [span.segment.positions_of(head, span.tokens) for span in sequence.spans[layer] if span.holds(head)]
-            if sequence.tail.rows:
-                parts.append(sequence.tail.of(layer)[0].positions_of(head, sequence.tail.rows))
-            positions = torch.cat(parts)
-            sinks, low, high = torch.searchsorted(positions, bounds).tolist()
-            self.judged.append((sinks, low, high))
-            self.places.append(positions[low:high])
+            if head and alike:
+                self.judged.append(self.judged[0])
+                self.places.append(self.places[0])
+            else:
+                self._add(sequence, head, piece)
+
+    def _add(self, sequence: SequenceCache, head: int, piece: Rehearsal) -> None:
+        """One head's slots, which lie in the order of their positions."""
+        parts = [
+            span.segment.positions_of(head, span.tokens) for span in sequence.spans[self.layer] if span.holds(head)
+        ]
+        if sequence.tail.rows:
+            parts.append(sequence.tail.of(self.layer)[0].positions_of(head, sequence.tail.rows))
+        positions = torch.cat(parts)
+        bounds = torch.tensor([min(piece.sinks, piece.start), piece.start, piece.stop])
+        sinks, low, high = torch.searchsorted(positions, bounds).tolist()
+        self.judged.append((sinks, low, high))
+        self.places.append(positions[low:high])
 
 
 class _LayerKeys:
