@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def compare(sequence: SequenceCache, tokens: Sequence[int], chunk: int, isa: str
     with using(isa):
         found, read = scores(sequence, tokens, chunk, native=True)
     assert not read, "native code read the keys where they lie"
-    near = {"rtol": 2e-2, "atol": 2e-2} if isa == "avx512" else {"rtol": 1e-4, "atol": 5e-6}
+    near: dict[str, Any] = {"rtol": 2e-2, "atol": 2e-2} if isa == "avx512" else {"rtol": 1e-4, "atol": 5e-6}
     for mine, theirs in zip(found, expected, strict=True):
         for one, other in zip(mine, theirs, strict=True):
             assert torch.equal(one.isinf(), other.isinf())
