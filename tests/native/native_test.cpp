@@ -21,6 +21,7 @@
 #include "plan.hpp"
 #include "pool.hpp"
 #include "view.hpp"
+#include "witness.hpp"
 
 using namespace thrifty;
 
@@ -146,6 +147,30 @@ void test_attention(int dim, int group, int kv_heads, int window, float softcap)
   for (float s : sums) total += (double)s;
   expect(std::fabs(total - rows * heads) < 1e-2, "probabilities do not sum to one");
   for (float x : out) expect(std::isfinite(x), "attention is not finite");
+}
+
+// Rows in two pieces give each slot what they give it together; heads judge different slots, and one none.
+void test_witness(int dim, int group, float softcap, bool mean) {
+  const int kv_heads = 3, heads = group * kv_heads, rows = 75, stride = 450;
+  std::vector<Exact> memory;
+  View view(1, kv_heads, dim), shorter(1, kv_heads, dim);
+  for (int head = 0; head < kv_heads; head++)
+    for (auto [format, tokens, capacity] : {std::tuple{Format::int8, 130, 192}, {Format::f32, 5, 64}, {Format::int2, 33, 64}, {Format::int4g16, 17, 64}, {Format::bf16, 300 + head, 320}}) {
+      memory.push_back(slab(format, capacity, dim));
+      for (View* one : {&view, &shorter}) one->push(0, head, memory.back().address(), tokens, capacity, (int)format, 0, true);
+    }
+  shorter.truncate(0, rows - 20);
+  const std::vector<Judged> judged = {{4, 4, 390}, {0, 9, 411}, {7, 30, 30}};
+  const auto q = floats((size_t)rows * (size_t)heads * (size_t)dim);
+  std::vector<float> together((size_t)kv_heads * (size_t)stride), pieces = together;
+  const auto run = [&](View& from, int first, int count, std::vector<float>& to) {
+    witness(from, 0, {count, heads, first + count, 0.1f, softcap, mean}, judged, q.data() + (size_t)first * (size_t)heads * (size_t)dim, to.data(), stride);
+  };
+  run(view, 0, rows, together);
+  run(shorter, 0, 20, pieces), run(view, 20, rows - 20, pieces);
+  expect(std::memcmp(together.data(), pieces.data(), together.size() * sizeof(float)) == 0, "what rows attend to differs when they come in pieces");
+  for (float p : pieces) expect(p >= 0 && p <= 1.001f, "what a row gives is no probability");
+  expect_refused("judged slots among the forced ones", [&] { witness(shorter, 0, {20, heads, 30, 0.1f, softcap, mean}, {{0, 0, 401}, judged[1], judged[2]}, q.data(), pieces.data(), stride); });
 }
 
 void test_view() {
@@ -289,6 +314,7 @@ int main() {
     test_matmuls();
     for (auto [dim, group, kv_heads] : {std::tuple{64, 3, 2}, {128, 1, 1}, {192, 7, 1}})
       for (int window : {0, 50}) test_attention(dim, group, kv_heads, window, window ? 5.0f : 0.0f);
+    for (bool mean : {false, true}) test_witness(64, 3, 0.0f, mean), test_witness(128, 1, 5.0f, mean);
     test_view();
     for (int dim : {64, 80}) test_gather(dim);
     for (int kind : {4, 8, 16}) test_plan(kind), test_step(kind);

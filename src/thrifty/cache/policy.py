@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 from thrifty.cache.edits import Edits
 from thrifty.cache.statistics import Statistics, Stats
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from thrifty.cache.rehearsal import Rehearsal
     from thrifty.cache.view import LayerView
     from thrifty.card import Card
+
+Reduction = Literal["max", "mean"]
+"""What one slot gets from a row by a KV head's query heads: the greatest of theirs, or their mean."""
 
 
 class CachePolicy:
@@ -86,6 +89,12 @@ class CachePolicy:
         that are rehearsed (`seen`), and the forced rows up to these, which are the last.
         """
         raise NotImplementedError
+
+    @property
+    def reduction(self) -> Reduction | None:
+        """How `witness` reduces a KV head's query heads, row by row, where it is the rows' greatest softmax attention,
+        which native code computes too; None where it is a formula of its own."""
+        return None
 
     def after_prompt(self, layers: list[LayerView], received: list[list[Tensor]]) -> Edits:
         """Edits for all global layers at once when the rehearsals are over. received: by layer and KV head the scores

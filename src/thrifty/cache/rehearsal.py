@@ -11,7 +11,8 @@ The calls, as the engine makes them once the prompt is committed:
         run.end()
     sequence.complete_prompt()
 
-Rows are scored in blocks that end at multiples of 64 positions, so that scores do not depend on how they came.
+Scores do not depend on how the rows came: native code takes each row's softmax in the order of the slots, and the
+reference scores blocks that end at multiples of 64 positions.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from thrifty.cache.segment import INDEX
 from thrifty.errors import PromptError
 from thrifty.formats import kv
 from thrifty.formats.kv import PAGE
+from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
     from thrifty.cache.model_info import ModelInfo
@@ -47,11 +49,12 @@ class Rehearsal:
 
 def working_bytes(model: ModelInfo, prompt: int, rows: int) -> int:
     """Upper bound of what scoring holds, for a prompt of `prompt` tokens and at most `rows` forced ones: the scores and
-    their order, one layer's keys, and a block's attention twice."""
+    their order, one layer's keys, and a block's attention twice. Native code reads keys where they lie, and holds a
+    block's attention to the judged slots, padded, and a row of it a worker (`dispatch.witness`)."""
     pairs = prompt * model.kv_heads * len(model.layers_with(None))
     slots = prompt + rows  # a rehearsal sees no more of the prompt than all of it
     keys = 4 * slots * model.kv_heads * model.head_dim
-    return 32 * pairs + keys + 2 * 4 * slots * PAGE * model.group
+    return 32 * pairs + keys + 2 * 4 * (slots + PAGE) * PAGE * model.group
 
 
 class Rehearsals:
@@ -69,6 +72,7 @@ class Rehearsals:
         self._piece: Rehearsal | None = None
         self._rows: dict[int, int] = {}
         self._keys: _LayerKeys | None = None
+        self._seen: _Seen | None = None
         longest = max((len(piece.tokens) for piece in self.pieces), default=0)
         self._charged = working_bytes(self._model, len(prompt), longest) if self.pieces else 0
         sequence.tiers.ledger.charge(INDEX, self._charged, sequence.reservation)
@@ -99,21 +103,15 @@ class Rehearsals:
         self._rows[layer] = done + len(queries)
         if self._model.windows[layer] is not None:
             return
-        if self._keys is None or self._keys.layer != layer:
-            self._keys = _LayerKeys(self._sequence, layer, piece)
-        self._keys.extend(done + len(queries))
-        first = done
-        while first < done + len(queries):
-            stop = min(first + PAGE - (self._sequence.length + first) % PAGE, done + len(queries))
-            self._score(self._keys, queries[first - done : stop - done], stop)
-            first = stop
+        if not self._observed_natively(piece, layer, queries, done + len(queries)):
+            self._observe(piece, layer, queries, done)
 
     def end(self) -> None:
         """Drop the piece's rows. Raises PromptError where a layer has not had them all."""
         if self._piece is None or set(self._rows.values()) != {len(self._piece.tokens)}:
             raise PromptError(f"the layers have had {sorted(set(self._rows.values()))} rows of the rehearsal")
         self._sequence.truncate(len(self._piece.tokens))
-        self._piece = self._keys = None
+        self._piece = self._keys = self._seen = None
 
     def received(self) -> list[list[Tensor]]:
         """By global layer and KV head the scores of its sealed slots; infinite where a slot was not rehearsed."""
@@ -124,9 +122,40 @@ class Rehearsals:
 
     def close(self) -> None:
         """Forget the scores and give their bytes back."""
-        self._scores, self._keys = {}, None
+        self._scores, self._keys, self._seen = {}, None, None
         self._sequence.tiers.ledger.credit(INDEX, self._charged, self._sequence.reservation)
         self._charged = 0
+
+    def _observed_natively(self, piece: Rehearsal, layer: int, queries: Tensor, rows: int) -> bool:
+        """The same as `_observe` by native code, `rows` forced ones with these. False, with nothing done, where the
+        reference path appended them, the policy's formula is its own, or slots have a bias (`witness` knows none)."""
+        view, reduction, model = self._sequence.newest_native, self._policy.reduction, self._model
+        if view is None or reduction is None:
+            return False
+        if self._seen is None or self._seen.layer != layer:
+            self._seen = _Seen(self._sequence, layer, piece)
+        seen = self._seen
+        if seen.biased:
+            return False
+        found = dispatch.witness(
+            view, layer, queries, seen.judged,
+            forced=rows, scale=model.scale, softcap=model.softcap or 0.0, mean=reduction == "mean",
+        )  # fmt: skip
+        for head, places in enumerate(seen.places):
+            scores, columns = self._scores[layer][head], places - self._first
+            scores[columns] = torch.maximum(scores[columns], found[head, : len(places)])
+        return True
+
+    def _observe(self, piece: Rehearsal, layer: int, queries: Tensor, done: int) -> None:
+        """Score rows by the policy's own formula, `done` before them."""
+        if self._keys is None or self._keys.layer != layer:
+            self._keys = _LayerKeys(self._sequence, layer, piece)
+        self._keys.extend(done + len(queries))
+        first = done
+        while first < done + len(queries):
+            stop = min(first + PAGE - (self._sequence.length + first) % PAGE, done + len(queries))
+            self._score(self._keys, queries[first - done : stop - done], stop)
+            first = stop
 
     def _score(self, keys: _LayerKeys, queries: Tensor, stop: int) -> None:
         group = self._model.group
@@ -144,6 +173,44 @@ class Rehearsals:
             new = positions >= self._first
             found[new] = self._scores[layer][head][positions[new] - self._first]
         return found
+
+
+class _Seen:
+    """Where the native View of one layer holds, during one rehearsal, what its rows see.
+
+    judged: by KV head the number of sinks, and the first slot that is rehearsed and the one behind the last. places: by
+    head the positions of what is rehearsed, int64. biased: whether slots have a logit bias, which the view applies.
+    """
+
+    def __init__(self, sequence: SequenceCache, layer: int, piece: Rehearsal) -> None:
+        self.layer = layer
+        self.judged: list[tuple[int, int, int]] = []
+        self.places: list[Tensor] = []
+        spans = sequence.spans[layer]
+        self.biased = any(span.segment.bias is not None for span in spans)
+        alike = all(
+            isinstance(span.segment.positions, int) and len(span.segment.heads) == sequence.model.kv_heads
+            for span in spans
+        )
+        for head in range(sequence.model.kv_heads):
+            if head and alike:
+                self.judged.append(self.judged[0])
+                self.places.append(self.places[0])
+            else:
+                self._add(sequence, head, piece)
+
+    def _add(self, sequence: SequenceCache, head: int, piece: Rehearsal) -> None:
+        """One head's slots, which lie in the order of their positions."""
+        parts = [
+            span.segment.positions_of(head, span.tokens) for span in sequence.spans[self.layer] if span.holds(head)
+        ]
+        if sequence.tail.rows:
+            parts.append(sequence.tail.of(self.layer)[0].positions_of(head, sequence.tail.rows))
+        positions = torch.cat(parts)
+        bounds = torch.tensor([min(piece.sinks, piece.start), piece.start, piece.stop])
+        sinks, low, high = torch.searchsorted(positions, bounds).tolist()
+        self.judged.append((sinks, low, high))
+        self.places.append(positions[low:high])
 
 
 class _LayerKeys:

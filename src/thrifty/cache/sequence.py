@@ -316,6 +316,11 @@ class SequenceCache(SequenceSlots):
         module, a segment on disk, a selection, or column sums over slots with holes. Ask for it anew at every step."""
         return self.mirror.follow(self, sums=self.collector.sums_now)
 
+    @property
+    def newest_native(self) -> Any:
+        """The native View that the newest rows were appended through; None where the reference path appended them."""
+        return self.mirror.view
+
     def accumulate_rows(self, rows: int) -> Accumulator | None:
         """Where the native step of the next `rows` rows, which may be rejected, leaves their attention probabilities:
         None where no column sums are collected. Raises BudgetError.

@@ -172,6 +172,39 @@ def attend(
     return out
 
 
+def witness(
+    view: Any,
+    layer: int,
+    query: Tensor,
+    judged: Sequence[tuple[int, int, int]],
+    *,
+    forced: int,
+    scale: float,
+    softcap: float = 0.0,
+    mean: bool = False,
+) -> Tensor:
+    """The greatest softmax probability that a row of query fp32 [rows, heads, head_dim], the last rows of `view`, gives
+    each judged slot: fp32 [kv_heads, most judged slots], 0 behind a head's last.
+
+    judged: by KV head (sinks, low, high): rows see the slots 0..sinks−1, low..high−1, which are judged, and of the
+    newest `forced` those up to their own. A KV head's query heads are reduced by their greatest, or their mean. Native
+    code holds the scores of at most 64 rows of one KV head meanwhile, fp32. Raises KernelError for wrong shapes and
+    slots.
+    """
+    module = require()
+    shape = tuple(query.shape)
+    if len(shape) != 3 or shape[2] != view.head_dim:
+        raise KernelError(f"query has shape {shape}, expected [rows, heads, {view.head_dim}]")
+    query = check(query, "query", torch.float32, shape, copy=True)
+    table = torch.zeros(view.kv_heads, max(1, *(high - low for _, low, high in judged)))
+    try:
+        sizes = (shape[0], shape[1], forced, scale, softcap, mean)
+        module.witness(view, layer, query.data_ptr(), *sizes, list(judged), table.data_ptr(), table.shape[1])
+    except ValueError as error:
+        raise KernelError(str(error)) from error
+    return table
+
+
 def append(view: Any, layer: int, keys: Tensor, values: Tensor) -> None:
     """Write keys and values fp32 [rows, kv_heads, head_dim] behind the last slots of `view`, into its open spans.
 

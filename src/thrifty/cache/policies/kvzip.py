@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.policy import CachePolicy
+from thrifty.cache.policy import CachePolicy, Reduction
 from thrifty.cache.rehearsal import Rehearsal
 from thrifty.card import Card
 from thrifty.errors import PromptError, RecipeError
@@ -63,7 +63,7 @@ class Kvzip(CachePolicy):
     level: Literal["pair", "head"] = "pair"
     chunk: int = 2000
     sinks: int = 4
-    group: Literal["max", "mean"] = "max"
+    group: Reduction = "max"
 
     exact = True
     ragged = True
@@ -108,6 +108,11 @@ class Kvzip(CachePolicy):
     def rehearsed(self, model: ModelInfo, prompt: int) -> int:
         """A chunk and the request to repeat it."""
         return min(self._size(model, prompt), prompt) + _framing(model)
+
+    @property
+    def reduction(self) -> Reduction:
+        """Of Eq. 2: `group`."""
+        return self.group
 
     def witness(self, model: ModelInfo, queries: Tensor, keys: Tensor, seen: slice) -> Tensor:
         """The greatest attention to each slot over rows and query heads (§3.2, Eq. 2)."""

@@ -186,6 +186,7 @@ static void attend_accumulate(const AttendArgs& a, int page, uint8_t* scratch) {
   for (int row0 = 0; row0 < a.n; row0 += step) {
     const int row1 = row0 + step < a.n ? row0 + step : a.n;
     Tile t = make_tile((row1 - row0) * a.group, a.dim, scratch);
+    t.keys_only = true;
     scale_queries(a, row0, t);
     each_block(a, page, page + 1, [&](Block& b, int) {
       limits(a, row0, b, t);

@@ -256,7 +256,7 @@ THRIFTY_INLINE void prepare_block(Block& b, Tile& t) {
     if (!many) return;
     const size_t page = (size_t)b.page * kPage * t.dim;
     interleave_page((const uint16_t*)b.span->base + page, (const uint16_t*)(b.span->base + slab_layout(Format::bf16, b.span->capacity, t.dim).values) + page,
-                    b.slots, t.dim, (uint16_t*)t.keys, (uint16_t*)t.values);
+                    t.keys_only ? 0 : b.slots, t.dim, (uint16_t*)t.keys, (uint16_t*)t.values);
     b.interleaved = true;
     return;
   }

@@ -53,6 +53,7 @@ struct Tile {  // scratch of one worker
   uint32_t* pairs;  // of kScoreRows rows, as bf16 pairs: queries times key scales, weights, or weights times value scales
   QueryOrder order;  // of q, which is made from rows_q
   bool chunk_used;
+  bool keys_only = false;  // a page's values are not asked for
 };
 
 static size_t attend_scratch(int dim, int group) {
@@ -93,6 +94,7 @@ template <int B, int H> static void convert_codes(const Span& s, int page, int s
     for (int j = 0; j < 4; j++, codes += 64)
       for (int e = 0; e < rows; e++)
         store(t.keys + (c + e) * kPage + j * kLanes, fma(unpack<B>(codes, e), set1(t.params[(j * H / 4) * dim + c + e]), set1(t.params[(H + j * H / 4) * dim + c + e])));
+  if (t.keys_only) return;
   const int groups = dim / 64 * H;
   codes = p.values;
   for (int i = 0; i < slots; i += rows)
@@ -107,6 +109,7 @@ static void convert_bf16(const Span& s, int page, int slots, int dim, Tile& t) {
   const uint16_t* keys = (const uint16_t*)s.base + (size_t)page * kPage * dim;
   const uint16_t* values = (const uint16_t*)(s.base + slab_layout(s.format, s.capacity, dim).values) + (size_t)page * kPage * dim;
   for (int i = 0; i < kPage * dim; i += kLanes) store(t.keys + i, load_bf16(keys + i));
+  if (t.keys_only) return;
   for (int i = 0; i < slots * dim; i += kLanes) store(t.values + i, load_bf16(values + i));
 }
 

@@ -3,6 +3,7 @@
 #include "elementwise.hpp"
 #include "matmul.hpp"
 #include "attention.hpp"
+#include "attention_witness.hpp"
 #include "compress.hpp"
 
 namespace thrifty::THRIFTY_ISA {
@@ -11,6 +12,6 @@ static uint64_t read(const uint8_t* data, size_t bytes) { return read_lines(data
 
 static constexpr Kernels table = {kName,  quantise, to_pairs,       rms_norm,    tiles,       gate,         add_to,       cap,
                                   rotate, arg_max,  attend_scratch, attend_rows, attend_tile, attend_chunk, attend_merge, attend_accumulate,
-                                  compress_page, read};
+                                  attend_witness, compress_page, read};
 
 }  // namespace thrifty::THRIFTY_ISA

@@ -19,6 +19,7 @@
 #include "plan.hpp"
 #include "pool.hpp"
 #include "view.hpp"
+#include "witness.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -52,6 +53,14 @@ void run_attend(View& view, int layer, uintptr_t q, int n, int heads, float scal
   attention.add(view, layer, {heads, scale, softcap, window, (float*)accumulate, stride}, n, (const float*)q, (float*)out);
   attention.prepare(buffers, Pool::shared().threads());
   Pool::shared().run(Attention::scratch_bytes(view.head_dim(), heads / view.kv_heads()), [&](Worker& w) { attention.run(w); });
+}
+
+void run_witness(View& view, int layer, uintptr_t q, int n, int heads, int forced, float scale, float softcap, bool mean, const std::vector<std::tuple<int, int, int>>& judged, uintptr_t table, int stride) {
+  if (!q || !table) throw std::invalid_argument("witness needs q and a table");
+  std::vector<Judged> all;
+  for (const auto& [sinks, low, high] : judged) all.push_back({sinks, low, high});
+  nb::gil_scoped_release released;
+  witness(view, layer, {n, heads, forced, scale, softcap, mean}, all, (const float*)q, (float*)table, stride);
 }
 
 void append(View& view, int layer, uintptr_t keys, uintptr_t values, int n) {
@@ -148,6 +157,7 @@ NB_MODULE(_native, m) {
   m.def("gemm_rate", &gemm_rate, "repeats"_a = 5, nb::call_guard<nb::gil_scoped_release>(), "1e9 operations a second of an int4 x int8 product (256 x 1024 x 1024), best of `repeats`.");
   m.def("matmul", &run_matmul, "kind"_a, "codes"_a, "scales"_a, "minimums"_a, "out"_a, "in_"_a, "group"_a, "x"_a, "y"_a, "m"_a, "bias"_a = 0);
   m.def("attend", &run_attend, "view"_a, "layer"_a, "q"_a, "n"_a, "heads"_a, "scale"_a, "window"_a, "softcap"_a, "out"_a, "accumulate"_a = 0);
+  m.def("witness", &run_witness, "view"_a, "layer"_a, "q"_a, "n"_a, "heads"_a, "forced"_a, "scale"_a, "softcap"_a, "mean"_a, "judged"_a, "table"_a, "stride"_a);
   m.def("compress", [](uintptr_t from, size_t from_stride, int from_format, int from_capacity, uintptr_t to, size_t to_stride, int to_format, int to_capacity, int count, int dim, int first_page, int tokens) {
           if (from_format < 0 || from_format >= kFormats || to_format < 0 || to_format >= kFormats) throw std::invalid_argument("unknown KV format id");
           nb::gil_scoped_release released;

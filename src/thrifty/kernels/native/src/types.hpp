@@ -117,6 +117,14 @@ struct AttendArgs {
 };
 constexpr int kPartialHeader = 16;
 
+// What the rows of AttendArgs bear witness to, for the same KV head: they see slots 0..sinks-1, low..high-1 and the newest
+// `forced`, up to their own; low..high-1 are judged.
+struct WitnessArgs {
+  int forced, sinks, low, high;
+  bool mean;  // over the KV head's query heads; else the greatest of them
+};
+constexpr int kWitnessPad = kLanes;  // floats that kept scores need behind the last
+
 struct Kernels {
   const char* name;
   // Activations of one row -> panel blocks (destination stride kPanel). Columns beyond `columns` are zero.
@@ -136,6 +144,7 @@ struct Kernels {
   void (*attend_chunk)(const AttendArgs&, int chunk, uint8_t* scratch);
   void (*attend_merge)(const AttendArgs&, int row, int head);
   void (*attend_accumulate)(const AttendArgs&, int page, uint8_t* scratch);
+  void (*attend_witness)(const AttendArgs&, const WitnessArgs&, int row0, int row1, float* judged, size_t stride, float* found, uint8_t* scratch);
   bool (*compress_page)(const Span& from, int page, int slots, int dim, const Span& to, int to_page);  // false: not representable
   uint64_t (*read)(const uint8_t* data, size_t bytes);
 };
