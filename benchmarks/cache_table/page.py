@@ -74,7 +74,8 @@ def reasons(rows: Sequence[Row], found: Found) -> Iterable[str]:
         by_reason: dict[str, list[str]] = {}
         for part, figures in found.get(row.label, {}).items():
             if "error" in figures:
-                by_reason.setdefault(figures["error"], []).append(part)
+                reason, _, _ = figures["error"].partition(" (")  # what a process printed last follows in brackets
+                by_reason.setdefault(reason, []).append(part)
         for reason, parts in by_reason.items():
             yield f"- {row.label} ({', '.join(parts)}): {reason}"
 

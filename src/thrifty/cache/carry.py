@@ -24,26 +24,31 @@ def carry_out(sequence: SequenceCache, edits: Edits, layers: tuple[int, ...]) ->
 
     Raises RecipeError where an edit names slots that do not exist or cannot be done on their format.
     """
-    for batch in _batches(edits.operations):
-        first = batch[0]
-        if isinstance(first, Keep):
-            for layer in _layers(first.layer, layers):
-                _keep(sequence, layer, first.indices)
-        elif isinstance(first, Drop):
-            for layer in _layers(first.layer, layers):
-                _drop(sequence, layer, first.start, first.stop)
-        elif isinstance(first, Merge):
-            _merge(sequence, first.layer, [one for one in batch if isinstance(one, Merge)])
-        elif isinstance(first, Store):
-            _store(sequence, first, [one for one in batch if isinstance(one, Store)], layers)
-        elif isinstance(first, Move):
-            _move(sequence, first, _layers(first.layer, layers))
-        elif isinstance(first, Select):
-            sequence.select(first.layer, first.indices)
-        elif isinstance(first, Share):
-            _share(sequence, first.layer, first.source)
-        elif isinstance(first, Renumber):
-            _renumber(sequence, first, _layers(first.layer, layers))
+    with sequence.tiers.arena.together():
+        for batch in _batches(edits.operations):
+            _carry_out(sequence, batch, layers)
+
+
+def _carry_out(sequence: SequenceCache, batch: list[Operation], layers: tuple[int, ...]) -> None:
+    first = batch[0]
+    if isinstance(first, Keep):
+        for layer in _layers(first.layer, layers):
+            _keep(sequence, layer, first.indices)
+    elif isinstance(first, Drop):
+        for layer in _layers(first.layer, layers):
+            _drop(sequence, layer, first.start, first.stop)
+    elif isinstance(first, Merge):
+        _merge(sequence, first.layer, [one for one in batch if isinstance(one, Merge)])
+    elif isinstance(first, Store):
+        _store(sequence, first, [one for one in batch if isinstance(one, Store)], layers)
+    elif isinstance(first, Move):
+        _move(sequence, first, _layers(first.layer, layers))
+    elif isinstance(first, Select):
+        sequence.select(first.layer, first.indices)
+    elif isinstance(first, Share):
+        _share(sequence, first.layer, first.source)
+    elif isinstance(first, Renumber):
+        _renumber(sequence, first, _layers(first.layer, layers))
 
 
 def _batches(operations: Sequence[Operation]) -> Iterator[list[Operation]]:

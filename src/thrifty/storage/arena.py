@@ -1,7 +1,8 @@
 """Reserved memory, handed out in page-aligned runs and really given back.
 
 Ranges are anonymous and reserved without being committed: only pages that were written take memory, and a freed
-run's pages return to the system at once (MADV_DONTNEED), so that process memory falls with the ledger.
+run's pages return to the system (MADV_DONTNEED) at once, or when what is done `together` is done, so that process
+memory falls with the ledger.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from thrifty.storage.budget import format_size
 from thrifty.storage.extents import Extents
 from thrifty.storage.ledger import Ledger, Reservation
 from thrifty.storage.mapping import Mapping
+from thrifty.storage.stale import Stale
 from thrifty.storage.stripes import Stripes
 
 DEFAULT_RESERVE = 1 << 36
@@ -73,6 +75,7 @@ class Arena:
         self._stripes: dict[tuple[int, int], Stripes] = {}
         self._striped = 0
         self._together = 0
+        self._stale = Stale()
         self._lock = threading.RLock()
 
     @property
@@ -118,6 +121,8 @@ class Arena:
             raise self._full(size, self._extents.largest)
         used = size if pieces == 1 else pieces * nbytes
         memory = self._mapping.tensor[start : start + used].view(pieces, -1)
+        if self._stale.take(start, size):
+            memory.zero_()
         return Run(memory, start, size, category, reservation)
 
     def _take_slot(self, pieces: int, nbytes: int, category: str, reservation: Reservation | None) -> Run:
@@ -147,13 +152,16 @@ class Arena:
                     run.stripes.settle()
             else:
                 self._extents.give(run.start, run.nbytes)
-                self._mapping.give_back(run.start, run.nbytes)
+                if self._together:
+                    self._stale.add(run.start, run.nbytes)
+                else:
+                    self._mapping.give_back(run.start, run.nbytes)
             self.ledger.credit(run.category, run.nbytes, run.reservation)
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Striped runs that are freed within it go back to the system at its end, neighbours in one call: much faster
-        than one by one where there are many. The ledger knows at once."""
+        """Runs that are freed within it go back to the system at its end, neighbours in one call: much faster than one
+        by one where there are many; and one that is taken meanwhile finds their pages. The ledger knows at once."""
         with self._lock:
             self._together += 1
         try:
@@ -164,6 +172,8 @@ class Arena:
                 if not self._together:
                     for stripes in self._stripes.values():
                         stripes.settle()
+                    for start, nbytes in self._stale.drain():
+                        self._mapping.give_back(start, nbytes)
 
     def recategorise(self, run: Run, category: str) -> None:
         """Charge a run to another category, outside any reservation."""

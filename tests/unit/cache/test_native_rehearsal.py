@@ -52,8 +52,10 @@ def scores(sequence: SequenceCache, tokens: Sequence[int], chunk: int, native: b
 
 def compare(sequence: SequenceCache, tokens: Sequence[int], chunk: int, isa: str = EXACT) -> None:
     twin = sequence.fork()
+    assert sequence.rehearses is not None
+    asked = bool(sequence.rehearses.rehearse(sequence.model, tokens, sequence.prompt))
     expected, read = scores(twin, tokens, chunk, native=False)
-    assert read
+    assert read == asked, "a prompt of nothing but sinks is not rehearsed"
     with using(isa):
         found, read = scores(sequence, tokens, chunk, native=True)
     assert not read, "native code read the keys where they lie"

@@ -7,11 +7,14 @@ import random
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from thrifty.errors import BudgetError, StorageError
 from thrifty.storage.arena import Arena, process_memory
 from thrifty.storage.extents import Extents
 from thrifty.storage.ledger import Ledger
+from thrifty.storage.stale import Stale
 
 MEGABYTE = 1 << 20
 
@@ -231,3 +234,42 @@ def test_an_owners_own_bound_is_never_exceeded() -> None:
     ledger.credit("cache", 200, promise)
     ledger.charge("cache", 100, promise)
     assert (promise.used, promise.peak) == (250, 350)
+
+
+def test_what_is_taken_while_runs_are_freed_together_finds_their_memory_and_reads_as_zeros() -> None:
+    ledger = Ledger()
+    arena = Arena(ledger, reserve=MEGABYTE)
+    first = arena.allocate(40_000, "cache")
+    other = arena.allocate(8_192, "cache")
+    for run in (first, other):
+        run.pieces.fill_(7)
+    held = arena.resident()
+    with arena.together():
+        arena.free(first)
+        assert ledger.current == other.nbytes and arena.resident() == held
+        part = arena.allocate(12_288, "cache")
+        assert part.address == first.address and not part.pieces.any()
+        part.pieces.fill_(9)
+        arena.free(other)
+    assert arena.resident() == ledger.current == part.nbytes and bool((part.pieces == 9).all())
+    assert not arena.allocate(40_000, "cache").pieces.any()
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 8), st.booleans()), max_size=30),
+)
+def test_stale_ranges_are_what_was_added_and_not_taken(steps: list[tuple[int, int, bool]]) -> None:
+    stale, expected = Stale(), set[int]()
+    for start, length, adds in steps:
+        places = set(range(start, start + length))
+        if adds and not places & expected:
+            stale.add(start, length)
+            expected |= places
+        elif not adds:
+            assert stale.take(start, length) == bool(places & expected)
+            expected -= places
+    ranges = list(stale.drain())
+    assert {place for start, length in ranges for place in range(start, start + length)} == expected
+    assert all(start + length < after for (start, length), (after, _) in itertools.pairwise(ranges)), "joined"
+    assert not list(stale.drain())

@@ -180,34 +180,63 @@ static void attend_merge(const AttendArgs& a, int row, int head) {
   write_row(a, row, head, maximum[0], sum[0], acc);
 }
 
-// Second pass: the final probabilities of every row over one page, added to accumulate[head][slot] in row order.
+// Four vectors of one row's scores -> its final probabilities.
+THRIFTY_INLINE void final_probabilities(const AttendArgs& a, int row, int head, const V* x, float* s) {
+  const float* final = a.finals + ((size_t)row * a.heads + head) * 2;
+  const V inverse = set1(1.0f / final[1]);
+  for (int j = 0; j < 4; j++) store(s + j * kLanes, mul(power_of_two(sub(x[j], set1(final[0]))), inverse));
+}
+
+// ... where `leave_scores` left them.
+static void accumulate_left(const AttendArgs& a, const Block& b, Tile& t) {
+  for (int r = 0; r < t.rows; r++) {
+    const int low = t.low[r], high = t.high[r], row = t.first_row + r / a.group, head = a.kv_head * a.group + r % a.group;
+    float *to = accumulated(a, b, t, r), s[kPage] = {};
+    if (high <= low) continue;
+    V x[4];
+    if (low == 0 && high == kPage) {
+      for (int j = 0; j < 4; j++) x[j] = load(to + j * kLanes);
+      final_probabilities(a, row, head, x, to);
+      continue;
+    }
+    for (int i = low; i < high; i++) s[i] = to[i];
+    for (int j = 0; j < 4; j++) x[j] = load(s + j * kLanes);
+    final_probabilities(a, row, head, x, s);
+    for (int i = low; i < high; i++) to[i] = s[i];
+  }
+}
+
+// ... or once more from the keys: rows that share a table are added to it in their order.
+static void accumulate_again(const AttendArgs& a, Block& b, Tile& t) {
+  prepare_block(b, t);
+  for (int first = 0; first < t.rows; first += kScoreRows) {
+    const int count = t.rows - first < kScoreRows ? t.rows - first : kScoreRows;
+    block_group<Scored>(a, b, t, first, count);
+    for (int r = 0; r < count; r++) {
+      const int low = t.low[first + r], high = t.high[first + r], row = t.first_row + (first + r) / a.group;
+      if (high <= low) continue;
+      float* s = t.scores + r * kPage;
+      V x[4];
+      adjust_scores(s, a, b, row, low, high, x);
+      final_probabilities(a, row, a.kv_head * a.group + (first + r) % a.group, x, s);
+      float* to = accumulated(a, b, t, first + r);
+      for (int i = low; i < high; i++) to[i] += s[i];
+    }
+  }
+}
+
+// Second pass: the final probabilities of every row over one page, added to accumulate[head][slot].
 static void attend_accumulate(const AttendArgs& a, int page, uint8_t* scratch) {
   const int step = attend_rows(a.group);
   for (int row0 = 0; row0 < a.n; row0 += step) {
     const int row1 = row0 + step < a.n ? row0 + step : a.n;
     Tile t = make_tile((row1 - row0) * a.group, a.dim, scratch);
     t.keys_only = true;
-    scale_queries(a, row0, t);
+    if (!a.accumulate_row) scale_queries(a, row0, t);
     each_block(a, page, page + 1, [&](Block& b, int) {
       limits(a, row0, b, t);
-      prepare_block(b, t);
-      for (int first = 0; first < t.rows; first += kScoreRows) {
-        const int count = t.rows - first < kScoreRows ? t.rows - first : kScoreRows;
-        block_group<Scored>(a, b, t, first, count);
-        for (int r = 0; r < count; r++) {
-          if (t.high[first + r] <= t.low[first + r]) continue;
-          float* s = t.scores + r * kPage;
-          V x[4];
-          const int row = row0 + (first + r) / a.group;
-          adjust_scores(s, a, b, row, t.low[first + r], t.high[first + r], x);
-          const int head = a.kv_head * a.group + (first + r) % a.group;
-          const float* final = a.finals + ((size_t)row * a.heads + head) * 2;
-          const V inverse = set1(1.0f / final[1]);
-          for (int j = 0; j < 4; j++) store(s + j * kLanes, mul(power_of_two(sub(x[j], set1(final[0]))), inverse));
-          float* to = a.accumulate + (size_t)row * a.accumulate_row + (size_t)head * a.accumulate_stride + b.first_slot;
-          for (int i = t.low[first + r]; i < t.high[first + r]; i++) to[i] += s[i];
-        }
-      }
+      if (a.accumulate_row) accumulate_left(a, b, t);
+      else accumulate_again(a, b, t);
     });
   }
 }

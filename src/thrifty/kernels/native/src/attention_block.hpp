@@ -105,6 +105,22 @@ THRIFTY_INLINE void adjust_scores(float* s, const AttendArgs& a, const Block& b,
   if (a.tree) hide_other_paths(a, row, b, x);
 }
 
+// Where a row's probabilities are accumulated, from the block's first slot on. r: row of the tile.
+THRIFTY_INLINE float* accumulated(const AttendArgs& a, const Block& b, const Tile& t, int r) {
+  const size_t row = (size_t)(t.first_row + r / a.group), head = (size_t)(a.kv_head * a.group + r % a.group);
+  return a.accumulate + row * a.accumulate_row + head * (size_t)a.accumulate_stride + b.first_slot;
+}
+
+// Leaves a row's scores where its probabilities will be: rows that have a table each need no second pass over the keys.
+THRIFTY_INLINE void leave_scores(const AttendArgs& a, const Block& b, const Tile& t, int r, const V* x) {
+  float* to = accumulated(a, b, t, r);
+  float s[kPage];
+  const bool whole = t.low[r] == 0 && t.high[r] == kPage;
+  for (int j = 0; j < 4; j++) store((whole ? to : s) + j * kLanes, x[j]);
+  if (!whole)
+    for (int i = t.low[r]; i < t.high[r]; i++) to[i] = s[i];
+}
+
 // Scores of R rows -> probabilities relative to each row's new maximum, in place or (ROUNDED) as bf16 pairs; fade: what
 // shrinks the row's earlier values.
 template <int R, bool ROUNDED> THRIFTY_INLINE void soften(const AttendArgs& a, const Block& b, Tile& t, int first, float* fade) {
@@ -120,6 +136,7 @@ template <int R, bool ROUNDED> THRIFTY_INLINE void soften(const AttendArgs& a, c
       adjust_scores(s + r * kPage, a, b, t.first_row + (first + r) / a.group, low, high, x);
       for (int j = 0; j < 4; j++) store(s + r * kPage + j * kLanes, x[j]);
     }
+    if (a.accumulate && a.accumulate_row) leave_scores(a, b, t, first + r, x);
     most[r] = max(max(x[0], x[1]), max(x[2], x[3]));
   }
   float top[kLanes];

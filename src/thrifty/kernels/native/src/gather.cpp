@@ -9,27 +9,46 @@ namespace thrifty {
 
 namespace {
 
+// Slots that follow one another, in one page of the source and one of the target.
+template <class T> struct Run {
+  const T* from;
+  size_t to, count;
+};
+
+template <class T> void copy_run(const Run<T>& run, size_t channel, T* page) {
+  const T* const from = run.from + channel * kPage;
+  T* const to = page + channel * kPage + run.to;
+  if (run.count < 8)
+    for (size_t i = 0; i < run.count; i++) to[i] = from[i];
+  else
+    memcpy(to, from, run.count * sizeof(T));
+}
+
 template <class T>
 void gather_head(const Gathering& head, int dim) {
   const size_t d = (size_t)dim;
   T* const keys = (T*)head.target;
   T* const values = (T*)(head.target + slab_layout(sizeof(T) == 4 ? Format::f32 : Format::bf16, (size_t)head.capacity, d).values);
   size_t place = 0;
-  const T* column[kPage];  // where the slots of the page in work have their first channel
+  Run<T> runs[kPage];  // of the target's page in work
   for (const Chosen& part : head.parts) {
     const T* const from = (const T*)part.address;
     const T* const rows = (const T*)(part.address + slab_layout(sizeof(T) == 4 ? Format::f32 : Format::bf16, (size_t)part.capacity, d).values);
     const int64_t* const slots = (const int64_t*)part.slots;
     for (size_t done = 0; done < (size_t)part.count;) {
       const size_t offset = place % kPage, room = kPage - offset, left = (size_t)part.count - done, n = left < room ? left : room;
-      T* const page = keys + place / kPage * kPage * d + offset;
-      for (size_t i = 0; i < n; i++) {
+      size_t count = 0;
+      for (size_t i = 0; i < n;) {
         const size_t slot = (size_t)slots[done + i];
-        column[i] = from + slot / kPage * kPage * d + slot % kPage;
-        memcpy(values + (place + i) * d, rows + slot * d, d * sizeof(T));
+        size_t length = 1;
+        while (i + length < n && (size_t)slots[done + i + length] == slot + length && (slot + length) % kPage) length++;
+        runs[count++] = {from + slot / kPage * kPage * d + slot % kPage, offset + i, length};
+        memcpy(values + (place + i) * d, rows + slot * d, length * d * sizeof(T));
+        i += length;
       }
+      T* const page = keys + place / kPage * kPage * d;
       for (size_t c = 0; c < d; c++)
-        for (size_t i = 0; i < n; i++) page[c * kPage + i] = column[i][c * kPage];
+        for (size_t r = 0; r < count; r++) copy_run(runs[r], c, page);
       place += n, done += n;
     }
   }
