@@ -55,7 +55,17 @@ def page_of(section: Section, rows: Sequence[Row], tasks: Sequence[str], found: 
 
 def table(rows: Sequence[Row], tasks: Sequence[str], found: Found) -> list[str]:
     """The table's lines, kvpress's rows behind those of the technique with the same name."""
-    columns = ["technique", "budget", "engine", "cache", *_heads(tasks), "decode tok/s", "peak MB", "process MB"]
+    columns = [
+        "technique",
+        "budget",
+        "engine",
+        "cache",
+        *_heads(tasks),
+        "prefill tok/s",
+        "decode tok/s",
+        "peak MB",
+        "process MB",
+    ]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * 3}{'---:|' * (len(columns) - 3)}"]
     full = found.get(rows[0].label, {}).get(SPEED, {}).get("kept") if rows else None
     return lines + [f"| {' | '.join(_cells(row, tasks, found.get(row.label, {}), full))} |" for row in ordered(rows)]
@@ -74,8 +84,7 @@ def reasons(rows: Sequence[Row], found: Found) -> Iterable[str]:
         by_reason: dict[str, list[str]] = {}
         for part, figures in found.get(row.label, {}).items():
             if "error" in figures:
-                reason, _, _ = figures["error"].partition(" (")  # what a process printed last follows in brackets
-                by_reason.setdefault(reason, []).append(part)
+                by_reason.setdefault(figures["error"], []).append(part)
         for reason, parts in by_reason.items():
             yield f"- {row.label} ({', '.join(parts)}): {reason}"
 
@@ -98,7 +107,8 @@ def _cells(row: Row, tasks: Sequence[str], parts: Parts, full: float | None) -> 
         else:
             cells.append(_number(figures.get("score"), ".2f"))
     peak, process = (speed.get(name) for name in ("peak", "process"))
-    return [*cells, _number(speed.get("decode"), ".1f"), _megabytes(peak), _megabytes(process)]
+    rates = [_number(speed.get("prefill"), ".0f"), _number(speed.get("decode"), ".1f")]
+    return [*cells, *rates, _megabytes(peak), _megabytes(process)]
 
 
 def _kept(kept: float | None, full: float | None) -> str:

@@ -171,6 +171,8 @@ def run(measure: Measure, work: list[tuple[Row, str]], add: Add) -> None:
         figures: dict[str, Any]
         try:
             figures = dict(measure(row, part))
+        except WorkerError as error:
+            figures = {"error": error.said}
         except Exception as error:
             figures = {"error": f"{type(error).__name__}: {error}"}
         add(row, part, figures)

@@ -21,7 +21,14 @@ COMMAND = (sys.executable, "-m", "benchmarks.peer_engines.worker")
 
 
 class WorkerError(Exception):
-    """A worker refused, died or took too long; the message says which and shows the end of what it printed."""
+    """A worker refused, died or took too long; the message says which and shows the end of what it printed.
+
+    said: what it refused with, without that end; else the message.
+    """
+
+    def __init__(self, message: str, said: str | None = None) -> None:
+        super().__init__(message)
+        self.said = message if said is None else said
 
 
 class WorkerProcess:
@@ -46,7 +53,7 @@ class WorkerProcess:
         except BrokenPipeError as error:
             raise WorkerError(f"the worker is gone: {self._tail()}") from error
         if "error" in reply:
-            raise WorkerError(f"{reply['error']} ({self._tail()})")
+            raise WorkerError(f"{reply['error']} ({self._tail()})", said=reply["error"])
         return reply
 
     def sleep(self) -> None:
