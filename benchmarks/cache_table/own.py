@@ -10,10 +10,9 @@ from benchmarks.cache_table.rows import Row, Table
 from thrifty import registry
 from thrifty.engine.engine import Engine
 from thrifty.evaluation import memory, speed
-from thrifty.evaluation.head_probe import probe
+from thrifty.evaluation.head_probe import score_once
 from thrifty.evaluation.scoring import score
 from thrifty.evaluation.tasks.kl import Divergence
-from thrifty.models.head_scores import find, save
 from thrifty.models.model import Model
 
 
@@ -44,8 +43,8 @@ class Own:
         """Measure and save the scores of heads that a row needs and the model has not."""
         for table in row.tables(self.questions.context or 1):
             kind = getattr(registry.build("cache", table), "kind", None)
-            if kind is not None and find(self.engine.model, kind) is None:
-                save(self.engine.model, probe(self.engine, kind))
+            if kind is not None:
+                score_once(self.engine, kind)
 
     def _speed(self, tables: list[Table]) -> Figures:
         """kept: bytes of the sequence's segments at the end. peak: the ledger's while it runs, above what is held

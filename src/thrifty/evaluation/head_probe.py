@@ -27,7 +27,7 @@ from thrifty.errors import PromptError
 from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.head_items import Item, Items
 from thrifty.kernels import dispatch
-from thrifty.models.head_scores import HeadScores, checkpoint_version
+from thrifty.models.head_scores import HeadScores, checkpoint_version, find, save
 
 if TYPE_CHECKING:
     from thrifty.cache.view import LayerView
@@ -138,6 +138,12 @@ def probe(
         settings=asdict(settings),
         date=datetime.date.today().isoformat(),
     )
+
+
+def score_once(engine: Engine, kind: str) -> None:
+    """Probe and save where the model has no scores of this kind. Raises what `probe` raises."""
+    if find(engine.model, kind) is None:
+        save(engine.model, probe(engine, kind))
 
 
 def questions(items: Items, kind: str, settings: ProbeSettings) -> Iterator[Item]:

@@ -9,14 +9,14 @@ import pytest
 from tests.tiny import tiny_model
 
 from thrifty import claims
-from thrifty.claims.harness import records, rivals, running
+from thrifty.claims.harness import records, running
 from thrifty.claims.harness.claim import Claim, Figures, Verdict
 from thrifty.claims.harness.context import Context, recovery_of
 from thrifty.claims.harness.needles import needles, recalled
 from thrifty.claims.harness.running import Reproduction
 from thrifty.engine.engine import Engine
 from thrifty.errors import PromptError
-from thrifty.evaluation import quality
+from thrifty.evaluation import head_probe, quality
 from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.recovery import Interval
 from thrifty.evaluation.tasks._answering import Answering
@@ -156,7 +156,7 @@ def test_a_claim_measures_and_judges(name: str, context: Context, monkeypatch: p
     for constant, value in SMALL[name].items():
         monkeypatch.setattr(f"{module}.{constant}", value)
     # Random weights predict nothing right, so that there is nothing to recover, and no head can be scored.
-    monkeypatch.setattr(rivals, "probe", made_up_scores)
+    monkeypatch.setattr(head_probe, "probe", made_up_scores)
     monkeypatch.setattr(quality, "ratio_interval", lambda score, baseline: Interval(0.97, 0.9, 1.0))
     outcome = claim.run(context)
     assert outcome.verdict is claim.judge(dict(outcome.figures))

@@ -166,6 +166,7 @@ def test_fit_says_what_is_short_where_nothing_is_good_enough(
     assert found.json()["winner"] is None and found.json()["why"] == []
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few_candidates")
 def test_fit_keeps_the_best_so_far_where_its_state_cannot_be_written(
     thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

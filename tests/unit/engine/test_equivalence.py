@@ -15,6 +15,8 @@ from thrifty.engine.request import Event, Request
 from thrifty.formats.kv import PAGE
 from thrifty.models.model import Model
 
+pytestmark = pytest.mark.long
+
 STEPS = 100  # page borders and a policy's period; the embedded models do 256
 CACHES: dict[str, list[dict[str, Any]]] = {
     "full": [],

@@ -48,6 +48,7 @@ def requests(steps: int) -> list[Request]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("native", [True, False], ids=["native", "reference"])
 def test_eight_recipes_in_one_batch_answer_as_alone(
     packed: Model, plain: Model, make_engine: Any, native: bool

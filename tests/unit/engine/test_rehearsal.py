@@ -69,6 +69,7 @@ def test_alone_is_the_same_as_in_a_batch_and_in_slices(model: Model, make_engine
         other.cancel()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cache", CACHES)
 def test_any_chunk_gives_the_same_slots(model: Model, make_engine: Any, cache: str) -> None:
     whole = run(make_engine(model, chunk=1024), make(700, cache))

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from thrifty.claims.harness.claim import Figures
 from thrifty.claims.harness.context import quality_of
 from thrifty.claims.harness.needles import needles, recalled
-from thrifty.evaluation.head_probe import probe
-from thrifty.models.head_scores import find, save
+from thrifty.evaluation.head_probe import score_once
 
 if TYPE_CHECKING:
     from thrifty.claims.harness.context import Context
@@ -43,6 +42,5 @@ def divergences(context: Context, rivals: Mapping[str, Tables]) -> Figures:
 
 def score_heads(context: Context, kind: str) -> None:
     """Probe the model's heads and save the scores, where that was not done yet."""
-    if find(context.model, kind) is None:
-        context.say(f"scores of heads, kind {kind}: measured once")
-        save(context.model, probe(context.engine, kind))
+    context.say(f"scores of heads, kind {kind}: measured once")
+    score_once(context.engine, kind)
