@@ -73,6 +73,7 @@ def test_what_is_kept_lies_in_two_bits_by_groups_of_16_kept_tokens() -> None:
             assert (view.values(head) - slow_groups(value[kept, head], 2, 1, 16)).abs().max() < 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("residual", [64, 128])
 def test_generated_tokens_become_codes_all_at_once(residual: int) -> None:
     sequence, _ = compressed(300, residual=residual)

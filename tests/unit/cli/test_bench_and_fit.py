@@ -87,6 +87,7 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("thrifty.frontier.fit.off_grid", lambda: [one for one in off_grid() if one.label in labels])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few_candidates")
 def test_fit_measures_writes_and_answers(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "best.toml"

@@ -281,6 +281,7 @@ def test_the_winner_is_explained_and_the_next_step_up_is_priced(model: Model, lo
     assert next_step(loose) is None
 
 
+@pytest.mark.long
 def test_a_search_goes_on_from_its_state_without_measuring_again(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

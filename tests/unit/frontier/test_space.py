@@ -10,6 +10,7 @@ from thrifty.frontier.space import BUDGETS, off_grid, shortened, space
 from thrifty.recipe import Recipe
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prefix", [1024, 3774])
 def test_there_are_at_least_sixty_with_all_the_day_one_techniques(prefix: int) -> None:
     candidates = space(prefix)

@@ -55,6 +55,7 @@ def attempt(path: Path, raw: bytes) -> None:
 SEEDS = st.integers(0, 2**32)
 
 
+@pytest.mark.long
 @settings(QUIET, max_examples=900)
 @given(seed=SEEDS)
 def test_numbers_in_the_header(valid: tuple[Path, bytes, int], seed: int) -> None:

@@ -65,6 +65,7 @@ def reference_layer(made: Decoder, index: int, hidden: Tensor, sizes: list[int])
     return torch.cat(parts)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bits", [4, 8, 16])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_layer_agrees_with_the_decoder(name: str, bits: int) -> None:
