@@ -19,9 +19,14 @@ ASKED, QUESTION = 12, 480  # small models recall a key reliably up to about 0.5k
 PREFIX, SCORED, PARTS = 1024, 192, 2
 
 
-def recalls(context: Context, rivals: Mapping[str, Tables], question: int = QUESTION, asked: int = ASKED) -> Figures:
-    """`NAME_recall` of each: the share of `asked` keys told in ~`question` tokens of prose that greedy answers hold."""
-    length = min(question, context.length - 64)
+def recalls(
+    context: Context, rivals: Mapping[str, Tables], question: int | None = None, asked: int | None = None
+) -> Figures:
+    """`NAME_recall` of each: the share of `asked` (12) keys told in ~`question` (480) tokens of prose that greedy
+    answers hold.
+    """
+    asked = ASKED if asked is None else asked
+    length = min(QUESTION if question is None else question, context.length - 64)
     questions = needles(context.model.tokenizer, length, asked)
     figures: Figures = {"asked": asked, "question": length}
     for name, tables in rivals.items():
