@@ -152,6 +152,7 @@ NB_MODULE(_native, m) {
   m.def("isa_available", &isa_available, "name"_a);
   m.def("set_threads", [](int n) { Pool::shared().resize(n); }, "n"_a, nb::call_guard<nb::gil_scoped_release>(), "Workers of the pool, the caller among them; at most available_threads().");
   m.def("threads", [] { return Pool::shared().threads(); });
+  m.def("threads_taking_part", [] { return Pool::shared().taking_part(); }, nb::call_guard<nb::gil_scoped_release>(), "Workers of the latest run: fewer than threads() while other processes take their processors.");
   m.def("available_threads", [] { return Pool::available(); });
   m.def("read_bandwidth", &read_bandwidth, "megabytes"_a = 512, "repeats"_a = 5, nb::call_guard<nb::gil_scoped_release>(), "GB/s read by all workers, best of `repeats`.");
   m.def("gemm_rate", &gemm_rate, "repeats"_a = 5, nb::call_guard<nb::gil_scoped_release>(), "1e9 operations a second of an int4 x int8 product (256 x 1024 x 1024), best of `repeats`.");

@@ -16,8 +16,6 @@ namespace thrifty {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
 template <class T> std::unique_ptr<T[], void (*)(void*)> allocate(size_t count) {

@@ -25,12 +25,17 @@ void relax() {
 #endif
 }
 
-// Spins, then gives the processor away between looks, until `done` says so.
-template <class F> void wait_until(F&& done) {
-  for (int i = 0; !done(); i++) {
-    if (i < 4000) relax();
-    else std::this_thread::yield();
+constexpr int kSpins = 4000;  // some 0.1 ms
+
+// Spins, then gives the processor away between looks, until `done` says so. Returns how long it took after the spinning.
+template <class F> Clock::duration wait_until(F&& done) {
+  for (int i = 0; i < kSpins; i++) {
+    if (done()) return {};
+    relax();
   }
+  const auto start = Clock::now();
+  while (!done()) std::this_thread::yield();
+  return Clock::now() - start;
 }
 
 constexpr auto kParkAfter = std::chrono::milliseconds(1);
@@ -66,20 +71,36 @@ Pool& Pool::shared() {
   return *pool;
 }
 
-Pool::Pool(int threads) : count_(threads) { spawn(); }
+void Crew::begin(Clock::time_point now) {
+  if (size_ < most_ && now >= try_again_) size_ = most_, lost_ = 0.0;
+}
+
+void Crew::end(Clock::time_point now, Clock::duration spent, Clock::duration waited) {
+  if (size_ == 1 || spent <= Clock::duration::zero()) return;
+  constexpr double kWeight = 0.2, kTooMuch = 0.25;  // one run that was all waiting is not too much, two are
+  lost_ += kWeight * (std::chrono::duration<double>(waited) / std::chrono::duration<double>(spent) - lost_);
+  if (lost_ > kTooMuch) {
+    size_--, lost_ = 0.0;
+    try_again_ = now + pause_;
+    pause_ = std::min<Clock::duration>(2 * pause_, kLongestPause);
+  } else if (size_ == most_ && now > try_again_ + pause_) {
+    pause_ = kShortestPause;  // all have worked undisturbed for as long as they had been fewer
+  }
+}
+
+Pool::Pool(int threads) : count_(threads), crew_(threads) { spawn(); }
 Pool::~Pool() { stop(); }
 
 void Pool::spawn() {
-  scratch_.resize((size_t)count_);
+  crew_ = Crew(count_);
+  places_ = std::vector<Place>((size_t)count_);
   stopping_ = false;
-  const uint32_t seen = epoch_.load();
-  for (int id = 1; id < count_; id++) workers_.emplace_back(&Pool::loop, this, id, seen);
+  for (int id = 1; id < count_; id++) workers_.emplace_back(&Pool::loop, this, id);
 }
 
 void Pool::stop() {
   stopping_ = true;
-  epoch_.fetch_add(1);
-  epoch_.notify_all();
+  for (auto& place : places_) place.calls.fetch_add(1), place.calls.notify_all();
   for (auto& t : workers_) t.join();
   workers_.clear();
 }
@@ -95,21 +116,34 @@ void Pool::resize(int threads) {
   spawn();
 }
 
-void Pool::loop(int id, uint32_t seen) {
-  for (;;) {
-    auto idle_since = std::chrono::steady_clock::now();
-    for (int i = 1; epoch_.load(std::memory_order_acquire) == seen; i++) {
-      if (i < 4000) {
+int Pool::taking_part() {
+  std::lock_guard<std::mutex> lock(turn_);
+  return crew_.size();
+}
+
+namespace {
+
+Worker worker(int id, int count, std::vector<uint8_t>& scratch, Pool* pool) {
+  uint8_t* from = scratch.data();
+  return {id, count, from + (64 - (uintptr_t)from % 64) % 64, pool};
+}
+
+}  // namespace
+
+void Pool::loop(int id) {
+  Place& place = places_[(size_t)id];
+  for (uint32_t seen = 0;; seen++) {
+    const auto idle_since = Clock::now();
+    for (int i = 1; place.calls.load(std::memory_order_acquire) == seen; i++) {
+      if (i < kSpins) {
         relax();
         continue;
       }
       std::this_thread::yield();
-      if (std::chrono::steady_clock::now() - idle_since > kParkAfter) epoch_.wait(seen);
+      if (Clock::now() - idle_since > kParkAfter) place.calls.wait(seen);
     }
-    seen++;
     if (stopping_) return;
-    Worker w{id, count_, scratch_[(size_t)id].data(), this};
-    w.scratch += (64 - (uintptr_t)w.scratch % 64) % 64;
+    Worker w = worker(id, active_, place.scratch, this);
     job_(context_, w);
     running_.fetch_sub(1, std::memory_order_acq_rel);
   }
@@ -117,26 +151,34 @@ void Pool::loop(int id, uint32_t seen) {
 
 void Pool::start(size_t scratch_bytes, Job job, void* context) {
   std::lock_guard<std::mutex> lock(turn_);
-  for (auto& s : scratch_)
-    if (s.size() < scratch_bytes + 64) s.resize(scratch_bytes + 64);
+  const auto begun = Clock::now();
+  crew_.begin(begun);
+  active_ = crew_.size();
+  for (int id = 0; id < active_; id++) {
+    Place& place = places_[(size_t)id];
+    if (place.scratch.size() < scratch_bytes + 64) place.scratch.resize(scratch_bytes + 64);
+    place.waited = {};
+  }
   job_ = job, context_ = context;
-  running_.store(count_ - 1, std::memory_order_relaxed);
-  epoch_.fetch_add(1);
-  if (count_ > 1) epoch_.notify_all();
-  Worker w{0, count_, scratch_[0].data(), this};
-  w.scratch += (64 - (uintptr_t)w.scratch % 64) % 64;
+  running_.store(active_ - 1, std::memory_order_relaxed);
+  for (int id = 1; id < active_; id++) places_[(size_t)id].calls.fetch_add(1), places_[(size_t)id].calls.notify_one();
+  Worker w = worker(0, active_, places_[0].scratch, this);
   job(context, w);
-  wait_until([&] { return running_.load(std::memory_order_acquire) == 0; });
+  places_[0].waited += wait_until([&] { return running_.load(std::memory_order_acquire) == 0; });
+  Clock::duration waited{};
+  for (int id = 0; id < active_; id++) waited = std::max(waited, places_[(size_t)id].waited);
+  const auto now = Clock::now();
+  crew_.end(now, now - begun, waited);
 }
 
-void Pool::barrier() {
+void Pool::barrier(int id) {
   const uint32_t generation = generation_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == active_ - 1) {
     arrived_.store(0, std::memory_order_relaxed);
     generation_.store(generation + 1, std::memory_order_release);
     return;
   }
-  wait_until([&] { return generation_.load(std::memory_order_acquire) != generation; });
+  places_[(size_t)id].waited += wait_until([&] { return generation_.load(std::memory_order_acquire) != generation; });
 }
 
 }  // namespace thrifty
