@@ -2,9 +2,9 @@
 
     python benchmarks/busy.py [--model smollm2-135m] [--seconds 6] [--rounds 3]
 
-Three rates, in alternating rounds: one thread on a quiet machine, all threads on a quiet machine, and all threads beside
-a process that spins on one processor. Printed as medians; the last line is JSON. Exit code 1 where the busy rate is below
-80 % of one thread's rate alone.
+Three rates, in alternating rounds: one thread on a quiet machine, all threads on a quiet machine, and all threads
+beside a process that spins on one processor. Printed as medians; the last line is JSON. Exit code 1 where the busy rate
+is below 80 % of one thread's rate alone.
 """
 
 from __future__ import annotations
