@@ -49,7 +49,7 @@ def sequence(arrival: int, size: int = 3, grows: bool = True) -> Any:
         state=State.WAITING,
         parked=False,
         samples=1,
-        handle=SimpleNamespace(usage=usage),
+        answer=SimpleNamespace(usage=usage),
     )
 
 
@@ -113,7 +113,7 @@ def test_under_pressure_the_youngest_is_parked_and_returns_in_order() -> None:
     scheduler.remove(scheduler.active[0])
     scheduler.schedule()
     assert scheduler.active[0].arrival == 1, "the oldest returns first"
-    assert scheduler.active[0].handle.usage.preemptions == 1
+    assert scheduler.active[0].answer.usage.preemptions == 1
 
 
 def test_nobody_is_admitted_past_a_parked_sequence() -> None:
