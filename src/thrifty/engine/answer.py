@@ -123,6 +123,12 @@ class Answer:
             self.error = event.error
         self.events.append(event)
 
+    def fail(self, error: Exception) -> None:
+        """End with an error what has no end yet, beside its events."""
+        self.error = self.error or error
+        for sample in self.samples:
+            sample.finish_reason = sample.finish_reason or "error"
+
     def tell(self) -> None:
         """Pass what was recorded to the listener, where there is one, and None after the last event. Raises what the
         listener raises; it is forgotten then.

@@ -70,6 +70,8 @@ def _run(runner: Runner, parts: Items[_Part], note: Note) -> list[Outcome]:
         return []
     try:
         scores = runner.decode([part.rows for part in parts])
+        first_rows = _offsets([part.rows for part in parts])
+        accepted = _accept(parts, first_rows, scores, note)
     except BaseException as error:
         failed = _rolled_back(parts)
         if len(parts) == 1:
@@ -77,9 +79,13 @@ def _run(runner: Runner, parts: Items[_Part], note: Note) -> list[Outcome]:
         note(error)
         left = [part for part in parts if all(part.sequence is not outcome.sequence for outcome in failed)]
         return failed + [outcome for part in left for outcome in _run(runner, [part], note)]
-    first_rows = _offsets([part.rows for part in parts])
-    accepted = _accept(parts, first_rows, scores, note)
-    return [_settle(*one, scores) for one in zip(parts, first_rows, accepted, strict=True)]
+    outcomes = []
+    for part, first, own in zip(parts, first_rows, accepted, strict=True):
+        try:
+            outcomes.append(_settle(part, first, own, scores))
+        except BaseException as error:
+            outcomes.append(Outcome(part.sequence, error=error))
+    return outcomes
 
 
 def _rolled_back(parts: Items[_Part]) -> list[Outcome]:
@@ -93,30 +99,30 @@ def _rolled_back(parts: Items[_Part]) -> list[Outcome]:
     return failed
 
 
-def first_choice(sequence: Sequence, scores: Scores) -> Outcome:
-    """A sample's first token, from the scores of its prompt's last row."""
-    try:
-        wanted = [scores.logits(0).clone()] if sequence.ticket.request.logits else []
-        return Outcome(sequence, (choose(sequence.sampler, scores, 0),), wanted)
-    except BaseException as error:
-        return Outcome(sequence, error=error)
+def first_choices(sequences: Items[Sequence], scores: Scores) -> list[Outcome]:
+    """The samples' first tokens, from the scores of their prompt's last row."""
+    outcomes = []
+    for sequence in sequences:
+        try:
+            wanted = [scores.logits(0).clone()] if sequence.ticket.request.logits else []
+            outcomes.append(Outcome(sequence, (choose(sequence.sampler, scores, 0),), wanted))
+        except BaseException as error:
+            outcomes.append(Outcome(sequence, error=error))
+    return outcomes
 
 
 def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores: Scores) -> Outcome:
-    """Truncate what was rejected, commit what was accepted. Policies may act here; their error stays here."""
+    """Truncate what was rejected, commit what was accepted. Policies may act here. Raises the sequence's own error."""
+    if isinstance(accepted, BaseException):
+        raise accepted
     sequence, rows = part.sequence, part.rows
-    try:
-        if isinstance(accepted, BaseException):
-            raise accepted
-        kept = len(accepted.choices)
-        wanted = range(first, first + kept) if sequence.ticket.request.logits else range(0)
-        logits = [scores.logits(row).clone() for row in wanted]
-        if kept < len(rows.tokens):
-            rows.cache.truncate(len(rows.tokens) - kept)
-        rows.cache.remember(rows.tokens[:kept], rows.start)
-        rows.cache.commit(kept)
-    except BaseException as error:
-        return Outcome(sequence, error=error)
+    kept = len(accepted.choices)
+    wanted = range(first, first + kept) if sequence.ticket.request.logits else range(0)
+    logits = [scores.logits(row).clone() for row in wanted]
+    if kept < len(rows.tokens):
+        rows.cache.truncate(len(rows.tokens) - kept)
+    rows.cache.remember(rows.tokens[:kept], rows.start)
+    rows.cache.commit(kept)
     return Outcome(sequence, accepted.choices, logits)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from thrifty.decoding.sampling import Sampler, SamplingParameters
 from thrifty.decoding.stopping import Stopper
 from thrifty.engine.answer import Answer, Event, Listener
-from thrifty.engine.decode import Outcome, decode, first_choice
+from thrifty.engine.decode import Outcome, decode, first_choices
 from thrifty.engine.intake import Intake, Ticket
 from thrifty.engine.memory import EngineMemory
 from thrifty.engine.native_runner import choose_runner
@@ -170,11 +170,11 @@ class Engine:
                     raise PromptError(
                         f"sample {sample} of request {handle.identity} waits for memory; fork it once it goes on"
                     )
-                handle.forks += 1
-                stream = (parent.sampler.stream + 1 << 20) + handle.forks
+                stream = (parent.sampler.stream + 1 << 20) + handle.forks + 1
                 ticket = self.intake.check_fork(parent, sampling, stream, forced, free)
                 answer = Answer(ticket.request.identity, 1, len(parent.tokens))
                 self._branch(parent, self._sequence(answer, ticket))
+                handle.forks += 1
             return Handle(self, ticket.request, answer)
         except BaseException:
             if answer is not None:
@@ -210,14 +210,14 @@ class Engine:
         return Running(answer, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)
 
     def _outcomes(self) -> list[Outcome]:
-        """Run what is scheduled. Errors of sequences are among the outcomes."""
+        """Run what is scheduled. Errors of sequences are among the outcomes; any other is raised before a row ran."""
         try:
             work = self._scheduler.schedule()
+            outcomes = [Outcome(sequence, error=error) for sequence, error in work.stuck]
+            outcomes += decode(self.runner, work.decode, self._turn.note_interrupt)
         except BaseException:
             self._publisher.sound = False
             raise
-        outcomes = [Outcome(sequence, error=error) for sequence, error in work.stuck]
-        outcomes += decode(self.runner, work.decode, self._turn.note_interrupt)
         return outcomes + self._prefill(work.prefill, sliced=self._pace.cuts and bool(work.decode))
 
     def _prefill(self, sequence: Running | None, sliced: bool) -> list[Outcome]:
@@ -234,7 +234,7 @@ class Engine:
             family = self._split(sequence)
         except BaseException as error:
             return [Outcome(sequence, error=error)]
-        return [first_choice(one, scores) for one in family]
+        return first_choices(family, scores)
 
     def _split(self, sequence: Running) -> list[Running]:
         """The sequence and its siblings, which share its prompt by reference. All or none."""

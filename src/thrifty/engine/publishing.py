@@ -28,15 +28,14 @@ class Publisher:
 
     def publish(self, outcomes: Sequence[Outcome]) -> list[Event]:
         """Commit what a step chose, end what is over, hand the events out: each for all before the next."""
-        committed = [(outcome.sequence, self._commit(outcome)) for outcome in outcomes]
-        for sequence, own in committed:
-            if own[-1].finish_reason is not None:
+        committed = [(outcome.sequence, *self._commit(outcome)) for outcome in outcomes]
+        for sequence, _, over in committed:
+            if over:
                 self.end(sequence)
-        for sequence, own in committed:
-            for event in own:
-                sequence.answer.record(event)
-        events = [event for _, own in committed for event in own]
-        return events + self.tell(dict.fromkeys(sequence.answer for sequence, _ in committed))
+        for sequence, own, _ in committed:
+            self._record(sequence.answer, own)
+        events = [event for _, own, _ in committed for event in own]
+        return events + self.tell(dict.fromkeys(sequence.answer for sequence, _, _ in committed))
 
     def finish(self, answer: Answer, reason: str, error: Exception | None = None) -> list[Event]:
         """End all samples of a request that still run; returns their last events, which are recorded and not told."""
@@ -44,8 +43,7 @@ class Publisher:
         events = [event for sequence in mine for event in self._endings(sequence, reason, error)]
         for sequence in mine:
             self.end(sequence)
-        for event in events:
-            answer.record(event)
+        self._record(answer, events)
         return events
 
     def tell(self, answers: Iterable[Answer]) -> list[Event]:
@@ -57,8 +55,8 @@ class Publisher:
                 answer.tell()
             except BaseException as error:
                 self._turn.note_interrupt(error)
-                answer.error = own_error(error)
-                events += self.finish(answer, "error", answer.error)
+                events += self.finish(answer, "error", own_error(error))
+                answer.fail(own_error(error))
             finally:
                 self.telling -= 1
         return events
@@ -67,19 +65,18 @@ class Publisher:
         """Forget a sequence and free what it holds. An error in freeing is mended; where that fails too, it is raised
         when the call into the engine has done its work.
         """
-        self._scheduler.remove(sequence)
         for last in (False, True):
             try:
                 self.mend()
                 self._memory.release(sequence)
-                self.mend()
-                return
+                break
             except BaseException as error:
                 self.sound = False
                 if last:
                     self._turn.note(error)
                 else:
                     self._turn.note_interrupt(error)
+        self._scheduler.remove(sequence)
 
     def mend(self) -> None:
         """After an error in the middle of things, count again who holds which bytes."""
@@ -87,26 +84,33 @@ class Publisher:
             self._memory.recount(self._scheduler.sequences())
             self.sound = True
 
-    def _commit(self, outcome: Outcome) -> list[Event]:
-        """The events of one sequence's step. Whatever fails here is its own error, and ends it."""
+    def _commit(self, outcome: Outcome) -> tuple[list[Event], bool]:
+        """The events of one sequence's step, and whether it is over. Whatever fails here is its own error, and ends it."""
         sequence, error = outcome.sequence, outcome.error
         events: list[Event] = []
         if error is None:
             try:
                 sequence.advance(outcome.choices, outcome.logits, events)
+                return events, events[-1].finish_reason is not None
             except BaseException as raised:
                 error = raised
-        if error is None:
-            return events
         self.sound = False
         self._turn.note_interrupt(error)
-        return events + self._endings(sequence, "error", own_error(error))
+        return events + self._endings(sequence, "error", own_error(error)), True
 
     def _endings(self, sequence: Running, reason: str, error: Exception | None) -> list[Event]:
         """The last events of a sequence; its stopper may fail over the text that it held back."""
         try:
-            text = sequence.stopper.flush()
+            return sequence.endings(reason, sequence.stopper.flush(), error)
         except BaseException as raised:
             self._turn.note_interrupt(raised)
-            text, reason, error = "", "error", error or own_error(raised)
-        return sequence.endings(reason, text, error)
+            return sequence.endings("error", "", error or own_error(raised))
+
+    def _record(self, answer: Answer, events: Sequence[Event]) -> None:
+        try:
+            for event in events:
+                answer.record(event)
+        except BaseException as error:
+            self._turn.note_interrupt(error)
+            self.finish(answer, "error", own_error(error))
+            answer.fail(own_error(error))
