@@ -85,7 +85,7 @@ class Publisher:
             self.sound = True
 
     def _commit(self, outcome: Outcome) -> tuple[list[Event], bool]:
-        """The events of one sequence's step, and whether it is over. Whatever fails here is its own error, and ends it."""
+        """One sequence's events, and whether it is over. Whatever fails here is its own error, and ends it."""
         sequence, error = outcome.sequence, outcome.error
         events: list[Event] = []
         if error is None:

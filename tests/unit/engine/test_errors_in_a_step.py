@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import random
@@ -19,6 +18,7 @@ from thrifty.decoding.sampling import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Event, Handle, Request
 from thrifty.errors import ThriftyError
+from thrifty.kernels import dispatch
 from thrifty.models.model import Model
 
 KINDS = (ValueError, MemoryError, KeyboardInterrupt)
@@ -53,8 +53,15 @@ SCENES: dict[str, list[Callable[[], Request]]] = {
         functools.partial(make_request, "full", 65, 20, stop="\u0001\u0002"),
         functools.partial(make_request, "drafts", 90, 40, decoding=[{"technique": "drafts"}]),
     ],
+    "parking": [
+        functools.partial(make_request, "full", 60, 75),
+        functools.partial(make_request, "kivi", 70, 130),
+        functools.partial(make_request, "full", 63, 70),
+    ],
 }
 """Batches whose sequences are all under way at once. "drafts" takes a strategy that drafts."""
+ROOM = {"recipes": 1.3, "evicting": 1.6, "parking": 1.3}
+"""Of the largest request's peak, so much memory: pages move to disk, and in the last scene a sequence is parked."""
 
 
 @dataclass
@@ -125,7 +132,7 @@ class Stage:
 
 
 @functools.lru_cache
-def stage(scene: str, pressure: bool) -> Stage:
+def stage(scene: str) -> Stage:
     model = tiny_model(packed=True, layers=3)
     bare = Stage(model, scene, [], [], [], None)
     expected = []
@@ -136,13 +143,16 @@ def stage(scene: str, pressure: bool) -> Stage:
     forked = bare.play(bare.engine(), bare.requests()).fork
     following = bare.engine().submit(make_request("full", 77, FOLLOWING)).result().token_ids
     engine = bare.engine()
-    budget = None
-    if pressure:
-        room = max(
-            engine.memory.footprint(engine.intake.check(make()).policies, 190, 270, 2).peak_bytes
-            for make in SCENES[scene]
-        )
-        budget = model.nbytes + engine.memory.workspace + int(room * 1.3)
+    peaks = [
+        engine.memory.footprint(
+            engine.intake.check(request).policies,
+            len(request.prompt),
+            engine.intake.check(request).maximum_tokens + len(request.prompt),
+            request.samples,
+        ).peak_bytes
+        for request in bare.requests()
+    ]
+    budget = model.nbytes + engine.memory.workspace + int(ROOM[scene] * max(peaks))
     return Stage(model, scene, expected, forked.result().token_ids if forked else [], following, budget)
 
 
@@ -193,3 +203,55 @@ def _check_memory(stage: Stage, engine: Engine) -> None:
     assert held["workspace"] == engine.memory.workspace + engine.memory._rows_charged * engine.memory._row_bytes
     assert engine.memory._rows == 0
     assert (cache.tiers.arena.used, cache.tiers.disk.used, ledger.committed) == (0, 0, ledger.current)
+
+
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> Places:
+    if dispatch.native() is None:
+        pytest.skip("the native kernels are not built")
+    found = Places()
+    for scene in SCENES:
+        stage(scene)  # first: what it plays is not counted
+    wrap_all(found, monkeypatch)
+    return found
+
+
+def play_with(places: Places, stage: Stage, kind: type[BaseException], at: int, after: bool = False) -> None:
+    """Play a scene with an error at one place, and check."""
+    engine, requests = stage.engine(), stage.requests()
+    with places.armed(kind, at, after=after):
+        played = stage.play(engine, requests, places)
+    try:
+        check(stage, played, places)
+    finally:
+        engine.close()
+
+
+def count(places: Places, stage: Stage) -> int:
+    """The places of a scene, and that it is right without an error."""
+    play_with(places, stage, ValueError, 0)
+    return places.calls
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scene", SCENES)
+def test_an_error_at_any_place_harms_one_request_at_most(places: Places, scene: str) -> None:
+    """A few places, others with every scene. The slow test beside it takes them all."""
+    chance = random.Random(scene)
+    calls = count(places, stage(scene))
+    for turn in range(6):
+        play_with(places, stage(scene), KINDS[turn % 3], chance.randrange(1, calls), after=turn >= 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scene", SCENES)
+def test_an_error_at_every_place(places: Places, scene: str, kind: type[BaseException], after: bool) -> None:
+    """Every STRIDE-th place (default 40: some minutes a case); all of them in some hours:
+
+    STRIDE=1 python -m pytest -m slow tests/unit/engine/test_errors_in_a_step.py
+    """
+    stride = int(os.environ.get("STRIDE", "40"))
+    for at in range(1, count(places, stage(scene)) + 1, stride):
+        play_with(places, stage(scene), kind, at, after)
