@@ -185,12 +185,17 @@ class Engine:
         """Cancel everything and free all but the weights. The engine takes no requests afterwards."""
         with self._turn:
             self._closed = True
-            self._publisher.mend()
             answers = list(dict.fromkeys(sequence.answer for sequence in self._scheduler.sequences()))
             for answer in answers:
                 self._publisher.finish(answer, "cancelled")
             self._publisher.tell(answers)
-            self.memory.close()
+            try:
+                self.memory.close()
+            except BaseException as error:
+                self._turn.note_interrupt(error)
+                self._publisher.sound = False
+                self._publisher.mend()
+                self.memory.close()
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts: the runner and why it was chosen, budget and ledger, queue lengths."""

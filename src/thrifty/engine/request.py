@@ -217,5 +217,5 @@ class Handle:
             self._engine.abandon(self.answer)
 
     def __del__(self) -> None:
-        if getattr(self, "_read", False):
+        if getattr(self, "_read", False) and not self.answer.listened:
             self.abandon()
