@@ -211,17 +211,15 @@ class EngineMemory:
     def release(self, sequence: Running) -> None:
         """Free what the sequence holds; without effect on one that holds nothing.
 
-        Where it is left by an error, `recount` frees the rest.
+        Where it is left by an error: `recount`, then once more.
         """
-        cache, hidden = sequence.cache, sequence.hidden_bytes
         self._rows -= sequence.rows
-        sequence.rows = sequence.hidden_bytes = 0
-        sequence.cache = sequence.prefill = None
-        if cache is not None:
-            try:
-                self.ledger.credit("workspace", hidden, cache.reservation)
-            finally:
-                self.cache.release(cache)
+        sequence.rows = 0
+        sequence.prefill = None
+        if sequence.cache is not None:
+            self._drop_hidden(sequence)
+            self.cache.release(sequence.cache)
+            sequence.cache = None
 
     def recount(self, sequences: Sequence[Running]) -> None:
         """Set the books right after an error that left a call in the middle. sequences: all that are not finished."""
