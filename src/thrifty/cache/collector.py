@@ -42,6 +42,11 @@ class Collector:
         self.prefilling = True
 
     @property
+    def charged(self) -> int:
+        """Bytes that the ledger knows of."""
+        return self._charged
+
+    @property
     def sums_now(self) -> bool:
         """Whether rows computed now add to column sums."""
         return self.wanted.column_sums and (self.prefilling or self.wanted.decode)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from thrifty.cache.composition import check_order
 from thrifty.cache.footprint import Footprint, footprint
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.recount import recount
 from thrifty.cache.segment import Segment, Span
 from thrifty.cache.sequence import SequenceCache
 from thrifty.cache.statistics import Statistics
@@ -93,8 +94,12 @@ class Cache:
         for policy in policies:
             policy.check(self.model)
         sequence = SequenceCache(self.tiers, self.model, policies, reservation=reservation, collect=collect)
-        if self.tree is not None and len(tokens) > PAGE:
-            self._adopt(sequence, self._match(sequence, tokens, adapter, salt))
+        try:
+            if self.tree is not None and len(tokens) > PAGE:
+                self._adopt(sequence, self._match(sequence, tokens, adapter, salt))
+        except BaseException:
+            sequence.free()
+            raise
         return sequence
 
     def publish(self, sequence: SequenceCache, tokens: Sequence[Hashable], *, adapter: str = "", salt: str = "") -> int:
@@ -124,6 +129,16 @@ class Cache:
     def release(self, sequence: SequenceCache) -> None:
         """Free a sequence: its private bytes and its reservation; shared segments stay with the others."""
         sequence.free()
+
+    def recount(
+        self, category: str = "workspace", nbytes: int = 0, used: Mapping[Reservation, int] | None = None
+    ) -> None:
+        """After an error that left any call in the middle: who holds what is counted from the bottom, what nobody holds
+        is freed, and arena, disk tier and ledger say so.
+
+        category, nbytes: what else the ledger holds by this name, in no reservation; used: and in these.
+        """
+        recount(self.tiers, self.tree, category, nbytes, used or {})
 
     def pressure(self, nbytes: int) -> int:
         """Free at least `nbytes` of memory if idle segments allow it; returns the bytes freed.

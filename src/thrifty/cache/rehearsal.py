@@ -80,6 +80,11 @@ class Rehearsals:
         self._scores = {layer: torch.full(shape, torch.inf) for layer in sequence.global_layers} if self.pieces else {}
 
     @property
+    def charged(self) -> int:
+        """Bytes that the ledger knows of."""
+        return self._charged
+
+    @property
     def open(self) -> bool:
         """Whether a rehearsal has begun and not ended."""
         return self._piece is not None
@@ -123,8 +128,8 @@ class Rehearsals:
     def close(self) -> None:
         """Forget the scores and give their bytes back."""
         self._scores, self._keys, self._seen = {}, None, None
-        self._sequence.tiers.ledger.credit(INDEX, self._charged, self._sequence.reservation)
-        self._charged = 0
+        charged, self._charged = self._charged, 0
+        self._sequence.tiers.ledger.credit(INDEX, charged, self._sequence.reservation)
 
     def _observed_natively(self, piece: Rehearsal, layer: int, queries: Tensor, rows: int) -> bool:
         """The same as `_observe` by native code, `rows` forced ones with these. False, with nothing done, where the

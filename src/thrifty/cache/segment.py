@@ -121,12 +121,11 @@ class Segment:
         self.references -= count
         if self.references > 0:
             return
-        if self.run is not None:
-            self.tiers.arena.free(self.run)
-            self.run = None
-        if self.extent is not None:
-            self.tiers.require_disk().free(self.extent)
-            self.extent = None
+        run, extent, self.run, self.extent = self.run, self.extent, None, None
+        if run is not None:
+            self.tiers.arena.free(run)
+        if extent is not None:
+            self.tiers.require_disk().free(extent)
         self._charge_index(-self.index_bytes)
         self.bias = self.first_keys = None
         if self.parent is not None:
@@ -239,28 +238,29 @@ class Segment:
         """Move to the disk tier; returns the memory freed. Raises StorageError with the segment still in memory."""
         if self.run is None:
             return 0
-        freed = self.run.nbytes
-        self.extent = self.tiers.require_disk().write(self.run.pieces.reshape(-1))
-        self.tiers.arena.free(self.run)
-        self.run = None
-        return freed
+        run = self.run
+        extent = self.tiers.require_disk().write(run.pieces.reshape(-1))
+        self.run, self.extent = None, extent
+        self.tiers.arena.free(run)
+        return run.nbytes
 
     def to_memory(self) -> None:
         """Return from the disk tier. Raises BudgetError or StorageError with the segment still on disk."""
-        if self.extent is None:
+        extent = self.extent
+        if extent is None:
             return
         run = self._allocate()
         try:
             if run.pieces.is_contiguous():
-                self.tiers.require_disk().read(self.extent, run.pieces.view(-1))
+                self.tiers.require_disk().read(extent, run.pieces.view(-1))
             else:
                 for place, slab in enumerate(run.pieces):
-                    self.tiers.require_disk().read(self.extent, slab, place * self.slab_bytes)
+                    self.tiers.require_disk().read(extent, slab, place * self.slab_bytes)
         except BaseException:
             self.tiers.arena.free(run)
             raise
-        self.tiers.require_disk().free(self.extent)
         self.run, self.extent = run, None
+        self.tiers.require_disk().free(extent)
 
     def _allocate(self) -> Run:
         pieces = len(self.layers) * len(self.heads)

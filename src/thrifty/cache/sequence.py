@@ -294,14 +294,19 @@ class SequenceCache(SequenceSlots):
         try:
             other.tail.copy_from(self.tail, self.length)
             other.collector = self.collector.copy(reservation)
+            for spans, theirs_spans in zip(self.spans, other.spans, strict=True):
+                for span in spans:
+                    span.segment.retain()
+                    theirs_spans.append(span)
         except BaseException:
-            other.tail.close()
+            other.free()
             raise
-        for spans, theirs_spans in zip(self.spans, other.spans, strict=True):
-            for span in spans:
-                span.segment.retain()
-            theirs_spans.extend(spans)
         return other
+
+    @property
+    def index_bytes(self) -> int:
+        """See `SequenceSlots`: those of statistics and rehearsals."""
+        return self.collector.charged + (0 if self.rehearsals is None else self.rehearsals.charged)
 
     def _release_all(self) -> None:
         self._end_rehearsals()

@@ -7,6 +7,7 @@ that is `SequenceCache`.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -141,15 +142,38 @@ class SequenceSlots:
 
     # --- parking, ending -----------------------------------------------------------------------------
 
+    @property
+    def freed(self) -> bool:
+        """Whether `free` was called: what it holds no longer counts."""
+        return self._freed
+
+    @property
+    def index_bytes(self) -> int:
+        """Index bytes that it has charged beyond those of its segments."""
+        return 0
+
+    def references(self) -> Iterator[Segment]:
+        """What it holds, one a reference: a span has one in the list of every layer."""
+        for spans in self.spans:
+            yield from (span.segment for span in spans)
+        for pages in self.tail.pages:
+            yield from pages
+        if self.open_rows.scratch is not None:
+            yield self.open_rows.scratch.segment
+
     def free(self) -> None:
-        """Release everything, the reservation included. A second call has no effect."""
+        """Release everything, the reservation included. A second call has no effect. What an error in the middle
+        leaves is freed by `Cache.recount`.
+        """
         if self._freed:
             return
         self._freed = True
-        with self.tiers.arena.together():
-            self._release_all()
-        if self.reservation is not None:
-            self.reservation.release()
+        try:
+            with self.tiers.arena.together():
+                self._release_all()
+        finally:
+            if self.reservation is not None:
+                self.reservation.release()
 
     def _release_all(self) -> None:
         self.mirror.drop()

@@ -142,6 +142,16 @@ class PrefixTree:
         segments = [segment for node in ordered for segment in node.segments if segment is not None]
         return [segment for segment in segments if segment.tier == "memory" and id(segment) not in busy]
 
+    def segments(self) -> list[Segment]:
+        """What the nodes hold, one reference each."""
+        return [segment for node in self.nodes() for segment in node.segments if segment is not None]
+
+    def recount(self) -> int:
+        """Sum up what the nodes hold anew; returns the bytes of their statistics."""
+        nodes = list(self.nodes())
+        self.nbytes = sum(node.nbytes for node in nodes)
+        return sum(node.statistics_bytes for node in nodes)
+
     def clear(self) -> None:
         """Let go of everything."""
         self.shrink(0)
@@ -184,6 +194,8 @@ class PrefixTree:
         self.nbytes += nbytes
 
     def _evict(self, node: Node) -> None:
+        if node.parent is not None:
+            del node.parent.children[node.tokens]  # first: what is half released must not be found again
         self.nbytes -= node.nbytes
         for segment in node.segments:
             if segment is not None:
@@ -192,8 +204,6 @@ class PrefixTree:
                 segment.release()
         if node.statistics_bytes:
             self.tiers.ledger.credit(TREE, node.statistics_bytes)
-        if node.parent is not None:
-            del node.parent.children[node.tokens]
 
 
 def first_page(group: LayerGroup, length: int) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, overload
 
 from thrifty.decoding.sampling import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Handle, Request, Result
+from thrifty.engine.text_stream import TextStream
 from thrifty.errors import PromptError, QueueFullError
 from thrifty.recipe import Recipe
 from thrifty.storage.budget import parse_size
@@ -70,18 +71,18 @@ class Thrifty:
     ) -> list[Result]: ...
 
     @overload
-    def generate(self, prompt: Prompt, *, stream: Literal[True], **sampling: Any) -> Iterator[str]: ...
+    def generate(self, prompt: Prompt, *, stream: Literal[True], **sampling: Any) -> TextStream: ...
 
     def generate(self, prompt: Any, *, stream: bool = False, **sampling: Any) -> Any:
         """Continue a text (or token ids), or a list of them in one batch; with `stream`, pieces of text as
-        they come.
+        they come (`TextStream`). Every way to leave an answer ends its request: `break`, an error, Ctrl-C, a stream
+        that is closed or dropped.
 
         sampling: the fields of SamplingParameters, `greedy=True`, `samples=n` for several answers to a prompt, and
         `cache_memory="20MB"` as a bound on what each prompt's cache may ever take.
         """
         if not _is_list_of_prompts(prompt):
-            handle = self.submit(prompt, **sampling)
-            return handle.text() if stream else handle.result()
+            return self._answer(prompt, stream, sampling)
         if stream:
             raise PromptError(f"stream=True takes one prompt; the list has {len(prompt)}: stream them one by one")
         handles: list[Handle] = []
@@ -97,13 +98,12 @@ class Thrifty:
     def chat(self, messages: str | Messages, *, stream: Literal[False] = False, **sampling: Any) -> Result: ...
 
     @overload
-    def chat(self, messages: str | Messages, *, stream: Literal[True], **sampling: Any) -> Iterator[str]: ...
+    def chat(self, messages: str | Messages, *, stream: Literal[True], **sampling: Any) -> TextStream: ...
 
     def chat(self, messages: Any, *, stream: bool = False, **sampling: Any) -> Any:
         """Answer `[{"role": "user", "content": "..."}]` (or one user text) through the model's chat template."""
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
-        handle = self.submit(turns, **sampling)
-        return handle.text() if stream else handle.result()
+        return self._answer(turns, stream, sampling)
 
     def submit(
         self,
@@ -149,6 +149,16 @@ class Thrifty:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _answer(self, prompt: Prompt | Messages, stream: bool, sampling: Mapping[str, Any]) -> TextStream | Result:
+        handle: Handle | None = None
+        try:
+            handle = self.submit(prompt, **sampling)
+            return TextStream(handle) if stream else handle.result()
+        except BaseException:
+            if handle is not None:
+                handle.cancel()
+            raise
 
     def _submit_patiently(self, prompt: Prompt, earlier: list[Handle], sampling: dict[str, Any]) -> Handle:
         """Submit; where the queue is full, work on what is in it first."""

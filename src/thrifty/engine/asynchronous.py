@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any
 
+from thrifty.engine.answer import Event, own_error
 from thrifty.engine.engine import Engine
-from thrifty.engine.request import Event, Handle, Request, Result
+from thrifty.engine.request import Handle, Request, Result
 from thrifty.errors import ThriftyError
 
 
@@ -114,8 +115,8 @@ class AsyncEngine:
                 continue
             try:
                 future.set_result(action())
-            except Exception as error:
-                future.set_exception(error)
+            except BaseException as error:  # an await must not be left without an answer, nor its loop interrupted
+                future.set_exception(own_error(error))
 
 
 class _Conversation:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -11,6 +13,11 @@ from thrifty.decoding.sampling import Choice
 from thrifty.decoding.strategy import Accepted, Batch, DecodingStrategy, Draft, Scores, choose
 from thrifty.engine.runner import Rows, Runner
 from thrifty.engine.sequence import Sequence
+
+Note = Callable[[BaseException], None]
+"""Told of an error that a whole batch met, before its sequences are tried alone."""
+
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
@@ -20,82 +27,143 @@ class Outcome:
     sequence: Sequence
     choices: tuple[Choice, ...] = ()
     logits: list[Tensor] = field(default_factory=list)
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
-def decode(runner: Runner, sequences: Items[Sequence]) -> list[Outcome]:
+@dataclass(frozen=True)
+class _Part:
+    """A sequence's part of a step: its draft, and the rows that run."""
+
+    sequence: Sequence
+    draft: Draft
+    rows: Rows
+
+
+def decode(runner: Runner, sequences: Items[Sequence], note: Note) -> list[Outcome]:
     """Run one step of all sequences. Where the batch fails, each runs alone, and only the culprits report
     an error.
 
-    Afterwards every cache holds exactly its committed rows and those of the choices.
+    Afterwards every cache that reports none holds exactly its committed rows and those of the choices.
     """
-    if not sequences:
+    failed: list[Outcome] = []
+    parts = _prepare(sequences, failed, note)
+    return failed + _run(runner, parts, note)
+
+
+def _prepare(sequences: Items[Sequence], failed: list[Outcome], note: Note) -> list[_Part]:
+    """Drafts, and room for their rows. Those that cannot have them are added to `failed`."""
+    parts = []
+    for sequence, draft in zip(sequences, _propose(sequences, note), strict=True):
+        try:
+            if isinstance(draft, BaseException):
+                raise draft
+            rows = _rows(sequence, draft)
+            rows.cache.reserve(len(rows.tokens))
+            parts.append(_Part(sequence, draft, rows))
+        except BaseException as error:
+            failed.append(Outcome(sequence, error=error))
+    return parts
+
+
+def _run(runner: Runner, parts: Items[_Part], note: Note) -> list[Outcome]:
+    if not parts:
         return []
     try:
-        return _together(runner, sequences)
-    except Exception as error:
-        for sequence in sequences:
-            _roll_back(sequence)
-        if len(sequences) == 1:
-            return [Outcome(sequences[0], error=error)]
-        return [outcome for sequence in sequences for outcome in decode(runner, [sequence])]
+        scores = runner.decode([part.rows for part in parts])
+        first_rows = _offsets([part.rows for part in parts])
+        accepted = _accept(parts, first_rows, scores, note)
+    except BaseException as error:
+        failed = _rolled_back(parts)
+        if len(parts) == 1:
+            return [Outcome(parts[0].sequence, error=error)]
+        note(error)
+        left = [part for part in parts if all(part.sequence is not outcome.sequence for outcome in failed)]
+        return failed + [outcome for part in left for outcome in _run(runner, [part], note)]
+    outcomes = []
+    for part, first, own in zip(parts, first_rows, accepted, strict=True):
+        try:
+            outcomes.append(_settle(part, first, own, scores))
+        except BaseException as error:
+            outcomes.append(Outcome(part.sequence, error=error))
+    return outcomes
 
 
-def _together(runner: Runner, sequences: Items[Sequence]) -> list[Outcome]:
-    drafts = _propose(sequences)
-    batch = [_rows(sequence, draft) for sequence, draft in zip(sequences, drafts, strict=True)]
-    for rows in batch:
-        rows.cache.reserve(len(rows.tokens))
-    scores = runner.decode(batch)
-    first_rows = _offsets(batch)
-    accepted = _accept(sequences, drafts, first_rows, scores)
-    parts = zip(sequences, batch, first_rows, accepted, strict=True)
-    return [_settle(*part, scores) for part in parts]
+def _rolled_back(parts: Items[_Part]) -> list[Outcome]:
+    """Drop the uncommitted rows that a failed run left; those where that fails, with their error."""
+    failed = []
+    for part in parts:
+        try:
+            part.rows.cache.discard()
+        except BaseException as error:
+            failed.append(Outcome(part.sequence, error=error))
+    return failed
 
 
-def first_choice(sequence: Sequence, scores: Scores) -> Outcome:
-    """A sample's first token, from the scores of its prompt's last row."""
-    wanted = [scores.logits(0).clone()] if sequence.handle.request.logits else []
-    try:
-        return Outcome(sequence, (choose(sequence.sampler, scores, 0),), wanted)
-    except Exception as error:
-        return Outcome(sequence, error=error)
+def first_choices(sequences: Items[Sequence], scores: Scores) -> list[Outcome]:
+    """The samples' first tokens, from the scores of their prompt's last row."""
+    outcomes = []
+    for sequence in sequences:
+        try:
+            wanted = [scores.logits(0).clone()] if sequence.ticket.request.logits else []
+            outcomes.append(Outcome(sequence, (choose(sequence.sampler, scores, 0),), wanted))
+        except BaseException as error:
+            outcomes.append(Outcome(sequence, error=error))
+    return outcomes
 
 
-def _settle(sequence: Sequence, rows: Rows, first: int, accepted: Accepted, scores: Scores) -> Outcome:
-    """Truncate what was rejected, commit what was accepted. Policies may act here; their error stays here."""
+def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores: Scores) -> Outcome:
+    """Truncate what was rejected, commit what was accepted. Policies may act here. Raises the sequence's own error."""
+    if isinstance(accepted, BaseException):
+        raise accepted
+    sequence, rows = part.sequence, part.rows
     kept = len(accepted.choices)
-    try:
-        if kept < len(rows.tokens):
-            rows.cache.truncate(len(rows.tokens) - kept)
-        rows.cache.remember(rows.tokens[:kept], rows.start)
-        rows.cache.commit(kept)
-    except Exception as error:
-        return Outcome(sequence, error=error)
-    wanted = range(first, first + kept) if sequence.handle.request.logits else range(0)
-    return Outcome(sequence, accepted.choices, [scores.logits(row).clone() for row in wanted])
+    wanted = range(first, first + kept) if sequence.ticket.request.logits else range(0)
+    logits = [scores.logits(row).clone() for row in wanted]
+    if kept < len(rows.tokens):
+        rows.cache.truncate(len(rows.tokens) - kept)
+    rows.cache.remember(rows.tokens[:kept], rows.start)
+    rows.cache.commit(kept)
+    return Outcome(sequence, accepted.choices, logits)
 
 
-def _propose(sequences: Items[Sequence]) -> list[Draft]:
-    drafts = [Draft()] * len(sequences)
-    for strategy, places in _by_strategy(sequences):
-        proposed = strategy.propose(Batch([sequences[place] for place in places]))
-        for place, draft in zip(places, proposed, strict=True):
-            drafts[place] = draft
-    return drafts
+def _propose(sequences: Items[Sequence], note: Note) -> list[Draft | BaseException]:
+    def propose(strategy: DecodingStrategy, places: Items[int]) -> Items[Draft]:
+        return strategy.propose(Batch([sequences[place] for place in places]))
+
+    return _ask(sequences, propose, note)
 
 
-def _accept(sequences: Items[Sequence], drafts: Items[Draft], first_rows: Items[int], scores: Scores) -> list[Accepted]:
-    accepted: list[Accepted] = [Accepted(())] * len(sequences)
-    for strategy, places in _by_strategy(sequences):
+def _accept(parts: Items[_Part], first_rows: Items[int], scores: Scores, note: Note) -> list[Accepted | BaseException]:
+    def accept(strategy: DecodingStrategy, places: Items[int]) -> Items[Accepted]:
         batch = Batch(
-            [sequences[place] for place in places],
-            [drafts[place] for place in places],
+            [parts[place].sequence for place in places],
+            [parts[place].draft for place in places],
             [first_rows[place] for place in places],
         )
-        for place, one in zip(places, strategy.accept(batch, scores), strict=True):
-            accepted[place] = one
-    return accepted
+        return strategy.accept(batch, scores)
+
+    return _ask([part.sequence for part in parts], accept, note)
+
+
+def _ask(
+    sequences: Items[Sequence], ask: Callable[[DecodingStrategy, Items[int]], Items[Given]], note: Note
+) -> list[Given | BaseException]:
+    """What the strategies give for each sequence, or its error. A strategy that fails for all is asked for each
+    alone.
+    """
+    given: dict[int, Given | BaseException] = {}
+    waiting = _by_strategy(sequences)
+    while waiting:
+        strategy, places = waiting.pop()
+        try:
+            given.update(zip(places, ask(strategy, places), strict=True))
+        except BaseException as error:
+            if len(places) == 1:
+                given[places[0]] = error
+                continue
+            note(error)
+            waiting += [(strategy, [place]) for place in places]
+    return [given[place] for place in range(len(sequences))]
 
 
 def _by_strategy(sequences: Items[Sequence]) -> list[tuple[DecodingStrategy, list[int]]]:
@@ -109,7 +177,7 @@ def _rows(sequence: Sequence, draft: Draft) -> Rows:
     cache = sequence.cache
     assert cache is not None, "a decoding sequence has a cache"
     tokens = (sequence.tokens[-1], *draft.tokens)
-    needs_logits = sequence.sampler.needs_logits or sequence.handle.request.logits or bool(draft.tokens)
+    needs_logits = sequence.sampler.needs_logits or sequence.ticket.request.logits or bool(draft.tokens)
     return Rows(cache, tokens, sequence.computed, sequence.computed + len(tokens), needs_logits)
 
 
@@ -119,9 +187,3 @@ def _offsets(batch: Items[Rows]) -> list[int]:
         offsets.append(total)
         total += len(rows.tokens)
     return offsets
-
-
-def _roll_back(sequence: Sequence) -> None:
-    """Drop the uncommitted rows that a failed step left."""
-    if sequence.cache is not None:
-        sequence.cache.discard()

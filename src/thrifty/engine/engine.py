@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -10,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.sampling import Sampler, SamplingParameters
 from thrifty.decoding.stopping import Stopper
-from thrifty.engine.decode import Outcome, decode, first_choice
+from thrifty.engine.answer import Answer, Event, Listener
+from thrifty.engine.decode import Outcome, decode, first_choices
 from thrifty.engine.intake import Intake, Ticket
 from thrifty.engine.memory import EngineMemory
 from thrifty.engine.native_runner import choose_runner
 from thrifty.engine.pace import Pace
 from thrifty.engine.prefill import start_prefill
-from thrifty.engine.request import Event, Handle, Listener, Request, Usage
+from thrifty.engine.publishing import Publisher
+from thrifty.engine.request import Handle, Request
 from thrifty.engine.runner import CHUNK
 from thrifty.engine.scheduler import Scheduler
 from thrifty.engine.sequence import Sequence as Running
 from thrifty.engine.sequence import State
+from thrifty.engine.turn import Turn
 from thrifty.errors import PromptError, ThriftyError
 from thrifty.kernels import dispatch
 
@@ -77,42 +79,50 @@ class Engine:
         self._chunk = chunk
         self._pace = Pace(prefill_slice_ms)
         self._scheduler = Scheduler(self.memory, batch, queue)
-        self._lock = threading.RLock()
+        self._turn = Turn(self._cancel)
         self._arrivals = 0
+        self._publisher = Publisher(self._scheduler, self.memory, self._turn)
         self._closed = False
 
     def submit(self, request: Request, listener: Listener | None = None) -> Handle:
         """Queue a request. It is checked here: what can never be served is refused now, with what would.
 
-        listener: takes the events instead of the handle's queue, then None; called by the thread that steps.
+        listener: takes the events instead of the handle's queue, then None; see `Listener`.
 
         Raises PromptError (context, vocabulary, parameters), BudgetError (peak above the budget), RecipeError
-        (cache tables), QueueFullError (with `retry_after` in seconds).
+        (cache tables), QueueFullError (with `retry_after` in seconds). Whatever it raises, nothing is queued.
         """
-        with self._lock:
-            if self._closed:
-                raise ThriftyError("the engine is closed; make a new one")
-            ticket = self.intake.check(request)
-            handle = Handle(self, request, Usage(prompt_tokens=len(request.prompt)), listener)
-            self._scheduler.submit(self._sequence(handle, ticket))
-            return handle
+        answer = Answer(request.identity, request.samples, len(request.prompt), listener)
+        try:
+            with self._turn:
+                if self._closed:
+                    raise ThriftyError("the engine is closed; make a new one")
+                self._publisher.mend()
+                self._scheduler.submit(self._sequence(answer, self.intake.check(request)))
+            return Handle(self, request, answer)
+        except BaseException:
+            self._cancel(answer)
+            raise
 
     def step(self) -> list[Event]:
         """Schedule, run, sample, publish: at most one decode batch and one piece of prefill (a slice of
         it where anyone decodes).
+
+        All or nothing: signal handlers wait until it is over, and an error ends the request that met it, as its own
+        error, while all others get their tokens. Raised is only what belongs to no request, or is no Exception
+        (KeyboardInterrupt, SystemExit), and that after the results are published: they are with the handles.
         """
-        with self._lock, self._threads():
-            work = self._scheduler.schedule()
-            outcomes = [Outcome(sequence, error=error) for sequence, error in work.stuck]
-            outcomes += decode(self.runner, work.decode)
-            outcomes += self._prefill(work.prefill, sliced=self._pace.cuts and bool(work.decode))
-            return [event for outcome in outcomes for event in self._publish(outcome)]
+        with self._turn, self._threads():
+            if self._publisher.telling:
+                raise ThriftyError("a listener called Engine.step: a step is under way, its events come after these")
+            self._publisher.mend()
+            return self._publisher.publish(self._outcomes())
 
     def cache_of(self, handle: Handle, sample: int = 0) -> SequenceCache | None:
         """The cache that a running sample holds now, to look at between steps; None where it holds none."""
-        with self._lock:
+        with self._turn:
             for sequence in self._scheduler.sequences():
-                if sequence.handle is handle and sequence.index == sample:
+                if sequence.answer is handle.answer and sequence.index == sample:
                     return sequence.cache
             return None
 
@@ -123,9 +133,9 @@ class Engine:
 
     def drive(self, handle: Handle) -> None:
         """One step on behalf of a waiting handle. Raises ThriftyError where nothing is left that could
-        finish it.
+        finish it, and what `step` raises.
         """
-        with self._lock:
+        with self._turn:
             if handle.finished:
                 return
             if not self.busy:
@@ -133,13 +143,14 @@ class Engine:
             self.step()
 
     def cancel(self, handle: Handle) -> None:
-        """End a request and free its memory before the call returns."""
-        with self._lock:
-            for sequence in self._scheduler.sequences():
-                if sequence.handle is handle:
-                    self._end(sequence)
-                    for event in sequence.endings("cancelled"):
-                        handle.deliver(event)
+        """End a request and free its memory before the call returns. Without effect on a finished request."""
+        self._cancel(handle.answer)
+
+    def abandon(self, answer: Answer) -> None:
+        """Nobody can read this answer any more: its request is cancelled now, or when the call that is under way ends.
+        For finalisers: it never waits.
+        """
+        self._turn.abandon(answer)
 
     def fork(
         self,
@@ -150,31 +161,45 @@ class Engine:
         free: int = 0,
     ) -> Handle:
         """See `Handle.fork`."""
-        with self._lock:
-            parent = self._decoding(handle, sample)
-            if parent.parked:
-                raise PromptError(
-                    f"sample {sample} of request {handle.identity} waits for memory; fork it once it goes on"
-                )
-            handle.forks += 1
-            stream = (parent.sampler.stream + 1 << 20) + handle.forks
-            ticket = self.intake.check_fork(parent, sampling, stream, forced, free)
-            child = Handle(self, ticket.request, Usage(prompt_tokens=len(parent.tokens)))
-            sequence = self._sequence(child, ticket)
-            self._branch(parent, sequence)
-            return child
+        answer: Answer | None = None
+        try:
+            with self._turn:
+                self._publisher.mend()
+                parent = self._decoding(handle, sample)
+                if parent.parked:
+                    raise PromptError(
+                        f"sample {sample} of request {handle.identity} waits for memory; fork it once it goes on"
+                    )
+                stream = (parent.sampler.stream + 1 << 20) + handle.forks + 1
+                ticket = self.intake.check_fork(parent, sampling, stream, forced, free)
+                answer = Answer(ticket.request.identity, 1, len(parent.tokens))
+                self._branch(parent, self._sequence(answer, ticket))
+                handle.forks += 1
+            return Handle(self, ticket.request, answer)
+        except BaseException:
+            if answer is not None:
+                self._cancel(answer)
+            raise
 
     def close(self) -> None:
         """Cancel everything and free all but the weights. The engine takes no requests afterwards."""
-        with self._lock:
+        with self._turn:
             self._closed = True
-            for sequence in self._scheduler.sequences():
-                self.cancel(sequence.handle)
-            self.memory.close()
+            answers = list(dict.fromkeys(sequence.answer for sequence in self._scheduler.sequences()))
+            for answer in answers:
+                self._publisher.finish(answer, "cancelled")
+            self._publisher.tell(answers)
+            try:
+                self.memory.close()
+            except BaseException as error:
+                self._turn.note_interrupt(error)
+                self._publisher.sound = False
+                self._publisher.mend()
+                self.memory.close()
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts: the runner and why it was chosen, budget and ledger, queue lengths."""
-        with self._lock:
+        with self._turn:
             return {
                 "runner": {"name": self.runner.name, "reason": self.runner.reason},
                 "memory": self.memory.describe(),
@@ -182,12 +207,23 @@ class Engine:
                 "context": self.intake.context,
             }
 
-    def _sequence(self, handle: Handle, ticket: Ticket, index: int = 0, sampler: Sampler | None = None) -> Running:
+    def _sequence(self, answer: Answer, ticket: Ticket, index: int = 0, sampler: Sampler | None = None) -> Running:
         self._arrivals += 1
         stream = self.model.tokenizer.stream()
         forced = len(ticket.request.forced or ())
         stopper = Stopper(ticket.request.sampling, stream, self.intake.end_ids, ticket.maximum_tokens, forced)
-        return Running(handle, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)
+        return Running(answer, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)
+
+    def _outcomes(self) -> list[Outcome]:
+        """Run what is scheduled. Errors of sequences are among the outcomes; any other is raised before a row ran."""
+        try:
+            work = self._scheduler.schedule()
+            outcomes = [Outcome(sequence, error=error) for sequence, error in work.stuck]
+            outcomes += decode(self.runner, work.decode, self._turn.note_interrupt)
+        except BaseException:
+            self._publisher.sound = False
+            raise
+        return outcomes + self._prefill(work.prefill, sliced=self._pace.cuts and bool(work.decode))
 
     def _prefill(self, sequence: Running | None, sliced: bool) -> list[Outcome]:
         """The next piece of a prompt. With the last one, its samples fork and each chooses its first token."""
@@ -200,9 +236,10 @@ class Engine:
             if scores is None:
                 return []
             self.memory.settle(sequence)
-            return [first_choice(one, scores) for one in self._split(sequence)]
-        except Exception as error:
+            family = self._split(sequence)
+        except BaseException as error:
             return [Outcome(sequence, error=error)]
+        return first_choices(family, scores)
 
     def _split(self, sequence: Running) -> list[Running]:
         """The sequence and its siblings, which share its prompt by reference. All or none."""
@@ -210,41 +247,34 @@ class Engine:
         try:
             for index in range(1, sequence.samples):
                 sampler = sequence.sampler.fork(stream=index)
-                family.append(self._sequence(sequence.handle, sequence.ticket, index, sampler))
+                family.append(self._sequence(sequence.answer, sequence.ticket, index, sampler))
                 self._branch(sequence, family[-1])
         except BaseException:
-            for one in family[1:]:
-                self._end(one)
+            self._publisher.sound = False
+            for sibling in family[1:]:
+                self._publisher.end(sibling)
             raise
         sequence.state, sequence.prefill = State.DECODING, None
         return family
 
     def _branch(self, parent: Running, child: Running) -> None:
-        self.memory.fork(parent, child)
-        child.state = State.DECODING
-        child.prompt_length = parent.prompt_length
-        self._scheduler.join(child)
+        try:
+            self.memory.fork(parent, child)
+            child.state = State.DECODING
+            child.prompt_length = parent.prompt_length
+            self._scheduler.join(child)
+        except BaseException:
+            self._publisher.sound = False
+            raise
 
-    def _publish(self, outcome: Outcome) -> list[Event]:
-        """Commit what a step chose, end what is over, hand the events to the handle."""
-        sequence = outcome.sequence
-        if outcome.error is not None:
-            events = sequence.endings("error", outcome.error)
-        else:
-            events = sequence.advance(outcome.choices, outcome.logits)
-        if events[-1].finish_reason is not None:
-            self._end(sequence)
-        for event in events:
-            sequence.handle.deliver(event)
-        return events
-
-    def _end(self, sequence: Running) -> None:
-        self._scheduler.remove(sequence)
-        self.memory.release(sequence)
+    def _cancel(self, answer: Answer) -> None:
+        with self._turn:
+            self._publisher.finish(answer, "cancelled")
+            self._publisher.tell([answer])
 
     def _decoding(self, handle: Handle, sample: int) -> Running:
         for sequence in self._scheduler.sequences():
-            if sequence.handle is handle and sequence.index == sample and sequence.state is State.DECODING:
+            if sequence.answer is handle.answer and sequence.index == sample and sequence.state is State.DECODING:
                 return sequence
         raise PromptError(f"sample {sample} of request {handle.identity} is not decoding: it can be forked while it is")
 

@@ -93,7 +93,7 @@ class Intake:
         free: int = 0,
     ) -> Ticket:
         """The ticket of a sequence that goes on from `parent`. Raises PromptError or BudgetError."""
-        origin = parent.handle.request
+        origin = parent.ticket.request
         if sampling is None:
             left = parent.total - len(parent.tokens)
             sampling = dataclasses.replace(parent.sampler.parameters, max_tokens=left)

@@ -5,6 +5,7 @@ what.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,10 @@ from thrifty.errors import BudgetError
 from thrifty.formats.kv import PAGE
 from thrifty.models.rope import depends_on_length
 from thrifty.storage.budget import format_size, parse_size
-from thrifty.storage.ledger import Ledger
+from thrifty.storage.ledger import Ledger, Reservation
 
 if TYPE_CHECKING:
+    from thrifty.cache.sequence import SequenceCache
     from thrifty.models.model import Model
 
 
@@ -52,6 +54,7 @@ class EngineMemory:
         self._row_bytes = 4 * model.config.vocabulary_size
         self._length_matters = any(depends_on_length(layer.rope) for layer in model.config.layers)
         self._rows = self._rows_charged = 0
+        self._closed = False
         self.cache = Cache(model_info(model, chunk), ledger=self.ledger, disk=disk or True, prefix_tree=prefix_tree)
         self._sizes = RequestSizes(self.cache, model.config.hidden_size, chunk)
         self.check((), 1, 2, what="one token")
@@ -130,20 +133,19 @@ class EngineMemory:
         samples = ticket.request.samples
         covered = min(sequence.total, prompt + PAGE)
         need = self._sizes.held(ticket.policies, prompt, covered, samples).peak_bytes
-        self._take_rows(samples)
-        try:
-            owner = f"request {ticket.request.identity}"
+        hidden = self._sizes.hidden(ticket.policies, prompt)
+        owner = f"request {ticket.request.identity}"
+        with ExitStack() as undo:
+            self._take_rows(samples)
+            undo.callback(self._give_rows, samples)
             reservation = self.cache.reserve(owner, need, ticket.request.cache_bytes)
-        except BudgetError:
-            self._rows -= samples
-            raise
-        sequence.rows, sequence.covered = samples, covered
-        sequence.hidden_bytes = self._sizes.hidden(ticket.policies, prompt)
-        self.ledger.charge("workspace", sequence.hidden_bytes, reservation)
-        tokens = ticket.request.prompt if ticket.request.share_prefix else ()
-        salt = self._salt(ticket.request.salt, prompt)
-        sequence.cache = self.cache.create(ticket.policies, tokens=tokens, salt=salt, reservation=reservation)
-        sequence.shared = self._sizes.shared(ticket.policies, prompt, sequence.cache.hit)
+            undo.callback(reservation.release)
+            cache = self._open(sequence, reservation)
+            undo.callback(cache.free)
+            self.ledger.charge("workspace", hidden, reservation)
+            undo.pop_all()
+        sequence.cache, sequence.rows, sequence.covered, sequence.hidden_bytes = cache, samples, covered, hidden
+        sequence.shared = self._sizes.shared(ticket.policies, prompt, cache.hit)
 
     def cover(self, sequence: Running) -> None:
         """Make sure that the next rows of a decoding sequence have room. Raises BudgetError with nothing
@@ -167,22 +169,18 @@ class EngineMemory:
         """Give `child` a cache that shares the parent's. Raises BudgetError with nothing changed."""
         assert parent.cache is not None
         policies, prompt, length = parent.ticket.policies, parent.prompt_length, len(parent.tokens)
-        child.shared = self._sizes.shared(policies, prompt, length)
+        shared = self._sizes.shared(policies, prompt, length)
         covered = min(child.total, length + PAGE)
-        self._take_rows(1)
-        try:
-            need = self._sizes.decoding(policies, prompt, covered, child.shared)
-            owner = f"request {child.handle.identity}"
+        need = self._sizes.decoding(policies, prompt, covered, shared)
+        owner = f"request {child.answer.identity}"
+        with ExitStack() as undo:
+            self._take_rows(1)
+            undo.callback(self._give_rows, 1)
             reservation = self.cache.reserve(owner, need, child.ticket.request.cache_bytes)
-            try:
-                child.cache = parent.cache.fork(reservation)
-            except BaseException:
-                reservation.release()
-                raise
-        except BaseException:
-            self._rows -= 1
-            raise
-        child.rows, child.covered = 1, covered
+            undo.callback(reservation.release)
+            cache = parent.cache.fork(reservation)
+            undo.pop_all()
+        child.cache, child.rows, child.covered, child.shared = cache, 1, covered, shared
 
     def park(self, sequence: Running) -> None:
         """Let the sequence's segments move to the disk tier; its promise ends."""
@@ -201,13 +199,20 @@ class EngineMemory:
         growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes)
         extra = growth + beside * self._sizes.page_bytes
         self.cache.tiers.make_room(_missing(sequence) + extra)
-        self.ledger.reserve(f"request {sequence.handle.identity}", _missing(sequence) + extra).release()
+        self.ledger.reserve(f"request {sequence.answer.identity}", _missing(sequence) + extra).release()
         cache.resume()
-        if sequence.state is State.DECODING:
-            self._resize(sequence, tokens)
+        try:
+            if sequence.state is State.DECODING:
+                self._resize(sequence, tokens)
+        except BaseException:
+            cache.park()
+            raise
 
     def release(self, sequence: Running) -> None:
-        """Free what the sequence holds; without effect on one that holds nothing."""
+        """Free what the sequence holds; without effect on one that holds nothing.
+
+        Where it is left by an error: `recount`, then once more.
+        """
         self._rows -= sequence.rows
         sequence.rows = 0
         sequence.prefill = None
@@ -216,8 +221,20 @@ class EngineMemory:
             self.cache.release(sequence.cache)
             sequence.cache = None
 
+    def recount(self, sequences: Sequence[Running]) -> None:
+        """Set the books right after an error that left a call in the middle. sequences: all that are not finished."""
+        self._rows = sum(sequence.rows for sequence in sequences)
+        hidden = {
+            sequence.cache.reservation: sequence.hidden_bytes
+            for sequence in sequences
+            if sequence.cache is not None and sequence.cache.reservation is not None
+        }
+        fixed = 0 if self._closed else self.workspace + self._rows_charged * self._row_bytes
+        self.cache.recount("workspace", fixed, hidden)
+
     def close(self) -> None:
         """Forget the prefix tree and give back everything but the weights."""
+        self._closed = True
         if self.cache.tree is not None:
             self.cache.tree.clear()
         if self.cache.tiers.disk is not None:
@@ -243,11 +260,17 @@ class EngineMemory:
         cache.reservation.resize(need)
         sequence.covered = tokens
 
+    def _open(self, sequence: Running, reservation: Reservation) -> SequenceCache:
+        request = sequence.ticket.request
+        tokens = request.prompt if request.share_prefix else ()
+        salt = self._salt(request.salt, sequence.prompt_length)
+        return self.cache.create(sequence.ticket.policies, tokens=tokens, salt=salt, reservation=reservation)
+
     def _drop_hidden(self, sequence: Running) -> None:
-        cache = sequence.cache
+        cache, hidden = sequence.cache, sequence.hidden_bytes
         assert cache is not None
-        self.ledger.credit("workspace", sequence.hidden_bytes, cache.reservation)
         sequence.hidden_bytes = 0
+        self.ledger.credit("workspace", hidden, cache.reservation)
 
     def _take_rows(self, count: int) -> None:
         """Charge logits for more sequences at once than there ever were."""
@@ -256,6 +279,9 @@ class EngineMemory:
         self.ledger.charge("workspace", missing * self._row_bytes)
         self._rows_charged += missing
         self._rows += count
+
+    def _give_rows(self, count: int) -> None:
+        self._rows -= count
 
     def _salt(self, salt: str, prompt: int) -> str:
         """Keys rotated by the length of their sequence are shared between prompts of that length only."""

@@ -39,7 +39,7 @@ def start_prefill(
     """The prefill that an admitted sequence's cache asks for. publish: offers what is computed to the prefix tree."""
     cache = sequence.cache
     assert cache is not None, "an admitted sequence has a cache"
-    sequence.handle.mark_admitted(cache.hit)
+    sequence.answer.mark_admitted(cache.hit)
     cache.remember(sequence.tokens)
     if cache.layer_major:
         return LayerMajorPrefill(runner, cache, sequence.tokens, chunk, pace)

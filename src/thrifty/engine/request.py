@@ -1,26 +1,21 @@
-"""What goes into the engine and what comes out: requests, events, handles, results."""
+"""What goes into the engine, and how its answer is read: requests, handles, results."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.sampling import SamplingParameters, TokenLogprob
+from thrifty.engine.answer import Answer, Event, Listener, Sample, Usage
 from thrifty.errors import PromptError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from thrifty.engine.engine import Engine
 
-Listener = Callable[["Event | None"], None]
-"""Takes the events of a request as they come, and None after the last one."""
-
-FINISH_REASONS = ("stop", "length", "cancelled", "error")
+__all__ = ["Event", "Handle", "Listener", "Request", "Result", "Sample", "Usage"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,62 +65,6 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Event:
-    """One step of one sample of one request.
-
-    token: the new token id, None where the event only ends the sample. text: what became certain with it
-    (held-back text of a possible stop string or half a character comes later). finish_reason: None while
-    it goes on, else "stop", "length", "cancelled" or "error" (then `error` says why). logits:
-    [vocabulary] fp32 where the request asked.
-    """
-
-    request: str
-    sample: int
-    token: int | None = None
-    text: str = ""
-    logprob: TokenLogprob | None = None
-    finish_reason: str | None = None
-    error: Exception | None = None
-    logits: Tensor | None = None
-
-
-@dataclass
-class Usage:
-    """What a request used. Seconds are wall time: queued until admitted, prefill until the first token,
-    then decode.
-    """
-
-    prompt_tokens: int
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    queued_seconds: float = 0.0
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    preemptions: int = 0
-
-    @property
-    def prefill_rate(self) -> float:
-        """Prompt tokens computed a second (those of a prefix hit do not count)."""
-        return (self.prompt_tokens - self.cached_tokens) / self.prefill_seconds if self.prefill_seconds else 0.0
-
-    @property
-    def decode_rate(self) -> float:
-        """Tokens after the first a second, over all samples."""
-        return max(0, self.generated_tokens - 1) / self.decode_seconds if self.decode_seconds else 0.0
-
-
-@dataclass
-class Sample:
-    """One finished or growing answer. token_ids include the token that ended it; text does not."""
-
-    index: int
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Result:
     """A request's answer: its samples and what it used. The plain attributes are those of the first
     sample.
@@ -162,18 +101,21 @@ class Handle:
     Iterating drives the engine where no other thread does (`Engine.step`), so a script needs no loop of
     its own. Events arrive in order for each sample; those of several samples interleave. A handle is for
     one consumer.
+
+    Who holds the handle holds the request. Leaving a loop over it, `text()` or `tokens()` leaves the request as it is:
+    read on, wait for `result()`, or end it with `cancel()`; `with handle:` ends it in any case. Once the handle and
+    its iterators are dropped, a request that was being read ends by itself. One that was never read goes on: its events
+    come out of `Engine.step`, or go to its listener.
+
+    answer: the engine's own record of the request.
     """
 
-    def __init__(self, engine: Engine, request: Request, usage: Usage, listener: Listener | None = None) -> None:
+    def __init__(self, engine: Engine, request: Request, answer: Answer) -> None:
         self.request = request
-        self.samples = [Sample(index) for index in range(request.samples)]
-        self.usage = usage
-        self.error: Exception | None = None
         self.forks = 0
-        self._submitted = self._admitted = self._first = time.perf_counter()
         self._engine = engine
-        self._listener = listener
-        self._events: deque[Event] = deque()
+        self.answer = answer
+        self._read = False
 
     @property
     def identity(self) -> str:
@@ -181,15 +123,35 @@ class Handle:
         return self.request.identity
 
     @property
+    def samples(self) -> list[Sample]:
+        """The answers so far."""
+        return self.answer.samples
+
+    @property
+    def usage(self) -> Usage:
+        """What the request used so far."""
+        return self.answer.usage
+
+    @property
+    def error(self) -> Exception | None:
+        """What ended it with finish reason "error"."""
+        return self.answer.error
+
+    @property
     def finished(self) -> bool:
         """True once every sample has a finish reason; events may still be waiting to be read."""
-        return all(sample.finish_reason is not None for sample in self.samples)
+        return self.answer.finished
 
     def __iter__(self) -> Iterator[Event]:
         """Events until every sample is finished. Raises the request's error after its last event."""
+        self._read = True
+        return self._iterate()
+
+    def _iterate(self) -> Iterator[Event]:
+        events = self.answer.events
         while True:
-            while self._events:
-                yield self._events.popleft()
+            while events:
+                yield events.popleft()
             if self.finished:
                 break
             self._engine.drive(self)
@@ -205,9 +167,16 @@ class Handle:
         return (event.text for event in self if event.sample == sample and event.text)
 
     def result(self) -> Result:
-        """Wait for the end. Raises the request's error; a cancelled request returns what it had."""
-        for _ in self:
-            pass
+        """Wait for the end. Raises the request's error; a cancelled request returns what it had.
+
+        Where the waiting is left by an error (Ctrl-C, a signal handler's), the request is cancelled.
+        """
+        try:
+            for _ in self:
+                pass
+        except BaseException:
+            self.cancel()
+            raise
         return Result(self.identity, self.samples, self.usage)
 
     def cancel(self) -> None:
@@ -232,37 +201,21 @@ class Handle:
         """
         return self._engine.fork(self, sample, sampling, forced, free)
 
-    def mark_admitted(self, cached_tokens: int) -> None:
-        """Called by the engine when its prefill starts."""
-        self._admitted = time.perf_counter()
-        self.usage.cached_tokens = cached_tokens
-        self.usage.queued_seconds = self._admitted - self._submitted
+    def __enter__(self) -> Handle:
+        return self
 
-    def deliver(self, event: Event) -> None:
-        """Called by the engine: record the event, then queue it or pass it to the listener."""
-        sample = self.samples[event.sample]
-        sample.text += event.text
-        if event.token is not None:
-            sample.token_ids.append(event.token)
-            self._clock()
-        if event.logprob is not None:
-            sample.logprobs.append(event.logprob)
-        if event.finish_reason is not None:
-            sample.finish_reason = event.finish_reason
-        if event.error is not None:
-            self.error = event.error
-        if self._listener is None:
-            self._events.append(event)
-            return
-        self._listener(event)
-        if self.finished:
-            self._listener(None)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
 
-    def _clock(self) -> None:
-        """Account for one new token."""
-        now = time.perf_counter()
-        if self.usage.generated_tokens == 0:
-            self._first = now
-            self.usage.prefill_seconds = now - self._admitted
-        self.usage.generated_tokens += 1
-        self.usage.decode_seconds = now - self._first
+    def abandon(self) -> None:
+        """`cancel` for finalisers: it never waits. Where the engine is in the middle of a call, the request ends when
+        that does.
+        """
+        if not self.finished:
+            self._engine.abandon(self.answer)
+
+    def __del__(self) -> None:
+        if getattr(self, "_read", False) and not self.answer.listened:
+            self.abandon()

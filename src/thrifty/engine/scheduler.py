@@ -18,6 +18,8 @@ from typing import Protocol
 from thrifty.engine.sequence import Sequence, State
 from thrifty.errors import BudgetError, QueueFullError
 
+Queue = deque[Sequence] | list[Sequence]
+
 
 class Memory(Protocol):
     """What the scheduler asks of the memory (engine/memory.py)."""
@@ -42,12 +44,12 @@ class Memory(Protocol):
 @dataclass(frozen=True)
 class Work:
     """One step: sequences that decode together, the one whose prefill advances by a piece, and those that
-    cannot go on even alone, each with the reason.
+    cannot go on (not even alone, or for an error of their own), each with the reason.
     """
 
     decode: list[Sequence]
     prefill: Sequence | None
-    stuck: list[tuple[Sequence, BudgetError]]
+    stuck: list[tuple[Sequence, BaseException]]
 
 
 class Scheduler:
@@ -58,17 +60,18 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.active: list[Sequence] = []
         self.parked: list[Sequence] = []
+        self.failed: list[tuple[Sequence, BaseException]] = []
         self._memory = memory
         self._batch = batch
         self._queue = queue
 
     def __len__(self) -> int:
         """Sequences that are not finished."""
-        return len(self.waiting) + len(self.active) + len(self.parked)
+        return len(self.waiting) + len(self.active) + len(self.parked) + len(self.failed)
 
     def sequences(self) -> list[Sequence]:
         """All unfinished sequences."""
-        return [*self.active, *self.parked, *self.waiting]
+        return [*self.active, *self.parked, *self.waiting, *(sequence for sequence, _ in self.failed)]
 
     def describe(self) -> dict[str, int]:
         """Queue lengths, JSON-ready."""
@@ -94,25 +97,35 @@ class Scheduler:
         for queue in (self.waiting, self.active, self.parked):
             if sequence in queue:
                 queue.remove(sequence)
+        self.failed = [(other, error) for other, error in self.failed if other is not sequence]
 
     def schedule(self) -> Work:
-        """Make room for the active, bring back the parked, admit the waiting; then pick the step's work."""
-        stuck = self._make_room()
+        """Make room for the active, bring back the parked, admit the waiting; then pick the step's work.
+
+        A sequence for which this fails otherwise than for want of room is among `stuck`, and in no queue.
+        """
+        stuck: list[tuple[Sequence, BaseException]] = list(self._make_room())
         refused = self._restore() or self._admit()
         if refused is not None and not self.active:
             stuck.append(refused)
-        decode = [one for one in self.active if one.state is State.DECODING]
-        prefill = next((one for one in self.active if one.state is State.PREFILLING), None)
-        return Work(decode, prefill, stuck)
+        able = [sequence for sequence in self.active if all(sequence is not other for other, _ in stuck)]
+        decode = [sequence for sequence in able if sequence.state is State.DECODING]
+        prefill = next((sequence for sequence in able if sequence.state is State.PREFILLING), None)
+        return Work(decode, prefill, stuck + self.failed)
 
     def park_youngest(self) -> Sequence | None:
-        """Park the youngest active sequence, unless it is the only one."""
+        """Park the youngest active sequence, unless it is the only one. Returns it also where it failed instead."""
         if len(self.active) < 2:
             return None
-        sequence = self.active.pop()
-        self._memory.park(sequence)
+        sequence = self.active[-1]
+        try:
+            self._memory.park(sequence)
+        except BaseException as error:
+            self._fail(sequence, error, self.active)
+            return sequence
+        self.active.remove(sequence)
         sequence.parked = True
-        sequence.handle.usage.preemptions += 1
+        sequence.answer.usage.preemptions += 1
         bisect.insort(self.parked, sequence, key=_arrival)
         return sequence
 
@@ -123,10 +136,10 @@ class Scheduler:
         place = 0
         while place < len(self.active):
             sequence = self.active[place]
-            refusal = _refusal(self._memory.cover, sequence)
+            refusal = self._try(self._memory.cover, sequence, self.active)
             if refusal is None:
                 place += 1
-            elif self.park_youngest() is None:
+            elif isinstance(refusal, BudgetError) and self.park_youngest() is None:
                 return [(sequence, refusal)]
         return []
 
@@ -134,12 +147,13 @@ class Scheduler:
         """Bring parked sequences back while they fit, oldest first. Returns the one that did not fit, if any."""
         while self.parked and len(self.active) < self._batch:
             sequence = self.parked[0]
-            refusal = _refusal(lambda one: self._memory.restore(one, len(self.active)), sequence)
-            if refusal is not None:
+            refusal = self._try(lambda one: self._memory.restore(one, len(self.active)), sequence, self.parked)
+            if isinstance(refusal, BudgetError):
                 return sequence, refusal
-            self.parked.pop(0)
-            sequence.parked = False
-            bisect.insort(self.active, sequence, key=_arrival)
+            if refusal is None:
+                self.parked.remove(sequence)
+                sequence.parked = False
+                bisect.insort(self.active, sequence, key=_arrival)
         return None
 
     def _admit(self) -> tuple[Sequence, BudgetError] | None:
@@ -150,22 +164,31 @@ class Scheduler:
                 return None
             if any(one.state is State.PREFILLING for one in self.active):
                 return None
-            refusal = _refusal(self._memory.admit, sequence)
-            if refusal is not None:
+            refusal = self._try(self._memory.admit, sequence, self.waiting)
+            if isinstance(refusal, BudgetError):
                 return sequence, refusal
-            self.waiting.popleft()
-            sequence.state = State.PREFILLING
-            bisect.insort(self.active, sequence, key=_arrival)
+            if refusal is None:
+                self.waiting.remove(sequence)
+                sequence.state = State.PREFILLING
+                bisect.insort(self.active, sequence, key=_arrival)
         return None
 
+    def _try(self, take: Callable[[Sequence], None], sequence: Sequence, queue: Queue) -> BaseException | None:
+        """Ask the memory. None where it succeeded. A BudgetError leaves the sequence where it is, after any other error
+        it is among those that failed.
+        """
+        try:
+            take(sequence)
+        except BudgetError as error:
+            return error
+        except BaseException as error:
+            self._fail(sequence, error, queue)
+            return error
+        return None
 
-def _refusal(take: Callable[[Sequence], None], sequence: Sequence) -> BudgetError | None:
-    """Try to take memory. None where it succeeded."""
-    try:
-        take(sequence)
-    except BudgetError as error:
-        return error
-    return None
+    def _fail(self, sequence: Sequence, error: BaseException, queue: Queue) -> None:
+        queue.remove(sequence)
+        self.failed.append((sequence, error))
 
 
 def _arrival(sequence: Sequence) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from thrifty.decoding.sampling import Choice, Sampler
 from thrifty.decoding.stopping import Stopper
-from thrifty.engine.request import Event, Handle
+from thrifty.engine.answer import Answer, Event
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
@@ -30,16 +30,16 @@ class State(enum.Enum):
 class Sequence:
     """The engine's record of one sample.
 
-    Filled at submission: handle, index, arrival (order among all), ticket, sampler, stopper, tokens (prompt
+    Filled at submission: answer, index, arrival (order among all), ticket, sampler, stopper, tokens (prompt
     and committed answer). Filled at admission: cache, prefill, and the memory's own account: rows of
     logits, tokens covered by its reservation, bytes shared with others, bytes of hidden state. While
     decoding, `cache` holds rows for all tokens but the newest.
     """
 
     def __init__(
-        self, handle: Handle, index: int, arrival: int, ticket: Ticket, sampler: Sampler, stopper: Stopper
+        self, answer: Answer, index: int, arrival: int, ticket: Ticket, sampler: Sampler, stopper: Stopper
     ) -> None:
-        self.handle = handle
+        self.answer = answer
         self.index = index
         self.arrival = arrival
         self.ticket = ticket
@@ -69,11 +69,10 @@ class Sequence:
         """Tokens that the sequence may grow to, its answer's last one included."""
         return len(self.tokens) - self.stopper.count + self.stopper.maximum_tokens
 
-    def advance(self, choices: Items[Choice], logits: Items[Tensor] = ()) -> list[Event]:
+    def advance(self, choices: Items[Choice], logits: Items[Tensor], events: list[Event]) -> None:
         """Commit tokens: sampler, stopper and tokens move on; one event a token, up to the one that ends
-        the answer.
+        the answer, is added to `events`. Where one fails, the events before it are there, and the sample must end.
         """
-        events = []
         for place, choice in enumerate(choices):
             self.sampler.commit(choice.token)
             self.tokens.append(choice.token)
@@ -82,18 +81,14 @@ class Sequence:
             events.append(self._event(self.index, choice.token, text, choice, reason, logits=kept))
             if reason is not None:
                 break
-        return events
 
-    def endings(self, reason: str, error: Exception | None = None) -> list[Event]:
-        """Events that end the sample, and those not forked from it yet, without a token; held-back text
-        comes out.
-        """
-        text = self.stopper.flush()
+    def endings(self, reason: str, text: str, error: Exception | None = None) -> list[Event]:
+        """Events that end the sample, and those not forked from it yet, without a token. text: what was held back."""
         ended = range(self.index, self.index + self.samples)
-        return [self._event(one, None, text, None, reason, error=error) for one in ended]
+        return [self._event(index, None, text, None, reason, error=error) for index in ended]
 
     def _event(
         self, index: int, token: int | None, text: str, choice: Choice | None, reason: str | None, **more: Any
     ) -> Event:
         logprob = None if choice is None else choice.logprob
-        return Event(self.handle.identity, index, token, text, logprob, reason, **more)
+        return Event(self.answer.identity, index, token, text, logprob, reason, **more)

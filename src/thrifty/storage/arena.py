@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -143,20 +143,20 @@ class Arena:
         )
 
     def free(self, run: Run) -> None:
-        """Give a run back, to the ledger and to the system. Its tensors must not be used afterwards."""
+        """Give a run back, to the ledger and to the system. Its tensors must not be used afterwards.
+
+        Where the system does not take its pages, the run is free all the same; they are offered again with the next.
+        """
         with self._lock:
             if run.stripes is not None:
                 run.stripes.give(run.start)
                 self._striped -= run.nbytes
-                if not self._together:
-                    run.stripes.settle()
             else:
                 self._extents.give(run.start, run.nbytes)
-                if self._together:
-                    self._stale.add(run.start, run.nbytes)
-                else:
-                    self._mapping.give_back(run.start, run.nbytes)
+                self._stale.add(run.start, run.nbytes)
             self.ledger.credit(run.category, run.nbytes, run.reservation)
+            if not self._together:
+                self._settle()
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -170,10 +170,29 @@ class Arena:
             with self._lock:
                 self._together -= 1
                 if not self._together:
-                    for stripes in self._stripes.values():
-                        stripes.settle()
-                    for start, nbytes in self._stale.drain():
-                        self._mapping.give_back(start, nbytes)
+                    self._settle()
+
+    def reclaim(self, runs: Collection[Run]) -> None:
+        """Only these runs are in use: whatever else was handed out is free, and its pages go to the system. The ledger
+        is not told: see `Ledger.restate`.
+        """
+        with self._lock:
+            taken = [(run.start, run.nbytes) for run in runs if run.stripes is None]
+            self._extents = Extents(self._mapping.nbytes, self.page, taken)
+            self._striped = sum(run.nbytes for run in runs if run.stripes is not None)
+            for stripes in self._stripes.values():
+                stripes.reclaim(run.start for run in runs if run.stripes is stripes)
+            for start, nbytes in self._extents.free():
+                self._mapping.give_back(start, nbytes)
+            self._stale = Stale()
+
+    def _settle(self) -> None:
+        """Give the pages of freed runs back. What an error leaves is given back the next time, or used again."""
+        for stripes in self._stripes.values():
+            stripes.settle()
+        with closing(self._stale.drain()) as ranges:
+            for start, nbytes in ranges:
+                self._mapping.give_back(start, nbytes)
 
     def recategorise(self, run: Run, category: str) -> None:
         """Charge a run to another category, outside any reservation."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,9 +62,11 @@ class DiskTier:
                 )
         try:
             self._write_all(view, start)
-        except OSError as error:
+        except BaseException as error:
             with self._lock:
                 self._extents.give(start, len(view))
+            if not isinstance(error, OSError):
+                raise
             raise StorageError(
                 f"cannot write {format_size(len(view))} to the disk tier in '{self.folder}': {error}. "
                 "Nothing was lost; free some space or give another folder"
@@ -89,6 +92,12 @@ class DiskTier:
             self._extents.give(extent.start, extent.nbytes)
             if self._extents.used == 0:
                 os.ftruncate(self._file.fileno(), 0)
+
+    def reclaim(self, extents: Iterable[Extent]) -> None:
+        """Only these are in use: all others are free."""
+        with self._lock:
+            taken = [(extent.start, extent.nbytes) for extent in extents]
+            self._extents = Extents(self._extents.size, _GRAIN, taken)
 
     def close(self) -> None:
         """Close the file; its bytes are gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 
 from thrifty.errors import StorageError
 
@@ -14,7 +15,8 @@ class Extents:
     end of the space stays whole.
     """
 
-    def __init__(self, size: int, grain: int) -> None:
+    def __init__(self, size: int, grain: int, taken: Iterable[tuple[int, int]] = ()) -> None:
+        """taken: (start, length) of ranges that are handed out already, disjoint."""
         if size < grain or size % grain:
             raise StorageError(f"a space of {size} bytes is not a positive multiple of its grain {grain}")
         self.size = size
@@ -23,6 +25,8 @@ class Extents:
         self._length_at: dict[int, int] = {0: size}
         self._starts: list[int] = [0]
         self._by_length: list[tuple[int, int]] = [(size, 0)]
+        for start, length in sorted(taken):
+            self._take_at(start, self.rounded(length))
 
     @property
     def largest(self) -> int:
@@ -66,6 +70,23 @@ class Extents:
             start = before
             self._remove(before)
         self._add(start, length)
+
+    def free(self) -> list[tuple[int, int]]:
+        """(start, length) of every free range, by start."""
+        return [(start, self._length_at[start]) for start in self._starts]
+
+    def _take_at(self, start: int, length: int) -> None:
+        """Take a range behind all that are taken. Raises StorageError where it overlaps one."""
+        first = self._starts[-1] if self._starts else self.size
+        if start < first or start + length > self.size:
+            raise StorageError(f"the range {start}..{start + length} was handed out twice")
+        whole = self._length_at[first]
+        self._remove(first)
+        if start > first:
+            self._add(first, start - first)
+        if first + whole > start + length:
+            self._add(start + length, first + whole - start - length)
+        self.used += length
 
     def _add(self, start: int, length: int) -> None:
         self._length_at[start] = length

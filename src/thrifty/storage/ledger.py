@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Mapping
 
 from thrifty.errors import BudgetError
 from thrifty.storage.budget import format_size
@@ -135,6 +136,22 @@ class Ledger:
             self._check(nbytes, f"{owner}: a peak of {format_size(nbytes)}", nbytes)
             self._reservations.add(reservation)
             return reservation
+
+    def restate(self, held: Mapping[str, int], used: Mapping[Reservation, int]) -> None:
+        """Set the books right: what these categories hold, and what these owners have charged. Promises to others end.
+
+        For a count from the bottom after an error in the middle of things; no budget is checked.
+        """
+        with self._lock:
+            for category, nbytes in held.items():
+                self.current += nbytes - self._by_category[category]
+                self._by_category[category] = nbytes
+                self._peaks[category] = max(self._peaks[category], nbytes)
+            self.peak = max(self.peak, self.current)
+            for reservation, nbytes in used.items():
+                reservation.used = nbytes
+                reservation.peak = max(reservation.peak, nbytes)
+            self._reservations.intersection_update(used)
 
     def reset_peak(self) -> None:
         """Start new peaks from what is held now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 class Stale:
@@ -27,13 +27,19 @@ class Stale:
                 self._ranges[stop] = high - stop
         return bool(touched)
 
-    def drain(self) -> Iterator[tuple[int, int]]:
-        """(start, bytes) of every range, neighbours joined; afterwards there are none."""
+    def drain(self) -> Generator[tuple[int, int], None, None]:
+        """(start, bytes) of every range, neighbours joined. A range that was taken in full is forgotten when the next
+        one is asked for: where the loop ends early, its range and those behind it stay."""
         joined: list[tuple[int, int]] = []
         for start, nbytes in sorted(self._ranges.items()):
             if joined and sum(joined[-1]) == start:
                 joined[-1] = (joined[-1][0], joined[-1][1] + nbytes)
             else:
                 joined.append((start, nbytes))
-        self._ranges = {}
-        yield from joined
+        done = 0
+        try:
+            for place, part in enumerate(joined):
+                yield part
+                done = place + 1
+        finally:
+            self._ranges = dict(joined[done:])

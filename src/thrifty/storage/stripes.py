@@ -6,6 +6,8 @@ pages, so these slabs lie next to each other and are read as one stream (`benchm
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
 
 from thrifty.storage.extents import Extents
@@ -23,7 +25,7 @@ class Stripes:
         self.stride = slots * nbytes
         self.mapping = Mapping(pieces * self.stride)
         self._slots = Extents(slots, 1)
-        self._returned: list[int] = []
+        self._returned: set[int] = set()
 
     def take(self) -> int | None:
         """The lowest free slot that leaves long free ranges whole, None where all are taken."""
@@ -31,19 +33,30 @@ class Stripes:
 
     def give(self, slot: int) -> None:
         """Take a slot back; its memory goes to the system at the next `settle`, and the slot is free after it."""
-        self._returned.append(slot)
+        self._returned.add(slot)
 
     def settle(self) -> None:
-        """Return what was given since: slots side by side in one call a piece."""
+        """Return what was given since: slots side by side in one call a piece. What an error leaves comes next time."""
         if not self._returned:
             return
-        returned, self._returned = sorted(self._returned), []
+        returned = sorted(self._returned)
         starts = [slot for index, slot in enumerate(returned) if index == 0 or returned[index - 1] != slot - 1]
         stops = [slot + 1 for index, slot in enumerate(returned) if returned[index + 1 : index + 2] != [slot + 1]]
         for start, stop in zip(starts, stops, strict=True):
+            self._clear(start, stop)
             self._slots.give(start, stop - start)
-            for piece in range(self.pieces):
-                self.mapping.give_back(piece * self.stride + start * self.nbytes, (stop - start) * self.nbytes)
+            self._returned.difference_update(range(start, stop))
+
+    def reclaim(self, slots: Iterable[int]) -> None:
+        """Only these are taken: all others are free, and their memory goes to the system."""
+        self._slots = Extents(self._slots.size, 1, [(slot, 1) for slot in slots])
+        self._returned = set()
+        for start, count in self._slots.free():
+            self._clear(start, start + count)
+
+    def _clear(self, start: int, stop: int) -> None:
+        for piece in range(self.pieces):
+            self.mapping.give_back(piece * self.stride + start * self.nbytes, (stop - start) * self.nbytes)
 
     def tensor(self, slot: int) -> Tensor:
         """uint8 [pieces, nbytes] of a slot, sharing its memory."""

@@ -117,6 +117,41 @@ def test_an_engine_that_fails_says_so_to_everyone(plain: Model, monkeypatch: pyt
     run(plain, scenario)
 
 
+def test_an_interrupt_inside_a_call_reaches_its_consumer_as_an_error(
+    plain: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KeyboardInterrupt would stop the event loop, and an await without an answer would hang."""
+
+    async def scenario(running: AsyncEngine) -> None:
+        good = asyncio.create_task(running.result(request(50, 30)))
+        await asyncio.sleep(0.05)
+        check = running.engine.intake.check
+
+        def interrupted(_: Request) -> None:
+            monkeypatch.setattr(running.engine.intake, "check", check)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(running.engine.intake, "check", interrupted)
+        with pytest.raises(ThriftyError, match="ended by KeyboardInterrupt in the middle of a step; submit it again"):
+            await running.result(request())
+        assert len((await good).token_ids) == 30
+
+    run(plain, scenario)
+
+
+def test_a_stream_that_is_dropped_is_ended(plain: Model) -> None:
+    async def scenario(running: AsyncEngine) -> None:
+        stream = running.stream(request(100, 3000))
+        await anext(stream)
+        del stream
+        await idle(running)
+        running.stream(request(100, 3000))  # never begun: nothing was submitted
+        await asyncio.sleep(0.02)
+        assert not running.engine.busy
+
+    run(plain, scenario)
+
+
 def test_closing_ends_what_runs(plain: Model) -> None:
     async def main() -> None:
         running = AsyncEngine(Engine(plain))

@@ -49,7 +49,7 @@ def sequence(arrival: int, size: int = 3, grows: bool = True) -> Any:
         state=State.WAITING,
         parked=False,
         samples=1,
-        handle=SimpleNamespace(usage=usage),
+        answer=SimpleNamespace(usage=usage),
     )
 
 
@@ -113,7 +113,7 @@ def test_under_pressure_the_youngest_is_parked_and_returns_in_order() -> None:
     scheduler.remove(scheduler.active[0])
     scheduler.schedule()
     assert scheduler.active[0].arrival == 1, "the oldest returns first"
-    assert scheduler.active[0].handle.usage.preemptions == 1
+    assert scheduler.active[0].answer.usage.preemptions == 1
 
 
 def test_nobody_is_admitted_past_a_parked_sequence() -> None:
@@ -146,3 +146,51 @@ def test_a_head_that_never_fits_is_reported_once_nothing_else_runs() -> None:
     scheduler.submit(sequence(0, size=9))
     work = scheduler.schedule()
     assert [one.arrival for one, _ in work.stuck] == [0]
+
+
+class FailingMemory(CountingMemory):
+    """Fails for one sequence in one call, otherwise than for want of room."""
+
+    def __init__(self, budget: int, call: str, arrival: int) -> None:
+        super().__init__(budget)
+        original = getattr(self, call)
+
+        def failing(sequence: Any, *more: Any) -> None:
+            if sequence.arrival == arrival:
+                raise OSError("the disk is gone")
+            original(sequence, *more)
+
+        setattr(self, call, failing)
+
+
+@pytest.mark.parametrize("call", ["admit", "cover", "park", "restore"])
+def test_one_that_fails_is_reported_and_in_nobodys_way(call: str) -> None:
+    scheduler = Scheduler(FailingMemory(40 if call == "cover" else 12, call, 2), batch=4, queue=8)
+    for arrival in range(4):
+        scheduler.submit(sequence(arrival))
+    work = scheduler.schedule()
+    for _ in range(30):
+        if work.stuck:
+            break
+        decode_all(work)
+        if call == "restore" and len(scheduler.parked) == 2:
+            scheduler.remove(scheduler.active[0])
+            scheduler.remove(scheduler.parked[0])
+        work = scheduler.schedule()
+    assert [(one.arrival, str(error)) for one, error in work.stuck] == [(2, "the disk is gone")]
+    failed = work.stuck[0][0]
+    assert failed not in (*scheduler.waiting, *scheduler.active, *scheduler.parked)
+    assert any(one is failed for one in scheduler.sequences()), "until the engine has ended it"
+    scheduler.remove(failed)
+    assert not any(one is failed for one in scheduler.sequences())
+    assert scheduler.schedule().stuck == []
+
+
+def test_one_that_is_stuck_does_not_run() -> None:
+    scheduler = Scheduler(CountingMemory(5), batch=4, queue=4)
+    scheduler.submit(sequence(0, size=3))
+    work = scheduler.schedule()
+    while not work.stuck:
+        decode_all(work)
+        work = scheduler.schedule()
+    assert (work.decode, work.prefill) == ([], None)

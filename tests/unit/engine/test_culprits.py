@@ -1,0 +1,239 @@
+"""Who meets an error in a step: its own request ends with it, in batches of every size, and the books are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.tiny import ByteStream, text_tokens
+
+from thrifty.cache.policies.h2o import H2o
+from thrifty.cache.policies.kvzip import Kvzip
+from thrifty.cache.pool import Cache
+from thrifty.cache.segment import Segment
+from thrifty.cache.sequence import SequenceCache
+from thrifty.decoding.sampling import Sampler, SamplingParameters
+from thrifty.decoding.stopping import Stopper
+from thrifty.decoding.strategies.autoregressive import Autoregressive
+from thrifty.engine.engine import Engine
+from thrifty.engine.memory import EngineMemory
+from thrifty.engine.request import Request
+from thrifty.engine.sequence import Sequence
+from thrifty.errors import BudgetError, ThriftyError
+from thrifty.models.model import Model
+from thrifty.storage.arena import Arena
+from thrifty.storage.ledger import Ledger
+from thrifty.storage.mapping import Mapping
+
+KVZIP: list[dict[str, Any]] = [{"technique": "kvzip", "keep": 0.5}]
+H2O_60: list[dict[str, Any]] = [{"technique": "h2o", "capacity": 60}]
+
+
+def request(number: int, **options: Any) -> Request:
+    outer = {name: options.pop(name) for name in ("cache", "samples") if name in options}
+    sampling = SamplingParameters(**({"max_tokens": 12, "ignore_eos": True} | options))
+    return Request(prompt=text_tokens(60 + number, number), sampling=sampling, **outer)
+
+
+class Fault:
+    """Makes a method raise where `when(object, *arguments)` says so, from the `after`-th such call on, `times`."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: BaseException, times: int = 1
+    ) -> None:
+        self.error, self.left, self.after = error, times, 0
+        self.when: Callable[..., bool] = lambda *_: True
+        original = getattr(owner, name)
+
+        def failing(*arguments: Any, **options: Any) -> Any:
+            if self.left and self.when(*arguments):
+                self.after -= 1
+                if self.after < 0:
+                    self.left -= 1
+                    raise self.error
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, failing)
+
+
+def settled(engine: Engine) -> None:
+    """Nothing runs, and no byte is left but weights and workspace."""
+    assert engine.describe()["queues"] == {"waiting": 0, "active": 0, "parked": 0}
+    tree, ledger = engine.memory.cache.tree, engine.memory.ledger
+    assert tree is not None
+    tree.clear()
+    assert [ledger.bytes_of(name) for name in ("cache", "tree", "scratch", "index")] == [0] * 4
+    assert ledger.committed == ledger.current
+    assert engine.memory.cache.tiers.arena.used == 0
+
+
+OWN_PLACES: list[tuple[type, str]] = [
+    (Sampler, "commit"), (Stopper, "push"), (ByteStream, "push"), (Sequence, "advance"), (SequenceCache, "commit"),
+    (SequenceCache, "remember"), (SequenceCache, "reserve"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [ValueError("own"), MemoryError("own"), KeyboardInterrupt("own")], ids=repr)
+@pytest.mark.parametrize(("owner", "name"), OWN_PLACES, ids=lambda value: str(value))
+def test_what_fails_for_one_ends_that_one(
+    packed: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: BaseException
+) -> None:
+    alone = [make_engine(packed).submit(request(number)).result().token_ids for number in range(3)]
+    engine = make_engine(packed)
+    handles = [engine.submit(request(number)) for number in range(3)]
+    while handles[2].usage.generated_tokens < 3:
+        engine.step()
+    fault, raised = Fault(monkeypatch, owner, name, error), 0
+    while engine.busy:
+        try:
+            engine.step()
+        except KeyboardInterrupt:
+            raised += 1
+    assert fault.left == 0
+    failed = [handle for handle in handles if handle.error is not None]
+    assert len(failed) == 1 and failed[0].samples[0].finish_reason == "error"
+    told = failed[0].error
+    assert told is error or (isinstance(told, ThriftyError) and told.__cause__ is error)
+    assert raised == isinstance(error, KeyboardInterrupt)
+    for handle, expected in zip(handles, alone, strict=True):
+        found = handle.samples[0].token_ids
+        assert found == (expected if handle.error is None else expected[: len(found)])
+    settled(engine)
+
+
+@pytest.mark.parametrize("error", [ValueError("shared"), KeyboardInterrupt("shared")], ids=repr)
+@pytest.mark.parametrize("name", ["propose", "accept"])
+def test_a_strategy_that_fails_for_all_is_asked_for_each(
+    packed: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException
+) -> None:
+    alone = [make_engine(packed).submit(request(number)).result().token_ids for number in range(3)]
+    engine = make_engine(packed)
+    handles = [engine.submit(request(number)) for number in range(3)]
+    while handles[2].usage.generated_tokens < 3:
+        engine.step()
+    culprit = handles[1].identity
+    fault = Fault(monkeypatch, Autoregressive, name, error, times=1000)
+    fault.when = lambda _, batch, *more: any(one.answer.identity == culprit for one in batch.continuations)
+    if isinstance(error, KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    assert [handle.result().token_ids for handle in (handles[0], handles[2])] == [alone[0], alone[2]]
+    assert handles[1].samples[0].finish_reason == "error"
+    settled(engine)
+
+
+def test_a_stopper_that_fails_over_held_back_text(
+    packed: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(packed)
+    handle, other = engine.submit(request(0, samples=2)), engine.submit(request(1))
+    engine.step()
+    fault = Fault(monkeypatch, Stopper, "flush", ValueError("flush"))
+    handle.cancel()
+    assert [sample.finish_reason for sample in handle.samples].count("error") >= 1
+    assert handle.finished and handle.error is fault.error
+    assert len(other.result().token_ids) == 12
+    settled(engine)
+
+
+FREEING: list[tuple[type, str]] = [
+    (Mapping, "give_back"), (Arena, "free"), (Ledger, "credit"), (Segment, "release"), (Cache, "release"),
+    (EngineMemory, "release"), (SequenceCache, "free"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [MemoryError("free"), KeyboardInterrupt("free")], ids=repr)
+@pytest.mark.parametrize("after", [0, 1, 3])
+@pytest.mark.parametrize("cache", [None, KVZIP], ids=["full", "kvzip"])
+@pytest.mark.parametrize(("owner", "name"), FREEING, ids=lambda value: str(value))
+def test_freeing_that_stops_half_way_frees_the_rest(
+    packed: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch,
+    owner: type, name: str, cache: list[dict[str, Any]] | None, after: int, error: BaseException,
+) -> None:  # fmt: skip
+    engine = make_engine(packed, prefill_slice_ms=0)
+    alone = make_engine(packed).submit(request(1)).result().token_ids
+    handle, other = engine.submit(request(0, cache=cache)), engine.submit(request(1))
+    for _ in range(2 + after):  # under kvzip in the middle of its rehearsals
+        engine.step()
+    fault = Fault(monkeypatch, owner, name, error)
+    fault.after = after
+    try:
+        handle.cancel()
+    except KeyboardInterrupt:
+        assert isinstance(error, KeyboardInterrupt)
+    handle.cancel()
+    assert handle.samples[0].finish_reason == "cancelled" and handle.error is None
+    fault.left = 0
+    assert other.result().token_ids == alone
+    settled(engine)
+    assert engine.submit(request(1)).result().token_ids == alone
+    settled(engine)
+
+
+@pytest.mark.parametrize("name", ["admit", "restore", "cover", "park"])
+def test_a_sequence_that_memory_fails_ends_alone(
+    packed: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """An error beside a lack of room, such as a disk that cannot be read: it used to stop every later step."""
+    alone = make_engine(packed).submit(request(0)).result().token_ids
+    engine = make_engine(packed)
+    handles = [engine.submit(request(number)) for number in range(2)]
+    if name != "admit":
+        while handles[1].usage.generated_tokens < 2:
+            engine.step()
+    if name == "restore":
+        assert engine._scheduler.park_youngest() is not None
+    fault = Fault(monkeypatch, EngineMemory, name, OSError(5, "the disk is gone"), times=1000)
+    fault.when = lambda _, sequence, *more: sequence.answer is handles[1].answer
+    if name == "park":
+        engine._scheduler.park_youngest()
+    assert handles[0].result().token_ids == alone
+    with pytest.raises(OSError, match="the disk is gone"):
+        handles[1].result()
+    settled(engine)
+
+
+def test_what_is_no_requests_error_is_raised_and_nothing_is_lost(
+    packed: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(packed)
+    alone = make_engine(packed).submit(request(0)).result().token_ids
+    handle = engine.submit(request(0))
+    engine.step()
+    Fault(monkeypatch, type(engine._scheduler), "schedule", MemoryError("nobody's"))
+    with pytest.raises(MemoryError, match="nobody's"):
+        engine.step()
+    assert handle.result().token_ids == alone
+    settled(engine)
+
+
+@pytest.mark.parametrize(("policy", "name", "cache"), [(H2o, "after_decode", H2O_60), (Kvzip, "after_prompt", KVZIP)])
+def test_a_policy_that_fails_in_a_batch(
+    packed: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch, policy: type, name: str, cache: Any
+) -> None:
+    alone = make_engine(packed).submit(request(1)).result().token_ids
+    engine = make_engine(packed)
+    Fault(monkeypatch, policy, name, ArithmeticError("a policy's bug"))
+    bad, good = engine.submit(request(0, cache=cache, max_tokens=90)), engine.submit(request(1))
+    assert good.result().token_ids == alone
+    with pytest.raises(ArithmeticError, match="a policy's bug"):
+        bad.result()
+    settled(engine)
+
+
+def test_a_fork_that_fails_changes_nothing(packed: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"temperature": 1.0, "seed": 3}
+    engine, other = make_engine(packed), make_engine(packed)
+    forks = []
+    for one in (engine, other):
+        handle = one.submit(request(0, **options))
+        while handle.usage.generated_tokens < 3:
+            one.step()
+        if one is engine:
+            Fault(monkeypatch, SequenceCache, "fork", BudgetError("no room"))
+            with pytest.raises(BudgetError, match="no room"):
+                handle.fork()
+        forks.append((handle.fork().result().token_ids, handle.result().token_ids))
+    assert forks[0] == forks[1]
+    settled(engine)
