@@ -65,8 +65,8 @@ class Mirror:
     def uncommitted(self, sequence: SequenceSlots, layer: int) -> int:
         """Rows of a layer that the view has and the sequence has not committed."""
         assert self.view is not None, "the native view was asked for"
-        held = sum(span.tokens for span in sequence.spans[layer] if span.holds(0)) + sequence.tail.rows
-        return int(self.view.tokens(layer, 0)) - held
+        sealed = sum(span.tokens for span in sequence.spans[layer] if span.holds(0))
+        return int(self.view.tokens(layer, 0)) - sealed - sequence.open_rows.committed(layer)
 
     def widest(self, layers: Sequence[int]) -> int:
         """Slots of the head that holds most."""

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.segment import Segment
+from thrifty.cache.segment import Segment, Span
 from thrifty.cache.tail import Tail
 from thrifty.cache.tiers import Tiers
 from thrifty.errors import PromptError
+from thrifty.formats import kv_batch
 from thrifty.formats.kv import PAGE
 from thrifty.storage.ledger import Reservation
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """Full-precision room for a whole prompt of one layer. rows: as many as it was taken for."""
+    """Full-precision room for a whole prompt of one layer. rows: as many as it was taken for; shared: the first of
+    them, which a prefix hit brought."""
 
     layer: int
     segment: Segment
     rows: int
+    shared: int = 0
 
 
 class OpenRows:
@@ -40,8 +44,12 @@ class OpenRows:
 
     def rows(self, layer: int) -> int:
         """Rows of a layer that lie in its open segments."""
-        pending = self.pending.get(layer, 0)
-        return pending if self._scratched(layer) is not None else self.tail.rows + pending
+        return self.committed(layer) + self.pending.get(layer, 0)
+
+    def committed(self, layer: int) -> int:
+        """Those of them that were committed before, by this sequence or by the one that a prefix hit shares with."""
+        scratch = self._scratched(layer)
+        return self.tail.rows if scratch is None else scratch.shared
 
     def segments(self, layer: int) -> list[Segment]:
         """The open segments of a layer, in order."""
@@ -85,22 +93,27 @@ class OpenRows:
         """Drop the newest n uncommitted rows."""
         self.pending = {layer: rows - n for layer, rows in self.pending.items() if rows > n}
 
-    def begin_scratch(self, layer: int, rows: int, length: int) -> Segment:
-        """Room for a prompt's rows of one layer, behind `length` tokens. Raises BudgetError or StorageError, with
-        nothing changed."""
+    def begin_scratch(self, layer: int, rows: int, length: int, prefix: Sequence[Span] = ()) -> Segment:
+        """Room for a prompt's rows of one layer, behind `length` tokens. prefix: the pages of the newest of these,
+        which are copied to its front. Raises BudgetError or StorageError, with nothing changed."""
+        shared = sum(span.tokens for span in prefix)
         segment = Segment(
             self._tiers,
             (layer,),
             tuple(range(self._model.kv_heads)),
-            -(-rows // PAGE) * PAGE,
+            -(-(shared + rows) // PAGE) * PAGE,
             self._model.format,
             self._model.head_dim,
             category="scratch",
             reservation=self._reservation,
         )
-        segment.positions = length
+        segment.positions = length - shared
+        slabs = segment.slabs()
+        for place, span in enumerate(prefix):
+            page = span.segment.slabs([span.layer(layer)])
+            kv_batch.place_page(page, slabs, segment.format, segment.capacity, segment.head_dim, place)
         self.pending.pop(layer, None)
-        self.scratch = Scratch(layer, segment, rows)
+        self.scratch = Scratch(layer, segment, shared + rows, shared)
         return segment
 
     def end_scratch(self, layer: int) -> Segment:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from thrifty.cache import attending
+from thrifty.cache.builder import release_all
 from thrifty.cache.carry import carry_out
 from thrifty.cache.collector import Collector
 from thrifty.cache.composition import layer_major, rehearsing, wanted
@@ -219,7 +220,8 @@ class SequenceCache(SequenceSlots):
     # --- layer-major prefill -------------------------------------------------------------------------
 
     def begin_layer(self, layer: int, n: int) -> None:
-        """Layer-major prefill: take full-precision scratch for n new rows of one layer.
+        """Layer-major prefill: take full-precision scratch for n new rows of one layer, and for those that a prefix
+        hit brought: policies find a prompt in one piece, however much of it was shared.
 
         Raises BudgetError or StorageError, with nothing changed.
         """
@@ -231,7 +233,14 @@ class SequenceCache(SequenceSlots):
             self.seal_tail()
             self.tail.close()
             self.collector.prefilling = True
-        self.mirror.open_page(layer, self.open_rows.begin_scratch(layer, n, self.length))
+        prefix = self._prefix(layer)
+        scratch = self.open_rows.begin_scratch(layer, n, self.length, prefix)
+        if not prefix:
+            self.mirror.open_page(layer, scratch)
+            return
+        self.spans[layer] = []
+        release_all(prefix)
+        self.mirror.rebuild(self, layer)
 
     def observe(self, layer: int, queries: Tensor | None, column_sums: list[Tensor] | None = None) -> None:
         """Native layer-major prefill: hand over what `attend` would have collected, before `seal_layer`.
@@ -249,14 +258,21 @@ class SequenceCache(SequenceSlots):
 
         The scratch itself becomes the segment where no policy changes anything.
         """
+        shared = self.open_rows.committed(layer)
         segment = self.open_rows.end_scratch(layer)
-        n = self._sealed[layer] = segment.tokens
-        self.spans[layer].append(Span(segment, n))
+        n = self._sealed[layer] = segment.tokens - shared
+        self.spans[layer].append(Span(segment, segment.tokens))
         if self.model.windows[layer] is not None:
             keep_window(self, layer, n)
         else:
             self.schedule.after_prefill(self, layer, n)
         self.mirror.rebuild(self, layer)
+
+    def _prefix(self, layer: int) -> list[Span]:
+        """The pages of a layer that a prefix hit brought, before policies see them. (A windowed layer, which they never
+        see, keeps its pages as they are.)"""
+        untouched = not self.prompt and self.length == self.hit
+        return self.spans[layer] if untouched and self.model.windows[layer] is None else []
 
     @property
     def _between_layers(self) -> bool:

@@ -37,14 +37,7 @@ COMPOSED += [["fastgen", "kivi"], ["snapkv", "fastgen"], ["fastgen", "h2o"], ["f
 COMPOSED += [["pyramidkv", "kivi"], ["pyramidkv", "h2o"], ["pyramidkv", "ada-kv"]]
 COMPOSED += [["headkv", "kivi"], ["headkv-r2", "h2o"]]
 COMPOSED += [["kvmerger", "kivi"], ["snapkv", "kvmerger", "kivi"], ["kvmerger", "h2o"]]
-COMPOSED = [
-    ["snapkv", "kivi"],
-    ["ada-kv", "kivi"],
-    ["streaming", "kivi"],
-    ["h2o", "kivi"],
-    ["snapkv", "h2o"],
-    ["kvzip", "kivi"],
-]
+COMPOSED += [["kvzip", "kivi"]]
 SHAPES = {
     "grouped": model_info(layers=2, heads=4, kv_heads=2),
     "multi-query": model_info(layers=2, heads=3, kv_heads=1, format="bf16"),

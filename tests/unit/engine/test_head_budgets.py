@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from tests.tiny import text_tokens
+from tests.unit.engine.scored import score
 from torch import Tensor
 
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
-from thrifty.models.head_scores import HeadScores, checkpoint_version, save
 from thrifty.models.model import Model
 
 RECIPES: dict[str, list[dict[str, Any]]] = {
@@ -21,19 +21,6 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "headkv": [{"technique": "headkv", "capacity": 90}],
     "headkv + kivi": [{"technique": "headkv", "capacity": 90}, {"technique": "kivi", "bits": 2, "residual": 0}],
 }
-
-
-def score(model: Model) -> None:
-    """Scores of which each head has another."""
-    layers = tuple(index for index, layer in enumerate(model.config.layers) if layer.window is None)
-    rows = tuple(
-        tuple(1.0 + (3 * rank + head) ** 2 for head in range(model.config.heads)) for rank, _ in enumerate(layers)
-    )
-    version = checkpoint_version(model)
-    found = HeadScores(
-        kind="r", version=version, layers=layers, scores=rows, asked=1, used=1, settings={}, date="2026-01-01"
-    )
-    save(model, found)
 
 
 def logits(engine: Engine, cache: list[dict[str, Any]], others: list[dict[str, Any]] | None = None) -> list[Tensor]:
