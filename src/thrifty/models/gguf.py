@@ -218,6 +218,13 @@ class Metadata(Mapping[str, Any]):
             raise CheckpointError(f"{self.path}: '{key}' has {len(value)} values; {length} are needed")
         return value
 
+    def integers(self, key: str, length: int) -> list[int]:
+        """An array of exactly `length` integers, of whatever width."""
+        value = self.numbers(key, length)
+        if value.dtype.kind not in "iu":
+            self._wrong(key, value, "an array of integers")
+        return [int(item) for item in value]
+
     def _get(self, key: str, default: T | None) -> Any:
         if key not in self._values and default is None:
             raise CheckpointError(f"{self.path}: the metadata field '{key}' is missing")

@@ -9,7 +9,7 @@ from typing import Any
 from thrifty.errors import CheckpointError
 from thrifty.models.safetensors_file import read_json
 from thrifty.models.tokenizer import load_backend
-from thrifty.models.tokenizer_gguf import ENDS_OF_TURN
+from thrifty.models.tokenizer_ends import ENDS_OF_TURN
 from thrifty.models.tokenizer_pieces import piece_decoder
 from thrifty.models.tokenizer_settings import MAX_TEMPLATE, TokenizerDefinition, TokenizerSettings
 
