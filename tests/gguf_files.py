@@ -42,10 +42,14 @@ def write(
     fields: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray],
     pre: str | None = "smollm",
+    a_part: int = 0,
     **kinds: Type,
 ) -> Path:
-    """A GGUF file; `kinds` by the last part of a tensor's name (such as attn_q) quantises it, "default" all."""
-    writer = gguf.GGUFWriter(path, architecture)
+    """A GGUF file; `kinds` by the last part of a tensor's name (such as attn_q) quantises it, "default" all.
+
+    a_part: the most tensors of a part; the files are then called as the gguf package calls them. 0: a single file.
+    """
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=a_part)
     for key, value in fields.items():
         _add(writer, key.format(arch=architecture), value)
     add_tokenizer(writer, pre)

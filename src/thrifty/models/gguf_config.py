@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thrifty.errors import CheckpointError, ConfigError, nearest
+from thrifty.errors import ConfigError, nearest
 from thrifty.models.config import (
     LIMITS,
     ExpertConfig,
@@ -250,5 +250,3 @@ class _Reader:
         for field in self.metadata:
             if field.startswith(prefix) and field[len(prefix) :] not in _KNOWN_FIELDS:
                 raise ConfigError(f"{self.file.path}: the field '{field[:80]}' is not supported")
-        if self.metadata.integer("split.count", 1) > 1:
-            raise CheckpointError(f"{self.file.path}: one part of a split GGUF ('split.count'); merge the parts first")

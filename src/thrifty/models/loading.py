@@ -19,6 +19,7 @@ from thrifty.models.content_key import content_key
 from thrifty.models.converted import Converted, open_converted
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.gguf_source import GGUFSource
+from thrifty.models.gguf_split import part_files
 from thrifty.models.huggingface import HuggingFaceSource, weight_files
 from thrifty.models.model import Model, TensorReport
 from thrifty.models.source import Source, Weight
@@ -88,7 +89,7 @@ def _opener(path: Path) -> tuple[str, Callable[[], Source]]:
     if path.is_dir():
         beside = sorted(file for file in path.glob("*.json") if file.is_file())
         return content_key([*weight_files(path), *beside]), lambda: _directory(path)
-    return content_key([path]), lambda: GGUFSource(path)
+    return content_key(part_files(path)), lambda: GGUFSource(path)
 
 
 def _directory(path: Path) -> Source:
