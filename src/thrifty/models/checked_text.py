@@ -23,10 +23,7 @@ def decode(raw: bytes, path: Path, field: str) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(
-            f"{path}: {field} is not valid UTF-8: the byte 0x{raw[error.start]:02x} at place {error.start} "
-            f"({error.reason}); write it again in UTF-8"
-        ) from error
+        raise CheckpointError(f"{path}: {field} is {_fault(raw, error)}; write it again in UTF-8") from error
 
 
 def read_text(path: Path) -> str:
@@ -47,13 +44,25 @@ def parse_json(raw: bytes, path: Path, pairs: Callable[[Pairs], Any] = dict) -> 
     try:
         value = json.loads(raw.decode("utf-8", "surrogateescape"), object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
-        decode(raw, path, "the text")
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+        raise CheckpointError(f"{path} is not valid JSON: {_reason(raw, error)}.") from error
     if raw.isascii() and not _ESCAPED_SURROGATE.search(raw):
         return value
     for field, text in _texts(value):
         _check(text, path, field)
     return value
+
+
+def _fault(raw: bytes, error: UnicodeDecodeError) -> str:
+    return f"not valid UTF-8: the byte 0x{raw[error.start]:02x} at place {error.start} ({error.reason})"
+
+
+def _reason(raw: bytes, error: Exception) -> str:
+    """Why some bytes are no JSON: text in another encoding says more than what the parser stumbled over."""
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as fault:
+        return f"its text is {_fault(raw, fault)}"
+    return str(error)
 
 
 def _texts(value: object) -> Iterator[tuple[str, str]]:

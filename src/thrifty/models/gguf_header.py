@@ -131,8 +131,13 @@ class Cursor:
             self.fail("not a GGUF file (it does not start with 'GGUF')")
         version = self.unsigned(4, "version")
         if version not in VERSIONS:
-            kind = "big-endian; convert it to little endian" if version & 0xFFFF == 0 and version else "not supported"
-            self.fail(f"GGUF version {version} is {kind}; versions 2 and 3 (little endian) are read")
+            swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+            if swapped <= 0xFFFF:
+                self.fail(
+                    f"a big-endian GGUF file (version {swapped}); only little-endian ones are read. "
+                    "`gguf-convert-endian FILE little` of the gguf package converts it"
+                )
+            self.fail(f"GGUF version {version} is not supported; versions 2 and 3 are read. Convert the model again")
         tensors = self.unsigned(8, "tensor count")
         entries = self.unsigned(8, "metadata count")
         self._check_count("tensor count", tensors, _SMALLEST_TENSOR)

@@ -193,8 +193,8 @@ def _guesses(metadata: Metadata) -> tuple[str, ...]:
 
 def _token_id(metadata: Metadata, name: str, count: int) -> int | None:
     key = f"tokenizer.ggml.{name}"
-    value = metadata.integer(key, -1, minimum=-1, maximum=2**32 - 1)
-    if value in (-1, 2**32 - 1):  # both mean "none"
+    value = metadata.integer(key, -1, minimum=-1, maximum=2**64 - 1)
+    if value in (-1, 2**32 - 1, 2**64 - 1):  # -1 as several widths write it: none
         return None
     if value >= count:
         raise CheckpointError(f"{metadata.path}: '{key}' is {value}; the vocabulary has {count} tokens")

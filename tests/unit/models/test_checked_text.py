@@ -48,7 +48,9 @@ def test_whole_pairs_and_text_of_any_script_pass() -> None:
 
 
 def test_bytes_that_are_no_json_are_told_as_bytes(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"c.json: the text is not valid UTF-8: the byte 0xff at place 0"):
+    with pytest.raises(
+        CheckpointError, match=r"c.json is not valid JSON: its text is not valid UTF-8: the byte 0xff at place 0"
+    ):
         parse_json('{"a": 1}'.encode("utf-16"), Path("c.json"))
     (tmp_path / "t").write_bytes(b"ab\xe9")
     with pytest.raises(CheckpointError, match=r"t: the text is not valid UTF-8: the byte 0xe9 at place 2"):
