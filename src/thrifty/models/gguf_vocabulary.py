@@ -19,6 +19,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _PLAIN = (0, NORMAL, UNUSED)
 # The shape of what opens or closes a part of a turn.
 _MARKER = re.compile(r"<\|[^|<>\s]+\|>|<(?:start|end)_of_\w+>|<｜[^｜<>\s]+｜>")
+_BRACKETED = re.compile(r"<.+>|\[.+\]")
+_ROLES = ("bos", "eos", "eot", "eom", "padding")
 _TYPES = "tokenizer.ggml.token_type"
 
 
@@ -53,7 +55,7 @@ def read_vocabulary(metadata: Metadata, spell: Callable[[str], str] = str) -> Vo
     types = metadata.integers(_TYPES, len(texts)) if stated else [NORMAL] * len(texts)
     vocabulary = _named(Vocabulary(tuple(texts), tuple(types)))
     vocabulary = _with_ends(vocabulary, texts, _merged(metadata, known_ends(texts)))
-    return _with_control(vocabulary, metadata.text("tokenizer.chat_template", ""), stated)
+    return _with_control(vocabulary, _control(metadata, vocabulary), stated)
 
 
 def _named(vocabulary: Vocabulary) -> Vocabulary:
@@ -89,12 +91,12 @@ def _with_ends(vocabulary: Vocabulary, texts: list[str], merged: Collection[str]
     return replace(vocabulary, ends=tuple(index for _, index in ends))
 
 
-def _with_control(vocabulary: Vocabulary, template: str, stated: bool) -> Vocabulary:
-    """Known ends, marks of filling and the markers of the template as control tokens, and a warning of them."""
+def _with_control(vocabulary: Vocabulary, control: Collection[int], stated: bool) -> Vocabulary:
+    """These ids as control tokens, and a warning of those that the file does not say it of."""
     types = list(vocabulary.types)
     copies = {index for index, _ in vocabulary.duplicates}
     corrected = []
-    for index in _control(vocabulary, template):
+    for index in control:
         if types[index] != CONTROL and index not in copies:
             types[index] = CONTROL
             corrected.append(vocabulary.texts[index])
@@ -106,10 +108,14 @@ def _with_control(vocabulary: Vocabulary, template: str, stated: bool) -> Vocabu
     return replace(vocabulary, types=tuple(types), warnings=(*vocabulary.warnings, warning))
 
 
-def _control(vocabulary: Vocabulary, template: str) -> Collection[int]:
-    found = dict.fromkeys(vocabulary.ends)
+def _control(metadata: Metadata, vocabulary: Vocabulary) -> Collection[int]:
+    """Known ends and marks of filling; markers of the template, and ids with a role and a text that looks like it."""
+    markers = set(_MARKER.findall(metadata.text("tokenizer.chat_template", "")))
+    named = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _ROLES)
+    roles = {value for value in named if isinstance(value, int)}
+    control = dict.fromkeys(vocabulary.ends)
     for index, (text, kind) in enumerate(zip(vocabulary.texts, vocabulary.types, strict=True)):
-        marker = kind in _PLAIN and _MARKER.fullmatch(text) is not None and text in template
-        if marker or text in MARKS_OF_FILLING:
-            found[index] = None
-    return found
+        in_role = index in roles and _BRACKETED.fullmatch(text) is not None
+        if text in MARKS_OF_FILLING or (kind in _PLAIN and (text in markers or in_role)):
+            control[index] = None
+    return control

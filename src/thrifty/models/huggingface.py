@@ -245,7 +245,9 @@ def weight_files(directory: Path) -> list[Path]:
             f"{directory} holds only pickles ({pickles[0]}), which can run code and are never loaded. "
             "Convert it once: transformers' from_pretrained(...).save_pretrained(...) writes safetensors."
         )
-    raise CheckpointError(f"{directory} holds neither {SINGLE} nor {INDEX}.")
+    models = sorted(path.name for path in directory.glob("*.gguf"))
+    hint = f" It holds GGUF files: give one of them, such as {directory / models[0]}." if models else ""
+    raise CheckpointError(f"{directory} holds neither {SINGLE} nor {INDEX}.{hint}")
 
 
 def read_config(directory: Path) -> ModelConfig:

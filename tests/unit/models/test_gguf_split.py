@@ -59,6 +59,13 @@ def test_a_later_part_names_the_first(tmp_path: Path) -> None:
     assert "part 3 of a split GGUF of 3 parts; give the file of the first one" in refusal(renamed)
 
 
+def test_a_folder_of_parts_names_the_file_to_give(tmp_path: Path, cache: Path) -> None:
+    parts = split(tmp_path)
+    with pytest.raises(CheckpointError) as error:
+        load(tmp_path)
+    assert f"It holds GGUF files: give one of them, such as {parts[0]}." in str(error.value)
+
+
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     parts = split(tmp_path)
     parts[2].unlink()

@@ -104,6 +104,15 @@ def test_markers_of_the_template_are_one_token_each() -> None:
     assert found.eos_ids == (260,)
 
 
+@pytest.mark.parametrize("kind", [NORMAL, UNUSED, None])
+def test_ids_with_a_role_are_control_tokens_where_they_look_like_it(kind: int | None) -> None:
+    first = len(PLAIN)
+    found = with_texts("<s>", "[STOP]", "<bye>", kind=kind, bos_token_id=first, eos_token_id=first + 1, eot_token_id=97)
+    assert found.encode("<s>he[STOP]") == [first, 256, first + 1] and found.decode([first, 256, first + 1]) == "he"
+    assert len(found.encode("<bye>")) > 1, "no role"
+    assert found.eos_ids == (first + 1, 97) and 97 not in found.special_ids, "a plain letter stays text"
+
+
 def test_empty_texts_are_named_by_their_place() -> None:
     found = with_texts("", "", "<|im_end|>", kind=CONTROL)
     place = len(PLAIN)
