@@ -22,11 +22,12 @@ def byte_tokens() -> list[str]:
     return [*(order[byte] for byte in range(256)), "he", "ll", "hell", *TEXTS]
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, pre: str = "smollm") -> None:
-    """The metadata of a byte-level tokenizer of 262 tokens."""
+def add_tokenizer(writer: gguf.GGUFWriter, pre: str | None = "smollm") -> None:
+    """The metadata of a byte-level tokenizer of 262 tokens; `pre` None leaves out how text is cut."""
     tokens = byte_tokens()
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in TEXTS else 1 for token in tokens])
     writer.add_token_merges(["h e", "l l", "he ll"])
@@ -36,13 +37,22 @@ def add_tokenizer(writer: gguf.GGUFWriter, pre: str = "smollm") -> None:
 
 
 def write(
-    path: Path, architecture: str, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray], **kinds: Type
+    path: Path,
+    architecture: str,
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    pre: str | None = "smollm",
+    a_part: int = 0,
+    **kinds: Type,
 ) -> Path:
-    """A GGUF file; `kinds` by the last part of a tensor's name (such as attn_q) quantises it, "default" all."""
-    writer = gguf.GGUFWriter(path, architecture)
+    """A GGUF file; `kinds` by the last part of a tensor's name (such as attn_q) quantises it, "default" all.
+
+    a_part: the most tensors of a part; the files are then called as the gguf package calls them. 0: a single file.
+    """
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=a_part)
     for key, value in fields.items():
         _add(writer, key.format(arch=architecture), value)
-    add_tokenizer(writer)
+    add_tokenizer(writer, pre)
     for name, values in tensors.items():
         kind = kinds.get(name.split(".")[-2], kinds.get("default", Type.F32))
         if values.ndim < 2 or kind == Type.F32:
@@ -100,9 +110,9 @@ def llama_tensors(seed: int = 0) -> dict[str, np.ndarray]:
     return {f"{name}.weight": random.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def tiny(path: Path, **kinds: Type) -> Path:
+def tiny(path: Path, pre: str | None = "smollm", **kinds: Type) -> Path:
     """A whole tiny llama file."""
-    return write(path, "llama", LLAMA_FIELDS, llama_tensors(), **kinds)
+    return write(path, "llama", LLAMA_FIELDS, llama_tensors(), pre, **kinds)
 
 
 # transformers' names and GGUF's, inside a layer

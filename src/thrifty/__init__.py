@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from thrifty.engine.asynchronous import AsyncEngine
     from thrifty.engine.engine import Engine
     from thrifty.engine.request import Event, Handle, Request, Result
-    from thrifty.errors import ThriftyError
+    from thrifty.errors import ThriftyError, ThriftyWarning
     from thrifty.models import load
     from thrifty.recipe import Recipe
 
@@ -34,6 +34,7 @@ __all__ = [
     "SamplingParameters",
     "Thrifty",
     "ThriftyError",
+    "ThriftyWarning",
     "load",
 ]
 
@@ -48,6 +49,7 @@ _HOMES = {
     "SamplingParameters": "thrifty.decoding.sampling",
     "Thrifty": "thrifty.engine.api",
     "ThriftyError": "thrifty.errors",
+    "ThriftyWarning": "thrifty.errors",
     "load": "thrifty.models",
 }
 

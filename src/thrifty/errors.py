@@ -10,6 +10,10 @@ class ThriftyError(Exception):
     """Base of every error that Thrifty raises on purpose; the command line prints it without a traceback."""
 
 
+class ThriftyWarning(UserWarning):
+    """Something was guessed or put right that the user should know of; the command line prints it as one line."""
+
+
 class CheckpointError(ThriftyError):
     """A checkpoint, converted file or tokenizer file is missing, corrupt or hostile; the message names the field."""
 

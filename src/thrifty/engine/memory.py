@@ -19,7 +19,7 @@ from thrifty.engine.sequence import Sequence as Running
 from thrifty.engine.sequence import State
 from thrifty.errors import BudgetError
 from thrifty.formats.kv import PAGE
-from thrifty.models.rope import depends_on_length
+from thrifty.models.rope import depends_on_length, length_class
 from thrifty.storage.budget import format_size, parse_size
 from thrifty.storage.ledger import Ledger, Reservation
 
@@ -52,7 +52,8 @@ class EngineMemory:
         self.workspace = runner.workspace
         self._weights = model.nbytes
         self._row_bytes = 4 * model.config.vocabulary_size
-        self._length_matters = any(depends_on_length(layer.rope) for layer in model.config.layers)
+        ropes = dict.fromkeys(layer.rope for layer in model.config.layers)
+        self._ropes_by_length = [rope for rope in ropes if depends_on_length(rope)]
         self._rows = self._rows_charged = 0
         self._closed = False
         self.cache = Cache(model_info(model, chunk), ledger=self.ledger, disk=disk or True, prefix_tree=prefix_tree)
@@ -284,8 +285,8 @@ class EngineMemory:
         self._rows -= count
 
     def _salt(self, salt: str, prompt: int) -> str:
-        """Keys rotated by the length of their sequence are shared between prompts of that length only."""
-        return f"{salt}|{prompt}" if self._length_matters else salt
+        """Keys rotated by the length of their sequence are shared between prompts under which they turn alike."""
+        return "|".join([salt, *(str(length_class(rope, prompt)) for rope in self._ropes_by_length)])
 
 
 def _missing(sequence: Running) -> int:

@@ -66,7 +66,7 @@ def _shown(value: object) -> str:
 class RopeScaling:
     """How rotary frequencies are stretched beyond the context that a model was trained on.
 
-    `attention_factor` multiplies the cosines and sines (yarn, longrope). `original_context` is in tokens.
+    `attention_factor` multiplies the cosines and sines (linear, yarn, longrope). `original_context` is in tokens.
     `short_factor` and `long_factor` have one divisor for each of the `dimension / 2` frequencies (longrope).
     """
 
@@ -107,17 +107,27 @@ class RopeScaling:
 class RopeConfig:
     """Rotary embedding of one layer: the first `dimension` channels of a head turn; 0 means that none do
     (NoPE).
+
+    `divisors`: one for each of the `dimension / 2` frequencies, whatever the scaling and the length; none where empty.
     """
 
     theta: float
     dimension: int
     scaling: RopeScaling | None = None
+    divisors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check_number("rope_theta", self.theta, 1.0 + 1e-6, 1e12)
         check_integer("rope dimension", self.dimension, 0, LIMITS["head_dim"])
         if self.dimension % 2:
             raise ConfigError(f"The rope dimension is {self.dimension}; it must be even.")
+        if self.divisors and len(self.divisors) != self.dimension // 2:
+            raise ConfigError(
+                f"rope.divisors has {len(self.divisors)} entries; "
+                f"it must have {self.dimension // 2}, half the rotated dimension."
+            )
+        for value in self.divisors:
+            check_number("rope.divisors", value, 1e-6, 1e9)
         scaling = self.scaling
         if scaling is None:
             return
@@ -278,7 +288,7 @@ def from_dict(data: Mapping[str, Any]) -> ModelConfig:
 def _layer(data: object, field: str) -> LayerConfig:
     if not isinstance(data, Mapping) or not isinstance(data.get("rope"), Mapping):
         raise ConfigError(f"{field} is not a table with a rope.")
-    rope = dict(data["rope"])
+    rope = {**data["rope"], "divisors": tuple(data["rope"].get("divisors") or ())}
     if rope.get("scaling") is not None:
         scaling = rope["scaling"]
         if not isinstance(scaling, Mapping):

@@ -28,7 +28,7 @@ from thrifty.models.config import ModelConfig, as_dict, from_dict
 from thrifty.models.source import Source, Weight
 from thrifty.models.tokenizer_settings import TokenizerDefinition, TokenizerSettings
 
-FORMAT = 1
+FORMAT = 2
 ALIGNMENT = 64
 DTYPES: Mapping[str, torch.dtype] = {
     "u8": torch.uint8,

@@ -44,7 +44,8 @@ class GroupCodes:
             code -= _SIGNED_OFFSET
         elif self.minimums is None:
             code -= 8
-        code *= self.scales.astype(np.float32)[:, :, None]
+        with np.errstate(invalid="ignore"):  # a damaged file's scale; `group_codes` refuses it
+            code *= self.scales.astype(np.float32)[:, :, None]
         if self.minimums is not None:
             code += self.minimums.astype(np.float32)[:, :, None]
         return code.reshape(rows, columns)
@@ -64,11 +65,22 @@ class BlockFormat:
 def group_codes(kind: str, rows: Bytes, tensor: str) -> GroupCodes:
     """The codes of raw rows [rows, row_bytes]. Raises CheckpointError where a scale is not finite in fp16."""
     found = FORMATS[kind].codes(rows)
-    for label, values in (("scale", found.scales), ("minimum", found.minimums)):
-        if values is not None and not np.isfinite(values).all():
-            row, group = np.argwhere(~np.isfinite(values))[0]
-            raise CheckpointError(f"tensor '{tensor}': the {label} of row {row}, group {group} is not finite")
+    for label, halves in (("scale", found.scales), ("minimum", found.minimums)):
+        if halves is not None and not np.isfinite(halves).all():
+            row, group = np.argwhere(~np.isfinite(halves))[0]
+            reason = _why_not_finite(values(kind, rows[row : row + 1]))
+            raise CheckpointError(f"tensor '{tensor}': the {label} of row {row}, group {group} {reason}")
     return found
+
+
+def _why_not_finite(exact: Floats) -> str:
+    if not np.isfinite(exact).all():
+        return "is not finite; the file is damaged, fetch it again"
+    largest = np.abs(exact).max()
+    return (
+        f"is beyond float16, which holds at most 65504 (the row's largest value is {largest:.5g}). "
+        "Load the model with dtype=torch.float32, which keeps it"
+    )
 
 
 def values(kind: str, rows: Bytes) -> Floats:
@@ -228,7 +240,7 @@ def _q6_k(rows: Bytes) -> GroupCodes:
         better = error < best_error
         best_codes[better], best_scales[better] = rounded[better], scale[better]
         best_error = np.minimum(error, best_error)
-    best_scales[~np.isfinite(largest)] = np.inf
+    best_scales[~np.isfinite(largest) | ~np.isfinite(best_error)] = np.inf  # no scale does: `group_codes` refuses it
     return GroupCodes(8, _flat(best_codes.view(np.uint8) ^ np.uint8(_SIGNED_OFFSET)), best_scales, None)
 
 

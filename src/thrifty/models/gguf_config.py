@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thrifty.errors import CheckpointError, ConfigError, nearest
+from thrifty.errors import ConfigError, nearest
 from thrifty.models.config import (
     LIMITS,
     ExpertConfig,
@@ -16,11 +16,9 @@ from thrifty.models.config import (
     ModelConfig,
     QKNorm,
     RopeConfig,
-    RopeScaling,
-    yarn_attention_factor,
 )
 from thrifty.models.gguf import GGUF
-from thrifty.models.gguf_blocks import values
+from thrifty.models.gguf_rope import read_rope
 from thrifty.models.tokenizer_settings import TokenizerSettings
 
 
@@ -245,59 +243,10 @@ class _Reader:
                 f"the architecture '{self.name}' is supported with all {head_dim} channels only"
             )
         theta = self.metadata.number(self.key("rope.freq_base"), 10_000.0, above=1)
-        return RopeConfig(theta, dimension, self.scaling(dimension))
-
-    def scaling(self, dimension: int) -> RopeScaling | None:
-        """Linear and yarn by their fields; llama3 and longrope by the divisors stored as tensors."""
-        context = self.size("context_length", "context_length")
-        if "rope_freqs.weight" in self.file.tensors:
-            divisors = self.divisors("rope_freqs.weight", dimension)
-            return RopeScaling("longrope", 1.0, context, short_factor=divisors, long_factor=divisors)
-        factor = self.metadata.number(self.key("rope.scale_linear"), 1.0, above=0)
-        kind = self.metadata.text(self.key("rope.scaling.type"), "linear" if factor != 1.0 else "none")
-        factor = self.metadata.number(self.key("rope.scaling.factor"), factor, above=0)
-        original = self.metadata.integer(self.key("rope.scaling.original_context_length"), context, minimum=1)
-        attention = self.metadata.number(self.key("rope.scaling.attn_factor"), 1.0, above=0)
-        if kind == "none" or (kind == "linear" and factor == 1.0):
-            return None
-        if kind == "linear":
-            return RopeScaling("linear", factor)
-        if kind == "yarn":
-            return self.yarn(factor, original, attention)
-        if kind == "longrope":
-            short, long = (self.divisors(f"rope_factors_{length}.weight", dimension) for length in ("short", "long"))
-            return RopeScaling(
-                "longrope", factor, original, attention_factor=attention, short_factor=short, long_factor=long
-            )
-        raise ConfigError(
-            f"{self.file.path}: '{self.key('rope.scaling.type')}' is '{kind[:40]}'. "
-            f"{nearest(kind, ('none', 'linear', 'yarn', 'longrope'))}"
-        )
-
-    def yarn(self, factor: float, original: int, attention: float) -> RopeScaling:
-        extrapolation = self.metadata.number(self.key("rope.scaling.yarn_ext_factor"), 1.0)
-        if extrapolation not in (1.0, -1.0):
-            raise ConfigError(f"{self.file.path}: '{self.key('rope.scaling.yarn_ext_factor')}' must be 1")
-        attention *= self.metadata.number(self.key("rope.scaling.yarn_attn_factor"), 1.0, above=0)
-        return RopeScaling(
-            "yarn",
-            factor,
-            original,
-            attention_factor=attention * yarn_attention_factor(factor),
-            beta_fast=self.metadata.number(self.key("rope.scaling.yarn_beta_fast"), 32.0, above=0),
-            beta_slow=self.metadata.number(self.key("rope.scaling.yarn_beta_slow"), 1.0, above=0),
-        )
-
-    def divisors(self, name: str, dimension: int) -> tuple[float, ...]:
-        info = self.file.tensor(name)
-        if info.shape != (dimension // 2,):
-            raise ConfigError(f"{self.file.path}: tensor '{name}' has shape {list(info.shape)}, not [{dimension // 2}]")
-        return tuple(float(value) for value in values(info.type, self.file.rows(name))[0])
+        return read_rope(self.file, theta, dimension, self.size("context_length", "context_length"))
 
     def _check_fields(self) -> None:
         prefix = f"{self.name}."
         for field in self.metadata:
             if field.startswith(prefix) and field[len(prefix) :] not in _KNOWN_FIELDS:
                 raise ConfigError(f"{self.file.path}: the field '{field[:80]}' is not supported")
-        if self.metadata.integer("split.count", 1) > 1:
-            raise CheckpointError(f"{self.file.path}: one part of a split GGUF ('split.count'); merge the parts first")

@@ -19,7 +19,7 @@ from thrifty.models.decoder import Decoder
 from thrifty.models.gguf import GGUF
 from thrifty.models.gguf_blocks import FORMATS, GROUP, GroupCodes, group_codes, values
 from thrifty.models.gguf_config import architecture, read_config
-from thrifty.models.source import Weight
+from thrifty.models.source import Weight, not_finite
 from thrifty.models.tokenizer_gguf import from_metadata
 
 ROWS_AT_A_TIME = 2048
@@ -79,7 +79,10 @@ class GGUFSource:
     def weights(self, dtype: torch.dtype | None = None) -> Iterator[Weight]:
         """Every part once, in the order of the file."""
         for place in self._places:
-            yield from self._read(place, dtype)
+            try:
+                yield from self._read(place, dtype)
+            except CheckpointError as error:
+                raise CheckpointError(f"{self.file.path}: {error}") from error
             self.file.forget(place.tensor)
 
     def _read(self, place: _Place, dtype: torch.dtype | None) -> Iterator[Weight]:
@@ -249,7 +252,7 @@ def _slices(rows: npt.NDArray[np.uint8], kind: str, tensor: str) -> Iterator[tup
 
 def _require_finite(exact: npt.NDArray[np.float32], tensor: str) -> None:
     if not np.isfinite(exact).all():
-        raise CheckpointError(f"tensor '{tensor}' holds a value that is not finite")
+        raise CheckpointError(not_finite(tensor, exact))
 
 
 class _Error:

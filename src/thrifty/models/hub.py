@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from thrifty.errors import DownloadError
+from thrifty.models.gguf_split import first_part, part_names
 
 T = TypeVar("T")
 
@@ -47,7 +48,7 @@ def fetch(hub_id: str) -> Path:
         return _local(repository, file)
     if file or not any(name.endswith(".safetensors") for name in names):
         chosen = _one_gguf(repository, file, [name for name in names if name.endswith(".gguf")])
-        return Path(_tried(repository, lambda library: library.hf_hub_download(repository, chosen)))
+        return _fetched_parts(repository, part_names(chosen))
     return Path(_tried(repository, lambda library: library.snapshot_download(repository, allow_patterns=list(DATA))))
 
 
@@ -90,6 +91,11 @@ def download_file(repository: str, file: str, sha256: str, directory: Path) -> P
     return path
 
 
+def _fetched_parts(repository: str, names: list[str]) -> Path:
+    """The first of some files that are fetched into one folder."""
+    return Path(_tried(repository, lambda library: [library.hf_hub_download(repository, name) for name in names])[0])
+
+
 def _files(repository: str) -> list[str]:
     import huggingface_hub as library
 
@@ -98,7 +104,7 @@ def _files(repository: str) -> list[str]:
 
 def _local(repository: str, file: str) -> Path:
     """What an earlier download left in the hub's cache."""
-    patterns = [file] if file else [*DATA, "*.gguf"]
+    patterns = part_names(file) if file else [*DATA, "*.gguf"]
     folder = Path(
         _tried(
             repository,
@@ -111,8 +117,10 @@ def _local(repository: str, file: str) -> Path:
     return folder / _one_gguf(repository, file, found)
 
 
-def _one_gguf(repository: str, file: str, found: list[str]) -> str:
-    if file in found:
+def _one_gguf(repository: str, file: str, names: list[str]) -> str:
+    """The file to read: the one named, or the only model, whose first part stands for all."""
+    found = [name for name in names if first_part(name) not in names]
+    if file in names:
         return file
     if not file and len(found) == 1:
         return found[0]

@@ -20,7 +20,7 @@ from thrifty.models.config_fields import Fields
 from thrifty.models.config_huggingface import TOKEN_LIMIT, from_huggingface
 from thrifty.models.decoder import Decoder
 from thrifty.models.safetensors_file import WEIGHT_TYPES, TensorEntry, TensorReader, read_entries, read_json
-from thrifty.models.source import Weight
+from thrifty.models.source import Weight, not_finite
 from thrifty.models.tokenizer_settings import TokenizerDefinition
 
 SINGLE = "model.safetensors"
@@ -106,7 +106,7 @@ class HuggingFaceSource:
             if place.fused:
                 yield from self._fused(reader, place, dtype)
             else:
-                yield _weight(place.names[0], reader.read(place.entry), place.entry.dtype, dtype)
+                yield _stored(place.entry, place.names[0], reader.read(place.entry), dtype)
 
     def _fused(self, reader: TensorReader, place: _Place, dtype: torch.dtype | None) -> Iterator[Weight]:
         """Parts of one tensor [experts, out, in]; where gate and up share it, gate is the upper half of
@@ -117,7 +117,7 @@ class HuggingFaceSource:
         for index in range(count):
             matrices = reader.read(place.entry, index).chunk(shared)
             for name, matrix in zip(place.names[index * shared :], matrices, strict=False):
-                yield _weight(name, matrix, place.entry.dtype, dtype)
+                yield _stored(place.entry, name, matrix, dtype)
 
     def _entries(self) -> dict[str, TensorEntry]:
         entries: dict[str, TensorEntry] = {}
@@ -225,7 +225,8 @@ class HuggingFaceSource:
         same = embedding is not None and embedding.shape == head.shape
         if embedding is None or not same or not torch.equal(reader.read(embedding), reader.read(head)):
             reason = "differs from the embedding, but tie_word_embeddings is true"
-            raise CheckpointError(f"{head.path}: tensor {head.name!r} {reason}.")
+            remedy = "Set it to false in config.json to use this tensor as the head, or remove the tensor"
+            raise CheckpointError(f"{head.path}: tensor {head.name!r} {reason}. {remedy} to use the embedding.")
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -244,7 +245,9 @@ def weight_files(directory: Path) -> list[Path]:
             f"{directory} holds only pickles ({pickles[0]}), which can run code and are never loaded. "
             "Convert it once: transformers' from_pretrained(...).save_pretrained(...) writes safetensors."
         )
-    raise CheckpointError(f"{directory} holds neither {SINGLE} nor {INDEX}.")
+    models = sorted(path.name for path in directory.glob("*.gguf"))
+    hint = f" It holds GGUF files: give one of them, such as {directory / models[0]}." if models else ""
+    raise CheckpointError(f"{directory} holds neither {SINGLE} nor {INDEX}.{hint}")
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -292,9 +295,17 @@ def llama_name(parameter: str) -> str:
     return f"model.layers.{layer}.{inner}.{leaf}"
 
 
+def _stored(entry: TensorEntry, name: str, tensor: Tensor, dtype: torch.dtype | None) -> Weight:
+    """The part `name` as it is stored. An error says which tensor of which file the part came from."""
+    try:
+        return _weight(name, tensor, entry.dtype, dtype)
+    except CheckpointError as error:
+        raise CheckpointError(f"{entry.path}: tensor {entry.name!r}: {error}") from error
+
+
 def _weight(name: str, tensor: Tensor, origin: str, dtype: torch.dtype | None) -> Weight:
     if not torch.isfinite(tensor).all():
-        raise CheckpointError(f"Tensor {name!r} holds a value that is not finite.")
+        raise CheckpointError(not_finite(name, tensor.float().numpy()))
     if tensor.dim() == 1:
         return Weight(name, tensor.float(), origin)
     if dtype is not None or name.endswith(_EXACT):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from thrifty.errors import CheckpointError, KernelError, nearest
+from thrifty.errors import CheckpointError, KernelError, ThriftyWarning, nearest
 from thrifty.kernels import dispatch
 from thrifty.models import hub
 from thrifty.models.assembly import Assembly
@@ -18,6 +19,7 @@ from thrifty.models.content_key import content_key
 from thrifty.models.converted import Converted, open_converted
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.gguf_source import GGUFSource
+from thrifty.models.gguf_split import part_files
 from thrifty.models.huggingface import HuggingFaceSource, weight_files
 from thrifty.models.model import Model, TensorReport
 from thrifty.models.source import Source, Weight
@@ -57,6 +59,7 @@ def load(
         source = open_source()
         definition = source.tokenizer
         tokenizer = None if definition is None else Tokenizer(definition.definition, definition.settings)
+    _warn(path, tokenizer)
     model = assemble(source, dtype)
     model.tokenizer, model.version, model.path = tokenizer, key if dtype is None else f"{key}-{dtype}", path
     if native is False:
@@ -86,7 +89,7 @@ def _opener(path: Path) -> tuple[str, Callable[[], Source]]:
     if path.is_dir():
         beside = sorted(file for file in path.glob("*.json") if file.is_file())
         return content_key([*weight_files(path), *beside]), lambda: _directory(path)
-    return content_key([path]), lambda: GGUFSource(path)
+    return content_key(part_files(path)), lambda: GGUFSource(path)
 
 
 def _directory(path: Path) -> Source:
@@ -99,6 +102,11 @@ def _converted_tokenizer(converted: Converted) -> Tokenizer | None:
     """A tokenizer that reads its definition when it is first used."""
     settings = converted.settings
     return None if settings is None else Tokenizer(converted.definition, settings)
+
+
+def _warn(path: Path, tokenizer: Tokenizer | None) -> None:
+    for text in () if tokenizer is None else tokenizer.settings.warnings:
+        warnings.warn(f"{path.name}: {text}", ThriftyWarning, stacklevel=3)
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> Path:

@@ -46,11 +46,37 @@ def inverse_frequencies(rope: RopeConfig, sequence_length: int | Tensor) -> tupl
     [dimension / 2] fp32, or [tokens, dimension / 2] where `sequence_length` [tokens] differs by row and
     matters.
     """
+    frequencies, factor = _scaled(rope, sequence_length)
+    return (frequencies / torch.tensor(rope.divisors) if rope.divisors else frequencies), factor
+
+
+def depends_on_length(rope: RopeConfig) -> bool:
+    """Whether the frequencies change with the length of the sequence."""
+    scaling = rope.scaling
+    if scaling is None:
+        return False
+    return scaling.kind == "dynamic" or (scaling.kind == "longrope" and scaling.short_factor != scaling.long_factor)
+
+
+def length_class(rope: RopeConfig, sequence_length: int) -> int:
+    """A number that lengths in tokens have in common if and only if all positions turn alike under them.
+
+    So keys of one sequence serve another of the same class. Always 0 where the length does not matter.
+    """
+    if not depends_on_length(rope):
+        return 0
+    assert rope.scaling is not None
+    original = rope.scaling.original_context
+    return int(sequence_length > original) if rope.scaling.kind == "longrope" else max(sequence_length - original, 0)
+
+
+def _scaled(rope: RopeConfig, sequence_length: int | Tensor) -> tuple[Tensor, float]:
+    """What `inverse_frequencies` gives without the divisors."""
     scaling = rope.scaling
     if scaling is None:
         return _plain(rope), 1.0
     if scaling.kind == "linear":
-        return _plain(rope) / scaling.factor, 1.0
+        return _plain(rope) / scaling.factor, scaling.attention_factor
     if scaling.kind == "dynamic":
         return _dynamic(rope, scaling, sequence_length), 1.0
     if scaling.kind == "llama3":
@@ -58,11 +84,6 @@ def inverse_frequencies(rope: RopeConfig, sequence_length: int | Tensor) -> tupl
     if scaling.kind == "yarn":
         return _yarn(rope, scaling), scaling.attention_factor
     return _longrope(rope, scaling, sequence_length), scaling.attention_factor
-
-
-def depends_on_length(rope: RopeConfig) -> bool:
-    """Whether the frequencies change with the length of the sequence."""
-    return rope.scaling is not None and rope.scaling.kind in ("dynamic", "longrope")
 
 
 def _exponents(rope: RopeConfig) -> Tensor:

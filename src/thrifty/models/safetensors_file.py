@@ -5,7 +5,6 @@ Format: eight bytes of header length (little endian), a JSON header, the tensors
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from thrifty.errors import CheckpointError
+from thrifty.models.checked_text import parse_json
 
 HEADER_LIMIT = 100_000_000  # bytes; the format's own bound
 JSON_LIMIT = 64_000_000  # bytes of a config or an index
@@ -131,10 +131,7 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
 
 
 def _parse(path: Path, text: bytes) -> Any:
-    try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(path, pairs))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    return parse_json(text, path, lambda pairs: _unique(path, pairs))
 
 
 def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:

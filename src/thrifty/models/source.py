@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from thrifty.formats.linear import PackedLinear
@@ -27,6 +29,17 @@ class Weight:
     origin: str
     error: float = 0.0
     largest_error: float = 0.0
+
+
+def not_finite(name: str, values: npt.NDArray[Any]) -> str:
+    """The sentence that tells of a tensor with NaN or infinity in it: which, how many, and where the first is."""
+    bad = np.argwhere(~np.isfinite(values))
+    first = values[tuple(bad[0])]
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return (
+        f"Tensor {name!r} holds a value that is not finite: {first} at {bad[0].tolist()}{more}. The file is damaged, "
+        "or the weights overflowed when they were trained or converted; fetch it again, or another version of it."
+    )
 
 
 class Source(Protocol):

@@ -155,11 +155,13 @@ class TokenStream:
     def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special else frozenset()
+        self._same_text = dict(tokenizer.settings.duplicates)
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._strip = tokenizer.pieces.strips_first_space
 
     def push(self, token: int) -> str:
         """The text that is certain after this token. Raises PromptError for an id outside the vocabulary."""
+        token = self._same_text.get(token, token)
         if token in self._skipped:
             return ""
         piece = self._tokenizer.backend.id_to_token(token) if token >= 0 else None

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.errors import CheckpointError
+from thrifty.models.checked_text import read_text
 from thrifty.models.safetensors_file import read_json
 from thrifty.models.tokenizer import load_backend
-from thrifty.models.tokenizer_gguf import ENDS_OF_TURN
+from thrifty.models.tokenizer_ends import ENDS_OF_TURN
 from thrifty.models.tokenizer_pieces import piece_decoder
 from thrifty.models.tokenizer_settings import MAX_TEMPLATE, TokenizerDefinition, TokenizerSettings
 
@@ -28,7 +29,7 @@ def read_tokenizer(directory: Path) -> TokenizerDefinition | None:
     data = read_json(path, JSON_LIMIT)
     if not isinstance(data, Mapping):
         raise CheckpointError(f"{path}: not a JSON object")
-    definition = path.read_text("utf-8")
+    definition = read_text(path)
     backend = load_backend(definition)
     piece_decoder(data)
     tables = [_table(directory / name) for name in ("tokenizer_config.json", "generation_config.json", "config.json")]
@@ -100,10 +101,7 @@ def _template(directory: Path, table: Mapping[str, Any]) -> str | None:
     if path.is_file():
         if path.stat().st_size > 4 * MAX_TEMPLATE:
             raise CheckpointError(f"{path}: {path.stat().st_size} bytes is too long for a chat template")
-        try:
-            return path.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{path}: not valid UTF-8: {error}") from error
+        return read_text(path)
     value = table.get("chat_template")
     if isinstance(value, list):
         named = {item.get("name"): item.get("template") for item in value if isinstance(item, Mapping)}

@@ -6,33 +6,27 @@ is the `tokenizers` library, and the work here is done once, at conversion.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from thrifty.errors import CheckpointError, nearest
 from thrifty.models.gguf import Metadata
-from thrifty.models.tokenizer_pre import cut
+from thrifty.models.gguf_vocabulary import BYTE, CONTROL, UNUSED, USER_DEFINED, Vocabulary, read_vocabulary
+from thrifty.models.tokenizer_pre import DEFAULT, cut
 from thrifty.models.tokenizer_settings import TokenizerDefinition, TokenizerSettings
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
-# token types of `tokenizer.ggml.token_type`
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+_PRE = "tokenizer.ggml.pre"
 SPACE = "\u2581"
 # Families whose scores do not follow the order in which their merges were learned; the order of the ids does.
 _MERGED_BY_ID = ("gemma", "gemma2", "gemma3")
-# Texts of tokens that end a turn, besides the ids that the metadata names.
-ENDS_OF_TURN = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<end_of_turn>",
-    "<|end|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-)
+
+
+Builder = Callable[[Metadata, Vocabulary], "Tokenizer"]
 
 
 def from_metadata(metadata: Metadata) -> TokenizerDefinition:
@@ -41,44 +35,30 @@ def from_metadata(metadata: Metadata) -> TokenizerDefinition:
     Raises CheckpointError, naming the field, where it is missing, inconsistent or of an unknown kind.
     """
     kind = metadata.text("tokenizer.ggml.model")
-    builders = {"gpt2": _byte_level, "llama": _sentence_piece}
+    builders: dict[str, tuple[Builder, Callable[[str], str]]] = {
+        "gpt2": (_byte_level, str),
+        "llama": (_sentence_piece, _spelled),
+    }
     if kind not in builders:
         raise CheckpointError(
             f"{metadata.path}: 'tokenizer.ggml.model' is '{kind[:80]}', which is not supported. "
             f"{nearest(kind, builders)}"
         )
-    tokens = metadata.texts("tokenizer.ggml.tokens")
-    if not tokens:
-        raise CheckpointError(f"{metadata.path}: 'tokenizer.ggml.tokens' is empty")
-    types = _types(metadata, len(tokens))
-    _check_unique(metadata, tokens)
-    backend = builders[kind](metadata, tokens, types)
-    _add_tokens(backend, tokens, types, special=CONTROL)
-    _add_tokens(backend, tokens, types, special=USER_DEFINED)
-    _check_ids(metadata, backend, tokens)
-    return TokenizerDefinition(backend.to_str(), _settings(metadata, tokens, types, kind))
+    build, spell = builders[kind]
+    vocabulary = read_vocabulary(metadata, spell)
+    backend = build(metadata, vocabulary)
+    _add_tokens(backend, vocabulary, CONTROL)
+    _add_tokens(backend, vocabulary, USER_DEFINED)
+    if backend.get_vocab_size(with_added_tokens=True) != len(vocabulary):
+        raise CheckpointError(f"{metadata.path}: 'tokenizer.ggml.token_type' does not fit 'tokenizer.ggml.tokens'")
+    return TokenizerDefinition(backend.to_str(), _settings(metadata, vocabulary, kind))
 
 
-def _types(metadata: Metadata, count: int) -> list[int]:
-    if "tokenizer.ggml.token_type" not in metadata:
-        return [NORMAL] * count
-    return [int(value) for value in metadata.numbers("tokenizer.ggml.token_type", count)]
-
-
-def _check_unique(metadata: Metadata, tokens: list[str]) -> None:
-    first: dict[str, int] = {}
-    for index, token in enumerate(tokens):
-        if first.setdefault(token, index) != index:
-            raise CheckpointError(
-                f"{metadata.path}: 'tokenizer.ggml.tokens' holds {token[:80]!r} twice, at {first[token]} and {index}"
-            )
-
-
-def _byte_level(metadata: Metadata, tokens: list[str], types: list[int]) -> Tokenizer:
+def _byte_level(metadata: Metadata, tokens: Vocabulary) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    way = cut(metadata.text("tokenizer.ggml.pre", "default"))
-    vocabulary = {token: index for index, token in enumerate(tokens)}
+    way = cut(metadata.text(_PRE, DEFAULT))
+    vocabulary = {token: index for index, token in enumerate(tokens.texts)}
     merges = [
         _merge(metadata, index, line, vocabulary) for index, line in enumerate(metadata.texts("tokenizer.ggml.merges"))
     ]
@@ -101,21 +81,18 @@ def _merge(metadata: Metadata, index: int, line: str, vocabulary: dict[str, int]
     return left, right
 
 
-def _sentence_piece(metadata: Metadata, tokens: list[str], types: list[int]) -> Tokenizer:
+def _sentence_piece(metadata: Metadata, tokens: Vocabulary) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     by_id = metadata.text("general.architecture") in _MERGED_BY_ID
     scores = _scores(metadata, len(tokens), by_id)
-    spelled = [_spelled(token) for token in tokens]
-    vocabulary = {token: index for index, token in enumerate(spelled)}
-    if len(vocabulary) < len(tokens):
-        raise CheckpointError(f"{metadata.path}: 'tokenizer.ggml.tokens' spells a run of spaces in two ways")
+    vocabulary = {token: index for index, token in enumerate(tokens.texts)}
     unknown = metadata.integer("tokenizer.ggml.unknown_token_id", 0, maximum=len(tokens) - 1)
     backend = Tokenizer(
         models.BPE(
             vocab=vocabulary,
-            merges=derive_merges(spelled, types, scores),
-            unk_token=spelled[unknown],
+            merges=derive_merges(tokens.texts, tokens.types, scores),
+            unk_token=tokens.texts[unknown],
             fuse_unk=True,
             byte_fallback=True,
         )
@@ -146,7 +123,7 @@ def _spelled(token: str) -> str:
     return SPACE * len(token) if len(token) > 1 and not token.strip(" ") else token
 
 
-def derive_merges(tokens: list[str], types: list[int], scores: np.ndarray) -> list[tuple[str, str]]:
+def derive_merges(tokens: Sequence[str], types: Sequence[int], scores: np.ndarray) -> list[tuple[str, str]]:
     """The merges that a scored vocabulary implies: every cut of a token into two tokens, best score first.
 
     Among the cuts of one score the one with the longest left half comes first. Byte and control tokens take no part:
@@ -171,50 +148,53 @@ def derive_merges(tokens: list[str], types: list[int], scores: np.ndarray) -> li
 MAX_TOKEN_LENGTH = 1024
 
 
-def _add_tokens(backend: Tokenizer, tokens: list[str], types: list[int], special: int) -> None:
+def _add_tokens(backend: Tokenizer, vocabulary: Vocabulary, kind: int) -> None:
+    """Tokens of that kind are found in any text, before it is cut."""
     from tokenizers import AddedToken
 
-    found: list[AddedToken] = [
-        AddedToken(token, normalized=False, special=special == CONTROL)
-        for token, kind in zip(tokens, types, strict=True)
-        if kind == special and token and backend.token_to_id(token) is not None
+    added: list[AddedToken] = [
+        AddedToken(text, normalized=False, special=kind == CONTROL)
+        for text, stated in zip(vocabulary.texts, vocabulary.types, strict=True)
+        if stated == kind and backend.token_to_id(text) is not None
     ]
-    if special == CONTROL:
-        backend.add_special_tokens(found)
+    if kind == CONTROL:
+        backend.add_special_tokens(added)
     else:
-        backend.add_tokens(found)
+        backend.add_tokens(added)
 
 
-def _check_ids(metadata: Metadata, backend: Tokenizer, tokens: list[str]) -> None:
-    if backend.get_vocab_size(with_added_tokens=True) != len(tokens):
-        raise CheckpointError(f"{metadata.path}: 'tokenizer.ggml.token_type' does not fit 'tokenizer.ggml.tokens'")
-
-
-def _settings(metadata: Metadata, tokens: list[str], types: list[int], kind: str) -> TokenizerSettings:
-    bos = _token_id(metadata, "bos_token_id", len(tokens))
-    named = [_token_id(metadata, f"{name}_token_id", len(tokens)) for name in ("eos", "eot", "eom")]
-    index = {
-        token: at
-        for at, (token, type_) in enumerate(zip(tokens, types, strict=True))
-        if type_ in (CONTROL, USER_DEFINED)
-    }
-    ends = [*named, *(index.get(text) for text in ENDS_OF_TURN)]
-    default_bos = kind == "llama" or cut(metadata.text("tokenizer.ggml.pre", "default")).bos
-    template = metadata.text("tokenizer.chat_template", "")
+def _settings(metadata: Metadata, vocabulary: Vocabulary, kind: str) -> TokenizerSettings:
+    count = len(vocabulary)
+    bos = _token_id(metadata, "bos_token_id", count)
+    named = [_token_id(metadata, f"{name}_token_id", count) for name in ("eos", "eot", "eom")]
+    ends = [end for end in (*named, *vocabulary.ends) if end is not None]
+    default_bos = kind == "llama" or cut(metadata.text(_PRE, DEFAULT)).bos
     return TokenizerSettings(
         bos_id=bos,
-        eos_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
-        pad_id=_token_id(metadata, "padding_token_id", len(tokens)),
+        eos_ids=tuple(dict.fromkeys(ends)),
+        pad_id=_token_id(metadata, "padding_token_id", count),
         add_bos=bos is not None and metadata.flag("tokenizer.ggml.add_bos_token", default_bos),
-        chat_template=template or None,
-        vocabulary_size=len(tokens),
+        chat_template=metadata.text("tokenizer.chat_template", "") or None,
+        vocabulary_size=count,
+        duplicates=vocabulary.duplicates,
+        warnings=(*vocabulary.warnings, *(_guesses(metadata) if kind == "gpt2" else ())),
     )
+
+
+def _guesses(metadata: Metadata) -> tuple[str, ...]:
+    """A warning where the file leaves open how text is cut into words."""
+    name = metadata.text(_PRE, "")
+    if name not in ("", DEFAULT):
+        return ()
+    reason = f"'{_PRE}' is '{name}'" if _PRE in metadata else f"'{_PRE}' is missing"
+    guess = "so how text is cut into words is a guess, llama.cpp's; prompts may be encoded otherwise than in training"
+    return (f"{reason}, {guess} and answers be worse. Convert the model again with a converter of today.",)
 
 
 def _token_id(metadata: Metadata, name: str, count: int) -> int | None:
     key = f"tokenizer.ggml.{name}"
-    value = metadata.integer(key, -1, minimum=-1, maximum=2**32 - 1)
-    if value in (-1, 2**32 - 1):  # both mean "none"
+    value = metadata.integer(key, -1, minimum=-1, maximum=2**64 - 1)
+    if value in (-1, 2**32 - 1, 2**64 - 1):  # -1 as several widths write it: none
         return None
     if value >= count:
         raise CheckpointError(f"{metadata.path}: '{key}' is {value}; the vocabulary has {count} tokens")

@@ -20,18 +20,20 @@ _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED = r"[^\r\n\p{L}\p{N}]?%s*%s+%s|[^\r\n\p{L}\p{N}]?%s+%s*%s"
 _SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _SLASH_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One way to cut: by `pattern` (None: the one of GPT-2), each digit on its own if `digits`, after NFC if `compose`.
+    """One way to cut: by `patterns`, one after another (none: the one of GPT-2), each digit on its own if `digits`,
+    after NFC if `compose`.
 
     `whole_words` takes a word that is a token without running the merges (`ignore_merges`); `bos` is the default for
     files that do not say whether to begin with BOS.
     """
 
-    pattern: str | None = None
+    patterns: tuple[str, ...] = ()
     digits: bool = False
     compose: bool = False
     whole_words: bool = False
@@ -41,28 +43,32 @@ class Cut:
         """The equivalent of the `tokenizers` library."""
         from tokenizers import Regex, pre_tokenizers
 
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.pattern is None)
-        steps: list[PreTokenizer] = []
-        if self.pattern is not None:
-            steps.append(pre_tokenizers.Split(Regex(self.pattern), behavior="isolated"))
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not self.patterns)
+        steps: list[PreTokenizer] = [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in self.patterns
+        ]
         if self.digits:
             steps.append(pre_tokenizers.Digits(individual_digits=True))
         return pre_tokenizers.Sequence([*steps, byte_level]) if steps else byte_level
 
 
+DEFAULT = "default"
 _GPT2 = Cut()
 _DIGITS = Cut(digits=True)
-_LLAMA3 = Cut(pattern=_WORDS + r"|\p{N}{1,3}" + _TAIL, whole_words=True, bos=True)
-_QWEN2 = Cut(pattern=_WORDS + r"|\p{N}" + _TAIL, compose=True)
+_LLAMA3 = Cut(patterns=(_WORDS + r"|\p{N}{1,3}" + _TAIL,), whole_words=True, bos=True)
+_QWEN2 = Cut(patterns=(_WORDS + r"|\p{N}" + _TAIL,), compose=True)
 _TEKKEN = Cut(
-    pattern=_CASED % (_UPPER, _LOWER, "", _UPPER, _LOWER, "") + r"|\p{N}" + _SLASH_TAIL,
+    patterns=(_CASED % (_UPPER, _LOWER, "", _UPPER, _LOWER, "") + r"|\p{N}" + _SLASH_TAIL,),
     whole_words=True,
     bos=True,
 )
-_GPT4O = Cut(pattern=_CASED % (_UPPER, _LOWER, _SUFFIX, _UPPER, _LOWER, _SUFFIX) + r"|\p{N}{1,3}" + _SLASH_TAIL)
+_GPT4O = Cut(patterns=(_CASED % (_UPPER, _LOWER, _SUFFIX, _UPPER, _LOWER, _SUFFIX) + r"|\p{N}{1,3}" + _SLASH_TAIL,))
+
+# What llama.cpp does without a name: GPT-2's cut between runs of punctuation and of digits, and digits in threes.
+_GUESSED = Cut(patterns=(r"[\p{P}$+<=>^~|]+", _GPT2_WORDS, r"\p{N}+", r"[0-9]{3}"))
 
 CUTS: Mapping[str, Cut] = {
-    "default": _GPT2,
+    DEFAULT: _GUESSED,
     "gpt-2": _GPT2,
     "phi-2": _GPT2,
     "mpt": _GPT2,
@@ -80,7 +86,7 @@ CUTS: Mapping[str, Cut] = {
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
     "megrez": _QWEN2,
-    "stablelm2": Cut(pattern=_WORDS + r"|\p{N}" + _TAIL),
+    "stablelm2": Cut(patterns=(_WORDS + r"|\p{N}" + _TAIL,)),
     "tekken": _TEKKEN,
     "gpt-4o": _GPT4O,
 }

@@ -17,6 +17,8 @@ MAX_TEMPLATE = 1 << 18  # characters of a chat template
 class TokenizerSettings:
     """`eos_ids` are all ids that end an answer. `vocabulary_size` bounds the ids that may be decoded: the model's,
     which can exceed the tokenizer's. `special_tokens` are names that a chat template may use, such as "bos_token".
+    `duplicates` are pairs of ids: the first decodes as the second, an earlier token of the same text. `warnings` tell
+    people what was guessed or put right in the checkpoint; they are said at every load.
     """
 
     bos_id: int | None = None
@@ -26,6 +28,8 @@ class TokenizerSettings:
     chat_template: str | None = None
     vocabulary_size: int = 0
     special_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    duplicates: tuple[tuple[int, int], ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; the reverse of `from_json`."""
@@ -46,11 +50,15 @@ class TokenizerSettings:
             "special_tokens": lambda value: (
                 isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values())
             ),
+            "duplicates": lambda value: isinstance(value, (list, tuple)) and all(_is_pair(item) for item in value),
+            "warnings": lambda value: isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value),
         }
         for field, value in data.items():
             if field not in checks or not checks[field](value):
                 raise CheckpointError(f"tokenizer settings: '{field}' is unknown or has a wrong value: {value!r:.80}")
-        return cls(**{**data, "eos_ids": tuple(data.get("eos_ids", ()))})
+        lists = {field: tuple(data.get(field, ())) for field in ("eos_ids", "warnings")}
+        duplicates = tuple((token, first) for token, first in data.get("duplicates", ()))
+        return cls(**{**data, **lists, "duplicates": duplicates})
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,10 @@ class TokenizerDefinition:
 
 def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_id(item) for item in value)
 
 
 def _is_optional_id(value: object) -> bool:

@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGUFWriter
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize, quantize
 from tests import gguf_files
 
 from thrifty.errors import CheckpointError
 from thrifty.models import gguf_blocks
-from thrifty.models.gguf import GGUF, OTHER_TYPES, TENSOR_TYPES
+from thrifty.models.gguf import GGUF, OTHER_TYPES, TENSOR_TYPES, Metadata
 from thrifty.models.gguf_source import GGUFSource
+from thrifty.models.tokenizer_gguf import _token_id
 
 QUANTISED = [kind for kind, entry in TENSOR_TYPES.items() if entry[0] in gguf_blocks.FORMATS]
 
@@ -126,7 +128,8 @@ def test_an_offset_beyond_the_file_is_named(tmp_path: Path) -> None:
         (b"", "too short for a GGUF header"),
         (b"GGUX" + bytes(40), "does not start with 'GGUF'"),
         (b"GGUF" + struct.pack("<I", 1) + bytes(40), "version 1 is not supported"),
-        (b"GGUF" + struct.pack(">I", 3) + bytes(40), "big-endian"),
+        (b"GGUF" + struct.pack(">I", 3) + bytes(40), "a big-endian GGUF file (version 3); only little-endian"),
+        (b"GGUF" + struct.pack(">I", 2) + bytes(40), "`gguf-convert-endian FILE little`"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), "tensor count is 1152921504606846976"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 40), "metadata count is 1099511627776"),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 62) + bytes(40), "metadata key 0: 4611686018427387904 bytes"),
@@ -191,3 +194,82 @@ def test_a_scale_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     path.write_bytes(raw)
     with pytest.raises(CheckpointError, match=r"'blk.0.ffn_up.weight': the scale of row 1, group 0 is not finite"):
         list(GGUFSource(path).weights())
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["blk.0.ffn_down.weight", "blk.0.attn_norm.weight"])
+def test_a_value_that_is_not_finite_is_named(tmp_path: Path, name: str, value: float, kind: str) -> None:
+    tensors = gguf_files.llama_tensors()
+    tensors[name].reshape(-1)[40 % tensors[name].size] = value
+    kinds = {"default": GGMLQuantizationType[kind]}
+    path = gguf_files.write(tmp_path / "m.gguf", "llama", gguf_files.LLAMA_FIELDS, tensors, **kinds)
+    place = [0, 40] if tensors[name].ndim == 2 else [8]
+    for dtype in (None, torch.float32):
+        with pytest.raises(CheckpointError) as error:
+            list(GGUFSource(path).weights(dtype))
+        shown = f"m.gguf: Tensor '{name}' holds a value that is not finite: {value} at {place}. The file is damaged"
+        assert shown in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "scales"), [("Q4_K", [0]), ("Q5_K", [2]), ("Q6_K", [208])])
+def test_a_scale_beyond_float16_is_told_with_the_way_out(tmp_path: Path, name: str, scales: list[int]) -> None:
+    """Two levels of scales multiply to more than the stored form holds; exact values load."""
+    kind = next(number for number, entry in TENSOR_TYPES.items() if entry[0] == name)
+    raw = np.full((1, TENSOR_TYPES[kind][2]), 127, dtype=np.uint8)
+    for start in (0, 2) if name != "Q6_K" else (208,):
+        raw[0, start : start + 2] = np.frombuffer(np.float16(0).tobytes(), np.uint8)
+    for start in scales:
+        raw[0, start : start + 2] = np.frombuffer(np.float16(60_000).tobytes(), np.uint8)
+    assert np.isfinite(gguf_blocks.values(name, raw)).all()
+    with pytest.raises(CheckpointError) as error:
+        gguf_blocks.group_codes(name, raw, "blk.0.ffn_up.weight")
+    message = str(error.value)
+    assert "tensor 'blk.0.ffn_up.weight'" in message and "is beyond float16, which holds at most 65504" in message
+    assert "Load the model with dtype=torch.float32" in message
+
+
+INTEGERS = ["UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "UINT64", "INT64"]
+
+
+@pytest.mark.parametrize("width", INTEGERS)
+def test_integers_of_every_width(tmp_path: Path, width: str) -> None:
+    """Single numbers and arrays, and integers where a fraction may stand."""
+    kind = GGUFValueType[width]
+    writer = GGUFWriter(tmp_path / "m.gguf", "llama")
+    fields = {key.format(arch="llama"): value for key, value in gguf_files.LLAMA_FIELDS.items()}
+    fields |= {"llama.rope.freq_base": 100, "llama.attention.key_length": 16, "llama.expert_count": 0}
+    fields |= {"split.count": 1, "split.no": 0, "llama.rope.scaling.factor": 2, "tokenizer.ggml.padding_token_id": 7}
+    fields |= {"llama.attention.sliding_window": 32}
+    for key, value in fields.items():
+        writer.add_key_value(key, value, kind if isinstance(value, int) else GGUFValueType.FLOAT64)
+    tokens = gguf_files.byte_tokens()
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    types = [3 if token in gguf_files.TEXTS else 1 for token in tokens]
+    writer.add_key_value("tokenizer.ggml.token_type", types, GGUFValueType.ARRAY, sub_type=kind)
+    writer.add_token_merges(["h e", "l l", "he ll"])
+    for name, values in gguf_files.llama_tensors().items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    source = GGUFSource(tmp_path / "m.gguf")
+    config = source.config
+    assert (config.heads, config.context_length, config.pad_id, config.layers[0].window) == (2, 64, 7, 32)
+    assert (config.layers[0].rope.theta, config.layers[0].rope.scaling.factor) == (100.0, 2.0)
+    assert source.tokenizer.settings.eos_ids == (261, 259)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("INT32", -1), ("UINT32", 2**32 - 1), ("INT64", -1), ("UINT64", 2**64 - 1)]
+)
+def test_no_token_in_every_width(tmp_path: Path, kind: str, value: int) -> None:
+    values = {"general.architecture": "llama", "tokenizer.ggml.padding_token_id": value}
+    found = np.array([value], dtype=kind.lower())[0].item()
+    assert (
+        _token_id(Metadata(tmp_path, {**values, "tokenizer.ggml.padding_token_id": found}), "padding_token_id", 9)
+        is None
+    )

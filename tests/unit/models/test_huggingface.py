@@ -99,6 +99,7 @@ def test_a_head_beside_tied_embeddings_must_be_the_embedding(tmp_path: Path) -> 
     weights = tensors()
     write(tmp_path, weights, tie_word_embeddings=True)
     assert "'lm_head.weight' differs from the embedding, but tie_word_embeddings is true" in refusal(tmp_path)
+    assert "Set it to false in config.json to use this tensor as the head, or remove the tensor" in refusal(tmp_path)
     write(
         tmp_path, weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, tie_word_embeddings=True
     )
@@ -112,7 +113,10 @@ def test_a_head_beside_tied_embeddings_must_be_the_embedding(tmp_path: Path) -> 
         ({QUERY: torch.zeros(8, 9)}, f"tensor '{QUERY}' has shape [8, 9]; expected [8, 8]"),
         ({QUERY: torch.zeros(64)}, "has shape [64]; expected [8, 8]"),
         ({QUERY: torch.zeros(8, 8, dtype=torch.int32)}, "has type I32; expected one of F32, F16, BF16"),
-        ({QUERY: torch.full((8, 8), float("nan"))}, "'layers.1.attention.query' holds a value that is not finite"),
+        (
+            {QUERY: torch.full((8, 8), float("nan"))},
+            "q_proj.weight': Tensor 'layers.1.attention.query' holds a value that is not finite: nan at [0, 0]",
+        ),
         ({"model.norm.weight": torch.full((8,), float("inf"))}, "'final_norm' holds a value that is not finite"),
         ({"model.layers.0.self_attn.q_proj.bias": torch.zeros(8)}, "q_proj.bias' has no place in a llama model"),
         ({"model.layers.2.mlp.up_proj.weight": torch.zeros(12, 8)}, "layers.2.mlp.up_proj.weight' has no place"),

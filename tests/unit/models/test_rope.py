@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from thrifty.errors import ConfigError
 from thrifty.models.config import RopeConfig, RopeScaling, longrope_attention_factor, yarn_attention_factor
-from thrifty.models.rope import depends_on_length, inverse_frequencies, rotate, rotation
+from thrifty.models.rope import depends_on_length, inverse_frequencies, length_class, rotate, rotation
 
 LONG = RopeScaling(
     "longrope", 4.0, 64, attention_factor=1.2, short_factor=(1.0, 1.1, 1.2, 1.3), long_factor=(2.0, 3.0, 4.0, 5.0)
@@ -90,6 +91,39 @@ def test_longrope_switches_beyond_the_original_context() -> None:
     torch.testing.assert_close(inverse_frequencies(rope("longrope"), 65)[0], plain / torch.tensor(LONG.long_factor))
     cos, _ = rotation(rope("longrope"), torch.tensor([0]))
     torch.testing.assert_close(cos, torch.full((1, 4), 1.2))
+
+
+EQUAL = RopeScaling("longrope", 4.0, 64, short_factor=LONG.short_factor, long_factor=LONG.short_factor)
+
+
+def test_equal_divisors_for_all_lengths_are_no_dependence() -> None:
+    assert not depends_on_length(RopeConfig(10_000.0, 8, EQUAL))
+
+
+@pytest.mark.parametrize("config", [*map(rope, SCALINGS), RopeConfig(10_000.0, 8, EQUAL)])
+def test_lengths_of_one_class_and_only_those_turn_alike(config: RopeConfig) -> None:
+    lengths = [1, 2, 63, 64, 65, 66, 1000]
+    tables = [inverse_frequencies(config, length)[0].tolist() for length in lengths]
+    for one, first in zip(lengths, tables, strict=True):
+        for other, second in zip(lengths, tables, strict=True):
+            assert (length_class(config, one) == length_class(config, other)) is (first == second), (one, other)
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_divisors_apply_on_top_of_every_scaling(name: str) -> None:
+    divisors = (1.0, 2.0, 4.0, 8.0)
+    for length in (10, 100):
+        plain, factor = inverse_frequencies(rope(name), length)
+        divided, same_factor = inverse_frequencies(RopeConfig(10_000.0, 8, SCALINGS[name], divisors), length)
+        torch.testing.assert_close(divided * torch.tensor(divisors), plain)
+        assert factor == same_factor
+
+
+def test_divisors_are_checked() -> None:
+    with pytest.raises(ConfigError, match=r"rope.divisors has 3 entries; it must have 4"):
+        RopeConfig(10_000.0, 8, None, (1.0, 2.0, 3.0))
+    with pytest.raises(ConfigError, match=r"rope.divisors is 0.0"):
+        RopeConfig(10_000.0, 8, None, (1.0, 2.0, 3.0, 0.0))
 
 
 def test_attention_factors() -> None:

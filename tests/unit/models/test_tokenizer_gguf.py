@@ -89,7 +89,6 @@ def test_merges_and_special_tokens() -> None:
         ({"merges": ["h zz"]}, "'tokenizer.ggml.merges'[0] is 'h zz'"),
         ({"token_type": np.zeros(3)}, "'tokenizer.ggml.token_type' has 3 values; 262 are needed"),
         ({"eos_token_id": 9999}, "'tokenizer.ggml.eos_token_id' is 9999; the vocabulary has 262 tokens"),
-        ({"tokens": [*byte_tokens()[:-1], "he"]}, "holds 'he' twice, at 256 and 261"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, Any], expected: str) -> None:
