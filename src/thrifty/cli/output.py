@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from thrifty.cli.layout import LINES, Column, grid, layout
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+WIDTH = 160  # columns where there is no terminal
 
 
 def error(message: str) -> None:
@@ -33,30 +38,45 @@ def json_line(value: Any) -> None:
     sys.stdout.flush()
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
-    """A table on standard output: the first `left` columns start at the left, the others hold numbers."""
-    from rich.table import Table
+def table(title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], lines: int | None = LINES) -> None:
+    """A table on standard output, as `layout` makes it for the width there is; columns left out are named below it."""
+    width = console().width
+    found = layout(columns, rows, width, lines)
+    console().print(grid(columns, rows, found, title))
+    if found.omitted:
+        console().print(left_out(found.omitted, width), style="dim", markup=False)
 
-    grid = Table(title=title or None, title_justify="left", header_style="bold", show_header=any(columns))
-    for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index < left else "right", overflow="fold")
-    for row in rows:
-        grid.add_row(*row)
-    console().print(grid, markup=False)
+
+def card(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Names and what is to be said of each, on standard output."""
+    table(title, (Column("", number=False), Column("", number=False)), rows, lines=None)
+
+
+def left_out(names: Sequence[str], width: int) -> str:
+    """What is said of columns that have no room."""
+    return f"No room at {width} columns for: {', '.join(names)}. A wider terminal shows them, --json too."
 
 
 def console() -> Console:
-    """The console of standard output. As wide as the terminal; 160 columns where there is none."""
+    """The console of standard output, see `width_of`."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
+    return Console(file=sys.stdout, width=width_of(sys.stdout), highlight=False)
 
 
 def messages() -> Console:
-    """The console of standard error."""
+    """The console of standard error, see `width_of`."""
     from rich.console import Console
 
-    return Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160, highlight=False)
+    return Console(file=sys.stderr, width=width_of(sys.stderr), highlight=False)
+
+
+def width_of(stream: TextIO) -> int | None:
+    """None for a terminal, whose own width counts; elsewhere the variable COLUMNS, or 160."""
+    if stream.isatty():
+        return None
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdecimal() and int(columns) > 0 else WIDTH
 
 
 def megabytes(count: float) -> str:

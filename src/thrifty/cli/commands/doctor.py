@@ -118,7 +118,7 @@ def _show(document: dict[str, Any]) -> None:
     if "recipe" in document:
         rows.append(("recipe", f"{document['recipe']['name']}: every technique and option is known"))
     rows += [("missing", f"{item['what']}: {item['get']}") for item in document["missing"]]
-    output.table("", ("", ""), rows, left=2)
+    output.card("", rows)
     sys.stdout.flush()
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thrifty.cli import opening, options, output
+from thrifty.cli.layout import Column
 
 if TYPE_CHECKING:
     from thrifty.models.head_scores import HeadScores
@@ -103,7 +104,8 @@ def _show(found: HeadScores, path: Path, group: int) -> None:
         share = float(scores[rank, head]) / total
         rows.append((str(found.layers[rank]), str(head), str(head // group), f"{share:.1%}"))
     title = f"{found.kind}: {found.used} of {found.asked} questions answered"
-    output.table(title, ("layer", "query head", "KV head", "share of the score"), rows, left=0)
+    columns = [Column(name) for name in ("layer", "query head", "KV head", "share of the score")]
+    output.table(title, columns, rows)
     output.console().print(f"Written to {path}.", markup=False, highlight=False, soft_wrap=True)
 
 

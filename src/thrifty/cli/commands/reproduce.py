@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thrifty.cli import opening, options, output
+from thrifty.cli.layout import Column
 
 if TYPE_CHECKING:
     from thrifty.claims.harness.records import Row
@@ -141,7 +142,7 @@ def _show(row: Row) -> None:
         ("setting", row.setting),
         ("verdict", f"{row.verdict} (rule: {row.rule})"),
     )
-    output.table(f"{row.technique}, {row.minutes:.1f} minutes", ("", ""), cells, left=2)
+    output.card(f"{row.technique}, {row.minutes:.1f} minutes", cells)
 
 
 def _close(rows: list[Row], run: Reproduction, out: Path) -> None:
@@ -175,4 +176,5 @@ def _list(as_json: bool) -> None:
         return
     rows = [(name, one.paper, f"{one.minutes:g}") for name, one in found.items()]
     rows += [(name, "no claim yet", "-") for name in unclaimed()]
-    output.table("", ("technique", "the paper says", "minutes"), rows, left=2)
+    columns = (Column("technique", number=False), Column("the paper says", number=False, rank=2), Column("minutes", rank=1))
+    output.table("", columns, rows)

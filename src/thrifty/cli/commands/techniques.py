@@ -7,9 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from thrifty.cli import opening, options, output
+from thrifty.cli.layout import Column
 
 EXAMPLE = "thrifty techniques kivi"
 
+COLUMNS = (
+    Column("technique", number=False),
+    Column("stage", number=False, rank=2),
+    Column("paper", number=False, rank=3),
+    Column("the paper's claim", number=False, rank=1),
+)
 SUMMARY = ("name", "stage", "paper", "claim")
 
 
@@ -33,7 +40,7 @@ def command(
     else:
         cards = [_describe(*place) for place in found]
         rows = [(card["name"], card["stage"], f"{card['paper']} ({card['year']})", card["claim"]) for card in cards]
-        output.table("", ("technique", "stage", "paper", "the paper's claim"), rows, left=4)
+        output.table("", COLUMNS, rows)
 
 
 def _of_stages(stage: str | None) -> list[tuple[str, str]]:
@@ -85,7 +92,7 @@ def _show(places: list[tuple[str, str]], as_json: bool) -> None:
             *(("limit", limit) for limit in limits),
             *((f"option {key}", _default(value)) for key, value in card["options"].items()),
         ]
-        output.table("", ("", ""), rows, left=2)
+        output.card("", rows)
 
 
 def _default(value: Any) -> str:
