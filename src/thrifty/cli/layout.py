@@ -41,9 +41,7 @@ class Layout:
         return max((lines_of(row[place], width) for place, width in pairs), default=1)
 
 
-def layout(
-    columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int, lines: int | None = LINES
-) -> Layout:
+def layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int, lines: int | None = LINES) -> Layout:
     """The columns that fit into `width`, no row taller than `lines` (None: as tall as its texts make it). The first
     column is always shown; of the others as many as fit, by their rank.
     """

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from thrifty.cli.layout import LINES, Column, grid, layout
+from thrifty.cli.ticker import Ticker, seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,9 +93,10 @@ def _say(kind: str, style: str, message: str) -> None:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Say on a terminal what is being waited for; silent elsewhere."""
+    """Say what is being waited for: at once on a terminal, every few seconds elsewhere."""
     if not sys.stderr.isatty():
-        yield
+        with Ticker(lambda elapsed: f"{what}: {seconds(elapsed)} so far", note):
+            yield
         return
     with messages().status(what, spinner="dots"):
         yield

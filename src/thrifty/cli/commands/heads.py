@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +10,7 @@ import typer
 
 from thrifty.cli import opening, options, output
 from thrifty.cli.layout import Column
+from thrifty.cli.progress import progress
 
 if TYPE_CHECKING:
     from thrifty.models.head_scores import HeadScores
@@ -66,8 +64,8 @@ def command(
     found: list[tuple[HeadScores, Path]] = []
     with opening.opened(model, recipe=Recipe(), threads=threads, native=native) as thrifty:
         for one in kinds:
-            with _bar(f"heads {one}", settings.questions) as step:
-                scores = probe(thrifty.engine, one, settings, step)
+            with progress(f"questions of kind {one}", settings.questions) as steps:
+                scores = probe(thrifty.engine, one, settings, steps.advance)
             found.append((scores, save(thrifty.model, scores)))
         group = thrifty.model.config.heads // thrifty.model.config.kv_heads
     if as_json:
@@ -107,19 +105,3 @@ def _show(found: HeadScores, path: Path, group: int) -> None:
     columns = [Column(name) for name in ("layer", "query head", "KV head", "share of the score")]
     output.table(title, columns, rows)
     output.console().print(f"Written to {path}.", markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal, a line elsewhere; both on standard error."""
-    if not sys.stderr.isatty():
-        output.note(f"{what}: {total} questions")
-        yield lambda: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    with Progress(
-        TextColumn(what), BarColumn(), MofNCompleteColumn(), console=output.messages(), transient=True
-    ) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)

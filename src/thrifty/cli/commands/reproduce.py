@@ -176,5 +176,9 @@ def _list(as_json: bool) -> None:
         return
     rows = [(name, one.paper, f"{one.minutes:g}") for name, one in found.items()]
     rows += [(name, "no claim yet", "-") for name in unclaimed()]
-    columns = (Column("technique", number=False), Column("the paper says", number=False, rank=2), Column("minutes", rank=1))
+    columns = (
+        Column("technique", number=False),
+        Column("the paper says", number=False, rank=2),
+        Column("minutes", rank=1),
+    )
     output.table("", columns, rows)
