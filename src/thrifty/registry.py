@@ -9,10 +9,12 @@ Packages outside Thrifty add techniques through the entry-point group `thrifty.t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -153,7 +155,7 @@ def _built_in(stage: str) -> dict[str, str]:
 
 def _external(stage: str) -> dict[str, importlib.metadata.EntryPoint]:
     points: dict[str, importlib.metadata.EntryPoint] = {}
-    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+    for point in _entry_points(importlib.metadata.entry_points, tuple(sys.path)):
         point_stage, _, name = point.name.partition(".")
         if point_stage != stage:
             continue
@@ -164,6 +166,14 @@ def _external(stage: str) -> dict[str, importlib.metadata.EntryPoint]:
             )
         points[name] = point
     return points
+
+
+@functools.cache
+def _entry_points(
+    read: Callable[..., Iterable[importlib.metadata.EntryPoint]], path: tuple[str, ...]
+) -> tuple[importlib.metadata.EntryPoint, ...]:
+    """What installed packages register, read once a search path: it takes milliseconds, and recipes are built often."""
+    return tuple(read(group=ENTRY_POINT_GROUP))
 
 
 def _checked(cls: Any, stage: str, name: str, where: str) -> type:

@@ -74,13 +74,16 @@ def watch(fit: Fit, quiet: bool) -> Ended:
                     said = True
                 watcher.add(row)
     except KeyboardInterrupt:
-        output.note("stopped: the best so far is kept")
+        output.note(
+            "stopped: the best so far is kept" if fit.best else "stopped before any that fits was measured"
+        )
         return Ended(interrupted=True)
     except StorageError as error:
         output.error(f"{error} What was measured before is kept; the best so far is used.")
         return Ended(failed=True)
-    for candidate, reason in fit.skipped:
-        output.warn(f"{candidate.label} was left out: {reason}")
+    finally:
+        for candidate, reason in fit.skipped:
+            output.warn(f"{candidate.label} was left out: {reason}")
     return Ended()
 
 

@@ -67,17 +67,21 @@ def _facts(model: EmbeddedModel, recipe: Recipe | None) -> dict[str, Any]:
 def _need(name: str, recipe: Recipe) -> dict[str, int]:
     """Peak bytes of one sequence as long as the model's context."""
     from thrifty.engine.engine import Engine
+    from thrifty.evaluation.sizes import of_model
     from thrifty.frontier.candidates import of_recipe
-    from thrifty.frontier.predict import predict
+    from thrifty.frontier.predict import as_stored, predict
     from thrifty.models import load
-    from thrifty.weights.technique import apply
 
     with output.waiting(f"loading {name}"):
-        loaded = apply(load(name), recipe.techniques("weights"))
-        engine = Engine(loaded, prefix_tree=False)
+        model = load(name)
+        engine = Engine(model, prefix_tree=False)
     try:
-        context = loaded.config.context_length
-        return {"context": context, "peak_bytes": predict(engine, of_recipe(recipe), context).peak}
+        techniques = recipe.techniques("weights")
+        for technique in techniques:
+            technique.check(model.decoder)
+        context = model.config.context_length
+        sizes = as_stored(of_model(model), techniques)
+        return {"context": context, "peak_bytes": predict(engine, of_recipe(recipe), context, sizes=sizes).peak}
     finally:
         engine.close()
 
