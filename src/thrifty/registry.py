@@ -13,6 +13,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -110,14 +111,28 @@ def construct(cls: type, what: str, options: Mapping[str, Any], error: type[Thri
 
 
 def describe(stage: str, name: str) -> dict[str, Any]:
-    """One technique as JSON-ready values: name, stage, paper, claim, the rest of its card and its options."""
+    """One technique as JSON-ready values: name, stage, paper, claim, the rest of its card, its options with their
+    defaults (None: not set), those that must be set, and what its class says of them.
+    """
     cls: Any = load(stage, name)
-    options = {
-        field.name: None if field.default is dataclasses.MISSING else field.default
-        for field in dataclasses.fields(cls)
-        if field.init
-    }
-    return {"name": name, "stage": stage} | cls.card.as_dict() | {"options": options}
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    defaults = {field.name: _default(field) for field in fields}
+    required = [option for option, default in defaults.items() if default is dataclasses.MISSING]
+    return (
+        {"name": name, "stage": stage}
+        | cls.card.as_dict()
+        | {
+            "options": {option: None if option in required else default for option, default in defaults.items()},
+            "required": required,
+            "about_options": inspect.getdoc(cls) or "",
+        }
+    )
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """The default of an option, MISSING where it has none."""
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def found(path: Iterable[str]) -> dict[str, str]:

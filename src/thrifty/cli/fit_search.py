@@ -27,15 +27,15 @@ PROFILED = 2048  # tokens of the prompt that the winner's time is told for, at m
 
 @dataclass(frozen=True)
 class Ended:
-    """How a search ended. failed: its state could not be written."""
+    """How a search ended. failure: why its state could not be written, empty where it could."""
 
     interrupted: bool = False
-    failed: bool = False
+    failure: str = ""
 
     @property
     def whole(self) -> bool:
         """Whether it ran to its end."""
-        return not (self.interrupted or self.failed)
+        return not (self.interrupted or self.failure)
 
 
 def prepare(model: str, asked: Mapping[str, Any], own: Sequence[Recipe], state: Path | None, fresh: bool) -> Fit:
@@ -74,13 +74,10 @@ def watch(fit: Fit, quiet: bool) -> Ended:
                     said = True
                 watcher.add(row)
     except KeyboardInterrupt:
-        output.note(
-            "stopped: the best so far is kept" if fit.best else "stopped before any that fits was measured"
-        )
+        output.note("stopped: the best so far is kept" if fit.best else "stopped before any that fits was measured")
         return Ended(interrupted=True)
     except StorageError as error:
-        output.error(f"{error} What was measured before is kept; the best so far is used.")
-        return Ended(failed=True)
+        return Ended(failure=f"{error} What was measured before is kept; the best so far is used.")
     finally:
         for candidate, reason in fit.skipped:
             output.warn(f"{candidate.label} was left out: {reason}")

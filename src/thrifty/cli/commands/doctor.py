@@ -12,7 +12,7 @@ from typing import Any
 from thrifty.cli import opening, options, output
 
 EXAMPLE = "thrifty doctor"
-EXTRAS = {"serve": ("fastapi", "uvicorn"), "peers": ("transformers",), "eval": ("datasets",)}
+EXTRAS = {"eval": ("lm_eval", "datasets")}  # what a command of today needs beside the package's own requirements
 
 
 def command(recipe: options.RecipePath = None, threads: options.Threads = None, as_json: options.Json = False) -> None:

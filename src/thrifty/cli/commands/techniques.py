@@ -90,10 +90,14 @@ def _show(places: list[tuple[str, str]], as_json: bool) -> None:
             ("mechanism", card["mechanism"]),
             ("claim", card["claim"]),
             *(("limit", limit) for limit in limits),
-            *((f"option {key}", _default(value)) for key, value in card["options"].items()),
+            ("options", " ".join(card["about_options"].split())),
+            *((f"option {key}", _setting(card, key)) for key in card["options"]),
         ]
         output.card("", rows)
 
 
-def _default(value: Any) -> str:
-    return "required" if value is None else f"default {value!r}"
+def _setting(card: dict[str, Any], option: str) -> str:
+    if option in card["required"]:
+        return "must be set"
+    default = card["options"][option]
+    return "not set by default" if default is None else f"default {default!r}"
