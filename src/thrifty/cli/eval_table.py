@@ -23,11 +23,11 @@ def show(document: Mapping[str, Any]) -> None:
     title = f"{document['model']}, {document['recipe']}, {document['length']} tokens, seed {document['seed']}"
     output.table(title, columns, [_cells(row, compared, beside) for row in rows])
     metrics = "; ".join(f"{row['task']}: {row['metric']}" for row in rows)
-    say = output.console().print
-    say(f"{metrics}. weights {document['weights']}", highlight=False, markup=False)
+    say = output.say
+    say(f"{metrics}. weights {document['weights']}")
     for row in rows:
         if row["undefined"]:
-            say(f"{row['task']}: recovery is {row['undefined']}", highlight=False, markup=False)
+            say(f"{row['task']}: recovery is {row['undefined']}")
 
 
 def show_protocol(document: Mapping[str, Any]) -> None:
@@ -61,11 +61,9 @@ def show_protocol(document: Mapping[str, Any]) -> None:
     )
     title = f"{document['model']}, {document['length']} tokens, seed {document['seed']}: text against the bf16 model's"
     output.table(title, columns, rows)
-    output.console().print(
+    output.say(
         "weights off the grid, in bf16 unless the format says otherwise. ROUGE: F1 of the greedy answers with the "
         f"baseline's. Not reported: {document['not_reported']}.",
-        highlight=False,
-        markup=False,
     )
 
 

@@ -92,7 +92,7 @@ def announce(fit: Fit, path: Path) -> None:
     assert best is not None
     lines = [f"best: {best.candidate.label}. Written to {path}.", *explain.why(fit)]
     for line in lines:
-        output.console().print(line, highlight=False, markup=False, soft_wrap=True)
+        output.say(line)
 
 
 def shown(fit: Fit, model: str, best: Measurement, prompt: str, *, quiet: bool, whole: bool) -> dict[str, Any]:

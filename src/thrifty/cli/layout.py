@@ -47,7 +47,7 @@ def layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int,
     """
     least = [_least(column, [row[place] for row in rows], width, lines) for place, column in enumerate(columns)]
     most = [_most(column, [row[place] for row in rows]) for place, column in enumerate(columns)]
-    shown = {0: min(least[0], width)}
+    shown = {0: min(width, max(least[0], min(most[0], width // 4)))}
     for place in sorted(range(1, len(columns)), key=lambda place: (columns[place].rank, place)):
         if _total([*shown.values(), least[place]]) <= width:
             shown[place] = least[place]

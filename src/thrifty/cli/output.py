@@ -14,6 +14,7 @@ from thrifty.cli.ticker import Ticker, seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 WIDTH = 160  # columns where there is no terminal
 
@@ -30,7 +31,14 @@ def warn(message: str) -> None:
 
 def note(message: str) -> None:
     """A remark on standard error, so that standard output holds only the answer."""
-    messages().print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
+    from rich.text import Text
+
+    _to_people(Text(message, style="dim"))
+
+
+def say(text: str) -> None:
+    """A sentence on standard output: broken between words where there is a width, else one line."""
+    console().print(text, markup=False, soft_wrap=not (sys.stdout.isatty() or _asked_width()))
 
 
 def json_line(value: Any) -> None:
@@ -76,8 +84,13 @@ def width_of(stream: TextIO) -> int | None:
     """None for a terminal, whose own width counts; elsewhere the variable COLUMNS, or 160."""
     if stream.isatty():
         return None
+    return _asked_width() or WIDTH
+
+
+def _asked_width() -> int:
+    """What the variable COLUMNS says, 0 where it says nothing."""
     columns = os.environ.get("COLUMNS", "")
-    return int(columns) if columns.isdecimal() and int(columns) > 0 else WIDTH
+    return int(columns) if columns.isdecimal() else 0
 
 
 def megabytes(count: float) -> str:
@@ -88,7 +101,18 @@ def megabytes(count: float) -> str:
 def _say(kind: str, style: str, message: str) -> None:
     from rich.text import Text
 
-    messages().print(Text.assemble((f"{kind}: ", style), message), soft_wrap=True)
+    _to_people(Text.assemble((f"{kind}: ", style), message))
+
+
+def _to_people(message: Text) -> None:
+    """A message on standard error. Written as plain bytes of the stream, which a live view that is on the screen takes
+    over and puts above itself; a second console would write across it.
+    """
+    console = messages()
+    with console.capture() as captured:
+        console.print(message, soft_wrap=not sys.stderr.isatty())
+    sys.stderr.write(captured.get())
+    sys.stderr.flush()
 
 
 @contextmanager

@@ -35,12 +35,12 @@ def show(model: str, recipe: str, found: Estimate) -> None:
     ):
         times = f" × {found.batch}" if found.batch > 1 else ""
         output.table(f"{title}{times}", COLUMNS, list(_rows(found, step, seconds)))
-    say = output.console().print
-    say(f"{model}, {recipe}, on {machine.title or machine.name}", markup=False, highlight=False)
+    say = output.say
+    say(f"{model}, {recipe}, on {machine.title or machine.name}")
     rates = ", ".join(f"{kind} {rate / 1e12:.4g}" for kind, rate in machine.rates.items())
-    say(f"  {machine.bandwidth / 1e9:.1f} GB/s; TOP/s: {rates} ({machine.source})", markup=False, highlight=False)
+    say(f"  {machine.bandwidth / 1e9:.1f} GB/s; TOP/s: {rates} ({machine.source})")
     for line in _summary(found):
-        say(f"  {line}", markup=False, highlight=False)
+        say(f"  {line}")
 
 
 def _rows(found: Estimate, step: Sequence[Operation], total: float) -> Iterable[tuple[str, ...]]:

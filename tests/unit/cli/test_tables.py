@@ -278,6 +278,23 @@ def test_the_live_view(
         assert "measuring recipes" in text and "3/" in text
 
 
+def test_a_message_stands_above_the_live_view(searched: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    for name, value in {"TERM": "xterm-256color", "LINES": "24", "COLUMNS": "80"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with frontier_table.Watcher(searched, quiet=False) as watcher:
+        watcher.live.refresh()
+        before = len(terminal.getvalue())
+        output.note("94 recipes predicted")
+        output.warn("one was left out")
+        written = terminal.getvalue()[before:]
+    assert written.startswith("\r\x1b[2K\x1b[1A"), "the view is wiped before the message is written"
+    lines = ESCAPES.sub("", written).replace("\r", "\n").splitlines()
+    assert "94 recipes predicted" in map(str.strip, lines) and "Warning: one was left out" in map(str.strip, lines)
+
+
 # --- the layout --------------------------------------------------------------------------------------
 
 

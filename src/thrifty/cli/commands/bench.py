@@ -140,7 +140,6 @@ def _table(document: dict[str, Any]) -> None:
         Column("of the roofline", rank=2),
     )
     output.table(f"{document['model']}, {document['recipe']}", columns, rows)
-    output.console().print(
+    output.say(
         f"memory reads at {document['bandwidth_gb_s']} GB/s; the process held {document['peak_rss_mb']} MB at its peak",
-        highlight=False,
     )

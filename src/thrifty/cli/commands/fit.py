@@ -121,7 +121,7 @@ def _write_report(path: Path, found: dict[str, Any], quiet: bool) -> None:
     with storage_errors(path.resolve().parent):
         write_text(path.resolve(), render(found))
     if not quiet:
-        output.console().print(f"report: {path.resolve()}", highlight=False, markup=False, soft_wrap=True)
+        output.say(f"report: {path.resolve()}")
 
 
 def _check_writable(path: Path, flag: str, example: str) -> None:

@@ -104,4 +104,4 @@ def _show(found: HeadScores, path: Path, group: int) -> None:
     title = f"{found.kind}: {found.used} of {found.asked} questions answered"
     columns = [Column(name) for name in ("layer", "query head", "KV head", "share of the score")]
     output.table(title, columns, rows)
-    output.console().print(f"Written to {path}.", markup=False, highlight=False, soft_wrap=True)
+    output.say(f"Written to {path}.")

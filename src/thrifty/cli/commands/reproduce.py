@@ -157,7 +157,7 @@ def _close(rows: list[Row], run: Reproduction, out: Path | None) -> None:
     if rows:
         verdicts = ", ".join(f"{row.technique}: {row.verdict}" for row in rows)
         written = "Nothing was written; -o FILE adds it to a page" if out is None else f"Written to {out}"
-        output.console().print(f"{verdicts}. {written}.", markup=False, highlight=False, soft_wrap=True)
+        output.say(f"{verdicts}. {written}.")
 
 
 def _document(rows: list[Row], run: Reproduction, out: Path | None, interrupted: bool) -> dict[str, Any]:
