@@ -13,7 +13,8 @@ from thrifty.cli.ticker import Ticker, seconds
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-BAR = 40  # columns of a bar, less where the terminal is narrow
+BAR, SHORTEST = 40, 5  # columns of a bar, and the fewest of it with the gap before
+TIME = 8  # columns of a time with the gap before
 
 
 class Steps:
@@ -42,7 +43,7 @@ class Bar(Steps):
 
     def __init__(self, what: str, total: int) -> None:
         super().__init__(what, total)
-        self.drawn = drawn()
+        self.drawn = drawn(what, total)
         self._task = self.drawn.add_task(what, total=total)
 
     def advance(self) -> None:
@@ -64,18 +65,27 @@ def progress(what: str, total: int) -> Iterator[Steps]:
         yield steps
 
 
-def drawn() -> Progress:
-    """A bar as wide as there is room for: what, how far, the time so far and the time left."""
+def drawn(what: str, total: int) -> Progress:
+    """A bar as wide as there is room for: what, how far, the time so far and the time left. Where there is no room for
+    all, times go before the bar, and what is done stays.
+    """
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
     console = output.messages()
-    width = max(4, min(BAR, console.width - 45))
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=width), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
+    room = console.width - len(what) - 2 * len(str(total)) - 3
+    times: list[ProgressColumn] = []
+    for column in (TimeElapsedColumn(), TimeRemainingColumn()):
+        if room - TIME >= SHORTEST:
+            times.append(column)
+            room -= TIME
+    bar = [BarColumn(bar_width=min(BAR, room - 1))] if room >= SHORTEST else []
+    columns = (TextColumn("{task.description}"), *bar, MofNCompleteColumn(), *times)
+    return Progress(*columns, console=console, transient=True)
