@@ -56,7 +56,7 @@ def show_protocol(document: Mapping[str, Any]) -> None:
         Column("recovery", rank=2),
         Column("ROUGE-1", rank=2),
         Column("ROUGE-L", rank=2),
-        Column("same first tokens", rank=3),
+        Column("same first words", rank=3),
         Column("identical", rank=3),
     )
     title = f"{document['model']}, {document['length']} tokens, seed {document['seed']}: text against the bf16 model's"

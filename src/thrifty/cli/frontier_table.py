@@ -82,8 +82,9 @@ class Watcher:
         foreseen = error is None or isinstance(error, KeyboardInterrupt | ThriftyError)
         if self.steps.done and not self.quiet and foreseen:
             console = output.console()
-            found = self._laid_out(console.width)
-            console.print(self._table(found, self._foremost(SHOWN)))
+            rows = self._foremost(SHOWN)
+            found = self._laid_out(rows, console.width)
+            console.print(self._table(found, rows))
             console.print(self._legend(found), markup=False)
 
     def add(self, row: Measurement) -> None:
@@ -104,16 +105,16 @@ class Watcher:
         from rich.console import Group
 
         console = output.messages()
-        found = self._laid_out(console.width)
         room = console.size.height - 5  # the table's head, the bar, and a line for the cursor
         rows = self._foremost(max(3, room))
+        found = self._laid_out(rows, console.width)
         heights = [found.height(self._cells(row)) for row in rows]
         while len(rows) > 1 and sum(heights[: len(rows)]) > room:
             rows.pop()
         return Group(self._table(found, rows), self.bar)
 
-    def _laid_out(self, width: int) -> Layout:
-        return layout(COLUMNS, [self._cells(row) for row in self.fit.measured], width)
+    def _laid_out(self, rows: Sequence[Measurement], width: int) -> Layout:
+        return layout(COLUMNS, [self._cells(row) for row in rows], width)
 
     def _table(self, found: Layout, rows: Sequence[Measurement]) -> Table:
         from thrifty.frontier.measurement import on_frontier

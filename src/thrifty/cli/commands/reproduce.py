@@ -21,7 +21,7 @@ EXAMPLE = "thrifty reproduce kivi"
 
 def command(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", show_default=False, help="The technique whose claim is checked.")
+        str | None, typer.Argument(metavar="NAME", show_default=False, help="The technique whose claim is checked.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Check every claim.")] = False,
     recipe: Annotated[

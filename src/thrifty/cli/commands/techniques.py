@@ -22,7 +22,7 @@ SUMMARY = ("name", "stage", "paper", "claim")
 
 def command(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", show_default=False, help="Show this one in full.")
+        str | None, typer.Argument(metavar="NAME", show_default=False, help="Show this one in full.")
     ] = None,
     stage: Annotated[str | None, typer.Option(help="Only this stage: weights, cache or decoding.")] = None,
     recipe: options.RecipePath = None,
