@@ -236,8 +236,7 @@ def test_the_frontier(searched: Any, drawn: list[Drawn], width: int, capsys: pyt
     assert len(table.rows) == frontier_table.SHOWN and table.rows[0][0].startswith("★ ")
     shown = [table.columns[place].name for place in table.found.places]
     assert shown[:4] == ["recipe", "fits", "needs MB", "KL"]
-    assert ("recovery" in shown) == (width >= 80)
-    assert (len(shown) == len(table.columns)) == (width >= 160)
+    assert "recovery" in shown and ("decode tok/s" in shown) == (width >= 80)
 
 
 def test_the_frontier_without_a_terminal_is_whole(
