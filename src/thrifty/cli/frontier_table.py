@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -62,15 +63,17 @@ class Watcher:
         self.shown = ExitStack()
 
     def __enter__(self) -> Watcher:
+        minutes = self.fit.question.minutes
+        limit = math.inf if minutes is None else 60 * minutes
         if sys.stdout.isatty() and sys.stderr.isatty() and not self.quiet:
             from rich.live import Live
 
-            self.steps: Steps = Bar(WHAT, self.fit.total)
+            self.steps: Steps = Bar(WHAT, self.fit.total, limit)
             self.bar = self.steps.drawn
             self.live = Live(self._screen(), console=output.messages(), refresh_per_second=4, transient=True)
             self.shown.enter_context(self.live)
         else:
-            self.steps = self.shown.enter_context(progress(WHAT, self.fit.total))
+            self.steps = self.shown.enter_context(progress(WHAT, self.fit.total, limit))
         return self
 
     def __exit__(

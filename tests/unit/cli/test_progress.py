@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -59,8 +60,20 @@ def test_the_time_that_is_left() -> None:
     assert steps.line(10.0) == "evaluating: 12 of 12 in 10 s, about 0 s left"
 
 
+def test_no_more_time_is_promised_than_there_is() -> None:
+    steps = Steps("measuring recipes", 88, limit=60.0)
+    assert steps.line(20.0) == "measuring recipes: 0 of 88 in 20 s, at most 40 s left"
+    steps.advance()
+    assert steps.line(50.0) == "measuring recipes: 1 of 88 in 50 s, at most 10 s left"
+    for _ in range(86):
+        steps.advance()
+    assert steps.line(58.0) == "measuring recipes: 87 of 88 in 58 s, about 1 s left"
+    assert steps.line(70.0) == "measuring recipes: 87 of 88 in 70 s, at most 0 s left"
+
+
+@pytest.mark.parametrize("limit", [math.inf, 240.0])
 @pytest.mark.parametrize("width", [24, 32, 40, 60, 120])
-def test_a_bar_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_fits_the_terminal(width: int, limit: float, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -69,7 +82,8 @@ def test_a_bar_fits_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(sys, "stderr", terminal)
-    with progress("evaluating", 1000) as steps:
+    with progress("evaluating", 1000, limit) as steps:
         steps.advance()
         steps.drawn.refresh()  # type: ignore[attr-defined]
+    assert ("of 4 min" in terminal.getvalue()) == (width >= 60 and limit == 240.0)
     assert "1/1000" in terminal.getvalue() and "evaluating" in terminal.getvalue() and "…" not in terminal.getvalue()

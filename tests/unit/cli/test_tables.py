@@ -200,7 +200,7 @@ def searched() -> Any:
     candidates = [*space(3774), own, *off_grid()]
     rows = [measured(candidate, place) for place, candidate in enumerate(candidates)]
     return SimpleNamespace(
-        question=SimpleNamespace(context=131072, batch=32),
+        question=SimpleNamespace(context=131072, batch=32, minutes=4.0),
         rungs=ladder(3774, 256),
         total=3 * len(rows),
         measured=rows,
