@@ -9,10 +9,13 @@ Packages outside Thrifty add techniques through the entry-point group `thrifty.t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -108,14 +111,28 @@ def construct(cls: type, what: str, options: Mapping[str, Any], error: type[Thri
 
 
 def describe(stage: str, name: str) -> dict[str, Any]:
-    """One technique as JSON-ready values: name, stage, paper, claim, the rest of its card and its options."""
+    """One technique as JSON-ready values: name, stage, paper, claim, the rest of its card, its options with their
+    defaults (None: not set), those that must be set, and what its class says of them.
+    """
     cls: Any = load(stage, name)
-    options = {
-        field.name: None if field.default is dataclasses.MISSING else field.default
-        for field in dataclasses.fields(cls)
-        if field.init
-    }
-    return {"name": name, "stage": stage} | cls.card.as_dict() | {"options": options}
+    fields = [field for field in dataclasses.fields(cls) if field.init]
+    defaults = {field.name: _default(field) for field in fields}
+    required = [option for option, default in defaults.items() if default is dataclasses.MISSING]
+    return (
+        {"name": name, "stage": stage}
+        | cls.card.as_dict()
+        | {
+            "options": {option: None if option in required else default for option, default in defaults.items()},
+            "required": required,
+            "about_options": inspect.getdoc(cls) or "",
+        }
+    )
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """The default of an option, MISSING where it has none."""
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
 
 
 def found(path: Iterable[str]) -> dict[str, str]:
@@ -153,7 +170,7 @@ def _built_in(stage: str) -> dict[str, str]:
 
 def _external(stage: str) -> dict[str, importlib.metadata.EntryPoint]:
     points: dict[str, importlib.metadata.EntryPoint] = {}
-    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+    for point in _entry_points(importlib.metadata.entry_points, tuple(sys.path)):
         point_stage, _, name = point.name.partition(".")
         if point_stage != stage:
             continue
@@ -164,6 +181,14 @@ def _external(stage: str) -> dict[str, importlib.metadata.EntryPoint]:
             )
         points[name] = point
     return points
+
+
+@functools.cache
+def _entry_points(
+    read: Callable[..., Iterable[importlib.metadata.EntryPoint]], path: tuple[str, ...]
+) -> tuple[importlib.metadata.EntryPoint, ...]:
+    """What installed packages register, read once a search path: it takes milliseconds, and recipes are built often."""
+    return tuple(read(group=ENTRY_POINT_GROUP))
 
 
 def _checked(cls: Any, stage: str, name: str, where: str) -> type:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from thrifty.cli import output
+from thrifty.cli.layout import Column
 
 Row = Mapping[str, Any]
 
@@ -14,14 +15,19 @@ def show(document: Mapping[str, Any]) -> None:
     """Score, baseline and recovery by task."""
     rows = document["tasks"]
     compared = any(row["score"] for row in rows)
-    columns = ["task", "items", "uncompressed"]
+    columns = [Column("task", number=False), Column("items", rank=3), Column("uncompressed", rank=1)]
     if compared:
-        columns += ["recipe", "recovery", "95 % interval"]
+        columns += [Column("recipe", rank=1), Column("recovery", rank=1), Column("95 % interval", rank=2)]
     beside = list(dict.fromkeys(name for row in rows for name in _beside(row)))
+    columns += [Column(name, rank=4) for name in beside]
     title = f"{document['model']}, {document['recipe']}, {document['length']} tokens, seed {document['seed']}"
-    output.table(title, [*columns, *beside], [_cells(row, compared, beside) for row in rows])
+    output.table(title, columns, [_cells(row, compared, beside) for row in rows])
     metrics = "; ".join(f"{row['task']}: {row['metric']}" for row in rows)
-    output.console().print(f"{metrics}. weights {document['weights']}", highlight=False, markup=False)
+    say = output.say
+    say(f"{metrics}. weights {document['weights']}")
+    for row in rows:
+        if row["undefined"]:
+            say(f"{row['task']}: recovery is {row['undefined']}")
 
 
 def show_protocol(document: Mapping[str, Any]) -> None:
@@ -42,24 +48,22 @@ def show_protocol(document: Mapping[str, Any]) -> None:
         for row in document["rows"]
     ]
     columns = (
-        "format",
-        "task",
-        "items",
-        "bf16",
-        "score",
-        "recovery",
-        "ROUGE-1",
-        "ROUGE-L",
-        "same first words",
-        "identical",
+        Column("format", number=False),
+        Column("task", number=False),
+        Column("items", rank=4),
+        Column("bf16", rank=1),
+        Column("score", rank=1),
+        Column("recovery", rank=2),
+        Column("ROUGE-1", rank=2),
+        Column("ROUGE-L", rank=2),
+        Column("same first words", rank=3),
+        Column("identical", rank=3),
     )
     title = f"{document['model']}, {document['length']} tokens, seed {document['seed']}: text against the bf16 model's"
-    output.table(title, columns, rows, left=2)
-    output.console().print(
+    output.table(title, columns, rows)
+    output.say(
         "weights off the grid, in bf16 unless the format says otherwise. ROUGE: F1 of the greedy answers with the "
         f"baseline's. Not reported: {document['not_reported']}.",
-        highlight=False,
-        markup=False,
     )
 
 
@@ -71,10 +75,10 @@ def _cells(row: Row, compared: bool, beside: list[str]) -> list[str]:
 
 
 def _recovery(row: Row) -> tuple[str, str]:
-    found = row["recovery"]
-    if found is None:
-        return (row["undefined"] or "-", "")
-    return f"{found['value']:.3f}", f"{found['low']:.3f} to {found['high']:.3f}"
+    recovery = row["recovery"]
+    if recovery is None:
+        return ("undefined" if row["undefined"] else "-", "")
+    return f"{recovery['value']:.3f}", f"{recovery['low']:.3f} to {recovery['high']:.3f}"
 
 
 def _beside(row: Row) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Running `thrifty eval`: models, engines, records and the progress bar around an evaluation."""
+"""Running `thrifty eval`: models, engines, records and progress around an evaluation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cli import output
+from thrifty.cli.progress import progress
 from thrifty.errors import PromptError
 
 if TYPE_CHECKING:
@@ -109,14 +110,14 @@ def run_protocol(setting: Setting, names: Sequence[str]) -> tuple[list[Row], boo
         header = setting.header(baseline, {"protocol": [one.label for one in formats()]})
         records = stack.enter_context(RecordFile(setting.records, header))
         interrupted = False
-        with progress(protocol.total * (len(formats()) + 1)) as advance:
+        with progress("evaluating", protocol.total * (len(formats()) + 1)) as steps:
             try:
                 for _ in protocol.run_baseline(records):
-                    advance()
+                    steps.advance()
                 for one in formats():
                     with _format_engine(setting, model, baseline, one) as engine:
                         for _ in protocol.run(records, one.label, engine, one.cache):
-                            advance()
+                            steps.advance()
             except KeyboardInterrupt:
                 interrupted = True
         rows = protocol.rows(records, [one.label for one in formats()])
@@ -237,31 +238,11 @@ def _foreign(
 
 def watch(run: Iterable[object], total: int) -> bool:
     """Run to the end behind a progress bar; True where Ctrl-C ended it."""
-    with progress(total) as advance:
+    with progress("evaluating", total) as steps:
         try:
             for _ in run:
-                advance()
+                steps.advance()
         except KeyboardInterrupt:
             output.note("stopped: what is done is kept")
             return True
     return False
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Any]:
-    """A bar on a terminal, nothing elsewhere; call what it gives once an item."""
-    import sys
-
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=output.messages(), transient=True, disable=not sys.stderr.isatty()) as bar:
-        work = bar.add_task("items", total=total)
-        yield lambda: bar.advance(work)

@@ -35,7 +35,8 @@ MinRecovery = Annotated[
     typer.Option(rich_help_panel=BOUNDS, help="What must be left of the uncompressed model's scores, e.g. 0.98."),
 ]
 Minutes = Annotated[
-    float, typer.Option(rich_help_panel=SEARCH, help="The search ends by then and keeps the best it found.")
+    float,
+    typer.Option(rich_help_panel=SEARCH, help="The search ends by then, loading aside, and keeps the best it found."),
 ]
 Tasks = Annotated[
     str | None,

@@ -27,15 +27,15 @@ PROFILED = 2048  # tokens of the prompt that the winner's time is told for, at m
 
 @dataclass(frozen=True)
 class Ended:
-    """How a search ended. failed: its state could not be written."""
+    """How a search ended. failure: why its state could not be written, empty where it could."""
 
     interrupted: bool = False
-    failed: bool = False
+    failure: str = ""
 
     @property
     def whole(self) -> bool:
         """Whether it ran to its end."""
-        return not (self.interrupted or self.failed)
+        return not (self.interrupted or self.failure)
 
 
 def prepare(model: str, asked: Mapping[str, Any], own: Sequence[Recipe], state: Path | None, fresh: bool) -> Fit:
@@ -74,13 +74,13 @@ def watch(fit: Fit, quiet: bool) -> Ended:
                     said = True
                 watcher.add(row)
     except KeyboardInterrupt:
-        output.note("stopped: the best so far is kept")
+        output.note("stopped: the best so far is kept" if fit.best else "stopped before any that fits was measured")
         return Ended(interrupted=True)
     except StorageError as error:
-        output.error(f"{error} What was measured before is kept; the best so far is used.")
-        return Ended(failed=True)
-    for candidate, reason in fit.skipped:
-        output.warn(f"{candidate.label} was left out: {reason}")
+        return Ended(failure=f"{error} What was measured before is kept; the best so far is used.")
+    finally:
+        for candidate, reason in fit.skipped:
+            output.warn(f"{candidate.label} was left out: {reason}")
     return Ended()
 
 
@@ -92,7 +92,7 @@ def announce(fit: Fit, path: Path) -> None:
     assert best is not None
     lines = [f"best: {best.candidate.label}. Written to {path}.", *explain.why(fit)]
     for line in lines:
-        output.console().print(line, highlight=False, markup=False, soft_wrap=True)
+        output.say(line)
 
 
 def shown(fit: Fit, model: str, best: Measurement, prompt: str, *, quiet: bool, whole: bool) -> dict[str, Any]:

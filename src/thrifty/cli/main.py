@@ -10,6 +10,7 @@ Exit codes: 0 done, 1 it could not be done, 2 the command line is wrong, 130 int
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pkgutil
 import sys
@@ -26,7 +27,7 @@ from thrifty.cli import commands as command_package
 from thrifty.cli import output
 from thrifty.errors import ThriftyError
 
-HELP = "Serve open language models inside a memory budget, and see what every saving costs."
+HELP = "Run open language models inside a memory budget, and see what every saving costs."
 FIRST = ("run", "chat", "fit", "bench")  # shown first in the help; the rest follow by name
 
 
@@ -62,7 +63,9 @@ class CommandFiles(MutableMapping[str, Any]):
 
 
 class Program(typer.core.TyperGroup):
-    """The group of all commands. Errors that Thrifty raises on purpose become one message and exit code 1."""
+    """The group of all commands. Errors that Thrifty raises on purpose become one message and exit code 1; with --json
+    the message is a JSON object on standard output, as a result would be.
+    """
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -78,15 +81,16 @@ class Program(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see the class for what happens to errors."""
+        as_json = _asks_for_json(ctx)
         try:
             with _warnings_as_messages():
                 return super().invoke(ctx)
         except (typer.Exit, typer.Abort, KeyboardInterrupt, BrokenPipeError):
             raise
         except Exception as error:
-            if debugging(ctx) or _is_usage_error(error):
+            if debugging(ctx) or (_is_usage_error(error) and not as_json):
                 raise
-            raise typer.Exit(_report(error)) from error
+            raise typer.Exit(_report(error, as_json)) from error
 
 
 def debugging(ctx: Any) -> bool:
@@ -108,6 +112,12 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _asks_for_json(ctx: Any) -> bool:
+    """Whether `--json` is among the words of the command, which may be wrong in other ways."""
+    words = [*ctx._protected_args, *ctx.args]
+    return "--json" in words[: words.index("--")] if "--" in words else "--json" in words
 
 
 @contextmanager
@@ -163,6 +173,9 @@ def _single(function: Any, name: str, epilog: str | None = None) -> Any:
 def _load(name: str) -> Any:
     module = importlib.import_module(f"{command_package.__name__}.{name.replace('-', '_')}")
     command = _single(module.command, name, epilog=f"Example: {module.EXAMPLE}")
+    paragraphs = [" ".join(part.split()) for part in (inspect.getdoc(module.command) or name).split("\n\n")]
+    command.help = "\n\n".join(paragraphs)
+    command.short_help = paragraphs[0].split(". ")[0].rstrip(".") + "."
     command.params.extend(_single(_only_debug, name).params)
     return command
 
@@ -171,12 +184,21 @@ def _is_usage_error(error: Exception) -> bool:
     return getattr(error, "exit_code", None) == 2 and hasattr(error, "format_message")
 
 
-def _report(error: Exception) -> int:
-    if isinstance(error, ThriftyError):
-        output.error(str(error))
-    elif isinstance(error, MemoryError):
-        output.error("the machine is out of memory. Use a smaller model, --context or --memory.")
+def _report(error: Exception, as_json: bool) -> int:
+    """Print the message; the exit code."""
+    if as_json:
+        output.json_line({"error": _message(error), "kind": type(error).__name__})
     else:
-        kind = type(error).__name__
-        output.error(f"something went wrong that Thrifty did not foresee ({kind}: {error}). Repeat with --debug.")
-    return 1
+        output.error(_message(error))
+    return 2 if _is_usage_error(error) else 1
+
+
+def _message(error: Exception) -> str:
+    if _is_usage_error(error):
+        return str(error.format_message())  # type: ignore[attr-defined]
+    if isinstance(error, ThriftyError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "the machine is out of memory. Use a smaller model, --context or --memory."
+    kind = type(error).__name__
+    return f"something went wrong that Thrifty did not foresee ({kind}: {error}). Repeat with --debug."

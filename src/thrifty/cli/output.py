@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from thrifty.cli.layout import LINES, Column, grid, layout
+from thrifty.cli.ticker import Ticker, seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
+
+WIDTH = 160  # columns where there is no terminal
 
 
 def error(message: str) -> None:
@@ -24,7 +31,14 @@ def warn(message: str) -> None:
 
 def note(message: str) -> None:
     """A remark on standard error, so that standard output holds only the answer."""
-    messages().print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
+    from rich.text import Text
+
+    _to_people(Text(message, style="dim"))
+
+
+def say(text: str) -> None:
+    """A sentence on standard output: broken between words where there is a width, else one line."""
+    console().print(text, markup=False, soft_wrap=not (sys.stdout.isatty() or _asked_width()))
 
 
 def json_line(value: Any) -> None:
@@ -33,30 +47,50 @@ def json_line(value: Any) -> None:
     sys.stdout.flush()
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
-    """A table on standard output: the first `left` columns start at the left, the others hold numbers."""
-    from rich.table import Table
+def table(title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], lines: int | None = LINES) -> None:
+    """A table on standard output, as `layout` makes it for the width there is; columns left out are named below it."""
+    width = console().width
+    found = layout(columns, rows, width, lines)
+    console().print(grid(columns, rows, found, title))
+    if found.omitted:
+        console().print(left_out(found.omitted, width), style="dim", markup=False)
 
-    grid = Table(title=title or None, title_justify="left", header_style="bold", show_header=any(columns))
-    for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index < left else "right", overflow="fold")
-    for row in rows:
-        grid.add_row(*row)
-    console().print(grid, markup=False)
+
+def card(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Names and what is to be said of each, on standard output."""
+    table(title, (Column("", number=False), Column("", number=False)), rows, lines=None)
+
+
+def left_out(names: Sequence[str], width: int) -> str:
+    """What is said of columns that have no room."""
+    return f"No room at {width} columns for: {', '.join(names)}. A wider terminal shows them, --json too."
 
 
 def console() -> Console:
-    """The console of standard output. As wide as the terminal; 160 columns where there is none."""
+    """The console of standard output, see `width_of`."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
+    return Console(file=sys.stdout, width=width_of(sys.stdout), highlight=False)
 
 
 def messages() -> Console:
-    """The console of standard error."""
+    """The console of standard error, see `width_of`."""
     from rich.console import Console
 
-    return Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160, highlight=False)
+    return Console(file=sys.stderr, width=width_of(sys.stderr), highlight=False)
+
+
+def width_of(stream: TextIO) -> int | None:
+    """None for a terminal, whose own width counts; elsewhere the variable COLUMNS, or 160."""
+    if stream.isatty():
+        return None
+    return _asked_width() or WIDTH
+
+
+def _asked_width() -> int:
+    """What the variable COLUMNS says, 0 where it says nothing."""
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdecimal() else 0
 
 
 def megabytes(count: float) -> str:
@@ -67,14 +101,26 @@ def megabytes(count: float) -> str:
 def _say(kind: str, style: str, message: str) -> None:
     from rich.text import Text
 
-    messages().print(Text.assemble((f"{kind}: ", style), message), soft_wrap=True)
+    _to_people(Text.assemble((f"{kind}: ", style), message))
+
+
+def _to_people(message: Text) -> None:
+    """A message on standard error. Written as plain bytes of the stream, which a live view that is on the screen takes
+    over and puts above itself; a second console would write across it.
+    """
+    console = messages()
+    with console.capture() as captured:
+        console.print(message, soft_wrap=not sys.stderr.isatty())
+    sys.stderr.write(captured.get())
+    sys.stderr.flush()
 
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Say on a terminal what is being waited for; silent elsewhere."""
+    """Say what is being waited for: at once on a terminal, every few seconds elsewhere."""
     if not sys.stderr.isatty():
-        yield
+        with Ticker(lambda elapsed: f"{what}: {seconds(elapsed)} so far", note):
+            yield
         return
     with messages().status(what, spinner="dots"):
         yield

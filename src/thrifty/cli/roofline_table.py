@@ -6,13 +6,24 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cli import output
+from thrifty.cli.layout import Column
 
 if TYPE_CHECKING:
     from thrifty.evaluation.cost import Class, Estimate
     from thrifty.evaluation.machine import Machine
     from thrifty.evaluation.operations import Operation
 
-COLUMNS = ("layers", "operation", "stored", "GOP", "moved", "op/byte", "bound", "µs", "")
+COLUMNS = (
+    Column("layers", number=False),
+    Column("operation", number=False, rank=1),
+    Column("stored", number=False, rank=4),
+    Column("GOP", rank=3),
+    Column("moved", rank=3),
+    Column("op/byte", rank=4),
+    Column("bound by", number=False, rank=3),
+    Column("µs", rank=2),
+    Column("share", rank=2),
+)
 
 
 def show(model: str, recipe: str, found: Estimate) -> None:
@@ -23,13 +34,13 @@ def show(model: str, recipe: str, found: Estimate) -> None:
         (f"decode of one token at {found.length}", found.decode, found.decode_seconds),
     ):
         times = f" × {found.batch}" if found.batch > 1 else ""
-        output.table(f"{title}{times}", COLUMNS, list(_rows(found, step, seconds)), left=3)
-    say = output.console().print
-    say(f"{model}, {recipe}, on {machine.title or machine.name}", markup=False, highlight=False)
+        output.table(f"{title}{times}", COLUMNS, list(_rows(found, step, seconds)))
+    say = output.say
+    say(f"{model}, {recipe}, on {machine.title or machine.name}")
     rates = ", ".join(f"{kind} {rate / 1e12:.4g}" for kind, rate in machine.rates.items())
-    say(f"  {machine.bandwidth / 1e9:.1f} GB/s; TOP/s: {rates} ({machine.source})", markup=False, highlight=False)
+    say(f"  {machine.bandwidth / 1e9:.1f} GB/s; TOP/s: {rates} ({machine.source})")
     for line in _summary(found):
-        say(f"  {line}", markup=False, highlight=False)
+        say(f"  {line}")
 
 
 def _rows(found: Estimate, step: Sequence[Operation], total: float) -> Iterable[tuple[str, ...]]:
@@ -142,4 +153,11 @@ def show_machines(machines: Sequence[Machine]) -> None:
         )
         for one in machines
     ]
-    output.table("machines; rates in TOP/s, dense", ("name", "", "memory", "GB/s", *kinds), rows, left=2)
+    columns = (
+        Column("name", number=False),
+        Column("machine", number=False, rank=3),
+        Column("memory", rank=1),
+        Column("GB/s", rank=1),
+        *(Column(kind, rank=2) for kind in kinds),
+    )
+    output.table("machines; rates in TOP/s, dense", columns, rows)

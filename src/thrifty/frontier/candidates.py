@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from thrifty import registry
 from thrifty.recipe import Recipe
 
 Table = dict[str, Any]
@@ -53,16 +56,28 @@ class Candidate:
         """Whether it can be chosen."""
         return self.grid is not Grid.OFF
 
-    @property
+    @cached_property
     def weights_key(self) -> str:
         """Equal for candidates that share loaded weights."""
-        return json.dumps([self.grid is Grid.OFF, self.recipe.weights], sort_keys=True)
+        return _key(self.grid is Grid.OFF, _resolved(self.recipe, "weights"))
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """Equal for candidates that are the same recipe on the same weights, whatever they are called."""
-        stages = [self.recipe.weights, self.recipe.cache, self.recipe.decoding]
-        return json.dumps([self.grid is Grid.OFF, *stages], sort_keys=True)
+        """Equal for candidates that are the same recipe on the same weights, whatever they are called, and whether
+        options are spelled out or left at their defaults.
+        """
+        return _key(self.grid is Grid.OFF, *(_resolved(self.recipe, stage) for stage in registry.STAGES))
+
+
+def _resolved(recipe: Recipe, stage: str) -> list[Table]:
+    """A stage's techniques with all their options, defaults included."""
+    tables = getattr(recipe, stage)
+    techniques = zip(tables, recipe.techniques(stage), strict=True)
+    return [{"technique": table["technique"]} | dataclasses.asdict(technique) for table, technique in techniques]
+
+
+def _key(*parts: Any) -> str:
+    return json.dumps(parts, sort_keys=True, default=str)
 
 
 def of_recipe(recipe: Recipe) -> Candidate:

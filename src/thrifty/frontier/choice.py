@@ -24,14 +24,10 @@ def best(rows: Iterable[Measurement], min_recovery: float | None = None) -> Meas
     fitting = [row for row in fitting if row.rung == furthest and _reaches(row, min_recovery)]
     if not fitting:
         return None
-    recovered = max(_recovery(row) for row in fitting)
-    close = [row for row in fitting if _recovery(row) >= recovered - RECOVERY_TIE]
+    recovered = max(row.recovered for row in fitting)
+    close = [row for row in fitting if row.recovered >= recovered - RECOVERY_TIE]
     least = min(row.kl for row in close)
     return max((row for row in close if row.kl <= least + TIE), key=lambda row: row.decode_rate)
-
-
-def _recovery(row: Measurement) -> float:
-    return min(1.0, row.recovery.value) if row.recovery is not None else 0.0
 
 
 def _reaches(row: Measurement, least: float | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +87,9 @@ def why(fit: Fit) -> list[str]:
             f"The uncompressed model scores nothing at {', '.join(undefined)}: recovery is undefined there, and "
             "nothing was chosen by it."
         )
-    if fit.unreached:
-        sentences.append(f"The time did not reach {fit.unreached} measurements; --minutes gives more.")
+    unreached = _unreached(fit)
+    if unreached:
+        sentences.append(unreached)
     step = next_step(fit)
     if step is not None:
         sentences.append(f"The next step up is {step.recipe}, which needs {format_size(step.need_peak)}: {step.gain}.")
@@ -100,7 +102,7 @@ def why_nothing(fit: Fit) -> str:
     fitting = [row for row in rows if row.fits]
     question = fit.question
     if not fitting:
-        return f"no recipe that fits was measured ({len(fit.measured)} of {fit.total} measurements were made)"
+        return _none_measured(fit)
     quick = [row for row in fitting if row.quick]
     if not quick:
         assert question.latency is not None
@@ -112,6 +114,29 @@ def why_nothing(fit: Fit) -> str:
             f"more. It would do with --latency {milliseconds(step, 1.02)}"
         )
     return _short_of_recovery(fit, [row for row in quick if row.rung == max(one.rung for one in quick)])
+
+
+def _unreached(fit: Fit) -> str:
+    """What was not measured, and why; empty where all was."""
+    if not fit.finished:
+        return "The search was stopped before its end; the same command goes on from there."
+    if fit.unreached:
+        return f"The time did not reach {fit.unreached} measurements; --minutes gives more."
+    return ""
+
+
+def _none_measured(fit: Fit) -> str:
+    if not fit.finished:
+        return "the search was stopped before a recipe that fits was measured; the same command goes on from there"
+    fitting = sum(one.candidate.servable and fit.fits(one) and fit.quick(one) for one in fit.predictions.values())
+    minutes = fit.question.minutes
+    if minutes is None or not fit.unreached:
+        return f"none of {fitting} recipes that fit by their predictions could be measured"
+    more = math.ceil(2 * minutes)
+    return (
+        f"{minutes:g} minutes were too short to measure any of {fitting} recipes that fit by their predictions; give "
+        f"it more, such as --minutes {more}"
+    )
 
 
 def _short_of_recovery(fit: Fit, rows: list[Measurement]) -> str:

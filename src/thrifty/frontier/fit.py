@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from thrifty.evaluation import quality
 from thrifty.frontier import choice
 from thrifty.frontier.candidates import Candidate, Grid, grouped
+from thrifty.frontier.clock import Clock, OutOfTime
 from thrifty.frontier.exam import Exam
 from thrifty.frontier.measurement import DIVERGENCE, TASKS, Measurement, Prediction, expected_step, quality_of
 from thrifty.frontier.question import Question
@@ -33,7 +34,8 @@ class Fit:
     """The search. Iterate `rows` to run it; stop whenever you like, `best` answers from the rows so far.
 
     predictions: of every candidate, by key. measured: the furthest row of each that ran. skipped: candidates that
-    could not be measured, each with the reason. unreached: how many the time did not reach.
+    cannot be made or measured, each with the reason. unreached: how many measurements the time did not reach.
+    finished: whether the search ran to its end, or to that of its time; False where it was stopped.
     """
 
     def __init__(
@@ -62,9 +64,11 @@ class Fit:
         self.predictions: dict[str, Prediction] = {}
         self.skipped: list[tuple[Candidate, str]] = []
         self.unreached = 0
+        self.finished = False
         self.total = len(self.candidates) + len(self.off_grid)
         self._rows: dict[tuple[str, int], Measurement] = {}
-        self._began = time.monotonic()
+        self._tried: set[tuple[str, int]] = set()
+        self.clock = Clock(question.minutes)
         self.workshop = self._workshop(question, BASE)
 
     @property
@@ -89,30 +93,24 @@ class Fit:
         """Run the search: a row whenever a candidate was measured at a rung. Raises BudgetError before measuring
         anything where nothing can fit.
         """
-        self._began = time.monotonic()
+        self.clock.start()
         try:
             self.predict()
-            chosen = self._entrants()
-            for rung in self.rungs:
-                yield from self._climb(rung, chosen)
-                chosen = self._next(rung)
-                if self._late():
-                    break
-            yield from self._look_beyond()
+            yield from self._search()
         finally:
             self.workshop.close()
-        if self.off_grid:
+        if self.off_grid and not self.clock.late:
             yield from self._off_grid()
+        self.finished = True
 
     def predict(self) -> None:
         """Bytes and time of every candidate. Raises BudgetError where none can fit, with what would."""
         question = self.question
-        for found in self.workshop.predictions(self.candidates, question.context, question.batch):
-            self.predictions[found.candidate.key] = found
+        self._predict(self.workshop, self.candidates)
         fitting = [one for one in self._servable() if self.fits(one)]
         if not fitting:
             smallest = min(self._servable(), key=lambda one: one.need.peak)
-            longest = self.workshop.longest(smallest.candidate, question.context, question.memory, question.batch)
+            longest = self.workshop.longest(smallest, question.context, question.memory, question.batch)
             raise choice.refuse_memory(self._servable(), question.memory, question.context, question.batch, longest)
         if question.latency is not None and not any(self.quick(one) for one in fitting):
             raise choice.refuse_latency(fitting, question.latency, question.context, question.batch)
@@ -150,6 +148,22 @@ class Fit:
 
     # --- the rungs -----------------------------------------------------------------------------------
 
+    def _search(self) -> Iterator[Measurement]:
+        chosen = self._entrants()
+        for rung in self.rungs:
+            yield from self._climb(rung, chosen)
+            chosen = self._next(rung)
+            if self.clock.late:
+                return
+        yield from self._look_beyond()
+
+    def _predict(self, workshop: Workshop, candidates: Sequence[Candidate]) -> None:
+        for candidate, found in workshop.predictions(candidates, self.question.context, self.question.batch):
+            if isinstance(found, Prediction):
+                self.predictions[candidate.key] = found
+            else:
+                self.skipped.append((candidate, found))
+
     def _space(self, extra: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
         """Servable candidates, the baseline first, and off-grid ones, likewise; of equal ones the user's own."""
         question = self.question
@@ -167,7 +181,8 @@ class Fit:
         entering = [
             one
             for one in self.candidates
-            if one.key == BASE.key or one.key in self.pinned or self._worth_running(self.predictions[one.key])
+            if one.key in self.predictions
+            and (one.key == BASE.key or one.key in self.pinned or self._worth_running(self.predictions[one.key]))
         ]
         self.total = sum(min(len(entering), rung.seats(len(entering)) + 1) for rung in self.rungs) + len(self.off_grid)
         return entering
@@ -176,18 +191,26 @@ class Fit:
         """Measure the chosen at a rung, the baseline before all others."""
         order = [BASE, *(one for one in chosen if one.key != BASE.key)]
         groups = list(grouped(order))
-        self.workshop.spent += sum(self.workshop.loading_seconds(group[0]) for group in groups)
         for place, group in enumerate(groups):
             share = len(group) / sum(len(one) for one in groups[place:])
             in_time = partial(self._goes_on, rung, self._deadline(rung, share))
-            done = 0
-            for candidate, values in self.workshop.measure(group, rung, in_time):
-                done += 1
+            yield from self._measured(self.workshop, group, rung, in_time)
+        self.unreached += sum((one.key, rung.index) not in self._tried for one in order)
+
+    def _measured(
+        self, workshop: Workshop, group: Sequence[Candidate], rung: Rung, go_on: Callable[[], bool]
+    ) -> Iterator[Measurement]:
+        """The rows of a group that shares weights; those that cannot be made are skipped, with the reason."""
+        try:
+            for candidate, values in workshop.measure(group, rung, go_on):
+                self._tried.add((candidate.key, rung.index))
                 if "error" in values:
                     self.skipped.append((candidate, values["error"]))
-                    continue
-                yield self._keep(candidate, rung, values)
-            self.unreached += len(group) - done
+                else:
+                    yield self._keep(candidate, rung, values)
+        except OutOfTime:
+            return
+        self.workshop.spent += workshop.loading_seconds(group[0])
 
     def _next(self, rung: Rung) -> list[Candidate]:
         """Who goes on: survivors among those that fit, and the pinned."""
@@ -245,22 +268,16 @@ class Fit:
         outside.sort(key=lambda one: (one.need.peak, one.seconds))
         looked = sorted(outside[:BEYOND], key=lambda one: one.candidate.weights_key)
         for group in grouped(one.candidate for one in looked):
-            for candidate, values in self.workshop.measure(group, rung, lambda: not self._late()):
-                if "error" not in values:
-                    yield self._keep(candidate, rung, values)
+            yield from self._measured(self.workshop, group, rung, self._in_time)
 
     def _off_grid(self) -> Iterator[Measurement]:
         """What weight techniques cost where the checkpoint does not lie on their grid; without tasks."""
         model = offgrid(self.question.model, dtype=torch.bfloat16, packed=True)
-        rung = self.rungs[0]
         shop = self._workshop(self.question, OFF_GRID_BASE, model)
         try:
-            for found in shop.predictions(self.off_grid, self.question.context, self.question.batch):
-                self.predictions[found.candidate.key] = found
-            for group in grouped(self.off_grid):
-                for candidate, values in shop.measure(group, rung, lambda: not self._late()):
-                    if "error" not in values:
-                        yield self._keep(candidate, rung, values)
+            self._predict(shop, self.off_grid)
+            for group in grouped(one for one in self.off_grid if one.key in self.predictions):
+                yield from self._measured(shop, group, self.rungs[0], self._in_time)
         finally:
             shop.close()
 
@@ -268,27 +285,32 @@ class Fit:
 
     def _deadline(self, rung: Rung, part: float) -> float:
         """When `part` of a rung must be over, seconds on the monotonic clock."""
-        if self.question.minutes is None:
-            return float("inf")
         place = self.rungs.index(rung) + len(SHARES) - len(self.rungs)
-        end = self._began + 60 * self.question.minutes * SHARES[place]
-        now = time.monotonic()
-        return now + max(0.0, end - now) * part
+        return self.clock.deadline(SHARES[place], part)
 
-    def _late(self) -> bool:
-        minutes = self.question.minutes
-        return minutes is not None and time.monotonic() - self._began > 60 * minutes
+    def _in_time(self) -> bool:
+        return not self.clock.late
 
     def _goes_on(self, rung: Rung, limit: float) -> bool:
-        """Whether another candidate may be measured: in time, or while the rung has no answer yet."""
+        """Whether another candidate may be measured: within the group's share, or, while the rung has no answer yet,
+        within the whole time.
+        """
         if time.monotonic() < limit:
             return True
-        return not any(row.eligible for row in self._rows.values() if row.rung == rung.index)
+        answered = any(row.eligible for row in self._rows.values() if row.rung == rung.index)
+        return not answered and not self.clock.late
 
     def _servable(self) -> list[Prediction]:
-        return [self.predictions[one.key] for one in self.candidates]
+        return [self.predictions[one.key] for one in self.candidates if one.key in self.predictions]
 
     def _workshop(self, question: Question, base: Candidate, model: Any = None) -> Workshop:
         return Workshop(
-            model or question.model, base, self.state, self.exam, self.prefix, question.threads, question.native
+            model or question.model,
+            base,
+            self.state,
+            self.exam,
+            self.prefix,
+            self.clock,
+            question.threads,
+            question.native,
         )

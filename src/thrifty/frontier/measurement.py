@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,6 +136,13 @@ class Measurement:
             found.append(self.quality.recovery)
         return mean_of(found) if found else None
 
+    @property
+    def recovered(self) -> float:
+        """The recovery as rows are ranked by it: what is beyond the baseline's is luck; where a task has none, nothing
+        is known, which counts as 0.
+        """
+        return min(1.0, self.recovery.value) if self.recovery is not None else 0.0
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         recovery = self.recovery
@@ -222,14 +229,13 @@ def on_frontier(row: Measurement, rows: list[Measurement]) -> bool:
     """Whether no other servable row is at least as good in bytes, divergence and the time of a decode step, and better
     in one. Time is the prediction at the budget's context, since rungs measure after different numbers of tokens.
     """
-    return row.candidate.servable and not any(_dominates(other, row) for other in rows if other is not row)
+    rivals = [other for other in rows if other is not row and other.candidate.servable]
+    return row.candidate.servable and not any(dominates(_costs(rival), _costs(row)) for rival in rivals)
 
 
-def _dominates(one: Measurement, other: Measurement) -> bool:
-    if not one.candidate.servable:
-        return False
-    ours, theirs = _costs(one), _costs(other)
-    return all(a <= b for a, b in zip(ours, theirs, strict=True)) and ours != theirs
+def dominates(costs: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether costs are nowhere more than others, and somewhere less."""
+    return all(a <= b for a, b in zip(costs, others, strict=True)) and costs != others
 
 
 def _costs(row: Measurement) -> tuple[float, float, float]:

@@ -3,50 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from thrifty.evaluation.cost import decode_seconds
-from thrifty.evaluation.sizes import ModelSizes
+from thrifty.evaluation.sizes import ModelSizes, StoredLinear
 from thrifty.frontier.candidates import Candidate
 from thrifty.frontier.measurement import Need, Prediction
+from thrifty.weights.sizes import Predictor
 
 if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
     from thrifty.engine.engine import Engine
     from thrifty.evaluation.machine import Machine
+    from thrifty.weights.technique import WeightTechnique
 
 ANSWER = 256  # tokens of a full context that are answer; what compresses prompts leaves them whole
 
 
-def predict(engine: Engine, candidate: Candidate, context: int, batch: int = 1) -> Need:
-    """Bytes of `batch` sequences of `context` tokens each, at most 256 of them an answer, under the candidate. engine:
-    one that holds the candidate's weights.
+def as_stored(sizes: ModelSizes, techniques: Sequence[WeightTechnique]) -> ModelSizes:
+    """A model's sizes under weight techniques, exact; nothing but a few rows of each shape is compressed.
+
+    Raises RecipeError for a technique that needs calibration.
     """
-    return _need(engine, candidate.recipe.techniques("cache"), context, batch)
+    predictor = Predictor(techniques)
+
+    def restore(linear: StoredLinear) -> StoredLinear:
+        stored = predictor.stored(linear.name, linear.rows, linear.columns, bias=linear.has_bias)
+        return linear if stored is None else replace(linear, nbytes=stored[0], label=stored[1])
+
+    return sizes.stored(restore) if techniques else sizes
+
+
+def predict(
+    engine: Engine, candidate: Candidate, context: int, batch: int = 1, sizes: ModelSizes | None = None
+) -> Need:
+    """Bytes of `batch` sequences of `context` tokens each, at most 256 of them an answer, under the candidate. sizes:
+    of the candidate's weights, None: those that the engine holds.
+    """
+    weights = engine.model.nbytes if sizes is None else sizes.nbytes
+    return _need(engine, weights, candidate.recipe.techniques("cache"), context, batch)
 
 
 def prediction(
     engine: Engine, sizes: ModelSizes, candidate: Candidate, context: int, batch: int, machine: Machine
 ) -> Prediction:
-    """Bytes as `predict`, and the roofline of a decode step. sizes: of the engine's model."""
+    """Bytes as `predict`, and the roofline of a decode step. sizes: of the candidate's weights."""
     policies = candidate.recipe.techniques("cache")
     held = engine.memory.cache.footprint(policies, prompt_of(context), context).steady_bytes
     return Prediction(
         candidate,
-        _need(engine, policies, context, batch),
+        _need(engine, sizes.nbytes, policies, context, batch),
         decode_seconds(sizes, held, batch, machine),
         held,
         decode_seconds(sizes, 0, 1, machine),
     )
 
 
-def longest_context(engine: Engine, candidate: Candidate, context: int, budget: int, batch: int = 1) -> int:
-    """The longest context below `context` that fits, 0 where none does."""
-    policies = candidate.recipe.techniques("cache")
+def longest_context(engine: Engine, found: Prediction, context: int, budget: int, batch: int = 1) -> int:
+    """The longest context below `context` at which a predicted candidate fits, 0 where none does."""
+    policies = found.candidate.recipe.techniques("cache")
     low, high = 0, context
     while high - low > 1:
         middle = (low + high) // 2
-        if _need(engine, policies, middle, batch).peak <= budget:
+        if _need(engine, found.need.weights, policies, middle, batch).peak <= budget:
             low = middle
         else:
             high = middle
@@ -58,7 +78,7 @@ def prompt_of(context: int) -> int:
     return context - min(ANSWER, context // 4 + 1)
 
 
-def _need(engine: Engine, policies: Sequence[CachePolicy], context: int, batch: int) -> Need:
+def _need(engine: Engine, weights: int, policies: Sequence[CachePolicy], context: int, batch: int) -> Need:
     memory = engine.memory
     cache = memory.together(policies, prompt_of(context), context, batch)
-    return Need(engine.model.nbytes, memory.workspace, cache.peak_bytes, cache.steady_bytes)
+    return Need(weights, memory.workspace, cache.peak_bytes, cache.steady_bytes)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from thrifty.evaluation import quality
-from thrifty.frontier.measurement import Measurement
+from thrifty.frontier.measurement import Measurement, dominates
 
 FIRST_PREFIX, FIRST_SCORED = 1024, 32
 FEW = 2  # questions of every task that the second rung asks
@@ -76,7 +76,7 @@ def survivors(rows: Sequence[Measurement], seats: int, seed: int) -> list[Measur
     lots = {row.candidate.key: draw.random() for row in rows}
     by_divergence = sorted(rows, key=lambda row: (row.kl, row.need.peak, lots[row.candidate.key]))
     if all(row.tasks for row in rows):
-        ranking = sorted(by_divergence, key=lambda row: -_recovered(row))
+        ranking = sorted(by_divergence, key=lambda row: -row.recovered)
     else:
         ranks = dict(zip((row.candidate.key for row in rows), _ranks(rows), strict=True))
         by_rank = sorted(rows, key=lambda row: (ranks[row.candidate.key], row.kl, lots[row.candidate.key]))
@@ -97,11 +97,6 @@ def way(row: Measurement) -> tuple[str, ...]:
     return tuple(str(table["technique"]) for table in [*recipe.weights, *recipe.cache])
 
 
-def _recovered(row: Measurement) -> float:
-    """Beyond the baseline's is luck; a task at which the baseline scores nothing tells nothing."""
-    return min(1.0, row.recovery.value) if row.recovery is not None else 0.0
-
-
 def objectives(row: Measurement) -> tuple[float, float, float]:
     """What is to be small: bytes, seconds of a step (by the roofline, which does not flutter), divergence."""
     return (row.need.peak, row.predicted or 0.0, row.kl)
@@ -112,13 +107,9 @@ def _ranks(rows: Sequence[Measurement]) -> list[int]:
     points = [objectives(row) for row in rows]
     left, ranks, rank = set(range(len(rows))), [0] * len(rows), 0
     while left:
-        front = {one for one in left if not any(_beats(points[other], points[one]) for other in left)}
+        front = {one for one in left if not any(dominates(points[other], points[one]) for other in left)}
         for one in front:
             ranks[one] = rank
         left -= front
         rank += 1
     return ranks
-
-
-def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))

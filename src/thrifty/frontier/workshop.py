@@ -7,24 +7,27 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from thrifty.engine.engine import Engine
+from thrifty.errors import StorageError, ThriftyError
 from thrifty.evaluation import memory, quality, sizes
 from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.machine import Machine, this_machine
 from thrifty.evaluation.speed import warm_up
 from thrifty.frontier.candidates import Candidate, grouped
+from thrifty.frontier.clock import Clock, OutOfTime
 from thrifty.frontier.exam import Exam
 from thrifty.frontier.measurement import Prediction
-from thrifty.frontier.predict import longest_context, prediction
+from thrifty.frontier.predict import as_stored, longest_context, prediction
 from thrifty.frontier.rungs import Rung
 from thrifty.frontier.space import shortened
 from thrifty.frontier.state import State
 from thrifty.weights.technique import apply
 
 if TYPE_CHECKING:
+    from thrifty.engine.request import Event
     from thrifty.models.model import Model
 
 Values = dict[str, Any]
@@ -43,6 +46,7 @@ class Workshop:
         state: State,
         exam: Exam,
         full_prefix: int,
+        clock: Clock,
         threads: int | None = None,
         native: bool | None = None,
     ) -> None:
@@ -53,6 +57,7 @@ class Workshop:
         self.full_prefix = full_prefix
         self.spent = 0.0
         self._counted: dict[str, float] = {}
+        self._clock = clock
         self._threads, self._native = threads, native
         self._baseline: tuple[str, quality.Baseline] | None = None
 
@@ -64,49 +69,92 @@ class Workshop:
             self.state.add("machine", "", held)
         return Machine(**held)
 
-    def predictions(self, candidates: Sequence[Candidate], context: int, batch: int) -> Iterator[Prediction]:
-        """Bytes and time of every candidate; each weights stage is loaded once, nothing is run."""
+    def predictions(
+        self, candidates: Sequence[Candidate], context: int, batch: int
+    ) -> Iterator[tuple[Candidate, Prediction | str]]:
+        """Bytes and time of every candidate, or the reason why it cannot be made; no weights are made, nothing is run.
+
+        Raises what the uncompressed model raises.
+        """
         machine = self.machine()
         for group in grouped(candidates):
             missing = [one for one in group if self.state.find("prediction", one.key) is None]
-            if missing:
-                with self._engine(group[0]) as engine:
-                    stored = sizes.of_model(engine.model)
-                    for one in missing:
-                        found = prediction(engine, stored, one, context, batch, machine)
-                        self.state.add("prediction", one.key, found.as_dict())
-            self._count_loading(group[0])
+            failed = self._predict(missing, context, batch, machine) if missing else {}
             for one in group:
-                yield Prediction.from_dict(one, self.state.find("prediction", one.key))
+                held = self.state.find("prediction", one.key)
+                yield one, failed[one.key] if held is None else Prediction.from_dict(one, held)
 
-    def longest(self, candidate: Candidate, context: int, budget: int, batch: int) -> int:
+    def _predict(self, group: Sequence[Candidate], context: int, batch: int, machine: Machine) -> dict[str, str]:
+        """Keep predictions of candidates that share weights; why not, by key, of those that cannot be made."""
+        failed: dict[str, str] = {}
+        try:
+            techniques = group[0].recipe.techniques("weights")
+            for technique in techniques:
+                technique.check(self.model.decoder)
+            shipped = sizes.of_model(self.model)
+            stored = as_stored(shipped, techniques)
+        except Exception as error:
+            return dict.fromkeys((one.key for one in group), _reason(error))
+        # The cache's format and the workspace are the shipped model's, unless plain weights become packed ones.
+        with self._engine(self.base if stored.plain == shipped.plain else group[0]) as engine:
+            for one in group:
+                try:
+                    found = prediction(engine, stored, one, context, batch, machine)
+                except Exception as error:
+                    if one.key == self.base.key:
+                        raise
+                    failed[one.key] = _reason(error)
+                else:
+                    self.state.add("prediction", one.key, found.as_dict())
+        return failed
+
+    def longest(self, found: Prediction, context: int, budget: int, batch: int) -> int:
         """See `longest_context`."""
-        with self._engine(candidate) as engine:
-            return longest_context(engine, candidate, context, budget, batch)
+        with self._engine(self.base) as engine:
+            return longest_context(engine, found, context, budget, batch)
 
     def measure(
         self, group: Sequence[Candidate], rung: Rung, go_on: Callable[[], bool]
     ) -> Iterator[tuple[Candidate, Values]]:
         """What each of a group that shares weights measures at a rung, as JSON-ready values, or {"error": reason}.
 
-        go_on: asked before each; False ends the group.
+        go_on: asked before weights are made and before each; False ends the group. Raises OutOfTime wherever the
+        search's time ends, and what the uncompressed model raises.
         """
         todo = [one for one in group if self._missing(one, rung)]
         if not todo:
             for one in group:
-                if not go_on():
-                    return
                 yield one, self._held(one, rung)
             return
+        if not go_on():
+            return
         self._prepare(rung, needed=any(one.key != self.base.key for one in todo))
-        with self._engine(group[0]) as engine:
-            warm_up(engine)
+        with ExitStack() as opened:
+            try:
+                engine = opened.enter_context(self._engine(group[0]))
+                warm_up(engine)
+            except Exception as error:
+                if group[0].weights_key == self.base.weights_key:
+                    raise
+                yield from ((one, {"error": _reason(error)}) for one in group)
+                return
             for one in group:
                 if not go_on():
                     return
-                if self._missing(one, rung):
-                    self._run(engine, one, rung)
-                yield one, self._held(one, rung)
+                yield one, self._values(engine, one, rung)
+
+    def _values(self, engine: Engine, candidate: Candidate, rung: Rung) -> Values:
+        """Measured where the state does not hold it. What a candidate raises is its own reason, which is not kept: the
+        next search tries it again.
+        """
+        try:
+            if self._missing(candidate, rung):
+                self._run(engine, candidate, rung)
+        except Exception as error:
+            if candidate.key == self.base.key:
+                raise
+            return {"error": _reason(error)}
+        return self._held(candidate, rung)
 
     def close(self) -> None:
         """Give the baseline's file back."""
@@ -200,8 +248,8 @@ class Workshop:
     def _engine(self, candidate: Candidate) -> Iterator[Engine]:
         begin = time.perf_counter()
         techniques = candidate.recipe.techniques("weights")
-        model = apply(self.model, techniques) if techniques else self.model
-        engine = Engine(model, threads=self._threads, native=self._native, prefix_tree=False)
+        model = apply(self.model, techniques, before=self._clock.check) if techniques else self.model
+        engine = _TimedEngine(self._clock, model, threads=self._threads, native=self._native, prefix_tree=False)
         if self.state.find("loading", candidate.weights_key) is None:
             self.state.add("loading", candidate.weights_key, time.perf_counter() - begin)
         try:
@@ -209,8 +257,24 @@ class Workshop:
         finally:
             engine.close()
 
-    def _count_loading(self, candidate: Candidate) -> None:
-        self.spent += self.loading_seconds(candidate)
+
+class _TimedEngine(Engine):
+    """An engine that makes no step once the time is over."""
+
+    def __init__(self, clock: Clock, model: Model, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._clock = clock
+
+    def step(self) -> list[Event]:
+        self._clock.check()
+        return super().step()
+
+
+def _reason(error: Exception) -> str:
+    """Why a candidate cannot be made. Raises the error where it is the search's own and not the candidate's."""
+    if isinstance(error, OutOfTime | StorageError):
+        raise error
+    return str(error) if isinstance(error, ThriftyError) else f"{type(error).__name__}: {error}"
 
 
 def _key(candidate: Candidate, rung: Rung) -> str:

@@ -89,11 +89,13 @@ def apply(
     *,
     calibration: Calibration | None = None,
     in_place: bool = False,
+    before: Callable[[], None] | None = None,
 ) -> Model:
     """The model with the techniques applied in order, each to the result of those before.
 
     The given model stays as it is and shares the untouched tensors, unless `in_place`: then its layers are
-    exchanged one at a time, so that the peak is the model plus one layer. Raises RecipeError for options that
+    exchanged one at a time, so that the peak is the model plus one layer. before: called before every linear; what it
+    raises ends the work. Raises RecipeError for options that
     do not fit the model, or for a technique that needs calibration where none is given.
     """
     for technique in techniques:
@@ -103,16 +105,23 @@ def apply(
     if not in_place:
         model = replace(model, decoder=share(model.decoder), report=list(model.report))
     for technique in techniques:
-        _apply_one(model, technique, calibration)
+        _apply_one(model, technique, calibration, before)
     return model
 
 
 @torch.no_grad()
-def _apply_one(model: Model, technique: WeightTechnique, calibration: Calibration | None) -> None:
+def _apply_one(
+    model: Model,
+    technique: WeightTechnique,
+    calibration: Calibration | None,
+    before: Callable[[], None] | None,
+) -> None:
     reports = {entry.name: index for index, entry in enumerate(model.report)}
     for linear in linears(model.decoder):
         if not technique.selects(linear):
             continue
+        if before is not None:
+            before()
         activations = calibration(linear) if calibration and technique.needs_calibration else None
         packed = technique.compress(linear, activations)
         packed.native = linear.linear.native

@@ -163,7 +163,10 @@ def test_fit_says_what_is_short_where_nothing_is_good_enough(
     out = tmp_path / "o.toml"
     found = thrifty("fit", checkpoint, "--memory", "1GB", *FIT, "-o", out, "--latency", "400ms", "--json")
     assert found.code == 1 and not out.exists()
-    assert "took 500ms, 100ms more. It would do with --latency 510ms. Nothing was written." in found.message
+    said = "took 500ms, 100ms more. It would do with --latency 510ms. Nothing was written."
+    assert said in found.json()["error"] and found.message == ""
+    people = thrifty("fit", checkpoint, "--memory", "1GB", *FIT, "-o", out, "--latency", "400ms")
+    assert people.code == 1 and said in people.message
     assert found.json()["winner"] is None and found.json()["why"] == []
 
 
@@ -266,8 +269,59 @@ def test_an_interrupted_fit_keeps_the_best_so_far(
     assert found.code == 130
     assert out.exists()
     assert found.json()["interrupted"] is True and found.json()["winner"] == 0
+    assert "was stopped before its end; the same command goes on" in " ".join(found.json()["why"])
+    assert "the best so far is kept" in found.err and "error" not in found.json()
     stages = [row["stage"] for row in found.json()["candidates"]]
     assert stages[0] == "divergence" and set(stages[1:]) == {"predicted"}
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_a_fit_that_is_interrupted_at_once_keeps_nothing(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thrifty.frontier.workshop import Workshop
+
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Workshop, "measure", interrupted)
+    out = tmp_path / "best.toml"
+    found = thrifty("fit", checkpoint, "--memory", "1GB", *FIT, "-o", out)
+    assert found.code == 130 and not out.exists()
+    assert "stopped before any that fits was measured" in found.err
+    assert "the search was stopped before a recipe that fits was measured; the same command goes on" in found.message
+    assert "the best so far is kept" not in found.err and "--minutes" not in found.message
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_fit_tells_which_recipe_cannot_be_made(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('name = "mine"\n[[weights]]\ntechnique = "rtn"\nskip = ["layer.*"]\n')
+    words = ("fit", checkpoint, "--memory", "1GB", *FIT, "-o", tmp_path / "o.toml", "-r", mine, "--prompt", "")
+    found = thrifty(*words, "--tasks", "")
+    assert found.code == 0, found.err
+    reason = "technique 'rtn': skip 'layer.*' matches no linear layer. Did you mean"
+    assert f"Warning: mine was left out: {reason}" in found.message
+    assert [
+        (one["recipe"], one["reason"][: len(reason)])
+        for one in thrifty(*words, "--tasks", "", "--json").json()["skipped"]
+    ] == [("mine", reason)]
+
+
+def test_models_with_a_recipe_weighs_it_without_making_it(
+    thrifty: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(*_: object, **__: object) -> None:
+        raise AssertionError("weights were made")
+
+    monkeypatch.setattr("thrifty.weights.technique.apply", made)
+    monkeypatch.setattr("thrifty.models.embedded.MODELS", {"recall-2m": MODELS["recall-2m"]})
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[[weights]]\ntechnique = "rtn"\nembedding_bits = 4\n')
+    (rounded,) = thrifty("models", "--recipe", recipe, "--json").json()
+    recipe.write_text("")
+    (shipped,) = thrifty("models", "--recipe", recipe, "--json").json()
+    assert 0 < rounded["need"]["peak_bytes"] < shipped["need"]["peak_bytes"]
 
 
 def test_models_lists_the_embedded_ones(thrifty: Callable[..., Any]) -> None:
@@ -316,4 +370,5 @@ def test_doctor_says_what_runs_and_what_is_missing(thrifty: Callable[..., Any]) 
     assert found["bandwidth_gb_s"] > 0 and found["gemm_gflop_s"] > 0
     assert isinstance(found["cpu_features"], dict)
     assert all(set(item) == {"what", "get"} for item in found["missing"])
+    assert "serve" not in str(found["missing"]), "there is no server yet"
     assert "memory reads" in thrifty("doctor", "--threads", 1).out

@@ -79,6 +79,46 @@ def test_an_unknown_error_says_how_to_see_more(thrifty: Callable[..., Any], monk
     assert "KeyError: 'oops'" in found.message and "--debug" in found.message
 
 
+MISTAKES = [
+    (("techniques", "--stage", "wieghts"), 2, "BadParameter", "no stage 'wieghts'. Did you mean 'weights'?"),
+    (("bench", "--recip", "x.toml", "model"), 2, "NoSuchOption", "No such option: --recip"),
+    (("fit", "model", "--memory", "many", "--context", 64), 2, "BadParameter", "many"),
+    (("fit", "model", "--memory", "1GB"), 2, "MissingParameter", "Missing option '--context'"),
+    (("pull", "smolm2"), 1, "CheckpointError", "Did you mean 'smollm2-135m'?"),
+    (("roofline", "smollm2-135m", "-m", "rtx4090"), 1, "MachineError", "Did you mean 'rtx-4090'?"),
+    (("bnch",), 2, "UsageError", "Did you mean 'bench'?"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "kind", "message"), MISTAKES, ids=[kind for _, _, kind, _ in MISTAKES])
+def test_an_error_under_json_is_one_json_object(
+    words: tuple[Any, ...], code: int, kind: str, message: str, thrifty: Callable[..., Any]
+) -> None:
+    found = thrifty(*words, "--json")
+    assert found.code == code and found.err == "" and found.out.count("\n") == 1
+    assert set(found.json()) == {"error", "kind"} and found.json()["kind"] == kind
+    assert message in found.json()["error"]
+    people = thrifty(*words)
+    assert people.code == code and people.out == "" and message.split()[-1] in people.message
+
+
+def test_what_was_not_foreseen_is_json_too(thrifty: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    _fail_with(monkeypatch, KeyError("oops"))
+    assert "KeyError: 'oops'" in thrifty("techniques", "--json").json()["error"]
+    _fail_with(monkeypatch, MemoryError())
+    assert "out of memory" in thrifty("techniques", "--json").json()["error"]
+
+
+def test_a_word_after_two_dashes_is_no_option(thrifty: Callable[..., Any]) -> None:
+    assert "no technique '--json'" in thrifty("techniques", "--", "--json").message
+
+
+def test_help_pages_are_whole_sentences_about_what_there_is(thrifty: Callable[..., Any]) -> None:
+    page = " ".join(thrifty("--help").out.replace("│", " ").split())
+    assert "measured speeds, what is missing and how to get it." in page
+    assert "serve" not in page.lower()
+
+
 @pytest.mark.parametrize("words", [("--debug", "techniques"), ("techniques", "--debug")])
 def test_debug_lets_the_error_through(
     words: tuple[str, ...], thrifty: Callable[..., Any], monkeypatch: pytest.MonkeyPatch

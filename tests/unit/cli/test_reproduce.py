@@ -38,6 +38,20 @@ def test_json(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> 
     assert claim["technique"] == "rtn" and claim["figures"]["full"] > 1 and not found.json()["interrupted"]
 
 
+@pytest.mark.usefixtures("small")
+def test_nothing_is_written_unasked(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "docs" / "claims.md"
+    page.parent.mkdir()
+    page.write_text("as it was")
+    monkeypatch.chdir(tmp_path)
+    found = thrifty("reproduce", "rtn", "--model", checkpoint, "--threads", 1)
+    assert found.code == 0 and "Nothing was written; -o FILE adds it to a page." in found.out
+    assert thrifty("reproduce", "rtn", "--model", checkpoint, "--threads", 1, "--json").json()["page"] is None
+    assert page.read_text() == "as it was" and [one.name for one in page.parent.iterdir()] == ["claims.md"]
+
+
 def test_ctrl_c_keeps_what_was_finished(
     thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from thrifty import registry
+from thrifty.card import Card
+from thrifty.errors import RecipeError
 
 
 def test_json_is_a_list_of_objects_with_exactly_four_fields(thrifty: Callable[..., Any]) -> None:
@@ -23,6 +29,40 @@ def test_one_technique_has_the_rest_of_its_card(thrifty: Callable[..., Any]) -> 
     assert card["name"] == "rtn" and card["stage"] == "weights"
     assert card["options"]["bits"] == 4
     assert {"title", "year", "mechanism", "limits"} <= set(card)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"), [(stage, name) for stage in registry.STAGES for name in registry.names(stage)]
+)
+def test_what_must_be_set_is_what_a_recipe_cannot_leave_out(stage: str, name: str, thrifty: Callable[..., Any]) -> None:
+    (card,) = thrifty("techniques", name, "--json").json()
+    try:
+        built = registry.build(stage, {"technique": name})
+    except RecipeError:
+        assert card["required"]
+    else:
+        assert card["required"] == []
+        assert json.loads(json.dumps(dataclasses.asdict(built))) == card["options"]
+    out = thrifty("techniques", name).out
+    assert ("must be set" in out) == bool(card["required"]) and "required" not in out
+    assert out.count("not set by default") == sum(value is None for value in card["options"].values())
+
+
+def test_an_option_without_a_default_must_be_set(monkeypatch: pytest.MonkeyPatch, thrifty: Callable[..., Any]) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Demanding:
+        """much: how much of it."""
+
+        much: int
+        more: int | None = None
+        parts: tuple[int, ...] = dataclasses.field(default_factory=lambda: (1, 2))
+        card = Card(title="t", paper="p", year=2026, mechanism="m", claim="c")
+
+    monkeypatch.setattr(registry, "load", lambda stage, name: Demanding)
+    out = " ".join(thrifty("techniques", "kivi").out.split())
+    assert "option much must be set option more not set by default option parts default (1, 2)" in out
+    assert "options much: how much of it." in out
+    assert registry.describe("cache", "kivi")["required"] == ["much"]
 
 
 def test_the_table_names_every_technique(thrifty: Callable[..., Any]) -> None:

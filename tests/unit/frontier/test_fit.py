@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.searches import CONTEXT, LOOSE, MACHINE, candidates, fitted
 from tests.tiny import text_tokens, tiny_model
 
 from thrifty.engine.api import Thrifty
@@ -13,7 +15,7 @@ from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import BudgetError, PromptError, ThriftyError
 from thrifty.evaluation.recovery import Interval
-from thrifty.frontier.candidates import Candidate, Grid
+from thrifty.frontier.candidates import Candidate
 from thrifty.frontier.exam import Exam
 from thrifty.frontier.explain import next_step, why, why_nothing
 from thrifty.frontier.fit import BASE, Fit
@@ -23,39 +25,19 @@ from thrifty.frontier.space import space
 from thrifty.frontier.state import State
 from thrifty.frontier.workshop import Workshop
 from thrifty.models import Model
-from thrifty.recipe import Recipe
-
-LOOSE = 10**9
-CONTEXT = 2048
-KIVI = {"technique": "kivi", "bits": 4}
-RTN = {"technique": "rtn", "bits": 4, "group": 128}
 
 
-def candidates() -> list[Candidate]:
-    return [
-        Candidate(Recipe(), Grid.SHIPPED),
-        Candidate(Recipe(cache=[KIVI]), Grid.SHIPPED),
-        Candidate(Recipe(cache=[{"technique": "snapkv", "capacity": 128}, KIVI]), Grid.SHIPPED),
-        Candidate(Recipe(weights=[RTN]), Grid.ON),
-        Candidate(Recipe(weights=[RTN], cache=[KIVI]), Grid.ON),
-        Candidate(Recipe(), Grid.OFF),
-        Candidate(Recipe(weights=[RTN]), Grid.OFF),
-    ]
+@pytest.fixture(scope="module", autouse=True)
+def known_machine() -> Iterator[None]:
+    """The machine is not measured anew for every search."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("thrifty.frontier.workshop.this_machine", lambda threads: MACHINE)
+        yield
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
     return tiny_model(packed=True)
-
-
-def fitted(
-    model: Model, memory: int, chosen: list[Candidate] | None = None, state: State | None = None, **changes: Any
-) -> Fit:
-    more: dict[str, Any] = {"items": 2, "tasks": ("recall",)} | changes
-    question = Question(
-        model, memory, CONTEXT, prefix=320, scored=24, threads=1, candidates=chosen or candidates(), **more
-    )
-    return Fit(question, state=state)
 
 
 @pytest.fixture(scope="module")
@@ -169,14 +151,6 @@ def test_the_prefix_fills_the_context_within_bounds(model: Model) -> None:
     assert prefix(4096) == 4096 - 64 - 258
     assert prefix(2048) == 2048 - 64 - 258
     assert prefix(64) == 1024
-
-
-def test_a_candidate_that_compresses_nothing_is_left_out_with_the_reason(model: Model) -> None:
-    idle = Candidate(Recipe(cache=[{"technique": "snapkv", "capacity": 2000}]), Grid.SHIPPED)
-    fit = fitted(model, LOOSE, [candidates()[0], idle, candidates()[1]])
-    assert {row.candidate.label for row in fit.rows()} == {"as shipped", "kivi(bits=4)"}
-    ((skipped, reason),) = fit.skipped
-    assert skipped is idle and "read no compressed segment" in reason
 
 
 def test_rungs_halve_and_the_later_ones_run_tasks(loose: Fit) -> None:
@@ -323,13 +297,6 @@ def test_weights_with_more_candidates_get_more_of_a_rungs_time(model: Model, mon
     fit = fitted(model, LOOSE, candidates()[:5])
     next(iter(fit.rows()))
     assert asked == [(fit.rungs[0].index, 3 / 5)], "three share the weights as shipped, two are rounded"
-
-
-def test_time_that_is_short_still_gives_an_answer(model: Model) -> None:
-    fit = fitted(model, LOOSE, minutes=1e-6)
-    rows = list(fit.rows())
-    assert rows and fit.best is not None
-    assert fit.unreached > 0 and any("--minutes" in sentence for sentence in why(fit))
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from thrifty import registry
 from thrifty.errors import StorageError
+from thrifty.frontier.candidates import of_recipe
 from thrifty.frontier.state import State, default_path
+from thrifty.recipe import Recipe
 
 QUESTION = {"model": "abc", "context": 2048}
 
@@ -67,6 +70,32 @@ def test_a_state_of_another_question_is_refused_and_lies_elsewhere(path: Path) -
         State(path, other)
     assert held(path) == 2
     assert default_path(QUESTION) != default_path(other)
+
+
+@pytest.mark.parametrize(
+    ("module", "option", "stage", "value"),
+    [
+        ("thrifty.cache.policies.kivi", "bits", "cache", 4),
+        ("thrifty.weights.techniques.rtn", "group", "weights", 64),
+        ("thrifty.cache.policies.snapkv", "window", "cache", 16),
+    ],
+)
+def test_other_defaults_are_another_candidate(
+    module: str, option: str, stage: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = module.rpartition(".")[2]
+    recipe = Recipe.from_document({stage: [{"technique": name}]})
+    spelled = Recipe.from_document({stage: [{"technique": name, option: value}]})
+    assert of_recipe(recipe).key != of_recipe(spelled).key
+    field = registry.load(stage, name).__dataclass_fields__[option]  # type: ignore[attr-defined]
+    same = Recipe.from_document({stage: [{"technique": name, option: field.default}]})
+    assert of_recipe(recipe).key == of_recipe(same).key
+    before = of_recipe(recipe)
+    held, weights = before.key, before.weights_key
+    monkeypatch.setattr(field, "default", value)
+    after = of_recipe(recipe)
+    assert after.key == of_recipe(spelled).key != held
+    assert (after.weights_key != weights) == (stage == "weights")
 
 
 def test_on_a_full_disk_a_value_is_still_known_to_this_search(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,9 +92,9 @@ def replace_file(path: Path, text: str) -> None:
 
 HEAD = """# Claims
 
-What papers say, measured here. Written by `thrifty reproduce --all`; `thrifty reproduce NAME` renews one row. A verdict
-follows from the figures by the rule below the table, never by hand: a claim that fails is reported as failed. The model
-is far smaller than the papers', so that a verdict speaks of this setting alone.
+What papers say, measured here. Written by `thrifty reproduce --all -o FILE`; with a technique's name in the place of
+`--all` it renews one row. A verdict follows from the figures by the rule below the table, never by hand: a claim that
+fails is reported as failed. The model is far smaller than the papers', so that a verdict speaks of this setting alone.
 
 | technique | paper says | measured here | setting | verdict | minutes | date | machine |
 |---|---|---|---|---|---|---|---|

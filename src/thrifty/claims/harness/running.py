@@ -28,23 +28,24 @@ def unclaimed() -> dict[str, str]:
 
 @dataclass
 class Reproduction:
-    """A run of claims. Iterate `rows`; what came before an interruption is on disk.
+    """A run of claims. Iterate `rows`; what came before an interruption is kept.
 
-    contexts: by the name of a model; who made it closes what it opened. page: where results go, the record beside it.
+    contexts: by the name of a model; who made it closes what it opened. page: where results go, the record beside it;
+    None: nowhere.
     model: None for each claim's own. minutes: claims that would not end before are left out; None: no bound. left_out:
     for lack of time. failed: claims that could not be measured, with the reason.
     """
 
     contexts: Callable[[str], Context]
     names: Sequence[str]
-    page: Path
+    page: Path | None = None
     model: str | None = None
     minutes: float | None = None
     left_out: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
     def rows(self) -> Iterator[Row]:
-        """Run every claim that there is time for; its row is on disk when it is yielded."""
+        """Run every claim that there is time for; where there is a page, its row is on disk when it is yielded."""
         started = time.monotonic()
         for name in self.names:
             claim = claims.load(name)
@@ -58,9 +59,10 @@ class Reproduction:
             except ThriftyError as error:
                 self.failed[name] = str(error)
                 continue
-            # Read only now: another run may have added rows meanwhile.
-            kept = records.read(records.record_of(self.page))
-            records.write(merged(kept, row), self.page, unclaimed())
+            if self.page is not None:
+                # Read only now: another run may have added rows meanwhile.
+                kept = records.read(records.record_of(self.page))
+                records.write(merged(kept, row), self.page, unclaimed())
             yield row
 
     def _row(self, name: str, claim: Claim, context: Context) -> Row:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from thrifty.cli import opening, options, output
+from thrifty.cli.layout import Column
 from thrifty.cli.quantities import parse_counts
 
 EXAMPLE = "thrifty bench smollm2-135m --recipe recipe.toml --contexts 128,2048,6144"
@@ -107,8 +108,15 @@ def _profile_table(context: str, parts: dict[str, Any]) -> None:
         share = parts["decode"].get(kind, {"bytes": 0, "us_per_token": 0.0})
         rate = share["bytes"] / share["us_per_token"] / 1e3 if share["bytes"] else 0.0
         rows.append((*cells, f"{rate:.1f} GB/s" if rate else "-"))
-    columns = ("operation", "decode µs", "", "prefill µs", "", "decode reads at")
-    output.table(f"a token's time at {context}", columns, rows)
+    columns = (
+        Column("operation", number=False),
+        Column("decode µs", rank=1),
+        Column("of it", rank=1),
+        Column("prefill µs", rank=2),
+        Column("of it", rank=2),
+        Column("decode reads at", rank=3),
+    )
+    output.table(f"a token's time after {context} tokens", columns, rows)
 
 
 def _table(document: dict[str, Any]) -> None:
@@ -124,15 +132,14 @@ def _table(document: dict[str, Any]) -> None:
         for context, row in document["contexts"].items()
     ]
     columns = (
-        "context",
-        "prefill tok/s",
-        "decode tok/s",
-        "read per token",
-        "roofline tok/s",
-        "of the roofline",
+        Column("context, tokens"),
+        Column("prefill tok/s", rank=1),
+        Column("decode tok/s", rank=1),
+        Column("read per token", rank=2),
+        Column("roofline tok/s", rank=3),
+        Column("of the roofline", rank=2),
     )
     output.table(f"{document['model']}, {document['recipe']}", columns, rows)
-    output.console().print(
+    output.say(
         f"memory reads at {document['bandwidth_gb_s']} GB/s; the process held {document['peak_rss_mb']} MB at its peak",
-        highlight=False,
     )

@@ -12,7 +12,7 @@ from typing import Any
 from thrifty.cli import opening, options, output
 
 EXAMPLE = "thrifty doctor"
-EXTRAS = {"serve": ("fastapi", "uvicorn"), "peers": ("transformers",), "eval": ("datasets",)}
+EXTRAS = {"eval": ("lm_eval", "datasets")}  # what a command of today needs beside the package's own requirements
 
 
 def command(recipe: options.RecipePath = None, threads: options.Threads = None, as_json: options.Json = False) -> None:
@@ -118,7 +118,7 @@ def _show(document: dict[str, Any]) -> None:
     if "recipe" in document:
         rows.append(("recipe", f"{document['recipe']['name']}: every technique and option is known"))
     rows += [("missing", f"{item['what']}: {item['get']}") for item in document["missing"]]
-    output.table("", ("", ""), rows, left=2)
+    output.card("", rows)
     sys.stdout.flush()
 
 

@@ -25,7 +25,7 @@ def command(
         str | None,
         typer.Option(
             metavar="NAME,NAME,...",
-            show_default=TASKS,
+            show_default=TASKS.replace(",", ", "),
             help="Tasks, with options as in recall:mode=aware; lm-eval:NAME runs one of lm-eval's.",
         ),
     ] = None,

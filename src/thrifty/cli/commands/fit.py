@@ -86,9 +86,13 @@ def _finish(
 ) -> None:
     """Write, explain, answer. Exits with 130 after an interrupt, 1 where nothing was chosen or the state failed."""
     from thrifty.frontier.document import document
+    from thrifty.frontier.explain import why_nothing
 
     best = fit.best
-    if best is not None:
+    problem = ended.failure
+    if best is None:
+        problem = f"{problem} {why_nothing(fit)}. Nothing was written.".strip()
+    else:
         best.candidate.recipe.save(out)
         if not as_json:
             fit_search.announce(fit, out)
@@ -103,11 +107,9 @@ def _finish(
         answer = answers[0]["winner"] if answers else ""
         written = str(out) if best is not None else None
         more = {"recipe_file": written, "answer": answer}
-        output.json_line(found | more)
-    if best is None:
-        from thrifty.frontier.explain import why_nothing
-
-        output.error(f"{why_nothing(fit)}. Nothing was written.")
+        output.json_line(found | more | ({"error": problem} if problem else {}))
+    elif problem:
+        output.error(problem)
     if not ended.whole or best is None:
         raise typer.Exit(130 if ended.interrupted else 1)
 
@@ -119,7 +121,7 @@ def _write_report(path: Path, found: dict[str, Any], quiet: bool) -> None:
     with storage_errors(path.resolve().parent):
         write_text(path.resolve(), render(found))
     if not quiet:
-        output.console().print(f"report: {path.resolve()}", highlight=False, markup=False, soft_wrap=True)
+        output.say(f"report: {path.resolve()}")
 
 
 def _check_writable(path: Path, flag: str, example: str) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thrifty.cli import opening, options, output
+from thrifty.cli.layout import Column
+from thrifty.cli.progress import progress
 
 if TYPE_CHECKING:
     from thrifty.models.head_scores import HeadScores
@@ -65,8 +64,8 @@ def command(
     found: list[tuple[HeadScores, Path]] = []
     with opening.opened(model, recipe=Recipe(), threads=threads, native=native) as thrifty:
         for one in kinds:
-            with _bar(f"heads {one}", settings.questions) as step:
-                scores = probe(thrifty.engine, one, settings, step)
+            with progress(f"questions of kind {one}", settings.questions) as steps:
+                scores = probe(thrifty.engine, one, settings, steps.advance)
             found.append((scores, save(thrifty.model, scores)))
         group = thrifty.model.config.heads // thrifty.model.config.kv_heads
     if as_json:
@@ -103,21 +102,6 @@ def _show(found: HeadScores, path: Path, group: int) -> None:
         share = float(scores[rank, head]) / total
         rows.append((str(found.layers[rank]), str(head), str(head // group), f"{share:.1%}"))
     title = f"{found.kind}: {found.used} of {found.asked} questions answered"
-    output.table(title, ("layer", "query head", "KV head", "share of the score"), rows, left=0)
-    output.console().print(f"Written to {path}.", markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal, a line elsewhere; both on standard error."""
-    if not sys.stderr.isatty():
-        output.note(f"{what}: {total} questions")
-        yield lambda: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    with Progress(
-        TextColumn(what), BarColumn(), MofNCompleteColumn(), console=output.messages(), transient=True
-    ) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+    columns = [Column(name) for name in ("layer", "query head", "KV head", "share of the score")]
+    output.table(title, columns, rows)
+    output.say(f"Written to {path}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cli import opening, options, output
+from thrifty.cli.layout import Column
 
 if TYPE_CHECKING:
     from thrifty.models.embedded import EmbeddedModel
@@ -26,12 +27,23 @@ def command(recipe: options.RecipePath = None, as_json: options.Json = False) ->
     if as_json:
         output.json_line(found)
         return
-    columns = ["model", "what it is", "licence", "here"]
-    if chosen is not None:
-        columns.append(f"with {chosen.label()}")
-    output.table("", [*columns, "size"], [_row(facts, chosen) for facts in found], left=len(columns))
+    title = "" if chosen is None else f"needs: at the full context, with {chosen.label()}"
+    output.table(title, _columns(chosen), [_row(facts, chosen) for facts in found])
     if not all(facts["path"] for facts in found):
         output.note("get one with `thrifty pull NAME`; `thrifty run NAME PROMPT` gets it too")
+    if any(facts["path"] for facts in found):
+        output.note("--json tells where they lie")
+
+
+def _columns(recipe: Recipe | None) -> list[Column]:
+    columns = [
+        Column("model", number=False),
+        Column("what it is", number=False, rank=2),
+        Column("licence", number=False, rank=3),
+        Column("here", number=False, rank=1),
+        Column("size", rank=1),
+    ]
+    return columns if recipe is None else [*columns, Column("needs", rank=1), Column("tokens", rank=1)]
 
 
 def _facts(model: EmbeddedModel, recipe: Recipe | None) -> dict[str, Any]:
@@ -55,24 +67,29 @@ def _facts(model: EmbeddedModel, recipe: Recipe | None) -> dict[str, Any]:
 def _need(name: str, recipe: Recipe) -> dict[str, int]:
     """Peak bytes of one sequence as long as the model's context."""
     from thrifty.engine.engine import Engine
+    from thrifty.evaluation.sizes import of_model
     from thrifty.frontier.candidates import of_recipe
-    from thrifty.frontier.predict import predict
+    from thrifty.frontier.predict import as_stored, predict
     from thrifty.models import load
-    from thrifty.weights.technique import apply
 
     with output.waiting(f"loading {name}"):
-        loaded = apply(load(name), recipe.techniques("weights"))
-        engine = Engine(loaded, prefix_tree=False)
+        model = load(name)
+        engine = Engine(model, prefix_tree=False)
     try:
-        context = loaded.config.context_length
-        return {"context": context, "peak_bytes": predict(engine, of_recipe(recipe), context).peak}
+        techniques = recipe.techniques("weights")
+        for technique in techniques:
+            technique.check(model.decoder)
+        context = model.config.context_length
+        sizes = as_stored(of_model(model), techniques)
+        return {"context": context, "peak_bytes": predict(engine, of_recipe(recipe), context, sizes=sizes).peak}
     finally:
         engine.close()
 
 
 def _row(facts: dict[str, Any], recipe: Recipe | None) -> list[str]:
-    cells = [facts["name"], facts["title"], facts["licence"], facts["path"] or "no"]
-    if recipe is not None:
-        need = facts["need"]
-        cells.append(f"{output.megabytes(need['peak_bytes'])} at {need['context']} tokens" if need else "-")
-    return [*cells, output.megabytes(facts["bytes"])]
+    here = "yes" if facts["path"] else "no"
+    cells = [facts["name"], facts["title"], facts["licence"], here, output.megabytes(facts["bytes"])]
+    if recipe is None:
+        return cells
+    need = facts["need"]
+    return [*cells, output.megabytes(need["peak_bytes"]), str(need["context"])] if need else [*cells, "-", "-"]

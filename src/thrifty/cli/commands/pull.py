@@ -47,7 +47,7 @@ def _report(name: str, path: Path, present: bool, size: int, as_json: bool) -> N
         output.json_line({"name": name, "path": str(path), "bytes": size, "already_here": present})
         return
     word = "was already here" if present else "is here now"
-    output.console().print(f"{name} {word}: {path} ({output.megabytes(size)})", highlight=False, soft_wrap=True)
+    output.say(f"{name} {word}: {path} ({output.megabytes(size)})")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thrifty.cli import opening, options, output
+from thrifty.cli.layout import Column
 
 if TYPE_CHECKING:
     from thrifty.claims.harness.records import Row
@@ -20,7 +21,7 @@ EXAMPLE = "thrifty reproduce kivi"
 
 def command(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", show_default=False, help="The technique whose claim is checked.")
+        str | None, typer.Argument(metavar="NAME", show_default=False, help="The technique whose claim is checked.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Check every claim.")] = False,
     recipe: Annotated[
@@ -34,8 +35,11 @@ def command(
         typer.Option(metavar="MODEL", show_default="each claim's own", help="The model to measure with."),
     ] = None,
     out: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="The page of results; a .json is kept beside it.")
-    ] = Path("docs/claims.md"),
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="Add the results to this page, and to the .json beside it."
+        ),
+    ] = None,
     threads: options.Threads = None,
     native: options.Native = None,
     as_json: options.Json = False,
@@ -43,8 +47,8 @@ def command(
     """Measure a paper's claim and say whether it holds here: what the paper says, what was measured, the
     setting and the verdict.
 
-    Results are added to a page, one row a technique; Ctrl-C keeps the claims that are finished. Without NAME,
-    --recipe and --all, list the claims.
+    With --output, results are added to a page, one row a technique; without it nothing is written. Ctrl-C keeps the
+    claims that are finished. Without NAME, --recipe and --all, list the claims.
     """
     if name is None and not everything and recipe is None:
         _list(as_json)
@@ -52,7 +56,8 @@ def command(
     if sum((name is not None, everything, recipe is not None)) > 1:
         raise typer.BadParameter("use one of a technique's name, --recipe and --all, not both.", param_hint="NAME")
     wanted = _of_recipe(recipe) if recipe is not None else _wanted(name)
-    _check(out)
+    if out is not None:
+        _check(out)
     rows, run, interrupted = _run(wanted, model, out, minutes, threads, native, as_json)
     if as_json:
         output.json_line(_document(rows, run, out, interrupted))
@@ -94,7 +99,7 @@ def _of_recipe(path: Path) -> list[str]:
 def _run(
     wanted: list[str],
     model: str | None,
-    out: Path,
+    out: Path | None,
     minutes: float | None,
     threads: int | None,
     native: bool | None,
@@ -141,25 +146,26 @@ def _show(row: Row) -> None:
         ("setting", row.setting),
         ("verdict", f"{row.verdict} (rule: {row.rule})"),
     )
-    output.table(f"{row.technique}, {row.minutes:.1f} minutes", ("", ""), cells, left=2)
+    output.card(f"{row.technique}, {row.minutes:.1f} minutes", cells)
 
 
-def _close(rows: list[Row], run: Reproduction, out: Path) -> None:
+def _close(rows: list[Row], run: Reproduction, out: Path | None) -> None:
     for name, reason in run.failed.items():
         output.error(f"{name} could not be measured: {reason}")
     if run.left_out:
         output.warn(f"no time was left for {', '.join(run.left_out)}; run them with more --minutes")
     if rows:
         verdicts = ", ".join(f"{row.technique}: {row.verdict}" for row in rows)
-        output.console().print(f"{verdicts}. Written to {out}.", markup=False, highlight=False, soft_wrap=True)
+        written = "Nothing was written; -o FILE adds it to a page" if out is None else f"Written to {out}"
+        output.say(f"{verdicts}. {written}.")
 
 
-def _document(rows: list[Row], run: Reproduction, out: Path, interrupted: bool) -> dict[str, Any]:
+def _document(rows: list[Row], run: Reproduction, out: Path | None, interrupted: bool) -> dict[str, Any]:
     return {
         "claims": [row.as_dict() for row in rows],
         "left_out": run.left_out,
         "failed": run.failed,
-        "page": str(out),
+        "page": None if out is None else str(out),
         "interrupted": interrupted,
     }
 
@@ -175,4 +181,9 @@ def _list(as_json: bool) -> None:
         return
     rows = [(name, one.paper, f"{one.minutes:g}") for name, one in found.items()]
     rows += [(name, "no claim yet", "-") for name in unclaimed()]
-    output.table("", ("technique", "the paper says", "minutes"), rows, left=2)
+    columns = (
+        Column("technique", number=False),
+        Column("the paper says", number=False, rank=2),
+        Column("minutes", rank=1),
+    )
+    output.table("", columns, rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -72,6 +72,7 @@ def _sizes(model: str, recipe: Recipe, length: int) -> ModelSizes:
     from thrifty.cache.composition import check_order
     from thrifty.errors import PromptError
     from thrifty.evaluation import sizes
+    from thrifty.frontier.predict import as_stored
     from thrifty.models.loading import load
     from thrifty.models.peek import config_of
 
@@ -85,21 +86,7 @@ def _sizes(model: str, recipe: Recipe, length: int) -> ModelSizes:
     limit = found.config.context_length
     if length > limit:
         raise PromptError(f"length {length} is beyond what {model} was made for; use 1 to {limit}")
-    return found.stored(_restoring(recipe)) if recipe.weights else found
-
-
-def _restoring(recipe: Recipe) -> Any:
-    from dataclasses import replace
-
-    from thrifty.weights.sizes import Predictor
-
-    predictor = Predictor(recipe.techniques("weights"))
-
-    def restore(linear: Any) -> Any:
-        stored = predictor.stored(linear.name, linear.rows, linear.columns, bias=linear.has_bias)
-        return linear if stored is None else replace(linear, nbytes=stored[0], label=stored[1])
-
-    return restore
+    return as_stored(found, recipe.techniques("weights"))
 
 
 def _list(as_json: bool) -> None:

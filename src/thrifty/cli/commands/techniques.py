@@ -7,15 +7,22 @@ from typing import Annotated, Any
 import typer
 
 from thrifty.cli import opening, options, output
+from thrifty.cli.layout import Column
 
 EXAMPLE = "thrifty techniques kivi"
 
+COLUMNS = (
+    Column("technique", number=False),
+    Column("stage", number=False, rank=2),
+    Column("paper", number=False, rank=3),
+    Column("the paper's claim", number=False, rank=1),
+)
 SUMMARY = ("name", "stage", "paper", "claim")
 
 
 def command(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", show_default=False, help="Show this one in full.")
+        str | None, typer.Argument(metavar="NAME", show_default=False, help="Show this one in full.")
     ] = None,
     stage: Annotated[str | None, typer.Option(help="Only this stage: weights, cache or decoding.")] = None,
     recipe: options.RecipePath = None,
@@ -33,7 +40,7 @@ def command(
     else:
         cards = [_describe(*place) for place in found]
         rows = [(card["name"], card["stage"], f"{card['paper']} ({card['year']})", card["claim"]) for card in cards]
-        output.table("", ("technique", "stage", "paper", "the paper's claim"), rows, left=4)
+        output.table("", COLUMNS, rows)
 
 
 def _of_stages(stage: str | None) -> list[tuple[str, str]]:
@@ -83,10 +90,14 @@ def _show(places: list[tuple[str, str]], as_json: bool) -> None:
             ("mechanism", card["mechanism"]),
             ("claim", card["claim"]),
             *(("limit", limit) for limit in limits),
-            *((f"option {key}", _default(value)) for key, value in card["options"].items()),
+            ("options", " ".join(card["about_options"].split())),
+            *((f"option {key}", _setting(card, key)) for key in card["options"]),
         ]
-        output.table("", ("", ""), rows, left=2)
+        output.card("", rows)
 
 
-def _default(value: Any) -> str:
-    return "required" if value is None else f"default {value!r}"
+def _setting(card: dict[str, Any], option: str) -> str:
+    if option in card["required"]:
+        return "must be set"
+    default = card["options"][option]
+    return "not set by default" if default is None else f"default {default!r}"
