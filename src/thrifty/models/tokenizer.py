@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from thrifty.errors import CheckpointError, PromptError, TemplateError
 from thrifty.models.tokenizer_control import ControlFree, all_meant
-from thrifty.models.tokenizer_pieces import PieceDecoder, piece_decoder
+from thrifty.models.tokenizer_pieces import Maker, PieceDecoder, makers
 from thrifty.models.tokenizer_settings import TokenizerSettings
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from thrifty.models.chat_template import ChatTemplate
 
 Message = Mapping[str, Any]
+
+TAIL = 16  # tokens before an answer that a decoder's steps can reach back to: a character's bytes, a word
 
 
 class Tokenizer:
@@ -87,17 +88,18 @@ class Tokenizer:
             return [self.bos_id, *ids]
         return ids
 
-    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+    def decode(self, ids: Iterable[int], skip_special: bool = True, after: Sequence[int] = ()) -> str:
         """The text of some ids; bytes that are not UTF-8 become U+FFFD.
 
+        after: the ids that these continue: a text's first space may be left out, that of its continuation never.
         Raises PromptError for an id outside the vocabulary.
         """
-        stream = self.stream(skip_special)
+        stream = self.stream(skip_special, after)
         return "".join([*(stream.push(token) for token in ids), stream.flush()])
 
-    def stream(self, skip_special: bool = True) -> TokenStream:
-        """A decoder for one answer, token by token."""
-        return TokenStream(self, skip_special)
+    def stream(self, skip_special: bool = True, after: Sequence[int] = ()) -> TokenStream:
+        """A decoder for one answer, token by token. after: see `decode`."""
+        return TokenStream(self, skip_special, after)
 
     def apply_chat_template(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
@@ -120,11 +122,11 @@ class Tokenizer:
     @cached_property
     def special_tokens(self) -> dict[str, str]:
         """The texts that templates know as `bos_token`, `eos_token` and the like."""
-        found = {} if self.bos_id is None else {"bos_token": self._text_of(self.bos_id)}
+        found = {} if self.bos_id is None else {"bos_token": self._called(self.bos_id)}
         if self.eos_ids:
-            found["eos_token"] = self._text_of(self.eos_ids[0])
+            found["eos_token"] = self._called(self.eos_ids[0])
         if self.settings.pad_id is not None:
-            found["pad_token"] = self._text_of(self.settings.pad_id)
+            found["pad_token"] = self._called(self.settings.pad_id)
         return {**found, **self.settings.special_tokens}
 
     @cached_property
@@ -147,19 +149,37 @@ class Tokenizer:
     @cached_property
     def punctuation_ids(self) -> frozenset[int]:
         """The ids of tokens whose text, spaces aside, is nothing but characters of `string.punctuation`."""
-        marks = frozenset(string.punctuation.encode())
-        found = {
-            token
-            for piece, token in self.backend.get_vocab(with_added_tokens=True).items()
-            if (text := self.pieces.to_bytes(piece).strip()) and marks.issuperset(text)
-        }
-        return frozenset(found - self.special_ids)
+        ids = sorted(self.backend.get_vocab(with_added_tokens=True).values())
+        texts = self.backend.decode_batch([[token] for token in ids], skip_special_tokens=False)
+        marks = frozenset(string.punctuation)
+        found = (
+            token for token, text in zip(ids, texts, strict=True) if text.strip() and marks.issuperset(text.strip())
+        )
+        return frozenset(found) - self.special_ids
 
     @cached_property
-    def pieces(self) -> PieceDecoder:
-        """What each token is in bytes."""
-        stated = None if self.backend.decoder is None else json.loads(self.backend.decoder.__getstate__())
-        return piece_decoder({"decoder": stated})
+    def added_ids(self) -> frozenset[int]:
+        """The ids of added tokens, special or not: their text is what they are called, never bytes."""
+        return frozenset(self.backend.get_added_tokens_decoder())
+
+    def text_of(self, token: int) -> str | None:
+        """What a token is called in the vocabulary, None for a row of the model without a token.
+
+        Raises PromptError for an id outside the vocabulary.
+        """
+        text: str | None = self.backend.id_to_token(token) if token >= 0 else None
+        if text is None and not 0 <= token < self.vocabulary_size:
+            last = self.vocabulary_size - 1
+            raise PromptError(f"Token id {token} is outside this model's vocabulary, 0 to {last}.")
+        return text
+
+    def piece_decoder(self) -> PieceDecoder:
+        """A new decoder for one stream. Raises CheckpointError for a decoder that is not supported."""
+        return PieceDecoder(self._makers)
+
+    @cached_property
+    def _makers(self) -> list[Maker]:
+        return makers(decoder_of(self.backend))
 
     @cached_property
     def _control_free(self) -> ControlFree:
@@ -173,7 +193,7 @@ class Tokenizer:
             raise TemplateError("This model has no chat template; give it a plain prompt instead of messages.")
         return ChatTemplate(self.settings.chat_template)
 
-    def _text_of(self, token: int) -> str:
+    def _called(self, token: int) -> str:
         return self.backend.id_to_token(token) or ""
 
 
@@ -183,31 +203,38 @@ class TokenStream:
     The texts of all `push` calls and `flush` joined are what `Tokenizer.decode` gives.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool, after: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special else frozenset()
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._strip = tokenizer.pieces.strips_first_space
+        self._decoder = tokenizer.piece_decoder()
+        for token in self._heard(after):
+            self.push(token)
 
     def push(self, token: int) -> str:
         """The text that is certain after this token. Raises PromptError for an id outside the vocabulary."""
-        if token in self._skipped:
+        if token in self._skipped or (text := self._tokenizer.text_of(token)) is None:
             return ""
-        piece = self._tokenizer.backend.id_to_token(token) if token >= 0 else None
-        if piece is None:
-            if not 0 <= token < self._tokenizer.vocabulary_size:
-                last = self._tokenizer.vocabulary_size - 1
-                raise PromptError(f"Token id {token} is outside this model's vocabulary, 0 to {last}.")
-            return ""  # a padding row of the model that has no text
-        text = self._utf8.decode(self._tokenizer.pieces.to_bytes(piece))
-        if self._strip and text:
-            self._strip = False
-            return text.removeprefix(" ")
-        return text
+        return self._decoder.push(text, token in self._tokenizer.added_ids)
+
+    def hidden(self, token: int) -> str:
+        """The text of a special token that `push` leaves out, else nothing."""
+        return (self._tokenizer.text_of(token) or "") if token in self._skipped else ""
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD where the last character was never finished. Ends the stream."""
-        return self._utf8.decode(b"", final=True)
+        return self._decoder.finish()
+
+    def _heard(self, after: Sequence[int]) -> list[int]:
+        """The tokens before the answer that its text can depend on: whether there are any, and the last few."""
+        known = (token for token in after if token not in self._skipped and token < self._tokenizer.vocabulary_size)
+        first = list(islice(known, 1))
+        tail = [token for token in after[-TAIL:] if token < self._tokenizer.vocabulary_size]
+        return tail if len(after) <= TAIL else first + tail
+
+
+def decoder_of(backend: tokenizers.Tokenizer) -> Mapping[str, Any] | None:
+    """The JSON of a tokenizer's decoder as the library writes it, None where it has none."""
+    return None if backend.decoder is None else json.loads(backend.decoder.__getstate__())
 
 
 def load_backend(definition: str) -> tokenizers.Tokenizer:

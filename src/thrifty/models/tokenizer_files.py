@@ -8,9 +8,9 @@ from typing import Any
 
 from thrifty.errors import CheckpointError
 from thrifty.models.safetensors_file import read_json
-from thrifty.models.tokenizer import load_backend
+from thrifty.models.tokenizer import decoder_of, load_backend
 from thrifty.models.tokenizer_gguf import ENDS_OF_TURN
-from thrifty.models.tokenizer_pieces import piece_decoder
+from thrifty.models.tokenizer_pieces import makers
 from thrifty.models.tokenizer_settings import MAX_TEMPLATE, TokenizerDefinition, TokenizerSettings
 
 JSON_LIMIT = 1 << 28
@@ -30,7 +30,7 @@ def read_tokenizer(directory: Path) -> TokenizerDefinition | None:
         raise CheckpointError(f"{path}: not a JSON object")
     definition = path.read_text("utf-8")
     backend = load_backend(definition)
-    piece_decoder(data)
+    makers(decoder_of(backend))
     tables = [_table(directory / name) for name in ("tokenizer_config.json", "generation_config.json", "config.json")]
     named = {name: text for name in _NAMED_TOKENS if (text := _token_text(tables[0].get(name))) is not None}
     bos = _id(backend, named.get("bos_token"), tables[1:], "bos_token_id")

@@ -127,8 +127,13 @@ def test_several_ends_and_a_template_file(tmp_path: Path) -> None:
     ("change", "expected"),
     [
         (
-            lambda data: data.update(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}),
-            "decoder 'WordPiece'",
+            lambda data: data.update(
+                decoder={
+                    "type": "Sequence",
+                    "decoders": [{"type": "Fuse"}, {"type": "WordPiece", "prefix": "##", "cleanup": True}],
+                }
+            ),
+            "decoder 'WordPiece' is not supported behind 'Fuse'",
         ),
         (lambda data: data.update(decoder=None), "'decoder' is missing"),
         (lambda data: data.update(model={"type": "BPE", "vocab": {"a": "x"}, "merges": []}), "is not valid"),
