@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.sampling import Sampler, SamplingParameters
-from thrifty.decoding.stopping import Stopper
+from thrifty.decoding.stopping import NoText, Stopper
 from thrifty.engine.decode import Outcome, decode, first_choice
 from thrifty.engine.intake import Intake, Ticket
 from thrifty.engine.memory import EngineMemory
@@ -184,7 +184,8 @@ class Engine:
 
     def _sequence(self, handle: Handle, ticket: Ticket, index: int = 0, sampler: Sampler | None = None) -> Running:
         self._arrivals += 1
-        stream = self.model.tokenizer.stream()
+        tokenizer = self.model.tokenizer
+        stream = NoText() if tokenizer is None else tokenizer.stream(after=ticket.request.prompt)
         forced = len(ticket.request.forced or ())
         stopper = Stopper(ticket.request.sampling, stream, self.intake.end_ids, ticket.maximum_tokens, forced)
         return Running(handle, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)
