@@ -162,6 +162,15 @@ class Tokenizer:
         """The ids of added tokens, special or not: their text is what they are called, never bytes."""
         return frozenset(self.backend.get_added_tokens_decoder())
 
+    def absent_ids(self, size: int) -> frozenset[int]:
+        """The ids below `size`, a model's own vocabulary, that are no token: rows that pad the model's matrices."""
+        if (
+            self.backend.get_vocab_size(with_added_tokens=True) == size
+            and self.backend.id_to_token(size - 1) is not None
+        ):
+            return frozenset()
+        return frozenset(token for token in range(size) if self.backend.id_to_token(token) is None)
+
     def text_of(self, token: int) -> str | None:
         """What a token is called in the vocabulary, None for a row of the model without a token.
 
