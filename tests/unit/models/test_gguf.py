@@ -191,3 +191,15 @@ def test_a_scale_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     path.write_bytes(raw)
     with pytest.raises(CheckpointError, match=r"'blk.0.ffn_up.weight': the scale of row 1, group 0 is not finite"):
         list(GGUFSource(path).weights())
+
+
+def test_a_value_that_bfloat16_rounds_to_infinity_is_refused(tmp_path: Path) -> None:
+    tensors = gguf_files.llama_tensors()
+    tensors["blk.0.ffn_up.weight"][3, 5] = np.finfo(np.float32).max
+    source = GGUFSource(gguf_files.write(tmp_path / "m.gguf", "llama", gguf_files.LLAMA_FIELDS, tensors))
+    for dtype in (None, torch.bfloat16):
+        with pytest.raises(
+            CheckpointError, match=r"'blk.0.ffn_up.weight' holds 3.4028e\+38; bfloat16 holds at most 3.38"
+        ):
+            list(source.weights(dtype))
+    assert len(list(source.weights(torch.float32))) == len(tensors)
