@@ -149,11 +149,12 @@ class Tokenizer:
     @cached_property
     def punctuation_ids(self) -> frozenset[int]:
         """The ids of tokens whose text, spaces aside, is nothing but characters of `string.punctuation`."""
-        ids = sorted(self.backend.get_vocab(with_added_tokens=True).values())
-        texts = self.backend.decode_batch([[token] for token in ids], skip_special_tokens=False)
         marks = frozenset(string.punctuation)
+        vocabulary = self.backend.get_vocab(with_added_tokens=True)
+        ids = [token for piece, token in vocabulary.items() if not marks.isdisjoint(piece)]
+        texts = self.backend.decode_batch([[token] for token in ids], skip_special_tokens=False)
         found = (
-            token for token, text in zip(ids, texts, strict=True) if text.strip() and marks.issuperset(text.strip())
+            token for token, text in zip(ids, map(str.strip, texts), strict=True) if text and marks.issuperset(text)
         )
         return frozenset(found) - self.special_ids
 
@@ -192,7 +193,7 @@ class Tokenizer:
 
     @cached_property
     def _control_free(self) -> ControlFree:
-        return ControlFree.of(self.backend, self.control_ids)
+        return ControlFree(self.backend, self.control_ids)
 
     @cached_property
     def _template(self) -> ChatTemplate:

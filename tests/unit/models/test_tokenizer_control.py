@@ -102,3 +102,26 @@ def test_merges_never_reach_a_control_token() -> None:
     tokenizer = Tokenizer(json.dumps(definition), TokenizerSettings(eos_ids=(end,)))
     ids = tokenizer.encode("a</s>", control=False)
     assert end not in ids and tokenizer.decode(ids) == "a</s>" and len(ids) == 3
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "prepend"])
+def test_the_vocabulary_is_not_copied_where_it_spells_no_control_token(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer(KINDS[kind]().to_str(), TokenizerSettings())
+    tokenizer.encode("a")
+    monkeypatch.setattr(json, "loads", lambda _: pytest.fail("the definition was read again"))
+    assert tokenizer.control_ids.isdisjoint(tokenizer.encode("</s><|turn|>", control=False))
+    assert tokenizer.encode_parts([("<s>", True), ("</s>", False)])[0] == tokenizer.backend.token_to_id("<s>")
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_flags_of_control_tokens_count_in_the_texts_that_mean_them(flag: str) -> None:
+    definition = json.loads(KINDS["byte-level"]().to_str())
+    for entry in definition["added_tokens"]:
+        entry[flag] = True
+    tokenizer = Tokenizer(json.dumps(definition), TokenizerSettings())
+    meant = "a <s> <|turn|> b </s>c"
+    expected = tokenizer.encode(meant + " x")
+    found = tokenizer.encode_parts([(meant + " x", True), ("</s>", False)])
+    assert found[: len(expected)] == expected and tokenizer.decode(found[len(expected) :]) == "</s>"
