@@ -35,6 +35,9 @@ class ByteStream:
         self._held = b""
         return text
 
+    def hidden(self, token: int) -> str:
+        return f"<{token}>" if token >= BOS else ""
+
     def flush(self) -> str:
         text, self._held = self._held.decode(errors="replace"), b""
         return text
@@ -49,13 +52,16 @@ class ByteTokenizer:
     special_ids = frozenset((BOS, EOS, END_OF_TURN))
     punctuation_ids = frozenset(string.punctuation.encode())
 
-    def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
+    def encode(self, text: str, add_bos: bool | None = None, control: bool = True) -> list[int]:
         return [BOS, *text.encode()] if add_bos else list(text.encode())
+
+    def absent_ids(self, size: int) -> frozenset[int]:
+        return frozenset()  # the rows above are chosen, too: answers vary more
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         return bytes(token for token in ids if token < BOS).decode(errors="replace")
 
-    def stream(self, skip_special: bool = True) -> ByteStream:
+    def stream(self, skip_special: bool = True, after: Sequence[int] = ()) -> ByteStream:
         return ByteStream()
 
     def apply_chat_template(

@@ -32,7 +32,7 @@ class FastgenClaim(Claim):
 
     def measure(self, context: Context) -> Figures:
         figures: Figures = {"prefix": PREFIX, "scored": SCORED, "parts": PARTS}
-        figures["chat"] = float(context.model.tokenizer.has_chat_template)
+        figures["chat"] = float(context.model.require_tokenizer().has_chat_template)
         found: dict[str, list[float]] = {}
         for part in range(PARTS):
             passage = _passage(context, part)
@@ -68,7 +68,7 @@ class FastgenClaim(Claim):
 
 def _passage(context: Context, part: int) -> quality.Passage:
     """Prose as the question of a chat where the model has a template, and what follows it as the answer."""
-    tokenizer = context.model.tokenizer
+    tokenizer = context.model.require_tokenizer()
     ids = held_out(tokenizer, PREFIX + SCORED + 1, part)
     if not tokenizer.has_chat_template:
         return quality.Passage(tuple(ids[:PREFIX]), tuple(ids[PREFIX:]))

@@ -90,7 +90,7 @@ def _questions(context: Context) -> Figures:
     figures: Figures = {}
     tasks: dict[str, Task] = {"recall": Recall(length=QUESTION), "turns": MultiTurn(length=QUESTION, turns=2)}
     for label, task in tasks.items():
-        items = task.items(context.model.tokenizer, ASKED, 0)
+        items = task.items(context.model.require_tokenizer(), ASKED, 0)
         for name in NAMES:
             context.say(f"{task.name} with {name}")
             cache = [] if name == "full" else [_table(name)]
@@ -101,7 +101,7 @@ def _questions(context: Context) -> Figures:
 def _cost(context: Context) -> Figures:
     """Best times of alternating rounds from a prompt to its first token, and what the cache holds then."""
     length = min(LONG, context.length // 2 - 64)
-    tokens = held_out(context.model.tokenizer, length)
+    tokens = held_out(context.model.require_tokenizer(), length)
     times: dict[str, list[float]] = {"full": [], "kvzip": []}
     held: dict[str, int] = {}
     others = 0.0

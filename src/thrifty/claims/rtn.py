@@ -26,7 +26,7 @@ class RtnClaim(Claim):
     def measure(self, context: Context) -> Figures:
         context.say("off-grid view")
         view = offgrid(context.model, dtype=torch.bfloat16, packed=True)
-        passage = quality.passage(context.model.tokenizer, context.length, PREFIX, SCORED)
+        passage = quality.passage(context.model.require_tokenizer(), context.length, PREFIX, SCORED)
         engine = context.fresh(view)
         try:
             baseline = quality.Baseline.measure(engine, passage)

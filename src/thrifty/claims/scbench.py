@@ -68,7 +68,7 @@ def _turns(context: Context, name: str, cache: Tables) -> Figures:
     """Shares of right answers to the first question and to the later ones."""
     context.say(f"{TURNS} questions over {ITEMS} contexts, {name}")
     task = tasks.load("multi-turn", mode="aware", length=LENGTH, turns=TURNS)
-    items = task.items(context.model.tokenizer, ITEMS, 0)
+    items = task.items(context.model.require_tokenizer(), ITEMS, 0)
     scores = [task.run(context.engine, item, cache).details["turns"] for item in items]
     later = [score for turns in scores for score in turns[1:]]
     return {f"{name}_first": sum(turns[0] for turns in scores) / len(scores), f"{name}_later": sum(later) / len(later)}

@@ -80,7 +80,7 @@ def _recall(context: Context) -> Figures:
     """Shares of right answers: uncompressed, and by what is kept."""
     context.say(f"recall of {ASKED} keys")
     length = min(QUESTION, context.length - 64)
-    questions = needles(context.model.tokenizer, length, ASKED)
+    questions = needles(context.model.require_tokenizer(), length, ASKED)
     figures: Figures = {"asked": ASKED, "question": length, "recall": _share(recalled(context.engine, questions, []))}
     for cut in CUTS:
         table = NEEDLE | {"capacity": length // cut}

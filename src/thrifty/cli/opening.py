@@ -54,7 +54,7 @@ def submit(
     """Queue messages through the chat template; a model without one (or `raw`) continues the last text as it
     is. cache_memory: bound in bytes on the answer's cache.
     """
-    if raw or not thrifty.model.tokenizer.has_chat_template:
+    if raw or not thrifty.model.require_tokenizer().has_chat_template:
         return thrifty.submit(str(messages[-1]["content"]), cache_memory=cache_memory, **sampling)
     return thrifty.submit(list(messages), cache_memory=cache_memory, **sampling)
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thrifty.decoding.possible import NONE_ABSENT, Absent, check_logits, check_scores
 from thrifty.errors import PromptError, nearest
 
 MAXIMUM_LOGPROBS = 20
@@ -142,13 +143,23 @@ class Sampler:
     their own.
     """
 
-    def __init__(self, parameters: SamplingParameters, vocabulary_size: int, stream: int = 0) -> None:
-        """Raises PromptError where a bias or stop id lies beyond the vocabulary."""
+    def __init__(
+        self,
+        parameters: SamplingParameters,
+        vocabulary_size: int,
+        stream: int = 0,
+        absent: Absent = NONE_ABSENT,
+    ) -> None:
+        """absent: rows that are no token. Raises PromptError where a bias or stop id lies beyond the vocabulary, or a
+        bias is for a row that is no token.
+        """
         check_tokens("logit_bias", parameters.logit_bias, vocabulary_size)
+        absent.check("logit_bias", parameters.logit_bias)
         check_tokens("stop_token_ids", parameters.stop_token_ids, vocabulary_size)
         self.parameters = parameters
         self.seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
         self.stream = stream
+        self.absent = absent
         self.position = 0
         self._vocabulary_size = vocabulary_size
         self._counts: Tensor | None = None
@@ -180,9 +191,11 @@ class Sampler:
         """
         chosen = self.parameters if parameters is None else parameters
         if forced:
-            other: Sampler = ForcedSampler(chosen, self._vocabulary_size, forced, stream, start=self.position)
+            other: Sampler = ForcedSampler(
+                chosen, self._vocabulary_size, forced, stream, start=self.position, absent=self.absent
+            )
         else:
-            other = Sampler(chosen, self._vocabulary_size, stream)
+            other = Sampler(chosen, self._vocabulary_size, stream, self.absent)
         if parameters is None or parameters.seed is None:
             other.seed = self.seed
         other.position = self.position
@@ -195,16 +208,14 @@ class Sampler:
     def choose(self, logits: Tensor, offset: int = 0) -> Choice:
         """The token for one row. logits: [vocabulary] fp32, not changed. Does not advance: call `commit`.
 
-        offset: how many uncommitted tokens precede this one (draft positions of a speculative strategy).
+        offset: how many uncommitted tokens precede this one (draft positions of a speculative strategy). Raises
+        PromptError where the logits are no numbers, or nothing is left to choose.
         """
         options = self.parameters
+        logits = self._possible(logits, offset)
         scores = self._adjusted(logits)
-        best = float(scores.max())
-        if not math.isfinite(best):
-            raise PromptError(
-                f"no token can be chosen at position {self.position}: the best logit is {best}; lift a ban in "
-                "logit_bias, or, with none, check the checkpoint"
-            )
+        if scores is not logits:
+            check_scores(scores, self.position + offset)
         if options.greedy:
             token = int(torch.argmax(scores))
         else:
@@ -212,6 +223,12 @@ class Sampler:
         if options.logprobs is None:
             return Choice(token)
         return Choice(token, logprob_of(logits, token, options.logprobs))
+
+    def _possible(self, logits: Tensor, offset: int) -> Tensor:
+        """The model's logits, −inf for rows that are no token. Raises PromptError where they are no numbers."""
+        possible = self.absent.without(logits)
+        check_logits(possible, self.position + offset)
+        return possible
 
     def _adjusted(self, logits: Tensor) -> Tensor:
         options = self.parameters
@@ -242,12 +259,14 @@ class ForcedSampler(Sampler):
         forced: Sequence[int],
         stream: int = 0,
         start: int = 0,
+        absent: Absent = NONE_ABSENT,
     ) -> None:
         """forced: token ids of the answer, from position `start` on. Raises PromptError where one lies beyond the
-        vocabulary.
+        vocabulary, or is a row that is no token.
         """
-        super().__init__(parameters, vocabulary_size, stream)
+        super().__init__(parameters, vocabulary_size, stream, absent)
         check_tokens("forced", forced, vocabulary_size)
+        absent.check("forced", forced)
         self._forced = tuple(forced)
         self._start = start
 
@@ -258,12 +277,13 @@ class ForcedSampler(Sampler):
 
     def choose(self, logits: Tensor, offset: int = 0) -> Choice:
         """The forced token of this position, with its log-probability where the parameters ask; behind the
-        last of them a token like any other.
+        last of them a token like any other. Raises PromptError where the logits are no numbers.
         """
         place = self.position - self._start + offset
         if place >= len(self._forced):
             return super().choose(logits, offset)
         token = self._forced[place]
+        logits = self._possible(logits, offset)
         if self.parameters.logprobs is None:
             return Choice(token)
         return Choice(token, logprob_of(logits, token, self.parameters.logprobs))
@@ -298,13 +318,16 @@ def draw(scores: Tensor, options: SamplingParameters, number: float) -> int:
 
 
 def logprob_of(logits: Tensor, token: int, alternatives: int) -> TokenLogprob:
-    """The chosen token's log-probability and the best `alternatives` others. logits: [vocabulary] fp32."""
+    """The chosen token's log-probability and the best `alternatives`, itself among them if it is one.
+
+    logits: [vocabulary] fp32; −inf is a token without probability, and no alternative.
+    """
     normaliser = float(torch.logsumexp(logits.double(), 0))
     chosen = float(logits[token]) - normaliser
     if alternatives == 0:
         return TokenLogprob(token, chosen)
     values, ids = torch.topk(logits, min(alternatives, logits.numel()))
-    top = tuple((int(i), float(v) - normaliser) for v, i in zip(values, ids, strict=True))
+    top = tuple((int(i), float(v) - normaliser) for v, i in zip(values, ids, strict=True) if v > -math.inf)
     return TokenLogprob(token, chosen, top)
 
 
@@ -316,7 +339,9 @@ def _weights(scores: Tensor, best: Tensor, options: SamplingParameters) -> Tenso
 def _inverse(weights: Tensor, number: float) -> int:
     cumulative = torch.cumsum(weights, 0)
     place = int(torch.searchsorted(cumulative, number * float(cumulative[-1]), right=True))
-    return min(place, weights.numel() - 1)
+    if place == weights.numel():  # the product was rounded up to the whole: the last token that has a weight
+        place = int(torch.searchsorted(cumulative, cumulative[-1]))
+    return place
 
 
 def _filtered(scores: Tensor, options: SamplingParameters) -> tuple[Tensor, Tensor]:

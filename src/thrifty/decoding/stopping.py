@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from thrifty.decoding.sampling import SamplingParameters
+from thrifty.models.tokenizer_pieces import overlap
 
 
 class TextStream(Protocol):
@@ -17,9 +18,29 @@ class TextStream(Protocol):
         """The text that became certain with this token."""
         ...
 
+    def hidden(self, token: int) -> str:
+        """What a control token is called, whose text `push` leaves out; nothing for other tokens."""
+        ...
+
     def flush(self) -> str:
         """What is left at the end; the stream is done after it."""
         ...
+
+
+class NoText:
+    """The text of a model without a tokenizer: none."""
+
+    def push(self, token: int) -> str:
+        """Nothing."""
+        return ""
+
+    def hidden(self, token: int) -> str:
+        """Nothing."""
+        return ""
+
+    def flush(self) -> str:
+        """Nothing."""
+        return ""
 
 
 class StopStrings:
@@ -28,32 +49,26 @@ class StopStrings:
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = tuple(strings)
         self._held = ""
+        self._shown: list[str] = []  # of each held character, what may be shown of it
 
-    def push(self, text: str) -> tuple[str, bool]:
+    def push(self, text: str, hidden: bool = False) -> tuple[str, bool]:
         """(text that may be shown, whether a stop string was found). Text after the first stop string is
-        dropped.
+        dropped. hidden: this text may be (a part of) a stop string, but is never shown.
         """
+        shown = [""] * len(text) if hidden else list(text)
         if not self._strings:
-            return text, False
-        held = self._held + text
+            return "".join(shown), False
+        held, shown = self._held + text, self._shown + shown
         places = [place for place in (held.find(string) for string in self._strings) if place >= 0]
-        if places:
-            self._held = ""
-            return held[: min(places)], True
-        keep = max(_overlap(held, string) for string in self._strings)
-        self._held = held[len(held) - keep :]
-        return held[: len(held) - keep], False
+        stop = min(places) if places else len(held) - max(overlap(held, string) for string in self._strings)
+        self._held, self._shown = ("", []) if places else (held[stop:], shown[stop:])
+        return "".join(shown[:stop]), bool(places)
 
     def flush(self) -> str:
         """The text that was held back, at the end of the answer."""
-        held, self._held = self._held, ""
-        return held
-
-    def fork(self) -> StopStrings:
-        """A copy that goes on alone."""
-        other = StopStrings(self._strings)
-        other._held = self._held
-        return other
+        text = "".join(self._shown)
+        self._held, self._shown = "", []
+        return text
 
 
 class Stopper:
@@ -86,24 +101,26 @@ class Stopper:
             text = self._stream.push(token)
             return (text + self._stream.flush(), "length") if self.count >= self.maximum_tokens else (text, None)
         if token in self._ends:
-            return self.flush(), "stop"
+            return self._finish(self._stream.hidden(token))[0], "stop"
         text, stopped = self._strings.push(self._stream.push(token))
+        if not stopped:
+            more, stopped = self._strings.push(self._stream.hidden(token), hidden=True)
+            text += more
         if stopped:
             return text, "stop"
         if self.count >= self.maximum_tokens:
-            tail, stopped = self._strings.push(self._stream.flush())
-            return text + tail + ("" if stopped else self._strings.flush()), "stop" if stopped else "length"
+            tail, stopped = self._finish()
+            return text + tail, "stop" if stopped else "length"
         return text, None
 
     def flush(self) -> str:
         """All text that was held back, up to a stop string in it."""
+        return self._finish()[0]
+
+    def _finish(self, hidden: str = "") -> tuple[str, bool]:
+        """(all that is left to show, whether a stop string was found). hidden: what the last token is called."""
         text, stopped = self._strings.push(self._stream.flush())
-        return text if stopped else text + self._strings.flush()
-
-
-def _overlap(text: str, string: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `string`, and not all of it."""
-    for length in range(min(len(text), len(string) - 1), 0, -1):
-        if text.endswith(string[:length]):
-            return length
-    return 0
+        if not stopped:
+            more, stopped = self._strings.push(hidden, hidden=True)
+            text += more
+        return text if stopped else text + self._strings.flush(), stopped

@@ -24,7 +24,9 @@ class Scores(Protocol):
         ...
 
     def best(self, row: int) -> int:
-        """The token with the largest logit of one row; the lowest id where several are equal."""
+        """The token with the largest logit of one row; the lowest id where several are equal. −1 where none is: a
+        logit is NaN, or the largest is infinite.
+        """
         ...
 
 
@@ -84,8 +86,10 @@ class DecodingStrategy:
 def choose(sampler: Sampler, scores: Scores, row: int, offset: int = 0) -> Choice:
     """The sampler's token for a row; by the step's own arg-max where nothing else of the logits is needed.
 
-    offset: how many uncommitted tokens precede it.
+    offset: how many uncommitted tokens precede it. Raises PromptError where no token can be chosen.
     """
-    if sampler.needs_logits:
-        return sampler.choose(scores.logits(row), offset)
-    return Choice(scores.best(row))
+    if not sampler.needs_logits:
+        best = scores.best(row)
+        if best >= 0 and best not in sampler.absent.ids:
+            return Choice(best)
+    return sampler.choose(scores.logits(row), offset)

@@ -125,15 +125,15 @@ class Thrifty:
     def encode(self, prompt: Prompt | Messages) -> list[int]:
         """Token ids of a text, of messages through the chat template, or the ids themselves.
 
-        Raises PromptError where there is nothing to continue.
+        Raises PromptError where there is nothing to continue, CheckpointError for a text where the model has no
+        tokenizer.
         """
-        tokenizer = self.model.tokenizer
         if isinstance(prompt, str):
             if not prompt:
                 raise PromptError("the prompt is empty; it needs at least 1 character")
-            return list(tokenizer.encode(prompt))
+            return list(self.model.require_tokenizer().encode(prompt))
         if prompt and isinstance(prompt[0], Mapping):
-            return list(tokenizer.encode_chat(prompt))
+            return list(self.model.require_tokenizer().encode_chat(prompt))
         if not prompt:
             raise PromptError("the prompt is empty; it needs at least 1 token")
         return [int(token) for token in prompt]  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.sampling import Sampler, SamplingParameters
-from thrifty.decoding.stopping import Stopper
+from thrifty.decoding.stopping import NoText, Stopper
 from thrifty.engine.answer import Answer, Event, Listener
 from thrifty.engine.decode import Outcome, decode, first_choices
 from thrifty.engine.intake import Intake, Ticket
@@ -209,7 +209,8 @@ class Engine:
 
     def _sequence(self, answer: Answer, ticket: Ticket, index: int = 0, sampler: Sampler | None = None) -> Running:
         self._arrivals += 1
-        stream = self.model.tokenizer.stream()
+        tokenizer = self.model.tokenizer
+        stream = NoText() if tokenizer is None else tokenizer.stream(after=ticket.request.prompt)
         forced = len(ticket.request.forced or ())
         stopper = Stopper(ticket.request.sampling, stream, self.intake.end_ids, ticket.maximum_tokens, forced)
         return Running(answer, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)

@@ -7,9 +7,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from thrifty import registry
+from thrifty.decoding.possible import Absent
 from thrifty.decoding.sampling import ForcedSampler, Sampler, SamplingParameters, check_tokens
 from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.decoding.strategy import DecodingStrategy
@@ -59,6 +61,7 @@ class Intake:
         self.context = own if context is None else context
         self.vocabulary_size = model.config.vocabulary_size
         self.end_ids = frozenset(model.tokenizer.eos_ids if model.tokenizer else model.config.eos_ids)
+        self._tokenizer = model.tokenizer
         self._memory = memory
         self._batch = batch
         self._cache = tuple(cache)
@@ -73,6 +76,11 @@ class Intake:
             raise PromptError(
                 f"samples = {request.samples}, but the engine decodes {self._batch} together; "
                 f"use at most {self._batch}, or an engine with a larger batch"
+            )
+        if request.sampling.stop and self._tokenizer is None:
+            raise PromptError(
+                f"stop = {request.sampling.stop!r} looks for text, and this model has no tokenizer.json; "
+                "use stop_token_ids"
             )
         if request.forced is not None and request.samples > 1:
             raise PromptError("forced answers are all the same; use samples = 1")
@@ -171,8 +179,13 @@ class Intake:
 
     def _sampler(self, request: Request) -> Sampler:
         if request.forced is not None:
-            return ForcedSampler(request.sampling, self.vocabulary_size, request.forced)
-        return Sampler(request.sampling, self.vocabulary_size)
+            return ForcedSampler(request.sampling, self.vocabulary_size, request.forced, absent=self._absent)
+        return Sampler(request.sampling, self.vocabulary_size, absent=self._absent)
+
+    @cached_property
+    def _absent(self) -> Absent:
+        """The rows of the model that are no token; read with the first request, as the tokenizer is."""
+        return Absent(() if self._tokenizer is None else self._tokenizer.absent_ids(self.vocabulary_size))
 
 
 def _identity() -> str:

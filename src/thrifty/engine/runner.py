@@ -7,6 +7,7 @@ decides which rows stay.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -92,8 +93,9 @@ class TensorScores:
         return self.values[row]
 
     def best(self, row: int) -> int:
-        """The row's arg-max."""
-        return int(torch.argmax(self.values[row]))
+        """The row's arg-max, or −1 where it is no number."""
+        largest, best = self.values[row].max(dim=0)  # NaN where any is NaN
+        return int(best) if math.isfinite(largest) else -1
 
 
 class ReferenceRunner:

@@ -38,7 +38,7 @@ class Comparison:
     ) -> None:
         """Makes the items. Raises PromptError where one does not fit the model's context."""
         self.baseline, self.recipe, self.cache = baseline, recipe, cache
-        tokenizer = baseline.model.tokenizer
+        tokenizer = baseline.model.require_tokenizer()
         self.work: list[Work] = []
         for task in tasks:
             items = tuple(task.items(tokenizer, count, seed))

@@ -116,7 +116,7 @@ def probe(
     model = engine.model
     layers = tuple(index for index, layer in enumerate(model.config.layers) if layer.window is None)
     total, used = torch.zeros(len(layers), model.config.heads), 0
-    for item in questions(Items(model.tokenizer), kind, settings):
+    for item in questions(Items(model.require_tokenizer()), kind, settings):
         found = look(engine, item, RULES[kind])
         if found is not None:
             total += found

@@ -58,7 +58,7 @@ class ThriftyLM(TemplateLM):
             made = Thrifty(model, recipe=recipe, threads=int(threads) if threads else None, prefix_tree=False)
             engine, cache = made.engine, made.recipe.cache
         self.engine, self.cache = engine, cache
-        self.words: Any = engine.model.tokenizer
+        self.words: Any = engine.model.require_tokenizer()
         self.requests = self.compressed = 0
 
     @property

@@ -43,7 +43,7 @@ def measure(engine: Engine, context: int, steps: int = STEPS) -> Profile:
     runner = engine.runner
     if not isinstance(runner, NativeRunner):
         raise KernelError(f"only the native plan can be profiled; this model runs as {runner.name}: {runner.reason}")
-    tokens = held_out(engine.model.tokenizer, context + steps + 1)
+    tokens = held_out(engine.model.require_tokenizer(), context + steps + 1)
     stepping = force(engine, tokens[:context], tokens[context:], None, inspect=(steps,))
     with runner.plan.profile() as prompt:
         first = next(stepping)

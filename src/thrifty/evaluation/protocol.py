@@ -50,7 +50,7 @@ class Protocol:
         self.baseline = baseline
         self.work: list[Work] = []
         for task in tasks:
-            items = tuple(task.items(baseline.model.tokenizer, count, seed))
+            items = tuple(task.items(baseline.model.require_tokenizer(), count, seed))
             check_room(baseline, task, items)
             self.work.append(Work(task, items))
 

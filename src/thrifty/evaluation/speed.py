@@ -35,7 +35,7 @@ class Speed:
 
 def warm_up(engine: Engine, cache: Tables | None = None) -> None:
     """A short run, so that code, weights and buffers are in memory before anything is timed."""
-    tokens = held_out(engine.model.tokenizer, 64 + 9)
+    tokens = held_out(engine.model.require_tokenizer(), 64 + 9)
     for _ in force(engine, tokens[:64], tokens[64:], cache):
         pass
 
@@ -51,7 +51,7 @@ def measure(engine: Engine, context: int, cache: Tables | None = None, *, steps:
             f"context {context} cannot be measured: with {steps + 1} decoded tokens after it the engine "
             f"holds {limit}; use 1 to {limit - steps - 1}"
         )
-    tokens = held_out(engine.model.tokenizer, context + steps + 1)
+    tokens = held_out(engine.model.require_tokenizer(), context + steps + 1)
     prefill: list[float] = []
     decode: list[float] = []
     cache_bytes = 0

@@ -55,7 +55,7 @@ class Fit:
         self.prefix = question.filling_prefix()
         self.rungs = list(ladder(self.prefix, question.scored) if rungs is None else rungs)
         last = self.rungs[-1]
-        tokenizer, limit = question.model.tokenizer, question.model.config.context_length
+        tokenizer, limit = question.model.require_tokenizer(), question.model.config.context_length
         quality.passage(tokenizer, limit, last.prefix, last.scored, timed=last.timed)
         self.state = State(None, {}) if state is None else state
         self.exam = Exam(tokenizer, self.state, question.tasks, question.items, question.seed, self.prefix)

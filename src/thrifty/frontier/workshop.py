@@ -234,7 +234,7 @@ class Workshop:
             self.close()
             config = engine.model.config
             passage = quality.passage(
-                engine.model.tokenizer, config.context_length, rung.prefix, rung.scored, timed=rung.timed
+                engine.model.require_tokenizer(), config.context_length, rung.prefix, rung.scored, timed=rung.timed
             )
             baseline = quality.Baseline.measure(engine, passage)
             self._baseline = rung.key, baseline

@@ -19,7 +19,7 @@ from thrifty.models.decoder import Decoder
 from thrifty.models.gguf import GGUF
 from thrifty.models.gguf_blocks import FORMATS, GROUP, GroupCodes, group_codes, values
 from thrifty.models.gguf_config import architecture, read_config
-from thrifty.models.source import Weight, not_finite
+from thrifty.models.source import Weight, not_finite, rounded
 from thrifty.models.tokenizer_gguf import from_metadata
 
 ROWS_AT_A_TIME = 2048
@@ -202,7 +202,7 @@ def _plain(rows: npt.NDArray[np.uint8], kind: str, name: str, place: _Place, dty
     """A plain linear of the exact values."""
     weight = torch.empty(place.shape, dtype=dtype)
     for part, exact in _slices(rows, kind, place.tensor):
-        weight[part] = torch.from_numpy(exact)
+        weight[part] = rounded(place.tensor, torch.from_numpy(exact), weight.dtype)
     return Weight(name, DenseLinear.from_weight(weight, dtype), kind)
 
 
@@ -211,7 +211,7 @@ def _dense(rows: npt.NDArray[np.uint8], kind: str, name: str, place: _Place) -> 
     weight = torch.empty(place.shape, dtype=torch.bfloat16)
     error = _Error()
     for part, exact in _slices(rows, kind, place.tensor):
-        weight[part] = torch.from_numpy(exact)
+        weight[part] = rounded(place.tensor, torch.from_numpy(exact), weight.dtype)
         error.add(exact, weight[part].float().numpy())
     linear = DenseLinear.from_weight(weight, torch.bfloat16, packed=True)
     return Weight(name, linear, kind, error.relative, error.largest)

@@ -20,7 +20,7 @@ from thrifty.models.config_fields import Fields
 from thrifty.models.config_huggingface import TOKEN_LIMIT, from_huggingface
 from thrifty.models.decoder import Decoder
 from thrifty.models.safetensors_file import WEIGHT_TYPES, TensorEntry, TensorReader, read_entries, read_json
-from thrifty.models.source import Weight, not_finite
+from thrifty.models.source import Weight, not_finite, rounded
 from thrifty.models.tokenizer_settings import TokenizerDefinition
 
 SINGLE = "model.safetensors"
@@ -309,10 +309,11 @@ def _weight(name: str, tensor: Tensor, origin: str, dtype: torch.dtype | None) -
     if tensor.dim() == 1:
         return Weight(name, tensor.float(), origin)
     if dtype is not None or name.endswith(_EXACT):
-        return Weight(name, DenseLinear.from_weight(tensor, dtype or torch.float32), origin)
-    rounded = tensor.to(torch.bfloat16)
-    error, largest = (0.0, 0.0) if origin == "BF16" else _difference(tensor, rounded)
-    return Weight(name, DenseLinear.from_weight(rounded, torch.bfloat16, packed=True), origin, error, largest)
+        plain = rounded(name, tensor, dtype or torch.float32)
+        return Weight(name, DenseLinear.from_weight(plain, plain.dtype), origin)
+    stored = rounded(name, tensor, torch.bfloat16)
+    error, largest = (0.0, 0.0) if origin == "BF16" else _difference(tensor, stored)
+    return Weight(name, DenseLinear.from_weight(stored, torch.bfloat16, packed=True), origin, error, largest)
 
 
 def _difference(exact: Tensor, stored: Tensor) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thrifty.errors import PromptError
+from thrifty.errors import CheckpointError, PromptError
 from thrifty.formats.linear import DenseLinear, PackedLinear
 from thrifty.models.assembly import Assembly
 from thrifty.models.attention import causal
@@ -60,6 +60,16 @@ class Model:
         inside = {id(tensor) for linear in linears for tensor in linear.parameters()}
         others = (tensor for tensor in self.decoder.parameters() if id(tensor) not in inside)
         return sum(linear.nbytes for linear in linears) + sum(x.numel() * x.element_size() for x in others)
+
+    def require_tokenizer(self) -> Any:
+        """The tokenizer. Raises CheckpointError where there is none: what is missing, and what works without it."""
+        if self.tokenizer is not None:
+            return self.tokenizer
+        where = "This model" if self.path is None else f"{self.path}: the checkpoint"
+        raise CheckpointError(
+            f"{where} has no tokenizer.json, so it takes and gives token ids only; add the file (where there is a "
+            "tokenizer.model alone, transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it)."
+        )
 
     @torch.no_grad()
     def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from thrifty.errors import CheckpointError
 from thrifty.formats.linear import PackedLinear
 from thrifty.models.config import ModelConfig
 from thrifty.models.tokenizer_settings import TokenizerDefinition
@@ -55,3 +56,15 @@ class Source(Protocol):
     def tokenizer(self) -> TokenizerDefinition | None: ...
 
     def weights(self, dtype: torch.dtype | None = None) -> Iterator[Weight]: ...
+
+
+def rounded(name: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Finite values in another type. Raises CheckpointError, naming the tensor, where one is beyond what it holds."""
+    stored = values.to(dtype)
+    if dtype.itemsize < values.dtype.itemsize and not torch.isfinite(stored).all():
+        kind, limit = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
+        raise CheckpointError(
+            f"Tensor {name!r} holds {float(values.abs().max()):.5g}; {kind} holds at most {limit:.5g}: load the model "
+            "with dtype=torch.float32, which keeps it."
+        )
+    return stored

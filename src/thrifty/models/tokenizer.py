@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate, groupby, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from thrifty.errors import CheckpointError, PromptError, TemplateError
-from thrifty.models.tokenizer_pieces import PieceDecoder, piece_decoder
+from thrifty.models.tokenizer_control import ControlFree, all_meant
+from thrifty.models.tokenizer_pieces import Maker, PieceDecoder, makers
 from thrifty.models.tokenizer_settings import TokenizerSettings
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from thrifty.models.chat_template import ChatTemplate
 
 Message = Mapping[str, Any]
+
+TAIL = 16  # tokens before an answer that a decoder's steps can reach back to: a character's bytes, a word
 
 
 class Tokenizer:
@@ -51,32 +55,51 @@ class Tokenizer:
         """One more than the largest id that `decode` takes."""
         return max(self.settings.vocabulary_size, self.backend.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
+    def encode(self, text: str, add_bos: bool | None = None, control: bool = True) -> list[int]:
         """The ids of a text; special tokens that it spells out become their ids.
 
-        `add_bos` None follows the model. BOS is put in front once: not where the text already begins with it.
+        add_bos: None follows the model. BOS is put in front once: not where the text already begins with it. control:
+        False leaves the control tokens (`control_ids`) that the text spells out as text; other added tokens still
+        count.
         Raises PromptError for text that cannot be written in UTF-8.
         """
+        return self.encode_parts([(text, control)], add_bos)
+
+    def encode_parts(self, parts: Sequence[tuple[str, bool]], add_bos: bool | None = None) -> list[int]:
+        """The ids of a text in parts, each with whether the control tokens that it spells out are meant.
+
+        The text is encoded in one pass: where no control token is spelled out in a part that means none, or across
+        parts, the ids are those of `encode` for the joined text. Raises as `encode` does.
+        """
+        parts = [("".join(text for text, _ in run), meant) for meant, run in groupby(parts, key=itemgetter(1))]
+        text = "".join(part for part, _ in parts)
         try:
-            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+            encoding = self.backend.encode(text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
             raise PromptError(f"The prompt cannot be written in UTF-8: {error}.") from error
+        ids: list[int] = encoding.ids
+        if not all(meant for _, meant in parts) and not self.control_ids.isdisjoint(ids):
+            ends = list(accumulate(len(part) for part, _ in parts))
+            meant = [(end - len(part), end) for end, (part, means) in zip(ends, parts, strict=True) if means]
+            if not all_meant(ids, encoding.offsets, self.control_ids, meant):
+                ids = self._control_free.encode(parts)
         wanted = self.settings.add_bos if add_bos is None else add_bos
         if wanted and self.bos_id is not None and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]
         return ids
 
-    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+    def decode(self, ids: Iterable[int], skip_special: bool = True, after: Sequence[int] = ()) -> str:
         """The text of some ids; bytes that are not UTF-8 become U+FFFD.
 
+        after: the ids that these continue: a text's first space may be left out, that of its continuation never.
         Raises PromptError for an id outside the vocabulary.
         """
-        stream = self.stream(skip_special)
+        stream = self.stream(skip_special, after)
         return "".join([*(stream.push(token) for token in ids), stream.flush()])
 
-    def stream(self, skip_special: bool = True) -> TokenStream:
-        """A decoder for one answer, token by token."""
-        return TokenStream(self, skip_special)
+    def stream(self, skip_special: bool = True, after: Sequence[int] = ()) -> TokenStream:
+        """A decoder for one answer, token by token. after: see `decode`."""
+        return TokenStream(self, skip_special, after)
 
     def apply_chat_template(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
@@ -99,11 +122,11 @@ class Tokenizer:
     @cached_property
     def special_tokens(self) -> dict[str, str]:
         """The texts that templates know as `bos_token`, `eos_token` and the like."""
-        found = {} if self.bos_id is None else {"bos_token": self._text_of(self.bos_id)}
+        found = {} if self.bos_id is None else {"bos_token": self._called(self.bos_id)}
         if self.eos_ids:
-            found["eos_token"] = self._text_of(self.eos_ids[0])
+            found["eos_token"] = self._called(self.eos_ids[0])
         if self.settings.pad_id is not None:
-            found["pad_token"] = self._text_of(self.settings.pad_id)
+            found["pad_token"] = self._called(self.settings.pad_id)
         return {**found, **self.settings.special_tokens}
 
     @cached_property
@@ -118,21 +141,59 @@ class Tokenizer:
         return frozenset(token for token, entry in added.items() if entry.special)
 
     @cached_property
-    def punctuation_ids(self) -> frozenset[int]:
-        """The ids of tokens whose text, spaces aside, is nothing but characters of `string.punctuation`."""
-        marks = frozenset(string.punctuation.encode())
-        found = {
-            token
-            for piece, token in self.backend.get_vocab(with_added_tokens=True).items()
-            if (text := self.pieces.to_bytes(piece).strip()) and marks.issuperset(text)
-        }
-        return frozenset(found - self.special_ids)
+    def control_ids(self) -> frozenset[int]:
+        """Special tokens, and added tokens that end an answer: what `encode(control=False)` makes of no text."""
+        added = self.backend.get_added_tokens_decoder()
+        return self.special_ids | frozenset(token for token in self.eos_ids if token in added)
 
     @cached_property
-    def pieces(self) -> PieceDecoder:
-        """What each token is in bytes."""
-        stated = None if self.backend.decoder is None else json.loads(self.backend.decoder.__getstate__())
-        return piece_decoder({"decoder": stated})
+    def punctuation_ids(self) -> frozenset[int]:
+        """The ids of tokens whose text, spaces aside, is nothing but characters of `string.punctuation`."""
+        marks = frozenset(string.punctuation)
+        vocabulary = self.backend.get_vocab(with_added_tokens=True)
+        ids = [token for piece, token in vocabulary.items() if not marks.isdisjoint(piece)]
+        texts = self.backend.decode_batch([[token] for token in ids], skip_special_tokens=False)
+        found = (
+            token for token, text in zip(ids, map(str.strip, texts), strict=True) if text and marks.issuperset(text)
+        )
+        return frozenset(found) - self.special_ids
+
+    @cached_property
+    def added_ids(self) -> frozenset[int]:
+        """The ids of added tokens, special or not: their text is what they are called, never bytes."""
+        return frozenset(self.backend.get_added_tokens_decoder())
+
+    def absent_ids(self, size: int) -> frozenset[int]:
+        """The ids below `size`, a model's own vocabulary, that are no token: rows that pad the model's matrices."""
+        if (
+            self.backend.get_vocab_size(with_added_tokens=True) == size
+            and self.backend.id_to_token(size - 1) is not None
+        ):
+            return frozenset()
+        return frozenset(token for token in range(size) if self.backend.id_to_token(token) is None)
+
+    def text_of(self, token: int) -> str | None:
+        """What a token is called in the vocabulary, None for a row of the model without a token.
+
+        Raises PromptError for an id outside the vocabulary.
+        """
+        text: str | None = self.backend.id_to_token(token) if token >= 0 else None
+        if text is None and not 0 <= token < self.vocabulary_size:
+            last = self.vocabulary_size - 1
+            raise PromptError(f"Token id {token} is outside this model's vocabulary, 0 to {last}.")
+        return text
+
+    def piece_decoder(self) -> PieceDecoder:
+        """A new decoder for one stream. Raises CheckpointError for a decoder that is not supported."""
+        return PieceDecoder(self._makers)
+
+    @cached_property
+    def _makers(self) -> list[Maker]:
+        return makers(decoder_of(self.backend))
+
+    @cached_property
+    def _control_free(self) -> ControlFree:
+        return ControlFree(self.backend, self.control_ids)
 
     @cached_property
     def _template(self) -> ChatTemplate:
@@ -142,7 +203,7 @@ class Tokenizer:
             raise TemplateError("This model has no chat template; give it a plain prompt instead of messages.")
         return ChatTemplate(self.settings.chat_template)
 
-    def _text_of(self, token: int) -> str:
+    def _called(self, token: int) -> str:
         return self.backend.id_to_token(token) or ""
 
 
@@ -152,33 +213,41 @@ class TokenStream:
     The texts of all `push` calls and `flush` joined are what `Tokenizer.decode` gives.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool, after: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special else frozenset()
         self._same_text = dict(tokenizer.settings.duplicates)
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._strip = tokenizer.pieces.strips_first_space
+        self._decoder = tokenizer.piece_decoder()
+        for token in self._heard(after):
+            self.push(token)
 
     def push(self, token: int) -> str:
         """The text that is certain after this token. Raises PromptError for an id outside the vocabulary."""
         token = self._same_text.get(token, token)
-        if token in self._skipped:
+        if token in self._skipped or (text := self._tokenizer.text_of(token)) is None:
             return ""
-        piece = self._tokenizer.backend.id_to_token(token) if token >= 0 else None
-        if piece is None:
-            if not 0 <= token < self._tokenizer.vocabulary_size:
-                last = self._tokenizer.vocabulary_size - 1
-                raise PromptError(f"Token id {token} is outside this model's vocabulary, 0 to {last}.")
-            return ""  # a padding row of the model that has no text
-        text = self._utf8.decode(self._tokenizer.pieces.to_bytes(piece))
-        if self._strip and text:
-            self._strip = False
-            return text.removeprefix(" ")
-        return text
+        return self._decoder.push(text, token in self._tokenizer.added_ids)
+
+    def hidden(self, token: int) -> str:
+        """The text of a special token that `push` leaves out, else nothing."""
+        token = self._same_text.get(token, token)
+        return (self._tokenizer.text_of(token) or "") if token in self._skipped else ""
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD where the last character was never finished. Ends the stream."""
-        return self._utf8.decode(b"", final=True)
+        return self._decoder.finish()
+
+    def _heard(self, after: Sequence[int]) -> list[int]:
+        """The tokens before the answer that its text can depend on: whether there are any, and the last few."""
+        known = (token for token in after if token not in self._skipped and token < self._tokenizer.vocabulary_size)
+        first = list(islice(known, 1))
+        tail = [token for token in after[-TAIL:] if token < self._tokenizer.vocabulary_size]
+        return tail if len(after) <= TAIL else first + tail
+
+
+def decoder_of(backend: tokenizers.Tokenizer) -> Mapping[str, Any] | None:
+    """The JSON of a tokenizer's decoder as the library writes it, None where it has none."""
+    return None if backend.decoder is None else json.loads(backend.decoder.__getstate__())
 
 
 def load_backend(definition: str) -> tokenizers.Tokenizer:

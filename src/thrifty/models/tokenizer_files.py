@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face directory: tokenizer.json, and what its neighbours say about ends and templates."""
+"""The tokenizer of a Hugging Face directory: tokenizer.json, and what its neighbours say of tokens, ends, templates."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from thrifty.errors import CheckpointError
 from thrifty.models.checked_text import read_text
 from thrifty.models.safetensors_file import read_json
-from thrifty.models.tokenizer import load_backend
+from thrifty.models.tokenizer import decoder_of, load_backend
+from thrifty.models.tokenizer_added import Neighbours, add_tokens
 from thrifty.models.tokenizer_ends import ENDS_OF_TURN
-from thrifty.models.tokenizer_pieces import piece_decoder
+from thrifty.models.tokenizer_pieces import makers
 from thrifty.models.tokenizer_settings import MAX_TEMPLATE, TokenizerDefinition, TokenizerSettings
 
 JSON_LIMIT = 1 << 28
-_NAMED_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
 def read_tokenizer(directory: Path) -> TokenizerDefinition | None:
@@ -31,9 +31,13 @@ def read_tokenizer(directory: Path) -> TokenizerDefinition | None:
         raise CheckpointError(f"{path}: not a JSON object")
     definition = read_text(path)
     backend = load_backend(definition)
-    piece_decoder(data)
+    makers(decoder_of(backend))
     tables = [_table(directory / name) for name in ("tokenizer_config.json", "generation_config.json", "config.json")]
-    named = {name: text for name in _NAMED_TOKENS if (text := _token_text(tables[0].get(name))) is not None}
+    beside = [_table(directory / name) for name in ("special_tokens_map.json", "added_tokens.json")]
+    neighbours = Neighbours(directory, tables[0], *beside)
+    if add_tokens(backend, neighbours, _vocabulary_size(tables[2], 0)):
+        definition = backend.to_str()
+    named = neighbours.named
     bos = _id(backend, named.get("bos_token"), tables[1:], "bos_token_id")
     pad = _id(backend, named.get("pad_token"), tables[1:], "pad_token_id")
     settings = TokenizerSettings(
@@ -55,12 +59,6 @@ def _table(path: Path) -> Mapping[str, Any]:
     if not isinstance(data, Mapping):
         raise CheckpointError(f"{path}: not a JSON object")
     return data
-
-
-def _token_text(value: object) -> str | None:
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
 
 
 def _id(backend: Any, text: str | None, tables: list[Mapping[str, Any]], field: str) -> int | None:

@@ -13,6 +13,7 @@ from thrifty.decoding.sampling import (
     ForcedSampler,
     Sampler,
     SamplingParameters,
+    _inverse,
     draw,
     largest,
     logprob_of,
@@ -203,8 +204,37 @@ def test_all_tokens_banned_is_an_error_with_the_remedy() -> None:
     banned = sampler(logit_bias=dict.fromkeys(range(VOCABULARY), -math.inf))
     with pytest.raises(PromptError, match="lift a ban in logit_bias"):
         banned.choose(logits())
-    with pytest.raises(PromptError, match="no token can be chosen at position 0: the best logit is nan"):
-        sampler().choose(torch.full((VOCABULARY,), math.nan))
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"temperature": 0.7, "top_p": 0.8}, {"logprobs": 2}])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("place", [0, 1, VOCABULARY - 1])
+def test_a_logit_that_is_no_number_is_an_error_in_every_way_to_choose(
+    options: dict[str, float], value: float, place: int
+) -> None:
+    row = logits().clone()
+    row[place] = value
+    makers = (lambda: sampler(**options), lambda: ForcedSampler(SamplingParameters.of(**options), VOCABULARY, [3]))
+    for make in makers:
+        with pytest.raises(PromptError, match=rf"position 2 of the answer: the model's best logit is {value}, so its"):
+            make().choose(row, offset=2)
+
+
+def test_minus_infinity_is_a_mask_and_nothing_else_is_an_error() -> None:
+    row = torch.full((VOCABULARY,), -math.inf)
+    with pytest.raises(PromptError, match="the model's best logit is -inf"):
+        sampler().choose(row)
+    row[[4, 9]] = torch.tensor([1.0, 1.0])
+    for options in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 5}, {"temperature": 1.0, "min_p": 0.1}):
+        assert sampler(**options).choose(row).token in (4, 9)
+    found = sampler(logprobs=20).choose(row).logprob
+    assert found is not None and [token for token, _ in found.top] == [4, 9]
+    assert found.logprob == pytest.approx(math.log(0.5))
+
+
+def test_a_draw_at_the_upper_end_is_a_token_that_has_a_probability() -> None:
+    weights = torch.tensor([0.25, 0.5, 0.0, 0.0])
+    assert _inverse(weights, 1.0) == 1 and _inverse(weights, 0.0) == 0
 
 
 def test_logprobs_are_of_the_models_own_distribution() -> None:

@@ -9,14 +9,20 @@ from thrifty.decoding.stopping import Stopper, StopStrings
 
 
 class Letters:
-    """A token is a letter; the last one is held until the next, like half a character."""
+    """A token is a letter; the last one is held until the next, like half a character. A digit is a control token."""
 
     def __init__(self) -> None:
         self.held = ""
 
     def push(self, token: int) -> str:
+        if chr(token).isdigit():
+            out, self.held = self.held, ""
+            return out
         out, self.held = self.held, chr(token)
         return out
+
+    def hidden(self, token: int) -> str:
+        return f"<{chr(token)}>" if chr(token).isdigit() else ""
 
     def flush(self) -> str:
         out, self.held = self.held, ""
@@ -105,3 +111,50 @@ def test_forced_tokens_show_their_text_and_end_nothing_but_by_the_length() -> No
     assert stopper.push(ord("c")) == ("", "stop")
     whole = Stopper(SamplingParameters(), Letters(), [ord("!")], 2, forced=2)
     assert [whole.push(ord(letter)) for letter in "!a"] == [("", None), ("!a", "length")]
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        ("<1>", "ab"),
+        ("b<1>", "a"),
+        ("<1>c", "ab"),
+        ("b<1>c", "a"),
+        ("<1>c<2>d", "ab"),
+        ("<2>", "abc"),
+        ("<3>", "abcd"),
+        ("d<3>", "abc"),
+        ("1", "ab"),
+    ],
+)
+def test_stop_strings_see_control_tokens(stop: str, expected: str) -> None:
+    pieces, reason = run("ab1c2d3e", stop=(stop, "never"))
+    assert ("".join(pieces), reason) == (expected, "stop")
+
+
+def test_a_stop_string_that_ends_with_the_end_of_the_answer_cuts_its_text() -> None:
+    pieces, reason = run("abc1", ends=("1",), stop=("c<1>",))
+    assert ("".join(pieces), reason) == ("ab", "stop")
+    pieces, reason = run("abc1", ends=("1",), stop=("<1>",), ignore_eos=True)
+    assert ("".join(pieces), reason) == ("abc", "stop")
+
+
+def test_control_tokens_that_begin_no_stop_string_are_never_shown() -> None:
+    pieces, reason = run("a1b2c", stop=("<1>c", "<2>d"))
+    assert ("".join(pieces) + "c", reason) == ("abc", None)
+
+
+@given(st.text("ab12", max_size=20), st.lists(st.text("ab<1>2", min_size=1, max_size=5), min_size=1, max_size=3))
+def test_the_text_before_the_first_stop_string_is_shown_without_its_control_tokens(text: str, stops: list[str]) -> None:
+    spelled = "".join(f"<{letter}>" if letter.isdigit() else letter for letter in text)
+    visible = "".join("..." if letter.isdigit() else letter for letter in text)
+    stopper = Stopper(SamplingParameters.of(stop=stops), Letters(), [], 100)
+    shown, reason = "", None
+    for letter in text:
+        piece, reason = stopper.push(ord(letter))
+        shown += piece
+        if reason is not None:
+            break
+    shown += stopper.flush() if reason is None else ""
+    places = [place for place in map(spelled.find, stops) if place >= 0]
+    assert shown == visible[: min(places, default=len(visible))].replace(".", "")

@@ -273,3 +273,15 @@ def test_no_token_in_every_width(tmp_path: Path, kind: str, value: int) -> None:
         _token_id(Metadata(tmp_path, {**values, "tokenizer.ggml.padding_token_id": found}), "padding_token_id", 9)
         is None
     )
+
+
+def test_a_value_that_bfloat16_rounds_to_infinity_is_refused(tmp_path: Path) -> None:
+    tensors = gguf_files.llama_tensors()
+    tensors["blk.0.ffn_up.weight"][3, 5] = np.finfo(np.float32).max
+    source = GGUFSource(gguf_files.write(tmp_path / "m.gguf", "llama", gguf_files.LLAMA_FIELDS, tensors))
+    for dtype in (None, torch.bfloat16):
+        with pytest.raises(
+            CheckpointError, match=r"'blk.0.ffn_up.weight' holds 3.4028e\+38; bfloat16 holds at most 3.38"
+        ):
+            list(source.weights(dtype))
+    assert len(list(source.weights(torch.float32))) == len(tensors)

@@ -67,6 +67,19 @@ def test_every_part_has_its_values_and_its_report(tmp_path: Path) -> None:
     assert len(model.report) == len(tensors())
 
 
+def test_a_value_that_bfloat16_rounds_to_infinity_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    weights = tensors()
+    weights[QUERY][1, 2] = -torch.finfo(torch.float32).max
+    source = HuggingFaceSource(write(tmp_path, weights))
+    for dtype in (None, torch.bfloat16):
+        with pytest.raises(CheckpointError) as error:
+            assemble(source, dtype)
+        assert "'layers.1.attention.query' holds 3.4028e+38; bfloat16 holds at most 3.3895e+38" in str(error.value)
+        assert "dtype=torch.float32, which keeps it" in str(error.value)
+    kept = assemble(source, torch.float32).decoder.layers[1].attention.query.dequantize()
+    assert torch.equal(kept, weights[QUERY])
+
+
 def test_load_converts_once_and_keeps_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path / "cache"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ from thrifty.models.tokenizer import Tokenizer
 from thrifty.models.tokenizer_files import read_tokenizer
 from thrifty.models.tokenizer_settings import TokenizerSettings
 
+
+@cache
+def made(kind: str) -> Tokenizer:
+    return {"bytes": tokenizer, "pieces": spm}[kind]()
+
+
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\u2581"), max_size=40)
 
 
@@ -26,7 +33,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\u2581"), max_si
 @example(text=" ")
 @example(text="  a")
 def test_a_stream_gives_whole_characters_and_the_same_text(kind: str, text: str) -> None:
-    found = {"bytes": tokenizer, "pieces": spm}[kind]()
+    found = made(kind)
     ids = found.encode(text, add_bos=False)
     stream = found.stream()
     pieces = [stream.push(token) for token in ids]
@@ -38,7 +45,7 @@ def test_a_stream_gives_whole_characters_and_the_same_text(kind: str, text: str)
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_ids_decode_as_the_library_does_where_they_are_text(kind: str, data: st.DataObject) -> None:
-    found = {"bytes": tokenizer, "pieces": spm}[kind]()
+    found = made(kind)
     ids = data.draw(st.lists(st.integers(0, found.backend.get_vocab_size() - 1), max_size=20))
     stream = found.stream()
     text = "".join([*map(stream.push, ids), stream.flush()])
@@ -58,7 +65,7 @@ def test_an_unfinished_character_waits_and_becomes_a_mark_at_the_end() -> None:
 
 @pytest.mark.parametrize("kind", ["bytes", "pieces"])
 def test_punctuation_ids_are_those_whose_text_is_punctuation(kind: str) -> None:
-    found = {"bytes": tokenizer, "pieces": spm}[kind]()
+    found = made(kind)
     for token in range(found.backend.get_vocab_size()):
         text = found.decode([token], skip_special=False).strip()
         is_mark = text != "" and all(character in string.punctuation for character in text)
@@ -127,8 +134,13 @@ def test_several_ends_and_a_template_file(tmp_path: Path) -> None:
     ("change", "expected"),
     [
         (
-            lambda data: data.update(decoder={"type": "WordPiece", "prefix": "##", "cleanup": True}),
-            "decoder 'WordPiece'",
+            lambda data: data.update(
+                decoder={
+                    "type": "Sequence",
+                    "decoders": [{"type": "Fuse"}, {"type": "WordPiece", "prefix": "##", "cleanup": True}],
+                }
+            ),
+            "decoder 'WordPiece' is not supported behind 'Fuse'",
         ),
         (lambda data: data.update(decoder=None), "'decoder' is missing"),
         (lambda data: data.update(model={"type": "BPE", "vocab": {"a": "x"}, "merges": []}), "is not valid"),

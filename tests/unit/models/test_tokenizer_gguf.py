@@ -13,6 +13,7 @@ from thrifty.errors import CheckpointError
 from thrifty.models.gguf import Metadata
 from thrifty.models.tokenizer import Tokenizer
 from thrifty.models.tokenizer_gguf import derive_merges, from_metadata
+from thrifty.models.tokenizer_pieces import bytes_of
 from thrifty.models.tokenizer_pre import CUTS
 
 
@@ -45,8 +46,7 @@ def words(pre: str, text: str) -> list[str]:
 
         text = unicodedata.normalize("NFC", text)
     pieces = CUTS[pre].pre_tokenizer().pre_tokenize_str(text)
-    decode = tokenizer().pieces.to_bytes
-    return [decode(piece).decode() for piece, _ in pieces]
+    return [bytes_of(piece).decode() for piece, _ in pieces]
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class Context:
         key = (prefix, scored, part)
         if key not in self._baselines:
             self.say(f"baseline of {prefix} + {scored} tokens, part {part}")
-            passage = quality.passage(self.model.tokenizer, self.length, prefix, scored, part=part)
+            passage = quality.passage(self.model.require_tokenizer(), self.length, prefix, scored, part=part)
             self._baselines[key] = quality.Baseline.measure(self.engine, passage)
         return self._baselines[key]
 
@@ -86,7 +86,7 @@ class Context:
         try:
             handles = []
             for part in range(sequences):
-                tokens = held_out(self.model.tokenizer, length + 1, part)
+                tokens = held_out(self.model.require_tokenizer(), length + 1, part)
                 # Nobody may end before all have begun. While others decode, a step does one layer or one chunk.
                 steps = max(len(self.model.config.layers), length // 128) + 2
                 answer = tokens[1:2] * (sequences * steps)

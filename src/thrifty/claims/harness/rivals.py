@@ -27,7 +27,7 @@ def recalls(
     """
     asked = ASKED if asked is None else asked
     length = min(QUESTION if question is None else question, context.length - 64)
-    questions = needles(context.model.tokenizer, length, asked)
+    questions = needles(context.model.require_tokenizer(), length, asked)
     figures: Figures = {"asked": asked, "question": length}
     for name, tables in rivals.items():
         context.say(f"recall of {asked} keys, {name}")

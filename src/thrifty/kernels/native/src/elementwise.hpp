@@ -144,16 +144,22 @@ static void rotate(float* x, const float* cosine, const float* sine, int half) {
   }
 }
 
-// First index of the largest value.
+// First index of the largest value; -1 where there is none: a value is NaN, or the largest is infinite.
 static int arg_max(const float* x, int count) {
-  V best = set1(x[0]);
+  V best = set1(x[0]), sum = zero();
   int c = 0;
-  for (; c + kLanes <= count; c += kLanes) best = max(best, load(x + c));
-  float top = reduce_max(best);
-  for (; c < count; c++) top = x[c] > top ? x[c] : top;
+  for (; c + kLanes <= count; c += kLanes) {
+    const V values = load(x + c);
+    best = max(best, values), sum = add(sum, values);
+  }
+  float top = reduce_max(best), total = reduce_add(sum);
+  for (; c < count; c++) top = x[c] > top ? x[c] : top, total += x[c];
+  for (int i = 0; total != total && i < count; i++)  // a maximum may pass over a NaN, a sum never does
+    if (x[i] != x[i]) return -1;
+  if (top - top != 0.0f) return -1;
   for (int i = 0; i < count; i++)
     if (x[i] == top) return i;
-  return 0;
+  return -1;
 }
 
 }  // namespace thrifty::THRIFTY_ISA
