@@ -7,9 +7,12 @@ import json
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate, groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from thrifty.errors import CheckpointError, PromptError, TemplateError
+from thrifty.models.tokenizer_control import ControlFree, all_meant
 from thrifty.models.tokenizer_pieces import PieceDecoder, piece_decoder
 from thrifty.models.tokenizer_settings import TokenizerSettings
 
@@ -51,16 +54,34 @@ class Tokenizer:
         """One more than the largest id that `decode` takes."""
         return max(self.settings.vocabulary_size, self.backend.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str, add_bos: bool | None = None) -> list[int]:
+    def encode(self, text: str, add_bos: bool | None = None, control: bool = True) -> list[int]:
         """The ids of a text; special tokens that it spells out become their ids.
 
-        `add_bos` None follows the model. BOS is put in front once: not where the text already begins with it.
+        add_bos: None follows the model. BOS is put in front once: not where the text already begins with it. control:
+        False leaves the control tokens (`control_ids`) that the text spells out as text; other added tokens still
+        count.
         Raises PromptError for text that cannot be written in UTF-8.
         """
+        return self.encode_parts([(text, control)], add_bos)
+
+    def encode_parts(self, parts: Sequence[tuple[str, bool]], add_bos: bool | None = None) -> list[int]:
+        """The ids of a text in parts, each with whether the control tokens that it spells out are meant.
+
+        The text is encoded in one pass: where no control token is spelled out in a part that means none, or across
+        parts, the ids are those of `encode` for the joined text. Raises as `encode` does.
+        """
+        parts = [("".join(text for text, _ in run), meant) for meant, run in groupby(parts, key=itemgetter(1))]
+        text = "".join(part for part, _ in parts)
         try:
-            ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+            encoding = self.backend.encode(text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
             raise PromptError(f"The prompt cannot be written in UTF-8: {error}.") from error
+        ids: list[int] = encoding.ids
+        if not all(meant for _, meant in parts) and not self.control_ids.isdisjoint(ids):
+            ends = list(accumulate(len(part) for part, _ in parts))
+            meant = [(end - len(part), end) for end, (part, means) in zip(ends, parts, strict=True) if means]
+            if not all_meant(ids, encoding.offsets, self.control_ids, meant):
+                ids = self._control_free.encode(parts)
         wanted = self.settings.add_bos if add_bos is None else add_bos
         if wanted and self.bos_id is not None and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]
@@ -118,6 +139,12 @@ class Tokenizer:
         return frozenset(token for token, entry in added.items() if entry.special)
 
     @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Special tokens, and added tokens that end an answer: what `encode(control=False)` makes of no text."""
+        added = self.backend.get_added_tokens_decoder()
+        return self.special_ids | frozenset(token for token in self.eos_ids if token in added)
+
+    @cached_property
     def punctuation_ids(self) -> frozenset[int]:
         """The ids of tokens whose text, spaces aside, is nothing but characters of `string.punctuation`."""
         marks = frozenset(string.punctuation.encode())
@@ -133,6 +160,10 @@ class Tokenizer:
         """What each token is in bytes."""
         stated = None if self.backend.decoder is None else json.loads(self.backend.decoder.__getstate__())
         return piece_decoder({"decoder": stated})
+
+    @cached_property
+    def _control_free(self) -> ControlFree:
+        return ControlFree.of(self.backend, self.control_ids)
 
     @cached_property
     def _template(self) -> ChatTemplate:
