@@ -121,6 +121,8 @@ class MessageText(str):
 
     def _part(self, start: int, end: int) -> str:
         text = str.__getitem__(self, slice(start, end))
+        if text and self.spans and self.spans[0] == (0, len(self)):
+            return MessageText(text)
         spans = tuple(
             (max(first, start) - start, min(last, end) - start)
             for first, last in self.spans

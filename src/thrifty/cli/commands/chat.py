@@ -66,12 +66,12 @@ class Conversation:
         self.as_json = as_json
         self.template = template or {}
         self.interrupts = Interrupts()
-        if not thrifty.model.tokenizer.has_chat_template:
-            output.note(PLAIN)
-            self.sampling = {**sampling, "stop": (*sampling.get("stop", ()), NEXT_TURN)}
 
     def run(self) -> None:
         """Read messages until /exit or the end of the input."""
+        if not self.thrifty.model.tokenizer.has_chat_template:
+            output.note(PLAIN)
+            self.sampling = {**self.sampling, "stop": (*self.sampling.get("stop", ()), NEXT_TURN)}
         reader = Reader()
         if reader.interactive:
             output.note(HELP)
