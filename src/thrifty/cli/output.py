@@ -28,9 +28,13 @@ def note(message: str) -> None:
 
 
 def json_line(value: Any) -> None:
-    """One line of JSON on standard output, with escapes where its encoding may not hold all characters."""
-    escaped = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
-    sys.stdout.write(json.dumps(value, ensure_ascii=escaped) + "\n")
+    """One line of JSON on standard output, with escapes where its encoding does not have a character."""
+    line = json.dumps(value, ensure_ascii=False)
+    try:
+        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(value)
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
