@@ -24,7 +24,7 @@ import typer.core
 
 import thrifty
 from thrifty.cli import commands as command_package
-from thrifty.cli import output
+from thrifty.cli import output, streams
 from thrifty.errors import ThriftyError
 
 HELP = "Run open language models inside a memory budget, and see what every saving costs."
@@ -107,10 +107,14 @@ def build() -> Any:
 
 def main() -> None:
     """The entry point of the console script."""
+    streams.prepare()
     try:
-        build()(prog_name="thrifty")
+        try:
+            build()(prog_name="thrifty")
+        finally:
+            streams.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.discard()
         sys.exit(1)
 
 

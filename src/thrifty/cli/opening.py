@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cli import output
+from thrifty.cli.plain_prompt import paragraphs
 
 if TYPE_CHECKING:
     from thrifty.engine.api import Thrifty
@@ -45,18 +46,28 @@ def opened(
 
 def submit(
     thrifty: Thrifty,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, str]],
     sampling: Mapping[str, Any],
     *,
     raw: bool = False,
     cache_memory: int | None = None,
+    plain: Callable[[Sequence[Mapping[str, str]]], str] = paragraphs,
+    template: Mapping[str, Any] | None = None,
 ) -> Handle:
-    """Queue messages through the chat template; a model without one (or `raw`) continues the last text as it
-    is. cache_memory: bound in bytes on the answer's cache.
+    """Queue messages through the chat template. cache_memory: bound in bytes on the answer's cache. plain: what a model
+    without a template goes on with instead; `raw` is the last text as it is. template: what else `Thrifty.chat` takes.
+
+    Raises TemplateError where there is no template that could take these.
     """
-    if raw or not thrifty.model.require_tokenizer().has_chat_template:
-        return thrifty.submit(str(messages[-1]["content"]), cache_memory=cache_memory, **sampling)
-    return thrifty.submit(list(messages), cache_memory=cache_memory, **sampling)
+    if raw:
+        return thrifty.submit(messages[-1]["content"], cache_memory=cache_memory, **sampling)
+    if thrifty.model.require_tokenizer().has_chat_template:
+        return thrifty.submit(list(messages), cache_memory=cache_memory, **sampling, **(template or {}))
+    if template:
+        from thrifty.errors import TemplateError
+
+        raise TemplateError(f"This model has no chat template that could take {', '.join(template)}; leave it out.")
+    return thrifty.submit(plain(messages), cache_memory=cache_memory, **sampling)
 
 
 def usage_of(handle: Handle, first_token_seconds: float | None) -> dict[str, Any]:

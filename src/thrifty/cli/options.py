@@ -10,9 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from thrifty.cli.quantities import parse_bias, parse_bytes
+from thrifty.cli.quantities import FIT, parse_argument, parse_bias, parse_bytes, parse_limit, read_objects
+from thrifty.cli.streams import text_of
 
 SAMPLING = "Sampling"
+TEMPLATE = "Chat template"
 MACHINE = "Machine"
 
 ModelName = Annotated[
@@ -62,6 +64,45 @@ Native = Annotated[
     ),
 ]
 
+Tools = Annotated[
+    Path | None,
+    typer.Option(
+        "--tools",
+        metavar="FILE",
+        rich_help_panel=TEMPLATE,
+        help="Tools that the model may call: a JSON list of their schemas.",
+    ),
+]
+TemplateArguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-argument",
+        metavar="KEY=JSON",
+        rich_help_panel=TEMPLATE,
+        help="For the chat template, e.g. enable_thinking=false; repeat for several.",
+    ),
+]
+ControlTokens = Annotated[
+    bool,
+    typer.Option(
+        "--control-tokens",
+        rich_help_panel=TEMPLATE,
+        help="Let messages spell out control tokens. Default: there they are text.",
+    ),
+]
+
+
+def template_options(tools: Path | None, arguments: list[str] | None, control_tokens: bool) -> dict[str, Any]:
+    """Those of `Thrifty.chat` that these flags ask for. Raises typer.BadParameter."""
+    chosen: dict[str, Any] = {}
+    if tools is not None:
+        chosen["tools"] = read_objects(tools, "--tools")
+    if arguments:
+        chosen["template_arguments"] = dict(parse_argument(text_of(part, "--template-argument")) for part in arguments)
+    if control_tokens:
+        chosen["control_tokens_in_messages"] = True
+    return chosen
+
 
 def _sampling(
     temperature: Annotated[
@@ -89,7 +130,13 @@ def _sampling(
         int | None, typer.Option(rich_help_panel=SAMPLING, help="Makes a sampled answer repeatable.")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=SAMPLING, help="Longest answer, in tokens. Default: 256.")
+        int | None,
+        typer.Option(
+            metavar="COUNT",
+            parser=parse_limit,
+            rich_help_panel=SAMPLING,
+            help="Longest answer, in tokens; `fit` for as many as fit. Default: 256, or what fits where that is less.",
+        ),
     ] = None,
     stop: Annotated[
         list[str] | None,
@@ -111,11 +158,13 @@ def takes_sampling(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(**arguments: Any) -> Any:
         chosen = {name: arguments.pop(name) for name in flags}
-        given = {name: value for name, value in chosen.items() if value not in (None, [])}
+        given = {name: value for name, value in chosen.items() if value is not None and value != []}
         if "logit_bias" in given:
             given["logit_bias"] = dict(parse_bias(part) for part in given["logit_bias"])
         if "stop" in given:
-            given["stop"] = tuple(given["stop"])
+            given["stop"] = tuple(text_of(text, "--stop") for text in given["stop"])
+        if given.get("max_tokens") == FIT:
+            given["max_tokens"] = None
         return function(sampling=given, **arguments)
 
     parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *flags.values())]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
+from typing import Any
 
 import typer
 
 LARGEST = 2**60
+FIT = 0
+"""As many as fit, where a flag takes a count or the word `fit`."""
 
 
 def parse_bytes(text: str | int) -> int:
@@ -47,6 +52,40 @@ def parse_bias(text: str) -> tuple[int, float]:
         return int(token), float(bias)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not TOKEN=BIAS. Write e.g. 198=-5, or 198=-inf to ban it.") from error
+
+
+def parse_limit(text: str | int) -> int:
+    """A positive whole number, or FIT for the word `fit`. Raises typer.BadParameter naming the value."""
+    if isinstance(text, int) or text.strip().lower() == "fit":
+        return text if isinstance(text, int) else FIT
+    if not re.fullmatch(r"\s*\d{1,9}\s*", text) or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is not a positive whole number. Write e.g. 512, or fit.")
+    return int(text)
+
+
+def parse_argument(text: str) -> tuple[str, Any]:
+    """A name and a JSON value from `enable_thinking=false`. Raises typer.BadParameter naming the text."""
+    name, separator, value = text.partition("=")
+    try:
+        if not separator or not name.strip():
+            raise ValueError
+        return name.strip(), json.loads(value)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is not KEY=JSON. Write e.g. enable_thinking=false, or effort='\"low\"' for a text."
+        ) from error
+
+
+def read_objects(path: Path, flag: str) -> list[dict[str, Any]]:
+    """A JSON list of objects from a file. Raises typer.BadParameter naming the file."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"cannot read {path}: {error}", param_hint=flag) from error
+    objects = [found] if isinstance(found, dict) else found
+    if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
+        raise typer.BadParameter(f"{path} holds no JSON list of objects.", param_hint=flag)
+    return objects
 
 
 def parse_seconds(text: str | float) -> float:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thrifty.decoding.option_values import as_integer, biases, flag, number, texts, token_ids, whole
 from thrifty.decoding.possible import NONE_ABSENT, Absent, check_logits, check_scores
 from thrifty.errors import PromptError, nearest
 
@@ -24,6 +25,13 @@ NUCLEUS_PROBE = 256  # candidates sorted first
 SECOND_PROBE = 2048  # candidates sorted where the first hold less than top_p; the whole vocabulary where these do too
 BLOCK = 64  # scores of which only the largest is compared, until it is known which blocks matter
 MASK = (1 << 64) - 1
+
+
+class AtMost(int):
+    """A bound on an answer's tokens that nobody asked for: it shrinks to the room there is."""
+
+
+DEFAULT_MAX_TOKENS = AtMost(256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +43,10 @@ class SamplingParameters:
     repetition_penalty (Keskar et al. 2019, §4.1): over prompt and answer, 1 is off. presence_penalty and
     frequency_penalty: subtracted once, or once an occurrence, for tokens of the answer; 0 is off.
     logit_bias: token id to an addition in logit units. seed: None draws one.
-    max_tokens: None is as many as the context and the budget have room for.
-    stop: strings that end the answer (they are not part of the text). stop_token_ids: likewise for ids.
+    max_tokens: None is as many as the context and the budget have room for, a number must fit; the default is 256,
+    or what fits where that is less.
+    stop: strings that end the answer (they are not part of the text), one or several. stop_token_ids: likewise for
+    ids. Numbers may be NumPy's or torch's; None is no bias and no stop.
     ignore_eos: go on after the model's end-of-sequence ids. logprobs: None for none, or how many
     alternatives to report beside the chosen token's log-probability (0 to 20), in natural log of the
     model's own distribution (before penalties and temperature).
@@ -53,38 +63,42 @@ class SamplingParameters:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
-    max_tokens: int | None = 256
+    max_tokens: int | None = DEFAULT_MAX_TOKENS
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        _number("temperature", self.temperature, 0.0, math.inf, "0 (greedy) or more")
-        _whole("top_k", self.top_k, 0, "0 (off) or more")
-        _number("top_p", self.top_p, 0.0, 1.0, "above 0, at most 1", above=True)
-        _number("min_p", self.min_p, 0.0, 1.0, "0 (off) to 1")
-        _number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, "above 0; 1 is off", above=True)
-        _number("presence_penalty", self.presence_penalty, -math.inf, math.inf, "a finite number")
-        _number("frequency_penalty", self.frequency_penalty, -math.inf, math.inf, "a finite number")
+        values: dict[str, Any] = {
+            "temperature": number("temperature", self.temperature, 0.0, math.inf, "0 (greedy) or more"),
+            "top_k": whole("top_k", self.top_k, 0, "0 (off) or more"),
+            "top_p": number("top_p", self.top_p, 0.0, 1.0, "above 0, at most 1", above=True),
+            "min_p": number("min_p", self.min_p, 0.0, 1.0, "0 (off) to 1"),
+            "repetition_penalty": number(
+                "repetition_penalty", self.repetition_penalty, 0.0, math.inf, "above 0; 1 is off", above=True
+            ),
+            "presence_penalty": number(
+                "presence_penalty", self.presence_penalty, -math.inf, math.inf, "a finite number"
+            ),
+            "frequency_penalty": number(
+                "frequency_penalty", self.frequency_penalty, -math.inf, math.inf, "a finite number"
+            ),
+            "logit_bias": biases("logit_bias", self.logit_bias),
+            "stop": texts("stop", self.stop),
+            "stop_token_ids": _stop_token_ids(self.stop_token_ids),
+            "ignore_eos": flag("ignore_eos", self.ignore_eos),
+        }
         if self.seed is not None:
-            _whole("seed", self.seed, 0, "a whole number of at least 0, or None")
-        if self.max_tokens is not None:
-            _whole("max_tokens", self.max_tokens, 1, "1 or more, or None for as many as fit")
+            values["seed"] = whole("seed", self.seed, 0, "a whole number of at least 0, or None")
+        if self.max_tokens is not None and not isinstance(self.max_tokens, AtMost):
+            values["max_tokens"] = whole("max_tokens", self.max_tokens, 1, "1 or more, or None for as many as fit")
         if self.logprobs is not None:
-            _whole("logprobs", self.logprobs, 0, f"0 to {MAXIMUM_LOGPROBS}, or None", MAXIMUM_LOGPROBS)
-        for text in self.stop:
-            if not isinstance(text, str) or not text:
-                raise PromptError(f"stop contains {text!r}; every stop string needs at least one character")
-        for token in self.stop_token_ids:
-            _whole("stop_token_ids", token, 0, "token ids of at least 0")
-        for token, bias in self.logit_bias.items():
-            _whole("logit_bias", token, 0, "token ids of at least 0")
-            if not isinstance(bias, int | float) or math.isnan(bias) or bias == math.inf:
-                raise PromptError(f"logit_bias[{token}] = {bias!r}; use a finite number, or -inf as a ban")
+            values["logprobs"] = whole(
+                "logprobs", self.logprobs, 0, f"0 to {MAXIMUM_LOGPROBS}, or None", MAXIMUM_LOGPROBS
+            )
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @classmethod
     def of(cls, **options: Any) -> SamplingParameters:
@@ -92,7 +106,7 @@ class SamplingParameters:
         temperature 0.
         """
         known = [item.name for item in fields(cls)]
-        if options.pop("greedy", False):
+        if flag("greedy", options.pop("greedy", False)):
             if options.get("temperature"):
                 raise PromptError(f"greedy=True contradicts temperature = {options['temperature']!r}; give one")
             options["temperature"] = 0.0
@@ -397,20 +411,23 @@ def _kept(weights: Tensor, total: float, options: SamplingParameters) -> int:
     return max(1, keep)
 
 
+def _stop_token_ids(value: Any) -> tuple[int, ...]:
+    """Token ids from a collection of them, one of them, or None."""
+    if value is None:
+        return ()
+    alone = as_integer(value)
+    if alone is not None:
+        value = (alone,)
+    elif isinstance(value, set | frozenset):
+        value = tuple(value)
+    ids = token_ids("stop_token_ids", value)
+    for token in ids:
+        whole("stop_token_ids", token, 0, "token ids of at least 0")
+    return ids
+
+
 def _mix(value: int) -> int:
     value = (value + 0x9E3779B97F4A7C15) & MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
     return value ^ (value >> 31)
-
-
-def _number(name: str, value: Any, low: float, high: float, accepted: str, above: bool = False) -> None:
-    valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not valid or value < low or value > high or (above and value <= low):
-        raise PromptError(f"{name} = {value!r} is out of range; use {accepted}")
-
-
-def _whole(name: str, value: Any, low: int, accepted: str, high: int | None = None) -> None:
-    valid = isinstance(value, int) and not isinstance(value, bool)
-    if not valid or value < low or (high is not None and value > high):
-        raise PromptError(f"{name} = {value!r} is out of range; use {accepted}")

@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, overload
 
+from thrifty.decoding.option_values import flag, shown
 from thrifty.decoding.sampling import SamplingParameters
 from thrifty.engine.engine import Engine
+from thrifty.engine.prompts import are_messages, prompt_ids, prompt_list
 from thrifty.engine.request import Handle, Request, Result
 from thrifty.engine.text_stream import TextStream
 from thrifty.errors import PromptError, QueueFullError
 from thrifty.recipe import Recipe
 from thrifty.storage.budget import parse_size
+
+TEMPLATE_OPTIONS = ("tools", "documents", "enable_thinking", "template_arguments", "control_tokens_in_messages")
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -81,14 +85,15 @@ class Thrifty:
         sampling: the fields of SamplingParameters, `greedy=True`, `samples=n` for several answers to a prompt, and
         `cache_memory="20MB"` as a bound on what each prompt's cache may ever take.
         """
-        if not _is_list_of_prompts(prompt):
+        prompts = prompt_list(prompt)
+        if prompts is None:
             return self._answer(prompt, stream, sampling)
         if stream:
-            raise PromptError(f"stream=True takes one prompt; the list has {len(prompt)}: stream them one by one")
+            raise PromptError(f"stream=True takes one prompt; the list has {len(prompts)}: stream them one by one")
         handles: list[Handle] = []
         try:
-            for one in prompt:
-                handles.append(self._submit_patiently(one, handles, sampling))
+            for text in prompts:
+                handles.append(self._submit_patiently(text, handles, sampling))
             return [handle.result() for handle in handles]
         finally:
             for handle in handles:
@@ -101,8 +106,21 @@ class Thrifty:
     def chat(self, messages: str | Messages, *, stream: Literal[True], **sampling: Any) -> TextStream: ...
 
     def chat(self, messages: Any, *, stream: bool = False, **sampling: Any) -> Any:
-        """Answer `[{"role": "user", "content": "..."}]` (or one user text) through the model's chat template."""
+        """Answer `[{"role": "user", "content": "..."}]` (or one user text) through the model's chat template.
+
+        Content is a text, or a list of `{"type": "text", "text": "..."}`. Beside what `generate` takes:
+        tools, documents: lists of JSON objects for the template. enable_thinking, and template_arguments={...} for all
+        others that the template reads; one that it does not read is refused.
+        control_tokens_in_messages: False (the default) keeps control tokens that messages spell out as text, so that
+        a user can neither end a turn nor begin one; True makes them control tokens.
+
+        Raises TemplateError where the model has no chat template: give `generate` a text that holds all turns.
+        """
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        if not are_messages(turns):
+            from thrifty.models.chat_messages import check_messages
+
+            check_messages(turns)
         return self._answer(turns, stream, sampling)
 
     def submit(
@@ -111,32 +129,38 @@ class Thrifty:
         *,
         samples: int = 1,
         cache_memory: int | str | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> Handle:
         """Queue a text, token ids or messages and return the handle, to stream, cancel or fork.
 
-        cache_memory: `Request.cache_bytes`, in bytes or as "20MB".
+        cache_memory: `Request.cache_bytes`, in bytes or as "20MB". options: those of sampling, and for messages those
+        of `chat`.
         """
+        sampling, template = _split(options)
         parameters = SamplingParameters.of(**sampling)
         bound = None if cache_memory is None else parse_size(cache_memory, "cache_memory")
-        request = Request(prompt=self.encode(prompt), sampling=parameters, samples=samples, cache_bytes=bound)
+        request = Request(
+            prompt=self.encode(prompt, **template), sampling=parameters, samples=samples, cache_bytes=bound
+        )
         return self.engine.submit(request)
 
-    def encode(self, prompt: Prompt | Messages) -> list[int]:
+    def encode(self, prompt: Prompt | Messages, **template: Any) -> list[int]:
         """Token ids of a text, of messages through the chat template, or the ids themselves.
 
-        Raises PromptError where there is nothing to continue, CheckpointError for a text where the model has no
-        tokenizer.
+        template: the options of `chat` that are not about sampling; only messages take them.
+        Raises PromptError where there is nothing to continue, and for a value that is no prompt; CheckpointError for a
+        text where the model has no tokenizer.
         """
+        if are_messages(prompt):
+            return list(self.model.require_tokenizer().encode_chat(prompt, **_arguments(template)))
+        given = [name for name, value in template.items() if value is not None]
+        if given:
+            raise PromptError(f"{given[0]} is for a chat template; give chat() messages, or leave it out")
         if isinstance(prompt, str):
             if not prompt:
                 raise PromptError("the prompt is empty; it needs at least 1 character")
             return list(self.model.require_tokenizer().encode(prompt))
-        if prompt and isinstance(prompt[0], Mapping):
-            return list(self.model.require_tokenizer().encode_chat(prompt))
-        if not prompt:
-            raise PromptError("the prompt is empty; it needs at least 1 token")
-        return [int(token) for token in prompt]  # type: ignore[arg-type]
+        return prompt_ids(prompt)
 
     def close(self) -> None:
         """Cancel what runs and free the cache."""
@@ -171,6 +195,28 @@ class Thrifty:
                 self.engine.step()
 
 
+def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of sampling, and those of a chat template."""
+    template = {name: value for name, value in options.items() if name in TEMPLATE_OPTIONS}
+    return {name: value for name, value in options.items() if name not in template}, template
+
+
+def _arguments(template: Mapping[str, Any]) -> dict[str, Any]:
+    """What `encode_chat` takes, with the template's arguments in one."""
+    more = template.get("template_arguments") or {}
+    if not isinstance(more, Mapping):
+        raise PromptError(f"template_arguments = {shown(more)} is no mapping; use {{name: value}}")
+    given = {name: value for name, value in template.items() if name != "template_arguments" and value is not None}
+    for name in more:
+        if not isinstance(name, str) or name in ("messages", "add_generation_prompt", "control_tokens_in_messages"):
+            raise PromptError(f"template_arguments names {name!r}, which is no argument of a template; leave it out")
+        if name in given:
+            raise PromptError(f"{name} is given twice: as an option and in template_arguments; give it once")
+    if "control_tokens_in_messages" in given:
+        flag("control_tokens_in_messages", given["control_tokens_in_messages"])
+    return {**more, **given}
+
+
 def as_recipe(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None) -> Recipe:
     """A Recipe from itself, its tables, the path of its TOML file, or nothing. Raises RecipeError."""
     if recipe is None:
@@ -180,7 +226,3 @@ def as_recipe(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None
     if isinstance(recipe, Mapping):
         return Recipe.from_document(dict(recipe))
     return Recipe.load(recipe)
-
-
-def _is_list_of_prompts(prompt: Any) -> bool:
-    return not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], int)

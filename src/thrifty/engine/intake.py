@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from thrifty import registry
 from thrifty.decoding.possible import Absent
-from thrifty.decoding.sampling import ForcedSampler, Sampler, SamplingParameters, check_tokens
+from thrifty.decoding.sampling import AtMost, ForcedSampler, Sampler, SamplingParameters, check_tokens
 from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine import bounding
@@ -121,7 +121,7 @@ class Intake:
     def _fitted(self, request: Request) -> tuple[CachePolicy, ...]:
         """The request's policies, with the capacities that its byte budget gives them."""
         wanted = self._wanted(request)
-        total = self.context if wanted is None else len(request.prompt) + wanted
+        total = self.context if wanted is None else min(self.context, len(request.prompt) + wanted)
         need = self._need(request, len(request.prompt))
         return bounding.fitted(self._policies(request.cache), request.cache_bytes, need, total)
 
@@ -142,16 +142,17 @@ class Intake:
                 f"use at most {self.context - 1}"
             )
         wanted, bound, need = self._wanted(request), request.cache_bytes, self._need(request, prefilled)
-        if wanted is not None and wanted > room:
-            raise PromptError(
-                f"max_tokens = {wanted} after a prompt of {held} tokens exceeds the context of {self.context}; "
-                f"use at most {room}"
-            )
-        if wanted is None:
+        if wanted is None or isinstance(wanted, AtMost):
             fitting = self._memory.longest(policies, prefilled, self.context, request.samples)
             if bound is not None:
                 fitting = min(fitting, bounding.longest(policies, bound, need, prefilled, self.context))
-            wanted = max(1, min(room, fitting - held))
+            most = room if wanted is None else min(room, wanted)
+            wanted = max(1, min(most, fitting - held))
+        if wanted > room:
+            raise PromptError(
+                f"max_tokens = {wanted} after a prompt of {held} tokens exceeds the context of {self.context}; "
+                f"use at most {room}, or None for as many as fit"
+            )
         if bound is not None:
             bounding.check(policies, bound, need, prefilled, held + wanted)
         self._memory.check(policies, prefilled, held + wanted, request.samples)

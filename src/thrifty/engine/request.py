@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from thrifty.decoding.option_values import flag, shown, token_ids, whole
 from thrifty.decoding.sampling import SamplingParameters, TokenLogprob
 from thrifty.engine.answer import Answer, Event, Listener, Sample, Usage
+from thrifty.engine.prompts import prompt_ids
 from thrifty.errors import PromptError
 
 if TYPE_CHECKING:
@@ -47,21 +49,27 @@ class Request:
     identity: str = field(default_factory=lambda: os.urandom(8).hex())
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt", tuple(int(token) for token in self.prompt))
-        if not self.prompt:
-            raise PromptError("the prompt is empty; it needs at least 1 token")
-        if not isinstance(self.samples, int) or self.samples < 1:
-            raise PromptError(f"samples = {self.samples!r} is out of range; use 1 or more")
+        values: dict[str, Any] = {
+            "prompt": tuple(prompt_ids(self.prompt)),
+            "samples": whole("samples", self.samples, 1, "1 or more"),
+            "free": whole("free", self.free, 0, "0 or more"),
+            "logits": flag("logits", self.logits),
+            "share_prefix": flag("share_prefix", self.share_prefix),
+        }
+        if not isinstance(self.sampling, SamplingParameters):
+            raise PromptError(f"sampling = {shown(self.sampling)}; use SamplingParameters(...)")
+        if not isinstance(self.salt, str):
+            raise PromptError(f"salt = {shown(self.salt)} is no text; use a string")
         if self.forced is not None:
-            object.__setattr__(self, "forced", tuple(int(token) for token in self.forced))
-            if not self.forced:
+            values["forced"] = token_ids("forced", self.forced)
+            if not values["forced"]:
                 raise PromptError("forced is empty; it needs at least 1 token, or None to sample")
-        if self.cache_bytes is not None and (not isinstance(self.cache_bytes, int) or self.cache_bytes < 1):
-            raise PromptError(f"cache_bytes = {self.cache_bytes!r} is out of range; use 1 byte or more, or None")
-        if not isinstance(self.free, int) or self.free < 0:
-            raise PromptError(f"free = {self.free!r} is out of range; use 0 or more")
-        if self.free and self.forced is None:
+        if self.cache_bytes is not None:
+            values["cache_bytes"] = whole("cache_bytes", self.cache_bytes, 1, "1 byte or more, or None")
+        if values["free"] and self.forced is None:
             raise PromptError(f"free = {self.free} counts tokens after forced ones; none are forced: use max_tokens")
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """The sandbox of chat templates: Jinja's immutable one, and bounds on what a template can make and how long it runs.
 
 Jinja keeps a template from Python's internals, but not from `"a" * 10**10` or from doubling a value forty times. Here
-every value that a template makes (by an operator, a literal, a call, a filter, a block) is measured before or as it is
-made, and the clock is looked at in every one of these steps and at the start of every loop.
+every value that a template makes (by an operator, a literal, a slice, a call, a filter, a block) is measured before or
+as it is made, and the clock is looked at in every one of these steps and at the start of every loop. What all of them
+take together is charged to one allowance of the rendering, and nothing is given back: so it does not matter where a
+template hides what it holds.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sized
 from datetime import datetime
@@ -21,17 +22,18 @@ from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context, LoopContext
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
 
 from thrifty.errors import TemplateError
+from thrifty.models import chat_limits as limits
+from thrifty.models import message_text
+from thrifty.models.message_text import MessageText
 
-MAX_ITEMS = 1 << 18  # of a list or object that a template makes, nested ones counted as often as they appear
-MAX_OUTPUT = 1 << 24  # characters of a text that a template makes, or of all texts in a list together
 MAX_SECONDS = 10.0  # of the thread's own time
-MAX_BITS = 4096  # of an integer
-MAX_INDENT = 64
+MAX_BYTES = 1 << 27  # of all values that one rendering makes
+OVERHEAD = 64  # bytes that a value costs beside its own
 
 
 def _names(text: str) -> frozenset[str]:
@@ -45,49 +47,78 @@ _TEXT_METHODS = _names(
     istitle isascii partition rpartition removeprefix removesuffix
     """
 )
-_FILTERS = _names(
+_TEXT_FILTERS = _names(
+    "capitalize e escape format indent lower replace safe string title trim truncate upper urlencode wordcount"
+)
+_FILTERS = _TEXT_FILTERS | _names(
     """
-    abs capitalize count d default dictsort e escape first float format indent int items join last length list
-    lower map max min reject rejectattr replace reverse round safe select selectattr sort string sum title tojson
-    trim truncate unique upper urlencode wordcount
+    abs count d default dictsort first float int items join last length list map max min reject rejectattr reverse
+    round select selectattr sort sum tojson unique
     """
 )
 
 
+class _State(local):
+    """Of the rendering in this thread."""
+
+    end = float("inf")
+    left = MAX_BYTES
+
+
 class ChatEnvironment(ImmutableSandboxedEnvironment):
-    """The environment of one template. `begin` starts the clock of a rendering in this thread.
+    """The environment of one template. `begin` starts the clock and the allowance of a rendering in this thread.
 
     Raises TemplateError for what goes beyond a bound, jinja2's SecurityError for what leaves the sandbox.
     """
 
-    intercepted_binops = frozenset(("*", "**", "+", "%"))
+    intercepted_binops = frozenset(("*", "**", "+", "%", "-", "//"))
+    intercepted_unops = frozenset("-")
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], optimized=False)
         self.code_generator_class = _Generator
         self.concat = self._concat  # type: ignore[method-assign]
         self.finalize = _finalize
-        self._clock = local()
-        self.filters = {name: self._guarded(name, self.filters[name]) for name in _FILTERS}
-        self.filters["tojson"] = self._guarded("tojson", to_json)
-        self.filters["_loop"] = self._loop
+        self._state = _State()
+        functions = {name: self.filters[name] for name in _FILTERS}
+        functions |= {"tojson": self._to_json, "wordcount": limits.count_words}
+        self.filters = {name: self._guarded(name, function) for name, function in functions.items()}
+        self.filters |= {"_loop": self._loop, "_spread": self._spread}
+        self.tests = {**self.tests, "none": _is_none}
         self.globals = {
-            "range": _range,
+            "range": limits.bounded_range,
             "dict": _dict,
-            "namespace": _Namespace,
+            "namespace": self._namespace,
             "raise_exception": _raise_exception,
             "strftime_now": _strftime_now,
         }
         self.begin()
 
     def begin(self) -> None:
-        """Start the clock of a rendering."""
-        self._clock.end = time.thread_time() + MAX_SECONDS
+        """Start the clock and the allowance of a rendering."""
+        self._state.end = time.thread_time() + MAX_SECONDS
+        self._state.left = MAX_BYTES
 
     def tick(self) -> None:
         """Raise TemplateError where the rendering takes too long."""
-        if time.thread_time() > getattr(self._clock, "end", float("inf")):
+        if time.thread_time() > self._state.end:
             raise TemplateError(f"The chat template runs for more than {MAX_SECONDS:g} seconds.")
+
+    def charge(self, size: int) -> None:
+        """Take bytes from the allowance. Raises TemplateError where it is used up."""
+        self._state.left -= size + OVERHEAD
+        if self._state.left < 0:
+            raise TemplateError(f"The chat template makes more than {MAX_BYTES >> 20} MB of values for one prompt.")
+
+    def kept(self, value: Any) -> Any:
+        """The value, charged, without what it refers to."""
+        self.charge(sys.getsizeof(value))
+        return value
+
+    def written(self, text: str) -> str:
+        """A part of what the template writes, charged."""
+        self.charge(len(text))
+        return text
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, (str, bytes)) and attr not in _TEXT_METHODS:
@@ -99,48 +130,75 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         wrapper = super().wrap_str_format(value)
-        return None if wrapper is None else functools.partial(_format_braces, value.__self__, wrapper)
+        return None if wrapper is None else functools.partial(self._format_braces, value.__self__, wrapper)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         self.tick()
-        _OPERATORS[operator](left, right)
-        return super().call_binop(context, operator, left, right)
+        limits.check_operator(operator, left, right)
+        if operator == "%" and isinstance(left, str):
+            return self.kept(_percent(left, right if isinstance(right, tuple) else (right,), right))
+        return self.kept(super().call_binop(context, operator, left, right))
+
+    def call_unop(self, context: Context, operator: str, arg: Any) -> Any:
+        return self.kept(super().call_unop(context, operator, arg))
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.tick()
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
-        if isinstance(owner, str) and name == "join":
-            args = (_listed(*args),)
-            require(_joined(owner, args[0]), MAX_OUTPUT)
-        elif isinstance(owner, str) and name == "replace":
-            require(_replaced(owner, *args[:2], **kwargs), MAX_OUTPUT)
-        elif isinstance(function, LoopContext):
-            args = tuple(_listed(argument) for argument in args)
-        return measured(super().call(context, function, *args, **kwargs))
+        if isinstance(owner, str):
+            args = limits.method_arguments(owner, name, args, kwargs)
+            if not isinstance(owner, MessageText) and message_text.has_marks(args):
+                function = getattr(MessageText(owner, ()), name)
+            return self._fresh(super().call(context, function, *args, **kwargs))
+        if isinstance(function, LoopContext):
+            args = tuple(limits.listed(argument) for argument in args)
+        value = limits.measured(super().call(context, function, *args, **kwargs))
+        return value if isinstance(function, Macro) or name == "get" else self._fresh(value)
 
     def made(self, value: Any) -> Any:
         """Called by compiled templates for every list, tuple and dictionary that they write out."""
         self.tick()
-        return measured(value)
+        self.charge(len(value) * OVERHEAD)
+        return self.kept(limits.measured(value))
 
     def joined(self, values: tuple[Any, ...]) -> str:
         """Called by compiled templates for the operator `~`."""
         self.tick()
-        return "".join(map(str, measured(values)))
+        text: str = self.kept(message_text.joined(map(message_text.written, limits.measured(values))))
+        return text
+
+    def buffer(self) -> _Buffer:
+        """Called by compiled templates for where a block or macro writes to."""
+        return _Buffer(self)
+
+    def _fresh(self, value: Any) -> Any:
+        """A value that a function made, charged with its items, and measured."""
+        if isinstance(value, (list, tuple)):
+            self.charge(sum(map(sys.getsizeof, value)))
+        return self.kept(limits.measured(value))
 
     def _concat(self, parts: Iterable[str]) -> str:
         """Called by compiled templates for what a block or macro has written."""
         self.tick()
-        texts = list(parts)
-        require(sum(map(len, texts)), MAX_OUTPUT)
-        return "".join(texts)
+        texts = parts if isinstance(parts, _Buffer) else _Buffer(self)
+        if texts is not parts:
+            texts.extend(parts)
+        limits.require(sum(map(len, texts)), limits.MAX_OUTPUT)
+        text: str = self.kept(message_text.joined(texts))
+        return text
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
         for loop in tree.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, "_loop", [], [], None, None)
+            loop.iter = _filter(loop.iter, "_loop")
+        call: Any
+        for call in tree.find_all((nodes.Call, nodes.Filter, nodes.Test)):
+            call.dyn_args = call.dyn_args and _filter(call.dyn_args, "_spread")
+            call.dyn_kwargs = call.dyn_kwargs and _filter(call.dyn_kwargs, "_spread")
         for node in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
             raise TemplateError(f"The chat template reads another file (line {node.lineno}), which is not allowed.")
+        for node in tree.find_all((nodes.EvalContextModifier, nodes.ScopedEvalContextModifier)):
+            raise TemplateError(f"The chat template escapes for HTML (line {node.lineno}), which is not allowed.")
         return tree
 
     def _loop(self, values: Any) -> Any:
@@ -153,22 +211,64 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             self.tick()
             yield value
 
+    def _spread(self, values: Any) -> Any:
+        """What a call takes with `*` or `**`: copied by Python, and again by a macro."""
+        values = limits.listed(values)
+        if isinstance(values, Sized):
+            limits.require(len(values))
+            self.charge(4 * OVERHEAD * len(values))
+        return values
+
+    def _namespace(self, *args: Any, **kwargs: Any) -> _Namespace:
+        return _Namespace(self.kept(dict(*args, **kwargs)))
+
+    def _to_json(self, value: Any, *args: Any, **kwargs: Any) -> str:
+        text = limits.json_text(self.written, value, *args, **kwargs)
+        return MessageText(text) if message_text.has_marks(value) else text
+
+    def _format_braces(self, pattern: str, wrapper: Callable[..., str], /, *args: Any, **kwargs: Any) -> str:
+        limits.check_braces(pattern, *args, **kwargs)
+        exact = not isinstance(pattern, MessageText)
+        text: str = self.kept(message_text.formatted(wrapper, args, kwargs, exact))
+        return text if exact else _marked(text)
+
     def _guarded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
             self.tick()
             start = 1 if hasattr(function, "jinja_pass_arg") else 0
-            values = [_listed(value) for value in args[start:]]
-            if name in _GROWING:
-                _GROWING[name](*values, **kwargs)
-            return measured(function(*args[:start], *values, **kwargs))
+            values = [limits.listed(value) for value in args[start:]]
+            if name in _TEXT_FILTERS:
+                values = [message_text.written(limits.measured(values[0])), *values[1:]]
+            limits.check_filter(name, *values, **kwargs)
+            result = _filtered(name, functools.partial(function, *args[:start]), values, kwargs)
+            return result if any(result is value for value in values) else self._fresh(result)
 
         run.__dict__.pop("jinja_async_variant", None)
         return run
 
 
+class _Buffer(list[str]):
+    """What a block or macro has written so far, charged to the rendering."""
+
+    def __init__(self, environment: ChatEnvironment) -> None:
+        super().__init__()
+        self._environment = environment
+
+    def append(self, text: str) -> None:
+        super().append(self._environment.written(text))
+
+    def extend(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.append(text)
+
+
 class _Generator(CodeGenerator):
     """Sends what makes values through the environment's measures."""
+
+    def buffer(self, frame: Frame) -> None:
+        frame.buffer = self.temporary_identifier()
+        self.writeline(f"{frame.buffer} = environment.buffer()")
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("environment.joined((")
@@ -178,19 +278,30 @@ class _Generator(CodeGenerator):
         self.write("))")
 
     def visit_List(self, node: nodes.List, frame: Frame) -> None:
-        self._measured(super().visit_List, node, frame)
+        self._sent("made", super().visit_List, node, frame)
 
     def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
         if node.ctx == "load":
-            self._measured(super().visit_Tuple, node, frame)
+            self._sent("made", super().visit_Tuple, node, frame)
         else:
             super().visit_Tuple(node, frame)
 
     def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
-        self._measured(super().visit_Dict, node, frame)
+        self._sent("made", super().visit_Dict, node, frame)
 
-    def _measured(self, visit: Callable[..., None], node: nodes.Node, frame: Frame) -> None:
-        self.write("environment.made(")
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
+        if isinstance(node.arg, nodes.Slice):
+            self._sent("kept", super().visit_Getitem, node, frame)
+        else:
+            super().visit_Getitem(node, frame)
+
+    def _output_child_to_const(self, node: Any, frame: Frame, finalize: Any) -> str:
+        if not isinstance(node, nodes.TemplateData):
+            raise nodes.Impossible  # nothing is computed before there is a rendering that it is charged to
+        return super()._output_child_to_const(node, frame, finalize)
+
+    def _sent(self, method: str, visit: Callable[..., None], node: nodes.Node, frame: Frame) -> None:
+        self.write(f"environment.{method}(")
         visit(node, frame)
         self.write(")")
 
@@ -217,184 +328,49 @@ class _Namespace(Namespace):
         return "<namespace>"
 
 
-def require(size: int, limit: int = MAX_ITEMS) -> None:
-    """Raise TemplateError where a size is beyond its bound."""
-    if size > limit:
-        raise TemplateError(f"The chat template makes a value of {size} characters or items; {limit} are allowed.")
+ABSENT = MessageText("")
+"""The content of a message that has none: it writes nothing, and templates see it as none."""
 
 
-def measured(value: Any) -> Any:
-    """The value itself. Raises TemplateError where it is too large, counted as if it were written out."""
-    items, characters, waiting = 0, 0, [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, (str, bytes)):
-            characters += len(item)
-            require(characters, MAX_OUTPUT)
-        elif isinstance(item, (list, tuple, set, frozenset, Mapping)):
-            items += len(item) + 1
-            require(items)
-            waiting.extend((*item.keys(), *item.values()) if isinstance(item, Mapping) else item)
-        elif isinstance(item, int) and item.bit_length() > MAX_BITS:
-            raise TemplateError(f"The chat template makes a number of more than {MAX_BITS} bits.")
-    return value
+def _is_none(value: Any) -> bool:
+    return value is None or value is ABSENT
 
 
-def to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Plain JSON: Jinja's own filter escapes for HTML, which would change prompts."""
-    _check_indent(value, indent or 0)
-    if separators is not None and sum(len(str(part)) for part in separators) > MAX_INDENT:
-        raise TemplateError("The chat template asks for JSON separators that are too long.")
-    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    parts, length = [], 0
-    for part in encoder.iterencode(value):
-        length += len(part)
-        require(length, MAX_OUTPUT)
-        parts.append(part)
-    return "".join(parts)
+def _finalize(value: Any) -> str:
+    return value if isinstance(value, str) else message_text.written(limits.measured(value))
 
 
-def _finalize(value: Any) -> Any:
-    return value if isinstance(value, str) else measured(value)
+def _filter(node: Any, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None)
 
 
-def _listed(value: Any) -> Any:
-    """Iterators as lists, so that they can be measured; all else as it is."""
-    if hasattr(value, "__next__"):
-        items = []
-        for item in value:
-            items.append(item)
-            require(len(items))
-        return items
-    return value
+def _filtered(name: str, function: Callable[..., Any], values: list[Any], named: Mapping[str, Any]) -> Any:
+    """A filter's result, with the marks of messages."""
+    if name == "format":
+        return _percent(values[0], tuple(values[1:]), named or tuple(values[1:]))
+    if name == "join" and message_text.has_marks(values):
+        separator = named.get("d", values[1] if len(values) > 1 else "")
+        rest = {key: value for key, value in named.items() if key != "d"}
+        return function(values[0], MessageText(str(separator), ()), *values[2:], **rest)
+    marks = any(isinstance(value, MessageText) for value in (*values, *named.values()))
+    if name == "replace" and marks and not isinstance(values[0], MessageText):
+        values = [MessageText(values[0], ()), *values[1:]]
+    result = function(*values, **named)
+    of_plain = marks and type(result) is not MessageText and isinstance(result, str)
+    return _marked(result) if of_plain and not any(result is value for value in values) else result
 
 
-def _size(value: Any) -> int:
-    return len(value) if isinstance(value, (str, bytes, list, tuple)) else 0
+def _percent(pattern: str, values: tuple[Any, ...], operand: Any) -> str:
+    """`pattern % operand`, with the marks of messages."""
+    if isinstance(pattern, MessageText) or isinstance(operand, Mapping):
+        text = str.__mod__(pattern, operand)
+        return MessageText(text) if message_text.has_marks([pattern, operand]) else text
+    exact = "%" not in pattern.replace("%s", "").replace("%d", "").replace("%%", "")
+    return message_text.formatted(lambda *held: str.__mod__(pattern, held), values, {}, exact)
 
 
-def _check_product(left: Any, right: Any) -> None:
-    for value, times in ((left, right), (right, left)):
-        if isinstance(times, int):
-            limit = MAX_OUTPUT if isinstance(value, (str, bytes)) else MAX_ITEMS
-            require(_size(value) * max(times, 0), limit)
-    _check_bits(left, right, lambda a, b: a.bit_length() + b.bit_length())
-
-
-def _check_power(left: Any, right: Any) -> None:
-    _check_bits(left, right, lambda a, b: a.bit_length() * max(b, 0))
-
-
-def _check_sum(left: Any, right: Any) -> None:
-    require(_size(left) + _size(right), MAX_OUTPUT)
-    if isinstance(left, (list, tuple)):
-        measured((left, right))
-
-
-def _check_bits(left: Any, right: Any, bits: Callable[[int, int], int]) -> None:
-    if isinstance(left, int) and isinstance(right, int) and bits(left, right) > MAX_BITS:
-        raise TemplateError(f"The chat template makes a number of more than {MAX_BITS} bits.")
-
-
-def _check_format(pattern: Any, *values: Any, **named: Any) -> None:
-    """`pattern % values`: no widths beyond a bound, none from values, and no large value many times over."""
-    if not isinstance(pattern, str):
-        return
-    width = ""
-    for character in f"{pattern} ":
-        width = width + character if character.isdigit() else ""
-        if len(width) > 3 or (character == "*" and "%" in pattern):
-            raise TemplateError("The chat template asks for a width in a format that is too large or not fixed.")
-    sizes = sum(_size(value) for value in _flat([*values, *named.values()]))
-    require(len(pattern) + pattern.count("%") * (sizes + 1000), MAX_OUTPUT)
-
-
-def _format_braces(pattern: str, wrapper: Callable[..., str], /, *args: Any, **kwargs: Any) -> str:
-    """`str.format` with plain fields only: a width or precision could ask for any size."""
-    if re.search(r"\{[^}]*[:!]", pattern):
-        raise TemplateError("The chat template uses str.format with a width or conversion, which is not allowed.")
-    sizes = sum(_size(value) for value in _flat([*args, *kwargs.values()]))
-    require(len(pattern) + pattern.count("{") * (sizes + 1000), MAX_OUTPUT)
-    return wrapper(*args, **kwargs)
-
-
-def _flat(values: list[Any]) -> list[Any]:
-    measured(values)
-    found, waiting = [], list(values)
-    while waiting:
-        value = waiting.pop()
-        found.append(value)
-        if isinstance(value, Mapping):
-            waiting.extend(value.values())
-        elif isinstance(value, (list, tuple)):
-            waiting.extend(value)
-    return found
-
-
-def _check_indent(value: Any, width: Any = 4, *rest: Any, **named: Any) -> None:
-    size = len(width) if isinstance(width, str) else width
-    if not isinstance(size, int) or size > MAX_INDENT:
-        raise TemplateError(f"The chat template indents by {size!r:.20}; {MAX_INDENT} is the most.")
-    if isinstance(value, str):
-        require(len(value) + size * value.count("\n"), MAX_OUTPUT)
-
-
-def _check_round(value: Any, precision: Any = 0, *rest: Any, **named: Any) -> None:
-    if not isinstance(precision, int) or abs(precision) > MAX_INDENT:
-        raise TemplateError(f"The chat template rounds to {precision!r:.20} digits; {MAX_INDENT} is the most.")
-
-
-def _check_replace(text: Any, old: Any = "", new: Any = "", *rest: Any, **named: Any) -> None:
-    require(_replaced(str(text), named.get("old", old), named.get("new", new)), MAX_OUTPUT)
-
-
-def _replaced(text: str, old: Any = "", new: Any = "", **named: Any) -> int:
-    if not isinstance(old, str) or not isinstance(new, str):
-        return 0
-    return len(text) + text.count(old) * len(new)
-
-
-def _check_join(items: Any, separator: Any = "", *rest: Any, **named: Any) -> None:
-    require(_joined(str(named.get("d", separator)), items), MAX_OUTPUT)
-
-
-def _joined(separator: str, items: Any = ()) -> int:
-    if not isinstance(items, (list, tuple, str)):
-        return 0
-    return sum(_size(item) for item in items) + len(separator) * len(items)
-
-
-def _check_sum_of(items: Any, *rest: Any, **named: Any) -> None:
-    if isinstance(named.get("start", rest[1] if len(rest) > 1 else 0), (list, tuple, str)):
-        raise TemplateError("The chat template sums lists; use the operator + instead.")
-
-
-_OPERATORS: Mapping[str, Callable[[Any, Any], None]] = {
-    "*": _check_product,
-    "**": _check_power,
-    "+": _check_sum,
-    "%": _check_format,
-}
-_GROWING: Mapping[str, Callable[..., None]] = {
-    "format": _check_format,
-    "indent": _check_indent,
-    "join": _check_join,
-    "replace": _check_replace,
-    "round": _check_round,
-    "sum": _check_sum_of,
-}
-
-
-def _range(*bounds: int) -> range:
-    values = range(*bounds)
-    require((values.stop - values.start) // values.step if len(bounds) else 0)
-    return values
+def _marked(text: str) -> str:
+    return text if type(text) is MessageText else MessageText(text)
 
 
 def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
@@ -406,6 +382,6 @@ def _raise_exception(message: Any) -> NoReturn:
 
 
 def _strftime_now(pattern: str) -> str:
-    require(len(pattern), 256)
-    _check_format(pattern)
+    limits.require(len(pattern), 256)
+    limits.check_format(pattern)
     return datetime.now().strftime(pattern)

@@ -9,10 +9,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
+from jinja2 import meta
 from jinja2.sandbox import SecurityError
 
-from thrifty.errors import TemplateError
-from thrifty.models.chat_sandbox import MAX_OUTPUT, ChatEnvironment
+from thrifty.errors import TemplateError, nearest
+from thrifty.models import message_text
+from thrifty.models.chat_limits import MAX_OUTPUT
+from thrifty.models.chat_messages import check_arguments, check_messages
+from thrifty.models.chat_sandbox import ChatEnvironment
+from thrifty.models.message_text import marked
 from thrifty.models.tokenizer_settings import MAX_TEMPLATE
 
 
@@ -25,6 +30,7 @@ class ChatTemplate:
         self._environment = ChatEnvironment()
         try:
             self._template = self._environment.from_string(source)
+            self._names = meta.find_undeclared_variables(self._environment.parse(source))
         except TemplateError:
             raise
         except SecurityError as error:
@@ -34,21 +40,50 @@ class ChatTemplate:
         except (Exception, RecursionError, MemoryError) as error:
             raise TemplateError(f"The chat template is not valid: {_reason(error)}.") from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
         """The prompt for `messages`, each with "role" and "content"; `variables` are what else the template sees.
 
-        Raises TemplateError for messages of a wrong form, and for whatever the template does wrong or refuses.
+        arguments: variables that somebody asked for by name, such as `tools`, `documents` or `enable_thinking`; None
+        counts as not given. `tools` and `documents` are None where they are not given, as templates expect.
+
+        What came out of a message, a tool or a document is marked in the result (`message_text.MessageText`).
+        Raises TemplateError for messages of a wrong form, for an argument that the template does not read, and for
+        whatever the template does wrong or refuses.
         """
-        checked = check_messages(messages)
+        try:
+            checked = check_messages(messages)
+            given = check_arguments({name: value for name, value in (arguments or {}).items() if value is not None})
+        except RecursionError as error:
+            raise TemplateError("The messages or arguments are nested too deeply.") from error
+        for name in given:
+            if name not in self._names:
+                raise TemplateError(
+                    f"The model's chat template takes no '{name}'; leave it out. {nearest(name, self._asked)}"
+                )
+        texts: dict[str, Any] = {name: marked(given.pop(name, None)) for name in ("tools", "documents")}
+        return self._write({**texts, **variables, **given, "messages": checked})
+
+    @property
+    def _asked(self) -> list[str]:
+        """The variables that a caller may give."""
+        own = {*self._environment.globals, "messages", "add_generation_prompt"}
+        return [name for name in self._names if name not in own and not name.endswith("_token")]
+
+    def _write(self, variables: Mapping[str, Any]) -> str:
         self._environment.begin()
         parts: list[str] = []
         length = 0
         try:
-            for part in self._template.generate({**variables, "messages": checked}):
+            for part in self._template.generate(variables):
                 length += len(part)
                 if length > MAX_OUTPUT:
                     raise TemplateError(f"The chat template writes more than {MAX_OUTPUT} characters.")
-                parts.append(part)
+                parts.append(self._environment.written(part))
         except TemplateError:
             raise
         except SecurityError as error:
@@ -58,25 +93,7 @@ class ChatTemplate:
         except (Exception, RecursionError, MemoryError) as error:
             kind = type(error).__name__
             raise TemplateError(f"The chat template fails: {kind}: {_reason(error)}.") from error
-        return "".join(parts)
-
-
-def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages as plain dictionaries. Raises TemplateError that names the message and the field."""
-    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
-        raise TemplateError(f"Messages must be a list of {{'role', 'content'}}, not {type(messages).__name__}.")
-    if not messages:
-        raise TemplateError("The list of messages is empty; it needs at least one.")
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise TemplateError(f"Message {index} must be an object with 'role' and 'content'.")
-        role = message.get("role")
-        if not isinstance(role, str) or not role:
-            raise TemplateError(f"Message {index} has no 'role' (such as 'user', 'assistant' or 'system').")
-        content = message.get("content")
-        if not isinstance(content, (str, list)) and not (content is None and message.get("tool_calls")):
-            raise TemplateError(f"Message {index} ('{role}') has no 'content' text.")
-    return [dict(message) for message in messages]
+        return message_text.joined(parts)
 
 
 def _reason(error: BaseException) -> str:

@@ -25,7 +25,7 @@ def content_key(paths: Sequence[Path]) -> str:
         return remembered_digest(paths[0])
     total = hashlib.sha256()
     for path in sorted(paths, key=lambda item: item.name):
-        total.update(f"{path.name}\0{remembered_digest(path)}\n".encode())
+        total.update(os.fsencode(f"{path.name}\0{remembered_digest(path)}\n"))
     return total.hexdigest()
 
 
@@ -67,4 +67,4 @@ def _memory(path: Path) -> Path:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     identity = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
-    return cache_directory() / "keys" / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    return cache_directory() / "keys" / hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import torch
@@ -97,9 +99,22 @@ class TensorReader:
 
     def _opened(self, entry: TensorEntry) -> Any:
         if self._path != entry.path or self._read > self.span:
-            self._file = safe_open(str(entry.path), framework="pt", device="cpu").__enter__()
+            with _utf8_name(entry.path) as name:
+                self._file = safe_open(name, framework="pt", device="cpu").__enter__()
             self._path, self._read = entry.path, 0
         return self._file
+
+
+@contextmanager
+def _utf8_name(path: Path) -> Iterator[str]:
+    """A name of the file that is UTF-8, which the library insists on: its own, or a link's while it is opened."""
+    if not any("\ud800" <= character <= "\udfff" for character in str(path)):
+        yield str(path)
+        return
+    with TemporaryDirectory(prefix="thrifty-") as folder:
+        link = Path(folder) / "file.safetensors"
+        link.symlink_to(path.absolute())
+        yield str(link)
 
 
 def read_entries(path: Path) -> dict[str, TensorEntry]:

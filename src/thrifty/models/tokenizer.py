@@ -11,6 +11,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from thrifty.errors import CheckpointError, PromptError, TemplateError
+from thrifty.models.message_text import parts_of
 from thrifty.models.tokenizer_control import ControlFree, all_meant
 from thrifty.models.tokenizer_pieces import Maker, PieceDecoder, makers
 from thrifty.models.tokenizer_settings import TokenizerSettings
@@ -104,20 +105,31 @@ class Tokenizer:
     def apply_chat_template(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
     ) -> str:
-        """The prompt that the model's chat template makes of `messages`.
+        """The prompt that the model's chat template makes of `messages`. variables: what else the template sees.
 
         Raises TemplateError where the model has no template, or the template fails or refuses the messages.
         """
-        return self._template.render(
-            messages,
-            {**self.special_tokens, "add_generation_prompt": add_generation_prompt, **variables},
-        )
+        given = {**self.special_tokens, "add_generation_prompt": add_generation_prompt, **variables}
+        return str.__str__(self._template.render(messages, given))
 
     def encode_chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        control_tokens_in_messages: bool = False,
+        **arguments: Any,
     ) -> list[int]:
-        """The ids of a conversation, with one BOS where the model wants one, whether or not the template wrote it."""
-        return self.encode(self.apply_chat_template(messages, add_generation_prompt, **variables))
+        """The ids of a conversation, with one BOS where the model wants one, whether or not the template wrote it.
+
+        control_tokens_in_messages: False leaves control tokens that a message, a tool or a document spells out as text,
+        so that it can neither close a turn nor open one; True makes them control tokens, as `encode` does.
+        arguments: `tools`, `documents`, `enable_thinking` and what else the template reads; None is not given.
+        Raises TemplateError as `apply_chat_template`, and for an argument that the template does not read.
+        """
+        given = {**self.special_tokens, "add_generation_prompt": add_generation_prompt}
+        text = self._template.render(messages, given, arguments)
+        return self.encode_parts([(part, control_tokens_in_messages or not quoted) for part, quoted in parts_of(text)])
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:

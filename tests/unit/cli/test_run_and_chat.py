@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.checkpoint import write_checkpoint
 
 from thrifty.cli.commands.chat import Conversation
+from thrifty.cli.interrupts import Interrupts
 from thrifty.errors import PromptError
 
 RECIPE = '[[cache]]\ntechnique = "kivi"\nbits = 4\n'
@@ -81,6 +91,15 @@ def test_a_dash_reads_standard_input(
         (["run", "CHECKPOINT", "x", "--temperature", "-1"], 2, "greater than or equal to 0"),
         (["run", "CHECKPOINT", "x", "--top-p", "2"], 1, "top_p = 2.0"),
         (["run", "CHECKPOINT", "x", "--max-tokens", "9999"], 1, "max_tokens = 9999"),
+        (["run", "CHECKPOINT", "x", "--max-tokens", "0"], 2, "'0' is not a positive whole number. Write e.g. 512"),
+        (["run", "CHECKPOINT", "x", "--max-tokens", "all"], 2, "'all' is not a positive whole number"),
+        (["run", "CHECKPOINT", "x", "--template-argument", "a"], 2, "'a' is not KEY=JSON"),
+        (["run", "CHECKPOINT", "x", "--template-argument", "a=low"], 2, "'a=low' is not KEY=JSON"),
+        (["run", "CHECKPOINT", "x", "--template-argument", "a=1"], 1, "The model's chat template takes no 'a'"),
+        (["run", "CHECKPOINT", "x", "--tools", "/nowhere.json"], 2, "cannot read /nowhere.json"),
+        (["run", "CHECKPOINT", "x", "--raw", "--template-argument", "a=1"], 2, "needs the chat template"),
+        (["run", "CHECKPOINT", "caf\udce9"], 1, "the prompt is not UTF-8 text: byte 0xE9 at position 3"),
+        (["run", "CHECKPOINT", "x", "--system", "\udcff"], 1, "--system is not UTF-8 text: byte 0xFF at position 0"),
         (["run", "CHECKPOINT", "x", "--logit-bias", "a"], 2, "is not TOKEN=BIAS"),
         (["run", "CHECKPOINT", "x", "--memory", "10kB"], 1, "budget of"),
         (["run", "CHECKPOINT", "x", "--memory", "lots"], 2, "is not a size"),
@@ -125,8 +144,6 @@ def test_chat_json_is_a_line_an_answer(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\nAgain\n"))
     found = thrifty("chat", checkpoint, "--max-tokens", 4, "--json", "--threads", 1)
-    import json
-
     first, second = (json.loads(line) for line in found.out.strip().splitlines())
     assert set(first) >= {"text", "finish_reason", "prompt_tokens", "decode_tok_s"}
     assert second["prompt_tokens"] > first["prompt_tokens"], "the history is part of the prompt"
@@ -142,17 +159,22 @@ def test_a_refused_question_leaves_the_conversation_as_it_was(
     assert len(found.out.strip()) > 0
 
 
-class Interrupted:
-    """A handle whose user presses Ctrl-C after two pieces."""
+class Script:
+    """An engine and a handle in one: a step adds a piece of text; the user presses Ctrl-C in the second."""
 
-    def __init__(self) -> None:
-        self.cancelled = False
-        self.samples = [type("Sample", (), {"text": "two pieces", "finish_reason": "cancelled"})]
+    def __init__(self, *pieces: str, interrupt_at: int) -> None:
+        self.cancelled = self.finished = False
+        self.error: Exception | None = None
+        self.samples = [SimpleNamespace(text="", finish_reason="cancelled")]
+        self.usage = SimpleNamespace(generated_tokens=0)
+        self.engine = self
+        self._pieces, self._interrupt_at = list(pieces), interrupt_at
 
-    def __iter__(self) -> Iterator[Any]:
-        for text in ("two ", "pieces"):
-            yield type("Event", (), {"text": text})
-        raise KeyboardInterrupt
+    def drive(self, handle: Any) -> None:
+        self.samples[0].text += self._pieces.pop(0)
+        self.usage.generated_tokens += 1
+        if self.usage.generated_tokens == self._interrupt_at:
+            signal.raise_signal(signal.SIGINT)
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -161,14 +183,50 @@ class Interrupted:
 def test_ctrl_c_stops_the_answer_and_keeps_what_came(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    handle = Interrupted()
-    monkeypatch.setattr("thrifty.cli.opening.submit", lambda *_, **__: handle)
-    conversation = Conversation(None, None, {}, as_json=False)
-    conversation.answer("a question")
-    assert handle.cancelled
+    script = Script("two ", "pieces", "never", interrupt_at=2)
+    monkeypatch.setattr("thrifty.cli.opening.submit", lambda *_, **__: script)
+    conversation = Conversation(script, None, {}, as_json=False)
+    with conversation.interrupts:
+        conversation.answer("a question")
+    assert script.cancelled
     assert [turn["content"] for turn in conversation.turns] == ["a question", "two pieces"]
     captured = capsys.readouterr()
     assert captured.out == "two pieces\n" and "(stopped)" in captured.err
+
+
+def test_ctrl_c_before_the_first_word_takes_the_question_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Script("never", interrupt_at=0)
+
+    def submit(*_: object, **__: object) -> Script:
+        signal.raise_signal(signal.SIGINT)  # while the prompt is made
+        return script
+
+    monkeypatch.setattr("thrifty.cli.opening.submit", submit)
+    conversation = Conversation(script, None, {}, as_json=False)
+    with conversation.interrupts:
+        conversation.answer("a question")
+    assert script.cancelled and conversation.turns == []
+    assert "(stopped)" in capsys.readouterr().err
+
+
+def test_interrupts_strike_only_while_a_line_is_read() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupts() as interrupts:
+
+        def interrupted() -> str:
+            signal.raise_signal(signal.SIGINT)
+            return "not read"
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.read(interrupted)
+        assert not interrupts.asked
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts.asked
+        assert interrupts.read(lambda: "a line") == "a line" and not interrupts.asked
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_error_while_answering_does_not_end_the_chat(
@@ -182,3 +240,140 @@ def test_an_error_while_answering_does_not_end_the_chat(
     conversation.answer("a question")
     assert conversation.turns == []
     assert "Error: no" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint without a chat template."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("base") / "llama")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|start|>", "eos_token": "<|end|>"}))
+    return folder
+
+
+def test_without_a_template_chat_goes_on_with_a_transcript_and_says_so(
+    thrifty: Callable[..., Any], base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("My name is Zebulon.\nWhat is it?\n"))
+    found = thrifty("chat", base, "--max-tokens", 4, "--json", "--system", "Be brief.", "--logit-bias", "257=-inf")
+    first, second = (json.loads(line) for line in found.out.strip().splitlines())
+    assert "has no chat template" in found.message and "plain transcript" in found.message
+    transcript = "Be brief.\nUser: My name is Zebulon.\nAssistant:"
+    assert first["prompt_tokens"] == len(transcript)
+    assert second["prompt_tokens"] > len(transcript + "\nUser: What is it?\nAssistant:")
+
+
+def test_without_a_template_run_keeps_the_system_message_and_says_so(thrifty: Callable[..., Any], base: Path) -> None:
+    words = ("run", base, "Hello", "--max-tokens", 2, "--json")
+    assert thrifty(*words).json()["prompt_tokens"] == len("Hello")
+    found = thrifty(*words, "--system", "Be brief.")
+    assert found.json()["prompt_tokens"] == len("Be brief.\n\nHello")
+    assert "stands before the prompt, as plain text" in found.message
+    refused = thrifty(*words, "--template-argument", "enable_thinking=false")
+    assert refused.code == 1 and "has no chat template that could take template_arguments" in refused.message
+
+
+def test_flags_of_the_chat_template(thrifty: Callable[..., Any], tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "llama")
+    template = "{{ tools | tojson }}{{ enable_thinking }}{{ messages[0].content }}"
+    settings = {"bos_token": "<|start|>", "eos_token": "<|end|>", "chat_template": template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tools = tmp_path / "tools.json"
+    tools.write_text('[{"name": "f"}]')
+    words = ("run", folder, "<|end|>", "--max-tokens", "fit", "--logit-bias", "257=-inf", "--json", "--stop", "a")
+    words = (*words, "--tools", tools, "--template-argument", "enable_thinking=false")
+    assert thrifty(*words).json()["prompt_tokens"] == len('[{"name": "f"}]' + "False" + "<|end|>")
+    assert thrifty(*words, "--control-tokens").json()["prompt_tokens"] == len('[{"name": "f"}]' + "False") + 1
+
+
+def test_a_block_is_one_message(thrifty: Callable[..., Any], checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO('"""one\n\n/two"""\n/history\n"""unfinished\nblock'))
+    found = thrifty("chat", checkpoint, "--max-tokens", 2, "--threads", 1)
+    assert "user: one\n\n/two" in found.err and found.out.count("\n") >= 2
+
+
+class Terminal:
+    """`thrifty chat` in a terminal of its own."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.process, self.terminal = pty.fork()
+        if self.process == 0:
+            words = ["-m", "thrifty", "chat", str(checkpoint), "--max-tokens", "3000", "--logit-bias", "257=-inf"]
+            os.execv(sys.executable, [sys.executable, *words, "--threads", "1"])
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.terminal, text.encode())
+
+    def wait_for(self, text: str, seconds: float = 60.0) -> None:
+        """Read until a text comes, and forget everything up to it."""
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            assert time.monotonic() < end, f"{text!r} did not come: {self.seen!r}"
+            if select.select([self.terminal], [], [], 0.2)[0]:
+                self.seen += os.read(self.terminal, 65536).decode(errors="replace")
+        self.seen = self.seen.split(text, 1)[1]
+
+
+@pytest.mark.long
+def test_chat_in_a_terminal(checkpoint: Path) -> None:
+    chat = Terminal(checkpoint)
+    chat.wait_for("/help is this.")
+    chat.wait_for("> ")
+    chat.type("half a line")
+    chat.wait_for("half a line")
+    time.sleep(0.2)
+    chat.type("\x03")
+    chat.wait_for("(/exit or Ctrl-D ends)")
+    chat.wait_for("> ")
+    for pause in (0.0, 0.02, 0.1, 0.4):
+        chat.type("a question\r")
+        time.sleep(pause)
+        chat.type("\x03")
+        time.sleep(0.3)
+        chat.type("\r")  # readline looks at a signal with the next key where it came just before it waits
+        chat.wait_for("> ")
+    chat.type("/clear\r")
+    chat.wait_for("forgotten")
+    chat.wait_for("> ")
+    chat.type("line one\rline two\rline three")  # pasted, its last line unfinished
+    chat.wait_for("line three")
+    chat.type("\r")
+    time.sleep(0.5)
+    chat.type("\x03")
+    chat.wait_for("(stopped)")
+    chat.wait_for("> ")
+    chat.type("/history\r")
+    chat.wait_for("user: line one")
+    chat.wait_for("line three")
+    chat.wait_for("> ")
+    chat.type("\x04")
+    assert os.waitpid(chat.process, 0)[1] == 0
+
+
+def run_program(*words: object, text: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "thrifty", *map(os.fsencode, map(str, words))]
+    return subprocess.run(command, input=text, capture_output=True, env={**os.environ, **environment}, check=False)
+
+
+@pytest.mark.long
+def test_a_folder_and_an_output_that_are_not_utf_8(thrifty: Callable[..., Any], tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    write_checkpoint(tmp_path / "plain").rename(folder)  # the libraries write to no such name
+    options = ("--max-tokens", 40, "--threads", 1, "--seed", 1, "--logit-bias", "257=-inf")
+    done = run_program("run", folder, "-", *options, text="é".encode(), PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and b"did not foresee" not in done.stderr
+    assert b"?" in done.stdout and done.stdout.isascii()
+    text = thrifty("run", folder, "é", *options, "--json").json()["text"]
+    assert text.encode("ascii", "replace") + b"\n" == done.stdout, "nothing is cut off"
+
+
+@pytest.mark.long
+def test_a_pipe_that_is_closed_early_ends_without_a_word(checkpoint: Path) -> None:
+    words = ["run", str(checkpoint), "x", "--max-tokens", "2000", "--threads", "1", "--logit-bias", "257=-inf"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "thrifty", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1

@@ -8,11 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
-from thrifty.cli import opening, options, output
+from thrifty.cli import opening, options, output, streams
+from thrifty.cli.interrupts import Interrupts
+from thrifty.cli.plain_prompt import NEXT_TURN, transcript
+from thrifty.cli.reading import Reader
 
 EXAMPLE = 'thrifty chat smollm2-135m --system "Answer in one sentence." --temperature 0.7'
 
-HELP = "/exit ends, /clear forgets all, /undo takes back the last turn, /history shows it, /help is this."
+HELP = (
+    "/exit or Ctrl-D ends, Ctrl-C stops an answer, /clear forgets all, /undo takes back the last turn, /history shows "
+    'it, """ begins and ends a text of several lines, /help is this.'
+)
+PLAIN = (
+    "This model has no chat template: it is a base model, or its tokenizer came without one. It goes on with a plain "
+    "transcript (User: …, Assistant: …) that holds the system message and all turns."
+)
 
 
 @options.takes_sampling
@@ -20,6 +30,9 @@ def command(
     model: options.ModelName,
     recipe: options.RecipePath = None,
     system: Annotated[str | None, typer.Option(help="A system message that starts every conversation.")] = None,
+    tools: options.Tools = None,
+    template_argument: options.TemplateArguments = None,
+    control_tokens: options.ControlTokens = False,
     memory: options.Memory = None,
     threads: options.Threads = None,
     native: options.Native = None,
@@ -28,41 +41,55 @@ def command(
     sampling: dict[str, Any],
 ) -> None:
     """Talk with a model, turn by turn. With --json, one JSON line an answer."""
+    template = options.template_options(tools, template_argument, control_tokens)
+    opening_text = streams.text_of(system, "--system") if system else None
     chosen = opening.read_recipe(recipe)
     with opening.opened(model, recipe=chosen, memory=memory, threads=threads, native=native) as thrifty:
-        Conversation(thrifty, system, sampling, as_json).run()
+        Conversation(thrifty, opening_text, sampling, as_json, template).run()
 
 
 class Conversation:
     """The turns so far and the loop that adds to them."""
 
-    def __init__(self, thrifty: Any, system: str | None, sampling: dict[str, Any], as_json: bool) -> None:
+    def __init__(
+        self,
+        thrifty: Any,
+        system: str | None,
+        sampling: dict[str, Any],
+        as_json: bool,
+        template: dict[str, Any] | None = None,
+    ) -> None:
         self.thrifty = thrifty
         self.opening = [{"role": "system", "content": system}] if system else []
         self.turns: list[dict[str, str]] = []
         self.sampling = sampling
         self.as_json = as_json
+        self.template = template or {}
+        self.interrupts = Interrupts()
 
     def run(self) -> None:
-        """Read lines until /exit or the end of the input."""
-        interactive = sys.stdin.isatty()
-        if interactive:
-            _editing()
+        """Read messages until /exit or the end of the input."""
+        if not self.thrifty.model.tokenizer.has_chat_template:
+            output.note(PLAIN)
+            self.sampling = {**self.sampling, "stop": (*self.sampling.get("stop", ()), NEXT_TURN)}
+        reader = Reader()
+        if reader.interactive:
             output.note(HELP)
-        while True:
-            try:
-                line = input("> " if interactive else "").strip()
-            except EOFError:
-                return
-            except KeyboardInterrupt:
-                output.note("\n(/exit or Ctrl-D ends)")
-                continue
-            if line in ("/exit", "/quit", "/bye"):
-                return
-            if line.startswith("/"):
-                self.obey(line)
-            elif line:
-                self.answer(line)
+        with self.interrupts:
+            while True:
+                try:
+                    text = self.interrupts.read(reader.read)
+                except EOFError:
+                    return
+                except KeyboardInterrupt:
+                    output.note("\n(/exit or Ctrl-D ends)")
+                    continue
+                if text in ("/exit", "/quit", "/bye"):
+                    return
+                if text.startswith("/") and "\n" not in text:
+                    self.obey(text)
+                elif text:
+                    self.answer(text)
 
     def obey(self, line: str) -> None:
         """Carry out a command that starts with a slash."""
@@ -81,44 +108,46 @@ class Conversation:
             output.note(f"no command {line.split()[0]!r}. {HELP}")
 
     def answer(self, question: str) -> None:
-        """One turn. An interrupted answer stays in the conversation as far as it came; a refused question
-        does not.
+        """One turn. An interrupted answer stays in the conversation as far as it came; a question that was refused, or
+        stopped before its first word, does not.
         """
         from thrifty.errors import ThriftyError
 
-        messages = [*self.opening, *self.turns, {"role": "user", "content": question}]
         started = time.perf_counter()
         try:
-            handle = opening.submit(self.thrifty, messages, self.sampling)
+            asked = {"role": "user", "content": streams.text_of(question, "the message")}
+            messages = [*self.opening, *self.turns, asked]
+            handle = opening.submit(self.thrifty, messages, self.sampling, plain=transcript, template=self.template)
             first = self.stream(handle, started)
         except ThriftyError as error:
             output.error(str(error))
             return
-        text = handle.samples[0].text
-        self.turns += [messages[-1], {"role": "assistant", "content": text}]
+        text, reason = handle.samples[0].text, handle.samples[0].finish_reason
+        if text or reason != "cancelled":
+            self.turns += [asked, {"role": "assistant", "content": text}]
         if self.as_json:
-            reason = handle.samples[0].finish_reason
             output.json_line({"text": text, "finish_reason": reason} | opening.usage_of(handle, first))
 
     def stream(self, handle: Any, started: float) -> float | None:
-        """Print the answer as it comes; Ctrl-C cancels it. Returns the seconds until its first token."""
-        first = None
-        try:
-            for event in handle:
-                first = first if first is not None else time.perf_counter() - started
-                if not self.as_json and event.text:
-                    sys.stdout.write(event.text)
-                    sys.stdout.flush()
-        except KeyboardInterrupt:
+        """Print the answer as it comes; Ctrl-C cancels it before the next step. Returns the seconds until its first
+        token. Raises the request's error.
+        """
+        first, printed = None, 0
+        while not handle.finished and not self.interrupts.asked:
+            self.thrifty.engine.drive(handle)
+            if first is None and handle.usage.generated_tokens:
+                first = time.perf_counter() - started
+            text = handle.samples[0].text
+            if not self.as_json and len(text) > printed:
+                sys.stdout.write(text[printed:])
+                sys.stdout.flush()
+            printed = len(text)
+        if not handle.finished:
             handle.cancel()
             output.note("\n(stopped)")
         if not self.as_json:
             sys.stdout.write("\n")
             sys.stdout.flush()
+        if handle.error is not None:
+            raise handle.error
         return first
-
-
-def _editing() -> None:
-    import importlib
-
-    importlib.import_module("readline")  # gives input() line editing and a history

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from thrifty.cli import opening, options, output
+from thrifty.cli import opening, options, output, streams
 
 EXAMPLE = 'thrifty run smollm2-135m "Why is the sky blue?" --memory 150MB --recipe recipe.toml'
+
+PLAIN = "This model has no chat template: the system message stands before the prompt, as plain text."
 
 
 @options.takes_sampling
@@ -22,6 +24,9 @@ def command(
     ],
     recipe: options.RecipePath = None,
     system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
+    tools: options.Tools = None,
+    template_argument: options.TemplateArguments = None,
+    control_tokens: options.ControlTokens = False,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     memory: options.Memory = None,
     cache_memory: options.CacheMemory = None,
@@ -33,16 +38,21 @@ def command(
 ) -> None:
     """Answer one prompt, streaming."""
     started = time.perf_counter()
-    text = sys.stdin.read() if prompt == "-" else prompt
+    template = options.template_options(tools, template_argument, control_tokens)
+    text = streams.text_of(sys.stdin.read() if prompt == "-" else prompt, "the prompt")
     if not text.strip():
         raise typer.BadParameter("the prompt is empty; write at least one word.", param_hint="PROMPT")
     if raw and system:
         raise typer.BadParameter("a system message needs the chat template; leave out --raw.", param_hint="--system")
-    messages = [{"role": "system", "content": system}] if system else []
+    if raw and template:
+        raise typer.BadParameter(f"{next(iter(template))} needs the chat template; leave out one.", param_hint="--raw")
+    messages = [{"role": "system", "content": streams.text_of(system, "--system")}] if system else []
     messages.append({"role": "user", "content": text})
     chosen = opening.read_recipe(recipe)
     with opening.opened(model, recipe=chosen, memory=memory, threads=threads, native=native) as thrifty:
-        handle = opening.submit(thrifty, messages, sampling, raw=raw, cache_memory=cache_memory)
+        if system and not thrifty.model.tokenizer.has_chat_template:
+            output.note(PLAIN)
+        handle = opening.submit(thrifty, messages, sampling, raw=raw, cache_memory=cache_memory, template=template)
         first = None
         for event in handle:
             first = first if first is not None else time.perf_counter() - started
@@ -60,3 +70,4 @@ def command(
             output.json_line(answer | opening.usage_of(handle, first))
         else:
             sys.stdout.write("\n")
+            sys.stdout.flush()
