@@ -159,12 +159,13 @@ def _answer(thrifty: Thrifty, prompt: str, context: int, quiet: bool) -> str:
         sys.stdout.write(f"\n> {prompt}\n")
     room = max(1, min(ANSWER, context // 2))
     handle = opening.submit(thrifty, [{"role": "user", "content": prompt}], {"max_tokens": room})
+    if quiet:
+        with output.waiting("answering"):
+            return handle.result().text
     for event in handle:
-        if not quiet:
-            sys.stdout.write(event.text)
-            sys.stdout.flush()
-    if not quiet:
-        sys.stdout.write("\n")
+        sys.stdout.write(event.text)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
     return handle.result().text
 
 
@@ -177,7 +178,8 @@ def _profile(thrifty: Thrifty, context: int) -> dict[str, Any] | None:
         return None
     tokens = min(PROFILED, max(1, context // 2))
     steps = min(profile.STEPS, max(1, context - tokens - 1))
-    found = profile.measure(thrifty.engine, tokens, steps)
+    with output.waiting("measuring where the winner's time goes"):
+        found = profile.measure(thrifty.engine, tokens, steps)
     return {
         part: {
             kind: {"us_per_token": round(share.microseconds, 2), "bytes": share.nbytes}

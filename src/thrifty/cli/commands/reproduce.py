@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ import typer
 
 from thrifty.cli import opening, options, output
 from thrifty.cli.layout import Column
+from thrifty.cli.ticker import Ticker, seconds
 
 if TYPE_CHECKING:
     from thrifty.claims.harness.records import Row
@@ -120,6 +122,9 @@ def _run(
             return opened.enter_context(Context(loaded, name, threads=threads, native=native, say=output.note))
 
         run = Reproduction(context, wanted, out, model, minutes)
+        if not sys.stderr.isatty():
+            told = Ticker(lambda elapsed: f"{len(rows)} of {len(wanted)} claims in {seconds(elapsed)}", output.note)
+            opened.enter_context(told)
         try:
             for row in run.rows():
                 rows.append(row)
