@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 Listener = Callable[["Event | None"], None]
 """Takes the events of a request as they come, and None after the last one."""
 
-FINISH_REASONS = ("stop", "length", "cancelled", "error")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
