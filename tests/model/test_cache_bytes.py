@@ -36,7 +36,7 @@ import torch
 from thrifty import registry
 from thrifty.cache.model_info import ModelInfo, Rotation
 from thrifty.cache.pool import Cache
-from thrifty.storage.arena import process_memory
+from tests.process_memory import process_memory
 
 TOKENS, HEADS, DIMENSION, LAYERS = 6656, 32, 256, 2
 

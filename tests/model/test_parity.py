@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.growing_cache import GrowingCache
 from torch import Tensor
 
 from thrifty import models
-from thrifty.models.attention import GrowingCache
 from thrifty.models.model import Model
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle (extra 'dev')")

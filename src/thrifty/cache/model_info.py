@@ -92,10 +92,7 @@ class ModelInfo:
     def layer_groups(self) -> list[LayerGroup]:
         """Layers that keep the same tokens, the global ones first."""
         windows = sorted(set(self.windows), key=lambda window: (window is not None, window or 0))
-        return [
-            LayerGroup("global" if window is None else f"window-{window}", window, self.layers_with(window))
-            for window in windows
-        ]
+        return [LayerGroup(window, self.layers_with(window)) for window in windows]
 
     def layers_with(self, window: int | None) -> tuple[int, ...]:
         """The layers of one window."""
@@ -106,7 +103,6 @@ class ModelInfo:
 class LayerGroup:
     """Layers of the same window: their full-precision pages are one run each."""
 
-    name: str
     window: int | None
     layers: tuple[int, ...]
 

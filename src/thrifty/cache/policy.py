@@ -117,6 +117,12 @@ class CachePolicy:
         """`kept` of the layer that keeps most (mean over its heads). Override it where layers differ."""
         return self.kept(prompt, generated)
 
+    @property
+    def apart(self) -> int:
+        """How many of a head's slots lie in a segment of their own, with their first keys beside them where the method
+        renumbers them."""
+        return 0
+
     def stored(self, slots: int) -> dict[str, int]:
         """How many of a head's `slots` lie in which format, at worst; "" stands for the format they had."""
         return {"": slots}

@@ -158,7 +158,7 @@ class Cache:
         self._to_disk(idle, nbytes)
         if before - self.tiers.arena.used < nbytes and self.tree is not None and not self._disk_has_room():
             self._drop_from_tree(nbytes - (before - self.tiers.arena.used))
-        parked = sorted((one for one in self.tiers.sequences if one.parked), key=lambda one: one.last_used)
+        parked = sorted((one for one in self.tiers.sequences if one.parked), key=lambda one: one.parked_at)
         for sequence in parked:
             owners = [segment.owner for segment in sequence.segments()]
             idle = [one for one in owners if one.tier == "memory" and id(one) not in busy]

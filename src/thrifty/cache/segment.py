@@ -34,7 +34,6 @@ class Segment:
 
     __slots__ = (
         "bias", "capacity", "category", "extent", "first_keys", "format", "head_dim", "heads", "index_bytes",
-        "last_used",
         "layers", "parent", "positions", "references", "reservation", "run", "run_bytes", "slab_bytes", "tiers",
         "tokens",
     )  # fmt: skip
@@ -68,7 +67,6 @@ class Segment:
         self.index_bytes = 0
         self.references = 1
         self.parent: Segment | None = None
-        self.last_used = 0
         self.extent: Extent | None = None
         self.run: Run | None = self._allocate()
         self.run_bytes = self.run.nbytes
@@ -79,7 +77,7 @@ class Segment:
         face = object.__new__(Segment)
         for name in ("tiers", "heads", "capacity", "format", "head_dim", "slab_bytes", "category", "reservation"):
             setattr(face, name, getattr(self, name))
-        face.layers, face.tokens, face.references, face.last_used = (layer,), tokens, 1, 0
+        face.layers, face.tokens, face.references = (layer,), tokens, 1
         face.positions, face.first_keys, face.index_bytes = self.positions, None, 0
         face.run, face.extent, face.run_bytes = None, None, 0
         face.parent = self.owner.retain()

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 class SequenceSlots:
     """length: committed tokens, evicted ones included: the position of the next token. prompt: its length when the
-    (last) prompt ended. spans: by layer, in the order in which rows attend to them; shared spans are one object.
+    (last) prompt ended. parked_at: when it was last parked, by the clock of the tiers. spans: by layer, in the order in
+    which rows attend to them; shared spans are one object.
     """
 
     def __init__(self, tiers: Tiers, model: ModelInfo, reservation: Reservation | None) -> None:
@@ -40,7 +41,7 @@ class SequenceSlots:
         self.length = 0
         self.prompt = 0
         self.parked = False
-        self.last_used = 0
+        self.parked_at = 0
         self.builder = Builder(tiers, model, reservation)
         self.global_layers = model.layers_with(None)
         self.spans: list[list[Span]] = [[] for _ in range(model.layers)]
@@ -191,6 +192,7 @@ class SequenceSlots:
         """The engine will not step this sequence for a while: its promise ends and its segments may move to disk."""
         self.mirror.hand_back(self)
         self.parked = True
+        self.parked_at = next(self.tiers.clock)
         if self.reservation is not None:
             self.reservation.suspend()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
 
 
 class Tiers:
-    """Memory (an arena) and, where given, disk. `relieve(nbytes)` frees bytes under pressure and says how many."""
+    """Memory (an arena) and, where given, disk. `relieve(nbytes)` frees bytes under pressure and says how many. clock:
+    counts the events by which `relieve` tells what was used least recently."""
 
     def __init__(self, arena: Arena, disk: DiskTier | None = None) -> None:
         self.arena = arena
         self.disk = disk
         self.relieve: Callable[[int], int] | None = None
         self.sequences: WeakSet[SequenceSlots] = WeakSet()
+        self.clock = count(1)
 
     @property
     def ledger(self) -> Ledger:

@@ -28,9 +28,10 @@ class Stretch:
 
 
 class LayerView:
-    """Read-only view of one layer (`formats.kv.KVView`). Valid until the cache is next changed.
+    """Read-only view of one layer, what a policy is shown. Valid until the cache is next changed.
 
-    Slots of a head are counted from 0 in order; each head may hold its own number.
+    Slots of a head are counted from 0 in order; each head may hold its own number. Tensors are copies: writing to them
+    changes nothing.
     """
 
     def __init__(self, info: LayerInfo, spans: list[Span]) -> None:

@@ -177,8 +177,7 @@ def _rows(sequence: Sequence, draft: Draft) -> Rows:
     cache = sequence.cache
     assert cache is not None, "a decoding sequence has a cache"
     tokens = (sequence.tokens[-1], *draft.tokens)
-    needs_logits = sequence.sampler.needs_logits or sequence.ticket.request.logits or bool(draft.tokens)
-    return Rows(cache, tokens, sequence.computed, sequence.computed + len(tokens), needs_logits)
+    return Rows(cache, tokens, sequence.computed, sequence.computed + len(tokens))
 
 
 def _offsets(batch: Items[Rows]) -> list[int]:

@@ -31,7 +31,7 @@ Watch = Callable[[int, Tensor], None]
 class Rows:
     """Consecutive tokens of one sequence. start: the position of the first. length: see `rope.rotation`.
 
-    logits: False where only the arg-max of the rows will be asked for. watch: told (layer, rotated queries fp32 [rows,
+    watch: told (layer, rotated queries fp32 [rows,
     heads, head_dim]) by `run_layers`, part after part, when a layer has appended the rows' keys.
     """
 
@@ -39,7 +39,6 @@ class Rows:
     tokens: Sequence[int]
     start: int
     length: int
-    logits: bool = True
     watch: Watch | None = None
 
 

@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 
 
 class State(enum.Enum):
-    """Where a sequence is. PARKED: its segments are on the disk tier, its work goes on where it stopped."""
+    """What is to be done for a sequence: admit it, compute its prompt, decode. (`parked` says whether it may now.)"""
 
     WAITING = "waiting"
     PREFILLING = "prefilling"
     DECODING = "decoding"
-    FINISHED = "finished"
 
 
 class Sequence:
@@ -33,7 +32,8 @@ class Sequence:
     Filled at submission: answer, index, arrival (order among all), ticket, sampler, stopper, tokens (prompt
     and committed answer). Filled at admission: cache, prefill, and the memory's own account: rows of
     logits, tokens covered by its reservation, bytes shared with others, bytes of hidden state. While
-    decoding, `cache` holds rows for all tokens but the newest.
+    decoding, `cache` holds rows for all tokens but the newest. parked: it waits for memory, its segments may lie on the
+    disk tier, and it goes on where it stopped.
     """
 
     def __init__(

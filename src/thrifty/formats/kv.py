@@ -16,7 +16,6 @@ formats pad head_dim d to a multiple of 64.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -47,33 +46,6 @@ _CODES = {
     "int2g16": Codes(2, 16),
 }
 FORMATS = (*_DTYPES, *_CODES)  # a format's position is its id in native code
-
-
-class KVView(Protocol):
-    """What a policy sees of one layer's cache: per head its own number of entries, in logical order.
-
-    Tensors are fp32 copies, valid until the cache is next changed; writing to them changes nothing.
-    """
-
-    @property
-    def kv_heads(self) -> int:
-        """The number of key-value heads."""
-
-    @property
-    def head_dim(self) -> int:
-        """The size of one key or value."""
-
-    def count(self, head: int) -> int:
-        """The entries that this head holds."""
-
-    def keys(self, head: int) -> Tensor:
-        """fp32 [count, head_dim], rotated at their original positions."""
-
-    def values(self, head: int) -> Tensor:
-        """fp32 [count, head_dim]."""
-
-    def positions(self, head: int) -> Tensor:
-        """int64 [count]: the original positions."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import mmap
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 from torch import Tensor
 
@@ -203,9 +202,3 @@ class Arena:
     def resident(self) -> int:
         """Bytes of the arena that are in memory now, as the system counts them (slow: for tests and reports)."""
         return self._mapping.resident() + sum(stripes.mapping.resident() for stripes in self._stripes.values())
-
-
-def process_memory() -> int:
-    """Resident bytes of this process, as the system counts them."""
-    fields = Path("/proc/self/statm").read_text().split()
-    return int(fields[1]) * mmap.PAGESIZE

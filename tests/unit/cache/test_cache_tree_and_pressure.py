@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.process_memory import process_memory
 from tests.unit.cache.cache_driver import Driver, model_info, prompt
 
 from thrifty import registry
@@ -11,7 +12,6 @@ from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.cache.statistics import Statistics
 from thrifty.errors import BudgetError
-from thrifty.storage.arena import process_memory
 
 WINDOWED = model_info(windows=(None, 100))
 
@@ -186,6 +186,25 @@ def test_parked_sequences_go_to_disk_and_come_back_to_the_bit(names: list[str]) 
     driver.step(second, [1])
     second.free()
     assert cache.ledger.committed == 0 and cache.tiers.disk.used == 0
+
+
+def test_the_sequence_that_was_parked_first_goes_to_disk_first() -> None:
+    cache = Cache(model_info(), disk=True, prefix_tree=False)
+    driver = Driver(cache.model)
+    sequences = [cache.create() for _ in range(8)]
+    for place, sequence in enumerate(sequences):
+        driver.prefill(sequence, prompt(64, seed=place))
+    order = [3, 6, 1, 7, 0, 5, 2, 4]
+    for place in order:
+        sequences[place].park()
+    sequences[3].resume()
+    sequences[3].park()  # it was used last
+    gone = []
+    for _ in order:
+        cache.pressure(1)
+        away = [place for place, one in enumerate(sequences) if one.segments()[0].tier == "disk"]
+        gone += [place for place in away if place not in gone]
+    assert gone == [*order[1:], 3]
 
 
 def test_a_sequence_that_is_only_dropped_gives_its_bytes_back() -> None:

@@ -30,6 +30,22 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """Options that make a policy act on short prompts; a policy without an entry runs with its defaults."""
 
+WIDE: dict[str, dict[str, Any]] = {
+    "streaming": {"window": 200},
+    "kivi": {"residual": 64},
+    "snapkv": {"window": 8, "keep": 1.0},
+    "ada-kv": {"window": 8, "keep": 1.0},
+    "pyramidkv": {"window": 8, "keep": 1.0},
+    "headkv": {"window": 8, "keep": 1.0},
+    "headkv-r2": {"window": 8, "keep": 1.0},
+    "h2o": {"capacity": 200},
+    "minikv": {"heavy": 0.5, "recent": 0.5, "layers": "uniform"},
+    "fastgen": {"recovery": 1.0, "profile": 8},
+    "kvmerger": {"keep": 1.0},
+    "kvzip": {"keep": 1.0, "chunk": 100},
+}
+"""Options with which a prompt of 200 tokens is kept whole."""
+
 SINGLE = [[name] for name in registry.names("cache")]
 COMPOSED = [["snapkv", "kivi"], ["ada-kv", "kivi"], ["streaming", "kivi"], ["h2o", "kivi"], ["snapkv", "h2o"]]
 COMPOSED += [["snapkv", "minikv"], ["ada-kv", "minikv"], ["minikv", "h2o"]]
@@ -121,6 +137,26 @@ def test_a_prefix_hit_equals_no_hit(names: list[str], shape: str) -> None:
     for layer in range(model.layers):
         for head in range(model.kv_heads):
             assert torch.equal(hit.view(layer).positions(head), miss.view(layer).positions(head))
+
+
+@pytest.mark.parametrize("names", recipes())
+@pytest.mark.parametrize("n", [200, 130])
+def test_a_prefix_hit_leaves_the_same_segments(names: list[str], n: int) -> None:
+    """Also where nothing is evicted yet: what later edits find does not tell where the prompt came from."""
+    model = model_info(layers=2)
+    driver, cache, tokens = Driver(model), Cache(model), prompt(n)
+    donor = cache.create(collect=Statistics(column_sums=True))
+    driver.prefill(donor, tokens[:128])
+    cache.publish(donor, tokens)
+    policies = [registry.build("cache", {"technique": name} | WIDE.get(name, {})) for name in names]
+    hit, miss = cache.create(policies, tokens=tokens), cache.create(policies)
+    assert hit.hit == (64 if n == 130 and hit.statistics.queries else 128) or hit.statistics.column_sums
+    driver.prefill(hit, tokens)
+    driver.prefill(miss, tokens)
+    for layer in range(model.layers):
+        for head in range(model.kv_heads):
+            assert hit.view(layer).stretches(head) == miss.view(layer).stretches(head)
+    same(hit, miss)
 
 
 @pytest.mark.parametrize("names", recipes())

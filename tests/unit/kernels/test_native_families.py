@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.growing_cache import GrowingCache
 from tests.unit.kernels.native_pages import ISAS, native, using
 from tests.unit.kernels.native_plans import (
     DYNAMIC,
@@ -29,7 +30,6 @@ from torch import Tensor
 from thrifty.engine.plan import NativePlan, PlanUnsupported, compile_plan
 from thrifty.errors import KernelError
 from thrifty.formats.linear import DenseLinear, GroupLinear
-from thrifty.models.attention import GrowingCache
 from thrifty.models.config import ModelConfig
 from thrifty.models.decoder import Decoder
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.growing_cache import GrowingCache
 
 from thrifty.errors import CheckpointError, PromptError
 from thrifty.formats.linear import DenseLinear, GroupLinear
 from thrifty.models.assembly import Assembly, parts
-from thrifty.models.attention import GrowingCache, attention, causal
+from thrifty.models.attention import attention, causal
 from thrifty.models.config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling
 from thrifty.models.decoder import Decoder
 from thrifty.models.model import random_model, reference_linears

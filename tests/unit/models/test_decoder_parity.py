@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.growing_cache import GrowingCache
 
-from thrifty.models.attention import GrowingCache
 from thrifty.models.huggingface import HuggingFaceSource
 from thrifty.models.loading import assemble
 from thrifty.models.model import Model

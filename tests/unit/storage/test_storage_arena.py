@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.process_memory import process_memory
 
 from thrifty.errors import BudgetError, StorageError
-from thrifty.storage.arena import Arena, process_memory
+from thrifty.storage.arena import Arena
 from thrifty.storage.extents import Extents
 from thrifty.storage.ledger import Ledger
 from thrifty.storage.stale import Stale

@@ -36,8 +36,6 @@ CARD = Card(
     ),
 )
 
-THRESHOLD = 0.75
-"""The paper's bound on the similarity of neighbours: `threshold = 0.75` is its method without a budget."""
 BUDGETS = (0.0, 0.35, 0.5, 1.0)
 RECENT = (0.0, 0.08, 0.17, 0.34)
 HEAVY = (0.0, 0.02, 0.12, 0.24)

@@ -110,6 +110,11 @@ class Streaming(CachePolicy):
         """Sinks, window, a page that is partly outside it, and what a period adds."""
         return min(prompt + generated, self.sinks + self.known(self.window) + (PAGE + self.period if generated else 0))
 
+    @property
+    def apart(self) -> int:
+        """The sinks."""
+        return self.sinks
+
     def _renumber(self, edits: Edits, first: int, layer: int | None) -> None:
         """Sinks take the positions before `first`, the window's first."""
         edits.renumber(0, self.sinks, torch.arange(first - self.sinks, first), layer=layer)
