@@ -52,7 +52,13 @@ class EngineMemory:
         self._row_bytes = 4 * model.config.vocabulary_size
         self._length_matters = any(depends_on_length(layer.rope) for layer in model.config.layers)
         self._rows = self._rows_charged = 0
-        self.cache = Cache(model_info(model, chunk), ledger=self.ledger, disk=disk or True, prefix_tree=prefix_tree)
+        self.cache = Cache(
+            model_info(model, chunk),
+            ledger=self.ledger,
+            disk=disk or True,
+            prefix_tree=prefix_tree,
+            outside=self._weights + self.workspace,
+        )
         self._sizes = RequestSizes(self.cache, model.config.hidden_size, chunk)
         self.check((), 1, 2, what="one token")
         self.ledger.charge("weights", self._weights)
