@@ -22,7 +22,7 @@ from thrifty.frontier.predict import longest_context, prediction
 from thrifty.frontier.rungs import Rung
 from thrifty.frontier.space import shortened
 from thrifty.frontier.state import State
-from thrifty.weights.technique import apply
+from thrifty.weights.technique import prepare
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
@@ -199,8 +199,7 @@ class Workshop:
     @contextmanager
     def _engine(self, candidate: Candidate) -> Iterator[Engine]:
         begin = time.perf_counter()
-        techniques = candidate.recipe.techniques("weights")
-        model = apply(self.model, techniques) if techniques else self.model
+        model = prepare(self.model, candidate.recipe.techniques("weights"))
         engine = Engine(model, threads=self._threads, native=self._native, prefix_tree=False)
         if self.state.find("loading", candidate.weights_key) is None:
             self.state.add("loading", candidate.weights_key, time.perf_counter() - begin)

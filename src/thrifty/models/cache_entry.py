@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from thrifty import __version__
 from thrifty.errors import CheckpointError, ThriftyError
 from thrifty.models import cache_directory as cache
 from thrifty.models.checksums import Section, damaged, file_states
+from thrifty.version import VERSION
 
 INDEX, CHECKSUMS, VERIFIED = "index.json", "checksums.json", "verified"
 _LOG = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def _write(directory: Path, key: str, write: Callable[[Path], Contents]) -> None
     checksums = json.dumps([section.row() for section in contents.sections]).encode()
     index = {
         "key": key,
-        "thrifty": __version__,
+        "thrifty": VERSION,
         "files": sizes,
         "checksums": hashlib.sha256(checksums).hexdigest(),
         "body": contents.body,
@@ -145,11 +145,11 @@ def _read(path: Path, key: str, quiet: bool = False) -> CacheEntry | None:
         index = _index(raw)
         if index["key"] != key:
             raise CheckpointError(f"{INDEX} belongs to another checkpoint")
-        if index["thrifty"] == __version__:
+        if index["thrifty"] == VERSION:
             _check_sizes(path, index)
             _verify(path, index)
             return CacheEntry(path, index["body"])
-        reason = f"was made by Thrifty {index['thrifty']:.40}, this is {__version__}"
+        reason = f"was made by Thrifty {index['thrifty']:.40}, this is {VERSION}"
     except FileNotFoundError:
         return None
     except (ThriftyError, OSError, ValueError, KeyError, TypeError) as error:

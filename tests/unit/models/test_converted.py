@@ -15,7 +15,6 @@ import torch
 from gguf.constants import GGMLQuantizationType
 from tests import gguf_files, killing
 
-from thrifty import __version__
 from thrifty.errors import CheckpointError, StorageError
 from thrifty.models import cache_entry, checksums
 from thrifty.models.checkpoint_key import checkpoint_key
@@ -24,6 +23,7 @@ from thrifty.models.content_key import file_key
 from thrifty.models.converted import Converted, open_converted
 from thrifty.models.gguf_source import GGUFSource
 from thrifty.models.loading import load
+from thrifty.version import VERSION
 
 WHOLE = {"index.json", "checksums.json", "verified", "weights.bin"}
 
@@ -173,10 +173,10 @@ def test_another_version_of_thrifty_converts_again_in_place(
     file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, before = state(convert(file)), entry_directory(cache).stat().st_ino
-    monkeypatch.setattr(cache_entry, "__version__", "99.0")
+    monkeypatch.setattr(cache_entry, "VERSION", "99.0")
     with caplog.at_level(logging.WARNING):
         assert_same(state(convert(file)), expected)
-    assert caplog.text.count(f"was made by Thrifty {__version__}, this is 99.0: converting again") == 2
+    assert caplog.text.count(f"was made by Thrifty {VERSION}, this is 99.0: converting again") == 2
     assert entry_directory(cache).stat().st_ino != before
     open_converted(checkpoint_key(file), refuse)
 
