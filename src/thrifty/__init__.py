@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from thrifty.version import VERSION
+
 if TYPE_CHECKING:
     from thrifty.decoding.sampling import SamplingParameters
     from thrifty.engine.api import Thrifty
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from thrifty.models import load
     from thrifty.recipe import Recipe
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "AsyncEngine",

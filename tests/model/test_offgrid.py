@@ -11,7 +11,7 @@ from torch import Tensor
 from thrifty import models, registry
 from thrifty.models.model import Model
 from thrifty.weights.offgrid import offgrid
-from thrifty.weights.technique import WeightTechnique, apply
+from thrifty.weights.technique import WeightTechnique, prepare
 
 pytestmark = pytest.mark.model
 
@@ -53,7 +53,7 @@ def test_the_view_is_the_same_function(shipped: Model, view: Model, tokens: list
 
 
 def test_rounding_the_published_weights_proves_nothing(shipped: Model, tokens: list[int]) -> None:
-    small = apply(shipped, [rtn4()])
+    small = prepare(shipped, [rtn4()])
     rounded = [entry for entry in small.report if entry.format == "int4-g32"]
     assert len(rounded) == 7 * 30
     assert max(entry.error for entry in rounded) < 1e-3
@@ -61,7 +61,7 @@ def test_rounding_the_published_weights_proves_nothing(shipped: Model, tokens: l
 
 
 def test_rounding_the_view_costs_what_rounding_costs(view: Model, tokens: list[int]) -> None:
-    small = apply(view, [rtn4()])
+    small = prepare(view, [rtn4()])
     rounded = [entry for entry in small.report if entry.format == "int4-g32"]
     assert len(rounded) == 7 * 30
     assert min(entry.error for entry in rounded) > 0.02

@@ -18,7 +18,7 @@ from thrifty.cache.tiers import Tiers
 from thrifty.cache.tree import Node, PrefixTree, first_page
 from thrifty.errors import BudgetError, StorageError
 from thrifty.formats.kv import PAGE
-from thrifty.storage.arena import DEFAULT_RESERVE, Arena
+from thrifty.storage.arena import Arena
 from thrifty.storage.budget import parse_size
 from thrifty.storage.disk import DiskTier
 from thrifty.storage.ledger import Ledger, Reservation
@@ -40,12 +40,14 @@ class Cache:
         disk_bytes: int | str = 1 << 40,
         tree_bytes: int | str | None = None,
         prefix_tree: bool = True,
-        reserve: int = DEFAULT_RESERVE,
+        reserve: int | None = None,
+        outside: int = 0,
     ) -> None:
         """memory: the budget in bytes or as "150MB" (None: no bound), unless a `ledger` brings its own.
 
         disk: True or a folder for the disk tier, None for none. tree_bytes: bound of the prefix tree (default: half the
-        budget, or 1 GiB). reserve: bytes of address space. Raises BudgetError, StorageError.
+        budget, or 1 GiB). reserve, outside: address space, and the budget's bytes for others (`Arena`). Raises
+        BudgetError, StorageError.
         """
         if ledger is None:
             ledger = Ledger(None if memory is None else parse_size(memory))
@@ -54,7 +56,7 @@ class Cache:
         tier = None
         if disk is not None and disk is not False:
             tier = DiskTier(None if disk is True else disk, parse_size(disk_bytes, "disk_bytes"))
-        self.tiers = Tiers(Arena(ledger, reserve), tier)
+        self.tiers = Tiers(Arena(ledger, reserve, outside), tier)
         self.tiers.relieve = self.pressure
         self.tree: PrefixTree | None = None
         if prefix_tree:

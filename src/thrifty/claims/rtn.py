@@ -9,7 +9,7 @@ from thrifty.claims.harness.context import Context, mean_nll, perplexity, qualit
 from thrifty.evaluation import quality
 from thrifty.recipe import Recipe
 from thrifty.weights.offgrid import offgrid
-from thrifty.weights.technique import apply
+from thrifty.weights.technique import prepare
 
 PREFIX, SCORED = 512, 512
 RISE = 6.29 / 5.68 - 1
@@ -37,7 +37,7 @@ class RtnClaim(Claim):
             for group in (128, 32):
                 context.say(f"4 bits in groups of {group}")
                 table = {"technique": "rtn", "bits": 4, "group": group}
-                engine = context.fresh(apply(view, Recipe(weights=[table]).techniques("weights")))
+                engine = context.fresh(prepare(view, Recipe(weights=[table]).techniques("weights")))
                 try:
                     run = quality.measure(engine, baseline, [], compresses=False)
                 finally:

@@ -214,10 +214,9 @@ def _format_engine(setting: Setting, model: Model, baseline: Engine, one: Format
 
 def with_weights(model: Model, recipe: Recipe) -> Model:
     """The model with the recipe's weight techniques applied."""
-    from thrifty.weights.technique import apply
+    from thrifty.weights.technique import prepare
 
-    techniques = recipe.techniques("weights")
-    return apply(model, techniques) if techniques else model
+    return prepare(model, recipe.techniques("weights"))
 
 
 def _foreign(

@@ -51,8 +51,8 @@ class Thrifty:
 
         chosen = as_recipe(recipe)
         loaded = load(model, threads=threads, native=native) if isinstance(model, str | os.PathLike) else model
-        for technique in chosen.techniques("weights"):
-            loaded = technique.apply(loaded)
+        if techniques := chosen.techniques("weights"):
+            loaded = techniques[0].prepare(loaded, techniques)
         self.model = loaded
         self.recipe = chosen
         self.engine = Engine(

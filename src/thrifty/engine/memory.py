@@ -56,7 +56,13 @@ class EngineMemory:
         self._ropes_by_length = [rope for rope in ropes if depends_on_length(rope)]
         self._rows = self._rows_charged = 0
         self._closed = False
-        self.cache = Cache(model_info(model, chunk), ledger=self.ledger, disk=disk or True, prefix_tree=prefix_tree)
+        self.cache = Cache(
+            model_info(model, chunk),
+            ledger=self.ledger,
+            disk=disk or True,
+            prefix_tree=prefix_tree,
+            outside=self._weights + self.workspace,
+        )
         self._sizes = RequestSizes(self.cache, model.config.hidden_size, chunk)
         self.check((), 1, 2, what="one token")
         self.ledger.charge("weights", self._weights)

@@ -24,7 +24,7 @@ from thrifty.frontier.predict import as_stored, longest_context, prediction
 from thrifty.frontier.rungs import Rung
 from thrifty.frontier.space import shortened
 from thrifty.frontier.state import State
-from thrifty.weights.technique import apply
+from thrifty.weights.technique import prepare
 
 if TYPE_CHECKING:
     from thrifty.engine.request import Event
@@ -247,8 +247,7 @@ class Workshop:
     @contextmanager
     def _engine(self, candidate: Candidate) -> Iterator[Engine]:
         begin = time.perf_counter()
-        techniques = candidate.recipe.techniques("weights")
-        model = apply(self.model, techniques, before=self._clock.check) if techniques else self.model
+        model = prepare(self.model, candidate.recipe.techniques("weights"), before=self._clock.check)
         engine = _TimedEngine(self._clock, model, threads=self._threads, native=self._native, prefix_tree=False)
         if self.state.find("loading", candidate.weights_key) is None:
             self.state.add("loading", candidate.weights_key, time.perf_counter() - begin)

@@ -9,38 +9,7 @@ from typing import Any
 
 from thrifty.errors import ConfigError
 from thrifty.models.config import check_integer, check_number
-
-# Fields that describe the file, training or generation, and never change a logit.
-_HARMLESS = """
-    _name_or_path architectures attention_dropout bad_words_ids begin_suppress_tokens bos_token_id
-    cache_implementation chunk_size_feed_forward classifier_dropout decoder_start_token_id
-    diversity_penalty do_sample dtype early_stopping embd_pdrop encoder_no_repeat_ngram_size
-    eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
-    forced_eos_token_id hidden_dropout hidden_dropout_prob id2label initializer_range is_llama_config
-    label2id length_penalty max_length min_length model_type no_repeat_ngram_size num_beam_groups
-    num_beams num_labels num_return_sequences output_attentions output_hidden_states
-    output_router_logits output_scores pad_token_id prefix pretraining_tp problem_type
-    remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate
-    router_aux_loss_coef router_jitter_noise sep_token_id suppress_tokens task_specific_params
-    temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype transformers.js_config
-    transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache
-"""
-HARMLESS = frozenset(_HARMLESS.split())
-
-# Fields whose meaning deserves better than "not supported".
-EXPLAINED = {
-    "alibi": "ALiBi position biases are not supported",
-    "attn_logit_softcapping": "soft-capped attention scores are not supported for this family",
-    "auto_map": "the checkpoint brings its own code, which is never run",
-    "clip_qkv": "clipped queries, keys and values are not supported",
-    "kv_lora_rank": "latent attention (DeepSeek) is not supported",
-    "partial_rotary_factor": "rotating a part of each head is not supported",
-    "q_lora_rank": "latent attention (DeepSeek) is not supported",
-    "quantization_config": "use the unquantised checkpoint, or a GGUF file",
-    "use_bidirectional_attention": "attention to later tokens is not supported",
-}
-# Unknown fields that change the numerics when they are false.
-_FALSE_MATTERS = frozenset({"causal", "is_causal", "is_decoder_only", "rope", "use_rope"})
+from thrifty.models.config_harmless import EXPLAINED, changes_nothing
 
 
 class Fields:
@@ -110,26 +79,25 @@ class Fields:
             check_integer(self.prefix + name, item, 0, high)
         return tuple(values)
 
+    def token_ids(self, name: str, high: int) -> tuple[int, ...]:
+        """As `integers`, for numbers of tokens: -1 alone means that there is none."""
+        return () if self.raw(name) == -1 else self.integers(name, high)
+
     def table(self, name: str) -> Fields | None:
         """A table inside this one; None where it is absent or null."""
         value = self.raw(name)
         return None if value is None else Fields(value, f"{self.prefix}{name}.")
 
     def finish(self, family: str) -> None:
-        """Raise ConfigError for a field that was not read, is not known to be harmless, and is set."""
+        """Raise ConfigError for a field that was not read and could change a logit."""
         for name, value in self.data.items():
-            if name in self.read or name in HARMLESS or _is_unset(name, value):
+            if name in self.read or changes_nothing(name, value, self.data):
                 continue
-            reason = EXPLAINED.get(name, f"this field is not known for {family} and could change the results")
+            unknown = f"this field is not known for {family} and could change the results"
+            reason = EXPLAINED.get(name, f"{unknown}; remove it from config.json where the model does without it")
             raise ConfigError(f"{self.prefix}{name} is {value!r:.80}: {reason}.")
 
     def _default(self, name: str, default: Any) -> Any:
         if default is None:
             raise ConfigError(f"{self.prefix}{name} is missing.")
         return default
-
-
-def _is_unset(name: str, value: object) -> bool:
-    if value is False:
-        return name not in _FALSE_MATTERS
-    return value is None or value in ("", [], {})

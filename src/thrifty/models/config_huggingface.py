@@ -21,7 +21,8 @@ from thrifty.models.config import (
     QKNorm,
     RopeConfig,
 )
-from thrifty.models.config_fields import EXPLAINED, Fields
+from thrifty.models.config_fields import Fields
+from thrifty.models.config_harmless import EXPLAINED
 from thrifty.models.config_rope import LAYER_TYPES, extended_context, read_ropes
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -255,7 +256,7 @@ def from_huggingface(data: object) -> ModelConfig:
         return _gemma_with_vision(fields)
     if model_type not in FAMILIES:
         for latent in ("kv_lora_rank", "q_lora_rank"):
-            if fields.data.get(latent) is not None:
+            if fields.data.get(latent):
                 raise ConfigError(f"model_type {model_type!r:.80}: {latent} is set; {EXPLAINED[latent]}.")
         raise ConfigError(f"model_type {model_type!r:.80} is not supported. {nearest(model_type[:40], SUPPORTED)}")
     family = FAMILIES[model_type]
@@ -313,8 +314,8 @@ def _read(fields: Fields, family: Family, name: str) -> ModelConfig:
         final_softcap=None if cap is None else fields.number("final_logit_softcapping", 1e-6, 1e9),
         tied_embeddings=fields.flag("tie_word_embeddings", family.tied),
         experts=experts,
-        bos_ids=fields.integers("bos_token_id", TOKEN_LIMIT),
-        eos_ids=fields.integers("eos_token_id", TOKEN_LIMIT),
+        bos_ids=fields.token_ids("bos_token_id", TOKEN_LIMIT),
+        eos_ids=fields.token_ids("eos_token_id", TOKEN_LIMIT),
         pad_id=None if pad is None else fields.integer("pad_token_id", low=-1, high=TOKEN_LIMIT),
     )
 

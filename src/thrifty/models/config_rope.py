@@ -12,7 +12,8 @@ from thrifty.models.config import (
     longrope_attention_factor,
     yarn_attention_factor,
 )
-from thrifty.models.config_fields import EXPLAINED, Fields
+from thrifty.models.config_fields import Fields
+from thrifty.models.config_harmless import EXPLAINED
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
@@ -63,6 +64,8 @@ def _rope(fields: Fields | None, dimension: int, context: int, theta: float, ori
     if kind not in KINDS:
         known = nearest(kind[:40], KINDS)
         raise ConfigError(f"{fields.prefix}rope_type {kind!r:.80} is not supported. {known}")
+    if kind in ("default", "linear", "dynamic"):  # transformers writes it, and reads it for none of them
+        fields.raw("original_max_position_embeddings")
     scaling = None if kind == "default" else _scaling(fields, kind, context, original)
     fields.finish(f"rope type {kind!r}")
     return RopeConfig(theta, dimension, scaling)

@@ -1,34 +1,35 @@
 """The converted form of a checkpoint: packed tensors in their final layout, mapped into memory.
 
-One directory a checkpoint, named after its content, in the user's cache: `weights.bin` (the tensors, 64-byte aligned),
-`tokenizer.json`, and `index.json` (config, settings and the place of every tensor, behind a checksum of itself). It
-appears by a rename when all of it is on disk, so whatever moment a process is killed at, there is nothing or the whole.
+An entry of the cache (see `cache_entry`) with the file `weights.bin`, tensors 64-byte aligned, each with a checksum;
+and one for all but the weights (see `description`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import mmap
-import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from thrifty.errors import CheckpointError, ThriftyError
+from thrifty.errors import CheckpointError
 from thrifty.formats.linear import PackedLinear
-from thrifty.models import cache_directory as cache
-from thrifty.models.config import ModelConfig, as_dict, from_dict
+from thrifty.models.cache_entry import CacheEntry, Contents, finish, open_entry
+from thrifty.models.checkpoint_key import CheckpointKey
+from thrifty.models.checksums import Section
+from thrifty.models.config import ModelConfig
+from thrifty.models.description import Description, open_description
 from thrifty.models.source import Source, Weight
-from thrifty.models.tokenizer_settings import TokenizerDefinition, TokenizerSettings
+from thrifty.models.tokenizer_settings import TokenizerDefinition
 
+KIND = "converted"
 FORMAT = 2
+FILE = "weights.bin"
 ALIGNMENT = 64
 DTYPES: Mapping[str, torch.dtype] = {
     "u8": torch.uint8,
@@ -37,182 +38,80 @@ DTYPES: Mapping[str, torch.dtype] = {
     "f32": torch.float32,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Converted:
     """An opened converted checkpoint. Satisfies `source.Source` for dtype None; its tensors are views of the file."""
 
-    path: Path
-    index: Mapping[str, Any]
-    key: str
-
-    @cached_property
-    def config(self) -> ModelConfig:
-        return from_dict(self.index["config"])
+    entry: CacheEntry
+    description: Description
 
     @property
-    def settings(self) -> TokenizerSettings | None:
-        """The tokenizer's settings, or None for a checkpoint without a tokenizer."""
-        data = self.index["tokenizer"]
-        return None if data is None else TokenizerSettings.from_json(data)
+    def config(self) -> ModelConfig:
+        return self.description.config
 
     @property
     def tokenizer(self) -> TokenizerDefinition | None:
         """The tokenizer; its definition is read when this is called."""
-        settings = self.settings
-        return None if settings is None else TokenizerDefinition(self.definition(), settings)
-
-    def definition(self) -> str:
-        """The text of the tokenizer.json. Raises CheckpointError where the file is damaged."""
-        try:
-            raw = (self.path / "tokenizer.json").read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: tokenizer.json cannot be read: {error.strerror}") from error
-        if hashlib.sha256(raw).hexdigest() != self.index["tokenizer_checksum"]:
-            raise CheckpointError(f"{self.path}: tokenizer.json is damaged; remove the directory to convert again")
-        return raw.decode("utf-8")
+        return self.description.tokenizer
 
     def weights(self, dtype: torch.dtype | None = None) -> Iterator[Weight]:
         """Every part, as views of the mapped file: nothing is read before it is used. Norms and biases are copies."""
         if dtype is not None:
             raise ValueError("a converted checkpoint holds packed forms only; read the original for plain ones")
-        data = _map(self.path / "weights.bin")
-        for entry in self.index["weights"]:
+        data = _map(self.entry.path / FILE)
+        for entry in self.entry.body["weights"]:
             tensors = {name: _view(data, place, entry["name"]) for name, place in entry["tensors"].items()}
             value = PackedLinear.from_state(entry["meta"], tensors) if entry["meta"] else tensors["value"].clone()
             yield Weight(entry["name"], value, entry["origin"], entry["error"], entry["largest_error"])
 
 
-def open_converted(key: str, make_source: Callable[[], Source]) -> Converted:
-    """The converted form for a content key, converted now from `make_source()` where there is none yet.
+def open_converted(key: CheckpointKey, make_source: Callable[[], Source]) -> Converted:
+    """The converted form of a checkpoint, made now from `make_source()` where there is none yet or it is damaged.
 
-    Two processes that convert at once take turns, and the second finds the work done. A damaged form is converted
-    again, with a message. Raises CheckpointError for a bad checkpoint, StorageError where the cache cannot be written.
+    Raises CheckpointError for a bad checkpoint, StorageError where the cache cannot be written. See `open_entry`.
     """
-    root = cache.cache_directory() / "converted"
-    final = root / f"{key[:32]}-{FORMAT}"
-    if (found := _read(final, key)) is not None:
-        return found
-    with cache.locked(root / f".{final.name}.lock"):
-        if (found := _read(final, key)) is not None:
-            return found
-        _sweep(root)
-        partial = root / f".{final.name}.partial"
-        try:
-            with cache.storage_errors(root):
-                cache.remove(partial)
-                cache.remove(root / f".{final.name}.old")
-                partial.mkdir()
-                _write(partial, make_source(), key)
-                cache.publish(partial, final)
-        finally:
-            cache.remove(partial)
-    converted = _read(final, key)
-    if converted is None:
-        raise CheckpointError(f"{final}: the converted form could not be read back; check the disk")
-    return converted
+    source = cache(make_source)  # opened once at most, by whichever of the two is missing
+    description = open_description(key.description, source)
+    return Converted(open_entry(KIND, key.weights, FORMAT, lambda directory: _write(directory, source())), description)
 
 
-def _sweep(root: Path) -> None:
-    """Remove what killed conversions of other checkpoints left, where nobody is working on them."""
-    import fcntl
-
-    for partial in root.glob(".*.partial"):
-        handle = os.open(root / f"{partial.name.removesuffix('.partial')}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            cache.remove(partial)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(handle)
+def _write(directory: Path, source: Source) -> Contents:
+    sections: list[Section] = []
+    with (directory / FILE).open("wb") as file:
+        entries = [_write_weight(file, weight, sections) for weight in source.weights()]
+        finish(file)
+    return Contents({"weights": entries}, sections)
 
 
-def _write(directory: Path, source: Source, key: str) -> None:
-    with (directory / "weights.bin").open("wb") as file:
-        entries = [_write_weight(file, weight) for weight in source.weights()]
-        size = file.tell()
-        file.flush()
-        os.fsync(file.fileno())
-    tokenizer = source.tokenizer
-    definition = b"" if tokenizer is None else tokenizer.definition.encode("utf-8")
-    index = {
-        "format": FORMAT,
-        "key": key,
-        "config": as_dict(source.config),
-        "tokenizer": None if tokenizer is None else tokenizer.settings.to_json(),
-        "tokenizer_checksum": hashlib.sha256(definition).hexdigest(),
-        "tokenizer_bytes": len(definition),
-        "weights_bytes": size,
-        "weights": entries,
-    }
-    body = json.dumps(index, ensure_ascii=False).encode("utf-8")
-    _write_file(directory / "tokenizer.json", definition)
-    _write_file(directory / "index.json", hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-    cache.sync(directory)
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_weight(file: BinaryIO, weight: Weight) -> dict[str, Any]:
+def _write_weight(file: BinaryIO, weight: Weight, sections: list[Section]) -> dict[str, Any]:
     value = weight.value
     if isinstance(value, PackedLinear):
         meta, tensors = value.meta(), value.state()
     else:
         meta, tensors = None, {"value": value.float()}
+    places = {}
+    for name, tensor in tensors.items():
+        section = _write_tensor(file, tensor, f"{weight.name}/{name}")
+        sections.append(section)
+        places[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "offset": section.offset}
     return {
         "name": weight.name,
         "meta": meta,
-        "tensors": {name: _write_tensor(file, tensor) for name, tensor in tensors.items()},
+        "tensors": places,
         "origin": weight.origin,
         "error": weight.error,
         "largest_error": weight.largest_error,
     }
 
 
-def _write_tensor(file: BinaryIO, tensor: torch.Tensor) -> dict[str, Any]:
+def _write_tensor(file: BinaryIO, tensor: torch.Tensor, name: str) -> Section:
     file.write(b"\0" * (-file.tell() % ALIGNMENT))
     offset = file.tell()
-    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    file.write(flat.numpy().data)
-    return {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "offset": offset}
-
-
-def _read(path: Path, key: str) -> Converted | None:
-    """The converted form at `path`, or None where there is none or it is damaged (said in a message)."""
-    try:
-        raw = (path / "index.json").read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        _LOG.warning("%s cannot be read (%s): converting again", path, error.strerror)
-        return None
-    try:
-        index = _checked_index(raw, key)
-        for name, field in (("weights.bin", "weights_bytes"), ("tokenizer.json", "tokenizer_bytes")):
-            if (path / name).stat().st_size != index[field]:
-                raise CheckpointError(f"{name} has a wrong size")
-        return Converted(path, index, key)
-    except (ThriftyError, OSError, ValueError, KeyError) as error:
-        _LOG.warning("%s is damaged (%s): converting again", path, error)
-        return None
-
-
-def _checked_index(raw: bytes, key: str) -> dict[str, Any]:
-    checksum, _, body = raw.partition(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != checksum:
-        raise CheckpointError("the checksum of index.json does not fit")
-    index: dict[str, Any] = json.loads(body)
-    if index["format"] != FORMAT or index["key"] != key:
-        raise CheckpointError("index.json belongs to another checkpoint or format")
-    return index
+    content = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+    file.write(content)
+    return Section(FILE, name, offset, content.nbytes, zlib.crc32(content))
 
 
 def _map(path: Path) -> torch.Tensor:

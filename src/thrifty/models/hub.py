@@ -36,16 +36,13 @@ def offline() -> bool:
 def fetch(hub_id: str) -> Path:
     """The local directory (safetensors) or GGUF file of a hub model, from the hub's cache or downloaded into it.
 
-    Raises DownloadError where it cannot be had, or where it holds several GGUF files and none is named.
+    The hub is asked once, for seconds at most; where it does not answer, an earlier download is used, with a message.
+    Raises DownloadError where there is none, or where it holds several GGUF files and none is named.
     """
     repository, _, file = hub_id.partition(":")
-    if offline():
-        return _local(repository, file)
-    try:
-        names = _answered(lambda: _files(repository))
-    except DownloadError as error:
-        _LOG.warning("%s; looking in the local cache", error)
-        return _local(repository, file)
+    names = _listed(repository, lambda: _local(repository, file))
+    if isinstance(names, Path):
+        return names
     if file or not any(name.endswith(".safetensors") for name in names):
         chosen = _one_gguf(repository, file, [name for name in names if name.endswith(".gguf")])
         return _fetched_parts(repository, part_names(chosen))
@@ -57,14 +54,12 @@ def fetch_config(hub_id: str) -> Path:
 
     Raises DownloadError where it cannot be had.
     """
-    local = offline()
-    if not local:
-        try:
-            _answered(lambda: _files(hub_id))
-        except DownloadError as error:
-            _LOG.warning("%s; looking in the local cache", error)
-            local = True
-    return Path(_tried(hub_id, lambda one: one.hf_hub_download(hub_id, CONFIG, local_files_only=local))).parent
+
+    def config(local: bool) -> Path:
+        return Path(_tried(hub_id, lambda library: library.hf_hub_download(hub_id, CONFIG, local_files_only=local)))
+
+    names = _listed(hub_id, lambda: config(local=True).parent)
+    return names if isinstance(names, Path) else config(local=False).parent
 
 
 def download_file(repository: str, file: str, sha256: str, directory: Path) -> Path:
@@ -74,14 +69,7 @@ def download_file(repository: str, file: str, sha256: str, directory: Path) -> P
     """
     if offline():
         raise DownloadError("offline mode is set")
-
-    def stated() -> str | None:
-        import huggingface_hub as library
-
-        url = library.hf_hub_url(repository, file)
-        return library.get_hf_file_metadata(url, timeout=SECONDS_TO_ANSWER).etag
-
-    if _answered(stated) != sha256:
+    if _ask(repository).get(file) != sha256:
         raise DownloadError(f"{repository} holds another version of {file}")
     path = Path(_tried(repository, lambda library: library.hf_hub_download(repository, file, local_dir=directory)))
     from thrifty.models.content_key import file_digest
@@ -96,10 +84,62 @@ def _fetched_parts(repository: str, names: list[str]) -> Path:
     return Path(_tried(repository, lambda library: [library.hf_hub_download(repository, name) for name in names])[0])
 
 
-def _files(repository: str) -> list[str]:
-    import huggingface_hub as library
+def _listed(repository: str, local: Callable[[], Path]) -> list[str] | Path:
+    """The names of a repository's files; where offline mode is set or the hub does not answer, the result of `local`.
 
-    return list(library.HfApi().list_repo_files(repository))
+    Raises DownloadError that says both where `local` has nothing either.
+    """
+    if offline():
+        return local()
+    try:
+        return list(_ask(repository))
+    except DownloadError as error:
+        try:
+            path = local()
+        except DownloadError as missing:
+            if missing.__cause__ is None:  # what is there does for none
+                raise
+            raise DownloadError(f"{repository} is not in the hub's local cache, and {error}") from error
+        _LOG.warning("using what an earlier download left of %s: %s", repository, error)
+        return path
+
+
+def _ask(repository: str) -> dict[str, str | None]:
+    """The names of a repository's files, and the SHA-256 of those that are stored by it. One request, never repeated.
+
+    Raises DownloadError with what to do.
+    """
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            import huggingface_hub as library
+
+            results.append(library.HfApi().model_info(repository, timeout=SECONDS_TO_ANSWER, files_metadata=True))
+        except BaseException as error:
+            errors.append(error)
+
+    # A thread, because looking up a host's name heeds no timeout.
+    thread = threading.Thread(target=run, name="thrifty-hub", daemon=True)
+    thread.start()
+    thread.join(SECONDS_TO_ANSWER + 1)
+    if not results:
+        raise DownloadError(_unanswered(repository, errors[0] if errors else None))
+    files = results[0].siblings or []
+    return {file.rfilename: None if file.lfs is None else file.lfs.sha256 for file in files}
+
+
+def _unanswered(repository: str, error: BaseException | None) -> str:
+    """Why the hub's answer is none, and what to do."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403, 404):
+        return (
+            f"the hub shows no model {repository} (status {status}): check the name; for a private or gated model ask "
+            "for access and set HF_TOKEN"
+        )
+    reason = "no answer in time" if error is None else _first_line(error)
+    return f"the hub cannot be reached ({reason}): check the network, or give a folder or a GGUF file"
 
 
 def _local(repository: str, file: str) -> Path:
@@ -137,29 +177,13 @@ def _tried(repository: str, action: Callable[[Any], T]) -> T:
         raise DownloadError(_failure(repository, error)) from error
 
 
-def _answered(action: Callable[[], T]) -> T:
-    """The result of a first question to the hub, within a few seconds whatever its retries."""
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(action())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="thrifty-hub", daemon=True)
-    thread.start()
-    thread.join(SECONDS_TO_ANSWER + 3)
-    if results:
-        return results[0]
-    reason = _first_line(errors[0]) if errors else "no answer in time"
-    raise DownloadError(f"the hub cannot be used: {reason}")
-
-
 def _failure(repository: str, error: Exception) -> str:
-    hint = " (offline mode is set)" if offline() else ""
-    return f"{repository} could not be fetched from the hub{hint}: {_first_line(error)}"
+    if offline():
+        return (
+            f"{repository} could not be fetched from the hub (offline mode is set), and its local cache does not hold "
+            "it: unset HF_HUB_OFFLINE, or give a folder or a GGUF file"
+        )
+    return f"{repository} could not be fetched from the hub: {_first_line(error)}; try again"
 
 
 def _first_line(error: BaseException) -> str:

@@ -257,8 +257,8 @@ def read_config(directory: Path) -> ModelConfig:
     if not path.is_file():
         return config
     generation = Fields(read_json(path), "generation_config.")
-    ends = dict.fromkeys((*config.eos_ids, *generation.integers("eos_token_id", TOKEN_LIMIT)))
-    starts = config.bos_ids or generation.integers("bos_token_id", TOKEN_LIMIT)
+    ends = dict.fromkeys((*config.eos_ids, *generation.token_ids("eos_token_id", TOKEN_LIMIT)))
+    starts = config.bos_ids or generation.token_ids("bos_token_id", TOKEN_LIMIT)
     return replace(config, eos_ids=tuple(ends), bos_ids=starts)
 
 

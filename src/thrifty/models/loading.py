@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,12 +14,12 @@ from thrifty.errors import CheckpointError, KernelError, ThriftyWarning, nearest
 from thrifty.kernels import dispatch
 from thrifty.models import hub
 from thrifty.models.assembly import Assembly
-from thrifty.models.content_key import content_key
-from thrifty.models.converted import Converted, open_converted
+from thrifty.models.checkpoint_key import checkpoint_key
+from thrifty.models.converted import open_converted
+from thrifty.models.description import Description
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.gguf_source import GGUFSource
-from thrifty.models.gguf_split import part_files
-from thrifty.models.huggingface import HuggingFaceSource, weight_files
+from thrifty.models.huggingface import HuggingFaceSource
 from thrifty.models.model import Model, TensorReport
 from thrifty.models.source import Source, Weight
 from thrifty.models.tokenizer import Tokenizer
@@ -50,18 +49,19 @@ def load(
         raise CheckpointError(f"dtype is {dtype}; it must be torch.float32, torch.bfloat16 or None.")
     _set_up_kernels(threads, native)
     path = resolve(name_or_path)
-    key, open_source = _opener(path)
+    key = checkpoint_key(path)
     if dtype is None:
-        converted = open_converted(key, open_source)
+        converted = open_converted(key, lambda: open_source(path))
         source: Source = converted
-        tokenizer = _converted_tokenizer(converted)
+        tokenizer = _lazy_tokenizer(converted.description)
     else:
-        source = open_source()
+        source = open_source(path)
         definition = source.tokenizer
         tokenizer = None if definition is None else Tokenizer(definition.definition, definition.settings)
     _warn(path, tokenizer)
     model = assemble(source, dtype)
-    model.tokenizer, model.version, model.path = tokenizer, key if dtype is None else f"{key}-{dtype}", path
+    model.version = key.content if dtype is None else f"{key.content}-{dtype}"
+    model.tokenizer, model.path = tokenizer, path
     if native is False:
         for _, linear in model.decoder.linears():
             linear.native = False  # type: ignore[assignment]
@@ -84,24 +84,19 @@ def _report(weight: Weight) -> TensorReport:
     return TensorReport(weight.name, value.label, weight.origin, value.nbytes, weight.error, weight.largest_error)
 
 
-def _opener(path: Path) -> tuple[str, Callable[[], Source]]:
-    """The content key of a checkpoint, and how to open it."""
-    if path.is_dir():
-        beside = sorted(file for file in path.glob("*.json") if file.is_file())
-        return content_key([*weight_files(path), *beside]), lambda: _directory(path)
-    return content_key(part_files(path)), lambda: GGUFSource(path)
-
-
-def _directory(path: Path) -> Source:
+def open_source(path: Path) -> Source:
+    """The checkpoint of a Hugging Face folder or a GGUF file, opened and checked; no weight is read yet."""
+    if not path.is_dir():
+        return GGUFSource(path)
     from thrifty.models.tokenizer_files import read_tokenizer
 
     return HuggingFaceSource(path, read_tokenizer(path))
 
 
-def _converted_tokenizer(converted: Converted) -> Tokenizer | None:
+def _lazy_tokenizer(description: Description) -> Tokenizer | None:
     """A tokenizer that reads its definition when it is first used."""
-    settings = converted.settings
-    return None if settings is None else Tokenizer(converted.definition, settings)
+    settings = description.settings
+    return None if settings is None else Tokenizer(description.definition, settings)
 
 
 def _warn(path: Path, tokenizer: Tokenizer | None) -> None:

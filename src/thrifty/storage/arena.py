@@ -7,6 +7,7 @@ memory falls with the ledger.
 
 from __future__ import annotations
 
+import logging
 import mmap
 import threading
 from collections.abc import Collection, Iterator
@@ -23,6 +24,8 @@ from thrifty.storage.stale import Stale
 from thrifty.storage.stripes import Stripes
 
 DEFAULT_RESERVE = 1 << 36
+_HOLES = 16  # address space a byte of budget: runs of 4 kB to 64 MB leave holes between them
+_LOG = logging.getLogger(__name__)
 
 
 class Run:
@@ -62,16 +65,22 @@ class Run:
 class Arena:
     """Runs of one tier's memory, charged to a ledger as they are taken. Methods may be called from any thread."""
 
-    def __init__(self, ledger: Ledger, reserve: int = DEFAULT_RESERVE) -> None:
-        """reserve: bytes of address space, a bound on what can be taken; it costs nothing by itself.
+    def __init__(self, ledger: Ledger, reserve: int | None = None, outside: int = 0) -> None:
+        """reserve: bytes of address space, a bound on what can be taken; it costs nothing by itself. By default it
+        follows what the ledger's budget leaves, with room for holes; 64 GiB without a budget. Where the system limits
+        address space it is less, down to what the budget leaves. outside: bytes of the budget that are not for runs.
 
-        Raises StorageError where the system refuses the reservation.
+        Raises StorageError where the system refuses that.
         """
         self.page = mmap.PAGESIZE
         self.ledger = ledger
-        self._mapping = Mapping(reserve)
+        budget = ledger.available
+        if reserve is None:
+            reserve = DEFAULT_RESERVE if budget is None else _HOLES * max(budget - outside, self.page)
+        self._needed = self.page if budget is None else min(reserve, max(budget - outside, self.page))
+        self._mapping = Mapping(reserve, self._needed)
         self._extents = Extents(self._mapping.nbytes, self.page)
-        self._stripes: dict[tuple[int, int], Stripes] = {}
+        self._stripes: dict[tuple[int, int], Stripes | None] = {}
         self._striped = 0
         self._together = 0
         self._stale = Stale()
@@ -107,7 +116,9 @@ class Arena:
             self.ledger.charge(category, size, reservation)
             try:
                 if striped and pieces > 1 and nbytes % self.page == 0:
-                    return self._take_slot(pieces, nbytes, category, reservation)
+                    stripes = self._stripes_of(pieces, nbytes)
+                    if stripes is not None:
+                        return self._take_slot(stripes, category, reservation)
                 return self._take_range(pieces, nbytes, category, reservation)
             except BaseException:
                 self.ledger.credit(category, size, reservation)
@@ -124,16 +135,27 @@ class Arena:
             memory.zero_()
         return Run(memory, start, size, category, reservation)
 
-    def _take_slot(self, pieces: int, nbytes: int, category: str, reservation: Reservation | None) -> Run:
-        stripes = self._stripes.get((pieces, nbytes))
-        if stripes is None:
-            stripes = self._stripes[pieces, nbytes] = Stripes(pieces, nbytes, self._mapping.nbytes)
+    def _stripes_of(self, pieces: int, nbytes: int) -> Stripes | None:
+        """Where runs of this shape lie side by side; None where the system has no address space left for it: they are
+        ranges then, read a little slower.
+        """
+        shape = (pieces, nbytes)
+        if shape not in self._stripes:
+            try:
+                self._stripes[shape] = Stripes(pieces, nbytes, self._mapping.nbytes, self._needed)
+            except StorageError as error:
+                _LOG.debug("pages of %d × %d bytes are not laid side by side: %s", pieces, nbytes, error)
+                self._stripes[shape] = None
+        return self._stripes[shape]
+
+    def _take_slot(self, stripes: Stripes, category: str, reservation: Reservation | None) -> Run:
+        size = stripes.pieces * stripes.nbytes
         room = self._mapping.nbytes - self.used
-        slot = stripes.take() if room >= pieces * nbytes else None
+        slot = stripes.take() if room >= size else None
         if slot is None:
-            raise self._full(pieces * nbytes, max(0, room))
-        self._striped += pieces * nbytes
-        return Run(stripes.tensor(slot), slot, pieces * nbytes, category, reservation, stripes)
+            raise self._full(size, max(0, room))
+        self._striped += size
+        return Run(stripes.tensor(slot), slot, size, category, reservation, stripes)
 
     def _full(self, size: int, largest: int) -> StorageError:
         return StorageError(
@@ -179,7 +201,7 @@ class Arena:
             taken = [(run.start, run.nbytes) for run in runs if run.stripes is None]
             self._extents = Extents(self._mapping.nbytes, self.page, taken)
             self._striped = sum(run.nbytes for run in runs if run.stripes is not None)
-            for stripes in self._stripes.values():
+            for stripes in filter(None, self._stripes.values()):
                 stripes.reclaim(run.start for run in runs if run.stripes is stripes)
             for start, nbytes in self._extents.free():
                 self._mapping.give_back(start, nbytes)
@@ -187,7 +209,7 @@ class Arena:
 
     def _settle(self) -> None:
         """Give the pages of freed runs back. What an error leaves is given back the next time, or used again."""
-        for stripes in self._stripes.values():
+        for stripes in filter(None, self._stripes.values()):
             stripes.settle()
         with closing(self._stale.drain()) as ranges:
             for start, nbytes in ranges:
@@ -201,4 +223,5 @@ class Arena:
 
     def resident(self) -> int:
         """Bytes of the arena that are in memory now, as the system counts them (slow: for tests and reports)."""
-        return self._mapping.resident() + sum(stripes.mapping.resident() for stripes in self._stripes.values())
+        striped = (stripes.mapping.resident() for stripes in self._stripes.values() if stripes is not None)
+        return self._mapping.resident() + sum(striped)

@@ -9,26 +9,32 @@ import mmap
 import torch
 
 from thrifty.errors import StorageError
+from thrifty.storage.address_space import granted
 from thrifty.storage.budget import format_size
 
 _MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.13
+_SHARE = 4
 _LOOK = 1 << 18  # pages whose state is asked for at a time
 
 
 class Mapping:
     """Anonymous memory that is reserved without being committed; zero-filled wherever it is first touched."""
 
-    def __init__(self, nbytes: int) -> None:
-        """Whole pages of `nbytes`. Raises StorageError where the system refuses the reservation."""
-        self.nbytes = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        try:
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-            self._map = mmap.mmap(-1, self.nbytes, flags=flags)
-        except (OSError, ValueError, OverflowError) as error:
-            raise StorageError(
-                f"cannot reserve {format_size(self.nbytes)} of address space: {error}. "
-                "Give a smaller reserve or raise `ulimit -v`"
-            ) from error
+    def __init__(self, nbytes: int, needed: int | None = None) -> None:
+        """Whole pages of `nbytes`, or of less where the system grants less, but at least `needed` (default: all).
+
+        Under a limit a quarter of what is left is taken where that will do: the rest is for other mappings. Raises
+        StorageError where the system refuses `needed`.
+        """
+        needed = nbytes if needed is None else min(needed, nbytes)
+        left = granted()
+        if left is not None:
+            nbytes = min(nbytes, max(needed, left // _SHARE))
+        mapped = _map(nbytes) or _smaller(nbytes, needed)
+        if mapped is None:
+            raise _refusal(needed, left)
+        self._map = mapped
+        self.nbytes = len(mapped)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             with contextlib.suppress(OSError):  # kernels without huge pages have nothing to switch off
                 self._map.madvise(mmap.MADV_NOHUGEPAGE)
@@ -52,3 +58,32 @@ class Mapping:
                 raise StorageError(f"mincore failed: errno {ctypes.get_errno()}")
             total += sum(bytes(state)) if max(state) <= 1 else sum(byte & 1 for byte in state)
         return total * mmap.PAGESIZE
+
+
+def _map(nbytes: int) -> mmap.mmap | None:
+    """Whole pages; None where the system refuses them."""
+    size = max(1, -(-nbytes // mmap.PAGESIZE)) * mmap.PAGESIZE
+    try:
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    except (OSError, ValueError, OverflowError):
+        return None
+
+
+def _smaller(nbytes: int, needed: int) -> mmap.mmap | None:
+    """A share of what the system grants below `nbytes`, where it counts what is only reserved; at least `needed`."""
+    while nbytes > needed:
+        nbytes = max(needed, nbytes // 2)
+        probe = _map(nbytes)
+        if probe is not None:
+            probe.close()
+            return _map(max(needed, nbytes // _SHARE))
+    return None
+
+
+def _refusal(needed: int, left: int | None) -> StorageError:
+    reason = "the system refuses it" if left is None else f"`ulimit -v` leaves {format_size(left)}"
+    most = "" if left is None else f" of at most {format_size(left // 2)}"
+    return StorageError(
+        f"cannot reserve {format_size(needed)} of address space for the cache: {reason}. "
+        f"Give a memory budget{most} (`--memory`), or raise `ulimit -v`"
+    )

@@ -17,13 +17,14 @@ from thrifty.storage.mapping import Mapping
 class Stripes:
     """Slots of `pieces` pieces of `nbytes` each (whole memory pages). Not safe for threads: the arena locks."""
 
-    def __init__(self, pieces: int, nbytes: int, reserve: int) -> None:
-        """reserve: bytes of address space. Raises StorageError where the system refuses them."""
-        slots = max(1, reserve // (pieces * nbytes))
+    def __init__(self, pieces: int, nbytes: int, reserve: int, needed: int) -> None:
+        """reserve: bytes of address space; at least `needed`. Raises StorageError where the system refuses them."""
+        slot = pieces * nbytes
+        self.mapping = Mapping(max(reserve, slot), max(needed, slot))
+        slots = self.mapping.nbytes // slot
         self.pieces = pieces
         self.nbytes = nbytes
         self.stride = slots * nbytes
-        self.mapping = Mapping(pieces * self.stride)
         self._slots = Extents(slots, 1)
         self._returned: set[int] = set()
 
@@ -60,4 +61,5 @@ class Stripes:
 
     def tensor(self, slot: int) -> Tensor:
         """uint8 [pieces, nbytes] of a slot, sharing its memory."""
-        return self.mapping.tensor.view(self.pieces, self.stride)[:, slot * self.nbytes : (slot + 1) * self.nbytes]
+        whole = self.mapping.tensor[: self.pieces * self.stride].view(self.pieces, self.stride)
+        return whole[:, slot * self.nbytes : (slot + 1) * self.nbytes]

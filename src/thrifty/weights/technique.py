@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from thrifty.card import Card
 from thrifty.errors import RecipeError, nearest
 from thrifty.formats.linear import PackedLinear
 from thrifty.models.decoder import Decoder
 from thrifty.models.model import Model, TensorReport
+from thrifty.weights.calibration import (
+    Activations,
+    Calibration,
+    CalibrationSet,
+    LayerInputs,
+    default_calibration,
+)
 from thrifty.weights.structure import LinearInfo, linears, share
 
 OUTSIDE = ("embedding", "head")  # the ends of the model, whose precision is an option of its own
 KEPT = ("router", "shared_gate")  # tiny, and an expert chosen wrongly costs more than their bytes
-
-
-@dataclass(frozen=True)
-class Activations:
-    """What a linear layer saw on calibration text. inputs: fp32 [tokens, in_features]."""
-
-    inputs: Tensor
-
-
-Calibration = Callable[[LinearInfo], Activations]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +51,10 @@ class WeightTechnique(ABC):
         calibration: given where `needs_calibration` is true, else None.
         """
 
-    def apply(self, model: Model) -> Model:
-        """The model with this technique alone; see the function `apply`."""
-        return apply(model, [self])
+    @staticmethod
+    def prepare(model: Model, techniques: Sequence[WeightTechnique]) -> Model:
+        """The function `prepare`, for rooms below this one that hold techniques and may not import it."""
+        return prepare(model, techniques)
 
     def covers(self, linear: LinearInfo) -> bool:
         """Whether this technique is meant for the layer, before `layers` and `skip`."""
@@ -83,38 +80,41 @@ class WeightTechnique(ABC):
                 )
 
 
-def apply(
+def prepare(
     model: Model,
     techniques: Sequence[WeightTechnique],
     *,
-    calibration: Calibration | None = None,
+    calibration: CalibrationSet | None = None,
     in_place: bool = False,
     before: Callable[[], None] | None = None,
 ) -> Model:
-    """The model with the techniques applied in order, each to the result of those before.
+    """The model with the techniques applied in order, each to the result of those before; itself without any.
 
-    The given model stays as it is and shares the untouched tensors, unless `in_place`: then its layers are
-    exchanged one at a time, so that the peak is the model plus one layer. before: called before every linear; what it
-    raises ends the work. Raises RecipeError for options that
-    do not fit the model, or for a technique that needs calibration where none is given.
+    calibration: what techniques that need it see; None: the text that ships with the package. The given model stays as
+    it is and shares the untouched tensors, unless `in_place`: then its layers are exchanged one at a time, so that the
+    peak is the model plus one layer. before: called before every linear; what it raises ends the work. Raises
+    RecipeError for options that do not fit the model, or where a technique needs calibration and the model has no
+    tokenizer for the text.
     """
     for technique in techniques:
         technique.check(model.decoder)
-        if technique.needs_calibration and calibration is None:
-            raise RecipeError(f"technique '{technique.name}' needs calibration text: pass calibration")
-    if not in_place:
+    if calibration is None and any(technique.needs_calibration for technique in techniques):
+        calibration = default_calibration(model)
+    if techniques and not in_place:
         model = replace(model, decoder=share(model.decoder), report=list(model.report))
     for technique in techniques:
-        _apply_one(model, technique, calibration, before)
+        if technique.needs_calibration and calibration is not None:
+            # Anew for each: one before may have changed what the first layer sees.
+            _apply(model, technique, LayerInputs(model.decoder, calibration.sequences), before)
+            model.version += f"[{calibration.label}]"
+        else:
+            _apply(model, technique, None, before)
     return model
 
 
 @torch.no_grad()
-def _apply_one(
-    model: Model,
-    technique: WeightTechnique,
-    calibration: Calibration | None,
-    before: Callable[[], None] | None,
+def _apply(
+    model: Model, technique: WeightTechnique, calibration: Calibration | None, before: Callable[[], None] | None
 ) -> None:
     reports = {entry.name: index for index, entry in enumerate(model.report)}
     for linear in linears(model.decoder):
@@ -122,7 +122,7 @@ def _apply_one(
             continue
         if before is not None:
             before()
-        activations = calibration(linear) if calibration and technique.needs_calibration else None
+        activations = None if calibration is None else calibration(linear)
         packed = technique.compress(linear, activations)
         packed.native = linear.linear.native
         model.decoder.replace(linear.name, packed)

@@ -16,6 +16,7 @@ from tests import gguf_files
 from thrifty.models.loading import load
 from thrifty.recipe import Recipe
 from thrifty.weights.structure import linears
+from thrifty.weights.technique import prepare
 
 
 @pytest.fixture
@@ -63,6 +64,6 @@ def test_the_variant_of_the_ratios_changes_the_logits_matrix_only(file: Path) ->
     recipe = Recipe.from_document(variants(["thrifty"], 6144)[0].options["recipe"])
     assert recipe.weights == [FOUR_BIT_LOGITS] and variants(["thrifty"], 6144)[0].name == MAIN
     (technique,) = recipe.techniques("weights")
-    labels = {linear.name: linear.linear.label for linear in linears(technique.apply(model).decoder)}
+    labels = {linear.name: linear.linear.label for linear in linears(prepare(model, [technique]).decoder)}
     assert labels.pop("embedding") == "int4-g32"
     assert set(labels.values()) == {"bf16"}

@@ -26,7 +26,7 @@ from thrifty.models.model import Model
 from thrifty.models.peek import config_of
 from thrifty.recipe import Recipe
 from thrifty.weights.sizes import Predictor
-from thrifty.weights.technique import apply
+from thrifty.weights.technique import prepare
 
 FAST = Machine("fast", bandwidth=1e9, rates={"int8": 4e9, "bf16": 2e9, "fp32": 1e9}, memory=1 << 30)
 
@@ -259,4 +259,4 @@ def test_weight_techniques_take_the_bytes_that_were_predicted(name: str, table: 
         found = predictor.stored(linear.name, linear.rows, linear.columns, bias=linear.has_bias)
         return linear if found is None else dataclasses.replace(linear, nbytes=found[0], label=found[1])
 
-    assert sizes.of_model(model).stored(restore) == sizes.of_model(apply(model, techniques))
+    assert sizes.of_model(model).stored(restore) == sizes.of_model(prepare(model, techniques))

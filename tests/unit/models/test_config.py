@@ -157,13 +157,26 @@ def test_a_dictionary_and_back() -> None:
         ({"hidden_act": "relu2"}, "hidden_act 'relu2' is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"alibi": True}, "alibi is True: ALiBi"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is {'quant_method'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "merged back into full precision, remove the field"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map is"),
-        ({"rope_interleaved": True}, "rope_interleaved is True: this field is not known for llama"),
+        (
+            {"rope_interleaved": True},
+            "True: this field is not known for llama and could change the results; remove it from config.json where",
+        ),
+        ({"num_nextn_predict_layers": 1}, "num_nextn_predict_layers is 1"),
+        ({"num_experts": 4, "num_local_experts": 4}, "num_experts is 4"),
+        ({"num_experts_per_token": 2}, "num_experts_per_token is 2"),
+        ({"layer_types": ["sliding_attention"] * 3}, "layer_types is ['sliding_attention'"),
+        ({"norm_eps": 1e-3}, "norm_eps is 0.001"),
+        ({"rotary_pct": 0.25}, "rotary_pct is 0.25"),
+        ({"norm_type": "layer_norm"}, "norm_type is 'layer_norm'"),
+        ({"use_rope": False}, "use_rope is False"),
+        ({"use_rope_scaling_fast": True}, "use_rope_scaling_fast is True"),
+        ({"quantization": {"bits": 4}}, "quantization is {'bits': 4}: use the unquantised checkpoint, or a GGUF file"),
         ({"is_causal": False}, "is_causal is False"),
         ({"logit_scale": 0.5}, "logit_scale is 0.5"),
         ({"residual_multiplier": 0}, "residual_multiplier is 0"),
-        ({"sliding_window": 4096}, "sliding_window is 4096"),
+        ({"sliding_window": 16}, "sliding_window is 16"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": -64}, "hidden_size is -64"),
         ({"hidden_size": 0}, "hidden_size is 0"),
@@ -211,11 +224,69 @@ def test_clipped_projections_are_refused() -> None:
     assert "clip_qkv is 8.0: clipped queries" in refused(olmoe)
 
 
-@pytest.mark.parametrize(
-    "field", [{"rope_interleaved": False}, {"is_llama_config": True}, {"use_cache": True}, {"whatever": None}]
-)
-def test_fields_without_effect_are_accepted(field: dict[str, Any]) -> None:
-    assert from_huggingface(changed(**field)) == from_huggingface(LLAMA)
+DECORATION: list[dict[str, Any]] = [
+    # what libraries write for themselves
+    {"_attn_implementation_autoset": True, "_attn_implementation_internal": "eager", "attn_implementation": "sdpa"},
+    {"_flash_attn_2_enabled": True, "use_flash_attn": True, "use_fused_rms_norm": True, "_commit_hash": "abc"},
+    {"unsloth_fixed": True, "unsloth_version": "2025.1", "unsloth_training_args": {"r": 16}, "_unsloth_note": "x"},
+    {"use_cache": True, "is_decoder": True, "torchscript": True, "is_llama_config": True, "tp_plan": {"a": "b"}},
+    {"attention_softmax_in_fp32": True, "pretraining_tp": 2, "tensor_parallel": 2, "base_model_tp_plan": {"a": "b"}},
+    # the tokenizer, and lengths of training
+    {"model_max_length": 2048, "max_sequence_length": 2048, "seq_length": 4096, "max_seq_len": 8, "n_ctx": 512},
+    {"tokenizer_padding_side": "right", "tokenizer_model_max_length": 2048, "padding_side": "left"},
+    {"unk_token_id": 0, "mask_token_id": 9, "image_token_index": 7, "cls_token_id": 3, "eos_token": "</s>"},
+    {"original_vocab_size": 90, "pad_vocab_size_multiple_of": 64},
+    # training
+    {"gradient_checkpointing": True, "resid_dropout": 0.1, "ffn_dropout_rate": 0.1, "layerdrop": 0.2, "dropout": 0.1},
+    {"router_z_loss_coef": 0.01, "loss_type": "ForCausalLM", "initializer_factor": 1.0, "embedding_init_std": 0.02},
+    {"trl_version": "0.1", "axolotl_version": "0.9", "load_in_8bit": True, "bf16": True, "seed": 42},
+    # description and generation
+    {"license": "mit", "tags": ["x"], "language": ["en"], "base_model": "a/b", "datasets": ["d"], "author": "me"},
+    {"summary_type": "cls_index", "classifier_bias": True, "num_labels": 2, "keys_to_ignore_at_inference": ["x"]},
+    {"max_new_tokens": 5, "min_p": 0.1, "stop_strings": ["x"], "guidance_scale": 2.0, "generation_config": {"a": 1}},
+    # values at which a field changes nothing
+    {"num_nextn_predict_layers": 0, "num_mtp_layers": 0, "n_shared_experts": 0, "first_k_dense_replace": 0},
+    {"rope_interleaved": False, "whatever": None, "sliding_window": None, "qk_layernorm": False, "clip_qkv": None},
+    {"partial_rotary_factor": 1.0, "rotary_pct": 1, "logits_scaling": 1.0, "residual_multiplier": 1.0},
+    {"is_causal": True, "use_rope": True, "norm_type": "RMSNorm", "position_embedding_type": "rope"},
+    {"sliding_window": 256, "max_window_layers": 2},
+    {"sliding_window": 16, "use_sliding_window": False, "max_window_layers": 2},
+    {"layer_types": ["full_attention"] * 3, "num_key_value_groups": 2, "n_head": 4, "norm_eps": 1e-5},
+    {"rope_scaling": {"rope_type": "default", "factor": 1.0, "original_max_position_embeddings": 256}},
+    {"kv_lora_rank": 0, "attn_logit_softcapping": 0.0, "quantization_config": {}, "auto_map": None},
+]
+
+
+@pytest.mark.parametrize("fields", DECORATION, ids=lambda fields: next(iter(fields)))
+def test_fields_without_effect_are_accepted(fields: dict[str, Any]) -> None:
+    assert from_huggingface(changed(**fields)) == from_huggingface(LLAMA)
+
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+SIZES: dict[str, dict[str, Any]] = {
+    "gemma3_text": GEMMA,
+    "mixtral": LLAMA | EXPERTS,
+    "olmoe": LLAMA | EXPERTS,
+    "qwen2_moe": MOE,
+    "qwen3_moe": LLAMA | EXPERTS | {"moe_intermediate_size": 40},
+}
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_what_libraries_write_into_any_family_changes_nothing(name: str) -> None:
+    data = changed(SIZES.get(name, LLAMA), model_type=name)
+    written = {
+        "_attn_implementation_autoset": True,
+        "unsloth_fixed": True,
+        "model_max_length": 9,
+        "torch_dtype": "bf16",
+    }
+    assert from_huggingface(data | written) == from_huggingface(data)
+
+
+def test_a_token_of_minus_one_is_none() -> None:
+    config = from_huggingface(changed(bos_token_id=-1, eos_token_id=-1, pad_token_id=-1))
+    assert (config.bos_ids, config.eos_ids) == ((), ())
 
 
 @pytest.mark.parametrize("data", [None, [], "llama", 3, {}])

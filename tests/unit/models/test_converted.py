@@ -16,11 +16,16 @@ from gguf.constants import GGMLQuantizationType
 from tests import gguf_files, killing
 
 from thrifty.errors import CheckpointError, StorageError
-from thrifty.models import converted
-from thrifty.models.content_key import content_key
+from thrifty.models import cache_entry, checksums
+from thrifty.models.checkpoint_key import checkpoint_key
+from thrifty.models.checksums import Section
+from thrifty.models.content_key import file_key
 from thrifty.models.converted import Converted, open_converted
 from thrifty.models.gguf_source import GGUFSource
 from thrifty.models.loading import load
+from thrifty.version import VERSION
+
+WHOLE = {"index.json", "checksums.json", "verified", "weights.bin"}
 
 
 @pytest.fixture
@@ -31,7 +36,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def convert(file: Path) -> Converted:
-    return open_converted(content_key([file]), lambda: GGUFSource(file))
+    return open_converted(checkpoint_key(file), lambda: GGUFSource(file))
 
 
 def refuse() -> Any:
@@ -53,10 +58,19 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
     assert all(np.array_equal(found[name], expected[name]) for name in found)
 
 
+def flip(path: Path, place: int) -> None:
+    """Another bit at one place; the file keeps its size, name and inode."""
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 4]))
+
+
 def test_it_holds_what_the_source_holds_and_is_read_the_second_time(file: Path, cache: Path) -> None:
     source = GGUFSource(file)
     assert_same(state(convert(file)), state(source))
-    again = open_converted(content_key([file]), refuse)
+    again = open_converted(checkpoint_key(file), refuse)
     assert_same(state(again), state(source))
     assert again.config == source.config
     assert again.tokenizer == source.tokenizer
@@ -66,51 +80,121 @@ def test_it_holds_what_the_source_holds_and_is_read_the_second_time(file: Path, 
 
 def test_tensors_are_views_of_one_mapping_and_aligned(file: Path, cache: Path) -> None:
     pointers = [weight.value.codes.data_ptr() for weight in convert(file).weights() if hasattr(weight.value, "codes")]
-    size = (converted_directory(cache) / "weights.bin").stat().st_size
+    size = (entry_directory(cache) / "weights.bin").stat().st_size
     assert len(pointers) > 4 and max(pointers) - min(pointers) < size
     assert all(pointer % 64 == 0 for pointer in pointers)
 
 
-def converted_directory(cache: Path) -> Path:
-    (found,) = (path for path in (cache / "converted").iterdir() if path.is_dir())
+def entry_directory(cache: Path, kind: str = "converted") -> Path:
+    (found,) = (path for path in (cache / kind).iterdir() if path.is_dir())
     return found
+
+
+def left(cache: Path) -> list[Path]:
+    """Whatever lies among the converted forms but locks."""
+    return [path for path in (cache / "converted").glob("*") if path.suffix != ".lock"]
 
 
 def test_the_key_is_the_content(file: Path, cache: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.gguf"
     shutil.copy(file, copy)
-    assert content_key([file]) == content_key([copy])
-    before = content_key([file])
+    assert file_key(file) == file_key(copy)
+    before = file_key(file)
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1
     file.write_bytes(raw)
-    assert content_key([file]) != before
+    assert file_key(file) != before
 
 
-@pytest.mark.parametrize("name", ["weights.bin", "index.json", "tokenizer.json"])
-@pytest.mark.parametrize("damage", ["shorter", "gone"])
+FILES = [
+    ("converted", "weights.bin"),
+    ("converted", "index.json"),
+    ("descriptions", "index.json"),
+    ("descriptions", "tokenizer.json"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), FILES)
+@pytest.mark.parametrize("damage", ["flipped", "shorter", "gone"])
 def test_a_damaged_form_is_converted_again_with_a_message(
-    file: Path, cache: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
+    file: Path, cache: Path, caplog: pytest.LogCaptureFixture, kind: str, name: str, damage: str
 ) -> None:
-    expected = state(convert(file))
-    path = converted_directory(cache) / name
+    expected = convert(file)
+    tensors, tokenizer = state(expected), expected.tokenizer
+    path = entry_directory(cache, kind) / name
     if damage == "gone":
         path.unlink()
+    elif damage == "flipped":
+        flip(path, path.stat().st_size // 2)
     else:
         path.write_bytes(path.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING):
-        assert_same(state(convert(file)), expected)
+        again = convert(file)
+        assert_same(state(again), tensors)
+        assert again.tokenizer == tokenizer
     if (name, damage) != ("index.json", "gone"):
         assert "is damaged" in caplog.text and "converting again" in caplog.text
-    assert_same(state(open_converted(content_key([file]), refuse)), expected)
+    assert_same(state(open_converted(checkpoint_key(file), refuse)), tensors)
+
+
+def test_the_message_of_a_damaged_tensor_names_it(file: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (place,) = (
+        entry["tensors"]["codes"]["offset"]
+        for entry in convert(file).entry.body["weights"]
+        if entry["name"] == "layers.0.mlp.up"
+    )
+    flip(entry_directory(cache) / "weights.bin", place)
+    with caplog.at_level(logging.WARNING):
+        convert(file)
+    assert "is damaged (wrong checksum of layers.0.mlp.up/codes): converting again" in caplog.text
+
+
+def test_the_content_is_read_once_a_boot(
+    file: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def damaged(directory: Path, sections: list[Section]) -> list[str]:
+        read.append(directory.parent.name)
+        return checksums.damaged(directory, sections)
+
+    monkeypatch.setattr(cache_entry, "damaged", damaged)
+    for boot, expected in (("first", []), ("second", ["descriptions", "converted"])):
+        (tmp_path / "boot").write_text(boot)
+        monkeypatch.setattr(checksums, "_BOOT", tmp_path / "boot")
+        if boot == "first":
+            convert(file)
+        for _ in range(2):
+            open_converted(checkpoint_key(file), refuse)
+        assert read == expected
+
+
+def test_another_version_of_thrifty_converts_again_in_place(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, before = state(convert(file)), entry_directory(cache).stat().st_ino
+    monkeypatch.setattr(cache_entry, "VERSION", "99.0")
+    with caplog.at_level(logging.WARNING):
+        assert_same(state(convert(file)), expected)
+    assert caplog.text.count(f"was made by Thrifty {VERSION}, this is 99.0: converting again") == 2
+    assert entry_directory(cache).stat().st_ino != before
+    open_converted(checkpoint_key(file), refuse)
+
+
+def test_a_form_of_an_older_layout_goes(file: Path, cache: Path) -> None:
+    older = cache / "converted" / f"{file_key(file)[:32]}-1"
+    older.mkdir(parents=True)
+    (older / "weights.bin").write_bytes(bytes(100))
+    convert(file)
+    assert not older.exists()
 
 
 def test_a_changed_index_is_noticed(file: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     convert(file)
-    path = converted_directory(cache) / "index.json"
+    path = entry_directory(cache) / "index.json"
     checksum, body = path.read_bytes().split(b"\n", 1)
     index = json.loads(body)
-    index["weights"][0]["tensors"]["codes"]["offset"] = 1 << 40
+    index["body"]["weights"][0]["tensors"]["codes"]["offset"] = 1 << 40
     path.write_bytes(checksum + b"\n" + json.dumps(index).encode())
     with caplog.at_level(logging.WARNING):
         convert(file)
@@ -119,20 +203,20 @@ def test_a_changed_index_is_noticed(file: Path, cache: Path, caplog: pytest.LogC
 
 def test_a_changed_tokenizer_is_noticed_when_it_is_read(file: Path, cache: Path) -> None:
     found = convert(file)
-    path = converted_directory(cache) / "tokenizer.json"
+    path = entry_directory(cache, "descriptions") / "tokenizer.json"
     path.write_bytes(path.read_bytes().replace(b"BPE", b"BPF"))
     with pytest.raises(CheckpointError, match=r"tokenizer.json is damaged"):
-        found.definition()
+        found.description.definition()
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(converted, "_write_file", full)
+    monkeypatch.setattr(cache_entry.os, "fsync", full)
     with pytest.raises(StorageError, match=r"the disk is full .* MB free.*THRIFTY_CACHE"):
         convert(file)
-    assert [path for path in (cache / "converted").iterdir() if path.suffix != ".lock"] == []
+    assert left(cache) == []
 
 
 def test_a_directory_that_cannot_be_written_is_said(
@@ -148,13 +232,13 @@ def test_a_bad_checkpoint_leaves_nothing(file: Path, cache: Path) -> None:
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(CheckpointError, match=r"ends beyond"):
         convert(file)
-    assert [path for path in (cache / "converted").iterdir() if path.suffix != ".lock"] == []
+    assert left(cache) == []
 
 
 def test_two_processes_at_once_both_end_well(file: Path, cache: Path) -> None:
     processes = [killing.start(lambda: convert(file)) for _ in range(3)]
     assert [killing.finish(process) for process in processes] == [0, 0, 0]
-    assert_same(state(open_converted(content_key([file]), refuse)), state(GGUFSource(file)))
+    assert_same(state(open_converted(checkpoint_key(file), refuse)), state(GGUFSource(file)))
 
 
 @pytest.mark.long
@@ -162,7 +246,7 @@ def test_killed_at_twenty_moments_the_next_start_works(file: Path, cache: Path) 
     expected = state(GGUFSource(file))
     for _ in killing.random_kills(lambda: convert(file), lambda: shutil.rmtree(cache, ignore_errors=True), seed=0):
         for directory in (cache / "converted").glob("[!.]*"):
-            assert {path.name for path in directory.iterdir()} == {"index.json", "tokenizer.json", "weights.bin"}
+            assert {path.name for path in directory.iterdir()} == WHOLE
         assert_same(state(convert(file)), expected)
         assert not list((cache / "converted").glob("*.partial"))
 

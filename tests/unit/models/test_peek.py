@@ -36,7 +36,7 @@ def test_of_a_hub_id_only_the_config_is_fetched(tmp_path: Path, monkeypatch: pyt
         return str(folder / file)
 
     library: Any = SimpleNamespace(hf_hub_download=download)
-    monkeypatch.setattr(hub, "_files", lambda repository: ["config.json"])
+    monkeypatch.setattr(hub, "_ask", lambda repository: {"config.json": None})
     monkeypatch.setattr(hub, "_tried", lambda repository, action: action(library))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     config = config_of("someone/model")

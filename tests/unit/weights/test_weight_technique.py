@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 
 from thrifty import registry
 from thrifty.errors import CheckpointError, RecipeError
-from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear
+from thrifty.formats.linear import DenseLinear, GroupLinear
 from thrifty.models.decoder import Decoder
 from thrifty.models.model import Model
 from thrifty.weights.structure import LinearInfo, linears, share
-from thrifty.weights.technique import Activations, WeightTechnique, apply
+from thrifty.weights.technique import prepare
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -54,7 +53,7 @@ def test_sharing_keeps_the_original(model: Model) -> None:
 
 def test_rtn_stores_the_layers_and_leaves_the_rest(model: Model) -> None:
     before = model.logits(TOKENS)
-    small = apply(model, [rtn(bits=8)])
+    small = prepare(model, [rtn(bits=8)])
     for name, label in labels(small).items():
         role = LinearInfo(name, small.decoder.get_submodule(name)).role  # type: ignore[arg-type]
         kept = role in ("embedding", "head", "router", "shared_gate")
@@ -76,7 +75,7 @@ def test_fewer_bits_cost_more_and_take_less(plain: Model) -> None:
     reference = plain.logits(TOKENS)
     sizes, errors = [], []
     for options in ({"bits": 8}, {"bits": 4}, {"bits": 4, "group": 128, "symmetric": True}):
-        small = apply(plain, [rtn(**options)])
+        small = prepare(plain, [rtn(**options)])
         sizes.append(small.nbytes)
         errors.append(float((small.logits(TOKENS) - reference).norm()))
     assert sizes == sorted(sizes, reverse=True)
@@ -84,7 +83,7 @@ def test_fewer_bits_cost_more_and_take_less(plain: Model) -> None:
 
 
 def test_options_choose_layers_names_and_ends(plain: Model) -> None:
-    found = labels(apply(plain, [rtn(layers=[1], skip=["*.down"], embedding_bits=8)]))
+    found = labels(prepare(plain, [rtn(layers=[1], skip=["*.down"], embedding_bits=8)]))
     assert found["embedding"] == "int8-g32"
     assert found["layers.0.attention.query"] == "f32"
     assert found["layers.1.attention.query"] == "int4-g32"
@@ -92,7 +91,7 @@ def test_options_choose_layers_names_and_ends(plain: Model) -> None:
 
 
 def test_techniques_act_in_order(plain: Model) -> None:
-    found = labels(apply(plain, [rtn(bits=8), rtn(bits=4, layers=[0])]))
+    found = labels(prepare(plain, [rtn(bits=8), rtn(bits=4, layers=[0])]))
     assert (found["layers.0.mlp.up"], found["layers.1.mlp.up"]) == ("int4-g32", "int8-g32")
 
 
@@ -106,44 +105,18 @@ def test_biases_survive() -> None:
 
 
 def test_in_place_exchanges_one_layer_at_a_time(plain: Model) -> None:
-    expected = apply(plain, [rtn()]).logits(TOKENS)
-    same = apply(plain, [rtn()], in_place=True)
+    expected = prepare(plain, [rtn()]).logits(TOKENS)
+    same = prepare(plain, [rtn()], in_place=True)
     assert same is plain
     assert torch.equal(plain.logits(TOKENS), expected)
 
 
 def test_options_that_do_not_fit_are_refused(plain: Model) -> None:
     with pytest.raises(RecipeError, match=r"layer 2 is outside 0\.\.1"):
-        apply(plain, [rtn(layers=[2])])
+        prepare(plain, [rtn(layers=[2])])
     with pytest.raises(RecipeError, match=r"skip '\*\.dwon' matches no linear layer"):
-        apply(plain, [rtn(skip=["*.dwon"])])
+        prepare(plain, [rtn(skip=["*.dwon"])])
     with pytest.raises(RecipeError, match="option 'bits'"):
         rtn(bits=3)
     with pytest.raises(RecipeError, match="Did you mean 'group'"):
         rtn(groups=32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibrated(WeightTechnique):
-    """Scales nothing, but insists on seeing the inputs."""
-
-    needs_calibration: ClassVar[bool] = True
-    name: ClassVar[str] = "calibrated"
-
-    def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
-        assert calibration is not None
-        assert calibration.inputs.shape[1] == linear.linear.in_features
-        return linear.linear
-
-
-def test_calibration_is_demanded_and_handed_over(plain: Model) -> None:
-    with pytest.raises(RecipeError, match="needs calibration"):
-        apply(plain, [Calibrated()])
-    seen = []
-
-    def calibration(linear: LinearInfo) -> Activations:
-        seen.append(linear.name)
-        return Activations(torch.zeros(1, linear.linear.in_features))
-
-    apply(plain, [Calibrated(), rtn()], calibration=calibration)
-    assert len(seen) == 14

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from thrifty.cli import opening, options, output
 from thrifty.cli.layout import Column
@@ -12,16 +15,23 @@ if TYPE_CHECKING:
     from thrifty.recipe import Recipe
 
 EXAMPLE = "thrifty models"
+Check = Annotated[
+    bool, typer.Option("--check", help="Read every converted copy in the cache and remove those that are damaged.")
+]
 
 
-def command(recipe: options.RecipePath = None, as_json: options.Json = False) -> None:
+def command(recipe: options.RecipePath = None, check: Check = False, as_json: options.Json = False) -> None:
     """List the models that are known by name, and whether they are on this machine.
 
-    With --recipe, also what each of those would take with it at its full context. Any GGUF file, model folder
-    or hub id works in the place of a name.
+    With --recipe, also what each of those would take with it at its full context. With --check, the converted copies
+    in the cache instead, each read whole: a damaged one is removed, and made again when its model is loaded. Any GGUF
+    file, model folder or hub id works in the place of a name.
     """
     from thrifty.models.embedded import MODELS
 
+    if check:
+        _check_cache(recipe, as_json)
+        return
     chosen = opening.read_recipe(recipe) if recipe is not None else None
     found = [_facts(model, chosen) for model in MODELS.values()]
     if as_json:
@@ -44,6 +54,37 @@ def _columns(recipe: Recipe | None) -> list[Column]:
         Column("size", rank=1),
     ]
     return columns if recipe is None else [*columns, Column("needs", rank=1), Column("tokens", rank=1)]
+
+
+def _check_cache(recipe: Path | None, as_json: bool) -> None:
+    """Every entry of the cache, what is wrong with it, and its removal where something is."""
+    from thrifty.errors import ThriftyError
+    from thrifty.models import converted, description
+    from thrifty.models.cache_directory import remove
+    from thrifty.models.cache_entry import entries, faults
+
+    if recipe is not None:
+        raise ThriftyError("--check looks at the cache, --recipe at models: give one of them")
+    checked: list[dict[str, Any]] = []
+    for path in [*entries(converted.KIND), *entries(description.KIND)]:
+        with output.waiting(f"checking {path.name}"):
+            size = sum(file.stat().st_size for file in path.iterdir())
+            wrong = faults(path)
+        if wrong:
+            remove(path)
+        checked.append({"path": str(path), "bytes": size, "faults": wrong, "removed": bool(wrong)})
+    if as_json:
+        output.json_line(checked)
+        return
+    rows = [[entry["path"], _verdict(entry["faults"]), output.megabytes(entry["bytes"])] for entry in checked]
+    output.table("", ["converted copy", "content", "size"], rows, left=2)
+
+
+def _verdict(wrong: list[str]) -> str:
+    if not wrong:
+        return "sound"
+    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return f"damaged, removed: {wrong[0]}{more}"
 
 
 def _facts(model: EmbeddedModel, recipe: Recipe | None) -> dict[str, Any]:

@@ -35,10 +35,10 @@ def command(
         path = pull(name, progress, output.note)
     if chosen is not None:
         from thrifty.models import load
-        from thrifty.weights.technique import apply
+        from thrifty.weights.technique import prepare
 
         with output.waiting("making the packed form"):
-            apply(load(name), chosen.techniques("weights"))
+            prepare(load(name), chosen.techniques("weights"))
     _report(name, path, present, model.nbytes, as_json)
 
 

@@ -1,0 +1,206 @@
+"""Techniques with calibration: what a linear is shown, and that every door to the model shows it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from tests.tiny import tiny_model
+from torch import Tensor
+
+from thrifty import Thrifty, registry
+from thrifty.cli.evaluating import with_weights
+from thrifty.errors import RecipeError
+from thrifty.evaluation.text import prose
+from thrifty.formats.linear import DenseLinear, PackedLinear
+from thrifty.models.attention import causal
+from thrifty.models.model import Model
+from thrifty.recipe import Recipe
+from thrifty.weights import calibration
+from thrifty.weights.calibration import Activations, CalibrationSet, LayerInputs, default_calibration
+from thrifty.weights.structure import LinearInfo, linears, share
+from thrifty.weights.technique import WeightTechnique, prepare
+
+TEXT = CalibrationSet("numbers", torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]]))
+TECHNIQUE = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+from thrifty.card import Card
+from thrifty.formats.linear import GroupLinear
+from thrifty.registry import technique
+from thrifty.weights.technique import WeightTechnique
+
+
+@technique(stage="weights", card=Card(title="T", paper="none", year=2026, mechanism="m", claim="c"))
+@dataclass(frozen=True, kw_only=True)
+class BetterRounding(WeightTechnique):
+    """Of codes with and without a minimum, those that change a layer's outputs on the calibration text less."""
+
+    needs_calibration: ClassVar[bool] = True
+
+    def compress(self, linear, calibration):
+        exact = calibration.inputs @ linear.linear.dequantize().T
+        forms = [GroupLinear.requantize(linear.linear, 4, 32, symmetric) for symmetric in (True, False)]
+        return min(forms, key=lambda form: float((calibration.inputs @ form.dequantize().T - exact).norm()))
+'''
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halving(WeightTechnique):
+    """Keeps what it was shown, and halves the weights: whatever comes later sees another input."""
+
+    needs_calibration: ClassVar[bool] = True
+    name: ClassVar[str] = "halving"
+
+    shown: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    everything: bool = False
+
+    def covers(self, linear: LinearInfo) -> bool:
+        return self.everything or super().covers(linear)
+
+    def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
+        assert calibration is not None
+        self.shown[linear.name] = calibration.inputs.clone()
+        return DenseLinear.from_weight(linear.linear.dequantize() / 2, bias=linear.linear.bias)
+
+
+@contextmanager
+def watched(model: Model, name: str) -> Iterator[list[Tensor]]:
+    seen: list[Tensor] = []
+    module = model.decoder.get_submodule(name)
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, -2)))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def inputs_of(model: Model, name: str) -> Tensor:
+    """What a linear reads while whole sequences pass the whole model."""
+    with watched(model, name) as seen, torch.no_grad():
+        for tokens in TEXT.sequences:
+            model.decoder(tokens, torch.arange(len(tokens)), causal(model.config))
+    width = model.decoder.get_submodule(name).in_features
+    return torch.cat(seen) if seen else torch.empty(0, width)  # type: ignore[arg-type]
+
+
+def test_every_linear_is_shown_what_it_reads_after_those_before_it_changed(model: Model) -> None:
+    technique = Halving(everything=True)
+    prepare(model, [technique], calibration=TEXT)
+    changing = dataclasses.replace(model, decoder=share(model.decoder))
+    tied = model.decoder.head is None
+    for linear in linears(changing.decoder):
+        if linear.name == "embedding":
+            assert len(technique.shown["embedding"]) == (TEXT.sequences.numel() if tied else 0)
+        else:
+            expected = inputs_of(changing, linear.name)
+            assert torch.allclose(technique.shown[linear.name], expected, atol=1e-5), linear.name
+        half = DenseLinear.from_weight(linear.linear.dequantize() / 2, bias=linear.linear.bias)
+        changing.decoder.replace(linear.name, half)
+
+
+def test_a_tied_embedding_is_shown_what_the_logits_are_made_of(plain: Model) -> None:
+    with watched(plain, "embedding") as seen, torch.no_grad():
+        for tokens in TEXT.sequences:
+            plain.decoder(tokens, torch.arange(len(tokens)), causal(plain.config))
+    shown = LayerInputs(plain.decoder, TEXT.sequences)(LinearInfo("embedding", plain.decoder.embedding))  # type: ignore[arg-type]
+    assert torch.allclose(shown.inputs, torch.cat(seen), atol=1e-5)
+
+
+def test_each_technique_sees_the_model_that_those_before_left(plain: Model) -> None:
+    """Also where the one between changes the embedding, before the first layer."""
+    first, second = Halving(layers=(0,)), Halving(layers=(0,))
+    rtn = registry.build("weights", {"technique": "rtn", "embedding_bits": 4, "layers": [1]})
+    prepare(plain, [first, rtn, second], calibration=TEXT)
+    before = prepare(plain, [rtn])
+    name = "layers.0.attention.query"
+    assert torch.allclose(first.shown[name], inputs_of(plain, name), atol=1e-5)
+    assert torch.allclose(second.shown[name], inputs_of(before, name), atol=1e-5)
+    assert not torch.equal(first.shown[name], second.shown[name])
+
+
+def test_it_holds_one_hidden_state_and_the_inputs_of_one_place(plain: Model) -> None:
+    shown = LayerInputs(plain.decoder, TEXT.sequences)
+    passes = []
+    with torch.no_grad():
+        for linear in linears(plain.decoder):
+            if linear.layer is not None:
+                with watched(plain, "layers.1.attention.output") as seen:
+                    shown(linear)
+                passes.append(len(seen))
+                assert set(shown._kept) <= {f"layers.{linear.layer}.attention.{role}" for role in ("key", "value")} | {
+                    f"layers.{linear.layer}.mlp.up"
+                }
+    assert shown._hidden.shape == (2, 8, plain.config.hidden_size)
+    assert sum(passes) == 4 * 2, "query, output, gate and down of a layer: one pass each of 2 sequences"
+
+
+def test_the_version_names_the_calibration(plain: Model) -> None:
+    technique = Halving()
+    version = prepare(plain, [technique], calibration=TEXT).version
+    assert version.startswith(f"{plain.version}+halving(") and "[numbers:2x8:" in version
+    other = CalibrationSet("numbers", TEXT.sequences + 1)
+    assert prepare(plain, [technique], calibration=other).version != version
+    assert "numbers" not in prepare(plain, [registry.build("weights", {"technique": "rtn"})], calibration=TEXT).version
+
+
+def test_without_a_tokenizer_the_text_is_asked_for(plain: Model) -> None:
+    with pytest.raises(RecipeError, match="needs a tokenizer and this model has none: pass a CalibrationSet"):
+        prepare(plain, [Halving()])
+    assert prepare(plain, []) is plain
+
+
+def test_the_default_text_is_long_enough_and_scored_by_nothing() -> None:
+    model = tiny_model()
+    chosen = default_calibration(model)
+    assert chosen.sequences.shape == (calibration.SEQUENCES, calibration.TOKENS)
+    assert chosen.label.startswith("thrifty-docs:16x256:")
+    short = default_calibration(tiny_model(context_length=40))
+    assert short.sequences.shape == (16, 40)
+    scored, text = prose(), calibration._text()
+    lines = [line for line in text.splitlines() if line]
+    assert len(text) > 20_000 and not any(line[:80] in scored for line in lines)
+
+
+def test_a_tokenizer_that_makes_nothing_of_the_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_text", lambda: "a")
+    with pytest.raises(RecipeError, match="makes 1 tokens of the calibration text; it must make at least 2"):
+        default_calibration(tiny_model())
+
+
+@pytest.fixture
+def better_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The table of a calibrated technique of another package."""
+    (tmp_path / "better_rounding.py").write_text(TECHNIQUE)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = importlib.metadata.EntryPoint(
+        "weights.better-rounding", "better_rounding:BetterRounding", registry.ENTRY_POINT_GROUP
+    )
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point])
+    assert "better-rounding" in registry.names("weights")
+    return {"technique": "better-rounding"}
+
+
+DOORS: dict[str, Callable[[Model, Recipe], Model]] = {
+    "prepare": lambda model, recipe: prepare(model, recipe.techniques("weights")),
+    "Thrifty": lambda model, recipe: Thrifty(model, recipe=recipe).model,
+    "with_weights": with_weights,
+}
+
+
+@pytest.mark.parametrize("door", sorted(DOORS))
+def test_a_recipe_with_a_calibrated_technique_runs(better_rounding: dict[str, Any], door: str) -> None:
+    model = tiny_model(layers=1, context_length=40)
+    compressed = DOORS[door](model, Recipe(weights=[better_rounding, {"technique": "rtn", "skip": ["layers.*"]}]))
+    labels = {linear.name: linear.linear.label for linear in linears(compressed.decoder)}
+    assert all(label.startswith("int4-g32") for name, label in labels.items() if name != "embedding")
+    assert "+better-rounding(" in compressed.version and "[thrifty-docs:" in compressed.version
+    assert compressed.nbytes < model.nbytes
