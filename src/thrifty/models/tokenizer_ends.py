@@ -43,7 +43,6 @@ _ENDS_OF_FILE = (
     "<|repo_name|>",
     "<fim-repo>",
     "<REPO>",
-    "<reponame>",
     "<|file_sep|>",
 )
 # The other control tokens of filling in the middle: never shown, and no end.
@@ -52,6 +51,7 @@ MARKS_OF_FILLING = (
     *("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>", "<|code_suffix|>"),
     *("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>", "<|code_middle|>"),
     *("<|prefix|>", "<|suffix|>", "<|middle|>"),
+    "<reponame>",  # SmolLM2 has it, and does not end with it
 )
 # Where a vocabulary has all of these, "<|end|>" ends a message inside an answer, not the answer.
 _WITHOUT_END = (
