@@ -175,6 +175,11 @@ class Tokenizer:
         """The ids of added tokens, special or not: their text is what they are called, never bytes."""
         return frozenset(self.backend.get_added_tokens_decoder())
 
+    @cached_property
+    def same_text(self) -> Mapping[int, int]:
+        """For every id whose text an earlier token has too: that token, which stands for both in the library."""
+        return dict(self.settings.duplicates)
+
     def absent_ids(self, size: int) -> frozenset[int]:
         """The ids below `size`, a model's own vocabulary, that are no token: rows that pad the model's matrices."""
         if (
@@ -182,14 +187,16 @@ class Tokenizer:
             and self.backend.id_to_token(size - 1) is not None
         ):
             return frozenset()
-        return frozenset(token for token in range(size) if self.backend.id_to_token(token) is None)
+        return frozenset(
+            token for token in range(size) if self.backend.id_to_token(self.same_text.get(token, token)) is None
+        )
 
     def text_of(self, token: int) -> str | None:
         """What a token is called in the vocabulary, None for a row of the model without a token.
 
         Raises PromptError for an id outside the vocabulary.
         """
-        text: str | None = self.backend.id_to_token(token) if token >= 0 else None
+        text: str | None = self.backend.id_to_token(self.same_text.get(token, token)) if token >= 0 else None
         if text is None and not 0 <= token < self.vocabulary_size:
             last = self.vocabulary_size - 1
             raise PromptError(f"Token id {token} is outside this model's vocabulary, 0 to {last}.")
@@ -228,21 +235,20 @@ class TokenStream:
     def __init__(self, tokenizer: Tokenizer, skip_special: bool, after: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special else frozenset()
-        self._same_text = dict(tokenizer.settings.duplicates)
         self._decoder = tokenizer.piece_decoder()
         for token in self._heard(after):
             self.push(token)
 
     def push(self, token: int) -> str:
         """The text that is certain after this token. Raises PromptError for an id outside the vocabulary."""
-        token = self._same_text.get(token, token)
+        token = self._tokenizer.same_text.get(token, token)
         if token in self._skipped or (text := self._tokenizer.text_of(token)) is None:
             return ""
         return self._decoder.push(text, token in self._tokenizer.added_ids)
 
     def hidden(self, token: int) -> str:
         """The text of a special token that `push` leaves out, else nothing."""
-        token = self._same_text.get(token, token)
+        token = self._tokenizer.same_text.get(token, token)
         return (self._tokenizer.text_of(token) or "") if token in self._skipped else ""
 
     def flush(self) -> str:

@@ -76,8 +76,9 @@ def _check_cache(recipe: Path | None, as_json: bool) -> None:
     if as_json:
         output.json_line(checked)
         return
+    columns = [Column("converted copy", number=False), Column("content", number=False), Column("size", rank=1)]
     rows = [[entry["path"], _verdict(entry["faults"]), output.megabytes(entry["bytes"])] for entry in checked]
-    output.table("", ["converted copy", "content", "size"], rows, left=2)
+    output.table("", columns, rows)
 
 
 def _verdict(wrong: list[str]) -> str:
