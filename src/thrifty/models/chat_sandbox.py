@@ -19,9 +19,7 @@ from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
-from jinja2.compiler import CodeGenerator, Frame
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
+from jinja2.ext import loopcontrols
 from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
@@ -29,6 +27,7 @@ from jinja2.utils import Namespace
 from thrifty.errors import TemplateError
 from thrifty.models import chat_limits as limits
 from thrifty.models import message_text
+from thrifty.models.chat_compiler import Generation, Generator
 from thrifty.models.message_text import MessageText
 
 MAX_SECONDS = 10.0  # of the thread's own time
@@ -75,8 +74,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     intercepted_unops = frozenset("-")
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], optimized=False)
-        self.code_generator_class = _Generator
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], optimized=False)
+        self.code_generator_class = Generator
         self.concat = self._concat  # type: ignore[method-assign]
         self.finalize = _finalize
         self._state = _State()
@@ -261,59 +260,6 @@ class _Buffer(list[str]):
     def extend(self, texts: Iterable[str]) -> None:
         for text in texts:
             self.append(text)
-
-
-class _Generator(CodeGenerator):
-    """Sends what makes values through the environment's measures."""
-
-    def buffer(self, frame: Frame) -> None:
-        frame.buffer = self.temporary_identifier()
-        self.writeline(f"{frame.buffer} = environment.buffer()")
-
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        self.write("environment.joined((")
-        for part in node.nodes:
-            self.visit(part, frame)
-            self.write(", ")
-        self.write("))")
-
-    def visit_List(self, node: nodes.List, frame: Frame) -> None:
-        self._sent("made", super().visit_List, node, frame)
-
-    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
-        if node.ctx == "load":
-            self._sent("made", super().visit_Tuple, node, frame)
-        else:
-            super().visit_Tuple(node, frame)
-
-    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
-        self._sent("made", super().visit_Dict, node, frame)
-
-    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
-        if isinstance(node.arg, nodes.Slice):
-            self._sent("kept", super().visit_Getitem, node, frame)
-        else:
-            super().visit_Getitem(node, frame)
-
-    def _output_child_to_const(self, node: Any, frame: Frame, finalize: Any) -> str:
-        if not isinstance(node, nodes.TemplateData):
-            raise nodes.Impossible  # nothing is computed before there is a rendering that it is charged to
-        return super()._output_child_to_const(node, frame, finalize)
-
-    def _sent(self, method: str, visit: Callable[..., None], node: nodes.Node, frame: Frame) -> None:
-        self.write(f"environment.{method}(")
-        visit(node, frame)
-        self.write(")")
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks the assistant's text for training; here its body is simply written."""
-
-    tags = {"generation"}  # noqa: RUF012  # read by Jinja as a class attribute
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class _Namespace(Namespace):
