@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -9,11 +11,13 @@ import torch
 from tests.unit.cache.cache_driver import Driver, model_info, prompt, same
 
 from thrifty import registry
-from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.edits import Edits
+from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
-from thrifty.cache.statistics import Statistics
+from thrifty.cache.statistics import Statistics, Stats
+from thrifty.cache.view import LayerView
 
 SMALL: dict[str, dict[str, Any]] = {
     "streaming": {"window": 60},
@@ -65,6 +69,12 @@ def recipes() -> list[Any]:
     return [pytest.param(names, id="+".join(names)) for names in SINGLE + COMPOSED]
 
 
+def recipes_in(shapes: Sequence[str]) -> list[Any]:
+    """Each technique in every shape, each chain in the last of them."""
+    pairs = [(names, shape) for names in SINGLE for shape in shapes] + [(names, shapes[-1]) for names in COMPOSED]
+    return [pytest.param(names, shape, id=f"{'+'.join(names)}-{shape}") for names, shape in pairs]
+
+
 def build(names: list[str]) -> list[CachePolicy]:
     return [registry.build("cache", {"technique": name} | SMALL.get(name, {})) for name in names]
 
@@ -90,8 +100,7 @@ def steps(count: int, seed: int) -> list[list[int]]:
     return cut
 
 
-@pytest.mark.parametrize("names", recipes())
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("names", "shape"), recipes_in(list(SHAPES)))
 def test_chunked_prefill_equals_whole(names: list[str], shape: str) -> None:
     model = SHAPES[shape]
     _, whole = run(model, Cache(model), names, prompt(300), chunk=300, generated=70)
@@ -99,8 +108,7 @@ def test_chunked_prefill_equals_whole(names: list[str], shape: str) -> None:
     assert torch.allclose(whole, chunked, atol=1e-5)
 
 
-@pytest.mark.parametrize("names", recipes())
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("names", "shape"), recipes_in(list(SHAPES)))
 def test_a_fork_goes_on_as_its_parent(names: list[str], shape: str) -> None:
     model = SHAPES[shape]
     driver, cache = Driver(model), Cache(model)
@@ -116,8 +124,7 @@ def test_a_fork_goes_on_as_its_parent(names: list[str], shape: str) -> None:
     assert cache.ledger.current == 0 and cache.tiers.arena.used == 0
 
 
-@pytest.mark.parametrize("names", recipes())
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("names", "shape"), recipes_in(list(SHAPES)))
 def test_a_prefix_hit_equals_no_hit(names: list[str], shape: str) -> None:
     model = SHAPES[shape]
     driver, cache = Driver(model), Cache(model)
@@ -150,7 +157,7 @@ def test_a_prefix_hit_leaves_the_same_segments(names: list[str], n: int) -> None
     cache.publish(donor, tokens)
     policies = [registry.build("cache", {"technique": name} | WIDE.get(name, {})) for name in names]
     hit, miss = cache.create(policies, tokens=tokens), cache.create(policies)
-    assert hit.hit == (64 if n == 130 and hit.statistics.queries else 128) or hit.statistics.column_sums
+    assert hit.hit == (64 if n == 130 and hit.statistics.queries else 128) or hit.statistics.column_sums, "a hit"
     driver.prefill(hit, tokens)
     driver.prefill(miss, tokens)
     for layer in range(model.layers):
@@ -168,8 +175,7 @@ def test_short_prompts(names: list[str], n: int) -> None:
     assert torch.isfinite(outputs).all()
 
 
-@pytest.mark.parametrize("names", recipes())
-@pytest.mark.parametrize("shape", ["grouped", "windowed"])
+@pytest.mark.parametrize(("names", "shape"), recipes_in(["grouped", "windowed"]))
 @pytest.mark.parametrize(("n", "generated"), [(1, 300), (100, 200), (600, 80)])
 def test_bytes_stay_within_the_footprint_and_are_given_back(
     names: list[str], shape: str, n: int, generated: int
@@ -225,3 +231,32 @@ def test_windowed_layers_are_left_alone(names: list[str]) -> None:
     other, found = run(model, Cache(model), names, prompt(300), generated=70)
     assert torch.allclose(found[1], expected[1], atol=1e-5)
     assert other.slots(1) <= 50 + 2 * 64
+
+
+def test_the_footprint_counts_what_a_policy_keeps_apart_whatever_it_calls_it() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Anchors(CachePolicy):
+        """The first tokens, turned to the positions before the newest."""
+
+        name = "anchors"
+        first: int = 500
+        newest: int = 64
+        uniform = True
+
+        @property
+        def apart(self) -> int:
+            return self.first
+
+        def after_prefill(self, layer: LayerInfo, kv: LayerView, stats: Stats) -> Edits:
+            start = kv.count() - self.newest
+            edits = Edits().drop(self.first, start, layer=layer.index).store(0, self.first, "", layer=layer.index)
+            return edits.renumber(0, self.first, torch.arange(start - self.first, start), layer=layer.index)
+
+        def kept(self, prompt: int, generated: int = 0) -> int:
+            return min(prompt, self.first + self.newest) + generated
+
+    cache, policies = Cache(model_info(format="bf16", head_dim=64)), [Anchors()]
+    sequence = cache.create(policies)
+    Driver(cache.model).prefill(sequence, prompt(600), chunk=128)
+    promised = cache.footprint(policies, 600, 600)
+    assert cache.ledger.current <= promised.steady_bytes and cache.ledger.peak <= promised.peak_bytes
