@@ -143,7 +143,7 @@ class EngineMemory:
         tokens = ticket.request.prompt if ticket.request.share_prefix else ()
         salt = self._salt(ticket.request.salt, prompt)
         sequence.cache = self.cache.create(ticket.policies, tokens=tokens, salt=salt, reservation=reservation)
-        sequence.shared = self._sizes.shared(ticket.policies, prompt, sequence.cache.hit)
+        sequence.shared = sequence.cache.hit
 
     def cover(self, sequence: Running) -> None:
         """Make sure that the next rows of a decoding sequence have room. Raises BudgetError with nothing
@@ -167,11 +167,12 @@ class EngineMemory:
         """Give `child` a cache that shares the parent's. Raises BudgetError with nothing changed."""
         assert parent.cache is not None
         policies, prompt, length = parent.ticket.policies, parent.prompt_length, len(parent.tokens)
-        child.shared = self._sizes.shared(policies, prompt, length)
         covered = min(child.total, length + PAGE)
+        child.shared = parent.cache.length
         self._take_rows(1)
         try:
-            need = self._sizes.decoding(policies, prompt, covered, child.shared)
+            shared = self._sizes.shared(policies, prompt, child.shared, parent.cache.length)
+            need = self._sizes.decoding(policies, prompt, covered, shared)
             owner = f"request {child.handle.identity}"
             reservation = self.cache.reserve(owner, need, child.ticket.request.cache_bytes)
             try:
@@ -198,12 +199,13 @@ class EngineMemory:
         tokens = sequence.covered
         if len(sequence.tokens) >= tokens:
             tokens = min(sequence.total, len(sequence.tokens) + PAGE)
-        growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes)
+        decoding = sequence.state is State.DECODING
+        growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes) if decoding else 0
         extra = growth + beside * self._sizes.page_bytes
         self.cache.tiers.make_room(_missing(sequence) + extra)
         self.ledger.reserve(f"request {sequence.handle.identity}", _missing(sequence) + extra).release()
         cache.resume()
-        if sequence.state is State.DECODING:
+        if decoding:
             self._resize(sequence, tokens)
 
     def release(self, sequence: Running) -> None:
@@ -231,14 +233,16 @@ class EngineMemory:
     # --- inside --------------------------------------------------------------------------------------
 
     def _need_of(self, sequence: Running, tokens: int) -> int:
-        if sequence.state is not State.DECODING:
-            return 0
-        return self._sizes.decoding(sequence.ticket.policies, sequence.prompt_length, tokens, sequence.shared)
+        """What a sequence needs of its own until it has `tokens` tokens."""
+        assert sequence.cache is not None
+        policies, prompt = sequence.ticket.policies, sequence.prompt_length
+        shared = self._sizes.shared(policies, prompt, sequence.shared, sequence.cache.length)
+        return self._sizes.decoding(policies, prompt, tokens, shared)
 
     def _resize(self, sequence: Running, tokens: int) -> None:
         cache = sequence.cache
         assert cache is not None and cache.reservation is not None
-        need = self._sizes.decoding(sequence.ticket.policies, sequence.prompt_length, tokens, sequence.shared)
+        need = self._need_of(sequence, tokens)
         self.cache.tiers.make_room(need - cache.reservation.nbytes)
         cache.reservation.resize(need)
         sequence.covered = tokens
