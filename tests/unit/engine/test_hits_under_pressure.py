@@ -40,7 +40,7 @@ def test_answers_are_as_alone_in_every_budget_that_accepts_them(
     expected = [apart.submit(request).result().logprobs for request in requests()]
     least, page = least_budget(apart), apart.memory.cache.footprint((), 1, 1).steady_bytes
     hits = 0
-    for budget in range(least, least + 2 * page, page // 2):
+    for budget in range(least, least + 2 * page, page):
         engine = make_engine(model, memory=budget, chunk=128)
         handles = [engine.submit(request) for request in requests()]
         assert [handle.result().logprobs for handle in handles] == expected, f"a budget of {budget} bytes"
