@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from thrifty.cache.composition import rehearsing, wanted
-from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.model_info import LayerGroup, ModelInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.rehearsal import working_bytes
+from thrifty.cache.tree import first_page
 from thrifty.formats import kv
 from thrifty.formats.kv import PAGE
 
@@ -55,6 +56,21 @@ def pages_bytes(model: ModelInfo, format: str, slots: int, layers: int, *, ragge
     slab = kv.slab_bytes(format, PAGE, model.head_dim)
     page = model.kv_heads * _run(slab) if ragged else _run(model.kv_heads * slab)
     return -(-slots // PAGE) * page * layers
+
+
+def shared_bytes(model: ModelInfo, tokens: int, length: int) -> int:
+    """Bytes of full-precision pages among the first `tokens` that a sequence of `length` tokens still holds: what it
+    need not take where others hold them too. Windowed groups let go of theirs page by page.
+    """
+    pages, seen = tokens // PAGE, length // PAGE * PAGE
+    return sum(
+        group_page_bytes(model, group) * max(0, pages - first_page(group, seen)) for group in model.layer_groups()
+    )
+
+
+def group_page_bytes(model: ModelInfo, group: LayerGroup) -> int:
+    """Bytes of one full-precision page of all layers of a group."""
+    return _run(kv.slab_bytes(model.format, PAGE, model.head_dim) * model.kv_heads * len(group.layers))
 
 
 class _Held:
@@ -131,10 +147,9 @@ def _between(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int) -> 
 
 def _plain(model: ModelInfo, prompt: int, total: int) -> Footprint:
     """The full cache: pages of all layers of a group; windowed groups keep their window and one chunk."""
-    slab = kv.slab_bytes(model.format, PAGE, model.head_dim) * model.kv_heads
     steady = extra = 0
     for group in model.layer_groups():
-        page = _run(slab * len(group.layers))
+        page = group_page_bytes(model, group)
         pages = -(-total // PAGE)
         if group.window is None:
             steady += pages * page
@@ -154,7 +169,7 @@ def _rehearsal(policy: CachePolicy, model: ModelInfo, prompt: int) -> int:
     more = -(-rows // PAGE) + 1
     full = forced = 0
     for group in model.layer_groups():
-        page = _run(kv.slab_bytes(model.format, PAGE, model.head_dim) * model.kv_heads * len(group.layers))
+        page = group_page_bytes(model, group)
         pages = -(-prompt // PAGE) + 1
         if group.window is not None:
             pages = min(pages, -(-group.window // PAGE) + -(-model.chunk // PAGE) + 3)

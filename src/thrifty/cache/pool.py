@@ -181,23 +181,18 @@ class Cache:
         }
 
     def _match(self, sequence: SequenceCache, tokens: Sequence[Hashable], adapter: str, salt: str) -> list[Node]:
-        """The usable prefix: enough rows are left for the wanted queries, and all its pages are in memory."""
+        """The usable prefix: enough rows are left for the wanted queries."""
         need = sequence.statistics
         if self.tree is None or need.queries == "all":
             return []
         rows = int(need.queries or 1)
-        path = self.tree.match(tokens, adapter=adapter, salt=salt, limit=len(tokens) - max(1, rows), statistics=need)
-        try:
-            for index, group in enumerate(self.tree.groups):
-                for node in path[first_page(group, len(path) * PAGE) :]:
-                    segment = node.segments[index]
-                    if segment is not None:
-                        segment.to_memory()
-        except (BudgetError, StorageError):
-            return []
-        return path
+        return self.tree.match(tokens, adapter=adapter, salt=salt, limit=len(tokens) - max(1, rows), statistics=need)
 
     def _adopt(self, sequence: SequenceCache, path: list[Node]) -> None:
+        """Begin the sequence with the pages of a path, or with none where they do not all fit into memory.
+
+        They are the sequence's before they come back from disk: held pages never make room for each other.
+        """
         if not path or self.tree is None:
             return
         length = len(path) * PAGE
@@ -209,6 +204,11 @@ class Cache:
                 span = Span(segment.retain(len(group.layers)), PAGE)
                 for layer in group.layers:
                     sequence.spans[layer].append(span)
+        try:
+            sequence.bring_in()
+        except (BudgetError, StorageError):
+            sequence.drop_spans()
+            return
         if sequence.statistics.column_sums and path[-1].statistics is not None:
             sequence.collector.take(path[-1].statistics)
         sequence.start_at(length)

@@ -179,6 +179,10 @@ class SequenceSlots:
     def _release_all(self) -> None:
         self.mirror.drop()
         self.open_rows.close()
+        self.drop_spans()
+
+    def drop_spans(self) -> None:
+        """Let all sealed slots go."""
         held = Counter(id(span.segment) for spans in self.spans for span in spans)
         for segment in {id(span.segment): span.segment for spans in self.spans for span in spans}.values():
             segment.release(held[id(segment)])
@@ -203,16 +207,22 @@ class SequenceSlots:
         """
         if not self.parked:
             return
-        away = [segment.owner for segment in self.segments() if segment.tier == "disk"]
-        if self.reservation is not None:
-            needed = max(self.reservation.outstanding, sum(segment.nbytes for segment in away))
-            self.tiers.make_room(needed)
-            self.reservation.resume()
+        self.parked = False  # from here on its segments are in use: they never make room for each other
         try:
-            for segment in away:
-                segment.to_memory()
+            if self.reservation is not None:
+                away = sum(segment.nbytes for segment in self.segments() if segment.tier == "disk")
+                self.tiers.make_room(max(self.reservation.outstanding, away))
+                self.reservation.resume()
+            self.bring_in()
         except BaseException:
+            self.parked = True
             if self.reservation is not None:
                 self.reservation.suspend()
             raise
-        self.parked = False
+
+    def bring_in(self) -> None:
+        """Every segment that it holds to memory. Raises BudgetError or StorageError where they do not all fit; some
+        may have come then.
+        """
+        for segment in self.segments():
+            segment.owner.to_memory()

@@ -152,7 +152,7 @@ class EngineMemory:
             self.ledger.charge("workspace", hidden, reservation)
             undo.pop_all()
         sequence.cache, sequence.rows, sequence.covered, sequence.hidden_bytes = cache, samples, covered, hidden
-        sequence.shared = self._sizes.shared(ticket.policies, prompt, cache.hit)
+        sequence.shared = cache.hit
 
     def cover(self, sequence: Running) -> None:
         """Make sure that the next rows of a decoding sequence have room. Raises BudgetError with nothing
@@ -176,8 +176,8 @@ class EngineMemory:
         """Give `child` a cache that shares the parent's. Raises BudgetError with nothing changed."""
         assert parent.cache is not None
         policies, prompt, length = parent.ticket.policies, parent.prompt_length, len(parent.tokens)
-        shared = self._sizes.shared(policies, prompt, length)
-        covered = min(child.total, length + PAGE)
+        covered, held = min(child.total, length + PAGE), parent.cache.length
+        shared = self._sizes.shared(policies, prompt, held, held)
         need = self._sizes.decoding(policies, prompt, covered, shared)
         owner = f"request {child.answer.identity}"
         with ExitStack() as undo:
@@ -187,7 +187,7 @@ class EngineMemory:
             undo.callback(reservation.release)
             cache = parent.cache.fork(reservation)
             undo.pop_all()
-        child.cache, child.rows, child.covered, child.shared = cache, 1, covered, shared
+        child.cache, child.rows, child.covered, child.shared = cache, 1, covered, held
 
     def park(self, sequence: Running) -> None:
         """Let the sequence's segments move to the disk tier; its promise ends."""
@@ -203,13 +203,14 @@ class EngineMemory:
         tokens = sequence.covered
         if len(sequence.tokens) >= tokens:
             tokens = min(sequence.total, len(sequence.tokens) + PAGE)
-        growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes)
+        decoding = sequence.state is State.DECODING
+        growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes) if decoding else 0
         extra = growth + beside * self._sizes.page_bytes
         self.cache.tiers.make_room(_missing(sequence) + extra)
         self.ledger.reserve(f"request {sequence.answer.identity}", _missing(sequence) + extra).release()
         cache.resume()
         try:
-            if sequence.state is State.DECODING:
+            if decoding:
                 self._resize(sequence, tokens)
         except BaseException:
             cache.park()
@@ -255,14 +256,16 @@ class EngineMemory:
     # --- inside --------------------------------------------------------------------------------------
 
     def _need_of(self, sequence: Running, tokens: int) -> int:
-        if sequence.state is not State.DECODING:
-            return 0
-        return self._sizes.decoding(sequence.ticket.policies, sequence.prompt_length, tokens, sequence.shared)
+        """What a sequence needs of its own until it has `tokens` tokens."""
+        assert sequence.cache is not None
+        policies, prompt = sequence.ticket.policies, sequence.prompt_length
+        shared = self._sizes.shared(policies, prompt, sequence.shared, sequence.cache.length)
+        return self._sizes.decoding(policies, prompt, tokens, shared)
 
     def _resize(self, sequence: Running, tokens: int) -> None:
         cache = sequence.cache
         assert cache is not None and cache.reservation is not None
-        need = self._sizes.decoding(sequence.ticket.policies, sequence.prompt_length, tokens, sequence.shared)
+        need = self._need_of(sequence, tokens)
         self.cache.tiers.make_room(need - cache.reservation.nbytes)
         cache.reservation.resize(need)
         sequence.covered = tokens

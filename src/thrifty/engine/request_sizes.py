@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from thrifty.cache.composition import layer_major, rehearsing
-from thrifty.cache.footprint import Footprint
+from thrifty.cache.footprint import Footprint, shared_bytes
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.formats.kv import PAGE
@@ -26,7 +26,7 @@ class RequestSizes:
         decode: then each may come to hold all of its own.
         """
         one = self._cache.footprint(policies, prompt, total)
-        private = self.decoding(policies, prompt, total, self.shared(policies, prompt, prompt))
+        private = self.decoding(policies, prompt, total, self.shared(policies, prompt, prompt, total))
         more = (samples - 1) * private
         filling = one.peak_bytes + self.hidden(policies, prompt)
         return Footprint(peak_bytes=max(filling, one.peak_bytes + more), steady_bytes=one.steady_bytes + more)
@@ -40,11 +40,15 @@ class RequestSizes:
             return whole.peak_bytes if whole.decoding_bytes is None else whole.decoding_bytes
         return max(0, whole.steady_bytes - shared) + self.page_bytes
 
-    def shared(self, policies: Sequence[CachePolicy], prompt: int, length: int) -> int:
-        """Bytes that a sequence of `length` tokens can share with others for good, rounded down."""
-        if any(policy.watches_decode or (policy.compresses and length < prompt) for policy in policies):
+    def shared(self, policies: Sequence[CachePolicy], prompt: int, tokens: int, length: int) -> int:
+        """Bytes that a sequence of `length` tokens shares with others until it is longer, where its first `tokens`
+        came from them: it needs that much less of its own.
+        """
+        if any(policy.watches_decode or (policy.compresses and tokens < prompt) for policy in policies):
             return 0
-        steady = self._cache.footprint(policies, min(prompt, length), length).steady_bytes
+        if not any(policy.compresses for policy in policies):
+            return shared_bytes(self._cache.model, tokens, length)
+        steady = self._cache.footprint(policies, min(prompt, tokens), tokens).steady_bytes
         return max(0, steady - 2 * self.page_bytes)
 
     def hidden(self, policies: Sequence[CachePolicy], prompt: int) -> int:

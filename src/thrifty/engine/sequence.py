@@ -31,7 +31,7 @@ class Sequence:
 
     Filled at submission: answer, index, arrival (order among all), ticket, sampler, stopper, tokens (prompt
     and committed answer). Filled at admission: cache, prefill, and the memory's own account: rows of
-    logits, tokens covered by its reservation, bytes shared with others, bytes of hidden state. While
+    logits, tokens covered by its reservation, tokens whose pages came from others, bytes of hidden state. While
     decoding, `cache` holds rows for all tokens but the newest. parked: it waits for memory, its segments may lie on the
     disk tier, and it goes on where it stopped.
     """

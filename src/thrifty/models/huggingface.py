@@ -120,13 +120,17 @@ class HuggingFaceSource:
                 yield _stored(place.entry, name, matrix, dtype)
 
     def _entries(self) -> dict[str, TensorEntry]:
+        """Every tensor by name. Where there is an index, it says which file a tensor is read from; what a file holds
+        beside that (left over from another format, say) is not part of the checkpoint.
+        """
+        if not (self.path / INDEX).is_file():
+            return read_entries(self.files[0])
+        held = {path.name: read_entries(path) for path in self.files}
         entries: dict[str, TensorEntry] = {}
-        for path in self.files:
-            for name, entry in read_entries(path).items():
-                if name in entries:
-                    raise CheckpointError(f"{path}: tensor {name!r} is also in {entries[name].path.name}.")
-                entries[name] = entry
-        _check_index(self.path, entries)
+        for tensor, name in _weight_map(self.path).items():
+            if tensor not in held[name]:
+                raise CheckpointError(f"{self.path / INDEX}: tensor {tensor!r:.120} is not in {name!r}.")
+            entries[tensor] = held[name][tensor]
         return entries
 
     def _check(self) -> list[_Place]:
@@ -166,8 +170,11 @@ class HuggingFaceSource:
     def _place(self, entry: TensorEntry, expected: Mapping[str, tuple[int, ...]]) -> _Place | None:
         names, fused = self._part_names(entry)
         if names == ("head",) and self.config.tied_embeddings:
-            self._check_tied(entry)
-            return None
+            embedding = next((held for held in self.entries.values() if self._is_embedding(held)), None)
+            if embedding is not None:
+                _check_tied(entry, embedding)
+                return None
+            names = ("embedding",)  # of two names for one tensor some writers keep this one
         if not names or any(name not in expected for name in names):
             raise CheckpointError(
                 f"{entry.path}: tensor {entry.name!r:.120} has no place in a {self.config.family} model."
@@ -216,17 +223,17 @@ class HuggingFaceSource:
         count = self.config.experts.count if self.config.experts else 0
         return tuple(f"{layer}mlp.experts.{kind}.{index}" for index in range(count) for kind in kinds)
 
-    def _check_tied(self, head: TensorEntry) -> None:
-        """A head beside tied embeddings is allowed where it is the embedding; which of two to use is not a
-        guess.
-        """
-        held = (entry for entry in self.entries.values() if self._part_names(entry)[0] == ("embedding",))
-        embedding, reader = next(held, None), TensorReader()
-        same = embedding is not None and embedding.shape == head.shape
-        if embedding is None or not same or not torch.equal(reader.read(embedding), reader.read(head)):
-            reason = "differs from the embedding, but tie_word_embeddings is true"
-            remedy = "Set it to false in config.json to use this tensor as the head, or remove the tensor"
-            raise CheckpointError(f"{head.path}: tensor {head.name!r} {reason}. {remedy} to use the embedding.")
+    def _is_embedding(self, entry: TensorEntry) -> bool:
+        return self._part_names(entry)[0] == ("embedding",)
+
+
+def _check_tied(head: TensorEntry, embedding: TensorEntry) -> None:
+    """A head beside tied embeddings is allowed where it is the embedding; which of two to use is not a guess."""
+    reader = TensorReader()
+    if embedding.shape != head.shape or not torch.equal(reader.read(embedding), reader.read(head)):
+        reason = "differs from the embedding, but tie_word_embeddings is true"
+        remedy = "Set it to false in config.json to use this tensor as the head, or remove the tensor"
+        raise CheckpointError(f"{head.path}: tensor {head.name!r} {reason}. {remedy} to use the embedding.")
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -273,14 +280,6 @@ def _weight_map(directory: Path) -> dict[str, str]:
             given = f"weight_map gives {tensor!r:.80} the file {name!r:.80}"
             raise CheckpointError(f"{path}: {given}; it must be a safetensors file beside it.")
     return names
-
-
-def _check_index(directory: Path, entries: Mapping[str, TensorEntry]) -> None:
-    if not (directory / INDEX).is_file():
-        return
-    for tensor, name in _weight_map(directory).items():
-        if tensor not in entries or entries[tensor].path.name != name:
-            raise CheckpointError(f"{directory / INDEX}: tensor {tensor!r:.120} is not in {name!r}.")
 
 
 def llama_name(parameter: str) -> str:

@@ -140,6 +140,48 @@ def test_under_pressure_the_tree_goes_to_disk_and_returns() -> None:
     assert torch.equal(found, torch.stack(driver.step(miss, [1])))
 
 
+@pytest.mark.parametrize("disk", [True, None])
+def test_the_pages_of_a_hit_never_make_room_for_each_other(disk: bool | None) -> None:
+    model, tokens = model_info(), prompt(192)
+    page = Cache(model).footprint((), 1, 64).steady_bytes
+    cache = Cache(model, memory=5 * page, disk=disk, tree_bytes=100 * page)
+    published(cache, tokens)
+    hits = []
+    for pages in range(6):  # promised to another: what is left holds all of the tree, a part, nothing
+        other = cache.reserve("another request", pages * page)
+        hit = cache.create(tokens=[*tokens, 1])
+        assert all(segment.run is not None for segment in hit.segments()), "what is held is in memory"
+        hits.append(hit.hit)
+        hit.free()
+        other.release()
+    assert hits == ([192, 192, 192, 0, 0, 0] if disk else [192, 192, 192, 128, 64, 0])
+    assert cache.create(tokens=[*tokens, 1]).hit == (192 if disk else 0)
+
+
+def test_a_sequence_that_comes_back_is_whole_in_memory_or_still_parked() -> None:
+    model, tokens = model_info(), prompt(192)
+    page = Cache(model).footprint((), 1, 64).steady_bytes
+    came_back = []
+    for room in range(1, 5):
+        cache = Cache(model, memory=6 * page, disk=True, tree_bytes=100 * page)
+        published(cache, tokens[:128])
+        sequence = cache.create(tokens=tokens, reservation=cache.reserve("request", 3 * page))
+        Driver(model).prefill(sequence, tokens)
+        sequence.park()
+        cache.pressure(2 * page)  # the shared pages leave first, its own stays
+        other = cache.reserve("another request", (5 - room) * page)
+        try:
+            sequence.resume()
+            came_back.append(room)
+        except BudgetError:
+            assert sequence.parked
+        else:
+            assert all(segment.tier == "memory" for segment in sequence.segments())
+        other.release()
+        sequence.free()
+    assert came_back and came_back[0] > 1, "both cases are to be seen"
+
+
 def test_without_a_disk_tier_the_tree_gives_way() -> None:
     model = model_info()
     page = Cache(model).footprint((), 1, 64).steady_bytes

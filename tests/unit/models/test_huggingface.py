@@ -108,6 +108,15 @@ def test_tables_of_old_checkpoints_are_skipped(tmp_path: Path) -> None:
     assemble(HuggingFaceSource(write(tmp_path, weights)))
 
 
+def test_tied_embeddings_may_be_stored_as_the_head_alone(tmp_path: Path) -> None:
+    weights = tensors()
+    embedding = weights.pop("model.embed_tokens.weight")
+    write(tmp_path, weights | {"lm_head.weight": embedding}, tie_word_embeddings=True)
+    decoder = assemble(HuggingFaceSource(tmp_path), torch.float32).decoder
+    assert decoder.head is None
+    assert torch.equal(decoder.embedding.dequantize(), embedding)
+
+
 def test_a_head_beside_tied_embeddings_must_be_the_embedding(tmp_path: Path) -> None:
     weights = tensors()
     write(tmp_path, weights, tie_word_embeddings=True)
@@ -214,11 +223,18 @@ def test_indexes_that_do_not_fit(weight_map: object, expected: str, tmp_path: Pa
     assert expected in refusal(shards(tmp_path, weight_map))
 
 
-def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
+def test_the_index_says_which_file_a_tensor_is_read_from(tmp_path: Path) -> None:
     shards(tmp_path)
-    save_file(load_file(tmp_path / "b.safetensors") | {"model.embed_tokens.weight": torch.zeros(19, 8),
-              "lm_head.weight": torch.zeros(19, 8)}, tmp_path / "b.safetensors")  # fmt: skip
-    assert "is also in a.safetensors" in refusal(tmp_path)
+    stale = {"model.embed_tokens.weight": torch.zeros(19, 8), "model.layers.0.mlp.experts.0.w1.weight": torch.ones(2)}
+    save_file(load_file(tmp_path / "b.safetensors") | stale, tmp_path / "b.safetensors")
+    model = assemble(HuggingFaceSource(tmp_path), torch.float32)
+    assert torch.equal(model.decoder.embedding.dequantize(), tensors()["model.embed_tokens.weight"])
+
+
+def test_without_an_index_every_tensor_needs_a_place(tmp_path: Path) -> None:
+    assert "'extra.weight' has no place in a llama model" in refusal(
+        write(tmp_path, tensors() | {"extra.weight": torch.ones(2)})
+    )
 
 
 def craft(path: Path, header: object, data: bytes = bytes(16), length: int | None = None) -> Path:
