@@ -314,7 +314,7 @@ def test_models_with_a_recipe_weighs_it_without_making_it(
     def made(*_: object, **__: object) -> None:
         raise AssertionError("weights were made")
 
-    monkeypatch.setattr("thrifty.weights.technique.apply", made)
+    monkeypatch.setattr("thrifty.weights.technique.prepare", made)
     monkeypatch.setattr("thrifty.models.embedded.MODELS", {"recall-2m": MODELS["recall-2m"]})
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('[[weights]]\ntechnique = "rtn"\nembedding_bits = 4\n')

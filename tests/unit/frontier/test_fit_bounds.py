@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from thrifty.frontier.fit import BASE
 from thrifty.frontier.predict import predict
 from thrifty.models import Model
 from thrifty.recipe import Recipe
-from thrifty.weights.technique import apply
+from thrifty.weights.technique import prepare
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,13 +34,22 @@ def model() -> Model:
     return tiny_model(packed=True)
 
 
+def make_weights_by(function: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a function take the place of `prepare` wherever a search has techniques to apply."""
+
+    def prepared(model: Model, techniques: Sequence[Any], **options: Any) -> Model:
+        return function(model, techniques, **options) if techniques else model
+
+    monkeypatch.setattr("thrifty.frontier.workshop.prepare", prepared)
+
+
 def test_bytes_are_predicted_without_making_weights(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     coarse = [
         Candidate(Recipe(weights=[{"technique": "rtn", "bits": bits, "group": group}]), Grid.ON)
         for bits, group in ((4, 128), (4, 32), (8, 64))
     ]
-    sizes = {one.key: apply(model, one.recipe.techniques("weights")).nbytes for one in coarse}
-    monkeypatch.setattr("thrifty.frontier.workshop.apply", untouched)
+    sizes = {one.key: prepare(model, one.recipe.techniques("weights")).nbytes for one in coarse}
+    make_weights_by(untouched, monkeypatch)
     fit = fitted(model, LOOSE, [BASE, *coarse])
     fit.predict()
     assert {key: fit.predictions[key].need.weights for key in sizes} == sizes
@@ -57,7 +66,7 @@ def test_plain_weights_are_predicted_as_they_will_be_packed() -> None:
     rounded = Candidate(Recipe(weights=[RTN], cache=[KIVI]), Grid.ON)
     fit = fitted(plain, LOOSE, [BASE, rounded])
     fit.predict()
-    engine = Engine(apply(plain, rounded.recipe.techniques("weights")), threads=1, prefix_tree=False)
+    engine = Engine(prepare(plain, rounded.recipe.techniques("weights")), threads=1, prefix_tree=False)
     assert fit.predictions[rounded.key].need == predict(engine, rounded, CONTEXT)
     engine.close()
 
@@ -67,7 +76,7 @@ def test_the_time_holds_inside_a_measurement(model: Model, slow: str, monkeypatc
     """Ten seconds of work, of which less than one is begun."""
     seconds = 0.4
     if slow == "weights":
-        monkeypatch.setattr("thrifty.frontier.workshop.apply", slowly_applied)
+        make_weights_by(slowly_prepared, monkeypatch)
     else:
         monkeypatch.setattr(Engine, "step", lambda self, step=Engine.step: [time.sleep(0.05), step(self)][1])
     fit = fitted(model, LOOSE, minutes=seconds / 60)
@@ -79,11 +88,11 @@ def test_the_time_holds_inside_a_measurement(model: Model, slow: str, monkeypatc
         assert "were too short to measure any of 5 recipes" in why_nothing(fit) and "--minutes 1" in why_nothing(fit)
 
 
-def slowly_applied(model: Model, techniques: Any, before: Callable[[], None]) -> Model:
+def slowly_prepared(model: Model, techniques: Any, before: Callable[[], None]) -> Model:
     for _ in range(200):
         time.sleep(0.05)
         before()
-    return apply(model, techniques)
+    return prepare(model, techniques)
 
 
 def test_time_that_is_too_short_for_anything_is_said(model: Model) -> None:
@@ -121,7 +130,7 @@ def test_weights_that_fail_while_they_are_made_are_left_out(
     def failing(*_: Any, **__: Any) -> Model:
         raise error
 
-    monkeypatch.setattr("thrifty.frontier.workshop.apply", failing)
+    make_weights_by(failing, monkeypatch)
     fit = fitted(model, LOOSE, candidates()[:5])
     list(fit.rows())
     assert {row.candidate.key for row in fit.measured} == {one.key for one in candidates()[:3]}
