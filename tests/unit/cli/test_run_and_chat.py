@@ -262,14 +262,30 @@ def test_without_a_template_chat_goes_on_with_a_transcript_and_says_so(
     assert second["prompt_tokens"] > len(transcript + "\nUser: What is it?\nAssistant:")
 
 
-def test_without_a_template_run_keeps_the_system_message_and_says_so(thrifty: Callable[..., Any], base: Path) -> None:
+def test_without_a_template_run_goes_on_with_plain_text_and_says_so(thrifty: Callable[..., Any], base: Path) -> None:
     words = ("run", base, "Hello", "--max-tokens", 2, "--json")
-    assert thrifty(*words).json()["prompt_tokens"] == len("Hello")
+    alone = thrifty(*words)
+    assert alone.json()["prompt_tokens"] == len("Hello")
+    assert "has no chat template: it goes on with the prompt as plain text." in alone.message
     found = thrifty(*words, "--system", "Be brief.")
     assert found.json()["prompt_tokens"] == len("Be brief.\n\nHello")
-    assert "stands before the prompt, as plain text" in found.message
+    assert "it goes on with the system message and the prompt as plain text." in found.message
+    assert not thrifty(*words, "--raw").err, "who asks for plain text is told nothing"
     refused = thrifty(*words, "--template-argument", "enable_thinking=false")
-    assert refused.code == 1 and "has no chat template that could take template_arguments" in refused.message
+    assert refused.code == 1 and not refused.err
+    assert "has no chat template that could take template_arguments" in refused.json()["error"]
+
+
+@pytest.mark.parametrize("words", [("chat",), ("run", "Hello"), ("run", "Hello", "--system", "Be brief.")])
+def test_a_model_without_a_tokenizer_is_told_by_what_is_missing(
+    thrifty: Callable[..., Any], tmp_path: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(tmp_path / "llama")
+    (folder / "tokenizer.json").unlink()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    found = thrifty(words[0], folder, *words[1:], "--max-tokens", 2)
+    assert found.code == 1 and "the checkpoint has no tokenizer.json" in found.message
+    assert "did not foresee" not in found.message
 
 
 def test_flags_of_the_chat_template(thrifty: Callable[..., Any], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from thrifty.cli import opening, options, output, streams
 
 EXAMPLE = 'thrifty run smollm2-135m "Why is the sky blue?" --memory 150MB --recipe recipe.toml'
 
-PLAIN = "This model has no chat template: the system message stands before the prompt, as plain text."
+PLAIN = "This model has no chat template: it goes on with {} as plain text."
 
 
 @options.takes_sampling
@@ -50,8 +50,8 @@ def command(
     messages.append({"role": "user", "content": text})
     chosen = opening.read_recipe(recipe)
     with opening.opened(model, recipe=chosen, memory=memory, threads=threads, native=native) as thrifty:
-        if system and not thrifty.model.tokenizer.has_chat_template:
-            output.note(PLAIN)
+        if not (raw or template or thrifty.model.require_tokenizer().has_chat_template):
+            output.note(PLAIN.format("the system message and the prompt" if system else "the prompt"))
         handle = opening.submit(thrifty, messages, sampling, raw=raw, cache_memory=cache_memory, template=template)
         first = None
         for event in handle:
