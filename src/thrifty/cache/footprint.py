@@ -89,8 +89,8 @@ class _Held:
         holes = quantiser is not None and rewriting
         after_prompt, slots = _bounds([policy.kept for policy in policies], prompt, generated, holes)
         in_layer = _bounds([policy.kept_in_layer for policy in policies], prompt, generated, holes)
-        apart = sum(policy.apart for policy in policies)
-        cuts = 1 + (apart > 0)
+        separate = sum(policy.separate_slots for policy in policies)
+        cuts = 1 + (separate > 0)
         one = _layer_bytes(policies, model, slots, after_prompt, quantiser, cuts)
         largest = _layer_bytes(policies, model, in_layer[1], in_layer[0], quantiser, cuts)
         open_page = _run(kv.slab_bytes(model.format, PAGE, model.head_dim) * model.kv_heads * layers)
@@ -99,7 +99,7 @@ class _Held:
         evicts = slots < prompt + generated or rewriting
         biased = any(policy.biases for policy in policies)
         per_slot = 4 * (evicts or biased) + 4 * biased + 8 * (quantiser is not None and rewriting)
-        self.index = layers * model.kv_heads * (per_slot * (slots + 2 * PAGE) + 4 * apart * (model.head_dim + 4))
+        self.index = layers * model.kv_heads * (per_slot * (slots + 2 * PAGE) + 4 * separate * (model.head_dim + 4))
 
 
 def _bounds(kept: Sequence[Callable[[int, int], int]], prompt: int, generated: int, holes: bool) -> tuple[int, int]:

@@ -118,7 +118,7 @@ class CachePolicy:
         return self.kept(prompt, generated)
 
     @property
-    def apart(self) -> int:
+    def separate_slots(self) -> int:
         """How many of a head's slots lie in a segment of their own, with their first keys beside them where the method
         renumbers them."""
         return 0

@@ -21,8 +21,6 @@ It is called by the thread that steps, when the step's results are committed for
 cancel; a step of its own is refused. One that raises is not called again: its request ends with that error.
 """
 
-FINISH_REASONS = ("stop", "length", "cancelled", "error")
-
 
 @dataclass(frozen=True)
 class Event:

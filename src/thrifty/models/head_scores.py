@@ -21,6 +21,7 @@ from torch import Tensor
 
 from thrifty.errors import CheckpointError
 from thrifty.models.cache_directory import cache_directory, storage_errors, write_text
+from thrifty.models.checked_text import parse_json
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
@@ -106,9 +107,9 @@ def read(model: Model, kind: str) -> HeadScores | None:
         return None
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise CheckpointError(f"{path}: larger than {LARGEST_FILE >> 20} MiB: these are no scores; remove it")
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+            raise CheckpointError(f"larger than {LARGEST_FILE >> 20} MiB")
+        found = parse_json(path.read_bytes(), path)
+    except (OSError, CheckpointError) as error:
         raise CheckpointError(f"{path}: cannot be read as scores of heads ({error}): remove it") from error
     return _checked(path, found, model, kind)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,10 +66,6 @@ class TokenizerDefinition:
 
     definition: str
     settings: TokenizerSettings
-
-    def settings_text(self) -> str:
-        """The settings as JSON text."""
-        return json.dumps(self.settings.to_json(), ensure_ascii=False)
 
 
 def _is_id(value: object) -> bool:

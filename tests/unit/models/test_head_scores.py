@@ -106,6 +106,13 @@ def test_a_file_that_is_no_json_is_refused(model: Model) -> None:
         SavedScores(model).get("r")
 
 
+def test_a_text_that_is_no_utf_8_is_refused_by_field(model: Model) -> None:
+    path = save(model, scores(model))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"date": "\ud800"}))
+    with pytest.raises(CheckpointError, match=r"'date' is not valid UTF-8: it holds half of a surrogate pair"):
+        read(model, "r")
+
+
 def test_an_engine_refuses_headkv_until_there_are_scores(model: Model) -> None:
     with pytest.raises(RecipeError, match="run `thrifty heads MODEL --kind r` once"):
         Engine(model, cache=HEADKV, native=False)

@@ -111,7 +111,7 @@ class Streaming(CachePolicy):
         return min(prompt + generated, self.sinks + self.known(self.window) + (PAGE + self.period if generated else 0))
 
     @property
-    def apart(self) -> int:
+    def separate_slots(self) -> int:
         """The sinks."""
         return self.sinks
 
