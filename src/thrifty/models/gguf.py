@@ -14,11 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.errors import CheckpointError
-from thrifty.models.gguf_header import DEFAULT_ALIGNMENT, OTHER_TYPES, TENSOR_TYPES, Cursor, TensorInfo
+from thrifty.models.gguf_header import DEFAULT_ALIGNMENT, Cursor, TensorInfo
 from thrifty.models.gguf_metadata import Metadata
 from thrifty.models.gguf_split import MAX_PARTS, first_part, part_names
-
-__all__ = ["GGUF", "OTHER_TYPES", "TENSOR_TYPES", "Metadata", "TensorInfo"]
 
 
 class _Part:

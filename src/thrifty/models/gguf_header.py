@@ -1,8 +1,8 @@
 """A strict reader of GGUF headers (versions 2 and 3, little endian).
 
-Every count, length, dimension and offset is checked against the file's size
-before anything is allocated, so that a hostile file costs at most a small multiple of its own size and ends in a
-CheckpointError that names the field. Format: the GGUF specification of the ggml project.
+Every count, length, dimension and offset is checked against the file's size before anything is allocated, so that a
+hostile file costs at most a small multiple of its own size and ends in a CheckpointError that names the field. Format:
+the GGUF specification of the ggml project.
 """
 
 from __future__ import annotations

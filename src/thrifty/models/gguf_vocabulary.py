@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from thrifty.errors import CheckpointError
-from thrifty.models.gguf import Metadata
+from thrifty.models.gguf_metadata import Metadata
 from thrifty.models.tokenizer_ends import MARKS_OF_FILLING, known_ends
 
 # token types of `tokenizer.ggml.token_type`; 0 is undefined

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thrifty.errors import CheckpointError, nearest
-from thrifty.models.gguf import Metadata
+from thrifty.models.gguf_metadata import Metadata
 from thrifty.models.gguf_vocabulary import BYTE, CONTROL, UNUSED, USER_DEFINED, Vocabulary, read_vocabulary
 from thrifty.models.tokenizer_pre import DEFAULT, cut
 from thrifty.models.tokenizer_settings import TokenizerDefinition, TokenizerSettings

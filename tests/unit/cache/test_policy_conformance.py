@@ -244,7 +244,7 @@ def test_the_footprint_counts_what_a_policy_keeps_apart_whatever_it_calls_it() -
         uniform = True
 
         @property
-        def apart(self) -> int:
+        def separate_slots(self) -> int:
             return self.first
 
         def after_prefill(self, layer: LayerInfo, kv: LayerView, stats: Stats) -> Edits:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tests import gguf_files
 
 from thrifty.errors import CheckpointError, ThriftyError
-from thrifty.models.gguf import GGUF, Metadata
+from thrifty.models.gguf import GGUF
+from thrifty.models.gguf_metadata import Metadata
 from thrifty.models.gguf_source import GGUFSource
 from thrifty.models.tokenizer import Tokenizer
 from thrifty.models.tokenizer_gguf import from_metadata

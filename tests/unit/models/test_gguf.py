@@ -15,7 +15,9 @@ from tests import gguf_files
 
 from thrifty.errors import CheckpointError
 from thrifty.models import gguf_blocks
-from thrifty.models.gguf import GGUF, OTHER_TYPES, TENSOR_TYPES, Metadata
+from thrifty.models.gguf import GGUF
+from thrifty.models.gguf_header import OTHER_TYPES, TENSOR_TYPES
+from thrifty.models.gguf_metadata import Metadata
 from thrifty.models.gguf_source import GGUFSource
 from thrifty.models.tokenizer_gguf import _token_id
 

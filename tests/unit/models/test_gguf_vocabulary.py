@@ -15,7 +15,7 @@ from tests.unit.models.test_tokenizer_gguf import SPM, metadata, spm, tokenizer
 
 from thrifty.errors import CheckpointError, ThriftyWarning
 from thrifty.models import load
-from thrifty.models.gguf import Metadata
+from thrifty.models.gguf_metadata import Metadata
 from thrifty.models.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from thrifty.models.tokenizer import Tokenizer
 from thrifty.models.tokenizer_gguf import from_metadata

@@ -10,7 +10,7 @@ import pytest
 from tests.gguf_files import byte_tokens
 
 from thrifty.errors import CheckpointError
-from thrifty.models.gguf import Metadata
+from thrifty.models.gguf_metadata import Metadata
 from thrifty.models.tokenizer import Tokenizer
 from thrifty.models.tokenizer_gguf import derive_merges, from_metadata
 from thrifty.models.tokenizer_pieces import bytes_of
