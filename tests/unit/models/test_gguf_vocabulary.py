@@ -19,6 +19,8 @@ from thrifty.models.gguf_metadata import Metadata
 from thrifty.models.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from thrifty.models.tokenizer import Tokenizer
 from thrifty.models.tokenizer_gguf import from_metadata
+from thrifty.models.tokenizer_pieces import bytes_of
+from thrifty.models.tokenizer_pre import cut
 from thrifty.models.tokenizer_settings import TokenizerSettings
 
 PLAIN = byte_tokens()[:259]  # bytes and merges
@@ -185,11 +187,9 @@ CUT_BY_GUESS = [
 @pytest.mark.parametrize(("text", "expected"), CUT_BY_GUESS)
 @pytest.mark.parametrize("pre", [None, "default"])
 def test_text_is_cut_as_llama_cpp_guesses(pre: str | None, text: str, expected: list[str]) -> None:
-    from thrifty.models.tokenizer_pre import cut
-
     found = tokenizer(pre=pre)
     pieces = [piece for piece, _ in cut("default").pre_tokenizer().pre_tokenize_str(text)]
-    assert [found.pieces.to_bytes(piece).decode() for piece in pieces] == expected
+    assert [bytes_of(piece).decode() for piece in pieces] == expected
     assert found.decode(found.encode(text)) == text
     wanted = "is missing" if pre is None else "is 'default'"
     assert [wanted in warning for warning in found.settings.warnings] == [True]
