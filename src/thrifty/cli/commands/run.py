@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from thrifty.cli import opening, options, output, streams
+
+if TYPE_CHECKING:
+    from thrifty.engine.request import Handle
 
 EXAMPLE = 'thrifty run smollm2-135m "Why is the sky blue?" --memory 150MB --recipe recipe.toml'
 
@@ -39,6 +43,26 @@ def command(
     """Answer one prompt, streaming."""
     started = time.perf_counter()
     template = options.template_options(tools, template_argument, control_tokens)
+    messages = _messages(prompt, system, raw, template)
+    chosen = opening.read_recipe(recipe)
+    with opening.opened(model, recipe=chosen, memory=memory, threads=threads, native=native) as thrifty:
+        if not (raw or template or thrifty.model.require_tokenizer().has_chat_template):
+            output.note(PLAIN.format("the system message and the prompt" if system else "the prompt"))
+        handle = opening.submit(thrifty, messages, sampling, raw=raw, cache_memory=cache_memory, template=template)
+        first = _stream(handle, started, quiet=as_json)
+        if as_json:
+            sample = handle.samples[0]
+            answer = {
+                "model": model,
+                "recipe": chosen.label(),
+                "text": sample.text,
+                "finish_reason": sample.finish_reason,
+            }
+            output.json_line(answer | opening.usage_of(handle, first))
+
+
+def _messages(prompt: str, system: str | None, raw: bool, template: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What is asked. Raises typer.BadParameter for an empty prompt, and for what goes without the chat template."""
     text = streams.text_of(sys.stdin.read() if prompt == "-" else prompt, "the prompt")
     if not text.strip():
         raise typer.BadParameter("the prompt is empty; write at least one word.", param_hint="PROMPT")
@@ -47,27 +71,18 @@ def command(
     if raw and template:
         raise typer.BadParameter(f"{next(iter(template))} needs the chat template; leave out one.", param_hint="--raw")
     messages = [{"role": "system", "content": streams.text_of(system, "--system")}] if system else []
-    messages.append({"role": "user", "content": text})
-    chosen = opening.read_recipe(recipe)
-    with opening.opened(model, recipe=chosen, memory=memory, threads=threads, native=native) as thrifty:
-        if not (raw or template or thrifty.model.require_tokenizer().has_chat_template):
-            output.note(PLAIN.format("the system message and the prompt" if system else "the prompt"))
-        handle = opening.submit(thrifty, messages, sampling, raw=raw, cache_memory=cache_memory, template=template)
-        first = None
-        for event in handle:
-            first = first if first is not None else time.perf_counter() - started
-            if not as_json and event.text:
-                sys.stdout.write(event.text)
-                sys.stdout.flush()
-        result = handle.result()
-        if as_json:
-            answer = {
-                "model": model,
-                "recipe": chosen.label(),
-                "text": result.text,
-                "finish_reason": result.finish_reason,
-            }
-            output.json_line(answer | opening.usage_of(handle, first))
-        else:
-            sys.stdout.write("\n")
+    return [*messages, {"role": "user", "content": text}]
+
+
+def _stream(handle: Handle, started: float, quiet: bool) -> float | None:
+    """Print the answer as it comes, unless quiet. Returns the seconds until its first event. Raises its error."""
+    first = None
+    for event in handle:
+        first = first if first is not None else time.perf_counter() - started
+        if not quiet and event.text:
+            sys.stdout.write(event.text)
             sys.stdout.flush()
+    if not quiet:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    return first
