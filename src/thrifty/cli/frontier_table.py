@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from thrifty.cli import output
 from thrifty.cli.layout import Column, Layout, grid, layout
-from thrifty.cli.progress import Bar, Steps, progress
+from thrifty.cli.progress import ProgressBar, Steps, progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,7 +68,7 @@ class Watcher:
         if sys.stdout.isatty() and sys.stderr.isatty() and not self.quiet:
             from rich.live import Live
 
-            self.steps: Steps = Bar(WHAT, self.fit.total, limit)
+            self.steps: Steps = ProgressBar(WHAT, self.fit.total, limit)
             self.bar = self.steps.drawn
             self.live = Live(self._screen(), console=output.messages(), refresh_per_second=4, transient=True)
             self.shown.enter_context(self.live)

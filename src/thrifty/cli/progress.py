@@ -44,7 +44,7 @@ class Steps:
         return f"{said}, about {seconds(left)} left" if self.done else said
 
 
-class Bar(Steps):
+class ProgressBar(Steps):
     """Steps that a terminal shows as a bar."""
 
     def __init__(self, what: str, total: int, limit: float = math.inf) -> None:
@@ -62,7 +62,7 @@ class Bar(Steps):
 def progress(what: str, total: int, limit: float = math.inf) -> Iterator[Steps]:
     """Show how far it is while it lasts; call `advance` once a step. limit: see Steps."""
     if sys.stderr.isatty():
-        bar = Bar(what, total, limit)
+        bar = ProgressBar(what, total, limit)
         with bar.drawn:
             yield bar
         return

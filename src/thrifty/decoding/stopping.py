@@ -11,7 +11,7 @@ from thrifty.decoding.sampling import SamplingParameters
 from thrifty.models.tokenizer_pieces import overlap
 
 
-class TextStream(Protocol):
+class TextDecoder(Protocol):
     """Incremental detokenisation: never half a UTF-8 character."""
 
     def push(self, token: int) -> str:
@@ -77,7 +77,7 @@ class Stopper:
     def __init__(
         self,
         parameters: SamplingParameters,
-        stream: TextStream,
+        stream: TextDecoder,
         end_ids: Iterable[int],
         maximum_tokens: int,
         forced: int = 0,
