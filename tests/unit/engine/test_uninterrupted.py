@@ -134,7 +134,6 @@ def test_alarms_at_any_moment_harm_nobody(packed: Model, make_engine: Any) -> No
     alone = [make_engine(packed, prefix_tree=False).submit(request).result().token_ids for request in requests]
     engine, chance, cut = make_engine(packed), random.Random(4), 0
     for turn in range(24):
-        cut += interrupted(0, lambda: None)
         neighbour = engine.submit(requests[turn % 3])
         handles: list[Handle] = []
 
