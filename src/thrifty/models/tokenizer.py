@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 TAIL = 16  # tokens before an answer that a decoder's steps can reach back to: a character's bytes, a word
+SENTENCE_PIECE = frozenset(("Sequence", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"))
+"""The steps of decoders for vocabularies that spell a space as ▁."""
 
 
 class Tokenizer:
@@ -266,13 +268,13 @@ class TokenStream:
 def decoder_of(backend: tokenizers.Tokenizer) -> Mapping[str, Any] | None:
     """The JSON of a tokenizer's decoder as the library writes it, None where it has none.
 
-    Where the vocabulary is byte-level and the decoder is for another kind, as in some exports of Mistral's tokenizers,
-    it is the byte-level one: any other would leave the spellings of bytes in the text.
+    Where the vocabulary is byte-level and the decoder is SentencePiece's, as in some exports of Mistral's tokenizers, it
+    is the byte-level one: the other would leave the spellings of bytes in the text.
     """
     if backend.decoder is None:
         return None
     decoder: dict[str, Any] = json.loads(backend.decoder.__getstate__())
-    if "ByteLevel" not in _kinds(decoder) and _is_byte_level(backend):
+    if _kinds(decoder) <= SENTENCE_PIECE and _is_byte_level(backend):
         return {"type": "ByteLevel"}
     return decoder
 

@@ -177,7 +177,9 @@ def test_what_cannot_go_on_from_token_to_token_is_refused_by_name(chain: list[de
 FOREIGN = decoders.Sequence([*LLAMA, decoders.Strip(" ", 1, 0)])
 
 
-@pytest.mark.parametrize("decoder", [FOREIGN, decoders.Metaspace(), decoders.Fuse()], ids=["Llama", "Metaspace", "Fuse"])
+@pytest.mark.parametrize(
+    "decoder", [FOREIGN, decoders.Metaspace(), decoders.Fuse()], ids=["Llama", "Metaspace", "Fuse"]
+)
 @pytest.mark.parametrize("nested", [False, True], ids=["alone", "in a sequence"])
 def test_a_byte_level_vocabulary_is_decoded_as_such_whatever_decoder_is_stated(
     decoder: decoders.Decoder, nested: bool
