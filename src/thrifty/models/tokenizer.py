@@ -268,8 +268,8 @@ class TokenStream:
 def decoder_of(backend: tokenizers.Tokenizer) -> Mapping[str, Any] | None:
     """The JSON of a tokenizer's decoder as the library writes it, None where it has none.
 
-    Where the vocabulary is byte-level and the decoder is SentencePiece's, as in some exports of Mistral's tokenizers, it
-    is the byte-level one: the other would leave the spellings of bytes in the text.
+    Where the vocabulary is byte-level and the decoder is SentencePiece's, as in some exports of Mistral's tokenizers,
+    it is the byte-level one: the other would leave the spellings of bytes in the text.
     """
     if backend.decoder is None:
         return None
