@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from thrifty.decoding.sampling import Sampler, SamplingParameters
 from thrifty.decoding.stopping import NoText, Stopper
 from thrifty.engine.answer import Answer, Event, Listener
-from thrifty.engine.decode import Outcome, decode, first_choices
+from thrifty.engine.decode import Outcome, decode, first_choices, without_outcome
 from thrifty.engine.intake import Intake, Ticket
 from thrifty.engine.memory import EngineMemory
 from thrifty.engine.native_runner import choose_runner
@@ -216,31 +216,39 @@ class Engine:
         return Running(answer, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)
 
     def _outcomes(self) -> list[Outcome]:
-        """Run what is scheduled. Errors of sequences are among the outcomes; any other is raised before a row ran."""
+        """Run what is scheduled. Errors of sequences are among the outcomes; any other is raised after the step, and
+        what had come of it by then is published.
+        """
+        outcomes: list[Outcome] = []
         try:
             work = self._scheduler.schedule()
-            outcomes = [Outcome(sequence, error=error) for sequence, error in work.stuck]
-            outcomes += decode(self.runner, work.decode, self._turn.note_interrupt)
-        except BaseException:
+            outcomes += [Outcome(sequence, error=error) for sequence, error in work.stuck]
+            decode(self.runner, work.decode, outcomes, self._turn.note_interrupt)
+            self._prefill(work.prefill, self._pace.cuts and bool(work.decode), outcomes)
+        except BaseException as error:
             self._publisher.sound = False
-            raise
-        return outcomes + self._prefill(work.prefill, sliced=self._pace.cuts and bool(work.decode))
+            self._turn.note(error)
+        return outcomes
 
-    def _prefill(self, sequence: Running | None, sliced: bool) -> list[Outcome]:
+    def _prefill(self, sequence: Running | None, sliced: bool, outcomes: list[Outcome]) -> None:
         """The next piece of a prompt. With the last one, its samples fork and each chooses its first token."""
         if sequence is None:
-            return []
+            return
+        family = [sequence]
         try:
             if sequence.prefill is None:
                 sequence.prefill = start_prefill(self.runner, sequence, self._chunk, self.memory.publish, self._pace)
             scores = sequence.prefill.advance(sliced)
             if scores is None:
-                return []
+                return
             self.memory.settle(sequence)
             family = self._split(sequence)
+            first_choices(family, scores, outcomes)
         except BaseException as error:
-            return [Outcome(sequence, error=error)]
-        return first_choices(family, scores)
+            missing = without_outcome(family, outcomes)
+            outcomes += [Outcome(sample, error=error) for sample in missing]
+            if not missing:
+                raise
 
     def _split(self, sequence: Running) -> list[Running]:
         """The sequence and its siblings, which share its prompt by reference. All or none."""

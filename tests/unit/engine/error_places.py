@@ -16,9 +16,12 @@ import pytest
 PACKAGES = ("thrifty.storage", "thrifty.cache", "thrifty.decoding")
 MODULES = (
     "thrifty.engine.prefill", "thrifty.engine.rehearsal", "thrifty.engine.sequence", "thrifty.engine.memory",
+    "thrifty.engine.decode",
     "thrifty.engine.runner", "thrifty.engine.native_runner",
 )  # fmt: skip
-"""What a step calls. The step itself (`decode`, `publishing`) is what must hold."""
+"""What a step calls. The step itself (`engine`, `publishing`) is what must hold."""
+CALLED_BY_NAME = (("thrifty.engine.engine", "decode"), ("thrifty.engine.engine", "first_choices"))
+"""Functions that a module took from another one."""
 
 
 class Places:
@@ -76,6 +79,9 @@ def wrap_all(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
                         monkeypatch.setattr(value, method, places.wrapped(function))
             elif inspect.isfunction(value) and value.__module__.startswith("thrifty."):
                 monkeypatch.setattr(module, name, places.wrapped(value))
+    for path, name in CALLED_BY_NAME:
+        module = importlib.import_module(path)
+        monkeypatch.setattr(module, name, places.wrapped(getattr(module, name)))
 
 
 def _modules() -> Iterator[ModuleType]:

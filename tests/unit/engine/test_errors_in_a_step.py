@@ -200,7 +200,7 @@ def _check_memory(stage: Stage, engine: Engine) -> None:
     cache.tree.clear()
     held = {name: one["current"] for name, one in ledger.categories().items() if one["current"]}
     assert held.keys() <= {"weights", "workspace"}, held
-    assert held["workspace"] == engine.memory.workspace + engine.memory._rows_charged * engine.memory._row_bytes
+    assert held["workspace"] == engine.memory.workspace
     assert engine.memory._rows == 0
     assert (cache.tiers.arena.used, cache.tiers.disk.used, ledger.committed) == (0, 0, ledger.current)
 
