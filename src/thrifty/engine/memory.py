@@ -4,9 +4,9 @@ what.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cache.footprint import Footprint
@@ -42,7 +42,7 @@ class EngineMemory:
         memory: int | str | None,
         *,
         chunk: int,
-        disk: str | Path | None = None,
+        disk: str | os.PathLike[str] | None = None,
         prefix_tree: bool = True,
     ) -> None:
         """chunk: the most rows that a prefill appends at once. disk: folder of the disk tier, None: the

@@ -74,7 +74,7 @@ class NativePlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the plan's workspace: buffers, scratch of the workers, logits of the largest call since `keep_logits`."""
+        """Bytes of the plan's workspace: buffers, scratch of the workers, logits since `keep_logits`."""
         return int(self._native.nbytes) + self._logits.nbytes + self._best.nbytes + self._rotary.nbytes
 
     @property

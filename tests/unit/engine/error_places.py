@@ -38,10 +38,13 @@ class Places:
         self._at = 0
         self._after = False
         self._armed = False
+        self.names: frozenset[str] | None = None
 
     @contextmanager
     def armed(self, kind: type[BaseException], at: int, *, after: bool = False) -> Iterator[None]:
-        """The `at`-th call from now on (0: none) raises, before it does anything or after it did all."""
+        """The `at`-th call from now on (0: none) raises, before it does anything or after it did all. Where `names` are
+        set, calls of other functions are not counted.
+        """
         self.calls, self.place, self.error = 0, None, None
         self._kind, self._at, self._after, self._armed = kind, at, after, True
         try:
@@ -54,7 +57,7 @@ class Places:
 
         @functools.wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:
-            if not self._armed:
+            if not self._armed or (self.names is not None and function.__name__ not in self.names):
                 return function(*arguments, **options)
             self.calls += 1
             if self.calls != self._at:

@@ -243,6 +243,17 @@ def test_an_error_at_any_place_harms_one_request_at_most(places: Places, scene: 
         play_with(places, stage(scene), KINDS[turn % 3], chance.randrange(1, calls), after=turn >= 3)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("name", ["decode", "_prepare", "_run", "first_choices"])
+def test_an_error_in_what_all_sequences_of_a_step_share_loses_no_token(places: Places, name: str, after: bool) -> None:
+    """Also where rows were committed by then."""
+    places.names = frozenset((name,))
+    calls = count(places, stage("evicting"))
+    for turn, kind in enumerate(KINDS):
+        play_with(places, stage("evicting"), kind, 1 + (turn + 1) * (calls - 1) // 4, after)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("kind", KINDS)
