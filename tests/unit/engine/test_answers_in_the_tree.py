@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,6 +19,13 @@ from thrifty.models.model import Model
 
 PROMPT, ANSWER = 100, 150
 LENGTHS: dict[str, Any] = {"global": (), "windowed": (100, None, 100)}
+
+
+@pytest.fixture(autouse=True)
+def without_leftovers() -> Iterator[None]:
+    """Engines refer to themselves, and each reserves address space."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module", params=LENGTHS)
