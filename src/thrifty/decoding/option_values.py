@@ -108,6 +108,10 @@ def biases(name: str, value: Any) -> dict[int, float]:
         raise PromptError(f"{name} = {shown(value)} is no mapping; use {{token id: bias}}, or None")
     result = {}
     for token, bias in value.items():
+        if as_integer(token) is None:
+            raise PromptError(
+                f"{name} has the key {shown(token)}, which is no token id; use whole numbers of at least 0"
+            )
         place = whole(name, token, 0, "token ids of at least 0")
         if not isinstance(bias, numbers.Real) or isinstance(bias, bool) or math.isnan(bias) or bias == math.inf:
             raise PromptError(f"{name}[{place}] = {bias!r}; use a finite number, or -inf as a ban")

@@ -10,10 +10,11 @@ from typing import Any, Literal, overload
 from thrifty.decoding.option_values import flag, shown
 from thrifty.decoding.sampling import SamplingParameters
 from thrifty.engine.engine import Engine
+from thrifty.engine.options import EngineOptions
 from thrifty.engine.prompts import are_messages, prompt_ids, prompt_list
 from thrifty.engine.request import Handle, Request, Result
 from thrifty.engine.text_stream import TextStream
-from thrifty.errors import PromptError, QueueFullError
+from thrifty.errors import PromptError, QueueFullError, RecipeError
 from thrifty.recipe import Recipe
 from thrifty.storage.budget import parse_size
 
@@ -49,18 +50,25 @@ class Thrifty:
         """
         from thrifty.models import load
 
+        options = EngineOptions.of(threads=threads, context=context, native=native)
+        budget = None if memory is None else parse_size(memory)
         chosen = as_recipe(recipe)
-        loaded = load(model, threads=threads, native=native) if isinstance(model, str | os.PathLike) else model
+        if isinstance(model, str | os.PathLike):
+            loaded = load(model, threads=options.threads, native=options.native)
+        elif hasattr(model, "decoder"):
+            loaded = model
+        else:
+            raise PromptError(f"model = {shown(model)} is no model; use a name, a path, or a loaded Model")
         if techniques := chosen.techniques("weights"):
             loaded = techniques[0].prepare(loaded, techniques)
         self.model = loaded
         self.recipe = chosen
         self.engine = Engine(
             loaded,
-            memory=memory,
-            threads=threads,
-            context=context,
-            native=native,
+            memory=budget,
+            threads=options.threads,
+            context=options.context,
+            native=options.native,
             cache=chosen.cache,
             decoding=chosen.decoding,
             **engine_options,
@@ -225,4 +233,8 @@ def as_recipe(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None
         return recipe
     if isinstance(recipe, Mapping):
         return Recipe.from_document(dict(recipe))
-    return Recipe.load(recipe)
+    if isinstance(recipe, str | os.PathLike):
+        return Recipe.load(recipe)
+    raise RecipeError(
+        f"recipe = {shown(recipe)} is no recipe; use a Recipe, its tables as {{stage: [tables]}}, or a TOML file's path"
+    )

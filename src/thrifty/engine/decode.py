@@ -39,19 +39,28 @@ class _Part:
     rows: Rows
 
 
-def decode(runner: Runner, sequences: Items[Sequence], note: Note) -> list[Outcome]:
-    """Run one step of all sequences. Where the batch fails, each runs alone, and only the culprits report
-    an error.
+def decode(runner: Runner, sequences: Items[Sequence], outcomes: list[Outcome], note: Note) -> None:
+    """Run one step of all sequences and add what came of it to `outcomes`. Where the batch fails, each runs alone, and
+    only the culprits report an error.
 
-    Afterwards every cache that reports none holds exactly its committed rows and those of the choices.
+    Afterwards every cache that reports none holds exactly its committed rows and those of the choices. That holds
+    whatever is raised, too: a sequence without an outcome is as before, and those with one must be published.
     """
-    failed: list[Outcome] = []
-    parts = _prepare(sequences, failed, note)
-    return failed + _run(runner, parts, note)
+    try:
+        _run(runner, _prepare(sequences, outcomes, note), outcomes, note)
+    except BaseException:
+        _roll_back(without_outcome(sequences, outcomes), outcomes)
+        raise
 
 
-def _prepare(sequences: Items[Sequence], failed: list[Outcome], note: Note) -> list[_Part]:
-    """Drafts, and room for their rows. Those that cannot have them are added to `failed`."""
+def without_outcome(sequences: Items[Sequence], outcomes: Items[Outcome]) -> list[Sequence]:
+    """The sequences that nothing has come of yet."""
+    done = {id(outcome.sequence) for outcome in outcomes}
+    return [sequence for sequence in sequences if id(sequence) not in done]
+
+
+def _prepare(sequences: Items[Sequence], outcomes: list[Outcome], note: Note) -> list[_Part]:
+    """Drafts, and room for their rows. The errors of those that cannot have them are added to `outcomes`."""
     parts = []
     for sequence, draft in zip(sequences, _propose(sequences, note), strict=True):
         try:
@@ -61,54 +70,53 @@ def _prepare(sequences: Items[Sequence], failed: list[Outcome], note: Note) -> l
             rows.cache.reserve(len(rows.tokens))
             parts.append(_Part(sequence, draft, rows))
         except BaseException as error:
-            failed.append(Outcome(sequence, error=error))
+            outcomes.append(Outcome(sequence, error=error))
     return parts
 
 
-def _run(runner: Runner, parts: Items[_Part], note: Note) -> list[Outcome]:
+def _run(runner: Runner, parts: Items[_Part], outcomes: list[Outcome], note: Note) -> None:
     if not parts:
-        return []
+        return
     try:
         scores = runner.decode([part.rows for part in parts])
         first_rows = _offsets([part.rows for part in parts])
         accepted = _accept(parts, first_rows, scores, note)
     except BaseException as error:
-        failed = _rolled_back(parts)
         if len(parts) == 1:
-            return [Outcome(parts[0].sequence, error=error)]
+            outcomes.append(Outcome(parts[0].sequence, error=error))
+            return
+        _roll_back([part.sequence for part in parts], outcomes)
         note(error)
-        left = [part for part in parts if all(part.sequence is not outcome.sequence for outcome in failed)]
-        return failed + [outcome for part in left for outcome in _run(runner, [part], note)]
-    outcomes = []
+        left = without_outcome([part.sequence for part in parts], outcomes)
+        for part in parts:
+            if part.sequence in left:
+                _run(runner, [part], outcomes, note)
+        return
     for part, first, own in zip(parts, first_rows, accepted, strict=True):
         try:
             outcomes.append(_settle(part, first, own, scores))
         except BaseException as error:
             outcomes.append(Outcome(part.sequence, error=error))
-    return outcomes
 
 
-def _rolled_back(parts: Items[_Part]) -> list[Outcome]:
-    """Drop the uncommitted rows that a failed run left; those where that fails, with their error."""
-    failed = []
-    for part in parts:
+def _roll_back(sequences: Items[Sequence], outcomes: list[Outcome]) -> None:
+    """Drop the uncommitted rows that a failed run left. Where that fails, the error is added to `outcomes`."""
+    for sequence in sequences:
         try:
-            part.rows.cache.discard()
+            if sequence.cache is not None:
+                sequence.cache.discard()
         except BaseException as error:
-            failed.append(Outcome(part.sequence, error=error))
-    return failed
+            outcomes.append(Outcome(sequence, error=error))
 
 
-def first_choices(sequences: Items[Sequence], scores: Scores) -> list[Outcome]:
-    """The samples' first tokens, from the scores of their prompt's last row."""
-    outcomes = []
+def first_choices(sequences: Items[Sequence], scores: Scores, outcomes: list[Outcome]) -> None:
+    """Add the samples' first tokens, from the scores of their prompt's last row, to `outcomes`."""
     for sequence in sequences:
         try:
             wanted = [scores.logits(0).clone()] if sequence.ticket.request.logits else []
             outcomes.append(Outcome(sequence, (choose(sequence.sampler, scores, 0),), wanted))
         except BaseException as error:
             outcomes.append(Outcome(sequence, error=error))
-    return outcomes
 
 
 def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores: Scores) -> Outcome:

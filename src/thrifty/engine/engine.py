@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.sampling import Sampler, SamplingParameters
 from thrifty.decoding.stopping import NoText, Stopper
 from thrifty.engine.answer import Answer, Event, Listener
-from thrifty.engine.decode import Outcome, decode, first_choices
+from thrifty.engine.decode import Outcome, decode, first_choices, without_outcome
 from thrifty.engine.intake import Intake, Ticket
 from thrifty.engine.memory import EngineMemory
 from thrifty.engine.native_runner import choose_runner
+from thrifty.engine.options import EngineOptions
 from thrifty.engine.pace import Pace
 from thrifty.engine.prefill import start_prefill
 from thrifty.engine.publishing import Publisher
 from thrifty.engine.request import Handle, Request
-from thrifty.engine.runner import CHUNK
 from thrifty.engine.scheduler import Scheduler
 from thrifty.engine.sequence import Sequence as Running
 from thrifty.engine.sequence import State
 from thrifty.engine.turn import Turn
 from thrifty.errors import PromptError, ThriftyError
 from thrifty.kernels import dispatch
+from thrifty.storage.budget import parse_size
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
@@ -52,7 +53,7 @@ class Engine:
         queue: int = 256,
         chunk: int = 256,
         prefill_slice_ms: float = 25.0,
-        disk: str | Path | None = None,
+        disk: str | os.PathLike[str] | None = None,
         prefix_tree: bool = True,
         runner: Runner | None = None,
     ) -> None:
@@ -66,19 +67,29 @@ class Engine:
         whole chunks whoever waits. disk: folder of the disk tier (default: the system's temporary one). prefix_tree:
         share prompts' beginnings. runner: one to use instead of choosing.
 
-        Raises BudgetError where the budget cannot hold one token, with the number that could.
+        Raises BudgetError where the budget cannot hold one token, with the number that could, and PromptError for an
+        option of a wrong type or size.
         """
-        check_options(batch, queue, chunk, prefill_slice_ms)
+        options = EngineOptions.of(
+            threads=threads, context=context, native=native, batch=batch, queue=queue, chunk=chunk,
+            prefill_slice_ms=prefill_slice_ms, prefix_tree=prefix_tree, disk=disk,
+        )  # fmt: skip
+        budget = None if memory is None else parse_size(memory)
+        rows = max(options.batch, options.chunk)
         self.model = model
-        self.runner = runner or choose_runner(model, native=native, threads=threads, rows=max(batch, chunk))
-        self.memory = EngineMemory(model, self.runner, memory, chunk=chunk, disk=disk, prefix_tree=prefix_tree)
-        self.intake = Intake(model, self.memory, context=context, cache=cache, decoding=decoding, batch=batch)
+        self.runner = runner or choose_runner(model, native=options.native, threads=options.threads, rows=rows)
+        self.memory = EngineMemory(
+            model, self.runner, budget, chunk=options.chunk, disk=options.disk, prefix_tree=options.prefix_tree
+        )
+        self.intake = Intake(
+            model, self.memory, context=options.context, cache=cache, decoding=decoding, batch=options.batch
+        )
         self._threads: Callable[[], AbstractContextManager[None]] = (
             dispatch.one_torch_thread if self.runner.name == "native" else nullcontext
         )
-        self._chunk = chunk
-        self._pace = Pace(prefill_slice_ms)
-        self._scheduler = Scheduler(self.memory, batch, queue)
+        self._chunk = options.chunk
+        self._pace = Pace(options.prefill_slice_ms)
+        self._scheduler = Scheduler(self.memory, options.batch, options.queue)
         self._turn = Turn(self._cancel)
         self._arrivals = 0
         self._publisher = Publisher(self._scheduler, self.memory, self._turn)
@@ -216,31 +227,39 @@ class Engine:
         return Running(answer, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)
 
     def _outcomes(self) -> list[Outcome]:
-        """Run what is scheduled. Errors of sequences are among the outcomes; any other is raised before a row ran."""
+        """Run what is scheduled. Errors of sequences are among the outcomes; any other is raised after the step, and
+        what had come of it by then is published.
+        """
+        outcomes: list[Outcome] = []
         try:
             work = self._scheduler.schedule()
-            outcomes = [Outcome(sequence, error=error) for sequence, error in work.stuck]
-            outcomes += decode(self.runner, work.decode, self._turn.note_interrupt)
-        except BaseException:
+            outcomes += [Outcome(sequence, error=error) for sequence, error in work.stuck]
+            decode(self.runner, work.decode, outcomes, self._turn.note_interrupt)
+            self._prefill(work.prefill, self._pace.cuts and bool(work.decode), outcomes)
+        except BaseException as error:
             self._publisher.sound = False
-            raise
-        return outcomes + self._prefill(work.prefill, sliced=self._pace.cuts and bool(work.decode))
+            self._turn.note(error)
+        return outcomes
 
-    def _prefill(self, sequence: Running | None, sliced: bool) -> list[Outcome]:
+    def _prefill(self, sequence: Running | None, sliced: bool, outcomes: list[Outcome]) -> None:
         """The next piece of a prompt. With the last one, its samples fork and each chooses its first token."""
         if sequence is None:
-            return []
+            return
+        family = [sequence]
         try:
             if sequence.prefill is None:
                 sequence.prefill = start_prefill(self.runner, sequence, self._chunk, self.memory.publish, self._pace)
             scores = sequence.prefill.advance(sliced)
             if scores is None:
-                return []
+                return
             self.memory.settle(sequence)
             family = self._split(sequence)
+            first_choices(family, scores, outcomes)
         except BaseException as error:
-            return [Outcome(sequence, error=error)]
-        return first_choices(family, scores)
+            missing = without_outcome(family, outcomes)
+            outcomes += [Outcome(sample, error=error) for sample in missing]
+            if not missing:
+                raise
 
     def _split(self, sequence: Running) -> list[Running]:
         """The sequence and its siblings, which share its prompt by reference. All or none."""
@@ -278,15 +297,3 @@ class Engine:
             if sequence.answer is handle.answer and sequence.index == sample and sequence.state is State.DECODING:
                 return sequence
         raise PromptError(f"sample {sample} of request {handle.identity} is not decoding: it can be forked while it is")
-
-
-def check_options(batch: int, queue: int, chunk: int, prefill_slice_ms: float) -> None:
-    """Raise PromptError for sizes that no engine can have, with what works."""
-    if batch < 1:
-        raise PromptError(f"batch = {batch} is out of range; use 1 or more")
-    if queue < 1:
-        raise PromptError(f"queue = {queue} is out of range; use 1 or more")
-    if chunk < CHUNK or chunk % CHUNK:
-        raise PromptError(f"chunk = {chunk} is out of range; use a multiple of {CHUNK}")
-    if not prefill_slice_ms >= 0:
-        raise PromptError(f"prefill_slice_ms = {prefill_slice_ms} is out of range; use 0 (whole chunks) or more")

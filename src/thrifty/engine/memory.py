@@ -4,9 +4,9 @@ what.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cache.footprint import Footprint
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 class EngineMemory:
     """Charges weights and workspace, sizes requests, opens and frees the caches of sequences.
 
-    ledger: bytes by category. workspace: bytes of the runner's buffers, and of one row of logits for every
-    sequence that was ever active at once.
+    ledger: bytes by category. workspace: bytes of the runner's buffers; beside them every active sequence has a row of
+    logits.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class EngineMemory:
         memory: int | str | None,
         *,
         chunk: int,
-        disk: str | Path | None = None,
+        disk: str | os.PathLike[str] | None = None,
         prefix_tree: bool = True,
     ) -> None:
         """chunk: the most rows that a prefill appends at once. disk: folder of the disk tier, None: the
@@ -51,10 +51,11 @@ class EngineMemory:
         self.ledger = Ledger(None if memory is None else parse_size(memory))
         self.workspace = runner.workspace
         self._weights = model.nbytes
+        self._runner = runner
         self._row_bytes = 4 * model.config.vocabulary_size
         ropes = dict.fromkeys(layer.rope for layer in model.config.layers)
         self._ropes_by_length = [rope for rope in ropes if depends_on_length(rope)]
-        self._rows = self._rows_charged = 0
+        self._rows = 0
         self._closed = False
         self.cache = Cache(
             model_info(model, chunk),
@@ -163,9 +164,18 @@ class EngineMemory:
 
     def publish(self, sequence: Running) -> None:
         """Offer the pages of a prompt that are computed so far to the prefix tree."""
-        cache, request = sequence.cache, sequence.ticket.request
-        if cache is not None and request.share_prefix:
-            self.cache.publish(cache, request.prompt, salt=self._salt(request.salt, sequence.prompt_length))
+        self._publish(sequence, sequence.ticket.request.prompt)
+
+    def publish_answer(self, sequence: Running) -> None:
+        """Offer the pages of a prompt and its answer, for a prompt that goes on from them: the next turn of a chat.
+
+        Only where a decoded row has the bits of a prefilled one: native code computed it, and nothing compressed it.
+        """
+        cache = sequence.cache
+        if cache is None or sequence.state is not State.DECODING or sequence.parked:
+            return
+        if not cache.policies and cache.mirror.view is not None:
+            self._publish(sequence, sequence.tokens)
 
     def settle(self, sequence: Running) -> None:
         """After its prefill: give back the hidden state and the promised peak."""
@@ -221,7 +231,7 @@ class EngineMemory:
 
         Where it is left by an error: `recount`, then once more.
         """
-        self._rows -= sequence.rows
+        self._give_rows(sequence.rows)
         sequence.rows = 0
         sequence.prefill = None
         if sequence.cache is not None:
@@ -237,7 +247,7 @@ class EngineMemory:
             for sequence in sequences
             if sequence.cache is not None and sequence.cache.reservation is not None
         }
-        fixed = 0 if self._closed else self.workspace + self._rows_charged * self._row_bytes
+        fixed = 0 if self._closed else self.workspace + self._rows * self._row_bytes
         self.cache.recount("workspace", fixed, hidden)
 
     def close(self) -> None:
@@ -254,6 +264,11 @@ class EngineMemory:
         return self.cache.describe()
 
     # --- inside --------------------------------------------------------------------------------------
+
+    def _publish(self, sequence: Running, tokens: Sequence[int]) -> None:
+        cache, request = sequence.cache, sequence.ticket.request
+        if cache is not None and request.share_prefix:
+            self.cache.publish(cache, tokens, salt=self._salt(request.salt, sequence.prompt_length))
 
     def _need_of(self, sequence: Running, tokens: int) -> int:
         """What a sequence needs of its own until it has `tokens` tokens."""
@@ -283,15 +298,16 @@ class EngineMemory:
         self.ledger.credit("workspace", hidden, cache.reservation)
 
     def _take_rows(self, count: int) -> None:
-        """Charge logits for more sequences at once than there ever were."""
-        missing = max(0, self._rows + count - self._rows_charged)
-        self.cache.tiers.make_room(missing * self._row_bytes)
-        self.ledger.charge("workspace", missing * self._row_bytes)
-        self._rows_charged += missing
+        """Charge logits for so many more sequences."""
+        self.cache.tiers.make_room(count * self._row_bytes)
+        self.ledger.charge("workspace", count * self._row_bytes)
         self._rows += count
 
     def _give_rows(self, count: int) -> None:
-        self._rows -= count
+        if count:
+            self._runner.keep_logits(self._rows - count)
+            self.ledger.credit("workspace", count * self._row_bytes)
+            self._rows -= count
 
     def _salt(self, salt: str, prompt: int) -> str:
         """Keys rotated by the length of their sequence are shared between prompts under which they turn alike."""

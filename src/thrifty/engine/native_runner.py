@@ -62,6 +62,10 @@ class NativeRunner:
         """See Runner."""
         return self.plan.nbytes
 
+    def keep_logits(self, rows: int) -> None:
+        """See Runner."""
+        self.plan.keep_logits(rows)
+
     def decode(self, batch: Sequence[Rows]) -> Scores:
         """See Runner."""
         views = [rows.cache.native for rows in batch]

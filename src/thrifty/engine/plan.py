@@ -74,7 +74,7 @@ class NativePlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the plan's workspace: buffers, scratch of the workers, logits of the largest call so far."""
+        """Bytes of the plan's workspace: buffers, scratch of the workers, logits since `keep_logits`."""
         return int(self._native.nbytes) + self._logits.nbytes + self._best.nbytes + self._rotary.nbytes
 
     @property
@@ -255,6 +255,13 @@ class NativePlan:
         if count:
             self._rows_of_logits = count
         return rows, logits, self._best[:count]
+
+    def keep_logits(self, rows: int) -> None:
+        """Give back the buffers of logits beyond so many rows. What earlier calls returned stays as it is."""
+        if rows < len(self._logits):
+            self._logits = torch.empty(rows, self.config.vocabulary_size)
+            self._best = torch.empty(rows, dtype=torch.int32)
+            self._rows_of_logits = min(rows, self._rows_of_logits)
 
     def _logits_of(self, count: int) -> Tensor:
         if count > len(self._logits):

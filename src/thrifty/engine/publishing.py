@@ -29,9 +29,9 @@ class Publisher:
     def publish(self, outcomes: Sequence[Outcome]) -> list[Event]:
         """Commit what a step chose, end what is over, hand the events out: each for all before the next."""
         committed = [(outcome.sequence, *self._commit(outcome)) for outcome in outcomes]
-        for sequence, _, over in committed:
+        for sequence, own, over in committed:
             if over:
-                self.end(sequence)
+                self.end(sequence, whole=own[-1].finish_reason != "error")
         for sequence, own, _ in committed:
             self._record(sequence.answer, own)
         events = [event for _, own, _ in committed for event in own]
@@ -42,7 +42,7 @@ class Publisher:
         mine = [sequence for sequence in self._scheduler.sequences() if sequence.answer is answer]
         events = [event for sequence in mine for event in self._endings(sequence, reason, error)]
         for sequence in mine:
-            self.end(sequence)
+            self.end(sequence, whole=error is None)
         self._record(answer, events)
         return events
 
@@ -61,13 +61,17 @@ class Publisher:
                 self.telling -= 1
         return events
 
-    def end(self, sequence: Running) -> None:
+    def end(self, sequence: Running, *, whole: bool = False) -> None:
         """Forget a sequence and free what it holds. An error in freeing is mended; where that fails too, it is raised
         when the call into the engine has done its work.
+
+        whole: no error ended it: what it holds may serve those that begin alike.
         """
         for last in (False, True):
             try:
                 self.mend()
+                if whole and not last:
+                    self._memory.publish_answer(sequence)
                 self._memory.release(sequence)
                 break
             except BaseException as error:

@@ -80,6 +80,10 @@ class Runner(Protocol):
         """Bytes of its buffers (and activations), logits of the rows left out."""
         ...
 
+    def keep_logits(self, rows: int) -> None:
+        """Give back what its buffers of logits hold beyond so many rows."""
+        ...
+
 
 class TensorScores:
     """Scores that lie in a tensor [rows, vocabulary] fp32."""
@@ -158,6 +162,9 @@ class ReferenceRunner:
         config = self._config
         widths = 4 * config.hidden_size + 3 * config.intermediate_size + 2 * config.query_width
         return 4 * BLOCK * widths
+
+    def keep_logits(self, rows: int) -> None:
+        """See Runner: it keeps none between its calls."""
 
     def _forward(self, rows: Rows) -> Tensor:
         hidden = self._decoder.embed(torch.tensor(rows.tokens, dtype=torch.long))

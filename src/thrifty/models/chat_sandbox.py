@@ -3,18 +3,15 @@
 Jinja keeps a template from Python's internals, but not from `"a" * 10**10` or from doubling a value forty times. Here
 every value that a template makes (by an operator, a literal, a slice, a call, a filter, a block) is measured before or
 as it is made, and the clock is looked at in every one of these steps and at the start of every loop. What all of them
-take together is charged to one allowance of the rendering, and nothing is given back: so it does not matter where a
-template hides what it holds.
+take together is charged to the allowance of the rendering (`chat_allowance`).
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sized
 from datetime import datetime
-from threading import local
 from typing import Any, NoReturn
 
 import jinja2
@@ -27,12 +24,9 @@ from jinja2.utils import Namespace
 from thrifty.errors import TemplateError
 from thrifty.models import chat_limits as limits
 from thrifty.models import message_text
+from thrifty.models.chat_allowance import OVERHEAD, Allowance
 from thrifty.models.chat_compiler import Generation, Generator
 from thrifty.models.message_text import MessageText
-
-MAX_SECONDS = 10.0  # of the thread's own time
-MAX_BYTES = 1 << 27  # of all values that one rendering makes
-OVERHEAD = 64  # bytes that a value costs beside its own
 
 
 def _names(text: str) -> frozenset[str]:
@@ -57,15 +51,8 @@ _FILTERS = _TEXT_FILTERS | _names(
 )
 
 
-class _State(local):
-    """Of the rendering in this thread."""
-
-    end = float("inf")
-    left = MAX_BYTES
-
-
 class ChatEnvironment(ImmutableSandboxedEnvironment):
-    """The environment of one template. `begin` starts the clock and the allowance of a rendering in this thread.
+    """The environment of one template. allowance: of the rendering in this thread.
 
     Raises TemplateError for what goes beyond a bound, jinja2's SecurityError for what leaves the sandbox.
     """
@@ -78,7 +65,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         self.code_generator_class = Generator
         self.concat = self._concat  # type: ignore[method-assign]
         self.finalize = _finalize
-        self._state = _State()
+        self.allowance = Allowance()
         functions = {name: self.filters[name] for name in _FILTERS}
         functions |= {"tojson": self._to_json, "wordcount": limits.count_words}
         self.filters = {name: self._guarded(name, function) for name, function in functions.items()}
@@ -91,32 +78,15 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             "raise_exception": _raise_exception,
             "strftime_now": _strftime_now,
         }
-        self.begin()
-
-    def begin(self) -> None:
-        """Start the clock and the allowance of a rendering."""
-        self._state.end = time.thread_time() + MAX_SECONDS
-        self._state.left = MAX_BYTES
-
-    def tick(self) -> None:
-        """Raise TemplateError where the rendering takes too long."""
-        if time.thread_time() > self._state.end:
-            raise TemplateError(f"The chat template runs for more than {MAX_SECONDS:g} seconds.")
-
-    def charge(self, size: int) -> None:
-        """Take bytes from the allowance. Raises TemplateError where it is used up."""
-        self._state.left -= size + OVERHEAD
-        if self._state.left < 0:
-            raise TemplateError(f"The chat template makes more than {MAX_BYTES >> 20} MB of values for one prompt.")
 
     def kept(self, value: Any) -> Any:
         """The value, charged, without what it refers to."""
-        self.charge(sys.getsizeof(value))
+        self.allowance.keep(value)
         return value
 
     def written(self, text: str) -> str:
         """A part of what the template writes, charged."""
-        self.charge(len(text))
+        self.allowance.charge(len(text) + OVERHEAD)
         return text
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -132,7 +102,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return None if wrapper is None else functools.partial(self._format_braces, value.__self__, wrapper)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        self.tick()
+        self.allowance.tick()
         limits.check_operator(operator, left, right)
         if operator == "%" and isinstance(left, str):
             return self.kept(_percent(left, right if isinstance(right, tuple) else (right,), right))
@@ -142,7 +112,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return self.kept(super().call_unop(context, operator, arg))
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        self.tick()
+        self.allowance.tick()
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
         if isinstance(owner, str):
             args = limits.method_arguments(owner, name, args, kwargs)
@@ -156,13 +126,13 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def made(self, value: Any) -> Any:
         """Called by compiled templates for every list, tuple and dictionary that they write out."""
-        self.tick()
-        self.charge(len(value) * OVERHEAD)
+        self.allowance.tick()
+        self.allowance.charge(len(value) * OVERHEAD)
         return self.kept(limits.measured(value))
 
     def joined(self, values: tuple[Any, ...]) -> str:
         """Called by compiled templates for the operator `~`."""
-        self.tick()
+        self.allowance.tick()
         text: str = self.kept(message_text.joined(map(message_text.written, limits.measured(values))))
         return text
 
@@ -173,17 +143,20 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def _fresh(self, value: Any) -> Any:
         """A value that a function made, charged with its items, and measured."""
         if isinstance(value, (list, tuple)):
-            self.charge(sum(map(sys.getsizeof, value)))
+            self.allowance.keep(*value)
         return self.kept(limits.measured(value))
 
     def _concat(self, parts: Iterable[str]) -> str:
         """Called by compiled templates for what a block or macro has written."""
-        self.tick()
+        self.allowance.tick()
         texts = parts if isinstance(parts, _Buffer) else _Buffer(self)
         if texts is not parts:
             texts.extend(parts)
-        limits.require(sum(map(len, texts)), limits.MAX_OUTPUT)
+        written = sum(map(len, texts))
+        limits.require(written, limits.MAX_OUTPUT)
         text: str = self.kept(message_text.joined(texts))
+        self.allowance.credit(written + OVERHEAD * len(texts))
+        texts.clear()
         return text
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -202,12 +175,12 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def _loop(self, values: Any) -> Any:
         """What a loop runs over: the clock is looked at when it begins, and for generators in every pass."""
-        self.tick()
+        self.allowance.tick()
         return values if isinstance(values, Sized) else self._passes(values)
 
     def _passes(self, values: Iterable[Any]) -> Iterable[Any]:
         for value in values:
-            self.tick()
+            self.allowance.tick()
             yield value
 
     def _spread(self, values: Any) -> Any:
@@ -215,11 +188,13 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         values = limits.listed(values)
         if isinstance(values, Sized):
             limits.require(len(values))
-            self.charge(4 * OVERHEAD * len(values))
+            self.allowance.charge(4 * OVERHEAD * len(values))
         return values
 
     def _namespace(self, *args: Any, **kwargs: Any) -> _Namespace:
-        return _Namespace(self.kept(dict(*args, **kwargs)))
+        values = dict(*args, **kwargs)
+        self.allowance.charge(sys.getsizeof(values) + OVERHEAD)  # for good: a namespace copies it
+        return _Namespace(values)
 
     def _to_json(self, value: Any, *args: Any, **kwargs: Any) -> str:
         text = limits.json_text(self.written, value, *args, **kwargs)
@@ -234,7 +209,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def _guarded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
-            self.tick()
+            self.allowance.tick()
             start = 1 if hasattr(function, "jinja_pass_arg") else 0
             values = [limits.listed(value) for value in args[start:]]
             if name in _TEXT_FILTERS:

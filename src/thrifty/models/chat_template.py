@@ -75,7 +75,7 @@ class ChatTemplate:
         return [name for name in self._names if name not in own and not name.endswith("_token")]
 
     def _write(self, variables: Mapping[str, Any]) -> str:
-        self._environment.begin()
+        self._environment.allowance.begin()
         parts: list[str] = []
         length = 0
         try:
@@ -93,6 +93,8 @@ class ChatTemplate:
         except (Exception, RecursionError, MemoryError) as error:
             kind = type(error).__name__
             raise TemplateError(f"The chat template fails: {kind}: {_reason(error)}.") from error
+        finally:
+            self._environment.allowance.begin()  # no value outlives its rendering
         return message_text.joined(parts)
 
 

@@ -34,6 +34,7 @@ class Fields:
         value = self.raw(*names)
         if value is None:
             value = self._default(names[0], default)
+        value = without_fraction(value)
         check_integer(self.prefix + names[0], value, low, high)
         return int(value)
 
@@ -74,7 +75,7 @@ class Fields:
         value = self.raw(name)
         if value is None:
             return ()
-        values = list(value) if isinstance(value, list | tuple) else [value]
+        values = [without_fraction(item) for item in (value if isinstance(value, list | tuple) else [value])]
         for item in values:
             check_integer(self.prefix + name, item, 0, high)
         return tuple(values)
@@ -101,3 +102,8 @@ class Fields:
         if default is None:
             raise ConfigError(f"{self.prefix}{name} is missing.")
         return default
+
+
+def without_fraction(value: Any) -> Any:
+    """A whole number that was written as 4096.0 as an integer; all else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

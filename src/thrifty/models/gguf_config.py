@@ -62,9 +62,33 @@ _KNOWN_FIELDS = _names(
     rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor rope.scaling.yarn_beta_fast
     rope.scaling.yarn_beta_slow rope.scale_linear expert_count expert_used_count expert_feed_forward_length
     expert_shared_feed_forward_length expert_shared_count expert_weights_norm expert_weights_scale
-    expert_gating_func
+    expert_gating_func attention.layer_norm_epsilon decoder_start_token_id use_parallel_residual
     """
 )
+# Fields that change nothing at these values, the only ones that are taken. 0 is llama.cpp's "not set".
+_NEUTRAL_FIELDS: Mapping[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.group_norm_groups": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.output_scale": (0, 1),
+    "attention.shared_kv_layers": (0,),
+    "attention.temperature_scale": (0,),
+    "embedding_scale": (0, 1),
+    "expert_group_count": (0, 1),
+    "expert_group_scale": (0, 1),
+    "expert_group_used_count": (0, 1),
+    "leading_dense_block_count": (0,),
+    "logit_scale": (0, 1),
+    "moe_every_n_layers": (0, 1),
+    "n_deepstack_layers": (0,),
+    "nextn_predict_layers": (0,),
+    "pooling_type": (0,),
+    "residual_scale": (0, 1),
+    "rope.scaling.yarn_log_multiplier": (0,),
+    "router_logit_softcapping": (0,),
+    "tensor_data_layout": ("", "Meta AI original pth"),  # how llama's rows always lie in such a file
+}
 _SOFTMAX_GATING = 1
 _GEMMA_PERIOD = 6  # five local layers, then a global one
 _GEMMA_27B_LAYERS = 62
@@ -172,7 +196,7 @@ class _Reader:
 
     def query_scale(self, hidden: int, heads: int, head_dim: int) -> float:
         width = hidden // heads if self.kind.gemma and self.layers == _GEMMA_27B_LAYERS else head_dim
-        return self.metadata.number(self.key("attention.scale"), 1 / math.sqrt(width), above=0)
+        return self.metadata.number(self.key("attention.scale"), 0.0, above=-1e-9) or 1 / math.sqrt(width)
 
     def softcap(self, field: str) -> float | None:
         value = self.metadata.number(self.key(field), 0.0, above=-1e-9)
@@ -246,7 +270,17 @@ class _Reader:
         return read_rope(self.file, theta, dimension, self.size("context_length", "context_length"))
 
     def _check_fields(self) -> None:
-        prefix = f"{self.name}."
-        for field in self.metadata:
-            if field.startswith(prefix) and field[len(prefix) :] not in _KNOWN_FIELDS:
-                raise ConfigError(f"{self.file.path}: the field '{field[:80]}' is not supported")
+        for key, value in self.metadata.items():
+            architecture, _, field = key.partition(".")
+            if architecture == self.name and field not in _KNOWN_FIELDS:
+                self._check_neutral(key, _NEUTRAL_FIELDS.get(field), value)
+
+    def _check_neutral(self, key: str, neutral: tuple[object, ...] | None, value: object) -> None:
+        """Raise ConfigError for a field that could change the results."""
+        if neutral is None:
+            raise ConfigError(f"{self.file.path}: the field '{key[:80]}' is not supported")
+        if isinstance(value, np.ndarray | list) or value not in neutral:
+            raise ConfigError(
+                f"{self.file.path}: the field '{key}' is {value!r:.40}; only {' or '.join(map(repr, neutral))} is "
+                "supported, which changes nothing; use a model that does without it"
+            )

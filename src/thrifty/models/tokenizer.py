@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from thrifty.errors import CheckpointError, PromptError, TemplateError
 from thrifty.models.message_text import parts_of
 from thrifty.models.tokenizer_control import ControlFree, all_meant
-from thrifty.models.tokenizer_pieces import Maker, PieceDecoder, makers
+from thrifty.models.tokenizer_pieces import Maker, PieceDecoder, byte_of_character, makers
 from thrifty.models.tokenizer_settings import TokenizerSettings
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 TAIL = 16  # tokens before an answer that a decoder's steps can reach back to: a character's bytes, a word
+SENTENCE_PIECE = frozenset(("Sequence", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"))
+"""The steps of decoders for vocabularies that spell a space as ▁."""
 
 
 class Tokenizer:
@@ -264,8 +266,31 @@ class TokenStream:
 
 
 def decoder_of(backend: tokenizers.Tokenizer) -> Mapping[str, Any] | None:
-    """The JSON of a tokenizer's decoder as the library writes it, None where it has none."""
-    return None if backend.decoder is None else json.loads(backend.decoder.__getstate__())
+    """The JSON of a tokenizer's decoder as the library writes it, None where it has none.
+
+    Where the vocabulary is byte-level and the decoder is SentencePiece's, as in some exports of Mistral's tokenizers,
+    it is the byte-level one: the other would leave the spellings of bytes in the text.
+    """
+    if backend.decoder is None:
+        return None
+    decoder: dict[str, Any] = json.loads(backend.decoder.__getstate__())
+    if _kinds(decoder) <= SENTENCE_PIECE and _is_byte_level(backend):
+        return {"type": "ByteLevel"}
+    return decoder
+
+
+def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
+    """Whether text is cut into spellings of bytes, each of which is a token."""
+    steps = backend.pre_tokenizer
+    if steps is None or "ByteLevel" not in _kinds(json.loads(steps.__getstate__())):
+        return False
+    return all(backend.token_to_id(character) is not None for character in byte_of_character())
+
+
+def _kinds(step: Mapping[str, Any]) -> set[str]:
+    """The types of a step of a tokenizer, and of those inside it."""
+    inner = (*step.get("pretokenizers", ()), *step.get("decoders", ()))
+    return {step["type"]}.union(*map(_kinds, inner))
 
 
 def load_backend(definition: str) -> tokenizers.Tokenizer:

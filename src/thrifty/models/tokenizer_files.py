@@ -8,6 +8,7 @@ from typing import Any
 
 from thrifty.errors import CheckpointError
 from thrifty.models.checked_text import read_text
+from thrifty.models.config_fields import without_fraction
 from thrifty.models.safetensors_file import read_json
 from thrifty.models.tokenizer import decoder_of, load_backend
 from thrifty.models.tokenizer_added import Neighbours, add_tokens
@@ -79,7 +80,7 @@ def _ends(backend: Any, text: str | None, tables: list[Mapping[str, Any]]) -> tu
 def _integers(tables: list[Mapping[str, Any]], field: str) -> Iterator[int]:
     for table in tables:
         value = table.get(field)
-        for item in value if isinstance(value, list) else [value]:
+        for item in map(without_fraction, value if isinstance(value, list) else [value]):
             if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**31:
                 yield item
 

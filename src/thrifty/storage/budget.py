@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
+from typing import SupportsIndex
 
 from thrifty.errors import BudgetError
 
@@ -19,10 +21,8 @@ def parse_size(size: int | str, what: str = "memory") -> int:
 
     Raises BudgetError that names `what`, the value found and the forms that work.
     """
-    if isinstance(size, bool) or not isinstance(size, int | str):
-        raise BudgetError(f"{what} = {size!r} is not a size; write bytes or a form such as '150MB' or '1GiB'")
-    if isinstance(size, int):
-        count = size
+    if not isinstance(size, str):
+        count = _whole(size, what)
     else:
         found = _SIZE.fullmatch(size)
         if found is None or found[2].lower() not in _UNITS or found[1].count(".") > 1:
@@ -31,6 +31,19 @@ def parse_size(size: int | str, what: str = "memory") -> int:
     if count <= 0:
         raise BudgetError(f"{what} = {size!r} is not positive; give at least 1 byte")
     return count
+
+
+def _whole(size: SupportsIndex, what: str) -> int:
+    """The whole number that a value is, of any library; truth values are none."""
+    try:
+        if isinstance(size, bool) or str(getattr(size, "dtype", "")).endswith("bool"):
+            raise TypeError
+        return operator.index(size)
+    except (TypeError, ValueError):
+        shown = " ".join(repr(size).split())
+        raise BudgetError(
+            f"{what} = {shown:.60} is not a size; write bytes or a form such as '150MB' or '1GiB'"
+        ) from None
 
 
 def format_size(count: float) -> str:

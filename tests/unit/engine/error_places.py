@@ -16,9 +16,12 @@ import pytest
 PACKAGES = ("thrifty.storage", "thrifty.cache", "thrifty.decoding")
 MODULES = (
     "thrifty.engine.prefill", "thrifty.engine.rehearsal", "thrifty.engine.sequence", "thrifty.engine.memory",
+    "thrifty.engine.decode",
     "thrifty.engine.runner", "thrifty.engine.native_runner",
 )  # fmt: skip
-"""What a step calls. The step itself (`decode`, `publishing`) is what must hold."""
+"""What a step calls. The step itself (`engine`, `publishing`) is what must hold."""
+CALLED_BY_NAME = (("thrifty.engine.engine", "decode"), ("thrifty.engine.engine", "first_choices"))
+"""Functions that a module took from another one."""
 
 
 class Places:
@@ -35,10 +38,13 @@ class Places:
         self._at = 0
         self._after = False
         self._armed = False
+        self.names: frozenset[str] | None = None
 
     @contextmanager
     def armed(self, kind: type[BaseException], at: int, *, after: bool = False) -> Iterator[None]:
-        """The `at`-th call from now on (0: none) raises, before it does anything or after it did all."""
+        """The `at`-th call from now on (0: none) raises, before it does anything or after it did all. Where `names` are
+        set, calls of other functions are not counted.
+        """
         self.calls, self.place, self.error = 0, None, None
         self._kind, self._at, self._after, self._armed = kind, at, after, True
         try:
@@ -51,7 +57,7 @@ class Places:
 
         @functools.wraps(function)
         def call(*arguments: Any, **options: Any) -> Any:
-            if not self._armed:
+            if not self._armed or (self.names is not None and function.__name__ not in self.names):
                 return function(*arguments, **options)
             self.calls += 1
             if self.calls != self._at:
@@ -76,6 +82,9 @@ def wrap_all(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
                         monkeypatch.setattr(value, method, places.wrapped(function))
             elif inspect.isfunction(value) and value.__module__.startswith("thrifty."):
                 monkeypatch.setattr(module, name, places.wrapped(value))
+    for path, name in CALLED_BY_NAME:
+        module = importlib.import_module(path)
+        monkeypatch.setattr(module, name, places.wrapped(getattr(module, name)))
 
 
 def _modules() -> Iterator[ModuleType]:

@@ -200,7 +200,7 @@ def _check_memory(stage: Stage, engine: Engine) -> None:
     cache.tree.clear()
     held = {name: one["current"] for name, one in ledger.categories().items() if one["current"]}
     assert held.keys() <= {"weights", "workspace"}, held
-    assert held["workspace"] == engine.memory.workspace + engine.memory._rows_charged * engine.memory._row_bytes
+    assert held["workspace"] == engine.memory.workspace
     assert engine.memory._rows == 0
     assert (cache.tiers.arena.used, cache.tiers.disk.used, ledger.committed) == (0, 0, ledger.current)
 
@@ -241,6 +241,17 @@ def test_an_error_at_any_place_harms_one_request_at_most(places: Places, scene: 
     calls = count(places, stage(scene))
     for turn in range(6):
         play_with(places, stage(scene), KINDS[turn % 3], chance.randrange(1, calls), after=turn >= 3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("name", ["decode", "_prepare", "_run", "first_choices"])
+def test_an_error_in_what_all_sequences_of_a_step_share_loses_no_token(places: Places, name: str, after: bool) -> None:
+    """Also where rows were committed by then."""
+    places.names = frozenset((name,))
+    calls = count(places, stage("evicting"))
+    for turn, kind in enumerate(KINDS):
+        play_with(places, stage("evicting"), kind, 1 + (turn + 1) * (calls - 1) // 4, after)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from thrifty.errors import TemplateError
-from thrifty.models import chat_sandbox
+from thrifty.models import chat_allowance
 from thrifty.models.chat_template import ChatTemplate
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <b>é</b>"}]
@@ -120,7 +120,7 @@ def test_bombs_are_refused_soon(source: str) -> None:
 
 
 def test_endless_loops_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_sandbox, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(chat_allowance, "MAX_SECONDS", 0.3)
     loops = "{% for a in r %}" * 4 + "{% endfor %}" * 4
     with pytest.raises(TemplateError, match=r"runs for more than 0.3 seconds"):
         render("{% set r = range(1000) | list %}" + loops)

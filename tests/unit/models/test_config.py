@@ -336,3 +336,25 @@ def test_hostile_values_give_a_config_or_an_error(
     else:
         assert isinstance(config, ModelConfig)
         assert len(config.layers) <= 1024
+
+
+WHOLE = ("vocab_size", "hidden_size", "max_position_embeddings", "num_attention_heads", "bos_token_id")
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_number_may_be_written_as_a_float(name: str) -> None:
+    config = from_huggingface(changed(**{name: float(LLAMA[name])}))
+    assert config == from_huggingface(LLAMA)
+    assert as_dict(config) == as_dict(from_huggingface(LLAMA)), "and is an integer from there on"
+
+
+def test_whole_numbers_in_lists_and_tables_may_be_floats() -> None:
+    assert from_huggingface(changed(eos_token_id=[2.0, 3.0])) == from_huggingface(LLAMA)
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    as_float = {**scaling, "original_max_position_embeddings": 64.0}
+    assert from_huggingface(changed(rope_scaling=as_float)) == from_huggingface(changed(rope_scaling=scaling))
+
+
+@pytest.mark.parametrize("value", [64.5, True, "64", float("nan"), float("inf"), 1e300])
+def test_what_is_no_whole_number_is_refused_by_name(value: object) -> None:
+    assert "max_position_embeddings is" in refused(changed(max_position_embeddings=value))

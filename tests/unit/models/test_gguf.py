@@ -156,7 +156,13 @@ def test_missing_files_and_directories(tmp_path: Path) -> None:
         ({"{arch}.embedding_length": 64}, "'token_embd.weight' has shape [262, 32]; [262, 64] is expected"),
         ({"{arch}.attention.head_count": "two"}, "'llama.attention.head_count' must be an integer, not 'two'"),
         ({"{arch}.attention.layer_norm_rms_epsilon": -1.0}, "layer_norm_rms_epsilon' is -1.0"),
-        ({"{arch}.attention.clamp_kqv": 8.0}, "the field 'llama.attention.clamp_kqv' is not supported"),
+        ({"{arch}.attention.clamp_kqv": 8.0}, "'llama.attention.clamp_kqv' is 8.0; only 0 is supported"),
+        ({"{arch}.logit_scale": 2.0}, "'llama.logit_scale' is 2.0; only 0 or 1 is supported, which changes nothing"),
+        ({"{arch}.attention.causal": False}, "'llama.attention.causal' is False; only True is supported"),
+        ({"{arch}.residual_scale": [1.0, 2.0]}, "'llama.residual_scale' is array("),
+        ({"{arch}.tensor_data_layout": "other"}, "'llama.tensor_data_layout' is 'other'; only '' or 'Meta AI"),
+        ({"{arch}.attention.scale": -1.0}, "'llama.attention.scale' is -1.0"),
+        ({"{arch}.a_field_of_tomorrow": 0}, "the field 'llama.a_field_of_tomorrow' is not supported"),
         ({"{arch}.rope.scaling.type": "yern"}, "Did you mean 'yarn'?"),
         ({"split.count": 2}, "one part of a split GGUF"),
         ({"{arch}.rope.dimension_count": 8}, "'llama.rope.dimension_count' is 8"),
@@ -166,6 +172,28 @@ def test_metadata_that_does_not_fit_is_named(tmp_path: Path, fields: dict[str, o
     fields = {**gguf_files.LLAMA_FIELDS, **fields}
     path = gguf_files.write(tmp_path / "m.gguf", "llama", fields, gguf_files.llama_tensors())
     assert expected in refusal(path)
+
+
+def test_fields_at_values_that_change_nothing_are_taken(tmp_path: Path) -> None:
+    neutral: dict[str, object] = {
+        "tensor_data_layout": "Meta AI original pth",
+        "use_parallel_residual": True,
+        "attention.causal": True,
+        "attention.clamp_kqv": 0.0,
+        "attention.max_alibi_bias": 0.0,
+        "attention.layer_norm_epsilon": 1e-3,
+        "attention.scale": 0.0,
+        "pooling_type": 0,
+        "logit_scale": 1.0,
+        "embedding_scale": 0.0,
+        "residual_scale": 1.0,
+        "expert_group_count": 1,
+        "nextn_predict_layers": 0,
+        "decoder_start_token_id": 7,
+    }
+    fields = {**gguf_files.LLAMA_FIELDS, **{f"{{arch}}.{name}": value for name, value in neutral.items()}}
+    path = gguf_files.write(tmp_path / "m.gguf", "llama", fields, gguf_files.llama_tensors())
+    assert GGUFSource(path).config == GGUFSource(gguf_files.tiny(tmp_path / "plain.gguf")).config
 
 
 def test_unknown_architectures_and_tensors(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_directory(tmp_path: Path) -> None:
 
 def test_several_ends_and_a_template_file(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9.0]}))
     (folder / "chat_template.jinja").write_text("FILE {{ messages[0].content }}")
     read = read_tokenizer(folder)
     assert read is not None and {7, 9} < set(read.settings.eos_ids)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.small_tokenizers import SPACE, byte_level, sentence_piece, unigram
-from tokenizers import Regex, Tokenizer, decoders
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 
 from thrifty.errors import CheckpointError
 from thrifty.models.tokenizer import Tokenizer as Ours
@@ -172,3 +172,33 @@ def test_what_cannot_go_on_from_token_to_token_is_refused_by_name(chain: list[de
     with pytest.raises(CheckpointError) as error:
         wrapped(tokenizer).decode([5])
     assert expected in str(error.value) and "tokenizer.json" in str(error.value)
+
+
+FOREIGN = decoders.Sequence([*LLAMA, decoders.Strip(" ", 1, 0)])
+
+
+@pytest.mark.parametrize(
+    "decoder", [FOREIGN, decoders.Metaspace(), decoders.Fuse()], ids=["Llama", "Metaspace", "Fuse"]
+)
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "in a sequence"])
+def test_a_byte_level_vocabulary_is_decoded_as_such_whatever_decoder_is_stated(
+    decoder: decoders.Decoder, nested: bool
+) -> None:
+    tokenizer = byte_level(added=["<tool é>"])
+    if nested:
+        cut = pre_tokenizers.Split(Regex(r"\d"), "isolated")
+        inner = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([inner])
+    tokenizer.decoder = decoder
+    own = wrapped(tokenizer)
+    for text in ("Hello! ça 😊", " begins with a space\n", "<tool é> ▁ 1234"):
+        ids = own.encode(text)
+        stream = own.stream()
+        assert own.decode(ids) == text == "".join(map(stream.push, ids)) + stream.flush()
+
+
+def test_a_byte_level_cut_of_other_pieces_leaves_the_decoder_as_it_is() -> None:
+    """Without the 256 symbols, the vocabulary is of another kind."""
+    tokenizer = sentence_piece("none")
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    assert wrapped(tokenizer).decode([tokenizer.token_to_id(f"{SPACE}Paris")]) == " Paris"
