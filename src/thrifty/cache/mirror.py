@@ -110,7 +110,7 @@ class Mirror:
         view.clear(layer, -1)
         spans = sequence.spans[layer]
         for head in range(self._model.kv_heads):
-            _advance(view, layer, head, spans, self._pages_gone(layer, spans) % CHUNK_PAGES)
+            _advance(view, layer, head, spans, sequence.let_go[layer] % CHUNK_PAGES)
         push = view.push
         for span in spans:
             segment, source = span.segment, span.layer(layer)
@@ -122,13 +122,6 @@ class Mirror:
                 push(layer, head, address, span.tokens, segment.capacity, form, bias, True)
         for segment, tokens in sequence.open_rows.pages(layer):
             _push_open(view, layer, segment, tokens)
-
-    def _pages_gone(self, layer: int, spans: Sequence[Span]) -> int:
-        """Pages that a windowed layer has let go before its first span."""
-        if self._model.windows[layer] is None or not spans:
-            return 0
-        first = spans[0].segment.positions
-        return first // PAGE if isinstance(first, int) else 0
 
 
 def _can_follow(sequence: SequenceSlots, sums: bool) -> bool:

@@ -204,6 +204,8 @@ class Cache:
                 span = Span(segment.retain(len(group.layers)), PAGE)
                 for layer in group.layers:
                     sequence.spans[layer].append(span)
+            for layer in group.layers:
+                sequence.let_go[layer] = first_page(group, length)
         try:
             sequence.bring_in()
         except (BudgetError, StorageError):

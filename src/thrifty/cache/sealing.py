@@ -36,8 +36,9 @@ def keep_window(sequence: SequenceSlots, layer: int, n: int) -> None:
     """A windowed layer's prompt of n new rows: only whole pages that a later row can still see, each a segment."""
     unseen = n - (sequence.model.windows[layer] or 0) + 1  # negative where a prefix hit is still seen
     if n > PAGE:
-        scratch = sequence.spans[layer].pop()
-        sequence.spans[layer] += sequence.builder.pages(layer, scratch, max(0, unseen) // PAGE * PAGE)
+        scratch, pages = sequence.spans[layer].pop(), max(0, unseen) // PAGE
+        sequence.spans[layer] += sequence.builder.pages(layer, scratch, pages * PAGE)
+        sequence.let_go[layer] += pages
     _drop_before(sequence, layer, sequence.length + unseen)
 
 
@@ -54,4 +55,5 @@ def _drop_before(sequence: SequenceSlots, layer: int, position: int) -> None:
         for span in spans[:count]:
             span.segment.release()
         del spans[:count]
+        sequence.let_go[layer] += count
         sequence.mirror.drop_front(layer, count)

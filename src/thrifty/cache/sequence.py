@@ -306,7 +306,7 @@ class SequenceCache(SequenceSlots):
         other.statistics, other.layer_major = self.statistics, self.layer_major
         other.length, other.hit, other.prompt = self.length, self.hit, self.prompt
         other.schedule = self.schedule.copy()
-        other.selected = dict(self.selected)
+        other.selected, other.let_go = dict(self.selected), list(self.let_go)
         try:
             other.tail.copy_from(self.tail, self.length)
             other.collector = self.collector.copy(reservation)

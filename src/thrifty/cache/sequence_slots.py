@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 class SequenceSlots:
     """length: committed tokens, evicted ones included: the position of the next token. prompt: its length when the
     (last) prompt ended. parked_at: when it was last parked, by the clock of the tiers. spans: by layer, in the order in
-    which rows attend to them; shared spans are one object.
+    which rows attend to them; shared spans are one object. let_go: by layer, how many spans there were before those:
+    native attention splits counting from the first that ever was.
     """
 
     def __init__(self, tiers: Tiers, model: ModelInfo, reservation: Reservation | None) -> None:
@@ -45,6 +46,7 @@ class SequenceSlots:
         self.builder = Builder(tiers, model, reservation)
         self.global_layers = model.layers_with(None)
         self.spans: list[list[Span]] = [[] for _ in range(model.layers)]
+        self.let_go = [0] * model.layers
         self.selected: dict[int, list[Selection]] = {}
         self.tail = Tail(tiers, model, model.layer_groups(), reservation)
         self.open_rows = OpenRows(tiers, model, self.tail, reservation)
@@ -187,6 +189,7 @@ class SequenceSlots:
         for segment in {id(span.segment): span.segment for spans in self.spans for span in spans}.values():
             segment.release(held[id(segment)])
         self.spans = [[] for _ in self.spans]
+        self.let_go = [0] * len(self.spans)
 
     def __del__(self) -> None:
         if getattr(self, "_freed", True) is False:  # dropped without free(): its bytes must not stay charged

@@ -20,6 +20,7 @@ from thrifty.engine.engine import Engine
 from thrifty.engine.request import Event, Handle, Request
 from thrifty.formats.kv import PAGE
 from thrifty.kernels import dispatch
+from thrifty.models.model import Model
 
 Tables = Sequence[Mapping[str, Any]]
 
@@ -273,3 +274,28 @@ def test_every_way_gives_the_same_answer(engines: Engines, recipe: str, way: str
 def test_every_way_gives_the_same_answer_at_any_border(engines: Engines, recipe: str, way: str) -> None:
     for length in all_lengths(RECIPES[recipe]):
         WAYS[way](engines, recipe, length)
+
+
+# --- windowed layers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(dispatch.native() is None, reason="only native attention splits by what a layer once held")
+@pytest.mark.parametrize("recipe", ["kivi", "kvzip", "streaming+kivi"])
+def test_windowed_layers_split_their_attention_as_before_in_forks_and_after_pauses(
+    windowed: Model, make_engine: Any, recipe: str
+) -> None:
+    """A compressed prompt ends in a short page; when windowed layers have let go of it, they still count it."""
+    engine: Engine = make_engine(windowed, prefix_tree=False)
+    expected = list(engine.submit(request(recipe, 132, 140)))
+    other = neighbour(engine)
+    for place in (100, 133):
+        parent = engine.submit(request(recipe, 132, 140))
+        while len(parent.samples[0].token_ids) < place:
+            engine.step()
+        child = parent.fork(SamplingParameters(max_tokens=140 - place, ignore_eos=True))
+        assert engine._scheduler.park_youngest() is not None
+        for handle, skip in ((parent, 0), (child, place)):
+            for event, right in zip(list(handle), expected[skip:], strict=True):
+                assert event.logits is not None and right.logits is not None
+                assert torch.equal(event.logits, right.logits), (recipe, place)
+    other.cancel()
