@@ -57,6 +57,10 @@ _FILTERS = _TEXT_FILTERS | _names(
 )
 
 
+# Filters that only call methods of a text, which keep its marks. What others write counts as a message's, all of it.
+_EXACT = _names("capitalize d default first join last lower max min replace reverse string trim upper")
+
+
 class _State(local):
     """Of the rendering in this thread."""
 
@@ -302,8 +306,9 @@ def _filtered(name: str, function: Callable[..., Any], values: list[Any], named:
     if name == "replace" and marks and not isinstance(values[0], MessageText):
         values = [MessageText(values[0], ()), *values[1:]]
     result = function(*values, **named)
-    of_plain = marks and type(result) is not MessageText and isinstance(result, str)
-    return _marked(result) if of_plain and not any(result is value for value in values) else result
+    if not marks or not isinstance(result, str) or any(result is value for value in values):
+        return result
+    return _marked(result) if name in _EXACT else MessageText(result)
 
 
 def _percent(pattern: str, values: tuple[Any, ...], operand: Any) -> str:
