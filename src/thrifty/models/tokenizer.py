@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from thrifty.errors import CheckpointError, PromptError, TemplateError
 from thrifty.models.message_text import parts_of
 from thrifty.models.tokenizer_control import ControlFree, all_meant
+from thrifty.models.tokenizer_ends import BRACKETS, MARKER
 from thrifty.models.tokenizer_pieces import Maker, PieceDecoder, makers
 from thrifty.models.tokenizer_settings import TokenizerSettings
 
@@ -154,9 +155,17 @@ class Tokenizer:
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
-        """Special tokens, and added tokens that end an answer: what `encode(control=False)` makes of no text."""
+        """What `encode(control=False)` makes of no text: special tokens, and of the other added tokens those that end
+        an answer, or mark turns by their shape or in the chat template.
+        """
         added = self.backend.get_added_tokens_decoder()
-        return self.special_ids | frozenset(token for token in self.eos_ids if token in added)
+        template = self.settings.chat_template or ""
+        marks = (
+            token
+            for token, entry in added.items()
+            if MARKER.fullmatch(entry.content) or (BRACKETS.fullmatch(entry.content) and entry.content in template)
+        )
+        return self.special_ids.union(marks, (token for token in self.eos_ids if token in added))
 
     @cached_property
     def punctuation_ids(self) -> frozenset[int]:
