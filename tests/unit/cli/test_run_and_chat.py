@@ -272,6 +272,20 @@ def test_without_a_template_run_keeps_the_system_message_and_says_so(thrifty: Ca
     assert refused.code == 1 and "has no chat template that could take template_arguments" in refused.message
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("chat",), ("run", "Hello"), ("run", "Hello", "--system", "Be brief."), ("run", "Hello", "--raw")],
+    ids=" ".join,
+)
+def test_without_a_tokenizer_the_missing_file_is_named(
+    thrifty: Callable[..., Any], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    folder = write_checkpoint(tmp_path / "llama")
+    (folder / "tokenizer.json").unlink()
+    found = thrifty(words[0], folder, *words[1:])
+    assert found.code == 1 and "has no tokenizer.json, so it takes and gives token ids only" in found.message
+
+
 def test_flags_of_the_chat_template(thrifty: Callable[..., Any], tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "llama")
     template = "{{ tools | tojson }}{{ enable_thinking }}{{ messages[0].content }}"

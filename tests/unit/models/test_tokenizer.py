@@ -131,6 +131,37 @@ def test_several_ends_and_a_template_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("template", "expected", "warning"),
+    [
+        ("", None, None),
+        (" \n", None, None),
+        (None, None, None),
+        ([{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}], "D", None),
+        ({"default": "D", "rag": "R"}, "D", None),
+        (
+            [{"name": "rag", "template": "R"}, {"name": "tool_use", "template": "T"}],
+            None,
+            "among 'rag', 'tool_use', so",
+        ),
+        ({"rag": "R"}, None, "has no 'default' among 'rag', so the model has no chat template; write the one to use"),
+        (5, None, "'chat_template' of tokenizer_config.json is 5, no text"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_none_and_told(
+    tmp_path: Path, template: object, expected: str | None, warning: str | None
+) -> None:
+    folder = write_checkpoint(tmp_path)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "chat_template": template}))
+    read = read_tokenizer(folder)
+    assert read is not None and read.settings.chat_template == expected
+    assert [warning in text for text in read.settings.warnings if warning] == [True] * bool(warning)
+    assert bool(read.settings.warnings) == bool(warning)
+    (folder / "chat_template.jinja").write_text("\n")
+    blank = read_tokenizer(folder)
+    assert blank is not None and blank.settings.chat_template is None and not blank.settings.warnings
+
+
+@pytest.mark.parametrize(
     ("change", "expected"),
     [
         (

@@ -69,7 +69,7 @@ class Conversation:
 
     def run(self) -> None:
         """Read messages until /exit or the end of the input."""
-        if not self.thrifty.model.tokenizer.has_chat_template:
+        if not self.thrifty.model.require_tokenizer().has_chat_template:
             output.note(PLAIN)
             self.sampling = {**self.sampling, "stop": (*self.sampling.get("stop", ()), NEXT_TURN)}
         reader = Reader()

@@ -50,7 +50,7 @@ def command(
     messages.append({"role": "user", "content": text})
     chosen = opening.read_recipe(recipe)
     with opening.opened(model, recipe=chosen, memory=memory, threads=threads, native=native) as thrifty:
-        if system and not thrifty.model.tokenizer.has_chat_template:
+        if system and not thrifty.model.require_tokenizer().has_chat_template:
             output.note(PLAIN)
         handle = opening.submit(thrifty, messages, sampling, raw=raw, cache_memory=cache_memory, template=template)
         first = None
