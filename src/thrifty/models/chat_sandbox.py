@@ -226,7 +226,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return _Namespace(self.kept(dict(*args, **kwargs)))
 
     def _to_json(self, value: Any, *args: Any, **kwargs: Any) -> str:
-        text = limits.json_text(self.written, value, *args, **kwargs)
+        text = limits.json_text(self.written, _with_null(value), *args, **kwargs)
         return MessageText(text) if message_text.has_marks(value) else text
 
     def _format_braces(self, pattern: str, wrapper: Callable[..., str], /, *args: Any, **kwargs: Any) -> str:
@@ -278,12 +278,36 @@ class _Namespace(Namespace):
         return "<namespace>"
 
 
-ABSENT = MessageText("")
-"""The content of a message that has none: it writes nothing, and templates see it as none."""
+class _Absent(MessageText):
+    """A text that writes nothing, and that templates see as none."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or str.__eq__(self, other) is True
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+ABSENT = _Absent("")
+"""The content of a message that has none."""
 
 
 def _is_none(value: Any) -> bool:
     return value is None or value is ABSENT
+
+
+def _with_null(value: Any) -> Any:
+    """A message, or a list of them, in which content that is absent is null."""
+    if isinstance(value, list) and any(_lacks_content(item) for item in value):
+        return [_with_null(item) if _lacks_content(item) else item for item in value]
+    return {**value, "content": None} if _lacks_content(value) else value
+
+
+def _lacks_content(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("content") is ABSENT
 
 
 def _finalize(value: Any) -> str:
