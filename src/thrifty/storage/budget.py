@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import re
 
 from thrifty.errors import BudgetError
@@ -19,18 +21,26 @@ def parse_size(size: int | str, what: str = "memory") -> int:
 
     Raises BudgetError that names `what`, the value found and the forms that work.
     """
-    if isinstance(size, bool) or not isinstance(size, int | str):
+    count = _count(size)
+    if count is None:
         raise BudgetError(f"{what} = {size!r} is not a size; write bytes or a form such as '150MB' or '1GiB'")
-    if isinstance(size, int):
-        count = size
-    else:
-        found = _SIZE.fullmatch(size)
-        if found is None or found[2].lower() not in _UNITS or found[1].count(".") > 1:
-            raise BudgetError(f"{what} = {size!r} is not a size; write bytes or a form such as '150MB' or '1GiB'")
-        count = int(float(found[1].replace("_", "")) * _UNITS[found[2].lower()])
     if count <= 0:
         raise BudgetError(f"{what} = {size!r} is not positive; give at least 1 byte")
     return count
+
+
+def _count(size: object) -> int | None:
+    """Bytes, None for what is no size. NumPy's whole numbers are whole numbers."""
+    if isinstance(size, str):
+        found = _SIZE.fullmatch(size)
+        if found is None or found[2].lower() not in _UNITS or found[1].count(".") > 1:
+            return None
+        count = float(found[1].replace("_", "")) * _UNITS[found[2].lower()]
+        return None if math.isinf(count) else int(count)
+    try:
+        return None if isinstance(size, bool) else operator.index(size)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def format_size(count: float) -> str:

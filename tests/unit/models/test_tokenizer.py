@@ -6,8 +6,11 @@ import json
 import string
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.checkpoint import write_checkpoint
@@ -85,7 +88,7 @@ def test_bos_comes_once() -> None:
     assert chat.encode_chat([{"role": "user", "content": "ab"}]).count(1) == 1
 
 
-@pytest.mark.parametrize("token", [-1, 262, 10**9])
+@pytest.mark.parametrize("token", [-1, 262, 10**9, 2**40, -(2**70)])
 def test_ids_outside_the_vocabulary(token: int) -> None:
     with pytest.raises(PromptError, match=rf"Token id {token} is outside this model's vocabulary, 0 to 261"):
         tokenizer().decode([token])
@@ -98,8 +101,34 @@ def test_rows_of_the_model_without_a_token_are_silent() -> None:
 
 
 def test_a_lone_surrogate_is_refused() -> None:
-    with pytest.raises(PromptError, match=r"cannot be written in UTF-8"):
-        tokenizer().encode("\ud800")
+    with pytest.raises(
+        PromptError, match=r"cannot be written in UTF-8: it holds half of a surrogate pair, U\+D800, at"
+    ):
+        tokenizer().encode("a\ud800")
+
+
+@pytest.mark.parametrize("ids", [5, None, "ab", b"ab", [1.0], ["1"], [None], [True], np.array([1.5]), {"a": 1}])
+def test_what_is_no_token_id_is_named(ids: Any) -> None:
+    with pytest.raises(PromptError, match=r"decode\(\) takes (a list or an array of|whole numbers as) token ids"):
+        tokenizer().decode(ids)
+
+
+@pytest.mark.parametrize("text", [None, 5, b"ab", ["ab"]])
+def test_what_is_no_text_is_named(text: Any) -> None:
+    with pytest.raises(PromptError, match=r"encode\(\) takes a text, not "):
+        tokenizer().encode(text)
+
+
+def test_ids_of_every_library_decode() -> None:
+    ids = tokenizer().encode("hello")
+    for given in (
+        np.array(ids),
+        np.array(ids, dtype=np.uint16),
+        torch.tensor(ids),
+        tuple(map(np.int32, ids)),
+        iter(ids),
+    ):
+        assert tokenizer().decode(given) == "hello"
 
 
 def test_without_a_template() -> None:
