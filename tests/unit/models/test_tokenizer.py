@@ -121,14 +121,14 @@ def test_what_is_no_text_is_named(text: Any) -> None:
 
 def test_ids_of_every_library_decode() -> None:
     ids = tokenizer().encode("hello")
-    for given in (
+    for same in (
         np.array(ids),
         np.array(ids, dtype=np.uint16),
         torch.tensor(ids),
         tuple(map(np.int32, ids)),
         iter(ids),
     ):
-        assert tokenizer().decode(given) == "hello"
+        assert tokenizer().decode(same) == "hello"
 
 
 def test_without_a_template() -> None:

@@ -62,8 +62,10 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("150MB", 150_000_000), ("1GiB", 1 << 30), ("1.5 kb", 1500), ("2_000", 2000), (7, 7), (" 3 MiB ", 3 << 20)]
-    + [(np.int64(5), 5), (np.uint32(9), 9), (torch.tensor(4), 4)],
+    [
+        *(("150MB", 150_000_000), ("1GiB", 1 << 30), ("1.5 kb", 1500), ("2_000", 2000), (7, 7), (" 3 MiB ", 3 << 20)),
+        *((np.int64(5), 5), (np.uint32(9), 9), (torch.tensor(4), 4)),
+    ],
 )
 def test_sizes(text: int | str, count: int) -> None:
     assert parse_size(text) == count and type(parse_size(text)) is int
