@@ -81,7 +81,9 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
         raise PromptError(f"{name} = {shown(value)} is no text; use a string, a list of strings, or None")
     result = tuple(value)
     for text in result:
-        if not isinstance(text, str) or not text:
+        if not isinstance(text, str):
+            raise PromptError(f"{name} contains {shown(text)}, which is no text; use strings")
+        if not text:
             raise PromptError(f"{name} contains {text!r}; every {name} string needs at least one character")
     return result
 
@@ -113,6 +115,7 @@ def biases(name: str, value: Any) -> dict[int, float]:
                 f"{name} has the key {shown(token)}, which is no token id; use whole numbers of at least 0"
             )
         place = whole(name, token, 0, "token ids of at least 0")
+        bias = bias.item() if is_array(bias) and getattr(bias, "ndim", None) == 0 else bias
         if not isinstance(bias, numbers.Real) or isinstance(bias, bool) or math.isnan(bias) or bias == math.inf:
             raise PromptError(f"{name}[{place}] = {bias!r}; use a finite number, or -inf as a ban")
         result[place] = bias if isinstance(bias, int) else float(bias)

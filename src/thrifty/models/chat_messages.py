@@ -33,10 +33,11 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
         role = message.get("role")
         if not isinstance(role, str) or not role:
             raise TemplateError(f"Message {index} has no 'role' (such as 'user', 'assistant' or 'system').")
-        rest = {key: value for key, value in message.items() if key not in ("role", "content")}
-        content = _content(message, f"Message {index} ('{role}')")
         plain = str(role) if _WORD.fullmatch(role) else marked(role)
-        checked.append({**marked(rest), "role": plain, "content": content})
+        own = {"role": plain, "content": _content(message, f"Message {index} ('{role}')")}
+        # In the order that they came in: templates write whole messages as JSON.
+        fields = {key if key in own else marked(key): own.get(key) or marked(value) for key, value in message.items()}
+        checked.append({**fields, **own})
     return checked
 
 

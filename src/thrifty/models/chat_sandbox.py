@@ -51,6 +51,10 @@ _FILTERS = _TEXT_FILTERS | _names(
 )
 
 
+# Filters that only call methods of a text, which keep its marks. What others write counts as a message's, all of it.
+_EXACT = _names("capitalize d default first join last lower max min replace reverse string trim upper")
+
+
 class ChatEnvironment(ImmutableSandboxedEnvironment):
     """The environment of one template. allowance: of the rendering in this thread.
 
@@ -197,7 +201,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return _Namespace(values)
 
     def _to_json(self, value: Any, *args: Any, **kwargs: Any) -> str:
-        text = limits.json_text(self.written, value, *args, **kwargs)
+        text = limits.json_text(self.written, _with_null(value), *args, **kwargs)
         return MessageText(text) if message_text.has_marks(value) else text
 
     def _format_braces(self, pattern: str, wrapper: Callable[..., str], /, *args: Any, **kwargs: Any) -> str:
@@ -249,12 +253,36 @@ class _Namespace(Namespace):
         return "<namespace>"
 
 
-ABSENT = MessageText("")
-"""The content of a message that has none: it writes nothing, and templates see it as none."""
+class _Absent(MessageText):
+    """A text that writes nothing, and that templates see as none."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or str.__eq__(self, other) is True
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+ABSENT = _Absent("")
+"""The content of a message that has none."""
 
 
 def _is_none(value: Any) -> bool:
     return value is None or value is ABSENT
+
+
+def _with_null(value: Any) -> Any:
+    """A message, or a list of them, in which content that is absent is null."""
+    if isinstance(value, list) and any(_lacks_content(item) for item in value):
+        return [_with_null(item) if _lacks_content(item) else item for item in value]
+    return {**value, "content": None} if _lacks_content(value) else value
+
+
+def _lacks_content(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("content") is ABSENT
 
 
 def _finalize(value: Any) -> str:
@@ -277,8 +305,9 @@ def _filtered(name: str, function: Callable[..., Any], values: list[Any], named:
     if name == "replace" and marks and not isinstance(values[0], MessageText):
         values = [MessageText(values[0], ()), *values[1:]]
     result = function(*values, **named)
-    of_plain = marks and type(result) is not MessageText and isinstance(result, str)
-    return _marked(result) if of_plain and not any(result is value for value in values) else result
+    if not marks or not isinstance(result, str) or any(result is value for value in values):
+        return result
+    return _marked(result) if name in _EXACT else MessageText(result)
 
 
 def _percent(pattern: str, values: tuple[Any, ...], operand: Any) -> str:

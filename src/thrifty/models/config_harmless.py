@@ -11,23 +11,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _HARMLESS = """
-    _name_or_path architectures attention_implementation attn_impl attn_implementation attention_softmax_in_fp32
-    author base_model base_model_name_or_path bf16 cache_config cache_implementation chat_template
-    chunk_size_feed_forward compile_config cross_attention_hidden_size custom_pipelines dataset datasets
-    date description device device_map disable_compile dtype embd_pdrop ep_size finetuned finetuning_task fp16
-    fp32 ft_method generation_config generation_params gradient_checkpointing id2label
-    initializer_factor initializer_range is_assistant is_decoder is_llama_config keys_to_ignore_at_inference label2id
-    language languages learning_rate library_name license license_name load_in_4bit load_in_8bit
-    max_new_tokens max_seq_len max_seq_length max_sequence_length max_window_layers model_creator
-    model_max_length model_name model_revision model_size model_type model_version n_ctx n_positions name
-    num_labels num_logits_to_keep original_vocab_size output_attentions output_hidden_states output_logits output_past
-    output_router_logits output_scores padding_side pad_to_multiple_of pad_vocab_size_multiple_of param_dtype
+    architecture architectures attention_implementation attention_softmax_in_fp32 attn_impl attn_implementation
+    author base_model base_model_name_or_path bf16 cache_config cache_dtype cache_implementation chat_format
+    chat_template chunk_size_feed_forward citation ckpt_path commit compile_config contact created
+    cross_attention_hidden_size custom_pipelines dataset datasets date description device device_map disable_compile
+    dtype embd_pdrop ep_size finetuned finetuning_task fp16 fp32 framework ft_method generation_config
+    generation_params gradient_checkpointing id2label ignore_index inference_mode initializer_factor
+    initializer_range is_assistant is_decoder is_llama_config keys_to_ignore_at_inference label2id language
+    languages learning_rate library library_name license license_name load_in_4bit load_in_8bit max_new_tokens
+    max_seq_len max_seq_length max_sequence_length max_window_layers model_creator model_max_length model_name
+    model_revision model_size model_type model_version n_ctx n_positions name _name_or_path num_labels
+    num_logits_to_keep original_vocab_size output_attentions output_hidden_states output_logits output_past
+    output_router_logits output_scores pad_to_multiple_of pad_vocab_size_multiple_of padding_side param_dtype
     pipeline_tag prefix pretraining_tp problem_type pruned_heads remove_unused_columns residual_in_fp32 return_dict
-    reward_model revision router_dtype router_jitter_noise scale_attention_softmax_in_fp32 seed seq_len seq_length
-    sequence_length tags task task_specific_params tensor_parallel tensor_parallel_size
-    tf_legacy_loss tie_encoder_decoder timestamp tokenizer tokenizer_class torch_dtype torchscript tp_size
-    train_max_seq_len transformers.js_config transformers_version use_bfloat16 use_cache
-    use_return_dict use_sliding_window version world_size
+    revision reward_model router_dtype router_jitter_noise scale_attention_softmax_in_fp32 seed seq_len seq_length
+    sequence_length sequence_parallel softmax_in_fp32 system_prompt tags task task_specific_params tensor_parallel
+    tensor_parallel_degree tensor_parallel_size tf_legacy_loss tie_encoder_decoder timestamp tokenizer
+    tokenizer_class torch_dtype torchscript tp_size train_max_seq_len transformers.js_config transformers_version
+    trust_remote_code use_bfloat16 use_cache use_return_dict use_sliding_window version world_size
 """
 _GENERATION = """
     assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind bad_words_ids
@@ -49,7 +50,11 @@ _HARMLESS_PATTERNS = re.compile(
     r"|(?!num_|n_)\w*(_token_id|_token_ids|_token_index|_token)"  # the tokenizer has the last word
     r"|\w*(dropout|layerdrop|pdrop|drop_path)\w*"  # training only
     r"|\w*(aux_loss|z_loss|loss_coef|loss_weight|loss_type|loss_function|lm_loss|balancing_loss)\w*"
-    r"|gradient_\w+|init_(std|method|scale|device|cutoff_factor)\w*|\w+_init_std|lora_training\w*"
+    r"|gradient_\w+|init_(std|method|scale|device|cutoff_factor)\w*|\w+_init_std|neftune_\w+"
+    r"|lora_\w+"  # merged into the weights: a tensor of its own would have no place
+    r"|(ddp|fsdp|dpo|sft|grpo|merge|eval|train|optim|warmup|dataset|dataloader|checkpoint|save|logging|lr)_\w+"
+    r"|epochs?|num_(train_)?epochs|num_train_\w+|max_steps|optimizer|lr|batch_size|weight_decay|metrics?"
+    r"|(virtual_)?[tp]p_degree"
     r"|(tokenizer|summary|classifier|unsloth|training|trl|axolotl|peft|deepspeed|wandb|mergekit|hub|reward)_\w+"
     r"|base_model_(tp|pp|ep)_plan|(tp|pp|ep)_plan"
 )
@@ -74,16 +79,19 @@ EXPLAINED = {
 }
 
 _TRUE = frozenset(
-    {"causal", "is_causal", "is_decoder_only", "rope", "use_rope", "use_rotary", "use_rms_norm", "rms_norm"}
+    {"causal", "is_causal", "is_decoder_only", "no_bias", "rope", "use_rope", "use_rotary"}
+    | {"use_rms_norm", "use_rmsnorm", "rms_norm"}
 )
 _ONES = """
-    attention_factor attention_temperature embedding_multiplier embedding_scale factor logit_scale logits_scaling
-    lm_head_multiplier moe_layer_freq n_group partial_rotary_factor residual_multiplier rotary_percent rotary_pct
-    routed_scaling_factor router_scaling_factor scale_emb topk_group
+    attention_factor attention_temperature embedding_multiplier embedding_scale factor lm_head_multiplier
+    logit_scale logits_scaling moe_layer_freq n_group partial_rotary_factor residual_multiplier rope_pct rope_ratio
+    rotary_pct rotary_percent routed_scaling_factor router_scaling_factor scale_emb topk_group
 """
 _ONE = frozenset(_ONES.split())
 _ZERO = frozenset({"alibi", "attn_logit_softcapping", "kv_lora_rank", "logit_softcap", "q_lora_rank"})
-_COUNT = re.compile(r"(num|n)_\w+|\w+_(layers|experts|heads|count|replace)|shared_expert_intermediate_size")
+_COUNT = re.compile(
+    r"(num|n)_\w+|\w+_(layers|experts|heads|count|replace)|shared_expert_intermediate_size|hidden_size_per_layer_input"
+)
 _NORMS, _POSITIONS = ("rms_norm", "rmsnorm", "rms"), ("rope", "rotary")
 _WORDS = {
     "norm_type": _NORMS,
@@ -107,15 +115,14 @@ _EQUAL = {  # other libraries' names: harmless where they repeat the field that 
     "layer_norm_eps": "rms_norm_eps",
     "layer_norm_epsilon": "rms_norm_eps",
     "norm_eps": "rms_norm_eps",
+    "activation": "hidden_act",
     "hidden_act": "hidden_activation",
     "hidden_activation": "hidden_act",
     "activation_function": "hidden_act",
     "rope_base": "rope_theta",
     "rotary_base": "rope_theta",
+    "rotary_embedding_base": "rope_theta",
     "rotary_emb_base": "rope_theta",
-    "kv_channels": "head_dim",
-    "qk_head_dim": "head_dim",
-    "v_head_dim": "head_dim",
     "tie_embeddings": "tie_word_embeddings",
     "share_embeddings": "tie_word_embeddings",
 }
@@ -155,6 +162,14 @@ def _all_full(value: object, data: Mapping[str, Any]) -> bool:
     return isinstance(value, list) and all(item == "full_attention" for item in value)
 
 
+def _head_dim(value: object, data: Mapping[str, Any]) -> bool:
+    """Another name for `head_dim`, or for what it is where it is not stated."""
+    hidden, heads, stated = (data.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
+    if stated is not None:
+        return bool(value == stated)
+    return isinstance(value, int) and isinstance(hidden, int) and isinstance(heads, int) and value * heads == hidden
+
+
 def _key_value_groups(value: object, data: Mapping[str, Any]) -> bool:
     heads, kv_heads = data.get("num_attention_heads"), data.get("num_key_value_heads")
     return isinstance(value, int) and isinstance(kv_heads, int) and value * kv_heads == heads
@@ -164,4 +179,7 @@ _RULES: Mapping[str, Callable[[object, Mapping[str, Any]], bool]] = {
     "sliding_window": _no_window,
     "layer_types": _all_full,
     "num_key_value_groups": _key_value_groups,
+    "kv_channels": _head_dim,
+    "qk_head_dim": _head_dim,
+    "v_head_dim": _head_dim,
 }

@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 
 from thrifty.errors import CheckpointError
 from thrifty.models.gguf_metadata import Metadata
-from thrifty.models.tokenizer_ends import MARKS_OF_FILLING, known_ends
+from thrifty.models.tokenizer_ends import MARKER, MARKS_OF_FILLING, known_ends
 
 # token types of `tokenizer.ggml.token_type`; 0 is undefined
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _PLAIN = (0, NORMAL, UNUSED)
-# The shape of what opens or closes a part of a turn.
-_MARKER = re.compile(r"<\|[^|<>\s]+\|>|<(?:start|end)_of_\w+>|<｜[^｜<>\s]+｜>")
 _BRACKETED = re.compile(r"<.+>|\[.+\]")
 _ROLES = ("bos", "eos", "eot", "eom", "padding")
 _TYPES = "tokenizer.ggml.token_type"
@@ -110,7 +108,7 @@ def _with_control(vocabulary: Vocabulary, control: Collection[int], stated: bool
 
 def _control(metadata: Metadata, vocabulary: Vocabulary) -> Collection[int]:
     """Known ends and marks of filling; markers of the template, and ids with a role and a text that looks like it."""
-    markers = set(_MARKER.findall(metadata.text("tokenizer.chat_template", "")))
+    markers = set(MARKER.findall(metadata.text("tokenizer.chat_template", "")))
     named = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in _ROLES)
     roles = {value for value in named if isinstance(value, int)}
     control = dict.fromkeys(vocabulary.ends)

@@ -25,6 +25,7 @@ from thrifty.models.tokenizer_settings import TokenizerDefinition
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_SHARD = re.compile(r"[^/\0]{1,200}\.safetensors")
 
 # Names inside a layer, once prefixes are gone. Mixtral's w1, w2, w3 are gate, down and up.
 _ATTENTION = {
@@ -276,7 +277,7 @@ def _weight_map(directory: Path) -> dict[str, str]:
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{path}: weight_map is missing or not a table.")
     for tensor, name in names.items():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        if not isinstance(name, str) or Path(name).name != name or not _SHARD.fullmatch(name):
             given = f"weight_map gives {tensor!r:.80} the file {name!r:.80}"
             raise CheckpointError(f"{path}: {given}; it must be a safetensors file beside it.")
     return names

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import operator
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, groupby, islice
 from operator import itemgetter
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from thrifty.errors import CheckpointError, PromptError, TemplateError
 from thrifty.models.message_text import parts_of
 from thrifty.models.tokenizer_control import ControlFree, all_meant
+from thrifty.models.tokenizer_ends import BRACKETS, MARKER
 from thrifty.models.tokenizer_pieces import Maker, PieceDecoder, byte_of_character, makers
 from thrifty.models.tokenizer_settings import TokenizerSettings
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 
+MAX_ID = 1 << 31
 TAIL = 16  # tokens before an answer that a decoder's steps can reach back to: a character's bytes, a word
 SENTENCE_PIECE = frozenset(("Sequence", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"))
 """The steps of decoders for vocabularies that spell a space as ▁."""
@@ -64,8 +67,10 @@ class Tokenizer:
         add_bos: None follows the model. BOS is put in front once: not where the text already begins with it. control:
         False leaves the control tokens (`control_ids`) that the text spells out as text; other added tokens still
         count.
-        Raises PromptError for text that cannot be written in UTF-8.
+        Raises PromptError for what is no text, or cannot be written in UTF-8.
         """
+        if not isinstance(text, str):
+            raise PromptError(f"encode() takes a text, not {text!r:.60} ({type(text).__name__}).")
         return self.encode_parts([(text, control)], add_bos)
 
     def encode_parts(self, parts: Sequence[tuple[str, bool]], add_bos: bool | None = None) -> list[int]:
@@ -79,7 +84,7 @@ class Tokenizer:
         try:
             encoding = self.backend.encode(text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
-            raise PromptError(f"The prompt cannot be written in UTF-8: {error}.") from error
+            raise PromptError(f"The prompt cannot be written in UTF-8: {_fault(text)}.") from error
         ids: list[int] = encoding.ids
         if not all(meant for _, meant in parts) and not self.control_ids.isdisjoint(ids):
             ends = list(accumulate(len(part) for part, _ in parts))
@@ -95,10 +100,10 @@ class Tokenizer:
         """The text of some ids; bytes that are not UTF-8 become U+FFFD.
 
         after: the ids that these continue: a text's first space may be left out, that of its continuation never.
-        Raises PromptError for an id outside the vocabulary.
+        Raises PromptError for an id outside the vocabulary, and for what is no token id.
         """
         stream = self.stream(skip_special, after)
-        return "".join([*(stream.push(token) for token in ids), stream.flush()])
+        return "".join([*(stream.push(token) for token in _whole(ids)), stream.flush()])
 
     def stream(self, skip_special: bool = True, after: Sequence[int] = ()) -> TokenStream:
         """A decoder for one answer, token by token. after: see `decode`."""
@@ -156,9 +161,17 @@ class Tokenizer:
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
-        """Special tokens, and added tokens that end an answer: what `encode(control=False)` makes of no text."""
+        """What `encode(control=False)` makes of no text: special tokens, and of the other added tokens those that end
+        an answer, or mark turns by their shape or in the chat template.
+        """
         added = self.backend.get_added_tokens_decoder()
-        return self.special_ids | frozenset(token for token in self.eos_ids if token in added)
+        template = self.settings.chat_template or ""
+        marks = (
+            token
+            for token, entry in added.items()
+            if MARKER.fullmatch(entry.content) or (BRACKETS.fullmatch(entry.content) and entry.content in template)
+        )
+        return self.special_ids.union(marks, (token for token in self.eos_ids if token in added))
 
     @cached_property
     def punctuation_ids(self) -> frozenset[int]:
@@ -198,7 +211,8 @@ class Tokenizer:
 
         Raises PromptError for an id outside the vocabulary.
         """
-        text: str | None = self.backend.id_to_token(self.same_text.get(token, token)) if token >= 0 else None
+        known = 0 <= token < MAX_ID
+        text: str | None = self.backend.id_to_token(self.same_text.get(token, token)) if known else None
         if text is None and not 0 <= token < self.vocabulary_size:
             last = self.vocabulary_size - 1
             raise PromptError(f"Token id {token} is outside this model's vocabulary, 0 to {last}.")
@@ -263,6 +277,28 @@ class TokenStream:
         first = list(islice(known, 1))
         tail = [token for token in after[-TAIL:] if token < self._tokenizer.vocabulary_size]
         return tail if len(after) <= TAIL else first + tail
+
+
+def _whole(ids: Iterable[Any]) -> Iterator[int]:
+    """Token ids of any library as Python's own numbers. Raises PromptError for what is none."""
+    if isinstance(ids, (str, bytes, bytearray, memoryview)) or not hasattr(ids, "__iter__"):
+        raise PromptError(f"decode() takes a list or an array of token ids, not {ids!r:.60} ({type(ids).__name__}).")
+    for token in ids:
+        try:
+            if isinstance(token, bool):
+                raise TypeError
+            yield operator.index(token)
+        except (TypeError, ValueError) as error:
+            kind = type(token).__name__
+            raise PromptError(f"decode() takes whole numbers as token ids, not {token!r:.60} ({kind}).") from error
+
+
+def _fault(text: str) -> str:
+    """What of a text is not Unicode."""
+    place = next((index for index, character in enumerate(text) if "\ud800" <= character <= "\udfff"), None)
+    if place is None:
+        return "it is not Unicode"
+    return f"it holds half of a surrogate pair, U+{ord(text[place]):04X}, at place {place}"
 
 
 def decoder_of(backend: tokenizers.Tokenizer) -> Mapping[str, Any] | None:

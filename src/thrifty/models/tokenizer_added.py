@@ -76,9 +76,12 @@ def add_tokens(backend: Backend, neighbours: Neighbours, rows: int) -> bool:
 
 
 def _add_special(backend: Backend, neighbours: Neighbours, rows: int) -> int:
-    """Tokens that are special by their role, and no added token yet. Returns how many were added."""
-    known = {entry.content for entry in backend.get_added_tokens_decoder().values()}
-    texts = [text for text in dict.fromkeys([*neighbours.named.values(), *neighbours.extra]) if text not in known]
+    """Tokens that are special by their role, whatever the files say of their flags, and special tokens without a role
+    that are no added tokens yet. Returns how many changed.
+    """
+    known = {entry.content: entry for entry in backend.get_added_tokens_decoder().values()}
+    roles = [text for text in neighbours.named.values() if text not in known or not known[text].special]
+    texts = dict.fromkeys([*roles, *(text for text in neighbours.extra if text not in known)])
     room = rows - backend.get_vocab_size(with_added_tokens=True)
     wanted = []
     for text in texts:
@@ -86,13 +89,14 @@ def _add_special(backend: Backend, neighbours: Neighbours, rows: int) -> int:
             room -= 1
             if room < 0:
                 continue
-        wanted.append(_entry({"content": text, "special": True}, "a special token"))
+        flags = {name: getattr(known[text], name) for name in _FLAGS} if text in known else {}
+        wanted.append(_entry({**flags, "content": text, "special": True}, "a special token"))
     return int(backend.add_special_tokens(wanted)) if wanted else 0
 
 
 def _stated(neighbours: Neighbours, known: set[str]) -> Iterator[tuple[int, AddedToken]]:
     """Tokens with the ids that the files state. known: texts that tokenizer.json adds, which added_tokens.json leaves
-    as they are.
+    as they are; it counts only where there is no `added_tokens_decoder`.
     """
     decoder = neighbours.config.get("added_tokens_decoder", {})
     if not isinstance(decoder, Mapping):
@@ -102,6 +106,8 @@ def _stated(neighbours: Neighbours, known: set[str]) -> Iterator[tuple[int, Adde
         entry = _entry(value, f"{neighbours.directory}: 'added_tokens_decoder' at {token!r:.40}")
         seen.add(entry.content)
         yield _id(token, neighbours.directory), entry
+    if "added_tokens_decoder" in neighbours.config:
+        return
     special = {*neighbours.named.values(), *neighbours.extra}
     for text, token in neighbours.added_tokens.items():
         if text not in seen:

@@ -1,9 +1,14 @@
-"""Texts of tokens that end an answer, whatever a file says of them."""
+"""Texts of tokens that end an answer, and the shape of those that mark turns, whatever a file says of them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
+# The shape of what opens or closes a part of a turn.
+MARKER = re.compile(r"<\|[^|<>\s]+\|>|<(?:start|end)_of_\w+>|<｜[^｜<>\s]+｜>")
+# What does so where a chat template writes it.
+BRACKETS = re.compile(r"\[/?[A-Z][A-Z_]+\]")
 # Ends of a turn in chat formats of several families.
 ENDS_OF_TURN = (
     "<|im_end|>",

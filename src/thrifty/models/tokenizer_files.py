@@ -41,14 +41,16 @@ def read_tokenizer(directory: Path) -> TokenizerDefinition | None:
     named = neighbours.named
     bos = _id(backend, named.get("bos_token"), tables[1:], "bos_token_id")
     pad = _id(backend, named.get("pad_token"), tables[1:], "pad_token_id")
+    template, warnings = _template(directory, tables[0])
     settings = TokenizerSettings(
         bos_id=bos,
         eos_ids=_ends(backend, named.get("eos_token"), tables[1:]),
         pad_id=pad,
         add_bos=_adds_bos(backend, tables[0], bos),
-        chat_template=_template(directory, tables[0]),
+        chat_template=template,
         vocabulary_size=_vocabulary_size(tables[2], backend.get_vocab_size(with_added_tokens=True)),
         special_tokens=named,
+        warnings=warnings,
     )
     return TokenizerDefinition(definition, settings)
 
@@ -95,17 +97,30 @@ def _adds_bos(backend: Any, table: Mapping[str, Any], bos: int | None) -> bool:
     return bool(backend.encode("a", add_special_tokens=True).ids[:1] == [bos])
 
 
-def _template(directory: Path, table: Mapping[str, Any]) -> str | None:
+def _template(directory: Path, table: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """The chat template, None where there is none or a blank one, and a warning where only others are there."""
     path = directory / "chat_template.jinja"
     if path.is_file():
         if path.stat().st_size > 4 * MAX_TEMPLATE:
             raise CheckpointError(f"{path}: {path.stat().st_size} bytes is too long for a chat template")
-        return read_text(path)
+        return _not_blank(read_text(path)), ()
     value = table.get("chat_template")
     if isinstance(value, list):
-        named = {item.get("name"): item.get("template") for item in value if isinstance(item, Mapping)}
-        value = named.get("default")
-    return value if isinstance(value, str) else None
+        value = {str(item.get("name")): item.get("template") for item in value if isinstance(item, Mapping)}
+    if isinstance(value, Mapping):
+        chosen = value.get("default")
+        names = ", ".join(f"'{name:.40}'" for name in list(value)[:8])
+        what = f"'chat_template' of tokenizer_config.json has no 'default' among {names or 'none'}"
+    else:
+        chosen, what = value, f"'chat_template' of tokenizer_config.json is {value!r:.40}, no text"
+    if isinstance(chosen, str):
+        return _not_blank(chosen), ()
+    warning = f"{what}, so the model has no chat template; write the one to use into chat_template.jinja beside it."
+    return None, () if value is None else (warning,)
+
+
+def _not_blank(template: str) -> str | None:
+    return template if template.strip() else None
 
 
 def _vocabulary_size(config: Mapping[str, Any], tokens: int) -> int:

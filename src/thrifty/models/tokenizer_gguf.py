@@ -168,13 +168,14 @@ def _settings(metadata: Metadata, vocabulary: Vocabulary, kind: str) -> Tokenize
     bos = _token_id(metadata, "bos_token_id", count)
     named = [_token_id(metadata, f"{name}_token_id", count) for name in ("eos", "eot", "eom")]
     ends = [end for end in (*named, *vocabulary.ends) if end is not None]
+    template = metadata.text("tokenizer.chat_template", "")
     default_bos = kind == "llama" or cut(metadata.text(_PRE, DEFAULT)).bos
     return TokenizerSettings(
         bos_id=bos,
         eos_ids=tuple(dict.fromkeys(ends)),
         pad_id=_token_id(metadata, "padding_token_id", count),
         add_bos=bos is not None and metadata.flag("tokenizer.ggml.add_bos_token", default_bos),
-        chat_template=metadata.text("tokenizer.chat_template", "") or None,
+        chat_template=template if template.strip() else None,
         vocabulary_size=count,
         duplicates=vocabulary.duplicates,
         warnings=(*vocabulary.warnings, *(_guesses(metadata) if kind == "gpt2" else ())),

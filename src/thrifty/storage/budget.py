@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from typing import SupportsIndex
@@ -21,29 +22,32 @@ def parse_size(size: int | str, what: str = "memory") -> int:
 
     Raises BudgetError that names `what`, the value found and the forms that work.
     """
-    if not isinstance(size, str):
-        count = _whole(size, what)
-    else:
-        found = _SIZE.fullmatch(size)
-        if found is None or found[2].lower() not in _UNITS or found[1].count(".") > 1:
-            raise BudgetError(f"{what} = {size!r} is not a size; write bytes or a form such as '150MB' or '1GiB'")
-        count = int(float(found[1].replace("_", "")) * _UNITS[found[2].lower()])
+    count = _written(size) if isinstance(size, str) else _whole(size)
+    if count is None:
+        shown = " ".join(repr(size).split())
+        raise BudgetError(f"{what} = {shown:.60} is not a size; write bytes or a form such as '150MB' or '1GiB'")
     if count <= 0:
         raise BudgetError(f"{what} = {size!r} is not positive; give at least 1 byte")
     return count
 
 
-def _whole(size: SupportsIndex, what: str) -> int:
-    """The whole number that a value is, of any library; truth values are none."""
+def _written(size: str) -> int | None:
+    """The bytes that a text says, None where it says none."""
+    match = _SIZE.fullmatch(size)
+    if match is None or match[2].lower() not in _UNITS or match[1].count(".") > 1:
+        return None
+    count = float(match[1].replace("_", "")) * _UNITS[match[2].lower()]
+    return None if math.isinf(count) else int(count)
+
+
+def _whole(size: SupportsIndex) -> int | None:
+    """The whole number that a value of any library is, None where it is none; truth values are none."""
+    if isinstance(size, bool) or str(getattr(size, "dtype", "")).endswith("bool"):
+        return None
     try:
-        if isinstance(size, bool) or str(getattr(size, "dtype", "")).endswith("bool"):
-            raise TypeError
         return operator.index(size)
     except (TypeError, ValueError):
-        shown = " ".join(repr(size).split())
-        raise BudgetError(
-            f"{what} = {shown:.60} is not a size; write bytes or a form such as '150MB' or '1GiB'"
-        ) from None
+        return None
 
 
 def format_size(count: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -32,6 +33,16 @@ def test_text_parts_join_and_other_keys_pass_through() -> None:
     assert render([{"role": "tool", "content": "42", "name": "f", "tool_call_id": "c1"}]) == "[tool: 42fc1]"
 
 
+def test_a_message_keeps_the_order_of_its_keys() -> None:
+    for message in (
+        {"role": "user", "name": "f", "content": "a"},
+        {"content": "a", "tool_call_id": "c", "role": "tool"},
+        {"thinking": "b", "role": "assistant", "content": ""},
+    ):
+        assert render([message], "{{ messages[0] | list | join(' ') }}") == " ".join(message)
+        assert render([message], "{{ messages[0] | tojson }}") == json.dumps(message)
+
+
 @pytest.mark.parametrize("message", [{"content": None}, {}])
 @pytest.mark.parametrize(
     ("source", "expected"),
@@ -41,6 +52,15 @@ def test_text_parts_join_and_other_keys_pass_through() -> None:
         ("{% if messages[0].content is not none %}{{ 'x' + messages[0].content }}{% endif %}", ""),
         ("{% if messages[0]['content'] %}text{% else %}none{% endif %}", "none"),
         ("{{ messages[0].content | trim }}|{{ messages[0].content + 'x' }}", "|x"),
+        (
+            "{{ messages[0].content == none }}{{ none == messages[0].content }}{{ messages[0].content != None }}",
+            "TrueTrueFalse",
+        ),
+        (
+            "{{ messages[0].content == '' }}{{ messages[0].content == 'x' }}{{ messages[0].content != 'x' }}",
+            "TrueFalseTrue",
+        ),
+        ("{{ (messages | tojson)[-17:] }}{{ (messages[0] | tojson)[-16:] }}", '"content": null}]"content": null}'),
     ],
 )
 def test_a_tool_call_without_content_writes_nothing(source: str, expected: str, message: dict[str, Any]) -> None:

@@ -240,6 +240,11 @@ DECORATION: list[dict[str, Any]] = [
     {"gradient_checkpointing": True, "resid_dropout": 0.1, "ffn_dropout_rate": 0.1, "layerdrop": 0.2, "dropout": 0.1},
     {"router_z_loss_coef": 0.01, "loss_type": "ForCausalLM", "initializer_factor": 1.0, "embedding_init_std": 0.02},
     {"trl_version": "0.1", "axolotl_version": "0.9", "load_in_8bit": True, "bf16": True, "seed": 42},
+    {"neftune_noise_alpha": 5, "lora_alpha": 16, "lora_r": 8, "train_batch_size": 4, "num_train_epochs": 3},
+    {"optimizer": "adamw", "lr": 1e-4, "warmup_steps": 9, "ddp_timeout": 1800, "eval_loss": 1.2, "max_steps": 10},
+    {"merge_method": "slerp", "tensor_parallel_degree": 4, "virtual_pp_degree": 1, "sequence_parallel": True},
+    {"trust_remote_code": True, "inference_mode": True, "framework": "pt", "ignore_index": -100},
+    {"chat_format": "chatml", "system_prompt": "Be brief.", "softmax_in_fp32": True, "cache_dtype": "auto"},
     # description and generation
     {"license": "mit", "tags": ["x"], "language": ["en"], "base_model": "a/b", "datasets": ["d"], "author": "me"},
     {"summary_type": "cls_index", "classifier_bias": True, "num_labels": 2, "keys_to_ignore_at_inference": ["x"]},
@@ -253,6 +258,8 @@ DECORATION: list[dict[str, Any]] = [
     {"sliding_window": 16, "use_sliding_window": False, "max_window_layers": 2},
     {"layer_types": ["full_attention"] * 3, "num_key_value_groups": 2, "n_head": 4, "norm_eps": 1e-5},
     {"rope_scaling": {"rope_type": "default", "factor": 1.0, "original_max_position_embeddings": 256}},
+    {"kv_channels": 16, "rotary_embedding_base": LLAMA["rope_theta"], "activation": "silu", "rope_pct": 1.0},
+    {"rope_ratio": 1, "use_rmsnorm": True, "no_bias": True, "hidden_size_per_layer_input": 0},
     {"kv_lora_rank": 0, "attn_logit_softcapping": 0.0, "quantization_config": {}, "auto_map": None},
 ]
 
@@ -260,6 +267,26 @@ DECORATION: list[dict[str, Any]] = [
 @pytest.mark.parametrize("fields", DECORATION, ids=lambda fields: next(iter(fields)))
 def test_fields_without_effect_are_accepted(fields: dict[str, Any]) -> None:
     assert from_huggingface(changed(**fields)) == from_huggingface(LLAMA)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kv_channels": 24},
+        {"rotary_embedding_base": 5.0},
+        {"activation": "relu"},
+        {"rope_pct": 0.5},
+        {"rope_ratio": 4},
+        {"use_rmsnorm": False},
+        {"no_bias": False},
+        {"hidden_size_per_layer_input": 256},
+        {"q_lora_rank": 8},
+        {"kv_lora_rank": 8},
+    ],
+    ids=str,
+)
+def test_the_same_fields_at_other_values_are_refused(fields: dict[str, Any]) -> None:
+    assert next(reversed(fields)) in refused(changed(**fields))
 
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}

@@ -212,6 +212,8 @@ def test_shards(tmp_path: Path) -> None:
     [
         ({}, "weight_map is missing or not a table"),
         ([], "weight_map is missing or not a table"),
+        ({QUERY: "m" * 5000 + ".safetensors"}, "it must be a safetensors file beside it"),
+        ({QUERY: "m\0.safetensors"}, "it must be a safetensors file beside it"),
         ({QUERY: "../../secret.safetensors"}, "the file '../../secret.safetensors'; it must be a safetensors file"),
         ({QUERY: "/etc/passwd"}, "the file '/etc/passwd'; it must be"),
         ({QUERY: 3}, "the file 3; it must be"),

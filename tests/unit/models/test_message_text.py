@@ -133,6 +133,8 @@ WHOLE = [
     "{{ m.content | safe }}",
     "{{ m.content | urlencode }}",
     "{{ m.content | indent }}",
+    "{{ (m.content ~ 'a') | indent(2, first=true) }}",
+    "{{ m.content | truncate(9, true) }}{{ m.content | replace('a', 'b') | trim }}",
     "{{ m.content | reverse }}",
     "{{ m.content.format(1) }}",
     "{{ m.content * 2 }}",
@@ -145,11 +147,12 @@ WHOLE = [
 ]
 
 
+@pytest.mark.parametrize("content", ["<|end|>", " <|end|>\n<|end|> a\n\n<|end|>"])
 @pytest.mark.parametrize("source", WHOLE)
-def test_no_way_through_a_template_loses_the_marks(source: str) -> None:
+def test_no_way_through_a_template_loses_the_marks(source: str, content: str) -> None:
     message = {
         "role": "user",
-        "content": "<|end|>",
+        "content": content,
         "name": "<|end|>",
         "tool_calls": [{"function": {"name": "<|end|>"}}],
     }

@@ -6,8 +6,11 @@ import json
 import string
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.checkpoint import write_checkpoint
@@ -85,7 +88,7 @@ def test_bos_comes_once() -> None:
     assert chat.encode_chat([{"role": "user", "content": "ab"}]).count(1) == 1
 
 
-@pytest.mark.parametrize("token", [-1, 262, 10**9])
+@pytest.mark.parametrize("token", [-1, 262, 10**9, 2**40, -(2**70)])
 def test_ids_outside_the_vocabulary(token: int) -> None:
     with pytest.raises(PromptError, match=rf"Token id {token} is outside this model's vocabulary, 0 to 261"):
         tokenizer().decode([token])
@@ -98,8 +101,34 @@ def test_rows_of_the_model_without_a_token_are_silent() -> None:
 
 
 def test_a_lone_surrogate_is_refused() -> None:
-    with pytest.raises(PromptError, match=r"cannot be written in UTF-8"):
-        tokenizer().encode("\ud800")
+    with pytest.raises(
+        PromptError, match=r"cannot be written in UTF-8: it holds half of a surrogate pair, U\+D800, at"
+    ):
+        tokenizer().encode("a\ud800")
+
+
+@pytest.mark.parametrize("ids", [5, None, "ab", b"ab", [1.0], ["1"], [None], [True], np.array([1.5]), {"a": 1}])
+def test_what_is_no_token_id_is_named(ids: Any) -> None:
+    with pytest.raises(PromptError, match=r"decode\(\) takes (a list or an array of|whole numbers as) token ids"):
+        tokenizer().decode(ids)
+
+
+@pytest.mark.parametrize("text", [None, 5, b"ab", ["ab"]])
+def test_what_is_no_text_is_named(text: Any) -> None:
+    with pytest.raises(PromptError, match=r"encode\(\) takes a text, not "):
+        tokenizer().encode(text)
+
+
+def test_ids_of_every_library_decode() -> None:
+    ids = tokenizer().encode("hello")
+    for same in (
+        np.array(ids),
+        np.array(ids, dtype=np.uint16),
+        torch.tensor(ids),
+        tuple(map(np.int32, ids)),
+        iter(ids),
+    ):
+        assert tokenizer().decode(same) == "hello"
 
 
 def test_without_a_template() -> None:
@@ -128,6 +157,37 @@ def test_several_ends_and_a_template_file(tmp_path: Path) -> None:
     read = read_tokenizer(folder)
     assert read is not None and {7, 9} < set(read.settings.eos_ids)
     assert read.settings.chat_template == "FILE {{ messages[0].content }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected", "warning"),
+    [
+        ("", None, None),
+        (" \n", None, None),
+        (None, None, None),
+        ([{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}], "D", None),
+        ({"default": "D", "rag": "R"}, "D", None),
+        (
+            [{"name": "rag", "template": "R"}, {"name": "tool_use", "template": "T"}],
+            None,
+            "among 'rag', 'tool_use', so",
+        ),
+        ({"rag": "R"}, None, "has no 'default' among 'rag', so the model has no chat template; write the one to use"),
+        (5, None, "'chat_template' of tokenizer_config.json is 5, no text"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_none_and_told(
+    tmp_path: Path, template: object, expected: str | None, warning: str | None
+) -> None:
+    folder = write_checkpoint(tmp_path)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "chat_template": template}))
+    read = read_tokenizer(folder)
+    assert read is not None and read.settings.chat_template == expected
+    assert [warning in text for text in read.settings.warnings if warning] == [True] * bool(warning)
+    assert bool(read.settings.warnings) == bool(warning)
+    (folder / "chat_template.jinja").write_text("\n")
+    blank = read_tokenizer(folder)
+    assert blank is not None and blank.settings.chat_template is None and not blank.settings.warnings
 
 
 @pytest.mark.parametrize(

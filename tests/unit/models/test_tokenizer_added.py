@@ -56,6 +56,13 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "special_tokens_map.json alone": {"special_tokens_map": {"bos_token": START, "eos_token": entry(END)}},
     "a role for a token of the vocabulary": {"tokenizer_config": {"eos_token": "</s>", "bos_token": START}},
+    "a role for a token that is stated as not special": {
+        "tokenizer_config": {"added_tokens_decoder": {**DECODER, "258": entry(END, special=False)}, "eos_token": END}
+    },
+    "added_tokens.json beside added_tokens_decoder": {
+        "tokenizer_config": {"added_tokens_decoder": DECODER, "eos_token": END},
+        "added_tokens": {"Straße": 257, "user": 260},
+    },
     "extra special tokens": {"tokenizer_config": {"extra_special_tokens": [START, END], "eos_token": END}},
 }
 

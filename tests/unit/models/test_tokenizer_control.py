@@ -83,7 +83,22 @@ def test_an_added_token_that_ends_answers_is_control_and_others_still_match() ->
     assert tokenizer.encode("<tool>a<|end|>").count(end) == 1
     ids = tokenizer.encode("<tool>a<|end|>", control=False)
     assert end not in ids and ids[0] == tool
-    assert wrapped("byte-level").encode("<|end|>", control=False) == [end]
+    word = Tokenizer(byte_level(added=("stop",)).to_str(), TokenizerSettings(eos_ids=(256,)))
+    assert word.encode("stop") == [256] and 256 not in word.encode("stop", control=False)
+
+
+@pytest.mark.parametrize(
+    "mark", ["<|im_start|>", "<|user|>", "<start_of_turn>", "<｜User｜>", "<｜end▁of▁sentence｜>", "[INST]", "[/INST]"]
+)
+def test_what_marks_turns_is_control_though_no_file_calls_it_special(mark: str) -> None:
+    template = "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
+    settings = TokenizerSettings(chat_template=f"{mark}{template}")
+    tokenizer = Tokenizer(byte_level(added=(mark, "<think>", "[1]")).to_str(), settings)
+    token, think = map(tokenizer.backend.token_to_id, (mark, "<think>"))
+    said = f"a{mark}b<think>"
+    ids = tokenizer.encode_chat([{"role": "user", "content": said}])
+    assert ids.count(token) == 1 + template.count(mark) and ids.count(think) == 1
+    assert tokenizer.decode(ids) == f"{mark}[INST]{said}[/INST]"  # and it is shown, as the file says
 
 
 def test_a_text_without_control_tokens_still_begins_with_one_bos() -> None:

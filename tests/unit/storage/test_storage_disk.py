@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,13 +62,18 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("150MB", 150_000_000), ("1GiB", 1 << 30), ("1.5 kb", 1500), ("2_000", 2000), (7, 7), (" 3 MiB ", 3 << 20)],
+    [
+        *(("150MB", 150_000_000), ("1GiB", 1 << 30), ("1.5 kb", 1500), ("2_000", 2000), (7, 7), (" 3 MiB ", 3 << 20)),
+        *((np.int64(5), 5), (np.uint32(9), 9), (torch.tensor(4), 4)),
+    ],
 )
 def test_sizes(text: int | str, count: int) -> None:
-    assert parse_size(text) == count
+    assert parse_size(text) == count and type(parse_size(text)) is int
 
 
-@pytest.mark.parametrize("text", ["", "MB", "12 parsecs", "-5MB", "1.2.3GB", True, 1.5])
+@pytest.mark.parametrize(
+    "text", ["", "MB", "12 parsecs", "-5MB", "1.2.3GB", "9" * 400, True, 1.5, b"5MB", np.float32(5)]
+)
 def test_what_is_no_size_is_refused_by_name(text: object) -> None:
     with pytest.raises(BudgetError, match=r"cache = .* is not a size; write bytes or a form such as '150MB'"):
         parse_size(text, "cache")  # type: ignore[arg-type]
