@@ -56,7 +56,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Converted forms go to a folder of the test run."""
+    """Converted forms go to a folder of the test run, and tables are as wide as where there is no terminal."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COLUMNS", raising=False)  # workers of a parallel run have it: tables are as wide as without
         patch.setenv("THRIFTY_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
