@@ -133,10 +133,10 @@ def test_all_parts_are_fetched_from_the_hub(tmp_path: Path, monkeypatch: pytest.
     names = ["q4/m-00001-of-00002.gguf", "q4/m-00002-of-00002.gguf"]
     library = Library(tmp_path)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(hub, "_files", lambda repository: names)
+    monkeypatch.setattr(hub, "_ask", lambda repository: dict.fromkeys(names))
     monkeypatch.setattr(hub, "_tried", lambda repository, action: action(library))
     assert hub.fetch("a/b") == tmp_path / names[0] and library.asked == names
-    monkeypatch.setattr(hub, "_files", lambda repository: [*names, "q8.gguf"])
+    monkeypatch.setattr(hub, "_ask", lambda repository: dict.fromkeys([*names, "q8.gguf"]))
     with pytest.raises(DownloadError, match=r"It holds: q4/m-00001-of-00002.gguf, q8.gguf\."):
         hub.fetch("a/b")
 
