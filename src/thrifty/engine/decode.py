@@ -58,7 +58,7 @@ def _prepare(sequences: Items[Sequence], failed: list[Outcome], note: Note) -> l
         try:
             if isinstance(draft, BaseException):
                 raise draft
-            draft = _within_period(sequence, draft)
+            draft = _within_period(sequence, draft) if draft.tokens else draft
             rows = _rows(sequence, draft)
             rows.cache.reserve(len(rows.tokens))
             parts.append(_Part(sequence, draft, rows))
