@@ -31,6 +31,7 @@ class AsyncEngine:
         self._inbox: deque[tuple[Callable[[], Any], concurrent.futures.Future[Any]]] = deque()
         self._closing = False
         self._failure: BaseException | None = None
+        self._left: int | None = None
         self._thread = threading.Thread(target=self._run, name="thrifty-engine", daemon=True)
         self._thread.start()
 
@@ -97,7 +98,7 @@ class AsyncEngine:
             while not self._closing:
                 self._obey()
                 if self.engine.busy:
-                    self.engine.step()
+                    self._step()
                     continue
                 with self._wake:
                     self._wake.wait_for(lambda: self._closing or self._inbox)
@@ -107,6 +108,20 @@ class AsyncEngine:
             self._closing = True
         self._obey()
         self.engine.close()
+
+    def _step(self) -> None:
+        """One step. An error of its own, or what is no Exception and came out of a request, stops the engine only where
+        the next step raises too and no request has ended in between: here is nobody who could be interrupted.
+        """
+        try:
+            self.engine.step()
+        except BaseException:
+            left = sum(self.engine.describe()["queues"].values())
+            if self._left is not None and left >= self._left:
+                raise
+            self._left = left
+        else:
+            self._left = None
 
     def _obey(self) -> None:
         while self._inbox:
@@ -140,5 +155,7 @@ class _Conversation:
             self.handle.cancel()
 
     def _put(self, event: Event | None) -> None:
-        if not self._loop.is_closed():
+        if self._loop.is_closed():
+            self.cancel()  # nobody can read on
+        else:
             self._loop.call_soon_threadsafe(self.events.put_nowait, event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ def _prepare(sequences: Items[Sequence], outcomes: list[Outcome], note: Note) ->
         try:
             if isinstance(draft, BaseException):
                 raise draft
+            draft = _within_period(sequence, draft) if draft.tokens else draft
             rows = _rows(sequence, draft)
             rows.cache.reserve(len(rows.tokens))
             parts.append(_Part(sequence, draft, rows))
@@ -179,6 +181,14 @@ def _by_strategy(sequences: Items[Sequence]) -> list[tuple[DecodingStrategy, lis
     for place, sequence in enumerate(sequences):
         groups.setdefault(sequence.strategy, []).append(place)
     return list(groups.items())
+
+
+def _within_period(sequence: Sequence, draft: Draft) -> Draft:
+    """No more of a draft than can be committed before a policy acts: later tokens would see what it lets go of."""
+    cache = sequence.cache
+    assert cache is not None, "a decoding sequence has a cache"
+    most = max(0, cache.schedule.next - cache.length - 1)
+    return draft if len(draft.tokens) <= most else dataclasses.replace(draft, tokens=draft.tokens[:most])
 
 
 def _rows(sequence: Sequence, draft: Draft) -> Rows:

@@ -183,20 +183,23 @@ class EngineMemory:
         self._resize(sequence, sequence.covered)
 
     def fork(self, parent: Running, child: Running) -> None:
-        """Give `child` a cache that shares the parent's. Raises BudgetError with nothing changed."""
+        """Give `child` a cache that shares the parent's; where the parent holds rows of logits for its samples, one of
+        those too. Raises BudgetError with nothing changed.
+        """
         assert parent.cache is not None
         policies, prompt, length = parent.ticket.policies, parent.prompt_length, len(parent.tokens)
         covered, held = min(child.total, length + PAGE), parent.cache.length
         shared = self._sizes.shared(policies, prompt, held, held)
         need = self._sizes.decoding(policies, prompt, covered, shared)
-        owner = f"request {child.answer.identity}"
+        owner, rows = f"request {child.answer.identity}", int(parent.rows == 1)
         with ExitStack() as undo:
-            self._take_rows(1)
-            undo.callback(self._give_rows, 1)
+            self._take_rows(rows)
+            undo.callback(self._give_rows, rows)
             reservation = self.cache.reserve(owner, need, child.ticket.request.cache_bytes)
             undo.callback(reservation.release)
             cache = parent.cache.fork(reservation)
             undo.pop_all()
+        parent.rows -= 1 - rows
         child.cache, child.rows, child.covered, child.shared = cache, 1, covered, held
 
     def park(self, sequence: Running) -> None:

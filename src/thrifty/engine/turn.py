@@ -9,6 +9,8 @@ from collections.abc import Callable
 from thrifty.engine.answer import Answer
 from thrifty.engine.uninterrupted import Uninterrupted
 
+WAIT_SECONDS = 0.05
+
 
 class Turn:
     """The context of every public call that changes an engine. One thread at a time has it; it may be entered again
@@ -29,7 +31,9 @@ class Turn:
 
     def __enter__(self) -> None:
         self._uninterrupted.__enter__()  # before the lock: a signal may still raise here, with nothing taken
-        self._lock.acquire()
+        while not self._lock.acquire(timeout=WAIT_SECONDS):  # another thread has it: signals that came are told
+            self._uninterrupted.__exit__()
+            self._uninterrupted.__enter__()
         self._depth += 1
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.tiny import text_tokens
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling import Sampler, SamplingParameters
 from thrifty.engine.asynchronous import AsyncEngine
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
@@ -163,3 +163,65 @@ def test_closing_ends_what_runs(plain: Model) -> None:
             await running.result(request())
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+class Unforeseen(BaseException):
+    """No Exception, like KeyboardInterrupt."""
+
+
+@pytest.mark.parametrize("kind", [Unforeseen, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_what_is_no_exception_ends_its_own_request_only(
+    plain: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    alone = make_engine(plain).submit(request(50)).result().token_ids
+    commit = Sampler.commit
+
+    def raising(self: Sampler, token: int) -> None:
+        if self.parameters.max_tokens == 9 and self.position == 4:
+            raise kind("raised by a sampler")
+        commit(self, token)
+
+    monkeypatch.setattr(Sampler, "commit", raising)
+
+    async def scenario(running: AsyncEngine) -> None:
+        for _ in range(2):
+            good = asyncio.create_task(running.result(request(50)))
+            bad = [asyncio.create_task(running.result(request(30 + number, 9))) for number in range(3)]
+            for task in bad:  # one after the other, step by step
+                with pytest.raises(ThriftyError, match=f"ended by {kind.__name__} in the middle of a step"):
+                    await task
+            assert (await good).token_ids == alone
+
+    run(plain, scenario)
+
+
+def test_an_error_of_one_step_that_is_no_requests_is_survived(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(running: AsyncEngine) -> None:
+        scheduler = running.engine._scheduler
+        schedule, errors = scheduler.schedule, [MemoryError("for a moment")]
+
+        def failing() -> Any:
+            if errors:
+                raise errors.pop()
+            return schedule()
+
+        monkeypatch.setattr(scheduler, "schedule", failing)
+        assert len((await running.result(request())).token_ids) == 12
+
+    run(plain, scenario)
+
+
+def test_a_request_whose_event_loop_is_closed_ends(plain: Model) -> None:
+    async def first_event(running: AsyncEngine) -> Any:
+        stream = running.stream(request(50, 3000))
+        await anext(stream)
+        return stream
+
+    engine = Engine(plain, prefix_tree=False)
+    running = AsyncEngine(engine)
+    loop = asyncio.new_event_loop()
+    stream = loop.run_until_complete(first_event(running))
+    loop.close()
+    asyncio.run(idle(running))
+    asyncio.run(running.close())
+    del stream

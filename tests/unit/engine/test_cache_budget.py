@@ -147,6 +147,19 @@ def test_samples_and_forks_keep_the_budget(model: Model, make_engine: Any) -> No
     assert len(parent.fork(SamplingParameters(max_tokens=20, ignore_eos=True)).result().token_ids) == 20
 
 
+@pytest.mark.parametrize("technique", [None, "h2o", "kivi", "minikv", "kvzip"])
+def test_samples_run_in_the_least_budget_that_accepts_them(packed: Model, make_engine: Any, technique: Any) -> None:
+    options: dict[str, Any] = {"h2o": {"capacity": 64}, "minikv": {"residual": 64}}.get(technique, {})
+    cache = [{"technique": technique} | options] if technique else []
+    sampling = SamplingParameters(max_tokens=30, ignore_eos=True, temperature=1.0, seed=5)
+    request = Request(prompt=text_tokens(64), samples=4, sampling=sampling, cache=cache)
+    roomy = make_engine(packed)
+    peak = roomy.memory.footprint(roomy.intake.check(request).policies, 64, 94, 4).peak_bytes
+    tight = make_engine(packed, memory=packed.nbytes + roomy.memory.workspace + peak)
+    answers = [engine.submit(request).result().samples for engine in (roomy, tight)]
+    assert [one.token_ids for one in answers[1]] == [one.token_ids for one in answers[0]]
+
+
 def test_the_script_interface_takes_sizes(plain: Model) -> None:
     with Thrifty(plain, recipe={"cache": RECIPES["streaming"]}) as thrifty:
         answer = thrifty.generate("hello " * 40, max_tokens=30, ignore_eos=True, cache_memory="2MB")

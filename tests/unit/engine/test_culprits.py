@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from thrifty.cache.sequence import SequenceCache
 from thrifty.decoding.sampling import Sampler, SamplingParameters
 from thrifty.decoding.stopping import Stopper
 from thrifty.decoding.strategies.autoregressive import Autoregressive
+from thrifty.engine.answer import Answer
 from thrifty.engine.engine import Engine
 from thrifty.engine.memory import EngineMemory
 from thrifty.engine.request import Request
@@ -249,3 +251,90 @@ def test_a_fork_that_fails_changes_nothing(packed: Model, make_engine: Any, monk
         forks.append((handle.fork().result().token_ids, handle.result().token_ids))
     assert forks[0] == forks[1]
     settled(engine)
+
+
+@pytest.mark.parametrize("error", [MemoryError("a row"), KeyboardInterrupt("a row")], ids=repr)
+def test_rows_that_fail_after_they_ran_in_a_batch(packed: Model, make_engine: Any, error: BaseException) -> None:
+    """The batch is undone and each runs alone: rows that are in the caches already do not stay."""
+    alone = [make_engine(packed).submit(request(number)).result().token_ids for number in range(3)]
+    engine = make_engine(packed)
+    handles = [engine.submit(request(number)) for number in range(3)]
+    while handles[2].usage.generated_tokens < 3:
+        engine.step()
+    culprit, run = engine.cache_of(handles[1]), engine.runner.decode
+
+    def decode(batch: Any) -> Any:
+        scores = run(batch)
+        if any(rows.cache is culprit for rows in batch):
+            raise error
+        return scores
+
+    engine.runner.decode = decode
+    if isinstance(error, KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    assert [handle.result().token_ids for handle in (handles[0], handles[2])] == [alone[0], alone[2]]
+    assert handles[1].samples[0].finish_reason == "error"
+    settled(engine)
+
+
+def test_a_sample_whose_first_token_fails_ends_alone(
+    packed: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"samples": 3, "temperature": 1.0, "seed": 3}
+    expected = make_engine(packed).submit(request(0, **options)).result().samples
+    engine = make_engine(packed)
+    fault = Fault(monkeypatch, Sampler, "choose", ValueError("the first token"))
+    fault.when = lambda sampler, *_: sampler.stream == 1
+    handle, other = engine.submit(request(0, **options)), engine.submit(request(1))
+    assert len(other.result().token_ids) == 12
+    with pytest.raises(ValueError, match="the first token"):
+        handle.result()
+    assert [sample.finish_reason for sample in handle.samples] == ["length", "error", "length"]
+    assert [handle.samples[place].token_ids for place in (0, 2)] == [expected[0].token_ids, expected[2].token_ids]
+    settled(engine)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_samples_that_cannot_all_be_forked_end_together(
+    packed: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    engine = make_engine(packed)
+    fault = Fault(monkeypatch, SequenceCache, "fork", MemoryError("a fork"))
+    fault.after = after
+    handle, other = engine.submit(request(0, samples=4, temperature=1.0)), engine.submit(request(1))
+    with pytest.raises(MemoryError, match="a fork"):
+        handle.result()
+    assert [sample.finish_reason for sample in handle.samples] == ["error"] * 4
+    assert [sample.token_ids for sample in handle.samples] == [[]] * 4
+    assert len(other.result().token_ids) == 12
+    settled(engine)
+
+
+def test_an_event_that_cannot_be_recorded_ends_its_request(
+    packed: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = make_engine(packed).submit(request(1)).result().token_ids
+    engine = make_engine(packed)
+    handle, other = engine.submit(request(0)), engine.submit(request(1))
+    while other.usage.generated_tokens < 3:
+        engine.step()
+    Fault(monkeypatch, Answer, "record", MemoryError("an event")).when = lambda answer, _: answer is handle.answer
+    assert other.result().token_ids == alone
+    with pytest.raises(MemoryError, match="an event"):
+        handle.result()
+    settled(engine)
+
+
+@pytest.mark.parametrize("error", [MemoryError("closing"), KeyboardInterrupt("closing")], ids=repr)
+@pytest.mark.parametrize(("owner", "name"), [(Segment, "release"), (Ledger, "credit"), (Mapping, "give_back")])
+def test_an_engine_that_is_disturbed_while_it_closes_is_closed(
+    packed: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: BaseException
+) -> None:
+    engine = make_engine(packed)
+    engine.submit(request(100)).result()  # leaves a page in the prefix tree
+    Fault(monkeypatch, owner, name, error)
+    with pytest.raises(KeyboardInterrupt) if isinstance(error, KeyboardInterrupt) else nullcontext():
+        engine.close()
+    assert engine.memory.ledger.current == engine.memory.ledger.bytes_of("weights")
+    assert engine.memory.cache.tiers.arena.used == 0

@@ -44,7 +44,17 @@ class Hints(DecodingStrategy):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("cache", [[], [{"technique": "kivi", "bits": 2}]], ids=["full", "kivi"])
+@pytest.mark.parametrize(
+    "cache",
+    [
+        [],
+        [{"technique": "kivi", "bits": 2}],
+        [{"technique": "streaming", "window": 60}],
+        [{"technique": "h2o", "capacity": 60}],
+        [{"technique": "minikv", "residual": 64}],
+    ],
+    ids=lambda cache: cache[0]["technique"] if cache else "full",
+)
 def test_drafts_change_the_steps_not_the_answer(
     model: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch, temperature: float, cache: list[dict[str, Any]]
 ) -> None:

@@ -60,6 +60,14 @@ def leave_before_the_beginning(thrifty: Thrifty) -> None:
     thrifty.generate("hello", stream=True, **LONG)
 
 
+def leave_but_hold_its_handle(thrifty: Thrifty) -> None:
+    stream = thrifty.generate("hello", stream=True, **LONG)
+    handle = stream.handle
+    next(stream)
+    del stream
+    assert handle.samples[0].finish_reason == "cancelled", "the stream owned it"
+
+
 def leave_a_context(thrifty: Thrifty) -> None:
     with thrifty.generate("hello", stream=True, **LONG) as stream:
         next(stream)

@@ -14,7 +14,9 @@ import pytest
 from tests.tiny import text_tokens
 
 from thrifty.decoding.sampling import SamplingParameters
+from thrifty.engine import uninterrupted as uninterrupted_module
 from thrifty.engine.request import Handle, Request
+from thrifty.engine.turn import Turn
 from thrifty.engine.uninterrupted import HELD, Uninterrupted
 from thrifty.models.model import Model
 
@@ -106,6 +108,64 @@ def test_other_threads_leave_signals_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+def test_a_finaliser_inside_the_bookkeeping_changes_nothing(
+    handlers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector of garbage may enter the context at any line of its own code."""
+    before, outer, lookup = installed(), Uninterrupted(), uninterrupted_module._signal.getsignal
+
+    def collecting(number: int) -> Any:
+        with outer:
+            pass
+        return lookup(number)
+
+    with monkeypatch.context() as patch, pytest.raises(Alarm):
+        patch.setattr(uninterrupted_module._signal, "getsignal", collecting)
+        with outer:
+            send(signal.SIGALRM)
+            assert not handlers
+    assert handlers == [signal.SIGALRM] and installed() == before
+
+
+def test_a_handler_that_was_found_inside_and_put_back_outside_still_works(handlers: list[int]) -> None:
+    """As a debugger does that is entered in a listener."""
+    uninterrupted = Uninterrupted()
+    with uninterrupted:
+        found = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, found)
+    with pytest.raises(Alarm), uninterrupted:
+        send(signal.SIGALRM)
+    signal.signal(signal.SIGALRM, found)
+    with pytest.raises(Alarm):
+        send(signal.SIGALRM)
+    assert handlers == [signal.SIGALRM] * 2
+
+
+def test_who_waits_for_another_threads_turn_can_be_interrupted() -> None:
+    turn, taken, leave = Turn(lambda answer: None), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with turn:
+            taken.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    taken.wait()
+
+    def take() -> None:
+        with turn:
+            pass
+
+    try:
+        assert interrupted(0.02, take)
+        assert thread.is_alive(), "the other thread has it on"
+    finally:
+        leave.set()
+        thread.join()
+    take()
 
 
 def interrupted(after: float, call: Callable[[], Any]) -> bool:
