@@ -45,12 +45,13 @@ def command(
     if raw and system:
         raise typer.BadParameter("a system message needs the chat template; leave out --raw.", param_hint="--system")
     if raw and template:
-        raise typer.BadParameter(f"{next(iter(template))} needs the chat template; leave out one.", param_hint="--raw")
+        flag = opening.FLAGS[next(iter(template))]
+        raise typer.BadParameter(f"{flag} needs the chat template; leave out one.", param_hint="--raw")
     messages = [{"role": "system", "content": streams.text_of(system, "--system")}] if system else []
     messages.append({"role": "user", "content": text})
     chosen = opening.read_recipe(recipe)
     with opening.opened(model, recipe=chosen, memory=memory, threads=threads, native=native) as thrifty:
-        if system and not thrifty.model.tokenizer.has_chat_template:
+        if system and not thrifty.model.require_tokenizer().has_chat_template:
             output.note(PLAIN)
         handle = opening.submit(thrifty, messages, sampling, raw=raw, cache_memory=cache_memory, template=template)
         first = None
