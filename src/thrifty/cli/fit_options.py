@@ -83,7 +83,7 @@ Report = Annotated[
 Prefix = Annotated[
     int | None,
     typer.Option(
-        min=1, show_default="fills the context, at most 4096", help="Tokens that are compressed before scoring."
+        min=1, show_default="fills the context, from 1024 to 4096", help="Tokens that are compressed before scoring."
     ),
 ]
 Scored = Annotated[int | None, typer.Option(min=1, show_default="256", help="Tokens that are scored.")]

@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 it could not be done, 2 the command line is wrong, 130 int
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
 import os
@@ -116,6 +117,10 @@ def main() -> None:
     except BrokenPipeError:
         streams.discard()
         sys.exit(1)
+    except OSError as error:
+        output.error(_message(error))
+        streams.discard()
+        sys.exit(1)
 
 
 def _asks_for_json(ctx: Any) -> bool:
@@ -190,10 +195,7 @@ def _is_usage_error(error: Exception) -> bool:
 
 def _report(error: Exception, as_json: bool) -> int:
     """Print the message; the exit code."""
-    if as_json:
-        output.json_line({"error": _message(error), "kind": type(error).__name__})
-    else:
-        output.error(_message(error))
+    output.failure(_message(error), type(error).__name__, as_json)
     return 2 if _is_usage_error(error) else 1
 
 
@@ -204,5 +206,8 @@ def _message(error: Exception) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         return "the machine is out of memory. Use a smaller model, --context or --memory."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f"where {error.filename} lies" if error.filename else "where the output goes"
+        return f"there is no room left {place} ({error.strerror}). Make room there, or write elsewhere."
     kind = type(error).__name__
     return f"something went wrong that Thrifty did not foresee ({kind}: {error}). Repeat with --debug."

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from thrifty.recipe import Recipe
 
 
+FLAGS = {
+    "tools": "--tools",
+    "template_arguments": "--template-argument",
+    "control_tokens_in_messages": "--control-tokens",
+}
+"""What else `Thrifty.chat` takes, and the flag of it."""
+
+
 def read_recipe(path: Path | None) -> Recipe:
     """The recipe of a file, or the empty one. Raises RecipeError."""
     from thrifty.recipe import Recipe
@@ -66,7 +74,8 @@ def submit(
     if template:
         from thrifty.errors import TemplateError
 
-        raise TemplateError(f"This model has no chat template that could take {', '.join(template)}; leave it out.")
+        flags = ", ".join(FLAGS[name] for name in template)
+        raise TemplateError(f"This model has no chat template that could take {flags}; leave it out.")
     return thrifty.submit(plain(messages), cache_memory=cache_memory, **sampling)
 
 

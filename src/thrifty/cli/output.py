@@ -24,6 +24,14 @@ def error(message: str) -> None:
     _say("Error", "bold red", message)
 
 
+def failure(message: str, kind: str, as_json: bool) -> None:
+    """An error message for people on standard error, or as a line of JSON on standard output."""
+    if as_json:
+        json_line({"error": message, "kind": kind})
+    else:
+        error(message)
+
+
 def warn(message: str) -> None:
     """One warning on standard error."""
     _say("Warning", "yellow", message)

@@ -51,7 +51,9 @@ def parse_bias(text: str) -> tuple[int, float]:
             raise ValueError
         return int(token), float(bias)
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not TOKEN=BIAS. Write e.g. 198=-5, or 198=-inf to ban it.") from error
+        raise typer.BadParameter(
+            f"{text!r} is not TOKEN=BIAS. Write e.g. 198=-5, or 198=-inf to ban it.", param_hint="--logit-bias"
+        ) from error
 
 
 def parse_limit(text: str | int) -> int:
@@ -72,7 +74,8 @@ def parse_argument(text: str) -> tuple[str, Any]:
         return name.strip(), json.loads(value)
     except ValueError as error:
         raise typer.BadParameter(
-            f"{text!r} is not KEY=JSON. Write e.g. enable_thinking=false, or effort='\"low\"' for a text."
+            f"{text!r} is not KEY=JSON. Write e.g. enable_thinking=false, or effort='\"low\"' for a text.",
+            param_hint="--template-argument",
         ) from error
 
 

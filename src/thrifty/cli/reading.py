@@ -22,11 +22,16 @@ class Reader:
 
     def read(self) -> str:
         """The next message, without surrounding blank space. Raises EOFError at the end of the input."""
-        lines = [input("> " if self.interactive else "")]
-        while self.interactive and input_waits():
-            lines.append(input())
+        lines, ended = [input("> " if self.interactive else "")], False
+        try:
+            while self.interactive and input_waits():
+                lines.append(input())
+        except EOFError:  # Ctrl-D behind a text ends the text; the next one ends the input
+            ended = True
         text = "\n".join(lines).strip()
-        return self._block(text) if text.startswith(BLOCK) else text
+        if not text.startswith(BLOCK):
+            return text
+        return text.removeprefix(BLOCK).strip() if ended else self._block(text)
 
     def _block(self, text: str) -> str:
         """Read on up to the closing mark, or the end of the input."""
@@ -48,8 +53,8 @@ def input_waits() -> bool:
     terminal = sys.stdin.fileno()
     settings = termios.tcgetattr(terminal)
     at_once = [*settings[:3], settings[3] & ~(termios.ICANON | termios.ECHO), *settings[4:]]
-    termios.tcsetattr(terminal, termios.TCSANOW, at_once)
     try:
+        termios.tcsetattr(terminal, termios.TCSANOW, at_once)
         return bool(select.select([terminal], [], [], PASTE_SECONDS)[0])
     finally:
         termios.tcsetattr(terminal, termios.TCSANOW, settings)

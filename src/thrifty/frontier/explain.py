@@ -181,7 +181,7 @@ def _searched(fit: Fit) -> str:
     said = (
         f"Of {len(fit.candidates)} recipes {' and '.join(reasons)}; " if reasons else f"{len(fit.candidates)} recipes: "
     )
-    return f"{said}{len(rows)} were measured, {last} of them to the end."
+    return f"{said}{len(rows)} {'was' if len(rows) == 1 else 'were'} measured, {last} of them to the end."
 
 
 def _bytes(fit: Fit, best: Measurement) -> str:

@@ -62,9 +62,8 @@ class ChatTemplate:
             raise TemplateError("The messages or arguments are nested too deeply.") from error
         for name in given:
             if name not in self._names:
-                raise TemplateError(
-                    f"The model's chat template takes no '{name}'; leave it out. {nearest(name, self._asked)}"
-                )
+                known = nearest(name, self._asked) if self._asked else "It takes no arguments at all."
+                raise TemplateError(f"The model's chat template takes no '{name}'; leave it out. {known}")
         texts: dict[str, Any] = {name: marked(given.pop(name, None)) for name in ("tools", "documents")}
         return self._write({**texts, **variables, **given, "messages": checked})
 

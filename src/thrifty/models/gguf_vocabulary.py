@@ -46,11 +46,17 @@ def read_vocabulary(metadata: Metadata, spell: Callable[[str], str] = str) -> Vo
 
     Raises CheckpointError, naming the field, where it is missing, empty or of another length.
     """
-    texts = [spell(text) for text in metadata.texts("tokenizer.ggml.tokens")]
+    written = metadata.texts("tokenizer.ggml.tokens")
+    texts = [spell(text) for text in written]
     if not texts:
         raise CheckpointError(f"{metadata.path}: 'tokenizer.ggml.tokens' is empty")
     stated = _TYPES in metadata
     types = metadata.integers(_TYPES, len(texts)) if stated else [NORMAL] * len(texts)
+    # A text that is looked up otherwise than it is written is found by merges, not in the text as it is given.
+    types = [
+        NORMAL if kind == USER_DEFINED and text != before else kind
+        for kind, text, before in zip(types, texts, written, strict=True)
+    ]
     vocabulary = _named(Vocabulary(tuple(texts), tuple(types)))
     vocabulary = _with_ends(vocabulary, texts, _merged(metadata, known_ends(texts)))
     return _with_control(vocabulary, _control(metadata, vocabulary), stated)

@@ -112,6 +112,7 @@ def test_the_protocol_is_one_table(thrifty: Callable[..., Any], checkpoint: Path
 REFUSED = [
     (("--tasks", "recal"), "no task 'recal'. Did you mean 'recall'?"),
     (("--tasks", "recall:kees=3"), "has no option 'kees'. Did you mean 'keys'?"),
+    (("--tasks", ""), "names no task"),
     (("--tasks", ","), "names no task"),
     (("--length", 5000), "--length 5000 leaves no room for a question: this model's context holds 4096 tokens"),
     (("--tasks", "perplexity", "--length", 4000), "this model's context holds 4096: use at most --length 3966"),

@@ -93,14 +93,18 @@ def test_a_dash_reads_standard_input(
         (["run", "CHECKPOINT", "x", "--max-tokens", "9999"], 1, "max_tokens = 9999"),
         (["run", "CHECKPOINT", "x", "--max-tokens", "0"], 2, "'0' is not a positive whole number. Write e.g. 512"),
         (["run", "CHECKPOINT", "x", "--max-tokens", "all"], 2, "'all' is not a positive whole number"),
-        (["run", "CHECKPOINT", "x", "--template-argument", "a"], 2, "'a' is not KEY=JSON"),
+        (
+            ["run", "CHECKPOINT", "x", "--template-argument", "a"],
+            2,
+            "value for --template-argument: 'a' is not KEY=JSON",
+        ),
         (["run", "CHECKPOINT", "x", "--template-argument", "a=low"], 2, "'a=low' is not KEY=JSON"),
-        (["run", "CHECKPOINT", "x", "--template-argument", "a=1"], 1, "The model's chat template takes no 'a'"),
+        (["run", "CHECKPOINT", "x", "--template-argument", "a=1"], 1, "leave it out. It takes no arguments at all."),
         (["run", "CHECKPOINT", "x", "--tools", "/nowhere.json"], 2, "cannot read /nowhere.json"),
-        (["run", "CHECKPOINT", "x", "--raw", "--template-argument", "a=1"], 2, "needs the chat template"),
+        (["run", "CHECKPOINT", "x", "--raw", "--template-argument", "a=1"], 2, "--template-argument needs the chat"),
         (["run", "CHECKPOINT", "caf\udce9"], 1, "the prompt is not UTF-8 text: byte 0xE9 at position 3"),
         (["run", "CHECKPOINT", "x", "--system", "\udcff"], 1, "--system is not UTF-8 text: byte 0xFF at position 0"),
-        (["run", "CHECKPOINT", "x", "--logit-bias", "a"], 2, "is not TOKEN=BIAS"),
+        (["run", "CHECKPOINT", "x", "--logit-bias", "a"], 2, "Invalid value for --logit-bias: 'a' is not TOKEN=BIAS"),
         (["run", "CHECKPOINT", "x", "--memory", "10kB"], 1, "budget of"),
         (["run", "CHECKPOINT", "x", "--memory", "lots"], 2, "is not a size"),
         (["run", "CHECKPOINT", "x", "--recipe", "/nowhere.toml"], 1, "cannot read recipe"),
@@ -147,6 +151,28 @@ def test_chat_json_is_a_line_an_answer(
     first, second = (json.loads(line) for line in found.out.strip().splitlines())
     assert set(first) >= {"text", "finish_reason", "prompt_tokens", "decode_tok_s"}
     assert second["prompt_tokens"] > first["prompt_tokens"], "the history is part of the prompt"
+
+
+def test_chat_json_is_a_line_for_a_refused_question_too(
+    thrifty: Callable[..., Any], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("word " * 3000 + "\nHello\n"))
+    found = thrifty("chat", checkpoint, "--max-tokens", 4, "--json", "--threads", 1)
+    refused, answer = (json.loads(line) for line in found.out.strip().splitlines())
+    assert "the context holds 4096" in refused["error"] and refused["kind"].endswith("Error")
+    assert "text" in answer and found.err == ""
+
+
+@pytest.mark.parametrize("words", [["chat"], ["run", "x"], ["run", "x", "--system", "y"], ["run", "x", "--raw"]])
+def test_a_folder_without_a_tokenizer_is_refused_by_name(
+    words: list[str], thrifty: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(tmp_path / "bare")
+    (folder / "tokenizer.json").unlink()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    found = thrifty(words[0], folder, *words[1:], "--threads", 1)
+    assert found.code == 1
+    assert "the checkpoint has no tokenizer.json" in found.message and "add the file" in found.message
 
 
 def test_a_refused_question_leaves_the_conversation_as_it_was(
@@ -273,7 +299,7 @@ def test_without_a_template_run_goes_on_with_plain_text_and_says_so(thrifty: Cal
     assert not thrifty(*words, "--raw").err, "who asks for plain text is told nothing"
     refused = thrifty(*words, "--template-argument", "enable_thinking=false")
     assert refused.code == 1 and not refused.err
-    assert "has no chat template that could take template_arguments" in refused.json()["error"]
+    assert "has no chat template that could take --template-argument; leave it out." in refused.json()["error"]
 
 
 @pytest.mark.parametrize("words", [("chat",), ("run", "Hello"), ("run", "Hello", "--system", "Be brief.")])
@@ -351,6 +377,18 @@ def test_chat_in_a_terminal(checkpoint: Path) -> None:
     chat.type("/clear\r")
     chat.wait_for("forgotten")
     chat.wait_for("> ")
+    chat.type('"""block\rits end\r\x04')  # Ctrl-D ends the text, not the program
+    time.sleep(0.5)
+    chat.type("\x03")
+    chat.wait_for("(stopped)")
+    chat.wait_for("> ")
+    chat.type("/history\r")
+    chat.wait_for("user: block")
+    chat.wait_for("its end")
+    chat.wait_for("> ")
+    chat.type("/clear\r")
+    chat.wait_for("forgotten")
+    chat.wait_for("> ")
     chat.type("line one\rline two\rline three")  # pasted, its last line unfinished
     chat.wait_for("line three")
     chat.type("\r")
@@ -381,6 +419,17 @@ def test_a_folder_and_an_output_that_are_not_utf_8(thrifty: Callable[..., Any], 
     assert b"?" in done.stdout and done.stdout.isascii()
     text = thrifty("run", folder, "é", *options, "--json").json()["text"]
     assert text.encode("ascii", "replace") + b"\n" == done.stdout, "nothing is cut off"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("words", [["techniques"], ["techniques", "--json"]])
+def test_an_output_without_room_is_told(words: list[str]) -> None:
+    command = [sys.executable, "-m", "thrifty", *words]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert b"there is no room left where the output goes" in done.stderr
+    assert b"did not foresee" not in done.stderr and b"Traceback" not in done.stderr
 
 
 @pytest.mark.long

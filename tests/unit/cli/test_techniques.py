@@ -84,6 +84,10 @@ def test_an_unknown_name_gets_the_nearest(thrifty: Callable[..., Any]) -> None:
     found = thrifty("techniques", "rtnn")
     assert found.code == 2
     assert "no technique 'rtnn' of that name. Did you mean 'rtn'?" in found.message
+    assert (
+        "no technique 'kivi' of stage weights. Known: rtn."
+        in thrifty("techniques", "kivi", "--stage", "weights").message
+    )
 
 
 def test_a_recipe_lists_what_it_uses(thrifty: Callable[..., Any], tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def command(
     *,
     sampling: dict[str, Any],
 ) -> None:
-    """Talk with a model, turn by turn. With --json, one JSON line an answer."""
+    """Talk with a model, turn by turn. With --json, one JSON line an answer, or an error in its place."""
     template = options.template_options(tools, template_argument, control_tokens)
     opening_text = streams.text_of(system, "--system") if system else None
     chosen = opening.read_recipe(recipe)
@@ -120,7 +120,7 @@ class Conversation:
             handle = opening.submit(self.thrifty, messages, self.sampling, plain=transcript, template=self.template)
             first = self.stream(handle, started)
         except ThriftyError as error:
-            output.error(str(error))
+            output.failure(str(error), type(error).__name__, self.as_json)
             return
         text, reason = handle.samples[0].text, handle.samples[0].finish_reason
         if text or reason != "cancelled":

@@ -56,7 +56,7 @@ def command(
     from thrifty.cli.evaluating import Setting
 
     setting = Setting(model, items, length, seed, records, off_grid, threads, native)
-    names = split(tasks or (PROTOCOL_TASKS if protocol else TASKS))
+    names = split(tasks if tasks is not None else PROTOCOL_TASKS if protocol else TASKS)
     if protocol:
         if recipe is not None:
             raise typer.BadParameter("has its own formats; leave --recipe out.", param_hint="--protocol")

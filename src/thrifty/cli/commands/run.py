@@ -69,7 +69,8 @@ def _messages(prompt: str, system: str | None, raw: bool, template: Mapping[str,
     if raw and system:
         raise typer.BadParameter("a system message needs the chat template; leave out --raw.", param_hint="--system")
     if raw and template:
-        raise typer.BadParameter(f"{next(iter(template))} needs the chat template; leave out one.", param_hint="--raw")
+        flag = opening.FLAGS[next(iter(template))]
+        raise typer.BadParameter(f"{flag} needs the chat template; leave out one.", param_hint="--raw")
     messages = [{"role": "system", "content": streams.text_of(system, "--system")}] if system else []
     return [*messages, {"role": "user", "content": text}]
 

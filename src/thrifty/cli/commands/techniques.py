@@ -33,7 +33,8 @@ def command(
     """
     found = _of_recipe(opening.read_recipe(recipe)) if recipe is not None else _of_stages(stage)
     if name is not None:
-        _show([_named(name, found, part_of_recipe=recipe is not None)], as_json)
+        where = "in this recipe" if recipe is not None else f"of stage {stage}" if stage is not None else "of that name"
+        _show([_named(name, found, where)], as_json)
     elif as_json:
         cards = [_describe(*place) for place in found]
         output.json_line([{key: card[key] for key in SUMMARY} for card in cards])
@@ -60,13 +61,12 @@ def _of_recipe(recipe: Any) -> list[tuple[str, str]]:
     return list(dict.fromkeys(used))
 
 
-def _named(name: str, found: list[tuple[str, str]], *, part_of_recipe: bool) -> tuple[str, str]:
+def _named(name: str, found: list[tuple[str, str]], where: str) -> tuple[str, str]:
     from thrifty.errors import nearest
 
     for place in found:
         if place[1] == name:
             return place
-    where = "in this recipe" if part_of_recipe else "of that name"
     message = f"no technique {name!r} {where}. {nearest(name, [known for _, known in found])}"
     raise typer.BadParameter(message, param_hint="NAME")
 
