@@ -118,6 +118,18 @@ def test_sentencepiece_merges_bytes_and_space_prefix() -> None:
     assert plain.decode([SPM.index("\u2581ab")]) == " ab"
 
 
+def test_runs_of_spaces_are_merged_and_not_found_by_their_spelling() -> None:
+    """Gemma lists them as user-defined tokens of plain spaces; the text "▁" itself is cut as any other."""
+    tokens = [*SPM, "  ", "   "]
+    scores = np.zeros(len(tokens), dtype=np.float32)
+    scores[262:] = [-1, -2, -3, -4, -5]
+    kinds = np.array([2, 3, 3, *[6] * 256, *[1] * 6, 4, 4])
+    found = spm(tokens=tokens, scores=scores, token_type=kinds, add_space_prefix=False)
+    run = len(tokens) - 1
+    assert found.encode("a   a", add_bos=False) == [SPM.index("a"), run, SPM.index("a")]
+    assert found.encode(" \u2581\u2581", add_bos=False) == [run]
+
+
 def test_merges_follow_the_scores() -> None:
     merges = derive_merges(["a", "b", "ab", "ba", "aba"], [1] * 5, np.array([0.0, 0, -2, -1, -3]))
     assert merges == [("b", "a"), ("a", "b"), ("ab", "a"), ("a", "ba")]
