@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from tests.tiny import BOS, text_tokens
+from tests.tiny import BOS, text_tokens, tiny_model
 
 from thrifty import registry
 from thrifty.decoding.sampling import SamplingParameters
@@ -80,3 +80,17 @@ def test_the_recipes_name_techniques_that_act(packed: Model, make_engine: Any) -
         assert compressed == (name != "full"), f"{name} keeps {slots} of {held.length}"
         assert all(table["technique"] in registry.names("cache") for table in recipe)
         handle.cancel()
+
+
+def test_heads_of_which_less_than_the_window_is_left_keep_what_they_have() -> None:
+    """Here `fastgen` leaves a head fewer slots than the window that `ada-kv` looks through."""
+    recipe = [
+        {"technique": "snapkv", "keep": 0.5},
+        {"technique": "fastgen", "recovery": 0.5, "profile": 64},
+        {"technique": "ada-kv", "capacity": 40, "window": 16},
+    ]
+    engine = Engine(tiny_model(packed=True, layers=3), threads=1)
+    sampling = SamplingParameters(max_tokens=8, ignore_eos=True)
+    handle = engine.submit(Request(prompt=text_tokens(174, 2), sampling=sampling, cache=recipe))
+    assert len(handle.result().token_ids) == 8
+    engine.close()

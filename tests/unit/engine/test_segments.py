@@ -177,6 +177,19 @@ def test_a_prefix_hit_changes_nothing(engines: Engines, recipe: str) -> None:
         check_hit(engines, recipe, length, 6)
 
 
+@pytest.fixture(scope="module")
+def reference() -> Iterator[Engines]:
+    engines = Engines(native=False)
+    yield engines
+    engines.close()
+
+
+@pytest.mark.parametrize("recipe", ["streaming+kivi", "snapkv+h2o+kivi"])
+def test_a_prefix_hit_changes_nothing_on_the_reference(reference: Engines, recipe: str) -> None:
+    """A sample; `slow` has them all."""
+    check_hit(reference, recipe, few_lengths(RECIPES[recipe])[0], 6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_prefix_hit_changes_nothing_at_any_border(engines: Engines, recipe: str) -> None:

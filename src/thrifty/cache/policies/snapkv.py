@@ -90,7 +90,7 @@ class Snapkv(CachePolicy):
         ]
         chosen = self.allocate(scores, free)
         kept = [
-            torch.cat((slots.sort().values, torch.arange(count - window, count)))
+            torch.cat((slots.sort().values, torch.arange(max(count - window, 0), count)))
             for slots, count in zip(chosen, counts, strict=True)
         ]
         return Edits().keep(kept, layer=layer.index)
@@ -117,9 +117,12 @@ def observed(kv: LayerView, head: int, queries: Tensor, kernel: int, pooling: st
     """Scores [slots − window] of one KV head: v_j = Σ over the window's queries of softmax attention to slot j (fp32,
     causal inside the window), reduced over the query group, pooled over neighbours (§4, listing 1).
 
-    queries: [window, heads, head_dim], the rows of the newest `window` slots.
+    queries: [window, heads, head_dim], the rows of the newest `window` slots. A head of which an earlier policy left no
+    more than the window has no slots to score.
     """
     before = kv.count(head) - len(queries)
+    if before < 1:
+        return torch.zeros(0)
     sums = window_attention(kv, head, queries)[:, :, :before].sum(dim=1)
     score = reduce_group(sums, group)[None, None]
     if pooling == "max":
