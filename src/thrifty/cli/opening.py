@@ -63,20 +63,23 @@ def submit(
     template: Mapping[str, Any] | None = None,
 ) -> Handle:
     """Queue messages through the chat template. cache_memory: bound in bytes on the answer's cache. plain: what a model
-    without a template goes on with instead; `raw` is the last text as it is. template: what else `Thrifty.chat` takes.
+    without a template goes on with instead, in which control tokens are text; `raw` is the last text as it is.
+    template: what else `Thrifty.chat` takes.
 
     Raises TemplateError where there is no template that could take these.
     """
     if raw:
         return thrifty.submit(messages[-1]["content"], cache_memory=cache_memory, **sampling)
-    if thrifty.model.require_tokenizer().has_chat_template:
+    tokenizer = thrifty.model.require_tokenizer()
+    if tokenizer.has_chat_template:
         return thrifty.submit(list(messages), cache_memory=cache_memory, **sampling, **(template or {}))
     if template:
         from thrifty.errors import TemplateError
 
         flags = ", ".join(FLAGS[name] for name in template)
         raise TemplateError(f"This model has no chat template that could take {flags}; leave it out.")
-    return thrifty.submit(plain(messages), cache_memory=cache_memory, **sampling)
+    ids = tokenizer.encode(plain(messages), control=False)
+    return thrifty.submit(ids, cache_memory=cache_memory, **sampling)
 
 
 def usage_of(handle: Handle, first_token_seconds: float | None) -> dict[str, Any]:

@@ -49,7 +49,8 @@ class ChatTemplate:
         """The prompt for `messages`, each with "role" and "content"; `variables` are what else the template sees.
 
         arguments: variables that somebody asked for by name, such as `tools`, `documents` or `enable_thinking`; None
-        counts as not given. `tools` and `documents` are None where they are not given, as templates expect.
+        counts as not given, and so does an empty list where the template does not read it. `tools` and `documents` are
+        None where they are not given, as templates expect.
 
         What came out of a message, a tool or a document is marked in the result (`message_text.MessageText`).
         Raises TemplateError for messages of a wrong form, for an argument that the template does not read, and for
@@ -61,7 +62,7 @@ class ChatTemplate:
         except RecursionError as error:
             raise TemplateError("The messages or arguments are nested too deeply.") from error
         for name in given:
-            if name not in self._names:
+            if name not in self._names and given[name] != []:
                 known = nearest(name, self._asked) if self._asked else "It takes no arguments at all."
                 raise TemplateError(f"The model's chat template takes no '{name}'; leave it out. {known}")
         texts: dict[str, Any] = {name: marked(given.pop(name, None)) for name in ("tools", "documents")}

@@ -20,7 +20,7 @@ from thrifty.models.source import Source
 from thrifty.models.tokenizer_settings import TokenizerDefinition, TokenizerSettings
 
 KIND = "descriptions"
-LAYOUT = 2
+LAYOUT = 3
 DEFINITION = "tokenizer.json"
 
 

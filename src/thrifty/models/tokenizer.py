@@ -117,7 +117,7 @@ class Tokenizer:
         Raises TemplateError where the model has no template, or the template fails or refuses the messages.
         """
         given = {**self.special_tokens, "add_generation_prompt": add_generation_prompt, **variables}
-        return str.__str__(self._template.render(messages, given))
+        return str.__str__(self._template_for(variables).render(messages, given))
 
     def encode_chat(
         self,
@@ -135,7 +135,7 @@ class Tokenizer:
         Raises TemplateError as `apply_chat_template`, and for an argument that the template does not read.
         """
         given = {**self.special_tokens, "add_generation_prompt": add_generation_prompt}
-        text = self._template.render(messages, given, arguments)
+        text = self._template_for(arguments).render(messages, given, arguments)
         return self.encode_parts([(part, control_tokens_in_messages or not quoted) for part, quoted in parts_of(text)])
 
     @cached_property
@@ -237,6 +237,17 @@ class Tokenizer:
         if self.settings.chat_template is None:
             raise TemplateError("This model has no chat template; give it a plain prompt instead of messages.")
         return ChatTemplate(self.settings.chat_template)
+
+    @cached_property
+    def _tool_template(self) -> ChatTemplate | None:
+        from thrifty.models.chat_template import ChatTemplate
+
+        return None if self.settings.tool_template is None else ChatTemplate(self.settings.tool_template)
+
+    def _template_for(self, variables: Mapping[str, Any]) -> ChatTemplate:
+        """The template of a conversation with these variables: with tools it may be another."""
+        template = self._tool_template if variables.get("tools") else None
+        return self._template if template is None else template
 
     def _called(self, token: int) -> str:
         return self.backend.id_to_token(token) or ""

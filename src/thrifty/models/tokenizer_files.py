@@ -48,6 +48,7 @@ def read_tokenizer(directory: Path) -> TokenizerDefinition | None:
         pad_id=pad,
         add_bos=_adds_bos(backend, tables[0], bos),
         chat_template=template,
+        tool_template=_tool_template(directory, tables[0]),
         vocabulary_size=_vocabulary_size(tables[2], backend.get_vocab_size(with_added_tokens=True)),
         special_tokens=named,
         warnings=warnings,
@@ -101,12 +102,8 @@ def _template(directory: Path, table: Mapping[str, Any]) -> tuple[str | None, tu
     """The chat template, None where there is none or a blank one, and a warning where only others are there."""
     path = directory / "chat_template.jinja"
     if path.is_file():
-        if path.stat().st_size > 4 * MAX_TEMPLATE:
-            raise CheckpointError(f"{path}: {path.stat().st_size} bytes is too long for a chat template")
-        return _not_blank(read_text(path)), ()
-    value = table.get("chat_template")
-    if isinstance(value, list):
-        value = {str(item.get("name")): item.get("template") for item in value if isinstance(item, Mapping)}
+        return _not_blank(_read_template(path)), ()
+    value = _named_templates(table.get("chat_template"))
     if isinstance(value, Mapping):
         chosen = value.get("default")
         names = ", ".join(f"'{name:.40}'" for name in list(value)[:8])
@@ -117,6 +114,29 @@ def _template(directory: Path, table: Mapping[str, Any]) -> tuple[str | None, tu
         return _not_blank(chosen), ()
     warning = f"{what}, so the model has no chat template; write the one to use into chat_template.jinja beside it."
     return None, () if value is None else (warning,)
+
+
+def _tool_template(directory: Path, table: Mapping[str, Any]) -> str | None:
+    """The chat template that `transformers` takes for conversations with tools, None where there is none of its own."""
+    path = directory / "additional_chat_templates" / "tool_use.jinja"
+    if path.is_file():
+        return _not_blank(_read_template(path))
+    value = _named_templates(table.get("chat_template"))
+    chosen = value.get("tool_use") if isinstance(value, Mapping) else None
+    return _not_blank(chosen) if isinstance(chosen, str) else None
+
+
+def _named_templates(value: Any) -> Any:
+    """A list of named templates as a mapping from name to text; all else as it is."""
+    if not isinstance(value, list):
+        return value
+    return {str(item.get("name")): item.get("template") for item in value if isinstance(item, Mapping)}
+
+
+def _read_template(path: Path) -> str:
+    if path.stat().st_size > 4 * MAX_TEMPLATE:
+        raise CheckpointError(f"{path}: {path.stat().st_size} bytes is too long for a chat template")
+    return read_text(path)
 
 
 def _not_blank(template: str) -> str | None:

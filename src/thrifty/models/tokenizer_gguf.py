@@ -169,6 +169,7 @@ def _settings(metadata: Metadata, vocabulary: Vocabulary, kind: str) -> Tokenize
     named = [_token_id(metadata, f"{name}_token_id", count) for name in ("eos", "eot", "eom")]
     ends = [end for end in (*named, *vocabulary.ends) if end is not None]
     template = metadata.text("tokenizer.chat_template", "")
+    tool_template = metadata.text("tokenizer.chat_template.tool_use", "")
     default_bos = kind == "llama" or cut(metadata.text(_PRE, DEFAULT)).bos
     return TokenizerSettings(
         bos_id=bos,
@@ -176,6 +177,7 @@ def _settings(metadata: Metadata, vocabulary: Vocabulary, kind: str) -> Tokenize
         pad_id=_token_id(metadata, "padding_token_id", count),
         add_bos=bos is not None and metadata.flag("tokenizer.ggml.add_bos_token", default_bos),
         chat_template=template if template.strip() else None,
+        tool_template=tool_template if tool_template.strip() else None,
         vocabulary_size=count,
         duplicates=vocabulary.duplicates,
         warnings=(*vocabulary.warnings, *(_guesses(metadata) if kind == "gpt2" else ())),

@@ -16,6 +16,7 @@ MAX_TEMPLATE = 1 << 18  # characters of a chat template
 class TokenizerSettings:
     """`eos_ids` are all ids that end an answer. `vocabulary_size` bounds the ids that may be decoded: the model's,
     which can exceed the tokenizer's. `special_tokens` are names that a chat template may use, such as "bos_token".
+    `tool_template` is the chat template of conversations with tools, where the model has another one for them.
     `duplicates` are pairs of ids: the first decodes as the second, an earlier token of the same text. `warnings` tell
     people what was guessed or put right in the checkpoint; they are said at every load.
     """
@@ -25,6 +26,7 @@ class TokenizerSettings:
     pad_id: int | None = None
     add_bos: bool = False
     chat_template: str | None = None
+    tool_template: str | None = None
     vocabulary_size: int = 0
     special_tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
     duplicates: tuple[tuple[int, int], ...] = ()
@@ -45,6 +47,7 @@ class TokenizerSettings:
             "pad_id": _is_optional_id,
             "add_bos": lambda value: isinstance(value, bool),
             "chat_template": lambda value: value is None or isinstance(value, str),
+            "tool_template": lambda value: value is None or isinstance(value, str),
             "vocabulary_size": _is_id,
             "special_tokens": lambda value: (
                 isinstance(value, Mapping) and all(isinstance(item, str) for item in value.values())

@@ -286,6 +286,9 @@ def test_without_a_template_chat_goes_on_with_a_transcript_and_says_so(
     transcript = "Be brief.\nUser: My name is Zebulon.\nAssistant:"
     assert first["prompt_tokens"] == len(transcript)
     assert second["prompt_tokens"] > len(transcript + "\nUser: What is it?\nAssistant:")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("<|end|>\n"))
+    (spelled,) = (json.loads(line) for line in thrifty("chat", base, "--max-tokens", 1, "--json").out.splitlines())
+    assert spelled["prompt_tokens"] == len("User: <|end|>\nAssistant:"), "what is typed ends no turn"
 
 
 def test_without_a_template_run_goes_on_with_plain_text_and_says_so(thrifty: Callable[..., Any], base: Path) -> None:

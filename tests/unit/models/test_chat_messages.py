@@ -179,3 +179,20 @@ def test_a_template_may_build_control_tokens_from_roles() -> None:
     turn = tokenizer.backend.token_to_id("<|turn|>")
     assert tokenizer.encode_chat([{"role": "turn", "content": "x"}])[1] == turn
     assert turn not in tokenizer.encode_chat([{"role": "a|><|turn", "content": "x"}])
+
+
+def test_conversations_with_tools_take_the_template_of_their_own() -> None:
+    settings = TokenizerSettings(chat_template="plain", tool_template="{% for t in tools %}{{ t.name }};{% endfor %}")
+    tokenizer = Tokenizer(byte_level().to_str(), settings)
+    messages = [{"role": "user", "content": "a"}]
+    assert tokenizer.apply_chat_template(messages) == "plain"
+    assert tokenizer.apply_chat_template(messages, tools=[{"name": "a"}, {"name": "b"}]) == "a;b;"
+    assert tokenizer.encode_chat(messages, tools=[{"name": "a"}]) == tokenizer.encode("a;")
+    assert tokenizer.encode_chat(messages, tools=[]) == tokenizer.encode("plain"), "no tools are none"
+
+
+def test_empty_lists_are_not_given_where_the_template_reads_none() -> None:
+    messages = [{"role": "user", "content": "a"}]
+    assert render(messages, "x", tools=[], documents=[]) == "x"
+    with pytest.raises(TemplateError, match="takes no 'tools'"):
+        render(messages, "x", tools=[{"name": "a"}])

@@ -215,3 +215,16 @@ def test_directories_with_a_damaged_tokenizer(tmp_path: Path, change: object, ex
     with pytest.raises(CheckpointError, match="tokenizer.json") as error:
         read_tokenizer(folder)
     assert expected in str(error.value)
+
+
+def test_the_template_for_tools_is_read_from_the_list_or_a_file(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    templates = [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "chat_template": templates}))
+    read = read_tokenizer(folder)
+    assert read is not None and (read.settings.chat_template, read.settings.tool_template) == ("D", "T")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("FILE")
+    read = read_tokenizer(folder)
+    assert read is not None and read.settings.tool_template == "FILE"
+    assert TokenizerSettings.from_json(read.settings.to_json()) == read.settings

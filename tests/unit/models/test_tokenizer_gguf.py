@@ -139,3 +139,11 @@ def test_merges_follow_the_scores() -> None:
 def test_scores_must_be_finite() -> None:
     with pytest.raises(CheckpointError, match=r"'tokenizer.ggml.scores' holds values that are not finite"):
         spm(scores=np.full(len(SPM), np.nan, dtype=np.float32))
+
+
+def test_the_template_for_tools_has_a_field_of_its_own() -> None:
+    fields = metadata()
+    templates = {"tokenizer.chat_template": "D", "tokenizer.chat_template.tool_use": "T"}
+    read = from_metadata(Metadata(fields.path, {**fields, **templates})).settings
+    assert (read.chat_template, read.tool_template) == ("D", "T")
+    assert from_metadata(fields).settings.tool_template is None
