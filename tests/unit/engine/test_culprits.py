@@ -142,7 +142,7 @@ def test_a_stopper_that_fails_over_held_back_text(
 
 
 FREEING: list[tuple[type, str, dict[str, tuple[int, ...]]]] = [
-    (Mapping, "give_back", {"full": (0, 1, 3), "kvzip": (0, 1)}),
+    (Mapping, "give_back", {"full": (0, 1), "kvzip": (0, 1)}),
     (Arena, "free", {"full": (0,), "kvzip": (0, 1, 3)}),
     (Ledger, "credit", {"full": (0, 1), "kvzip": (0, 1, 3)}),
     (Segment, "release", {"full": (0,), "kvzip": (0, 1, 3)}),

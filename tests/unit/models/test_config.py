@@ -182,7 +182,7 @@ def test_a_dictionary_and_back() -> None:
         ({"hidden_size": 0}, "hidden_size is 0"),
         ({"hidden_size": True}, "hidden_size is True"),
         ({"hidden_size": "64"}, "hidden_size is '64'"),
-        ({"hidden_size": 64.0}, "hidden_size is 64.0"),
+        ({"hidden_size": 64.5}, "hidden_size is 64.5"),
         ({"hidden_size": 10**30}, "hidden_size is an integer beyond 64 bits"),
         ({"hidden_size": 66}, "hidden_size is 66; it must be a multiple of num_attention_heads, 4"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; it must be an integer"),
