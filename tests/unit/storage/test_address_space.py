@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,14 +86,17 @@ def test_pages_are_plain_ranges_where_no_stripes_can_be_reserved(monkeypatch: py
 
 @pytest.mark.parametrize(("kind", "place"), [(resource.RLIMIT_AS, 0), (resource.RLIMIT_DATA, 5)])
 def test_what_is_granted_is_the_limit_without_what_is_used(
-    monkeypatch: pytest.MonkeyPatch, kind: int, place: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: int, place: int
 ) -> None:
     def limit(asked: int) -> tuple[int, int]:
         return (10**12, -1) if asked == kind else (-1, -1)
 
+    used = [0] * 7
+    used[place] = 1000
+    (tmp_path / "statm").write_text(" ".join(map(str, used)))
+    monkeypatch.setattr(address_space, "_STATM", tmp_path / "statm")
     monkeypatch.setattr(address_space.resource, "getrlimit", limit)
-    left = address_space.granted()
-    assert left is not None and 10**12 - 10**11 < left < 10**12
+    assert address_space.granted() == 10**12 - 1000 * mmap.PAGESIZE
     monkeypatch.setattr(address_space.resource, "getrlimit", lambda kind: (-1, -1))
     assert address_space.granted() is None
 
