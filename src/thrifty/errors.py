@@ -54,6 +54,10 @@ class KernelError(ThriftyError):
     """A kernel was called with shapes, types or layouts that it does not take."""
 
 
+class MissingExtra(ThriftyError):
+    """Something needs an optional dependency that is not installed; the message says how to install it."""
+
+
 class DownloadError(ThriftyError):
     """A model could not be fetched; the message says what was tried and how to provide it by hand."""
 

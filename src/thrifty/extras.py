@@ -1,0 +1,18 @@
+"""What an optional dependency is needed for, and how to install it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from thrifty.errors import MissingExtra
+
+
+def require(module: str, extra: str, what: str) -> None:
+    """Raise MissingExtra where the Python module is not installed. what: needs it, as a sentence begins."""
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtra(f"{what} needs {module}, which is not installed: pip install 'thrifty-engine[{extra}]'")
+
+
+def require_torch(what: str) -> None:
+    """Raise MissingExtra where torch is not installed."""
+    require("torch", "torch", what)
