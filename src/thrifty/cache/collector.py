@@ -148,9 +148,7 @@ class Collector:
             self._tokens.remember(tokens, start)
             self.settle()
 
-    def stats(
-        self, layer: int, counts: Sequence[int], policy: int = 0, places: Places | None = None
-    ) -> Stats:
+    def stats(self, layer: int, counts: Sequence[int], policy: int = 0, places: Places | None = None) -> Stats:
         """What is known of a layer, cut or padded to the slots `counts` of its heads: column sums with zeros, token
         ids with −1. policy: whose notes, by its place in the recipe. places: those of its slots.
         """

@@ -9,13 +9,15 @@ import numpy as np
 
 from thrifty.arrays import Bytes, Floats
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.segment import Segment, Span
+from thrifty.cache.segment import INDEX, Segment, Span
 from thrifty.errors import KernelError
 from thrifty.formats.kv import FORMATS, PAGE
 from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence_slots import SequenceSlots
+    from thrifty.cache.tiers import Tiers
+    from thrifty.storage.ledger import Reservation
 
 CHUNK_PAGES = 4
 """Native attention splits at fixed chunks of 4 pages (256 slots), counted from the view's first page."""
@@ -42,13 +44,17 @@ class Mirror:
     memory, which the ledger counts while there is a view.
 
     view: the native View, None while there is none. It knows how many rows are uncommitted, `OpenRows` then does not.
+    charged: index bytes, of selections' biases.
     """
 
-    def __init__(self, model: ModelInfo) -> None:
+    def __init__(self, tiers: Tiers, model: ModelInfo, reservation: Reservation | None) -> None:
         self.view: Any = None
+        self.charged = 0
+        self._tiers = tiers
         self._model = model
+        self._reservation = reservation
         self._sums = False
-        self._copies: dict[int, Segment] = {}
+        self._copies: dict[Segment, Segment] = {}
         self._biases: dict[int, list[Floats]] = {}
         self._left_out: dict[int, int] = {}
 
@@ -72,10 +78,14 @@ class Mirror:
     def drop(self) -> None:
         """Let the view go, with the uncommitted rows that native code appended."""
         self.view = None
-        self._biases, self._left_out = {}, {}
-        copies, self._copies = self._copies, {}
-        for segment in copies.values():
-            segment.release()
+        if self._biases:
+            self._biases, self._left_out = {}, {}
+            charged, self.charged = self.charged, 0
+            self._tiers.ledger.credit(INDEX, charged, self._reservation)
+        if self._copies:
+            copies, self._copies = self._copies, {}
+            for segment in copies.values():
+                segment.release()
 
     def hand_back(self, sequence: SequenceSlots) -> None:
         """Let the view go, but not the uncommitted rows that native code appended: a chunk may be half done."""
@@ -153,7 +163,7 @@ class Mirror:
         else:
             for span in spans:
                 segment, source = span.segment, span.layer(layer)
-                slabs, form = self._slabs(sequence, segment, source), FORMATS.index(segment.format)
+                slabs, form = self._slabs(segment, source), FORMATS.index(segment.format)
                 bias = _bias_rows(segment, source)
                 view.push_heads(layer, segment.heads, slabs, span.tokens, segment.capacity, form, bias, True)
         for segment, tokens in sequence.open_rows.pages(layer):
@@ -162,22 +172,34 @@ class Mirror:
     def _push_selected(self, view: Any, sequence: SequenceSlots, layer: int) -> None:
         """The spans of a layer of which only some slots are attended to. Those without any are left out, but where
         column sums count places."""
-        self._biases[layer] = biases = []
+        biases = self._biases[layer] = self._selected_biases(sequence, layer)
         self._left_out[layer] = 0
-        for head, selection in enumerate(sequence.selected[layer]):
-            held = [span for span in sequence.spans[layer] if span.holds(head)]
-            bias = selection.only(np.concatenate([np.empty(0, np.float32), *(span.bias(layer, head) for span in held)]))
-            biases.append(bias)
-            first = 0
-            for span in held:
-                segment, own = span.segment, bias[first : first + span.tokens]
-                first += span.tokens
+        first = [0] * self._model.kv_heads
+        for span in sequence.spans[layer]:
+            segment = span.segment
+            for head in segment.heads:
+                own = biases[head][first[head] : first[head] + span.tokens]
+                first[head] += span.tokens
                 if not self._sums and own.max(initial=-np.inf) == -np.inf:
                     self._left_out[layer] += span.tokens if head == 0 else 0
                     continue
-                slab = self._slabs(sequence, segment, span.layer(layer))[segment.heads.index(head)]
+                slab = self._slabs(segment, span.layer(layer))[segment.heads.index(head)]
                 form = FORMATS.index(segment.format)
                 view.push(layer, head, slab, span.tokens, segment.capacity, form, own, True)
+
+    def _selected_biases(self, sequence: SequenceSlots, layer: int) -> list[Floats]:
+        """By KV head fp32 [places], charged until the view goes."""
+        biases = []
+        for head, selection in enumerate(sequence.selected[layer]):
+            held = [span.bias(layer, head) for span in sequence.spans[layer] if span.holds(head)]
+            biases.append(selection.only(np.concatenate([np.empty(0, np.float32), *held])))
+        nbytes = sum(bias.nbytes for bias in biases) - sum(bias.nbytes for bias in self._biases.get(layer, ()))
+        if nbytes > 0:
+            self._tiers.ledger.charge(INDEX, nbytes, self._reservation)
+        else:
+            self._tiers.ledger.credit(INDEX, -nbytes, self._reservation)
+        self.charged += nbytes
+        return biases
 
     def _advance(self, view: Any, sequence: SequenceSlots, layer: int, pages: int) -> None:
         """Push and drop as many pages, so that attention chunks of a windowed layer stay where they were."""
@@ -185,20 +207,20 @@ class Mirror:
         if not pages or not spans:
             return
         segment = spans[0].segment
-        slabs, form = self._slabs(sequence, segment, spans[0].layer(layer)), FORMATS.index(segment.format)
+        slabs, form = self._slabs(segment, spans[0].layer(layer)), FORMATS.index(segment.format)
         for head in range(self._model.kv_heads):
             for _ in range(pages):
                 view.push(layer, head, slabs[0], PAGE, segment.capacity, form, None, True)
             view.drop_front(layer, head, pages)
 
-    def _slabs(self, sequence: SequenceSlots, segment: Segment, layer: int) -> Bytes:
+    def _slabs(self, segment: Segment, layer: int) -> Bytes:
         """uint8 [heads, slab_bytes] of one layer, in memory."""
         owner = segment.owner
         if owner.run is not None:
             return owner.slabs([layer])
-        if id(owner) not in self._copies:
-            self._copies[id(owner)] = owner.copy_in_memory(sequence.reservation)
-        return self._copies[id(owner)].slabs([layer])
+        if owner not in self._copies:
+            self._copies[owner] = owner.copy_in_memory(self._reservation)
+        return self._copies[owner].slabs([layer])
 
 
 def _bias_rows(segment: Segment, layer: int) -> Floats | None:

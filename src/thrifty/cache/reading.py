@@ -46,9 +46,7 @@ def attended(sources: Sequence[Source], head: int, selection: Selection | None) 
         return spans
     bias = selection.only(np.concatenate([_bias(span) for span in spans]))
     borders = np.cumsum([len(span.keys) for span in spans])[:-1]
-    return [
-        Span(span.keys, span.values, own) for span, own in zip(spans, np.split(bias, borders), strict=True)
-    ]
+    return [Span(span.keys, span.values, own) for span, own in zip(spans, np.split(bias, borders), strict=True)]
 
 
 def reachable(sources: list[Source], slots: int) -> list[Source]:

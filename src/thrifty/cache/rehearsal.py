@@ -77,7 +77,8 @@ class Rehearsals:
         self._charged = working_bytes(self._model, len(prompt), longest) if self.pieces else 0
         sequence.tiers.ledger.charge(INDEX, self._charged, sequence.reservation)
         shape = (self._model.kv_heads, len(prompt) - self._first)
-        self._scores = {layer: np.full(shape, np.inf, np.float32) for layer in sequence.global_layers} if self.pieces else {}
+        layers = sequence.global_layers if self.pieces else ()
+        self._scores = {layer: np.full(shape, np.inf, np.float32) for layer in layers}
 
     @property
     def charged(self) -> int:
@@ -133,7 +134,8 @@ class Rehearsals:
 
     def _observed_natively(self, piece: Rehearsal, layer: int, queries: Floats, rows: int) -> bool:
         """The same as `_observe` by native code, `rows` forced ones with these. False, with nothing done, where the
-        reference path appended them, the policy's formula is its own, or slots have a bias or are hidden (`witness` knows none)."""
+        reference path appended them, the policy's formula is its own, or slots have a bias or are hidden (`witness`
+        knows neither)."""
         view, reduction, model = self._sequence.newest_native, self._policy.reduction, self._model
         if view is None or reduction is None:
             return False

@@ -325,7 +325,8 @@ class SequenceCache(SequenceSlots):
     @property
     def index_bytes(self) -> int:
         """See `SequenceSlots`: those of statistics and rehearsals."""
-        return self.collector.charged + (0 if self.rehearsals is None else self.rehearsals.charged)
+        rehearsals = 0 if self.rehearsals is None else self.rehearsals.charged
+        return super().index_bytes + self.collector.charged + rehearsals
 
     def _release_all(self) -> None:
         self._end_rehearsals()

@@ -50,7 +50,7 @@ class SequenceSlots:
         self.selected: dict[int, list[Selection]] = {}
         self.tail = Tail(tiers, model, model.layer_groups(), reservation)
         self.open_rows = OpenRows(tiers, model, self.tail, reservation)
-        self.mirror = Mirror(model)
+        self.mirror = Mirror(tiers, model, reservation)
         self._freed = False
         tiers.sequences.add(self)
 
@@ -86,9 +86,7 @@ class SequenceSlots:
     def place_counts(self, layer: int) -> list[int]:
         """Places of each KV head, holes and uncommitted rows of the reference path included."""
         rows, spans = self.open_rows.rows(layer), self.spans[layer]
-        return [
-            rows + sum(span.tokens for span in spans if span.holds(head)) for head in range(self.model.kv_heads)
-        ]
+        return [rows + sum(span.tokens for span in spans if span.holds(head)) for head in range(self.model.kv_heads)]
 
     def view(self, layer: int) -> LayerView:
         """A layer's sealed slots as a policy sees them."""
@@ -164,7 +162,7 @@ class SequenceSlots:
     @property
     def index_bytes(self) -> int:
         """Index bytes that it has charged beyond those of its segments."""
-        return 0
+        return self.mirror.charged
 
     def references(self) -> Iterator[Segment]:
         """What it holds, one a reference: a span has one in the list of every layer."""

@@ -77,8 +77,8 @@ class ColumnSums:
         if places is None:
             columns, width = [slice(sums.shape[1]) for sums in heads], max(sums.shape[1] for sums in heads)
         else:
-            columns = [places.of(head, sums.shape[1]) for head, sums in enumerate(heads)]
-            width = max(int(own[-1]) + 1 if len(own) else 0 for own in columns)
+            lists = [places.of(head, sums.shape[1]) for head, sums in enumerate(heads)]
+            columns, width = [*lists], max(int(own[-1]) + 1 if len(own) else 0 for own in lists)
         if self._table is not None and layer in self.layers and width <= self._table.shape[2]:
             self.layers[layer][:] = 0
         else:

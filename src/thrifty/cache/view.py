@@ -106,9 +106,7 @@ class LayerView:
             count = span.count(self.layer, head)
             if count:
                 segment = span.segment
-                yield Stretch(
-                    stop - count, stop, segment.format, segment.tier, segment.quantised, segment.capacity
-                )
+                yield Stretch(stop - count, stop, segment.format, segment.tier, segment.quantised, segment.capacity)
                 stop -= count
 
     def _parts(self, head: int) -> list[Tokens]:
