@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
+from thrifty.arrays import Floats
 from thrifty.decoding.sampling import Choice, Sampler
 
 
 class Scores(Protocol):
     """The outcome of a step's rows, valid until the runner's next step."""
 
-    def logits(self, row: int) -> Tensor:
+    def logits(self, row: int) -> Floats:
         """[vocabulary] fp32 of one row. A view that the next step overwrites."""
         ...
 
