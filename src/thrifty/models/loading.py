@@ -45,6 +45,20 @@ def load(name_or_path: str | os.PathLike[str], *, threads: int | None = None) ->
     return model
 
 
+def load_plain(name_or_path: str | os.PathLike[str], dtype: DType) -> Model:
+    """A model of plain linears, float32 or bfloat16, with the checkpoint's exact values: nothing is packed or kept on
+    disk. name_or_path and errors as in `load`.
+    """
+    path = resolve(name_or_path)
+    key, source = checkpoint_key(path), open_source(path)
+    definition = source.tokenizer
+    tokenizer = None if definition is None else Tokenizer(definition.definition, definition.settings)
+    warn_of(path, tokenizer)
+    model = assemble(source, dtype)
+    model.version, model.tokenizer, model.path = f"{key.content}-{dtype.name}", tokenizer, path
+    return model
+
+
 def assemble(source: Source, dtype: DType | None = None) -> Model:
     """The model of an opened checkpoint, without a tokenizer; each part is kept as it comes."""
     assembly, report = Assembly(source.config), []
