@@ -189,7 +189,7 @@ def _part_name(tensor: str) -> str | None:
 
 def _linear_weight(rows: Bytes, kind: str, name: str, place: _Place, dtype: DType | None) -> Weight:
     if dtype is not None or name.endswith(_EXACT):
-        return _plain(rows, kind, name, place, np.dtype(dtype or np.float32))
+        return _plain(rows, kind, name, place, np.dtype(np.float32 if dtype is None else dtype))
     return _grouped(rows, kind, name, place) if kind in FORMATS else _dense(rows, kind, name, place)
 
 

@@ -309,7 +309,7 @@ def _weight(name: str, tensor: Array, origin: str, dtype: DType | None) -> Weigh
     if tensor.ndim == 1:
         return Weight(name, tensor.astype(np.float32), origin)
     if dtype is not None or name.endswith(_EXACT):
-        plain = rounded(name, tensor, np.dtype(dtype or np.float32))
+        plain = rounded(name, tensor, np.dtype(np.float32 if dtype is None else dtype))
         return Weight(name, DenseLinear.from_weight(plain, plain.dtype), origin)
     stored = rounded(name, tensor, BFLOAT16)
     error, largest = (0.0, 0.0) if origin == "BF16" else _difference(tensor, stored)
