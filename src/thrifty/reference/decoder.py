@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from thrifty.errors import CheckpointError
-from thrifty.models.attention import Attend
+from thrifty.reference.attention import Attend
 from thrifty.models.config import ModelConfig, RopeConfig
-from thrifty.models.experts import GatedMLP, MixtureMLP
-from thrifty.models.norm import RMSNorm
+from thrifty.reference.experts import GatedMLP, MixtureMLP
+from thrifty.reference.norm import RMSNorm
 from thrifty.models.rope import rotate, rotation
-from thrifty.models.slot import Slot
+from thrifty.reference.slot import Slot
 
 Rotation = tuple[Tensor, Tensor]
 

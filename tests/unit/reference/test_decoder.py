@@ -9,9 +9,9 @@ from tests.growing_cache import GrowingCache
 from thrifty.errors import CheckpointError, PromptError
 from thrifty.formats.linear import DenseLinear, GroupLinear
 from thrifty.models.assembly import Assembly, parts
-from thrifty.models.attention import attention, causal
+from thrifty.reference.attention import attention, causal
 from thrifty.models.config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling
-from thrifty.models.decoder import Decoder
+from thrifty.reference.decoder import Decoder
 from thrifty.models.model import random_model, reference_linears
 
 ROPE = RopeConfig(10_000.0, 16)
