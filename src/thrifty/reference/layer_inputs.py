@@ -29,12 +29,16 @@ class LayerInputs:
     model: Model
     sequences: Integers
     _decoder: Decoder = field(init=False)
+    _names: dict[str, list[str]] = field(init=False)  # of linears, by their place: "embedding", "layers.3", "head"
     _layer: int = -1
     _hidden: Tensor = field(default_factory=lambda: torch.empty(0))
     _kept: dict[str, Floats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._decoder = build(self.model).decoder
+        self._names = {}
+        for name in self.model.linears:
+            self._names.setdefault(_place(name), []).append(name)
 
     @torch.no_grad()
     def __call__(self, name: str) -> Floats:
@@ -57,22 +61,21 @@ class LayerInputs:
             tokens = tensor_of(self.sequences)
             self._layer, self._hidden = 0, torch.stack([self._decoder.embed(row) for row in tokens])
         while self._layer < layer:
-            self._refresh(f"layers.{self._layer}.")
+            self._refresh(f"layers.{self._layer}")
             for index, hidden in enumerate(self._hidden):
                 self._hidden[index] = self._forward(self._layer, hidden)
             self._layer += 1
         if not inside:
             return {name: array_of(self._decoder.final_norm(self._hidden).flatten(0, 1))}
-        self._refresh(f"layers.{layer}.")
+        self._refresh(f"layers.{layer}")
         return self._watched(layer, [name, *_same_input(parts)])
 
-    def _refresh(self, prefix: str) -> None:
-        """Take over the linears of the model whose names begin so, where they were replaced."""
-        for name, linear in self.model.linears.items():
-            if name.startswith(prefix):
-                place = self._decoder.get_submodule(name)
-                if not isinstance(place, Linear) or place.stored is not linear:
-                    self._decoder.replace(name, Linear(linear))
+    def _refresh(self, place: str) -> None:
+        """Take over the linears of a place that were replaced in the model."""
+        for name in self._names[place]:
+            module, linear = self._decoder.get_submodule(name), self.model.linears[name]
+            if not isinstance(module, Linear) or module.stored is not linear:
+                self._decoder.replace(name, Linear(linear))
 
     def _watched(self, layer: int, names: list[str]) -> dict[str, Floats]:
         """The inputs of linears of one layer, in a pass through it that changes nothing."""
@@ -93,6 +96,10 @@ class LayerInputs:
 
     def _forward(self, layer: int, hidden: Tensor) -> Tensor:
         return self._decoder.layer(layer, hidden, torch.arange(len(hidden)), causal(self.model.config))
+
+
+def _place(name: str) -> str:
+    return ".".join(name.split(".")[:2]) if name.startswith("layers.") else name
 
 
 def _same_input(parts: list[str]) -> list[str]:

@@ -9,10 +9,10 @@ from tests.growing_cache import GrowingCache
 from thrifty.errors import CheckpointError, PromptError
 from thrifty.formats.linear import DenseLinear, GroupLinear
 from thrifty.models.assembly import Assembly, parts
-from thrifty.reference.attention import attention, causal
 from thrifty.models.config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling
-from thrifty.reference.decoder import Decoder
 from thrifty.models.model import random_model, reference_linears
+from thrifty.reference.attention import attention, causal
+from thrifty.reference.decoder import Decoder
 
 ROPE = RopeConfig(10_000.0, 16)
 DYNAMIC = RopeConfig(10_000.0, 16, RopeScaling("dynamic", 4.0, 16))
