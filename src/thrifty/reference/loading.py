@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,13 @@ import torch
 from torch import Tensor
 
 from thrifty import models
-from thrifty.errors import CheckpointError
+from thrifty.errors import CheckpointError, ThriftyWarning
+from thrifty.formats.linear import DenseLinear
+from thrifty.models.checkpoint_key import checkpoint_key
 from thrifty.models.config import ModelConfig
+from thrifty.models.loading import assemble, open_source, resolve
 from thrifty.models.model import Model
+from thrifty.models.tokenizer import Tokenizer
 from thrifty.reference.arrays import DTYPES
 from thrifty.reference.attention import causal
 from thrifty.reference.decoder import Decoder
@@ -56,7 +61,26 @@ def load(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype | None = No
         return build(models.load(name_or_path))
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype is {dtype}; it must be torch.float32, torch.bfloat16 or None.")
-    raise NotImplementedError  # TODO
+    path = resolve(name_or_path)
+    source = open_source(path)
+    model = assemble(source, DTYPES[dtype])
+    model.version, model.path = f"{checkpoint_key(path).content}-{dtype}", path
+    if source.tokenizer is not None:
+        model.tokenizer = Tokenizer(source.tokenizer.definition, source.tokenizer.settings)
+        for text in model.tokenizer.settings.warnings:
+            warnings.warn(f"{path.name}: {text}", ThriftyWarning, stacklevel=2)
+    return build(_writable(model))
+
+
+def _writable(model: Model) -> Model:
+    """The model with copies of what lies in memory that may not be written to, such as a mapped file."""
+    for name, linear in model.linears.items():
+        assert isinstance(linear, DenseLinear)
+        if not linear.weight.flags.writeable:
+            weight = linear.weight.copy()
+            model.replace(name, DenseLinear(linear.out_features, linear.in_features, weight, False, linear.bias))
+    model.norms = {name: norm if norm.flags.writeable else norm.copy() for name, norm in model.norms.items()}
+    return model
 
 
 def build(model: Model) -> ReferenceModel:
