@@ -9,7 +9,7 @@
 #include "bind_plan.hpp"
 #include "decoding.hpp"
 
-using namespace nb::literals;
+using namespace nanobind::literals;
 
 namespace thrifty {
 

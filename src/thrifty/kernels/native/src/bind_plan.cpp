@@ -13,7 +13,7 @@
 #include "mixture.hpp"
 #include "plan.hpp"
 
-using namespace nb::literals;
+using namespace nanobind::literals;
 
 namespace thrifty {
 
