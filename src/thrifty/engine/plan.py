@@ -105,10 +105,8 @@ class NativePlan:
         logit_rows: integers [r], the rows to score. Returns fp32 [r, vocabulary], valid until the next call. Options:
         see StepOptions. Raises KernelError, and then nothing is appended.
         """
-        rows = self._rows(token_ids, None, positions, views, counts)
         token_ids = dispatch.check(token_ids, "token_ids", np.int32, (len(positions),), copy=True)
-        rows.tokens = token_ids
-        return self._run(rows, positions, logit_rows, options)
+        return self._run(self._rows(token_ids, None, positions, views, counts), positions, logit_rows, options)
 
     def forward(
         self,
