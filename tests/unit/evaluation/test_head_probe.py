@@ -153,7 +153,7 @@ def test_scores_are_the_mean_of_what_was_answered(engine: Engine, monkeypatch: p
     monkeypatch.setattr(head_probe, "look", lambda *_: next(earned))
     found = probe(engine, "r", ProbeSettings(lengths=(500, 600), depths=2))
     assert found.asked == 4 and found.used == 2 and found.layers == (0, 2)
-    assert torch.equal(found.tensor(), torch.full((2, 4), 1.5))
+    assert torch.equal(found.array(), torch.full((2, 4), 1.5))
     assert found.settings["lengths"] == (500, 600)
 
 
