@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
+from thrifty.arrays import Array, Bytes, Floats, Integers
 from thrifty.errors import KernelError
 from thrifty.formats.packed import TILE, PackedLinear, check_rows, check_tensor, field
 from thrifty.kernels.reference import affine, packing
+from thrifty.kernels.reference.affine import Halves
 from thrifty.kernels.reference.matmul import group_matmul
 
 BITS = (4, 8)
@@ -27,9 +29,6 @@ class GroupLinear(PackedLinear):
     """
 
     kind = "group"
-    codes: Tensor
-    scales: Tensor
-    minimums: Tensor | None
 
     def __init__(
         self,
@@ -37,34 +36,34 @@ class GroupLinear(PackedLinear):
         in_features: int,
         bits: int,
         group: int,
-        codes: Tensor,
-        scales: Tensor,
-        minimums: Tensor | None = None,
-        bias: Tensor | None = None,
+        codes: Array,
+        scales: Array,
+        minimums: Array | None = None,
+        bias: Array | None = None,
     ) -> None:
-        """From packed tensors, used as they are. Raises KernelError for a wrong shape or type."""
+        """From packed arrays, used as they are. Raises KernelError for a wrong shape or type."""
         super().__init__(out_features, in_features, bias)
         check_options(bits, group)
         self.bits = bits
         self.group = group
         tiles, blocks, groups = _tiles(out_features, in_features, group)
-        self.register_buffer("codes", check_tensor("codes", codes, torch.uint8, (tiles, blocks, 64 * bits)))
-        self.register_buffer("scales", check_tensor("scales", scales, torch.float16, (tiles, groups, 16)))
+        self.codes: Bytes = check_tensor("codes", codes, np.uint8, (tiles, blocks, 64 * bits))
+        self.scales: Halves = check_tensor("scales", scales, np.float16, (tiles, groups, 16))
         if minimums is not None:
-            minimums = check_tensor("minimums", minimums, torch.float16, (tiles, groups, 16))
-        self.register_buffer("minimums", minimums)
+            minimums = check_tensor("minimums", minimums, np.float16, (tiles, groups, 16))
+        self.minimums: Halves | None = minimums
 
     @classmethod
     def quantize(
-        cls, weight: Tensor, bits: int, group: int, symmetric: bool = False, bias: Tensor | None = None
+        cls, weight: Array, bits: int, group: int, symmetric: bool = False, bias: Array | None = None
     ) -> GroupLinear:
         """Round-to-nearest of weight [out, in] (any float dtype), a tile of rows at a time.
 
         Raises KernelError for NaN or infinity, or where a scale is beyond float16.
         """
 
-        def tile(start: int, stop: int) -> Tensor:
-            return weight[start:stop].detach().float()
+        def tile(start: int, stop: int) -> Floats:
+            return weight[start:stop].astype(np.float32, copy=False)
 
         return cls._rounded(tile, weight.shape[0], weight.shape[1], bits, group, symmetric, bias)
 
@@ -77,13 +76,13 @@ class GroupLinear(PackedLinear):
     @classmethod
     def _rounded(
         cls,
-        tile: Callable[[int, int], Tensor],
+        tile: Callable[[int, int], Floats],
         out_features: int,
         in_features: int,
         bits: int,
         group: int,
         symmetric: bool,
-        bias: Tensor | None,
+        bias: Array | None,
     ) -> GroupLinear:
         check_options(bits, group)
         builder = _Builder(out_features, in_features, bits, group, has_minimum=not symmetric)
@@ -96,12 +95,12 @@ class GroupLinear(PackedLinear):
     @classmethod
     def from_codes(
         cls,
-        codes: Tensor,
-        scales: Tensor,
-        minimums: Tensor | None,
+        codes: Array,
+        scales: Array,
+        minimums: Array | None,
         bits: int,
         group: int,
-        bias: Tensor | None = None,
+        bias: Array | None = None,
     ) -> GroupLinear:
         """From plain codes, any integer dtype [out, in]: 0..15 for 4 bit, −128..127 for 8 bit.
 
@@ -114,12 +113,13 @@ class GroupLinear(PackedLinear):
         for start in range(0, builder.out_features, TILE):
             part = slice(start, start + TILE)
             tile = codes[part]
-            if tile.numel() and (int(tile.min()) < low or int(tile.max()) > high):
+            if tile.size and (int(tile.min()) < low or int(tile.max()) > high):
                 raise KernelError(
                     f"{bits}-bit codes must be in {low}..{high}, found {int(tile.min())}..{int(tile.max())}"
                 )
-            scale = affine.to_float16(scales[part].float(), "group scale")
-            minimum = None if minimums is None else affine.to_float16(minimums[part].float(), "group minimum")
+            scale, minimum = affine.to_float16(scales[part].astype(np.float32), "group scale"), None
+            if minimums is not None:
+                minimum = affine.to_float16(minimums[part].astype(np.float32), "group minimum")
             builder.put(start, tile, scale, minimum)
         return builder.build(bias)
 
@@ -136,29 +136,31 @@ class GroupLinear(PackedLinear):
     def label(self) -> str:
         return f"int{self.bits}-g{self.group}"
 
-    def tile(self, start: int, stop: int) -> Tensor:
+    def tile(self, start: int, stop: int) -> Floats:
         part = slice(start // 16, -(-stop // 16))
         codes = packing.unpack_codes(self.codes[part], self.bits)
-        scales = packing.unpack_parameters(self.scales[part]).float()
-        minimums = None if self.minimums is None else packing.unpack_parameters(self.minimums[part]).float()
+        scales = packing.unpack_parameters(self.scales[part])
+        minimums = None if self.minimums is None else packing.unpack_parameters(self.minimums[part])
         return self._expand(codes, scales, minimums)[: stop - start]
 
-    def rows(self, indices: Tensor) -> Tensor:
+    def rows(self, indices: Integers) -> Floats:
         check_rows(indices, self.out_features)
         tile, lane = indices // 16, indices % 16
         codes = packing.unpack_code_rows(self.codes, self.bits, indices)
-        minimums = None if self.minimums is None else self.minimums[tile, :, lane].float()
-        return self._expand(codes, self.scales[tile, :, lane].float(), minimums)
+        minimums = None if self.minimums is None else self.minimums[tile, :, lane]
+        return self._expand(codes, self.scales[tile, :, lane], minimums)
 
-    def oracle(self, x: Tensor) -> Tensor:
-        """The native kernel's exact numerics in torch: fp32 [m, in] → fp32 [m, out], without the bias."""
-        scales = packing.unpack_parameters(self.scales).float()
-        minimums = None if self.minimums is None else packing.unpack_parameters(self.minimums).float()
+    def oracle(self, x: Floats) -> Floats:
+        """The native kernel's exact numerics in NumPy: fp32 [m, in] → fp32 [m, out], without the bias."""
+        scales = packing.unpack_parameters(self.scales).astype(np.float32)
+        minimums = None
+        if self.minimums is not None:
+            minimums = packing.unpack_parameters(self.minimums).astype(np.float32)
         return group_matmul(x, self.unpacked_codes(), scales, minimums, self.group)[:, : self.out_features]
 
-    def unpacked_codes(self) -> Tensor:
+    def unpacked_codes(self) -> npt.NDArray[np.int16]:
         """The codes as w = scale·code + minimum takes them: int16 [rows, columns], with their padding."""
-        return packing.unpack_codes(self.codes, self.bits).to(torch.int16) - self._offset
+        return packing.unpack_codes(self.codes, self.bits).astype(np.int16) - np.int16(self._offset)
 
     @property
     def _offset(self) -> int:
@@ -176,8 +178,11 @@ class GroupLinear(PackedLinear):
             "group": self.group,
         }
 
+    def _arrays(self) -> dict[str, Array | None]:
+        return {"codes": self.codes, "scales": self.scales, "minimums": self.minimums}
+
     @classmethod
-    def _load(cls, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GroupLinear:
+    def _load(cls, meta: Mapping[str, Any], tensors: Mapping[str, Array]) -> GroupLinear:
         return cls(
             field(meta, "out_features"),
             field(meta, "in_features"),
@@ -189,15 +194,16 @@ class GroupLinear(PackedLinear):
             tensors.get("bias"),
         )
 
-    def _expand(self, codes: Tensor, scales: Tensor, minimums: Tensor | None) -> Tensor:
-        """Codes as stored uint8 [n, padded], parameters fp32 [n, groups] → fp32 [n, in_features]."""
-        values = codes.float() - self._offset
-        width = scales.shape[1] * self.group
-        grouped = packing.pad_to(values, len(values), width).unflatten(1, (scales.shape[1], self.group))
-        grouped = grouped * scales[..., None]
+    def _expand(self, codes: Bytes, scales: Halves, minimums: Halves | None) -> Floats:
+        """Codes as stored uint8 [n, padded], parameters fp16 [n, groups] → fp32 [n, in_features]."""
+        values = codes.astype(np.float32)
+        values -= self._offset
+        rows, groups = scales.shape
+        grouped = packing.pad_to(values, rows, groups * self.group).reshape(rows, groups, self.group)
+        grouped *= scales.astype(np.float32)[..., None]
         if minimums is not None:
-            grouped += minimums[..., None]
-        return grouped.flatten(1)[:, : self.in_features]
+            grouped += minimums.astype(np.float32)[..., None]
+        return grouped.reshape(rows, groups * self.group)[:, : self.in_features]
 
 
 class _Builder:
@@ -206,27 +212,27 @@ class _Builder:
     def __init__(self, out_features: int, in_features: int, bits: int, group: int, has_minimum: bool) -> None:
         self.out_features, self.in_features, self.bits, self.group = out_features, in_features, bits, group
         tiles, blocks, groups = _tiles(out_features, in_features, group)
-        self.codes = torch.empty(tiles, blocks, 64 * bits, dtype=torch.uint8)
-        self.scales = torch.zeros(tiles, groups, 16, dtype=torch.float16)
-        self.minimums = torch.zeros_like(self.scales) if has_minimum else None
+        self.codes = np.empty((tiles, blocks, 64 * bits), np.uint8)
+        self.scales = np.zeros((tiles, groups, 16), np.float16)
+        self.minimums = np.zeros_like(self.scales) if has_minimum else None
 
-    def put(self, start: int, codes: Tensor, scales: Tensor, minimums: Tensor | None) -> None:
+    def put(self, start: int, codes: Array, scales: Halves, minimums: Halves | None) -> None:
         """Rows from `start` on (a multiple of 16): codes [n, in], scales and minimums [n, groups]."""
         count, groups = len(codes), self.scales.shape[1]
         rows = packing.padded(count, 16)
         part = slice(start // 16, (start + rows) // 16)
         offset = 128 if self.bits == 8 else 0
-        unsigned = (codes.to(torch.int16) + offset).to(torch.uint8)
+        unsigned = (codes.astype(np.int16) + np.int16(offset)).astype(np.uint8)
         stored = packing.pad_to(unsigned, rows, packing.padded(self.in_features, 32))
         self.codes[part] = packing.pack_codes(stored, self.bits)
         for stored_values, values in ((self.scales, scales), (self.minimums, minimums)):
             if stored_values is None or values is None:
                 continue
-            if tuple(values.shape) != (count, groups):
-                raise KernelError(f"group parameters are {tuple(values.shape)}, expected ({count}, {groups})")
+            if values.shape != (count, groups):
+                raise KernelError(f"group parameters are {values.shape}, expected ({count}, {groups})")
             stored_values[part] = packing.pack_parameters(packing.pad_to(values, rows, groups))
 
-    def build(self, bias: Tensor | None) -> GroupLinear:
+    def build(self, bias: Array | None) -> GroupLinear:
         """The finished layer."""
         sizes = (self.out_features, self.in_features, self.bits, self.group)
         return GroupLinear(*sizes, self.codes, self.scales, self.minimums, bias)
@@ -243,15 +249,15 @@ def _tiles(out_features: int, in_features: int, group: int) -> tuple[int, int, i
     return -(-out_features // 16), -(-in_features // 32), -(-in_features // group)
 
 
-def _round(weight: Tensor, bits: int, group: int, symmetric: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def _round(weight: Floats, bits: int, group: int, symmetric: bool) -> tuple[Array, Halves, Halves | None]:
     """Codes [n, in], scales and minimums [n, groups]; a short last group uses its own columns only."""
     rows, columns = weight.shape
     missing = packing.padded(columns, group) - columns
-    full = torch.cat((weight, weight[:, -1:].expand(rows, missing)), dim=1) if missing else weight
-    groups = full.view(rows, -1, group)
-    minimum: Tensor | None = None
+    full = np.concatenate((weight, weight[:, -1:].repeat(missing, axis=1)), axis=1) if missing else weight
+    groups = full.reshape(rows, -1, group)
+    minimum: Halves | None = None
     if symmetric:
         codes, scale = affine.symmetric4(groups) if bits == 4 else affine.symmetric8(groups)
     else:
         codes, scale, minimum = affine.affine(groups, 15) if bits == 4 else affine.centred8(groups)
-    return codes.view(rows, -1)[:, :columns], scale, minimum
+    return codes.reshape(rows, -1)[:, :columns], scale, minimum

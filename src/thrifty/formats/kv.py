@@ -16,10 +16,12 @@ formats pad head_dim d to a multiple of 64.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
+from thrifty.arrays import BFLOAT16, Array, Bytes, Floats
 from thrifty.errors import KernelError, nearest
 from thrifty.kernels.reference import affine
 from thrifty.kernels.reference.packing import PACK, pack_lanes, padded, unpack_lanes
@@ -27,7 +29,7 @@ from thrifty.kernels.reference.packing import PACK, pack_lanes, padded, unpack_l
 PAGE = 64
 ALIGNMENT = 64
 
-_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "bf16": BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ _CODES = {
     "int4g16": Codes(4, 16),
     "int2g16": Codes(2, 16),
 }
-FORMATS = (*_DTYPES, *_CODES)  # a format's position is its id in native code
+FORMATS = (*DTYPES, *_CODES)  # a format's position is its id in native code
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def offsets(format: str, capacity: int, head_dim: int) -> Offsets:
         parameters = capacity // how.group * dimension * 2 * 2
         sizes = (size, parameters, size, parameters)
     else:
-        plain = capacity * dimension * _DTYPES[format].itemsize
+        plain = capacity * dimension * DTYPES[format].itemsize
         sizes = (plain, 0, plain, 0)
     starts = [0]
     for size in sizes:
@@ -114,7 +116,7 @@ def slab_bytes(format: str, capacity: int, head_dim: int) -> int:
     return offsets(format, capacity, head_dim).total
 
 
-def write(format: str, slab: Tensor, capacity: int, head_dim: int, start: int, keys: Tensor, values: Tensor) -> None:
+def write(format: str, slab: Bytes, capacity: int, head_dim: int, start: int, keys: Array, values: Array) -> None:
     """Store tokens start..start+n−1 of one head into `slab`, uint8 [slab_bytes], in place.
 
     keys, values: [n, head_dim], any float dtype. f32 and bf16 append anywhere. Quantised formats write whole
@@ -123,10 +125,8 @@ def write(format: str, slab: Tensor, capacity: int, head_dim: int, start: int, k
     """
     where = _arrays(format, slab, capacity, head_dim)
     count = len(keys)
-    if tuple(keys.shape) != (count, head_dim) or keys.shape != values.shape:
-        raise KernelError(
-            f"keys {tuple(keys.shape)} and values {tuple(values.shape)} must both be [tokens, {head_dim}]"
-        )
+    if keys.shape != (count, head_dim) or keys.shape != values.shape:
+        raise KernelError(f"keys {keys.shape} and values {values.shape} must both be [tokens, {head_dim}]")
     if start < 0 or start + count > capacity:
         raise KernelError(f"tokens {start}..{start + count} do not fit a segment of {capacity} tokens")
     if not is_quantised(format):
@@ -138,13 +138,13 @@ def write(format: str, slab: Tensor, capacity: int, head_dim: int, start: int, k
     affine.require_finite(keys, "keys")
     affine.require_finite(values, "values")
     if count:
-        _write_keys(where, how, start, keys.detach().float())
-        _write_values(where, how, start, values.detach().float())
+        _write_keys(where, how, start, keys.astype(np.float32, copy=False))
+        _write_values(where, how, start, values.astype(np.float32, copy=False))
 
 
 def read(
-    format: str, slab: Tensor, capacity: int, head_dim: int, start: int = 0, count: int | None = None
-) -> tuple[Tensor, Tensor]:
+    format: str, slab: Bytes, capacity: int, head_dim: int, start: int = 0, count: int | None = None
+) -> tuple[Floats, Floats]:
     """`count` tokens from `start` (default: all) as new fp32 keys and values, each [count, head_dim]."""
     where = _arrays(format, slab, capacity, head_dim)
     stop = capacity if count is None else start + count
@@ -153,8 +153,8 @@ def read(
     pages = slice(start // PAGE, -(-stop // PAGE))
     inside = slice(start - pages.start * PAGE, stop - pages.start * PAGE)
     if not is_quantised(format):
-        keys = where.keys[pages].to(torch.float32, copy=True).transpose(1, 2).reshape(-1, head_dim).contiguous()
-        return keys[inside], where.values[start:stop].to(torch.float32, copy=True)
+        by_token = where.keys[pages].astype(np.float32, copy=False).transpose(0, 2, 1)
+        return np.ascontiguousarray(by_token).reshape(-1, head_dim)[inside], where.values[start:stop].astype(np.float32)
     how = codes(format)
     keys, values = _read_keys(where, how, pages), _read_values(where, how, pages)
     return keys[inside, :head_dim], values[inside, :head_dim]
@@ -164,45 +164,41 @@ def read(
 class _Arrays:
     """The four arrays of a slab as typed views on its bytes; the parameters are empty in plain formats."""
 
-    keys: Tensor
-    key_parameters: Tensor
-    values: Tensor
-    value_parameters: Tensor
+    keys: Array
+    key_parameters: Array
+    values: Array
+    value_parameters: Array
 
 
-def _arrays(format: str, slab: Tensor, capacity: int, head_dim: int) -> _Arrays:
+def _arrays(format: str, slab: Bytes, capacity: int, head_dim: int) -> _Arrays:
     at = offsets(format, capacity, head_dim)
-    if slab.dtype != torch.uint8 or slab.dim() != 1 or len(slab) < at.total or not slab.is_contiguous():
+    if slab.dtype != np.uint8 or slab.ndim != 1 or len(slab) < at.total or not slab.flags.c_contiguous:
         raise KernelError(
-            f"a slab of {capacity} tokens as {format} is {at.total} contiguous bytes, "
-            f"found {slab.dtype} {tuple(slab.shape)}"
+            f"a slab of {capacity} tokens as {format} is {at.total} contiguous bytes, found {slab.dtype} {slab.shape}"
         )
     pages, dimension = capacity // PAGE, stored_dim(format, head_dim)
 
-    def array(start: int, dtype: torch.dtype, *shape: int) -> Tensor:
-        size = dtype.itemsize
-        for extent in shape:
-            size *= extent
-        return slab[start : start + size].view(dtype).view(shape)
+    def array(start: int, dtype: npt.DTypeLike, *shape: int) -> Array:
+        return np.ndarray(shape, dtype, slab, start)
 
-    if format in _DTYPES:
-        dtype, empty = _DTYPES[format], slab[:0]
+    if format in DTYPES:
+        dtype, empty = DTYPES[format], slab[:0]
         keys = array(at.key_codes, dtype, pages, dimension, PAGE)
         return _Arrays(keys, empty, array(at.value_codes, dtype, capacity, dimension), empty)
     how = codes(format)
     width = PAGE * dimension * how.bits // 8
     return _Arrays(
-        array(at.key_codes, torch.uint8, pages, width),
-        array(at.key_parameters, torch.float16, pages, 2, PAGE // how.group, dimension),
-        array(at.value_codes, torch.uint8, pages, width),
-        array(at.value_parameters, torch.float16, pages, 2, dimension // how.group, PAGE),
+        array(at.key_codes, np.uint8, pages, width),
+        array(at.key_parameters, np.float16, pages, 2, PAGE // how.group, dimension),
+        array(at.value_codes, np.uint8, pages, width),
+        array(at.value_parameters, np.float16, pages, 2, dimension // how.group, PAGE),
     )
 
 
-def _write_plain(where: _Arrays, start: int, keys: Tensor, values: Tensor) -> None:
+def _write_plain(where: _Arrays, start: int, keys: Array, values: Array) -> None:
     stop = start + len(keys)
-    where.values[start:stop] = values.detach().to(where.values.dtype)
-    columns = keys.detach().to(where.keys.dtype).T
+    where.values[start:stop] = values
+    columns = keys.astype(where.keys.dtype, copy=False).T
     first = start
     while first < stop:
         page, offset = divmod(first, PAGE)
@@ -211,20 +207,25 @@ def _write_plain(where: _Arrays, start: int, keys: Tensor, values: Tensor) -> No
         first = last
 
 
-def _grow(tensor: Tensor, rows: int, columns: int) -> Tensor:
+def _grow(numbers: Floats, rows: int, columns: int) -> Floats:
     """[n, c] → [rows, columns] by repeating the last row and column: every group's extremes stay."""
-    tensor = torch.cat((tensor, tensor[-1:].expand(rows - len(tensor), -1))) if rows > len(tensor) else tensor
-    missing = columns - tensor.shape[1]
-    return torch.cat((tensor, tensor[:, -1:].expand(-1, missing)), dim=1) if missing else tensor
+    count, width = numbers.shape
+    if (rows, columns) == (count, width):
+        return numbers
+    grown = np.empty((rows, columns), np.float32)
+    grown[:count, :width] = numbers
+    grown[count:, :width] = numbers[-1:]
+    grown[:, width:] = grown[:, width - 1 : width]
+    return grown
 
 
-def _write_keys(where: _Arrays, how: Codes, start: int, keys: Tensor) -> None:
+def _write_keys(where: _Arrays, how: Codes, start: int, keys: Floats) -> None:
     """Groups of tokens: parameters per channel, codes packed with the channels as rows."""
     size, in_page = how.group, PAGE // how.group
     groups = padded(len(keys), size) // size
     dimension = where.key_parameters.shape[-1]
-    grown = _grow(keys, groups * size, dimension).view(groups, size, dimension)
-    by_channel = grown.transpose(1, 2).contiguous()  # [groups, d, tokens of a group]
+    grown = _grow(keys, groups * size, dimension).reshape(groups, size, dimension)
+    by_channel = np.ascontiguousarray(grown.transpose(0, 2, 1))  # [groups, d, tokens of a group]
     found, scale, minimum = affine.affine(by_channel, (1 << how.bits) - 1)
     for group in range(groups):
         page, place = divmod(start // size + group, in_page)
@@ -235,10 +236,10 @@ def _write_keys(where: _Arrays, how: Codes, start: int, keys: Tensor) -> None:
         where.keys[page] = pack_lanes(whole, how.bits)
 
 
-def _write_values(where: _Arrays, how: Codes, start: int, values: Tensor) -> None:
+def _write_values(where: _Arrays, how: Codes, start: int, values: Floats) -> None:
     """Groups of channels per token, codes packed with the tokens as rows."""
     dimension = where.key_parameters.shape[-1]
-    groups = _grow(values, len(values), dimension).view(len(values), -1, how.group)
+    groups = _grow(values, len(values), dimension).reshape(len(values), -1, how.group)
     found, scale, minimum = affine.affine(groups, (1 << how.bits) - 1)
     first, stop = start, start + len(values)
     while first < stop:
@@ -246,25 +247,31 @@ def _write_values(where: _Arrays, how: Codes, start: int, values: Tensor) -> Non
         last = min(stop, (page + 1) * PAGE)
         here, there = slice(offset, offset + last - first), slice(first - start, last - start)
         whole = unpack_lanes(where.values[page], how.bits, dimension)
-        whole[here] = found[there].flatten(1)
+        whole[here] = found[there].reshape(last - first, dimension)
         where.values[page] = pack_lanes(whole, how.bits)
         where.value_parameters[page, 0, :, here] = scale[there].T
         where.value_parameters[page, 1, :, here] = minimum[there].T
         first = last
 
 
-def _read_keys(where: _Arrays, how: Codes, pages: slice) -> Tensor:
-    """fp32 [64·pages, stored head_dim]."""
-    found = unpack_lanes(where.keys[pages], how.bits, PAGE).float()  # [pages, d, 64]
-    parameters = where.key_parameters[pages].float().transpose(2, 3)  # [pages, scale or minimum, d, group]
-    scale, minimum = parameters[:, 0, :, :, None], parameters[:, 1, :, :, None]
-    values = found.unflatten(2, (-1, how.group)) * scale + minimum
-    return values.flatten(2).transpose(1, 2).reshape(-1, found.shape[1])
-
-
-def _read_values(where: _Arrays, how: Codes, pages: slice) -> Tensor:
+def _read_keys(where: _Arrays, how: Codes, pages: slice) -> Floats:
     """fp32 [64·pages, stored head_dim]."""
     dimension = where.key_parameters.shape[-1]
-    found = unpack_lanes(where.values[pages], how.bits, dimension).float().unflatten(2, (-1, how.group))
-    parameters = where.value_parameters[pages].float().transpose(2, 3)  # [pages, scale or minimum, 64, group]
-    return (found * parameters[:, 0, :, :, None] + parameters[:, 1, :, :, None]).flatten(2).flatten(0, 1)
+    values = _expand(unpack_lanes(where.keys[pages], how.bits, PAGE), where.key_parameters[pages], how)
+    return values.transpose(0, 2, 1).reshape(-1, dimension)
+
+
+def _read_values(where: _Arrays, how: Codes, pages: slice) -> Floats:
+    """fp32 [64·pages, stored head_dim]."""
+    dimension = where.key_parameters.shape[-1]
+    values = _expand(unpack_lanes(where.values[pages], how.bits, dimension), where.value_parameters[pages], how)
+    return values.reshape(-1, dimension)
+
+
+def _expand(found: Bytes, parameters: Array, how: Codes) -> Floats:
+    """Codes uint8 [pages, n, m] and fp16 [pages, scale or minimum, m/group, n] → fp32 [pages, n, m]."""
+    pages, rows, columns = found.shape
+    scale_minimum = parameters.astype(np.float32).transpose(0, 1, 3, 2)[..., None]  # [pages, 2, n, m/group, 1]
+    values = found.reshape(pages, rows, columns // how.group, how.group) * scale_minimum[:, 0]
+    values += scale_minimum[:, 1]
+    return values.reshape(found.shape)

@@ -5,34 +5,34 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Array, Bytes, Floats
 from thrifty.errors import KernelError
 from thrifty.formats import kv
-from thrifty.formats.kv import PAGE
+from thrifty.formats.kv import DTYPES, PAGE
 from thrifty.kernels import dispatch
 from thrifty.kernels.reference import affine
+from thrifty.kernels.reference.affine import Halves
 from thrifty.kernels.reference.packing import pack_lanes
 
-_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 _ELEMENTS = 1 << 16
 """Numbers that are worked on at once while quantising: they stay in the core's own cache."""
 
 
-def plain(slabs: Tensor, format: str, capacity: int, head_dim: int) -> tuple[Tensor, Tensor]:
+def plain(slabs: Bytes, format: str, capacity: int, head_dim: int) -> tuple[Array, Array]:
     """Views of full-precision slabs: keys [count, pages, head_dim, 64], values [count, capacity, head_dim]."""
-    if format not in _DTYPES:
+    if format not in DTYPES:
         raise KernelError(f"format '{format}' holds codes; only f32 and bf16 can be viewed as numbers")
-    at, dtype = kv.offsets(format, capacity, head_dim), _DTYPES[format]
+    at, dtype = kv.offsets(format, capacity, head_dim), DTYPES[format]
     size = capacity * head_dim * dtype.itemsize
     keys = slabs[:, at.key_codes : at.key_codes + size].view(dtype)
     values = slabs[:, at.value_codes : at.value_codes + size].view(dtype)
-    return keys.unflatten(1, (capacity // PAGE, head_dim, PAGE)), values.unflatten(1, (capacity, head_dim))
+    return keys.reshape(len(slabs), -1, head_dim, PAGE), values.reshape(len(slabs), capacity, head_dim)
 
 
 def copy_pages(
-    source: Tensor, target: Tensor, format: str, source_capacity: int, target_capacity: int, head_dim: int, first: int
+    source: Bytes, target: Bytes, format: str, source_capacity: int, target_capacity: int, head_dim: int, first: int
 ) -> None:
     """Copy pages of `source` from page `first` on to the front of `target`, as many as it holds, byte for byte."""
     there, here = kv.offsets(format, source_capacity, head_dim), kv.offsets(format, target_capacity, head_dim)
@@ -46,7 +46,7 @@ def copy_pages(
         target[:, place : place + pages * size] = source[:, start : start + pages * size]
 
 
-def place_page(page: Tensor, target: Tensor, format: str, capacity: int, head_dim: int, place: int) -> None:
+def place_page(page: Bytes, target: Bytes, format: str, capacity: int, head_dim: int, place: int) -> None:
     """Put slabs of one page into slabs of many, as their page `place`, byte for byte."""
     one, here = kv.offsets(format, PAGE, head_dim), kv.offsets(format, capacity, head_dim)
     names = ("key_codes", "key_parameters", "value_codes", "value_parameters")
@@ -58,10 +58,10 @@ def place_page(page: Tensor, target: Tensor, format: str, capacity: int, head_di
 
 
 def copy_tokens(
-    source: Tensor,
+    source: Bytes,
     source_format: str,
     source_capacity: int,
-    target: Tensor,
+    target: Bytes,
     target_format: str,
     target_capacity: int,
     head_dim: int,
@@ -71,20 +71,22 @@ def copy_tokens(
     """Copy `tokens` tokens of full-precision slabs from token `start` on to the front of full-precision slabs."""
     keys, values = plain(source, source_format, source_capacity, head_dim)
     new_keys, new_values = plain(target, target_format, target_capacity, head_dim)
-    first, stop = start // PAGE, -(-(start + tokens) // PAGE)
-    rows = keys[:, first:stop].transpose(2, 3).flatten(1, 2)[:, start - first * PAGE :][:, :tokens]
-    pages, rest = divmod(tokens, PAGE)
-    new_keys[:, :pages] = rows[:, : pages * PAGE].unflatten(1, (pages, PAGE)).transpose(2, 3)
-    if rest:
-        new_keys[:, pages, :, :rest] = rows[:, pages * PAGE :].transpose(1, 2)
     new_values[:, :tokens] = values[:, start : start + tokens]
+    first, offset = divmod(start, PAGE)
+    # a page of the target takes the end of one page of the source and the beginning of the next
+    for place, page, skip, width in ((0, first, offset, PAGE - offset), (PAGE - offset, first + 1, 0, offset)):
+        whole = (tokens - place - width) // PAGE + 1 if width else 0
+        new_keys[:, :whole, :, place : place + width] = keys[:, page : page + whole, :, skip : skip + width]
+        rest = tokens - whole * PAGE - place
+        if width and rest > 0:
+            new_keys[:, whole, :, place : place + rest] = keys[:, page + whole, :, skip : skip + rest]
 
 
 def quantise(
-    source: Tensor,
+    source: Bytes,
     source_format: str,
     source_capacity: int,
-    target: Tensor,
+    target: Bytes,
     target_format: str,
     target_capacity: int,
     head_dim: int,
@@ -111,13 +113,13 @@ def quantise(
             stop = min(start + step, pages)
             here = min(tokens, stop * PAGE) - start * PAGE
             token = (first + start) * PAGE
-            some_keys = keys[row : row + rows, first + start : first + stop].float()
-            some_values = values[row : row + rows, token : token + here].float()
+            some_keys = keys[row : row + rows, first + start : first + stop].astype(np.float32)
+            some_values = values[row : row + rows, token : token + here].astype(np.float32)
             _keys(some_keys, here, part, target_format, target_capacity, head_dim, start)
             _values(some_values, part, target_format, target_capacity, head_dim, start)
 
 
-def _affine(groups: Tensor, bits: int, what: str) -> tuple[Tensor, Tensor, Tensor]:
+def _affine(groups: Floats, bits: int, what: str) -> tuple[Bytes, Halves, Halves]:
     """`affine.affine`, which sees what is not finite in its groups' extremes; the error then counts the numbers."""
     try:
         return affine.affine(groups, (1 << bits) - 1)
@@ -126,45 +128,52 @@ def _affine(groups: Tensor, bits: int, what: str) -> tuple[Tensor, Tensor, Tenso
         raise
 
 
-def _keys(keys: Tensor, tokens: int, target: Tensor, format: str, capacity: int, head_dim: int, page: int) -> None:
-    """keys fp32 [count, pages, d, 64], of which `tokens` are real → codes and parameters from `page` on."""
+def _keys(keys: Floats, tokens: int, target: Bytes, format: str, capacity: int, head_dim: int, page: int) -> None:
+    """keys fp32 [count, pages, d, 64], of which `tokens` are real (others change) → codes, parameters from `page`."""
     how, dimension = kv.codes(format), kv.stored_dim(format, head_dim)
     bits, groups = how.bits, PAGE // how.group
     rest = tokens % PAGE
     if rest:
-        keys = keys.clone()
         keys[:, -1, :, rest:] = keys[:, -1, :, rest - 1 : rest]
     if dimension > head_dim:
-        keys = torch.cat((keys, keys[:, :, -1:].expand(-1, -1, dimension - head_dim, -1)), dim=2)
-    codes, scale, minimum = _affine(keys.unflatten(3, (groups, how.group)), bits, "keys")
+        keys = np.concatenate((keys, keys[:, :, -1:].repeat(dimension - head_dim, axis=2)), axis=2)
+    shape = keys.shape
+    codes, scale, minimum = _affine(keys.reshape(*shape[:3], groups, how.group), bits, "keys")
     at = kv.offsets(format, capacity, head_dim)
-    count, pages = keys.shape[:2]
+    count, pages = shape[:2]
     size = PAGE * dimension * bits // 8
     start = at.key_codes + page * size
-    target[:, start : start + pages * size] = pack_lanes(codes.flatten(3), bits).reshape(count, -1)
-    parameters = torch.stack((scale, minimum), dim=2).transpose(3, 4)  # [count, pages, 2, groups, d]
+    target[:, start : start + pages * size] = pack_lanes(codes.reshape(shape), bits).reshape(count, -1)
+    parameters = np.stack((scale, minimum), axis=2).swapaxes(3, 4)  # [count, pages, 2, groups, d]
     size = 2 * groups * dimension * 2
     start = at.key_parameters + page * size
-    target[:, start : start + pages * size] = parameters.contiguous().view(torch.uint8).reshape(count, -1)
+    target[:, start : start + pages * size] = _bytes(parameters, count)
 
 
-def _values(values: Tensor, target: Tensor, format: str, capacity: int, head_dim: int, page: int) -> None:
+def _values(values: Floats, target: Bytes, format: str, capacity: int, head_dim: int, page: int) -> None:
     """values fp32 [count, tokens, d] → codes and parameters from `page` on; the last page's other tokens are zero."""
     how, dimension = kv.codes(format), kv.stored_dim(format, head_dim)
     bits = how.bits
     if dimension > head_dim:
-        values = torch.cat((values, values[:, :, -1:].expand(-1, -1, dimension - head_dim)), dim=2)
+        values = np.concatenate((values, values[:, :, -1:].repeat(dimension - head_dim, axis=2)), axis=2)
     count, tokens = values.shape[:2]
-    codes, scale, minimum = _affine(values.unflatten(2, (-1, how.group)), bits, "values")
-    missing = -tokens % PAGE
-    rows = torch.nn.functional.pad(codes.flatten(2), (0, 0, 0, missing)).unflatten(1, (-1, PAGE))
-    pages = rows.shape[1]
+    codes, scale, minimum = _affine(values.reshape(count, tokens, -1, how.group), bits, "values")
+    pages = -(-tokens // PAGE)
+    rows = np.zeros((count, pages * PAGE, dimension), np.uint8)
+    rows[:, :tokens] = codes.reshape(count, tokens, dimension)
     at = kv.offsets(format, capacity, head_dim)
     size = PAGE * dimension * bits // 8
     start = at.value_codes + page * size
-    target[:, start : start + pages * size] = pack_lanes(rows, bits).reshape(count, -1)
-    parameters = torch.nn.functional.pad(torch.stack((scale, minimum), dim=1), (0, 0, 0, missing))
-    by_page = parameters.unflatten(2, (pages, PAGE)).movedim(1, 2).transpose(3, 4)  # [count, pages, 2, d/g, 64]
+    packed = pack_lanes(rows.reshape(count, pages, PAGE, dimension), bits)
+    target[:, start : start + pages * size] = packed.reshape(count, -1)
+    parameters = np.zeros((count, 2, pages * PAGE, dimension // how.group), np.float16)
+    parameters[:, 0, :tokens], parameters[:, 1, :tokens] = scale, minimum
+    by_page = parameters.reshape(count, 2, pages, PAGE, -1).transpose(0, 2, 1, 4, 3)  # [count, pages, 2, d/g, 64]
     size = 2 * (dimension // how.group) * PAGE * 2
     start = at.value_parameters + page * size
-    target[:, start : start + pages * size] = by_page.contiguous().view(torch.uint8).reshape(count, -1)
+    target[:, start : start + pages * size] = _bytes(by_page, count)
+
+
+def _bytes(parameters: Halves, count: int) -> Bytes:
+    """The bytes of numbers in their order, [count, bytes]."""
+    return np.ascontiguousarray(parameters).view(np.uint8).reshape(count, -1)

@@ -6,14 +6,14 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
+from thrifty.arrays import BFLOAT16, Array, Bytes, Floats, Integers
 from thrifty.errors import KernelError
 
 SWITCH = "THRIFTY_NATIVE"  # environment variable; 0 turns the native kernels off
@@ -55,29 +55,12 @@ def native() -> ModuleType | None:
 
 
 def set_threads(threads: int) -> None:
-    """Threads of the native pool (where there is one) and of torch. Raises KernelError with the numbers that work."""
+    """Threads of the native pool (where there is one). Raises KernelError with the numbers that work."""
     if threads < 1:
         raise KernelError(f"threads = {threads}; use 1 or more")
     module = native()
     if module is not None:
         _resize(module, threads, f"threads = {threads}")
-    torch.set_num_threads(threads)
-
-
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Keeps torch to the calling thread: its workers go on spinning after their work, on the processors of the native
-    pool.
-    """
-    before = torch.get_num_threads()
-    if before == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _resize(module: ModuleType, threads: int, what: str) -> None:
@@ -96,56 +79,56 @@ def require() -> ModuleType:
     return module
 
 
-def matmul(linear: Linear, x: Tensor) -> Tensor:
+def matmul(linear: Linear, x: Floats) -> Floats:
     """x fp32 [m, in] · Wᵀ → fp32 [m, out] without the bias, activations as int8 per 32 columns (bf16 for bf16 weights).
 
     A row's result is the same bits whatever m is. Raises KernelError for a wrong shape, type or layout.
     """
     module = require()
-    if x.dim() != 2 or x.shape[1] != linear.in_features:
-        raise KernelError(f"x has shape {tuple(x.shape)}, expected [rows, {linear.in_features}]")
-    x = check(x, "x", torch.float32, tuple(x.shape), copy=True)
-    y = torch.empty(x.shape[0], linear.out_features)
+    if x.ndim != 2 or x.shape[1] != linear.in_features:
+        raise KernelError(f"x has shape {x.shape}, expected [rows, {linear.in_features}]")
+    x = check(x, "x", np.float32, x.shape, copy=True)
+    y = np.empty((len(x), linear.out_features), np.float32)
     kind, codes, scales, minimums, group = packed(linear)
     sizes = (linear.out_features, linear.in_features, group)
     if len(x):
-        module.matmul(kind, codes, scales, minimums, *sizes, x.data_ptr(), y.data_ptr(), len(x))
+        module.matmul(kind, codes, scales, minimums, *sizes, x.ctypes.data, y.ctypes.data, len(x))
     return y
 
 
 def packed(linear: Any) -> tuple[int, int, int, int, int]:
     """Kind (4, 8 or 16), the addresses of codes, scales and minimums (0: absent), and the group of a packed linear.
 
-    The caller keeps the linear alive. Raises KernelError where its tensors do not fit its sizes, or where the kernels
+    The caller keeps the linear alive. Raises KernelError where its arrays do not fit its sizes, or where the kernels
     do not know its format.
     """
     rows, columns = linear.out_features, linear.in_features
     tiles = -(-rows // 16)
     if getattr(linear, "packed", False):
-        weight = check(linear.weight, "weight", torch.bfloat16, (tiles, -(-columns // 2), 16, 2))
-        return 16, weight.data_ptr(), 0, 0, 0
+        weight = check(linear.weight, "weight", BFLOAT16, (tiles, -(-columns // 2), 16, 2))
+        return 16, weight.ctypes.data, 0, 0, 0
     bits, group = getattr(linear, "bits", None), getattr(linear, "group", None)
     if bits not in (4, 8) or group not in (32, 64, 128):
         raise KernelError(f"no native kernel for {type(linear).__name__} {getattr(linear, 'label', '')}".rstrip())
-    codes = check(linear.codes, "codes", torch.uint8, (tiles, -(-columns // 32), 64 * bits))
+    codes = check(linear.codes, "codes", np.uint8, (tiles, -(-columns // 32), 64 * bits))
     shape = (tiles, -(-columns // group), 16)
-    scales = check(linear.scales, "scales", torch.float16, shape)
+    scales = check(linear.scales, "scales", np.float16, shape)
     minimums = 0
     if linear.minimums is not None:
-        minimums = check(linear.minimums, "minimums", torch.float16, shape).data_ptr()
-    return bits, codes.data_ptr(), scales.data_ptr(), minimums, group
+        minimums = check(linear.minimums, "minimums", np.float16, shape).ctypes.data
+    return bits, codes.ctypes.data, scales.ctypes.data, minimums, group
 
 
 def attend(
     view: Any,
     layer: int,
-    query: Tensor,
+    query: Floats,
     *,
     scale: float,
     window: int | None = None,
     softcap: float = 0.0,
-    accumulate: Tensor | None = None,
-) -> Tensor:
+    accumulate: Floats | None = None,
+) -> Floats:
     """query fp32 [rows, heads, head_dim], the last rows of `view` (a native View), over its slots → fp32, same shape.
 
     Row i of n sees all slots of its KV head but the last n − 1 − i, of these the last `window` (None: all).
@@ -153,20 +136,20 @@ def attend(
     the largest count of any KV head. Raises KernelError for wrong shapes and where a row would see no slot.
     """
     module = require()
-    shape = tuple(query.shape)
+    shape = query.shape
     if len(shape) != 3 or shape[2] != view.head_dim:
         raise KernelError(f"query has shape {shape}, expected [rows, heads, {view.head_dim}]")
     if window is not None and window < 1:
         raise KernelError(f"attention window {window} must be at least 1 (None for no window)")
-    query = check(query, "query", torch.float32, shape, copy=True)
+    query = check(query, "query", np.float32, shape, copy=True)
     slots = max(view.tokens(layer, head) for head in range(view.kv_heads))
     target = 0
     if accumulate is not None:
-        target = check(accumulate, "accumulate", torch.float32, (shape[1], slots)).data_ptr()
-    out = torch.empty_like(query)
+        target = check(accumulate, "accumulate", np.float32, (shape[1], slots)).ctypes.data
+    out = np.empty_like(query)
     try:
-        addresses = (out.data_ptr(), target)
-        module.attend(view, layer, query.data_ptr(), shape[0], shape[1], scale, window or 0, softcap, *addresses)
+        addresses = (out.ctypes.data, target)
+        module.attend(view, layer, query.ctypes.data, shape[0], shape[1], scale, window or 0, softcap, *addresses)
     except ValueError as error:
         raise KernelError(str(error)) from error
     return out
@@ -175,14 +158,14 @@ def attend(
 def witness(
     view: Any,
     layer: int,
-    query: Tensor,
+    query: Floats,
     judged: Sequence[tuple[int, int, int]],
     *,
     forced: int,
     scale: float,
     softcap: float = 0.0,
     mean: bool = False,
-) -> Tensor:
+) -> Floats:
     """The greatest softmax probability that a row of query fp32 [rows, heads, head_dim], the last rows of `view`, gives
     each judged slot: fp32 [kv_heads, most judged slots], 0 behind a head's last.
 
@@ -192,36 +175,36 @@ def witness(
     slots.
     """
     module = require()
-    shape = tuple(query.shape)
+    shape = query.shape
     if len(shape) != 3 or shape[2] != view.head_dim:
         raise KernelError(f"query has shape {shape}, expected [rows, heads, {view.head_dim}]")
-    query = check(query, "query", torch.float32, shape, copy=True)
-    table = torch.zeros(view.kv_heads, max(1, *(high - low for _, low, high in judged)))
+    query = check(query, "query", np.float32, shape, copy=True)
+    table = np.zeros((view.kv_heads, max(1, *(high - low for _, low, high in judged))), np.float32)
     try:
         sizes = (shape[0], shape[1], forced, scale, softcap, mean)
-        module.witness(view, layer, query.data_ptr(), *sizes, list(judged), table.data_ptr(), table.shape[1])
+        module.witness(view, layer, query.ctypes.data, *sizes, list(judged), table.ctypes.data, table.shape[1])
     except ValueError as error:
         raise KernelError(str(error)) from error
     return table
 
 
-def append(view: Any, layer: int, keys: Tensor, values: Tensor) -> None:
+def append(view: Any, layer: int, keys: Floats, values: Floats) -> None:
     """Write keys and values fp32 [rows, kv_heads, head_dim] behind the last slots of `view`, into its open spans.
 
     Raises KernelError for wrong shapes and where the open spans have no room.
     """
     shape = (len(keys), view.kv_heads, view.head_dim)
-    keys = check(keys, "keys", torch.float32, shape, copy=True)
-    values = check(values, "values", torch.float32, shape, copy=True)
+    keys = check(keys, "keys", np.float32, shape, copy=True)
+    values = check(values, "values", np.float32, shape, copy=True)
     try:
         if len(keys):
-            view.append(layer, keys.data_ptr(), values.data_ptr(), len(keys))
+            view.append(layer, keys.ctypes.data, values.ctypes.data, len(keys))
     except ValueError as error:
         raise KernelError(str(error)) from error
 
 
 def compress(
-    source: Tensor, source_format: int, source_capacity: int, target: Tensor, target_format: int, target_capacity: int,
+    source: Bytes, source_format: int, source_capacity: int, target: Bytes, target_format: int, target_capacity: int,
     head_dim: int, first_page: int, tokens: int,
 ) -> bool:  # fmt: skip
     """Slabs of full precision → slabs of codes, as `kv_batch.quantise`; formats by their ids (formats/kv.py).
@@ -231,20 +214,20 @@ def compress(
     """
     module = native()
     slabs = (source, target)
-    if module is None or head_dim % 64 or any(one.stride(1) != 1 or one.stride(0) % 64 for one in slabs):
+    if module is None or head_dim % 64 or any(one.strides[1] != 1 or one.strides[0] % 64 for one in slabs):
         return False
-    if any(one.data_ptr() % 64 for one in slabs) or not tokens or not len(source):
+    if any(one.ctypes.data % 64 for one in slabs) or not tokens or not len(source):
         return False
-    one = (source.data_ptr(), source.stride(0), source_format, source_capacity)
-    other = (target.data_ptr(), target.stride(0), target_format, target_capacity)
+    one = (source.ctypes.data, source.strides[0], source_format, source_capacity)
+    other = (target.ctypes.data, target.strides[0], target_format, target_capacity)
     return bool(module.compress(*one, *other, len(source), head_dim, first_page, tokens))
 
 
-Chosen = tuple[Tensor, int, Tensor]
+Chosen = tuple[Bytes, int, Integers]
 """Some slots of one head: a slab uint8 [slab bytes], its capacity, and the slots int64 [n]."""
 
 
-def gather(heads: Sequence[tuple[Tensor, int, Sequence[Chosen]]], format: int, head_dim: int) -> bool:
+def gather(heads: Sequence[tuple[Bytes, int, Sequence[Chosen]]], format: int, head_dim: int) -> bool:
     """Chosen slots of full-precision slabs → the front of other slabs of the same format (ids: formats/kv.py).
 
     heads: (target uint8 [slab bytes], its capacity, what it is made of). False, with nothing written, where native code
@@ -254,32 +237,31 @@ def gather(heads: Sequence[tuple[Tensor, int, Sequence[Chosen]]], format: int, h
     if module is None:
         return False
     slabs = [slab for target, _, parts in heads for slab in (target, *(source for source, _, _ in parts))]
-    if any(slab.data_ptr() % 64 or slab.stride(0) != 1 for slab in slabs):
+    if any(slab.ctypes.data % 64 or slab.strides[0] != 1 for slab in slabs):
         return False
     rows = []
     kept = []  # until native code has read them
     for target, capacity, parts in heads:
-        kept.append([slots.contiguous() for _, _, slots in parts])
+        kept.append([np.ascontiguousarray(slots, np.int64) for _, _, slots in parts])
         chosen = [
-            (source.data_ptr(), size, slots.data_ptr(), len(slots))
+            (source.ctypes.data, size, slots.ctypes.data, len(slots))
             for (source, size, _), slots in zip(parts, kept[-1], strict=True)
         ]
-        rows.append((target.data_ptr(), capacity, chosen))
+        rows.append((target.ctypes.data, capacity, chosen))
     module.gather(rows, format, head_dim)
     return True
 
 
-def check(tensor: Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...], copy: bool = False) -> Tensor:
-    """The tensor, detached, where type, shape, device and layout are right; `copy` mends type and layout instead.
+def check(array: Array, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...], copy: bool = False) -> Array:
+    """The array where type, shape and layout are right; `copy` mends type and layout instead.
 
     Raises KernelError naming what is wrong.
     """
+    wanted = np.dtype(dtype)
     if copy:
-        tensor = tensor.to(dtype).contiguous()
-    if tensor.device.type != "cpu":
-        raise KernelError(f"{name} is on {tensor.device}; the native kernels take CPU tensors")
-    if tensor.dtype != dtype or tuple(tensor.shape) != shape:
-        raise KernelError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}")
-    if not tensor.is_contiguous():
+        array = np.ascontiguousarray(array, wanted)
+    if array.dtype != wanted or array.shape != shape:
+        raise KernelError(f"{name} is {array.dtype} {array.shape}, expected {wanted} {shape}")
+    if not array.flags.c_contiguous:
         raise KernelError(f"{name} must be contiguous")
-    return tensor.detach()
+    return array

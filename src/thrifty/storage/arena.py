@@ -13,8 +13,7 @@ import threading
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 
-from torch import Tensor
-
+from thrifty.arrays import Bytes
 from thrifty.errors import StorageError
 from thrifty.storage.budget import format_size
 from thrifty.storage.extents import Extents
@@ -38,7 +37,7 @@ class Run:
 
     def __init__(
         self,
-        pieces: Tensor,
+        pieces: Bytes,
         start: int,
         nbytes: int,
         category: str,
@@ -47,9 +46,9 @@ class Run:
     ) -> None:
         """start: in the arena's range, or the slot among `stripes`."""
         self.pieces = pieces
-        self.address: int = pieces.data_ptr()
+        self.address: int = pieces.ctypes.data
         """Memory address of the first piece."""
-        self.stride: int = pieces.stride(0)
+        self.stride: int = pieces.strides[0]
         """Bytes from one piece to the next."""
         self.start = start
         self.nbytes = nbytes
@@ -130,9 +129,9 @@ class Arena:
         if start is None:
             raise self._full(size, self._extents.largest)
         used = size if pieces == 1 else pieces * nbytes
-        memory = self._mapping.tensor[start : start + used].view(pieces, -1)
+        memory = self._mapping.memory[start : start + used].reshape(pieces, -1)
         if self._stale.take(start, size):
-            memory.zero_()
+            memory.fill(0)
         return Run(memory, start, size, category, reservation)
 
     def _stripes_of(self, pieces: int, nbytes: int) -> Stripes | None:
@@ -155,7 +154,7 @@ class Arena:
         if slot is None:
             raise self._full(size, max(0, room))
         self._striped += size
-        return Run(stripes.tensor(slot), slot, size, category, reservation, stripes)
+        return Run(stripes.slots(slot), slot, size, category, reservation, stripes)
 
     def _full(self, size: int, largest: int) -> StorageError:
         return StorageError(
@@ -164,7 +163,7 @@ class Arena:
         )
 
     def free(self, run: Run) -> None:
-        """Give a run back, to the ledger and to the system. Its tensors must not be used afterwards.
+        """Give a run back, to the ledger and to the system. Its arrays must not be used afterwards.
 
         Where the system does not take its pages, the run is free all the same; they are offered again with the next.
         """

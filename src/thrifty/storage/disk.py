@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
+from thrifty.arrays import Bytes
 from thrifty.errors import StorageError
 from thrifty.storage.budget import format_size
 from thrifty.storage.extents import Extents
@@ -48,11 +47,11 @@ class DiskTier:
         """Bytes in extents."""
         return self._extents.used
 
-    def write(self, data: Tensor) -> Extent:
-        """Store a contiguous uint8 tensor. On any failure the extent is taken back and StorageError raised:
+    def write(self, data: Bytes) -> Extent:
+        """Store a contiguous uint8 array. On any failure the extent is taken back and StorageError raised:
         the caller still holds the only copy and must keep it.
         """
-        view = memoryview(data.numpy().data)
+        view = data.data
         with self._lock:
             start = self._extents.take(len(view))
             if start is None:
@@ -73,9 +72,9 @@ class DiskTier:
             ) from error
         return Extent(start, len(view))
 
-    def read(self, extent: Extent, into: Tensor, offset: int = 0) -> None:
+    def read(self, extent: Extent, into: Bytes, offset: int = 0) -> None:
         """Fill `into` (contiguous uint8) from `offset` bytes inside an extent. Raises StorageError."""
-        view = memoryview(into.numpy().data)[: extent.nbytes - offset]
+        view = into.data[: extent.nbytes - offset]
         done = 0
         while done < len(view):
             try:

@@ -6,8 +6,9 @@ import contextlib
 import ctypes
 import mmap
 
-import torch
+import numpy as np
 
+from thrifty.arrays import Bytes
 from thrifty.errors import StorageError
 from thrifty.storage.address_space import granted
 from thrifty.storage.budget import format_size
@@ -38,8 +39,8 @@ class Mapping:
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             with contextlib.suppress(OSError):  # kernels without huge pages have nothing to switch off
                 self._map.madvise(mmap.MADV_NOHUGEPAGE)
-        self.tensor = torch.frombuffer(self._map, dtype=torch.uint8)
-        self.address = self.tensor.data_ptr()
+        self.memory: Bytes = np.frombuffer(self._map, np.uint8)
+        self.address = self.memory.ctypes.data
 
     def give_back(self, start: int, nbytes: int) -> None:
         """Return whole pages to the system; they read as zeros afterwards."""

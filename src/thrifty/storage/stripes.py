@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor
-
+from thrifty.arrays import Bytes
 from thrifty.storage.extents import Extents
 from thrifty.storage.mapping import Mapping
 
@@ -59,7 +58,7 @@ class Stripes:
         for piece in range(self.pieces):
             self.mapping.give_back(piece * self.stride + start * self.nbytes, (stop - start) * self.nbytes)
 
-    def tensor(self, slot: int) -> Tensor:
+    def slots(self, slot: int) -> Bytes:
         """uint8 [pieces, nbytes] of a slot, sharing its memory."""
-        whole = self.mapping.tensor[: self.pieces * self.stride].view(self.pieces, self.stride)
+        whole = self.mapping.memory[: self.pieces * self.stride].reshape(self.pieces, self.stride)
         return whole[:, slot * self.nbytes : (slot + 1) * self.nbytes]

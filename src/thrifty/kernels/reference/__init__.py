@@ -1,1 +1,1 @@
-"""The oracle: every kernel in plain torch, written to be read. Native kernels are tested against these."""
+"""The oracle: every kernel in plain NumPy, written to be read. Native kernels are tested against these."""

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
+from thrifty.arrays import Floats
 from thrifty.kernels.reference.packing import TILE_COLUMNS, pad_to, padded
 
 
-def quantise_activations(activations: Tensor) -> tuple[Tensor, Tensor]:
+def quantise_activations(activations: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
     """Each block of 32 columns to int8 with scale max|x|/127, rounding half to even.
 
     activations: fp32 [rows, columns] → codes int8 [rows, blocks, 32] (columns padded with zeros), scales fp32
     [rows, blocks]. A block of zeros has scale 0 and codes 0. Every row depends on itself alone.
     """
     rows, columns = activations.shape
-    wide = pad_to(activations.float(), rows, padded(columns, TILE_COLUMNS))
-    blocks = wide.view(rows, -1, TILE_COLUMNS)
-    scales = blocks.abs().amax(dim=-1) / 127
-    divisor = torch.where(scales == 0, torch.ones_like(scales), scales)
-    codes = (blocks / divisor[..., None]).round().clamp(-127, 127)
-    return torch.where(scales[..., None] == 0, torch.zeros_like(codes), codes).to(torch.int8), scales
+    wide = pad_to(activations.astype(np.float32, copy=False), rows, padded(columns, TILE_COLUMNS))
+    blocks = wide.reshape(rows, wide.shape[1] // TILE_COLUMNS, TILE_COLUMNS)
+    scales = np.abs(blocks).max(axis=-1) / 127
+    divisor = np.where(scales == 0, np.float32(1), scales)
+    codes = np.clip(np.rint(blocks / divisor[..., None]), -127, 127)
+    return np.where(scales[..., None] == 0, np.float32(0), codes).astype(np.int8), scales

@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Floats, Integers
 from thrifty.errors import KernelError
 
 BLOCK = 64
@@ -24,9 +24,9 @@ class Span:
     the logits.
     """
 
-    keys: Tensor
-    values: Tensor
-    bias: Tensor | None = None
+    keys: Floats
+    values: Floats
+    bias: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Attended:
     probabilities: fp32 [rows, queries, slots]. Both are None unless asked for.
     """
 
-    out: Tensor
-    column_sums: Tensor | None = None
-    probabilities: Tensor | None = None
+    out: Floats
+    column_sums: Floats | None = None
+    probabilities: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class _Block:
     spans.
     """
 
-    keys: Tensor
-    values: Tensor
-    bias: Tensor | None
+    keys: Floats
+    values: Floats
+    bias: Floats | None
     slot: int
     rows: slice
 
 
 def attend(
-    queries: Tensor,
+    queries: Floats,
     spans: Sequence[Span],
     *,
     scale: float,
@@ -71,7 +71,7 @@ def attend(
 
     Logits are scale·q·k, then softcap·tanh(logit/softcap) where softcap > 0, then + bias. Causal: the rows
     are the last slots' own, so row i of n sees all slots except the last n−1−i. window: a row sees only the
-    last `window` of those. Differentiable. Raises KernelError where a row would see no slot.
+    last `window` of those. Raises KernelError where a row would see no slot.
     """
     rows, heads, dimension = queries.shape
     slots = sum(len(span.keys) for span in spans)
@@ -79,27 +79,27 @@ def attend(
         raise KernelError(f"{rows} query rows over {slots} slots: a row would see none; append keys and values first")
     if window is not None and window < 1:
         raise KernelError(f"attention window {window} must be at least 1 (None for no window)")
-    limits = torch.arange(slots - rows + 1, slots + 1) if causal else torch.full((rows,), slots)
+    limits = np.arange(slots - rows + 1, slots + 1) if causal else np.full(rows, slots)
     blocks = list(_blocks(spans, rows, slots, causal, window))
 
-    def logits(block: _Block) -> Tensor:
+    def logits(block: _Block) -> Floats:
         return _logits(queries, block, limits, scale, window, softcap)
 
-    peak = queries.new_full((rows, heads), -math.inf)
-    total = queries.new_zeros(rows, heads)
-    out = queries.new_zeros(rows, heads, dimension)
+    peak = np.full((rows, heads), -math.inf, np.float32)
+    total = np.zeros((rows, heads), np.float32)
+    out = np.zeros((rows, heads, dimension), np.float32)
     for block in blocks:
-        peak, total, out = _accumulate(logits(block), block, peak, total, out)
-    out = out / total[..., None]
+        _accumulate(logits(block), block, peak, total, out)
+    out /= total[..., None]
     if not (column_sums or probabilities):
         return Attended(out)
-    sums = queries.new_zeros(heads, slots) if column_sums else None
-    dense = queries.new_zeros(rows, heads, slots) if probabilities else None
+    sums = np.zeros((heads, slots), np.float32) if column_sums else None
+    dense = np.zeros((rows, heads, slots), np.float32) if probabilities else None
     for block in blocks:
-        chance = torch.exp(logits(block) - peak[block.rows, :, None]) / total[block.rows, :, None]
+        chance = np.exp(logits(block) - peak[block.rows, :, None]) / total[block.rows, :, None]
         here = slice(block.slot, block.slot + len(block.keys))
         if sums is not None:
-            sums[:, here] = chance.sum(dim=0)
+            sums[:, here] = chance.sum(axis=0)
         if dense is not None:
             dense[block.rows, :, here] = chance
     return Attended(out, sums, dense)
@@ -123,37 +123,36 @@ def _blocks(spans: Sequence[Span], rows: int, slots: int, causal: bool, window: 
             slot = end
 
 
-def _logits(queries: Tensor, block: _Block, limits: Tensor, scale: float, window: int | None, softcap: float) -> Tensor:
+def _logits(
+    queries: Floats, block: _Block, limits: Integers, scale: float, window: int | None, softcap: float
+) -> Floats:
     """[rows of the block, queries, slots of the block], −inf where a row does not see a slot."""
-    logits = (queries[block.rows] @ block.keys.T) * scale
+    rows = queries[block.rows]
+    count, heads, dimension = rows.shape
+    logits = (rows.reshape(count * heads, dimension) @ block.keys.T).reshape(count, heads, len(block.keys))
+    logits *= scale
     if softcap:
-        logits = torch.tanh(logits / softcap) * softcap
+        logits = np.tanh(logits / softcap) * softcap
     if block.bias is not None:
-        logits = logits + block.bias
-    slots = torch.arange(block.slot, block.slot + len(block.keys))
+        logits += block.bias
+    slots = np.arange(block.slot, block.slot + len(block.keys))
     limit = limits[block.rows, None]
     hidden = slots >= limit
     if window is not None:
         hidden |= slots < limit - window
-    return logits.masked_fill(hidden[:, None, :], -math.inf)
+    if hidden.any():
+        logits[np.broadcast_to(hidden[:, None, :], logits.shape)] = -math.inf
+    return logits
 
 
-def _accumulate(
-    logits: Tensor, block: _Block, peak: Tensor, total: Tensor, out: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of the online softmax for the block's rows; the other rows pass through."""
+def _accumulate(logits: Floats, block: _Block, peak: Floats, total: Floats, out: Floats) -> None:
+    """One step of the online softmax, in place, for the block's rows."""
     rows = block.rows
-    new_peak = torch.maximum(peak[rows], logits.amax(dim=-1))
-    reference = torch.where(new_peak == -math.inf, torch.zeros_like(new_peak), new_peak)
-    weights = torch.exp(logits - reference[..., None])
-    decay = torch.exp(peak[rows] - reference)
-    new_total = total[rows] * decay + weights.sum(dim=-1)
-    new_out = out[rows] * decay[..., None] + weights @ block.values
-    return _replace(peak, rows, new_peak), _replace(total, rows, new_total), _replace(out, rows, new_out)
-
-
-def _replace(whole: Tensor, rows: slice, part: Tensor) -> Tensor:
-    """`whole` with some rows exchanged, out of place so that gradients flow."""
-    if rows.start == 0 and rows.stop == len(whole):
-        return part
-    return torch.cat((whole[: rows.start], part, whole[rows.stop :]))
+    new_peak = np.maximum(peak[rows], logits.max(axis=-1))
+    reference = np.where(new_peak == -math.inf, np.float32(0), new_peak)
+    weights = np.exp(logits - reference[..., None])
+    decay = np.exp(peak[rows] - reference)
+    peak[rows] = new_peak
+    total[rows] = total[rows] * decay + weights.sum(axis=-1)
+    weighted = (weights.reshape(-1, len(block.keys)) @ block.values).reshape(out[rows].shape)
+    out[rows] = out[rows] * decay[..., None] + weighted
