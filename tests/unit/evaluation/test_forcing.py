@@ -18,6 +18,7 @@ from thrifty.errors import PromptError, StorageError
 from thrifty.evaluation import forcing, quality, roofline, speed
 from thrifty.evaluation.forcing import MeasurementError, force
 from thrifty.evaluation.quality import Baseline, Passage
+from thrifty.reference import build
 
 KIVI = [{"technique": "kivi", "bits": 2, "residual": 64}]
 SNAPKV = [{"technique": "snapkv", "keep": 0.5}]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pytest
 import numpy as np
+import pytest
 from tests.tiny import tiny_model
 
 from thrifty.engine.engine import Engine

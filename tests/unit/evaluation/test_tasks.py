@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import numpy as np
+import pytest
 from tests.tiny import BOS, ByteTokenizer, tiny_model
 
 from thrifty.engine.engine import Engine
