@@ -76,7 +76,7 @@ def slow_choice(layer: int, head: int, tokens: list[int], recovery: float, profi
 @pytest.mark.parametrize("group", ["min", "mean"])
 @pytest.mark.parametrize("recovery", LEVELS)
 def test_every_head_takes_the_first_candidate_that_recovers_it(recovery: float, group: str) -> None:
-    tokens = prompt(150, seed=2)
+    tokens = prompt(150, seed=5)
     sequence = compressed(tokens, recovery=recovery, profile=70, group=group)
     taken = []
     for layer in range(2):
@@ -87,7 +87,7 @@ def test_every_head_takes_the_first_candidate_that_recovers_it(recovery: float, 
 
 
 def test_a_mean_over_the_group_may_recover_what_its_worst_head_does_not() -> None:
-    tokens = prompt(150, seed=2)
+    tokens = prompt(150, seed=5)
     kept = {}
     for group in ("min", "mean"):
         levels = [compressed(tokens, recovery=step / 50, group=group) for step in range(22, 28)]
@@ -117,7 +117,7 @@ def slow_run(layer: int, head: int, tokens: list[int], n: int, recovery: float) 
 @pytest.mark.parametrize("recovery", LEVELS)
 def test_decoding_keeps_to_the_policy(recovery: float) -> None:
     n, more = 150, prompt(128, seed=3)
-    tokens = prompt(n, seed=2)
+    tokens = prompt(n, seed=5)
     sequence = compressed(tokens, recovery=recovery)
     for token in more:
         Driver(MODEL).step(sequence, [token])
@@ -132,7 +132,7 @@ def test_the_policy_of_a_head_stays_with_its_sequence() -> None:
     policy = registry.build("cache", {"technique": "fastgen", "recovery": 0.5})
     cache, driver = Cache(MODEL), Driver(MODEL)
     first, second = cache.create([policy]), cache.create([policy])
-    driver.prefill(first, prompt(150, seed=2))
+    driver.prefill(first, prompt(150, seed=5))
     notes = first.stats(0).notes[RUNG]
     driver.prefill(second, [0] * 100)
     assert second.stats(0).notes[RUNG] == (SPECIAL, SPECIAL), "a prompt of special tokens needs no more"
