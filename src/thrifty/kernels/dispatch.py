@@ -1,4 +1,4 @@
-"""The door to the native kernels: finds the compiled module, and gives it arrays of the types and shapes that it takes."""
+"""The door to the native kernels: finds the compiled module, and gives it arrays as it takes them."""
 
 from __future__ import annotations
 

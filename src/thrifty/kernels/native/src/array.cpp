@@ -18,10 +18,11 @@ std::string name_of(std::span<const int64_t> shape) {
   return text + (shape.size() == 1 ? ",)" : ")");
 }
 
+std::string text_of(nb::handle object, const char* attribute) { return nb::str(nb::object(object.attr(attribute))).c_str(); }
+
 [[noreturn]] void refuse(nb::handle given, const Expected& expected, const char* why) {
-  std::string found;
-  if (nb::hasattr(given, "dtype") && nb::hasattr(given, "shape")) found = std::string(nb::str(given.attr("dtype")).c_str()) + " " + nb::str(given.attr("shape")).c_str();
-  else found = std::string("of type ") + nb::str(given.type().attr("__name__")).c_str();
+  const bool array = nb::hasattr(given, "dtype") && nb::hasattr(given, "shape");
+  const std::string found = array ? text_of(given, "dtype") + " " + text_of(given, "shape") : "of type " + text_of(given.type(), "__name__");
   throw std::invalid_argument(std::string(expected.name) + " is " + found + why + ", expected " + name_of(expected.dtype) + " " + name_of(expected.shape));
 }
 
