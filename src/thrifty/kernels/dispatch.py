@@ -162,6 +162,29 @@ def witness(
     return table
 
 
+def attention_map(
+    queries: Floats,
+    keys: Floats,
+    sees: Integers,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    bias: Floats | None = None,
+) -> Floats:
+    """Softmax probabilities fp32 [rows, slots] of queries fp32 [rows, dim] over keys fp32 [slots, dim], in fp32.
+
+    Row i sees the first sees[i] slots, one at least; its logits are scale·q·k, then softcap·tanh(logit/softcap) where
+    softcap > 0, then + bias fp32 [slots], which may be −inf. 0 behind what it sees. A row's bits depend on neither the
+    number of rows nor of threads. Raises KernelError for wrong shapes, and where a row sees none or too many.
+    """
+    module = require()
+    queries, keys = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(keys, np.float32)
+    out = np.empty((len(queries), len(keys)), np.float32)
+    counts = np.ascontiguousarray(sees, np.int64)
+    _call(module.attention_map, queries, keys, counts, out, scale=scale, softcap=softcap, bias=bias)
+    return out
+
+
 def append(view: Any, layer: int, keys: Floats, values: Floats) -> None:
     """Write keys and values fp32 [rows, kv_heads, head_dim] behind the last slots of `view`, into its open spans.
 
