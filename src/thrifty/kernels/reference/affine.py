@@ -77,7 +77,7 @@ def symmetric4(groups: Floats) -> tuple[Bytes, Halves]:
     """
     place = np.abs(groups).argmax(axis=-1, keepdims=True)
     extreme = np.take_along_axis(groups, place, axis=-1)[..., 0]
-    scale = to_float16(extreme / -8, "group scale")
+    scale = to_float16(np.divide(extreme, -8), "group scale")
     return (_codes(groups, scale, -8, 7) + 8).astype(np.uint8), scale
 
 
@@ -85,7 +85,7 @@ def _codes(offsets: Floats, scale: Halves, low: int, high: int) -> Floats:
     """round-half-even(offset/scale) clamped; zero where the scale is zero."""
     divisor = scale.astype(np.float32)[..., None]
     empty = divisor == 0
-    quotient = offsets / np.where(empty, np.float32(1), divisor)
+    quotient: Floats = np.divide(offsets, np.where(empty, np.float32(1), divisor))
     np.rint(quotient, out=quotient)
     if empty.any():
         quotient[np.broadcast_to(empty, quotient.shape)] = 0
