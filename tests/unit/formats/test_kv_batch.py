@@ -57,7 +57,9 @@ def test_quantising_equals_writing_slab_by_slab(
 
 
 @pytest.mark.parametrize(("source", "target"), [("bf16", "bf16"), ("f32", "bf16"), ("bf16", "f32")])
-@pytest.mark.parametrize(("start", "tokens"), [(0, 256), (4, 64), (100, 1), (37, 190)])
+@pytest.mark.parametrize(
+    ("start", "tokens"), [(0, 256), (4, 64), (100, 1), (37, 190), (63, 2), (63, 1), (64, 128), (5, 59), (5, 60), (3, 0)]
+)
 def test_copying_tokens(source: str, target: str, start: int, tokens: int) -> None:
     old, new = filled(source, 64), slabs(target, 64)
     kv_batch.copy_tokens(old, source, CAPACITY, new, target, CAPACITY, 64, start, tokens)

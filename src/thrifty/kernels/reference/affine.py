@@ -57,7 +57,7 @@ def affine(groups: Floats, levels: int) -> tuple[Bytes, Halves, Halves]:
 def centred8(groups: Floats) -> tuple[SignedBytes, Halves, Halves]:
     """x ≈ scale·code + middle with signed 8-bit codes −127..127; same shapes as `affine`, codes int8."""
     low, high = _extremes(groups)
-    middle = to_float16((low + high) / 2, "group middle")
+    middle = to_float16(np.divide(low + high, 2), "group middle")
     base = middle.astype(np.float32)
     reach = np.maximum(high - base, base - low)
     scale = to_float16(np.where(high == low, high - base, reach / 127), "group scale")
