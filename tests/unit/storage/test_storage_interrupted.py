@@ -86,7 +86,7 @@ def test_an_arena_is_made_anew_from_the_runs_in_use() -> None:
     assert arena.used == arena.resident() == sum(run.nbytes for run in held)
     assert all(bool((run.pieces == 7).all()) for run in held)
     new = [filled(arena, 5000) for _ in range(4)] + [filled(arena, 4096, 3, striped=True) for _ in range(4)]
-    assert len({run.address for run in (*held, *new)}) == len(held) + len(new)
+    assert len({run.pieces.ctypes.data for run in (*held, *new)}) == len(held) + len(new)
     for run in (*held, *new):
         arena.free(run)
     assert arena.used == 0
