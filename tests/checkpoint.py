@@ -7,8 +7,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 128, 256, 4, 2, 64, 2
@@ -59,13 +60,14 @@ def _write_tokenizer(folder: Path) -> int:
     return tokenizer.get_vocab_size()
 
 
-def _weights(vocabulary: int, seed: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+def _weights(vocabulary: int, seed: int) -> dict[str, npt.NDArray[np.float32]]:
+    generator = np.random.default_rng(seed)
+    ones = np.ones(HIDDEN, np.float32)
 
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator) * 0.25
+    def random(*shape: int) -> npt.NDArray[np.float32]:
+        return generator.standard_normal(shape, dtype=np.float32) * np.float32(0.25)
 
-    found = {"model.embed_tokens.weight": random(vocabulary, HIDDEN), "model.norm.weight": torch.ones(HIDDEN)}
+    found = {"model.embed_tokens.weight": random(vocabulary, HIDDEN), "model.norm.weight": ones}
     for layer in range(LAYERS):
         name = f"model.layers.{layer}"
         found[f"{name}.self_attn.q_proj.weight"] = random(HEADS * HEAD_DIM, HIDDEN)
@@ -75,6 +77,6 @@ def _weights(vocabulary: int, seed: int) -> dict[str, torch.Tensor]:
         found[f"{name}.mlp.gate_proj.weight"] = random(INTERMEDIATE, HIDDEN)
         found[f"{name}.mlp.up_proj.weight"] = random(INTERMEDIATE, HIDDEN)
         found[f"{name}.mlp.down_proj.weight"] = random(HIDDEN, INTERMEDIATE)
-        found[f"{name}.input_layernorm.weight"] = torch.ones(HIDDEN)
-        found[f"{name}.post_attention_layernorm.weight"] = torch.ones(HIDDEN)
+        found[f"{name}.input_layernorm.weight"] = ones
+        found[f"{name}.post_attention_layernorm.weight"] = ones
     return found

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thrifty.models.attention import attention
 from thrifty.models.config import ModelConfig
+from thrifty.reference.attention import attention
 
 
 class GrowingCache:

@@ -7,7 +7,7 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from thrifty.formats.linear import DenseLinear, GroupLinear
+from thrifty.formats.linear import GroupLinear
 from thrifty.models.config import LayerConfig, ModelConfig, RopeConfig
 from thrifty.models.model import Model, random_model
 
@@ -100,11 +100,9 @@ def tiny_model(packed: bool = False, seed: int = 0, config: ModelConfig | None =
     """Random weights wide enough that answers vary. packed: int4 layers and an int8 embedding, else plain fp32."""
     model = random_model(config or tiny_config(**changes), seed, scale=0.25, tokenizer=ByteTokenizer())
     if packed:
-        for name, linear in list(model.decoder.linears()):
-            assert isinstance(linear, DenseLinear)
+        for name, linear in model.linears.items():
             bits = 8 if name == "embedding" else 4
-            packed_linear = GroupLinear.quantize(linear.dequantize(), bits, 32, symmetric=False)
-            model.decoder.replace(name, packed_linear)
+            model.replace(name, GroupLinear.quantize(linear.dequantize(), bits, 32, symmetric=False))
     return model
 
 

@@ -3,7 +3,7 @@
     from thrifty import Thrifty
     print(Thrifty("smollm2-135m").generate("The capital of France is").text)
 
-Names are imported when they are first used: `import thrifty` alone does not import torch.
+Names are imported when they are first used: `import thrifty` alone imports nothing else.
 """
 
 from __future__ import annotations

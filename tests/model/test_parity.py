@@ -13,8 +13,8 @@ import torch
 from tests.growing_cache import GrowingCache
 from torch import Tensor
 
-from thrifty import models
-from thrifty.models.model import Model
+from thrifty import models, reference
+from thrifty.reference.loading import ReferenceModel, build
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle (extra 'dev')")
 pytestmark = pytest.mark.model
@@ -78,7 +78,7 @@ def report(label: str, logits: Tensor, expected: Tensor) -> None:
 
 
 def test_plain_weights_equal_transformers(pair: Pair) -> None:
-    model = models.load(pair.path, dtype=torch.float32)
+    model = reference.load(pair.path, dtype=torch.float32)
     logits = model.logits(pair.ids)
     report(f"{pair.name}, fp32", logits, pair.expected)
     assert (logits - pair.expected).abs().max() < TOLERANCE
@@ -86,7 +86,7 @@ def test_plain_weights_equal_transformers(pair: Pair) -> None:
     decode(model, pair)
 
 
-def decode(model: Model, pair: Pair) -> None:
+def decode(model: ReferenceModel, pair: Pair) -> None:
     """Prefill and then token after token: the same as the whole."""
     cache, start = GrowingCache(model.config), TOKENS - DECODED
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_packed_weights_by_the_reference_path(pair: Pair) -> None:
     by how much.
     """
     model = models.load(pair.path)
-    logits = model.logits(pair.ids)
+    logits = build(model).logits(pair.ids)
     report(f"{pair.name}, packed", logits, pair.expected)
     worst = max(model.report, key=lambda entry: entry.error)
     print(f"largest weight error {worst.error:.2e} in {worst.name} ({worst.origin} as {worst.format})")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from thrifty import reference
 from thrifty.engine.engine import Engine
-from thrifty.engine.plan import compile_plan
 from thrifty.evaluation import tasks
 from thrifty.evaluation.tasks._haystack import NAMES
 from thrifty.models import load
@@ -16,6 +16,7 @@ from thrifty.models.content_key import file_digest
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.model import Model
 from thrifty.models.peek import config_of
+from thrifty.reference.loading import build
 
 pytestmark = pytest.mark.model
 
@@ -58,15 +59,15 @@ def test_the_engine_the_reference_and_transformers_give_the_same_logits(model: M
     ids = model.tokenizer.encode(TEXT)
     with torch.no_grad():
         expected = oracle(torch.tensor([ids])).logits[0]
-    plain = load(NAME, dtype=torch.float32).logits(ids)
+    plain = reference.load(NAME, dtype=torch.float32).logits(ids)
     torch.testing.assert_close(plain, expected, atol=1e-3, rtol=1e-4)
-    packed = model.logits(ids)
+    packed = build(model).logits(ids)
     assert (packed.argmax(-1) == expected.argmax(-1)).float().mean() > 0.95
     assert (packed - expected).abs().mean() < 0.1
 
 
-def test_it_runs_natively_and_its_heads_are_grouped(model: Model) -> None:
-    compile_plan(model.decoder, 8)
+def test_it_runs_natively_and_its_heads_are_grouped(model: Model, engine: Engine) -> None:
+    assert engine.runner.name == "native"
     assert model.config.kv_heads >= 4 and model.config.heads == 2 * model.config.kv_heads
     assert config_of(NAME) == model.config
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from thrifty.models.decoder import Decoder
+from thrifty.reference.decoder import Decoder
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

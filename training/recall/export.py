@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from thrifty.models.decoder import Decoder
 from thrifty.models.huggingface import llama_name
+from thrifty.reference.decoder import Decoder
 from training.recall.network import Shape
 from training.recall.vocabulary import BEGIN, END, UNKNOWN
 

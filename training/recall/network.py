@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from thrifty.models.attention import Attend
 from thrifty.models.config import LayerConfig, ModelConfig, RopeConfig
-from thrifty.models.decoder import Decoder
-from thrifty.models.rope import rotation
+from thrifty.reference.attention import Attend
+from thrifty.reference.decoder import Decoder
+from thrifty.reference.rotary import rotation
 
 ROWS = 256  # query rows scored at a time
 IGNORED = -100

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thrifty.models.decoder import Decoder
 from thrifty.models.model import random_model
 from thrifty.models.rope import inverse_frequencies
+from thrifty.reference.arrays import tensor_of
+from thrifty.reference.decoder import Decoder
+from thrifty.reference.loading import build
 from training.recall.network import Shape
 
 SPREAD = 0.04  # of embeddings
@@ -42,7 +44,7 @@ def first_weights(shape: Shape, seed: int, wiring: Wiring | None) -> Decoder:
             f"{shape.heads} heads in {shape.layers} layers are too few to be wired: take {LOOKING} heads and 2 layers "
             "or more, or no wiring"
         )
-    decoder = random_model(shape.config(), seed, scale=0.02).decoder
+    decoder = build(random_model(shape.config(), seed, scale=0.02)).decoder
     with torch.no_grad():
         for layer in range(shape.layers):
             for name in ("attention.output", "mlp.down"):
@@ -64,7 +66,7 @@ def _wire(decoder: Decoder, shape: Shape, wiring: Wiring, generator: torch.Gener
 
 def _look_back(decoder: Decoder, shape: Shape, sharpness: float, constant: float) -> None:
     """Queries that are the keys turned back by 1, 2, … tokens."""
-    frequencies = inverse_frequencies(decoder.config.layers[0].rope, 1)[0]
+    frequencies = tensor_of(inverse_frequencies(decoder.config.layers[0].rope, 1)[0])
     pairs = (frequencies > 0.01).float()
     size = math.sqrt(sharpness * 8 / (pairs * (1 - frequencies.cos())).sum()) / constant
     queries, keys, _, _ = _heads(decoder, shape, 0)
@@ -93,7 +95,7 @@ def _compare(decoder: Decoder, shape: Shape, wiring: Wiring, places: list[Tensor
     """KV head k of the second layer: words k + 1 back at the query, k + 2 back at the key, in channels that rotation
     hardly turns.
     """
-    slow = (inverse_frequencies(decoder.config.layers[1].rope, 1)[0] < 1.5e-4).nonzero().flatten()
+    slow = (tensor_of(inverse_frequencies(decoder.config.layers[1].rope, 1)[0]) < 1.5e-4).nonzero().flatten()
     channels = torch.cat((slow, slow + 32))
     queries, keys, values, outputs = _heads(decoder, shape, 1)
     group = shape.heads // shape.kv_heads

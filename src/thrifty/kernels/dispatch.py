@@ -1,4 +1,4 @@
-"""The door to the native kernels: finds the compiled module, and gives it arrays of the types and shapes that it takes."""
+"""The door to the native kernels: finds the compiled module, and gives it arrays as it takes them."""
 
 from __future__ import annotations
 
@@ -160,6 +160,29 @@ def witness(
     options = {"forced": forced, "scale": scale, "softcap": softcap, "mean": mean}
     _call(module.witness, view, layer, query, list(judged), table, **options)
     return table
+
+
+def attention_map(
+    queries: Floats,
+    keys: Floats,
+    sees: Integers,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    bias: Floats | None = None,
+) -> Floats:
+    """Softmax probabilities fp32 [rows, slots] of queries fp32 [rows, dim] over keys fp32 [slots, dim], in fp32.
+
+    Row i sees the first sees[i] slots, one at least; its logits are scale·q·k, then softcap·tanh(logit/softcap) where
+    softcap > 0, then + bias fp32 [slots], which may be −inf. 0 behind what it sees. A row's bits depend on neither the
+    number of rows nor of threads. Raises KernelError for wrong shapes, and where a row sees none or too many.
+    """
+    module = require()
+    queries, keys = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(keys, np.float32)
+    out = np.empty((len(queries), len(keys)), np.float32)
+    counts = np.ascontiguousarray(sees, np.int64)
+    _call(module.attention_map, queries, keys, counts, out, scale=scale, softcap=softcap, bias=bias)
+    return out
 
 
 def append(view: Any, layer: int, keys: Floats, values: Floats) -> None:

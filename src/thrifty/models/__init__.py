@@ -1,6 +1,6 @@
-"""Models: checkpoints, the decoder, tokens.
+"""Models: checkpoints, the parts of a decoder, tokens.
 
-Names are imported when they are first used, so that a look at the catalogue does not import torch.
+Names are imported when they are first used, so that a look at the catalogue imports little.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thrifty.models.config import ModelConfig
-    from thrifty.models.decoder import Decoder
     from thrifty.models.loading import load
     from thrifty.models.model import Model
 
-__all__ = ["Decoder", "Model", "ModelConfig", "load"]
+__all__ = ["Model", "ModelConfig", "load"]
 
 _HOMES = {
-    "Decoder": "thrifty.models.decoder",
     "Model": "thrifty.models.model",
     "ModelConfig": "thrifty.models.config",
     "load": "thrifty.models.loading",

@@ -15,8 +15,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
+import numpy as np
 
+from thrifty.arrays import BFLOAT16, Array, Bytes
 from thrifty.errors import CheckpointError
 from thrifty.formats.linear import PackedLinear
 from thrifty.models.cache_entry import CacheEntry, Contents, finish, open_entry
@@ -24,25 +25,25 @@ from thrifty.models.checkpoint_key import CheckpointKey
 from thrifty.models.checksums import Section
 from thrifty.models.config import ModelConfig
 from thrifty.models.description import Description, open_description
-from thrifty.models.source import Source, Weight
+from thrifty.models.source import DType, Source, Weight
 from thrifty.models.tokenizer_settings import TokenizerDefinition
 
 KIND = "converted"
 FORMAT = 2
 FILE = "weights.bin"
 ALIGNMENT = 64
-DTYPES: Mapping[str, torch.dtype] = {
-    "u8": torch.uint8,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "f32": torch.float32,
+DTYPES: Mapping[str, DType] = {
+    "u8": np.dtype(np.uint8),
+    "f16": np.dtype("<f2"),
+    "bf16": BFLOAT16,
+    "f32": np.dtype("<f4"),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class Converted:
-    """An opened converted checkpoint. Satisfies `source.Source` for dtype None; its tensors are views of the file."""
+    """An opened converted checkpoint. Satisfies `source.Source` for dtype None; its arrays are views of the file."""
 
     entry: CacheEntry
     description: Description
@@ -56,14 +57,14 @@ class Converted:
         """The tokenizer; its definition is read when this is called."""
         return self.description.tokenizer
 
-    def weights(self, dtype: torch.dtype | None = None) -> Iterator[Weight]:
+    def weights(self, dtype: DType | None = None) -> Iterator[Weight]:
         """Every part, as views of the mapped file: nothing is read before it is used. Norms and biases are copies."""
         if dtype is not None:
             raise ValueError("a converted checkpoint holds packed forms only; read the original for plain ones")
         data = _map(self.entry.path / FILE)
         for entry in self.entry.body["weights"]:
-            tensors = {name: _view(data, place, entry["name"]) for name, place in entry["tensors"].items()}
-            value = PackedLinear.from_state(entry["meta"], tensors) if entry["meta"] else tensors["value"].clone()
+            arrays = {name: _view(data, place, entry["name"]) for name, place in entry["tensors"].items()}
+            value = PackedLinear.from_state(entry["meta"], arrays) if entry["meta"] else arrays["value"].copy()
             yield Weight(entry["name"], value, entry["origin"], entry["error"], entry["largest_error"])
 
 
@@ -88,14 +89,14 @@ def _write(directory: Path, source: Source) -> Contents:
 def _write_weight(file: BinaryIO, weight: Weight, sections: list[Section]) -> dict[str, Any]:
     value = weight.value
     if isinstance(value, PackedLinear):
-        meta, tensors = value.meta(), value.state()
+        meta, arrays = value.meta(), value.state()
     else:
-        meta, tensors = None, {"value": value.float()}
+        meta, arrays = None, {"value": value.astype(np.float32, copy=False)}
     places = {}
-    for name, tensor in tensors.items():
-        section = _write_tensor(file, tensor, f"{weight.name}/{name}")
+    for name, array in arrays.items():
+        section = _write_array(file, array, f"{weight.name}/{name}")
         sections.append(section)
-        places[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "offset": section.offset}
+        places[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "offset": section.offset}
     return {
         "name": weight.name,
         "meta": meta,
@@ -106,24 +107,24 @@ def _write_weight(file: BinaryIO, weight: Weight, sections: list[Section]) -> di
     }
 
 
-def _write_tensor(file: BinaryIO, tensor: torch.Tensor, name: str) -> Section:
+def _write_array(file: BinaryIO, array: Array, name: str) -> Section:
     file.write(b"\0" * (-file.tell() % ALIGNMENT))
     offset = file.tell()
-    content = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     file.write(content)
     return Section(FILE, name, offset, content.nbytes, zlib.crc32(content))
 
 
-def _map(path: Path) -> torch.Tensor:
+def _map(path: Path) -> Bytes:
     """The whole file as uint8 [bytes], mapped privately: pages come when they are touched."""
     with path.open("rb") as file:
         # Copy-on-write, so that a stray in-place operation cannot crash the process or reach the file.
-        return torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
 
 
-def _view(data: torch.Tensor, place: Mapping[str, Any], name: str) -> torch.Tensor:
+def _view(data: Bytes, place: Mapping[str, Any], name: str) -> Array:
     dtype, shape, start = DTYPES[place["dtype"]], place["shape"], place["offset"]
     stop = start + prod(shape) * dtype.itemsize
     if not 0 <= start <= stop <= len(data):
         raise CheckpointError(f"weights.bin: '{name}' ends beyond the file")
-    return data[start:stop].view(dtype).view(shape)
+    return data[start:stop].view(dtype).reshape(shape)

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from thrifty.arrays import Bytes, Floats
 from thrifty.errors import CheckpointError
 
 GROUP = 32
 _SIGNED_OFFSET = 128
 
-Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 
 
@@ -79,7 +78,7 @@ def _why_not_finite(exact: Floats) -> str:
     largest = np.abs(exact).max()
     return (
         f"is beyond float16, which holds at most 65504 (the row's largest value is {largest:.5g}). "
-        "Load the model with dtype=torch.float32, which keeps it"
+        "Load the model with thrifty.reference.load(…, dtype=torch.float32), which keeps it"
     )
 
 

@@ -6,20 +6,17 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
+from thrifty.arrays import BFLOAT16, Array, Bytes, Floats
 from thrifty.errors import CheckpointError
 from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear
-from thrifty.models.assembly import parts
-from thrifty.models.decoder import Decoder
 from thrifty.models.gguf import GGUF
 from thrifty.models.gguf_blocks import FORMATS, GROUP, GroupCodes, group_codes, values
 from thrifty.models.gguf_config import architecture, read_config
-from thrifty.models.source import Weight, not_finite, rounded
+from thrifty.models.parts import parts
+from thrifty.models.source import DType, Weight, not_finite, rounded
 from thrifty.models.tokenizer_gguf import from_metadata
 
 ROWS_AT_A_TIME = 2048
@@ -76,7 +73,7 @@ class GGUFSource:
         self.config = read_config(self.file, self.tokenizer.settings)
         self._places = self._check_shapes()
 
-    def weights(self, dtype: torch.dtype | None = None) -> Iterator[Weight]:
+    def weights(self, dtype: DType | None = None) -> Iterator[Weight]:
         """Every part once, in the order of the file."""
         for place in self._places:
             try:
@@ -85,19 +82,19 @@ class GGUFSource:
                 raise CheckpointError(f"{self.file.path}: {error}") from error
             self.file.forget(place.tensor)
 
-    def _read(self, place: _Place, dtype: torch.dtype | None) -> Iterator[Weight]:
+    def _read(self, place: _Place, dtype: DType | None) -> Iterator[Weight]:
         kind = self.file.tensor(place.tensor).type
         rows = self.file.rows(place.tensor)
         if place.is_vector:
             flat = values(kind, rows).reshape(-1)
             _require_finite(flat, place.tensor)
-            yield Weight(place.name, torch.from_numpy(self._reordered(place, flat).copy()), kind)
+            yield Weight(place.name, self._reordered(place, flat).copy(), kind)
             return
         for index, name in enumerate(place.names):
             part = rows[index * place.rows : (index + 1) * place.rows]
             yield _linear_weight(self._reordered(place, part), kind, name, place, dtype)
 
-    def _reordered(self, place: _Place, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _reordered(self, place: _Place, rows: Array) -> Array:
         """Rows of query and key put back from interleaved pairs to halves, where the architecture stores them so."""
         leaf = place.name.removesuffix(".bias")
         heads = {".query": self.config.heads, ".key": self.config.kv_heads}
@@ -109,7 +106,7 @@ class GGUFSource:
 
     def _check_shapes(self) -> list[_Place]:
         self._check_experts()
-        expected = parts(Decoder(self.config))
+        expected = parts(self.config)
         places = [self._place(name, expected) for name in self.file.tensors if not _ignored(name)]
         found = {name for place in places for name in place.names}
         missing = [name for name in expected if name not in found]
@@ -190,36 +187,34 @@ def _part_name(tensor: str) -> str | None:
     return f"layers.{int(match[1])}.{_LAYER_PARTS[match[2]]}{suffix}"
 
 
-def _linear_weight(
-    rows: npt.NDArray[np.uint8], kind: str, name: str, place: _Place, dtype: torch.dtype | None
-) -> Weight:
+def _linear_weight(rows: Bytes, kind: str, name: str, place: _Place, dtype: DType | None) -> Weight:
     if dtype is not None or name.endswith(_EXACT):
-        return _plain(rows, kind, name, place, dtype or torch.float32)
+        return _plain(rows, kind, name, place, np.dtype(np.float32 if dtype is None else dtype))
     return _grouped(rows, kind, name, place) if kind in FORMATS else _dense(rows, kind, name, place)
 
 
-def _plain(rows: npt.NDArray[np.uint8], kind: str, name: str, place: _Place, dtype: torch.dtype) -> Weight:
+def _plain(rows: Bytes, kind: str, name: str, place: _Place, dtype: DType) -> Weight:
     """A plain linear of the exact values."""
-    weight = torch.empty(place.shape, dtype=dtype)
+    weight = np.empty(place.shape, dtype)
     for part, exact in _slices(rows, kind, place.tensor):
-        weight[part] = rounded(place.tensor, torch.from_numpy(exact), weight.dtype)
+        weight[part] = rounded(place.tensor, exact, dtype)
     return Weight(name, DenseLinear.from_weight(weight, dtype), kind)
 
 
-def _dense(rows: npt.NDArray[np.uint8], kind: str, name: str, place: _Place) -> Weight:
+def _dense(rows: Bytes, kind: str, name: str, place: _Place) -> Weight:
     """Packed bf16 of an unquantised tensor."""
-    weight = torch.empty(place.shape, dtype=torch.bfloat16)
+    weight = np.empty(place.shape, BFLOAT16)
     error = _Error()
     for part, exact in _slices(rows, kind, place.tensor):
-        weight[part] = rounded(place.tensor, torch.from_numpy(exact), weight.dtype)
-        error.add(exact, weight[part].float().numpy())
-    linear = DenseLinear.from_weight(weight, torch.bfloat16, packed=True)
+        weight[part] = rounded(place.tensor, exact, BFLOAT16)
+        error.add(exact, weight[part].astype(np.float32))
+    linear = DenseLinear.from_weight(weight, BFLOAT16, packed=True)
     return Weight(name, linear, kind, error.relative, error.largest)
 
 
-def _grouped(rows: npt.NDArray[np.uint8], kind: str, name: str, place: _Place) -> Weight:
+def _grouped(rows: Bytes, kind: str, name: str, place: _Place) -> Weight:
     """Group codes, filled a slice of rows at a time into the final layout: the peak is the result and a slice."""
-    state: dict[str, torch.Tensor] = {}
+    state: dict[str, Array] = {}
     error = _Error()
     for start in range(0, len(rows), ROWS_AT_A_TIME):
         raw = rows[start : start + ROWS_AT_A_TIME]
@@ -227,10 +222,10 @@ def _grouped(rows: npt.NDArray[np.uint8], kind: str, name: str, place: _Place) -
         if not FORMATS[kind].exact:
             error.add(values(kind, raw), codes.dequantize())
         tiles = -(-place.rows // 16)
-        for key, tensor in _linear(codes).state().items():
+        for key, array in _linear(codes).state().items():
             if key not in state:
-                state[key] = torch.empty((tiles, *tensor.shape[1:]), dtype=tensor.dtype)
-            state[key][start // 16 : start // 16 + len(tensor)] = tensor
+                state[key] = np.empty((tiles, *array.shape[1:]), array.dtype)
+            state[key][start // 16 : start // 16 + len(array)] = array
     meta = {"kind": "group", "out_features": place.shape[0], "in_features": place.shape[1], "group": GROUP}
     linear = PackedLinear.from_state({**meta, "bits": FORMATS[kind].bits}, state)
     return Weight(name, linear, kind, error.relative, error.largest)
@@ -238,19 +233,18 @@ def _grouped(rows: npt.NDArray[np.uint8], kind: str, name: str, place: _Place) -
 
 def _linear(codes: GroupCodes) -> GroupLinear:
     plain = (codes.codes ^ np.uint8(128)).view(np.int8) if codes.bits == 8 else codes.codes
-    minimums = None if codes.minimums is None else torch.from_numpy(codes.minimums)
-    return GroupLinear.from_codes(torch.from_numpy(plain), torch.from_numpy(codes.scales), minimums, codes.bits, GROUP)
+    return GroupLinear.from_codes(plain, codes.scales, codes.minimums, codes.bits, GROUP)
 
 
-def _slices(rows: npt.NDArray[np.uint8], kind: str, tensor: str) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+def _slices(rows: Bytes, kind: str, tensor: str) -> Iterator[tuple[slice, Floats]]:
     for start in range(0, len(rows), ROWS_AT_A_TIME):
         part = slice(start, start + ROWS_AT_A_TIME)
         exact = values(kind, rows[part])
         _require_finite(exact, tensor)
-        yield part, exact.copy() if not exact.flags.writeable else exact
+        yield part, exact
 
 
-def _require_finite(exact: npt.NDArray[np.float32], tensor: str) -> None:
+def _require_finite(exact: Floats, tensor: str) -> None:
     if not np.isfinite(exact).all():
         raise CheckpointError(not_finite(tensor, exact))
 
@@ -261,7 +255,7 @@ class _Error:
     def __init__(self) -> None:
         self.largest = self._difference = self._total = 0.0
 
-    def add(self, exact: npt.NDArray[np.float32], stored: npt.NDArray[np.float32]) -> None:
+    def add(self, exact: Floats, stored: Floats) -> None:
         difference = stored - exact
         self.largest = max(self.largest, float(np.abs(difference).max()))
         self._difference += float(np.square(difference, dtype=np.float64).sum())

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Floats
 from thrifty.errors import CheckpointError
 from thrifty.models.cache_directory import cache_directory, storage_errors, write_text
 from thrifty.models.checked_text import parse_json
@@ -49,12 +49,12 @@ class HeadScores:
     settings: Mapping[str, Any]
     date: str
 
-    def tensor(self) -> Tensor:
+    def array(self) -> Floats:
         """fp32 [global layers, heads]."""
-        return torch.tensor(self.scores, dtype=torch.float32)
+        return np.array(self.scores, np.float32)
 
 
-class SavedScores(Mapping[str, Tensor]):
+class SavedScores(Mapping[str, Floats]):
     """A model's saved scores by kind, [global layers, heads] fp32, read when they are first asked for.
 
     Raises CheckpointError, naming file and field, for a file that is not what it should be.
@@ -62,14 +62,14 @@ class SavedScores(Mapping[str, Tensor]):
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._read: dict[str, Tensor] = {}
+        self._read: dict[str, Floats] = {}
 
-    def __getitem__(self, kind: str) -> Tensor:
+    def __getitem__(self, kind: str) -> Floats:
         if kind not in self._read:
             found = read(self._model, kind) if kind in KINDS else None
             if found is None:
                 raise KeyError(kind)
-            self._read[kind] = found.tensor()
+            self._read[kind] = found.array()
         return self._read[kind]
 
     def __iter__(self) -> Iterator[str]:

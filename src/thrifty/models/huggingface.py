@@ -9,18 +9,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import BFLOAT16, Array
 from thrifty.errors import CheckpointError
 from thrifty.formats.linear import DenseLinear
-from thrifty.models.assembly import parts
 from thrifty.models.config import ModelConfig
 from thrifty.models.config_fields import Fields
 from thrifty.models.config_huggingface import TOKEN_LIMIT, from_huggingface
-from thrifty.models.decoder import Decoder
+from thrifty.models.parts import parts
 from thrifty.models.safetensors_file import WEIGHT_TYPES, TensorEntry, TensorReader, read_entries, read_json
-from thrifty.models.source import Weight, not_finite, rounded
+from thrifty.models.source import DType, Weight, not_finite, rounded
 from thrifty.models.tokenizer_settings import TokenizerDefinition
 
 SINGLE = "model.safetensors"
@@ -100,7 +99,7 @@ class HuggingFaceSource:
         self.entries = self._entries()
         self._places = self._check()
 
-    def weights(self, dtype: torch.dtype | None = None) -> Iterator[Weight]:
+    def weights(self, dtype: DType | None = None) -> Iterator[Weight]:
         """Every part once. `dtype` None packs matrices as bf16; float32 and bfloat16 give plain linears."""
         reader = TensorReader()
         for place in self._places:
@@ -109,14 +108,14 @@ class HuggingFaceSource:
             else:
                 yield _stored(place.entry, place.names[0], reader.read(place.entry), dtype)
 
-    def _fused(self, reader: TensorReader, place: _Place, dtype: torch.dtype | None) -> Iterator[Weight]:
+    def _fused(self, reader: TensorReader, place: _Place, dtype: DType | None) -> Iterator[Weight]:
         """Parts of one tensor [experts, out, in]; where gate and up share it, gate is the upper half of
         the rows.
         """
         count = place.entry.shape[0]
         shared = len(place.names) // count
         for index in range(count):
-            matrices = reader.read(place.entry, index).chunk(shared)
+            matrices = np.split(reader.read(place.entry, index), shared)
             for name, matrix in zip(place.names[index * shared :], matrices, strict=False):
                 yield _stored(place.entry, name, matrix, dtype)
 
@@ -138,7 +137,7 @@ class HuggingFaceSource:
         """Every tensor's place; raises where one is missing, extra, or of the wrong shape or type."""
         wanted = [entry for name, entry in self.entries.items() if not _SKIPPED.search(name)]
         self._check_size(wanted)
-        expected = parts(Decoder(self.config))
+        expected = parts(self.config)
         places = [place for entry in wanted if (place := self._place(entry, expected)) is not None]
         seen: dict[str, str] = {}
         for place in places:
@@ -231,7 +230,8 @@ class HuggingFaceSource:
 def _check_tied(head: TensorEntry, embedding: TensorEntry) -> None:
     """A head beside tied embeddings is allowed where it is the embedding; which of two to use is not a guess."""
     reader = TensorReader()
-    if embedding.shape != head.shape or not torch.equal(reader.read(embedding), reader.read(head)):
+    is_alike = (embedding.shape, embedding.dtype) == (head.shape, head.dtype)
+    if not is_alike or not np.array_equal(reader.read(embedding), reader.read(head)):
         reason = "differs from the embedding, but tie_word_embeddings is true"
         remedy = "Set it to false in config.json to use this tensor as the head, or remove the tensor"
         raise CheckpointError(f"{head.path}: tensor {head.name!r} {reason}. {remedy} to use the embedding.")
@@ -295,7 +295,7 @@ def llama_name(parameter: str) -> str:
     return f"model.layers.{layer}.{inner}.{leaf}"
 
 
-def _stored(entry: TensorEntry, name: str, tensor: Tensor, dtype: torch.dtype | None) -> Weight:
+def _stored(entry: TensorEntry, name: str, tensor: Array, dtype: DType | None) -> Weight:
     """The part `name` as it is stored. An error says which tensor of which file the part came from."""
     try:
         return _weight(name, tensor, entry.dtype, dtype)
@@ -303,21 +303,22 @@ def _stored(entry: TensorEntry, name: str, tensor: Tensor, dtype: torch.dtype | 
         raise CheckpointError(f"{entry.path}: tensor {entry.name!r}: {error}") from error
 
 
-def _weight(name: str, tensor: Tensor, origin: str, dtype: torch.dtype | None) -> Weight:
-    if not torch.isfinite(tensor).all():
-        raise CheckpointError(not_finite(name, tensor.float().numpy()))
-    if tensor.dim() == 1:
-        return Weight(name, tensor.float(), origin)
+def _weight(name: str, tensor: Array, origin: str, dtype: DType | None) -> Weight:
+    if not np.isfinite(tensor).all():
+        raise CheckpointError(not_finite(name, tensor.astype(np.float32)))
+    if tensor.ndim == 1:
+        return Weight(name, tensor.astype(np.float32), origin)
     if dtype is not None or name.endswith(_EXACT):
-        plain = rounded(name, tensor, dtype or torch.float32)
+        plain = rounded(name, tensor, np.dtype(np.float32 if dtype is None else dtype))
         return Weight(name, DenseLinear.from_weight(plain, plain.dtype), origin)
-    stored = rounded(name, tensor, torch.bfloat16)
+    stored = rounded(name, tensor, BFLOAT16)
     error, largest = (0.0, 0.0) if origin == "BF16" else _difference(tensor, stored)
-    return Weight(name, DenseLinear.from_weight(stored, torch.bfloat16, packed=True), origin, error, largest)
+    return Weight(name, DenseLinear.from_weight(stored, BFLOAT16, packed=True), origin, error, largest)
 
 
-def _difference(exact: Tensor, stored: Tensor) -> tuple[float, float]:
+def _difference(exact: Array, stored: Array) -> tuple[float, float]:
     """Relative root-mean-square and largest absolute difference."""
-    difference = stored.float() - exact.float()
-    norm = float(exact.float().norm())
-    return (float(difference.norm()) / norm if norm else 0.0), float(difference.abs().max())
+    wide = exact.astype(np.float32)
+    difference = stored.astype(np.float32) - wide
+    norm = float(np.linalg.norm(wide))
+    return (float(np.linalg.norm(difference)) / norm if norm else 0.0), float(np.abs(difference).max())

@@ -7,10 +7,8 @@ import os
 import warnings
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from thrifty.errors import CheckpointError, KernelError, ThriftyWarning, nearest
+from thrifty.formats.linear import PackedLinear
 from thrifty.kernels import dispatch
 from thrifty.models import hub
 from thrifty.models.assembly import Assembly
@@ -21,7 +19,7 @@ from thrifty.models.embedded import MODELS, find
 from thrifty.models.gguf_source import GGUFSource
 from thrifty.models.huggingface import HuggingFaceSource
 from thrifty.models.model import Model, TensorReport
-from thrifty.models.source import Source, Weight
+from thrifty.models.source import DType, Source, Weight
 from thrifty.models.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
@@ -29,58 +27,52 @@ _LOG = logging.getLogger(__name__)
 MAX_THREADS = 1024
 
 
-def load(
-    name_or_path: str | os.PathLike[str],
-    *,
-    dtype: torch.dtype | None = None,
-    threads: int | None = None,
-    native: bool | None = None,
-) -> Model:
-    """A model, ready to answer.
+def load(name_or_path: str | os.PathLike[str], *, threads: int | None = None) -> Model:
+    """A model, ready to answer: the checkpoint's own numbers in packed form, converted once and mapped into memory.
 
     name_or_path: a Hugging Face directory, a `.gguf` file, the name of an embedded model, or a hub id
-    "owner/name". dtype: None keeps the checkpoint's own numbers in packed form, converted once and mapped
-    into memory; float32 (which trains) or bfloat16 gives plain linears. threads: of the native kernels.
-    native: False keeps the linears on the plain reference path; True raises KernelError where the extension
-    is absent. Raises CheckpointError (ConfigError for a config) naming the file and field, DownloadError
-    for a model that could not be fetched.
+    "owner/name". threads: of the native kernels. Raises CheckpointError (ConfigError for a config) naming the file and
+    field, DownloadError for a model that could not be fetched.
     """
-    if dtype not in (None, torch.float32, torch.bfloat16):
-        raise CheckpointError(f"dtype is {dtype}; it must be torch.float32, torch.bfloat16 or None.")
-    _set_up_kernels(threads, native)
+    _set_threads(threads)
     path = resolve(name_or_path)
     key = checkpoint_key(path)
-    if dtype is None:
-        converted = open_converted(key, lambda: open_source(path))
-        source: Source = converted
-        tokenizer = _lazy_tokenizer(converted.description)
-    else:
-        source = open_source(path)
-        definition = source.tokenizer
-        tokenizer = None if definition is None else Tokenizer(definition.definition, definition.settings)
-    _warn(path, tokenizer)
-    model = assemble(source, dtype)
-    model.version = key.content if dtype is None else f"{key.content}-{dtype}"
-    model.tokenizer, model.path = tokenizer, path
-    if native is False:
-        for _, linear in model.decoder.linears():
-            linear.native = False  # type: ignore[assignment]
+    converted = open_converted(key, lambda: open_source(path))
+    tokenizer = _lazy_tokenizer(converted.description)
+    warn_of(path, tokenizer)
+    model = assemble(converted)
+    model.version, model.tokenizer, model.path = key.content, tokenizer, path
     return model
 
 
-def assemble(source: Source, dtype: torch.dtype | None = None) -> Model:
-    """The model of an opened checkpoint, without a tokenizer; each part is assigned as it comes."""
+def load_plain(name_or_path: str | os.PathLike[str], dtype: DType) -> Model:
+    """A model of plain linears, float32 or bfloat16, with the checkpoint's exact values: nothing is packed or kept on
+    disk. name_or_path and errors as in `load`.
+    """
+    path = resolve(name_or_path)
+    key, source = checkpoint_key(path), open_source(path)
+    definition = source.tokenizer
+    tokenizer = None if definition is None else Tokenizer(definition.definition, definition.settings)
+    warn_of(path, tokenizer)
+    model = assemble(source, dtype)
+    model.version, model.tokenizer, model.path = f"{key.content}-{dtype.name}", tokenizer, path
+    return model
+
+
+def assemble(source: Source, dtype: DType | None = None) -> Model:
+    """The model of an opened checkpoint, without a tokenizer; each part is kept as it comes."""
     assembly, report = Assembly(source.config), []
     for weight in source.weights(dtype):
         assembly.put(weight.name, weight.value)
         report.append(_report(weight))
-    return Model(source.config, assembly.finish(), report=report)
+    linears, norms = assembly.finish()
+    return Model(source.config, linears, norms, report=report)
 
 
 def _report(weight: Weight) -> TensorReport:
     value = weight.value
-    if isinstance(value, Tensor):
-        return TensorReport(weight.name, "f32", weight.origin, value.numel() * value.element_size())
+    if not isinstance(value, PackedLinear):
+        return TensorReport(weight.name, "f32", weight.origin, value.nbytes)
     return TensorReport(weight.name, value.label, weight.origin, value.nbytes, weight.error, weight.largest_error)
 
 
@@ -99,7 +91,8 @@ def _lazy_tokenizer(description: Description) -> Tokenizer | None:
     return None if settings is None else Tokenizer(description.definition, settings)
 
 
-def _warn(path: Path, tokenizer: Tokenizer | None) -> None:
+def warn_of(path: Path, tokenizer: Tokenizer | None) -> None:
+    """Say what was guessed or put right in a checkpoint's tokenizer, as ThriftyWarning."""
     for text in () if tokenizer is None else tokenizer.settings.warnings:
         warnings.warn(f"{path.name}: {text}", ThriftyWarning, stacklevel=3)
 
@@ -130,10 +123,9 @@ def _pulled(name: str) -> Path:
     return pull(name, note=_LOG.warning)
 
 
-def _set_up_kernels(threads: int | None, native: bool | None) -> None:
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
+def _set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    if not 1 <= threads <= MAX_THREADS:
         raise KernelError(f"threads is {threads}; it must be from 1 to {MAX_THREADS}.")
-    if native:
-        dispatch.require()
-    if threads is not None:
-        dispatch.set_threads(threads)
+    dispatch.set_threads(threads)

@@ -1,24 +1,19 @@
-"""A loaded model: a decoder, its tokenizer, and what is known of how its weights are stored."""
+"""A loaded model: the parts of a decoder, its tokenizer, and what is known of how its weights are stored."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Array, Floats, Integers
 from thrifty.errors import CheckpointError, PromptError
 from thrifty.formats.linear import DenseLinear, PackedLinear
-from thrifty.models.assembly import Assembly
-from thrifty.models.attention import causal
+from thrifty.models.assembly import Assembly, shape_of
 from thrifty.models.config import ModelConfig
-from thrifty.models.decoder import Decoder
-
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -41,13 +36,15 @@ class TensorReport:
 class Model:
     """What `models.load` returns.
 
-    `tokenizer` is None for a checkpoint without one. `version` is a hash of the checkpoint's content:
-    caches of keys and values of one version are worthless for another. `path` is the checkpoint's file or folder,
-    None for a model that came from none.
+    `linears` and `norms` are named as `parts.parts` names them, in the decoder's order. Norms, fp32 [width], are as
+    stored: `config.norm_offset` is not added. `tokenizer` is None for a checkpoint without one. `version` is a hash of
+    the checkpoint's content: caches of keys and values of one version are worthless for another. `path` is the
+    checkpoint's file or folder, None for a model that came from none.
     """
 
     config: ModelConfig
-    decoder: Decoder
+    linears: dict[str, PackedLinear]
+    norms: dict[str, Floats]
     tokenizer: Any = None
     version: str = ""
     report: list[TensorReport] = field(default_factory=list)
@@ -56,10 +53,25 @@ class Model:
     @property
     def nbytes(self) -> int:
         """Bytes of all weights, norms and biases included."""
-        linears = [module for _, module in self.decoder.linears() if isinstance(module, PackedLinear)]
-        inside = {id(tensor) for linear in linears for tensor in linear.parameters()}
-        others = (tensor for tensor in self.decoder.parameters() if id(tensor) not in inside)
-        return sum(linear.nbytes for linear in linears) + sum(x.numel() * x.element_size() for x in others)
+        linears = sum(linear.nbytes for linear in self.linears.values())
+        return linears + sum(norm.nbytes for norm in self.norms.values())
+
+    @property
+    def head(self) -> PackedLinear:
+        """The linear that makes the logits: the embedding where the two are one."""
+        return self.linears["embedding" if self.config.tied_embeddings else "head"]
+
+    def replace(self, name: str, linear: PackedLinear) -> None:
+        """Put `linear` in the place called `name`, such as "layers.0.attention.query". Nothing is copied.
+
+        Raises CheckpointError where there is no such linear or the shape is another one.
+        """
+        if name not in self.linears:
+            raise CheckpointError(f"{name!r} is not a linear of this decoder.")
+        shape, expected = shape_of(linear), shape_of(self.linears[name])
+        if shape != expected:
+            raise CheckpointError(f"{name!r} has shape {list(shape)}; this decoder expects {list(expected)}.")
+        self.linears[name] = linear
 
     def require_tokenizer(self) -> Any:
         """The tokenizer. Raises CheckpointError where there is none: what is missing, and what works without it."""
@@ -71,29 +83,16 @@ class Model:
             "tokenizer.model alone, transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it)."
         )
 
-    @torch.no_grad()
-    def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
-        """Logits [tokens, vocabulary] fp32 of a whole sequence `token_ids` [tokens], by the plain reference
-        path.
-
-        Raises PromptError for an empty sequence, one longer than the context, or an id outside the
-        vocabulary.
-        """
-        tokens = self.checked(token_ids)
-        with reference_linears(self.decoder):
-            return self.decoder(tokens, torch.arange(len(tokens)), causal(self.config))
-
-    def checked(self, token_ids: Sequence[int] | Tensor) -> Tensor:
-        """`token_ids` as an int64 tensor [tokens]; raises PromptError with the number that would work."""
-        try:
-            tokens = torch.as_tensor(token_ids)
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise PromptError(f"Token ids must be a flat list of integers: {error}.") from error
-        if tokens.numel() == 0:
+    def checked(self, token_ids: Sequence[int] | Array) -> Integers:
+        """`token_ids` as an int64 array [tokens]; raises PromptError with the number that would work."""
+        tokens = _as_array(token_ids)
+        if tokens.size == 0:
             raise PromptError("The prompt is empty; it needs at least 1 token.")
-        if tokens.dim() != 1 or tokens.dtype not in INTEGERS:
-            shape, dtype = list(tokens.shape), str(tokens.dtype).removeprefix("torch.")
-            raise PromptError(f"Token ids are {dtype} of shape {shape}; they must be integers of shape [tokens].")
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+            shape = list(tokens.shape)
+            raise PromptError(
+                f"Token ids are {tokens.dtype} of shape {shape}; they must be integers of shape [tokens]."
+            )
         limit = self.config.context_length
         if len(tokens) > limit:
             raise PromptError(f"The prompt has {len(tokens)} tokens; this model's context holds {limit}.")
@@ -102,35 +101,34 @@ class Model:
             wrong = low if low < 0 else high
             last = self.config.vocabulary_size - 1
             raise PromptError(f"Token id {wrong} is outside this model's vocabulary, 0 to {last}.")
-        return tokens.long()
+        return tokens.astype(np.int64, copy=False)
 
 
-@contextmanager
-def reference_linears(decoder: Decoder) -> Iterator[None]:
-    """Within it every linear of `decoder` computes in plain torch; after it, as before."""
-    linears = [module for _, module in decoder.linears() if isinstance(module, PackedLinear)]
-    before = [linear.native for linear in linears]
-    for linear in linears:
-        linear.native = False
+def _as_array(token_ids: Sequence[int] | Array) -> Array:
+    """`token_ids` as an array of numbers. Raises PromptError for what is none: texts, rows of unequal lengths."""
     try:
-        yield
-    finally:
-        for linear, native in zip(linears, before, strict=True):
-            linear.native = native
+        tokens: Array = np.asarray(token_ids)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise PromptError(f"Token ids must be a flat list of integers: {error}.") from error
+    if tokens.dtype.kind not in "iufb":
+        raise PromptError(f"Token ids must be a flat list of integers of at most 64 bits, not {tokens.dtype}.")
+    return tokens
 
 
 def random_model(config: ModelConfig, seed: int = 0, scale: float = 0.02, tokenizer: Any = None) -> Model:
     """A model of plain fp32 linears with normal random weights of deviation `scale`; norms start at one.
 
-    Trains; also the tiny model of tests. The same seed gives the same weights.
+    Also the tiny model of tests. The same seed gives the same weights.
     """
-    assembly, generator = Assembly(config), torch.Generator().manual_seed(seed)
+    assembly, random = Assembly(config), np.random.default_rng(seed)
     for name, shape in assembly.expected.items():
-        values = torch.randn(shape, generator=generator) * scale
+        values = random.standard_normal(shape, dtype=np.float32)
+        values *= np.float32(scale)
         if len(shape) == 2:
             assembly.put(name, DenseLinear.from_weight(values))
         elif name.endswith(".bias"):
             assembly.put(name, values)
         else:
-            assembly.put(name, values + 1.0 - config.norm_offset)
-    return Model(config, assembly.finish(), tokenizer, version=f"random-{seed}")
+            assembly.put(name, values + np.float32(1.0 - config.norm_offset))
+    linears, norms = assembly.finish()
+    return Model(config, linears, norms, tokenizer, version=f"random-{seed}")

@@ -9,45 +9,37 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Array, Floats, Integers
 from thrifty.models.config import RopeConfig, RopeScaling
 
 
-def rotation(rope: RopeConfig, positions: Tensor, sequence_length: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
+def rotation(
+    rope: RopeConfig, positions: Integers, sequence_length: int | Integers | None = None
+) -> tuple[Floats, Floats]:
     """Cosines and sines, each [tokens, dimension / 2] fp32, for `positions` [tokens] (integers).
 
     `sequence_length` is the length in tokens of the sequence that the rows belong to: one number, or
     [tokens] where rows belong to different sequences; by default the highest position plus one.
     """
     if sequence_length is None:
-        sequence_length = int(positions.max()) + 1 if positions.numel() else 1
+        sequence_length = int(positions.max()) + 1 if positions.size else 1
     frequencies, factor = inverse_frequencies(rope, sequence_length)
-    angles = positions.float()[:, None] * frequencies.to(positions.device)
-    return angles.cos() * factor, angles.sin() * factor
+    angles = positions.astype(np.float32)[:, None] * frequencies
+    # Of angles rounded to fp32, as everywhere; the functions in fp64, where NumPy's are right to the last bit of fp32.
+    wide = angles.astype(np.float64)
+    return np.cos(wide).astype(np.float32) * factor, np.sin(wide).astype(np.float32) * factor
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the first 2·half channels of every head of x [tokens, heads, head_dim]; cos, sin: [tokens,
-    half].
-    """
-    half = cos.shape[-1]
-    if half == 0:
-        return x
-    cos, sin = cos[:, None, :].to(x.dtype), sin[:, None, :].to(x.dtype)
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
-
-
-def inverse_frequencies(rope: RopeConfig, sequence_length: int | Tensor) -> tuple[Tensor, float]:
+def inverse_frequencies(rope: RopeConfig, sequence_length: int | Integers) -> tuple[Floats, float]:
     """Radians per token of each channel pair, and the factor on cosines and sines.
 
     [dimension / 2] fp32, or [tokens, dimension / 2] where `sequence_length` [tokens] differs by row and
     matters.
     """
     frequencies, factor = _scaled(rope, sequence_length)
-    return (frequencies / torch.tensor(rope.divisors) if rope.divisors else frequencies), factor
+    return (frequencies / np.array(rope.divisors, np.float32) if rope.divisors else frequencies), factor
 
 
 def depends_on_length(rope: RopeConfig) -> bool:
@@ -70,7 +62,7 @@ def length_class(rope: RopeConfig, sequence_length: int) -> int:
     return int(sequence_length > original) if rope.scaling.kind == "longrope" else max(sequence_length - original, 0)
 
 
-def _scaled(rope: RopeConfig, sequence_length: int | Tensor) -> tuple[Tensor, float]:
+def _scaled(rope: RopeConfig, sequence_length: int | Integers) -> tuple[Floats, float]:
     """What `inverse_frequencies` gives without the divisors."""
     scaling = rope.scaling
     if scaling is None:
@@ -86,32 +78,38 @@ def _scaled(rope: RopeConfig, sequence_length: int | Tensor) -> tuple[Tensor, fl
     return _longrope(rope, scaling, sequence_length), scaling.attention_factor
 
 
-def _exponents(rope: RopeConfig) -> Tensor:
-    return torch.arange(0, rope.dimension, 2, dtype=torch.float32) / max(rope.dimension, 1)
+def _exponents(rope: RopeConfig) -> Floats:
+    return np.arange(0, rope.dimension, 2, dtype=np.float32) / np.float32(max(rope.dimension, 1))
 
 
-def _plain(rope: RopeConfig) -> Tensor:
-    return 1.0 / rope.theta ** _exponents(rope)
+def _plain(rope: RopeConfig) -> Floats:
+    return np.float32(1.0) / _power(rope.theta, _exponents(rope))
 
 
-def _dynamic(rope: RopeConfig, scaling: RopeScaling, sequence_length: int | Tensor) -> Tensor:
+def _power(base: float | Array, exponents: Floats) -> Floats:
+    """base ^ exponents, rounded to fp32 once."""
+    power: Floats = np.power(np.asarray(base, np.float64), exponents.astype(np.float64)).astype(np.float32)
+    return power
+
+
+def _dynamic(rope: RopeConfig, scaling: RopeScaling, sequence_length: int | Integers) -> Floats:
     """NTK-aware: the base grows with the length beyond the original context, theta · s^(d / (d - 2))."""
-    length = torch.as_tensor(sequence_length, dtype=torch.float64).clamp(min=scaling.original_context)
+    length = np.maximum(np.asarray(sequence_length, np.float64), scaling.original_context)
     stretch = scaling.factor * length / scaling.original_context - (scaling.factor - 1.0)
     base = rope.theta * stretch ** (rope.dimension / (rope.dimension - 2))
-    return 1.0 / base.float()[..., None] ** _exponents(rope)
+    return np.float32(1.0) / _power(base.astype(np.float32)[..., None], _exponents(rope))
 
 
-def _llama3(rope: RopeConfig, scaling: RopeScaling) -> Tensor:
+def _llama3(rope: RopeConfig, scaling: RopeScaling) -> Floats:
     """Llama 3.1: long wavelengths are divided by the factor, short ones kept, those between are blended."""
     frequencies = _plain(rope)
     turns = scaling.original_context * frequencies / (2 * math.pi)  # full turns within the original context
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return frequencies * (kept + (1.0 - kept) / scaling.factor)
 
 
-def _yarn(rope: RopeConfig, scaling: RopeScaling) -> Tensor:
+def _yarn(rope: RopeConfig, scaling: RopeScaling) -> Floats:
     """YaRN (arXiv 2309.00071, §3.2, "NTK-by-parts"): a linear ramp over channels from kept to divided."""
     frequencies = _plain(rope)
     low = _channel_that_turns(scaling.beta_fast, rope, scaling)
@@ -120,8 +118,8 @@ def _yarn(rope: RopeConfig, scaling: RopeScaling) -> Tensor:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.dimension - 1)
     width = high - low if high != low else 0.001
-    channels = torch.arange(rope.dimension // 2, dtype=torch.float32)
-    divided = ((channels - low) / width).clamp(0.0, 1.0)
+    channels = np.arange(rope.dimension // 2, dtype=np.float32)
+    divided = np.clip((channels - low) / width, 0.0, 1.0)
     return frequencies / scaling.factor * divided + frequencies * (1.0 - divided)
 
 
@@ -131,10 +129,9 @@ def _channel_that_turns(times: float, rope: RopeConfig, scaling: RopeScaling) ->
     return rope.dimension * wavelengths / (2 * math.log(rope.theta))
 
 
-def _longrope(rope: RopeConfig, scaling: RopeScaling, sequence_length: int | Tensor) -> Tensor:
+def _longrope(rope: RopeConfig, scaling: RopeScaling, sequence_length: int | Integers) -> Floats:
     """LongRoPE (arXiv 2402.13753): one divisor a channel pair, another set beyond the original context."""
-    long = torch.as_tensor(sequence_length)[..., None] > scaling.original_context
-    short_factor = torch.tensor(scaling.short_factor, dtype=torch.float32)
-    long_factor = torch.tensor(scaling.long_factor, dtype=torch.float32)
-    factors = torch.where(long.to("cpu"), long_factor, short_factor)
-    return 1.0 / (factors * rope.theta ** _exponents(rope))
+    is_long = np.asarray(sequence_length)[..., None] > scaling.original_context
+    long_factor, short_factor = (np.array(each, np.float32) for each in (scaling.long_factor, scaling.short_factor))
+    factors = np.where(is_long, long_factor, short_factor)
+    return np.float32(1.0) / (factors * _power(rope.theta, _exponents(rope)))

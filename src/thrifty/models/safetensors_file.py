@@ -1,4 +1,4 @@
-"""Safetensors files, with every number of the header checked against the file before the library sees it.
+"""Safetensors files, with every number of the header checked against the file before a tensor is read by it.
 
 Format: eight bytes of header length (little endian), a JSON header, the tensors' bytes without gaps.
 """
@@ -6,17 +6,16 @@ Format: eight bytes of header length (little endian), a JSON header, the tensors
 from __future__ import annotations
 
 import math
+import mmap
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
-import torch
-from safetensors import SafetensorError, safe_open
+import numpy as np
 
+from thrifty.arrays import BFLOAT16, Array
 from thrifty.errors import CheckpointError
 from thrifty.models.checked_text import parse_json
 
@@ -24,7 +23,7 @@ HEADER_LIMIT = 100_000_000  # bytes; the format's own bound
 JSON_LIMIT = 64_000_000  # bytes of a config or an index
 MAX_DIMENSIONS = 8
 # Types that a weight may have. Others are allowed in a file, and refused where the decoder asks for them.
-WEIGHT_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+WEIGHT_TYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16}
 BITS = {
     "BOOL": 8,
     "U8": 8,
@@ -53,12 +52,13 @@ BITS = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: its file, type ("BF16") and shape."""
+    """Where one tensor lies: its file, type ("BF16"), shape, and the byte of the file that it starts at."""
 
     path: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
+    offset: int
 
     @property
     def nbytes(self) -> int:
@@ -76,11 +76,11 @@ class TensorReader:
     def __init__(self, span: int = 64 << 20) -> None:
         self.span = span
         self._path: Path | None = None
-        self._file: Any = None
+        self._map: mmap.mmap | None = None
         self._read = 0
 
-    def read(self, entry: TensorEntry, part: int | None = None) -> torch.Tensor:
-        """The tensor, or its `part`-th slice along the first dimension.
+    def read(self, entry: TensorEntry, part: int | None = None) -> Array:
+        """The tensor, or its `part`-th slice along the first dimension; read-only, for as long as it is held.
 
         Raises CheckpointError naming the tensor where it is not F32, F16 or BF16, or the file cannot be read.
         """
@@ -89,39 +89,33 @@ class TensorReader:
             raise CheckpointError(
                 f"{entry.path}: tensor {entry.name!r} has type {entry.dtype}; expected one of {known}."
             )
+        shape, start, nbytes = entry.shape, entry.offset, entry.nbytes
+        if part is not None:
+            nbytes, shape = nbytes // shape[0], shape[1:]
+            start += part * nbytes
         try:
-            file = self._opened(entry)
-            tensor = file.get_tensor(entry.name) if part is None else file.get_slice(entry.name)[part]
-        except (SafetensorError, OSError) as error:
+            content = np.frombuffer(self._mapped(entry.path), np.uint8, nbytes, start)
+        except (OSError, ValueError) as error:  # ValueError: the file has become shorter
             raise CheckpointError(f"{entry.path}: tensor {entry.name!r} cannot be read: {error}.") from error
-        self._read += tensor.numel() * tensor.element_size()
-        return tensor
+        self._read += nbytes
+        dtype = WEIGHT_TYPES[entry.dtype]
+        if start % dtype.itemsize:  # the format does not align its tensors
+            content = content.copy()
+        return content.view(dtype).reshape(shape)
 
-    def _opened(self, entry: TensorEntry) -> Any:
-        if self._path != entry.path or self._read > self.span:
-            with _utf8_name(entry.path) as name:
-                self._file = safe_open(name, framework="pt", device="cpu").__enter__()
-            self._path, self._read = entry.path, 0
-        return self._file
-
-
-@contextmanager
-def _utf8_name(path: Path) -> Iterator[str]:
-    """A name of the file that is UTF-8, which the library insists on: its own, or a link's while it is opened."""
-    if not any("\ud800" <= character <= "\udfff" for character in str(path)):
-        yield str(path)
-        return
-    with TemporaryDirectory(prefix="thrifty-") as folder:
-        link = Path(folder) / "file.safetensors"
-        link.symlink_to(path.absolute())
-        yield str(link)
+    def _mapped(self, path: Path) -> mmap.mmap:
+        if self._map is None or self._path != path or self._read > self.span:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._path, self._read = path, 0
+        return self._map
 
 
 def read_entries(path: Path) -> dict[str, TensorEntry]:
     """All tensors of one file, by name. Raises CheckpointError naming the field that does not fit the
     file.
     """
-    header, size = _read_header(path)
+    header, base, size = _read_header(path)
     spans: list[tuple[int, int, str]] = []
     entries: dict[str, TensorEntry] = {}
     for name, entry in header.items():
@@ -129,7 +123,7 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
             continue
         dtype, shape, (start, stop) = _check_entry(path, name, entry, size)
         spans.append((start, stop, name))
-        entries[name] = TensorEntry(path, name, dtype, shape)
+        entries[name] = TensorEntry(path, name, dtype, shape, base + start)
     _check_spans(path, spans, size)
     return entries
 
@@ -158,8 +152,8 @@ def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header's table and the number of bytes behind it."""
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header's table, the byte that the data starts at, and the number of bytes from there on."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -174,7 +168,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not isinstance(header, dict):
         _fail(path, "the header is not a table")
-    return header, size - 8 - length
+    return header, 8 + length, size - 8 - length
 
 
 def _check_entry(path: Path, name: str, entry: object, size: int) -> tuple[str, tuple[int, ...], tuple[int, int]]:

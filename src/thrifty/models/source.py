@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
-import numpy.typing as npt
-import torch
 
+from thrifty.arrays import Array, Floats
 from thrifty.errors import CheckpointError
 from thrifty.formats.linear import PackedLinear
 from thrifty.models.config import ModelConfig
 from thrifty.models.tokenizer_settings import TokenizerDefinition
+
+DType = np.dtype[Any]
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,13 @@ class Weight:
     """
 
     name: str
-    value: PackedLinear | torch.Tensor
+    value: PackedLinear | Floats
     origin: str
     error: float = 0.0
     largest_error: float = 0.0
 
 
-def not_finite(name: str, values: npt.NDArray[Any]) -> str:
+def not_finite(name: str, values: Array) -> str:
     """The sentence that tells of a tensor with NaN or infinity in it: which, how many, and where the first is."""
     bad = np.argwhere(~np.isfinite(values))
     first = values[tuple(bad[0])]
@@ -55,16 +57,18 @@ class Source(Protocol):
     @property
     def tokenizer(self) -> TokenizerDefinition | None: ...
 
-    def weights(self, dtype: torch.dtype | None = None) -> Iterator[Weight]: ...
+    def weights(self, dtype: DType | None = None) -> Iterator[Weight]: ...
 
 
-def rounded(name: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def rounded(name: str, values: Array, dtype: DType) -> Array:
     """Finite values in another type. Raises CheckpointError, naming the tensor, where one is beyond what it holds."""
-    stored = values.to(dtype)
-    if dtype.itemsize < values.dtype.itemsize and not torch.isfinite(stored).all():
-        kind, limit = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
+    with np.errstate(over="ignore"):
+        stored: Array = values.astype(dtype)
+    if dtype.itemsize < values.dtype.itemsize and not np.isfinite(stored).all():
+        limit = float(ml_dtypes.finfo(dtype).max)
+        largest = float(np.abs(values).max())
         raise CheckpointError(
-            f"Tensor {name!r} holds {float(values.abs().max()):.5g}; {kind} holds at most {limit:.5g}: load the model "
-            "with dtype=torch.float32, which keeps it."
+            f"Tensor {name!r} holds {largest:.5g}; {dtype.name} holds at most {limit:.5g}: load the model with "
+            "thrifty.reference.load(…, dtype=torch.float32), which keeps it."
         )
     return stored

@@ -4,8 +4,7 @@ A checkpoint that was published in 4 or 8 bits comes back exactly from rounding 
 tell weight techniques apart. Permuting the model's free axes mixes the groups and leaves the function as it
 is:
 
-- residual channels: embedding and logits columns, norms, the inputs of query, key, value, gate, up, router,
-and the
+- residual channels: embedding and logits columns, norms, the inputs of query, key, value, gate, up, router, and the
   outputs of `output` and `down`;
 - MLP neurons: outputs of gate and up, inputs of down, of every expert on its own;
 - value dimensions within a KV head: outputs of `value`, and inputs of `output` for every query head of the
@@ -20,20 +19,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
+from thrifty.arrays import Integers
 from thrifty.errors import ConfigError
 from thrifty.formats.linear import DenseLinear
 from thrifty.models.config import ModelConfig
 from thrifty.models.model import Model, TensorReport
-from thrifty.models.norm import RMSNorm
-from thrifty.weights.structure import LinearInfo, linears, share
+from thrifty.models.source import DType
+from thrifty.weights.structure import LinearInfo, linears
 
-Order = Tensor | None  # int64 [size]: place i takes what was at order[i]; None leaves an axis alone
+FLOAT32: DType = np.dtype(np.float32)
+Order = Integers | None  # int64 [size]: place i takes what was at order[i]; None leaves an axis alone
 
 
-def offgrid(model: Model, seed: int = 0, dtype: torch.dtype = torch.float32, *, packed: bool = False) -> Model:
+def offgrid(model: Model, seed: int = 0, dtype: DType = FLOAT32, *, packed: bool = False) -> Model:
     """A model of plain linears whose logits equal the given one's (to 1e-4 in fp32), permuted by `seed`.
 
     The given model stays as it is. Weights are expanded and permuted one linear layer at a time. In bfloat16
@@ -41,18 +41,13 @@ def offgrid(model: Model, seed: int = 0, dtype: torch.dtype = torch.float32, *, 
     out for the native kernels.
     """
     orders = _Orders(model.config, seed)
-    decoder = share(model.decoder)
-    report = []
-    for linear in linears(decoder):
-        rows, columns = orders.of(linear)
-        weight = _permuted(linear, rows, columns, dtype, packed)
-        decoder.replace(linear.name, weight)
-        origin = linear.linear.label
-        report.append(TensorReport(linear.name, weight.label, origin, weight.nbytes))
-    for norm in decoder.modules():
-        if isinstance(norm, RMSNorm) and not _inside_heads(norm, decoder):
-            norm.weight = nn.Parameter(norm.weight.detach()[orders.hidden], requires_grad=False)
-    return replace(model, decoder=decoder, report=report, version=f"{model.version}+offgrid({seed})")
+    view = replace(model, linears=dict(model.linears), report=[], version=f"{model.version}+offgrid({seed})")
+    for linear in linears(model):
+        weight = _permuted(linear, *orders.of(linear), dtype, packed)
+        view.replace(linear.name, weight)
+        view.report.append(TensorReport(linear.name, weight.label, linear.linear.label, weight.nbytes))
+    view.norms = {name: norm if _inside_heads(name) else norm[orders.hidden] for name, norm in model.norms.items()}
+    return view
 
 
 class _Orders:
@@ -60,10 +55,10 @@ class _Orders:
 
     def __init__(self, config: ModelConfig, seed: int) -> None:
         self.config = config
-        self.generator = torch.Generator().manual_seed(seed)
+        self.random = np.random.RandomState(seed & 0xFFFF_FFFF)  # a stream that no version of NumPy will change
         self.hidden = self._draw(config.hidden_size)
         self.values = [self._values() for _ in config.layers]
-        self.neurons: dict[str, Tensor] = {}
+        self.neurons: dict[str, Integers] = {}
 
     def of(self, linear: LinearInfo) -> tuple[Order, Order]:
         """The orders of a layer's outputs and inputs."""
@@ -80,23 +75,30 @@ class _Orders:
                 return self.hidden, self._neurons(linear, linear.linear.in_features)
         raise ConfigError(f"the off-grid view does not know how '{linear.name}' reads and writes the model")
 
-    def _draw(self, size: int) -> Tensor:
-        return torch.randperm(size, generator=self.generator)
+    def _draw(self, size: int) -> Integers:
+        """A permutation, by Fisher and Yates from the front: the one that torch.randperm draws of the same seed."""
+        order = list(range(size))
+        draws = self.random.randint(0, 1 << 32, max(size - 1, 0), dtype=np.uint32) % np.arange(
+            size, 1, -1, dtype=np.uint32
+        )
+        for place, further in enumerate(draws.tolist()):
+            order[place], order[place + further] = order[place + further], order[place]
+        return np.array(order, np.int64)
 
-    def _values(self) -> tuple[Tensor, Tensor]:
+    def _values(self) -> tuple[Integers, Integers]:
         """Orders of the value outputs [kv_heads · head_dim] and the attended ones [heads · head_dim]."""
         config, size = self.config, self.config.head_dim
         heads = [self._draw(size) for _ in range(config.kv_heads)]
         group = config.heads // config.kv_heads
-        outputs = torch.cat([order + head * size for head, order in enumerate(heads)])
-        inputs = torch.cat([heads[head // group] + head * size for head in range(config.heads)])
+        outputs = np.concatenate([order + head * size for head, order in enumerate(heads)])
+        inputs = np.concatenate([heads[head // group] + head * size for head in range(config.heads)])
         return outputs, inputs
 
-    def _value_order(self, linear: LinearInfo) -> tuple[Tensor, Tensor]:
+    def _value_order(self, linear: LinearInfo) -> tuple[Integers, Integers]:
         assert linear.layer is not None
         return self.values[linear.layer]
 
-    def _neurons(self, linear: LinearInfo, size: int) -> Tensor:
+    def _neurons(self, linear: LinearInfo, size: int) -> Integers:
         """The order of an MLP's neurons, the same for its gate, up and down."""
         parts = ["*" if part == linear.role else part for part in linear.name.split(".")]
         mlp = ".".join(parts)
@@ -105,19 +107,16 @@ class _Orders:
         return self.neurons[mlp]
 
 
-def _permuted(linear: LinearInfo, rows: Order, columns: Order, dtype: torch.dtype, packed: bool) -> DenseLinear:
+def _permuted(linear: LinearInfo, rows: Order, columns: Order, dtype: DType, packed: bool) -> DenseLinear:
     weight, bias = linear.linear.dequantize(), linear.linear.bias
     if columns is not None:
         weight = weight[:, columns]
     if rows is not None:
         weight = weight[rows]
-        bias = None if bias is None else nn.Parameter(bias.detach()[rows], requires_grad=False)
+        bias = None if bias is None else bias[rows]
     return DenseLinear.from_weight(weight, dtype, packed, bias=bias)
 
 
-def _inside_heads(norm: RMSNorm, decoder: nn.Module) -> bool:
+def _inside_heads(norm: str) -> bool:
     """Whether a norm acts on queries or keys, whose order stays."""
-    return any(
-        norm in (layer.attention.query_norm, layer.attention.key_norm)
-        for layer in decoder.layers  # type: ignore[union-attr]
-    )
+    return norm.endswith((".query_norm", ".key_norm"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
+import numpy as np
 
 from thrifty.errors import RecipeError
 from thrifty.formats.linear import DenseLinear
@@ -56,6 +56,6 @@ class Predictor:
     def _sample(self, rows: int, columns: int, bias: bool) -> DenseLinear:
         key = (rows, columns, bias)
         if key not in self._samples:
-            weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
-            self._samples[key] = DenseLinear.from_weight(weight, bias=torch.zeros(rows) if bias else None)
+            weight = np.random.default_rng(0).standard_normal((rows, columns), dtype=np.float32)
+            self._samples[key] = DenseLinear.from_weight(weight, bias=np.zeros(rows, np.float32) if bias else None)
         return self._samples[key]

@@ -1,19 +1,12 @@
-"""A decoder as a tree of linear layers: naming them, and copying the tree without copying weights."""
+"""A model as a row of linear layers, each with its name and place."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
-from torch import nn
-
-from thrifty.errors import CheckpointError
 from thrifty.formats.linear import PackedLinear
-from thrifty.models.decoder import Decoder
-
-Module = TypeVar("Module", bound=nn.Module)
+from thrifty.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -37,24 +30,7 @@ class LinearInfo:
         return next(part for part in reversed(self.name.split(".")) if not part.isdigit())
 
 
-def linears(decoder: Decoder) -> Iterator[LinearInfo]:
-    """Every linear layer in the decoder's order, one at a time; the decoder may replace each as it comes.
-
-    Raises CheckpointError where one is not loaded.
-    """
-    for name in [name for name, _ in decoder.linears()]:
-        module = decoder.get_submodule(name)
-        if not isinstance(module, PackedLinear):
-            raise CheckpointError(f"{name!r} is not loaded: load the model before compressing it")
-        yield LinearInfo(name, module)
-
-
-def share(module: Module) -> Module:
-    """A copy of the module tree that shares every tensor: replacing a part changes the copy only."""
-    twin = copy.copy(module)
-    twin.__dict__["_parameters"] = dict(module._parameters)
-    twin.__dict__["_buffers"] = dict(module._buffers)
-    twin.__dict__["_modules"] = {
-        name: None if child is None else share(child) for name, child in module._modules.items()
-    }
-    return twin
+def linears(model: Model) -> Iterator[LinearInfo]:
+    """Every linear layer in the decoder's order, one at a time; the model may replace each as it comes."""
+    for name in list(model.linears):
+        yield LinearInfo(name, model.linears[name])

@@ -8,21 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
+import numpy as np
 
 from thrifty.card import Card
 from thrifty.errors import RecipeError, nearest
 from thrifty.formats.linear import PackedLinear
-from thrifty.models.decoder import Decoder
 from thrifty.models.model import Model, TensorReport
-from thrifty.weights.calibration import (
-    Activations,
-    Calibration,
-    CalibrationSet,
-    LayerInputs,
-    default_calibration,
-)
-from thrifty.weights.structure import LinearInfo, linears, share
+from thrifty.weights.calibration import Activations, Calibration, CalibrationSet, default_calibration, seen
+from thrifty.weights.structure import LinearInfo, linears
 
 OUTSIDE = ("embedding", "head")  # the ends of the model, whose precision is an option of its own
 KEPT = ("router", "shared_gate")  # tiny, and an expert chosen wrongly costs more than their bytes
@@ -66,13 +59,13 @@ class WeightTechnique(ABC):
             return False
         return self.covers(linear) and not any(fnmatch.fnmatch(linear.name, pattern) for pattern in self.skip)
 
-    def check(self, decoder: Decoder) -> None:
-        """Raise RecipeError where `layers` or `skip` name something that this decoder does not have."""
-        count = len(decoder.layers)
+    def check(self, model: Model) -> None:
+        """Raise RecipeError where `layers` or `skip` name something that this model does not have."""
+        count = len(model.config.layers)
         for layer in self.layers or ():
             if not 0 <= layer < count:
                 raise RecipeError(f"technique '{self.name}': layer {layer} is outside 0..{count - 1}")
-        names = [name for name, _ in decoder.linears()]
+        names = list(model.linears)
         for pattern in self.skip:
             if not fnmatch.filter(names, pattern):
                 raise RecipeError(
@@ -97,35 +90,33 @@ def prepare(
     tokenizer for the text.
     """
     for technique in techniques:
-        technique.check(model.decoder)
+        technique.check(model)
     if calibration is None and any(technique.needs_calibration for technique in techniques):
         calibration = default_calibration(model)
     if techniques and not in_place:
-        model = replace(model, decoder=share(model.decoder), report=list(model.report))
+        model = replace(model, linears=dict(model.linears), report=list(model.report))
     for technique in techniques:
         if technique.needs_calibration and calibration is not None:
             # Anew for each: one before may have changed what the first layer sees.
-            _apply(model, technique, LayerInputs(model.decoder, calibration.sequences), before)
+            _apply(model, technique, seen(model, calibration, f"technique '{technique.name}'"), before)
             model.version += f"[{calibration.label}]"
         else:
             _apply(model, technique, None, before)
     return model
 
 
-@torch.no_grad()
 def _apply(
     model: Model, technique: WeightTechnique, calibration: Calibration | None, before: Callable[[], None] | None
 ) -> None:
     reports = {entry.name: index for index, entry in enumerate(model.report)}
-    for linear in linears(model.decoder):
+    for linear in linears(model):
         if not technique.selects(linear):
             continue
         if before is not None:
             before()
         activations = None if calibration is None else calibration(linear)
         packed = technique.compress(linear, activations)
-        packed.native = linear.linear.native
-        model.decoder.replace(linear.name, packed)
+        model.replace(linear.name, packed)
         entry = _report(linear, packed)
         if linear.name in reports:
             index = reports[linear.name]
@@ -141,10 +132,10 @@ def _report(before: LinearInfo, after: PackedLinear) -> TensorReport:
     difference = power = largest = 0.0
     for start in range(0, after.out_features, 1024):
         stop = min(start + 1024, after.out_features)
-        reference = before.linear.tile(start, stop).double()
-        errors = (after.tile(start, stop) - reference).abs()
-        difference += float(errors.square().sum())
-        power += float(reference.square().sum())
+        reference = before.linear.tile(start, stop).astype(np.float64)
+        errors = np.abs(after.tile(start, stop) - reference)
+        difference += float(np.square(errors).sum())
+        power += float(np.square(reference).sum())
         largest = max(largest, float(errors.max()))
     relative = (difference / power) ** 0.5 if power else difference**0.5
     return TensorReport(

@@ -16,6 +16,7 @@ from thrifty.engine.engine import Engine
 from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.records import RecordFile
 from thrifty.evaluation.tasks import TaskError
+from thrifty.reference.loading import build
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
 
@@ -82,7 +83,7 @@ def test_likelihoods_are_those_of_the_model(engine: Engine) -> None:
     context, text = "The capital of France is", " Paris, on the Seine"
     ((total, greedy),) = model.loglikelihood([asked(context, text)], disable_tqdm=True)
     tokens = list((context + text).encode())
-    rows = torch.log_softmax(engine.model.logits(tokens), -1)
+    rows = torch.log_softmax(build(engine.model).logits(tokens), -1)
     places = range(len(context), len(tokens))
     assert total == pytest.approx(sum(float(rows[place - 1, tokens[place]]) for place in places), abs=1e-2)
     assert greedy is all(int(rows[place - 1].argmax()) == tokens[place] for place in places)
@@ -92,7 +93,7 @@ def test_a_rolling_likelihood_counts_every_token_once(engine: Engine) -> None:
     model = backend().ThriftyLM(engine=engine, cache=[])
     text = bytes(text_tokens(90)).decode()
     (whole,) = model.loglikelihood_rolling([asked(text)])
-    rows = torch.log_softmax(engine.model.logits([EOS, *text.encode()]), -1)
+    rows = torch.log_softmax(build(engine.model).logits([EOS, *text.encode()]), -1)
     assert whole == pytest.approx(sum(float(rows[at, token]) for at, token in enumerate(text.encode())), abs=1e-2)
 
 
@@ -104,7 +105,7 @@ def test_a_text_longer_than_the_context_rolls_on() -> None:
     tokens, expected = [EOS, *text.encode()], 0.0
     for start in range(0, 90, 40):
         window = tokens[start : start + 41]
-        rows = torch.log_softmax(small.model.logits(window), -1)
+        rows = torch.log_softmax(build(small.model).logits(window), -1)
         expected += sum(float(rows[at, token]) for at, token in enumerate(window[1:]))
     assert found == pytest.approx(expected, abs=1e-2)
     with pytest.raises(TaskError, match="does not fit the context of 41; choose a task with shorter questions"):

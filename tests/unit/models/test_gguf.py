@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from gguf import GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize, quantize
 from tests import gguf_files
 
+from thrifty.arrays import BFLOAT16
 from thrifty.errors import CheckpointError
 from thrifty.models import gguf_blocks
 from thrifty.models.gguf import GGUF
@@ -21,6 +21,7 @@ from thrifty.models.gguf_metadata import Metadata
 from thrifty.models.gguf_source import GGUFSource
 from thrifty.models.tokenizer_gguf import _token_id
 
+FLOAT32 = np.dtype(np.float32)
 QUANTISED = [kind for kind, entry in TENSOR_TYPES.items() if entry[0] in gguf_blocks.FORMATS]
 
 
@@ -81,10 +82,10 @@ def test_a_file_keeps_exact_values_through_the_packed_layout(tmp_path: Path, nam
     gate = found["layers.0.mlp.gate"]
     assert gate.error == 0 and gate.origin == name and gate.value.label.endswith("g32")
     exact = dequantize(quantize(tensors["blk.0.ffn_gate.weight"], kind), kind)
-    np.testing.assert_array_equal(gate.value.dequantize().numpy(), exact)
-    rows = found["embedding"].value.rows(torch.tensor([0, 261]))
+    np.testing.assert_array_equal(gate.value.dequantize(), exact)
+    rows = found["embedding"].value.rows(np.array([0, 261]))
     embedding = dequantize(quantize(tensors["token_embd.weight"], kind), kind)
-    np.testing.assert_array_equal(rows.numpy(), embedding[[0, 261]])
+    np.testing.assert_array_equal(rows, embedding[[0, 261]])
 
 
 def test_unquantised_matrices_become_bf16_and_norms_stay_fp32(tmp_path: Path) -> None:
@@ -92,10 +93,10 @@ def test_unquantised_matrices_become_bf16_and_norms_stay_fp32(tmp_path: Path) ->
     found = {weight.name: weight for weight in source.weights()}
     assert found["layers.0.mlp.up"].value.label == "bf16"
     assert 0 < found["layers.0.mlp.up"].error < 4e-3
-    assert found["final_norm"].value.dtype == torch.float32
-    exact = {weight.name: weight for weight in source.weights(torch.float32)}
+    assert found["final_norm"].value.dtype == np.float32
+    exact = {weight.name: weight for weight in source.weights(FLOAT32)}
     up = gguf_files.llama_tensors()["blk.0.ffn_up.weight"]
-    np.testing.assert_array_equal(exact["layers.0.mlp.up"].value.dequantize().numpy(), up)
+    np.testing.assert_array_equal(exact["layers.0.mlp.up"].value.dequantize(), up)
 
 
 def refusal(path: Path) -> str:
@@ -235,7 +236,7 @@ def test_a_value_that_is_not_finite_is_named(tmp_path: Path, name: str, value: f
     kinds = {"default": GGMLQuantizationType[kind]}
     path = gguf_files.write(tmp_path / "m.gguf", "llama", gguf_files.LLAMA_FIELDS, tensors, **kinds)
     place = [0, 40] if tensors[name].ndim == 2 else [8]
-    for dtype in (None, torch.float32):
+    for dtype in (None, FLOAT32):
         with pytest.raises(CheckpointError) as error:
             list(GGUFSource(path).weights(dtype))
         shown = f"m.gguf: Tensor '{name}' holds a value that is not finite: {value} at {place}. The file is damaged"
@@ -256,7 +257,7 @@ def test_a_scale_beyond_float16_is_told_with_the_way_out(tmp_path: Path, name: s
         gguf_blocks.group_codes(name, raw, "blk.0.ffn_up.weight")
     message = str(error.value)
     assert "tensor 'blk.0.ffn_up.weight'" in message and "is beyond float16, which holds at most 65504" in message
-    assert "Load the model with dtype=torch.float32" in message
+    assert "Load the model with thrifty.reference.load(…, dtype=torch.float32), which keeps it" in message
 
 
 INTEGERS = ["UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "UINT64", "INT64"]
@@ -309,9 +310,9 @@ def test_a_value_that_bfloat16_rounds_to_infinity_is_refused(tmp_path: Path) -> 
     tensors = gguf_files.llama_tensors()
     tensors["blk.0.ffn_up.weight"][3, 5] = np.finfo(np.float32).max
     source = GGUFSource(gguf_files.write(tmp_path / "m.gguf", "llama", gguf_files.LLAMA_FIELDS, tensors))
-    for dtype in (None, torch.bfloat16):
+    for dtype in (None, BFLOAT16):
         with pytest.raises(
             CheckpointError, match=r"'blk.0.ffn_up.weight' holds 3.4028e\+38; bfloat16 holds at most 3.38"
         ):
             list(source.weights(dtype))
-    assert len(list(source.weights(torch.float32))) == len(tensors)
+    assert len(list(source.weights(FLOAT32))) == len(tensors)

@@ -8,15 +8,17 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file, save_file
 
+from thrifty.arrays import BFLOAT16, Array, Floats
 from thrifty.errors import CheckpointError, ConfigError, ThriftyError
 from thrifty.models.huggingface import HuggingFaceSource
-from thrifty.models.loading import assemble, load
+from thrifty.models.loading import assemble, load, load_plain
+from thrifty.models.model import Model
 from thrifty.models.safetensors_file import TensorReader, read_entries
 
 CONFIG = {
@@ -30,11 +32,16 @@ CONFIG = {
     "max_position_embeddings": 64,
     "eos_token_id": 2,
 }
+FLOAT32 = np.dtype(np.float32)
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 
-def tensors() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+def zeros(*shape: int) -> Floats:
+    return np.zeros(shape, np.float32)
+
+
+def tensors() -> dict[str, Floats]:
+    random = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (19, 8), "lm_head.weight": (19, 8)}
     for index in range(2):
         layer = f"model.layers.{index}"
@@ -44,13 +51,18 @@ def tensors() -> dict[str, torch.Tensor]:
         shapes |= {f"{layer}.mlp.down_proj.weight": (8, 12)}
         shapes |= {f"{layer}.{name}_layernorm.weight": (8,) for name in ("input", "post_attention")}
     shapes["model.norm.weight"] = (8,)
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
 
-def write(directory: Path, weights: dict[str, torch.Tensor] | None = None, **changes: Any) -> Path:
+def write(directory: Path, weights: dict[str, Array] | None = None, **changes: Any) -> Path:
     save_file(tensors() if weights is None else weights, directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps({**CONFIG, **changes}))
     return directory
+
+
+def query(model: Model) -> Floats:
+    """The values of the tensor QUERY."""
+    return model.linears["layers.1.attention.query"].dequantize()
 
 
 def refusal(directory: Path) -> str:
@@ -60,24 +72,23 @@ def refusal(directory: Path) -> str:
 
 
 def test_every_part_has_its_values_and_its_report(tmp_path: Path) -> None:
-    model = assemble(HuggingFaceSource(write(tmp_path)), torch.float32)
-    assert torch.equal(model.decoder.layers[1].attention.query.dequantize(), tensors()[QUERY])
-    assert torch.equal(model.decoder.final_norm.weight, tensors()["model.norm.weight"])
+    model = assemble(HuggingFaceSource(write(tmp_path)), FLOAT32)
+    assert np.array_equal(query(model), tensors()[QUERY])
+    assert np.array_equal(model.norms["final_norm"], tensors()["model.norm.weight"])
     assert {(report.format, report.origin, report.error) for report in model.report} == {("f32", "F32", 0.0)}
     assert len(model.report) == len(tensors())
 
 
 def test_a_value_that_bfloat16_rounds_to_infinity_is_refused_with_the_way_out(tmp_path: Path) -> None:
     weights = tensors()
-    weights[QUERY][1, 2] = -torch.finfo(torch.float32).max
+    weights[QUERY][1, 2] = -np.finfo(np.float32).max
     source = HuggingFaceSource(write(tmp_path, weights))
-    for dtype in (None, torch.bfloat16):
+    for dtype in (None, BFLOAT16):
         with pytest.raises(CheckpointError) as error:
             assemble(source, dtype)
         assert "'layers.1.attention.query' holds 3.4028e+38; bfloat16 holds at most 3.3895e+38" in str(error.value)
-        assert "dtype=torch.float32, which keeps it" in str(error.value)
-    kept = assemble(source, torch.float32).decoder.layers[1].attention.query.dequantize()
-    assert torch.equal(kept, weights[QUERY])
+        assert "thrifty.reference.load(…, dtype=torch.float32), which keeps it" in str(error.value)
+    assert np.array_equal(query(assemble(source, FLOAT32)), weights[QUERY])
 
 
 def test_load_converts_once_and_keeps_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,10 +98,13 @@ def test_load_converts_once_and_keeps_the_numbers(tmp_path: Path, monkeypatch: p
     directory = write(tmp_path / "model")
     direct = assemble(HuggingFaceSource(directory))
     first, second = load(directory), load(directory)
-    ids = [3, 1, 4, 1, 5]
-    assert torch.equal(first.logits(ids), direct.logits(ids))
-    assert torch.equal(second.logits(ids), direct.logits(ids))
-    assert first.version == second.version != load(directory, dtype=torch.float32).version
+    for found in (first, second):
+        assert list(found.linears) == list(direct.linears) and list(found.norms) == list(direct.norms)
+        for name, linear in direct.linears.items():
+            assert np.array_equal(found.linears[name].dequantize(), linear.dequantize())
+        for name, norm in direct.norms.items():
+            assert np.array_equal(found.norms[name], norm)
+    assert first.version == second.version != load_plain(directory, FLOAT32).version
     assert first.tokenizer is None
     write(directory, max_position_embeddings=32)
     assert load(directory).config.context_length == 32
@@ -104,7 +118,7 @@ def test_generation_config_adds_ends(tmp_path: Path) -> None:
 
 
 def test_tables_of_old_checkpoints_are_skipped(tmp_path: Path) -> None:
-    weights = tensors() | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    weights = tensors() | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, np.float32)}
     assemble(HuggingFaceSource(write(tmp_path, weights)))
 
 
@@ -112,9 +126,9 @@ def test_tied_embeddings_may_be_stored_as_the_head_alone(tmp_path: Path) -> None
     weights = tensors()
     embedding = weights.pop("model.embed_tokens.weight")
     write(tmp_path, weights | {"lm_head.weight": embedding}, tie_word_embeddings=True)
-    decoder = assemble(HuggingFaceSource(tmp_path), torch.float32).decoder
-    assert decoder.head is None
-    assert torch.equal(decoder.embedding.dequantize(), embedding)
+    model = assemble(HuggingFaceSource(tmp_path), FLOAT32)
+    assert "head" not in model.linears and model.head is model.linears["embedding"]
+    assert np.array_equal(model.head.dequantize(), embedding)
 
 
 def test_a_head_beside_tied_embeddings_must_be_the_embedding(tmp_path: Path) -> None:
@@ -122,31 +136,35 @@ def test_a_head_beside_tied_embeddings_must_be_the_embedding(tmp_path: Path) -> 
     write(tmp_path, weights, tie_word_embeddings=True)
     assert "'lm_head.weight' differs from the embedding, but tie_word_embeddings is true" in refusal(tmp_path)
     assert "Set it to false in config.json to use this tensor as the head, or remove the tensor" in refusal(tmp_path)
-    write(
-        tmp_path, weights | {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}, tie_word_embeddings=True
-    )
-    assert assemble(HuggingFaceSource(tmp_path)).decoder.head is None
+    write(tmp_path, weights | {"lm_head.weight": weights["model.embed_tokens.weight"].copy()}, tie_word_embeddings=True)
+    assert "head" not in assemble(HuggingFaceSource(tmp_path)).linears
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
         ({QUERY: None}, "no tensor for 'layers.1.attention.query', expected shape [8, 8]"),
-        ({QUERY: torch.zeros(8, 9)}, f"tensor '{QUERY}' has shape [8, 9]; expected [8, 8]"),
-        ({QUERY: torch.zeros(64)}, "has shape [64]; expected [8, 8]"),
-        ({QUERY: torch.zeros(8, 8, dtype=torch.int32)}, "has type I32; expected one of F32, F16, BF16"),
+        ({QUERY: zeros(8, 9)}, f"tensor '{QUERY}' has shape [8, 9]; expected [8, 8]"),
+        ({QUERY: zeros(64)}, "has shape [64]; expected [8, 8]"),
+        ({QUERY: np.zeros((8, 8), np.int32)}, "has type I32; expected one of F32, F16, BF16"),
         (
-            {QUERY: torch.full((8, 8), float("nan"))},
+            {QUERY: np.full((8, 8), np.nan, np.float32)},
             "q_proj.weight': Tensor 'layers.1.attention.query' holds a value that is not finite: nan at [0, 0]",
         ),
-        ({"model.norm.weight": torch.full((8,), float("inf"))}, "'final_norm' holds a value that is not finite"),
-        ({"model.layers.0.self_attn.q_proj.bias": torch.zeros(8)}, "q_proj.bias' has no place in a llama model"),
-        ({"model.layers.2.mlp.up_proj.weight": torch.zeros(12, 8)}, "layers.2.mlp.up_proj.weight' has no place"),
-        ({"score.weight": torch.zeros(2, 8)}, "tensor 'score.weight' has no place"),
-        ({"norm.weight": torch.zeros(8)}, "are the same part"),
+        ({"model.norm.weight": np.full(8, np.inf, np.float32)}, "'final_norm' holds a value that is not finite"),
+        (
+            {"model.layers.0.self_attn.q_proj.bias": zeros(8)},
+            "q_proj.bias' has no place in a llama model",
+        ),
+        (
+            {"model.layers.2.mlp.up_proj.weight": zeros(12, 8)},
+            "layers.2.mlp.up_proj.weight' has no place",
+        ),
+        ({"score.weight": zeros(2, 8)}, "tensor 'score.weight' has no place"),
+        ({"norm.weight": zeros(8)}, "are the same part"),
     ],
 )
-def test_tensors_that_do_not_fit(change: dict[str, torch.Tensor | None], expected: str, tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit(change: dict[str, Array | None], expected: str, tmp_path: Path) -> None:
     weights = {name: tensor for name, tensor in (tensors() | change).items() if tensor is not None}
     assert expected in refusal(write(tmp_path, weights))
 
@@ -203,8 +221,7 @@ def shards(directory: Path, weight_map: object = None) -> Path:
 
 
 def test_shards(tmp_path: Path) -> None:
-    model = assemble(HuggingFaceSource(shards(tmp_path)), torch.float32)
-    assert torch.equal(model.decoder.layers[1].attention.query.dequantize(), tensors()[QUERY])
+    assert np.array_equal(query(assemble(HuggingFaceSource(shards(tmp_path)), FLOAT32)), tensors()[QUERY])
 
 
 @pytest.mark.parametrize(
@@ -227,15 +244,18 @@ def test_indexes_that_do_not_fit(weight_map: object, expected: str, tmp_path: Pa
 
 def test_the_index_says_which_file_a_tensor_is_read_from(tmp_path: Path) -> None:
     shards(tmp_path)
-    stale = {"model.embed_tokens.weight": torch.zeros(19, 8), "model.layers.0.mlp.experts.0.w1.weight": torch.ones(2)}
+    stale = {
+        "model.embed_tokens.weight": zeros(19, 8),
+        "model.layers.0.mlp.experts.0.w1.weight": np.ones(2, np.float32),
+    }
     save_file(load_file(tmp_path / "b.safetensors") | stale, tmp_path / "b.safetensors")
-    model = assemble(HuggingFaceSource(tmp_path), torch.float32)
-    assert torch.equal(model.decoder.embedding.dequantize(), tensors()["model.embed_tokens.weight"])
+    model = assemble(HuggingFaceSource(tmp_path), FLOAT32)
+    assert np.array_equal(model.linears["embedding"].dequantize(), tensors()["model.embed_tokens.weight"])
 
 
 def test_without_an_index_every_tensor_needs_a_place(tmp_path: Path) -> None:
     assert "'extra.weight' has no place in a llama model" in refusal(
-        write(tmp_path, tensors() | {"extra.weight": torch.ones(2)})
+        write(tmp_path, tensors() | {"extra.weight": np.ones(2, np.float32)})
     )
 
 
@@ -288,10 +308,45 @@ def test_header_lengths_beyond_the_file(length: int, tmp_path: Path) -> None:
 
 
 def test_a_good_header_and_slices(tmp_path: Path) -> None:
-    save_file({"a": torch.arange(12.0).reshape(3, 4)}, tmp_path / "x.safetensors")
+    save_file({"a": np.arange(12, dtype=np.float32).reshape(3, 4)}, tmp_path / "x.safetensors")
     found = read_entries(tmp_path / "x.safetensors")["a"]
     assert (found.dtype, found.shape, found.nbytes) == ("F32", (3, 4), 48)
     assert TensorReader(span=0).read(found, 1).tolist() == [4, 5, 6, 7]
+
+
+def test_tensors_of_every_type_at_every_offset(tmp_path: Path) -> None:
+    """Also where a tensor does not begin at a multiple of its numbers' size, which the format allows."""
+    values = np.linspace(-3, 3, 6, dtype=np.float32).reshape(2, 3)
+    for dtype, name in ((FLOAT32, "F32"), (np.dtype(np.float16), "F16"), (BFLOAT16, "BF16")):
+        stored = values.astype(dtype)
+        for before in (1, 2, 4):
+            start, stop = before, before + stored.nbytes
+            header = {"a": entry("U8", [before], [0, start]), "b": entry(name, [2, 3], [start, stop])}
+            path = craft(tmp_path / "x.safetensors", header, bytes(before) + stored.tobytes())
+            reader, found = TensorReader(), read_entries(path)["b"]
+            assert reader.read(found).dtype == dtype and reader.read(found).flags.aligned
+            assert np.array_equal(reader.read(found), stored) and np.array_equal(reader.read(found, 1), stored[1])
+
+
+def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:
+    save_file({"a": zeros(5000)}, tmp_path / "x.safetensors")
+    found = read_entries(tmp_path / "x.safetensors")["a"]
+    (tmp_path / "x.safetensors").write_bytes(bytes(100))
+    with pytest.raises(CheckpointError, match=r"x.safetensors: tensor 'a' cannot be read"):
+        TensorReader().read(found)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_what_was_read_does_not_stay_in_memory(tmp_path: Path) -> None:
+    tensor = np.ones((2 << 20,), np.float32)  # 8 MB
+    save_file({f"t{index}": tensor for index in range(8)}, tmp_path / "x.safetensors")
+    reader = TensorReader(span=8 << 20)
+    resident = []
+    for found in read_entries(tmp_path / "x.safetensors").values():
+        assert reader.read(found).sum() == tensor.size
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile"))
+        resident.append(int(line.split()[1]) / 1024)
+    assert max(resident) - min(resident) < 24
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +373,7 @@ def test_corrupt_files_give_an_error_or_a_model(
     except ThriftyError as error:
         assert str(error)
     else:
-        assert model.logits([1, 2]).shape == (2, 19)
+        assert all(linear.dequantize().size for linear in model.linears.values())
 
 
 def test_config_errors_are_checkpoint_errors(tmp_path: Path) -> None:

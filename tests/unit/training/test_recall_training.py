@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch.nn.functional import scaled_dot_product_attention
 
 from thrifty.evaluation.tasks import _lists, recall
-from thrifty.models import load
+from thrifty.reference import load
 from training.recall.curriculum import Plan, Stage
 from training.recall.examples import PLAIN, Example, Writer, spread
 from training.recall.network import IGNORED, Shape, batched, evaluate

@@ -93,7 +93,7 @@ def _document(found: HeadScores, path: Path) -> dict[str, Any]:
 
 
 def _show(found: HeadScores, path: Path, group: int) -> None:
-    scores = found.tensor()
+    scores = found.array()
     total = float(scores.sum())
     order = scores.flatten().argsort(descending=True)[:SHOWN].tolist()
     rows = []

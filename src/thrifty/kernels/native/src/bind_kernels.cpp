@@ -8,6 +8,7 @@
 
 #include "array.hpp"
 #include "attend.hpp"
+#include "attention_map_driver.hpp"
 #include "bind.hpp"
 #include "bind_linear.hpp"
 #include "compress_driver.hpp"
@@ -65,6 +66,16 @@ void run_witness(View& view, int layer, nb::handle query, const std::vector<std:
   for (const auto& [sinks, low, high] : judged) all.push_back({sinks, low, high});
   nb::gil_scoped_release released;
   witness(view, layer, {(int)q.shape[0], (int)q.shape[1], forced, scale, softcap, mean}, all, q.data, to.data, (int)to.shape[1]);
+}
+
+void run_attention_map(nb::handle queries, nb::handle keys, nb::handle sees, nb::handle out, float scale, float softcap, nb::handle bias) {
+  const auto q = array<const float>(queries, "queries", {kAny, kAny});
+  const auto k = array<const float>(keys, "keys", {kAny, q.shape[1]});
+  const auto counts = array<const int64_t>(sees, "sees", {q.shape[0]});
+  const auto extra = array_or_none<const float>(bias, "bias", {k.shape[0]});
+  const auto to = array<float>(out, "out", {q.shape[0], k.shape[0]});
+  nb::gil_scoped_release released;
+  attention_map({q.data, k.data, counts.data, extra.data, (int)q.shape[0], (int)k.shape[0], (int)q.shape[1], scale, softcap}, to.data);
 }
 
 bool aligned(const void* memory) { return (uintptr_t)memory % 64 == 0; }
@@ -136,6 +147,8 @@ void bind_kernels(nb::module_& m) {
         "query, out: float32 [rows, heads, head_dim]; accumulate: float32 [heads, slots of the longest KV head] or None. window, softcap 0: none.");
   m.def("witness", &run_witness, "view"_a, "layer"_a, "query"_a, "judged"_a, "table"_a, nb::kw_only(), "forced"_a, "scale"_a, "softcap"_a = 0.0f, "mean"_a = false,
         "query: float32 [rows, heads, head_dim]; judged: (sinks, low, high) of each KV head; table: float32 [kv_heads, most judged slots or more].");
+  m.def("attention_map", &run_attention_map, "queries"_a, "keys"_a, "sees"_a, "out"_a, nb::kw_only(), "scale"_a, "softcap"_a = 0.0f, "bias"_a = nb::none(),
+        "queries float32 [rows, dim], keys float32 [slots, dim], sees int64 [rows], bias float32 [slots] or None, out float32 [rows, slots].");
   nb::class_<Slabs>(m, "Slabs", "Slabs of one KV format, 64-byte aligned: array uint8 [count, bytes], whose rows may lie apart.")
       .def(nb::init<nb::object, int, int>(), "array"_a, "format"_a, "capacity"_a);
   m.def("compress", &run_compress, "source"_a, "target"_a, nb::kw_only(), "head_dim"_a, "first_page"_a, "tokens"_a, "Slabs of full precision, from a page on, to slabs of codes. False where codes cannot hold them, or the slabs are not aligned.");

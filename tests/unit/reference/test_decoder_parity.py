@@ -9,13 +9,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.growing_cache import GrowingCache
 
 from thrifty.models.huggingface import HuggingFaceSource
 from thrifty.models.loading import assemble
-from thrifty.models.model import Model
+from thrifty.reference.loading import ReferenceModel, build
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle (extra 'dev')")
 
@@ -127,12 +128,12 @@ def oracle(family: str, changes: dict[str, Any], seed: int = 0) -> Any:
     return model
 
 
-def load_plain(directory: Path) -> Model:
-    return assemble(HuggingFaceSource(directory), torch.float32)
+def load_plain(directory: Path) -> ReferenceModel:
+    return build(assemble(HuggingFaceSource(directory), np.dtype(np.float32)))
 
 
 @torch.no_grad()
-def compare(model: Any, ours: Model, prompt: int = PROMPT) -> None:
+def compare(model: Any, ours: ReferenceModel, prompt: int = PROMPT) -> None:
     """Whole sequences, and prefill plus teacher-forced decode, must give the same logits."""
     ids = torch.randint(3, ours.config.vocabulary_size, (prompt + DECODED,), generator=torch.Generator().manual_seed(7))
     theirs = copy.deepcopy(model)(ids[None]).logits[0]  # a copy: transformers' dynamic rope remembers lengths
@@ -240,7 +241,7 @@ def test_packed_weights_stay_near(tmp_path: Path) -> None:
     ids = torch.arange(3, 60)
     with torch.no_grad():
         theirs = model(ids[None]).logits[0]
-    assert (packed.logits(ids) - theirs).abs().max() < 0.1 * theirs.abs().max()
+    assert (build(packed).logits(ids) - theirs).abs().max() < 0.1 * theirs.abs().max()
 
 
 def test_rope_of_old_files_equals_the_new_spelling(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 """One decoder for all Llama-shaped families: the differences are data in `ModelConfig`.
 
 Tokens are a flat batch without a batch dimension: rows of one sequence, or of many. Which rows see which is
-the business of the injected `attend`. Plain torch throughout, so it trains; packed linears run natively by
-themselves.
+the business of the injected `attend`. Plain torch throughout, so it trains.
 """
 
 from __future__ import annotations
@@ -12,15 +11,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from thrifty.errors import CheckpointError
-from thrifty.models.attention import Attend
 from thrifty.models.config import ModelConfig, RopeConfig
-from thrifty.models.experts import GatedMLP, MixtureMLP
-from thrifty.models.norm import RMSNorm
-from thrifty.models.rope import rotate, rotation
-from thrifty.models.slot import Slot
-
-Rotation = tuple[Tensor, Tensor]
+from thrifty.reference.attention import Attend
+from thrifty.reference.experts import GatedMLP, MixtureMLP
+from thrifty.reference.linear import Linear
+from thrifty.reference.norm import RMSNorm
+from thrifty.reference.rotary import Rotation, rotate, rotation
+from thrifty.reference.slot import Slot
 
 
 class Attention(nn.Module):
@@ -77,8 +74,8 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The whole model between token ids and logits. Built without memory; a loader assigns its linears and
-    norms.
+    """The whole model between token ids and logits. Built without memory; `loading.build` assigns its linears
+    and norms.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -134,24 +131,15 @@ class Decoder(nn.Module):
         cap = self.config.final_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def linears(self) -> Iterator[tuple[str, nn.Module]]:
-        """Name and module of every linear, the embedding included, in the model's order."""
+    def linears(self) -> Iterator[tuple[str, Linear]]:
+        """Name and module of every loaded linear, the embedding included, in the model's order."""
         for name, module in self.named_modules():
-            if hasattr(module, "out_features"):
+            if isinstance(module, Linear):
                 yield name, module
 
-    def replace(self, name: str, linear: nn.Module) -> None:
-        """Put `linear` (a PackedLinear) in the place called `name`, such as "layers.0.attention.query".
-
-        Nothing is copied. Raises CheckpointError where there is no such linear or the shape is another one.
-        """
+    def replace(self, name: str, linear: Linear) -> None:
+        """Put `linear` in the place called `name`, such as "layers.0.attention.query"; nothing is copied."""
         path, _, leaf = name.rpartition(".")
-        place = dict(self.named_modules()).get(name)
-        if place is None or not hasattr(place, "out_features"):
-            raise CheckpointError(f"{name!r} is not a linear of this decoder.")
-        found, expected = ([x.out_features, x.in_features] for x in (linear, place))
-        if found != expected:
-            raise CheckpointError(f"{name!r} has shape {found}; this decoder expects {expected}.")
         setattr(self.get_submodule(path), leaf, linear)
 
 

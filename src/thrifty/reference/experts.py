@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thrifty.models.config import ExpertConfig, ModelConfig
-from thrifty.models.slot import Slot
+from thrifty.reference.slot import Slot
 
 
 def activate(x: Tensor, name: str) -> Tensor:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 from tests.growing_cache import GrowingCache
 
 from thrifty.errors import CheckpointError, PromptError
-from thrifty.formats.linear import DenseLinear, GroupLinear
-from thrifty.models.assembly import Assembly, parts
-from thrifty.models.attention import attention, causal
+from thrifty.formats.linear import GroupLinear
 from thrifty.models.config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling
-from thrifty.models.decoder import Decoder
-from thrifty.models.model import random_model, reference_linears
+from thrifty.models.model import random_model
+from thrifty.models.parts import parts
+from thrifty.reference.attention import attention, causal
+from thrifty.reference.decoder import Decoder
+from thrifty.reference.loading import ReferenceModel, build
+from thrifty.reference.norm import RMSNorm
+from thrifty.reference.slot import Slot
 
 ROPE = RopeConfig(10_000.0, 16)
 DYNAMIC = RopeConfig(10_000.0, 16, RopeScaling("dynamic", 4.0, 16))
@@ -39,13 +45,17 @@ def config(rope: RopeConfig = ROPE, experts: ExpertConfig | None = None, tied: b
     )
 
 
+def random(config: ModelConfig, scale: float = 0.2) -> ReferenceModel:
+    return build(random_model(config, scale=scale))
+
+
 def tokens(count: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 61, (count,), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("experts", [None, EXPERTS])
 def test_chunks_equal_the_whole(experts: ExpertConfig | None) -> None:
-    model = random_model(config(experts=experts), scale=0.2)
+    model = random(config(experts=experts))
     ids, cache = tokens(40), GrowingCache(model.config)
     whole = model.logits(ids)
     assert whole.std() > 0.3
@@ -56,7 +66,7 @@ def test_chunks_equal_the_whole(experts: ExpertConfig | None) -> None:
 @pytest.mark.parametrize("rope", [ROPE, DYNAMIC], ids=["plain", "dynamic"])
 def test_sequences_in_one_batch_equal_sequences_alone(rope: RopeConfig) -> None:
     """Flat rows of three sequences, each with its own cache, lengths and rope."""
-    model = random_model(config(rope, EXPERTS), scale=0.2)
+    model = random(config(rope, EXPERTS))
     lengths, caches = [5, 20, 60], [GrowingCache(model.config) for _ in range(3)]
 
     def attend(layer: int, *parts: torch.Tensor) -> torch.Tensor:
@@ -72,7 +82,7 @@ def test_sequences_in_one_batch_equal_sequences_alone(rope: RopeConfig) -> None:
 
 
 def test_layer_by_layer_equals_forward() -> None:
-    model = random_model(config(DYNAMIC), scale=0.2)
+    model = random(config(DYNAMIC))
     ids, positions = tokens(30), torch.arange(30)
     hidden = model.decoder.embed(ids)
     for index in range(2):
@@ -109,7 +119,7 @@ def test_blocked_attention_equals_one_softmax(window: int | None, softcap: float
 
 def test_every_parameter_learns() -> None:
     """A few steps on one sequence lower the loss, and no parameter is left without a gradient."""
-    model = random_model(config(experts=ExpertConfig(2, 2, 24, True, 32, True), tied=True), scale=0.2)
+    model = random(config(experts=ExpertConfig(2, 2, 24, True, 32, True), tied=True))
     ids, optimizer = tokens(48), torch.optim.Adam(model.decoder.parameters(), lr=0.01)
     losses = []
     for _ in range(8):
@@ -124,7 +134,7 @@ def test_every_parameter_learns() -> None:
 
 
 def test_experts_take_each_token_to_its_most_probable() -> None:
-    model = random_model(config(experts=ExpertConfig(4, 2, 24, normalise_probabilities=False)), scale=0.2)
+    model = random(config(experts=ExpertConfig(4, 2, 24, normalise_probabilities=False)))
     mixture, x = model.decoder.layers[0].mlp, torch.randn(9, 32)
     probabilities = mixture.router(x).softmax(-1)
     expected = torch.zeros(9, 32)
@@ -141,7 +151,7 @@ def test_experts_take_each_token_to_its_most_probable() -> None:
         ([1] * 129, "The prompt has 129 tokens; this model's context holds 128"),
         ([1, 61], "Token id 61 is outside this model's vocabulary, 0 to 60"),
         ([1, -1], "Token id -1 is outside"),
-        ([0.5], "Token ids are float32 of shape [1]; they must be integers"),
+        ([0.5], "Token ids are float64 of shape [1]; they must be integers"),
         ([[1, 2]], "Token ids are int64 of shape [1, 2]"),
         (["a"], "Token ids must be a flat list of integers"),
         ([1 << 70], "Token ids must be a flat list of integers"),
@@ -149,62 +159,59 @@ def test_experts_take_each_token_to_its_most_probable() -> None:
 )
 def test_prompts_that_cannot_be_served(ids: list[object], message: str) -> None:
     with pytest.raises(PromptError) as error:
-        random_model(config()).logits(ids)  # type: ignore[arg-type]
+        random(config()).logits(ids)  # type: ignore[arg-type]
     assert message in str(error.value)
 
 
 def test_lists_and_tensors_are_the_same() -> None:
-    model, ids = random_model(config()), tokens(5)
+    model, ids = random(config()), tokens(5)
     assert torch.equal(model.logits(ids.tolist()), model.logits(ids.to(torch.int32)))
     assert model.logits(ids).shape == (5, 61)
 
 
 def test_bytes_are_those_of_all_tensors() -> None:
-    model = random_model(config(experts=EXPERTS))
-    assert model.nbytes == 4 * sum(parameter.numel() for parameter in model.decoder.parameters())
+    model = random(config(experts=EXPERTS))
+    assert model.model.nbytes == 4 * sum(parameter.numel() for parameter in model.decoder.parameters())
 
 
 def test_an_empty_decoder_has_no_memory_and_says_what_it_needs() -> None:
     decoder = Decoder(config())
     assert all(parameter.is_meta for parameter in decoder.parameters())
-    needed = parts(decoder)
-    assert needed["layers.1.mlp.down"] == (32, 48)
-    assert needed["layers.0.attention.key.bias"] == (32,)
     with pytest.raises(CheckpointError, match=r"\[64, 32\] was used before it was loaded"):
         decoder.layers[0].attention.query(torch.zeros(1, 32))
 
 
-def test_assembly_refuses_what_does_not_fit() -> None:
-    assembly = Assembly(config())
-    with pytest.raises(CheckpointError, match="'layers.7.mlp.up' has no place in this llama model"):
-        assembly.put("layers.7.mlp.up", torch.zeros(1))
-    with pytest.raises(CheckpointError, match=r"'layers.0.mlp.up' has shape \[3, 4\]; expected \[48, 32\]"):
-        assembly.put("layers.0.mlp.up", DenseLinear.from_weight(torch.zeros(3, 4)))
-    assembly.put("final_norm", torch.ones(32))
-    with pytest.raises(CheckpointError, match="'final_norm' comes twice"):
-        assembly.put("final_norm", torch.ones(32))
-    with pytest.raises(CheckpointError, match=r"lacks 'embedding' \[61, 32\].* and \d+ more"):
-        assembly.finish()
+SHAPES = {
+    "biased": config(),
+    "tied experts": config(experts=EXPERTS, tied=True),
+    "experts alone": config(experts=ExpertConfig(3, 2, 24, normalise_probabilities=False)),
+    "norms by head": dataclasses.replace(config(), qk_norm="head", post_norms=True, output_bias=True),
+    "norms of all heads": dataclasses.replace(config(), qk_norm="full", mlp_bias=True, attention_bias=False),
+}
 
 
-def test_a_linear_can_be_replaced_in_place() -> None:
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_places_of_a_decoder_are_the_parts_of_its_config(name: str) -> None:
+    places: list[tuple[str, tuple[int, ...]]] = []
+    for path, module in Decoder(SHAPES[name]).named_modules():
+        if isinstance(module, Slot):
+            places.append((path, (module.out_features, module.in_features)))
+            places += [(f"{path}.bias", (module.out_features,))] * module.has_bias
+        elif isinstance(module, RMSNorm):
+            places.append((path, tuple(module.weight.shape)))
+    assert places == list(parts(SHAPES[name]).items())
+
+
+def test_a_linear_of_the_model_can_be_replaced() -> None:
     model, ids = random_model(config(), scale=0.2), tokens(6)
-    before = model.logits(ids)
+    before = build(model).logits(ids)
     name = "layers.1.mlp.up"
-    old = dict(model.decoder.linears())[name]
-    model.decoder.replace(name, GroupLinear.quantize(old.weight.detach(), 8, 32))  # type: ignore[union-attr]
-    assert 0 < (model.logits(ids) - before).abs().max() < 0.1
-    with pytest.raises(CheckpointError, match=r"'final_norm' is not a linear"):
-        model.decoder.replace("final_norm", old)
-    with pytest.raises(CheckpointError, match=r"has shape \[48, 32\]; this decoder expects \[32, 48\]"):
-        model.decoder.replace("layers.1.mlp.down", old)
+    model.replace(name, GroupLinear.quantize(model.linears[name].dequantize(), 8, 32))
+    assert 0 < (build(model).logits(ids) - before).abs().max() < 0.1
 
 
-def test_the_reference_path_is_undone_after_an_error() -> None:
-    model = random_model(config())
-    linears = [linear for _, linear in model.decoder.linears()]
-    linears[0].native = False
-    with pytest.raises(KeyError), reference_linears(model.decoder):
-        assert not any(linear.native for linear in linears)
-        raise KeyError
-    assert [linear.native for linear in linears] == [False] + [True] * (len(linears) - 1)
+def test_norms_add_the_offset_that_a_family_leaves_out() -> None:
+    plain = random_model(config(), scale=0.2)
+    lowered = {name: weight - np.float32(1) for name, weight in plain.norms.items()}
+    shifted = dataclasses.replace(plain, config=dataclasses.replace(plain.config, norm_offset=1.0), norms=lowered)
+    torch.testing.assert_close(build(shifted).logits(tokens(9)), build(plain).logits(tokens(9)), atol=1e-5, rtol=0)

@@ -10,7 +10,7 @@ class RMSNorm(nn.Module):
     """x / rms(x) · (weight + offset), computed in fp32 (arXiv 1910.07467, eq. 4).
 
     x: [..., width], any float dtype; the result has x's dtype. `offset` is 1.0 where a checkpoint stores
-    the weight minus one. The weight lies on the meta device until a loader assigns it.
+    the weight minus one. The weight lies on the meta device until `loading.build` assigns it.
     """
 
     def __init__(self, width: int, epsilon: float, offset: float = 0.0) -> None:

@@ -1,0 +1,108 @@
+"""What linear layers read on calibration text, layer by layer, in the model as techniques have left it so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.arrays import Floats, Integers
+from thrifty.models.model import Model
+from thrifty.reference.arrays import array_of, tensor_of
+from thrifty.reference.attention import causal
+from thrifty.reference.decoder import Decoder
+from thrifty.reference.linear import Linear
+from thrifty.reference.loading import build
+
+_SAME_INPUT = {"query": ("key", "value"), "gate": ("up",)}  # later linears that read what an earlier one reads
+
+
+@dataclass
+class LayerInputs:
+    """Runs sequences (int64 [sequences, tokens]) through a model. Ask for linears in the model's order, and replace
+    them meanwhile: what comes later sees what was replaced before.
+
+    It holds the hidden state [sequences, tokens, hidden] fp32 before one layer, and the inputs asked for.
+    """
+
+    model: Model
+    sequences: Integers
+    _decoder: Decoder = field(init=False)
+    _names: dict[str, list[str]] = field(init=False)  # of linears, by their place: "embedding", "layers.3", "head"
+    _layer: int = -1
+    _hidden: Tensor = field(default_factory=lambda: torch.empty(0))
+    _kept: dict[str, Floats] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._decoder = build(self.model).decoder
+        self._names = {}
+        for name in self.model.linears:
+            self._names.setdefault(_place(name), []).append(name)
+
+    @torch.no_grad()
+    def __call__(self, name: str) -> Floats:
+        """The inputs [tokens, in_features] of a linear, now; of an expert those of the tokens that were sent to it.
+
+        An embedding is a table that reads none, unless it makes the logits too.
+        """
+        if name not in self._kept:
+            self._kept = self._run(name)
+        return self._kept.pop(name)
+
+    def _run(self, name: str) -> dict[str, Floats]:
+        parts = name.split(".")
+        inside = parts[0] == "layers"
+        layer = int(parts[1]) if inside else len(self._decoder.layers)
+        if name == "embedding" and self._decoder.head is not None:
+            return {name: array_of(torch.empty(0, self.model.linears[name].in_features))}
+        if self._layer < 0 or layer < self._layer:
+            self._refresh("embedding")
+            tokens = tensor_of(self.sequences)
+            self._layer, self._hidden = 0, torch.stack([self._decoder.embed(row) for row in tokens])
+        while self._layer < layer:
+            self._refresh(f"layers.{self._layer}")
+            for index, hidden in enumerate(self._hidden):
+                self._hidden[index] = self._forward(self._layer, hidden)
+            self._layer += 1
+        if not inside:
+            return {name: array_of(self._decoder.final_norm(self._hidden).flatten(0, 1))}
+        self._refresh(f"layers.{layer}")
+        return self._watched(layer, [name, *_same_input(parts)])
+
+    def _refresh(self, place: str) -> None:
+        """Take over the linears of a place that were replaced in the model."""
+        for name in self._names[place]:
+            module, linear = self._decoder.get_submodule(name), self.model.linears[name]
+            if not isinstance(module, Linear) or module.stored is not linear:
+                self._decoder.replace(name, Linear(linear))
+
+    def _watched(self, layer: int, names: list[str]) -> dict[str, Floats]:
+        """The inputs of linears of one layer, in a pass through it that changes nothing."""
+        seen: list[Tensor] = []
+        module = self._decoder.get_submodule(names[0])
+
+        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen.append(inputs[0].flatten(0, -2).float())
+
+        handle = module.register_forward_pre_hook(look)
+        try:
+            for hidden in self._hidden:
+                self._forward(layer, hidden)
+        finally:
+            handle.remove()
+        inputs = torch.cat(seen) if seen else torch.empty(0, self.model.linears[names[0]].in_features)
+        return dict.fromkeys(names, array_of(inputs))
+
+    def _forward(self, layer: int, hidden: Tensor) -> Tensor:
+        return self._decoder.layer(layer, hidden, torch.arange(len(hidden)), causal(self.model.config))
+
+
+def _place(name: str) -> str:
+    return ".".join(name.split(".")[:2]) if name.startswith("layers.") else name
+
+
+def _same_input(parts: list[str]) -> list[str]:
+    """The names of later linears that read what the one called `parts` reads."""
+    place = next(place for place in reversed(range(len(parts))) if not parts[place].isdigit())
+    return [".".join([*parts[:place], role, *parts[place + 1 :]]) for role in _SAME_INPUT.get(parts[place], ())]

@@ -1,0 +1,97 @@
+"""Models in plain torch: over the arrays of a packed model, or with the checkpoint's own values in one float type."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thrifty import models
+from thrifty.errors import CheckpointError, ThriftyWarning
+from thrifty.formats.linear import DenseLinear
+from thrifty.models.checkpoint_key import checkpoint_key
+from thrifty.models.config import ModelConfig
+from thrifty.models.loading import assemble, open_source, resolve
+from thrifty.models.model import Model
+from thrifty.models.tokenizer import Tokenizer
+from thrifty.reference.arrays import DTYPES
+from thrifty.reference.attention import causal
+from thrifty.reference.decoder import Decoder
+from thrifty.reference.linear import Linear, parameter
+
+
+@dataclass(frozen=True)
+class ReferenceModel:
+    """A decoder in torch, and the model whose arrays it reads."""
+
+    model: Model
+    decoder: Decoder
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.model.tokenizer
+
+    @torch.no_grad()
+    def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
+        """Logits [tokens, vocabulary] fp32 of a whole sequence `token_ids` [tokens].
+
+        Raises PromptError for an empty sequence, one longer than the context, or an id outside the
+        vocabulary.
+        """
+        tokens = torch.from_numpy(self.model.checked(token_ids))
+        return self.decoder(tokens, torch.arange(len(tokens)), causal(self.config))
+
+
+def load(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> ReferenceModel:
+    """A model in torch; `name_or_path` as `models.load` takes it, which also tells what it raises.
+
+    dtype: None reads the packed arrays of `models.load`; float32 (which trains) or bfloat16 gives plain linears of the
+    checkpoint's exact values.
+    """
+    if dtype is None:
+        return build(models.load(name_or_path))
+    if dtype not in DTYPES:
+        raise CheckpointError(f"dtype is {dtype}; it must be torch.float32, torch.bfloat16 or None.")
+    path = resolve(name_or_path)
+    source = open_source(path)
+    model = assemble(source, DTYPES[dtype])
+    model.version, model.path = f"{checkpoint_key(path).content}-{dtype}", path
+    if source.tokenizer is not None:
+        model.tokenizer = Tokenizer(source.tokenizer.definition, source.tokenizer.settings)
+        for text in model.tokenizer.settings.warnings:
+            warnings.warn(f"{path.name}: {text}", ThriftyWarning, stacklevel=2)
+    return build(_writable(model))
+
+
+def _writable(model: Model) -> Model:
+    """The model with copies of what lies in memory that may not be written to, such as a mapped file."""
+    for name, linear in model.linears.items():
+        assert isinstance(linear, DenseLinear)
+        if not linear.weight.flags.writeable:
+            weight = linear.weight.copy()
+            model.replace(name, DenseLinear(linear.out_features, linear.in_features, weight, False, linear.bias))
+    model.norms = {name: norm if norm.flags.writeable else norm.copy() for name, norm in model.norms.items()}
+    return model
+
+
+def build(model: Model) -> ReferenceModel:
+    """The decoder over the model's own arrays: nothing is copied, and training it changes them.
+
+    Plain linears whose memory can be written to train, and with them the norms.
+    """
+    decoder = Decoder(model.config)
+    for name, linear in model.linears.items():
+        decoder.replace(name, Linear(linear))
+    trains = any(one.requires_grad for one in decoder.parameters())
+    for name, weight in model.norms.items():
+        decoder.get_submodule(name).weight = parameter(weight, trains)
+    return ReferenceModel(model, decoder)
