@@ -32,8 +32,9 @@ in bytes.
 
 PROGRAM = """
 import ctypes, json, sys
-import torch
+import numpy as np
 from thrifty import registry
+from thrifty.arrays import BFLOAT16
 from thrifty.cache.model_info import ModelInfo, Rotation
 from thrifty.cache.pool import Cache
 from tests.process_memory import process_memory
@@ -41,41 +42,44 @@ from tests.process_memory import process_memory
 TOKENS, HEADS, DIMENSION, LAYERS = 6656, 32, 256, 2
 
 def rotation(layer, positions):
-    angles = positions.double()[:, None] * 10000.0 ** (-torch.arange(DIMENSION // 2).double() / (DIMENSION // 2))
-    return angles.cos().float(), angles.sin().float()
+    angles = positions[:, None] * 10000.0 ** (-np.arange(DIMENSION // 2) / (DIMENSION // 2))
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 def resident():
     ctypes.CDLL(None).malloc_trim(0)
     return process_memory()
 
+def noise(draw, n):
+    return draw.standard_normal((n, HEADS, DIMENSION), np.float32)
+
 def rows(n, seed):
-    draw = torch.Generator().manual_seed(seed)
-    return [torch.randn(n, HEADS, DIMENSION, generator=draw).bfloat16() for _ in range(2)]
+    draw = np.random.default_rng(seed)
+    return [noise(draw, n).astype(BFLOAT16) for _ in range(2)]
 
 def statistics(sequence, n):
-    draw = torch.Generator().manual_seed(9)
+    draw = np.random.default_rng(9)
     wanted = sequence.statistics
     queries = None
     if wanted.queries is not None:
         last = n if wanted.queries == "all" else min(n, int(wanted.queries))
-        queries = torch.randn(last, HEADS, DIMENSION, generator=draw)
-    sums = [torch.rand(1, n, generator=draw) for _ in range(HEADS)] if wanted.column_sums else None
+        queries = noise(draw, last)
+    sums = [draw.random((1, n), np.float32) for _ in range(HEADS)] if wanted.column_sums else None
     return queries, sums
 
 def rehearse(sequence, n):
-    draw = torch.Generator().manual_seed(3)
+    draw = np.random.default_rng(3)
     run = sequence.begin_rehearsals(list(range(n)))
     for piece in run.pieces:
         run.begin(piece)
         for layer in range(LAYERS):
             sequence.append(layer, *rows(len(piece.tokens), piece.start))
-            run.observe(layer, torch.randn(len(piece.tokens), HEADS, DIMENSION, generator=draw))
+            run.observe(layer, noise(draw, len(piece.tokens)))
         run.end()
     sequence.complete_prompt()
 
 def run(policies, n):
-    draw = torch.Generator().manual_seed(5)
-    scores = {kind: torch.rand(LAYERS, HEADS, generator=draw) for kind in ("r", "r2")}
+    draw = np.random.default_rng(5)
+    scores = {kind: draw.random((LAYERS, HEADS), np.float32) for kind in ("r", "r2")}
     model = ModelInfo(
         heads=HEADS, kv_heads=HEADS, head_dim=DIMENSION, windows=(None,) * LAYERS, rotation=rotation,
         head_scores=scores, instruct=lambda text, quoted: (1, *quoted, 2),

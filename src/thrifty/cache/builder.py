@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from thrifty.arrays import Floats
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.segment import Segment, Span, bias_row
+from thrifty.cache.segment import Segment
+from thrifty.cache.span import Span
 from thrifty.cache.tiers import Tiers
 from thrifty.formats import kv, kv_batch
 from thrifty.formats.kv import PAGE
@@ -77,7 +77,7 @@ class Builder:
             else:
                 new.set_positions([old.positions_of(head, stop)[start:] for head in heads])
             if old.bias is not None:
-                self._copy_bias(span, new, old.bias, start)
+                self._copy_bias(span, new, start)
             if old.first_keys is not None and start == 0 and stop == span.tokens:
                 rows = [old.heads.index(head) for head in heads]
                 here = [old.layers.index(span.layer(layer)) for layer in layers]
@@ -88,11 +88,10 @@ class Builder:
         return Span(new, new.tokens)
 
     @staticmethod
-    def _copy_bias(span: Span, new: Segment, bias: Floats, start: int) -> None:
+    def _copy_bias(span: Span, new: Segment, start: int) -> None:
         for layer in new.layers:
             for head in new.heads:
-                row = bias_row(span.segment, bias, span.layer(layer), head)
-                new.set_bias(layer, head, row[start : start + new.tokens])
+                new.set_bias(layer, head, span.bias(layer, head)[start : start + new.tokens])
 
     def _copy_slots(self, span: Span, new: Segment, start: int) -> None:
         """The numbers of as many slots as `new` holds."""

@@ -11,7 +11,8 @@ from thrifty.arrays import Integers
 from thrifty.cache import evicting, renumbering, storing
 from thrifty.cache.edits import Drop, Edits, Keep, Merge, Move, Operation, Renumber, Select, Share, Store
 from thrifty.cache.evicting import Substitution
-from thrifty.cache.segment import Segment, Span
+from thrifty.cache.segment import Segment
+from thrifty.cache.span import Span
 from thrifty.cache.storing import Piece
 from thrifty.errors import RecipeError
 

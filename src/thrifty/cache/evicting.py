@@ -16,7 +16,8 @@ import numpy as np
 
 from thrifty.arrays import Array, Floats, Integers
 from thrifty.cache.builder import Builder, Made, release_all
-from thrifty.cache.segment import Segment, Span, bias_row
+from thrifty.cache.segment import Segment
+from thrifty.cache.span import Span
 from thrifty.errors import RecipeError
 from thrifty.formats import kv, kv_batch
 from thrifty.formats.kv import PAGE
@@ -242,7 +243,7 @@ def _chosen(span: Span, layer: int, head: int, slots: Integers) -> tuple[Array, 
 def _chosen_bias(span: Span, layer: int, head: int, slots: Integers) -> Floats | None:
     """Logit biases fp32 [n] of some slots of one head, None where the span has none."""
     segment = span.segment
-    return None if segment.bias is None else bias_row(segment, segment.bias, span.layer(layer), head)[slots]
+    return None if segment.bias is None else span.bias(layer, head)[slots]
 
 
 def _substitute(

@@ -9,7 +9,8 @@ import numpy as np
 
 from thrifty.arrays import Bytes, Floats
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.segment import INDEX, Segment, Span
+from thrifty.cache.segment import INDEX, Segment
+from thrifty.cache.span import Span
 from thrifty.errors import KernelError
 from thrifty.formats.kv import FORMATS, PAGE
 from thrifty.kernels import dispatch

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from thrifty.arrays import Array
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.segment import Segment, Span
+from thrifty.cache.segment import Segment
+from thrifty.cache.span import Span
 from thrifty.cache.tail import Tail
 from thrifty.cache.tiers import Tiers
 from thrifty.errors import PromptError

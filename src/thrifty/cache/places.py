@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from thrifty.arrays import Integers
-from thrifty.cache.segment import Span
+from thrifty.cache.span import Span
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from thrifty.cache.footprint import Footprint, footprint
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.recount import recount
-from thrifty.cache.segment import Segment, Span
+from thrifty.cache.segment import Segment
 from thrifty.cache.sequence import SequenceCache
+from thrifty.cache.span import Span
 from thrifty.cache.statistics import Statistics
 from thrifty.cache.tiers import Tiers
 from thrifty.cache.tree import Node, PrefixTree, first_page

@@ -9,7 +9,8 @@ import numpy as np
 from thrifty.arrays import Floats, Integers
 from thrifty.cache.builder import Builder
 from thrifty.cache.rotation import rotate_again
-from thrifty.cache.segment import Segment, Span, bias_row
+from thrifty.cache.segment import Segment
+from thrifty.cache.span import Span
 from thrifty.cache.storing import Piece, store
 from thrifty.formats import kv_batch
 from thrifty.formats.kv import PAGE
@@ -55,7 +56,7 @@ def turn(builder: Builder, layers: tuple[int, ...], spans: Sequence[Span], posit
             kv_batch.copy_pages(slabs, part, format, old.capacity, new.capacity, old.head_dim, 0)
             if old.bias is not None:
                 for head in heads:
-                    new.set_bias(layer, head, bias_row(old, old.bias, span.layer(layer), head)[:tokens])
+                    new.set_bias(layer, head, span.bias(layer, head))
         _write_keys(new, np.concatenate(turned))
         new.set_positions([positions] * len(heads))
         new.set_first_keys(np.stack(first), before)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thrifty.cache.evicting import keep
-from thrifty.cache.segment import Span
+from thrifty.cache.span import Span
 from thrifty.cache.view import LayerView
 from thrifty.errors import PromptError
 from thrifty.formats.kv import PAGE

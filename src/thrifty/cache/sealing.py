@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from thrifty.cache.segment import Span
+from thrifty.cache.span import Span
 from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:

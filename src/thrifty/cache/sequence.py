@@ -42,8 +42,8 @@ from thrifty.cache.rehearsal import Rehearsals
 from thrifty.cache.rollback import check, roll_back
 from thrifty.cache.schedule import Schedule
 from thrifty.cache.sealing import keep_window, roll
-from thrifty.cache.segment import Span
 from thrifty.cache.sequence_slots import SequenceSlots
+from thrifty.cache.span import Span
 from thrifty.cache.statistics import Statistics, Stats
 from thrifty.cache.sums import Accumulator
 from thrifty.errors import PromptError

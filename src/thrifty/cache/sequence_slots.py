@@ -18,7 +18,8 @@ from thrifty.cache.open_rows import OpenRows
 from thrifty.cache.places import Places, places
 from thrifty.cache.reading import Selection
 from thrifty.cache.sealing import adopt
-from thrifty.cache.segment import Segment, Span
+from thrifty.cache.segment import Segment
+from thrifty.cache.span import Span
 from thrifty.cache.tail import Tail
 from thrifty.cache.view import LayerView
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thrifty.cache.builder import Builder, Made, release_all
-from thrifty.cache.segment import Span
+from thrifty.cache.span import Span
 from thrifty.errors import RecipeError
 
 

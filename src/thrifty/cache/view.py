@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thrifty.arrays import Floats, Integers
-from thrifty.cache.segment import Span, Tokens
+from thrifty.cache.segment import Contents
+from thrifty.cache.span import Span
 
 if TYPE_CHECKING:
     from thrifty.cache.model_info import LayerInfo
@@ -109,7 +110,7 @@ class LayerView:
                 yield Stretch(stop - count, stop, segment.format, segment.tier, segment.quantised, segment.capacity)
                 stop -= count
 
-    def _parts(self, head: int) -> list[Tokens]:
+    def _parts(self, head: int) -> list[Contents]:
         return [span.read(self.layer, head) for span in self._spans if span.holds(head)]
 
     def _empty(self) -> Floats:
