@@ -56,11 +56,20 @@ class Builder:
         """A span on a segment of this layer alone, copied byte for byte where others hold it too; consumes a
         reference.
         """
-        if span.segment.owner.references == 1 and span.segment.layers == (layer,):
+        alone = span.segment.references == span.segment.owner.references == 1
+        if alone and span.segment.layers == (layer,):
             return span
-        copy = self.copy(span, (span.layer(layer),), span.segment.heads, 0, span.tokens, span.segment.format)
+        source, heads = span.layer(layer), span.segment.heads
+        copy = self.copy(span, (source,), heads, 0, span.tokens, span.segment.format).segment
+        if span.segment.holes:
+            live = [span.live(layer, head) for head in heads]
+            try:
+                face = copy.with_holes(source, [slots for slots in live if slots is not None], span.tokens)
+            finally:
+                copy.release()
+            copy = face
         span.segment.release()
-        return copy if span.source is None else Span(copy.segment, copy.tokens, span.source)
+        return Span(copy, span.tokens, span.source)
 
     def copy(
         self, span: Span, layers: tuple[int, ...], heads: tuple[int, ...], start: int, stop: int, format: str

@@ -230,8 +230,8 @@ def _move(sequence: SequenceCache, move: Move, layers: tuple[int, ...]) -> None:
 
 def _alone(sequence: SequenceCache, segment: Segment, layers: tuple[int, ...]) -> bool:
     """Whether only these layers of this sequence hold the segment, so that it may move as it is."""
-    if segment.parent is not None:
-        return segment.parent.references == 1
+    if segment.parent is not None and segment.parent.references > 1:
+        return False
     held = sum(span.segment is segment for layer in layers for span in sequence.spans[layer])
     return segment.references == held
 

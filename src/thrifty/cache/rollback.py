@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thrifty.cache.evicting import keep
+from thrifty.cache.reading import Selection
 from thrifty.cache.span import Span
 from thrifty.cache.view import LayerView
 from thrifty.errors import PromptError
@@ -28,6 +29,8 @@ def roll_back(sequence: SequenceSlots, length: int) -> None:
         for layer in range(sequence.model.layers):
             _trim(sequence, layer, length)
         _reopen(sequence)
+    for layer in sequence.selected:
+        _shorten_selection(sequence, layer)
     sequence.length = length
     tail.number(length)
 
@@ -73,6 +76,15 @@ def _trim(sequence: SequenceSlots, layer: int, length: int) -> None:
         heads = range(sequence.model.kv_heads)
         kept = [np.flatnonzero(view.positions(head) < length) for head in heads]
         sequence.spans[layer] = keep(sequence.builder, layer, spans, kept)
+
+
+def _shorten_selection(sequence: SequenceSlots, layer: int) -> None:
+    """What a layer attends to of the slots that are left."""
+    counts = sequence.sealed_counts(layer)
+    sequence.selected[layer] = [
+        Selection(own.slots[: own.slots.searchsorted(count)], min(own.count, count))
+        for own, count in zip(sequence.selected[layer], counts, strict=True)
+    ]
 
 
 def _reopen(sequence: SequenceSlots) -> None:

@@ -196,6 +196,19 @@ def test_a_selection_over_holes_is_seen_natively() -> None:
         near(native, reference)
 
 
+def test_going_back_leaves_what_was_selected_of_the_rest() -> None:
+    model = model_info(heads=4, kv_heads=2, head_dim=64, format="bf16")
+    reference, native = Cache(model).create(), Cache(model).create()
+    Driver(model).prefill(reference, prompt(300))
+    native_step(native, prompt(300))
+    chosen = np.arange(0, 256, 3)
+    for sequence in (reference, native):
+        carry_out(sequence, Edits().select([chosen, chosen], layer=1), (0, 1))
+        sequence.truncate(150)
+    theirs, ours = Driver(model).step(reference, [5]), native_step(native, [5])
+    assert all(np.allclose(a, b, atol=2e-4) for a, b in zip(ours, theirs, strict=True))
+
+
 # --- segments on disk --------------------------------------------------------------------------------
 
 
@@ -254,3 +267,22 @@ def test_a_head_dimension_that_native_code_does_not_take_is_named() -> None:
     odd = Cache(model_info(head_dim=15)).create()
     with pytest.raises(KernelError, match=r"head dimension.*15.*--reference"):
         _ = odd.native
+
+
+def test_holes_stay_holes_where_a_shared_segment_moves_to_disk() -> None:
+    cache = Cache(MODEL, disk=True)
+    sequence = cache.create([Sieve(capacity=150)])
+    native_prefill(sequence, prompt(250))
+    for step in range(20):
+        native_step(sequence, [step])
+    fork = sequence.fork()
+    assert sequence.spans[0][0].segment.holes
+    carry_out(sequence, Edits().move(0, None, "disk"), (0, 2))
+    assert {stretch.tier for stretch in sequence.view(0).stretches()} == {"disk"}
+    assert {stretch.tier for stretch in fork.view(0).stretches()} == {"memory"}
+    near(sequence, fork)
+    for step in range(20):
+        ours, theirs = native_step(sequence, [step]), native_step(fork, [step])
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    sequence.free(), fork.free()
+    assert cache.ledger.current == 0
