@@ -183,6 +183,7 @@ class Collector:
     def share(self, layer: int, source: int) -> None:
         """`layer` holds the slots of `source` from now on."""
         self._tokens.share(layer, source)
+        self._sums.share(layer, source)
 
     def shorten(self, length: int) -> None:
         """The sequence went back to `length` tokens; `fit` follows for every layer."""

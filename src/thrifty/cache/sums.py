@@ -87,6 +87,11 @@ class ColumnSums:
         for head, sums in enumerate(heads):
             self.head(layer, head)[:, columns[head]] = sums
 
+    def share(self, layer: int, source: int) -> None:
+        """`layer` has the places of `source` from now on, and their sums."""
+        if layer in self.layers and source in self.layers:
+            self.replace(layer, [self.head(source, head).copy() for head in range(self._model.kv_heads)])
+
     def forget(self, layer: int) -> None:
         """Drop a layer's sums."""
         self._apart()

@@ -134,6 +134,16 @@ def test_share_reads_another_layers_slots_and_frees_its_own() -> None:
     assert cache.ledger.current == 0
 
 
+def test_shared_slots_bring_their_column_sums() -> None:
+    sequence = Cache(model_info()).create(collect=Statistics(column_sums=True, decode=True))
+    Driver(model_info()).prefill(sequence, prompt(192))
+    carry_out(sequence, Edits().store(0, 128, "int8").keep(np.arange(0, 192, 3), layer=0), (0, 1))
+    carry_out(sequence, Edits().share(1, 0), (0, 1))
+    mine, theirs = sequence.stats(1).column_sums, sequence.stats(0).column_sums
+    assert mine is not None and theirs is not None
+    assert all(one.shape == (2, 64) and np.array_equal(one, other) for one, other in zip(mine, theirs, strict=True))
+
+
 def test_evicting_quantised_slots_never_requantises() -> None:
     model = model_info()
     cache = Cache(model)
