@@ -70,6 +70,7 @@ class Setting:
 
 def compare(setting: Setting, names: Sequence[str], recipe: Recipe) -> tuple[list[Summary], bool]:
     """(a row a task, whether Ctrl-C ended it): the recipe beside the uncompressed model."""
+    from thrifty import registry
     from thrifty.evaluation.comparison import Comparison
     from thrifty.evaluation.records import RecordFile
 
