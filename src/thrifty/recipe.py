@@ -30,10 +30,9 @@ Tables = list[dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Techniques by stage. An empty recipe is the model as shipped with the full cache. name: what people call it, shown in
-    tables.
+    """Techniques by stage. An empty recipe is the model as shipped with the full cache.
 
-    Raises RecipeError where a stage is no list of tables.
+    name: what people call it, shown in tables. Raises RecipeError where a stage is no list of tables.
     """
 
     name: str = ""

@@ -83,9 +83,8 @@ def compare(setting: Setting, names: Sequence[str], recipe: Recipe) -> tuple[lis
         engine = stack.enter_context(_recipe_engine(setting, recipe, baseline)) if compresses else None
         with output.waiting("making the questions"):
             comparison = Comparison(own, setting.items, setting.seed, baseline, engine, recipe.cache)
-        header = setting.header(
-            baseline, {"recipe": {stage: tables for stage, tables in recipe.as_dict().items() if stage != "name"}}
-        )
+        stages = {stage: getattr(recipe, stage) for stage in registry.STAGES}
+        header = setting.header(baseline, {"recipe": stages})
         records = stack.enter_context(RecordFile(setting.records, header))
         interrupted = watch(comparison.run(records), comparison.total)
         rows = comparison.summaries(records)
