@@ -19,7 +19,7 @@ def in_lines(definition: str) -> str:
     if not isinstance(model, dict) or model.get("type") != "BPE":
         return definition
     lines = _lines(model.get("merges"))
-    if lines is None:
+    if not lines:
         return definition
     model["merges"] = lines
     return json.dumps(data, ensure_ascii=False)
