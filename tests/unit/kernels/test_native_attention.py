@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
-import torch
-from tests.unit.kernels.native_pages import ISAS, Pages, aligned, native, open_view, pages, using
+from tests.unit.kernels.native_pages import ISAS, Pages, aligned, native, normal, open_view, pages, using
 
+from thrifty.arrays import BFLOAT16, Array, Bytes, Floats
 from thrifty.errors import KernelError
 from thrifty.formats import kv
 from thrifty.kernels import dispatch
@@ -22,9 +23,9 @@ MIXED = (
 SHAPES = [(64, 3, 3), (128, 1, 2), (256, 4, 1), (64, 7, 1), (192, 2, 1)]  # head_dim, group, kv_heads
 
 
-def close_to_reference(made: Pages, query: torch.Tensor, group: int, window: int | None, softcap: float) -> None:
+def close_to_reference(made: Pages, query: Floats, group: int, window: int | None, softcap: float) -> None:
     slots = made.view.tokens(0, 0)
-    sums = torch.zeros(query.shape[1], slots)
+    sums = np.zeros((query.shape[1], slots), np.float32)
     scale = query.shape[2] ** -0.5
     out = dispatch.attend(made.view, 0, query, scale=scale, window=window, softcap=softcap, accumulate=sums)
     for head, spans in enumerate(made.spans):
@@ -35,9 +36,9 @@ def close_to_reference(made: Pages, query: torch.Tensor, group: int, window: int
             limits, mean = {"rtol": 2e-2, "atol": 2e-2}, 6e-3
         if native().isa() == "avx512" and made.formats & {"int4", "int2", "int4g16", "int2g16"}:
             limits, mean = {"rtol": 4e-2, "atol": 8e-2}, 2e-2
-        torch.testing.assert_close(out[:, mine], wanted.out, **limits)
-        torch.testing.assert_close(sums[mine], wanted.column_sums, **limits)
-        assert (out[:, mine] - wanted.out).abs().mean() < mean
+        np.testing.assert_allclose(out[:, mine], wanted.out, **limits)
+        np.testing.assert_allclose(sums[mine], wanted.column_sums, **limits)
+        assert np.abs(out[:, mine] - wanted.out).mean() < mean
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -49,7 +50,7 @@ def test_reference(
     isa: str, head_dim: int, group: int, kv_heads: int, window: int | None, softcap: float, bias: bool
 ) -> None:
     made = pages(kv_heads, head_dim, MIXED, bias=bias)
-    query = torch.randn(70, kv_heads * group, head_dim)
+    query = normal(70, kv_heads * group, head_dim)
     with using(isa):
         close_to_reference(made, query, group, window, softcap)
 
@@ -60,7 +61,7 @@ def test_reference(
 def test_every_format_at_page_edges(isa: str, format: str, tokens: int) -> None:
     made = pages(1, 64, [(format, tokens, 128)])
     with using(isa):
-        close_to_reference(made, torch.randn(1, 2, 64), 2, None, 0.0)
+        close_to_reference(made, normal(1, 2, 64), 2, None, 0.0)
 
 
 @pytest.mark.parametrize("format", ["int8", "int4", "int2", "int4g16", "int2g16"])
@@ -69,57 +70,57 @@ def test_every_format_at_page_edges(isa: str, format: str, tokens: int) -> None:
 )
 def test_products_with_codes(format: str, head_dim: int, tokens: int, rows: int) -> None:
     """The equations of attention_codes.hpp slot by slot: scores from rounded q·scale and exact codes, weights alike."""
-    torch.manual_seed(head_dim + tokens)  # a weight at the middle of two codes may fall to either: none of these does
     made = pages(1, head_dim, [(format, tokens, 192)])
-    query = torch.randn(rows, 1, head_dim)
-    sums = torch.zeros(1, tokens)
+    query = normal(rows, 1, head_dim, seed=head_dim + tokens)
+    sums = np.zeros((1, tokens), np.float32)
     with using("avx512"):
         out = dispatch.attend(made.view, 0, query, scale=0.125, accumulate=sums)
     bits = kv.codes(format).bits
     middle = ((1 << bits) - 1) / 2
     found = codes_of(made.memory[0], format, 192, head_dim)
     keys, key_scale, key_minimum, values, value_scale, value_minimum = (part[:tokens] for part in found)
-    expected = torch.zeros(tokens, dtype=torch.float64)
+    expected = np.zeros(tokens)
     for row in range(rows):
         seen = tokens - (rows - 1 - row)
-        q = query[row, 0] * (0.125 * math.log2(math.e))  # scores are in units of log2
-        base = (q.double() * (key_minimum + middle * key_scale)[:seen].double()).sum(1)
-        score = (rounded(q * key_scale, bits)[:seen] * (keys[:seen].double() - middle)).sum(1) + base
-        p = (score - score.max()).exp2()
-        highest = torch.stack([score[: page - page % 64 + 64].max() for page in range(seen)])  # so far, page by page
-        online = torch.zeros(tokens, dtype=torch.float64)
-        online[:seen] = (score - highest).exp2()
-        base = online[:, None] * (value_minimum + middle * value_scale).double()
-        numbers = rounded(online[:, None].float() * value_scale, bits) * (values.double() - middle) + base
-        wanted = (numbers[:seen] * (highest - score.max()).exp2()[:, None]).sum(0) / p.sum()
+        q = query[row, 0] * np.float32(0.125 * math.log2(math.e))  # scores are in units of log2
+        base = (q.astype(np.float64) * (key_minimum + middle * key_scale)[:seen]).sum(1)
+        score = (rounded(q * key_scale, bits)[:seen] * (keys[:seen].astype(np.float64) - middle)).sum(1) + base
+        p = np.exp2(score - score.max())
+        highest = np.array([score[: page - page % 64 + 64].max() for page in range(seen)])  # so far, page by page
+        online = np.zeros(tokens)
+        online[:seen] = np.exp2(score - highest)
+        base = online[:, None] * (value_minimum + middle * value_scale)
+        weights = rounded(online[:, None].astype(np.float32) * value_scale, bits)
+        numbers = weights * (values.astype(np.float64) - middle) + base
+        wanted = (numbers[:seen] * np.exp2(highest - score.max())[:, None]).sum(0) / p.sum()
         near = 1e-4 if bits == 8 else 2e-3  # a weight at the middle of two codes may fall to either
-        torch.testing.assert_close(out[row, 0].double(), wanted, rtol=near, atol=near)
+        np.testing.assert_allclose(out[row, 0], wanted, rtol=near, atol=near)
         expected[:seen] += p / p.sum()
-    torch.testing.assert_close(sums[0].double(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(sums[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def rounded(x: torch.Tensor, bits: int) -> torch.Tensor:
+def rounded(x: Floats, bits: int) -> Array:
     """x [tokens, d] as codes are multiplied with it: bf16, or int8 with a step for 64 slots × 64 channels."""
     if bits == 8:
-        return x.bfloat16().double()
-    result = torch.empty_like(x, dtype=torch.float64)
-    for part, to in zip(x.split(64), result.split(64), strict=True):
-        for columns, target in zip(part.split(64, 1), to.split(64, 1), strict=True):
-            step = columns.abs().max() * (1 / 127)
-            target.copy_((columns * (1 / step)).round().double() * step.double())
+        return x.astype(BFLOAT16).astype(np.float64)
+    result = np.empty(x.shape)
+    for start, column in itertools.product(range(0, len(x), 64), range(0, x.shape[1], 64)):
+        part = x[start : start + 64, column : column + 64]
+        step = np.abs(part).max() * np.float32(1 / 127)
+        result[start : start + 64, column : column + 64] = np.round(part * (1 / step)).astype(np.float64) * step
     return result
 
 
-def codes_of(slab: torch.Tensor, format: str, capacity: int, head_dim: int) -> list[torch.Tensor]:
+def codes_of(slab: Bytes, format: str, capacity: int, head_dim: int) -> list[Array]:
     """Codes, scales and minimums [tokens, head_dim] of keys, then of values."""
     bits, group = kv.codes(format).bits, kv.codes(format).group
     where = kv._arrays(format, slab, capacity, head_dim)
-    found = [unpack_lanes(where.keys, bits, 64).transpose(1, 2).flatten(0, 1)]
-    by_group = where.key_parameters.float().transpose(0, 1)  # [scale or minimum, pages, group, d]
-    found += [part.flatten(0, 1).repeat_interleave(group, dim=0) for part in by_group]
-    found.append(unpack_lanes(where.values, bits, head_dim).flatten(0, 1))
-    by_group = where.value_parameters.float().permute(1, 0, 3, 2).flatten(1, 2)  # [scale or minimum, tokens, d/g]
-    return found + [part.repeat_interleave(group, dim=1) for part in by_group]
+    found = [unpack_lanes(where.keys, bits, 64).swapaxes(1, 2).reshape(-1, head_dim)]
+    by_group = where.key_parameters.astype(np.float32).swapaxes(0, 1)  # [scale or minimum, pages, group, d]
+    found += [part.reshape(-1, head_dim).repeat(group, axis=0) for part in by_group]
+    found.append(unpack_lanes(where.values, bits, head_dim).reshape(-1, head_dim))
+    by_group = where.value_parameters.astype(np.float32).transpose(1, 0, 3, 2)  # [scale or minimum, pages, 64, d/g]
+    return found + [part.reshape(-1, head_dim // group).repeat(group, axis=1) for part in by_group]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -129,19 +130,19 @@ def test_a_row_is_the_same_alone_and_in_any_chunk(
     isa: str, head_dim: int, group: int, kv_heads: int, window: int | None
 ) -> None:
     made = pages(kv_heads, head_dim, MIXED)
-    query = torch.randn(130, kv_heads * group, head_dim)
+    query = normal(130, kv_heads * group, head_dim)
     with using(isa):
         together = dispatch.attend(made.view, 0, query, scale=0.1, window=window)
         for rows in (1, 2, 8, 33, 65):
             some = dispatch.attend(made.view, 0, query[-rows:], scale=0.1, window=window)
-            assert torch.equal(some, together[-rows:])
+            assert np.array_equal(some, together[-rows:])
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_rows_appended_one_by_one_or_in_chunks_or_as_one_span(isa: str) -> None:
     total, heads = 331, 2
-    keys, values = torch.randn(2, total, heads, 64).unbind()
-    query = torch.randn(total, heads * 3, 64)
+    keys, values = normal(2, total, heads, 64)
+    query = normal(total, heads * 3, 64, seed=1)
     results = []
     with using(isa):
         for sizes in ([total], [128, 128, 75], [1] * total):
@@ -151,41 +152,41 @@ def test_rows_appended_one_by_one_or_in_chunks_or_as_one_span(isa: str) -> None:
                 dispatch.append(made.view, 0, keys[part], values[part])
                 rows.append(dispatch.attend(made.view, 0, query[part], scale=0.2))
                 start += size
-            results.append(torch.cat(rows))
+            results.append(np.concatenate(rows))
         whole = native().View(1, heads, 64)
         slabs = []
         for head in range(heads):
             slab = aligned(kv.slab_bytes("bf16", 384, 64))
             kv.write("bf16", slab, 384, 64, 0, keys[:, head], values[:, head])
-            whole.push(0, head, slab.data_ptr(), total, 384, kv.FORMATS.index("bf16"))
+            whole.push(0, head, slab, total, 384, kv.FORMATS.index("bf16"))
             slabs.append(slab)
         results.append(dispatch.attend(whole, 0, query, scale=0.2))
-    assert all(torch.equal(results[0], other) for other in results[1:])
+    assert all(np.array_equal(results[0], other) for other in results[1:])
 
 
 def test_heads_of_different_lengths() -> None:
     made = pages(2, 64, [("bf16", 600, 640)])
     extra = pages(1, 64, [("int4", 320, 320)], seed=3)
     slab = extra.memory[0]
-    made.view.push(0, 1, slab.data_ptr(), 320, 320, kv.FORMATS.index("int4"), sealed=True)
+    made.view.push(0, 1, slab, 320, 320, kv.FORMATS.index("int4"), sealed=True)
     made.spans[1] += extra.spans[0]
-    query = torch.randn(5, 4, 64)
+    query = normal(5, 4, 64)
     out = dispatch.attend(made.view, 0, query, scale=0.1)
     for head, spans in enumerate(made.spans):
         mine = slice(2 * head, 2 * head + 2)
         wanted = reference.attend(query[:, mine], spans, scale=0.1).out
-        torch.testing.assert_close(out[:, mine], wanted, rtol=2e-2, atol=5e-3)
+        np.testing.assert_allclose(out[:, mine], wanted, rtol=2e-2, atol=5e-3)
 
 
 @pytest.mark.parametrize("rows", [1, 40])
 def test_a_window_does_not_notice_dropped_pages(rows: int) -> None:
     pieces = [("bf16", 64, 64)] * 12
     kept, trimmed = pages(1, 64, pieces), pages(1, 64, pieces)
-    query = torch.randn(rows, 2, 64)
+    query = normal(rows, 2, 64)
     trimmed.view.drop_front(0, 0, 5)
     assert trimmed.view.tokens(0, 0) == 7 * 64
     both = [dispatch.attend(made.view, 0, query, scale=0.1, window=200) for made in (kept, trimmed)]
-    assert torch.equal(*both)
+    assert np.array_equal(*both)
 
 
 def test_threads_do_not_change_a_bit() -> None:
@@ -197,23 +198,23 @@ def test_threads_do_not_change_a_bit() -> None:
     try:
         for threads, rows in itertools.product((1, 2), (1, 50)):
             module.set_threads(threads)
-            query = torch.randn(50, 4, 64, generator=torch.Generator().manual_seed(1))[-rows:]
+            query = normal(50, 4, 64)[-rows:]
             results.append(dispatch.attend(made.view, 0, query, scale=0.1)[-1])
     finally:
         module.set_threads(before)
-    assert all(torch.equal(results[0], other) for other in results[1:])
+    assert all(np.array_equal(results[0], other) for other in results[1:])
 
 
 def test_wrong_calls_are_refused() -> None:
     made = pages(2, 64, [("bf16", 10, 64)])
-    query = torch.randn(1, 4, 64)
+    query = normal(1, 4, 64)
     with pytest.raises(KernelError, match="query heads .3. must be a multiple of the view's KV heads .2."):
-        dispatch.attend(made.view, 0, torch.randn(1, 3, 64), scale=1.0)
+        dispatch.attend(made.view, 0, normal(1, 3, 64), scale=1.0)
     with pytest.raises(KernelError, match=r"query has shape \(1, 4, 32\), expected \[rows, heads, 64\]"):
         dispatch.attend(made.view, 0, query[..., :32], scale=1.0)
     with pytest.raises(KernelError, match="11 query rows need at least as many slots; layer 0 head 0 holds 10"):
-        dispatch.attend(made.view, 0, torch.randn(11, 4, 64), scale=1.0)
+        dispatch.attend(made.view, 0, normal(11, 4, 64), scale=1.0)
     with pytest.raises(KernelError, match="window 0 must be at least 1"):
         dispatch.attend(made.view, 0, query, scale=1.0, window=0)
-    with pytest.raises(KernelError, match=r"accumulate is torch.float32 \(4, 9\), expected torch.float32 \(4, 10\)"):
-        dispatch.attend(made.view, 0, query, scale=1.0, accumulate=torch.zeros(4, 9))
+    with pytest.raises(KernelError, match=r"accumulate is float32 \(4, 9\), expected float32 \(4, 10\)"):
+        dispatch.attend(made.view, 0, query, scale=1.0, accumulate=np.zeros((4, 9), np.float32))
