@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Floats
 from thrifty.cache.collector import ROWS_AT_ONCE
 from thrifty.cache.reading import Source, attended, reachable
 from thrifty.kernels.reference import attention
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def attend(
-    sequence: SequenceCache, layer: int, query: Tensor, *, scale: float, softcap: float, window: int | None
-) -> Tensor:
+    sequence: SequenceCache, layer: int, query: Floats, *, scale: float, softcap: float, window: int | None
+) -> Floats:
     """query [n, heads, head_dim] fp32 of the newest n rows → [n, heads, head_dim] fp32.
 
     Column sums of rows that may still be rejected are kept row by row where they are few, else as one block.
@@ -26,31 +26,30 @@ def attend(
     keep_sums = collector.sums_now and window is None
     prompt = sequence.open_rows.scratch is not None
     apart = keep_sums and not prompt and rows <= ROWS_AT_ONCE
-    out = torch.empty(rows, model.heads, model.head_dim)
+    out = np.empty((rows, model.heads, model.head_dim), np.float32)
     sums = []
     for head in range(model.kv_heads):
         part = slice(head * model.group, (head + 1) * model.group)
         selection = sequence.selected[layer][head] if layer in sequence.selected else None
-        spans, columns = attended(_sources(sequence, layer, head, rows, window), head, selection)
-        found = attention.attend(
+        result = attention.attend(
             query[:, part],
-            spans,
+            attended(_sources(sequence, layer, head, rows, window), head, selection),
             scale=scale,
             window=window,
             softcap=softcap,
             column_sums=keep_sums and not apart,
             probabilities=apart,
         )
-        out[:, part] = found.out
-        if apart and found.probabilities is not None:
-            collector.add_rows(layer, head, columns.of(found.probabilities))
-        elif found.column_sums is not None:
-            sums.append(columns.of(found.column_sums))
+        out[:, part] = result.out
+        if apart and result.probabilities is not None:
+            collector.add_rows(layer, head, result.probabilities)
+        elif result.column_sums is not None:
+            sums.append(result.column_sums)
     if sums and prompt:
         collector.add_sums(layer, sums)
     elif sums:
-        for head, one in enumerate(sums):
-            collector.add_block(layer, head, one)
+        for head, added in enumerate(sums):
+            collector.add_block(layer, head, added)
     collector.add_queries(layer, query)
     return out
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
+from thrifty.arrays import Floats
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.segment import Segment, Span, bias_row
 from thrifty.cache.tiers import Tiers
@@ -89,7 +88,7 @@ class Builder:
         return Span(new, new.tokens)
 
     @staticmethod
-    def _copy_bias(span: Span, new: Segment, bias: Tensor, start: int) -> None:
+    def _copy_bias(span: Span, new: Segment, bias: Floats, start: int) -> None:
         for layer in new.layers:
             for head in new.heads:
                 row = bias_row(span.segment, bias, span.layer(layer), head)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Integers
 from thrifty.cache import evicting, renumbering, storing
 from thrifty.cache.edits import Drop, Edits, Keep, Merge, Move, Operation, Renumber, Select, Share, Store
 from thrifty.cache.evicting import Substitution
@@ -77,7 +77,7 @@ def _layers(layer: int | None, layers: tuple[int, ...]) -> tuple[int, ...]:
     return layers if layer is None else (layer,)
 
 
-def _keep(sequence: SequenceCache, layer: int, indices: Sequence[Tensor]) -> None:
+def _keep(sequence: SequenceCache, layer: int, indices: Sequence[Integers]) -> None:
     heads = sequence.model.kv_heads
     if len(indices) not in (1, heads):
         raise RecipeError(
@@ -88,11 +88,11 @@ def _keep(sequence: SequenceCache, layer: int, indices: Sequence[Tensor]) -> Non
     for head, (chosen, count) in enumerate(zip(per_head, counts, strict=True)):
         _check_slots(chosen, count, f"layer {layer}, head {head}")
     evicts = any(len(chosen) < count for chosen, count in zip(per_head, counts, strict=True))
-    together = evicts and sequence.collector.prefilling
+    together, before = evicts and sequence.collector.prefilling, sequence.places(layer)
     sequence.replace_spans(
         layer, evicting.keep(sequence.builder, layer, sequence.spans[layer], per_head, together=together)
     )
-    sequence.collector.keep(layer, per_head, counts)
+    sequence.collector.keep(layer, per_head, counts, before, sequence.places(layer))
 
 
 def _drop(sequence: SequenceCache, layer: int, start: int, stop: int) -> None:
@@ -104,53 +104,56 @@ def _drop(sequence: SequenceCache, layer: int, start: int, stop: int) -> None:
     for span in spans:
         inside = start <= first and first + span.tokens <= stop
         outside = first + span.tokens <= start or first >= stop
-        if len(span.segment.heads) != heads or span.segment.parent is not None or not (inside or outside):
+        if len(span.segment.heads) != heads or span.segment.holes or not (inside or outside):
             break
         (gone if inside else kept).append(span)
         first += span.tokens
     if len(kept) + len(gone) < len(spans) or layer in sequence.collector.layers_with_sums:
-        rest = [torch.cat((torch.arange(start), torch.arange(stop, count))) for count in sequence.sealed_counts(layer)]
-        _keep(sequence, layer, rest)
+        _keep(sequence, layer, [_all_but(start, stop, count) for count in sequence.sealed_counts(layer)])
         return
     sequence.replace_spans(layer, kept)
     for span in gone:
         span.segment.release()
     if sequence.statistics.tokens:
-        alike = torch.cat((torch.arange(start), torch.arange(stop, first)))
-        sequence.collector.keep(layer, [alike] * heads, [first] * heads)
+        sequence.collector.keep(layer, [_all_but(start, stop, first)] * heads, [first] * heads)
 
 
-def _check_slots(indices: Tensor, count: int, where: str) -> None:
-    if indices.dtype != torch.int64 or indices.dim() != 1:
-        raise RecipeError(f"{where}: slots must be a flat int64 tensor, found {indices.dtype} {tuple(indices.shape)}")
-    if len(indices) and (int(indices[0]) < 0 or int(indices[-1]) >= count or bool((indices.diff() <= 0).any())):
+def _all_but(start: int, stop: int, count: int) -> Integers:
+    """int64: the slots of 0..count without start..stop."""
+    return np.concatenate((np.arange(start), np.arange(stop, count)))
+
+
+def _check_slots(indices: Integers, count: int, where: str) -> None:
+    if indices.dtype != np.int64 or indices.ndim != 1:
+        raise RecipeError(f"{where}: slots must be a flat int64 array, found {indices.dtype} {indices.shape}")
+    if len(indices) and (indices[0] < 0 or indices[-1] >= count or (indices[1:] <= indices[:-1]).any()):
         raise RecipeError(f"{where}: slots must be sorted, unique and below {count}")
 
 
 def _merge(sequence: SequenceCache, layer: int, merges: list[Merge]) -> None:
     counts = sequence.sealed_counts(layer)
-    indices = [torch.arange(count) for count in counts]
+    indices = [np.arange(count) for count in counts]
     changes: dict[int, Substitution] = {}
-    for one in merges:
-        if not len(one.groups):
+    for merge in merges:
+        if not len(merge.groups):
             continue
-        members, anchors = one.groups.members, one.groups.firsts
-        _check_slots(members.sort().values, counts[one.head], f"layer {layer}, head {one.head}")
-        kept = torch.ones(counts[one.head], dtype=torch.bool)
+        members, anchors = merge.groups.members, merge.groups.firsts
+        _check_slots(np.sort(members), counts[merge.head], f"layer {layer}, head {merge.head}")
+        kept = np.ones(counts[merge.head], np.bool_)
         kept[members] = False
         kept[anchors] = True
-        indices[one.head] = torch.nonzero(kept).flatten()
+        indices[merge.head] = np.flatnonzero(kept)
         order = anchors.argsort()
-        bias = None if one.bias is None else one.bias[order]
-        changes[one.head] = Substitution(anchors[order], one.keys[order], one.values[order], bias)
+        bias = None if merge.bias is None else merge.bias[order]
+        changes[merge.head] = Substitution(anchors[order], merge.keys[order], merge.values[order], bias)
     if not changes:
         return
-    together = sequence.collector.prefilling
+    together, before = sequence.collector.prefilling, sequence.places(layer)
     spans = evicting.keep(sequence.builder, layer, sequence.spans[layer], indices, changes, together=together)
     sequence.replace_spans(layer, spans)
-    for one in merges:
-        sequence.collector.merge(layer, one.head, one.groups)
-    sequence.collector.keep(layer, indices, counts)
+    for merge in merges:
+        sequence.collector.merge(layer, merge.head, merge.groups, before)
+    sequence.collector.keep(layer, indices, counts, before, sequence.places(layer))
 
 
 def _store(sequence: SequenceCache, first: Store, stores: list[Store], layers: tuple[int, ...]) -> None:
@@ -189,7 +192,7 @@ def _page_from_end(sequence: SequenceCache, piece: Piece, layers: tuple[int, ...
     for back in range(1, min(len(spans) for spans in lists) + 1):
         span = lists[0][-back]
         everywhere = span.segment.layers == layers and len(span.segment.heads) == sequence.model.kv_heads
-        if not everywhere or span.segment.parent is not None or any(spans[-back] is not span for spans in lists):
+        if not everywhere or span.segment.holes or any(spans[-back] is not span for spans in lists):
             return None
         stop = 0 if piece.stop is None else -piece.stop
         if stop == after and -piece.start == after + span.tokens:

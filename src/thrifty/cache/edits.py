@@ -13,16 +13,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from thrifty.arrays import Floats, Integers
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Evict all but these slots. indices: one int64 tensor (sorted, unique) a KV head, or one for all heads."""
+    """Evict all but these slots. indices: one int64 array (sorted, unique) a KV head, or one for all heads."""
 
     layer: int | None
-    indices: tuple[Tensor, ...]
+    indices: tuple[Integers, ...]
 
 
 @dataclass(frozen=True)
@@ -38,27 +39,32 @@ class Drop:
 class Groups:
     """Disjoint groups of slots, one after the other. members: int64 [all slots]; sizes: int64 [groups], each ≥ 1."""
 
-    members: Tensor
-    sizes: Tensor
+    members: Integers
+    sizes: Integers
 
     @classmethod
-    def of(cls, groups: Sequence[Tensor]) -> Groups:
-        """From one int64 tensor a group."""
-        members = torch.cat([torch.empty(0, dtype=torch.int64), *groups])
-        return cls(members, torch.tensor([len(one) for one in groups], dtype=torch.int64))
+    def of(cls, groups: Sequence[Integers]) -> Groups:
+        """From one int64 array a group."""
+        members = np.concatenate([np.empty(0, np.int64), *groups])
+        return cls(members, np.array([len(group) for group in groups], np.int64))
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     @property
-    def firsts(self) -> Tensor:
-        """int64 [groups]: each group's first member."""
-        return self.members[self.sizes.cumsum(0) - self.sizes]
+    def starts(self) -> Integers:
+        """int64 [groups]: where each group begins among the members."""
+        return self.sizes.cumsum() - self.sizes
 
     @property
-    def owners(self) -> Tensor:
+    def firsts(self) -> Integers:
+        """int64 [groups]: each group's first member."""
+        return self.members[self.starts]
+
+    @property
+    def owners(self) -> Integers:
         """int64 [all slots]: the group of each member."""
-        return torch.repeat_interleave(torch.arange(len(self)), self.sizes)
+        return np.repeat(np.arange(len(self)), self.sizes)
 
 
 @dataclass(frozen=True)
@@ -72,9 +78,9 @@ class Merge:
     layer: int
     head: int
     groups: Groups
-    keys: Tensor
-    values: Tensor
-    bias: Tensor | None
+    keys: Floats
+    values: Floats
+    bias: Floats | None
 
 
 @dataclass(frozen=True)
@@ -103,10 +109,10 @@ class Move:
 
 @dataclass(frozen=True)
 class Select:
-    """Attend to these slots only (one index tensor a KV head), until the next Select or None; deletes nothing."""
+    """Attend to these slots only (one index array a KV head), until the next Select or None; deletes nothing."""
 
     layer: int
-    indices: tuple[Tensor, ...] | None
+    indices: tuple[Integers, ...] | None
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ class Renumber:
     layer: int | None
     start: int
     stop: int
-    positions: Tensor
+    positions: Integers
 
 
 Operation = Keep | Drop | Merge | Store | Move | Select | Share | Renumber
@@ -139,9 +145,9 @@ class Edits:
     def __bool__(self) -> bool:
         return bool(self.operations)
 
-    def keep(self, indices: Tensor | Sequence[Tensor], *, layer: int | None = None) -> Edits:
-        """Evict the rest. indices: int64, sorted, one tensor for all KV heads or one a head."""
-        per_head = tuple(indices) if isinstance(indices, list | tuple) else (indices,)
+    def keep(self, indices: Integers | Sequence[Integers], *, layer: int | None = None) -> Edits:
+        """Evict the rest. indices: int64, sorted, one array for all KV heads or one a head."""
+        per_head = (indices,) if isinstance(indices, np.ndarray) else tuple(indices)
         self.operations.append(Keep(layer, per_head))
         return self
 
@@ -153,13 +159,13 @@ class Edits:
 
     def merge(
         self,
-        groups: Sequence[Tensor] | Groups,
-        keys: Tensor,
-        values: Tensor,
+        groups: Sequence[Integers] | Groups,
+        keys: Floats,
+        values: Floats,
         *,
         layer: int,
         head: int,
-        bias: Tensor | None = None,
+        bias: Floats | None = None,
     ) -> Edits:
         """Groups of slots → one slot each with the given key, value and logit bias (fp32)."""
         found = groups if isinstance(groups, Groups) else Groups.of(groups)
@@ -179,7 +185,7 @@ class Edits:
         self.operations.append(Move(layer, start, stop, tier))
         return self
 
-    def select(self, indices: Sequence[Tensor] | None, *, layer: int) -> Edits:
+    def select(self, indices: Sequence[Integers] | None, *, layer: int) -> Edits:
         """Attend to a subset until told otherwise; None attends to everything again."""
         self.operations.append(Select(layer, None if indices is None else tuple(indices)))
         return self
@@ -189,7 +195,7 @@ class Edits:
         self.operations.append(Share(layer, source))
         return self
 
-    def renumber(self, start: int, stop: int, positions: Tensor, *, layer: int | None = None) -> Edits:
+    def renumber(self, start: int, stop: int, positions: Integers, *, layer: int | None = None) -> Edits:
         """Rotate the keys of slots start..stop to `positions` (int64 [stop-start])."""
         if stop > start:
             self.operations.append(Renumber(layer, start, stop, positions))

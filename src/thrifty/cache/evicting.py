@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Array, Floats, Integers
 from thrifty.cache.builder import Builder, Made, release_all
 from thrifty.cache.segment import Segment, Span, bias_row
 from thrifty.errors import RecipeError
@@ -33,10 +33,10 @@ class Substitution:
     None.
     """
 
-    slots: Tensor
-    keys: Tensor
-    values: Tensor
-    bias: Tensor | None
+    slots: Integers
+    keys: Floats
+    values: Floats
+    bias: Floats | None
 
 
 @dataclass
@@ -45,7 +45,7 @@ class _Part:
     the span's first; counts, its slots."""
 
     span: Span
-    chosen: dict[int, Tensor]
+    chosen: dict[int, Integers]
     first: dict[int, int]
     counts: dict[int, int]
 
@@ -61,18 +61,19 @@ class _Part:
 
     def changed(self, changes: dict[int, Substitution]) -> bool:
         """Whether some slots get new contents."""
-        return any(
-            len(_inside(changes[head].slots, self.first[head], self.first[head] + count))
-            for head, count in self.counts.items()
-            if head in changes
-        )
+        for head in self.counts.keys() & changes.keys():
+            edges = (self.first[head], self.first[head] + self.counts[head])
+            low, stop = changes[head].slots.searchsorted(edges)
+            if low < stop:
+                return True
+        return False
 
 
 def keep(
     builder: Builder,
     layer: int,
     spans: Sequence[Span],
-    indices: Sequence[Tensor],
+    indices: Sequence[Integers],
     substitutions: dict[int, Substitution] | None = None,
     *,
     together: bool = False,
@@ -83,12 +84,11 @@ def keep(
     prefix hit brought in pages is left as one that came in a piece.
     """
     changes = substitutions or {}
-    first = [0] * builder.model.kv_heads
     dropped: list[Span] = []
     batch: list[_Part] = []
     with Made(spans) as result:
-        for span in spans:
-            part = _part(span, layer, indices, first)
+        for part in _parts(spans, layer, indices):
+            span = part.span
             changed = part.changed(changes)
             if changed and span.segment.quantised:
                 raise RecipeError(QUANTISED_MERGE)
@@ -108,15 +108,21 @@ def keep(
     return result
 
 
-def _part(span: Span, layer: int, indices: Sequence[Tensor], first: list[int]) -> _Part:
-    """What `indices` choose of the span whose slots begin at `first` of each head; moves `first` behind it."""
-    part = _Part(span, {}, {}, {})
-    for head in span.segment.heads:
-        count = span.count(layer, head)
-        part.first[head], part.counts[head] = first[head], count
-        part.chosen[head] = _inside(indices[head], first[head], first[head] + count)
-        first[head] += count
-    return part
+def _parts(spans: Sequence[Span], layer: int, indices: Sequence[Integers]) -> list[_Part]:
+    """What `indices` (sorted slots of each head) choose of every span."""
+    parts = [_Part(span, {}, {}, {}) for span in spans]
+    for head, chosen in enumerate(indices):
+        held = [part for part in parts if part.span.holds(head)]
+        if not held:
+            continue
+        first = 0
+        for part in held:
+            part.first[head], part.counts[head] = first, part.span.count(layer, head)
+            first += part.counts[head]
+        edges = chosen.searchsorted([part.first[head] for part in held]).tolist()
+        for part, low, stop in zip(held, edges, [*edges[1:], len(chosen)], strict=True):
+            part.chosen[head] = chosen[low:stop] - part.first[head]
+    return parts
 
 
 def _gather(builder: Builder, layer: int, parts: list[_Part], changes: dict[int, Substitution]) -> list[Span]:
@@ -143,7 +149,7 @@ def _gather(builder: Builder, layer: int, parts: list[_Part], changes: dict[int,
 
 def _fill(
     segment: Segment, layer: int, head: int, parts: list[_Part], change: Substitution | None, moved: bool
-) -> Tensor:
+) -> Integers:
     """Write one head's chosen slots; returns their positions. moved: keys and values are there already."""
     start = 0
     positions = []
@@ -155,21 +161,21 @@ def _fill(
         if not moved:
             keys, values = _chosen(part.span, layer, head, chosen)
             if change is not None:
-                keys, values = keys.float(), values.float()
+                keys, values = keys.astype(np.float32), values.astype(np.float32)
                 bias = _substitute(keys, values, bias, chosen + part.first[head], change)
             segment.write(layer, head, start, keys, values)
         if bias is not None:
-            whole = torch.zeros(start + len(bias))
+            whole = np.zeros(start + len(bias), np.float32)
             if segment.bias is not None:
                 whole[:start] = segment.bias[0, segment.heads.index(head), :start]
             whole[start:] = bias
             segment.set_bias(layer, head, whole)
         positions.append(part.span.segment.positions_of(head, part.span.tokens)[chosen])
         start += len(chosen)
-    return torch.cat(positions)
+    return np.concatenate(positions)
 
 
-def _punch(builder: Builder, layer: int, span: Span, chosen: dict[int, Tensor]) -> list[Span]:
+def _punch(builder: Builder, layer: int, span: Span, chosen: dict[int, Integers]) -> list[Span]:
     """Evict slots of a quantised span: drop its empty pages, hide the other evicted slots."""
     source = span.layer(layer)
     live = []
@@ -177,13 +183,13 @@ def _punch(builder: Builder, layer: int, span: Span, chosen: dict[int, Tensor]) 
         before = span.live(layer, head)
         live.append(chosen[head] if before is None else before[chosen[head]])
     pages = -(-span.tokens // PAGE)
-    used = sorted({int(page) for slots in live for page in torch.unique(slots // PAGE)})
+    used = np.unique(np.concatenate(live) // PAGE)
     if len(used) == pages:
         face = span.segment.with_holes(source, live, span.tokens)
         return [Span(face, span.tokens, span.source)]
-    compact = _copy_pages(builder, span, source, used)
-    place = torch.full((pages,), -1, dtype=torch.int64)
-    place[torch.tensor(used)] = torch.arange(len(used))
+    compact = _copy_pages(builder, span, source, used.tolist())
+    place = np.full(pages, -1)
+    place[used] = np.arange(len(used))
     moved = [place[slots // PAGE] * PAGE + slots % PAGE for slots in live]
     if all(len(slots) == compact.tokens for slots in moved):
         return [Span(compact, compact.tokens, span.source)]
@@ -197,12 +203,12 @@ def _copy_pages(builder: Builder, span: Span, layer: int, pages: list[int]) -> S
     old = span.segment
     tokens = sum(min(PAGE, span.tokens - page * PAGE) for page in pages)
     new = builder.new((layer,), old.heads, tokens, old.format)
-    one = torch.zeros(len(old.heads), kv.slab_bytes(old.format, PAGE, old.head_dim), dtype=torch.uint8)
+    one = np.zeros((len(old.heads), kv.slab_bytes(old.format, PAGE, old.head_dim)), np.uint8)
     slabs, target = old.slabs([layer]), new.slabs()
     for place, page in enumerate(pages):
         kv_batch.copy_pages(slabs, one, old.format, old.capacity, PAGE, old.head_dim, page)
         kv_batch.place_page(one, target, old.format, new.capacity, old.head_dim, place)
-    slots = torch.cat([torch.arange(page * PAGE, min((page + 1) * PAGE, span.tokens)) for page in pages])
+    slots = np.concatenate([np.arange(page * PAGE, min((page + 1) * PAGE, span.tokens)) for page in pages])
     new.set_positions([old.positions_of(head)[slots] for head in old.heads])
     if old.bias is not None:
         for row, head in enumerate(old.heads):
@@ -225,37 +231,31 @@ def _moved(segment: Segment, layer: int, parts: list[_Part]) -> bool:
     return dispatch.gather(heads, kv.FORMATS.index(segment.format), segment.head_dim)
 
 
-def _chosen(span: Span, layer: int, head: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+def _chosen(span: Span, layer: int, head: int, slots: Integers) -> tuple[Array, Array]:
     """Some slots of one head of a full-precision span, in its own dtype: keys, values [n, d]."""
     segment = span.segment
     slab = segment.slab(span.layer(layer), head)[None]
     keys, values = kv_batch.plain(slab, segment.format, segment.capacity, segment.head_dim)
-    return keys[0].transpose(1, 2).flatten(0, 1)[slots], values[0][slots]
+    return keys[0, slots // PAGE, :, slots % PAGE], values[0, slots]
 
 
-def _chosen_bias(span: Span, layer: int, head: int, slots: Tensor) -> Tensor | None:
+def _chosen_bias(span: Span, layer: int, head: int, slots: Integers) -> Floats | None:
     """Logit biases fp32 [n] of some slots of one head, None where the span has none."""
     segment = span.segment
     return None if segment.bias is None else bias_row(segment, segment.bias, span.layer(layer), head)[slots]
 
 
-def _inside(indices: Tensor, first: int, stop: int) -> Tensor:
-    """The sorted indices in first..stop, counted from first."""
-    low, high = torch.searchsorted(indices, torch.tensor([first, stop])).tolist()
-    return indices[low:high] - first
-
-
 def _substitute(
-    keys: Tensor, values: Tensor, bias: Tensor | None, slots: Tensor, change: Substitution
-) -> Tensor | None:
+    keys: Floats, values: Floats, bias: Floats | None, slots: Integers, change: Substitution
+) -> Floats | None:
     """Overwrite in place the rows of `slots` that the substitution names; returns the new bias."""
-    place = torch.searchsorted(slots, change.slots)
+    place = slots.searchsorted(change.slots)
     found = place < len(slots)
-    found[found.clone()] = slots[place[found]] == change.slots[found]
+    found[found] = slots[place[found]] == change.slots[found]
     rows = place[found]
     keys[rows], values[rows] = change.keys[found], change.values[found]
     if bias is None and change.bias is None:
         return None
-    bias = torch.zeros(len(slots)) if bias is None else bias
+    bias = np.zeros(len(slots), np.float32) if bias is None else bias
     bias[rows] = 0.0 if change.bias is None else change.bias[found]
     return bias

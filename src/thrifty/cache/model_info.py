@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-Rotation = Callable[[int, "Tensor"], tuple["Tensor", "Tensor"]]
+from thrifty.arrays import Floats, Integers
+
+Rotation = Callable[[int, Integers], tuple[Floats, Floats]]
 """(layer, positions int64 [n]) → cos, sin, each fp32 [n, dimension/2] (half-split convention)."""
+
+Mask = npt.NDArray[np.bool_]
 
 Instruct = Callable[[str, Sequence[int]], Sequence[int]]
 """(text, token ids quoted behind it) → token ids that end the user's turn with both and begin the answer."""
@@ -25,18 +28,16 @@ class TokenClasses:
     special: frozenset[int] = frozenset()
     punctuation: frozenset[int] = frozenset()
 
-    def masks(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def masks(self, tokens: Integers) -> tuple[Mask, Mask]:
         """bool, as `tokens` int64: which are special, and which are punctuation; −1 is neither."""
         special, punctuation = self._tables
-        places = tokens.clamp(max=len(special) - 1)
+        places = np.minimum(tokens, len(special) - 1)
         return special[places], punctuation[places]
 
     @cached_property
-    def _tables(self) -> tuple[Tensor, Tensor]:
+    def _tables(self) -> tuple[Mask, Mask]:
         """bool by token id up to the highest; the last entry is False, and what −1 finds."""
-        import torch
-
-        tables = torch.zeros(2, max(self.special | self.punctuation, default=-1) + 2, dtype=torch.bool)
+        tables = np.zeros((2, max(self.special | self.punctuation, default=-1) + 2), np.bool_)
         for table, members in zip(tables, (self.special, self.punctuation), strict=True):
             table[list(members)] = True
         return tables[0], tables[1]
@@ -65,7 +66,7 @@ class ModelInfo:
     version: str = ""
     rotation: Rotation | None = field(default=None, compare=False, repr=False)
     classes: Callable[[], TokenClasses] = field(default=TokenClasses, compare=False, repr=False)
-    head_scores: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    head_scores: Mapping[str, Floats] = field(default_factory=dict, compare=False, repr=False)
     context: int = 0
     instruct: Instruct | None = field(default=None, compare=False, repr=False)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from thrifty.arrays import Array
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.segment import Segment, Span
 from thrifty.cache.tail import Tail
@@ -64,7 +63,7 @@ class OpenRows:
             rows -= pages[-1][1]
         return pages
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> None:
+    def append(self, layer: int, key: Array, value: Array) -> None:
         """Write rows [n, kv_heads, head_dim]. Raises PromptError where there is no room for them."""
         rows = len(key)
         start = self.rows(layer)

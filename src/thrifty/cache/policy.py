@@ -17,8 +17,7 @@ from thrifty.errors import RecipeError
 from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from thrifty.arrays import Floats
     from thrifty.cache.footprint import Footprint
     from thrifty.cache.model_info import LayerInfo, ModelInfo
     from thrifty.cache.rehearsal import Rehearsal
@@ -82,7 +81,7 @@ class CachePolicy:
         """Upper bound of the rows of one rehearsal of a prompt of so many tokens."""
         return 0
 
-    def witness(self, model: ModelInfo, queries: Tensor, keys: Tensor, seen: slice) -> Tensor:
+    def witness(self, model: ModelInfo, queries: Floats, keys: Floats, seen: slice) -> Floats:
         """Scores fp32 [slots of `seen`] that some forced rows give; the greatest of all rows stays.
 
         queries: [group, rows, head_dim] fp32, rotated, of one KV head. keys: [slots, head_dim] fp32: sinks, the slots
@@ -96,7 +95,7 @@ class CachePolicy:
         which native code computes too; None where it is a formula of its own."""
         return None
 
-    def after_prompt(self, layers: list[LayerView], received: list[list[Tensor]]) -> Edits:
+    def after_prompt(self, layers: list[LayerView], received: list[list[Floats]]) -> Edits:
         """Edits for all global layers at once when the rehearsals are over. received: by layer and KV head the scores
         fp32 [slots]; infinite where a slot was not rehearsed.
         """

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from thrifty.cache.segment import Segment
+from thrifty.arrays import Floats, Integers
+from thrifty.cache.segment import Segment, bias_row
 from thrifty.formats import kv
 from thrifty.kernels.reference.attention import Span
 
@@ -26,41 +26,27 @@ class Source:
 class Selection:
     """The slots that one head attends to, of the `count` it had when they were selected, and all newer ones."""
 
-    slots: Tensor
+    slots: Integers
     count: int
 
-
-class Columns:
-    """Which slots the columns of an attention result are: `live` picks those that are no holes, `place` puts a
-    selection's columns back among all `total` slots."""
-
-    def __init__(self, live: Tensor | None = None, place: Tensor | None = None, total: int = 0) -> None:
-        self._live = live
-        self._place = place
-        self._total = total
-
-    def of(self, chances: Tensor) -> Tensor:
-        """[..., attended] → [..., slots]."""
-        if self._place is not None:
-            whole = chances.new_zeros(*chances.shape[:-1], self._total)
-            whole[..., self._place] = chances
-            return whole
-        return chances if self._live is None else chances[..., self._live]
+    def only(self, bias: Floats) -> Floats:
+        """The logit biases fp32 [places] of all that a head holds, −inf for holes; with −inf for what is not attended
+        to as well."""
+        live = np.flatnonzero(bias > -np.inf)
+        seen = live[np.concatenate((self.slots, np.arange(self.count, len(live))))]
+        hidden = np.full(len(bias), -np.inf, np.float32)
+        hidden[seen] = bias[seen]
+        return hidden
 
 
-def attended(sources: Sequence[Source], head: int, selection: Selection | None) -> tuple[list[Span], Columns]:
-    """The spans of one head, and what the columns of a result over them are."""
+def attended(sources: Sequence[Source], head: int, selection: Selection | None) -> list[Span]:
+    """The spans of one head: holes, and slots that were not selected, have a bias of −inf."""
     spans = [_span(source, head) for source in sources]
-    holes = any(source.segment.parent is not None for source in sources)
-    live = torch.nonzero(torch.cat([_bias(one) for one in spans]) > -torch.inf).flatten() if holes else None
-    if selection is None:
-        return spans, Columns(live)
-    total = sum(len(one.keys) for one in spans) if live is None else len(live)
-    place = torch.cat((selection.slots, torch.arange(selection.count, total)))
-    slots = place if live is None else live[place]
-    keys, values = torch.cat([one.keys for one in spans]), torch.cat([one.values for one in spans])
-    bias = torch.cat([_bias(one) for one in spans])
-    return [Span(keys[slots], values[slots], bias[slots])], Columns(place=place, total=total)
+    if selection is None or not spans:
+        return spans
+    bias = selection.only(np.concatenate([_bias(span) for span in spans]))
+    borders = np.cumsum([len(span.keys) for span in spans])[:-1]
+    return [Span(span.keys, span.values, own) for span, own in zip(spans, np.split(bias, borders), strict=True)]
 
 
 def reachable(sources: list[Source], slots: int) -> list[Source]:
@@ -78,9 +64,8 @@ def _span(source: Source, head: int) -> Span:
     keys, values = kv.read(segment.format, slab, segment.capacity, segment.head_dim, 0, source.tokens)
     if segment.bias is None:
         return Span(keys, values)
-    row = segment.bias[segment.layers.index(source.layer), segment.heads.index(head), : source.tokens]
-    return Span(keys, values, row)
+    return Span(keys, values, bias_row(segment, segment.bias, source.layer, head)[: source.tokens])
 
 
-def _bias(span: Span) -> Tensor:
-    return torch.zeros(len(span.keys)) if span.bias is None else span.bias
+def _bias(span: Span) -> Floats:
+    return np.zeros(len(span.keys), np.float32) if span.bias is None else span.bias

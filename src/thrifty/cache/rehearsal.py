@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Floats, Integers
 from thrifty.cache.segment import INDEX
 from thrifty.errors import PromptError
 from thrifty.formats import kv
@@ -77,7 +77,8 @@ class Rehearsals:
         self._charged = working_bytes(self._model, len(prompt), longest) if self.pieces else 0
         sequence.tiers.ledger.charge(INDEX, self._charged, sequence.reservation)
         shape = (self._model.kv_heads, len(prompt) - self._first)
-        self._scores = {layer: torch.full(shape, torch.inf) for layer in sequence.global_layers} if self.pieces else {}
+        layers = sequence.global_layers if self.pieces else ()
+        self._scores = {layer: np.full(shape, np.inf, np.float32) for layer in layers}
 
     @property
     def charged(self) -> int:
@@ -99,7 +100,7 @@ class Rehearsals:
         for scores in self._scores.values():
             scores[:, piece.start - self._first : piece.stop - self._first] = 0.0
 
-    def observe(self, layer: int, queries: Tensor) -> None:
+    def observe(self, layer: int, queries: Floats) -> None:
         """The rotated queries [n, heads, head_dim] fp32 of the layer's next n rows, whose keys are appended."""
         piece = self._piece
         if piece is None:
@@ -118,7 +119,7 @@ class Rehearsals:
         self._sequence.truncate(len(self._piece.tokens))
         self._piece = self._keys = self._seen = None
 
-    def received(self) -> list[list[Tensor]]:
+    def received(self) -> list[list[Floats]]:
         """By global layer and KV head the scores of its sealed slots; infinite where a slot was not rehearsed."""
         return [
             [self._of_slots(layer, head) for head in range(self._model.kv_heads)]
@@ -131,9 +132,10 @@ class Rehearsals:
         charged, self._charged = self._charged, 0
         self._sequence.tiers.ledger.credit(INDEX, charged, self._sequence.reservation)
 
-    def _observed_natively(self, piece: Rehearsal, layer: int, queries: Tensor, rows: int) -> bool:
+    def _observed_natively(self, piece: Rehearsal, layer: int, queries: Floats, rows: int) -> bool:
         """The same as `_observe` by native code, `rows` forced ones with these. False, with nothing done, where the
-        reference path appended them, the policy's formula is its own, or slots have a bias (`witness` knows none)."""
+        reference path appended them, the policy's formula is its own, or slots have a bias or are hidden (`witness`
+        knows neither)."""
         view, reduction, model = self._sequence.newest_native, self._policy.reduction, self._model
         if view is None or reduction is None:
             return False
@@ -148,10 +150,10 @@ class Rehearsals:
         )  # fmt: skip
         for head, places in enumerate(seen.places):
             scores, columns = self._scores[layer][head], places - self._first
-            scores[columns] = torch.maximum(scores[columns], found[head, : len(places)])
+            scores[columns] = np.maximum(scores[columns], found[head, : len(places)])
         return True
 
-    def _observe(self, piece: Rehearsal, layer: int, queries: Tensor, done: int) -> None:
+    def _observe(self, piece: Rehearsal, layer: int, queries: Floats, done: int) -> None:
         """Score rows by the policy's own formula, `done` before them."""
         if self._keys is None or self._keys.layer != layer:
             self._keys = _LayerKeys(self._sequence, layer, piece)
@@ -162,18 +164,18 @@ class Rehearsals:
             self._score(self._keys, queries[first - done : stop - done], stop)
             first = stop
 
-    def _score(self, keys: _LayerKeys, queries: Tensor, stop: int) -> None:
+    def _score(self, keys: _LayerKeys, queries: Floats, stop: int) -> None:
         group = self._model.group
         for head in range(self._model.kv_heads):
-            own = queries[:, head * group : (head + 1) * group].transpose(0, 1).float()
+            own = queries[:, head * group : (head + 1) * group].swapaxes(0, 1)
             scores = self._scores[keys.layer][head]
             places = keys.places[head] - self._first
             found = self._policy.witness(self._model, own, keys.until(head, stop), keys.seen(head))
-            scores[places] = torch.maximum(scores[places], found)
+            scores[places] = np.maximum(scores[places], found)
 
-    def _of_slots(self, layer: int, head: int) -> Tensor:
+    def _of_slots(self, layer: int, head: int) -> Floats:
         positions = self._sequence.view(layer).positions(head)
-        found = torch.full((len(positions),), torch.inf)
+        found = np.full(len(positions), np.inf, np.float32)
         if layer in self._scores:
             new = positions >= self._first
             found[new] = self._scores[layer][head][positions[new] - self._first]
@@ -184,15 +186,16 @@ class _Seen:
     """Where the native View of one layer holds, during one rehearsal, what its rows see.
 
     judged: by KV head the number of sinks, and the first slot that is rehearsed and the one behind the last. places: by
-    head the positions of what is rehearsed, int64. biased: whether slots have a logit bias, which the view applies.
+    head the positions of what is rehearsed, int64. biased: whether slots have a logit bias, which the view applies, or
+    are hidden by a selection, which scores do not heed.
     """
 
     def __init__(self, sequence: SequenceCache, layer: int, piece: Rehearsal) -> None:
         self.layer = layer
         self.judged: list[tuple[int, int, int]] = []
-        self.places: list[Tensor] = []
+        self.places: list[Integers] = []
         spans = sequence.spans[layer]
-        self.biased = any(span.segment.bias is not None for span in spans)
+        self.biased = layer in sequence.selected or any(span.segment.bias is not None for span in spans)
         alike = all(
             isinstance(span.segment.positions, int) and len(span.segment.heads) == sequence.model.kv_heads
             for span in spans
@@ -211,9 +214,9 @@ class _Seen:
         ]
         if sequence.tail.rows:
             parts.append(sequence.tail.of(self.layer)[0].positions_of(head, sequence.tail.rows))
-        positions = torch.cat(parts)
-        bounds = torch.tensor([min(piece.sinks, piece.start), piece.start, piece.stop])
-        sinks, low, high = torch.searchsorted(positions, bounds).tolist()
+        positions = np.concatenate(parts)
+        bounds = [min(piece.sinks, piece.start), piece.start, piece.stop]
+        sinks, low, high = positions.searchsorted(bounds).tolist()
         self.judged.append((sinks, low, high))
         self.places.append(positions[low:high])
 
@@ -228,16 +231,16 @@ class _LayerKeys:
         self.layer = layer
         self._sequence = sequence
         self._filled = 0
-        self.places: list[Tensor] = []
+        self.places: list[Integers] = []
         self._before: list[int] = []
-        self._keys: list[Tensor] = []
+        self._keys: list[Floats] = []
         for head in range(sequence.model.kv_heads):
             sinks, _ = self._between(head, 0, min(piece.sinks, piece.start))
             context, places = self._between(head, piece.start, piece.stop)
-            room = torch.empty(len(piece.tokens), sequence.model.head_dim)
+            room = np.empty((len(piece.tokens), sequence.model.head_dim), np.float32)
             self.places.append(places)
             self._before.append(len(sinks))
-            self._keys.append(torch.cat((sinks, context, room)))
+            self._keys.append(np.concatenate((sinks, context, room)))
 
     def extend(self, rows: int) -> None:
         """Read the keys of the forced rows up to `rows`."""
@@ -257,13 +260,13 @@ class _LayerKeys:
         """Where the rehearsed slots lie."""
         return slice(self._before[head], self._before[head] + len(self.places[head]))
 
-    def until(self, head: int, rows: int) -> Tensor:
+    def until(self, head: int, rows: int) -> Floats:
         """[slots, head_dim]: everything up to the first `rows` forced rows."""
         return self._keys[head][: self._before[head] + len(self.places[head]) + rows]
 
-    def _between(self, head: int, low: int, high: int) -> tuple[Tensor, Tensor]:
+    def _between(self, head: int, low: int, high: int) -> tuple[Floats, Integers]:
         """Keys and positions of the committed slots at positions low..high."""
-        keys, places = [torch.empty(0, self._sequence.model.head_dim)], [torch.empty(0, dtype=torch.int64)]
+        keys, places = [np.empty((0, self._sequence.model.head_dim), np.float32)], [np.empty(0, np.int64)]
         for span in self._sequence.spans[self.layer]:
             at = span.segment.positions
             if not span.holds(head) or (isinstance(at, int) and (at >= high or at + span.tokens <= low)):
@@ -278,4 +281,4 @@ class _LayerKeys:
             inside = (positions >= low) & (positions < high)
             keys.append(found[inside])
             places.append(positions[inside])
-        return torch.cat(keys), torch.cat(places)
+        return np.concatenate(keys), np.concatenate(places)

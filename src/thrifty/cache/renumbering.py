@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Floats, Integers
 from thrifty.cache.builder import Builder
 from thrifty.cache.rotation import rotate_again
 from thrifty.cache.segment import Segment, Span, bias_row
@@ -16,7 +16,7 @@ from thrifty.formats.kv import PAGE
 
 
 def renumber(
-    builder: Builder, layer: int, spans: Sequence[Span], start: int, stop: int, positions: Tensor
+    builder: Builder, layer: int, spans: Sequence[Span], start: int, stop: int, positions: Integers
 ) -> list[Span]:
     """Rotate the keys of slots start..stop (the same for every head) to `positions` int64 [stop-start]."""
     cut = store(builder, layer, spans, [Piece(start, stop, "")], range(builder.model.kv_heads))
@@ -34,7 +34,7 @@ def renumber(
     return result
 
 
-def turn(builder: Builder, layers: tuple[int, ...], spans: Sequence[Span], positions: Tensor) -> Span:
+def turn(builder: Builder, layers: tuple[int, ...], spans: Sequence[Span], positions: Integers) -> Span:
     """One span a layer, alike but for their contents, as one new segment with keys rotated to `positions`.
 
     Always from the keys that were first written, so that turning often is as exact as turning once. The spans keep
@@ -56,22 +56,22 @@ def turn(builder: Builder, layers: tuple[int, ...], spans: Sequence[Span], posit
             if old.bias is not None:
                 for head in heads:
                     new.set_bias(layer, head, bias_row(old, old.bias, span.layer(layer), head)[:tokens])
-        _write_keys(new, torch.cat(turned))
+        _write_keys(new, np.concatenate(turned))
         new.set_positions([positions] * len(heads))
-        new.set_first_keys(torch.stack(first), before)
+        new.set_first_keys(np.stack(first), before)
     except BaseException:
         new.release()
         raise
     return Span(new, tokens)
 
 
-def _write_keys(new: Segment, keys: Tensor) -> None:
+def _write_keys(new: Segment, keys: Floats) -> None:
     """Overwrite the keys [layers·heads, tokens, d] of all slots."""
     if not new.quantised:
         held, _ = kv_batch.plain(new.slabs(), new.format, new.capacity, new.head_dim)
         for start in range(0, new.tokens, PAGE):
-            part = keys[:, start : start + PAGE].transpose(1, 2)
-            held[:, start // PAGE, :, : part.shape[2]] = part.to(held.dtype)
+            part = keys[:, start : start + PAGE].swapaxes(1, 2)
+            held[:, start // PAGE, :, : part.shape[2]] = part.astype(held.dtype)
         return
     for layer in new.layers:
         for head in new.heads:
@@ -80,10 +80,10 @@ def _write_keys(new: Segment, keys: Tensor) -> None:
             new.write(layer, head, 0, keys[row], values)
 
 
-def _first_keys(span: Span, source: int) -> tuple[Tensor, Tensor]:
+def _first_keys(span: Span, source: int) -> tuple[Floats, Integers]:
     """Keys [heads, tokens, d] fp32 of a layer as they were first written, and their positions."""
     old = span.segment
     if old.first_keys is not None:
         return old.first_keys[0][old.layers.index(source), :, : span.tokens], old.first_keys[1][: span.tokens]
-    keys = torch.stack([old.read(source, head, span.tokens)[0] for head in old.heads])
+    keys = np.stack([old.read(source, head, span.tokens)[0] for head in old.heads])
     return keys, old.positions_of(old.heads[0], span.tokens)

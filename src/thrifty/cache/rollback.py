@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from thrifty.cache.evicting import keep
 from thrifty.cache.segment import Span
@@ -62,7 +62,7 @@ def _trim(sequence: SequenceSlots, layer: int, length: int) -> None:
         counts = {int((span.segment.positions_of(head, span.tokens) < length).sum()) for head in span.segment.heads}
         if counts == {span.tokens}:
             continue
-        if len(counts) > 1 or span.segment.parent is not None:
+        if len(counts) > 1 or span.segment.holes:
             ragged = True
         elif counts == {0}:
             spans.pop(index).segment.release()
@@ -71,7 +71,7 @@ def _trim(sequence: SequenceSlots, layer: int, length: int) -> None:
     if ragged:
         view = LayerView(sequence.model.layer(layer, length), spans)
         heads = range(sequence.model.kv_heads)
-        kept = [torch.nonzero(view.positions(head) < length).flatten() for head in heads]
+        kept = [np.flatnonzero(view.positions(head) < length) for head in heads]
         sequence.spans[layer] = keep(sequence.builder, layer, spans, kept)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from thrifty.cache.carry import carry_out
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.statistics import Stats
 from thrifty.cache.view import LayerView
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Schedule:
         for index, policy in enumerate(self._policies):
             if not policy.compresses:
                 continue
-            stats = sequence.collector.stats(layer, sequence.sealed_counts(layer), index)
+            stats = _stats(sequence, layer, index)
             edits = policy.after_prefill(info, LayerView(info, sequence.spans[layer]), stats)
             carry_out(sequence, edits, (layer,))
         sequence.collector.forget(layer)
@@ -60,9 +61,14 @@ class Schedule:
                 continue
             self._due[index] = sequence.length + policy.period
             views = [sequence.view(layer) for layer in layers]
-            stats = [sequence.collector.stats(layer, sequence.sealed_counts(layer), index) for layer in layers]
+            stats = [_stats(sequence, layer, index) for layer in layers]
             edits = policy.after_decode(views, stats)
             if edits:
                 carry_out(sequence, edits, layers)
         sequence.collector.settle()
         self.next = min(self._due, default=NEVER)
+
+
+def _stats(sequence: SequenceCache, layer: int, policy: int) -> Stats:
+    """What is known of a layer's sealed slots, with the notes of a policy by its place in the recipe."""
+    return sequence.collector.stats(layer, sequence.sealed_counts(layer), policy, sequence.places(layer))

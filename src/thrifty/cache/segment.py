@@ -10,14 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
+from thrifty.arrays import Bytes, Floats, Integers
 from thrifty.cache.tiers import Tiers
 from thrifty.formats import kv
 from thrifty.storage.arena import Run
 from thrifty.storage.disk import Extent
 from thrifty.storage.ledger import Reservation
+
+Positions = npt.NDArray[np.int32]
+Tokens = tuple[Floats, Floats, Integers, Floats | None]
+"""Keys, values fp32 [n, head_dim], positions int64 [n], bias fp32 [n] or None."""
 
 INDEX = "index"
 """Ledger category of positions, logit biases and first keys, which lie outside the arena."""
@@ -61,9 +66,9 @@ class Segment:
         self.slab_bytes = kv.slab_bytes(format, capacity, head_dim)
         self.category = category
         self.reservation = reservation
-        self.positions: int | Tensor = 0
-        self.bias: Tensor | None = None
-        self.first_keys: tuple[Tensor, Tensor] | None = None
+        self.positions: int | Positions = 0
+        self.bias: Floats | None = None
+        self.first_keys: tuple[Floats, Integers] | None = None
         self.index_bytes = 0
         self.references = 1
         self.parent: Segment | None = None
@@ -71,8 +76,8 @@ class Segment:
         self.run: Run | None = self._allocate()
         self.run_bytes = self.run.nbytes
 
-    def with_holes(self, layer: int, live: list[Tensor], tokens: int) -> Segment:
-        """A second face of one layer of this segment, in which only the `live` slots (int64, one tensor a head) are
+    def with_holes(self, layer: int, live: Sequence[Integers], tokens: int) -> Segment:
+        """A second face of one layer of this segment, in which only the `live` slots (int64, one array a head) are
         seen: the others get a logit bias of −inf. Shares the bytes; has one reference of its own and holds one here."""
         face = object.__new__(Segment)
         for name in ("tiers", "heads", "capacity", "format", "head_dim", "slab_bytes", "category", "reservation"):
@@ -81,7 +86,7 @@ class Segment:
         face.positions, face.first_keys, face.index_bytes = self.positions, None, 0
         face.run, face.extent, face.run_bytes = None, None, 0
         face.parent = self.owner.retain()
-        face.bias = torch.full((1, len(self.heads), self.capacity), -torch.inf)
+        face.bias = np.full((1, len(self.heads), self.capacity), -np.inf, np.float32)
         for row, slots in enumerate(live):
             face.bias[0, row, slots] = (
                 0.0 if self.bias is None else bias_row(self, self.bias, layer, self.heads[row])[slots]
@@ -93,6 +98,11 @@ class Segment:
     def owner(self) -> Segment:
         """The segment that holds the bytes: itself, or the one that this is a face of."""
         return self if self.parent is None else self.parent
+
+    @property
+    def holes(self) -> bool:
+        """Whether it is a face, in which some slots are hidden."""
+        return self.parent is not None
 
     @property
     def tier(self) -> str:
@@ -129,20 +139,20 @@ class Segment:
         if self.parent is not None:
             self.parent.release()
 
-    def slab(self, layer: int, head: int) -> Tensor:
+    def slab(self, layer: int, head: int) -> Bytes:
         """uint8 [slab_bytes] of one layer and head: shared memory, or a copy read from disk."""
         if self.parent is not None:
             return self.parent.slab(layer, head)
         place = self._place(layer, head)
         if self.run is not None:
             return self.run.pieces[place]
-        copy = torch.empty(self.slab_bytes, dtype=torch.uint8)
+        copy = np.empty(self.slab_bytes, np.uint8)
         if self.extent is None:
             raise RuntimeError("a segment was read after it was freed")
         self.tiers.require_disk().read(self.extent, copy, place * self.slab_bytes)
         return copy
 
-    def slabs(self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Tensor:
+    def slabs(self, layers: Sequence[int] | None = None, heads: Sequence[int] | None = None) -> Bytes:
         """uint8 [layers·heads, slab_bytes], layer by layer: shared memory for whole runs or whole layers, else
         copies.
         """
@@ -150,72 +160,57 @@ class Segment:
         which = owner.layers if layers is None else tuple(layers)
         rows = owner.heads if heads is None else tuple(heads)
         if owner.run is None:
-            return torch.stack([owner.slab(layer, head) for layer in which for head in rows])
-        every = owner.run.pieces.unflatten(0, (len(owner.layers), len(owner.heads)))
+            return np.stack([owner.slab(layer, head) for layer in which for head in rows])
+        pieces = owner.run.pieces
+        if which == owner.layers and rows == owner.heads:
+            return pieces
+        every = pieces.reshape(len(owner.layers), len(owner.heads), -1)
         if which != owner.layers:
             places = [owner.layers.index(layer) for layer in which]
             every = every[places[0] : places[0] + 1] if len(places) == 1 else every[places]
         if rows != owner.heads:
             every = every[:, [owner.heads.index(head) for head in rows]]
-        return every.flatten(0, 1)
+        return every.reshape(len(which) * len(rows), -1)
 
-    def address(self, layer: int, head: int) -> int:
-        """Memory address of a slab; valid until the segment moves or is freed."""
-        owner = self.owner
-        if owner.run is None:
-            raise RuntimeError("a segment outside memory has no address")
-        return owner.run.address_of(owner._place(layer, head))
-
-    @property
-    def slab_stride(self) -> int:
-        """Bytes from the address of one head's slab to that of the next."""
-        return self.slab_bytes if self.run is None else self.run.stride
-
-    def bias_address(self, layer: int, head: int) -> int:
-        """Memory address of a slab's logit bias, 0 where it has none."""
-        return 0 if self.bias is None else bias_row(self, self.bias, layer, head).data_ptr()
-
-    def read(self, layer: int, head: int, count: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def read(self, layer: int, head: int, count: int | None = None) -> Tokens:
         """The first `count` tokens (default all) of one layer and head.
 
         Returns keys, values fp32 [n, head_dim], positions int64 [n], bias fp32 [n] or None: copies.
         """
         count = self.tokens if count is None else count
         keys, values = kv.read(self.format, self.slab(layer, head), self.capacity, self.head_dim, 0, count)
-        bias = None if self.bias is None else bias_row(self, self.bias, layer, head)[:count].clone()
+        bias = None if self.bias is None else bias_row(self, self.bias, layer, head)[:count].copy()
         return keys, values, self.positions_of(head, count), bias
 
-    def positions_of(self, head: int, count: int | None = None) -> Tensor:
+    def positions_of(self, head: int, count: int | None = None) -> Integers:
         """int64 [n]: positions of the first `count` tokens of one head."""
         count = self.tokens if count is None else count
         if isinstance(self.positions, int):
-            return torch.arange(self.positions, self.positions + count)
-        return self.positions[self.heads.index(head), :count].long()
+            return np.arange(self.positions, self.positions + count)
+        return self.positions[self.heads.index(head), :count].astype(np.int64)
 
-    def write(self, layer: int, head: int, start: int, keys: Tensor, values: Tensor) -> None:
+    def write(self, layer: int, head: int, start: int, keys: Floats, values: Floats) -> None:
         """Fill slots from `start`; only before the segment is sealed (shared)."""
         kv.write(self.format, self.slab(layer, head), self.capacity, self.head_dim, start, keys, values)
 
-    def set_positions(self, per_head: list[Tensor]) -> None:
+    def set_positions(self, per_head: Sequence[Integers]) -> None:
         """Record positions, int64 [tokens] a head; consecutive ones cost no bytes."""
-        first = int(per_head[0][0]) if len(per_head[0]) else 0
-        line = torch.arange(first, first + self.tokens)
-        if all(found is per_head[0] or torch.equal(found, per_head[0]) for found in per_head[1:]) and torch.equal(
-            per_head[0], line
-        ):
+        positions = np.array(per_head, np.int32)
+        first = int(positions[0, 0]) if positions.size else 0
+        if (positions == np.arange(first, first + self.tokens, dtype=np.int32)).all():
             self.positions = first
             return
-        self.positions = torch.stack(per_head).to(torch.int32)
-        self._charge_index(self.positions.nbytes)
+        self.positions = positions
+        self._charge_index(positions.nbytes)
 
-    def set_bias(self, layer: int, head: int, bias: Tensor) -> None:
+    def set_bias(self, layer: int, head: int, bias: Floats) -> None:
         """Record logit biases fp32 [n] of the first n tokens of one layer and head; the others are 0."""
         if self.bias is None:
-            self.bias = torch.zeros(len(self.layers), len(self.heads), self.capacity)
+            self.bias = np.zeros((len(self.layers), len(self.heads), self.capacity), np.float32)
             self._charge_index(self.bias.nbytes)
         bias_row(self, self.bias, layer, head)[: len(bias)] = bias
 
-    def set_first_keys(self, keys: Tensor, positions: Tensor) -> None:
+    def set_first_keys(self, keys: Floats, positions: Integers) -> None:
         """Remember the keys [layers, heads, tokens, head_dim] and positions [tokens] before a renumbering."""
         self.first_keys = (keys, positions)
         self._charge_index(keys.nbytes + positions.nbytes)
@@ -224,7 +219,7 @@ class Segment:
         """Take over the bytes of a segment of the same shape."""
         if self.run is None or other.run is None or self.run.pieces.shape != other.run.pieces.shape:
             raise RuntimeError("segments of different shapes, or outside memory")
-        self.run.pieces.copy_(other.run.pieces)
+        self.run.pieces[...] = other.run.pieces
 
     def recategorise(self, category: str) -> None:
         """Charge its bytes to another category of the ledger."""
@@ -249,16 +244,38 @@ class Segment:
             return
         run = self._allocate()
         try:
-            if run.pieces.is_contiguous():
-                self.tiers.require_disk().read(extent, run.pieces.view(-1))
-            else:
-                for place, slab in enumerate(run.pieces):
-                    self.tiers.require_disk().read(extent, slab, place * self.slab_bytes)
+            self._read(extent, run.pieces)
         except BaseException:
             self.tiers.arena.free(run)
             raise
         self.run, self.extent = run, None
         self.tiers.require_disk().free(extent)
+
+    def copy_in_memory(self, reservation: Reservation | None) -> Segment:
+        """The bytes of a segment on disk as one in memory, without positions and biases; it stays on disk.
+
+        Raises BudgetError or StorageError with nothing taken.
+        """
+        if self.extent is None:
+            raise RuntimeError("only a segment on disk is copied to memory")
+        shape = (self.layers, self.heads, self.capacity, self.format, self.head_dim)
+        copy = Segment(self.tiers, *shape, category="scratch", reservation=reservation)
+        try:
+            assert copy.run is not None, "it was just made"
+            self._read(self.extent, copy.run.pieces)
+        except BaseException:
+            copy.release()
+            raise
+        return copy
+
+    def _read(self, extent: Extent, pieces: Bytes) -> None:
+        """Its bytes from disk."""
+        disk = self.tiers.require_disk()
+        if pieces.flags.c_contiguous:
+            disk.read(extent, pieces.reshape(-1), 0)
+            return
+        for place, slab in enumerate(pieces):
+            disk.read(extent, slab, place * self.slab_bytes)
 
     def _allocate(self) -> Run:
         pieces = len(self.layers) * len(self.heads)
@@ -277,7 +294,7 @@ class Segment:
         self.index_bytes += nbytes
 
 
-def bias_row(segment: Segment, bias: Tensor, layer: int, head: int) -> Tensor:
+def bias_row(segment: Segment, bias: Floats, layer: int, head: int) -> Floats:
     """One layer's and head's row of a [layers, heads, capacity] bias."""
     return bias[segment.layers.index(layer), segment.heads.index(head)]
 
@@ -301,7 +318,7 @@ class Span:
         """Whether the segment holds this KV head."""
         return head in self.segment.heads
 
-    def read(self, layer: int, head: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def read(self, layer: int, head: int) -> Tokens:
         """Keys, values fp32 [n, head_dim], positions int64 [n], bias fp32 [n] or None, holes left out."""
         keys, values, positions, bias = self.segment.read(self.layer(layer), head, self.tokens)
         live = self.live(layer, head)
@@ -309,17 +326,19 @@ class Span:
             return keys, values, positions, bias
         return keys[live], values[live], positions[live], None if bias is None else bias[live]
 
-    def live(self, layer: int, head: int) -> Tensor | None:
-        """int64: the slots of one head that are not holes; None where there are no holes."""
+    def bias(self, layer: int, head: int) -> Floats:
+        """fp32 [tokens]: the logit biases of one head, 0 where there are none and −inf for holes."""
         segment = self.segment
-        if segment.parent is None or segment.bias is None:
-            return None
-        row = bias_row(segment, segment.bias, self.layer(layer), head)[: self.tokens]
-        return torch.nonzero(row > -torch.inf).flatten()
+        if segment.bias is None:
+            return np.zeros(self.tokens, np.float32)
+        return bias_row(segment, segment.bias, self.layer(layer), head)[: self.tokens]
+
+    def live(self, layer: int, head: int) -> Integers | None:
+        """int64: the slots of one head that are not holes; None where there are no holes."""
+        return np.flatnonzero(self.bias(layer, head) > -np.inf) if self.segment.holes else None
 
     def count(self, layer: int, head: int) -> int:
         """Slots of one head, holes left out; 0 where the segment does not hold the head."""
         if head not in self.segment.heads:
             return 0
-        live = self.live(layer, head)
-        return self.tokens if live is None else len(live)
+        return int(np.count_nonzero(self.bias(layer, head) > -np.inf)) if self.segment.holes else self.tokens

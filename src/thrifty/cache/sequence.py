@@ -27,14 +27,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Floats, Integers
 from thrifty.cache import attending
 from thrifty.cache.builder import release_all
 from thrifty.cache.carry import carry_out
 from thrifty.cache.collector import Collector
 from thrifty.cache.composition import layer_major, rehearsing, wanted
 from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.open_rows import Scratch
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.rehearsal import Rehearsals
 from thrifty.cache.rollback import check, roll_back
@@ -85,7 +87,7 @@ class SequenceCache(SequenceSlots):
 
     def stats(self, layer: int) -> Stats:
         """What was collected for a layer, aligned with its committed slots (the notes are the first policy's)."""
-        return self.collector.stats(layer, self.counts(layer))
+        return self.collector.stats(layer, self.counts(layer), places=self.places(layer))
 
     # --- rows ----------------------------------------------------------------------------------------
 
@@ -99,13 +101,13 @@ class SequenceCache(SequenceSlots):
     def attend(
         self,
         layer: int,
-        query: Tensor,
-        positions: Tensor | None = None,
+        query: Floats,
+        positions: Integers | None = None,
         *,
         scale: float | None = None,
         softcap: float | None = None,
         window: int | None = None,
-    ) -> Tensor:
+    ) -> Floats:
         """Attention of query [n, heads, head_dim] over the layer's slots → [n, heads, head_dim] fp32.
 
         The rows are the newest n that were appended: row i sees every slot but the last n-1-i, and in a windowed layer
@@ -117,7 +119,7 @@ class SequenceCache(SequenceSlots):
         return attending.attend(
             self,
             layer,
-            query.float(),
+            np.asarray(query, np.float32),
             scale=self.model.scale if scale is None else scale,
             softcap=(self.model.softcap if softcap is None else softcap) or 0.0,
             window=self.model.windows[layer] if window is None else window,
@@ -134,7 +136,7 @@ class SequenceCache(SequenceSlots):
         if self.open_rows.pending:
             self.open_rows.check(n)
         if self.collector.pending():
-            self.collector.commit({layer: self.counts(layer) for layer in self.global_layers})
+            self.collector.commit({layer: self.place_counts(layer) for layer in self.global_layers})
             self.collector.settle()
         self.collector.commit_native()
         self.open_rows.pending = {}
@@ -165,11 +167,12 @@ class SequenceCache(SequenceSlots):
             self.open_rows.reject(rejected)
         if n > rejected:
             self.mirror.drop()
+            before = {layer: self.places(layer) for layer in self.global_layers}
             roll_back(self, self.length - (n - rejected))
             self.schedule.shorten(self.length)
             self.collector.shorten(self.length)
-            for layer in self.global_layers:
-                self.collector.fit(layer, self.counts(layer), self.length)
+            for layer, places in before.items():
+                self.collector.fit(layer, self.counts(layer), self.length, places, self.places(layer))
 
     def discard(self) -> None:
         """Drop all uncommitted rows, also those that a failed step left in some layers only."""
@@ -242,11 +245,11 @@ class SequenceCache(SequenceSlots):
         release_all(prefix)
         self.mirror.rebuild(self, layer)
 
-    def observe(self, layer: int, queries: Tensor | None, column_sums: list[Tensor] | None = None) -> None:
+    def observe(self, layer: int, queries: Floats | None, column_sums: list[Floats] | None = None) -> None:
         """Native layer-major prefill: hand over what `attend` would have collected, before `seal_layer`.
 
         queries: the newest rows [w, heads, head_dim] fp32 rotated, w ≥ `statistics.queries` or all there are.
-        column_sums: [group, slots] a KV head.
+        column_sums: [group, places] a KV head.
         """
         if queries is not None:
             self.collector.add_queries(layer, queries)
@@ -322,7 +325,8 @@ class SequenceCache(SequenceSlots):
     @property
     def index_bytes(self) -> int:
         """See `SequenceSlots`: those of statistics and rehearsals."""
-        return self.collector.charged + (0 if self.rehearsals is None else self.rehearsals.charged)
+        rehearsals = 0 if self.rehearsals is None else self.rehearsals.charged
+        return super().index_bytes + self.collector.charged + rehearsals
 
     def _release_all(self) -> None:
         self._end_rehearsals()
@@ -333,8 +337,9 @@ class SequenceCache(SequenceSlots):
 
     @property
     def native(self) -> Any:
-        """The native View kept in step with the spans, or None where a step needs the reference path: no native
-        module, a segment on disk, a selection, or column sums over slots with holes. Ask for it anew at every step."""
+        """The native View kept in step with the spans; None where there is no native module. Ask for it anew at every
+        step. Raises BudgetError or StorageError where segments on disk do not fit into memory beside it, KernelError
+        for a head dimension that native code does not take."""
         return self.mirror.follow(self, sums=self.collector.sums_now)
 
     @property
@@ -354,10 +359,14 @@ class SequenceCache(SequenceSlots):
         """The same for `rows` rows of a prompt (layer-major: of the layer that is open), which stay."""
         scratch = self.open_rows.scratch
         if scratch is not None:
-            return self.collector.native_prompt(scratch.layer, max(self.sealed_counts(scratch.layer)) + scratch.rows)
+            return self.collector.native_prompt(scratch.layer, self._scratch_places(scratch))
         if not self.collector.sums_now:
             return None
         return self.collector.native_prompt(None, self.mirror.widest(self.global_layers) + rows)
+
+    def _scratch_places(self, scratch: Scratch) -> int:
+        """The most places of a KV head of the layer that is open, when its prompt is complete."""
+        return max(self.place_counts(scratch.layer)) - self.open_rows.rows(scratch.layer) + scratch.rows
 
     def _schedule_plain(self) -> None:
         """What is not compressed when its prompt ends counts its policies' periods from the beginning."""

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
+from thrifty.arrays import Array, Integers
 from thrifty.cache.builder import Builder
 from thrifty.cache.mirror import Mirror
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.open_rows import OpenRows
+from thrifty.cache.places import Places, places
 from thrifty.cache.reading import Selection
 from thrifty.cache.sealing import adopt
 from thrifty.cache.segment import Segment, Span
@@ -50,7 +50,7 @@ class SequenceSlots:
         self.selected: dict[int, list[Selection]] = {}
         self.tail = Tail(tiers, model, model.layer_groups(), reservation)
         self.open_rows = OpenRows(tiers, model, self.tail, reservation)
-        self.mirror = Mirror(model)
+        self.mirror = Mirror(tiers, model, reservation)
         self._freed = False
         tiers.sequences.add(self)
 
@@ -79,6 +79,15 @@ class SequenceSlots:
         spans = self.spans[layer]
         return [sum(span.count(layer, head) for span in spans) for head in range(self.model.kv_heads)]
 
+    def places(self, layer: int) -> Places | None:
+        """Where a layer's sealed slots lie among its places, holes counted; None where it has no holes."""
+        return places(self.spans[layer], layer, self.model.kv_heads)
+
+    def place_counts(self, layer: int) -> list[int]:
+        """Places of each KV head, holes and uncommitted rows of the reference path included."""
+        rows, spans = self.open_rows.rows(layer), self.spans[layer]
+        return [rows + sum(span.tokens for span in spans if span.holds(head)) for head in range(self.model.kv_heads)]
+
     def view(self, layer: int) -> LayerView:
         """A layer's sealed slots as a policy sees them."""
         return LayerView(self.model.layer(layer, self.length, self.prompt), self.spans[layer])
@@ -103,7 +112,7 @@ class SequenceSlots:
                 for layer in group.layers:
                     self.mirror.open_page(layer, page)
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> None:
+    def append(self, layer: int, key: Array, value: Array) -> None:
         """Reference path: store rows [n, kv_heads, head_dim] (any float dtype, keys rotated) in the layer's open pages.
 
         Needs a `reserve` (or `begin_layer`) that holds them. Raises PromptError where it does not.
@@ -120,8 +129,8 @@ class SequenceSlots:
             self.tail.number(self.length)
             self.mirror.drop()
 
-    def select(self, layer: int, indices: tuple[Tensor, ...] | None) -> None:
-        """Attend to these sealed slots of a layer (one tensor a KV head) and to all newer ones; None ends it."""
+    def select(self, layer: int, indices: tuple[Integers, ...] | None) -> None:
+        """Attend to these sealed slots of a layer (one array a KV head) and to all newer ones; None ends it."""
         self.mirror.drop()
         if indices is None:
             self.selected.pop(layer, None)
@@ -138,7 +147,7 @@ class SequenceSlots:
         """One span's contents in another form; the caller keeps the old one's reference."""
         spans = self.spans[layer]
         spans[place] = span
-        if all(len(one.segment.heads) == self.model.kv_heads for one in spans):
+        if layer not in self.selected and all(len(one.segment.heads) == self.model.kv_heads for one in spans):
             self.mirror.exchange(layer, place % len(spans), span)
         else:
             self.mirror.drop()
@@ -153,7 +162,7 @@ class SequenceSlots:
     @property
     def index_bytes(self) -> int:
         """Index bytes that it has charged beyond those of its segments."""
-        return 0
+        return self.mirror.charged
 
     def references(self) -> Iterator[Segment]:
         """What it holds, one a reference: a span has one in the list of every layer."""
@@ -163,6 +172,7 @@ class SequenceSlots:
             yield from pages
         if self.open_rows.scratch is not None:
             yield self.open_rows.scratch.segment
+        yield from self.mirror.copies()
 
     def free(self) -> None:
         """Release everything, the reservation included. A second call has no effect. What an error in the middle

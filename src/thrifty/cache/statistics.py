@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from thrifty.arrays import Floats, Integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Stats:
     later call, in forks too. A few small numbers a head, which the ledger does not count.
     """
 
-    queries: Tensor | None = None
-    column_sums: list[Tensor] | None = None
-    tokens: list[Tensor] | None = None
+    queries: Floats | None = None
+    column_sums: list[Floats] | None = None
+    tokens: list[Integers] | None = None
     notes: dict[str, tuple[int, ...]] = field(default_factory=dict)

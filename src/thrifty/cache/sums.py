@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Floats, Integers
 from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.places import Places
 from thrifty.formats.kv import PAGE
 
 
@@ -16,53 +17,75 @@ from thrifty.formats.kv import PAGE
 class Accumulator:
     """Where native attention adds the probabilities of a sequence's rows.
 
-    layers: the address of each layer's fp32 [heads, stride], 0 where nothing is collected. row: floats from one row's
-    place to the next's, 0 where all rows are added up, in their order.
+    layers: the model layers that collect, in the order of the table. sums: fp32 [layers, heads, places] where all rows
+    are added up, in their order; [rows, layers, heads, places] where each row goes apart.
     """
 
-    layers: list[int]
-    stride: int
-    row: int = 0
+    layers: tuple[int, ...]
+    sums: Floats
 
 
 class ColumnSums:
-    """Sums by layer, fp32 [heads, width]: column i belongs to slot i of the query head's KV head, 0 behind the last.
+    """Sums by layer, fp32 [heads, width]: column i belongs to place i of the query head's KV head, 0 behind the last.
 
-    While decoding, all layers are one table. Rows that may still be rejected have tables of their own until `commit`.
+    A place is a slot or a hole (`Places`), as attention counts them. While decoding, all layers are one table. Rows
+    that may still be rejected have tables of their own until `commit`.
     """
 
     def __init__(self, model: ModelInfo) -> None:
-        self.layers: dict[int, Tensor] = {}
+        self.layers: dict[int, Floats] = {}
         self._model = model
         self._global = model.layers_with(None)
-        self._table: Tensor | None = None
-        self._rows: Tensor | None = None
+        self._table: Floats | None = None
+        self._rows: Floats | None = None
         self._open = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(one.nbytes for one in self.layers.values()) + (0 if self._rows is None else self._rows.nbytes)
+        return sum(sums.nbytes for sums in self.layers.values()) + (0 if self._rows is None else self._rows.nbytes)
 
-    def head(self, layer: int, head: int) -> Tensor:
-        """A KV head's part of a layer, [group, width]; a view."""
+    def head(self, layer: int, head: int) -> Floats:
+        """A KV head's part of a layer, [group, width], by places; shares its memory."""
         group = self._model.group
         return self.layers[layer][head * group : (head + 1) * group]
 
-    def add(self, layer: int, head: int, more: Tensor) -> None:
-        """Add [group, slots] to a KV head's sums; slots may have grown."""
+    def slots(self, layer: int, head: int, places: Places | None) -> int:
+        """How many slots of a head the table has columns for."""
+        width = self.layers[layer].shape[1]
+        return width if places is None else max(0, places.slots_in(head, width))
+
+    def of_slots(self, layer: int, head: int, count: int, places: Places | None) -> Floats:
+        """The sums of a head's first `count` slots, [group, count], zero where there are none; a copy or not."""
+        sums = self.head(layer, head)
+        if places is None and count <= sums.shape[1]:
+            return sums[:, :count]
+        columns = np.arange(count) if places is None else places.of(head, count)
+        known = columns[: columns.searchsorted(sums.shape[1])]
+        slots = np.zeros((len(sums), count), np.float32)
+        slots[:, : len(known)] = sums[:, known]
+        return slots
+
+    def add(self, layer: int, head: int, more: Floats) -> None:
+        """Add [group, places] to a KV head's sums; places may have grown."""
         self._widen(layer, more.shape[1])
         self.head(layer, head)[:, : more.shape[1]] += more
 
-    def replace(self, layer: int, heads: Sequence[Tensor]) -> None:
-        """A layer's sums anew, [group, slots] a KV head."""
-        width = max(one.shape[1] for one in heads)
-        padded = torch.cat([torch.nn.functional.pad(one, (0, width - one.shape[1])) for one in heads])
+    def replace(self, layer: int, heads: Sequence[Floats], places: Places | None = None) -> None:
+        """A layer's sums anew, [group, slots] a KV head: memory of their own. places: those of the slots."""
+        columns: list[slice | Integers]
+        if places is None:
+            columns, width = [slice(sums.shape[1]) for sums in heads], max(sums.shape[1] for sums in heads)
+        else:
+            lists = [places.of(head, sums.shape[1]) for head, sums in enumerate(heads)]
+            columns, width = [*lists], max(int(own[-1]) + 1 if len(own) else 0 for own in lists)
         if self._table is not None and layer in self.layers and width <= self._table.shape[2]:
-            self.layers[layer].zero_()[:, :width] = padded
+            self.layers[layer][:] = 0
         else:
             self._apart()
-            self.layers[layer] = padded
+            self.layers[layer] = np.zeros((self._model.heads, width), np.float32)
+        for head, sums in enumerate(heads):
+            self.head(layer, head)[:, columns[head]] = sums
 
     def forget(self, layer: int) -> None:
         """Drop a layer's sums."""
@@ -76,38 +99,29 @@ class ColumnSums:
     def copy(self) -> ColumnSums:
         """The committed sums, in memory of their own."""
         other = ColumnSums(self._model)
-        other.layers = {layer: one.clone() for layer, one in self.layers.items()}
+        other.layers = {layer: sums.copy() for layer, sums in self.layers.items()}
         return other
 
     # --- rows that native code computes --------------------------------------------------------------
 
-    def of_prompt(self, layer: int | None, slots: int) -> Accumulator:
-        """Where a prompt's rows are added up. layer: the one in work, None for all of them; slots: its most slots."""
-        addresses = [0] * self._model.layers
+    def of_prompt(self, layer: int | None, places: int) -> Accumulator:
+        """Where a prompt's rows are added up. layer: the global one in work, None for all of them; places: its most."""
         if layer is not None:
-            if self._model.windows[layer] is None:
-                addresses[layer] = self._widen(layer, slots).data_ptr()
-            return Accumulator(addresses, self.layers[layer].shape[1] if addresses[layer] else 0)
-        table = self._together(slots)
-        for one in self._global:
-            addresses[one] = self.layers[one].data_ptr()
-        return Accumulator(addresses, table.shape[2])
+            return Accumulator((layer,), self._widen(layer, places)[None])
+        return Accumulator(self._global, self._together(places))
 
-    def of_rows(self, rows: int, slots: int) -> Accumulator:
-        """Where the next rows' probabilities go, each row's apart, until `commit` or `truncate`. slots: the most of
+    def of_rows(self, rows: int, places: int) -> Accumulator:
+        """Where the next rows' probabilities go, each row's apart, until `commit` or `truncate`. places: the most of
         any layer, these rows included.
         """
-        table = self._together(slots)
+        table = self._together(places)
         if self._rows is None or self._rows.shape[1:] != table.shape or len(self._rows) < rows:
             self._rows = None
-            self._rows = torch.zeros(rows, *table.shape)
+            self._rows = np.zeros((rows, *table.shape), np.float32)
         else:
-            self._rows[:rows].zero_()
+            self._rows[:rows] = 0
         self._open = rows
-        addresses = [0] * self._model.layers
-        for place, one in enumerate(self._global):
-            addresses[one] = self._rows.data_ptr() + place * table[0].nbytes
-        return Accumulator(addresses, table.shape[2], table.numel())
+        return Accumulator(self._global, self._rows[:rows])
 
     def truncate(self, n: int) -> None:
         """Reject the newest n rows."""
@@ -126,24 +140,24 @@ class ColumnSums:
 
     # --- inside --------------------------------------------------------------------------------------
 
-    def _widen(self, layer: int, slots: int) -> Tensor:
-        """The layer's sums with room for `slots` columns."""
+    def _widen(self, layer: int, places: int) -> Floats:
+        """The layer's sums with room for `places` columns."""
         held = self.layers.get(layer)
-        if held is None or held.shape[1] < slots:
+        if held is None or held.shape[1] < places:
             self._apart()
-            wider = torch.zeros(self._model.heads, slots)
+            wider = np.zeros((self._model.heads, places), np.float32)
             if held is not None:
                 wider[:, : held.shape[1]] = held
             self.layers[layer] = wider
         return self.layers[layer]
 
-    def _together(self, slots: int) -> Tensor:
-        """All global layers as one table [layers, heads, width] with room for `slots` columns."""
-        if self._table is None or self._table.shape[2] < slots:
+    def _together(self, places: int) -> Floats:
+        """All global layers as one table [layers, heads, width] with room for `places` columns."""
+        if self._table is None or self._table.shape[2] < places:
             self._rows = None
-            widest = max((one.shape[1] for one in self.layers.values()), default=0)
-            width = -(-max(slots, widest) // PAGE) * PAGE
-            table = torch.zeros(len(self._global), self._model.heads, width)
+            widest = max((sums.shape[1] for sums in self.layers.values()), default=0)
+            width = -(-max(places, widest) // PAGE) * PAGE
+            table = np.zeros((len(self._global), self._model.heads, width), np.float32)
             for place, layer in enumerate(self._global):
                 held = self.layers.get(layer)
                 if held is not None:
@@ -155,5 +169,5 @@ class ColumnSums:
     def _apart(self) -> None:
         """Let the layers have memory of their own."""
         if self._table is not None:
-            self.layers = {layer: one.clone() for layer, one in self.layers.items()}
+            self.layers = {layer: sums.copy() for layer, sums in self.layers.items()}
             self._table = self._rows = None

@@ -6,8 +6,12 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+
+from thrifty.arrays import Integers
+
+Ids = npt.NDArray[np.int32]
 
 UNKNOWN = -1
 
@@ -17,7 +21,7 @@ class _Edited:
     """A layer whose slots were changed. heads: int32 ids of each head's slots that stand for the history up to `stop`;
     later slots are the history's later tokens."""
 
-    heads: tuple[Tensor, ...]
+    heads: tuple[Ids, ...]
     stop: int
 
 
@@ -44,20 +48,21 @@ class TokenIds:
             self._history.extend([UNKNOWN] * gap)
         self._history[start : start + len(tokens)] = array("i", tokens)
 
-    def of(self, layer: int, head: int, count: int) -> Tensor:
+    def of(self, layer: int, head: int, count: int) -> Integers:
         """int64 [count]: the ids of a head's slots, in order."""
         edited = self._edited.get(layer)
         if edited is None:
-            return self._part(0, count).long()
+            return self._part(0, count).astype(np.int64)
         own = edited.heads[head]
-        return torch.cat((own, self._part(edited.stop, max(0, count - len(own))))).long()[:count]
+        rest = self._part(edited.stop, max(0, count - len(own)))
+        return np.concatenate((own, rest), dtype=np.int64)[:count]
 
-    def keep(self, layer: int, indices: Sequence[Tensor], sealed: Sequence[int]) -> None:
+    def keep(self, layer: int, indices: Sequence[Integers], sealed: Sequence[int]) -> None:
         """The layer kept these of each head's `sealed` slots, and all behind them."""
         if all(len(chosen) == count for chosen, count in zip(indices, sealed, strict=True)):
             return
         edited = self._edited.get(layer)
-        heads = [self.of(layer, head, count)[indices[head]].int() for head, count in enumerate(sealed)]
+        heads = [self.of(layer, head, count)[indices[head]].astype(np.int32) for head, count in enumerate(sealed)]
         stop = sealed[0] if edited is None else edited.stop + sealed[0] - len(edited.heads[0])
         self._edited[layer] = _Edited(tuple(heads), stop)
 
@@ -76,7 +81,7 @@ class TokenIds:
         """The layer lost its newest slots: its heads hold `counts`, and the sequence is `length` long."""
         edited = self._edited.get(layer)
         if edited is not None:
-            heads = tuple(one[:count].clone() for one, count in zip(edited.heads, counts, strict=True))
+            heads = tuple(own[:count].copy() for own, count in zip(edited.heads, counts, strict=True))
             self._edited[layer] = _Edited(heads, min(edited.stop, length))
 
     def clear(self) -> None:
@@ -89,10 +94,10 @@ class TokenIds:
         other._history, other._edited = self._history[:], dict(self._edited)
         return other
 
-    def _part(self, start: int, count: int) -> Tensor:
+    def _part(self, start: int, count: int) -> Ids:
         """int32 [count]: the history from `start`, UNKNOWN beyond its end."""
-        found = torch.full((count,), UNKNOWN, dtype=torch.int32)
+        found = np.full(count, UNKNOWN, np.int32)
         known = self._history[start : start + count]
         if known:
-            found[: len(known)] = torch.frombuffer(known, dtype=torch.int32)
+            found[: len(known)] = np.frombuffer(known, np.int32)
         return found

@@ -12,8 +12,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
-from torch import Tensor
-
+from thrifty.arrays import Floats
 from thrifty.cache.model_info import LayerGroup, ModelInfo
 from thrifty.cache.segment import Segment
 from thrifty.cache.statistics import Statistics
@@ -23,7 +22,7 @@ from thrifty.formats.kv import PAGE
 TREE = "tree"
 """Ledger category of pages that the tree holds (also while sequences share them) and of its statistics."""
 
-Sums = dict[int, list[Tensor]]
+Sums = dict[int, list[Floats]]
 
 
 @dataclass(eq=False)

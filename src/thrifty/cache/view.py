@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from thrifty.cache.segment import Span
+from thrifty.arrays import Floats, Integers
+from thrifty.cache.segment import Span, Tokens
 
 if TYPE_CHECKING:
     from thrifty.cache.model_info import LayerInfo
@@ -30,7 +30,7 @@ class Stretch:
 class LayerView:
     """Read-only view of one layer, what a policy is shown. Valid until the cache is next changed.
 
-    Slots of a head are counted from 0 in order; each head may hold its own number. Tensors are copies: writing to them
+    Slots of a head are counted from 0 in order; each head may hold its own number. Arrays are copies: writing to them
     changes nothing.
     """
 
@@ -58,30 +58,33 @@ class LayerView:
         """True where no segment holds only some of the heads, so that every head has the same slots."""
         return all(len(span.segment.heads) == self.kv_heads and span.segment.parent is None for span in self._spans)
 
-    def keys(self, head: int) -> Tensor:
+    def keys(self, head: int) -> Floats:
         """fp32 [count, head_dim], rotated; a copy."""
-        return torch.cat([self._empty(), *(part[0] for part in self._parts(head))])
+        return np.concatenate([self._empty(), *(part[0] for part in self._parts(head))])
 
-    def values(self, head: int) -> Tensor:
+    def values(self, head: int) -> Floats:
         """fp32 [count, head_dim]; a copy."""
-        return torch.cat([self._empty(), *(part[1] for part in self._parts(head))])
+        return np.concatenate([self._empty(), *(part[1] for part in self._parts(head))])
 
-    def positions(self, head: int) -> Tensor:
+    def positions(self, head: int) -> Integers:
         """int64 [count]: the positions at which the keys are rotated."""
-        found = [torch.empty(0, dtype=torch.int64)]
+        parts = [np.empty(0, np.int64)]
         for span in self._spans:
             if span.holds(head):
                 positions = span.segment.positions_of(head, span.tokens)
                 live = span.live(self.layer, head)
-                found.append(positions if live is None else positions[live])
-        return torch.cat(found)
+                parts.append(positions if live is None else positions[live])
+        return np.concatenate(parts)
 
-    def bias(self, head: int) -> Tensor:
+    def bias(self, head: int) -> Floats:
         """fp32 [count]: logit biases, 0 where a slot has none."""
-        found = [torch.empty(0)]
-        for keys, _, _, bias in self._parts(head):
-            found.append(torch.zeros(len(keys)) if bias is None else bias)
-        return torch.cat(found)
+        parts = [np.empty(0, np.float32)]
+        for span in self._spans:
+            if not span.holds(head):
+                continue
+            bias, live = span.bias(self.layer, head), span.live(self.layer, head)
+            parts.append(bias if live is None else bias[live])
+        return np.concatenate(parts)
 
     def stretches(self, head: int = 0) -> list[Stretch]:
         """How the head's slots lie in segments, in order."""
@@ -102,12 +105,12 @@ class LayerView:
         for span in reversed(self._spans):
             count = span.count(self.layer, head)
             if count:
-                one = span.segment
-                yield Stretch(stop - count, stop, one.format, one.tier, one.quantised, one.capacity)
+                segment = span.segment
+                yield Stretch(stop - count, stop, segment.format, segment.tier, segment.quantised, segment.capacity)
                 stop -= count
 
-    def _parts(self, head: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    def _parts(self, head: int) -> list[Tokens]:
         return [span.read(self.layer, head) for span in self._spans if span.holds(head)]
 
-    def _empty(self) -> Tensor:
-        return torch.empty(0, self.head_dim)
+    def _empty(self) -> Floats:
+        return np.empty((0, self.head_dim), np.float32)

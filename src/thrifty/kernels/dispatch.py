@@ -1,4 +1,4 @@
-"""The door to the native kernels: finds the compiled module and checks every buffer before its address is passed on."""
+"""The door to the native kernels: finds the compiled module, and gives it arrays of the types and shapes that it takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -89,34 +89,24 @@ def matmul(linear: Linear, x: Floats) -> Floats:
         raise KernelError(f"x has shape {x.shape}, expected [rows, {linear.in_features}]")
     x = check(x, "x", np.float32, x.shape, copy=True)
     y = np.empty((len(x), linear.out_features), np.float32)
-    kind, codes, scales, minimums, group = packed(linear)
-    sizes = (linear.out_features, linear.in_features, group)
-    if len(x):
-        module.matmul(kind, codes, scales, minimums, *sizes, x.ctypes.data, y.ctypes.data, len(x))
+    _call(module.matmul, packed(linear), x, y)
     return y
 
 
-def packed(linear: Any) -> tuple[int, int, int, int, int]:
-    """Kind (4, 8 or 16), the addresses of codes, scales and minimums (0: absent), and the group of a packed linear.
+def packed(linear: Any, bias: Floats | None = None) -> Any:
+    """A native Linear over the arrays of a packed linear layer, which it keeps; bias: fp32 [out], added to products.
 
-    The caller keeps the linear alive. Raises KernelError where its arrays do not fit its sizes, or where the kernels
-    do not know its format.
+    Raises KernelError where the arrays do not fit its sizes, or where the kernels do not know its format.
     """
-    rows, columns = linear.out_features, linear.in_features
-    tiles = -(-rows // 16)
+    sizes = {"out_features": linear.out_features, "in_features": linear.in_features}
+    make = require().Linear
     if getattr(linear, "packed", False):
-        weight = check(linear.weight, "weight", BFLOAT16, (tiles, -(-columns // 2), 16, 2))
-        return 16, weight.ctypes.data, 0, 0, 0
-    bits, group = getattr(linear, "bits", None), getattr(linear, "group", None)
-    if bits not in (4, 8) or group not in (32, 64, 128):
+        return _call(make, kind=16, codes=_bits(linear.weight), bias=bias, **sizes)
+    kind, group = getattr(linear, "bits", None), getattr(linear, "group", None)
+    if kind not in (4, 8) or group not in (32, 64, 128):
         raise KernelError(f"no native kernel for {type(linear).__name__} {getattr(linear, 'label', '')}".rstrip())
-    codes = check(linear.codes, "codes", np.uint8, (tiles, -(-columns // 32), 64 * bits))
-    shape = (tiles, -(-columns // group), 16)
-    scales = check(linear.scales, "scales", np.float16, shape)
-    minimums = 0
-    if linear.minimums is not None:
-        minimums = check(linear.minimums, "minimums", np.float16, shape).ctypes.data
-    return bits, codes.ctypes.data, scales.ctypes.data, minimums, group
+    arrays = {"codes": linear.codes, "scales": linear.scales, "minimums": linear.minimums}
+    return _call(make, kind=kind, **arrays, bias=bias, **sizes, group=group)
 
 
 def attend(
@@ -136,22 +126,12 @@ def attend(
     the largest count of any KV head. Raises KernelError for wrong shapes and where a row would see no slot.
     """
     module = require()
-    shape = query.shape
-    if len(shape) != 3 or shape[2] != view.head_dim:
-        raise KernelError(f"query has shape {shape}, expected [rows, heads, {view.head_dim}]")
+    query = _queries(query, view)
     if window is not None and window < 1:
         raise KernelError(f"attention window {window} must be at least 1 (None for no window)")
-    query = check(query, "query", np.float32, shape, copy=True)
-    slots = max(view.tokens(layer, head) for head in range(view.kv_heads))
-    target = 0
-    if accumulate is not None:
-        target = check(accumulate, "accumulate", np.float32, (shape[1], slots)).ctypes.data
     out = np.empty_like(query)
-    try:
-        addresses = (out.ctypes.data, target)
-        module.attend(view, layer, query.ctypes.data, shape[0], shape[1], scale, window or 0, softcap, *addresses)
-    except ValueError as error:
-        raise KernelError(str(error)) from error
+    options = {"window": window or 0, "softcap": softcap, "accumulate": accumulate}
+    _call(module.attend, view, layer, query, out, scale=scale, **options)
     return out
 
 
@@ -175,16 +155,10 @@ def witness(
     slots.
     """
     module = require()
-    shape = query.shape
-    if len(shape) != 3 or shape[2] != view.head_dim:
-        raise KernelError(f"query has shape {shape}, expected [rows, heads, {view.head_dim}]")
-    query = check(query, "query", np.float32, shape, copy=True)
+    query = _queries(query, view)
     table = np.zeros((view.kv_heads, max(1, *(high - low for _, low, high in judged))), np.float32)
-    try:
-        sizes = (shape[0], shape[1], forced, scale, softcap, mean)
-        module.witness(view, layer, query.ctypes.data, *sizes, list(judged), table.ctypes.data, table.shape[1])
-    except ValueError as error:
-        raise KernelError(str(error)) from error
+    options = {"forced": forced, "scale": scale, "softcap": softcap, "mean": mean}
+    _call(module.witness, view, layer, query, list(judged), table, **options)
     return table
 
 
@@ -193,14 +167,7 @@ def append(view: Any, layer: int, keys: Floats, values: Floats) -> None:
 
     Raises KernelError for wrong shapes and where the open spans have no room.
     """
-    shape = (len(keys), view.kv_heads, view.head_dim)
-    keys = check(keys, "keys", np.float32, shape, copy=True)
-    values = check(values, "values", np.float32, shape, copy=True)
-    try:
-        if len(keys):
-            view.append(layer, keys.ctypes.data, values.ctypes.data, len(keys))
-    except ValueError as error:
-        raise KernelError(str(error)) from error
+    _call(view.append, layer, np.ascontiguousarray(keys, np.float32), np.ascontiguousarray(values, np.float32))
 
 
 def compress(
@@ -213,14 +180,11 @@ def compress(
     where native code is off, does not take these slabs, or finds numbers that codes cannot hold.
     """
     module = native()
-    slabs = (source, target)
-    if module is None or head_dim % 64 or any(one.strides[1] != 1 or one.strides[0] % 64 for one in slabs):
+    if module is None:
         return False
-    if any(one.ctypes.data % 64 for one in slabs) or not tokens or not len(source):
-        return False
-    one = (source.ctypes.data, source.strides[0], source_format, source_capacity)
-    other = (target.ctypes.data, target.strides[0], target_format, target_capacity)
-    return bool(module.compress(*one, *other, len(source), head_dim, first_page, tokens))
+    before = module.Slabs(source, source_format, source_capacity)
+    after = module.Slabs(target, target_format, target_capacity)
+    return bool(_call(module.compress, before, after, head_dim=head_dim, first_page=first_page, tokens=tokens))
 
 
 Chosen = tuple[Bytes, int, Integers]
@@ -236,20 +200,7 @@ def gather(heads: Sequence[tuple[Bytes, int, Sequence[Chosen]]], format: int, he
     module = native()
     if module is None:
         return False
-    slabs = [slab for target, _, parts in heads for slab in (target, *(source for source, _, _ in parts))]
-    if any(slab.ctypes.data % 64 or slab.strides[0] != 1 for slab in slabs):
-        return False
-    rows = []
-    kept = []  # until native code has read them
-    for target, capacity, parts in heads:
-        kept.append([np.ascontiguousarray(slots, np.int64) for _, _, slots in parts])
-        chosen = [
-            (source.ctypes.data, size, slots.ctypes.data, len(slots))
-            for (source, size, _), slots in zip(parts, kept[-1], strict=True)
-        ]
-        rows.append((target.ctypes.data, capacity, chosen))
-    module.gather(rows, format, head_dim)
-    return True
+    return bool(_call(module.gather, heads, format, head_dim))
 
 
 def check(array: Array, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...], copy: bool = False) -> Array:
@@ -265,3 +216,23 @@ def check(array: Array, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...],
     if not array.flags.c_contiguous:
         raise KernelError(f"{name} must be contiguous")
     return array
+
+
+def _queries(query: Floats, view: Any) -> Floats:
+    """As native code takes them. Raises KernelError for another shape than [rows, heads, head_dim]."""
+    if query.ndim != 3 or query.shape[2] != view.head_dim:
+        raise KernelError(f"query has shape {query.shape}, expected [rows, heads, {view.head_dim}]")
+    return np.ascontiguousarray(query, np.float32)
+
+
+def _bits(array: Array) -> Array:
+    """bf16 as the uint16 that it travels as; anything else as it is, for native code to refuse."""
+    return array.view(np.uint16) if array.dtype == BFLOAT16 else array
+
+
+def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Native code's answer; what it refuses is a KernelError."""
+    try:
+        return function(*arguments, **options)
+    except ValueError as error:
+        raise KernelError(str(error)) from error

@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Floats, Integers, softmax
 from thrifty.cache.model_info import ModelInfo, TokenClasses
 from thrifty.cache.sequence import SequenceCache
 
@@ -21,21 +21,20 @@ CLASSES = TokenClasses(special=frozenset(range(20)), punctuation=frozenset(range
 """Of the 1000 tokens that `prompt` draws from."""
 
 
-def rope(head_dim: int, layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+def rope(head_dim: int, layer: int, positions: Integers) -> tuple[Floats, Floats]:
     """Plain RoPE tables, theta 10000, the same for every layer."""
     half = head_dim // 2
-    frequencies = 10000.0 ** (-torch.arange(half).double() / half)
-    angles = positions.double()[:, None] * frequencies
-    return angles.cos().float(), angles.sin().float()
+    angles = positions[:, None] * 10000.0 ** (-np.arange(half) / half)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def rotate(x: Tensor, positions: Tensor) -> Tensor:
+def rotate(x: Floats, positions: Integers) -> Floats:
     """x [n, heads, d] at `positions`, half-split."""
     cos, sin = rope(x.shape[-1], 0, positions)
     cos, sin = cos[:, None], sin[:, None]
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
 
 
 def model_info(
@@ -50,7 +49,7 @@ def model_info(
 ) -> ModelInfo:
     windows = tuple(windows) if windows is not None else (None,) * layers
     ranked = sum(window is None for window in windows)
-    scores = torch.rand(ranked, heads, generator=torch.Generator().manual_seed(7)) ** 3
+    scores = np.random.default_rng(7).random((ranked, heads), np.float32) ** 3
     return ModelInfo(
         heads=heads,
         kv_heads=kv_heads,
@@ -61,16 +60,22 @@ def model_info(
         version="weights-1",
         rotation=lambda layer, positions: rope(head_dim, layer, positions),
         classes=lambda: CLASSES,
-        head_scores={"r": scores, "r2": scores.flip(0)},
+        head_scores={"r": scores, "r2": scores[::-1]},
         instruct=lambda text, quoted: (2000 + len(text), *quoted, 2001),
     )
 
 
+def noise(seed: int, *shape: int) -> Floats:
+    """fp32, normal."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
 @functools.lru_cache(maxsize=100_000)
-def _row(model: ModelInfo, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def _row(model: ModelInfo, seed: int) -> tuple[Floats, Floats, Floats]:
     """One token's query, key and value."""
-    every = torch.randn(model.heads + 2 * model.kv_heads, model.head_dim, generator=torch.Generator().manual_seed(seed))
-    return tuple(every.split((model.heads, model.kv_heads, model.kv_heads)))  # type: ignore[return-value]
+    every = noise(seed, model.heads + 2 * model.kv_heads, model.head_dim)
+    query, key, value = np.split(every, (model.heads, model.heads + model.kv_heads))
+    return query, key, value
 
 
 @dataclass
@@ -80,23 +85,23 @@ class Driver:
     model: ModelInfo
     seed: int = 0
 
-    def rows(self, layer: int, tokens: Sequence[int], start: int) -> tuple[Tensor, Tensor, Tensor]:
+    def rows(self, layer: int, tokens: Sequence[int], start: int) -> tuple[Floats, Floats, Floats]:
         """query [n, heads, d], key, value [n, kv_heads, d], rotated, fp32."""
         model = self.model
         found = [
             _row(model, hash((self.seed, layer, int(token), start + offset)) % (1 << 62))
             for offset, token in enumerate(tokens)
         ]
-        positions = torch.arange(start, start + len(tokens))
-        query, key, value = (torch.stack(part) for part in zip(*found, strict=True))
+        positions = np.arange(start, start + len(tokens))
+        query, key, value = (np.stack(part) for part in zip(*found, strict=True))
         return rotate(query * 1.5, positions), rotate(key, positions), value
 
-    def prefill(self, cache: SequenceCache, tokens: Sequence[int], chunk: int = 64) -> list[Tensor]:
+    def prefill(self, cache: SequenceCache, tokens: Sequence[int], chunk: int = 64) -> list[Floats]:
         """Prompt tokens beyond what the cache holds. Returns the outputs of the last row, by layer."""
         start, n = cache.length, len(tokens) - cache.length
         told = 0 if start == cache.hit else start
         cache.remember(tokens[told:], told)
-        last: list[Tensor] = []
+        last: list[Floats] = []
         if cache.layer_major:
             for layer in range(self.model.layers):
                 cache.begin_layer(layer, n)
@@ -125,7 +130,7 @@ class Driver:
             run.end()
         cache.complete_prompt()
 
-    def step(self, cache: SequenceCache, tokens: Sequence[int], commit: int | None = None) -> list[Tensor]:
+    def step(self, cache: SequenceCache, tokens: Sequence[int], commit: int | None = None) -> list[Floats]:
         """One step of some rows. commit: how many are accepted. Returns the outputs [n, heads, d] of every layer."""
         start = cache.length
         cache.reserve(len(tokens))
@@ -137,50 +142,56 @@ class Driver:
         cache.commit(accepted)
         return found
 
-    def _append(self, cache: SequenceCache, layer: int, tokens: Sequence[int], start: int) -> Tensor:
+    def _append(self, cache: SequenceCache, layer: int, tokens: Sequence[int], start: int) -> Floats:
         query, key, value = self.rows(layer, tokens, start)
         cache.append(layer, key, value)
-        return cache.attend(layer, query, torch.arange(start, start + len(tokens)))
+        return cache.attend(layer, query, np.arange(start, start + len(tokens)))
 
-    def dense(self, layer: int, tokens: Sequence[int], rows: int) -> Tensor:
+    def dense(self, layer: int, tokens: Sequence[int], rows: int) -> Floats:
         """The newest rows' outputs by plain softmax attention over everything: [rows, heads, d]."""
         query, key, value = self.rows(layer, tokens, 0)
         window = self.model.windows[layer]
         return attention(self.model, query[-rows:], key, value, window)
 
 
-def slow_groups(x: Tensor, bits: int, dim: int, size: int = 32) -> Tensor:
-    """Asymmetric rounding of groups of `size` along `dim` (KIVI, §3.1), scale and minimum in float16."""
-    found = x.clone()
-    for start in range(0, x.shape[dim], size):
-        part = found.narrow(dim, start, min(size, x.shape[dim] - start))
-        low, high = part.amin(dim, keepdim=True).half().float(), part.amax(dim, keepdim=True)
-        scale = ((high - low) / (2**bits - 1)).half().float()
-        part.copy_(((part - low) / scale).round().clamp(0, 2**bits - 1) * scale + low)
-    return found
+def slow_groups(x: Floats, bits: int, axis: int, size: int = 32) -> Floats:
+    """Asymmetric rounding of groups of `size` along `axis` (KIVI, §3.1), scale and minimum in float16."""
+    result = x.copy()
+    for start in range(0, x.shape[axis], size):
+        place = [slice(None)] * x.ndim
+        place[axis] = slice(start, start + size)
+        part = result[tuple(place)]
+        low, high = _half(part.min(axis, keepdims=True)), part.max(axis, keepdims=True)
+        scale = _half((high - low) / (2**bits - 1))
+        part[...] = np.clip(np.round((part - low) / scale), 0, 2**bits - 1) * scale + low
+    return result
 
 
-def attention(model: ModelInfo, query: Tensor, key: Tensor, value: Tensor, window: int | None = None) -> Tensor:
+def _half(x: Floats) -> Floats:
+    return x.astype(np.float16).astype(np.float32)
+
+
+def attention(model: ModelInfo, query: Floats, key: Floats, value: Floats, window: int | None = None) -> Floats:
     """Plain causal attention of the newest rows: query [n, heads, d], key, value [slots, kv_heads, d]."""
     n, slots = len(query), len(key)
-    key = key.repeat_interleave(model.group, dim=1)
-    value = value.repeat_interleave(model.group, dim=1)
-    logits = torch.einsum("nhd,shd->hns", query, key) * model.scale
-    place = torch.arange(slots)[None]
-    last = torch.arange(slots - n, slots)[:, None]
+    key, value = (np.repeat(x, model.group, axis=1).swapaxes(0, 1) for x in (key, value))
+    logits = query.swapaxes(0, 1) @ key.swapaxes(1, 2) * model.scale
+    place = np.arange(slots)[None]
+    last = np.arange(slots - n, slots)[:, None]
     hidden = place > last
     if window is not None:
         hidden |= place <= last - window
-    weights = logits.masked_fill(hidden[None], -math.inf).softmax(dim=-1)
-    return torch.einsum("hns,shd->nhd", weights, value)
+    logits[:, hidden] = -math.inf
+    return (softmax(logits) @ value).swapaxes(0, 1)
 
 
 def prompt(n: int, seed: int = 0) -> list[int]:
     """n random tokens."""
-    return torch.randint(0, 1000, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+    tokens: list[int] = np.random.default_rng(seed).integers(0, 1000, n).tolist()
+    return tokens
 
 
-def contents(cache: SequenceCache) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
+def contents(cache: SequenceCache) -> list[list[tuple[Floats, Floats, Integers]]]:
     """Sealed keys, values, positions of every layer and head."""
     found = []
     for layer in range(cache.model.layers):
@@ -195,4 +206,4 @@ def same(left: SequenceCache, right: SequenceCache) -> None:
     for one, other in zip(contents(left), contents(right), strict=True):
         for mine, theirs in zip(one, other, strict=True):
             for a, b in zip(mine, theirs, strict=True):
-                assert torch.equal(a, b)
+                assert np.array_equal(a, b)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from tests.unit.cache.cache_driver import Driver, model_info, prompt
 from tests.unit.cache.test_policy_conformance import COMPOSED, SINGLE, build
 from tests.unit.kernels.native_pages import using
 
+from thrifty.arrays import Floats
 from thrifty.cache.composition import rehearsing, wanted
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
@@ -21,7 +22,7 @@ MODEL = model_info(windows=(None, 100, None), heads=4, kv_heads=2, head_dim=64, 
 FULLY_NATIVE = [names for names in SINGLE + COMPOSED if not wanted(build(names), MODEL).decode]
 
 
-def native_step(sequence: SequenceCache, tokens: list[int], commit: int | None = None) -> list[torch.Tensor]:
+def native_step(sequence: SequenceCache, tokens: list[int], commit: int | None = None) -> list[Floats]:
     """One step as a plan does it: rows go into the view's open pages, attention reads the view."""
     driver, start = Driver(sequence.model), sequence.length
     sequence.reserve(len(tokens))
@@ -41,16 +42,14 @@ def native_prefill(sequence: SequenceCache, tokens: list[int]) -> None:
     for layer in range(sequence.model.layers):
         sequence.begin_layer(layer, n)
         query, key, value = driver.rows(layer, tokens[start:], start)
-        sums = torch.zeros(MODEL.heads, n) if sequence.statistics.column_sums else None
+        sums = np.zeros((MODEL.heads, n), np.float32) if sequence.statistics.column_sums else None
         _attend(sequence.native, sequence, layer, query, key, value, sums=sums)
-        sequence.observe(layer, query, None if sums is None else list(sums.split(MODEL.group)))
+        sequence.observe(layer, query, None if sums is None else np.split(sums, MODEL.kv_heads))
         sequence.seal_layer(layer)
     sequence.commit(n)
 
 
-def _attend(
-    view: Any, sequence: SequenceCache, layer: int, *rows: torch.Tensor, sums: torch.Tensor | None = None
-) -> torch.Tensor:
+def _attend(view: Any, sequence: SequenceCache, layer: int, *rows: Floats, sums: Floats | None = None) -> Floats:
     query, key, value = (one.contiguous() for one in rows)
     dispatch.append(view, layer, key, value)
     scale, window = sequence.model.scale, sequence.model.windows[layer]
@@ -78,7 +77,7 @@ def compare_with_reference(names: list[str]) -> None:
         rows = [step] if step % 2 else [step] * 7
         ours, theirs = native_step(native, rows), driver.step(reference, rows)
         for layer in range(MODEL.layers):
-            assert torch.allclose(ours[layer], theirs[layer], atol=2e-4), f"step {step}, layer {layer}"
+            assert np.allclose(ours[layer], theirs[layer], atol=2e-4), f"step {step}, layer {layer}"
     for layer in range(MODEL.layers):
         for head in range(MODEL.kv_heads):
             assert native.native.tokens(layer, head) == native.slots(layer, head)
@@ -92,7 +91,7 @@ def test_rejected_rows_are_truncated_natively() -> None:
     for place in range(120, 200, 2):
         native_step(drafted, [*tokens[place : place + 2], 7, 7], commit=2)
         native_step(plain, tokens[place : place + 2])
-    assert torch.equal(torch.stack(native_step(plain, [1])), torch.stack(native_step(drafted, [1])))
+    assert np.array_equal(np.stack(native_step(plain, [1])), np.stack(native_step(drafted, [1])))
 
 
 def test_a_step_that_failed_in_the_middle_is_discarded() -> None:
@@ -103,7 +102,7 @@ def test_a_step_that_failed_in_the_middle_is_discarded() -> None:
     sequence.reserve(2)
     _attend(sequence.native, sequence, 0, query, key, value)
     sequence.discard()
-    assert torch.equal(torch.stack(native_step(sequence, [3])), torch.stack(native_step(twin, [3])))
+    assert np.array_equal(np.stack(native_step(sequence, [3])), np.stack(native_step(twin, [3])))
 
 
 def test_forks_and_prefix_hits_equal_going_on_alone() -> None:
@@ -117,16 +116,16 @@ def test_forks_and_prefix_hits_equal_going_on_alone() -> None:
     assert hit.hit == 384
     native_step(hit, tokens[384:])
     for step in range(70):
-        expected = torch.stack(native_step(first, [step]))
-        assert torch.equal(torch.stack(native_step(fork, [step])), expected)
-        assert torch.equal(torch.stack(native_step(hit, [step])), expected)
+        expected = np.stack(native_step(first, [step]))
+        assert np.array_equal(np.stack(native_step(fork, [step])), expected)
+        assert np.array_equal(np.stack(native_step(hit, [step])), expected)
 
 
 def test_steps_that_need_the_reference_path_say_so() -> None:
     cache = Cache(MODEL, disk=True)
     sequence = cache.create()
     native_step(sequence, prompt(128))
-    sequence.select(0, (torch.arange(3), torch.arange(3)))
+    sequence.select(0, (np.arange(3), np.arange(3)))
     assert sequence.native is None
     sequence.select(0, None)
     sequence.spans[0][0].segment.to_disk()

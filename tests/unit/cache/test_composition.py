@@ -1,22 +1,21 @@
-"""Techniques in a row: what a chain leaves, and what attention reads from it, equals each step by hand on tensors."""
+"""Techniques in a row: what a chain leaves, and what attention reads from it, equals each step by hand on arrays."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from tests.unit.cache.cache_driver import Driver, model_info, prompt
 from tests.unit.cache.test_cache_native import native_step
 from tests.unit.cache.test_kvmerger import slow_head
 from tests.unit.cache.test_policy_formulas import slow_groups
 from tests.unit.kernels.native_pages import using
-from torch import Tensor
 
 from thrifty import registry
+from thrifty.arrays import BFLOAT16, Floats, largest, softmax
 from thrifty.cache.composition import check_order
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo, ModelInfo
@@ -66,35 +65,41 @@ def build(names: list[str], bits: int, mass: str = "bias") -> list[CachePolicy]:
 class Slots:
     """One head's slots: keys, values [n, d], bias [n], column sums [n]."""
 
-    keys: Tensor
-    values: Tensor
-    bias: Tensor
-    sums: Tensor
+    keys: Floats
+    values: Floats
+    bias: Floats
+    sums: Floats
+
+
+def rounded(x: Floats) -> Floats:
+    """fp32 → bf16 → fp32."""
+    return x.astype(BFLOAT16).astype(np.float32)
 
 
 def whole(layer: int, tokens: list[int]) -> list[Slots]:
     """Every head before anything is done."""
     query, key, value = Driver(MODEL).rows(layer, tokens, 0)
-    key, value, n = key.bfloat16().float(), value.bfloat16().float(), len(tokens)
-    logits = torch.einsum("nhd,shd->hns", query, key.repeat_interleave(MODEL.group, 1)) * MODEL.scale
-    chances = logits.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -math.inf).softmax(-1)
-    sums = chances.sum(1).view(MODEL.kv_heads, MODEL.group, n).sum(1)
-    return [Slots(key[:, head], value[:, head], torch.zeros(n), sums[head]) for head in range(MODEL.kv_heads)]
+    key, value, n = rounded(key), rounded(value), len(tokens)
+    logits = query.swapaxes(0, 1) @ np.repeat(key, MODEL.group, 1).transpose(1, 2, 0) * MODEL.scale
+    logits[:, np.triu(np.ones((n, n), np.bool_), 1)] = -np.inf
+    sums = softmax(logits).sum(1).reshape(MODEL.kv_heads, MODEL.group, n).sum(1)
+    zero = np.zeros(n, np.float32)
+    return [Slots(key[:, head], value[:, head], zero, sums[head]) for head in range(MODEL.kv_heads)]
 
 
 def snapkv_by_hand(heads: list[Slots], layer: int, tokens: list[int]) -> list[Slots]:
     query = Driver(MODEL).rows(layer, tokens, 0)[0][-16:]
     kept = []
     for head, one in enumerate(heads):
-        n, score = len(one.keys), torch.zeros(len(one.keys) - 16)
+        n, score = len(one.keys), np.zeros(len(one.keys) - 16, np.float32)
         for row in range(16):
             for member in range(MODEL.group):
                 seen = n - 15 + row
                 logits = one.keys[:seen] @ query[row, head * MODEL.group + member] * MODEL.scale + one.bias[:seen]
-                score += logits.softmax(0)[: n - 16] / MODEL.group
-        pooled = torch.stack([score[max(0, slot - 2) : slot + 3].max() for slot in range(n - 16)])
-        best = sorted(pooled.topk(int(0.7 * n) - 16).indices.tolist())
-        place = torch.tensor([*best, *range(n - 16, n)])
+                score += softmax(logits)[: n - 16] / MODEL.group
+        pooled = np.stack([score[max(0, slot - 2) : slot + 3].max() for slot in range(n - 16)])
+        best = sorted(largest(pooled, int(0.7 * n) - 16).tolist())
+        place = np.array([*best, *range(n - 16, n)])
         kept.append(Slots(one.keys[place], one.values[place], one.bias[place], one.sums[place]))
     return kept
 
@@ -104,10 +109,11 @@ def kvmerger_by_hand(heads: list[Slots], mass: str) -> list[Slots]:
     for head, one in enumerate(heads):
         n = len(one.keys)
         recent, heavy = int(0.17 * n + 1e-6), int(0.12 * n + 1e-6)
-        fixed = {*range(n - recent, n), *one.sums[: n - recent].topk(heavy).indices.tolist()}
+        fixed = {*range(n - recent, n), *largest(one.sums[: n - recent], heavy).tolist()}
         for slot in range(n - 1):
             if slot not in fixed and slot + 1 not in fixed:
-                cosine = torch.nn.functional.cosine_similarity(one.keys[slot], one.keys[slot + 1], dim=0)
+                left, right = one.keys[slot], one.keys[slot + 1]
+                cosine = left @ right / (np.linalg.norm(left) * np.linalg.norm(right))
                 pairs.append((float(cosine), head, slot))
     merges = sum(len(one.keys) - int(0.5 * len(one.keys)) for one in heads)
     joined = {(head, slot) for _, head, slot in sorted(pairs, reverse=True)[:merges]}
@@ -120,8 +126,8 @@ def kvmerger_by_hand(heads: list[Slots], mass: str) -> list[Slots]:
             else:
                 sets.append([slot])
         keys, values, bias = slow_head(one.keys, one.values, one.sums, sets, mass)
-        sums = torch.stack([one.sums[part].sum() for part in sets])
-        result.append(Slots(keys.bfloat16().float(), values.bfloat16().float(), bias, sums))
+        sums = np.stack([one.sums[part].sum() for part in sets])
+        result.append(Slots(rounded(keys), rounded(values), bias, sums))
     return result
 
 
@@ -129,8 +135,8 @@ def kivi_by_hand(heads: list[Slots], bits: int) -> list[Slots]:
     result = []
     for one in heads:
         border = max(0, len(one.keys) - RESIDUAL) // 64 * 64
-        keys = torch.cat((slow_groups(one.keys[:border], bits, 0), one.keys[border:]))
-        values = torch.cat((slow_groups(one.values[:border], bits, 1), one.values[border:]))
+        keys = np.concatenate((slow_groups(one.keys[:border], bits, 0), one.keys[border:]))
+        values = np.concatenate((slow_groups(one.values[:border], bits, 1), one.values[border:]))
         result.append(Slots(keys, values, one.bias, one.sums))
     return result
 
@@ -147,17 +153,17 @@ def by_hand(names: list[str], layer: int, tokens: list[int], bits: int, mass: st
     return heads
 
 
-def answer_by_hand(heads: list[Slots], layer: int, tokens: list[int], start: int) -> Tensor:
+def answer_by_hand(heads: list[Slots], layer: int, tokens: list[int], start: int) -> Floats:
     """The newest row's output [heads, d] over the compressed prompt and the exact tokens from `start` on."""
     query, key, value = Driver(MODEL).rows(layer, tokens, 0)
     out = []
     for head in range(MODEL.heads):
         one, own = heads[head // MODEL.group], head // MODEL.group
-        keys = torch.cat((one.keys, key[start:, own].bfloat16().float()))
-        values = torch.cat((one.values, value[start:, own].bfloat16().float()))
-        bias = torch.cat((one.bias, torch.zeros(len(tokens) - start)))
-        out.append((keys @ query[-1, head] * MODEL.scale + bias).softmax(0) @ values)
-    return torch.stack(out)
+        keys = np.concatenate((one.keys, rounded(key[start:, own])))
+        values = np.concatenate((one.values, rounded(value[start:, own])))
+        bias = np.concatenate((one.bias, np.zeros(len(tokens) - start, np.float32)))
+        out.append(softmax(keys @ query[-1, head] * MODEL.scale + bias) @ values)
+    return np.stack(out)
 
 
 # --- by the cache ------------------------------------------------------------------------------------
@@ -170,21 +176,21 @@ def prefilled(names: list[str], path: str, tokens: list[int], bits: int, mass: s
         return sequence
     for layer in range(MODEL.layers):
         sequence.begin_layer(layer, len(tokens))
-        query, key, value = (one.contiguous() for one in Driver(MODEL).rows(layer, tokens, 0))
-        sums = torch.zeros(MODEL.heads, len(tokens))
+        query, key, value = Driver(MODEL).rows(layer, tokens, 0)
+        sums = np.zeros((MODEL.heads, len(tokens)), np.float32)
         dispatch.append(sequence.native, layer, key, value)
         dispatch.attend(sequence.native, layer, query, scale=MODEL.scale, accumulate=sums)
-        sequence.observe(layer, query, list(sums.split(MODEL.group)))
+        sequence.observe(layer, query, np.split(sums, MODEL.kv_heads))
         sequence.seal_layer(layer)
     sequence.commit(len(tokens))
     return sequence
 
 
-def nearly(found: Tensor, expected: Tensor, step: float) -> None:
+def nearly(found: Floats, expected: Floats, step: float) -> None:
     """Equal but for single numbers on the border between two codes."""
     assert found.shape == expected.shape
-    off = (found - expected).abs()
-    assert float((off > 0.02).float().mean()) < 0.005 and float(off.max()) <= step, f"off by up to {off.max()}"
+    off = np.abs(found - expected)
+    assert float((off > 0.02).mean()) < 0.005 and float(off.max()) <= step, f"off by up to {off.max()}"
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -200,7 +206,7 @@ def test_a_chain_equals_its_steps_by_hand(names: list[str], bits: int, path: str
         for head, one in enumerate(expected[layer]):
             nearly(view.keys(head), one.keys, step)
             nearly(view.values(head), one.values, step)
-            assert torch.allclose(view.bias(head), one.bias, atol=1e-5)
+            assert np.allclose(view.bias(head), one.bias, atol=1e-5)
             coded = sum(part.stop - part.start for part in view.stretches(head) if part.quantised)
             assert coded >= 64 and float(one.bias[:coded].max()) > 0.5, "merged slots lie in pages of codes"
     more = prompt(GENERATED, seed=3)
@@ -208,7 +214,7 @@ def test_a_chain_equals_its_steps_by_hand(names: list[str], bits: int, path: str
         found = (Driver(MODEL).step if path == "reference" else native_step)(sequence, more[place : place + 1])
         for layer in range(MODEL.layers) if place in (0, GENERATED - 1) else ():
             wanted = answer_by_hand(expected[layer], layer, [*tokens, *more[: place + 1]], TOKENS)
-            assert torch.allclose(found[layer][0], wanted, atol=0.02), f"layer {layer}, step {place}"
+            assert np.allclose(found[layer][0], wanted, atol=0.02), f"layer {layer}, step {place}"
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -231,7 +237,7 @@ def test_a_long_answer_ages_into_codes_and_keeps_the_prompts_biases(path: str) -
     for layer in range(MODEL.layers):
         for head in range(MODEL.kv_heads):
             view = sequence.view(layer)
-            assert torch.equal(view.bias(head)[: len(before[layer][head])], before[layer][head])
+            assert np.array_equal(view.bias(head)[: len(before[layer][head])], before[layer][head])
             assert not view.bias(head)[len(before[layer][head]) :].any()
             exact = sum(part.stop - part.start for part in view.stretches(head) if not part.quantised)
             assert exact <= RESIDUAL + 2 * 64
@@ -258,7 +264,7 @@ def test_a_window_slides_in_every_layer_by_what_it_holds() -> None:
         name = "slope"
 
         def after_prefill(self, layer: LayerInfo, kv: LayerView, stats: Stats) -> Edits:
-            return Edits().keep(torch.arange(0, kv.count(), 1 + layer.index), layer=layer.index)
+            return Edits().keep(np.arange(0, kv.count(), 1 + layer.index), layer=layer.index)
 
     window = registry.build("cache", {"technique": "streaming", "window": 256})
     sequence = Cache(MODEL).create([Slope(), window])
@@ -267,13 +273,13 @@ def test_a_window_slides_in_every_layer_by_what_it_holds() -> None:
     more = prompt(700, seed=2)
     for first in range(0, 700, 10):
         found = Driver(MODEL).step(sequence, more[first : first + 10])
-        assert all(torch.isfinite(one).all() for one in found)
+        assert all(np.isfinite(one).all() for one in found)
     for layer in range(2):
         assert 260 <= sequence.slots(layer) <= 260 + 127
         newest = sequence.view(layer).positions(0)
-        assert torch.equal(newest[-128:], torch.arange(int(newest[-1]) - 127, int(newest[-1]) + 1))
+        assert np.array_equal(newest[-128:], np.arange(int(newest[-1]) - 127, int(newest[-1]) + 1))
         sinks = sequence.view(layer).positions(0)[:5]
-        assert torch.equal(sinks.diff(), torch.ones(4, dtype=torch.int64)), "numbered right before the window"
+        assert sinks.tolist() == list(range(sinks[0], sinks[0] + 5)), "numbered right before the window"
 
 
 def test_orders_that_cannot_work_are_refused_by_name() -> None:

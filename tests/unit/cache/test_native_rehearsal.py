@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.cache.cache_driver import Driver, model_info, prompt
 from tests.unit.cache.test_cache_native import native_step
 from tests.unit.kernels.native_pages import using
-from torch import Tensor
 
+from thrifty.arrays import Floats
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policies.kvzip import Kvzip
 from thrifty.cache.policy import Reduction
@@ -28,8 +28,8 @@ MODEL = model_info(windows=(None, 100, None), heads=4, kv_heads=2, head_dim=64, 
 EXACT = "avx2" if dispatch.native() is not None and dispatch.require().isa_available("avx2") else "portable"
 
 
-def scores(sequence: SequenceCache, tokens: Sequence[int], chunk: int, native: bool) -> tuple[list[list[Tensor]], bool]:
-    """What all rehearsals of a committed prompt give, and whether any key was read for torch."""
+def scores(sequence: SequenceCache, tokens: Sequence[int], chunk: int, native: bool) -> tuple[list[list[Floats]], bool]:
+    """What all rehearsals of a committed prompt give, and whether any key was read for the formula."""
     driver, start = Driver(sequence.model), sequence.length
     run, read = sequence.begin_rehearsals(tokens), False
     for piece in run.pieces:
@@ -38,7 +38,7 @@ def scores(sequence: SequenceCache, tokens: Sequence[int], chunk: int, native: b
             for first in range(0, len(piece.tokens), chunk):
                 query, key, value = driver.rows(layer, piece.tokens[first : first + chunk], start + first)
                 if native:
-                    dispatch.append(sequence.native, layer, key.contiguous(), value.contiguous())
+                    dispatch.append(sequence.native, layer, key, value)
                 else:
                     sequence.append(layer, key, value)
                 run.observe(layer, query)
@@ -62,8 +62,8 @@ def compare(sequence: SequenceCache, tokens: Sequence[int], chunk: int, isa: str
     near: dict[str, Any] = {"rtol": 2e-2, "atol": 2e-2} if isa == "avx512" else {"rtol": 1e-4, "atol": 5e-6}
     for mine, theirs in zip(found, expected, strict=True):
         for one, other in zip(mine, theirs, strict=True):
-            assert torch.equal(one.isinf(), other.isinf())
-            assert torch.allclose(one, other, **near)
+            assert np.array_equal(np.isinf(one), np.isinf(other))
+            assert np.allclose(one, other, **near)
     twin.free()
     sequence.free()
 
@@ -111,15 +111,15 @@ def test_scores_do_not_depend_on_chunks_to_the_bit() -> None:
     found = [scores(filled(MODEL, Kvzip(chunk=150), tokens), tokens, chunk, native=True)[0] for chunk in (1, 64, 77)]
     for other in found[1:]:
         for mine, theirs in zip(found[0], other, strict=True):
-            assert all(torch.equal(one, two) for one, two in zip(mine, theirs, strict=True))
+            assert all(np.array_equal(one, two) for one, two in zip(mine, theirs, strict=True))
 
 
 def test_a_formula_of_its_own_is_asked() -> None:
     class Own(Kvzip):
         reduction = None  # type: ignore[assignment]
 
-        def witness(self, model: ModelInfo, queries: Tensor, keys: Tensor, seen: slice) -> Tensor:
-            return torch.full((seen.stop - seen.start,), 0.25)
+        def witness(self, model: ModelInfo, queries: Floats, keys: Floats, seen: slice) -> Floats:
+            return np.full(seen.stop - seen.start, 0.25, np.float32)
 
     found, read = scores(filled(MODEL, Own(chunk=50), prompt(120)), prompt(120), 64, native=True)
     assert read
@@ -128,10 +128,10 @@ def test_a_formula_of_its_own_is_asked() -> None:
 
 def test_slots_with_a_bias_are_the_formulas() -> None:
     sequence = filled(MODEL, Kvzip(chunk=50), prompt(128))
-    sequence.spans[0][0].segment.set_bias(0, 1, torch.ones(9))
+    sequence.spans[0][0].segment.set_bias(0, 1, np.ones(9, np.float32))
     sequence.replace_spans(0, sequence.spans[0])
     twin = sequence.fork()
     found, read = scores(sequence, prompt(128), 64, native=True)
     assert read
     expected, _ = scores(twin, prompt(128), 64, native=False)
-    assert all(torch.equal(one, other) for one, other in zip(found[0], expected[0], strict=True))
+    assert all(np.array_equal(one, other) for one, other in zip(found[0], expected[0], strict=True))

@@ -7,8 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from tests.unit.cache.cache_driver import Driver, model_info, prompt
 
 from thrifty import registry
@@ -47,10 +47,10 @@ def check(sequence: SequenceCache, tokens: list[int]) -> None:
         assert found is not None
         _, _, values = driver.rows(layer, tokens, 0)
         for head, ids in enumerate(found):
-            assert ids.dtype == torch.int64 and len(ids) == sequence.slots(layer, head)
+            assert ids.dtype == np.int64 and len(ids) == sequence.slots(layer, head)
             held = sequence.view(layer).values(head)
-            places = torch.cdist(held, values[:, head]).argmin(dim=1)
-            assert torch.equal(held, values[places, head]), "the slots were edited beyond what this test can tell"
+            places = ((held[:, None] - values[None, :, head]) ** 2).sum(-1).argmin(axis=1)
+            assert np.array_equal(held, values[places, head]), "the slots were edited beyond what this test can tell"
             assert ids[: len(held)].tolist() == [tokens[place] for place in places]
             rest = len(ids) - len(held)
             assert ids[len(held) :].tolist() == (tokens[-rest:] if rest else [])
@@ -117,8 +117,8 @@ def test_tokens_of_merged_shared_and_untold_slots() -> None:
     driver, sequence = Driver(model), Cache(model).create(collect=TOKENS)
     tokens = prompt(128)
     driver.prefill(sequence, tokens)
-    groups = (torch.tensor([3, 4, 9]), torch.tensor([20, 21]))
-    edits = Edits().merge(groups, torch.zeros(2, 16), torch.zeros(2, 16), layer=0, head=1)
+    groups = (np.array([3, 4, 9]), np.array([20, 21]))
+    edits = Edits().merge(groups, np.zeros((2, 16), np.float32), np.zeros((2, 16), np.float32), layer=0, head=1)
     carry_out(sequence, edits, (0, 1))
     found = sequence.stats(0).tokens
     assert found is not None
@@ -172,9 +172,9 @@ def test_bytes_are_those_of_the_history_and_of_edited_layers() -> None:
     ids = TokenIds()
     ids.remember(range(100), 0)
     assert ids.nbytes == 400
-    ids.keep(0, [torch.arange(100)] * 2, [100, 100])
+    ids.keep(0, [np.arange(100)] * 2, [100, 100])
     assert ids.nbytes == 400, "nothing went"
-    ids.keep(0, [torch.arange(10), torch.arange(0, 100, 5)], [100, 100])
+    ids.keep(0, [np.arange(10), np.arange(0, 100, 5)], [100, 100])
     assert ids.nbytes == 400 + 4 * 30
     cache = Cache(MODEL)
     told, untold = cache.create(collect=TOKENS), cache.create()
@@ -188,8 +188,8 @@ def test_bytes_are_those_of_the_history_and_of_edited_layers() -> None:
 
 def test_classes_are_told_token_by_token() -> None:
     classes = TokenClasses(special=frozenset({0, 7}), punctuation=frozenset({3, 9}))
-    special, punctuation = classes.masks(torch.tensor([-1, 0, 3, 7, 8, 9, 10, 4000]))
+    special, punctuation = classes.masks(np.array([-1, 0, 3, 7, 8, 9, 10, 4000]))
     assert special.tolist() == [False, True, False, True, False, False, False, False]
     assert punctuation.tolist() == [False, False, True, False, False, True, False, False]
-    none, neither = TokenClasses().masks(torch.tensor([-1, 0, 5]))
+    none, neither = TokenClasses().masks(np.array([-1, 0, 5]))
     assert not none.any() and not neither.any()

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
+from thrifty.arrays import Array, Bytes, Floats
 from thrifty.formats import kv
 from thrifty.kernels import dispatch
 from thrifty.kernels.reference.attention import Span
@@ -40,11 +40,16 @@ def using(isa: str) -> Iterator[Any]:
         module.force_isa("auto")
 
 
-def aligned(size: int, fill: int = 0) -> Tensor:
+def aligned(size: int, fill: int = 0) -> Bytes:
     """uint8 [size] at an address that is a multiple of 64."""
-    whole = torch.full((size + 64,), fill, dtype=torch.uint8)
-    start = -whole.data_ptr() % 64
+    whole = np.full(size + 64, fill, np.uint8)
+    start = -whole.ctypes.data % 64
     return whole[start : start + size]
+
+
+def normal(*shape: int, seed: int = 0) -> Floats:
+    """fp32 numbers of the normal distribution, the same ones at every call."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 @dataclass
@@ -52,7 +57,7 @@ class Pages:
     """A native view, the memory behind it, and per KV head the same spans for the reference."""
 
     view: Any
-    memory: list[Tensor] = field(default_factory=list)
+    memory: list[Array] = field(default_factory=list)
     spans: list[list[Span]] = field(default_factory=list)
     formats: set[str] = field(default_factory=set)
 
@@ -61,19 +66,17 @@ def pages(
     kv_heads: int, head_dim: int, pieces: Sequence[tuple[str, int, int]], seed: int = 0, bias: bool = False
 ) -> Pages:
     """One layer; pieces: (format, tokens, capacity) of each span, the same for all heads. Unused slots hold NaN."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = np.random.default_rng(seed)
     made = Pages(native().View(1, kv_heads, head_dim), spans=[[] for _ in range(kv_heads)])
     made.formats = {name for name, _, _ in pieces}
     for head in range(kv_heads):
         for name, tokens, capacity in pieces:
-            keys, values = torch.randn(2, tokens, head_dim, generator=generator).unbind()
+            keys, values = generator.standard_normal((2, tokens, head_dim), np.float32)
             slab = aligned(kv.slab_bytes(name, capacity, head_dim), fill=0xFF)
             if tokens:
                 kv.write(name, slab, capacity, head_dim, 0, keys, values)
-            extra = torch.randn(capacity, generator=generator) if bias else None
-            address = 0 if extra is None else extra.data_ptr()
-            format_id = kv.FORMATS.index(name)
-            made.view.push(0, head, slab.data_ptr(), tokens, capacity, format_id, bias_address=address, sealed=True)
+            extra = generator.standard_normal(capacity, np.float32) if bias else None
+            made.view.push(0, head, slab, tokens, capacity, kv.FORMATS.index(name), bias=extra, sealed=True)
             stored = kv.read(name, slab, capacity, head_dim, 0, tokens)
             made.spans[head].append(Span(*stored, None if extra is None else extra[:tokens]))
             made.memory += [slab] if extra is None else [slab, extra]
@@ -88,6 +91,6 @@ def open_view(layers: int, kv_heads: int, head_dim: int, capacity: int, format: 
         for layer in range(layers):
             for head in range(kv_heads):
                 slab = aligned(size, fill=0xFF)
-                made.view.push(layer, head, slab.data_ptr(), 0, kv.PAGE, kv.FORMATS.index(format))
+                made.view.push(layer, head, slab, 0, kv.PAGE, kv.FORMATS.index(format))
                 made.memory.append(slab)
     return made

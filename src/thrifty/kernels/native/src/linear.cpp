@@ -30,13 +30,18 @@ int code_at(const Linear& w, size_t tile, int lane, int column) {
   return (c < 16 ? byte & 15 : byte >> 4) - (w.minimums ? 0 : 8);
 }
 
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
 }  // namespace
 
-Linear make_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group) {
-  auto refuse = [](const std::string& message) { throw std::invalid_argument(message); };
+void check_linear(int kind, int out, int in, int group) {
   if (kind != 4 && kind != 8 && kind != 16 && kind != 32) refuse("linear kind must be 4, 8 (codes), 16 (bf16) or 32 (plain fp32), not " + std::to_string(kind));
   if (out < 1 || in < 1 || out > (1 << 24) || in > (1 << 20)) refuse("linear of shape " + std::to_string(out) + " x " + std::to_string(in) + " is out of range");
   if (kind < 16 && group != 32 && group != 64 && group != 128) refuse("group must be 32, 64 or 128, not " + std::to_string(group));
+}
+
+Linear make_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group) {
+  check_linear(kind, out, in, group);
   if (!codes || (kind < 16 && !scales)) refuse("linear needs codes and, for codes of 4 or 8 bits, scales");
   Linear w;
   w.kind = kind, w.out = out, w.in = in, w.group = group;

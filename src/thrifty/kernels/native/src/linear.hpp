@@ -9,6 +9,7 @@
 
 namespace thrifty {
 
+void check_linear(int kind, int out, int in, int group);  // throws std::invalid_argument
 Linear make_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group);  // throws std::invalid_argument
 
 size_t panel_bytes(const Linear& linear, int rows);  // rows rounded up to whole panels
