@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Floats
 from thrifty.errors import PromptError
 
 
@@ -16,11 +16,15 @@ class Absent:
 
     def __init__(self, ids: Iterable[int] = ()) -> None:
         self.ids = frozenset(ids)
-        self._places = torch.tensor(sorted(self.ids), dtype=torch.long)
+        self._places = np.array(sorted(self.ids), np.int64)
 
-    def without(self, logits: Tensor) -> Tensor:
+    def without(self, logits: Floats) -> Floats:
         """Logits [vocabulary] in which these rows are −inf: a copy where there are any, else the logits themselves."""
-        return logits.index_fill(0, self._places, -math.inf) if self.ids else logits
+        if not self.ids:
+            return logits
+        possible = logits.copy()
+        possible[self._places] = -math.inf
+        return possible
 
     def check(self, name: str, tokens: Iterable[int]) -> None:
         """Raise PromptError where one of these rows is asked for."""
@@ -35,7 +39,7 @@ class Absent:
 NONE_ABSENT = Absent()
 
 
-def check_logits(logits: Tensor, position: int) -> None:
+def check_logits(logits: Floats, position: int) -> None:
     """Raise PromptError where no token can be chosen from a row of logits [vocabulary] fp32, as the model gave it.
 
     −inf is a token without probability. NaN or +inf anywhere, or nothing but −inf, is an overflow.
@@ -48,7 +52,7 @@ def check_logits(logits: Tensor, position: int) -> None:
         )
 
 
-def check_scores(scores: Tensor, position: int) -> None:
+def check_scores(scores: Floats, position: int) -> None:
     """Raise PromptError where penalties and bans leave no token of a row of scores [vocabulary] fp32."""
     best = float(scores.max())
     if not math.isfinite(best):

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
+from thrifty import arrays
+from thrifty.arrays import Floats, Integers
 from thrifty.decoding.option_values import as_integer, biases, flag, number, texts, token_ids, whole
 from thrifty.decoding.possible import NONE_ABSENT, Absent, check_logits, check_scores
 from thrifty.errors import PromptError, nearest
@@ -25,6 +26,9 @@ NUCLEUS_PROBE = 256  # candidates sorted first
 SECOND_PROBE = 2048  # candidates sorted where the first hold less than top_p; the whole vocabulary where these do too
 BLOCK = 64  # scores of which only the largest is compared, until it is known which blocks matter
 MASK = (1 << 64) - 1
+
+Flags = npt.NDArray[np.bool_]
+Weights = npt.NDArray[np.float64]
 
 
 class AtMost(int):
@@ -176,11 +180,11 @@ class Sampler:
         self.absent = absent
         self.position = 0
         self._vocabulary_size = vocabulary_size
-        self._counts: Tensor | None = None
-        self._seen: Tensor | None = None
+        self._counts: Floats | None = None
+        self._seen: Flags | None = None
         if parameters.penalised:
-            self._counts = torch.zeros(vocabulary_size)
-            self._seen = torch.zeros(vocabulary_size, dtype=torch.bool)
+            self._counts = np.zeros(vocabulary_size, np.float32)
+            self._seen = np.zeros(vocabulary_size, np.bool_)
 
     @property
     def needs_logits(self) -> bool:
@@ -190,7 +194,7 @@ class Sampler:
     def observe_prompt(self, tokens: Iterable[int]) -> None:
         """Count the prompt for the repetition penalty."""
         if self._seen is not None:
-            self._seen[torch.tensor(list(tokens), dtype=torch.long)] = True
+            self._seen[np.fromiter(tokens, np.int64)] = True
 
     def commit(self, token: int) -> None:
         """Advance by one token of the answer, chosen here or forced from outside."""
@@ -214,12 +218,12 @@ class Sampler:
             other.seed = self.seed
         other.position = self.position
         if other._counts is not None and self._counts is not None:
-            other._counts = self._counts.clone()
+            other._counts = self._counts.copy()
         if other._seen is not None and self._seen is not None:
-            other._seen = self._seen.clone()
+            other._seen = self._seen.copy()
         return other
 
-    def choose(self, logits: Tensor, offset: int = 0) -> Choice:
+    def choose(self, logits: Floats, offset: int = 0) -> Choice:
         """The token for one row. logits: [vocabulary] fp32, not changed. Does not advance: call `commit`.
 
         offset: how many uncommitted tokens precede this one (draft positions of a speculative strategy). Raises
@@ -231,33 +235,34 @@ class Sampler:
         if scores is not logits:
             check_scores(scores, self.position + offset)
         if options.greedy:
-            token = int(torch.argmax(scores))
+            token = int(scores.argmax())
         else:
             token = draw(scores, options, uniform(self.seed, self.stream, self.position + offset))
         if options.logprobs is None:
             return Choice(token)
         return Choice(token, logprob_of(logits, token, options.logprobs))
 
-    def _possible(self, logits: Tensor, offset: int) -> Tensor:
+    def _possible(self, logits: Floats, offset: int) -> Floats:
         """The model's logits, −inf for rows that are no token. Raises PromptError where they are no numbers."""
         possible = self.absent.without(logits)
         check_logits(possible, self.position + offset)
         return possible
 
-    def _adjusted(self, logits: Tensor) -> Tensor:
+    def _adjusted(self, logits: Floats) -> Floats:
         options = self.parameters
         if not options.penalised and not options.logit_bias:
             return logits
-        scores = logits.clone()
+        scores = logits.copy()
         if self._counts is not None and self._seen is not None:
             if options.repetition_penalty != 1.0:
                 factor = options.repetition_penalty
-                penalised = torch.where(scores > 0, scores / factor, scores * factor)
-                scores = torch.where(self._seen, penalised, scores)
+                penalised = np.where(scores > 0, scores / factor, scores * factor)
+                scores = np.where(self._seen, penalised, scores)
             scores -= options.frequency_penalty * self._counts
-            scores -= options.presence_penalty * (self._counts > 0)
-        for token, bias in options.logit_bias.items():
-            scores[token] += bias
+            scores -= options.presence_penalty * (self._counts > 0).astype(np.float32)
+        with np.errstate(over="ignore"):
+            for token, bias in options.logit_bias.items():
+                scores[token] += np.float32(bias)
         return scores
 
 
@@ -289,7 +294,7 @@ class ForcedSampler(Sampler):
         """While tokens are forced: an arg-max would not be the forced one."""
         return self.position - self._start < len(self._forced) or super().needs_logits
 
-    def choose(self, logits: Tensor, offset: int = 0) -> Choice:
+    def choose(self, logits: Floats, offset: int = 0) -> Choice:
         """The forced token of this position, with its log-probability where the parameters ask; behind the
         last of them a token like any other. Raises PromptError where the logits are no numbers.
         """
@@ -320,94 +325,97 @@ def uniform(seed: int, stream: int, position: int) -> float:
     return (state >> 11) / float(1 << 53)
 
 
-def draw(scores: Tensor, options: SamplingParameters, number: float) -> int:
+def draw(scores: Floats, options: SamplingParameters, number: float) -> int:
     """Inverse-CDF sampling after temperature, top_k, top_p and min_p. scores: [vocabulary] fp32; number:
     [0, 1).
     """
-    unfiltered = options.top_k in (0, scores.numel()) and options.top_p == 1.0 and options.min_p == 0.0
+    unfiltered = options.top_k in (0, scores.size) and options.top_p == 1.0 and options.min_p == 0.0
     if unfiltered:
-        return _inverse(_weights(scores, scores.max(), options), number)
+        return _inverse(_weights(scores, float(scores.max()), options), number)
     weights, ids = _filtered(scores, options)
     return int(ids[_inverse(weights, number)])
 
 
-def logprob_of(logits: Tensor, token: int, alternatives: int) -> TokenLogprob:
+def logprob_of(logits: Floats, token: int, alternatives: int) -> TokenLogprob:
     """The chosen token's log-probability and the best `alternatives`, itself among them if it is one.
 
     logits: [vocabulary] fp32; −inf is a token without probability, and no alternative.
     """
-    normaliser = float(torch.logsumexp(logits.double(), 0))
+    best = float(logits.max())
+    normaliser = best + math.log(float(np.exp(logits.astype(np.float64) - best).sum()))
     chosen = float(logits[token]) - normaliser
     if alternatives == 0:
         return TokenLogprob(token, chosen)
-    values, ids = torch.topk(logits, min(alternatives, logits.numel()))
-    top = tuple((int(i), float(v) - normaliser) for v, i in zip(values, ids, strict=True) if v > -math.inf)
-    return TokenLogprob(token, chosen, top)
+    values, ids = largest(logits, min(alternatives, logits.size))
+    pairs = zip(values.tolist(), ids.tolist(), strict=True)
+    return TokenLogprob(token, chosen, tuple((i, value - normaliser) for value, i in pairs if value > -math.inf))
 
 
-def _weights(scores: Tensor, best: Tensor, options: SamplingParameters) -> Tensor:
+def _weights(scores: Floats, best: float, options: SamplingParameters) -> Weights:
     """Unnormalised probabilities in fp64, 1 for the best: a tiny temperature cannot overflow."""
-    return torch.exp((scores.double() - best.double()) / options.temperature)
+    with np.errstate(over="ignore"):
+        weights: Weights = np.exp((scores.astype(np.float64) - best) / options.temperature)
+    return weights
 
 
-def _inverse(weights: Tensor, number: float) -> int:
-    cumulative = torch.cumsum(weights, 0)
-    place = int(torch.searchsorted(cumulative, number * float(cumulative[-1]), right=True))
-    if place == weights.numel():  # the product was rounded up to the whole: the last token that has a weight
-        place = int(torch.searchsorted(cumulative, cumulative[-1]))
+def _inverse(weights: Weights, number: float) -> int:
+    cumulative = np.cumsum(weights)
+    place = int(np.searchsorted(cumulative, number * float(cumulative[-1]), side="right"))
+    if place == weights.size:  # the product was rounded up to the whole: the last token that has a weight
+        place = int(np.searchsorted(cumulative, cumulative[-1]))
     return place
 
 
-def _filtered(scores: Tensor, options: SamplingParameters) -> tuple[Tensor, Tensor]:
+def _filtered(scores: Floats, options: SamplingParameters) -> tuple[Weights, Integers]:
     """The weights that pass top_k, top_p and min_p, falling, and their ids. Sorts only as far as it
     must.
     """
-    size = scores.numel()
+    size = scores.size
     limit = min(options.top_k, size) or size
     width = limit if options.top_k else min(limit, NUCLEUS_PROBE)
     total = None
     if not options.top_k and options.top_p < 1.0:
-        total = float(_weights(scores, scores.max(), options).sum())
+        total = float(_weights(scores, float(scores.max()), options).sum())
     while True:
         values, ids = largest(scores, width)
-        weights = _weights(values, values[0], options)
+        weights = _weights(values, float(values[0]), options)
         keep = _kept(weights, float(weights.sum()) if total is None else total, options)
         if keep < width or width == limit:
             return weights[:keep], ids[:keep]
         width = min(limit, SECOND_PROBE) if width < SECOND_PROBE else limit
 
 
-def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of scores [n], falling, and their places: as torch.topk, ties aside, and faster.
+def largest(scores: Floats, count: int) -> tuple[Floats, Integers]:
+    """The `count` largest of scores [n], falling, of equal ones the first, and their places. Faster than a sort.
 
-    Few of many lie in the `count` blocks with the largest maxima; for more, numpy's sort is several times torch's.
+    No fewer than `count` scores are as large as the count-th largest of the blocks' maxima: what is less is left out.
     """
-    blocks = scores.numel() // BLOCK
-    if count * 4 <= blocks and scores.numel() % BLOCK == 0:
-        table = scores.view(blocks, BLOCK)
-        chosen = torch.topk(table.amax(dim=1), count, sorted=False).indices
-        values, places = torch.topk(table[chosen].view(-1), count)
-        return values, chosen[places // BLOCK] * BLOCK + places % BLOCK
-    falling = -scores.numpy()
-    if count == len(falling):
-        ids = np.argsort(falling)
-    else:
-        best = np.argpartition(falling, count - 1)[:count]
-        ids = best[np.argsort(falling[best])]
-    found = torch.from_numpy(ids)
-    return scores[found], found
+    blocks = scores.size // BLOCK
+    if count < blocks:
+        maxima = scores[: blocks * BLOCK].reshape(blocks, BLOCK).max(axis=1)
+        bound = np.partition(maxima, blocks - count)[blocks - count]
+        places = np.flatnonzero(scores >= bound)
+        values = scores[places]
+        order = arrays.largest(values, count)
+        return values[order], places[order]
+    if count < scores.size:
+        bound = np.partition(scores, scores.size - count)[scores.size - count]
+        places = np.flatnonzero(scores >= bound)
+        order = arrays.largest(scores[places], count)
+        return scores[places[order]], places[order]
+    order = arrays.largest(scores, count)
+    return scores[order], order
 
 
-def _kept(weights: Tensor, total: float, options: SamplingParameters) -> int:
+def _kept(weights: Weights, total: float, options: SamplingParameters) -> int:
     """How many of the falling weights stay: the fewest that hold top_p of `total`, none below min_p of
     the best.
     """
-    keep = weights.numel()
+    keep = weights.size
     if options.top_p < 1.0:
-        target = torch.tensor(options.top_p * total, dtype=weights.dtype)
-        keep = min(keep, int(torch.searchsorted(torch.cumsum(weights, 0), target)) + 1)
+        keep = min(keep, int(np.searchsorted(np.cumsum(weights), options.top_p * total)) + 1)
     if options.min_p > 0.0:
-        keep = min(keep, int((weights >= options.min_p).sum()))
+        keep = min(keep, int(np.count_nonzero(weights >= options.min_p)))
     return max(1, keep)
 
 

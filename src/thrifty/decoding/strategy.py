@@ -7,19 +7,21 @@ the prefix tree act on commit only, so a rejected draft is undone by truncation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Floats
 from thrifty.decoding.sampling import Choice, Sampler
 
 
 class Scores(Protocol):
     """The outcome of a step's rows, valid until the runner's next step."""
 
-    def logits(self, row: int) -> Tensor:
+    def logits(self, row: int) -> Floats:
         """[vocabulary] fp32 of one row. A view that the next step overwrites."""
         ...
 
@@ -28,6 +30,22 @@ class Scores(Protocol):
         logit is NaN, or the largest is infinite.
         """
         ...
+
+
+class ArrayScores:
+    """Scores that lie in an array [rows, vocabulary] fp32."""
+
+    def __init__(self, values: Floats) -> None:
+        self.values = values
+
+    def logits(self, row: int) -> Floats:
+        """[vocabulary] fp32 of one row."""
+        return self.values[row]
+
+    def best(self, row: int) -> int:
+        """The row's arg-max, or −1 where it is no number."""
+        best = int(np.argmax(self.values[row]))  # NaN where any is NaN
+        return best if math.isfinite(self.values[row, best]) else -1
 
 
 class Continuation(Protocol):

@@ -12,7 +12,7 @@ from thrifty.decoding.sampling import TokenLogprob
 from thrifty.errors import ThriftyError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from thrifty.arrays import Floats
 
 Listener = Callable[["Event | None"], None]
 """Takes the events of a request in their order, and None after the last one.
@@ -39,7 +39,7 @@ class Event:
     logprob: TokenLogprob | None = None
     finish_reason: str | None = None
     error: Exception | None = None
-    logits: Tensor | None = None
+    logits: Floats | None = None
 
 
 @dataclass

@@ -54,8 +54,8 @@ class Thrifty:
         budget = None if memory is None else parse_size(memory)
         chosen = as_recipe(recipe)
         if isinstance(model, str | os.PathLike):
-            loaded = load(model, threads=options.threads, native=options.native)
-        elif hasattr(model, "decoder"):
+            loaded = load(model, threads=options.threads)
+        elif hasattr(model, "linears"):
             loaded = model
         else:
             raise PromptError(f"model = {shown(model)} is no model; use a name, a path, or a loaded Model")

@@ -8,8 +8,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from torch import Tensor
-
+from thrifty.arrays import Floats
 from thrifty.decoding.sampling import Choice
 from thrifty.decoding.strategy import Accepted, Batch, DecodingStrategy, Draft, Scores, choose
 from thrifty.engine.runner import Rows, Runner
@@ -27,7 +26,7 @@ class Outcome:
 
     sequence: Sequence
     choices: tuple[Choice, ...] = ()
-    logits: list[Tensor] = field(default_factory=list)
+    logits: list[Floats] = field(default_factory=list)
     error: BaseException | None = None
 
 
@@ -115,7 +114,7 @@ def first_choices(sequences: Items[Sequence], scores: Scores, outcomes: list[Out
     """Add the samples' first tokens, from the scores of their prompt's last row, to `outcomes`."""
     for sequence in sequences:
         try:
-            wanted = [scores.logits(0).clone()] if sequence.ticket.request.logits else []
+            wanted = [scores.logits(0).copy()] if sequence.ticket.request.logits else []
             outcomes.append(Outcome(sequence, (choose(sequence.sampler, scores, 0),), wanted))
         except BaseException as error:
             outcomes.append(Outcome(sequence, error=error))
@@ -128,7 +127,7 @@ def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores:
     sequence, rows = part.sequence, part.rows
     kept = len(accepted.choices)
     wanted = range(first, first + kept) if sequence.ticket.request.logits else range(0)
-    logits = [scores.logits(row).clone() for row in wanted]
+    logits = [scores.logits(row).copy() for row in wanted]
     if kept < len(rows.tokens):
         rows.cache.truncate(len(rows.tokens) - kept)
     rows.cache.remember(rows.tokens[:kept], rows.start)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.sampling import Sampler, SamplingParameters
@@ -24,7 +23,6 @@ from thrifty.engine.sequence import Sequence as Running
 from thrifty.engine.sequence import State
 from thrifty.engine.turn import Turn
 from thrifty.errors import PromptError, ThriftyError
-from thrifty.kernels import dispatch
 from thrifty.storage.budget import parse_size
 
 if TYPE_CHECKING:
@@ -59,9 +57,9 @@ class Engine:
     ) -> None:
         """memory: the budget in bytes or as "150MB" for weights, cache peak and workspace; None: no bound.
 
-        threads: of native code and torch; None leaves them as they are. context: longest prompt plus answer
+        threads: of native code; None leaves them as they are. context: longest prompt plus answer
         in tokens; None: the model's own. cache, decoding: a recipe's tables, for requests that bring none.
-        native: True insists on the native plan, False forbids it, None takes it where it can. batch:
+        native: False runs the slow torch reference instead of native code. batch:
         sequences that decode together. queue: requests that may wait. chunk: prefill tokens a step, a
         multiple of 128. prefill_slice_ms: about how long a piece of prefill may hold up those that decode; 0 runs
         whole chunks whoever waits. disk: folder of the disk tier (default: the system's temporary one). prefix_tree:
@@ -83,9 +81,6 @@ class Engine:
         )
         self.intake = Intake(
             model, self.memory, context=options.context, cache=cache, decoding=decoding, batch=options.batch
-        )
-        self._threads: Callable[[], AbstractContextManager[None]] = (
-            dispatch.one_torch_thread if self.runner.name == "native" else nullcontext
         )
         self._chunk = options.chunk
         self._pace = Pace(options.prefill_slice_ms)
@@ -123,7 +118,7 @@ class Engine:
         error, while all others get their tokens. Raised is only what belongs to no request, or is no Exception
         (KeyboardInterrupt, SystemExit), and that after the results are published: they are with the handles.
         """
-        with self._turn, self._threads():
+        with self._turn:
             if self._publisher.telling:
                 raise ThriftyError("a listener called Engine.step: a step is under way, its events come after these")
             self._publisher.mend()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
+from thrifty.arrays import Floats, Integers
 from thrifty.cache.model_info import ModelInfo, TokenClasses
 from thrifty.engine.instruction import instruction
 from thrifty.errors import RecipeError
@@ -22,9 +21,9 @@ def model_info(model: Model, chunk: int) -> ModelInfo:
     numerics.
     """
     config = model.config
-    plain = all(getattr(linear, "label", "") == "f32" for _, linear in model.decoder.linears())
+    plain = all(linear.label == "f32" for linear in model.linears.values())
 
-    def rotate(layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotate(layer: int, positions: Integers) -> tuple[Floats, Floats]:
         return rotation(config.layers[layer].rope, positions)
 
     @cache

@@ -1,4 +1,4 @@
-"""The native runner: steps as replays of a compiled plan; what a plan cannot do goes to the reference."""
+"""The native runner: steps as replays of a compiled plan."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty import extras
+from thrifty.arrays import Floats
 from thrifty.decoding.strategy import Scores
-from thrifty.engine.plan import NativePlan, PlanUnsupported, compile_plan
-from thrifty.engine.runner import ReferenceRunner, Rows, Runner
+from thrifty.engine.plan import NOWHERE, NativePlan, Whole, compile_plan
+from thrifty.engine.runner import Rows, Runner
 from thrifty.errors import KernelError
 from thrifty.kernels import dispatch
 
@@ -19,43 +20,40 @@ if TYPE_CHECKING:
     from thrifty.cache.sums import Accumulator
     from thrifty.models.model import Model
 
-EMPTY = torch.empty(0, dtype=torch.int32)
+INSTEAD = "native=False (--reference) runs the slow torch reference instead"
 
 
 def choose_runner(model: Model, *, native: bool | None, threads: int | None, rows: int) -> Runner:
-    """The native runner where the model and the machine can, else the reference, each with its reason.
+    """The native runner, or with native=False the torch reference. rows: the most of a step.
 
-    rows: the most of a step. Raises KernelError where `native` insists on what is not possible.
+    Raises KernelError where there is no native module, or where it does not do what the model needs; MissingExtra
+    where the reference is asked for without torch.
     """
     if threads is not None:
         dispatch.set_threads(threads)
     if native is False:
+        extras.require_torch("--reference (native=False)")
+        from thrifty.reference.runner import ReferenceRunner
+
         return ReferenceRunner(model, "native code was turned off")
     try:
-        plan = compile_plan(model.decoder, rows)
-    except PlanUnsupported as error:
-        if native:
-            raise KernelError(f"the native plan was asked for, but {error}") from error
-        return ReferenceRunner(model, str(error))
-    module = dispatch.require()
+        module = dispatch.require()
+        plan = compile_plan(model, rows)
+    except KernelError as error:
+        raise KernelError(f"{str(error).rstrip('.')}; {INSTEAD}") from error
     reason = f"native plan of {len(model.config.layers)} layers, {module.isa()}, {module.threads()} threads"
-    return NativeRunner(plan, ReferenceRunner(model, "what the native attention does not do"), reason)
+    return NativeRunner(plan, reason)
 
 
 class NativeRunner:
-    """Runs sequences that have a native view through the plan, the others through the reference runner.
-
-    A sequence has none while a policy selects slots or sums attention over slots with holes. Both paths give a row
-    the same bits in any batch, and a sequence stays on its path, so results do not depend on who else runs.
-    """
+    """Runs sequences through the plan. A row has the same bits in any batch, so results do not depend on who else runs."""
 
     name = "native"
 
-    def __init__(self, plan: NativePlan, reference: ReferenceRunner, reason: str) -> None:
+    def __init__(self, plan: NativePlan, reason: str) -> None:
         self.plan = plan
         self.reason = reason
         self.layers = len(plan.config.layers)
-        self._reference = reference
 
     @property
     def workspace(self) -> int:
@@ -68,46 +66,38 @@ class NativeRunner:
 
     def decode(self, batch: Sequence[Rows]) -> Scores:
         """See Runner."""
-        views = [rows.cache.native for rows in batch]
-        if None not in views:
-            return self._decode(batch, views)
-        slow = [rows for rows, view in zip(batch, views, strict=True) if view is None]
-        fast = [rows for rows, view in zip(batch, views, strict=True) if view is not None]
-        parts: dict[bool, Scores] = {True: self._reference.decode(slow)}
-        if fast:
-            parts[False] = self._decode(fast, [view for view in views if view is not None])
-        return _joined(batch, [view is None for view in views], parts)
+        counts, views = [len(rows.tokens) for rows in batch], [_view(rows) for rows in batch]
+        tokens = _integers(list(chain.from_iterable(rows.tokens for rows in batch)))
+        positions = _integers([rows.start + place for rows in batch for place in range(len(rows.tokens))])
+        sums = _accumulators([rows.cache.accumulate_rows(len(rows.tokens)) for rows in batch])
+        lengths, wanted = [rows.length for rows in batch], np.arange(len(tokens), dtype=np.int32)
+        logits = self.plan.step(tokens, positions, views, counts, wanted, lengths=lengths, accumulate=sums)
+        return NativeScores(logits, self.plan.argmax.tolist())
 
     def prefill(self, rows: Rows, last: bool) -> Scores | None:
         """See Runner."""
-        view = rows.cache.native
-        if view is None:
-            return self._reference.prefill(rows, last)
-        count = len(rows.tokens)
-        wanted = torch.tensor([count - 1], dtype=torch.int32) if last else EMPTY
+        count, view = len(rows.tokens), _view(rows)
+        wanted = _integers([count - 1]) if last else NOWHERE
         sums = _accumulators([rows.cache.accumulate_prompt(count)])
         logits = self.plan.step(
             _integers(rows.tokens), _positions(rows), [view], [count], wanted, lengths=[rows.length], accumulate=sums
         )
         return NativeScores(logits, self.plan.argmax.tolist()) if last else None
 
-    def embed(self, tokens: Sequence[int]) -> Tensor:
+    def embed(self, tokens: Sequence[int]) -> Floats:
         """See Runner."""
         limit = self.plan.max_rows
         parts = [self.plan.embed(_integers(tokens[first : first + limit])) for first in range(0, len(tokens), limit)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def run_layers(self, first: int, last: int, hidden: Tensor, rows: Rows) -> Tensor:
+    def run_layers(self, first: int, last: int, hidden: Floats, rows: Rows) -> Floats:
         """See Runner. Changes `hidden` in place."""
-        view = rows.cache.native
-        if view is None:
-            return self._reference.run_layers(first, last, hidden, rows)
-        positions, count, lengths = _positions(rows), len(rows.tokens), [rows.length]
+        view, positions, count, lengths = _view(rows), _positions(rows), len(rows.tokens), [rows.length]
         sums = _accumulators([rows.cache.accumulate_prompt(count)])
         wants = rows.cache.statistics.queries is not None
         if not wants and rows.watch is None:
             return self.plan.layers(hidden, positions, [view], [count], first, last, lengths=lengths, accumulate=sums)
-        queries = torch.empty(count, self.plan.config.heads, self.plan.config.head_dim)
+        queries = np.empty((count, self.plan.config.heads, self.plan.config.head_dim), np.float32)
         for index in range(first, last):
             self.plan.layers(
                 hidden, positions, [view], [count], index, index + 1, queries, lengths=lengths, accumulate=sums
@@ -118,32 +108,20 @@ class NativeRunner:
                 rows.watch(index, queries)
         return hidden
 
-    def logits(self, hidden: Tensor) -> Scores:
+    def logits(self, hidden: Floats) -> Scores:
         """See Runner."""
-        logits = self.plan.logits(hidden.contiguous())
-        return NativeScores(logits, self.plan.argmax.tolist())
-
-    def _decode(self, batch: Sequence[Rows], views: Sequence[Any]) -> Scores:
-        counts = [len(rows.tokens) for rows in batch]
-        tokens = list(chain.from_iterable(rows.tokens for rows in batch))
-        sums = _accumulators([rows.cache.accumulate_rows(len(rows.tokens)) for rows in batch])
-        if not self.plan.by_length:
-            positions = [rows.start + place for rows in batch for place in range(len(rows.tokens))]
-            return NativeScores(*self.plan.decode(tokens, positions, views, counts, sums))
-        wanted, lengths = torch.arange(len(tokens), dtype=torch.int32), [rows.length for rows in batch]
-        place = torch.cat([_positions(rows) for rows in batch])
-        logits = self.plan.step(_integers(tokens), place, views, counts, wanted, lengths=lengths, accumulate=sums)
+        logits = self.plan.logits(np.ascontiguousarray(hidden))
         return NativeScores(logits, self.plan.argmax.tolist())
 
 
 class NativeScores:
     """Scores in the plan's buffers: valid until its next call."""
 
-    def __init__(self, values: Tensor, best: list[int]) -> None:
+    def __init__(self, values: Floats, best: list[int]) -> None:
         self._values = values
         self._best = best
 
-    def logits(self, row: int) -> Tensor:
+    def logits(self, row: int) -> Floats:
         """[vocabulary] fp32 of one row."""
         return self._values[row]
 
@@ -152,41 +130,21 @@ class NativeScores:
         return self._best[row]
 
 
-class JoinedScores:
-    """Rows of several scores in the batch's order."""
-
-    def __init__(self, places: list[tuple[Scores, int]]) -> None:
-        self._places = places
-
-    def logits(self, row: int) -> Tensor:
-        """[vocabulary] fp32 of one row."""
-        scores, place = self._places[row]
-        return scores.logits(place)
-
-    def best(self, row: int) -> int:
-        """The row's arg-max."""
-        scores, place = self._places[row]
-        return scores.best(place)
+def _view(rows: Rows) -> Any:
+    view = rows.cache.native
+    if view is None:
+        raise KernelError(f"this sequence has no native view: native code is off for its cache; {INSTEAD}")
+    return view
 
 
-def _joined(batch: Sequence[Rows], slow: Sequence[bool], parts: dict[bool, Scores]) -> JoinedScores:
-    next_row = {True: 0, False: 0}
-    places = []
-    for rows, kind in zip(batch, slow, strict=True):
-        for _ in rows.tokens:
-            places.append((parts[kind], next_row[kind]))
-            next_row[kind] += 1
-    return JoinedScores(places)
-
-
-def _accumulators(found: list[Accumulator | None]) -> Sequence[Accumulator | None]:
+def _accumulators(collecting: list[Accumulator | None]) -> Sequence[Accumulator | None]:
     """As a plan takes them: none at all where no sequence collects."""
-    return () if all(one is None for one in found) else found
+    return () if all(sums is None for sums in collecting) else collecting
 
 
-def _integers(values: Sequence[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
+def _integers(values: Sequence[int]) -> Whole:
+    return np.array(values, np.int32)
 
 
-def _positions(rows: Rows) -> Tensor:
-    return torch.arange(rows.start, rows.start + len(rows.tokens), dtype=torch.int32)
+def _positions(rows: Rows) -> Whole:
+    return np.arange(rows.start, rows.start + len(rows.tokens), dtype=np.int32)

@@ -1,279 +1,230 @@
-"""The native plan: a decoder compiled into an ordered list of native operations, replayed once a step.
+"""The native plan: a model compiled into an ordered list of native operations, replayed once a step.
 
-The plan holds the addresses of the decoder's own tensors and of its own buffers, nothing else: caches travel with each
-call as native views. A row's result does not depend on the other rows of a step.
+The plan holds the model's own arrays and its own buffers, nothing else: caches travel with each call as native views. A
+row's result does not depend on the other rows of a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-from thrifty.engine.plan_build import EXACT, PlanBuilder, plain
-from thrifty.engine.plan_options import StepOptions, adapter_entries, sight
+from thrifty.arrays import Array, Floats, Integers
+from thrifty.engine.plan_build import PlanBuilder
+from thrifty.engine.plan_options import StepOptions, set_options
 from thrifty.engine.rotary_tables import RotaryTables
-from thrifty.errors import KernelError, ThriftyError
+from thrifty.errors import KernelError
 from thrifty.kernels import dispatch
 from thrifty.models.config import ModelConfig, RopeConfig
 
-PATIENCE = 60.0  # seconds that a layer waits for what has to arrive
+if TYPE_CHECKING:
+    from thrifty.models.model import Model
+
+Whole = npt.NDArray[np.int32]  # token ids and numbers of rows, as native code takes them
+NOWHERE: Integers = np.empty(0, np.int64)
 
 
-class PlanUnsupported(ThriftyError):
-    """This model cannot run as a native plan; the message names why. The reference runner takes it."""
+def compile_plan(model: Model, max_rows: int) -> NativePlan:
+    """A plan of the model's linears and norms for steps of up to `max_rows` rows.
 
-
-def compile_plan(decoder: Any, max_rows: int) -> NativePlan:
-    """A plan of `decoder` (models/decoder.py) for steps of up to `max_rows` rows.
-
-    Raises PlanUnsupported naming what the native operations do not do, KernelError for damaged tensors.
+    Raises KernelError naming what the native operations do not do, or which arrays are damaged.
     """
-    _check(decoder)
-    return NativePlan(decoder, max_rows)
-
-
-def _check(decoder: Any) -> None:
-    config: ModelConfig = decoder.config
-    if dispatch.native() is None:
-        raise PlanUnsupported("the native kernels are not available")
-    if config.head_dim % 64 or config.head_dim > 1024:
-        raise PlanUnsupported(f"head_dim is {config.head_dim}; native attention takes multiples of 64 up to 1024")
-    for name, linear in decoder.linears():
-        if name.endswith(EXACT) and plain(linear):
-            continue
-        try:
-            dispatch.packed(linear)
-        except KernelError as error:
-            raise PlanUnsupported(f"{name}: {error}") from error
+    return NativePlan(model, max_rows)
 
 
 class NativePlan:
-    """One step of a decoder in native code. Calls are not thread-safe among themselves.
+    """One step of a model in native code. Calls are not thread-safe among themselves.
 
-    It keeps the decoder's tensors alive. Replacing one of the decoder's linears needs a new plan.
+    It keeps the model's arrays alive. Replacing one of the model's linears needs a new plan.
     """
 
-    def __init__(self, decoder: Any, max_rows: int) -> None:
-        config: ModelConfig = decoder.config
+    def __init__(self, model: Model, max_rows: int) -> None:
+        config: ModelConfig = model.config
         self.config = config
         self.max_rows = max_rows
         self.ropes: list[RopeConfig] = list(dict.fromkeys(layer.rope for layer in config.layers))
-        self._native = dispatch.require().Plan(
-            max_rows, len(config.layers), config.heads, config.kv_heads, config.head_dim
-        )
-        self._logits = torch.empty(0, config.vocabulary_size)
-        self._best = torch.empty(0, dtype=torch.int32)
+        self._module = dispatch.require()
+        self.native = _called(
+            self._module.Plan, max_rows=max_rows, layers=len(config.layers), heads=config.heads,
+            kv_heads=config.kv_heads, head_dim=config.head_dim,
+        )  # fmt: skip
+        self._logits: Floats = np.empty((0, config.vocabulary_size), np.float32)
+        self._best: Whole = np.empty(0, np.int32)
         self._rows_of_logits = 0
-        self._rotary = RotaryTables(self.ropes, config.context_length)
-        self._built = PlanBuilder(self._native, decoder, self.ropes)
-        self._built.build()
+        self.rotary = RotaryTables(self.ropes, config.context_length)
+        self._built = PlanBuilder(self.native, model, self.ropes)
+        _called(self._built.build)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the plan's workspace: buffers, scratch of the workers, logits since `keep_logits`."""
-        return int(self._native.nbytes) + self._logits.nbytes + self._best.nbytes + self._rotary.nbytes
+        return int(self.native.nbytes) + self._logits.nbytes + self._best.nbytes + self.rotary.nbytes
 
     @property
-    def argmax(self) -> Tensor:
-        """int32 [r]: the most probable token of each row of the last call that made logits, `decode` left out.
-
-        Valid until the next.
-        """
+    def argmax(self) -> Whole:
+        """int32 [r]: the most probable token of each row of the last call that made logits. Valid until the next."""
         return self._best[: self._rows_of_logits]
 
     @property
     def by_length(self) -> bool:
         """Whether steps need the lengths of their sequences."""
-        return self._rotary.by_length
+        return self.rotary.by_length
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in native steps so far."""
+        return float(self.native.run_seconds)
 
     @contextmanager
     def profile(self) -> Iterator[dict[str, float]]:
         """Times what runs inside: seconds by kind of operation, waiting at its barrier included, filled at the end."""
         seconds: dict[str, float] = {}
-        self._native.profile(True)
+        self.native.profile(True)
         try:
             yield seconds
         finally:
-            self._native.profile(False)
-            seconds.update(self._native.seconds())
+            self.native.profile(False)
+            seconds.update(self.native.seconds())
 
     def step(
         self,
-        token_ids: Tensor,
-        positions: Tensor,
+        token_ids: Array,
+        positions: Array,
         views: Sequence[Any],
         counts: Sequence[int],
-        logit_rows: Tensor,
+        logit_rows: Array,
         **options: Unpack[StepOptions],
-    ) -> Tensor:
+    ) -> Floats:
         """All layers over rows of several sequences; appends their keys and values to the views.
 
-        token_ids, positions: int32 [n], the rows of sequence 0, then of sequence 1, …; counts: rows of each;
-        logit_rows: int32 [r], the rows to score. Returns fp32 [r, vocabulary], valid until the next call. Options: see
-        StepOptions. Raises KernelError, and then nothing is appended.
+        token_ids, positions: integers [n], the rows of sequence 0, then of sequence 1, …; counts: rows of each;
+        logit_rows: integers [r], the rows to score. Returns fp32 [r, vocabulary], valid until the next call. Options:
+        see StepOptions. Raises KernelError, and then nothing is appended.
         """
-        token_ids = dispatch.check(token_ids, "token_ids", torch.int32, (len(positions),), copy=True)
-        return self._run(
-            token_ids, None, positions, views, counts, 0, len(self.config.layers), None, logit_rows, options
-        )
-
-    def decode(
-        self,
-        tokens: Sequence[int],
-        positions: Sequence[int],
-        views: Sequence[Any],
-        counts: Sequence[int],
-        accumulate: Sequence[Any] = (),
-    ) -> tuple[Tensor, list[int]]:
-        """`step` that scores every row, from plain lists: logits fp32 [n, vocabulary], valid until the next call, and
-        the most probable token of each row. Raises KernelError where a rope depends on the sequence's length.
-        """
-        if self._rotary.by_length:
-            raise KernelError("the rotary frequencies depend on the sequence's length: use step, which takes lengths")
-        logits = self._logits_of(len(tokens))
-        turns, alive = self._rotary.addresses(positions)
-        sums = [_sums(one) for one in accumulate]
-        try:
-            best = self._native.decode(
-                list(tokens), list(views), list(counts), turns, sums, len(self.config.layers), logits.data_ptr()
-            )
-        except (ValueError, RuntimeError) as error:
-            raise KernelError(str(error)) from error
-        del alive
-        return logits, best
+        token_ids = dispatch.check(token_ids, "token_ids", np.int32, (len(positions),), copy=True)
+        return self._run(self._rows(token_ids, None, positions, views, counts), positions, logit_rows, options)
 
     def forward(
         self,
-        hidden: Tensor,
-        positions: Tensor,
+        hidden: Floats,
+        positions: Array,
         views: Sequence[Any],
         counts: Sequence[int],
-        logit_rows: Tensor,
+        logit_rows: Array,
         **options: Unpack[StepOptions],
-    ) -> Tensor:
+    ) -> Floats:
         """As `step`, from the rows' first hidden states fp32 [n, hidden] instead of tokens; they are overwritten."""
-        return self._run(None, hidden, positions, views, counts, 0, len(self.config.layers), None, logit_rows, options)
+        return self._run(self._rows(None, hidden, positions, views, counts), positions, logit_rows, options)
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """int32 [n] → the first hidden state, a new fp32 [n, hidden]."""
-        token_ids = dispatch.check(token_ids, "token_ids", torch.int32, (len(token_ids),), copy=True)
-        hidden = torch.empty(len(token_ids), self.config.hidden_size)
-        self._run(token_ids, hidden, torch.empty(0), (), (), 0, 0)
+    def embed(self, token_ids: Array) -> Floats:
+        """Integers [n] → the first hidden state, a new fp32 [n, hidden]."""
+        hidden = np.empty((len(token_ids), self.config.hidden_size), np.float32)
+        self._run(self._rows(token_ids, hidden, NOWHERE, (), (), last=0), NOWHERE)
         return hidden
 
     def layers(
         self,
-        hidden: Tensor,
-        positions: Tensor,
+        hidden: Floats,
+        positions: Array,
         views: Sequence[Any],
         counts: Sequence[int],
         first: int,
         last: int,
-        queries_out: Tensor | None = None,
+        queries_out: Floats | None = None,
         **options: Unpack[StepOptions],
-    ) -> Tensor:
+    ) -> Floats:
         """Layers first..last−1 over hidden fp32 [n, hidden], in place; appends keys and values of these layers.
 
         queries_out: fp32 [n, heads, head_dim], filled with the rotated queries; for one layer at a time.
         Options: see StepOptions.
         """
-        self._run(None, hidden, positions, views, counts, first, last, queries_out, None, options)
+        rows = self._rows(None, hidden, positions, views, counts, first, last)
+        rows.queries_out = queries_out
+        self._run(rows, positions, None, options)
         return hidden
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Floats) -> Floats:
         """Final hidden rows fp32 [r, hidden] → fp32 [r, vocabulary], valid until the next call."""
-        rows = torch.arange(len(hidden), dtype=torch.int32)
-        return self._run(None, hidden, torch.empty(0), (), (), 0, 0, logit_rows=rows)
+        rows = self._rows(None, hidden, NOWHERE, (), (), last=0)
+        return self._run(rows, NOWHERE, np.arange(len(hidden), dtype=np.int32))
 
-    def _run(
+    def keep_logits(self, rows: int) -> None:
+        """Give back the buffers of logits beyond so many rows. What earlier calls returned stays as it is."""
+        if rows < len(self._logits):
+            self._logits = np.empty((rows, self.config.vocabulary_size), np.float32)
+            self._best = np.empty(rows, np.int32)
+            self._rows_of_logits = min(rows, self._rows_of_logits)
+
+    def logits_of(self, count: int) -> Floats:
+        """The buffer of logits [count, vocabulary]; the next call overwrites it."""
+        if count > len(self._logits):
+            self._logits = np.empty((count, self.config.vocabulary_size), np.float32)
+            self._best = np.empty(count, np.int32)
+        return self._logits if count == len(self._logits) else self._logits[:count]
+
+    def _rows(
         self,
-        tokens: Tensor | None,
-        hidden: Tensor | None,
-        positions: Tensor,
+        tokens: Array | None,
+        hidden: Floats | None,
+        positions: Array,
         views: Sequence[Any],
         counts: Sequence[int],
-        first: int,
-        last: int,
-        queries_out: Tensor | None = None,
-        logit_rows: Tensor | None = None,
-        options: StepOptions | None = None,
-    ) -> Tensor:
+        first: int = 0,
+        last: int | None = None,
+    ) -> Any:
+        """A native Step of these rows: one token or hidden state each; `last`: None for all layers."""
+        rows = self._module.Step()
+        if tokens is not None:
+            rows.tokens = np.ascontiguousarray(tokens, np.int32)
+        rows.hidden = hidden
+        rows.views, rows.counts = list(views), list(counts)
+        rows.first_layer, rows.last_layer = first, len(self.config.layers) if last is None else last
+        return rows
+
+    def _run(
+        self, rows: Any, positions: Array, logit_rows: Array | None = None, options: StepOptions | None = None
+    ) -> Floats:
         options = {} if options is None else options
-        rows = len(tokens) if tokens is not None else len(hidden)  # type: ignore[arg-type]
-        config, float32 = self.config, torch.float32
-        wide = (rows, config.hidden_size)
-        if hidden is not None:
-            dispatch.check(hidden, "hidden", float32, wide)
-        if last > first:
-            dispatch.check(positions, "positions", positions.dtype, (rows,))
-        if queries_out is not None:
-            dispatch.check(queries_out, "queries_out", float32, (rows, config.heads, config.head_dim))
-        tap = options.get("tap")
-        if tap is not None:
-            dispatch.check(tap[1], "tap", float32, wide)
-        tables = self._rotation(positions, counts, options.get("lengths")) if last > first else []
-        tree, ahead = sight(options, rows)
-        adapters = adapter_entries(options.get("adapters", ()), self._built.numbers, self._built.shapes)
-        wanted, logits, best = self._logit_buffers(logit_rows)
-        try:
-            self._native.run(
-                rows, _address(tokens), _address(hidden), list(views), list(counts),
-                [table.data_ptr() for table in tables], first, last, list(options.get("skip", ())),
-                _address(queries_out), -1 if tap is None else tap[0], _address(None if tap is None else tap[1]),
-                _address(wanted), len(wanted), _address(logits), _address(best),
-                [_sums(one) for one in options.get("accumulate", ())],
-                _address(tree), _address(ahead), adapters, list(options.get("adapter_rows", ())),
-                options.get("arrivals"), options.get("patience", PATIENCE),
-            )  # fmt: skip
-        except (ValueError, RuntimeError) as error:
-            raise KernelError(str(error)) from error
+        if rows.last_layer > rows.first_layer:
+            count = len(rows.hidden if rows.tokens is None else rows.tokens)
+            positions = dispatch.check(positions, "positions", positions.dtype, (count,))
+            rows.rotation = self._rotation(positions, rows.counts, options.get("lengths"))
+        set_options(rows, options, self._built)
+        logits = self._score(rows, NOWHERE if logit_rows is None else logit_rows)
+        _called(self.native.run, rows)
         return logits
 
-    def _rotation(self, positions: Tensor, counts: Sequence[int], lengths: Sequence[int] | None) -> list[Tensor]:
+    def _score(self, rows: Any, wanted: Array) -> Floats:
+        """Give the step buffers for the logits of the wanted rows; returns that of the logits."""
+        count = len(wanted)
+        logits = self.logits_of(count)
+        if count:
+            self._rows_of_logits = count
+            rows.logit_rows = np.ascontiguousarray(wanted, np.int32)
+            rows.logits, rows.arg_max = logits, self._best[:count]
+        return logits
+
+    def _rotation(self, positions: Array, counts: Sequence[int], lengths: Sequence[int] | None) -> list[Floats]:
         """The table of each rope, by row."""
-        of_rows: Tensor | None = None
-        if self._rotary.by_length:
+        of_rows: Integers | None = None
+        if self.rotary.by_length:
             if lengths is None or len(lengths) != len(counts):
                 raise KernelError(
                     f"the rotary frequencies depend on the sequence's length, and lengths is {lengths}; "
                     f"it must hold one for each of {len(counts)} sequences"
                 )
-            of_rows = torch.tensor(lengths).repeat_interleave(torch.tensor(counts))
-            dispatch.check(of_rows, "lengths by row", torch.int64, (len(positions),))
-        return self._rotary.of(positions, of_rows)
-
-    def _logit_buffers(self, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        if rows is None:
-            rows = torch.empty(0, dtype=torch.int32)
-        count = len(rows)
-        rows = dispatch.check(rows, "logit_rows", torch.int32, (count,), copy=True)
-        logits = self._logits_of(count)
-        if count:
-            self._rows_of_logits = count
-        return rows, logits, self._best[:count]
-
-    def keep_logits(self, rows: int) -> None:
-        """Give back the buffers of logits beyond so many rows. What earlier calls returned stays as it is."""
-        if rows < len(self._logits):
-            self._logits = torch.empty(rows, self.config.vocabulary_size)
-            self._best = torch.empty(rows, dtype=torch.int32)
-            self._rows_of_logits = min(rows, self._rows_of_logits)
-
-    def _logits_of(self, count: int) -> Tensor:
-        if count > len(self._logits):
-            self._logits = torch.empty(count, self.config.vocabulary_size)
-            self._best = torch.empty(count, dtype=torch.int32)
-        return self._logits if count == len(self._logits) else self._logits[:count]
+            of_rows = np.repeat(np.array(lengths, np.int64), counts)
+            dispatch.check(of_rows, "lengths by row", np.int64, (len(positions),))
+        return self.rotary.of(positions, of_rows)
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _sums(one: Any) -> tuple[list[int], int, int]:
-    """Where a sequence's attention adds its probabilities: addresses by layer, and strides."""
-    return ([], 0, 0) if one is None else (one.layers, one.stride, one.row)
+def _called(native: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """The result of a native call; what it refuses is a KernelError."""
+    try:
+        return native(*arguments, **named)
+    except (ValueError, RuntimeError) as error:
+        raise KernelError(str(error)) from error

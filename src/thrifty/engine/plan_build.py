@@ -1,54 +1,53 @@
-"""A decoder's operations as a native plan, in the order in which they run."""
+"""A model's operations as a native plan, in the order in which they run."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from thrifty.formats.linear import DenseLinear
+from thrifty.arrays import Floats
+from thrifty.errors import KernelError
+from thrifty.formats.linear import DenseLinear, PackedLinear
 from thrifty.kernels import dispatch
 from thrifty.models.config import ModelConfig, RopeConfig
 
+if TYPE_CHECKING:
+    from thrifty.models.model import Model
+
 HIDDEN = 0  # the first buffer of a native plan is the hidden state
 NONE = -1  # of a buffer: there is none
-EXACT = (".router", ".shared_gate")  # linears that loaders keep in fp32, and that a plan takes so
-
-
-def plain(linear: Any) -> bool:
-    """Whether a linear is fp32 rows as they are."""
-    return isinstance(linear, DenseLinear) and not linear.packed and linear.weight.dtype == torch.float32
 
 
 class PlanBuilder:
-    """Adds the operations of `decoder` to the plan `native`.
+    """Adds the operations of `model` to the plan `native`, which keeps the arrays that it points to.
 
-    `numbers` and `shapes`: of the linears that take adapters, by name. `alive` holds what the plan points to.
+    `numbers` and `shapes`: of the linears that take adapters, by name.
     """
 
-    def __init__(self, native: Any, decoder: Any, ropes: list[RopeConfig]) -> None:
-        self.native, self.decoder, self.ropes = native, decoder, ropes
-        self.alive: list[Any] = [decoder]
-        self.config: ModelConfig = decoder.config
+    def __init__(self, native: Any, model: Model, ropes: list[RopeConfig]) -> None:
+        self.native, self.model, self.ropes = native, model, ropes
+        self.config: ModelConfig = model.config
         self.activation = 0 if self.config.activation == "silu" else 1
         self.numbers: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, int]] = {}
 
     def build(self) -> None:
+        """All of it. Raises KernelError naming the linear that no native operation takes."""
         self._buffers()
         config, native = self.config, self.native
-        embedding = self._linear(self.decoder.embedding)
+        embedding = self._linear("embedding")
         native.add_embed(embedding, config.embedding_scale, HIDDEN)
-        for index, layer in enumerate(self.decoder.layers):
+        for index, layer in enumerate(config.layers):
             native.add_await(index)
-            self._attention(index, layer)
-            if config.layers[index].experts:
-                self._mixture(index, layer)
+            self._attention(index)
+            if layer.experts:
+                self._mixture(index)
             else:
-                self._mlp(index, layer)
-        head = embedding if self.decoder.head is None else self._linear(self.decoder.head)
-        native.add_logits(HIDDEN, *self._norm(self.decoder.final_norm), head, config.final_softcap or 0.0)
+                self._mlp(index)
+        head = embedding if config.tied_embeddings else self._linear("head")
+        softcap = config.final_softcap or 0.0
+        native.add_logits(source=HIDDEN, **self._norm("final_norm"), linear=head, softcap=softcap)
 
     def _buffers(self) -> None:
         config, experts, add = self.config, self.config.experts, self.native.add_buffer
@@ -65,84 +64,99 @@ class PlanBuilder:
             self.shared_inner, self.shared = add(experts.shared_intermediate_size), add(config.hidden_size)
         self.gate = add(1) if experts.shared_gate else NONE
 
-    def _attention(self, index: int, layer: Any) -> None:
-        native, config, module, options = self.native, self.config, layer.attention, self.config.layers[index]
+    def _attention(self, index: int) -> None:
+        native, config, options = self.native, self.config, self.config.layers[index]
         path, buffers = f"layers.{index}.attention", [self.query, self.key, self.value]
-        linears = [self._named(f"{path}.{name}", getattr(module, name)) for name in ("query", "key", "value")]
-        native.add_project(index, HIDDEN, *self._norm(layer.attention_norm), linears, buffers, False)
-        (query_norm, epsilon), (key_norm, _) = self._norm(module.query_norm), self._norm(module.key_norm)
+        linears = [self._named(f"{path}.{name}") for name in ("query", "key", "value")]
+        norm = self._norm(f"layers.{index}.attention_norm")
+        native.add_project(layer=index, source=HIDDEN, **norm, linears=linears, outs=buffers)
+        query_norm, key_norm = self._weights(f"{path}.query_norm"), self._weights(f"{path}.key_norm")
+        epsilon = config.norm_epsilon
         if config.qk_norm == "full":
-            native.add_norm_rows(index, buffers[:2], [query_norm, key_norm], epsilon)
-            query_norm = key_norm = 0
-        rope = (self.ropes.index(options.rope), options.rope.dimension)
-        native.add_rotate(index, *buffers, query_norm, key_norm, epsilon, *rope)
-        softcap = config.attention_softcap or 0.0
-        native.add_attend(index, self.query, self.attended, config.query_scale, options.window or 0, softcap)
-        output = self._named(f"{path}.output", module.output)
-        self._residual(index, self.attended, output, layer.post_attention_norm)
+            native.add_norm_rows(layer=index, buffers=buffers[:2], norms=[query_norm, key_norm], epsilon=epsilon)
+            query_norm = key_norm = None
+        native.add_rotate(
+            layer=index, query=self.query, key=self.key, value=self.value, query_norm=query_norm, key_norm=key_norm,
+            epsilon=epsilon, rope=self.ropes.index(options.rope), dimension=options.rope.dimension,
+        )  # fmt: skip
+        native.add_attend(
+            layer=index, query=self.query, out=self.attended, scale=config.query_scale, window=options.window or 0,
+            softcap=config.attention_softcap or 0.0,
+        )  # fmt: skip
+        self._residual(index, self.attended, self._named(f"{path}.output"), "post_attention_norm")
 
-    def _mlp(self, index: int, layer: Any) -> None:
-        self._gated(index, layer.mlp, f"layers.{index}.mlp", self._norm(layer.mlp_norm), self.inner)
-        down = self._named(f"layers.{index}.mlp.down", layer.mlp.down)
-        self._residual(index, self.inner, down, layer.post_mlp_norm)
+    def _mlp(self, index: int) -> None:
+        self._gated(index, f"layers.{index}.mlp", self.inner)
+        self._residual(index, self.inner, self._named(f"layers.{index}.mlp.down"), "post_mlp_norm")
 
-    def _gated(self, index: int, mlp: Any, path: str, norm: tuple[int, float], out: int) -> None:
-        gate, up = self._named(f"{path}.gate", mlp.gate), self._named(f"{path}.up", mlp.up)
-        self.native.add_gated(index, HIDDEN, *norm, gate, up, out, self.activation)
+    def _gated(self, index: int, path: str, out: int) -> None:
+        norm, gate, up = self._norm(f"layers.{index}.mlp_norm"), self._named(f"{path}.gate"), self._named(f"{path}.up")
+        self.native.add_gated(
+            layer=index, source=HIDDEN, **norm, gate=gate, up=up, out=out, activation=self.activation
+        )
 
-    def _mixture(self, index: int, layer: Any) -> None:
+    def _mixture(self, index: int) -> None:
         """branch = the experts' weighted sum + the gated shared expert; hidden += branch, or its norm."""
-        native, mlp, norm = self.native, layer.mlp, self._norm(layer.mlp_norm)
-        routers, buffers = [self._linear(mlp.router)], [self.scores]
-        if mlp.shared_gate is not None:
-            routers, buffers = [*routers, self._linear(mlp.shared_gate)], [*buffers, self.gate]
-        native.add_project(index, HIDDEN, *norm, routers, buffers, False)
-        experts = [[self._linear(x) for x in kind] for kind in (mlp.experts.gate, mlp.experts.up, mlp.experts.down)]
-        last = mlp.shared is None and layer.post_mlp_norm is None
-        choice = (mlp.active, mlp.normalise, self.activation)
-        native.add_mixture(index, HIDDEN, *norm, self.scores, *experts, *choice, self.branch, HIDDEN if last else NONE)
-        if mlp.shared is not None:
-            path = f"layers.{index}.mlp.shared"
-            self._gated(index, mlp.shared, path, norm, self.shared_inner)
-            down = self._named(f"{path}.down", mlp.shared.down)
-            native.add_project(index, self.shared_inner, 0, 0.0, [down], [self.shared], False)
-            native.add_rows(index, self.shared, 0, 0.0, self.gate, self.branch)
+        native, path, experts = self.native, f"layers.{index}.mlp", self.config.experts
+        assert experts is not None, "a layer of experts has their configuration"
+        norm = self._norm(f"layers.{index}.mlp_norm")
+        routers, buffers = [self._linear(f"{path}.router")], [self.scores]
+        if experts.shared_gate:
+            routers, buffers = [*routers, self._linear(f"{path}.shared_gate")], [*buffers, self.gate]
+        native.add_project(layer=index, source=HIDDEN, **norm, linears=routers, outs=buffers)
+        shared, post_norm = bool(experts.shared_intermediate_size), self._norm(f"layers.{index}.post_mlp_norm")
+        last = not shared and not post_norm
+        gates, ups, downs = (
+            [self._linear(f"{path}.experts.{kind}.{number}") for number in range(experts.count)]
+            for kind in ("gate", "up", "down")
+        )
+        native.add_mixture(
+            layer=index, source=HIDDEN, **norm, scores=self.scores, gates=gates, ups=ups, downs=downs,
+            active=experts.active, normalise=experts.normalise_probabilities, activation=self.activation,
+            sum=self.branch, out=HIDDEN if last else NONE,
+        )  # fmt: skip
+        if shared:
+            self._gated(index, f"{path}.shared", self.shared_inner)
+            down = self._named(f"{path}.shared.down")
+            native.add_project(layer=index, source=self.shared_inner, linears=[down], outs=[self.shared])
+            native.add_rows(layer=index, source=self.shared, gate=self.gate, out=self.branch)
         if not last:
-            native.add_rows(index, self.branch, *self._norm(layer.post_mlp_norm), NONE, HIDDEN)
+            native.add_rows(layer=index, source=self.branch, **post_norm, out=HIDDEN)
 
-    def _residual(self, index: int, source: int, linear: int, post_norm: Any) -> None:
+    def _residual(self, index: int, source: int, linear: int, post_norm: str) -> None:
         """hidden += W·source, or hidden += norm(W·source)."""
-        at_once = post_norm is None
-        self.native.add_project(index, source, 0, 0.0, [linear], [HIDDEN if at_once else self.branch], at_once)
-        if not at_once:
-            self.native.add_rows(index, self.branch, *self._norm(post_norm), NONE, HIDDEN)
+        norm = self._norm(f"layers.{index}.{post_norm}")
+        out = self.branch if norm else HIDDEN
+        self.native.add_project(layer=index, source=source, linears=[linear], outs=[out], add=not norm)
+        if norm:
+            self.native.add_rows(layer=index, source=self.branch, **norm, out=HIDDEN)
 
-    def _named(self, name: str, linear: Any) -> int:
-        number = self._linear(linear)
-        self.numbers[name], self.shapes[name] = number, (linear.out_features, linear.in_features)
-        return number
+    def _named(self, name: str) -> int:
+        linear = self.model.linears[name]
+        self.numbers[name], self.shapes[name] = self._linear(name), (linear.out_features, linear.in_features)
+        return self.numbers[name]
 
-    def _linear(self, linear: Any) -> int:
-        if plain(linear):
-            kind, scales, minimums, group = 32, 0, 0, 0
-            shape = (linear.out_features, linear.in_features)
-            codes = dispatch.check(linear.weight, "weight", torch.float32, shape).data_ptr()
-        else:
-            kind, codes, scales, minimums, group = dispatch.packed(linear)
-        bias = 0
-        if linear.bias is not None:
-            bias = self._keep(dispatch.check(linear.bias, "bias", torch.float32, (linear.out_features,)))
-        self.alive.append(linear)
-        sizes = (linear.out_features, linear.in_features, group)
-        return int(self.native.add_linear(kind, codes, scales, minimums, bias, *sizes))
+    def _linear(self, name: str) -> int:
+        try:
+            return int(self.native.add_linear(_native_linear(self.model.linears[name])))
+        except KernelError as error:
+            raise KernelError(f"{name}: {error}") from error
 
-    def _norm(self, norm: Any) -> tuple[int, float]:
-        """Address of weight + offset, and epsilon; 0 where there is no norm."""
-        if norm is None:
-            return 0, 0.0
-        weight = (norm.weight.detach().float() + norm.offset).contiguous()
-        return self._keep(weight), norm.epsilon
+    def _norm(self, name: str) -> dict[str, Any]:
+        """Weight + offset, and epsilon, as arguments of an operation; none of them where there is no norm."""
+        weights = self._weights(name)
+        return {} if weights is None else {"norm": weights, "epsilon": self.config.norm_epsilon}
 
-    def _keep(self, tensor: Tensor) -> int:
-        self.alive.append(tensor)
-        return tensor.data_ptr()
+    def _weights(self, name: str) -> Floats | None:
+        weights = self.model.norms.get(name)
+        return None if weights is None else weights.astype(np.float32) + np.float32(self.config.norm_offset)
+
+
+def _native_linear(linear: PackedLinear) -> Any:
+    """The linear as native code takes it. Raises KernelError where it takes none of its format."""
+    if isinstance(linear, DenseLinear) and not linear.packed and linear.weight.dtype == np.float32:
+        shape = (linear.out_features, linear.in_features)
+        weight = dispatch.check(linear.weight, "weight", np.float32, shape)
+        make = dispatch.require().Linear
+        return make(kind=32, codes=weight, bias=linear.bias, out_features=shape[0], in_features=shape[1])
+    return dispatch.packed(linear, linear.bias)

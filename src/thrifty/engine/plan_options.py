@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Array, Floats
 from thrifty.errors import KernelError
 from thrifty.kernels import dispatch
 
-AdapterEntry = tuple[int, int, int, int, int, float]  # adapter, linear, addresses of down and up, rank, scale
+if TYPE_CHECKING:
+    from thrifty.cache.sums import Accumulator
+    from thrifty.engine.plan_build import PlanBuilder
+
+AdapterEntry = tuple[int, int, Floats, Floats, float]  # adapter, linear, down, up, scale
+PATIENCE = 60.0  # seconds that a layer waits for what has to arrive
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Adapter:
     none.
     """
 
-    weights: Mapping[str, tuple[Tensor, Tensor]]
+    weights: Mapping[str, tuple[Floats, Floats]]
     scale: float = 1.0
 
 
@@ -44,24 +49,28 @@ class StepOptions(TypedDict, total=False):
 
     lengths: Sequence[int]
     skip: Sequence[int]
-    tap: tuple[int, Tensor]
-    tree: Tensor
-    ahead: Tensor
+    tap: tuple[int, Floats]
+    tree: Array
+    ahead: Array
     adapters: Sequence[Adapter]
     adapter_rows: Sequence[int]
     arrivals: Any
     patience: float
-    accumulate: Sequence[Any]
+    accumulate: Sequence[Accumulator | None]
 
 
-def sight(options: StepOptions, rows: int) -> tuple[Tensor | None, Tensor | None]:
-    """The checked `tree` and `ahead`."""
-    tree, ahead = options.get("tree"), options.get("ahead")
-    if tree is not None:
-        tree = dispatch.check(tree, "tree", torch.int64, (rows,))
-    if ahead is not None:
-        ahead = dispatch.check(ahead, "ahead", torch.int32, (rows,))
-    return tree, ahead
+def set_options(step: Any, options: StepOptions, built: PlanBuilder) -> None:
+    """Put the options of a call into a native Step. Raises KernelError for adapters that do not fit the plan."""
+    if not options:
+        return
+    if "tap" in options:
+        step.tap_layer, step.tap = options["tap"]
+    step.skip = list(options.get("skip", ()))
+    step.tree, step.ahead = options.get("tree"), options.get("ahead")
+    step.adapters = adapter_entries(options.get("adapters", ()), built.numbers, built.shapes)
+    step.adapter_rows = list(options.get("adapter_rows", ()))
+    step.arrivals, step.patience = options.get("arrivals"), options.get("patience", PATIENCE)
+    step.sums = [None if one is None else (list(one.layers), one.sums) for one in options.get("accumulate", ())]
 
 
 def adapter_entries(
@@ -78,7 +87,7 @@ def adapter_entries(
                 raise KernelError(f"{name!r} takes no adapter; linears of attention and of dense MLPs do")
             out_features, in_features = shapes[name]
             rank = len(down)
-            dispatch.check(down, f"down of {name}", torch.float32, (rank, in_features))
-            dispatch.check(up, f"up of {name}", torch.float32, (out_features, rank))
-            entries.append((index, numbers[name], down.data_ptr(), up.data_ptr(), rank, adapter.scale))
+            dispatch.check(down, f"down of {name}", np.float32, (rank, in_features))
+            dispatch.check(up, f"up of {name}", np.float32, (out_features, rank))
+            entries.append((index, numbers[name], down, up, adapter.scale))
     return entries

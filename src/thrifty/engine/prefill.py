@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
-
+from thrifty.arrays import Floats
 from thrifty.decoding.strategy import Scores
 from thrifty.engine.pace import Pace
 from thrifty.engine.rehearsal import RehearsedPrefill
@@ -72,7 +71,7 @@ class ChunkedPrefill:
         self._pace = pace
         self._publish = publish
         self._windowed = any(window is not None for window in cache.model.windows)
-        self._cut: tuple[Rows, Tensor] | None = None
+        self._cut: tuple[Rows, Floats] | None = None
         self._layer = 0
 
     def advance(self, sliced: bool = False) -> Scores | None:

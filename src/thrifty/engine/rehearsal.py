@@ -10,11 +10,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from thrifty.decoding.strategy import Scores
+from thrifty.arrays import Floats
+from thrifty.decoding.strategy import ArrayScores, Scores
 from thrifty.engine.pace import Pace
-from thrifty.engine.runner import Rows, Runner, TensorScores, chunk_end
+from thrifty.engine.runner import Rows, Runner, chunk_end
 
 if TYPE_CHECKING:
     from thrifty.cache.rehearsal import Rehearsal, Rehearsals
@@ -35,7 +34,7 @@ class RehearsedPrefill:
         self._chunk = chunk
         self._pace = pace
         self._whole = whole
-        self._scores: TensorScores | None = None
+        self._scores: ArrayScores | None = None
         self._work: Iterator[None] = iter(())
         self._sliced = False
 
@@ -53,7 +52,7 @@ class RehearsedPrefill:
     def _begin(self, scores: Scores | None) -> None:
         """With the prompt's last scores, which a runner's next call overwrites, the rehearsals begin."""
         if scores is not None:
-            self._scores = TensorScores(scores.logits(0).clone()[None])
+            self._scores = ArrayScores(scores.logits(0).copy()[None])
             self._work = self._rehearse(self._cache.begin_rehearsals(self._prompt))
 
     def _rehearse(self, run: Rehearsals) -> Iterator[None]:
@@ -65,7 +64,7 @@ class RehearsedPrefill:
                 yield from self._layer(layer, piece, hidden, run)
             run.end()
 
-    def _layer(self, layer: int, piece: Rehearsal, hidden: Tensor, run: Rehearsals) -> Iterator[None]:
+    def _layer(self, layer: int, piece: Rehearsal, hidden: Floats, run: Rehearsals) -> Iterator[None]:
         """All rows of a rehearsal through one layer; `hidden` is changed in place."""
         start, end = self._cache.length, self._cache.length + len(piece.tokens)
         first = start

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Array, Floats, Integers
 from thrifty.models.config import RopeConfig
 from thrifty.models.rope import depends_on_length, rotation
 
@@ -24,38 +24,41 @@ class RotaryTables:
         block = sum(4 * rope.dimension * BLOCK for rope in self.ropes)
         self._most = max(2, min(LIMIT // max(block, 1), -(-context // BLOCK)))
         self.nbytes = self._most * block
-        self._blocks: OrderedDict[int, list[Tensor]] = OrderedDict()
+        self._blocks: OrderedDict[int, list[Floats]] = OrderedDict()
         self.by_length = any(depends_on_length(rope) for rope in self.ropes)
 
-    def of(self, positions: Tensor, lengths: Tensor | None) -> list[Tensor]:
+    def of(self, positions: Array, lengths: Integers | None) -> list[Floats]:
         """One table a rope. positions: integers [n]; lengths: see `rope.rotation`."""
+        positions = positions.astype(np.int64, copy=False)
+        if self.by_length:
+            return [np.concatenate(rotation(rope, positions, lengths), axis=1) for rope in self.ropes]
         first, count = int(positions[0]), len(positions)
-        if self.by_length or not (count == 1 or bool((positions.diff() == 1).all())):
-            return [torch.cat(rotation(rope, positions, lengths), dim=1) for rope in self.ropes]
+        if count > 1 and not (np.diff(positions) == 1).all():
+            return self._scattered(positions)
         pieces = []
         for number in range(first // BLOCK, (first + count - 1) // BLOCK + 1):
             part = slice(max(0, first - number * BLOCK), min(BLOCK, first + count - number * BLOCK))
-            pieces.append([table[part] for table in self._block(number)])
+            pieces.append([table[part] for table in self.block(number)])
         if len(pieces) == 1:
             return pieces[0]
-        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+        return [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
 
-    def addresses(self, positions: Sequence[int]) -> tuple[list[int], list[Tensor]]:
-        """Where the rows of single positions lie, rope by rope, and what keeps them there; not where `by_length`."""
-        blocks = [self._block(position // BLOCK) for position in positions]
-        found = []
-        for place, rope in enumerate(self.ropes):
-            width = 4 * rope.dimension
-            for block, position in zip(blocks, positions, strict=True):
-                found.append(block[place].data_ptr() + position % BLOCK * width)
-        return found, [table for block in blocks for table in block]
-
-    def _block(self, number: int) -> list[Tensor]:
-        found = self._blocks.pop(number, None)
-        if found is None:
-            positions = torch.arange(number * BLOCK, (number + 1) * BLOCK)
-            found = [torch.cat(rotation(rope, positions), dim=1) for rope in self.ropes]
+    def block(self, number: int) -> list[Floats]:
+        """The tables of positions 128·number and the 127 behind it; not where `by_length`."""
+        tables = self._blocks.pop(number, None)
+        if tables is None:
+            positions = np.arange(number * BLOCK, (number + 1) * BLOCK)
+            tables = [np.concatenate(rotation(rope, positions), axis=1) for rope in self.ropes]
             while len(self._blocks) >= self._most:
                 self._blocks.popitem(last=False)
-        self._blocks[number] = found
-        return found
+        self._blocks[number] = tables
+        return tables
+
+    def _scattered(self, positions: Integers) -> list[Floats]:
+        tables = [np.empty((len(positions), rope.dimension), np.float32) for rope in self.ropes]
+        numbers, places = positions // BLOCK, positions % BLOCK
+        for number in np.unique(numbers):
+            chosen = numbers == number
+            for table, block in zip(tables, self.block(int(number)), strict=True):
+                table[chosen] = block[places[chosen]]
+        return tables

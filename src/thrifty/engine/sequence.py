@@ -6,8 +6,7 @@ import enum
 from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
+from thrifty.arrays import Floats
 from thrifty.decoding.sampling import Choice, Sampler
 from thrifty.decoding.stopping import Stopper
 from thrifty.engine.answer import Answer, Event
@@ -69,7 +68,7 @@ class Sequence:
         """Tokens that the sequence may grow to, its answer's last one included."""
         return len(self.tokens) - self.stopper.count + self.stopper.maximum_tokens
 
-    def advance(self, choices: Items[Choice], logits: Items[Tensor], events: list[Event]) -> None:
+    def advance(self, choices: Items[Choice], logits: Items[Floats], events: list[Event]) -> None:
         """Commit tokens: sampler, stopper and tokens move on; one event a token, up to the one that ends
         the answer, is added to `events`. Where one fails, the events before it are there, and the sample must end.
         """

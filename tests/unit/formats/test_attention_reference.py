@@ -82,6 +82,20 @@ def test_attention_equals_the_dense_softmax(
     assert np.allclose(found.column_sums, probabilities.sum(0), atol=1e-4)
 
 
+def test_slots_with_a_bias_of_minus_infinity_are_not_there() -> None:
+    (span,) = random_spans([200], 16, False)
+    seen = np.ones(200, bool)
+    seen[:70] = seen[100:150] = False  # the first block whole, a later one in part
+    hidden = Span(span.keys, span.values, np.where(seen, np.float32(0), np.float32(-np.inf)))
+    queries = normal(3, 2, 16)
+    found = attend(queries, [hidden], scale=0.3, column_sums=True)
+    expected = attend(queries, [Span(span.keys[seen], span.values[seen])], scale=0.3, column_sums=True)
+    assert np.allclose(found.out, expected.out, atol=1e-6)
+    assert found.column_sums is not None and expected.column_sums is not None
+    assert np.allclose(found.column_sums[:, seen], expected.column_sums, atol=1e-5)
+    assert not found.column_sums[:, ~seen].any()
+
+
 def test_statistics_are_computed_only_when_asked_for() -> None:
     found = attend(normal(2, 1, 8), random_spans([5], 8, False), scale=1.0)
     assert found.column_sums is None

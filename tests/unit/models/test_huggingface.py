@@ -36,6 +36,10 @@ FLOAT32 = np.dtype(np.float32)
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 
+def zeros(*shape: int) -> Floats:
+    return np.zeros(shape, np.float32)
+
+
 def tensors() -> dict[str, Floats]:
     random = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (19, 8), "lm_head.weight": (19, 8)}
@@ -83,7 +87,7 @@ def test_a_value_that_bfloat16_rounds_to_infinity_is_refused_with_the_way_out(tm
         with pytest.raises(CheckpointError) as error:
             assemble(source, dtype)
         assert "'layers.1.attention.query' holds 3.4028e+38; bfloat16 holds at most 3.3895e+38" in str(error.value)
-        assert "dtype=torch.float32, which keeps it" in str(error.value)
+        assert "thrifty.reference.load(…, dtype=torch.float32), which keeps it" in str(error.value)
     assert np.array_equal(query(assemble(source, FLOAT32)), weights[QUERY])
 
 
@@ -140,8 +144,8 @@ def test_a_head_beside_tied_embeddings_must_be_the_embedding(tmp_path: Path) -> 
     ("change", "expected"),
     [
         ({QUERY: None}, "no tensor for 'layers.1.attention.query', expected shape [8, 8]"),
-        ({QUERY: np.zeros((8, 9), np.float32)}, f"tensor '{QUERY}' has shape [8, 9]; expected [8, 8]"),
-        ({QUERY: np.zeros(64, np.float32)}, "has shape [64]; expected [8, 8]"),
+        ({QUERY: zeros(8, 9)}, f"tensor '{QUERY}' has shape [8, 9]; expected [8, 8]"),
+        ({QUERY: zeros(64)}, "has shape [64]; expected [8, 8]"),
         ({QUERY: np.zeros((8, 8), np.int32)}, "has type I32; expected one of F32, F16, BF16"),
         (
             {QUERY: np.full((8, 8), np.nan, np.float32)},
@@ -149,15 +153,15 @@ def test_a_head_beside_tied_embeddings_must_be_the_embedding(tmp_path: Path) -> 
         ),
         ({"model.norm.weight": np.full(8, np.inf, np.float32)}, "'final_norm' holds a value that is not finite"),
         (
-            {"model.layers.0.self_attn.q_proj.bias": np.zeros(8, np.float32)},
+            {"model.layers.0.self_attn.q_proj.bias": zeros(8)},
             "q_proj.bias' has no place in a llama model",
         ),
         (
-            {"model.layers.2.mlp.up_proj.weight": np.zeros((12, 8), np.float32)},
+            {"model.layers.2.mlp.up_proj.weight": zeros(12, 8)},
             "layers.2.mlp.up_proj.weight' has no place",
         ),
-        ({"score.weight": np.zeros((2, 8), np.float32)}, "tensor 'score.weight' has no place"),
-        ({"norm.weight": np.zeros(8, np.float32)}, "are the same part"),
+        ({"score.weight": zeros(2, 8)}, "tensor 'score.weight' has no place"),
+        ({"norm.weight": zeros(8)}, "are the same part"),
     ],
 )
 def test_tensors_that_do_not_fit(change: dict[str, Array | None], expected: str, tmp_path: Path) -> None:
@@ -241,7 +245,7 @@ def test_indexes_that_do_not_fit(weight_map: object, expected: str, tmp_path: Pa
 def test_the_index_says_which_file_a_tensor_is_read_from(tmp_path: Path) -> None:
     shards(tmp_path)
     stale = {
-        "model.embed_tokens.weight": np.zeros((19, 8), np.float32),
+        "model.embed_tokens.weight": zeros(19, 8),
         "model.layers.0.mlp.experts.0.w1.weight": np.ones(2, np.float32),
     }
     save_file(load_file(tmp_path / "b.safetensors") | stale, tmp_path / "b.safetensors")
@@ -325,7 +329,7 @@ def test_tensors_of_every_type_at_every_offset(tmp_path: Path) -> None:
 
 
 def test_a_file_that_became_shorter_is_named(tmp_path: Path) -> None:
-    save_file({"a": np.zeros(5000, np.float32)}, tmp_path / "x.safetensors")
+    save_file({"a": zeros(5000)}, tmp_path / "x.safetensors")
     found = read_entries(tmp_path / "x.safetensors")["a"]
     (tmp_path / "x.safetensors").write_bytes(bytes(100))
     with pytest.raises(CheckpointError, match=r"x.safetensors: tensor 'a' cannot be read"):

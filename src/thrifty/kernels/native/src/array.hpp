@@ -37,6 +37,7 @@ struct ItemType {
 template <class T> constexpr ItemType item_type() {
   if constexpr (std::is_same_v<T, float>) return {"float32", "f", 4};
   else if constexpr (std::is_same_v<T, Half>) return {"float16", "e", 2};
+  else if constexpr (std::is_same_v<T, bool>) return {"bool", "?", 1};
   else if constexpr (std::is_same_v<T, uint8_t>) return {"uint8", "B", 1};
   else if constexpr (std::is_same_v<T, uint16_t>) return {"uint16", "H", 2};
   else if constexpr (std::is_same_v<T, int32_t>) return {"int32", "il", 4};

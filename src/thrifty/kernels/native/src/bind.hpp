@@ -6,5 +6,6 @@ namespace thrifty {
 
 void bind_kernels(nanobind::module_& m);
 void bind_view(nanobind::module_& m);
+void bind_plan(nanobind::module_& m);
 
 }  // namespace thrifty

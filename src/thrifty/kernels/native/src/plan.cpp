@@ -56,9 +56,13 @@ int Plan::width(int i) const {
   return widths[(size_t)i];
 }
 
-int Plan::add_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group) {
-  linears.push_back(make_linear(kind, codes, scales, minimums, bias, out, in, group));
+int Plan::add_linear(const Linear& linear) {
+  linears.push_back(linear);
   return (int)linears.size() - 1;
+}
+
+int Plan::add_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group) {
+  return add_linear(make_linear(kind, codes, scales, minimums, bias, out, in, group));
 }
 
 int Plan::add_buffer(int width) {
@@ -118,7 +122,9 @@ void Plan::add_rotate(int layer, int q, int k, int v, uintptr_t q_norm, uintptr_
   auto op = std::make_unique<RotateAppend>(layer);
   op->q = q, op->k = k, op->v = v, op->rope = rope, op->half = rope_dim / 2;
   op->q_norm = (const float*)q_norm, op->k_norm = (const float*)k_norm, op->epsilon = epsilon;
-  ropes_ = std::max(ropes_, rope + 1);
+  if ((int)ropes_.size() <= rope) ropes_.resize((size_t)rope + 1, 0);
+  if (ropes_[(size_t)rope] && ropes_[(size_t)rope] != rope_dim) refuse("a rope has one dimension in all layers");
+  ropes_[(size_t)rope] = rope_dim;
   add(std::move(op));
 }
 
@@ -169,6 +175,7 @@ void Plan::add_await(int layer) { add(std::make_unique<Await>(layer)); }
 
 void Plan::add_logits(int in, uintptr_t norm, float epsilon, int w, float softcap) {
   if (packed(w).in != width(in)) refuse("the head's width differs from its buffer's");
+  logits_ = linear(w).out;
   add(std::make_unique<Logits>(in, make_panels(norm, epsilon, {&linear(w)}), w, softcap));
 }
 
@@ -187,8 +194,8 @@ void Plan::check(const Step& s) const {
 }
 
 void Plan::check_views(const Step& s) const {
-  if (!s.turns.empty() && s.turns.size() != (size_t)ropes_ * (size_t)s.rows) refuse("the step needs an address of rotations for each row and rope");
-  if (s.turns.empty() && (int)s.rotation.size() < ropes_) refuse("the step needs " + std::to_string(ropes_) + " rotation tables");
+  if (!s.turns.empty() && s.turns.size() != ropes_.size() * (size_t)s.rows) refuse("the step needs an address of rotations for each row and rope");
+  if (s.turns.empty() && s.rotation.size() < ropes_.size()) refuse("the step needs " + std::to_string(ropes_.size()) + " rotation tables");
   if (!s.sums.empty() && s.sums.size() != s.views.size()) refuse("attention sums need one entry for each view");
   if (s.views.size() != s.counts.size()) refuse("a step needs one row count for each view");
   long long rows = 0;
@@ -282,6 +289,7 @@ void Plan::execute(Step& s, Worker& w) {
 }
 
 void Plan::run(Step& s) {
+  const auto start = Clock::now();
   check(s);
   if (s.adapters) s.adapters->check(s.rows);
   allocate_panels();
@@ -299,6 +307,7 @@ void Plan::run(Step& s) {
     }
   } while (partials != attention.partials.data() || finals != attention.finals.data());
   Pool::shared().run(scratch_, [&](Worker& w) { execute(s, w); });
+  run_seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
   if (s.missing < 0) return;
   busy.clear();
   undo(s);

@@ -79,6 +79,7 @@ class Plan {
   ~Plan();
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
+  int add_linear(const Linear& linear);
   int add_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group);
   int add_buffer(int width);  // buffer 0 is the hidden state
   void add_embed(int linear, float scale, int out);
@@ -97,6 +98,7 @@ class Plan {
   void add_logits(int in, uintptr_t norm, float epsilon, int linear, float softcap);
   void run(Step& step);
   size_t bytes() const;
+  double run_seconds() const { return run_seconds_; }            // in `run` so far
   void profile(bool on);                                         // begins anew
   std::vector<std::pair<std::string, double>> seconds() const;  // by kind of operation, in the order of their first
 
@@ -104,6 +106,10 @@ class Plan {
   const PlanShape shape;
   std::vector<Linear> linears;
   std::vector<int> widths;
+  int width(int i) const;                                           // of a buffer; throws std::invalid_argument
+  int logits_width() const { return logits_; }
+  int rotary_width(int rope) const { return ropes_.at((size_t)rope); }  // floats of a row: cosines and sines
+  int ropes() const { return (int)ropes_.size(); }
   uint8_t* panel(int kind) { return panels_[kind == 32 ? 2 : kind == 16].get(); }
   float* buffer(int i, const Step& s) { return i == 0 && s.hidden ? s.hidden : buffers_[(size_t)i].get(); }
   AttentionBuffers attention;
@@ -115,7 +121,6 @@ class Plan {
   void add(std::unique_ptr<Operation> operation);
   const Linear& linear(int i) const;
   const Linear& packed(int i) const;  // a linear that the kernels take
-  int width(int i) const;
   void allocate_panels();
   void check(const Step& s) const;
   void check_sums(const Step& s, size_t i) const;
@@ -126,12 +131,14 @@ class Plan {
   bool wanted(const Operation& op, const Step& s) const;
   void execute(Step& s, Worker& w);
   bool profiled_ = false;
+  double run_seconds_ = 0;
 
   std::vector<std::unique_ptr<Operation>> operations_;
   std::vector<Floats> buffers_;
   std::vector<Bytes> panels_;
   size_t bytes_ = 0, panel_bytes_[3] = {0, 0, 0}, scratch_ = 0;
-  int ropes_ = 0, vocabulary_ = 0, window_ = 0;  // window_: the least of any layer, 0: none
+  std::vector<int> ropes_;
+  int vocabulary_ = 0, logits_ = 0, window_ = 0;  // window_: the least of any layer, 0: none
 };
 
 }  // namespace thrifty

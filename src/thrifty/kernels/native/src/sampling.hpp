@@ -1,0 +1,52 @@
+// Choosing a token from a row of logits, as thrifty/decoding/sampling.py does: that file says what the numbers mean, and
+// adds them up in the same order.
+#pragma once
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace thrifty {
+
+struct SamplingOptions {
+  double temperature = 0;  // 0: the largest
+  int64_t top_k = 0;       // 0: off
+  double top_p = 1, min_p = 0;
+  float repetition = 1, presence = 0, frequency = 0;
+};
+
+// What one sample has said so far, and where its random numbers come from.
+struct SamplerState {
+  uint64_t seed = 0, stream = 0;
+  int64_t position = 0;       // of the next token in the answer
+  float* counts = nullptr;    // [vocabulary]: how often the answer has each token; null: no penalties
+  uint8_t* seen = nullptr;    // [vocabulary]: whether prompt or answer have it; null: no penalties
+};
+
+class Sampler {
+ public:
+  // biases: additions by token; absent: rows that are no token, ascending. Tokens lie inside the vocabulary: the caller has checked.
+  Sampler(SamplingOptions options, SamplerState state, std::vector<std::pair<int32_t, float>> biases, std::vector<int32_t> absent, int vocabulary);
+  int vocabulary() const { return vocabulary_; }
+  // The token for logits [vocabulary] whose arg-max is `best`; -1 where none can be chosen, and Python says why.
+  int choose(const float* logits, int best);
+  void commit(int token);
+  void restore();  // undoes all commits since the last call
+  SamplerState state;
+
+ private:
+  bool adjust(const float* logits);  // into adjusted_; false: no number is left
+  int draw(const float* scores, double number);
+
+  SamplingOptions options_;
+  std::vector<std::pair<int32_t, float>> biases_;
+  std::vector<int32_t> absent_;
+  int vocabulary_;
+  std::vector<float> adjusted_, work_;
+  std::vector<double> weights_;
+  std::vector<int32_t> ids_;
+  std::vector<std::pair<int32_t, uint8_t>> committed_;  // tokens, and whether they had been seen before
+};
+
+double uniform(uint64_t seed, uint64_t stream, uint64_t position);  // [0, 1)
+
+}  // namespace thrifty
