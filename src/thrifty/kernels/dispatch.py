@@ -210,6 +210,21 @@ def compress(
     return bool(_call(module.compress, before, after, head_dim=head_dim, first_page=first_page, tokens=tokens))
 
 
+def read_slab(
+    slab: Bytes, format: int, capacity: int, head_dim: int, start: int, count: int
+) -> tuple[Floats, Floats] | None:
+    """`count` tokens from `start` of a slab uint8 [slab bytes] of any format (ids: formats/kv.py) as fp32 keys and
+    values, each [count, head_dim], to the bit what `kv.read` makes of them. None where native code is off or does not
+    take the slab.
+    """
+    module = native()
+    if module is None:
+        return None
+    keys, values = np.empty((2, count, head_dim), np.float32)
+    done = _call(module.read_slab, slab, keys, values, format=format, capacity=capacity, start=start)
+    return (keys, values) if done else None
+
+
 Chosen = tuple[Bytes, int, Integers]
 """Some slots of one head: a slab uint8 [slab bytes], its capacity, and the slots int64 [n]."""
 

@@ -160,6 +160,7 @@ struct Kernels {
   void (*map_queries)(const float* q, int rows, int dim, float factor, float* to);
   void (*map_scores)(const MapArgs&, int slot, float* scratch);
   void (*map_softmax)(const MapArgs&, int row);
+  void (*read_page)(const Span&, int page, int low, int high, int dim, int stored_dim, float* keys, float* values, uint8_t* scratch);
   bool (*compress_page)(const Span& from, int page, int slots, int dim, const Span& to, int to_page);  // false: not representable
   uint64_t (*read)(const uint8_t* data, size_t bytes);
 };
