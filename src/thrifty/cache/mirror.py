@@ -19,7 +19,7 @@ CHUNK_PAGES = 4
 
 def native_view(model: ModelInfo) -> Any:
     """An empty native View, or None where the native module is absent, off, or does not take the head dimension."""
-    if model.head_dim % 64:
+    if not dispatch.takes_head_dim(model.head_dim):
         return None
     module = dispatch.native()
     return None if module is None else module.View(model.layers, model.kv_heads, model.head_dim)

@@ -13,7 +13,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from thrifty.engine.plan_build import EXACT, PlanBuilder, plain
+from thrifty.engine.plan_build import PlanBuilder, plain
 from thrifty.engine.plan_options import StepOptions, adapter_entries, sight
 from thrifty.engine.rotary_tables import RotaryTables
 from thrifty.errors import KernelError, ThriftyError
@@ -40,10 +40,12 @@ def _check(decoder: Any) -> None:
     config: ModelConfig = decoder.config
     if dispatch.native() is None:
         raise PlanUnsupported("the native kernels are not available")
-    if config.head_dim % 64 or config.head_dim > 1024:
-        raise PlanUnsupported(f"head_dim is {config.head_dim}; native attention takes multiples of 64 up to 1024")
+    if not dispatch.takes_head_dim(config.head_dim):
+        raise PlanUnsupported(
+            f"head_dim is {config.head_dim}; native attention takes even ones from 16 to 256 and multiples of 64 to 1024"
+        )
     for name, linear in decoder.linears():
-        if name.endswith(EXACT) and plain(linear):
+        if plain(linear):
             continue
         try:
             dispatch.packed(linear)

@@ -13,7 +13,6 @@ from thrifty.models.config import ModelConfig, RopeConfig
 
 HIDDEN = 0  # the first buffer of a native plan is the hidden state
 NONE = -1  # of a buffer: there is none
-EXACT = (".router", ".shared_gate")  # linears that loaders keep in fp32, and that a plan takes so
 
 
 def plain(linear: Any) -> bool:

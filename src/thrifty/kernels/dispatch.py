@@ -24,6 +24,11 @@ MISSING = (
 )
 
 
+def takes_head_dim(head_dim: int) -> bool:
+    """Whether the native kernels take this head dimension: even, 16 to 256, or a multiple of 64 up to 1024."""
+    return head_dim % 64 == 0 if 256 < head_dim <= 1024 else head_dim % 2 == 0 and 16 <= head_dim <= 256
+
+
 class Linear(Protocol):
     """A packed linear layer as the kernels see it (see formats/linear.py): sizes, and either codes or bf16 pairs."""
 
@@ -231,7 +236,7 @@ def compress(
     """
     module = native()
     slabs = (source, target)
-    if module is None or head_dim % 64 or any(one.stride(1) != 1 or one.stride(0) % 64 for one in slabs):
+    if module is None or any(one.stride(1) != 1 or one.stride(0) % 64 for one in slabs):
         return False
     if any(one.data_ptr() % 64 for one in slabs) or not tokens or not len(source):
         return False

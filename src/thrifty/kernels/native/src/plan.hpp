@@ -114,7 +114,6 @@ class Plan {
   using Bytes = std::unique_ptr<uint8_t[], void (*)(void*)>;
   void add(std::unique_ptr<Operation> operation);
   const Linear& linear(int i) const;
-  const Linear& packed(int i) const;  // a linear that the kernels take
   int width(int i) const;
   void allocate_panels();
   void check(const Step& s) const;
