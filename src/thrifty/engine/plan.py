@@ -42,7 +42,8 @@ def _check(decoder: Any) -> None:
         raise PlanUnsupported("the native kernels are not available")
     if not dispatch.takes_head_dim(config.head_dim):
         raise PlanUnsupported(
-            f"head_dim is {config.head_dim}; native attention takes even ones from 16 to 256 and multiples of 64 to 1024"
+            f"head_dim is {config.head_dim}; native attention takes even ones from 16 to 256 and multiples of 64 up to "
+            "1024"
         )
     for name, linear in decoder.linears():
         if plain(linear):
