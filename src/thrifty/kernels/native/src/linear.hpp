@@ -1,4 +1,4 @@
-// Packed linear layers: checks, activation panels, tiling over the pool, row lookup.
+// Linear layers, packed or of plain fp32 rows: checks, activation panels, tiling over the pool, row lookup.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -24,9 +24,6 @@ const uint8_t* row_in_panel(const Linear& linear, const uint8_t* panel, int row)
 
 // a . b, added in sixteen interleaved sums, whatever the instruction set.
 float dot(const float* a, const float* b, int count);
-
-// As the kernels' `tiles`, for linears of kind 32: activations and weights are plain rows of fp32.
-void plain_tiles(const Linear& linear, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add);
 
 // A row of the weight matrix in fp32 (embedding lookup): out[in].
 void linear_row(const Linear& linear, int row, float* out);
