@@ -25,7 +25,8 @@ MISSING = (
 
 
 class Linear(Protocol):
-    """A packed linear layer as the kernels see it (see formats/linear.py): sizes, and either codes or bf16 pairs."""
+    """A packed linear layer as the kernels see it (see formats/linear.py): sizes, and codes, bf16 pairs or
+    plain fp32."""
 
     out_features: int
     in_features: int
@@ -102,6 +103,9 @@ def packed(linear: Any, bias: Floats | None = None) -> Any:
     make = require().Linear
     if getattr(linear, "packed", False):
         return _call(make, kind=16, codes=_bits(linear.weight), bias=bias, **sizes)
+    weight = getattr(linear, "weight", None)
+    if weight is not None and weight.dtype == np.float32:
+        return _call(make, kind=32, codes=weight, bias=bias, **sizes)
     kind, group = getattr(linear, "bits", None), getattr(linear, "group", None)
     if kind not in (4, 8) or group not in (32, 64, 128):
         raise KernelError(f"no native kernel for {type(linear).__name__} {getattr(linear, 'label', '')}".rstrip())
@@ -208,6 +212,21 @@ def compress(
     before = module.Slabs(source, source_format, source_capacity)
     after = module.Slabs(target, target_format, target_capacity)
     return bool(_call(module.compress, before, after, head_dim=head_dim, first_page=first_page, tokens=tokens))
+
+
+def read_slab(
+    slab: Bytes, format: int, capacity: int, head_dim: int, start: int, count: int
+) -> tuple[Floats, Floats] | None:
+    """`count` tokens from `start` of a slab uint8 [slab bytes] of any format (ids: formats/kv.py) as fp32 keys and
+    values, each [count, head_dim], to the bit what `kv.read` makes of them. None where native code is off or does not
+    take the slab.
+    """
+    module = native()
+    if module is None:
+        return None
+    keys, values = np.empty((2, count, head_dim), np.float32)
+    done = _call(module.read_slab, slab, keys, values, format=format, capacity=capacity, start=start)
+    return (keys, values) if done else None
 
 
 Chosen = tuple[Bytes, int, Integers]

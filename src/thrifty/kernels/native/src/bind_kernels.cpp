@@ -17,6 +17,7 @@
 #include "linear.hpp"
 #include "measure.hpp"
 #include "pool.hpp"
+#include "read_slab.hpp"
 #include "slab.hpp"
 #include "view.hpp"
 #include "witness.hpp"
@@ -36,7 +37,6 @@ nb::dict features() {
 void run_matmul(const BoundLinear& weight, nb::handle x, nb::handle y) {
   const auto from = array<const float>(x, "x", {kAny, weight.linear.in});
   const auto to = array<float>(y, "y", {from.shape[0], weight.linear.out});
-  if (weight.linear.kind == 32) throw std::invalid_argument("no kernel multiplies a plain float32 weight outside a plan");
   nb::gil_scoped_release released;
   if (from.shape[0]) matmul(weight.linear, from.data, to.data, (int)from.shape[0]);
 }
@@ -91,11 +91,22 @@ bool run_compress(const Slabs& source, const Slabs& target, int head_dim, int fi
   check_slab_bytes("a row of source", from.shape[1], source.format, source.capacity, head_dim);
   check_slab_bytes("a row of target", to.shape[1], target.format, target.capacity, head_dim);
   const bool rows_fit = aligned(from.data) && aligned(to.data) && from.stride % 64 == 0 && to.stride % 64 == 0;
-  if (!rows_fit || head_dim % 64 || tokens == 0 || from.shape[0] == 0) return false;
+  if (!rows_fit || tokens == 0 || from.shape[0] == 0) return false;
   const SlabRows before{(uintptr_t)from.data, (size_t)from.stride, known_format(source.format), source.capacity};
   const SlabRows after{(uintptr_t)to.data, (size_t)to.stride, known_format(target.format), target.capacity};
   nb::gil_scoped_release released;
   return compress(before, after, (int)from.shape[0], head_dim, first_page, tokens);
+}
+
+bool run_read_slab(nb::handle slab, nb::handle keys, nb::handle values, int format, int capacity, int start) {
+  const auto from = array<const uint8_t>(slab, "slab", {kAny});
+  const auto k = array<float>(keys, "keys", {kAny, kAny}), v = array<float>(values, "values", {k.shape[0], k.shape[1]});
+  check_slab_bytes("slab", from.shape[0], format, capacity, (int)k.shape[1]);
+  if (!aligned(from.data)) return false;
+  const Format known = known_format(format);
+  nb::gil_scoped_release released;
+  read_slab(from.data, known, capacity, (int)k.shape[1], start, (int)k.shape[0], k.data, v.data);
+  return true;
 }
 
 using ChosenSlots = std::tuple<nb::object, int, nb::object>;                        // slab, its capacity, slots int64
@@ -152,6 +163,8 @@ void bind_kernels(nb::module_& m) {
   nb::class_<Slabs>(m, "Slabs", "Slabs of one KV format, 64-byte aligned: array uint8 [count, bytes], whose rows may lie apart.")
       .def(nb::init<nb::object, int, int>(), "array"_a, "format"_a, "capacity"_a);
   m.def("compress", &run_compress, "source"_a, "target"_a, nb::kw_only(), "head_dim"_a, "first_page"_a, "tokens"_a, "Slabs of full precision, from a page on, to slabs of codes. False where codes cannot hold them, or the slabs are not aligned.");
+  m.def("read_slab", &run_read_slab, "slab"_a, "keys"_a, "values"_a, nb::kw_only(), "format"_a, "capacity"_a, "start"_a,
+        "Tokens from `start` on of a slab uint8 [bytes] into keys, values float32 [tokens, head_dim]. False, with nothing done, where the slab is not aligned.");
   m.def("gather", &run_gather, "heads"_a, "format"_a, "head_dim"_a, "heads: (target, capacity, [(slab, capacity, slots)]): uint8 [bytes], int64 [n]. False, with nothing done, where a slab is not aligned.");
 }
 
