@@ -16,10 +16,9 @@ from thrifty.models.gguf import GGUF
 from thrifty.models.gguf_blocks import FORMATS, GROUP, GroupCodes, group_codes, values
 from thrifty.models.gguf_config import architecture, read_config
 from thrifty.models.parts import parts
-from thrifty.models.source import DType, Weight, not_finite, rounded
+from thrifty.models.source import ROWS_AT_A_TIME, Deviation, DType, Weight, not_finite, rounded
 from thrifty.models.tokenizer_gguf import from_metadata
 
-ROWS_AT_A_TIME = 2048
 _LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.([a-z_]+)\.(weight|bias)")
 _LAYER_PARTS: Mapping[str, str] = {
     "attn_norm": "attention_norm",
@@ -204,7 +203,7 @@ def _plain(rows: Bytes, kind: str, name: str, place: _Place, dtype: DType) -> We
 def _dense(rows: Bytes, kind: str, name: str, place: _Place) -> Weight:
     """Packed bf16 of an unquantised tensor."""
     weight = np.empty(place.shape, BFLOAT16)
-    error = _Error()
+    error = Deviation()
     for part, exact in _slices(rows, kind, place.tensor):
         weight[part] = rounded(place.tensor, exact, BFLOAT16)
         error.add(exact, weight[part].astype(np.float32))
@@ -215,7 +214,7 @@ def _dense(rows: Bytes, kind: str, name: str, place: _Place) -> Weight:
 def _grouped(rows: Bytes, kind: str, name: str, place: _Place) -> Weight:
     """Group codes, filled a slice of rows at a time into the final layout: the peak is the result and a slice."""
     state: dict[str, Array] = {}
-    error = _Error()
+    error = Deviation()
     for start in range(0, len(rows), ROWS_AT_A_TIME):
         raw = rows[start : start + ROWS_AT_A_TIME]
         codes = group_codes(kind, raw, place.tensor)
@@ -247,20 +246,3 @@ def _slices(rows: Bytes, kind: str, tensor: str) -> Iterator[tuple[slice, Floats
 def _require_finite(exact: Floats, tensor: str) -> None:
     if not np.isfinite(exact).all():
         raise CheckpointError(not_finite(tensor, exact))
-
-
-class _Error:
-    """Relative root-mean-square and largest absolute difference, gathered slice by slice."""
-
-    def __init__(self) -> None:
-        self.largest = self._difference = self._total = 0.0
-
-    def add(self, exact: Floats, stored: Floats) -> None:
-        difference = stored - exact
-        self.largest = max(self.largest, float(np.abs(difference).max()))
-        self._difference += float(np.square(difference, dtype=np.float64).sum())
-        self._total += float(np.square(exact, dtype=np.float64).sum())
-
-    @property
-    def relative(self) -> float:
-        return (self._difference / self._total) ** 0.5 if self._total else 0.0

@@ -19,7 +19,7 @@ from thrifty.models.config_fields import Fields
 from thrifty.models.config_huggingface import TOKEN_LIMIT, from_huggingface
 from thrifty.models.parts import parts
 from thrifty.models.safetensors_file import WEIGHT_TYPES, TensorEntry, TensorReader, read_entries, read_json
-from thrifty.models.source import DType, Weight, not_finite, rounded
+from thrifty.models.source import ROWS_AT_A_TIME, Deviation, DType, Weight, not_finite, rounded
 from thrifty.models.tokenizer_settings import TokenizerDefinition
 
 SINGLE = "model.safetensors"
@@ -318,7 +318,8 @@ def _weight(name: str, tensor: Array, origin: str, dtype: DType | None) -> Weigh
 
 def _difference(exact: Array, stored: Array) -> tuple[float, float]:
     """Relative root-mean-square and largest absolute difference."""
-    wide = exact.astype(np.float32)
-    difference = stored.astype(np.float32) - wide
-    norm = float(np.linalg.norm(wide))
-    return (float(np.linalg.norm(difference)) / norm if norm else 0.0), float(np.abs(difference).max())
+    deviation = Deviation()
+    for start in range(0, len(exact), ROWS_AT_A_TIME):
+        part = slice(start, start + ROWS_AT_A_TIME)
+        deviation.add(exact[part].astype(np.float32), stored[part].astype(np.float32))
+    return deviation.relative, deviation.largest

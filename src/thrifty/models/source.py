@@ -16,6 +16,7 @@ from thrifty.models.config import ModelConfig
 from thrifty.models.tokenizer_settings import TokenizerDefinition
 
 DType = np.dtype[Any]
+ROWS_AT_A_TIME = 2048  # of a matrix that is worked on in slices
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,24 @@ def not_finite(name: str, values: Array) -> str:
         f"Tensor {name!r} holds a value that is not finite: {first} at {bad[0].tolist()}{more}. The file is damaged, "
         "or the weights overflowed when they were trained or converted; fetch it again, or another version of it."
     )
+
+
+class Deviation:
+    """Relative root-mean-square and largest absolute difference from exact values, gathered slice by slice."""
+
+    def __init__(self) -> None:
+        self.largest = self._difference = self._total = 0.0
+
+    def add(self, exact: Floats, stored: Floats) -> None:
+        """Two slices of one shape, fp32."""
+        difference = stored - exact
+        self.largest = max(self.largest, float(np.abs(difference).max()))
+        self._difference += float(np.square(difference, dtype=np.float64).sum())
+        self._total += float(np.square(exact, dtype=np.float64).sum())
+
+    @property
+    def relative(self) -> float:
+        return (self._difference / self._total) ** 0.5 if self._total else 0.0
 
 
 class Source(Protocol):
