@@ -13,10 +13,8 @@ LARGEST_TOP_K = (1 << 31) - 1  # beyond every vocabulary
 
 
 def runs_natively(sampler: Sampler) -> bool:
-    """Whether native code can choose the sampler's next tokens: nothing is forced, and no log-probability is asked for."""
-    return sampler.parameters.logprobs is None and (
-        type(sampler) is Sampler or (type(sampler) is ForcedSampler and not sampler.forces)
-    )
+    """Whether native code can choose the sampler's next tokens: no log-probability is asked for."""
+    return sampler.parameters.logprobs is None and type(sampler) in (Sampler, ForcedSampler)
 
 
 def native_sampler(sampler: Sampler) -> Any:
@@ -35,5 +33,6 @@ def native_sampler(sampler: Sampler) -> Any:
         said=sampler.said,
         biases=biases,
         absent=sorted(sampler.absent.ids),
+        forced=sampler.forced if isinstance(sampler, ForcedSampler) else ((), 0),
         vocabulary=sampler.vocabulary_size,
     )

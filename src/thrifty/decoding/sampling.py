@@ -297,14 +297,14 @@ class ForcedSampler(Sampler):
         self._start = start
 
     @property
-    def forces(self) -> bool:
-        """Whether the next token is given."""
-        return self.position - self._start < len(self._forced)
+    def forced(self) -> tuple[tuple[int, ...], int]:
+        """The tokens that are given, and the position of the first."""
+        return self._forced, self._start
 
     @property
     def needs_logits(self) -> bool:
         """While tokens are forced: an arg-max would not be the forced one."""
-        return self.forces or super().needs_logits
+        return self.position - self._start < len(self._forced) or super().needs_logits
 
     def choose(self, logits: Floats, offset: int = 0) -> Choice:
         """The forced token of this position, with its log-probability where the parameters ask; behind the

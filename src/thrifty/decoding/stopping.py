@@ -85,9 +85,10 @@ class Stopper:
         """end_ids: the model's end-of-sequence ids (all count unless ignore_eos). maximum_tokens: at
         least 1. forced: so many first tokens are given, and end nothing but by the length.
         """
-        self._ends = frozenset(parameters.stop_token_ids)
+        self.ends = frozenset(parameters.stop_token_ids)
         if not parameters.ignore_eos:
-            self._ends |= frozenset(end_ids)
+            self.ends |= frozenset(end_ids)
+        self.looks_for_text = bool(parameters.stop)
         self._stream = stream
         self._strings = StopStrings(parameters.stop)
         self.maximum_tokens = maximum_tokens
@@ -100,7 +101,7 @@ class Stopper:
         if self.count <= self.forced:
             text = self._stream.push(token)
             return (text + self._stream.flush(), "length") if self.count >= self.maximum_tokens else (text, None)
-        if token in self._ends:
+        if token in self.ends:
             return self._finish(self._stream.hidden(token))[0], "stop"
         text, stopped = self._strings.push(self._stream.push(token))
         if not stopped:

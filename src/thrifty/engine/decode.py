@@ -11,6 +11,8 @@ from typing import TypeVar
 from thrifty.arrays import Floats
 from thrifty.decoding.sampling import Choice
 from thrifty.decoding.strategy import Accepted, Batch, DecodingStrategy, Draft, Scores, choose
+from thrifty.engine.ahead import Ahead
+from thrifty.engine.native_runner import NativeRunner
 from thrifty.engine.runner import Rows, Runner
 from thrifty.engine.sequence import Sequence
 
@@ -39,18 +41,61 @@ class _Part:
     rows: Rows
 
 
-def decode(runner: Runner, sequences: Items[Sequence], outcomes: list[Outcome], note: Note) -> None:
+def decode(
+    runner: Runner,
+    sequences: Items[Sequence],
+    outcomes: list[Outcome],
+    note: Note,
+    ahead: Ahead | None = None,
+    together: bool = False,
+) -> None:
     """Run one step of all sequences and add what came of it to `outcomes`. Where the batch fails, each runs alone, and
     only the culprits report an error.
+
+    ahead: what native code can do without Python, it does; together: for several steps.
 
     Afterwards every cache that reports none holds exactly its committed rows and those of the choices. That holds
     whatever is raised, too: a sequence without an outcome is as before, and those with one must be published.
     """
     try:
-        _run(runner, _prepare(sequences, outcomes, note), outcomes, note)
+        if ahead is not None and isinstance(runner, NativeRunner):
+            sequences = _run_ahead(ahead, runner, sequences, together, outcomes, note)
+        if sequences and (parts := _prepare(sequences, outcomes, note)):
+            _run(runner, parts, outcomes, note)
     except BaseException:
         _roll_back(without_outcome(sequences, outcomes), outcomes)
         raise
+
+
+def _run_ahead(
+    ahead: Ahead, runner: NativeRunner, sequences: Items[Sequence], together: bool, outcomes: list[Outcome], note: Note
+) -> Items[Sequence]:
+    """Let native code do what it can. Returns the sequences that are left to be run; after an error they are as
+    before.
+    """
+    try:
+        tokens = ahead.run(runner, sequences, together)
+    except BaseException as error:
+        note(error)
+        _roll_back(sequences, outcomes)
+        return without_outcome(sequences, outcomes)
+    if tokens is None:
+        return sequences
+    for sequence, own in zip(sequences, tokens, strict=True):
+        try:
+            _commit_rows(sequence, [sequence.tokens[-1], *own[:-1]])
+            outcomes.append(Outcome(sequence, tuple(map(Choice, own))))
+        except BaseException as error:
+            outcomes.append(Outcome(sequence, error=error))
+    return ()
+
+
+def _commit_rows(sequence: Sequence, tokens: Items[int]) -> None:
+    """The rows of these tokens are accepted. Policies may act here."""
+    cache = sequence.cache
+    assert cache is not None, "a decoding sequence has a cache"
+    cache.remember(tokens, sequence.computed)
+    cache.commit(len(tokens))
 
 
 def without_outcome(sequences: Items[Sequence], outcomes: Items[Outcome]) -> list[Sequence]:
@@ -76,8 +121,6 @@ def _prepare(sequences: Items[Sequence], outcomes: list[Outcome], note: Note) ->
 
 
 def _run(runner: Runner, parts: Items[_Part], outcomes: list[Outcome], note: Note) -> None:
-    if not parts:
-        return
     try:
         scores = runner.decode([part.rows for part in parts])
         first_rows = _offsets([part.rows for part in parts])
@@ -130,8 +173,7 @@ def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores:
     logits = [scores.logits(row).copy() for row in wanted]
     if kept < len(rows.tokens):
         rows.cache.truncate(len(rows.tokens) - kept)
-    rows.cache.remember(rows.tokens[:kept], rows.start)
-    rows.cache.commit(kept)
+    _commit_rows(sequence, rows.tokens[:kept])
     return Outcome(sequence, accepted.choices, logits)
 
 

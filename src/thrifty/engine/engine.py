@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.sampling import Sampler, SamplingParameters
 from thrifty.decoding.stopping import NoText, Stopper
+from thrifty.engine.ahead import Ahead
 from thrifty.engine.answer import Answer, Event, Listener
 from thrifty.engine.decode import Outcome, decode, first_choices, without_outcome
 from thrifty.engine.intake import Intake, Ticket
@@ -23,6 +24,7 @@ from thrifty.engine.sequence import Sequence as Running
 from thrifty.engine.sequence import State
 from thrifty.engine.turn import Turn
 from thrifty.errors import PromptError, ThriftyError
+from thrifty.kernels import dispatch
 from thrifty.storage.budget import parse_size
 
 if TYPE_CHECKING:
@@ -85,7 +87,10 @@ class Engine:
         self._chunk = options.chunk
         self._pace = Pace(options.prefill_slice_ms)
         self._scheduler = Scheduler(self.memory, options.batch, options.queue)
-        self._turn = Turn(self._cancel)
+        module = dispatch.native()
+        waiting = None if module is None else module.Waiting()
+        self._turn = Turn(self._cancel, waiting)
+        self._ahead = None if waiting is None else Ahead(waiting)
         self._arrivals = 0
         self._publisher = Publisher(self._scheduler, self.memory, self._turn)
         self._closed = False
@@ -118,11 +123,15 @@ class Engine:
         error, while all others get their tokens. Raised is only what belongs to no request, or is no Exception
         (KeyboardInterrupt, SystemExit), and that after the results are published: they are with the handles.
         """
+        return self._step(together=False)
+
+    def _step(self, together: bool) -> list[Event]:
+        """together: several tokens at once, where nobody listens to each."""
         with self._turn:
             if self._publisher.telling:
                 raise ThriftyError("a listener called Engine.step: a step is under way, its events come after these")
             self._publisher.mend()
-            return self._publisher.publish(self._outcomes())
+            return self._publisher.publish(self._outcomes(together))
 
     def cache_of(self, handle: Handle, sample: int = 0) -> SequenceCache | None:
         """The cache that a running sample holds now, to look at between steps; None where it holds none."""
@@ -137,8 +146,9 @@ class Engine:
         """True while any request is unfinished."""
         return len(self._scheduler) > 0
 
-    def drive(self, handle: Handle) -> None:
-        """One step on behalf of a waiting handle. Raises ThriftyError where nothing is left that could
+    def drive(self, handle: Handle, together: bool = False) -> None:
+        """One step on behalf of a waiting handle; together: it waits for the end, so that one call of native code may
+        decode several tokens where nothing else is to be done. Raises ThriftyError where nothing is left that could
         finish it, and what `step` raises.
         """
         with self._turn:
@@ -146,7 +156,7 @@ class Engine:
                 return
             if not self.busy:
                 raise ThriftyError(f"request {handle.identity} belongs to another engine, or was lost")
-            self.step()
+            self._step(together)
 
     def cancel(self, handle: Handle) -> None:
         """End a request and free its memory before the call returns. Without effect on a finished request."""
@@ -221,7 +231,7 @@ class Engine:
         stopper = Stopper(ticket.request.sampling, stream, self.intake.end_ids, ticket.maximum_tokens, forced)
         return Running(answer, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)
 
-    def _outcomes(self) -> list[Outcome]:
+    def _outcomes(self, together: bool) -> list[Outcome]:
         """Run what is scheduled. Errors of sequences are among the outcomes; any other is raised after the step, and
         what had come of it by then is published.
         """
@@ -229,7 +239,8 @@ class Engine:
         try:
             work = self._scheduler.schedule()
             outcomes += [Outcome(sequence, error=error) for sequence, error in work.stuck]
-            decode(self.runner, work.decode, outcomes, self._turn.note_interrupt)
+            together = together and work.prefill is None and not any(one.answer.listened for one in work.decode)
+            decode(self.runner, work.decode, outcomes, self._turn.note_interrupt, self._ahead, together)
             self._prefill(work.prefill, self._pace.cuts and bool(work.decode), outcomes)
         except BaseException as error:
             self._publisher.sound = False

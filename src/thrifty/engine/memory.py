@@ -13,6 +13,7 @@ from thrifty.cache.footprint import Footprint
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.engine.model_info import model_info
+from thrifty.engine.native_runner import NativeRunner
 from thrifty.engine.request_sizes import RequestSizes
 from thrifty.engine.runner import Runner
 from thrifty.engine.sequence import Sequence as Running
@@ -32,7 +33,7 @@ class EngineMemory:
     """Charges weights and workspace, sizes requests, opens and frees the caches of sequences.
 
     ledger: bytes by category. workspace: bytes of the runner's buffers; beside them every active sequence has a row of
-    logits.
+    logits, and natively the rotations of its present positions.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class EngineMemory:
         self._weights = model.nbytes
         self._runner = runner
         self._row_bytes = 4 * model.config.vocabulary_size
+        if isinstance(runner, NativeRunner):
+            self._row_bytes += runner.sequence_bytes
         ropes = dict.fromkeys(layer.rope for layer in model.config.layers)
         self._ropes_by_length = [rope for rope in ropes if depends_on_length(rope)]
         self._rows = 0

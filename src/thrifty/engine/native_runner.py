@@ -46,7 +46,7 @@ def choose_runner(model: Model, *, native: bool | None, threads: int | None, row
 
 
 class NativeRunner:
-    """Runs sequences through the plan. A row has the same bits in any batch: results do not depend on who else runs."""
+    """Runs sequences through the plan. A row has the same bits in any batch, whoever else runs."""
 
     name = "native"
 
@@ -60,6 +60,11 @@ class NativeRunner:
         """See Runner."""
         return self.plan.nbytes
 
+    @property
+    def sequence_bytes(self) -> int:
+        """Bytes that it keeps for each sequence beside its row of logits: how its present positions are turned."""
+        return self.plan.rotary.block_bytes
+
     def keep_logits(self, rows: int) -> None:
         """See Runner."""
         self.plan.keep_logits(rows)
@@ -69,7 +74,7 @@ class NativeRunner:
         counts, views = [len(rows.tokens) for rows in batch], [_view(rows) for rows in batch]
         tokens = _integers(list(chain.from_iterable(rows.tokens for rows in batch)))
         positions = _integers([rows.start + place for rows in batch for place in range(len(rows.tokens))])
-        sums = _accumulators([rows.cache.accumulate_rows(len(rows.tokens)) for rows in batch])
+        sums = accumulators([rows.cache.accumulate_rows(len(rows.tokens)) for rows in batch])
         lengths, wanted = [rows.length for rows in batch], np.arange(len(tokens), dtype=np.int32)
         logits = self.plan.step(tokens, positions, views, counts, wanted, lengths=lengths, accumulate=sums)
         return NativeScores(logits, self.plan.argmax.tolist())
@@ -78,7 +83,7 @@ class NativeRunner:
         """See Runner."""
         count, view = len(rows.tokens), _view(rows)
         wanted = _integers([count - 1]) if last else NOWHERE
-        sums = _accumulators([rows.cache.accumulate_prompt(count)])
+        sums = accumulators([rows.cache.accumulate_prompt(count)])
         logits = self.plan.step(
             _integers(rows.tokens), _positions(rows), [view], [count], wanted, lengths=[rows.length], accumulate=sums
         )
@@ -93,7 +98,7 @@ class NativeRunner:
     def run_layers(self, first: int, last: int, hidden: Floats, rows: Rows) -> Floats:
         """See Runner. Changes `hidden` in place."""
         view, positions, count, lengths = _view(rows), _positions(rows), len(rows.tokens), [rows.length]
-        sums = _accumulators([rows.cache.accumulate_prompt(count)])
+        sums = accumulators([rows.cache.accumulate_prompt(count)])
         wants = rows.cache.statistics.queries is not None
         if not wants and rows.watch is None:
             return self.plan.layers(hidden, positions, [view], [count], first, last, lengths=lengths, accumulate=sums)
@@ -137,7 +142,7 @@ def _view(rows: Rows) -> Any:
     return view
 
 
-def _accumulators(collecting: list[Accumulator | None]) -> Sequence[Accumulator | None]:
+def accumulators(collecting: list[Accumulator | None]) -> Sequence[Accumulator | None]:
     """As a plan takes them: none at all where no sequence collects."""
     return () if all(sums is None for sums in collecting) else collecting
 

@@ -15,13 +15,14 @@ import numpy.typing as npt
 
 from thrifty.arrays import Array, Floats, Integers
 from thrifty.engine.plan_build import PlanBuilder
-from thrifty.engine.plan_options import StepOptions, set_options
+from thrifty.engine.plan_options import StepOptions, native_sums, set_options
 from thrifty.engine.rotary_tables import RotaryTables
 from thrifty.errors import KernelError
 from thrifty.kernels import dispatch
 from thrifty.models.config import ModelConfig, RopeConfig
 
 if TYPE_CHECKING:
+    from thrifty.cache.sums import Accumulator
     from thrifty.models.model import Model
 
 Whole = npt.NDArray[np.int32]  # token ids and numbers of rows, as native code takes them
@@ -75,9 +76,10 @@ class NativePlan:
         return self.rotary.by_length
 
     @property
-    def seconds(self) -> float:
-        """Seconds spent in native steps so far."""
-        return float(self.native.run_seconds)
+    def spent(self) -> tuple[float, float]:
+        """Seconds spent in native steps so far: wall time, and what the calling thread took of a processor."""
+        wall, processor = self.native.spent
+        return wall, processor
 
     @contextmanager
     def profile(self) -> Iterator[dict[str, float]]:
@@ -107,6 +109,19 @@ class NativePlan:
         """
         token_ids = dispatch.check(token_ids, "token_ids", np.int32, (len(positions),), copy=True)
         return self._run(self._rows(token_ids, None, positions, views, counts), positions, logit_rows, options)
+
+    def decode(
+        self, sequences: list[Any], steps: int, waiting: Any, accumulate: Sequence[Accumulator | None] = ()
+    ) -> list[int]:
+        """Up to `steps` tokens of each native Continuation: [step][sequence], flat.
+
+        Fewer after 0.1 seconds, where a token ends an answer, and where somebody waits; none where no token can be
+        chosen. The views have the rows of all tokens but the newest; nothing else has moved on. accumulate: see
+        StepOptions, for one step. Raises KernelError as `step`.
+        """
+        logits, sums = self.logits_of(len(sequences)), native_sums(accumulate)
+        tokens: list[int] = _called(self.native.decode, sequences, steps, waiting, logits, sums)
+        return tokens
 
     def forward(
         self,

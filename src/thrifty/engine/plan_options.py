@@ -70,7 +70,12 @@ def set_options(step: Any, options: StepOptions, built: PlanBuilder) -> None:
     step.adapters = adapter_entries(options.get("adapters", ()), built.numbers, built.shapes)
     step.adapter_rows = list(options.get("adapter_rows", ()))
     step.arrivals, step.patience = options.get("arrivals"), options.get("patience", PATIENCE)
-    step.sums = [None if one is None else (list(one.layers), one.sums) for one in options.get("accumulate", ())]
+    step.sums = native_sums(options.get("accumulate", ()))
+
+
+def native_sums(accumulate: Sequence[Accumulator | None]) -> list[tuple[list[int], Floats] | None]:
+    """Where each sequence's attention adds its probabilities, as native code takes it."""
+    return [None if one is None else (list(one.layers), one.sums) for one in accumulate]
 
 
 def adapter_entries(

@@ -155,14 +155,14 @@ class Handle:
         self._read = True
         return self._iterate()
 
-    def _iterate(self) -> Iterator[Event]:
+    def _iterate(self, together: bool = False) -> Iterator[Event]:
         events = self.answer.events
         while True:
             while events:
                 yield events.popleft()
             if self.finished:
                 break
-            self._engine.drive(self)
+            self._engine.drive(self, together)
         if self.error is not None:
             raise self.error
 
@@ -180,7 +180,8 @@ class Handle:
         Where the waiting is left by an error (Ctrl-C, a signal handler's), the request is cancelled.
         """
         try:
-            for _ in self:
+            self._read = True
+            for _ in self._iterate(together=True):
                 pass
         except BaseException:
             self.cancel()

@@ -21,9 +21,9 @@ class RotaryTables:
     def __init__(self, ropes: Sequence[RopeConfig], context: int) -> None:
         """context: the most positions that a sequence has."""
         self.ropes = list(ropes)
-        block = sum(4 * rope.dimension * BLOCK for rope in self.ropes)
-        self._most = max(2, min(LIMIT // max(block, 1), -(-context // BLOCK)))
-        self.nbytes = self._most * block
+        self.block_bytes = sum(4 * rope.dimension * BLOCK for rope in self.ropes)
+        self._most = max(2, min(LIMIT // max(self.block_bytes, 1), -(-context // BLOCK)))
+        self.nbytes = self._most * self.block_bytes
         self._blocks: OrderedDict[int, list[Floats]] = OrderedDict()
         self.by_length = any(depends_on_length(rope) for rope in self.ropes)
 

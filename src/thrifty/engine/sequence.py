@@ -13,6 +13,7 @@ from thrifty.engine.answer import Answer, Event
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
+    from thrifty.engine.ahead import Continued
     from thrifty.engine.intake import Ticket
     from thrifty.engine.prefill import Prefill
 
@@ -32,7 +33,7 @@ class Sequence:
     and committed answer). Filled at admission: cache, prefill, and the memory's own account: rows of
     logits, tokens covered by its reservation, tokens whose pages came from others, bytes of hidden state. While
     decoding, `cache` holds rows for all tokens but the newest. parked: it waits for memory, its segments may lie on the
-    disk tier, and it goes on where it stopped.
+    disk tier, and it goes on where it stopped. continued: itself in native code, once it decodes there.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Sequence:
         self.parked = False
         self.cache: SequenceCache | None = None
         self.prefill: Prefill | None = None
+        self.continued: Continued | None = None
         self.rows = self.covered = self.shared = self.hidden_bytes = 0
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from thrifty.engine.answer import Answer
 from thrifty.engine.uninterrupted import Uninterrupted
@@ -20,20 +21,22 @@ class Turn:
     be done at once, because the engine was in the middle of a call, is done when that ends.
     """
 
-    def __init__(self, reap: Callable[[Answer], None]) -> None:
-        """reap: ends the request of an answer that nobody reads any more."""
+    def __init__(self, reap: Callable[[Answer], None], waiting: Any = None) -> None:
+        """reap: ends the request of an answer that nobody reads any more. waiting: a native Waiting, which counts the
+        threads that want the turn.
+        """
         self._lock = threading.RLock()
         self._uninterrupted = Uninterrupted()
         self._reap = reap
+        self._waiting = waiting
         self._depth = 0
         self._noted: list[BaseException] = []
         self._abandoned: deque[Answer] = deque()
 
     def __enter__(self) -> None:
         self._uninterrupted.__enter__()  # before the lock: a signal may still raise here, with nothing taken
-        while not self._lock.acquire(timeout=WAIT_SECONDS):  # another thread has it: signals that came are told
-            self._uninterrupted.__exit__()
-            self._uninterrupted.__enter__()
+        if not self._lock.acquire(blocking=False):
+            self._wait()
         self._depth += 1
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -48,6 +51,20 @@ class Turn:
             self._uninterrupted.__exit__()
         if noted and error is None:
             raise noted[0]
+
+    def _wait(self) -> None:
+        """Until another thread gives the turn away; what native code does for several tokens it ends for that."""
+        self._count(1)
+        try:
+            while not self._lock.acquire(timeout=WAIT_SECONDS):  # signals that came are told
+                self._uninterrupted.__exit__()
+                self._uninterrupted.__enter__()
+        finally:
+            self._count(-1)
+
+    def _count(self, more: int) -> None:
+        if self._waiting is not None:
+            self._waiting.add(more)
 
     def note(self, error: BaseException) -> None:
         """Raise it when the outermost call has done its work."""

@@ -60,7 +60,9 @@ def test_tokens_are_those_of_the_python_sampler(seed: int) -> None:
         size = chosen.choice(SIZES)
         absent = Absent(chosen.sample(range(size), min(5, size // 10)) if chosen.random() < 0.3 else ())
         options = options_of(chosen, size)
-        options["logit_bias"] = {token: bias for token, bias in options["logit_bias"].items() if token not in absent.ids}
+        options["logit_bias"] = {
+            token: bias for token, bias in options["logit_bias"].items() if token not in absent.ids
+        }
         sampler = Sampler(SamplingParameters(**options), size, chosen.randrange(3), absent)
         sampler.observe_prompt([chosen.randrange(size) for _ in range(20)])
         native = native_sampler(sampler)
@@ -75,7 +77,9 @@ def test_tokens_are_those_of_the_python_sampler(seed: int) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}, {"presence_penalty": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}, {"presence_penalty": 1.0}]
+)
 def test_logits_that_are_no_numbers_have_no_token(options: dict[str, float], value: float) -> None:
     row = np.zeros(300, np.float32)
     row[299] = value
@@ -83,11 +87,18 @@ def test_logits_that_are_no_numbers_have_no_token(options: dict[str, float], val
 
 
 def test_what_native_code_leaves_to_python() -> None:
-    forced = ForcedSampler(SamplingParameters(), 300, [5])
-    assert not runs_natively(forced)
-    forced.commit(5)
-    assert runs_natively(forced) and runs_natively(Sampler(SamplingParameters(temperature=1.0), 300))
+    assert runs_natively(Sampler(SamplingParameters(temperature=1.0), 300))
     assert not runs_natively(Sampler(SamplingParameters(logprobs=0), 300))
+
+
+def test_forced_tokens_are_given_while_the_logits_are_numbers() -> None:
+    sampler, row = ForcedSampler(SamplingParameters(), 300, [5, 6], start=2), np.zeros(300, np.float32)
+    native, row[9] = native_sampler(sampler), 1.0
+    assert [native.choose(row, 9, position) for position in (2, 3, 4)] == [5, 6, 9]
+    row[7] = math.nan
+    assert native.choose(row, -1, 2) == -1
+    padded = native_sampler(ForcedSampler(SamplingParameters(), 300, [5], absent=Absent([7])))
+    assert padded.choose(row, -1, 0) == 5, "what is no token may be no number"
 
 
 def test_wrong_logits_are_refused() -> None:

@@ -15,6 +15,8 @@ namespace thrifty {
 
 namespace {
 
+constexpr double kSeconds = 0.1;  // that several steps may take together: a signal or a new request waits no longer
+
 struct HeldSampler {
   Sampler sampler;
   nb::object counts, seen;
@@ -32,13 +34,13 @@ struct Waiting {
 };
 
 void make_sampler(HeldSampler* to, const SamplingOptions& options, std::pair<uint64_t, uint64_t> source, std::pair<nb::object, nb::object> said, std::vector<std::pair<int32_t, float>> biases,
-                  std::vector<int32_t> absent, int vocabulary) {
+                  std::vector<int32_t> absent, std::pair<std::vector<int32_t>, int64_t> forced, int vocabulary) {
   const auto& [counts, seen] = said;
   SamplerState state;
   state.seed = source.first, state.stream = source.second;
   state.counts = array_or_none<float>(counts, "counts", {vocabulary}).data, state.seen = (uint8_t*)array_or_none<bool>(seen, "seen", {vocabulary}).data;
   if (!state.counts != !state.seen) throw std::invalid_argument("a sampler takes counts and seen, or neither");
-  new (to) HeldSampler{Sampler(options, state, std::move(biases), std::move(absent), vocabulary), counts, seen};
+  new (to) HeldSampler{Sampler(options, state, std::move(biases), std::move(absent), Forced{std::move(forced.first), forced.second}, vocabulary), counts, seen};
 }
 
 void bind_sampler(nb::module_& m) {
@@ -52,8 +54,8 @@ void bind_sampler(nb::module_& m) {
       .def_rw("presence_penalty", &SamplingOptions::presence)
       .def_rw("frequency_penalty", &SamplingOptions::frequency);
   nb::class_<HeldSampler>(m, "Sampler", "The sampling of one sample; see thrifty/decoding/native_sampling.py.")
-      .def("__init__", &make_sampler, nb::kw_only(), "options"_a, "source"_a, "said"_a, "biases"_a, "absent"_a, "vocabulary"_a,
-           "source: seed and stream. said: counts fp32 and seen bool [vocabulary], or None and None without penalties.")
+      .def("__init__", &make_sampler, nb::kw_only(), "options"_a, "source"_a, "said"_a, "biases"_a, "absent"_a, "forced"_a, "vocabulary"_a,
+           "source: seed and stream. said: counts fp32 and seen bool [vocabulary], or None and None without penalties. forced: tokens that are given, and the place of the first.")
       .def("choose", [](HeldSampler& s, nb::handle logits, int best, int64_t position) {
              s.sampler.state.position = position;
              return s.sampler.choose(array<const float>(logits, "logits", {s.sampler.vocabulary()}).data, best);
@@ -84,7 +86,7 @@ void bind_continuation(nb::module_& m) {
            }, "position"_a, "tables"_a, "Rotations from a position on: fp32 [positions, dimension] a rope.");
 }
 
-std::vector<int32_t> run_decode(HeldPlan& plan, const std::vector<HeldContinuation*>& sequences, int steps, double seconds, const Waiting* waiting, nb::handle logits) {
+std::vector<int32_t> run_decode(HeldPlan& plan, const std::vector<HeldContinuation*>& sequences, int steps, const Waiting* waiting, nb::handle logits, const nb::list& sums) {
   std::vector<Continuation*> all;
   for (HeldContinuation* one : sequences) {
     if (!one) throw std::invalid_argument("a sequence is None");
@@ -93,8 +95,9 @@ std::vector<int32_t> run_decode(HeldPlan& plan, const std::vector<HeldContinuati
     all.push_back(&one->sequence);
   }
   float* buffer = array<float>(logits, "logits", {(int64_t)all.size(), plan.logits_width()}).data;
+  const std::vector<Step::Sums> collected = all_sums(plan, sums, std::vector<int>(all.size(), 1));
   nb::gil_scoped_release released;
-  return decode(plan, all, {steps, seconds, waiting ? &waiting->count : nullptr}, buffer).tokens;
+  return decode(plan, all, {steps, kSeconds, waiting ? &waiting->count : nullptr}, buffer, collected).tokens;
 }
 
 }  // namespace
@@ -106,8 +109,8 @@ void bind_decoding(nb::module_& m, nb::class_<HeldPlan>& plan) {
       .def(nb::init<>())
       .def("add", [](Waiting& w, int more) { w.count += more; }, "more"_a)
       .def_prop_ro("count", [](const Waiting& w) { return w.count.load(); });
-  plan.def("decode", &run_decode, "sequences"_a, "steps"_a, "seconds"_a, "waiting"_a.none(), "logits"_a,
-           "Up to `steps` tokens of each sequence, about `seconds` at most (0: no limit): [step][sequence], flat. The views have the rows; nothing else moved on.");
+  plan.def("decode", &run_decode, "sequences"_a, "steps"_a, "waiting"_a.none(), "logits"_a, "sums"_a = nb::list(),
+           "Up to `steps` tokens of each sequence, as many as fit into 0.1 s: [step][sequence], flat. The views have the rows; nothing else moved on. sums: as of a Step, for one step.");
 }
 
 }  // namespace thrifty

@@ -70,12 +70,6 @@ Step::Sums sums_of(const Plan& plan, nb::handle given, int rows) {
   return sums;
 }
 
-std::vector<Step::Sums> all_sums(const Plan& plan, const nb::list& given, const std::vector<int>& counts) {
-  std::vector<Step::Sums> sums;
-  for (size_t i = 0; i < nb::len(given); i++) sums.push_back(sums_of(plan, given[i], i < counts.size() ? counts[i] : 0));
-  return sums;
-}
-
 std::vector<View*> present(const std::vector<View*>& views) {
   for (View* view : views)
     if (!view) throw std::invalid_argument("a view is None");
@@ -217,6 +211,12 @@ void bind_building(nb::class_<HeldPlan>& plan) {
 
 }  // namespace
 
+std::vector<Step::Sums> all_sums(const Plan& plan, const nb::list& given, const std::vector<int>& counts) {
+  std::vector<Step::Sums> sums;
+  for (size_t i = 0; i < nb::len(given); i++) sums.push_back(sums_of(plan, given[i], i < counts.size() ? counts[i] : 0));
+  return sums;
+}
+
 void bind_plan(nb::module_& m) {
   nb::class_<Arrivals>(m, "Arrivals", "One flag a layer, set by any thread when what the layer needs is there; a step that is given it waits for them.")
       .def(nb::init<int>(), "layers"_a)
@@ -232,7 +232,7 @@ void bind_plan(nb::module_& m) {
   plan.def("run", &run_plan, "step"_a)
       .def("profile", [](HeldPlan& p, bool on) { p.profile(on); }, "on"_a, "Whether runs are timed by operation, from zero.")
       .def("seconds", [](HeldPlan& p) { return p.seconds(); }, "Seconds by kind of operation since `profile(True)`.")
-      .def_prop_ro("run_seconds", [](HeldPlan& p) { return p.run_seconds(); }, "Seconds spent in steps so far.")
+      .def_prop_ro("spent", [](HeldPlan& p) { return std::pair(p.spent().seconds, p.spent().processor); }, "Seconds spent in steps so far: wall time, and what the calling thread took of a processor.")
       .def_prop_ro("nbytes", [](HeldPlan& p) { return p.bytes(); });
 }
 

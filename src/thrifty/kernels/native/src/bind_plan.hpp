@@ -14,6 +14,9 @@ struct HeldPlan : Plan {
   std::vector<nanobind::object> alive;
 };
 
+// Where the attention of each sequence adds its probabilities, as a Step's `sums` say it; counts: rows of each.
+std::vector<Step::Sums> all_sums(const Plan& plan, const nanobind::list& given, const std::vector<int>& counts);
+
 void bind_decoding(nanobind::module_& m, nanobind::class_<HeldPlan>& plan);
 
 }  // namespace thrifty

@@ -55,12 +55,14 @@ bool Continuation::advance(int32_t chosen) {
   return std::binary_search(ends.begin(), ends.end(), chosen);
 }
 
-Decoded decode(Plan& plan, const std::vector<Continuation*>& sequences, const DecodingLimits& limits, float* logits) {
+Decoded decode(Plan& plan, const std::vector<Continuation*>& sequences, const DecodingLimits& limits, float* logits, std::vector<Step::Sums> sums) {
   check(plan, sequences, limits.steps);
   const size_t count = sequences.size(), width = (size_t)plan.logits_width();
   Decoded decoded;
   Rows rows(count);
   Step s;
+  if (!sums.empty() && limits.steps != 1) refuse("attention sums are of one step");
+  s.sums = std::move(sums);
   for (Continuation* one : sequences) s.views.push_back(one->view), s.counts.push_back(1);
   s.rows = s.logit_count = (int)count, s.last_layer = plan.shape.layers;
   s.tokens = rows.tokens.data(), s.logit_rows = rows.places.data(), s.logits = logits, s.arg_max = rows.best.data();

@@ -42,6 +42,7 @@ struct DecodingLimits {
 };
 
 // logits: [sequences, vocabulary], the latest step's. Throws what Plan::run throws, after whole steps.
-Decoded decode(Plan& plan, const std::vector<Continuation*>& sequences, const DecodingLimits& limits, float* logits);
+// sums: of one step only, or empty.
+Decoded decode(Plan& plan, const std::vector<Continuation*>& sequences, const DecodingLimits& limits, float* logits, std::vector<Step::Sums> sums = {});
 
 }  // namespace thrifty

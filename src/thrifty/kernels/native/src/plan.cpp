@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <new>
 #include <set>
 #include <stdexcept>
@@ -22,6 +23,12 @@ template <class T> std::unique_ptr<T[], void (*)(void*)> allocate(size_t count) 
   void* p = std::aligned_alloc(64, align64(std::max<size_t>(count * sizeof(T), 64)));
   if (!p) throw std::bad_alloc();
   return {static_cast<T*>(p), std::free};
+}
+
+double processor_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 Panels make_panels(uintptr_t norm, float epsilon, const std::vector<const Linear*>& linears) {
@@ -285,6 +292,7 @@ void Plan::execute(Step& s, Worker& w) {
 
 void Plan::run(Step& s) {
   const auto start = Clock::now();
+  const double processor = processor_seconds();
   check(s);
   if (s.adapters) s.adapters->check(s.rows);
   allocate_panels();
@@ -302,7 +310,7 @@ void Plan::run(Step& s) {
     }
   } while (partials != attention.partials.data() || finals != attention.finals.data());
   Pool::shared().run(scratch_, [&](Worker& w) { execute(s, w); });
-  run_seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
+  spent_.seconds += std::chrono::duration<double>(Clock::now() - start).count(), spent_.processor += processor_seconds() - processor;
   if (s.missing < 0) return;
   busy.clear();
   undo(s);

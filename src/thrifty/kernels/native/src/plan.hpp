@@ -98,7 +98,10 @@ class Plan {
   void add_logits(int in, uintptr_t norm, float epsilon, int linear, float softcap);
   void run(Step& step);
   size_t bytes() const;
-  double run_seconds() const { return run_seconds_; }            // in `run` so far
+  struct Spent {
+    double seconds = 0, processor = 0;  // wall time, and what the calling thread took of a processor
+  };
+  const Spent& spent() const { return spent_; }                    // in `run` so far
   void profile(bool on);                                         // begins anew
   std::vector<std::pair<std::string, double>> seconds() const;  // by kind of operation, in the order of their first
 
@@ -130,7 +133,7 @@ class Plan {
   bool wanted(const Operation& op, const Step& s) const;
   void execute(Step& s, Worker& w);
   bool profiled_ = false;
-  double run_seconds_ = 0;
+  Spent spent_;
 
   std::vector<std::unique_ptr<Operation>> operations_;
   std::vector<Floats> buffers_;

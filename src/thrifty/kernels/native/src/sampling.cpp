@@ -129,8 +129,8 @@ double uniform(uint64_t seed, uint64_t stream, uint64_t position) {
   return (double)(state >> 11) / (double)(1ull << 53);
 }
 
-Sampler::Sampler(SamplingOptions options, SamplerState state, std::vector<std::pair<int32_t, float>> biases, std::vector<int32_t> absent, int vocabulary)
-    : state(state), options_(options), biases_(std::move(biases)), absent_(std::move(absent)), vocabulary_(vocabulary) {}
+Sampler::Sampler(SamplingOptions options, SamplerState state, std::vector<std::pair<int32_t, float>> biases, std::vector<int32_t> absent, Forced forced, int vocabulary)
+    : state(state), options_(options), biases_(std::move(biases)), absent_(std::move(absent)), forced_(std::move(forced)), vocabulary_(vocabulary) {}
 
 void Sampler::commit(int token) {
   state.position++;
@@ -147,11 +147,15 @@ void Sampler::restore() {
   }
 }
 
-bool Sampler::adjust(const float* logits) {
+bool Sampler::mask(const float* logits) {
   adjusted_.assign(logits, logits + vocabulary_);
-  const size_t n = adjusted_.size();
   for (int32_t row : absent_) adjusted_[(size_t)row] = -std::numeric_limits<float>::infinity();
-  if (!std::isfinite(maximum(adjusted_.data(), n))) return false;
+  return std::isfinite(maximum(adjusted_.data(), adjusted_.size()));
+}
+
+bool Sampler::adjust(const float* logits) {
+  if (!mask(logits)) return false;
+  const size_t n = adjusted_.size();
   if (state.counts) {
     if (options_.repetition != 1.0f)
       for (size_t i = 0; i < n; i++) {
@@ -166,7 +170,10 @@ bool Sampler::adjust(const float* logits) {
 
 int Sampler::choose(const float* logits, int best) {
   const bool plain = !state.counts && biases_.empty(), greedy = options_.temperature == 0.0 || options_.top_k == 1;
-  if (plain && greedy && best >= 0 && !std::binary_search(absent_.begin(), absent_.end(), best)) return best;
+  const bool possible = best >= 0 && !std::binary_search(absent_.begin(), absent_.end(), best);
+  const int64_t place = state.position - forced_.start;
+  if (place >= 0 && place < (int64_t)forced_.tokens.size()) return possible || mask(logits) ? forced_.tokens[(size_t)place] : -1;
+  if (plain && greedy && possible) return best;
   const float* scores = logits;
   if (plain && absent_.empty()) {
     if (best < 0) return -1;

@@ -22,10 +22,16 @@ struct SamplerState {
   uint8_t* seen = nullptr;    // [vocabulary]: whether prompt or answer have it; null: no penalties
 };
 
+// Tokens that are given, whatever the logits say: those of positions start, start + 1, ...
+struct Forced {
+  std::vector<int32_t> tokens;
+  int64_t start = 0;
+};
+
 class Sampler {
  public:
   // biases: additions by token; absent: rows that are no token, ascending. Tokens lie inside the vocabulary: the caller has checked.
-  Sampler(SamplingOptions options, SamplerState state, std::vector<std::pair<int32_t, float>> biases, std::vector<int32_t> absent, int vocabulary);
+  Sampler(SamplingOptions options, SamplerState state, std::vector<std::pair<int32_t, float>> biases, std::vector<int32_t> absent, Forced forced, int vocabulary);
   int vocabulary() const { return vocabulary_; }
   // The token for logits [vocabulary] whose arg-max is `best`; -1 where none can be chosen, and Python says why.
   int choose(const float* logits, int best);
@@ -34,12 +40,14 @@ class Sampler {
   SamplerState state;
 
  private:
-  bool adjust(const float* logits);  // into adjusted_; false: no number is left
+  bool mask(const float* logits);    // into adjusted_, without the absent rows; false: they are no numbers
+  bool adjust(const float* logits);  // and penalties and biases; false: no number is left
   int draw(const float* scores, double number);
 
   SamplingOptions options_;
   std::vector<std::pair<int32_t, float>> biases_;
   std::vector<int32_t> absent_;
+  Forced forced_;
   int vocabulary_;
   std::vector<float> adjusted_, work_;
   std::vector<double> weights_;
