@@ -153,7 +153,7 @@ class Kvmerger(CachePolicy):
         most = sum(len(own) - max(1, _of(share, len(own))) for own in keys if len(own))
         pooled = np.concatenate([np.where(may, one, -np.inf) for one, may in zip(similar, free, strict=True)])
         links = np.zeros(len(pooled), bool)
-        links[best(pooled, min(most, sum(np.count_nonzero(may) for may in free)))] = True
+        links[best(pooled, min(most, int(sum(may.sum() for may in free))))] = True
         return np.split(links, np.cumsum([len(one) for one in similar])[:-1])
 
 
