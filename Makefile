@@ -1,5 +1,6 @@
 # Two commands do everything: `make demo` and `make test`. Both build .venv when it is missing or older than the sources
-# of the native core. TORCH picks the torch to install, PYTHON the interpreter.
+# of the native core: `make demo` with what Thrifty needs to run, `make test` adds what its tests need (torch, …).
+# TORCH picks the torch to install, PYTHON the interpreter.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
@@ -8,38 +9,41 @@ KVPRESS := .venv-kvpress
 BIN := $(VENV)/bin
 NATIVE := $(shell find src/thrifty/kernels/native -name '*.cpp' -o -name '*.hpp' -o -name '*.inc' 2>/dev/null)
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
+# The requirements of an extra of pyproject.toml, a line each.
+EXTRA = $(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")'
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TESTS := OMP_NUM_THREADS=1 THRIFTY_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test unit lint types imports sanitize browser benchmark peers kvpress kv-cache docs clean
+.PHONY: demo test unit lint types imports sanitize browser benchmark peers kvpress kv-cache docs wheel clean
 
 demo: $(VENV)/.ready
 	$(BIN)/thrifty fit smollm2-135m --memory 150MB --context 4096 -o recipe.toml --report report.html
 	$(BIN)/thrifty bench smollm2-135m --recipe recipe.toml
 
-test: $(VENV)/.ready
+test: $(VENV)/.complete
 	$(TESTS) -n $(WORKERS) -m "not slow"
 
-unit: $(VENV)/.ready
+unit: $(VENV)/.complete
 	$(TESTS) -n $(WORKERS) -m "not slow and not model and not long"
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.complete
 	$(BIN)/ruff check src tests training benchmarks docs
 	$(BIN)/ruff format --check src tests training benchmarks docs
 
-types: $(VENV)/.ready
+types: $(VENV)/.complete
 	$(BIN)/mypy
 
-imports: $(VENV)/.ready
+imports: $(VENV)/.complete
 	$(BIN)/lint-imports
 
-sanitize: $(VENV)/.ready
+sanitize: $(VENV)/.complete
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tests/native/run.sh
 
 # Debian's Chromium, in which the tests open the report; without it they are skipped.
 browser:
 	command -v chromium chromedriver || (apt-get update -qq && apt-get install -y --no-install-recommends chromium chromium-driver)
 
-benchmark: $(VENV)/.ready
+benchmark: $(VENV)/.complete
 	$(BIN)/python benchmarks/decode_vs_transformers.py
 
 # Thrifty against llama.cpp, OpenVINO GenAI and transformers, in an environment of its own (llama-cpp-python compiles for
@@ -51,16 +55,29 @@ peers: $(PEERS)/.ready
 kvpress: $(KVPRESS)/.ready
 
 # Every cache technique at several budgets with kvpress beside it, into docs/kv-cache.md: some hours on a quiet machine.
-kv-cache: $(VENV)/.ready $(KVPRESS)/.ready
+kv-cache: $(VENV)/.complete $(KVPRESS)/.ready
 	$(BIN)/python benchmarks/kv_cache_table.py $(ARGUMENTS)
 
-docs: $(VENV)/.ready
+docs: $(VENV)/.complete
 	$(BIN)/python docs/generate_techniques.py
+
+# The wheel for Linux, into dist/: it holds the C++ runtime, and its tag says which glibc it needs.
+wheel: $(VENV)/.ready
+	$(EXTRA) wheel > $(VENV)/wheel.txt
+	$(INSTALL) --requirement $(VENV)/wheel.txt
+	rm -rf build/wheel dist
+	$(BIN)/python -m build --wheel --outdir build/wheel --config-setting=cmake.define.THRIFTY_PORTABLE_WHEEL=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 
 $(VENV)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.complete: $(VENV)/.ready
+	$(INSTALL) $(TORCH)
+	$(EXTRA) dev > $(VENV)/dev.txt
+	$(INSTALL) --requirement $(VENV)/dev.txt
 	touch $@
 
 $(PEERS)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)

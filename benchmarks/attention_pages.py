@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 
-import torch
+import numpy as np
 
 from thrifty.formats import kv
 from thrifty.kernels import dispatch
@@ -40,16 +40,16 @@ def main() -> None:
 
 def seconds(name: str, slots: int) -> float:
     """The fastest of many calls over a cache in this format."""
-    view, memory = dispatch.require().View(1, KV_HEADS, HEAD_DIM), []
+    view, memory, random = dispatch.require().View(1, KV_HEADS, HEAD_DIM), [], np.random.default_rng(0)
     for head in range(KV_HEADS):
         size = kv.slab_bytes(name, slots, HEAD_DIM)
-        whole = torch.zeros(size + kv.ALIGNMENT, dtype=torch.uint8)
-        start = -whole.data_ptr() % kv.ALIGNMENT
+        whole = np.zeros(size + kv.ALIGNMENT, np.uint8)
+        start = -whole.ctypes.data % kv.ALIGNMENT
         slab = whole[start : start + size]
-        kv.write(name, slab, slots, HEAD_DIM, 0, *torch.randn(2, slots, HEAD_DIM))
-        view.push(0, head, slab.data_ptr(), slots, slots, kv.FORMATS.index(name), sealed=True)
-        memory.append(whole)
-    query, best = torch.randn(1, KV_HEADS * GROUP, HEAD_DIM), float("inf")
+        kv.write(name, slab, slots, HEAD_DIM, 0, *random.standard_normal((2, slots, HEAD_DIM), np.float32))
+        view.push(0, head, slab, slots, slots, kv.FORMATS.index(name), sealed=True)
+        memory.append(slab)
+    query, best = random.standard_normal((1, KV_HEADS * GROUP, HEAD_DIM), np.float32), float("inf")
     for _ in range(REPEATS):
         before = time.perf_counter()
         dispatch.attend(view, 0, query, scale=HEAD_DIM**-0.5)

@@ -15,8 +15,9 @@ import statistics
 import time
 from typing import Any
 
-import torch
+import numpy as np
 
+from thrifty.arrays import BFLOAT16
 from thrifty.formats import kv
 from thrifty.kernels import dispatch
 from thrifty.storage.arena import Arena
@@ -57,17 +58,17 @@ def view(slots: int, striped: bool) -> tuple[Any, Arena]:
     arena, made = Arena(Ledger()), dispatch.require().View(LAYERS, KV_HEADS, HEAD_DIM)
     for _ in range(slots // kv.PAGE):
         run = arena.allocate(SLAB, "cache", pieces=LAYERS * KV_HEADS, striped=striped)
-        run.pieces.view(torch.bfloat16).fill_(0.01)
+        run.pieces.view(BFLOAT16)[:] = 0.01
         for layer in range(LAYERS):
             for head in range(KV_HEADS):
-                address = run.address_of(layer * KV_HEADS + head)
-                made.push(layer, head, address, kv.PAGE, kv.PAGE, kv.FORMATS.index("bf16"), sealed=True)
+                slab = run.pieces[layer * KV_HEADS + head]
+                made.push(layer, head, slab, kv.PAGE, kv.PAGE, kv.FORMATS.index("bf16"), sealed=True)
     return made, arena
 
 
 def token(view: Any) -> float:
     """Seconds of the attention of all layers."""
-    query = torch.randn(1, KV_HEADS * GROUP, HEAD_DIM)
+    query = np.random.default_rng(0).standard_normal((1, KV_HEADS * GROUP, HEAD_DIM), np.float32)
     before = time.perf_counter()
     for layer in range(LAYERS):
         dispatch.attend(view, layer, query, scale=HEAD_DIM**-0.5)

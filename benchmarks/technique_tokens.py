@@ -24,6 +24,7 @@ from thrifty import registry
 from thrifty.decoding.sampling import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
+from thrifty.errors import RecipeError
 from thrifty.evaluation.text import held_out
 from thrifty.models.loading import load
 
@@ -51,9 +52,12 @@ def answers(name: str) -> Answers:
     found: Answers = {}
     try:
         for row in thrifty_rows(registry.names("cache"), [0.3]):
-            for prompt in prompts:
-                label = f"{row.technique} {row.budget}".strip()
-                found[f"{label}, {len(prompt)}"] = answer(engine, prompt, {}, row.tables(len(prompt)))
+            label = f"{row.technique} {row.budget}".strip()
+            try:
+                for prompt in prompts:
+                    found[f"{label}, {len(prompt)}"] = answer(engine, prompt, {}, row.tables(len(prompt)))
+            except RecipeError as error:
+                sys.stdout.write(f"{label} is left out: {error}\n")
         for label, options in SAMPLED.items():
             found[f"full with {label}, {len(prompts[0])}"] = answer(engine, prompts[0], options, [])
     finally:

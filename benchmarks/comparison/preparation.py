@@ -10,12 +10,13 @@ from pathlib import Path
 
 from benchmarks.comparison.processes import ROOT, WorkerError, WorkerProcess, environment
 from benchmarks.comparison.session import Note
-from benchmarks.comparison.variants import LLAMA, OPENVINO, SHIPPED, THRIFTY, TRANSFORMERS, Variant
+from benchmarks.comparison.variants import LLAMA, MISTRAL, OPENVINO, SHIPPED, THRIFTY, TRANSFORMERS, Variant
 
 MODULES = {
     THRIFTY: ("thrifty.kernels.native._native",),
     LLAMA: ("llama_cpp",),
     OPENVINO: ("openvino_genai",),
+    MISTRAL: ("mistralrs",),
     TRANSFORMERS: ("transformers", "accelerate", "gguf"),
 }
 PATIENCE = 600.0

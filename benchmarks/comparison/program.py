@@ -24,7 +24,7 @@ from benchmarks.comparison.processes import WorkerError
 from benchmarks.comparison.rounds import Plan, TooNoisy, diverge, run_rounds, screen
 from benchmarks.comparison.session import Session
 from benchmarks.comparison.state import State, resume
-from benchmarks.comparison.variants import ENGINES, EXACT, LLAMA, MAIN, THRIFTY, cells, one_file, variants
+from benchmarks.comparison.variants import ENGINES, EXACT, KNOWN, LLAMA, MAIN, THRIFTY, cells, one_file, variants
 
 ROUNDS_SHARE = 0.4  # of the time, which is kept for rounds before divergences are measured
 ENDING = 10.0  # seconds kept for what comes after the last round
@@ -197,7 +197,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="instead: 1.1 billion random weights; llama.cpp is the peer",
     )
     parser.add_argument("--contexts", type=_counts, help="tokens, such as 128,2048,6144")
-    parser.add_argument("--engines", type=_engines, help=f"some of {','.join(ENGINES)}")
+    parser.add_argument("--engines", type=_engines, help=f"some of {','.join(KNOWN)}")
     parser.add_argument("--rounds", type=int, help="of the winners; 7, quick 3")
     parser.add_argument("--steps", type=int, default=64, help="tokens decoded in a sample")
     parser.add_argument("--threads", type=int, default=2)
@@ -226,7 +226,7 @@ def _counts(text: str) -> list[int]:
 
 
 def _engines(text: str) -> list[str]:
-    chosen = [engine for engine in ENGINES if engine in text.split(",")]
-    if unknown := set(text.split(",")) - set(ENGINES):
-        raise argparse.ArgumentTypeError(f"unknown {', '.join(sorted(unknown))}; known are {', '.join(ENGINES)}")
+    chosen = [engine for engine in KNOWN if engine in text.split(",")]
+    if unknown := set(text.split(",")) - set(KNOWN):
+        raise argparse.ArgumentTypeError(f"unknown {', '.join(sorted(unknown))}; known are {', '.join(KNOWN)}")
     return chosen

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 THRIFTY, LLAMA, OPENVINO, TRANSFORMERS = "thrifty", "llama.cpp", "openvino", "transformers"
+MISTRAL = "mistral.rs"
 ENGINES = (THRIFTY, LLAMA, OPENVINO, TRANSFORMERS)
+KNOWN = (*ENGINES, MISTRAL)
+"""mistral.rs is no part of every run, for it never comes first (docs/log.md); --engines takes it in."""
 SHIPPED = "shipped"
 SMALL = 128  # the context of batches, of exact weights and of transformers
 BATCH = 8
@@ -61,6 +64,7 @@ def cells(contexts: Sequence[int], batch: bool = True) -> list[Cell]:
 def variants(engines: Sequence[str], largest: int, *, quick: bool = False) -> list[Variant]:
     """The field, the most promising of every engine first, since a screening may run out of time."""
     small = (Cell(SMALL), Cell(SMALL, BATCH))
+    single = (Cell(SMALL), Cell(2048), Cell(largest))
     found = [
         Variant(THRIFTY, MAIN, options={"recipe": {"weights": [FOUR_BIT_LOGITS]}}),
         Variant(THRIFTY, EXACT, exact=True, only=(Cell(SMALL),)),
@@ -76,6 +80,7 @@ def variants(engines: Sequence[str], largest: int, *, quick: bool = False) -> li
             Variant(TRANSFORMERS, f"bf16 {attention}", options={"attention": attention}, only=small)
             for attention in (["sdpa"] if quick else ["sdpa", "eager"])
         ),
+        *(Variant(MISTRAL, kind, kind, only=single) for kind in ([SHIPPED] if quick else [SHIPPED, "Q4_0", "Q8_0"])),
     ]
     return _in_turn([variant for variant in found if variant.engine in engines])
 

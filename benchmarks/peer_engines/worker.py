@@ -30,6 +30,7 @@ ENGINES = {
     "thrifty": ("benchmarks.peer_engines.thrifty", "ThriftyEngine"),
     "llama.cpp": ("benchmarks.peer_engines.llama_cpp", "LlamaCpp"),
     "openvino": ("benchmarks.peer_engines.openvino", "OpenVino"),
+    "mistral.rs": ("benchmarks.peer_engines.mistral_rs", "MistralRs"),
     "transformers": ("benchmarks.peer_engines.transformers", "Transformers"),
 }
 END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)

@@ -11,16 +11,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from thrifty.card import Card
 from thrifty.errors import RecipeError, ThriftyError, nearest
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 STAGES: Mapping[str, str] = {
     "weights": "thrifty.weights.techniques",
@@ -168,8 +170,10 @@ def _built_in(stage: str) -> dict[str, str]:
     return {name: f"{package}.{module}" for name, module in found(locations or []).items()}
 
 
-def _external(stage: str) -> dict[str, importlib.metadata.EntryPoint]:
-    points: dict[str, importlib.metadata.EntryPoint] = {}
+def _external(stage: str) -> dict[str, EntryPoint]:
+    import importlib.metadata  # takes as long as half the help page
+
+    points: dict[str, EntryPoint] = {}
     for point in _entry_points(importlib.metadata.entry_points, tuple(sys.path)):
         point_stage, _, name = point.name.partition(".")
         if point_stage != stage:
@@ -185,8 +189,8 @@ def _external(stage: str) -> dict[str, importlib.metadata.EntryPoint]:
 
 @functools.cache
 def _entry_points(
-    read: Callable[..., Iterable[importlib.metadata.EntryPoint]], path: tuple[str, ...]
-) -> tuple[importlib.metadata.EntryPoint, ...]:
+    read: Callable[..., Iterable[EntryPoint]], path: tuple[str, ...]
+) -> tuple[EntryPoint, ...]:
     """What installed packages register, read once a search path: it takes milliseconds, and recipes are built often."""
     return tuple(read(group=ENTRY_POINT_GROUP))
 

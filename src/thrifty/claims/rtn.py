@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from thrifty.arrays import BFLOAT16
 from thrifty.claims.harness.claim import Claim, Figures, Verdict
 from thrifty.claims.harness.context import Context, mean_nll, perplexity, quality_of
 from thrifty.evaluation import quality
@@ -25,7 +24,7 @@ class RtnClaim(Claim):
 
     def measure(self, context: Context) -> Figures:
         context.say("off-grid view")
-        view = offgrid(context.model, dtype=torch.bfloat16, packed=True)
+        view = offgrid(context.model, dtype=BFLOAT16, packed=True)
         passage = quality.passage(context.model.require_tokenizer(), context.length, PREFIX, SCORED)
         engine = context.fresh(view)
         try:

@@ -156,19 +156,18 @@ def loaded(setting: Setting) -> Model:
     from thrifty.models.loading import load
 
     with output.waiting(f"loading {setting.model}"):
-        model = load(setting.model, threads=setting.threads, native=setting.native)
+        model = load(setting.model, threads=setting.threads)
         return view(model) if setting.off_grid else model
 
 
 def view(model: Model) -> Model:
     """The off-grid view in bf16: the same function, on which a 4-bit checkpoint is not rounded exactly."""
-    import torch
-
+    from thrifty.arrays import BFLOAT16
     from thrifty.weights.offgrid import offgrid
 
     if "+offgrid(" in model.version:
         return model
-    return offgrid(model, dtype=torch.bfloat16, packed=True)
+    return offgrid(model, dtype=BFLOAT16, packed=True)
 
 
 def check_length(setting: Setting, model: Model) -> None:

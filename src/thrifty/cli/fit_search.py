@@ -47,7 +47,7 @@ def prepare(model: str, asked: Mapping[str, Any], own: Sequence[Recipe], state: 
     from thrifty.models.loading import load
 
     with output.waiting(f"loading {model}"):
-        loaded = load(model, threads=asked["threads"], native=asked["native"])
+        loaded = load(model, threads=asked["threads"])
         question = Question(loaded, **{name: value for name, value in asked.items() if value is not None})
         identity = question.identity()
         held = State(state or default_path(identity), identity, fresh=fresh)

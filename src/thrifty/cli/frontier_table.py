@@ -145,10 +145,10 @@ class Watcher:
             _mb(row.need.peak),
             f"{quality.kl.value:.4f}" if quality else "baseline",
             f"{recovery.value:.3f}±{(recovery.high - recovery.low) / 2:.3f}" if recovery else "",
-            f"{row.decode_rate:.1f}",
+            f"{row.decode_rate:.1f}" if row.quiet else f"≤{row.rate_from_bytes:.0f}",
             f"{quality.top1.value:.1%}" if quality else "",
             f"{row.rung + 1}",
-            f"{row.prefill_rate:.0f}",
+            f"{row.prefill_rate:.0f}" if row.quiet else "",
             _mb(row.need.steady),
             _mb(row.ledger_peak),
             _mb(row.process_peak),
@@ -167,6 +167,8 @@ class Watcher:
         said += [meaning.format(**values) for name, meaning in MEANINGS.items() if name in shown]
         if any(row.candidate.recipe.weights for row in rows):
             said.append(GRIDS)
+        if not all(row.quiet for row in rows):
+            said.append(DISTURBANCE)
         said.append("Dim: not on the frontier.")
         if len(rows) > SHOWN:
             said.append(f"{len(rows) - SHOWN} more rows are in the JSON document and the report.")
@@ -175,6 +177,10 @@ class Watcher:
         return " ".join(said)
 
 
+DISTURBANCE = (
+    "≤: other work took so much of the processors that the speed is none of the recipe's; what its bytes allow at the "
+    "full context stands instead."
+)
 GRIDS = (
     "Rounded weights: the checkpoint may already lie on such a grid, so the figure holds for it alone; 'off the grid' "
     "is what the technique costs elsewhere, not a recipe to serve."

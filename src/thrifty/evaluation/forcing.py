@@ -13,8 +13,7 @@ from thrifty.engine.request import Request
 from thrifty.errors import ThriftyError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from thrifty.arrays import Floats
     from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.engine import Engine
 
@@ -52,7 +51,7 @@ class Step:
 
     index: int
     seconds: float
-    logits: Tensor | None
+    logits: Floats | None
     evidence: Evidence | None
     held: int
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import datetime
 import random
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Floats
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.observation import window_attention
@@ -26,14 +25,13 @@ from thrifty.engine.runner import CHUNK, Rows
 from thrifty.errors import PromptError
 from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.head_items import Item, Items
-from thrifty.kernels import dispatch
 from thrifty.models.head_scores import HeadScores, checkpoint_version, find, save
 
 if TYPE_CHECKING:
     from thrifty.cache.view import LayerView
     from thrifty.engine.engine import Engine
 
-Rule = Callable[[Item, Tensor], Tensor]
+Rule = Callable[[Item, Floats], Floats]
 """(item, probabilities [group, answer tokens, slots]) → what each query head earns, [group]."""
 
 
@@ -65,7 +63,7 @@ class Watching(CachePolicy):
     """Hands the attention of the prompt's last `rows` queries to `listen(layer, KV head, [group, rows, slots])`."""
 
     rows: int
-    listen: Callable[[int, int, Tensor], None]
+    listen: Callable[[int, int, Floats], None]
 
     name = "watching"
 
@@ -81,23 +79,23 @@ class Watching(CachePolicy):
         return Edits()
 
 
-def retrieval(item: Item, probabilities: Tensor) -> Tensor:
+def retrieval(item: Item, probabilities: Floats) -> Floats:
     """1/N for every answer token where the strongest look goes into the needle, to the token that is said (HeadKV-R,
     §3.1; N: tokens of the answer).
     """
-    top = probabilities.argmax(dim=-1)
-    tokens = torch.tensor(item.tokens)
+    top = probabilities.argmax(axis=-1)
+    tokens = np.array(item.tokens)
     hit = (top >= item.needle.start) & (top < item.needle.stop) & (tokens[top] == tokens[-item.answer :])
-    return hit.sum(dim=-1) / item.answer
+    return hit.sum(axis=-1, dtype=np.float32) / item.answer
 
 
-def reasoning(item: Item, probabilities: Tensor) -> Tensor:
+def reasoning(item: Item, probabilities: Floats) -> Floats:
     """a_i/N for each of the N strongest looks of every answer token that goes to the correct answer (HeadKV-R2, eq. 2;
     N: tokens of the answer).
     """
-    strongest = probabilities.topk(min(item.answer, probabilities.shape[-1]), dim=-1)
-    inside = (strongest.indices >= item.correct.start) & (strongest.indices < item.correct.stop)
-    return (strongest.values * inside).sum(dim=(-2, -1)) / item.answer
+    strongest = np.argsort(-probabilities, axis=-1, kind="stable")[..., : item.answer]
+    inside = (strongest >= item.correct.start) & (strongest < item.correct.stop)
+    return (np.take_along_axis(probabilities, strongest, axis=-1) * inside).sum(axis=(-2, -1)) / item.answer
 
 
 RULES: dict[str, Rule] = {"r": retrieval, "r2": reasoning}
@@ -115,7 +113,7 @@ def probe(
     _check(engine, settings)
     model = engine.model
     layers = tuple(index for index, layer in enumerate(model.config.layers) if layer.window is None)
-    total, used = torch.zeros(len(layers), model.config.heads), 0
+    total, used = np.zeros((len(layers), model.config.heads), np.float32), 0
     for item in questions(Items(model.require_tokenizer()), kind, settings):
         found = look(engine, item, RULES[kind])
         if found is not None:
@@ -155,15 +153,15 @@ def questions(items: Items, kind: str, settings: ProbeSettings) -> Iterator[Item
                 yield items.make(kind, length, place / max(1, settings.depths - 1), chance)
 
 
-def look(engine: Engine, item: Item, rule: Rule) -> Tensor | None:
+def look(engine: Engine, item: Item, rule: Rule) -> Floats | None:
     """What each query head of the global layers earns with one question, [layers, heads]; None where the model would
     answer something else.
     """
     info = engine.memory.cache.model
     ranks = info.layers_with(None)
-    earned = torch.zeros(len(ranks), info.heads)
+    earned = np.zeros((len(ranks), info.heads), np.float32)
 
-    def listen(layer: int, head: int, probabilities: Tensor) -> None:
+    def listen(layer: int, head: int, probabilities: Floats) -> None:
         group = slice(head * info.group, (head + 1) * info.group)
         earned[ranks.index(layer), group] = rule(item, probabilities[:, : item.answer])
 
@@ -175,21 +173,19 @@ def look(engine: Engine, item: Item, rule: Rule) -> Tensor | None:
 def _run(engine: Engine, item: Item, policy: CachePolicy) -> tuple[int, ...]:
     """Prefill an item; the model's first choices in place of the answer."""
     runner, tokens = engine.runner, item.tokens
-    threads = dispatch.one_torch_thread() if runner.name == "native" else nullcontext()
     cache = engine.memory.cache.create([policy])
     try:
-        with threads, torch.no_grad():
-            hidden = runner.embed(tokens)
-            for layer in range(runner.layers):
-                cache.begin_layer(layer, len(tokens))
-                for first in range(0, len(tokens), CHUNK):
-                    stop = chunk_end(first, len(tokens), CHUNK)
-                    rows = Rows(cache, tokens[first:stop], first, len(tokens))
-                    hidden[first:stop] = runner.run_layers(layer, layer + 1, hidden[first:stop], rows)
-                cache.seal_layer(layer)
-            cache.commit(len(tokens))
-            scores = runner.logits(hidden[-item.answer - 1 : -1])
-            return tuple(scores.best(row) for row in range(item.answer))
+        hidden = runner.embed(tokens)
+        for layer in range(runner.layers):
+            cache.begin_layer(layer, len(tokens))
+            for first in range(0, len(tokens), CHUNK):
+                stop = chunk_end(first, len(tokens), CHUNK)
+                rows = Rows(cache, tokens[first:stop], first, len(tokens))
+                hidden[first:stop] = runner.run_layers(layer, layer + 1, hidden[first:stop], rows)
+            cache.seal_layer(layer)
+        cache.commit(len(tokens))
+        scores = runner.logits(hidden[-item.answer - 1 : -1])
+        return tuple(scores.best(row) for row in range(item.answer))
     finally:
         engine.memory.cache.release(cache)
 

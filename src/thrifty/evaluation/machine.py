@@ -5,14 +5,11 @@ from __future__ import annotations
 import importlib.resources
 import os
 import platform
-import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from thrifty.errors import ThriftyError, nearest
 from thrifty.evaluation import roofline
@@ -92,7 +89,7 @@ def named(name: str) -> Machine:
 
 def this_machine(threads: int | None = None) -> Machine:
     """This machine, measured in about two seconds: reads of memory, and matrix products with int4 weights and 8-bit
-    activations (native kernels), bf16 and fp32 (torch).
+    activations, in bf16 (native kernels) and in fp32 (NumPy).
 
     threads: of the native kernels; None leaves them as they are. Other work on the machine lowers the figures.
     """
@@ -101,15 +98,15 @@ def this_machine(threads: int | None = None) -> Machine:
     bandwidth, bandwidth_by = roofline.read_bandwidth(threads)
     best, best_by = roofline.gemm_rate()
     rates = {"int8": best * 1e9} if best_by == "native" else {}
-    rates["bf16"] = roofline.torch_gemm_rate() * 1e9
-    rates["fp32"] = _fp32_rate()
+    rates["bf16"] = roofline.bf16_rate() * 1e9
+    rates["fp32"] = roofline.fp32_rate() * 1e9
     return Machine(
         THIS,
         bandwidth * 1e9,
         rates,
         int(psutil.virtual_memory().total),
         title=f"{cpu_name()}, {cores()} cores",
-        source=f"measured: bandwidth by {bandwidth_by}, products by {best_by} and torch",
+        source=f"measured: bandwidth by {bandwidth_by}, products by {best_by} and numpy",
     )
 
 
@@ -127,16 +124,6 @@ def cpu_name() -> str:
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _fp32_rate(size: int = 768) -> float:
-    left, right = torch.randn(2, size, size).unbind()
-    best = 0.0
-    for _ in range(roofline.REPEATS):
-        start = time.perf_counter()
-        left @ right
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
 
 
 def _table() -> dict[str, Any]:

@@ -67,8 +67,8 @@ def release() -> None:
 
 @cache
 def import_baseline() -> int:
-    """Resident bytes of a Python process that has only imported torch (about 3 s the first time)."""
-    program = "import torch, psutil; print(psutil.Process().memory_info().rss)"
+    """Resident bytes of a Python process that has only imported NumPy."""
+    program = "import numpy, psutil; print(psutil.Process().memory_info().rss)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     return int(done.stdout)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import psutil
 
 LIMIT = 0.01  # of the processors' time; beyond it a timing is void
+DISTURBED = 0.03  # beyond it a timing is none that a user should be told as a fact
 IDLE = ("idle", "iowait", "guest", "guest_nice")  # guest time is counted in user time already
 
 

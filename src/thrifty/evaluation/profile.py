@@ -9,7 +9,6 @@ from thrifty.engine.native_runner import NativeRunner
 from thrifty.errors import KernelError
 from thrifty.evaluation.forcing import force
 from thrifty.evaluation.text import held_out
-from thrifty.formats.linear import PackedLinear
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
@@ -72,12 +71,12 @@ def _shares(seconds: dict[str, float], total: float, tokens: int, nbytes: dict[s
 def _weights(engine: Engine) -> dict[str, int]:
     """Bytes of the linears by the kind of operation that reads them."""
     held = {"projections": 0, "gate and up": 0, "logits": 0}
-    decoder = engine.model.decoder
-    for name, linear in decoder.linears():
-        if not isinstance(linear, PackedLinear) or ".experts." in name:
+    linears = engine.model.linears
+    for name, linear in linears.items():
+        if ".experts." in name:
             continue
         if name == "embedding":
-            held["logits"] += linear.nbytes if decoder.head is None else 0
+            held["logits"] += 0 if "head" in linears else linear.nbytes
         elif name == "head":
             held["logits"] += linear.nbytes
         else:

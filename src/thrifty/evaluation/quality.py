@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
+from thrifty.arrays import Floats
 from thrifty.errors import PromptError, StorageError
 from thrifty.evaluation.forcing import MeasurementError, Step, Tables, force
 from thrifty.evaluation.recovery import Interval, mean_interval, ratio_interval
 from thrifty.evaluation.text import Encodes, held_out
-from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
@@ -140,17 +140,16 @@ class Baseline:
         baseline.run = timer.run()
         return baseline
 
-    def rows(self) -> Iterator[Tensor]:
+    def rows(self) -> Iterator[Floats]:
         """The baseline's logits [vocabulary] fp32, one scored token after the other."""
         self._file.seek(0)
         for _ in range(self.passage.scored):
-            held = bytearray(self._file.read(4 * self._vocabulary))
-            yield torch.frombuffer(held, dtype=torch.float32)
+            yield np.frombuffer(self._file.read(4 * self._vocabulary), np.float32)
 
-    def _append(self, logits: Tensor) -> None:
+    def _append(self, logits: Floats) -> None:
         self._vocabulary = len(logits)
         try:
-            self._file.write(logits.float().contiguous().numpy().tobytes())
+            self._file.write(logits.astype(np.float32).tobytes())
             self._file.flush()
         except OSError as error:
             need = 4 * self._vocabulary * self.passage.scored
@@ -205,6 +204,14 @@ def _steps(engine: Engine, passage: Passage, cache: Tables, timer: _Timer) -> It
             yield step
 
 
+def log_probabilities(logits: Floats) -> npt.NDArray[np.float64]:
+    """log softmax of logits [vocabulary], in fp64."""
+    exact = logits.astype(np.float64)
+    exact -= exact.max()
+    shifted: npt.NDArray[np.float64] = exact - np.log(np.exp(exact).sum())
+    return shifted
+
+
 class Scores:
     """Of every scored token: KL(baseline ‖ this) in nats, whether both have the same first choice, whether each has the
     token that came, and the negative log-likelihood of that.
@@ -217,13 +224,10 @@ class Scores:
         self.baseline_right: list[bool] = []
         self.nll: list[float] = []
 
-    def add(self, reference: Tensor, logits: Tensor, target: int) -> None:
-        """One more. reference, logits: [vocabulary]. On one thread: torch's others would go on spinning in the next
-        step's way. Raises MeasurementError where a prediction is not a number.
-        """
-        with dispatch.one_torch_thread():
-            p, q = torch.log_softmax(reference.double(), 0), torch.log_softmax(logits.double(), 0)
-            kl = float((p.exp() * (p - q)).sum())
+    def add(self, reference: Floats, logits: Floats, target: int) -> None:
+        """One more. reference, logits: [vocabulary]. Raises MeasurementError where a prediction is not a number."""
+        p, q = log_probabilities(reference), log_probabilities(logits)
+        kl = float((np.exp(p) * (p - q)).sum())
         if not math.isfinite(kl):
             raise MeasurementError(f"the prediction of scored token {len(self.kl)} is not a number")
         best, baseline_best = int(logits.argmax()), int(reference.argmax())
@@ -236,9 +240,9 @@ class Scores:
     def quality(self) -> Quality:
         """The means, with their intervals."""
         return Quality(
-            kl=mean_interval(torch.tensor(self.kl)),
-            top1=mean_interval(torch.tensor(self.same)),
-            recovery=ratio_interval(torch.tensor(self.right), torch.tensor(self.baseline_right)),
+            kl=mean_interval(self.kl),
+            top1=mean_interval(self.same),
+            recovery=ratio_interval(self.right, self.baseline_right),
             nll=statistics.fmean(self.nll),
             tokens=len(self.kl),
         )

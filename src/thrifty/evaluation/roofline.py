@@ -4,13 +4,17 @@ machine.
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
-from thrifty.formats.linear import PackedLinear
+from thrifty.arrays import BFLOAT16, Array
+from thrifty.formats.linear import DenseLinear
+from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
@@ -42,8 +46,8 @@ def weight_bytes_per_token(model: Model) -> int:
     """
     total = 0
     experts = model.config.experts
-    for name, linear in model.decoder.linears():
-        if not isinstance(linear, PackedLinear) or (name == "embedding" and model.decoder.head is not None):
+    for name, linear in model.linears.items():
+        if name == "embedding" and "head" in model.linears:
             continue
         share = experts.active / experts.count if experts is not None and ".experts." in name else 1.0
         total += round(linear.nbytes * share)
@@ -51,47 +55,50 @@ def weight_bytes_per_token(model: Model) -> int:
 
 
 def read_bandwidth(threads: int | None = None) -> tuple[float, str]:
-    """GB/s that all threads read from memory together, best of several, and what measured it ("native" or
-    "torch").
+    """GB/s that all threads read from memory together, best of several, and what measured it ("native", or
+    "numpy" with one thread).
     """
-    from thrifty.kernels import dispatch
-
     native = dispatch.native()
     if native is not None:
         if threads is not None:
             dispatch.set_threads(threads)
         return float(native.read_bandwidth(BUFFER_MEGABYTES, REPEATS)), "native"
-    return _torch_bandwidth(), "torch"
-
-
-def _torch_bandwidth() -> float:
-    buffer = torch.ones(BUFFER_MEGABYTES * 1_000_000 // 8, dtype=torch.int64)
-    best = 0.0
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        buffer.sum()
-        best = max(best, buffer.nbytes / (time.perf_counter() - start) / 1e9)
-    return best
+    buffer = np.ones(BUFFER_MEGABYTES * 1_000_000 // 8, np.int64)
+    return buffer.nbytes / _fastest(buffer.sum) / 1e9, "numpy"
 
 
 def gemm_rate() -> tuple[float, str]:
     """The best of several matrix products and what measured it: "native" (int4 weights, int8 activations; 10⁹
-    operations/s) or "torch" (bf16; GFLOP/s).
+    operations/s) or "numpy" (fp32; GFLOP/s).
     """
-    from thrifty.kernels import dispatch
-
     native = dispatch.native()
     if native is not None:
         return float(native.gemm_rate()), "native"
-    return torch_gemm_rate(), "torch"
+    return fp32_rate(), "numpy"
 
 
-def torch_gemm_rate(size: int = 1024) -> float:
-    """GFLOP/s of torch's bf16 product of two square matrices."""
-    left, right = torch.randn(2, size, size).bfloat16().unbind()
-    best = 0.0
+def fp32_rate(size: int = 768) -> float:
+    """GFLOP/s of NumPy's fp32 product of two square matrices."""
+    left, right = _normal(size), _normal(size)
+    return 2 * size**3 / _fastest(lambda: left @ right) / 1e9
+
+
+def bf16_rate(size: int = 1024) -> float:
+    """GFLOP/s of a product with square weights in bf16, as the engine stores and multiplies them."""
+    linear = DenseLinear.from_weight(_normal(size), BFLOAT16, packed=True)
+    rows = _normal(size)
+    return 2 * size**3 / _fastest(lambda: linear.multiply(rows)) / 1e9
+
+
+def _normal(size: int) -> Array:
+    return np.random.default_rng(0).standard_normal((size, size), np.float32)
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    """Seconds of the shortest of several calls."""
+    best = math.inf
     for _ in range(REPEATS):
         start = time.perf_counter()
-        left @ right
-        best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
+        call()
+        best = min(best, time.perf_counter() - start)
     return best

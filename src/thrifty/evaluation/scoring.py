@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from thrifty.errors import PromptError
 from thrifty.evaluation.forcing import MeasurementError, Tables
 from thrifty.evaluation.recovery import Interval, mean_interval, ratio_interval
@@ -108,8 +106,8 @@ def _mean(records: Sequence[Record]) -> Interval:
     return mean_interval(_scores(records), block=1)
 
 
-def _scores(records: Sequence[Record]) -> torch.Tensor:
-    return torch.tensor([one.score for one in records], dtype=torch.float64)
+def _scores(records: Sequence[Record]) -> list[float]:
+    return [one.score for one in records]
 
 
 def _beside(records: Sequence[Record]) -> dict[str, float]:

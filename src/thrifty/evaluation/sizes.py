@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
-from thrifty.errors import CheckpointError
-from thrifty.formats.linear import DenseLinear, PackedLinear
-from thrifty.models.assembly import parts
-from thrifty.models.decoder import Decoder
+from thrifty.arrays import BFLOAT16, Array
+from thrifty.formats.linear import DenseLinear
+from thrifty.kernels.reference.packing import padded
+from thrifty.models.parts import parts
 
 if TYPE_CHECKING:
     from thrifty.models.config import ModelConfig
@@ -71,11 +71,9 @@ class ModelSizes:
 
 
 def of_model(model: Model) -> ModelSizes:
-    """Sizes of a loaded model, exact. Raises CheckpointError where a linear is missing."""
+    """Sizes of a loaded model, exact."""
     linears = []
-    for name, linear in model.decoder.linears():
-        if not isinstance(linear, PackedLinear):
-            raise CheckpointError(f"{name!r} is not loaded: load the model before weighing it")
+    for name, linear in model.linears.items():
         sizes = (linear.out_features, linear.in_features, linear.nbytes)
         linears.append(StoredLinear(name, *sizes, linear.label, linear.bias is not None))
     return ModelSizes(model.config, tuple(linears), model.nbytes - sum(linear.nbytes for linear in linears))
@@ -83,7 +81,7 @@ def of_model(model: Model) -> ModelSizes:
 
 def of_config(config: ModelConfig) -> ModelSizes:
     """Sizes as `models.load` stores a checkpoint of this config that comes in 16 bits; nothing is allocated."""
-    shapes = parts(Decoder(config))
+    shapes = parts(config)
     known: dict[tuple[int, int, bool, bool], tuple[int, str]] = {}
     linears = []
     for name, shape in shapes.items():
@@ -99,9 +97,14 @@ def of_config(config: ModelConfig) -> ModelSizes:
 
 
 def _stored(rows: int, columns: int, has_bias: bool, exact: bool) -> tuple[int, str]:
-    """Bytes and format of one matrix, from the format itself on a device that allocates nothing."""
-    weight = torch.empty(rows, columns, device="meta")
-    bias = torch.empty(rows, device="meta") if has_bias else None
-    dtype = torch.float32 if exact else torch.bfloat16
-    linear = DenseLinear.from_weight(weight, dtype, packed=not exact, bias=bias)
-    return linear.nbytes, linear.label
+    """Bytes and format of one matrix, from the format itself over arrays that repeat one number."""
+    if exact:
+        weight = _repeated((rows, columns), np.dtype(np.float32))
+    else:
+        weight = _repeated((padded(rows, 16) // 16, padded(columns, 2) // 2, 16, 2), BFLOAT16)
+    linear = DenseLinear(rows, columns, weight, packed=not exact)
+    return linear.nbytes + (4 * rows if has_bias else 0), linear.label
+
+
+def _repeated(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    return np.broadcast_to(np.zeros((), dtype), shape)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from thrifty.arrays import BFLOAT16, Array, Bytes, Floats
 from thrifty.errors import KernelError, nearest
+from thrifty.kernels import dispatch
 from thrifty.kernels.reference import affine
 from thrifty.kernels.reference.packing import PACK, pack_lanes, padded, unpack_lanes
 
@@ -150,6 +151,12 @@ def read(
     stop = capacity if count is None else start + count
     if not 0 <= start <= stop <= capacity:
         raise KernelError(f"tokens {start}..{stop} are not in a segment of {capacity} tokens")
+    found = dispatch.read_slab(slab, FORMATS.index(format), capacity, head_dim, start, stop - start)
+    return _read(where, format, head_dim, start, stop) if found is None else found
+
+
+def _read(where: _Arrays, format: str, head_dim: int, start: int, stop: int) -> tuple[Floats, Floats]:
+    """`read` in NumPy: what the native one is held against, and what runs where native code is off."""
     pages = slice(start // PAGE, -(-stop // PAGE))
     inside = slice(start - pages.start * PAGE, stop - pages.start * PAGE)
     if not is_quantised(format):

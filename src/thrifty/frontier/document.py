@@ -64,24 +64,24 @@ def document(
 
 
 def _machine(fit: Fit) -> dict[str, Any]:
-    import torch
+    from thrifty.kernels import dispatch
 
     machine = fit.workshop.machine()
     return {
         "name": machine.name,
         "cpu": machine.title,
-        "threads": fit.question.threads or torch.get_num_threads(),
+        "threads": fit.question.threads or dispatch.threads(),
         "bandwidth_gb_s": round(machine.bandwidth / 1e9, 1),
         "memory_bytes": machine.memory,
     }
 
 
 def _versions() -> dict[str, str]:
-    import torch
+    import numpy
 
     import thrifty
 
-    return {"thrifty": thrifty.__version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+    return {"thrifty": thrifty.__version__, "python": platform.python_version(), "numpy": numpy.__version__}
 
 
 def _budget(fit: Fit) -> dict[str, Any]:

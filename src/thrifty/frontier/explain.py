@@ -223,11 +223,22 @@ def _recovered(row: Measurement) -> str:
     return f"recovery {found.value:.3f} (95% {found.low:.3f} to {found.high:.3f}), KL {row.kl:.4f} nats"
 
 
+def _rates(best: Measurement, base: Measurement | None) -> str:
+    """How fast a recipe decodes beside the uncompressed model: measured, or by its bytes where other work disturbed."""
+    rows = [row for row in (best, base) if row is not None]
+    if all(row.quiet for row in rows):
+        said = f"It decodes {best.decode_rate:.0f} tokens a second after {best.prompt} tokens"
+        return said if base is None else f"{said}, the uncompressed model {base.decode_rate:.0f}"
+    others = max(row.others for row in rows)
+    said = f"Other work took {others:.0%} of the processors, so no speed was measured; by the bytes it reads, it decodes"
+    said = f"{said} at most {best.rate_from_bytes:.0f} tokens a second at the full context"
+    return said if base is None else f"{said}, the uncompressed model at most {base.rate_from_bytes:.0f}"
+
+
 def _speed(fit: Fit, best: Measurement) -> str:
-    said = f"It decodes {best.decode_rate:.0f} tokens a second after {best.prompt} tokens"
     base = fit.row(fit.base, best.rung)
-    if base is not None and base is not best:
-        said += f", the uncompressed model {base.decode_rate:.0f}"
+    rival = base if base is not None and base is not best else None
+    said = _rates(best, rival)
     limit = fit.question.latency
     if limit is not None and best.step is not None:
         said += f"; a step at the full context takes {milliseconds(best.step)} of {milliseconds(limit)}"

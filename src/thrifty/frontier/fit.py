@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
+from thrifty.arrays import BFLOAT16
 from thrifty.evaluation import quality
+from thrifty.evaluation.noise import DISTURBED
 from thrifty.frontier import choice
 from thrifty.frontier.candidates import Candidate, Grid, grouped
 from thrifty.frontier.clock import Clock, OutOfTime
@@ -235,7 +235,9 @@ class Fit:
 
     def _row(self, candidate: Candidate, rung: Rung, values: dict[str, Any]) -> Measurement:
         predicted = self.predictions[candidate.key]
-        step = expected_step(predicted, values["decode_rate"], values["cache_bytes"], self.question.batch)
+        step, others = predicted.seconds, values.get("others", 0.0)
+        if others <= DISTURBED:
+            step = expected_step(predicted, values["decode_rate"], values["cache_bytes"], self.question.batch)
         limit = self.question.latency
         base = BASE if candidate.servable else OFF_GRID_BASE
         return Measurement(
@@ -255,6 +257,7 @@ class Fit:
             predicted=predicted.seconds,
             step=step,
             quick=limit is None or step <= limit,
+            others=others,
         )
 
     def _look_beyond(self) -> Iterator[Measurement]:
@@ -272,7 +275,7 @@ class Fit:
 
     def _off_grid(self) -> Iterator[Measurement]:
         """What weight techniques cost where the checkpoint does not lie on their grid; without tasks."""
-        model = offgrid(self.question.model, dtype=torch.bfloat16, packed=True)
+        model = offgrid(self.question.model, dtype=BFLOAT16, packed=True)
         shop = self._workshop(self.question, OFF_GRID_BASE, model)
         try:
             self._predict(shop, self.off_grid)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from thrifty.evaluation.noise import DISTURBED
 from thrifty.evaluation.quality import Quality
 from thrifty.evaluation.recovery import Interval
 from thrifty.frontier.candidates import Candidate
@@ -87,9 +88,9 @@ class Measurement:
 
     need: at the budget's context, exact. fits: whether need.peak is within the budget. The rest was measured
     in the run after a prompt of `prompt` tokens. ledger_peak, ledger_steady: bytes that the ledger counted.
-    process_peak: the process's resident bytes at their highest (before the last rung: at the run's end), Python and
-    torch included. Rates in tokens a
-    second. quality: None for a baseline, which is compared with nothing. rung: which measurement it was, later ones
+    process_peak: the process's resident bytes at their highest (before the last rung: at the run's end), Python
+    included. Rates in tokens a second. others: the share of the processors that other processes took meanwhile; where
+    it is too much the rates are no facts (see `quiet`), and the prediction from bytes stands. quality: None for a baseline, which is compared with nothing. rung: which measurement it was, later ones
     take longer and tell more. tasks: by name, in the last one. predicted: the roofline of a decode step at the
     budget's context and batch, seconds; step: what the run lets expect there. quick: whether `step` is within the
     bound on latency.
@@ -111,6 +112,19 @@ class Measurement:
     predicted: float | None = None
     step: float | None = None
     quick: bool = True
+    others: float = 0.0
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the rates were measured on a machine that did little else."""
+        return self.others <= DISTURBED
+
+    @property
+    def rate_from_bytes(self) -> float:
+        """Tokens a second of a decode step that takes as long as its bytes at the budget's context: no machine is
+        faster.
+        """
+        return 1 / self.predicted if self.predicted else self.decode_rate
 
     @property
     def kl(self) -> float:
@@ -152,8 +166,9 @@ class Measurement:
             "ledger_peak_bytes": self.ledger_peak,
             "ledger_steady_bytes": self.ledger_steady,
             "process_peak_bytes": self.process_peak,
-            "prefill_tok_s": round(self.prefill_rate, 2),
-            "decode_tok_s": round(self.decode_rate, 2),
+            "prefill_tok_s": round(self.prefill_rate, 2) if self.quiet else None,
+            "decode_tok_s": round(self.decode_rate, 2) if self.quiet else None,
+            "others_share": round(self.others, 3),
             "quality": self.quality.as_dict() if self.quality else None,
             "tasks": {name: scored.as_dict() for name, scored in self.tasks.items()},
             "recovery": recovery.as_dict() if recovery else None,
@@ -195,6 +210,7 @@ def only_predicted(prediction: Prediction, fits: bool) -> dict[str, Any]:
         "process_peak_bytes",
         "prefill_tok_s",
         "decode_tok_s",
+        "others_share",
         "quality",
         "recovery",
     )
@@ -239,4 +255,4 @@ def dominates(costs: Sequence[float], others: Sequence[float]) -> bool:
 
 
 def _costs(row: Measurement) -> tuple[float, float, float]:
-    return (row.need.peak, row.kl, row.predicted if row.predicted is not None else 1 / row.decode_rate)
+    return (row.need.peak, row.kl, 1 / row.rate_from_bytes)

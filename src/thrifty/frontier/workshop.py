@@ -15,6 +15,7 @@ from thrifty.errors import StorageError, ThriftyError
 from thrifty.evaluation import memory, quality, sizes
 from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.machine import Machine, this_machine
+from thrifty.evaluation.noise import DISTURBED, listening
 from thrifty.evaluation.speed import warm_up
 from thrifty.frontier.candidates import Candidate, grouped
 from thrifty.frontier.clock import Clock, OutOfTime
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from thrifty.models.model import Model
 
 Values = dict[str, Any]
+PATIENCE = 3  # disturbed runs in a row whose repetition was disturbed as well; after them none is repeated
 
 
 class Workshop:
@@ -60,6 +62,7 @@ class Workshop:
         self._clock = clock
         self._threads, self._native = threads, native
         self._baseline: tuple[str, quality.Baseline] | None = None
+        self._in_vain = 0
 
     def machine(self) -> Machine:
         """This machine as the state knows it, else measured: a search that goes on predicts as it did."""
@@ -90,7 +93,7 @@ class Workshop:
         try:
             techniques = group[0].recipe.techniques("weights")
             for technique in techniques:
-                technique.check(self.model.decoder)
+                technique.check(self.model)
             shipped = sizes.of_model(self.model)
             stored = as_stored(shipped, techniques)
         except Exception as error:
@@ -209,12 +212,25 @@ class Workshop:
             self.state.add("run", key, {"error": str(error), "seconds": self.state.find("run", key)["seconds"]})
 
     def _measured(self, engine: Engine, candidate: Candidate, rung: Rung) -> Values:
+        """What a run gives; where other work disturbed it, the quieter of two, as long as a second ever helps."""
+        values = self._run_once(engine, candidate, rung)
+        if values.get("others", 0.0) <= DISTURBED or self._in_vain >= PATIENCE:
+            return values
+        again = self._run_once(engine, candidate, rung)
+        if "error" in again:
+            return values
+        self._in_vain = 0 if again["others"] <= DISTURBED else self._in_vain + 1
+        seconds = values["seconds"] + again["seconds"]
+        return min((values, again), key=lambda one: one["others"]) | {"seconds": seconds}
+
+    def _run_once(self, engine: Engine, candidate: Candidate, rung: Rung) -> Values:
         begin = time.perf_counter()
         ledger = engine.memory.ledger
         try:
             with memory.watch() if rung.items is None else nullcontext(memory.Memory()) as process:
                 ledger.reset_peak()
-                run = self._one_run(engine, candidate, rung)
+                with listening() as noise:
+                    run = self._one_run(engine, candidate, rung)
         except MeasurementError as error:
             return {"error": str(error), "seconds": time.perf_counter() - begin}
         return {
@@ -224,6 +240,7 @@ class Workshop:
             "process_peak": process.peak or memory.resident(),  # watching takes longer than a short run
             "prefill_rate": run.prefill_rate,
             "decode_rate": run.decode_rate,
+            "others": noise.others,
             "cache_bytes": run.cache_bytes,
             "quality": run.quality.as_dict() if run.quality else None,
             "seconds": time.perf_counter() - begin,

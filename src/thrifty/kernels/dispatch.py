@@ -1,4 +1,4 @@
-"""The door to the native kernels: finds the compiled module, and gives it arrays of the types and shapes that it takes."""
+"""The door to the native kernels: finds the compiled module, and gives it arrays as it takes them."""
 
 from __future__ import annotations
 
@@ -162,6 +162,29 @@ def witness(
     return table
 
 
+def attention_map(
+    queries: Floats,
+    keys: Floats,
+    sees: Integers,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+    bias: Floats | None = None,
+) -> Floats:
+    """Softmax probabilities fp32 [rows, slots] of queries fp32 [rows, dim] over keys fp32 [slots, dim], in fp32.
+
+    Row i sees the first sees[i] slots, one at least; its logits are scale·q·k, then softcap·tanh(logit/softcap) where
+    softcap > 0, then + bias fp32 [slots], which may be −inf. 0 behind what it sees. A row's bits depend on neither the
+    number of rows nor of threads. Raises KernelError for wrong shapes, and where a row sees none or too many.
+    """
+    module = require()
+    queries, keys = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(keys, np.float32)
+    out = np.empty((len(queries), len(keys)), np.float32)
+    counts = np.ascontiguousarray(sees, np.int64)
+    _call(module.attention_map, queries, keys, counts, out, scale=scale, softcap=softcap, bias=bias)
+    return out
+
+
 def append(view: Any, layer: int, keys: Floats, values: Floats) -> None:
     """Write keys and values fp32 [rows, kv_heads, head_dim] behind the last slots of `view`, into its open spans.
 
@@ -185,6 +208,21 @@ def compress(
     before = module.Slabs(source, source_format, source_capacity)
     after = module.Slabs(target, target_format, target_capacity)
     return bool(_call(module.compress, before, after, head_dim=head_dim, first_page=first_page, tokens=tokens))
+
+
+def read_slab(
+    slab: Bytes, format: int, capacity: int, head_dim: int, start: int, count: int
+) -> tuple[Floats, Floats] | None:
+    """`count` tokens from `start` of a slab uint8 [slab bytes] of any format (ids: formats/kv.py) as fp32 keys and
+    values, each [count, head_dim], to the bit what `kv.read` makes of them. None where native code is off or does not
+    take the slab.
+    """
+    module = native()
+    if module is None:
+        return None
+    keys, values = np.empty((2, count, head_dim), np.float32)
+    done = _call(module.read_slab, slab, keys, values, format=format, capacity=capacity, start=start)
+    return (keys, values) if done else None
 
 
 Chosen = tuple[Bytes, int, Integers]

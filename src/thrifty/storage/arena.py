@@ -33,7 +33,7 @@ class Run:
     pieces: uint8 [count, bytes], sharing its memory; in rows that may lie apart.
     """
 
-    __slots__ = ("address", "category", "nbytes", "pieces", "reservation", "start", "stride", "stripes")
+    __slots__ = ("category", "nbytes", "pieces", "reservation", "start", "stripes")
 
     def __init__(
         self,
@@ -46,19 +46,11 @@ class Run:
     ) -> None:
         """start: in the arena's range, or the slot among `stripes`."""
         self.pieces = pieces
-        self.address: int = pieces.ctypes.data
-        """Memory address of the first piece."""
-        self.stride: int = pieces.strides[0]
-        """Bytes from one piece to the next."""
         self.start = start
         self.nbytes = nbytes
         self.category = category
         self.reservation = reservation
         self.stripes = stripes
-
-    def address_of(self, piece: int) -> int:
-        """Memory address of a piece."""
-        return self.address + piece * self.stride
 
 
 class Arena:

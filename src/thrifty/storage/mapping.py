@@ -40,7 +40,6 @@ class Mapping:
             with contextlib.suppress(OSError):  # kernels without huge pages have nothing to switch off
                 self._map.madvise(mmap.MADV_NOHUGEPAGE)
         self.memory: Bytes = np.frombuffer(self._map, np.uint8)
-        self.address = self.memory.ctypes.data
 
     def give_back(self, start: int, nbytes: int) -> None:
         """Return whole pages to the system; they read as zeros afterwards."""
@@ -50,11 +49,11 @@ class Mapping:
         """Bytes that are in memory now, as the system counts them (slow: for tests and reports)."""
         pages = self.nbytes // mmap.PAGESIZE
         library = ctypes.CDLL(None, use_errno=True)
-        total = 0
+        start, total = self.memory.ctypes.data, 0
         for first in range(0, pages, _LOOK):
             count = min(_LOOK, pages - first)
             state = (ctypes.c_ubyte * count)()
-            address = ctypes.c_void_p(self.address + first * mmap.PAGESIZE)
+            address = ctypes.c_void_p(start + first * mmap.PAGESIZE)
             if library.mincore(address, ctypes.c_size_t(count * mmap.PAGESIZE), state):
                 raise StorageError(f"mincore failed: errno {ctypes.get_errno()}")
             total += sum(bytes(state)) if max(state) <= 1 else sum(byte & 1 for byte in state)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.cache.cache_driver import CLASSES, Driver, model_info, prompt
-from torch import Tensor
+from tests.unit.cache.test_policy_formulas import softmax
 
 from thrifty import registry
-from thrifty.cache.policies.fastgen import FREQUENT, FULL, LOCAL, PUNCTUATION, RUNG, SPECIAL, Columns, attention_map
+from thrifty.arrays import Floats
+from thrifty.cache.policies.fastgen import FREQUENT, FULL, LOCAL, PUNCTUATION, RUNG, SPECIAL, Columns, causal_map
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.errors import RecipeError
@@ -28,11 +29,12 @@ def compressed(tokens: list[int], **options: Any) -> SequenceCache:
     return sequence
 
 
-def causal(layer: int, tokens: list[int]) -> Tensor:
+def causal(layer: int, tokens: list[int]) -> Floats:
     """Attention probabilities [heads, tokens, tokens]."""
     query, key, _ = Driver(MODEL).rows(layer, tokens, 0)
-    logits = torch.einsum("nhd,shd->hns", query, key.repeat_interleave(MODEL.group, dim=1)) * MODEL.scale
-    return logits.masked_fill(torch.ones(len(tokens), len(tokens), dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+    logits = np.einsum("nhd,shd->hns", query, np.repeat(key, MODEL.group, axis=1)) * MODEL.scale
+    logits[:, np.triu(np.ones((len(tokens), len(tokens)), bool), 1)] = -np.inf
+    return softmax(logits)
 
 
 def slow_kept(
@@ -74,7 +76,7 @@ def slow_choice(layer: int, head: int, tokens: list[int], recovery: float, profi
 @pytest.mark.parametrize("group", ["min", "mean"])
 @pytest.mark.parametrize("recovery", LEVELS)
 def test_every_head_takes_the_first_candidate_that_recovers_it(recovery: float, group: str) -> None:
-    tokens = prompt(150, seed=2)
+    tokens = prompt(150, seed=5)
     sequence = compressed(tokens, recovery=recovery, profile=70, group=group)
     taken = []
     for layer in range(2):
@@ -85,7 +87,7 @@ def test_every_head_takes_the_first_candidate_that_recovers_it(recovery: float, 
 
 
 def test_a_mean_over_the_group_may_recover_what_its_worst_head_does_not() -> None:
-    tokens = prompt(150, seed=2)
+    tokens = prompt(150, seed=5)
     kept = {}
     for group in ("min", "mean"):
         levels = [compressed(tokens, recovery=step / 50, group=group) for step in range(22, 28)]
@@ -105,7 +107,7 @@ def slow_run(layer: int, head: int, tokens: list[int], n: int, recovery: float) 
         held.append(row)
         score[row] = 0.0
         logits = (query[row, own] @ key[held, head].T) * MODEL.scale
-        for slot, mass in zip(held, logits.softmax(dim=-1).sum(dim=0).tolist(), strict=True):
+        for slot, mass in zip(held, softmax(logits).sum(axis=0).tolist(), strict=True):
             score[slot] += mass
         if row + 1 >= n and (row + 1 - n) % 64 == 0:
             held = sorted(slow_kept(candidate, tokens, held, score, row + 1, n))
@@ -115,7 +117,7 @@ def slow_run(layer: int, head: int, tokens: list[int], n: int, recovery: float) 
 @pytest.mark.parametrize("recovery", LEVELS)
 def test_decoding_keeps_to_the_policy(recovery: float) -> None:
     n, more = 150, prompt(128, seed=3)
-    tokens = prompt(n, seed=2)
+    tokens = prompt(n, seed=5)
     sequence = compressed(tokens, recovery=recovery)
     for token in more:
         Driver(MODEL).step(sequence, [token])
@@ -130,7 +132,7 @@ def test_the_policy_of_a_head_stays_with_its_sequence() -> None:
     policy = registry.build("cache", {"technique": "fastgen", "recovery": 0.5})
     cache, driver = Cache(MODEL), Driver(MODEL)
     first, second = cache.create([policy]), cache.create([policy])
-    driver.prefill(first, prompt(150, seed=2))
+    driver.prefill(first, prompt(150, seed=5))
     notes = first.stats(0).notes[RUNG]
     driver.prefill(second, [0] * 100)
     assert second.stats(0).notes[RUNG] == (SPECIAL, SPECIAL), "a prompt of special tokens needs no more"
@@ -151,26 +153,25 @@ def test_recovered_mass_is_one_minus_half_the_difference_to_the_map_of_what_is_k
     seed: int, slots: int, rows: int, span: int
 ) -> None:
     """Eq. 2's |A − softmax(QK_C)|, as half the sum over columns, and the mass on kept columns are one criterion."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = np.random.default_rng(seed)
     rows = min(rows, slots)
-    model, places = model_info(heads=2, kv_heads=1), torch.arange(slots - rows, slots)
-    queries, keys = (torch.randn(n, 16, generator=generator) for n in (2 * rows, slots))
-    queries = queries.view(rows, 2, 16)
-    bias = torch.randn(slots, generator=generator)
-    lasting = torch.rand(3, slots, generator=generator).sort(dim=0).values < 0.4
-    columns = Columns(lasting.sort(dim=0).values, torch.arange(slots), span)
-    seen = attention_map(model, queries, places, keys, columns.positions, bias)
+    model, places = model_info(heads=2, kv_heads=1), np.arange(slots - rows, slots)
+    queries, keys = (generator.standard_normal(shape, np.float32) for shape in ((rows, 2, 16), (slots, 16)))
+    bias = generator.standard_normal(slots, np.float32)
+    columns = Columns(np.sort(generator.random((3, slots)) < 0.4, axis=0), np.arange(slots), span)
+    seen = causal_map(model, queries, places, keys, columns.positions, bias)
     found = columns.recovered(seen, places)
     for candidate in range(FULL):
-        distance = torch.zeros(2)
+        distance = np.zeros(2)
         for row, place in enumerate(places.tolist()):
-            kept = columns.kept(candidate, place).clone()
+            kept = columns.kept(candidate, place).copy()
             kept[place] = True
-            again = (queries[row] @ keys.T * model.scale + bias).masked_fill(~kept, -torch.inf)
-            again[:, place + 1 :] = -torch.inf
-            distance += (seen[:, row] - again.softmax(dim=-1)).abs().sum(dim=1) / 2
-        assert torch.allclose(found[candidate], rows - distance, atol=1e-4)
-    assert bool((found.diff(dim=0) >= -1e-5).all()), "candidates grow"
+            again = queries[row] @ keys.T * model.scale + bias
+            again[:, ~kept] = -np.inf
+            again[:, place + 1 :] = -np.inf
+            distance += np.abs(seen[:, row] - softmax(again)).sum(axis=1) / 2
+        assert np.allclose(found[candidate], rows - distance, atol=1e-4)
+    assert (np.diff(found, axis=0) >= -1e-5).all(), "candidates grow"
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.cache.cache_driver import Driver, model_info, prompt
 
 from thrifty import registry
+from thrifty.arrays import Array
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policies.headkv import head_budgets, importance
 from thrifty.cache.pool import Cache
@@ -28,12 +29,14 @@ def compressed(model: ModelInfo, n: int, technique: str = "headkv", **options: A
     return sequence
 
 
-def scored(layers: int, heads: int, seed: int, zeros: bool) -> torch.Tensor:
-    scores = torch.rand(layers, heads, generator=torch.Generator().manual_seed(seed)).double() ** 4
+def scored(layers: int, heads: int, seed: int, zeros: bool) -> Array:
+    generator = np.random.default_rng(seed)
+    scores = generator.random((layers, heads)) ** 4
     if zeros:
-        scores *= torch.rand(layers, heads, generator=torch.Generator().manual_seed(seed + 1)) < 0.3
+        scores *= generator.random((layers, heads)) < 0.3
         scores[0, 0] = 1.0
-    return scores / scores.sum()
+    found: Array = scores / scores.sum()
+    return found
 
 
 @given(
@@ -64,7 +67,7 @@ def test_budgets_add_up_and_nobody_has_more_than_there_is(
 
 
 def test_an_overflow_goes_to_the_others_by_their_scores() -> None:
-    shares = torch.tensor([[0.7, 0.2], [0.1, 0.0]]).double()
+    shares = np.array([[0.7, 0.2], [0.1, 0.0]])
     # Wanted 280, 80, 40, 0. At 180: 100 too many for the first, two thirds go to the second, one third to the third.
     assert head_budgets(shares, 100, 180, 1.0) == [[180, 147], [73, 0]]
     assert head_budgets(shares, 100, 130, 1.0) == [[130, 130], [130, 10]]
@@ -73,20 +76,20 @@ def test_an_overflow_goes_to_the_others_by_their_scores() -> None:
 def test_heads_keep_their_shares() -> None:
     for technique, kind in (("headkv", "r"), ("headkv-r2", "r2")):
         sequence = compressed(MODEL, 300, technique, capacity=48, beta=1.1, kernel=5)
-        grouped = MODEL.head_scores[kind].double().view(3, 2, 3).mean(2)
+        grouped = MODEL.head_scores[kind].astype(np.float64).reshape(3, 2, 3).mean(2)
         budgets = head_budgets(grouped / grouped.sum(), 40, 292, 1.1)
         for layer in range(3):
             assert [sequence.slots(layer, head) for head in range(2)] == [one + 8 for one in budgets[layer]]
             for head in range(2):
                 alone = compressed(MODEL, 300, "snapkv", capacity=budgets[layer][head] + 8, window=8, kernel=5)
-                assert torch.equal(sequence.view(layer).positions(head), alone.view(layer).positions(head))
+                assert np.array_equal(sequence.view(layer).positions(head), alone.view(layer).positions(head))
 
 
 def test_reduction_from_query_heads() -> None:
-    scores = torch.tensor([[1.0, 3.0, 5.0, 1.0, 0.0, 2.0]])
+    scores = np.array([[1.0, 3.0, 5.0, 1.0, 0.0, 2.0]], np.float32)
     model = model_info(layers=1, heads=6, kv_heads=2)
-    assert torch.allclose(importance(scores, model, "mean"), torch.tensor([[0.75, 0.25]]).double())
-    assert torch.allclose(importance(scores, model, "max"), torch.tensor([[5 / 7, 2 / 7]]).double())
+    assert np.allclose(importance(scores, model, "mean"), [[0.75, 0.25]])
+    assert np.allclose(importance(scores, model, "max"), [[5 / 7, 2 / 7]])
 
 
 def test_windowed_layers_have_no_rank() -> None:
@@ -103,6 +106,6 @@ def test_without_scores_the_command_is_named() -> None:
 
 
 def test_scores_of_another_shape_are_refused() -> None:
-    other = dataclasses.replace(MODEL, head_scores={"r": torch.ones(2, 6)})
+    other = dataclasses.replace(MODEL, head_scores={"r": np.ones((2, 6), np.float32)})
     with pytest.raises(RecipeError, match=r"have shape \[2, 6\], this model needs \[3, 6\]"):
         Cache(other).create([registry.build("cache", {"technique": "headkv"})])

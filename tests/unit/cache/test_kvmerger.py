@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.cache.cache_driver import Driver, attention, model_info, prompt
 from tests.unit.cache.test_policy_formulas import MODEL, compressed, softmax_rows
-from torch import Tensor
 
 from thrifty import registry
+from thrifty.arrays import Floats, Integers
 from thrifty.cache.edits import Edits, Groups
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policies.kvmerger import merged, neighbours, protected
@@ -29,13 +29,13 @@ def build(**options: Any) -> Any:
     return registry.build("cache", {"technique": "kvmerger"} | options)
 
 
-def slow_sets(keys: Tensor, fixed: set[int], threshold: float) -> list[list[int]]:
+def slow_sets(keys: Floats, fixed: set[int], threshold: float) -> list[list[int]]:
     """Merging sets: from the last key to the first, a key joins the set of the next one while they are alike."""
     sets: list[list[int]] = []
     current = [len(keys) - 1]
     for slot in range(len(keys) - 2, -1, -1):
         one, other = keys[slot], keys[slot + 1]
-        cosine = float(one @ other / (one.norm() * other.norm()))
+        cosine = float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
         if cosine > threshold and slot not in fixed and slot + 1 not in fixed:
             current.insert(0, slot)
             continue
@@ -44,33 +44,33 @@ def slow_sets(keys: Tensor, fixed: set[int], threshold: float) -> list[list[int]
     return [one for one in [current, *sets] if one]
 
 
-def slow_slot(keys: Tensor, values: Tensor, scores: Tensor, members: list[int], mass: str) -> tuple[Tensor, ...]:
+def slow_slot(keys: Floats, values: Floats, scores: Floats, members: list[int], mass: str) -> tuple[Any, ...]:
     """One set's key, value and logit bias."""
     if len(members) == 1:
-        return keys[members[0]], values[members[0]], torch.tensor(0.0)
+        return keys[members[0]], values[members[0]], 0.0
     pivot = max(members, key=lambda slot: (float(scores[slot]), -slot))
-    kernel = [math.exp(-float((keys[pivot] - keys[slot]).pow(2).sum()) / (2 * SIGMA**2)) for slot in members]
+    kernel = [math.exp(-float(((keys[pivot] - keys[slot]) ** 2).sum()) / (2 * SIGMA**2)) for slot in members]
     weights = [one / sum(kernel) for one in kernel]
-    key = sum((weight * keys[slot] for weight, slot in zip(weights, members, strict=True)), torch.zeros(()))
-    value = sum((weight * values[slot] for weight, slot in zip(weights, members, strict=True)), torch.zeros(()))
+    key = sum((weight * keys[slot] for weight, slot in zip(weights, members, strict=True)), np.zeros(()))
+    value = sum((weight * values[slot] for weight, slot in zip(weights, members, strict=True)), np.zeros(()))
     if mass == "published":
-        return key, value * len(members), torch.tensor(0.0)
-    return key, value, torch.tensor(math.log(len(members)))
+        return key, value * len(members), 0.0
+    return key, value, math.log(len(members))
 
 
-def slow_head(keys: Tensor, values: Tensor, scores: Tensor, sets: list[list[int]], mass: str) -> list[Tensor]:
+def slow_head(keys: Floats, values: Floats, scores: Floats, sets: list[list[int]], mass: str) -> list[Floats]:
     """All slots of one head: keys, values, biases."""
     slots = [slow_slot(keys, values, scores, one, mass) for one in sets]
-    return [torch.stack(part) for part in zip(*slots, strict=True)]
+    return [np.stack(part) for part in zip(*slots, strict=True)]
 
 
-def sums_of(layer: int, tokens: list[int]) -> Tensor:
+def sums_of(layer: int, tokens: list[int]) -> Floats:
     """[kv_heads, tokens]: attention columns summed over queries and the group."""
     n = len(tokens)
-    return softmax_rows(layer, tokens, slice(0, n)).sum(dim=1).view(MODEL.kv_heads, MODEL.group, n).sum(dim=1)
+    return softmax_rows(layer, tokens, slice(0, n)).sum(axis=1).reshape(MODEL.kv_heads, MODEL.group, n).sum(axis=1)
 
 
-def fixed_slots(scores: Tensor, recent: int, heavy: int) -> set[int]:
+def fixed_slots(scores: Floats, recent: int, heavy: int) -> set[int]:
     n = len(scores)
     best = sorted(range(n - recent), key=lambda slot: -float(scores[slot]))[:heavy]
     return set(best) | set(range(n - recent, n))
@@ -88,9 +88,9 @@ def test_a_threshold_merges_as_published(mass: str, threshold: float) -> None:
             sets = slow_sets(key[:, head], fixed, threshold)
             keys, values, bias = slow_head(key[:, head], value[:, head], sums[head], sets, mass)
             assert view.positions(head).tolist() == [one[0] for one in sets]
-            assert torch.allclose(view.keys(head), keys, atol=1e-5)
-            assert torch.allclose(view.values(head), values, atol=1e-4)
-            assert torch.allclose(view.bias(head), bias, atol=1e-6)
+            assert np.allclose(view.keys(head), keys, atol=1e-5)
+            assert np.allclose(view.values(head), values, atol=1e-4)
+            assert np.allclose(view.bias(head), bias, atol=1e-6)
             assert threshold > 0 or len(sets) < 170, "something was merged"
 
 
@@ -110,7 +110,7 @@ def test_a_budget_is_met_by_one_threshold_a_layer(keep: float) -> None:
             assert sequence.view(layer).positions(head).tolist() == [one[0] for one in sets]
 
 
-def _threshold(keys: Tensor, firsts: Tensor) -> float:
+def _threshold(keys: Floats, firsts: Integers) -> float:
     """The least similarity of neighbours that are in one set."""
     joined = [slot for slot in range(1, len(keys)) if slot not in set(firsts.tolist())]
     return min(float(neighbours(keys)[slot - 1]) for slot in joined)
@@ -119,10 +119,11 @@ def _threshold(keys: Tensor, firsts: Tensor) -> float:
 @settings(max_examples=60, deadline=None)
 @given(n=st.integers(1, 40), seed=st.integers(0, 1000), mass=st.sampled_from(["bias", "published"]), ties=st.booleans())
 def test_runs_of_any_shape(n: int, seed: int, mass: str, ties: bool) -> None:
-    torch.manual_seed(seed)
-    keys, values, scores, links = torch.randn(n, 6), torch.randn(n, 4), torch.rand(n), torch.rand(n - 1) > 0.5
-    scores = scores.round(decimals=1) if ties else scores
-    groups, key, value, bias = merged(keys, values, torch.zeros(n), scores, links, SIGMA, mass)
+    random = np.random.default_rng(seed)
+    keys, values = (random.standard_normal((n, width), np.float32) for width in (6, 4))
+    scores, links = random.random(n, np.float32), random.random(n - 1) > 0.5
+    scores = scores.round(1) if ties else scores
+    groups, key, value, bias = merged(keys, values, np.zeros(n, np.float32), scores, links, SIGMA, mass)
     sets = [[0]]
     for slot in range(1, n):
         if links[slot - 1]:
@@ -130,27 +131,27 @@ def test_runs_of_any_shape(n: int, seed: int, mass: str, ties: bool) -> None:
         else:
             sets.append([slot])
     sets = [one for one in sets if len(one) > 1]
-    assert [one.tolist() for one in groups.members.split(groups.sizes.tolist())] == sets
+    assert [one.tolist() for one in np.split(groups.members, np.cumsum(groups.sizes)[:-1]) if len(one)] == sets
     if sets:
         expected = slow_head(keys, values, scores, sets, mass)
-        assert torch.allclose(key, expected[0], atol=1e-5) and torch.allclose(value, expected[1], atol=1e-5)
+        assert np.allclose(key, expected[0], atol=1e-5) and np.allclose(value, expected[1], atol=1e-5)
         assert (bias is None) == (mass == "published")
-        assert bias is None or torch.allclose(bias, expected[2], atol=1e-6)
+        assert bias is None or np.allclose(bias, expected[2], atol=1e-6)
 
 
 def test_what_was_merged_before_weighs_as_much_as_it_stood_for() -> None:
-    torch.manual_seed(0)
-    keys, links = torch.randn(4, 6), torch.tensor([True, False, True])
-    bias = torch.tensor([3.0, 1.0, 1.0, 1.0]).log()
-    _, _, _, again = merged(keys, keys, bias, torch.rand(4), links, SIGMA, "bias")
-    assert again is not None and torch.allclose(again.exp(), torch.tensor([4.0, 2.0]))
+    random = np.random.default_rng(0)
+    keys, links = random.standard_normal((4, 6), np.float32), np.array([True, False, True])
+    bias = np.log(np.array([3.0, 1.0, 1.0, 1.0], np.float32))
+    _, _, _, again = merged(keys, keys, bias, random.random(4, np.float32), links, SIGMA, "bias")
+    assert again is not None and np.allclose(np.exp(again), [4.0, 2.0])
 
 
 def test_equal_keys_merge_without_loss_under_the_bias_alone() -> None:
     """The correction is exact where the keys of a set agree; the published one leaves the softmax's sum short."""
     model = model_info(layers=1, heads=2, kv_heads=2)
     outputs = {}
-    query = torch.randn(1, 2, 16, generator=torch.Generator().manual_seed(3))
+    query = np.random.default_rng(3).standard_normal((1, 2, 16), np.float32)
     for mass in ("full", "bias", "published"):
         key, value = _repeated(model, 120, 4)
         sequence = Cache(model).create([] if mass == "full" else [build(mass=mass, threshold=0.99, **ENDS)])
@@ -160,21 +161,21 @@ def test_equal_keys_merge_without_loss_under_the_bias_alone() -> None:
         else:
             sequence.begin_layer(0, 120)
             sequence.append(0, key, value)
-            sequence.observe(0, None, [torch.rand(1, 120) for _ in range(2)])
+            sequence.observe(0, None, [np.random.default_rng(4).random((1, 120), np.float32) for _ in range(2)])
             sequence.seal_layer(0)
         sequence.commit(120)
         sequence.reserve(1)
         sequence.append(0, key[-1:], value[-1:])
         outputs[mass] = sequence.attend(0, query)
-    assert torch.allclose(outputs["bias"], outputs["full"], atol=1e-5)
-    assert not torch.allclose(outputs["published"], outputs["full"], atol=1e-2)
+    assert np.allclose(outputs["bias"], outputs["full"], atol=1e-5)
+    assert not np.allclose(outputs["published"], outputs["full"], atol=1e-2)
 
 
-def _repeated(model: ModelInfo, n: int, times: int) -> tuple[Tensor, Tensor]:
+def _repeated(model: ModelInfo, n: int, times: int) -> tuple[Floats, Floats]:
     """Keys and values [n, kv_heads, d] in runs of equal ones."""
-    draw = torch.Generator().manual_seed(1)
-    key, value = (torch.randn(n // times, model.kv_heads, model.head_dim, generator=draw) for _ in range(2))
-    return key.repeat_interleave(times, dim=0), value.repeat_interleave(times, dim=0)
+    random, shape = np.random.default_rng(1), (n // times, model.kv_heads, model.head_dim)
+    key, value = (random.standard_normal(shape, np.float32) for _ in range(2))
+    return np.repeat(key, times, axis=0), np.repeat(value, times, axis=0)
 
 
 def test_layers_at_the_ends_stay_and_the_others_keep_less() -> None:
@@ -197,12 +198,12 @@ def test_windowed_layers_do_not_count_as_first_or_last() -> None:
 def test_statistics_of_a_merged_slot_are_those_of_its_tokens() -> None:
     sequence, tokens = compressed_with_sums()
     for layer in range(2):
-        expected = softmax_rows(layer, tokens, slice(0, 200)).sum(dim=1)
+        expected = softmax_rows(layer, tokens, slice(0, 200)).sum(axis=1)
         for head, found in enumerate(sequence.stats(layer).column_sums or []):
             firsts = sequence.view(layer).positions(head)
             own = expected[head * MODEL.group : (head + 1) * MODEL.group]
-            summed = [part.sum(dim=1) for part in own.tensor_split(firsts[1:].tolist(), dim=1)]
-            assert torch.allclose(found, torch.stack(summed, dim=1), atol=1e-3)
+            summed = [part.sum(axis=1) for part in np.split(own, firsts[1:], axis=1)]
+            assert np.allclose(found, np.stack(summed, axis=1), atol=1e-3)
 
 
 def compressed_with_sums() -> tuple[SequenceCache, list[int]]:
@@ -221,17 +222,17 @@ def test_a_prompt_of_one_token_and_of_one_kind() -> None:
 
 
 def test_protected_slots() -> None:
-    scores = torch.tensor([5.0, 1.0, 4.0, 3.0, 9.0, 9.0])
+    scores = np.array([5.0, 1.0, 4.0, 3.0, 9.0, 9.0], np.float32)
     assert protected(scores, 2, 2).tolist() == [True, False, True, False, True, True]
     assert protected(scores, 0, 0).tolist() == [False] * 6
     assert protected(scores, 6, 9).tolist() == [True] * 6
 
 
 def test_groups_of_an_edit() -> None:
-    groups = Groups.of([torch.tensor([4, 5, 9]), torch.tensor([1, 2])])
+    groups = Groups.of([np.array([4, 5, 9]), np.array([1, 2])])
     assert groups.firsts.tolist() == [4, 1] and groups.owners.tolist() == [0, 0, 0, 1, 1]
     assert len(Groups.of([])) == 0 and len(Groups.of([]).firsts) == 0
-    assert Edits().merge([], torch.zeros(0, 4), torch.zeros(0, 4), layer=0, head=0)
+    assert Edits().merge([], np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32), layer=0, head=0)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +264,7 @@ def test_attention_over_merged_slots_is_attention_over_their_tensors() -> None:
         query, key, value = Driver(MODEL).rows(layer, [*tokens, 7], 0)
         for head in range(MODEL.kv_heads):
             part = slice(head * MODEL.group, (head + 1) * MODEL.group)
-            keys = torch.cat((view.keys(head), key[-1:, head]))[:, None]
-            values = torch.cat((view.values(head), value[-1:, head]))[:, None]
+            keys = np.concatenate((view.keys(head), key[-1:, head]))[:, None]
+            values = np.concatenate((view.values(head), value[-1:, head]))[:, None]
             one = model_info(heads=MODEL.group, kv_heads=1)
-            assert torch.allclose(found[layer][:, part], attention(one, query[-1:, part], keys, values), atol=1e-5)
+            assert np.allclose(found[layer][:, part], attention(one, query[-1:, part], keys, values), atol=1e-5)

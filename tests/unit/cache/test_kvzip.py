@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.cache.cache_driver import Driver, model_info, prompt
-from torch import Tensor
+from tests.unit.cache.test_policy_formulas import softmax
 
 from thrifty import registry
+from thrifty.arrays import Floats
 from thrifty.cache.composition import check_order
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policies.kvzip import LATER, QUOTED, Kvzip, attention, best_heads, best_slots
@@ -21,18 +22,18 @@ from thrifty.cache.sequence import SequenceCache
 from thrifty.errors import PromptError, RecipeError
 
 
-def slow_attention(queries: Tensor, keys: Tensor, scale: float, softcap: float | None) -> Tensor:
+def slow_attention(queries: Floats, keys: Floats, scale: float, softcap: float | None) -> Floats:
     """One softmax a query head and row, written out."""
     group, rows, _ = queries.shape
     slots = len(keys)
-    found = torch.zeros(group, rows, slots)
+    found = np.zeros((group, rows, slots), np.float32)
     for one in range(group):
         for row in range(rows):
             sees = slots - rows + row + 1
-            logits = torch.stack([queries[one, row] @ keys[slot] * scale for slot in range(sees)])
+            logits = np.array([queries[one, row] @ keys[slot] * scale for slot in range(sees)], np.float64)
             if softcap:
-                logits = softcap * torch.tanh(logits / softcap)
-            found[one, row, :sees] = logits.double().softmax(0).float()
+                logits = softcap * np.tanh(logits / softcap)
+            found[one, row, :sees] = softmax(logits)
     return found
 
 
@@ -47,26 +48,26 @@ def slow_attention(queries: Tensor, keys: Tensor, scale: float, softcap: float |
 def test_attention_is_the_softmax_that_it_says(
     group: int, rows: int, before: int, softcap: float | None, seed: int
 ) -> None:
-    random = torch.Generator().manual_seed(seed)
-    queries = 3 * torch.randn(group, rows, 8, generator=random)
-    keys = torch.randn(before + rows, 8, generator=random)
-    found = attention(queries.clone(), keys, 0.4, softcap)
-    assert torch.allclose(found, slow_attention(queries, keys, 0.4, softcap), atol=1e-6)
+    random = np.random.default_rng(seed)
+    queries = 3 * random.standard_normal((group, rows, 8), np.float32)
+    keys = random.standard_normal((before + rows, 8), np.float32)
+    found = attention(queries, keys, 0.4, softcap)
+    assert np.allclose(found, slow_attention(queries, keys, 0.4, softcap), atol=1e-6)
 
 
-def expected_scores(driver: Driver, policy: Kvzip, tokens: list[int], layer: int, head: int) -> Tensor:
+def expected_scores(driver: Driver, policy: Kvzip, tokens: list[int], layer: int, head: int) -> Floats:
     """Scores [tokens] of one head from whole attention matrices, chunk after chunk; infinite for sinks."""
     model, end = driver.model, len(tokens)
     part = slice(head * model.group, (head + 1) * model.group)
-    scores = torch.full((end,), math.inf)
+    scores = np.full(end, np.inf, np.float32)
     _, context, _ = driver.rows(layer, tokens, 0)
     for piece in policy.rehearse(model, tokens, 0):
         query, own, _ = driver.rows(layer, piece.tokens, end)
-        keys = torch.cat((context[: policy.sinks, head], context[piece.start : piece.stop, head], own[:, head]))
-        chances = slow_attention(query[:, part].transpose(0, 1), keys, model.scale, model.softcap)
+        keys = np.concatenate((context[: policy.sinks, head], context[piece.start : piece.stop, head], own[:, head]))
+        chances = slow_attention(query[:, part].swapaxes(0, 1), keys, model.scale, model.softcap)
         chances = chances[..., policy.sinks : policy.sinks + piece.stop - piece.start]
-        by_row = chances.amax(dim=0) if policy.group == "max" else chances.mean(dim=0)
-        scores[piece.start : piece.stop] = by_row.amax(dim=0)
+        by_row = chances.max(axis=0) if policy.group == "max" else chances.mean(axis=0)
+        scores[piece.start : piece.stop] = by_row.max(axis=0)
     return scores
 
 
@@ -122,8 +123,8 @@ def test_values_stay_with_their_keys() -> None:
         for head in range(2):
             view = sequence.view(layer)
             places = view.positions(head)
-            assert torch.equal(view.keys(head), keys[places, head])
-            assert torch.equal(view.values(head), values[places, head])
+            assert np.array_equal(view.keys(head), keys[places, head])
+            assert np.array_equal(view.values(head), values[places, head])
 
 
 @settings(max_examples=60, deadline=None)
@@ -136,21 +137,21 @@ def test_values_stay_with_their_keys() -> None:
 def test_exactly_the_number_asked_for_stays_and_ties_go_by_order(
     counts: list[int], keep: float, distinct: int, seed: int
 ) -> None:
-    random = torch.Generator().manual_seed(seed)
-    scores = [torch.randint(0, distinct, (count,), generator=random).float() for count in counts]
+    random = np.random.default_rng(seed)
+    scores = [random.integers(0, distinct, count).astype(np.float32) for count in counts]
     for one in scores:
         one[0] = math.inf
     kept = best_slots(scores, keep)
-    flat = torch.cat(scores)
+    flat = np.concatenate(scores)
     judged = [place for place in range(len(flat)) if flat[place] < math.inf]
     chosen = sorted(judged, key=lambda place: (-float(flat[place]), place))[: math.floor(keep * len(judged))]
     expected = [place in chosen or flat[place] == math.inf for place in range(len(flat))]
-    assert torch.cat(kept).tolist() == expected
+    assert np.concatenate(kept).tolist() == expected
     assert [len(one) for one in kept] == counts
 
 
 def test_of_equal_heads_the_first_stay() -> None:
-    scores = [torch.tensor([math.inf, 0.5, 0.1]) for _ in range(4)]
+    scores = [np.array([math.inf, 0.5, 0.1], np.float32) for _ in range(4)]
     assert [int(one.sum()) for one in best_heads(scores, 0.5)] == [3, 3, 1, 1]
 
 
@@ -189,7 +190,7 @@ def test_rehearsed_rows_do_not_stay() -> None:
     driver.prefill(plain, tokens)
     assert sequence.length == plain.length == 200
     step = driver.step(sequence, [7])
-    assert torch.allclose(step[1], driver.step(plain, [7])[1], atol=1e-5), "the windowed layer is as it was"
+    assert np.allclose(step[1], driver.step(plain, [7])[1], atol=1e-5), "the windowed layer is as it was"
     sequence.free()
     plain.free()
     assert cache.ledger.current == 0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from tests.unit.cache.cache_driver import Driver, model_info, prompt, slow_groups
-from torch import Tensor
+from tests.unit.cache.test_policy_formulas import softmax
 
 from thrifty import registry
+from thrifty.arrays import Floats
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policies.minikv import Minikv
 from thrifty.cache.pool import Cache
@@ -28,19 +29,19 @@ def compressed(n: int, model: ModelInfo = MODEL, **options: Any) -> tuple[Sequen
     return sequence, tokens
 
 
-def slow_sums(layer: int, tokens: list[int], group: str) -> Tensor:
+def slow_sums(layer: int, tokens: list[int], group: str) -> Floats:
     """[kv_heads, n]: each key's attention probability, summed over all queries row by row, reduced over the group."""
     query, key, _ = Driver(MODEL).rows(layer, tokens, 0)
-    sums = torch.zeros(MODEL.heads, len(tokens))
+    sums = np.zeros((MODEL.heads, len(tokens)), np.float32)
     for head in range(MODEL.heads):
         for row in range(len(tokens)):
             logits = key[: row + 1, head // MODEL.group] @ query[row, head] * MODEL.scale
-            sums[head, : row + 1] += logits.softmax(0)
-    by_group = sums.view(MODEL.kv_heads, MODEL.group, -1)
-    return by_group.sum(1) if group == "sum" else by_group.amax(1)
+            sums[head, : row + 1] += softmax(logits)
+    by_group = sums.reshape(MODEL.kv_heads, MODEL.group, -1)
+    return by_group.sum(1) if group == "sum" else by_group.max(1)
 
 
-def slow_choice(sums: Tensor, heavy: int, recent: int) -> set[int]:
+def slow_choice(sums: Floats, heavy: int, recent: int) -> set[int]:
     """The newest `recent`, and the `heavy` best of the older."""
     n = len(sums)
     older = sorted(range(n - recent), key=lambda slot: -float(sums[slot]))
@@ -69,8 +70,8 @@ def test_what_is_kept_lies_in_two_bits_by_groups_of_16_kept_tokens() -> None:
         for head in range(2):
             kept = view.positions(head)
             assert len(kept) % 16, "a last group of fewer is part of the test"
-            assert (view.keys(head) - slow_groups(key[kept, head], 2, 0, 16)).abs().max() < 1e-3
-            assert (view.values(head) - slow_groups(value[kept, head], 2, 1, 16)).abs().max() < 1e-3
+            assert np.abs(view.keys(head) - slow_groups(key[kept, head], 2, 0, 16)).max() < 1e-3
+            assert np.abs(view.values(head) - slow_groups(value[kept, head], 2, 1, 16)).max() < 1e-3
 
 
 @pytest.mark.long
@@ -114,7 +115,7 @@ def test_a_second_prompt_leaves_codes_alone() -> None:
     Driver(MODEL).prefill(sequence, [*range(300), *prompt(200, seed=2)])
     for head in range(2):
         found = sequence.view(0).positions(head)
-        assert torch.equal(found[: len(first[head])], first[head])
+        assert np.array_equal(found[: len(first[head])], first[head])
         assert len(found) == len(first[head]) + int(13 / 28 * 200) + 50
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from tests.unit.cache.cache_driver import Driver, attention, model_info, prompt, rotate, slow_groups
-from torch import Tensor
 
 from thrifty import registry
+from thrifty.arrays import Array, Floats, largest
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.errors import RecipeError
@@ -25,25 +25,32 @@ def compressed(name: str, n: int, **options: Any) -> tuple[SequenceCache, list[i
     return sequence, tokens
 
 
-def softmax_rows(layer: int, tokens: list[int], rows: slice) -> Tensor:
+def softmax(logits: Array) -> Array:
+    """Along the last axis."""
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    found: Array = weights / weights.sum(axis=-1, keepdims=True)
+    return found
+
+
+def softmax_rows(layer: int, tokens: list[int], rows: slice) -> Floats:
     """Causal attention probabilities [heads, rows, tokens]."""
     query, key, _ = Driver(MODEL).rows(layer, tokens, 0)
-    logits = torch.einsum("nhd,shd->hns", query, key.repeat_interleave(MODEL.group, dim=1)) * MODEL.scale
+    logits = np.einsum("nhd,shd->hns", query, np.repeat(key, MODEL.group, axis=1)) * MODEL.scale
     n = len(tokens)
-    hidden = torch.ones(n, n, dtype=torch.bool).triu(1)
-    return logits.masked_fill(hidden, -torch.inf).softmax(dim=-1)[:, rows]
+    logits[:, np.triu(np.ones((n, n), bool), 1)] = -np.inf
+    return softmax(logits)[:, rows]
 
 
 # --- SnapKV, Ada-KV ----------------------------------------------------------------------------------
 
 
-def observation(layer: int, tokens: list[int], window: int, kernel: int, pooling: str, group: str) -> Tensor:
+def observation(layer: int, tokens: list[int], window: int, kernel: int, pooling: str, group: str) -> Floats:
     """[kv_heads, prefix]: summed, reduced over the group, pooled by loops."""
     n = len(tokens)
-    sums = softmax_rows(layer, tokens, slice(n - window, n))[:, :, : n - window].sum(dim=1)
-    by_group = sums.view(MODEL.kv_heads, MODEL.group, -1)
-    score = {"mean": by_group.mean(1), "max": by_group.amax(1), "sum": by_group.sum(1)}[group]
-    pooled = torch.zeros_like(score)
+    sums = softmax_rows(layer, tokens, slice(n - window, n))[:, :, : n - window].sum(axis=1)
+    by_group = sums.reshape(MODEL.kv_heads, MODEL.group, -1)
+    score = {"mean": by_group.mean(1), "max": by_group.max(1), "sum": by_group.sum(1)}[group]
+    pooled = np.zeros_like(score)
     for head in range(MODEL.kv_heads):
         for slot in range(n - window):
             near = score[head, max(0, slot - kernel // 2) : slot + kernel // 2 + 1]
@@ -61,7 +68,8 @@ def test_snapkv(pooling: str, group: str, budget: dict[str, Any]) -> None:
         for head in range(2):
             found = sequence.view(layer).positions(head)
             assert len(found) == 50 and found[-16:].tolist() == list(range(184, 200))
-            assert scores[head][found[:-16]].sum() == pytest.approx(float(scores[head].topk(34).values.sum()), rel=1e-5)
+            best = np.sort(scores[head])[::-1][:34]
+            assert scores[head][found[:-16]].sum() == pytest.approx(best.sum(), rel=1e-5)
 
 
 def test_snapkv_leaves_short_prompts_alone_and_generated_tokens_stay() -> None:
@@ -78,7 +86,7 @@ def test_ada_kv_shares_a_layers_budget_by_need() -> None:
     unequal = False
     for layer in range(2):
         scores = observation(layer, tokens, 16, 5, "max", "mean")
-        best = scores.flatten().topk(100).indices // scores.shape[1]
+        best = largest(scores.reshape(-1), 100) // scores.shape[1]
         counts = [int((best == head).sum()) for head in range(2)]
         for head in range(2):
             expected = round(0.8 * counts[head] + int(0.2 * 50))
@@ -100,7 +108,7 @@ def slow_h2o(layer: int, head: int, tokens: list[int], n: int, budget: int, peri
         held.append(row)
         score[row] = 0.0
         logits = (query[row, own] @ key[held, head].T) * MODEL.scale
-        for slot, mass in zip(held, logits.softmax(dim=-1).sum(dim=0).tolist(), strict=True):
+        for slot, mass in zip(held, softmax(logits).sum(axis=0).tolist(), strict=True):
             score[slot] += mass
         ends = row + 1 == n or (row + 1 > n and (row + 1 - n) % period == 0)
         if ends and len(held) > budget:
@@ -133,14 +141,14 @@ def test_h2o_budget_is_a_share_of_the_prompt() -> None:
 # --- StreamingLLM ------------------------------------------------------------------------------------
 
 
-def slow_streaming(layer: int, tokens: list[int], held: list[int]) -> Tensor:
+def slow_streaming(layer: int, tokens: list[int], held: list[int]) -> Floats:
     """The newest row's output with positions inside the cache: everything re-rotated to 0..len-1 (§3.2)."""
     query, key, value = Driver(MODEL).rows(layer, tokens, 0)
-    there = torch.tensor(held)
+    there = np.array(held)
     plain = rotate(key[there], -there)
-    keys = rotate(plain, torch.arange(len(held)))
-    last = torch.tensor([len(tokens) - 1])
-    own = rotate(rotate(query[-1:], -last), torch.tensor([len(held) - 1]))
+    keys = rotate(plain, np.arange(len(held)))
+    last = np.array([len(tokens) - 1])
+    own = rotate(rotate(query[-1:], -last), np.array([len(held) - 1]))
     return attention(MODEL, own, keys, value[there])
 
 
@@ -157,7 +165,7 @@ def test_streaming_equals_numbering_inside_the_cache(n: int, generated: int) -> 
         if step % 37 == 0 or step == generated - 1:
             held = [*range(min(4, slots)), *range(max(4, len(tokens) - slots + 4), len(tokens))]
             for layer in range(2):
-                assert torch.allclose(found[layer], slow_streaming(layer, tokens, held), atol=1e-4)
+                assert np.allclose(found[layer], slow_streaming(layer, tokens, held), atol=1e-4)
     assert 100 <= smallest <= largest <= 100 + 127, "the window moves by pages"
 
 
@@ -183,9 +191,9 @@ def test_kivi_quantises_keys_by_channel_and_values_by_token(bits: int) -> None:
         assert formats_found[(0, 192)] == f"int{bits}" and formats_found[(192, 256)] == "f32"
         for head in range(2):
             keys, values = view.keys(head), view.values(head)
-            assert torch.allclose(keys[:192], slow_groups(key[:192, head], bits, 0), atol=1e-3)
-            assert torch.allclose(values[:192], slow_groups(value[:192, head], bits, 1), atol=1e-3)
-            assert torch.equal(keys[192:], key[192:, head])
+            assert np.allclose(keys[:192], slow_groups(key[:192, head], bits, 0), atol=1e-3)
+            assert np.allclose(values[:192], slow_groups(value[:192, head], bits, 1), atol=1e-3)
+            assert np.array_equal(keys[192:], key[192:, head])
 
 
 def test_kivi_streams_pages_out_of_the_residual() -> None:

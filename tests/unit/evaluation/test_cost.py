@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,18 +14,21 @@ from hypothesis import strategies as st
 from tests.checkpoint import write_checkpoint
 from tests.tiny import text_tokens, tiny_config, tiny_model
 
+from thrifty.arrays import BFLOAT16
 from thrifty.cache.policy import CachePolicy
 from thrifty.engine.engine import Engine
 from thrifty.evaluation import cost, operations, roofline, sizes
 from thrifty.evaluation.cache_reads import exact_bytes, held, model_info
 from thrifty.evaluation.forcing import force
 from thrifty.evaluation.machine import Machine
-from thrifty.formats.linear import DenseLinear, PackedLinear
+from thrifty.formats.linear import DenseLinear
 from thrifty.models import load
 from thrifty.models.config import ExpertConfig, ModelConfig
 from thrifty.models.model import Model
 from thrifty.models.peek import config_of
 from thrifty.recipe import Recipe
+from thrifty.reference import build
+from thrifty.reference.linear import Linear
 from thrifty.weights.sizes import Predictor
 from thrifty.weights.technique import prepare
 
@@ -107,15 +111,14 @@ def counted(model: Model, tokens: int) -> int:
     """Operations of a whole forward pass over `tokens`, counted where they happen; logits of the last alone."""
     total = 0
 
-    def count(linear: PackedLinear, inputs: tuple[torch.Tensor, ...], _: Any) -> None:
+    def count(linear: Linear, inputs: tuple[torch.Tensor, ...], _: Any) -> None:
         nonlocal total
         total += 2 * inputs[0].numel() * linear.out_features
 
-    handles = [
-        linear.register_forward_hook(count)
-        for name, linear in model.decoder.linears()
-        if name not in ("embedding", "head")
-    ]
+    decoder = build(model).decoder
+    for name, linear in decoder.linears():
+        if name not in ("embedding", "head"):
+            linear.register_forward_hook(count)
     width = model.config.head_dim * model.config.heads
 
     def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -126,9 +129,7 @@ def counted(model: Model, tokens: int) -> int:
             total += 2 * 2 * seen * width
         return query
 
-    model.decoder(torch.zeros(tokens, dtype=torch.int64), torch.arange(tokens), attend)
-    for handle in handles:
-        handle.remove()
+    decoder(torch.zeros(tokens, dtype=torch.int64), torch.arange(tokens), attend)
     return total + 2 * model.config.hidden_size * model.config.vocabulary_size
 
 
@@ -169,10 +170,9 @@ def test_a_batch_reads_the_weights_once_and_every_cache() -> None:
 def test_a_batch_reads_the_experts_that_it_is_expected_to_choose() -> None:
     config = mixture()
     for rows in (1, 2, 5):
-        generator = torch.Generator().manual_seed(0)
+        generator = np.random.default_rng(0)
         draws = [
-            len(torch.cat([torch.randperm(6, generator=generator)[:2] for _ in range(rows)]).unique())
-            for _ in range(4000)
+            len(np.unique(np.concatenate([generator.permutation(6)[:2] for _ in range(rows)]))) for _ in range(4000)
         ]
         assert operations.distinct_share(config, rows) * 6 == pytest.approx(sum(draws) / len(draws), rel=0.02)
 
@@ -222,11 +222,10 @@ def test_a_config_alone_weighs_what_a_16_bit_checkpoint_weighs(name: str) -> Non
     config = CONFIGS.get(name) or tiny_config(qk_norm="head", post_norms=True)
     found = sizes.of_config(config)
     model = tiny_model(config=config)
-    for place, linear in list(model.decoder.linears()):
+    for place, linear in list(model.linears.items()):
         assert isinstance(linear, DenseLinear)
         if not place.endswith((".router", ".shared_gate")):
-            stored = DenseLinear.from_weight(linear.weight, torch.bfloat16, packed=True, bias=linear.bias)
-            model.decoder.replace(place, stored)
+            model.replace(place, DenseLinear.from_weight(linear.weight, BFLOAT16, packed=True, bias=linear.bias))
     assert found == sizes.of_model(model)
 
 

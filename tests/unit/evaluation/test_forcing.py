@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.tiny import tiny_model
@@ -17,6 +18,7 @@ from thrifty.errors import PromptError, StorageError
 from thrifty.evaluation import forcing, quality, roofline, speed
 from thrifty.evaluation.forcing import MeasurementError, force
 from thrifty.evaluation.quality import Baseline, Passage
+from thrifty.reference import build
 
 KIVI = [{"technique": "kivi", "bits": 2, "residual": 64}]
 SNAPKV = [{"technique": "snapkv", "keep": 0.5}]
@@ -44,12 +46,12 @@ def test_forced_logits_are_those_of_the_whole_text(passage: Passage) -> None:
     model = tiny_model()
     engine = Engine(model, native=False, prefix_tree=False, threads=1)
     prompt, answer = passage.prompt[:70], passage.answer[:9]
-    expected = model.logits([*prompt, *answer])
+    expected = build(model).logits([*prompt, *answer])
     steps = list(force(engine, prompt, answer, logits=True))
     assert [step.index for step in steps] == list(range(9))
     for step in steps:
         assert step.logits is not None
-        torch.testing.assert_close(step.logits, expected[69 + step.index], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(torch.from_numpy(step.logits), expected[69 + step.index], atol=1e-3, rtol=1e-3)
 
 
 def test_evidence_tells_full_quantised_and_evicted_apart(engine: Engine, passage: Passage) -> None:
@@ -84,8 +86,9 @@ def test_compression_costs_something_and_saves_something(engine: Engine, baselin
 def test_kl_is_what_the_definition_says(engine: Engine, baseline: Baseline, passage: Passage) -> None:
     run = quality.measure(engine, baseline, KIVI, compresses=True)
     steps = list(force(engine, passage.prompt, passage.answer, KIVI, logits=True))[1:]
-    reference = torch.stack(list(baseline.rows())).double().log_softmax(-1)
-    mine = torch.stack([step.logits for step in steps if step.logits is not None]).double().log_softmax(-1)
+    reference = torch.from_numpy(np.stack(list(baseline.rows()))).double().log_softmax(-1)
+    logits = [step.logits for step in steps if step.logits is not None]
+    mine = torch.from_numpy(np.stack(logits)).double().log_softmax(-1)
     expected = torch.nn.functional.kl_div(mine, reference, log_target=True, reduction="batchmean")
     assert run.quality is not None
     assert run.quality.kl.value == pytest.approx(float(expected), rel=1e-6)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from tests.tiny import ByteTokenizer, tiny_model
 from torch import Tensor
 
+from thrifty.arrays import Floats
 from thrifty.decoding.sampling import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
@@ -21,8 +23,9 @@ from thrifty.evaluation import head_probe
 from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.head_items import Item, Items
 from thrifty.evaluation.head_probe import ProbeSettings, look, probe, reasoning, retrieval
-from thrifty.models.attention import causal
 from thrifty.models.model import Model
+from thrifty.reference import build
+from thrifty.reference.attention import causal
 
 SHORT = ProbeSettings(lengths=(600,), depths=2)
 WINDOWS = (None, 50, None)
@@ -72,13 +75,14 @@ def test_a_length_without_room_says_how_much_is_needed(items: Items) -> None:
         items.make("r2", 20, 0.5, random.Random(0))
 
 
-def made_item(seed: int, slots: int, answer: int) -> tuple[Item, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    tokens = tuple(torch.randint(0, 3, (slots,), generator=generator).tolist())
-    start = int(torch.randint(0, slots - answer - 2, (1,), generator=generator))
+def made_item(seed: int, slots: int, answer: int) -> tuple[Item, Floats]:
+    generator = np.random.default_rng(seed)
+    tokens = tuple(generator.integers(0, 3, slots).tolist())
+    start = int(generator.integers(0, slots - answer - 2))
     needle = range(start, min(slots, start + answer + 4))
     item = Item(tokens, answer, needle, range(needle.start + 1, needle.start + 1 + answer))
-    return item, torch.rand(3, answer, slots, generator=generator).softmax(-1)
+    looks = generator.random((3, answer, slots), np.float32)
+    return item, looks / looks.sum(axis=-1, keepdims=True)
 
 
 @settings(max_examples=50)
@@ -98,8 +102,8 @@ def test_rules_are_the_papers(seed: int, slots: int, answer: int) -> None:
         assert float(weighed[head]) == pytest.approx(mass / answer, abs=1e-6)
 
 
-def dense(model: Model, layer: int, item: Item) -> Tensor:
-    """Attention [heads, answer rows, slots] of a layer by the decoder itself."""
+def dense(model: Model, layer: int, item: Item) -> Floats:
+    """Attention [heads, answer rows, slots] of a layer by the reference decoder itself."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def record(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -109,12 +113,13 @@ def dense(model: Model, layer: int, item: Item) -> Tensor:
 
     plain = causal(model.config)
     with torch.no_grad():
-        model.decoder(torch.tensor(item.tokens), torch.arange(len(item.tokens)), record)
+        build(model).decoder(torch.tensor(item.tokens), torch.arange(len(item.tokens)), record)
     query, key = seen[0]
     n, group = len(item.tokens), model.config.heads // model.config.kv_heads
     logits = torch.einsum("nhd,shd->hns", query, key.repeat_interleave(group, 1)) * model.config.query_scale
     weights = logits.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
-    return weights[:, n - item.answer - 1 : n - 1]
+    found: Floats = weights[:, n - item.answer - 1 : n - 1].numpy()
+    return found
 
 
 def greedy(engine: Engine, prompt: list[int], count: int) -> list[int]:
@@ -136,7 +141,7 @@ def test_a_look_is_the_models_own_attention_and_only_at_what_it_says(engine: Eng
     found = look(engine, item, reasoning)
     assert found is not None and found.shape == (2, 4)
     for rank, layer in enumerate((0, 2)):
-        assert torch.allclose(found[rank], reasoning(item, dense(model, layer, item)), atol=0.02)
+        assert np.allclose(found[rank], reasoning(item, dense(model, layer, item)), atol=0.02)
     wrong = Item((*prompt, *said[:2], said[2] ^ 1), 3, asked.needle, asked.correct)
     assert look(engine, wrong, reasoning) is None
 
@@ -149,11 +154,11 @@ def test_a_model_that_answers_nothing_cannot_be_scored(engine: Engine) -> None:
 
 
 def test_scores_are_the_mean_of_what_was_answered(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    earned = iter([torch.full((2, 4), 1.0), None, torch.full((2, 4), 2.0), None])
+    earned = iter([np.full((2, 4), 1.0, np.float32), None, np.full((2, 4), 2.0, np.float32), None])
     monkeypatch.setattr(head_probe, "look", lambda *_: next(earned))
     found = probe(engine, "r", ProbeSettings(lengths=(500, 600), depths=2))
     assert found.asked == 4 and found.used == 2 and found.layers == (0, 2)
-    assert torch.equal(found.array(), torch.full((2, 4), 1.5))
+    assert np.array_equal(found.array(), np.full((2, 4), 1.5))
     assert found.settings["lengths"] == (500, 600)
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
-import torch
 from tests.tiny import tiny_model
 
 from thrifty.engine.engine import Engine
@@ -66,19 +66,19 @@ def compared(engine: Engine, task: Task, count: int = 4, **options: Any) -> Comp
 
 
 def test_recovery_is_the_ratio_of_the_means_with_items_drawn_in_pairs() -> None:
-    generator = torch.Generator().manual_seed(2)
-    baseline = (torch.rand(60, generator=generator) < 0.8).double()
-    own = baseline * (torch.rand(60, generator=generator) < 0.75)
+    generator = np.random.default_rng(2)
+    baseline = (generator.random(60) < 0.8).astype(np.float64)
+    own = baseline * (generator.random(60) < 0.75)
     found = scoring.recovery(records(own.tolist()), records(baseline.tolist()))
     assert found is not None
     assert found.value == pytest.approx(float(own.sum() / baseline.sum()))
-    draws = torch.randint(0, 60, (20_000, 60), generator=generator)
-    ratios = (own[draws].mean(1) / baseline[draws].mean(1)).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
+    draws = generator.integers(0, 60, (20_000, 60))
+    ratios = np.quantile(own[draws].mean(1) / baseline[draws].mean(1), (0.025, 0.975))
     assert [found.low, found.high] == pytest.approx(ratios.tolist(), abs=0.03)
 
 
 def test_items_are_drawn_one_by_one() -> None:
-    values = torch.tensor([0.0] * 16 + [1.0] * 16)
+    values = [0.0] * 16 + [1.0] * 16
     items, tokens = mean_interval(values, block=1), mean_interval(values)
     assert items.high - items.low < 0.6 * (tokens.high - tokens.low)
 

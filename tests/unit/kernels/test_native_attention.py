@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 import pytest
-from tests.unit.kernels.native_pages import ISAS, Pages, aligned, native, open_view, pages, using
+from tests.unit.kernels.native_pages import ISAS, Pages, aligned, native, normal, open_view, pages, using
 
+from thrifty.arrays import BFLOAT16, Array, Bytes, Floats
 from thrifty.errors import KernelError
 from thrifty.formats import kv
 from thrifty.kernels import dispatch
@@ -78,47 +79,48 @@ def test_products_with_codes(format: str, head_dim: int, tokens: int, rows: int)
     middle = ((1 << bits) - 1) / 2
     found = codes_of(made.memory[0], format, 192, head_dim)
     keys, key_scale, key_minimum, values, value_scale, value_minimum = (part[:tokens] for part in found)
-    expected = torch.zeros(tokens, dtype=torch.float64)
+    expected = np.zeros(tokens)
     for row in range(rows):
         seen = tokens - (rows - 1 - row)
-        q = query[row, 0] * (0.125 * math.log2(math.e))  # scores are in units of log2
-        base = (q.double() * (key_minimum + middle * key_scale)[:seen].double()).sum(1)
-        score = (rounded(q * key_scale, bits)[:seen] * (keys[:seen].double() - middle)).sum(1) + base
-        p = (score - score.max()).exp2()
-        highest = torch.stack([score[: page - page % 64 + 64].max() for page in range(seen)])  # so far, page by page
-        online = torch.zeros(tokens, dtype=torch.float64)
-        online[:seen] = (score - highest).exp2()
-        base = online[:, None] * (value_minimum + middle * value_scale).double()
-        numbers = rounded(online[:, None].float() * value_scale, bits) * (values.double() - middle) + base
-        wanted = (numbers[:seen] * (highest - score.max()).exp2()[:, None]).sum(0) / p.sum()
+        q = query[row, 0] * np.float32(0.125 * math.log2(math.e))  # scores are in units of log2
+        base = (q.astype(np.float64) * (key_minimum + middle * key_scale)[:seen]).sum(1)
+        score = (rounded(q * key_scale, bits)[:seen] * (keys[:seen].astype(np.float64) - middle)).sum(1) + base
+        p = np.exp2(score - score.max())
+        highest = np.array([score[: page - page % 64 + 64].max() for page in range(seen)])  # so far, page by page
+        online = np.zeros(tokens)
+        online[:seen] = np.exp2(score - highest)
+        base = online[:, None] * (value_minimum + middle * value_scale)
+        weights = rounded(online[:, None].astype(np.float32) * value_scale, bits)
+        numbers = weights * (values.astype(np.float64) - middle) + base
+        wanted = (numbers[:seen] * np.exp2(highest - score.max())[:, None]).sum(0) / p.sum()
         near = 1e-4 if bits == 8 else 2e-3  # a weight at the middle of two codes may fall to either
-        np.testing.assert_allclose(out[row, 0].double(), wanted, rtol=near, atol=near)
+        np.testing.assert_allclose(out[row, 0], wanted, rtol=near, atol=near)
         expected[:seen] += p / p.sum()
-    np.testing.assert_allclose(sums[0].double(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(sums[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def rounded(x: Floats, bits: int) -> Floats:
+def rounded(x: Floats, bits: int) -> Array:
     """x [tokens, d] as codes are multiplied with it: bf16, or int8 with a step for 64 slots × 64 channels."""
     if bits == 8:
-        return x.bfloat16().double()
-    result = torch.empty_like(x, dtype=torch.float64)
-    for part, to in zip(x.split(64), result.split(64), strict=True):
-        for columns, target in zip(part.split(64, 1), to.split(64, 1), strict=True):
-            step = columns.abs().max() * (1 / 127)
-            target.copy_((columns * (1 / step)).round().double() * step.double())
+        return x.astype(BFLOAT16).astype(np.float64)
+    result = np.empty(x.shape)
+    for start, column in itertools.product(range(0, len(x), 64), range(0, x.shape[1], 64)):
+        part = x[start : start + 64, column : column + 64]
+        step = np.abs(part).max() * np.float32(1 / 127)
+        result[start : start + 64, column : column + 64] = np.round(part * (1 / step)).astype(np.float64) * step
     return result
 
 
-def codes_of(slab: Floats, format: str, capacity: int, head_dim: int) -> list[Floats]:
+def codes_of(slab: Bytes, format: str, capacity: int, head_dim: int) -> list[Array]:
     """Codes, scales and minimums [tokens, head_dim] of keys, then of values."""
     bits, group = kv.codes(format).bits, kv.codes(format).group
     where = kv._arrays(format, slab, capacity, head_dim)
-    found = [unpack_lanes(where.keys, bits, 64).transpose(1, 2).flatten(0, 1)]
-    by_group = where.key_parameters.float().transpose(0, 1)  # [scale or minimum, pages, group, d]
-    found += [part.flatten(0, 1).repeat_interleave(group, dim=0) for part in by_group]
-    found.append(unpack_lanes(where.values, bits, head_dim).flatten(0, 1))
-    by_group = where.value_parameters.float().permute(1, 0, 3, 2).flatten(1, 2)  # [scale or minimum, tokens, d/g]
-    return found + [part.repeat_interleave(group, dim=1) for part in by_group]
+    found = [unpack_lanes(where.keys, bits, 64).swapaxes(1, 2).reshape(-1, head_dim)]
+    by_group = where.key_parameters.astype(np.float32).swapaxes(0, 1)  # [scale or minimum, pages, group, d]
+    found += [part.reshape(-1, head_dim).repeat(group, axis=0) for part in by_group]
+    found.append(unpack_lanes(where.values, bits, head_dim).reshape(-1, head_dim))
+    by_group = where.value_parameters.astype(np.float32).transpose(1, 0, 3, 2)  # [scale or minimum, pages, 64, d/g]
+    return found + [part.reshape(-1, head_dim // group).repeat(group, axis=1) for part in by_group]
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -128,7 +130,7 @@ def test_a_row_is_the_same_alone_and_in_any_chunk(
     isa: str, head_dim: int, group: int, kv_heads: int, window: int | None
 ) -> None:
     made = pages(kv_heads, head_dim, MIXED)
-    query = torch.randn(130, kv_heads * group, head_dim)
+    query = normal(130, kv_heads * group, head_dim)
     with using(isa):
         together = dispatch.attend(made.view, 0, query, scale=0.1, window=window)
         for rows in (1, 2, 8, 33, 65):
@@ -139,8 +141,8 @@ def test_a_row_is_the_same_alone_and_in_any_chunk(
 @pytest.mark.parametrize("isa", ISAS)
 def test_rows_appended_one_by_one_or_in_chunks_or_as_one_span(isa: str) -> None:
     total, heads = 331, 2
-    keys, values = torch.randn(2, total, heads, 64).unbind()
-    query = torch.randn(total, heads * 3, 64)
+    keys, values = normal(2, total, heads, 64)
+    query = normal(total, heads * 3, 64, seed=1)
     results = []
     with using(isa):
         for sizes in ([total], [128, 128, 75], [1] * total):
@@ -150,13 +152,13 @@ def test_rows_appended_one_by_one_or_in_chunks_or_as_one_span(isa: str) -> None:
                 dispatch.append(made.view, 0, keys[part], values[part])
                 rows.append(dispatch.attend(made.view, 0, query[part], scale=0.2))
                 start += size
-            results.append(torch.cat(rows))
+            results.append(np.concatenate(rows))
         whole = native().View(1, heads, 64)
         slabs = []
         for head in range(heads):
             slab = aligned(kv.slab_bytes("bf16", 384, 64))
             kv.write("bf16", slab, 384, 64, 0, keys[:, head], values[:, head])
-            whole.push(0, head, slab.data_ptr(), total, 384, kv.FORMATS.index("bf16"))
+            whole.push(0, head, slab, total, 384, kv.FORMATS.index("bf16"))
             slabs.append(slab)
         results.append(dispatch.attend(whole, 0, query, scale=0.2))
     assert all(np.array_equal(results[0], other) for other in results[1:])
@@ -166,9 +168,9 @@ def test_heads_of_different_lengths() -> None:
     made = pages(2, 64, [("bf16", 600, 640)])
     extra = pages(1, 64, [("int4", 320, 320)], seed=3)
     slab = extra.memory[0]
-    made.view.push(0, 1, slab.data_ptr(), 320, 320, kv.FORMATS.index("int4"), sealed=True)
+    made.view.push(0, 1, slab, 320, 320, kv.FORMATS.index("int4"), sealed=True)
     made.spans[1] += extra.spans[0]
-    query = torch.randn(5, 4, 64)
+    query = normal(5, 4, 64)
     out = dispatch.attend(made.view, 0, query, scale=0.1)
     for head, spans in enumerate(made.spans):
         mine = slice(2 * head, 2 * head + 2)
@@ -180,7 +182,7 @@ def test_heads_of_different_lengths() -> None:
 def test_a_window_does_not_notice_dropped_pages(rows: int) -> None:
     pieces = [("bf16", 64, 64)] * 12
     kept, trimmed = pages(1, 64, pieces), pages(1, 64, pieces)
-    query = torch.randn(rows, 2, 64)
+    query = normal(rows, 2, 64)
     trimmed.view.drop_front(0, 0, 5)
     assert trimmed.view.tokens(0, 0) == 7 * 64
     both = [dispatch.attend(made.view, 0, query, scale=0.1, window=200) for made in (kept, trimmed)]
@@ -196,7 +198,7 @@ def test_threads_do_not_change_a_bit() -> None:
     try:
         for threads, rows in itertools.product((1, 2), (1, 50)):
             module.set_threads(threads)
-            query = torch.randn(50, 4, 64, generator=torch.Generator().manual_seed(1))[-rows:]
+            query = normal(50, 4, 64)[-rows:]
             results.append(dispatch.attend(made.view, 0, query, scale=0.1)[-1])
     finally:
         module.set_threads(before)
@@ -205,14 +207,14 @@ def test_threads_do_not_change_a_bit() -> None:
 
 def test_wrong_calls_are_refused() -> None:
     made = pages(2, 64, [("bf16", 10, 64)])
-    query = torch.randn(1, 4, 64)
+    query = normal(1, 4, 64)
     with pytest.raises(KernelError, match="query heads .3. must be a multiple of the view's KV heads .2."):
-        dispatch.attend(made.view, 0, torch.randn(1, 3, 64), scale=1.0)
+        dispatch.attend(made.view, 0, normal(1, 3, 64), scale=1.0)
     with pytest.raises(KernelError, match=r"query has shape \(1, 4, 32\), expected \[rows, heads, 64\]"):
         dispatch.attend(made.view, 0, query[..., :32], scale=1.0)
     with pytest.raises(KernelError, match="11 query rows need at least as many slots; layer 0 head 0 holds 10"):
-        dispatch.attend(made.view, 0, torch.randn(11, 4, 64), scale=1.0)
+        dispatch.attend(made.view, 0, normal(11, 4, 64), scale=1.0)
     with pytest.raises(KernelError, match="window 0 must be at least 1"):
         dispatch.attend(made.view, 0, query, scale=1.0, window=0)
-    with pytest.raises(KernelError, match=r"accumulate is torch.float32 \(4, 9\), expected torch.float32 \(4, 10\)"):
-        dispatch.attend(made.view, 0, query, scale=1.0, accumulate=torch.zeros(4, 9))
+    with pytest.raises(KernelError, match=r"accumulate is float32 \(4, 9\), expected float32 \(4, 10\)"):
+        dispatch.attend(made.view, 0, query, scale=1.0, accumulate=np.zeros((4, 9), np.float32))

@@ -6,13 +6,12 @@ import itertools
 import random
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.process_memory import process_memory
 
 from thrifty.errors import BudgetError, StorageError
-from thrifty.storage.arena import Arena
+from thrifty.storage.arena import Arena, Run
 from thrifty.storage.extents import Extents
 from thrifty.storage.ledger import Ledger
 from thrifty.storage.stale import Stale
@@ -20,17 +19,21 @@ from thrifty.storage.stale import Stale
 MEGABYTE = 1 << 20
 
 
+def address(run: Run, piece: int = 0) -> int:
+    """Memory address of a piece."""
+    return run.pieces[piece].ctypes.data
+
+
 def test_runs_are_page_aligned_zeroed_and_apart() -> None:
     arena = Arena(Ledger(), reserve=MEGABYTE)
     first, second = arena.allocate(10, "cache"), arena.allocate(5000, "cache")
-    assert first.address % arena.page == 0 and first.nbytes == arena.page and second.nbytes == 2 * arena.page
+    assert address(first) % arena.page == 0 and first.nbytes == arena.page and second.nbytes == 2 * arena.page
     assert not first.pieces[0].any()
-    first.pieces[0].fill_(7)
+    first.pieces[0].fill(7)
     assert not second.pieces[0].any()
-    assert first.pieces[0].data_ptr() == first.address
     arena.free(first)
     again = arena.allocate(10, "cache")
-    assert again.address == first.address and not again.pieces[0].any(), "a freed page comes back as zeros"
+    assert address(again) == address(first) and not again.pieces[0].any(), "a freed page comes back as zeros"
 
 
 def test_resident_memory_follows_the_ledger_within_two_percent() -> None:
@@ -43,7 +46,7 @@ def test_resident_memory_follows_the_ledger_within_two_percent() -> None:
             arena.free(runs.pop(choose.randrange(len(runs))))
         else:
             run = arena.allocate(choose.randrange(1, 300_000), "cache")
-            run.pieces[0].fill_(1)
+            run.pieces[0].fill(1)
             runs.append(run)
     assert arena.used == ledger.current
     assert abs(arena.resident() - ledger.current) <= 0.02 * ledger.current
@@ -59,7 +62,7 @@ def test_process_memory_falls_with_the_ledger() -> None:
     runs = [arena.allocate(25 * MEGABYTE, "cache") for _ in range(10)]
     assert process_memory() - before < 10 * MEGABYTE, "what was not written takes no memory"
     for run in runs:
-        run.pieces[0].fill_(1)
+        run.pieces[0].fill(1)
     held = process_memory() - before
     assert abs(held - ledger.current) < 0.05 * ledger.current
     for run in runs[::2]:
@@ -76,16 +79,16 @@ def test_striped_runs_lie_side_by_side_piece_by_piece() -> None:
     size = 2 * arena.page
     runs = [arena.allocate(size, "cache", pieces=6, striped=True) for _ in range(5)]
     for before, after in itertools.pairwise(runs):
-        assert [after.address_of(piece) - before.address_of(piece) for piece in range(6)] == [size] * 6
+        assert [address(after, piece) - address(before, piece) for piece in range(6)] == [size] * 6
     for number, run in enumerate(runs):
         assert run.pieces.shape == (6, size) and not run.pieces.any()
-        run.pieces.fill_(number + 1)
+        run.pieces.fill(number + 1)
     assert all(bool((run.pieces == number + 1).all()) for number, run in enumerate(runs)), "runs do not overlap"
     assert arena.used == ledger.current == arena.resident() == 5 * 6 * size
     arena.free(runs.pop(2))
     assert arena.used == ledger.current == arena.resident() == 4 * 6 * size
     again = arena.allocate(size, "cache", pieces=6, striped=True)
-    assert again.address == runs[1].address + size and not again.pieces.any(), "a freed slot comes back as zeros"
+    assert address(again) == address(runs[1]) + size and not again.pieces.any(), "a freed slot comes back as zeros"
 
 
 def test_runs_freed_together_go_back_at_the_end_and_are_free_again() -> None:
@@ -93,25 +96,25 @@ def test_runs_freed_together_go_back_at_the_end_and_are_free_again() -> None:
     arena = Arena(ledger, reserve=64 * MEGABYTE)
     runs = [arena.allocate(arena.page, "cache", pieces=4, striped=True) for _ in range(9)]
     for run in runs:
-        run.pieces.fill_(1)
-    addresses = [run.address for run in runs]
+        run.pieces.fill(1)
+    addresses = [address(run) for run in runs]
     with arena.together():
         for index in (7, 2, 3, 5, 8):
             arena.free(runs[index])
         assert ledger.current == arena.used == 4 * 4 * arena.page
         with pytest.raises(ValueError, match="stop"), arena.together():
             raise ValueError("stop")
-        assert arena.allocate(arena.page, "cache", pieces=4, striped=True).address > addresses[-1], "not yet zeroed"
+        assert address(arena.allocate(arena.page, "cache", pieces=4, striped=True)) > addresses[-1], "not yet zeroed"
     assert arena.resident() == 4 * 4 * arena.page
     again = [arena.allocate(arena.page, "cache", pieces=4, striped=True) for _ in range(5)]
-    assert {run.address for run in again} == {addresses[index] for index in (2, 3, 5, 7, 8)}
+    assert {address(run) for run in again} == {addresses[index] for index in (2, 3, 5, 7, 8)}
     assert not any(bool(run.pieces.any()) for run in again)
 
 
 def test_pieces_that_are_no_whole_pages_lie_back_to_back() -> None:
     arena = Arena(Ledger(), reserve=MEGABYTE)
     run = arena.allocate(100, "cache", pieces=6, striped=True)
-    assert run.pieces.shape == (6, 100) and run.address_of(5) == run.address + 500 and run.nbytes == arena.page
+    assert run.pieces.shape == (6, 100) and address(run, 5) == address(run) + 500 and run.nbytes == arena.page
     arena.free(run)
     assert arena.used == 0
 
@@ -216,8 +219,8 @@ def test_runs_share_memory_with_native_addresses() -> None:
 
     arena = Arena(Ledger(), reserve=MEGABYTE)
     run = arena.allocate(64, "cache")
-    ctypes.memset(run.address, 5, 64)
-    assert torch.equal(run.pieces[0][:64], torch.full((64,), 5, dtype=torch.uint8))
+    ctypes.memset(address(run), 5, 64)
+    assert bool((run.pieces[0][:64] == 5).all())
 
 
 def test_an_owners_own_bound_is_never_exceeded() -> None:
@@ -243,14 +246,14 @@ def test_what_is_taken_while_runs_are_freed_together_finds_their_memory_and_read
     first = arena.allocate(40_000, "cache")
     other = arena.allocate(8_192, "cache")
     for run in (first, other):
-        run.pieces.fill_(7)
+        run.pieces.fill(7)
     held = arena.resident()
     with arena.together():
         arena.free(first)
         assert ledger.current == other.nbytes and arena.resident() == held
         part = arena.allocate(12_288, "cache")
-        assert part.address == first.address and not part.pieces.any()
-        part.pieces.fill_(9)
+        assert address(part) == address(first) and not part.pieces.any()
+        part.pieces.fill(9)
         arena.free(other)
     assert arena.resident() == ledger.current == part.nbytes and bool((part.pieces == 9).all())
     assert not arena.allocate(40_000, "cache").pieces.any()

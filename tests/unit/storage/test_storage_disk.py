@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from thrifty.errors import BudgetError, StorageError
 from thrifty.storage.budget import format_size, parse_size
@@ -16,15 +15,15 @@ from thrifty.storage.disk import DiskTier
 
 def test_what_is_written_comes_back_and_no_file_is_left(tmp_path: Path) -> None:
     disk = DiskTier(tmp_path)
-    pieces = [torch.randint(0, 256, (size,), dtype=torch.uint8) for size in (1, 5000, 4096, 100_000)]
+    pieces = [np.random.default_rng(size).integers(0, 256, size, np.uint8) for size in (1, 5000, 4096, 100_000)]
     extents = [disk.write(piece) for piece in pieces]
     for piece, extent in zip(pieces, extents, strict=True):
-        into = torch.zeros_like(piece)
+        into = np.zeros_like(piece)
         disk.read(extent, into)
-        assert torch.equal(into, piece)
-    part = torch.zeros(100, dtype=torch.uint8)
+        assert np.array_equal(into, piece)
+    part = np.zeros(100, np.uint8)
     disk.read(extents[1], part, offset=4000)
-    assert torch.equal(part, pieces[1][4000:4100])
+    assert np.array_equal(part, pieces[1][4000:4100])
     assert list(tmp_path.iterdir()) == [], "the file has no name: a kill leaves nothing behind"
     for extent in extents:
         disk.free(extent)
@@ -34,13 +33,13 @@ def test_what_is_written_comes_back_and_no_file_is_left(tmp_path: Path) -> None:
 
 def test_a_full_tier_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
     disk = DiskTier(tmp_path, capacity=8192)
-    kept = torch.arange(0, 200, dtype=torch.uint8)
+    kept = np.arange(200, dtype=np.uint8)
     extent = disk.write(kept)
     with pytest.raises(StorageError, match="disk tier is full: 4.096 kB of 8.192 kB"):
-        disk.write(torch.zeros(5000, dtype=torch.uint8))
-    into = torch.zeros_like(kept)
+        disk.write(np.zeros(5000, np.uint8))
+    into = np.zeros_like(kept)
     disk.read(extent, into)
-    assert torch.equal(into, kept)
+    assert np.array_equal(into, kept)
 
 
 def test_a_failing_write_gives_its_extent_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +50,7 @@ def test_a_failing_write_gives_its_extent_back(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "pwrite", no_space)
     with pytest.raises(StorageError, match="No space left on device.*Nothing was lost"):
-        disk.write(torch.zeros(100, dtype=torch.uint8))
+        disk.write(np.zeros(100, np.uint8))
     assert disk.used == 0
 
 
@@ -64,7 +63,7 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     ("text", "count"),
     [
         *(("150MB", 150_000_000), ("1GiB", 1 << 30), ("1.5 kb", 1500), ("2_000", 2000), (7, 7), (" 3 MiB ", 3 << 20)),
-        *((np.int64(5), 5), (np.uint32(9), 9), (torch.tensor(4), 4)),
+        *((np.int64(5), 5), (np.uint32(9), 9), (np.array(4), 4)),
     ],
 )
 def test_sizes(text: int | str, count: int) -> None:

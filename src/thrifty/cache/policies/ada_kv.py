@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Floats, Integers
 from thrifty.cache.model_info import LayerInfo
 from thrifty.cache.policies.pyramidkv import bottom, check_beta, pyramid_budget
 from thrifty.cache.policies.snapkv import Snapkv
+from thrifty.cache.ranking import best
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.registry import technique
@@ -52,13 +53,12 @@ class AdaKv(Snapkv):
             return super().budgets(layer, counts, window)
         return [pyramid_budget(layer, self.budget(layer.length, window), window, self.beta)] * len(counts)
 
-    def allocate(self, scores: list[Tensor], budgets: list[int]) -> list[Tensor]:
+    def allocate(self, scores: list[Floats], budgets: list[int]) -> list[Integers]:
         """cap_i = round((1−α)·f_i + ⌊α·b⌋), f_i: the slots of head i among the layer's top Σb scores (algorithm 1)."""
         lengths = [len(one) for one in scores]
         total = min(sum(budgets), sum(lengths))
-        owner = torch.repeat_interleave(torch.arange(len(scores)), torch.tensor(lengths))
-        best = torch.cat(scores).topk(total).indices
-        frequency = torch.bincount(owner[best], minlength=len(scores)).tolist()
+        owner = np.repeat(np.arange(len(scores)), lengths)
+        frequency = np.bincount(owner[best(np.concatenate(scores), total)], minlength=len(scores)).tolist()
         capacities = [
             round((1 - self.floor_alpha) * count + math.floor(self.floor_alpha * budget))
             for count, budget in zip(frequency, budgets, strict=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Flags, Floats, Integers
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo, ModelInfo
+from thrifty.cache.observation import attention_map
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.ranking import best
 from thrifty.cache.statistics import Statistics, Stats
 from thrifty.card import Card
 from thrifty.errors import RecipeError
@@ -63,31 +64,38 @@ class Columns:
     positions: int64 [slots]; span: tokens right before a query that are local to it.
     """
 
-    lasting: Tensor
-    positions: Tensor
+    lasting: Flags
+    positions: Integers
     span: int
 
-    def kept(self, candidate: int, place: int) -> Tensor:
+    def kept(self, candidate: int, place: int) -> Flags:
         """bool [slots]: what the query at position `place` finds under a candidate."""
         if candidate == FULL:
-            return torch.ones_like(self.lasting[0])
+            return np.ones_like(self.lasting[0])
         if candidate == LOCAL:
             return self.lasting[FREQUENT] | (self.positions >= place - self.span)
         return self.lasting[candidate]
 
-    def recovered(self, probabilities: Tensor, places: Tensor) -> Tensor:
+    def recovered(self, probabilities: Floats, places: Integers) -> Floats:
         """fp32 [4, heads]: sum over queries of the attention mass on what the candidates but the full one keep.
 
         probabilities: [heads, queries, slots] of queries at `places` int64 [queries]. A query always has its own slot.
         """
-        mass = probabilities @ self.lasting.float().T
-        start = _first(self.positions >= places.min() - self.span)
-        near = self.positions[start:] >= places[:, None] - self.span
-        fresh = (near & ~self.lasting[FREQUENT, start:]).float()
-        local = mass[:, :, FREQUENT] + torch.einsum("hqs,qs->hq", probabilities[:, :, start:], fresh)
-        rows, own = torch.nonzero(self.positions == places[:, None], as_tuple=True)
-        mass[:, rows] += probabilities[:, rows, own, None] * ~self.lasting[:, own].T
-        return torch.cat((mass.sum(dim=1).T, local.sum(dim=1)[None]))
+        sums = probabilities.sum(axis=1)
+        mass = np.stack([sums[:, kept].sum(axis=1) for kept in (*self.lasting, self.lasting[FREQUENT])])
+        rows, own = np.nonzero(self.positions == places[:, None])
+        for candidate, kept in enumerate(self.lasting):
+            mass[candidate] += (probabilities[:, rows, own] * ~kept[own]).sum(axis=1)
+        mass[LOCAL] += self._fresh(sums, probabilities, places)
+        return mass
+
+    def _fresh(self, sums: Floats, probabilities: Floats, places: Integers) -> Floats:
+        """fp32 [heads]: the mass on what is near and not frequent: of `sums` where it is near to all queries."""
+        others = ~self.lasting[FREQUENT]
+        nearest = self.positions >= places.max() - self.span
+        some = np.flatnonzero(others & ~nearest & (self.positions >= places.min() - self.span))
+        near = self.positions[some] >= places[:, None] - self.span
+        return sums[:, others & nearest].sum(axis=1) + (probabilities[:, :, some] * near).sum(axis=(1, 2))
 
 
 @technique(stage="cache", card=CARD)
@@ -139,7 +147,7 @@ class Fastgen(CachePolicy):
             self._evict(edits, view, one)
         return edits
 
-    def _choose(self, kv: LayerView, head: int, stats: Stats, queries: Tensor) -> int:
+    def _choose(self, kv: LayerView, head: int, stats: Stats, queries: Floats) -> int:
         """The first candidate that recovers `recovery` of the profiled attention."""
         length = kv.info.length
         rows = min(len(queries), self.profile, length // 2)
@@ -149,15 +157,15 @@ class Fastgen(CachePolicy):
         newest = queries[len(queries) - rows :, head * group : (head + 1) * group]
         columns = self._columns(kv, head, stats)
         keys, bias = kv.keys(head), kv.bias(head)
-        total = torch.zeros(len(columns.lasting) + 1, group)
+        total = np.zeros((len(columns.lasting) + 1, group), np.float32)
         for start in range(0, rows, BLOCK):
             part = newest[start : start + BLOCK]
-            places = torch.arange(start, start + len(part)) + length - rows
-            seen = attention_map(kv.info.model, part, places, keys, columns.positions, bias)
+            places = np.arange(start, start + len(part)) + length - rows
+            seen = causal_map(kv.info.model, part, places, keys, columns.positions, bias)
             total += columns.recovered(seen, places)
         found = total / rows
-        reduced = found.amin(dim=1) if self.group == "min" else found.mean(dim=1)
-        enough = torch.nonzero(reduced >= self.recovery).flatten()
+        reduced = found.min(axis=1) if self.group == "min" else found.mean(axis=1)
+        enough = np.flatnonzero(reduced >= self.recovery)
         return int(enough[0]) if len(enough) else FULL
 
     def _evict(self, edits: Edits, kv: LayerView, stats: Stats) -> Edits:
@@ -167,7 +175,7 @@ class Fastgen(CachePolicy):
         kept = []
         for head, candidate in enumerate(candidates):
             mask = self._columns(kv, head, stats).kept(candidate, kv.info.length)
-            kept.append(torch.nonzero(mask).flatten())
+            kept.append(np.flatnonzero(mask))
         if all(len(slots) == kv.count(head) for head, slots in enumerate(kept)):
             return edits
         return edits.keep(kept, layer=kv.layer)
@@ -177,28 +185,20 @@ class Fastgen(CachePolicy):
         assert stats.tokens is not None and stats.column_sums is not None, "the policy asked for them"
         special, punctuation = kv.info.model.classes().masks(stats.tokens[head])
         marked = special | punctuation
-        heavy = marked.clone()
-        count = min(len(marked), int(self.frequent * kv.info.length))
-        heavy[stats.column_sums[head].sum(dim=0).topk(count).indices] = True
+        heavy = marked.copy()
+        heavy[best(stats.column_sums[head].sum(axis=0), int(self.frequent * kv.info.length))] = True
         span = int(self.local * kv.info.prompt)
-        return Columns(torch.stack((special, marked, heavy)), kv.positions(head), span)
+        return Columns(np.stack((special, marked, heavy)), kv.positions(head), span)
 
 
-def attention_map(
-    model: ModelInfo, queries: Tensor, places: Tensor, keys: Tensor, positions: Tensor, bias: Tensor
-) -> Tensor:
+def causal_map(
+    model: ModelInfo, queries: Floats, places: Integers, keys: Floats, positions: Integers, bias: Floats
+) -> Floats:
     """Causal attention probabilities [heads, queries, slots] fp32 of queries [queries, heads, head_dim] at `places`
-    over keys [slots, head_dim] at `positions` with logit biases [slots].
+    over keys [slots, head_dim] at rising `positions` with logit biases [slots].
     """
-    logits = (queries.float() * model.scale).transpose(0, 1) @ keys.T
-    if model.softcap:
-        logits = torch.tanh(logits / model.softcap) * model.softcap
-    logits += bias
-    start = _first(positions > places.min())
-    logits[:, :, start:].masked_fill_(positions[start:] > places[:, None], -math.inf)
-    return logits.softmax(dim=-1)
-
-
-def _first(flags: Tensor) -> int:
-    """The place of the first True of a flat tensor, its length where there is none."""
-    return int(flags.int().argmax()) if bool(flags.any()) else len(flags)
+    heads = queries.shape[1]
+    sees = np.tile(np.searchsorted(positions, places, side="right"), heads)
+    rows = np.moveaxis(queries, 1, 0).reshape(-1, queries.shape[2])
+    found = attention_map(rows, keys, sees, scale=model.scale, softcap=model.softcap, bias=bias)
+    return found.reshape(heads, len(queries), len(keys))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Floats, Integers
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.ranking import best
 from thrifty.cache.statistics import Statistics, Stats
 from thrifty.card import Card
 from thrifty.errors import RecipeError
@@ -97,16 +98,16 @@ class H2o(CachePolicy):
         return edits.keep(kept, layer=kv.layer)
 
 
-def heavy_and_recent(scores: Tensor, count: int, budget: int, recent: int) -> Tensor:
+def heavy_and_recent(scores: Floats, count: int, budget: int, recent: int) -> Integers:
     """Sorted slots: the newest `recent` of `count`, and the best of the older by `scores` [count], `budget` in all."""
     if count <= budget:
-        return torch.arange(count)
-    heavy = scores[: count - recent].topk(budget - recent).indices
-    return torch.cat((heavy.sort().values, torch.arange(count - recent, count)))
+        return np.arange(count)
+    heavy = best(scores[: count - recent], budget - recent)
+    return np.concatenate((heavy, np.arange(count - recent, count)))
 
 
-def reduce_group(scores: Tensor, how: str) -> Tensor:
+def reduce_group(scores: Floats, how: str) -> Floats:
     """[group, slots] → [slots]."""
     if how == "max":
-        return scores.amax(dim=0)
-    return scores.sum(dim=0) if how == "sum" else scores.mean(dim=0)
+        return scores.max(axis=0)
+    return scores.sum(axis=0) if how == "sum" else scores.mean(axis=0)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
+from thrifty.arrays import Floats
 from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policies.pyramidkv import check_beta, whole
 from thrifty.cache.policies.snapkv import Snapkv
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.registry import technique
+
+Doubles = npt.NDArray[np.float64]
 
 LIMITS = (
     "needs the scores of `thrifty heads MODEL`, which are of the checkpoint: techniques on weights do not change them",
@@ -83,14 +86,14 @@ class Headkv(Snapkv):
         return prompt + generated
 
 
-def importance(scores: Tensor, model: ModelInfo, how: str) -> Tensor:
+def importance(scores: Floats, model: ModelInfo, how: str) -> Doubles:
     """S [global layers, KV heads] fp64 with ΣS = 1, from scores of query heads [global layers, heads]."""
-    grouped = scores.double().view(len(scores), model.kv_heads, model.group)
-    found = grouped.amax(dim=2) if how == "max" else grouped.mean(dim=2)
+    grouped = scores.astype(np.float64).reshape(len(scores), model.kv_heads, model.group)
+    found = grouped.max(axis=2) if how == "max" else grouped.mean(axis=2)
     return found / found.sum()
 
 
-def head_budgets(shares: Tensor, mean: int, most: int, beta: float) -> list[list[int]]:
+def head_budgets(shares: Doubles, mean: int, most: int, beta: float) -> list[list[int]]:
     """Whole budgets [layers][heads] beside the window: (b − b/β) + S_h·B with b = mean, B = (b/β)·L·H (eq. 3, 4).
 
     They add up to L·H·mean. most: what a head has; what would exceed it is shared out among the others by S, evenly
@@ -101,12 +104,12 @@ def head_budgets(shares: Tensor, mean: int, most: int, beta: float) -> list[list
         return [[most] * heads for _ in range(layers)]
     scores = shares.flatten()
     wanted = mean - mean / beta + scores * (mean / beta * len(scores))
-    while bool((over := wanted > most).any()):
+    while (over := wanted > most).any():
         excess = (wanted[over] - most).sum()
         wanted[over] = most
-        open_scores = torch.where(wanted < most, scores, 0.0)
+        open_scores = np.where(wanted < most, scores, 0.0)
         if not open_scores.any():
-            open_scores = (wanted < most).double()
+            open_scores = (wanted < most).astype(np.float64)
         wanted += excess * open_scores / open_scores.sum()
     flat = whole(wanted.tolist())
     return [flat[first : first + heads] for first in range(0, len(flat), heads)]

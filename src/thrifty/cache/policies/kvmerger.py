@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Flags, Floats
 from thrifty.cache.edits import Edits, Groups
 from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policies.h2o import reduce_group
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.ranking import best
 from thrifty.cache.statistics import Statistics, Stats
 from thrifty.card import Card
 from thrifty.errors import RecipeError
@@ -102,7 +103,7 @@ class Kvmerger(CachePolicy):
         scores = [reduce_group(sums, self.group) for sums in stats.column_sums]
         links = self._links(keys, scores, share)
         for head in heads:
-            if bool(links[head].any()):
+            if links[head].any():
                 before = (keys[head], kv.values(head), kv.bias(head), scores[head])
                 groups, key, value, bias = merged(*before, links[head], self.sigma, self.mass)
                 edits.merge(groups, key, value, layer=layer.index, head=head, bias=bias)
@@ -138,7 +139,7 @@ class Kvmerger(CachePolicy):
         heavy = _between(share, HEAVY) if self.heavy is None else self.heavy * share / self.keep
         return recent, heavy
 
-    def _links(self, keys: list[Tensor], scores: list[Tensor], share: float) -> list[Tensor]:
+    def _links(self, keys: list[Floats], scores: list[Floats], share: float) -> list[Flags]:
         """For every head, bool [slots − 1]: whether slot i is merged with slot i + 1."""
         recent, heavy = self.protected(share)
         similar, free = [], []
@@ -150,58 +151,56 @@ class Kvmerger(CachePolicy):
         if self.threshold is not None:
             return [(one > self.threshold) & may for one, may in zip(similar, free, strict=True)]
         most = sum(len(own) - max(1, _of(share, len(own))) for own in keys if len(own))
-        pooled = torch.cat([one.masked_fill(~may, -torch.inf) for one, may in zip(similar, free, strict=True)])
-        best = pooled.topk(min(most, int(sum(may.sum() for may in free)))).indices
-        links = torch.zeros(len(pooled), dtype=torch.bool)
-        links[best] = True
-        return list(links.split([len(one) for one in similar]))
+        pooled = np.concatenate([np.where(may, one, -np.inf) for one, may in zip(similar, free, strict=True)])
+        links = np.zeros(len(pooled), bool)
+        links[best(pooled, min(most, sum(np.count_nonzero(may) for may in free)))] = True
+        return np.split(links, np.cumsum([len(one) for one in similar])[:-1])
 
 
-def protected(scores: Tensor, recent: int, heavy: int) -> Tensor:
+def protected(scores: Floats, recent: int, heavy: int) -> Flags:
     """bool [slots]: the newest `recent` slots, and the `heavy` older ones with the largest `scores` [slots]."""
     n = len(scores)
-    fixed = torch.zeros(n, dtype=torch.bool)
+    fixed = np.zeros(n, bool)
     fixed[n - recent :] = True
-    fixed[scores[: n - recent].topk(min(heavy, n - recent)).indices] = True
+    fixed[best(scores[: n - recent], heavy)] = True
     return fixed
 
 
-def neighbours(keys: Tensor) -> Tensor:
+def neighbours(keys: Floats) -> Floats:
     """[slots − 1]: cosine of the angle between each key [slots, d] and the next (§4.1)."""
-    unit = torch.nn.functional.normalize(keys, dim=1)
-    return (unit[:-1] * unit[1:]).sum(dim=1)
+    length = np.sqrt(np.einsum("nd,nd->n", keys, keys))
+    unit = keys / np.maximum(length, 1e-12)[:, None]
+    return np.einsum("nd,nd->n", unit[:-1], unit[1:])
 
 
 def merged(
-    keys: Tensor, values: Tensor, bias: Tensor, scores: Tensor, links: Tensor, sigma: float, mass: str
-) -> tuple[Groups, Tensor, Tensor, Tensor | None]:
+    keys: Floats, values: Floats, bias: Floats, scores: Floats, links: Flags, sigma: float, mass: str
+) -> tuple[Groups, Floats, Floats, Floats | None]:
     """The merged slots of one head (§4.2): groups, keys and values [groups, d], logit biases [groups] or None.
 
     The pivot p of a set is its slot of the largest score; g_i = exp(−‖k_p − k_i‖² / 2σ²), w_i = g_i / Σg, key Σ w k.
     keys, values: [n, d]; bias: [n], what the slots have already; scores: [n]; links: bool [n − 1].
     """
-    run = torch.cat((torch.zeros(1, dtype=torch.int64), (~links).cumsum(0)))
-    members = torch.nonzero(torch.bincount(run)[run] > 1).flatten()
-    _, group, sizes = torch.unique_consecutive(run[members], return_inverse=True, return_counts=True)
+    run = np.concatenate((np.zeros(1, np.int64), np.cumsum(~links)))
+    lengths = np.bincount(run)
+    members, sizes = np.flatnonzero(lengths[run] > 1), lengths[lengths > 1]
+    starts, group = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(sizes)), sizes)
     keys, values, bias, scores = keys[members], values[members], bias[members], scores[members]
-    count = len(sizes)
 
-    best = torch.full((count,), -torch.inf).scatter_reduce(0, group, scores, "amax")
-    at_best = torch.nonzero(scores == best[group]).flatten()
-    pivot = torch.full((count,), len(members)).scatter_reduce(0, group[at_best], at_best, "amin")
+    at_best = np.flatnonzero(scores == np.maximum.reduceat(scores, starts)[group])
+    pivot = at_best[np.searchsorted(at_best, starts)]
 
-    distance = (keys - keys[pivot[group]]).square().sum(dim=1)
-    kernel = torch.exp(-distance / (2 * sigma**2))
-    weights = (kernel / torch.zeros(count).index_add(0, group, kernel)[group])[:, None]
-    key = torch.zeros(count, keys.shape[1]).index_add(0, group, weights * keys)
-    value = torch.zeros(count, values.shape[1]).index_add(0, group, weights * values)
+    apart = keys - keys[pivot[group]]
+    kernel = np.exp(-np.einsum("nd,nd->n", apart, apart) / (2 * sigma**2))
+    weights = (kernel / np.add.reduceat(kernel, starts)[group])[:, None]
+    key, value = np.add.reduceat(weights * keys, starts), np.add.reduceat(weights * values, starts)
 
-    number = sizes.float()
-    log_mass = torch.zeros(count).index_add(0, group, bias.exp()).log()
+    number = sizes.astype(np.float32)
+    log_mass = np.log(np.add.reduceat(np.exp(bias), starts))
     if mass == "bias":
         return Groups(members, sizes), key, value, log_mass
-    mean = log_mass - number.log()
-    return Groups(members, sizes), key, value * number[:, None], mean if bool(bias.any()) else None
+    mean = log_mass - np.log(number)
+    return Groups(members, sizes), key, value * number[:, None], mean if bias.any() else None
 
 
 def _of(share: float, n: int) -> int:

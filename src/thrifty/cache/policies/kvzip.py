@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Flags, Floats
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.observation import attention_map
 from thrifty.cache.policy import CachePolicy, Reduction
+from thrifty.cache.ranking import best
 from thrifty.cache.rehearsal import Rehearsal
 from thrifty.card import Card
 from thrifty.errors import PromptError, RecipeError
@@ -114,20 +116,20 @@ class Kvzip(CachePolicy):
         """Of Eq. 2: `group`."""
         return self.group
 
-    def witness(self, model: ModelInfo, queries: Tensor, keys: Tensor, seen: slice) -> Tensor:
+    def witness(self, model: ModelInfo, queries: Floats, keys: Floats, seen: slice) -> Floats:
         """The greatest attention to each slot over rows and query heads (§3.2, Eq. 2)."""
         chances = attention(queries, keys, model.scale, model.softcap)[..., seen]
-        reduced = chances.amax(dim=0) if self.group == "max" else chances.mean(dim=0)
-        return reduced.amax(dim=0)
+        reduced = chances.max(axis=0) if self.group == "max" else chances.mean(axis=0)
+        return reduced.max(axis=0)
 
-    def after_prompt(self, layers: list[LayerView], received: list[list[Tensor]]) -> Edits:
+    def after_prompt(self, layers: list[LayerView], received: list[list[Floats]]) -> Edits:
         """Keep the best slots, or the heads with the best slots, of all layers and heads together (§3.3)."""
         edits = Edits()
         heads = [one for found in received for one in found]
-        if not any(bool(one.isfinite().any()) for one in heads):
+        if not any(np.isfinite(one).any() for one in heads):
             return edits
         kept = best_slots(heads, self.keep) if self.level == "pair" else best_heads(heads, self.keep)
-        slots = iter(torch.nonzero(one).flatten() for one in kept)
+        slots = iter(np.flatnonzero(one) for one in kept)
         for view in layers:
             edits.keep([next(slots) for _ in range(view.kv_heads)], layer=view.layer)
         return edits
@@ -148,38 +150,31 @@ class Kvzip(CachePolicy):
         return model.context - prompt - _framing(model)
 
 
-def attention(queries: Tensor, keys: Tensor, scale: float, softcap: float | None) -> Tensor:
+def attention(queries: Floats, keys: Floats, scale: float, softcap: float | None) -> Floats:
     """Softmax attention [group, rows, slots] fp32 of queries [group, rows, head_dim] to keys [slots, head_dim], of
     which the last are the rows' own: a row sees none that come after it."""
-    rows, slots = queries.shape[1], len(keys)
-    logits = (queries * scale) @ keys.T
-    if softcap:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    later = torch.ones(rows, rows, dtype=torch.bool).triu(1)
-    logits[..., slots - rows :].masked_fill_(later, -math.inf)
-    return logits.softmax(dim=-1)
+    group, rows, head_dim = queries.shape
+    sees = np.tile(np.arange(len(keys) - rows, len(keys)) + 1, group)
+    chances = attention_map(queries.reshape(-1, head_dim), keys, sees, scale=scale, softcap=softcap)
+    return chances.reshape(group, rows, len(keys))
 
 
-def best_slots(scores: Sequence[Tensor], keep: float) -> list[Tensor]:
+def best_slots(scores: Sequence[Floats], keep: float) -> list[Flags]:
     """By head which slots stay: those of infinite score, and of the others together exactly the share `keep`, rounded
     down; of equal scores the first."""
-    every = torch.cat(list(scores))
-    judged = every.isfinite()
-    number = math.floor(keep * int(judged.sum()))
-    order = torch.where(judged, every, -1.0).argsort(descending=True, stable=True)[:number]
+    every = np.concatenate(scores)
+    judged = np.isfinite(every)
     kept = ~judged
-    kept[order] = True
-    return list(kept.split([len(one) for one in scores]))
+    kept[best(np.where(judged, every, -1.0), math.floor(keep * np.count_nonzero(judged)))] = True
+    return np.split(kept, np.cumsum([len(one) for one in scores])[:-1])
 
 
-def best_heads(scores: Sequence[Tensor], keep: float) -> list[Tensor]:
+def best_heads(scores: Sequence[Floats], keep: float) -> list[Flags]:
     """By head which slots stay: all of the share `keep` of heads (rounded down) whose best slot scores highest, of the
     others those of infinite score."""
-    best = torch.stack([torch.where(one.isfinite(), one, -1.0).amax() for one in scores])
-    chosen = set(best.argsort(descending=True, stable=True)[: math.floor(keep * len(scores))].tolist())
-    return [
-        torch.ones_like(one, dtype=torch.bool) if head in chosen else ~one.isfinite() for head, one in enumerate(scores)
-    ]
+    highest = np.array([np.where(np.isfinite(one), one, -1.0).max() for one in scores])
+    chosen = set(best(highest, math.floor(keep * len(scores))).tolist())
+    return [np.ones(len(one), bool) if head in chosen else ~np.isfinite(one) for head, one in enumerate(scores)]
 
 
 def _framing(model: ModelInfo) -> int:

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Floats, Integers
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policies.h2o import heavy_and_recent, reduce_group
@@ -134,14 +134,14 @@ class Minikv(CachePolicy):
     def _recent(self, count: int) -> int:
         return max(1, int(self.recent * count))
 
-    def _chosen(self, layer: LayerInfo, sums: Tensor, first: int) -> Tensor:
+    def _chosen(self, layer: LayerInfo, sums: Floats, first: int) -> Integers:
         """Sorted slots: the first `first`, and what is kept of the others. sums: [group, slots]."""
         count = sums.shape[1] - first
         every = layer.model.layers_with(None)
         heavy = int(self.heavy_share(every.index(layer.index), len(every)) * count)
         recent = self._recent(count)
         chosen = heavy_and_recent(reduce_group(sums[:, first:], self.group), count, heavy + recent, recent)
-        return torch.cat((torch.arange(first), first + chosen))
+        return np.concatenate((np.arange(first), first + chosen))
 
     def _gathered(self, view: LayerView, head: int) -> list[tuple[int, int | None]]:
         """All of a head's exact stretches once they hold `residual` slots, counted from its end, oldest first."""

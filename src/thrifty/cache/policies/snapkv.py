@@ -6,14 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from thrifty.arrays import Floats, Integers
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.observation import window_attention
 from thrifty.cache.policies.h2o import reduce_group
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.ranking import best
 from thrifty.cache.statistics import Statistics, Stats
 from thrifty.card import Card
 from thrifty.errors import RecipeError
@@ -90,14 +91,14 @@ class Snapkv(CachePolicy):
         ]
         chosen = self.allocate(scores, free)
         kept = [
-            torch.cat((slots.sort().values, torch.arange(max(count - window, 0), count)))
+            np.concatenate((slots, np.arange(max(count - window, 0), count)))
             for slots, count in zip(chosen, counts, strict=True)
         ]
         return Edits().keep(kept, layer=layer.index)
 
-    def allocate(self, scores: list[Tensor], budgets: list[int]) -> list[Tensor]:
-        """Which slots each head keeps, by its scores [slots before the window]: its top `budget`."""
-        return [one.topk(min(budget, len(one))).indices for one, budget in zip(scores, budgets, strict=True)]
+    def allocate(self, scores: list[Floats], budgets: list[int]) -> list[Integers]:
+        """Which slots each head keeps, rising, by its scores [slots before the window]: its top `budget`."""
+        return [best(one, budget) for one, budget in zip(scores, budgets, strict=True)]
 
     def budgets(self, layer: LayerInfo, counts: list[int], window: int) -> list[int]:
         """Slots each KV head of a layer keeps before the window, of `counts` in all."""
@@ -113,7 +114,7 @@ class Snapkv(CachePolicy):
         return min(prompt, self.budget(prompt, self.window) + self.window) + generated
 
 
-def observed(kv: LayerView, head: int, queries: Tensor, kernel: int, pooling: str, group: str) -> Tensor:
+def observed(kv: LayerView, head: int, queries: Floats, kernel: int, pooling: str, group: str) -> Floats:
     """Scores [slots − window] of one KV head: v_j = Σ over the window's queries of softmax attention to slot j (fp32,
     causal inside the window), reduced over the query group, pooled over neighbours (§4, listing 1).
 
@@ -122,9 +123,13 @@ def observed(kv: LayerView, head: int, queries: Tensor, kernel: int, pooling: st
     """
     before = kv.count(head) - len(queries)
     if before < 1:
-        return torch.zeros(0)
-    sums = window_attention(kv, head, queries)[:, :, :before].sum(dim=1)
-    score = reduce_group(sums, group)[None, None]
-    if pooling == "max":
-        return torch.nn.functional.max_pool1d(score, kernel, stride=1, padding=kernel // 2)[0, 0]
-    return torch.nn.functional.avg_pool1d(score, kernel, stride=1, padding=kernel // 2)[0, 0]
+        return np.zeros(0, np.float32)
+    sums = window_attention(kv, head, queries)[:, :, :before].sum(axis=1)
+    return pooled(reduce_group(sums, group), kernel, pooling)
+
+
+def pooled(scores: Floats, kernel: int, pooling: str) -> Floats:
+    """[n] → [n]: the maximum of each slot and its kernel // 2 neighbours on either side, or their sum over `kernel`."""
+    padded = np.pad(scores, kernel // 2, constant_values=-np.inf if pooling == "max" else 0.0)
+    shifted = np.stack([padded[offset : offset + len(scores)] for offset in range(kernel)])
+    return shifted.max(axis=0) if pooling == "max" else shifted.mean(axis=0)

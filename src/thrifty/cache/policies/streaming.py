@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
+import numpy as np
 
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo
@@ -117,4 +117,4 @@ class Streaming(CachePolicy):
 
     def _renumber(self, edits: Edits, first: int, layer: int | None) -> None:
         """Sinks take the positions before `first`, the window's first."""
-        edits.renumber(0, self.sinks, torch.arange(first - self.sinks, first), layer=layer)
+        edits.renumber(0, self.sinks, np.arange(first - self.sinks, first), layer=layer)

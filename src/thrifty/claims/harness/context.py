@@ -146,7 +146,7 @@ def mean_nll(baseline: quality.Baseline) -> float:
     answer: Sequence[int] = baseline.passage.answer[1:]
     total = 0.0
     for target, row in zip(answer, baseline.rows(), strict=True):
-        total -= float(row.double().log_softmax(0)[target])
+        total -= float(quality.log_probabilities(row)[target])
     return total / len(answer)
 
 

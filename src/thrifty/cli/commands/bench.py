@@ -12,6 +12,7 @@ from thrifty.cli.quantities import parse_counts
 
 EXAMPLE = "thrifty bench smollm2-135m --recipe recipe.toml --contexts 128,2048,6144"
 CONTEXTS = "128,2048,6144"
+DISTURBED = 0.03  # share of the processors that other work took, beyond which the figures are none of the machine's
 
 
 def command(
@@ -55,12 +56,13 @@ STEPS = 64  # tokens decoded at every context
 def measured(engine: Any, contexts: tuple[int, ...], threads: int | None, quiet: bool) -> dict[str, Any]:
     """The report without the names of model and recipe, in the form that --json prints."""
     from thrifty.evaluation import memory, roofline, speed
+    from thrifty.evaluation.noise import listening
 
     with output.waiting("measuring memory bandwidth"):
         bandwidth, _ = roofline.read_bandwidth(threads)
     weights = roofline.weight_bytes_per_token(engine.model)
     found = {}
-    with memory.watch() as process:
+    with memory.watch() as process, listening() as noise:
         speed.warm_up(engine)
         for context in contexts:
             with output.waiting(f"measuring at {context} tokens"):
@@ -76,6 +78,8 @@ def measured(engine: Any, contexts: tuple[int, ...], threads: int | None, quiet:
         "bandwidth_gb_s": round(bandwidth, 1),
         "contexts": found,
         "peak_rss_mb": round(process.peak / 1e6, 1),
+        "ledger_peak_mb": round(engine.memory.ledger.peak / 1e6, 1),
+        "others_share": round(noise.others, 3),
     }
 
 
@@ -141,5 +145,11 @@ def _table(document: dict[str, Any]) -> None:
     )
     output.table(f"{document['model']}, {document['recipe']}", columns, rows)
     output.say(
-        f"memory reads at {document['bandwidth_gb_s']} GB/s; the process held {document['peak_rss_mb']} MB at its peak",
+        f"memory reads at {document['bandwidth_gb_s']} GB/s; the ledger held {document['ledger_peak_mb']} MB at its peak, "
+        f"the process {document['peak_rss_mb']} MB",
     )
+    if document["others_share"] > DISTURBED:
+        output.warn(
+            f"other work took {document['others_share']:.0%} of the processors meanwhile: these speeds are lower than this "
+            "machine's own; end it and measure again"
+        )

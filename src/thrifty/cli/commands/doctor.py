@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -12,7 +11,11 @@ from typing import Any
 from thrifty.cli import opening, options, output
 
 EXAMPLE = "thrifty doctor"
-EXTRAS = {"eval": ("lm_eval", "datasets")}  # what a command of today needs beside the package's own requirements
+EXTRAS = {  # what a command of today needs beside the package's own requirements
+    "torch": ("torch",),
+    "eval": ("lm_eval", "datasets"),
+}
+USES = {"torch": "--reference, training, calibrated weights", "eval": "lm-eval's tasks"}
 
 
 def command(recipe: options.RecipePath = None, threads: options.Threads = None, as_json: options.Json = False) -> None:
@@ -33,7 +36,6 @@ def command(recipe: options.RecipePath = None, threads: options.Threads = None, 
 
 def _machine() -> dict[str, Any]:
     import psutil
-    import torch
 
     import thrifty
     from thrifty.evaluation.machine import cores, cpu_name
@@ -41,12 +43,22 @@ def _machine() -> dict[str, Any]:
     return {
         "thrifty": thrifty.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": _version("torch"),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
         "cores": cores(),
         "memory_bytes": psutil.virtual_memory().total,
     }
+
+
+def _version(package: str) -> str | None:
+    """What is installed of an optional package, without importing it."""
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _kernels(threads: int | None) -> dict[str, Any]:
@@ -83,12 +95,12 @@ def _missing() -> list[dict[str, str]]:
     found = []
     if dispatch.native() is None:
         get = "install a C++20 compiler and CMake, then `pip install --editable .` in the source tree"
-        found.append({"what": "native kernels (everything runs, tens of times slower)", "get": get})
+        found.append({"what": "native kernels (without them only --reference runs)", "get": get})
     for extra, modules in EXTRAS.items():
         lacking = [name for name in modules if importlib.util.find_spec(name) is None]
         if lacking:
             get = f"pip install 'thrifty-engine[{extra}]'"
-            found.append({"what": f"{', '.join(lacking)} (extra '{extra}')", "get": get})
+            found.append({"what": f"{', '.join(lacking)} (extra '{extra}': {USES[extra]})", "get": get})
     return found
 
 
@@ -105,7 +117,7 @@ def _techniques(recipe: Any) -> list[dict[str, str]]:
 def _show(document: dict[str, Any]) -> None:
     features = ", ".join(name for name, present in document["cpu_features"].items() if present)
     rows = [
-        ("Thrifty", f"{document['thrifty']} on Python {document['python']}, torch {document['torch']}"),
+        ("Thrifty", f"{document['thrifty']} on Python {document['python']}, torch {document['torch'] or 'not installed'}"),
         ("machine", f"{document['cpu']}, {document['cores']} cores, {document['memory_bytes'] / 1e9:.0f} GB"),
         ("CPU features", features or "unknown without the native extension"),
         ("kernels", f"{document['kernels']}: {document['reason']}"),

@@ -120,7 +120,7 @@ def _need(name: str, recipe: Recipe) -> dict[str, int]:
     try:
         techniques = recipe.techniques("weights")
         for technique in techniques:
-            technique.check(model.decoder)
+            technique.check(model)
         context = model.config.context_length
         sizes = as_stored(of_model(model), techniques)
         return {"context": context, "peak_bytes": predict(engine, of_recipe(recipe), context, sizes=sizes).peak}

@@ -118,7 +118,7 @@ def _run(
         @functools.cache
         def context(name: str) -> Context:
             with output.waiting(f"loading {name}"):
-                loaded = load(name, threads=threads, native=native)
+                loaded = load(name, threads=threads)
             return opened.enter_context(Context(loaded, name, threads=threads, native=native, say=output.note))
 
         run = Reproduction(context, wanted, out, model, minutes)

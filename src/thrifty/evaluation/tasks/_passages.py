@@ -9,17 +9,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
 
 from thrifty.evaluation.asking import compresses, nothing_compressed
 from thrifty.evaluation.forcing import MeasurementError, Step, Tables, force
-from thrifty.evaluation.quality import passage
+from thrifty.evaluation.quality import log_probabilities, passage
 from thrifty.evaluation.tasks.task import Item, Record, Task, Turn
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from thrifty.arrays import Floats
     from thrifty.engine.engine import Engine
 
 
@@ -47,7 +45,7 @@ class Passages(Task):
         right, losses = [], []
         for target, logits in predictions(engine, item, cache):
             right.append(int(logits.argmax()) == target)
-            losses.append(-float(torch.log_softmax(logits.double(), 0)[target]))
+            losses.append(-float(log_probabilities(logits)[target]))
         details = {"nll": statistics.fmean(losses)}
         return self.record(item, statistics.fmean(right), time.perf_counter() - started, details)
 
@@ -56,7 +54,7 @@ class Passages(Task):
         return Record(self.label, item.identity, accuracy, "", seconds, "", details)
 
 
-def predictions(engine: Engine, item: Item, cache: Tables | None) -> Generator[tuple[int, Tensor], None, None]:
+def predictions(engine: Engine, item: Item, cache: Tables | None) -> Generator[tuple[int, Floats], None, None]:
     """(the token that came, logits [vocabulary] fp32 that predict it) for every scored token.
 
     Raises MeasurementError where the tables claim to compress and nothing compressed was read.

@@ -7,6 +7,8 @@ they are moved as words.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from thrifty.arrays import Array, Bytes, Integers
@@ -91,13 +93,20 @@ def pack_pairs(weight: Array) -> Array:
     products.
     """
     rows, columns = weight.shape
-    return np.ascontiguousarray(weight.reshape(rows // 16, 16, columns // 2, 2).transpose(0, 2, 1, 3))
+    pairs = np.ascontiguousarray(weight).view(_pair_of(weight)).reshape(rows // 16, 16, columns // 2)
+    return np.ascontiguousarray(pairs.transpose(0, 2, 1)).view(weight.dtype).reshape(rows // 16, columns // 2, 16, 2)
 
 
 def unpack_pairs(tiles: Array) -> Array:
     """Inverse of `pack_pairs`."""
     count, pairs, _, _ = tiles.shape
-    return tiles.transpose(0, 2, 1, 3).reshape(count * 16, pairs * 2)
+    whole = np.ascontiguousarray(tiles).view(_pair_of(tiles)).reshape(count, pairs, 16)
+    return np.ascontiguousarray(whole.transpose(0, 2, 1)).view(tiles.dtype).reshape(count * 16, pairs * 2)
+
+
+def _pair_of(array: Array) -> np.dtype[Any]:
+    """The unsigned type as large as two numbers of a 2- or 4-byte type."""
+    return np.dtype(f"u{2 * array.itemsize}")
 
 
 def pack_lanes(codes: Bytes, bits: int) -> Bytes:

@@ -1,58 +1,73 @@
 #include "array.hpp"
 
+#include <cstring>
 #include <stdexcept>
+#include <string>
 
 namespace thrifty {
 
 namespace {
 
-std::string name_of(nb::dlpack::dtype dtype) {
-  const auto code = (nb::dlpack::dtype_code)dtype.code;
-  const char* kind = code == nb::dlpack::dtype_code::Float ? "float" : code == nb::dlpack::dtype_code::Int ? "int" : "uint";
-  return kind + std::to_string(dtype.bits);
-}
+// What an object lets others see of its memory, by Python's buffer protocol: of all ways the cheapest.
+class Buffer {
+ public:
+  Buffer(nb::handle object, bool writable) {
+    held_ = PyObject_GetBuffer(object.ptr(), &view_, PyBUF_FORMAT | PyBUF_STRIDES | (writable ? PyBUF_WRITABLE : 0)) == 0;
+    if (!held_) PyErr_Clear();
+  }
+  ~Buffer() {
+    if (held_) PyBuffer_Release(&view_);
+  }
+  Buffer(const Buffer&) = delete;
+  explicit operator bool() const { return held_; }
+  const Py_buffer* operator->() const { return &view_; }
 
-std::string name_of(std::span<const int64_t> shape) {
+ private:
+  Py_buffer view_;
+  bool held_;
+};
+
+std::string text_of(nb::handle object, const char* attribute) { return nb::str(nb::object(object.attr(attribute))).c_str(); }
+
+std::string text_of(std::span<const int64_t> shape) {
   std::string text = "(";
   for (size_t i = 0; i < shape.size(); i++) text += (i ? ", " : "") + (shape[i] == kAny ? "any" : std::to_string(shape[i]));
   return text + (shape.size() == 1 ? ",)" : ")");
 }
 
 [[noreturn]] void refuse(nb::handle given, const Expected& expected, const char* why) {
-  std::string found;
-  if (nb::hasattr(given, "dtype") && nb::hasattr(given, "shape")) found = std::string(nb::str(given.attr("dtype")).c_str()) + " " + nb::str(given.attr("shape")).c_str();
-  else found = std::string("of type ") + nb::str(given.type().attr("__name__")).c_str();
-  throw std::invalid_argument(std::string(expected.name) + " is " + found + why + ", expected " + name_of(expected.dtype) + " " + name_of(expected.shape));
+  const bool array = nb::hasattr(given, "dtype") && nb::hasattr(given, "shape");
+  const std::string found = array ? text_of(given, "dtype") + " " + text_of(given, "shape") : "of type " + text_of(given.type(), "__name__");
+  throw std::invalid_argument(std::string(expected.name) + " is " + found + why + ", expected " + expected.type.name + " " + text_of(expected.shape));
 }
 
-template <class A> ArrayView<void> checked(const A& given, nb::handle object, const Expected& expected) {
-  bool right = given.dtype() == expected.dtype && given.ndim() == expected.shape.size();
-  for (size_t i = 0; right && i < expected.shape.size(); i++) right = expected.shape[i] == kAny || (int64_t)given.shape(i) == expected.shape[i];
-  if (!right) refuse(object, expected, "");
-  static char nothing[64];
-  ArrayView<void> view{given.size() ? (void*)given.data() : nothing};
-  if ((uintptr_t)view.data % (given.dtype().bits / 8)) refuse(object, expected, ", not aligned");
-  int64_t step = 1;
-  for (size_t i = given.ndim(); i-- > 0; step *= (int64_t)given.shape(i)) {
-    const bool free = given.shape(i) <= 1 || given.size() == 0 || (expected.rows_apart && i == 0);
-    if (!free && given.stride(i) != step) refuse(object, expected, ", not contiguous");
-    view.shape[i] = (int64_t)given.shape(i);
-    if (i == 0) view.stride = given.shape(0) > 1 ? given.stride(0) : step;
-  }
-  return view;
+bool fits(const Buffer& buffer, const Expected& expected) {
+  const char* format = buffer->format;
+  if (format[0] == '=' || format[0] == '^' || format[0] == '@') format++;  // native order; NumPy marks what is not aligned
+  if (!format[0] || format[1] || !std::strchr(expected.type.letters, format[0]) || buffer->itemsize != expected.type.bytes) return false;
+  if (buffer->ndim != (int)expected.shape.size()) return false;
+  for (int i = 0; i < buffer->ndim; i++)
+    if (expected.shape[(size_t)i] != kAny && expected.shape[(size_t)i] != buffer->shape[i]) return false;
+  return true;
 }
 
 }  // namespace
 
 ArrayView<void> check_array(nb::handle given, const Expected& expected) {
-  nb::ndarray<nb::ro, nb::device::cpu> read;
-  if (!expected.writable) {
-    if (nb::try_cast(given, read, false)) return checked(read, given, expected);
-    refuse(given, expected, "");
+  const Buffer buffer(given, expected.writable);
+  if (!buffer) refuse(given, expected, expected.writable && Buffer(given, false) ? ", read-only" : "");
+  if (!fits(buffer, expected)) refuse(given, expected, "");
+  if ((uintptr_t)buffer->buf % (uintptr_t)expected.type.bytes) refuse(given, expected, ", not aligned");
+  static char nothing[64];
+  ArrayView<void> view{buffer->len ? buffer->buf : nothing, 0, {}};
+  int64_t step = expected.type.bytes;
+  for (int i = buffer->ndim - 1; i >= 0; step *= buffer->shape[i--]) {
+    const bool any_stride = buffer->shape[i] <= 1 || buffer->len == 0 || (i == 0 && expected.rows_apart && buffer->strides[0] % expected.type.bytes == 0);
+    if (!any_stride && buffer->strides[i] != step) refuse(given, expected, ", not contiguous");
+    view.shape[i] = buffer->shape[i];
+    if (i == 0) view.stride = (buffer->shape[0] > 1 ? buffer->strides[0] : step) / expected.type.bytes;
   }
-  nb::ndarray<nb::device::cpu> written;
-  if (nb::try_cast(given, written, false)) return checked(written, given, expected);
-  refuse(given, expected, nb::try_cast(given, read, false) ? ", read-only" : "");
+  return view;
 }
 
 }  // namespace thrifty

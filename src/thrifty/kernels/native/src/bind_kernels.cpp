@@ -8,6 +8,7 @@
 
 #include "array.hpp"
 #include "attend.hpp"
+#include "attention_map_driver.hpp"
 #include "bind.hpp"
 #include "bind_linear.hpp"
 #include "compress_driver.hpp"
@@ -16,6 +17,7 @@
 #include "linear.hpp"
 #include "measure.hpp"
 #include "pool.hpp"
+#include "read_slab.hpp"
 #include "slab.hpp"
 #include "view.hpp"
 #include "witness.hpp"
@@ -67,6 +69,16 @@ void run_witness(View& view, int layer, nb::handle query, const std::vector<std:
   witness(view, layer, {(int)q.shape[0], (int)q.shape[1], forced, scale, softcap, mean}, all, q.data, to.data, (int)to.shape[1]);
 }
 
+void run_attention_map(nb::handle queries, nb::handle keys, nb::handle sees, nb::handle out, float scale, float softcap, nb::handle bias) {
+  const auto q = array<const float>(queries, "queries", {kAny, kAny});
+  const auto k = array<const float>(keys, "keys", {kAny, q.shape[1]});
+  const auto counts = array<const int64_t>(sees, "sees", {q.shape[0]});
+  const auto extra = array_or_none<const float>(bias, "bias", {k.shape[0]});
+  const auto to = array<float>(out, "out", {q.shape[0], k.shape[0]});
+  nb::gil_scoped_release released;
+  attention_map({q.data, k.data, counts.data, extra.data, (int)q.shape[0], (int)k.shape[0], (int)q.shape[1], scale, softcap}, to.data);
+}
+
 bool aligned(const void* memory) { return (uintptr_t)memory % 64 == 0; }
 
 struct Slabs {
@@ -85,6 +97,17 @@ bool run_compress(const Slabs& source, const Slabs& target, int head_dim, int fi
   const SlabRows after{(uintptr_t)to.data, (size_t)to.stride, known_format(target.format), target.capacity};
   nb::gil_scoped_release released;
   return compress(before, after, (int)from.shape[0], head_dim, first_page, tokens);
+}
+
+bool run_read_slab(nb::handle slab, nb::handle keys, nb::handle values, int format, int capacity, int start) {
+  const auto from = array<const uint8_t>(slab, "slab", {kAny});
+  const auto k = array<float>(keys, "keys", {kAny, kAny}), v = array<float>(values, "values", {k.shape[0], k.shape[1]});
+  check_slab_bytes("slab", from.shape[0], format, capacity, (int)k.shape[1]);
+  if (!aligned(from.data)) return false;
+  const Format known = known_format(format);
+  nb::gil_scoped_release released;
+  read_slab(from.data, known, capacity, (int)k.shape[1], start, (int)k.shape[0], k.data, v.data);
+  return true;
 }
 
 using ChosenSlots = std::tuple<nb::object, int, nb::object>;                        // slab, its capacity, slots int64
@@ -136,9 +159,13 @@ void bind_kernels(nb::module_& m) {
         "query, out: float32 [rows, heads, head_dim]; accumulate: float32 [heads, slots of the longest KV head] or None. window, softcap 0: none.");
   m.def("witness", &run_witness, "view"_a, "layer"_a, "query"_a, "judged"_a, "table"_a, nb::kw_only(), "forced"_a, "scale"_a, "softcap"_a = 0.0f, "mean"_a = false,
         "query: float32 [rows, heads, head_dim]; judged: (sinks, low, high) of each KV head; table: float32 [kv_heads, most judged slots or more].");
+  m.def("attention_map", &run_attention_map, "queries"_a, "keys"_a, "sees"_a, "out"_a, nb::kw_only(), "scale"_a, "softcap"_a = 0.0f, "bias"_a = nb::none(),
+        "queries float32 [rows, dim], keys float32 [slots, dim], sees int64 [rows], bias float32 [slots] or None, out float32 [rows, slots].");
   nb::class_<Slabs>(m, "Slabs", "Slabs of one KV format, 64-byte aligned: array uint8 [count, bytes], whose rows may lie apart.")
       .def(nb::init<nb::object, int, int>(), "array"_a, "format"_a, "capacity"_a);
   m.def("compress", &run_compress, "source"_a, "target"_a, nb::kw_only(), "head_dim"_a, "first_page"_a, "tokens"_a, "Slabs of full precision, from a page on, to slabs of codes. False where codes cannot hold them, or the slabs are not aligned.");
+  m.def("read_slab", &run_read_slab, "slab"_a, "keys"_a, "values"_a, nb::kw_only(), "format"_a, "capacity"_a, "start"_a,
+        "Tokens from `start` on of a slab uint8 [bytes] into keys, values float32 [tokens, head_dim]. False, with nothing done, where the slab is not aligned.");
   m.def("gather", &run_gather, "heads"_a, "format"_a, "head_dim"_a, "heads: (target, capacity, [(slab, capacity, slots)]): uint8 [bytes], int64 [n]. False, with nothing done, where a slab is not aligned.");
 }
 

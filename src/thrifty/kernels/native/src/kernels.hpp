@@ -3,8 +3,10 @@
 #include "elementwise.hpp"
 #include "matmul.hpp"
 #include "attention.hpp"
+#include "attention_map.hpp"
 #include "attention_witness.hpp"
 #include "compress.hpp"
+#include "read_page.hpp"
 
 namespace thrifty::THRIFTY_ISA {
 
@@ -12,6 +14,6 @@ static uint64_t read(const uint8_t* data, size_t bytes) { return read_lines(data
 
 static constexpr Kernels table = {kName,  quantise, to_pairs,       rms_norm,    tiles,       gate,         add_to,       cap,
                                   rotate, arg_max,  attend_scratch, attend_rows, attend_tile, attend_chunk, attend_merge, attend_accumulate,
-                                  attend_witness, compress_page, read};
+                                  attend_witness, map_queries, map_scores, map_softmax, read_page, compress_page, read};
 
 }  // namespace thrifty::THRIFTY_ISA

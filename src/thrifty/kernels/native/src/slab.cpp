@@ -10,8 +10,10 @@ Format known_format(int id) {
   return (Format)id;
 }
 
+int stored_dim(Format format, int dim) { return format_bits(format) ? (dim + 63) / 64 * 64 : dim; }
+
 size_t slab_bytes(Format format, int capacity, int dim) {
-  return slab_layout(format, (size_t)capacity, format_bits(format) ? align64((size_t)dim) : (size_t)dim).bytes;
+  return slab_layout(format, (size_t)capacity, (size_t)stored_dim(format, dim)).bytes;
 }
 
 void check_slab_bytes(const char* name, int64_t bytes, int format, int capacity, int dim) {

@@ -8,7 +8,10 @@ namespace thrifty {
 
 Format known_format(int id);  // throws std::invalid_argument
 
-// Bytes of a slab as formats/kv.py counts them: codes are of channels in multiples of 64.
+// Channels of a slab: codes are of whole groups of 64.
+int stored_dim(Format format, int dim);
+
+// Bytes of a slab as formats/kv.py counts them.
 size_t slab_bytes(Format format, int capacity, int dim);
 
 // Throws std::invalid_argument where `bytes` are fewer than a slab needs. Says nothing of a format or a capacity that no

@@ -125,6 +125,18 @@ struct WitnessArgs {
 };
 constexpr int kWitnessPad = kLanes;  // floats that kept scores need behind the last
 
+// Probabilities of rows over plain keys: see attention_map.hpp.
+struct MapArgs {
+  const float* q;       // as map_queries left them
+  const float* keys;    // [slots][dim]
+  const float* bias;    // [slots]; may be null
+  const int64_t* sees;  // [rows]
+  float* out;           // [rows][slots]
+  int rows, slots, dim;
+  float softcap;  // 0: none
+};
+constexpr int kMapScratchRows = 6;  // rows that a kernel scores at once, at most
+
 struct Kernels {
   const char* name;
   // Activations of one row -> panel blocks (destination stride kPanel). Columns beyond `columns` are zero.
@@ -145,6 +157,10 @@ struct Kernels {
   void (*attend_merge)(const AttendArgs&, int row, int head);
   void (*attend_accumulate)(const AttendArgs&, int page, uint8_t* scratch);
   void (*attend_witness)(const AttendArgs&, const WitnessArgs&, int row0, int row1, float* judged, size_t stride, float* found, uint8_t* scratch);
+  void (*map_queries)(const float* q, int rows, int dim, float factor, float* to);
+  void (*map_scores)(const MapArgs&, int slot, float* scratch);
+  void (*map_softmax)(const MapArgs&, int row);
+  void (*read_page)(const Span&, int page, int low, int high, int dim, int stored_dim, float* keys, float* values, uint8_t* scratch);
   bool (*compress_page)(const Span& from, int page, int slots, int dim, const Span& to, int to_page);  // false: not representable
   uint64_t (*read)(const uint8_t* data, size_t bytes);
 };
