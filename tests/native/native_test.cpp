@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "attend.hpp"
+#include "compress_driver.hpp"
 #include "gather.hpp"
 #include "isa.hpp"
 #include "linear.hpp"
@@ -63,7 +64,7 @@ struct Exact {
 
 constexpr uint16_t kHalfOne = 0x3c00, kHalfQuarter = 0x3400;  // fp16 1 and 0.25
 
-// A packed linear whose scales are 0.25 and whose minimums, if any, are 1.
+// A linear of any kind; scales of codes are 0.25 and minimums, if any, are 1.
 struct Packed {
   int kind, out, in, group;
   bool minimum;
@@ -71,6 +72,12 @@ struct Packed {
   std::vector<uint16_t> scales, minimums;
   Packed(int kind, int out, int in, int group, bool minimum) : kind(kind), out(out), in(in), group(group), minimum(minimum) {
     const size_t tiles = ((size_t)out + 15) / 16, blocks = ((size_t)in + 31) / 32, groups = ((size_t)in + (size_t)group - 1) / (size_t)group;
+    if (kind == 32) {
+      const auto weights = floats((size_t)out * (size_t)in);
+      codes.resize(weights.size() * sizeof(float));
+      std::memcpy(codes.data(), weights.data(), codes.size());
+      return;
+    }
     codes.resize(kind == 16 ? tiles * (((size_t)in + 1) / 2) * 64 : tiles * blocks * 64 * (size_t)kind);
     for (auto& c : codes) c = (uint8_t)random_source();
     if (kind == 16)
@@ -96,7 +103,7 @@ void test_matmul(const Packed& p, int m) {
         sum += term, size += std::fabs((double)row[(size_t)c]);
       }
       const double error = std::fabs(sum - (double)y[(size_t)i * (size_t)p.out + (size_t)r]);
-      expect(error <= size / 127 + 1e-4, "matmul " + std::to_string(p.kind) + " " + std::to_string(p.out) + "x" + std::to_string(p.in) + " m " + std::to_string(m));
+      expect(error <= (p.kind == 32 ? size * 1e-6 : size / 127) + 1e-4, "matmul " + std::to_string(p.kind) + " " + std::to_string(p.out) + "x" + std::to_string(p.in) + " m " + std::to_string(m));
     }
   }
   matmul(w, x.data() + (size_t)(m - 1) * (size_t)p.in, one.data(), 1);
@@ -104,10 +111,10 @@ void test_matmul(const Packed& p, int m) {
 }
 
 void test_matmuls() {
-  for (int kind : {4, 8, 16})
+  for (int kind : {4, 8, 16, 32})
     for (bool minimum : {false, true})
       for (auto [out, in, group] : {std::tuple{1, 1, 32}, {17, 33, 32}, {50, 100, 64}, {31, 160, 128}, {16, 2, 32}})
-        for (int m : {1, 2, 7, 19}) test_matmul(Packed(kind, out, in, group, minimum && kind != 16), m);
+        for (int m : {1, 2, 7, 19}) test_matmul(Packed(kind, out, in, group, minimum && kind < 16), m);
 }
 
 // A slab of any bytes whose parameters are finite.
@@ -149,6 +156,30 @@ void test_attention(int dim, int group, int kv_heads, int window, float softcap)
   for (float x : out) expect(std::isfinite(x), "attention is not finite");
 }
 
+// Values of one make every channel of a result one, the last as the first; keys that differ in the last channel alone attend to
+// their own slot.
+void test_last_channel(Format format, int dim) {
+  const int tokens = 70;
+  View view(1, 1, dim);
+  const SlabLayout at = slab_layout(Format::f32, 128, (size_t)dim);
+  Exact from(at.bytes, 0), to(slab_layout(format, 128, (size_t)dim).bytes, 0xff);
+  float *keys = (float*)from.data.get(), *values = (float*)(from.data.get() + at.values);
+  for (int i = 0; i < tokens * dim; i++) values[i] = 1.0f;
+  for (int i = 0; i < tokens; i++) keys[(i / kPage * dim + dim - 1) * kPage + i % kPage] = i == 66 ? 200.0f : 0.0f;
+  if (format_bits(format)) expect(compress({from.address(), at.bytes, Format::f32, 128}, {to.address(), slab_layout(format, 128, (size_t)dim).bytes, format, 128}, 1, dim, 0, tokens), "compress");
+  view.push(0, 0, format_bits(format) ? to.address() : from.address(), tokens, 128, (int)format, 0, true);
+  std::vector<float> q((size_t)dim, 1.0f), out((size_t)dim), sums((size_t)tokens);
+  Attention attention;
+  AttentionBuffers buffers;
+  attention.begin();
+  attention.add(view, 0, {1, 1.0f, 0.0f, 0, sums.data(), tokens}, 1, q.data(), out.data());
+  attention.prepare(buffers, Pool::shared().threads());
+  Pool::shared().run(Attention::scratch_bytes(dim, 1), [&](Worker& w) { attention.run(w); });
+  const std::string what = " of format " + std::to_string((int)format) + " and dimension " + std::to_string(dim);
+  for (float x : out) expect(std::fabs(x - 1.0f) < 1e-2f, "a channel" + what);
+  expect(std::fabs(sums[66] - 1.0f) < 1e-3f, "the last channel" + what);
+}
+
 // Rows in two pieces give each slot what they give it together; heads judge different slots, and one none.
 void test_witness(int dim, int group, float softcap, bool mean) {
   const int kv_heads = 3, heads = group * kv_heads, rows = 75, stride = 450;
@@ -173,14 +204,14 @@ void test_witness(int dim, int group, float softcap, bool mean) {
   expect_refused("judged slots among the forced ones", [&] { witness(shorter, 0, {20, heads, 30, 0.1f, softcap, mean}, {{0, 0, 401}, judged[1], judged[2]}, q.data(), pieces.data(), stride); });
 }
 
-void test_view() {
-  View view(1, 1, 64);
+void test_view(int dim) {
+  View view(1, 1, dim);
   std::vector<Exact> memory;
   for (int i = 0; i < 2; i++) {
-    memory.push_back(slab(Format::bf16, 64, 64));
+    memory.push_back(slab(Format::bf16, 64, dim));
     view.push(0, 0, memory.back().address(), 0, 64, (int)Format::bf16, 0, false);
   }
-  const auto x = floats(64);
+  const auto x = floats((size_t)dim);
   view.reserve(0, 100);
   for (int i = 0; i < 100; i++) view.write(0, 0, i, x.data(), x.data());
   view.truncate(0, 90);
@@ -188,7 +219,7 @@ void test_view() {
   expect_refused("too many tokens", [&] { view.reserve(0, 119); });
   expect_refused("a span without alignment", [&] { view.push(0, 0, 8, 0, 64, 1, 0, false); });
   expect_refused("a layer outside", [&] { view.push(1, 0, 64, 0, 64, 1, 0, false); });
-  expect_refused("a head dimension of 65", [] { View(1, 1, 65); });
+  for (int bad : {0, 14, 65, 258, 1088}) expect_refused("a head dimension of " + std::to_string(bad), [&] { View(1, 1, bad); });
   expect_refused("a group of 33", [] { make_linear(4, 64, 64, 0, 0, 16, 64, 33); });
 }
 
@@ -219,17 +250,17 @@ void test_gather(int dim) {
 }
 
 // A model of two layers with odd sizes: rows one by one equal a chunk.
-void test_plan(int kind) {
-  const int hidden = 70, inner = 50, vocabulary = 37, heads = 2, dim = 64, rows = 21, layers = 2;
+void test_plan(int kind, int dim) {
+  const int hidden = 70, inner = 50, vocabulary = 37, heads = 2, rows = 21, layers = 2, half = std::min(15, dim / 2);
   Plan plan({rows, layers, heads, 1, dim});
   std::vector<Packed> packed;
   packed.reserve(20);
   const auto linear = [&](int out, int in) {
-    packed.emplace_back(kind, out, in, 32, kind != 16);
+    packed.emplace_back(kind, out, in, 32, kind < 16);
     const Packed& p = packed.back();
-    return plan.add_linear(kind, (uintptr_t)p.codes.data(), (uintptr_t)p.scales.data(), kind == 16 ? 0 : (uintptr_t)p.minimums.data(), 0, out, in, 32);
+    return plan.add_linear(kind, (uintptr_t)p.codes.data(), (uintptr_t)p.scales.data(), kind < 16 ? (uintptr_t)p.minimums.data() : 0, 0, out, in, 32);
   };
-  const std::vector<float> norm(128, 0.1f);
+  const std::vector<float> norm(256, 0.1f);
   const uintptr_t n = (uintptr_t)norm.data();
   const int h = plan.add_buffer(hidden), q = plan.add_buffer(heads * dim), k = plan.add_buffer(dim), v = plan.add_buffer(dim);
   const int attended = plan.add_buffer(heads * dim), act = plan.add_buffer(inner), branch = plan.add_buffer(hidden);
@@ -237,7 +268,7 @@ void test_plan(int kind) {
   plan.add_embed(embedding, 0.5f, h);
   for (int layer = 0; layer < layers; layer++) {
     plan.add_project(layer, h, n, 1e-5f, {linear(heads * dim, hidden), linear(dim, hidden), linear(dim, hidden)}, {q, k, v}, false);
-    plan.add_rotate(layer, q, k, v, n, n, 1e-5f, 0, 30);
+    plan.add_rotate(layer, q, k, v, n, n, 1e-5f, 0, 2 * half);
     plan.add_attend(layer, q, attended, 0.1f, layer ? 5 : 0, 0.0f);
     plan.add_project(layer, attended, 0, 0, {linear(hidden, heads * dim)}, {branch}, false);
     plan.add_rows(layer, branch, n, 1e-5f, -1, h);
@@ -256,12 +287,12 @@ void test_plan(int kind) {
     for (int start = 0; start < rows; start += step) {
       const int count = std::min(step, rows - start);
       std::vector<int32_t> tokens, wanted, best((size_t)count);
-      std::vector<float> rotation(2 * (size_t)count * 15);
+      std::vector<float> rotation(2 * (size_t)count * (size_t)half);
       for (int i = 0; i < count; i++) {
         tokens.push_back((start + i) % vocabulary), wanted.push_back(i);
-        for (int c = 0; c < 15; c++) {
-          rotation[(size_t)(2 * i * 15 + c)] = std::cos((float)(start + i) / (float)(c + 1));
-          rotation[(size_t)((2 * i + 1) * 15 + c)] = std::sin((float)(start + i) / (float)(c + 1));
+        for (int c = 0; c < half; c++) {
+          rotation[(size_t)(2 * i * half + c)] = std::cos((float)(start + i) / (float)(c + 1));
+          rotation[(size_t)((2 * i + 1) * half + c)] = std::sin((float)(start + i) / (float)(c + 1));
         }
       }
       Step s;
@@ -372,12 +403,16 @@ int main() {
     }
     force_isa(isa);
     test_matmuls();
-    for (auto [dim, group, kv_heads] : {std::tuple{64, 3, 2}, {128, 1, 1}, {192, 7, 1}})
+    for (auto [dim, group, kv_heads] : {std::tuple{64, 3, 2}, {128, 1, 1}, {192, 7, 1}, {16, 2, 1}, {18, 1, 1}, {80, 3, 1}, {250, 5, 1}})
       for (int window : {0, 50}) test_attention(dim, group, kv_heads, window, window ? 5.0f : 0.0f);
-    for (bool mean : {false, true}) test_witness(64, 3, 0.0f, mean), test_witness(128, 1, 5.0f, mean);
-    test_view();
+    for (bool mean : {false, true}) test_witness(64, 3, 0.0f, mean), test_witness(128, 1, 5.0f, mean), test_witness(42, 2, 0.0f, mean);
+    for (int dim : {16, 18, 64, 66, 94, 96, 128})
+      for (Format format : {Format::f32, Format::int8, Format::int4, Format::int2, Format::int4g16, Format::int2g16}) test_last_channel(format, dim);
+    for (int dim : {64, 30}) test_view(dim);
     for (int dim : {64, 80}) test_gather(dim);
-    for (int kind : {4, 8, 16}) test_plan(kind), test_step(kind);
+    for (int kind : {4, 8, 16, 32})
+      for (int dim : {64, 42}) SmallPlan::dim = dim, test_plan(kind, dim), test_step(kind);
+    SmallPlan::dim = 64;
     test_growing_partials();
     test_late_arrival();
     expect(read_bandwidth(1, 1) > 0 && gemm_rate(1) > 0, "measurements");

@@ -2,7 +2,8 @@
 
 // A small plan over hidden states that the caller gives: attention and, where wanted, a mixture of experts in each layer.
 struct SmallPlan {
-  static constexpr int hidden = 70, heads = 2, dim = 64, inner = 50, experts = 5, shared = 33, low = 3;
+  static constexpr int hidden = 70, heads = 2, inner = 50, experts = 5, shared = 33, low = 3;
+  static inline int dim = 64;
   SmallPlan(int kind, int rows, int layers, bool mixture) : kind(kind), layers(layers), plan({rows, layers, heads, 1, dim}), router(floats(experts * hidden)), gate(floats(hidden)), norm(128, 0.1f) {
     packed.reserve((size_t)(layers * (4 + 3 * experts + 3)));
     const int h = plan.add_buffer(hidden), q = plan.add_buffer(heads * dim), k = plan.add_buffer(dim), v = plan.add_buffer(dim), attended = plan.add_buffer(heads * dim);
@@ -28,9 +29,9 @@ struct SmallPlan {
     }
   }
   int linear(int out, int in) {
-    packed.emplace_back(kind, out, in, 32, kind != 16);
+    packed.emplace_back(kind, out, in, 32, kind < 16);
     const Packed& p = packed.back();
-    return plan.add_linear(kind, (uintptr_t)p.codes.data(), (uintptr_t)p.scales.data(), kind == 16 ? 0 : (uintptr_t)p.minimums.data(), 0, out, in, 32);
+    return plan.add_linear(kind, (uintptr_t)p.codes.data(), (uintptr_t)p.scales.data(), kind < 16 ? (uintptr_t)p.minimums.data() : 0, 0, out, in, 32);
   }
   int plain(int out, const std::vector<float>& weights) { return plan.add_linear(32, (uintptr_t)weights.data(), 0, 0, 0, out, hidden, 0); }
 

@@ -25,7 +25,8 @@ MISSING = (
 
 
 class Linear(Protocol):
-    """A packed linear layer as the kernels see it (see formats/linear.py): sizes, and either codes or bf16 pairs."""
+    """A packed linear layer as the kernels see it (see formats/linear.py): sizes, and codes, bf16 pairs or
+    plain fp32."""
 
     out_features: int
     in_features: int
@@ -102,6 +103,9 @@ def packed(linear: Any, bias: Floats | None = None) -> Any:
     make = require().Linear
     if getattr(linear, "packed", False):
         return _call(make, kind=16, codes=_bits(linear.weight), bias=bias, **sizes)
+    weight = getattr(linear, "weight", None)
+    if weight is not None and weight.dtype == np.float32:
+        return _call(make, kind=32, codes=weight, bias=bias, **sizes)
     kind, group = getattr(linear, "bits", None), getattr(linear, "group", None)
     if kind not in (4, 8) or group not in (32, 64, 128):
         raise KernelError(f"no native kernel for {type(linear).__name__} {getattr(linear, 'label', '')}".rstrip())

@@ -62,6 +62,8 @@ def decoder(config: ModelConfig, bits: int = 4) -> Decoder:
         bias = torch.randn(place.out_features) * 0.1 if place.has_bias else None
         if name.endswith((".router", ".shared_gate")):  # as loaders keep them
             linear: PackedLinear = DenseLinear.from_weight(weight * 3)
+        elif bits == 32:
+            linear = DenseLinear.from_weight(weight, bias=bias)
         elif bits == 16:
             linear = DenseLinear.from_weight(weight, torch.bfloat16, packed=True, bias=bias)
         else:

@@ -11,7 +11,9 @@ import torch
 from tests.growing_cache import GrowingCache
 from tests.unit.kernels.native_pages import ISAS, native, using
 from tests.unit.kernels.native_plans import (
+    BIASED,
     DYNAMIC,
+    GEMMA,
     LLAMA,
     LONGROPE,
     MIXTRAL,
@@ -218,12 +220,35 @@ def test_a_rope_that_depends_on_the_length_needs_it() -> None:
     assert store.view.tokens(0) == 0
 
 
-def test_a_plain_linear_elsewhere_is_refused() -> None:
+def test_a_rounded_linear_that_is_not_packed_is_refused() -> None:
     native()
     made = decoder(MIXTRAL)
-    made.replace("layers.1.mlp.experts.up.3", DenseLinear.from_weight(torch.randn(80, 96)))
-    with pytest.raises(PlanUnsupported, match=r"layers.1.mlp.experts.up.3: no native kernel for DenseLinear f32"):
+    made.replace("layers.1.mlp.experts.up.3", DenseLinear.from_weight(torch.randn(80, 96), torch.bfloat16))
+    with pytest.raises(PlanUnsupported, match=r"layers.1.mlp.experts.up.3: no native kernel for DenseLinear bf16"):
         compile_plan(made, 8)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("config", [LLAMA, GEMMA, BIASED, *MIXTURES.values()], ids=lambda config: config.family)
+@pytest.mark.parametrize("head_dim", [None, 18, 80])
+def test_plain_linears_and_every_head_size(isa: str, config: ModelConfig, head_dim: int | None) -> None:
+    """Everything in fp32 is the decoder to what fp32 gives, in steps of any size to the bit."""
+    if head_dim is not None:
+        layers = tuple(
+            dataclasses.replace(
+                layer, rope=dataclasses.replace(layer.rope, dimension=min(layer.rope.dimension, head_dim))
+            )
+            for layer in config.layers
+        )
+        config = dataclasses.replace(config, head_dim=head_dim, layers=layers)
+    made, ids = decoder(config, bits=32), tokens(70)
+    with using(isa):
+        plan = compile_plan(made, 64)
+        found = feed(plan, config, ids, [40, 1, 1, 20, 8], "f32")
+        assert torch.equal(feed(plan, config, ids, [64, 6], "f32"), found)
+    with torch.no_grad():
+        wanted = made(ids.long(), torch.arange(70), GrowingCache(config), 70)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_the_workspace_of_experts_is_counted() -> None:

@@ -95,6 +95,32 @@ def test_bf16(isa: str, rows: int, columns: int) -> None:
         assert all(np.array_equal(dispatch.matmul(linear, x[i : i + 1])[0], y[i]) for i in range(37))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rows, columns", [(1, 1), (50, 97), (33, 320)])
+def test_plain_fp32(isa: str, rows: int, columns: int) -> None:
+    weight, x, bias = normal(rows, columns), normal(37, columns, seed=1), normal(rows, seed=2)
+    linear = DenseLinear.from_weight(weight)
+    with using(isa) as module:
+        y = dispatch.matmul(linear, x)
+        np.testing.assert_allclose(y, x.astype(np.float64) @ weight.T.astype(np.float64), rtol=1e-5, atol=2e-5)
+        assert all(np.array_equal(dispatch.matmul(linear, x[i : i + 1])[0], y[i]) for i in range(37))
+        shifted = np.empty_like(y)
+        module.matmul(dispatch.packed(linear, bias), x, shifted)
+    assert np.array_equal(shifted, y + bias)
+
+
+def test_a_native_linear_keeps_its_arrays() -> None:
+    module = native()
+    linear = made(4, False, 32, 50, 96)
+    wanted, x = dispatch.matmul(linear, normal(3, 96)), normal(3, 96)
+    held, y = dispatch.packed(linear), np.empty((3, 50), np.float32)
+    del linear
+    assert (held.kind, held.out_features, held.in_features) == (4, 50, 96)
+    made(4, True, 32, 50, 96, seed=9)  # takes the memory that would be free
+    module.matmul(held, x, y)
+    assert np.array_equal(y, wanted)
+
+
 def test_threads_do_not_change_a_bit() -> None:
     module = native()
     if module.available_threads() < 2:
@@ -123,5 +149,5 @@ def test_wrong_shapes_are_refused() -> None:
     linear.scales = linear.scales[:, :1]
     with pytest.raises(KernelError, match=r"scales is float16 .* expected float16 \(1, 2, 16\)"):
         dispatch.matmul(linear, normal(3, 64))
-    with pytest.raises(KernelError, match="no native kernel for DenseLinear f32"):
-        dispatch.matmul(DenseLinear.from_weight(normal(4, 4)), normal(1, 4))
+    with pytest.raises(KernelError, match="no native kernel for DenseLinear bf16"):
+        dispatch.matmul(DenseLinear.from_weight(normal(4, 4), BFLOAT16), normal(1, 4))

@@ -153,16 +153,16 @@ def test_workspace_is_counted() -> None:
 
 def test_an_unsupported_head_says_why() -> None:
     native()
-    config = dataclasses.replace(LLAMA, head_dim=80, layers=(LayerConfig(None, RopeConfig(1e4, 80)),))
-    with pytest.raises(PlanUnsupported, match="head_dim is 80; native attention takes multiples of 64 up to 1024"):
+    config = dataclasses.replace(LLAMA, head_dim=8, layers=(LayerConfig(None, RopeConfig(1e4, 8)),))
+    with pytest.raises(PlanUnsupported, match="head_dim is 8; native attention takes even ones from 16 to 256 and"):
         compile_plan(decoder(config), 8)
 
 
 def test_an_unsupported_linear_is_named() -> None:
     native()
     made = decoder(LLAMA)
-    made.replace("layers.1.mlp.down", DenseLinear.from_weight(torch.randn(96, 144)))
-    with pytest.raises(PlanUnsupported, match=r"layers.1.mlp.down: no native kernel for DenseLinear f32"):
+    made.replace("layers.1.mlp.down", DenseLinear.from_weight(torch.randn(96, 144), torch.bfloat16))
+    with pytest.raises(PlanUnsupported, match=r"layers.1.mlp.down: no native kernel for DenseLinear bf16"):
         compile_plan(made, 8)
 
 

@@ -143,8 +143,8 @@ def test_exchanging_checks_the_new_memory() -> None:
 
 
 def test_bad_views_and_cuts_are_refused() -> None:
-    with pytest.raises(ValueError, match="multiple of 64 up to 1024, not 80"):
-        native().View(1, 1, 80)
+    with pytest.raises(ValueError, match="an even number from 16 to 256, or a multiple of 64 up to 1024, not 81"):
+        native().View(1, 1, 81)
     made = open_view(1, 1, 64, 64)
     with pytest.raises(ValueError, match="cannot drop 1 tokens: layer 0 head 0 holds 0"):
         made.view.truncate(0, 1)

@@ -11,7 +11,7 @@ namespace thrifty {
 namespace {
 
 size_t partial_floats(const AttendArgs& a) {
-  return (size_t)a.n * (size_t)a.heads * (size_t)a.chunk_stride * (size_t)(a.dim + kPartialHeader);
+  return (size_t)a.n * (size_t)a.heads * (size_t)a.chunk_stride * (align64((size_t)a.dim) + kPartialHeader);
 }
 
 }  // namespace

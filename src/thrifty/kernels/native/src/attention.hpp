@@ -14,7 +14,8 @@ static void scale_queries(const AttendArgs& a, int row0, Tile& t) {
   const V scale = set1(a.scale * kLog2e);
   for (int r = 0; r < t.rows; r++) {
     const float* q = a.q + ((size_t)(row0 + r / a.group) * a.heads + a.kv_head * a.group + r % a.group) * a.dim;
-    for (int c = 0; c < a.dim; c += kLanes) store(t.rows_q + (size_t)r * a.dim + c, mul(load(q + c), scale));
+    for (int c = 0; c < a.dim; c += kLanes) store(t.rows_q + (size_t)r * t.dim + c, mul(load_some(q + c, a.dim - c), scale));
+    for (int c = (a.dim + kLanes - 1) / kLanes * kLanes; c < t.dim; c += kLanes) store(t.rows_q + (size_t)r * t.dim + c, zero());
   }
 }
 
@@ -32,7 +33,7 @@ THRIFTY_INLINE void merge_factors(float* maximum, float* sum, const float* chunk
   store(sum, add(mul(load(sum), u), mul(load(chunk_sum), v)));
 }
 THRIFTY_INLINE void merge_values(float* acc, const float* chunk, int dim, float f, float g) {
-  for (int c = 0; c < dim; c += kLanes) store(acc + c, fma(load(chunk + c), set1(g), mul(load(acc + c), set1(f))));
+  for (int c = 0; c < dim; c += kLanes) store_some(acc + c, fma(load(chunk + c), set1(g), mul(load_some(acc + c, dim - c), set1(f))), dim - c);
 }
 
 static void limits(const AttendArgs& a, int row0, const Block& b, Tile& t) {
@@ -103,7 +104,7 @@ static int page_count(const AttendArgs& a) {
 static void write_row(const AttendArgs& a, int row, int head, float maximum, float sum, const float* acc) {
   float* out = a.out + ((size_t)row * a.heads + head) * a.dim;
   const V inverse = set1(sum > 0.0f ? 1.0f / sum : 0.0f);
-  for (int c = 0; c < a.dim; c += kLanes) store(out + c, mul(load(acc + c), inverse));
+  for (int c = 0; c < a.dim; c += kLanes) store_some(out + c, mul(load_some(acc + c, a.dim - c), inverse), a.dim - c);
   if (a.finals) a.finals[((size_t)row * a.heads + head) * 2] = maximum, a.finals[((size_t)row * a.heads + head) * 2 + 1] = sum;
 }
 
@@ -127,7 +128,7 @@ static void attend_tile(const AttendArgs& a, int row0, int row1, uint8_t* scratc
   scale_queries(a, row0, t);
   start_chunk(t);
   for (int r = 0; r < t.rows; r++) t.total_max[r] = kLowest, t.total_sum[r] = 0.0f;
-  __builtin_memset(t.total, 0, sizeof(float) * (size_t)t.rows * a.dim);
+  __builtin_memset(t.total, 0, sizeof(float) * (size_t)t.rows * t.dim);
   int chunk = -1;
   const int start = a.first_chunk * kChunkPages - a.base_pages;
   each_block(a, start > 0 ? start : 0, page_count(a), [&](Block& b, int page) __attribute__((always_inline)) {
@@ -139,11 +140,11 @@ static void attend_tile(const AttendArgs& a, int row0, int row1, uint8_t* scratc
   });
   if (t.chunk_used) merge_tile(t);
   for (int r = 0; r < t.rows; r++)
-    write_row(a, row0 + r / a.group, a.kv_head * a.group + r % a.group, t.total_max[r], t.total_sum[r], t.total + (size_t)r * a.dim);
+    write_row(a, row0 + r / a.group, a.kv_head * a.group + r % a.group, t.total_max[r], t.total_sum[r], t.total + (size_t)r * t.dim);
 }
 
 THRIFTY_INLINE float* partial(const AttendArgs& a, int row, int head, int chunk) {
-  return a.partials + (((size_t)row * a.heads + head) * a.chunk_stride + (chunk - a.first_chunk)) * (a.dim + kPartialHeader);
+  return a.partials + (((size_t)row * a.heads + head) * a.chunk_stride + (chunk - a.first_chunk)) * (align64(a.dim) + kPartialHeader);
 }
 
 // All rows over one chunk; the result goes to the partials.
@@ -160,7 +161,7 @@ static void attend_chunk(const AttendArgs& a, int chunk, uint8_t* scratch) {
     for (int r = 0; r < t.rows; r++) {
       float* to = partial(a, row0 + r / a.group, a.kv_head * a.group + r % a.group, chunk);
       to[0] = t.chunk_max[r], to[1] = t.chunk_sum[r];
-      __builtin_memcpy(to + kPartialHeader, t.chunk + (size_t)r * a.dim, sizeof(float) * a.dim);
+      __builtin_memcpy(to + kPartialHeader, t.chunk + (size_t)r * t.dim, sizeof(float) * t.dim);
     }
   }
 }
@@ -169,7 +170,7 @@ static void attend_chunk(const AttendArgs& a, int chunk, uint8_t* scratch) {
 static void attend_merge(const AttendArgs& a, int row, int head) {
   float f[kLanes], g[kLanes], maximum[kLanes] = {kLowest}, sum[kLanes] = {}, chunk_max[kLanes] = {}, chunk_sum[kLanes] = {};
   float* acc = a.out + ((size_t)row * a.heads + head) * a.dim;
-  for (int c = 0; c < a.dim; c += kLanes) store(acc + c, zero());
+  for (int c = 0; c < a.dim; c++) acc[c] = 0.0f;
   for (int chunk = a.first_chunk; chunk < a.first_chunk + a.chunks; chunk++) {
     const float* p = partial(a, row, head, chunk);
     if (p[1] == 0.0f) continue;

@@ -37,11 +37,11 @@ template <int R, class T> THRIFTY_INLINE void score(const float* q, const T* key
   }
 }
 
-// values of the chunk: acc[r] = acc[r] * fade[r] + sum over slots of p[r][slot] * values[slot]
+// values of the chunk: acc[r] = acc[r] * fade[r] + sum over slots of p[r][slot] * values[slot], rows `dim` apart
 template <int R, class T>
-THRIFTY_INLINE void weigh(const float* p, const float* fade, const T* values, int slots, int dim, float* acc_rows, const uint8_t* ahead) {
+THRIFTY_INLINE void weigh(const float* p, const float* fade, const T* values, int slots, int size, int dim, float* acc_rows, const uint8_t* ahead) {
   constexpr int N = kScoreVectors;
-  for (int j = 0; j < dim / kLanes; j += N) {
+  for (int j = 0; j * kLanes < size; j += N) {
     V acc[R][N];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -166,10 +166,10 @@ template <class T> struct Numbers {
   static constexpr bool kRounded = false;  // whether weights are taken as bf16 pairs
   const T *keys, *values;
   template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block& b, Tile& t, int first) const {
-    score<R>(t.q + (size_t)first * t.dim, keys, t.dim, t.scores, sizeof(T) == 2 ? ahead_of(b, t.dim).keys : nullptr);
+    score<R>(t.q + (size_t)first * t.dim, keys, t.size, t.scores, sizeof(T) == 2 ? ahead_of(b, t.size).keys : nullptr);
   }
   template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {
-    weigh<R>(t.scores, fade, values, b.slots, t.dim, t.chunk + (size_t)first * t.dim, sizeof(T) == 2 ? ahead_of(b, t.dim).values : nullptr);
+    weigh<R>(t.scores, fade, values, b.slots, t.size, t.dim, t.chunk + (size_t)first * t.dim, sizeof(T) == 2 ? ahead_of(b, t.size).values : nullptr);
   }
 };
 #if defined(THRIFTY_PAIRS)
@@ -178,17 +178,17 @@ template <bool INTERLEAVED> struct PairNumbers {
   static constexpr bool kRounded = true;
   const uint16_t *keys, *values;
   template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block& b, Tile& t, int first) const {
-    score_pairs<R, INTERLEAVED>((const uint32_t*)t.q + (size_t)first * (t.dim / 2), keys, t.dim, t.scores, INTERLEAVED ? nullptr : ahead_of(b, t.dim).keys);
+    score_pairs<R, INTERLEAVED>((const uint32_t*)t.q + (size_t)first * (t.dim / 2), keys, t.size, t.scores, INTERLEAVED ? nullptr : ahead_of(b, t.size).keys);
   }
   template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {
-    weigh_pairs<R, INTERLEAVED>(t.pairs, fade, values, b.slots, t.dim, t.chunk + (size_t)first * t.dim, INTERLEAVED ? nullptr : ahead_of(b, t.dim).values);
+    weigh_pairs<R, INTERLEAVED>(t.pairs, fade, values, b.slots, t.dim, t.chunk + (size_t)first * t.dim, INTERLEAVED ? nullptr : ahead_of(b, t.size).values);
   }
 };
 // ... or codes.
 template <int B, int H> struct Codes {
   static constexpr bool kRounded = false;
   template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block& b, Tile& t, int first) const {
-    if (b.next && t.rows <= kScoreRows) fetch_page(*b.next, b.next_page, t.dim);
+    if (b.next && t.rows <= kScoreRows) fetch_page(*b.next, b.next_page, t.size);
     score_codes<B, H, R>(*b.span, b.page, t.rows_q + (size_t)first * t.dim, b.slots, t.dim, t.scores);
   }
   template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {
@@ -259,27 +259,29 @@ THRIFTY_INLINE void group_queries(Tile& t, QueryOrder order) {
     }
 #endif
     for (int r = 0; r < count; r++)
-      for (int c = 0; c < t.dim; c++) t.q[(size_t)first * t.dim + (size_t)c * count + r] = from[(size_t)r * t.dim + c];
+      for (int c = 0; c < t.size; c++) t.q[(size_t)first * t.dim + (size_t)c * count + r] = from[(size_t)r * t.dim + c];
   }
 }
 
-// Converts what is not read as it is stored: other formats, and bf16 pages that many rows read.
+// Converts what is not read as it is stored: other formats, and bf16 pages that many rows read or whose rows end within a
+// slice of 64.
 THRIFTY_INLINE void prepare_block(Block& b, Tile& t) {
-  const bool many = t.rows > kScoreRows, bf16 = b.span->format == Format::bf16;
+  const bool few = t.rows <= kScoreRows, whole = t.size == t.dim, bf16 = b.span->format == Format::bf16;
+  if (few && !whole && !format_bits(b.span->format) && b.next) fetch_page(*b.next, b.next_page, t.size);
 #if defined(THRIFTY_PAIRS)
   if (format_bits(b.span->format)) return;
   if (bf16) {
     group_queries(t, QueryOrder::pairs);
-    if (!many) return;
-    const size_t page = (size_t)b.page * kPage * t.dim;
-    interleave_page((const uint16_t*)b.span->base + page, (const uint16_t*)(b.span->base + slab_layout(Format::bf16, b.span->capacity, t.dim).values) + page,
-                    t.keys_only ? 0 : b.slots, t.dim, (uint16_t*)t.keys, (uint16_t*)t.values);
+    if (few && whole) return;
+    const size_t page = (size_t)b.page * kPage * t.size;
+    interleave_page((const uint16_t*)b.span->base + page, (const uint16_t*)(b.span->base + slab_layout(Format::bf16, b.span->capacity, t.size).values) + page,
+                    t.keys_only ? 0 : b.slots, t.size, (uint16_t*)t.keys, (uint16_t*)t.values);
     b.interleaved = true;
     return;
   }
 #endif
   group_queries(t, QueryOrder::channels);
-  if (!bf16 || many) convert(b, t);
+  if (!bf16 || !few || !whole) convert(b, t);
 }
 
 }  // namespace thrifty::THRIFTY_ISA

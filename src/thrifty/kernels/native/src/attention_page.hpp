@@ -22,16 +22,19 @@ struct Block {  // one page of one span
   bool interleaved = false;        // a bf16 page lies in the tile's scratch as pairs of rows (attention_pairs.hpp)
 };
 
-// The arrays of one page of a quantised span.
+// The arrays of one page of a quantised span; `dim` padded or not.
 struct CodePage {
   const uint8_t *keys, *values;
   const uint16_t *key_params, *value_params;  // [scale, minimum][group of the page][dim], [scale, minimum][group of channels][kPage]
 };
 THRIFTY_INLINE CodePage code_page(const Span& s, int page, int dim) {
-  const SlabLayout at = slab_layout(s.format, s.capacity, dim);
+  const SlabLayout at = slab_layout(s.format, s.capacity, dim = (int)align64(dim));
   const size_t bytes = (size_t)page * dim * 8 * format_bits(s.format), params = (size_t)page * 2 * format_groups(s.format) * dim;
   return {s.base + bytes, s.base + at.values + bytes, (const uint16_t*)(s.base + at.key_params) + params, (const uint16_t*)(s.base + at.value_params) + params};
 }
+
+THRIFTY_INLINE V load_as_float(const float* p) { return load(p); }
+THRIFTY_INLINE V load_as_float(const uint16_t* p) { return load_bf16(p); }
 
 // Keys and values of the page behind a bf16 page, where that is one too.
 struct Ahead {
@@ -46,7 +49,8 @@ THRIFTY_INLINE Ahead ahead_of(const Block& b, int dim) {
 enum class QueryOrder { none, channels, pairs };
 
 struct Tile {  // scratch of one worker
-  int rows, dim, first_row = 0;
+  int rows, first_row = 0;
+  int size, dim;  // of a head; padded to a multiple of 64, the stride of rows, with zeros behind queries
   float *q, *rows_q, *scores, *chunk, *total, *keys, *values, *params;
   float *chunk_max, *chunk_sum, *total_max, *total_sum;
   int *low, *high;
@@ -56,15 +60,17 @@ struct Tile {  // scratch of one worker
   bool keys_only = false;  // a page's values are not asked for
 };
 
-static size_t attend_scratch(int dim, int group) {
+static size_t attend_scratch(int size, int group) {
+  const size_t dim = align64(size);
   size_t rows = (size_t)(group > kTileRows ? group : kTileRows) + kScoreRows;
-  return 64 * 14 + sizeof(float) * (rows * (4 * (size_t)dim + 8) + kScoreRows * 2 * kPage + 2 * (size_t)kPage * dim + 8 * (size_t)dim);
+  return 64 * 14 + sizeof(float) * (rows * (4 * dim + 8) + kScoreRows * 2 * kPage + 2 * (size_t)kPage * dim + 8 * dim);
 }
 static int attend_rows(int group) { return group >= kTileRows ? 1 : kTileRows / group; }
 
-static Tile make_tile(int rows, int dim, uint8_t* scratch) {
+static Tile make_tile(int rows, int size, uint8_t* scratch) {
   Tile t;
-  t.rows = rows, t.dim = dim, t.chunk_used = false, t.order = QueryOrder::none;
+  const int dim = (int)align64(size);
+  t.rows = rows, t.size = size, t.dim = dim, t.chunk_used = false, t.order = QueryOrder::none;
   size_t padded = (size_t)rows + kScoreRows;
   auto take = [&](size_t floats) {
     float* p = (float*)scratch;
@@ -105,22 +111,38 @@ template <int B, int H> static void convert_codes(const Span& s, int page, int s
       }
 }
 
-static void convert_bf16(const Span& s, int page, int slots, int dim, Tile& t) {
-  const uint16_t* keys = (const uint16_t*)s.base + (size_t)page * kPage * dim;
-  const uint16_t* values = (const uint16_t*)(s.base + slab_layout(s.format, s.capacity, dim).values) + (size_t)page * kPage * dim;
-  for (int i = 0; i < kPage * dim; i += kLanes) store(t.keys + i, load_bf16(keys + i));
-  if (t.keys_only) return;
-  for (int i = 0; i < slots * dim; i += kLanes) store(t.values + i, load_bf16(values + i));
+// Up to 16 numbers of a longer row, missing lanes zero.
+template <class T> THRIFTY_INLINE V load_some_as_float(const T* p, int count) {
+  if (count >= kLanes) return load_as_float(p);
+  T t[kLanes] = {};
+  __builtin_memcpy(t, p, sizeof(T) * (size_t)count);
+  return load_as_float(t);
+}
+
+// Rows of values -> fp32 rows of the tile's stride, zero behind a head's own numbers.
+template <class T> static void convert_values(const T* values, int slots, Tile& t) {
+  for (int i = 0; i < slots; i++)
+    for (int c = 0; c < t.dim; c += kLanes) store(t.values + (size_t)i * t.dim + c, c < t.size ? load_some_as_float(values + (size_t)i * t.size + c, t.size - c) : zero());
+}
+
+static void convert_bf16(const Span& s, int page, int slots, Tile& t) {
+  const uint16_t* keys = (const uint16_t*)s.base + (size_t)page * kPage * t.size;
+  const uint16_t* values = (const uint16_t*)(s.base + slab_layout(s.format, s.capacity, t.size).values) + (size_t)page * kPage * t.size;
+  for (int i = 0; i < kPage * t.size; i += kLanes) store(t.keys + i, load_bf16(keys + i));
+  if (!t.keys_only) convert_values(values, slots, t);
 }
 
 static void convert(Block& b, Tile& t) {
   switch (b.span->format) {
     case Format::f32: {
-      const size_t at = slab_layout(Format::f32, b.span->capacity, t.dim).values, page = (size_t)b.page * kPage * t.dim;
+      const size_t at = slab_layout(Format::f32, b.span->capacity, t.size).values, page = (size_t)b.page * kPage * t.size;
       b.keys32 = (const float*)b.span->base + page, b.values32 = (const float*)(b.span->base + at) + page;
+      if (t.size == t.dim) return;
+      if (!t.keys_only) convert_values(b.values32, b.slots, t);
+      b.values32 = t.values;
       return;
     }
-    case Format::bf16: convert_bf16(*b.span, b.page, b.slots, t.dim, t); break;
+    case Format::bf16: convert_bf16(*b.span, b.page, b.slots, t); break;
     case Format::int8: convert_codes<8, 2>(*b.span, b.page, b.slots, t.dim, t); break;
     case Format::int4: convert_codes<4, 2>(*b.span, b.page, b.slots, t.dim, t); break;
     case Format::int2: convert_codes<2, 2>(*b.span, b.page, b.slots, t.dim, t); break;
@@ -129,8 +151,5 @@ static void convert(Block& b, Tile& t) {
   }
   b.keys32 = t.keys, b.values32 = t.values;
 }
-
-THRIFTY_INLINE V load_as_float(const float* p) { return load(p); }
-THRIFTY_INLINE V load_as_float(const uint16_t* p) { return load_bf16(p); }
 
 }  // namespace thrifty::THRIFTY_ISA

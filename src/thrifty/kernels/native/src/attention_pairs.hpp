@@ -14,17 +14,27 @@ THRIFTY_INLINE void round_queries(const float* q, int rows, int dim, uint32_t* p
       store_bf16((uint16_t*)(pairs + ((c / 64) * rows + r) * kPairs + c % 64 / 2), load(q + (size_t)r * dim + c), load(q + (size_t)r * dim + c + kLanes));
 }
 
-// A page as pairs of rows: keys [dim / 2][kPage][2], values [kPage / 2][dim][2]; the slot behind an odd last one is zero.
-static void interleave_page(const uint16_t* keys, const uint16_t* values, int slots, int dim, uint16_t* key_pairs, uint16_t* value_pairs) {
+// The last channels of two rows, less than 64, with zeros behind them.
+THRIFTY_INLINE void interleave_rest(const uint16_t* a, const uint16_t* b, int count, I* w) {
+  alignas(64) uint16_t rows[2][64] = {};
+  __builtin_memcpy(rows[0], a, sizeof(uint16_t) * (size_t)count);
+  if (b) __builtin_memcpy(rows[1], b, sizeof(uint16_t) * (size_t)count);
+  interleave(rows[0], rows[1], w);
+}
+
+// A page as pairs of rows: keys [size / 2][kPage][2], values [kPage / 2][align64(size)][2]; the slot behind an odd last one is
+// zero.
+static void interleave_page(const uint16_t* keys, const uint16_t* values, int slots, int size, uint16_t* key_pairs, uint16_t* value_pairs) {
   I w[4];
-  for (int c = 0; c < dim; c += 2, key_pairs += 2 * kPage) {
+  for (int c = 0; c < size; c += 2, key_pairs += 2 * kPage) {
     interleave(keys + (size_t)c * kPage, keys + (size_t)(c + 1) * kPage, w);
     for (int j = 0; j < 4; j++) store_bytes(key_pairs + j * 2 * kLanes, w[j]);
   }
   for (int i = 0; i < slots; i += 2)
-    for (int c = 0; c < dim; c += 64, value_pairs += 128) {
-      const uint16_t* row = values + (size_t)i * dim + c;
-      interleave(row, i + 1 < slots ? row + dim : nullptr, w);
+    for (int c = 0; c < size; c += 64, value_pairs += 128) {
+      const uint16_t *row = values + (size_t)i * size + c, *next = i + 1 < slots ? row + size : nullptr;
+      if (size - c >= 64) interleave(row, next, w);
+      else interleave_rest(row, next, size - c, w);
       for (int j = 0; j < 4; j++) store_bytes(value_pairs + j * 2 * kLanes, w[j]);
     }
 }
@@ -47,14 +57,14 @@ template <int R> THRIFTY_INLINE void accumulate_pairs(const I* w, const uint32_t
 }
 
 // INTERLEAVED: `keys` is what interleave_page made; else the page itself, and `ahead` is fetched.
-template <int R, bool INTERLEAVED> THRIFTY_INLINE void score_pairs(const uint32_t* q, const uint16_t* keys, int dim, float* scores, const uint8_t* ahead) {
+template <int R, bool INTERLEAVED> THRIFTY_INLINE void score_pairs(const uint32_t* q, const uint16_t* keys, int size, float* scores, const uint8_t* ahead) {
   V acc[R][4];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) acc[r][j] = zero();
-  for (int slice = 0; slice < dim / 64; slice++, q += R * kPairs)
-    for (int c = 0; c < kPairs; c++, keys += 2 * kPage) {
+  for (int slice = 0; slice * 64 < size; slice++, q += R * kPairs)
+    for (int c = 0, end = size - slice * 64 < 64 ? size % 64 / 2 : kPairs; c < end; c++, keys += 2 * kPage) {
       I w[4];
       if constexpr (INTERLEAVED) {
 #pragma GCC unroll 4

@@ -13,7 +13,7 @@ bool compress(const SlabRows& from, const SlabRows& to, int count, int dim, int 
   const auto refuse = [](const char* message) { throw std::invalid_argument(message); };
   if (!from.address || !to.address || from.address % 64 || to.address % 64 || from.stride % 64 || to.stride % 64) refuse("slabs must be 64-byte aligned and not null");
   if (format_bits(from.format) || !format_bits(to.format)) refuse("compress goes from f32 or bf16 to a format of codes");
-  if (dim < 64 || dim % 64 || count < 0 || tokens < 0 || first_page < 0) refuse("compress needs a head dimension that is a multiple of 64, and no negative sizes");
+  if (dim < 2 || dim % 2 || count < 0 || tokens < 0 || first_page < 0) refuse("compress needs an even head dimension, and no negative sizes");
   if (from.capacity % kPage || to.capacity % kPage || first_page * kPage + tokens > from.capacity || tokens > to.capacity) refuse("compress: the tokens do not fit the slabs");
   const int pages = (tokens + kPage - 1) / kPage, total = pages * count;
   std::atomic<bool> fine{true};

@@ -60,16 +60,18 @@ template <int B, int N, class T> THRIFTY_INLINE bool compress_group(const T* fro
 }
 
 // H groups of 64 numbers, as in attention_page.hpp.
-template <int B, int H, class T> static bool compress_keys(const T* keys, int slots, int dim, uint8_t* codes, uint16_t* params) {
-  constexpr int rows = code_rows(B), size = kPage / H;
+// `size` channels to a multiple of 64, `dim`: the last one again and again.
+template <int B, int H, class T> static bool compress_keys(const T* keys, int slots, int size, uint8_t* codes, uint16_t* params) {
+  constexpr int rows = code_rows(B), group = kPage / H;
+  const int dim = (int)align64(size);
   bool fine = true;
   float numbers[rows * kPage];
   for (int c = 0; c < dim; c += rows, codes += 4 * 64) {
     for (int e = 0; e < rows; e++)
       for (int h = 0; h < H; h++) {
         Affine a{};
-        const int count = slots - size * h < size ? slots - size * h : size;
-        fine = compress_group<B, size / kLanes>(keys + (size_t)(c + e) * kPage + size * h, count, numbers + e * kPage + size * h, a) && fine;
+        const int count = slots - group * h < group ? slots - group * h : group, channel = c + e < size ? c + e : size - 1;
+        fine = compress_group<B, group / kLanes>(keys + (size_t)channel * kPage + group * h, count, numbers + e * kPage + group * h, a) && fine;
         params[h * dim + c + e] = a.scale_bits, params[(H + h) * dim + c + e] = a.minimum_bits;
       }
     for (int j = 0; j < 4; j++) pack_vector<B>(numbers + j * kLanes, kPage, codes + 64 * j);
@@ -77,35 +79,43 @@ template <int B, int H, class T> static bool compress_keys(const T* keys, int sl
   return fine;
 }
 
-template <int B, int H, class T> static bool compress_values(const T* values, int slots, int dim, uint8_t* codes, uint16_t* params) {
-  constexpr int rows = code_rows(B), size = kPage / H, vectors = size / kLanes;
-  const int groups = dim / size;
+template <int B, int H, class T> static bool compress_values(const T* values, int slots, int size, uint8_t* codes, uint16_t* params) {
+  constexpr int rows = code_rows(B), group = kPage / H, vectors = group / kLanes;
+  const int dim = (int)align64(size), groups = dim / group;
   bool fine = true;
-  float numbers[rows * size];
+  float numbers[rows * group];
+  T rest[group];  // a group that ends beyond the row
+  const auto channels = [&](int slot, int first) {
+    const T* row = values + (size_t)slot * size;
+    if (first + group <= size) return row + first;
+    for (int i = 0; i < group; i++) rest[i] = row[first + i < size ? first + i : size - 1];
+    return (const T*)rest;
+  };
   for (int i = 0; i < kPage; i += rows)
     for (int g = 0; g < groups; g++) {
       for (int e = 0; e < rows; e++) {
         const int slot = i + e;
         Affine a{};
-        fine = compress_group<B, vectors>(values + (size_t)slot * dim + g * size, slot < slots ? size : 0, numbers + e * size, a) && fine;
+        if (slot < slots) fine = compress_group<B, vectors>(channels(slot, g * group), group, numbers + e * group, a) && fine;
+        else compress_group<B, vectors>(values, 0, numbers + e * group, a);
         params[g * kPage + slot] = a.scale_bits, params[(groups + g) * kPage + slot] = a.minimum_bits;
       }
-      for (int j = 0; j < vectors; j++) pack_vector<B>(numbers + j * kLanes, size, codes + ((size_t)(i / rows) * (dim / kLanes) + vectors * g + j) * 64);
+      for (int j = 0; j < vectors; j++) pack_vector<B>(numbers + j * kLanes, group, codes + ((size_t)(i / rows) * (dim / kLanes) + vectors * g + j) * 64);
     }
   return fine;
 }
 
 // One page of a full-precision span -> page `to` of a quantised one. False where its numbers cannot be held.
-template <int B, int H> static bool compress_to(const Span& from, int page, int slots, int dim, const CodePage& to) {
+template <int B, int H> static bool compress_to(const Span& from, int page, int slots, int size, const CodePage& to) {
   uint8_t *keys = (uint8_t*)to.keys, *values = (uint8_t*)to.values;
   uint16_t *key_params = (uint16_t*)to.key_params, *value_params = (uint16_t*)to.value_params;
-  const size_t start = (size_t)page * kPage * dim, second = slab_layout(from.format, from.capacity, dim).values;
+  const size_t start = (size_t)page * kPage * size, second = slab_layout(from.format, from.capacity, size).values;
   if (from.format == Format::f32) {
     const float *k = (const float*)from.base + start, *v = (const float*)(from.base + second) + start;
-    return compress_keys<B, H>(k, slots, dim, keys, key_params) & compress_values<B, H>(v, slots, dim, values, value_params);
+    return compress_keys<B, H>(k, slots, size, keys, key_params) & compress_values<B, H>(v, slots, size, values, value_params);
   }
   const uint16_t *k = (const uint16_t*)from.base + start, *v = (const uint16_t*)(from.base + second) + start;
-  return compress_keys<B, H>(k, slots, dim, keys, key_params) & compress_values<B, H>(v, slots, dim, values, value_params);
+  return compress_keys<B, H>(k, slots, size, keys, key_params) & compress_values<B, H>(v, slots, size, values, value_params);
 }
 
 static bool compress_page(const Span& from, int page, int slots, int dim, const Span& target, int target_page) {

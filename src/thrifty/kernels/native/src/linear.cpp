@@ -84,7 +84,7 @@ void copy_row(const Linear& w, const uint8_t* panel, int from, uint8_t* target, 
 const uint8_t* row_in_panel(const Linear& w, const uint8_t* panel, int row) { return panel + Items(w).start(row); }
 
 void fetch_tile(const Linear& w, int tile) {
-  const size_t bytes = w.kind == 16 ? ((size_t)w.in + 1) / 2 * 64 : (size_t)w.blocks() * 64 * (size_t)w.kind;
+  const size_t bytes = w.kind == 32 ? (size_t)w.in * kLanes * sizeof(float) : w.kind == 16 ? ((size_t)w.in + 1) / 2 * 64 : (size_t)w.blocks() * 64 * (size_t)w.kind;
   const uint8_t* from = w.codes + (size_t)tile * bytes;
   for (size_t i = 0; i < kFetchBytes; i += 64) __builtin_prefetch(from + i);
 }
@@ -99,20 +99,13 @@ float dot(const float* a, const float* b, int count) {
   return sum;
 }
 
-void plain_tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add) {
-  const float *x = (const float*)activations, *weights = (const float*)w.codes;
-  const size_t in = (size_t)w.in;
-  const int first = tile0 * kLanes, end = std::min(tile1 * kLanes, w.out);
-  for (int row = row0; row < row1; row++, y += stride)
-    for (int c = first; c < end; c++) {
-      const float value = dot(weights + (size_t)c * in, x + (size_t)row * in, w.in) + (w.bias ? w.bias[c] : 0.0f);
-      y[c - first] = add ? y[c - first] + value : value;
-    }
-}
-
 void linear_row(const Linear& w, int row, float* out) {
   const size_t tile = (size_t)row / kLanes;
   const int lane = row % kLanes;
+  if (w.kind == 32) {
+    std::memcpy(out, (const float*)w.codes + (size_t)row * (size_t)w.in, (size_t)w.in * sizeof(float));
+    return;
+  }
   if (w.kind == 16) {
     const size_t pairs = ((size_t)w.in + 1) / 2;
     for (int c = 0; c < w.in; c++) {

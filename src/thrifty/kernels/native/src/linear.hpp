@@ -1,5 +1,6 @@
-// Packed linear layers: checks, activation panels, tiling over the pool, row lookup.
+// Linear layers, packed or of plain fp32 rows: checks, activation panels, tiling over the pool, row lookup.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <vector>
@@ -25,9 +26,6 @@ const uint8_t* row_in_panel(const Linear& linear, const uint8_t* panel, int row)
 // a . b, added in sixteen interleaved sums, whatever the instruction set.
 float dot(const float* a, const float* b, int count);
 
-// As the kernels' `tiles`, for linears of kind 32: activations and weights are plain rows of fp32.
-void plain_tiles(const Linear& linear, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add);
-
 // A row of the weight matrix in fp32 (embedding lookup): out[in].
 void linear_row(const Linear& linear, int row, float* out);
 
@@ -37,21 +35,17 @@ int rows_per_pass(const Linear& linear);
 // Asks for the first bytes of a tile, as many as the kernels for one row ask for ahead.
 void fetch_tile(const Linear& linear, int tile);
 
-// Numbered tasks, each claimed by one worker. Apart: each worker has a part of its own and takes from the others' only when
-// that is done, so that what it fetches ahead is its own. Else first come, first served.
+// Counters of claimed tasks, one for each worker's part of the work.
 class Claims {
  public:
   void reset(int workers) {
     if ((int)parts_.size() < workers) parts_ = std::vector<Part>((size_t)workers);
     for (Part& part : parts_) part.next.store(0, std::memory_order_relaxed);
   }
-  template <class F> void each(const Worker& w, int total, bool apart, F&& work) {
-    for (int i = 0; i < (apart ? w.count : 1); i++) {
-      const Worker owner{(w.id + i) % w.count, w.count, nullptr, nullptr};
-      const int begin = apart ? owner.begin(total) : 0, end = apart ? owner.end(total) : total;
-      auto& next = parts_[apart ? (size_t)owner.id : 0].next;
-      for (int task = begin + next.fetch_add(1, std::memory_order_relaxed); task < end; task = begin + next.fetch_add(1, std::memory_order_relaxed)) work(task);
-    }
+  // Calls work(task) for the tasks 0..total-1 of a part that nobody has claimed.
+  template <class F> void each(int part, int total, F&& work) {
+    auto& next = parts_[(size_t)part].next;
+    for (int task = next.fetch_add(1, std::memory_order_relaxed); task < total; task = next.fetch_add(1, std::memory_order_relaxed)) work(task);
   }
 
  private:
@@ -61,24 +55,41 @@ class Claims {
   std::vector<Part> parts_;
 };
 
-// Tasks of (row block, group of tiles), first come, first served. Few rows: a few groups a worker, all rows at once.
+// Tasks of (row block, group of tiles). Many rows: first come, first served. Few: all rows at once, and each worker has an even
+// share of neighbouring tiles, of which the others take some only when their own are done: what it fetches ahead is its own.
 struct TileTasks {
   TileTasks(const Linear& linear, int rows, int tiles, int workers)
-      : rows(rows), row_step(rows <= kFew ? rows : rows_per_pass(linear)), tiles(tiles), tile_step(kTiles) {
-    if (rows <= kFew && tiles > kTiles * kShare * workers) tile_step = (tiles / (kShare * workers) + 1) / 2 * 2;
+      : rows(rows), row_step(rows <= kFew ? rows : rows_per_pass(linear)), tiles(tiles), workers(workers), tile_step(kTiles) {
+    if (rows > kFew) return;
+    const int pieces = kShare * workers;
+    tile_step = std::clamp((tiles + pieces - 1) / pieces, 1, kMost);
+    tile_step += tile_step % 2;
   }
   // Calls work(row0, row1, tile0, tile1) for the tasks that this worker claims.
   template <class F> void each(const Worker& w, Claims& claims, F&& work) const {
+    if (rows <= kFew) {
+      for (int i = 0; i < w.count; i++) {
+        const int owner = (w.id + i) % w.count, begin = first(owner), end = first(owner + 1);
+        claims.each(owner, (end - begin + tile_step - 1) / tile_step, [&](int task) {
+          const int tile = begin + task * tile_step;
+          work(0, rows, tile, std::min(tile + tile_step, end));
+        });
+      }
+      return;
+    }
     const int across = (tiles + tile_step - 1) / tile_step, total = across * ((rows + row_step - 1) / row_step);
-    claims.each(w, total, rows <= kFew, [&](int i) {
+    claims.each(0, total, [&](int i) {
       const int row = i / across * row_step, tile = i % across * tile_step;
-      work(row, row + row_step < rows ? row + row_step : rows, tile, tile + tile_step < tiles ? tile + tile_step : tiles);
+      work(row, std::min(row + row_step, rows), tile, std::min(tile + tile_step, tiles));
     });
   }
-  // The tile that this worker begins with, where rows are few.
-  int first_tile(const Worker& w) const { return w.begin((tiles + tile_step - 1) / tile_step) * tile_step; }
-  static constexpr int kFew = 16, kTiles = 4, kShare = 4;
-  int rows, row_step, tiles, tile_step;
+  // The tile that this worker begins with, where rows are few; pairs of tiles stay together.
+  int first_tile(const Worker& w) const { return first(w.id); }
+  static constexpr int kFew = 16, kTiles = 4, kShare = 4, kMost = 64;
+  int rows, row_step, tiles, workers, tile_step;
+
+ private:
+  int first(int worker) const { return std::min(tiles, (int)((int64_t)((tiles + 1) / 2) * worker / workers) * 2); }
 };
 
 // y[m, out] = x[m, in] W^T + bias, on the shared pool.

@@ -143,8 +143,46 @@ static void run_tiles(const Linear& w, int tile0, int tile1, const void* activat
   for (; tile < tile1; tile++, y += kLanes) tile_rows<KIND, MINIMUM>(w, tile, x, panel_bytes, rows, y, stride, add_to_y);
 }
 
+// Products of a row of activations with C rows of weights: a fixed order, of sixteen interleaved sums.
+template <int C> THRIFTY_INLINE void plain_columns(const float* weights, const float* x, int in, float* sums) {
+  V acc[C];
+  for (int c = 0; c < C; c++) acc[c] = zero(), sums[c] = 0.0f;
+  int i = 0;
+  for (; i + kLanes <= in; i += kLanes) {
+    const V v = load(x + i);
+    for (int c = 0; c < C; c++) acc[c] = add(acc[c], mul(load(weights + (size_t)c * in + i), v));
+  }
+  for (int c = 0; c < C; c++) {
+    float lanes[kLanes];
+    store(lanes, acc[c]);
+    for (int j = i; j < in; j++) sums[c] += weights[(size_t)c * in + j] * x[j];
+    for (float lane : lanes) sums[c] += lane;
+  }
+}
+
+// Weights and activations as plain rows of fp32, products and sums rounded one by one: the same bits on every instruction set.
+static void plain_tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add_to_y) {
+  constexpr int C = 4;
+  const float *x = (const float*)activations, *weights = (const float*)w.codes;
+  const int first = tile0 * kLanes, end = tile1 * kLanes < w.out ? tile1 * kLanes : w.out;
+  for (int c = first; c < end; c += C)
+    for (int row = row0; row < row1; row++) {
+      float sums[C], *to = y + (size_t)(row - row0) * stride + (c - first);
+      const float* from = x + (size_t)row * w.in;
+      const int count = end - c < C ? end - c : C;
+      if (count == C) plain_columns<C>(weights + (size_t)c * w.in, from, w.in, sums);
+      else
+        for (int j = 0; j < count; j++) plain_columns<1>(weights + (size_t)(c + j) * w.in, from, w.in, sums + j);
+      for (int j = 0; j < count; j++) {
+        const float value = sums[j] + (w.bias ? w.bias[c + j] : 0.0f);
+        to[j] = add_to_y ? to[j] + value : value;
+      }
+    }
+}
+
 static void tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add_to_y) {
-  auto run = w.kind == 16 ? run_tiles<16, false>
+  auto run = w.kind == 32 ? plain_tiles
+             : w.kind == 16 ? run_tiles<16, false>
              : w.kind == 4 ? (w.minimums ? run_tiles<4, true> : run_tiles<4, false>)
                            : (w.minimums ? run_tiles<8, true> : run_tiles<8, false>);
   run(w, tile0, tile1, activations, row0, row1, y, stride, add_to_y);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace thrifty {
 
@@ -30,7 +31,7 @@ struct GroupTasks {
 }  // namespace
 
 void MixtureBuffers::Panel::grow(const Linear& w, int rows) {
-  auto& bytes = w.kind == 16 ? pairs : codes;
+  auto& bytes = w.kind == 32 ? plain : w.kind == 16 ? pairs : codes;
   bytes.resize(std::max(bytes.size(), panel_bytes(w, rows)));
 }
 
@@ -48,8 +49,7 @@ void MixtureBuffers::grow(int max_rows, const std::vector<Linear>& linears, cons
 }
 
 size_t MixtureBuffers::bytes() const {
-  const size_t panels = in.codes.size() + in.pairs.size() + inner.codes.size() + inner.pairs.size();
-  return panels + (parts.size() + 4 * weights.size() + ends.size()) * sizeof(float) + groups.capacity() * sizeof(ExpertGroup) + batches.capacity() * sizeof(ExpertBatch);
+  return in.bytes() + inner.bytes() + (parts.size() + 4 * weights.size() + ends.size()) * sizeof(float) + groups.capacity() * sizeof(ExpertGroup) + batches.capacity() * sizeof(ExpertBatch);
 }
 
 size_t Mixture::scratch(const Plan& plan) const {
@@ -103,13 +103,14 @@ void Mixture::group(MixtureBuffers& m, int rows) {
 }
 
 void Mixture::gather(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, const Panels::Ready& ready, Worker& w) const {
-  Linear kinds[2];
-  kinds[0].kind = 8, kinds[1].kind = 16, kinds[0].in = kinds[1].in = plan.widths[(size_t)in];
+  Linear by_codes, by_pairs, by_floats;
+  by_codes.kind = 8, by_pairs.kind = 16, by_floats.kind = 32, by_codes.in = by_pairs.in = by_floats.in = plan.widths[(size_t)in];
   const int total = b.last_entry - b.first_entry;
   for (int i = b.first_entry + w.begin(total); i < b.first_entry + w.end(total); i++) {
     const int entry = m.entries[(size_t)i], row = entry / call.active, place = m.places[(size_t)entry];
-    if (panels.codes) copy_row(kinds[0], ready.codes, row, m.in.codes.data(), place);
-    if (panels.pairs) copy_row(kinds[1], ready.pairs, row, m.in.pairs.data(), place);
+    if (panels.codes) copy_row(by_codes, ready.codes, row, m.in.codes.data(), place);
+    if (panels.pairs) copy_row(by_pairs, ready.pairs, row, m.in.pairs.data(), place);
+    if (panels.plain) copy_row(by_floats, ready.plain, row, m.in.plain.data(), place);
   }
 }
 
@@ -130,7 +131,8 @@ void Mixture::expand(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, 
       for (int i = 0; i < g.rows; i++) {
         kernels().gate(gates + i * kPair, ups + i * kPair, product, lanes, call.activation);
         uint8_t* to = const_cast<uint8_t*>(row_in_panel(down, m.inner.of(down), g.first + i));
-        if (down.kind == 16) kernels().to_pairs(product, lanes, (uint32_t*)to + (size_t)(tile / 2) * kLanes * kPanel);
+        if (down.kind == 32) std::memcpy((float*)to + tile * kLanes, product, (size_t)lanes * sizeof(float));
+        else if (down.kind == 16) kernels().to_pairs(product, lanes, (uint32_t*)to + (size_t)(tile / 2) * kLanes * kPanel);
         else kernels().quantise(product, lanes, (ActivationBlock*)to + (size_t)(tile / 2) * kPanel);
       }
     }

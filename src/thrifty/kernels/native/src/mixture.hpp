@@ -27,9 +27,10 @@ struct ExpertBatch {
 // Work space that all layers share, one after the other. An entry is one row's part in one expert.
 struct MixtureBuffers {
   struct Panel {
-    std::vector<uint8_t> codes, pairs;
+    std::vector<uint8_t> codes, pairs, plain;
     void grow(const Linear& w, int rows);
-    uint8_t* of(const Linear& w) { return w.kind == 16 ? pairs.data() : codes.data(); }
+    size_t bytes() const { return codes.size() + pairs.size() + plain.size(); }
+    uint8_t* of(const Linear& w) { return (w.kind == 32 ? plain : w.kind == 16 ? pairs : codes).data(); }
   };
   void grow(int max_rows, const std::vector<Linear>& linears, const MixtureCall& call);
   size_t bytes() const;

@@ -12,10 +12,6 @@ namespace {
 
 constexpr int kGateRows = 64;  // rows whose gate and up tiles stay in the first-level cache
 
-void run_tiles(const Linear& w, int tile0, int tile1, const Panels::Ready& ready, int row0, int row1, float* y, size_t stride, bool add) {
-  (w.kind == 32 ? plain_tiles : kernels().tiles)(w, tile0, tile1, ready.of(w), row0, row1, y, stride, add);
-}
-
 // What the rows' adapters make of their normed rows, before any of them is added.
 template <class F> void lower_adapters(Step& s, const std::vector<int>& linears, const Panels& panels, int columns, Worker& w, F&& row_at) {
   for (int i = w.begin(s.rows); i < w.end(s.rows); i++) {
@@ -68,7 +64,7 @@ void Project::run(Plan& plan, Step& s, Worker& w) {
       first += weights.tiles();
       if (from >= to) continue;
       float* y = plan.buffer(outs[i], s) + (size_t)row0 * stride + (size_t)from * kLanes;
-      run_tiles(weights, from, to, ready, row0, row1, y, stride, add);
+      kernels().tiles(weights, from, to, ready.of(weights), row0, row1, y, stride, add);
       if (adapted) s.adapters->raise(linears[i], (int)i, row0, row1, from * kLanes, std::min(to * kLanes, weights.out), y, stride);
     }
   });

@@ -35,7 +35,7 @@ Panels make_panels(uintptr_t norm, float epsilon, const std::vector<const Linear
 Plan::Plan(PlanShape s) : shape(s) {
   if (s.max_rows < 1 || s.max_rows > 65536) refuse("a plan's rows must be between 1 and 65536, not " + std::to_string(s.max_rows));
   if (s.layers < 1 || s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads) refuse("a plan needs layers, and query heads that are a multiple of the KV heads");
-  if (s.head_dim < 64 || s.head_dim % 64) refuse("a plan needs a head dimension that is a multiple of 64, not " + std::to_string(s.head_dim));
+  if (!takes_head_dim(s.head_dim)) refuse("a plan needs a head dimension that is " + std::string(kHeadDims) + ", not " + std::to_string(s.head_dim));
   for (int kind = 0; kind < 3; kind++) panels_.push_back(allocate<uint8_t>(0));
 }
 
@@ -44,11 +44,6 @@ Plan::~Plan() = default;
 const Linear& Plan::linear(int i) const {
   if (i < 0 || (size_t)i >= linears.size()) refuse("linear " + std::to_string(i) + " does not exist");
   return linears[(size_t)i];
-}
-
-const Linear& Plan::packed(int i) const {
-  if (linear(i).kind == 32) refuse("linear " + std::to_string(i) + " is plain fp32, which only a projection takes");
-  return linear(i);
 }
 
 int Plan::width(int i) const {
@@ -94,7 +89,7 @@ void Plan::allocate_panels() {
 }
 
 void Plan::add_embed(int w, float scale, int out) {
-  if (packed(w).in != width(out)) refuse("the embedding's width differs from its buffer's");
+  if (linear(w).in != width(out)) refuse("the embedding's width differs from its buffer's");
   vocabulary_ = linear(w).out;
   add(std::make_unique<Embed>(w, scale, out));
 }
@@ -110,7 +105,7 @@ void Plan::add_project(int layer, int in, uintptr_t norm, float epsilon, std::ve
 }
 
 void Plan::add_gated(int layer, int in, uintptr_t norm, float epsilon, int gate, int up, int out, int activation) {
-  const Linear &a = packed(gate), &b = packed(up);
+  const Linear &a = linear(gate), &b = linear(up);
   if (a.in != width(in) || b.in != a.in || a.out != width(out) || b.out != a.out) refuse("a gated projection's shapes do not match its buffers");
   if (activation != 0 && activation != 1) refuse("activation must be 0 (SiLU) or 1 (GELU, tanh form)");
   add(std::make_unique<Gated>(layer, in, make_panels(norm, epsilon, {&a, &b}), gate, up, out, activation));
@@ -157,10 +152,10 @@ void Plan::add_mixture(int layer, int in, uintptr_t norm, float epsilon, Mixture
     refuse("a mixture needs gate, up and down of each expert, and 1 to " + std::to_string(count) + " active ones, not " + std::to_string(call.active));
   if (width(call.scores) != (int)count || width(call.sum) != width(in) || call.sum == in || (call.out >= 0 && width(call.out) != width(in))) refuse("a mixture's shapes do not match its buffers");
   if (call.activation != 0 && call.activation != 1) refuse("activation must be 0 (SiLU) or 1 (GELU, tanh form)");
-  const int inner = packed(call.gates[0]).out;
+  const int inner = linear(call.gates[0]).out;
   std::vector<const Linear*> used;
   for (size_t e = 0; e < count; e++) {
-    const Linear &gate = packed(call.gates[e]), &up = packed(call.ups[e]), &down = packed(call.downs[e]);
+    const Linear &gate = linear(call.gates[e]), &up = linear(call.ups[e]), &down = linear(call.downs[e]);
     for (const Linear* w : {&gate, &up})
       if (w->in != width(in) || w->out != inner) refuse("the experts of a mixture must be of one shape");
     if (down.in != inner || down.out != width(in)) refuse("the experts of a mixture must be of one shape");
@@ -174,7 +169,7 @@ void Plan::add_mixture(int layer, int in, uintptr_t norm, float epsilon, Mixture
 void Plan::add_await(int layer) { add(std::make_unique<Await>(layer)); }
 
 void Plan::add_logits(int in, uintptr_t norm, float epsilon, int w, float softcap) {
-  if (packed(w).in != width(in)) refuse("the head's width differs from its buffer's");
+  if (linear(w).in != width(in)) refuse("the head's width differs from its buffer's");
   logits_ = linear(w).out;
   add(std::make_unique<Logits>(in, make_panels(norm, epsilon, {&linear(w)}), w, softcap));
 }

@@ -120,7 +120,6 @@ class Plan {
   using Bytes = std::unique_ptr<uint8_t[], void (*)(void*)>;
   void add(std::unique_ptr<Operation> operation);
   const Linear& linear(int i) const;
-  const Linear& packed(int i) const;  // a linear that the kernels take
   void allocate_panels();
   void check(const Step& s) const;
   void check_sums(const Step& s, size_t i) const;

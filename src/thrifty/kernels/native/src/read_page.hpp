@@ -6,20 +6,20 @@
 
 namespace thrifty::THRIFTY_ISA {
 
-// Tokens low..high-1 of a page. keys: [dim or more][64], to: [high - low][dim].
+// Tokens low..high-1 of a page. keys: [dim][64], to: [high - low][dim].
 static void turn_page(const float* keys, int low, int high, int dim, float* to) {
   for (int s = low; s < high; s++, to += dim)
     for (int c = 0; c < dim; c++) to[c] = keys[(size_t)c * kPage + s];
 }
 
-// keys, values: [high - low][dim]; the span's own channels are stored_dim, dim or more. scratch: attend_scratch(stored_dim, 1).
-static void read_page(const Span& span, int page, int low, int high, int dim, int stored_dim, float* keys, float* values, uint8_t* scratch) {
-  Tile t = make_tile(1, stored_dim, scratch);
+// keys, values: [high - low][dim]. scratch: attend_scratch(dim, 1).
+static void read_page(const Span& span, int page, int low, int high, int dim, float* keys, float* values, uint8_t* scratch) {
+  Tile t = make_tile(1, dim, scratch);
   Block b{};
   b.span = &span, b.page = page, b.slots = high;
   convert(b, t);
   turn_page(b.keys32, low, high, dim, keys);
-  for (int s = low; s < high; s++, values += dim) __builtin_memcpy(values, b.values32 + (size_t)s * stored_dim, (size_t)dim * sizeof(float));
+  for (int s = low; s < high; s++, values += dim) __builtin_memcpy(values, b.values32 + (size_t)s * t.dim, (size_t)dim * sizeof(float));
 }
 
 }  // namespace thrifty::THRIFTY_ISA

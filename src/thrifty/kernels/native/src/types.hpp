@@ -28,7 +28,7 @@ struct ActivationBlock {
 static_assert(sizeof(ActivationBlock) == 48);
 
 struct Linear {
-  int kind = 0;  // 4 and 8: codes with group scales; 16: bf16 pairs; 32: plain rows of fp32, which no kernel takes
+  int kind = 0;  // 4 and 8: codes with group scales; 16: bf16 pairs; 32: plain rows of fp32
   const uint8_t* codes = nullptr;
   const uint16_t* scales = nullptr;
   const uint16_t* minimums = nullptr;  // absent: null
@@ -62,9 +62,13 @@ struct SlabLayout {
   size_t key_params = 0, values = 0, value_params = 0, bytes = 0;
 };
 THRIFTY_SHARED constexpr size_t align64(size_t n) { return (n + 63) / 64 * 64; }
+// Head dimensions that the kernels take. Codes and scratch pad them to a multiple of 64.
+constexpr const char* kHeadDims = "an even number from 16 to 256, or a multiple of 64 up to 1024";
+THRIFTY_SHARED constexpr bool takes_head_dim(int dim) { return (dim >= 16 && dim <= 256 && dim % 2 == 0) || (dim > 256 && dim <= 1024 && dim % 64 == 0); }
 THRIFTY_SHARED constexpr SlabLayout slab_layout(Format format, size_t capacity, size_t dim) {
   SlabLayout s;
   if (int bits = format_bits(format); bits) {
+    dim = align64(dim);
     s.key_params = align64(capacity / kPage * dim * 8 * bits);
     const size_t groups = (size_t)format_groups(format);
     s.values = align64(s.key_params + capacity / kPage * 2 * groups * dim * 2);
@@ -81,13 +85,14 @@ THRIFTY_SHARED constexpr SlabLayout slab_layout(Format format, size_t capacity, 
 // Asks for all lines of a page: a decode step reads each page once, so only asking early hides the memory's latency.
 THRIFTY_SHARED void fetch_page(const Span& s, int page, int dim) {
   const SlabLayout at = slab_layout(s.format, (size_t)s.capacity, (size_t)dim);
-  const size_t numbers = at.key_params == at.values ? at.values / (size_t)s.capacity * kPage : (size_t)dim * 8 * (size_t)format_bits(s.format);
+  const size_t stored = align64((size_t)dim);  // of codes
+  const size_t numbers = at.key_params == at.values ? (size_t)dim * kPage * (s.format == Format::f32 ? 4 : 2) : stored * 8 * (size_t)format_bits(s.format);
   for (size_t i = 0; i < numbers; i += 64) {
     __builtin_prefetch(s.base + (size_t)page * numbers + i);
     __builtin_prefetch(s.base + at.values + (size_t)page * numbers + i);
   }
   if (at.key_params == at.values) return;
-  const size_t params = (size_t)dim * 4 * (size_t)format_groups(s.format);
+  const size_t params = stored * 4 * (size_t)format_groups(s.format);
   for (size_t i = 0; i < params; i += 64) {
     __builtin_prefetch(s.base + at.key_params + (size_t)page * params + i);
     __builtin_prefetch(s.base + at.value_params + (size_t)page * params + i);
@@ -106,7 +111,7 @@ struct AttendArgs {
   int n, heads, dim, group, kv_head;
   float scale, softcap;  // softcap 0: none
   int window;            // 0: none
-  float* partials;       // [n, heads, chunk_stride, dim + 16]: maximum, sum, 14 unused, accumulated values
+  float* partials;       // [n, heads, chunk_stride, align64(dim) + 16]: maximum, sum, 14 unused, accumulated values
   int first_chunk, chunks, chunk_stride;
   float* finals;      // [n, heads, 2]: maximum and sum of the whole row; may be null
   float* accumulate;  // [heads, accumulate_stride]: probabilities summed over rows; may be null
@@ -143,7 +148,8 @@ struct Kernels {
   void (*quantise)(const float* x, int columns, ActivationBlock* destination);
   void (*to_pairs)(const float* x, int columns, uint32_t* destination);
   void (*rms_norm)(const float* x, const float* weight, float epsilon, int columns, float* out);
-  // y[(i - row0) * stride + (tile - tile0) * 16 + lane], rows row0..row1 (row0 % 8 == 0) of the panels at `activations`.
+  // y[(i - row0) * stride + (tile - tile0) * 16 + lane], rows row0..row1 (row0 % 8 == 0) of the panels at `activations`; for plain
+  // weights these are plain rows.
   void (*tiles)(const Linear&, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add);
   void (*gate)(const float* gate, const float* up, float* out, int count, int activation);
   void (*add)(float* x, const float* y, int count);
@@ -160,7 +166,7 @@ struct Kernels {
   void (*map_queries)(const float* q, int rows, int dim, float factor, float* to);
   void (*map_scores)(const MapArgs&, int slot, float* scratch);
   void (*map_softmax)(const MapArgs&, int row);
-  void (*read_page)(const Span&, int page, int low, int high, int dim, int stored_dim, float* keys, float* values, uint8_t* scratch);
+  void (*read_page)(const Span&, int page, int low, int high, int dim, float* keys, float* values, uint8_t* scratch);
   bool (*compress_page)(const Span& from, int page, int slots, int dim, const Span& to, int to_page);  // false: not representable
   uint64_t (*read)(const uint8_t* data, size_t bytes);
 };

@@ -33,8 +33,7 @@ void write_slot(const Span& s, int slot, int dim, const float* key, const float*
 
 View::View(int layers, int kv_heads, int head_dim) : layers_(layers), kv_heads_(kv_heads), head_dim_(head_dim) {
   if (layers < 1 || kv_heads < 1) refuse("a view needs at least one layer and one KV head");
-  if (head_dim < 64 || head_dim % 64 || head_dim > 1024)
-    refuse("the native view needs a head dimension that is a multiple of 64 up to 1024, not " + std::to_string(head_dim));
+  if (!takes_head_dim(head_dim)) refuse("the native view needs a head dimension that is " + std::string(kHeadDims) + ", not " + std::to_string(head_dim));
   spans_.resize((size_t)layers * (size_t)kv_heads);
   base_pages_.resize(spans_.size());
 }
