@@ -223,10 +223,10 @@ print(before, field("VmRSS"), field("VmHWM"), model.nbytes / 1e6)
 """
 
 
-def measure(path: Path) -> tuple[float, float, float]:
-    """Growth after loading, growth at the peak, and the model's size, in MB, of a process of its own."""
+def measure(path: Path, program: str = MEASURE) -> tuple[float, float, float]:
+    """Growth after it, growth at the peak, and the model's size, in MB, of a process of its own."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", MEASURE, str(path)]
+    command = [sys.executable, "-c", program, str(path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     before, after, peak, size = map(float, result.stdout.split())
     return after - before, peak - before, size
@@ -239,3 +239,24 @@ def test_conversion_peaks_near_the_packed_size_and_the_second_start_reads_little
     assert peak < size + 2 * largest_part
     after, peak, _ = measure(smollm2)
     assert after < 25 and peak < 40
+
+
+MEASURE_TOKENIZER = """
+import sys
+import tokenizers
+from thrifty.models import loading
+def field(name):
+    return next(int(line.split()[1]) / 1000 for line in open("/proc/self/status") if line.startswith(name))
+model = loading.load(sys.argv[1])
+open("/proc/self/clear_refs", "w").write("5")
+before = field("VmRSS")
+model.tokenizer.backend
+print(before, field("VmRSS"), field("VmHWM"), 0)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_the_tokenizer_peaks_and_stays_small(smollm2: Path) -> None:
+    load(smollm2)
+    kept, peak, _ = measure(smollm2, MEASURE_TOKENIZER)
+    assert kept < 22 and peak < 45
