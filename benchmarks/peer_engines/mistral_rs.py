@@ -38,7 +38,10 @@ class MistralRs(PeerEngine):
             raise ValueError(f"mistral.rs ended after {usage.completion_tokens} tokens")
         # The prompt's time gives the first token as well.
         return Timing(
-            usage.prompt_tokens, usage.completion_tokens - 1, usage.total_completion_time_sec, usage.total_prompt_time_sec
+            usage.prompt_tokens,
+            usage.completion_tokens - 1,
+            usage.total_completion_time_sec,
+            usage.total_prompt_time_sec,
         )
 
     def _complete(self, prompt: list[int], count: int) -> Any:

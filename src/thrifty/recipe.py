@@ -18,24 +18,33 @@ from __future__ import annotations
 import os
 import tempfile
 import tomllib
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from thrifty import registry
 from thrifty.errors import RecipeError, nearest
 
+Tables = list[dict[str, Any]]
 
-class Recipe(BaseModel):
-    """Techniques by stage. An empty recipe is the model as shipped with the full cache."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Techniques by stage. An empty recipe is the model as shipped with the full cache.
 
-    name: str = Field(default="", description="what people call it; shown in tables")
-    weights: list[dict[str, Any]] = Field(default_factory=list)
-    cache: list[dict[str, Any]] = Field(default_factory=list)
-    decoding: list[dict[str, Any]] = Field(default_factory=list)
+    name: what people call it, shown in tables. Raises RecipeError where a stage is no list of tables.
+    """
+
+    name: str = ""
+    weights: Tables = field(default_factory=list)
+    cache: Tables = field(default_factory=list)
+    decoding: Tables = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise RecipeError(f"'name' is {self.name!r:.80}; a recipe's name is text")
+        for stage in registry.STAGES:
+            object.__setattr__(self, stage, _tables(stage, getattr(self, stage)))
 
     @classmethod
     def parse(cls, text: str, source: str = "recipe") -> Recipe:
@@ -52,15 +61,14 @@ class Recipe(BaseModel):
     @classmethod
     def from_document(cls, document: dict[str, Any], source: str = "recipe") -> Recipe:
         """A recipe from plain tables, checked like `parse`."""
+        known = [item.name for item in fields(cls)]
         for key in document:
-            if key not in cls.model_fields:
-                raise RecipeError(f"{source}: unknown stage '{key}'. {nearest(key, cls.model_fields)}")
+            if key not in known:
+                raise RecipeError(f"{source}: unknown stage '{key}'. {nearest(key, known)}")
         try:
-            recipe = cls.model_validate(document)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise RecipeError(f"{source}: '{where}': {first['msg']} (each stage is a list of [[tables]])") from error
+            recipe = cls(**document)
+        except RecipeError as error:
+            raise RecipeError(f"{source}: {error}") from error
         for stage in registry.STAGES:
             recipe.techniques(stage)
         return recipe
@@ -80,7 +88,7 @@ class Recipe(BaseModel):
         import tomli_w
 
         file = Path(path)
-        document = {key: value for key, value in self.model_dump().items() if value}
+        document = {key: value for key, value in self.as_dict().items() if value}
         handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
         try:
             with os.fdopen(handle, "wb") as stream:
@@ -94,6 +102,10 @@ class Recipe(BaseModel):
         finally:
             Path(temporary).unlink(missing_ok=True)
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: the name, and each stage's tables."""
+        return asdict(self)
+
     def techniques(self, stage: str) -> list[Any]:
         """The stage's technique instances, in order. Raises RecipeError for an unknown name, option or value."""
         return [registry.build(stage, table) for table in getattr(self, stage)]
@@ -104,6 +116,18 @@ class Recipe(BaseModel):
             return self.name
         parts = [_short(table) for stage in registry.STAGES for table in getattr(self, stage)]
         return " + ".join(parts) or "as shipped"
+
+
+def _tables(stage: str, tables: Any) -> Tables:
+    """A copy of a stage's tables."""
+    if not isinstance(tables, list | tuple):
+        raise RecipeError(f"'{stage}' is {tables!r:.80}; it must be a list (each stage is a list of [[tables]])")
+    for place, table in enumerate(tables):
+        if not isinstance(table, dict) or not all(isinstance(option, str) for option in table):
+            raise RecipeError(
+                f"'{stage}.{place}' is {table!r:.80}; it must be a table of options (each stage is a list)"
+            )
+    return [dict(table) for table in tables]
 
 
 def _short(table: dict[str, Any]) -> str:

@@ -188,9 +188,7 @@ def _external(stage: str) -> dict[str, EntryPoint]:
 
 
 @functools.cache
-def _entry_points(
-    read: Callable[..., Iterable[EntryPoint]], path: tuple[str, ...]
-) -> tuple[EntryPoint, ...]:
+def _entry_points(read: Callable[..., Iterable[EntryPoint]], path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
     """What installed packages register, read once a search path: it takes milliseconds, and recipes are built often."""
     return tuple(read(group=ENTRY_POINT_GROUP))
 

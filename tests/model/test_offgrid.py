@@ -10,6 +10,7 @@ from torch import Tensor
 
 from thrifty import models, registry
 from thrifty.models.model import Model
+from thrifty.reference.loading import build
 from thrifty.weights.offgrid import offgrid
 from thrifty.weights.technique import WeightTechnique, prepare
 
@@ -47,7 +48,7 @@ def divergence(reference: Tensor, other: Tensor) -> float:
 
 
 def test_the_view_is_the_same_function(shipped: Model, view: Model, tokens: list[int]) -> None:
-    before, after = shipped.logits(tokens), view.logits(tokens)
+    before, after = build(shipped).logits(tokens), build(view).logits(tokens)
     assert torch.allclose(after, before, atol=1e-4, rtol=1e-5)
     assert divergence(before, after) < 1e-8
 
@@ -57,7 +58,7 @@ def test_rounding_the_published_weights_proves_nothing(shipped: Model, tokens: l
     rounded = [entry for entry in small.report if entry.format == "int4-g32"]
     assert len(rounded) == 7 * 30
     assert max(entry.error for entry in rounded) < 1e-3
-    assert divergence(shipped.logits(tokens), small.logits(tokens)) < 1e-4
+    assert divergence(build(shipped).logits(tokens), build(small).logits(tokens)) < 1e-4
 
 
 def test_rounding_the_view_costs_what_rounding_costs(view: Model, tokens: list[int]) -> None:
@@ -65,4 +66,4 @@ def test_rounding_the_view_costs_what_rounding_costs(view: Model, tokens: list[i
     rounded = [entry for entry in small.report if entry.format == "int4-g32"]
     assert len(rounded) == 7 * 30
     assert min(entry.error for entry in rounded) > 0.02
-    assert divergence(view.logits(tokens), small.logits(tokens)) > 0.02
+    assert divergence(build(view).logits(tokens), build(small).logits(tokens)) > 0.02

@@ -84,9 +84,8 @@ class _Held:
         layers = len(model.layers_with(None))
         generated = total - prompt
         quantiser = next((policy for policy in policies if policy.quantises), None)
-        rewriting = any(one.watches_decode and not (one.whole_pages or one.quantises) for one in policies)
-        # An eviction while decoding leaves holes in quantised pages: it frees nothing for sure.
-        holes = quantiser is not None and rewriting
+        rewriting = _rewriting(policies)
+        holes = _leaves_holes(policies)
         after_prompt, slots = _bounds([policy.kept for policy in policies], prompt, generated, holes)
         in_layer = _bounds([policy.kept_in_layer for policy in policies], prompt, generated, holes)
         separate = sum(policy.separate_slots for policy in policies)
@@ -98,8 +97,18 @@ class _Held:
         self.rewritten = open_page + (largest if rewriting else open_page)
         evicts = slots < prompt + generated or rewriting
         biased = any(policy.biases for policy in policies)
-        per_slot = 4 * (evicts or biased) + 4 * biased + 8 * (quantiser is not None and rewriting)
+        per_slot = 4 * (evicts or biased) + 4 * biased + 8 * holes
         self.index = layers * model.kv_heads * (per_slot * (slots + 2 * PAGE) + 4 * separate * (model.head_dim + 4))
+
+
+def _rewriting(policies: Sequence[CachePolicy]) -> bool:
+    """Whether evictions while decoding take single slots, so that pages are written anew."""
+    return any(policy.watches_decode and not (policy.whole_pages or policy.quantises) for policy in policies)
+
+
+def _leaves_holes(policies: Sequence[CachePolicy]) -> bool:
+    """Whether evictions while decoding leave holes in quantised pages: they free nothing for sure."""
+    return _rewriting(policies) and any(policy.quantises for policy in policies)
 
 
 def _bounds(kept: Sequence[Callable[[int, int], int]], prompt: int, generated: int, holes: bool) -> tuple[int, int]:
@@ -195,8 +204,13 @@ def _statistics(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, 
     sequence, and of every head's kept slots."""
     need = wanted(policies, model)
     held, layers = 0, len(model.layers_with(None))
-    # What a ragged policy promises is a mean over heads; the widest head may hold everything.
-    bounds = [policy.kept_in_layer(prompt, max(PAGE, total - prompt)) for policy in policies if not policy.ragged]
+    generated = max(PAGE, total - prompt)
+    # What a ragged policy promises is a mean over heads; the widest head may hold everything. Holes have columns too.
+    bounds = [
+        policy.kept_in_layer(prompt) + generated if _leaves_holes(policies) else policy.kept_in_layer(prompt, generated)
+        for policy in policies
+        if not policy.ragged
+    ]
     widest = min([max(total, prompt + PAGE), *bounds]) + 2 * PAGE
     if need.queries is not None:
         rows = prompt if need.queries == "all" else min(prompt, int(need.queries))

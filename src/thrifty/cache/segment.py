@@ -162,8 +162,12 @@ class Segment:
         if owner.run is None:
             return np.stack([owner.slab(layer, head) for layer in which for head in rows])
         pieces = owner.run.pieces
-        if which == owner.layers and rows == owner.heads:
-            return pieces
+        if rows == owner.heads:
+            if which == owner.layers:
+                return pieces
+            if len(which) == 1:
+                first = owner.layers.index(which[0]) * len(rows)
+                return pieces[first : first + len(rows)]
         every = pieces.reshape(len(owner.layers), len(owner.heads), -1)
         if which != owner.layers:
             places = [owner.layers.index(layer) for layer in which]

@@ -70,6 +70,7 @@ class Setting:
 
 def compare(setting: Setting, names: Sequence[str], recipe: Recipe) -> tuple[list[Summary], bool]:
     """(a row a task, whether Ctrl-C ended it): the recipe beside the uncompressed model."""
+    from thrifty import registry
     from thrifty.evaluation.comparison import Comparison
     from thrifty.evaluation.records import RecordFile
 
@@ -82,7 +83,8 @@ def compare(setting: Setting, names: Sequence[str], recipe: Recipe) -> tuple[lis
         engine = stack.enter_context(_recipe_engine(setting, recipe, baseline)) if compresses else None
         with output.waiting("making the questions"):
             comparison = Comparison(own, setting.items, setting.seed, baseline, engine, recipe.cache)
-        header = setting.header(baseline, {"recipe": recipe.model_dump(exclude={"name"})})
+        stages = {stage: getattr(recipe, stage) for stage in registry.STAGES}
+        header = setting.header(baseline, {"recipe": stages})
         records = stack.enter_context(RecordFile(setting.records, header))
         interrupted = watch(comparison.run(records), comparison.total)
         rows = comparison.summaries(records)

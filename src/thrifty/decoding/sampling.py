@@ -179,7 +179,7 @@ class Sampler:
         self.stream = stream
         self.absent = absent
         self.position = 0
-        self._vocabulary_size = vocabulary_size
+        self.vocabulary_size = vocabulary_size
         self._counts: Floats | None = None
         self._seen: Flags | None = None
         if parameters.penalised:
@@ -190,6 +190,13 @@ class Sampler:
     def needs_logits(self) -> bool:
         """False where the arg-max of the logits is the whole answer."""
         return not self.parameters.plain_greedy
+
+    @property
+    def said(self) -> tuple[Floats | None, Flags | None]:
+        """How often the answer has each token, and whether prompt or answer have it: [vocabulary] each, shared; None
+        where no penalty asks.
+        """
+        return self._counts, self._seen
 
     def observe_prompt(self, tokens: Iterable[int]) -> None:
         """Count the prompt for the repetition penalty."""
@@ -210,10 +217,10 @@ class Sampler:
         chosen = self.parameters if parameters is None else parameters
         if forced:
             other: Sampler = ForcedSampler(
-                chosen, self._vocabulary_size, forced, stream, start=self.position, absent=self.absent
+                chosen, self.vocabulary_size, forced, stream, start=self.position, absent=self.absent
             )
         else:
-            other = Sampler(chosen, self._vocabulary_size, stream, self.absent)
+            other = Sampler(chosen, self.vocabulary_size, stream, self.absent)
         if parameters is None or parameters.seed is None:
             other.seed = self.seed
         other.position = self.position
@@ -290,9 +297,14 @@ class ForcedSampler(Sampler):
         self._start = start
 
     @property
+    def forces(self) -> bool:
+        """Whether the next token is given."""
+        return self.position - self._start < len(self._forced)
+
+    @property
     def needs_logits(self) -> bool:
         """While tokens are forced: an arg-max would not be the forced one."""
-        return self.position - self._start < len(self._forced) or super().needs_logits
+        return self.forces or super().needs_logits
 
     def choose(self, logits: Floats, offset: int = 0) -> Choice:
         """The forced token of this position, with its log-probability where the parameters ask; behind the

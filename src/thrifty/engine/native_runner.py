@@ -46,7 +46,7 @@ def choose_runner(model: Model, *, native: bool | None, threads: int | None, row
 
 
 class NativeRunner:
-    """Runs sequences through the plan. A row has the same bits in any batch, so results do not depend on who else runs."""
+    """Runs sequences through the plan. A row has the same bits in any batch: results do not depend on who else runs."""
 
     name = "native"
 

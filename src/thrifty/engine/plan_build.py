@@ -91,9 +91,7 @@ class PlanBuilder:
 
     def _gated(self, index: int, path: str, out: int) -> None:
         norm, gate, up = self._norm(f"layers.{index}.mlp_norm"), self._named(f"{path}.gate"), self._named(f"{path}.up")
-        self.native.add_gated(
-            layer=index, source=HIDDEN, **norm, gate=gate, up=up, out=out, activation=self.activation
-        )
+        self.native.add_gated(layer=index, source=HIDDEN, **norm, gate=gate, up=up, out=out, activation=self.activation)
 
     def _mixture(self, index: int) -> None:
         """branch = the experts' weighted sum + the gated shared expert; hidden += branch, or its norm."""

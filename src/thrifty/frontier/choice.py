@@ -15,7 +15,8 @@ RECOVERY_TIE = 0.005  # smaller differences of recovery are chance, so KL decide
 def best(rows: Iterable[Measurement], min_recovery: float | None = None) -> Measurement | None:
     """Among the rows that fit memory, latency and the least recovery, and came furthest: the highest recovery (all
     beyond the baseline's is luck, and counts as the baseline's); within RECOVERY_TIE of it the lowest KL; within TIE
-    of that the fastest decoder: as measured where the machine was quiet, else by the bytes. A row without a recovery yet is judged by its KL, and cannot meet a `min_recovery`.
+    of that the fastest decoder: as measured where the machine was quiet, else by the bytes. A row without a recovery
+    yet is judged by its KL, and cannot meet a `min_recovery`.
     """
     fitting = [row for row in rows if row.eligible]
     if not fitting:

@@ -230,7 +230,9 @@ def _rates(best: Measurement, base: Measurement | None) -> str:
         said = f"It decodes {best.decode_rate:.0f} tokens a second after {best.prompt} tokens"
         return said if base is None else f"{said}, the uncompressed model {base.decode_rate:.0f}"
     others = max(row.others for row in rows)
-    said = f"Other work took {others:.0%} of the processors, so no speed was measured; by the bytes it reads, it decodes"
+    said = (
+        f"Other work took {others:.0%} of the processors, so no speed was measured; by the bytes it reads, it decodes"
+    )
     said = f"{said} at most {best.rate_from_bytes:.0f} tokens a second at the full context"
     return said if base is None else f"{said}, the uncompressed model at most {base.rate_from_bytes:.0f}"
 

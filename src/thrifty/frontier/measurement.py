@@ -90,10 +90,10 @@ class Measurement:
     in the run after a prompt of `prompt` tokens. ledger_peak, ledger_steady: bytes that the ledger counted.
     process_peak: the process's resident bytes at their highest (before the last rung: at the run's end), Python
     included. Rates in tokens a second. others: the share of the processors that other processes took meanwhile; where
-    it is too much the rates are no facts (see `quiet`), and the prediction from bytes stands. quality: None for a baseline, which is compared with nothing. rung: which measurement it was, later ones
-    take longer and tell more. tasks: by name, in the last one. predicted: the roofline of a decode step at the
-    budget's context and batch, seconds; step: what the run lets expect there. quick: whether `step` is within the
-    bound on latency.
+    it is too much the rates are no facts (see `quiet`), and the prediction from bytes stands. quality: None for a
+    baseline, which is compared with nothing. rung: which measurement it was, later ones take longer and tell more.
+    tasks: by name, in the last one. predicted: the roofline of a decode step at the budget's context and batch,
+    seconds; step: what the run lets expect there. quick: whether `step` is within the bound on latency.
     """
 
     candidate: Candidate

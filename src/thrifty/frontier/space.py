@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -110,7 +111,7 @@ def shortened(candidate: Candidate, share: float) -> Candidate:
     if share >= 1:
         return candidate
     cache = [_shortened(table, share) for table in candidate.recipe.cache]
-    return Candidate(candidate.recipe.model_copy(update={"cache": cache}), candidate.grid)
+    return Candidate(dataclasses.replace(candidate.recipe, cache=cache), candidate.grid)
 
 
 def _shortened(table: Table, share: float) -> Table:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from thrifty.models.content_key import combined, file_key
 from thrifty.models.gguf_split import part_files
-from thrifty.models.huggingface import INDEX, weight_files
 
 # A folder's files beside its weights: the config, the tokenizer, chat templates, whatever their names.
 _DESCRIBING = ("*.json", "*.jinja", "*.model", "*.txt", "*/*.jinja")
@@ -31,6 +30,8 @@ def checkpoint_key(path: Path) -> CheckpointKey:
         parts = part_files(path)
         key = file_key(path) if len(parts) == 1 else combined({part.name: file_key(part) for part in parts})
         return CheckpointKey(key, key, key)
+    from thrifty.models.huggingface import INDEX, weight_files
+
     weights = _keys(path, weight_files(path))
     describing = _keys(path, describing_files(path))
     deciding = {name: key for name, key in describing.items() if name in (INDEX, "config.json")}

@@ -20,7 +20,7 @@ from thrifty.models.source import Source
 from thrifty.models.tokenizer_settings import TokenizerDefinition, TokenizerSettings
 
 KIND = "descriptions"
-LAYOUT = 3
+LAYOUT = 4
 DEFINITION = "tokenizer.json"
 
 

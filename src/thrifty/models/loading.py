@@ -10,14 +10,11 @@ from pathlib import Path
 from thrifty.errors import CheckpointError, KernelError, ThriftyWarning, nearest
 from thrifty.formats.linear import PackedLinear
 from thrifty.kernels import dispatch
-from thrifty.models import hub
 from thrifty.models.assembly import Assembly
 from thrifty.models.checkpoint_key import checkpoint_key
 from thrifty.models.converted import open_converted
 from thrifty.models.description import Description
 from thrifty.models.embedded import MODELS, find
-from thrifty.models.gguf_source import GGUFSource
-from thrifty.models.huggingface import HuggingFaceSource
 from thrifty.models.model import Model, TensorReport
 from thrifty.models.source import DType, Source, Weight
 from thrifty.models.tokenizer import Tokenizer
@@ -79,7 +76,10 @@ def _report(weight: Weight) -> TensorReport:
 def open_source(path: Path) -> Source:
     """The checkpoint of a Hugging Face folder or a GGUF file, opened and checked; no weight is read yet."""
     if not path.is_dir():
+        from thrifty.models.gguf_source import GGUFSource
+
         return GGUFSource(path)
+    from thrifty.models.huggingface import HuggingFaceSource
     from thrifty.models.tokenizer_files import read_tokenizer
 
     return HuggingFaceSource(path, read_tokenizer(path))
@@ -108,6 +108,8 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
         return path
     if name in MODELS:
         return find(MODELS[name]) or _pulled(name)
+    from thrifty.models import hub
+
     if hub.is_hub_id(name):
         return hub.fetch(name)
     raise CheckpointError(

@@ -39,7 +39,10 @@ def inverse_frequencies(rope: RopeConfig, sequence_length: int | Integers) -> tu
     matters.
     """
     frequencies, factor = _scaled(rope, sequence_length)
-    return (frequencies / np.array(rope.divisors, np.float32) if rope.divisors else frequencies), factor
+    if not rope.divisors:
+        return frequencies, factor
+    divisors: Floats = np.array(rope.divisors, np.float32)
+    return frequencies / divisors, factor
 
 
 def depends_on_length(rope: RopeConfig) -> bool:

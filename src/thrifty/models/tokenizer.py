@@ -12,16 +12,16 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from thrifty.errors import CheckpointError, PromptError, TemplateError
-from thrifty.models.message_text import parts_of
-from thrifty.models.tokenizer_control import ControlFree, all_meant
 from thrifty.models.tokenizer_ends import BRACKETS, MARKER
 from thrifty.models.tokenizer_pieces import Maker, PieceDecoder, byte_of_character, makers
 from thrifty.models.tokenizer_settings import TokenizerSettings
+from thrifty.storage import heap
 
 if TYPE_CHECKING:
     import tokenizers
 
     from thrifty.models.chat_template import ChatTemplate
+    from thrifty.models.tokenizer_control import ControlFree
 
 Message = Mapping[str, Any]
 
@@ -87,6 +87,8 @@ class Tokenizer:
             raise PromptError(f"The prompt cannot be written in UTF-8: {_fault(text)}.") from error
         ids: list[int] = encoding.ids
         if not all(meant for _, meant in parts) and not self.control_ids.isdisjoint(ids):
+            from thrifty.models.tokenizer_control import all_meant
+
             ends = list(accumulate(len(part) for part, _ in parts))
             meant = [(end - len(part), end) for end, (part, means) in zip(ends, parts, strict=True) if means]
             if not all_meant(ids, encoding.offsets, self.control_ids, meant):
@@ -134,6 +136,8 @@ class Tokenizer:
         arguments: `tools`, `documents`, `enable_thinking` and what else the template reads; None is not given.
         Raises TemplateError as `apply_chat_template`, and for an argument that the template does not read.
         """
+        from thrifty.models.message_text import parts_of
+
         given = {**self.special_tokens, "add_generation_prompt": add_generation_prompt}
         text = self._template_for(arguments).render(messages, given, arguments)
         return self.encode_parts([(part, control_tokens_in_messages or not quoted) for part, quoted in parts_of(text)])
@@ -228,6 +232,8 @@ class Tokenizer:
 
     @cached_property
     def _control_free(self) -> ControlFree:
+        from thrifty.models.tokenizer_control import ControlFree
+
         return ControlFree(self.backend, self.control_ids)
 
     @cached_property
@@ -350,6 +356,7 @@ def load_backend(definition: str) -> tokenizers.Tokenizer:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         raise CheckpointError(f"tokenizer.json is not valid: {str(error)[:200]}") from error
+    heap.hand_back()  # what the library freed is more than what it keeps
     backend.no_truncation()
     backend.no_padding()
     return backend

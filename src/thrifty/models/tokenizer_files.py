@@ -13,6 +13,7 @@ from thrifty.models.safetensors_file import read_json
 from thrifty.models.tokenizer import decoder_of, load_backend
 from thrifty.models.tokenizer_added import Neighbours, add_tokens
 from thrifty.models.tokenizer_ends import ENDS_OF_TURN
+from thrifty.models.tokenizer_merges import in_lines
 from thrifty.models.tokenizer_pieces import makers
 from thrifty.models.tokenizer_settings import MAX_TEMPLATE, TokenizerDefinition, TokenizerSettings
 
@@ -53,7 +54,7 @@ def read_tokenizer(directory: Path) -> TokenizerDefinition | None:
         special_tokens=named,
         warnings=warnings,
     )
-    return TokenizerDefinition(definition, settings)
+    return TokenizerDefinition(in_lines(definition), settings)
 
 
 def _table(path: Path) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from thrifty.errors import CheckpointError, nearest
 from thrifty.models.gguf_metadata import Metadata
 from thrifty.models.gguf_vocabulary import BYTE, CONTROL, UNUSED, USER_DEFINED, Vocabulary, read_vocabulary
+from thrifty.models.tokenizer_merges import in_lines
 from thrifty.models.tokenizer_pre import DEFAULT, cut
 from thrifty.models.tokenizer_settings import TokenizerDefinition, TokenizerSettings
 
@@ -51,7 +52,7 @@ def from_metadata(metadata: Metadata) -> TokenizerDefinition:
     _add_tokens(backend, vocabulary, USER_DEFINED)
     if backend.get_vocab_size(with_added_tokens=True) != len(vocabulary):
         raise CheckpointError(f"{metadata.path}: 'tokenizer.ggml.token_type' does not fit 'tokenizer.ggml.tokens'")
-    return TokenizerDefinition(backend.to_str(), _settings(metadata, vocabulary, kind))
+    return TokenizerDefinition(in_lines(backend.to_str()), _settings(metadata, vocabulary, kind))
 
 
 def _byte_level(metadata: Metadata, tokens: Vocabulary) -> Tokenizer:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thrifty.arrays import Floats
+from thrifty.arrays import Array, Floats
 from thrifty.errors import KernelError
 from thrifty.formats.linear import DenseLinear, PackedLinear
 from thrifty.formats.packed import TILE
@@ -33,9 +33,9 @@ class Linear(nn.Module):
         self.stored = stored
         self.out_features, self.in_features = stored.out_features, stored.in_features
         self.product: Callable[[Floats], Floats] | None = None
-        plain = isinstance(stored, DenseLinear) and not stored.packed
-        self.register_parameter("weight", parameter(stored.weight) if plain else None)
-        self.register_parameter("bias", None if stored.bias is None else parameter(stored.bias, plain))
+        plain = stored.weight if isinstance(stored, DenseLinear) and not stored.packed else None
+        self.register_parameter("weight", None if plain is None else parameter(plain))
+        self.register_parameter("bias", None if stored.bias is None else parameter(stored.bias, plain is not None))
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in_features] (fp32 or bf16) → [..., out_features] of the same dtype."""
@@ -91,6 +91,6 @@ class _TiledProduct(torch.autograd.Function):
         return result, None, None
 
 
-def parameter(array: Any, trains: bool = True) -> nn.Parameter:
+def parameter(array: Array, trains: bool = True) -> nn.Parameter:
     """A parameter over an array's memory; it trains where it may and the memory can be written to."""
     return nn.Parameter(tensor_of(array), requires_grad=trains and array.flags.writeable)

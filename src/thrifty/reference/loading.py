@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thrifty import models
-from thrifty.errors import CheckpointError, ThriftyWarning
+from thrifty.errors import CheckpointError
 from thrifty.formats.linear import DenseLinear
-from thrifty.models.checkpoint_key import checkpoint_key
 from thrifty.models.config import ModelConfig
-from thrifty.models.loading import assemble, open_source, resolve
+from thrifty.models.loading import load as load_packed
+from thrifty.models.loading import load_plain
 from thrifty.models.model import Model
-from thrifty.models.tokenizer import Tokenizer
 from thrifty.reference.arrays import DTYPES
 from thrifty.reference.attention import causal
 from thrifty.reference.decoder import Decoder
@@ -47,7 +44,8 @@ class ReferenceModel:
         Raises PromptError for an empty sequence, one longer than the context, or an id outside the
         vocabulary.
         """
-        tokens = torch.from_numpy(self.model.checked(token_ids))
+        ids = token_ids.numpy() if isinstance(token_ids, Tensor) else token_ids
+        tokens = torch.from_numpy(self.model.checked(ids))
         return self.decoder(tokens, torch.arange(len(tokens)), causal(self.config))
 
 
@@ -58,18 +56,10 @@ def load(name_or_path: str | os.PathLike[str], *, dtype: torch.dtype | None = No
     checkpoint's exact values.
     """
     if dtype is None:
-        return build(models.load(name_or_path))
+        return build(load_packed(name_or_path))
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype is {dtype}; it must be torch.float32, torch.bfloat16 or None.")
-    path = resolve(name_or_path)
-    source = open_source(path)
-    model = assemble(source, DTYPES[dtype])
-    model.version, model.path = f"{checkpoint_key(path).content}-{dtype}", path
-    if source.tokenizer is not None:
-        model.tokenizer = Tokenizer(source.tokenizer.definition, source.tokenizer.settings)
-        for text in model.tokenizer.settings.warnings:
-            warnings.warn(f"{path.name}: {text}", ThriftyWarning, stacklevel=2)
-    return build(_writable(model))
+    return build(_writable(load_plain(name_or_path, DTYPES[dtype])))
 
 
 def _writable(model: Model) -> Model:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from tests.unit.cache.cache_driver import Driver, model_info, prompt
@@ -11,52 +9,80 @@ from tests.unit.cache.test_policy_conformance import COMPOSED, SINGLE, build
 from tests.unit.kernels.native_pages import using
 
 from thrifty.arrays import Floats
-from thrifty.cache.composition import rehearsing, wanted
+from thrifty.cache.composition import rehearsing
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
+from thrifty.cache.sums import Accumulator
 from thrifty.kernels import dispatch
 
 pytestmark = pytest.mark.skipif(dispatch.native() is None, reason="the native module is not built or turned off")
 
 MODEL = model_info(windows=(None, 100, None), heads=4, kv_heads=2, head_dim=64, format="bf16")
-FULLY_NATIVE = [names for names in SINGLE + COMPOSED if not wanted(build(names), MODEL).decode]
+RECIPES = SINGLE + COMPOSED
 
 
 def native_step(sequence: SequenceCache, tokens: list[int], commit: int | None = None) -> list[Floats]:
     """One step as a plan does it: rows go into the view's open pages, attention reads the view."""
     driver, start = Driver(sequence.model), sequence.length
     sequence.reserve(len(tokens))
-    outputs = []
-    for layer in range(sequence.model.layers):
-        query, key, value = driver.rows(layer, tokens, start)
-        outputs.append(_attend(sequence.native, sequence, layer, query, key, value))
+    assert sequence.native is not None
+    sums = sequence.accumulate_rows(len(tokens))
+    outputs = [
+        native_rows(sequence, layer, *driver.rows(layer, tokens, start), sums) for layer in range(sequence.model.layers)
+    ]
     accepted = len(tokens) if commit is None else commit
     if accepted < len(tokens):
         sequence.truncate(len(tokens) - accepted)
+    sequence.remember(tokens[:accepted], start)
     sequence.commit(accepted)
     return outputs
 
 
 def native_prefill(sequence: SequenceCache, tokens: list[int]) -> None:
+    """A prompt layer by layer, as the engine runs one that is compressed."""
     driver, start, n = Driver(sequence.model), sequence.length, len(tokens) - sequence.length
+    sequence.remember(tokens[start:], start)
     for layer in range(sequence.model.layers):
         sequence.begin_layer(layer, n)
-        query, key, value = driver.rows(layer, tokens[start:], start)
-        sums = np.zeros((MODEL.heads, n), np.float32) if sequence.statistics.column_sums else None
-        _attend(sequence.native, sequence, layer, query, key, value, sums=sums)
-        sequence.observe(layer, query, None if sums is None else np.split(sums, MODEL.kv_heads))
+        rows = driver.rows(layer, tokens[start:], start)
+        assert sequence.native is not None
+        native_rows(sequence, layer, *rows, sequence.accumulate_prompt(n))
+        sequence.observe(layer, rows[0])
         sequence.seal_layer(layer)
     sequence.commit(n)
 
 
-def _attend(view: Any, sequence: SequenceCache, layer: int, *rows: Floats, sums: Floats | None = None) -> Floats:
-    query, key, value = (one.contiguous() for one in rows)
-    dispatch.append(view, layer, key, value)
-    scale, window = sequence.model.scale, sequence.model.windows[layer]
-    return dispatch.attend(view, layer, query, scale=scale, window=window, accumulate=sums)
+def native_rows(
+    sequence: SequenceCache, layer: int, query: Floats, key: Floats, value: Floats, sums: Accumulator | None = None
+) -> Floats:
+    """Append rows of a layer to the view and attend, their probabilities into `sums`."""
+    if sums is None or layer not in sums.layers:
+        return _attend(sequence, layer, query, key, value)
+    place = sums.layers.index(layer)
+    if sums.sums.ndim == 3:
+        return _attend(sequence, layer, query, key, value, into=sums.sums[place])
+    parts = [slice(row, row + 1) for row in range(len(query))]
+    return np.concatenate(
+        [
+            _attend(sequence, layer, query[part], key[part], value[part], into=sums.sums[part.start, place])
+            for part in parts
+        ]
+    )
 
 
-@pytest.mark.parametrize("names", FULLY_NATIVE, ids="+".join)
+def _attend(sequence: SequenceCache, layer: int, query: Floats, *rows: Floats, into: Floats | None = None) -> Floats:
+    view, model = sequence.native, sequence.model
+    dispatch.append(view, layer, *rows)
+    places = max(view.tokens(layer, head) for head in range(model.kv_heads))
+    sums = None if into is None else np.zeros((model.heads, places), np.float32)
+    scale, window = model.scale, model.windows[layer]
+    out = dispatch.attend(view, layer, query, scale=scale, window=window, accumulate=sums)
+    if into is not None and sums is not None:
+        into[:, :places] += sums
+    return out
+
+
+@pytest.mark.parametrize("names", RECIPES, ids="+".join)
 @pytest.mark.parametrize("isa", ["avx2", "portable"])  # fp32 products; avx512 rounds queries to bf16
 def test_native_attention_equals_the_reference(names: list[str], isa: str) -> None:
     with using(isa):
@@ -79,8 +105,8 @@ def compare_with_reference(names: list[str]) -> None:
         for layer in range(MODEL.layers):
             assert np.allclose(ours[layer], theirs[layer], atol=2e-4), f"step {step}, layer {layer}"
     for layer in range(MODEL.layers):
-        for head in range(MODEL.kv_heads):
-            assert native.native.tokens(layer, head) == native.slots(layer, head)
+        places = [native.native.tokens(layer, head) for head in range(MODEL.kv_heads)]
+        assert places == native.place_counts(layer)
 
 
 def test_rejected_rows_are_truncated_natively() -> None:
@@ -100,7 +126,7 @@ def test_a_step_that_failed_in_the_middle_is_discarded() -> None:
         native_step(one, prompt(100))
     query, key, value = Driver(MODEL).rows(0, [1, 2], 100)
     sequence.reserve(2)
-    _attend(sequence.native, sequence, 0, query, key, value)
+    native_rows(sequence, 0, query, key, value)
     sequence.discard()
     assert np.array_equal(np.stack(native_step(sequence, [3])), np.stack(native_step(twin, [3])))
 
@@ -119,19 +145,3 @@ def test_forks_and_prefix_hits_equal_going_on_alone() -> None:
         expected = np.stack(native_step(first, [step]))
         assert np.array_equal(np.stack(native_step(fork, [step])), expected)
         assert np.array_equal(np.stack(native_step(hit, [step])), expected)
-
-
-def test_steps_that_need_the_reference_path_say_so() -> None:
-    cache = Cache(MODEL, disk=True)
-    sequence = cache.create()
-    native_step(sequence, prompt(128))
-    sequence.select(0, (np.arange(3), np.arange(3)))
-    assert sequence.native is None
-    sequence.select(0, None)
-    sequence.spans[0][0].segment.to_disk()
-    sequence.replace_spans(0, sequence.spans[0])
-    assert sequence.native is None
-    sequence.spans[0][0].segment.to_memory()
-    assert sequence.native is not None
-    small = Cache(model_info(head_dim=8)).create()
-    assert small.native is None, "native views take 16 channels or more"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.unit.cache.cache_driver import Driver, model_info, prompt
-from tests.unit.cache.test_cache_native import native_step
+from tests.unit.cache.test_cache_native import native_prefill, native_step
 from tests.unit.cache.test_kvmerger import slow_head
 from tests.unit.cache.test_policy_formulas import slow_groups
 from tests.unit.kernels.native_pages import using
@@ -174,15 +174,7 @@ def prefilled(names: list[str], path: str, tokens: list[int], bits: int, mass: s
     if path == "reference":
         Driver(MODEL).prefill(sequence, tokens)
         return sequence
-    for layer in range(MODEL.layers):
-        sequence.begin_layer(layer, len(tokens))
-        query, key, value = Driver(MODEL).rows(layer, tokens, 0)
-        sums = np.zeros((MODEL.heads, len(tokens)), np.float32)
-        dispatch.append(sequence.native, layer, key, value)
-        dispatch.attend(sequence.native, layer, query, scale=MODEL.scale, accumulate=sums)
-        sequence.observe(layer, query, np.split(sums, MODEL.kv_heads))
-        sequence.seal_layer(layer)
-    sequence.commit(len(tokens))
+    native_prefill(sequence, tokens)
     return sequence
 
 

@@ -3,11 +3,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from thrifty.arrays import Floats
 from thrifty.decoding.sampling import (
     NUCLEUS_PROBE,
     ForcedSampler,
@@ -28,11 +29,24 @@ def sampler(**options: object) -> Sampler:
     return Sampler(SamplingParameters.of(**options), VOCABULARY)
 
 
-def logits(seed: int = 0, spread: float = 3.0) -> torch.Tensor:
-    return torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(seed)) * spread
+def logits(seed: int = 0, spread: float = 3.0) -> Floats:
+    return np.random.default_rng(seed).standard_normal(VOCABULARY, np.float32) * np.float32(spread)
 
 
-def support(scores: torch.Tensor, draws: int = 3000, **options: object) -> set[int]:
+def fp32(*values: float) -> Floats:
+    return np.array(values, np.float32)
+
+
+def log_softmax(scores: Floats) -> Floats:
+    return scores - np.log(np.exp(scores.astype(np.float64)).sum()).astype(np.float32)
+
+
+def best_of(scores: Floats, count: int) -> list[int]:
+    """By a whole sort: of equal scores the first."""
+    return sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:count]
+
+
+def support(scores: Floats, draws: int = 3000, **options: object) -> set[int]:
     parameters = SamplingParameters.of(**options)
     return {draw(scores, parameters, uniform(1, 0, place)) for place in range(draws)}
 
@@ -116,8 +130,8 @@ def test_uniform_covers_the_unit_interval_evenly() -> None:
 
 
 def test_frequencies_follow_the_softmax() -> None:
-    scores = torch.full((VOCABULARY,), -math.inf)
-    scores[:4] = torch.log(torch.tensor([0.4, 0.3, 0.2, 0.1]))
+    scores = np.full(VOCABULARY, -math.inf, np.float32)
+    scores[:4] = np.log(fp32(0.4, 0.3, 0.2, 0.1))
     for options in ({}, {"top_p": 0.999}, {"top_k": 500}):
         parameters = SamplingParameters.of(temperature=1.0, **options)
         counts = Counter(draw(scores, parameters, uniform(5, 0, place)) for place in range(20000))
@@ -127,11 +141,11 @@ def test_frequencies_follow_the_softmax() -> None:
 
 def test_top_k_keeps_the_best() -> None:
     found = support(logits(spread=0.1), temperature=1.0, top_k=7)
-    assert found == set(torch.topk(logits(), 7).indices.tolist())
+    assert found == set(best_of(logits(spread=0.1), 7))
 
 
 def test_top_p_keeps_the_fewest_that_hold_the_mass() -> None:
-    scores = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
+    scores = np.log(fp32(0.5, 0.25, 0.15, 0.1))
     assert support(scores, temperature=1.0, top_p=0.5) == {0}
     assert support(scores, temperature=1.0, top_p=0.51) == {0, 1}
     assert support(scores, temperature=1.0, top_p=0.91) == {0, 1, 2, 3}
@@ -139,7 +153,7 @@ def test_top_p_keeps_the_fewest_that_hold_the_mass() -> None:
 
 def test_top_p_looks_beyond_the_probe_where_it_must() -> None:
     size = NUCLEUS_PROBE * 4
-    found = support(torch.zeros(size), draws=20000, temperature=1.0, top_p=0.5)
+    found = support(np.zeros(size, np.float32), draws=20000, temperature=1.0, top_p=0.5)
     assert len(found) == size // 2
 
 
@@ -151,23 +165,22 @@ def test_top_p_looks_beyond_the_probe_where_it_must() -> None:
     banned=st.booleans(),
 )
 @settings(deadline=None)
-def test_the_largest_are_those_of_topk(size: int, count: int, seed: int, levels: int, banned: bool) -> None:
-    scores = torch.randn(size, generator=torch.Generator().manual_seed(seed))
+def test_the_largest_are_those_of_a_whole_sort(size: int, count: int, seed: int, levels: int, banned: bool) -> None:
+    scores = np.random.default_rng(seed).standard_normal(size, np.float32)
     if levels:
-        scores = (scores * levels).round()  # ties
+        scores = np.round(scores * np.float32(levels))  # ties
     if banned:
-        scores[: size // 2] = -torch.inf
+        scores[: size // 2] = -math.inf
     count = min(count, size)
     values, places = largest(scores, count)
-    assert torch.equal(values, torch.topk(scores, count).values)
-    assert torch.equal(scores[places], values)
-    assert len(set(places.tolist())) == count
+    assert places.tolist() == best_of(scores, count)
+    assert np.array_equal(scores[places], values)
 
 
 def test_min_p_is_relative_to_the_best() -> None:
-    scores = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
+    scores = np.log(fp32(0.5, 0.25, 0.15, 0.1))
     assert support(scores, temperature=1.0, min_p=0.4) == {0, 1}
-    assert support(torch.zeros(NUCLEUS_PROBE * 2), draws=10000, temperature=1.0, min_p=0.9) == set(
+    assert support(np.zeros(NUCLEUS_PROBE * 2, np.float32), draws=10000, temperature=1.0, min_p=0.9) == set(
         range(NUCLEUS_PROBE * 2)
     )
 
@@ -178,7 +191,7 @@ def test_a_tiny_temperature_is_greedy_and_does_not_overflow() -> None:
 
 
 def test_penalties_by_their_formulas() -> None:
-    scores = torch.zeros(VOCABULARY)
+    scores = np.zeros(VOCABULARY, np.float32)
     scores[1], scores[2], scores[3], scores[4] = 2.0, 1.9, -1.0, 1.5
     repeated = sampler(repetition_penalty=2.0)
     repeated.observe_prompt([1, 3])
@@ -190,7 +203,7 @@ def test_penalties_by_their_formulas() -> None:
     for token in (1, 1, 4):
         frequent.commit(token)
     adjusted = frequent._adjusted(scores)
-    assert torch.allclose(adjusted[[1, 2, 4]], torch.tensor([0.9, 1.9, 0.7]))
+    assert np.allclose(adjusted[[1, 2, 4]], [0.9, 1.9, 0.7])
     assert scores[1] == 2.0, "the caller's logits are not changed"
 
 
@@ -212,7 +225,7 @@ def test_all_tokens_banned_is_an_error_with_the_remedy() -> None:
 def test_a_logit_that_is_no_number_is_an_error_in_every_way_to_choose(
     options: dict[str, float], value: float, place: int
 ) -> None:
-    row = logits().clone()
+    row = logits()
     row[place] = value
     makers = (lambda: sampler(**options), lambda: ForcedSampler(SamplingParameters.of(**options), VOCABULARY, [3]))
     for make in makers:
@@ -221,10 +234,10 @@ def test_a_logit_that_is_no_number_is_an_error_in_every_way_to_choose(
 
 
 def test_minus_infinity_is_a_mask_and_nothing_else_is_an_error() -> None:
-    row = torch.full((VOCABULARY,), -math.inf)
+    row = np.full(VOCABULARY, -math.inf, np.float32)
     with pytest.raises(PromptError, match="the model's best logit is -inf"):
         sampler().choose(row)
-    row[[4, 9]] = torch.tensor([1.0, 1.0])
+    row[[4, 9]] = 1.0
     for options in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 5}, {"temperature": 1.0, "min_p": 0.1}):
         assert sampler(**options).choose(row).token in (4, 9)
     found = sampler(logprobs=20).choose(row).logprob
@@ -233,7 +246,7 @@ def test_minus_infinity_is_a_mask_and_nothing_else_is_an_error() -> None:
 
 
 def test_a_draw_at_the_upper_end_is_a_token_that_has_a_probability() -> None:
-    weights = torch.tensor([0.25, 0.5, 0.0, 0.0])
+    weights = np.array([0.25, 0.5, 0.0, 0.0])
     assert _inverse(weights, 1.0) == 1 and _inverse(weights, 0.0) == 0
 
 
@@ -242,9 +255,9 @@ def test_logprobs_are_of_the_models_own_distribution() -> None:
     choice = sampler(temperature=0.5, logprobs=3, logit_bias={9: 50.0}).choose(scores)
     assert choice.token == 9
     assert choice.logprob is not None
-    expected = torch.log_softmax(scores, 0)
+    expected = log_softmax(scores)
     assert choice.logprob.logprob == pytest.approx(float(expected[9]), abs=1e-4)
-    assert [token for token, _ in choice.logprob.top] == torch.topk(scores, 3).indices.tolist()
+    assert [token for token, _ in choice.logprob.top] == best_of(scores, 3)
     assert sampler(logprobs=0).choose(scores).logprob == logprob_of(scores, int(scores.argmax()), 0)
 
 
@@ -253,9 +266,9 @@ def test_a_fork_has_said_the_same_and_draws_its_own() -> None:
     for token in (4, 5, 4):
         parent.commit(token)
     child = parent.fork(stream=1)
-    assert torch.equal(child._adjusted(logits()), parent._adjusted(logits()))
+    assert np.array_equal(child._adjusted(logits()), parent._adjusted(logits()))
     child.commit(6)
-    assert not torch.equal(child._adjusted(logits()), parent._adjusted(logits()))
+    assert not np.array_equal(child._adjusted(logits()), parent._adjusted(logits()))
     draws = [(parent.choose(logits(i, 0.1)).token, child.choose(logits(i, 0.1)).token) for i in range(10)]
     assert any(one != other for one, other in draws)
 
@@ -266,5 +279,5 @@ def test_forcing_reports_what_the_model_thought() -> None:
     forced.commit(first.token)
     assert (first.token, forced.choose(logits()).token) == (3, 4)
     assert first.logprob is not None
-    assert first.logprob.logprob == pytest.approx(float(torch.log_softmax(logits(), 0)[3]), abs=1e-4)
+    assert first.logprob.logprob == pytest.approx(float(log_softmax(logits())[3]), abs=1e-4)
     assert forced.needs_logits

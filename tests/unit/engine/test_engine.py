@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from tests.tiny import EOS, VOCABULARY, text_tokens
+from tests.tiny import EOS, VOCABULARY, text_tokens, tiny_model
 
+from thrifty.arrays import BFLOAT16, softmax
 from thrifty.decoding.sampling import SamplingParameters
+from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
-from thrifty.errors import BudgetError, PromptError, QueueFullError, RecipeError, ThriftyError
+from thrifty.errors import BudgetError, KernelError, PromptError, QueueFullError, RecipeError, ThriftyError
+from thrifty.formats.linear import DenseLinear
+from thrifty.kernels import dispatch
 from thrifty.models.model import Model
+from thrifty.reference import build
 
 
 def request(prompt: int | list[int] = 40, /, **options: Any) -> Request:
@@ -26,7 +31,7 @@ def request(prompt: int | list[int] = 40, /, **options: Any) -> Request:
 def test_greedy_answers_are_those_of_the_plain_forward_pass(plain: Model, make_engine: Any) -> None:
     prompt, answer = text_tokens(150), []
     for _ in range(64):
-        answer.append(int(plain.logits(prompt + answer)[-1].argmax()))
+        answer.append(int(build(plain).logits(prompt + answer)[-1].argmax()))
     assert make_engine(plain).submit(request(prompt, max_tokens=64)).result().token_ids == answer
 
 
@@ -34,13 +39,13 @@ def test_logits_are_those_of_the_plain_forward_pass(plain: Model, make_engine: A
     prompt, forced = text_tokens(150), text_tokens(40, seed=3)
     handle = make_engine(plain).submit(request(prompt, forced=forced, logits=True, logprobs=2))
     events = list(handle)
-    found = torch.stack([event.logits for event in events])
-    expected = plain.logits(prompt + forced)[len(prompt) - 1 : -1]
+    found = np.stack([event.logits for event in events])
+    expected = build(plain).logits(prompt + forced)[len(prompt) - 1 : -1].numpy()
     assert [event.token for event in events] == forced
-    difference = (found - expected).abs()
+    difference = np.abs(found - expected)
     assert (float(difference.max()) < 5e-4, float(difference.mean()) < 2e-5) == (True, True)
-    wanted = torch.log_softmax(expected, -1)[range(40), forced]
-    assert torch.allclose(torch.tensor([one.logprob for one in handle.samples[0].logprobs]), wanted, atol=1e-4)
+    wanted = np.log(softmax(expected))[range(40), forced]
+    assert np.allclose([one.logprob for one in handle.samples[0].logprobs], wanted, atol=1e-4)
 
 
 def test_streaming_gives_the_result_piece_by_piece(model: Model, make_engine: Any) -> None:
@@ -270,14 +275,30 @@ def test_a_closed_engine_takes_nothing(plain: Model, make_engine: Any) -> None:
         engine.submit(request())
 
 
-def test_the_runner_says_why_it_was_chosen(plain: Model, make_engine: Any) -> None:
-    assert make_engine(plain).describe()["runner"] == {
+def test_the_runner_says_why_it_was_chosen(packed: Model, make_engine: Any) -> None:
+    assert make_engine(packed, native=False).describe()["runner"] == {
         "name": "reference",
-        "reason": "embedding: no native kernel for DenseLinear f32",
+        "reason": "native code was turned off",
     }
-    assert make_engine(plain, native=False).runner.reason == "native code was turned off"
-    with pytest.raises(ThriftyError, match="the native plan was asked for, but"):
-        make_engine(plain, native=True)
+    assert make_engine(packed).runner.reason.startswith("native plan of 3 layers, ")
+
+
+@pytest.mark.parametrize("native", [None, True])
+def test_what_no_kernel_does_is_an_error_that_names_the_reference(native: bool | None) -> None:
+    model = tiny_model(packed=True)
+    weight = model.linears["layers.1.mlp.up"].dequantize()
+    model.replace("layers.1.mlp.up", DenseLinear.from_weight(weight, BFLOAT16, packed=False))
+    with pytest.raises(KernelError, match=r"layers.1.mlp.up: no native kernel for DenseLinear bf16; native=False \("):
+        Engine(model, native=native)
+
+
+@pytest.mark.parametrize("native", [None, True])
+def test_a_missing_module_is_an_error_and_no_silent_fallback(
+    packed: Model, native: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "native", lambda: None)
+    with pytest.raises(KernelError, match=r"native=False \(--reference\) runs the slow torch reference instead"):
+        Engine(packed, native=native)
 
 
 def test_usage_adds_up(model: Model, make_engine: Any) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from tests.tiny import tiny_config, tiny_model
 
+from thrifty.arrays import BFLOAT16
 from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.strategy import ArrayScores
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
-from thrifty.engine.runner import TensorScores
 from thrifty.errors import PromptError
 from thrifty.formats.linear import DenseLinear
 from thrifty.kernels import dispatch
@@ -31,9 +32,9 @@ CHOICES = {
 def spoilt(part: str, value: float, native: bool) -> Model:
     """A model whose row of token 7, in the embedding or in the head, holds `value` once."""
     model = tiny_model(packed=native, config=tiny_config(layers=2, tied_embeddings=False))
-    weight = dict(model.decoder.linears())[part].dequantize().clone()
+    weight = model.linears[part].dequantize().copy()
     weight[SPOILT, 3] = value
-    model.decoder.replace(part, DenseLinear.from_weight(weight, torch.bfloat16 if native else torch.float32, native))
+    model.replace(part, DenseLinear.from_weight(weight, BFLOAT16 if native else np.float32, native))
     return model
 
 
@@ -47,7 +48,7 @@ def native(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture
 def engine(native: bool) -> Iterator[Engine]:
     """Only what reads token 7 overflows."""
-    engine = Engine(spoilt("embedding", torch.nan, native), native=native)
+    engine = Engine(spoilt("embedding", np.nan, native), native=native)
     yield engine
     engine.close()
 
@@ -78,7 +79,7 @@ def test_an_answer_that_overflows_midway_ends_alone(engine: Engine, name: str, f
     assert engine.submit(Request(prompt=[65, 66], sampling=CHOICES[name])).result().token_ids == alone
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("name", CHOICES)
 def test_one_logit_that_is_no_number_is_enough(native: bool, name: str, value: float) -> None:
     engine = Engine(spoilt("head", value, native), native=native)
@@ -101,6 +102,6 @@ def test_a_fork_of_a_good_answer_survives_the_bad_one(engine: Engine) -> None:
 
 @pytest.mark.parametrize("place", [0, 5, 63])
 def test_a_row_has_no_best_token_where_a_logit_is_no_number(place: int) -> None:
-    rows = torch.linspace(-1, 1, 64).repeat(4, 1)
-    rows[0, place], rows[1, place], rows[2, :], rows[3, place] = torch.nan, torch.inf, -torch.inf, -torch.inf
-    assert [TensorScores(rows).best(row) for row in range(4)] == [-1, -1, -1, 62 if place == 63 else 63]
+    rows = np.tile(np.linspace(-1, 1, 64, dtype=np.float32), (4, 1))
+    rows[0, place], rows[1, place], rows[2, :], rows[3, place] = np.nan, np.inf, -np.inf, -np.inf
+    assert [ArrayScores(rows).best(row) for row in range(4)] == [-1, -1, -1, 62 if place == 63 else 63]

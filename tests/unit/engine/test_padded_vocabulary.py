@@ -6,11 +6,12 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
-import torch
 from tests.small_tokenizers import byte_level
 from tests.tiny import text_tokens, tiny_config, tiny_model
 
+from thrifty.arrays import Floats, largest, softmax
 from thrifty.decoding.sampling import SamplingParameters
 from thrifty.engine.api import Thrifty
 from thrifty.engine.engine import Engine
@@ -33,10 +34,10 @@ def padded(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if native and dispatch.native() is None:
         pytest.skip("the native kernels are not built")
     model = tiny_model(packed=native, config=tiny_config(layers=2))
-    weight = dict(model.decoder.linears())["embedding"].dequantize().clone()
+    weight = model.linears["embedding"].dequantize().copy()
     weight[TOKENS:] *= 3
     rows = GroupLinear.quantize(weight, 8, 32, symmetric=False) if native else DenseLinear.from_weight(weight)
-    model.decoder.replace("embedding", rows)
+    model.replace("embedding", rows)
     definition = byte_level(special=("<s>", "</s>", "<|end|>")).to_str()
     model.tokenizer = Tokenizer(definition, TokenizerSettings(vocabulary_size=ROWS))
     engine = Engine(model, native=native)
@@ -63,7 +64,7 @@ def test_rows_without_a_token_are_never_chosen(padded: Engine, options: dict[str
         assert [answer[0] for answer in found] == [int(token) for token in best]
 
 
-def row_of(engine: Engine, prompt: list[int]) -> torch.Tensor:
+def row_of(engine: Engine, prompt: list[int]) -> Floats:
     request = Request(prompt=prompt, sampling=SamplingParameters(max_tokens=1), logits=True)
     (logits,) = (event.logits for event in engine.submit(request) if event.logits is not None)
     return logits
@@ -73,11 +74,11 @@ def test_log_probabilities_are_those_of_the_tokens_alone(padded: Engine) -> None
     sampling = SamplingParameters(max_tokens=1, logprobs=20)
     for prompt in PROMPTS[:4]:
         (found,) = padded.submit(Request(prompt=prompt, sampling=sampling)).result().logprobs
-        expected = torch.log_softmax(row_of(padded, prompt)[:TOKENS].double(), 0)
+        expected = np.log(softmax(row_of(padded, prompt)[:TOKENS].astype(np.float64)))
         assert math.isclose(found.logprob, float(expected[found.token]), abs_tol=1e-5)
-        values, ids = expected.topk(20)
+        ids = largest(expected, 20)
         assert [token for token, _ in found.top] == ids.tolist()
-        assert [value for _, value in found.top] == pytest.approx(values.tolist(), abs=1e-5)
+        assert [value for _, value in found.top] == pytest.approx(expected[ids].tolist(), abs=1e-5)
 
 
 def test_such_rows_are_refused_where_they_are_asked_for(padded: Engine) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tests import gguf_files
 from tests.tiny import ByteTokenizer, text_tokens, tiny_config, tiny_model
 
+from thrifty.arrays import Floats
 from thrifty.decoding.sampling import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Event, Request
@@ -48,8 +48,8 @@ def make_request(length: int, **options: Any) -> Request:
     return Request(prompt=text_tokens(64) + text_tokens(length - 64, length), sampling=sampling, logits=True, **options)
 
 
-def stacked(events: list[Event]) -> torch.Tensor:
-    return torch.stack([event.logits for event in events if event.logits is not None])
+def stacked(events: list[Event]) -> Floats:
+    return np.stack([event.logits for event in events if event.logits is not None])
 
 
 @pytest.mark.parametrize(("name", "packed"), [*((name, True) for name in ROPES), ("longrope", False)])
@@ -64,7 +64,7 @@ def test_a_prefix_is_shared_exactly_where_keys_turn_alike(make_engine: Any, name
         alone = stacked(list(make_engine(model, prefix_tree=False).submit(make_request(second))))
         assert (handle.usage.cached_tokens >= 64) is (name in sharing), (first, second)
         assert (handle.usage.cached_tokens == 0) is (name not in sharing), (first, second)
-        torch.testing.assert_close(again, alone, rtol=0, atol=0 if engine.runner.name == "native" else 1e-3)
+        np.testing.assert_allclose(again, alone, rtol=0, atol=0 if engine.runner.name == "native" else 1e-3)
 
 
 def test_salts_still_divide(make_engine: Any) -> None:
@@ -87,7 +87,7 @@ def test_gguf_files_with_divisors_share_their_prefixes(make_engine: Any, tmp_pat
         fields |= {"{arch}.rope.scaling.type": "longrope", "{arch}.rope.scaling.original_context_length": 256}
         tensors |= {"rope_factors_short.weight": np.linspace(1, 2, 8), "rope_factors_long.weight": np.full(8, 4.0)}
     path = gguf_files.write(tmp_path / "m.gguf", "llama", fields, tensors)
-    model = assemble(GGUFSource(path), torch.float32)
+    model = assemble(GGUFSource(path), np.float32)
     model.tokenizer = ByteTokenizer()
     engine: Engine = make_engine(model)
     list(engine.submit(make_request(80)))

@@ -122,7 +122,7 @@ def test_a_context_that_leaves_no_room_is_refused(engine: Engine) -> None:
 
 def test_a_decode_step_reads_every_linear_once(engine: Engine) -> None:
     weights = roofline.weight_bytes_per_token(engine.model)
-    assert weights == sum(linear.nbytes for _, linear in engine.model.decoder.linears())
+    assert weights == sum(linear.nbytes for linear in engine.model.linears.values())
     roof = roofline.Roofline(bytes_per_token=50_000_000, bandwidth=25.0)
     assert roof.rate == 500.0
     assert roof.fraction(125.0) == 0.25
@@ -130,7 +130,7 @@ def test_a_decode_step_reads_every_linear_once(engine: Engine) -> None:
 
 def test_of_an_untied_embedding_no_byte_counts_and_of_experts_the_active_ones() -> None:
     untied = tiny_model(packed=True, tied_embeddings=False)
-    expected = sum(linear.nbytes for name, linear in untied.decoder.linears() if name != "embedding")
+    expected = sum(linear.nbytes for name, linear in untied.linears.items() if name != "embedding")
     assert roofline.weight_bytes_per_token(untied) == expected
 
 

@@ -103,18 +103,40 @@ def test_a_window_hides_what_lies_before_it() -> None:
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (70, None), (300, 5.0)])
 def test_blocked_attention_equals_one_softmax(window: int | None, softcap: float | None) -> None:
     """600 rows over 700 slots cross the block of 256; the oracle makes the whole score matrix."""
+    query, key, value = leaves(600, 700)
+    expected = dense(query, key, value, window, softcap)
+    found = attention(query, key, value, scale=0.5, window=window, softcap=softcap)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_gradients_of_blocked_attention_are_those_of_one_softmax() -> None:
+    inputs = [one.requires_grad_() for one in leaves(300, 320)]
+    upstream = torch.randn(300, 4, 8)
+    found = torch.autograd.grad((attention(*inputs, scale=0.5, window=80, softcap=5.0) * upstream).sum(), inputs)
+    expected = torch.autograd.grad((dense(*inputs, 80, 5.0) * upstream).sum(), inputs)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+
+
+def leaves(rows: int, slots: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    query = torch.randn(600, 4, 8, generator=generator)
-    key, value = torch.randn(2, 700, 2, 8, generator=generator).unbind()
+    query = torch.randn(rows, 4, 8, generator=generator)
+    key, value = (torch.randn(slots, 2, 8, generator=generator) for _ in range(2))
+    return query, key, value
+
+
+def dense(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None, softcap: float | None
+) -> torch.Tensor:
+    """The whole score matrix, at a scale of 0.5."""
+    rows, slots = len(query), len(key)
     scores = torch.einsum("nhd,shd->hns", query, key.repeat_interleave(2, dim=1)) * 0.5
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
-    distance = torch.arange(100, 700)[:, None] - torch.arange(700)
+    distance = torch.arange(slots - rows, slots)[:, None] - torch.arange(slots)
     hidden = (distance < 0) | (distance >= (window or 10_000))
     weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-    expected = torch.einsum("hns,shd->nhd", weights, value.repeat_interleave(2, dim=1))
-    found = attention(query, key, value, scale=0.5, window=window, softcap=softcap)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    return torch.einsum("hns,shd->nhd", weights, value.repeat_interleave(2, dim=1))
 
 
 def test_every_parameter_learns() -> None:

@@ -37,6 +37,8 @@ TECHNIQUE = '''
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from thrifty.card import Card
 from thrifty.formats.linear import GroupLinear
 from thrifty.registry import technique

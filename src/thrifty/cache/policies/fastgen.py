@@ -61,7 +61,7 @@ BLOCK = 32
 @dataclass(frozen=True)
 class Columns:
     """What the candidates keep of one head's slots. lasting: bool [3, slots] of those that no query's place changes;
-    positions: int64 [slots]; span: tokens right before a query that are local to it.
+    positions: int64 [slots], rising; span: tokens right before a query that are local to it.
     """
 
     lasting: Flags
@@ -82,10 +82,11 @@ class Columns:
         probabilities: [heads, queries, slots] of queries at `places` int64 [queries]. A query always has its own slot.
         """
         sums = probabilities.sum(axis=1)
-        mass = np.stack([sums[:, kept].sum(axis=1) for kept in (*self.lasting, self.lasting[FREQUENT])])
-        rows, own = np.nonzero(self.positions == places[:, None])
+        mass = np.stack([(sums * kept).sum(axis=1) for kept in (*self.lasting, self.lasting[FREQUENT])])
+        own = np.searchsorted(self.positions[:-1], places)
+        rows = np.flatnonzero(self.positions[own] == places)
         for candidate, kept in enumerate(self.lasting):
-            mass[candidate] += (probabilities[:, rows, own] * ~kept[own]).sum(axis=1)
+            mass[candidate] += (probabilities[:, rows, own[rows]] * ~kept[own[rows]]).sum(axis=1)
         mass[LOCAL] += self._fresh(sums, probabilities, places)
         return mass
 
@@ -95,7 +96,7 @@ class Columns:
         nearest = self.positions >= places.max() - self.span
         some = np.flatnonzero(others & ~nearest & (self.positions >= places.min() - self.span))
         near = self.positions[some] >= places[:, None] - self.span
-        return sums[:, others & nearest].sum(axis=1) + (probabilities[:, :, some] * near).sum(axis=(1, 2))
+        return (sums * (others & nearest)).sum(axis=1) + (probabilities[:, :, some] * near).sum(axis=(1, 2))
 
 
 @technique(stage="cache", card=CARD)
@@ -148,14 +149,16 @@ class Fastgen(CachePolicy):
         return edits
 
     def _choose(self, kv: LayerView, head: int, stats: Stats, queries: Floats) -> int:
-        """The first candidate that recovers `recovery` of the profiled attention."""
+        """The first candidate that recovers `recovery` of the profiled attention; the full one where a query has none,
+        for an earlier policy left nothing before it.
+        """
         length = kv.info.length
         rows = min(len(queries), self.profile, length // 2)
-        if not rows:
+        columns = self._columns(kv, head, stats)
+        if not rows or not (columns.positions <= length - rows).any():
             return FULL
         group = kv.info.model.group
         newest = queries[len(queries) - rows :, head * group : (head + 1) * group]
-        columns = self._columns(kv, head, stats)
         keys, bias = kv.keys(head), kv.bias(head)
         total = np.zeros((len(columns.lasting) + 1, group), np.float32)
         for start in range(0, rows, BLOCK):

@@ -145,11 +145,11 @@ def _table(document: dict[str, Any]) -> None:
     )
     output.table(f"{document['model']}, {document['recipe']}", columns, rows)
     output.say(
-        f"memory reads at {document['bandwidth_gb_s']} GB/s; the ledger held {document['ledger_peak_mb']} MB at its peak, "
-        f"the process {document['peak_rss_mb']} MB",
+        f"memory reads at {document['bandwidth_gb_s']} GB/s; at their peaks the ledger held "
+        f"{document['ledger_peak_mb']} MB and the process {document['peak_rss_mb']} MB",
     )
     if document["others_share"] > DISTURBED:
         output.warn(
-            f"other work took {document['others_share']:.0%} of the processors meanwhile: these speeds are lower than this "
-            "machine's own; end it and measure again"
+            f"other work took {document['others_share']:.0%} of the processors meanwhile: these speeds are lower than "
+            "this machine's own; end it and measure again"
         )

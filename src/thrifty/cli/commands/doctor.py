@@ -116,8 +116,12 @@ def _techniques(recipe: Any) -> list[dict[str, str]]:
 
 def _show(document: dict[str, Any]) -> None:
     features = ", ".join(name for name, present in document["cpu_features"].items() if present)
+    torch = f"torch {document['torch']}" if document["torch"] else "without torch"
     rows = [
-        ("Thrifty", f"{document['thrifty']} on Python {document['python']}, torch {document['torch'] or 'not installed'}"),
+        (
+            "Thrifty",
+            f"{document['thrifty']} on Python {document['python']}, {torch}",
+        ),
         ("machine", f"{document['cpu']}, {document['cores']} cores, {document['memory_bytes'] / 1e9:.0f} GB"),
         ("CPU features", features or "unknown without the native extension"),
         ("kernels", f"{document['kernels']}: {document['reason']}"),

@@ -1,0 +1,39 @@
+"""Samplers in native code: the same tokens from the same logits, without Python in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from thrifty.decoding.sampling import MASK, ForcedSampler, Sampler
+from thrifty.kernels import dispatch
+
+LARGEST_TOP_K = (1 << 31) - 1  # beyond every vocabulary
+
+
+def runs_natively(sampler: Sampler) -> bool:
+    """Whether native code can choose the sampler's next tokens: nothing is forced, and no log-probability is asked for."""
+    return sampler.parameters.logprobs is None and (
+        type(sampler) is Sampler or (type(sampler) is ForcedSampler and not sampler.forces)
+    )
+
+
+def native_sampler(sampler: Sampler) -> Any:
+    """A native Sampler that shares the sampler's counts; its place in the answer is told with every call."""
+    module, parameters = dispatch.require(), sampler.parameters
+    options = module.SamplingOptions()
+    options.temperature, options.top_k = parameters.temperature, min(parameters.top_k, LARGEST_TOP_K)
+    options.top_p, options.min_p = parameters.top_p, parameters.min_p
+    options.repetition_penalty = parameters.repetition_penalty
+    options.presence_penalty, options.frequency_penalty = parameters.presence_penalty, parameters.frequency_penalty
+    with np.errstate(over="ignore"):
+        biases = [(token, float(np.float32(bias))) for token, bias in parameters.logit_bias.items()]
+    return module.Sampler(
+        options=options,
+        source=(sampler.seed & MASK, sampler.stream & MASK),
+        said=sampler.said,
+        biases=biases,
+        absent=sorted(sampler.absent.ids),
+        vocabulary=sampler.vocabulary_size,
+    )
