@@ -19,8 +19,8 @@ from thrifty.errors import KernelError
 SWITCH = "THRIFTY_NATIVE"  # environment variable; 0 turns the native kernels off
 THREADS = "THRIFTY_THREADS"  # environment variable; threads of the native pool where nobody asks for another number
 MISSING = (
-    "Thrifty's native kernels are not built for this Python. Build them with `pip install .` (or `pip install -e .`) in "
-    "the source tree"
+    "Thrifty's native kernels are not built for this Python. "
+    "Build them with `pip install .` (or `pip install -e .`) in the source tree"
 )
 
 
