@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "attend.hpp"
+#include "attention_map_driver.hpp"
 #include "compress_driver.hpp"
 #include "gather.hpp"
 #include "isa.hpp"
@@ -21,6 +22,8 @@
 #include "mixture.hpp"
 #include "plan.hpp"
 #include "pool.hpp"
+#include "read_slab.hpp"
+#include "slab.hpp"
 #include "view.hpp"
 #include "witness.hpp"
 
@@ -308,6 +311,7 @@ void test_plan(int kind, int dim) {
   for (int step : {1, 2, 8}) expect(std::memcmp(feed(step).data(), whole.data(), whole.size() * sizeof(float)) == 0, "chunks of " + std::to_string(step) + " differ");
 }
 
+#include "reading_test.hpp"
 #include "step_test.hpp"
 
 void test_pool() {
@@ -409,6 +413,10 @@ int main() {
     for (int dim : {16, 18, 64, 66, 94, 96, 128})
       for (Format format : {Format::f32, Format::int8, Format::int4, Format::int2, Format::int4g16, Format::int2g16}) test_last_channel(format, dim);
     for (int dim : {64, 30}) test_view(dim);
+    for (int dim : {2, 64, 80})
+      for (int format = 0; format < kFormats; format++) test_read_slab((Format)format, dim);
+    for (int dim : {1, 18, 64, 130})
+      for (bool biased : {false, true}) test_attention_map(dim, biased, biased ? 5.0f : 0.0f);
     for (int dim : {64, 80}) test_gather(dim);
     for (int kind : {4, 8, 16, 32})
       for (int dim : {64, 42}) SmallPlan::dim = dim, test_plan(kind, dim), test_step(kind);

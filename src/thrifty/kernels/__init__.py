@@ -1,1 +1,1 @@
-"""Numerics without policy: `reference/` in plain torch is the oracle, `native/` is C++; `dispatch` picks."""
+"""Numerics without policy: `reference/` in plain NumPy is the oracle, `native/` is C++; `dispatch` picks."""

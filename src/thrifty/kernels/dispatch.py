@@ -19,14 +19,13 @@ from thrifty.errors import KernelError
 SWITCH = "THRIFTY_NATIVE"  # environment variable; 0 turns the native kernels off
 THREADS = "THRIFTY_THREADS"  # environment variable; threads of the native pool where nobody asks for another number
 MISSING = (
-    "Thrifty's native kernels are not built for this Python, so the much slower torch reference runs instead. "
-    f"Build them with `pip install .` (or `pip install -e .`) in the source tree; set {SWITCH}=0 to silence this."
+    "Thrifty's native kernels are not built for this Python. "
+    "Build them with `pip install .` (or `pip install -e .`) in the source tree"
 )
 
 
 class Linear(Protocol):
-    """A packed linear layer as the kernels see it (see formats/linear.py): sizes, and codes, bf16 pairs or
-    plain fp32."""
+    """A packed linear layer as the kernels see it (formats/linear.py): sizes, and codes, bf16 pairs or plain fp32."""
 
     out_features: int
     in_features: int
@@ -41,13 +40,13 @@ def native() -> ModuleType | None:
     """
     switch = os.environ.get(SWITCH, "1")
     if switch not in ("0", "1"):
-        raise KernelError(f"{SWITCH} is {switch!r}; it must be 0 (torch reference) or 1 (native kernels)")
+        raise KernelError(f"{SWITCH} is {switch!r}; it must be 0 (no native code) or 1 (native kernels)")
     if switch == "0":
         return None
     try:
         module = importlib.import_module("thrifty.kernels.native._native")
     except ImportError as error:
-        warnings.warn(f"{MISSING} ({error})", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{MISSING}; set {SWITCH}=0 to silence this ({error})", RuntimeWarning, stacklevel=2)
         return None
     asked = os.environ.get(THREADS)
     if asked is not None:

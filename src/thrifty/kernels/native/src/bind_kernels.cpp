@@ -162,10 +162,12 @@ void bind_kernels(nb::module_& m) {
         "queries float32 [rows, dim], keys float32 [slots, dim], sees int64 [rows], bias float32 [slots] or None, out float32 [rows, slots].");
   nb::class_<Slabs>(m, "Slabs", "Slabs of one KV format, 64-byte aligned: array uint8 [count, bytes], whose rows may lie apart.")
       .def(nb::init<nb::object, int, int>(), "array"_a, "format"_a, "capacity"_a);
-  m.def("compress", &run_compress, "source"_a, "target"_a, nb::kw_only(), "head_dim"_a, "first_page"_a, "tokens"_a, "Slabs of full precision, from a page on, to slabs of codes. False where codes cannot hold them, or the slabs are not aligned.");
+  m.def("compress", &run_compress, "source"_a, "target"_a, nb::kw_only(), "head_dim"_a, "first_page"_a, "tokens"_a,
+        "Slabs of full precision, from a page on, to slabs of codes. False where codes cannot hold them, or the slabs are not aligned.");
   m.def("read_slab", &run_read_slab, "slab"_a, "keys"_a, "values"_a, nb::kw_only(), "format"_a, "capacity"_a, "start"_a,
         "Tokens from `start` on of a slab uint8 [bytes] into keys, values float32 [tokens, head_dim]. False, with nothing done, where the slab is not aligned.");
-  m.def("gather", &run_gather, "heads"_a, "format"_a, "head_dim"_a, "heads: (target, capacity, [(slab, capacity, slots)]): uint8 [bytes], int64 [n]. False, with nothing done, where a slab is not aligned.");
+  m.def("gather", &run_gather, "heads"_a, "format"_a, "head_dim"_a,
+        "heads: (target, capacity, [(slab, capacity, slots)]): uint8 [bytes], int64 [n]. False, with nothing done, where a slab is not aligned.");
 }
 
 }  // namespace thrifty

@@ -14,7 +14,8 @@ void check_slab_bytes(const char* name, int64_t bytes, int format, int capacity,
   if (format < 0 || format >= kFormats || capacity < kPage || capacity % kPage || dim < 1) return;
   const size_t needed = slab_layout((Format)format, (size_t)capacity, (size_t)dim).bytes;
   if ((size_t)bytes >= needed) return;
-  throw std::invalid_argument(std::string(name) + " has " + std::to_string(bytes) + " bytes; a slab of " + std::to_string(capacity) + " slots and " + std::to_string(dim) + " channels needs " + std::to_string(needed));
+  const std::string shape = std::to_string(capacity) + " slots and " + std::to_string(dim) + " channels";
+  throw std::invalid_argument(std::string(name) + " has " + std::to_string(bytes) + " bytes; a slab of " + shape + " needs " + std::to_string(needed));
 }
 
 }  // namespace thrifty
