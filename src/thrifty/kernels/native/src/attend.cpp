@@ -80,8 +80,9 @@ void Attention::prepare(AttentionBuffers& buffers, int workers) {
     floats += partial_floats(heads[0]), rows += (size_t)heads[0].n * (size_t)heads[0].heads * 2;
     finals = finals || heads[0].accumulate;
   }
+  apart_ = !merges_.empty() || tiles == args_.size();
   for (size_t i = 0; i + 1 < args_.size(); i++)  // heads follow one another in memory as in the tasks
-    if (!merges_.empty() && args_[i + 1].span_count > 0 && args_[i + 1].window == 0) args_[i].after = args_[i + 1].spans;
+    if (apart_ && args_[i + 1].span_count > 0 && args_[i + 1].window == 0) args_[i].after = args_[i + 1].spans;
   if (!merges_.empty() && buffers.partials.size() < floats) buffers.partials.resize(floats);
   accumulates_ = finals;
   if (finals && buffers.finals.size() < rows) buffers.finals.resize(rows);
@@ -97,10 +98,10 @@ void Attention::prepare(AttentionBuffers& buffers, int workers) {
 
 void Attention::warm(Worker& w) const {
   const int first = w.begin((int)tasks_.size());
-  if (merges_.empty() || first >= w.end((int)tasks_.size())) return;
+  if (!apart_ || first >= w.end((int)tasks_.size())) return;
   const Task& t = tasks_[(size_t)first];
   const AttendArgs& a = args_[(size_t)t.sequence];
-  int page = std::max(t.first * kChunkPages - a.base_pages, 0);
+  int page = std::max((t.last < 0 ? t.first : a.first_chunk) * kChunkPages - a.base_pages, 0);
   for (int i = 0; i < a.span_count; page -= a.spans[i].pages(), i++)
     if (page < a.spans[i].pages()) return fetch_page(a.spans[i], page, a.dim);
 }
@@ -113,7 +114,7 @@ void Attention::run(Worker& w) {
     else k.attend_tile(a, t.first, t.last, w.scratch);
   };
   const int count = (int)tasks_.size();
-  if (!merges_.empty()) {  // even pieces of memory: neighbours to one worker, so that what it fetches ahead is its own
+  if (apart_) {
     for (int i = w.begin(count); i < w.end(count); i++) work(tasks_[(size_t)i]);
   } else {
     for (int i = next_.fetch_add(1); i < count; i = next_.fetch_add(1)) work(tasks_[(size_t)i]);

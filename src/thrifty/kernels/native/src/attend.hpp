@@ -51,6 +51,7 @@ class Attention {
   std::vector<int> merges_;  // indices of args whose chunks run apart
   int kv_heads_ = 1;
   bool accumulates_ = false;
+  bool apart_ = false;  // tasks in even runs of neighbours, so that what a worker fetches ahead is its own; else first come, first served
   std::atomic<int> next_{0};
 };
 
