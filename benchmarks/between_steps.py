@@ -47,9 +47,7 @@ def step(model: Thrifty, handles: list[Handle]) -> None:
 READINGS: dict[str, Callable[[Thrifty, list[Handle]], None]] = {"result": result, "stream": stream, "step": step}
 
 
-def between(
-    model: Thrifty, reading: str, tokens: int, batch: int, sampling: dict[str, Any], processor: bool
-) -> float:
+def between(model: Thrifty, reading: str, tokens: int, batch: int, sampling: dict[str, Any], processor: bool) -> float:
     """Microseconds outside the plan, a step: of all answers together."""
     plan = model.engine.runner.plan  # type: ignore[attr-defined]
     handles = [model.submit(PROMPT, max_tokens=tokens, ignore_eos=True, **sampling) for _ in range(batch)]
