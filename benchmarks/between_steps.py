@@ -3,8 +3,8 @@
     python benchmarks/between_steps.py [MODEL] [--tokens 300] [--batch 1] [--threads 2]
 
 Each way to read an answer is measured for each way to sample: `result` waits for its end, `stream` takes its text piece
-by piece, `step` calls `Engine.step` once a token. What is measured is the wall time that passed outside the plan's steps;
-with --processor the time that the calling thread had a processor, for machines that are not quiet.
+by piece, `step` calls `Engine.step` once a token. What is measured is the wall time that passed outside the plan's
+steps; with --processor the time that the calling thread had a processor, for machines that are not quiet.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ def step(model: Thrifty, handles: list[Handle]) -> None:
 READINGS: dict[str, Callable[[Thrifty, list[Handle]], None]] = {"result": result, "stream": stream, "step": step}
 
 
-def between(
-    model: Thrifty, reading: str, tokens: int, batch: int, sampling: dict[str, Any], processor: bool
-) -> float:
+def between(model: Thrifty, reading: str, tokens: int, batch: int, sampling: dict[str, Any], processor: bool) -> float:
     """Microseconds outside the plan, a step: of all answers together."""
     plan = model.engine.runner.plan  # type: ignore[attr-defined]
     handles = [model.submit(PROMPT, max_tokens=tokens, ignore_eos=True, **sampling) for _ in range(batch)]

@@ -6,6 +6,15 @@
 #include <functional>
 #include <limits>
 
+#include "types.hpp"
+
+// Of a function: the compiler makes it anew for wider vectors, and the loader chooses. The bits are the same.
+#if defined(THRIFTY_X86) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define THRIFTY_WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define THRIFTY_WIDE
+#endif
+
 namespace thrifty {
 
 namespace {
@@ -56,7 +65,7 @@ float maximum(const float* x, size_t n) {
 }
 
 // e^x for x <= 0: 2^n times a polynomial of the rest. Loops over it become vector code; every processor has the same bits.
-double exponential(double x) {
+THRIFTY_SHARED double exponential(double x) {
   constexpr double kLow = -708.0, kLog2e = 1.4426950408889634074, kHigh = 6.93147180369123816490e-01, kRest = 1.90821492927058770002e-10;
   constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to a whole number
   const double clamped = x < kLow ? kLow : x;
@@ -74,7 +83,7 @@ double exponential(double x) {
   return x < kLow ? 0.0 : scaled;
 }
 
-void weigh(const float* scores, size_t n, double best, double temperature, double* weights) {
+THRIFTY_WIDE void weigh(const float* scores, size_t n, double best, double temperature, double* weights) {
   for (size_t i = 0; i < n; i++) weights[i] = exponential(((double)scores[i] - best) / temperature);
 }
 
