@@ -91,7 +91,7 @@ def test_a_sequence_alone_equals_a_sequence_in_a_batch(config: ModelConfig, bits
 
 def test_layer_by_layer_with_queries_equals_a_step() -> None:
     native()
-    made = decoder(GEMMA, 8)
+    made = with_oracles(decoder(GEMMA, 8))
     plan, ids = compile_plan(made, 64), tokens(50)
     whole = feed(plan, GEMMA, ids, [50])
     store, hidden = cache(GEMMA, 64, "bf16"), plan.embed(ids)
