@@ -3,8 +3,8 @@
     python benchmarks/between_steps.py [MODEL] [--tokens 300] [--batch 1] [--threads 2]
 
 Each way to read an answer is measured for each way to sample: `result` waits for its end, `stream` takes its text piece
-by piece, `step` calls `Engine.step` once a token. What is measured is the wall time that passed outside the plan's steps;
-with --processor the time that the calling thread had a processor, for machines that are not quiet.
+by piece, `step` calls `Engine.step` once a token. What is measured is the wall time that passed outside the plan's
+steps; with --processor the time that the calling thread had a processor, for machines that are not quiet.
 """
 
 from __future__ import annotations

@@ -13,9 +13,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from tests.tiny import text_tokens, tiny_config, tiny_model
 
+from thrifty.arrays import Floats
 from thrifty.decoding.sampling import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
@@ -31,7 +32,7 @@ class Instant:
     name, reason, layers, workspace = "instant", "for measurement", LAYERS, 0
 
     def __init__(self, rows: int) -> None:
-        self._values = torch.zeros(rows, VOCABULARY)
+        self._values = np.zeros((rows, VOCABULARY), np.float32)
         self._values[:, 65] = 1.0
 
     def decode(self, batch: Sequence[Any]) -> Instant:
@@ -43,7 +44,7 @@ class Instant:
     def best(self, row: int) -> int:
         return 65
 
-    def logits(self, row: int) -> torch.Tensor:
+    def logits(self, row: int) -> Floats:
         return self._values[row]
 
 
@@ -64,7 +65,6 @@ def measure(engine: Engine, batch: int, **sampling: Any) -> float:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     model = tiny_model(config=tiny_config(layers=LAYERS, vocabulary_size=VOCABULARY))
     found = {}
     for batch in (1, 8, 32):

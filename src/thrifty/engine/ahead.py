@@ -8,7 +8,7 @@ is left to `engine.decode`, and so is every error: it finds out whose it is.
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from thrifty.decoding.native_sampling import native_sampler, runs_natively
 from thrifty.decoding.strategies.autoregressive import Autoregressive
@@ -19,6 +19,7 @@ from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
+    from thrifty.engine.runner import Runner
     from thrifty.engine.sequence import Sequence
 
 
@@ -37,33 +38,34 @@ class Ahead:
     def __init__(self, waiting: Any) -> None:
         self._waiting = waiting
 
-    def run(self, runner: NativeRunner, sequences: Items[Sequence], together: bool) -> list[list[int]] | None:
-        """The next tokens of each sequence, at least one, or None where this batch is not for native code alone.
+    def takes(self, runner: Runner, sequences: Items[Sequence]) -> TypeGuard[NativeRunner]:
+        """Whether the runner does these sequences in native code alone."""
+        return isinstance(runner, NativeRunner) and not runner.plan.by_length and all(map(_is_simple, sequences))
+
+    def begin(self, runner: NativeRunner, sequence: Sequence) -> None:
+        """Get a sequence ready for `run`, with room for its next row. Raises BudgetError or StorageError."""
+        continued, cache, position = sequence.continued, _cache(sequence), len(sequence.tokens) - 1
+        if continued is None:
+            continued = sequence.continued = Continued(sequence)
+        cache.reserve(1)
+        if position // BLOCK != continued.block:
+            block = position // BLOCK
+            continued.native.turn(block * BLOCK, runner.plan.rotary.block(block))
+            continued.block = block
+        continued.native.begin(cache.native, sequence.tokens[-1], position, sequence.sampler.position)
+
+    def run(self, runner: NativeRunner, sequences: Items[Sequence], together: bool) -> list[list[int]]:
+        """The next tokens of each sequence, at least one; none at all where one of them has none to choose.
 
         together: up to as many as nothing speaks against, else one each. Their rows are in the caches, not committed.
         Whatever it raises, uncommitted rows may be left.
         """
-        plan = runner.plan
-        if not sequences or plan.by_length or not all(map(_is_simple, sequences)):
-            return None
-        natives, count = [self._begin(plan, sequence) for sequence in sequences], len(sequences)
+        count = len(sequences)
+        natives = [sequence.continued.native for sequence in sequences if sequence.continued is not None]
         sums = accumulators([_cache(sequence).accumulate_rows(1) for sequence in sequences])
         steps = min(map(_most, sequences)) if together and not sums else 1
-        tokens = plan.decode(natives, steps, self._waiting, sums)
-        return [tokens[place::count] for place in range(count)] if tokens else None
-
-    def _begin(self, plan: Any, sequence: Sequence) -> Any:
-        """The sequence's native object, ready for the next call; room for a row is there."""
-        continued, cache, tokens = sequence.continued, _cache(sequence), sequence.tokens
-        if continued is None:
-            continued = sequence.continued = Continued(sequence)
-        cache.reserve(1)
-        position = len(tokens) - 1
-        if position // BLOCK != continued.block:
-            continued.block = position // BLOCK
-            continued.native.turn(continued.block * BLOCK, plan.rotary.block(continued.block))
-        continued.native.begin(cache.native, tokens[-1], position, sequence.sampler.position)
-        return continued.native
+        tokens = runner.plan.decode(natives, steps, self._waiting, sums)
+        return [tokens[place::count] for place in range(count)]
 
 
 def _is_simple(sequence: Sequence) -> bool:

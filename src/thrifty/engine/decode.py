@@ -12,7 +12,6 @@ from thrifty.arrays import Floats
 from thrifty.decoding.sampling import Choice
 from thrifty.decoding.strategy import Accepted, Batch, DecodingStrategy, Draft, Scores, choose
 from thrifty.engine.ahead import Ahead
-from thrifty.engine.native_runner import NativeRunner
 from thrifty.engine.runner import Rows, Runner
 from thrifty.engine.sequence import Sequence
 
@@ -58,7 +57,7 @@ def decode(
     whatever is raised, too: a sequence without an outcome is as before, and those with one must be published.
     """
     try:
-        if ahead is not None and isinstance(runner, NativeRunner):
+        if ahead is not None:
             sequences = _run_ahead(ahead, runner, sequences, together, outcomes, note)
         if sequences and (parts := _prepare(sequences, outcomes, note)):
             _run(runner, parts, outcomes, note)
@@ -68,20 +67,28 @@ def decode(
 
 
 def _run_ahead(
-    ahead: Ahead, runner: NativeRunner, sequences: Items[Sequence], together: bool, outcomes: list[Outcome], note: Note
+    ahead: Ahead, runner: Runner, sequences: Items[Sequence], together: bool, outcomes: list[Outcome], note: Note
 ) -> Items[Sequence]:
     """Let native code do what it can. Returns the sequences that are left to be run; after an error they are as
     before.
     """
+    if not sequences or not ahead.takes(runner, sequences):
+        return sequences
+    for sequence in sequences:
+        try:
+            ahead.begin(runner, sequence)
+        except BaseException as error:
+            outcomes.append(Outcome(sequence, error=error))
+    able = without_outcome(sequences, outcomes)
     try:
-        tokens = ahead.run(runner, sequences, together)
+        tokens = ahead.run(runner, able, together) if able else []
     except BaseException as error:
         note(error)
-        _roll_back(sequences, outcomes)
-        return without_outcome(sequences, outcomes)
-    if tokens is None:
-        return sequences
-    for sequence, own in zip(sequences, tokens, strict=True):
+        _roll_back(able, outcomes)
+        return without_outcome(able, outcomes)
+    if not all(tokens):
+        return able
+    for sequence, own in zip(able, tokens, strict=True):
         try:
             _commit_rows(sequence, [sequence.tokens[-1], *own[:-1]])
             outcomes.append(Outcome(sequence, tuple(map(Choice, own))))

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import numpy as np
 import torch
 from tests.unit.kernels.native_pages import Pages, open_view
-from torch import Tensor, nn
+from torch import Tensor
 
+from thrifty.arrays import BFLOAT16, Floats
 from thrifty.engine.plan import NativePlan
+from thrifty.engine.plan import compile_plan as compile_native
+from thrifty.engine.plan_options import Adapter
 from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear
+from thrifty.models.assembly import Assembly
 from thrifty.models.config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling
-from thrifty.models.decoder import Decoder
-from thrifty.models.norm import RMSNorm
+from thrifty.models.model import Model
+from thrifty.reference import build
+from thrifty.reference.decoder import Decoder
 
 ROPE = RopeConfig(theta=1e4, dimension=64)
 LLAMA = ModelConfig(
@@ -54,35 +61,92 @@ LONGROPE = dataclasses.replace(LLAMA, layers=(LayerConfig(None, RopeConfig(1e4, 
 MIXTURES = {config.family: config for config in (MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE)} | {"gemma_moe": GEMMA_MOE}
 
 
-def decoder(config: ModelConfig, bits: int = 4) -> Decoder:
-    torch.manual_seed(0)
-    made = Decoder(config)
-    for name, place in list(made.linears()):
-        weight = torch.randn(place.out_features, place.in_features) * place.in_features**-0.5
-        bias = torch.randn(place.out_features) * 0.1 if place.has_bias else None
-        if name.endswith((".router", ".shared_gate")):  # as loaders keep them
-            linear: PackedLinear = DenseLinear.from_weight(weight * 3)
-        elif bits == 32:
-            linear = DenseLinear.from_weight(weight, bias=bias)
-        elif bits == 16:
-            linear = DenseLinear.from_weight(weight, torch.bfloat16, packed=True, bias=bias)
+class Made:
+    """A model, and its decoder in torch, which computes as the reference does or, `with_oracles`, as the kernels do."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.config = model, model.config
+        self.decoder: Decoder = build(model).decoder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.decoder, name)
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        logits: Tensor = self.decoder(*arguments)
+        return logits
+
+    def replace(self, name: str, linear: PackedLinear) -> None:
+        self.model.replace(name, linear)
+        self.decoder = build(self.model).decoder
+
+
+def decoder(config: ModelConfig, bits: int = 4) -> Made:
+    """Random weights of 4 or 8 bits, bf16 (16) or fp32 (32)."""
+    random, assembly = np.random.default_rng(0), Assembly(config)
+    for name, shape in assembly.expected.items():
+        values = random.standard_normal(shape, np.float32)
+        if len(shape) == 2:
+            assembly.put(name, _linear(name, values * np.float32(shape[1] ** -0.5), bits))
+        elif name.endswith(".bias"):
+            assembly.put(name, values * np.float32(0.1))
         else:
-            linear = GroupLinear.quantize(weight, 8 if name == "embedding" else bits, 32, bias=bias)
-        made.replace(name, linear)
-    for module in made.modules():
-        if isinstance(module, RMSNorm):
-            module.weight = nn.Parameter(
-                torch.rand(module.weight.shape) + 0.5 - config.norm_offset, requires_grad=False
-            )
-    return made
+            assembly.put(name, random.random(shape, np.float32) + np.float32(0.5 - config.norm_offset))
+    return Made(Model(config, *assembly.finish()))
 
 
-def with_oracles(made: Decoder) -> Decoder:
+def _linear(name: str, weight: Floats, bits: int) -> PackedLinear:
+    if name.endswith((".router", ".shared_gate")):  # as loaders keep them
+        return DenseLinear.from_weight(weight * np.float32(3))
+    if bits == 32:
+        return DenseLinear.from_weight(weight)
+    if bits == 16:
+        return DenseLinear.from_weight(weight, BFLOAT16, packed=True)
+    return GroupLinear.quantize(weight, 8 if name == "embedding" else bits, 32)
+
+
+def with_oracles(made: Made) -> Made:
     """The decoder computing every linear as the native kernels do, activation quantisation included."""
-    for module in made.modules():
-        if isinstance(module, GroupLinear | DenseLinear) and module.has_kernel:
-            module.native, module._matmul = False, module.oracle
+    for _, linear in made.decoder.linears():
+        stored = linear.stored
+        if isinstance(stored, GroupLinear | DenseLinear) and stored.has_kernel:
+            linear.product = stored.oracle
     return made
+
+
+class TensorPlan:
+    """A plan for tensors: what it takes and gives shares their memory."""
+
+    def __init__(self, plan: NativePlan) -> None:
+        self.plan = plan
+
+    @property
+    def argmax(self) -> Tensor:
+        return torch.from_numpy(self.plan.argmax)
+
+    @property
+    def nbytes(self) -> int:
+        return self.plan.nbytes
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.plan, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = method(*map(_array, arguments), **{key: _array(value) for key, value in options.items()})
+            return torch.from_numpy(result) if isinstance(result, np.ndarray) else result
+
+        return call
+
+
+def compile_plan(made: Made, max_rows: int) -> TensorPlan:
+    return TensorPlan(compile_native(made.model, max_rows))
+
+
+def _array(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.numpy()
+    if isinstance(value, Adapter):
+        return Adapter({name: (down.numpy(), up.numpy()) for name, (down, up) in value.weights.items()}, value.scale)
+    return type(value)(map(_array, value)) if isinstance(value, list | tuple) else value
 
 
 def cache(config: ModelConfig, capacity: int, format: str = "f32") -> Pages:
@@ -101,7 +165,7 @@ def span(start: int, stop: int) -> Tensor:
     return torch.arange(start, stop, dtype=torch.int32)
 
 
-def feed(plan: NativePlan, config: ModelConfig, ids: Tensor, sizes: list[int], format: str = "bf16") -> Tensor:
+def feed(plan: TensorPlan, config: ModelConfig, ids: Tensor, sizes: list[int], format: str = "bf16") -> Tensor:
     """Logits of all rows, fed in pieces."""
     made, start, rows = cache(config, len(ids), format), 0, []
     for size in sizes:

@@ -16,7 +16,10 @@ from tests.unit.kernels.native_plans import (
     GEMMA,
     LLAMA,
     MIXTURES,
+    Made,
+    TensorPlan,
     cache,
+    compile_plan,
     decoder,
     feed,
     integers,
@@ -26,12 +29,10 @@ from tests.unit.kernels.native_plans import (
 )
 from torch import Tensor
 
-from thrifty.engine.plan import NativePlan, compile_plan
 from thrifty.engine.plan_options import Adapter
 from thrifty.errors import KernelError
-from thrifty.models.attention import Attend, causal
 from thrifty.models.config import ModelConfig
-from thrifty.models.decoder import Decoder
+from thrifty.reference.attention import Attend, causal
 
 
 @pytest.mark.parametrize("config", [LLAMA, GEMMA])
@@ -56,7 +57,7 @@ def test_any_hidden_states_go_through_the_stack() -> None:
 # Adapters
 
 
-def adapter(made: Decoder, names: list[str], rank: int, seed: int) -> Adapter:
+def adapter(made: Made, names: list[str], rank: int, seed: int) -> Adapter:
     generator, linears = torch.Generator().manual_seed(seed), dict(made.linears())
     weights = {
         name: (
@@ -68,7 +69,7 @@ def adapter(made: Decoder, names: list[str], rank: int, seed: int) -> Adapter:
     return Adapter(weights, scale=0.5)
 
 
-def every_linear(made: Decoder) -> list[str]:
+def every_linear(made: Made) -> list[str]:
     return [name for name, _ in made.linears() if name not in ("embedding", "head")]
 
 
@@ -169,7 +170,7 @@ def test_wrong_adapters_are_refused() -> None:
         run([good], [1])
     with pytest.raises(KernelError, match="adapters were chosen for 2 rows; the step has 1"):
         run([good], [0, 0])
-    with pytest.raises(KernelError, match=r"up of layers.0.mlp.gate is torch.float32 \(144, 3\), expected"):
+    with pytest.raises(KernelError, match=r"up of layers.0.mlp.gate is float32 \(144, 3\), expected"):
         run([Adapter({"layers.0.mlp.gate": (torch.zeros(2, 96), torch.zeros(144, 3))})], [0])
     assert store.view.tokens(0) == 0
 
@@ -375,7 +376,7 @@ def arrivals(layers: int, present: list[int]) -> Any:
     return made
 
 
-def step(plan: NativePlan, store: Pages, **options: Any) -> Tensor:
+def step(plan: TensorPlan, store: Pages, **options: Any) -> Tensor:
     return plan.step(tokens(5), span(0, 5), [store.view], [5], span(0, 5), **options).clone()
 
 

@@ -1,10 +1,20 @@
 #include "sampling.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <functional>
 #include <limits>
+
+#include "types.hpp"
+
+// Of a function: the compiler makes it anew for wider vectors, and the loader chooses. The bits are the same.
+#if defined(THRIFTY_X86) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define THRIFTY_WIDE __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define THRIFTY_WIDE
+#endif
 
 namespace thrifty {
 
@@ -41,40 +51,39 @@ double pairwise_sum(const double* x, size_t n) {
   return pairwise_sum(x, half) + pairwise_sum(x + half, n - half);
 }
 
-// The largest of x, NaN where any is NaN. Sixteen at a time, for vector code.
-float maximum(const float* x, size_t n) {
-  constexpr size_t kWide = 16;
+// The largest of x, NaN where any is NaN.
+THRIFTY_WIDE float maximum(const float* x, size_t n) {
+  constexpr size_t kWide = 64;  // compared side by side
   float most[kWide], best = -std::numeric_limits<float>::infinity();
-  int32_t odd[kWide] = {};
-  std::fill(most, most + kWide, best);
+  for (size_t j = 0; j < kWide; j++) most[j] = best;
   size_t i = 0;
   for (; i + kWide <= n; i += kWide)
-    for (size_t j = 0; j < kWide; j++) most[j] = x[i + j] > most[j] ? x[i + j] : most[j], odd[j] |= x[i + j] != x[i + j];
-  for (size_t j = 0; j < kWide; j++) best = std::max(best, most[j]), odd[0] |= odd[j];
-  for (; i < n; i++) best = std::max(best, x[i]), odd[0] |= x[i] != x[i];
-  return odd[0] ? std::numeric_limits<float>::quiet_NaN() : best;
+    for (size_t j = 0; j < kWide; j++) most[j] = most[j] > x[i + j] ? most[j] : x[i + j];
+  int numbers = 1;
+  for (size_t k = 0; k < n; k++) numbers &= x[k] == x[k];
+  for (size_t j = 0; j < kWide; j++) best = most[j] > best ? most[j] : best;
+  for (; i < n; i++) best = x[i] > best ? x[i] : best;
+  return numbers ? best : std::numeric_limits<float>::quiet_NaN();
 }
 
 // e^x for x <= 0: 2^n times a polynomial of the rest. Loops over it become vector code; every processor has the same bits.
-double exponential(double x) {
+THRIFTY_SHARED double exponential(double x) {
   constexpr double kLow = -708.0, kLog2e = 1.4426950408889634074, kHigh = 6.93147180369123816490e-01, kRest = 1.90821492927058770002e-10;
   constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to a whole number
   const double clamped = x < kLow ? kLow : x;
   const double shifted = clamped * kLog2e + kShift, n = shifted - kShift;
   const double r = (clamped - n * kHigh) - n * kRest;
-  double p = 1.0 / 6227020800.0;
-  for (const double c : {1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0, 1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5})
-    p = p * r + c;
+  double p = 1.0 / 6227020800.0;  // 1 / 13!, and down to 1 / 2!
+  p = p * r + 1.0 / 479001600.0, p = p * r + 1.0 / 39916800.0, p = p * r + 1.0 / 3628800.0, p = p * r + 1.0 / 362880.0;
+  p = p * r + 1.0 / 40320.0, p = p * r + 1.0 / 5040.0, p = p * r + 1.0 / 720.0, p = p * r + 1.0 / 120.0;
+  p = p * r + 1.0 / 24.0, p = p * r + 1.0 / 6.0, p = p * r + 0.5;
   const double value = ((p * r) * r + r) + 1.0;
-  int64_t bits, whole;
-  __builtin_memcpy(&bits, &value, 8), __builtin_memcpy(&whole, &shifted, 8);
-  bits += (int64_t)((uint64_t)whole << 52);
-  double scaled;
-  __builtin_memcpy(&scaled, &bits, 8);
+  const uint64_t bits = std::bit_cast<uint64_t>(value) + (std::bit_cast<uint64_t>(shifted) << 52);
+  const double scaled = std::bit_cast<double>(bits);
   return x < kLow ? 0.0 : scaled;
 }
 
-void weigh(const float* scores, size_t n, double best, double temperature, double* weights) {
+THRIFTY_WIDE void weigh(const float* scores, size_t n, double best, double temperature, double* weights) {
   for (size_t i = 0; i < n; i++) weights[i] = exponential(((double)scores[i] - best) / temperature);
 }
 
@@ -105,6 +114,16 @@ void largest(const float* scores, size_t n, size_t count, std::vector<float>& wo
   const auto before = [&](int32_t a, int32_t b) { return scores[a] > scores[b] || (scores[a] == scores[b] && a < b); };
   if (ids.size() > count) std::nth_element(ids.begin(), ids.begin() + (std::ptrdiff_t)count - 1, ids.end(), before), ids.resize(count);
   std::sort(ids.begin(), ids.end(), before);
+}
+
+THRIFTY_WIDE void penalise(float* scores, size_t n, const SamplingOptions& o, const float* counts, const uint8_t* seen) {
+  const float repetition = o.repetition, frequency = o.frequency, presence = o.presence;
+  if (repetition != 1.0f)
+    for (size_t i = 0; i < n; i++) {
+      const float x = scores[i], divided = x / repetition, times = x * repetition, penalised = x > 0 ? divided : times;
+      scores[i] = seen[i] != 0 ? penalised : x;
+    }
+  for (size_t i = 0; i < n; i++) scores[i] = (scores[i] - frequency * counts[i]) - presence * (counts[i] > 0 ? 1.0f : 0.0f);
 }
 
 // How many of the falling weights stay: the fewest that hold top_p of `total`, none below min_p of the best.
@@ -156,14 +175,7 @@ bool Sampler::mask(const float* logits) {
 bool Sampler::adjust(const float* logits) {
   if (!mask(logits)) return false;
   const size_t n = adjusted_.size();
-  if (state.counts) {
-    if (options_.repetition != 1.0f)
-      for (size_t i = 0; i < n; i++) {
-        const float x = adjusted_[i], penalised = x > 0 ? x / options_.repetition : x * options_.repetition;
-        adjusted_[i] = state.seen[i] ? penalised : x;
-      }
-    for (size_t i = 0; i < n; i++) adjusted_[i] = (adjusted_[i] - options_.frequency * state.counts[i]) - options_.presence * (state.counts[i] > 0 ? 1.0f : 0.0f);
-  }
+  if (state.counts) penalise(adjusted_.data(), n, options_, state.counts, state.seen);
   for (const auto& [token, bias] : biases_) adjusted_[(size_t)token] += bias;
   return std::isfinite(maximum(adjusted_.data(), n));
 }
