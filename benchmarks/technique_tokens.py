@@ -45,7 +45,7 @@ Answers = dict[str, list[int]]
 
 
 def answers(name: str, only: list[str] | None) -> Answers:
-    """The tokens of each setting and prompt, by "setting, prompt length"; of these cache techniques alone where named."""
+    """The tokens of each setting and prompt, by "setting, prompt length". only: of these cache techniques alone."""
     model = load(name)
     prompts = [held_out(model.tokenizer, length, place) for place, length in enumerate(PROMPTS)]
     engine = Engine(model, prefix_tree=False, prefill_slice_ms=0)

@@ -104,8 +104,8 @@ class WorkerProcess:
 
 
 def environment(threads: int) -> Mapping[str, str]:
-    """The parent's, with the repository importable and every library held to `threads`. Modules keep their compiled form,
-    as they do where they are installed: without it a start compiles them all.
+    """The parent's, with the repository importable and every library held to `threads`. Modules keep their compiled
+    form, as they do where they are installed: without it a start compiles them all.
     """
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "THRIFTY_THREADS")}
