@@ -10,9 +10,10 @@ import gc
 from typing import TYPE_CHECKING
 
 from thrifty.errors import BudgetError
+from thrifty.models.converted import FILE
 from thrifty.storage.budget import format_size
 from thrifty.storage.heap import hand_back
-from thrifty.storage.process import resident
+from thrifty.storage.process import mapped, resident
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
@@ -22,14 +23,14 @@ GROWTH = 24 << 20
 
 
 def baseline(model: Model) -> int:
-    """Bytes that this process holds beside weights, workspace and caches: to be asked before a model's weights are
-    used. The tokenizer, which is read when it is first used, is read now.
+    """Bytes that this process holds beside the model's weights, and before its workspace and caches. The tokenizer,
+    which is read when it is first used, is read now.
     """
     if model.tokenizer is not None:
         model.tokenizer.encode("a")
     gc.collect()
     hand_back()
-    return resident()
+    return resident() - min(mapped(FILE), model.nbytes)  # large pages of the weights come early
 
 
 def ledger_budget(process_memory: int, model: Model) -> int:

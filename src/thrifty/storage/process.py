@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 STATUS = Path("/proc/self/status")
+MAPPINGS = Path("/proc/self/smaps")
 
 
 def resident() -> int:
@@ -17,6 +18,20 @@ def resident() -> int:
 def peak_resident() -> int:
     """The highest resident bytes since the process started, or since the system's counter was last reset."""
     return _status("VmHWM") or resident()
+
+
+def mapped(name: str) -> int:
+    """Bytes in memory of mapped files called `name`, in whatever folder; 0 where the system does not tell."""
+    held, inside = 0, False
+    try:
+        for line in MAPPINGS.read_text().splitlines():
+            if "-" in line.partition(" ")[0]:  # a mapping's first line: its addresses, and its file
+                inside = line.endswith(f"/{name}")
+            elif inside and line.startswith("Rss:"):
+                held += int(line.split()[1]) * 1024
+    except OSError:
+        return 0
+    return held
 
 
 def _status(field: str) -> int | None:

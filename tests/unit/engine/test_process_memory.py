@@ -20,6 +20,7 @@ from thrifty.storage.process import peak_resident, resident
 def held(monkeypatch: pytest.MonkeyPatch) -> int:
     """A process that holds 100 MB."""
     monkeypatch.setattr(process_memory, "resident", lambda: 100_000_000)
+    monkeypatch.setattr(process_memory, "mapped", lambda name: 0)
     return 100_000_000
 
 
