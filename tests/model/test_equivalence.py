@@ -133,7 +133,7 @@ def test_the_reference_engine_is_transformers(smollm2: Path) -> None:
     import torch
     from tests.model.test_parity import oracle
 
-    model = load_plain(smollm2, np.float32)
+    model = load_plain(smollm2, np.dtype(np.float32))
     engine = Engine(model, chunk=128, native=False)
     assert engine.runner.name == "reference"
     ids = prompt(model, 140 + 24)
