@@ -44,25 +44,25 @@ SAMPLED: dict[str, dict[str, Any]] = {
 Answers = dict[str, list[int]]
 
 
-def answers(name: str) -> Answers:
-    """The tokens of each setting and prompt, by "setting, prompt length"."""
+def answers(name: str, only: list[str] | None) -> Answers:
+    """The tokens of each setting and prompt, by "setting, prompt length". only: of these cache techniques alone."""
     model = load(name)
     prompts = [held_out(model.tokenizer, length, place) for place, length in enumerate(PROMPTS)]
     engine = Engine(model, prefix_tree=False, prefill_slice_ms=0)
     found: Answers = {}
     try:
-        for row in thrifty_rows(registry.names("cache"), [0.3]):
+        for row in thrifty_rows(only or registry.names("cache"), [0.3]):
             label = f"{row.technique} {row.budget}".strip()
             try:
                 for prompt in prompts:
                     found[f"{label}, {len(prompt)}"] = answer(engine, prompt, {}, row.tables(len(prompt)))
             except RecipeError as error:
                 sys.stdout.write(f"{label} is left out: {error}\n")
-        for label, options in SAMPLED.items():
+        for label, options in () if only else SAMPLED.items():
             found[f"full with {label}, {len(prompts[0])}"] = answer(engine, prompts[0], options, [])
     finally:
         engine.close()
-    return found | rounded(name, prompts[0])
+    return found if only else found | rounded(name, prompts[0])
 
 
 def rounded(name: str, prompt: list[int]) -> Answers:
@@ -102,13 +102,17 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--write", type=Path, help="a file for the answers")
     parser.add_argument("--against", type=Path, help="a file that --write made")
+    parser.add_argument("--only", help="names of cache techniques, with commas between them")
     arguments = parser.parse_args()
-    found = answers(arguments.model)
+    found = answers(arguments.model, arguments.only.split(",") if arguments.only else None)
     if arguments.write is not None:
         arguments.write.write_text(json.dumps(found), encoding="utf-8")
     if arguments.against is None:
         return 0
-    lines = differences(json.loads(arguments.against.read_text(encoding="utf-8")), found)
+    before = json.loads(arguments.against.read_text(encoding="utf-8"))
+    lines = differences(
+        {label: before[label] for label in found if label in before} if arguments.only else before, found
+    )
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.write(f"{len(found) - len(lines)} of {len(found)} answers are the same, token for token\n")
     return 1 if lines else 0

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from thrifty import reference
 from thrifty.errors import CheckpointError
 from thrifty.models.huggingface import llama_name
-from thrifty.models.loading import load
-from thrifty.models.model import Model
+from thrifty.reference.loading import ReferenceModel
 
 
 def exported(model: str, folder: Path) -> Path:
@@ -25,7 +25,7 @@ def exported(model: str, folder: Path) -> Path:
     if (own / "config.json").exists():
         return own
     if not (folder / "config.json").exists():
-        loaded = load(model, dtype=torch.float32)
+        loaded = reference.load(model, dtype=torch.float32)
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -34,7 +34,7 @@ def exported(model: str, folder: Path) -> Path:
     return folder
 
 
-def write(model: Model, folder: Path) -> None:
+def write(model: ReferenceModel, folder: Path) -> None:
     """Config, weights and tokenizer. Raises CheckpointError for what is no plain Llama."""
     (folder / "config.json").write_text(json.dumps(config(model)))
     tensors = {}
@@ -51,7 +51,7 @@ def write(model: Model, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(written))
 
 
-def config(model: Model) -> dict[str, Any]:
+def config(model: ReferenceModel) -> dict[str, Any]:
     """config.json of a Llama. Raises CheckpointError naming what a Llama has not."""
     own = model.config
     rope = own.layers[0].rope

@@ -104,7 +104,10 @@ class WorkerProcess:
 
 
 def environment(threads: int) -> Mapping[str, str]:
-    """The parent's, with the repository importable and every library held to `threads`."""
+    """The parent's, with the repository importable and every library held to `threads`. Modules keep their compiled
+    form, as they do where they are installed: without it a start compiles them all.
+    """
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "THRIFTY_THREADS")}
-    return os.environ | counts | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return inherited | counts | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}

@@ -6,8 +6,8 @@ import os
 
 import torch
 
+from thrifty import reference
 from thrifty.evaluation.text import held_out
-from thrifty.models.loading import load
 
 
 @torch.no_grad()
@@ -18,11 +18,7 @@ def write_reference(model: str, target: str, prefix: int, scored: int, threads: 
     import numpy as np
 
     torch.set_num_threads(threads)
-    loaded = load(model, dtype=torch.float32)
-    for _, linear in loaded.decoder.linears():
-        weight = linear.weight
-        assert isinstance(weight, torch.Tensor)
-        weight.copy_(weight.bfloat16().float())
+    loaded = reference.load(model, dtype=torch.bfloat16)
     tokens = held_out(loaded.tokenizer, prefix + scored)
     logits = loaded.logits(tokens)[-scored:]
     partial = f"{target}.partial.npz"

@@ -57,7 +57,7 @@ class ThriftyEngine(PeerEngine):
         rows = []
         for step in force(self._engine, tokens[:-scored], [*tokens[-scored:], 0], logits=True):
             if step.index and step.logits is not None:
-                rows.append(step.logits.float().numpy().copy())
+                rows.append(step.logits.copy())
         return np.stack(rows)
 
     def _cache_bytes(self, handle: Handle) -> int:

@@ -19,7 +19,7 @@ COMMANDS = {
     "help": ["--help"],
     "run": ["run", "smollm2-135m", "Why is the sky blue?", "--memory", "150MB", "--max-tokens", "8"],
     "run with a recipe": ["run", "smollm2-135m", "Hello", "--recipe", "{recipe}", "--max-tokens", "8", "--json"],
-    "eval": ["eval", "recall-2m", "--tasks", "recall,perplexity", "--items", "2", "--length", "256", "--recipe", "{recipe}"],
+    "eval": ["eval", "recall-2m", "--tasks", "recall", "--items", "2", "--length", "256", "--recipe", "{recipe}"],
     "bench": ["bench", "smollm2-135m", "--contexts", "64", "--json"],
     "fit": ["fit", "recall-2m", "--memory", "20MB", "--context", "512", "--minutes", "0.3", "-o", "{folder}/best.toml"],
     "reproduce": ["reproduce", "scbench", "--minutes", "1"],

@@ -12,13 +12,23 @@ from thrifty.cli.quantities import parse_bytes, parse_seconds
 BOUNDS, SEARCH = "Bounds", "Search"
 
 Memory = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--memory",
         metavar="SIZE",
         parser=parse_bytes,
         show_default=False,
-        help="The budget for weights + cache peak + workspace, e.g. 150MB.",
+        help="The budget for weights + cache peak + workspace, e.g. 150MB. This or --process-memory must be given.",
+    ),
+]
+ProcessMemory = Annotated[
+    int | None,
+    typer.Option(
+        "--process-memory",
+        metavar="SIZE",
+        parser=parse_bytes,
+        show_default=False,
+        help="The budget for the whole process that will serve, Python included, as the system counts it, e.g. 300MB.",
     ),
 ]
 Context = Annotated[

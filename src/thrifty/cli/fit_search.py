@@ -38,6 +38,29 @@ class Ended:
         return not (self.interrupted or self.failure)
 
 
+def budget(model: str, memory: int | None, process_memory: int | None) -> int:
+    """The bytes for weights, cache and workspace: `memory`, or what `process_memory` leaves beside the baseline of a
+    process that serves the model; the less where both are given. Raises BudgetError where nothing is left.
+    """
+    from thrifty.engine.process_memory import GROWTH, left_for_ledger
+    from thrifty.evaluation.memory import serving_baseline
+    from thrifty.models.loading import load
+
+    if process_memory is None:
+        assert memory is not None, "one of the two is given"
+        return memory
+    with output.waiting("measuring what a serving process holds"):
+        loaded = load(model)
+        assert loaded.path is not None, "a model by name has a path"
+        held = serving_baseline(loaded.path)
+    left = left_for_ledger(process_memory, held, loaded.nbytes)
+    output.note(
+        f"a process that serves holds {output.megabytes(held)}, and {output.megabytes(GROWTH)} are kept for what "
+        f"comes: {output.megabytes(left)} are left for weights, cache and workspace"
+    )
+    return left if memory is None else min(memory, left)
+
+
 def prepare(model: str, asked: Mapping[str, Any], own: Sequence[Recipe], state: Path | None, fresh: bool) -> Fit:
     """The search, ready to run, on the state of an earlier one. asked: options of Question, None for its default."""
     from thrifty.frontier.candidates import of_recipe

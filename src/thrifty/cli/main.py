@@ -108,6 +108,8 @@ def build() -> Any:
 
 def main() -> None:
     """The entry point of the console script."""
+    # NumPy's products would start threads of their own, which spin on the processors of the native pool.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     streams.prepare()
     try:
         try:

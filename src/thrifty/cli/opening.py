@@ -37,6 +37,7 @@ def opened(
     *,
     recipe: Recipe,
     memory: int | None = None,
+    process_memory: int | None = None,
     threads: int | None = None,
     native: bool | None = None,
     context: int | None = None,
@@ -45,7 +46,15 @@ def opened(
     from thrifty.engine.api import Thrifty
 
     with output.waiting(f"loading {model}"):
-        thrifty = Thrifty(model, recipe=recipe, memory=memory, threads=threads, native=native, context=context)
+        thrifty = Thrifty(
+            model,
+            recipe=recipe,
+            memory=memory,
+            process_memory=process_memory,
+            threads=threads,
+            native=native,
+            context=context,
+        )
     try:
         yield thrifty
     finally:
@@ -80,6 +89,24 @@ def submit(
         raise TemplateError(f"This model has no chat template that could take {flags}; leave it out.")
     ids = tokenizer.encode(plain(messages), control=False)
     return thrifty.submit(ids, cache_memory=cache_memory, **sampling)
+
+
+def memory_of(thrifty: Thrifty) -> dict[str, Any]:
+    """The highest bytes so far: of the ledger (weights, workspace, caches), and of the process as the system counts it.
+    JSON-ready.
+    """
+    from thrifty.storage.process import peak_resident
+
+    return {"ledger_peak_bytes": thrifty.engine.memory.ledger.peak, "process_peak_bytes": peak_resident()}
+
+
+def say_memory(thrifty: Thrifty) -> None:
+    """Both figures, for people."""
+    held = memory_of(thrifty)
+    output.note(
+        f"memory at its peak: {output.megabytes(held['ledger_peak_bytes'])} by the ledger (weights, workspace, cache), "
+        f"{output.megabytes(held['process_peak_bytes'])} of the whole process"
+    )
 
 
 def usage_of(handle: Handle, first_token_seconds: float | None) -> dict[str, Any]:

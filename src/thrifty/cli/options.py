@@ -40,6 +40,16 @@ Memory = Annotated[
         help="Bound on weights + cache + workspace, e.g. 150MB.",
     ),
 ]
+ProcessMemory = Annotated[
+    int | None,
+    typer.Option(
+        "--process-memory",
+        metavar="SIZE",
+        parser=parse_bytes,
+        rich_help_panel=MACHINE,
+        help="Bound on the whole process, Python included, as the system counts it, e.g. 300MB.",
+    ),
+]
 CacheMemory = Annotated[
     int | None,
     typer.Option(

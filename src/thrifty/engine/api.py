@@ -36,6 +36,7 @@ class Thrifty:
         model: str | os.PathLike[str] | Any,
         *,
         memory: int | str | None = None,
+        process_memory: int | str | None = None,
         recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None = None,
         threads: int | None = None,
         context: int | None = None,
@@ -52,6 +53,7 @@ class Thrifty:
 
         options = EngineOptions.of(threads=threads, context=context, native=native)
         budget = None if memory is None else parse_size(memory)
+        whole = None if process_memory is None else parse_size(process_memory, "process_memory")
         chosen = as_recipe(recipe)
         if isinstance(model, str | os.PathLike):
             loaded = load(model, threads=options.threads)
@@ -66,6 +68,7 @@ class Thrifty:
         self.engine = Engine(
             loaded,
             memory=budget,
+            process_memory=whole,
             threads=options.threads,
             context=options.context,
             native=options.native,

@@ -17,6 +17,7 @@ from thrifty.engine.native_runner import choose_runner
 from thrifty.engine.options import EngineOptions
 from thrifty.engine.pace import Pace
 from thrifty.engine.prefill import start_prefill
+from thrifty.engine.process_memory import ledger_budget
 from thrifty.engine.publishing import Publisher
 from thrifty.engine.request import Handle, Request
 from thrifty.engine.scheduler import Scheduler
@@ -44,6 +45,7 @@ class Engine:
         model: Model,
         *,
         memory: int | str | None = None,
+        process_memory: int | str | None = None,
         threads: int | None = None,
         context: int | None = None,
         cache: Sequence[Mapping[str, Any]] = (),
@@ -58,6 +60,8 @@ class Engine:
         runner: Runner | None = None,
     ) -> None:
         """memory: the budget in bytes or as "150MB" for weights, cache peak and workspace; None: no bound.
+        process_memory: the same for the whole process as the system counts it: what it holds now, and a little for
+        what comes, is taken off, and the rest is the budget.
 
         threads: of native code; None leaves them as they are. context: longest prompt plus answer
         in tokens; None: the model's own. cache, decoding: a recipe's tables, for requests that bring none.
@@ -75,6 +79,9 @@ class Engine:
             prefill_slice_ms=prefill_slice_ms, prefix_tree=prefix_tree, disk=disk,
         )  # fmt: skip
         budget = None if memory is None else parse_size(memory)
+        if process_memory is not None:
+            left = ledger_budget(parse_size(process_memory, "process_memory"), model)
+            budget = left if budget is None else min(budget, left)
         rows = max(options.batch, options.chunk)
         self.model = model
         self.runner = runner or choose_runner(model, native=options.native, threads=options.threads, rows=rows)

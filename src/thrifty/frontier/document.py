@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from thrifty.evaluation.memory import import_baseline
+from thrifty.evaluation.memory import serving_baseline
 from thrifty.frontier import explain
 from thrifty.frontier.measurement import Measurement, on_frontier, only_predicted
 
@@ -40,7 +40,7 @@ def document(
         "model": model,
         "memory_bytes": question.memory,
         "context": question.context,
-        "import_baseline_bytes": import_baseline(),
+        "import_baseline_bytes": None if question.model.path is None else serving_baseline(question.model.path),
         "measured_after_tokens": fit.prefix,
         "machine": _machine(fit),
         "versions": _versions(),

@@ -63,6 +63,12 @@ def set_threads(threads: int) -> None:
         _resize(module, threads, f"threads = {threads}")
 
 
+def threads() -> int:
+    """Threads of the native pool; 1 where native code is off."""
+    module = native()
+    return 1 if module is None else int(module.threads())
+
+
 def _resize(module: ModuleType, threads: int, what: str) -> None:
     try:
         module.set_threads(threads)

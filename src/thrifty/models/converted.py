@@ -90,8 +90,8 @@ def _write(directory: Path, source: Source) -> Contents:
 
 
 def _forget(file: BinaryIO) -> None:
-    """Let the system drop what it keeps of a file on the disk: it keeps small pages, as they were written, and weights in
-    these are read up to a third slower than in those that `_map` asks for.
+    """Let the system drop what it keeps of a file on the disk: it keeps small pages, as they were written, and weights
+    in these are read up to a third slower than in those that `_map` asks for.
     """
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

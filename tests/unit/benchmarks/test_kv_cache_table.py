@@ -18,7 +18,7 @@ from benchmarks.cache_table.sections import SECTIONS, Section, sections
 from tests.checkpoint import write_checkpoint
 from tests.tiny import ByteTokenizer, tiny_model
 
-from thrifty import models, registry
+from thrifty import reference, registry
 from thrifty.errors import CheckpointError
 from thrifty.evaluation.forcing import MeasurementError
 from thrifty.storage.journal import Journal
@@ -180,10 +180,10 @@ def test_without_kvpress_its_rows_say_so(checkpoint: Path, tmp_path: Path, capsy
 
 
 def test_the_exported_model_is_the_same_model(tmp_path: Path, checkpoint: Path) -> None:
-    model = models.load(checkpoint, dtype=torch.float32)
+    model = reference.load(checkpoint, dtype=torch.float32)
     write(model, tmp_path)
     tokens = list(range(40, 90))
-    read = models.load(tmp_path, dtype=torch.float32)
+    read = reference.load(tmp_path, dtype=torch.float32)
     for _, linear in model.decoder.linears():
         weight = linear.weight
         assert isinstance(weight, torch.Tensor)
@@ -195,7 +195,7 @@ def test_the_exported_model_is_the_same_model(tmp_path: Path, checkpoint: Path) 
 
 
 def test_what_is_no_llama_is_not_exported(tmp_path: Path, checkpoint: Path) -> None:
-    model = tiny_model(windows=(None, 64))
+    model = reference.build(tiny_model(windows=(None, 64)))
     with pytest.raises(CheckpointError, match="sliding windows: only plain Llamas are exported"):
         write(model, tmp_path)
     assert exported(str(checkpoint), tmp_path / "other") == checkpoint and not (tmp_path / "other").exists()

@@ -13,6 +13,7 @@ from benchmarks.peer_engines.thrifty import ThriftyEngine
 from benchmarks.peer_engines.worker import random_prompts
 from tests import gguf_files
 
+from thrifty import reference
 from thrifty.models.loading import load
 from thrifty.recipe import Recipe
 from thrifty.weights.structure import linears
@@ -41,13 +42,13 @@ def test_every_decoded_token_is_counted(engine: ThriftyEngine, batch: int) -> No
 
 def test_the_first_token_is_the_best_one(engine: ThriftyEngine, file: Path) -> None:
     prompt = list(range(5, 21))
-    assert engine.first_token(prompt) == int(load(file).logits(prompt)[-1].argmax())
+    assert engine.first_token(prompt) == int(reference.load(file).logits(prompt)[-1].argmax())
 
 
 def test_logits_are_those_after_the_last_tokens(engine: ThriftyEngine, file: Path) -> None:
     tokens = list(range(40, 60))
     found = engine.logits(tokens, 6)
-    assert np.allclose(found, load(file).logits(tokens)[-6:].numpy(), atol=5e-3)
+    assert np.allclose(found, reference.load(file).logits(tokens)[-6:].numpy(), atol=5e-3)
 
 
 def test_the_reference_is_the_files_own_predictions(file: Path, tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_the_reference_is_the_files_own_predictions(file: Path, tmp_path: Path) 
     with np.load(target) as held:
         tokens, logits = held["tokens"], held["logits"]
     assert (tokens.shape, logits.shape) == ((28,), (8, 262))
-    assert np.allclose(logits, load(file).logits(tokens.tolist())[-8:].numpy(), rtol=0.05, atol=0.05)
+    assert np.allclose(logits, reference.load(file).logits(tokens.tolist())[-8:].numpy(), rtol=0.05, atol=0.05)
 
 
 def test_the_variant_of_the_ratios_changes_the_logits_matrix_only(file: Path) -> None:
@@ -64,6 +65,6 @@ def test_the_variant_of_the_ratios_changes_the_logits_matrix_only(file: Path) ->
     recipe = Recipe.from_document(variants(["thrifty"], 6144)[0].options["recipe"])
     assert recipe.weights == [FOUR_BIT_LOGITS] and variants(["thrifty"], 6144)[0].name == MAIN
     (technique,) = recipe.techniques("weights")
-    labels = {linear.name: linear.linear.label for linear in linears(prepare(model, [technique]).decoder)}
+    labels = {linear.name: linear.linear.label for linear in linears(prepare(model, [technique]))}
     assert labels.pop("embedding") == "int4-g32"
     assert set(labels.values()) == {"bf16"}

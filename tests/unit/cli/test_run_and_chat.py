@@ -30,7 +30,7 @@ def test_run_streams_an_answer(thrifty: Callable[..., Any], checkpoint: Path) ->
     found = thrifty("run", checkpoint, "Hello", "--max-tokens", 8, "--threads", 1)
     assert found.code == 0
     assert len(found.out.strip("\n")) > 0
-    assert found.err == ""
+    assert found.message.startswith("memory at its peak:") and "of the whole process" in found.message
 
 
 def test_run_json_holds_the_text_that_is_streamed(thrifty: Callable[..., Any], checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.cells import cell_len
 from tests.checkpoint import write_checkpoint
@@ -130,17 +131,23 @@ def test_bench(drawn: list[Drawn], width: int, capsys: pytest.CaptureFixture[str
     }
     shares = {kind: {"us_per_token": 123456.7, "bytes": 10**9} for kind in ("attention", "query, key, value", "logits")}
     bench._table(
-        {"model": "m", "recipe": "as shipped", "contexts": rows, "bandwidth_gb_s": 33.3, "peak_rss_mb": 4321.0}
+        {
+            "model": "m",
+            "recipe": "as shipped",
+            "contexts": rows,
+            "bandwidth_gb_s": 33.3,
+            "peak_rss_mb": 4321.0,
+            "ledger_peak_mb": 1234.0,
+            "others_share": 0.0,
+        }
     )
     bench._profile_table("131072", {"decode": shares, "prefill": shares})
     check(capsys.readouterr().out, drawn, width)
 
 
 def test_heads(drawn: list[Drawn], width: int, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    import torch
-
-    scores = torch.rand(30, 9)
-    found = SimpleNamespace(kind="r2", used=14, asked=16, layers=list(range(30)), tensor=lambda: scores)
+    scores = np.random.default_rng(0).random((30, 9), np.float32)
+    found = SimpleNamespace(kind="r2", used=14, asked=16, layers=list(range(30)), array=lambda: scores)
     heads._show(found, Path("scores.json"), 3)  # type: ignore[arg-type]
     check(capsys.readouterr().out, drawn, width)
 

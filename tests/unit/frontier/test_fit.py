@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.quiet import make_quiet
 from tests.searches import CONTEXT, LOOSE, MACHINE, candidates, fitted
 from tests.tiny import text_tokens, tiny_model
 
@@ -29,9 +30,10 @@ from thrifty.models import Model
 
 @pytest.fixture(scope="module", autouse=True)
 def known_machine() -> Iterator[None]:
-    """The machine is not measured anew for every search."""
+    """The machine is not measured anew for every search, and does nothing else."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("thrifty.frontier.workshop.this_machine", lambda threads: MACHINE)
+        make_quiet(patch)
         yield
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from tests.quiet import make_quiet
 from tests.searches import CONTEXT, KIVI, LOOSE, MACHINE, RTN, candidates, fitted
 from tests.tiny import tiny_model
 
@@ -23,9 +24,10 @@ from thrifty.weights.technique import prepare
 
 @pytest.fixture(scope="module", autouse=True)
 def known_machine() -> Iterator[None]:
-    """The machine is not measured anew for every search."""
+    """The machine is not measured anew for every search, and does nothing else."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("thrifty.frontier.workshop.this_machine", lambda threads: MACHINE)
+        make_quiet(patch)
         yield
 
 

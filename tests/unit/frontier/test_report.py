@@ -92,7 +92,7 @@ def test_the_page_says_what_was_found(document: dict[str, Any]) -> None:
         "Off the grid: what a technique costs",
         "A token of an answer, 3,194 µs",
         "cache, at the peak 9.228 MB",
-        "Python and torch take 230.3 MB beside it",
+        "Python, its libraries and the tokenizer take 230.3 MB beside it",
         document["command"],
     ):
         assert words in text, words

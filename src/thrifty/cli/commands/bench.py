@@ -22,6 +22,7 @@ def command(
         str | None,
         typer.Option(metavar="N,N,...", show_default=CONTEXTS, help="Prompt lengths in tokens to measure at."),
     ] = None,
+    process_memory: options.ProcessMemory = None,
     threads: options.Threads = None,
     native: options.Native = None,
     profile: Annotated[
@@ -36,7 +37,7 @@ def command(
     """
     counts = parse_counts(contexts or CONTEXTS)
     chosen = opening.read_recipe(recipe)
-    with opening.opened(model, recipe=chosen, threads=threads, native=native) as thrifty:
+    with opening.opened(model, recipe=chosen, process_memory=process_memory, threads=threads, native=native) as thrifty:
         limit = thrifty.engine.intake.context
         if contexts is None:
             counts = tuple(count for count in counts if count + STEPS < limit) or (max(1, limit // 2),)

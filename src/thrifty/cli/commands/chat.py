@@ -34,6 +34,7 @@ def command(
     template_argument: options.TemplateArguments = None,
     control_tokens: options.ControlTokens = False,
     memory: options.Memory = None,
+    process_memory: options.ProcessMemory = None,
     threads: options.Threads = None,
     native: options.Native = None,
     as_json: options.Json = False,
@@ -44,8 +45,11 @@ def command(
     template = options.template_options(tools, template_argument, control_tokens)
     opening_text = streams.text_of(system, "--system") if system else None
     chosen = opening.read_recipe(recipe)
-    with opening.opened(model, recipe=chosen, memory=memory, threads=threads, native=native) as thrifty:
+    bounds = {"memory": memory, "process_memory": process_memory}
+    with opening.opened(model, recipe=chosen, **bounds, threads=threads, native=native) as thrifty:
         Conversation(thrifty, opening_text, sampling, as_json, template).run()
+        if not as_json:
+            opening.say_memory(thrifty)
 
 
 class Conversation:
@@ -126,7 +130,8 @@ class Conversation:
         if text or reason != "cancelled":
             self.turns += [asked, {"role": "assistant", "content": text}]
         if self.as_json:
-            output.json_line({"text": text, "finish_reason": reason} | opening.usage_of(handle, first))
+            answer = {"text": text, "finish_reason": reason} | opening.usage_of(handle, first)
+            output.json_line(answer | opening.memory_of(self.thrifty))
 
     def stream(self, handle: Any, started: float) -> float | None:
         """Print the answer as it comes; Ctrl-C cancels it before the next step. Returns the seconds until its first

@@ -139,4 +139,4 @@ def _show(document: dict[str, Any]) -> None:
 
 
 def _gemm_unit(document: dict[str, Any]) -> str:
-    return "GOP/s, int4 by int8" if document["gemm_measured_by"] == "native" else "GFLOP/s in bf16"
+    return "GOP/s, int4 by int8" if document["gemm_measured_by"] == "native" else "GFLOP/s in fp32"

@@ -19,8 +19,9 @@ MINUTES = 4.0
 
 def command(
     model: options.ModelName,
-    memory: fit_options.Memory,
     context: fit_options.Context,
+    memory: fit_options.Memory = None,
+    process_memory: fit_options.ProcessMemory = None,
     out: fit_options.Output = Path("recipe.toml"),
     latency: fit_options.Latency = None,
     batch: fit_options.Batch = 1,
@@ -48,12 +49,14 @@ def command(
     the highest recovery within the bounds.
     Ctrl-C ends the search and keeps the best so far; the same command goes on where it was stopped or killed.
     """
+    if memory is None and process_memory is None:
+        raise typer.BadParameter("a budget is missing: give it, such as --memory 150MB.", param_hint="--memory")
     own = [opening.read_recipe(path) for path in recipe or []]
     for path, flag, example in ((out, "--output", "recipe.toml"), (report, "--report", "report.html")):
         if path is not None:
             _check_writable(path, flag, example)
     asked = {
-        "memory": memory,
+        "memory": fit_search.budget(model, memory, process_memory),
         "context": context,
         "prefix": prefix,
         "scored": scored,

@@ -95,7 +95,7 @@ def _document(found: HeadScores, path: Path) -> dict[str, Any]:
 def _show(found: HeadScores, path: Path, group: int) -> None:
     scores = found.array()
     total = float(scores.sum())
-    order = scores.flatten().argsort(descending=True)[:SHOWN].tolist()
+    order = (-scores.flatten()).argsort(kind="stable")[:SHOWN].tolist()
     rows = []
     for place in order:
         rank, head = divmod(place, scores.shape[1])

@@ -33,6 +33,7 @@ def command(
     control_tokens: options.ControlTokens = False,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     memory: options.Memory = None,
+    process_memory: options.ProcessMemory = None,
     cache_memory: options.CacheMemory = None,
     threads: options.Threads = None,
     native: options.Native = None,
@@ -45,7 +46,8 @@ def command(
     template = options.template_options(tools, template_argument, control_tokens)
     messages = _messages(prompt, system, raw, template)
     chosen = opening.read_recipe(recipe)
-    with opening.opened(model, recipe=chosen, memory=memory, threads=threads, native=native) as thrifty:
+    bounds = {"memory": memory, "process_memory": process_memory}
+    with opening.opened(model, recipe=chosen, **bounds, threads=threads, native=native) as thrifty:
         if not (raw or template or thrifty.model.require_tokenizer().has_chat_template):
             output.note(PLAIN.format("the system message and the prompt" if system else "the prompt"))
         handle = opening.submit(thrifty, messages, sampling, raw=raw, cache_memory=cache_memory, template=template)
@@ -58,7 +60,9 @@ def command(
                 "text": sample.text,
                 "finish_reason": sample.finish_reason,
             }
-            output.json_line(answer | opening.usage_of(handle, first))
+            output.json_line(answer | opening.usage_of(handle, first) | opening.memory_of(thrifty))
+        else:
+            opening.say_memory(thrifty)
 
 
 def _messages(prompt: str, system: str | None, raw: bool, template: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -79,9 +79,7 @@ static void quantise(const float* x, int columns, ActivationBlock* destination) 
       continue;
     }
     V s = set1(scale), low = set1(-127.0f), high = set1(127.0f);
-    store_int8(destination->q, min(max(round_even(div(a, s)), low), high));
-    store_int8(destination->q + kLanes, min(max(round_even(div(b, s)), low), high));
-    int sum = sum_int8x32(destination->q);
+    const int sum = store_int8x32(destination->q, min(max(round_even(div(a, s)), low), high), min(max(round_even(div(b, s)), low), high));
     destination->scale = scale;
     destination->scaled_sum = scale * (float)sum;
     destination->minus8 = -8 * sum;

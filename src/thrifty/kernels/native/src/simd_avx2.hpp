@@ -79,14 +79,14 @@ constexpr float kExponentialFloor = -87.3f, kPowerFloor = -125.9f;
 THRIFTY_INLINE V times_power_of_two(V p, V n, V x, float floor) {
   return zero_below({shift_exponent(p.a, n.a), shift_exponent(p.b, n.b)}, x, floor);
 }
-THRIFTY_INLINE void store_int8(int8_t* p, V x) {
-  I w = _mm256_permute4x64_epi64(_mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xd8);
-  _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1)));
-}
-THRIFTY_INLINE int sum_int8x32(const int8_t* p) {
-  int s = 0;
-  for (int i = 0; i < 32; i++) s += p[i];
-  return s;
+// Whole numbers, -127..127, to bytes; returns their sum. Taken from registers: loading what was just stored in two halves waits.
+THRIFTY_INLINE int store_int8x32(int8_t* p, V x, V y) {
+  const I low = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), high = _mm256_packs_epi32(_mm256_cvtps_epi32(y.a), _mm256_cvtps_epi32(y.b));
+  _mm256_storeu_si256((I*)p, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+  const I sums = _mm256_madd_epi16(_mm256_add_epi16(low, high), _mm256_set1_epi16(1));
+  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 THRIFTY_INLINE uint16_t bf16_of(float x) {
   uint32_t u;

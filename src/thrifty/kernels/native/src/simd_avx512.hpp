@@ -68,9 +68,11 @@ THRIFTY_INLINE V keep(V a, int lo, int hi, V b) {
 // p * 2^n, where e^x = p * 2^n: 0 where that is too small to be normal.
 constexpr float kExponentialFloor = -104.0f, kPowerFloor = -150.0f;
 THRIFTY_INLINE V times_power_of_two(V p, V n, V, float) { return _mm512_scalef_ps(p, n); }
-THRIFTY_INLINE void store_int8(int8_t* p, V a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a))); }
-THRIFTY_INLINE int sum_int8x32(const int8_t* p) {
-  __m256i x = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i*)p));
+// Whole numbers, -127..127, to bytes; returns their sum. Taken from registers: loading what was just stored in two halves waits.
+THRIFTY_INLINE int store_int8x32(int8_t* p, V a, V b) {
+  const __m256i bytes = _mm256_set_m128i(_mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(b)), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)));
+  _mm256_storeu_si256((__m256i*)p, bytes);
+  const __m256i x = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
   __m128i s = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
   s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
   return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));

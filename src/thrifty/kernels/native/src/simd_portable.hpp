@@ -115,14 +115,12 @@ THRIFTY_INLINE V times_power_of_two(V p, V n, V x, float floor) {
   }
   return zero_below(r, x, floor);
 }
-THRIFTY_INLINE void store_int8(int8_t* p, V x) {
-  float f[16];
-  store(f, x);
-  for (int i = 0; i < 16; i++) p[i] = (int8_t)f[i];
-}
-THRIFTY_INLINE int sum_int8x32(const int8_t* p) {
+// Whole numbers, -127..127, to bytes; returns their sum.
+THRIFTY_INLINE int store_int8x32(int8_t* p, V x, V y) {
+  float f[32];
+  store(f, x), store(f + 16, y);
   int s = 0;
-  for (int i = 0; i < 32; i++) s += p[i];
+  for (int i = 0; i < 32; i++) p[i] = (int8_t)f[i], s += p[i];
   return s;
 }
 THRIFTY_INLINE uint16_t bf16_of(float x) {
