@@ -69,8 +69,8 @@ Native = Annotated[
     typer.Option(
         "--native/--reference",
         rich_help_panel=MACHINE,
-        show_default="native where built",
-        help="Native kernels, or plain torch.",
+        show_default="native",
+        help="Native kernels, or the slow torch reference (an extra). Neither stands in for the other.",
     ),
 ]
 
