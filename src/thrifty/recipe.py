@@ -64,7 +64,7 @@ class Recipe:
         known = [item.name for item in fields(cls)]
         for key in document:
             if key not in known:
-                raise RecipeError(f"{source}: unknown stage '{key}'. {nearest(key, known)}")
+                raise RecipeError(f"{source}: unknown stage '{key}'. {nearest(str(key), known)}")
         try:
             recipe = cls(**document)
         except RecipeError as error:

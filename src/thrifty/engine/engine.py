@@ -79,14 +79,23 @@ class Engine:
             prefill_slice_ms=prefill_slice_ms, prefix_tree=prefix_tree, disk=disk,
         )  # fmt: skip
         budget = None if memory is None else parse_size(memory)
+        beside = None
         if process_memory is not None:
-            left = ledger_budget(parse_size(process_memory, "process_memory"), model)
+            whole = parse_size(process_memory, "process_memory")
+            left = ledger_budget(whole, model)
+            beside = whole - left
             budget = left if budget is None else min(budget, left)
         rows = max(options.batch, options.chunk)
         self.model = model
         self.runner = runner or choose_runner(model, native=options.native, threads=options.threads, rows=rows)
         self.memory = EngineMemory(
-            model, self.runner, budget, chunk=options.chunk, disk=options.disk, prefix_tree=options.prefix_tree
+            model,
+            self.runner,
+            budget,
+            chunk=options.chunk,
+            disk=options.disk,
+            prefix_tree=options.prefix_tree,
+            beside=beside,
         )
         self.intake = Intake(
             model, self.memory, context=options.context, cache=cache, decoding=decoding, batch=options.batch

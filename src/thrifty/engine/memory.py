@@ -45,13 +45,16 @@ class EngineMemory:
         chunk: int,
         disk: str | os.PathLike[str] | None = None,
         prefix_tree: bool = True,
+        beside: int | None = None,
     ) -> None:
-        """chunk: the most rows that a prefill appends at once. disk: folder of the disk tier, None: the
-        system's temporary one. Raises BudgetError where weights and workspace alone exceed the budget.
+        """chunk: the most rows that a prefill appends at once. disk: folder of the disk tier, None: the system's
+        temporary one. beside: bytes of the process beside the ledger, where it is bounded as a whole. Raises
+        BudgetError where weights and workspace alone exceed the budget.
         """
         self.ledger = Ledger(None if memory is None else parse_size(memory))
         self.workspace = runner.workspace
         self._weights = model.nbytes
+        self._beside = beside
         self._runner = runner
         self._row_bytes = 4 * model.config.vocabulary_size
         if isinstance(runner, NativeRunner):
@@ -102,11 +105,12 @@ class EngineMemory:
             return
         longest = self.longest(policies, prompt, total, samples)
         fits = f"at most {longest} tokens (prompt and answer together) fit" if longest else "no token fits"
+        whole = "" if self._beside is None else f", a process memory of {format_size(need + self._beside)}"
         raise BudgetError(
             f"{what} does not fit: {format_size(self._weights)} of weights, {format_size(self.workspace)} of workspace "
             f"and a cache that peaks at {format_size(need - self._weights - self.workspace)} for {prompt} + "
             f"{total - prompt} tokens exceed the budget of {format_size(budget)}; {fits}, or use a budget of {need} "
-            f"bytes ({format_size(need)})"
+            f"bytes ({format_size(need)}){whole}"
         )
 
     def longest(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1) -> int:

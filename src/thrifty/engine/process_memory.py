@@ -1,7 +1,7 @@
 """A bound on the whole process, as the system counts it: what of it is left for the ledger.
 
 The ledger's law is weights, workspace and caches. Beside them a process holds the interpreter, its libraries and the
-tokenizer: the baseline, measured before a byte of the weights is read.
+tokenizer: the baseline, measured before the first answer.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import gc
 from typing import TYPE_CHECKING
 
 from thrifty.errors import BudgetError
-from thrifty.models.converted import FILE
 from thrifty.storage.budget import format_size
 from thrifty.storage.heap import hand_back
-from thrifty.storage.process import mapped, resident
+from thrifty.storage.process import resident, resident_of
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
@@ -23,14 +22,15 @@ GROWTH = 24 << 20
 
 
 def baseline(model: Model) -> int:
-    """Bytes that this process holds beside the model's weights, and before its workspace and caches. The tokenizer,
-    which is read when it is first used, is read now.
+    """Bytes that this process holds beside weights, workspace and caches. The tokenizer, which is read when it is
+    first used, is read now. Weights that are in memory already are not counted: the ledger has them.
     """
     if model.tokenizer is not None:
         model.tokenizer.encode("a")
     gc.collect()
     hand_back()
-    return resident() - min(mapped(FILE), model.nbytes)  # large pages of the weights come early
+    weights = [array for linear in model.linears.values() for array in linear.state().values()]
+    return max(0, resident() - resident_of([*weights, *model.norms.values()]))
 
 
 def ledger_budget(process_memory: int, model: Model) -> int:

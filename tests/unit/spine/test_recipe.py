@@ -68,3 +68,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         Recipe().save(path)
     assert path.read_text() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_stage_that_is_no_text_is_refused() -> None:
+    with pytest.raises(RecipeError, match="unknown stage '5'"):
+        Recipe.from_document({5: []})  # type: ignore[dict-item]
