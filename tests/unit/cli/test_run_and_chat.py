@@ -343,7 +343,8 @@ class Terminal:
         self.process, self.terminal = pty.fork()
         if self.process == 0:
             words = ["-m", "thrifty", "chat", str(checkpoint), "--max-tokens", "3000", "--logit-bias", "257=-inf"]
-            os.execv(sys.executable, [sys.executable, *words, "--threads", "1"])
+            words += ["--threads", "1", "--reference"]  # slow enough to be stopped in the middle of an answer
+            os.execv(sys.executable, [sys.executable, *words])
         self.seen = ""
 
     def type(self, text: str) -> None:
