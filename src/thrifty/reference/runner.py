@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from thrifty.arrays import Floats
+from thrifty.decoding.strategy import ArrayScores
 from thrifty.reference.arrays import array_of, tensor_of
 from thrifty.reference.attention import Attend
 from thrifty.reference.loading import build
@@ -47,22 +46,6 @@ class Rows(Protocol):
 
 
 AnyRows = TypeVar("AnyRows", bound=Rows)
-
-
-class ArrayScores:
-    """Scores that lie in an array [rows, vocabulary] fp32."""
-
-    def __init__(self, values: Floats) -> None:
-        self.values = values
-
-    def logits(self, row: int) -> Floats:
-        """[vocabulary] fp32 of one row."""
-        return self.values[row]
-
-    def best(self, row: int) -> int:
-        """The row's arg-max, or −1 where it is no number."""
-        best = int(np.argmax(self.values[row]))  # NaN where any is NaN
-        return best if math.isfinite(self.values[row, best]) else -1
 
 
 class ReferenceRunner:

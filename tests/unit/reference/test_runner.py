@@ -10,11 +10,12 @@ import torch
 from tests.tiny import text_tokens, tiny_model
 
 from thrifty.arrays import Array, Floats, Integers
+from thrifty.decoding.strategy import ArrayScores
 from thrifty.models.config import ModelConfig
 from thrifty.models.model import Model
 from thrifty.reference.attention import attention
 from thrifty.reference.loading import build
-from thrifty.reference.runner import ArrayScores, ReferenceRunner, Watch, blocks
+from thrifty.reference.runner import ReferenceRunner, Watch, blocks
 
 
 class PlainCache:
