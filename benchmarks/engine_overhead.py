@@ -17,7 +17,7 @@ import numpy as np
 from tests.tiny import text_tokens, tiny_config, tiny_model
 
 from thrifty.arrays import Floats
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Handle, Request
 from thrifty.evaluation.noise import LIMIT, listening

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.peer_engines.protocol import PeerEngine, Specification, Timing
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.request import Handle, Request
 from thrifty.evaluation.forcing import force
 from thrifty.evaluation.roofline import weight_bytes_per_token

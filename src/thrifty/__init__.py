@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from thrifty.version import VERSION
 
 if TYPE_CHECKING:
-    from thrifty.decoding.sampling import SamplingParameters
+    from thrifty.decoding.sampling_parameters import SamplingParameters
     from thrifty.engine.api import Thrifty
     from thrifty.engine.asynchronous import AsyncEngine
     from thrifty.engine.engine import Engine
@@ -48,7 +48,7 @@ _HOMES = {
     "Recipe": "thrifty.recipe",
     "Request": "thrifty.engine.request",
     "Result": "thrifty.engine.request",
-    "SamplingParameters": "thrifty.decoding.sampling",
+    "SamplingParameters": "thrifty.decoding.sampling_parameters",
     "Thrifty": "thrifty.engine.api",
     "ThriftyError": "thrifty.errors",
     "ThriftyWarning": "thrifty.errors",

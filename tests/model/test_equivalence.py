@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from thrifty.arrays import Floats, softmax
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.formats.kv import PAGE

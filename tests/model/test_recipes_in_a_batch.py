@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.unit.engine.test_recipes_in_a_batch import RECIPES
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.evaluation.text import held_out

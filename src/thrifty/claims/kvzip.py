@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from thrifty.claims.harness.claim import Claim, Figures, Verdict, combined
 from thrifty.claims.harness.context import Context, quality_of, recovery_of
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.request import Request
 from thrifty.evaluation.noise import LIMIT, listening
 from thrifty.evaluation.tasks.multi_turn import MultiTurn

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from thrifty.decoding.sampling import MASK, ForcedSampler, Sampler
+from thrifty.decoding.drawing import MASK
+from thrifty.decoding.sampling import ForcedSampler, Sampler
 from thrifty.kernels import dispatch
 
 LARGEST_TOP_K = (1 << 31) - 1  # beyond every vocabulary

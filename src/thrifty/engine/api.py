@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Literal, overload
 
 from thrifty.decoding.option_values import flag, shown
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.options import EngineOptions
 from thrifty.engine.prompts import are_messages, prompt_ids, prompt_list

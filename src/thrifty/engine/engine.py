@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from thrifty.decoding.sampling import Sampler, SamplingParameters
+from thrifty.decoding.sampling import Sampler
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.decoding.stopping import NoText, Stopper
 from thrifty.engine.ahead import Ahead
 from thrifty.engine.answer import Answer, Event, Listener

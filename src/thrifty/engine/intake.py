@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from thrifty import registry
 from thrifty.decoding.possible import Absent
-from thrifty.decoding.sampling import AtMost, ForcedSampler, Sampler, SamplingParameters, check_tokens
+from thrifty.decoding.sampling import ForcedSampler, Sampler, check_tokens
+from thrifty.decoding.sampling_parameters import AtMost, SamplingParameters
 from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine import bounding

@@ -8,7 +8,6 @@ import numpy as np
 
 from thrifty.arrays import Floats
 from thrifty.errors import KernelError
-from thrifty.formats.linear import DenseLinear, PackedLinear
 from thrifty.kernels import dispatch
 from thrifty.models.config import ModelConfig, RopeConfig
 
@@ -136,7 +135,8 @@ class PlanBuilder:
 
     def _linear(self, name: str) -> int:
         try:
-            return int(self.native.add_linear(_native_linear(self.model.linears[name])))
+            linear = self.model.linears[name]
+            return int(self.native.add_linear(dispatch.packed(linear, linear.bias)))
         except KernelError as error:
             raise KernelError(f"{name}: {error}") from error
 
@@ -148,13 +148,3 @@ class PlanBuilder:
     def _weights(self, name: str) -> Floats | None:
         weights = self.model.norms.get(name)
         return None if weights is None else weights.astype(np.float32) + np.float32(self.config.norm_offset)
-
-
-def _native_linear(linear: PackedLinear) -> Any:
-    """The linear as native code takes it. Raises KernelError where it takes none of its format."""
-    if isinstance(linear, DenseLinear) and not linear.packed and linear.weight.dtype == np.float32:
-        shape = (linear.out_features, linear.in_features)
-        weight = dispatch.check(linear.weight, "weight", np.float32, shape)
-        make = dispatch.require().Linear
-        return make(kind=32, codes=weight, bias=linear.bias, out_features=shape[0], in_features=shape[1])
-    return dispatch.packed(linear, linear.bias)

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.option_values import flag, shown, token_ids, whole
-from thrifty.decoding.sampling import SamplingParameters, TokenLogprob
+from thrifty.decoding.sampling import TokenLogprob
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.answer import Answer, Event, Listener, Sample, Usage
 from thrifty.engine.prompts import prompt_ids
 from thrifty.errors import PromptError

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.request import Request
 from thrifty.errors import BudgetError
 from thrifty.evaluation.forcing import Evidence, MeasurementError, Tables, evidence

@@ -40,7 +40,7 @@ def document(
         "model": model,
         "memory_bytes": question.memory,
         "context": question.context,
-        "import_baseline_bytes": None if question.model.path is None else serving_baseline(question.model.path),
+        "serving_baseline_bytes": None if question.model.path is None else serving_baseline(question.model.path),
         "measured_after_tokens": fit.prefix,
         "machine": _machine(fit),
         "versions": _versions(),

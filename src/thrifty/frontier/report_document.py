@@ -165,7 +165,7 @@ class Document(_Part):
     date: str = ""
     command: str = ""
     measured_after_tokens: int | None = None
-    import_baseline_bytes: int | None = None
+    serving_baseline_bytes: int | None = None
     skipped: list[dict[str, str]] = Field(default_factory=list)
     interrupted: bool = False
 

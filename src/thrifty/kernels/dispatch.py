@@ -20,7 +20,7 @@ SWITCH = "THRIFTY_NATIVE"  # environment variable; 0 turns the native kernels of
 THREADS = "THRIFTY_THREADS"  # environment variable; threads of the native pool where nobody asks for another number
 MISSING = (
     "Thrifty's native kernels are not built for this Python. "
-    "Build them with `pip install .` (or `pip install -e .`) in the source tree"
+    "Install a wheel for it, or build them with `pip install .` (or `pip install -e .`) in the source tree"
 )
 
 

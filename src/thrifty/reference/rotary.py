@@ -1,12 +1,12 @@
-"""Rotary position embeddings in torch; `models.rope` has their frequencies."""
+"""Rotary position embeddings in torch, by the tables of `models.rope`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from thrifty.models import rope as tables
 from thrifty.models.config import RopeConfig
-from thrifty.models.rope import inverse_frequencies
 from thrifty.reference.arrays import tensor_of
 
 Rotation = tuple[Tensor, Tensor]
@@ -18,12 +18,9 @@ def rotation(rope: RopeConfig, positions: Tensor, sequence_length: int | Tensor 
     `sequence_length` is the length in tokens of the sequence that the rows belong to: one number, or
     [tokens] where rows belong to different sequences; by default the highest position plus one.
     """
-    if sequence_length is None:
-        sequence_length = int(positions.max()) + 1 if positions.numel() else 1
     lengths = sequence_length.numpy() if isinstance(sequence_length, Tensor) else sequence_length
-    frequencies, factor = inverse_frequencies(rope, lengths)
-    angles = positions.float()[:, None] * tensor_of(frequencies)
-    return angles.cos() * factor, angles.sin() * factor
+    cosines, sines = tables.rotation(rope, positions.numpy(), lengths)
+    return tensor_of(cosines), tensor_of(sines)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import pytest
 from thrifty.arrays import Floats
 from thrifty.decoding.native_sampling import native_sampler, runs_natively
 from thrifty.decoding.possible import Absent
-from thrifty.decoding.sampling import ForcedSampler, Sampler, SamplingParameters
+from thrifty.decoding.sampling import ForcedSampler, Sampler
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.errors import PromptError
 from thrifty.kernels import dispatch
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.errors import PromptError
 
 

@@ -9,17 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thrifty.arrays import Floats
-from thrifty.decoding.sampling import (
-    NUCLEUS_PROBE,
-    ForcedSampler,
-    Sampler,
-    SamplingParameters,
-    _inverse,
-    draw,
-    largest,
-    logprob_of,
-    uniform,
-)
+from thrifty.decoding.drawing import NUCLEUS_PROBE, _inverse, draw, largest, uniform
+from thrifty.decoding.sampling import ForcedSampler, Sampler, logprob_of
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.errors import PromptError
 
 VOCABULARY = 1000

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tests.tiny import text_tokens
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.plan import NativePlan
 from thrifty.engine.request import Handle, Request

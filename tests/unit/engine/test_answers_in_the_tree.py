@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.tiny import text_tokens, tiny_model
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.memory import EngineMemory
 from thrifty.engine.request import Handle, Request

@@ -15,7 +15,7 @@ import torch
 from tests.tiny import BOS, ByteTokenizer
 
 from thrifty import Thrifty
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.request import Request
 from thrifty.errors import BudgetError, PromptError, RecipeError, TemplateError
 from thrifty.models.model import Model

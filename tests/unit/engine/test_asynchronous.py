@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from tests.tiny import text_tokens
 
-from thrifty.decoding.sampling import Sampler, SamplingParameters
+from thrifty.decoding.sampling import Sampler
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.asynchronous import AsyncEngine
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request

@@ -8,7 +8,7 @@ import pytest
 from tests.tiny import text_tokens
 
 from thrifty import Thrifty
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine import bounding
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request

@@ -14,7 +14,8 @@ from thrifty.cache.policies.kvzip import Kvzip
 from thrifty.cache.pool import Cache
 from thrifty.cache.segment import Segment
 from thrifty.cache.sequence import SequenceCache
-from thrifty.decoding.sampling import Sampler, SamplingParameters
+from thrifty.decoding.sampling import Sampler
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.decoding.stopping import Stopper
 from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.engine.answer import Answer

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from tests.tiny import VOCABULARY, text_tokens
 
-from thrifty.decoding.sampling import Choice, SamplingParameters
+from thrifty.decoding.sampling import Choice
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.decoding.strategy import Accepted, Batch, DecodingStrategy, Draft, Scores, choose
 from thrifty.engine.request import Request
 from thrifty.models.model import Model

@@ -9,7 +9,7 @@ import pytest
 from tests.tiny import EOS, VOCABULARY, text_tokens, tiny_model
 
 from thrifty.arrays import BFLOAT16, softmax
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import BudgetError, KernelError, PromptError, QueueFullError, RecipeError, ThriftyError

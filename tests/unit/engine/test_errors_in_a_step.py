@@ -14,7 +14,7 @@ from tests.tiny import text_tokens, tiny_model
 from tests.unit.engine.error_places import Places, wrap_all
 from tests.unit.engine.test_drafts import Hints
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Event, Handle, Request
 from thrifty.errors import ThriftyError

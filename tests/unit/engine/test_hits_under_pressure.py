@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.tiny import VOCABULARY, text_tokens, tiny_model
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.kernels import dispatch

@@ -12,7 +12,7 @@ import pytest
 from tests.tiny import text_tokens
 
 from thrifty import Engine, Thrifty
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.request import Request
 from thrifty.models.model import Model
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.tiny import text_tokens
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Event, Handle, Request
 from thrifty.errors import ThriftyError

@@ -11,7 +11,7 @@ from tests.unit.engine.test_drafts import Hints
 
 from thrifty.cache.sequence import SequenceCache
 from thrifty.cache.sums import Accumulator
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Handle, Request
 from thrifty.errors import KernelError

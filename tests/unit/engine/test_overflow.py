@@ -10,7 +10,7 @@ import pytest
 from tests.tiny import tiny_config, tiny_model
 
 from thrifty.arrays import BFLOAT16
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.decoding.strategy import ArrayScores
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.tiny import text_tokens
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.pace import Pace
 from thrifty.engine.request import Event, Handle, Request
 from thrifty.errors import PromptError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.tiny import text_tokens, tiny_model
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine import process_memory
 from thrifty.engine.engine import Engine
 from thrifty.engine.process_memory import GROWTH, left_for_ledger

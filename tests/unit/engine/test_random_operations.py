@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.tiny import text_tokens
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Handle, Request
 from thrifty.errors import BudgetError, PromptError, QueueFullError

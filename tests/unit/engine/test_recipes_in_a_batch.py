@@ -9,7 +9,7 @@ import pytest
 from tests.tiny import BOS, text_tokens, tiny_model
 
 from thrifty import registry
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.kernels import dispatch

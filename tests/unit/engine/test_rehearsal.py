@@ -9,7 +9,7 @@ import pytest
 from tests.tiny import text_tokens, tiny_model
 
 from thrifty import registry
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.model_info import model_info
 from thrifty.engine.request import Event, Handle, Request

@@ -12,7 +12,7 @@ from tests import gguf_files
 from tests.tiny import ByteTokenizer, text_tokens, tiny_config, tiny_model
 
 from thrifty.arrays import Floats
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Event, Request
 from thrifty.models.config import LayerConfig, RopeConfig, RopeScaling

@@ -15,7 +15,7 @@ from tests.tiny import text_tokens, tiny_model
 from tests.unit.engine.scored import score
 
 from thrifty import registry
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Event, Handle, Request
 from thrifty.formats.kv import PAGE

@@ -8,7 +8,7 @@ import pytest
 from tests.tiny import END_OF_TURN, text_tokens
 from tests.unit.engine.test_drafts import Hints
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Handle, Request
 from thrifty.models.model import Model

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tests.tiny import text_tokens
 
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine import uninterrupted as uninterrupted_module
 from thrifty.engine.request import Handle, Request
 from thrifty.engine.turn import Turn

@@ -15,7 +15,7 @@ from tests.tiny import ByteTokenizer, tiny_model
 from torch import Tensor
 
 from thrifty.arrays import Floats
-from thrifty.decoding.sampling import SamplingParameters
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import PromptError

@@ -194,7 +194,7 @@ def test_the_uncompressed_model_may_win(document: dict[str, Any]) -> None:
         ({"winner": 99}, "winner 99 is no row: there are 25 candidates"),
         ({"budget": {"context": 1}}, "'budget.memory_bytes': Field required"),
         ({"candidates": [{"recipe": "x"}]}, "'candidates.0.fits': Field required"),
-        ({"import_baseline_bytes": "many"}, "'import_baseline_bytes'"),
+        ({"serving_baseline_bytes": "many"}, "'serving_baseline_bytes'"),
     ],
 )
 def test_what_is_no_document_is_named(document: dict[str, Any], change: dict[str, Any], words: str) -> None:

@@ -12,7 +12,6 @@ from thrifty.cli.quantities import parse_counts
 
 EXAMPLE = "thrifty bench smollm2-135m --recipe recipe.toml --contexts 128,2048,6144"
 CONTEXTS = "128,2048,6144"
-DISTURBED = 0.03  # share of the processors that other work took, beyond which the figures are none of the machine's
 
 
 def command(
@@ -149,6 +148,8 @@ def _table(document: dict[str, Any]) -> None:
         f"memory reads at {document['bandwidth_gb_s']} GB/s; at their peaks the ledger held "
         f"{document['ledger_peak_mb']} MB and the process {document['peak_rss_mb']} MB",
     )
+    from thrifty.evaluation.noise import DISTURBED
+
     if document["others_share"] > DISTURBED:
         output.warn(
             f"other work took {document['others_share']:.0%} of the processors meanwhile: these speeds are lower than "

@@ -44,7 +44,7 @@ void make_sampler(HeldSampler* to, const SamplingOptions& options, std::pair<uin
 }
 
 void bind_sampler(nb::module_& m) {
-  nb::class_<SamplingOptions>(m, "SamplingOptions", "What thrifty/decoding/sampling.py calls SamplingParameters.")
+  nb::class_<SamplingOptions>(m, "SamplingOptions", "What thrifty/decoding/sampling_parameters.py calls SamplingParameters.")
       .def(nb::init<>())
       .def_rw("temperature", &SamplingOptions::temperature)
       .def_rw("top_k", &SamplingOptions::top_k)

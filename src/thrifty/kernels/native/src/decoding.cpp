@@ -36,6 +36,14 @@ void fill(Step& s, Rows& rows, const Plan& plan, const std::vector<Continuation*
     for (const Continuation* one : sequences) s.turns.push_back(one->turns[(size_t)rope].at(one->position));
 }
 
+// Whatever ends a decoding, samplers forget what they committed meanwhile: the caller commits what it takes.
+struct Restored {
+  const std::vector<Continuation*>& sequences;
+  ~Restored() {
+    for (Continuation* one : sequences) one->sampler->restore();
+  }
+};
+
 // False where the step failed and earlier ones did not: their tokens come first, and the next call fails again.
 bool run(Plan& plan, Step& s, bool first) {
   try {
@@ -66,6 +74,7 @@ Decoded decode(Plan& plan, const std::vector<Continuation*>& sequences, const De
   for (Continuation* one : sequences) s.views.push_back(one->view), s.counts.push_back(1);
   s.rows = s.logit_count = (int)count, s.last_layer = plan.shape.layers;
   s.tokens = rows.tokens.data(), s.logit_rows = rows.places.data(), s.logits = logits, s.arg_max = rows.best.data();
+  const Restored restored{sequences};
   const auto start = Clock::now();
   auto before = start;
   bool over = false;
@@ -86,7 +95,6 @@ Decoded decode(Plan& plan, const std::vector<Continuation*>& sequences, const De
     over = over || (limits.seconds > 0 && std::chrono::duration<double>((now - start) + (now - before)).count() > limits.seconds);
     before = now;
   }
-  for (Continuation* one : sequences) one->sampler->restore();
   return decoded;
 }
 

@@ -290,6 +290,18 @@ void Plan::execute(Step& s, Worker& w) {
   }
 }
 
+void Plan::prepare(Step& s, int workers) {
+  // A later layer may grow the buffers that all layers share, and so move them: then every layer's pointers are set anew.
+  const float *partials, *finals;
+  do {
+    partials = attention.partials.data(), finals = attention.finals.data();
+    for (auto& op : operations_) {
+      op->claims.reset(workers);
+      if (wanted(*op, s)) op->prepare(*this, s, workers);
+    }
+  } while (partials != attention.partials.data() || finals != attention.finals.data());
+}
+
 void Plan::run(Step& s) {
   const auto start = Clock::now();
   const double processor = processor_seconds();
@@ -300,16 +312,14 @@ void Plan::run(Step& s) {
   derive(s);
   std::vector<std::unique_ptr<View::Busy>> busy;
   for (View* v : s.views) busy.push_back(std::make_unique<View::Busy>(*v));
-  // A later layer may grow the buffers that all layers share, and so move them: then every layer's pointers are set anew.
-  const float *partials, *finals;
-  do {
-    partials = attention.partials.data(), finals = attention.finals.data();
-    for (auto& op : operations_) {
-      op->claims.reset(workers);
-      if (wanted(*op, s)) op->prepare(*this, s, workers);
-    }
-  } while (partials != attention.partials.data() || finals != attention.finals.data());
-  Pool::shared().run(scratch_, [&](Worker& w) { execute(s, w); });
+  try {
+    prepare(s, workers);
+    Pool::shared().run(scratch_, [&](Worker& w) { execute(s, w); });
+  } catch (...) {
+    busy.clear();
+    undo(s);
+    throw;
+  }
   spent_.seconds += std::chrono::duration<double>(Clock::now() - start).count(), spent_.processor += processor_seconds() - processor;
   if (s.missing < 0) return;
   busy.clear();

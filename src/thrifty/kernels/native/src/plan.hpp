@@ -130,6 +130,7 @@ class Plan {
   void check_sight(const Step& s) const;
   void derive(Step& s) const;
   void undo(Step& s) const;
+  void prepare(Step& s, int workers);
   bool wanted(const Operation& op, const Step& s) const;
   void execute(Step& s, Worker& w);
   bool profiled_ = false;

@@ -1,4 +1,4 @@
-// Choosing a token from a row of logits, as thrifty/decoding/sampling.py does: that file says what the numbers mean, and
+// Choosing a token from a row of logits, as thrifty/decoding/{sampling,drawing}.py do: they say what the numbers mean, and
 // adds them up in the same order.
 #pragma once
 #include <cstdint>
