@@ -17,10 +17,10 @@ from thrifty.cache.storing import Piece
 from thrifty.errors import RecipeError
 
 if TYPE_CHECKING:
-    from thrifty.cache.sequence import SequenceCache
+    from thrifty.cache.sequence_prompt import SequencePrompt
 
 
-def carry_out(sequence: SequenceCache, edits: Edits, layers: tuple[int, ...]) -> None:
+def carry_out(sequence: SequencePrompt, edits: Edits, layers: tuple[int, ...]) -> None:
     """Change the sealed slots of `layers`. Slots are counted over sealed slots: the open tail is not touched.
 
     Raises RecipeError where an edit names slots that do not exist or cannot be done on their format.
@@ -30,7 +30,7 @@ def carry_out(sequence: SequenceCache, edits: Edits, layers: tuple[int, ...]) ->
             _carry_out(sequence, batch, layers)
 
 
-def _carry_out(sequence: SequenceCache, batch: list[Operation], layers: tuple[int, ...]) -> None:
+def _carry_out(sequence: SequencePrompt, batch: list[Operation], layers: tuple[int, ...]) -> None:
     first = batch[0]
     if isinstance(first, Keep):
         for layer in _layers(first.layer, layers):
@@ -78,7 +78,7 @@ def _layers(layer: int | None, layers: tuple[int, ...]) -> tuple[int, ...]:
     return layers if layer is None else (layer,)
 
 
-def _keep(sequence: SequenceCache, layer: int, indices: Sequence[Integers]) -> None:
+def _keep(sequence: SequencePrompt, layer: int, indices: Sequence[Integers]) -> None:
     heads = sequence.model.kv_heads
     if len(indices) not in (1, heads):
         raise RecipeError(
@@ -96,7 +96,7 @@ def _keep(sequence: SequenceCache, layer: int, indices: Sequence[Integers]) -> N
     sequence.collector.keep(layer, per_head, counts, before, sequence.places(layer))
 
 
-def _drop(sequence: SequenceCache, layer: int, start: int, stop: int) -> None:
+def _drop(sequence: SequencePrompt, layer: int, start: int, stop: int) -> None:
     """Let go of whole spans where the range is made of them, else keep the rest slot by slot."""
     spans, heads = sequence.spans[layer], sequence.model.kv_heads
     kept: list[Span] = []
@@ -131,7 +131,7 @@ def _check_slots(indices: Integers, count: int, where: str) -> None:
         raise RecipeError(f"{where}: slots must be sorted, unique and below {count}")
 
 
-def _merge(sequence: SequenceCache, layer: int, merges: list[Merge]) -> None:
+def _merge(sequence: SequencePrompt, layer: int, merges: list[Merge]) -> None:
     counts = sequence.sealed_counts(layer)
     indices = [np.arange(count) for count in counts]
     changes: dict[int, Substitution] = {}
@@ -157,7 +157,7 @@ def _merge(sequence: SequenceCache, layer: int, merges: list[Merge]) -> None:
     sequence.collector.keep(layer, indices, counts, before, sequence.places(layer))
 
 
-def _store(sequence: SequenceCache, first: Store, stores: list[Store], layers: tuple[int, ...]) -> None:
+def _store(sequence: SequencePrompt, first: Store, stores: list[Store], layers: tuple[int, ...]) -> None:
     pieces = [Piece(one.start, one.stop, one.format) for one in stores]
     if first.layer is None and first.head is None:
         pieces = [piece for piece in pieces if not _store_shared(sequence, piece, layers)]
@@ -168,7 +168,7 @@ def _store(sequence: SequenceCache, first: Store, stores: list[Store], layers: t
         sequence.replace_spans(layer, storing.store(sequence.builder, layer, sequence.spans[layer], pieces, heads))
 
 
-def _store_shared(sequence: SequenceCache, piece: Piece, layers: tuple[int, ...]) -> bool:
+def _store_shared(sequence: SequencePrompt, piece: Piece, layers: tuple[int, ...]) -> bool:
     """Convert one page of all layers at once, where the piece (counted from the end) is exactly such a page."""
     if piece.start >= 0 or piece.format == "":
         return False
@@ -186,7 +186,7 @@ def _store_shared(sequence: SequenceCache, piece: Piece, layers: tuple[int, ...]
     return True
 
 
-def _page_from_end(sequence: SequenceCache, piece: Piece, layers: tuple[int, ...]) -> int | None:
+def _page_from_end(sequence: SequencePrompt, piece: Piece, layers: tuple[int, ...]) -> int | None:
     """The place, counted from the end of each list, of the one span of all `layers` that the piece covers exactly."""
     lists = [sequence.spans[layer] for layer in layers]
     after = 0
@@ -204,7 +204,7 @@ def _page_from_end(sequence: SequenceCache, piece: Piece, layers: tuple[int, ...
     return None
 
 
-def _move(sequence: SequenceCache, move: Move, layers: tuple[int, ...]) -> None:
+def _move(sequence: SequencePrompt, move: Move, layers: tuple[int, ...]) -> None:
     counts = {layer: sequence.sealed_counts(layer) for layer in layers}
     done: set[int] = set()
     for layer in layers:
@@ -228,7 +228,7 @@ def _move(sequence: SequenceCache, move: Move, layers: tuple[int, ...]) -> None:
         sequence.replace_spans(layer, spans)
 
 
-def _alone(sequence: SequenceCache, segment: Segment, layers: tuple[int, ...]) -> bool:
+def _alone(sequence: SequencePrompt, segment: Segment, layers: tuple[int, ...]) -> bool:
     """Whether only these layers of this sequence hold the segment, so that it may move as it is."""
     if segment.parent is not None and segment.parent.references > 1:
         return False
@@ -236,7 +236,7 @@ def _alone(sequence: SequenceCache, segment: Segment, layers: tuple[int, ...]) -
     return segment.references == held
 
 
-def _share(sequence: SequenceCache, layer: int, source: int) -> None:
+def _share(sequence: SequencePrompt, layer: int, source: int) -> None:
     taken = [Span(span.segment.retain(), span.tokens, span.layer(source)) for span in sequence.spans[source]]
     old = sequence.spans[layer]
     sequence.replace_spans(layer, taken)
@@ -245,7 +245,7 @@ def _share(sequence: SequenceCache, layer: int, source: int) -> None:
         span.segment.release()
 
 
-def _renumber(sequence: SequenceCache, one: Renumber, layers: tuple[int, ...]) -> None:
+def _renumber(sequence: SequencePrompt, one: Renumber, layers: tuple[int, ...]) -> None:
     """Turn the keys of all layers into one new segment where each begins with a span of just these slots."""
     firsts = [sequence.spans[layer][0] for layer in layers if sequence.spans[layer]]
     alike = (

@@ -11,7 +11,7 @@ from thrifty.cache.statistics import Stats
 from thrifty.cache.view import LayerView
 
 if TYPE_CHECKING:
-    from thrifty.cache.sequence import SequenceCache
+    from thrifty.cache.sequence_prompt import SequencePrompt
 
 NEVER = 1 << 62
 
@@ -40,7 +40,7 @@ class Schedule:
         other._due, other.next = list(self._due), self.next
         return other
 
-    def after_prefill(self, sequence: SequenceCache, layer: int, n: int) -> None:
+    def after_prefill(self, sequence: SequencePrompt, layer: int, n: int) -> None:
         """The prompt, with n tokens that are not committed yet, is complete in a layer."""
         length = sequence.length + n
         info = sequence.model.layer(layer, length, length)
@@ -53,7 +53,7 @@ class Schedule:
         sequence.collector.forget(layer)
         sequence.collector.settle()
 
-    def after_decode(self, sequence: SequenceCache) -> None:
+    def after_decode(self, sequence: SequencePrompt) -> None:
         """The policies that are due act on all global layers."""
         layers = sequence.global_layers
         for index, policy in enumerate(self._policies):
@@ -69,6 +69,6 @@ class Schedule:
         self.next = min(self._due, default=NEVER)
 
 
-def _stats(sequence: SequenceCache, layer: int, policy: int) -> Stats:
+def _stats(sequence: SequencePrompt, layer: int, policy: int) -> Stats:
     """What is known of a layer's sealed slots, with the notes of a policy by its place in the recipe."""
     return sequence.collector.stats(layer, sequence.sealed_counts(layer), policy, sequence.places(layer))

@@ -31,19 +31,15 @@ import numpy as np
 
 from thrifty.arrays import Floats, Integers
 from thrifty.cache import attending
-from thrifty.cache.builder import release_all
 from thrifty.cache.carry import carry_out
-from thrifty.cache.collector import Collector
-from thrifty.cache.composition import layer_major, rehearsing, wanted
+from thrifty.cache.composition import rehearsing
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.open_rows import Scratch
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.rehearsal import Rehearsals
 from thrifty.cache.rollback import check, roll_back
-from thrifty.cache.schedule import Schedule
-from thrifty.cache.sealing import keep_window, roll
-from thrifty.cache.sequence_slots import SequenceSlots
-from thrifty.cache.span import Span
+from thrifty.cache.sealing import roll
+from thrifty.cache.sequence_prompt import SequencePrompt
 from thrifty.cache.statistics import Statistics, Stats
 from thrifty.cache.sums import Accumulator
 from thrifty.errors import PromptError
@@ -54,12 +50,11 @@ if TYPE_CHECKING:
     from thrifty.storage.ledger import Reservation
 
 
-class SequenceCache(SequenceSlots):
+class SequenceCache(SequencePrompt):
     """The cache of one sequence. Made by `Cache.create` or `fork`; belongs to one thread at a time.
 
     hit: tokens that came from the prefix tree (they count in `length`).
-    layer_major: True where a policy changes the prompt, so that prefill must go layer by layer.
-    statistics: what is collected for the policies (and for the tree, where `Cache.create` was told to).
+    rehearses: the policy that wants to see the prompt again, None where none does.
     """
 
     def __init__(
@@ -71,18 +66,10 @@ class SequenceCache(SequenceSlots):
         reservation: Reservation | None = None,
         collect: Statistics | None = None,
     ) -> None:
-        """Made by `Cache.create`, which knows the prefix tree. reservation: promised bytes to draw from; it is
-        released by `free`. collect: statistics beyond those that the policies want."""
-        self.policies = tuple(policies)
-        self.hit = 0
-        self.layer_major = layer_major(self.policies)
-        self.rehearses = rehearsing(self.policies)
+        """Made by `Cache.create`, which knows the prefix tree. See `SequencePrompt`."""
+        self.rehearses = rehearsing(policies)
         self.rehearsals: Rehearsals | None = None
-        self.statistics = wanted(self.policies, model) | (collect or Statistics())
-        self.collector = Collector(self.statistics, model, tiers.ledger, reservation)
-        self.schedule = Schedule(self.policies)
-        self._sealed: dict[int, int] = {}
-        super().__init__(tiers, model, reservation)  # last: from here on it frees itself when it is dropped
+        super().__init__(tiers, model, policies, reservation=reservation, collect=collect)
         self._schedule_plain()
 
     def stats(self, layer: int) -> Stats:
@@ -219,80 +206,6 @@ class SequenceCache(SequenceSlots):
         if self.rehearsals is not None:
             self.rehearsals.close()
             self.rehearsals = None
-
-    # --- layer-major prefill -------------------------------------------------------------------------
-
-    def begin_layer(self, layer: int, n: int) -> None:
-        """Layer-major prefill: take full-precision scratch for n new rows of one layer, and for those that a prefix
-        hit brought: policies find a prompt in one piece, however much of it was shared.
-
-        Raises BudgetError or StorageError, with nothing changed.
-        """
-        if self.open_rows.scratch is not None:
-            raise PromptError(
-                f"layer {self.open_rows.scratch.layer} is still open: seal it before layer {layer} begins"
-            )
-        if not self._sealed:
-            self.seal_tail()
-            self.tail.close()
-            self.collector.prefilling = True
-        prefix = self._prefix(layer)
-        scratch = self.open_rows.begin_scratch(layer, n, self.length, prefix)
-        if not prefix:
-            self.mirror.open_page(layer, scratch)
-            return
-        self.spans[layer] = []
-        release_all(prefix)
-        self.mirror.rebuild(self, layer)
-
-    def observe(self, layer: int, queries: Floats | None, column_sums: list[Floats] | None = None) -> None:
-        """Native layer-major prefill: hand over what `attend` would have collected, before `seal_layer`.
-
-        queries: the newest rows [w, heads, head_dim] fp32 rotated, w ≥ `statistics.queries` or all there are.
-        column_sums: [group, places] a KV head.
-        """
-        if queries is not None:
-            self.collector.add_queries(layer, queries)
-        if column_sums is not None:
-            self.collector.add_sums(layer, column_sums)
-
-    def seal_layer(self, layer: int) -> None:
-        """Layer-major prefill: run the policies' after_prefill in order, store the result, give the scratch back.
-
-        The scratch itself becomes the segment where no policy changes anything.
-        """
-        shared = self.open_rows.committed(layer)
-        segment = self.open_rows.end_scratch(layer)
-        n = self._sealed[layer] = segment.tokens - shared
-        self.spans[layer].append(Span(segment, segment.tokens))
-        if self.model.windows[layer] is not None:
-            keep_window(self, layer, n)
-        else:
-            self.schedule.after_prefill(self, layer, n)
-        self.mirror.rebuild(self, layer)
-
-    def _prefix(self, layer: int) -> list[Span]:
-        """The pages of a layer that a prefix hit brought, before policies see them. (A windowed layer, which they never
-        see, keeps its pages as they are.)"""
-        untouched = not self.prompt and self.length == self.hit
-        return self.spans[layer] if untouched and self.model.windows[layer] is None else []
-
-    @property
-    def _between_layers(self) -> bool:
-        """Whether a layer-major prefill has begun and is not committed."""
-        return self.open_rows.scratch is not None or bool(self._sealed)
-
-    def _commit_prompt(self, n: int) -> None:
-        missing = [layer for layer in range(self.model.layers) if self._sealed.get(layer) != n]
-        if missing or self.open_rows.scratch is not None:
-            raise PromptError(f"commit({n}): layers {missing[:8]} are not sealed with {n} rows")
-        self._sealed = {}
-        self.open_rows.pending = {}
-        self.length += n
-        self.prompt = self.length
-        self.collector.prefilling = False
-        self.mirror.drop()
-        self.schedule.begin(self.length)
 
     # --- sharing, ending -----------------------------------------------------------------------------
 

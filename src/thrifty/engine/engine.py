@@ -6,24 +6,22 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from thrifty.decoding.sampling import Sampler
 from thrifty.decoding.sampling_parameters import SamplingParameters
-from thrifty.decoding.stopping import NoText, Stopper
 from thrifty.engine.ahead import Ahead
 from thrifty.engine.answer import Answer, Event, Listener
-from thrifty.engine.decode import Outcome, decode, first_choices, without_outcome
-from thrifty.engine.intake import Intake, Ticket
+from thrifty.engine.intake import Intake
 from thrifty.engine.memory import EngineMemory
 from thrifty.engine.native_runner import choose_runner
 from thrifty.engine.options import EngineOptions
 from thrifty.engine.pace import Pace
-from thrifty.engine.prefill import start_prefill
 from thrifty.engine.process_memory import ledger_budget
 from thrifty.engine.publishing import Publisher
 from thrifty.engine.request import Handle, Request
 from thrifty.engine.scheduler import Scheduler
 from thrifty.engine.sequence import Sequence as Running
 from thrifty.engine.sequence import State
+from thrifty.engine.sequences import Sequences
+from thrifty.engine.step import PrefillStep, Stepper
 from thrifty.engine.turn import Turn
 from thrifty.errors import PromptError, ThriftyError
 from thrifty.kernels import dispatch
@@ -101,15 +99,15 @@ class Engine:
         self.intake = Intake(
             model, self.memory, context=options.context, cache=cache, decoding=decoding, batch=options.batch
         )
-        self._chunk = options.chunk
-        self._pace = Pace(options.prefill_slice_ms)
         self._scheduler = Scheduler(self.memory, options.batch, options.queue)
         module = dispatch.native()
         waiting = None if module is None else module.Waiting()
         self._turn = Turn(self._cancel, waiting)
-        self._ahead = None if waiting is None else Ahead(waiting)
-        self._arrivals = 0
         self._publisher = Publisher(self._scheduler, self.memory, self._turn)
+        self._sequences = Sequences(model, self.intake.end_ids, self.memory, self._scheduler, self._publisher)
+        prefill = PrefillStep(self.runner, self.memory, self._sequences, options.chunk, Pace(options.prefill_slice_ms))
+        ahead = None if waiting is None else Ahead(waiting)
+        self._stepper = Stepper(self.runner, self._scheduler, prefill, self._publisher, self._turn, ahead)
         self._closed = False
 
     def submit(self, request: Request, listener: Listener | None = None) -> Handle:
@@ -126,7 +124,7 @@ class Engine:
                 if self._closed:
                     raise ThriftyError("the engine is closed; make a new one")
                 self._publisher.mend()
-                self._scheduler.submit(self._sequence(answer, self.intake.check(request)))
+                self._scheduler.submit(self._sequences.make(answer, self.intake.check(request)))
             return Handle(self, request, answer)
         except BaseException:
             self._cancel(answer)
@@ -148,7 +146,7 @@ class Engine:
             if self._publisher.telling:
                 raise ThriftyError("a listener called Engine.step: a step is under way, its events come after these")
             self._publisher.mend()
-            return self._publisher.publish(self._outcomes(together))
+            return self._publisher.publish(self._stepper.outcomes(together))
 
     def cache_of(self, handle: Handle, sample: int = 0) -> SequenceCache | None:
         """The cache that a running sample holds now, to look at between steps; None where it holds none."""
@@ -206,7 +204,7 @@ class Engine:
                 stream = (parent.sampler.stream + 1 << 20) + handle.forks + 1
                 ticket = self.intake.check_fork(parent, sampling, stream, forced, free)
                 answer = Answer(ticket.request.identity, 1, len(parent.tokens))
-                self._branch(parent, self._sequence(answer, ticket))
+                self._sequences.branch(parent, self._sequences.make(answer, ticket))
                 handle.forks += 1
             return Handle(self, ticket.request, answer)
         except BaseException:
@@ -239,76 +237,6 @@ class Engine:
                 "queues": self._scheduler.describe(),
                 "context": self.intake.context,
             }
-
-    def _sequence(self, answer: Answer, ticket: Ticket, index: int = 0, sampler: Sampler | None = None) -> Running:
-        self._arrivals += 1
-        tokenizer = self.model.tokenizer
-        stream = NoText() if tokenizer is None else tokenizer.stream(after=ticket.request.prompt)
-        forced = len(ticket.request.forced or ())
-        stopper = Stopper(ticket.request.sampling, stream, self.intake.end_ids, ticket.maximum_tokens, forced)
-        return Running(answer, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)
-
-    def _outcomes(self, together: bool) -> list[Outcome]:
-        """Run what is scheduled. Errors of sequences are among the outcomes; any other is raised after the step, and
-        what had come of it by then is published.
-        """
-        outcomes: list[Outcome] = []
-        try:
-            work = self._scheduler.schedule()
-            outcomes += [Outcome(sequence, error=error) for sequence, error in work.stuck]
-            together = together and work.prefill is None and not any(one.answer.listened for one in work.decode)
-            decode(self.runner, work.decode, outcomes, self._turn.note_interrupt, self._ahead, together)
-            self._prefill(work.prefill, self._pace.cuts and bool(work.decode), outcomes)
-        except BaseException as error:
-            self._publisher.sound = False
-            self._turn.note(error)
-        return outcomes
-
-    def _prefill(self, sequence: Running | None, sliced: bool, outcomes: list[Outcome]) -> None:
-        """The next piece of a prompt. With the last one, its samples fork and each chooses its first token."""
-        if sequence is None:
-            return
-        family = [sequence]
-        try:
-            if sequence.prefill is None:
-                sequence.prefill = start_prefill(self.runner, sequence, self._chunk, self.memory.publish, self._pace)
-            scores = sequence.prefill.advance(sliced)
-            if scores is None:
-                return
-            self.memory.settle(sequence)
-            family = self._split(sequence)
-            first_choices(family, scores, outcomes)
-        except BaseException as error:
-            missing = without_outcome(family, outcomes)
-            outcomes += [Outcome(sample, error=error) for sample in missing]
-            if not missing:
-                raise
-
-    def _split(self, sequence: Running) -> list[Running]:
-        """The sequence and its siblings, which share its prompt by reference. All or none."""
-        family = [sequence]
-        try:
-            for index in range(1, sequence.samples):
-                sampler = sequence.sampler.fork(stream=index)
-                family.append(self._sequence(sequence.answer, sequence.ticket, index, sampler))
-                self._branch(sequence, family[-1])
-        except BaseException:
-            self._publisher.sound = False
-            for sibling in family[1:]:
-                self._publisher.end(sibling)
-            raise
-        sequence.state, sequence.prefill = State.DECODING, None
-        return family
-
-    def _branch(self, parent: Running, child: Running) -> None:
-        try:
-            self.memory.fork(parent, child)
-            child.state = State.DECODING
-            child.prompt_length = parent.prompt_length
-            self._scheduler.join(child)
-        except BaseException:
-            self._publisher.sound = False
-            raise
 
     def _cancel(self, answer: Answer) -> None:
         with self._turn:

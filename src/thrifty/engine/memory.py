@@ -1,6 +1,4 @@
-"""The engine's memory: one budget for weights, workspace and caches; what a request needs, and who holds
-what.
-"""
+"""The engine's memory: one budget for weights, workspace and caches, and who holds what."""
 
 from __future__ import annotations
 
@@ -9,19 +7,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from thrifty.cache.footprint import Footprint
-from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.engine.model_info import model_info
 from thrifty.engine.native_runner import NativeRunner
+from thrifty.engine.request_bounds import RequestBounds
 from thrifty.engine.request_sizes import RequestSizes
 from thrifty.engine.runner import Runner
 from thrifty.engine.sequence import Sequence as Running
 from thrifty.engine.sequence import State
-from thrifty.errors import BudgetError
 from thrifty.formats.kv import PAGE
 from thrifty.models.rope import depends_on_length, length_class
-from thrifty.storage.budget import format_size, parse_size
+from thrifty.storage.budget import parse_size
 from thrifty.storage.ledger import Ledger, Reservation
 
 if TYPE_CHECKING:
@@ -29,12 +25,8 @@ if TYPE_CHECKING:
     from thrifty.models.model import Model
 
 
-class EngineMemory:
-    """Charges weights and workspace, sizes requests, opens and frees the caches of sequences.
-
-    ledger: bytes by category. workspace: bytes of the runner's buffers; beside them every active sequence has a row of
-    logits, and natively the rotations of its present positions.
-    """
+class EngineMemory(RequestBounds):
+    """Charges weights and workspace, opens and frees the caches of sequences. ledger: bytes by category."""
 
     def __init__(
         self,
@@ -52,13 +44,7 @@ class EngineMemory:
         BudgetError where weights and workspace alone exceed the budget.
         """
         self.ledger = Ledger(None if memory is None else parse_size(memory))
-        self.workspace = runner.workspace
-        self._weights = model.nbytes
-        self._beside = beside
         self._runner = runner
-        self._row_bytes = 4 * model.config.vocabulary_size
-        if isinstance(runner, NativeRunner):
-            self._row_bytes += runner.sequence_bytes
         ropes = dict.fromkeys(layer.rope for layer in model.config.layers)
         self._ropes_by_length = [rope for rope in ropes if depends_on_length(rope)]
         self._rows = 0
@@ -68,74 +54,20 @@ class EngineMemory:
             ledger=self.ledger,
             disk=disk or True,
             prefix_tree=prefix_tree,
-            outside=self._weights + self.workspace,
+            outside=model.nbytes + runner.workspace,
         )
-        self._sizes = RequestSizes(self.cache, model.config.hidden_size, chunk)
+        super().__init__(
+            RequestSizes(self.cache, model.config.hidden_size, chunk),
+            budget=self.ledger.budget,
+            weights=model.nbytes,
+            workspace=runner.workspace,
+            row_bytes=4 * model.config.vocabulary_size
+            + (runner.sequence_bytes if isinstance(runner, NativeRunner) else 0),
+            beside=beside,
+        )
         self.check((), 1, 2, what="one token")
-        self.ledger.charge("weights", self._weights)
+        self.ledger.charge("weights", model.nbytes)
         self.ledger.charge("workspace", self.workspace)
-
-    def footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1) -> Footprint:
-        """Upper bounds of the bytes that a request takes beyond weights and workspace: its caches, a row of
-        logits a sample, and the hidden state of its chunk or, where it compresses, of its prompt.
-        """
-        held = self._sizes.held(policies, prompt, total, samples)
-        rows = samples * self._row_bytes
-        return Footprint(peak_bytes=held.peak_bytes + rows, steady_bytes=held.steady_bytes + rows)
-
-    def together(self, policies: Sequence[CachePolicy], prompt: int, total: int, sequences: int) -> Footprint:
-        """`footprint` of several requests that share nothing: the last prompt is filled while the others decode."""
-        one = self.footprint(policies, prompt, total)
-        decoding = self._sizes.decoding(policies, prompt, total, 0) + self._row_bytes
-        others = sequences - 1
-        return Footprint(
-            peak_bytes=max(one.peak_bytes, decoding if others else 0) + others * decoding,
-            steady_bytes=sequences * one.steady_bytes,
-        )
-
-    def check(
-        self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1, what: str = "the request"
-    ) -> None:
-        """Raise BudgetError where a request could not run even alone, with the tokens or the budget that
-        would do.
-        """
-        budget = self.ledger.budget
-        need = self._weights + self.workspace + self.footprint(policies, prompt, total, samples).peak_bytes
-        if budget is None or need <= budget:
-            return
-        longest = self.longest(policies, prompt, total, samples)
-        fits = f"at most {longest} tokens (prompt and answer together) fit" if longest else "no token fits"
-        whole = "" if self._beside is None else f", a process memory of {format_size(need + self._beside)}"
-        raise BudgetError(
-            f"{what} does not fit: {format_size(self._weights)} of weights, {format_size(self.workspace)} of workspace "
-            f"and a cache that peaks at {format_size(need - self._weights - self.workspace)} for {prompt} + "
-            f"{total - prompt} tokens exceed the budget of {format_size(budget)}; {fits}, or use a budget of {need} "
-            f"bytes ({format_size(need)}){whole}"
-        )
-
-    def longest(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1) -> int:
-        """The most tokens in all, at most `total`, that a request of `prompt` tokens (or fewer) may have;
-        0: none.
-        """
-        budget = self.ledger.budget
-        if budget is None:
-            return total
-        room = budget - self._weights - self.workspace
-        low, high = 0, total
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.footprint(policies, min(prompt, middle), middle, samples).peak_bytes <= room:
-                low = middle
-            else:
-                high = middle - 1
-        return low
-
-    def request_bytes(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1) -> int:
-        """The most bytes that a request holds at any moment: caches, statistics and hidden state, without its rows of
-        logits. Bounds what is reserved for it.
-        """
-        admitted = self._sizes.held(policies, prompt, min(total, prompt + PAGE), samples).peak_bytes
-        return max(admitted, self._sizes.held(policies, prompt, total, samples).peak_bytes)
 
     # --- what the scheduler asks ---------------------------------------------------------------------
 

@@ -16,11 +16,11 @@ import pytest
 PACKAGES = ("thrifty.storage", "thrifty.cache", "thrifty.decoding")
 MODULES = (
     "thrifty.engine.prefill", "thrifty.engine.rehearsal", "thrifty.engine.sequence", "thrifty.engine.memory",
-    "thrifty.engine.decode",
+    "thrifty.engine.request_bounds", "thrifty.engine.decode",
     "thrifty.engine.runner", "thrifty.engine.native_runner",
 )  # fmt: skip
-"""What a step calls. The step itself (`engine`, `publishing`) is what must hold."""
-CALLED_BY_NAME = (("thrifty.engine.engine", "decode"), ("thrifty.engine.engine", "first_choices"))
+"""What a step calls. The step itself (`step`, `sequences`, `publishing`) is what must hold."""
+CALLED_BY_NAME = (("thrifty.engine.step", "decode"), ("thrifty.engine.step", "first_choices"))
 """Functions that a module took from another one."""
 
 

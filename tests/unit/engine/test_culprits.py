@@ -114,7 +114,7 @@ def test_a_strategy_that_fails_for_all_is_asked_for_each(
 ) -> None:
     alone = [make_engine(packed).submit(request(number)).result().token_ids for number in range(3)]
     engine = make_engine(packed)
-    engine._ahead = None  # native code alone would ask no strategy
+    engine._stepper.ahead = None  # native code alone would ask no strategy
     handles = [engine.submit(request(number)) for number in range(3)]
     while handles[2].usage.generated_tokens < 3:
         engine.step()
@@ -260,7 +260,7 @@ def test_rows_that_fail_after_they_ran_in_a_batch(packed: Model, make_engine: An
     """The batch is undone and each runs alone: rows that are in the caches already do not stay."""
     alone = [make_engine(packed).submit(request(number)).result().token_ids for number in range(3)]
     engine = make_engine(packed)
-    engine._ahead = None  # all rows go through Runner.decode
+    engine._stepper.ahead = None  # all rows go through Runner.decode
     handles = [engine.submit(request(number)) for number in range(3)]
     while handles[2].usage.generated_tokens < 3:
         engine.step()

@@ -110,7 +110,7 @@ def test_a_step_that_failed_adds_nothing(model: Model, make_engine: Any, monkeyp
     engine = make_engine(model)
     alone = run(engine, engine.submit(watched()))
     engine = make_engine(model)
-    engine._ahead = None  # all rows go through Runner.decode
+    engine._stepper.ahead = None  # all rows go through Runner.decode
     handle, decode, failures = engine.submit(watched()), engine.runner.decode, [7, 30, 31]
 
     def flaky(batch: Any) -> Any:
