@@ -37,6 +37,7 @@ class Ahead:
 
     def __init__(self, waiting: Any) -> None:
         self._waiting = waiting
+        self._error: Exception | None = None
 
     def takes(self, runner: Runner, sequences: Items[Sequence]) -> TypeGuard[NativeRunner]:
         """Whether the runner does these sequences in native code alone."""
@@ -58,13 +59,17 @@ class Ahead:
         """The next tokens of each sequence, at least one; none at all where one of them has none to choose.
 
         together: up to as many as nothing speaks against, else one each. Their rows are in the caches, not committed.
-        Whatever it raises, uncommitted rows may be left.
+        Whatever it raises, uncommitted rows may be left. An error behind the first step is raised by the next call: the
+        tokens before it come first.
         """
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
         count = len(sequences)
         natives = [sequence.continued.native for sequence in sequences if sequence.continued is not None]
         sums = accumulators([_cache(sequence).accumulate_rows(1) for sequence in sequences])
         steps = min(map(_most, sequences)) if together and not sums else 1
-        tokens = runner.plan.decode(natives, steps, self._waiting, sums)
+        tokens, self._error = runner.plan.decode(natives, steps, self._waiting, sums)
         return [tokens[place::count] for place in range(count)]
 
 

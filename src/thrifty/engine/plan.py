@@ -112,16 +112,16 @@ class NativePlan:
 
     def decode(
         self, sequences: list[Any], steps: int, waiting: Any, accumulate: Sequence[Accumulator | None] = ()
-    ) -> list[int]:
-        """Up to `steps` tokens of each native Continuation: [step][sequence], flat.
+    ) -> tuple[list[int], Exception | None]:
+        """Up to `steps` tokens of each native Continuation: [step][sequence], flat; and the error that ended them.
 
         Fewer after 0.1 seconds, where a token ends an answer, and where somebody waits; none where no token can be
         chosen. The views have the rows of all tokens but the newest; nothing else has moved on. accumulate: see
-        StepOptions, for one step. Raises KernelError as `step`.
+        StepOptions, for one step. Raises KernelError as `step` where the first step fails.
         """
         logits, sums = self.logits_of(len(sequences)), native_sums(accumulate)
-        tokens: list[int] = _called(self.native.decode, sequences, steps, waiting, logits, sums)
-        return tokens
+        tokens, error = _called(self.native.decode, sequences, steps, waiting, logits, sums)
+        return tokens, error
 
     def forward(
         self,

@@ -14,7 +14,9 @@ from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.plan import NativePlan
 from thrifty.engine.request import Handle, Request
+from thrifty.engine.rotary_tables import BLOCK
 from thrifty.errors import PromptError
+from thrifty.formats import kv
 from thrifty.kernels import dispatch
 from thrifty.models.model import Model
 
@@ -54,10 +56,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     seen: Calls = []
     decode = NativePlan.decode
 
-    def spy(plan: NativePlan, sequences: list[Any], steps: int, *more: Any) -> list[int]:
-        tokens = decode(plan, sequences, steps, *more)
+    def spy(plan: NativePlan, sequences: list[Any], steps: int, *more: Any) -> tuple[list[int], Exception | None]:
+        tokens, error = decode(plan, sequences, steps, *more)
         seen.append((steps, len(tokens) // len(sequences)))
-        return tokens
+        return tokens, error
 
     monkeypatch.setattr(NativePlan, "decode", spy)
     return seen
@@ -153,6 +155,35 @@ def test_the_cache_is_as_after_single_steps(model: Model, make_engine: Callable[
 
     for one, other in zip(held(True), held(False), strict=True):
         assert np.array_equal(one, other)
+
+
+def test_an_error_behind_the_first_step_comes_after_the_tokens_before_it(
+    packed: Model, make_engine: Callable[..., Engine], calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page has no room for the last of these steps: what ran stays, the failed step is undone, and the next goes
+    through `Runner.decode`, which finds out whose error it is."""
+    engine = make_engine(packed, prefix_tree=False)
+    alone = engine.submit(make(temperature=0.9, seed=3)).result().token_ids
+    monkeypatch.setattr("thrifty.engine.ahead._most", lambda sequence: ahead_of_room(sequence))
+    engine = make_engine(packed, prefix_tree=False)
+    errors: list[BaseException] = []
+    note, run = engine._turn.note_interrupt, engine.runner.decode
+    rows: list[int] = []
+    monkeypatch.setattr(engine._turn, "note_interrupt", lambda error: (errors.append(error), note(error)))
+    monkeypatch.setattr(engine.runner, "decode", lambda batch: (rows.append(len(batch)), run(batch))[1])
+    calls.clear()
+    assert engine.submit(make(temperature=0.9, seed=3)).result().token_ids == alone
+    short = [done for steps, done in calls if done < steps]
+    assert short, "some call met a full page"
+    assert len(errors) == len(rows) and {len(errors) - len(short)} <= {0, -1}
+    assert all("room for 0 more tokens, not 1; push open pages first" in str(error) for error in errors)
+
+
+def ahead_of_room(sequence: Any) -> int:
+    """As many steps as fit into the page, and one more, within the block of rotations."""
+    position = len(sequence.tokens) - 1
+    room = kv.PAGE - sequence.cache.tail.rows
+    return min(sequence.stopper.maximum_tokens - sequence.stopper.count, room + 1, BLOCK - position % BLOCK)
 
 
 def test_who_waits_for_the_turn_gets_it_after_one_token(packed: Model, make_engine: Callable[..., Engine]) -> None:

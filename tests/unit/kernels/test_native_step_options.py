@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -173,6 +174,46 @@ def test_wrong_adapters_are_refused() -> None:
     with pytest.raises(KernelError, match=r"up of layers.0.mlp.gate is float32 \(144, 3\), expected"):
         run([Adapter({"layers.0.mlp.gate": (torch.zeros(2, 96), torch.zeros(144, 3))})], [0])
     assert store.view.tokens(0) == 0
+
+
+@pytest.mark.parametrize("sums", [5, (1, 2, 3), ("a", None), ([0.5], np.zeros((1, 6, 64), np.float32))])
+def test_what_is_no_place_for_sums_is_named(sums: Any) -> None:
+    """Neither a step nor a decoding tells of casts."""
+    module = native()
+    plan = compile_plan(decoder(LLAMA), 8).plan.native
+    step = module.Step()
+    step.tokens, step.views, step.counts = np.zeros(1, np.int32), [cache(LLAMA, 64).view], [1]
+    step.sums = [sums]
+    with pytest.raises(ValueError, match=r"sums is .+, expected None or \(layers, array\)"):
+        plan.run(step)
+    with pytest.raises(ValueError, match=r"sums is .+, expected None or \(layers, array\)"):
+        plan.decode([], 1, None, np.zeros((0, LLAMA.vocabulary_size), np.float32), [sums])
+
+
+@pytest.mark.parametrize("table", [None, 5, [1.0], np.zeros((6, 64), np.float32), np.zeros((1, 6, 64))])
+def test_what_is_no_table_of_sums_is_named(table: Any) -> None:
+    step = native().Step()
+    step.tokens, step.views, step.counts = np.zeros(1, np.int32), [cache(LLAMA, 64).view], [1]
+    step.sums = [([0], table)]
+    with pytest.raises(ValueError, match=r"sums is .+, expected float32 \(1, 6, any\)"):
+        compile_plan(decoder(LLAMA), 8).plan.native.run(step)
+
+
+def test_other_objects_than_those_that_are_asked_for_are_named() -> None:
+    module = native()
+    plan = module.Plan(max_rows=8, layers=1, heads=1, kv_heads=1, head_dim=64)
+    with pytest.raises(ValueError, match="linear is 5, expected a Linear"):
+        plan.add_linear(5)
+    with pytest.raises(ValueError, match="sampler is 'x', expected a Sampler"):
+        module.Continuation("x", [])
+    step = module.Step()
+    step.tokens = np.zeros(1, np.int32)
+    with pytest.raises(ValueError, match="buffer 0 does not exist"):
+        plan.run(step)
+    step.adapters = [(0, 1)]
+    built = compile_plan(decoder(LLAMA), 8).plan.native
+    with pytest.raises(ValueError, match=r"an adapter is \(0, 1\), expected \(adapter, linear, down, up, scale\)"):
+        built.run(step)
 
 
 # Trees and spans that see ahead

@@ -53,6 +53,15 @@ bool fits(const Buffer& buffer, const Expected& expected) {
 
 }  // namespace
 
+int axes(nb::handle given) {
+  const Buffer buffer(given, false);
+  return buffer ? buffer->ndim : 0;
+}
+
+void refuse_type(nb::handle given, const char* name, const char* expected) {
+  throw std::invalid_argument(std::string(name) + " is " + std::string(nb::repr(given).c_str()).substr(0, 80) + ", expected " + expected);
+}
+
 ArrayView<void> check_array(nb::handle given, const Expected& expected) {
   const Buffer buffer(given, expected.writable);
   if (!buffer) refuse(given, expected, expected.writable && Buffer(given, false) ? ", read-only" : "");

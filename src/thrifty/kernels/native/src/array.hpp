@@ -8,6 +8,7 @@
 #include <iterator>
 #include <span>
 #include <type_traits>
+#include <typeinfo>
 
 namespace thrifty {
 
@@ -55,6 +56,22 @@ struct Expected {
   bool writable;
   bool rows_apart;  // the rows of the first axis may be at any distance; else C order
 };
+
+// How many axes an array has; 0 for what is no array.
+int axes(nb::handle given);
+
+// Throws std::invalid_argument: what `name` is, and what it should be.
+[[noreturn]] void refuse_type(nb::handle given, const char* name, const char* expected);
+
+// What nb::cast gives, where that fails an error that says of what argument and what was expected.
+template <class T> T cast(nb::handle given, const char* name, const char* expected) {
+  try {
+    return nb::cast<T>(given);
+  } catch (const std::bad_cast&) {
+  } catch (const nb::builtin_exception&) {  // None for a reference
+  }
+  refuse_type(given, name, expected);
+}
 
 // Throws std::invalid_argument with the argument's name, what is expected and what is given.
 ArrayView<void> check_array(nb::handle given, const Expected& expected);

@@ -65,13 +65,14 @@ void bind_sampler(nb::module_& m) {
 void bind_continuation(nb::module_& m) {
   nb::class_<HeldContinuation>(m, "Continuation", "One sequence that `Plan.decode` goes on with.")
       .def("__init__", [](HeldContinuation* to, nb::object sampler, std::vector<int32_t> ends) {
+             HeldSampler& held = cast<HeldSampler&>(sampler, "sampler", "a Sampler");
              new (to) HeldContinuation{};
-             to->sequence.sampler = &nb::cast<HeldSampler&>(sampler).sampler;
+             to->sequence.sampler = &held.sampler;
              to->sequence.ends = std::move(ends);
              to->sampler = std::move(sampler);
            }, "sampler"_a, "ends"_a, "ends: tokens that end the answer, ascending.")
       .def("begin", [](HeldContinuation& c, nb::object view, int token, int position, int64_t place) {
-             c.sequence.view = &nb::cast<View&>(view);
+             c.sequence.view = &cast<View&>(view, "view", "a View");
              c.view = std::move(view);
              c.sequence.token = token, c.sequence.position = position;
              c.sequence.sampler->state.position = place;
@@ -86,7 +87,21 @@ void bind_continuation(nb::module_& m) {
            }, "position"_a, "tables"_a, "Rotations from a position on: fp32 [positions, dimension] a rope.");
 }
 
-std::vector<int32_t> run_decode(HeldPlan& plan, const std::vector<HeldContinuation*>& sequences, int steps, const Waiting* waiting, nb::handle logits, const nb::list& sums) {
+// The Python exception for an error of native code; None for none.
+nb::object exception_of(const std::exception_ptr& error) {
+  if (!error) return nb::none();
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::bad_alloc&) {
+    return nb::handle(PyExc_MemoryError)();
+  } catch (const std::invalid_argument& e) {
+    return nb::handle(PyExc_ValueError)(e.what());
+  } catch (const std::exception& e) {
+    return nb::handle(PyExc_RuntimeError)(e.what());
+  }
+}
+
+nb::tuple run_decode(HeldPlan& plan, const std::vector<HeldContinuation*>& sequences, int steps, const Waiting* waiting, nb::handle logits, const nb::list& sums) {
   std::vector<Continuation*> all;
   for (HeldContinuation* one : sequences) {
     if (!one) throw std::invalid_argument("a sequence is None");
@@ -96,8 +111,12 @@ std::vector<int32_t> run_decode(HeldPlan& plan, const std::vector<HeldContinuati
   }
   float* buffer = array<float>(logits, "logits", {(int64_t)all.size(), plan.logits_width()}).data;
   const std::vector<Step::Sums> collected = all_sums(plan, sums, std::vector<int>(all.size(), 1));
-  nb::gil_scoped_release released;
-  return decode(plan, all, {steps, kSeconds, waiting ? &waiting->count : nullptr}, buffer, collected).tokens;
+  Decoded decoded;
+  {
+    nb::gil_scoped_release released;
+    decoded = decode(plan, all, {steps, kSeconds, waiting ? &waiting->count : nullptr}, buffer, collected);
+  }
+  return nb::make_tuple(std::move(decoded.tokens), exception_of(decoded.error));
 }
 
 }  // namespace
@@ -110,7 +129,8 @@ void bind_decoding(nb::module_& m, nb::class_<HeldPlan>& plan) {
       .def("add", [](Waiting& w, int more) { w.count += more; }, "more"_a)
       .def_prop_ro("count", [](const Waiting& w) { return w.count.load(); });
   plan.def("decode", &run_decode, "sequences"_a, "steps"_a, "waiting"_a.none(), "logits"_a, "sums"_a = nb::list(),
-           "Up to `steps` tokens of each sequence, as many as fit into 0.1 s: [step][sequence], flat. The views have the rows; nothing else moved on. sums: as of a Step, for one step.");
+           "Up to `steps` tokens of each sequence, as many as fit into 0.1 s: [step][sequence], flat; and the error of the step behind them, which is undone, or None. The views have the rows; nothing else moved on. "
+           "sums: as of a Step, for one step.");
 }
 
 }  // namespace thrifty

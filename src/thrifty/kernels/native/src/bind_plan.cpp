@@ -47,7 +47,7 @@ uintptr_t norm_of(HeldPlan& plan, nb::handle given, int64_t width) {
 }
 
 int add_linear(HeldPlan& plan, nb::object given) {
-  const Linear& linear = nb::cast<const BoundLinear&>(given).linear;
+  const Linear& linear = cast<const BoundLinear&>(given, "linear", "a Linear").linear;
   plan.alive.push_back(std::move(given));
   return plan.add_linear(linear);
 }
@@ -56,9 +56,9 @@ int add_linear(HeldPlan& plan, nb::object given) {
 Step::Sums sums_of(const Plan& plan, nb::handle given, int rows) {
   Step::Sums sums;
   if (given.is_none()) return sums;
-  const auto [layers, table] = nb::cast<std::pair<std::vector<int>, nb::object>>(given);
+  const auto [layers, table] = cast<std::pair<std::vector<int>, nb::object>>(given, "sums", "None or (layers, array)");
   const int64_t count = (int64_t)layers.size(), heads = plan.shape.heads;
-  const bool apart = nb::cast<int>(table.attr("ndim")) == 4;
+  const bool apart = axes(table) == 4;
   const auto found = apart ? array<float>(table, "sums", {kAny, count, heads, kAny}, true) : array<float>(table, "sums", {count, heads, kAny});
   if (apart && found.shape[0] < rows) throw std::invalid_argument("attention sums of " + std::to_string(found.shape[0]) + " rows are too few for " + std::to_string(rows));
   const int64_t slots = found.shape[apart ? 3 : 2];
@@ -96,7 +96,7 @@ std::optional<Adapters> adapters_of(const Plan& plan, const StepFields& fields) 
   std::vector<Entry> entries;
   int count = 0;
   for (nb::handle given : fields.adapters) {
-    const auto [adapter, linear, down, up, scale] = nb::cast<std::tuple<int, int, nb::object, nb::object, float>>(given);
+    const auto [adapter, linear, down, up, scale] = cast<std::tuple<int, int, nb::object, nb::object, float>>(given, "an adapter", "(adapter, linear, down, up, scale)");
     if (linear < 0 || (size_t)linear >= plan.linears.size()) throw std::invalid_argument("linear " + std::to_string(linear) + " does not exist");
     const Linear& target = plan.linears[(size_t)linear];
     const auto lower = array<const float>(down, "down", {kAny, target.in});
@@ -112,7 +112,7 @@ std::optional<Adapters> adapters_of(const Plan& plan, const StepFields& fields) 
 
 // Rows and their states; the number of rows follows from whichever is there.
 void set_rows(Step& s, const Plan& plan, const StepFields& fields) {
-  const int64_t width = plan.widths.at(0);
+  const int64_t width = plan.width(0);
   const auto tokens = array_or_none<const int32_t>(fields.tokens, "token_ids", {kAny});
   const auto hidden = array_or_none<float>(fields.hidden, "hidden", {fields.tokens.is_none() ? kAny : tokens.shape[0], width});
   if (fields.tokens.is_none() && fields.hidden.is_none()) throw std::invalid_argument("a step needs tokens or hidden states");
@@ -122,7 +122,7 @@ void set_rows(Step& s, const Plan& plan, const StepFields& fields) {
 void set_outputs(Step& s, const Plan& plan, const StepFields& fields) {
   const int64_t rows = s.rows;
   s.queries_out = array_or_none<float>(fields.queries_out, "queries_out", {rows, plan.shape.heads, plan.shape.head_dim}).data;
-  s.tap_layer = fields.tap_layer, s.tap = array_or_none<float>(fields.tap, "tap", {rows, plan.widths.at(0)}).data;
+  s.tap_layer = fields.tap_layer, s.tap = array_or_none<float>(fields.tap, "tap", {rows, plan.width(0)}).data;
   const auto wanted = array_or_none<const int32_t>(fields.logit_rows, "logit_rows", {kAny});
   s.logit_rows = wanted.data, s.logit_count = (int)wanted.shape[0];
   if (s.logit_count == 0) return;

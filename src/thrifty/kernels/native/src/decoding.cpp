@@ -44,15 +44,31 @@ struct Restored {
   }
 };
 
-// False where the step failed and earlier ones did not: their tokens come first, and the next call fails again.
-bool run(Plan& plan, Step& s, bool first) {
+void undo(const Plan& plan, const Step& s) {
+  for (View* view : s.views)
+    for (int layer = 0; layer < plan.shape.layers; layer++) view->truncate(layer, 1);
+}
+
+enum class Outcome { kNext, kOver, kNone };  // kOver: a token ended its answer; kNone: somebody has no token to choose
+
+// Computes the rows' logits, replaces their tokens by the next ones and advances the sequences. Where somebody has none to
+// choose, and where it throws, the views are as before.
+Outcome run(Plan& plan, Step& s, Rows& rows, const std::vector<Continuation*>& sequences) {
+  plan.run(s);  // undoes itself
   try {
-    plan.run(s);
+    const size_t width = (size_t)plan.logits_width();
+    for (size_t i = 0; i < sequences.size(); i++) rows.tokens[i] = sequences[i]->sampler->choose(s.logits + i * width, rows.best[i]);
+    if (*std::min_element(rows.tokens.begin(), rows.tokens.end()) < 0) {
+      undo(plan, s);
+      return Outcome::kNone;
+    }
+    bool over = false;
+    for (size_t i = 0; i < sequences.size(); i++) over = sequences[i]->advance(rows.tokens[i]) || over;
+    return over ? Outcome::kOver : Outcome::kNext;
   } catch (...) {
-    if (first) throw;
-    return false;
+    undo(plan, s);
+    throw;
   }
-  return true;
 }
 
 }  // namespace
@@ -65,8 +81,9 @@ bool Continuation::advance(int32_t chosen) {
 
 Decoded decode(Plan& plan, const std::vector<Continuation*>& sequences, const DecodingLimits& limits, float* logits, std::vector<Step::Sums> sums) {
   check(plan, sequences, limits.steps);
-  const size_t count = sequences.size(), width = (size_t)plan.logits_width();
+  const size_t count = sequences.size();
   Decoded decoded;
+  decoded.tokens.reserve(count * (size_t)limits.steps);
   Rows rows(count);
   Step s;
   if (!sums.empty() && limits.steps != 1) refuse("attention sums are of one step");
@@ -80,14 +97,15 @@ Decoded decode(Plan& plan, const std::vector<Continuation*>& sequences, const De
   bool over = false;
   while (!over && decoded.steps < limits.steps) {
     fill(s, rows, plan, sequences);
-    if (!run(plan, s, decoded.steps == 0)) break;
-    for (size_t i = 0; i < count; i++) rows.tokens[i] = sequences[i]->sampler->choose(logits + i * width, rows.best[i]);
-    if (*std::min_element(rows.tokens.begin(), rows.tokens.end()) < 0) {
-      for (View* view : s.views)
-        for (int layer = 0; layer < plan.shape.layers; layer++) view->truncate(layer, 1);
+    try {
+      const Outcome outcome = run(plan, s, rows, sequences);
+      if (outcome == Outcome::kNone) break;
+      over = outcome == Outcome::kOver;
+    } catch (...) {
+      if (decoded.steps == 0) throw;
+      decoded.error = std::current_exception();
       break;
     }
-    for (size_t i = 0; i < count; i++) over = sequences[i]->advance(rows.tokens[i]) || over;
     decoded.tokens.insert(decoded.tokens.end(), rows.tokens.begin(), rows.tokens.end());
     decoded.steps++;
     const auto now = Clock::now();

@@ -1,6 +1,7 @@
 // Decoding of several sequences for several tokens, without Python in between.
 #pragma once
 #include <atomic>
+#include <exception>
 #include <vector>
 
 #include "plan.hpp"
@@ -33,6 +34,7 @@ struct Continuation {
 struct Decoded {
   int steps = 0;
   std::vector<int32_t> tokens;  // [steps, sequences]
+  std::exception_ptr error;     // of the step behind these, which is undone
 };
 
 struct DecodingLimits {
@@ -41,7 +43,7 @@ struct DecodingLimits {
   const std::atomic<int>* waiting = nullptr;   // not 0: stop after the step that runs
 };
 
-// logits: [sequences, vocabulary], the latest step's. Throws what Plan::run throws, after whole steps.
+// logits: [sequences, vocabulary], the latest step's. Throws what the first step throws, with the views as before.
 // sums: of one step only, or empty.
 Decoded decode(Plan& plan, const std::vector<Continuation*>& sequences, const DecodingLimits& limits, float* logits, std::vector<Step::Sums> sums = {});
 
