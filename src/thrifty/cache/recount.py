@@ -45,7 +45,8 @@ def recount(tiers: Tiers, tree: PrefixTree | None, category: str, nbytes: int, u
             charged[sequence.reservation] += sequence.index_bytes
     if tree is not None:
         held[TREE] += tree.recount()
-    tiers.ledger.restate(held, charged)
+    promised = {sequence.reservation for sequence in sequences if sequence.reservation is not None}
+    tiers.ledger.restate(held, charged, promised)
 
 
 def _count_references(sequences: list[SequenceSlots], tree: PrefixTree | None) -> list[Segment]:

@@ -187,7 +187,7 @@ class EngineMemory(RequestBounds):
         hidden = {
             sequence.cache.reservation: sequence.hidden_bytes
             for sequence in sequences
-            if sequence.cache is not None and sequence.cache.reservation is not None
+            if sequence.cache is not None and sequence.cache.reservation is not None and not sequence.cache.freed
         }
         fixed = 0 if self._closed else self.workspace + self._rows * self._row_bytes
         self.cache.recount("workspace", fixed, hidden)

@@ -102,16 +102,17 @@ class Scheduler:
     def schedule(self) -> Work:
         """Make room for the active, bring back the parked, admit the waiting; then pick the step's work.
 
-        A sequence for which this fails otherwise than for want of room is among `stuck`, and in no queue.
+        A sequence for which this fails otherwise than for want of room is among `stuck`, and in no queue. It holds its
+        bytes until the step is over: whoever lacks room beside it waits for that.
         """
-        stuck: list[tuple[Sequence, BaseException]] = list(self._make_room())
+        without_room = self._make_room()
         refused = self._restore() or self._admit()
         if refused is not None and not self.active:
-            stuck.append(refused)
-        able = [sequence for sequence in self.active if all(sequence is not other for other, _ in stuck)]
+            without_room.append(refused)
+        able = [sequence for sequence in self.active if all(sequence is not other for other, _ in without_room)]
         decode = [sequence for sequence in able if sequence.state is State.DECODING]
         prefill = next((sequence for sequence in able if sequence.state is State.PREFILLING), None)
-        return Work(decode, prefill, stuck + self.failed)
+        return Work(decode, prefill, list(self.failed) if self.failed else without_room)
 
     def park_youngest(self) -> Sequence | None:
         """Park the youngest active sequence, unless it is the only one. Returns it also where it failed instead."""
@@ -129,10 +130,8 @@ class Scheduler:
         bisect.insort(self.parked, sequence, key=_arrival)
         return sequence
 
-    def _make_room(self) -> list[tuple[Sequence, BudgetError]]:
-        """Oldest first, so that what is missing is taken from the youngest. Returns who cannot go on even
-        alone.
-        """
+    def _make_room(self) -> list[tuple[Sequence, BaseException]]:
+        """Oldest first, so that what is missing is taken from the youngest. Returns who has no room even alone."""
         place = 0
         while place < len(self.active):
             sequence = self.active[place]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from thrifty.errors import BudgetError
 from thrifty.storage.budget import format_size
@@ -137,8 +137,11 @@ class Ledger:
             self._reservations.add(reservation)
             return reservation
 
-    def restate(self, held: Mapping[str, int], used: Mapping[Reservation, int]) -> None:
-        """Set the books right: what these categories hold, and what these owners have charged. Promises to others end.
+    def restate(
+        self, held: Mapping[str, int], used: Mapping[Reservation, int], promised: Collection[Reservation]
+    ) -> None:
+        """Set the books right: what these categories hold, and what these owners have charged. Promises end, but those
+        of `promised`: what an owner charged may outlive it, in the hands of others.
 
         For a count from the bottom after an error in the middle of things; no budget is checked.
         """
@@ -151,7 +154,7 @@ class Ledger:
             for reservation, nbytes in used.items():
                 reservation.used = nbytes
                 reservation.peak = max(reservation.peak, nbytes)
-            self._reservations.intersection_update(used)
+            self._reservations.intersection_update(promised)
 
     def reset_peak(self) -> None:
         """Start new peaks from what is held now."""

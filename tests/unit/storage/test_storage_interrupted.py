@@ -143,7 +143,7 @@ def test_a_ledger_is_set_right() -> None:
     mine, lost = ledger.reserve("request 1", 300), ledger.reserve("request 2", 200)
     ledger.charge("cache", 120, mine)
     ledger.charge("index", 50)
-    ledger.restate({"cache": 80, "index": 0}, {mine: 80})
+    ledger.restate({"cache": 80, "index": 0}, {mine: 80, lost: 0}, {mine})
     assert (ledger.current, ledger.bytes_of("cache"), ledger.bytes_of("index")) == (180, 80, 0)
     assert (mine.used, mine.outstanding) == (80, 220)
     assert ledger.committed == 400, "a promise to nobody ends"

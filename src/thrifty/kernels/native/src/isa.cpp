@@ -1,11 +1,36 @@
 #include "isa.hpp"
 
 #include <atomic>
+#include <cstdint>
 #include <stdexcept>
+
+#if defined(THRIFTY_X86)
+#include <cpuid.h>
+#endif
 
 namespace thrifty {
 
 namespace {
+
+#if defined(THRIFTY_X86)
+// CPUID, asked here: what compilers bring for it isn't the same everywhere (Zig's says no to everything).
+struct Leaf {
+  uint32_t a = 0, b = 0, c = 0, d = 0;
+};
+
+Leaf leaf(uint32_t number, uint32_t part) {
+  Leaf found;
+  __get_cpuid_count(number, part, &found.a, &found.b, &found.c, &found.d);
+  return found;
+}
+
+// Which registers the operating system saves: bits 1 and 2 those of AVX, 5 to 7 those of AVX-512.
+uint64_t saved_registers() {
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (uint64_t)high << 32 | low;
+}
+#endif
 
 const Kernels* find(const std::string& name) {
 #if defined(THRIFTY_X86)
@@ -30,11 +55,14 @@ std::atomic<const Kernels*>& chosen() {
 
 std::vector<std::pair<std::string, bool>> cpu_features() {
 #if defined(THRIFTY_X86)
-  __builtin_cpu_init();
-#define THRIFTY_HAS(name) {name, (bool)__builtin_cpu_supports(name)}
-  return {THRIFTY_HAS("avx2"),     THRIFTY_HAS("fma"),      THRIFTY_HAS("f16c"),     THRIFTY_HAS("avx512f"),    THRIFTY_HAS("avx512bw"),
-          THRIFTY_HAS("avx512vl"), THRIFTY_HAS("avx512dq"), THRIFTY_HAS("avx512vnni"), THRIFTY_HAS("avx512bf16")};
-#undef THRIFTY_HAS
+  const Leaf one = leaf(1, 0), seven = leaf(7, 0), more = seven.a >= 1 ? leaf(7, 1) : Leaf{};
+  const bool known = one.c >> 27 & 1;  // the system tells which registers it saves
+  const uint64_t saved = known ? saved_registers() : 0;
+  const bool avx = (saved & 0x06) == 0x06, avx512 = avx && (saved & 0xe0) == 0xe0;
+  const auto has = [](bool registers, uint32_t word, int bit) { return registers && (word >> bit & 1); };
+  return {{"avx2", has(avx, seven.b, 5)},          {"fma", has(avx, one.c, 12)},           {"f16c", has(avx, one.c, 29)},
+          {"avx512f", has(avx512, seven.b, 16)},   {"avx512bw", has(avx512, seven.b, 30)}, {"avx512vl", has(avx512, seven.b, 31)},
+          {"avx512dq", has(avx512, seven.b, 17)},  {"avx512vnni", has(avx512, seven.c, 11)}, {"avx512bf16", has(avx512, more.a, 5)}};
 #else
   return {};
 #endif
