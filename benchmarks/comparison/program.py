@@ -2,6 +2,7 @@
 
     make peers                                            # its own environment; at most 45 minutes
     .venv-peers/bin/python benchmarks/peers.py --quick    # at most 8
+    .venv-peers/bin/python benchmarks/peers.py --as-shipped --model qwen2.5-coder-1.5b
 
 A screening picks each engine's best variant for each figure; then the winners alternate. Idle engines are stopped.
 A round in which other processes took more than 1 % of the CPU is void and repeated. What was found is on disk after
@@ -28,6 +29,8 @@ from benchmarks.comparison.variants import ENGINES, EXACT, KNOWN, LLAMA, MAIN, T
 
 ROUNDS_SHARE = 0.4  # of the time, which is kept for rounds before divergences are measured
 ENDING = 10.0  # seconds kept for what comes after the last round
+AS_SHIPPED = [128, 512, 2048, 4096, 8192]  # contexts of a model of real size
+RANDOM = ("1.1B-Q4_0", "1.1B-Q4_1", "7B-Q4_K_M")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -101,8 +104,9 @@ def measure_bandwidth(state: State, threads: int) -> None:
 
 def make_plan(options: argparse.Namespace) -> Plan:
     """What a run with these options does."""
-    if options.random_llama:
-        field, in_cells, main = one_file(options.engines), cells(options.contexts, batch=False), EXACT
+    if options.as_shipped:
+        batch = not options.random_llama
+        field, in_cells, main = one_file(options.engines, options.quick), cells(options.contexts, batch), EXACT
     else:
         field = variants(options.engines, max(options.contexts), quick=options.quick)
         in_cells, main = cells(options.contexts), MAIN
@@ -120,7 +124,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
 
 def report_all(options: argparse.Namespace, plan: Plan, state: State, seconds: float) -> None:
     """The table, then the line of JSON."""
-    main = EXACT if options.random_llama else MAIN
+    main = EXACT if options.as_shipped else MAIN
     found = document(
         plan.field,
         plan.cells,
@@ -167,6 +171,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         "engines": options.engines,
         "steps": options.steps,
         "quick": options.quick,
+        "as_shipped": options.as_shipped,
     }
 
 
@@ -192,10 +197,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="an embedded model or a GGUF file")
     parser.add_argument(
-        "--random-llama",
-        choices=("Q4_0", "Q4_1"),
-        help="instead: 1.1 billion random weights; llama.cpp is the peer",
+        "--as-shipped", action="store_true", help="every engine reads the file's own values; llama.cpp is the peer"
     )
+    parser.add_argument("--random-llama", choices=RANDOM, help="instead of a model: random weights, as shipped")
     parser.add_argument("--contexts", type=_counts, help="tokens, such as 128,2048,6144")
     parser.add_argument("--engines", type=_engines, help=f"some of {','.join(KNOWN)}")
     parser.add_argument("--rounds", type=int, help="of the winners; 7, quick 3")
@@ -208,11 +212,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", type=Path, metavar="FILE", help="go on from, and save to, this state")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the line of JSON here too")
     options = parser.parse_args(arguments)
+    options.as_shipped = options.as_shipped or bool(options.random_llama)
     few = options.quick or options.random_llama
     options.rounds = options.rounds or (3 if few else 7)
     options.minutes = options.minutes or (8.0 if options.quick else 45.0)
-    options.contexts = options.contexts or ([128, 2048] if options.random_llama else [128, 2048, 6144])
-    options.engines = options.engines or ([THRIFTY, LLAMA] if options.random_llama else list(ENGINES))
+    usual = [128, 2048] if options.random_llama else AS_SHIPPED if options.as_shipped else [128, 2048, 6144]
+    options.contexts = options.contexts or usual
+    options.engines = options.engines or ([THRIFTY, LLAMA] if options.as_shipped else list(ENGINES))
     if options.random_llama and set(options.engines) - {THRIFTY, LLAMA}:
         parser.error("--random-llama compares thrifty and llama.cpp only")
     return options

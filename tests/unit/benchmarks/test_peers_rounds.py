@@ -271,7 +271,8 @@ def test_a_missing_engine_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPat
     [
         ([], 7, 45, [128, 2048, 6144]),
         (["--quick"], 3, 8, [128, 2048, 6144]),
-        (["--random-llama", "Q4_0"], 3, 45, [128, 2048]),
+        (["--random-llama", "1.1B-Q4_0"], 3, 45, [128, 2048]),
+        (["--as-shipped", "--model", "qwen2.5-coder-1.5b"], 7, 45, [128, 512, 2048, 4096, 8192]),
         (["--contexts", "512,128", "--rounds", "9"], 9, 45, [128, 512]),
     ],
 )
