@@ -71,6 +71,8 @@ class FileFormat:
     def _layer(self, raw: Bytes) -> PackedLinear:
         if self.type == "BF16":
             return DenseLinear.from_weight(raw.view(BFLOAT16), BFLOAT16, packed=True)
+        if self.type == "F16":
+            return DenseLinear.from_weight(raw.view("<f2"), np.float16)
         if self.type in ggml.SUPERBLOCK:
             return SuperblockLinear.from_rows(self.options["type"], ggml.SUPERBLOCK[self.type](raw))
         rows, bits = ggml.GROUPED[self.type](raw), self.options["bits"]

@@ -44,8 +44,10 @@ TENSOR_TYPES: Mapping[int, tuple[str, int, int]] = {
     23: ("IQ4_XS", 256, 136),
     30: ("BF16", 1, 2),
 }
-# Known by name only, for the message that refuses them.
+# Known by name only, for the message that refuses them. Some are no longer in the format.
 OTHER_TYPES: Mapping[int, str] = {
+    4: "Q4_2",
+    5: "Q4_3",
     9: "Q8_1",
     15: "Q8_K",
     16: "IQ2_XXS",
@@ -60,8 +62,14 @@ OTHER_TYPES: Mapping[int, str] = {
     27: "I64",
     28: "F64",
     29: "IQ1_M",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
     34: "TQ1_0",
     35: "TQ2_0",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
     39: "MXFP4",
     40: "NVFP4",
 }
@@ -184,7 +192,11 @@ class Cursor:
         offset = self.unsigned(8, f"{label}: offset")
         if type_id not in TENSOR_TYPES:
             known = ", ".join(entry[0] for entry in TENSOR_TYPES.values())
-            self.fail(f"{label} has the type {_type_name(type_id)}, which is not supported. Known types: {known}")
+            self.fail(
+                f"{label} has the type {_type_name(type_id)}, which is not read. Known types: {known}. Fetch the model "
+                "in one of these, such as Q4_K_M, or convert it: `llama-quantize --allow-requantize FILE NEW Q4_K_M` "
+                "of llama.cpp"
+            )
         type_name, block, block_bytes = TENSOR_TYPES[type_id]
         values = prod(shape)
         if values == 0:
