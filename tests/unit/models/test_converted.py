@@ -30,9 +30,9 @@ WHOLE = {"index.json", "checksums.json", "verified", "weights.bin"}
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A tiny file with three kinds of tensors."""
+    """A tiny file with four kinds of tensors."""
     kinds = {"default": GGMLQuantizationType.Q4_1, "token_embd": GGMLQuantizationType.Q8_0}
-    return gguf_files.tiny(tmp_path / "m.gguf", **kinds, ffn_down=GGMLQuantizationType.F16)
+    return gguf_files.tiny(tmp_path / "m.gguf", **kinds, ffn_down=GGMLQuantizationType.F16, ffn_gate=GGMLQuantizationType.F32)
 
 
 def convert(file: Path) -> Converted:
@@ -75,7 +75,8 @@ def test_it_holds_what_the_source_holds_and_is_read_the_second_time(file: Path, 
     assert again.config == source.config
     assert again.tokenizer == source.tokenizer
     origins = {weight.name: (weight.origin, weight.error > 0) for weight in again.weights()}
-    assert origins["embedding"] == ("Q8_0", False) and origins["layers.0.mlp.down"] == ("F16", True)
+    assert origins["embedding"] == ("Q8_0", False) and origins["layers.0.mlp.down"] == ("F16", False)
+    assert origins["layers.0.mlp.gate"] == ("F32", True)
 
 
 def test_tensors_are_views_of_one_mapping_and_aligned(file: Path, cache: Path) -> None:
