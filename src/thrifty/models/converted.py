@@ -7,6 +7,7 @@ and one for all but the weights (see `description`).
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,6 +32,7 @@ from thrifty.models.parts import parts
 from thrifty.models.source import DType, SlicedLinear, SlicedSource, SlicedWeight, Source, Weight
 from thrifty.models.tokenizer_settings import TokenizerDefinition
 
+_LOG = logging.getLogger(__name__)
 KIND = "converted"
 FORMAT = 3
 FILE = "weights.bin"
@@ -88,6 +90,7 @@ def _write(directory: Path, source: Source, progress: Progress | None) -> Conten
     else:
         weights, total = map(SlicedWeight.of, source.weights()), _estimate(source.config)
     _check_room(directory, total)
+    _LOG.info("writing a converted copy of %.0f MB below %s", total / 1e6, directory.parent)
     if progress is not None:
         progress(0, total)
     writer = TensorWriter(directory / FILE, total, progress)
