@@ -71,6 +71,7 @@ class GGUFSource:
         self._architecture = architecture(self.file)
         self.tokenizer = from_metadata(self.file.metadata)
         self.config = read_config(self.file, self.tokenizer.settings)
+        self._check_tokens()
         self._places = self._check_shapes()
 
     def weights(self, dtype: DType | None = None) -> Iterator[Weight]:
@@ -89,8 +90,11 @@ class GGUFSource:
                     vector = self._vector(place, kind)
                 yield SlicedWeight(place.name, vector, kind)
                 continue
-            for index, name in enumerate(place.names):
-                rows = TensorRows(self.file, place.tensor, index * place.rows, place.matrix, self._order(place))
+            start = 0
+            for name in place.names:
+                one = _Place(place.tensor, (name,), self._expected[name])
+                rows = TensorRows(self.file, place.tensor, start, one.matrix, self._order(one))
+                start += one.rows
                 yield SlicedWeight(name, self._linear(rows, name, dtype), kind)
 
     def _linear(self, rows: TensorRows, name: str, dtype: DType | None) -> SlicedLinear:
@@ -132,9 +136,18 @@ class GGUFSource:
             return None
         return np.arange(place.rows).reshape(count, -1, 2).swapaxes(1, 2).reshape(-1)
 
+    def _check_tokens(self) -> None:
+        """Every token needs a row of the embedding; rows beyond them are padding."""
+        count, rows = self.tokenizer.settings.vocabulary_size, self.config.vocabulary_size
+        if count > rows:
+            raise CheckpointError(
+                f"{self.file.path}: tensor 'token_embd.weight' has {rows} rows, but 'tokenizer.ggml.tokens' has "
+                f"{count} tokens; convert the model again"
+            )
+
     def _check_shapes(self) -> list[_Place]:
         self._check_experts()
-        expected = parts(self.config)
+        self._expected = expected = parts(self.config)
         places = [self._place(name, expected) for name in self.file.tensors if not _ignored(name)]
         found = {name for place in places for name in place.names}
         missing = [name for name in expected if name not in found]
