@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 from gguf.constants import GGMLQuantizationType as Type
 from gguf.quants import quantize
+from tests.ggml_rows import random_rows
 
 TEXTS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -113,6 +114,28 @@ def llama_tensors(seed: int = 0) -> dict[str, np.ndarray]:
 def tiny(path: Path, pre: str | None = "smollm", **kinds: Type) -> Path:
     """A whole tiny llama file."""
     return write(path, "llama", LLAMA_FIELDS, llama_tensors(), pre, **kinds)
+
+
+def of_random_blocks(path: Path, kind: str) -> Path:
+    """A llama file of one layer of 256 channels whose matrices are random blocks of one quantised type."""
+    fields = dict(LLAMA_FIELDS) | {"{arch}.embedding_length": 256, "{arch}.feed_forward_length": 512}
+    shapes = {name: values.shape for name, values in llama_tensors().items()}
+    wide = {32: 256, 16: 128, 64: 512, 262: 262}
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in fields.items():
+        _add(writer, key.format(arch="llama"), value)
+    add_tokenizer(writer)
+    for seed, (name, shape) in enumerate(shapes.items()):
+        full = tuple(wide[size] for size in shape)
+        if len(full) == 1:
+            writer.add_tensor(name, np.ones(full, np.float32))
+        else:
+            writer.add_tensor(name, random_rows(kind, *full, seed), raw_dtype=Type[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 # transformers' names and GGUF's, inside a layer

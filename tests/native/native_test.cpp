@@ -23,6 +23,7 @@
 #include "plan.hpp"
 #include "pool.hpp"
 #include "read_slab.hpp"
+#include "repack.hpp"
 #include "slab.hpp"
 #include "view.hpp"
 #include "witness.hpp"
@@ -67,28 +68,34 @@ struct Exact {
 
 constexpr uint16_t kHalfOne = 0x3c00, kHalfQuarter = 0x3400;  // fp16 1 and 0.25
 
-// A linear of any kind; scales of codes are 0.25 and minimums, if any, are 1.
+constexpr bool has_scales(Layout layout) { return reads(layout) == Reads::codes; }
+// Whether a linear of the layout may have minimums.
+constexpr bool takes_minimums(Layout layout) { return layout == Layout::int4 || layout == Layout::int5 || layout == Layout::int8 || sub_scales(layout).minimums; }
+
+// A linear of any layout; scales of groups are 0.25 and minimums, if any, are 1 (of superblocks 2^-9 and 2^-8).
 struct Packed {
-  int kind, out, in, group;
+  Layout layout;
+  int out, in, group;
   bool minimum;
   std::vector<uint8_t> codes;
   std::vector<uint16_t> scales, minimums;
-  Packed(int kind, int out, int in, int group, bool minimum) : kind(kind), out(out), in(in), group(group), minimum(minimum) {
-    const size_t tiles = ((size_t)out + 15) / 16, blocks = ((size_t)in + 31) / 32, groups = ((size_t)in + (size_t)group - 1) / (size_t)group;
-    if (kind == 32) {
-      const auto weights = floats((size_t)out * (size_t)in);
-      codes.resize(weights.size() * sizeof(float));
-      std::memcpy(codes.data(), weights.data(), codes.size());
-      return;
-    }
-    codes.resize(kind == 16 ? tiles * (((size_t)in + 1) / 2) * 64 : tiles * blocks * 64 * (size_t)kind);
+  Packed(Layout layout, int out, int in, int group, bool minimum) : layout(layout), out(out), in(in), group(group), minimum(minimum) {
+    const size_t tiles = ((size_t)out + 15) / 16, columns = two_levels(layout) ? 256 : (size_t)group, groups = ((size_t)in + columns - 1) / columns;
+    Linear sized;
+    sized.layout = layout, sized.out = out, sized.in = in;
+    codes.resize(reads(layout) == Reads::plain ? (size_t)out * tile_bytes(sized) / 16 : tiles * tile_bytes(sized));
     for (auto& c : codes) c = (uint8_t)random_source();
-    if (kind == 16)
-      for (size_t i = 1; i < codes.size(); i += 2) codes[i] = (uint8_t)(0x3e | (codes[i] & 0x80));  // bf16 of moderate size
-    scales.assign(tiles * groups * 16, kHalfQuarter), minimums.assign(tiles * groups * 16, kHalfOne);
+    if (layout == Layout::f32) {
+      const auto weights = floats((size_t)out * (size_t)in);
+      std::memcpy(codes.data(), weights.data(), codes.size());
+    }
+    if (layout == Layout::bf16 || layout == Layout::f16)
+      for (size_t i = 1; i < codes.size(); i += 2) codes[i] = (uint8_t)((layout == Layout::bf16 ? 0x3e : 0x34) | (codes[i] & 0x83));  // of moderate size
+    if (!has_scales(layout)) return;
+    scales.assign(tiles * groups * 16, two_levels(layout) ? 0x1800 : kHalfQuarter), minimums.assign(tiles * groups * 16, two_levels(layout) ? 0x1c00 : kHalfOne);
   }
   Linear linear() const {
-    return make_linear(kind, (uintptr_t)codes.data(), (uintptr_t)scales.data(), minimum ? (uintptr_t)minimums.data() : 0, 0, out, in, group);
+    return make_linear(layout, (uintptr_t)codes.data(), (uintptr_t)scales.data(), minimum ? (uintptr_t)minimums.data() : 0, 0, out, in, group);
   }
 };
 
@@ -106,7 +113,7 @@ void test_matmul(const Packed& p, int m) {
         sum += term, size += std::fabs((double)row[(size_t)c]);
       }
       const double error = std::fabs(sum - (double)y[(size_t)i * (size_t)p.out + (size_t)r]);
-      expect(error <= (p.kind == 32 ? size * 1e-6 : size / 127) + 1e-4, "matmul " + std::to_string(p.kind) + " " + std::to_string(p.out) + "x" + std::to_string(p.in) + " m " + std::to_string(m));
+      expect(error <= (reads(p.layout) == Reads::plain ? size * 1e-6 : size / 127) + 1e-4, std::string("matmul ") + name_of(p.layout) + " " + std::to_string(p.out) + "x" + std::to_string(p.in) + " m " + std::to_string(m));
     }
   }
   matmul(w, x.data() + (size_t)(m - 1) * (size_t)p.in, one.data(), 1);
@@ -114,10 +121,40 @@ void test_matmul(const Packed& p, int m) {
 }
 
 void test_matmuls() {
-  for (int kind : {4, 8, 16, 32})
-    for (bool minimum : {false, true})
+  for (int i = 0; i < kLayouts; i++)
+    for (bool minimum : {false, true}) {
+      const Layout layout = (Layout)i;
+      if (minimum ? !takes_minimums(layout) : sub_scales(layout).minimums) continue;
+      if (two_levels(layout)) {
+        for (auto [out, in] : {std::pair{1, 256}, {17, 512}, {50, 768}})
+          for (int m : {1, 2, 7, 19}) test_matmul(Packed(layout, out, in, 0, minimum), m);
+        continue;
+      }
       for (auto [out, in, group] : {std::tuple{1, 1, 32}, {17, 33, 32}, {50, 100, 64}, {31, 160, 128}, {16, 2, 32}})
-        for (int m : {1, 2, 7, 19}) test_matmul(Packed(kind, out, in, group, minimum && kind < 16), m);
+        for (int m : {1, 2, 7, 19}) test_matmul(Packed(layout, out, in, group, minimum), m);
+    }
+}
+
+// Any bytes of a file come back from the arrays that they became, and lanes behind the last row are zero.
+void test_repack() {
+  for (const char* name : {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "BF16"}) {
+    const FileType& type = file_type(name);
+    for (auto [rows, units] : {std::pair{1, 1}, {37, 3}}) {
+      Linear sized;
+      sized.layout = type.layout, sized.out = rows, sized.in = units * type.columns;
+      const size_t tiles = (size_t)sized.tiles(), width = (size_t)(units * type.bytes), stride = width + 5;
+      Exact raw(stride * (size_t)rows, 0), back(stride * (size_t)rows, 0), codes(tiles * tile_bytes(sized), 0xff);
+      Exact scales(tiles * (size_t)units * 32, 0xff), minimums(tiles * (size_t)units * 32, 0xff);
+      for (size_t i = 0; i < stride * (size_t)rows; i++)
+        if (i % stride < width) raw.data.get()[i] = (uint8_t)random_source();
+      const LinearArrays arrays{codes.data.get(), (uint16_t*)scales.data.get(), type.minimums ? (uint16_t*)minimums.data.get() : nullptr};
+      repack(type, {raw.data.get(), stride, rows, sized.in}, arrays);
+      unpack(type, arrays, {back.data.get(), stride, rows, sized.in});
+      expect(std::memcmp(raw.data.get(), back.data.get(), stride * (size_t)rows) == 0, std::string("bytes of ") + name + " changed");
+      if (has_scales(type.layout)) expect(arrays.scales[tiles * (size_t)units * 16 - 1] == 0, std::string("a lane without a row of ") + name + " is not zero");
+    }
+  }
+  expect_refused("an unknown type", [] { file_type("IQ1_S"); });
 }
 
 // A slab of any bytes whose parameters are finite.
@@ -223,7 +260,11 @@ void test_view(int dim) {
   expect_refused("a span without alignment", [&] { view.push(0, 0, 8, 0, 64, 1, 0, false); });
   expect_refused("a layer outside", [&] { view.push(1, 0, 64, 0, 64, 1, 0, false); });
   for (int bad : {0, 14, 65, 258, 1088}) expect_refused("a head dimension of " + std::to_string(bad), [&] { View(1, 1, bad); });
-  expect_refused("a group of 33", [] { make_linear(4, 64, 64, 0, 0, 16, 64, 33); });
+  expect_refused("part of a superblock", [] { make_linear(Layout::q6_k, 64, 64, 0, 0, 16, 64, 0); });
+  expect_refused("minimums that are missing", [] { make_linear(Layout::q4_k, 64, 64, 0, 0, 16, 256, 0); });
+  expect_refused("minimums of a table", [] { make_linear(Layout::iq4_nl, 64, 64, 64, 0, 16, 64, 32); });
+  expect_refused("an unknown layout", [] { layout_of("int3"); });
+  expect_refused("a group of 33", [] { make_linear(Layout::int4, 64, 64, 0, 0, 16, 64, 33); });
 }
 
 // Slots of two slabs, one after the other, equal those that were picked one by one.
@@ -253,15 +294,15 @@ void test_gather(int dim) {
 }
 
 // A model of two layers with odd sizes: rows one by one equal a chunk.
-void test_plan(int kind, int dim) {
+void test_plan(Layout layout, int dim) {
   const int hidden = 70, inner = 50, vocabulary = 37, heads = 2, rows = 21, layers = 2, half = std::min(15, dim / 2);
   Plan plan({rows, layers, heads, 1, dim});
   std::vector<Packed> packed;
   packed.reserve(20);
   const auto linear = [&](int out, int in) {
-    packed.emplace_back(kind, out, in, 32, kind < 16);
+    packed.emplace_back(layout, out, in, 32, takes_minimums(layout));
     const Packed& p = packed.back();
-    return plan.add_linear(kind, (uintptr_t)p.codes.data(), (uintptr_t)p.scales.data(), kind < 16 ? (uintptr_t)p.minimums.data() : 0, 0, out, in, 32);
+    return plan.add_linear(layout, (uintptr_t)p.codes.data(), (uintptr_t)p.scales.data(), p.minimum ? (uintptr_t)p.minimums.data() : 0, 0, out, in, 32);
   };
   const std::vector<float> norm(256, 0.1f);
   const uintptr_t n = (uintptr_t)norm.data();
@@ -418,8 +459,9 @@ int main() {
     for (int dim : {1, 18, 64, 130})
       for (bool biased : {false, true}) test_attention_map(dim, biased, biased ? 5.0f : 0.0f);
     for (int dim : {64, 80}) test_gather(dim);
-    for (int kind : {4, 8, 16, 32})
-      for (int dim : {64, 42}) SmallPlan::dim = dim, test_plan(kind, dim), test_step(kind);
+    for (Layout layout : {Layout::int4, Layout::int8, Layout::bf16, Layout::f16, Layout::f32})
+      for (int dim : {64, 42}) SmallPlan::dim = dim, test_plan(layout, dim), test_step(layout);
+    test_repack();
     SmallPlan::dim = 64;
     test_growing_partials();
     test_late_arrival();

@@ -4,7 +4,7 @@
 struct SmallPlan {
   static constexpr int hidden = 70, heads = 2, inner = 50, experts = 5, shared = 33, low = 3;
   static inline int dim = 64;
-  SmallPlan(int kind, int rows, int layers, bool mixture) : kind(kind), layers(layers), plan({rows, layers, heads, 1, dim}), router(floats(experts * hidden)), gate(floats(hidden)), norm(128, 0.1f) {
+  SmallPlan(Layout layout, int rows, int layers, bool mixture) : layout(layout), layers(layers), plan({rows, layers, heads, 1, dim}), router(floats(experts * hidden)), gate(floats(hidden)), norm(128, 0.1f) {
     packed.reserve((size_t)(layers * (4 + 3 * experts + 3)));
     const int h = plan.add_buffer(hidden), q = plan.add_buffer(heads * dim), k = plan.add_buffer(dim), v = plan.add_buffer(dim), attended = plan.add_buffer(heads * dim);
     const int scores = plan.add_buffer(experts), one = plan.add_buffer(1), sum = plan.add_buffer(hidden), act = plan.add_buffer(shared), more = plan.add_buffer(hidden);
@@ -29,13 +29,14 @@ struct SmallPlan {
     }
   }
   int linear(int out, int in) {
-    packed.emplace_back(kind, out, in, 32, kind < 16);
+    packed.emplace_back(layout, out, in, 32, takes_minimums(layout));
     const Packed& p = packed.back();
-    return plan.add_linear(kind, (uintptr_t)p.codes.data(), (uintptr_t)p.scales.data(), kind < 16 ? (uintptr_t)p.minimums.data() : 0, 0, out, in, 32);
+    return plan.add_linear(layout, (uintptr_t)p.codes.data(), (uintptr_t)p.scales.data(), p.minimum ? (uintptr_t)p.minimums.data() : 0, 0, out, in, 32);
   }
   int plain(int out, const std::vector<float>& weights) { return plan.add_linear(32, (uintptr_t)weights.data(), 0, 0, 0, out, hidden, 0); }
 
-  int kind, layers;
+  Layout layout;
+  int layers;
   Plan plan;
   std::vector<Packed> packed;
   std::vector<float> router, gate, norm;
@@ -65,9 +66,9 @@ Step small_step(SmallPlan& p, View& view, std::vector<float>& rows) {
 bool equal(const std::vector<float>& a, const std::vector<float>& b) { return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0; }
 
 // Rows one by one, in pieces, as a tree of one path, and with adapters that add nothing: the same bits.
-void test_step(int kind) {
+void test_step(Layout layout) {
   const int count = 37, width = SmallPlan::hidden;
-  SmallPlan p(kind, count, 2, true);
+  SmallPlan p(layout, count, 2, true);
   const auto start = floats((size_t)count * (size_t)width);
   const std::vector<float> down((size_t)(3 * width), 0.0f), up((size_t)(128 * 3), 1.0f);
   Adapters adapters(1, p.plan.linears);
@@ -97,7 +98,7 @@ void test_step(int kind) {
 
 // A later layer with more slots grows, and so moves, the partials that all layers share: within one run, and at its start.
 void test_growing_partials() {
-  SmallPlan p(8, 2, 3, false);
+  SmallPlan p(Layout::int8, 2, 3, false);
   const auto start = floats(SmallPlan::hidden);
   const auto feed = [&] {
     SmallView v({300, 2000, 6000});
@@ -111,7 +112,7 @@ void test_growing_partials() {
 }
 
 void test_late_arrival() {
-  SmallPlan p(4, 4, 2, true);
+  SmallPlan p(Layout::int4, 4, 2, true);
   SmallView v({0, 0});
   Arrivals arrivals(2);
   arrivals.set(0);

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thrifty.cli import output
+from thrifty.cli import opening, output
 from thrifty.cli.progress import progress
 from thrifty.errors import PromptError
 
@@ -157,8 +157,8 @@ def loaded(setting: Setting) -> Model:
     """The model of the baseline."""
     from thrifty.models.loading import load
 
-    with output.waiting(f"loading {setting.model}"):
-        model = load(setting.model, threads=setting.threads)
+    with opening.loading(setting.model) as converting:
+        model = load(setting.model, threads=setting.threads, progress=converting)
         return view(model) if setting.off_grid else model
 
 

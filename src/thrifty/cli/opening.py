@@ -41,11 +41,12 @@ def opened(
     threads: int | None = None,
     native: bool | None = None,
     context: int | None = None,
+    copy: bool = True,
 ) -> Iterator[Thrifty]:
     """A model behind an engine; on leaving, running answers are cancelled and the memory is given back."""
     from thrifty.engine.api import Thrifty
 
-    with output.waiting(f"loading {model}"):
+    with loading(model) as progress:
         thrifty = Thrifty(
             model,
             recipe=recipe,
@@ -54,11 +55,31 @@ def opened(
             threads=threads,
             native=native,
             context=context,
+            copy=copy,
+            progress=progress,
         )
     try:
         yield thrifty
     finally:
         thrifty.close()
+
+
+@contextmanager
+def loading(model: str) -> Iterator[Callable[[int, int], None]]:
+    """Say that a model is being loaded. Yields what `models.load` tells of a conversion: its size is said before it
+    begins, then how far it is.
+    """
+    from thrifty.models.cache_directory import cache_directory
+
+    with output.waiting(f"loading {model}") as say:
+
+        def progress(done: int, total: int) -> None:
+            if not done:
+                size, folder = output.megabytes(total), cache_directory()
+                output.note(f"{model} is converted once: {size} in {folder} (--no-copy keeps no copy)")
+            say(f"converting {model}, {done / 1e6:.0f} of {total / 1e6:.0f} MB" if done < total else f"loading {model}")
+
+        yield progress
 
 
 def submit(

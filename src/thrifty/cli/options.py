@@ -64,6 +64,14 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, rich_help_panel=MACHINE, help="CPU threads. Default: all cores."),
 ]
+NoCopy = Annotated[
+    bool,
+    typer.Option(
+        "--no-copy",
+        rich_help_panel=MACHINE,
+        help="Keep no converted copy of the model on the disk: convert it in memory at every start.",
+    ),
+]
 Native = Annotated[
     bool | None,
     typer.Option(

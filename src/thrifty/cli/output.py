@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -129,11 +129,16 @@ def _to_people(message: Text) -> None:
 
 
 @contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Say what is being waited for: at once on a terminal, every few seconds elsewhere."""
+def waiting(what: str) -> Iterator[Callable[[str], None]]:
+    """Say what is being waited for: at once on a terminal, every few seconds elsewhere. Yields what changes it."""
     if not sys.stderr.isatty():
-        with Ticker(lambda elapsed: f"{what}: {seconds(elapsed)} so far", note):
-            yield
+        said = [what]
+
+        def say(text: str) -> None:
+            said[0] = text
+
+        with Ticker(lambda elapsed: f"{said[0]}: {seconds(elapsed)} so far", note):
+            yield say
         return
-    with messages().status(what, spinner="dots"):
-        yield
+    with messages().status(what, spinner="dots") as status:
+        yield status.update

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, overload
 
@@ -41,10 +41,12 @@ class Thrifty:
         threads: int | None = None,
         context: int | None = None,
         native: bool | None = None,
+        copy: bool = True,
+        progress: Callable[[int, int], None] | None = None,
         **engine_options: Any,
     ) -> None:
         """model: a name, a path, or a loaded Model. recipe: a Recipe, its tables, or the path of its TOML
-        file.
+        file. copy, progress: of a conversion, see `models.load`.
 
         The other arguments are those of Engine. Raises ThriftyError where the model, recipe or budget does
         not do.
@@ -56,7 +58,7 @@ class Thrifty:
         whole = None if process_memory is None else parse_size(process_memory, "process_memory")
         chosen = as_recipe(recipe)
         if isinstance(model, str | os.PathLike):
-            loaded = load(model, threads=options.threads)
+            loaded = load(model, threads=options.threads, copy=flag("copy", copy), progress=progress)
         elif hasattr(model, "linears"):
             loaded = model
         else:

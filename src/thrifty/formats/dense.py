@@ -1,4 +1,4 @@
-"""Linear weights without quantisation: plain fp32 or bf16, or bf16 packed for the native kernels."""
+"""Linear weights without quantisation: plain fp32, fp16 or bf16, or bf16 packed for the native kernels."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from thrifty.arrays import BFLOAT16, Array, Floats, Integers
 from thrifty.errors import KernelError
 from thrifty.formats.packed import PackedLinear, check_rows, check_tensor, field
 from thrifty.kernels.reference import packing
-from thrifty.kernels.reference.matmul import bf16_matmul
+from thrifty.kernels.reference.matmul import bf16_matmul, plain_matmul
 
-DTYPES: Mapping[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "bf16": BFLOAT16}
+DTYPES: Mapping[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": BFLOAT16}
+_LABELS = {dtype: label for label, dtype in DTYPES.items()}
 
 
 class DenseLinear(PackedLinear):
     """A weight as it is.
 
-    Plain: `weight` is [out, in], fp32 or bf16.
+    Plain: `weight` is [out, in], fp32, fp16 or bf16; native kernels take fp32 and fp16 rows as they are.
     Packed: bf16 [rows/16, columns/2, 16, 2] (see `packing.pack_pairs`), rows padded to 16 and columns to 2.
     """
 
@@ -39,7 +40,7 @@ class DenseLinear(PackedLinear):
             shape = (out_features, in_features)
             dtype = weight.dtype if weight is not None else np.dtype(np.float32)
             if dtype not in DTYPES.values():
-                raise KernelError(f"a plain linear layer holds float32 or bfloat16, not {dtype}")
+                raise KernelError(f"a plain linear layer holds float32, float16 or bfloat16, not {dtype}")
         self.weight = check_tensor("weight", weight, dtype, shape)
 
     @classmethod
@@ -66,7 +67,7 @@ class DenseLinear(PackedLinear):
 
     @property
     def label(self) -> str:
-        return "bf16" if self.weight.dtype == BFLOAT16 else "f32"
+        return _LABELS[self.weight.dtype]
 
     def tile(self, start: int, stop: int) -> Floats:
         if not self.packed:
@@ -82,7 +83,9 @@ class DenseLinear(PackedLinear):
         return picked.reshape(len(indices), 2 * picked.shape[1])[:, : self.in_features].astype(np.float32)
 
     def oracle(self, x: Floats) -> Floats:
-        """The native bf16 kernel's numerics in NumPy: fp32 [m, in] → fp32 [m, out], without the bias."""
+        """The native kernels' numerics in NumPy: fp32 [m, in] → fp32 [m, out], without the bias."""
+        if not self.packed:
+            return plain_matmul(x, self.weight)
         return bf16_matmul(x, self.dequantize().astype(BFLOAT16))
 
     def meta(self) -> dict[str, Any]:

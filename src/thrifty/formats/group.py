@@ -13,19 +13,24 @@ from thrifty.errors import KernelError
 from thrifty.formats.packed import TILE, PackedLinear, check_rows, check_tensor, field
 from thrifty.kernels.reference import affine, packing
 from thrifty.kernels.reference.affine import Halves
+from thrifty.kernels.reference.codebooks import CODEBOOKS
+from thrifty.kernels.reference.ggml.blocks import signed
 from thrifty.kernels.reference.matmul import group_matmul
 
-BITS = (4, 8)
+BITS = (4, 5, 8)
+ROUNDED_BITS = (4, 8)
 GROUPS = (32, 64, 128)
 
 
 class GroupLinear(PackedLinear):
     """w[r, c] = scale[r, g]·code[r, c] + minimum[r, g] with g = c // group.
 
-    bits 4: code 0..15; without minimums ("symmetric") w = scale·(code − 8). bits 8: code −128..127, stored
-    plus 128; without minimums w = scale·code. Layouts: `packing.pack_codes` for codes uint8 [rows/16,
-    columns/32, 64·bits], and scales, minimums fp16 [rows/16, groups, 16]; rows are padded to 16, columns to
-    32, the last group may be short.
+    bits 4: code 0..15; without minimums ("symmetric") w = scale·(code − 8). bits 5: code 0..31, w = scale·(code − 16)
+    without minimums, groups of 32 only. bits 8: code −128..127, stored plus 128; without minimums w = scale·code.
+    codebook: a name of `codebooks.CODEBOOKS`, of 4 bits and without minimums: w = scale·table[code].
+
+    Layouts: `packing.pack_codes` for codes uint8 [rows/16, columns/32, 64·bits], and scales, minimums fp16 [rows/16,
+    groups, 16]; rows are padded to 16, columns to 32, the last group may be short.
     """
 
     kind = "group"
@@ -40,12 +45,19 @@ class GroupLinear(PackedLinear):
         scales: Array,
         minimums: Array | None = None,
         bias: Array | None = None,
+        codebook: str | None = None,
     ) -> None:
         """From packed arrays, used as they are. Raises KernelError for a wrong shape or type."""
         super().__init__(out_features, in_features, bias)
         check_options(bits, group)
+        if codebook is not None and (codebook not in CODEBOOKS or bits != 4 or minimums is not None):
+            raise KernelError(
+                f"codebook {codebook!r} does not go with {bits} bits{'' if minimums is None else ' and minimums'}; "
+                f"codes of 4 bits without minimums take {', '.join(CODEBOOKS)}"
+            )
         self.bits = bits
         self.group = group
+        self.codebook = codebook
         tiles, blocks, groups = _tiles(out_features, in_features, group)
         self.codes: Bytes = check_tensor("codes", codes, np.uint8, (tiles, blocks, 64 * bits))
         self.scales: Halves = check_tensor("scales", scales, np.float16, (tiles, groups, 16))
@@ -84,7 +96,7 @@ class GroupLinear(PackedLinear):
         symmetric: bool,
         bias: Array | None,
     ) -> GroupLinear:
-        check_options(bits, group)
+        _check_rounding(bits, group)
         builder = _Builder(out_features, in_features, bits, group, has_minimum=not symmetric)
         for start in range(0, out_features, TILE):
             rows = tile(start, min(start + TILE, out_features))
@@ -101,14 +113,15 @@ class GroupLinear(PackedLinear):
         bits: int,
         group: int,
         bias: Array | None = None,
+        codebook: str | None = None,
     ) -> GroupLinear:
-        """From plain codes, any integer dtype [out, in]: 0..15 for 4 bit, −128..127 for 8 bit.
+        """From plain codes, any integer dtype [out, in]: 0..15 for 4 bit, 0..31 for 5 bit, −128..127 for 8 bit.
 
         scales, minimums: [out, groups], rounded to float16. Raises KernelError where a number is out of
         range.
         """
         check_options(bits, group)
-        low, high = (0, 15) if bits == 4 else (-128, 127)
+        low, high = (-128, 127) if bits == 8 else (0, (1 << bits) - 1)
         builder = _Builder(codes.shape[0], codes.shape[1], bits, group, has_minimum=minimums is not None)
         for start in range(0, builder.out_features, TILE):
             part = slice(start, start + TILE)
@@ -121,7 +134,7 @@ class GroupLinear(PackedLinear):
             if minimums is not None:
                 minimum = affine.to_float16(minimums[part].astype(np.float32), "group minimum")
             builder.put(start, tile, scale, minimum)
-        return builder.build(bias)
+        return builder.build(bias, codebook)
 
     @property
     def has_minimum(self) -> bool:
@@ -134,7 +147,7 @@ class GroupLinear(PackedLinear):
 
     @property
     def label(self) -> str:
-        return f"int{self.bits}-g{self.group}"
+        return f"{self.codebook or f'int{self.bits}'}-g{self.group}"
 
     def tile(self, start: int, stop: int) -> Floats:
         part = slice(start // 16, -(-stop // 16))
@@ -160,14 +173,17 @@ class GroupLinear(PackedLinear):
 
     def unpacked_codes(self) -> npt.NDArray[np.int16]:
         """The codes as w = scale·code + minimum takes them: int16 [rows, columns], with their padding."""
-        return packing.unpack_codes(self.codes, self.bits).astype(np.int16) - np.int16(self._offset)
+        codes = packing.unpack_codes(self.codes, self.bits)
+        if self.codebook is not None:
+            return CODEBOOKS[self.codebook].astype(np.int16)[codes]
+        return codes.astype(np.int16) - np.int16(self._offset)
 
     @property
     def _offset(self) -> int:
         """What a stored code is above the code that the scale multiplies."""
         if self.bits == 8:
             return 128
-        return 0 if self.has_minimum else 8
+        return 0 if self.has_minimum else 1 << (self.bits - 1)
 
     def meta(self) -> dict[str, Any]:
         return {
@@ -176,6 +192,7 @@ class GroupLinear(PackedLinear):
             "in_features": self.in_features,
             "bits": self.bits,
             "group": self.group,
+            "codebook": self.codebook,
         }
 
     def _arrays(self) -> dict[str, Array | None]:
@@ -192,12 +209,13 @@ class GroupLinear(PackedLinear):
             tensors.get("scales"),  # type: ignore[arg-type]
             tensors.get("minimums"),
             tensors.get("bias"),
+            field(meta, "codebook", (None, *CODEBOOKS)),
         )
 
     def _expand(self, codes: Bytes, scales: Halves, minimums: Halves | None) -> Floats:
         """Codes as stored uint8 [n, padded], parameters fp16 [n, groups] → fp32 [n, in_features]."""
-        values = codes.astype(np.float32)
-        values -= self._offset
+        table = None if self.codebook is None else CODEBOOKS[self.codebook]
+        values = signed(codes, self._offset, table)
         rows, groups = scales.shape
         grouped = packing.pad_to(values, rows, groups * self.group).reshape(rows, groups, self.group)
         grouped *= scales.astype(np.float32)[..., None]
@@ -232,16 +250,26 @@ class _Builder:
                 raise KernelError(f"group parameters are {values.shape}, expected ({count}, {groups})")
             stored_values[part] = packing.pack_parameters(packing.pad_to(values, rows, groups))
 
-    def build(self, bias: Array | None) -> GroupLinear:
+    def build(self, bias: Array | None, codebook: str | None = None) -> GroupLinear:
         """The finished layer."""
         sizes = (self.out_features, self.in_features, self.bits, self.group)
-        return GroupLinear(*sizes, self.codes, self.scales, self.minimums, bias)
+        return GroupLinear(*sizes, self.codes, self.scales, self.minimums, bias, codebook)
 
 
 def check_options(bits: int, group: int) -> None:
-    """Raise KernelError unless bits is 4 or 8 and group 32, 64 or 128."""
-    if bits not in BITS or group not in GROUPS:
-        raise KernelError(f"group format int{bits}-g{group} does not exist: bits are 4 or 8, groups are 32, 64 or 128")
+    """Raise KernelError unless bits is 4, 5 or 8 and group 32, or with 4 and 8 bits 64 or 128."""
+    if bits not in BITS or group not in GROUPS or (bits == 5 and group != 32):
+        raise KernelError(
+            f"group format int{bits}-g{group} does not exist: bits are 4 or 8 with groups of 32, 64 or 128, "
+            "or 5 with groups of 32"
+        )
+
+
+def _check_rounding(bits: int, group: int) -> None:
+    """Raise KernelError for what weights are not rounded to."""
+    check_options(bits, group)
+    if bits not in ROUNDED_BITS:
+        raise KernelError(f"weights are not rounded to int{bits}-g{group}, which only files have: use 4 or 8 bits")
 
 
 def _tiles(out_features: int, in_features: int, group: int) -> tuple[int, int, int]:

@@ -23,6 +23,9 @@ MISSING = (
     "Install a wheel for it, or build them with `pip install .` (or `pip install -e .`) in the source tree"
 )
 
+_PLAIN = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16"}
+_GROUP_LAYOUTS = {(4, None): "int4", (5, None): "int5", (8, None): "int8", (4, "iq4"): "iq4_nl"}
+
 
 class Linear(Protocol):
     """A packed linear layer as the kernels see it (formats/linear.py): sizes, and codes, bf16 pairs or plain fp32."""
@@ -104,18 +107,45 @@ def packed(linear: Any, bias: Floats | None = None) -> Any:
 
     Raises KernelError where the arrays do not fit its sizes, or where the kernels do not know its format.
     """
-    sizes = {"out_features": linear.out_features, "in_features": linear.in_features}
-    make = require().Linear
+    layout, arrays = _layout(linear)
+    options = {"bias": bias, "out_features": linear.out_features, "in_features": linear.in_features}
+    return _call(require().Linear, layout=layout, **arrays, **options)
+
+
+def _layout(linear: Any) -> tuple[str, dict[str, Any]]:
+    """The native layout of a stored linear layer, and its arrays by their native names.
+
+    Raises KernelError where the kernels do not know its format.
+    """
+    weight, records = getattr(linear, "weight", None), getattr(linear, "records", None)
+    if records is not None:
+        arrays = {"codes": records, "scales": linear.scales, "minimums": linear.minimums}
+        return str(linear.type).lower(), arrays
     if getattr(linear, "packed", False):
-        return _call(make, kind=16, codes=_bits(linear.weight), bias=bias, **sizes)
-    weight = getattr(linear, "weight", None)
-    if weight is not None and weight.dtype == np.float32:
-        return _call(make, kind=32, codes=weight, bias=bias, **sizes)
-    kind, group = getattr(linear, "bits", None), getattr(linear, "group", None)
-    if kind not in (4, 8) or group not in (32, 64, 128):
+        return "bf16", {"codes": _bits(linear.weight)}
+    if weight is not None and weight.dtype in _PLAIN:
+        return _PLAIN[weight.dtype], {"codes": weight}
+    layout = _GROUP_LAYOUTS.get((getattr(linear, "bits", None), getattr(linear, "codebook", None)))
+    if layout is None or linear.group not in (32, 64, 128):
         raise KernelError(f"no native kernel for {type(linear).__name__} {getattr(linear, 'label', '')}".rstrip())
     arrays = {"codes": linear.codes, "scales": linear.scales, "minimums": linear.minimums}
-    return _call(make, kind=kind, **arrays, bias=bias, **sizes, group=group)
+    return layout, {**arrays, "group": linear.group}
+
+
+def repack(kind: str, raw: Bytes, codes: Array, scales: Array | None = None, minimums: Array | None = None) -> None:
+    """Rows of a GGUF file's type ("Q4_0", "Q6_K", "BF16" …) into the arrays of the layer that stores them, bit by bit.
+
+    raw: uint8 [rows, row bytes], rows at any distance; codes: uint8 [tiles, blocks, bytes] or records uint8 [tiles,
+    superblocks, bytes] (BF16: uint16 [tiles, pairs, 16, 2]); scales, minimums: fp16 [tiles, groups, 16], None where the
+    type has none. Rows behind the last of raw become zero bytes. Raises KernelError for an unknown type, and for arrays
+    that do not fit it.
+    """
+    _call(require().repack, kind, raw, codes, scales, minimums)
+
+
+def unpack(kind: str, codes: Array, scales: Array | None, minimums: Array | None, raw: Bytes) -> None:
+    """The inverse of `repack`: the file's bytes of the first rows, into raw uint8 [rows, row bytes]."""
+    _call(require().unpack, kind, codes, scales, minimums, raw)
 
 
 def attend(

@@ -7,40 +7,36 @@ and one for all but the weights (see `description`).
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
-import os
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from thrifty.arrays import BFLOAT16, Array, Bytes
-from thrifty.errors import CheckpointError
+from thrifty.arrays import Array, Bytes
+from thrifty.errors import CheckpointError, StorageError
 from thrifty.formats.linear import PackedLinear
-from thrifty.models.cache_entry import CacheEntry, Contents, finish, open_entry
+from thrifty.models.cache_directory import VARIABLE
+from thrifty.models.cache_entry import CacheEntry, Contents, open_entry
 from thrifty.models.checkpoint_key import CheckpointKey
-from thrifty.models.checksums import Section
 from thrifty.models.config import ModelConfig
+from thrifty.models.converted_file import DTYPES, Progress, TensorWriter
 from thrifty.models.description import Description, open_description
-from thrifty.models.source import DType, Source, Weight
+from thrifty.models.parts import parts
+from thrifty.models.source import DType, SlicedLinear, SlicedSource, SlicedWeight, Source, Weight
 from thrifty.models.tokenizer_settings import TokenizerDefinition
 
+_LOG = logging.getLogger(__name__)
 KIND = "converted"
-FORMAT = 2
+FORMAT = 3
 FILE = "weights.bin"
-ALIGNMENT = 64
-DTYPES: Mapping[str, DType] = {
-    "u8": np.dtype(np.uint8),
-    "f16": np.dtype("<f2"),
-    "bf16": BFLOAT16,
-    "f32": np.dtype("<f4"),
-}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_SPARE = 16 << 20  # bytes of the disk that are left to others
 
 
 @dataclass(frozen=True)
@@ -70,60 +66,58 @@ class Converted:
             yield Weight(entry["name"], value, entry["origin"], entry["error"], entry["largest_error"])
 
 
-def open_converted(key: CheckpointKey, make_source: Callable[[], Source]) -> Converted:
+def open_converted(
+    key: CheckpointKey, make_source: Callable[[], Source], progress: Progress | None = None
+) -> Converted:
     """The converted form of a checkpoint, made now from `make_source()` where there is none yet or it is damaged.
 
-    Raises CheckpointError for a bad checkpoint, StorageError where the cache cannot be written. See `open_entry`.
+    progress: told how far that is. Raises CheckpointError for a bad checkpoint, StorageError where the cache cannot be
+    written or has no room. See `open_entry`.
     """
     source = cache(make_source)  # opened once at most, by whichever of the two is missing
     description = open_description(key.description, source)
-    return Converted(open_entry(KIND, key.weights, FORMAT, lambda directory: _write(directory, source())), description)
+
+    def write(directory: Path) -> Contents:
+        return _write(directory, source(), progress)
+
+    return Converted(open_entry(KIND, key.weights, FORMAT, write), description)
 
 
-def _write(directory: Path, source: Source) -> Contents:
-    sections: list[Section] = []
-    with (directory / FILE).open("wb") as file:
-        entries = [_write_weight(file, weight, sections) for weight in source.weights()]
-        finish(file)
-        _forget(file)
-    return Contents({"weights": entries}, sections)
-
-
-def _forget(file: BinaryIO) -> None:
-    """Let the system drop what it keeps of a file on the disk: it keeps small pages, as they were written, and weights
-    in these are read up to a third slower than in those that `_map` asks for.
-    """
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _write_weight(file: BinaryIO, weight: Weight, sections: list[Section]) -> dict[str, Any]:
-    value = weight.value
-    if isinstance(value, PackedLinear):
-        meta, arrays = value.meta(), value.state()
+def _write(directory: Path, source: Source, progress: Progress | None) -> Contents:
+    if isinstance(source, SlicedSource):
+        weights: Iterable[SlicedWeight] = list(source.sliced())
+        total = sum(_size(weight) for weight in weights)
     else:
-        meta, arrays = None, {"value": value.astype(np.float32, copy=False)}
-    places = {}
-    for name, array in arrays.items():
-        section = _write_array(file, array, f"{weight.name}/{name}")
-        sections.append(section)
-        places[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "offset": section.offset}
-    return {
-        "name": weight.name,
-        "meta": meta,
-        "tensors": places,
-        "origin": weight.origin,
-        "error": weight.error,
-        "largest_error": weight.largest_error,
-    }
+        weights, total = map(SlicedWeight.of, source.weights()), _estimate(source.config)
+    _check_room(directory, total)
+    _LOG.info("writing a converted copy of %.0f MB below %s", total / 1e6, directory.parent)
+    if progress is not None:
+        progress(0, total)
+    writer = TensorWriter(directory / FILE, total, progress)
+    with writer.opened():
+        entries = [writer.write(weight) for weight in weights]
+    return Contents({"weights": entries}, writer.sections)
 
 
-def _write_array(file: BinaryIO, array: Array, name: str) -> Section:
-    file.write(b"\0" * (-file.tell() % ALIGNMENT))
-    offset = file.tell()
-    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    file.write(content)
-    return Section(FILE, name, offset, content.nbytes, zlib.crc32(content))
+def _size(weight: SlicedWeight) -> int:
+    value = weight.value
+    return value.nbytes if isinstance(value, SlicedLinear) else 4 * value.size
+
+
+def _estimate(config: ModelConfig) -> int:
+    """Bytes of a checkpoint whose parts are only known when they are read: matrices as bf16, all else as fp32."""
+    return sum((2 if len(shape) == 2 else 4) * prod(shape) for shape in parts(config).values())
+
+
+def _check_room(directory: Path, total: int) -> None:
+    """Raise StorageError where the disk has no room for so many bytes and what comes with them."""
+    free = shutil.disk_usage(directory).free
+    if free < total + _SPARE:
+        raise StorageError(
+            f"{directory.parent}: the converted copy takes {total / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free. "
+            f"Make room there, set {VARIABLE} to another directory, or load with copy=False (--no-copy), which keeps "
+            "none."
+        )
 
 
 def _map(path: Path) -> Bytes:

@@ -92,11 +92,15 @@ class GGUF:
             raise CheckpointError(f"{self.path}: tensor '{name}' is missing")
         return self.tensors[name]
 
-    def forget(self, name: str) -> None:
-        """Tell the system that the pages of a tensor are not needed again soon, so that they leave the process."""
+    def forget(self, name: str, first: int = 0, last: int | None = None) -> None:
+        """Tell the system that the pages of a tensor, or of its rows first:last, are not needed again soon, so that
+        they leave the process.
+        """
         info = self.tensor(name)
-        start = info.offset - info.offset % mmap.PAGESIZE
-        self._parts[name].map.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
+        begin = info.offset + first * info.row_bytes
+        end = info.offset + (info.nbytes if last is None else last * info.row_bytes)
+        start = begin - begin % mmap.PAGESIZE
+        self._parts[name].map.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
 def _all_parts(first: _Part) -> list[_Part]:

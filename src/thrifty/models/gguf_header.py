@@ -35,33 +35,41 @@ TENSOR_TYPES: Mapping[int, tuple[str, int, int]] = {
     6: ("Q5_0", 32, 22),
     7: ("Q5_1", 32, 24),
     8: ("Q8_0", 32, 34),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
     12: ("Q4_K", 256, 144),
     13: ("Q5_K", 256, 176),
     14: ("Q6_K", 256, 210),
+    20: ("IQ4_NL", 32, 18),
+    23: ("IQ4_XS", 256, 136),
     30: ("BF16", 1, 2),
 }
-# Known by name only, for the message that refuses them.
+# Known by name only, for the message that refuses them. Some are no longer in the format.
 OTHER_TYPES: Mapping[int, str] = {
+    4: "Q4_2",
+    5: "Q4_3",
     9: "Q8_1",
-    10: "Q2_K",
-    11: "Q3_K",
     15: "Q8_K",
     16: "IQ2_XXS",
     17: "IQ2_XS",
     18: "IQ3_XXS",
     19: "IQ1_S",
-    20: "IQ4_NL",
     21: "IQ3_S",
     22: "IQ2_S",
-    23: "IQ4_XS",
     24: "I8",
     25: "I16",
     26: "I32",
     27: "I64",
     28: "F64",
     29: "IQ1_M",
+    31: "Q4_0_4_4",
+    32: "Q4_0_4_8",
+    33: "Q4_0_8_8",
     34: "TQ1_0",
     35: "TQ2_0",
+    36: "IQ4_NL_4_4",
+    37: "IQ4_NL_4_8",
+    38: "IQ4_NL_8_8",
     39: "MXFP4",
     40: "NVFP4",
 }
@@ -184,7 +192,11 @@ class Cursor:
         offset = self.unsigned(8, f"{label}: offset")
         if type_id not in TENSOR_TYPES:
             known = ", ".join(entry[0] for entry in TENSOR_TYPES.values())
-            self.fail(f"{label} has the type {_type_name(type_id)}, which is not supported. Known types: {known}")
+            self.fail(
+                f"{label} has the type {_type_name(type_id)}, which is not read. Known types: {known}. Fetch the model "
+                "in one of these, such as Q4_K_M, or convert it: `llama-quantize --allow-requantize FILE NEW Q4_K_M` "
+                "of llama.cpp"
+            )
         type_name, block, block_bytes = TENSOR_TYPES[type_id]
         values = prod(shape)
         if values == 0:

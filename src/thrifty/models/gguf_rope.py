@@ -6,9 +6,9 @@ Both apply at once, as in llama.cpp: the angle of each channel pair is scaled, a
 from __future__ import annotations
 
 from thrifty.errors import ConfigError, nearest
+from thrifty.kernels.reference.ggml import values
 from thrifty.models.config import RopeConfig, RopeScaling, yarn_attention_factor
 from thrifty.models.gguf import GGUF
-from thrifty.models.gguf_blocks import values
 
 KINDS = ("none", "linear", "yarn", "longrope")
 DIVISORS = "rope_freqs.weight"

@@ -1,22 +1,23 @@
-"""A GGUF file as a source of decoder parts: quantised tensors become group codes, a slice of rows at a time."""
+"""A GGUF file as a source of decoder parts: every tensor in the format of its type, with the file's own values."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from thrifty.arrays import BFLOAT16, Array, Bytes, Floats
+from thrifty.arrays import Array, Floats, Integers
 from thrifty.errors import CheckpointError
-from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear
+from thrifty.kernels.reference.ggml import values
 from thrifty.models.gguf import GGUF
-from thrifty.models.gguf_blocks import FORMATS, GROUP, GroupCodes, group_codes, values
 from thrifty.models.gguf_config import architecture, read_config
+from thrifty.models.gguf_rows import TensorRows, plain, stored
 from thrifty.models.parts import parts
-from thrifty.models.source import ROWS_AT_A_TIME, Deviation, DType, Weight, not_finite, rounded
+from thrifty.models.source import DType, SlicedLinear, SlicedWeight, Weight, not_finite
 from thrifty.models.tokenizer_gguf import from_metadata
 
 _LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.([a-z_]+)\.(weight|bias)")
@@ -70,42 +71,83 @@ class GGUFSource:
         self._architecture = architecture(self.file)
         self.tokenizer = from_metadata(self.file.metadata)
         self.config = read_config(self.file, self.tokenizer.settings)
+        self._check_tokens()
         self._places = self._check_shapes()
 
     def weights(self, dtype: DType | None = None) -> Iterator[Weight]:
         """Every part once, in the order of the file."""
+        return (weight.whole() for weight in self._read(dtype))
+
+    def sliced(self) -> Iterator[SlicedWeight]:
+        """Every part once, in the order of the file; linears are read when their slices are."""
+        return self._read(None)
+
+    def _read(self, dtype: DType | None) -> Iterator[SlicedWeight]:
         for place in self._places:
-            try:
-                yield from self._read(place, dtype)
-            except CheckpointError as error:
-                raise CheckpointError(f"{self.file.path}: {error}") from error
-            self.file.forget(place.tensor)
+            kind = self.file.tensor(place.tensor).type
+            if place.is_vector:
+                with self._named():
+                    vector = self._vector(place, kind)
+                yield SlicedWeight(place.name, vector, kind)
+                continue
+            start = 0
+            for name in place.names:
+                one = _Place(place.tensor, (name,), self._expected[name])
+                rows = TensorRows(self.file, place.tensor, start, one.matrix, self._order(one))
+                start += one.rows
+                yield SlicedWeight(name, self._linear(rows, name, dtype), kind)
 
-    def _read(self, place: _Place, dtype: DType | None) -> Iterator[Weight]:
-        kind = self.file.tensor(place.tensor).type
-        rows = self.file.rows(place.tensor)
-        if place.is_vector:
-            flat = values(kind, rows).reshape(-1)
-            _require_finite(flat, place.tensor)
-            yield Weight(place.name, self._reordered(place, flat).copy(), kind)
-            return
-        for index, name in enumerate(place.names):
-            part = rows[index * place.rows : (index + 1) * place.rows]
-            yield _linear_weight(self._reordered(place, part), kind, name, place, dtype)
+    def _linear(self, rows: TensorRows, name: str, dtype: DType | None) -> SlicedLinear:
+        if dtype is None and not name.endswith(_EXACT):
+            linear = stored(rows)
+        else:
+            linear = plain(rows, np.dtype(np.float32 if dtype is None else dtype))
 
-    def _reordered(self, place: _Place, rows: Array) -> Array:
-        """Rows of query and key put back from interleaved pairs to halves, where the architecture stores them so."""
+        def named() -> Iterator[Mapping[str, Array]]:
+            with self._named():
+                yield from linear.slices()
+
+        return replace(linear, slices=named)
+
+    def _vector(self, place: _Place, kind: str) -> Floats:
+        """A norm or a bias, fp32 [width]."""
+        flat = values(kind, self.file.rows(place.tensor)).reshape(-1)
+        if not np.isfinite(flat).all():
+            raise CheckpointError(not_finite(place.tensor, flat))
+        order = self._order(place)
+        found: Floats = flat.copy() if order is None else flat[order]
+        self.file.forget(place.tensor)
+        return found
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """What is wrong with a tensor, with the file's name before it."""
+        try:
+            yield
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.file.path}: {error}") from error
+
+    def _order(self, place: _Place) -> Integers | None:
+        """How rows of query and key go back from interleaved pairs to halves, where the architecture stores them so."""
         leaf = place.name.removesuffix(".bias")
         heads = {".query": self.config.heads, ".key": self.config.kv_heads}
         count = next((number for suffix, number in heads.items() if leaf.endswith(f"attention{suffix}")), None)
         if not self._architecture.permuted or count is None:
-            return rows
-        order = np.arange(len(rows)).reshape(count, -1, 2).swapaxes(1, 2).reshape(-1)
-        return rows[order]
+            return None
+        return np.arange(place.rows).reshape(count, -1, 2).swapaxes(1, 2).reshape(-1)
+
+    def _check_tokens(self) -> None:
+        """Every token needs a row of the embedding; rows beyond them are padding."""
+        count, rows = self.tokenizer.settings.vocabulary_size, self.config.vocabulary_size
+        if count > rows:
+            raise CheckpointError(
+                f"{self.file.path}: tensor 'token_embd.weight' has {rows} rows, but 'tokenizer.ggml.tokens' has "
+                f"{count} tokens; convert the model again"
+            )
 
     def _check_shapes(self) -> list[_Place]:
         self._check_experts()
-        expected = parts(self.config)
+        self._expected = expected = parts(self.config)
         places = [self._place(name, expected) for name in self.file.tensors if not _ignored(name)]
         found = {name for place in places for name in place.names}
         missing = [name for name in expected if name not in found]
@@ -171,6 +213,12 @@ class _Place:
     def rows(self) -> int:
         return self.shape[0]
 
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns of each part."""
+        rows, columns = self.shape
+        return rows, columns
+
 
 def _ignored(tensor: str) -> bool:
     return tensor in _NOT_PARTS or tensor.endswith(".attn_rot_embd.weight")
@@ -184,65 +232,3 @@ def _part_name(tensor: str) -> str | None:
         return None
     suffix = ".bias" if match[3] == "bias" else ""
     return f"layers.{int(match[1])}.{_LAYER_PARTS[match[2]]}{suffix}"
-
-
-def _linear_weight(rows: Bytes, kind: str, name: str, place: _Place, dtype: DType | None) -> Weight:
-    if dtype is not None or name.endswith(_EXACT):
-        return _plain(rows, kind, name, place, np.dtype(np.float32 if dtype is None else dtype))
-    return _grouped(rows, kind, name, place) if kind in FORMATS else _dense(rows, kind, name, place)
-
-
-def _plain(rows: Bytes, kind: str, name: str, place: _Place, dtype: DType) -> Weight:
-    """A plain linear of the exact values."""
-    weight = np.empty(place.shape, dtype)
-    for part, exact in _slices(rows, kind, place.tensor):
-        weight[part] = rounded(place.tensor, exact, dtype)
-    return Weight(name, DenseLinear.from_weight(weight, dtype), kind)
-
-
-def _dense(rows: Bytes, kind: str, name: str, place: _Place) -> Weight:
-    """Packed bf16 of an unquantised tensor."""
-    weight = np.empty(place.shape, BFLOAT16)
-    error = Deviation()
-    for part, exact in _slices(rows, kind, place.tensor):
-        weight[part] = rounded(place.tensor, exact, BFLOAT16)
-        error.add(exact, weight[part].astype(np.float32))
-    linear = DenseLinear.from_weight(weight, BFLOAT16, packed=True)
-    return Weight(name, linear, kind, error.relative, error.largest)
-
-
-def _grouped(rows: Bytes, kind: str, name: str, place: _Place) -> Weight:
-    """Group codes, filled a slice of rows at a time into the final layout: the peak is the result and a slice."""
-    state: dict[str, Array] = {}
-    error = Deviation()
-    for start in range(0, len(rows), ROWS_AT_A_TIME):
-        raw = rows[start : start + ROWS_AT_A_TIME]
-        codes = group_codes(kind, raw, place.tensor)
-        if not FORMATS[kind].exact:
-            error.add(values(kind, raw), codes.dequantize())
-        tiles = -(-place.rows // 16)
-        for key, array in _linear(codes).state().items():
-            if key not in state:
-                state[key] = np.empty((tiles, *array.shape[1:]), array.dtype)
-            state[key][start // 16 : start // 16 + len(array)] = array
-    meta = {"kind": "group", "out_features": place.shape[0], "in_features": place.shape[1], "group": GROUP}
-    linear = PackedLinear.from_state({**meta, "bits": FORMATS[kind].bits}, state)
-    return Weight(name, linear, kind, error.relative, error.largest)
-
-
-def _linear(codes: GroupCodes) -> GroupLinear:
-    plain = (codes.codes ^ np.uint8(128)).view(np.int8) if codes.bits == 8 else codes.codes
-    return GroupLinear.from_codes(plain, codes.scales, codes.minimums, codes.bits, GROUP)
-
-
-def _slices(rows: Bytes, kind: str, tensor: str) -> Iterator[tuple[slice, Floats]]:
-    for start in range(0, len(rows), ROWS_AT_A_TIME):
-        part = slice(start, start + ROWS_AT_A_TIME)
-        exact = values(kind, rows[part])
-        _require_finite(exact, tensor)
-        yield part, exact
-
-
-def _require_finite(exact: Floats, tensor: str) -> None:
-    if not np.isfinite(exact).all():
-        raise CheckpointError(not_finite(tensor, exact))

@@ -13,6 +13,7 @@ from thrifty.kernels import dispatch
 from thrifty.models.assembly import Assembly
 from thrifty.models.checkpoint_key import checkpoint_key
 from thrifty.models.converted import open_converted
+from thrifty.models.converted_file import Progress
 from thrifty.models.description import Description
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.model import Model, TensorReport
@@ -24,20 +25,32 @@ _LOG = logging.getLogger(__name__)
 MAX_THREADS = 1024
 
 
-def load(name_or_path: str | os.PathLike[str], *, threads: int | None = None) -> Model:
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    copy: bool = True,
+    progress: Progress | None = None,
+) -> Model:
     """A model, ready to answer: the checkpoint's own numbers in packed form, converted once and mapped into memory.
 
     name_or_path: a Hugging Face directory, a `.gguf` file, the name of an embedded model, or a hub id
-    "owner/name". threads: of the native kernels. Raises CheckpointError (ConfigError for a config) naming the file and
-    field, DownloadError for a model that could not be fetched.
+    "owner/name". threads: of the native kernels. copy: False keeps no converted copy on the disk: what lies in the file
+    as kernels read it is mapped, all else is converted in memory at every start. progress: told how far a conversion
+    is. Raises CheckpointError (ConfigError for a config) naming the file and field, DownloadError for a model that
+    could not be fetched, StorageError where a copy has no room.
     """
     _set_threads(threads)
     path = resolve(name_or_path)
     key = checkpoint_key(path)
-    converted = open_converted(key, lambda: open_source(path))
-    tokenizer = _lazy_tokenizer(converted.description)
+    if copy:
+        converted = open_converted(key, lambda: open_source(path), progress)
+        tokenizer = _lazy_tokenizer(converted.description)
+        model = assemble(converted)
+    else:
+        source = open_source(path)
+        tokenizer, model = _tokenizer(source), assemble(source)
     warn_of(path, tokenizer)
-    model = assemble(converted)
     model.version, model.tokenizer, model.path = key.content, tokenizer, path
     return model
 
@@ -48,8 +61,7 @@ def load_plain(name_or_path: str | os.PathLike[str], dtype: DType) -> Model:
     """
     path = resolve(name_or_path)
     key, source = checkpoint_key(path), open_source(path)
-    definition = source.tokenizer
-    tokenizer = None if definition is None else Tokenizer(definition.definition, definition.settings)
+    tokenizer = _tokenizer(source)
     warn_of(path, tokenizer)
     model = assemble(source, dtype)
     model.version, model.tokenizer, model.path = f"{key.content}-{dtype.name}", tokenizer, path
@@ -83,6 +95,12 @@ def open_source(path: Path) -> Source:
     from thrifty.models.tokenizer_files import read_tokenizer
 
     return HuggingFaceSource(path, read_tokenizer(path))
+
+
+def _tokenizer(source: Source) -> Tokenizer | None:
+    """The tokenizer of an opened checkpoint."""
+    definition = source.tokenizer
+    return None if definition is None else Tokenizer(definition.definition, definition.settings)
 
 
 def _lazy_tokenizer(description: Description) -> Tokenizer | None:

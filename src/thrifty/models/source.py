@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
 
 from thrifty.arrays import Array, Floats
 from thrifty.errors import CheckpointError
+from thrifty.formats.gguf import ArrayShape
 from thrifty.formats.linear import PackedLinear
 from thrifty.models.config import ModelConfig
 from thrifty.models.tokenizer_settings import TokenizerDefinition
@@ -35,10 +37,14 @@ class Weight:
     largest_error: float = 0.0
 
 
-def not_finite(name: str, values: Array) -> str:
-    """The sentence that tells of a tensor with NaN or infinity in it: which, how many, and where the first is."""
+def not_finite(name: str, values: Array, start: int = 0) -> str:
+    """The sentence that tells of a tensor with NaN or infinity in it: which, how many, and where the first is.
+
+    start: the place of the first of the values along their first axis.
+    """
     bad = np.argwhere(~np.isfinite(values))
     first = values[tuple(bad[0])]
+    bad[:, 0] += start
     more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
     return (
         f"Tensor {name!r} holds a value that is not finite: {first} at {bad[0].tolist()}{more}. The file is damaged, "
@@ -52,6 +58,13 @@ class Deviation:
     def __init__(self) -> None:
         self.largest = self._difference = self._total = 0.0
 
+    @classmethod
+    def told(cls, relative: float, largest: float) -> Deviation:
+        """One that was measured elsewhere."""
+        deviation = cls()
+        deviation.largest, deviation._difference, deviation._total = largest, relative * relative, 1.0
+        return deviation
+
     def add(self, exact: Floats, stored: Floats) -> None:
         """Two slices of one shape, fp32."""
         difference = stored - exact
@@ -62,6 +75,71 @@ class Deviation:
     @property
     def relative(self) -> float:
         return (self._difference / self._total) ** 0.5 if self._total else 0.0
+
+
+@dataclass(frozen=True)
+class SlicedLinear:
+    """A linear layer that is read a slice of rows at a time, so that whoever writes it holds no more of it.
+
+    meta: as `PackedLinear.meta`. arrays: shape and type of each array of its state. slices: reads them, in order along
+    the first axis, and raises CheckpointError for values that do not do. deviation: of what was read, from the
+    checkpoint's own values; it stays 0 where these are kept.
+    """
+
+    meta: Mapping[str, Any]
+    arrays: Mapping[str, ArrayShape]
+    slices: Callable[[], Iterator[Mapping[str, Array]]]
+    deviation: Deviation = field(default_factory=Deviation)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(prod(shape) * dtype.itemsize for shape, dtype in self.arrays.values())
+
+    def whole(self) -> PackedLinear:
+        """The layer; a slice that is an array's whole is used as it is."""
+        state: dict[str, Array] = {}
+        filled = dict.fromkeys(self.arrays, 0)
+        for slices in self.slices():
+            for name, array in slices.items():
+                shape, dtype = self.arrays[name]
+                if array.shape == shape:
+                    state[name] = array
+                    continue
+                if name not in state:
+                    state[name] = np.empty(shape, dtype)
+                state[name][filled[name] : filled[name] + len(array)] = array
+                filled[name] += len(array)
+        return PackedLinear.from_state(self.meta, state)
+
+
+@dataclass(frozen=True)
+class SlicedWeight:
+    """A `Weight` whose linear is still to be read."""
+
+    name: str
+    value: SlicedLinear | Floats
+    origin: str
+
+    @staticmethod
+    def of(weight: Weight) -> SlicedWeight:
+        """A whole one in a single slice; its deviation is the weight's."""
+        value = weight.value
+        if not isinstance(value, PackedLinear):
+            return SlicedWeight(weight.name, value, weight.origin)
+        state = value.state()
+        arrays = {name: (array.shape, array.dtype) for name, array in state.items()}
+        told = Deviation.told(weight.error, weight.largest_error)
+        return SlicedWeight(
+            weight.name, SlicedLinear(value.meta(), arrays, lambda: iter((state,)), told), weight.origin
+        )
+
+    def whole(self) -> Weight:
+        """The weight, read now."""
+        if not isinstance(self.value, SlicedLinear):
+            return Weight(self.name, self.value, self.origin)
+        linear, deviation = self.value.whole(), self.value.deviation
+        return Weight(self.name, linear, self.origin, deviation.relative, deviation.largest)
 
 
 class Source(Protocol):
@@ -77,6 +155,13 @@ class Source(Protocol):
     def tokenizer(self) -> TokenizerDefinition | None: ...
 
     def weights(self, dtype: DType | None = None) -> Iterator[Weight]: ...
+
+
+@runtime_checkable
+class SlicedSource(Protocol):
+    """A source that can also give each part before it is read, with its sizes."""
+
+    def sliced(self) -> Iterator[SlicedWeight]: ...
 
 
 def rounded(name: str, values: Array, dtype: DType) -> Array:

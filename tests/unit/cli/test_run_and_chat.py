@@ -30,7 +30,20 @@ def test_run_streams_an_answer(thrifty: Callable[..., Any], checkpoint: Path) ->
     found = thrifty("run", checkpoint, "Hello", "--max-tokens", 8, "--threads", 1)
     assert found.code == 0
     assert len(found.out.strip("\n")) > 0
-    assert found.message.startswith("memory at its peak:") and "of the whole process" in found.message
+    assert "memory at its peak:" in found.message and "of the whole process" in found.message
+
+
+def test_the_size_of_a_converted_copy_is_said_before_it_is_made(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path / "cache"))
+    words = ("run", checkpoint, "Hello", "--max-tokens", 2, "--threads", 1)
+    assert "is converted once" not in thrifty(*words, "--no-copy").err
+    assert not (tmp_path / "cache").exists() or {path.name for path in (tmp_path / "cache").iterdir()} <= {"keys"}
+    told = f"{checkpoint} is converted once: 0.9 MB in {tmp_path / 'cache'} (--no-copy keeps no copy)"
+    assert told in thrifty(*words).message
+    assert (tmp_path / "cache" / "converted").is_dir()
+    assert "is converted once" not in thrifty(*words).err
 
 
 def test_run_json_holds_the_text_that_is_streamed(thrifty: Callable[..., Any], checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ from thrifty.arrays import BFLOAT16, Array, Floats
 from thrifty.errors import CheckpointError, KernelError
 from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear
 from thrifty.kernels import dispatch
+from thrifty.kernels.reference.codebooks import CODEBOOKS
 
 SIZES = st.tuples(st.integers(1, 70), st.integers(1, 150))
 BITS, GROUPS = st.sampled_from([4, 8]), st.sampled_from([32, 64, 128])
@@ -36,9 +37,33 @@ def every_kind(weight: Floats, bias: Floats | None = None) -> list[PackedLinear]
     kinds: list[PackedLinear] = [
         GroupLinear.quantize(weight, bits, 32, symmetric, bias) for bits in (4, 8) for symmetric in (True, False)
     ]
-    kinds += [DenseLinear.from_weight(weight, dtype, bias=bias) for dtype in (np.float32, BFLOAT16)]
+    kinds += [DenseLinear.from_weight(weight, dtype, bias=bias) for dtype in (np.float32, np.float16, BFLOAT16)]
+    kinds += [five_bits(weight, symmetric, bias) for symmetric in (True, False)]
+    kinds.append(of_codebook(weight, bias))
     kinds.append(DenseLinear.from_weight(weight, BFLOAT16, packed=True, bias=bias))
     return kinds
+
+
+def five_bits(weight: Floats, symmetric: bool, bias: Floats | None = None) -> GroupLinear:
+    """The weight as its range in 32 steps a group of 32."""
+    columns = weight.shape[1]
+    wide = np.pad(weight, ((0, 0), (0, -columns % 32)), mode="edge").reshape(len(weight), -1, 32)
+    low = -np.abs(wide).max(-1) if symmetric else wide.min(-1)
+    scale = ((-2 * low if symmetric else wide.max(-1) - low) / 31 + 1e-3).astype(np.float16)
+    base = (-16 * scale if symmetric else low).astype(np.float16)
+    steps = np.rint((wide - base.astype(np.float32)[..., None]) / scale.astype(np.float32)[..., None])
+    codes = np.clip(steps, 0, 31).astype(np.uint8).reshape(len(weight), -1)[:, :columns]
+    return GroupLinear.from_codes(codes, scale, None if symmetric else base, 5, 32, bias)
+
+
+def of_codebook(weight: Floats, bias: Floats | None = None) -> GroupLinear:
+    """The nearest values of the table of IQ4_NL a group of 32."""
+    columns, table = weight.shape[1], CODEBOOKS["iq4"].astype(np.float32)
+    wide = np.pad(weight, ((0, 0), (0, -columns % 32))).reshape(len(weight), -1, 32)
+    scale = (np.abs(wide).max(-1) / 113).astype(np.float16)
+    codes = np.abs(wide[..., None] - scale.astype(np.float32)[..., None, None] * table).argmin(-1)
+    plain = codes.reshape(len(weight), -1)[:, :columns]
+    return GroupLinear.from_codes(plain, scale, None, 4, 32, bias, codebook="iq4")
 
 
 def expand(codes: Array, scales: Array, minimums: Array, group: int) -> Floats:
@@ -148,7 +173,10 @@ def test_bytes_and_labels() -> None:
         "int4-g32": (64 * 128 // 2 + 2 * 2 * 64 * 4, GroupLinear.quantize(weight, 4, 32)),
         "int4-g64": (64 * 128 // 2 + 2 * 64 * 2, GroupLinear.quantize(weight, 4, 64, symmetric=True)),
         "int8-g128": (64 * 128 + 2 * 64, GroupLinear.quantize(weight, 8, 128, symmetric=True)),
+        "int5-g32": (64 * 128 * 5 // 8 + 2 * 64 * 4, five_bits(weight, symmetric=True)),
+        "iq4-g32": (64 * 128 // 2 + 2 * 64 * 4, of_codebook(weight)),
         "bf16": (64 * 128 * 2, DenseLinear.from_weight(weight, BFLOAT16, packed=True)),
+        "f16": (64 * 128 * 2, DenseLinear.from_weight(weight, np.float16)),
         "f32": (64 * 128 * 4 + 4 * 64, DenseLinear.from_weight(weight, bias=np.zeros(64, np.float32))),
     }
     for label, (nbytes, linear) in expected.items():
@@ -170,8 +198,9 @@ def test_hostile_state_names_the_field() -> None:
     meta, state = linear.meta(), linear.state()
     for key, value in {
         "kind": "pickle",
-        "bits": 5,
+        "bits": 6,
         "group": 33,
+        "codebook": "iq3",
         "out_features": -1,
         "in_features": 1e9,
     }.items():
@@ -206,8 +235,14 @@ def test_scales_beyond_float16_are_refused() -> None:
 
 def test_wrong_calls_are_refused_by_name() -> None:
     weight = weight_of(8, 32)
-    with pytest.raises(KernelError, match="int5-g32"):
+    with pytest.raises(KernelError, match="not rounded to int5-g32, which only files have: use 4 or 8 bits"):
         GroupLinear.quantize(weight, 5, 32)
+    with pytest.raises(KernelError, match="int5-g64 does not exist"):
+        GroupLinear.from_codes(np.zeros((8, 64), np.int8), np.ones((8, 1)), None, 5, 64)
+    with pytest.raises(KernelError, match=r"must be in 0\.\.31"):
+        GroupLinear.from_codes(np.full((8, 32), 32), np.ones((8, 1)), None, 5, 32)
+    with pytest.raises(KernelError, match="codebook 'iq4' does not go with 8 bits; codes of 4 bits without minimums"):
+        GroupLinear.from_codes(np.zeros((8, 32), np.int8), np.ones((8, 1)), None, 8, 32, codebook="iq4")
     with pytest.raises(KernelError, match="int4-g48"):
         GroupLinear.quantize(weight, 4, 48)
     with pytest.raises(KernelError, match=r"must be in 0\.\.15"):
@@ -216,8 +251,10 @@ def test_wrong_calls_are_refused_by_name() -> None:
         GroupLinear.from_codes(np.zeros((8, 32), np.int8), np.ones((8, 2)), None, 8, 32)
     with pytest.raises(KernelError, match="only bfloat16"):
         DenseLinear.from_weight(weight, np.float32, packed=True)
-    with pytest.raises(KernelError, match="not float16"):
-        DenseLinear.from_weight(weight, np.float16)
+    with pytest.raises(KernelError, match="float32, float16 or bfloat16, not float64"):
+        DenseLinear.from_weight(weight, np.float64)
+    with pytest.raises(KernelError, match="only bfloat16"):
+        DenseLinear.from_weight(weight, np.float16, packed=True)
     linear = GroupLinear.quantize(weight, 4, 32)
     with pytest.raises(KernelError, match=r"\(1, 31\), this linear layer takes \[rows, 32\]"):
         linear.multiply(np.zeros((1, 31), np.float32))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.formats.test_linear import five_bits, of_codebook
 
 from thrifty.arrays import BFLOAT16, Floats
 from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear
@@ -102,6 +103,30 @@ def test_oracle_equals_the_slow_loop_to_the_bit(bits: int, symmetric: bool, grou
     x = normal(3, 200, seed=1)
     x[1, 32:64] = 0
     assert np.array_equal(linear.oracle(x), slow_group_matmul(linear, x))
+
+
+@pytest.mark.parametrize(
+    "linear",
+    [five_bits(normal(5, 200), True), five_bits(normal(5, 200), False), of_codebook(normal(5, 200))],
+    ids=["5", "5 with minimums", "iq4"],
+)
+def test_oracle_of_formats_that_files_have(linear: GroupLinear) -> None:
+    x = normal(3, 200, seed=1)
+    assert np.array_equal(linear.oracle(x), slow_group_matmul(linear, x))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_plain_rows_are_added_in_sixteen_sums(dtype: type) -> None:
+    linear, x = DenseLinear.from_weight(normal(3, 53), dtype), normal(2, 53, seed=1)
+    for row, out in ((0, 0), (1, 2)):
+        sums, total = np.zeros(16, np.float32), np.float32(0)
+        for column in range(48):
+            sums[column % 16] += x[row, column] * np.float32(linear.weight[out, column])
+        for column in range(48, 53):
+            total += x[row, column] * np.float32(linear.weight[out, column])
+        for each in sums:
+            total += each
+        assert linear.oracle(x)[row, out] == total
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -34,7 +34,7 @@ def test_codes_lie_where_the_layout_says(bits: int) -> None:
             assert found == int(codes[row, column])
 
 
-@given(st.integers(1, 4), st.integers(1, 5), st.sampled_from([4, 8]))
+@given(st.integers(1, 4), st.integers(1, 5), st.sampled_from([2, 3, 4, 5, 6, 8]))
 @settings(max_examples=25, deadline=None)
 def test_codes_round_trip(tiles: int, blocks: int, bits: int) -> None:
     codes = random_codes(16 * tiles, 32 * blocks, bits)
@@ -42,6 +42,21 @@ def test_codes_round_trip(tiles: int, blocks: int, bits: int) -> None:
     assert np.array_equal(packing.unpack_codes(packed, bits), codes)
     rows = np.random.default_rng(tiles).integers(0, 16 * tiles, 7)
     assert np.array_equal(packing.unpack_code_rows(packed, bits, rows), codes[rows])
+
+
+def test_the_codes_of_five_bits_are_two_planes() -> None:
+    codes = random_codes(16, 64, 5)
+    tiles = packing.pack_codes(codes, 5)
+    assert tiles.shape == (1, 2, 320)
+    np.testing.assert_array_equal(tiles[:, :, :256], packing.pack_codes(codes & 15, 4))
+    for row, column in ((0, 0), (15, 31), (3, 40), (7, 63)):
+        vector, byte = column % 32 // 4, 4 * row + column % 4
+        assert int(tiles[0, column // 32, 256 + byte]) >> vector & 1 == int(codes[row, column]) >> 4
+
+
+def test_no_rows_of_codes() -> None:
+    tiles = packing.pack_codes(random_codes(16, 32, 5), 5)
+    assert packing.unpack_code_rows(tiles, 5, np.zeros(0, np.int64)).shape == (0, 32)
 
 
 def test_unpadded_codes_are_refused() -> None:

@@ -115,7 +115,7 @@ def test_a_native_linear_keeps_its_arrays() -> None:
     wanted, x = dispatch.matmul(linear, normal(3, 96)), normal(3, 96)
     held, y = dispatch.packed(linear), np.empty((3, 50), np.float32)
     del linear
-    assert (held.kind, held.out_features, held.in_features) == (4, 50, 96)
+    assert (held.layout, held.out_features, held.in_features) == ("int4", 50, 96)
     made(4, True, 32, 50, 96, seed=9)  # takes the memory that would be free
     module.matmul(held, x, y)
     assert np.array_equal(y, wanted)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import logging
 import shutil
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ from gguf.constants import GGMLQuantizationType
 from tests import gguf_files, killing
 
 from thrifty.errors import CheckpointError, StorageError
-from thrifty.models import cache_entry, checksums
+from thrifty.formats.gguf import FileFormat
+from thrifty.models import cache_entry, checksums, converted, gguf_rows
 from thrifty.models.checkpoint_key import checkpoint_key
 from thrifty.models.checksums import Section
 from thrifty.models.content_key import file_key
@@ -30,9 +34,11 @@ WHOLE = {"index.json", "checksums.json", "verified", "weights.bin"}
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """A tiny file with three kinds of tensors."""
+    """A tiny file with four kinds of tensors."""
     kinds = {"default": GGMLQuantizationType.Q4_1, "token_embd": GGMLQuantizationType.Q8_0}
-    return gguf_files.tiny(tmp_path / "m.gguf", **kinds, ffn_down=GGMLQuantizationType.F16)
+    return gguf_files.tiny(
+        tmp_path / "m.gguf", **kinds, ffn_down=GGMLQuantizationType.F16, ffn_gate=GGMLQuantizationType.F32
+    )
 
 
 def convert(file: Path) -> Converted:
@@ -75,7 +81,8 @@ def test_it_holds_what_the_source_holds_and_is_read_the_second_time(file: Path, 
     assert again.config == source.config
     assert again.tokenizer == source.tokenizer
     origins = {weight.name: (weight.origin, weight.error > 0) for weight in again.weights()}
-    assert origins["embedding"] == ("Q8_0", False) and origins["layers.0.mlp.down"] == ("F16", True)
+    assert origins["embedding"] == ("Q8_0", False) and origins["layers.0.mlp.down"] == ("F16", False)
+    assert origins["layers.0.mlp.gate"] == ("F32", True)
 
 
 def test_tensors_are_views_of_one_mapping_and_aligned(file: Path, cache: Path) -> None:
@@ -125,7 +132,7 @@ def test_a_damaged_form_is_converted_again_with_a_message(
     if damage == "gone":
         path.unlink()
     elif damage == "flipped":
-        flip(path, path.stat().st_size // 2)
+        flip(path, path.stat().st_size - 2)  # between two arrays lie bytes that nothing reads
     else:
         path.write_bytes(path.read_bytes()[:-1])
     with caplog.at_level(logging.WARNING):
@@ -268,3 +275,79 @@ def test_load_gives_a_model_that_answers(file: Path, cache: Path) -> None:
     assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
     formats = {entry.name: entry.format for entry in model.report}
     assert formats["embedding"] == "int8-g32" and formats["layers.0.mlp.up"] == "int4-g32"
+
+
+def test_progress_tells_the_size_before_anything_is_written(file: Path, cache: Path) -> None:
+    told: list[tuple[int, int, bool]] = []
+
+    def progress(done: int, total: int) -> None:
+        written = list((cache / "converted").glob("*/weights.bin")) + list((cache / "converted").glob(".*/weights.bin"))
+        told.append((done, total, bool(written)))
+
+    load(file, progress=progress)
+    size = sum(array.nbytes for array in state(GGUFSource(file)).values())
+    assert told[0] == (0, size, False) and told[-1] == (size, size, True)
+    assert all(before < after for (before, _, _), (after, _, _) in itertools.pairwise(told))
+    told.clear()
+    load(file, progress=progress)
+    assert told == []
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(file)
+    monkeypatch.setattr(converted.shutil, "disk_usage", lambda _: usage._replace(free=2_000_000))
+    told: list[int] = []
+    message = r"converted: the converted copy takes 0 MB, and 2 MB are free\. Make room there, set THRIFTY_CACHE"
+    with pytest.raises(StorageError, match=message + r".*copy=False \(--no-copy\), which keeps none"):
+        load(file, progress=lambda done, total: told.append(done))
+    assert told == [] and left(cache) == []
+    load(file, copy=False)
+
+
+def test_only_slices_are_held_while_a_layer_is_written(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another slice is made only when at most two are on their way."""
+    big = gguf_files.of_random_blocks(file.with_name("big.gguf"), "Q4_K")
+    monkeypatch.setattr(gguf_rows, "ROWS_AT_A_TIME", 16)
+    alive: list[int] = []
+    pack = FileFormat.pack
+    held: list[weakref.ref[np.ndarray]] = []
+
+    def counted(self: FileFormat, raw: np.ndarray, columns: int) -> Mapping[str, np.ndarray]:
+        found = pack(self, raw, columns)
+        held.extend(weakref.ref(array) for array in found.values())
+        alive.append(sum(array() is not None for array in held))
+        return found
+
+    monkeypatch.setattr(FileFormat, "pack", counted)
+    convert(big)
+    assert len(alive) > 100 and max(alive) <= 12  # arrays: three a slice
+
+
+def test_without_a_copy_nothing_is_on_the_disk_and_the_model_is_the_same(file: Path, cache: Path) -> None:
+    model, again = load(file, copy=False), load(file)
+    assert model.version == again.version and model.config == again.config
+    assert model.report == again.report
+    assert model.tokenizer.encode("hello") == again.tokenizer.encode("hello")
+    for name, linear in model.linears.items():
+        for key, array in linear.state().items():
+            np.testing.assert_array_equal(array, again.linears[name].state()[key])
+
+
+def test_without_a_copy_what_lies_in_the_file_as_kernels_read_it_is_mapped(file: Path, cache: Path) -> None:
+    down = load(file, copy=False).linears["layers.0.mlp.down"]
+    assert down.label == "f16"
+    weight = down.state()["weight"]
+    assert not weight.flags.writeable and not weight.flags.owndata
+    assert not cache.exists() or {path.name for path in cache.iterdir()} <= {"keys"}
+
+
+def test_a_cache_that_cannot_be_written_does_without_a_copy(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "blocked").write_text("a file")
+    monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path / "blocked"))
+    assert load(file, copy=False).tokenizer.encode("hello")

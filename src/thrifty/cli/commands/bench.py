@@ -24,6 +24,7 @@ def command(
     process_memory: options.ProcessMemory = None,
     threads: options.Threads = None,
     native: options.Native = None,
+    no_copy: options.NoCopy = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Show where a token's time goes, by operation of the native plan.")
     ] = False,
@@ -36,7 +37,9 @@ def command(
     """
     counts = parse_counts(contexts or CONTEXTS)
     chosen = opening.read_recipe(recipe)
-    with opening.opened(model, recipe=chosen, process_memory=process_memory, threads=threads, native=native) as thrifty:
+    with opening.opened(
+        model, recipe=chosen, process_memory=process_memory, threads=threads, native=native, copy=not no_copy
+    ) as thrifty:
         limit = thrifty.engine.intake.context
         if contexts is None:
             counts = tuple(count for count in counts if count + STEPS < limit) or (max(1, limit // 2),)

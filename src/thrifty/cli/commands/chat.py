@@ -37,6 +37,7 @@ def command(
     process_memory: options.ProcessMemory = None,
     threads: options.Threads = None,
     native: options.Native = None,
+    no_copy: options.NoCopy = False,
     as_json: options.Json = False,
     *,
     sampling: dict[str, Any],
@@ -46,7 +47,7 @@ def command(
     opening_text = streams.text_of(system, "--system") if system else None
     chosen = opening.read_recipe(recipe)
     bounds = {"memory": memory, "process_memory": process_memory}
-    with opening.opened(model, recipe=chosen, **bounds, threads=threads, native=native) as thrifty:
+    with opening.opened(model, recipe=chosen, **bounds, threads=threads, native=native, copy=not no_copy) as thrifty:
         Conversation(thrifty, opening_text, sampling, as_json, template).run()
         if not as_json:
             opening.say_memory(thrifty)

@@ -37,6 +37,7 @@ def command(
     cache_memory: options.CacheMemory = None,
     threads: options.Threads = None,
     native: options.Native = None,
+    no_copy: options.NoCopy = False,
     as_json: options.Json = False,
     *,
     sampling: dict[str, Any],
@@ -47,7 +48,7 @@ def command(
     messages = _messages(prompt, system, raw, template)
     chosen = opening.read_recipe(recipe)
     bounds = {"memory": memory, "process_memory": process_memory}
-    with opening.opened(model, recipe=chosen, **bounds, threads=threads, native=native) as thrifty:
+    with opening.opened(model, recipe=chosen, **bounds, threads=threads, native=native, copy=not no_copy) as thrifty:
         if not (raw or template or thrifty.model.require_tokenizer().has_chat_template):
             output.note(PLAIN.format("the system message and the prompt" if system else "the prompt"))
         handle = opening.submit(thrifty, messages, sampling, raw=raw, cache_memory=cache_memory, template=template)

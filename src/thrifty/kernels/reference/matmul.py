@@ -64,3 +64,22 @@ def bf16_matmul(activations: Floats, weight: Array) -> Floats:
         result += rounded[:, first + 1, None] * wide[:, first + 1]  # exact products: one rounding each
         result += rounded[:, first, None] * wide[:, first]
     return result
+
+
+def plain_matmul(activations: Floats, weight: Array) -> Floats:
+    """activations fp32 [m, in] × plain rows fp32 or fp16 [out, in] → fp32 [m, out], each product and sum rounded.
+
+    Columns go in turn to sixteen sums; what is left behind the last sixteen is added up first, then the sums in order.
+    """
+    exact = weight.astype(np.float32)
+    columns = exact.shape[1]
+    whole = columns - columns % 16
+    sums = np.zeros((len(activations), len(exact), 16), np.float32)
+    for first in range(0, whole, 16):
+        sums += activations[:, None, first : first + 16] * exact[None, :, first : first + 16]
+    result = np.zeros((len(activations), len(exact)), np.float32)
+    for column in range(whole, columns):
+        result += activations[:, None, column] * exact[None, :, column]
+    for lane in range(16):
+        result += sums[:, :, lane]
+    return result

@@ -7,6 +7,7 @@ they are moved as words.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ TILE_ROWS = 16
 TILE_COLUMNS = 32
 PACK = 64
 PACK_LANES = 16
-_LOW = np.uint32(0x0F0F0F0F)  # the low nibbles of a word of four bytes
+PLANE_BITS = (1, 2, 4, 8)
+PLANES: Mapping[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
+"""The planes of codes of so many bits, lowest bits first."""
+_MASKS = {bits: np.uint32(((1 << bits) - 1) * 0x01010101) for bits in PLANE_BITS}  # of a word of four bytes
 
 
 def padded(size: int, multiple: int) -> int:
@@ -39,31 +43,70 @@ def pack_codes(codes: Bytes, bits: int) -> Bytes:
     """Weight codes uint8 [rows, columns] (multiples of 16 and 32) → tiles uint8 [rows/16, columns/32,
     64·bits].
 
-    4 bit: vector v of 4, byte 4r+j holds columns 4v+j (low nibble) and 16+4v+j (high) of row r.
-    8 bit: vector v of 8, byte 4r+j holds column 4v+j of row r.
+    The codes of a block lie in planes one behind the other, the lowest bits first, see `PLANES` and `pack_plane`.
     """
     rows, columns = codes.shape
     if rows % TILE_ROWS or columns % TILE_COLUMNS or codes.dtype != np.uint8:
         raise KernelError(f"codes must be uint8 in tiles of 16x32, found {codes.dtype} {codes.shape}: pad them first")
     tiles, blocks = rows // TILE_ROWS, columns // TILE_COLUMNS
+    if bits in PLANE_BITS:
+        return pack_plane(codes, bits)
+    packed, place, done = np.empty((tiles, blocks, 64 * bits), np.uint8), 0, 0
+    for width in PLANES[bits]:
+        part = (codes >> np.uint8(done)) & np.uint8((1 << width) - 1)
+        packed[:, :, place : place + 64 * width] = pack_plane(part, width)
+        place, done = place + 64 * width, done + width
+    return packed
+
+
+def pack_plane(codes: Bytes, bits: int) -> Bytes:
+    """One plane: codes uint8 [rows, columns] below 2**bits → uint8 [rows/16, columns/32, 64·bits].
+
+    A *vector* v of 8 has column 4v+j of row r at byte 4r+j. 8 bit: vectors one behind the other. 4 bit: vector v of the
+    first 4 in low nibbles, vector 4+v in the high nibbles of the same 64 bytes. 2 bit: vectors 4w+k in bits 2k of 64
+    bytes w. 1 bit: vector v in bit v of 64 bytes.
+    """
+    rows, columns = codes.shape
+    tiles, blocks = rows // TILE_ROWS, columns // TILE_COLUMNS
     words = np.ascontiguousarray(codes).view(np.uint32)  # four columns of a row
     if bits == 8:
         vectors = words.reshape(tiles, 16, blocks, 8).transpose(0, 2, 3, 1)
         return np.ascontiguousarray(vectors).view(np.uint8).reshape(tiles, blocks, 512)
-    halves = words.reshape(tiles, 16, blocks, 2, 4).transpose(3, 0, 2, 4, 1)
-    both = np.ascontiguousarray(halves[0] | (halves[1] << 4))
-    return both.view(np.uint8).reshape(tiles, blocks, 256)
+    shifts = _shifts(bits)
+    if bits == 4:  # of the two halves, not of neighbours
+        parts = words.reshape(tiles, 16, blocks, 2, 4).transpose(3, 0, 2, 4, 1)
+    else:
+        parts = words.reshape(tiles, 16, blocks, bits, len(shifts)).transpose(4, 0, 2, 3, 1)
+    both = parts[0].copy()
+    for part, shift in zip(parts[1:], shifts[1:], strict=True):
+        both |= part << shift
+    return both.view(np.uint8).reshape(tiles, blocks, 64 * bits)
 
 
 def unpack_codes(tiles: Bytes, bits: int) -> Bytes:
     """Inverse of `pack_codes`: uint8 [tiles, blocks, 64·bits] → uint8 [16·tiles, 32·blocks]."""
-    count, blocks, _ = tiles.shape
-    words = np.ascontiguousarray(tiles).view(np.uint32).reshape(count, blocks, bits, 16).transpose(0, 3, 1, 2)
+    codes, place, done = None, 0, 0
+    for width in PLANES[bits]:
+        part = unpack_plane(tiles[:, :, place : place + 64 * width], width)
+        codes = part if codes is None else codes | part << np.uint8(done)
+        place, done = place + 64 * width, done + width
+    assert codes is not None
+    return codes
+
+
+def unpack_plane(plane: Bytes, bits: int) -> Bytes:
+    """Inverse of `pack_plane`: uint8 [tiles, blocks, 64·bits] → uint8 [16·tiles, 32·blocks]."""
+    count, blocks, _ = plane.shape
+    words = np.ascontiguousarray(plane).view(np.uint32).reshape(count, blocks, bits, 16).transpose(0, 3, 1, 2)
     if bits == 8:
         return np.ascontiguousarray(words).view(np.uint8).reshape(count * 16, blocks * 32)
-    columns = np.empty((count, 16, blocks, 2, 4), np.uint32)  # [tile, row, block, half, vector]
-    np.bitwise_and(words, _LOW, out=columns[:, :, :, 0])
-    np.bitwise_and(words >> 4, _LOW, out=columns[:, :, :, 1])
+    shifts = _shifts(bits)
+    columns = np.empty((count, 16, blocks, 8), np.uint32)  # [tile, row, block, vector]
+    shape = (count, 16, blocks, 2, 4) if bits == 4 else (count, 16, blocks, bits, len(shifts))
+    parts = columns.reshape(shape)
+    for place, shift in enumerate(shifts):
+        to = parts[:, :, :, place] if bits == 4 else parts[..., place]
+        np.bitwise_and(words >> shift, _MASKS[bits], out=to)
     return columns.view(np.uint8).reshape(count * 16, blocks * 32)
 
 
@@ -71,9 +114,28 @@ def unpack_code_rows(tiles: Bytes, bits: int, rows: Integers) -> Bytes:
     """The codes of single rows: int64 [n] → uint8 [n, 32·blocks], touching only those rows' bytes."""
     count, blocks, _ = tiles.shape
     vectors = tiles.reshape(count, blocks, bits, 16, 4)[rows // 16, :, :, rows % 16]  # [n, blocks, bits, 4]
+    codes, place, done = np.zeros((len(rows), blocks * 32), np.uint8), 0, 0
+    for width in PLANES[bits]:
+        part = vectors[:, :, place : place + width]
+        codes |= _spread(part, width).reshape(len(rows), blocks * 32) << np.uint8(done)
+        place, done = place + width, done + width
+    return codes
+
+
+def _spread(part: Bytes, bits: int) -> Bytes:
+    """One row's bytes of a plane [n, blocks, bits, 4] → its codes [n, blocks, 8 vectors, 4]."""
     if bits == 8:
-        return vectors.reshape(len(rows), blocks * 32)
-    return np.stack((vectors & 15, vectors >> 4), axis=2).reshape(len(rows), blocks * 32)
+        return part
+    mask = np.uint8((1 << bits) - 1)
+    pieces = [(part >> np.uint8(shift)) & mask for shift in _shifts(bits)]
+    if bits == 4:
+        return np.concatenate(pieces, axis=2)
+    return np.stack(pieces, axis=3)  # vectors 4w+k of 2 bits, v of 1 bit: the shift runs fastest
+
+
+def _shifts(bits: int) -> range:
+    """The shifts of the vectors that share 64 bytes of a plane."""
+    return range(0, 8, bits)
 
 
 def pack_parameters(values: Array) -> Array:

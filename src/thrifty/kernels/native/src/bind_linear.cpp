@@ -1,8 +1,14 @@
 #include "bind_linear.hpp"
 
+#include <nanobind/stl/string.h>
+
 #include <new>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
 
 #include "linear.hpp"
+#include "repack.hpp"
 
 namespace thrifty {
 
@@ -10,35 +16,95 @@ using namespace nb::literals;
 
 namespace {
 
-// The memory of the codes, whose type and shape depend on the kind.
-uintptr_t codes_of(nb::handle codes, int kind, int64_t out, int64_t in) {
-  const int64_t tiles = (out + kLanes - 1) / kLanes;
-  if (kind == 32) return (uintptr_t)array<const float>(codes, "codes", {out, in}).data;
-  if (kind == 16) return (uintptr_t)array<const uint16_t>(codes, "codes", {tiles, (in + 1) / 2, kLanes, 2}).data;
-  return (uintptr_t)array<const uint8_t>(codes, "codes", {tiles, (in + kBlockColumns - 1) / kBlockColumns, 64 * kind}).data;
+// The memory of the codes, whose type and shape depend on the layout.
+uintptr_t codes_of(nb::handle codes, Layout layout, int64_t out, int64_t in) {
+  const int64_t tiles = (out + kLanes - 1) / kLanes, blocks = (in + kBlockColumns - 1) / kBlockColumns;
+  switch (layout) {
+    case Layout::f32: return (uintptr_t)array<const float>(codes, "codes", {out, in}).data;
+    case Layout::f16: return (uintptr_t)array<const Half>(codes, "codes", {out, in}).data;
+    case Layout::bf16: return (uintptr_t)array<const uint16_t>(codes, "codes", {tiles, (in + 1) / 2, kLanes, 2}).data;
+    default: break;
+  }
+  if (two_levels(layout)) return (uintptr_t)array<const uint8_t>(codes, "records", {tiles, blocks / kSuperblock, record_bytes(layout)}).data;
+  return (uintptr_t)array<const uint8_t>(codes, "codes", {tiles, blocks, thrifty::codes_of(layout, false).bytes()}).data;
 }
 
-void make(BoundLinear* to, int kind, nb::object codes, nb::object scales, nb::object minimums, nb::object bias, int out, int in, int group) {
-  check_linear(kind, out, in, group);
+void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums, nb::object bias, int out, int in, int group) {
+  const Layout layout = layout_of(name);
+  check_linear(layout, out, in, group);
   uintptr_t scale = 0, minimum = 0;
-  if (kind < 16) {
-    const int64_t tiles = (out + kLanes - 1) / kLanes, groups = ((int64_t)in + group - 1) / group;
+  if (reads(layout) == Reads::codes) {
+    const int64_t tiles = (out + kLanes - 1) / kLanes, columns = two_levels(layout) ? kSuperblock * kBlockColumns : group, groups = (in + columns - 1) / columns;
     scale = (uintptr_t)array<const Half>(scales, "scales", {tiles, groups, kLanes}).data;
     minimum = (uintptr_t)array_or_none<const Half>(minimums, "minimums", {tiles, groups, kLanes}).data;
   }
   const uintptr_t shift = (uintptr_t)array_or_none<const float>(bias, "bias", {out}).data;
-  const Linear linear = make_linear(kind, codes_of(codes, kind, out, in), scale, minimum, shift, out, in, group);
+  const Linear linear = make_linear(layout, codes_of(codes, layout, out, in), scale, minimum, shift, out, in, group);
   new (to) BoundLinear{linear, codes, scales, minimums, bias};
+}
+
+// The arrays that `rows` rows of a file's type become; T: const where they are read.
+template <class T, class H> LinearArrays arrays_of(const FileType& type, int64_t rows, int64_t columns, nb::handle codes, nb::handle scales, nb::handle minimums) {
+  const int64_t tiles = (rows + kLanes - 1) / kLanes;
+  if (type.layout == Layout::bf16) return {(uint8_t*)array<H>(codes, "codes", {tiles, (columns + 1) / 2, kLanes, 2}).data, nullptr, nullptr};
+  using S = std::conditional_t<std::is_const_v<T>, const Half, Half>;
+  const bool two = two_levels(type.layout);
+  const int64_t units = columns / type.columns, bytes = two ? record_bytes(type.layout) : thrifty::codes_of(type.layout, false).bytes();
+  LinearArrays arrays{(uint8_t*)array<T>(codes, two ? "records" : "codes", {tiles, units, bytes}).data, nullptr, nullptr};
+  arrays.scales = (uint16_t*)array<S>(scales, "scales", {tiles, units, kLanes}).data;
+  if (type.minimums) arrays.minimums = (uint16_t*)array<S>(minimums, "minimums", {tiles, units, kLanes}).data;
+  else if (!minimums.is_none()) throw std::invalid_argument(std::string(type.name) + " has no minimums: give None");
+  return arrays;
+}
+
+// Rows of the file; raw: uint8 [rows, row bytes].
+FileRows rows_of(const FileType& type, const ArrayView<void>& raw) {
+  if (raw.shape[1] % type.bytes || raw.shape[1] == 0) throw std::invalid_argument("rows of " + std::to_string(raw.shape[1]) + " bytes are not whole blocks of " + type.name + ", of " + std::to_string(type.bytes) + " bytes each");
+  return {(uint8_t*)raw.data, (size_t)raw.stride, (int)raw.shape[0], (int)(raw.shape[1] / type.bytes * type.columns)};
+}
+
+void run_repack(const std::string& name, nb::handle raw, nb::handle codes, nb::handle scales, nb::handle minimums) {
+  const FileType& type = file_type(name);
+  const auto given = array<const uint8_t>(raw, "raw", {kAny, kAny}, true);
+  const FileRows rows = rows_of(type, {(void*)given.data, given.stride, {given.shape[0], given.shape[1]}});
+  const LinearArrays arrays = arrays_of<uint8_t, uint16_t>(type, rows.rows, rows.columns, codes, scales, minimums);
+  nb::gil_scoped_release released;
+  repack(type, rows, arrays);
+}
+
+void run_unpack(const std::string& name, nb::handle codes, nb::handle scales, nb::handle minimums, nb::handle raw) {
+  const FileType& type = file_type(name);
+  const auto given = array<uint8_t>(raw, "raw", {kAny, kAny}, true);
+  const FileRows rows = rows_of(type, {given.data, given.stride, {given.shape[0], given.shape[1]}});
+  const LinearArrays arrays = arrays_of<const uint8_t, const uint16_t>(type, rows.rows, rows.columns, codes, scales, minimums);
+  nb::gil_scoped_release released;
+  unpack(type, arrays, rows);
+}
+
+void run_linear_rows(const BoundLinear& weight, nb::handle rows, nb::handle out) {
+  const auto from = array<const int64_t>(rows, "rows", {kAny});
+  const auto to = array<float>(out, "out", {from.shape[0], weight.linear.in});
+  for (int64_t i = 0; i < from.shape[0]; i++)
+    if (from.data[i] < 0 || from.data[i] >= weight.linear.out) throw std::invalid_argument("row " + std::to_string(from.data[i]) + " is outside 0.." + std::to_string(weight.linear.out - 1));
+  nb::gil_scoped_release released;
+  for (int64_t i = 0; i < from.shape[0]; i++) linear_row(weight.linear, (int)from.data[i], to.data + i * weight.linear.in);
 }
 
 }  // namespace
 
 void bind_linear(nb::module_& m) {
-  nb::class_<BoundLinear>(m, "Linear", "A packed linear layer; keeps its arrays. kind: 4, 8 (codes: uint8, scales and minimums: float16), 16 (codes: bf16 as uint16) or 32 (codes: plain float32).")
-      .def("__init__", &make, nb::kw_only(), "kind"_a, "codes"_a, "scales"_a = nb::none(), "minimums"_a = nb::none(), "bias"_a = nb::none(), "out_features"_a, "in_features"_a, "group"_a = 0)
-      .def_prop_ro("kind", [](const BoundLinear& b) { return b.linear.kind; })
+  nb::class_<BoundLinear>(m, "Linear",
+                          "A stored linear layer; keeps its arrays. layout: int4, int5, int8, iq4_nl (codes uint8 [tiles, blocks, bytes]; scales and minimums float16 [tiles, groups, 16]), "
+                          "q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs (codes: records uint8 [tiles, superblocks, bytes]; scales, minimums float16 [tiles, superblocks, 16]), "
+                          "bf16 (codes uint16, packed in pairs), f16 or f32 (codes: plain rows).")
+      .def("__init__", &make, nb::kw_only(), "layout"_a, "codes"_a, "scales"_a = nb::none(), "minimums"_a = nb::none(), "bias"_a = nb::none(), "out_features"_a, "in_features"_a, "group"_a = 0)
+      .def_prop_ro("layout", [](const BoundLinear& b) { return std::string(name_of(b.linear.layout)); })
       .def_prop_ro("out_features", [](const BoundLinear& b) { return b.linear.out; })
       .def_prop_ro("in_features", [](const BoundLinear& b) { return b.linear.in; });
+  m.def("linear_rows", &run_linear_rows, "linear"_a, "rows"_a, "out"_a, "Rows int64 [n] of the weight, without the bias, into out float32 [n, in].");
+  m.def("repack", &run_repack, "type"_a, "raw"_a, "codes"_a, "scales"_a.none(), "minimums"_a.none(),
+        "Rows of a GGUF type (Q4_0, Q6_K, ...), raw uint8 [rows, bytes] at any distance, into the arrays of the linear that stores them: codes or records, scales and minimums (None: the type has none).");
+  m.def("unpack", &run_unpack, "type"_a, "codes"_a, "scales"_a.none(), "minimums"_a.none(), "raw"_a, "The inverse of repack: the file's bytes into raw uint8 [rows, bytes].");
 }
 
 }  // namespace thrifty

@@ -79,11 +79,12 @@ static void quantise(const float* x, int columns, ActivationBlock* destination) 
       continue;
     }
     V s = set1(scale), low = set1(-127.0f), high = set1(127.0f);
-    const int sum = store_int8x32(destination->q, min(max(round_even(div(a, s)), low), high), min(max(round_even(div(b, s)), low), high));
+    int first;
+    const int sum = store_int8x32(destination->q, &first, min(max(round_even(div(a, s)), low), high), min(max(round_even(div(b, s)), low), high));
     destination->scale = scale;
     destination->scaled_sum = scale * (float)sum;
     destination->minus8 = -8 * sum;
-    destination->unused = 0;
+    destination->minus8_first = -8 * first;
   }
 }
 

@@ -1,5 +1,5 @@
 #define THRIFTY_ISA isa_avx2
-#include "simd_avx2.hpp"
+#include "codes_avx2.hpp"
 
 #include "kernels.hpp"
 

@@ -1,5 +1,5 @@
 #define THRIFTY_ISA isa_avx512
-#include "simd_avx512.hpp"
+#include "codes_avx512.hpp"
 
 #include "kernels.hpp"
 

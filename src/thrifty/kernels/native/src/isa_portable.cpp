@@ -1,5 +1,5 @@
 #define THRIFTY_ISA isa_portable
-#include "simd_portable.hpp"
+#include "codes_portable.hpp"
 
 #include "kernels.hpp"
 

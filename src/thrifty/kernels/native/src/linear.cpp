@@ -13,50 +13,67 @@ namespace {
 
 constexpr size_t kPassBytes = 128 << 10;  // activations and results of a pass stay in a second-level cache of 1 MB
 
-float half_value(uint16_t h) {
-  const uint32_t sign = (uint32_t)(h & 0x8000u) << 16, body = h & 0x7fffu;
-  if (body < 0x400u) return (sign ? -1.0f : 1.0f) * (float)body * 5.9604644775390625e-8f;  // subnormal: units of 2^-24
-  const uint32_t bits = sign | (body >= 0x7c00u ? 0x7f800000u | (body & 0x3ffu) << 13 : (body + 0x1c000u) << 13);
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
-
-int code_at(const Linear& w, size_t tile, int lane, int column) {
-  const int block = column / kBlockColumns, c = column % kBlockColumns;
-  const uint8_t* p = w.codes + (tile * (size_t)w.blocks() + (size_t)block) * (size_t)(64 * w.kind);
-  if (w.kind == 8) return p[64 * (c / 4) + 4 * lane + c % 4] - 128;
-  const uint8_t byte = p[64 * (c % 16 / 4) + 4 * lane + c % 4];
-  return (c < 16 ? byte & 15 : byte >> 4) - (w.minimums ? 0 : 8);
-}
+constexpr const char* kNames[kLayouts] = {"int4", "int5", "int8", "iq4_nl", "bf16", "f16", "f32", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"};
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
 }  // namespace
 
-void check_linear(int kind, int out, int in, int group) {
-  if (kind != 4 && kind != 8 && kind != 16 && kind != 32) refuse("linear kind must be 4, 8 (codes), 16 (bf16) or 32 (plain fp32), not " + std::to_string(kind));
-  if (out < 1 || in < 1 || out > (1 << 24) || in > (1 << 20)) refuse("linear of shape " + std::to_string(out) + " x " + std::to_string(in) + " is out of range");
-  if (kind < 16 && group != 32 && group != 64 && group != 128) refuse("group must be 32, 64 or 128, not " + std::to_string(group));
+const char* name_of(Layout layout) { return kNames[(int)layout]; }
+
+Layout layout_of(const std::string& name) {
+  std::string known;
+  for (int i = 0; i < kLayouts; i++) {
+    if (name == kNames[i]) return (Layout)i;
+    known += (i ? ", " : "") + std::string(kNames[i]);
+  }
+  refuse("linear layout '" + name + "' is unknown; known: " + known);
 }
 
-Linear make_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group) {
-  check_linear(kind, out, in, group);
-  if (!codes || (kind < 16 && !scales)) refuse("linear needs codes and, for codes of 4 or 8 bits, scales");
+void check_linear(Layout layout, int out, int in, int group) {
+  if (out < 1 || in < 1 || out > (1 << 24) || in > (1 << 20)) refuse("linear of shape " + std::to_string(out) + " x " + std::to_string(in) + " is out of range");
+  if (reads(layout) != Reads::codes) return;
+  if (two_levels(layout)) {
+    if (in % (kSuperblock * kBlockColumns)) refuse(std::string("a linear of layout ") + name_of(layout) + " has columns in whole superblocks of 256, not " + std::to_string(in));
+  } else if (group != 32 && group != 64 && group != 128) {
+    refuse("group must be 32, 64 or 128, not " + std::to_string(group));
+  }
+}
+
+Linear make_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group) {
+  check_linear(layout, out, in, group);
   Linear w;
-  w.kind = kind, w.out = out, w.in = in, w.group = group;
+  w.layout = layout, w.out = out, w.in = in, w.group = group;
   w.codes = (const uint8_t*)codes, w.bias = (const float*)bias;
-  if (kind < 16) w.scales = (const uint16_t*)scales, w.minimums = (const uint16_t*)minimums;
+  if (w.reads() == Reads::codes) w.scales = (const uint16_t*)scales, w.minimums = (const uint16_t*)minimums;
+  if (!codes || (w.reads() == Reads::codes && !scales)) refuse("linear needs codes and, but for bf16, f16 and f32, scales");
+  const bool always = sub_scales(layout).minimums, never = codes_of(layout, false).table || (two_levels(layout) && !always);
+  if ((always && !minimums) || (never && minimums)) refuse(std::string("a linear of layout ") + name_of(layout) + (always ? " needs" : " has no") + " minimums");
   return w;
+}
+
+size_t tile_bytes(const Linear& w) {
+  switch (w.layout) {
+    case Layout::f32: return (size_t)w.in * kLanes * sizeof(float);
+    case Layout::f16: return (size_t)w.in * kLanes * sizeof(uint16_t);
+    case Layout::bf16: return ((size_t)w.in + 1) / 2 * kLanes * sizeof(uint32_t);
+    default: break;
+  }
+  if (two_levels(w.layout)) return (size_t)w.superblocks() * (size_t)record_bytes(w.layout);
+  return (size_t)w.blocks() * (size_t)codes_of(w.layout, false).bytes();
 }
 
 namespace {
 
 // Activations of a row are `count` items of `bytes`, in panels of kPanel interleaved rows (plain rows: each by itself).
 struct Items {
-  explicit Items(const Linear& w)
-      : bytes(w.kind == 32 ? (size_t)w.in * sizeof(float) : w.kind == 16 ? sizeof(uint32_t) : sizeof(ActivationBlock)),
-        count(w.kind == 32 ? 1 : w.kind == 16 ? ((size_t)w.in + 1) / 2 : (size_t)w.blocks()) {}
+  explicit Items(const Linear& w) {
+    switch (w.reads()) {
+      case Reads::plain: bytes = (size_t)w.in * sizeof(float), count = 1; break;
+      case Reads::pairs: bytes = sizeof(uint32_t), count = ((size_t)w.in + 1) / 2; break;
+      default: bytes = sizeof(ActivationBlock), count = (size_t)w.blocks();
+    }
+  }
   size_t start(int row) const { return ((size_t)(row / kPanel) * count * kPanel + (size_t)(row % kPanel)) * bytes; }
   size_t bytes, count;
 };
@@ -70,8 +87,8 @@ size_t panel_bytes(const Linear& w, int rows) {
 
 void place_row(const Linear& w, const float* x, int row, uint8_t* panel) {
   uint8_t* to = panel + Items(w).start(row);
-  if (w.kind == 32) std::memcpy(to, x, (size_t)w.in * sizeof(float));
-  else if (w.kind == 16) kernels().to_pairs(x, w.in, (uint32_t*)to);
+  if (w.reads() == Reads::plain) std::memcpy(to, x, (size_t)w.in * sizeof(float));
+  else if (w.reads() == Reads::pairs) kernels().to_pairs(x, w.in, (uint32_t*)to);
   else kernels().quantise(x, w.in, (ActivationBlock*)to);
 }
 
@@ -84,8 +101,7 @@ void copy_row(const Linear& w, const uint8_t* panel, int from, uint8_t* target, 
 const uint8_t* row_in_panel(const Linear& w, const uint8_t* panel, int row) { return panel + Items(w).start(row); }
 
 void fetch_tile(const Linear& w, int tile) {
-  const size_t bytes = w.kind == 32 ? (size_t)w.in * kLanes * sizeof(float) : w.kind == 16 ? ((size_t)w.in + 1) / 2 * 64 : (size_t)w.blocks() * 64 * (size_t)w.kind;
-  const uint8_t* from = w.codes + (size_t)tile * bytes;
+  const uint8_t* from = w.codes + (size_t)tile * tile_bytes(w);
   for (size_t i = 0; i < kFetchBytes; i += 64) __builtin_prefetch(from + i);
 }
 
@@ -97,29 +113,6 @@ float dot(const float* a, const float* b, int count) {
   for (; i < count; i++) sum += a[i] * b[i];
   for (float s : sums) sum += s;
   return sum;
-}
-
-void linear_row(const Linear& w, int row, float* out) {
-  const size_t tile = (size_t)row / kLanes;
-  const int lane = row % kLanes;
-  if (w.kind == 32) {
-    std::memcpy(out, (const float*)w.codes + (size_t)row * (size_t)w.in, (size_t)w.in * sizeof(float));
-    return;
-  }
-  if (w.kind == 16) {
-    const size_t pairs = ((size_t)w.in + 1) / 2;
-    for (int c = 0; c < w.in; c++) {
-      const uint32_t bits = (uint32_t)((const uint16_t*)w.codes)[((tile * pairs + (size_t)c / 2) * kLanes + (size_t)lane) * 2 + (size_t)c % 2] << 16;
-      std::memcpy(out + c, &bits, 4);
-    }
-    return;
-  }
-  const int groups = (w.blocks() * kBlockColumns + w.group - 1) / w.group;
-  for (int g = 0; g < groups; g++) {
-    const size_t at = (tile * (size_t)groups + (size_t)g) * kLanes + (size_t)lane;
-    const float scale = half_value(w.scales[at]), minimum = w.minimums ? half_value(w.minimums[at]) : 0.0f;
-    for (int c = g * w.group; c < std::min(w.in, (g + 1) * w.group); c++) out[c] = scale * (float)code_at(w, tile, lane, c) + minimum;
-  }
 }
 
 int rows_per_pass(const Linear& w) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
+#include <string>
 #include <vector>
 
 #include "pool.hpp"
@@ -10,8 +11,14 @@
 
 namespace thrifty {
 
-void check_linear(int kind, int out, int in, int group);  // throws std::invalid_argument
-Linear make_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group);  // throws std::invalid_argument
+// The name of a layout, as Python has it: "int4", "q4_k" and so on.
+const char* name_of(Layout layout);
+Layout layout_of(const std::string& name);  // throws std::invalid_argument
+
+void check_linear(Layout layout, int out, int in, int group);  // throws std::invalid_argument
+Linear make_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group);  // throws std::invalid_argument
+
+size_t tile_bytes(const Linear& linear);  // of the codes of kLanes rows
 
 size_t panel_bytes(const Linear& linear, int rows);  // rows rounded up to whole panels
 

@@ -59,7 +59,7 @@ double gemm_rate(int repeats) {
   std::vector<uint8_t> codes((size_t)n * n / 2, 0x5a);
   std::vector<uint16_t> scales((size_t)n * n / 32, 0x2000);
   std::vector<float> x((size_t)m * n, 0.5f), y((size_t)m * n);
-  const Linear w = make_linear(4, (uintptr_t)codes.data(), (uintptr_t)scales.data(), 0, 0, n, n, 32);
+  const Linear w = make_linear(Layout::int4, (uintptr_t)codes.data(), (uintptr_t)scales.data(), 0, 0, n, n, 32);
   double best = 1e30;
   for (int i = 0; i < std::max(1, repeats) + 1; i++) {
     const auto start = std::chrono::steady_clock::now();

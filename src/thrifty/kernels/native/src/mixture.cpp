@@ -31,7 +31,7 @@ struct GroupTasks {
 }  // namespace
 
 void MixtureBuffers::Panel::grow(const Linear& w, int rows) {
-  auto& bytes = w.kind == 32 ? plain : w.kind == 16 ? pairs : codes;
+  auto& bytes = w.reads() == Reads::plain ? plain : w.reads() == Reads::pairs ? pairs : codes;
   bytes.resize(std::max(bytes.size(), panel_bytes(w, rows)));
 }
 
@@ -104,7 +104,7 @@ void Mixture::group(MixtureBuffers& m, int rows) {
 
 void Mixture::gather(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, const Panels::Ready& ready, Worker& w) const {
   Linear by_codes, by_pairs, by_floats;
-  by_codes.kind = 8, by_pairs.kind = 16, by_floats.kind = 32, by_codes.in = by_pairs.in = by_floats.in = plan.widths[(size_t)in];
+  by_codes.layout = Layout::int8, by_pairs.layout = Layout::bf16, by_floats.layout = Layout::f32, by_codes.in = by_pairs.in = by_floats.in = plan.widths[(size_t)in];
   const int total = b.last_entry - b.first_entry;
   for (int i = b.first_entry + w.begin(total); i < b.first_entry + w.end(total); i++) {
     const int entry = m.entries[(size_t)i], row = entry / call.active, place = m.places[(size_t)entry];
@@ -131,8 +131,8 @@ void Mixture::expand(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, 
       for (int i = 0; i < g.rows; i++) {
         kernels().gate(gates + i * kPair, ups + i * kPair, product, lanes, call.activation);
         uint8_t* to = const_cast<uint8_t*>(row_in_panel(down, m.inner.of(down), g.first + i));
-        if (down.kind == 32) std::memcpy((float*)to + tile * kLanes, product, (size_t)lanes * sizeof(float));
-        else if (down.kind == 16) kernels().to_pairs(product, lanes, (uint32_t*)to + (size_t)(tile / 2) * kLanes * kPanel);
+        if (down.reads() == Reads::plain) std::memcpy((float*)to + tile * kLanes, product, (size_t)lanes * sizeof(float));
+        else if (down.reads() == Reads::pairs) kernels().to_pairs(product, lanes, (uint32_t*)to + (size_t)(tile / 2) * kLanes * kPanel);
         else kernels().quantise(product, lanes, (ActivationBlock*)to + (size_t)(tile / 2) * kPanel);
       }
     }

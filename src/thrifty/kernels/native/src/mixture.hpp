@@ -30,7 +30,7 @@ struct MixtureBuffers {
     std::vector<uint8_t> codes, pairs, plain;
     void grow(const Linear& w, int rows);
     size_t bytes() const { return codes.size() + pairs.size() + plain.size(); }
-    uint8_t* of(const Linear& w) { return (w.kind == 32 ? plain : w.kind == 16 ? pairs : codes).data(); }
+    uint8_t* of(const Linear& w) { return (w.reads() == Reads::plain ? plain : w.reads() == Reads::pairs ? pairs : codes).data(); }
   };
   void grow(int max_rows, const std::vector<Linear>& linears, const MixtureCall& call);
   size_t bytes() const;

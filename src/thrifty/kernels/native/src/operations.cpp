@@ -27,7 +27,7 @@ template <class F> void lower_adapters(Step& s, const std::vector<int>& linears,
 
 size_t Panels::scratch(int columns) const {
   Linear by_codes, by_pairs;
-  by_codes.kind = 8, by_pairs.kind = 16, by_codes.in = by_pairs.in = columns;
+  by_codes.layout = Layout::int8, by_pairs.layout = Layout::bf16, by_codes.in = by_pairs.in = columns;
   const size_t rows = (codes ? align64(panel_bytes(by_codes, 1)) : 0) + (pairs ? align64(panel_bytes(by_pairs, 1)) : 0);
   return (plain ? 1 + kPrivateRows : 1) * padded_floats(columns) + rows;
 }

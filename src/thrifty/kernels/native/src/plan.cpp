@@ -33,7 +33,7 @@ double processor_seconds() {
 
 Panels make_panels(uintptr_t norm, float epsilon, const std::vector<const Linear*>& linears) {
   Panels p{(const float*)norm, epsilon, false, false, false};
-  for (const Linear* w : linears) (w->kind == 32 ? p.plain : w->kind == 16 ? p.pairs : p.codes) = true;
+  for (const Linear* w : linears) (w->reads() == Reads::plain ? p.plain : w->reads() == Reads::pairs ? p.pairs : p.codes) = true;
   return p;
 }
 
@@ -63,8 +63,8 @@ int Plan::add_linear(const Linear& linear) {
   return (int)linears.size() - 1;
 }
 
-int Plan::add_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group) {
-  return add_linear(make_linear(kind, codes, scales, minimums, bias, out, in, group));
+int Plan::add_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group) {
+  return add_linear(make_linear(layout, codes, scales, minimums, bias, out, in, group));
 }
 
 int Plan::add_buffer(int width) {
@@ -85,7 +85,7 @@ void Plan::add(std::unique_ptr<Operation> operation) {
 void Plan::allocate_panels() {
   size_t wanted[3] = {0, 0, 0};
   for (const Linear& w : linears) {
-    size_t& bytes = wanted[w.kind == 32 ? 2 : w.kind == 16];
+    size_t& bytes = wanted[(int)w.reads()];
     bytes = std::max(bytes, panel_bytes(w, shape.max_rows));
   }
   for (int kind = 0; kind < 3; kind++) {

@@ -80,7 +80,7 @@ class Plan {
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
   int add_linear(const Linear& linear);
-  int add_linear(int kind, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group);
+  int add_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group);
   int add_buffer(int width);  // buffer 0 is the hidden state
   void add_embed(int linear, float scale, int out);
   // Optional norm (norm 0: none), then y = W x for each linear; add: y += W x.
@@ -113,7 +113,7 @@ class Plan {
   int logits_width() const { return logits_; }
   int rotary_width(int rope) const { return ropes_.at((size_t)rope); }  // floats of a row: cosines and sines
   int ropes() const { return (int)ropes_.size(); }
-  uint8_t* panel(int kind) { return panels_[kind == 32 ? 2 : kind == 16].get(); }
+  uint8_t* panel(Reads kind) { return panels_[(size_t)kind].get(); }
   float* buffer(int i, const Step& s) { return i == 0 && s.hidden ? s.hidden : buffers_[(size_t)i].get(); }
   AttentionBuffers attention;
   std::unique_ptr<MixtureBuffers> mixture;  // null: no layer has experts

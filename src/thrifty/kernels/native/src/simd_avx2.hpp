@@ -79,14 +79,16 @@ constexpr float kExponentialFloor = -87.3f, kPowerFloor = -125.9f;
 THRIFTY_INLINE V times_power_of_two(V p, V n, V x, float floor) {
   return zero_below({shift_exponent(p.a, n.a), shift_exponent(p.b, n.b)}, x, floor);
 }
-// Whole numbers, -127..127, to bytes; returns their sum. Taken from registers: loading what was just stored in two halves waits.
-THRIFTY_INLINE int store_int8x32(int8_t* p, V x, V y) {
+// Whole numbers, -127..127, to bytes; returns their sum and gives that of the first. Taken from registers: loading what was just
+// stored in two halves waits.
+THRIFTY_INLINE int store_int8x32(int8_t* p, int* first, V x, V y) {
   const I low = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), high = _mm256_packs_epi32(_mm256_cvtps_epi32(y.a), _mm256_cvtps_epi32(y.b));
   _mm256_storeu_si256((I*)p, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
-  const I sums = _mm256_madd_epi16(_mm256_add_epi16(low, high), _mm256_set1_epi16(1));
+  const I ones = _mm256_set1_epi16(1), sums = _mm256_hadd_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones));
   __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
+  *first = _mm_cvtsi128_si32(s);
+  return *first + _mm_extract_epi32(s, 2);
 }
 THRIFTY_INLINE uint16_t bf16_of(float x) {
   uint32_t u;
@@ -107,63 +109,6 @@ template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int e) {
   const I x = _mm256_and_si256(_mm256_srl_epi32(_mm256_loadu_si256((const I*)p), shift), mask);
   const I y = _mm256_and_si256(_mm256_srl_epi32(_mm256_loadu_si256((const I*)(p + 32)), shift), mask);
   return {_mm256_cvtepi32_ps(x), _mm256_cvtepi32_ps(y)};
-}
-
-THRIFTY_INLINE I broadcast4(const int8_t* p) {
-  int32_t x;
-  std::memcpy(&x, p, 4);
-  return _mm256_set1_epi32(x);
-}
-
-// Eight rows (one half of the tile). 4 bit: pair sums stay below 8 * 2 * 15 * 127 = 30480, so they add up in int16.
-// 8 bit: |code - 128| * |x| <= 128 * 127 twice is 32512, so the signed form never saturates.
-template <int BITS, bool SYMMETRIC> THRIFTY_INLINE __m256 half_dot(const I* w, const ActivationBlock& x) {
-  const I ones = _mm256_set1_epi16(1);
-  if constexpr (BITS == 4) {
-    I pairs = _mm256_setzero_si256();
-    for (int v = 0; v < 8; v++) pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(w[v], broadcast4(x.q + 4 * v)));
-    I dot = _mm256_madd_epi16(pairs, ones);
-    if constexpr (SYMMETRIC) dot = _mm256_add_epi32(dot, _mm256_set1_epi32(x.minus8));
-    return _mm256_cvtepi32_ps(dot);
-  } else {
-    I dot = _mm256_setzero_si256();
-    for (int v = 0; v < 8; v++) {
-      I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[v]), _mm256_sign_epi8(broadcast4(x.q + 4 * v), w[v]));
-      dot = _mm256_add_epi32(dot, _mm256_madd_epi16(pairs, ones));
-    }
-    return _mm256_cvtepi32_ps(dot);
-  }
-}
-template <int BITS> THRIFTY_INLINE void read_half(const uint8_t* p, I* w) {
-  if constexpr (BITS == 4) {
-    const I mask = _mm256_set1_epi8(15);
-    for (int v = 0; v < 4; v++) {
-      I x = _mm256_loadu_si256((const I*)(p + 64 * v));
-      w[v] = _mm256_and_si256(x, mask);
-      w[4 + v] = _mm256_and_si256(_mm256_srli_epi16(x, 4), mask);
-    }
-  } else {
-    const I flip = _mm256_set1_epi8((char)0x80);
-    for (int v = 0; v < 8; v++) w[v] = _mm256_xor_si256(_mm256_loadu_si256((const I*)(p + 64 * v)), flip);
-  }
-}
-template <int BITS, bool SYMMETRIC, int M> THRIFTY_INLINE void block_dot(const uint8_t* codes, const ActivationBlock* x, V* d) {
-  I w[8];
-  read_half<BITS>(codes, w);
-  for (int i = 0; i < M; i++) d[i].a = half_dot<BITS, SYMMETRIC>(w, x[i]);
-  read_half<BITS>(codes + 32, w);
-  for (int i = 0; i < M; i++) d[i].b = half_dot<BITS, SYMMETRIC>(w, x[i]);
-}
-
-// The second column first, as vdpbf16ps adds them.
-THRIFTY_INLINE __m256 dot_pair8(__m256 acc, const uint16_t* w, __m256 even, __m256 odd) {
-  I x = _mm256_loadu_si256((const I*)w);
-  acc = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32((int)0xffff0000u))), odd, acc);
-  return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), even, acc);
-}
-THRIFTY_INLINE V dot_pair(V acc, const uint16_t* w, uint32_t x) {
-  __m256 even = _mm256_castsi256_ps(_mm256_set1_epi32((int)(x << 16))), odd = _mm256_castsi256_ps(_mm256_set1_epi32((int)(x & 0xffff0000u)));
-  return {dot_pair8(acc.a, w, even, odd), dot_pair8(acc.b, w + 16, even, odd)};
 }
 
 THRIFTY_INLINE uint64_t read_lines(const uint8_t* p, size_t lines) {

@@ -68,14 +68,17 @@ THRIFTY_INLINE V keep(V a, int lo, int hi, V b) {
 // p * 2^n, where e^x = p * 2^n: 0 where that is too small to be normal.
 constexpr float kExponentialFloor = -104.0f, kPowerFloor = -150.0f;
 THRIFTY_INLINE V times_power_of_two(V p, V n, V, float) { return _mm512_scalef_ps(p, n); }
-// Whole numbers, -127..127, to bytes; returns their sum. Taken from registers: loading what was just stored in two halves waits.
-THRIFTY_INLINE int store_int8x32(int8_t* p, V a, V b) {
+// Whole numbers, -127..127, to bytes; returns their sum and gives that of the first. Taken from registers: loading what was just
+// stored in two halves waits.
+THRIFTY_INLINE int store_int8x32(int8_t* p, int* first, V a, V b) {
   const __m256i bytes = _mm256_set_m128i(_mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(b)), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)));
   _mm256_storeu_si256((__m256i*)p, bytes);
   const __m256i x = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
-  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+  const __m128i low = _mm256_castsi256_si128(x), high = _mm256_extracti128_si256(x, 1);
+  __m128i s = _mm_add_epi32(_mm_unpacklo_epi64(low, high), _mm_unpackhi_epi64(low, high));
+  s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
+  *first = _mm_cvtsi128_si32(s);
+  return *first + _mm_extract_epi32(s, 2);
 }
 // Two vectors of floats -> bf16, nearest even.
 THRIFTY_INLINE void store_bf16(uint16_t* p, V a, V b) { _mm512_storeu_si512(p, (I)_mm512_cvtne2ps_pbh(b, a)); }
@@ -149,73 +152,6 @@ THRIFTY_INLINE void interleave(const uint16_t* a, const uint16_t* b, I* w) {
     const I x = load_bytes(a + 32 * i), y = b ? load_bytes(b + 32 * i) : _mm512_setzero_si512();
     w[2 * i] = _mm512_permutex2var_epi16(x, low, y), w[2 * i + 1] = _mm512_permutex2var_epi16(x, high, y);
   }
-}
-
-THRIFTY_INLINE I broadcast4(const int8_t* p) {
-  int32_t x;
-  std::memcpy(&x, p, 4);
-  return _mm512_set1_epi32(x);
-}
-
-// Exact int32 dot products of one weight block (16 rows x 32 columns) with M activation blocks, offsets of the codes
-// taken off, as floats. M independent chains run side by side, each weight vector is unpacked once.
-template <int BITS, bool SYMMETRIC, int M> THRIFTY_INLINE void block_dot(const uint8_t* codes, const ActivationBlock* x, V* d) {
-  I a[M];
-#pragma GCC unroll 16
-  for (int i = 0; i < M; i++) {
-    if constexpr (BITS == 8) a[i] = _mm512_slli_epi32(_mm512_set1_epi32(x[i].minus8), 4);
-    else a[i] = SYMMETRIC ? _mm512_set1_epi32(x[i].minus8) : _mm512_setzero_si512();
-  }
-  const I mask = _mm512_set1_epi8(15);
-#pragma GCC unroll 8
-  for (int v = 0; v < BITS; v++) {
-    const I w = _mm512_loadu_si512(codes + 64 * v), low = BITS == 4 ? _mm512_and_si512(w, mask) : w;
-#pragma GCC unroll 16
-    for (int i = 0; i < M; i++) a[i] = _mm512_dpbusd_epi32(a[i], low, broadcast4(x[i].q + 4 * v));
-    if constexpr (BITS == 8) continue;
-    const I high = _mm512_and_si512(_mm512_srli_epi16(w, 4), mask);
-#pragma GCC unroll 16
-    for (int i = 0; i < M; i++) a[i] = _mm512_dpbusd_epi32(a[i], high, broadcast4(x[i].q + 16 + 4 * v));
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < M; i++) d[i] = _mm512_cvtepi32_ps(a[i]);
-}
-
-// The same for two weight blocks (neighbouring tiles) at once: every broadcast of activations serves both.
-template <int BITS, bool SYMMETRIC, int M>
-THRIFTY_INLINE void block_dot_pair(const uint8_t* codes0, const uint8_t* codes1, const ActivationBlock* x, V* d0, V* d1) {
-  I a[M], b[M];
-#pragma GCC unroll 16
-  for (int i = 0; i < M; i++) {
-    if constexpr (BITS == 8) a[i] = _mm512_slli_epi32(_mm512_set1_epi32(x[i].minus8), 4);
-    else a[i] = SYMMETRIC ? _mm512_set1_epi32(x[i].minus8) : _mm512_setzero_si512();
-    b[i] = a[i];
-  }
-  const I mask = _mm512_set1_epi8(15);
-#pragma GCC unroll 8
-  for (int v = 0; v < BITS; v++) {
-    const I w0 = _mm512_loadu_si512(codes0 + 64 * v), w1 = _mm512_loadu_si512(codes1 + 64 * v);
-    const I low0 = BITS == 4 ? _mm512_and_si512(w0, mask) : w0, low1 = BITS == 4 ? _mm512_and_si512(w1, mask) : w1;
-#pragma GCC unroll 16
-    for (int i = 0; i < M; i++) {
-      const I q = broadcast4(x[i].q + 4 * v);
-      a[i] = _mm512_dpbusd_epi32(a[i], low0, q), b[i] = _mm512_dpbusd_epi32(b[i], low1, q);
-    }
-    if constexpr (BITS == 8) continue;
-    const I high0 = _mm512_and_si512(_mm512_srli_epi16(w0, 4), mask), high1 = _mm512_and_si512(_mm512_srli_epi16(w1, 4), mask);
-#pragma GCC unroll 16
-    for (int i = 0; i < M; i++) {
-      const I q = broadcast4(x[i].q + 16 + 4 * v);
-      a[i] = _mm512_dpbusd_epi32(a[i], high0, q), b[i] = _mm512_dpbusd_epi32(b[i], high1, q);
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < M; i++) d0[i] = _mm512_cvtepi32_ps(a[i]), d1[i] = _mm512_cvtepi32_ps(b[i]);
-}
-
-// acc[lane] += w[lane][0] * x[0] + w[lane][1] * x[1] for a pair of bf16 columns.
-THRIFTY_INLINE V dot_pair(V acc, const uint16_t* w, uint32_t x) {
-  return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_loadu_si512(w), (__m512bh)_mm512_set1_epi32((int)x));
 }
 
 THRIFTY_INLINE uint64_t read_lines(const uint8_t* p, size_t lines) {

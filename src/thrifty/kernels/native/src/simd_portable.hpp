@@ -115,13 +115,14 @@ THRIFTY_INLINE V times_power_of_two(V p, V n, V x, float floor) {
   }
   return zero_below(r, x, floor);
 }
-// Whole numbers, -127..127, to bytes; returns their sum.
-THRIFTY_INLINE int store_int8x32(int8_t* p, V x, V y) {
+// Whole numbers, -127..127, to bytes; returns their sum and gives that of the first.
+THRIFTY_INLINE int store_int8x32(int8_t* p, int* first, V x, V y) {
   float f[32];
   store(f, x), store(f + 16, y);
-  int s = 0;
-  for (int i = 0; i < 32; i++) p[i] = (int8_t)f[i], s += p[i];
-  return s;
+  int s[2] = {0, 0};
+  for (int i = 0; i < 32; i++) p[i] = (int8_t)f[i], s[i / 16] += p[i];
+  *first = s[0];
+  return s[0] + s[1];
 }
 THRIFTY_INLINE uint16_t bf16_of(float x) {
   uint32_t u;
@@ -142,38 +143,6 @@ template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int e) {
     f[i] = (float)(((half[0] | half[1] << 8) >> (B * (e / 2))) & ((1 << B) - 1));
   }
   return load(f);
-}
-
-template <int BITS, bool SYMMETRIC, int M> THRIFTY_INLINE void block_dot(const uint8_t* codes, const ActivationBlock* x, V* d) {
-  for (int i = 0; i < M; i++) {
-    float f[16];
-    for (int row = 0; row < 16; row++) {
-      int dot = BITS == 8 ? 16 * x[i].minus8 : SYMMETRIC ? x[i].minus8 : 0;
-      for (int v = 0; v < (BITS == 4 ? 4 : 8); v++) {
-        const uint8_t* c = codes + 64 * v + 4 * row;
-        for (int j = 0; j < 4; j++) {
-          if constexpr (BITS == 4) dot += (c[j] & 15) * x[i].q[4 * v + j] + (c[j] >> 4) * x[i].q[16 + 4 * v + j];
-          else dot += c[j] * x[i].q[4 * v + j];
-        }
-      }
-      f[row] = (float)dot;
-    }
-    d[i] = load(f);
-  }
-}
-
-THRIFTY_INLINE V dot_pair(V acc, const uint16_t* w, uint32_t x) {
-  float a[16], even, odd;
-  uint32_t low = x << 16, high = x & 0xffff0000u;
-  std::memcpy(&even, &low, 4), std::memcpy(&odd, &high, 4);
-  store(a, acc);
-  for (int i = 0; i < 16; i++) {
-    uint32_t bits[2] = {(uint32_t)w[2 * i] << 16, (uint32_t)w[2 * i + 1] << 16};
-    float f[2];
-    std::memcpy(f, bits, 8);
-    a[i] = (a[i] + f[1] * odd) + f[0] * even;  // the second column first, as vdpbf16ps adds them
-  }
-  return load(a);
 }
 
 THRIFTY_INLINE uint64_t read_lines(const uint8_t* p, size_t lines) {

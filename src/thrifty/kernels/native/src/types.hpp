@@ -23,19 +23,83 @@ struct ActivationBlock {
   float scale;       // max|x| / 127
   float scaled_sum;  // scale * sum(q)
   int32_t minus8;    // -8 * sum(q): the offset of symmetric 4-bit codes; times 16 it is that of 8-bit codes
-  int32_t unused;
+  int32_t minus8_first;  // -8 * sum of the first 16 of q
 };
 static_assert(sizeof(ActivationBlock) == 48);
 
+// How a linear stores its weights (formats/group.py, formats/superblock.py, formats/dense.py).
+enum class Layout : int { int4, int5, int8, iq4_nl, bf16, f16, f32, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs };
+constexpr int kLayouts = 13;
+constexpr int kSuperblock = 8;  // blocks that share a two-level scale
+
+// A row of activations as the products of a layout read it: int8 blocks, pairs of bf16, or plain fp32.
+enum class Reads : int { codes, pairs, plain };
+THRIFTY_SHARED constexpr Reads reads(Layout layout) {
+  return layout == Layout::bf16 ? Reads::pairs : layout == Layout::f16 || layout == Layout::f32 ? Reads::plain : Reads::codes;
+}
+
+// Codes of 16 rows x 32 columns: a plane of the low bits, then one of the high bits. A plane is 64 bytes a bit; vector v = 0..7 of
+// a block has column 4v + j in byte j of each lane.
+//   8 bits: vector v at 64 v.  4 bits: v = 0..3 in the low nibbles at 64 v, vector 4 + v in the high ones.
+//   2 bits: v at bits 2 (v % 4) of 64 (v / 4).  1 bit: v at bit v.
+struct Codes {
+  int low, high;  // bits of the planes; high 0: none
+  bool table;     // codes are places in kTable
+  int offset;     // what a stored code is above the value that scales multiply
+  THRIFTY_SHARED constexpr int bits() const { return low + high; }
+  THRIFTY_SHARED constexpr int bytes() const { return 64 * (low + high); }  // of a block
+};
+// With minimums, codes below 8 bits are the values themselves. Values of the table are stored plus 128.
+THRIFTY_SHARED constexpr Codes codes_of(Layout layout, bool minimums) {
+  switch (layout) {
+    case Layout::int4: return {4, 0, false, minimums ? 0 : 8};
+    case Layout::int5: return {4, 1, false, minimums ? 0 : 16};
+    case Layout::int8: return {8, 0, false, 128};
+    case Layout::iq4_nl:
+    case Layout::iq4_xs: return {4, 0, true, 128};
+    case Layout::q2_k: return {2, 0, false, 0};
+    case Layout::q3_k: return {2, 1, false, 4};
+    case Layout::q4_k: return {4, 0, false, 0};
+    case Layout::q5_k: return {4, 1, false, 0};
+    case Layout::q6_k: return {4, 2, false, 32};
+    default: return {0, 0, false, 0};
+  }
+}
+// ggml's kvalues_iq4nl plus 128.
+constexpr uint8_t kTable[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+
+// The second level of a superblock: whole numbers for every `columns` columns that a superblock's fp16 scale (and minimum) multiply.
+struct SubScales {
+  int columns;    // 32 or 16; 0: one level
+  bool minimums;  // sub-minimums too
+  int bytes;      // of 16 rows, before the codes
+  THRIFTY_SHARED constexpr int count() const { return columns ? kSuperblock * kBlockColumns / columns : 0; }
+};
+THRIFTY_SHARED constexpr SubScales sub_scales(Layout layout) {
+  switch (layout) {
+    case Layout::q2_k: return {16, true, 256};
+    case Layout::q3_k: return {16, false, 192};
+    case Layout::q4_k:
+    case Layout::q5_k: return {32, true, 192};
+    case Layout::q6_k: return {16, false, 256};
+    case Layout::iq4_xs: return {32, false, 96};
+    default: return {0, false, 0};
+  }
+}
+THRIFTY_SHARED constexpr bool two_levels(Layout layout) { return sub_scales(layout).columns != 0; }
+THRIFTY_SHARED constexpr int record_bytes(Layout layout) { return sub_scales(layout).bytes + kSuperblock * codes_of(layout, false).bytes(); }
+
 struct Linear {
-  int kind = 0;  // 4 and 8: codes with group scales; 16: bf16 pairs; 32: plain rows of fp32
-  const uint8_t* codes = nullptr;
-  const uint16_t* scales = nullptr;
+  Layout layout = Layout::int4;
+  const uint8_t* codes = nullptr;      // two levels: records
+  const uint16_t* scales = nullptr;    // fp16, of groups or superblocks
   const uint16_t* minimums = nullptr;  // absent: null
   const float* bias = nullptr;         // absent: null
   int out = 0, in = 0, group = 0;
+  THRIFTY_SHARED Reads reads() const { return thrifty::reads(layout); }
   THRIFTY_SHARED int tiles() const { return (out + kLanes - 1) / kLanes; }
   THRIFTY_SHARED int blocks() const { return (in + kBlockColumns - 1) / kBlockColumns; }
+  THRIFTY_SHARED int superblocks() const { return blocks() / kSuperblock; }
 };
 
 enum class Format : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, int2 = 4, int4g16 = 5, int2g16 = 6 };
