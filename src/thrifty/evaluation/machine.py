@@ -93,8 +93,8 @@ def this_machine(threads: int | None = None, *, sparing: bool = False) -> Machin
     """This machine, measured in about two seconds: reads of memory, and matrix products with int4 weights and 8-bit
     activations, in bf16 (native kernels) and in fp32 (NumPy).
 
-    threads: of the native kernels; None leaves them as they are. sparing: hold no more memory meanwhile than caches make
-    needful, see `roofline.least_megabytes`. Other work on the machine lowers the figures.
+    threads: of the native kernels; None leaves them as they are. sparing: hold no more memory meanwhile than caches
+    make needful, see `roofline.least_megabytes`. Other work on the machine lowers the figures.
     """
     import psutil
 

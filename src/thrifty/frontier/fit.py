@@ -92,8 +92,8 @@ class Fit:
         return self._rows.get((candidate.key, rung))
 
     def rows(self) -> Iterator[Measurement]:
-        """Run the search: a row whenever a candidate was measured at a rung. Raises what `begin` raises, unless that was
-        called before.
+        """Run the search: a row whenever a candidate was measured at a rung. Raises what `begin` raises, unless that
+        was called before.
         """
         try:
             if self.plan is None:
@@ -302,8 +302,7 @@ class Fit:
     def _look_beyond(self) -> Iterator[Measurement]:
         """Short measurements of the cheapest candidates that the bounds kept out: what a little more would bring."""
         best, rung = self.best, self.rungs[0]
-        held = None if best is None else self.row(best.candidate, rung.index)
-        if held is None or len(self.rungs) < 2:
+        if best is None or self.row(best.candidate, rung.index) is None or len(self.rungs) < 2:
             return
         outside = [one for one in self._servable() if (one.candidate.key, rung.index) not in self._rows]
         outside = [one for one in outside if not (self.fits(one) and self.quick(one)) and not self.pointless(one)]

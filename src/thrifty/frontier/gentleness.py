@@ -1,4 +1,4 @@
-"""Which recipes do less than others, so that no measurement is needed to tell which of the two keeps more of a model."""
+"""Which recipes do less than others, so that no measurement is needed to tell which of two keeps more of a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BITS = {"bits", "embedding_bits"}
 TOKENS = {"keep", *BUDGETS.values()}
 """Options of which a larger number keeps more of the prompt."""
 LESS_KEEPS = {"group", "symmetric"}
-"""Options of which a smaller number keeps more: weights or tokens that share a scale, and whether there is no minimum."""
+"""Options of which a smaller number keeps more: what shares a scale, and whether there is no minimum."""
 
 
 def gentler(one: Candidate, other: Candidate) -> bool:

@@ -28,8 +28,8 @@ COMPRESSING = 1.25  # times the uncompressed model's run: what policies watch, m
 
 @dataclass(frozen=True)
 class Pace:
-    """prompt: tokens of the run that it was measured on. prefill, step: its seconds, of the whole prompt and of a decoded
-    token after it. weight: seconds that rounding one weight takes.
+    """prompt: tokens of the run that it was measured on. prefill, step: its seconds, of the whole prompt and of a
+    decoded token after it. weight: seconds that rounding one weight takes.
     """
 
     prompt: int

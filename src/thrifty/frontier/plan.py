@@ -105,8 +105,8 @@ def make(
     exam_of: Callable[[Sizes], Exam],
     spent: float,
 ) -> Plan:
-    """The largest plan whose forecast is within the question's minutes; of too little time the least one. spent: seconds
-    of it that are gone already. exam_of: the questions at a size.
+    """The largest plan whose forecast is within the question's minutes; of too little time the least one. spent:
+    seconds of it that are gone already. exam_of: the questions at a size.
     """
     limit = 60 * (question.minutes or 0.0) * FILLED - spent
     made = None
