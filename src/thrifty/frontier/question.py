@@ -24,9 +24,9 @@ class Question:
     sequences of that context at once. latency: seconds that a decode step of the batch may take. min_recovery: what the
     winner's recovery must reach. minutes: when the search ends at the latest, between two measurements.
 
-    prefix, scored: tokens that are compressed and then scored, see `evaluation.quality`; items: questions of every task.
-    None: so many that all fill the context, between 1024 and 4096, then 256, and 12 questions, or fewer where the model
-    is too slow for that in the minutes. candidates None: those of `space`; off_grid: also what weight techniques cost
+    prefix, scored: tokens that are compressed and then scored, see `evaluation.quality`; items: questions of every
+    task. None: so many that all fill the context, between 1024 and 4096, then 256, and 12 questions, or fewer where the
+    model is too slow for that in the minutes. candidates None: those of `space`; off_grid: also what weight techniques cost
     off their grid. Raises PromptError or BudgetError for what cannot be asked of `model`.
     """
 

@@ -113,7 +113,7 @@ class Workshop:
                     self.state.add("prediction", one.key, found.as_dict())
         return failed
 
-    def forecast(self, candidates: Sequence[Candidate]) -> Forecast:
+    def forecast(self, candidates: Sequence[Candidate]) -> pace.Forecast:
         """How long the measurements of candidates take, by a short run of the uncompressed model, or what the state
         holds of an earlier one. Raises OutOfTime where the time ends meanwhile.
         """

@@ -88,11 +88,11 @@ def prepare(
 
     calibration: what techniques that need it see; None: the text that ships with the package. The given model stays as
     it is and shares the untouched tensors, unless `in_place`: then its layers are exchanged one at a time, so that the
-    peak is the model plus one layer. What was compressed and is mapped from a file leaves the process meanwhile, and comes
-    back where it is used. before: called before every linear; what it raises ends the work. errors: whether the report
-    tells how far each part is from what it was, which takes as long as rounding it; without, it tells nothing of them.
-    Raises RecipeError for options that do not fit the model, or where a technique needs calibration and the model has no
-    tokenizer for the text.
+    peak is the model plus one layer. What was compressed and is mapped from a file leaves the process meanwhile, and
+    comes back where it is used. before: called before every linear; what it raises ends the work. errors: whether the
+    report tells how far each part is from what it was, which takes as long as rounding it; without, it tells nothing of
+    them. Raises RecipeError for options that do not fit the model, or where a technique needs calibration and the model
+    has no tokenizer for the text.
     """
     for technique in techniques:
         technique.check(model)
