@@ -26,8 +26,8 @@ class Question:
 
     prefix, scored: tokens that are compressed and then scored, see `evaluation.quality`; items: questions of every
     task. None: so many that all fill the context, between 1024 and 4096, then 256, and 12 questions, or fewer where the
-    model is too slow for that in the minutes. candidates None: those of `space`; off_grid: also what weight techniques cost
-    off their grid. Raises PromptError or BudgetError for what cannot be asked of `model`.
+    model is too slow for that in the minutes. candidates None: those of `space`; off_grid: also what weight techniques
+    cost off their grid. Raises PromptError or BudgetError for what cannot be asked of `model`.
     """
 
     model: Model

@@ -16,7 +16,16 @@ from thrifty.models.gguf import GGUF
 from thrifty.models.gguf_blocks import FORMATS, GROUP, GroupCodes, group_codes, values
 from thrifty.models.gguf_config import architecture, read_config
 from thrifty.models.parts import parts
-from thrifty.models.source import ROWS_AT_A_TIME, Deviation, DType, Weight, not_finite, rounded
+from thrifty.models.source import (
+    ROWS_AT_A_TIME,
+    Deviation,
+    DType,
+    StoredTensor,
+    Weight,
+    not_finite,
+    rounded,
+    smallest,
+)
 from thrifty.models.tokenizer_gguf import from_metadata
 
 _LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.([a-z_]+)\.(weight|bias)")
@@ -80,6 +89,18 @@ class GGUFSource:
             except CheckpointError as error:
                 raise CheckpointError(f"{self.file.path}: {error}") from error
             self.file.forget(place.tensor)
+
+    def stored(self) -> list[StoredTensor]:
+        """What the file holds of the decoder; no weight is read."""
+        infos = ((place.names, self.file.tensor(place.tensor)) for place in self._places)
+        return [StoredTensor(names, info.type, info.shape, info.nbytes) for names, info in infos]
+
+    def samples(self) -> Iterator[Weight]:
+        """The first part of the smallest matrix of every tensor type, as `weights` gives it."""
+        wanted = {tensor.names[0] for tensor in smallest(self.stored())}
+        for place in self._places:
+            if place.name in wanted:
+                yield next(self._read(place, None))
 
     def _read(self, place: _Place, dtype: DType | None) -> Iterator[Weight]:
         kind = self.file.tensor(place.tensor).type

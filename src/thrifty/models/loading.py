@@ -13,6 +13,7 @@ from thrifty.kernels import dispatch
 from thrifty.models.assembly import Assembly
 from thrifty.models.checkpoint_key import checkpoint_key
 from thrifty.models.converted import open_converted
+from thrifty.models.copies import remember
 from thrifty.models.description import Description
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.model import Model, TensorReport
@@ -35,6 +36,7 @@ def load(name_or_path: str | os.PathLike[str], *, threads: int | None = None) ->
     path = resolve(name_or_path)
     key = checkpoint_key(path)
     converted = open_converted(key, lambda: open_source(path))
+    remember(key.weights, path)
     tokenizer = _lazy_tokenizer(converted.description)
     warn_of(path, tokenizer)
     model = assemble(converted)
