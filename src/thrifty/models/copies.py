@@ -10,7 +10,7 @@ from thrifty.errors import CheckpointError, StorageError, nearest
 from thrifty.models import cache_directory as cache
 from thrifty.models import converted, description
 from thrifty.models.cache_entry import entries
-from thrifty.models.embedded import MODELS
+from thrifty.models.embedded import MODELS, find
 
 ORIGINS = "origins"  # folder of the cache: a file a checkpoint, named by its key, with the path that it was loaded from
 KEY = 32  # digits of a key that an entry's name begins with
@@ -56,8 +56,15 @@ def copies() -> list[Copy]:
 def copy_of(path: Path) -> Copy | None:
     """The usable copy of a checkpoint by its path; None where there is none, or none that was loaded from there."""
     place = path.resolve()
-    held = (copy for copy in copies() if copy.current and copy.origin == place)
-    return next((copy for copy in held if _newer(copy.path, place)), None)
+    held = [copy for copy in copies() if copy.current]
+    known = next((copy for copy in held if copy.name and copy.name in _named(place)), None)
+    return known or next((copy for copy in held if copy.origin == place and _newer(copy.path, place)), None)
+
+
+def _named(place: Path) -> list[str]:
+    """The embedded models whose file this is, checked by its content."""
+    models = [model for model in MODELS.values() if model.file == place.name]
+    return [model.name for model in models if (held := find(model)) is not None and held.resolve() == place]
 
 
 def matching(target: str) -> list[Copy]:

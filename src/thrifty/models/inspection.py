@@ -1,11 +1,11 @@
-"""What a checkpoint is, from its headers: nothing is converted, and of the weights one tensor of a type at most is read."""
+"""What a checkpoint is, from its headers: nothing is converted; of the weights one tensor of a type is read at most."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from thrifty.models.embedded import MODELS, find
 from thrifty.models.gguf_source import GGUFSource
 from thrifty.models.huggingface import HuggingFaceSource
 from thrifty.models.source import StoredTensor, Weight
-from thrifty.models.tokenizer_settings import TokenizerSettings
+from thrifty.models.tokenizer_settings import TokenizerDefinition, TokenizerSettings
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class TypeFacts:
 @dataclass(frozen=True)
 class FileFacts:
     """path: as it was given or found. kind: "GGUF" or "safetensors". files: how many, of `nbytes` together. tensors:
-    those that the decoder is made of. settings: of the tokenizer, None without one. copy: the converted one, if any.
+    those that the decoder is made of. settings: of the tokenizer, None without one. special: its special tokens, ids
+    and texts. copy: the converted one, if any.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class FileFacts:
     tensors: tuple[StoredTensor, ...]
     types: tuple[TypeFacts, ...]
     settings: TokenizerSettings | None
+    special: Mapping[int, str]
     copy: Copy | None
 
     @property
@@ -110,11 +112,18 @@ def _facts(
 ) -> FileFacts:
     tensors = source.stored()
     size = sum(file.stat().st_size for file in files)
-    settings = source.tokenizer.settings if source.tokenizer is not None else None
+    tokenizer = source.tokenizer
+    settings, special = (None, {}) if tokenizer is None else (tokenizer.settings, _special(tokenizer))
     types = tuple(_types(tensors, source, copy))
     return FileFacts(
-        path, kind, architecture, title, len(files), size, source.config, tuple(tensors), types, settings, copy
+        path, kind, architecture, title, len(files), size, source.config, tuple(tensors), types, settings, special, copy
     )
+
+
+def _special(tokenizer: TokenizerDefinition) -> dict[int, str]:
+    """Ids and texts of the tokens that a text does not spell, in order."""
+    added = json.loads(tokenizer.definition).get("added_tokens") or []
+    return {token["id"]: token["content"] for token in added if token.get("special")}
 
 
 def _types(
