@@ -46,7 +46,10 @@ MinRecovery = Annotated[
 ]
 Minutes = Annotated[
     float,
-    typer.Option(rich_help_panel=SEARCH, help="The search ends by then, loading aside, and keeps the best it found."),
+    typer.Option(
+        rich_help_panel=SEARCH,
+        help="The search ends by then, loading aside, with the best it found; it is planned for less.",
+    ),
 ]
 Tasks = Annotated[
     str | None,
@@ -59,7 +62,9 @@ Tasks = Annotated[
 ]
 Items = Annotated[
     int | None,
-    typer.Option(min=1, rich_help_panel=SEARCH, show_default="12", help="Questions of every task."),
+    typer.Option(
+        min=1, rich_help_panel=SEARCH, show_default="12, fewer of a slow model", help="Questions of every task."
+    ),
 ]
 Seed = Annotated[int, typer.Option(rich_help_panel=SEARCH, help="Which questions, and who wins between equals.")]
 State = Annotated[
@@ -96,4 +101,6 @@ Prefix = Annotated[
         min=1, show_default="fills the context, from 1024 to 4096", help="Tokens that are compressed before scoring."
     ),
 ]
-Scored = Annotated[int | None, typer.Option(min=1, show_default="256", help="Tokens that are scored.")]
+Scored = Annotated[
+    int | None, typer.Option(min=1, show_default="256, fewer of a slow model", help="Tokens that are scored.")
+]

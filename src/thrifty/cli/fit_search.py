@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cli import opening, output
 from thrifty.cli.frontier_table import Watcher
+from thrifty.cli.ticker import seconds
 
 if TYPE_CHECKING:
     from thrifty.engine.api import Thrifty
     from thrifty.frontier.fit import Fit
     from thrifty.frontier.measurement import Measurement
+    from thrifty.models.model import Model
     from thrifty.recipe import Recipe
 
 SAMPLES = ("What is the capital of France?", "Write one sentence about a river.")
@@ -88,13 +92,12 @@ def watch(fit: Fit, quiet: bool) -> Ended:
     """Run the search and show it."""
     from thrifty.errors import StorageError
 
-    said = quiet
     try:
+        with output.waiting("predicting what recipes take"):
+            fit.begin()
+        _say_plan(fit)
         with Watcher(fit, quiet) as watcher:
             for row in fit.rows():
-                if not said:
-                    _say_dropped(fit)
-                    said = True
                 watcher.add(row)
     except KeyboardInterrupt:
         output.note("stopped: the best so far is kept" if fit.best else "stopped before any that fits was measured")
@@ -118,32 +121,47 @@ def announce(fit: Fit, path: Path) -> None:
         output.say(line)
 
 
-def shown(fit: Fit, model: str, best: Measurement, prompt: str, *, quiet: bool, whole: bool) -> dict[str, Any]:
+def shown(fit: Fit, best: Measurement, prompt: str, *, quiet: bool, whole: bool) -> dict[str, Any]:
     """Answers of the winner (whole: and of the baseline, to more prompts; and the winner's profile). Unless quiet, the
     first answer is streamed.
     """
     from thrifty.recipe import Recipe
+    from thrifty.weights.technique import prepare
 
     question = fit.question
     prompts = [prompt] if prompt else []
     if whole and prompt:
         prompts += [one for one in SAMPLES if one != prompt]
     recipe = best.candidate.recipe
-    opened = partial(opening.opened, model, threads=question.threads, native=question.native, context=question.context)
-    with opened(recipe=recipe, memory=question.memory) as thrifty:
+    with output.waiting("making the winner's weights"):
+        loaded = prepare(question.model, recipe.techniques("weights"), errors=False)
+    opened = partial(_opened, threads=question.threads, native=question.native, context=question.context)
+    with opened(loaded, replace(recipe, weights=[]), memory=question.memory) as thrifty:
         mine = [_answer(thrifty, one, question.context, quiet or place > 0) for place, one in enumerate(prompts)]
         profile = _profile(thrifty, question.context) if whole else None
     if not whole:
         return {}
     theirs = mine
     if prompts and (recipe.weights or recipe.cache):
-        with opened(recipe=Recipe()) as thrifty:
+        del loaded, thrifty
+        with opened(question.model, Recipe()) as thrifty:
             theirs = [_answer(thrifty, one, question.context, True) for one in prompts]
     answers = [
         {"prompt": one, "baseline": base, "winner": winner}
         for one, base, winner in zip(prompts, theirs, mine, strict=True)
     ]
     return {"answers": answers, "profile": profile}
+
+
+@contextmanager
+def _opened(model: Model, recipe: Recipe, **options: Any) -> Iterator[Thrifty]:
+    """A loaded model behind an engine for a while."""
+    from thrifty.engine.api import Thrifty
+    from thrifty.evaluation.memory import release
+
+    release()  # what the search made
+    with Thrifty(model, recipe=recipe, **options) as thrifty:
+        yield thrifty
 
 
 def reproduced(model: str, asked: Mapping[str, Any], out: Path) -> str:
@@ -164,17 +182,35 @@ def reproduced(model: str, asked: Mapping[str, Any], out: Path) -> str:
     return shlex.join([*words, "-o", str(out)])
 
 
-def _say_dropped(fit: Fit) -> None:
-    dropped = fit.dropped()
-    left = len(fit.candidates) - sum(dropped.values())
-    message = f"{len(fit.candidates)} recipes predicted: {left} fit"
-    if dropped["memory"]:
-        message += f", {dropped['memory']} need more than {output.megabytes(fit.question.memory)}"
-    if dropped["latency"]:
-        message += f", {dropped['latency']} read for longer than {fit.question.latency or 0:g} s a step"
-    if dropped["weights"]:
-        message += f", {dropped['weights']} round weights anew without saving a byte"
+def _say_plan(fit: Fit) -> None:
+    """What will be measured, why the rest will not, and how long it will take."""
+    from thrifty.frontier.plan import FILLED
+
+    plan, dropped, minutes = fit.plan, fit.dropped(), fit.question.minutes
+    assert plan is not None, "a search begins before it is told of"
+    message = f"{len(fit.candidates)} recipes predicted: {len(plan.chosen)} will be measured"
+    reasons = {
+        "memory": f"need more than {output.megabytes(fit.question.memory)}",
+        "latency": f"read for longer than {fit.question.latency or 0:g} s a step",
+        "weights": "round weights anew without saving a byte",
+        "gentler": "do all that another one that fits does, and more",
+    }
+    message += "".join(f", {count} {reasons[name]}" for name, count in dropped.items() if count)
     output.note(message + "; the uncompressed model is measured in any case")
+    if plan.total is None:
+        return
+    least = f"at most {minutes:g} min (--minutes)" if minutes is not None else ""
+    first, *_, last = fit.rungs
+    about = f"about {seconds(plan.total)}, {least}" if minutes is None or plan.total <= 60 * minutes else least
+    output.note(
+        f"this will take {about}: {first.prefix} + {first.scored} tokens of every recipe, {last.prefix} + "
+        f"{last.timed + last.scored} and {fit.exam.count()} questions of the last two"
+    )
+    if minutes is not None and plan.total > 60 * minutes:
+        output.warn(
+            f"all of it would take about {seconds(plan.total)} on this machine now; the best found by then is kept, "
+            f"and --minutes {math.ceil(plan.total / 60 / FILLED)} gives it the time"
+        )
 
 
 def _answer(thrifty: Thrifty, prompt: str, context: int, quiet: bool) -> str:

@@ -16,10 +16,12 @@ from thrifty.evaluation import roofline
 
 THIS = "this"
 GIB = 1 << 30
-# What may compute with weights (or a cache) of a stored format, best first: int4 and int8 codes meet 8-bit activations.
+# What may compute with weights (or a cache) of a stored format, best first. Codes of every kind, those of all other
+# labels ("int4-g32", "q4_k" …), meet 8-bit activations.
+CODES = ("int8", "bf16", "fp16", "fp32")
 ARITHMETIC: Mapping[str, tuple[str, ...]] = {
-    "int": ("int8", "bf16", "fp16", "fp32"),
     "bf16": ("bf16", "fp16", "fp32"),
+    "f16": ("fp32", "bf16", "fp16"),
     "f32": ("fp32", "bf16", "fp16"),
 }
 
@@ -42,17 +44,17 @@ class Machine:
     source: str = ""
 
     def arithmetic(self, stored: str) -> str:
-        """The number format that products with a stored format ("int4-g32", "int8", "bf16", "f32") are computed in.
+        """The number format that products with a stored format ("int4-g32", "q4_k", "bf16", "f32") are computed in.
 
         Raises MachineError where the machine has no rate for any.
         """
-        kind = "int" if stored.startswith("int") else stored
-        for name in ARITHMETIC.get(kind, ARITHMETIC["bf16"]):
+        fitting = ARITHMETIC.get(stored, CODES)
+        for name in fitting:
             if name in self.rates:
                 return name
         raise MachineError(
             f"machine '{self.name}' has rates for {', '.join(self.rates) or 'nothing'}, and none that multiplies "
-            f"'{stored}' weights; add one of {', '.join(ARITHMETIC.get(kind, ARITHMETIC['bf16']))}"
+            f"'{stored}' weights; add one of {', '.join(fitting)}"
         )
 
     def rate(self, stored: str) -> float:
@@ -87,15 +89,16 @@ def named(name: str) -> Machine:
     return Machine(name, entry["bandwidth"] * 1e9, rates, memory, title=entry["title"], source=entry["source"])
 
 
-def this_machine(threads: int | None = None) -> Machine:
+def this_machine(threads: int | None = None, *, sparing: bool = False) -> Machine:
     """This machine, measured in about two seconds: reads of memory, and matrix products with int4 weights and 8-bit
     activations, in bf16 (native kernels) and in fp32 (NumPy).
 
-    threads: of the native kernels; None leaves them as they are. Other work on the machine lowers the figures.
+    threads: of the native kernels; None leaves them as they are. sparing: hold no more memory meanwhile than caches
+    make needful, see `roofline.least_megabytes`. Other work on the machine lowers the figures.
     """
     import psutil
 
-    bandwidth, bandwidth_by = roofline.read_bandwidth(threads)
+    bandwidth, bandwidth_by = roofline.read_bandwidth(threads, roofline.least_megabytes() if sparing else None)
     best, best_by = roofline.gemm_rate()
     rates = {"int8": best * 1e9} if best_by == "native" else {}
     rates["bf16"] = roofline.bf16_rate() * 1e9

@@ -5,9 +5,11 @@ machine.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
     from thrifty.models.model import Model
 
 BUFFER_MEGABYTES = 512  # far beyond any cache
+LEAST_MEGABYTES = 128
+BEYOND = 4  # times the processor's last cache, of which reads say nothing of the memory
 REPEATS = 5
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 @dataclass(frozen=True)
@@ -54,17 +59,37 @@ def weight_bytes_per_token(model: Model) -> int:
     return total
 
 
-def read_bandwidth(threads: int | None = None) -> tuple[float, str]:
+def read_bandwidth(threads: int | None = None, megabytes: int | None = None) -> tuple[float, str]:
     """GB/s that all threads read from memory together, best of several, and what measured it ("native", or
-    "numpy" with one thread).
+    "numpy" with one thread). megabytes: that are read, and held meanwhile; None: 512.
     """
+    megabytes = BUFFER_MEGABYTES if megabytes is None else min(BUFFER_MEGABYTES, megabytes)
     native = dispatch.native()
     if native is not None:
         if threads is not None:
             dispatch.set_threads(threads)
-        return float(native.read_bandwidth(BUFFER_MEGABYTES, REPEATS)), "native"
-    buffer = np.ones(BUFFER_MEGABYTES * 1_000_000 // 8, np.int64)
+        return float(native.read_bandwidth(megabytes, REPEATS)), "native"
+    buffer = np.ones(megabytes * 1_000_000 // 8, np.int64)
     return buffer.nbytes / _fastest(buffer.sum) / 1e9, "numpy"
+
+
+def least_megabytes() -> int:
+    """What `read_bandwidth` must read at least, so that caches do not count: four times the last one; 512 where the
+    system does not tell it.
+    """
+    sizes = [_cache_bytes(path) for path in CACHES.glob("index*/size")]
+    if not any(sizes):
+        return BUFFER_MEGABYTES
+    return min(BUFFER_MEGABYTES, max(LEAST_MEGABYTES, BEYOND * max(sizes) // 10**6))
+
+
+def _cache_bytes(path: Path) -> int:
+    """Of a file such as `/sys/…/index3/size`, which says "32768K"; 0 where it says something else."""
+    try:
+        found = re.fullmatch(r"(\d+)([KMG]?)", path.read_text("ascii").strip())
+    except (OSError, UnicodeDecodeError):
+        return 0
+    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]] if found else 0
 
 
 def gemm_rate() -> tuple[float, str]:

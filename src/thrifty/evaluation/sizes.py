@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from thrifty.models.parts import parts
 if TYPE_CHECKING:
     from thrifty.models.config import ModelConfig
     from thrifty.models.model import Model
+    from thrifty.models.source import StoredTensor
 
 EXACT = (".router", ".shared_gate")  # kept in fp32 by every loader
 
@@ -77,6 +78,27 @@ def of_model(model: Model) -> ModelSizes:
         sizes = (linear.out_features, linear.in_features, linear.nbytes)
         linears.append(StoredLinear(name, *sizes, linear.label, linear.bias is not None))
     return ModelSizes(model.config, tuple(linears), model.nbytes - sum(linear.nbytes for linear in linears))
+
+
+def of_file(config: ModelConfig, tensors: Iterable[StoredTensor]) -> ModelSizes:
+    """Sizes of a checkpoint by the bytes of its own files, which every format of codes keeps; fp32 matrices become
+    bf16, where they are not kept exactly. Nothing is loaded.
+    """
+    shapes = parts(config)
+    held = {name: tensor for tensor in tensors for name in tensor.names}
+    linears, rest = [], 0
+    for name, shape in shapes.items():
+        if len(shape) != 2:
+            rest += 0 if name.endswith(".bias") else 4 * shape[0]
+            continue
+        tensor, has_bias = held[name], f"{name}.bias" in shapes
+        if tensor.type == "F32":
+            nbytes, label = _stored(*shape, has_bias, name.endswith(EXACT))
+        else:
+            nbytes = tensor.nbytes // len(tensor.names) + (4 * shape[0] if has_bias else 0)
+            label = tensor.type.lower()
+        linears.append(StoredLinear(name, *shape, nbytes, label, has_bias))
+    return ModelSizes(config, tuple(linears), rest)
 
 
 def of_config(config: ModelConfig) -> ModelSizes:

@@ -25,6 +25,16 @@ class Clock:
         """Whether the time is over."""
         return time.monotonic() - self._began >= self._seconds
 
+    @property
+    def spent(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began
+
+    @property
+    def left(self) -> float:
+        """Seconds until the time is over."""
+        return max(0.0, self._began + self._seconds - time.monotonic())
+
     def check(self) -> None:
         """Raise OutOfTime where the time is over."""
         if self.late:

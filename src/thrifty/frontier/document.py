@@ -48,6 +48,7 @@ def document(
         "command": command,
         "budget": _budget(fit),
         "dropped": fit.dropped() if fit.predictions else {},
+        "plan": None if fit.plan is None else fit.plan.as_dict(),
         "skipped": [{"recipe": candidate.label, "reason": reason} for candidate, reason in fit.skipped],
         "undefined_tasks": fit.exam.undefined(fit.base),
         "candidates": candidates,

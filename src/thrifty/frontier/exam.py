@@ -40,6 +40,19 @@ class Exam:
         """The tasks, in order."""
         return list(self._items)
 
+    @property
+    def length(self) -> int:
+        """Tokens of the longest context that is asked about."""
+        return max((task.length for task in self._tasks.values()), default=0)
+
+    def steps(self, items: int | None = None) -> float:
+        """Tokens that are fed or said after the contexts of the first `items` questions of every task, at most."""
+        return float(sum(_steps(item) for asked in self._items.values() for item in asked[:items]))
+
+    def count(self, items: int | None = None) -> int:
+        """Questions of all tasks, the first `items` of each."""
+        return sum(len(asked[:items]) for asked in self._items.values())
+
     def complete(self, candidate: Candidate, items: int | None = None) -> bool:
         """Whether every item (the first `items` of every task) has its record."""
         return not any(self._missing(candidate, label, items) for label in self._tasks)
@@ -93,6 +106,11 @@ class Exam:
         asked = self._items[label][:items]
         held = [self._state.find("record", _key(candidate, label, item.identity)) for item in asked]
         return [Record.from_dict(values) for values in held if values is not None]
+
+
+def _steps(item: Item) -> int:
+    fed = sum(len(turn.tokens) + sum(map(len, turn.options)) for turn in item.turns)
+    return max(fed, item.room - len(item.prompt))
 
 
 def _key(candidate: Candidate, label: str, item: str) -> str:

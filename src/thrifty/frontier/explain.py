@@ -177,6 +177,8 @@ def _searched(fit: Fit) -> str:
         reasons.append(f"{dropped['latency']} cannot decode within {limit} at this machine's bandwidth")
     if dropped["weights"]:
         reasons.append(f"{dropped['weights']} round weights anew without saving a byte")
+    if dropped["gentler"]:
+        reasons.append(f"{dropped['gentler']} do all that another one that fits does, and more")
     last = sum(row.rung == fit.rungs[-1].index for row in rows)
     said = (
         f"Of {len(fit.candidates)} recipes {' and '.join(reasons)}; " if reasons else f"{len(fit.candidates)} recipes: "

@@ -10,13 +10,14 @@ from typing import Any
 from thrifty.arrays import BFLOAT16
 from thrifty.evaluation import quality
 from thrifty.evaluation.noise import DISTURBED
-from thrifty.frontier import choice
+from thrifty.frontier import choice, plan
 from thrifty.frontier.candidates import Candidate, Grid, grouped
 from thrifty.frontier.clock import Clock, OutOfTime
 from thrifty.frontier.exam import Exam
+from thrifty.frontier.gentleness import deciding, gentler
 from thrifty.frontier.measurement import DIVERGENCE, TASKS, Measurement, Prediction, expected_step, quality_of
 from thrifty.frontier.question import Question
-from thrifty.frontier.rungs import Rung, ladder, survivors
+from thrifty.frontier.rungs import Rung, survivors
 from thrifty.frontier.space import off_grid, space
 from thrifty.frontier.state import State
 from thrifty.frontier.workshop import Workshop
@@ -27,7 +28,6 @@ BASE = Candidate(Recipe(), Grid.SHIPPED)
 OFF_GRID_BASE = Candidate(Recipe(), Grid.OFF)
 SHARES = (0.45, 0.65, 1.0)  # of the time, by when a rung must be over
 SLACK = 1.15  # a latency measured on a short run may be so much too long
-BEYOND = 6  # recipes above the budget that are looked at for the next step up
 
 
 class Fit:
@@ -53,12 +53,14 @@ class Fit:
         self.question = question
         self.base = BASE
         self.prefix = question.filling_prefix()
-        self.rungs = list(ladder(self.prefix, question.scored) if rungs is None else rungs)
+        self.rungs = list(plan.LEVELS[0].ladder(question) if rungs is None else rungs)
+        self._planned = rungs is None  # whether the rungs are for the plan to choose
+        self.plan: plan.Plan | None = None
         last = self.rungs[-1]
         tokenizer, limit = question.model.require_tokenizer(), question.model.config.context_length
         quality.passage(tokenizer, limit, last.prefix, last.scored, timed=last.timed)
         self.state = State(None, {}) if state is None else state
-        self.exam = Exam(tokenizer, self.state, question.tasks, question.items, question.seed, self.prefix)
+        self.exam = self._exam_of(plan.LEVELS[0])
         self.pinned = {one.key for one in extra}
         self.candidates, self.off_grid = self._space(extra)
         self.predictions: dict[str, Prediction] = {}
@@ -90,18 +92,33 @@ class Fit:
         return self._rows.get((candidate.key, rung))
 
     def rows(self) -> Iterator[Measurement]:
-        """Run the search: a row whenever a candidate was measured at a rung. Raises BudgetError before measuring
-        anything where nothing can fit.
+        """Run the search: a row whenever a candidate was measured at a rung. Raises what `begin` raises, unless that
+        was called before.
         """
-        self.clock.start()
         try:
-            self.predict()
+            if self.plan is None:
+                self.begin()
             yield from self._search()
         finally:
             self.workshop.close()
         if self.off_grid and not self.clock.late:
             yield from self._off_grid()
         self.finished = True
+
+    def begin(self) -> plan.Plan:
+        """Predict every candidate, measure the model's pace and choose what is measured; the time runs from here.
+
+        Raises BudgetError before measuring anything where nothing can fit.
+        """
+        self.clock.start()
+        self.predict()
+        self.plan = self._made_plan()
+        self.exam = self.workshop.exam = self._exam_of(self.plan.sizes)
+        if self._planned:
+            self.rungs = self.plan.sizes.ladder(self.question)
+        entering = len(self.plan.chosen)
+        self.total = sum(min(entering, rung.seats(entering) + 1) for rung in self.rungs) + len(self.off_grid)
+        return self.plan
 
     def predict(self) -> None:
         """Bytes and time of every candidate. Raises BudgetError where none can fit, with what would."""
@@ -133,7 +150,9 @@ class Fit:
         return len(self.rungs) > 1 and prediction.need.weights >= self.predictions[BASE.key].need.weights
 
     def dropped(self) -> dict[str, int]:
-        """How many candidates do not run, by the reason: memory, latency, or weights that save nothing."""
+        """How many candidates do not run, by the reason: memory, latency, weights that save nothing, or (of a model too
+        slow for all) that a gentler one is measured.
+        """
         servable = self._servable()
         fitting = [one for one in servable if self.fits(one)]
         quick = [one for one in fitting if self.quick(one)]
@@ -141,6 +160,7 @@ class Fit:
             "memory": len(servable) - len(fitting),
             "latency": len(fitting) - len(quick),
             "weights": sum(self.pointless(one) for one in quick),
+            "gentler": 0 if self.plan is None else self.plan.left_out,
         }
 
     def _worth_running(self, prediction: Prediction) -> bool:
@@ -149,7 +169,8 @@ class Fit:
     # --- the rungs -----------------------------------------------------------------------------------
 
     def _search(self) -> Iterator[Measurement]:
-        chosen = self._entrants()
+        assert self.plan is not None, "a search begins before it runs"
+        chosen = list(self.plan.chosen)
         for rung in self.rungs:
             yield from self._climb(rung, chosen)
             chosen = self._next(rung)
@@ -177,15 +198,33 @@ class Fit:
             aside = [OFF_GRID_BASE, *(one for one in aside if one.key != OFF_GRID_BASE.key)]
         return servable, aside
 
+    def _made_plan(self) -> plan.Plan:
+        """All that may run, or what the time reaches of a model that is too slow for all."""
+        entering = self._entrants()
+        if self.question.minutes is None or not self._planned:
+            return plan.whole(entering)
+        known = [self.predictions[one.key] for one in entering]
+        running = [one for one in known if self.fits(one) and self.quick(one)]  # what does not fit stands for nothing
+        keys = {BASE.key} | self.pinned | deciding(running, self.question.latency)
+        few = entering if self.question.candidates is not None else [one for one in entering if one.key in keys]
+        try:
+            forecast = self.workshop.forecast(entering)
+        except OutOfTime:
+            return plan.whole(entering)
+        return plan.make(self.question, entering, few, forecast, self._exam_of, self.clock.spent)
+
+    def _exam_of(self, sizes: plan.Sizes) -> Exam:
+        question, tokenizer = self.question, self.question.model.require_tokenizer()
+        longest, count = min(self.prefix, sizes.length), sizes.asked(question)
+        return Exam(tokenizer, self.state, question.tasks, count, question.seed, longest)
+
     def _entrants(self) -> list[Candidate]:
-        entering = [
+        return [
             one
             for one in self.candidates
             if one.key in self.predictions
             and (one.key == BASE.key or one.key in self.pinned or self._worth_running(self.predictions[one.key]))
         ]
-        self.total = sum(min(len(entering), rung.seats(len(entering)) + 1) for rung in self.rungs) + len(self.off_grid)
-        return entering
 
     def _climb(self, rung: Rung, chosen: Sequence[Candidate]) -> Iterator[Measurement]:
         """Measure the chosen at a rung, the baseline before all others."""
@@ -263,13 +302,13 @@ class Fit:
     def _look_beyond(self) -> Iterator[Measurement]:
         """Short measurements of the cheapest candidates that the bounds kept out: what a little more would bring."""
         best, rung = self.best, self.rungs[0]
-        held = None if best is None else self.row(best.candidate, rung.index)
-        if held is None or len(self.rungs) < 2:
+        if best is None or self.row(best.candidate, rung.index) is None or len(self.rungs) < 2:
             return
         outside = [one for one in self._servable() if (one.candidate.key, rung.index) not in self._rows]
         outside = [one for one in outside if not (self.fits(one) and self.quick(one)) and not self.pointless(one)]
+        outside = [one for one in outside if not gentler(best.candidate, one.candidate)]  # no step up from it
         outside.sort(key=lambda one: (one.need.peak, one.seconds))
-        looked = sorted(outside[:BEYOND], key=lambda one: one.candidate.weights_key)
+        looked = sorted(outside[: self.plan.beyond if self.plan else 0], key=lambda one: one.candidate.weights_key)
         for group in grouped(one.candidate for one in looked):
             yield from self._measured(self.workshop, group, rung, self._in_time)
 
@@ -289,7 +328,8 @@ class Fit:
     def _deadline(self, rung: Rung, part: float) -> float:
         """When `part` of a rung must be over, seconds on the monotonic clock."""
         place = self.rungs.index(rung) + len(SHARES) - len(self.rungs)
-        return self.clock.deadline(SHARES[place], part)
+        planned = 0.0 if self.plan is None else self.plan.share(rung.index)
+        return self.clock.deadline(max(SHARES[place], planned), part)
 
     def _in_time(self) -> bool:
         return not self.clock.late

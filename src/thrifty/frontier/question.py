@@ -10,7 +10,7 @@ from thrifty.errors import BudgetError, PromptError
 from thrifty.evaluation import quality
 from thrifty.evaluation.machine import cores, cpu_name
 from thrifty.frontier.candidates import Candidate
-from thrifty.frontier.exam import DEFAULT_TASKS, ITEMS
+from thrifty.frontier.exam import DEFAULT_TASKS
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
@@ -24,16 +24,17 @@ class Question:
     sequences of that context at once. latency: seconds that a decode step of the batch may take. min_recovery: what the
     winner's recovery must reach. minutes: when the search ends at the latest, between two measurements.
 
-    prefix, scored: tokens that are compressed and then scored, see `evaluation.quality`. prefix None: so many that
-    all fill the context, between 1024 and 4096. candidates None: those of `space`; off_grid: also what weight
-    techniques cost off their grid. Raises PromptError or BudgetError for what cannot be asked of `model`.
+    prefix, scored: tokens that are compressed and then scored, see `evaluation.quality`; items: questions of every
+    task. None: so many that all fill the context, between 1024 and 4096, then 256, and 12 questions, or fewer where the
+    model is too slow for that in the minutes. candidates None: those of `space`; off_grid: also what weight techniques
+    cost off their grid. Raises PromptError or BudgetError for what cannot be asked of `model`.
     """
 
     model: Model
     memory: int
     context: int
     prefix: int | None = None
-    scored: int = quality.SCORED
+    scored: int | None = None
     threads: int | None = None
     native: bool | None = None
     candidates: Sequence[Candidate] | None = None
@@ -42,7 +43,7 @@ class Question:
     min_recovery: float | None = None
     minutes: float | None = None
     tasks: Sequence[str] = DEFAULT_TASKS
-    items: int = ITEMS
+    items: int | None = None
     seed: int = 0
     off_grid: bool = False
 
@@ -60,7 +61,7 @@ class Question:
             raise BudgetError(f"min_recovery = {self.min_recovery} is out of range; use more than 0 and at most 1")
         if self.minutes is not None and not self.minutes > 0:
             raise BudgetError(f"minutes = {self.minutes} is no time to search; use more than 0")
-        if self.items < 1:
+        if self.items is not None and self.items < 1:
             raise BudgetError(f"{self.items} items of a task tell nothing; use 1 or more")
 
     def filling_prefix(self) -> int:
@@ -69,7 +70,9 @@ class Question:
         """
         if self.prefix is not None:
             return self.prefix
-        return max(quality.PREFIX, min(self.context, LONGEST_PREFIX) - quality.TIMED - self.scored - 2)
+        return max(
+            quality.PREFIX, min(self.context, LONGEST_PREFIX) - quality.TIMED - (self.scored or quality.SCORED) - 2
+        )
 
     def identity(self) -> dict[str, Any]:
         """What measurements depend on, JSON-ready: searches that share it share measurements, whatever the bounds."""

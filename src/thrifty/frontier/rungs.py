@@ -41,12 +41,16 @@ class Rung:
         return f"{self.prefix}+{self.timed}+{self.scored}"
 
 
-def ladder(prefix: int, scored: int) -> list[Rung]:
-    """The rungs of a search whose last measurement compresses `prefix` tokens and scores `scored`."""
-    first, little = min(prefix, FIRST_PREFIX), min(scored, FIRST_SCORED)
+def ladder(
+    prefix: int, scored: int, *, first: int = FIRST_PREFIX, little: int = FIRST_SCORED, few: int = FEW
+) -> list[Rung]:
+    """The rungs of a search whose last measurement compresses `prefix` tokens and scores `scored`. first, little: the
+    same of the rungs before. few: questions of every task that the second one asks.
+    """
+    first, little = min(prefix, first), min(scored, little)
     return [
         Rung(0, first, 0, little, 0, lambda count: count),
-        Rung(1, first, 0, little, FEW, _second_seats),
+        Rung(1, first, 0, little, few, _second_seats),
         last_rung(prefix, scored),
     ]
 

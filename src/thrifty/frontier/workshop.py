@@ -17,6 +17,7 @@ from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.machine import Machine, this_machine
 from thrifty.evaluation.noise import DISTURBED, listening
 from thrifty.evaluation.speed import warm_up
+from thrifty.frontier import pace
 from thrifty.frontier.candidates import Candidate, grouped
 from thrifty.frontier.clock import Clock, OutOfTime
 from thrifty.frontier.exam import Exam
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 Values = dict[str, Any]
 PATIENCE = 3  # disturbed runs in a row whose repetition was disturbed as well; after them none is repeated
+REPEATED = 0.03  # of the time that is left: a run that took more is not repeated for a quieter one
 
 
 class Workshop:
@@ -68,7 +70,7 @@ class Workshop:
         """This machine as the state knows it, else measured: a search that goes on predicts as it did."""
         held = self.state.find("machine", "")
         if held is None:
-            held = dataclasses.asdict(this_machine(self._threads))
+            held = dataclasses.asdict(this_machine(self._threads, sparing=True))
             self.state.add("machine", "", held)
         return Machine(**held)
 
@@ -110,6 +112,19 @@ class Workshop:
                 else:
                     self.state.add("prediction", one.key, found.as_dict())
         return failed
+
+    def forecast(self, candidates: Sequence[Candidate]) -> pace.Forecast:
+        """How long the measurements of candidates take, by a short run of the uncompressed model, or what the state
+        holds of an earlier one. Raises OutOfTime where the time ends meanwhile.
+        """
+        held = self.state.find("pace", "")
+        if held is None:
+            rounded = next((one for one in candidates if one.recipe.weights), self.base)
+            seconds = pace.rounding_seconds(self.model, rounded.recipe.techniques("weights"))
+            with self._engine(self.base) as engine:
+                held = pace.measure(engine, seconds).as_dict()
+            self.state.add("pace", "", held)
+        return pace.Forecast(pace.Pace.from_dict(held), sizes.of_model(self.model), self.machine())
 
     def longest(self, found: Prediction, context: int, budget: int, batch: int) -> int:
         """See `longest_context`."""
@@ -216,6 +231,8 @@ class Workshop:
         values = self._run_once(engine, candidate, rung)
         if values.get("others", 0.0) <= DISTURBED or self._in_vain >= PATIENCE:
             return values
+        if values["seconds"] > REPEATED * self._clock.left:
+            return values
         again = self._run_once(engine, candidate, rung)
         if "error" in again:
             return values
@@ -263,8 +280,10 @@ class Workshop:
 
     @contextmanager
     def _engine(self, candidate: Candidate) -> Iterator[Engine]:
+        memory.release()  # what was made for the one before
         begin = time.perf_counter()
-        model = prepare(self.model, candidate.recipe.techniques("weights"), before=self._clock.check)
+        techniques = candidate.recipe.techniques("weights")
+        model = prepare(self.model, techniques, before=self._clock.check, errors=False)
         engine = _TimedEngine(self._clock, model, threads=self._threads, native=self._native, prefix_tree=False)
         if self.state.find("loading", candidate.weights_key) is None:
             self.state.add("loading", candidate.weights_key, time.perf_counter() - begin)

@@ -77,6 +77,11 @@ class GGUF:
         """`general.architecture`, such as "llama"."""
         return self.metadata.text("general.architecture")
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files: one, or all parts in order."""
+        return list(dict.fromkeys([self.path, *(part.path for part in self._parts.values())]))
+
     def rows(self, name: str) -> npt.NDArray[np.uint8]:
         """The raw bytes of a tensor as [rows, row_bytes] uint8, a read-only view of the mapped file.
 

@@ -17,7 +17,7 @@ from thrifty.models.gguf import GGUF
 from thrifty.models.gguf_config import architecture, read_config
 from thrifty.models.gguf_rows import TensorRows, plain, stored
 from thrifty.models.parts import parts
-from thrifty.models.source import DType, SlicedLinear, SlicedWeight, Weight, not_finite
+from thrifty.models.source import DType, SlicedLinear, SlicedWeight, StoredTensor, Weight, not_finite, smallest
 from thrifty.models.tokenizer_gguf import from_metadata
 
 _LAYER_TENSOR = re.compile(r"blk\.(\d{1,4})\.([a-z_]+)\.(weight|bias)")
@@ -96,6 +96,16 @@ class GGUFSource:
                 rows = TensorRows(self.file, place.tensor, start, one.matrix, self._order(one))
                 start += one.rows
                 yield SlicedWeight(name, self._linear(rows, name, dtype), kind)
+
+    def stored(self) -> list[StoredTensor]:
+        """What the file holds of the decoder; no weight is read."""
+        infos = ((place.names, self.file.tensor(place.tensor)) for place in self._places)
+        return [StoredTensor(names, info.type, info.shape, info.nbytes) for names, info in infos]
+
+    def samples(self) -> Iterator[Weight]:
+        """The first part of the smallest matrix of every tensor type, as `weights` gives it."""
+        wanted = {tensor.names[0] for tensor in smallest(self.stored())}
+        return (weight.whole() for weight in self._read(None) if weight.name in wanted)
 
     def _linear(self, rows: TensorRows, name: str, dtype: DType | None) -> SlicedLinear:
         if dtype is None and not name.endswith(_EXACT):

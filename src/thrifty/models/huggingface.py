@@ -19,7 +19,16 @@ from thrifty.models.config_fields import Fields
 from thrifty.models.config_huggingface import TOKEN_LIMIT, from_huggingface
 from thrifty.models.parts import parts
 from thrifty.models.safetensors_file import WEIGHT_TYPES, TensorEntry, TensorReader, read_entries, read_json
-from thrifty.models.source import ROWS_AT_A_TIME, Deviation, DType, Weight, not_finite, rounded
+from thrifty.models.source import (
+    ROWS_AT_A_TIME,
+    Deviation,
+    DType,
+    StoredTensor,
+    Weight,
+    not_finite,
+    rounded,
+    smallest,
+)
 from thrifty.models.tokenizer_settings import TokenizerDefinition
 
 SINGLE = "model.safetensors"
@@ -107,6 +116,20 @@ class HuggingFaceSource:
                 yield from self._fused(reader, place, dtype)
             else:
                 yield _stored(place.entry, place.names[0], reader.read(place.entry), dtype)
+
+    def stored(self) -> list[StoredTensor]:
+        """What the files hold of the decoder; no weight is read."""
+        entries = ((place.names, place.entry) for place in self._places)
+        return [StoredTensor(names, entry.dtype, entry.shape, entry.nbytes) for names, entry in entries]
+
+    def samples(self) -> Iterator[Weight]:
+        """The first part of the smallest matrix of every tensor type, as `weights` gives it."""
+        reader, wanted = TensorReader(), {tensor.names[0] for tensor in smallest(self.stored())}
+        for place in self._places:
+            if place.names[0] in wanted and place.fused:
+                yield next(self._fused(reader, place, None))
+            elif place.names[0] in wanted:
+                yield _stored(place.entry, place.names[0], reader.read(place.entry), None)
 
     def _fused(self, reader: TensorReader, place: _Place, dtype: DType | None) -> Iterator[Weight]:
         """Parts of one tensor [experts, out, in]; where gate and up share it, gate is the upper half of

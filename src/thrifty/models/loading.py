@@ -14,6 +14,7 @@ from thrifty.models.assembly import Assembly
 from thrifty.models.checkpoint_key import checkpoint_key
 from thrifty.models.converted import open_converted
 from thrifty.models.converted_file import Progress
+from thrifty.models.copies import remember
 from thrifty.models.description import Description
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.model import Model, TensorReport
@@ -45,6 +46,7 @@ def load(
     key = checkpoint_key(path)
     if copy:
         converted = open_converted(key, lambda: open_source(path), progress)
+        remember(key.weights, path)
         tokenizer = _lazy_tokenizer(converted.description)
         model = assemble(converted)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Protocol, runtime_checkable
@@ -35,6 +35,27 @@ class Weight:
     origin: str
     error: float = 0.0
     largest_error: float = 0.0
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint's files. names: the decoder's parts that it holds, named as `Weight.name`; one but for
+    experts. type: in the file, such as "Q4_K" or "BF16". shape: in the usual order. nbytes: in the file.
+    """
+
+    names: tuple[str, ...]
+    type: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def smallest(tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
+    """Of every type of matrices the one with the fewest bytes, in the order of their first."""
+    found: dict[str, StoredTensor] = {}
+    for tensor in tensors:
+        if len(tensor.shape) > 1 and (tensor.type not in found or tensor.nbytes < found[tensor.type].nbytes):
+            found[tensor.type] = tensor
+    return list(found.values())
 
 
 def not_finite(name: str, values: Array, start: int = 0) -> str:

@@ -14,10 +14,12 @@ from thrifty.card import Card
 from thrifty.errors import RecipeError, nearest
 from thrifty.formats.linear import PackedLinear
 from thrifty.models.model import Model, TensorReport
+from thrifty.storage.process import let_go
 from thrifty.weights.calibration import Activations, Calibration, CalibrationSet, default_calibration, seen
 from thrifty.weights.structure import LinearInfo, linears
 
 OUTSIDE = ("embedding", "head")  # the ends of the model, whose precision is an option of its own
+COMPARED = 1 << 19  # values at a time, fp64
 KEPT = ("router", "shared_gate")  # tiny, and an expert chosen wrongly costs more than their bytes
 
 
@@ -80,14 +82,17 @@ def prepare(
     calibration: CalibrationSet | None = None,
     in_place: bool = False,
     before: Callable[[], None] | None = None,
+    errors: bool = True,
 ) -> Model:
     """The model with the techniques applied in order, each to the result of those before; itself without any.
 
     calibration: what techniques that need it see; None: the text that ships with the package. The given model stays as
     it is and shares the untouched tensors, unless `in_place`: then its layers are exchanged one at a time, so that the
-    peak is the model plus one layer. before: called before every linear; what it raises ends the work. Raises
-    RecipeError for options that do not fit the model, or where a technique needs calibration and the model has no
-    tokenizer for the text.
+    peak is the model plus one layer. What was compressed and is mapped from a file leaves the process meanwhile, and
+    comes back where it is used. before: called before every linear; what it raises ends the work. errors: whether the
+    report tells how far each part is from what it was, which takes as long as rounding it; without, it tells nothing of
+    them. Raises RecipeError for options that do not fit the model, or where a technique needs calibration and the model
+    has no tokenizer for the text.
     """
     for technique in techniques:
         technique.check(model)
@@ -98,17 +103,21 @@ def prepare(
     for technique in techniques:
         if technique.needs_calibration and calibration is not None:
             # Anew for each: one before may have changed what the first layer sees.
-            _apply(model, technique, seen(model, calibration, f"technique '{technique.name}'"), before)
+            _apply(model, technique, seen(model, calibration, f"technique '{technique.name}'"), before, errors)
             model.version += f"[{calibration.label}]"
         else:
-            _apply(model, technique, None, before)
+            _apply(model, technique, None, before, errors)
     return model
 
 
 def _apply(
-    model: Model, technique: WeightTechnique, calibration: Calibration | None, before: Callable[[], None] | None
+    model: Model,
+    technique: WeightTechnique,
+    calibration: Calibration | None,
+    before: Callable[[], None] | None,
+    errors: bool,
 ) -> None:
-    reports = {entry.name: index for index, entry in enumerate(model.report)}
+    reports = {entry.name: entry for entry in model.report}
     for linear in linears(model):
         if not technique.selects(linear):
             continue
@@ -117,21 +126,28 @@ def _apply(
         activations = None if calibration is None else calibration(linear)
         packed = technique.compress(linear, activations)
         model.replace(linear.name, packed)
-        entry = _report(linear, packed)
-        if linear.name in reports:
-            index = reports[linear.name]
-            model.report[index] = replace(entry, origin=model.report[index].origin)
-        else:
-            model.report.append(entry)
+        held = reports.pop(linear.name, None)
+        if errors:
+            entry = _report(linear, packed)
+            reports[linear.name] = entry if held is None else replace(entry, origin=held.origin)
+        let_go(linear.linear.state().values())
+    model.report[:] = _in_order(reports, model.report)
     # Keys and values of the uncompressed model are worthless for this one.
     model.version = f"{model.version}+{technique.name}{_options(technique)}"
 
 
+def _in_order(reports: dict[str, TensorReport], before: Sequence[TensorReport]) -> list[TensorReport]:
+    """Those that were there before in their places, new ones behind them."""
+    first = [entry.name for entry in before if entry.name in reports]
+    return [reports[name] for name in dict.fromkeys([*first, *reports])]
+
+
 def _report(before: LinearInfo, after: PackedLinear) -> TensorReport:
-    """Both errors are against the layer that the technique was given, measured a tile of rows at a time."""
+    """Both errors are against the layer that the technique was given, measured some rows at a time."""
     difference = power = largest = 0.0
-    for start in range(0, after.out_features, 1024):
-        stop = min(start + 1024, after.out_features)
+    rows = max(16, COMPARED // after.in_features // 16 * 16)
+    for start in range(0, after.out_features, rows):
+        stop = min(start + rows, after.out_features)
         reference = before.linear.tile(start, stop).astype(np.float64)
         errors = np.abs(after.tile(start, stop) - reference)
         difference += float(np.square(errors).sum())

@@ -33,7 +33,7 @@ class Neighbour:
 
 def searched(monkeypatch: pytest.MonkeyPatch, *shares: float) -> tuple[Fit, Neighbour]:
     neighbour = Neighbour(*shares)
-    monkeypatch.setattr("thrifty.frontier.workshop.this_machine", lambda threads: MACHINE)
+    monkeypatch.setattr("thrifty.frontier.workshop.this_machine", lambda threads, sparing: MACHINE)
     monkeypatch.setattr("thrifty.frontier.workshop.listening", neighbour.listening)
     fit = fitted(tiny_model(packed=True), LOOSE)
     list(fit.rows())

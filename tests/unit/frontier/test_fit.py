@@ -32,7 +32,7 @@ from thrifty.models import Model
 def known_machine() -> Iterator[None]:
     """The machine is not measured anew for every search, and does nothing else."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("thrifty.frontier.workshop.this_machine", lambda threads: MACHINE)
+        patch.setattr("thrifty.frontier.workshop.this_machine", lambda threads, sparing: MACHINE)
         make_quiet(patch)
         yield
 
@@ -139,7 +139,7 @@ def test_the_whole_space_runs_on_the_tiny_model(model: Model) -> None:
     list(fit.rows())
     pointless = {key for key, one in fit.predictions.items() if fit.pointless(one)}
     assert {row.candidate.key for row in fit.measured} == {one.key for one in space(1024)} - pointless
-    assert fit.dropped() == {"memory": 0, "latency": 0, "weights": len(pointless)} and len(pointless) >= 6
+    assert fit.dropped() == {"memory": 0, "latency": 0, "weights": len(pointless), "gentler": 0} and len(pointless) >= 6
     for key in pointless:
         found = fit.predictions[key]
         assert found.candidate.recipe.weights and found.need.weights >= model.nbytes
@@ -171,7 +171,7 @@ def test_what_cannot_fit_never_runs_in_the_search(model: Model, loose: Fit) -> N
     fit = fitted(model, needs[1])
     ran = {row.candidate.key for row in fit.rows()}
     inside = {key for key, one in fit.predictions.items() if one.candidate.servable and fit.fits(one)}
-    assert fit.dropped() == {"memory": len(needs) - len(inside), "latency": 0, "weights": 0}
+    assert fit.dropped() == {"memory": len(needs) - len(inside), "latency": 0, "weights": 0, "gentler": 0}
     beyond = {row.candidate.key for row in fit.measured if row.candidate.servable and not row.fits} - {BASE.key}
     assert inside <= ran
     assert all(fit.row(row.candidate, 2) is None for row in fit.measured if row.candidate.key in beyond)

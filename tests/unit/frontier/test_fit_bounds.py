@@ -26,7 +26,7 @@ from thrifty.weights.technique import prepare
 def known_machine() -> Iterator[None]:
     """The machine is not measured anew for every search, and does nothing else."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("thrifty.frontier.workshop.this_machine", lambda threads: MACHINE)
+        patch.setattr("thrifty.frontier.workshop.this_machine", lambda threads, sparing: MACHINE)
         make_quiet(patch)
         yield
 
@@ -90,7 +90,7 @@ def test_the_time_holds_inside_a_measurement(model: Model, slow: str, monkeypatc
         assert "were too short to measure any of 5 recipes" in why_nothing(fit) and "--minutes 1" in why_nothing(fit)
 
 
-def slowly_prepared(model: Model, techniques: Any, before: Callable[[], None]) -> Model:
+def slowly_prepared(model: Model, techniques: Any, before: Callable[[], None], errors: bool) -> Model:
     for _ in range(200):
         time.sleep(0.05)
         before()

@@ -1,4 +1,4 @@
-"""`thrifty models`: the models that are known by name, and what is on this machine."""
+"""`thrifty models`: the models that are known by name, what a file is, and the converted copies on this machine."""
 
 from __future__ import annotations
 
@@ -7,32 +7,86 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thrifty.cli import opening, options, output
+from thrifty.cli import model_copies, model_facts, opening, options, output
 from thrifty.cli.layout import Column
+from thrifty.cli.quantities import parse_counts
 
 if TYPE_CHECKING:
     from thrifty.models.embedded import EmbeddedModel
     from thrifty.recipe import Recipe
 
-EXAMPLE = "thrifty models"
+EXAMPLE = "thrifty models smollm2-135m"
+Target = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        show_default=False,
+        help="Show what this is: a name from the list, a GGUF file or a model folder.",
+    ),
+]
+Copies = Annotated[bool, typer.Option("--copies", help="List the converted copies in the cache with their sizes.")]
+Remove = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--remove",
+        metavar="COPY",
+        show_default=False,
+        help="Remove converted copies: by model, path, the beginning of a copy's name, or `all`; repeat for several.",
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")]
+Contexts = Annotated[
+    str | None,
+    typer.Option(metavar="N,N,...", show_default="2048, 8192, all", help="Contexts that memory is told for."),
+]
 Check = Annotated[
     bool, typer.Option("--check", help="Read every converted copy in the cache and remove those that are damaged.")
 ]
 
 
-def command(recipe: options.RecipePath = None, check: Check = False, as_json: options.Json = False) -> None:
-    """List the models that are known by name, and whether they are on this machine.
+def command(
+    model: Target = None,
+    recipe: options.RecipePath = None,
+    contexts: Contexts = None,
+    copies: Copies = False,
+    remove: Remove = None,
+    yes: Yes = False,
+    check: Check = False,
+    as_json: options.Json = False,
+) -> None:
+    """List the models that are known by name, and whether they are on this machine; or show what a file is.
 
-    With --recipe, also what each of those would take with it at its full context. With --check, the converted copies
-    in the cache instead, each read whole: a damaged one is removed, and made again when its model is loaded. Any GGUF
-    file, model folder or hub id works in the place of a name.
+    With MODEL: its architecture, sizes, types of tensors, what of them is kept exactly, tokenizer, and the memory that
+    a context takes (with --recipe: under it), from the file's headers, without converting it. Without, --recipe tells
+    what each model of the list would take at its full context.
+    Loading a model makes a converted copy of it in the cache: --copies lists these, --remove removes some, and --check
+    reads each whole and removes what is damaged; they are made again when their model is loaded. Any GGUF file, model
+    folder or hub id works in the place of a name.
     """
-    from thrifty.models.embedded import MODELS
-
+    _check_questions(model=model, check=check, copies=copies, remove=remove)
     if check:
         _check_cache(recipe, as_json)
-        return
-    chosen = opening.read_recipe(recipe) if recipe is not None else None
+    elif remove:
+        model_copies.remove(remove, yes, as_json)
+    elif copies:
+        model_copies.show(as_json)
+    elif model is not None:
+        chosen = opening.read_recipe(recipe)
+        model_facts.show(model, chosen, None if contexts is None else parse_counts(contexts), as_json)
+    else:
+        _list(opening.read_recipe(recipe) if recipe is not None else None, as_json)
+
+
+def _check_questions(**asked: object) -> None:
+    """Raise typer.BadParameter where more than one thing is asked for."""
+    given = [{"model": "MODEL"}.get(name, f"--{name}") for name, value in asked.items() if value]
+    if len(given) > 1:
+        raise typer.BadParameter(f"{' and '.join(given)} are different questions; ask one at a time.")
+
+
+def _list(chosen: Recipe | None, as_json: bool) -> None:
+    from thrifty.models.embedded import MODELS
+
     found = [_facts(model, chosen) for model in MODELS.values()]
     if as_json:
         output.json_line(found)
@@ -42,7 +96,8 @@ def command(recipe: options.RecipePath = None, check: Check = False, as_json: op
     if not all(facts["path"] for facts in found):
         output.note("get one with `thrifty pull NAME`; `thrifty run NAME PROMPT` gets it too")
     if any(facts["path"] for facts in found):
-        output.note("--json tells where they lie")
+        output.note("`thrifty models NAME` shows one; --json tells where they lie")
+    model_copies.say_total()
 
 
 def _columns(recipe: Recipe | None) -> list[Column]:

@@ -39,7 +39,8 @@ def command(
     """Count operations and bytes of every layer, say which of memory and arithmetic bounds it, and the least
     time a token can take.
 
-    A folder or hub id needs no weights. Nothing is run: `thrifty bench` says how near a machine comes.
+    A folder or hub id needs no weights; of a GGUF file the bytes of its own tensors count, and nothing is converted.
+    Nothing is run: `thrifty bench` says how near a machine comes.
     """
     if listing:
         _list(as_json)
@@ -73,7 +74,8 @@ def _sizes(model: str, recipe: Recipe, length: int) -> ModelSizes:
     from thrifty.errors import PromptError
     from thrifty.evaluation import sizes
     from thrifty.frontier.predict import as_stored
-    from thrifty.models.loading import load
+    from thrifty.models.inspection import inspect
+    from thrifty.models.loading import resolve
     from thrifty.models.peek import config_of
 
     check_order(recipe.techniques("cache"))
@@ -82,7 +84,8 @@ def _sizes(model: str, recipe: Recipe, length: int) -> ModelSizes:
         found = sizes.of_config(config)
     else:
         with output.waiting(f"opening {model}"):
-            found = sizes.of_model(load(model))
+            file = inspect(resolve(model))
+            found = sizes.of_file(file.config, file.tensors)
     limit = found.config.context_length
     if length > limit:
         raise PromptError(f"length {length} is beyond what {model} was made for; use 1 to {limit}")

@@ -1,0 +1,151 @@
+"""What a search measures, and on how much text, so that it ends in its time: chosen before it begins, by the model's
+pace. A fast model has all recipes measured on whole passages. Of a slow one only those are measured that can be the
+best, and then on shorter passages and fewer questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from thrifty.evaluation import quality
+from thrifty.frontier.candidates import Candidate, grouped
+from thrifty.frontier.exam import ITEMS, LENGTH, Exam
+from thrifty.frontier.pace import Forecast
+from thrifty.frontier.question import LONGEST_PREFIX, Question
+from thrifty.frontier.rungs import FEW, FIRST_PREFIX, FIRST_SCORED, Rung, ladder
+from thrifty.models.model import Model
+from thrifty.weights.structure import linears
+
+FILLED = 0.7  # of the time is planned for; the rest is for what takes longer than it was thought to
+ADDED = 6, 2  # recipes above the budget that are looked at: in a search of all recipes, and of those that decide
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """first, little: tokens that the first rungs compress and score. few: questions of every task that the second one
+    asks. length: tokens of a question's context. prefix, scored, items: the same of the last rung, at most.
+    """
+
+    first: int
+    little: int
+    few: int
+    length: int
+    prefix: int
+    scored: int
+    items: int
+
+    def ladder(self, question: Question) -> list[Rung]:
+        """The rungs for a question, whose own wishes stand."""
+        prefix = question.filling_prefix()
+        if question.prefix is None:
+            prefix = min(prefix, self.prefix)
+        scored = min(quality.SCORED, self.scored) if question.scored is None else question.scored
+        return ladder(prefix, scored, first=self.first, little=self.little, few=self.few)
+
+    def asked(self, question: Question) -> int:
+        """Questions of every task that the last rung asks."""
+        return self.items if question.items is None else question.items
+
+
+LEVELS = (
+    Sizes(FIRST_PREFIX, FIRST_SCORED, FEW, LENGTH, LONGEST_PREFIX, quality.SCORED, ITEMS),
+    Sizes(FIRST_PREFIX, FIRST_SCORED, FEW, 384, 2048, 128, 8),
+    Sizes(768, 24, FEW, 320, 1536, 96, 6),
+    Sizes(512, 16, 1, 256, 1024, 64, 4),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """chosen: the candidates that are measured. left_out: how many are not, since a gentler one is. seconds: that it is
+    expected to take, rung by rung; none where nothing was forecast. beyond: recipes above the budget to look at.
+    """
+
+    sizes: Sizes
+    chosen: tuple[Candidate, ...]
+    left_out: int = 0
+    seconds: tuple[float, ...] = ()
+    beyond: int = ADDED[0]
+
+    @property
+    def total(self) -> float | None:
+        """Seconds of the whole search."""
+        return sum(self.seconds) if self.seconds else None
+
+    def share(self, rung: int) -> float:
+        """The part of the time by which a rung should be over; 0 where nothing was forecast."""
+        total = self.total
+        return sum(self.seconds[: rung + 1]) / total if total else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        total = self.total
+        return {
+            "seconds": None if total is None else round(total, 1),
+            "recipes": len(self.chosen),
+            "left_out": self.left_out,
+            "first": [self.sizes.first, self.sizes.little],
+            "last": [self.sizes.prefix, self.sizes.scored],
+            "questions": self.sizes.items,
+        }
+
+
+def whole(candidates: Sequence[Candidate]) -> Plan:
+    """All candidates at full size, without a look at the time."""
+    return Plan(LEVELS[0], tuple(candidates))
+
+
+def make(
+    question: Question,
+    candidates: Sequence[Candidate],
+    deciding: Sequence[Candidate],
+    forecast: Forecast,
+    exam_of: Callable[[Sizes], Exam],
+    spent: float,
+) -> Plan:
+    """The largest plan whose forecast is within the question's minutes; of too little time the least one. spent:
+    seconds of it that are gone already. exam_of: the questions at a size.
+    """
+    limit = 60 * (question.minutes or 0.0) * FILLED - spent
+    made = None
+    for sizes in LEVELS:
+        exam = exam_of(sizes)
+        for chosen, beyond in ((candidates, ADDED[0]), (deciding, ADDED[1])):
+            if sizes is not LEVELS[0] and chosen is candidates and len(deciding) < len(candidates):
+                continue  # what decides comes before what is nice to know
+            seconds = _forecast(sizes, question, chosen, forecast, exam, beyond)
+            made = Plan(sizes, tuple(chosen), len(candidates) - len(chosen), seconds, beyond)
+            if question.minutes is None or sum(seconds) <= limit:
+                return made
+    assert made is not None
+    return made
+
+
+def _forecast(
+    sizes: Sizes, question: Question, chosen: Sequence[Candidate], forecast: Forecast, exam: Exam, beyond: int
+) -> tuple[float, ...]:
+    """Seconds of every rung, the uncompressed model's own runs included."""
+    found, rows = [], len(chosen)
+    rounded = sorted((_rounded(question.model, group[0]) for group in grouped(chosen)), reverse=True)
+    for rung in sizes.ladder(question):
+        rows = min(rows, rung.seats(len(chosen)))
+        run = forecast.run(rung.prefix, rung.timed + 1 + rung.scored, rung.scored)
+        runs = 1 if rung.index == 1 else rows + 1 + (beyond if rung.index == 0 else 0)  # the second has the first's
+        seconds = runs * run + forecast.weights(sum(rounded[:rows]))
+        if rung.tasks:
+            questions = exam.count(rung.items)
+            each = forecast.run(exam.length, 0, 0)
+            asked = questions * each + exam.steps(rung.items) * forecast.step(0)
+            known = asked * sizes.few / sizes.asked(question) if rung.items is None else 0.0  # by the second rung
+            seconds += (rows + 1) * max(0.0, asked - known)
+        found.append(seconds)
+    return tuple(found)
+
+
+def _rounded(model: Model, candidate: Candidate) -> int:
+    """How many weights a candidate's techniques round."""
+    techniques = candidate.recipe.techniques("weights")
+    chosen = (one.linear for one in linears(model) if any(technique.selects(one) for technique in techniques))
+    return sum(linear.out_features * linear.in_features for linear in chosen)
