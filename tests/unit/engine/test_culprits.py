@@ -344,9 +344,10 @@ def test_an_engine_that_is_disturbed_while_it_closes_is_closed(
 
 
 def test_a_promise_ends_with_its_sequence(packed: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where ending it fails once, and what it charged lives on in a fork and in the prefix tree."""
+    """Also where ending it fails once, and what it charged lives on in a fork."""
     engine = make_engine(packed)
-    handle = engine.submit(request(0))
+    sampling = SamplingParameters(max_tokens=12, ignore_eos=True)
+    handle = engine.submit(Request(prompt=text_tokens(150, 0), sampling=sampling, share_prefix=False))
     while len(handle.samples[0].token_ids) < 3:
         engine.step()
     child = handle.fork()
