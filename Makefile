@@ -61,13 +61,14 @@ kv-cache: $(VENV)/.complete $(KVPRESS)/.ready
 docs: $(VENV)/.complete
 	$(BIN)/python docs/generate_techniques.py
 
-# The wheel for Linux, into dist/: it holds the C++ runtime, and its tag says which glibc it needs.
+# The wheel for Linux, into dist/, for glibc 2.27 and later and the C++ runtime of GCC 7 and later, as NumPy's: it fails
+# where a newer symbol came in (src/thrifty/kernels/native/src/older_runtime.cpp).
 wheel: $(VENV)/.ready
 	$(EXTRA) wheel > $(VENV)/wheel.txt
 	$(INSTALL) --requirement $(VENV)/wheel.txt
 	rm -rf build/wheel dist
 	$(BIN)/python -m build --wheel --outdir build/wheel --config-setting=cmake.define.THRIFTY_PORTABLE_WHEEL=ON
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --plat manylinux_2_27_$$(uname -m) --wheel-dir dist build/wheel/*.whl
 
 $(VENV)/.ready: pyproject.toml CMakeLists.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -26,7 +26,7 @@ from thrifty.engine.sequence import Sequence
 from thrifty.errors import BudgetError, ThriftyError
 from thrifty.models.model import Model
 from thrifty.storage.arena import Arena
-from thrifty.storage.ledger import Ledger
+from thrifty.storage.ledger import Ledger, Reservation
 from thrifty.storage.mapping import Mapping
 
 KVZIP: list[dict[str, Any]] = [{"technique": "kvzip", "keep": 0.5}]
@@ -341,3 +341,20 @@ def test_an_engine_that_is_disturbed_while_it_closes_is_closed(
         engine.close()
     assert engine.memory.ledger.current == engine.memory.ledger.bytes_of("weights")
     assert engine.memory.cache.tiers.arena.used == 0
+
+
+def test_a_promise_ends_with_its_sequence(packed: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where ending it fails once, and what it charged lives on in a fork."""
+    engine = make_engine(packed)
+    sampling = SamplingParameters(max_tokens=12, ignore_eos=True)
+    handle = engine.submit(Request(prompt=text_tokens(150, 0), sampling=sampling, share_prefix=False))
+    while len(handle.samples[0].token_ids) < 3:
+        engine.step()
+    child = handle.fork()
+    fault = Fault(monkeypatch, Reservation, "release", ValueError("in the middle"))
+    handle.cancel()
+    assert fault.left == 0
+    ledger, cache = engine.memory.ledger, engine.cache_of(child)
+    assert cache is not None and ledger._reservations == {cache.reservation}
+    child.result()
+    settled(engine)

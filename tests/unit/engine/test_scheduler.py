@@ -194,3 +194,41 @@ def test_one_that_is_stuck_does_not_run() -> None:
         decode_all(work)
         work = scheduler.schedule()
     assert (work.decode, work.prefill) == ([], None)
+
+
+def test_nobody_is_refused_for_the_bytes_of_one_that_failed() -> None:
+    """They are free again after this step: one that waits is admitted then, one that grows goes on then."""
+    memory = FailingMemory(5, "cover", 0)
+    scheduler = Scheduler(memory, batch=4, queue=4)
+    scheduler.submit(sequence(0, size=3))
+    scheduler.submit(sequence(1, size=4))
+    decode_all(scheduler.schedule())
+    work = scheduler.schedule()
+    assert [one.arrival for one, _ in work.stuck] == [0] and not work.decode
+    end(scheduler, memory, work.stuck[0][0])
+    work = scheduler.schedule()
+    assert not work.stuck and work.prefill is not None and work.prefill.arrival == 1
+
+
+def test_one_that_grows_beside_one_that_failed_waits_a_step() -> None:
+    memory = FailingMemory(8, "cover", 1)
+    scheduler = Scheduler(memory, batch=4, queue=4)
+    scheduler.submit(sequence(0, size=3))
+    scheduler.submit(sequence(1, size=3, grows=False))
+    work = scheduler.schedule()
+    while not work.stuck:
+        decode_all(work)
+        work = scheduler.schedule()
+    assert [one.arrival for one, _ in work.stuck] == [1]
+    failed = work.stuck[0][0]
+    work = scheduler.schedule()
+    assert (work.decode, [one.arrival for one, _ in work.stuck]) == ([], [1]), "there is no room beside it"
+    end(scheduler, memory, failed)
+    work = scheduler.schedule()
+    assert not work.stuck and arrivals(work.decode) == [0]
+
+
+def end(scheduler: Scheduler, memory: CountingMemory, failed: Any) -> None:
+    """As the engine ends one that failed."""
+    scheduler.remove(failed)
+    del memory.held[failed.arrival]

@@ -54,11 +54,15 @@ def normal(*shape: int, seed: int = 0) -> Floats:
 
 @dataclass
 class Pages:
-    """A native view, the memory behind it, and per KV head the same spans for the reference."""
+    """A native view, the memory behind it, and per KV head the same spans for the reference.
+
+    slabs: per KV head (format, tokens, capacity, slab) of each span.
+    """
 
     view: Any
     memory: list[Array] = field(default_factory=list)
     spans: list[list[Span]] = field(default_factory=list)
+    slabs: list[list[tuple[str, int, int, Bytes]]] = field(default_factory=list)
     formats: set[str] = field(default_factory=set)
 
 
@@ -68,6 +72,7 @@ def pages(
     """One layer; pieces: (format, tokens, capacity) of each span, the same for all heads. Unused slots hold NaN."""
     generator = np.random.default_rng(seed)
     made = Pages(native().View(1, kv_heads, head_dim), spans=[[] for _ in range(kv_heads)])
+    made.slabs = [[] for _ in range(kv_heads)]
     made.formats = {name for name, _, _ in pieces}
     for head in range(kv_heads):
         for name, tokens, capacity in pieces:
@@ -79,6 +84,7 @@ def pages(
             made.view.push(0, head, slab, tokens, capacity, kv.FORMATS.index(name), bias=extra, sealed=True)
             stored = kv.read(name, slab, capacity, head_dim, 0, tokens)
             made.spans[head].append(Span(*stored, None if extra is None else extra[:tokens]))
+            made.slabs[head].append((name, tokens, capacity, slab))
             made.memory += [slab] if extra is None else [slab, extra]
     return made
 
