@@ -81,13 +81,16 @@ def measure(
     options: argparse.Namespace,
     worker: Callable[[int], WorkerProcess] = WorkerProcess,
 ) -> Row:
-    """The divergences of one file, each engine in its own process. Raises WorkerError where the reference fails."""
+    """The divergences of one file, each engine in its own process; what fails is told in the row."""
     target = work / f"{kind}.npz"
     asked = {"model": str(file), "target": str(target), "prefix": options.prefix, "scored": options.scored}
-    with worker(options.threads) as reference:
-        reference.ask(PATIENCE, op="reference", threads=options.threads, exact=True, **asked)
-    kl: dict[str, float | None] = {}
+    kl: dict[str, float | None] = dict.fromkeys(ENGINES)
     errors: dict[str, str] = {}
+    with worker(options.threads) as reference:
+        try:
+            reference.ask(PATIENCE, op="reference", threads=options.threads, exact=True, **asked)
+        except WorkerError as error:
+            return Row(kind, {}, kl, {"the reference": error.said})
     for engine in ENGINES:
         specification = {"path": str(file), "threads": options.threads, "options": {}}
         with worker(options.threads) as process:
@@ -95,7 +98,7 @@ def measure(
                 process.ask(PATIENCE, op="load", engine=engine, specification=specification)
                 kl[engine] = float(process.ask(PATIENCE, op="kl", reference=str(target))["kl"])
             except WorkerError as error:
-                kl[engine], errors[engine] = None, error.said
+                errors[engine] = error.said
     target.unlink(missing_ok=True)
     return Row(kind, shares(file), kl, errors)
 

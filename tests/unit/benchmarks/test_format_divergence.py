@@ -31,6 +31,8 @@ class FakeWorker:
         if request["op"] == "reference":
             Path(request["target"]).write_bytes(b"logits")
         self._engine = request.get("engine", self._engine)
+        if request["op"] == self.refuses:
+            raise WorkerError("no memory (and more)", said="no memory")
         if request["op"] == "load" and self._engine == self.refuses:
             raise WorkerError("it refused (and more)", said="it refused")
         return {"kl": 0.002 if self._engine == THRIFTY else 0.004}
@@ -78,6 +80,15 @@ def test_an_engine_that_does_not_load_the_file_is_said(worker: type[FakeWorker],
     row = measure(file, "Q4_0", tmp_path, OPTIONS, worker)
     assert row.kl == {THRIFTY: 0.002, LLAMA: None} and row.ratio is None
     assert line(row).endswith("; llama.cpp failed: it refused")
+
+
+def test_a_reference_that_fails_is_said_and_the_others_go_on(
+    worker: type[FakeWorker], file: Path, tmp_path: Path
+) -> None:
+    worker.refuses = "reference"
+    row = measure(file, "Q4_0", tmp_path, OPTIONS, worker)
+    assert row.kl == {THRIFTY: None, LLAMA: None} and len(worker.asked) == 1
+    assert "the reference failed: no memory" in line(row)
 
 
 def test_shares_are_of_the_matrices_bytes(file: Path) -> None:
