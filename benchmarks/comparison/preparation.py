@@ -37,14 +37,20 @@ def files(model: Path, field: Sequence[Variant], folder: Path, threads: int, not
     """The GGUF file of every kind that the field reads; llama.cpp makes those that are not there yet, once."""
     found = {SHIPPED: model}
     for kind in sorted({variant.file for variant in field} - {SHIPPED}):
-        target = found[kind] = folder / f"{model.stem}-{model.stat().st_size}-{kind}.gguf"
-        if not target.exists():
-            note(f"requantising {model.name} to {kind}")
-            command = [sys.executable, "-m", "benchmarks.peer_engines.requantise", str(model), kind, str(target)]
-            done = subprocess.run(command, cwd=ROOT, env=environment(threads), capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"llama.cpp cannot make {kind} of {model}: {done.stderr.strip()[-400:]}")
+        found[kind] = requantised(model, kind, folder, threads, note)
     return found
+
+
+def requantised(model: Path, kind: str, folder: Path, threads: int, note: Note) -> Path:
+    """The model with linears of `kind`, which llama.cpp makes where it is not there yet. Raises SystemExit."""
+    target = folder / f"{model.stem}-{model.stat().st_size}-{kind}.gguf"
+    if not target.exists():
+        note(f"requantising {model.name} to {kind}")
+        command = [sys.executable, "-m", "benchmarks.peer_engines.requantise", str(model), kind, str(target)]
+        done = subprocess.run(command, cwd=ROOT, env=environment(threads), capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"llama.cpp cannot make {kind} of {model}: {done.stderr.strip()[-400:]}")
+    return target
 
 
 def bandwidth(threads: int) -> float:

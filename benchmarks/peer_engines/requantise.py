@@ -7,7 +7,23 @@ import os
 import sys
 from pathlib import Path
 
-FILE_TYPES = {"Q4_0": 2, "Q8_0": 7}  # llama.cpp's numbers (llama_ftype)
+# llama.cpp's numbers (llama_ftype)
+FILE_TYPES = {
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q2_K": 10,
+    "Q3_K_M": 12,
+    "Q4_K_M": 15,
+    "Q5_K_M": 17,
+    "Q6_K": 18,
+    "IQ4_NL": 25,
+    "IQ4_XS": 30,
+    "BF16": 32,
+}
 
 
 def requantise(source: Path, kind: str, target: Path, threads: int = 2) -> None:

@@ -99,18 +99,12 @@ def decode(model: ReferenceModel, pair: Pair) -> None:
 
 
 def test_packed_weights_by_the_reference_path(pair: Pair) -> None:
-    """SmolLM2's types keep their exact values; of Gemma's, Q4_K and Q6_K are rounded, and the report says
-    by how much.
-    """
+    """Every type keeps its exact values."""
     model = models.load(pair.path)
     logits = build(model).logits(pair.ids)
     report(f"{pair.name}, packed", logits, pair.expected)
     worst = max(model.report, key=lambda entry: entry.error)
     print(f"largest weight error {worst.error:.2e} in {worst.name} ({worst.origin} as {worst.format})")
-    if pair.name == "smollm2":
-        assert worst.error == 0.0
-        assert (logits - pair.expected).abs().max() < TOLERANCE
-        assert agreement(logits, pair.expected) == 1.0
-    else:
-        assert 0.0 < worst.error < 0.01
-        assert agreement(logits, pair.expected) > 0.95
+    assert worst.error == 0.0
+    assert (logits - pair.expected).abs().max() < TOLERANCE
+    assert agreement(logits, pair.expected) == 1.0
