@@ -190,7 +190,8 @@ class Fit:
         question = self.question
         own = question.candidates
         if own is None:
-            own = [*space(self.prefix), *(off_grid() if question.off_grid else [])]
+            untied = {"untied": True} if "head" in question.model.linears else {}
+            own = [*space(self.prefix, **untied), *(off_grid() if question.off_grid else [])]
         found = {BASE.key: BASE} | {one.key: one for one in [*own, *extra]}
         servable = [one for one in found.values() if one.servable]
         aside = [one for one in found.values() if not one.servable]
