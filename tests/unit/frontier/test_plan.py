@@ -75,7 +75,7 @@ def test_a_fast_model_has_everything_measured_at_full_size(planned: Planned) -> 
 
 
 def test_a_slower_one_has_fewer_recipes_and_then_shorter_texts(planned: Planned) -> None:
-    found = [planned(step, 10.0).plan for step in (1e-5, 0.02, 0.06, 0.15, 10.0)]
+    found = [planned(step, 10.0).plan for step in (1e-5, 0.02, 0.04, 0.08, 10.0)]
     plans = [one for one in found if one is not None]
     assert len(plans) == len(found)
     for before, after in itertools.pairwise(plans):
