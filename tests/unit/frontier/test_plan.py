@@ -115,6 +115,35 @@ def test_a_plan_is_told_where_the_winner_is_explained(planned: Planned) -> None:
     assert {row.candidate.key for row in fit.measured} == {one.key for one in fit.plan.chosen}
 
 
+def test_a_last_rung_is_shortened_where_those_before_took_longer(planned: Planned, model: Model) -> None:
+    fit = planned(0.02, 20.0)
+    assert fit.plan is not None and fit.plan.sizes == plan.LEVELS[0]
+    forecast = Forecast(Pace(192, 0.4, 0.02, 1e-9), sizes.of_model(model), MACHINE)
+    early, last = sum(fit.plan.seconds[:-1]), fit.plan.seconds[-1]
+
+    def after(spent: float, left: float) -> plan.Plan:
+        assert fit.plan is not None
+        return plan.shortened(fit.plan, fit.question, forecast, fit._exam_of, spent, left)
+
+    assert after(early, last) == fit.plan == after(early / 2, last), "what was forecast is left"
+    less, least = after(2 * early, 1.2 * last), after(2 * early, 1.0)
+    for one in (less, least):
+        assert one.seconds[:-1] == fit.plan.seconds[:-1] and one.seconds[-1] < last
+        assert (one.sizes.first, one.sizes.length) == (fit.plan.sizes.first, fit.plan.sizes.length)
+    assert 2 * less.seconds[-1] <= 1.2 * last and least.sizes.items == plan.LEVELS[-1].items
+
+
+@pytest.mark.long
+def test_a_search_that_is_late_ends_with_a_short_last_rung(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = planned(1e-4, 10.0)
+    monkeypatch.setattr(type(fit.clock), "spent", 400.0)
+    monkeypatch.setattr(type(fit.clock), "left", 1.0)
+    list(fit.rows())
+    assert fit.best is not None and fit.best.rung == 2
+    assert (fit.rungs[-1].prefix, fit.rungs[-1].scored) == (plan.LEVELS[-1].prefix, plan.LEVELS[-1].scored)
+    assert fit.best.prompt == plan.LEVELS[-1].prefix and fit.exam.count() == plan.LEVELS[-1].items
+
+
 def test_a_pace_is_that_of_a_short_run(model: Model) -> None:
     engine = Engine(model, threads=1, prefix_tree=False)
     found = pace.measure(engine, 2e-9)
