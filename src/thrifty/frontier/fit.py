@@ -205,7 +205,7 @@ class Fit:
     def _made_plan(self) -> plan.Plan:
         """All that may run, or what the time reaches of a model that is too slow for all."""
         entering = self._entrants()
-        if self.question.minutes is None or not self._planned:
+        if self.question.minutes is None or not self._planned or self.clock.late:
             return plan.whole(entering)
         known = [self.predictions[one.key] for one in entering]
         running = [one for one in known if self.fits(one) and self.quick(one)]  # what does not fit stands for nothing
