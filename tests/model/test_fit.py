@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,27 @@ def test_the_winner_fits_is_close_to_the_baseline_and_serves_within_the_budget(m
         result = thrifty.generate(tokens, max_tokens=8)
         assert len(result.token_ids) >= 1
         assert thrifty.engine.memory.ledger.peak <= BUDGET
+
+
+PROGRAM = """
+import sys
+from thrifty.frontier.fit import Fit
+from thrifty.frontier.question import Question
+from thrifty.frontier.space import space
+from thrifty.models import load
+from thrifty.storage.process import peak_resident
+
+labels = ("as shipped", "kivi(bits=4)", "rtn(bits=4, group=128, embedding_bits=4) + kivi(bits=4)")
+chosen = [one for one in space(3774) if one.label in labels]
+fit = Fit(Question(load(sys.argv[1]), 150_000_000, 4096, scored=8, candidates=chosen, items=1))
+list(fit.rows())
+assert {row.candidate.label for row in fit.measured if row.rung == 2} == set(labels)
+print(peak_resident())
+"""
+
+
+@pytest.mark.slow
+def test_a_search_holds_no_second_model_beside_the_first(smollm2: Path) -> None:
+    """Its own process stays below twice the budget, rounded weights and the full cache included."""
+    finished = subprocess.run([sys.executable, "-c", PROGRAM, str(smollm2)], capture_output=True, text=True, check=True)
+    assert int(finished.stdout) < 2 * BUDGET

@@ -95,7 +95,8 @@ def watch(fit: Fit, quiet: bool) -> Ended:
     try:
         with output.waiting("predicting what recipes take"):
             fit.begin()
-        _say_plan(fit)
+        if not quiet:
+            _say_plan(fit)
         with Watcher(fit, quiet) as watcher:
             for row in fit.rows():
                 watcher.add(row)
@@ -199,7 +200,7 @@ def _say_plan(fit: Fit) -> None:
     output.note(message + "; the uncompressed model is measured in any case")
     if plan.total is None:
         return
-    least = f"at most {minutes:g} min (--minutes)" if minutes is not None else ""
+    least = f"at most {minutes:g} min" if minutes is not None else ""
     first, *_, last = fit.rungs
     about = f"about {seconds(plan.total)}, {least}" if minutes is None or plan.total <= 60 * minutes else least
     output.note(

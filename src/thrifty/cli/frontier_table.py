@@ -209,7 +209,8 @@ def _short(table: Mapping[str, Any]) -> str:
 
 
 def _questions(rung: Rung) -> str:
-    return {0: "", None: ", and all questions"}.get(rung.items, f", and {rung.items} questions a task")
+    few = "1 question" if rung.items == 1 else f"{rung.items} questions"
+    return {0: "", None: ", and all questions"}.get(rung.items, f", and {few} a task")
 
 
 def _mb(count: int) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from thrifty.arrays import BFLOAT16, Array
 from thrifty.formats.linear import DenseLinear
 from thrifty.kernels import dispatch
+from thrifty.models.gguf_header import TENSOR_TYPES
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
@@ -25,6 +26,8 @@ BUFFER_MEGABYTES = 512  # far beyond any cache
 LEAST_MEGABYTES = 128
 BEYOND = 4  # times the processor's last cache, of which reads say nothing of the memory
 REPEATS = 5
+BLOCKS = {name: (values, size) for name, values, size in TENSOR_TYPES.values()}
+"""Values and bytes of a block of every type of tensors."""
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -57,6 +60,24 @@ def weight_bytes_per_token(model: Model) -> int:
         share = experts.active / experts.count if experts is not None and ".experts." in name else 1.0
         total += round(linear.nbytes * share)
     return total
+
+
+def file_bytes_per_token(model: Model) -> int | None:
+    """What the checkpoint's files hold of the same linears, in their own types; None where a type's bytes are not
+    known, and for a model that came from no file.
+    """
+    types = {entry.name: entry.origin for entry in model.report}
+    total, experts = 0.0, model.config.experts
+    for name, linear in model.linears.items():
+        if name == "embedding" and "head" in model.linears:
+            continue
+        block = BLOCKS.get(types.get(name, ""))
+        if block is None:
+            return None
+        share = experts.active / experts.count if experts is not None and ".experts." in name else 1.0
+        bias = 0 if linear.bias is None else linear.bias.nbytes
+        total += (linear.out_features * linear.in_features * block[1] / block[0] + bias) * share
+    return round(total)
 
 
 def read_bandwidth(threads: int | None = None, megabytes: int | None = None) -> tuple[float, str]:

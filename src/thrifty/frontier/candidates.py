@@ -57,19 +57,24 @@ class Candidate:
         return self.grid is not Grid.OFF
 
     @cached_property
+    def stages(self) -> dict[str, list[Table]]:
+        """By stage its techniques with all their options, defaults included."""
+        return {stage: _resolved(self.recipe, stage) for stage in registry.STAGES}
+
+    @cached_property
     def weights_key(self) -> str:
         """Equal for candidates that share loaded weights."""
-        return _key(self.grid is Grid.OFF, resolved(self.recipe, "weights"))
+        return _key(self.grid is Grid.OFF, self.stages["weights"])
 
     @cached_property
     def key(self) -> str:
         """Equal for candidates that are the same recipe on the same weights, whatever they are called, and whether
         options are spelled out or left at their defaults.
         """
-        return _key(self.grid is Grid.OFF, *(resolved(self.recipe, stage) for stage in registry.STAGES))
+        return _key(self.grid is Grid.OFF, *self.stages.values())
 
 
-def resolved(recipe: Recipe, stage: str) -> list[Table]:
+def _resolved(recipe: Recipe, stage: str) -> list[Table]:
     """A stage's techniques with all their options, defaults included."""
     tables = getattr(recipe, stage)
     techniques = zip(tables, recipe.techniques(stage), strict=True)

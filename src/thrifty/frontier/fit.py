@@ -171,7 +171,10 @@ class Fit:
     def _search(self) -> Iterator[Measurement]:
         assert self.plan is not None, "a search begins before it runs"
         chosen = list(self.plan.chosen)
-        for rung in self.rungs:
+        for place in range(len(self.rungs)):
+            if place == len(self.rungs) - 1:
+                self._shorten_last()
+            rung = self.rungs[place]
             yield from self._climb(rung, chosen)
             chosen = self._next(rung)
             if self.clock.late:
@@ -190,7 +193,8 @@ class Fit:
         question = self.question
         own = question.candidates
         if own is None:
-            own = [*space(self.prefix), *(off_grid() if question.off_grid else [])]
+            untied = {"untied": True} if "head" in question.model.linears else {}
+            own = [*space(self.prefix, **untied), *(off_grid() if question.off_grid else [])]
         found = {BASE.key: BASE} | {one.key: one for one in [*own, *extra]}
         servable = [one for one in found.values() if one.servable]
         aside = [one for one in found.values() if not one.servable]
@@ -201,7 +205,7 @@ class Fit:
     def _made_plan(self) -> plan.Plan:
         """All that may run, or what the time reaches of a model that is too slow for all."""
         entering = self._entrants()
-        if self.question.minutes is None or not self._planned:
+        if self.question.minutes is None or not self._planned or self.clock.late:
             return plan.whole(entering)
         known = [self.predictions[one.key] for one in entering]
         running = [one for one in known if self.fits(one) and self.quick(one)]  # what does not fit stands for nothing
@@ -212,6 +216,20 @@ class Fit:
         except OutOfTime:
             return plan.whole(entering)
         return plan.make(self.question, entering, few, forecast, self._exam_of, self.clock.spent)
+
+    def _shorten_last(self) -> None:
+        """Fit the last rung into the time that is left, where those before took longer than they were thought to."""
+        if self.plan is None or self.plan.total is None:
+            return
+        try:
+            forecast = self.workshop.forecast(self.plan.chosen)
+        except OutOfTime:
+            return
+        clock = self.clock
+        made = plan.shortened(self.plan, self.question, forecast, self._exam_of, clock.spent, clock.left)
+        if made.sizes != self.plan.sizes:
+            self.plan, self.rungs[-1] = made, made.sizes.ladder(self.question)[-1]
+            self.exam = self.workshop.exam = self._exam_of(made.sizes)
 
     def _exam_of(self, sizes: plan.Sizes) -> Exam:
         question, tokenizer = self.question, self.question.model.require_tokenizer()

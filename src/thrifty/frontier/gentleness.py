@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from thrifty.frontier.candidates import Candidate, Table, resolved
+from thrifty.frontier.candidates import Candidate, Table
 from thrifty.frontier.measurement import Prediction
 from thrifty.frontier.space import BUDGETS
 
 BITS = {"bits", "embedding_bits"}
 """Options of which a larger number keeps more of the model, and None leaves it as it is."""
-TOKENS = {"keep", *BUDGETS.values()}
-"""Options of which a larger number keeps more of the prompt."""
+KEEP = "keep"  # the share of a prompt that is kept, where no number of tokens is set; see `BUDGETS` for these
 LESS_KEEPS = {"group", "symmetric"}
 """Options of which a smaller number keeps more: what shares a scale, and whether there is no minimum."""
 
@@ -24,7 +23,7 @@ def gentler(one: Candidate, other: Candidate) -> bool:
     """
     if one.key == other.key or one.servable != other.servable:
         return False
-    return all(_embeds(resolved(one.recipe, stage), resolved(other.recipe, stage)) for stage in ("weights", "cache"))
+    return all(_embeds(one.stages[stage], other.stages[stage]) for stage in ("weights", "cache"))
 
 
 def deciding(predictions: Sequence[Prediction], latency: float | None = None) -> set[str]:
@@ -53,18 +52,21 @@ def _embeds(tables: Sequence[Table], others: Iterable[Table]) -> bool:
 def _softer(table: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     if table["technique"] != other["technique"]:
         return False
-    return all(_keeps(name, value, other.get(name)) for name, value in table.items())
+    tokens = BUDGETS.get(table["technique"], KEEP)
+    return all(_keeps(name, value, other.get(name), tokens) for name, value in table.items())
 
 
-def _keeps(option: str, value: Any, other: Any) -> bool:
-    """Whether an option's value keeps as much as another one, or more."""
+def _keeps(option: str, value: Any, other: Any, tokens: str) -> bool:
+    """Whether an option's value keeps as much as another one, or more. tokens: the option that counts what is kept of
+    the prompt.
+    """
     if value == other:
         return True
     if option == "skip":
         return set(other) <= set(value)
     if option in BITS and value is None:
         return True
-    if option in BITS | TOKENS:
+    if option in BITS or option in (tokens, KEEP):
         return _numbers(value, other) and bool(value >= other)
     return option in LESS_KEEPS and _numbers(value, other) and bool(value <= other)
 

@@ -6,7 +6,7 @@ best, and then on shorter passages and fewer questions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from thrifty.evaluation import quality
@@ -54,6 +54,7 @@ LEVELS = (
     Sizes(FIRST_PREFIX, FIRST_SCORED, FEW, 384, 2048, 128, 8),
     Sizes(768, 24, FEW, 320, 1536, 96, 6),
     Sizes(512, 16, 1, 256, 1024, 64, 4),
+    Sizes(512, 16, 1, 256, 768, 32, 2),
 )
 
 
@@ -120,6 +121,25 @@ def make(
             if question.minutes is None or sum(seconds) <= limit:
                 return made
     assert made is not None
+    return made
+
+
+def shortened(
+    plan: Plan, question: Question, forecast: Forecast, exam_of: Callable[[Sizes], Exam], spent: float, left: float
+) -> Plan:
+    """The plan with a last rung that `left` seconds will do for, should it take as much longer than its forecast as the
+    rungs before did, which took `spent` seconds; the least one where none will. Questions stay as long as they were.
+    """
+    slower = max(1.0, spent / max(1e-9, sum(plan.seconds[:-1])))
+    made = plan
+    for level in LEVELS:
+        if level.prefix > plan.sizes.prefix or level.items > plan.sizes.items:
+            continue
+        sizes = replace(plan.sizes, prefix=level.prefix, scored=level.scored, items=level.items)
+        seconds = _forecast(sizes, question, plan.chosen, forecast, exam_of(sizes), plan.beyond)
+        made = replace(plan, sizes=sizes, seconds=(*plan.seconds[:-1], seconds[-1]))
+        if slower * seconds[-1] <= left:
+            break
     return made
 
 

@@ -16,6 +16,7 @@ RTN_4: Table = {"technique": "rtn", "bits": 4}
 RTN_4_WHOLE: Table = {"technique": "rtn", "bits": 4, "embedding_bits": 4}
 RTN_4_COARSE: Table = {"technique": "rtn", "bits": 4, "group": 128, "embedding_bits": 4}
 RTN_4_MIDDLE: Table = {"technique": "rtn", "bits": 4, "group": 64, "symmetric": True}
+HEAD_4: Table = {"technique": "rtn", "skip": ["layers.*", "embedding"], "embedding_bits": 4}
 EMBEDDING_4: Table = {"technique": "rtn", "skip": ["layers.*"], "embedding_bits": 4}
 KIVI_8: Table = {"technique": "kivi", "bits": 8}
 KIVI_4: Table = {"technique": "kivi", "bits": 4}
@@ -34,15 +35,16 @@ BUDGETS = {
 Stage = tuple[Table, ...]
 
 
-def space(prefix: int) -> list[Candidate]:
+def space(prefix: int, *, untied: bool = False) -> list[Candidate]:
     """The servable candidates, those that share weights together, the uncompressed model first.
 
     prefix: tokens that the last measurement compresses. What evicts keeps a share of them, as a number of tokens and
-    not as a share, so that a recipe leaves short prompts whole.
+    not as a share, so that a recipe leaves short prompts whole. untied: whether logits have a matrix of their own,
+    which then may be narrowed alone: a token reads all of it, and of the embedding one row.
     """
     return [
         Candidate(_recipe(weights, cache, decoding), Grid.ON if weights else Grid.SHIPPED)
-        for weights, caches in _joint(prefix)
+        for weights, caches in _joint(prefix, untied)
         for cache, decoding in itertools.product(caches, decodings())
     ]
 
@@ -57,14 +59,16 @@ def off_grid() -> list[Candidate]:
     return [Candidate(_recipe(weights, ()), Grid.OFF) for weights in ((), (RTN_8,), (RTN_4,), (RTN_4_COARSE,))]
 
 
-def _joint(prefix: int) -> list[tuple[Stage, list[Stage]]]:
+def _joint(prefix: int, untied: bool) -> list[tuple[Stage, list[Stage]]]:
     """Weights, each with the caches that it is tried with: coarser weights also with the small caches that leave room
     for finer ones elsewhere; weights that save nothing on most checkpoints with a few caches only.
     """
     caches = _caches(prefix)
     few: list[Stage] = [(), (KIVI_8,), (KIVI_4,), (KIVI_2_FINE,), (KIVI_2,)]
+    head: list[tuple[Stage, list[Stage]]] = [((HEAD_4,), few)] if untied else []
     return [
         ((), caches),
+        *head,
         ((EMBEDDING_4,), caches),
         ((RTN_4_COARSE,), caches),
         ((RTN_4_MIDDLE,), [*few, *caches[-4:]]),

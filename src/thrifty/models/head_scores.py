@@ -1,8 +1,8 @@
 """Measured importance of a model's attention heads, kept beside its checkpoint.
 
 One file a kind of probe, JSON: the scores with the checkpoint's version, the probe's settings and the date. Where the
-checkpoint's folder cannot be written the file lies in Thrifty's cache directory. Techniques on weights change no head's
-work, so a compressed model reads its checkpoint's scores.
+checkpoint's folder cannot be written, or belongs to a Python package, the file lies in Thrifty's cache directory.
+Techniques on weights change no head's work, so a compressed model reads its checkpoint's scores.
 """
 
 from __future__ import annotations
@@ -85,14 +85,21 @@ def checkpoint_version(model: Model) -> str:
 
 
 def places(model: Model, kind: str) -> list[Path]:
-    """Where the scores may lie: beside the checkpoint, then in the cache directory. The ending is none that a
-    checkpoint's own files have, so that its content key does not change.
+    """Where the scores may lie: beside the checkpoint, unless that is part of a Python package, then in the cache
+    directory. The ending is none that a checkpoint's own files have, so that its content key does not change.
     """
     name = f"thrifty-{hashlib.sha256(checkpoint_version(model).encode()).hexdigest()[:16]}.{kind}-heads"
     found = [cache_directory() / "heads" / name]
     if model.path is not None:
-        found.insert(0, (model.path if model.path.is_dir() else model.path.parent) / name)
+        folder = model.path if model.path.is_dir() else model.path.parent
+        if not _in_package(folder):
+            found.insert(0, folder / name)
     return found
+
+
+def _in_package(folder: Path) -> bool:
+    """Whether a folder belongs to an installed package: what is written there an upgrade would drop or trip over."""
+    return any((place / "__init__.py").is_file() for place in (folder, folder.parent))
 
 
 def find(model: Model, kind: str) -> Path | None:

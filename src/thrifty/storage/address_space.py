@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import mmap
+import os
 import resource
 from pathlib import Path
 
 _STATM = Path("/proc/self/statm")
 _LIMITS = ((resource.RLIMIT_AS, 0), (resource.RLIMIT_DATA, 5))  # and the place of what counts towards it in statm
+
+
+def machine_memory() -> int | None:
+    """Bytes of memory that the machine has; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def granted() -> int | None:

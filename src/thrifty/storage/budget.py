@@ -52,7 +52,7 @@ def _whole(size: SupportsIndex) -> int | None:
 
 def format_size(count: float) -> str:
     """Bytes for people, in decimal units: 1_500_000 → "1.5 MB"."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+    for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if abs(count) >= scale:
             return f"{count / scale:.4g} {unit}"
     return f"{count:.0f} bytes"

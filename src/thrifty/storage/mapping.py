@@ -10,7 +10,7 @@ import numpy as np
 
 from thrifty.arrays import Bytes
 from thrifty.errors import StorageError
-from thrifty.storage.address_space import granted
+from thrifty.storage.address_space import granted, machine_memory
 from thrifty.storage.budget import format_size
 
 _MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.13
@@ -81,9 +81,16 @@ def _smaller(nbytes: int, needed: int) -> mmap.mmap | None:
 
 
 def _refusal(needed: int, left: int | None) -> StorageError:
-    reason = "the system refuses it" if left is None else f"`ulimit -v` leaves {format_size(left)}"
-    most = "" if left is None else f" of at most {format_size(left // 2)}"
+    what = f"cannot reserve {format_size(needed)} of address space for the cache"
+    if left is not None:
+        return StorageError(
+            f"{what}: `ulimit -v` leaves {format_size(left)}. "
+            f"Give a memory budget of at most {format_size(left // 2)} (`--memory`), or raise `ulimit -v`"
+        )
+    held = machine_memory()
+    if held is None or needed <= held:
+        return StorageError(f"{what}: the system refuses it. Give a smaller memory budget (`--memory`)")
     return StorageError(
-        f"cannot reserve {format_size(needed)} of address space for the cache: {reason}. "
-        f"Give a memory budget{most} (`--memory`), or raise `ulimit -v`"
+        f"{what}: this machine has {format_size(held)} of memory. Give a memory budget (`--memory`, "
+        "`--process-memory`) of at most that, or leave it out"
     )

@@ -27,6 +27,7 @@ from thrifty.formats.linear import DenseLinear
 from thrifty.models.config import ModelConfig
 from thrifty.models.model import Model, TensorReport
 from thrifty.models.source import DType
+from thrifty.storage.process import let_go
 from thrifty.weights.structure import LinearInfo, linears
 
 FLOAT32: DType = np.dtype(np.float32)
@@ -46,6 +47,7 @@ def offgrid(model: Model, seed: int = 0, dtype: DType = FLOAT32, *, packed: bool
         weight = _permuted(linear, *orders.of(linear), dtype, packed)
         view.replace(linear.name, weight)
         view.report.append(TensorReport(linear.name, weight.label, linear.linear.label, weight.nbytes))
+        let_go(linear.linear.state().values())
     view.norms = {name: norm if _inside_heads(name) else norm[orders.hidden] for name, norm in model.norms.items()}
     return view
 

@@ -33,13 +33,18 @@ def test_bench_prints_a_table_and_then_the_json_line(thrifty: Callable[..., Any]
     assert found.code == 0
     assert "of the roofline" in found.out
     report = found.json()
-    figures = ["bandwidth_gb_s", "contexts", "peak_rss_mb", "ledger_peak_mb", "others_share"]
+    figures = ["bandwidth_gb_s", "weight_bytes_per_token", "file_bytes_per_token", "contexts"]
+    figures += ["peak_rss_mb", "ledger_peak_mb", "others_share"]
     assert list(report) == ["model", "recipe", *figures]
     assert 0 < report["ledger_peak_mb"] < report["peak_rss_mb"]
+    read, filed = report["weight_bytes_per_token"], report["file_bytes_per_token"]
+    assert filed == pytest.approx(2 * read, rel=0.01), "fp32 in the file, bf16 in memory"
+    assert f"of the {filed / 1e6:.1f} MB that the checkpoint holds" in found.out.replace("\n", " ")
     assert report["model"] == str(checkpoint) and report["recipe"] == "as shipped"
     assert list(report["contexts"]) == ["128", "256"]
     for row in report["contexts"].values():
-        assert list(row) == ["prefill_tok_s", "decode_tok_s", "bytes_per_token", "roofline_fraction"]
+        fractions = ["roofline_fraction", "file_roofline_fraction"]
+        assert list(row) == ["prefill_tok_s", "decode_tok_s", "bytes_per_token", *fractions]
         assert all(value > 0 for value in row.values())
     assert report["contexts"]["256"]["bytes_per_token"] > report["contexts"]["128"]["bytes_per_token"]
     assert report["peak_rss_mb"] > 20
@@ -86,7 +91,7 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped model with two caches, rounded weights, and the baseline off the grid."""
     labels = {"as shipped", "kivi(bits=4)", "rtn(bits=4, embedding_bits=4)", "rtn(bits=4)"}
     monkeypatch.setattr(
-        "thrifty.frontier.fit.space", lambda prefix: [one for one in space(prefix) if one.label in labels]
+        "thrifty.frontier.fit.space", lambda prefix, **_: [one for one in space(prefix) if one.label in labels]
     )
     monkeypatch.setattr("thrifty.frontier.fit.off_grid", lambda: [one for one in off_grid() if one.label in labels])
 

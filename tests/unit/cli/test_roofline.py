@@ -71,7 +71,7 @@ def test_this_machine_is_the_default(
 ) -> None:
     from thrifty.evaluation import roofline
 
-    monkeypatch.setattr(roofline, "read_bandwidth", lambda threads: (10.0, "native"))
+    monkeypatch.setattr(roofline, "read_bandwidth", lambda threads, megabytes: (10.0, "native"))
     monkeypatch.setattr(roofline, "gemm_rate", lambda: (100.0, "native"))
     document = thrifty("roofline", config_only, "--json").json()
     assert document["machine"]["bandwidth_gb_s"] == 10.0

@@ -84,7 +84,7 @@ def test_the_time_holds_inside_a_measurement(model: Model, slow: str, monkeypatc
     fit = fitted(model, LOOSE, minutes=seconds / 60)
     began = time.monotonic()
     rows = list(fit.rows())
-    assert time.monotonic() - began < seconds + 1.0
+    assert time.monotonic() - began < seconds + 3.0
     assert fit.finished and fit.unreached > 0 and not fit.skipped
     if not rows:
         assert "were too short to measure any of 5 recipes" in why_nothing(fit) and "--minutes 1" in why_nothing(fit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from thrifty.arrays import Floats
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import CheckpointError, RecipeError
-from thrifty.models.head_scores import HeadScores, SavedScores, find, read, save
+from thrifty.models.embedded import carried
+from thrifty.models.head_scores import HeadScores, SavedScores, find, places, read, save
 from thrifty.models.model import Model
 
 HEADKV = [{"technique": "headkv", "capacity": 60, "window": 8}]
@@ -47,6 +49,18 @@ def test_scores_lie_beside_the_checkpoint_and_come_back(model: Model, tmp_path: 
     assert path.parent == tmp_path and path == find(model, "r") and path.suffix not in (".json", ".safetensors")
     assert read(model, "r") == scores(model)
     assert read(model, "r2") is None and list(SavedScores(model)) == ["r"]
+
+
+def test_a_checkpoint_inside_a_package_has_its_scores_in_the_cache(model: Model, cache: Path, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    for folder in (package / "model", package):
+        folder.mkdir(parents=True, exist_ok=True)
+        (package / "__init__.py").touch()
+        model.path = folder if folder != package else package / "model.gguf"
+        before = sorted(package.rglob("*"))
+        assert save(model, scores(model)).parent == cache / "heads" and find(model, "r") is not None
+        assert sorted(package.rglob("*")) == before
+    assert carried("recall") not in [place.parent for place in places(replace(model, path=carried("recall")), "r")]
 
 
 def test_a_folder_that_cannot_be_written_is_passed_over(

@@ -63,6 +63,20 @@ def test_a_budget_that_cannot_be_reserved_is_refused_with_one_that_can(monkeypat
         Arena(Ledger(300 * 10**6))
 
 
+def test_a_budget_beyond_the_machine_names_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave(monkeypatch, None)
+    refuse(monkeypatch, 10**9)
+    monkeypatch.setattr(mapping, "machine_memory", lambda: 8 * 10**9)
+    with pytest.raises(StorageError) as refused:
+        Arena(Ledger(10**14))
+    assert str(refused.value) == (
+        "cannot reserve 100 TB of address space for the cache: this machine has 8 GB of memory. Give a memory budget "
+        "(`--memory`, `--process-memory`) of at most that, or leave it out"
+    )
+    with pytest.raises(StorageError, match=r"2 GB .*: the system refuses it\. Give a smaller memory budget"):
+        Arena(Ledger(2 * 10**9))
+
+
 def test_the_arena_follows_the_budget_without_what_others_take(monkeypatch: pytest.MonkeyPatch) -> None:
     leave(monkeypatch, None)
     assert Arena(Ledger(100 * MEGABYTE), outside=60 * MEGABYTE)._mapping.nbytes == 16 * 40 * MEGABYTE

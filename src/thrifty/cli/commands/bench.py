@@ -32,6 +32,8 @@ def command(
 ) -> None:
     """Measure prefill and decode speed, bytes per token, the roofline and peak memory.
 
+    The roofline is by the bytes that are read; beside it stands that of the checkpoint's own bytes.
+
     The last line is JSON; with --json it is the only one. Contexts that the model cannot hold are left out of
     the default list, and refused where you name them.
     """
@@ -64,6 +66,7 @@ def measured(engine: Any, contexts: tuple[int, ...], threads: int | None, quiet:
     with output.waiting("measuring memory bandwidth"):
         bandwidth, _ = roofline.read_bandwidth(threads)
     weights = roofline.weight_bytes_per_token(engine.model)
+    filed = roofline.file_bytes_per_token(engine.model)
     found = {}
     with memory.watch() as process, listening() as noise:
         speed.warm_up(engine)
@@ -77,8 +80,13 @@ def measured(engine: Any, contexts: tuple[int, ...], threads: int | None, quiet:
                 "bytes_per_token": roof.bytes_per_token,
                 "roofline_fraction": round(roof.fraction(result.decode_rate), 3),
             }
+            if filed is not None:
+                least = roofline.Roofline(filed + result.cache_bytes, bandwidth)
+                found[str(context)]["file_roofline_fraction"] = round(least.fraction(result.decode_rate), 3)
     return {
         "bandwidth_gb_s": round(bandwidth, 1),
+        "weight_bytes_per_token": weights,
+        "file_bytes_per_token": filed,
         "contexts": found,
         "peak_rss_mb": round(process.peak / 1e6, 1),
         "ledger_peak_mb": round(engine.memory.ledger.peak / 1e6, 1),
@@ -151,6 +159,7 @@ def _table(document: dict[str, Any]) -> None:
         f"memory reads at {document['bandwidth_gb_s']} GB/s; at their peaks the ledger held "
         f"{document['ledger_peak_mb']} MB and the process {document['peak_rss_mb']} MB",
     )
+    _say_file(document)
     from thrifty.evaluation.noise import DISTURBED
 
     if document["others_share"] > DISTURBED:
@@ -158,3 +167,15 @@ def _table(document: dict[str, Any]) -> None:
             f"other work took {document['others_share']:.0%} of the processors meanwhile: these speeds are lower than "
             "this machine's own; end it and measure again"
         )
+
+
+def _say_file(document: dict[str, Any]) -> None:
+    """What a token reads of weights beside what the checkpoint holds of them."""
+    read, filed = document["weight_bytes_per_token"], document["file_bytes_per_token"]
+    if not filed:
+        return
+    shares = [f"{row['file_roofline_fraction']:.0%} at {context}" for context, row in document["contexts"].items()]
+    output.say(
+        f"a token reads {output.megabytes(read)} of weights, {read / filed:.2f} of the {output.megabytes(filed)} that "
+        f"the checkpoint holds of them; by these bytes decoding reaches {', '.join(shares)} of the roofline"
+    )

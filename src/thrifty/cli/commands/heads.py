@@ -47,7 +47,7 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Score a model's attention heads by questions that it answers itself, and keep the scores beside the checkpoint
-    (where that folder cannot be written: in Thrifty's cache directory).
+    (where that folder cannot be written, or is a package's: in Thrifty's cache directory).
 
     The cache techniques `headkv` and `headkv-r2` share their budget out by these scores. They are of the checkpoint:
     techniques on weights do not change them.
