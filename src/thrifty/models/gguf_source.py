@@ -43,9 +43,15 @@ _LAYER_PARTS: Mapping[str, str] = {
     "ffn_up_shexp": "mlp.shared.up",
     "ffn_down_shexp": "mlp.shared.down",
 }
+# Several matrices in one, row below row, by the architecture's name and the tensor's.
+_JOINED: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("phi3", "attn_qkv"): ("attention.query", "attention.key", "attention.value"),
+    ("phi3", "ffn_up"): ("mlp.gate", "mlp.up"),
+}
 _MODEL_PARTS: Mapping[str, str] = {
     "token_embd.weight": "embedding",
     "output_norm.weight": "final_norm",
+    "output_norm.bias": "final_norm.bias",
     "output.weight": "head",
 }
 # Read by the config, or derived from it.
@@ -89,9 +95,12 @@ class GGUFSource:
             _require_finite(flat, place.tensor)
             yield Weight(place.name, self._reordered(place, flat).copy(), kind)
             return
-        for index, name in enumerate(place.names):
-            part = rows[index * place.rows : (index + 1) * place.rows]
-            yield _linear_weight(self._reordered(place, part), kind, name, place, dtype)
+        start = 0
+        for name in place.names:
+            one = _Place(place.tensor, (name,), self._expected[name])
+            part = rows[start : start + one.rows]
+            start += one.rows
+            yield _linear_weight(self._reordered(one, part), kind, name, one, dtype)
 
     def _reordered(self, place: _Place, rows: Array) -> Array:
         """Rows of query and key put back from interleaved pairs to halves, where the architecture stores them so."""
@@ -105,7 +114,7 @@ class GGUFSource:
 
     def _check_shapes(self) -> list[_Place]:
         self._check_experts()
-        expected = parts(self.config)
+        self._expected = expected = parts(self.config)
         places = [self._place(name, expected) for name in self.file.tensors if not _ignored(name)]
         found = {name for place in places for name in place.names}
         missing = [name for name in expected if name not in found]
@@ -130,20 +139,24 @@ class GGUFSource:
                 )
 
     def _place(self, tensor: str, expected: Mapping[str, tuple[int, ...]]) -> _Place:
-        name = _part_name(tensor)
+        found = _part_names(tensor, self.file.architecture)
+        name = found[0] if found else None
         shape = self.file.tensor(tensor).shape
         experts = self.config.experts
         if name is not None and ".mlp.experts." in name and experts is not None:
             names = tuple(f"{name}.{index}" for index in range(experts.count))
         else:
-            names = (name or "",)
+            names = found or ("",)
         if any(part not in expected for part in names):
             raise CheckpointError(
                 f"{self.file.path}: tensor '{tensor[:80]}' has no place in a model of the architecture "
                 f"'{self.file.architecture}'"
             )
         wanted = expected[names[0]]
-        full = (len(names), *wanted) if len(names) > 1 or len(shape) == 3 else wanted
+        if len(found) > 1:
+            full: tuple[int, ...] = (sum(expected[part][0] for part in names), *wanted[1:])
+        else:
+            full = (len(names), *wanted) if len(names) > 1 or len(shape) == 3 else wanted
         if shape != full and not (full == (1, *shape)):
             raise CheckpointError(
                 f"{self.file.path}: tensor '{tensor}' has shape {list(shape)}; {list(full)} is expected"
@@ -176,14 +189,17 @@ def _ignored(tensor: str) -> bool:
     return tensor in _NOT_PARTS or tensor.endswith(".attn_rot_embd.weight")
 
 
-def _part_name(tensor: str) -> str | None:
+def _part_names(tensor: str, architecture: str) -> tuple[str, ...]:
+    """The parts in a tensor, in the order of its rows (of experts: their common beginning); none: it has no place."""
     if tensor in _MODEL_PARTS:
-        return _MODEL_PARTS[tensor]
+        return (_MODEL_PARTS[tensor],)
     match = _LAYER_TENSOR.fullmatch(tensor)
-    if match is None or match[2] not in _LAYER_PARTS:
-        return None
+    if match is None:
+        return ()
+    joined = _JOINED.get((architecture, match[2]))
+    inner = joined or ((_LAYER_PARTS[match[2]],) if match[2] in _LAYER_PARTS else ())
     suffix = ".bias" if match[3] == "bias" else ""
-    return f"layers.{int(match[1])}.{_LAYER_PARTS[match[2]]}{suffix}"
+    return tuple(f"layers.{int(match[1])}.{part}{suffix}" for part in inner)
 
 
 def _linear_weight(rows: Bytes, kind: str, name: str, place: _Place, dtype: DType | None) -> Weight:

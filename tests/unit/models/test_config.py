@@ -290,7 +290,11 @@ def test_the_same_fields_at_other_values_are_refused(fields: dict[str, Any]) -> 
 
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+WITHOUT_EPSILON = {name: value for name, value in LLAMA.items() if name != "rms_norm_eps"}
 SIZES: dict[str, dict[str, Any]] = {
+    "stablelm": WITHOUT_EPSILON,
+    "starcoder2": WITHOUT_EPSILON,
+    "gemma2": GEMMA,
     "gemma3_text": GEMMA,
     "mixtral": LLAMA | EXPERTS,
     "olmoe": LLAMA | EXPERTS,
