@@ -112,9 +112,9 @@ def packed(linear: Any, bias: Floats | None = None) -> Any:
     if weight is not None and weight.dtype == np.float32:
         return _call(make, kind=32, codes=weight, bias=bias, **sizes)
     kind, group = getattr(linear, "bits", None), getattr(linear, "group", None)
-    if kind not in (4, 8) or group not in (32, 64, 128):
+    if kind not in (4, 8) or group not in (32, 64, 128) or not linear.has_kernel:
         raise KernelError(f"no native kernel for {type(linear).__name__} {getattr(linear, 'label', '')}".rstrip())
-    arrays = {"codes": linear.codes, "scales": linear.scales, "minimums": linear.minimums}
+    arrays = {name: getattr(linear, name, None) for name in ("codes", "scales", "minimums", "zeros")}
     return _call(make, kind=kind, **arrays, bias=bias, **sizes, group=group)
 
 

@@ -6,19 +6,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from thrifty.arrays import BFLOAT16, Array
-from thrifty.errors import CheckpointError
+from thrifty.errors import CheckpointError, KernelError
 from thrifty.formats.linear import DenseLinear
 from thrifty.models.config import ModelConfig
 from thrifty.models.config_fields import Fields
 from thrifty.models.config_huggingface import TOKEN_LIMIT, from_huggingface
 from thrifty.models.huggingface_names import part_names
 from thrifty.models.parts import parts
+from thrifty.models.quantised import Codes, modules
+from thrifty.models.quantised_config import read_method, without_method
 from thrifty.models.safetensors_file import WEIGHT_TYPES, TensorEntry, TensorReader, read_entries, read_json
 from thrifty.models.source import ROWS_AT_A_TIME, Deviation, DType, Weight, not_finite, rounded
 from thrifty.models.tokenizer_settings import TokenizerDefinition
@@ -27,9 +29,11 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"[^/\0]{1,200}\.safetensors")
 
-# Tensors of a checkpoint that the decoder does not need: the vision half of Gemma 3, and tables that are
-# computed.
-_SKIPPED = re.compile(r"^(?:model\.)?(?:vision_tower|multi_modal_projector)\.|\.rotary_emb\.inv_freq$")
+# Tensors of a checkpoint that the decoder does not need: the vision half of Gemma 3, tables that are computed, and the
+# scales of a cache in FP8.
+_SKIPPED = re.compile(
+    r"^(?:model\.)?(?:vision_tower|multi_modal_projector)\.|\.rotary_emb\.inv_freq$|\.self_attn\.[kv]_scale$"
+)
 # Small matrices whose rounding would change which experts a token meets: kept as they are.
 _EXACT = (".router", ".shared_gate")
 
@@ -43,6 +47,7 @@ class _Place:
     entry: TensorEntry
     names: tuple[str, ...]
     fused: bool = False
+    module: Mapping[str, TensorEntry] = field(default_factory=dict)  # of a quantised linear: its tensors, by member
 
 
 class HuggingFaceSource:
@@ -57,6 +62,7 @@ class HuggingFaceSource:
         self.tokenizer = tokenizer
         self.files = weight_files(self.path)
         self.config = read_config(self.path)
+        self._method = read_method(read_json(self.path / "config.json"))
         self.entries = self._entries()
         self._places = self._check()
 
@@ -64,10 +70,26 @@ class HuggingFaceSource:
         """Every part once. `dtype` None packs matrices as bf16; float32 and bfloat16 give plain linears."""
         reader = TensorReader()
         for place in self._places:
-            if place.fused:
+            if place.module:
+                yield from self._quantised(reader, place, dtype)
+            elif place.fused:
                 yield from self._fused(reader, place, dtype)
             else:
                 yield from self._joined(reader.read(place.entry), place, dtype)
+
+    def _quantised(self, reader: TensorReader, place: _Place, dtype: DType | None) -> Iterator[Weight]:
+        """Parts of one quantised linear."""
+        assert self._method is not None, "a quantised linear has a method"
+        shapes = [self._expected[name] for name in place.names]
+        tensors = {member: reader.codes(entry) for member, entry in place.module.items()}
+        start = 0
+        try:
+            codes = self._method.read(tensors, sum(shape[0] for shape in shapes), shapes[0][1])
+            for name, shape in zip(place.names, shapes, strict=True):
+                yield _of_codes(name, codes.part(slice(start, start + shape[0])), self._method.name, dtype)
+                start += shape[0]
+        except (CheckpointError, KernelError) as error:
+            raise CheckpointError(f"{place.entry.path}: tensor {place.entry.name!r}: {error}") from error
 
     def _joined(self, tensor: Array, place: _Place, dtype: DType | None) -> Iterator[Weight]:
         """Parts of one tensor [rows of all, in], or of a bias of all."""
@@ -107,7 +129,9 @@ class HuggingFaceSource:
         wanted = [entry for name, entry in self.entries.items() if not _SKIPPED.search(name)]
         self._check_size(wanted)
         self._expected = expected = parts(self.config)
-        places = [place for entry in wanted if (place := self._place(entry, expected)) is not None]
+        linears, plain = ({}, wanted) if self._method is None else modules(wanted, self._method)
+        places = [place for entry in plain if (place := self._place(entry, expected)) is not None]
+        places += [self._quantised_place(name, tensors, expected) for name, tensors in linears.items()]
         seen: dict[str, str] = {}
         for place in places:
             for name in place.names:
@@ -164,6 +188,21 @@ class HuggingFaceSource:
             )
         return _Place(entry, names, fused)
 
+    def _quantised_place(
+        self, module: str, tensors: Mapping[str, TensorEntry], expected: Mapping[str, tuple[int, ...]]
+    ) -> _Place:
+        """Raises CheckpointError where the linear has no place, or its tensors do not fit together."""
+        assert self._method is not None, "a quantised linear has a method"
+        entry = next(tensors[mark] for mark in self._method.marks if mark in tensors)
+        names, _ = part_names(f"{module}.weight", 2, self.config)
+        if not names or any(name not in expected for name in names):
+            raise CheckpointError(
+                f"{entry.path}: tensor {entry.name!r:.120} has no place in a {self.config.family} model."
+            )
+        rows, columns = sum(expected[name][0] for name in names), expected[names[0]][1]
+        self._method.check(module, tensors, rows, columns)
+        return _Place(entry, names, module=tensors)
+
     def _is_embedding(self, entry: TensorEntry) -> bool:
         return part_names(entry.name, len(entry.shape), self.config)[0] == ("embedding",)
 
@@ -200,8 +239,13 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """`config.json`, with the end-of-text ids of `generation_config.json` added where there is one."""
-    config = from_huggingface(read_json(directory / "config.json"))
+    """`config.json`, with the end-of-text ids of `generation_config.json` added where there is one.
+
+    Raises ConfigError for what is not supported, a method of quantisation as well.
+    """
+    data = read_json(directory / "config.json")
+    read_method(data)
+    config = from_huggingface(without_method(data))
     path = directory / "generation_config.json"
     if not path.is_file():
         return config
@@ -243,6 +287,16 @@ def _weight(name: str, tensor: Array, origin: str, dtype: DType | None) -> Weigh
     stored = rounded(name, tensor, BFLOAT16)
     error, largest = (0.0, 0.0) if origin == "BF16" else _difference(tensor, stored)
     return Weight(name, DenseLinear.from_weight(stored, BFLOAT16, packed=True), origin, error, largest)
+
+
+def _of_codes(name: str, codes: Codes, origin: str, dtype: DType | None) -> Weight:
+    """The part `name` of a quantised linear: at its own bits, or in a plain type."""
+    if dtype is not None or name.endswith(_EXACT):
+        plain = rounded(name, codes.values(), np.dtype(np.float32 if dtype is None else dtype))
+        return Weight(name, DenseLinear.from_weight(plain, plain.dtype), origin)
+    linear = codes.linear()
+    error, largest = (0.0, 0.0) if codes.exact else _difference(codes.values(), linear.dequantize())
+    return Weight(name, linear, origin, error, largest)
 
 
 def _difference(exact: Array, stored: Array) -> tuple[float, float]:

@@ -47,7 +47,7 @@ FAMILIES = MIXTURES | {
     "stablelm": STABLELM,
     "olmo2": OLMO2,
     "granite": GRANITE,
-    "scaled mixture": dataclasses.replace(MIXTRAL, norm="layer", residual_scale=0.3),
+    "scaled mixture": dataclasses.replace(MIXTRAL, residual_scale=0.3),
     "dynamic": DYNAMIC,
     "longrope": LONGROPE,
 }

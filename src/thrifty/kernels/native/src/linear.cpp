@@ -27,7 +27,7 @@ int code_at(const Linear& w, size_t tile, int lane, int column) {
   const uint8_t* p = w.codes + (tile * (size_t)w.blocks() + (size_t)block) * (size_t)(64 * w.kind);
   if (w.kind == 8) return p[64 * (c / 4) + 4 * lane + c % 4] - 128;
   const uint8_t byte = p[64 * (c % 16 / 4) + 4 * lane + c % 4];
-  return (c < 16 ? byte & 15 : byte >> 4) - (w.minimums ? 0 : 8);
+  return (c < 16 ? byte & 15 : byte >> 4) - (w.has_minimum() ? 0 : 8);
 }
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
@@ -117,7 +117,7 @@ void linear_row(const Linear& w, int row, float* out) {
   const int groups = (w.blocks() * kBlockColumns + w.group - 1) / w.group;
   for (int g = 0; g < groups; g++) {
     const size_t at = (tile * (size_t)groups + (size_t)g) * kLanes + (size_t)lane;
-    const float scale = half_value(w.scales[at]), minimum = w.minimums ? half_value(w.minimums[at]) : 0.0f;
+    const float scale = half_value(w.scales[at]), minimum = w.minimums ? half_value(w.minimums[at]) : w.zeros ? w.zero_value(at, scale) : 0.0f;
     for (int c = g * w.group; c < std::min(w.in, (g + 1) * w.group); c++) out[c] = scale * (float)code_at(w, tile, lane, c) + minimum;
   }
 }

@@ -7,17 +7,25 @@
 
 namespace thrifty::THRIFTY_ISA {
 
+// The minimums of 16 rows' groups: as stored, or from the zero points.
+template <int BITS> THRIFTY_INLINE V group_minimum(const Linear& w, size_t at, V scale) {
+  if (!w.zeros) return load_half(w.minimums + at);
+  float below[kLanes];
+  for (int i = 0; i < kLanes; i++) below[i] = (float)((BITS == 8 ? 128 : 0) - w.zeros[at + (size_t)i]);
+  return mul(scale, load(below));
+}
+
 template <int BITS, bool MINIMUM, int M>
 THRIFTY_INLINE void group_tile(const Linear& w, int tile, const ActivationBlock* x, V* acc) {
   const int blocks = w.blocks(), per_group = w.group / kBlockColumns, groups = (blocks + per_group - 1) / per_group;
   constexpr int kBytes = 64 * BITS;
   const uint8_t* codes = w.codes + (size_t)tile * blocks * kBytes;
   const uint16_t* scales = w.scales + (size_t)tile * groups * kLanes;
-  const uint16_t* minimums = MINIMUM ? w.minimums + (size_t)tile * groups * kLanes : nullptr;
+  const size_t first = (size_t)tile * groups * kLanes;
 #pragma GCC unroll 16
   for (int i = 0; i < M; i++) acc[i] = zero();
   for (int g = 0; g < groups; g++, scales += kLanes) {
-    const V scale = load_half(scales), minimum = MINIMUM ? load_half(minimums + (size_t)g * kLanes) : zero();
+    const V scale = load_half(scales), minimum = MINIMUM ? group_minimum<BITS>(w, first + (size_t)g * kLanes, scale) : zero();
     const int end = (g + 1) * per_group < blocks ? (g + 1) * per_group : blocks;
     for (int b = g * per_group; b < end; b++, codes += kBytes, x += kPanel) {
       V d[M];
@@ -42,12 +50,13 @@ THRIFTY_INLINE void group_tiles(const Linear& w, int tile, const ActivationBlock
   const size_t code_step = (size_t)blocks * kBytes, group_step = (size_t)groups * kLanes;
   const uint8_t* codes = w.codes + (size_t)tile * code_step;
   const uint16_t* scales = w.scales + (size_t)tile * group_step;
-  const uint16_t* minimums = MINIMUM ? w.minimums + (size_t)tile * group_step : nullptr;
+  const size_t first = (size_t)tile * group_step;
 #pragma GCC unroll 16
   for (int i = 0; i < M; i++) acc0[i] = acc1[i] = zero();
   for (int g = 0; g < groups; g++, scales += kLanes) {
     const V scale0 = load_half(scales), scale1 = load_half(scales + group_step);
-    const V minimum0 = MINIMUM ? load_half(minimums + (size_t)g * kLanes) : zero(), minimum1 = MINIMUM ? load_half(minimums + group_step + (size_t)g * kLanes) : zero();
+    const V minimum0 = MINIMUM ? group_minimum<BITS>(w, first + (size_t)g * kLanes, scale0) : zero();
+    const V minimum1 = MINIMUM ? group_minimum<BITS>(w, first + group_step + (size_t)g * kLanes, scale1) : zero();
     const int end = (g + 1) * per_group < blocks ? (g + 1) * per_group : blocks;
     for (int b = g * per_group; b < end; b++, codes += kBytes, x += kPanel) {
       V d0[M], d1[M];
@@ -183,8 +192,8 @@ static void plain_tiles(const Linear& w, int tile0, int tile1, const void* activ
 static void tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add_to_y) {
   auto run = w.kind == 32 ? plain_tiles
              : w.kind == 16 ? run_tiles<16, false>
-             : w.kind == 4 ? (w.minimums ? run_tiles<4, true> : run_tiles<4, false>)
-                           : (w.minimums ? run_tiles<8, true> : run_tiles<8, false>);
+             : w.kind == 4 ? (w.has_minimum() ? run_tiles<4, true> : run_tiles<4, false>)
+                           : (w.has_minimum() ? run_tiles<8, true> : run_tiles<8, false>);
   run(w, tile0, tile1, activations, row0, row1, y, stride, add_to_y);
 }
 

@@ -32,8 +32,12 @@ struct Linear {
   const uint8_t* codes = nullptr;
   const uint16_t* scales = nullptr;
   const uint16_t* minimums = nullptr;  // absent: null
+  const uint8_t* zeros = nullptr;      // zero points in place of minimums; absent: null
   const float* bias = nullptr;         // absent: null
   int out = 0, in = 0, group = 0;
+  THRIFTY_SHARED bool has_minimum() const { return minimums || zeros; }
+  // Of group and lane `at`: the value of code 0 (of 128 for 8 bits), exact in fp32.
+  THRIFTY_SHARED float zero_value(size_t at, float scale) const { return scale * (float)((kind == 8 ? 128 : 0) - zeros[at]); }
   THRIFTY_SHARED int tiles() const { return (out + kLanes - 1) / kLanes; }
   THRIFTY_SHARED int blocks() const { return (in + kBlockColumns - 1) / kBlockColumns; }
 };
