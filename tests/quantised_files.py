@@ -29,7 +29,6 @@ class Layout:
     config: dict[str, Any]
     make: Make
     weight: Weight
-    native: bool = True
     rounded: bool = False  # whether scales are rounded to fp16
     fields: dict[str, Any] = field(default_factory=dict)
 
@@ -151,7 +150,7 @@ def float8(kind: str, method: str = "compressed-tensors") -> Layout:
     config = compressed("float-quantized", {"num_bits": 8, "type": "float", "strategy": kind})
     if method == "fp8":
         config = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
-    return Layout(config, make, weight, native=False)
+    return Layout(config, make, weight)
 
 
 def bitsandbytes(kind: str, double: bool, block: int = 64) -> Layout:
@@ -188,7 +187,7 @@ def bitsandbytes(kind: str, double: bool, block: int = 64) -> Layout:
         return float(value * absmax)
 
     config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": kind}
-    return Layout(config, make, weight, native=False)
+    return Layout(config, make, weight)
 
 
 def compressed(form: str, weights: dict[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,8 @@ class CodebookLinear(PackedLinear):
     """w[r, c] = scale[r, g]·table[code[r, c]] in fp32, g = c // group: NF4 (arXiv 2305.14314) and 8-bit floats.
 
     table: fp32 [16] or [256]. `group` is a multiple of 32; a row may be one group. Layouts: codes uint8 [rows/16,
-    columns/32, 64·bits] as in `packing.pack_codes`, scales fp32 [rows/16, groups, 16]. No native kernel knows it: it is
-    dequantised a tile of rows at a time.
+    columns/32, 64·bits] as in `packing.pack_codes`, scales fp32 [rows/16, groups, 16]. The native kernels multiply with
+    activations in fp32.
     """
 
     kind = "codebook"
@@ -51,6 +51,10 @@ class CodebookLinear(PackedLinear):
             stored[start // 16 : start // 16 + len(padded) // 16] = packing.pack_codes(padded, bits)
         scale = packing.pack_parameters(packing.pad_to(scales, rows, scales.shape[1]))
         return cls(len(codes), codes.shape[1], bits, group, stored, scale, table)
+
+    @property
+    def has_kernel(self) -> bool:
+        return True
 
     @property
     def label(self) -> str:

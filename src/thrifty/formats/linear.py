@@ -1,11 +1,13 @@
 """The door to stored linear weights: `GroupLinear` (4, 8 bit), `ZeroPointLinear` (the same with zero points),
-`DenseLinear` (bf16, fp32), their base."""
+`CodebookLinear` (codes into a table), `DenseLinear` (bf16, fp32), their base.
+"""
 
 from __future__ import annotations
 
+from thrifty.formats.codebook import CodebookLinear
 from thrifty.formats.dense import DenseLinear
 from thrifty.formats.group import GroupLinear
 from thrifty.formats.packed import PackedLinear
 from thrifty.formats.zero_point import ZeroPointLinear
 
-__all__ = ["DenseLinear", "GroupLinear", "PackedLinear", "ZeroPointLinear"]
+__all__ = ["CodebookLinear", "DenseLinear", "GroupLinear", "PackedLinear", "ZeroPointLinear"]

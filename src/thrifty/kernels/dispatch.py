@@ -111,8 +111,12 @@ def packed(linear: Any, bias: Floats | None = None) -> Any:
     weight = getattr(linear, "weight", None)
     if weight is not None and weight.dtype == np.float32:
         return _call(make, kind=32, codes=weight, bias=bias, **sizes)
+    table = getattr(linear, "table", None)
+    if table is not None:
+        arrays = {"table": table, "codes": linear.codes, "scales": linear.scales}
+        return _call(make, **arrays, bias=bias, **sizes, group=linear.group)
     kind, group = getattr(linear, "bits", None), getattr(linear, "group", None)
-    if kind not in (4, 8) or group not in (32, 64, 128) or not linear.has_kernel:
+    if kind not in (4, 8) or group not in (32, 64, 128):
         raise KernelError(f"no native kernel for {type(linear).__name__} {getattr(linear, 'label', '')}".rstrip())
     arrays = {name: getattr(linear, name, None) for name in ("codes", "scales", "minimums", "zeros")}
     return _call(make, kind=kind, **arrays, bias=bias, **sizes, group=group)

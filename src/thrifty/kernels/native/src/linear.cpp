@@ -24,10 +24,11 @@ float half_value(uint16_t h) {
 
 int code_at(const Linear& w, size_t tile, int lane, int column) {
   const int block = column / kBlockColumns, c = column % kBlockColumns;
-  const uint8_t* p = w.codes + (tile * (size_t)w.blocks() + (size_t)block) * (size_t)(64 * w.kind);
-  if (w.kind == 8) return p[64 * (c / 4) + 4 * lane + c % 4] - 128;
+  const int bits = w.table ? w.table_bits : w.kind;
+  const uint8_t* p = w.codes + (tile * (size_t)w.blocks() + (size_t)block) * (size_t)(64 * bits);
+  if (bits == 8) return p[64 * (c / 4) + 4 * lane + c % 4] - (w.table ? 0 : 128);
   const uint8_t byte = p[64 * (c % 16 / 4) + 4 * lane + c % 4];
-  return (c < 16 ? byte & 15 : byte >> 4) - (w.has_minimum() ? 0 : 8);
+  return (c < 16 ? byte & 15 : byte >> 4) - (w.has_minimum() || w.table ? 0 : 8);
 }
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
@@ -84,7 +85,7 @@ void copy_row(const Linear& w, const uint8_t* panel, int from, uint8_t* target, 
 const uint8_t* row_in_panel(const Linear& w, const uint8_t* panel, int row) { return panel + Items(w).start(row); }
 
 void fetch_tile(const Linear& w, int tile) {
-  const size_t bytes = w.kind == 32 ? (size_t)w.in * kLanes * sizeof(float) : w.kind == 16 ? ((size_t)w.in + 1) / 2 * 64 : (size_t)w.blocks() * 64 * (size_t)w.kind;
+  const size_t bytes = w.table ? (size_t)w.blocks() * 64 * (size_t)w.table_bits : w.kind == 32 ? (size_t)w.in * kLanes * sizeof(float) : w.kind == 16 ? ((size_t)w.in + 1) / 2 * 64 : (size_t)w.blocks() * 64 * (size_t)w.kind;
   const uint8_t* from = w.codes + (size_t)tile * bytes;
   for (size_t i = 0; i < kFetchBytes; i += 64) __builtin_prefetch(from + i);
 }
@@ -102,6 +103,11 @@ float dot(const float* a, const float* b, int count) {
 void linear_row(const Linear& w, int row, float* out) {
   const size_t tile = (size_t)row / kLanes;
   const int lane = row % kLanes;
+  if (w.table) {
+    const size_t groups = ((size_t)w.blocks() * kBlockColumns + (size_t)w.group - 1) / (size_t)w.group;
+    for (int c = 0; c < w.in; c++) out[c] = w.table_scales[(tile * groups + (size_t)(c / w.group)) * kLanes + (size_t)lane] * w.table[code_at(w, tile, lane, c)];
+    return;
+  }
   if (w.kind == 32) {
     std::memcpy(out, (const float*)w.codes + (size_t)row * (size_t)w.in, (size_t)w.in * sizeof(float));
     return;

@@ -189,8 +189,15 @@ static void plain_tiles(const Linear& w, int tile0, int tile1, const void* activ
     }
 }
 
+}  // namespace thrifty::THRIFTY_ISA
+
+#include "matmul_table.hpp"
+
+namespace thrifty::THRIFTY_ISA {
+
 static void tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add_to_y) {
-  auto run = w.kind == 32 ? plain_tiles
+  auto run = w.table ? (w.table_bits == 4 ? table_tiles<4> : table_tiles<8>)
+             : w.kind == 32 ? plain_tiles
              : w.kind == 16 ? run_tiles<16, false>
              : w.kind == 4 ? (w.has_minimum() ? run_tiles<4, true> : run_tiles<4, false>)
                            : (w.has_minimum() ? run_tiles<8, true> : run_tiles<8, false>);

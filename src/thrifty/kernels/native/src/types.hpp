@@ -33,6 +33,9 @@ struct Linear {
   const uint16_t* scales = nullptr;
   const uint16_t* minimums = nullptr;  // absent: null
   const uint8_t* zeros = nullptr;      // zero points in place of minimums; absent: null
+  const float* table = nullptr;        // kind 32: codes into these 16 or 256 values, with a scale of fp32 a group; null: plain
+  const float* table_scales = nullptr;
+  int table_bits = 0;
   const float* bias = nullptr;         // absent: null
   int out = 0, in = 0, group = 0;
   THRIFTY_SHARED bool has_minimum() const { return minimums || zeros; }
