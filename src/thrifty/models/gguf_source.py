@@ -43,10 +43,10 @@ _LAYER_PARTS: Mapping[str, str] = {
     "ffn_up_shexp": "mlp.shared.up",
     "ffn_down_shexp": "mlp.shared.down",
 }
-# Several matrices in one, row below row, by the architecture's name and the tensor's.
-_JOINED: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("phi3", "attn_qkv"): ("attention.query", "attention.key", "attention.value"),
-    ("phi3", "ffn_up"): ("mlp.gate", "mlp.up"),
+# Several matrices in one, row below row; "architecture.tensor" goes for one architecture alone.
+_JOINED: Mapping[str, tuple[str, ...]] = {
+    "attn_qkv": ("attention.query", "attention.key", "attention.value"),
+    "phi3.ffn_up": ("mlp.gate", "mlp.up"),
 }
 _MODEL_PARTS: Mapping[str, str] = {
     "token_embd.weight": "embedding",
@@ -196,7 +196,7 @@ def _part_names(tensor: str, architecture: str) -> tuple[str, ...]:
     match = _LAYER_TENSOR.fullmatch(tensor)
     if match is None:
         return ()
-    joined = _JOINED.get((architecture, match[2]))
+    joined = _JOINED.get(f"{architecture}.{match[2]}") or _JOINED.get(match[2])
     inner = joined or ((_LAYER_PARTS[match[2]],) if match[2] in _LAYER_PARTS else ())
     suffix = ".bias" if match[3] == "bias" else ""
     return tuple(f"layers.{int(match[1])}.{part}{suffix}" for part in inner)

@@ -168,6 +168,15 @@ def test_logits_are_those_of_transformers(tmp_path: Path, case: str) -> None:
     agree(oracle, write(tmp_path, oracle, architecture, fields, gguf_files.from_transformers(oracle, architecture)))
 
 
+def test_query_key_and_value_in_one_tensor(tmp_path: Path) -> None:
+    oracle = made("LlamaForCausalLM", {})
+    tensors = gguf_files.from_transformers(oracle, "llama")
+    for index in range(SIZES["num_hidden_layers"]):
+        parts = [tensors.pop(f"blk.{index}.attn_{name}.weight") for name in "qkv"]
+        tensors[f"blk.{index}.attn_qkv.weight"] = np.concatenate(parts)
+    agree(oracle, write(tmp_path, oracle, "llama", {}, tensors))
+
+
 def test_divisors_of_phi3_beside_no_type_of_scaling(tmp_path: Path) -> None:
     """As its converter writes them; the sequence is longer than the original context."""
     short, long = [1.0, 1.5, 2.0, 2.5], [2.0, 4.0, 6.0, 8.0]
