@@ -9,9 +9,10 @@ import numpy as np
 
 from thrifty.arrays import Array, Bytes, Floats, Integers
 from thrifty.errors import KernelError
-from thrifty.formats.group import BITS
 from thrifty.formats.packed import TILE, PackedLinear, check_rows, check_tensor, field
 from thrifty.kernels.reference import packing
+
+BITS = (4, 8)
 
 
 class CodebookLinear(PackedLinear):

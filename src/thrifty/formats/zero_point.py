@@ -9,11 +9,13 @@ import numpy as np
 
 from thrifty.arrays import Array, Bytes, Floats, Integers
 from thrifty.errors import KernelError
-from thrifty.formats.group import BITS, GROUPS, check_options
+from thrifty.formats.group import GROUPS
 from thrifty.formats.packed import TILE, PackedLinear, check_rows, check_tensor, field
 from thrifty.kernels.reference import packing
 from thrifty.kernels.reference.affine import Halves, to_float16
 from thrifty.kernels.reference.matmul import group_matmul
+
+BITS = (4, 8)
 
 
 class ZeroPointLinear(PackedLinear):
@@ -33,7 +35,7 @@ class ZeroPointLinear(PackedLinear):
     ) -> None:  # fmt: skip
         """From packed arrays, used as they are. Raises KernelError for a wrong shape or type."""
         super().__init__(out_features, in_features, bias)
-        check_options(bits, group)
+        _check_options(bits, group)
         self.bits, self.group = bits, group
         tiles, blocks, groups = -(-out_features // 16), -(-in_features // 32), -(-in_features // group)
         self.codes: Bytes = check_tensor("codes", codes, np.uint8, (tiles, blocks, 64 * bits))
@@ -48,7 +50,7 @@ class ZeroPointLinear(PackedLinear):
 
         Raises KernelError where a number is out of range.
         """
-        check_options(bits, group)
+        _check_options(bits, group)
         for name, numbers, high in (("code", codes, (1 << bits) - 1), ("zero point", zeros, 255)):
             if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) <= high:
                 raise KernelError(f"a {name} is {int(numbers.min())} to {int(numbers.max())}; 0 to {high} is allowed")
@@ -124,3 +126,10 @@ class ZeroPointLinear(PackedLinear):
         grouped -= zeros.astype(np.float32)[..., None]
         grouped *= scales.astype(np.float32)[..., None]
         return grouped.reshape(rows, -1)[:, : self.in_features]
+
+
+def _check_options(bits: int, group: int) -> None:
+    if bits not in BITS or group not in GROUPS:
+        raise KernelError(
+            f"zero points of {bits}-bit codes in groups of {group}: bits are 4 or 8, groups are 32, 64 or 128"
+        )

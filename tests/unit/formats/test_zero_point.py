@@ -59,6 +59,8 @@ def test_native_products_are_those_of_the_oracle(bits: int, group: int, isa: str
 
 def test_what_does_not_fit_is_named() -> None:
     codes, scales, zeros = np.zeros((16, 32), np.uint8), np.ones((16, 1), np.float16), np.zeros((16, 1), np.uint8)
+    with pytest.raises(KernelError, match="zero points of 5-bit codes in groups of 32: bits are 4 or 8"):
+        ZeroPointLinear.from_codes(codes, scales, zeros, 5, 32)
     with pytest.raises(KernelError, match="a code is 0 to 16; 0 to 15 is allowed"):
         ZeroPointLinear.from_codes(codes + np.eye(16, 32, dtype=np.uint8) * 16, scales, zeros, 4, 32)
     with pytest.raises(KernelError, match="a zero point is 256 to 256; 0 to 255 is allowed"):
