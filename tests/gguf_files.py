@@ -150,6 +150,10 @@ _LAYER = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
     "mlp.gate": "ffn_gate_inp",
     "block_sparse_moe.gate": "ffn_gate_inp",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
@@ -163,19 +167,21 @@ def from_transformers(model: Any, architecture: str) -> dict[str, np.ndarray]:
     """The tensors that llama.cpp's converter would write for a transformers model."""
     found: dict[str, np.ndarray] = {}
     config = model.config
-    gemma = architecture == "gemma3"
-    norms = {"post_attention_layernorm": "post_attention_norm" if gemma else "ffn_norm"}
+    gemma = architecture.startswith("gemma")
+    after = gemma or architecture == "olmo2"
+    norms = {"post_attention_layernorm": "post_attention_norm" if after else "ffn_norm"}
     norms |= {"pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm"}
     for name, tensor in model.state_dict().items():
         values = tensor.float().numpy()
         name = name.removeprefix("model.")
         if gemma and "norm" in name:
             values = values + 1
-        if name in ("embed_tokens.weight", "norm.weight", "lm_head.weight"):
+        if name in ("embed_tokens.weight", "norm.weight", "norm.bias", "lm_head.weight"):
             tied = name.startswith("lm_head") and config.tie_word_embeddings
-            places = {"embed_tokens.weight": "token_embd", "norm.weight": "output_norm", "lm_head.weight": "output"}
+            places = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
+            module, leaf = name.split(".")
             if not tied:
-                found[f"{places[name]}.weight"] = values
+                found[f"{places[module]}.{leaf}"] = values
             continue
         _, index, inner = name.split(".", 2)
         layer = f"blk.{index}"
@@ -191,7 +197,7 @@ def from_transformers(model: Any, architecture: str) -> dict[str, np.ndarray]:
             continue
         inner, _, leaf = inner.rpartition(".")
         part = _LAYER.get(inner) or norms[inner]
-        if architecture == "llama" and part in ("attn_q", "attn_k"):
+        if architecture in ("llama", "granite", "smollm3") and part in ("attn_q", "attn_k"):
             heads = config.num_attention_heads if part == "attn_q" else config.num_key_value_heads
             values = values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
         found[f"{layer}.{part}.{leaf}"] = values

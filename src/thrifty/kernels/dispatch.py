@@ -125,10 +125,13 @@ def _layout(linear: Any) -> tuple[str, dict[str, Any]]:
         return "bf16", {"codes": _bits(linear.weight)}
     if weight is not None and weight.dtype in _PLAIN:
         return _PLAIN[weight.dtype], {"codes": weight}
+    if getattr(linear, "table", None) is not None:
+        arrays = {"table": linear.table, "codes": linear.codes, "scales": linear.scales}
+        return f"table{linear.bits}", {**arrays, "group": linear.group}
     layout = _GROUP_LAYOUTS.get((getattr(linear, "bits", 0), getattr(linear, "codebook", None)))
     if layout is None or linear.group not in (32, 64, 128):
         raise KernelError(f"no native kernel for {type(linear).__name__} {getattr(linear, 'label', '')}".rstrip())
-    arrays = {"codes": linear.codes, "scales": linear.scales, "minimums": linear.minimums}
+    arrays = {name: getattr(linear, name, None) for name in ("codes", "scales", "minimums", "zeros")}
     return layout, {**arrays, "group": linear.group}
 
 

@@ -34,7 +34,7 @@ class Assembly:
         return self.expected[name]
 
     def put(self, name: str, value: PackedLinear | Floats) -> None:
-        """Keep a linear (a PackedLinear), a bias (fp32 [out]) or a norm's weight (fp32 [width]).
+        """Keep a linear (a PackedLinear), a bias (fp32 [out]) or a norm's weight or bias (fp32 [width]).
 
         Raises CheckpointError where the name is unknown or comes twice, or the shape is not the expected one.
         """
@@ -52,7 +52,7 @@ class Assembly:
             self._filled.add(f"{name}.bias")
 
     def finish(self) -> tuple[dict[str, PackedLinear], dict[str, Floats]]:
-        """All linears, with their biases, and all norms, each in the decoder's order.
+        """All linears, with their biases, and all norms with theirs, each in the decoder's order.
 
         Raises CheckpointError naming the parts that never came.
         """
@@ -66,7 +66,7 @@ class Assembly:
         for name in self.expected:
             if name in self._linears:
                 linears[name] = self._linears[name]
-            elif not name.endswith(".bias"):
+            elif not name.endswith(".bias") or name.removesuffix(".bias") in norms:
                 norms[name] = self._vectors[name]
             elif name in self._vectors:
                 linears[name.removesuffix(".bias")].set_bias(self._vectors[name])

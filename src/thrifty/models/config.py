@@ -19,6 +19,8 @@ T = TypeVar("T")
 ScalingKind = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
 QKNorm = Literal["none", "head", "full"]
 Activation = Literal["silu", "gelu_tanh"]
+Norm = Literal["rms", "layer"]
+MLP = Literal["gated", "plain"]
 
 # Upper bounds of what a real model can ask for; a number beyond them is a corrupt or hostile file.
 LIMITS = {
@@ -184,8 +186,10 @@ class ModelConfig:
     `norm_offset` is added to every norm's weight (1.0 where a checkpoint stores the weight minus one, as
     Gemma's do). `query_scale` multiplies q·k. `qk_norm` is "head" (each head on its own) or "full" (the
     whole projection). `attention_bias` is of query, key and value; `output_bias` of the projection after
-    them. `final_softcap` and `attention_softcap` c squash x to c·tanh(x / c). `post_norms` adds a norm
-    after attention and after the MLP.
+    them. `final_softcap` and `attention_softcap` c squash x to c·tanh(x / c). `norm` is "rms", or "layer": the
+    mean taken off, and a bias. `pre_norms` puts one before attention and before the MLP, `post_norms` one after
+    each. `mlp` is "gated", or "plain": down(activation(up(x))). `residual_scale` multiplies what attention and MLP
+    add to the hidden state, `logit_scale` the logits.
     """
 
     family: str
@@ -206,7 +210,12 @@ class ModelConfig:
     mlp_bias: bool = False
     activation: Activation = "silu"
     embedding_scale: float = 1.0
+    norm: Norm = "rms"
+    pre_norms: bool = True
     post_norms: bool = False
+    mlp: MLP = "gated"
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     final_softcap: float | None = None
     attention_softcap: float | None = None
     tied_embeddings: bool = False
@@ -248,9 +257,14 @@ class ModelConfig:
         check_number("norm_epsilon", self.norm_epsilon, 0.0, 1.0)
         check_number("norm_offset", self.norm_offset, 0.0, 1.0)
         check_number("query_scale", self.query_scale, 1e-9, 1e9)
-        check_number("embedding_scale", self.embedding_scale, 1e-9, 1e9)
+        for field in ("embedding_scale", "residual_scale", "logit_scale"):
+            check_number(field, getattr(self, field), 1e-9, 1e9)
         check_choice("qk_norm", self.qk_norm, ("none", "head", "full"))
         check_choice("activation", self.activation, ("silu", "gelu_tanh"))
+        check_choice("norm", self.norm, ("rms", "layer"))
+        check_choice("mlp", self.mlp, ("gated", "plain"))
+        if self.mlp == "plain" and self.experts is not None:
+            raise ConfigError("mlp is plain; experts are gated.")
         for field in ("final_softcap", "attention_softcap"):
             if getattr(self, field) is not None:
                 check_number(field, getattr(self, field), 1e-6, 1e9)

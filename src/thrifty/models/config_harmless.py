@@ -68,13 +68,15 @@ EXPLAINED = {
     ),
     "clip_qkv": "clipped queries, keys and values are not supported; use another checkpoint",
     "kv_lora_rank": "latent attention (DeepSeek) is not supported; use another checkpoint",
-    "partial_rotary_factor": "rotating a part of each head is not supported; use another checkpoint",
+    "partial_rotary_factor": "rotating a part of each head is not supported for this family; use another checkpoint",
     "q_lora_rank": "latent attention (DeepSeek) is not supported; use another checkpoint",
+    "qk_layernorm": "a layer norm of each head of query and key is not supported; use another checkpoint",
     "quantization": "use the unquantised checkpoint, or a GGUF file",
     "quantization_config": (
         "use the unquantised checkpoint, or a GGUF file; where the weights were merged back into full precision, "
         "remove the field"
     ),
+    "use_parallel_residual": "attention and MLP side by side are not supported; use another checkpoint",
     "use_bidirectional_attention": "attention to later tokens is not supported; use another checkpoint",
 }
 

@@ -19,9 +19,11 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 
 
-def read_ropes(fields: Fields, dimension: int, context: int, thetas: dict[str, float]) -> dict[str, RopeConfig]:
+def read_ropes(
+    fields: Fields, head_dim: int, context: int, thetas: dict[str, float], rotated: float | None = None
+) -> dict[str, RopeConfig]:
     """The rope of each layer type. `thetas`: the family's default base of each type; `context`: the
-    config's length.
+    config's length; `rotated`: the share of a head's channels that turns by default, None where all must.
 
     A file gives one set of parameters for all layers, or one for each layer type. Gemma's older files give
     `rope_theta` and `rope_scaling` for its global layers and `rope_local_base_freq` for the local ones.
@@ -34,7 +36,7 @@ def read_ropes(fields: Fields, dimension: int, context: int, thetas: dict[str, f
     shared = thetas["full_attention"] == thetas["sliding_attention"]
     bases = {"full_attention": theta, "sliding_attention": theta if shared and stated else local}
     original = fields.raw("original_max_position_embeddings")
-    _refuse_partial(fields)
+    rotated = _rotated(fields, rotated)
     if parameters is not None and any(name in LAYER_TYPES for name in parameters.data):
         tables = {name: parameters.table(name) for name in LAYER_TYPES}
         parameters.finish("nested rope parameters")
@@ -44,7 +46,7 @@ def read_ropes(fields: Fields, dimension: int, context: int, thetas: dict[str, f
         # The older spelling wins where both are there; a scaling of Gemma's is for its global layers only.
         table = parameters if table is None or not table.data else table
         tables = {"full_attention": table, "sliding_attention": table if shared else None}
-    return {name: _rope(tables[name], dimension, context, bases[name], original) for name in LAYER_TYPES}
+    return {name: _rope(tables[name], head_dim, context, bases[name], original, rotated) for name in LAYER_TYPES}
 
 
 def extended_context(context: int, ropes: dict[str, RopeConfig]) -> int:
@@ -55,12 +57,16 @@ def extended_context(context: int, ropes: dict[str, RopeConfig]) -> int:
     return context
 
 
-def _rope(fields: Fields | None, dimension: int, context: int, theta: float, original: object) -> RopeConfig:
+def _rope(
+    fields: Fields | None, head_dim: int, context: int, theta: float, original: object, rotated: float | None
+) -> RopeConfig:
     if fields is None:
-        return RopeConfig(theta, dimension)
+        return RopeConfig(theta, _dimension(head_dim, rotated))
     theta = fields.number("rope_theta", 1.0, 1e12, theta)
-    _refuse_partial(fields)
+    dimension = _dimension(head_dim, _rotated(fields, rotated))
     kind = fields.text("rope_type", fields.text("type", "default"))
+    if kind in ("su", "yarn") and "long_factor" in fields.data and rotated is not None:  # older names in phi3's files
+        kind = "longrope"
     if kind not in KINDS:
         known = nearest(kind[:40], KINDS)
         raise ConfigError(f"{fields.prefix}rope_type {kind!r:.80} is not supported. {known}")
@@ -71,11 +77,19 @@ def _rope(fields: Fields | None, dimension: int, context: int, theta: float, ori
     return RopeConfig(theta, dimension, scaling)
 
 
-def _refuse_partial(fields: Fields) -> None:
+def _rotated(fields: Fields, default: float | None) -> float | None:
+    """The share of a head's channels that turns; where `default` is None the family's code turns all of them."""
+    if default is not None:
+        return fields.number("partial_rotary_factor", 0.0, 1.0, default)
     partial = fields.raw("partial_rotary_factor")
     if partial not in (None, 1, 1.0):
         reason = EXPLAINED["partial_rotary_factor"]
         raise ConfigError(f"{fields.prefix}partial_rotary_factor is {partial!r:.80}: {reason}.")
+    return None
+
+
+def _dimension(head_dim: int, rotated: float | None) -> int:
+    return head_dim if rotated is None else int(head_dim * rotated)
 
 
 def _scaling(fields: Fields, kind: str, context: int, original: object) -> RopeScaling:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from thrifty.errors import ConfigError, nearest
 from thrifty.models.config import (
     LIMITS,
+    MLP,
+    Activation,
     ExpertConfig,
     LayerConfig,
     ModelConfig,
+    Norm,
     QKNorm,
     RopeConfig,
 )
@@ -27,23 +31,50 @@ class Architecture:
     """What a GGUF architecture implies beyond its metadata.
 
     `permuted`: the rows of query and key are stored for interleaved rotation and must be put back in halves.
-    `normalise`: whether the probabilities of the chosen experts are made to sum to 1.
+    `normalise`: whether the probabilities of the chosen experts are made to sum to 1. `period`: of so many layers the
+    last attends to all, the others to a window where the file has one; 1: all have it. `local_rope`: how the layers
+    with a window turn: "same", "unscaled" (without the scaling of the others) or "own" (a base of their own, too).
+    `softcaps`: of attention scores and logits, where the file names none. `wide_layers`: with so many layers scores
+    are scaled by hidden size / heads. `without_rope`: every so-manieth layer does not turn; 0: all do. `scales`:
+    embedding, residual and logits have factors.
     """
 
     permuted: bool = False
     qk_norm: QKNorm = "none"
     normalise: bool = False
     gemma: bool = False
+    norm: Norm = "rms"
+    pre_norms: bool = True
+    post_norms: bool = False
+    mlp: MLP = "gated"
+    activation: Activation = "silu"
+    period: int = 1
+    local_rope: Literal["same", "unscaled", "own"] = "same"
+    softcaps: tuple[float, float] = (0.0, 0.0)
+    wide_layers: int = 0
+    without_rope: int = 0
+    scales: bool = False
 
 
+_GEMMA = Architecture(gemma=True, post_norms=True, activation="gelu_tanh")
 ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture(permuted=True, normalise=True),
     "qwen2": Architecture(),
     "qwen3": Architecture(qk_norm="head"),
-    "gemma3": Architecture(qk_norm="head", gemma=True),
+    "gemma2": replace(_GEMMA, period=2, softcaps=(50.0, 30.0), wide_layers=46),
+    "gemma3": replace(_GEMMA, qk_norm="head", period=6, local_rope="own", wide_layers=62),
+    "phi3": Architecture(),
+    "granite": Architecture(permuted=True, scales=True),
+    "smollm3": Architecture(permuted=True, without_rope=4),
+    "olmo2": Architecture(qk_norm="full", pre_norms=False, post_norms=True, period=4, local_rope="unscaled"),
+    "starcoder2": Architecture(norm="layer", mlp="plain", activation="gelu_tanh"),
+    "stablelm": Architecture(norm="layer"),
     "qwen2moe": Architecture(),
     "qwen3moe": Architecture(qk_norm="head", normalise=True),
     "olmoe": Architecture(qk_norm="full"),
+}
+_REFUSED: Mapping[str, str] = {
+    "deepseek2": "latent attention (DeepSeek V2, V3 and what is built on them) is not supported",
 }
 
 
@@ -90,13 +121,14 @@ _NEUTRAL_FIELDS: Mapping[str, tuple[object, ...]] = {
     "tensor_data_layout": ("", "Meta AI original pth"),  # how llama's rows always lie in such a file
 }
 _SOFTMAX_GATING = 1
-_GEMMA_PERIOD = 6  # five local layers, then a global one
-_GEMMA_27B_LAYERS = 62
+_SCALES = ("embedding_scale", "residual_scale", "logit_scale")
 
 
 def architecture(file: GGUF) -> Architecture:
     """The architecture of a file. Raises ConfigError with the nearest known one."""
     name = file.architecture
+    if name in _REFUSED:
+        raise ConfigError(f"{file.path}: the architecture '{name}': {_REFUSED[name]}; use a model without it.")
     if name not in ARCHITECTURES:
         raise ConfigError(
             f"{file.path}: the architecture '{name[:80]}' is not supported. {nearest(name, ARCHITECTURES)}"
@@ -136,22 +168,36 @@ class _Reader:
             head_dim=head_dim,
             context_length=self.size("context_length", "context_length"),
             layers=self.layer_configs(head_dim, experts is not None),
-            norm_epsilon=self.metadata.number(self.key("attention.layer_norm_rms_epsilon"), above=0),
+            norm_epsilon=self.metadata.number(self.key(self.epsilon), above=0),
             query_scale=self.query_scale(hidden, heads, head_dim),
             qk_norm=self.kind.qk_norm,
             attention_bias="blk.0.attn_q.bias" in self.file.tensors,
             output_bias="blk.0.attn_output.bias" in self.file.tensors,
-            activation="gelu_tanh" if self.kind.gemma else "silu",
-            embedding_scale=math.sqrt(hidden) if self.kind.gemma else 1.0,
-            post_norms=self.kind.gemma,
-            final_softcap=self.softcap("final_logit_softcapping"),
-            attention_softcap=self.softcap("attn_logit_softcapping"),
+            mlp_bias="blk.0.ffn_down.bias" in self.file.tensors,
+            activation=self.kind.activation,
+            embedding_scale=math.sqrt(hidden) if self.kind.gemma else self.scale("embedding_scale"),
+            norm=self.kind.norm,
+            pre_norms=self.kind.pre_norms,
+            post_norms=self.kind.post_norms,
+            mlp=self.kind.mlp,
+            residual_scale=self.scale("residual_scale"),
+            logit_scale=1.0 / self.scale("logit_scale"),
+            attention_softcap=self.softcap("attn_logit_softcapping", self.kind.softcaps[0]),
+            final_softcap=self.softcap("final_logit_softcapping", self.kind.softcaps[1]),
             tied_embeddings="output.weight" not in self.file.tensors,
             experts=experts,
             bos_ids=() if tokenizer.bos_id is None else (tokenizer.bos_id,),
             eos_ids=tokenizer.eos_ids,
             pad_id=tokenizer.pad_id,
         )
+
+    @property
+    def epsilon(self) -> str:
+        return "attention.layer_norm_rms_epsilon" if self.kind.norm == "rms" else "attention.layer_norm_epsilon"
+
+    def scale(self, field: str) -> float:
+        """A factor of Granite's; 0, and a file that has none, mean 1."""
+        return self.metadata.number(self.key(field), 0.0, above=-1e-9) or 1.0 if self.kind.scales else 1.0
 
     def size(self, field: str, limit: str) -> int:
         return self.metadata.integer(self.key(field), minimum=1, maximum=LIMITS[limit])
@@ -195,11 +241,11 @@ class _Reader:
         return self.uniform("feed_forward_length", LIMITS["intermediate_size"], default)
 
     def query_scale(self, hidden: int, heads: int, head_dim: int) -> float:
-        width = hidden // heads if self.kind.gemma and self.layers == _GEMMA_27B_LAYERS else head_dim
+        width = hidden // heads if self.layers == self.kind.wide_layers else head_dim
         return self.metadata.number(self.key("attention.scale"), 0.0, above=-1e-9) or 1 / math.sqrt(width)
 
-    def softcap(self, field: str) -> float | None:
-        value = self.metadata.number(self.key(field), 0.0, above=-1e-9)
+    def softcap(self, field: str, default: float) -> float | None:
+        value = self.metadata.number(self.key(field), default, above=-1e-9)
         return value or None
 
     def experts(self) -> ExpertConfig | None:
@@ -236,27 +282,52 @@ class _Reader:
             raise ConfigError(f"{self.file.path}: '{self.key('expert_weights_scale')}' is {scale}; only 1 is supported")
 
     def layer_configs(self, head_dim: int, experts: bool) -> tuple[LayerConfig, ...]:
-        last = f"blk.{self.layers - 1}.attn_norm.weight"
+        last = f"blk.{self.layers - 1}.{'attn_norm' if self.kind.pre_norms else 'attn_output'}.weight"
         if last not in self.file.tensors:
             raise ConfigError(
                 f"{self.file.path}: '{self.key('block_count')}' is {self.layers}, but tensor '{last}' is missing"
             )
-        rope, window = self.rope(head_dim), self.window()
-        if not self.kind.gemma:
-            return (LayerConfig(window, rope, experts),) * self.layers
-        local_theta = self.metadata.number(self.key("rope.freq_base_swa"), 10_000.0, above=1)
-        local = LayerConfig(window, RopeConfig(local_theta, rope.dimension), experts)
+        self._refuse_variants()
+        rope, window, step = self.rope(head_dim), self.window(), self.kind.without_rope
+        if window is None or self.kind.period == 1:
+            turned, still = LayerConfig(window, rope, experts), LayerConfig(window, RopeConfig(rope.theta, 0), experts)
+            return tuple(still if step and (index + 1) % step == 0 else turned for index in range(self.layers))
+        local = LayerConfig(window, self.local_rope(rope), experts)
         whole = LayerConfig(None, rope, experts)
         return tuple(local if is_local else whole for is_local in self.local_layers())
 
+    def local_rope(self, rope: RopeConfig) -> RopeConfig:
+        """Of the layers with a window."""
+        if self.kind.local_rope == "same":
+            return rope
+        theta = rope.theta if self.kind.local_rope == "unscaled" else 10_000.0
+        return RopeConfig(self.metadata.number(self.key("rope.freq_base_swa"), theta, above=1), rope.dimension)
+
+    def _refuse_variants(self) -> None:
+        """Raise ConfigError for what some files of an architecture have and the decoder has not."""
+        if self.name != "stablelm":
+            return
+        if "blk.0.ffn_norm.weight" not in self.file.tensors:
+            raise ConfigError(
+                f"{self.file.path}: no tensor 'blk.0.ffn_norm.weight': attention and MLP side by side "
+                f"('{self.key('use_parallel_residual')}') are not supported; use another model"
+            )
+        if "blk.0.attn_q_norm.weight" in self.file.tensors:
+            raise ConfigError(
+                f"{self.file.path}: tensor 'blk.0.attn_q_norm.weight': a layer norm of each head of query and key is "
+                "not supported; use another model"
+            )
+
     def window(self) -> int | None:
-        return self.metadata.integer(self.key("attention.sliding_window"), 0, maximum=LIMITS["window"]) or None
+        """Tokens of the layers that have one; None where it is off, or as long as the context."""
+        window = self.metadata.integer(self.key("attention.sliding_window"), 0, maximum=LIMITS["window"])
+        return window if 0 < window < self.size("context_length", "context_length") else None
 
     def local_layers(self) -> list[bool]:
         key = self.key("attention.sliding_window_pattern")
         if isinstance(self.metadata.get(key), np.ndarray):
             return [bool(value) for value in self.metadata.numbers(key, self.layers)]
-        period = self.metadata.integer(key, _GEMMA_PERIOD, minimum=1, maximum=LIMITS["layers"])
+        period = self.metadata.integer(key, self.kind.period, minimum=1, maximum=LIMITS["layers"])
         return [bool((index + 1) % period) for index in range(self.layers)]
 
     def rope(self, head_dim: int) -> RopeConfig:
@@ -272,7 +343,8 @@ class _Reader:
     def _check_fields(self) -> None:
         for key, value in self.metadata.items():
             architecture, _, field = key.partition(".")
-            if architecture == self.name and field not in _KNOWN_FIELDS:
+            known = field in _KNOWN_FIELDS or (self.kind.scales and field in _SCALES)
+            if architecture == self.name and not known:
                 self._check_neutral(key, _NEUTRAL_FIELDS.get(field), value)
 
     def _check_neutral(self, key: str, neutral: tuple[object, ...] | None, value: object) -> None:

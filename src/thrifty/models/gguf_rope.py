@@ -31,7 +31,9 @@ class _Reader:
         return f"{self.file.architecture}.rope.{field}"
 
     def rope(self, theta: float) -> RopeConfig:
-        kind = self.metadata.text(self.key("scaling.type"), "linear")
+        # Phi-3's converter writes the two sets of divisors, and no type.
+        default = "longrope" if LONG_DIVISORS in self.file.tensors else "linear"
+        kind = self.metadata.text(self.key("scaling.type"), default)
         if kind not in KINDS:
             raise ConfigError(
                 f"{self.file.path}: '{self.key('scaling.type')}' is '{kind[:40]}'. {nearest(kind, KINDS)}"

@@ -44,9 +44,15 @@ _LAYER_PARTS: Mapping[str, str] = {
     "ffn_up_shexp": "mlp.shared.up",
     "ffn_down_shexp": "mlp.shared.down",
 }
+# Several matrices in one, row below row; "architecture.tensor" goes for one architecture alone.
+_JOINED: Mapping[str, tuple[str, ...]] = {
+    "attn_qkv": ("attention.query", "attention.key", "attention.value"),
+    "phi3.ffn_up": ("mlp.gate", "mlp.up"),
+}
 _MODEL_PARTS: Mapping[str, str] = {
     "token_embd.weight": "embedding",
     "output_norm.weight": "final_norm",
+    "output_norm.bias": "final_norm.bias",
     "output.weight": "head",
 }
 # Read by the config, or derived from it.
@@ -182,20 +188,24 @@ class GGUFSource:
                 )
 
     def _place(self, tensor: str, expected: Mapping[str, tuple[int, ...]]) -> _Place:
-        name = _part_name(tensor)
+        found = _part_names(tensor, self.file.architecture)
+        name = found[0] if found else None
         shape = self.file.tensor(tensor).shape
         experts = self.config.experts
         if name is not None and ".mlp.experts." in name and experts is not None:
             names = tuple(f"{name}.{index}" for index in range(experts.count))
         else:
-            names = (name or "",)
+            names = found or ("",)
         if any(part not in expected for part in names):
             raise CheckpointError(
                 f"{self.file.path}: tensor '{tensor[:80]}' has no place in a model of the architecture "
                 f"'{self.file.architecture}'"
             )
         wanted = expected[names[0]]
-        full = (len(names), *wanted) if len(names) > 1 or len(shape) == 3 else wanted
+        if len(found) > 1:
+            full: tuple[int, ...] = (sum(expected[part][0] for part in names), *wanted[1:])
+        else:
+            full = (len(names), *wanted) if len(names) > 1 or len(shape) == 3 else wanted
         if shape != full and not (full == (1, *shape)):
             raise CheckpointError(
                 f"{self.file.path}: tensor '{tensor}' has shape {list(shape)}; {list(full)} is expected"
@@ -234,11 +244,14 @@ def _ignored(tensor: str) -> bool:
     return tensor in _NOT_PARTS or tensor.endswith(".attn_rot_embd.weight")
 
 
-def _part_name(tensor: str) -> str | None:
+def _part_names(tensor: str, architecture: str) -> tuple[str, ...]:
+    """The parts in a tensor, in the order of its rows (of experts: their common beginning); none: it has no place."""
     if tensor in _MODEL_PARTS:
-        return _MODEL_PARTS[tensor]
+        return (_MODEL_PARTS[tensor],)
     match = _LAYER_TENSOR.fullmatch(tensor)
-    if match is None or match[2] not in _LAYER_PARTS:
-        return None
+    if match is None:
+        return ()
+    joined = _JOINED.get(f"{architecture}.{match[2]}") or _JOINED.get(match[2])
+    inner = joined or ((_LAYER_PARTS[match[2]],) if match[2] in _LAYER_PARTS else ())
     suffix = ".bias" if match[3] == "bias" else ""
-    return f"layers.{int(match[1])}.{_LAYER_PARTS[match[2]]}{suffix}"
+    return tuple(f"layers.{int(match[1])}.{part}{suffix}" for part in inner)

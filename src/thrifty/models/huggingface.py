@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from thrifty.arrays import BFLOAT16, Array
-from thrifty.errors import CheckpointError
+from thrifty.errors import CheckpointError, KernelError
 from thrifty.formats.linear import DenseLinear
 from thrifty.models.config import ModelConfig
 from thrifty.models.config_fields import Fields
 from thrifty.models.config_huggingface import TOKEN_LIMIT, from_huggingface
+from thrifty.models.huggingface_names import part_names
 from thrifty.models.parts import parts
+from thrifty.models.quantised import Codes, modules
+from thrifty.models.quantised_config import read_method, without_method
 from thrifty.models.safetensors_file import WEIGHT_TYPES, TensorEntry, TensorReader, read_entries, read_json
 from thrifty.models.source import (
     ROWS_AT_A_TIME,
@@ -35,62 +38,25 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"[^/\0]{1,200}\.safetensors")
 
-# Names inside a layer, once prefixes are gone. Mixtral's w1, w2, w3 are gate, down and up.
-_ATTENTION = {
-    "self_attn.q_proj": "attention.query",
-    "self_attn.k_proj": "attention.key",
-    "self_attn.v_proj": "attention.value",
-    "self_attn.o_proj": "attention.output",
-    "self_attn.q_norm": "attention.query_norm",
-    "self_attn.k_norm": "attention.key_norm",
-    "input_layernorm": "attention_norm",
-}
-_NORMS = {"post_attention_layernorm": "mlp_norm"}
-_GEMMA_NORMS = {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "mlp_norm",
-    "post_feedforward_layernorm": "post_mlp_norm",
-}
-_MLP = {
-    "mlp.gate_proj": "mlp.gate",
-    "mlp.up_proj": "mlp.up",
-    "mlp.down_proj": "mlp.down",
-    "mlp.gate": "mlp.router",
-    "block_sparse_moe.gate": "mlp.router",
-    "mlp.shared_expert.gate_proj": "mlp.shared.gate",
-    "mlp.shared_expert.up_proj": "mlp.shared.up",
-    "mlp.shared_expert.down_proj": "mlp.shared.down",
-    "mlp.shared_expert_gate": "mlp.shared_gate",
-}
-_OUTSIDE = {"embedding": "model.embed_tokens", "final_norm": "model.norm", "head": "lm_head"}
-_EXPERT = re.compile(r"(?:mlp|block_sparse_moe)\.experts\.(\d{1,4})\.(\w+)")
-_EXPERT_PARTS = {
-    "gate_proj": "gate",
-    "up_proj": "up",
-    "down_proj": "down",
-    "w1": "gate",
-    "w3": "up",
-    "w2": "down",
-}
-_LAYER = re.compile(r"layers\.(\d{1,4})\.(.+?)(?:\.(weight|bias))?")
-_MODEL = {"embed_tokens.weight": "embedding", "norm.weight": "final_norm", "lm_head.weight": "head"}
-_PREFIX = re.compile(r"^(?:model\.language_model\.|language_model\.model\.|language_model\.|model\.)")
-# Tensors of a checkpoint that the decoder does not need: the vision half of Gemma 3, and tables that are
-# computed.
-_SKIPPED = re.compile(r"^(?:model\.)?(?:vision_tower|multi_modal_projector)\.|\.rotary_emb\.inv_freq$")
+# Tensors of a checkpoint that the decoder does not need: the vision half of Gemma 3, tables that are computed, and the
+# scales of a cache in FP8.
+_SKIPPED = re.compile(
+    r"^(?:model\.)?(?:vision_tower|multi_modal_projector)\.|\.rotary_emb\.inv_freq$|\.self_attn\.[kv]_scale$"
+)
 # Small matrices whose rounding would change which experts a token meets: kept as they are.
 _EXACT = (".router", ".shared_gate")
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A tensor and the decoder parts that it holds: one, or those of all experts (`gate` above `up` where
-    fused).
+    """A tensor and the decoder parts that it holds: one, several whose rows lie below one another, or those of all
+    experts (`fused`; `gate` above `up`).
     """
 
     entry: TensorEntry
     names: tuple[str, ...]
     fused: bool = False
+    module: Mapping[str, TensorEntry] = field(default_factory=dict)  # of a quantised linear: its tensors, by member
 
 
 class HuggingFaceSource:
@@ -105,6 +71,7 @@ class HuggingFaceSource:
         self.tokenizer = tokenizer
         self.files = weight_files(self.path)
         self.config = read_config(self.path)
+        self._method = read_method(read_json(self.path / "config.json"))
         self.entries = self._entries()
         self._places = self._check()
 
@@ -112,10 +79,34 @@ class HuggingFaceSource:
         """Every part once. `dtype` None packs matrices as bf16; float32 and bfloat16 give plain linears."""
         reader = TensorReader()
         for place in self._places:
-            if place.fused:
+            if place.module:
+                yield from self._quantised(reader, place, dtype)
+            elif place.fused:
                 yield from self._fused(reader, place, dtype)
             else:
-                yield _stored(place.entry, place.names[0], reader.read(place.entry), dtype)
+                yield from self._joined(reader.read(place.entry), place, dtype)
+
+    def _quantised(self, reader: TensorReader, place: _Place, dtype: DType | None) -> Iterator[Weight]:
+        """Parts of one quantised linear."""
+        assert self._method is not None, "a quantised linear has a method"
+        shapes = [self._expected[name] for name in place.names]
+        tensors = {member: reader.codes(entry) for member, entry in place.module.items()}
+        start = 0
+        try:
+            codes = self._method.read(tensors, sum(shape[0] for shape in shapes), shapes[0][1])
+            for name, shape in zip(place.names, shapes, strict=True):
+                yield _of_codes(name, codes.part(slice(start, start + shape[0])), self._method.name, dtype)
+                start += shape[0]
+        except (CheckpointError, KernelError) as error:
+            raise CheckpointError(f"{place.entry.path}: tensor {place.entry.name!r}: {error}") from error
+
+    def _joined(self, tensor: Array, place: _Place, dtype: DType | None) -> Iterator[Weight]:
+        """Parts of one tensor [rows of all, in], or of a bias of all."""
+        start = 0
+        for name in place.names:
+            stop = start + self._expected[name][0]
+            yield _stored(place.entry, name, tensor[start:stop], dtype)
+            start = stop
 
     def stored(self) -> list[StoredTensor]:
         """What the files hold of the decoder; no weight is read."""
@@ -160,8 +151,10 @@ class HuggingFaceSource:
         """Every tensor's place; raises where one is missing, extra, or of the wrong shape or type."""
         wanted = [entry for name, entry in self.entries.items() if not _SKIPPED.search(name)]
         self._check_size(wanted)
-        expected = parts(self.config)
-        places = [place for entry in wanted if (place := self._place(entry, expected)) is not None]
+        self._expected = expected = parts(self.config)
+        linears, plain = ({}, wanted) if self._method is None else modules(wanted, self._method)
+        places = [place for entry in plain if (place := self._place(entry, expected)) is not None]
+        places += [self._quantised_place(name, tensors, expected) for name, tensors in linears.items()]
         seen: dict[str, str] = {}
         for place in places:
             for name in place.names:
@@ -191,7 +184,7 @@ class HuggingFaceSource:
             )
 
     def _place(self, entry: TensorEntry, expected: Mapping[str, tuple[int, ...]]) -> _Place | None:
-        names, fused = self._part_names(entry)
+        names, fused = part_names(entry.name, len(entry.shape), self.config)
         if names == ("head",) and self.config.tied_embeddings:
             embedding = next((held for held in self.entries.values() if self._is_embedding(held)), None)
             if embedding is not None:
@@ -205,6 +198,8 @@ class HuggingFaceSource:
         shape: tuple[int, ...] = expected[names[0]]
         if fused:
             shape = (entry.shape[0], len(names) // entry.shape[0] * shape[0], shape[1])
+        else:
+            shape = (sum(expected[name][0] for name in names), *shape[1:])
         if entry.shape != shape:
             raise CheckpointError(
                 f"{entry.path}: tensor {entry.name!r} has shape {list(entry.shape)}; expected {list(shape)}."
@@ -216,38 +211,23 @@ class HuggingFaceSource:
             )
         return _Place(entry, names, fused)
 
-    def _part_names(self, entry: TensorEntry) -> tuple[tuple[str, ...], bool]:
-        """The decoder parts inside a tensor, in the order of its rows, and whether it holds those of all
-        experts.
-        """
-        name = _PREFIX.sub("", entry.name)
-        if name in _MODEL:
-            return (_MODEL[name],), False
-        match = _LAYER.fullmatch(name)
-        if match is None:
-            return (), False
-        layer, inner, kind = f"layers.{int(match[1])}.", match[2], match[3]
-        if kind is None and len(entry.shape) == 3 and self.config.experts:
-            return self._fused_names(layer, inner), True
-        part = self._layer_part(inner)
-        if part is None or kind is None:
-            return (), False
-        return (f"{layer}{part}{'.bias' if kind == 'bias' else ''}",), False
-
-    def _layer_part(self, inner: str) -> str | None:
-        norms = _GEMMA_NORMS if self.config.post_norms else _NORMS
-        expert = _EXPERT.fullmatch(inner)
-        if expert is not None and expert[2] in _EXPERT_PARTS:
-            return f"mlp.experts.{_EXPERT_PARTS[expert[2]]}.{int(expert[1])}"
-        return _ATTENTION.get(inner) or norms.get(inner) or _MLP.get(inner)
-
-    def _fused_names(self, layer: str, inner: str) -> tuple[str, ...]:
-        kinds = {"mlp.experts.gate_up_proj": ("gate", "up"), "mlp.experts.down_proj": ("down",)}.get(inner, ())
-        count = self.config.experts.count if self.config.experts else 0
-        return tuple(f"{layer}mlp.experts.{kind}.{index}" for index in range(count) for kind in kinds)
+    def _quantised_place(
+        self, module: str, tensors: Mapping[str, TensorEntry], expected: Mapping[str, tuple[int, ...]]
+    ) -> _Place:
+        """Raises CheckpointError where the linear has no place, or its tensors do not fit together."""
+        assert self._method is not None, "a quantised linear has a method"
+        entry = next(tensors[mark] for mark in self._method.marks if mark in tensors)
+        names, _ = part_names(f"{module}.weight", 2, self.config)
+        if not names or any(name not in expected for name in names):
+            raise CheckpointError(
+                f"{entry.path}: tensor {entry.name!r:.120} has no place in a {self.config.family} model."
+            )
+        rows, columns = sum(expected[name][0] for name in names), expected[names[0]][1]
+        self._method.check(module, tensors, rows, columns)
+        return _Place(entry, names, module=tensors)
 
     def _is_embedding(self, entry: TensorEntry) -> bool:
-        return self._part_names(entry)[0] == ("embedding",)
+        return part_names(entry.name, len(entry.shape), self.config)[0] == ("embedding",)
 
 
 def _check_tied(head: TensorEntry, embedding: TensorEntry) -> None:
@@ -282,8 +262,13 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """`config.json`, with the end-of-text ids of `generation_config.json` added where there is one."""
-    config = from_huggingface(read_json(directory / "config.json"))
+    """`config.json`, with the end-of-text ids of `generation_config.json` added where there is one.
+
+    Raises ConfigError for what is not supported, a method of quantisation as well.
+    """
+    data = read_json(directory / "config.json")
+    read_method(data)
+    config = from_huggingface(without_method(data))
     path = directory / "generation_config.json"
     if not path.is_file():
         return config
@@ -306,18 +291,6 @@ def _weight_map(directory: Path) -> dict[str, str]:
     return names
 
 
-def llama_name(parameter: str) -> str:
-    """What a plain Llama of transformers calls a decoder's parameter, such as `layers.0.mlp.gate.weight`: the inverse
-    of what is read here.
-    """
-    path, _, leaf = parameter.rpartition(".")
-    if path in _OUTSIDE:
-        return f"{_OUTSIDE[path]}.{leaf}"
-    _, layer, part = path.split(".", 2)
-    inner = next(name for name, ours in (_ATTENTION | _NORMS | _MLP).items() if ours == part)
-    return f"model.layers.{layer}.{inner}.{leaf}"
-
-
 def _stored(entry: TensorEntry, name: str, tensor: Array, dtype: DType | None) -> Weight:
     """The part `name` as it is stored. An error says which tensor of which file the part came from."""
     try:
@@ -337,6 +310,16 @@ def _weight(name: str, tensor: Array, origin: str, dtype: DType | None) -> Weigh
     stored = rounded(name, tensor, BFLOAT16)
     error, largest = (0.0, 0.0) if origin == "BF16" else _difference(tensor, stored)
     return Weight(name, DenseLinear.from_weight(stored, BFLOAT16, packed=True), origin, error, largest)
+
+
+def _of_codes(name: str, codes: Codes, origin: str, dtype: DType | None) -> Weight:
+    """The part `name` of a quantised linear: at its own bits, or in a plain type."""
+    if dtype is not None or name.endswith(_EXACT):
+        plain = rounded(name, codes.values(), np.dtype(np.float32 if dtype is None else dtype))
+        return Weight(name, DenseLinear.from_weight(plain, plain.dtype), origin)
+    linear = codes.linear()
+    error, largest = (0.0, 0.0) if codes.exact else _difference(codes.values(), linear.dequantize())
+    return Weight(name, linear, origin, error, largest)
 
 
 def _difference(exact: Array, stored: Array) -> tuple[float, float]:

@@ -12,28 +12,30 @@ Part = tuple[str, tuple[int, ...]]
 def parts(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of all that a decoder needs, in its order: linears [out, in], their biases [out], norms [width].
 
-    Linears are called as "layers.0.attention.query" or "layers.0.mlp.experts.gate.7", a bias as its linear and ".bias".
+    Linears are called as "layers.0.attention.query" or "layers.0.mlp.experts.gate.7", a bias as what it belongs to and
+    ".bias".
     """
     return dict(_parts(config))
 
 
 def _parts(config: ModelConfig) -> Iterator[Part]:
-    hidden = (config.hidden_size,)
     yield from _linear("embedding", config.vocabulary_size, config.hidden_size)
     for index, layer in enumerate(config.layers):
         name = f"layers.{index}"
-        yield f"{name}.attention_norm", hidden
+        if config.pre_norms:
+            yield from _norm(f"{name}.attention_norm", config)
         yield from _attention(f"{name}.attention", config)
         if config.post_norms:
-            yield f"{name}.post_attention_norm", hidden
-        yield f"{name}.mlp_norm", hidden
+            yield from _norm(f"{name}.post_attention_norm", config)
+        if config.pre_norms:
+            yield from _norm(f"{name}.mlp_norm", config)
         if layer.experts and config.experts is not None:
             yield from _mixture(f"{name}.mlp", config, config.experts)
         else:
-            yield from _gated(f"{name}.mlp", config, config.intermediate_size)
+            yield from _mlp(f"{name}.mlp", config, config.intermediate_size)
         if config.post_norms:
-            yield f"{name}.post_mlp_norm", hidden
-    yield "final_norm", hidden
+            yield from _norm(f"{name}.post_mlp_norm", config)
+    yield from _norm("final_norm", config)
     if not config.tied_embeddings:
         yield from _linear("head", config.vocabulary_size, config.hidden_size)
 
@@ -42,6 +44,12 @@ def _linear(name: str, rows: int, columns: int, bias: bool = False) -> Iterator[
     yield name, (rows, columns)
     if bias:
         yield f"{name}.bias", (rows,)
+
+
+def _norm(name: str, config: ModelConfig) -> Iterator[Part]:
+    yield name, (config.hidden_size,)
+    if config.norm == "layer":
+        yield f"{name}.bias", (config.hidden_size,)
 
 
 def _attention(name: str, config: ModelConfig) -> Iterator[Part]:
@@ -56,8 +64,9 @@ def _attention(name: str, config: ModelConfig) -> Iterator[Part]:
         yield f"{name}.key_norm", (keys if is_whole else config.head_dim,)
 
 
-def _gated(name: str, config: ModelConfig, inner: int) -> Iterator[Part]:
-    yield from _linear(f"{name}.gate", inner, config.hidden_size, config.mlp_bias)
+def _mlp(name: str, config: ModelConfig, inner: int) -> Iterator[Part]:
+    if config.mlp == "gated":
+        yield from _linear(f"{name}.gate", inner, config.hidden_size, config.mlp_bias)
     yield from _linear(f"{name}.up", inner, config.hidden_size, config.mlp_bias)
     yield from _linear(f"{name}.down", config.hidden_size, inner, config.mlp_bias)
 
@@ -69,6 +78,6 @@ def _mixture(name: str, config: ModelConfig, experts: ExpertConfig) -> Iterator[
         for index in range(experts.count):
             yield from _linear(f"{name}.experts.{part}.{index}", *shape)
     if experts.shared_intermediate_size:
-        yield from _gated(f"{name}.shared", config, experts.shared_intermediate_size)
+        yield from _mlp(f"{name}.shared", config, experts.shared_intermediate_size)
     if experts.shared_gate:
         yield from _linear(f"{name}.shared_gate", 1, hidden)

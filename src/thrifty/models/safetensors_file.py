@@ -24,6 +24,14 @@ JSON_LIMIT = 64_000_000  # bytes of a config or an index
 MAX_DIMENSIONS = 8
 # Types that a weight may have. Others are allowed in a file, and refused where the decoder asks for them.
 WEIGHT_TYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BFLOAT16}
+# Types of what a quantised linear is made of; FP8 as its bytes.
+_CODE_TYPES: Mapping[str, np.dtype[Any]] = {
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "F8_E4M3": np.dtype(np.uint8),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+}
 BITS = {
     "BOOL": 8,
     "U8": 8,
@@ -89,6 +97,13 @@ class TensorReader:
             raise CheckpointError(
                 f"{entry.path}: tensor {entry.name!r} has type {entry.dtype}; expected one of {known}."
             )
+        return self.codes(entry, part)
+
+    def codes(self, entry: TensorEntry, part: int | None = None) -> Array:
+        """As `read`, of the types that quantised linears are made of as well."""
+        dtype = WEIGHT_TYPES.get(entry.dtype) or _CODE_TYPES.get(entry.dtype)
+        if dtype is None:
+            raise CheckpointError(f"{entry.path}: tensor {entry.name!r} has type {entry.dtype}, which is not read.")
         shape, start, nbytes = entry.shape, entry.offset, entry.nbytes
         if part is not None:
             nbytes, shape = nbytes // shape[0], shape[1:]
@@ -98,7 +113,6 @@ class TensorReader:
         except (OSError, ValueError) as error:  # ValueError: the file has become shorter
             raise CheckpointError(f"{entry.path}: tensor {entry.name!r} cannot be read: {error}.") from error
         self._read += nbytes
-        dtype = WEIGHT_TYPES[entry.dtype]
         if start % dtype.itemsize:  # the format does not align its tensors
             content = content.copy()
         return content.view(dtype).reshape(shape)

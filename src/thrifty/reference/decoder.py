@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from thrifty.models.config import ModelConfig, RopeConfig
 from thrifty.reference.attention import Attend
-from thrifty.reference.experts import GatedMLP, MixtureMLP
+from thrifty.reference.experts import GatedMLP, MixtureMLP, PlainMLP
 from thrifty.reference.linear import Linear
-from thrifty.reference.norm import RMSNorm
+from thrifty.reference.norm import LayerNorm, RMSNorm
 from thrifty.reference.rotary import Rotation, rotate, rotation
 from thrifty.reference.slot import Slot
 
@@ -34,8 +34,8 @@ class Attention(nn.Module):
         self.query_norm = self.key_norm = None
         if config.qk_norm != "none":
             whole = config.qk_norm == "full"
-            self.query_norm = _norm(config, queries if whole else config.head_dim)
-            self.key_norm = _norm(config, keys if whole else config.head_dim)
+            self.query_norm = _head_norm(config, queries if whole else config.head_dim)
+            self.key_norm = _head_norm(config, keys if whole else config.head_dim)
 
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         query = rotate(self._heads(self.query(x), self.query_norm), *rotation)
@@ -52,25 +52,26 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each in a residual branch with a norm before it and, in some families, one after
-    it.
-    """
+    """Attention and MLP, each in a residual branch with a norm before it, after it, or both."""
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        experts = config.experts if config.layers[index].experts else None
-        self.attention_norm = _norm(config)
+        self.scale = config.residual_scale
+        self.attention_norm = _norm(config) if config.pre_norms else None
         self.attention = Attention(config, index)
         self.post_attention_norm = _norm(config) if config.post_norms else None
-        self.mlp_norm = _norm(config)
-        self.mlp = GatedMLP(config, config.intermediate_size) if experts is None else MixtureMLP(config, experts)
+        self.mlp_norm = _norm(config) if config.pre_norms else None
+        self.mlp = _mlp(config, index)
         self.post_mlp_norm = _norm(config) if config.post_norms else None
 
     def forward(self, hidden: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
-        branch = self.attention(self.attention_norm(hidden), rotation, attend)
-        hidden = hidden + (branch if self.post_attention_norm is None else self.post_attention_norm(branch))
-        branch = self.mlp(self.mlp_norm(hidden))
-        return hidden + (branch if self.post_mlp_norm is None else self.post_mlp_norm(branch))
+        branch = self.attention(_normed(self.attention_norm, hidden), rotation, attend)
+        hidden = self._added(hidden, _normed(self.post_attention_norm, branch))
+        branch = self.mlp(_normed(self.mlp_norm, hidden))
+        return self._added(hidden, _normed(self.post_mlp_norm, branch))
+
+    def _added(self, hidden: Tensor, branch: Tensor) -> Tensor:
+        return hidden + (branch if self.scale == 1.0 else self.scale * branch)
 
 
 class Decoder(nn.Module):
@@ -128,6 +129,8 @@ class Decoder(nn.Module):
         """Logits [tokens, vocabulary] fp32 of the last hidden state [tokens, hidden]."""
         head = self.embedding if self.head is None else self.head
         logits = head(self.final_norm(hidden)).float()
+        if self.config.logit_scale != 1.0:
+            logits = logits * self.config.logit_scale
         cap = self.config.final_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -143,5 +146,20 @@ class Decoder(nn.Module):
         setattr(self.get_submodule(path), leaf, linear)
 
 
-def _norm(config: ModelConfig, width: int | None = None) -> RMSNorm:
-    return RMSNorm(width or config.hidden_size, config.norm_epsilon, config.norm_offset)
+def _norm(config: ModelConfig) -> nn.Module:
+    kind = RMSNorm if config.norm == "rms" else LayerNorm
+    return kind(config.hidden_size, config.norm_epsilon, config.norm_offset)
+
+
+def _head_norm(config: ModelConfig, width: int) -> RMSNorm:
+    return RMSNorm(width, config.norm_epsilon, config.norm_offset)
+
+
+def _normed(norm: nn.Module | None, x: Tensor) -> Tensor:
+    return x if norm is None else norm(x)
+
+
+def _mlp(config: ModelConfig, index: int) -> nn.Module:
+    if config.layers[index].experts and config.experts is not None:
+        return MixtureMLP(config, config.experts)
+    return (GatedMLP if config.mlp == "gated" else PlainMLP)(config, config.intermediate_size)

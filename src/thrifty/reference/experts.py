@@ -1,4 +1,4 @@
-"""The two kinds of MLP: a gated one, and a mixture of such experts."""
+"""The kinds of MLP: a gated one, a plain one, and a mixture of gated experts."""
 
 from __future__ import annotations
 
@@ -27,6 +27,19 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(activate(self.gate(x), self.activation) * self.up(x))
+
+
+class PlainMLP(nn.Module):
+    """down(activation(up(x))); x: [tokens, hidden]."""
+
+    def __init__(self, config: ModelConfig, intermediate_size: int) -> None:
+        super().__init__()
+        self.activation = config.activation
+        self.up: nn.Module = Slot(intermediate_size, config.hidden_size, config.mlp_bias)
+        self.down: nn.Module = Slot(config.hidden_size, intermediate_size, config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(activate(self.up(x), self.activation))
 
 
 class Experts(nn.Module):

@@ -83,5 +83,6 @@ def build(model: Model) -> ReferenceModel:
         decoder.replace(name, Linear(linear))
     trains = any(one.requires_grad for one in decoder.parameters())
     for name, weight in model.norms.items():
-        decoder.get_submodule(name).weight = parameter(weight, trains)
+        module = decoder.get_submodule(name.removesuffix(".bias"))
+        setattr(module, "bias" if name.endswith(".bias") else "weight", parameter(weight, trains))
     return ReferenceModel(model, decoder)

@@ -1,8 +1,9 @@
-"""Root-mean-square normalisation."""
+"""Root-mean-square and layer normalisation."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -23,3 +24,21 @@ class RMSNorm(nn.Module):
         scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.epsilon)
         weight = self.weight + self.offset if self.offset else self.weight
         return (scaled * weight).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x − mean) / deviation · (weight + offset) + bias, computed in fp32 (arXiv 1607.06450, eq. 4).
+
+    Shapes, dtypes and `offset` as in RMSNorm.
+    """
+
+    def __init__(self, width: int, epsilon: float, offset: float = 0.0) -> None:
+        super().__init__()
+        self.width, self.epsilon, self.offset = width, epsilon, offset
+        empty = torch.empty(width, dtype=torch.float32, device="meta")
+        self.weight = nn.Parameter(empty, requires_grad=False)
+        self.bias = nn.Parameter(empty, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight + self.offset if self.offset else self.weight
+        return F.layer_norm(x.float(), (self.width,), weight, self.bias, self.epsilon).to(x.dtype)

@@ -35,6 +35,12 @@ GEMMA = dataclasses.replace(
 BIASED = dataclasses.replace(
     LLAMA, attention_bias=True, output_bias=True, mlp_bias=True, layers=(LayerConfig(None, RopeConfig(1e4, 0)),) * 2
 )
+STARCODER2 = dataclasses.replace(BIASED, family="starcoder2", norm="layer", mlp="plain", activation="gelu_tanh")
+STABLELM = dataclasses.replace(
+    LLAMA, family="stablelm", norm="layer", layers=(LayerConfig(None, RopeConfig(1e4, 16)),) * 2
+)
+OLMO2 = dataclasses.replace(LLAMA, family="olmo2", qk_norm="full", pre_norms=False, post_norms=True)
+GRANITE = dataclasses.replace(LLAMA, family="granite", embedding_scale=3.0, residual_scale=0.3, logit_scale=0.5)
 MIXTRAL = dataclasses.replace(
     LLAMA, family="mixtral", layers=(LayerConfig(None, ROPE, experts=True),) * 2,
     experts=ExpertConfig(count=5, active=2, intermediate_size=80, normalise_probabilities=True),

@@ -15,11 +15,15 @@ from tests.unit.kernels.native_plans import (
     BIASED,
     DYNAMIC,
     GEMMA,
+    GRANITE,
     LLAMA,
     LONGROPE,
     MIXTRAL,
     MIXTURES,
+    OLMO2,
     QWEN3_MOE,
+    STABLELM,
+    STARCODER2,
     Made,
     cache,
     compile_plan,
@@ -39,6 +43,11 @@ from thrifty.models.config import ModelConfig
 
 FAMILIES = MIXTURES | {
     "full qk norm": dataclasses.replace(LLAMA, qk_norm="full"),
+    "starcoder2": STARCODER2,
+    "stablelm": STABLELM,
+    "olmo2": OLMO2,
+    "granite": GRANITE,
+    "scaled mixture": dataclasses.replace(MIXTRAL, residual_scale=0.3),
     "dynamic": DYNAMIC,
     "longrope": LONGROPE,
 }

@@ -290,7 +290,11 @@ def test_the_same_fields_at_other_values_are_refused(fields: dict[str, Any]) -> 
 
 
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+WITHOUT_EPSILON = {name: value for name, value in LLAMA.items() if name != "rms_norm_eps"}
 SIZES: dict[str, dict[str, Any]] = {
+    "stablelm": WITHOUT_EPSILON,
+    "starcoder2": WITHOUT_EPSILON,
+    "gemma2": GEMMA,
     "gemma3_text": GEMMA,
     "mixtral": LLAMA | EXPERTS,
     "olmoe": LLAMA | EXPERTS,
@@ -309,6 +313,63 @@ def test_what_libraries_write_into_any_family_changes_nothing(name: str) -> None
         "torch_dtype": "bf16",
     }
     assert from_huggingface(data | written) == from_huggingface(data)
+
+
+PUBLISHED = {  # what the families' own configs have beside the numbers
+    "starcoder2": {
+        "activation_function": "gelu",
+        "attention_softmax_in_fp32": True,
+        "embedding_dropout": 0.1,
+        "mlp_type": "default",
+        "norm_type": "layer_norm",
+        "scale_attention_softmax_in_fp32": True,
+        "scale_attn_weights": True,
+        "use_bias": True,
+    },
+    "phi3": {
+        "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"},
+        "embd_pdrop": 0.0,
+        "full_attn_mod": 1,
+        "interpolate_factor": 1,
+        "lm_head_bias": False,
+        "mlp_bias": False,
+        "resid_pdrop": 0.0,
+        "rope_scaling": None,
+        "sliding_window": 262144,
+    },
+    "stablelm": {"hidden_dropout": 0.0, "qk_layernorm": False, "use_parallel_residual": False, "use_qkv_bias": False},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_published_configs_have_beside_the_numbers(name: str) -> None:
+    data = changed(SIZES.get(name, LLAMA), model_type=name)
+    assert from_huggingface(data | PUBLISHED[name]) == from_huggingface(data)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("qk_layernorm", "qk_layernorm is True: a layer norm of each head of query and key"),
+        ("use_parallel_residual", "use_parallel_residual is True: attention and MLP side by side"),
+    ],
+)
+def test_variants_of_stablelm_are_refused_by_name(field: str, message: str) -> None:
+    assert message in refused(changed(WITHOUT_EPSILON, model_type="stablelm", **{field: True}))
+
+
+def test_latent_attention_is_refused_by_name() -> None:
+    assert "kv_lora_rank is set; latent attention" in refused(changed(model_type="deepseek_v2", kv_lora_rank=512))
+
+
+def test_the_plain_mlp_takes_no_experts() -> None:
+    data = as_dict(from_huggingface(changed(WITHOUT_EPSILON, model_type="starcoder2")))
+    assert (data["norm"], data["mlp"]) == ("layer", "plain")
+    experts = {"count": 2, "active": 1, "intermediate_size": 8, "normalise_probabilities": True}
+    with pytest.raises(ConfigError, match="mlp is plain; experts are gated"):
+        from_dict({**data, "experts": experts})
+    with pytest.raises(ConfigError, match="norm is 'batch'; it must be one of: rms, layer"):
+        from_dict({**data, "norm": "batch"})
 
 
 def test_a_token_of_minus_one_is_none() -> None:

@@ -55,6 +55,33 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3Text",
         {**LOCAL_GLOBAL, "query_pre_attn_scalar": 24, "final_logit_softcapping": 5.0},
     ),
+    "gemma2": (
+        "Gemma2",
+        {
+            **LOCAL_GLOBAL,
+            "query_pre_attn_scalar": 24,
+            "final_logit_softcapping": 5.0,
+            "attn_logit_softcapping": 3.0,
+        },
+    ),
+    "phi3": ("Phi3", {"sliding_window": 16}),
+    "phi3-partial": ("Phi3", {"rope_parameters": {"rope_theta": 9e3, "partial_rotary_factor": 0.75}}),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.4,
+            "residual_multiplier": 0.3,
+            "logits_scaling": 0.25,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "olmo2": ("Olmo2", {}),
+    "starcoder2": ("Starcoder2", {"sliding_window": 16}),
+    "starcoder2-plain": ("Starcoder2", {"use_bias": False, "tie_word_embeddings": False}),
+    "stablelm": ("StableLm", {"use_qkv_bias": True}),
+    "stablelm-half": ("StableLm", {"rope_parameters": {"rope_theta": 9e3, "partial_rotary_factor": 0.5}}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}),
     "qwen3-moe": (
         "Qwen3Moe",
@@ -123,7 +150,7 @@ def oracle(family: str, changes: dict[str, Any], seed: int = 0) -> Any:
     model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            base = 1.0 if "norm" in name and family != "Gemma3Text" else 0.0
+            base = 1.0 if "norm" in name and not family.startswith("Gemma") else 0.0
             parameter.copy_(base + 0.2 * torch.randn_like(parameter))
     return model
 
@@ -171,6 +198,14 @@ def test_prefill_beyond_the_original_context(name: str, tmp_path: Path) -> None:
     parameters, context = ROPES[name]
     changes = {"rope_parameters": {"rope_theta": 10_000.0, **parameters}, "max_position_embeddings": context}
     model = oracle("Llama", changes)
+    model.save_pretrained(tmp_path)
+    compare(model, load_plain(tmp_path), prompt=80)
+
+
+def test_longrope_over_a_part_of_each_head(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0 + 0.05 * i for i in range(6)], "long_factor": [1.5 + 0.6 * i for i in range(6)]}
+    parameters = {"rope_type": "longrope", "rope_theta": 9e3, "partial_rotary_factor": 0.75, **factors}
+    model = oracle("Phi3", {"rope_parameters": parameters, "original_max_position_embeddings": 64})
     model.save_pretrained(tmp_path)
     compare(model, load_plain(tmp_path), prompt=80)
 

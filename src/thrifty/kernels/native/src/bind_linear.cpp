@@ -29,18 +29,34 @@ uintptr_t codes_of(nb::handle codes, Layout layout, int64_t out, int64_t in) {
   return (uintptr_t)array<const uint8_t>(codes, "codes", {tiles, blocks, thrifty::codes_of(layout, false).bytes()}).data;
 }
 
-void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums, nb::object bias, int out, int in, int group) {
+// Codes into a table of values, which read plain rows of activations.
+void make_table(BoundLinear* to, Layout layout, nb::object table, nb::object codes, nb::object scales, nb::object bias, int out, int in, int group) {
+  const auto values = array<const float>(table, "table", {1 << thrifty::codes_of(layout, false).bits()});
+  const int64_t tiles = (out + kLanes - 1) / kLanes, groups = ((int64_t)in + group - 1) / group;
+  const uintptr_t shift = (uintptr_t)array_or_none<const float>(bias, "bias", {out}).data;
+  Linear linear = make_linear(layout, codes_of(codes, layout, out, in), 0, 0, shift, out, in, group);
+  linear.table = values.data, linear.table_scales = array<const float>(scales, "scales", {tiles, groups, kLanes}).data;
+  new (to) BoundLinear{linear, codes, scales, table, nb::none(), bias};
+}
+
+void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums, nb::object zeros, nb::object table, nb::object bias, int out, int in, int group) {
   const Layout layout = layout_of(name);
   check_linear(layout, out, in, group);
+  if (is_table(layout)) return make_table(to, layout, table, codes, scales, bias, out, in, group);
   uintptr_t scale = 0, minimum = 0;
+  const uint8_t* zero = nullptr;
   if (reads(layout) == Reads::codes) {
     const int64_t tiles = (out + kLanes - 1) / kLanes, columns = two_levels(layout) ? kSuperblock * kBlockColumns : group, groups = (in + columns - 1) / columns;
     scale = (uintptr_t)array<const Half>(scales, "scales", {tiles, groups, kLanes}).data;
     minimum = (uintptr_t)array_or_none<const Half>(minimums, "minimums", {tiles, groups, kLanes}).data;
+    zero = array_or_none<const uint8_t>(zeros, "zeros", {tiles, groups, kLanes}).data;
+    if (minimum && zero) throw std::invalid_argument("a linear has minimums or zero points, not both");
   }
   const uintptr_t shift = (uintptr_t)array_or_none<const float>(bias, "bias", {out}).data;
-  const Linear linear = make_linear(layout, codes_of(codes, layout, out, in), scale, minimum, shift, out, in, group);
-  new (to) BoundLinear{linear, codes, scales, minimums, bias};
+  Linear linear = make_linear(layout, codes_of(codes, layout, out, in), scale, minimum, shift, out, in, group);
+  if (zero && layout != Layout::int4 && layout != Layout::int8) throw std::invalid_argument(std::string("a linear of layout ") + name_of(layout) + " has no zero points");
+  linear.zeros = zero;
+  new (to) BoundLinear{linear, codes, scales, minimums, zeros, bias};
 }
 
 // The arrays that `rows` rows of a file's type become; T: const where they are read.
@@ -96,8 +112,9 @@ void bind_linear(nb::module_& m) {
   nb::class_<BoundLinear>(m, "Linear",
                           "A stored linear layer; keeps its arrays. layout: int4, int5, int8, iq4_nl (codes uint8 [tiles, blocks, bytes]; scales and minimums float16 [tiles, groups, 16]), "
                           "q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs (codes: records uint8 [tiles, superblocks, bytes]; scales, minimums float16 [tiles, superblocks, 16]), "
-                          "bf16 (codes uint16, packed in pairs), f16 or f32 (codes: plain rows).")
-      .def("__init__", &make, nb::kw_only(), "layout"_a, "codes"_a, "scales"_a = nb::none(), "minimums"_a = nb::none(), "bias"_a = nb::none(), "out_features"_a, "in_features"_a, "group"_a = 0)
+                          "bf16 (codes uint16, packed in pairs), f16 or f32 (codes: plain rows), table4 or table8 (codes uint8 into a table float32 [16 or 256], scales float32). "
+                          "int4 and int8 may have zeros uint8 [tiles, groups, 16] in place of minimums.")
+      .def("__init__", &make, nb::kw_only(), "layout"_a, "codes"_a, "scales"_a = nb::none(), "minimums"_a = nb::none(), "zeros"_a = nb::none(), "table"_a = nb::none(), "bias"_a = nb::none(), "out_features"_a, "in_features"_a, "group"_a = 0)
       .def_prop_ro("layout", [](const BoundLinear& b) { return std::string(name_of(b.linear.layout)); })
       .def_prop_ro("out_features", [](const BoundLinear& b) { return b.linear.out; })
       .def_prop_ro("in_features", [](const BoundLinear& b) { return b.linear.in; });

@@ -204,6 +204,12 @@ void bind_building(nb::class_<HeldPlan>& plan) {
            }, nb::kw_only(), "layer"_a, "source"_a, "norm"_a.none() = nb::none(), "epsilon"_a = 0.0f, "gate"_a = -1, "out"_a)
       .def("add_mixture", &add_mixture, nb::kw_only(), "layer"_a, "source"_a, "norm"_a.none(), "epsilon"_a, "scores"_a, "gates"_a, "ups"_a, "downs"_a, "active"_a, "normalise"_a, "activation"_a, "sum"_a,
            "out"_a)
+      .def("add_layer_norm", [](HeldPlan& p, int layer, int source, nb::object norm, nb::object bias, float epsilon, int out) {
+             const int64_t width = p.width(source);
+             p.add_layer_norm(layer, source, norm_of(p, norm, width), norm_of(p, bias, width), epsilon, out);
+           }, nb::kw_only(), "layer"_a, "source"_a, "norm"_a, "bias"_a, "epsilon"_a, "out"_a)
+      .def("add_activate", [](HeldPlan& p, int layer, int buffer, int activation) { p.add_activate(layer, buffer, activation); }, nb::kw_only(), "layer"_a, "buffer"_a, "activation"_a)
+      .def("add_scaled", [](HeldPlan& p, int layer, int source, float factor, int out) { p.add_scaled(layer, source, factor, out); }, nb::kw_only(), "layer"_a, "source"_a, "factor"_a, "out"_a)
       .def("add_await", [](HeldPlan& p, int layer) { p.add_await(layer); }, "layer"_a)
       .def("add_logits", [](HeldPlan& p, int source, nb::object norm, float epsilon, int linear, float softcap) {
              p.add_logits(source, norm_of(p, norm, p.width(source)), epsilon, linear, softcap);

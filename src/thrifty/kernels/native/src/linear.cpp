@@ -13,7 +13,7 @@ namespace {
 
 constexpr size_t kPassBytes = 128 << 10;  // activations and results of a pass stay in a second-level cache of 1 MB
 
-constexpr const char* kNames[kLayouts] = {"int4", "int5", "int8", "iq4_nl", "bf16", "f16", "f32", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"};
+constexpr const char* kNames[kLayouts] = {"int4", "int5", "int8", "iq4_nl", "bf16", "f16", "f32", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs", "table4", "table8"};
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
@@ -32,6 +32,7 @@ Layout layout_of(const std::string& name) {
 
 void check_linear(Layout layout, int out, int in, int group) {
   if (out < 1 || in < 1 || out > (1 << 24) || in > (1 << 20)) refuse("linear of shape " + std::to_string(out) + " x " + std::to_string(in) + " is out of range");
+  if (is_table(layout) && (group < kBlockColumns || group % kBlockColumns)) refuse("a table's group must be a multiple of " + std::to_string(kBlockColumns) + ", not " + std::to_string(group));
   if (reads(layout) != Reads::codes) return;
   if (two_levels(layout)) {
     if (in % (kSuperblock * kBlockColumns)) refuse(std::string("a linear of layout ") + name_of(layout) + " has columns in whole superblocks of 256, not " + std::to_string(in));

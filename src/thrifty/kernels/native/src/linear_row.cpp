@@ -63,15 +63,23 @@ SubScale sub_scale_at(Layout layout, const uint8_t* record, int lane, int i) {
 }
 
 void group_row(const Linear& w, size_t tile, int lane, float* out) {
-  const Codes codes = codes_of(w.layout, w.minimums != nullptr);
+  const Codes codes = codes_of(w.layout, w.has_minimum());
   const uint8_t* blocks = w.codes + tile * tile_bytes(w);
   const int groups = (w.blocks() * kBlockColumns + w.group - 1) / w.group;
   for (int g = 0; g < groups; g++) {
     const size_t at = (tile * (size_t)groups + (size_t)g) * kLanes + (size_t)lane;
-    const float scale = half_value(w.scales[at]), minimum = w.minimums ? half_value(w.minimums[at]) : 0.0f;
+    const float scale = half_value(w.scales[at]), minimum = w.minimums ? half_value(w.minimums[at]) : w.zeros ? w.zero_value(at, scale) : 0.0f;
     for (int c = g * w.group; c < std::min(w.in, (g + 1) * w.group); c++)
       out[c] = scale * (float)code_at(codes, blocks + c / kBlockColumns * codes.bytes(), lane, c % kBlockColumns) + minimum;
   }
+}
+
+void table_row(const Linear& w, size_t tile, int lane, float* out) {
+  const Codes codes = codes_of(w.layout, false);
+  const uint8_t* blocks = w.codes + tile * tile_bytes(w);
+  const size_t groups = ((size_t)w.blocks() * kBlockColumns + (size_t)w.group - 1) / (size_t)w.group;
+  for (int c = 0; c < w.in; c++)
+    out[c] = w.table_scales[(tile * groups + (size_t)(c / w.group)) * kLanes + (size_t)lane] * w.table[code_at(codes, blocks + c / kBlockColumns * codes.bytes(), lane, c % kBlockColumns)];
 }
 
 void superblock_row(const Linear& w, size_t tile, int lane, float* out) {
@@ -107,6 +115,8 @@ void linear_row(const Linear& w, int row, float* out) {
         std::memcpy(out + c, &bits, 4);
       }
       return;
+    case Layout::table4:
+    case Layout::table8: return table_row(w, tile, lane, out);
     default: return two_levels(w.layout) ? superblock_row(w, tile, lane, out) : group_row(w, tile, lane, out);
   }
 }

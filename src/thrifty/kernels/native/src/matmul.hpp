@@ -27,6 +27,12 @@ template <int M> THRIFTY_INLINE void write_tile(const Linear& w, int tile, V* ac
   }
 }
 
+}  // namespace thrifty::THRIFTY_ISA
+
+#include "matmul_table.hpp"
+
+namespace thrifty::THRIFTY_ISA {
+
 // `x` points to the first of M rows inside a panel. Bytes of a row's items there: `item<L>()`, `items<L>` of them.
 template <Layout L> THRIFTY_SHARED constexpr size_t item() { return L == Layout::bf16 ? sizeof(uint32_t) : sizeof(ActivationBlock); }
 template <Layout L> THRIFTY_SHARED size_t panel_size(const Linear& w) { return item<L>() * kPanel * (L == Layout::bf16 ? (size_t)(w.in + 1) / 2 : (size_t)w.blocks()); }
@@ -87,13 +93,15 @@ using RunTiles = void (*)(const Linear&, int tile0, int tile1, const void* activ
 
 static RunTiles tiles_of(const Linear& w) {
   switch (w.layout) {
-    case Layout::int4: return w.minimums ? run_tiles<Layout::int4, true> : run_tiles<Layout::int4, false>;
-    case Layout::int5: return w.minimums ? run_tiles<Layout::int5, true> : run_tiles<Layout::int5, false>;
-    case Layout::int8: return w.minimums ? run_tiles<Layout::int8, true> : run_tiles<Layout::int8, false>;
+    case Layout::int4: return w.has_minimum() ? run_tiles<Layout::int4, true> : run_tiles<Layout::int4, false>;
+    case Layout::int5: return w.has_minimum() ? run_tiles<Layout::int5, true> : run_tiles<Layout::int5, false>;
+    case Layout::int8: return w.has_minimum() ? run_tiles<Layout::int8, true> : run_tiles<Layout::int8, false>;
     case Layout::iq4_nl: return run_tiles<Layout::iq4_nl, false>;
     case Layout::bf16: return run_tiles<Layout::bf16, false>;
     case Layout::f16: return plain_tiles<uint16_t>;
     case Layout::f32: return plain_tiles<float>;
+    case Layout::table4: return table_tiles<4>;
+    case Layout::table8: return table_tiles<8>;
     case Layout::q2_k: return run_tiles<Layout::q2_k, false>;
     case Layout::q3_k: return run_tiles<Layout::q3_k, false>;
     case Layout::q4_k: return run_tiles<Layout::q4_k, false>;

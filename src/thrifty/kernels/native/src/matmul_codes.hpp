@@ -10,6 +10,15 @@ THRIFTY_INLINE void fetch_codes(const uint8_t* from, int bytes) {
   for (int line = 0; line < bytes; line += 64) __builtin_prefetch(from + kFetchBytes + line);
 }
 
+// The minimums of 16 rows' groups: as stored, or from the zero points.
+template <Layout L> THRIFTY_INLINE V group_minimum(const Linear& w, size_t at, V scale) {
+  if constexpr (L != Layout::int4 && L != Layout::int8) return load_half(w.minimums + at);
+  if (!w.zeros) return load_half(w.minimums + at);
+  float below[kLanes];
+  for (int i = 0; i < kLanes; i++) below[i] = (float)((L == Layout::int8 ? 128 : 0) - w.zeros[at + (size_t)i]);
+  return mul(scale, load(below));
+}
+
 // One level. Blocks in order: acc = fma(dot, scale * xs, acc), then acc = fma(minimum, xs * sum(q), acc). acc[n * M + i].
 template <Layout L, bool MINIMUM, int N, int M> THRIFTY_INLINE void group_tiles(const Linear& w, int tile, const ActivationBlock* x, V* acc) {
   constexpr Codes C = codes_of(L, MINIMUM);
@@ -17,7 +26,7 @@ template <Layout L, bool MINIMUM, int N, int M> THRIFTY_INLINE void group_tiles(
   const size_t code_step = (size_t)blocks * C.bytes(), group_step = (size_t)groups * kLanes;
   const uint8_t* codes = w.codes + (size_t)tile * code_step;
   const uint16_t* scales = w.scales + (size_t)tile * group_step;
-  const uint16_t* minimums = MINIMUM ? w.minimums + (size_t)tile * group_step : nullptr;
+  const size_t first = (size_t)tile * group_step;
 #pragma GCC unroll 16
   for (int i = 0; i < N * M; i++) acc[i] = zero();
   for (int g = 0; g < groups; g++, scales += kLanes) {
@@ -25,7 +34,7 @@ template <Layout L, bool MINIMUM, int N, int M> THRIFTY_INLINE void group_tiles(
 #pragma GCC unroll 2
     for (int n = 0; n < N; n++) {
       scale[n] = load_half(scales + (size_t)n * group_step);
-      minimum[n] = MINIMUM ? load_half(minimums + (size_t)n * group_step + (size_t)g * kLanes) : zero();
+      minimum[n] = MINIMUM ? group_minimum<L>(w, first + (size_t)n * group_step + (size_t)g * kLanes, scale[n]) : zero();
     }
     const int end = (g + 1) * per_group < blocks ? (g + 1) * per_group : blocks;
     for (int b = g * per_group; b < end; b++, codes += C.bytes(), x += kPanel) {

@@ -94,6 +94,10 @@ class Plan {
   void add_rows(int layer, int in, uintptr_t norm, float epsilon, int gate, int out);
   // sum = the chosen experts' weighted results for norm(in); out += sum (out -1: nothing).
   void add_mixture(int layer, int in, uintptr_t norm, float epsilon, MixtureCall call);
+  // out = layer norm of in; buffer = activation(buffer); out += factor * in.
+  void add_layer_norm(int layer, int in, uintptr_t weight, uintptr_t bias, float epsilon, int out);
+  void add_activate(int layer, int buffer, int activation);
+  void add_scaled(int layer, int in, float factor, int out);
   void add_await(int layer);
   void add_logits(int in, uintptr_t norm, float epsilon, int linear, float softcap);
   void run(Step& step);

@@ -27,15 +27,16 @@ struct ActivationBlock {
 };
 static_assert(sizeof(ActivationBlock) == 48);
 
-// How a linear stores its weights (formats/group.py, formats/superblock.py, formats/dense.py).
-enum class Layout : int { int4, int5, int8, iq4_nl, bf16, f16, f32, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs };
-constexpr int kLayouts = 13;
+// How a linear stores its weights (formats/group.py, formats/superblock.py, formats/dense.py; table4, table8: formats/codebook.py).
+enum class Layout : int { int4, int5, int8, iq4_nl, bf16, f16, f32, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs, table4, table8 };
+constexpr int kLayouts = 15;
 constexpr int kSuperblock = 8;  // blocks that share a two-level scale
 
 // A row of activations as the products of a layout read it: int8 blocks, pairs of bf16, or plain fp32.
 enum class Reads : int { codes, pairs, plain };
+THRIFTY_SHARED constexpr bool is_table(Layout layout) { return layout == Layout::table4 || layout == Layout::table8; }
 THRIFTY_SHARED constexpr Reads reads(Layout layout) {
-  return layout == Layout::bf16 ? Reads::pairs : layout == Layout::f16 || layout == Layout::f32 ? Reads::plain : Reads::codes;
+  return layout == Layout::bf16 ? Reads::pairs : layout == Layout::f16 || layout == Layout::f32 || is_table(layout) ? Reads::plain : Reads::codes;
 }
 
 // Codes of 16 rows x 32 columns: a plane of the low bits, then one of the high bits. A plane is 64 bytes a bit; vector v = 0..7 of
@@ -62,6 +63,8 @@ THRIFTY_SHARED constexpr Codes codes_of(Layout layout, bool minimums) {
     case Layout::q4_k: return {4, 0, false, 0};
     case Layout::q5_k: return {4, 1, false, 0};
     case Layout::q6_k: return {4, 2, false, 32};
+    case Layout::table4: return {4, 0, false, 0};  // places in the linear's own table
+    case Layout::table8: return {8, 0, false, 0};
     default: return {0, 0, false, 0};
   }
 }
@@ -94,8 +97,14 @@ struct Linear {
   const uint8_t* codes = nullptr;      // two levels: records
   const uint16_t* scales = nullptr;    // fp16, of groups or superblocks
   const uint16_t* minimums = nullptr;  // absent: null
+  const uint8_t* zeros = nullptr;      // zero points of int4 or int8 in place of minimums; absent: null
+  const float* table = nullptr;        // of table4 and table8: 16 or 256 values, and a scale of fp32 a group
+  const float* table_scales = nullptr;
   const float* bias = nullptr;         // absent: null
   int out = 0, in = 0, group = 0;
+  THRIFTY_SHARED bool has_minimum() const { return minimums || zeros; }
+  // Of group and lane `at`: the value of code 0 (of 128 for 8 bits), exact in fp32.
+  THRIFTY_SHARED float zero_value(size_t at, float scale) const { return scale * (float)((layout == Layout::int8 ? 128 : 0) - zeros[at]); }
   THRIFTY_SHARED Reads reads() const { return thrifty::reads(layout); }
   THRIFTY_SHARED int tiles() const { return (out + kLanes - 1) / kLanes; }
   THRIFTY_SHARED int blocks() const { return (in + kBlockColumns - 1) / kBlockColumns; }
