@@ -41,21 +41,26 @@ struct Gated final : Operation {
 struct RotateAppend final : Operation {
   const char* kind() const override { return "rotate and append"; }
   explicit RotateAppend(int layer) : Operation(layer) {}
+  bool wanted(const Step& s) const override { return !left_to_attention || !one_by_one(s); }
   void run(Plan&, Step&, Worker&) override;
-  int q, k, v, rope, half;
-  const float *q_norm, *k_norm;
-  float epsilon;
+  // Whether each sequence gives one row, of which nothing is asked but its output: the attention behind does the same then.
+  static bool one_by_one(const Step& s) { return s.rows == (int)s.views.size() && !s.queries_out && s.sums.empty(); }
+  const float* turn_of(const Step& s, int row) const;
+  int q, k, v, rope;
+  HeadTurn heads;
+  bool left_to_attention = false;
 };
 
 struct Attend final : Operation {
   const char* kind() const override { return "attention"; }
-  Attend(int layer, int q, int out, Attention::Call call) : Operation(layer), q(q), out(out), call(call) {}
+  Attend(int layer, int q, int out, Attention::Call call, const RotateAppend* before) : Operation(layer), q(q), out(out), call(call), before(before) {}
   size_t scratch(const Plan& plan) const override { return Attention::scratch_bytes(plan.shape.head_dim, plan.shape.heads / plan.shape.kv_heads); }
   void prepare(Plan&, Step&, int workers) override;
   void run(Plan&, Step&, Worker& w) override { attention.run(w); }
   void warm(Plan&, const Step&, Worker& w) override { attention.warm(w); }
   int q, out;
   Attention::Call call;
+  const RotateAppend* before;  // the operation in front that it may do; null: none
   Attention attention;
 };
 

@@ -122,8 +122,8 @@ void Plan::add_rotate(int layer, int q, int k, int v, uintptr_t q_norm, uintptr_
   if (width(q) != shape.heads * shape.head_dim || width(k) != shape.kv_heads * shape.head_dim || width(v) != width(k)) refuse("query, key and value buffers do not match the heads");
   if (rope < 0 || rope > 64 || rope_dim < 0 || rope_dim % 2 || rope_dim > shape.head_dim) refuse("the rotary dimension must be even and at most the head dimension");
   auto op = std::make_unique<RotateAppend>(layer);
-  op->q = q, op->k = k, op->v = v, op->rope = rope, op->half = rope_dim / 2;
-  op->q_norm = (const float*)q_norm, op->k_norm = (const float*)k_norm, op->epsilon = epsilon;
+  op->q = q, op->k = k, op->v = v, op->rope = rope;
+  op->heads = {(const float*)q_norm, (const float*)k_norm, epsilon, rope_dim / 2};
   if ((int)ropes_.size() <= rope) ropes_.resize((size_t)rope + 1, 0);
   if (ropes_[(size_t)rope] && ropes_[(size_t)rope] != rope_dim) refuse("a rope has one dimension in all layers");
   ropes_[(size_t)rope] = rope_dim;
@@ -134,7 +134,10 @@ void Plan::add_attend(int layer, int q, int out, float scale, int window, float 
   if (width(q) != shape.heads * shape.head_dim || width(out) != width(q)) refuse("query and output buffers do not match the heads");
   if (window < 0) refuse("window must be 0 (none) or positive");
   if (window > 0) window_ = window_ ? std::min(window_, window) : window;
-  add(std::make_unique<Attend>(layer, q, out, Attention::Call{shape.heads, scale, softcap, window}));
+  auto* before = operations_.empty() ? nullptr : dynamic_cast<RotateAppend*>(operations_.back().get());
+  if (before && (before->layer != layer || before->q != q)) before = nullptr;
+  if (before) before->left_to_attention = true;
+  add(std::make_unique<Attend>(layer, q, out, Attention::Call{shape.heads, scale, softcap, window}, before));
 }
 
 void Plan::add_norm_rows(int layer, std::vector<int> buffers, const std::vector<uintptr_t>& norms, float epsilon) {
