@@ -145,10 +145,14 @@ class Engine:
     def _step(self, together: bool) -> list[Event]:
         """together: several tokens at once, where nobody listens to each."""
         with self._turn:
-            if self._publisher.telling:
-                raise ThriftyError("a listener called Engine.step: a step is under way, its events come after these")
-            self._publisher.mend()
-            return self._publisher.publish(self._outcomes(together))
+            return self._take_step(together)
+
+    def _take_step(self, together: bool) -> list[Event]:
+        """`_step` of the thread that has the turn."""
+        if self._publisher.telling:
+            raise ThriftyError("a listener called Engine.step: a step is under way, its events come after these")
+        self._publisher.mend()
+        return self._publisher.publish(self._outcomes(together))
 
     def cache_of(self, handle: Handle, sample: int = 0) -> SequenceCache | None:
         """The cache that a running sample holds now, to look at between steps; None where it holds none."""
@@ -169,11 +173,11 @@ class Engine:
         finish it, and what `step` raises.
         """
         with self._turn:
-            if handle.finished:
+            if handle.answer.finished:
                 return
             if not self.busy:
                 raise ThriftyError(f"request {handle.identity} belongs to another engine, or was lost")
-            self._step(together)
+            self._take_step(together)
 
     def cancel(self, handle: Handle) -> None:
         """End a request and free its memory before the call returns. Without effect on a finished request."""
@@ -258,16 +262,15 @@ class Engine:
             outcomes += [Outcome(sequence, error=error) for sequence, error in work.stuck]
             together = together and work.prefill is None and not any(one.answer.listened for one in work.decode)
             decode(self.runner, work.decode, outcomes, self._turn.note_interrupt, self._ahead, together)
-            self._prefill(work.prefill, self._pace.cuts and bool(work.decode), outcomes)
+            if work.prefill is not None:
+                self._prefill(work.prefill, self._pace.cuts and bool(work.decode), outcomes)
         except BaseException as error:
             self._publisher.sound = False
             self._turn.note(error)
         return outcomes
 
-    def _prefill(self, sequence: Running | None, sliced: bool, outcomes: list[Outcome]) -> None:
+    def _prefill(self, sequence: Running, sliced: bool, outcomes: list[Outcome]) -> None:
         """The next piece of a prompt. With the last one, its samples fork and each chooses its first token."""
-        if sequence is None:
-            return
         family = [sequence]
         try:
             if sequence.prefill is None:

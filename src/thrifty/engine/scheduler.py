@@ -105,6 +105,8 @@ class Scheduler:
         A sequence for which this fails otherwise than for want of room is among `stuck`, and in no queue.
         """
         stuck: list[tuple[Sequence, BaseException]] = list(self._make_room())
+        if not (stuck or self.failed or self.waiting or self.parked) and all(map(_is_decoding, self.active)):
+            return Work(list(self.active), None, [])  # as in most steps
         refused = self._restore() or self._admit()
         if refused is not None and not self.active:
             stuck.append(refused)
@@ -189,6 +191,10 @@ class Scheduler:
     def _fail(self, sequence: Sequence, error: BaseException, queue: Queue) -> None:
         queue.remove(sequence)
         self.failed.append((sequence, error))
+
+
+def _is_decoding(sequence: Sequence) -> bool:
+    return sequence.state is State.DECODING
 
 
 def _arrival(sequence: Sequence) -> int:

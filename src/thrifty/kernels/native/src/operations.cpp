@@ -49,7 +49,8 @@ void Project::run(Plan& plan, Step& s, Worker& w) {
   const int columns = plan.widths[(size_t)in];
   const float* x = plan.buffer(in, s);
   const auto row_at = [&](int i) { return x + (size_t)i * (size_t)columns; };
-  const auto ready = panels.prepare(plan, w, s.rows, columns, row_at);
+  const bool packed = before && before->packs(plan, s);
+  const auto ready = packed ? Panels::Ready{(const uint8_t*)x, nullptr, nullptr} : panels.prepare(plan, w, s.rows, columns, row_at);
   const bool adapted = s.adapters && s.adapters->touches(linears);
   if (adapted) lower_adapters(s, linears, panels, columns, w, row_at);
   int tiles = 0;
@@ -83,10 +84,18 @@ void Project::warm(Plan& plan, const Step& s, Worker& w) {
 
 size_t Gated::scratch(const Plan& plan) const { return panels.scratch(plan.widths[(size_t)in]) + kGateRows * 4 * kLanes * sizeof(float); }
 
+bool Gated::packs(const Plan& plan, const Step& s) const {
+  if (!reader || (s.adapters && s.adapters->touches(reader->linears))) return false;
+  const Linear& first = plan.linears[(size_t)reader->linears[0]];
+  return panel_bytes(first, s.rows) <= (size_t)plan.widths[(size_t)out] * (size_t)plan.shape.max_rows * sizeof(float);
+}
+
 void Gated::run(Plan& plan, Step& s, Worker& w) {
   const int columns = plan.widths[(size_t)in], width = plan.widths[(size_t)out];
   const float* x = plan.buffer(in, s);
   float* y = plan.buffer(out, s);
+  const bool packed = packs(plan, s);
+  const Linear* read_by = packed ? &plan.linears[(size_t)reader->linears[0]] : nullptr;
   const auto row_at = [&](int i) { return x + (size_t)i * (size_t)columns; };
   const auto ready = panels.prepare(plan, w, s.rows, columns, row_at);
   const std::vector<int> linears{gate, up};
@@ -106,8 +115,11 @@ void Gated::run(Plan& plan, Step& s, Worker& w) {
           s.adapters->raise(gate, 0, row, stop, tile * kLanes, tile * kLanes + lanes, gates, 2 * kLanes);
           s.adapters->raise(up, 1, row, stop, tile * kLanes, tile * kLanes + lanes, ups, 2 * kLanes);
         }
-        for (int i = row; i < stop; i++)
-          kernels().gate(gates + (i - row) * 2 * kLanes, ups + (i - row) * 2 * kLanes, y + (size_t)i * (size_t)width + (size_t)tile * kLanes, lanes, activation);
+        for (int i = row; i < stop; i++) {
+          float* made = gates + (i - row) * 2 * kLanes;
+          kernels().gate(made, ups + (i - row) * 2 * kLanes, packed ? made : y + (size_t)i * (size_t)width + (size_t)tile * kLanes, lanes, activation);
+          if (packed) place_block(*read_by, made, lanes, i, tile / 2, (uint8_t*)y);
+        }
       }
     }
   });

@@ -13,6 +13,8 @@ struct Embed final : Operation {
   int out;
 };
 
+struct Gated;
+
 struct Project final : Operation {
   const char* kind() const override { return "projections"; }
   Project(int layer, int in, Panels panels, std::vector<int> linears, std::vector<int> outs, bool add)
@@ -24,6 +26,7 @@ struct Project final : Operation {
   Panels panels;
   std::vector<int> linears, outs;
   bool add;
+  const Gated* before = nullptr;  // the operation in front that may leave its rows ready for the linears; null: none
 };
 
 struct Gated final : Operation {
@@ -33,9 +36,12 @@ struct Gated final : Operation {
   size_t scratch(const Plan&) const override;
   void run(Plan&, Step&, Worker&) override;
   void warm(Plan&, const Step&, Worker&) override;
+  // Whether its rows are written as the projection behind reads them, into the memory of the buffer `out`.
+  bool packs(const Plan&, const Step&) const;
   int in;
   Panels panels;
   int gate, up, out, activation;
+  const Project* reader = nullptr;  // the projection behind, where it reads quantised rows of `out` without a norm; null: none
 };
 
 struct RotateAppend final : Operation {

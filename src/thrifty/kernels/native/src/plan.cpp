@@ -108,7 +108,11 @@ void Plan::add_project(int layer, int in, uintptr_t norm, float epsilon, std::ve
     used.push_back(&linear(ws[i]));
     if (used[i]->in != width(in) || used[i]->out != width(outs[i])) refuse("a projection's shapes do not match its buffers");
   }
-  add(std::make_unique<Project>(layer, in, make_panels(norm, epsilon, used), std::move(ws), std::move(outs), add_to));
+  auto project = std::make_unique<Project>(layer, in, make_panels(norm, epsilon, used), std::move(ws), std::move(outs), add_to);
+  auto* gated = operations_.empty() ? nullptr : dynamic_cast<Gated*>(operations_.back().get());
+  const Panels& panels = project->panels;
+  if (gated && gated->layer == layer && gated->out == in && !norm && panels.codes && !panels.pairs && !panels.plain) gated->reader = project.get(), project->before = gated;
+  add(std::move(project));
 }
 
 void Plan::add_gated(int layer, int in, uintptr_t norm, float epsilon, int gate, int up, int out, int activation) {
@@ -294,6 +298,7 @@ void Plan::execute(Step& s, Worker& w) {
 }
 
 void Plan::prepare(Step& s, int workers) {
+  for (auto& op : operations_) __builtin_prefetch(op.get(), 1), __builtin_prefetch((const char*)op.get() + 64, 1);  // each was last read a step ago
   // A later layer may grow the buffers that all layers share, and so move them: then every layer's pointers are set anew.
   const float *partials, *finals;
   do {
