@@ -103,10 +103,12 @@ class Stopper:
             return (text + self._stream.flush(), "length") if self.count >= self.maximum_tokens else (text, None)
         if token in self.ends:
             return self._finish(self._stream.hidden(token))[0], "stop"
-        text, stopped = self._strings.push(self._stream.push(token))
-        if not stopped:
-            more, stopped = self._strings.push(self._stream.hidden(token), hidden=True)
-            text += more
+        text, stopped = self._stream.push(token), False
+        if self.looks_for_text:
+            text, stopped = self._strings.push(text)
+            if not stopped:
+                more, stopped = self._strings.push(self._stream.hidden(token), hidden=True)
+                text += more
         if stopped:
             return text, "stop"
         if self.count >= self.maximum_tokens:

@@ -107,6 +107,8 @@ def _commit_rows(sequence: Sequence, tokens: Items[int]) -> None:
 
 def without_outcome(sequences: Items[Sequence], outcomes: Items[Outcome]) -> list[Sequence]:
     """The sequences that nothing has come of yet."""
+    if not outcomes:
+        return list(sequences)
     done = {id(outcome.sequence) for outcome in outcomes}
     return [sequence for sequence in sequences if id(sequence) not in done]
 

@@ -143,10 +143,14 @@ class Engine:
     def _step(self, together: bool) -> list[Event]:
         """together: several tokens at once, where nobody listens to each."""
         with self._turn:
-            if self._publisher.telling:
-                raise ThriftyError("a listener called Engine.step: a step is under way, its events come after these")
-            self._publisher.mend()
-            return self._publisher.publish(self._stepper.outcomes(together))
+            return self._take_step(together)
+
+    def _take_step(self, together: bool) -> list[Event]:
+        """`_step` of the thread that has the turn."""
+        if self._publisher.telling:
+            raise ThriftyError("a listener called Engine.step: a step is under way, its events come after these")
+        self._publisher.mend()
+        return self._publisher.publish(self._stepper.outcomes(together))
 
     def cache_of(self, handle: Handle, sample: int = 0) -> SequenceCache | None:
         """The cache that a running sample holds now, to look at between steps; None where it holds none."""
@@ -167,11 +171,11 @@ class Engine:
         finish it, and what `step` raises.
         """
         with self._turn:
-            if handle.finished:
+            if handle.answer.finished:
                 return
             if not self.busy:
                 raise ThriftyError(f"request {handle.identity} belongs to another engine, or was lost")
-            self._step(together)
+            self._take_step(together)
 
     def cancel(self, handle: Handle) -> None:
         """End a request and free its memory before the call returns. Without effect on a finished request."""

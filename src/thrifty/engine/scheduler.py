@@ -106,6 +106,8 @@ class Scheduler:
         bytes until the step is over: whoever lacks room beside it waits for that.
         """
         without_room = self._make_room()
+        if not (without_room or self.failed or self.waiting or self.parked) and all(map(_is_decoding, self.active)):
+            return Work(list(self.active), None, [])  # as in most steps
         refused = self._restore() or self._admit()
         if refused is not None and not self.active:
             without_room.append(refused)
@@ -188,6 +190,10 @@ class Scheduler:
     def _fail(self, sequence: Sequence, error: BaseException, queue: Queue) -> None:
         queue.remove(sequence)
         self.failed.append((sequence, error))
+
+
+def _is_decoding(sequence: Sequence) -> bool:
+    return sequence.state is State.DECODING
 
 
 def _arrival(sequence: Sequence) -> int:

@@ -268,16 +268,17 @@ class TokenStream:
     def __init__(self, tokenizer: Tokenizer, skip_special: bool, after: Sequence[int]) -> None:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_ids if skip_special else frozenset()
+        self._same_text, self._added = tokenizer.same_text, tokenizer.added_ids
         self._decoder = tokenizer.piece_decoder()
         for token in self._heard(after):
             self.push(token)
 
     def push(self, token: int) -> str:
         """The text that is certain after this token. Raises PromptError for an id outside the vocabulary."""
-        token = self._tokenizer.same_text.get(token, token)
+        token = self._same_text.get(token, token)
         if token in self._skipped or (text := self._tokenizer.text_of(token)) is None:
             return ""
-        return self._decoder.push(text, token in self._tokenizer.added_ids)
+        return self._decoder.push(text, token in self._added)
 
     def hidden(self, token: int) -> str:
         """The text of a special token that `push` leaves out, else nothing."""

@@ -48,9 +48,13 @@ class PieceDecoder:
 
     def __init__(self, makers: Sequence[Maker]) -> None:
         self._steps = [make() for make in makers]
+        only = self._steps[0] if len(self._steps) == 1 else None
+        self._bytes = only if isinstance(only, Bytes) else None  # the usual decoder, which needs no lists of pieces
 
     def push(self, text: str, added: bool) -> str:
         """The text that is certain after a token with this spelling."""
+        if self._bytes is not None:
+            return self._bytes.text_of(text, added)
         pieces = [Piece(text, added)]
         for step in self._steps:
             pieces = [out for piece in pieces for out in step.push(piece)]
@@ -70,6 +74,11 @@ class Bytes(Step):
     def __init__(self, of: Callable[[str], bytes | None]) -> None:
         self._of = of
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def text_of(self, spelling: str, added: bool) -> str:
+        """The text of what `push` gives."""
+        data = None if added else self._of(spelling)
+        return self._utf8.decode(b"", final=True) + spelling if data is None else self._utf8.decode(data)
 
     def push(self, piece: Piece) -> list[Piece]:
         data = None if piece.added else self._of(piece.text)
@@ -255,9 +264,10 @@ def _in_text(step: Mapping[str, Any], kind: str) -> Maker:
 def bytes_of(piece: str) -> bytes:
     """The bytes of a token's spelling in a byte-level vocabulary; of text that is no such spelling in UTF-8."""
     table = byte_of_character()
-    if all(character in table for character in piece):
-        return bytes(table[character] for character in piece)
-    return piece.encode("utf-8", "replace")
+    try:
+        return bytes([table[character] for character in piece])
+    except KeyError:
+        return piece.encode("utf-8", "replace")
 
 
 def _byte(piece: str) -> bytes | None:

@@ -1,6 +1,7 @@
 #include "attend.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -16,7 +17,45 @@ size_t partial_floats(const AttendArgs& a) {
 
 }  // namespace
 
-size_t Attention::scratch_bytes(int dim, int group) { return kernels().attend_scratch(dim, group); }
+void HeadTurn::apply(bool query, const float* turn, int dim, float* x) const {
+  if (const float* norm = query ? query_norm : key_norm) kernels().rms_norm(x, norm, epsilon, dim, x);
+  kernels().rotate(x, turn, turn + half, half);
+}
+
+// A worker's turned queries of one sequence and KV head, and a key on its way to the cache; in front of the kernels' scratch.
+class Attention::Turned {
+ public:
+  Turned(const Attention& attention, uint8_t* scratch) : attention_(attention), queries_((float*)scratch) {}
+  static size_t bytes(int dim, int group) { return align64((size_t)(group + 1) * (size_t)dim * sizeof(float)); }
+
+  // What a task attends with.
+  AttendArgs ready(const Task& t) {
+    AttendArgs a = attention_.args_[(size_t)t.sequence];
+    const Fresh& fresh = attention_.fresh_[(size_t)t.sequence / (size_t)attention_.kv_heads_];
+    if (!fresh.row.heads) return a;
+    const size_t dim = (size_t)a.dim, first = (size_t)a.kv_head * (size_t)a.group * dim;
+    if (t.sequence != sequence_) {
+      std::memcpy(queries_, a.q + first, (size_t)a.group * dim * sizeof(float));
+      for (int g = 0; g < a.group; g++) fresh.row.heads->apply(true, fresh.row.turn, a.dim, queries_ + (size_t)g * dim);
+      sequence_ = t.sequence;
+    }
+    if (attention_.writes(t)) {
+      float* key = queries_ + (size_t)a.group * dim;
+      std::memcpy(key, fresh.row.key + (size_t)a.kv_head * dim, dim * sizeof(float));
+      fresh.row.heads->apply(false, fresh.row.turn, a.dim, key);
+      fresh.view->write(fresh.layer, a.kv_head, a.slots - 1, key, fresh.row.value + (size_t)a.kv_head * dim);
+    }
+    a.q = queries_ - first;
+    return a;
+  }
+
+ private:
+  const Attention& attention_;
+  float* queries_;
+  int sequence_ = -1;
+};
+
+size_t Attention::scratch_bytes(int dim, int group) { return Turned::bytes(dim, group) + kernels().attend_scratch(dim, group); }
 
 void Attention::check(const View& view, int layer, int rows, int heads, int window) {
   if (heads < 1 || heads % view.kv_heads())
@@ -28,12 +67,13 @@ void Attention::check(const View& view, int layer, int rows, int heads, int wind
 }
 
 void Attention::begin() {
-  args_.clear(), tasks_.clear(), merges_.clear();
+  args_.clear(), tasks_.clear(), merges_.clear(), fresh_.clear();
   next_.store(0, std::memory_order_relaxed);
 }
 
 void Attention::add(const View& view, int layer, const Call& call, int rows, const float* q, float* out) {
   kv_heads_ = view.kv_heads();
+  fresh_.push_back({call.row, &view, layer});
   for (int h = 0; h < kv_heads_; h++) {
     const auto& spans = view.spans(layer, h);
     AttendArgs a{};
@@ -96,10 +136,22 @@ void Attention::prepare(AttentionBuffers& buffers, int workers) {
   }
 }
 
+bool Attention::writes(const Task& t) const {
+  const AttendArgs& a = args_[(size_t)t.sequence];
+  return fresh_[(size_t)t.sequence / (size_t)kv_heads_].row.heads && (t.last >= 0 || t.first == a.first_chunk + a.chunks - 1);
+}
+
+void Attention::fetch_slot(const Task& t) const {
+  const Fresh& fresh = fresh_[(size_t)t.sequence / (size_t)kv_heads_];
+  const AttendArgs& a = args_[(size_t)t.sequence];
+  if (writes(t)) fresh.view->fetch(fresh.layer, a.kv_head, a.slots - 1);
+}
+
 void Attention::warm(Worker& w) const {
   const int first = w.begin((int)tasks_.size());
   if (!apart_ || first >= w.end((int)tasks_.size())) return;
   const Task& t = tasks_[(size_t)first];
+  fetch_slot(t);
   const AttendArgs& a = args_[(size_t)t.sequence];
   int page = std::max((t.last < 0 ? t.first : a.first_chunk) * kChunkPages - a.base_pages, 0);
   for (int i = 0; i < a.span_count; page -= a.spans[i].pages(), i++)
@@ -108,14 +160,19 @@ void Attention::warm(Worker& w) const {
 
 void Attention::run(Worker& w) {
   const Kernels& k = kernels();
+  Turned turned(*this, w.scratch);
+  uint8_t* scratch = args_.empty() ? w.scratch : w.scratch + Turned::bytes(args_[0].dim, args_[0].group);
   const auto work = [&](const Task& t) {
-    const AttendArgs& a = args_[(size_t)t.sequence];
-    if (t.last < 0) k.attend_chunk(a, t.first, w.scratch);
-    else k.attend_tile(a, t.first, t.last, w.scratch);
+    const AttendArgs a = turned.ready(t);
+    if (t.last < 0) k.attend_chunk(a, t.first, scratch);
+    else k.attend_tile(a, t.first, t.last, scratch);
   };
   const int count = (int)tasks_.size();
   if (apart_) {
-    for (int i = w.begin(count); i < w.end(count); i++) work(tasks_[(size_t)i]);
+    for (int i = w.begin(count), end = w.end(count); i < end; i++) {
+      if (i + 1 < end) fetch_slot(tasks_[(size_t)i + 1]);
+      work(tasks_[(size_t)i]);
+    }
   } else {
     for (int i = next_.fetch_add(1); i < count; i = next_.fetch_add(1)) work(tasks_[(size_t)i]);
   }

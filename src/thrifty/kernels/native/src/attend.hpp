@@ -16,6 +16,21 @@ struct AttentionBuffers {
   size_t bytes() const { return (partials.capacity() + finals.capacity()) * sizeof(float); }
 };
 
+// How a layer's heads become queries and keys: a norm over each (null: none), then the rotation of the first 2 * half numbers.
+struct HeadTurn {
+  const float *query_norm = nullptr, *key_norm = nullptr;
+  float epsilon = 0.0f;
+  int half = 0;
+  void apply(bool query, const float* turn, int dim, float* x) const;  // turn: cosines and sines of the row
+};
+
+// The new row of a sequence that gives one: its key and value [kv_heads, dim] and query are as the projections left them.
+// Attention turns them, and writes key and value where it reads their page.
+struct NewRow {
+  const HeadTurn* heads = nullptr;  // null: everything is turned and written already
+  const float *key = nullptr, *value = nullptr, *turn = nullptr;
+};
+
 class Attention {
  public:
   struct Call {
@@ -27,6 +42,7 @@ class Attention {
     size_t accumulate_row = 0;
     const uint64_t* tree = nullptr;  // see AttendArgs
     const int32_t* ahead = nullptr;
+    NewRow row{};
   };
   static size_t scratch_bytes(int dim, int group);
   static void check(const View& view, int layer, int rows, int heads, int window);  // throws std::invalid_argument
@@ -42,11 +58,21 @@ class Attention {
   struct Task {
     int sequence, head, first, last;  // rows first..last-1; last < 0: chunk `first`
   };
+  // What is to be done before a sequence and head is attended to, where its newest row is still to be turned and written.
+  struct Fresh {
+    NewRow row{};
+    const View* view;
+    int layer;
+  };
+  class Turned;
   void split(int index, int workers, size_t tiles);
+  bool writes(const Task& t) const;  // whether the task reads the page of a row that is still to be written
+  void fetch_slot(const Task& t) const;
   void merge(Worker& w);
   void accumulate(Worker& w);
 
   std::vector<AttendArgs> args_;  // [sequence][kv_head]
+  std::vector<Fresh> fresh_;      // [sequence]
   std::vector<Task> tasks_;
   std::vector<int> merges_;  // indices of args whose chunks run apart
   int kv_heads_ = 1;

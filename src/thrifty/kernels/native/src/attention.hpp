@@ -57,6 +57,7 @@ static void attend_block(const AttendArgs& a, int row0, Block& b, Tile& t) {
   limits(a, row0, b, t);
   if (!any_visible(t, 0, t.rows)) return;
   t.chunk_used = true;
+  if (t.rows <= kScoreRows) fetch_addresses(b, t.size);
   prepare_block(b, t);
   for (int first = 0; first < t.rows; first += kScoreRows) {
     const int count = t.rows - first < kScoreRows ? t.rows - first : kScoreRows;

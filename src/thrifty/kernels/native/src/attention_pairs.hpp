@@ -39,20 +39,14 @@ static void interleave_page(const uint16_t* keys, const uint16_t* values, int sl
     }
 }
 
-// acc[row][vector] += w * pairs[row]. Few rows take the pairs from memory, many from a register: fewer loads.
+// acc[row][vector] += w * pairs[row]. A pair goes through a register: some processors load as many bytes to broadcast it as they
+// load of the page.
 template <int R> THRIFTY_INLINE void accumulate_pairs(const I* w, const uint32_t* pairs, V (*acc)[4]) {
-  if constexpr (R <= 3) {
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++)
 #pragma GCC unroll 8
-      for (int r = 0; r < R; r++) acc[r][j] = dot_pairs(acc[r][j], w[j], pairs + r * kPairs);
-  } else {
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-      const I x = broadcast_pair(pairs + r * kPairs);
+  for (int r = 0; r < R; r++) {
+    const I x = broadcast_pair(pairs + r * kPairs);
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) acc[r][j] = dot_pairs(acc[r][j], w[j], x);
-    }
+    for (int j = 0; j < 4; j++) acc[r][j] = dot_pairs(acc[r][j], w[j], x);
   }
 }
 
@@ -71,10 +65,14 @@ template <int R, bool INTERLEAVED> THRIFTY_INLINE void score_pairs(const uint32_
         for (int j = 0; j < 4; j++) w[j] = load_bytes(keys + j * 2 * kLanes);
       } else {
         fetch_ahead(ahead, 2 * (slice * kPairs + c)), fetch_ahead(ahead, 2 * (slice * kPairs + c) + 1);
-        interleave(keys, keys + kPage, w);
+        interleave_quarters(keys, keys + kPage, w);
       }
       accumulate_pairs<R>(w, q + c, acc);
     }
+  if constexpr (!INTERLEAVED) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) out_of_quarters(acc[r][0], acc[r][1]), out_of_quarters(acc[r][2], acc[r][3]);
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -90,6 +88,10 @@ THRIFTY_INLINE void weigh_pairs(const uint32_t* pairs, const float* fade, const 
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) acc[r][j] = mul(load(acc_rows + (size_t)r * dim + c + j * kLanes), set1(fade[r]));
+    if constexpr (!INTERLEAVED) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) into_quarters(acc[r][0], acc[r][1]), into_quarters(acc[r][2], acc[r][3]);
+    }
     for (int i = 0; i < slots; i += 2) {
       I w[4];
       const uint16_t* row = values + (size_t)i * dim + (INTERLEAVED ? 2 * c : c);
@@ -98,9 +100,13 @@ THRIFTY_INLINE void weigh_pairs(const uint32_t* pairs, const float* fade, const 
         for (int j = 0; j < 4; j++) w[j] = load_bytes(row + j * 2 * kLanes);
       } else {
         fetch_ahead(ahead, c / 64 * kPage + i), fetch_ahead(ahead, c / 64 * kPage + i + 1);
-        interleave(row, i + 1 < slots ? row + dim : nullptr, w);
+        interleave_quarters(row, i + 1 < slots ? row + dim : nullptr, w);
       }
       accumulate_pairs<R>(w, pairs + i / 2, acc);
+    }
+    if constexpr (!INTERLEAVED) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) out_of_quarters(acc[r][0], acc[r][1]), out_of_quarters(acc[r][2], acc[r][3]);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)

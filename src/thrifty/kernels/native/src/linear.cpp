@@ -93,6 +93,10 @@ void place_row(const Linear& w, const float* x, int row, uint8_t* panel) {
   else kernels().quantise(x, w.in, (ActivationBlock*)to);
 }
 
+void place_block(const Linear& w, const float* x, int columns, int row, int block, uint8_t* panel) {
+  kernels().quantise(x, columns, (ActivationBlock*)(panel + Items(w).start(row)) + (size_t)block * kPanel);
+}
+
 void copy_row(const Linear& w, const uint8_t* panel, int from, uint8_t* target, int to) {
   const Items items(w);
   panel += items.start(from), target += items.start(to);

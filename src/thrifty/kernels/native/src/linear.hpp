@@ -25,6 +25,9 @@ size_t panel_bytes(const Linear& linear, int rows);  // rows rounded up to whole
 // One row of activations (already normed) into place `row` of a panel.
 void place_row(const Linear& linear, const float* x, int row, uint8_t* panel);
 
+// One block of 32 columns of a row, `columns` of them there, into its place; for linears that take quantised activations.
+void place_block(const Linear& linear, const float* x, int columns, int row, int block, uint8_t* panel);
+
 // Row `from` of one panel of activations as row `to` of another.
 void copy_row(const Linear& linear, const uint8_t* panel, int from, uint8_t* target, int to);
 // Where row `row` of a panel starts, for kernels that then take it as their first.

@@ -49,7 +49,8 @@ void Project::run(Plan& plan, Step& s, Worker& w) {
   const int columns = plan.widths[(size_t)in];
   const float* x = plan.buffer(in, s);
   const auto row_at = [&](int i) { return x + (size_t)i * (size_t)columns; };
-  const auto ready = panels.prepare(plan, w, s.rows, columns, row_at);
+  const bool packed = before && before->packs(plan, s);
+  const auto ready = packed ? Panels::Ready{(const uint8_t*)x, nullptr, nullptr} : panels.prepare(plan, w, s.rows, columns, row_at);
   const bool adapted = s.adapters && s.adapters->touches(linears);
   if (adapted) lower_adapters(s, linears, panels, columns, w, row_at);
   int tiles = 0;
@@ -83,10 +84,18 @@ void Project::warm(Plan& plan, const Step& s, Worker& w) {
 
 size_t Gated::scratch(const Plan& plan) const { return panels.scratch(plan.widths[(size_t)in]) + kGateRows * 4 * kLanes * sizeof(float); }
 
+bool Gated::packs(const Plan& plan, const Step& s) const {
+  if (!reader || (s.adapters && s.adapters->touches(reader->linears))) return false;
+  const Linear& first = plan.linears[(size_t)reader->linears[0]];
+  return panel_bytes(first, s.rows) <= (size_t)plan.widths[(size_t)out] * (size_t)plan.shape.max_rows * sizeof(float);
+}
+
 void Gated::run(Plan& plan, Step& s, Worker& w) {
   const int columns = plan.widths[(size_t)in], width = plan.widths[(size_t)out];
   const float* x = plan.buffer(in, s);
   float* y = plan.buffer(out, s);
+  const bool packed = packs(plan, s);
+  const Linear* read_by = packed ? &plan.linears[(size_t)reader->linears[0]] : nullptr;
   const auto row_at = [&](int i) { return x + (size_t)i * (size_t)columns; };
   const auto ready = panels.prepare(plan, w, s.rows, columns, row_at);
   const std::vector<int> linears{gate, up};
@@ -106,8 +115,11 @@ void Gated::run(Plan& plan, Step& s, Worker& w) {
           s.adapters->raise(gate, 0, row, stop, tile * kLanes, tile * kLanes + lanes, gates, 2 * kLanes);
           s.adapters->raise(up, 1, row, stop, tile * kLanes, tile * kLanes + lanes, ups, 2 * kLanes);
         }
-        for (int i = row; i < stop; i++)
-          kernels().gate(gates + (i - row) * 2 * kLanes, ups + (i - row) * 2 * kLanes, y + (size_t)i * (size_t)width + (size_t)tile * kLanes, lanes, activation);
+        for (int i = row; i < stop; i++) {
+          float* made = gates + (i - row) * 2 * kLanes;
+          kernels().gate(made, ups + (i - row) * 2 * kLanes, packed ? made : y + (size_t)i * (size_t)width + (size_t)tile * kLanes, lanes, activation);
+          if (packed) place_block(*read_by, made, lanes, i, tile / 2, (uint8_t*)y);
+        }
       }
     }
   });
@@ -119,26 +131,29 @@ void Gated::warm(Plan& plan, const Step& s, Worker& w) {
   if (tile < a.tiles()) fetch_tile(a, tile), fetch_tile(b, tile);
 }
 
+const float* RotateAppend::turn_of(const Step& s, int row) const {
+  if (s.turns.empty()) return s.rotation[(size_t)rope] + (size_t)row * 2 * (size_t)heads.half;
+  return s.turns[(size_t)rope * (size_t)s.rows + (size_t)row];
+}
+
 void RotateAppend::run(Plan& plan, Step& s, Worker& w) {
-  const int heads = plan.shape.heads, kv_heads = plan.shape.kv_heads, dim = plan.shape.head_dim, units = heads + kv_heads;
+  const int query_heads = plan.shape.heads, kv_heads = plan.shape.kv_heads, dim = plan.shape.head_dim, units = query_heads + kv_heads;
   float *queries = plan.buffer(q, s), *keys = plan.buffer(k, s);
-  const float *values = plan.buffer(v, s), *rotation = s.turns.empty() ? s.rotation[(size_t)rope] : nullptr;
+  const float* values = plan.buffer(v, s);
   // Few rows: heads in turn, so that all workers append; many: whole rows, so that each page has one writer at a time.
   const bool few = s.rows <= kPrivateRows;
   const int begin = few ? w.id : w.begin(s.rows) * units, end = few ? s.rows * units : w.end(s.rows) * units;
   for (int u = begin; u < end; u += few ? w.count : 1) {
     const int row = u / units, unit = u % units;
-    const bool query = unit < heads;
-    float* x = query ? queries + ((size_t)row * (size_t)heads + (size_t)unit) * (size_t)dim
-                     : keys + ((size_t)row * (size_t)kv_heads + (size_t)(unit - heads)) * (size_t)dim;
-    if (const float* norm = query ? q_norm : k_norm) kernels().rms_norm(x, norm, epsilon, dim, x);
-    const float* turn = s.turns.empty() ? rotation + (size_t)row * 2 * (size_t)half : s.turns[(size_t)rope * (size_t)s.rows + (size_t)row];
-    kernels().rotate(x, turn, turn + half, half);
+    const bool query = unit < query_heads;
+    float* x = query ? queries + ((size_t)row * (size_t)query_heads + (size_t)unit) * (size_t)dim
+                     : keys + ((size_t)row * (size_t)kv_heads + (size_t)(unit - query_heads)) * (size_t)dim;
+    heads.apply(query, turn_of(s, row), dim, x);
     if (query) {
-      if (s.queries_out) std::memcpy(s.queries_out + ((size_t)row * (size_t)heads + (size_t)unit) * (size_t)dim, x, (size_t)dim * sizeof(float));
+      if (s.queries_out) std::memcpy(s.queries_out + ((size_t)row * (size_t)query_heads + (size_t)unit) * (size_t)dim, x, (size_t)dim * sizeof(float));
       continue;
     }
-    const int head = unit - heads, sequence = s.sequence_of[(size_t)row];
+    const int head = unit - query_heads, sequence = s.sequence_of[(size_t)row];
     const int slot = s.slots[((size_t)layer * s.views.size() + (size_t)sequence) * (size_t)kv_heads + (size_t)head] + s.slot_of[(size_t)row];
     s.views[(size_t)sequence]->write(layer, head, slot, x, values + ((size_t)row * (size_t)kv_heads + (size_t)head) * (size_t)dim);
   }
@@ -146,13 +161,15 @@ void RotateAppend::run(Plan& plan, Step& s, Worker& w) {
 
 void Attend::prepare(Plan& plan, Step& s, int workers) {
   attention.begin();
-  const size_t width = (size_t)plan.shape.heads * (size_t)plan.shape.head_dim;
+  const size_t width = (size_t)plan.shape.heads * (size_t)plan.shape.head_dim, kept = (size_t)plan.shape.kv_heads * (size_t)plan.shape.head_dim;
+  const bool turns = before && RotateAppend::one_by_one(s);
   size_t row = 0;
   for (size_t i = 0; i < s.views.size(); row += (size_t)s.counts[i], i++) {
     Attention::Call own = call;
     if (!s.sums.empty() && !s.sums[i].layers.empty()) own.accumulate = s.sums[i].layers[(size_t)layer], own.accumulate_stride = s.sums[i].stride, own.accumulate_row = s.sums[i].row;
     if (s.tree) own.tree = s.tree + row;
     if (s.ahead) own.ahead = s.ahead + row;
+    if (turns) own.row = {&before->heads, plan.buffer(before->k, s) + row * kept, plan.buffer(before->v, s) + row * kept, before->turn_of(s, (int)row)};
     attention.add(*s.views[i], layer, own, s.counts[i], plan.buffer(q, s) + row * width, plan.buffer(out, s) + row * width);
   }
   attention.prepare(plan.attention, workers);

@@ -13,6 +13,8 @@ struct Embed final : Operation {
   int out;
 };
 
+struct Gated;
+
 struct Project final : Operation {
   const char* kind() const override { return "projections"; }
   Project(int layer, int in, Panels panels, std::vector<int> linears, std::vector<int> outs, bool add)
@@ -24,6 +26,7 @@ struct Project final : Operation {
   Panels panels;
   std::vector<int> linears, outs;
   bool add;
+  const Gated* before = nullptr;  // the operation in front that may leave its rows ready for the linears; null: none
 };
 
 struct Gated final : Operation {
@@ -33,29 +36,37 @@ struct Gated final : Operation {
   size_t scratch(const Plan&) const override;
   void run(Plan&, Step&, Worker&) override;
   void warm(Plan&, const Step&, Worker&) override;
+  // Whether its rows are written as the projection behind reads them, into the memory of the buffer `out`.
+  bool packs(const Plan&, const Step&) const;
   int in;
   Panels panels;
   int gate, up, out, activation;
+  const Project* reader = nullptr;  // the projection behind, where it reads quantised rows of `out` without a norm; null: none
 };
 
 struct RotateAppend final : Operation {
   const char* kind() const override { return "rotate and append"; }
   explicit RotateAppend(int layer) : Operation(layer) {}
+  bool wanted(const Step& s) const override { return !left_to_attention || !one_by_one(s); }
   void run(Plan&, Step&, Worker&) override;
-  int q, k, v, rope, half;
-  const float *q_norm, *k_norm;
-  float epsilon;
+  // Whether each sequence gives one row, of which nothing is asked but its output: the attention behind does the same then.
+  static bool one_by_one(const Step& s) { return s.rows == (int)s.views.size() && !s.queries_out && s.sums.empty(); }
+  const float* turn_of(const Step& s, int row) const;
+  int q, k, v, rope;
+  HeadTurn heads;
+  bool left_to_attention = false;
 };
 
 struct Attend final : Operation {
   const char* kind() const override { return "attention"; }
-  Attend(int layer, int q, int out, Attention::Call call) : Operation(layer), q(q), out(out), call(call) {}
+  Attend(int layer, int q, int out, Attention::Call call, const RotateAppend* before) : Operation(layer), q(q), out(out), call(call), before(before) {}
   size_t scratch(const Plan& plan) const override { return Attention::scratch_bytes(plan.shape.head_dim, plan.shape.heads / plan.shape.kv_heads); }
   void prepare(Plan&, Step&, int workers) override;
   void run(Plan&, Step&, Worker& w) override { attention.run(w); }
   void warm(Plan&, const Step&, Worker& w) override { attention.warm(w); }
   int q, out;
   Attention::Call call;
+  const RotateAppend* before;  // the operation in front that it may do; null: none
   Attention attention;
 };
 

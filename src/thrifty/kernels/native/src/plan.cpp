@@ -108,7 +108,11 @@ void Plan::add_project(int layer, int in, uintptr_t norm, float epsilon, std::ve
     used.push_back(&linear(ws[i]));
     if (used[i]->in != width(in) || used[i]->out != width(outs[i])) refuse("a projection's shapes do not match its buffers");
   }
-  add(std::make_unique<Project>(layer, in, make_panels(norm, epsilon, used), std::move(ws), std::move(outs), add_to));
+  auto project = std::make_unique<Project>(layer, in, make_panels(norm, epsilon, used), std::move(ws), std::move(outs), add_to);
+  auto* gated = operations_.empty() ? nullptr : dynamic_cast<Gated*>(operations_.back().get());
+  const Panels& panels = project->panels;
+  if (gated && gated->layer == layer && gated->out == in && !norm && panels.codes && !panels.pairs && !panels.plain) gated->reader = project.get(), project->before = gated;
+  add(std::move(project));
 }
 
 void Plan::add_gated(int layer, int in, uintptr_t norm, float epsilon, int gate, int up, int out, int activation) {
@@ -122,8 +126,8 @@ void Plan::add_rotate(int layer, int q, int k, int v, uintptr_t q_norm, uintptr_
   if (width(q) != shape.heads * shape.head_dim || width(k) != shape.kv_heads * shape.head_dim || width(v) != width(k)) refuse("query, key and value buffers do not match the heads");
   if (rope < 0 || rope > 64 || rope_dim < 0 || rope_dim % 2 || rope_dim > shape.head_dim) refuse("the rotary dimension must be even and at most the head dimension");
   auto op = std::make_unique<RotateAppend>(layer);
-  op->q = q, op->k = k, op->v = v, op->rope = rope, op->half = rope_dim / 2;
-  op->q_norm = (const float*)q_norm, op->k_norm = (const float*)k_norm, op->epsilon = epsilon;
+  op->q = q, op->k = k, op->v = v, op->rope = rope;
+  op->heads = {(const float*)q_norm, (const float*)k_norm, epsilon, rope_dim / 2};
   if ((int)ropes_.size() <= rope) ropes_.resize((size_t)rope + 1, 0);
   if (ropes_[(size_t)rope] && ropes_[(size_t)rope] != rope_dim) refuse("a rope has one dimension in all layers");
   ropes_[(size_t)rope] = rope_dim;
@@ -134,7 +138,10 @@ void Plan::add_attend(int layer, int q, int out, float scale, int window, float 
   if (width(q) != shape.heads * shape.head_dim || width(out) != width(q)) refuse("query and output buffers do not match the heads");
   if (window < 0) refuse("window must be 0 (none) or positive");
   if (window > 0) window_ = window_ ? std::min(window_, window) : window;
-  add(std::make_unique<Attend>(layer, q, out, Attention::Call{shape.heads, scale, softcap, window}));
+  auto* before = operations_.empty() ? nullptr : dynamic_cast<RotateAppend*>(operations_.back().get());
+  if (before && (before->layer != layer || before->q != q)) before = nullptr;
+  if (before) before->left_to_attention = true;
+  add(std::make_unique<Attend>(layer, q, out, Attention::Call{shape.heads, scale, softcap, window}, before));
 }
 
 void Plan::add_norm_rows(int layer, std::vector<int> buffers, const std::vector<uintptr_t>& norms, float epsilon) {
@@ -291,6 +298,7 @@ void Plan::execute(Step& s, Worker& w) {
 }
 
 void Plan::prepare(Step& s, int workers) {
+  for (auto& op : operations_) __builtin_prefetch(op.get(), 1), __builtin_prefetch((const char*)op.get() + 64, 1);  // each was last read a step ago
   // A later layer may grow the buffers that all layers share, and so move them: then every layer's pointers are set anew.
   const float *partials, *finals;
   do {

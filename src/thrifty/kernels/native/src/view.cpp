@@ -162,7 +162,7 @@ void View::reserve(int layer, int count) {
   }
 }
 
-void View::write(int layer, int head, int slot, const float* key, const float* value) const {
+const Span& View::span_of(int layer, int head, int slot) const {
   const auto& list = spans_[(size_t)layer * (size_t)kv_heads_ + (size_t)head];
   size_t low = 0, high = list.size() - 1;
   while (low < high) {  // the last span that starts at or before the slot; an empty one starts where its successor does
@@ -170,9 +170,22 @@ void View::write(int layer, int head, int slot, const float* key, const float* v
     if (list[middle].first_slot <= slot) low = middle;
     else high = middle - 1;
   }
-  const Span& s = list[low];
+  return list[low];
+}
+
+void View::write(int layer, int head, int slot, const float* key, const float* value) const {
+  const Span& s = span_of(layer, head, slot);
   if (s.format == Format::f32) write_slot<float>(s, slot - s.first_slot, head_dim_, key, value, [](float x) { return x; });
   else write_slot<uint16_t>(s, slot - s.first_slot, head_dim_, key, value, nearest_bf16);
+}
+
+void View::fetch(int layer, int head, int slot) const {
+  const Span& s = span_of(layer, head, slot);
+  const size_t size = s.format == Format::f32 ? 4 : 2, dim = (size_t)head_dim_, place = (size_t)(slot - s.first_slot);
+  const uint8_t* keys = s.base + (place / kPage * kPage * dim + place % kPage) * size;
+  for (size_t c = 0; c < dim; c++) __builtin_prefetch(keys + c * kPage * size, 1);
+  const uint8_t* values = s.base + slab_layout(s.format, (size_t)s.capacity, dim).values + place * dim * size;
+  for (size_t i = 0; i < dim * size; i += 64) __builtin_prefetch(values + i, 1);
 }
 
 }  // namespace thrifty

@@ -25,6 +25,7 @@ class View {
 
   void reserve(int layer, int count);         // counts the slots as used; the caller then writes them; checks room
   void write(int layer, int head, int slot, const float* key, const float* value) const;
+  void fetch(int layer, int head, int slot) const;  // asks for the lines that `write` will write
   const std::vector<Span>& spans(int layer, int head) const { return spans_[at(layer, head)]; }
   int base_pages(int layer, int head) const { return base_pages_[at(layer, head)]; }
 
@@ -37,6 +38,7 @@ class View {
 
  private:
   size_t at(int layer, int head) const;
+  const Span& span_of(int layer, int head, int slot) const;
   static Span make_span(uintptr_t address, int tokens, int capacity, int format, uintptr_t bias, bool sealed);
   void check_idle() const;
   void renumber(std::vector<Span>& list, size_t from);
