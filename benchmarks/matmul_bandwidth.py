@@ -2,9 +2,9 @@
 
     python benchmarks/matmul_bandwidth.py --layouts q4_k,q6_k --shapes 1536x1536,1536x8960 --rows 1,2,8,64,512
 
-Weights are random bits, each shape repeated until all its copies are larger than the caches, and passed over in turn, so
-that every product reads memory. GB/s counts codes, scales and minimums; `share` is of what the read kernel gets on the
-same threads in the same run.
+Weights are random bits in one piece of memory, each shape repeated until all its copies are larger than the caches, and
+passed over in turn, so that every product reads memory. GB/s counts codes, scales and minimums; `share` is of what the
+read kernel gets on the same threads just before (both the best of some passes).
 """
 
 from __future__ import annotations
@@ -42,10 +42,12 @@ def weights(layout: str, rows: int, columns: int, megabytes: int) -> Weights:
     parameters = (2 if layout in MINIMUMS else 1) * tiles * units * 32
     nbytes = tiles * units * unit_bytes + parameters
     bits = source.integers(0, 256, tiles * units * unit_bytes, np.uint8).reshape(tiles, units, unit_bytes)
-    linears = []
-    for _ in range(max(1, megabytes * 1_000_000 // nbytes)):
+    linears, copies = [], max(1, megabytes * 1_000_000 // nbytes)
+    whole = np.empty((copies, *bits.shape), np.uint8)  # large enough for large pages, as files are mapped
+    for codes in whole:
+        codes[:] = bits
         scales = np.full((tiles, units, 16), 1e-3, np.float16)
-        arrays: dict[str, Array | None] = {"codes": bits.copy(), "scales": scales, "minimums": None}
+        arrays: dict[str, Array | None] = {"codes": codes, "scales": scales, "minimums": None}
         if layout in MINIMUMS:
             arrays["minimums"] = scales.copy()
         sizes = {"out_features": rows, "in_features": columns, "group": 0 if superblock else 32}
@@ -77,19 +79,23 @@ def main() -> None:
     options = parser.parse_args()
     dispatch.set_threads(options.threads)
     module = dispatch.require()
-    bound = module.read_bandwidth(512, 5)
-    print(f"{module.isa()}, {dispatch.threads()} threads, memory read at {bound:.1f} GB/s")
-    print(f"{'layout':18} {'in x out':>12} {'rows':>5} {'ms':>8} {'GB/s':>6} {'share':>6} {'GFLOP/s':>8}")
+    print(f"{module.isa()}, {dispatch.threads()} threads (`at`: how many took part; others leave a busy machine)")
+    print(
+    heads = f"{'ms':>8} {'GB/s':>6} {'memory':>6} {'share':>6} {'GFLOP/s':>8}"
+    print(f"{'layout':18} {'in x out':>12} {'rows':>5} {'at':>2} {heads}")
+    )
     for layout in options.layouts.split(","):
         for shape in options.shapes.split(","):
             columns, rows = (int(part) for part in shape.split("x"))
             stored = weights(layout, rows, columns, options.megabytes)
             for count in (int(part) for part in options.rows.split(",")):
                 x = np.random.default_rng(1).standard_normal((count, columns), np.float32)
+                bound = module.read_bandwidth(256, 3)
                 taken = seconds(stored, x, options.passes)
                 rate, operations = stored.nbytes / taken / 1e9, 2e-9 * rows * columns * count / taken
-                figures = f"{1e3 * taken:8.3f} {rate:6.1f} {rate / bound:6.0%} {operations:8.0f}"
-                print(f"{layout:18} {shape:>12} {count:5} {figures}", flush=True)
+                figures = f"{1e3 * taken:8.3f} {rate:6.1f} {bound:6.1f} {rate / bound:6.0%} {operations:8.0f}"
+                at = module.threads_taking_part()
+                print(f"{layout:18} {shape:>12} {count:5} {at:2} {figures}", flush=True)
 
 
 if __name__ == "__main__":
