@@ -80,10 +80,8 @@ def main() -> None:
     dispatch.set_threads(options.threads)
     module = dispatch.require()
     print(f"{module.isa()}, {dispatch.threads()} threads (`at`: how many took part; others leave a busy machine)")
-    print(
     heads = f"{'ms':>8} {'GB/s':>6} {'memory':>6} {'share':>6} {'GFLOP/s':>8}"
     print(f"{'layout':18} {'in x out':>12} {'rows':>5} {'at':>2} {heads}")
-    )
     for layout in options.layouts.split(","):
         for shape in options.shapes.split(","):
             columns, rows = (int(part) for part in shape.split("x"))
