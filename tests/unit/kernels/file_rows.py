@@ -1,4 +1,4 @@
-"""Rows of GGUF types made of any bits, and their codes and scales read one by one: an oracle for the tests."""
+"""Rows of GGUF types made of any bits, and their codes and scales read one by one: an oracle of the tests' own."""
 
 from __future__ import annotations
 

@@ -52,10 +52,17 @@ template <Codes C> THRIFTY_INLINE void code_vector(const uint8_t* block, int v, 
   }
 }
 
+template <Codes C, bool> struct CodeBlock {
+  const uint8_t* p;
+  THRIFTY_SHARED explicit CodeBlock(const uint8_t* p) : p(p) {}
+};
+THRIFTY_INLINE Words kept(Words x) { return x; }
+
 // Exact int32 dot products of vectors FIRST..FIRST+COUNT-1 of a block (16 rows x 4 COUNT columns) with M activation blocks, offsets
 // of the codes taken off, as floats.
-template <Codes C, int FIRST, int COUNT, int N, int M> THRIFTY_INLINE void dots(const uint8_t* codes, size_t, const ActivationBlock* x, V* d) {
+template <int FIRST, int COUNT, int N, int M, Codes C, bool KEPT> THRIFTY_INLINE void dots(const CodeBlock<C, KEPT>* block, const ActivationBlock* x, V* d) {
   static_assert(N == 1);
+  const uint8_t* codes = block->p;
   uint8_t w[COUNT][64];
   for (int v = 0; v < COUNT; v++) code_vector<C>(codes, FIRST + v, w[v]);
   for (int i = 0; i < M; i++) {

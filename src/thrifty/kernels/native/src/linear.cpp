@@ -107,7 +107,7 @@ const uint8_t* row_in_panel(const Linear& w, const uint8_t* panel, int row) { re
 
 void fetch_tile(const Linear& w, int tile) {
   const uint8_t* from = w.codes + (size_t)tile * tile_bytes(w);
-  for (size_t i = 0; i < kFetchBytes; i += 64) __builtin_prefetch(from + i);
+  for (size_t i = 0; i < kWarmBytes; i += 64) __builtin_prefetch(from + i);
 }
 
 float dot(const float* a, const float* b, int count) {

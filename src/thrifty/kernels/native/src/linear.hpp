@@ -42,7 +42,7 @@ void linear_row(const Linear& linear, int row, float* out);
 // Rows whose panels stay in the second-level cache while all tiles pass over them; a multiple of kPanel.
 int rows_per_pass(const Linear& linear);
 
-// Asks for the first bytes of a tile, as many as the kernels for one row ask for ahead.
+// Asks for the first bytes of a tile.
 void fetch_tile(const Linear& linear, int tile);
 
 // Counters of claimed tasks, one for each worker's part of the work.

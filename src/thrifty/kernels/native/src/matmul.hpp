@@ -1,6 +1,6 @@
 // y = W x over stored weights, one family of kernels for every number of rows. Included once per instruction set.
 #pragma once
-#include "matmul_codes.hpp"
+#include "matmul_many.hpp"
 #include "matmul_plain.hpp"
 
 namespace thrifty::THRIFTY_ISA {
@@ -41,7 +41,7 @@ template <Layout L, bool MINIMUM, int M>
 static void rows_tile(const Linear& w, int tile, const void* x, float* y, size_t stride, bool add_to_y) {
   V acc[M];
   if constexpr (L == Layout::bf16) pair_tile<M>(w, tile, (const uint32_t*)x, acc);
-  else code_tiles<L, MINIMUM, 1, M>(w, tile, (const ActivationBlock*)x, acc);
+  else code_tile<L, MINIMUM, M>(w, tile, (const ActivationBlock*)x, acc);
   write_tile<M>(w, tile, acc, y, stride, add_to_y);
 }
 
@@ -54,39 +54,40 @@ static void panel_tile(const Linear& w, int tile, const uint8_t* x, int rows, fl
   if (rows & 1) rows_tile<L, MINIMUM, 1>(w, tile, x + i * item<L>(), y + i * stride, stride, add_to_y);
 }
 
-constexpr int kPairRows = 4;  // two tiles of accumulators for so many rows fit the registers
-
-// kPairRows full rows of two neighbouring tiles.
-template <Layout L, bool MINIMUM>
-static void two_tiles(const Linear& w, int tile, const void* x, float* y, size_t stride, bool add_to_y) {
-  V acc[2 * kPairRows];
-  code_tiles<L, MINIMUM, 2, kPairRows>(w, tile, (const ActivationBlock*)x, acc);
-  write_tile<kPairRows>(w, tile, acc, y, stride, add_to_y);
-  write_tile<kPairRows>(w, tile + 1, acc + kPairRows, y + kLanes, stride, add_to_y);
-}
-
 // One tile over all rows.
 template <Layout L, bool MINIMUM>
-static void tile_rows(const Linear& w, int tile, const uint8_t* x, int rows, float* y, size_t stride, bool add_to_y) {
+static void all_rows(const Linear& w, int tile, const uint8_t* x, int rows, float* y, size_t stride, bool add_to_y) {
   for (; rows > 0; rows -= kPanel, x += panel_size<L>(w), y += kPanel * stride) panel_tile<L, MINIMUM>(w, tile, x, rows < kPanel ? rows : kPanel, y, stride, add_to_y);
 }
 
+// Two tiles over many rows, in passes; returns how many rows that were: all but some that do not fill the registers.
+template <Layout L, bool MINIMUM> static int many_rows(const Linear& w, int tile, const uint8_t* x, int rows, float* y, size_t stride, bool add_to_y) {
+  V sums[kPassRows / kTogether][2 * kTogether];
+  const int whole = rows / kTogether * kTogether;
+  for (int row = 0; row < whole; row += kPassRows) {
+    const int groups = (whole - row < kPassRows ? whole - row : kPassRows) / kTogether;
+    pass<L, MINIMUM>(w, tile, (const ActivationBlock*)(x + (size_t)(row / kPanel) * panel_size<L>(w)), groups, sums);
+    for (int g = 0; g < groups; g++)
+      for (int n = 0; n < 2; n++) write_tile<kTogether>(w, tile + n, sums[g] + n * kTogether, y + (size_t)(row + g * kTogether) * stride + n * kLanes, stride, add_to_y);
+  }
+  return whole;
+}
+
+// Rows from which two tiles go together. Fewer are bound by the memory, which is read fastest as one stream.
+constexpr int kPairRows = 4;
+
 template <Layout L, bool MINIMUM>
 static void run_tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add_to_y) {
-  constexpr bool kPairs = L != Layout::bf16 && kPairsOfTiles;
-  const size_t panel = panel_size<L>(w);
-  const uint8_t* x = (const uint8_t*)activations + (size_t)(row0 / kPanel) * panel;
-  const int rows = row1 - row0, full = kPairs ? rows / kPanel : 0;  // panels that go two tiles at a time
+  const uint8_t* x = (const uint8_t*)activations + (size_t)(row0 / kPanel) * panel_size<L>(w);
+  const int rows = row1 - row0;
   int tile = tile0;
-  for (; full > 0 && tile + 2 <= tile1; tile += 2, y += 2 * kLanes) {
-    if constexpr (kPairs) {
-      for (int i = 0; i < 2 * full; i++)
-        two_tiles<L, MINIMUM>(w, tile, x + (size_t)(i / 2) * panel + (size_t)(i % 2) * kPairRows * item<L>(), y + (size_t)i * kPairRows * stride, stride, add_to_y);
+  if constexpr (L != Layout::bf16 && kPairsOfTiles)
+    for (; rows >= kPairRows && tile + 2 <= tile1; tile += 2, y += 2 * kLanes) {
+      const int done = many_rows<L, MINIMUM>(w, tile, x, rows, y, stride, add_to_y);
+      const uint8_t* rest = x + (size_t)(done / kPanel) * panel_size<L>(w) + (size_t)(done % kPanel) * item<L>();
+      for (int n = 0; n < 2; n++) all_rows<L, MINIMUM>(w, tile + n, rest, rows - done, y + (size_t)done * stride + n * kLanes, stride, add_to_y);
     }
-    const size_t done = (size_t)full * kPanel;
-    for (int t = 0; t < 2; t++) tile_rows<L, MINIMUM>(w, tile + t, x + (size_t)full * panel, rows - (int)done, y + done * stride + (size_t)t * kLanes, stride, add_to_y);
-  }
-  for (; tile < tile1; tile++, y += kLanes) tile_rows<L, MINIMUM>(w, tile, x, rows, y, stride, add_to_y);
+  for (; tile < tile1; tile++, y += kLanes) all_rows<L, MINIMUM>(w, tile, x, rows, y, stride, add_to_y);
 }
 
 using RunTiles = void (*)(const Linear&, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add);

@@ -111,6 +111,9 @@ template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int e) {
   return {_mm256_cvtepi32_ps(x), _mm256_cvtepi32_ps(y)};
 }
 
+// Asks for a line of memory, here: compilers gather what they may move, and so many requests at once wait.
+THRIFTY_INLINE void fetch_line(const uint8_t* p) { asm volatile("prefetcht0 %0" ::"m"(*p)); }
+
 THRIFTY_INLINE uint64_t read_lines(const uint8_t* p, size_t lines) {
   I a = _mm256_setzero_si256(), b = a;
   for (size_t i = 0; i < lines; i++) {

@@ -145,6 +145,8 @@ template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int e) {
   return load(f);
 }
 
+THRIFTY_INLINE void fetch_line(const uint8_t* p) { __builtin_prefetch(p); }
+
 THRIFTY_INLINE uint64_t read_lines(const uint8_t* p, size_t lines) {
   uint64_t s[8] = {}, x[8];
   for (size_t i = 0; i < lines; i++) {

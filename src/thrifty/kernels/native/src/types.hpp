@@ -12,7 +12,8 @@ namespace thrifty {
 
 constexpr int kLanes = 16;        // rows of one weight tile
 constexpr int kBlockColumns = 32; // columns that share one activation scale
-constexpr int kFetchBytes = 6144;  // how far ahead of a single row's products weights are asked for
+constexpr int kFetchBytes = 2048;  // how far ahead of a single row's products weights are asked for
+constexpr int kWarmBytes = 6144;   // what is asked for of a tile that is next
 constexpr int kPanel = 8;         // activation rows interleaved in one panel
 constexpr int kPage = 64;         // tokens of one page of the KV cache
 constexpr int kChunkPages = 4;    // pages of one attention chunk: the fixed unit of splitting and merging
