@@ -24,7 +24,12 @@ MISSING = (
 )
 
 _PLAIN = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16"}
-_GROUP_LAYOUTS = {(4, None): "int4", (5, None): "int5", (8, None): "int8", (4, "iq4"): "iq4_nl"}
+_GROUP_LAYOUTS: dict[tuple[Any, Any], str] = {
+    (4, None): "int4",
+    (5, None): "int5",
+    (8, None): "int8",
+    (4, "iq4"): "iq4_nl",
+}  # by bits and codebook
 
 
 class Linear(Protocol):
