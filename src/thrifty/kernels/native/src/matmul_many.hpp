@@ -14,7 +14,7 @@ struct ChunkScales {
 };
 
 // One level: the blocks from `first` on, in groups.
-template <bool MINIMUM> THRIFTY_INLINE void read_scales(const Linear& w, int tile, int first, int blocks, ChunkScales& to) {
+template <Layout L, bool MINIMUM> THRIFTY_INLINE void read_scales(const Linear& w, int tile, int first, int blocks, ChunkScales& to) {
   const int per_group = w.group / kBlockColumns, groups = (w.blocks() + per_group - 1) / per_group;
   for (int b = 0; b < blocks; b++)
     for (int n = 0; n < 2; n++) {
@@ -93,7 +93,7 @@ template <Layout L, bool MINIMUM> static void pass(const Linear& w, int tile, co
   for (int first = 0; first < blocks; first += kSuperblock) {
     const int count = blocks - first < kSuperblock ? blocks - first : kSuperblock;
     if constexpr (two_levels(L)) read_sub_scales<L>(w, tile, first / kSuperblock, codes, step, scales);
-    else read_scales<MINIMUM>(w, tile, first, count, scales);
+    else read_scales<L, MINIMUM>(w, tile, first, count, scales);
     const bool unpacked = C.low != 8 && groups >= kUnpackedGroups;
     if (unpacked)
       for (int n = 0; n < 2; n++) unpack_codes<C>(codes + sub_scales(L).bytes + (size_t)n * step, count, bytes[n]);
