@@ -66,7 +66,7 @@ from thrifty.storage.process import peak_resident
 
 labels = ("as shipped", "kivi(bits=4)", "rtn(bits=4, group=128, embedding_bits=4) + kivi(bits=4)")
 chosen = [one for one in space(3774) if one.label in labels]
-fit = Fit(Question(load(sys.argv[1]), 150_000_000, 4096, scored=8, candidates=chosen, items=1))
+fit = Fit(Question(load(sys.argv[1]), 150_000_000, 4096, scored=8, candidates=chosen, tasks=()))
 list(fit.rows())
 assert {row.candidate.label for row in fit.measured if row.rung == 2} == set(labels)
 print(peak_resident())
@@ -75,6 +75,6 @@ print(peak_resident())
 
 @pytest.mark.slow
 def test_a_search_holds_no_second_model_beside_the_first(smollm2: Path) -> None:
-    """Its own process stays below twice the budget, rounded weights and the full cache included."""
+    """Its own process stays below 400 MB with room for what libraries add; two models side by side would not."""
     finished = subprocess.run([sys.executable, "-c", PROGRAM, str(smollm2)], capture_output=True, text=True, check=True)
-    assert int(finished.stdout) < 2 * BUDGET
+    assert int(finished.stdout) < 350e6

@@ -171,9 +171,10 @@ def _table(document: dict[str, Any]) -> None:
 
 def _say_file(document: dict[str, Any]) -> None:
     """What a token reads of weights beside what the checkpoint holds of them."""
-    read, filed = document["weight_bytes_per_token"], document["file_bytes_per_token"]
+    filed = document.get("file_bytes_per_token")
     if not filed:
         return
+    read = document["weight_bytes_per_token"]
     shares = [f"{row['file_roofline_fraction']:.0%} at {context}" for context, row in document["contexts"].items()]
     output.say(
         f"a token reads {output.megabytes(read)} of weights, {read / filed:.2f} of the {output.megabytes(filed)} that "
