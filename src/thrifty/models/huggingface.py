@@ -110,16 +110,28 @@ class HuggingFaceSource:
 
     def stored(self) -> list[StoredTensor]:
         """What the files hold of the decoder; no weight is read."""
-        entries = ((place.names, place.entry) for place in self._places)
-        return [StoredTensor(names, entry.dtype, entry.shape, entry.nbytes) for names, entry in entries]
+        return [self._stored_tensor(place) for place in self._places]
+
+    def _stored_tensor(self, place: _Place) -> StoredTensor:
+        """A quantised linear is one tensor of its method's type, of all the bytes that make it up."""
+        if not place.module:
+            return StoredTensor(place.names, place.entry.dtype, place.entry.shape, place.entry.nbytes)
+        assert self._method is not None, "a quantised linear has a method"
+        shapes = [self._expected[name] for name in place.names]
+        nbytes = sum(entry.nbytes for entry in place.module.values())
+        return StoredTensor(place.names, self._method.name, (sum(rows for rows, _ in shapes), shapes[0][1]), nbytes)
 
     def samples(self) -> Iterator[Weight]:
         """The first part of the smallest matrix of every tensor type, as `weights` gives it."""
         reader, wanted = TensorReader(), {tensor.names[0] for tensor in smallest(self.stored())}
         for place in self._places:
-            if place.names[0] in wanted and place.fused:
+            if place.names[0] not in wanted:
+                continue
+            if place.module:
+                yield next(self._quantised(reader, place, None))
+            elif place.fused:
                 yield next(self._fused(reader, place, None))
-            elif place.names[0] in wanted:
+            else:
                 yield _stored(place.entry, place.names[0], reader.read(place.entry), None)
 
     def _fused(self, reader: TensorReader, place: _Place, dtype: DType | None) -> Iterator[Weight]:

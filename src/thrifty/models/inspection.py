@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.errors import CheckpointError, nearest
+from thrifty.formats.linear import CodebookLinear
 from thrifty.models.cache_entry import INDEX
 from thrifty.models.config import ModelConfig
 from thrifty.models.copies import Copy, copy_of
@@ -170,4 +171,8 @@ def _label(meta: dict[str, Any]) -> str:
     for key in ("type", "dtype"):
         if key in meta:
             return str(meta[key]).lower()
-    return f"int{meta['bits']}-g{meta['group']}" if "bits" in meta else str(meta["kind"])
+    if "bits" not in meta:
+        return str(meta["kind"])
+    prefix = "table" if meta["kind"] == CodebookLinear.kind else "int"
+    codes = meta.get("codebook") or f"{prefix}{meta['bits']}"
+    return f"{codes}-g{meta['group']}"

@@ -93,13 +93,15 @@ class IntegerCodes:
         return (self.codes.astype(np.float32) - zeros) * self._spread(self.scales, columns)
 
     def linear(self) -> PackedLinear:
-        group = min(self.group, LARGEST_GROUP)
+        whole = self.scales.shape[1] == 1  # one scale a row, of any width
+        group = LARGEST_GROUP if whole else min(self.group, LARGEST_GROUP)
         groups = -(-self.codes.shape[1] // group)
-        scales = np.repeat(self.scales, max(self.group // group, 1), axis=1)[:, :groups]
+        repeats = groups if whole else self.group // group
+        scales = np.repeat(self.scales, repeats, axis=1)[:, :groups]
         if self.zeros is None or (self.zeros == self._middle).all():
             codes = self.codes if self.bits == 4 else (self.codes ^ np.uint8(128)).view(np.int8)
             return GroupLinear.from_codes(codes, scales, None, self.bits, group)
-        zeros = np.repeat(self.zeros, max(self.group // group, 1), axis=1)[:, :groups]
+        zeros = np.repeat(self.zeros, repeats, axis=1)[:, :groups]
         return ZeroPointLinear.from_codes(self.codes, scales, zeros, self.bits, group)
 
     @property

@@ -21,6 +21,7 @@ from thrifty.formats.linear import GroupLinear, PackedLinear
 from thrifty.models.huggingface import HuggingFaceSource
 from thrifty.models.loading import assemble
 from thrifty.models.model import Model
+from thrifty.models.quantised import IntegerCodes
 from thrifty.reference import build
 
 LINEAR = "layers.1.attention.key"  # [128, 128]
@@ -232,3 +233,26 @@ def test_joined_linears_are_taken_apart(tmp_path: Path) -> None:
     }
     wanted = [[layout.weight(tensors, row, column) for column in range(128)] for row in range(128, 192)]
     assert np.array_equal(model.linears["layers.0.attention.key"].dequantize(), np.array(wanted, np.float32))
+
+
+@pytest.mark.parametrize("columns", [576, 160, 96])
+@pytest.mark.parametrize("zeros", [True, False])
+def test_one_scale_a_row_of_any_width(columns: int, zeros: bool) -> None:
+    random = np.random.default_rng(columns)
+    codes = random.integers(0, 16, (32, columns), dtype=np.uint8)
+    scales = random.uniform(0.01, 0.02, (32, 1)).astype(np.float16).astype(np.float32)
+    points = random.integers(0, 16, (32, 1)) if zeros else None
+    whole = IntegerCodes(codes, scales, points, 4, columns)
+    assert np.array_equal(whole.linear().dequantize(), whole.values())
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_is_stored_is_told_by_linear(name: str, tmp_path: Path) -> None:
+    source = HuggingFaceSource(quantised_files.write(tmp_path, LAYOUTS[name]))
+    down = next(tensor for tensor in source.stored() if DOWN in tensor.names)
+    kept = {weight.name: weight for weight in source.weights()}[DOWN]
+    assert (down.type, down.shape) == (kept.origin, (128, 256))
+    assert down.nbytes == sum(
+        entry.nbytes for name, entry in source.entries.items() if name.startswith(f"{NAMES[DOWN]}.")
+    )
+    assert {weight.origin for weight in source.samples()} >= {down.type}
