@@ -123,31 +123,29 @@ def test_cancelling_frees_everything_at_any_stage(model: Model, make_engine: Any
         assert not engine.busy
 
 
-class Broken:
-    """A runner that fails where a poisoned token is in the batch."""
+def poisoned(engine: Engine, token: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of the engine's runner fail where the token is in the batch."""
+    run = engine.runner.decode
 
-    name, reason = "broken", "for tests"
-
-    def __init__(self, runner: Any, poison: int) -> None:
-        self._runner, self._poison = runner, poison
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runner, name)
-
-    def decode(self, batch: Any) -> Any:
-        scores = self._runner.decode(batch)  # rows are in the caches already: they must be taken back
-        if any(self._poison in rows.tokens for rows in batch):
+    def decode(batch: Any) -> Any:
+        scores = run(batch)  # rows are in the caches already: they must be taken back
+        if any(token in rows.tokens for rows in batch):
             raise RuntimeError("poisoned")
         return scores
 
+    monkeypatch.setattr(engine.runner, "decode", decode)
 
-def test_an_error_in_one_request_leaves_its_batch_as_it_would_have_been(model: Model, make_engine: Any) -> None:
+
+def test_an_error_in_one_request_leaves_its_batch_as_it_would_have_been(
+    model: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lengths = (100, 63, 128)
     clean = make_engine(model)
     expected = [clean.submit(request(n, max_tokens=30)).result().token_ids for n in lengths]
     engine = make_engine(model)
     poison = 7
-    engine.runner = Broken(engine.runner, poison)
+    engine._stepper.ahead = None  # all rows go through Runner.decode
+    poisoned(engine, poison, monkeypatch)
     bias = {poison: -1000.0}
     good = [engine.submit(request(n, max_tokens=30, logit_bias=bias)) for n in lengths]
     bad = engine.submit(request(90, forced=[1, 2, 3, poison, 4, 5]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from tests.tiny import text_tokens
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
+from thrifty.engine.engine import Engine
 from thrifty.engine.pace import Pace
 from thrifty.engine.request import Event, Handle, Request
 from thrifty.errors import PromptError
@@ -87,27 +89,25 @@ def test_cancelling_between_slices_frees_everything(model: Model, make_engine: A
     assert not engine.busy
 
 
-class Failing:
-    """A runner whose slices fail from the `healthy`th on."""
+def fail_from(engine: Engine, healthy: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of the engine's runner fail from the `healthy`th on."""
+    run, calls = engine.runner.run_layers, itertools.count()
 
-    def __init__(self, runner: Any, healthy: int) -> None:
-        self._runner, self._left = runner, healthy
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runner, name)
-
-    def run_layers(self, first: int, last: int, hidden: Any, rows: Any) -> Any:
-        self._left -= 1
-        if self._left < 0:
+    def run_layers(first: int, last: int, hidden: Any, rows: Any) -> Any:
+        if next(calls) >= healthy:
             raise RuntimeError("a slice failed")
-        return self._runner.run_layers(first, last, hidden, rows)
+        return run(first, last, hidden, rows)
+
+    monkeypatch.setattr(engine.runner, "run_layers", run_layers)
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_an_error_in_a_slice_ends_its_request_only(model: Model, make_engine: Any, cache: str) -> None:
+def test_an_error_in_a_slice_ends_its_request_only(
+    model: Model, make_engine: Any, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone = list(make_engine(model).submit(chatting()))
     engine = make_engine(model, prefix_tree=False, prefill_slice_ms=ONE_PIECE)
-    engine.runner = Failing(engine.runner, 5)
+    fail_from(engine, 5, monkeypatch)
     chat, handle = begun(engine, cache)
     same(list(chat), alone)
     with pytest.raises(RuntimeError, match="a slice failed"):
