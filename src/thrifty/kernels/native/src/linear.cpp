@@ -122,7 +122,7 @@ float dot(const float* a, const float* b, int count) {
 
 int rows_per_pass(const Linear& w) {
   const size_t per_panel = panel_bytes(w, kPanel);
-  return kPanel * (int)std::max<size_t>(1, std::min<size_t>(64, kPassBytes / per_panel));
+  return kPanel * (int)std::clamp<size_t>(kPassBytes / per_panel, 8, 64);  // at least what shares the unpacking of a tile
 }
 
 void matmul(const Linear& w, const float* x, float* y, int m) {
