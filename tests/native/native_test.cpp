@@ -60,10 +60,17 @@ std::vector<float> floats(size_t count) {
 
 // Exactly `size` bytes at an aligned address, so that one byte too far is an error.
 struct Exact {
-  explicit Exact(size_t size) : data((uint8_t*)std::aligned_alloc(64, size), std::free) {}
+  explicit Exact(size_t size) : data(memory(size), std::free) {}
   explicit Exact(size_t size, int fill) : Exact(size) { std::memset(data.get(), fill, size); }
   std::unique_ptr<uint8_t, void (*)(void*)> data;
   uintptr_t address() const { return (uintptr_t)data.get(); }
+
+ private:
+  static uint8_t* memory(size_t size) {
+    void* p = nullptr;
+    if (posix_memalign(&p, 64, size)) throw std::bad_alloc();
+    return (uint8_t*)p;
+  }
 };
 
 constexpr uint16_t kHalfOne = 0x3c00, kHalfQuarter = 0x3400;  // fp16 1 and 0.25
@@ -72,18 +79,20 @@ constexpr bool has_scales(Layout layout) { return reads(layout) == Reads::codes;
 // Whether a linear of the layout may have minimums.
 constexpr bool takes_minimums(Layout layout) { return layout == Layout::int4 || layout == Layout::int5 || layout == Layout::int8 || sub_scales(layout).minimums; }
 
-// A linear of any layout; scales of groups are 0.25 and minimums, if any, are 1 (of superblocks 2^-9 and 2^-8).
+// A linear of any layout; scales of groups are 0.25 and minimums, if any, are 1 (of superblocks 2^-9 and 2^-8). points: with zero
+// points in place of minimums.
 struct Packed {
   Layout layout;
   int out, in, group;
-  bool minimum;
-  std::vector<uint8_t> codes;
+  bool minimum, points;
+  std::vector<uint8_t> codes, zeros;
+  std::vector<float> table, table_scales;
   std::vector<uint16_t> scales, minimums;
-  Packed(Layout layout, int out, int in, int group, bool minimum) : layout(layout), out(out), in(in), group(group), minimum(minimum) {
+  Packed(Layout layout, int out, int in, int group, bool minimum, bool points = false) : layout(layout), out(out), in(in), group(group), minimum(minimum), points(points) {
     const size_t tiles = ((size_t)out + 15) / 16, columns = two_levels(layout) ? 256 : (size_t)group, groups = ((size_t)in + columns - 1) / columns;
     Linear sized;
     sized.layout = layout, sized.out = out, sized.in = in;
-    codes.resize(reads(layout) == Reads::plain ? (size_t)out * tile_bytes(sized) / 16 : tiles * tile_bytes(sized));
+    codes.resize(reads(layout) == Reads::plain && !is_table(layout) ? (size_t)out * tile_bytes(sized) / 16 : tiles * tile_bytes(sized));
     for (auto& c : codes) c = (uint8_t)random_source();
     if (layout == Layout::f32) {
       const auto weights = floats((size_t)out * (size_t)in);
@@ -91,11 +100,17 @@ struct Packed {
     }
     if (layout == Layout::bf16 || layout == Layout::f16)
       for (size_t i = 1; i < codes.size(); i += 2) codes[i] = (uint8_t)((layout == Layout::bf16 ? 0x3e : 0x34) | (codes[i] & 0x83));  // of moderate size
+    if (is_table(layout)) table = floats((size_t)1 << codes_of(layout, false).bits()), table_scales.assign(tiles * groups * 16, 0.25f);
     if (!has_scales(layout)) return;
+    if (points) zeros.resize(tiles * groups * 16);
+    for (auto& zero : zeros) zero = (uint8_t)(random_source() % (layout == Layout::int4 ? 16 : 256));
     scales.assign(tiles * groups * 16, two_levels(layout) ? 0x1800 : kHalfQuarter), minimums.assign(tiles * groups * 16, two_levels(layout) ? 0x1c00 : kHalfOne);
   }
   Linear linear() const {
-    return make_linear(layout, (uintptr_t)codes.data(), (uintptr_t)scales.data(), minimum ? (uintptr_t)minimums.data() : 0, 0, out, in, group);
+    Linear w = make_linear(layout, (uintptr_t)codes.data(), (uintptr_t)scales.data(), minimum ? (uintptr_t)minimums.data() : 0, 0, out, in, group);
+    if (points) w.zeros = zeros.data();
+    if (is_table(layout)) w.table = table.data(), w.table_scales = table_scales.data();
+    return w;
   }
 };
 
@@ -133,6 +148,9 @@ void test_matmuls() {
       for (auto [out, in, group] : {std::tuple{1, 1, 32}, {17, 33, 32}, {50, 100, 64}, {31, 160, 128}, {16, 2, 32}})
         for (int m : {1, 2, 7, 19}) test_matmul(Packed(layout, out, in, group, minimum), m);
     }
+  for (Layout layout : {Layout::int4, Layout::int8})
+    for (auto [out, in, group] : {std::tuple{1, 1, 32}, {17, 33, 32}, {50, 160, 128}})
+      for (int m : {1, 7, 19}) test_matmul(Packed(layout, out, in, group, false, true), m);
 }
 
 // Any bytes of a file come back from the arrays that they became, and lanes behind the last row are zero.
