@@ -72,8 +72,9 @@ class CompressedTensors:
             except ConfigError as error:
                 refuse(scale, f"has {groups} groups for {columns} columns: {error}")
         if "weight_zero_point" in tensors:
-            packed = (math.ceil(rows * bits / 32), groups)
-            expect(module, tensors, "weight_zero_point", ("I32", "I8"), packed, (rows, groups), scale.shape)
+            words = tensors["weight_zero_point"].dtype == "I32"  # packed codes; else a byte each
+            shapes = [(math.ceil(rows * bits / 32), groups)] if words else [(rows, groups), scale.shape]
+            expect(module, tensors, "weight_zero_point", ("I32", "I8"), *shapes)
 
     def read(self, tensors: Mapping[str, Array], rows: int, columns: int) -> Codes:
         """Raises CheckpointError where groups are not consecutive columns, or an FP8 number is none."""

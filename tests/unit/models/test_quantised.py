@@ -256,3 +256,15 @@ def test_what_is_stored_is_told_by_linear(name: str, tmp_path: Path) -> None:
         entry.nbytes for name, entry in source.entries.items() if name.startswith(f"{NAMES[DOWN]}.")
     )
     assert {weight.origin for weight in source.samples()} >= {down.type}
+
+
+def test_words_of_zero_points_are_packed(tmp_path: Path) -> None:
+    def unpack(tensors: Tensors) -> None:
+        rows, groups = len(tensors["weight_packed"]), tensors["weight_scale"].shape[1]
+        tensors["weight_zero_point"] = torch.full((rows, groups), 3, dtype=torch.int32)
+
+    name = next(
+        name for name in LAYOUTS if "weight_zero_point" in LAYOUTS[name].make(np.random.default_rng(0), 128, 128)
+    )
+    with pytest.raises(CheckpointError, match="weight_zero_point' has shape .*expected"):
+        open_changed(tmp_path, name, unpack)
