@@ -60,8 +60,40 @@ static void all_rows(const Linear& w, int tile, const uint8_t* x, int rows, floa
   for (; rows > 0; rows -= kPanel, x += panel_size<L>(w), y += kPanel * stride) panel_tile<L, MINIMUM>(w, tile, x, rows < kPanel ? rows : kPanel, y, stride, add_to_y);
 }
 
+// Four rows of two tiles of one level whose codes are unpacked in an instruction or two: cheaper each time than once for all rows.
+constexpr int kDirectRows = 4;
+template <Layout L> THRIFTY_SHARED constexpr bool is_direct() { return L == Layout::int4 || L == Layout::int8; }
+template <Layout L, bool MINIMUM> static void direct_rows(const Linear& w, int tile, const ActivationBlock* x, V* acc) {
+  constexpr Codes C = codes_of(L, MINIMUM);
+  const int blocks = w.blocks(), per_group = w.group / kBlockColumns, groups = (blocks + per_group - 1) / per_group;
+  const size_t step = tile_step<L, MINIMUM>(w), first = (size_t)tile * (size_t)groups * kLanes, next = (size_t)groups * kLanes;
+  const uint8_t* codes = w.codes + (size_t)tile * step;
+#pragma GCC unroll 8
+  for (int i = 0; i < 2 * kDirectRows; i++) acc[i] = zero();
+  for (int g = 0; g < groups; g++) {
+    const size_t at = first + (size_t)g * kLanes;
+    const V scale[2] = {load_half(w.scales + at), load_half(w.scales + at + next)};
+    const V minimum[2] = {MINIMUM ? group_minimum<L>(w, at, scale[0]) : zero(), MINIMUM ? group_minimum<L>(w, at + next, scale[1]) : zero()};
+    const int end = (g + 1) * per_group < blocks ? (g + 1) * per_group : blocks;
+    for (int b = g * per_group; b < end; b++, codes += C.bytes(), x += kPanel) {
+      const CodeBlock<C, false> both[2] = {CodeBlock<C, false>(codes), CodeBlock<C, false>(codes + step)};
+      add_group_block<MINIMUM, 2, kDirectRows>(both, scale, minimum, x, acc);
+    }
+  }
+}
+
 // Two tiles over many rows, in passes; returns how many rows that were: all but some that do not fill the registers.
 template <Layout L, bool MINIMUM> static int many_rows(const Linear& w, int tile, const uint8_t* x, int rows, float* y, size_t stride, bool add_to_y) {
+  if constexpr (is_direct<L>()) {
+    const int done = rows / kDirectRows * kDirectRows;
+    for (int row = 0; row < done; row += kDirectRows) {
+      V acc[2 * kDirectRows];
+      const uint8_t* from = x + (size_t)(row / kPanel) * panel_size<L>(w) + (size_t)(row % kPanel) * item<L>();
+      direct_rows<L, MINIMUM>(w, tile, (const ActivationBlock*)from, acc);
+      for (int n = 0; n < 2; n++) write_tile<kDirectRows>(w, tile + n, acc + n * kDirectRows, y + (size_t)row * stride + n * kLanes, stride, add_to_y);
+    }
+    return done;
+  }
   V sums[kPassRows / kTogether][2 * kTogether];
   const int whole = rows / kTogether * kTogether;
   for (int row = 0; row < whole; row += kPassRows) {
