@@ -320,7 +320,7 @@ void test_plan(Layout layout, int dim) {
   const auto linear = [&](int out, int in) {
     packed.emplace_back(layout, out, in, 32, takes_minimums(layout));
     const Packed& p = packed.back();
-    return plan.add_linear(layout, (uintptr_t)p.codes.data(), (uintptr_t)p.scales.data(), p.minimum ? (uintptr_t)p.minimums.data() : 0, 0, out, in, 32);
+    return plan.add_linear(p.linear());
   };
   const std::vector<float> norm(256, 0.1f);
   const uintptr_t n = (uintptr_t)norm.data();

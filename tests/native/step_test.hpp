@@ -31,9 +31,9 @@ struct SmallPlan {
   int linear(int out, int in) {
     packed.emplace_back(layout, out, in, 32, takes_minimums(layout));
     const Packed& p = packed.back();
-    return plan.add_linear(layout, (uintptr_t)p.codes.data(), (uintptr_t)p.scales.data(), p.minimum ? (uintptr_t)p.minimums.data() : 0, 0, out, in, 32);
+    return plan.add_linear(p.linear());
   }
-  int plain(int out, const std::vector<float>& weights) { return plan.add_linear(Layout::f32, (uintptr_t)weights.data(), 0, 0, 0, out, hidden, 0); }
+  int plain(int out, const std::vector<float>& weights) { return plan.add_linear(make_linear(Layout::f32, (uintptr_t)weights.data(), 0, 0, 0, out, hidden, 0)); }
 
   Layout layout;
   int layers;

@@ -11,14 +11,12 @@ import numpy as np
 from thrifty.arrays import BFLOAT16, Array
 from thrifty.formats.linear import DenseLinear
 from thrifty.kernels.reference.packing import padded
-from thrifty.models.parts import parts
+from thrifty.models.parts import EXACT, parts
 
 if TYPE_CHECKING:
     from thrifty.models.config import ModelConfig
     from thrifty.models.model import Model
     from thrifty.models.source import StoredTensor
-
-EXACT = (".router", ".shared_gate")  # kept in fp32 by every loader
 
 
 @dataclass(frozen=True)

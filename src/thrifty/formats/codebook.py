@@ -9,7 +9,7 @@ import numpy as np
 
 from thrifty.arrays import Array, Bytes, Floats, Integers
 from thrifty.errors import KernelError
-from thrifty.formats.packed import TILE, PackedLinear, check_rows, check_tensor, field
+from thrifty.formats.packed import PackedLinear, check_rows, check_tensor, field
 from thrifty.kernels.reference import packing
 
 BITS = (4, 8)
@@ -44,12 +44,7 @@ class CodebookLinear(PackedLinear):
         _check_options(bits, group)
         if codes.size and int(codes.max()) >> bits:
             raise KernelError(f"a code is {int(codes.max())}; 0 to {(1 << bits) - 1} is allowed")
-        rows, columns = packing.padded(len(codes), 16), packing.padded(codes.shape[1], 32)
-        stored = np.empty((rows // 16, columns // 32, 64 * bits), np.uint8)
-        for start in range(0, len(codes), TILE):
-            part = codes[start : start + TILE]
-            padded = packing.pad_to(part, packing.padded(len(part), 16), columns)
-            stored[start // 16 : start // 16 + len(padded) // 16] = packing.pack_codes(padded, bits)
+        stored, rows = packing.pack_rows(codes, bits), packing.padded(len(codes), 16)
         scale = packing.pack_parameters(packing.pad_to(scales, rows, scales.shape[1]))
         return cls(len(codes), codes.shape[1], bits, group, stored, scale, table)
 

@@ -10,7 +10,7 @@ import numpy as np
 from thrifty.arrays import Array, Bytes, Floats, Integers
 from thrifty.errors import KernelError
 from thrifty.formats.group import GROUPS
-from thrifty.formats.packed import TILE, PackedLinear, check_rows, check_tensor, field
+from thrifty.formats.packed import PackedLinear, check_rows, check_tensor, field
 from thrifty.kernels.reference import packing
 from thrifty.kernels.reference.affine import Halves, to_float16
 from thrifty.kernels.reference.matmul import group_matmul
@@ -54,12 +54,7 @@ class ZeroPointLinear(PackedLinear):
         for name, numbers, high in (("code", codes, (1 << bits) - 1), ("zero point", zeros, 255)):
             if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) <= high:
                 raise KernelError(f"a {name} is {int(numbers.min())} to {int(numbers.max())}; 0 to {high} is allowed")
-        rows, columns = packing.padded(len(codes), 16), packing.padded(codes.shape[1], 32)
-        stored = np.empty((rows // 16, columns // 32, 64 * bits), np.uint8)
-        for start in range(0, len(codes), TILE):
-            part = codes[start : start + TILE]
-            padded = packing.pad_to(part, packing.padded(len(part), 16), columns)
-            stored[start // 16 : start // 16 + len(padded) // 16] = packing.pack_codes(padded, bits)
+        stored, rows = packing.pack_rows(codes, bits), packing.padded(len(codes), 16)
         groups = scales.shape[1]
         halves = packing.pad_to(to_float16(scales.astype(np.float32), "group scale"), rows, groups)
         zero = packing.pad_to(zeros.astype(np.uint8), rows, groups)

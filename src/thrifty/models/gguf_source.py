@@ -16,7 +16,7 @@ from thrifty.kernels.reference.ggml import values
 from thrifty.models.gguf import GGUF
 from thrifty.models.gguf_config import architecture, read_config
 from thrifty.models.gguf_rows import TensorRows, plain, stored
-from thrifty.models.parts import parts
+from thrifty.models.parts import EXACT, parts
 from thrifty.models.source import DType, SlicedLinear, SlicedWeight, StoredTensor, Weight, not_finite, smallest
 from thrifty.models.tokenizer_gguf import from_metadata
 
@@ -57,8 +57,6 @@ _MODEL_PARTS: Mapping[str, str] = {
 }
 # Read by the config, or derived from it.
 _NOT_PARTS = frozenset(("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight", "attn_rot_embd"))
-# Small matrices whose rounding would change which experts a token meets: kept as they are.
-_EXACT = (".router", ".shared_gate")
 
 
 class GGUFSource:
@@ -114,7 +112,7 @@ class GGUFSource:
         return (weight.whole() for weight in self._read(None) if weight.name in wanted)
 
     def _linear(self, rows: TensorRows, name: str, dtype: DType | None) -> SlicedLinear:
-        if dtype is None and not name.endswith(_EXACT):
+        if dtype is None and not name.endswith(EXACT):
             linear = stored(rows)
         else:
             linear = plain(rows, np.dtype(np.float32 if dtype is None else dtype))

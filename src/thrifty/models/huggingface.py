@@ -18,7 +18,7 @@ from thrifty.models.config import ModelConfig
 from thrifty.models.config_fields import Fields
 from thrifty.models.config_huggingface import TOKEN_LIMIT, from_huggingface
 from thrifty.models.huggingface_names import part_names
-from thrifty.models.parts import parts
+from thrifty.models.parts import EXACT, parts
 from thrifty.models.quantised import Codes, modules
 from thrifty.models.quantised_config import read_method, without_method
 from thrifty.models.safetensors_file import WEIGHT_TYPES, TensorEntry, TensorReader, read_entries, read_json
@@ -43,8 +43,6 @@ _SHARD = re.compile(r"[^/\0]{1,200}\.safetensors")
 _SKIPPED = re.compile(
     r"^(?:model\.)?(?:vision_tower|multi_modal_projector)\.|\.rotary_emb\.inv_freq$|\.self_attn\.[kv]_scale$"
 )
-# Small matrices whose rounding would change which experts a token meets: kept as they are.
-_EXACT = (".router", ".shared_gate")
 
 
 @dataclass(frozen=True)
@@ -316,7 +314,7 @@ def _weight(name: str, tensor: Array, origin: str, dtype: DType | None) -> Weigh
         raise CheckpointError(not_finite(name, tensor.astype(np.float32)))
     if tensor.ndim == 1:
         return Weight(name, tensor.astype(np.float32), origin)
-    if dtype is not None or name.endswith(_EXACT):
+    if dtype is not None or name.endswith(EXACT):
         plain = rounded(name, tensor, np.dtype(np.float32 if dtype is None else dtype))
         return Weight(name, DenseLinear.from_weight(plain, plain.dtype), origin)
     stored = rounded(name, tensor, BFLOAT16)
@@ -326,7 +324,7 @@ def _weight(name: str, tensor: Array, origin: str, dtype: DType | None) -> Weigh
 
 def _of_codes(name: str, codes: Codes, origin: str, dtype: DType | None) -> Weight:
     """The part `name` of a quantised linear: at its own bits, or in a plain type."""
-    if dtype is not None or name.endswith(_EXACT):
+    if dtype is not None or name.endswith(EXACT):
         plain = rounded(name, codes.values(), np.dtype(np.float32 if dtype is None else dtype))
         return Weight(name, DenseLinear.from_weight(plain, plain.dtype), origin)
     linear = codes.linear()

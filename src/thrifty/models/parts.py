@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from thrifty.models.config import ExpertConfig, ModelConfig
 
 Part = tuple[str, tuple[int, ...]]
+EXACT = (".router", ".shared_gate")
+"""Small matrices whose rounding would change which experts a token meets: every loader keeps them in fp32."""
 
 
 def parts(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -22,6 +22,7 @@ from thrifty.models.safetensors_file import TensorEntry
 
 REMEDY = "use the unquantised checkpoint, or a GGUF file"
 LARGEST_GROUP = max(GROUPS)
+SCALES = ("F16", "BF16", "F32")  # types of scales
 
 
 class Codes(Protocol):

@@ -10,10 +10,9 @@ import numpy as np
 from thrifty.arrays import Array
 from thrifty.errors import CheckpointError, ConfigError
 from thrifty.models.config_fields import Fields
-from thrifty.models.quantised import REMEDY, IntegerCodes, check_group, expect, unpacked
+from thrifty.models.quantised import REMEDY, SCALES, IntegerCodes, check_group, expect, unpacked
 from thrifty.models.safetensors_file import TensorEntry
 
-SCALES = ("F16", "BF16", "F32")
 # The output column, of eight, that each four bits of a word of AWQ's belong to.
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 

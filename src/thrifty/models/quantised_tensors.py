@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -13,14 +14,22 @@ import numpy as np
 from thrifty.arrays import Array, Floats, Integers
 from thrifty.errors import CheckpointError, ConfigError
 from thrifty.models.config_fields import Fields
-from thrifty.models.quantised import REMEDY, Codes, IntegerCodes, TableCodes, check_group, expect, refuse, unpacked
+from thrifty.models.quantised import (
+    REMEDY,
+    SCALES,
+    Codes,
+    IntegerCodes,
+    TableCodes,
+    check_group,
+    expect,
+    refuse,
+    unpacked,
+)
 from thrifty.models.safetensors_file import TensorEntry
 
-SCALES = ("BF16", "F16", "F32")
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision")
 # Of activations and of the cache: those are rounded by their own values here, more finely than these say.
 _UNUSED = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
-FLOAT8: Floats = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,13 @@ def _float8(codes: Array, scale: Floats, block: tuple[int, int]) -> TableCodes:
         scales = scale
     else:
         scales, group = np.repeat(scale, block[0], axis=0)[:rows], block[1]
-    return TableCodes(codes, scales, FLOAT8, 8, group)
+    return TableCodes(codes, scales, _float8_values(), 8, group)
+
+
+@cache
+def _float8_values() -> Floats:
+    """What each byte means in e4m3, fp32 [256]."""
+    return np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 
 def _zeros(stored: Array | None, bits: int, shape: tuple[int, ...]) -> Integers | None:

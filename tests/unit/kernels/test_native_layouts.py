@@ -139,3 +139,19 @@ def test_what_a_native_linear_refuses() -> None:
     six = repacked("Q6_K", random_rows("Q6_K", 16, 256))
     with pytest.raises(ValueError, match="q6_k has no minimums"):
         module.Linear(layout="q6_k", **{**six, "minimums": made["minimums"]}, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "what"),
+    [
+        ("f16", {"minimums": np.zeros((1, 1, 16), np.float16)}, "minimums"),
+        ("bf16", {"scales": np.zeros((1, 1, 16), np.float16)}, "scales"),
+        ("int5", {"zeros": np.zeros((1, 1, 16), np.uint8)}, "zero points"),
+        ("int4", {"table": np.zeros(16, np.float32)}, "table"),
+        ("table4", {"table": np.zeros(16, np.float32), "zeros": np.zeros((1, 1, 16), np.uint8)}, "zero points"),
+    ],
+)
+def test_what_a_layout_does_not_read_is_refused(layout: str, options: dict[str, Array], what: str) -> None:
+    codes, sizes = np.zeros(1, np.uint8), {"out_features": 16, "in_features": 32, "group": 32}
+    with pytest.raises(ValueError, match=f"a linear of layout {layout} has no {what}"):
+        native().Linear(layout=layout, codes=codes, **options, **sizes)

@@ -59,6 +59,17 @@ def pack_codes(codes: Bytes, bits: int) -> Bytes:
     return packed
 
 
+def pack_rows(codes: Bytes, bits: int, rows_at_a_time: int = 1024) -> Bytes:
+    """`pack_codes` of uint8 [rows, columns] of any size, padded with zeros, some rows at a time (a multiple of 16)."""
+    rows, columns = padded(len(codes), TILE_ROWS), padded(codes.shape[1], TILE_COLUMNS)
+    stored = np.empty((rows // TILE_ROWS, columns // TILE_COLUMNS, 64 * bits), np.uint8)
+    for start in range(0, len(codes), rows_at_a_time):
+        part = codes[start : start + rows_at_a_time]
+        tiles = pack_codes(pad_to(part, padded(len(part), TILE_ROWS), columns), bits)
+        stored[start // TILE_ROWS : start // TILE_ROWS + len(tiles)] = tiles
+    return stored
+
+
 def pack_plane(codes: Bytes, bits: int) -> Bytes:
     """One plane: codes uint8 [rows, columns] below 2**bits → uint8 [rows/16, columns/32, 64·bits].
 

@@ -29,6 +29,11 @@ uintptr_t codes_of(nb::handle codes, Layout layout, int64_t out, int64_t in) {
   return (uintptr_t)array<const uint8_t>(codes, "codes", {tiles, blocks, thrifty::codes_of(layout, false).bytes()}).data;
 }
 
+// Refuses what a linear of the layout does not read.
+void only_where(bool read, Layout layout, const char* what, const nb::object& given) {
+  if (!read && !given.is_none()) throw std::invalid_argument(std::string("a linear of layout ") + name_of(layout) + " has no " + what);
+}
+
 // Codes into a table of values, which read plain rows of activations.
 void make_table(BoundLinear* to, Layout layout, nb::object table, nb::object codes, nb::object scales, nb::object bias, int out, int in, int group) {
   const auto values = array<const float>(table, "table", {1 << thrifty::codes_of(layout, false).bits()});
@@ -36,16 +41,21 @@ void make_table(BoundLinear* to, Layout layout, nb::object table, nb::object cod
   const uintptr_t shift = (uintptr_t)array_or_none<const float>(bias, "bias", {out}).data;
   Linear linear = make_linear(layout, codes_of(codes, layout, out, in), 0, 0, shift, out, in, group);
   linear.table = values.data, linear.table_scales = array<const float>(scales, "scales", {tiles, groups, kLanes}).data;
-  new (to) BoundLinear{linear, codes, scales, table, nb::none(), bias};
+  new (to) BoundLinear{linear, codes, scales, nb::none(), nb::none(), table, bias};
 }
 
 void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums, nb::object zeros, nb::object table, nb::object bias, int out, int in, int group) {
   const Layout layout = layout_of(name);
   check_linear(layout, out, in, group);
+  const bool coded = reads(layout) == Reads::codes;
+  only_where(coded || is_table(layout), layout, "scales", scales);
+  only_where(coded, layout, "minimums", minimums);  // make_linear knows which of these have some
+  only_where(layout == Layout::int4 || layout == Layout::int8, layout, "zero points", zeros);
+  only_where(is_table(layout), layout, "table", table);
   if (is_table(layout)) return make_table(to, layout, table, codes, scales, bias, out, in, group);
   uintptr_t scale = 0, minimum = 0;
   const uint8_t* zero = nullptr;
-  if (reads(layout) == Reads::codes) {
+  if (coded) {
     const int64_t tiles = (out + kLanes - 1) / kLanes, columns = two_levels(layout) ? kSuperblock * kBlockColumns : group, groups = (in + columns - 1) / columns;
     scale = (uintptr_t)array<const Half>(scales, "scales", {tiles, groups, kLanes}).data;
     minimum = (uintptr_t)array_or_none<const Half>(minimums, "minimums", {tiles, groups, kLanes}).data;
@@ -54,9 +64,8 @@ void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object
   }
   const uintptr_t shift = (uintptr_t)array_or_none<const float>(bias, "bias", {out}).data;
   Linear linear = make_linear(layout, codes_of(codes, layout, out, in), scale, minimum, shift, out, in, group);
-  if (zero && layout != Layout::int4 && layout != Layout::int8) throw std::invalid_argument(std::string("a linear of layout ") + name_of(layout) + " has no zero points");
   linear.zeros = zero;
-  new (to) BoundLinear{linear, codes, scales, minimums, zeros, bias};
+  new (to) BoundLinear{linear, codes, scales, minimums, zeros, nb::none(), bias};
 }
 
 // The arrays that `rows` rows of a file's type become; T: const where they are read.

@@ -93,16 +93,17 @@ template <Layout L, bool MINIMUM> static int many_rows(const Linear& w, int tile
       for (int n = 0; n < 2; n++) write_tile<kDirectRows>(w, tile + n, acc + n * kDirectRows, y + (size_t)row * stride + n * kLanes, stride, add_to_y);
     }
     return done;
+  } else {
+    V sums[kPassRows / kTogether][2 * kTogether];
+    const int whole = rows / kTogether * kTogether;
+    for (int row = 0; row < whole; row += kPassRows) {
+      const int groups = (whole - row < kPassRows ? whole - row : kPassRows) / kTogether;
+      pass<L, MINIMUM>(w, tile, (const ActivationBlock*)(x + (size_t)(row / kPanel) * panel_size<L>(w)), groups, sums);
+      for (int g = 0; g < groups; g++)
+        for (int n = 0; n < 2; n++) write_tile<kTogether>(w, tile + n, sums[g] + n * kTogether, y + (size_t)(row + g * kTogether) * stride + n * kLanes, stride, add_to_y);
+    }
+    return whole;
   }
-  V sums[kPassRows / kTogether][2 * kTogether];
-  const int whole = rows / kTogether * kTogether;
-  for (int row = 0; row < whole; row += kPassRows) {
-    const int groups = (whole - row < kPassRows ? whole - row : kPassRows) / kTogether;
-    pass<L, MINIMUM>(w, tile, (const ActivationBlock*)(x + (size_t)(row / kPanel) * panel_size<L>(w)), groups, sums);
-    for (int g = 0; g < groups; g++)
-      for (int n = 0; n < 2; n++) write_tile<kTogether>(w, tile + n, sums[g] + n * kTogether, y + (size_t)(row + g * kTogether) * stride + n * kLanes, stride, add_to_y);
-  }
-  return whole;
 }
 
 // Rows from which two tiles go together. Fewer are bound by the memory, which is read fastest as one stream.

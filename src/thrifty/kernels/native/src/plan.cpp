@@ -63,10 +63,6 @@ int Plan::add_linear(const Linear& linear) {
   return (int)linears.size() - 1;
 }
 
-int Plan::add_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group) {
-  return add_linear(make_linear(layout, codes, scales, minimums, bias, out, in, group));
-}
-
 int Plan::add_buffer(int width) {
   if (width < 1) refuse("a buffer needs a positive width");
   widths.push_back(width);

@@ -80,7 +80,6 @@ class Plan {
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
   int add_linear(const Linear& linear);
-  int add_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group);
   int add_buffer(int width);  // buffer 0 is the hidden state
   void add_embed(int linear, float scale, int out);
   // Optional norm (norm 0: none), then y = W x for each linear; add: y += W x.
