@@ -1,5 +1,5 @@
-// The native kernels over odd shapes with exactly sized memory, on every instruction set that this processor has, for the
-// address and undefined-behaviour sanitizers. Plain programs check values against slow loops; no torch, no Python.
+// The native kernels over odd shapes with exactly sized memory, on every instruction set that this processor has, for
+// the address and undefined-behaviour sanitizers. Plain programs check values against slow loops; no torch, no Python.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -44,9 +44,7 @@ void expect(bool holds, const std::string& what) {
 void expect_refused(const std::string& what, const std::function<void()>& call) {
   try {
     call();
-  } catch (const std::invalid_argument&) {
-    return;
-  }
+  } catch (const std::invalid_argument&) { return; }
   expect(false, what + " was not refused");
 }
 
@@ -77,10 +75,12 @@ constexpr uint16_t kHalfOne = 0x3c00, kHalfQuarter = 0x3400;  // fp16 1 and 0.25
 
 constexpr bool has_scales(Layout layout) { return reads(layout) == Reads::codes; }
 // Whether a linear of the layout may have minimums.
-constexpr bool takes_minimums(Layout layout) { return layout == Layout::int4 || layout == Layout::int5 || layout == Layout::int8 || sub_scales(layout).minimums; }
+constexpr bool takes_minimums(Layout layout) {
+  return layout == Layout::int4 || layout == Layout::int5 || layout == Layout::int8 || sub_scales(layout).minimums;
+}
 
-// A linear of any layout; scales of groups are 0.25 and minimums, if any, are 1 (of superblocks 2^-9 and 2^-8). points: with zero
-// points in place of minimums.
+// A linear of any layout; scales of groups are 0.25 and minimums, if any, are 1 (of superblocks 2^-9 and 2^-8). points:
+// with zero points in place of minimums.
 struct Packed {
   Layout layout;
   int out, in, group;
@@ -88,26 +88,33 @@ struct Packed {
   std::vector<uint8_t> codes, zeros;
   std::vector<float> table, table_scales;
   std::vector<uint16_t> scales, minimums;
-  Packed(Layout layout, int out, int in, int group, bool minimum, bool points = false) : layout(layout), out(out), in(in), group(group), minimum(minimum), points(points) {
-    const size_t tiles = ((size_t)out + 15) / 16, columns = two_levels(layout) ? 256 : (size_t)group, groups = ((size_t)in + columns - 1) / columns;
+  Packed(Layout layout, int out, int in, int group, bool minimum, bool points = false)
+      : layout(layout), out(out), in(in), group(group), minimum(minimum), points(points) {
+    const size_t tiles = ((size_t)out + 15) / 16, columns = two_levels(layout) ? 256 : (size_t)group,
+                 groups = ((size_t)in + columns - 1) / columns;
     Linear sized;
     sized.layout = layout, sized.out = out, sized.in = in;
-    codes.resize(reads(layout) == Reads::plain && !is_table(layout) ? (size_t)out * tile_bytes(sized) / 16 : tiles * tile_bytes(sized));
+    codes.resize(reads(layout) == Reads::plain && !is_table(layout) ? (size_t)out * tile_bytes(sized) / 16
+                                                                    : tiles * tile_bytes(sized));
     for (auto& c : codes) c = (uint8_t)random_source();
     if (layout == Layout::f32) {
       const auto weights = floats((size_t)out * (size_t)in);
       std::memcpy(codes.data(), weights.data(), codes.size());
     }
     if (layout == Layout::bf16 || layout == Layout::f16)
-      for (size_t i = 1; i < codes.size(); i += 2) codes[i] = (uint8_t)((layout == Layout::bf16 ? 0x3e : 0x34) | (codes[i] & 0x83));  // of moderate size
-    if (is_table(layout)) table = floats((size_t)1 << codes_of(layout, false).bits()), table_scales.assign(tiles * groups * 16, 0.25f);
+      for (size_t i = 1; i < codes.size(); i += 2)
+        codes[i] = (uint8_t)((layout == Layout::bf16 ? 0x3e : 0x34) | (codes[i] & 0x83));  // of moderate size
+    if (is_table(layout))
+      table = floats((size_t)1 << codes_of(layout, false).bits()), table_scales.assign(tiles * groups * 16, 0.25f);
     if (!has_scales(layout)) return;
     if (points) zeros.resize(tiles * groups * 16);
     for (auto& zero : zeros) zero = (uint8_t)(random_source() % (layout == Layout::int4 ? 16 : 256));
-    scales.assign(tiles * groups * 16, two_levels(layout) ? 0x1800 : kHalfQuarter), minimums.assign(tiles * groups * 16, two_levels(layout) ? 0x1c00 : kHalfOne);
+    scales.assign(tiles * groups * 16, two_levels(layout) ? 0x1800 : kHalfQuarter),
+        minimums.assign(tiles * groups * 16, two_levels(layout) ? 0x1c00 : kHalfOne);
   }
   Linear linear() const {
-    Linear w = make_linear(layout, (uintptr_t)codes.data(), (uintptr_t)scales.data(), minimum ? (uintptr_t)minimums.data() : 0, 0, out, in, group);
+    Linear w = make_linear(layout, (uintptr_t)codes.data(), (uintptr_t)scales.data(),
+                           minimum ? (uintptr_t)minimums.data() : 0, 0, out, in, group);
     if (points) w.zeros = zeros.data();
     if (is_table(layout)) w.table = table.data(), w.table_scales = table_scales.data();
     return w;
@@ -128,11 +135,14 @@ void test_matmul(const Packed& p, int m) {
         sum += term, size += std::fabs((double)row[(size_t)c]);
       }
       const double error = std::fabs(sum - (double)y[(size_t)i * (size_t)p.out + (size_t)r]);
-      expect(error <= (reads(p.layout) == Reads::plain ? size * 1e-6 : size / 127) + 1e-4, std::string("matmul ") + name_of(p.layout) + " " + std::to_string(p.out) + "x" + std::to_string(p.in) + " m " + std::to_string(m));
+      expect(error <= (reads(p.layout) == Reads::plain ? size * 1e-6 : size / 127) + 1e-4,
+             std::string("matmul ") + name_of(p.layout) + " " + std::to_string(p.out) + "x" + std::to_string(p.in) +
+                 " m " + std::to_string(m));
     }
   }
   matmul(w, x.data() + (size_t)(m - 1) * (size_t)p.in, one.data(), 1);
-  expect(std::memcmp(one.data(), y.data() + (size_t)(m - 1) * (size_t)p.out, one.size() * sizeof(float)) == 0, "a row alone differs from the row in its batch");
+  expect(std::memcmp(one.data(), y.data() + (size_t)(m - 1) * (size_t)p.out, one.size() * sizeof(float)) == 0,
+         "a row alone differs from the row in its batch");
 }
 
 void test_matmuls() {
@@ -155,7 +165,8 @@ void test_matmuls() {
 
 // Any bytes of a file come back from the arrays that they became, and lanes behind the last row are zero.
 void test_repack() {
-  for (const char* name : {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "BF16"}) {
+  for (const char* name :
+       {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "BF16"}) {
     const FileType& type = file_type(name);
     for (auto [rows, units] : {std::pair{1, 1}, {37, 3}}) {
       Linear sized;
@@ -165,11 +176,15 @@ void test_repack() {
       Exact scales(tiles * (size_t)units * 32, 0xff), minimums(tiles * (size_t)units * 32, 0xff);
       for (size_t i = 0; i < stride * (size_t)rows; i++)
         if (i % stride < width) raw.data.get()[i] = (uint8_t)random_source();
-      const LinearArrays arrays{codes.data.get(), (uint16_t*)scales.data.get(), type.minimums ? (uint16_t*)minimums.data.get() : nullptr};
+      const LinearArrays arrays{codes.data.get(), (uint16_t*)scales.data.get(),
+                                type.minimums ? (uint16_t*)minimums.data.get() : nullptr};
       repack(type, {raw.data.get(), stride, rows, sized.in}, arrays);
       unpack(type, arrays, {back.data.get(), stride, rows, sized.in});
-      expect(std::memcmp(raw.data.get(), back.data.get(), stride * (size_t)rows) == 0, std::string("bytes of ") + name + " changed");
-      if (has_scales(type.layout)) expect(arrays.scales[tiles * (size_t)units * 16 - 1] == 0, std::string("a lane without a row of ") + name + " is not zero");
+      expect(std::memcmp(raw.data.get(), back.data.get(), stride * (size_t)rows) == 0,
+             std::string("bytes of ") + name + " changed");
+      if (has_scales(type.layout))
+        expect(arrays.scales[tiles * (size_t)units * 16 - 1] == 0,
+               std::string("a lane without a row of ") + name + " is not zero");
     }
   }
   expect_refused("an unknown type", [] { file_type("IQ1_S"); });
@@ -189,9 +204,16 @@ void test_attention(int dim, int group, int kv_heads, int window, float softcap)
   std::vector<Exact> memory;
   std::vector<float> bias = floats(64);
   for (int head = 0; head < kv_heads; head++)
-    for (auto [format, tokens, capacity] : {std::tuple{Format::int8, 130, 192}, {Format::f32, 5, 64}, {Format::int4, 64, 64}, {Format::int2, 33, 64}, {Format::int2g16, 70, 128}, {Format::int4g16, 17, 64}, {Format::bf16, 300, 320}}) {
+    for (auto [format, tokens, capacity] : {std::tuple{Format::int8, 130, 192},
+                                            {Format::f32, 5, 64},
+                                            {Format::int4, 64, 64},
+                                            {Format::int2, 33, 64},
+                                            {Format::int2g16, 70, 128},
+                                            {Format::int4g16, 17, 64},
+                                            {Format::bf16, 300, 320}}) {
       memory.push_back(slab(format, capacity, dim));
-      view.push(0, head, memory.back().address(), tokens, capacity, (int)format, capacity == 64 ? (uintptr_t)bias.data() : 0, true);
+      view.push(0, head, memory.back().address(), tokens, capacity, (int)format,
+                capacity == 64 ? (uintptr_t)bias.data() : 0, true);
     }
   const int heads = group * kv_heads, rows = 41, slots = view.tokens(0, 0);
   const size_t row = (size_t)heads * (size_t)dim;
@@ -207,15 +229,16 @@ void test_attention(int dim, int group, int kv_heads, int window, float softcap)
   };
   run(rows, q.data(), out.data(), sums.data());
   run(1, q.data() + (rows - 1) * row, last.data(), nullptr);
-  expect(std::memcmp(last.data(), out.data() + (rows - 1) * row, row * sizeof(float)) == 0, "attention of a row alone differs from the row in its chunk");
+  expect(std::memcmp(last.data(), out.data() + (rows - 1) * row, row * sizeof(float)) == 0,
+         "attention of a row alone differs from the row in its chunk");
   double total = 0;
   for (float s : sums) total += (double)s;
   expect(std::fabs(total - rows * heads) < 1e-2, "probabilities do not sum to one");
   for (float x : out) expect(std::isfinite(x), "attention is not finite");
 }
 
-// Values of one make every channel of a result one, the last as the first; keys that differ in the last channel alone attend to
-// their own slot.
+// Values of one make every channel of a result one, the last as the first; keys that differ in the last channel alone
+// attend to their own slot.
 void test_last_channel(Format format, int dim) {
   const int tokens = 70;
   View view(1, 1, dim);
@@ -224,7 +247,10 @@ void test_last_channel(Format format, int dim) {
   float *keys = (float*)from.data.get(), *values = (float*)(from.data.get() + at.values);
   for (int i = 0; i < tokens * dim; i++) values[i] = 1.0f;
   for (int i = 0; i < tokens; i++) keys[(i / kPage * dim + dim - 1) * kPage + i % kPage] = i == 66 ? 200.0f : 0.0f;
-  if (format_bits(format)) expect(compress({from.address(), at.bytes, Format::f32, 128}, {to.address(), slab_layout(format, 128, (size_t)dim).bytes, format, 128}, 1, dim, 0, tokens), "compress");
+  if (format_bits(format))
+    expect(compress({from.address(), at.bytes, Format::f32, 128},
+                    {to.address(), slab_layout(format, 128, (size_t)dim).bytes, format, 128}, 1, dim, 0, tokens),
+           "compress");
   view.push(0, 0, format_bits(format) ? to.address() : from.address(), tokens, 128, (int)format, 0, true);
   std::vector<float> q((size_t)dim, 1.0f), out((size_t)dim), sums((size_t)tokens);
   Attention attention;
@@ -244,22 +270,32 @@ void test_witness(int dim, int group, float softcap, bool mean) {
   std::vector<Exact> memory;
   View view(1, kv_heads, dim), shorter(1, kv_heads, dim);
   for (int head = 0; head < kv_heads; head++)
-    for (auto [format, tokens, capacity] : {std::tuple{Format::int8, 130, 192}, {Format::f32, 5, 64}, {Format::int2, 33, 64}, {Format::int4g16, 17, 64}, {Format::bf16, 300 + head, 320}}) {
+    for (auto [format, tokens, capacity] : {std::tuple{Format::int8, 130, 192},
+                                            {Format::f32, 5, 64},
+                                            {Format::int2, 33, 64},
+                                            {Format::int4g16, 17, 64},
+                                            {Format::bf16, 300 + head, 320}}) {
       memory.push_back(slab(format, capacity, dim));
-      for (View* one : {&view, &shorter}) one->push(0, head, memory.back().address(), tokens, capacity, (int)format, 0, true);
+      for (View* one : {&view, &shorter})
+        one->push(0, head, memory.back().address(), tokens, capacity, (int)format, 0, true);
     }
   shorter.truncate(0, rows - 20);
   const std::vector<Judged> judged = {{4, 4, 390}, {0, 9, 411}, {7, 30, 30}};
   const auto q = floats((size_t)rows * (size_t)heads * (size_t)dim);
   std::vector<float> together((size_t)kv_heads * (size_t)stride), pieces = together;
   const auto run = [&](View& from, int first, int count, std::vector<float>& to) {
-    witness(from, 0, {count, heads, first + count, 0.1f, softcap, mean}, judged, q.data() + (size_t)first * (size_t)heads * (size_t)dim, to.data(), stride);
+    witness(from, 0, {count, heads, first + count, 0.1f, softcap, mean}, judged,
+            q.data() + (size_t)first * (size_t)heads * (size_t)dim, to.data(), stride);
   };
   run(view, 0, rows, together);
   run(shorter, 0, 20, pieces), run(view, 20, rows - 20, pieces);
-  expect(std::memcmp(together.data(), pieces.data(), together.size() * sizeof(float)) == 0, "what rows attend to differs when they come in pieces");
+  expect(std::memcmp(together.data(), pieces.data(), together.size() * sizeof(float)) == 0,
+         "what rows attend to differs when they come in pieces");
   for (float p : pieces) expect(p >= 0 && p <= 1.001f, "what a row gives is no probability");
-  expect_refused("judged slots among the forced ones", [&] { witness(shorter, 0, {20, heads, 30, 0.1f, softcap, mean}, {{0, 0, 401}, judged[1], judged[2]}, q.data(), pieces.data(), stride); });
+  expect_refused("judged slots among the forced ones", [&] {
+    witness(shorter, 0, {20, heads, 30, 0.1f, softcap, mean}, {{0, 0, 401}, judged[1], judged[2]}, q.data(),
+            pieces.data(), stride);
+  });
 }
 
 void test_view(int dim) {
@@ -277,7 +313,8 @@ void test_view(int dim) {
   expect_refused("too many tokens", [&] { view.reserve(0, 119); });
   expect_refused("a span without alignment", [&] { view.push(0, 0, 8, 0, 64, 1, 0, false); });
   expect_refused("a layer outside", [&] { view.push(1, 0, 64, 0, 64, 1, 0, false); });
-  for (int bad : {0, 14, 65, 258, 1088}) expect_refused("a head dimension of " + std::to_string(bad), [&] { View(1, 1, bad); });
+  for (int bad : {0, 14, 65, 258, 1088})
+    expect_refused("a head dimension of " + std::to_string(bad), [&] { View(1, 1, bad); });
   expect_refused("part of a superblock", [] { make_linear(Layout::q6_k, 64, 64, 0, 0, 16, 64, 0); });
   expect_refused("minimums that are missing", [] { make_linear(Layout::q4_k, 64, 64, 0, 0, 16, 256, 0); });
   expect_refused("minimums of a table", [] { make_linear(Layout::iq4_nl, 64, 64, 64, 0, 16, 64, 32); });
@@ -296,18 +333,30 @@ void test_gather(int dim) {
     return all;
   }();
   Exact to(slab_layout(Format::bf16, 128, d).bytes, 0);
-  gather({{to.address(), 128, {{from[0].address(), 128, (uintptr_t)first.data(), (int)first.size()}, {from[1].address(), 64, (uintptr_t)second.data(), (int)second.size()}}}}, Format::bf16, dim);
+  gather({{to.address(),
+           128,
+           {{from[0].address(), 128, (uintptr_t)first.data(), (int)first.size()},
+            {from[1].address(), 64, (uintptr_t)second.data(), (int)second.size()}}}},
+         Format::bf16, dim);
   bool same = true;
-  const auto key = [&](const Exact& slab, size_t slot, size_t c) { return ((const uint16_t*)slab.data.get())[slot / kPage * kPage * d + c * kPage + slot % kPage]; };
-  const auto value = [&](const Exact& slab, size_t capacity, size_t slot, size_t c) { return ((const uint16_t*)(slab.data.get() + slab_layout(Format::bf16, capacity, d).values))[slot * d + c]; };
+  const auto key = [&](const Exact& slab, size_t slot, size_t c) {
+    return ((const uint16_t*)slab.data.get())[slot / kPage * kPage * d + c * kPage + slot % kPage];
+  };
+  const auto value = [&](const Exact& slab, size_t capacity, size_t slot, size_t c) {
+    return ((const uint16_t*)(slab.data.get() + slab_layout(Format::bf16, capacity, d).values))[slot * d + c];
+  };
   for (size_t i = 0; i < first.size() + second.size(); i++) {
     const bool early = i < first.size();
     const size_t slot = (size_t)(early ? first[i] : second[i - first.size()]);
-    for (size_t c = 0; c < d; c++) same &= key(to, i, c) == key(from[!early], slot, c) && value(to, 128, i, c) == value(from[!early], early ? 128 : 64, slot, c);
+    for (size_t c = 0; c < d; c++)
+      same &= key(to, i, c) == key(from[!early], slot, c) &&
+              value(to, 128, i, c) == value(from[!early], early ? 128 : 64, slot, c);
   }
   expect(same, "gathered slots differ");
   const int64_t outside = 64;
-  expect_refused("a slot outside its slab", [&] { gather({{to.address(), 128, {{from[1].address(), 64, (uintptr_t)&outside, 1}}}}, Format::bf16, dim); });
+  expect_refused("a slot outside its slab", [&] {
+    gather({{to.address(), 128, {{from[1].address(), 64, (uintptr_t)&outside, 1}}}}, Format::bf16, dim);
+  });
   expect_refused("codes", [&] { gather({}, Format::int4, dim); });
 }
 
@@ -324,12 +373,14 @@ void test_plan(Layout layout, int dim) {
   };
   const std::vector<float> norm(256, 0.1f);
   const uintptr_t n = (uintptr_t)norm.data();
-  const int h = plan.add_buffer(hidden), q = plan.add_buffer(heads * dim), k = plan.add_buffer(dim), v = plan.add_buffer(dim);
+  const int h = plan.add_buffer(hidden), q = plan.add_buffer(heads * dim), k = plan.add_buffer(dim),
+            v = plan.add_buffer(dim);
   const int attended = plan.add_buffer(heads * dim), act = plan.add_buffer(inner), branch = plan.add_buffer(hidden);
   const int embedding = linear(vocabulary, hidden);
   plan.add_embed(embedding, 0.5f, h);
   for (int layer = 0; layer < layers; layer++) {
-    plan.add_project(layer, h, n, 1e-5f, {linear(heads * dim, hidden), linear(dim, hidden), linear(dim, hidden)}, {q, k, v}, false);
+    plan.add_project(layer, h, n, 1e-5f, {linear(heads * dim, hidden), linear(dim, hidden), linear(dim, hidden)},
+                     {q, k, v}, false);
     plan.add_rotate(layer, q, k, v, n, n, 1e-5f, 0, 2 * half);
     plan.add_attend(layer, q, attended, 0.1f, layer ? 5 : 0, 0.0f);
     plan.add_project(layer, attended, 0, 0, {linear(hidden, heads * dim)}, {branch}, false);
@@ -367,7 +418,9 @@ void test_plan(Layout layout, int dim) {
   };
   const auto whole = feed(rows);
   for (float x : whole) expect(std::isfinite(x), "logits are not finite");
-  for (int step : {1, 2, 8}) expect(std::memcmp(feed(step).data(), whole.data(), whole.size() * sizeof(float)) == 0, "chunks of " + std::to_string(step) + " differ");
+  for (int step : {1, 2, 8})
+    expect(std::memcmp(feed(step).data(), whole.data(), whole.size() * sizeof(float)) == 0,
+           "chunks of " + std::to_string(step) + " differ");
 }
 
 #include "reading_test.hpp"
@@ -466,11 +519,14 @@ int main() {
     }
     force_isa(isa);
     test_matmuls();
-    for (auto [dim, group, kv_heads] : {std::tuple{64, 3, 2}, {128, 1, 1}, {192, 7, 1}, {16, 2, 1}, {18, 1, 1}, {80, 3, 1}, {250, 5, 1}})
+    for (auto [dim, group, kv_heads] :
+         {std::tuple{64, 3, 2}, {128, 1, 1}, {192, 7, 1}, {16, 2, 1}, {18, 1, 1}, {80, 3, 1}, {250, 5, 1}})
       for (int window : {0, 50}) test_attention(dim, group, kv_heads, window, window ? 5.0f : 0.0f);
-    for (bool mean : {false, true}) test_witness(64, 3, 0.0f, mean), test_witness(128, 1, 5.0f, mean), test_witness(42, 2, 0.0f, mean);
+    for (bool mean : {false, true})
+      test_witness(64, 3, 0.0f, mean), test_witness(128, 1, 5.0f, mean), test_witness(42, 2, 0.0f, mean);
     for (int dim : {16, 18, 64, 66, 94, 96, 128})
-      for (Format format : {Format::f32, Format::int8, Format::int4, Format::int2, Format::int4g16, Format::int2g16}) test_last_channel(format, dim);
+      for (Format format : {Format::f32, Format::int8, Format::int4, Format::int2, Format::int4g16, Format::int2g16})
+        test_last_channel(format, dim);
     for (int dim : {64, 30}) test_view(dim);
     for (int dim : {2, 64, 80})
       for (int format = 0; format < kFormats; format++) test_read_slab((Format)format, dim);

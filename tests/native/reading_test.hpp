@@ -1,17 +1,20 @@
-// Plain arrays in and out: slabs read as fp32, probabilities over plain keys, lengths of slabs. Part of native_test.cpp.
+// Plain arrays in and out: slabs read as fp32, probabilities over plain keys, lengths of slabs. Part of
+// native_test.cpp.
 
 // Every token of a slab read alone is what it is in one piece; values of bf16 are what is stored.
 void test_read_slab(Format format, int dim) {
   const int capacity = 128, tokens = 101;
   Exact memory = slab(format, capacity, dim);
   const size_t d = (size_t)dim;
-  const auto keys = std::make_unique<float[]>(tokens * d), values = std::make_unique<float[]>(tokens * d);  // exactly sized
+  const auto keys = std::make_unique<float[]>(tokens * d),
+             values = std::make_unique<float[]>(tokens * d);  // exactly sized
   read_slab(memory.data.get(), format, capacity, dim, 0, tokens, keys.get(), values.get());
   bool same = true;
   for (int i = 0; i < tokens; i++) {
     const auto key = std::make_unique<float[]>(d), value = std::make_unique<float[]>(d);
     read_slab(memory.data.get(), format, capacity, dim, i, 1, key.get(), value.get());
-    same &= !std::memcmp(key.get(), keys.get() + (size_t)i * d, d * sizeof(float)) && !std::memcmp(value.get(), values.get() + (size_t)i * d, d * sizeof(float));
+    same &= !std::memcmp(key.get(), keys.get() + (size_t)i * d, d * sizeof(float)) &&
+            !std::memcmp(value.get(), values.get() + (size_t)i * d, d * sizeof(float));
   }
   expect(same, "a token read alone differs");
   if (format == Format::bf16) {
@@ -22,8 +25,11 @@ void test_read_slab(Format format, int dim) {
     }
     expect(same, "values differ from what is stored");
   }
-  expect_refused("tokens behind a slab", [&] { read_slab(memory.data.get(), format, capacity, dim, 100, 29, keys.get(), values.get()); });
-  expect_refused("a slab that is too short", [&] { check_slab_bytes("slab", (int64_t)slab_layout(format, capacity, d).bytes - 1, (int)format, capacity, dim); });
+  expect_refused("tokens behind a slab",
+                 [&] { read_slab(memory.data.get(), format, capacity, dim, 100, 29, keys.get(), values.get()); });
+  expect_refused("a slab that is too short", [&] {
+    check_slab_bytes("slab", (int64_t)slab_layout(format, capacity, d).bytes - 1, (int)format, capacity, dim);
+  });
   check_slab_bytes("slab", (int64_t)slab_layout(format, capacity, d).bytes, (int)format, capacity, dim);
 }
 
@@ -35,7 +41,8 @@ void test_attention_map(int dim, bool biased, float softcap) {
   std::vector<int64_t> sees(rows);
   for (int i = 0; i < rows; i++) sees[(size_t)i] = i == 0 ? slots : 1 + 10 * i;
   std::vector<float> out((size_t)rows * (size_t)slots, 7.0f);
-  const AttentionMap call{q.data(), keys.data(), sees.data(), biased ? bias.data() : nullptr, rows, slots, dim, 0.5f, softcap};
+  const AttentionMap call{q.data(), keys.data(), sees.data(), biased ? bias.data() : nullptr, rows, slots,
+                          dim,      0.5f,        softcap};
   attention_map(call, out.data());
   double worst = 0;
   for (int i = 0; i < rows; i++) {
@@ -48,7 +55,8 @@ void test_attention_map(int dim, bool biased, float softcap) {
       if (softcap > 0) logit = softcap * std::tanh(logit / softcap);
       sum += weights[s] = std::exp(logit + (biased ? (double)bias[s] : 0.0));
     }
-    for (size_t s = 0; s < (size_t)slots; s++) worst = std::max(worst, std::abs(weights[s] / sum - (double)out[(size_t)i * (size_t)slots + s]));
+    for (size_t s = 0; s < (size_t)slots; s++)
+      worst = std::max(worst, std::abs(weights[s] / sum - (double)out[(size_t)i * (size_t)slots + s]));
   }
   expect(worst < 1e-5, "probabilities differ from the formula");
   sees[3] = slots + 1;

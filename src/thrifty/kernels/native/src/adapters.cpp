@@ -12,9 +12,13 @@ Adapters::Adapters(int count, const std::vector<Linear>& linears)
     : linears_(linears), count_(count), table_((size_t)count * linears.size()), touched_(linears.size()) {}
 
 void Adapters::set(int adapter, int linear, Adapter values) {
-  if (adapter < 0 || adapter >= count_) throw std::invalid_argument("adapter " + std::to_string(adapter) + " is outside the call's " + std::to_string(count_));
-  if (linear < 0 || (size_t)linear >= linears_.size()) throw std::invalid_argument("linear " + std::to_string(linear) + " does not exist");
-  if (values.rank < 1 || !values.down || !values.up) throw std::invalid_argument("an adapter needs both matrices and a positive rank");
+  if (adapter < 0 || adapter >= count_)
+    throw std::invalid_argument("adapter " + std::to_string(adapter) + " is outside the call's " +
+                                std::to_string(count_));
+  if (linear < 0 || (size_t)linear >= linears_.size())
+    throw std::invalid_argument("linear " + std::to_string(linear) + " does not exist");
+  if (values.rank < 1 || !values.down || !values.up)
+    throw std::invalid_argument("an adapter needs both matrices and a positive rank");
   table_[(size_t)adapter * linears_.size() + (size_t)linear] = values;
   touched_[(size_t)linear] = 1;
   rank_ = std::max(rank_, values.rank);
@@ -23,9 +27,13 @@ void Adapters::set(int adapter, int linear, Adapter values) {
 void Adapters::choose(std::vector<int32_t> of_row) { of_row_ = std::move(of_row); }
 
 void Adapters::check(int rows) {
-  if (of_row_.size() != (size_t)rows) throw std::invalid_argument("adapters were chosen for " + std::to_string(of_row_.size()) + " rows; the step has " + std::to_string(rows));
+  if (of_row_.size() != (size_t)rows)
+    throw std::invalid_argument("adapters were chosen for " + std::to_string(of_row_.size()) + " rows; the step has " +
+                                std::to_string(rows));
   for (size_t i = 0; i < of_row_.size(); i++)
-    if (of_row_[i] < -1 || of_row_[i] >= count_) throw std::invalid_argument("row " + std::to_string(i) + " wants adapter " + std::to_string(of_row_[i]) + "; the call has " + std::to_string(count_));
+    if (of_row_[i] < -1 || of_row_[i] >= count_)
+      throw std::invalid_argument("row " + std::to_string(i) + " wants adapter " + std::to_string(of_row_[i]) +
+                                  "; the call has " + std::to_string(count_));
   lowered_.resize((size_t)rows * kTogether * (size_t)rank_);
 }
 

@@ -25,12 +25,15 @@ class Adapters {
   bool touches(const std::vector<int>& linears) const;
   // down x of row `row`, for the linears of one operation in order.
   void lower(const std::vector<int>& linears, int row, const float* x);
-  // Adds to columns from..to-1 of rows row0..row1-1; y: column `from` of row row0. `place` of the linear in its operation.
+  // Adds to columns from..to-1 of rows row0..row1-1; y: column `from` of row row0. `place` of the linear in its
+  // operation.
   void raise(int linear, int place, int row0, int row1, int from, int to, float* y, size_t stride) const;
 
  private:
   const Adapter* find(int row, int linear) const;
-  float* lowered(int row, int place) { return lowered_.data() + ((size_t)row * kTogether + (size_t)place) * (size_t)rank_; }
+  float* lowered(int row, int place) {
+    return lowered_.data() + ((size_t)row * kTogether + (size_t)place) * (size_t)rank_;
+  }
 
   const std::vector<Linear>& linears_;
   int count_, rank_ = 0;

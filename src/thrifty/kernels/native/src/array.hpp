@@ -23,7 +23,7 @@ struct Half {  // a float16
 
 // The memory of an array. Valid while the caller holds the array, which Python does for the arguments of a call.
 template <class T> struct ArrayView {
-  T* data = nullptr;  // null: None was given
+  T* data = nullptr;   // null: None was given
   int64_t stride = 0;  // items from a row (of the first axis) to the next
   int64_t shape[kMostAxes] = {};
   explicit operator bool() const { return data != nullptr; }
@@ -77,15 +77,20 @@ template <class T> T cast(nb::handle given, const char* name, const char* expect
 ArrayView<void> check_array(nb::handle given, const Expected& expected);
 
 // An array of T, which const means to be read only. At most kMostAxes axes.
-template <class T> ArrayView<T> array(nb::handle given, const char* name, std::initializer_list<int64_t> shape, bool rows_apart = false) {
-  const auto found = check_array(given, {name, item_type<std::remove_const_t<T>>(), {shape.begin(), shape.size()}, !std::is_const_v<T>, rows_apart});
+template <class T>
+ArrayView<T> array(nb::handle given, const char* name, std::initializer_list<int64_t> shape, bool rows_apart = false) {
+  const auto found = check_array(
+      given,
+      {name, item_type<std::remove_const_t<T>>(), {shape.begin(), shape.size()}, !std::is_const_v<T>, rows_apart});
   ArrayView<T> view{(T*)found.data, found.stride, {}};
   std::copy(std::begin(found.shape), std::end(found.shape), view.shape);
   return view;
 }
 
 // As `array`; None gives null.
-template <class T> ArrayView<T> array_or_none(nb::handle given, const char* name, std::initializer_list<int64_t> shape, bool rows_apart = false) {
+template <class T>
+ArrayView<T> array_or_none(nb::handle given, const char* name, std::initializer_list<int64_t> shape,
+                           bool rows_apart = false) {
   return given.is_none() ? ArrayView<T>{} : array<T>(given, name, shape, rows_apart);
 }
 

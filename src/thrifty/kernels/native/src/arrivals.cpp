@@ -12,7 +12,9 @@ Arrivals::Arrivals(int layers) {
 }
 
 size_t Arrivals::checked(int layer) const {
-  if (layer < 0 || layer >= layers()) throw std::invalid_argument("layer " + std::to_string(layer) + " is outside the arrivals' " + std::to_string(layers()));
+  if (layer < 0 || layer >= layers())
+    throw std::invalid_argument("layer " + std::to_string(layer) + " is outside the arrivals' " +
+                                std::to_string(layers()));
   return (size_t)layer;
 }
 

@@ -22,7 +22,8 @@ void HeadTurn::apply(bool query, const float* turn, int dim, float* x) const {
   kernels().rotate(x, turn, turn + half, half);
 }
 
-// A worker's turned queries of one sequence and KV head, and a key on its way to the cache; in front of the kernels' scratch.
+// A worker's turned queries of one sequence and KV head, and a key on its way to the cache; in front of the kernels'
+// scratch.
 class Attention::Turned {
  public:
   Turned(const Attention& attention, uint8_t* scratch) : attention_(attention), queries_((float*)scratch) {}
@@ -55,15 +56,21 @@ class Attention::Turned {
   int sequence_ = -1;
 };
 
-size_t Attention::scratch_bytes(int dim, int group) { return Turned::bytes(dim, group) + kernels().attend_scratch(dim, group); }
+size_t Attention::scratch_bytes(int dim, int group) {
+  return Turned::bytes(dim, group) + kernels().attend_scratch(dim, group);
+}
 
 void Attention::check(const View& view, int layer, int rows, int heads, int window) {
   if (heads < 1 || heads % view.kv_heads())
-    throw std::invalid_argument("query heads (" + std::to_string(heads) + ") must be a multiple of the view's KV heads (" + std::to_string(view.kv_heads()) + ")");
+    throw std::invalid_argument("query heads (" + std::to_string(heads) +
+                                ") must be a multiple of the view's KV heads (" + std::to_string(view.kv_heads()) +
+                                ")");
   if (window < 0) throw std::invalid_argument("window must be 0 (none) or positive, not " + std::to_string(window));
   for (int h = 0; h < view.kv_heads(); h++)
     if (rows < 1 || rows > view.tokens(layer, h))
-      throw std::invalid_argument(std::to_string(rows) + " query rows need at least as many slots; layer " + std::to_string(layer) + " head " + std::to_string(h) + " holds " + std::to_string(view.tokens(layer, h)));
+      throw std::invalid_argument(std::to_string(rows) + " query rows need at least as many slots; layer " +
+                                  std::to_string(layer) + " head " + std::to_string(h) + " holds " +
+                                  std::to_string(view.tokens(layer, h)));
 }
 
 void Attention::begin() {
@@ -77,10 +84,13 @@ void Attention::add(const View& view, int layer, const Call& call, int rows, con
   for (int h = 0; h < kv_heads_; h++) {
     const auto& spans = view.spans(layer, h);
     AttendArgs a{};
-    a.spans = spans.data(), a.span_count = (int)spans.size(), a.base_pages = view.base_pages(layer, h), a.slots = view.tokens(layer, h);
+    a.spans = spans.data(), a.span_count = (int)spans.size(), a.base_pages = view.base_pages(layer, h),
+    a.slots = view.tokens(layer, h);
     a.q = q, a.out = out, a.n = rows, a.heads = call.heads, a.dim = view.head_dim();
-    a.group = call.heads / kv_heads_, a.kv_head = h, a.scale = call.scale, a.softcap = call.softcap, a.window = call.window;
-    a.accumulate = call.accumulate, a.accumulate_stride = call.accumulate_stride, a.accumulate_row = call.accumulate_row;
+    a.group = call.heads / kv_heads_, a.kv_head = h, a.scale = call.scale, a.softcap = call.softcap,
+    a.window = call.window;
+    a.accumulate = call.accumulate, a.accumulate_stride = call.accumulate_stride,
+    a.accumulate_row = call.accumulate_row;
     a.tree = call.tree, a.ahead = call.ahead;
     int first_page = 0;
     if (call.window > 0) {  // pages that no row can see
@@ -138,7 +148,8 @@ void Attention::prepare(AttentionBuffers& buffers, int workers) {
 
 bool Attention::writes(const Task& t) const {
   const AttendArgs& a = args_[(size_t)t.sequence];
-  return fresh_[(size_t)t.sequence / (size_t)kv_heads_].row.heads && (t.last >= 0 || t.first == a.first_chunk + a.chunks - 1);
+  return fresh_[(size_t)t.sequence / (size_t)kv_heads_].row.heads &&
+         (t.last >= 0 || t.first == a.first_chunk + a.chunks - 1);
 }
 
 void Attention::fetch_slot(const Task& t) const {

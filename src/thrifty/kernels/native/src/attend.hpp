@@ -16,7 +16,8 @@ struct AttentionBuffers {
   size_t bytes() const { return (partials.capacity() + finals.capacity()) * sizeof(float); }
 };
 
-// How a layer's heads become queries and keys: a norm over each (null: none), then the rotation of the first 2 * half numbers.
+// How a layer's heads become queries and keys: a norm over each (null: none), then the rotation of the first 2 * half
+// numbers.
 struct HeadTurn {
   const float *query_norm = nullptr, *key_norm = nullptr;
   float epsilon = 0.0f;
@@ -24,8 +25,8 @@ struct HeadTurn {
   void apply(bool query, const float* turn, int dim, float* x) const;  // turn: cosines and sines of the row
 };
 
-// The new row of a sequence that gives one: its key and value [kv_heads, dim] and query are as the projections left them.
-// Attention turns them, and writes key and value where it reads their page.
+// The new row of a sequence that gives one: its key and value [kv_heads, dim] and query are as the projections left
+// them. Attention turns them, and writes key and value where it reads their page.
 struct NewRow {
   const HeadTurn* heads = nullptr;  // null: everything is turned and written already
   const float *key = nullptr, *value = nullptr, *turn = nullptr;
@@ -58,7 +59,8 @@ class Attention {
   struct Task {
     int sequence, head, first, last;  // rows first..last-1; last < 0: chunk `first`
   };
-  // What is to be done before a sequence and head is attended to, where its newest row is still to be turned and written.
+  // What is to be done before a sequence and head is attended to, where its newest row is still to be turned and
+  // written.
   struct Fresh {
     NewRow row{};
     const View* view;
@@ -77,7 +79,8 @@ class Attention {
   std::vector<int> merges_;  // indices of args whose chunks run apart
   int kv_heads_ = 1;
   bool accumulates_ = false;
-  bool apart_ = false;  // tasks in even runs of neighbours, so that what a worker fetches ahead is its own; else first come, first served
+  bool apart_ = false;  // tasks in even runs of neighbours, so that what a worker fetches ahead is its own; else first
+                        // come, first served
   std::atomic<int> next_{0};
 };
 

@@ -1,9 +1,10 @@
 // Attention of a tile of rows over the spans of one KV head, block (page of 64 slots) after block with an online
 // softmax. Included once per instruction set.
 //
-// Fixed order, so that a row's result depends on nothing but its own history: pages in view order; kChunkPages pages make
-// a chunk (counted from the start of the view); a chunk yields (maximum, sum, values); chunks merge in order. A decode
-// step runs chunks in parallel and merges afterwards, a prefill tile merges as it goes: same operations, same order.
+// Fixed order, so that a row's result depends on nothing but its own history: pages in view order; kChunkPages pages
+// make a chunk (counted from the start of the view); a chunk yields (maximum, sum, values); chunks merge in order. A
+// decode step runs chunks in parallel and merges afterwards, a prefill tile merges as it goes: same operations, same
+// order.
 #pragma once
 #include "attention_block.hpp"
 
@@ -14,8 +15,10 @@ static void scale_queries(const AttendArgs& a, int row0, Tile& t) {
   const V scale = set1(a.scale * kLog2e);
   for (int r = 0; r < t.rows; r++) {
     const float* q = a.q + ((size_t)(row0 + r / a.group) * a.heads + a.kv_head * a.group + r % a.group) * a.dim;
-    for (int c = 0; c < a.dim; c += kLanes) store(t.rows_q + (size_t)r * t.dim + c, mul(load_some(q + c, a.dim - c), scale));
-    for (int c = (a.dim + kLanes - 1) / kLanes * kLanes; c < t.dim; c += kLanes) store(t.rows_q + (size_t)r * t.dim + c, zero());
+    for (int c = 0; c < a.dim; c += kLanes)
+      store(t.rows_q + (size_t)r * t.dim + c, mul(load_some(q + c, a.dim - c), scale));
+    for (int c = (a.dim + kLanes - 1) / kLanes * kLanes; c < t.dim; c += kLanes)
+      store(t.rows_q + (size_t)r * t.dim + c, zero());
   }
 }
 
@@ -26,21 +29,24 @@ static void start_chunk(Tile& t) {
 }
 
 // What up to 16 totals and chunks are multiplied with to be merged (log-sum-exp), and the new maxima and sums.
-THRIFTY_INLINE void merge_factors(float* maximum, float* sum, const float* chunk_max, const float* chunk_sum, float* f, float* g) {
+THRIFTY_INLINE void merge_factors(float* maximum, float* sum, const float* chunk_max, const float* chunk_sum, float* f,
+                                  float* g) {
   const V before = load(maximum), other = load(chunk_max), top = max(other, before);
   const V u = power_of_two(sub(before, top)), v = power_of_two(sub(other, top));
   store(f, u), store(g, v), store(maximum, top);
   store(sum, add(mul(load(sum), u), mul(load(chunk_sum), v)));
 }
 THRIFTY_INLINE void merge_values(float* acc, const float* chunk, int dim, float f, float g) {
-  for (int c = 0; c < dim; c += kLanes) store_some(acc + c, fma(load(chunk + c), set1(g), mul(load_some(acc + c, dim - c), set1(f))), dim - c);
+  for (int c = 0; c < dim; c += kLanes)
+    store_some(acc + c, fma(load(chunk + c), set1(g), mul(load_some(acc + c, dim - c), set1(f))), dim - c);
 }
 
 static void limits(const AttendArgs& a, int row0, const Block& b, Tile& t) {
   t.first_row = row0;
   for (int r = 0, row = row0; r < t.rows; r += a.group, row++) {
     const int limit = a.slots - (a.n - 1 - row);
-    int high = limit + (a.ahead ? a.ahead[row] : 0) - b.first_slot, low = a.window > 0 ? limit - a.window - b.first_slot : 0;
+    int high = limit + (a.ahead ? a.ahead[row] : 0) - b.first_slot,
+        low = a.window > 0 ? limit - a.window - b.first_slot : 0;
     high = high > b.slots ? b.slots : high, low = low > 0 ? low : 0;
     if (a.tree) tree_limits(a, row, b, low, high);
     for (int g = r; g < r + a.group; g++) t.low[g] = low, t.high[g] = high;
@@ -92,7 +98,14 @@ template <class F> THRIFTY_INLINE void each_block(const AttendArgs& a, int page0
     const int end = page1 - s.first_page < s.pages() ? page1 - s.first_page : s.pages();
     for (; page < end; page++) {
       const int left = s.tokens - page * kPage;
-      Block b{&s, page, left < kPage ? left : kPage, s.first_slot + page * kPage, next_span(a, i, page), page + 1 < s.pages() ? page + 1 : 0, nullptr, nullptr};
+      Block b{&s,
+              page,
+              left < kPage ? left : kPage,
+              s.first_slot + page * kPage,
+              next_span(a, i, page),
+              page + 1 < s.pages() ? page + 1 : 0,
+              nullptr,
+              nullptr};
       visit(b, s.first_page + page);
     }
   }
@@ -106,14 +119,17 @@ static void write_row(const AttendArgs& a, int row, int head, float maximum, flo
   float* out = a.out + ((size_t)row * a.heads + head) * a.dim;
   const V inverse = set1(sum > 0.0f ? 1.0f / sum : 0.0f);
   for (int c = 0; c < a.dim; c += kLanes) store_some(out + c, mul(load_some(acc + c, a.dim - c), inverse), a.dim - c);
-  if (a.finals) a.finals[((size_t)row * a.heads + head) * 2] = maximum, a.finals[((size_t)row * a.heads + head) * 2 + 1] = sum;
+  if (a.finals)
+    a.finals[((size_t)row * a.heads + head) * 2] = maximum, a.finals[((size_t)row * a.heads + head) * 2 + 1] = sum;
 }
 
 static void merge_tile(Tile& t) {
   for (int first = 0; first < t.rows; first += kLanes) {
     const int count = t.rows - first < kLanes ? t.rows - first : kLanes;
     float f[kLanes], g[kLanes], maximum[kLanes] = {}, sum[kLanes] = {}, chunk_max[kLanes] = {}, chunk_sum[kLanes] = {};
-    for (int i = 0; i < count; i++) maximum[i] = t.total_max[first + i], sum[i] = t.total_sum[first + i], chunk_max[i] = t.chunk_max[first + i], chunk_sum[i] = t.chunk_sum[first + i];
+    for (int i = 0; i < count; i++)
+      maximum[i] = t.total_max[first + i], sum[i] = t.total_sum[first + i], chunk_max[i] = t.chunk_max[first + i],
+      chunk_sum[i] = t.chunk_sum[first + i];
     merge_factors(maximum, sum, chunk_max, chunk_sum, f, g);
     for (int i = 0, r = first; i < count; i++, r++) {
       if (t.chunk_sum[r] == 0.0f) continue;  // the row saw nothing of the chunk
@@ -141,11 +157,13 @@ static void attend_tile(const AttendArgs& a, int row0, int row1, uint8_t* scratc
   });
   if (t.chunk_used) merge_tile(t);
   for (int r = 0; r < t.rows; r++)
-    write_row(a, row0 + r / a.group, a.kv_head * a.group + r % a.group, t.total_max[r], t.total_sum[r], t.total + (size_t)r * t.dim);
+    write_row(a, row0 + r / a.group, a.kv_head * a.group + r % a.group, t.total_max[r], t.total_sum[r],
+              t.total + (size_t)r * t.dim);
 }
 
 THRIFTY_INLINE float* partial(const AttendArgs& a, int row, int head, int chunk) {
-  return a.partials + (((size_t)row * a.heads + head) * a.chunk_stride + (chunk - a.first_chunk)) * (align64(a.dim) + kPartialHeader);
+  return a.partials + (((size_t)row * a.heads + head) * a.chunk_stride + (chunk - a.first_chunk)) *
+                          (align64(a.dim) + kPartialHeader);
 }
 
 // All rows over one chunk; the result goes to the partials.
@@ -169,7 +187,8 @@ static void attend_chunk(const AttendArgs& a, int chunk, uint8_t* scratch) {
 
 // The chunks of one row and head -> its output. The first chunk's values are merged in place.
 static void attend_merge(const AttendArgs& a, int row, int head) {
-  float f[kLanes], g[kLanes], maximum[kLanes] = {kLowest}, sum[kLanes] = {}, chunk_max[kLanes] = {}, chunk_sum[kLanes] = {};
+  float f[kLanes], g[kLanes], maximum[kLanes] = {kLowest}, sum[kLanes] = {}, chunk_max[kLanes] = {},
+                              chunk_sum[kLanes] = {};
   float* acc = a.out + ((size_t)row * a.heads + head) * a.dim;
   for (int c = 0; c < a.dim; c++) acc[c] = 0.0f;
   for (int chunk = a.first_chunk; chunk < a.first_chunk + a.chunks; chunk++) {
@@ -192,7 +211,8 @@ THRIFTY_INLINE void final_probabilities(const AttendArgs& a, int row, int head, 
 // ... where `leave_scores` left them.
 static void accumulate_left(const AttendArgs& a, const Block& b, Tile& t) {
   for (int r = 0; r < t.rows; r++) {
-    const int low = t.low[r], high = t.high[r], row = t.first_row + r / a.group, head = a.kv_head * a.group + r % a.group;
+    const int low = t.low[r], high = t.high[r], row = t.first_row + r / a.group,
+              head = a.kv_head * a.group + r % a.group;
     float *to = accumulated(a, b, t, r), s[kPage] = {};
     if (high <= low) continue;
     V x[4];

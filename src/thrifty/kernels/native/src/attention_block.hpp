@@ -5,11 +5,11 @@
 #include "attention_codes.hpp"
 #endif
 
-
 namespace thrifty::THRIFTY_ISA {
 
 // scores[r][slot] = sum over channels of q[c][r] * keys[c][slot]
-template <int R, class T> THRIFTY_INLINE void score(const float* q, const T* keys, int dim, float* scores, const uint8_t* ahead) {
+template <int R, class T>
+THRIFTY_INLINE void score(const float* q, const T* keys, int dim, float* scores, const uint8_t* ahead) {
   constexpr int N = kScoreVectors;
   for (int j = 0; j < 4; j += N) {
     V acc[R][N];
@@ -39,7 +39,8 @@ template <int R, class T> THRIFTY_INLINE void score(const float* q, const T* key
 
 // values of the chunk: acc[r] = acc[r] * fade[r] + sum over slots of p[r][slot] * values[slot], rows `dim` apart
 template <int R, class T>
-THRIFTY_INLINE void weigh(const float* p, const float* fade, const T* values, int slots, int size, int dim, float* acc_rows, const uint8_t* ahead) {
+THRIFTY_INLINE void weigh(const float* p, const float* fade, const T* values, int slots, int size, int dim,
+                          float* acc_rows, const uint8_t* ahead) {
   constexpr int N = kScoreVectors;
   for (int j = 0; j * kLanes < size; j += N) {
     V acc[R][N];
@@ -79,7 +80,8 @@ THRIFTY_INLINE uint64_t tree_bits(const AttendArgs& a, int row, const Block& b) 
 THRIFTY_INLINE void tree_limits(const AttendArgs& a, int row, const Block& b, int& low, int& high) {
   const int limit = a.slots - a.n + __builtin_popcountll(a.tree[row]) - b.first_slot;
   low = a.window > 0 && limit > a.window ? limit - a.window : 0;
-  const uint64_t bits = tree_bits(a, row, b) & (b.slots < kPage ? (1ull << b.slots) - 1 : ~0ull) & (low < kPage ? ~0ull << low : 0);
+  const uint64_t bits =
+      tree_bits(a, row, b) & (b.slots < kPage ? (1ull << b.slots) - 1 : ~0ull) & (low < kPage ? ~0ull << low : 0);
   high = bits ? kPage - __builtin_clzll(bits) : 0;
 }
 
@@ -100,7 +102,8 @@ THRIFTY_INLINE void adjust_scores(float* s, const AttendArgs& a, const Block& b,
     x[j] = load(s + j * kLanes);
     if (a.softcap > 0.0f) x[j] = mul(set1(a.softcap * kLog2e), hyperbolic_tangent(div(x[j], set1(a.softcap * kLog2e))));
     if (bias) x[j] = fma(load_some(bias + j * kLanes, b.slots - j * kLanes), set1(kLog2e), x[j]);
-    if (low > j * kLanes || high < (j + 1) * kLanes) x[j] = keep(x[j], low - j * kLanes, high - j * kLanes, set1(kLowest));
+    if (low > j * kLanes || high < (j + 1) * kLanes)
+      x[j] = keep(x[j], low - j * kLanes, high - j * kLanes, set1(kLowest));
   }
   if (a.tree) hide_other_paths(a, row, b, x);
 }
@@ -123,7 +126,8 @@ THRIFTY_INLINE void leave_scores(const AttendArgs& a, const Block& b, const Tile
 
 // Scores of R rows -> probabilities relative to each row's new maximum, in place or (ROUNDED) as bf16 pairs; fade: what
 // shrinks the row's earlier values.
-template <int R, bool ROUNDED> THRIFTY_INLINE void soften(const AttendArgs& a, const Block& b, Tile& t, int first, float* fade) {
+template <int R, bool ROUNDED>
+THRIFTY_INLINE void soften(const AttendArgs& a, const Block& b, Tile& t, int first, float* fade) {
   const bool plain = a.softcap <= 0.0f && !b.span->bias && !a.tree;
   float* s = t.scores;
   V most[R], sum[R];
@@ -140,7 +144,8 @@ template <int R, bool ROUNDED> THRIFTY_INLINE void soften(const AttendArgs& a, c
     most[r] = max(max(x[0], x[1]), max(x[2], x[3]));
   }
   float top[kLanes];
-  const V before = load(t.chunk_max + first), now = max(reduce_rows_max<R>(most), before), shrink = power_of_two(sub(before, now));
+  const V before = load(t.chunk_max + first), now = max(reduce_rows_max<R>(most), before),
+          shrink = power_of_two(sub(before, now));
   store(top, now), store(fade, shrink), store_first(t.chunk_max + first, now, R);
   for (int r = 0; r < R; r++) {
     const int low = t.low[first + r], high = t.high[first + r];
@@ -169,7 +174,8 @@ template <class T> struct Numbers {
     score<R>(t.q + (size_t)first * t.dim, keys, t.size, t.scores, sizeof(T) == 2 ? ahead_of(b, t.size).keys : nullptr);
   }
   template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {
-    weigh<R>(t.scores, fade, values, b.slots, t.size, t.dim, t.chunk + (size_t)first * t.dim, sizeof(T) == 2 ? ahead_of(b, t.size).values : nullptr);
+    weigh<R>(t.scores, fade, values, b.slots, t.size, t.dim, t.chunk + (size_t)first * t.dim,
+             sizeof(T) == 2 ? ahead_of(b, t.size).values : nullptr);
   }
 };
 #if defined(THRIFTY_PAIRS)
@@ -178,10 +184,12 @@ template <bool INTERLEAVED> struct PairNumbers {
   static constexpr bool kRounded = true;
   const uint16_t *keys, *values;
   template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block& b, Tile& t, int first) const {
-    score_pairs<R, INTERLEAVED>((const uint32_t*)t.q + (size_t)first * (t.dim / 2), keys, t.size, t.scores, INTERLEAVED ? nullptr : ahead_of(b, t.size).keys);
+    score_pairs<R, INTERLEAVED>((const uint32_t*)t.q + (size_t)first * (t.dim / 2), keys, t.size, t.scores,
+                                INTERLEAVED ? nullptr : ahead_of(b, t.size).keys);
   }
   template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {
-    weigh_pairs<R, INTERLEAVED>(t.pairs, fade, values, b.slots, t.dim, t.chunk + (size_t)first * t.dim, INTERLEAVED ? nullptr : ahead_of(b, t.size).values);
+    weigh_pairs<R, INTERLEAVED>(t.pairs, fade, values, b.slots, t.dim, t.chunk + (size_t)first * t.dim,
+                                INTERLEAVED ? nullptr : ahead_of(b, t.size).values);
   }
 };
 // ... or codes.
@@ -198,7 +206,8 @@ template <int B, int H> struct Codes {
 #endif
 
 struct Attended {  // scores, softmax and values
-  template <int R, class Source> static void run(const AttendArgs& a, const Block& b, Tile& t, int first, const Source& source) {
+  template <int R, class Source>
+  static void run(const AttendArgs& a, const Block& b, Tile& t, int first, const Source& source) {
     float fade[kLanes];
     source.template scores<R>(a, b, t, first);
     soften<R, Source::kRounded>(a, b, t, first, fade);
@@ -206,18 +215,28 @@ struct Attended {  // scores, softmax and values
   }
 };
 struct Scored {  // scores alone
-  template <int R, class Source> static void run(const AttendArgs& a, const Block& b, Tile& t, int first, const Source& source) { source.template scores<R>(a, b, t, first); }
+  template <int R, class Source>
+  static void run(const AttendArgs& a, const Block& b, Tile& t, int first, const Source& source) {
+    source.template scores<R>(a, b, t, first);
+  }
 };
 
-template <class Work, class Source> static void rows_group(const AttendArgs& a, const Block& b, Tile& t, int first, int count, const Source& source) {
+template <class Work, class Source>
+static void rows_group(const AttendArgs& a, const Block& b, Tile& t, int first, int count, const Source& source) {
   switch (count) {
-    case 1: return Work::template run<1>(a, b, t, first, source);
-    case 2: return Work::template run<2>(a, b, t, first, source);
-    case 3: return Work::template run<3>(a, b, t, first, source);
-#define THRIFTY_WIDE(R) case R: if constexpr (kScoreRows >= R) return Work::template run<R>(a, b, t, first, source); else return;
-    THRIFTY_WIDE(4)
-    THRIFTY_WIDE(5)
-    THRIFTY_WIDE(6)
+    case 1:
+      return Work::template run<1>(a, b, t, first, source);
+    case 2:
+      return Work::template run<2>(a, b, t, first, source);
+    case 3:
+      return Work::template run<3>(a, b, t, first, source);
+#define THRIFTY_WIDE(R)                                                                  \
+  case R:                                                                                \
+    if constexpr (kScoreRows >= R) return Work::template run<R>(a, b, t, first, source); \
+    else return;
+      THRIFTY_WIDE(4)
+      THRIFTY_WIDE(5)
+      THRIFTY_WIDE(6)
 #undef THRIFTY_WIDE
   }
 }
@@ -226,17 +245,26 @@ template <class Work, class Source> static void rows_group(const AttendArgs& a, 
 template <class Work> static void block_group(const AttendArgs& a, const Block& b, Tile& t, int first, int count) {
   const Span& s = *b.span;
   const size_t page = (size_t)b.page * kPage * a.dim;
-  const uint16_t *keys = (const uint16_t*)s.base + page, *values = (const uint16_t*)(s.base + slab_layout(s.format, s.capacity, a.dim).values) + page;
+  const uint16_t *keys = (const uint16_t*)s.base + page,
+                 *values = (const uint16_t*)(s.base + slab_layout(s.format, s.capacity, a.dim).values) + page;
 #if defined(THRIFTY_PAIRS)
   switch (s.format) {
-    case Format::int8: return rows_group<Work>(a, b, t, first, count, Codes<8, 2>{});
-    case Format::int4: return rows_group<Work>(a, b, t, first, count, Codes<4, 2>{});
-    case Format::int2: return rows_group<Work>(a, b, t, first, count, Codes<2, 2>{});
-    case Format::int4g16: return rows_group<Work>(a, b, t, first, count, Codes<4, 4>{});
-    case Format::int2g16: return rows_group<Work>(a, b, t, first, count, Codes<2, 4>{});
-    default: break;
+    case Format::int8:
+      return rows_group<Work>(a, b, t, first, count, Codes<8, 2>{});
+    case Format::int4:
+      return rows_group<Work>(a, b, t, first, count, Codes<4, 2>{});
+    case Format::int2:
+      return rows_group<Work>(a, b, t, first, count, Codes<2, 2>{});
+    case Format::int4g16:
+      return rows_group<Work>(a, b, t, first, count, Codes<4, 4>{});
+    case Format::int2g16:
+      return rows_group<Work>(a, b, t, first, count, Codes<2, 4>{});
+    default:
+      break;
   }
-  if (b.interleaved) return rows_group<Work>(a, b, t, first, count, PairNumbers<true>{(const uint16_t*)t.keys, (const uint16_t*)t.values});
+  if (b.interleaved)
+    return rows_group<Work>(a, b, t, first, count,
+                            PairNumbers<true>{(const uint16_t*)t.keys, (const uint16_t*)t.values});
   if (!b.keys32) return rows_group<Work>(a, b, t, first, count, PairNumbers<false>{keys, values});
 #else
   if (!b.keys32) return rows_group<Work>(a, b, t, first, count, Numbers<uint16_t>{keys, values});
@@ -244,8 +272,8 @@ template <class Work> static void block_group(const AttendArgs& a, const Block& 
   rows_group<Work>(a, b, t, first, count, Numbers<float>{b.keys32, b.values32});
 }
 
-// The tile's queries in groups of kScoreRows, as the page's numbers are multiplied: fp32 [group][dim][rows of the group],
-// or as bf16 pairs (round_queries). Codes take them row by row.
+// The tile's queries in groups of kScoreRows, as the page's numbers are multiplied: fp32 [group][dim][rows of the
+// group], or as bf16 pairs (round_queries). Codes take them row by row.
 THRIFTY_INLINE void group_queries(Tile& t, QueryOrder order) {
   if (t.order == order) return;
   t.order = order;
@@ -263,8 +291,8 @@ THRIFTY_INLINE void group_queries(Tile& t, QueryOrder order) {
   }
 }
 
-// Converts what is not read as it is stored: other formats, and bf16 pages that many rows read or whose rows end within a
-// slice of 64.
+// Converts what is not read as it is stored: other formats, and bf16 pages that many rows read or whose rows end within
+// a slice of 64.
 THRIFTY_INLINE void prepare_block(Block& b, Tile& t) {
   const bool few = t.rows <= kScoreRows, whole = t.size == t.dim, bf16 = b.span->format == Format::bf16;
   if (few && !whole && !format_bits(b.span->format) && b.next) fetch_page(*b.next, b.next_page, t.size);
@@ -274,7 +302,8 @@ THRIFTY_INLINE void prepare_block(Block& b, Tile& t) {
     group_queries(t, QueryOrder::pairs);
     if (few && whole) return;
     const size_t page = (size_t)b.page * kPage * t.size;
-    interleave_page((const uint16_t*)b.span->base + page, (const uint16_t*)(b.span->base + slab_layout(Format::bf16, b.span->capacity, t.size).values) + page,
+    interleave_page((const uint16_t*)b.span->base + page,
+                    (const uint16_t*)(b.span->base + slab_layout(Format::bf16, b.span->capacity, t.size).values) + page,
                     t.keys_only ? 0 : b.slots, t.size, (uint16_t*)t.keys, (uint16_t*)t.values);
     b.interleaved = true;
     return;

@@ -1,16 +1,18 @@
-// Scores and values straight from codes. Included where the instruction set has dot products of bf16 pairs and of bytes.
+// Scores and values straight from codes. Included where the instruction set has dot products of bf16 pairs and of
+// bytes.
 //
-// A score is sum over channels of q (scale * code + minimum) = sum of (q scale) (code - middle) + sum of q (minimum + middle *
-// scale), codes exact. For 8 bits q scale is rounded to bf16. For 4 and 2 bits it is rounded to int8, one step for the 64
-// channels of a page: its error stays below the rounding of the cache itself (docs/performance.md), and sums are
-// exact. Values likewise, with weights times scales.
+// A score is sum over channels of q (scale * code + minimum) = sum of (q scale) (code - middle) + sum of q (minimum +
+// middle * scale), codes exact. For 8 bits q scale is rounded to bf16. For 4 and 2 bits it is rounded to int8, one step
+// for the 64 channels of a page: its error stays below the rounding of the cache itself (docs/performance.md), and sums
+// are exact. Values likewise, with weights times scales.
 #pragma once
 #include "attention_pairs.hpp"
 
 namespace thrifty::THRIFTY_ISA {
 
-// Products of 64 numbers of R rows with the scales of each of H groups of a page (keys) or of 64 channels (values), ready
-// to be multiplied with codes; what minimums and middles add is kept apart. Vector j of 16 codes is of group j * H / 4.
+// Products of 64 numbers of R rows with the scales of each of H groups of a page (keys) or of 64 channels (values),
+// ready to be multiplied with codes; what minimums and middles add is kept apart. Vector j of 16 codes is of group j *
+// H / 4.
 template <int B, int H, int R> struct Factors {  // 8 bits: as bf16 pairs
   using Sum = V;
   uint32_t pairs[H][R][kPairs];
@@ -88,13 +90,16 @@ struct Factors<B, H, R> {  // as int8
         for (int j = 0; j < 4; j++) sums[r][j] = dot_bytes(sums[r][j], w[j], &bytes[j * H / 4][r][row / 4 + k]);
     }
   }
-  THRIFTY_SHARED V total(Sum sum, int r, int h) const { return fma(dots_as_floats(sum), set1(scale[r]), set1(base[h][r])); }
+  THRIFTY_SHARED V total(Sum sum, int r, int h) const {
+    return fma(dots_as_floats(sum), set1(scale[r]), set1(base[h][r]));
+  }
 };
 
-// Numbers [row][stride] times the scales of all groups, `step` parameters apart: of the first `count` of 64, and of the first
-// `used` groups alone where the others have no slots, for parameters behind the last slot may be anything.
+// Numbers [row][stride] times the scales of all groups, `step` parameters apart: of the first `count` of 64, and of the
+// first `used` groups alone where the others have no slots, for parameters behind the last slot may be anything.
 template <int B, int H, int R>
-THRIFTY_INLINE void fill(Factors<B, H, R>& f, const float* numbers, int stride, const uint16_t* scales, const uint16_t* minimums, int step, int count, int used) {
+THRIFTY_INLINE void fill(Factors<B, H, R>& f, const float* numbers, int stride, const uint16_t* scales,
+                         const uint16_t* minimums, int step, int count, int used) {
   V x[R][H][4], adds[H][R];
   for (int h = 0; h < H; h++)
     for (int r = 0; r < R; r++) adds[h][r] = zero();
@@ -115,12 +120,14 @@ THRIFTY_INLINE void fill(Factors<B, H, R>& f, const float* numbers, int stride, 
   f.set(x, adds);
 }
 
-template <int B, int H, int R> THRIFTY_INLINE void score_codes(const Span& s, int page, const float* q, int slots, int dim, float* scores) {
+template <int B, int H, int R>
+THRIFTY_INLINE void score_codes(const Span& s, int page, const float* q, int slots, int dim, float* scores) {
   const CodePage p = code_page(s, page, dim);
   Factors<B, H, R> f;
   const uint8_t* codes = p.keys;
   for (int c = 0; c < dim; c += 64) {
-    fill<B, H, R>(f, q + c, dim, p.key_params + c, p.key_params + H * dim + c, dim, kPage, (slots * H + kPage - 1) / kPage);
+    fill<B, H, R>(f, q + c, dim, p.key_params + c, p.key_params + H * dim + c, dim, kPage,
+                  (slots * H + kPage - 1) / kPage);
     typename Factors<B, H, R>::Sum sums[R][4];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -138,7 +145,9 @@ template <int B, int H, int R> THRIFTY_INLINE void score_codes(const Span& s, in
   }
 }
 
-template <int B, int H, int R> THRIFTY_INLINE void weigh_codes(const Span& s, int page, const float* weights, const float* fade, int slots, int dim, float* acc_rows) {
+template <int B, int H, int R>
+THRIFTY_INLINE void weigh_codes(const Span& s, int page, const float* weights, const float* fade, int slots, int dim,
+                                float* acc_rows) {
   const CodePage p = code_page(s, page, dim);
   Factors<B, H, R> f;
   for (int c = 0; c < dim; c += 64) {
@@ -149,7 +158,8 @@ template <int B, int H, int R> THRIFTY_INLINE void weigh_codes(const Span& s, in
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) sums[r][j] = f.none();
-    for (int row = 0; row < kPage; row += code_rows(B)) f.add_codes(p.values + ((size_t)(row / code_rows(B)) * (dim / kLanes) + c / kLanes) * 64, row, sums);
+    for (int row = 0; row < kPage; row += code_rows(B))
+      f.add_codes(p.values + ((size_t)(row / code_rows(B)) * (dim / kLanes) + c / kLanes) * 64, row, sums);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4

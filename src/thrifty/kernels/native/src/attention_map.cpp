@@ -13,7 +13,8 @@ void attention_map(const AttentionMap& call, float* out) {
   constexpr float kLog2e = 1.44269504088896341f;
   for (int row = 0; row < call.rows; row++)
     if (call.sees[row] < 1 || call.sees[row] > call.slots)
-      throw std::invalid_argument("row " + std::to_string(row) + " sees " + std::to_string(call.sees[row]) + " slots; there are " + std::to_string(call.slots) + ", and it must see one at least");
+      throw std::invalid_argument("row " + std::to_string(row) + " sees " + std::to_string(call.sees[row]) +
+                                  " slots; there are " + std::to_string(call.slots) + ", and it must see one at least");
   if (call.rows == 0) return;
   const Kernels& k = kernels();
   const size_t dim = (size_t)call.dim;

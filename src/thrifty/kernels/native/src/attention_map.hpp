@@ -1,7 +1,8 @@
-// Softmax probabilities of some queries over plain keys: what cache policies score slots by. Included once per instruction set.
+// Softmax probabilities of some queries over plain keys: what cache policies score slots by. Included once per
+// instruction set.
 //
-// Scores go where the probabilities will be, 64 slots at a time, all in fp32; then each row's softmax, in the order of the
-// slots. So a row's bits depend on nothing but its query, the keys and how many of them it sees.
+// Scores go where the probabilities will be, 64 slots at a time, all in fp32; then each row's softmax, in the order of
+// the slots. So a row's bits depend on nothing but its query, the keys and how many of them it sees.
 #pragma once
 #include "attention_block.hpp"
 
@@ -28,7 +29,8 @@ static void turn_keys(const float* keys, int count, int dim, float* to) {
   }
 }
 
-template <int R> static void map_group(const MapArgs& a, int first, int slot, int count, const float* keys, float* scores) {
+template <int R>
+static void map_group(const MapArgs& a, int first, int slot, int count, const float* keys, float* scores) {
   score<R>(a.q + (size_t)first * a.dim, keys, a.dim, scores, nullptr);
   const V unit = set1(a.softcap * kLog2e);
   for (int j = 0; j < kPage && j < count; j += kLanes) {
@@ -42,7 +44,8 @@ template <int R> static void map_group(const MapArgs& a, int first, int slot, in
   }
 }
 
-// Scores of all rows that see any of the 64 slots from `slot` on, in units of log2. scratch: (dim + kMapScratchRows) * 64 floats.
+// Scores of all rows that see any of the 64 slots from `slot` on, in units of log2. scratch: (dim + kMapScratchRows) *
+// 64 floats.
 static void map_scores(const MapArgs& a, int slot, float* scratch) {
   const int count = a.slots - slot < kPage ? a.slots - slot : kPage;
   float *const keys = scratch, *const scores = scratch + (size_t)a.dim * kPage;
@@ -53,7 +56,10 @@ static void map_scores(const MapArgs& a, int slot, float* scratch) {
     for (int r = 0; r < rows; r++) seen = seen || a.sees[first + r] > slot;
     if (!seen) continue;
     switch (rows) {
-#define THRIFTY_GROUP(R) case R: if constexpr (kScoreRows >= R) map_group<R>(a, first, slot, count, keys, scores); break;
+#define THRIFTY_GROUP(R)                                                              \
+  case R:                                                                             \
+    if constexpr (kScoreRows >= R) map_group<R>(a, first, slot, count, keys, scores); \
+    break;
       THRIFTY_GROUP(1) THRIFTY_GROUP(2) THRIFTY_GROUP(3) THRIFTY_GROUP(4) THRIFTY_GROUP(5) THRIFTY_GROUP(6)
 #undef THRIFTY_GROUP
     }
@@ -65,7 +71,9 @@ static void map_softmax(const MapArgs& a, int row) {
   float* const x = a.out + (size_t)row * a.slots;
   const int sees = (int)a.sees[row];
   const V lowest = set1(-__builtin_inff());
-  const auto some = [&](int i) __attribute__((always_inline)) { return i + kLanes <= sees ? load(x + i) : keep(load_some(x + i, sees - i), 0, sees - i, lowest); };
+  const auto some = [&](int i) __attribute__((always_inline)) {
+    return i + kLanes <= sees ? load(x + i) : keep(load_some(x + i, sees - i), 0, sees - i, lowest);
+  };
   V top = lowest, sum = zero();
   for (int i = 0; i < sees; i += kLanes) top = max(top, some(i));
   top = set1(reduce_max(top));

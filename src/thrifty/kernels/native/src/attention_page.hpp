@@ -25,19 +25,22 @@ struct Block {  // one page of one span
 // The arrays of one page of a quantised span; `dim` padded or not.
 struct CodePage {
   const uint8_t *keys, *values;
-  const uint16_t *key_params, *value_params;  // [scale, minimum][group of the page][dim], [scale, minimum][group of channels][kPage]
+  const uint16_t *key_params,
+      *value_params;  // [scale, minimum][group of the page][dim], [scale, minimum][group of channels][kPage]
 };
 THRIFTY_INLINE CodePage code_page(const Span& s, int page, int dim) {
   const SlabLayout at = slab_layout(s.format, s.capacity, dim = (int)align64(dim));
-  const size_t bytes = (size_t)page * dim * 8 * format_bits(s.format), params = (size_t)page * 2 * format_groups(s.format) * dim;
-  return {s.base + bytes, s.base + at.values + bytes, (const uint16_t*)(s.base + at.key_params) + params, (const uint16_t*)(s.base + at.value_params) + params};
+  const size_t bytes = (size_t)page * dim * 8 * format_bits(s.format),
+               params = (size_t)page * 2 * format_groups(s.format) * dim;
+  return {s.base + bytes, s.base + at.values + bytes, (const uint16_t*)(s.base + at.key_params) + params,
+          (const uint16_t*)(s.base + at.value_params) + params};
 }
 
 THRIFTY_INLINE V load_as_float(const float* p) { return load(p); }
 THRIFTY_INLINE V load_as_float(const uint16_t* p) { return load_bf16(p); }
 
-// Whether the page that is read next is worth asking for line by line. Where it lies behind this one, the processor follows the
-// stream by itself, faster than with instructions in between.
+// Whether the page that is read next is worth asking for line by line. Where it lies behind this one, the processor
+// follows the stream by itself, faster than with instructions in between.
 THRIFTY_INLINE bool lies_apart(const Block& b, int dim) {
   if (!b.next || b.next == b.span) return false;
   return b.next->base != b.span->base + slab_layout(b.span->format, (size_t)b.span->capacity, (size_t)dim).bytes;
@@ -53,13 +56,15 @@ THRIFTY_INLINE Ahead ahead_of(const Block& b, int dim) {
   return {b.next->base + page, b.next->base + slab_layout(b.next->format, b.next->capacity, dim).values + page};
 }
 
-// Has the addresses of the page behind the next one looked up, by one line of each of the system's pages: a stream stops at their
-// borders, and looking up takes as long as reading. Pages of one head mostly lie side by side; where not, nothing comes of it.
+// Has the addresses of the page behind the next one looked up, by one line of each of the system's pages: a stream
+// stops at their borders, and looking up takes as long as reading. Pages of one head mostly lie side by side; where
+// not, nothing comes of it.
 THRIFTY_INLINE void fetch_addresses(const Block& b, int dim) {
   constexpr size_t kSystemPage = 4096;
   if (!b.next || b.next->capacity != kPage || b.next->format != b.span->format) return;
   const uint8_t* guess = b.next->base + (b.next->base - b.span->base);
-  for (size_t i = 0; i < slab_layout(b.next->format, kPage, dim).bytes; i += kSystemPage) __builtin_prefetch(guess + i, 0, 2);
+  for (size_t i = 0; i < slab_layout(b.next->format, kPage, dim).bytes; i += kSystemPage)
+    __builtin_prefetch(guess + i, 0, 2);
 }
 
 enum class QueryOrder { none, channels, pairs };
@@ -70,7 +75,8 @@ struct Tile {  // scratch of one worker
   float *q, *rows_q, *scores, *chunk, *total, *keys, *values, *params;
   float *chunk_max, *chunk_sum, *total_max, *total_sum;
   int *low, *high;
-  uint32_t* pairs;  // of kScoreRows rows, as bf16 pairs: queries times key scales, weights, or weights times value scales
+  uint32_t*
+      pairs;  // of kScoreRows rows, as bf16 pairs: queries times key scales, weights, or weights times value scales
   QueryOrder order;  // of q, which is made from rows_q
   bool chunk_used;
   bool keys_only = false;  // a page's values are not asked for
@@ -102,7 +108,8 @@ static Tile make_tile(int rows, int size, uint8_t* scratch) {
   return t;
 }
 
-// Rows of a 64-byte vector of codes; row e of its 16 lanes is read by unpack<B>(vector, e) (see formats/kv.py, pack_lanes).
+// Rows of a 64-byte vector of codes; row e of its 16 lanes is read by unpack<B>(vector, e) (see formats/kv.py,
+// pack_lanes).
 constexpr int code_rows(int bits) { return 32 / bits; }
 template <int B> constexpr float kMiddle = (float)((1 << B) - 1) / 2.0f;
 
@@ -115,7 +122,8 @@ template <int B, int H> static void convert_codes(const Span& s, int page, int s
   for (int c = 0; c < dim; c += rows)
     for (int j = 0; j < 4; j++, codes += 64)
       for (int e = 0; e < rows; e++)
-        store(t.keys + (c + e) * kPage + j * kLanes, fma(unpack<B>(codes, e), set1(t.params[(j * H / 4) * dim + c + e]), set1(t.params[(H + j * H / 4) * dim + c + e])));
+        store(t.keys + (c + e) * kPage + j * kLanes, fma(unpack<B>(codes, e), set1(t.params[(j * H / 4) * dim + c + e]),
+                                                         set1(t.params[(H + j * H / 4) * dim + c + e])));
   if (t.keys_only) return;
   const int groups = dim / 64 * H;
   codes = p.values;
@@ -123,7 +131,8 @@ template <int B, int H> static void convert_codes(const Span& s, int page, int s
     for (int j = 0; j < dim / kLanes; j++, codes += 64)
       for (int e = 0; e < rows && i + e < slots; e++) {
         const uint16_t* params = p.value_params + (j * H / 4) * kPage + i + e;
-        store(t.values + (size_t)(i + e) * dim + j * kLanes, fma(unpack<B>(codes, e), set1(half_to_float(params[0])), set1(half_to_float(params[groups * kPage]))));
+        store(t.values + (size_t)(i + e) * dim + j * kLanes,
+              fma(unpack<B>(codes, e), set1(half_to_float(params[0])), set1(half_to_float(params[groups * kPage]))));
       }
 }
 
@@ -138,12 +147,15 @@ template <class T> THRIFTY_INLINE V load_some_as_float(const T* p, int count) {
 // Rows of values -> fp32 rows of the tile's stride, zero behind a head's own numbers.
 template <class T> static void convert_values(const T* values, int slots, Tile& t) {
   for (int i = 0; i < slots; i++)
-    for (int c = 0; c < t.dim; c += kLanes) store(t.values + (size_t)i * t.dim + c, c < t.size ? load_some_as_float(values + (size_t)i * t.size + c, t.size - c) : zero());
+    for (int c = 0; c < t.dim; c += kLanes)
+      store(t.values + (size_t)i * t.dim + c,
+            c < t.size ? load_some_as_float(values + (size_t)i * t.size + c, t.size - c) : zero());
 }
 
 static void convert_bf16(const Span& s, int page, int slots, Tile& t) {
   const uint16_t* keys = (const uint16_t*)s.base + (size_t)page * kPage * t.size;
-  const uint16_t* values = (const uint16_t*)(s.base + slab_layout(s.format, s.capacity, t.size).values) + (size_t)page * kPage * t.size;
+  const uint16_t* values =
+      (const uint16_t*)(s.base + slab_layout(s.format, s.capacity, t.size).values) + (size_t)page * kPage * t.size;
   for (int i = 0; i < kPage * t.size; i += kLanes) store(t.keys + i, load_bf16(keys + i));
   if (!t.keys_only) convert_values(values, slots, t);
 }
@@ -151,19 +163,32 @@ static void convert_bf16(const Span& s, int page, int slots, Tile& t) {
 static void convert(Block& b, Tile& t) {
   switch (b.span->format) {
     case Format::f32: {
-      const size_t at = slab_layout(Format::f32, b.span->capacity, t.size).values, page = (size_t)b.page * kPage * t.size;
+      const size_t at = slab_layout(Format::f32, b.span->capacity, t.size).values,
+                   page = (size_t)b.page * kPage * t.size;
       b.keys32 = (const float*)b.span->base + page, b.values32 = (const float*)(b.span->base + at) + page;
       if (t.size == t.dim) return;
       if (!t.keys_only) convert_values(b.values32, b.slots, t);
       b.values32 = t.values;
       return;
     }
-    case Format::bf16: convert_bf16(*b.span, b.page, b.slots, t); break;
-    case Format::int8: convert_codes<8, 2>(*b.span, b.page, b.slots, t.dim, t); break;
-    case Format::int4: convert_codes<4, 2>(*b.span, b.page, b.slots, t.dim, t); break;
-    case Format::int2: convert_codes<2, 2>(*b.span, b.page, b.slots, t.dim, t); break;
-    case Format::int4g16: convert_codes<4, 4>(*b.span, b.page, b.slots, t.dim, t); break;
-    case Format::int2g16: convert_codes<2, 4>(*b.span, b.page, b.slots, t.dim, t); break;
+    case Format::bf16:
+      convert_bf16(*b.span, b.page, b.slots, t);
+      break;
+    case Format::int8:
+      convert_codes<8, 2>(*b.span, b.page, b.slots, t.dim, t);
+      break;
+    case Format::int4:
+      convert_codes<4, 2>(*b.span, b.page, b.slots, t.dim, t);
+      break;
+    case Format::int2:
+      convert_codes<2, 2>(*b.span, b.page, b.slots, t.dim, t);
+      break;
+    case Format::int4g16:
+      convert_codes<4, 4>(*b.span, b.page, b.slots, t.dim, t);
+      break;
+    case Format::int2g16:
+      convert_codes<2, 4>(*b.span, b.page, b.slots, t.dim, t);
+      break;
   }
   b.keys32 = t.keys, b.values32 = t.values;
 }

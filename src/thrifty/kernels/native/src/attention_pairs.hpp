@@ -11,7 +11,8 @@ constexpr int kPairs = 32;  // pairs of 64 channels, or of the slots of a page
 THRIFTY_INLINE void round_queries(const float* q, int rows, int dim, uint32_t* pairs) {
   for (int c = 0; c < dim; c += 2 * kLanes)
     for (int r = 0; r < rows; r++)
-      store_bf16((uint16_t*)(pairs + ((c / 64) * rows + r) * kPairs + c % 64 / 2), load(q + (size_t)r * dim + c), load(q + (size_t)r * dim + c + kLanes));
+      store_bf16((uint16_t*)(pairs + ((c / 64) * rows + r) * kPairs + c % 64 / 2), load(q + (size_t)r * dim + c),
+                 load(q + (size_t)r * dim + c + kLanes));
 }
 
 // The last channels of two rows, less than 64, with zeros behind them.
@@ -22,9 +23,10 @@ THRIFTY_INLINE void interleave_rest(const uint16_t* a, const uint16_t* b, int co
   interleave(rows[0], rows[1], w);
 }
 
-// A page as pairs of rows: keys [size / 2][kPage][2], values [kPage / 2][align64(size)][2]; the slot behind an odd last one is
-// zero.
-static void interleave_page(const uint16_t* keys, const uint16_t* values, int slots, int size, uint16_t* key_pairs, uint16_t* value_pairs) {
+// A page as pairs of rows: keys [size / 2][kPage][2], values [kPage / 2][align64(size)][2]; the slot behind an odd last
+// one is zero.
+static void interleave_page(const uint16_t* keys, const uint16_t* values, int slots, int size, uint16_t* key_pairs,
+                            uint16_t* value_pairs) {
   I w[4];
   for (int c = 0; c < size; c += 2, key_pairs += 2 * kPage) {
     interleave(keys + (size_t)c * kPage, keys + (size_t)(c + 1) * kPage, w);
@@ -39,8 +41,8 @@ static void interleave_page(const uint16_t* keys, const uint16_t* values, int sl
     }
 }
 
-// acc[row][vector] += w * pairs[row]. A pair goes through a register: some processors load as many bytes to broadcast it as they
-// load of the page.
+// acc[row][vector] += w * pairs[row]. A pair goes through a register: some processors load as many bytes to broadcast
+// it as they load of the page.
 template <int R> THRIFTY_INLINE void accumulate_pairs(const I* w, const uint32_t* pairs, V (*acc)[4]) {
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++) {
@@ -51,7 +53,9 @@ template <int R> THRIFTY_INLINE void accumulate_pairs(const I* w, const uint32_t
 }
 
 // INTERLEAVED: `keys` is what interleave_page made; else the page itself, and `ahead` is fetched.
-template <int R, bool INTERLEAVED> THRIFTY_INLINE void score_pairs(const uint32_t* q, const uint16_t* keys, int size, float* scores, const uint8_t* ahead) {
+template <int R, bool INTERLEAVED>
+THRIFTY_INLINE void score_pairs(const uint32_t* q, const uint16_t* keys, int size, float* scores,
+                                const uint8_t* ahead) {
   V acc[R][4];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
@@ -81,7 +85,8 @@ template <int R, bool INTERLEAVED> THRIFTY_INLINE void score_pairs(const uint32_
 
 // values of the chunk: acc[r] = acc[r] * fade[r] + sum over slots of bf16(p[r][slot]) * values[slot]
 template <int R, bool INTERLEAVED>
-THRIFTY_INLINE void weigh_pairs(const uint32_t* pairs, const float* fade, const uint16_t* values, int slots, int dim, float* acc_rows, const uint8_t* ahead) {
+THRIFTY_INLINE void weigh_pairs(const uint32_t* pairs, const float* fade, const uint16_t* values, int slots, int dim,
+                                float* acc_rows, const uint8_t* ahead) {
   for (int c = 0; c < dim; c += 64) {
     V acc[R][4];
 #pragma GCC unroll 8

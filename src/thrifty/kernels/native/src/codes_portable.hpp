@@ -43,8 +43,14 @@ THRIFTY_INLINE V words_as_floats(Words x) {
 
 // Vector v of a block's codes: 64 bytes as they are stored, without sign; of a table the values plus 128.
 template <Codes C> THRIFTY_INLINE void code_vector(const uint8_t* block, int v, uint8_t* to) {
-  const uint8_t *low = block + 64 * (C.low == 8 ? v : C.low == 4 ? v % 4 : v / 4), *high = block + 64 * C.low + (C.high == 2 ? 64 * (v / 4) : 0);
-  const int low_shift = C.low == 8 ? 0 : C.low == 4 ? v / 4 * 4 : 2 * (v % 4), high_shift = C.high == 2 ? 2 * (v % 4) : v;
+  const uint8_t *low = block + 64 * (C.low == 8   ? v
+                                     : C.low == 4 ? v % 4
+                                                  : v / 4),
+                *high = block + 64 * C.low + (C.high == 2 ? 64 * (v / 4) : 0);
+  const int low_shift = C.low == 8   ? 0
+                        : C.low == 4 ? v / 4 * 4
+                                     : 2 * (v % 4),
+            high_shift = C.high == 2 ? 2 * (v % 4) : v;
   for (int i = 0; i < 64; i++) {
     unsigned code = (unsigned)low[i] >> low_shift & ((1u << C.low) - 1u);
     if constexpr (C.high != 0) code |= ((unsigned)high[i] >> high_shift & ((1u << C.high) - 1u)) << C.low;
@@ -58,9 +64,10 @@ template <Codes C, bool> struct CodeBlock {
 };
 THRIFTY_INLINE Words kept(Words x) { return x; }
 
-// Exact int32 dot products of vectors FIRST..FIRST+COUNT-1 of a block (16 rows x 4 COUNT columns) with M activation blocks, offsets
-// of the codes taken off, as floats.
-template <int FIRST, int COUNT, int N, int M, Codes C, bool KEPT> THRIFTY_INLINE void dots(const CodeBlock<C, KEPT>* block, const ActivationBlock* x, V* d) {
+// Exact int32 dot products of vectors FIRST..FIRST+COUNT-1 of a block (16 rows x 4 COUNT columns) with M activation
+// blocks, offsets of the codes taken off, as floats.
+template <int FIRST, int COUNT, int N, int M, Codes C, bool KEPT>
+THRIFTY_INLINE void dots(const CodeBlock<C, KEPT>* block, const ActivationBlock* x, V* d) {
   static_assert(N == 1);
   const uint8_t* codes = block->p;
   uint8_t w[COUNT][64];

@@ -14,8 +14,8 @@ struct SlabRows {  // slabs at equal distances
   int capacity;
 };
 
-// Pages first_page.. of `count` slabs -> pages 0.. of as many. Equals kv_batch.quantise to the bit. False where some numbers
-// are not finite or beyond float16. Throws std::invalid_argument.
+// Pages first_page.. of `count` slabs -> pages 0.. of as many. Equals kv_batch.quantise to the bit. False where some
+// numbers are not finite or beyond float16. Throws std::invalid_argument.
 bool compress(const SlabRows& from, const SlabRows& to, int count, int dim, int first_page, int tokens);
 
 }  // namespace thrifty

@@ -14,10 +14,14 @@ void check(const Plan& plan, const std::vector<Continuation*>& sequences, int st
   if (sequences.empty() || steps < 1) refuse("decoding needs at least one sequence and one step");
   for (const Continuation* one : sequences) {
     if (!one || !one->view || !one->sampler) refuse("a sequence needs a view and a sampler");
-    if (one->sampler->vocabulary() != plan.logits_width()) refuse("a sampler's vocabulary of " + std::to_string(one->sampler->vocabulary()) + " differs from the plan's");
-    if ((int)one->turns.size() != plan.ropes()) refuse("a sequence needs the rotations of " + std::to_string(plan.ropes()) + " ropes");
+    if (one->sampler->vocabulary() != plan.logits_width())
+      refuse("a sampler's vocabulary of " + std::to_string(one->sampler->vocabulary()) + " differs from the plan's");
+    if ((int)one->turns.size() != plan.ropes())
+      refuse("a sequence needs the rotations of " + std::to_string(plan.ropes()) + " ropes");
     for (const Turns& turns : one->turns)
-      if (!turns.holds(one->position) || !turns.holds(one->position + steps - 1)) refuse("the rotations do not hold positions " + std::to_string(one->position) + " to " + std::to_string(one->position + steps - 1));
+      if (!turns.holds(one->position) || !turns.holds(one->position + steps - 1))
+        refuse("the rotations do not hold positions " + std::to_string(one->position) + " to " +
+               std::to_string(one->position + steps - 1));
   }
 }
 
@@ -51,13 +55,14 @@ void undo(const Plan& plan, const Step& s) {
 
 enum class Outcome { kNext, kOver, kNone };  // kOver: a token ended its answer; kNone: somebody has no token to choose
 
-// Computes the rows' logits, replaces their tokens by the next ones and advances the sequences. Where somebody has none to
-// choose, and where it throws, the views are as before.
+// Computes the rows' logits, replaces their tokens by the next ones and advances the sequences. Where somebody has none
+// to choose, and where it throws, the views are as before.
 Outcome run(Plan& plan, Step& s, Rows& rows, const std::vector<Continuation*>& sequences) {
   plan.run(s);  // undoes itself
   try {
     const size_t width = (size_t)plan.logits_width();
-    for (size_t i = 0; i < sequences.size(); i++) rows.tokens[i] = sequences[i]->sampler->choose(s.logits + i * width, rows.best[i]);
+    for (size_t i = 0; i < sequences.size(); i++)
+      rows.tokens[i] = sequences[i]->sampler->choose(s.logits + i * width, rows.best[i]);
     if (*std::min_element(rows.tokens.begin(), rows.tokens.end()) < 0) {
       undo(plan, s);
       return Outcome::kNone;
@@ -79,7 +84,8 @@ bool Continuation::advance(int32_t chosen) {
   return std::binary_search(ends.begin(), ends.end(), chosen);
 }
 
-Decoded decode(Plan& plan, const std::vector<Continuation*>& sequences, const DecodingLimits& limits, float* logits, std::vector<Step::Sums> sums) {
+Decoded decode(Plan& plan, const std::vector<Continuation*>& sequences, const DecodingLimits& limits, float* logits,
+               std::vector<Step::Sums> sums) {
   check(plan, sequences, limits.steps);
   const size_t count = sequences.size();
   Decoded decoded;
@@ -110,7 +116,8 @@ Decoded decode(Plan& plan, const std::vector<Continuation*>& sequences, const De
     decoded.steps++;
     const auto now = Clock::now();
     over = over || (limits.waiting && limits.waiting->load(std::memory_order_relaxed) != 0);
-    over = over || (limits.seconds > 0 && std::chrono::duration<double>((now - start) + (now - before)).count() > limits.seconds);
+    over = over || (limits.seconds > 0 &&
+                    std::chrono::duration<double>((now - start) + (now - before)).count() > limits.seconds);
     before = now;
   }
   return decoded;

@@ -72,7 +72,8 @@ THRIFTY_INLINE void store_some(float* x, V v, int count) {
 
 static void quantise(const float* x, int columns, ActivationBlock* destination) {
   for (int c = 0; c < columns; c += kBlockColumns, destination += kPanel) {
-    V a = load_some(x + c, columns - c), b = columns - c > kLanes ? load_some(x + c + kLanes, columns - c - kLanes) : zero();
+    V a = load_some(x + c, columns - c),
+      b = columns - c > kLanes ? load_some(x + c + kLanes, columns - c - kLanes) : zero();
     float scale = reduce_max(max(absolute(a), absolute(b))) / 127.0f;
     if (scale == 0.0f) {
       *destination = ActivationBlock{};
@@ -80,7 +81,8 @@ static void quantise(const float* x, int columns, ActivationBlock* destination) 
     }
     V s = set1(scale), low = set1(-127.0f), high = set1(127.0f);
     int first;
-    const int sum = store_int8x32(destination->q, &first, min(max(round_even(div(a, s)), low), high), min(max(round_even(div(b, s)), low), high));
+    const int sum = store_int8x32(destination->q, &first, min(max(round_even(div(a, s)), low), high),
+                                  min(max(round_even(div(b, s)), low), high));
     destination->scale = scale;
     destination->scaled_sum = scale * (float)sum;
     destination->minus8 = -8 * sum;
@@ -91,11 +93,13 @@ static void quantise(const float* x, int columns, ActivationBlock* destination) 
 // A row as pairs of bf16 columns, kPanel rows interleaved.
 static void to_pairs(const float* x, int columns, uint32_t* destination) {
   for (int c = 0; c < columns; c += 2 * kLanes) {
-    V a = load_some(x + c, columns - c), b = columns - c > kLanes ? load_some(x + c + kLanes, columns - c - kLanes) : zero();
+    V a = load_some(x + c, columns - c),
+      b = columns - c > kLanes ? load_some(x + c + kLanes, columns - c - kLanes) : zero();
     uint16_t t[2 * kLanes];
     store_bf16(t, a, b);
     int pairs = columns - c >= 2 * kLanes ? kLanes : (columns - c + 1) / 2;
-    for (int i = 0; i < pairs; i++) destination[(size_t)(c / 2 + i) * kPanel] = (uint32_t)t[2 * i] | (uint32_t)t[2 * i + 1] << 16;
+    for (int i = 0; i < pairs; i++)
+      destination[(size_t)(c / 2 + i) * kPanel] = (uint32_t)t[2 * i] | (uint32_t)t[2 * i + 1] << 16;
   }
 }
 
@@ -103,12 +107,14 @@ static void to_pairs(const float* x, int columns, uint32_t* destination) {
 static void rms_norm(const float* x, const float* weight, float epsilon, int columns, float* out) {
   V a = zero(), b = zero();
   for (int c = 0; c < columns; c += 2 * kLanes) {
-    V u = load_some(x + c, columns - c), v = columns - c > kLanes ? load_some(x + c + kLanes, columns - c - kLanes) : zero();
+    V u = load_some(x + c, columns - c),
+      v = columns - c > kLanes ? load_some(x + c + kLanes, columns - c - kLanes) : zero();
     a = fma(u, u, a), b = fma(v, v, b);
   }
   V inverse = set1(1.0f / __builtin_sqrtf(reduce_add(add(a, b)) / (float)columns + epsilon));
   for (int c = 0; c < columns; c += kLanes)
-    store_some(out + c, mul(mul(load_some(x + c, columns - c), inverse), load_some(weight + c, columns - c)), columns - c);
+    store_some(out + c, mul(mul(load_some(x + c, columns - c), inverse), load_some(weight + c, columns - c)),
+               columns - c);
 }
 
 THRIFTY_INLINE V silu(V x) { return div(x, add(set1(1.0f), exponential(sub(zero(), x)))); }
@@ -126,12 +132,14 @@ static void gate(const float* gate, const float* up, float* out, int count, int 
 }
 
 static void add_to(float* x, const float* y, int count) {
-  for (int c = 0; c < count; c += kLanes) store_some(x + c, add(load_some(x + c, count - c), load_some(y + c, count - c)), count - c);
+  for (int c = 0; c < count; c += kLanes)
+    store_some(x + c, add(load_some(x + c, count - c), load_some(y + c, count - c)), count - c);
 }
 
 static void cap(float* x, float limit, int count) {
   V l = set1(limit);
-  for (int c = 0; c < count; c += kLanes) store_some(x + c, mul(l, hyperbolic_tangent(div(load_some(x + c, count - c), l))), count - c);
+  for (int c = 0; c < count; c += kLanes)
+    store_some(x + c, mul(l, hyperbolic_tangent(div(load_some(x + c, count - c), l))), count - c);
 }
 
 // Half-split rotary embedding of one head: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 = x[:half].

@@ -20,23 +20,25 @@ template <class T> void copy_run(const Run<T>& run, size_t channel, T* page) {
   T* const to = page + channel * kPage + run.to;
   if (run.count < 8)
     for (size_t i = 0; i < run.count; i++) to[i] = from[i];
-  else
-    memcpy(to, from, run.count * sizeof(T));
+  else memcpy(to, from, run.count * sizeof(T));
 }
 
-template <class T>
-void gather_head(const Gathering& head, int dim) {
+template <class T> void gather_head(const Gathering& head, int dim) {
   const size_t d = (size_t)dim;
   T* const keys = (T*)head.target;
-  T* const values = (T*)(head.target + slab_layout(sizeof(T) == 4 ? Format::f32 : Format::bf16, (size_t)head.capacity, d).values);
+  T* const values =
+      (T*)(head.target + slab_layout(sizeof(T) == 4 ? Format::f32 : Format::bf16, (size_t)head.capacity, d).values);
   size_t place = 0;
   Run<T> runs[kPage];  // of the target's page in work
   for (const Chosen& part : head.parts) {
     const T* const from = (const T*)part.address;
-    const T* const rows = (const T*)(part.address + slab_layout(sizeof(T) == 4 ? Format::f32 : Format::bf16, (size_t)part.capacity, d).values);
+    const T* const rows =
+        (const T*)(part.address +
+                   slab_layout(sizeof(T) == 4 ? Format::f32 : Format::bf16, (size_t)part.capacity, d).values);
     const int64_t* const slots = (const int64_t*)part.slots;
     for (size_t done = 0; done < (size_t)part.count;) {
-      const size_t offset = place % kPage, room = kPage - offset, left = (size_t)part.count - done, n = left < room ? left : room;
+      const size_t offset = place % kPage, room = kPage - offset, left = (size_t)part.count - done,
+                   n = left < room ? left : room;
       size_t count = 0;
       for (size_t i = 0; i < n;) {
         const size_t slot = (size_t)slots[done + i];
@@ -58,12 +60,16 @@ void check(const Gathering& head, int dim) {
   const auto refuse = [](const char* message) { throw std::invalid_argument(message); };
   if (dim < 2 || dim % 2) refuse("gather: the head dimension must be even");
   long total = 0;
-  const auto bad = [](uintptr_t address, int capacity) { return !address || address % 64 || capacity < kPage || capacity % kPage; };
+  const auto bad = [](uintptr_t address, int capacity) {
+    return !address || address % 64 || capacity < kPage || capacity % kPage;
+  };
   if (bad(head.target, head.capacity)) refuse("gather: slabs must be 64-byte aligned, not null, and of whole pages");
   for (const Chosen& part : head.parts) {
-    if (bad(part.address, part.capacity) || part.count < 0 || (part.count && !part.slots)) refuse("gather: slabs must be 64-byte aligned, not null, and of whole pages");
+    if (bad(part.address, part.capacity) || part.count < 0 || (part.count && !part.slots))
+      refuse("gather: slabs must be 64-byte aligned, not null, and of whole pages");
     for (int i = 0; i < part.count; i++)
-      if (int64_t slot = ((const int64_t*)part.slots)[i]; slot < 0 || slot >= part.capacity) refuse("gather: a slot is outside its slab");
+      if (int64_t slot = ((const int64_t*)part.slots)[i]; slot < 0 || slot >= part.capacity)
+        refuse("gather: a slot is outside its slab");
     total += part.count;
   }
   if (total > head.capacity) refuse("gather: the slots do not fit the slab");
@@ -76,7 +82,8 @@ void gather(const std::vector<Gathering>& heads, Format format, int dim) {
   for (const Gathering& head : heads) check(head, dim);
   Pool::shared().run(0, [&](Worker& w) {
     const int total = (int)heads.size();
-    for (int i = w.begin(total); i < w.end(total); i++) format == Format::f32 ? gather_head<float>(heads[(size_t)i], dim) : gather_head<uint16_t>(heads[(size_t)i], dim);
+    for (int i = w.begin(total); i < w.end(total); i++)
+      format == Format::f32 ? gather_head<float>(heads[(size_t)i], dim) : gather_head<uint16_t>(heads[(size_t)i], dim);
   });
 }
 

@@ -1,4 +1,5 @@
-// ggml's quantised blocks: where the codes, sub-scales and scales of each type lie (ggml-common.h, ggml-quants.c of llama.cpp).
+// ggml's quantised blocks: where the codes, sub-scales and scales of each type lie (ggml-common.h, ggml-quants.c of
+// llama.cpp).
 #pragma once
 #include <cstring>
 
@@ -13,7 +14,8 @@ struct BlockBits {
   uint16_t scale, minimum;
 };
 
-constexpr uint32_t kNibbles = 0x0f0f0f0fu, kCrumbs = 0x03030303u, kOnes = 0x01010101u;  // four, two and one low bits of every byte
+constexpr uint32_t kNibbles = 0x0f0f0f0fu, kCrumbs = 0x03030303u,
+                   kOnes = 0x01010101u;  // four, two and one low bits of every byte
 
 THRIFTY_SHARED uint32_t get32(const uint8_t* p) {
   uint32_t x;
@@ -39,7 +41,8 @@ template <bool MINIMUM, bool FIFTH> struct Nibbles32 {
     b.scale = get16(p);
     if constexpr (MINIMUM) b.minimum = get16(p + 2);
     const uint32_t high = FIFTH ? get32(p + kHigh) : 0;
-    for (int v = 0; v < 8; v++) b.codes[0][v] = (get32(p + kLow + 4 * (v % 4)) >> (v / 4 * 4) & kNibbles) | spread(high >> (4 * v)) << 4;
+    for (int v = 0; v < 8; v++)
+      b.codes[0][v] = (get32(p + kLow + 4 * (v % 4)) >> (v / 4 * 4) & kNibbles) | spread(high >> (4 * v)) << 4;
   }
   static void write(const BlockBits& b, uint8_t* p) {
     put(p, b.scale);
@@ -65,7 +68,9 @@ struct Q8_0 {
 };
 
 // Two bits of block b at bits 2 (b % 4) of 32 bytes for four blocks, as Q2_K, Q3_K and the high bits of Q6_K have them.
-THRIFTY_SHARED uint32_t crumbs(const uint8_t* p, int block, int v) { return get32(p + 32 * (block / 4) + 4 * v) >> (2 * (block % 4)) & kCrumbs; }
+THRIFTY_SHARED uint32_t crumbs(const uint8_t* p, int block, int v) {
+  return get32(p + 32 * (block / 4) + 4 * v) >> (2 * (block % 4)) & kCrumbs;
+}
 THRIFTY_SHARED void put_crumbs(const BlockBits& b, int shift, uint8_t* p) {
   for (int half = 0; half < 2; half++)
     for (int v = 0; v < 8; v++) {
@@ -89,12 +94,14 @@ struct Q2_K {
   static void read(const uint8_t* p, BlockBits& b) {
     b.scale = get16(p + 80), b.minimum = get16(p + 82);
     for (uint32_t& sub : b.sub) sub = 0;
-    for (int i = 0; i < 16; i++) b.sub[i / 8] |= (p[i] & 15u) << (4 * (i % 8)), b.sub[2 + i / 8] |= (uint32_t)(p[i] >> 4) << (4 * (i % 8));
+    for (int i = 0; i < 16; i++)
+      b.sub[i / 8] |= (p[i] & 15u) << (4 * (i % 8)), b.sub[2 + i / 8] |= (uint32_t)(p[i] >> 4) << (4 * (i % 8));
     for (int k = 0; k < kSuperblock; k++)
       for (int v = 0; v < 8; v++) b.codes[k][v] = crumbs(p + 16, k, v);
   }
   static void write(const BlockBits& b, uint8_t* p) {
-    for (int i = 0; i < 16; i++) p[i] = (uint8_t)((b.sub[i / 8] >> (4 * (i % 8)) & 15u) | (b.sub[2 + i / 8] >> (4 * (i % 8)) & 15u) << 4);
+    for (int i = 0; i < 16; i++)
+      p[i] = (uint8_t)((b.sub[i / 8] >> (4 * (i % 8)) & 15u) | (b.sub[2 + i / 8] >> (4 * (i % 8)) & 15u) << 4);
     put_crumbs(b, 0, p + 16);
     put(p + 80, b.scale), put(p + 82, b.minimum);
   }
@@ -106,7 +113,9 @@ struct Q3_K {
     const uint8_t* s = p + 96;
     b.scale = get16(p + 108);
     for (uint32_t& sub : b.sub) sub = 0;
-    for (int i = 0; i < 16; i++) b.sub[i / 8] |= (uint32_t)(s[i % 8] >> (i / 8 * 4) & 15) << (4 * (i % 8)), b.sub[2] |= (uint32_t)(s[8 + i % 4] >> (i / 4 * 2) & 3) << (2 * i);
+    for (int i = 0; i < 16; i++)
+      b.sub[i / 8] |= (uint32_t)(s[i % 8] >> (i / 8 * 4) & 15) << (4 * (i % 8)),
+          b.sub[2] |= (uint32_t)(s[8 + i % 4] >> (i / 4 * 2) & 3) << (2 * i);
     for (int k = 0; k < kSuperblock; k++)
       for (int v = 0; v < 8; v++) b.codes[k][v] = crumbs(p + 32, k, v) | bit_of(p, k, v) << 2;
   }
@@ -132,23 +141,29 @@ template <bool FIFTH> struct Q45_K {
     for (int j = 0; j < 4; j++) {  // the first four whole, with the high bits of the other four above them
       scales |= (s[j] & 15u) << (4 * j) | (s[8 + j] & 15u) << (4 * j + 16);
       minimums |= (s[4 + j] & 15u) << (4 * j) | (uint32_t)(s[8 + j] >> 4) << (4 * j + 16);
-      high |= (s[j] >> 4 & 3u) << (2 * j) | (uint32_t)(s[j] >> 6) << (2 * j + 8) | (s[4 + j] >> 4 & 3u) << (2 * j + 16) | (uint32_t)(s[4 + j] >> 6) << (2 * j + 24);
+      high |= (s[j] >> 4 & 3u) << (2 * j) | (uint32_t)(s[j] >> 6) << (2 * j + 8) |
+              (s[4 + j] >> 4 & 3u) << (2 * j + 16) | (uint32_t)(s[4 + j] >> 6) << (2 * j + 24);
     }
     b.sub[0] = scales, b.sub[1] = minimums, b.sub[2] = high;
     for (int k = 0; k < kSuperblock; k++)
-      for (int v = 0; v < 8; v++) b.codes[k][v] = (get32(p + kLow + 32 * (k / 2) + 4 * v) >> (k % 2 * 4) & kNibbles) | (FIFTH ? bit_of(p + 16, k, v) << 4 : 0);
+      for (int v = 0; v < 8; v++)
+        b.codes[k][v] = (get32(p + kLow + 32 * (k / 2) + 4 * v) >> (k % 2 * 4) & kNibbles) |
+                        (FIFTH ? bit_of(p + 16, k, v) << 4 : 0);
   }
   static void write(const BlockBits& b, uint8_t* p) {
     uint8_t* s = p + 4;
     put(p, b.scale), put(p + 2, b.minimum);
     for (int j = 0; j < 4; j++) {
-      s[j] = (uint8_t)((b.sub[0] >> (4 * j) & 15u) | (b.sub[2] >> (2 * j) & 3u) << 4 | (b.sub[2] >> (2 * j + 8) & 3u) << 6);
-      s[4 + j] = (uint8_t)((b.sub[1] >> (4 * j) & 15u) | (b.sub[2] >> (2 * j + 16) & 3u) << 4 | (b.sub[2] >> (2 * j + 24) & 3u) << 6);
+      s[j] = (uint8_t)((b.sub[0] >> (4 * j) & 15u) | (b.sub[2] >> (2 * j) & 3u) << 4 |
+                       (b.sub[2] >> (2 * j + 8) & 3u) << 6);
+      s[4 + j] = (uint8_t)((b.sub[1] >> (4 * j) & 15u) | (b.sub[2] >> (2 * j + 16) & 3u) << 4 |
+                           (b.sub[2] >> (2 * j + 24) & 3u) << 6);
       s[8 + j] = (uint8_t)((b.sub[0] >> (4 * j + 16) & 15u) | (b.sub[1] >> (4 * j + 16) & 15u) << 4);
     }
     if constexpr (FIFTH) put_bits(b, 4, p + 16);
     for (int k = 0; k < kSuperblock; k += 2)
-      for (int v = 0; v < 8; v++) put(p + kLow + 16 * k + 4 * v, (b.codes[k][v] & kNibbles) | (b.codes[k + 1][v] & kNibbles) << 4);
+      for (int v = 0; v < 8; v++)
+        put(p + kLow + 16 * k + 4 * v, (b.codes[k][v] & kNibbles) | (b.codes[k + 1][v] & kNibbles) << 4);
   }
 };
 
@@ -159,11 +174,13 @@ struct Q6_K {
     for (int i = 0; i < 4; i++) b.sub[i] = get32(p + 192 + 4 * i);
     b.scale = get16(p + 208);
     for (int k = 0; k < kSuperblock; k++)
-      for (int v = 0; v < 8; v++) b.codes[k][v] = (get32(p + low_at(k) + 4 * v) >> (k % 4 / 2 * 4) & kNibbles) | crumbs(p + 128, k, v) << 4;
+      for (int v = 0; v < 8; v++)
+        b.codes[k][v] = (get32(p + low_at(k) + 4 * v) >> (k % 4 / 2 * 4) & kNibbles) | crumbs(p + 128, k, v) << 4;
   }
   static void write(const BlockBits& b, uint8_t* p) {
     for (int k : {0, 1, 4, 5})
-      for (int v = 0; v < 8; v++) put(p + low_at(k) + 4 * v, (b.codes[k][v] & kNibbles) | (b.codes[k + 2][v] & kNibbles) << 4);
+      for (int v = 0; v < 8; v++)
+        put(p + low_at(k) + 4 * v, (b.codes[k][v] & kNibbles) | (b.codes[k + 2][v] & kNibbles) << 4);
     put_crumbs(b, 4, p + 128);
     for (int i = 0; i < 4; i++) put(p + 192 + 4 * i, b.sub[i]);
     put(p + 208, b.scale);
@@ -180,7 +197,8 @@ struct IQ4_XS {
   static void write(const BlockBits& b, uint8_t* p) {
     put(p, b.scale), put(p + 2, (uint16_t)b.sub[1]), put(p + 4, b.sub[0]);
     for (int k = 0; k < kSuperblock; k++)
-      for (int v = 0; v < 4; v++) put(p + 8 + 16 * k + 4 * v, (b.codes[k][v] & kNibbles) | (b.codes[k][v + 4] & kNibbles) << 4);
+      for (int v = 0; v < 4; v++)
+        put(p + 8 + 16 * k + 4 * v, (b.codes[k][v] & kNibbles) | (b.codes[k][v + 4] & kNibbles) << 4);
   }
 };
 

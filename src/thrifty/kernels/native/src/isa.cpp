@@ -60,9 +60,11 @@ std::vector<std::pair<std::string, bool>> cpu_features() {
   const uint64_t saved = known ? saved_registers() : 0;
   const bool avx = (saved & 0x06) == 0x06, avx512 = avx && (saved & 0xe0) == 0xe0;
   const auto has = [](bool registers, uint32_t word, int bit) { return registers && (word >> bit & 1); };
-  return {{"avx2", has(avx, seven.b, 5)},          {"fma", has(avx, one.c, 12)},           {"f16c", has(avx, one.c, 29)},
-          {"avx512f", has(avx512, seven.b, 16)},   {"avx512bw", has(avx512, seven.b, 30)}, {"avx512vl", has(avx512, seven.b, 31)},
-          {"avx512dq", has(avx512, seven.b, 17)},  {"avx512vnni", has(avx512, seven.c, 11)}, {"avx512bf16", has(avx512, more.a, 5)}};
+  return {{"avx2", has(avx, seven.b, 5)},         {"fma", has(avx, one.c, 12)},
+          {"f16c", has(avx, one.c, 29)},          {"avx512f", has(avx512, seven.b, 16)},
+          {"avx512bw", has(avx512, seven.b, 30)}, {"avx512vl", has(avx512, seven.b, 31)},
+          {"avx512dq", has(avx512, seven.b, 17)}, {"avx512vnni", has(avx512, seven.c, 11)},
+          {"avx512bf16", has(avx512, more.a, 5)}};
 #else
   return {};
 #endif
@@ -82,7 +84,9 @@ const Kernels& kernels() { return *chosen().load(std::memory_order_relaxed); }
 
 void force_isa(const std::string& name) {
   if (name == "auto") return chosen().store(best());
-  if (!isa_available(name)) throw std::invalid_argument("instruction set '" + name + "' is unknown or not supported by this processor; use avx512, avx2, portable or auto");
+  if (!isa_available(name))
+    throw std::invalid_argument("instruction set '" + name +
+                                "' is unknown or not supported by this processor; use avx512, avx2, portable or auto");
   chosen().store(find(name));
 }
 

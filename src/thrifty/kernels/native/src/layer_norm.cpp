@@ -31,11 +31,13 @@ void LayerNorm::run(Plan& plan, Step& s, Worker& w) {
   const size_t width = (size_t)plan.widths[(size_t)in];
   const float* x = plan.buffer(in, s);
   float* y = plan.buffer(out, s);
-  for (size_t i = (size_t)w.begin(s.rows); i < (size_t)w.end(s.rows); i++) layer_norm(x + i * width, weight, bias, epsilon, (int)width, y + i * width);
+  for (size_t i = (size_t)w.begin(s.rows); i < (size_t)w.end(s.rows); i++)
+    layer_norm(x + i * width, weight, bias, epsilon, (int)width, y + i * width);
 }
 
 void Plan::add_layer_norm(int layer, int in, uintptr_t weight, uintptr_t bias, float epsilon, int out) {
-  if (width(in) != width(out) || in == out || out == 0) throw std::invalid_argument("a layer norm needs two buffers of one width");
+  if (width(in) != width(out) || in == out || out == 0)
+    throw std::invalid_argument("a layer norm needs two buffers of one width");
   if (!weight || !bias) throw std::invalid_argument("a layer norm needs weights and biases");
   add(std::make_unique<LayerNorm>(layer, in, (const float*)weight, (const float*)bias, epsilon, out));
 }

@@ -4,7 +4,8 @@
 
 namespace thrifty {
 
-// out = (x - mean) / sqrt(variance + epsilon) * weight + bias, in sixteen interleaved sums: the same bits on every instruction set.
+// out = (x - mean) / sqrt(variance + epsilon) * weight + bias, in sixteen interleaved sums: the same bits on every
+// instruction set.
 void layer_norm(const float* x, const float* weight, const float* bias, float epsilon, int columns, float* out);
 
 struct LayerNorm final : Operation {

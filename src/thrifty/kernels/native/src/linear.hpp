@@ -16,7 +16,8 @@ const char* name_of(Layout layout);
 Layout layout_of(const std::string& name);  // throws std::invalid_argument
 
 void check_linear(Layout layout, int out, int in, int group);  // throws std::invalid_argument
-Linear make_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out, int in, int group);  // throws std::invalid_argument
+Linear make_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out,
+                   int in, int group);  // throws std::invalid_argument
 
 size_t tile_bytes(const Linear& linear);  // of the codes of kLanes rows
 
@@ -25,7 +26,8 @@ size_t panel_bytes(const Linear& linear, int rows);  // rows rounded up to whole
 // One row of activations (already normed) into place `row` of a panel.
 void place_row(const Linear& linear, const float* x, int row, uint8_t* panel);
 
-// One block of 32 columns of a row, `columns` of them there, into its place; for linears that take quantised activations.
+// One block of 32 columns of a row, `columns` of them there, into its place; for linears that take quantised
+// activations.
 void place_block(const Linear& linear, const float* x, int columns, int row, int block, uint8_t* panel);
 
 // Row `from` of one panel of activations as row `to` of another.
@@ -55,7 +57,9 @@ class Claims {
   // Calls work(task) for the tasks 0..total-1 of a part that nobody has claimed.
   template <class F> void each(int part, int total, F&& work) {
     auto& next = parts_[(size_t)part].next;
-    for (int task = next.fetch_add(1, std::memory_order_relaxed); task < total; task = next.fetch_add(1, std::memory_order_relaxed)) work(task);
+    for (int task = next.fetch_add(1, std::memory_order_relaxed); task < total;
+         task = next.fetch_add(1, std::memory_order_relaxed))
+      work(task);
   }
 
  private:
@@ -65,11 +69,16 @@ class Claims {
   std::vector<Part> parts_;
 };
 
-// Tasks of (row block, group of tiles). Many rows: first come, first served. Few: all rows at once, and each worker has an even
-// share of neighbouring tiles, of which the others take some only when their own are done: what it fetches ahead is its own.
+// Tasks of (row block, group of tiles). Many rows: first come, first served. Few: all rows at once, and each worker has
+// an even share of neighbouring tiles, of which the others take some only when their own are done: what it fetches
+// ahead is its own.
 struct TileTasks {
   TileTasks(const Linear& linear, int rows, int tiles, int workers)
-      : rows(rows), row_step(rows <= kFew ? rows : rows_per_pass(linear)), tiles(tiles), workers(workers), tile_step(kTiles) {
+      : rows(rows),
+        row_step(rows <= kFew ? rows : rows_per_pass(linear)),
+        tiles(tiles),
+        workers(workers),
+        tile_step(kTiles) {
     if (rows > kFew) return;
     const int pieces = kShare * workers;
     tile_step = std::clamp((tiles + pieces - 1) / pieces, 1, kMost);

@@ -1,7 +1,7 @@
 // Products of tiles of coded weights with int8 activations: N neighbouring tiles, M rows.
 //
-// The order of floating-point operations of an output element is fixed (kernels/reference/matmul.py, superblock.py). It does not
-// depend on how many rows or tiles run together, so decode, prefill and any batch agree to the bit.
+// The order of floating-point operations of an output element is fixed (kernels/reference/matmul.py, superblock.py). It
+// does not depend on how many rows or tiles run together, so decode, prefill and any batch agree to the bit.
 #pragma once
 
 namespace thrifty::THRIFTY_ISA {
@@ -13,12 +13,15 @@ THRIFTY_INLINE void fetch_codes(const uint8_t* from, int bytes) {
 
 // Bytes of a tile's codes.
 template <Layout L, bool MINIMUM> THRIFTY_SHARED size_t tile_step(const Linear& w) {
-  return two_levels(L) ? (size_t)w.superblocks() * (size_t)record_bytes(L) : (size_t)w.blocks() * (size_t)codes_of(L, MINIMUM).bytes();
+  return two_levels(L) ? (size_t)w.superblocks() * (size_t)record_bytes(L)
+                       : (size_t)w.blocks() * (size_t)codes_of(L, MINIMUM).bytes();
 }
 
-// acc[n * M + i] += what one block of one level gives: acc = fma(dot, scale * xs, acc), then acc = fma(minimum, xs * sum(q), acc).
+// acc[n * M + i] += what one block of one level gives: acc = fma(dot, scale * xs, acc), then acc = fma(minimum, xs *
+// sum(q), acc).
 template <bool MINIMUM, int N, int M, Codes C, bool KEPT>
-THRIFTY_INLINE void add_group_block(const CodeBlock<C, KEPT>* blocks, const V* scale, const V* minimum, const ActivationBlock* x, V* acc) {
+THRIFTY_INLINE void add_group_block(const CodeBlock<C, KEPT>* blocks, const V* scale, const V* minimum,
+                                    const ActivationBlock* x, V* acc) {
   V d[N * M];
   dots<0, 8, N, M>(blocks, x, d);
 #pragma GCC unroll 16
@@ -42,7 +45,8 @@ template <Layout L> THRIFTY_INLINE V group_minimum(const Linear& w, size_t at, V
 }
 
 // One tile of one level, blocks in order.
-template <Layout L, bool MINIMUM, int M> THRIFTY_INLINE void group_tile(const Linear& w, int tile, const ActivationBlock* x, V* acc) {
+template <Layout L, bool MINIMUM, int M>
+THRIFTY_INLINE void group_tile(const Linear& w, int tile, const ActivationBlock* x, V* acc) {
   constexpr Codes C = codes_of(L, MINIMUM);
   constexpr bool kKept = M == 1;
   const int blocks = w.blocks(), per_group = w.group / kBlockColumns, groups = (blocks + per_group - 1) / per_group;
@@ -52,7 +56,8 @@ template <Layout L, bool MINIMUM, int M> THRIFTY_INLINE void group_tile(const Li
 #pragma GCC unroll 16
   for (int i = 0; i < M; i++) acc[i] = zero();
   for (int g = 0; g < groups; g++, scales += kLanes) {
-    const V scale = load_half(scales), minimum = MINIMUM ? group_minimum<L>(w, first + (size_t)g * kLanes, scale) : zero();
+    const V scale = load_half(scales),
+            minimum = MINIMUM ? group_minimum<L>(w, first + (size_t)g * kLanes, scale) : zero();
     const int end = (g + 1) * per_group < blocks ? (g + 1) * per_group : blocks;
     for (int b = g * per_group; b < end; b++, codes += C.bytes(), x += kPanel) {
       if constexpr (M == 1) fetch_codes(codes, C.bytes());
@@ -76,7 +81,8 @@ template <Layout L> struct SubWords {
     if constexpr (L == Layout::q2_k) return words_as_floats(field<4>(w[i / 8], 4 * (i % 8)));
     if constexpr (L == Layout::q6_k) return words_as_floats(signed_byte(w[i / 4], i % 4));
     if constexpr (L == Layout::q4_k || L == Layout::q5_k) return words_as_floats(six_bits(w[0], 4 * i, w[2], 2 * i));
-    if constexpr (L == Layout::q3_k) return sub(words_as_floats(six_bits(w[i / 8], 4 * (i % 8), w[2], 2 * i)), set1(32.0f));
+    if constexpr (L == Layout::q3_k)
+      return sub(words_as_floats(six_bits(w[i / 8], 4 * (i % 8), w[2], 2 * i)), set1(32.0f));
     return sub(words_as_floats(six_bits(w[0], 4 * i, w[1], 2 * i)), set1(32.0f));
   }
   THRIFTY_SHARED V minimum(int i) const {
@@ -85,9 +91,10 @@ template <Layout L> struct SubWords {
   }
 };
 
-// s += what a block of a superblock gives; scale(n, part) is its sub-scale. Of 32 columns: s = fma(dot, sc * xs, s). Of 16:
-// f = dot0 * sc0, f = fma(dot1, sc1, f), s = fma(f, xs, s).
-template <int COLUMNS, int N, int M, Codes C, bool KEPT, class F> THRIFTY_INLINE void add_block(const CodeBlock<C, KEPT>* blocks, F&& scale, const ActivationBlock* x, V* s) {
+// s += what a block of a superblock gives; scale(n, part) is its sub-scale. Of 32 columns: s = fma(dot, sc * xs, s). Of
+// 16: f = dot0 * sc0, f = fma(dot1, sc1, f), s = fma(f, xs, s).
+template <int COLUMNS, int N, int M, Codes C, bool KEPT, class F>
+THRIFTY_INLINE void add_block(const CodeBlock<C, KEPT>* blocks, F&& scale, const ActivationBlock* x, V* s) {
   V d[N * M];
   if constexpr (COLUMNS == kBlockColumns) {
     dots<0, 8, N, M>(blocks, x, d);
@@ -111,13 +118,16 @@ template <int COLUMNS, int N, int M, Codes C, bool KEPT, class F> THRIFTY_INLINE
     for (int n = 0; n < N; n++) {
       const V sc = scale(n, 1);
 #pragma GCC unroll 16
-      for (int i = 0; i < M; i++) s[n * M + i] = fma(fma(d[n * M + i], sc, f[n * M + i]), set1(x[i].scale), s[n * M + i]);
+      for (int i = 0; i < M; i++)
+        s[n * M + i] = fma(fma(d[n * M + i], sc, f[n * M + i]), set1(x[i].scale), s[n * M + i]);
     }
   }
 }
 
-// t += what the sub-minimums of a block give: t = fma(m, xs * sum(q), t); of 16 columns first for the first half, then the second.
-template <int COLUMNS, int N, int M, class F> THRIFTY_INLINE void add_minimum(F&& minimum, const ActivationBlock* x, V* t) {
+// t += what the sub-minimums of a block give: t = fma(m, xs * sum(q), t); of 16 columns first for the first half, then
+// the second.
+template <int COLUMNS, int N, int M, class F>
+THRIFTY_INLINE void add_minimum(F&& minimum, const ActivationBlock* x, V* t) {
   constexpr int kHalves = kBlockColumns / COLUMNS;
 #pragma GCC unroll 2
   for (int half = 0; half < kHalves; half++) {
@@ -134,8 +144,10 @@ template <int COLUMNS, int N, int M, class F> THRIFTY_INLINE void add_minimum(F&
   }
 }
 
-// One tile of two levels. Superblocks in order: acc = fma(d, s, acc), then acc = fma(-dmin, t, acc); s and t begin at 0 in each.
-template <Layout L, int M> THRIFTY_INLINE void superblock_tile(const Linear& w, int tile, const ActivationBlock* x, V* acc) {
+// One tile of two levels. Superblocks in order: acc = fma(d, s, acc), then acc = fma(-dmin, t, acc); s and t begin at 0
+// in each.
+template <Layout L, int M>
+THRIFTY_INLINE void superblock_tile(const Linear& w, int tile, const ActivationBlock* x, V* acc) {
   constexpr SubScales S = sub_scales(L);
   constexpr Codes C = codes_of(L, false);
   constexpr bool kKept = M == 1;
@@ -156,9 +168,13 @@ template <Layout L, int M> THRIFTY_INLINE void superblock_tile(const Linear& w, 
       const uint8_t* codes = record + S.bytes + b * C.bytes();
       if constexpr (M == 1) fetch_codes(codes, C.bytes());
       const CodeBlock<C, kKept> block(codes);
-      add_block<S.columns, 1, M>(&block, [&](int, int part) __attribute__((always_inline)) { return subs.scale(kParts * b + part); }, x + b * kPanel, s);
+      add_block<S.columns, 1, M>(
+          &block, [&](int, int part) __attribute__((always_inline)) { return subs.scale(kParts * b + part); },
+          x + b * kPanel, s);
       if constexpr (S.minimums)
-        add_minimum<S.columns, 1, M>([&](int, int part) __attribute__((always_inline)) { return subs.minimum(kParts * b + part); }, x + b * kPanel, t);
+        add_minimum<S.columns, 1, M>([&](int, int part)
+                                         __attribute__((always_inline)) { return subs.minimum(kParts * b + part); },
+                                     x + b * kPanel, t);
     };
     if constexpr (M == 1) {
 #pragma GCC unroll 8
@@ -175,7 +191,8 @@ template <Layout L, int M> THRIFTY_INLINE void superblock_tile(const Linear& w, 
   }
 }
 
-template <Layout L, bool MINIMUM, int M> THRIFTY_INLINE void code_tile(const Linear& w, int tile, const ActivationBlock* x, V* acc) {
+template <Layout L, bool MINIMUM, int M>
+THRIFTY_INLINE void code_tile(const Linear& w, int tile, const ActivationBlock* x, V* acc) {
   if constexpr (two_levels(L)) superblock_tile<L, M>(w, tile, x, acc);
   else group_tile<L, MINIMUM, M>(w, tile, x, acc);
 }

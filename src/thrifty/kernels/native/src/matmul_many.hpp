@@ -1,12 +1,12 @@
-// Products of two neighbouring tiles of coded weights with many rows of activations: eight blocks at a time over all rows, so that
-// codes come from the first-level cache and scales are decoded once.
+// Products of two neighbouring tiles of coded weights with many rows of activations: eight blocks at a time over all
+// rows, so that codes come from the first-level cache and scales are decoded once.
 #pragma once
 #include "matmul_codes.hpp"
 
 namespace thrifty::THRIFTY_ISA {
 
 constexpr int kTogether = 4, kPassRows = 64;  // rows in registers; rows of a pass
-constexpr int kUnpackedGroups = 8;            // of kTogether rows, from which on codes are unpacked to bytes once for all of them
+constexpr int kUnpackedGroups = 8;  // of kTogether rows, from which on codes are unpacked to bytes once for all of them
 
 // Scales of eight blocks of two tiles as floats: of group or sub-scale i at [i][tile], and of the superblock.
 struct ChunkScales {
@@ -14,7 +14,8 @@ struct ChunkScales {
 };
 
 // One level: the blocks from `first` on, in groups.
-template <Layout L, bool MINIMUM> THRIFTY_INLINE void read_scales(const Linear& w, int tile, int first, int blocks, ChunkScales& to) {
+template <Layout L, bool MINIMUM>
+THRIFTY_INLINE void read_scales(const Linear& w, int tile, int first, int blocks, ChunkScales& to) {
   const int per_group = w.group / kBlockColumns, groups = (w.blocks() + per_group - 1) / per_group;
   for (int b = 0; b < blocks; b++)
     for (int n = 0; n < 2; n++) {
@@ -25,7 +26,9 @@ template <Layout L, bool MINIMUM> THRIFTY_INLINE void read_scales(const Linear& 
 }
 
 // Two levels: superblock k.
-template <Layout L> THRIFTY_INLINE void read_sub_scales(const Linear& w, int tile, int k, const uint8_t* record, size_t step, ChunkScales& to) {
+template <Layout L>
+THRIFTY_INLINE void read_sub_scales(const Linear& w, int tile, int k, const uint8_t* record, size_t step,
+                                    ChunkScales& to) {
   constexpr SubScales S = sub_scales(L);
   for (int n = 0; n < 2; n++) {
     const SubWords<L> subs(record + (size_t)n * step, [](Words v) { return v; });
@@ -41,7 +44,9 @@ template <Layout L> THRIFTY_INLINE void read_sub_scales(const Linear& w, int til
 }
 
 // acc += the chunk for kTogether rows: the same operations in the same order as in group_tiles and superblock_tiles.
-template <Layout L, bool MINIMUM, Codes C> THRIFTY_INLINE void add_chunk(const uint8_t* codes, size_t step, int blocks, const ChunkScales& c, const ActivationBlock* x, V* acc) {
+template <Layout L, bool MINIMUM, Codes C>
+THRIFTY_INLINE void add_chunk(const uint8_t* codes, size_t step, int blocks, const ChunkScales& c,
+                              const ActivationBlock* x, V* acc) {
   constexpr int M = kTogether;
   if constexpr (!two_levels(L)) {
     for (int b = 0; b < blocks; b++, codes += C.bytes(), x += kPanel) {
@@ -56,7 +61,9 @@ template <Layout L, bool MINIMUM, Codes C> THRIFTY_INLINE void add_chunk(const u
     for (int i = 0; i < 2 * M; i++) s[i] = zero();
     for (int b = 0; b < kSuperblock; b++, codes += C.bytes()) {
       const CodeBlock<C, false> both[2] = {CodeBlock<C, false>(codes), CodeBlock<C, false>(codes + step)};
-      add_block<S.columns, 2, M>(both, [&](int n, int part) __attribute__((always_inline)) { return c.scale[kParts * b + part][n]; }, x + b * kPanel, s);
+      add_block<S.columns, 2, M>(
+          both, [&](int n, int part) __attribute__((always_inline)) { return c.scale[kParts * b + part][n]; },
+          x + b * kPanel, s);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < 2 * M; i++) acc[i] = fma(c.whole[i / M], s[i], acc[i]);
@@ -64,7 +71,9 @@ template <Layout L, bool MINIMUM, Codes C> THRIFTY_INLINE void add_chunk(const u
 #pragma GCC unroll 16
       for (int i = 0; i < 2 * M; i++) s[i] = zero();
       for (int b = 0; b < kSuperblock; b++)
-        add_minimum<S.columns, 2, M>([&](int n, int part) __attribute__((always_inline)) { return c.minimum[kParts * b + part][n]; }, x + b * kPanel, s);
+        add_minimum<S.columns, 2, M>([&](int n, int part)
+                                         __attribute__((always_inline)) { return c.minimum[kParts * b + part][n]; },
+                                     x + b * kPanel, s);
 #pragma GCC unroll 16
       for (int i = 0; i < 2 * M; i++) acc[i] = fma(c.minus[i / M], s[i], acc[i]);
     }
@@ -81,7 +90,8 @@ template <Codes C> THRIFTY_INLINE void unpack_codes(const uint8_t* codes, int bl
 }
 
 // sums[group of rows][tile * kTogether + row] of `groups` times kTogether rows, at most kPassRows.
-template <Layout L, bool MINIMUM> static void pass(const Linear& w, int tile, const ActivationBlock* x, int groups, V (*sums)[2 * kTogether]) {
+template <Layout L, bool MINIMUM>
+static void pass(const Linear& w, int tile, const ActivationBlock* x, int groups, V (*sums)[2 * kTogether]) {
   constexpr Codes C = codes_of(L, MINIMUM);
   const int blocks = w.blocks();
   const size_t step = tile_step<L, MINIMUM>(w), panel = (size_t)blocks * kPanel;
@@ -102,7 +112,8 @@ template <Layout L, bool MINIMUM> static void pass(const Linear& w, int tile, co
       V acc[2 * kTogether];
 #pragma GCC unroll 16
       for (int i = 0; i < 2 * kTogether; i++) acc[i] = sums[g][i];
-      if (unpacked) add_chunk<L, MINIMUM, Codes{8, 0, false, C.offset}>(bytes[0], sizeof bytes[0], count, scales, from, acc);
+      if (unpacked)
+        add_chunk<L, MINIMUM, Codes{8, 0, false, C.offset}>(bytes[0], sizeof bytes[0], count, scales, from, acc);
       else add_chunk<L, MINIMUM, C>(codes + sub_scales(L).bytes, step, count, scales, from, acc);
 #pragma GCC unroll 16
       for (int i = 0; i < 2 * kTogether; i++) sums[g][i] = acc[i];

@@ -1,5 +1,5 @@
-// Products of plain rows of weights, fp32 or fp16, with plain rows of fp32: products and sums rounded one by one, so that they have
-// the same bits on every instruction set.
+// Products of plain rows of weights, fp32 or fp16, with plain rows of fp32: products and sums rounded one by one, so
+// that they have the same bits on every instruction set.
 #pragma once
 
 namespace thrifty::THRIFTY_ISA {
@@ -27,7 +27,8 @@ template <int C, class T> THRIFTY_INLINE void plain_columns(const T* weights, co
 }
 
 template <class T>
-static void plain_tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add_to_y) {
+static void plain_tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y,
+                        size_t stride, bool add_to_y) {
   constexpr int C = 4;
   const float* x = (const float*)activations;
   const T* weights = (const T*)w.codes;

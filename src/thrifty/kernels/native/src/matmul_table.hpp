@@ -4,11 +4,13 @@
 
 namespace thrifty::THRIFTY_ISA {
 
-// The table's values of one column of a block for 16 rows: byte `shift / 8` of each row's word, or the half of it at `shift`.
+// The table's values of one column of a block for 16 rows: byte `shift / 8` of each row's word, or the half of it at
+// `shift`.
 template <int BITS> THRIFTY_INLINE V table_values(const float* table, const uint8_t* words, int shift) {
   constexpr int kMask = (1 << BITS) - 1;
 #if defined(__AVX512F__)
-  const __m512i places = _mm512_and_si512(_mm512_srl_epi32(_mm512_loadu_si512(words), _mm_cvtsi32_si128(shift)), _mm512_set1_epi32(kMask));
+  const __m512i places =
+      _mm512_and_si512(_mm512_srl_epi32(_mm512_loadu_si512(words), _mm_cvtsi32_si128(shift)), _mm512_set1_epi32(kMask));
   if constexpr (BITS == 4) return _mm512_permutexvar_ps(places, _mm512_loadu_ps(table));
   else return _mm512_i32gather_ps(places, table, 4);
 #elif defined(__AVX2__)
@@ -28,10 +30,11 @@ template <int BITS> THRIFTY_INLINE V table_values(const float* table, const uint
 #endif
 }
 
-// Adds table[code] * x[i] over the columns of a block, in order: even ones to sums[2 i], odd ones to sums[2 i + 1]. columns: 32, or
-// fewer in the last block.
+// Adds table[code] * x[i] over the columns of a block, in order: even ones to sums[2 i], odd ones to sums[2 i + 1].
+// columns: 32, or fewer in the last block.
 template <int BITS, int M>
-THRIFTY_INLINE void table_block(const float* table, const uint8_t* codes, const float* const* x, int first, int columns, V* sums) {
+THRIFTY_INLINE void table_block(const float* table, const uint8_t* codes, const float* const* x, int first, int columns,
+                                V* sums) {
   for (int vector = 0; 4 * vector < columns; vector++) {
     const uint8_t* words = codes + 64 * (BITS == 8 ? vector : vector % 4);
     const int high = BITS == 8 ? 0 : vector / 4 * 4;
@@ -46,7 +49,8 @@ THRIFTY_INLINE void table_block(const float* table, const uint8_t* codes, const 
   }
 }
 
-template <int BITS, int M> static void table_tile(const Linear& w, int tile, const float* const* x, float* y, size_t stride, bool add_to_y) {
+template <int BITS, int M>
+static void table_tile(const Linear& w, int tile, const float* const* x, float* y, size_t stride, bool add_to_y) {
   const int blocks = w.blocks(), per_group = w.group / kBlockColumns, groups = (blocks + per_group - 1) / per_group;
   const uint8_t* codes = w.codes + (size_t)tile * (size_t)blocks * 64 * BITS;
   const float* scales = w.table_scales + (size_t)tile * (size_t)groups * kLanes;
@@ -73,7 +77,8 @@ template <int BITS, int M> static void table_tile(const Linear& w, int tile, con
 }
 
 template <int BITS>
-static void table_tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add_to_y) {
+static void table_tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y,
+                        size_t stride, bool add_to_y) {
   const float* rows = (const float*)activations;
   for (int tile = tile0; tile < tile1; tile++, y += kLanes) {
     int row = row0;

@@ -30,9 +30,12 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 }  // namespace
 
 double read_bandwidth(int megabytes, int repeats) {
-  if (megabytes < 1 || repeats < 1) throw std::invalid_argument("read_bandwidth needs at least 1 MB and 1 repeat, not " + std::to_string(megabytes) + " and " + std::to_string(repeats));
+  if (megabytes < 1 || repeats < 1)
+    throw std::invalid_argument("read_bandwidth needs at least 1 MB and 1 repeat, not " + std::to_string(megabytes) +
+                                " and " + std::to_string(repeats));
   const size_t lines = (size_t)megabytes * 1000000 / 64;
-  const std::unique_ptr<uint8_t, void (*)(void*)> memory((uint8_t*)std::aligned_alloc(kLargePage, (lines * 64 + kLargePage - 1) / kLargePage * kLargePage), std::free);
+  const std::unique_ptr<uint8_t, void (*)(void*)> memory(
+      (uint8_t*)std::aligned_alloc(kLargePage, (lines * 64 + kLargePage - 1) / kLargePage * kLargePage), std::free);
   uint8_t* const data = memory.get();
   if (!data) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)

@@ -20,7 +20,8 @@ struct GroupTasks {
   }
   template <class F> void each(std::atomic<int>& next, F&& work) const {
     const int across = (tiles + step - 1) / step;
-    for (int i = next.fetch_add(1, std::memory_order_relaxed); i < groups * across; i = next.fetch_add(1, std::memory_order_relaxed)) {
+    for (int i = next.fetch_add(1, std::memory_order_relaxed); i < groups * across;
+         i = next.fetch_add(1, std::memory_order_relaxed)) {
       const int tile = i % across * step;
       work(i / across, tile, std::min(tile + step, tiles));
     }
@@ -49,11 +50,13 @@ void MixtureBuffers::grow(int max_rows, const std::vector<Linear>& linears, cons
 }
 
 size_t MixtureBuffers::bytes() const {
-  return in.bytes() + inner.bytes() + (parts.size() + 4 * weights.size() + ends.size()) * sizeof(float) + groups.capacity() * sizeof(ExpertGroup) + batches.capacity() * sizeof(ExpertBatch);
+  return in.bytes() + inner.bytes() + (parts.size() + 4 * weights.size() + ends.size()) * sizeof(float) +
+         groups.capacity() * sizeof(ExpertGroup) + batches.capacity() * sizeof(ExpertBatch);
 }
 
 size_t Mixture::scratch(const Plan& plan) const {
-  return panels.scratch(plan.widths[(size_t)in]) + (2 * kGroupRows + 1) * kPair * sizeof(float) + (size_t)call.count() * sizeof(float);
+  return panels.scratch(plan.widths[(size_t)in]) + (2 * kGroupRows + 1) * kPair * sizeof(float) +
+         (size_t)call.count() * sizeof(float);
 }
 
 // Softmax over all experts; the most probable ones, of equals the first. Ordered by number, so that a row's parts are
@@ -68,11 +71,13 @@ void Mixture::choose(MixtureBuffers& m, const float* scores, int row, float* pro
   for (int rank = 0; rank < active; rank++) {
     int best = -1;
     for (int e = 0; e < count; e++)
-      if (std::find(chosen, chosen + rank, e) == chosen + rank && (best < 0 || probabilities[e] > probabilities[best])) best = e;
+      if (std::find(chosen, chosen + rank, e) == chosen + rank && (best < 0 || probabilities[e] > probabilities[best]))
+        best = e;
     chosen[rank] = best, taken += probabilities[best];
   }
   std::sort(chosen, chosen + active);
-  for (int rank = 0; rank < active; rank++) weights[rank] = probabilities[chosen[rank]] / (call.normalise ? taken : sum);
+  for (int rank = 0; rank < active; rank++)
+    weights[rank] = probabilities[chosen[rank]] / (call.normalise ? taken : sum);
 }
 
 // Sorts the entries by expert and lays them into panels, batch after batch. With few rows each entry is a group.
@@ -90,21 +95,25 @@ void Mixture::group(MixtureBuffers& m, int rows) {
     const int from = m.ends[(size_t)e], to = e + 1 < count ? m.ends[(size_t)e + 1] : all;
     const int wanted = apart ? to - from : (to - from + kPanel - 1) / kPanel * kPanel;
     if (used + wanted > m.capacity) {
-      m.batches.back().last_expert = e, m.batches.back().last_group = (int)m.groups.size(), m.batches.back().last_entry = from;
+      m.batches.back().last_expert = e, m.batches.back().last_group = (int)m.groups.size(),
+      m.batches.back().last_entry = from;
       m.batches.push_back({e, count, (int)m.groups.size(), 0, from, all});
       used = 0;
     }
     for (int i = from; i < to; i++) m.places[(size_t)m.entries[(size_t)i]] = used + i - from;
-    for (int i = from; i < to; i += apart ? 1 : kGroupRows) m.groups.push_back({e, used + i - from, apart ? 1 : std::min(kGroupRows, to - i)});
+    for (int i = from; i < to; i += apart ? 1 : kGroupRows)
+      m.groups.push_back({e, used + i - from, apart ? 1 : std::min(kGroupRows, to - i)});
     used += wanted;
   }
   m.batches.back().last_group = (int)m.groups.size();
   next_expand_.store(0, std::memory_order_relaxed), next_reduce_.store(0, std::memory_order_relaxed);
 }
 
-void Mixture::gather(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, const Panels::Ready& ready, Worker& w) const {
+void Mixture::gather(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, const Panels::Ready& ready,
+                     Worker& w) const {
   Linear by_codes, by_pairs, by_floats;
-  by_codes.layout = Layout::int8, by_pairs.layout = Layout::bf16, by_floats.layout = Layout::f32, by_codes.in = by_pairs.in = by_floats.in = plan.widths[(size_t)in];
+  by_codes.layout = Layout::int8, by_pairs.layout = Layout::bf16, by_floats.layout = Layout::f32,
+  by_codes.in = by_pairs.in = by_floats.in = plan.widths[(size_t)in];
   const int total = b.last_entry - b.first_entry;
   for (int i = b.first_entry + w.begin(total); i < b.first_entry + w.end(total); i++) {
     const int entry = m.entries[(size_t)i], row = entry / call.active, place = m.places[(size_t)entry];
@@ -115,15 +124,21 @@ void Mixture::gather(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, 
 }
 
 // activation(gate x) * up x, two tiles at a time, straight into the panels that down reads.
-void Mixture::expand(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, const Panels::Ready* private_rows, Worker& w) {
+void Mixture::expand(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, const Panels::Ready* private_rows,
+                     Worker& w) {
   float* gates = (float*)(w.scratch + panels.scratch(plan.widths[(size_t)in]));
   float *ups = gates + kGroupRows * kPair, *product = ups + kGroupRows * kPair;
   const int tiles = plan.linears[(size_t)call.gates[0]].tiles();
   GroupTasks(b.last_group - b.first_group, tiles, w.count).each(next_expand_, [&](int index, int tile0, int tile1) {
     const ExpertGroup& g = m.groups[(size_t)(b.first_group + index)];
-    const Linear &gate = plan.linears[(size_t)call.gates[(size_t)g.expert]], &up = plan.linears[(size_t)call.ups[(size_t)g.expert]], &down = plan.linears[(size_t)call.downs[(size_t)g.expert]];
+    const Linear &gate = plan.linears[(size_t)call.gates[(size_t)g.expert]],
+                 &up = plan.linears[(size_t)call.ups[(size_t)g.expert]],
+                 &down = plan.linears[(size_t)call.downs[(size_t)g.expert]];
     const int entry = m.entries[(size_t)(b.first_entry + index)];  // private rows: an entry is a group
-    const auto rows_of = [&](const Linear& x) { return private_rows ? row_in_panel(x, private_rows->of(x), entry / call.active) : row_in_panel(x, m.in.of(x), g.first); };
+    const auto rows_of = [&](const Linear& x) {
+      return private_rows ? row_in_panel(x, private_rows->of(x), entry / call.active)
+                          : row_in_panel(x, m.in.of(x), g.first);
+    };
     for (int tile = tile0; tile < tile1; tile += 2) {
       const int end = std::min(tile + 2, tile1), lanes = std::min(gate.out - tile * kLanes, kPair);
       kernels().tiles(gate, tile, end, rows_of(gate), 0, g.rows, gates, kPair, false);
@@ -131,8 +146,10 @@ void Mixture::expand(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, 
       for (int i = 0; i < g.rows; i++) {
         kernels().gate(gates + i * kPair, ups + i * kPair, product, lanes, call.activation);
         uint8_t* to = const_cast<uint8_t*>(row_in_panel(down, m.inner.of(down), g.first + i));
-        if (down.reads() == Reads::plain) std::memcpy((float*)to + tile * kLanes, product, (size_t)lanes * sizeof(float));
-        else if (down.reads() == Reads::pairs) kernels().to_pairs(product, lanes, (uint32_t*)to + (size_t)(tile / 2) * kLanes * kPanel);
+        if (down.reads() == Reads::plain)
+          std::memcpy((float*)to + tile * kLanes, product, (size_t)lanes * sizeof(float));
+        else if (down.reads() == Reads::pairs)
+          kernels().to_pairs(product, lanes, (uint32_t*)to + (size_t)(tile / 2) * kLanes * kPanel);
         else kernels().quantise(product, lanes, (ActivationBlock*)to + (size_t)(tile / 2) * kPanel);
       }
     }
@@ -142,11 +159,13 @@ void Mixture::expand(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, 
 void Mixture::reduce(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, Worker& w) {
   const Linear& any = plan.linears[(size_t)call.downs[0]];
   const size_t width = (size_t)any.out;
-  GroupTasks(b.last_group - b.first_group, any.tiles(), w.count).each(next_reduce_, [&](int index, int tile0, int tile1) {
-    const ExpertGroup& g = m.groups[(size_t)(b.first_group + index)];
-    const Linear& down = plan.linears[(size_t)call.downs[(size_t)g.expert]];
-    kernels().tiles(down, tile0, tile1, row_in_panel(down, m.inner.of(down), g.first), 0, g.rows, m.parts.data() + (size_t)g.first * width + (size_t)tile0 * kLanes, width, false);
-  });
+  GroupTasks(b.last_group - b.first_group, any.tiles(), w.count)
+      .each(next_reduce_, [&](int index, int tile0, int tile1) {
+        const ExpertGroup& g = m.groups[(size_t)(b.first_group + index)];
+        const Linear& down = plan.linears[(size_t)call.downs[(size_t)g.expert]];
+        kernels().tiles(down, tile0, tile1, row_in_panel(down, m.inner.of(down), g.first), 0, g.rows,
+                        m.parts.data() + (size_t)g.first * width + (size_t)tile0 * kLanes, width, false);
+      });
 }
 
 // Adds each row's parts of this batch, experts ascending. Few rows: workers share the columns.

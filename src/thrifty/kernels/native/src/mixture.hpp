@@ -6,7 +6,8 @@ namespace thrifty {
 
 // Sizes and linears of one layer's mixture.
 struct MixtureCall {
-  int scores, sum, out;  // buffers: the router's result [count], the experts' sum, and what it is added to (-1: nothing)
+  int scores, sum,
+      out;  // buffers: the router's result [count], the experts' sum, and what it is added to (-1: nothing)
   std::vector<int> gates, ups, downs;
   int active;
   bool normalise;  // the taken probabilities sum to 1
@@ -30,7 +31,9 @@ struct MixtureBuffers {
     std::vector<uint8_t> codes, pairs, plain;
     void grow(const Linear& w, int rows);
     size_t bytes() const { return codes.size() + pairs.size() + plain.size(); }
-    uint8_t* of(const Linear& w) { return (w.reads() == Reads::plain ? plain : w.reads() == Reads::pairs ? pairs : codes).data(); }
+    uint8_t* of(const Linear& w) {
+      return (w.reads() == Reads::plain ? plain : w.reads() == Reads::pairs ? pairs : codes).data();
+    }
   };
   void grow(int max_rows, const std::vector<Linear>& linears, const MixtureCall& call);
   size_t bytes() const;
@@ -47,7 +50,8 @@ struct MixtureBuffers {
 
 struct Mixture final : Operation {
   const char* kind() const override { return "experts"; }
-  Mixture(int layer, int in, Panels panels, MixtureCall call) : Operation(layer), in(in), panels(panels), call(std::move(call)) {}
+  Mixture(int layer, int in, Panels panels, MixtureCall call)
+      : Operation(layer), in(in), panels(panels), call(std::move(call)) {}
   size_t scratch(const Plan&) const override;
   void run(Plan&, Step&, Worker&) override;
 

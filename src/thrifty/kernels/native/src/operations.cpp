@@ -13,7 +13,9 @@ namespace {
 constexpr int kGateRows = 64;  // rows whose gate and up tiles stay in the first-level cache
 
 // What the rows' adapters make of their normed rows, before any of them is added.
-template <class F> void lower_adapters(Step& s, const std::vector<int>& linears, const Panels& panels, int columns, Worker& w, F&& row_at) {
+template <class F>
+void lower_adapters(Step& s, const std::vector<int>& linears, const Panels& panels, int columns, Worker& w,
+                    F&& row_at) {
   for (int i = w.begin(s.rows); i < w.end(s.rows); i++) {
     const float* x = row_at(i);
     float* normed = (float*)w.scratch;  // the panels' own, free again
@@ -50,7 +52,8 @@ void Project::run(Plan& plan, Step& s, Worker& w) {
   const float* x = plan.buffer(in, s);
   const auto row_at = [&](int i) { return x + (size_t)i * (size_t)columns; };
   const bool packed = before && before->packs(plan, s);
-  const auto ready = packed ? Panels::Ready{(const uint8_t*)x, nullptr, nullptr} : panels.prepare(plan, w, s.rows, columns, row_at);
+  const auto ready =
+      packed ? Panels::Ready{(const uint8_t*)x, nullptr, nullptr} : panels.prepare(plan, w, s.rows, columns, row_at);
   const bool adapted = s.adapters && s.adapters->touches(linears);
   if (adapted) lower_adapters(s, linears, panels, columns, w, row_at);
   int tiles = 0;
@@ -66,7 +69,8 @@ void Project::run(Plan& plan, Step& s, Worker& w) {
       if (from >= to) continue;
       float* y = plan.buffer(outs[i], s) + (size_t)row0 * stride + (size_t)from * kLanes;
       kernels().tiles(weights, from, to, ready.of(weights), row0, row1, y, stride, add);
-      if (adapted) s.adapters->raise(linears[i], (int)i, row0, row1, from * kLanes, std::min(to * kLanes, weights.out), y, stride);
+      if (adapted)
+        s.adapters->raise(linears[i], (int)i, row0, row1, from * kLanes, std::min(to * kLanes, weights.out), y, stride);
     }
   });
 }
@@ -82,7 +86,9 @@ void Project::warm(Plan& plan, const Step& s, Worker& w) {
   }
 }
 
-size_t Gated::scratch(const Plan& plan) const { return panels.scratch(plan.widths[(size_t)in]) + kGateRows * 4 * kLanes * sizeof(float); }
+size_t Gated::scratch(const Plan& plan) const {
+  return panels.scratch(plan.widths[(size_t)in]) + kGateRows * 4 * kLanes * sizeof(float);
+}
 
 bool Gated::packs(const Plan& plan, const Step& s) const {
   if (!reader || (s.adapters && s.adapters->touches(reader->linears))) return false;
@@ -117,7 +123,8 @@ void Gated::run(Plan& plan, Step& s, Worker& w) {
         }
         for (int i = row; i < stop; i++) {
           float* made = gates + (i - row) * 2 * kLanes;
-          kernels().gate(made, ups + (i - row) * 2 * kLanes, packed ? made : y + (size_t)i * (size_t)width + (size_t)tile * kLanes, lanes, activation);
+          kernels().gate(made, ups + (i - row) * 2 * kLanes,
+                         packed ? made : y + (size_t)i * (size_t)width + (size_t)tile * kLanes, lanes, activation);
           if (packed) place_block(*read_by, made, lanes, i, tile / 2, (uint8_t*)y);
         }
       }
@@ -137,7 +144,8 @@ const float* RotateAppend::turn_of(const Step& s, int row) const {
 }
 
 void RotateAppend::run(Plan& plan, Step& s, Worker& w) {
-  const int query_heads = plan.shape.heads, kv_heads = plan.shape.kv_heads, dim = plan.shape.head_dim, units = query_heads + kv_heads;
+  const int query_heads = plan.shape.heads, kv_heads = plan.shape.kv_heads, dim = plan.shape.head_dim,
+            units = query_heads + kv_heads;
   float *queries = plan.buffer(q, s), *keys = plan.buffer(k, s);
   const float* values = plan.buffer(v, s);
   // Few rows: heads in turn, so that all workers append; many: whole rows, so that each page has one writer at a time.
@@ -150,27 +158,37 @@ void RotateAppend::run(Plan& plan, Step& s, Worker& w) {
                      : keys + ((size_t)row * (size_t)kv_heads + (size_t)(unit - query_heads)) * (size_t)dim;
     heads.apply(query, turn_of(s, row), dim, x);
     if (query) {
-      if (s.queries_out) std::memcpy(s.queries_out + ((size_t)row * (size_t)query_heads + (size_t)unit) * (size_t)dim, x, (size_t)dim * sizeof(float));
+      if (s.queries_out)
+        std::memcpy(s.queries_out + ((size_t)row * (size_t)query_heads + (size_t)unit) * (size_t)dim, x,
+                    (size_t)dim * sizeof(float));
       continue;
     }
     const int head = unit - query_heads, sequence = s.sequence_of[(size_t)row];
-    const int slot = s.slots[((size_t)layer * s.views.size() + (size_t)sequence) * (size_t)kv_heads + (size_t)head] + s.slot_of[(size_t)row];
-    s.views[(size_t)sequence]->write(layer, head, slot, x, values + ((size_t)row * (size_t)kv_heads + (size_t)head) * (size_t)dim);
+    const int slot = s.slots[((size_t)layer * s.views.size() + (size_t)sequence) * (size_t)kv_heads + (size_t)head] +
+                     s.slot_of[(size_t)row];
+    s.views[(size_t)sequence]->write(layer, head, slot, x,
+                                     values + ((size_t)row * (size_t)kv_heads + (size_t)head) * (size_t)dim);
   }
 }
 
 void Attend::prepare(Plan& plan, Step& s, int workers) {
   attention.begin();
-  const size_t width = (size_t)plan.shape.heads * (size_t)plan.shape.head_dim, kept = (size_t)plan.shape.kv_heads * (size_t)plan.shape.head_dim;
+  const size_t width = (size_t)plan.shape.heads * (size_t)plan.shape.head_dim,
+               kept = (size_t)plan.shape.kv_heads * (size_t)plan.shape.head_dim;
   const bool turns = before && RotateAppend::one_by_one(s);
   size_t row = 0;
   for (size_t i = 0; i < s.views.size(); row += (size_t)s.counts[i], i++) {
     Attention::Call own = call;
-    if (!s.sums.empty() && !s.sums[i].layers.empty()) own.accumulate = s.sums[i].layers[(size_t)layer], own.accumulate_stride = s.sums[i].stride, own.accumulate_row = s.sums[i].row;
+    if (!s.sums.empty() && !s.sums[i].layers.empty())
+      own.accumulate = s.sums[i].layers[(size_t)layer], own.accumulate_stride = s.sums[i].stride,
+      own.accumulate_row = s.sums[i].row;
     if (s.tree) own.tree = s.tree + row;
     if (s.ahead) own.ahead = s.ahead + row;
-    if (turns) own.row = {&before->heads, plan.buffer(before->k, s) + row * kept, plan.buffer(before->v, s) + row * kept, before->turn_of(s, (int)row)};
-    attention.add(*s.views[i], layer, own, s.counts[i], plan.buffer(q, s) + row * width, plan.buffer(out, s) + row * width);
+    if (turns)
+      own.row = {&before->heads, plan.buffer(before->k, s) + row * kept, plan.buffer(before->v, s) + row * kept,
+                 before->turn_of(s, (int)row)};
+    attention.add(*s.views[i], layer, own, s.counts[i], plan.buffer(q, s) + row * width,
+                  plan.buffer(out, s) + row * width);
   }
   attention.prepare(plan.attention, workers);
 }
@@ -220,16 +238,19 @@ void Logits::run(Plan& plan, Step& s, Worker& w) {
   const float* x = plan.buffer(in, s);
   for (int start = 0; start < s.logit_count; start += plan.shape.max_rows) {  // as many as the panels hold
     const int rows = std::min(plan.shape.max_rows, s.logit_count - start);
-    const auto ready = panels.prepare(plan, w, rows, weights.in, [&](int i) { return x + (size_t)s.logit_rows[start + i] * (size_t)weights.in; });
+    const auto ready = panels.prepare(plan, w, rows, weights.in,
+                                      [&](int i) { return x + (size_t)s.logit_rows[start + i] * (size_t)weights.in; });
     const size_t stride = (size_t)weights.out;
     float* y = s.logits + (size_t)start * stride;
     TileTasks(weights, rows, weights.tiles(), w.count).each(w, claims, [&](int row0, int row1, int tile0, int tile1) {
       const int from = tile0 * kLanes, count = std::min(tile1 * kLanes, weights.out) - from;
-      kernels().tiles(weights, tile0, tile1, ready.of(weights), row0, row1, y + (size_t)row0 * stride + from, stride, false);
+      kernels().tiles(weights, tile0, tile1, ready.of(weights), row0, row1, y + (size_t)row0 * stride + from, stride,
+                      false);
       for (int i = row0; softcap > 0.0f && i < row1; i++) kernels().cap(y + (size_t)i * stride + from, softcap, count);
     });
     w.barrier();
-    for (int i = w.begin(rows); s.arg_max && i < w.end(rows); i++) s.arg_max[start + i] = kernels().arg_max(y + (size_t)i * stride, weights.out);
+    for (int i = w.begin(rows); s.arg_max && i < w.end(rows); i++)
+      s.arg_max[start + i] = kernels().arg_max(y + (size_t)i * stride, weights.out);
     if (start + rows < s.logit_count) {  // the next part claims its tasks anew
       w.barrier();
       if (w.id == 0) claims.reset(w.count);

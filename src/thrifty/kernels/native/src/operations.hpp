@@ -41,7 +41,8 @@ struct Gated final : Operation {
   int in;
   Panels panels;
   int gate, up, out, activation;
-  const Project* reader = nullptr;  // the projection behind, where it reads quantised rows of `out` without a norm; null: none
+  const Project* reader =
+      nullptr;  // the projection behind, where it reads quantised rows of `out` without a norm; null: none
 };
 
 struct RotateAppend final : Operation {
@@ -49,7 +50,8 @@ struct RotateAppend final : Operation {
   explicit RotateAppend(int layer) : Operation(layer) {}
   bool wanted(const Step& s) const override { return !left_to_attention || !one_by_one(s); }
   void run(Plan&, Step&, Worker&) override;
-  // Whether each sequence gives one row, of which nothing is asked but its output: the attention behind does the same then.
+  // Whether each sequence gives one row, of which nothing is asked but its output: the attention behind does the same
+  // then.
   static bool one_by_one(const Step& s) { return s.rows == (int)s.views.size() && !s.queries_out && s.sums.empty(); }
   const float* turn_of(const Step& s, int row) const;
   int q, k, v, rope;
@@ -59,8 +61,11 @@ struct RotateAppend final : Operation {
 
 struct Attend final : Operation {
   const char* kind() const override { return "attention"; }
-  Attend(int layer, int q, int out, Attention::Call call, const RotateAppend* before) : Operation(layer), q(q), out(out), call(call), before(before) {}
-  size_t scratch(const Plan& plan) const override { return Attention::scratch_bytes(plan.shape.head_dim, plan.shape.heads / plan.shape.kv_heads); }
+  Attend(int layer, int q, int out, Attention::Call call, const RotateAppend* before)
+      : Operation(layer), q(q), out(out), call(call), before(before) {}
+  size_t scratch(const Plan& plan) const override {
+    return Attention::scratch_bytes(plan.shape.head_dim, plan.shape.heads / plan.shape.kv_heads);
+  }
   void prepare(Plan&, Step&, int workers) override;
   void run(Plan&, Step&, Worker& w) override { attention.run(w); }
   void warm(Plan&, const Step&, Worker& w) override { attention.warm(w); }
@@ -105,7 +110,8 @@ struct Await final : Operation {
 
 struct Logits final : Operation {
   const char* kind() const override { return "logits"; }
-  Logits(int in, Panels panels, int linear, float softcap) : Operation(kLogits), in(in), panels(panels), linear(linear), softcap(softcap) {}
+  Logits(int in, Panels panels, int linear, float softcap)
+      : Operation(kLogits), in(in), panels(panels), linear(linear), softcap(softcap) {}
   size_t scratch(const Plan&) const override;
   void run(Plan&, Step&, Worker&) override;
   void warm(Plan&, const Step&, Worker&) override;

@@ -18,18 +18,22 @@ struct Panels {
   size_t scratch(int columns) const;
   struct Ready {
     const uint8_t *codes, *pairs, *plain;
-    const uint8_t* of(const Linear& w) const { return w.reads() == Reads::plain ? plain : w.reads() == Reads::pairs ? pairs : codes; }
+    const uint8_t* of(const Linear& w) const {
+      return w.reads() == Reads::plain ? plain : w.reads() == Reads::pairs ? pairs : codes;
+    }
   };
   template <class F> Ready prepare(Plan& plan, Worker& w, int rows, int columns, F&& row_at) const;
 };
 
 template <class F> Panels::Ready Panels::prepare(Plan& plan, Worker& w, int rows, int columns, F&& row_at) const {
   Linear by_codes, by_pairs, by_floats;
-  by_codes.layout = Layout::int8, by_pairs.layout = Layout::bf16, by_floats.layout = Layout::f32, by_codes.in = by_pairs.in = by_floats.in = columns;
+  by_codes.layout = Layout::int8, by_pairs.layout = Layout::bf16, by_floats.layout = Layout::f32,
+  by_codes.in = by_pairs.in = by_floats.in = columns;
   float* normed = (float*)w.scratch;
   uint8_t* own = w.scratch + padded_floats(columns);
   const bool apart = rows <= kPrivateRows;
-  const size_t code_bytes = codes ? align64(panel_bytes(by_codes, 1)) : 0, pair_bytes = pairs ? align64(panel_bytes(by_pairs, 1)) : 0;
+  const size_t code_bytes = codes ? align64(panel_bytes(by_codes, 1)) : 0,
+               pair_bytes = pairs ? align64(panel_bytes(by_pairs, 1)) : 0;
   uint8_t* code_panel = apart ? own : plan.panel(Reads::codes);
   uint8_t* pair_panel = apart ? own + code_bytes : plan.panel(Reads::pairs);
   uint8_t* plain_panel = apart ? own + code_bytes + pair_bytes : plan.panel(Reads::plain);

@@ -33,16 +33,20 @@ double processor_seconds() {
 
 Panels make_panels(uintptr_t norm, float epsilon, const std::vector<const Linear*>& linears) {
   Panels p{(const float*)norm, epsilon, false, false, false};
-  for (const Linear* w : linears) (w->reads() == Reads::plain ? p.plain : w->reads() == Reads::pairs ? p.pairs : p.codes) = true;
+  for (const Linear* w : linears)
+    (w->reads() == Reads::plain ? p.plain : w->reads() == Reads::pairs ? p.pairs : p.codes) = true;
   return p;
 }
 
 }  // namespace
 
 Plan::Plan(PlanShape s) : shape(s) {
-  if (s.max_rows < 1 || s.max_rows > 65536) refuse("a plan's rows must be between 1 and 65536, not " + std::to_string(s.max_rows));
-  if (s.layers < 1 || s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads) refuse("a plan needs layers, and query heads that are a multiple of the KV heads");
-  if (!takes_head_dim(s.head_dim)) refuse("a plan needs a head dimension that is " + std::string(kHeadDims) + ", not " + std::to_string(s.head_dim));
+  if (s.max_rows < 1 || s.max_rows > 65536)
+    refuse("a plan's rows must be between 1 and 65536, not " + std::to_string(s.max_rows));
+  if (s.layers < 1 || s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads)
+    refuse("a plan needs layers, and query heads that are a multiple of the KV heads");
+  if (!takes_head_dim(s.head_dim))
+    refuse("a plan needs a head dimension that is " + std::string(kHeadDims) + ", not " + std::to_string(s.head_dim));
   for (int kind = 0; kind < 3; kind++) panels_.push_back(allocate<uint8_t>(0));
 }
 
@@ -97,30 +101,39 @@ void Plan::add_embed(int w, float scale, int out) {
   add(std::make_unique<Embed>(w, scale, out));
 }
 
-void Plan::add_project(int layer, int in, uintptr_t norm, float epsilon, std::vector<int> ws, std::vector<int> outs, bool add_to) {
-  if (ws.empty() || ws.size() > Adapters::kTogether || ws.size() != outs.size()) refuse("a projection needs one output buffer for each of one to three linears");
+void Plan::add_project(int layer, int in, uintptr_t norm, float epsilon, std::vector<int> ws, std::vector<int> outs,
+                       bool add_to) {
+  if (ws.empty() || ws.size() > Adapters::kTogether || ws.size() != outs.size())
+    refuse("a projection needs one output buffer for each of one to three linears");
   std::vector<const Linear*> used;
   for (size_t i = 0; i < ws.size(); i++) {
     used.push_back(&linear(ws[i]));
-    if (used[i]->in != width(in) || used[i]->out != width(outs[i])) refuse("a projection's shapes do not match its buffers");
+    if (used[i]->in != width(in) || used[i]->out != width(outs[i]))
+      refuse("a projection's shapes do not match its buffers");
   }
-  auto project = std::make_unique<Project>(layer, in, make_panels(norm, epsilon, used), std::move(ws), std::move(outs), add_to);
+  auto project =
+      std::make_unique<Project>(layer, in, make_panels(norm, epsilon, used), std::move(ws), std::move(outs), add_to);
   auto* gated = operations_.empty() ? nullptr : dynamic_cast<Gated*>(operations_.back().get());
   const Panels& panels = project->panels;
-  if (gated && gated->layer == layer && gated->out == in && !norm && panels.codes && !panels.pairs && !panels.plain) gated->reader = project.get(), project->before = gated;
+  if (gated && gated->layer == layer && gated->out == in && !norm && panels.codes && !panels.pairs && !panels.plain)
+    gated->reader = project.get(), project->before = gated;
   add(std::move(project));
 }
 
 void Plan::add_gated(int layer, int in, uintptr_t norm, float epsilon, int gate, int up, int out, int activation) {
   const Linear &a = linear(gate), &b = linear(up);
-  if (a.in != width(in) || b.in != a.in || a.out != width(out) || b.out != a.out) refuse("a gated projection's shapes do not match its buffers");
+  if (a.in != width(in) || b.in != a.in || a.out != width(out) || b.out != a.out)
+    refuse("a gated projection's shapes do not match its buffers");
   if (activation != 0 && activation != 1) refuse("activation must be 0 (SiLU) or 1 (GELU, tanh form)");
   add(std::make_unique<Gated>(layer, in, make_panels(norm, epsilon, {&a, &b}), gate, up, out, activation));
 }
 
-void Plan::add_rotate(int layer, int q, int k, int v, uintptr_t q_norm, uintptr_t k_norm, float epsilon, int rope, int rope_dim) {
-  if (width(q) != shape.heads * shape.head_dim || width(k) != shape.kv_heads * shape.head_dim || width(v) != width(k)) refuse("query, key and value buffers do not match the heads");
-  if (rope < 0 || rope > 64 || rope_dim < 0 || rope_dim % 2 || rope_dim > shape.head_dim) refuse("the rotary dimension must be even and at most the head dimension");
+void Plan::add_rotate(int layer, int q, int k, int v, uintptr_t q_norm, uintptr_t k_norm, float epsilon, int rope,
+                      int rope_dim) {
+  if (width(q) != shape.heads * shape.head_dim || width(k) != shape.kv_heads * shape.head_dim || width(v) != width(k))
+    refuse("query, key and value buffers do not match the heads");
+  if (rope < 0 || rope > 64 || rope_dim < 0 || rope_dim % 2 || rope_dim > shape.head_dim)
+    refuse("the rotary dimension must be even and at most the head dimension");
   auto op = std::make_unique<RotateAppend>(layer);
   op->q = q, op->k = k, op->v = v, op->rope = rope;
   op->heads = {(const float*)q_norm, (const float*)k_norm, epsilon, rope_dim / 2};
@@ -131,7 +144,8 @@ void Plan::add_rotate(int layer, int q, int k, int v, uintptr_t q_norm, uintptr_
 }
 
 void Plan::add_attend(int layer, int q, int out, float scale, int window, float softcap) {
-  if (width(q) != shape.heads * shape.head_dim || width(out) != width(q)) refuse("query and output buffers do not match the heads");
+  if (width(q) != shape.heads * shape.head_dim || width(out) != width(q))
+    refuse("query and output buffers do not match the heads");
   if (window < 0) refuse("window must be 0 (none) or positive");
   if (window > 0) window_ = window_ ? std::min(window_, window) : window;
   auto* before = operations_.empty() ? nullptr : dynamic_cast<RotateAppend*>(operations_.back().get());
@@ -158,9 +172,13 @@ void Plan::add_rows(int layer, int in, uintptr_t norm, float epsilon, int gate, 
 
 void Plan::add_mixture(int layer, int in, uintptr_t norm, float epsilon, MixtureCall call) {
   const size_t count = call.gates.size();
-  if (count < 1 || call.ups.size() != count || call.downs.size() != count || call.active < 1 || (size_t)call.active > count)
-    refuse("a mixture needs gate, up and down of each expert, and 1 to " + std::to_string(count) + " active ones, not " + std::to_string(call.active));
-  if (width(call.scores) != (int)count || width(call.sum) != width(in) || call.sum == in || (call.out >= 0 && width(call.out) != width(in))) refuse("a mixture's shapes do not match its buffers");
+  if (count < 1 || call.ups.size() != count || call.downs.size() != count || call.active < 1 ||
+      (size_t)call.active > count)
+    refuse("a mixture needs gate, up and down of each expert, and 1 to " + std::to_string(count) +
+           " active ones, not " + std::to_string(call.active));
+  if (width(call.scores) != (int)count || width(call.sum) != width(in) || call.sum == in ||
+      (call.out >= 0 && width(call.out) != width(in)))
+    refuse("a mixture's shapes do not match its buffers");
   if (call.activation != 0 && call.activation != 1) refuse("activation must be 0 (SiLU) or 1 (GELU, tanh form)");
   const int inner = linear(call.gates[0]).out;
   std::vector<const Linear*> used;
@@ -185,12 +203,19 @@ void Plan::add_logits(int in, uintptr_t norm, float epsilon, int w, float softca
 }
 
 void Plan::check(const Step& s) const {
-  if (s.rows < 1 || s.rows > shape.max_rows) refuse("the plan takes 1 to " + std::to_string(shape.max_rows) + " rows, not " + std::to_string(s.rows));
-  if (s.first_layer < 0 || s.last_layer > shape.layers || s.first_layer > s.last_layer) refuse("layers " + std::to_string(s.first_layer) + ".." + std::to_string(s.last_layer) + " are outside the plan's " + std::to_string(shape.layers));
+  if (s.rows < 1 || s.rows > shape.max_rows)
+    refuse("the plan takes 1 to " + std::to_string(shape.max_rows) + " rows, not " + std::to_string(s.rows));
+  if (s.first_layer < 0 || s.last_layer > shape.layers || s.first_layer > s.last_layer)
+    refuse("layers " + std::to_string(s.first_layer) + ".." + std::to_string(s.last_layer) +
+           " are outside the plan's " + std::to_string(shape.layers));
   for (int i = 0; s.tokens && i < s.rows; i++)
-    if (s.tokens[i] < 0 || s.tokens[i] >= vocabulary_) refuse("token id " + std::to_string(s.tokens[i]) + " is outside the vocabulary of " + std::to_string(vocabulary_));
+    if (s.tokens[i] < 0 || s.tokens[i] >= vocabulary_)
+      refuse("token id " + std::to_string(s.tokens[i]) + " is outside the vocabulary of " +
+             std::to_string(vocabulary_));
   for (int i = 0; i < s.logit_count; i++)
-    if (s.logit_rows[i] < 0 || s.logit_rows[i] >= s.rows) refuse("logit row " + std::to_string(s.logit_rows[i]) + " is outside the step's " + std::to_string(s.rows) + " rows");
+    if (s.logit_rows[i] < 0 || s.logit_rows[i] >= s.rows)
+      refuse("logit row " + std::to_string(s.logit_rows[i]) + " is outside the step's " + std::to_string(s.rows) +
+             " rows");
   if (!s.skip.empty() && s.skip.size() != (size_t)shape.layers) refuse("skip needs one entry a layer");
   if (s.first_layer == s.last_layer) return;
   if (s.queries_out && s.last_layer != s.first_layer + 1) refuse("queries can be returned for one layer at a time");
@@ -199,24 +224,33 @@ void Plan::check(const Step& s) const {
 }
 
 void Plan::check_views(const Step& s) const {
-  if (!s.turns.empty() && s.turns.size() != ropes_.size() * (size_t)s.rows) refuse("the step needs an address of rotations for each row and rope");
-  if (s.turns.empty() && s.rotation.size() < ropes_.size()) refuse("the step needs " + std::to_string(ropes_.size()) + " rotation tables");
+  if (!s.turns.empty() && s.turns.size() != ropes_.size() * (size_t)s.rows)
+    refuse("the step needs an address of rotations for each row and rope");
+  if (s.turns.empty() && s.rotation.size() < ropes_.size())
+    refuse("the step needs " + std::to_string(ropes_.size()) + " rotation tables");
   if (!s.sums.empty() && s.sums.size() != s.views.size()) refuse("attention sums need one entry for each view");
   if (s.views.size() != s.counts.size()) refuse("a step needs one row count for each view");
   long long rows = 0;
   for (size_t i = 0; i < s.views.size(); i++) {
     const View& v = *s.views[i];
     if (s.counts[i] < 1) refuse("each view needs at least one row");
-    if (v.layers() != shape.layers || v.kv_heads() != shape.kv_heads || v.head_dim() != shape.head_dim) refuse("a view's layers, KV heads and head dimension must equal the plan's");
+    if (v.layers() != shape.layers || v.kv_heads() != shape.kv_heads || v.head_dim() != shape.head_dim)
+      refuse("a view's layers, KV heads and head dimension must equal the plan's");
     rows += s.counts[i];
     check_sums(s, i);
     for (int layer = s.first_layer; layer < s.last_layer; layer++)
       if ((s.skip.empty() || !s.skip[(size_t)layer]) && v.room(layer) < s.counts[i])
-        refuse("layer " + std::to_string(layer) + " of view " + std::to_string(i) + " has room for " + std::to_string(v.room(layer)) + " more tokens, not " + std::to_string(s.counts[i]) + "; push open pages first");
+        refuse("layer " + std::to_string(layer) + " of view " + std::to_string(i) + " has room for " +
+               std::to_string(v.room(layer)) + " more tokens, not " + std::to_string(s.counts[i]) +
+               "; push open pages first");
   }
-  if (rows != s.rows) refuse("the views' row counts sum to " + std::to_string(rows) + ", not to " + std::to_string(s.rows));
-  if (std::set<const View*>(s.views.begin(), s.views.end()).size() != s.views.size()) refuse("a view may appear only once in a step");
-  if (s.arrivals && s.arrivals->layers() != shape.layers) refuse("arrivals of " + std::to_string(s.arrivals->layers()) + " layers do not fit a plan of " + std::to_string(shape.layers));
+  if (rows != s.rows)
+    refuse("the views' row counts sum to " + std::to_string(rows) + ", not to " + std::to_string(s.rows));
+  if (std::set<const View*>(s.views.begin(), s.views.end()).size() != s.views.size())
+    refuse("a view may appear only once in a step");
+  if (s.arrivals && s.arrivals->layers() != shape.layers)
+    refuse("arrivals of " + std::to_string(s.arrivals->layers()) + " layers do not fit a plan of " +
+           std::to_string(shape.layers));
 }
 
 // Which rows of this very step a row sees.
@@ -225,10 +259,15 @@ void Plan::check_sight(const Step& s) const {
   size_t row = 0;
   for (int count : s.counts) {
     if (s.tree && count > 64) refuse("a tree has at most 64 rows a sequence, not " + std::to_string(count));
-    if (s.tree && window_ > 0 && count > window_) refuse("a tree of " + std::to_string(count) + " rows is longer than the attention window of " + std::to_string(window_));
+    if (s.tree && window_ > 0 && count > window_)
+      refuse("a tree of " + std::to_string(count) + " rows is longer than the attention window of " +
+             std::to_string(window_));
     for (int j = 0; j < count; j++, row++) {
-      if (s.tree && s.tree[row] >> j != 1) refuse("row " + std::to_string(row) + " of a tree must see itself and no later row of its sequence");
-      if (s.ahead && (s.ahead[row] < 0 || s.ahead[row] >= count - j)) refuse("row " + std::to_string(row) + " cannot see " + std::to_string(s.ahead[row]) + " rows ahead: its sequence has " + std::to_string(count - j - 1) + " behind it in this step");
+      if (s.tree && s.tree[row] >> j != 1)
+        refuse("row " + std::to_string(row) + " of a tree must see itself and no later row of its sequence");
+      if (s.ahead && (s.ahead[row] < 0 || s.ahead[row] >= count - j))
+        refuse("row " + std::to_string(row) + " cannot see " + std::to_string(s.ahead[row]) +
+               " rows ahead: its sequence has " + std::to_string(count - j - 1) + " behind it in this step");
     }
   }
 }
@@ -239,7 +278,8 @@ void Plan::check_sums(const Step& s, size_t i) const {
   for (int layer = s.first_layer; layer < s.last_layer; layer++)
     for (int h = 0; s.sums[i].layers[(size_t)layer] && h < shape.kv_heads; h++)
       if (s.views[i]->tokens(layer, h) + s.counts[i] > s.sums[i].stride)
-        refuse("attention sums of " + std::to_string(s.sums[i].stride) + " slots are too few for layer " + std::to_string(layer) + " of view " + std::to_string(i));
+        refuse("attention sums of " + std::to_string(s.sums[i].stride) + " slots are too few for layer " +
+               std::to_string(layer) + " of view " + std::to_string(i));
 }
 
 // Counts the new slots as used in every layer that runs; RotateAppend then writes them.
@@ -251,7 +291,9 @@ void Plan::derive(Step& s) const {
   for (int layer = s.first_layer; layer < s.last_layer; layer++) {
     if (!s.skip.empty() && s.skip[(size_t)layer]) continue;
     for (size_t i = 0; i < s.views.size(); i++) {
-      for (int h = 0; h < shape.kv_heads; h++) s.slots[((size_t)layer * s.views.size() + i) * (size_t)shape.kv_heads + (size_t)h] = s.views[i]->tokens(layer, h);
+      for (int h = 0; h < shape.kv_heads; h++)
+        s.slots[((size_t)layer * s.views.size() + i) * (size_t)shape.kv_heads + (size_t)h] =
+            s.views[i]->tokens(layer, h);
       s.views[i]->reserve(layer, s.counts[i]);
     }
   }
@@ -260,13 +302,15 @@ void Plan::derive(Step& s) const {
 // Forgets the slots that `derive` counted.
 void Plan::undo(Step& s) const {
   for (int layer = s.first_layer; layer < s.last_layer; layer++)
-    for (size_t i = 0; i < s.views.size() && (s.skip.empty() || !s.skip[(size_t)layer]); i++) s.views[i]->truncate(layer, s.counts[i]);
+    for (size_t i = 0; i < s.views.size() && (s.skip.empty() || !s.skip[(size_t)layer]); i++)
+      s.views[i]->truncate(layer, s.counts[i]);
 }
 
 bool Plan::wanted(const Operation& op, const Step& s) const {
   if (op.layer == Operation::kEmbed) return s.tokens != nullptr;
   if (op.layer == Operation::kLogits) return s.logit_count > 0;
-  return op.layer >= s.first_layer && op.layer < s.last_layer && (s.skip.empty() || !s.skip[(size_t)op.layer]) && op.wanted(s);
+  return op.layer >= s.first_layer && op.layer < s.last_layer && (s.skip.empty() || !s.skip[(size_t)op.layer]) &&
+         op.wanted(s);
 }
 
 void Plan::execute(Step& s, Worker& w) {
@@ -294,8 +338,11 @@ void Plan::execute(Step& s, Worker& w) {
 }
 
 void Plan::prepare(Step& s, int workers) {
-  for (auto& op : operations_) __builtin_prefetch(op.get(), 1), __builtin_prefetch((const char*)op.get() + 64, 1);  // each was last read a step ago
-  // A later layer may grow the buffers that all layers share, and so move them: then every layer's pointers are set anew.
+  for (auto& op : operations_)
+    __builtin_prefetch(op.get(), 1),
+        __builtin_prefetch((const char*)op.get() + 64, 1);  // each was last read a step ago
+  // A later layer may grow the buffers that all layers share, and so move them: then every layer's pointers are set
+  // anew.
   const float *partials, *finals;
   do {
     partials = attention.partials.data(), finals = attention.finals.data();
@@ -324,11 +371,13 @@ void Plan::run(Step& s) {
     undo(s);
     throw;
   }
-  spent_.seconds += std::chrono::duration<double>(Clock::now() - start).count(), spent_.processor += processor_seconds() - processor;
+  spent_.seconds += std::chrono::duration<double>(Clock::now() - start).count(),
+      spent_.processor += processor_seconds() - processor;
   if (s.missing < 0) return;
   busy.clear();
   undo(s);
-  throw std::runtime_error("what layer " + std::to_string(s.missing) + " needs did not arrive within " + std::to_string(s.patience) + " seconds; set its flag, or allow more time");
+  throw std::runtime_error("what layer " + std::to_string(s.missing) + " needs did not arrive within " +
+                           std::to_string(s.patience) + " seconds; set its flag, or allow more time");
 }
 
 void Plan::profile(bool on) {
@@ -339,7 +388,8 @@ void Plan::profile(bool on) {
 std::vector<std::pair<std::string, double>> Plan::seconds() const {
   std::vector<std::pair<std::string, double>> found;
   for (const auto& op : operations_) {
-    const auto same = std::find_if(found.begin(), found.end(), [&](const auto& one) { return one.first == op->kind(); });
+    const auto same =
+        std::find_if(found.begin(), found.end(), [&](const auto& one) { return one.first == op->kind(); });
     if (same == found.end()) found.emplace_back(op->kind(), op->seconds);
     else same->second += op->seconds;
   }
@@ -347,7 +397,8 @@ std::vector<std::pair<std::string, double>> Plan::seconds() const {
 }
 
 size_t Plan::bytes() const {
-  return bytes_ + panel_bytes_[0] + panel_bytes_[1] + panel_bytes_[2] + attention.bytes() + (mixture ? mixture->bytes() : 0) + scratch_ * (size_t)Pool::shared().threads();
+  return bytes_ + panel_bytes_[0] + panel_bytes_[1] + panel_bytes_[2] + attention.bytes() +
+         (mixture ? mixture->bytes() : 0) + scratch_ * (size_t)Pool::shared().threads();
 }
 
 }  // namespace thrifty

@@ -16,37 +16,38 @@ namespace thrifty {
 // What differs from one run to the next.
 struct Step {
   int rows = 0;
-  const int32_t* tokens = nullptr;     // [rows]; null: the caller filled `hidden`
-  float* hidden = nullptr;             // [rows, hidden size]; null: the plan's own
-  std::vector<View*> views;            // one per sequence
-  std::vector<int> counts;             // rows of each sequence, in order
-  std::vector<const float*> rotation;  // per rope kind: [rows, 2, half], cosines and sines
-  std::vector<const float*> turns;     // or [rope kind][row]: where the row's [2, half] lies
-  int first_layer = 0, last_layer = 0; // layers first..last-1
-  std::vector<uint8_t> skip;           // per layer, or empty
-  float* queries_out = nullptr;        // [rows, heads, dim] of the (only) layer
-  struct Sums {  // where attention adds its probabilities, see AttendArgs; layers is empty or has one entry (or null) a layer
+  const int32_t* tokens = nullptr;      // [rows]; null: the caller filled `hidden`
+  float* hidden = nullptr;              // [rows, hidden size]; null: the plan's own
+  std::vector<View*> views;             // one per sequence
+  std::vector<int> counts;              // rows of each sequence, in order
+  std::vector<const float*> rotation;   // per rope kind: [rows, 2, half], cosines and sines
+  std::vector<const float*> turns;      // or [rope kind][row]: where the row's [2, half] lies
+  int first_layer = 0, last_layer = 0;  // layers first..last-1
+  std::vector<uint8_t> skip;            // per layer, or empty
+  float* queries_out = nullptr;         // [rows, heads, dim] of the (only) layer
+  struct Sums {  // where attention adds its probabilities, see AttendArgs; layers is empty or has one entry (or null) a
+                 // layer
     std::vector<float*> layers;
     int stride = 0;
     size_t row = 0;
   };
-  std::vector<Sums> sums;              // one per sequence, or empty
+  std::vector<Sums> sums;  // one per sequence, or empty
   int tap_layer = -1;
-  float* tap = nullptr;                // [rows, hidden size] after tap_layer
-  const int32_t* logit_rows = nullptr; // [logit_count]
+  float* tap = nullptr;                 // [rows, hidden size] after tap_layer
+  const int32_t* logit_rows = nullptr;  // [logit_count]
   int logit_count = 0;
-  float* logits = nullptr;             // [logit_count, vocabulary]
-  int32_t* arg_max = nullptr;          // [logit_count]
-  const uint64_t* tree = nullptr;      // [rows]: bit j: the row sees row j of its own sequence; null: rows are a line
-  const int32_t* ahead = nullptr;      // [rows]: later rows of its own sequence that the row sees as well
+  float* logits = nullptr;         // [logit_count, vocabulary]
+  int32_t* arg_max = nullptr;      // [logit_count]
+  const uint64_t* tree = nullptr;  // [rows]: bit j: the row sees row j of its own sequence; null: rows are a line
+  const int32_t* ahead = nullptr;  // [rows]: later rows of its own sequence that the row sees as well
   Adapters* adapters = nullptr;
-  Arrivals* arrivals = nullptr;        // waited for before each layer; null: all is there
-  double patience = 0;                 // seconds, for each layer
+  Arrivals* arrivals = nullptr;  // waited for before each layer; null: all is there
+  double patience = 0;           // seconds, for each layer
 
   // derived
-  std::vector<int> sequence_of, slot_of;            // [rows]: sequence, offset inside its rows
-  std::vector<int> slots;                           // [layer, sequence, head] before this step
-  int missing = -1;                                 // the layer that was waited for in vain
+  std::vector<int> sequence_of, slot_of;  // [rows]: sequence, offset inside its rows
+  std::vector<int> slots;                 // [layer, sequence, head] before this step
+  int missing = -1;                       // the layer that was waited for in vain
 };
 
 struct PlanShape {
@@ -65,12 +66,14 @@ struct Operation {
   virtual bool wanted(const Step&) const { return true; }  // in the layers that run
   virtual void prepare(Plan&, Step&, int) {}               // on the caller's thread, before the workers start
   virtual void run(Plan&, Step&, Worker&) = 0;             // a barrier follows
-  virtual void warm(Plan&, const Step&, Worker&) {}        // few rows: asks for the bytes that the worker will read first
-  virtual bool ends(const Step&) const { return false; }   // after `run`: whether the step is over; the same for all workers
+  virtual void warm(Plan&, const Step&, Worker&) {}  // few rows: asks for the bytes that the worker will read first
+  virtual bool ends(const Step&) const {
+    return false;
+  }  // after `run`: whether the step is over; the same for all workers
   int layer;  // kEmbed, kLogits or a layer
   static constexpr int kEmbed = -1, kLogits = -2;
   Claims claims;       // of tasks, reset before each run
-  double seconds = 0;        // of the runs since Plan::profile, its barrier included
+  double seconds = 0;  // of the runs since Plan::profile, its barrier included
 };
 
 class Plan {
@@ -83,12 +86,15 @@ class Plan {
   int add_buffer(int width);  // buffer 0 is the hidden state
   void add_embed(int linear, float scale, int out);
   // Optional norm (norm 0: none), then y = W x for each linear; add: y += W x.
-  void add_project(int layer, int in, uintptr_t norm, float epsilon, std::vector<int> linears, std::vector<int> outs, bool add);
+  void add_project(int layer, int in, uintptr_t norm, float epsilon, std::vector<int> linears, std::vector<int> outs,
+                   bool add);
   void add_gated(int layer, int in, uintptr_t norm, float epsilon, int gate, int up, int out, int activation);
   // Head norms (0: none), rotary embedding of q and k in place, append of k and v to the views.
-  void add_rotate(int layer, int q, int k, int v, uintptr_t q_norm, uintptr_t k_norm, float epsilon, int rope, int rope_dim);
+  void add_rotate(int layer, int q, int k, int v, uintptr_t q_norm, uintptr_t k_norm, float epsilon, int rope,
+                  int rope_dim);
   void add_attend(int layer, int q, int out, float scale, int window, float softcap);
-  void add_norm_rows(int layer, std::vector<int> buffers, const std::vector<uintptr_t>& norms, float epsilon);  // in place
+  void add_norm_rows(int layer, std::vector<int> buffers, const std::vector<uintptr_t>& norms,
+                     float epsilon);  // in place
   // out += norm(in) (norm 0: none), times the sigmoid of the buffer `gate` of width 1 (-1: none).
   void add_rows(int layer, int in, uintptr_t norm, float epsilon, int gate, int out);
   // sum = the chosen experts' weighted results for norm(in); out += sum (out -1: nothing).
@@ -104,15 +110,15 @@ class Plan {
   struct Spent {
     double seconds = 0, processor = 0;  // wall time, and what the calling thread took of a processor
   };
-  const Spent& spent() const { return spent_; }                    // in `run` so far
-  void profile(bool on);                                         // begins anew
+  const Spent& spent() const { return spent_; }                 // in `run` so far
+  void profile(bool on);                                        // begins anew
   std::vector<std::pair<std::string, double>> seconds() const;  // by kind of operation, in the order of their first
 
   // for the operations
   const PlanShape shape;
   std::vector<Linear> linears;
   std::vector<int> widths;
-  int width(int i) const;                                           // of a buffer; throws std::invalid_argument
+  int width(int i) const;  // of a buffer; throws std::invalid_argument
   int logits_width() const { return logits_; }
   int rotary_width(int rope) const { return ropes_.at((size_t)rope); }  // floats of a row: cosines and sines
   int ropes() const { return (int)ropes_.size(); }

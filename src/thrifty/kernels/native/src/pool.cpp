@@ -27,7 +27,8 @@ void relax() {
 
 constexpr int kSpins = 4000;  // some 0.1 ms
 
-// Spins, then gives the processor away between looks, until `done` says so. Returns how long it took after the spinning.
+// Spins, then gives the processor away between looks, until `done` says so. Returns how long it took after the
+// spinning.
 template <class F> Clock::duration wait_until(F&& done) {
   for (int i = 0; i < kSpins; i++) {
     if (done()) return {};

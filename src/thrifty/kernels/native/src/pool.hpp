@@ -1,8 +1,8 @@
 // A persistent pool: one call of `run` executes a whole step on all workers, which meet at barriers in between.
 //
-// On a busy machine a worker may lose its processor in the middle of a step, and the others wait for it at every barrier.
-// The pool measures how long its workers waited. While that is much of a step, fewer workers take part in the next ones;
-// after a while all are tried again. Results do not depend on how many take part.
+// On a busy machine a worker may lose its processor in the middle of a step, and the others wait for it at every
+// barrier. The pool measures how long its workers waited. While that is much of a step, fewer workers take part in the
+// next ones; after a while all are tried again. Results do not depend on how many take part.
 #pragma once
 #include <atomic>
 #include <chrono>
@@ -53,13 +53,15 @@ class Pool {
   explicit Pool(int threads);
   ~Pool();
   int threads() const { return count_; }
-  int taking_part();  // of the threads, in the latest run
+  int taking_part();         // of the threads, in the latest run
   void resize(int threads);  // throws std::invalid_argument beyond available()
   static int available();    // processors that this process may use: affinity mask and control-group quota
 
   // Calls job(worker) on every worker, the calling thread among them. `job` must not throw. Callers take turns.
   template <class F> void run(size_t scratch_bytes, F&& job) {
-    start(scratch_bytes, [](void* context, Worker& w) noexcept { (*static_cast<std::remove_reference_t<F>*>(context))(w); }, &job);
+    start(
+        scratch_bytes,
+        [](void* context, Worker& w) noexcept { (*static_cast<std::remove_reference_t<F>*>(context))(w); }, &job);
   }
 
  private:

@@ -10,11 +10,13 @@
 
 namespace thrifty {
 
-void read_slab(const uint8_t* slab, Format format, int capacity, int dim, int start, int count, float* keys, float* values) {
+void read_slab(const uint8_t* slab, Format format, int capacity, int dim, int start, int count, float* keys,
+               float* values) {
   if ((uintptr_t)slab % 64 || capacity < kPage || capacity % kPage || dim < 2 || dim % 2)
     throw std::invalid_argument("a slab to read is 64-byte aligned, of whole pages and of an even head dimension");
   if (start < 0 || count < 0 || start > capacity - count)
-    throw std::invalid_argument("tokens " + std::to_string(start) + ".." + std::to_string((int64_t)start + count) + " are not in a slab of " + std::to_string(capacity));
+    throw std::invalid_argument("tokens " + std::to_string(start) + ".." + std::to_string((int64_t)start + count) +
+                                " are not in a slab of " + std::to_string(capacity));
   if (count == 0) return;
   const int first = start / kPage, pages = (start + count - 1) / kPage + 1 - first;
   Span span;

@@ -6,8 +6,9 @@
 
 namespace thrifty {
 
-// Tokens start..start+count-1 of a slab of any format -> keys, values [count][dim], as formats/kv.py reads them, to the bit.
-// Throws std::invalid_argument.
-void read_slab(const uint8_t* slab, Format format, int capacity, int dim, int start, int count, float* keys, float* values);
+// Tokens start..start+count-1 of a slab of any format -> keys, values [count][dim], as formats/kv.py reads them, to the
+// bit. Throws std::invalid_argument.
+void read_slab(const uint8_t* slab, Format format, int capacity, int dim, int start, int count, float* keys,
+               float* values);
 
 }  // namespace thrifty

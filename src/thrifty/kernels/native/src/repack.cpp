@@ -11,9 +11,12 @@ namespace thrifty {
 namespace {
 
 constexpr FileType kTypes[] = {
-    {"Q4_0", Layout::int4, false, 32, 18},    {"Q4_1", Layout::int4, true, 32, 20},     {"Q5_0", Layout::int5, false, 32, 22},   {"Q5_1", Layout::int5, true, 32, 24},
-    {"Q8_0", Layout::int8, false, 32, 34},    {"IQ4_NL", Layout::iq4_nl, false, 32, 18}, {"Q2_K", Layout::q2_k, true, 256, 84},   {"Q3_K", Layout::q3_k, false, 256, 110},
-    {"Q4_K", Layout::q4_k, true, 256, 144},   {"Q5_K", Layout::q5_k, true, 256, 176},   {"Q6_K", Layout::q6_k, false, 256, 210}, {"IQ4_XS", Layout::iq4_xs, false, 256, 136},
+    {"Q4_0", Layout::int4, false, 32, 18},   {"Q4_1", Layout::int4, true, 32, 20},
+    {"Q5_0", Layout::int5, false, 32, 22},   {"Q5_1", Layout::int5, true, 32, 24},
+    {"Q8_0", Layout::int8, false, 32, 34},   {"IQ4_NL", Layout::iq4_nl, false, 32, 18},
+    {"Q2_K", Layout::q2_k, true, 256, 84},   {"Q3_K", Layout::q3_k, false, 256, 110},
+    {"Q4_K", Layout::q4_k, true, 256, 144},  {"Q5_K", Layout::q5_k, true, 256, 176},
+    {"Q6_K", Layout::q6_k, false, 256, 210}, {"IQ4_XS", Layout::iq4_xs, false, 256, 136},
     {"BF16", Layout::bf16, false, 1, 2},
 };
 
@@ -23,7 +26,8 @@ template <int BITS> void put_plane(const uint32_t* w, int from, uint8_t* to) {
   constexpr int kVectors = 8 / BITS;  // that share a word
   for (int i = 0; i < BITS; i++) {
     uint32_t x = 0;  // 4 bits: vectors i and i + 4; else neighbours
-    for (int k = 0; k < kVectors; k++) x |= (w[BITS == 4 ? i + 4 * k : i * kVectors + k] >> from & mask) << (BITS % 8 * k);
+    for (int k = 0; k < kVectors; k++)
+      x |= (w[BITS == 4 ? i + 4 * k : i * kVectors + k] >> from & mask) << (BITS % 8 * k);
     put(to + 64 * i, x);
   }
 }
@@ -32,7 +36,8 @@ template <int BITS> void take_plane(uint32_t* w, int from, const uint8_t* source
   constexpr int kVectors = 8 / BITS;
   for (int i = 0; i < BITS; i++) {
     const uint32_t x = get32(source + 64 * i);
-    for (int k = 0; k < kVectors; k++) w[BITS == 4 ? i + 4 * k : i * kVectors + k] |= (x >> (BITS % 8 * k) & mask) << from;
+    for (int k = 0; k < kVectors; k++)
+      w[BITS == 4 ? i + 4 * k : i * kVectors + k] |= (x >> (BITS % 8 * k) & mask) << from;
   }
 }
 
@@ -63,7 +68,9 @@ template <Layout L> void take_sub_scales(BlockBits& b, int lane, const uint8_t* 
   if constexpr (sub_scales(L).bytes % 64 != 0) b.sub[1] = get16(record + 64 + 2 * lane);
 }
 
-template <Layout L> constexpr size_t unit_bytes() { return two_levels(L) ? (size_t)record_bytes(L) : (size_t)codes_of(L, false).bytes(); }
+template <Layout L> constexpr size_t unit_bytes() {
+  return two_levels(L) ? (size_t)record_bytes(L) : (size_t)codes_of(L, false).bytes();
+}
 
 template <Layout L, class Block> void repack_tile(const FileRows& from, const LinearArrays& to, int tile) {
   const int units = from.columns / (kBlockColumns * Block::kBlocks), rows = std::min(kLanes, from.rows - tile * kLanes);
@@ -95,7 +102,8 @@ template <Layout L, class Block> void unpack_tile(const LinearArrays& from, cons
     for (int lane = 0; lane < rows; lane++) {
       take_sub_scales<L>(b, lane, unit);
       take_codes<L, Block::kBlocks>(b, unit + sub_scales(L).bytes + 4 * lane);
-      b.scale = from.scales[at * kLanes + (size_t)lane], b.minimum = from.minimums ? from.minimums[at * kLanes + (size_t)lane] : (uint16_t)0;
+      b.scale = from.scales[at * kLanes + (size_t)lane],
+      b.minimum = from.minimums ? from.minimums[at * kLanes + (size_t)lane] : (uint16_t)0;
       Block::write(b, to.data + (size_t)(tile * kLanes + lane) * to.stride + (size_t)u * Block::kBytes);
     }
   }
@@ -108,7 +116,9 @@ void repack_pairs(const FileRows& from, const LinearArrays& to, int tile) {
   if (rows < kLanes) std::fill_n(words, (size_t)pairs * kLanes * 4, (uint8_t)0);
   for (int lane = 0; lane < rows; lane++) {
     const uint8_t* row = from.data + (size_t)(tile * kLanes + lane) * from.stride;
-    for (int p = 0; p < pairs; p++) put(words + (p * kLanes + lane) * 4, 2 * p + 1 < from.columns ? get32(row + 4 * p) : (uint32_t)get16(row + 4 * p));
+    for (int p = 0; p < pairs; p++)
+      put(words + (p * kLanes + lane) * 4,
+          2 * p + 1 < from.columns ? get32(row + 4 * p) : (uint32_t)get16(row + 4 * p));
   }
 }
 void unpack_pairs(const LinearArrays& from, const FileRows& to, int tile) {
@@ -128,17 +138,29 @@ template <Layout L, class Block> constexpr Ways ways() { return {repack_tile<L, 
 
 Ways ways_of(const FileType& type) {
   switch (type.layout) {
-    case Layout::int4: return type.minimums ? ways<Layout::int4, Nibbles32<true, false>>() : ways<Layout::int4, Nibbles32<false, false>>();
-    case Layout::int5: return type.minimums ? ways<Layout::int5, Nibbles32<true, true>>() : ways<Layout::int5, Nibbles32<false, true>>();
-    case Layout::int8: return ways<Layout::int8, Q8_0>();
-    case Layout::iq4_nl: return ways<Layout::iq4_nl, Nibbles32<false, false>>();
-    case Layout::q2_k: return ways<Layout::q2_k, Q2_K>();
-    case Layout::q3_k: return ways<Layout::q3_k, Q3_K>();
-    case Layout::q4_k: return ways<Layout::q4_k, Q45_K<false>>();
-    case Layout::q5_k: return ways<Layout::q5_k, Q45_K<true>>();
-    case Layout::q6_k: return ways<Layout::q6_k, Q6_K>();
-    case Layout::iq4_xs: return ways<Layout::iq4_xs, IQ4_XS>();
-    default: return {repack_pairs, unpack_pairs};
+    case Layout::int4:
+      return type.minimums ? ways<Layout::int4, Nibbles32<true, false>>()
+                           : ways<Layout::int4, Nibbles32<false, false>>();
+    case Layout::int5:
+      return type.minimums ? ways<Layout::int5, Nibbles32<true, true>>() : ways<Layout::int5, Nibbles32<false, true>>();
+    case Layout::int8:
+      return ways<Layout::int8, Q8_0>();
+    case Layout::iq4_nl:
+      return ways<Layout::iq4_nl, Nibbles32<false, false>>();
+    case Layout::q2_k:
+      return ways<Layout::q2_k, Q2_K>();
+    case Layout::q3_k:
+      return ways<Layout::q3_k, Q3_K>();
+    case Layout::q4_k:
+      return ways<Layout::q4_k, Q45_K<false>>();
+    case Layout::q5_k:
+      return ways<Layout::q5_k, Q45_K<true>>();
+    case Layout::q6_k:
+      return ways<Layout::q6_k, Q6_K>();
+    case Layout::iq4_xs:
+      return ways<Layout::iq4_xs, IQ4_XS>();
+    default:
+      return {repack_pairs, unpack_pairs};
   }
 }
 

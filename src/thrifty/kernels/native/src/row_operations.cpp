@@ -14,7 +14,8 @@ constexpr int kPiece = 256;  // numbers that a worker takes at once, whatever ro
 // Calls work(first, count) for the worker's share of all numbers of the rows.
 template <class F> void pieces(const Worker& w, size_t numbers, F&& work) {
   const size_t total = (numbers + kPiece - 1) / kPiece;
-  for (size_t i = (size_t)w.begin((int)total); i < (size_t)w.end((int)total); i++) work(i * kPiece, std::min<size_t>(kPiece, numbers - i * kPiece));
+  for (size_t i = (size_t)w.begin((int)total); i < (size_t)w.end((int)total); i++)
+    work(i * kPiece, std::min<size_t>(kPiece, numbers - i * kPiece));
 }
 
 }  // namespace
@@ -23,7 +24,8 @@ void Activate::run(Plan& plan, Step& s, Worker& w) {
   float ones[kPiece];
   std::fill(ones, ones + kPiece, 1.0f);
   float* x = plan.buffer(buffer, s);
-  pieces(w, (size_t)s.rows * (size_t)plan.widths[(size_t)buffer], [&](size_t first, size_t count) { kernels().gate(x + first, ones, x + first, (int)count, activation); });
+  pieces(w, (size_t)s.rows * (size_t)plan.widths[(size_t)buffer],
+         [&](size_t first, size_t count) { kernels().gate(x + first, ones, x + first, (int)count, activation); });
 }
 
 void AddScaled::run(Plan& plan, Step& s, Worker& w) {
@@ -36,7 +38,8 @@ void AddScaled::run(Plan& plan, Step& s, Worker& w) {
 
 void Plan::add_activate(int layer, int buffer, int activation) {
   if (width(buffer) < 1 || buffer == 0) throw std::invalid_argument("an activation needs a buffer of its own");
-  if (activation != 0 && activation != 1) throw std::invalid_argument("activation must be 0 (SiLU) or 1 (GELU, tanh form)");
+  if (activation != 0 && activation != 1)
+    throw std::invalid_argument("activation must be 0 (SiLU) or 1 (GELU, tanh form)");
   add(std::make_unique<Activate>(layer, buffer, activation));
 }
 

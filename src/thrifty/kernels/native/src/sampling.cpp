@@ -66,9 +66,11 @@ THRIFTY_WIDE float maximum(const float* x, size_t n) {
   return numbers ? best : std::numeric_limits<float>::quiet_NaN();
 }
 
-// e^x for x <= 0: 2^n times a polynomial of the rest. Loops over it become vector code; every processor has the same bits.
+// e^x for x <= 0: 2^n times a polynomial of the rest. Loops over it become vector code; every processor has the same
+// bits.
 THRIFTY_SHARED double exponential(double x) {
-  constexpr double kLow = -708.0, kLog2e = 1.4426950408889634074, kHigh = 6.93147180369123816490e-01, kRest = 1.90821492927058770002e-10;
+  constexpr double kLow = -708.0, kLog2e = 1.4426950408889634074, kHigh = 6.93147180369123816490e-01,
+                   kRest = 1.90821492927058770002e-10;
   constexpr double kShift = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to a whole number
   const double clamped = x < kLow ? kLow : x;
   const double shifted = clamped * kLog2e + kShift, n = shifted - kShift;
@@ -95,8 +97,8 @@ size_t inverse(double* weights, size_t n, double number) {
   return place < n ? place : (size_t)(std::lower_bound(weights, weights + n, sum) - weights);
 }
 
-// Places of the `count` largest of scores, falling, of equal ones the first. No fewer than `count` scores are as large as the
-// count-th largest of the blocks' maxima: blocks of less are left out.
+// Places of the `count` largest of scores, falling, of equal ones the first. No fewer than `count` scores are as large
+// as the count-th largest of the blocks' maxima: blocks of less are left out.
 void largest(const float* scores, size_t n, size_t count, std::vector<float>& work, std::vector<int32_t>& ids) {
   const size_t blocks = n / kBlock, known = count < blocks ? blocks : 0;
   work.resize(2 * known);
@@ -112,18 +114,21 @@ void largest(const float* scores, size_t n, size_t count, std::vector<float>& wo
       if (scores[i] >= bound) ids.push_back((int32_t)i);
   }
   const auto before = [&](int32_t a, int32_t b) { return scores[a] > scores[b] || (scores[a] == scores[b] && a < b); };
-  if (ids.size() > count) std::nth_element(ids.begin(), ids.begin() + (std::ptrdiff_t)count - 1, ids.end(), before), ids.resize(count);
+  if (ids.size() > count)
+    std::nth_element(ids.begin(), ids.begin() + (std::ptrdiff_t)count - 1, ids.end(), before), ids.resize(count);
   std::sort(ids.begin(), ids.end(), before);
 }
 
-THRIFTY_WIDE void penalise(float* scores, size_t n, const SamplingOptions& o, const float* counts, const uint8_t* seen) {
+THRIFTY_WIDE void penalise(float* scores, size_t n, const SamplingOptions& o, const float* counts,
+                           const uint8_t* seen) {
   const float repetition = o.repetition, frequency = o.frequency, presence = o.presence;
   if (repetition != 1.0f)
     for (size_t i = 0; i < n; i++) {
       const float x = scores[i], divided = x / repetition, times = x * repetition, penalised = x > 0 ? divided : times;
       scores[i] = seen[i] != 0 ? penalised : x;
     }
-  for (size_t i = 0; i < n; i++) scores[i] = (scores[i] - frequency * counts[i]) - presence * (counts[i] > 0 ? 1.0f : 0.0f);
+  for (size_t i = 0; i < n; i++)
+    scores[i] = (scores[i] - frequency * counts[i]) - presence * (counts[i] > 0 ? 1.0f : 0.0f);
 }
 
 // How many of the falling weights stay: the fewest that hold top_p of `total`, none below min_p of the best.
@@ -135,7 +140,9 @@ size_t kept(const std::vector<double>& weights, double total, const SamplingOpti
     for (const double target = o.top_p * total; place < weights.size() && (sum += weights[place]) < target;) place++;
     keep = std::min(keep, place + 1);
   }
-  if (o.min_p > 0.0) keep = std::min(keep, (size_t)std::count_if(weights.begin(), weights.end(), [&](double w) { return w >= o.min_p; }));
+  if (o.min_p > 0.0)
+    keep =
+        std::min(keep, (size_t)std::count_if(weights.begin(), weights.end(), [&](double w) { return w >= o.min_p; }));
   return std::max<size_t>(1, keep);
 }
 
@@ -148,8 +155,14 @@ double uniform(uint64_t seed, uint64_t stream, uint64_t position) {
   return (double)(state >> 11) / (double)(1ull << 53);
 }
 
-Sampler::Sampler(SamplingOptions options, SamplerState state, std::vector<std::pair<int32_t, float>> biases, std::vector<int32_t> absent, Forced forced, int vocabulary)
-    : state(state), options_(options), biases_(std::move(biases)), absent_(std::move(absent)), forced_(std::move(forced)), vocabulary_(vocabulary) {}
+Sampler::Sampler(SamplingOptions options, SamplerState state, std::vector<std::pair<int32_t, float>> biases,
+                 std::vector<int32_t> absent, Forced forced, int vocabulary)
+    : state(state),
+      options_(options),
+      biases_(std::move(biases)),
+      absent_(std::move(absent)),
+      forced_(std::move(forced)),
+      vocabulary_(vocabulary) {}
 
 void Sampler::commit(int token) {
   state.position++;
@@ -184,7 +197,8 @@ int Sampler::choose(const float* logits, int best) {
   const bool plain = !state.counts && biases_.empty(), greedy = options_.temperature == 0.0 || options_.top_k == 1;
   const bool possible = best >= 0 && !std::binary_search(absent_.begin(), absent_.end(), best);
   const int64_t place = state.position - forced_.start;
-  if (place >= 0 && place < (int64_t)forced_.tokens.size()) return possible || mask(logits) ? forced_.tokens[(size_t)place] : -1;
+  if (place >= 0 && place < (int64_t)forced_.tokens.size())
+    return possible || mask(logits) ? forced_.tokens[(size_t)place] : -1;
   if (plain && greedy && possible) return best;
   const float* scores = logits;
   if (plain && absent_.empty()) {
@@ -199,7 +213,8 @@ int Sampler::choose(const float* logits, int best) {
 }
 
 int Sampler::draw(const float* scores, double number) {
-  const size_t n = (size_t)vocabulary_, limit = options_.top_k ? (size_t)std::min<int64_t>(options_.top_k, vocabulary_) : n;
+  const size_t n = (size_t)vocabulary_,
+               limit = options_.top_k ? (size_t)std::min<int64_t>(options_.top_k, vocabulary_) : n;
   const bool filtered = options_.top_p < 1.0 || options_.min_p > 0.0, all = options_.top_k == 0;
   double total = -1;
   if ((all && options_.top_p < 1.0) || ((all || options_.top_k == vocabulary_) && !filtered)) {
@@ -213,7 +228,8 @@ int Sampler::draw(const float* scores, double number) {
     largest(scores, n, width, work_, ids_);
     weights_.resize(width);
     const double best = scores[ids_[0]];
-    for (size_t i = 0; i < width; i++) weights_[i] = exponential(((double)scores[ids_[i]] - best) / options_.temperature);
+    for (size_t i = 0; i < width; i++)
+      weights_[i] = exponential(((double)scores[ids_[i]] - best) / options_.temperature);
     const size_t keep = kept(weights_, total < 0 ? pairwise_sum(weights_.data(), width) : total, options_);
     if (keep < width || width == limit) return ids_[inverse(weights_.data(), keep, number)];
     width = width < kSecondProbe ? std::min(limit, kSecondProbe) : limit;

@@ -1,5 +1,5 @@
-// Choosing a token from a row of logits, as thrifty/decoding/{sampling,drawing}.py do: they say what the numbers mean, and
-// adds them up in the same order.
+// Choosing a token from a row of logits, as thrifty/decoding/{sampling,drawing}.py do: they say what the numbers mean,
+// and adds them up in the same order.
 #pragma once
 #include <cstdint>
 #include <utility>
@@ -17,9 +17,9 @@ struct SamplingOptions {
 // What one sample has said so far, and where its random numbers come from.
 struct SamplerState {
   uint64_t seed = 0, stream = 0;
-  int64_t position = 0;       // of the next token in the answer
-  float* counts = nullptr;    // [vocabulary]: how often the answer has each token; null: no penalties
-  uint8_t* seen = nullptr;    // [vocabulary]: whether prompt or answer have it; null: no penalties
+  int64_t position = 0;     // of the next token in the answer
+  float* counts = nullptr;  // [vocabulary]: how often the answer has each token; null: no penalties
+  uint8_t* seen = nullptr;  // [vocabulary]: whether prompt or answer have it; null: no penalties
 };
 
 // Tokens that are given, whatever the logits say: those of positions start, start + 1, ...
@@ -30,8 +30,10 @@ struct Forced {
 
 class Sampler {
  public:
-  // biases: additions by token; absent: rows that are no token, ascending. Tokens lie inside the vocabulary: the caller has checked.
-  Sampler(SamplingOptions options, SamplerState state, std::vector<std::pair<int32_t, float>> biases, std::vector<int32_t> absent, Forced forced, int vocabulary);
+  // biases: additions by token; absent: rows that are no token, ascending. Tokens lie inside the vocabulary: the caller
+  // has checked.
+  Sampler(SamplingOptions options, SamplerState state, std::vector<std::pair<int32_t, float>> biases,
+          std::vector<int32_t> absent, Forced forced, int vocabulary);
   int vocabulary() const { return vocabulary_; }
   // The token for logits [vocabulary] whose arg-max is `best`; -1 where none can be chosen, and Python says why.
   int choose(const float* logits, int best);

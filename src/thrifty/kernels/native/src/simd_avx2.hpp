@@ -53,7 +53,8 @@ THRIFTY_INLINE float reduce_add(V x) {
 }
 THRIFTY_INLINE uint16_t float_to_half(float x) { return (uint16_t)_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
 THRIFTY_INLINE V load_half(const uint16_t* p) {
-  return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
+  return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)),
+          _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
 }
 THRIFTY_INLINE __m256 bf16x8(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
@@ -62,14 +63,16 @@ THRIFTY_INLINE V load_bf16(const uint16_t* p) { return {bf16x8(p), bf16x8(p + 8)
 THRIFTY_INLINE float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
 THRIFTY_INLINE __m256 inside(int lo, int hi, int first) {
   I lane = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(first));
-  return _mm256_castsi256_ps(_mm256_and_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(hi), lane), _mm256_cmpgt_epi32(lane, _mm256_set1_epi32(lo - 1))));
+  return _mm256_castsi256_ps(_mm256_and_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(hi), lane),
+                                              _mm256_cmpgt_epi32(lane, _mm256_set1_epi32(lo - 1))));
 }
 THRIFTY_INLINE V keep(V x, int lo, int hi, V y) {
   return {_mm256_blendv_ps(y.a, x.a, inside(lo, hi, 0)), _mm256_blendv_ps(y.b, x.b, inside(lo, hi, 8))};
 }
 THRIFTY_INLINE V zero_below(V value, V x, float limit) {
   const __m256 l = _mm256_set1_ps(limit);
-  return {_mm256_and_ps(value.a, _mm256_cmp_ps(x.a, l, _CMP_GE_OQ)), _mm256_and_ps(value.b, _mm256_cmp_ps(x.b, l, _CMP_GE_OQ))};
+  return {_mm256_and_ps(value.a, _mm256_cmp_ps(x.a, l, _CMP_GE_OQ)),
+          _mm256_and_ps(value.b, _mm256_cmp_ps(x.b, l, _CMP_GE_OQ))};
 }
 THRIFTY_INLINE __m256 shift_exponent(__m256 a, __m256 n) {
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
@@ -79,12 +82,15 @@ constexpr float kExponentialFloor = -87.3f, kPowerFloor = -125.9f;
 THRIFTY_INLINE V times_power_of_two(V p, V n, V x, float floor) {
   return zero_below({shift_exponent(p.a, n.a), shift_exponent(p.b, n.b)}, x, floor);
 }
-// Whole numbers, -127..127, to bytes; returns their sum and gives that of the first. Taken from registers: loading what was just
-// stored in two halves waits.
+// Whole numbers, -127..127, to bytes; returns their sum and gives that of the first. Taken from registers: loading what
+// was just stored in two halves waits.
 THRIFTY_INLINE int store_int8x32(int8_t* p, int* first, V x, V y) {
-  const I low = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), high = _mm256_packs_epi32(_mm256_cvtps_epi32(y.a), _mm256_cvtps_epi32(y.b));
-  _mm256_storeu_si256((I*)p, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
-  const I ones = _mm256_set1_epi16(1), sums = _mm256_hadd_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones));
+  const I low = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)),
+          high = _mm256_packs_epi32(_mm256_cvtps_epi32(y.a), _mm256_cvtps_epi32(y.b));
+  _mm256_storeu_si256(
+      (I*)p, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+  const I ones = _mm256_set1_epi16(1),
+          sums = _mm256_hadd_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones));
   __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
   s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
   *first = _mm_cvtsi128_si32(s);

@@ -34,11 +34,15 @@ THRIFTY_INLINE V round_even(V a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_
 THRIFTY_INLINE float reduce_max(V a) { return _mm512_reduce_max_ps(a); }
 THRIFTY_INLINE float reduce_add(V a) { return _mm512_reduce_add_ps(a); }
 #define THRIFTY_ROWS 1  // its own store_first and reductions of rows; elementwise.hpp has those of the others
-THRIFTY_INLINE void store_first(float* p, V v, int count) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1u), v); }
+THRIFTY_INLINE void store_first(float* p, V v, int count) {
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << count) - 1u), v);
+}
 // Lane r: all lanes of x[r] put together with `join`, R <= 8, in an order that does not depend on r.
 template <int R, class Join> THRIFTY_INLINE V reduce_rows(const V* x, Join join) {
   static_assert(R <= 8);
-  const auto pairs = [&](V a, V b) __attribute__((always_inline)) { return _mm512_castps_pd(join(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b))); };
+  const auto pairs = [&](V a, V b) __attribute__((always_inline)) {
+    return _mm512_castps_pd(join(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+  };
   const auto four = [&](int r) __attribute__((always_inline)) {  // 128 bits at a time: rows r..r+3
     const auto at = [&](int i) __attribute__((always_inline)) { return x[r + i < R ? r + i : R - 1]; };
     const __m512d u = pairs(at(0), at(1)), v = pairs(at(2), at(3));
@@ -62,16 +66,22 @@ THRIFTY_INLINE V load_bf16(const uint16_t* p) {
 THRIFTY_INLINE float half_to_float(uint16_t h) { return _cvtsh_ss(h); }
 // Lanes lo..hi-1 of a, the other lanes of b.
 THRIFTY_INLINE V keep(V a, int lo, int hi, V b) {
-  unsigned high = hi >= 16 ? 0xffffu : hi <= 0 ? 0u : (1u << hi) - 1u, low = lo <= 0 ? 0u : lo >= 16 ? 0xffffu : (1u << lo) - 1u;
+  unsigned high = hi >= 16  ? 0xffffu
+                  : hi <= 0 ? 0u
+                            : (1u << hi) - 1u,
+           low = lo <= 0    ? 0u
+                 : lo >= 16 ? 0xffffu
+                            : (1u << lo) - 1u;
   return _mm512_mask_blend_ps((__mmask16)(high & ~low), b, a);
 }
 // p * 2^n, where e^x = p * 2^n: 0 where that is too small to be normal.
 constexpr float kExponentialFloor = -104.0f, kPowerFloor = -150.0f;
 THRIFTY_INLINE V times_power_of_two(V p, V n, V, float) { return _mm512_scalef_ps(p, n); }
-// Whole numbers, -127..127, to bytes; returns their sum and gives that of the first. Taken from registers: loading what was just
-// stored in two halves waits.
+// Whole numbers, -127..127, to bytes; returns their sum and gives that of the first. Taken from registers: loading what
+// was just stored in two halves waits.
 THRIFTY_INLINE int store_int8x32(int8_t* p, int* first, V a, V b) {
-  const __m256i bytes = _mm256_set_m128i(_mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(b)), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)));
+  const __m256i bytes =
+      _mm256_set_m128i(_mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(b)), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)));
   _mm256_storeu_si256((__m256i*)p, bytes);
   const __m256i x = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
   const __m128i low = _mm256_castsi256_si128(x), high = _mm256_extracti128_si256(x, 1);
@@ -89,8 +99,8 @@ template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int e) {
   return _mm512_cvtepi32_ps(_mm512_and_si512(x, _mm512_set1_epi32((1 << B) - 1)));
 }
 
-// 8-bit codes less their middle as bf16 pairs, exactly, in two steps: a shift brings half a code of every 16-bit half to the low
-// bits of the index of a table.
+// 8-bit codes less their middle as bf16 pairs, exactly, in two steps: a shift brings half a code of every 16-bit half
+// to the low bits of the index of a table.
 #define THRIFTY_PAIRS 1
 constexpr int kCodePairSteps = 4;  // dot products of one vector: pair step / 2 of its rows, low and high half
 struct CodePairs {
@@ -105,30 +115,41 @@ struct CodePairs {
     }
     return {_mm512_load_si512(t[0]), _mm512_load_si512(t[1])};
   }
-  THRIFTY_SHARED I operand(I codes, int step) const { return _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4 * step), step % 2 ? high : low); }
+  THRIFTY_SHARED I operand(I codes, int step) const {
+    return _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4 * step), step % 2 ? high : low);
+  }
 };
 THRIFTY_INLINE I load_bytes(const void* p) { return _mm512_loadu_si512(p); }
 THRIFTY_INLINE void store_bytes(void* p, I x) { _mm512_storeu_si512(p, x); }
-// acc += w * x for pairs, x read from memory by the instruction itself: compilers put it into registers, which are short here.
+// acc += w * x for pairs, x read from memory by the instruction itself: compilers put it into registers, which are
+// short here.
 THRIFTY_INLINE V dot_pairs(V acc, I w, const uint32_t* x) {
   asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*x));
   return acc;
 }
 
-// Codes of 2 or 4 bits as bytes: vector k of a vector of codes holds rows kOrder[4k..4k+3] of its 16 lanes in the bytes of each lane.
-template <int B> THRIFTY_INLINE I code_bytes(I codes, int k) { return _mm512_and_si512(_mm512_srli_epi32(codes, B * k), _mm512_set1_epi8((1 << B) - 1)); }
+// Codes of 2 or 4 bits as bytes: vector k of a vector of codes holds rows kOrder[4k..4k+3] of its 16 lanes in the bytes
+// of each lane.
+template <int B> THRIFTY_INLINE I code_bytes(I codes, int k) {
+  return _mm512_and_si512(_mm512_srli_epi32(codes, B * k), _mm512_set1_epi8((1 << B) - 1));
+}
 // Four vectors, -127..127, to the nearest int8, in the order of code_bytes.
 template <int B> THRIFTY_INLINE I ordered_bytes(const V* x) {
-  const I first = _mm512_packs_epi32(_mm512_cvtps_epi32(x[0]), _mm512_cvtps_epi32(x[1])), second = _mm512_packs_epi32(_mm512_cvtps_epi32(x[2]), _mm512_cvtps_epi32(x[3]));
+  const I first = _mm512_packs_epi32(_mm512_cvtps_epi32(x[0]), _mm512_cvtps_epi32(x[1])),
+          second = _mm512_packs_epi32(_mm512_cvtps_epi32(x[2]), _mm512_cvtps_epi32(x[3]));
   const I lanes = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const __m128i order = B == 2 ? _mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15) : _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
-  return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(lanes, _mm512_packs_epi16(first, second)), _mm512_broadcast_i32x4(order));
+  const __m128i order = B == 2 ? _mm_setr_epi8(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15)
+                               : _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+  return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(lanes, _mm512_packs_epi16(first, second)),
+                             _mm512_broadcast_i32x4(order));
 }
 // The larger of |a| and |b|.
 THRIFTY_INLINE V largest_absolute(V a, V b) { return _mm512_range_ps(a, b, 0xb); }
 THRIFTY_INLINE I no_dots() { return _mm512_setzero_si512(); }
 THRIFTY_INLINE V dots_as_floats(I x) { return _mm512_cvtepi32_ps(x); }
-THRIFTY_INLINE V sums_of_bytes(I x) { return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), x)); }
+THRIFTY_INLINE V sums_of_bytes(I x) {
+  return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), x));
+}
 // acc += dot products of four bytes, codes times x.
 THRIFTY_INLINE I dot_bytes(I acc, I codes, const uint32_t* x) {
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(codes), "m"(*x));
@@ -144,8 +165,10 @@ THRIFTY_INLINE I broadcast_pair(const uint32_t* p) {
 // 64 bf16 of two rows -> pairs (a[i], b[i]) in four vectors.
 THRIFTY_INLINE void interleave(const uint16_t* a, const uint16_t* b, I* w) {
   alignas(64) static constexpr uint16_t kOrder[2][32] = {
-      {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
-      {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+      {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+      {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+       24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
   const I low = _mm512_load_si512(kOrder[0]), high = _mm512_load_si512(kOrder[1]);
 #pragma GCC unroll 2
   for (int i = 0; i < 2; i++) {
@@ -154,8 +177,8 @@ THRIFTY_INLINE void interleave(const uint16_t* a, const uint16_t* b, I* w) {
   }
 }
 
-// The same within each 128 bits, which is cheaper: w[0] and w[1] hold the pairs of the first half of the rows, in quarters of
-// eight: their first fours, and their second fours.
+// The same within each 128 bits, which is cheaper: w[0] and w[1] hold the pairs of the first half of the rows, in
+// quarters of eight: their first fours, and their second fours.
 THRIFTY_INLINE void interleave_quarters(const uint16_t* a, const uint16_t* b, I* w) {
 #pragma GCC unroll 2
   for (int i = 0; i < 2; i++) {

@@ -17,8 +17,8 @@ constexpr const char* kName = "portable";
 constexpr bool kPairsOfTiles = false;
 constexpr int kScoreRows = 3, kScoreVectors = 1;
 
-#define THRIFTY_EACH(expression) \
-  V r;                           \
+#define THRIFTY_EACH(expression)                   \
+  V r;                                             \
   for (int i = 0; i < 4; i++) r.v[i] = expression; \
   return r
 

@@ -10,26 +10,43 @@
 
 namespace thrifty {
 
-constexpr int kLanes = 16;        // rows of one weight tile
-constexpr int kBlockColumns = 32; // columns that share one activation scale
+constexpr int kLanes = 16;         // rows of one weight tile
+constexpr int kBlockColumns = 32;  // columns that share one activation scale
 constexpr int kFetchBytes = 2048;  // how far ahead of a single row's products weights are asked for
 constexpr int kWarmBytes = 6144;   // what is asked for of a tile that is next
-constexpr int kPanel = 8;         // activation rows interleaved in one panel
-constexpr int kPage = 64;         // tokens of one page of the KV cache
-constexpr int kChunkPages = 4;    // pages of one attention chunk: the fixed unit of splitting and merging
+constexpr int kPanel = 8;          // activation rows interleaved in one panel
+constexpr int kPage = 64;          // tokens of one page of the KV cache
+constexpr int kChunkPages = 4;     // pages of one attention chunk: the fixed unit of splitting and merging
 
 // 32 quantised activations of one row. Panels are stored [row / 8][block][row % 8].
 struct ActivationBlock {
   int8_t q[kBlockColumns];
-  float scale;       // max|x| / 127
-  float scaled_sum;  // scale * sum(q)
-  int32_t minus8;    // -8 * sum(q): the offset of symmetric 4-bit codes; times 16 it is that of 8-bit codes
+  float scale;           // max|x| / 127
+  float scaled_sum;      // scale * sum(q)
+  int32_t minus8;        // -8 * sum(q): the offset of symmetric 4-bit codes; times 16 it is that of 8-bit codes
   int32_t minus8_first;  // -8 * sum of the first 16 of q
 };
 static_assert(sizeof(ActivationBlock) == 48);
 
-// How a linear stores its weights (formats/group.py, formats/superblock.py, formats/dense.py; table4, table8: formats/codebook.py).
-enum class Layout : int { int4, int5, int8, iq4_nl, bf16, f16, f32, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs, table4, table8 };
+// How a linear stores its weights (formats/group.py, formats/superblock.py, formats/dense.py; table4, table8:
+// formats/codebook.py).
+enum class Layout : int {
+  int4,
+  int5,
+  int8,
+  iq4_nl,
+  bf16,
+  f16,
+  f32,
+  q2_k,
+  q3_k,
+  q4_k,
+  q5_k,
+  q6_k,
+  iq4_xs,
+  table4,
+  table8
+};
 constexpr int kLayouts = 15;
 constexpr int kSuperblock = 8;  // blocks that share a two-level scale
 
@@ -37,11 +54,13 @@ constexpr int kSuperblock = 8;  // blocks that share a two-level scale
 enum class Reads : int { codes, pairs, plain };
 THRIFTY_SHARED constexpr bool is_table(Layout layout) { return layout == Layout::table4 || layout == Layout::table8; }
 THRIFTY_SHARED constexpr Reads reads(Layout layout) {
-  return layout == Layout::bf16 ? Reads::pairs : layout == Layout::f16 || layout == Layout::f32 || is_table(layout) ? Reads::plain : Reads::codes;
+  return layout == Layout::bf16                                               ? Reads::pairs
+         : layout == Layout::f16 || layout == Layout::f32 || is_table(layout) ? Reads::plain
+                                                                              : Reads::codes;
 }
 
-// Codes of 16 rows x 32 columns: a plane of the low bits, then one of the high bits. A plane is 64 bytes a bit; vector v = 0..7 of
-// a block has column 4v + j in byte j of each lane.
+// Codes of 16 rows x 32 columns: a plane of the low bits, then one of the high bits. A plane is 64 bytes a bit; vector
+// v = 0..7 of a block has column 4v + j in byte j of each lane.
 //   8 bits: vector v at 64 v.  4 bits: v = 0..3 in the low nibbles at 64 v, vector 4 + v in the high ones.
 //   2 bits: v at bits 2 (v % 4) of 64 (v / 4).  1 bit: v at bit v.
 struct Codes {
@@ -54,25 +73,38 @@ struct Codes {
 // With minimums, codes below 8 bits are the values themselves. Values of the table are stored plus 128.
 THRIFTY_SHARED constexpr Codes codes_of(Layout layout, bool minimums) {
   switch (layout) {
-    case Layout::int4: return {4, 0, false, minimums ? 0 : 8};
-    case Layout::int5: return {4, 1, false, minimums ? 0 : 16};
-    case Layout::int8: return {8, 0, false, 128};
+    case Layout::int4:
+      return {4, 0, false, minimums ? 0 : 8};
+    case Layout::int5:
+      return {4, 1, false, minimums ? 0 : 16};
+    case Layout::int8:
+      return {8, 0, false, 128};
     case Layout::iq4_nl:
-    case Layout::iq4_xs: return {4, 0, true, 128};
-    case Layout::q2_k: return {2, 0, false, 0};
-    case Layout::q3_k: return {2, 1, false, 4};
-    case Layout::q4_k: return {4, 0, false, 0};
-    case Layout::q5_k: return {4, 1, false, 0};
-    case Layout::q6_k: return {4, 2, false, 32};
-    case Layout::table4: return {4, 0, false, 0};  // places in the linear's own table
-    case Layout::table8: return {8, 0, false, 0};
-    default: return {0, 0, false, 0};
+    case Layout::iq4_xs:
+      return {4, 0, true, 128};
+    case Layout::q2_k:
+      return {2, 0, false, 0};
+    case Layout::q3_k:
+      return {2, 1, false, 4};
+    case Layout::q4_k:
+      return {4, 0, false, 0};
+    case Layout::q5_k:
+      return {4, 1, false, 0};
+    case Layout::q6_k:
+      return {4, 2, false, 32};
+    case Layout::table4:
+      return {4, 0, false, 0};  // places in the linear's own table
+    case Layout::table8:
+      return {8, 0, false, 0};
+    default:
+      return {0, 0, false, 0};
   }
 }
 // ggml's kvalues_iq4nl plus 128.
 constexpr uint8_t kTable[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 
-// The second level of a superblock: whole numbers for every `columns` columns that a superblock's fp16 scale (and minimum) multiply.
+// The second level of a superblock: whole numbers for every `columns` columns that a superblock's fp16 scale (and
+// minimum) multiply.
 struct SubScales {
   int columns;    // 32 or 16; 0: one level
   bool minimums;  // sub-minimums too
@@ -81,17 +113,25 @@ struct SubScales {
 };
 THRIFTY_SHARED constexpr SubScales sub_scales(Layout layout) {
   switch (layout) {
-    case Layout::q2_k: return {16, true, 256};
-    case Layout::q3_k: return {16, false, 192};
+    case Layout::q2_k:
+      return {16, true, 256};
+    case Layout::q3_k:
+      return {16, false, 192};
     case Layout::q4_k:
-    case Layout::q5_k: return {32, true, 192};
-    case Layout::q6_k: return {16, false, 256};
-    case Layout::iq4_xs: return {32, false, 96};
-    default: return {0, false, 0};
+    case Layout::q5_k:
+      return {32, true, 192};
+    case Layout::q6_k:
+      return {16, false, 256};
+    case Layout::iq4_xs:
+      return {32, false, 96};
+    default:
+      return {0, false, 0};
   }
 }
 THRIFTY_SHARED constexpr bool two_levels(Layout layout) { return sub_scales(layout).columns != 0; }
-THRIFTY_SHARED constexpr int record_bytes(Layout layout) { return sub_scales(layout).bytes + kSuperblock * codes_of(layout, false).bytes(); }
+THRIFTY_SHARED constexpr int record_bytes(Layout layout) {
+  return sub_scales(layout).bytes + kSuperblock * codes_of(layout, false).bytes();
+}
 
 struct Linear {
   Layout layout = Layout::int4;
@@ -101,11 +141,13 @@ struct Linear {
   const uint8_t* zeros = nullptr;      // zero points of int4 or int8 in place of minimums; absent: null
   const float* table = nullptr;        // of table4 and table8: 16 or 256 values, and a scale of fp32 a group
   const float* table_scales = nullptr;
-  const float* bias = nullptr;         // absent: null
+  const float* bias = nullptr;  // absent: null
   int out = 0, in = 0, group = 0;
   THRIFTY_SHARED bool has_minimum() const { return minimums || zeros; }
   // Of group and lane `at`: the value of code 0 (of 128 for 8 bits), exact in fp32.
-  THRIFTY_SHARED float zero_value(size_t at, float scale) const { return scale * (float)((layout == Layout::int8 ? 128 : 0) - zeros[at]); }
+  THRIFTY_SHARED float zero_value(size_t at, float scale) const {
+    return scale * (float)((layout == Layout::int8 ? 128 : 0) - zeros[at]);
+  }
   THRIFTY_SHARED Reads reads() const { return thrifty::reads(layout); }
   THRIFTY_SHARED int tiles() const { return (out + kLanes - 1) / kLanes; }
   THRIFTY_SHARED int blocks() const { return (in + kBlockColumns - 1) / kBlockColumns; }
@@ -115,7 +157,10 @@ struct Linear {
 enum class Format : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, int2 = 4, int4g16 = 5, int2g16 = 6 };
 constexpr int kFormats = 7;
 THRIFTY_SHARED constexpr int format_bits(Format f) {
-  return f == Format::int8 ? 8 : f == Format::int4 || f == Format::int4g16 ? 4 : f == Format::int2 || f == Format::int2g16 ? 2 : 0;
+  return f == Format::int8                           ? 8
+         : f == Format::int4 || f == Format::int4g16 ? 4
+         : f == Format::int2 || f == Format::int2g16 ? 2
+                                                     : 0;
 }
 // Groups of 64 numbers that share a scale: two of 32, or four of 16.
 THRIFTY_SHARED constexpr int format_groups(Format f) { return f == Format::int4g16 || f == Format::int2g16 ? 4 : 2; }
@@ -138,7 +183,9 @@ struct SlabLayout {
 THRIFTY_SHARED constexpr size_t align64(size_t n) { return (n + 63) / 64 * 64; }
 // Head dimensions that the kernels take. Codes and scratch pad them to a multiple of 64.
 constexpr const char* kHeadDims = "an even number from 16 to 256, or a multiple of 64 up to 1024";
-THRIFTY_SHARED constexpr bool takes_head_dim(int dim) { return (dim >= 16 && dim <= 256 && dim % 2 == 0) || (dim > 256 && dim <= 1024 && dim % 64 == 0); }
+THRIFTY_SHARED constexpr bool takes_head_dim(int dim) {
+  return (dim >= 16 && dim <= 256 && dim % 2 == 0) || (dim > 256 && dim <= 1024 && dim % 64 == 0);
+}
 THRIFTY_SHARED constexpr SlabLayout slab_layout(Format format, size_t capacity, size_t dim) {
   SlabLayout s;
   if (int bits = format_bits(format); bits) {
@@ -160,7 +207,8 @@ THRIFTY_SHARED constexpr SlabLayout slab_layout(Format format, size_t capacity, 
 THRIFTY_SHARED void fetch_page(const Span& s, int page, int dim) {
   const SlabLayout at = slab_layout(s.format, (size_t)s.capacity, (size_t)dim);
   const size_t stored = align64((size_t)dim);  // of codes
-  const size_t numbers = at.key_params == at.values ? (size_t)dim * kPage * (s.format == Format::f32 ? 4 : 2) : stored * 8 * (size_t)format_bits(s.format);
+  const size_t numbers = at.key_params == at.values ? (size_t)dim * kPage * (s.format == Format::f32 ? 4 : 2)
+                                                    : stored * 8 * (size_t)format_bits(s.format);
   for (size_t i = 0; i < numbers; i += 64) {
     __builtin_prefetch(s.base + (size_t)page * numbers + i);
     __builtin_prefetch(s.base + at.values + (size_t)page * numbers + i);
@@ -178,7 +226,7 @@ struct AttendArgs {
   const Span* spans;
   int span_count;
   const Span* after;  // what is likely to be read when this is done; may be null
-  int base_pages;  // pages dropped from the front of the view since its start
+  int base_pages;     // pages dropped from the front of the view since its start
   int slots;
   const float* q;  // [n, heads, dim]
   float* out;      // [n, heads, dim]
@@ -191,13 +239,13 @@ struct AttendArgs {
   float* accumulate;  // [heads, accumulate_stride]: probabilities summed over rows; may be null
   int accumulate_stride;
   size_t accumulate_row;  // floats from one row's [heads, accumulate_stride] to the next's; 0: all rows in one
-  const uint64_t* tree;  // [n]: bit j: the row sees row j of these n; all older slots too. Null: causal
-  const int32_t* ahead;  // [n]: rows behind it that the row sees as well. Null: none
+  const uint64_t* tree;   // [n]: bit j: the row sees row j of these n; all older slots too. Null: causal
+  const int32_t* ahead;   // [n]: rows behind it that the row sees as well. Null: none
 };
 constexpr int kPartialHeader = 16;
 
-// What the rows of AttendArgs bear witness to, for the same KV head: they see slots 0..sinks-1, low..high-1 and the newest
-// `forced`, up to their own; low..high-1 are judged.
+// What the rows of AttendArgs bear witness to, for the same KV head: they see slots 0..sinks-1, low..high-1 and the
+// newest `forced`, up to their own; low..high-1 are judged.
 struct WitnessArgs {
   int forced, sinks, low, high;
   bool mean;  // over the KV head's query heads; else the greatest of them
@@ -222,9 +270,10 @@ struct Kernels {
   void (*quantise)(const float* x, int columns, ActivationBlock* destination);
   void (*to_pairs)(const float* x, int columns, uint32_t* destination);
   void (*rms_norm)(const float* x, const float* weight, float epsilon, int columns, float* out);
-  // y[(i - row0) * stride + (tile - tile0) * 16 + lane], rows row0..row1 (row0 % 8 == 0) of the panels at `activations`; for plain
-  // weights these are plain rows.
-  void (*tiles)(const Linear&, int tile0, int tile1, const void* activations, int row0, int row1, float* y, size_t stride, bool add);
+  // y[(i - row0) * stride + (tile - tile0) * 16 + lane], rows row0..row1 (row0 % 8 == 0) of the panels at
+  // `activations`; for plain weights these are plain rows.
+  void (*tiles)(const Linear&, int tile0, int tile1, const void* activations, int row0, int row1, float* y,
+                size_t stride, bool add);
   void (*gate)(const float* gate, const float* up, float* out, int count, int activation);
   void (*add)(float* x, const float* y, int count);
   void (*cap)(float* x, float limit, int count);
@@ -236,12 +285,14 @@ struct Kernels {
   void (*attend_chunk)(const AttendArgs&, int chunk, uint8_t* scratch);
   void (*attend_merge)(const AttendArgs&, int row, int head);
   void (*attend_accumulate)(const AttendArgs&, int page, uint8_t* scratch);
-  void (*attend_witness)(const AttendArgs&, const WitnessArgs&, int row0, int row1, float* judged, size_t stride, float* found, uint8_t* scratch);
+  void (*attend_witness)(const AttendArgs&, const WitnessArgs&, int row0, int row1, float* judged, size_t stride,
+                         float* found, uint8_t* scratch);
   void (*map_queries)(const float* q, int rows, int dim, float factor, float* to);
   void (*map_scores)(const MapArgs&, int slot, float* scratch);
   void (*map_softmax)(const MapArgs&, int row);
   void (*read_page)(const Span&, int page, int low, int high, int dim, float* keys, float* values, uint8_t* scratch);
-  bool (*compress_page)(const Span& from, int page, int slots, int dim, const Span& to, int to_page);  // false: not representable
+  bool (*compress_page)(const Span& from, int page, int slots, int dim, const Span& to,
+                        int to_page);  // false: not representable
   uint64_t (*read)(const uint8_t* data, size_t bytes);
 };
 

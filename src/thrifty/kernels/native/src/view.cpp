@@ -33,19 +33,24 @@ void write_slot(const Span& s, int slot, int dim, const float* key, const float*
 
 View::View(int layers, int kv_heads, int head_dim) : layers_(layers), kv_heads_(kv_heads), head_dim_(head_dim) {
   if (layers < 1 || kv_heads < 1) refuse("a view needs at least one layer and one KV head");
-  if (!takes_head_dim(head_dim)) refuse("the native view needs a head dimension that is " + std::string(kHeadDims) + ", not " + std::to_string(head_dim));
+  if (!takes_head_dim(head_dim))
+    refuse("the native view needs a head dimension that is " + std::string(kHeadDims) + ", not " +
+           std::to_string(head_dim));
   spans_.resize((size_t)layers * (size_t)kv_heads);
   base_pages_.resize(spans_.size());
 }
 
 size_t View::at(int layer, int head) const {
-  if (layer < 0 || layer >= layers_) refuse("layer " + std::to_string(layer) + " is outside 0.." + std::to_string(layers_ - 1));
-  if (head < 0 || head >= kv_heads_) refuse("KV head " + std::to_string(head) + " is outside 0.." + std::to_string(kv_heads_ - 1));
+  if (layer < 0 || layer >= layers_)
+    refuse("layer " + std::to_string(layer) + " is outside 0.." + std::to_string(layers_ - 1));
+  if (head < 0 || head >= kv_heads_)
+    refuse("KV head " + std::to_string(head) + " is outside 0.." + std::to_string(kv_heads_ - 1));
   return (size_t)layer * (size_t)kv_heads_ + (size_t)head;
 }
 
 void View::check_idle() const {
-  if (users_.load() != 0) throw std::runtime_error("the view is being read by a running step; change it before or after the step");
+  if (users_.load() != 0)
+    throw std::runtime_error("the view is being read by a running step; change it before or after the step");
 }
 
 void View::renumber(std::vector<Span>& list, size_t from) {
@@ -56,9 +61,13 @@ void View::renumber(std::vector<Span>& list, size_t from) {
 }
 
 Span View::make_span(uintptr_t address, int tokens, int capacity, int format, uintptr_t bias, bool sealed) {
-  if (format < 0 || format >= kFormats) refuse("KV format id " + std::to_string(format) + " is unknown; f32=0, bf16=1, int8=2, int4=3, int2=4, int4g16=5, int2g16=6");
-  if (capacity < kPage || capacity % kPage) refuse("a span's capacity must be a positive multiple of 64, not " + std::to_string(capacity));
-  if (tokens < 0 || tokens > capacity) refuse("a span of capacity " + std::to_string(capacity) + " cannot hold " + std::to_string(tokens) + " tokens");
+  if (format < 0 || format >= kFormats)
+    refuse("KV format id " + std::to_string(format) +
+           " is unknown; f32=0, bf16=1, int8=2, int4=3, int2=4, int4g16=5, int2g16=6");
+  if (capacity < kPage || capacity % kPage)
+    refuse("a span's capacity must be a positive multiple of 64, not " + std::to_string(capacity));
+  if (tokens < 0 || tokens > capacity)
+    refuse("a span of capacity " + std::to_string(capacity) + " cannot hold " + std::to_string(tokens) + " tokens");
   if (address == 0 || address % 64) refuse("a span's address must be 64-byte aligned and not null");
   if (bias % 4) refuse("a span's bias must be 4-byte aligned");
   Span s;
@@ -67,7 +76,8 @@ Span View::make_span(uintptr_t address, int tokens, int capacity, int format, ui
   return s;
 }
 
-void View::push(int layer, int head, uintptr_t address, int tokens, int capacity, int format, uintptr_t bias, bool sealed) {
+void View::push(int layer, int head, uintptr_t address, int tokens, int capacity, int format, uintptr_t bias,
+                bool sealed) {
   check_idle();
   auto& list = spans_[at(layer, head)];
   list.push_back(make_span(address, tokens, capacity, format, bias, sealed));
@@ -77,7 +87,8 @@ void View::push(int layer, int head, uintptr_t address, int tokens, int capacity
 void View::exchange(int layer, int head, int index, uintptr_t address, int capacity, int format, uintptr_t bias) {
   check_idle();
   auto& list = spans_[at(layer, head)];
-  if (index < 0 || (size_t)index >= list.size()) refuse("span " + std::to_string(index) + " of " + std::to_string(list.size()) + " does not exist");
+  if (index < 0 || (size_t)index >= list.size())
+    refuse("span " + std::to_string(index) + " of " + std::to_string(list.size()) + " does not exist");
   Span& old = list[(size_t)index];
   if (!old.sealed && old.tokens < old.capacity) refuse("span " + std::to_string(index) + " can still be appended to");
   Span s = make_span(address, old.tokens, capacity, format, bias, true);
@@ -97,7 +108,8 @@ void View::truncate(int layer, int tokens) {
   check_idle();
   for (int h = 0; h < kv_heads_; h++)
     if (tokens < 0 || tokens > this->tokens(layer, h))
-      refuse("cannot drop " + std::to_string(tokens) + " tokens: layer " + std::to_string(layer) + " head " + std::to_string(h) + " holds " + std::to_string(this->tokens(layer, h)));
+      refuse("cannot drop " + std::to_string(tokens) + " tokens: layer " + std::to_string(layer) + " head " +
+             std::to_string(h) + " holds " + std::to_string(this->tokens(layer, h)));
   for (int h = 0; h < kv_heads_; h++) {
     auto& list = spans_[at(layer, h)];
     int left = tokens;
@@ -114,7 +126,8 @@ void View::truncate(int layer, int tokens) {
 void View::drop_front(int layer, int head, int spans) {
   check_idle();
   auto& list = spans_[at(layer, head)];
-  if (spans < 0 || (size_t)spans > list.size()) refuse("cannot drop " + std::to_string(spans) + " spans of " + std::to_string(list.size()));
+  if (spans < 0 || (size_t)spans > list.size())
+    refuse("cannot drop " + std::to_string(spans) + " spans of " + std::to_string(list.size()));
   int pages = 0;
   for (int i = 0; i < spans; i++) pages += list[(size_t)i].pages();
   base_pages_[at(layer, head)] += pages;
@@ -149,7 +162,8 @@ int View::room(int layer) const {
 
 void View::reserve(int layer, int count) {
   if (count > room(layer))
-    refuse("layer " + std::to_string(layer) + " of the view has room for " + std::to_string(room(layer)) + " more tokens, not " + std::to_string(count) + "; push open pages first");
+    refuse("layer " + std::to_string(layer) + " of the view has room for " + std::to_string(room(layer)) +
+           " more tokens, not " + std::to_string(count) + "; push open pages first");
   for (int h = 0; h < kv_heads_; h++) {
     auto& list = spans_[at(layer, h)];
     const size_t first = first_open(list);
@@ -175,7 +189,8 @@ const Span& View::span_of(int layer, int head, int slot) const {
 
 void View::write(int layer, int head, int slot, const float* key, const float* value) const {
   const Span& s = span_of(layer, head, slot);
-  if (s.format == Format::f32) write_slot<float>(s, slot - s.first_slot, head_dim_, key, value, [](float x) { return x; });
+  if (s.format == Format::f32)
+    write_slot<float>(s, slot - s.first_slot, head_dim_, key, value, [](float x) { return x; });
   else write_slot<uint16_t>(s, slot - s.first_slot, head_dim_, key, value, nearest_bf16);
 }
 

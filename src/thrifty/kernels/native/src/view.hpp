@@ -1,4 +1,5 @@
-// What one sequence attends to: for each layer and KV head an ordered list of spans, the last of them open for appending.
+// What one sequence attends to: for each layer and KV head an ordered list of spans, the last of them open for
+// appending.
 #pragma once
 #include <atomic>
 #include <vector>
@@ -16,14 +17,15 @@ class View {
 
   // A slab of `capacity` slots of which the first `tokens` are in use. Sealed spans are never appended to.
   void push(int layer, int head, uintptr_t address, int tokens, int capacity, int format, uintptr_t bias, bool sealed);
-  void exchange(int layer, int head, int index, uintptr_t address, int capacity, int format, uintptr_t bias);  // other bytes for the tokens of a span that is sealed or full
-  void clear(int layer, int head);            // head -1: all heads
-  void truncate(int layer, int tokens);       // drops slots from the end, of every head
+  void exchange(int layer, int head, int index, uintptr_t address, int capacity, int format,
+                uintptr_t bias);                    // other bytes for the tokens of a span that is sealed or full
+  void clear(int layer, int head);                  // head -1: all heads
+  void truncate(int layer, int tokens);             // drops slots from the end, of every head
   void drop_front(int layer, int head, int spans);  // forgets leading spans; chunk boundaries stay where they were
   int tokens(int layer, int head) const;
-  int room(int layer) const;                  // slots that append can still take (least over heads)
+  int room(int layer) const;  // slots that append can still take (least over heads)
 
-  void reserve(int layer, int count);         // counts the slots as used; the caller then writes them; checks room
+  void reserve(int layer, int count);  // counts the slots as used; the caller then writes them; checks room
   void write(int layer, int head, int slot, const float* key, const float* value) const;
   void fetch(int layer, int head, int slot) const;  // asks for the lines that `write` will write
   const std::vector<Span>& spans(int layer, int head) const { return spans_[at(layer, head)]; }

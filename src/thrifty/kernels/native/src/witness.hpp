@@ -19,9 +19,10 @@ struct Witnesses {
   bool mean;  // over a KV head's query heads; else the greatest of them
 };
 
-// table[head][i] = max(itself, the greatest softmax probability that the newest `rows` rows give slot low + i of the head).
-// q: [rows, heads, dim]; table: [kv_heads, stride]. Holds scores of at most kPage rows of one KV head at a time, for all
-// workers together. Throws std::invalid_argument.
-void witness(View& view, int layer, const Witnesses& call, const std::vector<Judged>& judged, const float* q, float* table, int stride);
+// table[head][i] = max(itself, the greatest softmax probability that the newest `rows` rows give slot low + i of the
+// head). q: [rows, heads, dim]; table: [kv_heads, stride]. Holds scores of at most kPage rows of one KV head at a time,
+// for all workers together. Throws std::invalid_argument.
+void witness(View& view, int layer, const Witnesses& call, const std::vector<Judged>& judged, const float* q,
+             float* table, int stride);
 
 }  // namespace thrifty
