@@ -22,7 +22,7 @@ import torch
 
 from thrifty.engine.engine import Engine
 from thrifty.evaluation.forcing import force
-from thrifty.evaluation.noise import LIMIT, listening
+from thrifty.evaluation.measuring.noise import LIMIT, listening
 from thrifty.evaluation.text import held_out
 from thrifty.models.loading import load, resolve
 

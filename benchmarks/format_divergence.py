@@ -105,7 +105,7 @@ def measure(
 
 def shares(file: Path) -> dict[str, float]:
     """Each tensor type's share of the matrices' bytes, the largest first."""
-    from thrifty.models.gguf import GGUF
+    from thrifty.models.gguf.file import GGUF
 
     sizes: dict[str, int] = {}
     for info in GGUF(file).tensors.values():
@@ -162,8 +162,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.prefix < 1 or options.scored < 1:
         parser.error("--prefix and --scored are numbers of tokens, 1 or more")
-    from thrifty.models.cache_directory import cache_directory
     from thrifty.models.loading import resolve
+    from thrifty.models.store.cache_directory import cache_directory
 
     options.path = resolve(options.model).resolve()
     if options.path.suffix != ".gguf":

@@ -27,9 +27,10 @@ from benchmarks.cache_table.rows import thrifty_rows
 
 from thrifty import registry
 from thrifty.engine.engine import Engine
-from thrifty.evaluation import roofline, speed
 from thrifty.evaluation.forcing import Tables, force
-from thrifty.evaluation.noise import listening
+from thrifty.evaluation.measuring import speed
+from thrifty.evaluation.measuring.noise import listening
+from thrifty.evaluation.roofline import roofline
 from thrifty.evaluation.text import held_out
 from thrifty.models.loading import load
 

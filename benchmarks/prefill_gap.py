@@ -22,7 +22,7 @@ import torch
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Handle, Request
-from thrifty.evaluation.noise import LIMIT, listening
+from thrifty.evaluation.measuring.noise import LIMIT, listening
 from thrifty.evaluation.text import held_out
 from thrifty.models.loading import load
 

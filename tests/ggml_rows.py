@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from thrifty.arrays import Bytes
-from thrifty.models.gguf_header import TENSOR_TYPES
+from thrifty.models.gguf.header import TENSOR_TYPES
 
 HALVES = {
     "Q4_0": (0,),

@@ -17,7 +17,7 @@ TEXTS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 def byte_tokens() -> list[str]:
     """The 256 byte symbols of GPT-2, three merges and three control tokens."""
-    from thrifty.models.tokenizer_pieces import byte_of_character
+    from thrifty.models.tokens.pieces import byte_of_character
 
     order = {byte: character for character, byte in byte_of_character().items()}
     return [*(order[byte] for byte in range(256)), "he", "ll", "hell", *TEXTS]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thrifty.models.config import ModelConfig
+from thrifty.models.config.model_config import ModelConfig
 from thrifty.reference.attention import attention
 
 

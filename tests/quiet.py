@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from thrifty.evaluation.noise import Noise
+from thrifty.evaluation.measuring.noise import Noise
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from thrifty.evaluation.machine import Machine
+from thrifty.evaluation.roofline.machine import Machine
 from thrifty.frontier.candidates import Candidate, Grid
 from thrifty.frontier.fit import Fit
 from thrifty.frontier.question import Question

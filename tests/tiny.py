@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from thrifty.formats.linear import GroupLinear
-from thrifty.models.config import LayerConfig, ModelConfig, RopeConfig
+from thrifty.models.config.model_config import LayerConfig, ModelConfig, RopeConfig
 from thrifty.models.model import Model, random_model
 
 BOS, EOS, END_OF_TURN = 256, 257, 258

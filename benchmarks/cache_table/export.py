@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from thrifty import reference
 from thrifty.errors import CheckpointError
-from thrifty.models.huggingface_names import llama_name
+from thrifty.models.huggingface.names import llama_name
 from thrifty.reference.loading import ReferenceModel
 
 

@@ -9,8 +9,8 @@ from benchmarks.cache_table.rows import Row, Table
 
 from thrifty import registry
 from thrifty.engine.engine import Engine
-from thrifty.evaluation import memory, speed
-from thrifty.evaluation.head_probe import score_once
+from thrifty.evaluation.heads.probe import score_once
+from thrifty.evaluation.measuring import memory, speed
 from thrifty.evaluation.scoring import score
 from thrifty.evaluation.tasks.kl import Divergence
 from thrifty.models.model import Model

@@ -34,7 +34,7 @@ from benchmarks.comparison.processes import ROOT, WorkerError
 
 from thrifty import registry
 from thrifty.errors import ThriftyError
-from thrifty.evaluation.machine import cores, cpu_name
+from thrifty.evaluation.roofline.machine import cores, cpu_name
 from thrifty.models.loading import load
 from thrifty.models.model import Model
 from thrifty.storage.journal import Journal

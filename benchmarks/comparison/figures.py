@@ -109,7 +109,7 @@ def ratio(figure: Figure, field: Sequence[Variant], samples: Sequence[Sample]) -
 
 def roofline(cell: Cell, variant: str, samples: Sequence[Sample], bandwidth: float) -> float | None:
     """The share of the roofline that a variant's decoding reaches. bandwidth: GB/s."""
-    from thrifty.evaluation.roofline import Roofline
+    from thrifty.evaluation.roofline.roofline import Roofline
 
     counted = [sample for sample in samples if sample.round != SCREENING and sample.variant == variant]
     rate = medians(counted, DECODE, cell).get(variant)

@@ -177,7 +177,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def cache_folder() -> Path:
     """Where files of the comparison are kept."""
-    from thrifty.models.cache_directory import cache_directory
+    from thrifty.models.store.cache_directory import cache_directory
 
     return cache_directory() / "peers"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from thrifty.evaluation.noise import LIMIT
+from thrifty.evaluation.measuring.noise import LIMIT
 
 Usage = Mapping[tuple[int, float], tuple[str, float]]
 """CPU seconds by process: (pid, start) → (name, user and system seconds, those of its finished children included)."""

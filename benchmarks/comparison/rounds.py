@@ -13,7 +13,7 @@ from benchmarks.comparison.quiet import Disturbance, listening
 from benchmarks.comparison.session import Session
 from benchmarks.comparison.variants import THRIFTY, Cell, Variant
 
-from thrifty.evaluation.noise import LIMIT
+from thrifty.evaluation.measuring.noise import LIMIT
 
 SCREENING_SHARE = 0.45  # of the time; what is not screened by then does not take part
 LATEST_SCREENING = 0.6  # of the time, after which nothing is screened

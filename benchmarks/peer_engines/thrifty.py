@@ -10,7 +10,7 @@ from benchmarks.peer_engines.protocol import PeerEngine, Specification, Timing
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.request import Handle, Request
 from thrifty.evaluation.forcing import force
-from thrifty.evaluation.roofline import weight_bytes_per_token
+from thrifty.evaluation.roofline.roofline import weight_bytes_per_token
 
 if TYPE_CHECKING:
     import numpy as np

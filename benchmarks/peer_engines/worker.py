@@ -81,7 +81,7 @@ class Worker:
         return {"kl": divergence(expected, self.engine.logits(tokens, len(expected)))}
 
     def _bandwidth(self, threads: int) -> dict[str, Any]:
-        from thrifty.evaluation.roofline import read_bandwidth
+        from thrifty.evaluation.roofline.roofline import read_bandwidth
 
         rate, by = read_bandwidth(threads)
         if by != "native":

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from thrifty.models.content_key import file_digest
 from thrifty.models.embedded import MODELS
-from thrifty.models.gguf_source import GGUFSource
+from thrifty.models.gguf.source import GGUFSource
 from thrifty.models.loading import assemble, load
-from thrifty.models.tokenizer import Tokenizer
+from thrifty.models.store.content_key import file_digest
+from thrifty.models.tokens.tokenizer import Tokenizer
 from thrifty.reference.loading import build
 from thrifty.reference.loading import load as load_reference
 
@@ -221,7 +221,9 @@ def test_a_packed_model_gives_the_exact_values_of_its_file(path: Path) -> None:
 MEASURE = """
 import sys, resource
 import tokenizers, numpy
-from thrifty.models import loading, gguf_source, converted
+from thrifty.models import loading
+from thrifty.models.gguf import source as gguf_source
+from thrifty.models.store import converted
 def field(name):
     return next(int(line.split()[1]) / 1000 for line in open("/proc/self/status") if line.startswith(name))
 open("/proc/self/clear_refs", "w").write("5")

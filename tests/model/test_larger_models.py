@@ -6,8 +6,8 @@ import pytest
 from tests.conftest import model_path
 
 from thrifty import Thrifty
-from thrifty.models.content_key import file_digest
 from thrifty.models.embedded import MODELS
+from thrifty.models.store.content_key import file_digest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

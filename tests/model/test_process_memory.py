@@ -12,7 +12,7 @@ import pytest
 PROGRAM = """
 import json, sys
 from thrifty import Thrifty
-from thrifty.engine.process_memory import baseline
+from thrifty.engine.admission.process_memory import baseline
 from thrifty.recipe import Recipe
 from thrifty.storage.process import peak_resident
 

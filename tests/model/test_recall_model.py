@@ -12,10 +12,10 @@ from thrifty.engine.engine import Engine
 from thrifty.evaluation import tasks
 from thrifty.evaluation.tasks._haystack import NAMES
 from thrifty.models import load
-from thrifty.models.content_key import file_digest
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.model import Model
 from thrifty.models.peek import config_of
+from thrifty.models.store.content_key import file_digest
 from thrifty.reference.loading import build
 
 pytestmark = pytest.mark.model

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from thrifty.engine.engine import Engine
-from thrifty.evaluation import cost, operations, roofline, sizes
-from thrifty.evaluation.cache_reads import held, model_info
 from thrifty.evaluation.forcing import force
+from thrifty.evaluation.roofline import cost, operations, roofline, sizes
+from thrifty.evaluation.roofline.cache_reads import held, model_info
 from thrifty.evaluation.text import held_out
 from thrifty.models import load
 

@@ -12,21 +12,21 @@
 #include <thread>
 #include <vector>
 
-#include "attend.hpp"
-#include "attention_map_driver.hpp"
-#include "compress_driver.hpp"
-#include "gather.hpp"
-#include "isa.hpp"
-#include "linear.hpp"
+#include "attention/attend.hpp"
+#include "attention/attention_map_driver.hpp"
+#include "attention/compress_driver.hpp"
+#include "attention/gather.hpp"
+#include "isa/isa.hpp"
+#include "linear/linear.hpp"
 #include "measure.hpp"
-#include "mixture.hpp"
-#include "plan.hpp"
+#include "plan/mixture.hpp"
+#include "plan/plan.hpp"
 #include "pool.hpp"
-#include "read_slab.hpp"
-#include "repack.hpp"
-#include "slab.hpp"
-#include "view.hpp"
-#include "witness.hpp"
+#include "attention/read_slab.hpp"
+#include "linear/repack.hpp"
+#include "attention/slab.hpp"
+#include "attention/view.hpp"
+#include "attention/witness.hpp"
 
 using namespace thrifty;
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from thrifty.models.huggingface_names import llama_name
+from thrifty.models.huggingface.names import llama_name
 from thrifty.reference.decoder import Decoder
 from training.recall.network import Shape
 from training.recall.vocabulary import BEGIN, END, UNKNOWN

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from thrifty.models.config import LayerConfig, ModelConfig, RopeConfig
+from thrifty.models.config.model_config import LayerConfig, ModelConfig, RopeConfig
 from thrifty.reference.attention import Attend
 from thrifty.reference.decoder import Decoder
 from thrifty.reference.rotary import rotation

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from thrifty.arrays import Floats
     from thrifty.cache.footprint import Footprint
     from thrifty.cache.model_info import LayerInfo, ModelInfo
-    from thrifty.cache.rehearsal import Rehearsal
     from thrifty.cache.view import LayerView
+    from thrifty.cache.watching.rehearsal import Rehearsal
     from thrifty.card import Card
 
 Reduction = Literal["max", "mean"]

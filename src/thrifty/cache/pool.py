@@ -11,11 +11,11 @@ from thrifty.cache.footprint import Footprint, footprint
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.recount import recount
-from thrifty.cache.segment import Segment
 from thrifty.cache.sequence import SequenceCache
-from thrifty.cache.span import Span
+from thrifty.cache.slots.segment import Segment
+from thrifty.cache.slots.span import Span
+from thrifty.cache.slots.tiers import Tiers
 from thrifty.cache.statistics import Statistics
-from thrifty.cache.tiers import Tiers
 from thrifty.cache.tree import Node, PrefixTree, first_page
 from thrifty.errors import BudgetError, StorageError
 from thrifty.formats.kv import PAGE

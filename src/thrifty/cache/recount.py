@@ -10,12 +10,12 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from thrifty.cache.segment import INDEX, Segment
+from thrifty.cache.slots.segment import INDEX, Segment
 from thrifty.cache.tree import TREE, PrefixTree
 
 if TYPE_CHECKING:
-    from thrifty.cache.sequence_slots import SequenceSlots
-    from thrifty.cache.tiers import Tiers
+    from thrifty.cache.slots.sequence_slots import SequenceSlots
+    from thrifty.cache.slots.tiers import Tiers
     from thrifty.storage.ledger import Reservation
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from thrifty.cache.carry import carry_out
+from thrifty.cache.editing.apply import carry_out
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.statistics import Stats
 from thrifty.cache.view import LayerView

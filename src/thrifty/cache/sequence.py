@@ -30,23 +30,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thrifty.arrays import Floats, Integers
-from thrifty.cache import attending
-from thrifty.cache.carry import carry_out
 from thrifty.cache.composition import rehearsing
+from thrifty.cache.editing.apply import carry_out
+from thrifty.cache.editing.rollback import check, roll_back
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.open_rows import Scratch
 from thrifty.cache.policy import CachePolicy
-from thrifty.cache.rehearsal import Rehearsals
-from thrifty.cache.rollback import check, roll_back
-from thrifty.cache.sealing import roll
 from thrifty.cache.sequence_prompt import SequencePrompt
+from thrifty.cache.slots.open_rows import Scratch
+from thrifty.cache.slots.sealing import roll
 from thrifty.cache.statistics import Statistics, Stats
-from thrifty.cache.sums import Accumulator
+from thrifty.cache.watching import attending
+from thrifty.cache.watching.rehearsal import Rehearsals
+from thrifty.cache.watching.sums import Accumulator
 from thrifty.errors import PromptError
 from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:
-    from thrifty.cache.tiers import Tiers
+    from thrifty.cache.slots.tiers import Tiers
     from thrifty.storage.ledger import Reservation
 
 

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from thrifty.arrays import Floats
-from thrifty.cache.builder import release_all
-from thrifty.cache.collector import Collector
 from thrifty.cache.composition import layer_major, wanted
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.schedule import Schedule
-from thrifty.cache.sealing import keep_window
-from thrifty.cache.sequence_slots import SequenceSlots
-from thrifty.cache.span import Span
+from thrifty.cache.slots.builder import release_all
+from thrifty.cache.slots.sealing import keep_window
+from thrifty.cache.slots.sequence_slots import SequenceSlots
+from thrifty.cache.slots.span import Span
 from thrifty.cache.statistics import Statistics
+from thrifty.cache.watching.collector import Collector
 from thrifty.errors import PromptError
 
 if TYPE_CHECKING:
-    from thrifty.cache.tiers import Tiers
+    from thrifty.cache.slots.tiers import Tiers
     from thrifty.storage.ledger import Reservation
 
 

@@ -14,9 +14,9 @@ from itertools import count
 
 from thrifty.arrays import Floats
 from thrifty.cache.model_info import LayerGroup, ModelInfo
-from thrifty.cache.segment import Segment
+from thrifty.cache.slots.segment import Segment
+from thrifty.cache.slots.tiers import Tiers
 from thrifty.cache.statistics import Statistics
-from thrifty.cache.tiers import Tiers
 from thrifty.formats.kv import PAGE
 
 TREE = "tree"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thrifty.arrays import Floats, Integers
-from thrifty.cache.segment import Contents
-from thrifty.cache.span import Span
+from thrifty.cache.slots.segment import Contents
+from thrifty.cache.slots.span import Span
 
 if TYPE_CHECKING:
     from thrifty.cache.model_info import LayerInfo

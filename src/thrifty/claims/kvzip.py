@@ -10,7 +10,7 @@ from thrifty.claims.harness.claim import Claim, Figures, Verdict, combined
 from thrifty.claims.harness.context import Context, quality_of, recovery_of
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.request import Request
-from thrifty.evaluation.noise import LIMIT, listening
+from thrifty.evaluation.measuring.noise import LIMIT, listening
 from thrifty.evaluation.tasks.multi_turn import MultiTurn
 from thrifty.evaluation.tasks.recall import Recall
 from thrifty.evaluation.text import held_out

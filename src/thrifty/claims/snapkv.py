@@ -6,7 +6,7 @@ from thrifty.claims.harness.claim import Claim, Figures, Verdict, combined
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.needles import needles, recalled
 from thrifty.evaluation.forcing import Tables
-from thrifty.evaluation.noise import LIMIT, listening
+from thrifty.evaluation.measuring.noise import LIMIT, listening
 
 SHARE = 16  # the paper keeps 1024 of 16384 tokens
 LONGEST = 16384

@@ -25,7 +25,7 @@ import typer.core
 
 import thrifty
 from thrifty.cli import commands as command_package
-from thrifty.cli import output, streams
+from thrifty.cli.shared import output, streams
 from thrifty.errors import ThriftyError
 
 HELP = "Run open language models inside a memory budget, and see what every saving costs."

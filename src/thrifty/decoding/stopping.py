@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
-from thrifty.models.tokenizer_pieces import overlap
+from thrifty.models.tokens.pieces import overlap
 
 
 class TextDecoder(Protocol):

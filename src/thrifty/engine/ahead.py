@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from thrifty.decoding.native_sampling import native_sampler, runs_natively
 from thrifty.decoding.strategies.autoregressive import Autoregressive
-from thrifty.engine.native_runner import NativeRunner, accumulators
-from thrifty.engine.rotary_tables import BLOCK
+from thrifty.engine.plan.native_runner import NativeRunner, accumulators
+from thrifty.engine.plan.rotary_tables import BLOCK
 from thrifty.formats.kv import PAGE
 from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.runner import Runner
-    from thrifty.engine.sequence import Sequence
+    from thrifty.engine.running import Sequence
 
 
 class Continued:

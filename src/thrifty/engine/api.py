@@ -131,7 +131,7 @@ class Thrifty:
         """
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         if not are_messages(turns):
-            from thrifty.models.chat_messages import check_messages
+            from thrifty.models.chat.messages import check_messages
 
             check_messages(turns)
         return self._answer(turns, stream, sampling)

@@ -13,7 +13,7 @@ from thrifty.decoding.sampling import Choice
 from thrifty.decoding.strategy import Accepted, Batch, DecodingStrategy, Draft, Scores, choose
 from thrifty.engine.ahead import Ahead
 from thrifty.engine.runner import Rows, Runner
-from thrifty.engine.sequence import Sequence
+from thrifty.engine.running import Sequence
 
 Note = Callable[[BaseException], None]
 """Told of an error that a whole batch met, before its sequences are tried alone."""

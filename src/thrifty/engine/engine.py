@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
+from thrifty.engine.admission.intake import Intake
+from thrifty.engine.admission.memory import EngineMemory
+from thrifty.engine.admission.process_memory import ledger_budget
 from thrifty.engine.ahead import Ahead
 from thrifty.engine.answer import Answer, Event, Listener
-from thrifty.engine.intake import Intake
-from thrifty.engine.memory import EngineMemory
-from thrifty.engine.native_runner import choose_runner
 from thrifty.engine.options import EngineOptions
-from thrifty.engine.pace import Pace
-from thrifty.engine.process_memory import ledger_budget
+from thrifty.engine.plan.native_runner import choose_runner
+from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.publishing import Publisher
 from thrifty.engine.request import Handle, Request
+from thrifty.engine.running import Sequence as Running
+from thrifty.engine.running import State
 from thrifty.engine.scheduler import Scheduler
-from thrifty.engine.sequence import Sequence as Running
-from thrifty.engine.sequence import State
 from thrifty.engine.sequences import Sequences
 from thrifty.engine.step import PrefillStep, Stepper
 from thrifty.engine.turn import Turn

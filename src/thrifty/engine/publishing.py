@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from thrifty.engine.admission.memory import EngineMemory
 from thrifty.engine.answer import Answer, Event, own_error
 from thrifty.engine.decode import Outcome
-from thrifty.engine.memory import EngineMemory
+from thrifty.engine.running import Sequence as Running
 from thrifty.engine.scheduler import Scheduler
-from thrifty.engine.sequence import Sequence as Running
 from thrifty.engine.turn import Turn
 
 

@@ -15,14 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from thrifty.engine.sequence import Sequence, State
+from thrifty.engine.running import Sequence, State
 from thrifty.errors import BudgetError, QueueFullError
 
 Queue = deque[Sequence] | list[Sequence]
 
 
 class Memory(Protocol):
-    """What the scheduler asks of the memory (engine/memory.py)."""
+    """What the scheduler asks of the memory (engine/admission/memory.py)."""
 
     def admit(self, sequence: Sequence) -> None:
         """Reserve the sequence's prefill peak and open its cache. Raises BudgetError with nothing changed."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from thrifty.engine.admission.memory import EngineMemory
 from thrifty.engine.ahead import Ahead
 from thrifty.engine.decode import Outcome, decode, first_choices, without_outcome
-from thrifty.engine.memory import EngineMemory
-from thrifty.engine.pace import Pace
-from thrifty.engine.prefill import start_prefill
+from thrifty.engine.prefill.pace import Pace
+from thrifty.engine.prefill.prefill import start_prefill
 from thrifty.engine.publishing import Publisher
 from thrifty.engine.runner import Runner
+from thrifty.engine.running import Sequence
 from thrifty.engine.scheduler import Scheduler
-from thrifty.engine.sequence import Sequence
 from thrifty.engine.sequences import Sequences
 from thrifty.engine.turn import Turn
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from thrifty.arrays import BFLOAT16
 from thrifty.evaluation import quality
-from thrifty.evaluation.noise import DISTURBED
+from thrifty.evaluation.measuring.noise import DISTURBED
 from thrifty.frontier import choice, plan
 from thrifty.frontier.candidates import Candidate, Grid, grouped
 from thrifty.frontier.clock import Clock, OutOfTime

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from thrifty.evaluation.noise import DISTURBED
+from thrifty.evaluation.measuring.noise import DISTURBED
 from thrifty.evaluation.quality import Quality
 from thrifty.evaluation.recovery import Interval
 from thrifty.frontier.candidates import Candidate

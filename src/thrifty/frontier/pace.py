@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from thrifty.evaluation.cost import decode_seconds, prefill_seconds
 from thrifty.evaluation.forcing import force
-from thrifty.evaluation.speed import warm_up
+from thrifty.evaluation.measuring.speed import warm_up
+from thrifty.evaluation.roofline.cost import decode_seconds, prefill_seconds
 from thrifty.evaluation.text import held_out
 from thrifty.weights.structure import linears
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
-    from thrifty.evaluation.machine import Machine
-    from thrifty.evaluation.sizes import ModelSizes
+    from thrifty.evaluation.roofline.machine import Machine
+    from thrifty.evaluation.roofline.sizes import ModelSizes
     from thrifty.models.model import Model
     from thrifty.weights.technique import WeightTechnique
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from thrifty.evaluation.cost import decode_seconds
-from thrifty.evaluation.sizes import ModelSizes, StoredLinear
+from thrifty.evaluation.roofline.cost import decode_seconds
+from thrifty.evaluation.roofline.sizes import ModelSizes, StoredLinear
 from thrifty.frontier.candidates import Candidate
 from thrifty.frontier.measurement import Need, Prediction
 from thrifty.weights.sizes import Predictor
@@ -15,7 +15,7 @@ from thrifty.weights.sizes import Predictor
 if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
     from thrifty.engine.engine import Engine
-    from thrifty.evaluation.machine import Machine
+    from thrifty.evaluation.roofline.machine import Machine
     from thrifty.weights.technique import WeightTechnique
 
 ANSWER = 256  # tokens of a full context that are answer; what compresses prompts leaves them whole

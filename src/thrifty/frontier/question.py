@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from thrifty.errors import BudgetError, PromptError
 from thrifty.evaluation import quality
-from thrifty.evaluation.machine import cores, cpu_name
+from thrifty.evaluation.roofline.machine import cores, cpu_name
 from thrifty.frontier.candidates import Candidate
 from thrifty.frontier.exam import DEFAULT_TASKS
 

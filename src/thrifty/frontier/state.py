@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from thrifty.models.cache_directory import cache_directory, storage_errors
+from thrifty.models.store.cache_directory import cache_directory, storage_errors
 from thrifty.storage.journal import Journal
 
 REMEDY = "Start it anew with --fresh, or name another file with --state."

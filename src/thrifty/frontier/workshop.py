@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from thrifty.engine.engine import Engine
 from thrifty.errors import StorageError, ThriftyError
-from thrifty.evaluation import memory, quality, sizes
+from thrifty.evaluation import quality
 from thrifty.evaluation.forcing import MeasurementError
-from thrifty.evaluation.machine import Machine, this_machine
-from thrifty.evaluation.noise import DISTURBED, listening
-from thrifty.evaluation.speed import warm_up
+from thrifty.evaluation.measuring import memory
+from thrifty.evaluation.measuring.noise import DISTURBED, listening
+from thrifty.evaluation.measuring.speed import warm_up
+from thrifty.evaluation.roofline import sizes
+from thrifty.evaluation.roofline.machine import Machine, this_machine
 from thrifty.frontier import pace
 from thrifty.frontier.candidates import Candidate, grouped
 from thrifty.frontier.clock import Clock, OutOfTime

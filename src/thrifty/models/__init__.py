@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thrifty.models.config import ModelConfig
+    from thrifty.models.config.model_config import ModelConfig
     from thrifty.models.loading import load
     from thrifty.models.model import Model
 
@@ -17,7 +17,7 @@ __all__ = ["Model", "ModelConfig", "load"]
 
 _HOMES = {
     "Model": "thrifty.models.model",
-    "ModelConfig": "thrifty.models.config",
+    "ModelConfig": "thrifty.models.config.model_config",
     "load": "thrifty.models.loading",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from thrifty.arrays import Floats
 from thrifty.errors import CheckpointError
 from thrifty.formats.linear import PackedLinear
-from thrifty.models.config import ModelConfig
+from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.parts import parts
 
 

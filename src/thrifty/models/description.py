@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.errors import CheckpointError
-from thrifty.models.cache_entry import CacheEntry, Contents, open_entry, write_file
-from thrifty.models.checksums import Section
-from thrifty.models.config import ModelConfig, as_dict, from_dict
+from thrifty.models.config.model_config import ModelConfig, as_dict, from_dict
 from thrifty.models.source import Source
-from thrifty.models.tokenizer_settings import TokenizerDefinition, TokenizerSettings
+from thrifty.models.store.cache_entry import CacheEntry, Contents, open_entry, write_file
+from thrifty.models.store.checksums import Section
+from thrifty.models.tokens.settings import TokenizerDefinition, TokenizerSettings
 
 KIND = "descriptions"
 LAYOUT = 4

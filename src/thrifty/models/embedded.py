@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thrifty.errors import CheckpointError, nearest
-from thrifty.models.cache_directory import cache_directory
-from thrifty.models.content_key import remembered_digest
+from thrifty.models.store.cache_directory import cache_directory
+from thrifty.models.store.content_key import remembered_digest
 
 VARIABLE = "THRIFTY_MODELS"
 _LOG = logging.getLogger(__name__)

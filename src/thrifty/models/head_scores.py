@@ -20,8 +20,8 @@ import numpy as np
 
 from thrifty.arrays import Floats
 from thrifty.errors import CheckpointError
-from thrifty.models.cache_directory import cache_directory, storage_errors, write_text
 from thrifty.models.checked_text import parse_json
+from thrifty.models.store.cache_directory import cache_directory, storage_errors, write_text
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model

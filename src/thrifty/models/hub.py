@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from thrifty.errors import DownloadError
-from thrifty.models.gguf_split import first_part, part_names
+from thrifty.models.gguf.split import first_part, part_names
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ def download_file(repository: str, file: str, sha256: str, directory: Path) -> P
     if _ask(repository).get(file) != sha256:
         raise DownloadError(f"{repository} holds another version of {file}")
     path = Path(_tried(repository, lambda library: library.hf_hub_download(repository, file, local_dir=directory)))
-    from thrifty.models.content_key import file_digest
+    from thrifty.models.store.content_key import file_digest
 
     if file_digest(path) != sha256:
         raise DownloadError(f"{file} arrived damaged")

@@ -12,14 +12,14 @@ from typing import Any
 
 from thrifty.errors import CheckpointError, nearest
 from thrifty.formats.linear import CodebookLinear
-from thrifty.models.cache_entry import INDEX
-from thrifty.models.config import ModelConfig
-from thrifty.models.copies import Copy, copy_of
+from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.embedded import MODELS, find
-from thrifty.models.gguf_source import GGUFSource
-from thrifty.models.huggingface import HuggingFaceSource
+from thrifty.models.gguf.source import GGUFSource
+from thrifty.models.huggingface.source import HuggingFaceSource
 from thrifty.models.source import StoredTensor, Weight
-from thrifty.models.tokenizer_settings import TokenizerDefinition, TokenizerSettings
+from thrifty.models.store.cache_entry import INDEX
+from thrifty.models.store.copies import Copy, copy_of
+from thrifty.models.tokens.settings import TokenizerDefinition, TokenizerSettings
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def inspect(name_or_path: str | os.PathLike[str]) -> FileFacts:
     path = _located(name_or_path)
     copy = copy_of(path)
     if path.is_dir():
-        from thrifty.models.tokenizer_files import read_tokenizer
+        from thrifty.models.tokens.files import read_tokenizer
 
         folder = HuggingFaceSource(path, read_tokenizer(path))
         return _facts(path, "safetensors", folder.config.family, path.name, folder.files, folder, copy)

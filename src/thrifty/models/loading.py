@@ -11,15 +11,15 @@ from thrifty.errors import CheckpointError, KernelError, ThriftyWarning, nearest
 from thrifty.formats.linear import PackedLinear
 from thrifty.kernels import dispatch
 from thrifty.models.assembly import Assembly
-from thrifty.models.checkpoint_key import checkpoint_key
-from thrifty.models.converted import open_converted
-from thrifty.models.converted_file import Progress
-from thrifty.models.copies import remember
 from thrifty.models.description import Description
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.model import Model, TensorReport
 from thrifty.models.source import DType, Source, Weight
-from thrifty.models.tokenizer import Tokenizer
+from thrifty.models.store.checkpoint_key import checkpoint_key
+from thrifty.models.store.converted import open_converted
+from thrifty.models.store.converted_file import Progress
+from thrifty.models.store.copies import remember
+from thrifty.models.tokens.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
 
@@ -90,11 +90,11 @@ def _report(weight: Weight) -> TensorReport:
 def open_source(path: Path) -> Source:
     """The checkpoint of a Hugging Face folder or a GGUF file, opened and checked; no weight is read yet."""
     if not path.is_dir():
-        from thrifty.models.gguf_source import GGUFSource
+        from thrifty.models.gguf.source import GGUFSource
 
         return GGUFSource(path)
-    from thrifty.models.huggingface import HuggingFaceSource
-    from thrifty.models.tokenizer_files import read_tokenizer
+    from thrifty.models.huggingface.source import HuggingFaceSource
+    from thrifty.models.tokens.files import read_tokenizer
 
     return HuggingFaceSource(path, read_tokenizer(path))
 

@@ -13,7 +13,7 @@ from thrifty.arrays import Array, Floats, Integers
 from thrifty.errors import CheckpointError, PromptError
 from thrifty.formats.linear import DenseLinear, PackedLinear
 from thrifty.models.assembly import Assembly, shape_of
-from thrifty.models.config import ModelConfig
+from thrifty.models.config.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

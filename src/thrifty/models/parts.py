@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from thrifty.models.config import ExpertConfig, ModelConfig
+from thrifty.models.config.model_config import ExpertConfig, ModelConfig
 
 Part = tuple[str, tuple[int, ...]]
 EXACT = (".router", ".shared_gate")

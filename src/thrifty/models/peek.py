@@ -7,9 +7,9 @@ from pathlib import Path
 
 from thrifty.errors import CheckpointError, nearest
 from thrifty.models import hub
-from thrifty.models.config import ModelConfig
+from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.embedded import MODELS, carried
-from thrifty.models.huggingface import read_config
+from thrifty.models.huggingface.source import read_config
 
 
 def config_of(name_or_path: str | os.PathLike[str]) -> ModelConfig | None:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO
 
 from thrifty.errors import DownloadError, ThriftyError
-from thrifty.models import cache_directory as cache
 from thrifty.models.embedded import EmbeddedModel, Package, cached_path, embedded, find, installed_part
+from thrifty.models.store import cache_directory as cache
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 Note = Callable[[str], None]

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from thrifty.arrays import Array, Floats, Integers
-from thrifty.models.config import RopeConfig, RopeScaling
+from thrifty.models.config.model_config import RopeConfig, RopeScaling
 
 
 def rotation(

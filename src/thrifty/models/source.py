@@ -14,8 +14,8 @@ from thrifty.arrays import Array, Floats
 from thrifty.errors import CheckpointError
 from thrifty.formats.gguf import ArrayShape
 from thrifty.formats.linear import PackedLinear
-from thrifty.models.config import ModelConfig
-from thrifty.models.tokenizer_settings import TokenizerDefinition
+from thrifty.models.config.model_config import ModelConfig
+from thrifty.models.tokens.settings import TokenizerDefinition
 
 DType = np.dtype[Any]
 ROWS_AT_A_TIME = 2048  # of a matrix that is worked on in slices

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from thrifty.models.config import ModelConfig
+from thrifty.models.config.model_config import ModelConfig
 
 # (layer, query [t, heads, d], key [t, kv_heads, d], value [t, kv_heads, d]) -> [t, heads, d].
 # Queries and keys come normalised and rotated; the callee scales by `config.query_scale`.

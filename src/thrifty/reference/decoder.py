@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from thrifty.models.config import ModelConfig, RopeConfig
+from thrifty.models.config.model_config import ModelConfig, RopeConfig
 from thrifty.reference.attention import Attend
 from thrifty.reference.experts import GatedMLP, MixtureMLP, PlainMLP
 from thrifty.reference.linear import Linear

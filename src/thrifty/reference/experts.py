@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thrifty.models.config import ExpertConfig, ModelConfig
+from thrifty.models.config.model_config import ExpertConfig, ModelConfig
 from thrifty.reference.slot import Slot
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thrifty.errors import CheckpointError
 from thrifty.formats.linear import DenseLinear
-from thrifty.models.config import ModelConfig
+from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.loading import load as load_packed
 from thrifty.models.loading import load_plain
 from thrifty.models.model import Model

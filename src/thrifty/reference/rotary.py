@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from thrifty.models import rope as tables
-from thrifty.models.config import RopeConfig
+from thrifty.models.config.model_config import RopeConfig
 from thrifty.reference.arrays import tensor_of
 
 Rotation = tuple[Tensor, Tensor]

@@ -24,7 +24,7 @@ import numpy as np
 from thrifty.arrays import Integers
 from thrifty.errors import ConfigError
 from thrifty.formats.linear import DenseLinear
-from thrifty.models.config import ModelConfig
+from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.model import Model, TensorReport
 from thrifty.models.source import DType
 from thrifty.storage.process import let_go

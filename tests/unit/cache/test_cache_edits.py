@@ -10,13 +10,13 @@ from tests.unit.cache.cache_driver import Driver, attention, contents, model_inf
 
 from thrifty import registry
 from thrifty.arrays import Floats, Integers, softmax
-from thrifty.cache.carry import carry_out
 from thrifty.cache.composition import check_order
+from thrifty.cache.editing.apply import carry_out
+from thrifty.cache.editing.rotation import rotate_again
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
-from thrifty.cache.rotation import rotate_again
 from thrifty.cache.sequence import SequenceCache
 from thrifty.cache.statistics import Statistics, Stats
 from thrifty.cache.view import LayerView

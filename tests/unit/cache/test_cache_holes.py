@@ -12,7 +12,7 @@ from tests.unit.cache.test_cache_native import native_prefill, native_step
 from tests.unit.kernels.native_pages import using
 
 from thrifty.arrays import Integers, largest
-from thrifty.cache.carry import carry_out
+from thrifty.cache.editing.apply import carry_out
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policy import CachePolicy

@@ -12,7 +12,7 @@ from thrifty.arrays import Floats
 from thrifty.cache.composition import rehearsing
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
-from thrifty.cache.sums import Accumulator
+from thrifty.cache.watching.sums import Accumulator
 from thrifty.kernels import dispatch
 
 pytestmark = pytest.mark.skipif(dispatch.native() is None, reason="the native module is not built or turned off")

@@ -12,11 +12,11 @@ from tests.unit.cache.cache_driver import Driver, model_info, prompt
 
 from thrifty import registry
 from thrifty.arrays import Array, Floats
-from thrifty.cache import observation
 from thrifty.cache.policies.fastgen import FULL, RUNG
 from thrifty.cache.policies.snapkv import pooled
 from thrifty.cache.pool import Cache
-from thrifty.cache.ranking import best
+from thrifty.cache.watching import observation
+from thrifty.cache.watching.ranking import best
 from thrifty.kernels import dispatch
 
 

@@ -12,15 +12,15 @@ import pytest
 from tests.unit.cache.cache_driver import Driver, model_info, prompt
 
 from thrifty import registry
-from thrifty.cache.carry import carry_out
+from thrifty.cache.editing.apply import carry_out
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo, TokenClasses
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.cache.statistics import Statistics, Stats
-from thrifty.cache.token_ids import TokenIds
 from thrifty.cache.view import LayerView
+from thrifty.cache.watching.token_ids import TokenIds
 
 MODEL = model_info(windows=(None, 50, None), heads=4, kv_heads=2)
 DRIVER = Driver(MODEL)

@@ -16,8 +16,9 @@ from thrifty.claims.harness.needles import needles, recalled
 from thrifty.claims.harness.running import Reproduction
 from thrifty.engine.engine import Engine
 from thrifty.errors import PromptError
-from thrifty.evaluation import head_probe, quality
+from thrifty.evaluation import quality
 from thrifty.evaluation.forcing import MeasurementError
+from thrifty.evaluation.heads import probe as head_probe
 from thrifty.evaluation.recovery import Interval
 from thrifty.evaluation.tasks._answering import Answering
 from thrifty.models.head_scores import HeadScores

@@ -13,8 +13,8 @@ import pytest
 from tests.quiet import make_quiet
 
 from thrifty.errors import StorageError
-from thrifty.evaluation import roofline
-from thrifty.frontier.report import render
+from thrifty.evaluation.roofline import roofline
+from thrifty.frontier.report.report import render
 from thrifty.frontier.space import off_grid, space
 from thrifty.models.embedded import MODELS
 from thrifty.recipe import Recipe
@@ -211,7 +211,7 @@ def test_fit_keeps_the_best_so_far_where_its_state_cannot_be_written(
 def test_fit_writes_a_report(
     thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = types.ModuleType("thrifty.frontier.report")
+    page = types.ModuleType("thrifty.frontier.report.report")
     page.render = lambda document: f"<p>{document['best']['recipe']}</p>"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, page.__name__, page)
     path = tmp_path / "report.html"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from thrifty.evaluation import head_probe
-from thrifty.evaluation.head_items import Item
+from thrifty.evaluation.heads import probe as head_probe
+from thrifty.evaluation.heads.items import Item
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 from gguf.constants import GGMLQuantizationType as Type
 from tests import gguf_files
 
-from thrifty.evaluation import sizes
-from thrifty.models import copies
+from thrifty.evaluation.roofline import sizes
 from thrifty.models.inspection import inspect
 from thrifty.models.loading import load
+from thrifty.models.store import copies
 
 
 @pytest.fixture

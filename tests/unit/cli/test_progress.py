@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from thrifty.cli import output, ticker
-from thrifty.cli.progress import Steps, progress
+from thrifty.cli.shared import output, ticker
+from thrifty.cli.shared.progress import Steps, progress
 
 
 @pytest.fixture

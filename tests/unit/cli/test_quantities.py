@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from thrifty.cli.quantities import parse_bias, parse_bytes, parse_counts, parse_seconds
+from thrifty.cli.shared.quantities import parse_bias, parse_bytes, parse_counts, parse_seconds
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_the_list_of_machines(thrifty: Callable[..., Any]) -> None:
 def test_this_machine_is_the_default(
     thrifty: Callable[..., Any], config_only: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from thrifty.evaluation import roofline
+    from thrifty.evaluation.roofline import roofline
 
     monkeypatch.setattr(roofline, "read_bandwidth", lambda threads, megabytes: (10.0, "native"))
     monkeypatch.setattr(roofline, "gemm_rate", lambda: (100.0, "native"))

@@ -20,7 +20,7 @@ import pytest
 from tests.checkpoint import write_checkpoint
 
 from thrifty.cli.commands.chat import Conversation
-from thrifty.cli.interrupts import Interrupts
+from thrifty.cli.shared.interrupts import Interrupts
 from thrifty.errors import PromptError
 
 RECIPE = '[[cache]]\ntechnique = "kivi"\nbits = 4\n'
@@ -223,7 +223,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_came(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = Script("two ", "pieces", "never", interrupt_at=2)
-    monkeypatch.setattr("thrifty.cli.opening.submit", lambda *_, **__: script)
+    monkeypatch.setattr("thrifty.cli.shared.opening.submit", lambda *_, **__: script)
     conversation = Conversation(script, None, {}, as_json=False)
     with conversation.interrupts:
         conversation.answer("a question")
@@ -242,7 +242,7 @@ def test_ctrl_c_before_the_first_word_takes_the_question_back(
         signal.raise_signal(signal.SIGINT)  # while the prompt is made
         return script
 
-    monkeypatch.setattr("thrifty.cli.opening.submit", submit)
+    monkeypatch.setattr("thrifty.cli.shared.opening.submit", submit)
     conversation = Conversation(script, None, {}, as_json=False)
     with conversation.interrupts:
         conversation.answer("a question")
@@ -274,7 +274,7 @@ def test_an_error_while_answering_does_not_end_the_chat(
     def refuse(*_: object, **__: object) -> None:
         raise PromptError("no")
 
-    monkeypatch.setattr("thrifty.cli.opening.submit", refuse)
+    monkeypatch.setattr("thrifty.cli.shared.opening.submit", refuse)
     conversation = Conversation(None, None, {}, as_json=False)
     conversation.answer("a question")
     assert conversation.turns == []

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from thrifty.cli import output, streams
+from thrifty.cli.shared import output, streams
 from thrifty.errors import PromptError
 
 

@@ -19,12 +19,12 @@ from rich.cells import cell_len
 from tests.checkpoint import write_checkpoint
 
 from thrifty import registry
-from thrifty.cli import eval_table, frontier_table, layout, output
 from thrifty.cli.commands import bench, heads
-from thrifty.cli.layout import Column, Layout
-from thrifty.evaluation import roofline
+from thrifty.cli.shared import eval_table, frontier_table, layout, output
+from thrifty.cli.shared.layout import Column, Layout
 from thrifty.evaluation.quality import Quality
 from thrifty.evaluation.recovery import Interval
+from thrifty.evaluation.roofline import roofline
 from thrifty.frontier.candidates import Candidate, Grid
 from thrifty.frontier.measurement import DIVERGENCE, TASKS, Measurement, Need, Scored
 from thrifty.frontier.rungs import ladder

@@ -15,9 +15,10 @@ import pytest
 
 PACKAGES = ("thrifty.storage", "thrifty.cache", "thrifty.decoding")
 MODULES = (
-    "thrifty.engine.prefill", "thrifty.engine.rehearsal", "thrifty.engine.sequence", "thrifty.engine.memory",
-    "thrifty.engine.request_bounds", "thrifty.engine.decode",
-    "thrifty.engine.runner", "thrifty.engine.native_runner",
+    "thrifty.engine.prefill.prefill", "thrifty.engine.prefill.rehearsal", "thrifty.engine.running",
+    "thrifty.engine.admission.memory",
+    "thrifty.engine.admission.request_bounds", "thrifty.engine.decode",
+    "thrifty.engine.runner", "thrifty.engine.plan.native_runner",
 )  # fmt: skip
 """What a step calls. The step itself (`step`, `sequences`, `publishing`) is what must hold."""
 CALLED_BY_NAME = (("thrifty.engine.step", "decode"), ("thrifty.engine.step", "first_choices"))

@@ -12,9 +12,9 @@ from tests.tiny import text_tokens
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
-from thrifty.engine.plan import NativePlan
+from thrifty.engine.plan.plan import NativePlan
+from thrifty.engine.plan.rotary_tables import BLOCK
 from thrifty.engine.request import Handle, Request
-from thrifty.engine.rotary_tables import BLOCK
 from thrifty.errors import PromptError
 from thrifty.formats import kv
 from thrifty.kernels import dispatch

@@ -9,8 +9,8 @@ from tests.small_tokenizers import SPACE, sentence_piece
 from tests.tiny import tiny_config, tiny_model
 
 from thrifty.engine.api import Thrifty
-from thrifty.models.tokenizer import Tokenizer
-from thrifty.models.tokenizer_settings import TokenizerSettings
+from thrifty.models.tokens.settings import TokenizerSettings
+from thrifty.models.tokens.tokenizer import Tokenizer
 
 PROMPT = "The capital of France is"
 

@@ -10,8 +10,8 @@ import pytest
 from tests.tiny import text_tokens, tiny_model
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
+from thrifty.engine.admission.memory import EngineMemory
 from thrifty.engine.engine import Engine
-from thrifty.engine.memory import EngineMemory
 from thrifty.engine.request import Handle, Request
 from thrifty.formats.kv import PAGE
 from thrifty.kernels import dispatch

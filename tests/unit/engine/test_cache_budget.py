@@ -9,7 +9,7 @@ from tests.tiny import text_tokens
 
 from thrifty import Thrifty
 from thrifty.decoding.sampling_parameters import SamplingParameters
-from thrifty.engine import bounding
+from thrifty.engine.admission import bounding
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import BudgetError, PromptError, RecipeError

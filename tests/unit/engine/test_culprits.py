@@ -12,17 +12,17 @@ from tests.tiny import ByteStream, text_tokens
 from thrifty.cache.policies.h2o import H2o
 from thrifty.cache.policies.kvzip import Kvzip
 from thrifty.cache.pool import Cache
-from thrifty.cache.segment import Segment
 from thrifty.cache.sequence import SequenceCache
+from thrifty.cache.slots.segment import Segment
 from thrifty.decoding.sampling import Sampler
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.decoding.stopping import Stopper
 from thrifty.decoding.strategies.autoregressive import Autoregressive
+from thrifty.engine.admission.memory import EngineMemory
 from thrifty.engine.answer import Answer
 from thrifty.engine.engine import Engine
-from thrifty.engine.memory import EngineMemory
 from thrifty.engine.request import Request
-from thrifty.engine.sequence import Sequence
+from thrifty.engine.running import Sequence
 from thrifty.errors import BudgetError, ThriftyError
 from thrifty.models.model import Model
 from thrifty.storage.arena import Arena

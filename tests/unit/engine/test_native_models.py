@@ -15,7 +15,7 @@ from thrifty.engine.engine import Engine
 from thrifty.engine.request import Event, Request
 from thrifty.formats.linear import DenseLinear
 from thrifty.kernels import dispatch
-from thrifty.models.config import ExpertConfig, LayerConfig, RopeConfig, RopeScaling
+from thrifty.models.config.model_config import ExpertConfig, LayerConfig, RopeConfig, RopeScaling
 from thrifty.models.model import Model
 
 ROPE = RopeConfig(10000.0, 64)

@@ -10,7 +10,7 @@ from tests.tiny import text_tokens
 from tests.unit.engine.test_drafts import Hints
 
 from thrifty.cache.sequence import SequenceCache
-from thrifty.cache.sums import Accumulator
+from thrifty.cache.watching.sums import Accumulator
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Handle, Request

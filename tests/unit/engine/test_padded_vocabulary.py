@@ -20,8 +20,8 @@ from thrifty.errors import CheckpointError, PromptError
 from thrifty.formats.linear import DenseLinear, GroupLinear
 from thrifty.kernels import dispatch
 from thrifty.models.model import Model
-from thrifty.models.tokenizer import Tokenizer
-from thrifty.models.tokenizer_settings import TokenizerSettings
+from thrifty.models.tokens.settings import TokenizerSettings
+from thrifty.models.tokens.tokenizer import Tokenizer
 
 TOKENS, ROWS = 259, 272
 PROMPTS = [text_tokens(20, seed) for seed in range(12)]

@@ -11,7 +11,7 @@ from tests.tiny import text_tokens
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
-from thrifty.engine.pace import Pace
+from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.request import Event, Handle, Request
 from thrifty.errors import PromptError
 from thrifty.models.model import Model

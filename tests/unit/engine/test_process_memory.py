@@ -9,9 +9,9 @@ import pytest
 from tests.tiny import text_tokens, tiny_model
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
-from thrifty.engine import process_memory
+from thrifty.engine.admission import process_memory
+from thrifty.engine.admission.process_memory import GROWTH, left_for_ledger
 from thrifty.engine.engine import Engine
-from thrifty.engine.process_memory import GROWTH, left_for_ledger
 from thrifty.engine.request import Request
 from thrifty.errors import BudgetError
 from thrifty.formats.linear import DenseLinear

@@ -15,8 +15,8 @@ from thrifty.arrays import Floats
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Event, Request
-from thrifty.models.config import LayerConfig, RopeConfig, RopeScaling
-from thrifty.models.gguf_source import GGUFSource
+from thrifty.models.config.model_config import LayerConfig, RopeConfig, RopeScaling
+from thrifty.models.gguf.source import GGUFSource
 from thrifty.models.loading import assemble
 
 BORDER = 100  # the original context of every scaling here

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from thrifty.engine.running import State
 from thrifty.engine.scheduler import Scheduler, Work
-from thrifty.engine.sequence import State
 from thrifty.errors import BudgetError, QueueFullError
 
 

@@ -17,13 +17,13 @@ from tests.tiny import text_tokens, tiny_config, tiny_model
 from thrifty.arrays import BFLOAT16
 from thrifty.cache.policy import CachePolicy
 from thrifty.engine.engine import Engine
-from thrifty.evaluation import cost, operations, roofline, sizes
-from thrifty.evaluation.cache_reads import exact_bytes, held, model_info
 from thrifty.evaluation.forcing import force
-from thrifty.evaluation.machine import Machine
+from thrifty.evaluation.roofline import cost, operations, roofline, sizes
+from thrifty.evaluation.roofline.cache_reads import exact_bytes, held, model_info
+from thrifty.evaluation.roofline.machine import Machine
 from thrifty.formats.linear import DenseLinear
 from thrifty.models import load
-from thrifty.models.config import ExpertConfig, ModelConfig
+from thrifty.models.config.model_config import ExpertConfig, ModelConfig
 from thrifty.models.model import Model
 from thrifty.models.peek import config_of
 from thrifty.recipe import Recipe

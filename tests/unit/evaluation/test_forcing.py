@@ -15,9 +15,11 @@ from tests.tiny import tiny_model
 
 from thrifty.engine.engine import Engine
 from thrifty.errors import PromptError, StorageError
-from thrifty.evaluation import forcing, quality, roofline, speed
+from thrifty.evaluation import forcing, quality
 from thrifty.evaluation.forcing import MeasurementError, force
+from thrifty.evaluation.measuring import speed
 from thrifty.evaluation.quality import Baseline, Passage
+from thrifty.evaluation.roofline import roofline
 from thrifty.reference import build
 
 KIVI = [{"technique": "kivi", "bits": 2, "residual": 64}]

@@ -19,10 +19,10 @@ from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import PromptError
-from thrifty.evaluation import head_probe
 from thrifty.evaluation.forcing import MeasurementError
-from thrifty.evaluation.head_items import Item, Items
-from thrifty.evaluation.head_probe import ProbeSettings, look, probe, reasoning, retrieval
+from thrifty.evaluation.heads import probe as head_probe
+from thrifty.evaluation.heads.items import Item, Items
+from thrifty.evaluation.heads.probe import ProbeSettings, look, probe, reasoning, retrieval
 from thrifty.models.model import Model
 from thrifty.reference import build
 from thrifty.reference.attention import causal

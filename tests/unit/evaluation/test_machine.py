@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from thrifty.evaluation import machine
-from thrifty.evaluation.machine import Machine, MachineError
+from thrifty.evaluation.roofline import machine
+from thrifty.evaluation.roofline.machine import Machine, MachineError
 
 
 def test_the_table_has_fifteen_machines_and_every_entry_says_where_it_is_from() -> None:

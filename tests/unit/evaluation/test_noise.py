@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from thrifty.evaluation.noise import Noise, listening
+from thrifty.evaluation.measuring.noise import Noise, listening
 
 SPIN = "import time\nend = time.perf_counter() + 0.8\nwhile time.perf_counter() < end: pass"
 
@@ -21,8 +21,8 @@ def test_another_process_is_heard() -> None:
 
 def test_own_work_is_not_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     busy, own = iter([100.0, 101.5]), iter([10.0, 11.5])
-    monkeypatch.setattr("thrifty.evaluation.noise._busy", lambda: next(busy))
-    monkeypatch.setattr("thrifty.evaluation.noise._own", lambda: next(own))
+    monkeypatch.setattr("thrifty.evaluation.measuring.noise._busy", lambda: next(busy))
+    monkeypatch.setattr("thrifty.evaluation.measuring.noise._own", lambda: next(own))
     with listening() as noise:
         pass
     assert noise.others == 0.0

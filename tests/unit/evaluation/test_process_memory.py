@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from thrifty.evaluation import memory
+from thrifty.evaluation.measuring import memory
 
 MEGABYTE = 1_000_000
 

@@ -15,7 +15,7 @@ from thrifty.arrays import Floats
 from thrifty.errors import KernelError
 from thrifty.formats.linear import CodebookLinear, PackedLinear
 from thrifty.kernels import dispatch
-from thrifty.models.config import ModelConfig
+from thrifty.models.config.model_config import ModelConfig
 
 SHAPES = [(16, 32), (37, 100), (70, 384)]
 

@@ -9,7 +9,7 @@ import pytest
 from tests.searches import LOOSE, MACHINE, fitted
 from tests.tiny import tiny_model
 
-from thrifty.evaluation.noise import DISTURBED, Noise
+from thrifty.evaluation.measuring.noise import DISTURBED, Noise
 from thrifty.frontier.choice import best
 from thrifty.frontier.explain import why
 from thrifty.frontier.fit import BASE, Fit

@@ -13,7 +13,7 @@ from tests.searches import CONTEXT, LOOSE, MACHINE
 from tests.tiny import tiny_model
 
 from thrifty.engine.engine import Engine
-from thrifty.evaluation import sizes
+from thrifty.evaluation.roofline import sizes
 from thrifty.frontier import pace, plan
 from thrifty.frontier.explain import why
 from thrifty.frontier.fit import BASE, Fit

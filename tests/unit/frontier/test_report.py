@@ -17,9 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thrifty.frontier import report, report_plot, report_view
-from thrifty.frontier.report_document import ReportError, read
-from thrifty.frontier.report_drawing import drawing
+from thrifty.frontier.report import plot as report_plot
+from thrifty.frontier.report import report
+from thrifty.frontier.report import view as report_view
+from thrifty.frontier.report.document import ReportError, read
+from thrifty.frontier.report.drawing import drawing
 
 SAMPLE = Path(__file__).with_name("report_document.json")
 HARM = "</script><script>window.harm = 1</script><img src=x onerror='window.harm = 1'>\"'&{{ 7 * 7 }}"
@@ -210,7 +212,7 @@ def test_a_figure_that_is_no_number_is_refused(document: dict[str, Any]) -> None
 
 
 def test_from_a_saved_file(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "thrifty.frontier.report"]
+    words = [sys.executable, "-m", "thrifty.frontier.report.report"]
     environment = {"PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([*words, SAMPLE], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.startswith("<!doctype html>") and done.stdout.rstrip().endswith("</html>")

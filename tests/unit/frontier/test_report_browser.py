@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.unit.frontier.test_report import SAMPLE, with_harmful_names
 
-from thrifty.frontier import report
+from thrifty.frontier.report import report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from tests.checkpoint import write_checkpoint
 
 from thrifty.errors import ThriftyError
-from thrifty.models.huggingface import HuggingFaceSource
-from thrifty.models.tokenizer import Tokenizer
-from thrifty.models.tokenizer_files import read_tokenizer
+from thrifty.models.huggingface.source import HuggingFaceSource
+from thrifty.models.tokens.files import read_tokenizer
+from thrifty.models.tokens.tokenizer import Tokenizer
 
 QUIET = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
 SEEDS = st.integers(0, 2**32)

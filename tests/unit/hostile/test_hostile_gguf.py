@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from tests import gguf_files
 
 from thrifty.errors import CheckpointError, ThriftyError
-from thrifty.models.gguf import GGUF
-from thrifty.models.gguf_metadata import Metadata
-from thrifty.models.gguf_source import GGUFSource
-from thrifty.models.tokenizer import Tokenizer
-from thrifty.models.tokenizer_gguf import from_metadata
+from thrifty.models.gguf.file import GGUF
+from thrifty.models.gguf.metadata import Metadata
+from thrifty.models.gguf.source import GGUFSource
+from thrifty.models.tokens.gguf import from_metadata
+from thrifty.models.tokens.tokenizer import Tokenizer
 
 QUIET = settings(deadline=None, suppress_health_check=list(HealthCheck), database=None)
 NUMBERS = [0, 1, 2, 3, 255, 256, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1]

@@ -11,12 +11,12 @@ from tests.unit.kernels.native_pages import Pages, open_view
 from torch import Tensor
 
 from thrifty.arrays import BFLOAT16, Floats
-from thrifty.engine.plan import NativePlan
-from thrifty.engine.plan import compile_plan as compile_native
-from thrifty.engine.plan_options import Adapter
+from thrifty.engine.plan.options import Adapter
+from thrifty.engine.plan.plan import NativePlan
+from thrifty.engine.plan.plan import compile_plan as compile_native
 from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear
 from thrifty.models.assembly import Assembly
-from thrifty.models.config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling
+from thrifty.models.config.model_config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling
 from thrifty.models.model import Model
 from thrifty.reference import build
 from thrifty.reference.decoder import Decoder

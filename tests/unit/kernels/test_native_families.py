@@ -39,7 +39,7 @@ from torch import Tensor
 from thrifty.arrays import BFLOAT16
 from thrifty.errors import KernelError
 from thrifty.formats.linear import DenseLinear, GroupLinear
-from thrifty.models.config import ModelConfig
+from thrifty.models.config.model_config import ModelConfig
 
 FAMILIES = MIXTURES | {
     "full qk norm": dataclasses.replace(LLAMA, qk_norm="full"),

@@ -26,7 +26,7 @@ from torch import Tensor
 from thrifty.arrays import BFLOAT16
 from thrifty.errors import KernelError
 from thrifty.formats.linear import DenseLinear
-from thrifty.models.config import LayerConfig, ModelConfig, RopeConfig
+from thrifty.models.config.model_config import LayerConfig, ModelConfig, RopeConfig
 from thrifty.reference.attention import causal
 
 CASES = [(LLAMA, 4), (LLAMA, 16), (GEMMA, 8), (BIASED, 4)]

@@ -30,9 +30,9 @@ from tests.unit.kernels.native_plans import (
 )
 from torch import Tensor
 
-from thrifty.engine.plan_options import Adapter
+from thrifty.engine.plan.options import Adapter
 from thrifty.errors import KernelError
-from thrifty.models.config import ModelConfig
+from thrifty.models.config.model_config import ModelConfig
 from thrifty.reference.attention import Attend, causal
 
 

@@ -12,8 +12,8 @@ from tests.unit.kernels.native_pages import ISAS, native, using
 from tests.unit.kernels.native_plans import TensorPlan, feed
 from tests.unit.reference.test_decoder_parity import FAMILIES, TOLERANCE, oracle
 
-from thrifty.engine.plan import compile_plan
-from thrifty.models.huggingface import HuggingFaceSource
+from thrifty.engine.plan.plan import compile_plan
+from thrifty.models.huggingface.source import HuggingFaceSource
 from thrifty.models.loading import assemble
 
 LAYER_NORMS = ("starcoder2", "stablelm")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from thrifty.errors import TemplateError
-from thrifty.models.chat_template import ChatTemplate
+from thrifty.models.chat.template import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -112,7 +112,7 @@ def test_no_template_takes_300_megabytes() -> None:
     code = (
         "import gc, json, resource, sys\n"
         "resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))\n"
-        "from thrifty.models.chat_template import ChatTemplate, TemplateError\n"
+        "from thrifty.models.chat.template import ChatTemplate, TemplateError\n"
         "for source in json.load(sys.stdin):\n"
         "    gc.collect()\n"
         "    try:\n"

@@ -11,9 +11,9 @@ import pytest
 from tests.small_tokenizers import byte_level, sentence_piece, unigram
 
 from thrifty.errors import TemplateError
-from thrifty.models.chat_template import ChatTemplate
-from thrifty.models.tokenizer import Tokenizer
-from thrifty.models.tokenizer_settings import TokenizerSettings
+from thrifty.models.chat.template import ChatTemplate
+from thrifty.models.tokens.settings import TokenizerSettings
+from thrifty.models.tokens.tokenizer import Tokenizer
 
 CONTENTS = "{% for m in messages %}[{{ m.role }}: {{ m.content }}{{ m.name }}{{ m.tool_call_id }}]{% endfor %}"
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from thrifty.errors import TemplateError
-from thrifty.models import chat_allowance
-from thrifty.models.chat_template import ChatTemplate
+from thrifty.models.chat import allowance as chat_allowance
+from thrifty.models.chat.template import ChatTemplate
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <b>é</b>"}]
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from tests.checkpoint import write_checkpoint
 
-from thrifty.models import content_key
-from thrifty.models.checkpoint_key import checkpoint_key, describing_files
-from thrifty.models.huggingface import weight_files
+from thrifty.models.huggingface.source import weight_files
 from thrifty.models.loading import load, open_source
 from thrifty.models.model import Model
+from thrifty.models.store import content_key
+from thrifty.models.store.checkpoint_key import checkpoint_key, describing_files
 
 MESSAGES = [{"role": "user", "content": "q"}]
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thrifty.errors import ConfigError
-from thrifty.models.config import ModelConfig, as_dict, from_dict
-from thrifty.models.config_huggingface import FAMILIES, from_huggingface
+from thrifty.models.config.huggingface import FAMILIES, from_huggingface
+from thrifty.models.config.model_config import ModelConfig, as_dict, from_dict
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

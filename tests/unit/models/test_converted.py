@@ -19,13 +19,14 @@ from tests import gguf_files, killing
 
 from thrifty.errors import CheckpointError, StorageError
 from thrifty.formats.gguf import FileFormat
-from thrifty.models import cache_entry, checksums, converted, gguf_rows
-from thrifty.models.checkpoint_key import checkpoint_key
-from thrifty.models.checksums import Section
-from thrifty.models.content_key import file_key
-from thrifty.models.converted import Converted, open_converted
-from thrifty.models.gguf_source import GGUFSource
+from thrifty.models.gguf import rows as gguf_rows
+from thrifty.models.gguf.source import GGUFSource
 from thrifty.models.loading import load, load_plain
+from thrifty.models.store import cache_entry, checksums, converted
+from thrifty.models.store.checkpoint_key import checkpoint_key
+from thrifty.models.store.checksums import Section
+from thrifty.models.store.content_key import file_key
+from thrifty.models.store.converted import Converted, open_converted
 from thrifty.reference.loading import build
 from thrifty.version import VERSION
 

@@ -17,13 +17,13 @@ from tests.ggml_rows import HALVES
 from thrifty.arrays import BFLOAT16
 from thrifty.errors import CheckpointError
 from thrifty.formats.gguf import FORMATS
-from thrifty.models import gguf_rows
-from thrifty.models.gguf import GGUF
-from thrifty.models.gguf_header import OTHER_TYPES, TENSOR_TYPES
-from thrifty.models.gguf_metadata import Metadata
-from thrifty.models.gguf_source import GGUFSource
+from thrifty.models.gguf import rows as gguf_rows
+from thrifty.models.gguf.file import GGUF
+from thrifty.models.gguf.header import OTHER_TYPES, TENSOR_TYPES
+from thrifty.models.gguf.metadata import Metadata
+from thrifty.models.gguf.source import GGUFSource
 from thrifty.models.source import SlicedLinear
-from thrifty.models.tokenizer_gguf import _token_id
+from thrifty.models.tokens.gguf import _token_id
 
 FLOAT32 = np.dtype(np.float32)
 

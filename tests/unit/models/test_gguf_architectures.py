@@ -11,7 +11,7 @@ import torch
 from tests import gguf_files
 
 from thrifty.errors import ConfigError
-from thrifty.models.gguf_source import GGUFSource
+from thrifty.models.gguf.source import GGUFSource
 from thrifty.models.loading import assemble
 from thrifty.reference.loading import build
 

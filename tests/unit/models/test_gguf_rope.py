@@ -12,8 +12,8 @@ import pytest
 from tests import gguf_files
 
 from thrifty.errors import CheckpointError
-from thrifty.models.config import RopeConfig, as_dict, from_dict
-from thrifty.models.gguf_source import GGUFSource
+from thrifty.models.config.model_config import RopeConfig, as_dict, from_dict
+from thrifty.models.gguf.source import GGUFSource
 from thrifty.models.rope import inverse_frequencies
 
 HALF, BASE, CONTEXT = 8, 10_000.0, 64

@@ -12,9 +12,9 @@ from tests import gguf_files
 from thrifty.errors import CheckpointError, DownloadError
 from thrifty.formats.linear import PackedLinear
 from thrifty.models import hub, load
-from thrifty.models.gguf import GGUF
-from thrifty.models.gguf_source import GGUFSource
-from thrifty.models.gguf_split import first_part, part_files, part_names
+from thrifty.models.gguf.file import GGUF
+from thrifty.models.gguf.source import GGUFSource
+from thrifty.models.gguf.split import first_part, part_files, part_names
 
 FLOAT32 = np.dtype(np.float32)
 

@@ -13,14 +13,14 @@ from tests.gguf_files import byte_tokens
 from tests.unit.models.test_tokenizer_gguf import SPM, metadata, spm, tokenizer
 
 from thrifty.errors import CheckpointError, ThriftyWarning
-from thrifty.models.gguf_metadata import Metadata
-from thrifty.models.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED
+from thrifty.models.gguf.metadata import Metadata
+from thrifty.models.gguf.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from thrifty.models.loading import load, load_plain
-from thrifty.models.tokenizer import Tokenizer
-from thrifty.models.tokenizer_gguf import from_metadata
-from thrifty.models.tokenizer_pieces import bytes_of
-from thrifty.models.tokenizer_pre import cut
-from thrifty.models.tokenizer_settings import TokenizerSettings
+from thrifty.models.tokens.gguf import from_metadata
+from thrifty.models.tokens.pieces import bytes_of
+from thrifty.models.tokens.pre import cut
+from thrifty.models.tokens.settings import TokenizerSettings
+from thrifty.models.tokens.tokenizer import Tokenizer
 
 PLAIN = byte_tokens()[:259]  # bytes and merges
 

@@ -13,7 +13,7 @@ from tests import gguf_files
 from thrifty.engine.api import Thrifty
 from thrifty.errors import CheckpointError, ThriftyWarning
 from thrifty.models import load
-from thrifty.models.gguf_source import GGUFSource
+from thrifty.models.gguf.source import GGUFSource
 
 TOKENS = 262
 

@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 from thrifty.arrays import BFLOAT16, Array, Floats
 from thrifty.errors import CheckpointError, ConfigError, ThriftyError
-from thrifty.models.huggingface import HuggingFaceSource
+from thrifty.models.huggingface.safetensors_file import TensorReader, read_entries
+from thrifty.models.huggingface.source import HuggingFaceSource
 from thrifty.models.loading import assemble, load, load_plain
 from thrifty.models.model import Model
-from thrifty.models.safetensors_file import TensorReader, read_entries
 
 CONFIG = {
     "model_type": "llama",

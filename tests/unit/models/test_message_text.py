@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thrifty.models import message_text
-from thrifty.models.chat_template import ChatTemplate
-from thrifty.models.message_text import MessageText, joined, marked, parts_of
+from thrifty.models.chat import message_text
+from thrifty.models.chat.message_text import MessageText, joined, marked, parts_of
+from thrifty.models.chat.template import ChatTemplate
 
 # Capitals are the message's here, so the marks of a result can be read off its letters.
 LETTERS = st.text("AB ab\n,<", max_size=12)

@@ -6,7 +6,7 @@ import dataclasses
 
 from tests.tiny import tiny_config
 
-from thrifty.models.config import ExpertConfig, LayerConfig
+from thrifty.models.config.model_config import ExpertConfig, LayerConfig
 from thrifty.models.parts import parts
 
 

@@ -15,13 +15,13 @@ from tests.unit.kernels.native_pages import native
 from tests.unit.kernels.native_plans import TensorPlan, feed
 
 from thrifty.arrays import BFLOAT16, Floats
-from thrifty.engine.plan import compile_plan
+from thrifty.engine.plan.plan import compile_plan
 from thrifty.errors import CheckpointError, ConfigError
 from thrifty.formats.linear import GroupLinear, PackedLinear
-from thrifty.models.huggingface import HuggingFaceSource
+from thrifty.models.huggingface.source import HuggingFaceSource
 from thrifty.models.loading import assemble
 from thrifty.models.model import Model
-from thrifty.models.quantised import IntegerCodes
+from thrifty.models.quantised.linears import IntegerCodes
 from thrifty.reference import build
 
 LINEAR = "layers.1.attention.key"  # [128, 128]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from thrifty.errors import ConfigError
-from thrifty.models.config import RopeConfig, RopeScaling, longrope_attention_factor, yarn_attention_factor
+from thrifty.models.config.model_config import RopeConfig, RopeScaling, longrope_attention_factor, yarn_attention_factor
 from thrifty.models.rope import depends_on_length, inverse_frequencies, length_class, rotation
 
 LONG = RopeScaling(
@@ -149,7 +149,7 @@ def test_real_sizes_equal_transformers(parameters: dict[str, Any], length: int) 
     transformers = pytest.importorskip("transformers", reason="transformers is the oracle (extra 'dev')")
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    from thrifty.models.config_huggingface import from_huggingface
+    from thrifty.models.config.huggingface import from_huggingface
 
     sizes = {"hidden_size": 256, "num_attention_heads": 2, "head_dim": 128, "max_position_embeddings": 512}
     config = transformers.LlamaConfig(**sizes, rope_parameters={"rope_theta": 500_000.0, **parameters})

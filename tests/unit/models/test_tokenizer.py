@@ -16,9 +16,9 @@ from tests.checkpoint import write_checkpoint
 from tests.unit.models.test_tokenizer_gguf import spm, tokenizer
 
 from thrifty.errors import CheckpointError, PromptError, TemplateError
-from thrifty.models.tokenizer import Tokenizer
-from thrifty.models.tokenizer_files import read_tokenizer
-from thrifty.models.tokenizer_settings import TokenizerSettings
+from thrifty.models.tokens.files import read_tokenizer
+from thrifty.models.tokens.settings import TokenizerSettings
+from thrifty.models.tokens.tokenizer import Tokenizer
 
 
 @cache

@@ -10,8 +10,8 @@ import pytest
 from tests.small_tokenizers import byte_level
 
 from thrifty.errors import CheckpointError
-from thrifty.models.tokenizer import Tokenizer
-from thrifty.models.tokenizer_files import read_tokenizer
+from thrifty.models.tokens.files import read_tokenizer
+from thrifty.models.tokens.tokenizer import Tokenizer
 
 START, END, TOOL = "<|im_start|>", "<|im_end|>", "<tool>"
 TEXT = f"{START}user\nStraße {TOOL}{END}\n"

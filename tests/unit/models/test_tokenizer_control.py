@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.small_tokenizers import byte_level, sentence_piece, unigram
 
-from thrifty.models.tokenizer import Tokenizer
-from thrifty.models.tokenizer_settings import TokenizerSettings
+from thrifty.models.tokens.settings import TokenizerSettings
+from thrifty.models.tokens.tokenizer import Tokenizer
 
 CONTROL = ("<s>", "</s>", "<|turn|>")
 KINDS = {

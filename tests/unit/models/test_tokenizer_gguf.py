@@ -10,11 +10,11 @@ import pytest
 from tests.gguf_files import byte_tokens
 
 from thrifty.errors import CheckpointError
-from thrifty.models.gguf_metadata import Metadata
-from thrifty.models.tokenizer import Tokenizer
-from thrifty.models.tokenizer_gguf import derive_merges, from_metadata
-from thrifty.models.tokenizer_pieces import bytes_of
-from thrifty.models.tokenizer_pre import CUTS
+from thrifty.models.gguf.metadata import Metadata
+from thrifty.models.tokens.gguf import derive_merges, from_metadata
+from thrifty.models.tokens.pieces import bytes_of
+from thrifty.models.tokens.pre import CUTS
+from thrifty.models.tokens.tokenizer import Tokenizer
 
 
 def metadata(**changes: Any) -> Metadata:

@@ -8,7 +8,7 @@ import pytest
 from tests.small_tokenizers import unigram
 from tokenizers import Tokenizer, models
 
-from thrifty.models.tokenizer_merges import in_lines
+from thrifty.models.tokens.merges import in_lines
 
 
 def definition(pieces: list[str], merges: list[tuple[str, str]]) -> str:

@@ -12,8 +12,8 @@ from tests.small_tokenizers import SPACE, byte_level, sentence_piece, unigram
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 
 from thrifty.errors import CheckpointError
-from thrifty.models.tokenizer import Tokenizer as Ours
-from thrifty.models.tokenizer_settings import TokenizerSettings
+from thrifty.models.tokens.settings import TokenizerSettings
+from thrifty.models.tokens.tokenizer import Tokenizer as Ours
 
 LLAMA = (decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse())
 CHAINS: dict[str, list[decoders.Decoder]] = {

@@ -11,7 +11,7 @@ from tests.growing_cache import GrowingCache
 
 from thrifty.errors import CheckpointError, PromptError
 from thrifty.formats.linear import GroupLinear
-from thrifty.models.config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling
+from thrifty.models.config.model_config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling
 from thrifty.models.model import random_model
 from thrifty.models.parts import parts
 from thrifty.reference.attention import attention, causal

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tests.growing_cache import GrowingCache
 
-from thrifty.models.huggingface import HuggingFaceSource
+from thrifty.models.huggingface.source import HuggingFaceSource
 from thrifty.models.loading import assemble
 from thrifty.reference.loading import ReferenceModel, build
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from thrifty.models import rope as arrays
-from thrifty.models.config import RopeConfig, RopeScaling
+from thrifty.models.config.model_config import RopeConfig, RopeScaling
 from thrifty.reference.rotary import rotate, rotation
 
 PLAIN = RopeConfig(10_000.0, 8)

@@ -11,7 +11,7 @@ from tests.tiny import text_tokens, tiny_model
 
 from thrifty.arrays import Array, Floats, Integers
 from thrifty.decoding.strategy import ArrayScores
-from thrifty.models.config import ModelConfig
+from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.model import Model
 from thrifty.reference.attention import attention
 from thrifty.reference.loading import build

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from thrifty.models.config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig
+from thrifty.models.config.model_config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig
 from thrifty.models.model import Model, random_model
 
 ROPE = RopeConfig(theta=10000.0, dimension=16)

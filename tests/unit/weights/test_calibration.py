@@ -17,7 +17,7 @@ from tests.tiny import tiny_model
 
 from thrifty import Thrifty, registry
 from thrifty.arrays import Floats
-from thrifty.cli.evaluating import with_weights
+from thrifty.cli.shared.evaluating import with_weights
 from thrifty.errors import RecipeError
 from thrifty.evaluation.text import prose
 from thrifty.formats.linear import DenseLinear, PackedLinear

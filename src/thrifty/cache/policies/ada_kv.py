@@ -11,7 +11,7 @@ from thrifty.arrays import Floats, Integers
 from thrifty.cache.model_info import LayerInfo
 from thrifty.cache.policies.pyramidkv import bottom, check_beta, pyramid_budget
 from thrifty.cache.policies.snapkv import Snapkv
-from thrifty.cache.ranking import best
+from thrifty.cache.watching.ranking import best
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.registry import technique

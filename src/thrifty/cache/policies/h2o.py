@@ -11,8 +11,8 @@ from thrifty.arrays import Floats, Integers
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policy import CachePolicy
-from thrifty.cache.ranking import best
 from thrifty.cache.statistics import Statistics, Stats
+from thrifty.cache.watching.ranking import best
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.registry import technique

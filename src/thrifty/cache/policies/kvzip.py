@@ -12,10 +12,10 @@ import numpy as np
 from thrifty.arrays import Flags, Floats
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.observation import attention_map
 from thrifty.cache.policy import CachePolicy, Reduction
-from thrifty.cache.ranking import best
-from thrifty.cache.rehearsal import Rehearsal
+from thrifty.cache.watching.observation import attention_map
+from thrifty.cache.watching.ranking import best
+from thrifty.cache.watching.rehearsal import Rehearsal
 from thrifty.card import Card
 from thrifty.errors import PromptError, RecipeError
 from thrifty.registry import technique

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
-from thrifty.evaluation import quality, speed
+from thrifty.evaluation import quality
 from thrifty.evaluation.forcing import MeasurementError
+from thrifty.evaluation.measuring import speed
 from thrifty.evaluation.recovery import Interval
 from thrifty.evaluation.text import held_out
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from thrifty.claims.harness.claim import Figures
 from thrifty.claims.harness.context import quality_of
 from thrifty.claims.harness.needles import needles, recalled
-from thrifty.evaluation.head_probe import score_once
+from thrifty.evaluation.heads.probe import score_once
 
 if TYPE_CHECKING:
     from thrifty.claims.harness.context import Context

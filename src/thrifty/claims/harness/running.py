@@ -13,7 +13,7 @@ from thrifty import claims, registry
 from thrifty.claims.harness import records
 from thrifty.claims.harness.records import Row
 from thrifty.errors import ThriftyError
-from thrifty.evaluation.machine import cores, cpu_name
+from thrifty.evaluation.roofline.machine import cores, cpu_name
 
 if TYPE_CHECKING:
     from thrifty.claims.harness.claim import Claim

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from thrifty.cli import opening, options, output
-from thrifty.cli.layout import Column
-from thrifty.cli.quantities import parse_counts
+from thrifty.cli.shared import opening, options, output
+from thrifty.cli.shared.layout import Column
+from thrifty.cli.shared.quantities import parse_counts
 
 EXAMPLE = "thrifty bench smollm2-135m --recipe recipe.toml --contexts 128,2048,6144"
 CONTEXTS = "128,2048,6144"
@@ -60,8 +60,9 @@ STEPS = 64  # tokens decoded at every context
 
 def measured(engine: Any, contexts: tuple[int, ...], threads: int | None, quiet: bool) -> dict[str, Any]:
     """The report without the names of model and recipe, in the form that --json prints."""
-    from thrifty.evaluation import memory, roofline, speed
-    from thrifty.evaluation.noise import listening
+    from thrifty.evaluation.measuring import memory, speed
+    from thrifty.evaluation.measuring.noise import listening
+    from thrifty.evaluation.roofline import roofline
 
     with output.waiting("measuring memory bandwidth"):
         bandwidth, _ = roofline.read_bandwidth(threads)
@@ -96,7 +97,7 @@ def measured(engine: Any, contexts: tuple[int, ...], threads: int | None, quiet:
 
 def _profiles(engine: Any, contexts: tuple[int, ...]) -> dict[str, Any]:
     """Microseconds a token by operation, and for decode the bytes that each must read, by context."""
-    from thrifty.evaluation import profile
+    from thrifty.evaluation.measuring import profile
 
     found = {}
     for context in contexts:
@@ -160,7 +161,7 @@ def _table(document: dict[str, Any]) -> None:
         f"{document['ledger_peak_mb']} MB and the process {document['peak_rss_mb']} MB",
     )
     _say_file(document)
-    from thrifty.evaluation.noise import DISTURBED
+    from thrifty.evaluation.measuring.noise import DISTURBED
 
     if document["others_share"] > DISTURBED:
         output.warn(

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from thrifty.cli import opening, options, output, streams
-from thrifty.cli.interrupts import Interrupts
-from thrifty.cli.plain_prompt import NEXT_TURN, transcript
-from thrifty.cli.reading import Reader
+from thrifty.cli.shared import opening, options, output, streams
+from thrifty.cli.shared.interrupts import Interrupts
+from thrifty.cli.shared.plain_prompt import NEXT_TURN, transcript
+from thrifty.cli.shared.reading import Reader
 
 EXAMPLE = 'thrifty chat smollm2-135m --system "Answer in one sentence." --temperature 0.7'
 

@@ -8,7 +8,7 @@ import platform
 import sys
 from typing import Any
 
-from thrifty.cli import opening, options, output
+from thrifty.cli.shared import opening, options, output
 
 EXAMPLE = "thrifty doctor"
 EXTRAS = {  # what a command of today needs beside the package's own requirements
@@ -38,7 +38,7 @@ def _machine() -> dict[str, Any]:
     import psutil
 
     import thrifty
-    from thrifty.evaluation.machine import cores, cpu_name
+    from thrifty.evaluation.roofline.machine import cores, cpu_name
 
     return {
         "thrifty": thrifty.__version__,
@@ -62,7 +62,7 @@ def _version(package: str) -> str | None:
 
 
 def _kernels(threads: int | None) -> dict[str, Any]:
-    from thrifty.evaluation import roofline
+    from thrifty.evaluation.roofline import roofline
     from thrifty.kernels import dispatch
 
     native = dispatch.native()

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thrifty.cli import eval_table, opening, options, output
+from thrifty.cli.shared import eval_table, opening, options, output
 from thrifty.errors import PromptError
 
 if TYPE_CHECKING:
-    from thrifty.cli.evaluating import Setting
+    from thrifty.cli.shared.evaluating import Setting
 
 EXAMPLE = "thrifty eval smollm2-135m --recipe recipe.toml --tasks recall,multi-turn --records records.jsonl"
 TASKS = "recall,recall-many,multi-turn,aggregation,choice,perplexity"
@@ -53,7 +53,7 @@ def command(
     Contexts are compressed before the question is asked. Recovery is the recipe's score over the uncompressed
     model's, with its 95 % interval. Ctrl-C keeps what is done; the last line is JSON.
     """
-    from thrifty.cli.evaluating import Setting
+    from thrifty.cli.shared.evaluating import Setting
 
     setting = Setting(model, items, length, seed, records, off_grid, threads, native)
     names = split(tasks if tasks is not None else PROTOCOL_TASKS if protocol else TASKS)
@@ -76,7 +76,7 @@ def split(text: str) -> list[str]:
 
 
 def _compare(setting: Setting, names: list[str], recipe: Path | None, quiet: bool) -> bool:
-    from thrifty.cli.evaluating import compare
+    from thrifty.cli.shared.evaluating import compare
 
     chosen = opening.read_recipe(recipe)
     found, interrupted = compare(setting, names, chosen)
@@ -94,7 +94,7 @@ def _compare(setting: Setting, names: list[str], recipe: Path | None, quiet: boo
 
 
 def _protocol(setting: Setting, names: list[str], quiet: bool) -> bool:
-    from thrifty.cli.evaluating import run_protocol
+    from thrifty.cli.shared.evaluating import run_protocol
 
     found, interrupted = run_protocol(setting, names)
     document: dict[str, Any] = {

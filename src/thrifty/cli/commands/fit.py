@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from thrifty.cli import fit_options, fit_search, opening, options, output
+from thrifty.cli.shared import fit_options, fit_search, opening, options, output
 
 if TYPE_CHECKING:
     from thrifty.frontier.fit import Fit
@@ -89,8 +89,8 @@ def _finish(
     as_json: bool,
 ) -> None:
     """Write, explain, answer. Exits with 130 after an interrupt, 1 where nothing was chosen or the state failed."""
-    from thrifty.frontier.document import document
     from thrifty.frontier.explain import why_nothing
+    from thrifty.frontier.result import document
 
     best = fit.best
     problem = ended.failure
@@ -119,8 +119,8 @@ def _finish(
 
 
 def _write_report(path: Path, found: dict[str, Any], quiet: bool) -> None:
-    from thrifty.frontier.report import render
-    from thrifty.models.cache_directory import storage_errors, write_text
+    from thrifty.frontier.report.report import render
+    from thrifty.models.store.cache_directory import storage_errors, write_text
 
     with storage_errors(path.resolve().parent):
         write_text(path.resolve(), render(found))

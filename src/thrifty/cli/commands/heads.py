@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thrifty.cli import opening, options, output
-from thrifty.cli.layout import Column
-from thrifty.cli.progress import progress
+from thrifty.cli.shared import opening, options, output
+from thrifty.cli.shared.layout import Column
+from thrifty.cli.shared.progress import progress
 
 if TYPE_CHECKING:
     from thrifty.models.head_scores import HeadScores
@@ -52,7 +52,7 @@ def command(
     The cache techniques `headkv` and `headkv-r2` share their budget out by these scores. They are of the checkpoint:
     techniques on weights do not change them.
     """
-    from thrifty.evaluation.head_probe import ProbeSettings, probe
+    from thrifty.evaluation.heads.probe import ProbeSettings, probe
     from thrifty.models.head_scores import KINDS, save
     from thrifty.recipe import Recipe
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thrifty.cli import model_copies, model_facts, opening, options, output
-from thrifty.cli.layout import Column
-from thrifty.cli.quantities import parse_counts
+from thrifty.cli.shared import model_copies, model_facts, opening, options, output
+from thrifty.cli.shared.layout import Column
+from thrifty.cli.shared.quantities import parse_counts
 
 if TYPE_CHECKING:
     from thrifty.models.embedded import EmbeddedModel
@@ -114,9 +114,10 @@ def _columns(recipe: Recipe | None) -> list[Column]:
 def _check_cache(recipe: Path | None, as_json: bool) -> None:
     """Every entry of the cache, what is wrong with it, and its removal where something is."""
     from thrifty.errors import ThriftyError
-    from thrifty.models import converted, description
-    from thrifty.models.cache_directory import remove
-    from thrifty.models.cache_entry import entries, faults
+    from thrifty.models import description
+    from thrifty.models.store import converted
+    from thrifty.models.store.cache_directory import remove
+    from thrifty.models.store.cache_entry import entries, faults
 
     if recipe is not None:
         raise ThriftyError("--check looks at the cache, --recipe at models: give one of them")
@@ -164,7 +165,7 @@ def _facts(model: EmbeddedModel, recipe: Recipe | None) -> dict[str, Any]:
 def _need(name: str, recipe: Recipe) -> dict[str, int]:
     """Peak bytes of one sequence as long as the model's context."""
     from thrifty.engine.engine import Engine
-    from thrifty.evaluation.sizes import of_model
+    from thrifty.evaluation.roofline.sizes import of_model
     from thrifty.frontier.candidates import of_recipe
     from thrifty.frontier.predict import as_stored, predict
     from thrifty.models import load

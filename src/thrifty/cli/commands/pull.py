@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from thrifty.cli import opening, options, output
+from thrifty.cli.shared import opening, options, output
 
 EXAMPLE = "thrifty pull smollm2-135m"
 

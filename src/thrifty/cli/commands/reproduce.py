@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thrifty.cli import opening, options, output
-from thrifty.cli.layout import Column
-from thrifty.cli.ticker import Ticker, seconds
+from thrifty.cli.shared import opening, options, output
+from thrifty.cli.shared.layout import Column
+from thrifty.cli.shared.ticker import Ticker, seconds
 
 if TYPE_CHECKING:
     from thrifty.claims.harness.records import Row

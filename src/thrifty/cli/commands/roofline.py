@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from thrifty.cli import opening, options, output
-from thrifty.cli.roofline_table import document, show, show_machines
+from thrifty.cli.shared import opening, options, output
+from thrifty.cli.shared.roofline_table import document, show, show_machines
 
 if TYPE_CHECKING:
-    from thrifty.evaluation.machine import Machine
-    from thrifty.evaluation.sizes import ModelSizes
+    from thrifty.evaluation.roofline.machine import Machine
+    from thrifty.evaluation.roofline.sizes import ModelSizes
     from thrifty.recipe import Recipe
 
 EXAMPLE = "thrifty roofline smollm2-135m --machine rtx-4090 --length 4096 --batch 8"
@@ -50,7 +50,7 @@ def command(
     chosen = opening.read_recipe(recipe)
     target = _machine(machine, threads)
     sizes = _sizes(model, chosen, length)
-    from thrifty.evaluation.cost import estimate
+    from thrifty.evaluation.roofline.cost import estimate
 
     found = estimate(sizes, chosen.techniques("cache"), target, length=length, batch=batch)
     if as_json:
@@ -60,7 +60,7 @@ def command(
 
 
 def _machine(name: str, threads: int | None) -> Machine:
-    from thrifty.evaluation import machine
+    from thrifty.evaluation.roofline import machine
 
     if name != machine.THIS:
         return machine.named(name)
@@ -72,7 +72,7 @@ def _sizes(model: str, recipe: Recipe, length: int) -> ModelSizes:
     """The model's parts as the recipe stores them. Raises PromptError beyond its context, with what works."""
     from thrifty.cache.composition import check_order
     from thrifty.errors import PromptError
-    from thrifty.evaluation import sizes
+    from thrifty.evaluation.roofline import sizes
     from thrifty.frontier.predict import as_stored
     from thrifty.models.inspection import inspect
     from thrifty.models.loading import resolve
@@ -93,7 +93,7 @@ def _sizes(model: str, recipe: Recipe, length: int) -> ModelSizes:
 
 
 def _list(as_json: bool) -> None:
-    from thrifty.evaluation import machine
+    from thrifty.evaluation.roofline import machine
 
     machines = [machine.named(name) for name in machine.names()]
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thrifty.cli import opening, options, output, streams
+from thrifty.cli.shared import opening, options, output, streams
 
 if TYPE_CHECKING:
     from thrifty.engine.request import Handle

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from thrifty.cli import opening, options, output
-from thrifty.cli.layout import Column
+from thrifty.cli.shared import opening, options, output
+from thrifty.cli.shared.layout import Column
 
 EXAMPLE = "thrifty techniques kivi"
 

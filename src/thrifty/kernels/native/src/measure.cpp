@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
-#include "isa.hpp"
-#include "linear.hpp"
+#include "isa/isa.hpp"
+#include "linear/linear.hpp"
 
 namespace thrifty {
 

@@ -1,0 +1,1 @@
+"""Carrying out what policies ask for: evicting, merging, storing, renumbering, rolling back."""

@@ -1,0 +1,90 @@
+"""Renumbering: the keys of slots rotated to other positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from thrifty.arrays import Floats, Integers
+from thrifty.cache.editing.rotation import rotate_again
+from thrifty.cache.editing.storing import Piece, store
+from thrifty.cache.slots.builder import Builder
+from thrifty.cache.slots.segment import Segment
+from thrifty.cache.slots.span import Span
+from thrifty.formats import kv_batch
+from thrifty.formats.kv import PAGE
+
+
+def renumber(
+    builder: Builder, layer: int, spans: Sequence[Span], start: int, stop: int, positions: Integers
+) -> list[Span]:
+    """Rotate the keys of slots start..stop (the same for every head) to `positions` int64 [stop-start]."""
+    cut = store(builder, layer, spans, [Piece(start, stop, "")], range(builder.model.kv_heads))
+    first = [0] * builder.model.kv_heads
+    result = []
+    for span in cut:
+        here = first[span.segment.heads[0]]
+        for head in span.segment.heads:
+            first[head] += span.count(layer, head)
+        if here < start or here + span.tokens > stop or not span.tokens:
+            result.append(span)
+            continue
+        result.append(turn(builder, (layer,), [span], positions[here - start : here - start + span.tokens]))
+        span.segment.release()
+    return result
+
+
+def turn(builder: Builder, layers: tuple[int, ...], spans: Sequence[Span], positions: Integers) -> Span:
+    """One span a layer, alike but for their contents, as one new segment with keys rotated to `positions`.
+
+    Always from the keys that were first written, so that turning often is as exact as turning once. The spans keep
+    their references.
+    """
+    heads, tokens, format = spans[0].segment.heads, spans[0].tokens, spans[0].segment.format
+    new = builder.new(layers, heads, tokens, format)
+    try:
+        target = new.slabs()
+        turned, first = [], []
+        for row, (layer, span) in enumerate(zip(layers, spans, strict=True)):
+            keys, before = _first_keys(span, span.layer(layer))
+            first.append(keys)
+            turned.append(rotate_again(builder.model, layer, keys, before, positions))
+            part = target[row * len(heads) : (row + 1) * len(heads)]
+            old = span.segment
+            slabs = old.slabs([span.layer(layer)])
+            kv_batch.copy_pages(slabs, part, format, old.capacity, new.capacity, old.head_dim, 0)
+            if old.bias is not None:
+                for head in heads:
+                    new.set_bias(layer, head, span.bias(layer, head))
+        _write_keys(new, np.concatenate(turned))
+        new.set_positions([positions] * len(heads))
+        new.set_first_keys(np.stack(first), before)
+    except BaseException:
+        new.release()
+        raise
+    return Span(new, tokens)
+
+
+def _write_keys(new: Segment, keys: Floats) -> None:
+    """Overwrite the keys [layers·heads, tokens, d] of all slots."""
+    if not new.quantised:
+        held, _ = kv_batch.plain(new.slabs(), new.format, new.capacity, new.head_dim)
+        for start in range(0, new.tokens, PAGE):
+            part = keys[:, start : start + PAGE].swapaxes(1, 2)
+            held[:, start // PAGE, :, : part.shape[2]] = part.astype(held.dtype)
+        return
+    for layer in new.layers:
+        for head in new.heads:
+            row = new.layers.index(layer) * len(new.heads) + new.heads.index(head)
+            values = new.read(layer, head)[1]
+            new.write(layer, head, 0, keys[row], values)
+
+
+def _first_keys(span: Span, source: int) -> tuple[Floats, Integers]:
+    """Keys [heads, tokens, d] fp32 of a layer as they were first written, and their positions."""
+    old = span.segment
+    if old.first_keys is not None:
+        return old.first_keys[0][old.layers.index(source), :, : span.tokens], old.first_keys[1][: span.tokens]
+    keys = np.stack([old.read(source, head, span.tokens)[0] for head in old.heads])
+    return keys, old.positions_of(old.heads[0], span.tokens)

@@ -1,0 +1,234 @@
+"""The native View of a sequence, kept in step with its spans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from thrifty.arrays import Bytes, Floats
+from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.slots.segment import INDEX, Segment
+from thrifty.cache.slots.span import Span
+from thrifty.errors import KernelError
+from thrifty.formats.kv import FORMATS, PAGE
+from thrifty.kernels import dispatch
+
+if TYPE_CHECKING:
+    from thrifty.cache.slots.sequence_slots import SequenceSlots
+    from thrifty.cache.slots.tiers import Tiers
+    from thrifty.storage.ledger import Reservation
+
+CHUNK_PAGES = 4
+"""Native attention splits at fixed chunks of 4 pages (256 slots), counted from the view's first page."""
+
+
+def native_view(model: ModelInfo) -> Any:
+    """An empty native View, or None where the native module is absent or off. Raises KernelError where native code does
+    not take the head dimension.
+    """
+    module = dispatch.native()
+    if module is None:
+        return None
+    try:
+        return module.View(model.layers, model.kv_heads, model.head_dim)
+    except ValueError as error:
+        raise KernelError(f"{error}; native=False (--reference) runs without native code") from error
+
+
+class Mirror:
+    """Pushes what a sequence holds into a native View, from when it is first asked for. Every call keeps view and
+    Python lists equal, or lets the view go; where there is none it has no effect.
+
+    Holes and slots that are not selected are seen with a logit bias of −inf. What lies on disk is seen in a copy in
+    memory, which the ledger counts while there is a view.
+
+    view: the native View, None while there is none. It knows how many rows are uncommitted, `OpenRows` then does not.
+    charged: index bytes, of selections' biases.
+    """
+
+    def __init__(self, tiers: Tiers, model: ModelInfo, reservation: Reservation | None) -> None:
+        self.view: Any = None
+        self.charged = 0
+        self._tiers = tiers
+        self._model = model
+        self._reservation = reservation
+        self._sums = False
+        self._copies: dict[Segment, Segment] = {}
+        self._biases: dict[int, list[Floats]] = {}
+        self._left_out: dict[int, int] = {}
+
+    def follow(self, sequence: SequenceSlots, *, sums: bool) -> Any:
+        """The view, made where there is none; None where there is no native code. sums: whether native code is to
+        collect column sums, for which the view has every place. Raises BudgetError or StorageError, with no view.
+        """
+        if self._sums != sums and self._biases:
+            self.hand_back(sequence)
+        self._sums = sums
+        if self.view is None:
+            if sequence.parked:
+                raise RuntimeError("a parked sequence was asked for its native view: resume it first")
+            view = native_view(self._model)
+            if view is not None:
+                self._fill(view, sequence)
+                sequence.open_rows.pending = {}  # the view has them
+                self.view = view
+        return self.view
+
+    def drop(self) -> None:
+        """Let the view go, with the uncommitted rows that native code appended."""
+        self.view = None
+        if self._biases:
+            self._biases, self._left_out = {}, {}
+            charged, self.charged = self.charged, 0
+            self._tiers.ledger.credit(INDEX, charged, self._reservation)
+        if self._copies:
+            copies, self._copies = self._copies, {}
+            for segment in copies.values():
+                segment.release()
+
+    def hand_back(self, sequence: SequenceSlots) -> None:
+        """Let the view go, but not the uncommitted rows that native code appended: a chunk may be half done."""
+        if self.view is not None:
+            rows = {layer: self.uncommitted(sequence, layer) for layer in range(self._model.layers)}
+            sequence.open_rows.pending = {layer: count for layer, count in rows.items() if count}
+        self.drop()
+
+    def copies(self) -> Iterator[Segment]:
+        """What it holds in memory of segments that lie on disk, one reference each."""
+        yield from self._copies.values()
+
+    def uncommitted(self, sequence: SequenceSlots, layer: int) -> int:
+        """Rows of a layer that the view has and the sequence has not committed."""
+        assert self.view is not None, "the native view was asked for"
+        sealed = sum(span.tokens for span in sequence.spans[layer] if span.holds(0)) - self._left_out.get(layer, 0)
+        return int(self.view.tokens(layer, 0)) - sealed - sequence.open_rows.committed(layer)
+
+    def widest(self, layers: Sequence[int]) -> int:
+        """Places of the head that holds most, holes counted."""
+        assert self.view is not None, "the native view was asked for"
+        heads = range(self._model.kv_heads)
+        return max((self.view.tokens(layer, head) for layer in layers for head in heads), default=0)
+
+    def truncate(self, rows: int) -> None:
+        """Drop the newest rows of every layer."""
+        if self.view is not None:
+            for layer in range(self._model.layers):
+                self.view.truncate(layer, rows)
+
+    def rebuild(self, sequence: SequenceSlots, layer: int) -> None:
+        """Everything of one layer anew."""
+        if self.view is not None:
+            self._push_all(self.view, sequence, layer)
+
+    def exchange(self, layer: int, index: int, span: Span) -> None:
+        """The span at `index`, which holds every head as all before it do, is now this one, of as many tokens."""
+        if self.view is None:
+            return
+        segment, source = span.segment, span.layer(layer)
+        form, bias = FORMATS.index(segment.format), _bias_rows(segment, source)
+        for row, (head, slab) in enumerate(zip(segment.heads, segment.slabs([source]), strict=True)):
+            own = None if bias is None else bias[row]
+            self.view.exchange(layer, head, index, slab, segment.capacity, form, own)
+
+    def open_page(self, layer: int, segment: Segment) -> None:
+        """An open segment that native code appends to."""
+        if self.view is not None:
+            _push_open(self.view, layer, segment, 0)
+
+    def drop_front(self, layer: int, spans: int) -> None:
+        """A windowed layer let go of its first spans."""
+        if layer in self._biases:
+            self.drop()
+        if self.view is not None:
+            for head in range(self._model.kv_heads):
+                self.view.drop_front(layer, head, spans)
+
+    # --- pushing -------------------------------------------------------------------------------------
+
+    def _fill(self, view: Any, sequence: SequenceSlots) -> None:
+        try:
+            for layer in range(self._model.layers):
+                self._push_all(view, sequence, layer)
+        except BaseException:
+            self.drop()
+            raise
+
+    def _push_all(self, view: Any, sequence: SequenceSlots, layer: int) -> None:
+        view.clear(layer, -1)
+        spans = sequence.spans[layer]
+        self._advance(view, sequence, layer, sequence.let_go[layer] % CHUNK_PAGES)
+        if layer in sequence.selected:
+            self._push_selected(view, sequence, layer)
+        else:
+            for span in spans:
+                segment, source = span.segment, span.layer(layer)
+                slabs, form = self._slabs(segment, source), FORMATS.index(segment.format)
+                bias = _bias_rows(segment, source)
+                view.push_heads(layer, segment.heads, slabs, span.tokens, segment.capacity, form, bias, True)
+        for segment, tokens in sequence.open_rows.pages(layer):
+            _push_open(view, layer, segment, tokens)
+
+    def _push_selected(self, view: Any, sequence: SequenceSlots, layer: int) -> None:
+        """The spans of a layer of which only some slots are attended to. Those without any are left out, but where
+        column sums count places."""
+        biases = self._biases[layer] = self._selected_biases(sequence, layer)
+        self._left_out[layer] = 0
+        first = [0] * self._model.kv_heads
+        for span in sequence.spans[layer]:
+            segment = span.segment
+            for head in segment.heads:
+                own = biases[head][first[head] : first[head] + span.tokens]
+                first[head] += span.tokens
+                if not self._sums and own.max(initial=-np.inf) == -np.inf:
+                    self._left_out[layer] += span.tokens if head == 0 else 0
+                    continue
+                slab = self._slabs(segment, span.layer(layer))[segment.heads.index(head)]
+                form = FORMATS.index(segment.format)
+                view.push(layer, head, slab, span.tokens, segment.capacity, form, own, True)
+
+    def _selected_biases(self, sequence: SequenceSlots, layer: int) -> list[Floats]:
+        """By KV head fp32 [places], charged until the view goes."""
+        biases = []
+        for head, selection in enumerate(sequence.selected[layer]):
+            held = [span.bias(layer, head) for span in sequence.spans[layer] if span.holds(head)]
+            biases.append(selection.only(np.concatenate([np.empty(0, np.float32), *held])))
+        nbytes = sum(bias.nbytes for bias in biases) - sum(bias.nbytes for bias in self._biases.get(layer, ()))
+        if nbytes > 0:
+            self._tiers.ledger.charge(INDEX, nbytes, self._reservation)
+        else:
+            self._tiers.ledger.credit(INDEX, -nbytes, self._reservation)
+        self.charged += nbytes
+        return biases
+
+    def _advance(self, view: Any, sequence: SequenceSlots, layer: int, pages: int) -> None:
+        """Push and drop as many pages, so that attention chunks of a windowed layer stay where they were."""
+        spans = sequence.spans[layer]
+        if not pages or not spans:
+            return
+        segment = spans[0].segment
+        slabs, form = self._slabs(segment, spans[0].layer(layer)), FORMATS.index(segment.format)
+        for head in range(self._model.kv_heads):
+            for _ in range(pages):
+                view.push(layer, head, slabs[0], PAGE, segment.capacity, form, None, True)
+            view.drop_front(layer, head, pages)
+
+    def _slabs(self, segment: Segment, layer: int) -> Bytes:
+        """uint8 [heads, slab_bytes] of one layer, in memory."""
+        owner = segment.owner
+        if owner.run is not None:
+            return owner.slabs([layer])
+        if owner not in self._copies:
+            self._copies[owner] = owner.copy_in_memory(self._reservation)
+        return self._copies[owner].slabs([layer])
+
+
+def _bias_rows(segment: Segment, layer: int) -> Floats | None:
+    """fp32 [heads, capacity] of one layer, None where there is no bias."""
+    return None if segment.bias is None else segment.bias[segment.layers.index(layer)]
+
+
+def _push_open(view: Any, layer: int, segment: Segment, tokens: int) -> None:
+    form = FORMATS.index(segment.format)
+    view.push_heads(layer, segment.heads, segment.slabs([layer]), tokens, segment.capacity, form, None, False)

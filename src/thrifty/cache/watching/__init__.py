@@ -1,0 +1,1 @@
+"""What policies are shown: statistics gathered while attention runs, rehearsals of the prompt."""

@@ -1,0 +1,62 @@
+"""Attention of the reference path over a sequence's slots, and the statistics that it leaves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from thrifty.arrays import Floats
+from thrifty.cache.slots.reading import Source, attended, reachable
+from thrifty.cache.watching.collector import ROWS_AT_ONCE
+from thrifty.kernels.reference import attention
+
+if TYPE_CHECKING:
+    from thrifty.cache.sequence import SequenceCache
+
+
+def attend(
+    sequence: SequenceCache, layer: int, query: Floats, *, scale: float, softcap: float, window: int | None
+) -> Floats:
+    """query [n, heads, head_dim] fp32 of the newest n rows → [n, heads, head_dim] fp32.
+
+    Column sums of rows that may still be rejected are kept row by row where they are few, else as one block.
+    """
+    rows, model, collector = len(query), sequence.model, sequence.collector
+    keep_sums = collector.sums_now and window is None
+    prompt = sequence.open_rows.scratch is not None
+    apart = keep_sums and not prompt and rows <= ROWS_AT_ONCE
+    out = np.empty((rows, model.heads, model.head_dim), np.float32)
+    sums = []
+    for head in range(model.kv_heads):
+        part = slice(head * model.group, (head + 1) * model.group)
+        selection = sequence.selected[layer][head] if layer in sequence.selected else None
+        result = attention.attend(
+            query[:, part],
+            attended(_sources(sequence, layer, head, rows, window), head, selection),
+            scale=scale,
+            window=window,
+            softcap=softcap,
+            column_sums=keep_sums and not apart,
+            probabilities=apart,
+        )
+        out[:, part] = result.out
+        if apart and result.probabilities is not None:
+            collector.add_rows(layer, head, result.probabilities)
+        elif result.column_sums is not None:
+            sums.append(result.column_sums)
+    if sums and prompt:
+        collector.add_sums(layer, sums)
+    elif sums:
+        for head, added in enumerate(sums):
+            collector.add_block(layer, head, added)
+    collector.add_queries(layer, query)
+    return out
+
+
+def _sources(sequence: SequenceCache, layer: int, head: int, rows: int, window: int | None) -> list[Source]:
+    """What one head's newest rows may see, in order."""
+    spans = sequence.spans[layer]
+    sources = [Source(span.segment, span.layer(layer), span.tokens) for span in spans if span.holds(head)]
+    sources += [Source(page, layer, tokens) for page, tokens in sequence.open_rows.pages(layer) if tokens]
+    return sources if window is None else reachable(sources, rows + window - 1)

@@ -1,0 +1,194 @@
+"""What a request must pass before it is queued: everything that can never be served is refused here, with a
+number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from thrifty import registry
+from thrifty.decoding.possible import Absent
+from thrifty.decoding.sampling import ForcedSampler, Sampler, check_tokens
+from thrifty.decoding.sampling_parameters import AtMost, SamplingParameters
+from thrifty.decoding.strategies.autoregressive import Autoregressive
+from thrifty.decoding.strategy import DecodingStrategy
+from thrifty.engine.admission import bounding
+from thrifty.engine.request import Request
+from thrifty.engine.running import Sequence as Running
+from thrifty.errors import PromptError, RecipeError
+
+if TYPE_CHECKING:
+    from thrifty.cache.policy import CachePolicy
+    from thrifty.engine.admission.memory import EngineMemory
+    from thrifty.models.model import Model
+
+Tables = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A request that passed: its techniques, the longest answer it may give, and its sampler."""
+
+    request: Request
+    policies: tuple[CachePolicy, ...]
+    strategy: DecodingStrategy
+    maximum_tokens: int
+    sampler: Sampler
+
+
+class Intake:
+    """Checks requests against the model, the context and the budget."""
+
+    def __init__(
+        self,
+        model: Model,
+        memory: EngineMemory,
+        *,
+        context: int | None,
+        cache: Tables,
+        decoding: Tables,
+        batch: int,
+    ) -> None:
+        """Raises PromptError where `context` exceeds the model's, RecipeError for the tables, BudgetError
+        where the budget does not hold one token with them.
+        """
+        own = model.config.context_length
+        if context is not None and not 2 <= context <= own:
+            raise PromptError(f"context = {context} is out of range; this model takes 2 to {own} tokens")
+        self.context = own if context is None else context
+        self.vocabulary_size = model.config.vocabulary_size
+        self.end_ids = frozenset(model.tokenizer.eos_ids if model.tokenizer else model.config.eos_ids)
+        self._tokenizer = model.tokenizer
+        self._memory = memory
+        self._batch = batch
+        self._cache = tuple(cache)
+        self._decoding = tuple(decoding)
+        memory.check(bounding.with_capacity(self._policies(None), 1), 1, 2, what="one token")
+        self._strategy(None)
+
+    def check(self, request: Request) -> Ticket:
+        """Raises PromptError, RecipeError or BudgetError, each with what would work."""
+        check_tokens("the prompt", request.prompt, self.vocabulary_size)
+        if request.samples > self._batch:
+            raise PromptError(
+                f"samples = {request.samples}, but the engine decodes {self._batch} together; "
+                f"use at most {self._batch}, or an engine with a larger batch"
+            )
+        if request.sampling.stop and self._tokenizer is None:
+            raise PromptError(
+                f"stop = {request.sampling.stop!r} looks for text, and this model has no tokenizer.json; "
+                "use stop_token_ids"
+            )
+        if request.forced is not None and request.samples > 1:
+            raise PromptError("forced answers are all the same; use samples = 1")
+        policies, strategy = self._fitted(request), self._strategy(request.decoding)
+        for policy in policies:
+            policy.check_prompt(self._memory.cache.model, len(request.prompt))
+        maximum = self._maximum(request, policies, len(request.prompt))
+        sampler = self._sampler(request)
+        sampler.observe_prompt(request.prompt)
+        return Ticket(request, policies, strategy, maximum, sampler)
+
+    def check_fork(
+        self,
+        parent: Running,
+        sampling: SamplingParameters | None,
+        stream: int,
+        forced: Sequence[int] = (),
+        free: int = 0,
+    ) -> Ticket:
+        """The ticket of a sequence that goes on from `parent`. Raises PromptError or BudgetError."""
+        origin = parent.ticket.request
+        if sampling is None:
+            left = parent.total - len(parent.tokens)
+            sampling = dataclasses.replace(parent.sampler.parameters, max_tokens=left)
+        request = dataclasses.replace(
+            origin,
+            prompt=parent.tokens,
+            sampling=sampling,
+            samples=1,
+            forced=tuple(forced) or None,
+            free=free,
+            identity=_identity(),
+        )
+        maximum = self._maximum(request, parent.ticket.policies, parent.prompt_length)
+        sampler = parent.sampler.fork(stream, sampling, request.forced or ())
+        return Ticket(request, parent.ticket.policies, parent.strategy, maximum, sampler)
+
+    def _fitted(self, request: Request) -> tuple[CachePolicy, ...]:
+        """The request's policies, with the capacities that its byte budget gives them."""
+        wanted = self._wanted(request)
+        total = self.context if wanted is None else min(self.context, len(request.prompt) + wanted)
+        need = self._need(request, len(request.prompt))
+        return bounding.fitted(self._policies(request.cache), request.cache_bytes, need, total)
+
+    @staticmethod
+    def _wanted(request: Request) -> int | None:
+        """The answer's tokens that the request asks for, None: as many as there may be."""
+        return request.sampling.max_tokens if request.forced is None else len(request.forced) + request.free
+
+    def _need(self, request: Request, prefilled: int) -> bounding.Need:
+        return lambda policies, total: self._memory.request_bytes(policies, prefilled, total, request.samples)
+
+    def _maximum(self, request: Request, policies: Sequence[CachePolicy], prefilled: int) -> int:
+        """The answer's bound in tokens. prefilled: tokens of the original prompt (a fork's prompt is longer)."""
+        held, room = len(request.prompt), self.context - len(request.prompt)
+        if room < 1:
+            raise PromptError(
+                f"the prompt has {held} tokens; the context holds {self.context}, the answer included: "
+                f"use at most {self.context - 1}"
+            )
+        wanted, bound, need = self._wanted(request), request.cache_bytes, self._need(request, prefilled)
+        if wanted is None or isinstance(wanted, AtMost):
+            fitting = self._memory.longest(policies, prefilled, self.context, request.samples)
+            if bound is not None:
+                fitting = min(fitting, bounding.longest(policies, bound, need, prefilled, self.context))
+            most = room if wanted is None else min(room, wanted)
+            wanted = max(1, min(most, fitting - held))
+        if wanted > room:
+            raise PromptError(
+                f"max_tokens = {wanted} after a prompt of {held} tokens exceeds the context of {self.context}; "
+                f"use at most {room}, or None for as many as fit"
+            )
+        if bound is not None:
+            bounding.check(policies, bound, need, prefilled, held + wanted)
+        self._memory.check(policies, prefilled, held + wanted, request.samples)
+        return wanted
+
+    def _policies(self, tables: Tables | None) -> tuple[CachePolicy, ...]:
+        from thrifty.cache.composition import check_order
+
+        chosen = self._cache if tables is None else tables
+        policies = tuple(registry.build("cache", table) for table in chosen)
+        check_order(policies)
+        for policy in policies:
+            policy.check(self._memory.cache.model)
+        return policies
+
+    def _strategy(self, tables: Tables | None) -> DecodingStrategy:
+        chosen = self._decoding if tables is None else tables
+        if len(chosen) > 1:
+            names = " and ".join(str(table.get("technique")) for table in chosen)
+            raise RecipeError(f"a request decodes with one strategy; the recipe has {names}: keep one")
+        if not chosen:
+            return Autoregressive()
+        strategy: DecodingStrategy = registry.build("decoding", chosen[0])
+        return strategy
+
+    def _sampler(self, request: Request) -> Sampler:
+        if request.forced is not None:
+            return ForcedSampler(request.sampling, self.vocabulary_size, request.forced, absent=self._absent)
+        return Sampler(request.sampling, self.vocabulary_size, absent=self._absent)
+
+    @cached_property
+    def _absent(self) -> Absent:
+        """The rows of the model that are no token; read with the first request, as the tokenizer is."""
+        return Absent(() if self._tokenizer is None else self._tokenizer.absent_ids(self.vocabulary_size))
+
+
+def _identity() -> str:
+    return Request(prompt=(0,)).identity

@@ -1,0 +1,264 @@
+"""The engine's memory: one budget for weights, workspace and caches, and who holds what."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from thrifty.cache.pool import Cache
+from thrifty.engine.admission.request_bounds import RequestBounds
+from thrifty.engine.admission.request_sizes import RequestSizes
+from thrifty.engine.model_info import model_info
+from thrifty.engine.plan.native_runner import NativeRunner
+from thrifty.engine.runner import Runner
+from thrifty.engine.running import Sequence as Running
+from thrifty.engine.running import State
+from thrifty.formats.kv import PAGE
+from thrifty.models.rope import depends_on_length, length_class
+from thrifty.storage.budget import parse_size
+from thrifty.storage.ledger import Ledger, Reservation
+
+if TYPE_CHECKING:
+    from thrifty.cache.sequence import SequenceCache
+    from thrifty.models.model import Model
+
+
+class EngineMemory(RequestBounds):
+    """Charges weights and workspace, opens and frees the caches of sequences. ledger: bytes by category."""
+
+    def __init__(
+        self,
+        model: Model,
+        runner: Runner,
+        memory: int | str | None,
+        *,
+        chunk: int,
+        disk: str | os.PathLike[str] | None = None,
+        prefix_tree: bool = True,
+        beside: int | None = None,
+    ) -> None:
+        """chunk: the most rows that a prefill appends at once. disk: folder of the disk tier, None: the system's
+        temporary one. beside: bytes of the process beside the ledger, where it is bounded as a whole. Raises
+        BudgetError where weights and workspace alone exceed the budget.
+        """
+        self.ledger = Ledger(None if memory is None else parse_size(memory))
+        self._runner = runner
+        ropes = dict.fromkeys(layer.rope for layer in model.config.layers)
+        self._ropes_by_length = [rope for rope in ropes if depends_on_length(rope)]
+        self._rows = 0
+        self._closed = False
+        self.cache = Cache(
+            model_info(model, chunk),
+            ledger=self.ledger,
+            disk=disk or True,
+            prefix_tree=prefix_tree,
+            outside=model.nbytes + runner.workspace,
+        )
+        super().__init__(
+            RequestSizes(self.cache, model.config.hidden_size, chunk),
+            budget=self.ledger.budget,
+            weights=model.nbytes,
+            workspace=runner.workspace,
+            row_bytes=4 * model.config.vocabulary_size
+            + (runner.sequence_bytes if isinstance(runner, NativeRunner) else 0),
+            beside=beside,
+        )
+        self.check((), 1, 2, what="one token")
+        self.ledger.charge("weights", model.nbytes)
+        self.ledger.charge("workspace", self.workspace)
+
+    # --- what the scheduler asks ---------------------------------------------------------------------
+
+    def admit(self, sequence: Running) -> None:
+        """Reserve the prefill's peak and open the cache, on a shared prefix where the tree has one.
+
+        Raises BudgetError with nothing changed.
+        """
+        ticket, prompt = sequence.ticket, sequence.prompt_length
+        samples = ticket.request.samples
+        covered = min(sequence.total, prompt + PAGE)
+        need = self._sizes.held(ticket.policies, prompt, covered, samples).peak_bytes
+        hidden = self._sizes.hidden(ticket.policies, prompt)
+        owner = f"request {ticket.request.identity}"
+        with ExitStack() as undo:
+            self._take_rows(samples)
+            undo.callback(self._give_rows, samples)
+            reservation = self.cache.reserve(owner, need, ticket.request.cache_bytes)
+            undo.callback(reservation.release)
+            cache = self._open(sequence, reservation)
+            undo.callback(cache.free)
+            self.ledger.charge("workspace", hidden, reservation)
+            undo.pop_all()
+        sequence.cache, sequence.rows, sequence.covered, sequence.hidden_bytes = cache, samples, covered, hidden
+        sequence.shared = cache.hit
+
+    def cover(self, sequence: Running) -> None:
+        """Make sure that the next rows of a decoding sequence have room. Raises BudgetError with nothing
+        changed.
+        """
+        if sequence.state is State.DECODING and len(sequence.tokens) > sequence.covered:
+            self._resize(sequence, min(sequence.total, len(sequence.tokens) + PAGE))
+
+    def publish(self, sequence: Running) -> None:
+        """Offer the pages of a prompt that are computed so far to the prefix tree."""
+        self._publish(sequence, sequence.ticket.request.prompt)
+
+    def publish_answer(self, sequence: Running) -> None:
+        """Offer the pages of a prompt and its answer, for a prompt that goes on from them: the next turn of a chat.
+
+        Only where a decoded row has the bits of a prefilled one: native code computed it, and nothing compressed it.
+        """
+        cache = sequence.cache
+        if cache is None or sequence.state is not State.DECODING or sequence.parked:
+            return
+        if not cache.policies and cache.mirror.view is not None:
+            self._publish(sequence, sequence.tokens)
+
+    def settle(self, sequence: Running) -> None:
+        """After its prefill: give back the hidden state and the promised peak."""
+        self._drop_hidden(sequence)
+        self._resize(sequence, sequence.covered)
+
+    def fork(self, parent: Running, child: Running) -> None:
+        """Give `child` a cache that shares the parent's; where the parent holds rows of logits for its samples, one of
+        those too. Raises BudgetError with nothing changed.
+        """
+        assert parent.cache is not None
+        policies, prompt, length = parent.ticket.policies, parent.prompt_length, len(parent.tokens)
+        covered, held = min(child.total, length + PAGE), parent.cache.length
+        shared = self._sizes.shared(policies, prompt, held, held)
+        need = self._sizes.decoding(policies, prompt, covered, shared)
+        owner, rows = f"request {child.answer.identity}", int(parent.rows == 1)
+        with ExitStack() as undo:
+            self._take_rows(rows)
+            undo.callback(self._give_rows, rows)
+            reservation = self.cache.reserve(owner, need, child.ticket.request.cache_bytes)
+            undo.callback(reservation.release)
+            cache = parent.cache.fork(reservation)
+            undo.pop_all()
+        parent.rows -= 1 - rows
+        child.cache, child.rows, child.covered, child.shared = cache, 1, covered, held
+
+    def park(self, sequence: Running) -> None:
+        """Let the sequence's segments move to the disk tier; its promise ends."""
+        assert sequence.cache is not None
+        sequence.cache.park()
+
+    def restore(self, sequence: Running, beside: int) -> None:
+        """Bring a parked sequence back, with room for its next page and one of each of the `beside` active ones: so
+        that it does not have to leave again at once. Raises BudgetError with nothing changed.
+        """
+        cache = sequence.cache
+        assert cache is not None and cache.reservation is not None
+        tokens = sequence.covered
+        if len(sequence.tokens) >= tokens:
+            tokens = min(sequence.total, len(sequence.tokens) + PAGE)
+        decoding = sequence.state is State.DECODING
+        growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes) if decoding else 0
+        extra = growth + beside * self._sizes.page_bytes
+        self.cache.tiers.make_room(_missing(sequence) + extra)
+        self.ledger.reserve(f"request {sequence.answer.identity}", _missing(sequence) + extra).release()
+        cache.resume()
+        try:
+            if decoding:
+                self._resize(sequence, tokens)
+        except BaseException:
+            cache.park()
+            raise
+
+    def release(self, sequence: Running) -> None:
+        """Free what the sequence holds; without effect on one that holds nothing.
+
+        Where it is left by an error: `recount`, then once more.
+        """
+        self._give_rows(sequence.rows)
+        sequence.rows = 0
+        sequence.prefill = None
+        if sequence.cache is not None:
+            self._drop_hidden(sequence)
+            self.cache.release(sequence.cache)
+            sequence.cache = None
+
+    def recount(self, sequences: Sequence[Running]) -> None:
+        """Set the books right after an error that left a call in the middle. sequences: all that are not finished."""
+        self._rows = sum(sequence.rows for sequence in sequences)
+        hidden = {
+            sequence.cache.reservation: sequence.hidden_bytes
+            for sequence in sequences
+            if sequence.cache is not None and sequence.cache.reservation is not None and not sequence.cache.freed
+        }
+        fixed = 0 if self._closed else self.workspace + self._rows * self._row_bytes
+        self.cache.recount("workspace", fixed, hidden)
+
+    def close(self) -> None:
+        """Forget the prefix tree and give back everything but the weights."""
+        self._closed = True
+        if self.cache.tree is not None:
+            self.cache.tree.clear()
+        if self.cache.tiers.disk is not None:
+            self.cache.tiers.disk.close()
+        self.ledger.credit("workspace", self.ledger.bytes_of("workspace"))
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready: the budget, and bytes by category, now and at the peak."""
+        return self.cache.describe()
+
+    # --- inside --------------------------------------------------------------------------------------
+
+    def _publish(self, sequence: Running, tokens: Sequence[int]) -> None:
+        cache, request = sequence.cache, sequence.ticket.request
+        if cache is not None and request.share_prefix:
+            self.cache.publish(cache, tokens, salt=self._salt(request.salt, sequence.prompt_length))
+
+    def _need_of(self, sequence: Running, tokens: int) -> int:
+        """What a sequence needs of its own until it has `tokens` tokens."""
+        assert sequence.cache is not None
+        policies, prompt = sequence.ticket.policies, sequence.prompt_length
+        shared = self._sizes.shared(policies, prompt, sequence.shared, sequence.cache.length)
+        return self._sizes.decoding(policies, prompt, tokens, shared)
+
+    def _resize(self, sequence: Running, tokens: int) -> None:
+        cache = sequence.cache
+        assert cache is not None and cache.reservation is not None
+        need = self._need_of(sequence, tokens)
+        self.cache.tiers.make_room(need - cache.reservation.nbytes)
+        cache.reservation.resize(need)
+        sequence.covered = tokens
+
+    def _open(self, sequence: Running, reservation: Reservation) -> SequenceCache:
+        request = sequence.ticket.request
+        tokens = request.prompt if request.share_prefix else ()
+        salt = self._salt(request.salt, sequence.prompt_length)
+        return self.cache.create(sequence.ticket.policies, tokens=tokens, salt=salt, reservation=reservation)
+
+    def _drop_hidden(self, sequence: Running) -> None:
+        cache, hidden = sequence.cache, sequence.hidden_bytes
+        assert cache is not None
+        sequence.hidden_bytes = 0
+        self.ledger.credit("workspace", hidden, cache.reservation)
+
+    def _take_rows(self, count: int) -> None:
+        """Charge logits for so many more sequences."""
+        self.cache.tiers.make_room(count * self._row_bytes)
+        self.ledger.charge("workspace", count * self._row_bytes)
+        self._rows += count
+
+    def _give_rows(self, count: int) -> None:
+        if count:
+            self._runner.keep_logits(self._rows - count)
+            self.ledger.credit("workspace", count * self._row_bytes)
+            self._rows -= count
+
+    def _salt(self, salt: str, prompt: int) -> str:
+        """Keys rotated by the length of their sequence are shared between prompts under which they turn alike."""
+        return "|".join([salt, *(str(length_class(rope, prompt)) for rope in self._ropes_by_length)])
+
+
+def _missing(sequence: Running) -> int:
+    """Bytes that a parked sequence needs before it can go on: what was promised, and what lies on disk."""
+    cache = sequence.cache
+    assert cache is not None and cache.reservation is not None
+    away = sum(segment.nbytes for segment in cache.segments() if segment.tier == "disk")
+    return max(cache.reservation.outstanding, away)

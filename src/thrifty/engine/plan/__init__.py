@@ -1,0 +1,1 @@
+"""The native plan: built from a packed model, run by the native runner."""

@@ -1,0 +1,155 @@
+"""The native runner: steps as replays of a compiled plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from thrifty import extras
+from thrifty.arrays import Floats
+from thrifty.decoding.strategy import Scores
+from thrifty.engine.plan.plan import NOWHERE, NativePlan, Whole, compile_plan
+from thrifty.engine.runner import Rows, Runner
+from thrifty.errors import KernelError
+from thrifty.kernels import dispatch
+
+if TYPE_CHECKING:
+    from thrifty.cache.watching.sums import Accumulator
+    from thrifty.models.model import Model
+
+INSTEAD = "native=False (--reference) runs the slow torch reference instead"
+
+
+def choose_runner(model: Model, *, native: bool | None, threads: int | None, rows: int) -> Runner:
+    """The native runner, or with native=False the torch reference. rows: the most of a step.
+
+    Raises KernelError where there is no native module, or where it does not do what the model needs; MissingExtra
+    where the reference is asked for without torch.
+    """
+    if threads is not None:
+        dispatch.set_threads(threads)
+    if native is False:
+        extras.require_torch("--reference (native=False)")
+        from thrifty.reference.runner import ReferenceRunner
+
+        return ReferenceRunner(model, "native code was turned off")
+    try:
+        module = dispatch.require()
+        plan = compile_plan(model, rows)
+    except KernelError as error:
+        raise KernelError(f"{str(error).rstrip('.')}; {INSTEAD}") from error
+    reason = f"native plan of {len(model.config.layers)} layers, {module.isa()}, {module.threads()} threads"
+    return NativeRunner(plan, reason)
+
+
+class NativeRunner:
+    """Runs sequences through the plan. A row has the same bits in any batch, whoever else runs."""
+
+    name = "native"
+
+    def __init__(self, plan: NativePlan, reason: str) -> None:
+        self.plan = plan
+        self.reason = reason
+        self.layers = len(plan.config.layers)
+
+    @property
+    def workspace(self) -> int:
+        """See Runner."""
+        return self.plan.nbytes
+
+    @property
+    def sequence_bytes(self) -> int:
+        """Bytes that it keeps for each sequence beside its row of logits: how its present positions are turned."""
+        return self.plan.rotary.block_bytes
+
+    def keep_logits(self, rows: int) -> None:
+        """See Runner."""
+        self.plan.keep_logits(rows)
+
+    def decode(self, batch: Sequence[Rows]) -> Scores:
+        """See Runner."""
+        counts, views = [len(rows.tokens) for rows in batch], [_view(rows) for rows in batch]
+        tokens = _integers(list(chain.from_iterable(rows.tokens for rows in batch)))
+        positions = _integers([rows.start + place for rows in batch for place in range(len(rows.tokens))])
+        sums = accumulators([rows.cache.accumulate_rows(len(rows.tokens)) for rows in batch])
+        lengths, wanted = [rows.length for rows in batch], np.arange(len(tokens), dtype=np.int32)
+        logits = self.plan.step(tokens, positions, views, counts, wanted, lengths=lengths, accumulate=sums)
+        return NativeScores(logits, self.plan.argmax.tolist())
+
+    def prefill(self, rows: Rows, last: bool) -> Scores | None:
+        """See Runner."""
+        count, view = len(rows.tokens), _view(rows)
+        wanted = _integers([count - 1]) if last else NOWHERE
+        sums = accumulators([rows.cache.accumulate_prompt(count)])
+        logits = self.plan.step(
+            _integers(rows.tokens), _positions(rows), [view], [count], wanted, lengths=[rows.length], accumulate=sums
+        )
+        return NativeScores(logits, self.plan.argmax.tolist()) if last else None
+
+    def embed(self, tokens: Sequence[int]) -> Floats:
+        """See Runner."""
+        limit = self.plan.max_rows
+        parts = [self.plan.embed(_integers(tokens[first : first + limit])) for first in range(0, len(tokens), limit)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def run_layers(self, first: int, last: int, hidden: Floats, rows: Rows) -> Floats:
+        """See Runner. Changes `hidden` in place."""
+        view, positions, count, lengths = _view(rows), _positions(rows), len(rows.tokens), [rows.length]
+        sums = accumulators([rows.cache.accumulate_prompt(count)])
+        wants = rows.cache.statistics.queries is not None
+        if not wants and rows.watch is None:
+            return self.plan.layers(hidden, positions, [view], [count], first, last, lengths=lengths, accumulate=sums)
+        queries = np.empty((count, self.plan.config.heads, self.plan.config.head_dim), np.float32)
+        for index in range(first, last):
+            self.plan.layers(
+                hidden, positions, [view], [count], index, index + 1, queries, lengths=lengths, accumulate=sums
+            )
+            if wants:
+                rows.cache.observe(index, queries)
+            if rows.watch is not None:
+                rows.watch(index, queries)
+        return hidden
+
+    def logits(self, hidden: Floats) -> Scores:
+        """See Runner."""
+        logits = self.plan.logits(np.ascontiguousarray(hidden))
+        return NativeScores(logits, self.plan.argmax.tolist())
+
+
+class NativeScores:
+    """Scores in the plan's buffers: valid until its next call."""
+
+    def __init__(self, values: Floats, best: list[int]) -> None:
+        self._values = values
+        self._best = best
+
+    def logits(self, row: int) -> Floats:
+        """[vocabulary] fp32 of one row."""
+        return self._values[row]
+
+    def best(self, row: int) -> int:
+        """The row's arg-max, as the plan found it."""
+        return self._best[row]
+
+
+def _view(rows: Rows) -> Any:
+    view = rows.cache.native
+    if view is None:
+        raise KernelError(f"this sequence has no native view: native code is off for its cache; {INSTEAD}")
+    return view
+
+
+def accumulators(collecting: list[Accumulator | None]) -> Sequence[Accumulator | None]:
+    """As a plan takes them: none at all where no sequence collects."""
+    return () if all(sums is None for sums in collecting) else collecting
+
+
+def _integers(values: Sequence[int]) -> Whole:
+    return np.array(values, np.int32)
+
+
+def _positions(rows: Rows) -> Whole:
+    return np.arange(rows.start, rows.start + len(rows.tokens), dtype=np.int32)

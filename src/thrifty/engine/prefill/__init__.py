@@ -1,0 +1,1 @@
+"""Computing prompts: by chunks, by slices of layers, and rehearsals of them."""

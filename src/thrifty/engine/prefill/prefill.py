@@ -1,0 +1,173 @@
+"""Prefill as a thing that stops and goes on: one piece a step, so that decode steps of others run in between.
+
+A piece is a chunk of the prompt through all layers, or, while others decode, through a few: a slice. Rows and layers
+are cut where a result does not depend on it. Rows of an unfinished chunk are in some layers of the cache only; they are
+committed and published when the last layer has them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from thrifty.arrays import Floats
+from thrifty.decoding.strategy import Scores
+from thrifty.engine.prefill.pace import Pace
+from thrifty.engine.prefill.rehearsal import RehearsedPrefill
+from thrifty.engine.runner import CHUNK, Rows, Runner, chunk_end
+
+if TYPE_CHECKING:
+    from thrifty.cache.sequence import SequenceCache
+    from thrifty.engine.running import Sequence as Running
+
+
+class Prefill(Protocol):
+    """The computation of one prompt into one cache."""
+
+    def advance(self, sliced: bool = False) -> Scores | None:
+        """Do the next piece; `sliced`: no more than a slice of it. The scores of the prompt's last token once all is
+        done, else None.
+        """
+        ...
+
+
+def start_prefill(
+    runner: Runner, sequence: Running, chunk: int, publish: Callable[[Running], None], pace: Pace
+) -> Prefill:
+    """The prefill that an admitted sequence's cache asks for. publish: offers what is computed to the prefix tree."""
+    cache = sequence.cache
+    assert cache is not None, "an admitted sequence has a cache"
+    sequence.answer.mark_admitted(cache.hit)
+    cache.remember(sequence.tokens)
+    if cache.layer_major:
+        return LayerMajorPrefill(runner, cache, sequence.tokens, chunk, pace)
+    if cache.rehearses is not None:
+        # Not published: what a compressed prompt lets go of is to be free.
+        whole = ChunkedPrefill(runner, cache, sequence.tokens, chunk, pace, lambda: None)
+        return RehearsedPrefill(runner, cache, sequence.tokens, chunk, pace, whole)
+    return ChunkedPrefill(runner, cache, sequence.tokens, chunk, pace, lambda: publish(sequence))
+
+
+class ChunkedPrefill:
+    """One chunk of tokens after the other, each through all layers: for caches that keep what they are given."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        cache: SequenceCache,
+        prompt: Sequence[int],
+        chunk: int,
+        pace: Pace,
+        publish: Callable[[], None],
+    ) -> None:
+        """chunk: tokens, a multiple of 128. What the cache holds already (a prefix hit) is not computed again.
+        publish: called after each chunk, while windowed layers still hold what a hit there would need.
+        """
+        self._runner = runner
+        self._cache = cache
+        self._prompt = prompt
+        self._chunk = chunk
+        self._pace = pace
+        self._publish = publish
+        self._windowed = any(window is not None for window in cache.model.windows)
+        self._cut: tuple[Rows, Floats] | None = None
+        self._layer = 0
+
+    def advance(self, sliced: bool = False) -> Scores | None:
+        """The next chunk, the rest of one that was cut, or a slice of either."""
+        before = time.perf_counter()
+        if self._cut is None and not sliced:
+            rows = self._begin(self._chunk)
+            scores = self._runner.prefill(rows, last=self._is_last(rows))
+            self._pace.measured(len(rows.tokens), self._runner.layers, time.perf_counter() - before)
+            return self._finish(rows, scores)
+        if self._cut is None:
+            rows = self._begin(self._pace.rows(self._chunk))
+            self._cut = rows, self._runner.embed(rows.tokens)
+        rows, hidden = self._cut
+        left = self._runner.layers - self._layer
+        layers = self._pace.share(len(rows.tokens), left) if sliced else left
+        hidden = self._runner.run_layers(self._layer, self._layer + layers, hidden, rows)
+        self._pace.measured(len(rows.tokens), layers, time.perf_counter() - before)
+        self._layer += layers
+        self._cut = rows, hidden
+        if self._layer < self._runner.layers:
+            return None
+        self._cut, self._layer = None, 0
+        return self._finish(rows, self._runner.logits(hidden[-1:]) if self._is_last(rows) else None)
+
+    def _begin(self, chunk: int) -> Rows:
+        """The next rows, with room for them; they end at a multiple of 128 or at the prompt's end."""
+        start, end = self._cache.length, len(self._prompt)
+        stop = chunk_end(start, end, chunk)
+        if self._windowed and stop - stop % CHUNK > start:
+            stop -= stop % CHUNK
+        self._cache.reserve(stop - start)
+        return Rows(self._cache, self._prompt[start:stop], start, end)
+
+    def _finish(self, rows: Rows, scores: Scores | None) -> Scores | None:
+        self._cache.commit(len(rows.tokens))
+        self._publish()
+        return scores
+
+    def _is_last(self, rows: Rows) -> bool:
+        return rows.start + len(rows.tokens) == len(self._prompt)
+
+
+class LayerMajorPrefill:
+    """The whole prompt through one layer at a time; each layer is compressed before the next one starts.
+
+    So the peak is one full layer plus the compressed rest (and the hidden state of the prompt, as workspace).
+    """
+
+    def __init__(self, runner: Runner, cache: SequenceCache, prompt: Sequence[int], chunk: int, pace: Pace) -> None:
+        """chunk: tokens, a multiple of 128. What the cache holds already (a prefix hit) is not computed
+        again.
+        """
+        self._runner = runner
+        self._cache = cache
+        self._prompt = prompt
+        self._start = self._next = cache.length
+        self._chunk = chunk
+        self._pace = pace
+        self._layer = 0
+        self._sealing = 0.0
+        self._hidden = runner.embed(prompt[self._start :])
+
+    def advance(self, sliced: bool = False) -> Scores | None:
+        """The rest of a layer, chunked inside, then the policies on it; sliced: some of the chunks, or the policies."""
+        before = time.perf_counter()
+        end = len(self._prompt)
+        if self._next == self._start:
+            self._cache.begin_layer(self._layer, end - self._start)
+        if self._next < end:
+            self._chunks(sliced)
+            spent = time.perf_counter() - before
+            if sliced and (self._next < end or not self._pace.fits(spent + self._sealing)):
+                return None
+        return self._seal()
+
+    def _chunks(self, sliced: bool) -> None:
+        end = len(self._prompt)
+        chunk = self._pace.rows(self._chunk) if sliced else self._chunk
+        share = self._pace.share(chunk, -(-(end - self._next) // chunk)) if sliced else end
+        while share and self._next < end:
+            before, first, stop = time.perf_counter(), self._next, chunk_end(self._next, end, chunk)
+            rows = Rows(self._cache, self._prompt[first:stop], first, end)
+            piece = slice(first - self._start, stop - self._start)
+            self._hidden[piece] = self._runner.run_layers(self._layer, self._layer + 1, self._hidden[piece], rows)
+            self._pace.measured(stop - first, 1, time.perf_counter() - before)
+            self._next = stop
+            share -= 1
+
+    def _seal(self) -> Scores | None:
+        """Let the policies act on the layer; the scores of the last token where it is the last layer."""
+        before = time.perf_counter()
+        self._cache.seal_layer(self._layer)
+        self._sealing = time.perf_counter() - before
+        self._layer, self._next = self._layer + 1, self._start
+        if self._layer < self._runner.layers:
+            return None
+        self._cache.commit(len(self._hidden))
+        return self._runner.logits(self._hidden[-1:])

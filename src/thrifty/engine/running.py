@@ -1,0 +1,95 @@
+"""A sequence: one sample of one request on its way through the engine."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence as Items
+from typing import TYPE_CHECKING, Any
+
+from thrifty.arrays import Floats
+from thrifty.decoding.sampling import Choice, Sampler
+from thrifty.decoding.stopping import Stopper
+from thrifty.engine.answer import Answer, Event
+
+if TYPE_CHECKING:
+    from thrifty.cache.sequence import SequenceCache
+    from thrifty.engine.admission.intake import Ticket
+    from thrifty.engine.ahead import Continued
+    from thrifty.engine.prefill.prefill import Prefill
+
+
+class State(enum.Enum):
+    """What is to be done for a sequence: admit it, compute its prompt, decode. (`parked` says whether it may now.)"""
+
+    WAITING = "waiting"
+    PREFILLING = "prefilling"
+    DECODING = "decoding"
+
+
+class Sequence:
+    """The engine's record of one sample.
+
+    Filled at submission: answer, index, arrival (order among all), ticket, sampler, stopper, tokens (prompt
+    and committed answer). Filled at admission: cache, prefill, and the memory's own account: rows of
+    logits, tokens covered by its reservation, tokens whose pages came from others, bytes of hidden state. While
+    decoding, `cache` holds rows for all tokens but the newest. parked: it waits for memory, its segments may lie on the
+    disk tier, and it goes on where it stopped. continued: itself in native code, once it decodes there.
+    """
+
+    def __init__(
+        self, answer: Answer, index: int, arrival: int, ticket: Ticket, sampler: Sampler, stopper: Stopper
+    ) -> None:
+        self.answer = answer
+        self.index = index
+        self.arrival = arrival
+        self.ticket = ticket
+        self.strategy = ticket.strategy
+        self.sampler = sampler
+        self.stopper = stopper
+        self.tokens: list[int] = list(ticket.request.prompt)
+        self.prompt_length = len(self.tokens)
+        self.state = State.WAITING
+        self.parked = False
+        self.cache: SequenceCache | None = None
+        self.prefill: Prefill | None = None
+        self.continued: Continued | None = None
+        self.rows = self.covered = self.shared = self.hidden_bytes = 0
+
+    @property
+    def samples(self) -> int:
+        """Samples that this sequence stands for: all of its request until its prompt is computed."""
+        return self.ticket.request.samples if self.state in (State.WAITING, State.PREFILLING) else 1
+
+    @property
+    def computed(self) -> int:
+        """Tokens whose rows are in the cache while decoding."""
+        return len(self.tokens) - 1
+
+    @property
+    def total(self) -> int:
+        """Tokens that the sequence may grow to, its answer's last one included."""
+        return len(self.tokens) - self.stopper.count + self.stopper.maximum_tokens
+
+    def advance(self, choices: Items[Choice], logits: Items[Floats], events: list[Event]) -> None:
+        """Commit tokens: sampler, stopper and tokens move on; one event a token, up to the one that ends
+        the answer, is added to `events`. Where one fails, the events before it are there, and the sample must end.
+        """
+        for place, choice in enumerate(choices):
+            self.sampler.commit(choice.token)
+            self.tokens.append(choice.token)
+            text, reason = self.stopper.push(choice.token)
+            kept = logits[place] if logits else None
+            events.append(self._event(self.index, choice.token, text, choice, reason, logits=kept))
+            if reason is not None:
+                break
+
+    def endings(self, reason: str, text: str, error: Exception | None = None) -> list[Event]:
+        """Events that end the sample, and those not forked from it yet, without a token. text: what was held back."""
+        ended = range(self.index, self.index + self.samples)
+        return [self._event(index, None, text, None, reason, error=error) for index in ended]
+
+    def _event(
+        self, index: int, token: int | None, text: str, choice: Choice | None, reason: str | None, **more: Any
+    ) -> Event:
+        logprob = None if choice is None else choice.logprob
+        return Event(self.answer.identity, index, token, text, logprob, reason, **more)

@@ -1,0 +1,1 @@
+"""Which heads retrieve: items and the probe."""

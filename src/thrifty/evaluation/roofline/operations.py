@@ -1,0 +1,175 @@
+"""The operations of a step: what each must compute and read, from sizes alone (arXiv 2402.16363, LLM-Viewer).
+
+Counted are matrix products (a multiply-add is two operations), weights, and the cache. Norms, rotations, softmax and
+activations are left out: kernels fuse them into the products, and they are thousandths of the sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from thrifty.evaluation.roofline.cache_reads import LayerCache
+from thrifty.evaluation.roofline.machine import Machine
+from thrifty.evaluation.roofline.sizes import ModelSizes, StoredLinear
+from thrifty.models.config.model_config import ModelConfig
+
+ATTENTION, LOGITS = "attention", "logits"
+KINDS = {
+    "attention.query": "query, key, value",
+    "attention.key": "query, key, value",
+    "attention.value": "query, key, value",
+    "attention.output": "attention output",
+    "mlp.gate": "gate and up",
+    "mlp.up": "gate and up",
+    "mlp.down": "down",
+    "mlp.router": "router",
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One kind of operation of one layer (None: outside the layers), over the whole batch. operations: of arithmetic.
+    weight_bytes: read. cache_bytes: read, or written by a prefill. stored: the format that decides the arithmetic.
+    """
+
+    kind: str
+    layer: int | None
+    operations: int
+    weight_bytes: int
+    cache_bytes: int
+    stored: str
+
+    @property
+    def nbytes(self) -> int:
+        """All that must move between memory and processor."""
+        return self.weight_bytes + self.cache_bytes
+
+    def memory_seconds(self, machine: Machine) -> float:
+        """Time to move the bytes."""
+        return self.nbytes / machine.bandwidth
+
+    def compute_seconds(self, machine: Machine) -> float:
+        """Time to compute."""
+        return self.operations / machine.rate(self.stored) if self.operations else 0.0
+
+    def seconds(self, machine: Machine) -> float:
+        """The roofline: whichever takes longer, the other hidden behind it."""
+        return max(self.memory_seconds(machine), self.compute_seconds(machine))
+
+    def bound(self, machine: Machine) -> str:
+        """ "memory" or "compute"."""
+        return "compute" if self.compute_seconds(machine) > self.memory_seconds(machine) else "memory"
+
+
+def decode(sizes: ModelSizes, caches: Sequence[LayerCache], batch: int = 1) -> list[Operation]:
+    """One step of `batch` sequences, each with `caches` (one a layer, the step's own token in it)."""
+    found = _products(sizes, rows=batch, last=batch)
+    width = sizes.config.query_width
+    for layer, held in enumerate(caches):
+        work = 4 * width * held.slots * batch
+        found.append(Operation(ATTENTION, layer, work, 0, held.nbytes * batch, "bf16"))
+    return _in_order(found)
+
+
+def prefill(sizes: ModelSizes, written: int, tokens: int, batch: int = 1) -> list[Operation]:
+    """Prompts of `tokens` tokens, `batch` of them. written: bytes of keys and values that one layer of one prompt
+    computes. Logits are computed of every prompt's last token alone.
+    """
+    found = _products(sizes, rows=batch * tokens, last=batch)
+    width = sizes.config.query_width
+    for index, layer in enumerate(sizes.config.layers):
+        work = 4 * width * attended(tokens, layer.window) * batch
+        found.append(Operation(ATTENTION, index, work, 0, written * batch, "bf16"))
+    return _in_order(found)
+
+
+def attended(tokens: int, window: int | None) -> int:
+    """Pairs of query and key in causal attention over a prompt: a token sees itself and window − 1 before it."""
+    if window is None or window >= tokens:
+        return tokens * (tokens + 1) // 2
+    return window * (window + 1) // 2 + (tokens - window) * window
+
+
+def distinct_share(config: ModelConfig, rows: int) -> float:
+    """The expected share of a layer's experts that `rows` tokens choose, were every choice equally likely."""
+    if config.experts is None:
+        return 1.0
+    share = config.experts.active / config.experts.count
+    return share if rows == 1 else 1.0 - (1.0 - share) ** rows
+
+
+def weight_bytes(linear: StoredLinear, config: ModelConfig, rows: int) -> int:
+    """What a step of `rows` tokens reads of a linear: all of it; of an expert's, its chance of being chosen. An
+    embedding that is not also the logits' matrix gives one row a token, which does not count.
+    """
+    if linear.name == "embedding" and not config.tied_embeddings:
+        return 0
+    if ".experts." in linear.name:
+        return round(linear.nbytes * distinct_share(config, rows))
+    return linear.nbytes
+
+
+def _products(sizes: ModelSizes, rows: int, last: int) -> list[Operation]:
+    """The matrix products, one entry for every linear. rows: tokens through the layers; last: through the logits."""
+    config = sizes.config
+    found = []
+    for linear in sizes.linears:
+        if linear.name == "embedding" and not config.tied_embeddings:
+            continue
+        through = last if linear.layer is None else rows
+        work = 2 * linear.rows * linear.columns * through
+        if ".experts." in linear.name and config.experts is not None:
+            work = work * config.experts.active // config.experts.count
+        read = weight_bytes(linear, config, rows)
+        found.append(Operation(kind_of(linear), linear.layer, work, read, 0, linear.label))
+    return found
+
+
+def kind_of(linear: StoredLinear) -> str:
+    """The kind of operation that a linear takes part in."""
+    if linear.layer is None:
+        return LOGITS
+    if ".experts." in linear.name:
+        return "experts"
+    if ".shared" in linear.name:
+        return "shared expert"
+    return KINDS.get(linear.place, linear.place)
+
+
+def merged(operations: Iterable[Operation]) -> list[Operation]:
+    """Operations of one layer, kind and format as one, in the order of their first."""
+    sums: dict[tuple[int | None, str, str], Operation] = {}
+    for one in operations:
+        key = (one.layer, one.kind, one.stored)
+        if key in sums:
+            one = replace(
+                one,
+                operations=one.operations + sums[key].operations,
+                weight_bytes=one.weight_bytes + sums[key].weight_bytes,
+                cache_bytes=one.cache_bytes + sums[key].cache_bytes,
+            )
+        sums[key] = one
+    return list(sums.values())
+
+
+ORDER = (
+    "query, key, value",
+    ATTENTION,
+    "attention output",
+    "router",
+    "gate and up",
+    "down",
+    "experts",
+    "shared expert",
+)
+
+
+def _in_order(operations: Iterable[Operation]) -> list[Operation]:
+    """Layer by layer, logits last."""
+
+    def place(one: Operation) -> tuple[float, int]:
+        kind = ORDER.index(one.kind) if one.kind in ORDER else len(ORDER)
+        return (float("inf") if one.layer is None else one.layer, kind)
+
+    return sorted(merged(operations), key=place)

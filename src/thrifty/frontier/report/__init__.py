@@ -1,0 +1,1 @@
+"""The report of a search: document, plot, page."""

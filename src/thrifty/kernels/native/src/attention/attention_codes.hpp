@@ -1,0 +1,173 @@
+// Scores and values straight from codes. Included where the instruction set has dot products of bf16 pairs and of
+// bytes.
+//
+// A score is sum over channels of q (scale * code + minimum) = sum of (q scale) (code - middle) + sum of q (minimum +
+// middle * scale), codes exact. For 8 bits q scale is rounded to bf16. For 4 and 2 bits it is rounded to int8, one step
+// for the 64 channels of a page: its error stays below the rounding of the cache itself (docs/performance.md), and sums
+// are exact. Values likewise, with weights times scales.
+#pragma once
+#include "attention/attention_pairs.hpp"
+
+namespace thrifty::THRIFTY_ISA {
+
+// Products of 64 numbers of R rows with the scales of each of H groups of a page (keys) or of 64 channels (values),
+// ready to be multiplied with codes; what minimums and middles add is kept apart. Vector j of 16 codes is of group j *
+// H / 4.
+template <int B, int H, int R> struct Factors {  // 8 bits: as bf16 pairs
+  using Sum = V;
+  uint32_t pairs[H][R][kPairs];
+  float base[H][kLanes];
+  CodePairs table = CodePairs::make();
+
+  // x [row][group][vector]: the products; adds [group][row]: what adds up to the bases, lane by lane.
+  THRIFTY_SHARED void set(const V (*x)[H][4], V (*adds)[R]) {
+    for (int h = 0; h < H; h++) {
+      for (int r = 0; r < R; r++)
+        for (int i = 0; i < 4; i += 2) store_bf16((uint16_t*)pairs[h][r] + i * kLanes, x[r][h][i], x[r][h][i + 1]);
+      store(base[h], reduce_rows_add<R>(adds[h]));
+    }
+  }
+  static THRIFTY_SHARED Sum none() { return zero(); }
+  // sums[row][vector] += codes of rows `row`.. of four vectors.
+  THRIFTY_SHARED void add_codes(const uint8_t* codes, int row, Sum (*sums)[4]) const {
+    I raw[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) raw[j] = load_bytes(codes + 64 * j);
+#pragma GCC unroll 4
+    for (int k = 0; k < kCodePairSteps; k++)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) {
+        const I w = table.operand(raw[j], k);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) sums[r][j] = dot_pairs(sums[r][j], w, &pairs[j * H / 4][r][row / 2 + k / 2]);
+      }
+  }
+  THRIFTY_SHARED V total(Sum sum, int r, int h) const { return add(sum, set1(base[h][r])); }
+};
+
+template <int B, int H, int R>
+  requires(B < 8)
+struct Factors<B, H, R> {  // as int8
+  using Sum = I;
+  static constexpr int kSteps = 8 / B;  // vectors of bytes in one of codes
+  uint32_t bytes[H][R][kPage / 4];
+  float scale[kLanes], base[H][kLanes];
+
+  THRIFTY_SHARED void set(const V (*x)[H][4], V (*adds)[R]) {
+    V most[R];
+    for (int r = 0; r < R; r++) {
+      most[r] = zero();
+      for (int h = 0; h < H; h++)
+        for (int i = 0; i < 4; i++) most[r] = largest_absolute(most[r], x[r][h][i]);
+    }
+    float inverse[kLanes];
+    const V step = mul(reduce_rows_max<R>(most), set1(1.0f / 127.0f));
+    store(scale, step), store(inverse, div(set1(1.0f), max(step, set1(1e-30f))));
+    for (int r = 0; r < R; r++) {
+      const V by = set1(inverse[r]), middle = set1(-kMiddle<B> * scale[r]);  // codes are used as they are
+      for (int h = 0; h < H; h++) {
+        const V y[4] = {mul(x[r][h][0], by), mul(x[r][h][1], by), mul(x[r][h][2], by), mul(x[r][h][3], by)};
+        const I rounded = ordered_bytes<B>(y);
+        store_bytes(bytes[h][r], rounded);
+        adds[h][r] = fma(sums_of_bytes(rounded), middle, adds[h][r]);
+      }
+    }
+    for (int h = 0; h < H; h++) store(base[h], reduce_rows_add<R>(adds[h]));
+  }
+  static THRIFTY_SHARED Sum none() { return no_dots(); }
+  THRIFTY_SHARED void add_codes(const uint8_t* codes, int row, Sum (*sums)[4]) const {
+    I raw[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) raw[j] = load_bytes(codes + 64 * j);
+#pragma GCC unroll 4
+    for (int k = 0; k < kSteps; k++) {
+      I w[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) w[j] = code_bytes<B>(raw[j], k);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) sums[r][j] = dot_bytes(sums[r][j], w[j], &bytes[j * H / 4][r][row / 4 + k]);
+    }
+  }
+  THRIFTY_SHARED V total(Sum sum, int r, int h) const {
+    return fma(dots_as_floats(sum), set1(scale[r]), set1(base[h][r]));
+  }
+};
+
+// Numbers [row][stride] times the scales of all groups, `step` parameters apart: of the first `count` of 64, and of the
+// first `used` groups alone where the others have no slots, for parameters behind the last slot may be anything.
+template <int B, int H, int R>
+THRIFTY_INLINE void fill(Factors<B, H, R>& f, const float* numbers, int stride, const uint16_t* scales,
+                         const uint16_t* minimums, int step, int count, int used) {
+  V x[R][H][4], adds[H][R];
+  for (int h = 0; h < H; h++)
+    for (int r = 0; r < R; r++) adds[h][r] = zero();
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++)
+#pragma GCC unroll 4
+    for (int h = 0; h < H; h++) {
+      V s = load_half(scales + h * step + i * kLanes), m = load_half(minimums + h * step + i * kLanes);
+      if (h > 0 && h >= used) s = m = zero();
+      if (count < kPage) s = keep(s, 0, count - i * kLanes, zero()), m = keep(m, 0, count - i * kLanes, zero());
+      m = fma(s, set1(kMiddle<B>), m);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) {
+        const V n = load(numbers + (size_t)r * stride + i * kLanes);
+        x[r][h][i] = mul(n, s), adds[h][r] = fma(n, m, adds[h][r]);
+      }
+    }
+  f.set(x, adds);
+}
+
+template <int B, int H, int R>
+THRIFTY_INLINE void score_codes(const Span& s, int page, const float* q, int slots, int dim, float* scores) {
+  const CodePage p = code_page(s, page, dim);
+  Factors<B, H, R> f;
+  const uint8_t* codes = p.keys;
+  for (int c = 0; c < dim; c += 64) {
+    fill<B, H, R>(f, q + c, dim, p.key_params + c, p.key_params + H * dim + c, dim, kPage,
+                  (slots * H + kPage - 1) / kPage);
+    typename Factors<B, H, R>::Sum sums[R][4];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) sums[r][j] = f.none();
+    for (int row = 0; row < 64; row += code_rows(B), codes += 4 * 64) f.add_codes(codes, row, sums);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) {
+        float* to = scores + r * kPage + j * kLanes;
+        const V x = f.total(sums[r][j], r, j * H / 4);
+        store(to, c ? add(load(to), x) : x);
+      }
+  }
+}
+
+template <int B, int H, int R>
+THRIFTY_INLINE void weigh_codes(const Span& s, int page, const float* weights, const float* fade, int slots, int dim,
+                                float* acc_rows) {
+  const CodePage p = code_page(s, page, dim);
+  Factors<B, H, R> f;
+  for (int c = 0; c < dim; c += 64) {
+    const uint16_t* scales = p.value_params + c / 64 * H * kPage;
+    fill<B, H, R>(f, weights, kPage, scales, scales + dim / 64 * H * kPage, kPage, slots, H);
+    typename Factors<B, H, R>::Sum sums[R][4];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) sums[r][j] = f.none();
+    for (int row = 0; row < kPage; row += code_rows(B))
+      f.add_codes(p.values + ((size_t)(row / code_rows(B)) * (dim / kLanes) + c / kLanes) * 64, row, sums);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) {
+        float* to = acc_rows + (size_t)r * dim + c + j * kLanes;
+        store(to, fma(load(to), set1(fade[r]), f.total(sums[r][j], r, j * H / 4)));
+      }
+  }
+}
+
+}  // namespace thrifty::THRIFTY_ISA

@@ -1,0 +1,206 @@
+#include "attention/view.hpp"
+
+#include <algorithm>
+#include <climits>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace thrifty {
+
+namespace {
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
+bool full_precision(const Span& s) { return s.format == Format::f32 || s.format == Format::bf16; }
+
+uint16_t nearest_bf16(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((u >> 16) | 0x40u);
+  return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+template <class T, class F>
+void write_slot(const Span& s, int slot, int dim, const float* key, const float* value, F&& convert) {
+  T* keys = (T*)s.base + (size_t)(slot / kPage) * kPage * (size_t)dim + slot % kPage;
+  T* values = (T*)(s.base + slab_layout(s.format, (size_t)s.capacity, (size_t)dim).values) + (size_t)slot * (size_t)dim;
+  for (int c = 0; c < dim; c++) keys[(size_t)c * kPage] = convert(key[c]);
+  for (int c = 0; c < dim; c++) values[c] = convert(value[c]);
+}
+
+}  // namespace
+
+View::View(int layers, int kv_heads, int head_dim) : layers_(layers), kv_heads_(kv_heads), head_dim_(head_dim) {
+  if (layers < 1 || kv_heads < 1) refuse("a view needs at least one layer and one KV head");
+  if (!takes_head_dim(head_dim))
+    refuse("the native view needs a head dimension that is " + std::string(kHeadDims) + ", not " +
+           std::to_string(head_dim));
+  spans_.resize((size_t)layers * (size_t)kv_heads);
+  base_pages_.resize(spans_.size());
+}
+
+size_t View::at(int layer, int head) const {
+  if (layer < 0 || layer >= layers_)
+    refuse("layer " + std::to_string(layer) + " is outside 0.." + std::to_string(layers_ - 1));
+  if (head < 0 || head >= kv_heads_)
+    refuse("KV head " + std::to_string(head) + " is outside 0.." + std::to_string(kv_heads_ - 1));
+  return (size_t)layer * (size_t)kv_heads_ + (size_t)head;
+}
+
+void View::check_idle() const {
+  if (users_.load() != 0)
+    throw std::runtime_error("the view is being read by a running step; change it before or after the step");
+}
+
+void View::renumber(std::vector<Span>& list, size_t from) {
+  for (size_t i = std::max<size_t>(from, 1); i < list.size(); i++) {
+    list[i].first_slot = list[i - 1].first_slot + list[i - 1].tokens;
+    list[i].first_page = list[i - 1].first_page + list[i - 1].pages();
+  }
+}
+
+Span View::make_span(uintptr_t address, int tokens, int capacity, int format, uintptr_t bias, bool sealed) {
+  if (format < 0 || format >= kFormats)
+    refuse("KV format id " + std::to_string(format) +
+           " is unknown; f32=0, bf16=1, int8=2, int4=3, int2=4, int4g16=5, int2g16=6");
+  if (capacity < kPage || capacity % kPage)
+    refuse("a span's capacity must be a positive multiple of 64, not " + std::to_string(capacity));
+  if (tokens < 0 || tokens > capacity)
+    refuse("a span of capacity " + std::to_string(capacity) + " cannot hold " + std::to_string(tokens) + " tokens");
+  if (address == 0 || address % 64) refuse("a span's address must be 64-byte aligned and not null");
+  if (bias % 4) refuse("a span's bias must be 4-byte aligned");
+  Span s;
+  s.base = (uint8_t*)address, s.bias = (const float*)bias;
+  s.tokens = tokens, s.capacity = capacity, s.format = (Format)format, s.sealed = sealed;
+  return s;
+}
+
+void View::push(int layer, int head, uintptr_t address, int tokens, int capacity, int format, uintptr_t bias,
+                bool sealed) {
+  check_idle();
+  auto& list = spans_[at(layer, head)];
+  list.push_back(make_span(address, tokens, capacity, format, bias, sealed));
+  renumber(list, list.size() - 1);
+}
+
+void View::exchange(int layer, int head, int index, uintptr_t address, int capacity, int format, uintptr_t bias) {
+  check_idle();
+  auto& list = spans_[at(layer, head)];
+  if (index < 0 || (size_t)index >= list.size())
+    refuse("span " + std::to_string(index) + " of " + std::to_string(list.size()) + " does not exist");
+  Span& old = list[(size_t)index];
+  if (!old.sealed && old.tokens < old.capacity) refuse("span " + std::to_string(index) + " can still be appended to");
+  Span s = make_span(address, old.tokens, capacity, format, bias, true);
+  s.first_slot = old.first_slot, s.first_page = old.first_page;
+  old = s;
+}
+
+void View::clear(int layer, int head) {
+  check_idle();
+  for (int h = head < 0 ? 0 : head; h < (head < 0 ? kv_heads_ : head + 1); h++) {
+    spans_[at(layer, h)].clear();
+    base_pages_[at(layer, h)] = 0;
+  }
+}
+
+void View::truncate(int layer, int tokens) {
+  check_idle();
+  for (int h = 0; h < kv_heads_; h++)
+    if (tokens < 0 || tokens > this->tokens(layer, h))
+      refuse("cannot drop " + std::to_string(tokens) + " tokens: layer " + std::to_string(layer) + " head " +
+             std::to_string(h) + " holds " + std::to_string(this->tokens(layer, h)));
+  for (int h = 0; h < kv_heads_; h++) {
+    auto& list = spans_[at(layer, h)];
+    int left = tokens;
+    size_t i = list.size();
+    while (left > 0 && i > 0) {
+      Span& s = list[--i];
+      const int cut = std::min(left, s.tokens);
+      s.tokens -= cut, left -= cut;
+    }
+    renumber(list, i);
+  }
+}
+
+void View::drop_front(int layer, int head, int spans) {
+  check_idle();
+  auto& list = spans_[at(layer, head)];
+  if (spans < 0 || (size_t)spans > list.size())
+    refuse("cannot drop " + std::to_string(spans) + " spans of " + std::to_string(list.size()));
+  int pages = 0;
+  for (int i = 0; i < spans; i++) pages += list[(size_t)i].pages();
+  base_pages_[at(layer, head)] += pages;
+  list.erase(list.begin(), list.begin() + spans);
+  if (!list.empty()) list[0].first_slot = list[0].first_page = 0;
+  renumber(list, 1);
+}
+
+int View::tokens(int layer, int head) const {
+  const auto& list = spans_[at(layer, head)];
+  return list.empty() ? 0 : list.back().first_slot + list.back().tokens;
+}
+
+// The first span that can take a token: the last one in use if it is open and has room, else the one behind it.
+size_t View::first_open(const std::vector<Span>& list) const {
+  size_t i = list.size();
+  while (i > 0 && list[i - 1].tokens == 0 && full_precision(list[i - 1]) && !list[i - 1].sealed) i--;
+  if (i > 0 && full_precision(list[i - 1]) && !list[i - 1].sealed && list[i - 1].tokens < list[i - 1].capacity) i--;
+  return i;
+}
+
+int View::room(int layer) const {
+  int least = INT_MAX;
+  for (int h = 0; h < kv_heads_; h++) {
+    const auto& list = spans_[at(layer, h)];
+    long long room = 0;
+    for (size_t i = first_open(list); i < list.size(); i++) room += list[i].capacity - list[i].tokens;
+    least = (int)std::min<long long>(least, room);
+  }
+  return least;
+}
+
+void View::reserve(int layer, int count) {
+  if (count > room(layer))
+    refuse("layer " + std::to_string(layer) + " of the view has room for " + std::to_string(room(layer)) +
+           " more tokens, not " + std::to_string(count) + "; push open pages first");
+  for (int h = 0; h < kv_heads_; h++) {
+    auto& list = spans_[at(layer, h)];
+    const size_t first = first_open(list);
+    int left = count;
+    for (size_t i = first; left > 0; i++) {
+      const int take = std::min(left, list[i].capacity - list[i].tokens);
+      list[i].tokens += take, left -= take;
+    }
+    renumber(list, first);
+  }
+}
+
+const Span& View::span_of(int layer, int head, int slot) const {
+  const auto& list = spans_[(size_t)layer * (size_t)kv_heads_ + (size_t)head];
+  size_t low = 0, high = list.size() - 1;
+  while (low < high) {  // the last span that starts at or before the slot; an empty one starts where its successor does
+    const size_t middle = (low + high + 1) / 2;
+    if (list[middle].first_slot <= slot) low = middle;
+    else high = middle - 1;
+  }
+  return list[low];
+}
+
+void View::write(int layer, int head, int slot, const float* key, const float* value) const {
+  const Span& s = span_of(layer, head, slot);
+  if (s.format == Format::f32)
+    write_slot<float>(s, slot - s.first_slot, head_dim_, key, value, [](float x) { return x; });
+  else write_slot<uint16_t>(s, slot - s.first_slot, head_dim_, key, value, nearest_bf16);
+}
+
+void View::fetch(int layer, int head, int slot) const {
+  const Span& s = span_of(layer, head, slot);
+  const size_t size = s.format == Format::f32 ? 4 : 2, dim = (size_t)head_dim_, place = (size_t)(slot - s.first_slot);
+  const uint8_t* keys = s.base + (place / kPage * kPage * dim + place % kPage) * size;
+  for (size_t c = 0; c < dim; c++) __builtin_prefetch(keys + c * kPage * size, 1);
+  const uint8_t* values = s.base + slab_layout(s.format, (size_t)s.capacity, dim).values + place * dim * size;
+  for (size_t i = 0; i < dim * size; i += 64) __builtin_prefetch(values + i, 1);
+}
+
+}  // namespace thrifty

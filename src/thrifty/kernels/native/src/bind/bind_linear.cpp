@@ -1,0 +1,166 @@
+#include "bind/bind_linear.hpp"
+
+#include <nanobind/stl/string.h>
+
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "linear/linear.hpp"
+#include "linear/repack.hpp"
+
+namespace thrifty {
+
+using namespace nb::literals;
+
+namespace {
+
+// The memory of the codes, whose type and shape depend on the layout.
+uintptr_t codes_of(nb::handle codes, Layout layout, int64_t out, int64_t in) {
+  const int64_t tiles = (out + kLanes - 1) / kLanes, blocks = (in + kBlockColumns - 1) / kBlockColumns;
+  switch (layout) {
+    case Layout::f32:
+      return (uintptr_t)array<const float>(codes, "codes", {out, in}).data;
+    case Layout::f16:
+      return (uintptr_t)array<const Half>(codes, "codes", {out, in}).data;
+    case Layout::bf16:
+      return (uintptr_t)array<const uint16_t>(codes, "codes", {tiles, (in + 1) / 2, kLanes, 2}).data;
+    default:
+      break;
+  }
+  if (two_levels(layout))
+    return (uintptr_t)array<const uint8_t>(codes, "records", {tiles, blocks / kSuperblock, record_bytes(layout)}).data;
+  return (uintptr_t)array<const uint8_t>(codes, "codes", {tiles, blocks, thrifty::codes_of(layout, false).bytes()})
+      .data;
+}
+
+// Refuses what a linear of the layout does not read.
+void only_where(bool read, Layout layout, const char* what, const nb::object& given) {
+  if (!read && !given.is_none())
+    throw std::invalid_argument(std::string("a linear of layout ") + name_of(layout) + " has no " + what);
+}
+
+// Codes into a table of values, which read plain rows of activations.
+void make_table(BoundLinear* to, Layout layout, nb::object table, nb::object codes, nb::object scales, nb::object bias,
+                int out, int in, int group) {
+  const auto values = array<const float>(table, "table", {1 << thrifty::codes_of(layout, false).bits()});
+  const int64_t tiles = (out + kLanes - 1) / kLanes, groups = ((int64_t)in + group - 1) / group;
+  const uintptr_t shift = (uintptr_t)array_or_none<const float>(bias, "bias", {out}).data;
+  Linear linear = make_linear(layout, codes_of(codes, layout, out, in), 0, 0, shift, out, in, group);
+  linear.table = values.data, linear.table_scales = array<const float>(scales, "scales", {tiles, groups, kLanes}).data;
+  new (to) BoundLinear{linear, codes, scales, nb::none(), nb::none(), table, bias};
+}
+
+void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums,
+          nb::object zeros, nb::object table, nb::object bias, int out, int in, int group) {
+  const Layout layout = layout_of(name);
+  check_linear(layout, out, in, group);
+  const bool coded = reads(layout) == Reads::codes;
+  only_where(coded || is_table(layout), layout, "scales", scales);
+  only_where(coded, layout, "minimums", minimums);  // make_linear knows which of these have some
+  only_where(layout == Layout::int4 || layout == Layout::int8, layout, "zero points", zeros);
+  only_where(is_table(layout), layout, "table", table);
+  if (is_table(layout)) return make_table(to, layout, table, codes, scales, bias, out, in, group);
+  uintptr_t scale = 0, minimum = 0;
+  const uint8_t* zero = nullptr;
+  if (coded) {
+    const int64_t tiles = (out + kLanes - 1) / kLanes,
+                  columns = two_levels(layout) ? kSuperblock * kBlockColumns : group,
+                  groups = (in + columns - 1) / columns;
+    scale = (uintptr_t)array<const Half>(scales, "scales", {tiles, groups, kLanes}).data;
+    minimum = (uintptr_t)array_or_none<const Half>(minimums, "minimums", {tiles, groups, kLanes}).data;
+    zero = array_or_none<const uint8_t>(zeros, "zeros", {tiles, groups, kLanes}).data;
+    if (minimum && zero) throw std::invalid_argument("a linear has minimums or zero points, not both");
+  }
+  const uintptr_t shift = (uintptr_t)array_or_none<const float>(bias, "bias", {out}).data;
+  Linear linear = make_linear(layout, codes_of(codes, layout, out, in), scale, minimum, shift, out, in, group);
+  linear.zeros = zero;
+  new (to) BoundLinear{linear, codes, scales, minimums, zeros, nb::none(), bias};
+}
+
+// The arrays that `rows` rows of a file's type become; T: const where they are read.
+template <class T, class H>
+LinearArrays arrays_of(const FileType& type, int64_t rows, int64_t columns, nb::handle codes, nb::handle scales,
+                       nb::handle minimums) {
+  const int64_t tiles = (rows + kLanes - 1) / kLanes;
+  if (type.layout == Layout::bf16)
+    return {(uint8_t*)array<H>(codes, "codes", {tiles, (columns + 1) / 2, kLanes, 2}).data, nullptr, nullptr};
+  using S = std::conditional_t<std::is_const_v<T>, const Half, Half>;
+  const bool two = two_levels(type.layout);
+  const int64_t units = columns / type.columns,
+                bytes = two ? record_bytes(type.layout) : thrifty::codes_of(type.layout, false).bytes();
+  LinearArrays arrays{(uint8_t*)array<T>(codes, two ? "records" : "codes", {tiles, units, bytes}).data, nullptr,
+                      nullptr};
+  arrays.scales = (uint16_t*)array<S>(scales, "scales", {tiles, units, kLanes}).data;
+  if (type.minimums) arrays.minimums = (uint16_t*)array<S>(minimums, "minimums", {tiles, units, kLanes}).data;
+  else if (!minimums.is_none()) throw std::invalid_argument(std::string(type.name) + " has no minimums: give None");
+  return arrays;
+}
+
+// Rows of the file; raw: uint8 [rows, row bytes].
+FileRows rows_of(const FileType& type, const ArrayView<void>& raw) {
+  if (raw.shape[1] % type.bytes || raw.shape[1] == 0)
+    throw std::invalid_argument("rows of " + std::to_string(raw.shape[1]) + " bytes are not whole blocks of " +
+                                type.name + ", of " + std::to_string(type.bytes) + " bytes each");
+  return {(uint8_t*)raw.data, (size_t)raw.stride, (int)raw.shape[0], (int)(raw.shape[1] / type.bytes * type.columns)};
+}
+
+void run_repack(const std::string& name, nb::handle raw, nb::handle codes, nb::handle scales, nb::handle minimums) {
+  const FileType& type = file_type(name);
+  const auto given = array<const uint8_t>(raw, "raw", {kAny, kAny}, true);
+  const FileRows rows = rows_of(type, {(void*)given.data, given.stride, {given.shape[0], given.shape[1]}});
+  const LinearArrays arrays = arrays_of<uint8_t, uint16_t>(type, rows.rows, rows.columns, codes, scales, minimums);
+  nb::gil_scoped_release released;
+  repack(type, rows, arrays);
+}
+
+void run_unpack(const std::string& name, nb::handle codes, nb::handle scales, nb::handle minimums, nb::handle raw) {
+  const FileType& type = file_type(name);
+  const auto given = array<uint8_t>(raw, "raw", {kAny, kAny}, true);
+  const FileRows rows = rows_of(type, {given.data, given.stride, {given.shape[0], given.shape[1]}});
+  const LinearArrays arrays =
+      arrays_of<const uint8_t, const uint16_t>(type, rows.rows, rows.columns, codes, scales, minimums);
+  nb::gil_scoped_release released;
+  unpack(type, arrays, rows);
+}
+
+void run_linear_rows(const BoundLinear& weight, nb::handle rows, nb::handle out) {
+  const auto from = array<const int64_t>(rows, "rows", {kAny});
+  const auto to = array<float>(out, "out", {from.shape[0], weight.linear.in});
+  for (int64_t i = 0; i < from.shape[0]; i++)
+    if (from.data[i] < 0 || from.data[i] >= weight.linear.out)
+      throw std::invalid_argument("row " + std::to_string(from.data[i]) + " is outside 0.." +
+                                  std::to_string(weight.linear.out - 1));
+  nb::gil_scoped_release released;
+  for (int64_t i = 0; i < from.shape[0]; i++)
+    linear_row(weight.linear, (int)from.data[i], to.data + i * weight.linear.in);
+}
+
+}  // namespace
+
+void bind_linear(nb::module_& m) {
+  nb::class_<BoundLinear>(m, "Linear",
+                          "A stored linear layer; keeps its arrays. layout: int4, int5, int8, iq4_nl (codes uint8 "
+                          "[tiles, blocks, bytes]; scales and minimums float16 [tiles, groups, 16]), "
+                          "q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs (codes: records uint8 [tiles, superblocks, bytes]; "
+                          "scales, minimums float16 [tiles, superblocks, 16]), "
+                          "bf16 (codes uint16, packed in pairs), f16 or f32 (codes: plain rows), table4 or table8 "
+                          "(codes uint8 into a table float32 [16 or 256], scales float32). "
+                          "int4 and int8 may have zeros uint8 [tiles, groups, 16] in place of minimums.")
+      .def("__init__", &make, nb::kw_only(), "layout"_a, "codes"_a, "scales"_a = nb::none(), "minimums"_a = nb::none(),
+           "zeros"_a = nb::none(), "table"_a = nb::none(), "bias"_a = nb::none(), "out_features"_a, "in_features"_a,
+           "group"_a = 0)
+      .def_prop_ro("layout", [](const BoundLinear& b) { return std::string(name_of(b.linear.layout)); })
+      .def_prop_ro("out_features", [](const BoundLinear& b) { return b.linear.out; })
+      .def_prop_ro("in_features", [](const BoundLinear& b) { return b.linear.in; });
+  m.def("linear_rows", &run_linear_rows, "linear"_a, "rows"_a, "out"_a,
+        "Rows int64 [n] of the weight, without the bias, into out float32 [n, in].");
+  m.def("repack", &run_repack, "type"_a, "raw"_a, "codes"_a, "scales"_a.none(), "minimums"_a.none(),
+        "Rows of a GGUF type (Q4_0, Q6_K, ...), raw uint8 [rows, bytes] at any distance, into the arrays of the linear "
+        "that stores them: codes or records, scales and minimums (None: the type has none).");
+  m.def("unpack", &run_unpack, "type"_a, "codes"_a, "scales"_a.none(), "minimums"_a.none(), "raw"_a,
+        "The inverse of repack: the file's bytes into raw uint8 [rows, bytes].");
+}
+
+}  // namespace thrifty

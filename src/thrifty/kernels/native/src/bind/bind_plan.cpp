@@ -1,0 +1,325 @@
+// The plan's part of the Python module.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+
+#include "bind/array.hpp"
+#include "bind/bind.hpp"
+#include "bind/bind_linear.hpp"
+#include "bind/bind_plan.hpp"
+#include "plan/mixture.hpp"
+#include "plan/plan.hpp"
+
+using namespace nanobind::literals;
+
+namespace thrifty {
+
+namespace {
+
+// What Python calls Step: the fields of a step as arrays and lists. They are checked when the plan runs it.
+struct StepFields {
+  nb::object tokens = nb::none(), hidden = nb::none();
+  std::vector<View*> views;
+  std::vector<int> counts;
+  nb::list rotation;
+  int first_layer = 0, last_layer = 0;
+  std::vector<int> skip;
+  nb::object queries_out = nb::none(), tap = nb::none();
+  int tap_layer = -1;
+  nb::object logit_rows = nb::none(), logits = nb::none(), arg_max = nb::none();
+  nb::list sums;
+  nb::object tree = nb::none(), ahead = nb::none();
+  nb::list adapters;
+  std::vector<int32_t> adapter_rows;
+  Arrivals* arrivals = nullptr;
+  double patience = 0;
+};
+
+// The address of a norm's weights, which the plan keeps; None: 0.
+uintptr_t norm_of(HeldPlan& plan, nb::handle given, int64_t width) {
+  const auto found = array_or_none<const float>(given, "norm", {width});
+  if (found) plan.alive.push_back(nb::borrow(given));
+  return (uintptr_t)found.data;
+}
+
+int add_linear(HeldPlan& plan, nb::object given) {
+  const Linear& linear = cast<const BoundLinear&>(given, "linear", "a Linear").linear;
+  plan.alive.push_back(std::move(given));
+  return plan.add_linear(linear);
+}
+
+// Where attention adds its probabilities: (layers that collect, sums [layers, heads, slots] or [rows, layers, heads,
+// slots]).
+Step::Sums sums_of(const Plan& plan, nb::handle given, int rows) {
+  Step::Sums sums;
+  if (given.is_none()) return sums;
+  const auto [layers, table] = cast<std::pair<std::vector<int>, nb::object>>(given, "sums", "None or (layers, array)");
+  const int64_t count = (int64_t)layers.size(), heads = plan.shape.heads;
+  const bool apart = axes(table) == 4;
+  const auto found = apart ? array<float>(table, "sums", {kAny, count, heads, kAny}, true)
+                           : array<float>(table, "sums", {count, heads, kAny});
+  if (apart && found.shape[0] < rows)
+    throw std::invalid_argument("attention sums of " + std::to_string(found.shape[0]) + " rows are too few for " +
+                                std::to_string(rows));
+  const int64_t slots = found.shape[apart ? 3 : 2];
+  sums.layers.assign((size_t)plan.shape.layers, nullptr);
+  for (int64_t i = 0; i < count; i++) {
+    if (layers[(size_t)i] < 0 || layers[(size_t)i] >= plan.shape.layers)
+      throw std::invalid_argument("attention sums of layer " + std::to_string(layers[(size_t)i]) +
+                                  " are outside the plan's layers");
+    sums.layers[(size_t)layers[(size_t)i]] = found.data + i * heads * slots;
+  }
+  sums.stride = (int)slots, sums.row = apart ? (size_t)found.stride : 0;
+  return sums;
+}
+
+std::vector<View*> present(const std::vector<View*>& views) {
+  for (View* view : views)
+    if (!view) throw std::invalid_argument("a view is None");
+  return views;
+}
+
+std::vector<uint8_t> skipped(const Plan& plan, const std::vector<int>& layers) {
+  std::vector<uint8_t> skip(layers.empty() ? 0 : (size_t)plan.shape.layers, 0);
+  for (int layer : layers) {
+    if (layer < 0 || layer >= plan.shape.layers)
+      throw std::invalid_argument("skipped layer " + std::to_string(layer) + " is outside the plan");
+    skip[(size_t)layer] = 1;
+  }
+  return skip;
+}
+
+// The adapters of a step: (adapter, linear, down [rank, in], up [out, rank], scale) each.
+std::optional<Adapters> adapters_of(const Plan& plan, const StepFields& fields) {
+  if (nb::len(fields.adapters) == 0) return std::nullopt;
+  struct Entry {
+    int adapter, linear;
+    Adapter values;
+  };
+  std::vector<Entry> entries;
+  int count = 0;
+  for (nb::handle given : fields.adapters) {
+    const auto [adapter, linear, down, up, scale] = cast<std::tuple<int, int, nb::object, nb::object, float>>(
+        given, "an adapter", "(adapter, linear, down, up, scale)");
+    if (linear < 0 || (size_t)linear >= plan.linears.size())
+      throw std::invalid_argument("linear " + std::to_string(linear) + " does not exist");
+    const Linear& target = plan.linears[(size_t)linear];
+    const auto lower = array<const float>(down, "down", {kAny, target.in});
+    const auto raise = array<const float>(up, "up", {target.out, lower.shape[0]});
+    entries.push_back({adapter, linear, {lower.data, raise.data, (int)lower.shape[0], scale}});
+    count = std::max(count, adapter + 1);
+  }
+  std::optional<Adapters> adapters(std::in_place, count, plan.linears);
+  for (const Entry& entry : entries) adapters->set(entry.adapter, entry.linear, entry.values);
+  adapters->choose(fields.adapter_rows);
+  return adapters;
+}
+
+// Rows and their states; the number of rows follows from whichever is there.
+void set_rows(Step& s, const Plan& plan, const StepFields& fields) {
+  const int64_t width = plan.width(0);
+  const auto tokens = array_or_none<const int32_t>(fields.tokens, "token_ids", {kAny});
+  const auto hidden =
+      array_or_none<float>(fields.hidden, "hidden", {fields.tokens.is_none() ? kAny : tokens.shape[0], width});
+  if (fields.tokens.is_none() && fields.hidden.is_none())
+    throw std::invalid_argument("a step needs tokens or hidden states");
+  s.rows = (int)(fields.tokens.is_none() ? hidden.shape[0] : tokens.shape[0]), s.tokens = tokens.data,
+  s.hidden = hidden.data;
+}
+
+void set_outputs(Step& s, const Plan& plan, const StepFields& fields) {
+  const int64_t rows = s.rows;
+  s.queries_out =
+      array_or_none<float>(fields.queries_out, "queries_out", {rows, plan.shape.heads, plan.shape.head_dim}).data;
+  s.tap_layer = fields.tap_layer, s.tap = array_or_none<float>(fields.tap, "tap", {rows, plan.width(0)}).data;
+  const auto wanted = array_or_none<const int32_t>(fields.logit_rows, "logit_rows", {kAny});
+  s.logit_rows = wanted.data, s.logit_count = (int)wanted.shape[0];
+  if (s.logit_count == 0) return;
+  s.logits = array<float>(fields.logits, "logits", {s.logit_count, plan.logits_width()}).data;
+  s.arg_max = array_or_none<int32_t>(fields.arg_max, "arg_max", {s.logit_count}).data;
+}
+
+void run_plan(HeldPlan& plan, const StepFields& fields) {
+  Step s;
+  set_rows(s, plan, fields);
+  set_outputs(s, plan, fields);
+  s.views = present(fields.views), s.counts = fields.counts;
+  for (size_t i = 0; i < nb::len(fields.rotation); i++)
+    s.rotation.push_back(array<const float>(fields.rotation[i], "rotation", {s.rows, plan.rotary_width((int)i)}).data);
+  s.first_layer = fields.first_layer, s.last_layer = fields.last_layer, s.skip = skipped(plan, fields.skip);
+  s.sums = all_sums(plan, fields.sums, s.counts);
+  s.tree = (const uint64_t*)array_or_none<const int64_t>(fields.tree, "tree", {s.rows}).data;
+  s.ahead = array_or_none<const int32_t>(fields.ahead, "ahead", {s.rows}).data;
+  std::optional<Adapters> adapters = adapters_of(plan, fields);
+  s.adapters = adapters ? &*adapters : nullptr, s.arrivals = fields.arrivals, s.patience = fields.patience;
+  nb::gil_scoped_release released;
+  plan.run(s);
+}
+
+void bind_step(nb::module_& m) {
+  nb::class_<StepFields>(
+      m, "Step",
+      "What differs from one run of a plan to the next; thrifty/engine/plan_options.py says what each field is.")
+      .def(nb::init<>())
+      .def_rw("tokens", &StepFields::tokens, nb::arg().none(), "int32 [rows], or None where `hidden` is given.")
+      .def_rw("hidden", &StepFields::hidden, nb::arg().none(),
+              "fp32 [rows, hidden size], changed in place; None: the plan's own.")
+      .def_rw("views", &StepFields::views, "One View a sequence.")
+      .def_rw("counts", &StepFields::counts, "Rows of each sequence, in order.")
+      .def_rw("rotation", &StepFields::rotation, "One fp32 [rows, dimension] a rope.")
+      .def_rw("first_layer", &StepFields::first_layer)
+      .def_rw("last_layer", &StepFields::last_layer, "Layers first_layer..last_layer-1 run.")
+      .def_rw("skip", &StepFields::skip, "Layers that pass the hidden state through.")
+      .def_rw("queries_out", &StepFields::queries_out, nb::arg().none(),
+              "fp32 [rows, heads, head_dim] of the only layer, or None.")
+      .def_rw("tap", &StepFields::tap, nb::arg().none(), "fp32 [rows, hidden size] after tap_layer, or None.")
+      .def_rw("tap_layer", &StepFields::tap_layer)
+      .def_rw("logit_rows", &StepFields::logit_rows, nb::arg().none(), "int32 [r], or None.")
+      .def_rw("logits", &StepFields::logits, nb::arg().none(), "fp32 [r, vocabulary].")
+      .def_rw("arg_max", &StepFields::arg_max, nb::arg().none(), "int32 [r], or None.")
+      .def_rw("sums", &StepFields::sums, "Empty, or one (layers, fp32 array) or None a view.")
+      .def_rw("tree", &StepFields::tree, nb::arg().none(), "int64 [rows], or None.")
+      .def_rw("ahead", &StepFields::ahead, nb::arg().none(), "int32 [rows], or None.")
+      .def_rw("adapters", &StepFields::adapters,
+              "(adapter, linear, down fp32 [rank, in], up fp32 [out, rank], scale) each.")
+      .def_rw("adapter_rows", &StepFields::adapter_rows, "Each row's adapter, or -1.")
+      .def_rw("arrivals", &StepFields::arrivals, nb::arg().none(), nb::rv_policy::reference)
+      .def_rw("patience", &StepFields::patience, "Seconds.");
+}
+
+void add_mixture(HeldPlan& plan, int layer, int source, nb::object norm, float epsilon, int scores,
+                 std::vector<int> gates, std::vector<int> ups, std::vector<int> downs, int active, bool normalise,
+                 int activation, int sum, int out) {
+  plan.add_mixture(
+      layer, source, norm_of(plan, norm, plan.width(source)), epsilon,
+      {scores, sum, out, std::move(gates), std::move(ups), std::move(downs), active, normalise, activation});
+}
+
+// The calls that build a plan; Python names every argument.
+void bind_building(nb::class_<HeldPlan>& plan) {
+  plan.def("add_linear", &add_linear, "linear"_a, "A native Linear; the plan keeps it.")
+      .def(
+          "add_buffer", [](HeldPlan& p, int width) { return p.add_buffer(width); }, "width"_a)
+      .def(
+          "add_embed", [](HeldPlan& p, int linear, float scale, int out) { p.add_embed(linear, scale, out); },
+          "linear"_a, "scale"_a, "out"_a)
+      .def(
+          "add_project",
+          [](HeldPlan& p, int layer, int source, nb::object norm, float epsilon, std::vector<int> linears,
+             std::vector<int> outs, bool add) {
+            p.add_project(layer, source, norm_of(p, norm, p.width(source)), epsilon, std::move(linears),
+                          std::move(outs), add);
+          },
+          nb::kw_only(), "layer"_a, "source"_a, "norm"_a.none() = nb::none(), "epsilon"_a = 0.0f, "linears"_a, "outs"_a,
+          "add"_a = false)
+      .def(
+          "add_gated",
+          [](HeldPlan& p, int layer, int source, nb::object norm, float epsilon, int gate, int up, int out,
+             int activation) {
+            p.add_gated(layer, source, norm_of(p, norm, p.width(source)), epsilon, gate, up, out, activation);
+          },
+          nb::kw_only(), "layer"_a, "source"_a, "norm"_a.none(), "epsilon"_a, "gate"_a, "up"_a, "out"_a, "activation"_a)
+      .def(
+          "add_rotate",
+          [](HeldPlan& p, int layer, int query, int key, int value, nb::object query_norm, nb::object key_norm,
+             float epsilon, int rope, int dimension) {
+            const int64_t width = p.shape.head_dim;
+            p.add_rotate(layer, query, key, value, norm_of(p, query_norm, width), norm_of(p, key_norm, width), epsilon,
+                         rope, dimension);
+          },
+          nb::kw_only(), "layer"_a, "query"_a, "key"_a, "value"_a, "query_norm"_a.none(), "key_norm"_a.none(),
+          "epsilon"_a, "rope"_a, "dimension"_a)
+      .def(
+          "add_attend",
+          [](HeldPlan& p, int layer, int query, int out, float scale, int window, float softcap) {
+            p.add_attend(layer, query, out, scale, window, softcap);
+          },
+          nb::kw_only(), "layer"_a, "query"_a, "out"_a, "scale"_a, "window"_a, "softcap"_a)
+      .def(
+          "add_norm_rows",
+          [](HeldPlan& p, int layer, std::vector<int> buffers, nb::list norms, float epsilon) {
+            std::vector<uintptr_t> weights;
+            for (size_t i = 0; i < nb::len(norms); i++)
+              weights.push_back(norm_of(p, norms[i], i < buffers.size() ? p.width(buffers[i]) : kAny));
+            p.add_norm_rows(layer, std::move(buffers), weights, epsilon);
+          },
+          nb::kw_only(), "layer"_a, "buffers"_a, "norms"_a, "epsilon"_a)
+      .def(
+          "add_rows",
+          [](HeldPlan& p, int layer, int source, nb::object norm, float epsilon, int gate, int out) {
+            p.add_rows(layer, source, norm_of(p, norm, p.width(source)), epsilon, gate, out);
+          },
+          nb::kw_only(), "layer"_a, "source"_a, "norm"_a.none() = nb::none(), "epsilon"_a = 0.0f, "gate"_a = -1,
+          "out"_a)
+      .def("add_mixture", &add_mixture, nb::kw_only(), "layer"_a, "source"_a, "norm"_a.none(), "epsilon"_a, "scores"_a,
+           "gates"_a, "ups"_a, "downs"_a, "active"_a, "normalise"_a, "activation"_a, "sum"_a, "out"_a)
+      .def(
+          "add_layer_norm",
+          [](HeldPlan& p, int layer, int source, nb::object norm, nb::object bias, float epsilon, int out) {
+            const int64_t width = p.width(source);
+            p.add_layer_norm(layer, source, norm_of(p, norm, width), norm_of(p, bias, width), epsilon, out);
+          },
+          nb::kw_only(), "layer"_a, "source"_a, "norm"_a, "bias"_a, "epsilon"_a, "out"_a)
+      .def(
+          "add_activate",
+          [](HeldPlan& p, int layer, int buffer, int activation) { p.add_activate(layer, buffer, activation); },
+          nb::kw_only(), "layer"_a, "buffer"_a, "activation"_a)
+      .def(
+          "add_scaled",
+          [](HeldPlan& p, int layer, int source, float factor, int out) { p.add_scaled(layer, source, factor, out); },
+          nb::kw_only(), "layer"_a, "source"_a, "factor"_a, "out"_a)
+      .def(
+          "add_await", [](HeldPlan& p, int layer) { p.add_await(layer); }, "layer"_a)
+      .def(
+          "add_logits",
+          [](HeldPlan& p, int source, nb::object norm, float epsilon, int linear, float softcap) {
+            p.add_logits(source, norm_of(p, norm, p.width(source)), epsilon, linear, softcap);
+          },
+          nb::kw_only(), "source"_a, "norm"_a.none(), "epsilon"_a, "linear"_a, "softcap"_a);
+}
+
+}  // namespace
+
+std::vector<Step::Sums> all_sums(const Plan& plan, const nb::list& given, const std::vector<int>& counts) {
+  std::vector<Step::Sums> sums;
+  for (size_t i = 0; i < nb::len(given); i++)
+    sums.push_back(sums_of(plan, given[i], i < counts.size() ? counts[i] : 0));
+  return sums;
+}
+
+void bind_plan(nb::module_& m) {
+  nb::class_<Arrivals>(
+      m, "Arrivals",
+      "One flag a layer, set by any thread when what the layer needs is there; a step that is given it waits for them.")
+      .def(nb::init<int>(), "layers"_a)
+      .def("set", &Arrivals::set, "layer"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("clear", &Arrivals::clear, "layer"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("layers", &Arrivals::layers);
+  bind_step(m);
+  nb::class_<HeldPlan> plan(m, "Plan",
+                            "An ordered list of operations over fixed buffers; built by thrifty/engine/plan_build.py.");
+  plan.def(
+      "__init__",
+      [](HeldPlan* p, int max_rows, int layers, int heads, int kv_heads, int head_dim) {
+        new (p) HeldPlan(PlanShape{max_rows, layers, heads, kv_heads, head_dim});
+      },
+      nb::kw_only(), "max_rows"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_dim"_a);
+  bind_building(plan);
+  bind_decoding(m, plan);
+  plan.def("run", &run_plan, "step"_a)
+      .def(
+          "profile", [](HeldPlan& p, bool on) { p.profile(on); }, "on"_a,
+          "Whether runs are timed by operation, from zero.")
+      .def(
+          "seconds", [](HeldPlan& p) { return p.seconds(); }, "Seconds by kind of operation since `profile(True)`.")
+      .def_prop_ro(
+          "spent", [](HeldPlan& p) { return std::pair(p.spent().seconds, p.spent().processor); },
+          "Seconds spent in steps so far: wall time, and what the calling thread took of a processor.")
+      .def_prop_ro("nbytes", [](HeldPlan& p) { return p.bytes(); });
+}
+
+}  // namespace thrifty

@@ -1,0 +1,97 @@
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+
+#include "bind/array.hpp"
+#include "bind/bind.hpp"
+#include "attention/slab.hpp"
+#include "attention/view.hpp"
+
+namespace thrifty {
+
+using namespace nb::literals;
+
+namespace {
+
+uintptr_t bias_address(nb::handle bias, int tokens) {
+  const auto found = array_or_none<const float>(bias, "bias", {kAny});
+  if (found && found.shape[0] < tokens)
+    throw std::invalid_argument("bias has " + std::to_string(found.shape[0]) + " numbers for " +
+                                std::to_string(tokens) + " tokens");
+  return (uintptr_t)found.data;
+}
+
+void push(View& view, int layer, int head, nb::handle slab, int tokens, int capacity, int format, nb::handle bias,
+          bool sealed) {
+  const auto memory = array<const uint8_t>(slab, "slab", {kAny});
+  check_slab_bytes("slab", memory.shape[0], format, capacity, view.head_dim());
+  view.push(layer, head, (uintptr_t)memory.data, tokens, capacity, format, bias_address(bias, tokens), sealed);
+}
+
+void exchange(View& view, int layer, int head, int index, nb::handle slab, int capacity, int format, nb::handle bias) {
+  const auto memory = array<const uint8_t>(slab, "slab", {kAny});
+  check_slab_bytes("slab", memory.shape[0], format, capacity, view.head_dim());
+  const auto& spans = view.spans(layer, head);
+  const int tokens = index >= 0 && (size_t)index < spans.size() ? spans[(size_t)index].tokens : 0;
+  view.exchange(layer, head, index, (uintptr_t)memory.data, capacity, format, bias_address(bias, tokens));
+}
+
+// One span for each of some heads.
+void push_heads(View& view, int layer, const std::vector<int>& heads, nb::handle slabs, int tokens, int capacity,
+                int format, nb::handle bias, bool sealed) {
+  const int64_t count = (int64_t)heads.size();
+  const auto memory = array<const uint8_t>(slabs, "slabs", {count, kAny}, true);
+  check_slab_bytes("a row of slabs", memory.shape[1], format, capacity, view.head_dim());
+  const auto rows = array_or_none<const float>(bias, "bias", {count, kAny}, true);
+  if (rows && rows.shape[1] < tokens)
+    throw std::invalid_argument("bias has " + std::to_string(rows.shape[1]) + " numbers a head for " +
+                                std::to_string(tokens) + " tokens");
+  for (int head : heads) view.tokens(layer, head);  // throws before anything is changed
+  for (int64_t i = 0; i < count; i++) {
+    const float* const row = rows ? rows.data + i * rows.stride : nullptr;
+    view.push(layer, heads[(size_t)i], (uintptr_t)(memory.data + i * memory.stride), tokens, capacity, format,
+              (uintptr_t)row, sealed);
+  }
+}
+
+void append(View& view, int layer, nb::handle keys, nb::handle values) {
+  const auto k = array<const float>(keys, "keys", {kAny, view.kv_heads(), view.head_dim()});
+  const auto v = array<const float>(values, "values", {k.shape[0], view.kv_heads(), view.head_dim()});
+  std::vector<int> start;
+  for (int h = 0; h < view.kv_heads(); h++) start.push_back(view.tokens(layer, h));
+  view.reserve(layer, (int)k.shape[0]);
+  nb::gil_scoped_release released;
+  const size_t dim = (size_t)view.head_dim(), heads = (size_t)view.kv_heads();
+  for (size_t i = 0; i < (size_t)k.shape[0]; i++)
+    for (size_t h = 0; h < heads; h++)
+      view.write(layer, (int)h, start[h] + (int)i, k.data + (i * heads + h) * dim, v.data + (i * heads + h) * dim);
+}
+
+}  // namespace
+
+void bind_view(nb::module_& m) {
+  nb::class_<View>(m, "View",
+                   "Spans that one sequence attends to, by layer and KV head. Holds addresses only: the caller keeps "
+                   "the memory, where it lies.")
+      .def(nb::init<int, int, int>(), "layers"_a, "kv_heads"_a, "head_dim"_a)
+      .def("push", &push, "layer"_a, "head"_a, "slab"_a, "tokens"_a, "capacity"_a, "format"_a, "bias"_a = nb::none(),
+           "sealed"_a = false, "A span: slab uint8 [bytes], 64-byte aligned; bias: float32 of each token, or None.")
+      .def("push_heads", &push_heads, "layer"_a, "heads"_a, "slabs"_a, "tokens"_a, "capacity"_a, "format"_a,
+           "bias"_a = nb::none(), "sealed"_a = false,
+           "A span for each of `heads`: slabs uint8 [heads, bytes], bias float32 [heads, tokens or more] or None; "
+           "their rows may lie apart.")
+      .def("exchange", &exchange, "layer"_a, "head"_a, "index"_a, "slab"_a, "capacity"_a, "format"_a,
+           "bias"_a = nb::none(), "Other memory for the tokens of a span that is sealed or full.")
+      .def("clear", &View::clear, "layer"_a, "head"_a = -1)
+      .def("truncate", &View::truncate, "layer"_a, "tokens_dropped"_a)
+      .def("drop_front", &View::drop_front, "layer"_a, "head"_a, "spans"_a)
+      .def("tokens", &View::tokens, "layer"_a, "head"_a = 0)
+      .def("room", &View::room, "layer"_a)
+      .def("append", &append, "layer"_a, "keys"_a, "values"_a,
+           "keys, values: float32 [rows, kv_heads, head_dim], behind the last slots.")
+      .def_prop_ro("layers", &View::layers)
+      .def_prop_ro("kv_heads", &View::kv_heads)
+      .def_prop_ro("head_dim", &View::head_dim);
+}
+
+}  // namespace thrifty

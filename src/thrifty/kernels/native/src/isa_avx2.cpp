@@ -1,6 +1,0 @@
-#define THRIFTY_ISA isa_avx2
-#include "codes_avx2.hpp"
-
-#include "kernels.hpp"
-
-const thrifty::Kernels* thrifty::kernels_avx2() { return &isa_avx2::table; }

@@ -1,6 +1,0 @@
-#define THRIFTY_ISA isa_avx512
-#include "codes_avx512.hpp"
-
-#include "kernels.hpp"
-
-const thrifty::Kernels* thrifty::kernels_avx512() { return &isa_avx512::table; }

@@ -1,0 +1,163 @@
+#include "linear/linear.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "isa/isa.hpp"
+
+namespace thrifty {
+
+namespace {
+
+constexpr size_t kPassBytes = 128 << 10;  // activations and results of a pass stay in a second-level cache of 1 MB
+
+constexpr const char* kNames[kLayouts] = {"int4", "int5", "int8", "iq4_nl", "bf16",   "f16",    "f32",   "q2_k",
+                                          "q3_k", "q4_k", "q5_k", "q6_k",   "iq4_xs", "table4", "table8"};
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
+}  // namespace
+
+const char* name_of(Layout layout) { return kNames[(int)layout]; }
+
+Layout layout_of(const std::string& name) {
+  std::string known;
+  for (int i = 0; i < kLayouts; i++) {
+    if (name == kNames[i]) return (Layout)i;
+    known += (i ? ", " : "") + std::string(kNames[i]);
+  }
+  refuse("linear layout '" + name + "' is unknown; known: " + known);
+}
+
+void check_linear(Layout layout, int out, int in, int group) {
+  if (out < 1 || in < 1 || out > (1 << 24) || in > (1 << 20))
+    refuse("linear of shape " + std::to_string(out) + " x " + std::to_string(in) + " is out of range");
+  if (is_table(layout) && (group < kBlockColumns || group % kBlockColumns))
+    refuse("a table's group must be a multiple of " + std::to_string(kBlockColumns) + ", not " + std::to_string(group));
+  if (reads(layout) != Reads::codes) return;
+  if (two_levels(layout)) {
+    if (in % (kSuperblock * kBlockColumns))
+      refuse(std::string("a linear of layout ") + name_of(layout) + " has columns in whole superblocks of 256, not " +
+             std::to_string(in));
+  } else if (group != 32 && group != 64 && group != 128) {
+    refuse("group must be 32, 64 or 128, not " + std::to_string(group));
+  }
+}
+
+Linear make_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out,
+                   int in, int group) {
+  check_linear(layout, out, in, group);
+  Linear w;
+  w.layout = layout, w.out = out, w.in = in, w.group = group;
+  w.codes = (const uint8_t*)codes, w.bias = (const float*)bias;
+  if (w.reads() == Reads::codes) w.scales = (const uint16_t*)scales, w.minimums = (const uint16_t*)minimums;
+  if (!codes || (w.reads() == Reads::codes && !scales))
+    refuse("linear needs codes and, but for bf16, f16 and f32, scales");
+  const bool always = sub_scales(layout).minimums,
+             never = codes_of(layout, false).table || (two_levels(layout) && !always);
+  if ((always && !minimums) || (never && minimums))
+    refuse(std::string("a linear of layout ") + name_of(layout) + (always ? " needs" : " has no") + " minimums");
+  return w;
+}
+
+size_t tile_bytes(const Linear& w) {
+  switch (w.layout) {
+    case Layout::f32:
+      return (size_t)w.in * kLanes * sizeof(float);
+    case Layout::f16:
+      return (size_t)w.in * kLanes * sizeof(uint16_t);
+    case Layout::bf16:
+      return ((size_t)w.in + 1) / 2 * kLanes * sizeof(uint32_t);
+    default:
+      break;
+  }
+  if (two_levels(w.layout)) return (size_t)w.superblocks() * (size_t)record_bytes(w.layout);
+  return (size_t)w.blocks() * (size_t)codes_of(w.layout, false).bytes();
+}
+
+namespace {
+
+// Activations of a row are `count` items of `bytes`, in panels of kPanel interleaved rows (plain rows: each by itself).
+struct Items {
+  explicit Items(const Linear& w) {
+    switch (w.reads()) {
+      case Reads::plain:
+        bytes = (size_t)w.in * sizeof(float), count = 1;
+        break;
+      case Reads::pairs:
+        bytes = sizeof(uint32_t), count = ((size_t)w.in + 1) / 2;
+        break;
+      default:
+        bytes = sizeof(ActivationBlock), count = (size_t)w.blocks();
+    }
+  }
+  size_t start(int row) const { return ((size_t)(row / kPanel) * count * kPanel + (size_t)(row % kPanel)) * bytes; }
+  size_t bytes, count;
+};
+
+}  // namespace
+
+size_t panel_bytes(const Linear& w, int rows) {
+  const Items items(w);
+  return ((size_t)rows + kPanel - 1) / kPanel * kPanel * items.count * items.bytes;
+}
+
+void place_row(const Linear& w, const float* x, int row, uint8_t* panel) {
+  uint8_t* to = panel + Items(w).start(row);
+  if (w.reads() == Reads::plain) std::memcpy(to, x, (size_t)w.in * sizeof(float));
+  else if (w.reads() == Reads::pairs) kernels().to_pairs(x, w.in, (uint32_t*)to);
+  else kernels().quantise(x, w.in, (ActivationBlock*)to);
+}
+
+void place_block(const Linear& w, const float* x, int columns, int row, int block, uint8_t* panel) {
+  kernels().quantise(x, columns, (ActivationBlock*)(panel + Items(w).start(row)) + (size_t)block * kPanel);
+}
+
+void copy_row(const Linear& w, const uint8_t* panel, int from, uint8_t* target, int to) {
+  const Items items(w);
+  panel += items.start(from), target += items.start(to);
+  for (size_t i = 0; i < items.count; i++)
+    std::memcpy(target + i * kPanel * items.bytes, panel + i * kPanel * items.bytes, items.bytes);
+}
+
+const uint8_t* row_in_panel(const Linear& w, const uint8_t* panel, int row) { return panel + Items(w).start(row); }
+
+void fetch_tile(const Linear& w, int tile) {
+  const uint8_t* from = w.codes + (size_t)tile * tile_bytes(w);
+  for (size_t i = 0; i < kWarmBytes; i += 64) __builtin_prefetch(from + i);
+}
+
+float dot(const float* a, const float* b, int count) {
+  float sums[kLanes] = {}, sum = 0.0f;
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int j = 0; j < kLanes; j++) sums[j] += a[i + j] * b[i + j];
+  for (; i < count; i++) sum += a[i] * b[i];
+  for (float s : sums) sum += s;
+  return sum;
+}
+
+int rows_per_pass(const Linear& w) {
+  const size_t per_panel = panel_bytes(w, kPanel);
+  return kPanel *
+         (int)std::clamp<size_t>(kPassBytes / per_panel, 8, 64);  // at least what shares the unpacking of a tile
+}
+
+void matmul(const Linear& w, const float* x, float* y, int m) {
+  std::vector<uint8_t> memory(panel_bytes(w, m) + 64);
+  uint8_t* panel = memory.data() + (64 - (uintptr_t)memory.data() % 64) % 64;
+  Claims claims;
+  claims.reset(Pool::shared().threads());
+  Pool::shared().run(0, [&](Worker& worker) {
+    for (int i = worker.begin(m); i < worker.end(m); i++) place_row(w, x + (size_t)i * (size_t)w.in, i, panel);
+    worker.barrier();
+    TileTasks(w, m, w.tiles(), worker.count).each(worker, claims, [&](int row0, int row1, int tile0, int tile1) {
+      kernels().tiles(w, tile0, tile1, panel, row0, row1, y + (size_t)row0 * (size_t)w.out + (size_t)tile0 * kLanes,
+                      (size_t)w.out, false);
+    });
+  });
+}
+
+}  // namespace thrifty

@@ -1,0 +1,185 @@
+// y = W x over stored weights, one family of kernels for every number of rows. Included once per instruction set.
+#pragma once
+#include "linear/matmul_many.hpp"
+#include "linear/matmul_plain.hpp"
+
+namespace thrifty::THRIFTY_ISA {
+
+template <int M> THRIFTY_INLINE void pair_tile(const Linear& w, int tile, const uint32_t* x, V* acc) {
+  const int pairs = (w.in + 1) / 2;
+  const uint16_t* codes = (const uint16_t*)w.codes + (size_t)tile * pairs * 2 * kLanes;
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++) acc[i] = zero();
+  for (int p = 0; p < pairs; p++, codes += 2 * kLanes, x += kPanel) {
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++) acc[i] = dot_pair(acc[i], codes, x[i]);
+  }
+}
+
+template <int M>
+THRIFTY_INLINE void write_tile(const Linear& w, int tile, V* acc, float* y, size_t stride, bool add_to_y) {
+  const int lanes = w.out - tile * kLanes < kLanes ? w.out - tile * kLanes : kLanes;
+  const V bias = w.bias ? load_some(w.bias + tile * kLanes, lanes) : zero();
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++) {
+    V v = w.bias ? add(acc[i], bias) : acc[i];
+    if (add_to_y) v = add(load_some(y + i * stride, lanes), v);
+    store_some(y + i * stride, v, lanes);
+  }
+}
+
+}  // namespace thrifty::THRIFTY_ISA
+
+#include "linear/matmul_table.hpp"
+
+namespace thrifty::THRIFTY_ISA {
+
+// `x` points to the first of M rows inside a panel. Bytes of a row's items there: `item<L>()`, `items<L>` of them.
+template <Layout L> THRIFTY_SHARED constexpr size_t item() {
+  return L == Layout::bf16 ? sizeof(uint32_t) : sizeof(ActivationBlock);
+}
+template <Layout L> THRIFTY_SHARED size_t panel_size(const Linear& w) {
+  return item<L>() * kPanel * (L == Layout::bf16 ? (size_t)(w.in + 1) / 2 : (size_t)w.blocks());
+}
+
+template <Layout L, bool MINIMUM, int M>
+static void rows_tile(const Linear& w, int tile, const void* x, float* y, size_t stride, bool add_to_y) {
+  V acc[M];
+  if constexpr (L == Layout::bf16) pair_tile<M>(w, tile, (const uint32_t*)x, acc);
+  else code_tile<L, MINIMUM, M>(w, tile, (const ActivationBlock*)x, acc);
+  write_tile<M>(w, tile, acc, y, stride, add_to_y);
+}
+
+template <Layout L, bool MINIMUM>
+static void panel_tile(const Linear& w, int tile, const uint8_t* x, int rows, float* y, size_t stride, bool add_to_y) {
+  if (rows == kPanel) return rows_tile<L, MINIMUM, 8>(w, tile, x, y, stride, add_to_y);
+  int i = 0;
+  if (rows & 4) rows_tile<L, MINIMUM, 4>(w, tile, x, y, stride, add_to_y), i = 4;
+  if (rows & 2) rows_tile<L, MINIMUM, 2>(w, tile, x + i * item<L>(), y + i * stride, stride, add_to_y), i += 2;
+  if (rows & 1) rows_tile<L, MINIMUM, 1>(w, tile, x + i * item<L>(), y + i * stride, stride, add_to_y);
+}
+
+// One tile over all rows.
+template <Layout L, bool MINIMUM>
+static void all_rows(const Linear& w, int tile, const uint8_t* x, int rows, float* y, size_t stride, bool add_to_y) {
+  for (; rows > 0; rows -= kPanel, x += panel_size<L>(w), y += kPanel * stride)
+    panel_tile<L, MINIMUM>(w, tile, x, rows < kPanel ? rows : kPanel, y, stride, add_to_y);
+}
+
+// Four rows of two tiles of one level whose codes are unpacked in an instruction or two: cheaper each time than once
+// for all rows.
+constexpr int kDirectRows = 4;
+template <Layout L> THRIFTY_SHARED constexpr bool is_direct() { return L == Layout::int4 || L == Layout::int8; }
+template <Layout L, bool MINIMUM> static void direct_rows(const Linear& w, int tile, const ActivationBlock* x, V* acc) {
+  constexpr Codes C = codes_of(L, MINIMUM);
+  const int blocks = w.blocks(), per_group = w.group / kBlockColumns, groups = (blocks + per_group - 1) / per_group;
+  const size_t step = tile_step<L, MINIMUM>(w), first = (size_t)tile * (size_t)groups * kLanes,
+               next = (size_t)groups * kLanes;
+  const uint8_t* codes = w.codes + (size_t)tile * step;
+#pragma GCC unroll 8
+  for (int i = 0; i < 2 * kDirectRows; i++) acc[i] = zero();
+  for (int g = 0; g < groups; g++) {
+    const size_t at = first + (size_t)g * kLanes;
+    const V scale[2] = {load_half(w.scales + at), load_half(w.scales + at + next)};
+    const V minimum[2] = {MINIMUM ? group_minimum<L>(w, at, scale[0]) : zero(),
+                          MINIMUM ? group_minimum<L>(w, at + next, scale[1]) : zero()};
+    const int end = (g + 1) * per_group < blocks ? (g + 1) * per_group : blocks;
+    for (int b = g * per_group; b < end; b++, codes += C.bytes(), x += kPanel) {
+      const CodeBlock<C, false> both[2] = {CodeBlock<C, false>(codes), CodeBlock<C, false>(codes + step)};
+      add_group_block<MINIMUM, 2, kDirectRows>(both, scale, minimum, x, acc);
+    }
+  }
+}
+
+// Two tiles over many rows, in passes; returns how many rows that were: all but some that do not fill the registers.
+template <Layout L, bool MINIMUM>
+static int many_rows(const Linear& w, int tile, const uint8_t* x, int rows, float* y, size_t stride, bool add_to_y) {
+  if constexpr (is_direct<L>()) {
+    const int done = rows / kDirectRows * kDirectRows;
+    for (int row = 0; row < done; row += kDirectRows) {
+      V acc[2 * kDirectRows];
+      const uint8_t* from = x + (size_t)(row / kPanel) * panel_size<L>(w) + (size_t)(row % kPanel) * item<L>();
+      direct_rows<L, MINIMUM>(w, tile, (const ActivationBlock*)from, acc);
+      for (int n = 0; n < 2; n++)
+        write_tile<kDirectRows>(w, tile + n, acc + n * kDirectRows, y + (size_t)row * stride + n * kLanes, stride,
+                                add_to_y);
+    }
+    return done;
+  } else {
+    V sums[kPassRows / kTogether][2 * kTogether];
+    const int whole = rows / kTogether * kTogether;
+    for (int row = 0; row < whole; row += kPassRows) {
+      const int groups = (whole - row < kPassRows ? whole - row : kPassRows) / kTogether;
+      pass<L, MINIMUM>(w, tile, (const ActivationBlock*)(x + (size_t)(row / kPanel) * panel_size<L>(w)), groups, sums);
+      for (int g = 0; g < groups; g++)
+        for (int n = 0; n < 2; n++)
+          write_tile<kTogether>(w, tile + n, sums[g] + n * kTogether,
+                                y + (size_t)(row + g * kTogether) * stride + n * kLanes, stride, add_to_y);
+    }
+    return whole;
+  }
+}
+
+// Rows from which two tiles go together. Fewer are bound by the memory, which is read fastest as one stream.
+constexpr int kPairRows = 4;
+
+template <Layout L, bool MINIMUM>
+static void run_tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y,
+                      size_t stride, bool add_to_y) {
+  const uint8_t* x = (const uint8_t*)activations + (size_t)(row0 / kPanel) * panel_size<L>(w);
+  const int rows = row1 - row0;
+  int tile = tile0;
+  if constexpr (L != Layout::bf16 && kPairsOfTiles)
+    for (; rows >= kPairRows && tile + 2 <= tile1; tile += 2, y += 2 * kLanes) {
+      const int done = many_rows<L, MINIMUM>(w, tile, x, rows, y, stride, add_to_y);
+      const uint8_t* rest = x + (size_t)(done / kPanel) * panel_size<L>(w) + (size_t)(done % kPanel) * item<L>();
+      for (int n = 0; n < 2; n++)
+        all_rows<L, MINIMUM>(w, tile + n, rest, rows - done, y + (size_t)done * stride + n * kLanes, stride, add_to_y);
+    }
+  for (; tile < tile1; tile++, y += kLanes) all_rows<L, MINIMUM>(w, tile, x, rows, y, stride, add_to_y);
+}
+
+using RunTiles = void (*)(const Linear&, int tile0, int tile1, const void* activations, int row0, int row1, float* y,
+                          size_t stride, bool add);
+
+static RunTiles tiles_of(const Linear& w) {
+  switch (w.layout) {
+    case Layout::int4:
+      return w.has_minimum() ? run_tiles<Layout::int4, true> : run_tiles<Layout::int4, false>;
+    case Layout::int5:
+      return w.has_minimum() ? run_tiles<Layout::int5, true> : run_tiles<Layout::int5, false>;
+    case Layout::int8:
+      return w.has_minimum() ? run_tiles<Layout::int8, true> : run_tiles<Layout::int8, false>;
+    case Layout::iq4_nl:
+      return run_tiles<Layout::iq4_nl, false>;
+    case Layout::bf16:
+      return run_tiles<Layout::bf16, false>;
+    case Layout::f16:
+      return plain_tiles<uint16_t>;
+    case Layout::f32:
+      return plain_tiles<float>;
+    case Layout::table4:
+      return table_tiles<4>;
+    case Layout::table8:
+      return table_tiles<8>;
+    case Layout::q2_k:
+      return run_tiles<Layout::q2_k, false>;
+    case Layout::q3_k:
+      return run_tiles<Layout::q3_k, false>;
+    case Layout::q4_k:
+      return run_tiles<Layout::q4_k, false>;
+    case Layout::q5_k:
+      return run_tiles<Layout::q5_k, false>;
+    case Layout::q6_k:
+      return run_tiles<Layout::q6_k, false>;
+    default:
+      return run_tiles<Layout::iq4_xs, false>;
+  }
+}
+
+static void tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y,
+                  size_t stride, bool add_to_y) {
+  tiles_of(w)(w, tile0, tile1, activations, row0, row1, y, stride, add_to_y);
+}
+
+}  // namespace thrifty::THRIFTY_ISA

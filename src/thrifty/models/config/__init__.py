@@ -1,0 +1,1 @@
+"""A model's configuration: its fields, families, and how Hugging Face's files spell them."""

@@ -1,0 +1,358 @@
+"""The metadata of a GGUF file as a `ModelConfig`. Every size is checked against the shapes of the tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from thrifty.errors import ConfigError, nearest
+from thrifty.models.config.model_config import (
+    LIMITS,
+    MLP,
+    Activation,
+    ExpertConfig,
+    LayerConfig,
+    ModelConfig,
+    Norm,
+    QKNorm,
+    RopeConfig,
+)
+from thrifty.models.gguf.file import GGUF
+from thrifty.models.gguf.rope import read_rope
+from thrifty.models.tokens.settings import TokenizerSettings
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a GGUF architecture implies beyond its metadata.
+
+    `permuted`: the rows of query and key are stored for interleaved rotation and must be put back in halves.
+    `normalise`: whether the probabilities of the chosen experts are made to sum to 1. `period`: of so many layers the
+    last attends to all, the others to a window where the file has one; 1: all have it. `local_rope`: how the layers
+    with a window turn: "same", "unscaled" (without the scaling of the others) or "own" (a base of their own, too).
+    `softcaps`: of attention scores and logits, where the file names none. `wide_layers`: with so many layers scores
+    are scaled by hidden size / heads. `without_rope`: every so-manieth layer does not turn; 0: all do. `scales`:
+    embedding, residual and logits have factors.
+    """
+
+    permuted: bool = False
+    qk_norm: QKNorm = "none"
+    normalise: bool = False
+    gemma: bool = False
+    norm: Norm = "rms"
+    pre_norms: bool = True
+    post_norms: bool = False
+    mlp: MLP = "gated"
+    activation: Activation = "silu"
+    period: int = 1
+    local_rope: Literal["same", "unscaled", "own"] = "same"
+    softcaps: tuple[float, float] = (0.0, 0.0)
+    wide_layers: int = 0
+    without_rope: int = 0
+    scales: bool = False
+
+
+_GEMMA = Architecture(gemma=True, post_norms=True, activation="gelu_tanh")
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "llama": Architecture(permuted=True, normalise=True),
+    "qwen2": Architecture(),
+    "qwen3": Architecture(qk_norm="head"),
+    "gemma2": replace(_GEMMA, period=2, softcaps=(50.0, 30.0), wide_layers=46),
+    "gemma3": replace(_GEMMA, qk_norm="head", period=6, local_rope="own", wide_layers=62),
+    "phi3": Architecture(),
+    "granite": Architecture(permuted=True, scales=True),
+    "smollm3": Architecture(permuted=True, without_rope=4),
+    "olmo2": Architecture(qk_norm="full", pre_norms=False, post_norms=True, period=4, local_rope="unscaled"),
+    "starcoder2": Architecture(norm="layer", mlp="plain", activation="gelu_tanh"),
+    "stablelm": Architecture(norm="layer"),
+    "qwen2moe": Architecture(),
+    "qwen3moe": Architecture(qk_norm="head", normalise=True),
+    "olmoe": Architecture(qk_norm="full"),
+}
+_REFUSED: Mapping[str, str] = {
+    "deepseek2": "latent attention (DeepSeek V2, V3 and what is built on them) is not supported",
+}
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Fields that are read below or change nothing; any other field of the architecture is refused by name.
+_KNOWN_FIELDS = _names(
+    """
+    block_count context_length embedding_length feed_forward_length vocab_size attention.head_count
+    attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
+    attention.sliding_window attention.sliding_window_pattern attention.scale attn_logit_softcapping
+    final_logit_softcapping rope.dimension_count rope.freq_base rope.freq_base_swa rope.scaling.type
+    rope.scaling.factor rope.scaling.attn_factor rope.scaling.original_context_length rope.scaling.finetuned
+    rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor rope.scaling.yarn_beta_fast
+    rope.scaling.yarn_beta_slow rope.scale_linear expert_count expert_used_count expert_feed_forward_length
+    expert_shared_feed_forward_length expert_shared_count expert_weights_norm expert_weights_scale
+    expert_gating_func attention.layer_norm_epsilon decoder_start_token_id use_parallel_residual
+    """
+)
+# Fields that change nothing at these values, the only ones that are taken. 0 is llama.cpp's "not set".
+_NEUTRAL_FIELDS: Mapping[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.group_norm_groups": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.output_scale": (0, 1),
+    "attention.shared_kv_layers": (0,),
+    "attention.temperature_scale": (0,),
+    "embedding_scale": (0, 1),
+    "expert_group_count": (0, 1),
+    "expert_group_scale": (0, 1),
+    "expert_group_used_count": (0, 1),
+    "leading_dense_block_count": (0,),
+    "logit_scale": (0, 1),
+    "moe_every_n_layers": (0, 1),
+    "n_deepstack_layers": (0,),
+    "nextn_predict_layers": (0,),
+    "pooling_type": (0,),
+    "residual_scale": (0, 1),
+    "rope.scaling.yarn_log_multiplier": (0,),
+    "router_logit_softcapping": (0,),
+    "tensor_data_layout": ("", "Meta AI original pth"),  # how llama's rows always lie in such a file
+}
+_SOFTMAX_GATING = 1
+_SCALES = ("embedding_scale", "residual_scale", "logit_scale")
+
+
+def architecture(file: GGUF) -> Architecture:
+    """The architecture of a file. Raises ConfigError with the nearest known one."""
+    name = file.architecture
+    if name in _REFUSED:
+        raise ConfigError(f"{file.path}: the architecture '{name}': {_REFUSED[name]}; use a model without it.")
+    if name not in ARCHITECTURES:
+        raise ConfigError(
+            f"{file.path}: the architecture '{name[:80]}' is not supported. {nearest(name, ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[name]
+
+
+def read_config(file: GGUF, tokenizer: TokenizerSettings) -> ModelConfig:
+    """The config of a GGUF file. Raises ConfigError or CheckpointError naming the field."""
+    return _Reader(file).config(tokenizer)
+
+
+class _Reader:
+    def __init__(self, file: GGUF) -> None:
+        self.file, self.metadata = file, file.metadata
+        self.kind = architecture(file)
+        self.name = file.architecture
+        self.layers = self.metadata.integer(self.key("block_count"), minimum=1, maximum=LIMITS["layers"])
+        self._check_fields()
+
+    def key(self, field: str) -> str:
+        return f"{self.name}.{field}"
+
+    def config(self, tokenizer: TokenizerSettings) -> ModelConfig:
+        hidden = self.size("embedding_length", "hidden_size")
+        heads = self.uniform("attention.head_count", LIMITS["heads"])
+        kv_heads = self.uniform("attention.head_count_kv", LIMITS["kv_heads"], default=heads)
+        head_dim = self.head_dim(hidden, heads)
+        experts = self.experts()
+        return ModelConfig(
+            family="mixtral" if self.name == "llama" and experts else self.name,
+            vocabulary_size=self.vocabulary_size(),
+            hidden_size=hidden,
+            intermediate_size=self.intermediate_size(experts),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            context_length=self.size("context_length", "context_length"),
+            layers=self.layer_configs(head_dim, experts is not None),
+            norm_epsilon=self.metadata.number(self.key(self.epsilon), above=0),
+            query_scale=self.query_scale(hidden, heads, head_dim),
+            qk_norm=self.kind.qk_norm,
+            attention_bias="blk.0.attn_q.bias" in self.file.tensors,
+            output_bias="blk.0.attn_output.bias" in self.file.tensors,
+            mlp_bias="blk.0.ffn_down.bias" in self.file.tensors,
+            activation=self.kind.activation,
+            embedding_scale=math.sqrt(hidden) if self.kind.gemma else self.scale("embedding_scale"),
+            norm=self.kind.norm,
+            pre_norms=self.kind.pre_norms,
+            post_norms=self.kind.post_norms,
+            mlp=self.kind.mlp,
+            residual_scale=self.scale("residual_scale"),
+            logit_scale=1.0 / self.scale("logit_scale"),
+            attention_softcap=self.softcap("attn_logit_softcapping", self.kind.softcaps[0]),
+            final_softcap=self.softcap("final_logit_softcapping", self.kind.softcaps[1]),
+            tied_embeddings="output.weight" not in self.file.tensors,
+            experts=experts,
+            bos_ids=() if tokenizer.bos_id is None else (tokenizer.bos_id,),
+            eos_ids=tokenizer.eos_ids,
+            pad_id=tokenizer.pad_id,
+        )
+
+    @property
+    def epsilon(self) -> str:
+        return "attention.layer_norm_rms_epsilon" if self.kind.norm == "rms" else "attention.layer_norm_epsilon"
+
+    def scale(self, field: str) -> float:
+        """A factor of Granite's; 0, and a file that has none, mean 1."""
+        return self.metadata.number(self.key(field), 0.0, above=-1e-9) or 1.0 if self.kind.scales else 1.0
+
+    def size(self, field: str, limit: str) -> int:
+        return self.metadata.integer(self.key(field), minimum=1, maximum=LIMITS[limit])
+
+    def uniform(self, field: str, maximum: int, default: int | None = None) -> int:
+        """An integer, or one value a layer as long as all are equal."""
+        value = self.metadata.get(self.key(field))
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and len(value):
+            if (value != value[0]).any():
+                raise ConfigError(f"{self.file.path}: '{self.key(field)}' differs between layers; not supported")
+            if not 1 <= int(value[0]) <= maximum:
+                raise ConfigError(f"{self.file.path}: '{self.key(field)}' is {value[0]}; 1 to {maximum} is allowed")
+            return int(value[0])
+        return self.metadata.integer(self.key(field), default, minimum=1, maximum=maximum)
+
+    def head_dim(self, hidden: int, heads: int) -> int:
+        if self.key("attention.key_length") not in self.metadata and hidden % heads:
+            raise ConfigError(
+                f"{self.file.path}: '{self.key('embedding_length')}' {hidden} is not a multiple of "
+                f"'{self.key('attention.head_count')}' {heads}, and '{self.key('attention.key_length')}' is missing"
+            )
+        default = hidden // heads or None
+        keys = self.metadata.integer(self.key("attention.key_length"), default, minimum=1, maximum=LIMITS["head_dim"])
+        values_ = self.metadata.integer(self.key("attention.value_length"), keys)
+        if values_ != keys:
+            raise ConfigError(f"{self.file.path}: keys of {keys} and values of {values_} channels; they must be equal")
+        return keys
+
+    def vocabulary_size(self) -> int:
+        rows = self.file.tensor("token_embd.weight").shape[0]
+        stated = self.metadata.integer(self.key("vocab_size"), rows)
+        if stated != rows:
+            raise ConfigError(
+                f"{self.file.path}: '{self.key('vocab_size')}' is {stated}, "
+                f"but tensor 'token_embd.weight' has {rows} rows"
+            )
+        return rows
+
+    def intermediate_size(self, experts: ExpertConfig | None) -> int:
+        default = None if experts is None else experts.intermediate_size
+        return self.uniform("feed_forward_length", LIMITS["intermediate_size"], default)
+
+    def query_scale(self, hidden: int, heads: int, head_dim: int) -> float:
+        width = hidden // heads if self.layers == self.kind.wide_layers else head_dim
+        return self.metadata.number(self.key("attention.scale"), 0.0, above=-1e-9) or 1 / math.sqrt(width)
+
+    def softcap(self, field: str, default: float) -> float | None:
+        value = self.metadata.number(self.key(field), default, above=-1e-9)
+        return value or None
+
+    def experts(self) -> ExpertConfig | None:
+        count = self.metadata.integer(self.key("expert_count"), 0, maximum=LIMITS["experts.count"])
+        if count == 0:
+            if self.name.endswith("moe"):
+                raise ConfigError(f"{self.file.path}: '{self.key('expert_count')}' is 0 or missing")
+            return None
+        self._check_gating()
+        gate = self.file.tensor("blk.0.ffn_gate_exps.weight").shape
+        if len(gate) != 3 or gate[0] != count:
+            raise ConfigError(
+                f"{self.file.path}: tensor 'blk.0.ffn_gate_exps.weight' has shape {list(gate)}; "
+                f"'{self.key('expert_count')}' is {count}"
+            )
+        shared = self.file.tensors.get("blk.0.ffn_gate_shexp.weight")
+        return ExpertConfig(
+            count=count,
+            active=self.metadata.integer(self.key("expert_used_count"), minimum=1, maximum=count),
+            intermediate_size=gate[1],
+            normalise_probabilities=self.metadata.flag(self.key("expert_weights_norm"), self.kind.normalise),
+            shared_intermediate_size=shared.shape[0] if shared is not None else 0,
+            shared_gate="blk.0.ffn_gate_inp_shexp.weight" in self.file.tensors,
+        )
+
+    def _check_gating(self) -> None:
+        gating = self.metadata.integer(self.key("expert_gating_func"), _SOFTMAX_GATING)
+        scale = self.metadata.number(self.key("expert_weights_scale"), 1.0)
+        if gating not in (0, _SOFTMAX_GATING):
+            raise ConfigError(
+                f"{self.file.path}: '{self.key('expert_gating_func')}' is {gating}; only 1 (softmax) works"
+            )
+        if scale not in (0.0, 1.0):
+            raise ConfigError(f"{self.file.path}: '{self.key('expert_weights_scale')}' is {scale}; only 1 is supported")
+
+    def layer_configs(self, head_dim: int, experts: bool) -> tuple[LayerConfig, ...]:
+        last = f"blk.{self.layers - 1}.{'attn_norm' if self.kind.pre_norms else 'attn_output'}.weight"
+        if last not in self.file.tensors:
+            raise ConfigError(
+                f"{self.file.path}: '{self.key('block_count')}' is {self.layers}, but tensor '{last}' is missing"
+            )
+        self._refuse_variants()
+        rope, window, step = self.rope(head_dim), self.window(), self.kind.without_rope
+        if window is None or self.kind.period == 1:
+            turned, still = LayerConfig(window, rope, experts), LayerConfig(window, RopeConfig(rope.theta, 0), experts)
+            return tuple(still if step and (index + 1) % step == 0 else turned for index in range(self.layers))
+        local = LayerConfig(window, self.local_rope(rope), experts)
+        whole = LayerConfig(None, rope, experts)
+        return tuple(local if is_local else whole for is_local in self.local_layers())
+
+    def local_rope(self, rope: RopeConfig) -> RopeConfig:
+        """Of the layers with a window."""
+        if self.kind.local_rope == "same":
+            return rope
+        theta = rope.theta if self.kind.local_rope == "unscaled" else 10_000.0
+        return RopeConfig(self.metadata.number(self.key("rope.freq_base_swa"), theta, above=1), rope.dimension)
+
+    def _refuse_variants(self) -> None:
+        """Raise ConfigError for what some files of an architecture have and the decoder has not."""
+        if self.name != "stablelm":
+            return
+        if "blk.0.ffn_norm.weight" not in self.file.tensors:
+            raise ConfigError(
+                f"{self.file.path}: no tensor 'blk.0.ffn_norm.weight': attention and MLP side by side "
+                f"('{self.key('use_parallel_residual')}') are not supported; use another model"
+            )
+        if "blk.0.attn_q_norm.weight" in self.file.tensors:
+            raise ConfigError(
+                f"{self.file.path}: tensor 'blk.0.attn_q_norm.weight': a layer norm of each head of query and key is "
+                "not supported; use another model"
+            )
+
+    def window(self) -> int | None:
+        """Tokens of the layers that have one; None where it is off, or as long as the context."""
+        window = self.metadata.integer(self.key("attention.sliding_window"), 0, maximum=LIMITS["window"])
+        return window if 0 < window < self.size("context_length", "context_length") else None
+
+    def local_layers(self) -> list[bool]:
+        key = self.key("attention.sliding_window_pattern")
+        if isinstance(self.metadata.get(key), np.ndarray):
+            return [bool(value) for value in self.metadata.numbers(key, self.layers)]
+        period = self.metadata.integer(key, self.kind.period, minimum=1, maximum=LIMITS["layers"])
+        return [bool((index + 1) % period) for index in range(self.layers)]
+
+    def rope(self, head_dim: int) -> RopeConfig:
+        dimension = self.metadata.integer(self.key("rope.dimension_count"), head_dim, minimum=2, maximum=head_dim)
+        if self.kind.permuted and dimension != head_dim:
+            raise ConfigError(
+                f"{self.file.path}: '{self.key('rope.dimension_count')}' is {dimension}; "
+                f"the architecture '{self.name}' is supported with all {head_dim} channels only"
+            )
+        theta = self.metadata.number(self.key("rope.freq_base"), 10_000.0, above=1)
+        return read_rope(self.file, theta, dimension, self.size("context_length", "context_length"))
+
+    def _check_fields(self) -> None:
+        for key, value in self.metadata.items():
+            architecture, _, field = key.partition(".")
+            known = field in _KNOWN_FIELDS or (self.kind.scales and field in _SCALES)
+            if architecture == self.name and not known:
+                self._check_neutral(key, _NEUTRAL_FIELDS.get(field), value)
+
+    def _check_neutral(self, key: str, neutral: tuple[object, ...] | None, value: object) -> None:
+        """Raise ConfigError for a field that could change the results."""
+        if neutral is None:
+            raise ConfigError(f"{self.file.path}: the field '{key[:80]}' is not supported")
+        if isinstance(value, np.ndarray | list) or value not in neutral:
+            raise ConfigError(
+                f"{self.file.path}: the field '{key}' is {value!r:.40}; only {' or '.join(map(repr, neutral))} is "
+                "supported, which changes nothing; use a model that does without it"
+            )

@@ -1,0 +1,1 @@
+"""Hugging Face directories: names and tensors of safetensors files."""

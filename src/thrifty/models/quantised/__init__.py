@@ -1,0 +1,1 @@
+"""Checkpoints that come quantised: GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes."""

@@ -1,0 +1,1 @@
+"""The converted copies in the user's cache directory: keys, checksums, files."""

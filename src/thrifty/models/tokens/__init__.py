@@ -1,0 +1,1 @@
+"""Tokenizers: their files, pieces, special tokens and ends."""
