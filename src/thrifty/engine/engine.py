@@ -17,8 +17,7 @@ from thrifty.engine.plan.native_runner import choose_runner
 from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.publishing import Publisher
 from thrifty.engine.request import Handle, Request
-from thrifty.engine.running import Sequence as Running
-from thrifty.engine.running import State
+from thrifty.engine.running import Running, State
 from thrifty.engine.scheduler import Scheduler
 from thrifty.engine.sequences import Sequences
 from thrifty.engine.step import PrefillStep, Stepper

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from thrifty.arrays import Floats
@@ -26,7 +26,7 @@ class State(enum.Enum):
     DECODING = "decoding"
 
 
-class Sequence:
+class Running:
     """The engine's record of one sample.
 
     Filled at submission: answer, index, arrival (order among all), ticket, sampler, stopper, tokens (prompt
@@ -70,7 +70,7 @@ class Sequence:
         """Tokens that the sequence may grow to, its answer's last one included."""
         return len(self.tokens) - self.stopper.count + self.stopper.maximum_tokens
 
-    def advance(self, choices: Items[Choice], logits: Items[Floats], events: list[Event]) -> None:
+    def advance(self, choices: Sequence[Choice], logits: Sequence[Floats], events: list[Event]) -> None:
         """Commit tokens: sampler, stopper and tokens move on; one event a token, up to the one that ends
         the answer, is added to `events`. Where one fails, the events before it are there, and the sample must end.
         """

@@ -18,7 +18,7 @@ from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine.admission import bounding
 from thrifty.engine.request import Request
-from thrifty.engine.running import Sequence as Running
+from thrifty.engine.running import Running
 from thrifty.errors import PromptError, RecipeError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from thrifty.engine.runner import CHUNK, Rows, Runner, chunk_end
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
-    from thrifty.engine.running import Sequence as Running
+    from thrifty.engine.running import Running
 
 
 class Prefill(Protocol):
