@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from thrifty.version import VERSION
 
 if TYPE_CHECKING:
+    from thrifty.api import Thrifty
     from thrifty.decoding.sampling_parameters import SamplingParameters
-    from thrifty.engine.api import Thrifty
     from thrifty.engine.asynchronous import AsyncEngine
     from thrifty.engine.engine import Engine
     from thrifty.engine.request import Event, Handle, Request, Result
@@ -49,7 +49,7 @@ _HOMES = {
     "Request": "thrifty.engine.request",
     "Result": "thrifty.engine.request",
     "SamplingParameters": "thrifty.decoding.sampling_parameters",
-    "Thrifty": "thrifty.engine.api",
+    "Thrifty": "thrifty.api",
     "ThriftyError": "thrifty.errors",
     "ThriftyWarning": "thrifty.errors",
     "load": "thrifty.models",

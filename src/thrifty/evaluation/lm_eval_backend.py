@@ -53,7 +53,7 @@ class ThriftyLM(TemplateLM):
         """
         super().__init__()
         if engine is None:
-            from thrifty.engine.api import Thrifty
+            from thrifty.api import Thrifty
 
             made = Thrifty(model, recipe=recipe, threads=int(threads) if threads else None, prefix_tree=False)
             engine, cache = made.engine, made.recipe.cache

@@ -46,11 +46,6 @@ class WeightTechnique(ABC):
         calibration: given where `needs_calibration` is true, else None.
         """
 
-    @staticmethod
-    def prepare(model: Model, techniques: Sequence[WeightTechnique]) -> Model:
-        """The function `prepare`, for rooms below this one that hold techniques and may not import it."""
-        return prepare(model, techniques)
-
     def covers(self, linear: LinearInfo) -> bool:
         """Whether this technique is meant for the layer, before `layers` and `skip`."""
         return linear.role not in OUTSIDE + KEPT
