@@ -49,7 +49,7 @@ class Pace:
 
 def measure(engine: Engine, rounding: float) -> Pace:
     """The pace of the engine's model, with the full cache. rounding: seconds a weight, see `rounding_seconds`."""
-    prompt = max(1, min(PROMPT, engine.intake.context - STEPS - 2))
+    prompt = max(1, min(PROMPT, engine.probe().context - STEPS - 2))
     tokens = held_out(engine.model.require_tokenizer(), prompt + STEPS)
     warm_up(engine)
     seconds = [step.seconds for step in force(engine, tokens[:prompt], tokens[prompt:], [])]

@@ -50,7 +50,7 @@ def prediction(
 ) -> Prediction:
     """Bytes as `predict`, and the roofline of a decode step. sizes: of the candidate's weights."""
     policies = candidate.recipe.techniques("cache")
-    held = engine.memory.cache.footprint(policies, prompt_of(context), context).steady_bytes
+    held = engine.cache_footprint(policies, prompt_of(context), context).steady_bytes
     return Prediction(
         candidate,
         _need(engine, sizes.nbytes, policies, context, batch),
@@ -79,6 +79,5 @@ def prompt_of(context: int) -> int:
 
 
 def _need(engine: Engine, weights: int, policies: Sequence[CachePolicy], context: int, batch: int) -> Need:
-    memory = engine.memory
-    cache = memory.together(policies, prompt_of(context), context, batch)
-    return Need(weights, memory.workspace, cache.peak_bytes, cache.steady_bytes)
+    cache = engine.footprint(policies, prompt_of(context), context, batch)
+    return Need(weights, engine.probe().workspace, cache.peak_bytes, cache.steady_bytes)

@@ -246,17 +246,16 @@ class Workshop:
 
     def _run_once(self, engine: Engine, candidate: Candidate, rung: Rung) -> Values:
         begin = time.perf_counter()
-        ledger = engine.memory.ledger
         try:
             with memory.watch() if rung.items is None else nullcontext(memory.Memory()) as process:
-                ledger.reset_peak()
+                engine.reset_peak()
                 with listening() as noise:
                     run = self._one_run(engine, candidate, rung)
         except MeasurementError as error:
             return {"error": str(error), "seconds": time.perf_counter() - begin}
         return {
             "prompt": rung.prefix,
-            "ledger_peak": ledger.peak,
+            "ledger_peak": engine.usage().peak,
             "ledger_steady": run.steady,
             "process_peak": process.peak or memory.resident(),  # watching takes longer than a short run
             "prefill_rate": run.prefill_rate,

@@ -100,7 +100,7 @@ class Context:
                 engine.step()
                 if any(handle.finished for handle in handles):
                     raise MeasurementError("a sequence ended before the last one began: this is not a batch's peak")
-            return engine.memory.ledger.peak
+            return engine.usage().peak
         finally:
             engine.close()
 

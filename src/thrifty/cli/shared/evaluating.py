@@ -59,7 +59,7 @@ class Setting:
         """The settings that records must share to be of one run."""
         return {
             "model": engine.model.version,
-            "runner": engine.runner.name,
+            "runner": engine.probe().runner,
             "length": self.length,
             "seed": self.seed,
             "off_grid": self.off_grid,

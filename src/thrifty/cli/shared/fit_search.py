@@ -231,10 +231,9 @@ def _answer(thrifty: Thrifty, prompt: str, context: int, quiet: bool) -> str:
 
 def _profile(thrifty: Thrifty, context: int) -> dict[str, Any] | None:
     """Where the winner's time goes; None where it runs without the native plan, which alone tells it."""
-    from thrifty.engine.plan.native_runner import NativeRunner
     from thrifty.evaluation.measuring import profile
 
-    if not isinstance(thrifty.engine.runner, NativeRunner):
+    if not thrifty.engine.probe().native:
         return None
     tokens = min(PROFILED, max(1, context // 2))
     steps = min(profile.STEPS, max(1, context - tokens - 1))

@@ -118,7 +118,7 @@ def memory_of(thrifty: Thrifty) -> dict[str, Any]:
     """
     from thrifty.storage.process import peak_resident
 
-    return {"ledger_peak_bytes": thrifty.engine.memory.ledger.peak, "process_peak_bytes": peak_resident()}
+    return {"ledger_peak_bytes": thrifty.engine.usage().peak, "process_peak_bytes": peak_resident()}
 
 
 def say_memory(thrifty: Thrifty) -> None:
