@@ -10,26 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from thrifty.decoding.native_sampling import native_sampler, runs_natively
+from thrifty.decoding.native_sampling import runs_natively
 from thrifty.decoding.strategies.autoregressive import Autoregressive
+from thrifty.engine.continued import Continued
 from thrifty.engine.plan.native_runner import NativeRunner, accumulators
 from thrifty.engine.plan.rotary_tables import BLOCK
 from thrifty.formats.kv import PAGE
-from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.runner import Runner
     from thrifty.engine.running import Running
-
-
-class Continued:
-    """A sequence as native code goes on with it: the native object, and the block of positions that it has turned."""
-
-    def __init__(self, sequence: Running) -> None:
-        ends = sorted(sequence.stopper.ends)
-        self.native = dispatch.require().Continuation(native_sampler(sequence.sampler), ends)
-        self.block = -1
 
 
 class Ahead:
@@ -47,7 +38,7 @@ class Ahead:
         """Get a sequence ready for `run`, with room for its next row. Raises BudgetError or StorageError."""
         continued, cache, position = sequence.continued, _cache(sequence), len(sequence.tokens) - 1
         if continued is None:
-            continued = sequence.continued = Continued(sequence)
+            continued = sequence.continued = Continued(sequence.sampler, sequence.stopper.ends)
         cache.reserve(1)
         if position // BLOCK != continued.block:
             block = position // BLOCK

@@ -28,6 +28,7 @@ from thrifty.engine.step import PrefillStep, Stepper
 from thrifty.engine.turn import Turn
 from thrifty.errors import PromptError, ThriftyError
 from thrifty.kernels import dispatch
+from thrifty.kernels.threads import pool_threads
 from thrifty.storage.budget import parse_size
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class Engine:
         process_memory: the same for the whole process as the system counts it: what it holds now, and a little for
         what comes, is taken off, and the rest is the budget.
 
-        threads: of native code; None leaves them as they are. context: longest prompt plus answer
+        threads: of native code; None leaves them as they are. They are the process's: the last engine's number holds
+        for all, and a warning says where that changes what an open one asked for. context: longest prompt plus answer
         in tokens; None: the model's own. cache, decoding: a recipe's tables, for requests that bring none.
         native: False runs the slow torch reference instead of native code. batch:
         sequences that decode together. queue: requests that may wait. chunk: prefill tokens a step, a
@@ -91,7 +93,9 @@ class Engine:
             budget = left if budget is None else min(budget, left)
         rows = max(options.batch, options.chunk)
         self.model = model
-        self.runner = runner or choose_runner(model, native=options.native, threads=options.threads, rows=rows)
+        if options.threads is not None:
+            pool_threads().set(options.threads, self)
+        self.runner = runner or choose_runner(model, native=options.native, rows=rows)
         self.memory = EngineMemory(
             model,
             self.runner,
@@ -226,6 +230,7 @@ class Engine:
         """Cancel everything and free all but the weights. The engine takes no requests afterwards."""
         with self._turn:
             self._closed = True
+            pool_threads().release(self)
             answers = list(dict.fromkeys(sequence.answer for sequence in self._scheduler.sequences()))
             for answer in answers:
                 self._publisher.finish(answer, "cancelled")

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from thrifty.arrays import Floats
 from thrifty.decoding.sampling import Choice, Sampler
 from thrifty.decoding.stopping import Stopper
+from thrifty.decoding.strategy import Scores
 from thrifty.engine.answer import Answer, Event
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
-    from thrifty.engine.admission.intake import Ticket
-    from thrifty.engine.ahead import Continued
-    from thrifty.engine.prefill.prefill import Prefill
+    from thrifty.engine.continued import Continued
+    from thrifty.engine.ticket import Ticket
+
+
+class Prefill(Protocol):
+    """The computation of one prompt into one cache."""
+
+    def advance(self, sliced: bool = False) -> Scores | None:
+        """Do the next piece; `sliced`: no more than a slice of it. The scores of the prompt's last token once all is
+        done, else None.
+        """
+        ...
 
 
 class State(enum.Enum):

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from thrifty.decoding.sampling import Sampler
 from thrifty.decoding.stopping import NoText, Stopper
-from thrifty.engine.admission.intake import Ticket
 from thrifty.engine.admission.memory import EngineMemory
 from thrifty.engine.answer import Answer
 from thrifty.engine.publishing import Publisher
 from thrifty.engine.running import Running, State
 from thrifty.engine.scheduler import Scheduler
+from thrifty.engine.ticket import Ticket
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from thrifty.arrays import Floats
 from thrifty.decoding.strategy import Scores
@@ -19,17 +19,7 @@ from thrifty.engine.runner import CHUNK, Rows, Runner, chunk_end
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
-    from thrifty.engine.running import Running
-
-
-class Prefill(Protocol):
-    """The computation of one prompt into one cache."""
-
-    def advance(self, sliced: bool = False) -> Scores | None:
-        """Do the next piece; `sliced`: no more than a slice of it. The scores of the prompt's last token once all is
-        done, else None.
-        """
-        ...
+    from thrifty.engine.running import Prefill, Running
 
 
 def start_prefill(
