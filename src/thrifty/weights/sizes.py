@@ -53,9 +53,9 @@ class Predictor:
         key = (index, info.role, columns, bias)
         if key not in self._known:
             technique = self.techniques[index]
-            one = technique.compress(info, None)
-            two = technique.compress(LinearInfo(info.name, self._sample(2 * TILE, columns, bias)), None)
-            self._known[key] = (one.nbytes, two.nbytes - one.nbytes, one.label)
+            single = technique.compress(info, None)
+            double = technique.compress(LinearInfo(info.name, self._sample(2 * TILE, columns, bias)), None)
+            self._known[key] = (single.nbytes, double.nbytes - single.nbytes, single.label)
         return self._known[key]
 
     def _sample(self, rows: int, columns: int, bias: bool) -> DenseLinear:
