@@ -148,7 +148,7 @@ class Scheduler:
         """Bring parked sequences back while they fit, oldest first. Returns the one that did not fit, if any."""
         while self.parked and len(self.active) < self._batch:
             sequence = self.parked[0]
-            refusal = self._try(lambda one: self._memory.restore(one, len(self.active)), sequence, self.parked)
+            refusal = self._try(lambda parked: self._memory.restore(parked, len(self.active)), sequence, self.parked)
             if isinstance(refusal, BudgetError):
                 return sequence, refusal
             if refusal is None:
@@ -163,7 +163,7 @@ class Scheduler:
             sequence = self.waiting[0]
             if len(self.active) + sequence.samples > self._batch:
                 return None
-            if any(one.state is State.PREFILLING for one in self.active):
+            if any(active.state is State.PREFILLING for active in self.active):
                 return None
             refusal = self._try(self._memory.admit, sequence, self.waiting)
             if isinstance(refusal, BudgetError):

@@ -100,7 +100,11 @@ class WeightTechnique(PlacedTechnique):
     """One method of storing linear layers in fewer bytes. A technique writes `compress`.
 
     Embedding, logits and expert routers are left alone unless the technique says otherwise in `covers`.
+    bytes_need_calibration: of a technique with calibration, whether that decides how many bytes it stores; where it
+    does not, `thrifty fit` predicts them as it does for techniques without.
     """
+
+    bytes_need_calibration: ClassVar[bool] = True
 
     @abstractmethod
     def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
