@@ -22,7 +22,7 @@ ENDING = 6  # words of an ending
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice(Task):
+class EndingChoice(Task):
     """A cloze over the package's prose: the passage is compressed, then each ending of its next sentence is scored by
     its log-likelihood a character (HellaSwag's form, 1905.07830). The wrong endings are those of other sentences.
     """

@@ -14,7 +14,7 @@ LEAD = 8  # tokens of the passage that are fed after it was compressed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Continuation(Answering):
+class ContinuationTask(Answering):
     """A passage of the package's prose is compressed and continued greedily by 64 tokens. The score is ROUGE-L against
     the text's own continuation, low for every model: what is told is how far a recipe's text departs.
     """
