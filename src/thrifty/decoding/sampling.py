@@ -6,6 +6,7 @@ sample does not depend on its neighbours in a batch, on the order of steps, or o
 
 from __future__ import annotations
 
+import copy
 import math
 import secrets
 from collections.abc import Iterable, Sequence
@@ -115,10 +116,19 @@ class Sampler:
             other._seen = self._seen.copy()
         return other
 
+    def following(self, tokens: Iterable[int]) -> Sampler:
+        """This sampler as it will be when `tokens` are committed. It is not changed itself."""
+        other = copy.copy(self)
+        if self._counts is not None and self._seen is not None:
+            other._counts, other._seen = self._counts.copy(), self._seen.copy()
+        for token in tokens:
+            other.commit(token)
+        return other
+
     def choose(self, logits: Floats, offset: int = 0) -> Choice:
         """The token for one row. logits: [vocabulary] fp32, not changed. Does not advance: call `commit`.
 
-        offset: how many uncommitted tokens precede this one (draft positions of a speculative strategy). Raises
+        offset: how many uncommitted tokens precede this one; penalties do not know them (`following` does). Raises
         PromptError where the logits are no numbers, or nothing is left to choose.
         """
         options = self.parameters
