@@ -20,6 +20,11 @@ class ModelFacts:
     absent: Absent
     context: int
 
+    @property
+    def tokens(self) -> int:
+        """Rows of the vocabulary that are tokens."""
+        return self.vocabulary_size - len(self.absent.ids)
+
 
 class DraftSequence(Protocol):
     """One sequence of a drafting model, with a cache of its own."""
