@@ -8,7 +8,7 @@ the prefix tree act on commit only, so a rejected draft is undone by truncation.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,12 +31,18 @@ class Scores(Protocol):
         """
         ...
 
+    @property
+    def taps(self) -> Mapping[int, Floats]:
+        """Layer → fp32 [rows, hidden], the state after it; of the layers that a row of the step asked for."""
+        ...
+
 
 class ArrayScores:
-    """Scores that lie in an array [rows, vocabulary] fp32."""
+    """Scores that lie in an array [rows, vocabulary] fp32. taps: see Scores."""
 
-    def __init__(self, values: Floats) -> None:
+    def __init__(self, values: Floats, taps: Mapping[int, Floats] | None = None) -> None:
         self.values = values
+        self.taps = taps or {}
 
     def logits(self, row: int) -> Floats:
         """[vocabulary] fp32 of one row."""

@@ -12,6 +12,7 @@ from thrifty.arrays import Floats
 from thrifty.decoding.sampling import Choice
 from thrifty.decoding.strategy import Accepted, Batch, DecodingStrategy, Draft, Scores, choose
 from thrifty.engine.ahead import Ahead
+from thrifty.engine.row_extra import shifted
 from thrifty.engine.runner import Rows, Runner
 from thrifty.engine.running import Sequence
 
@@ -23,11 +24,14 @@ Given = TypeVar("Given")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step did for one sequence: choices to commit (with their logits where asked), or its own error."""
+    """What a step did for one sequence: choices to commit (with their logits and taps where asked), or its own
+    error.
+    """
 
     sequence: Sequence
     choices: tuple[Choice, ...] = ()
     logits: list[Floats] = field(default_factory=list)
+    taps: list[dict[int, Floats]] = field(default_factory=list)
     error: BaseException | None = None
 
 
@@ -167,7 +171,8 @@ def first_choices(sequences: Items[Sequence], scores: Scores, outcomes: list[Out
     for sequence in sequences:
         try:
             wanted = [scores.logits(0).copy()] if sequence.ticket.request.logits else []
-            outcomes.append(Outcome(sequence, (choose(sequence.sampler, scores, 0),), wanted))
+            choices = (choose(sequence.sampler, scores, 0),)
+            outcomes.append(Outcome(sequence, choices, wanted, _taps(sequence, scores, range(1))))
         except BaseException as error:
             outcomes.append(Outcome(sequence, error=error))
 
@@ -180,10 +185,17 @@ def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores:
     kept = len(accepted.choices)
     wanted = range(first, first + kept) if sequence.ticket.request.logits else range(0)
     logits = [scores.logits(row).copy() for row in wanted]
+    taps = _taps(sequence, scores, range(first, first + kept))
     if kept < len(rows.tokens):
         rows.cache.truncate(len(rows.tokens) - kept)
     _commit_rows(sequence, rows.tokens[:kept])
-    return Outcome(sequence, accepted.choices, logits)
+    return Outcome(sequence, accepted.choices, logits, taps)
+
+
+def _taps(sequence: Sequence, scores: Scores, rows: range) -> list[dict[int, Floats]]:
+    """Copies of the states that the request asked for, by row; none where it did not."""
+    layers = sequence.ticket.request.taps
+    return [{layer: scores.taps[layer][row].copy() for layer in layers} for row in rows] if layers else []
 
 
 def _propose(sequences: Items[Sequence], note: Note) -> list[Draft | BaseException]:
@@ -245,7 +257,8 @@ def _rows(sequence: Sequence, draft: Draft) -> Rows:
     cache = sequence.cache
     assert cache is not None, "a decoding sequence has a cache"
     tokens = (sequence.tokens[-1], *draft.tokens)
-    return Rows(cache, tokens, sequence.computed, sequence.computed + len(tokens))
+    extra = shifted(sequence.extra, sequence.shift, sequence.computed, len(tokens))
+    return Rows(cache, tokens, sequence.computed, sequence.computed + len(tokens), extra=extra)
 
 
 def _offsets(batch: Items[Rows]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,9 @@ class Sequence:
     and committed answer). Filled at admission: cache, prefill, and the memory's own account: rows of
     logits, tokens covered by its reservation, tokens whose pages came from others, bytes of hidden state. While
     decoding, `cache` holds rows for all tokens but the newest. parked: it waits for memory, its segments may lie on the
-    disk tier, and it goes on where it stopped. continued: itself in native code, once it decodes there.
+    disk tier, and it goes on where it stopped. continued: itself in native code, once it decodes there. extra: what all
+    its rows are beyond plain tokens; media: what the prompt's embedded rows add; shift: how far the positions of its
+    answer are from the numbers of its rows.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class Sequence:
         self.strategy = ticket.strategy
         self.sampler = sampler
         self.stopper = stopper
-        self.tokens: list[int] = list(ticket.request.prompt)
+        self.extra, self.media = ticket.extra, ticket.request.media
+        self.shift = 0 if self.media is None else self.media.shift
+        self.tokens: list[int] = list(ticket.request.ids)
         self.prompt_length = len(self.tokens)
         self.state = State.WAITING
         self.parked = False
@@ -70,7 +75,9 @@ class Sequence:
         """Tokens that the sequence may grow to, its answer's last one included."""
         return len(self.tokens) - self.stopper.count + self.stopper.maximum_tokens
 
-    def advance(self, choices: Items[Choice], logits: Items[Floats], events: list[Event]) -> None:
+    def advance(
+        self, choices: Items[Choice], logits: Items[Floats], events: list[Event], taps: Items[Mapping[int, Floats]] = ()
+    ) -> None:
         """Commit tokens: sampler, stopper and tokens move on; one event a token, up to the one that ends
         the answer, is added to `events`. Where one fails, the events before it are there, and the sample must end.
         """
@@ -78,8 +85,8 @@ class Sequence:
             self.sampler.commit(choice.token)
             self.tokens.append(choice.token)
             text, reason = self.stopper.push(choice.token)
-            kept = logits[place] if logits else None
-            events.append(self._event(self.index, choice.token, text, choice, reason, logits=kept))
+            kept, states = logits[place] if logits else None, taps[place] if taps else None
+            events.append(self._event(self.index, choice.token, text, choice, reason, logits=kept, taps=states))
             if reason is not None:
                 break
 

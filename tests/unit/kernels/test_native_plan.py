@@ -114,7 +114,7 @@ def test_tap_and_skip() -> None:
     native()
     plan, ids = compile_plan(decoder(LLAMA), 32), tokens(20)
     tapped, store = torch.empty(20, 96), cache(LLAMA, 64)
-    plan.step(ids, span(0, 20), [store.view], [20], integers(19), tap=(1, tapped))
+    plan.step(ids, span(0, 20), [store.view], [20], integers(19), taps={1: tapped})
     hidden, other = plan.embed(ids), cache(LLAMA, 64)
     plan.layers(hidden, span(0, 20), [other.view], [20], 0, 2)
     assert torch.equal(tapped, hidden)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thrifty.arrays import Floats
+from thrifty.arrays import Array, Floats
 from thrifty.cache.slots.reading import Source, attended, reachable
 from thrifty.cache.watching.collector import ROWS_AT_ONCE
 from thrifty.kernels.reference import attention
@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
 
 def attend(
-    sequence: SequenceCache, layer: int, query: Floats, *, scale: float, softcap: float, window: int | None
+    sequence: SequenceCache,
+    layer: int,
+    query: Floats,
+    *,
+    scale: float,
+    softcap: float,
+    window: int | None,
+    ahead: Array | None = None,
 ) -> Floats:
     """query [n, heads, head_dim] fp32 of the newest n rows → [n, heads, head_dim] fp32.
 
@@ -39,6 +46,7 @@ def attend(
             softcap=softcap,
             column_sums=keep_sums and not apart,
             probabilities=apart,
+            ahead=ahead,
         )
         out[:, part] = result.out
         if apart and result.probabilities is not None:

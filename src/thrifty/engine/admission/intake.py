@@ -17,12 +17,16 @@ from thrifty.decoding.sampling_parameters import AtMost, SamplingParameters
 from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine.admission import bounding
+from thrifty.engine.admission.media_checks import check_media
 from thrifty.engine.request import Request
+from thrifty.engine.row_extra import RowExtra
 from thrifty.engine.running import Sequence as Running
+from thrifty.engine.steering import check_layers
 from thrifty.errors import PromptError, RecipeError
 
 if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
+    from thrifty.engine.admission.adapter_shelf import AdapterShelf
     from thrifty.engine.admission.memory import EngineMemory
     from thrifty.models.model import Model
 
@@ -31,13 +35,16 @@ Tables = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Ticket:
-    """A request that passed: its techniques, the longest answer it may give, and its sampler."""
+    """A request that passed: its techniques, the longest answer it may give, and its sampler. extra: what its rows are
+    beyond plain tokens, whichever they are.
+    """
 
     request: Request
     policies: tuple[CachePolicy, ...]
     strategy: DecodingStrategy
     maximum_tokens: int
     sampler: Sampler
+    extra: RowExtra | None = None
 
 
 class Intake:
@@ -52,9 +59,13 @@ class Intake:
         cache: Tables,
         decoding: Tables,
         batch: int,
+        chunk: int,
+        adapters: AdapterShelf,
     ) -> None:
-        """Raises PromptError where `context` exceeds the model's, RecipeError for the tables, BudgetError
-        where the budget does not hold one token with them.
+        """chunk: the most rows that a prefill appends at once.
+
+        Raises PromptError where `context` exceeds the model's, RecipeError for the tables, BudgetError where the budget
+        does not hold one token with them.
         """
         own = model.config.context_length
         if context is not None and not 2 <= context <= own:
@@ -63,8 +74,11 @@ class Intake:
         self.vocabulary_size = model.config.vocabulary_size
         self.end_ids = frozenset(model.tokenizer.eos_ids if model.tokenizer else model.config.eos_ids)
         self._tokenizer = model.tokenizer
+        self._config = model.config
         self._memory = memory
         self._batch = batch
+        self._chunk = chunk
+        self._adapters = adapters
         self._cache = tuple(cache)
         self._decoding = tuple(decoding)
         memory.check(bounding.with_capacity(self._policies(None), 1), 1, 2, what="one token")
@@ -72,7 +86,8 @@ class Intake:
 
     def check(self, request: Request) -> Ticket:
         """Raises PromptError, RecipeError or BudgetError, each with what would work."""
-        check_tokens("the prompt", request.prompt, self.vocabulary_size)
+        check_tokens("the prompt", request.token_ids, self.vocabulary_size)
+        check_layers(request.taps, request.steering, self._config)
         if request.samples > self._batch:
             raise PromptError(
                 f"samples = {request.samples}, but the engine decodes {self._batch} together; "
@@ -86,12 +101,14 @@ class Intake:
         if request.forced is not None and request.samples > 1:
             raise PromptError("forced answers are all the same; use samples = 1")
         policies, strategy = self._fitted(request), self._strategy(request.decoding)
+        if request.media is not None:
+            check_media(request.media, self._config, policies, self._chunk)
         for policy in policies:
             policy.check_prompt(self._memory.cache.model, len(request.prompt))
         maximum = self._maximum(request, policies, len(request.prompt))
         sampler = self._sampler(request)
-        sampler.observe_prompt(request.prompt)
-        return Ticket(request, policies, strategy, maximum, sampler)
+        sampler.observe_prompt(request.token_ids)
+        return Ticket(request, policies, strategy, maximum, sampler, self._extra(request))
 
     def check_fork(
         self,
@@ -117,7 +134,13 @@ class Intake:
         )
         maximum = self._maximum(request, parent.ticket.policies, parent.prompt_length)
         sampler = parent.sampler.fork(stream, sampling, request.forced or ())
-        return Ticket(request, parent.ticket.policies, parent.strategy, maximum, sampler)
+        return Ticket(request, parent.ticket.policies, parent.strategy, maximum, sampler, parent.extra)
+
+    def _extra(self, request: Request) -> RowExtra | None:
+        """What the request asks of all its rows."""
+        adapter = None if request.adapter is None else self._adapters.get(request.adapter)
+        extra = RowExtra(adapter=adapter, taps=tuple(request.taps), residual=request.steering)
+        return None if extra.plain else extra
 
     def _fitted(self, request: Request) -> tuple[CachePolicy, ...]:
         """The request's policies, with the capacities that its byte budget gives them."""

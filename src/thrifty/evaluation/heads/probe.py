@@ -20,8 +20,7 @@ from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.statistics import Statistics, Stats
 from thrifty.cache.watching.observation import window_attention
-from thrifty.engine.prefill.prefill import chunk_end
-from thrifty.engine.runner import CHUNK, Rows
+from thrifty.engine.runner import CHUNK, Rows, chunk_end
 from thrifty.errors import PromptError
 from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.heads.items import Item, Items
