@@ -41,7 +41,7 @@ def _by_frequency(rope: RopeConfig, positions: Floats) -> Floats:
         return positions[:, None]
     if not rope.sections:
         raise KernelError("three positions a row were given, and this model's rope has one axis; give one a row")
-    return positions[np.repeat(np.arange(3), rope.sections)].T
+    return np.ascontiguousarray(positions[np.repeat(np.arange(3), rope.sections)].T)
 
 
 def inverse_frequencies(rope: RopeConfig, sequence_length: int | Integers) -> tuple[Floats, float]:
