@@ -60,8 +60,9 @@ class Adapter:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its matrices."""
-        return sum(down.nbytes + up.nbytes for down, up in self.weights.values())
+        """Bytes of its matrices; one that several linears share counts once."""
+        matrices = {id(matrix): matrix.nbytes for pair in self.weights.values() for matrix in pair}
+        return sum(matrices.values())
 
     @cached_property
     def version(self) -> str:
