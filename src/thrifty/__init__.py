@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from thrifty.engine.api import Thrifty
     from thrifty.engine.asynchronous import AsyncEngine
     from thrifty.engine.engine import Engine
+    from thrifty.engine.media import Embeddings
     from thrifty.engine.request import Event, Handle, Request, Result
     from thrifty.errors import ThriftyError, ThriftyWarning
     from thrifty.models import load
@@ -27,6 +28,7 @@ __version__ = VERSION
 
 __all__ = [
     "AsyncEngine",
+    "Embeddings",
     "Engine",
     "Event",
     "Handle",
@@ -42,6 +44,7 @@ __all__ = [
 
 _HOMES = {
     "AsyncEngine": "thrifty.engine.asynchronous",
+    "Embeddings": "thrifty.engine.media",
     "Engine": "thrifty.engine.engine",
     "Event": "thrifty.engine.request",
     "Handle": "thrifty.engine.request",

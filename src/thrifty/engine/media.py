@@ -28,8 +28,9 @@ class Embeddings:
 
     #: fp32 [n, hidden], n ≥ 1, as they enter the first layer (scaled, where the model scales its embeddings).
     values: Floats
-    #: What the content is known by, such as a hash of an image: prompts with equal keys share their prefixes.
-    key: Hashable
+    #: What the content is known by, such as a hash of an image: prompts with equal keys share their prefixes, so equal
+    #: keys must stand for equal values. None: a hash of the values.
+    key: Hashable = None
     #: Integers [n], or [3, n] (time, height, width) for ropes of three axes, ≥ 0, counted from where the piece begins.
     #: What follows goes on behind the greatest. None: one row, one position.
     positions: Any = None
@@ -58,13 +59,13 @@ class Embeddings:
         object.__setattr__(self, "positions", positions)
         object.__setattr__(self, "ahead", ahead)
 
-    @property
+    @cached_property
     def identity(self) -> Hashable:
         """What tells its keys and values from those of others: the key, and how its rows are placed and see."""
+        key = _digest(self.values) if self.key is None else self.key
         if self.positions is None and self.ahead is None:
-            return self.key
-        placed = [b"" if part is None else part.tobytes() for part in (self.positions, self.ahead)]
-        return self.key, hashlib.sha256(b"|".join(placed)).hexdigest()
+            return key
+        return key, _digest(self.positions), _digest(self.ahead)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,15 @@ class PromptMedia:
         """The most rows that must go through a layer together."""
         cuts = self._cuts
         return 1 if cuts is None else int(np.diff(cuts, prepend=0).max())
+
+    def check(self, tokens: Sequence[int]) -> None:
+        """Raise PromptError where these are not the ids of this prompt, or of one that goes on from it."""
+        rows = [row for first, piece in self.pieces for row in range(first, first + len(piece.values))]
+        if len(tokens) < self.length or [row for row, token in enumerate(tokens) if token < 0] != rows:
+            raise PromptError(
+                "the prompt's ids do not fit its embedded pieces (media); give ids and Embeddings in one prompt, and "
+                "media = None"
+            )
 
     def keys(self, tokens: Sequence[int]) -> list[Hashable]:
         """What the prefix tree knows rows by: token ids, and (identity, row) inside pieces."""
@@ -136,6 +146,9 @@ class PromptMedia:
         parts = [(first, values) for first, values in parts if first < stop and first + len(values) > start]
         if not parts:
             return None
+        first, values = parts[0]
+        if first <= start and stop <= first + len(values):
+            return values[start - first : stop - first]
         rows = np.zeros((stop - start, self.hidden_size), np.float32)
         for first, values in parts:
             low, high = max(first, start), min(first + len(values), stop)
@@ -152,6 +165,8 @@ def flattened(prompt: Sequence[Any]) -> tuple[tuple[int, ...], PromptMedia]:
     """The ids of a mixed prompt, −1 for each embedded row, and what its pieces add. Raises PromptError."""
     ids = [part for part in prompt if not isinstance(part, Embeddings)]
     numbers = iter(prompt_ids(ids) if ids else ())
+    if any(not isinstance(token, bool) and isinstance(token, int) and token < 0 for token in ids):
+        raise PromptError("the prompt has token ids below 0; rows without a token are Embeddings")
     tokens: list[int] = []
     pieces: list[tuple[int, Embeddings]] = []
     for part in prompt:
@@ -194,6 +209,13 @@ def _ahead(pieces: Sequence[tuple[int, Embeddings]], length: int) -> Whole | Non
         if piece.ahead is not None:
             ahead[first : first + len(piece.values)] = piece.ahead
     return ahead
+
+
+def _digest(values: Any) -> str:
+    """A hash of an array's shape and content; "" of None."""
+    if values is None:
+        return ""
+    return hashlib.sha256(f"{values.shape}".encode() + np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
 def _whole(name: str, value: Any) -> Any:

@@ -63,6 +63,8 @@ class Request:
 
     def __post_init__(self) -> None:
         prompt, media = flattened(self.prompt) if mixed(self.prompt) else (tuple(prompt_ids(self.prompt)), self.media)
+        if media is not None:
+            media.check(prompt)
         values: dict[str, Any] = {
             "prompt": prompt,
             "media": media,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from tests.tiny import text_tokens, tiny_model
@@ -62,6 +64,14 @@ def test_pieces_of_one_key_share_their_prefix_and_others_do_not(make_engine: Mak
         crossed = submit(engine, [*PROMPT[:10], *mixed, *PROMPT[200:]])
         assert np.array_equal(logits_of(crossed), wanted)
         assert crossed.usage.cached_tokens == 0
+
+
+def test_pieces_without_a_key_are_known_by_their_values(make_engine: MakeEngine, packed: Model) -> None:
+    engine = make_engine(packed)
+    for tokens, hits in ((PROMPT[10:200], 0), (PROMPT[10:200], 256), (PROMPT[11:201], 0)):
+        handle = submit(engine, [*PROMPT[:10], own_rows(engine, tokens, key=None), *PROMPT[200:]])
+        logits_of(handle)
+        assert handle.usage.cached_tokens == hits
 
 
 def test_a_hit_inside_a_piece_goes_on_with_its_rows(make_engine: MakeEngine, model: Model) -> None:
@@ -176,8 +186,15 @@ def test_what_cannot_be_served_is_refused_with_what_can(make_engine: MakeEngine,
     refused(moved, RecipeError, "streaming renumbers rows", cache=[{"technique": "streaming"}])
     with pytest.raises(PromptError, match="widths"):
         submit(engine, [Embeddings(zeros, "k"), Embeddings(zeros[:, :64].copy(), "l")])
-    with pytest.raises(PromptError):
+    with pytest.raises(PromptError, match="the prompt names token -1"):
         submit(engine, [-1, 2])
+    with pytest.raises(PromptError, match="token ids below 0; rows without a token are Embeddings"):
+        submit(engine, [-1, Embeddings(zeros, "k")])
+    request = submit(engine, [1, Embeddings(zeros[:20], "k")]).request
+    with pytest.raises(PromptError, match="do not fit its embedded pieces"):
+        dataclasses.replace(request, prompt=[1, 2, 3])
+    assert dataclasses.replace(request, prompt=[1, 2, 3], media=None).prompt == (1, 2, 3)
+    engine.close()
     assert not engine.busy
 
 

@@ -138,7 +138,8 @@ class NativeRunner:
         options, taps = row_options(batch, wanted, self.plan.config.hidden_size)
         options["lengths"], options["accumulate"] = [rows.length for rows in batch], sums
         if any(rows.extra is not None and rows.extra.embeddings is not None for rows in batch):
-            hidden = np.concatenate([self.embed(rows.tokens, rows.extra) for rows in batch])
+            parts = [self.embed(rows.tokens, rows.extra) for rows in batch]
+            hidden = parts[0] if len(parts) == 1 else np.concatenate(parts)
             logits = self.plan.forward(hidden, places, views, counts, wanted, **options)
         else:
             tokens = _integers(list(chain.from_iterable(rows.tokens for rows in batch)))
