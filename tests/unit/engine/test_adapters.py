@@ -19,7 +19,13 @@ from thrifty.models.adapters import Adapter
 from thrifty.models.model import Model
 
 PROMPT = text_tokens(200, 5)
-RECIPES = [[], [{"technique": "snapkv", "keep": 0.5}], [{"technique": "kvzip", "keep": 0.5}]]
+RECIPES = [
+    [],
+    [{"technique": "snapkv", "keep": 0.5}],
+    [{"technique": "kvzip", "keep": 0.5}],
+    [{"technique": "h2o", "capacity": 60}],
+]
+IDS = ["full", "layer-major", "rehearsed", "sums"]
 
 
 def merged(model: Model, adapter: Adapter) -> Model:
@@ -31,7 +37,7 @@ def merged(model: Model, adapter: Adapter) -> Model:
     return dataclasses.replace(model, linears=linears, version="merged")
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=["full", "layer-major", "rehearsed"])
+@pytest.mark.parametrize("recipe", RECIPES, ids=IDS)
 def test_an_adapter_is_its_merged_weights(
     make_engine: MakeEngine, plain: Model, recipe: list[dict[str, object]]
 ) -> None:
@@ -51,7 +57,7 @@ def test_native_and_reference_agree(make_engine: MakeEngine, packed: Model) -> N
     assert np.abs(native - reference).mean() < 0.2 * np.abs(native - plain).mean()
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=["full", "layer-major", "rehearsed"])
+@pytest.mark.parametrize("recipe", RECIPES, ids=IDS)
 def test_requests_of_one_batch_have_their_own(
     make_engine: MakeEngine, model: Model, recipe: list[dict[str, object]]
 ) -> None:

@@ -20,8 +20,13 @@ from thrifty.reference.attention import causal
 
 PROMPT = text_tokens(200, 5)
 VECTOR = np.random.default_rng(0).standard_normal(128).astype(np.float32)
-RECIPES = [[], [{"technique": "snapkv", "keep": 0.5}], [{"technique": "kvzip", "keep": 0.5}]]
-IDS = ["full", "layer-major", "rehearsed"]
+RECIPES = [
+    [],
+    [{"technique": "snapkv", "keep": 0.5}],
+    [{"technique": "kvzip", "keep": 0.5}],
+    [{"technique": "h2o", "capacity": 60}],
+]
+IDS = ["full", "layer-major", "rehearsed", "sums"]
 
 
 def taps_of(handle: Handle) -> dict[int, Floats]:

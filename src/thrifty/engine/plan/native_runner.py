@@ -126,9 +126,10 @@ class NativeRunner:
 
     def _decode_more(self, batch: Sequence[Rows]) -> Scores:
         """`decode` of rows that are not all plain."""
+        views = [_view(rows) for rows in batch]
         sums = accumulators([rows.cache.accumulate_rows(len(rows.tokens)) for rows in batch])
         wanted = np.arange(sum(len(rows.tokens) for rows in batch), dtype=np.int32)
-        return self._run(batch, [_view(rows) for rows in batch], wanted, sums)
+        return self._run(batch, views, wanted, sums)
 
     def _run(
         self, batch: Sequence[Rows], views: list[Any], wanted: Whole, sums: Sequence[Accumulator | None]
