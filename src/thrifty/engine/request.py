@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from thrifty.arrays import Floats
 from thrifty.decoding.option_values import flag, shown, token_ids, whole
@@ -17,9 +17,6 @@ from thrifty.engine.media import Embeddings, PromptMedia, flattened, mixed
 from thrifty.engine.prompts import prompt_ids
 from thrifty.engine.steering import layer_numbers, steering_vectors
 from thrifty.errors import PromptError
-
-if TYPE_CHECKING:
-    from thrifty.engine.engine import Engine
 
 __all__ = ["Embeddings", "Event", "Handle", "Listener", "Request", "Result", "Sample", "Usage"]
 
@@ -134,6 +131,33 @@ class Result:
         return self.samples[0].logprobs
 
 
+class Driver(Protocol):
+    """What a handle asks of the engine that it came from; see `Engine`."""
+
+    def drive(self, handle: Handle, together: bool = False) -> None:
+        """One step on behalf of a waiting handle."""
+        ...
+
+    def cancel(self, handle: Handle) -> None:
+        """End a request and free its memory."""
+        ...
+
+    def abandon(self, answer: Answer) -> None:
+        """Nobody can read this answer any more."""
+        ...
+
+    def fork(
+        self,
+        handle: Handle,
+        sample: int,
+        sampling: SamplingParameters | None,
+        forced: Sequence[int] = (),
+        free: int = 0,
+    ) -> Handle:
+        """See `Handle.fork`."""
+        ...
+
+
 class Handle:
     """A submitted request: stream it, wait for it, cancel it, fork it.
 
@@ -149,7 +173,7 @@ class Handle:
     answer: the engine's own record of the request.
     """
 
-    def __init__(self, engine: Engine, request: Request, answer: Answer) -> None:
+    def __init__(self, engine: Driver, request: Request, answer: Answer) -> None:
         self.request = request
         self.forks = 0
         self._engine = engine

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,9 @@ from thrifty.engine.admission import bounding
 from thrifty.engine.admission.media_checks import check_media
 from thrifty.engine.request import Request
 from thrifty.engine.row_extra import RowExtra
-from thrifty.engine.running import Sequence as Running
+from thrifty.engine.running import Running
 from thrifty.engine.steering import check_layers
+from thrifty.engine.ticket import Ticket
 from thrifty.errors import PromptError, RecipeError
 
 if TYPE_CHECKING:
@@ -31,20 +31,6 @@ if TYPE_CHECKING:
     from thrifty.models.model import Model
 
 Tables = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """A request that passed: its techniques, the longest answer it may give, and its sampler. extra: what its rows are
-    beyond plain tokens, whichever they are.
-    """
-
-    request: Request
-    policies: tuple[CachePolicy, ...]
-    strategy: DecodingStrategy
-    maximum_tokens: int
-    sampler: Sampler
-    extra: RowExtra | None = None
 
 
 class Intake:

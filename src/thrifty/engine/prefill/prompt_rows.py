@@ -69,9 +69,9 @@ class PromptRows:
             first = layer + 1
         return runner.run_layers(first, last, hidden, rows) if first < last else hidden
 
-    def scores(self, runner: Runner, hidden: Floats) -> Scores:
-        """Those of the prompt's last row, from its final state, with its taps."""
-        scores = runner.logits(hidden[-1:])
+    def scores(self, runner: Runner, hidden: Floats, count: int = 1) -> Scores:
+        """Those of the prompt's last rows, from their final states; of one row with its taps."""
+        scores = runner.logits(hidden[-count:])
         return ArrayScores(scores.logits(0).copy()[None], self.tapped) if self.tapped else scores
 
     def _extra(self, start: int, stop: int) -> RowExtra | None:
