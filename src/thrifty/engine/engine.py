@@ -108,6 +108,7 @@ class Engine:
             disk=options.disk,
             prefix_tree=options.prefix_tree,
             beside=beside,
+            batch=options.batch,
         )
         self._adapters = AdapterShelf(model.config, self.memory, adapters or {})
         self.intake = Intake(

@@ -29,7 +29,8 @@ class RowExtra:
     embeddings: Floats | None = None
     #: int32 [rows], or [3, rows] for ropes of three axes; None: `start` and what follows it.
     positions: Whole | None = None
-    #: The row (index inside these rows, smaller than its own) that a row continues; −1: the committed history.
+    #: The row (index inside these rows, smaller than its own) that a row continues; −1: the committed history. At most
+    #: 64 rows, and no more than a window of the model. None: each continues the one before.
     parents: tuple[int, ...] | None = None
     #: int32 [rows]: how many of the rows behind it a row sees as well.
     ahead: Whole | None = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from thrifty.arrays import Floats
-from thrifty.decoding.strategy import Scores
+from thrifty.decoding.scores import Scores
 from thrifty.engine.row_extra import RowExtra
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ class Runner(Protocol):
     name: str
     reason: str
     layers: int
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows that `decode` takes together."""
+        ...
 
     def decode(self, batch: Sequence[Rows]) -> Scores:
         """Append all rows of several sequences and score each. A row's result does not depend on the others.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from thrifty.arrays import Floats
-from thrifty.decoding.strategy import ArrayScores
+from thrifty.decoding.scores import ArrayScores
 from thrifty.reference.adapting import adapted
 from thrifty.reference.arrays import array_of, tensor_of
 from thrifty.reference.attention import Attend
@@ -37,6 +38,9 @@ class Extra(Protocol):
 
     @property
     def positions(self) -> Whole | None: ...
+
+    @property
+    def parents(self) -> tuple[int, ...] | None: ...
 
     @property
     def ahead(self) -> Whole | None: ...
@@ -100,11 +104,20 @@ class ReferenceRunner:
         """See engine.runner.Runner. Every row is computed alone."""
         logits, taps = [], _Taps()
         for rows in batch:
+            paths, parents = _paths(rows), None if rows.extra is None else rows.extra.parents
             for place in range(len(rows.tokens)):
                 taps.rows += 1
-                hidden = self._forward(_part(rows, place, place + 1, watch=None), taps)
+                part = _part(rows, place, place + 1, watch=None)
+                if parents is not None:
+                    part = dataclasses.replace(part, start=rows.start + len(paths[place]) - 1)
+                hidden = self._forward(part, taps, None if parents is None else paths[place])
                 logits.append(self.decoder.logits(hidden))
         return ArrayScores(array_of(torch.cat(logits)), taps.arrays())
+
+    @property
+    def most_rows(self) -> int:
+        """See Runner: any number, as they go one by one."""
+        return sys.maxsize
 
     @torch.no_grad()
     def prefill(self, rows: Rows, last: bool) -> ArrayScores | None:
@@ -156,21 +169,21 @@ class ReferenceRunner:
             hidden[given] = tensor_of(extra.embeddings)[given]
         return hidden
 
-    def _forward(self, rows: Rows, taps: _Taps) -> Tensor:
+    def _forward(self, rows: Rows, taps: _Taps, path: Sequence[int] | None = None) -> Tensor:
         hidden = self._embed(rows.tokens, rows.extra)
         for index in range(self.layers):
-            hidden = self._layer(index, hidden, rows)
+            hidden = self._layer(index, hidden, rows, path)
             if rows.extra is not None and index in rows.extra.taps:
                 taps.take(index, hidden[-1])
         return hidden
 
-    def _layer(self, index: int, hidden: Tensor, rows: Rows) -> Tensor:
+    def _layer(self, index: int, hidden: Tensor, rows: Rows, path: Sequence[int] | None = None) -> Tensor:
         extra = rows.extra
         positions = torch.arange(rows.start, rows.start + len(rows.tokens))
         if extra is None:
             attend = attend_to(rows.cache, positions, rows.watch)
             return self.decoder.layer(index, hidden, positions, attend, rows.length)
-        attend = attend_to(rows.cache, positions, rows.watch, extra.ahead)
+        attend = attend_to(rows.cache, positions, rows.watch, extra.ahead, path)
         if extra.positions is not None:
             positions = torch.from_numpy(extra.positions.astype(np.int64))
         with adapted(self.decoder, extra.adapter, index):
@@ -201,10 +214,14 @@ class _Taps:
 
 
 def attend_to(
-    cache: SequenceCache, positions: Tensor, watch: Watch | None = None, ahead: Whole | None = None
+    cache: SequenceCache,
+    positions: Tensor,
+    watch: Watch | None = None,
+    ahead: Whole | None = None,
+    path: Sequence[int] | None = None,
 ) -> Attend:
-    """The decoder's injected attention over a sequence's cache: append the rows, then attend with them. ahead: see
-    `SequenceCache.attend`.
+    """The decoder's injected attention over a sequence's cache: append the rows, then attend with them. ahead, path
+    (of a row of a tree): see `SequenceCache.attend`.
     """
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -212,9 +229,19 @@ def attend_to(
         queries = array_of(query.float())
         if watch is not None:
             watch(layer, queries)
-        return tensor_of(cache.attend(layer, queries, array_of(positions), ahead=ahead))
+        sight: dict[str, Any] = {"ahead": ahead, "path": path}
+        given = {name: value for name, value in sight.items() if value is not None}
+        return tensor_of(cache.attend(layer, queries, array_of(positions), **given))
 
     return attend
+
+
+def _paths(rows: Rows) -> list[tuple[int, ...]]:
+    """Of each row of a tree, the rows of the step on its path, itself last; empty for a line."""
+    paths: list[tuple[int, ...]] = []
+    for row, parent in enumerate(() if rows.extra is None else rows.extra.parents or ()):
+        paths.append((*(paths[parent] if parent >= 0 else ()), row))
+    return paths
 
 
 def blocks(rows: AnyRows) -> list[AnyRows]:

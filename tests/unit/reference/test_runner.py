@@ -10,7 +10,7 @@ import torch
 from tests.tiny import text_tokens, tiny_model
 
 from thrifty.arrays import Array, Floats, Integers
-from thrifty.decoding.strategy import ArrayScores
+from thrifty.decoding.scores import ArrayScores
 from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.model import Model
 from thrifty.reference.attention import attention

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from thrifty.cache.composition import rehearsing
 from thrifty.cache.policy import CachePolicy
+from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine.media import PromptMedia
 from thrifty.engine.runner import CHUNK
 from thrifty.errors import PromptError, RecipeError
@@ -39,3 +40,12 @@ def check_media(media: PromptMedia, config: ModelConfig, policies: Sequence[Cach
                     f"{policy.name} renumbers rows, and this prompt brings positions of its own; turn renumbering off, "
                     "or leave the positions out"
                 )
+
+
+def check_drafts(strategy: DecodingStrategy) -> None:
+    """Raise RecipeError where a strategy drafts: drafts read the prompt's tokens, and embedded rows have none."""
+    if strategy.rows > 1:
+        raise RecipeError(
+            f"{type(strategy).__name__} drafts from the prompt's tokens, and embedded rows have none; use "
+            "decoding = [] for this request, or a prompt of token ids"
+        )

@@ -10,7 +10,7 @@ import numpy as np
 
 from thrifty import extras
 from thrifty.arrays import Floats
-from thrifty.decoding.strategy import Scores
+from thrifty.decoding.scores import Scores
 from thrifty.engine.plan.options import StepOptions
 from thrifty.engine.plan.plan import NativePlan, Whole, compile_plan
 from thrifty.engine.plan.row_options import positions, row_options
@@ -58,6 +58,11 @@ class NativeRunner:
         self.layers = len(plan.config.layers)
 
     @property
+    def most_rows(self) -> int:
+        """See Runner."""
+        return self.plan.max_rows
+
+    @property
     def workspace(self) -> int:
         """See Runner."""
         return self.plan.nbytes
@@ -77,10 +82,10 @@ class NativeRunner:
             return self._decode_more(batch)
         counts, views = [len(rows.tokens) for rows in batch], [_view(rows) for rows in batch]
         tokens = _integers(list(chain.from_iterable(rows.tokens for rows in batch)))
-        positions = _integers([rows.start + place for rows in batch for place in range(len(rows.tokens))])
         sums = accumulators([rows.cache.accumulate_rows(len(rows.tokens)) for rows in batch])
         lengths, wanted = [rows.length for rows in batch], np.arange(len(tokens), dtype=np.int32)
-        logits = self.plan.step(tokens, positions, views, counts, wanted, lengths=lengths, accumulate=sums)
+        places = _integers([rows.start + place for rows in batch for place in range(len(rows.tokens))])
+        logits = self.plan.step(tokens, places, views, counts, wanted, lengths=lengths, accumulate=sums)
         return NativeScores(logits, self.plan.argmax.tolist())
 
     def prefill(self, rows: Rows, last: bool) -> Scores | None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from thrifty.arrays import Floats
+from thrifty.arrays import Floats, Integers
+from thrifty.decoding.tree import depths, line, lineage
 from thrifty.engine.plan.options import StepOptions
 from thrifty.engine.row_extra import RowExtra, Whole
 from thrifty.engine.runner import Rows
@@ -29,6 +30,8 @@ def row_options(batch: Sequence[Rows], tap_rows: Whole, hidden: int) -> tuple[St
     layers = dict.fromkeys(layer for extra in extras for layer in extra.residual)
     if layers:
         options["residual"] = {layer: [extra.residual.get(layer) for extra in extras] for layer in layers}
+    if any(extra.parents is not None for extra in extras):
+        options["tree"] = np.concatenate([_lineage(extra, count) for extra, count in zip(extras, counts, strict=True)])
     if any(extra.ahead is not None for extra in extras):
         options["ahead"] = np.concatenate([_ahead(extra, count) for extra, count in zip(extras, counts, strict=True)])
     tapped = dict.fromkeys(layer for extra in extras for layer in extra.taps)
@@ -50,7 +53,13 @@ def _positions(rows: Rows) -> Whole:
     extra = rows.extra
     if extra is not None and extra.positions is not None:
         return extra.positions
+    if extra is not None and extra.parents is not None:
+        return np.array(depths(extra.parents), np.int32) + np.int32(rows.start)
     return np.arange(rows.start, rows.start + len(rows.tokens), dtype=np.int32)
+
+
+def _lineage(extra: RowExtra, count: int) -> Integers:
+    return lineage(line(count) if extra.parents is None else extra.parents)
 
 
 def _ahead(extra: RowExtra, count: int) -> Whole:

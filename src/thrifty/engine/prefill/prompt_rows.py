@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thrifty.arrays import Floats
-from thrifty.decoding.strategy import ArrayScores, Scores
+from thrifty.decoding.scores import ArrayScores, Scores
 from thrifty.engine.row_extra import RowExtra
 from thrifty.engine.runner import CHUNK, Rows, Runner, chunk_end
 
