@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thrifty.arrays import Floats, Integers
+from thrifty.arrays import Array, Floats, Integers
 from thrifty.cache.composition import rehearsing
 from thrifty.cache.editing.apply import carry_out
 from thrifty.cache.editing.rollback import check, roll_back
@@ -94,13 +94,15 @@ class SequenceCache(SequencePrompt):
         scale: float | None = None,
         softcap: float | None = None,
         window: int | None = None,
+        ahead: Array | None = None,
         path: Sequence[int] | None = None,
     ) -> Floats:
         """Attention of query [n, heads, head_dim] over the layer's slots → [n, heads, head_dim] fp32.
 
         The rows are the newest n that were appended: row i sees every slot but the last n-1-i, and in a windowed layer
         only the last `window` of them. scale, softcap, window default to the model's. positions are the rows' logical
-        positions (only their number is checked: keys are stored rotated). Collects the statistics that policies want.
+        positions (only their number is checked: keys are stored rotated). ahead: integers [n], how many of the rows
+        behind it a row sees as well. Collects the statistics that policies want.
 
         path: of one row that continues a tree: the uncommitted rows that it sees, itself included, counted from the
         first of them; it sees every committed slot, in a windowed layer as if the path were a line.
@@ -114,6 +116,7 @@ class SequenceCache(SequencePrompt):
             scale=self.model.scale if scale is None else scale,
             softcap=(self.model.softcap if softcap is None else softcap) or 0.0,
             window=self.model.windows[layer] if window is None else window,
+            ahead=ahead,
             path=path,
         )
 

@@ -18,11 +18,14 @@ from thrifty.engine.running import Running
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step did for one sequence: choices to commit (with their logits where asked), or its own error."""
+    """What a step did for one sequence: choices to commit (with their logits and taps where asked), or its own
+    error.
+    """
 
     sequence: Running
     choices: tuple[Choice, ...] = ()
     logits: list[Floats] = field(default_factory=list)
+    taps: list[dict[int, Floats]] = field(default_factory=list)
     error: BaseException | None = None
 
 
@@ -163,7 +166,8 @@ def first_choices(sequences: Sequence[Running], scores: Scores, outcomes: list[O
     for sequence in sequences:
         try:
             wanted = [scores.logits(0).copy()] if sequence.ticket.request.logits else []
-            outcomes.append(Outcome(sequence, (choose(sequence.sampler, scores, 0),), wanted))
+            choices = (choose(sequence.sampler, scores, 0),)
+            outcomes.append(Outcome(sequence, choices, wanted, _taps(sequence, scores, range(1))))
         except BaseException as error:
             outcomes.append(Outcome(sequence, error=error))
 
@@ -176,13 +180,21 @@ def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores:
     if part.draft.tokens or len(accepted.choices) != 1:
         check_path(part.draft, accepted)
     kept = [0, *(index + 1 for index in accepted.path)]
-    logits = [scores.logits(first + row).copy() for row in kept] if sequence.ticket.request.logits else []
+    rows = [first + row for row in kept]
+    logits = [scores.logits(row).copy() for row in rows] if sequence.ticket.request.logits else []
+    taps = _taps(sequence, scores, rows)
     if len(kept) < len(part.rows.tokens):
         cache.keep(kept)
     _commit_rows(sequence, [part.rows.tokens[row] for row in kept])
     if sequence.drafter is not None:
         sequence.drafter.committed([choice.token for choice in accepted.choices])
-    return Outcome(sequence, accepted.choices, logits)
+    return Outcome(sequence, accepted.choices, logits, taps)
+
+
+def _taps(sequence: Running, scores: Scores, rows: Sequence[int]) -> list[dict[int, Floats]]:
+    """Copies of the states that the request asked for, by row; none where it did not."""
+    layers = sequence.ticket.request.taps
+    return [{layer: scores.taps[layer][row].copy() for layer in layers} for row in rows] if layers else []
 
 
 def _groups(parts: list[_Part], most: int) -> list[list[_Part]]:

@@ -11,10 +11,10 @@ from tests.unit.kernels.native_pages import Pages, open_view
 from torch import Tensor
 
 from thrifty.arrays import BFLOAT16, Floats
-from thrifty.engine.plan.options import Adapter
 from thrifty.engine.plan.plan import NativePlan
 from thrifty.engine.plan.plan import compile_plan as compile_native
 from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear
+from thrifty.models.adapters import Adapter
 from thrifty.models.assembly import Assembly
 from thrifty.models.config.model_config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling
 from thrifty.models.model import Model
@@ -152,6 +152,8 @@ def _array(value: Any) -> Any:
         return value.numpy()
     if isinstance(value, Adapter):
         return Adapter({name: (down.numpy(), up.numpy()) for name, (down, up) in value.weights.items()}, value.scale)
+    if isinstance(value, dict):
+        return {key: _array(part) for key, part in value.items()}
     return type(value)(map(_array, value)) if isinstance(value, list | tuple) else value
 
 

@@ -60,6 +60,10 @@ CacheMemory = Annotated[
         help="Bound on this answer's cache alone, at any moment, e.g. 20MB.",
     ),
 ]
+AdapterPath = Annotated[
+    Path | None,
+    typer.Option("--adapter", metavar="FOLDER", help="A LoRA adapter as PEFT saves it, for every answer."),
+]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, rich_help_panel=MACHINE, help="CPU threads. Default: all cores."),

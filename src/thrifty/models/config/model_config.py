@@ -111,12 +111,14 @@ class RopeConfig:
     (NoPE).
 
     `divisors`: one for each of the `dimension / 2` frequencies, whatever the scaling and the length; none where empty.
+    `sections`: how many of these frequencies turn with a row's time, height and width (M-RoPE); empty: one position.
     """
 
     theta: float
     dimension: int
     scaling: RopeScaling | None = None
     divisors: tuple[float, ...] = ()
+    sections: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_number("rope_theta", self.theta, 1.0 + 1e-6, 1e12)
@@ -130,6 +132,13 @@ class RopeConfig:
             )
         for value in self.divisors:
             check_number("rope.divisors", value, 1e-6, 1e9)
+        for count in self.sections:
+            check_integer("rope.sections", count, 0, self.dimension // 2)
+        if self.sections and (len(self.sections) != 3 or sum(self.sections) != self.dimension // 2):
+            raise ConfigError(
+                f"rope.sections is {list(self.sections)}; it must be 3 numbers that sum to {self.dimension // 2}, half "
+                "the rotated dimension."
+            )
         scaling = self.scaling
         if scaling is None:
             return
@@ -302,7 +311,7 @@ def from_dict(data: Mapping[str, Any]) -> ModelConfig:
 def _layer(data: object, field: str) -> LayerConfig:
     if not isinstance(data, Mapping) or not isinstance(data.get("rope"), Mapping):
         raise ConfigError(f"{field} is not a table with a rope.")
-    rope = {**data["rope"], "divisors": tuple(data["rope"].get("divisors") or ())}
+    rope = {**data["rope"], **{name: tuple(data["rope"].get(name) or ()) for name in ("divisors", "sections")}}
     if rope.get("scaling") is not None:
         scaling = rope["scaling"]
         if not isinstance(scaling, Mapping):

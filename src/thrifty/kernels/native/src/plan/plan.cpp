@@ -332,10 +332,8 @@ void Plan::execute(Step& s, Worker& w) {
     if (timed) op.seconds += std::chrono::duration<double>(Clock::now() - start).count();
     if (over) return;
     const bool ends_layer = i + 1 == operations_.size() || operations_[i + 1]->layer != op.layer;
-    if (!s.tap || op.layer < 0 || op.layer != s.tap_layer || !ends_layer) continue;
-    const size_t width = (size_t)widths[0], from = (size_t)w.begin(s.rows), rows = (size_t)w.end(s.rows) - from;
-    std::memcpy(s.tap + from * width, buffer(0, s) + from * width, rows * width * sizeof(float));
-    w.barrier();
+    if (op.layer < 0 || !ends_layer || s.after.empty()) continue;
+    s.after.run(op.layer, s.sequence_of, buffer(0, s), (size_t)widths[0], w);
   }
 }
 
@@ -360,6 +358,7 @@ void Plan::run(Step& s) {
   const double processor = processor_seconds();
   check(s);
   if (s.adapters) s.adapters->check(s.rows);
+  s.after.check(s.rows);
   allocate_panels();
   const int workers = Pool::shared().threads();
   derive(s);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "plan/adapters.hpp"
+#include "plan/after_layer.hpp"
 #include "plan/arrivals.hpp"
 #include "attention/attend.hpp"
 #include "linear/file_rows.hpp"
@@ -33,8 +34,7 @@ struct Step {
     size_t row = 0;
   };
   std::vector<Sums> sums;  // one per sequence, or empty
-  int tap_layer = -1;
-  float* tap = nullptr;                 // [rows, hidden size] after tap_layer
+  AfterLayer after;
   const int32_t* logit_rows = nullptr;  // [logit_count]
   int logit_count = 0;
   float* logits = nullptr;         // [logit_count, vocabulary]
