@@ -91,6 +91,10 @@ class DecodingStrategy:
         """Names or paths of the models that draft."""
         return ()
 
+    def taps(self, facts: ModelFacts) -> tuple[int, ...]:
+        """Layers of the model whose output `accept` reads, as `Scores.taps`."""
+        return ()
+
     def check(self, facts: ModelFacts, models: Mapping[str, DraftModel]) -> None:
         """Raise RecipeError where the strategy cannot draft for a model of these facts with these models."""
 
