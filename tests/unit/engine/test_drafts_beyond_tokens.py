@@ -13,9 +13,9 @@ from tests.unit.engine.test_draft_trees import Trees, prompts_of
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.admission.intake import Intake
+from thrifty.engine.drafting.drafting import Drafting
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Handle, Request
-from thrifty.engine.ticket import Drafting
 from thrifty.errors import RecipeError
 from thrifty.models.model import Model
 

@@ -18,12 +18,13 @@ from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine.admission import bounding
 from thrifty.engine.admission.media_checks import check_drafts, check_media
+from thrifty.engine.drafting.drafting import Drafting
 from thrifty.engine.drafting.models import facts_of
 from thrifty.engine.request import Request
 from thrifty.engine.row_extra import RowExtra
 from thrifty.engine.running import Running
 from thrifty.engine.steering import check_layers
-from thrifty.engine.ticket import Drafting, Ticket
+from thrifty.engine.ticket import Ticket
 from thrifty.errors import PromptError, RecipeError
 
 if TYPE_CHECKING:

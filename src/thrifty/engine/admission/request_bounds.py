@@ -13,7 +13,7 @@ from thrifty.formats.kv import PAGE
 from thrifty.storage.budget import format_size
 
 if TYPE_CHECKING:
-    from thrifty.engine.ticket import Drafting
+    from thrifty.engine.drafting.drafting import Drafting
 
 
 class RequestBounds:
