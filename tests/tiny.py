@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from thrifty.formats.linear import GroupLinear
-from thrifty.models.config.model_config import LayerConfig, ModelConfig, RopeConfig
+from thrifty.models.config.model_config import LayerSpec, ModelConfig, RopeConfig
 from thrifty.models.model import Model, random_model
 
 BOS, EOS, END_OF_TURN = 256, 257, 258
@@ -86,7 +86,7 @@ def tiny_config(layers: int = 3, windows: Sequence[int | None] = (), **changes: 
         kv_heads=2,
         head_dim=64,
         context_length=4096,
-        layers=tuple(LayerConfig(window, rope) for window in windows or (None,) * layers),
+        layers=tuple(LayerSpec(window, rope) for window in windows or (None,) * layers),
         norm_epsilon=1e-5,
         query_scale=64**-0.5,
         tied_embeddings=True,

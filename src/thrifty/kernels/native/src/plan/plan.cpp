@@ -47,6 +47,7 @@ Plan::Plan(PlanShape s) : shape(s) {
     refuse("a plan needs layers, and query heads that are a multiple of the KV heads");
   if (!takes_head_dim(s.head_dim))
     refuse("a plan needs a head dimension that is " + std::string(kHeadDims) + ", not " + std::to_string(s.head_dim));
+  states_.assign((size_t)s.layers, 0);
   for (int kind = 0; kind < 3; kind++) panels_.push_back(allocate<uint8_t>(0));
 }
 
@@ -238,6 +239,7 @@ void Plan::check_views(const Step& s) const {
       refuse("a view's layers, KV heads and head dimension must equal the plan's");
     rows += s.counts[i];
     check_sums(s, i);
+    check_states(s, v);
     for (int layer = s.first_layer; layer < s.last_layer; layer++)
       if ((s.skip.empty() || !s.skip[(size_t)layer]) && v.room(layer) < s.counts[i])
         refuse("layer " + std::to_string(layer) + " of view " + std::to_string(i) + " has room for " +
@@ -269,6 +271,18 @@ void Plan::check_sight(const Step& s) const {
         refuse("row " + std::to_string(row) + " cannot see " + std::to_string(s.ahead[row]) +
                " rows ahead: its sequence has " + std::to_string(count - j - 1) + " behind it in this step");
     }
+  }
+}
+
+void Plan::check_states(const Step& s, const View& v) const {
+  for (int layer = s.first_layer; layer < s.last_layer; layer++) {
+    const int64_t wanted = states_[(size_t)layer];
+    if (wanted == 0 && !v.has_states()) continue;
+    const LayerState* state = v.state(layer);
+    if ((state ? state->numbers : 0) != wanted)
+      refuse("layer " + std::to_string(layer) + " needs a recurrent state of " + std::to_string(wanted) +
+             " numbers; the view has " + std::to_string(state ? state->numbers : 0));
+    if (wanted && s.tree) refuse("layer " + std::to_string(layer) + " is recurrent and takes no tree of rows");
   }
 }
 
