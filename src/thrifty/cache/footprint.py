@@ -81,7 +81,7 @@ class _Held:
     """
 
     def __init__(self, policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, total: int) -> None:
-        layers = len(model.layers_with(None))
+        layers = len(model.policy_layers)
         generated = total - prompt
         quantiser = next((policy for policy in policies if policy.quantises), None)
         rewriting = _rewriting(policies)
@@ -184,7 +184,7 @@ def _rehearsal(policy: CachePolicy, model: ModelInfo, prompt: int) -> int:
             pages = min(pages, -(-group.window // PAGE) + -(-model.chunk // PAGE) + 3)
         full += pages * page
         forced += more * page
-    layers = len(model.layers_with(None))
+    layers = len(model.policy_layers)
     kept = pages_bytes(model, model.format, policy.kept(prompt) + PAGE, layers, ragged=True)
     return full + max(forced, kept) + working_bytes(model, prompt, rows)
 
@@ -203,7 +203,7 @@ def _statistics(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, 
     (a row's own, until it is committed; and the old table beside the new one when it grows). Token ids: of the
     sequence, and of every head's kept slots."""
     need = wanted(policies, model)
-    held, layers = 0, len(model.layers_with(None))
+    held, layers = 0, len(model.policy_layers)
     generated = max(PAGE, total - prompt)
     # What a ragged policy promises is a mean over heads; the widest head may hold everything. Holes have columns too.
     bounds = [

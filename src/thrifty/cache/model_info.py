@@ -97,7 +97,12 @@ class ModelInfo:
 
     def layers_with(self, window: int | None) -> tuple[int, ...]:
         """The layers of one window."""
-        return tuple(index for index, found in enumerate(self.windows) if found == window)
+        return tuple(index for index, own in enumerate(self.windows) if own == window)
+
+    @property
+    def policy_layers(self) -> tuple[int, ...]:
+        """The layers that policies act on, rising: those that keep every token."""
+        return self.layers_with(None)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class SequenceCache(SequencePrompt):
         if self.open_rows.pending:
             self.open_rows.check(n)
         if self.collector.pending():
-            self.collector.commit({layer: self.place_counts(layer) for layer in self.global_layers})
+            self.collector.commit({layer: self.place_counts(layer) for layer in self.policy_layers})
             self.collector.settle()
         self.collector.commit_native()
         self.open_rows.pending = {}
@@ -154,7 +154,7 @@ class SequenceCache(SequencePrompt):
             self.open_rows.reject(rejected)
         if n > rejected:
             self.mirror.drop()
-            before = {layer: self.places(layer) for layer in self.global_layers}
+            before = {layer: self.places(layer) for layer in self.policy_layers}
             roll_back(self, self.length - (n - rejected))
             self.schedule.shorten(self.length)
             self.collector.shorten(self.length)
@@ -193,11 +193,11 @@ class SequenceCache(SequencePrompt):
         self.mirror.drop()
         self.collector.prefilling = True
         self.prompt = self.length
-        views = [self.view(layer) for layer in self.global_layers]
+        views = [self.view(layer) for layer in self.policy_layers]
         edits = self.rehearses.after_prompt(views, self.rehearsals.received())
         self._end_rehearsals()
-        carry_out(self, edits, self.global_layers)
-        for layer in self.global_layers:
+        carry_out(self, edits, self.policy_layers)
+        for layer in self.policy_layers:
             self.schedule.after_prefill(self, layer, 0)
         self.collector.prefilling = False
         self.schedule.begin(self.length)
@@ -266,7 +266,7 @@ class SequenceCache(SequencePrompt):
         """
         if not self.collector.sums_now:
             return None
-        return self.collector.native_rows(rows, self.mirror.widest(self.global_layers) + rows)
+        return self.collector.native_rows(rows, self.mirror.widest(self.policy_layers) + rows)
 
     def accumulate_prompt(self, rows: int) -> Accumulator | None:
         """The same for `rows` rows of a prompt (layer-major: of the layer that is open), which stay."""
@@ -275,7 +275,7 @@ class SequenceCache(SequencePrompt):
             return self.collector.native_prompt(scratch.layer, self._scratch_places(scratch))
         if not self.collector.sums_now:
             return None
-        return self.collector.native_prompt(None, self.mirror.widest(self.global_layers) + rows)
+        return self.collector.native_prompt(None, self.mirror.widest(self.policy_layers) + rows)
 
     def _scratch_places(self, scratch: Scratch) -> int:
         """The most places of a KV head of the layer that is open, when its prompt is complete."""

@@ -23,7 +23,7 @@ def check(engine: Engine, handle: Handle) -> None:
     cache = engine.cache_of(handle)
     assert cache is not None
     expected = [*handle.request.prompt, *handle.samples[0].token_ids][: cache.length]
-    for layer in cache.global_layers:
+    for layer in cache.policy_layers:
         assert [ids.tolist() for ids in cache.stats(layer).tokens or ()] == [expected] * cache.model.kv_heads
 
 

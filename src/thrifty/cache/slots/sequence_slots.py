@@ -45,7 +45,7 @@ class SequenceSlots:
         self.parked = False
         self.parked_at = 0
         self.builder = Builder(tiers, model, reservation)
-        self.global_layers = model.layers_with(None)
+        self.policy_layers = model.policy_layers
         self.spans: list[list[Span]] = [[] for _ in range(model.layers)]
         self.let_go = [0] * model.layers
         self.selected: dict[int, list[Selection]] = {}

@@ -158,7 +158,7 @@ def look(engine: Engine, item: Item, rule: Rule) -> Floats | None:
     answer something else.
     """
     info = engine.memory.cache.model
-    ranks = info.layers_with(None)
+    ranks = info.policy_layers
     earned = np.zeros((len(ranks), info.heads), np.float32)
 
     def listen(layer: int, head: int, probabilities: Floats) -> None:
