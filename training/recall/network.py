@@ -158,7 +158,9 @@ def batched_recurrence(count: int) -> Recur:
 
     def recur(layer: int, query: Tensor, key: Tensor, value: Tensor, decay: Tensor) -> Tensor:
         length = len(query) // count
-        query, key, value = (x.unflatten(0, (count, length)).transpose(1, 2).to(value.dtype) for x in (query, key, value))
+        query, key, value = (
+            x.unflatten(0, (count, length)).transpose(1, 2).to(value.dtype) for x in (query, key, value)
+        )
         faded = decay.squeeze(-1).unflatten(0, (count, length)).transpose(1, 2).log().cumsum(-1)
         later = torch.full((length, length), float("-inf")).triu(1)
         weights = (faded[..., :, None] - faded[..., None, :] + later).exp()

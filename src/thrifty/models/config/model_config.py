@@ -29,6 +29,7 @@ Activation = Literal["silu", "gelu_tanh"]
 Norm = Literal["rms", "layer"]
 MLP = Literal["gated", "plain"]
 
+
 @dataclass(frozen=True)
 class ExpertConfig:
     """A mixture of experts: each token takes the `active` most probable of `count` experts, plus the shared
@@ -122,6 +123,12 @@ class ModelConfig:
     def ropes(self) -> list[RopeConfig]:
         """The ropes of the layers that attend, each once."""
         return list(dict.fromkeys(layer.rope for layer in self.layers if layer.mixer != "recurrent"))
+
+    @property
+    def states(self) -> tuple[int, ...]:
+        """fp32 numbers of each layer's recurrent state, 0 where it attends; empty where all do."""
+        states = tuple(0 if layer.recurrent is None else layer.recurrent.state_numbers for layer in self.layers)
+        return states if any(states) else ()
 
     def widths(self, index: int) -> tuple[int, int, int]:
         """Heads, KV heads and head_dim of the attention of one layer."""
