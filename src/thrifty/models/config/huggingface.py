@@ -11,6 +11,7 @@ from thrifty.models.config.families import FAMILIES, Family
 from thrifty.models.config.fields import Fields
 from thrifty.models.config.harmless import EXPLAINED
 from thrifty.models.config.model_config import LIMITS, Activation, ExpertConfig, LayerSpec, ModelConfig, RopeConfig
+from thrifty.models.config.own import OWN, from_own
 from thrifty.models.config.rope import extended_context, read_ropes
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -21,7 +22,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 TOKEN_LIMIT = LIMITS["vocabulary_size"]
 
-SUPPORTED = (*FAMILIES, "gemma3")
+SUPPORTED = (*FAMILIES, "gemma3", OWN)
 
 _GEMMA_WRAPPER = (  # fields of a vision-language Gemma 3 that the language model does not need
     "boi_token_index",
@@ -44,6 +45,8 @@ def from_huggingface(data: object) -> ModelConfig:
     model_type = fields.text("model_type")
     if model_type == "gemma3":
         return _gemma_with_vision(fields)
+    if model_type == OWN:
+        return from_own(fields)
     if model_type not in FAMILIES:
         for latent in ("kv_lora_rank", "q_lora_rank"):
             if fields.data.get(latent):

@@ -153,6 +153,11 @@ class LayerSpec:
     head_dim: int | None = None
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether it keeps every token's keys and values."""
+        return self.mixer == "attention" and self.window is None
+
+    @property
     def has_widths(self) -> bool:
         """Whether its attention has widths of its own."""
         return (self.heads, self.kv_heads, self.head_dim) != (None, None, None)
