@@ -115,8 +115,9 @@ void View::set_state(int layer, LayerState state) {
 }
 
 const LayerState* View::state(int layer) const {
+  if (states_.empty()) return nullptr;
   at(layer, 0);
-  return states_.empty() || states_[(size_t)layer].numbers == 0 ? nullptr : &states_[(size_t)layer];
+  return states_[(size_t)layer].numbers == 0 ? nullptr : &states_[(size_t)layer];
 }
 
 void View::commit_states(int layer) {

@@ -276,18 +276,6 @@ void Plan::check_sight(const Step& s) const {
   }
 }
 
-void Plan::check_states(const Step& s, const View& v) const {
-  for (int layer = s.first_layer; layer < s.last_layer; layer++) {
-    const int64_t wanted = states_[(size_t)layer];
-    if (wanted == 0 && !v.has_states()) continue;
-    const LayerState* state = v.state(layer);
-    if ((state ? state->numbers : 0) != wanted)
-      refuse("layer " + std::to_string(layer) + " needs a recurrent state of " + std::to_string(wanted) +
-             " numbers; the view has " + std::to_string(state ? state->numbers : 0));
-    if (wanted && s.tree) refuse("layer " + std::to_string(layer) + " is recurrent and takes no tree of rows");
-  }
-}
-
 void Plan::check_sums(const Step& s, size_t i) const {
   if (s.sums.empty() || s.sums[i].layers.empty()) return;
   if (s.sums[i].layers.size() != (size_t)shape.layers) refuse("attention sums need one address (or 0) a layer");

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
+#include <string>
 
 #include "isa/isa.hpp"
 
@@ -59,6 +60,20 @@ void Recur::run(Plan& plan, Step& s, Worker& w) {
       const int task = (int)i * heads + h;
       if (task >= from && task < to) head(plan, s, *s.views[i], i, h, first_row, (float*)w.scratch);
     }
+}
+
+void Plan::check_states(const Step& s, const View& v) const {
+  for (int layer = s.first_layer; layer < s.last_layer; layer++) {
+    const int64_t wanted = states_[(size_t)layer];
+    if (wanted == 0 && !v.has_states()) continue;
+    const LayerState* state = v.state(layer);
+    if ((state ? state->numbers : 0) != wanted)
+      throw std::invalid_argument("layer " + std::to_string(layer) + " needs a recurrent state of " +
+                                  std::to_string(wanted) + " numbers; the view has " +
+                                  std::to_string(state ? state->numbers : 0));
+    if (wanted && s.tree)
+      throw std::invalid_argument("layer " + std::to_string(layer) + " is recurrent and takes no tree of rows");
+  }
 }
 
 void Plan::add_recur(int layer, const RecurrentCall& call) {
