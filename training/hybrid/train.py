@@ -18,7 +18,7 @@ from thrifty.evaluation.tasks import _lists
 from thrifty.evaluation.tasks._haystack import NAMES
 from thrifty.reference.decoder import Decoder
 from training.hybrid.network import HybridShape
-from training.hybrid.words import BEGIN, build_tokenizer
+from training.hybrid.words import BEGIN, SPACE, build_tokenizer
 from training.recall.export import export
 from training.recall.network import IGNORED, Batch, evaluate, parameters
 from training.recall.wiring import first_weights
@@ -53,7 +53,7 @@ class Writer:
     def __init__(self) -> None:
         numbers = build_tokenizer().get_vocab()
         self._begin = numbers[BEGIN]
-        self._cities, self._words = ([numbers[word] for word in words] for words in (NAMES, _lists.WORDS))
+        self._cities, self._words = ([numbers[SPACE + word] for word in words] for words in (NAMES, _lists.WORDS))
 
     def batch(self, stage: Stage, chance: random.Random) -> Batch:
         """The examples of one step."""

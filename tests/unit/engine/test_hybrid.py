@@ -10,8 +10,6 @@ from tests.tiny import hybrid_config, text_tokens, tiny_model
 
 from thrifty.arrays import Floats
 from thrifty.decoding.sampling_parameters import SamplingParameters
-from thrifty.decoding.strategies.autoregressive import Autoregressive
-from thrifty.decoding.strategy import Batch, Draft
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Handle, Request
 from thrifty.errors import RecipeError
@@ -167,12 +165,10 @@ def test_the_ledger_knows_the_states(model: Model, make_engine: Any) -> None:
     assert engine.memory.ledger.bytes_of("cache") == before
 
 
-def test_a_draft_is_refused_with_a_reason(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Drafting(Autoregressive):
-        def propose(self, batch: Batch) -> list[Draft]:
-            return [Draft((1, 2)) for _ in batch.continuations]
-
+def test_drafts_are_refused_with_a_reason(make_engine: Any) -> None:
     engine = make_engine(tiny_model(packed=True, config=hybrid_config()))
-    monkeypatch.setattr(engine.intake, "_strategy", lambda _: Drafting())
-    with pytest.raises(RecipeError, match="recurrent layers cannot go back"):
-        engine.submit(ask(40)).result()
+    with pytest.raises(RecipeError, match=r"drafts, but the model's recurrent layers cannot go back"):
+        engine.submit(ask(40, decoding=[{"technique": "prompt-lookup"}]))
+    plain = make_engine(tiny_model(packed=True))
+    with pytest.raises(RecipeError, match="'recall-hybrid' has recurrent layers"):
+        plain.submit(ask(40, decoding=[{"technique": "speculative", "draft": "recall-hybrid"}]))

@@ -106,6 +106,14 @@ class RecurrentStates:
         if rows:
             self._committed[layer] = 1 - self._committed[layer]
 
+    def check_drop(self, n: int, open_rows: int) -> None:
+        """Raise PromptError where n rows are not all that are not committed."""
+        if n != open_rows:
+            raise PromptError(
+                f"recurrent layers cannot drop {n} rows of {open_rows} that are not committed: their state goes back "
+                "to the last commit alone; decode without drafts"
+            )
+
     def discard(self) -> None:
         """Forget all rows since the last commit. (A native view forgets its own.)"""
         self.pending = {}
