@@ -77,7 +77,8 @@ def layers_text(group: LayerClass, estimate: Estimate) -> str:
     config = estimate.sizes.config.layers[group.layers[0]]
     window = f", window {config.window}" if config.window is not None else ""
     experts = ", experts" if config.experts else ""
-    return f"{len(group.layers)} × layer{window}{experts}"
+    kind = "recurrent layer" if config.recurrent is not None else "layer"
+    return f"{len(group.layers)} × {kind}{window}{experts}"
 
 
 def _summary(estimate: Estimate) -> Iterable[str]:
