@@ -25,10 +25,10 @@ class Statistics:
     tokens: bool = False
 
     def __or__(self, other: Statistics) -> Statistics:
-        wanted = [one for one in (self.queries, other.queries) if one is not None]
+        rows = [queries for queries in (self.queries, other.queries) if queries is not None]
         queries: int | str | None = None
-        if wanted:
-            queries = "all" if "all" in wanted else max(int(one) for one in wanted)
+        if rows:
+            queries = "all" if "all" in rows else max(int(count) for count in rows)
         return Statistics(
             queries=queries,
             column_sums=self.column_sums or other.column_sums,
@@ -53,3 +53,11 @@ class Stats:
     column_sums: list[Floats] | None = None
     tokens: list[Integers] | None = None
     notes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def has(self, wanted: Statistics) -> bool:
+        """Whether everything wanted is known."""
+        return (
+            (wanted.queries is None or self.queries is not None)
+            and (not wanted.column_sums or self.column_sums is not None)
+            and (not wanted.tokens or self.tokens is not None)
+        )

@@ -19,6 +19,7 @@ from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.cache.statistics import Statistics, Stats
+from thrifty.cache.traits import Traits
 from thrifty.cache.view import LayerView
 from thrifty.errors import RecipeError
 
@@ -205,7 +206,7 @@ def test_renumbering_many_times_is_as_exact_as_once() -> None:
 class PairMerge(CachePolicy):
     """Adjacent pairs become their mean, with a bias of log 2: softmax mass is kept where the two keys agree."""
 
-    exact = True
+    traits = Traits(exact=True)
 
     def after_prefill(self, layer: LayerInfo, kv: LayerView, stats: Stats) -> Edits:
         edits = Edits()

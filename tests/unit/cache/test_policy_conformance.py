@@ -18,6 +18,7 @@ from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.cache.statistics import Statistics, Stats
+from thrifty.cache.traits import Traits
 from thrifty.cache.view import LayerView
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -242,7 +243,7 @@ def test_the_footprint_counts_what_a_policy_keeps_apart_whatever_it_calls_it() -
         name = "anchors"
         first: int = 500
         newest: int = 64
-        uniform = True
+        traits = Traits(uniform=True)
 
         @property
         def separate_slots(self) -> int:

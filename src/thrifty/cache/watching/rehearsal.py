@@ -18,7 +18,6 @@ reference scores blocks that end at multiples of 64 positions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,19 +31,8 @@ from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
     from thrifty.cache.model_info import ModelInfo
-    from thrifty.cache.policy import CachePolicy
+    from thrifty.cache.rehearsing_policy import Rehearsal, RehearsingPolicy
     from thrifty.cache.sequence import SequenceCache
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """tokens: forced behind the prompt. They bear witness to the prompt's positions start..stop; positions below
-    `sinks` are seen beside them."""
-
-    tokens: tuple[int, ...]
-    start: int
-    stop: int
-    sinks: int
 
 
 def working_bytes(model: ModelInfo, prompt: int, rows: int) -> int:
@@ -61,14 +49,14 @@ class Rehearsals:
     """The rehearsals of one sequence's prompt: what they are, and the scores that they give. Its bytes are charged as
     index bytes until `close`."""
 
-    def __init__(self, sequence: SequenceCache, policy: CachePolicy, prompt: Sequence[int]) -> None:
+    def __init__(self, sequence: SequenceCache, policy: RehearsingPolicy, prompt: Sequence[int]) -> None:
         """Raises BudgetError where the scores do not fit, PromptError where `prompt` is not what the sequence holds."""
         if len(prompt) != sequence.length:
             raise PromptError(f"the sequence holds {sequence.length} tokens; its prompt cannot have {len(prompt)}")
         self._sequence, self._policy = sequence, policy
         self._model = sequence.model
         self._first = sequence.prompt
-        self.pieces = policy.rehearse(self._model, prompt, self._first)
+        self.pieces = policy.rehearsals(self._model, prompt, self._first)
         self._piece: Rehearsal | None = None
         self._rows: dict[int, int] = {}
         self._keys: _LayerKeys | None = None
@@ -170,7 +158,7 @@ class Rehearsals:
             own = queries[:, head * group : (head + 1) * group].swapaxes(0, 1)
             scores = self._scores[keys.layer][head]
             places = keys.places[head] - self._first
-            found = self._policy.witness(self._model, own, keys.until(head, stop), keys.seen(head))
+            found = self._policy.score_rows(self._model, own, keys.until(head, stop), keys.seen(head))
             scores[places] = np.maximum(scores[places], found)
 
     def _of_slots(self, layer: int, head: int) -> Floats:

@@ -16,8 +16,9 @@ from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.runner import Rows, Runner, chunk_end
 
 if TYPE_CHECKING:
+    from thrifty.cache.rehearsing_policy import Rehearsal
     from thrifty.cache.sequence import SequenceCache
-    from thrifty.cache.watching.rehearsal import Rehearsal, Rehearsals
+    from thrifty.cache.watching.rehearsal import Rehearsals
     from thrifty.engine.prefill.prefill import Prefill
 
 
