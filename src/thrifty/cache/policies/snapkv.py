@@ -50,7 +50,6 @@ class Snapkv(ScoringPolicy):
     keeps).
     """
 
-    capacity: int | None = None
     window: int = 32
     kernel: int = 7
     pooling: Literal["max", "average"] = "max"
