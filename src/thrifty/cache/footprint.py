@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from thrifty.cache.composition import rehearsing, wanted
 from thrifty.cache.model_info import LayerGroup, ModelInfo
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.rehearsals import working_bytes
 from thrifty.cache.rehearsing_policy import RehearsingPolicy
 from thrifty.cache.tree import first_page
-from thrifty.cache.watching.rehearsal import working_bytes
 from thrifty.formats import kv
 from thrifty.formats.kv import PAGE
 

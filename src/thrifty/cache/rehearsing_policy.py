@@ -1,14 +1,13 @@
 """The base of policies that run the model behind the whole prompt before they decide what to keep of it.
 
 The prompt is computed in full first. Rows are then forced behind it, piece by piece; what they attend to is scored, and
-they are dropped. `thrifty.cache.watching.rehearsal` has the calls.
+they are dropped. `thrifty.cache.rehearsals` has the calls.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from thrifty.cache.policy import CachePolicy
@@ -17,24 +16,11 @@ if TYPE_CHECKING:
     from thrifty.arrays import Floats
     from thrifty.cache.edits import Edits
     from thrifty.cache.model_info import ModelInfo
+    from thrifty.cache.statistics import Rehearsal
     from thrifty.cache.view import LayerView
 
 Reduction = Literal["max", "mean"]
 """What one slot gets from a row by a KV head's query heads: the greatest of theirs, or their mean."""
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """One piece that is forced behind the prompt.
-
-    tokens: its ids. start, stop: the prompt's positions that its attention scores. sinks: positions below this are seen
-    beside them, and not scored.
-    """
-
-    tokens: tuple[int, ...]
-    start: int
-    stop: int
-    sinks: int
 
 
 class RehearsingPolicy(CachePolicy, ABC):

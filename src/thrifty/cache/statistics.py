@@ -61,3 +61,17 @@ class Stats:
             and (not wanted.column_sums or self.column_sums is not None)
             and (not wanted.tokens or self.tokens is not None)
         )
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Rows that a policy has forced behind the prompt, to be told what they attend to.
+
+    tokens: its ids. start, stop: the prompt's positions that its attention scores. sinks: positions below this are seen
+    beside them, and not scored.
+    """
+
+    tokens: tuple[int, ...]
+    start: int
+    stop: int
+    sinks: int

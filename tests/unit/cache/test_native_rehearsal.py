@@ -44,7 +44,7 @@ def scores(sequence: SequenceCache, tokens: Sequence[int], chunk: int, native: b
                 run.observe(layer, query)
         read = read or run._keys is not None
         run.end()
-    found = run.received()
+    found = run.scores()
     run.close()
     sequence.rehearsals = None
     return found, read

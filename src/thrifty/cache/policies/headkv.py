@@ -112,5 +112,14 @@ def head_budgets(shares: Doubles, mean: int, most: int, beta: float) -> list[lis
         if not open_scores.any():
             open_scores = (wanted < most).astype(np.float64)
         wanted += excess * open_scores / open_scores.sum()
-    flat = whole(wanted.tolist())
+    flat = _at_most(whole(wanted.tolist()), most)
     return [flat[first : first + heads] for first in range(0, len(flat), heads)]
+
+
+def _at_most(budgets: list[int], most: int) -> list[int]:
+    """The same in sum: where rounding gave a head one slot more than it has, the first head with room takes it."""
+    for head, budget in enumerate(budgets):
+        if budget > most:
+            budgets[head] -= 1
+            budgets[next(other for other, own in enumerate(budgets) if own < most)] += 1
+    return budgets

@@ -12,8 +12,9 @@ import numpy as np
 from thrifty.arrays import Flags, Floats
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.rehearsing_policy import Reduction, Rehearsal, RehearsingPolicy
+from thrifty.cache.rehearsing_policy import Reduction, RehearsingPolicy
 from thrifty.cache.scores import attention_map, best
+from thrifty.cache.statistics import Rehearsal
 from thrifty.cache.traits import Traits
 from thrifty.card import Card
 from thrifty.errors import PromptError, RecipeError

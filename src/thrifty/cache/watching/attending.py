@@ -8,32 +8,39 @@ import numpy as np
 
 from thrifty.arrays import Floats
 from thrifty.cache.slots.reading import Source, attended, reachable
-from thrifty.cache.watching.collector import ROWS_AT_ONCE
+from thrifty.cache.watching.collector import ROWS_AT_ONCE, Collector
 from thrifty.kernels.reference import attention
 
 if TYPE_CHECKING:
-    from thrifty.cache.sequence import SequenceCache
+    from thrifty.cache.slots.sequence_slots import SequenceSlots
 
 
 def attend(
-    sequence: SequenceCache, layer: int, query: Floats, *, scale: float, softcap: float, window: int | None
+    slots: SequenceSlots,
+    collector: Collector,
+    layer: int,
+    query: Floats,
+    *,
+    scale: float,
+    softcap: float,
+    window: int | None,
 ) -> Floats:
     """query [n, heads, head_dim] fp32 of the newest n rows → [n, heads, head_dim] fp32.
 
     Column sums of rows that may still be rejected are kept row by row where they are few, else as one block.
     """
-    rows, model, collector = len(query), sequence.model, sequence.collector
+    rows, model, selected = len(query), slots.model, slots.spans.selected
     keep_sums = collector.sums_now and window is None
-    prompt = sequence.open_rows.scratch is not None
+    prompt = slots.open_rows.scratch is not None
     apart = keep_sums and not prompt and rows <= ROWS_AT_ONCE
     out = np.empty((rows, model.heads, model.head_dim), np.float32)
     sums = []
     for head in range(model.kv_heads):
         part = slice(head * model.group, (head + 1) * model.group)
-        selection = sequence.selected[layer][head] if layer in sequence.selected else None
+        selection = selected[layer][head] if layer in selected else None
         result = attention.attend(
             query[:, part],
-            attended(_sources(sequence, layer, head, rows, window), head, selection),
+            attended(_sources(slots, layer, head, rows, window), head, selection),
             scale=scale,
             window=window,
             softcap=softcap,
@@ -54,9 +61,9 @@ def attend(
     return out
 
 
-def _sources(sequence: SequenceCache, layer: int, head: int, rows: int, window: int | None) -> list[Source]:
+def _sources(slots: SequenceSlots, layer: int, head: int, rows: int, window: int | None) -> list[Source]:
     """What one head's newest rows may see, in order."""
-    spans = sequence.spans[layer]
+    spans = slots.spans[layer]
     sources = [Source(span.segment, span.layer(layer), span.tokens) for span in spans if span.holds(head)]
-    sources += [Source(page, layer, tokens) for page, tokens in sequence.open_rows.pages(layer) if tokens]
+    sources += [Source(page, layer, tokens) for page, tokens in slots.open_rows.pages(layer) if tokens]
     return sources if window is None else reachable(sources, rows + window - 1)

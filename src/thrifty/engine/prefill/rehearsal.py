@@ -16,9 +16,9 @@ from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.runner import Rows, Runner, chunk_end
 
 if TYPE_CHECKING:
-    from thrifty.cache.rehearsing_policy import Rehearsal
+    from thrifty.cache.rehearsals import Rehearsals
     from thrifty.cache.sequence import SequenceCache
-    from thrifty.cache.watching.rehearsal import Rehearsals
+    from thrifty.cache.statistics import Rehearsal
     from thrifty.engine.prefill.prefill import Prefill
 
 
