@@ -49,6 +49,7 @@ def load(
         remember(key.weights, path)
         tokenizer = _lazy_tokenizer(converted.description)
         model = assemble(converted)
+        model.file = converted.file
     else:
         source = open_source(path)
         tokenizer, model = _tokenizer(source), assemble(source)
