@@ -104,7 +104,7 @@ class Cache:
         )
         try:
             if self.tree is not None and len(tokens) > PAGE:
-                self._adopt(sequence, self._match(sequence, tokens, adapter, salt))
+                self._begin_with(sequence, self._match(sequence, tokens, adapter, salt))
         except BaseException:
             sequence.free()
             raise
@@ -191,7 +191,7 @@ class Cache:
         rows = int(need.queries or 1)
         return self.tree.match(tokens, adapter=adapter, salt=salt, limit=len(tokens) - max(1, rows), statistics=need)
 
-    def _adopt(self, sequence: SequenceCache, path: list[Node]) -> None:
+    def _begin_with(self, sequence: SequenceCache, path: list[Node]) -> None:
         """Begin the sequence with the pages of a path, or with none where they do not all fit into memory.
 
         They are the sequence's before they come back from disk: held pages never make room for each other.

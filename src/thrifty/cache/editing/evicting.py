@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from thrifty.arrays import Array, Floats, Integers
-from thrifty.cache.slots.builder import Builder, Made, release_all
+from thrifty.cache.slots.builder import Builder, NewSpans, release_all
 from thrifty.cache.slots.segment import Segment
 from thrifty.cache.slots.span import Span
 from thrifty.errors import RecipeError
@@ -87,7 +87,7 @@ def keep(
     changes = substitutions or {}
     dropped: list[Span] = []
     batch: list[_Part] = []
-    with Made(spans) as result:
+    with NewSpans(spans) as result:
         for part in _parts(spans, layer, indices):
             span = part.span
             changed = part.changed(changes)
