@@ -211,6 +211,47 @@ def test_going_back_leaves_what_was_selected_of_the_rest() -> None:
     assert all(np.allclose(a, b, atol=2e-4) for a, b in zip(ours, theirs, strict=True))
 
 
+def test_a_selection_changes_the_view_in_its_place() -> None:
+    """The same answers, to the bit, as of a view that is made anew for each selection; and its bytes go with it."""
+    model = model_info(heads=4, kv_heads=2, head_dim=64, format="bf16")
+    kept, anew = Cache(model).create(), Cache(model).create()
+    for sequence in (kept, anew):
+        native_step(sequence, prompt(300))
+    view, random = kept.native, np.random.default_rng(3)
+    for step in range(90):
+        if step % 30 == 29:
+            choice = None
+        else:
+            choice = [np.sort(random.choice(256, size=60, replace=False)) for _ in range(2)]
+        for sequence in (kept, anew):
+            apply_edits(sequence, sequence.collector, Edits().select(choice, layer=1), (0, 1))
+        anew.native_view.drop()
+        ours, expected = native_step(kept, [step]), native_step(anew, [step])
+        assert all(np.array_equal(a, b) for a, b in zip(ours, expected, strict=True)), step
+        assert kept.native is view and kept.index_bytes == anew.index_bytes
+        assert (kept.index_bytes > 0) == (choice is not None)
+    kept.truncate(20), anew.truncate(20)
+    ours, expected = native_step(kept, [1]), native_step(anew, [1])
+    assert all(np.array_equal(a, b) for a, b in zip(ours, expected, strict=True))
+    kept.free()
+    assert kept.tiers.ledger.current == 0
+
+
+def test_a_selection_whose_biases_do_not_fit_is_told_at_the_next_step() -> None:
+    model = model_info(heads=4, kv_heads=2, head_dim=64, format="bf16")
+    cache = Cache(model, memory="10MB", prefix_tree=False)
+    sequence = cache.create()
+    native_step(sequence, prompt(300))
+    assert cache.ledger.available is not None
+    cache.ledger.charge("workspace", cache.ledger.available - 100)
+    chosen = np.arange(0, 256, 3)
+    apply_edits(sequence, sequence.collector, Edits().select([chosen, chosen], layer=1), (0, 1))
+    with pytest.raises(BudgetError):
+        _ = sequence.native
+    sequence.select(1, None)
+    assert sequence.native is not None and sequence.index_bytes == 0
+
+
 # --- segments on disk --------------------------------------------------------------------------------
 
 

@@ -113,7 +113,7 @@ class Kvmerger(CachePolicy):
         return min(prompt, bound) + generated
 
     def merged_layers(self, model: ModelInfo) -> tuple[int, ...]:
-        """The global layers that are merged."""
+        """The layers that are merged, of those that policies act on."""
         layers = model.policy_layers
         return layers[self.first : max(self.first, len(layers) - self.last)]
 

@@ -11,7 +11,7 @@ from thrifty.arrays import Bytes, Floats
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.slots.segment import INDEX, Segment
 from thrifty.cache.slots.span import Span
-from thrifty.errors import KernelError
+from thrifty.errors import BudgetError, KernelError, StorageError
 from thrifty.formats.kv import FORMATS, PAGE
 from thrifty.kernels import dispatch
 
@@ -125,6 +125,22 @@ class NativeView:
         """Everything of one layer anew."""
         if self.view is not None:
             self._push_all(self.view, layer)
+
+    def reselect(self, layer: int) -> None:
+        """Another choice of a layer's slots is attended to, or all of them again; every row is committed. Where the
+        biases do not fit, the view goes: `follow` then says what is missing."""
+        if self.view is None:
+            return
+        try:
+            self._push_all(self.view, layer)
+        except (BudgetError, StorageError):
+            self.drop()
+            return
+        if layer not in self._spans.selected and layer in self._biases:
+            nbytes = sum(bias.nbytes for bias in self._biases.pop(layer))
+            self._tiers.ledger.credit(INDEX, nbytes, self._reservation)
+            self.charged -= nbytes
+            del self._left_out[layer]
 
     def exchange(self, layer: int, index: int, span: Span) -> None:
         """The span at `index`, which holds every head as all before it do, is now this one, of as many tokens."""

@@ -130,8 +130,8 @@ class SequenceSlots:
 
     def select(self, layer: int, indices: tuple[Integers, ...] | None) -> None:
         """Attend to these sealed slots of a layer (one array a KV head) and to all newer ones; None ends it."""
-        self.native_view.drop()
         self.spans.select(layer, indices)
+        self.native_view.reselect(layer)
 
     def replace_spans(self, layer: int, spans: list[Span]) -> None:
         """A layer's new spans, with their references; the old ones were released by the edit."""
