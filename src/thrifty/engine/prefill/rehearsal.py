@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from thrifty.cache.rehearsals import Rehearsals
     from thrifty.cache.sequence import SequenceCache
     from thrifty.cache.statistics import Rehearsal
-    from thrifty.engine.prefill.prefill import Prefill
+    from thrifty.engine.running import Prefill
 
 
 class RehearsedPrefill:
