@@ -126,6 +126,8 @@ class SequenceCache(SequencePrompt):
             return
         if self.open_rows.pending:
             self.open_rows.check(n)
+        if self.states is not None:
+            self.states.commit(n, self.native_view.view)
         if self.collector.pending():
             self.collector.commit({layer: self.place_counts(layer) for layer in self.policy_layers})
             self.collector.settle()
@@ -135,6 +137,8 @@ class SequenceCache(SequencePrompt):
         self.length += n
         if self.tail.rows >= PAGE:
             roll(self.tail, self.spans, self.native_view, self.length)
+            if self.states is not None and self.states.snapshots and not self.tail.rows:
+                self.states.take_snapshot(self.length)
         if self.length >= self.schedule.next:
             self.schedule.after_decode(self, self.collector)
 
@@ -142,14 +146,21 @@ class SequenceCache(SequencePrompt):
         """Drop the newest n rows: uncommitted ones first, then committed ones.
 
         Raises PromptError, with nothing changed, where a windowed layer has already let go of what the shorter sequence
-        would need. What a policy evicted stays evicted.
+        would need, or a recurrent layer would have to go back to other rows than the last commit's. What a policy
+        evicted stays evicted.
         """
         if self._between_layers:
             raise PromptError("a prompt that is being prefilled layer by layer cannot be truncated; free the sequence")
         open_rows = max(self.open_rows.pending.values(), default=0)
+        open_rows = max(self.open_rows.pending.values(), default=0)
         if self.native_view.view is not None:
-            open_rows = self.native_view.uncommitted(0)
+            open_rows = self.native_view.uncommitted(self.model.attention_layers[0])
         rejected = min(n, open_rows)
+        if self.states is not None:
+            self._forget_states(n, open_rows)
+        rejected = min(n, open_rows)
+        if self.states is not None:
+            self._forget_states(n, open_rows)
         if n > rejected:
             check(self, self.length - (n - rejected))
         if rejected:
@@ -165,10 +176,24 @@ class SequenceCache(SequencePrompt):
             for layer, places in before.items():
                 self.collector.fit(layer, self.counts(layer), self.length, places, self.places(layer))
 
+    def _forget_states(self, n: int, open_rows: int) -> None:
+        """The states of recurrent layers go back to the last commit, all `open_rows` rows before. Raises PromptError
+        for any other number."""
+        if self.states is None or not n:
+            return
+        if n != open_rows:
+            raise PromptError(
+                f"recurrent layers cannot drop {n} rows of {open_rows} that are not committed: their state goes back "
+                "to the last commit alone; decode without drafts"
+            )
+        self.states.discard()
+
     def discard(self) -> None:
         """Drop all uncommitted rows, also those that a failed step left in some layers only."""
         self.open_rows.pending = {}
         self.native_view.drop()
+        if self.states is not None:
+            self.states.discard()
         self.collector.discard()
 
     def start_at(self, length: int) -> None:
@@ -229,6 +254,8 @@ class SequenceCache(SequencePrompt):
         try:
             other.tail.copy_from(self.tail, self.length)
             other.collector = self.collector.copy(reservation)
+            if self.states is not None and other.states is not None:
+                other.states.copy_from(self.states)
             other.spans.share_from(self.spans)
         except BaseException:
             other.free()
@@ -268,6 +295,8 @@ class SequenceCache(SequencePrompt):
     def accumulate_prompt(self, rows: int) -> Accumulator | None:
         """The same for `rows` rows of a prompt (layer-major: of the layer that is open), which stay."""
         scratch = self.open_rows.scratch
+        if self.open_state is not None:
+            return None
         if scratch is not None:
             return self.collector.native_prompt(scratch.layer, self._scratch_places(scratch))
         if not self.collector.sums_now:

@@ -13,6 +13,7 @@ from thrifty.decoding.strategy import Accepted, Batch, DecodingStrategy, Draft, 
 from thrifty.engine.ahead import Ahead
 from thrifty.engine.runner import Rows, Runner
 from thrifty.engine.running import Running
+from thrifty.errors import RecipeError
 
 Note = Callable[[BaseException], None]
 """Told of an error that a whole batch met, before its sequences are tried alone."""
@@ -119,6 +120,11 @@ def _prepare(sequences: Sequence[Running], outcomes: list[Outcome], note: Note) 
         try:
             if isinstance(draft, BaseException):
                 raise draft
+            if draft.tokens and sequence.cache is not None and sequence.cache.states is not None:
+                raise RecipeError(
+                    f"decoding technique '{type(sequence.strategy).__name__}' drafts, but the model's recurrent layers "
+                    "cannot go back to some of a draft's rows: decode with 'autoregressive'"
+                )
             draft = _within_period(sequence, draft) if draft.tokens else draft
             rows = _rows(sequence, draft)
             rows.cache.reserve(len(rows.tokens))

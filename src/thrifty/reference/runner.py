@@ -14,6 +14,7 @@ from thrifty.decoding.strategy import ArrayScores
 from thrifty.reference.arrays import array_of, tensor_of
 from thrifty.reference.attention import Attend
 from thrifty.reference.loading import build
+from thrifty.reference.recurrent import Recur, recurrence
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
@@ -125,7 +126,7 @@ class ReferenceRunner:
     def _layer(self, index: int, hidden: Tensor, rows: Rows) -> Tensor:
         positions = torch.arange(rows.start, rows.start + len(rows.tokens))
         attend = attend_to(rows.cache, positions, rows.watch)
-        return self.decoder.layer(index, hidden, positions, attend, rows.length)
+        return self.decoder.layer(index, hidden, positions, attend, rows.length, recur_with(rows.cache))
 
 
 def attend_to(cache: SequenceCache, positions: Tensor, watch: Watch | None = None) -> Attend:
@@ -139,6 +140,18 @@ def attend_to(cache: SequenceCache, positions: Tensor, watch: Watch | None = Non
         return tensor_of(cache.attend(layer, queries, array_of(positions)))
 
     return attend
+
+
+def recur_with(cache: SequenceCache) -> Recur:
+    """The decoder's injected recurrence over a sequence's states: go on from the newest rows'."""
+
+    def recur(layer: int, query: Tensor, key: Tensor, value: Tensor, decay: Tensor) -> Tensor:
+        state = tensor_of(cache.state(layer)).reshape(key.shape[1], key.shape[2], value.shape[2])
+        mixed, state = recurrence(query, key, value, decay, state)
+        cache.set_state(layer, array_of(state).reshape(-1), len(query))
+        return mixed
+
+    return recur
 
 
 def blocks(rows: AnyRows) -> list[AnyRows]:

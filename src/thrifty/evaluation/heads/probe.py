@@ -110,7 +110,7 @@ def probe(
     settings = settings or ProbeSettings()
     _check(engine, settings)
     model = engine.model
-    layers = tuple(index for index, layer in enumerate(model.config.layers) if layer.window is None)
+    layers = tuple(index for index, layer in enumerate(model.config.layers) if layer.keeps_all)
     total, used = np.zeros((len(layers), model.config.heads), np.float32), 0
     for item in questions(Items(model.require_tokenizer()), kind, settings):
         earned = look(engine, item, RULES[kind])
