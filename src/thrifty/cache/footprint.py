@@ -10,6 +10,7 @@ from thrifty.cache.model_info import LayerGroup, ModelInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.rehearsals import working_bytes
 from thrifty.cache.rehearsing_policy import RehearsingPolicy
+from thrifty.cache.slots.states import slab_bytes
 from thrifty.cache.tree import first_page
 from thrifty.formats import kv
 from thrifty.formats.kv import PAGE
@@ -33,16 +34,17 @@ class Footprint:
 def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, total: int) -> Footprint:
     """Upper bounds of arena and index bytes for a prompt grown to `total` tokens, policies acting in order.
 
-    Counted: one layer's full-precision scratch while the prompt is compressed layer by layer, the old and the new form
-    of what an edit rewrites, a partly used page at every cut, whole arena pages, positions, statistics. A policy that
-    rehearses holds the whole prompt in full, with the rows that it forces or with what it keeps.
+    Counted: recurrent states, one layer's full-precision scratch while the prompt is compressed layer by layer, the old
+    and the new form of what an edit rewrites, a partly used page at every cut, whole arena pages, positions,
+    statistics. A policy that rehearses holds the whole prompt in full, with the rows that it forces or with what it
+    keeps.
     """
     if not any(policy.compresses for policy in policies):
         return _plain(model, prompt, total)
     at_prompt = _Held(policies, model, prompt, prompt)
     at_end = _Held(policies, model, prompt, total)
     steady = max(at_end.steady, at_prompt.steady)
-    rest = at_end.index + _statistics(policies, model, prompt, total) + _windows(model)
+    rest = state_bytes(model) + at_end.index + _statistics(policies, model, prompt, total) + _windows(model)
     decoding = steady + at_end.rewritten
     first = rehearsing(policies)
     if first is not None:
@@ -50,6 +52,11 @@ def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, to
         return Footprint(peak_bytes=peak + rest, steady_bytes=steady + rest, decoding_bytes=decoding + rest)
     filling = at_prompt.steady + pages_bytes(model, model.format, prompt, 1) + _between(policies, model, prompt)
     return Footprint(peak_bytes=max(filling, decoding) + rest, steady_bytes=steady + rest)
+
+
+def state_bytes(model: ModelInfo) -> int:
+    """Bytes of the recurrent states of one sequence: what is committed, and what its newest rows make of it."""
+    return 2 * _run(len(model.state_layers) * slab_bytes(model)) if model.state_layers else 0
 
 
 def pages_bytes(model: ModelInfo, format: str, slots: int, layers: int, *, ragged: bool = False) -> int:
@@ -159,7 +166,7 @@ def _between(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int) -> 
 
 def _plain(model: ModelInfo, prompt: int, total: int) -> Footprint:
     """The full cache: pages of all layers of a group; windowed groups keep their window and one chunk."""
-    steady = extra = 0
+    steady, extra = state_bytes(model), 0
     for group in model.layer_groups():
         page = group_page_bytes(model, group)
         pages = -(-total // PAGE)

@@ -90,7 +90,7 @@ class Rehearsals:
             raise PromptError("a rehearsal is still open: end it first")
         self._sequence.reserve(len(piece.tokens))
         self._piece = piece
-        self._rows = dict.fromkeys(range(self._model.layers), 0)
+        self._rows = dict.fromkeys(self._model.attention_layers, 0)
         for scores in self._scores.values():
             scores[:, piece.start - self._first : piece.stop - self._first] = 0.0
 
@@ -99,6 +99,8 @@ class Rehearsals:
         piece = self._piece
         if piece is None:
             raise PromptError("no rehearsal is open: begin one first")
+        if layer not in self._rows:  # a recurrent layer attends to nothing
+            return
         done = self._rows[layer]
         self._rows[layer] = done + len(queries)
         if self._model.windows[layer] is not None:

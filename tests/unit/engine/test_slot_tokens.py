@@ -30,6 +30,8 @@ def check(engine: Engine, handle: Handle) -> None:
 def test_slots_are_told_their_tokens_where_drafts_are_rejected(
     model: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if model.config.states:
+        pytest.skip("recurrent layers refuse drafts (test_hybrid.py)")
     request = Request(prompt=PROMPT, sampling=SAMPLING, cache=KEEPS_ALL)
     plain = make_engine(model).submit(request).result().token_ids
     engine = make_engine(model, chunk=128)

@@ -18,6 +18,7 @@ from thrifty.kernels import dispatch
 if TYPE_CHECKING:
     from thrifty.cache.slots.open_rows import OpenRows
     from thrifty.cache.slots.sealed_spans import SealedSpans
+    from thrifty.cache.slots.states import RecurrentStates
     from thrifty.cache.slots.tiers import Tiers
     from thrifty.storage.ledger import Reservation
 
@@ -50,15 +51,22 @@ class NativeView:
     """
 
     def __init__(
-        self, tiers: Tiers, model: ModelInfo, spans: SealedSpans, open_rows: OpenRows, reservation: Reservation | None
+        self,
+        tiers: Tiers,
+        model: ModelInfo,
+        spans: SealedSpans,
+        open_rows: OpenRows,
+        reservation: Reservation | None,
+        states: RecurrentStates | None = None,
     ) -> None:
-        """spans, open_rows: what it shows."""
+        """spans, open_rows, states: what it shows."""
         self.view: Any = None
         self.charged = 0
         self._tiers = tiers
         self._model = model
         self._spans = spans
         self._open_rows = open_rows
+        self._states = states
         self._reservation = reservation
         self._sums = False
         self._copies: dict[Segment, Segment] = {}
@@ -77,6 +85,8 @@ class NativeView:
             if view is not None:
                 self._fill(view)
                 self._open_rows.pending = {}  # the view has them
+                if self._states is not None:
+                    self._states.show(view)
                 self.view = view
         return self.view
 
@@ -95,8 +105,10 @@ class NativeView:
     def drop_but_rows(self) -> None:
         """Let the view go, but not the uncommitted rows that native code appended: a chunk may be half done."""
         if self.view is not None:
-            rows = {layer: self.uncommitted(layer) for layer in range(self._model.layers)}
+            rows = {layer: self.uncommitted(layer) for layer in self._model.attention_layers}
             self._open_rows.pending = {layer: count for layer, count in rows.items() if count}
+            if self._states is not None:
+                self._states.take_over(self.view)
         self.drop()
 
     def copies(self) -> Iterator[Segment]:
@@ -169,7 +181,7 @@ class NativeView:
 
     def _fill(self, view: Any) -> None:
         try:
-            for layer in range(self._model.layers):
+            for layer in self._model.attention_layers:
                 self._push_all(view, layer)
         except BaseException:
             self.drop()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from thrifty.arrays import Array, Integers
+from thrifty.arrays import Array, Floats, Integers
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.slots.builder import Builder
 from thrifty.cache.slots.native_view import NativeView
@@ -20,7 +20,9 @@ from thrifty.cache.slots.sealed_spans import SealedSpans
 from thrifty.cache.slots.sealing import seal_first_pages
 from thrifty.cache.slots.segment import Segment
 from thrifty.cache.slots.span import Span
+from thrifty.cache.slots.states import RecurrentStates
 from thrifty.cache.slots.tail import Tail
+from thrifty.errors import PromptError
 
 if TYPE_CHECKING:
     from thrifty.cache.slots.tiers import Tiers
@@ -53,7 +55,8 @@ class SequenceSlots:
         self.spans = SealedSpans(model.layers, model.kv_heads)
         self.tail = Tail(tiers, model, model.layer_groups(), reservation)
         self.open_rows = OpenRows(tiers, model, self.tail, reservation)
-        self.native_view = NativeView(tiers, model, self.spans, self.open_rows, reservation)
+        self.states = RecurrentStates(tiers, model, reservation) if model.state_layers else None
+        self.native_view = NativeView(tiers, model, self.spans, self.open_rows, reservation, self.states)
         self._freed = False
         self.siblings: WeakSet[SequenceSlots] = WeakSet() if siblings is None else siblings
         self.siblings.add(self)
@@ -76,6 +79,8 @@ class SequenceSlots:
         segments |= {id(page): page for pages in self.tail.pages for page in pages}
         if self.open_rows.scratch is not None:
             segments[id(self.open_rows.scratch.segment)] = self.open_rows.scratch.segment
+        if self.states is not None:
+            segments |= {id(segment): segment for segment in self.states.segments()}
         return list(segments.values())
 
     def sealed_counts(self, layer: int) -> list[int]:
@@ -118,6 +123,20 @@ class SequenceSlots:
         """
         self.native_view.drop()
         self.open_rows.append(layer, key, value)
+
+    def state(self, layer: int) -> Floats:
+        """Reference path: fp32 [numbers], a recurrent layer's state after its newest rows."""
+        return self._states().read(layer)
+
+    def set_state(self, layer: int, state: Floats, rows: int) -> None:
+        """Reference path: a recurrent layer's state fp32 [numbers] after `rows` more rows."""
+        self.native_view.drop()
+        self._states().write(layer, state, rows)
+
+    def _states(self) -> RecurrentStates:
+        if self.states is None:
+            raise PromptError("no layer of this sequence's model is recurrent")
+        return self.states
 
     # --- what edits change ---------------------------------------------------------------------------
 
@@ -167,6 +186,8 @@ class SequenceSlots:
             yield from pages
         if self.open_rows.scratch is not None:
             yield self.open_rows.scratch.segment
+        if self.states is not None:
+            yield from self.states.segments()
         yield from self.native_view.copies()
 
     def free(self) -> None:
@@ -186,6 +207,8 @@ class SequenceSlots:
     def _release_all(self) -> None:
         self.native_view.drop()
         self.open_rows.close()
+        if self.states is not None:
+            self.states.close()
         self.drop_spans()
 
     def drop_spans(self) -> None:
