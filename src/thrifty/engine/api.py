@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 
 from thrifty.decoding.option_values import flag, shown
 from thrifty.decoding.sampling_parameters import SamplingParameters
+from thrifty.engine.admission.weights_bound import weights_bound
 from thrifty.engine.engine import Engine
 from thrifty.engine.options import EngineOptions
 from thrifty.engine.prompts import are_messages, prompt_ids, prompt_list
@@ -58,13 +59,14 @@ class Thrifty:
         whole = None if process_memory is None else parse_size(process_memory, "process_memory")
         chosen = as_recipe(recipe)
         if isinstance(model, str | os.PathLike):
-            loaded = load(model, threads=options.threads, copy=flag("copy", copy), progress=progress)
+            fits = None if chosen.weights else weights_bound(budget, whole)  # a technique may make them fit
+            loaded = load(model, threads=options.threads, copy=flag("copy", copy), progress=progress, fits=fits)
         elif hasattr(model, "linears"):
             loaded = model
         else:
             raise PromptError(f"model = {shown(model)} is no model; use a name, a path, or a loaded Model")
         if techniques := chosen.techniques("weights"):
-            loaded = techniques[0].prepare(loaded, techniques)
+            loaded = techniques[0].prepare(loaded, techniques, in_place=loaded is not model)
         self.model = loaded
         self.recipe = chosen
         self.engine = Engine(

@@ -47,9 +47,9 @@ class WeightTechnique(ABC):
         """
 
     @staticmethod
-    def prepare(model: Model, techniques: Sequence[WeightTechnique]) -> Model:
+    def prepare(model: Model, techniques: Sequence[WeightTechnique], in_place: bool = False) -> Model:
         """The function `prepare`, for rooms below this one that hold techniques and may not import it."""
-        return prepare(model, techniques)
+        return prepare(model, techniques, in_place=in_place)
 
     def covers(self, linear: LinearInfo) -> bool:
         """Whether this technique is meant for the layer, before `layers` and `skip`."""

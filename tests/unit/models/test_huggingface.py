@@ -110,6 +110,19 @@ def test_load_converts_once_and_keeps_the_numbers(tmp_path: Path, monkeypatch: p
     assert load(directory).config.context_length == 32
 
 
+def test_half_floats_are_kept_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    halves = {name: values.astype(np.float16) for name, values in tensors().items()}
+    write(tmp_path, halves)
+    monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path / "cache"))
+    converted, mapped = load(tmp_path), load(tmp_path, copy=False)
+    for model in (converted, mapped):
+        linear = model.linears["layers.1.attention.query"]
+        assert linear.label == "f16" and np.array_equal(linear.dequantize(), halves[QUERY].astype(np.float32))
+        assert {(entry.error, entry.largest_error) for entry in model.report} == {(0.0, 0.0)}
+    weight = mapped.linears["layers.1.attention.query"].state()["weight"]
+    assert not weight.flags.writeable, "the rows are the file's own"
+
+
 def test_generation_config_adds_ends(tmp_path: Path) -> None:
     write(tmp_path, bos_token_id=None)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7], "bos_token_id": 1, "top_p": 0.9}')

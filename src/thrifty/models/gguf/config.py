@@ -74,7 +74,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "olmoe": Architecture(qk_norm="full"),
 }
 _REFUSED: Mapping[str, str] = {
-    "deepseek2": "latent attention (DeepSeek V2, V3 and what is built on them) is not supported",
+    "deepseek2": "latent attention (DeepSeek V2, V3 and what is built on them) is not supported: it is not built yet. "
+    "Use a model without it; DeepSeek's distillations into Qwen and Llama, such as DeepSeek-R1-Distill-Qwen-1.5B, load",
 }
 
 
@@ -128,7 +129,7 @@ def architecture(file: GGUF) -> Architecture:
     """The architecture of a file. Raises ConfigError with the nearest known one."""
     name = file.architecture
     if name in _REFUSED:
-        raise ConfigError(f"{file.path}: the architecture '{name}': {_REFUSED[name]}; use a model without it.")
+        raise ConfigError(f"{file.path}: the architecture '{name}': {_REFUSED[name]}.")
     if name not in ARCHITECTURES:
         raise ConfigError(
             f"{file.path}: the architecture '{name[:80]}' is not supported. {nearest(name, ARCHITECTURES)}"

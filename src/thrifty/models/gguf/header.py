@@ -120,9 +120,13 @@ class Cursor:
     def fail(self, message: str) -> NoReturn:
         raise CheckpointError(f"{self.path}: {message}")
 
+    def truncated(self, message: str) -> NoReturn:
+        """Fail over something that the file is too short for."""
+        self.fail(f"{message}. The file is cut short or damaged; download it again")
+
     def take(self, count: int, field: str) -> bytes:
         if count > self.end - self.position:
-            self.fail(f"{field}: {count} bytes at offset {self.position} end beyond the file's {self.end} bytes")
+            self.truncated(f"{field}: {count} bytes at offset {self.position} end beyond the file's {self.end} bytes")
         start = self.position
         self.position += count
         return self.data[start : self.position]
@@ -173,7 +177,7 @@ class Cursor:
                 self.fail(f"tensor '{info.name}': offset {info.offset} is not a multiple of {alignment}")
             start = base + info.offset
             if start + info.nbytes > self.end:
-                self.fail(
+                self.truncated(
                     f"tensor '{info.name}': offset {start} + {info.nbytes} bytes ends beyond "
                     f"the file's {self.end} bytes"
                 )
@@ -241,7 +245,7 @@ class Cursor:
         for index in range(count):
             body = position + _LENGTH.size
             if body > end or (stop := body + _LENGTH.unpack_from(data, position)[0]) > end:
-                self.fail(f"{field}[{index}] at offset {position} ends beyond the file's {end} bytes")
+                self.truncated(f"{field}[{index}] at offset {position} ends beyond the file's {end} bytes")
             found.append(decode(data[body:stop], self.path, f"{field}[{index}]"))
             position = stop
         self.position = position
@@ -250,7 +254,7 @@ class Cursor:
     def _check_count(self, field: str, count: int, smallest: int) -> None:
         room = (self.end - self.position) // smallest
         if count > room:
-            self.fail(f"{field} is {count}, but the file's {self.end} bytes have room for {room} at most")
+            self.truncated(f"{field} is {count}, but the file's {self.end} bytes have room for {room} at most")
 
     def _check_overlap(self, tensors: dict[str, TensorInfo]) -> None:
         before: TensorInfo | None = None

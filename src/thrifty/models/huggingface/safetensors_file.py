@@ -233,4 +233,4 @@ def _check_spans(path: Path, spans: list[tuple[int, int, str]], size: int) -> No
 
 
 def _fail(path: Path, reason: str) -> NoReturn:
-    raise CheckpointError(f"{path} is not a valid safetensors file: {reason}.")
+    raise CheckpointError(f"{path} is not a valid safetensors file: {reason}. Download it again, or write it anew.")

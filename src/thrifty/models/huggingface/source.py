@@ -74,7 +74,9 @@ class HuggingFaceSource:
         self._places = self._check()
 
     def weights(self, dtype: DType | None = None) -> Iterator[Weight]:
-        """Every part once. `dtype` None packs matrices as bf16; float32 and bfloat16 give plain linears."""
+        """Every part once. `dtype` None keeps matrices of F16 and BF16, and rounds those of F32 to bf16; float32 and
+        bfloat16 give plain linears.
+        """
         reader = TensorReader()
         for place in self._places:
             if place.module:
@@ -271,6 +273,11 @@ def weight_files(directory: Path) -> list[Path]:
     raise CheckpointError(f"{directory} holds neither {SINGLE} nor {INDEX}.{hint}")
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether there are safetensors of a checkpoint in a folder."""
+    return (directory / INDEX).is_file() or (directory / SINGLE).is_file()
+
+
 def read_config(directory: Path) -> ModelConfig:
     """`config.json`, with the end-of-text ids of `generation_config.json` added where there is one.
 
@@ -317,6 +324,8 @@ def _weight(name: str, tensor: Array, origin: str, dtype: DType | None) -> Weigh
     if dtype is not None or name.endswith(EXACT):
         plain = rounded(name, tensor, np.dtype(np.float32 if dtype is None else dtype))
         return Weight(name, DenseLinear.from_weight(plain, plain.dtype), origin)
+    if origin == "F16":  # kernels take its rows as they are
+        return Weight(name, DenseLinear.from_weight(tensor, np.float16), origin)
     stored = rounded(name, tensor, BFLOAT16)
     error, largest = (0.0, 0.0) if origin == "BF16" else _difference(tensor, stored)
     return Weight(name, DenseLinear.from_weight(stored, BFLOAT16, packed=True), origin, error, largest)

@@ -32,13 +32,43 @@ def locked(path: Path) -> Iterator[None]:
     The file stays behind, empty. Raises StorageError where the directory cannot be written.
     """
     with storage_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = _open_lock(path)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked_now(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path` alone where nobody else does: yields whether it is held. Waits for nobody. Raises
+    StorageError where the directory cannot be written.
+    """
+    with storage_errors(path.parent):
+        handle = _open_lock(path)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_held = True
+        except BlockingIOError:
+            is_held = False
+        yield is_held
+    finally:
+        os.close(handle)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock file `path` now; no file is made where there is none."""
+    if not path.exists():
+        return False
+    with locked_now(path) as is_held:
+        return not is_held
+
+
+def _open_lock(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
 def publish(partial: Path, final: Path) -> None:
