@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from tests.fuzzing import examples
 
 from thrifty.arrays import BFLOAT16, Array, Floats
 from thrifty.errors import CheckpointError, ConfigError, ThriftyError
@@ -367,7 +368,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("checkpoint"))
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(1500), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=st.lists(st.tuples(st.integers(0, 2500), st.integers(0, 255)), min_size=1, max_size=6),
        cut=st.none() | st.integers(0, 6000))  # fmt: skip
 def test_corrupt_files_give_an_error_or_a_model(
