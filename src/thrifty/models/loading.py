@@ -52,6 +52,7 @@ def load(
         converted = open_converted(key, lambda: open_source(path), progress, fits)
         tokenizer = _lazy_tokenizer(converted.description)
         model = assemble(converted)
+        model.file = converted.file
     else:
         source = open_source(path)
         if fits is not None:

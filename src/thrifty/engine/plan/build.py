@@ -37,7 +37,7 @@ class PlanBuilder:
         self._buffers()
         config, native = self.config, self.native
         embedding = self._linear("embedding")
-        native.add_embed(embedding, config.embedding_scale, HIDDEN)
+        self._embed(embedding)
         for index, layer in enumerate(config.layers):
             native.add_await(index)
             self._attention(index)
@@ -49,6 +49,16 @@ class PlanBuilder:
         softcap = config.final_softcap or 0.0
         source, norm = self._normed(LOGITS, "final_norm", config.logit_scale)
         native.add_logits(source=source, **norm, linear=head, softcap=softcap)
+
+    def _embed(self, embedding: int) -> None:
+        """Rows of an embedding that is not the output matrix too are read from their file, not mapped: few are used,
+        and each would bring up to 2 MB of the mapping into memory.
+        """
+        file, config = self.model.file, self.config
+        if file is None or config.tied_embeddings:
+            self.native.add_embed(embedding, config.embedding_scale, HIDDEN)
+        else:
+            self.native.add_embed(embedding, config.embedding_scale, HIDDEN, file.descriptor, file.content)
 
     def _buffers(self) -> None:
         config, experts, add = self.config, self.config.experts, self.native.add_buffer

@@ -95,10 +95,12 @@ void Plan::allocate_panels() {
   }
 }
 
-void Plan::add_embed(int w, float scale, int out) {
+void Plan::add_embed(int w, float scale, int out, const FileRows& file) {
   if (linear(w).in != width(out)) refuse("the embedding's width differs from its buffer's");
   vocabulary_ = linear(w).out;
-  add(std::make_unique<Embed>(w, scale, out));
+  auto embed = std::make_unique<Embed>(w, scale, out);
+  embed->file = file;
+  add(std::move(embed));
 }
 
 void Plan::add_project(int layer, int in, uintptr_t norm, float epsilon, std::vector<int> ws, std::vector<int> outs,
