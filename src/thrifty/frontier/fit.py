@@ -9,23 +9,19 @@ from typing import Any
 
 from thrifty.arrays import BFLOAT16
 from thrifty.evaluation import quality
-from thrifty.evaluation.measuring.noise import DISTURBED
 from thrifty.frontier import choice, plan
-from thrifty.frontier.candidates import Candidate, Grid, grouped
+from thrifty.frontier.candidates import BASE, OFF_GRID_BASE, Candidate, grouped
 from thrifty.frontier.clock import Clock, OutOfTime
 from thrifty.frontier.exam import Exam
 from thrifty.frontier.gentleness import deciding, gentler
-from thrifty.frontier.measurement import DIVERGENCE, TASKS, Measurement, Prediction, expected_step, quality_of
+from thrifty.frontier.measurement import Measurement, Prediction, measured
 from thrifty.frontier.question import Question
 from thrifty.frontier.rungs import Rung, survivors
-from thrifty.frontier.space import off_grid, space
+from thrifty.frontier.space import off_grid, space, split
 from thrifty.frontier.state import State
 from thrifty.frontier.workshop import Workshop
-from thrifty.recipe import Recipe
 from thrifty.weights.offgrid import offgrid
 
-BASE = Candidate(Recipe(), Grid.SHIPPED)
-OFF_GRID_BASE = Candidate(Recipe(), Grid.OFF)
 SHARES = (0.45, 0.65, 1.0)  # of the time, by when a rung must be over
 SLACK = 1.15  # a latency measured on a short run may be so much too long
 
@@ -62,7 +58,7 @@ class Fit:
         self.state = State(None, {}) if state is None else state
         self.exam = self._exam_of(plan.LEVELS[0])
         self.pinned = {one.key for one in extra}
-        self.candidates, self.off_grid = self._space(extra)
+        self.candidates, self.off_grid = split([*self._asked(), *extra])  # of equal ones the user's own
         self.predictions: dict[str, Prediction] = {}
         self.skipped: list[tuple[Candidate, str]] = []
         self.unreached = 0
@@ -141,8 +137,8 @@ class Fit:
         return self.question.latency is None or prediction.seconds <= self.question.latency
 
     def pointless(self, prediction: Prediction) -> bool:
-        """Whether weights are rounded again that take as much as those of the checkpoint: they can only be worse. What
-        the user brought, or asked for alone, is measured all the same.
+        """Whether weights are rounded again that take as much as those of the checkpoint, so that they can only be
+        worse. False of candidates that the user brought or asked for.
         """
         key = prediction.candidate.key
         if not prediction.candidate.recipe.weights or key in self.pinned or self.question.candidates is not None:
@@ -188,19 +184,13 @@ class Fit:
             else:
                 self.skipped.append((candidate, found))
 
-    def _space(self, extra: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
-        """Servable candidates, the baseline first, and off-grid ones, likewise; of equal ones the user's own."""
+    def _asked(self) -> list[Candidate]:
+        """The candidates of the question, or all of the space."""
         question = self.question
-        own = question.candidates
-        if own is None:
-            untied = {"untied": True} if "head" in question.model.linears else {}
-            own = [*space(self.prefix, **untied), *(off_grid() if question.off_grid else [])]
-        found = {BASE.key: BASE} | {one.key: one for one in [*own, *extra]}
-        servable = [one for one in found.values() if one.servable]
-        aside = [one for one in found.values() if not one.servable]
-        if aside and aside[0].key != OFF_GRID_BASE.key:
-            aside = [OFF_GRID_BASE, *(one for one in aside if one.key != OFF_GRID_BASE.key)]
-        return servable, aside
+        if question.candidates is not None:
+            return list(question.candidates)
+        untied = {"untied": True} if "head" in question.model.linears else {}
+        return [*space(self.prefix, **untied), *(off_grid() if question.off_grid else [])]
 
     def _made_plan(self) -> plan.Plan:
         """All that may run, or what the time reaches of a model that is too slow for all."""
@@ -286,36 +276,12 @@ class Fit:
         return limit is None or row.step is None or row.step <= limit * SLACK
 
     def _keep(self, candidate: Candidate, rung: Rung, values: dict[str, Any]) -> Measurement:
-        row = self._row(candidate, rung, values)
+        predicted, base = self.predictions[candidate.key], BASE if candidate.servable else OFF_GRID_BASE
+        scores = self.exam.scores(candidate, base, rung.items) if rung.tasks else None
+        batch, limit = self.question.batch, self.question.latency
+        row = measured(predicted, rung.index, values, scores, fits=self.fits(predicted), batch=batch, limit=limit)
         self._rows[candidate.key, rung.index] = row
         return row
-
-    def _row(self, candidate: Candidate, rung: Rung, values: dict[str, Any]) -> Measurement:
-        predicted = self.predictions[candidate.key]
-        step, others = predicted.seconds, values.get("others", 0.0)
-        if others <= DISTURBED:
-            step = expected_step(predicted, values["decode_rate"], values["cache_bytes"], self.question.batch)
-        limit = self.question.latency
-        base = BASE if candidate.servable else OFF_GRID_BASE
-        return Measurement(
-            candidate=candidate,
-            need=predicted.need,
-            fits=self.fits(predicted),
-            prompt=values["prompt"],
-            ledger_peak=values["ledger_peak"],
-            ledger_steady=values["ledger_steady"],
-            process_peak=values["process_peak"],
-            prefill_rate=values["prefill_rate"],
-            decode_rate=values["decode_rate"],
-            quality=quality_of(values["quality"]),
-            rung=rung.index,
-            stage=TASKS if rung.tasks else DIVERGENCE,
-            tasks=self.exam.scores(candidate, base, rung.items) if rung.tasks else {},
-            predicted=predicted.seconds,
-            step=step,
-            quick=limit is None or step <= limit,
-            others=others,
-        )
 
     def _look_beyond(self) -> Iterator[Measurement]:
         """Short measurements of the cheapest candidates that the bounds kept out: what a little more would bring."""

@@ -218,6 +218,43 @@ def only_predicted(prediction: Prediction, fits: bool) -> dict[str, Any]:
     return known | {"fits": fits, **dict.fromkeys(nothing), "tasks": {}, "stage": PREDICTED}
 
 
+def measured(
+    predicted: Prediction,
+    rung: int,
+    values: Mapping[str, Any],
+    tasks: dict[str, Scored] | None,
+    *,
+    fits: bool,
+    batch: int,
+    limit: float | None,
+) -> Measurement:
+    """The row of a run. values: as the workshop gives them. tasks: their scores, None where none were run. limit:
+    seconds that a decode step of the batch may take.
+    """
+    step, others = predicted.seconds, values.get("others", 0.0)
+    if others <= DISTURBED:
+        step = expected_step(predicted, values["decode_rate"], values["cache_bytes"], batch)
+    return Measurement(
+        candidate=predicted.candidate,
+        need=predicted.need,
+        fits=fits,
+        prompt=values["prompt"],
+        ledger_peak=values["ledger_peak"],
+        ledger_steady=values["ledger_steady"],
+        process_peak=values["process_peak"],
+        prefill_rate=values["prefill_rate"],
+        decode_rate=values["decode_rate"],
+        quality=quality_of(values["quality"]),
+        rung=rung,
+        stage=DIVERGENCE if tasks is None else TASKS,
+        tasks=tasks or {},
+        predicted=predicted.seconds,
+        step=step,
+        quick=limit is None or step <= limit,
+        others=others,
+    )
+
+
 def expected_step(predicted: Prediction, decode_rate: float, cache_bytes: int, batch: int) -> float:
     """Seconds of a decode step of the batch at the budget's context: what one sequence took in a run that read
     `cache_bytes`, and what the roofline adds for what is read beyond that.

@@ -20,8 +20,9 @@ import numpy as np
 
 from thrifty.arrays import Floats
 from thrifty.errors import CheckpointError
+from thrifty.files import replace_file
 from thrifty.models.checked_text import parse_json
-from thrifty.models.store.cache_directory import cache_directory, storage_errors, write_text
+from thrifty.models.store.cache_directory import cache_directory, storage_errors
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
@@ -128,11 +129,11 @@ def save(model: Model, found: HeadScores) -> Path:
     for path in beside:
         if os.access(path.parent, os.W_OK):
             with storage_errors(path.parent):
-                write_text(path, text)
+                replace_file(path, text)
             return path
     with storage_errors(cached.parent):
         cached.parent.mkdir(parents=True, exist_ok=True)
-        write_text(cached, text)
+        replace_file(cached, text)
     return cached
 
 

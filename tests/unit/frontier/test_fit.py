@@ -16,10 +16,10 @@ from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import BudgetError, PromptError, ThriftyError
 from thrifty.evaluation.recovery import Interval
-from thrifty.frontier.candidates import Candidate
+from thrifty.frontier.candidates import BASE, Candidate
 from thrifty.frontier.exam import Exam
 from thrifty.frontier.explain import next_step, why, why_nothing
-from thrifty.frontier.fit import BASE, Fit
+from thrifty.frontier.fit import Fit
 from thrifty.frontier.measurement import TASKS, Scored
 from thrifty.frontier.question import Question
 from thrifty.frontier.space import space

@@ -121,11 +121,12 @@ def _finish(
 
 
 def _write_report(path: Path, found: dict[str, Any], quiet: bool) -> None:
+    from thrifty.files import replace_file
     from thrifty.frontier.report.report import render
-    from thrifty.models.store.cache_directory import storage_errors, write_text
+    from thrifty.models.store.cache_directory import storage_errors
 
     with storage_errors(path.resolve().parent):
-        write_text(path.resolve(), render(found))
+        replace_file(path.resolve(), render(found))
     if not quiet:
         output.say(f"report: {path.resolve()}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from thrifty.bisection import largest
 from thrifty.cache.footprint import Footprint
 from thrifty.cache.policy import CachePolicy
 from thrifty.engine.admission.request_sizes import RequestSizes
@@ -84,14 +85,9 @@ class RequestBounds:
         if self._budget is None:
             return total
         room = self._budget - self._weights - self.workspace
-        low, high = 0, total
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.footprint(policies, min(prompt, middle), middle, samples).peak_bytes <= room:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        return largest(
+            0, total, lambda tokens: self.footprint(policies, min(prompt, tokens), tokens, samples).peak_bytes <= room
+        )
 
     def request_bytes(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1) -> int:
         """The most bytes that a request holds at any moment: caches, statistics and hidden state, without its rows of

@@ -13,7 +13,8 @@ import numpy as np
 from thrifty.arrays import Array, Floats, Integers
 from thrifty.errors import CheckpointError
 from thrifty.kernels.reference.ggml import values
-from thrifty.models.gguf.config import architecture, read_config
+from thrifty.models.gguf.architectures import architecture
+from thrifty.models.gguf.config import read_config
 from thrifty.models.gguf.file import GGUF
 from thrifty.models.gguf.rows import TensorRows, plain, stored
 from thrifty.models.parts import EXACT, parts

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from thrifty.errors import StorageError
+from thrifty.files import sync
 
 VARIABLE = "THRIFTY_CACHE"
 
@@ -85,34 +86,12 @@ def publish(partial: Path, final: Path) -> None:
     sync(final.parent)
 
 
-def sync(path: Path) -> None:
-    """fsync a file or directory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def remove(path: Path) -> None:
     """Remove a file or a directory with all that is in it; nothing happens where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file at once: readers see the old text or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

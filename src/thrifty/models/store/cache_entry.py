@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from thrifty.errors import CheckpointError, ThriftyError
+from thrifty.files import sync
 from thrifty.models.store import cache_directory as cache
 from thrifty.models.store.checksums import Section, damaged, file_states
 from thrifty.version import VERSION
@@ -156,7 +157,7 @@ def _write(directory: Path, key: str, write: Callable[[Path], Contents]) -> None
     write_file(directory / CHECKSUMS, checksums)
     write_file(directory / INDEX, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
     _remember(directory)  # what is checked is what the disk gives back after the next boot
-    cache.sync(directory)
+    sync(directory)
 
 
 def _read(path: Path, key: str, quiet: bool = False) -> CacheEntry | None:

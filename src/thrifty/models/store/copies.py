@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thrifty.errors import CheckpointError, StorageError, nearest
+from thrifty.files import replace_file
 from thrifty.models import description
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.store import cache_directory as cache
@@ -46,7 +47,7 @@ def remember(key: str, path: Path) -> None:
         if memory.is_file() and memory.read_text("utf-8") == place:
             return
         memory.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_text(memory, place)
+        replace_file(memory, place)
 
 
 def copies() -> list[Copy]:

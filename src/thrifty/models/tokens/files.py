@@ -11,11 +11,11 @@ from thrifty.models.checked_text import read_text
 from thrifty.models.config.fields import without_fraction
 from thrifty.models.huggingface.safetensors_file import read_json
 from thrifty.models.tokens.added import Neighbours, add_tokens
+from thrifty.models.tokens.backend import decoder_of, load_backend
 from thrifty.models.tokens.ends import ENDS_OF_TURN
 from thrifty.models.tokens.merges import in_lines
 from thrifty.models.tokens.pieces import makers
 from thrifty.models.tokens.settings import MAX_TEMPLATE, TokenizerDefinition, TokenizerSettings
-from thrifty.models.tokens.tokenizer import decoder_of, load_backend
 
 JSON_LIMIT = 1 << 28
 
