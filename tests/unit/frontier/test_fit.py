@@ -209,7 +209,7 @@ def test_a_latency_that_no_roofline_allows_is_refused(model: Model) -> None:
 
 
 def test_a_latency_that_no_run_reaches_is_explained(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thrifty.frontier.fit.expected_step", lambda *_: 0.5)
+    monkeypatch.setattr("thrifty.frontier.measurement.expected_step", lambda *_: 0.5)
     fit = fitted(model, LOOSE, latency=0.4)
     list(fit.rows())
     assert fit.measured and fit.best is None
