@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from thrifty.engine.api import Thrifty
+from thrifty.api import Thrifty
 from thrifty.engine.request import Handle
 
 PROMPT = "The lighthouse stood at the end of a long spit of rock, and for most of the year nobody went there. " * 6

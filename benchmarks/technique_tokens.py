@@ -21,12 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, i
 from benchmarks.cache_table.rows import thrifty_rows
 
 from thrifty import registry
+from thrifty.api import open_engine
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import RecipeError
 from thrifty.evaluation.text import held_out
 from thrifty.models.loading import load
+from thrifty.recipe import Recipe
 
 PROMPTS = (150, 700, 2100)
 STEPS = 96
@@ -67,11 +69,10 @@ def answers(name: str, only: list[str] | None) -> Answers:
 
 def rounded(name: str, prompt: list[int]) -> Answers:
     """Of the one weight technique that needs no calibration."""
-    technique: Any = registry.load("weights", "rtn")
     found: Answers = {}
     for bits in (4, 8):
-        model = technique.prepare(load(name), [technique(bits=bits, embedding_bits=bits)])
-        engine = Engine(model, prefix_tree=False, prefill_slice_ms=0)
+        recipe = Recipe(weights=[{"technique": "rtn", "bits": bits, "embedding_bits": bits}])
+        engine = open_engine(name, recipe, prefix_tree=False, prefill_slice_ms=0)
         try:
             found[f"rtn {bits} bits, {len(prompt)}"] = answer(engine, prompt, {}, [])
         finally:

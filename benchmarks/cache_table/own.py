@@ -50,16 +50,15 @@ class Own:
         """kept: bytes of the sequence's segments at the end. peak: the ledger's while it runs, above what is held
         without a request. process: by how much the process grew at its highest.
         """
-        ledger = self.engine.memory.ledger
         speed.warm_up(self.engine)
-        before = ledger.steady
-        ledger.reset_peak()
+        before = self.engine.usage().steady
+        self.engine.reset_peak()
         with memory.watch() as watched:
             found = speed.measure(self.engine, self.questions.context, tables, steps=self.questions.steps)
         return {
             "kept": found.cache_bytes,
             "decode": found.decode_rate,
             "prefill": found.prefill_rate,
-            "peak": ledger.peak - before,
+            "peak": self.engine.usage().peak - before,
             "process": watched.peak - watched.before,
         }

@@ -20,7 +20,7 @@ class ThriftyEngine(PeerEngine):
     """The engine with its native plan, which it insists on; the prefix tree is off."""
 
     def __init__(self, specification: Specification) -> None:
-        from thrifty.engine.api import Thrifty
+        from thrifty.api import Thrifty
 
         self._thrifty = Thrifty(
             specification.path,

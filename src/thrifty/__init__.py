@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from thrifty.version import VERSION
 
 if TYPE_CHECKING:
+    from thrifty.api import Thrifty, open_engine, open_model
     from thrifty.decoding.sampling_parameters import SamplingParameters
-    from thrifty.engine.api import Thrifty
+    from thrifty.engine.async_handle import AsyncHandle
     from thrifty.engine.asynchronous import AsyncEngine
     from thrifty.engine.engine import Engine
     from thrifty.engine.request import Event, Handle, Request, Result
@@ -27,6 +28,7 @@ __version__ = VERSION
 
 __all__ = [
     "AsyncEngine",
+    "AsyncHandle",
     "Engine",
     "Event",
     "Handle",
@@ -38,10 +40,13 @@ __all__ = [
     "ThriftyError",
     "ThriftyWarning",
     "load",
+    "open_engine",
+    "open_model",
 ]
 
 _HOMES = {
     "AsyncEngine": "thrifty.engine.asynchronous",
+    "AsyncHandle": "thrifty.engine.async_handle",
     "Engine": "thrifty.engine.engine",
     "Event": "thrifty.engine.request",
     "Handle": "thrifty.engine.request",
@@ -49,10 +54,12 @@ _HOMES = {
     "Request": "thrifty.engine.request",
     "Result": "thrifty.engine.request",
     "SamplingParameters": "thrifty.decoding.sampling_parameters",
-    "Thrifty": "thrifty.engine.api",
+    "Thrifty": "thrifty.api",
     "ThriftyError": "thrifty.errors",
     "ThriftyWarning": "thrifty.errors",
     "load": "thrifty.models",
+    "open_engine": "thrifty.api",
+    "open_model": "thrifty.api",
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from thrifty.engine.api import Thrifty
+from thrifty.api import Thrifty
 from thrifty.engine.engine import Engine
 from thrifty.evaluation.text import held_out
 from thrifty.frontier.candidates import BASE

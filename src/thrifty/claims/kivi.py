@@ -66,5 +66,5 @@ def _cache_bytes(context: Context) -> int:
 
 def _sequences(context: Context) -> int:
     """How many fill the paper's share of memory; at least two, at most what the engine decodes together."""
-    each = context.engine.memory.cache.footprint((), PREFIX, PREFIX).steady_bytes
+    each = context.engine.cache_footprint((), PREFIX, PREFIX).steady_bytes
     return max(2, min(32, round((MEMORY_OF_WEIGHTS - 1) * context.model.nbytes / each)))

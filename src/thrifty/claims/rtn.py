@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from thrifty.arrays import BFLOAT16
 from thrifty.claims.harness.claim import Claim, Figures, Verdict
 from thrifty.claims.harness.context import Context, mean_nll, perplexity, quality_of
 from thrifty.evaluation import quality
 from thrifty.recipe import Recipe
-from thrifty.weights.offgrid import offgrid
-from thrifty.weights.technique import prepare
+from thrifty.weights.offgrid import packed_view
 
 PREFIX, SCORED = 512, 512
 RISE = 6.29 / 5.68 - 1
@@ -24,7 +22,7 @@ class RtnClaim(Claim):
 
     def measure(self, context: Context) -> Figures:
         context.say("off-grid view")
-        view = offgrid(context.model, dtype=BFLOAT16, packed=True)
+        view = packed_view(context.model)
         passage = quality.passage(context.model.require_tokenizer(), context.length, PREFIX, SCORED)
         engine = context.fresh(view)
         try:
@@ -36,7 +34,7 @@ class RtnClaim(Claim):
             for group in (128, 32):
                 context.say(f"4 bits in groups of {group}")
                 table = {"technique": "rtn", "bits": 4, "group": group}
-                engine = context.fresh(prepare(view, Recipe(weights=[table]).techniques("weights")))
+                engine = context.fresh(view, Recipe(weights=[table]))
                 try:
                     run = quality.measure(engine, baseline, [], compresses=False)
                 finally:

@@ -7,29 +7,20 @@ is left to `engine.decode`, and so is every error: it finds out whose it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from thrifty.decoding.native_sampling import native_sampler, runs_natively
+from thrifty.decoding.native_sampling import runs_natively
 from thrifty.decoding.strategies.autoregressive import Autoregressive
+from thrifty.engine.continued import Continued
 from thrifty.engine.plan.native_runner import NativeRunner, accumulators
 from thrifty.engine.plan.rotary_tables import BLOCK
 from thrifty.formats.kv import PAGE
-from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.runner import Runner
-    from thrifty.engine.running import Sequence
-
-
-class Continued:
-    """A sequence as native code goes on with it: the native object, and the block of positions that it has turned."""
-
-    def __init__(self, sequence: Sequence) -> None:
-        ends = sorted(sequence.stopper.ends)
-        self.native = dispatch.require().Continuation(native_sampler(sequence.sampler), ends)
-        self.block = -1
+    from thrifty.engine.running import Running
 
 
 class Ahead:
@@ -39,15 +30,15 @@ class Ahead:
         self._waiting = waiting
         self._error: Exception | None = None
 
-    def takes(self, runner: Runner, sequences: Items[Sequence]) -> TypeGuard[NativeRunner]:
+    def takes(self, runner: Runner, sequences: Sequence[Running]) -> TypeGuard[NativeRunner]:
         """Whether the runner does these sequences in native code alone."""
         return isinstance(runner, NativeRunner) and not runner.plan.by_length and all(map(_is_simple, sequences))
 
-    def begin(self, runner: NativeRunner, sequence: Sequence) -> None:
+    def begin(self, runner: NativeRunner, sequence: Running) -> None:
         """Get a sequence ready for `run`, with room for its next row. Raises BudgetError or StorageError."""
         continued, cache, position = sequence.continued, _cache(sequence), len(sequence.tokens) - 1
         if continued is None:
-            continued = sequence.continued = Continued(sequence)
+            continued = sequence.continued = Continued(sequence.sampler, sequence.stopper.ends)
         cache.reserve(1)
         if position // BLOCK != continued.block:
             block = position // BLOCK
@@ -55,7 +46,7 @@ class Ahead:
             continued.block = block
         continued.native.begin(cache.native, sequence.tokens[-1], position, sequence.sampler.position)
 
-    def run(self, runner: NativeRunner, sequences: Items[Sequence], together: bool) -> list[list[int]]:
+    def run(self, runner: NativeRunner, sequences: Sequence[Running], together: bool) -> list[list[int]]:
         """The next tokens of each sequence, at least one; none at all where one of them has none to choose.
 
         together: up to as many as nothing speaks against, else one each. Their rows are in the caches, not committed.
@@ -73,7 +64,7 @@ class Ahead:
         return [tokens[place::count] for place in range(count)]
 
 
-def _is_simple(sequence: Sequence) -> bool:
+def _is_simple(sequence: Running) -> bool:
     """Whether nothing but tokens is wanted of a sequence, by plain sampling."""
     return (
         type(sequence.strategy) is Autoregressive
@@ -82,7 +73,7 @@ def _is_simple(sequence: Sequence) -> bool:
     )
 
 
-def _most(sequence: Sequence) -> int:
+def _most(sequence: Running) -> int:
     """Steps of a sequence until Python must see it."""
     cache, stopper, position = _cache(sequence), sequence.stopper, len(sequence.tokens) - 1
     if stopper.looks_for_text:
@@ -96,6 +87,6 @@ def _most(sequence: Sequence) -> int:
     )
 
 
-def _cache(sequence: Sequence) -> SequenceCache:
+def _cache(sequence: Running) -> SequenceCache:
     assert sequence.cache is not None, "a decoding sequence has a cache"
     return sequence.cache

@@ -6,21 +6,26 @@ import asyncio
 import concurrent.futures
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from thrifty.engine.answer import Event, own_error
+from thrifty.engine.async_handle import AsyncHandle, Mailbox
 from thrifty.engine.engine import Engine
+from thrifty.engine.inspection import EngineProbe, EngineUsage
+from thrifty.engine.prompts import encoded
 from thrifty.engine.request import Handle, Request, Result
 from thrifty.errors import ThriftyError
 
 
 class AsyncEngine:
-    """Runs an Engine's step loop in one thread; `stream` and `result` belong to any event loop.
+    """Runs an Engine's step loop in one thread, and owns it: all that a server needs is here.
 
         async with AsyncEngine(engine) as running:
-            async for event in running.stream(request): ...
+            prompt = await running.encode_chat(messages, tools=tools)
+            handle = await running.submit(Request(prompt=prompt))
+            async for event in handle: ...
 
     Between steps the thread takes orders from an inbox, so no event loop ever waits for the engine's lock.
     """
@@ -35,31 +40,53 @@ class AsyncEngine:
         self._thread = threading.Thread(target=self._run, name="thrifty-engine", daemon=True)
         self._thread.start()
 
+    async def submit(self, request: Request) -> AsyncHandle:
+        """Queue a request, and hold it: its events, usage and end. Cancelling the task that waits here cancels it.
+
+        Raises what `Engine.submit` raises.
+        """
+        mailbox = Mailbox()
+
+        def submit() -> Handle:
+            mailbox.handle = self.engine.submit(request, mailbox.put)
+            return mailbox.handle
+
+        try:
+            handle = await asyncio.wrap_future(self._order(submit))
+        except BaseException:
+            self._order(mailbox.cancel)
+            raise
+        return AsyncHandle(handle, mailbox, self._end, lambda: self._failure)
+
     async def stream(self, request: Request) -> AsyncIterator[Event]:
         """Events of one request. Leaving the iteration (closed, exception, task cancelled) cancels it.
 
         Raises what `Engine.submit` raises, and the request's own error after its last event.
         """
-        conversation = _Conversation(self.engine, request)
-        try:
-            await asyncio.wrap_future(self._order(conversation.submit))
-            while (event := await conversation.events.get()) is not None:
+        async with await self.submit(request) as handle:
+            async for event in handle:
                 yield event
-            self._raise_failure(conversation.handle)
-        finally:
-            self._order(conversation.cancel)
 
     async def result(self, request: Request) -> Result:
         """The whole answer. Cancelling the task cancels the request."""
-        conversation = _Conversation(self.engine, request)
-        try:
-            handle = await asyncio.wrap_future(self._order(conversation.submit))
-            while await conversation.events.get() is not None:
-                pass
-            self._raise_failure(handle)
-            return Result(handle.identity, handle.samples, handle.usage)
-        finally:
-            self._order(conversation.cancel)
+        async with await self.submit(request) as handle:
+            return await handle.result()
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """`Model.encode_chat` in a thread of its own: a template is its checkpoint's, and may take its time."""
+        return await asyncio.to_thread(self.engine.model.encode_chat, messages, **options)
+
+    async def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a text, or the ids themselves, checked. Raises PromptError where there is nothing to go on."""
+        return await asyncio.to_thread(encoded, self.engine.model, prompt, {})
+
+    def probe(self) -> EngineProbe:
+        """See `Engine.probe`."""
+        return self.engine.probe()
+
+    async def usage(self) -> EngineUsage:
+        """See `Engine.usage`; taken between two steps."""
+        return await asyncio.wrap_future(self._order(self.engine.usage))
 
     async def close(self) -> None:
         """Stop the thread and close the engine; requests that run are cancelled."""
@@ -87,11 +114,8 @@ class AsyncEngine:
             self._wake.notify()
         return future
 
-    def _raise_failure(self, handle: Handle | None) -> None:
-        if handle is not None and handle.error is not None:
-            raise handle.error
-        if self._failure is not None:
-            raise ThriftyError(f"the engine stopped: {self._failure}") from self._failure
+    def _end(self, handle: Handle) -> None:
+        self._order(handle.cancel)
 
     def _run(self) -> None:
         try:
@@ -116,7 +140,8 @@ class AsyncEngine:
         try:
             self.engine.step()
         except BaseException:
-            left = sum(self.engine.describe()["queues"].values())
+            usage = self.engine.usage()
+            left = usage.waiting + usage.active + usage.parked
             if self._left is not None and left >= self._left:
                 raise
             self._left = left
@@ -132,30 +157,3 @@ class AsyncEngine:
                 future.set_result(action())
             except BaseException as error:  # an await must not be left without an answer, nor its loop interrupted
                 future.set_exception(own_error(error))
-
-
-class _Conversation:
-    """One request between an event loop and the engine's thread."""
-
-    def __init__(self, engine: Engine, request: Request) -> None:
-        self.events: asyncio.Queue[Event | None] = asyncio.Queue()
-        self.handle: Handle | None = None
-        self._engine = engine
-        self._request = request
-        self._loop = asyncio.get_running_loop()
-
-    def submit(self) -> Handle:
-        """On the engine's thread."""
-        self.handle = self._engine.submit(self._request, self._put)
-        return self.handle
-
-    def cancel(self) -> None:
-        """On the engine's thread, after `submit`; without effect on a finished request."""
-        if self.handle is not None:
-            self.handle.cancel()
-
-    def _put(self, event: Event | None) -> None:
-        if self._loop.is_closed():
-            self.cancel()  # nobody can read on
-        else:
-            self._loop.call_soon_threadsafe(self.events.put_nowait, event)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -13,7 +12,7 @@ from thrifty.decoding.sampling import Choice
 from thrifty.decoding.strategy import Accepted, Batch, DecodingStrategy, Draft, Scores, choose
 from thrifty.engine.ahead import Ahead
 from thrifty.engine.runner import Rows, Runner
-from thrifty.engine.running import Sequence
+from thrifty.engine.running import Running
 
 Note = Callable[[BaseException], None]
 """Told of an error that a whole batch met, before its sequences are tried alone."""
@@ -25,7 +24,7 @@ Given = TypeVar("Given")
 class Outcome:
     """What a step did for one sequence: choices to commit (with their logits where asked), or its own error."""
 
-    sequence: Sequence
+    sequence: Running
     choices: tuple[Choice, ...] = ()
     logits: list[Floats] = field(default_factory=list)
     error: BaseException | None = None
@@ -35,14 +34,14 @@ class Outcome:
 class _Part:
     """A sequence's part of a step: its draft, and the rows that run."""
 
-    sequence: Sequence
+    sequence: Running
     draft: Draft
     rows: Rows
 
 
 def decode(
     runner: Runner,
-    sequences: Items[Sequence],
+    sequences: Sequence[Running],
     outcomes: list[Outcome],
     note: Note,
     ahead: Ahead | None = None,
@@ -67,8 +66,8 @@ def decode(
 
 
 def _run_ahead(
-    ahead: Ahead, runner: Runner, sequences: Items[Sequence], together: bool, outcomes: list[Outcome], note: Note
-) -> Items[Sequence]:
+    ahead: Ahead, runner: Runner, sequences: Sequence[Running], together: bool, outcomes: list[Outcome], note: Note
+) -> Sequence[Running]:
     """Let native code do what it can. Returns the sequences that are left to be run; after an error they are as
     before.
     """
@@ -97,7 +96,7 @@ def _run_ahead(
     return ()
 
 
-def _commit_rows(sequence: Sequence, tokens: Items[int]) -> None:
+def _commit_rows(sequence: Running, tokens: Sequence[int]) -> None:
     """The rows of these tokens are accepted. Policies may act here."""
     cache = sequence.cache
     assert cache is not None, "a decoding sequence has a cache"
@@ -105,7 +104,7 @@ def _commit_rows(sequence: Sequence, tokens: Items[int]) -> None:
     cache.commit(len(tokens))
 
 
-def without_outcome(sequences: Items[Sequence], outcomes: Items[Outcome]) -> list[Sequence]:
+def without_outcome(sequences: Sequence[Running], outcomes: Sequence[Outcome]) -> list[Running]:
     """The sequences that nothing has come of yet."""
     if not outcomes:
         return list(sequences)
@@ -113,7 +112,7 @@ def without_outcome(sequences: Items[Sequence], outcomes: Items[Outcome]) -> lis
     return [sequence for sequence in sequences if id(sequence) not in done]
 
 
-def _prepare(sequences: Items[Sequence], outcomes: list[Outcome], note: Note) -> list[_Part]:
+def _prepare(sequences: Sequence[Running], outcomes: list[Outcome], note: Note) -> list[_Part]:
     """Drafts, and room for their rows. The errors of those that cannot have them are added to `outcomes`."""
     parts = []
     for sequence, draft in zip(sequences, _propose(sequences, note), strict=True):
@@ -129,7 +128,7 @@ def _prepare(sequences: Items[Sequence], outcomes: list[Outcome], note: Note) ->
     return parts
 
 
-def _run(runner: Runner, parts: Items[_Part], outcomes: list[Outcome], note: Note) -> None:
+def _run(runner: Runner, parts: Sequence[_Part], outcomes: list[Outcome], note: Note) -> None:
     try:
         scores = runner.decode([part.rows for part in parts])
         first_rows = _offsets([part.rows for part in parts])
@@ -152,7 +151,7 @@ def _run(runner: Runner, parts: Items[_Part], outcomes: list[Outcome], note: Not
             outcomes.append(Outcome(part.sequence, error=error))
 
 
-def _roll_back(sequences: Items[Sequence], outcomes: list[Outcome]) -> None:
+def _roll_back(sequences: Sequence[Running], outcomes: list[Outcome]) -> None:
     """Drop the uncommitted rows that a failed run left. Where that fails, the error is added to `outcomes`."""
     for sequence in sequences:
         try:
@@ -162,7 +161,7 @@ def _roll_back(sequences: Items[Sequence], outcomes: list[Outcome]) -> None:
             outcomes.append(Outcome(sequence, error=error))
 
 
-def first_choices(sequences: Items[Sequence], scores: Scores, outcomes: list[Outcome]) -> None:
+def first_choices(sequences: Sequence[Running], scores: Scores, outcomes: list[Outcome]) -> None:
     """Add the samples' first tokens, from the scores of their prompt's last row, to `outcomes`."""
     for sequence in sequences:
         try:
@@ -186,15 +185,17 @@ def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores:
     return Outcome(sequence, accepted.choices, logits)
 
 
-def _propose(sequences: Items[Sequence], note: Note) -> list[Draft | BaseException]:
-    def propose(strategy: DecodingStrategy, places: Items[int]) -> Items[Draft]:
+def _propose(sequences: Sequence[Running], note: Note) -> list[Draft | BaseException]:
+    def propose(strategy: DecodingStrategy, places: Sequence[int]) -> Sequence[Draft]:
         return strategy.propose(Batch([sequences[place] for place in places]))
 
     return _ask(sequences, propose, note)
 
 
-def _accept(parts: Items[_Part], first_rows: Items[int], scores: Scores, note: Note) -> list[Accepted | BaseException]:
-    def accept(strategy: DecodingStrategy, places: Items[int]) -> Items[Accepted]:
+def _accept(
+    parts: Sequence[_Part], first_rows: Sequence[int], scores: Scores, note: Note
+) -> list[Accepted | BaseException]:
+    def accept(strategy: DecodingStrategy, places: Sequence[int]) -> Sequence[Accepted]:
         batch = Batch(
             [parts[place].sequence for place in places],
             [parts[place].draft for place in places],
@@ -206,7 +207,7 @@ def _accept(parts: Items[_Part], first_rows: Items[int], scores: Scores, note: N
 
 
 def _ask(
-    sequences: Items[Sequence], ask: Callable[[DecodingStrategy, Items[int]], Items[Given]], note: Note
+    sequences: Sequence[Running], ask: Callable[[DecodingStrategy, Sequence[int]], Sequence[Given]], note: Note
 ) -> list[Given | BaseException]:
     """What the strategies give for each sequence, or its error. A strategy that fails for all is asked for each
     alone.
@@ -226,14 +227,14 @@ def _ask(
     return [given[place] for place in range(len(sequences))]
 
 
-def _by_strategy(sequences: Items[Sequence]) -> list[tuple[DecodingStrategy, list[int]]]:
+def _by_strategy(sequences: Sequence[Running]) -> list[tuple[DecodingStrategy, list[int]]]:
     groups: dict[DecodingStrategy, list[int]] = {}
     for place, sequence in enumerate(sequences):
         groups.setdefault(sequence.strategy, []).append(place)
     return list(groups.items())
 
 
-def _within_period(sequence: Sequence, draft: Draft) -> Draft:
+def _within_period(sequence: Running, draft: Draft) -> Draft:
     """No more of a draft than can be committed before a policy acts: later tokens would see what it lets go of."""
     cache = sequence.cache
     assert cache is not None, "a decoding sequence has a cache"
@@ -241,14 +242,14 @@ def _within_period(sequence: Sequence, draft: Draft) -> Draft:
     return draft if len(draft.tokens) <= most else dataclasses.replace(draft, tokens=draft.tokens[:most])
 
 
-def _rows(sequence: Sequence, draft: Draft) -> Rows:
+def _rows(sequence: Running, draft: Draft) -> Rows:
     cache = sequence.cache
     assert cache is not None, "a decoding sequence has a cache"
     tokens = (sequence.tokens[-1], *draft.tokens)
     return Rows(cache, tokens, sequence.computed, sequence.computed + len(tokens))
 
 
-def _offsets(batch: Items[Rows]) -> list[int]:
+def _offsets(batch: Sequence[Rows]) -> list[int]:
     offsets, total = [], 0
     for rows in batch:
         offsets.append(total)

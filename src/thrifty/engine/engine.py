@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
+from thrifty.engine import inspection
 from thrifty.engine.admission.intake import Intake
 from thrifty.engine.admission.memory import EngineMemory
 from thrifty.engine.admission.process_memory import ledger_budget
 from thrifty.engine.ahead import Ahead
 from thrifty.engine.answer import Answer, Event, Listener
+from thrifty.engine.inspection import EngineProbe, EngineUsage
 from thrifty.engine.options import EngineOptions
 from thrifty.engine.plan.native_runner import choose_runner
 from thrifty.engine.prefill.pace import Pace
+from thrifty.engine.prefill.watching import watch_prompt
 from thrifty.engine.publishing import Publisher
 from thrifty.engine.request import Handle, Request
-from thrifty.engine.running import Sequence as Running
-from thrifty.engine.running import State
+from thrifty.engine.running import Running, State
 from thrifty.engine.scheduler import Scheduler
 from thrifty.engine.sequences import Sequences
 from thrifty.engine.step import PrefillStep, Stepper
 from thrifty.engine.turn import Turn
 from thrifty.errors import PromptError, ThriftyError
 from thrifty.kernels import dispatch
+from thrifty.kernels.threads import pool_threads
 from thrifty.storage.budget import parse_size
 
 if TYPE_CHECKING:
+    from thrifty.cache.footprint import Footprint
+    from thrifty.cache.policy import CachePolicy
     from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.runner import Runner
     from thrifty.models.model import Model
@@ -62,7 +68,8 @@ class Engine:
         process_memory: the same for the whole process as the system counts it: what it holds now, and a little for
         what comes, is taken off, and the rest is the budget.
 
-        threads: of native code; None leaves them as they are. context: longest prompt plus answer
+        threads: of native code; None leaves them as they are. They are the process's: the last engine's number holds
+        for all, and a warning says where that changes what an open one asked for. context: longest prompt plus answer
         in tokens; None: the model's own. cache, decoding: a recipe's tables, for requests that bring none.
         native: False runs the slow torch reference instead of native code. batch:
         sequences that decode together. queue: requests that may wait. chunk: prefill tokens a step, a
@@ -86,7 +93,9 @@ class Engine:
             budget = left if budget is None else min(budget, left)
         rows = max(options.batch, options.chunk)
         self.model = model
-        self.runner = runner or choose_runner(model, native=options.native, threads=options.threads, rows=rows)
+        if options.threads is not None:
+            pool_threads().set(options.threads, self)
+        self.runner = runner or choose_runner(model, native=options.native, rows=rows)
         self.memory = EngineMemory(
             model,
             self.runner,
@@ -99,6 +108,7 @@ class Engine:
         self.intake = Intake(
             model, self.memory, context=options.context, cache=cache, decoding=decoding, batch=options.batch
         )
+        self._chunk = options.chunk
         self._scheduler = Scheduler(self.memory, options.batch, options.queue)
         module = dispatch.native()
         waiting = None if module is None else module.Waiting()
@@ -220,6 +230,7 @@ class Engine:
         """Cancel everything and free all but the weights. The engine takes no requests afterwards."""
         with self._turn:
             self._closed = True
+            pool_threads().release(self)
             answers = list(dict.fromkeys(sequence.answer for sequence in self._scheduler.sequences()))
             for answer in answers:
                 self._publisher.finish(answer, "cancelled")
@@ -231,6 +242,52 @@ class Engine:
                 self._publisher.sound = False
                 self._publisher.mend()
                 self.memory.close()
+
+    def probe(self) -> EngineProbe:
+        """What the engine is: runner, threads, context, end tokens, budget, bytes of weights and workspace."""
+        return inspection.probe(self.runner, self.memory, self.intake)
+
+    def usage(self) -> EngineUsage:
+        """What it holds now and held at most, by category of the ledger, and how many sequences are in it."""
+        with self._turn:
+            return inspection.usage(self.memory, self._scheduler)
+
+    def reset_peak(self) -> None:
+        """Let the peak of `usage` begin anew, at what is held now."""
+        self.memory.ledger.reset_peak()
+
+    def profile(self) -> AbstractContextManager[Mapping[str, float]]:
+        """Times what native code does inside the block: seconds by kind of operation, filled at its end.
+
+        Raises KernelError where the engine runs on the reference path.
+        """
+        return inspection.profile(self.runner)
+
+    def footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int, sequences: int = 1) -> Footprint:
+        """Upper bounds of the bytes beyond weights and workspace that `sequences` requests take, which share nothing: a
+        prompt of `prompt` tokens each, grown to `total`. Nothing is run.
+        """
+        return self.memory.together(policies, prompt, total, sequences)
+
+    def cache_footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int) -> Footprint:
+        """Of these, the bytes of one request's cache alone."""
+        return self.memory.cache.footprint(policies, prompt, total)
+
+    def watch_prompt(self, tokens: Sequence[int], policy: CachePolicy, scored: int = 1) -> list[int]:
+        """Compute a prompt layer by layer, showing each layer to a policy, and forget it.
+
+        For policies that look: probes of heads, statistics of a text. scored: how many of the last tokens are answered.
+        Returns the model's first choice after each of them. It is no request: it holds the engine's turn until it is
+        done. Raises PromptError for tokens that the model does not take, BudgetError where they do not fit.
+        """
+        prompt = self.model.checked(tokens).tolist()
+        with self._turn:
+            self._publisher.mend()
+            try:
+                return watch_prompt(self.runner, self.memory, prompt, policy, scored, self._chunk)
+            except BaseException:
+                self._publisher.sound = False
+                raise
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts: the runner and why it was chosen, budget and ledger, queue lengths."""

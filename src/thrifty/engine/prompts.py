@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.option_values import is_array, shown, token_ids
 from thrifty.errors import PromptError
+
+if TYPE_CHECKING:
+    from thrifty.models.model import Model
 
 _BYTES = (bytes, bytearray, memoryview)
 
@@ -27,6 +30,24 @@ def prompt_list(prompt: Any) -> list[Any] | None:
     if isinstance(first, (str, *_BYTES, Sequence)) or (is_array(first) and getattr(first, "ndim", 1) > 0):
         return list(values)
     return None
+
+
+def encoded(model: Model, prompt: Any, options: Mapping[str, Any]) -> list[int]:
+    """Token ids of a text, of messages through the chat template, or the ids themselves.
+
+    options: those of a chat (`Model.encode_chat`); only messages take them. Raises PromptError where there is nothing
+    to continue, and for a value that is no prompt; CheckpointError for a text where the model has no tokenizer.
+    """
+    if are_messages(prompt):
+        return model.encode_chat(prompt, **options)
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise PromptError(f"{given[0]} is for a chat template; give chat() messages, or leave it out")
+    if isinstance(prompt, str):
+        if not prompt:
+            raise PromptError("the prompt is empty; it needs at least 1 character")
+        return list(model.require_tokenizer().encode(prompt))
+    return prompt_ids(prompt)
 
 
 def are_messages(prompt: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from thrifty.engine.admission.memory import EngineMemory
 from thrifty.engine.answer import Answer, Event, own_error
 from thrifty.engine.decode import Outcome
-from thrifty.engine.running import Sequence as Running
+from thrifty.engine.running import Running
 from thrifty.engine.scheduler import Scheduler
 from thrifty.engine.turn import Turn
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from thrifty.decoding.option_values import flag, shown, token_ids, whole
 from thrifty.decoding.sampling import TokenLogprob
@@ -14,9 +14,6 @@ from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.answer import Answer, Event, Listener, Sample, Usage
 from thrifty.engine.prompts import prompt_ids
 from thrifty.errors import PromptError
-
-if TYPE_CHECKING:
-    from thrifty.engine.engine import Engine
 
 __all__ = ["Event", "Handle", "Listener", "Request", "Result", "Sample", "Usage"]
 
@@ -104,6 +101,33 @@ class Result:
         return self.samples[0].logprobs
 
 
+class Driver(Protocol):
+    """What a handle asks of the engine that it came from; see `Engine`."""
+
+    def drive(self, handle: Handle, together: bool = False) -> None:
+        """One step on behalf of a waiting handle."""
+        ...
+
+    def cancel(self, handle: Handle) -> None:
+        """End a request and free its memory."""
+        ...
+
+    def abandon(self, answer: Answer) -> None:
+        """Nobody can read this answer any more."""
+        ...
+
+    def fork(
+        self,
+        handle: Handle,
+        sample: int,
+        sampling: SamplingParameters | None,
+        forced: Sequence[int] = (),
+        free: int = 0,
+    ) -> Handle:
+        """See `Handle.fork`."""
+        ...
+
+
 class Handle:
     """A submitted request: stream it, wait for it, cancel it, fork it.
 
@@ -119,7 +143,7 @@ class Handle:
     answer: the engine's own record of the request.
     """
 
-    def __init__(self, engine: Engine, request: Request, answer: Answer) -> None:
+    def __init__(self, engine: Driver, request: Request, answer: Answer) -> None:
         self.request = request
         self.forks = 0
         self._engine = engine

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence as Items
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from thrifty.arrays import Floats
 from thrifty.decoding.sampling import Choice, Sampler
 from thrifty.decoding.stopping import Stopper
+from thrifty.decoding.strategy import Scores
 from thrifty.engine.answer import Answer, Event
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
-    from thrifty.engine.admission.intake import Ticket
-    from thrifty.engine.ahead import Continued
-    from thrifty.engine.prefill.prefill import Prefill
+    from thrifty.engine.continued import Continued
+    from thrifty.engine.ticket import Ticket
+
+
+class Prefill(Protocol):
+    """The computation of one prompt into one cache."""
+
+    def advance(self, sliced: bool = False) -> Scores | None:
+        """Do the next piece; `sliced`: no more than a slice of it. The scores of the prompt's last token once all is
+        done, else None.
+        """
+        ...
 
 
 class State(enum.Enum):
@@ -26,7 +36,7 @@ class State(enum.Enum):
     DECODING = "decoding"
 
 
-class Sequence:
+class Running:
     """The engine's record of one sample.
 
     Filled at submission: answer, index, arrival (order among all), ticket, sampler, stopper, tokens (prompt
@@ -70,7 +80,7 @@ class Sequence:
         """Tokens that the sequence may grow to, its answer's last one included."""
         return len(self.tokens) - self.stopper.count + self.stopper.maximum_tokens
 
-    def advance(self, choices: Items[Choice], logits: Items[Floats], events: list[Event]) -> None:
+    def advance(self, choices: Sequence[Choice], logits: Sequence[Floats], events: list[Event]) -> None:
         """Commit tokens: sampler, stopper and tokens move on; one event a token, up to the one that ends
         the answer, is added to `events`. Where one fails, the events before it are there, and the sample must end.
         """

@@ -15,28 +15,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from thrifty.engine.running import Sequence, State
+from thrifty.engine.running import Running, State
 from thrifty.errors import BudgetError, QueueFullError
 
-Queue = deque[Sequence] | list[Sequence]
+Queue = deque[Running] | list[Running]
 
 
 class Memory(Protocol):
     """What the scheduler asks of the memory (engine/admission/memory.py)."""
 
-    def admit(self, sequence: Sequence) -> None:
+    def admit(self, sequence: Running) -> None:
         """Reserve the sequence's prefill peak and open its cache. Raises BudgetError with nothing changed."""
         ...
 
-    def cover(self, sequence: Sequence) -> None:
+    def cover(self, sequence: Running) -> None:
         """Make sure that the next step's rows have room. Raises BudgetError with nothing changed."""
         ...
 
-    def park(self, sequence: Sequence) -> None:
+    def park(self, sequence: Running) -> None:
         """Let the sequence's segments move to the disk tier, and end its reservation."""
         ...
 
-    def restore(self, sequence: Sequence, beside: int) -> None:
+    def restore(self, sequence: Running, beside: int) -> None:
         """Bring a parked sequence back to go on beside so many active ones. Raises BudgetError with nothing changed."""
         ...
 
@@ -47,9 +47,9 @@ class Work:
     cannot go on (not even alone, or for an error of their own), each with the reason.
     """
 
-    decode: list[Sequence]
-    prefill: Sequence | None
-    stuck: list[tuple[Sequence, BaseException]]
+    decode: list[Running]
+    prefill: Running | None
+    stuck: list[tuple[Running, BaseException]]
 
 
 class Scheduler:
@@ -57,10 +57,10 @@ class Scheduler:
 
     def __init__(self, memory: Memory, batch: int, queue: int) -> None:
         """batch: sequences that may be active. queue: sequences that may wait for their admission."""
-        self.waiting: deque[Sequence] = deque()
-        self.active: list[Sequence] = []
-        self.parked: list[Sequence] = []
-        self.failed: list[tuple[Sequence, BaseException]] = []
+        self.waiting: deque[Running] = deque()
+        self.active: list[Running] = []
+        self.parked: list[Running] = []
+        self.failed: list[tuple[Running, BaseException]] = []
         self._memory = memory
         self._batch = batch
         self._queue = queue
@@ -69,7 +69,7 @@ class Scheduler:
         """Sequences that are not finished."""
         return len(self.waiting) + len(self.active) + len(self.parked) + len(self.failed)
 
-    def sequences(self) -> list[Sequence]:
+    def sequences(self) -> list[Running]:
         """All unfinished sequences."""
         return [*self.active, *self.parked, *self.waiting, *(sequence for sequence, _ in self.failed)]
 
@@ -77,7 +77,7 @@ class Scheduler:
         """Queue lengths, JSON-ready."""
         return {"waiting": len(self.waiting), "active": len(self.active), "parked": len(self.parked)}
 
-    def submit(self, sequence: Sequence) -> None:
+    def submit(self, sequence: Running) -> None:
         """Put a sequence at the end of the queue. Raises QueueFullError at the bound."""
         if len(self.waiting) >= self._queue:
             wait = 1.0 + 0.1 * len(self.waiting)
@@ -88,11 +88,11 @@ class Scheduler:
             )
         self.waiting.append(sequence)
 
-    def join(self, sequence: Sequence) -> None:
+    def join(self, sequence: Running) -> None:
         """Take in a fork, beside its parent."""
         bisect.insort(self.active, sequence, key=_arrival)
 
-    def remove(self, sequence: Sequence) -> None:
+    def remove(self, sequence: Running) -> None:
         """Forget a sequence."""
         for queue in (self.waiting, self.active, self.parked):
             if sequence in queue:
@@ -116,7 +116,7 @@ class Scheduler:
         prefill = next((sequence for sequence in able if sequence.state is State.PREFILLING), None)
         return Work(decode, prefill, list(self.failed) if self.failed else without_room)
 
-    def park_youngest(self) -> Sequence | None:
+    def park_youngest(self) -> Running | None:
         """Park the youngest active sequence, unless it is the only one. Returns it also where it failed instead."""
         if len(self.active) < 2:
             return None
@@ -132,7 +132,7 @@ class Scheduler:
         bisect.insort(self.parked, sequence, key=_arrival)
         return sequence
 
-    def _make_room(self) -> list[tuple[Sequence, BaseException]]:
+    def _make_room(self) -> list[tuple[Running, BaseException]]:
         """Oldest first, so that what is missing is taken from the youngest. Returns who has no room even alone."""
         place = 0
         while place < len(self.active):
@@ -144,7 +144,7 @@ class Scheduler:
                 return [(sequence, refusal)]
         return []
 
-    def _restore(self) -> tuple[Sequence, BudgetError] | None:
+    def _restore(self) -> tuple[Running, BudgetError] | None:
         """Bring parked sequences back while they fit, oldest first. Returns the one that did not fit, if any."""
         while self.parked and len(self.active) < self._batch:
             sequence = self.parked[0]
@@ -157,7 +157,7 @@ class Scheduler:
                 bisect.insort(self.active, sequence, key=_arrival)
         return None
 
-    def _admit(self) -> tuple[Sequence, BudgetError] | None:
+    def _admit(self) -> tuple[Running, BudgetError] | None:
         """Start new requests while they fit: none past a parked one, and one prefill at a time."""
         while self.waiting and not self.parked:
             sequence = self.waiting[0]
@@ -174,7 +174,7 @@ class Scheduler:
                 bisect.insort(self.active, sequence, key=_arrival)
         return None
 
-    def _try(self, take: Callable[[Sequence], None], sequence: Sequence, queue: Queue) -> BaseException | None:
+    def _try(self, take: Callable[[Running], None], sequence: Running, queue: Queue) -> BaseException | None:
         """Ask the memory. None where it succeeded. A BudgetError leaves the sequence where it is, after any other error
         it is among those that failed.
         """
@@ -187,14 +187,14 @@ class Scheduler:
             return error
         return None
 
-    def _fail(self, sequence: Sequence, error: BaseException, queue: Queue) -> None:
+    def _fail(self, sequence: Running, error: BaseException, queue: Queue) -> None:
         queue.remove(sequence)
         self.failed.append((sequence, error))
 
 
-def _is_decoding(sequence: Sequence) -> bool:
+def _is_decoding(sequence: Running) -> bool:
     return sequence.state is State.DECODING
 
 
-def _arrival(sequence: Sequence) -> int:
+def _arrival(sequence: Running) -> int:
     return sequence.arrival

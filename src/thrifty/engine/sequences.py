@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from thrifty.decoding.sampling import Sampler
 from thrifty.decoding.stopping import NoText, Stopper
-from thrifty.engine.admission.intake import Ticket
 from thrifty.engine.admission.memory import EngineMemory
 from thrifty.engine.answer import Answer
 from thrifty.engine.publishing import Publisher
-from thrifty.engine.running import Sequence, State
+from thrifty.engine.running import Running, State
 from thrifty.engine.scheduler import Scheduler
+from thrifty.engine.ticket import Ticket
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
@@ -32,16 +32,16 @@ class Sequences:
         self._publisher = publisher
         self._arrivals = 0
 
-    def make(self, answer: Answer, ticket: Ticket, index: int = 0, sampler: Sampler | None = None) -> Sequence:
+    def make(self, answer: Answer, ticket: Ticket, index: int = 0, sampler: Sampler | None = None) -> Running:
         """A sequence that waits: sample `index` of an answer. sampler: its own, where it isn't the ticket's."""
         self._arrivals += 1
         tokenizer = self._model.tokenizer
         stream = NoText() if tokenizer is None else tokenizer.stream(after=ticket.request.prompt)
         forced = len(ticket.request.forced or ())
         stopper = Stopper(ticket.request.sampling, stream, self._end_ids, ticket.maximum_tokens, forced)
-        return Sequence(answer, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)
+        return Running(answer, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)
 
-    def split(self, sequence: Sequence) -> list[Sequence]:
+    def split(self, sequence: Running) -> list[Running]:
         """A sequence whose prompt is computed and its siblings, which share its prompt by reference. All or none."""
         family = [sequence]
         try:
@@ -57,7 +57,7 @@ class Sequences:
         sequence.state, sequence.prefill = State.DECODING, None
         return family
 
-    def branch(self, parent: Sequence, child: Sequence) -> None:
+    def branch(self, parent: Running, child: Running) -> None:
         """Let `child` decode beside its parent, with a cache that shares the parent's. Raises BudgetError."""
         try:
             self._memory.fork(parent, child)

@@ -9,7 +9,7 @@ from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.prefill.prefill import start_prefill
 from thrifty.engine.publishing import Publisher
 from thrifty.engine.runner import Runner
-from thrifty.engine.running import Sequence
+from thrifty.engine.running import Running
 from thrifty.engine.scheduler import Scheduler
 from thrifty.engine.sequences import Sequences
 from thrifty.engine.turn import Turn
@@ -26,7 +26,7 @@ class PrefillStep:
         self._sequences = sequences
         self._chunk = chunk
 
-    def run(self, sequence: Sequence, sliced: bool, outcomes: list[Outcome]) -> None:
+    def run(self, sequence: Running, sliced: bool, outcomes: list[Outcome]) -> None:
         """The next piece of a prompt. With the last one, its samples fork and each chooses its first token."""
         family = [sequence]
         try:

@@ -84,7 +84,7 @@ def ask_each(
 
 def _reply(engine: Engine, branch: Branch, question: Sequence[int], stop: tuple[str, ...], compressed: bool) -> Reply:
     tokens = branch.handle.result().token_ids[len(question) - branch.shared :]
-    return reply(engine.model.require_tokenizer(), tokens, engine.intake.end_ids, stop, compressed)
+    return reply(engine.model.require_tokenizer(), tokens, engine.probe().end_ids, stop, compressed)
 
 
 def reply(

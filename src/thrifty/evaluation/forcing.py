@@ -85,7 +85,7 @@ def force(
             if event is None or event.token != answer[index]:
                 found = "nothing" if event is None else f"token {event.token}"
                 raise MeasurementError(f"step {index} of a forced run gave {found} instead of token {answer[index]}")
-            yield Step(index, seconds, event.logits, seen, engine.memory.ledger.steady)
+            yield Step(index, seconds, event.logits, seen, engine.usage().steady)
             held = engine.cache_of(handle) if index + 1 in inspect else None
             seen = None if held is None else evidence(held)
             before = time.perf_counter()

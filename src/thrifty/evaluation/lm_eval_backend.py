@@ -53,7 +53,7 @@ class ThriftyLM(TemplateLM):
         """
         super().__init__()
         if engine is None:
-            from thrifty.engine.api import Thrifty
+            from thrifty.api import Thrifty
 
             made = Thrifty(model, recipe=recipe, threads=int(threads) if threads else None, prefix_tree=False)
             engine, cache = made.engine, made.recipe.cache
@@ -92,7 +92,7 @@ class ThriftyLM(TemplateLM):
         found = []
         for request in requests:
             tokens = [self.eot_token_id, *self.tok_encode(request.args[0], add_special_tokens=False)]
-            window = self.engine.intake.context - 2
+            window = self.engine.probe().context - 2
             places = range(0, max(1, len(tokens) - 1), window)
             found.append(sum(self._score(tokens[at : at + 1], tokens[at + 1 : at + 1 + window])[0] for at in places))
         return found
@@ -128,7 +128,7 @@ class ThriftyLM(TemplateLM):
         self.compressed += compressed
 
     def _room_for(self, tokens: list[int], more: int) -> list[int]:
-        limit = self.engine.intake.context - 1
+        limit = self.engine.probe().context - 1
         if len(tokens) + more > limit:
             raise TaskError(
                 f"a request of {len(tokens)} tokens and {more} of an answer does not fit the context of {limit}; "

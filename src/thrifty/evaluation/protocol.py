@@ -17,9 +17,28 @@ from thrifty.evaluation.records import RecordFile
 from thrifty.evaluation.scoring import Summary, check_room, paired, summarize
 from thrifty.evaluation.tasks.task import Record, Task
 from thrifty.evaluation.textual import common_prefix, rouge_1, rouge_l
+from thrifty.recipe import Recipe
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
+    from thrifty.evaluation.engines import Engines
+
+
+@dataclass(frozen=True)
+class Format:
+    """A number format of weights or cache in the protocol."""
+
+    label: str
+    recipe: Recipe
+
+
+FORMATS = (
+    Format("W8A8: rtn 8, activations int8 per 32", Recipe(weights=[{"technique": "rtn", "bits": 8}])),
+    Format("W4A8: rtn 4, activations int8 per 32", Recipe(weights=[{"technique": "rtn", "bits": 4}])),
+    Format("cache: kivi 4", Recipe(cache=[{"technique": "kivi", "bits": 4}])),
+    Format("cache: kivi 2", Recipe(cache=[{"technique": "kivi", "bits": 2}])),
+)
+"""The formats of the protocol, in the order of its table."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,13 @@ class Protocol:
     def total(self) -> int:
         """Items a format."""
         return sum(len(work.items) for work in self.work)
+
+    def run_all(self, records: RecordFile, engines: Engines) -> Iterator[Record]:
+        """The baseline, then every format, each with an engine that is open while it runs."""
+        yield from self.run_baseline(records)
+        for form in FORMATS:
+            with engines.beside(self.baseline, form.recipe) as engine:
+                yield from self.run(records, form.label, engine, form.recipe.cache)
 
     def run_baseline(self, records: RecordFile) -> Iterator[Record]:
         """Run what `records` does not hold yet of the uncompressed model."""

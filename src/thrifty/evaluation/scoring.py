@@ -92,7 +92,7 @@ def summarize(name: str, metric: str, baseline: Sequence[Record], records: Seque
 
 def check_room(engine: Engine, task: Task, items: Sequence[Item]) -> None:
     """Raise PromptError where an item does not fit the engine's context, before anything runs."""
-    limit = engine.intake.context
+    limit = engine.probe().context
     needed = max((item.room for item in items), default=0)
     if needed > limit:
         beside = max(item.room - len(item.prompt) for item in items)

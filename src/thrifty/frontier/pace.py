@@ -12,13 +12,14 @@ from thrifty.evaluation.measuring.speed import warm_up
 from thrifty.evaluation.roofline.cost import decode_seconds, prefill_seconds
 from thrifty.evaluation.text import held_out
 from thrifty.weights.structure import linears
+from thrifty.weights.technique import WeightTechnique
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
     from thrifty.evaluation.roofline.machine import Machine
     from thrifty.evaluation.roofline.sizes import ModelSizes
     from thrifty.models.model import Model
-    from thrifty.weights.technique import WeightTechnique
+    from thrifty.weights.technique import Technique
 
 PROMPT, STEPS = 192, 8  # tokens of the short run
 SAMPLED = 1 << 22  # weights that are rounded to see how long all of them take
@@ -49,17 +50,19 @@ class Pace:
 
 def measure(engine: Engine, rounding: float) -> Pace:
     """The pace of the engine's model, with the full cache. rounding: seconds a weight, see `rounding_seconds`."""
-    prompt = max(1, min(PROMPT, engine.intake.context - STEPS - 2))
+    prompt = max(1, min(PROMPT, engine.probe().context - STEPS - 2))
     tokens = held_out(engine.model.require_tokenizer(), prompt + STEPS)
     warm_up(engine)
     seconds = [step.seconds for step in force(engine, tokens[:prompt], tokens[prompt:], [])]
     return Pace(prompt, seconds[0], sum(seconds[1:]) / max(1, len(seconds) - 1), rounding)
 
 
-def rounding_seconds(model: Model, techniques: Sequence[WeightTechnique]) -> float:
+def rounding_seconds(model: Model, techniques: Sequence[Technique]) -> float:
     """Seconds a weight that `techniques` take, as some linears of the model tell; 0 without any."""
     count, began = 0, time.perf_counter()
     for technique in techniques:
+        if not isinstance(technique, WeightTechnique):
+            continue  # its bytes are not predicted, so no search has it
         for linear in linears(model):
             if technique.selects(linear) and not technique.needs_calibration and count < SAMPLED:
                 technique.compress(linear, None)

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
     from thrifty.engine.engine import Engine
     from thrifty.evaluation.roofline.machine import Machine
-    from thrifty.weights.technique import WeightTechnique
+    from thrifty.weights.technique import Technique
 
 ANSWER = 256  # tokens of a full context that are answer; what compresses prompts leaves them whole
 
 
-def as_stored(sizes: ModelSizes, techniques: Sequence[WeightTechnique]) -> ModelSizes:
+def as_stored(sizes: ModelSizes, techniques: Sequence[Technique]) -> ModelSizes:
     """A model's sizes under weight techniques, exact; nothing but a few rows of each shape is compressed.
 
-    Raises RecipeError for a technique that needs calibration.
+    Raises RecipeError for a technique that needs calibration, or acts on more than one linear at a time.
     """
     predictor = Predictor(techniques)
 
@@ -51,7 +51,7 @@ def prediction(
 ) -> Prediction:
     """Bytes as `predict`, and the roofline of a decode step. sizes: of the candidate's weights."""
     policies = candidate.recipe.techniques("cache")
-    held = engine.memory.cache.footprint(policies, prompt_of(context), context).steady_bytes
+    held = engine.cache_footprint(policies, prompt_of(context), context).steady_bytes
     return Prediction(
         candidate,
         _need(engine, sizes.nbytes, policies, context, batch),
@@ -75,6 +75,5 @@ def prompt_of(context: int) -> int:
 
 
 def _need(engine: Engine, weights: int, policies: Sequence[CachePolicy], context: int, batch: int) -> Need:
-    memory = engine.memory
-    cache = memory.together(policies, prompt_of(context), context, batch)
-    return Need(weights, memory.workspace, cache.peak_bytes, cache.steady_bytes)
+    cache = engine.footprint(policies, prompt_of(context), context, batch)
+    return Need(weights, engine.probe().workspace, cache.peak_bytes, cache.steady_bytes)

@@ -8,8 +8,10 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from thrifty.api import open_engine, open_model
 from thrifty.engine.engine import Engine
 from thrifty.errors import StorageError, ThriftyError
 from thrifty.evaluation import quality
@@ -28,7 +30,7 @@ from thrifty.frontier.predict import as_stored, longest_context, prediction
 from thrifty.frontier.rungs import Rung
 from thrifty.frontier.space import shortened
 from thrifty.frontier.state import State
-from thrifty.weights.technique import prepare
+from thrifty.recipe import Recipe
 
 if TYPE_CHECKING:
     from thrifty.engine.request import Event
@@ -244,17 +246,16 @@ class Workshop:
 
     def _run_once(self, engine: Engine, candidate: Candidate, rung: Rung) -> Values:
         begin = time.perf_counter()
-        ledger = engine.memory.ledger
         try:
             with memory.watch() if rung.items is None else nullcontext(memory.Memory()) as process:
-                ledger.reset_peak()
+                engine.reset_peak()
                 with listening() as noise:
                     run = self._one_run(engine, candidate, rung)
         except MeasurementError as error:
             return {"error": str(error), "seconds": time.perf_counter() - begin}
         return {
             "prompt": rung.prefix,
-            "ledger_peak": ledger.peak,
+            "ledger_peak": engine.usage().peak,
             "ledger_steady": run.steady,
             "process_peak": process.peak or memory.resident(),  # watching takes longer than a short run
             "prefill_rate": run.prefill_rate,
@@ -284,9 +285,14 @@ class Workshop:
     def _engine(self, candidate: Candidate) -> Iterator[Engine]:
         memory.release()  # what was made for the one before
         begin = time.perf_counter()
-        techniques = candidate.recipe.techniques("weights")
-        model = prepare(self.model, techniques, before=self._clock.check, errors=False)
-        engine = _TimedEngine(self._clock, model, threads=self._threads, native=self._native, prefix_tree=False)
+        weights = Recipe(weights=candidate.recipe.weights)
+        engine = open_engine(
+            open_model(self.model, weights, before=self._clock.check, errors=False),
+            make=partial(_TimedEngine, self._clock),
+            threads=self._threads,
+            native=self._native,
+            prefix_tree=False,
+        )
         if self.state.find("loading", candidate.weights_key) is None:
             self.state.add("loading", candidate.weights_key, time.perf_counter() - begin)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,20 @@ class Model:
             f"{where} has no tokenizer.json, so it takes and gives token ids only; add the file (where there is a "
             "tokenizer.model alone, transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it)."
         )
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """Token ids of a conversation through the model's chat template, with the opening of the answer.
+
+        messages: each with "role" and "content". options: `tools`, `documents`, `enable_thinking`,
+        `template_arguments={...}` for all others that the template reads, and `control_tokens_in_messages` (see
+        `Tokenizer.encode_chat`). Any thread may call it, and several at once.
+
+        Raises CheckpointError where the model has no tokenizer, TemplateError where it has no chat template or the
+        template refuses, PromptError for an option of a wrong type.
+        """
+        from thrifty.models.chat.arguments import chat_arguments
+
+        return list(self.require_tokenizer().encode_chat(messages, **chat_arguments(options)))
 
     def checked(self, token_ids: Sequence[int] | Array) -> Integers:
         """`token_ids` as an int64 array [tokens]; raises PromptError with the number that would work."""

@@ -21,7 +21,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from thrifty.arrays import Integers
+from thrifty.arrays import BFLOAT16, Integers
 from thrifty.errors import ConfigError
 from thrifty.formats.linear import DenseLinear
 from thrifty.models.config.model_config import ModelConfig
@@ -50,6 +50,11 @@ def offgrid(model: Model, seed: int = 0, dtype: DType = FLOAT32, *, packed: bool
         let_go(linear.linear.state().values())
     view.norms = {name: norm if _inside_heads(name) else norm[orders.hidden] for name, norm in model.norms.items()}
     return view
+
+
+def packed_view(model: Model) -> Model:
+    """The view in bf16, packed for the native kernels, on which weight techniques are scored; a view is its own."""
+    return model if "+offgrid(" in model.version else offgrid(model, dtype=BFLOAT16, packed=True)
 
 
 class _Orders:

@@ -9,7 +9,7 @@ import numpy as np
 from thrifty.errors import RecipeError
 from thrifty.formats.linear import DenseLinear
 from thrifty.weights.structure import LinearInfo
-from thrifty.weights.technique import WeightTechnique
+from thrifty.weights.technique import Technique, WeightTechnique
 
 TILE = 16  # rows; every packed format stores whole tiles of them
 
@@ -22,14 +22,19 @@ class Predictor:
     Raises RecipeError for a technique that needs calibration: its bytes are known once it ran.
     """
 
-    def __init__(self, techniques: Sequence[WeightTechnique]) -> None:
+    def __init__(self, techniques: Sequence[Technique]) -> None:
         for technique in techniques:
+            if not isinstance(technique, WeightTechnique):
+                raise RecipeError(
+                    f"the bytes of technique '{technique.name}' are not known before it ran: it changes more than one "
+                    "linear at a time. Leave it out of the recipe, or compress the model first."
+                )
             if technique.needs_calibration:
                 raise RecipeError(
                     f"the bytes of technique '{technique.name}' are not known before it ran: it needs calibration. "
                     "Leave it out of the recipe, or compress the model first."
                 )
-        self.techniques = tuple(techniques)
+        self.techniques = tuple(technique for technique in techniques if isinstance(technique, WeightTechnique))
         self._known: dict[tuple[int, str, int, bool], tuple[int, int, str]] = {}
         self._samples: dict[tuple[int, int, bool], DenseLinear] = {}
 

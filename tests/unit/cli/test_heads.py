@@ -15,13 +15,13 @@ from thrifty.evaluation.heads.items import Item
 @pytest.fixture
 def knowing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that says what it is asked for, so that its looks count."""
-    run = head_probe._run
+    run = head_probe.said
 
     def said(engine: Any, item: Item, policy: Any) -> tuple[int, ...]:
         run(engine, item, policy)
         return item.tokens[-item.answer :]
 
-    monkeypatch.setattr(head_probe, "_run", said)
+    monkeypatch.setattr(head_probe, "said", said)
 
 
 def test_scores_are_made_shown_and_used(

@@ -8,7 +8,7 @@ import pytest
 from tests.small_tokenizers import SPACE, sentence_piece
 from tests.tiny import tiny_config, tiny_model
 
-from thrifty.engine.api import Thrifty
+from thrifty.api import Thrifty
 from thrifty.models.tokens.settings import TokenizerSettings
 from thrifty.models.tokens.tokenizer import Tokenizer
 

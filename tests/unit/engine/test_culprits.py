@@ -22,7 +22,7 @@ from thrifty.engine.admission.memory import EngineMemory
 from thrifty.engine.answer import Answer
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
-from thrifty.engine.running import Sequence
+from thrifty.engine.running import Running
 from thrifty.errors import BudgetError, ThriftyError
 from thrifty.models.model import Model
 from thrifty.storage.arena import Arena
@@ -73,7 +73,7 @@ def settled(engine: Engine) -> None:
 
 
 OWN_PLACES: list[tuple[type, str]] = [
-    (Sampler, "commit"), (Stopper, "push"), (ByteStream, "push"), (Sequence, "advance"), (SequenceCache, "commit"),
+    (Sampler, "commit"), (Stopper, "push"), (ByteStream, "push"), (Running, "advance"), (SequenceCache, "commit"),
     (SequenceCache, "remember"), (SequenceCache, "reserve"),
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.tiny import tiny_model
 
-from thrifty.engine.api import Thrifty
+from thrifty.api import Thrifty
 from thrifty.errors import ThriftyError
 
 WRONG: list[tuple[dict[str, Any], str]] = [

@@ -11,9 +11,9 @@ import pytest
 from tests.small_tokenizers import byte_level
 from tests.tiny import text_tokens, tiny_config, tiny_model
 
+from thrifty.api import Thrifty
 from thrifty.arrays import Floats, largest, softmax
 from thrifty.decoding.sampling_parameters import SamplingParameters
-from thrifty.engine.api import Thrifty
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import CheckpointError, PromptError

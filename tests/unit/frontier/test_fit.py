@@ -11,7 +11,7 @@ from tests.quiet import make_quiet
 from tests.searches import CONTEXT, LOOSE, MACHINE, candidates, fitted
 from tests.tiny import text_tokens, tiny_model
 
-from thrifty.engine.api import Thrifty
+from thrifty.api import Thrifty
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import BudgetError, PromptError, ThriftyError

@@ -41,7 +41,7 @@ def make_weights_by(function: Callable[..., Model], monkeypatch: pytest.MonkeyPa
     def prepared(model: Model, techniques: Sequence[Any], **options: Any) -> Model:
         return function(model, techniques, **options) if techniques else model
 
-    monkeypatch.setattr("thrifty.frontier.workshop.prepare", prepared)
+    monkeypatch.setattr("thrifty.weights.technique.prepare", prepared)
 
 
 def test_bytes_are_predicted_without_making_weights(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_the_time_holds_inside_a_measurement(model: Model, slow: str, monkeypatc
         assert "were too short to measure any of 5 recipes" in why_nothing(fit) and "--minutes 1" in why_nothing(fit)
 
 
-def slowly_prepared(model: Model, techniques: Any, before: Callable[[], None], errors: bool) -> Model:
+def slowly_prepared(model: Model, techniques: Any, *, before: Callable[[], None], **_: Any) -> Model:
     for _ in range(200):
         time.sleep(0.05)
         before()

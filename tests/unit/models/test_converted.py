@@ -17,8 +17,8 @@ import pytest
 from gguf.constants import GGMLQuantizationType
 from tests import gguf_files, killing
 
+from thrifty.api import Thrifty
 from thrifty.engine.admission import weights_bound
-from thrifty.engine.api import Thrifty
 from thrifty.errors import BudgetError, CheckpointError, StorageError
 from thrifty.formats.gguf import FileFormat
 from thrifty.models.gguf import rows as gguf_rows

@@ -10,7 +10,7 @@ import pytest
 from gguf.constants import GGMLQuantizationType as Type
 from tests import gguf_files
 
-from thrifty.engine.api import Thrifty
+from thrifty.api import Thrifty
 from thrifty.errors import CheckpointError, ThriftyWarning
 from thrifty.models import load
 from thrifty.models.gguf.source import GGUFSource

@@ -16,8 +16,8 @@ import torch
 from tests.tiny import tiny_model
 
 from thrifty import Thrifty, registry
+from thrifty.api import open_model
 from thrifty.arrays import Floats
-from thrifty.cli.shared.evaluating import with_weights
 from thrifty.errors import RecipeError
 from thrifty.evaluation.text import prose
 from thrifty.formats.linear import DenseLinear, PackedLinear
@@ -195,7 +195,7 @@ def better_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str
 DOORS: dict[str, Callable[[Model, Recipe], Model]] = {
     "prepare": lambda model, recipe: prepare(model, recipe.techniques("weights")),
     "Thrifty": lambda model, recipe: Thrifty(model, recipe=recipe).model,
-    "with_weights": with_weights,
+    "open_model": open_model,
 }
 
 

@@ -11,8 +11,8 @@ import pytest
 from tests.checkpoint import write_checkpoint
 
 from thrifty import registry
+from thrifty.api import Thrifty
 from thrifty.arrays import Floats
-from thrifty.engine.api import Thrifty
 from thrifty.errors import RecipeError
 from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear
 from thrifty.models import load

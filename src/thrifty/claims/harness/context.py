@@ -8,7 +8,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from thrifty.engine.engine import Engine
+from thrifty.api import open_engine
 from thrifty.engine.request import Request
 from thrifty.evaluation import quality
 from thrifty.evaluation.forcing import MeasurementError
@@ -17,8 +17,10 @@ from thrifty.evaluation.recovery import Interval
 from thrifty.evaluation.text import held_out
 
 if TYPE_CHECKING:
+    from thrifty.engine.engine import Engine
     from thrifty.evaluation.forcing import Tables
     from thrifty.models.model import Model
+    from thrifty.recipe import Recipe
 
 Say = Callable[[str], None]
 
@@ -54,9 +56,9 @@ class Context:
         speed.warm_up(engine)
         return engine
 
-    def fresh(self, model: Model, **options: Any) -> Engine:
-        """Another engine, of this or a compressed model; the caller closes it."""
-        return Engine(model, prefix_tree=False, **self._options, **options)
+    def fresh(self, model: Model, recipe: Recipe | None = None, **options: Any) -> Engine:
+        """Another engine, of this or another model under a recipe; the caller closes it."""
+        return open_engine(model, recipe, prefix_tree=False, **self._options, **options)
 
     def baseline(self, prefix: int, scored: int, part: int = 0) -> quality.Baseline:
         """The uncompressed model on a passage; measured once."""
@@ -98,7 +100,7 @@ class Context:
                 engine.step()
                 if any(handle.finished for handle in handles):
                     raise MeasurementError("a sequence ended before the last one began: this is not a batch's peak")
-            return engine.memory.ledger.peak
+            return engine.usage().peak
         finally:
             engine.close()
 

@@ -42,7 +42,7 @@ def command(
     with opening.opened(
         model, recipe=chosen, process_memory=process_memory, threads=threads, native=native, copy=not no_copy
     ) as thrifty:
-        limit = thrifty.engine.intake.context
+        limit = thrifty.engine.probe().context
         if contexts is None:
             counts = tuple(count for count in counts if count + STEPS < limit) or (max(1, limit // 2),)
         report = measured(thrifty.engine, counts, threads, as_json)
@@ -73,7 +73,7 @@ def measured(engine: Any, contexts: tuple[int, ...], threads: int | None, quiet:
         speed.warm_up(engine)
         for context in contexts:
             with output.waiting(f"measuring at {context} tokens"):
-                result = speed.measure(engine, context, steps=min(STEPS, max(1, engine.intake.context - context - 1)))
+                result = speed.measure(engine, context, steps=min(STEPS, max(1, engine.probe().context - context - 1)))
             roof = roofline.Roofline(weights + result.cache_bytes, bandwidth)
             found[str(context)] = {
                 "prefill_tok_s": round(result.prefill_rate, 1),
@@ -90,7 +90,7 @@ def measured(engine: Any, contexts: tuple[int, ...], threads: int | None, quiet:
         "file_bytes_per_token": filed,
         "contexts": found,
         "peak_rss_mb": round(process.peak / 1e6, 1),
-        "ledger_peak_mb": round(engine.memory.ledger.peak / 1e6, 1),
+        "ledger_peak_mb": round(engine.usage().peak / 1e6, 1),
         "others_share": round(noise.others, 3),
     }
 
@@ -102,7 +102,7 @@ def _profiles(engine: Any, contexts: tuple[int, ...]) -> dict[str, Any]:
     found = {}
     for context in contexts:
         with output.waiting(f"profiling at {context} tokens"):
-            result = profile.measure(engine, context, steps=min(STEPS, max(1, engine.intake.context - context - 1)))
+            result = profile.measure(engine, context, steps=min(STEPS, max(1, engine.probe().context - context - 1)))
         found[str(context)] = {
             part: {
                 kind: {"us_per_token": round(share.microseconds, 2), "bytes": share.nbytes}

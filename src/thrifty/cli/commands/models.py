@@ -165,16 +165,15 @@ def _facts(model: EmbeddedModel, recipe: Recipe | None) -> dict[str, Any]:
 
 def _need(name: str, recipe: Recipe) -> dict[str, int]:
     """Peak bytes of one sequence as long as the model's context."""
-    from thrifty.engine.engine import Engine
+    from thrifty.api import open_engine
     from thrifty.evaluation.roofline.sizes import of_model
     from thrifty.frontier.candidates import of_recipe
     from thrifty.frontier.predict import as_stored, predict
-    from thrifty.models import load
 
     with output.waiting(f"loading {name}"):
-        model = load(name)
-        engine = Engine(model, prefix_tree=False)
+        engine = open_engine(name, prefix_tree=False)
     try:
+        model = engine.model
         techniques = recipe.techniques("weights")
         for technique in techniques:
             technique.check(model)

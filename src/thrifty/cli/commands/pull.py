@@ -34,11 +34,10 @@ def command(
     with _bar(name, model.download_bytes) as progress:
         path = pull(name, progress, output.note)
     if chosen is not None:
-        from thrifty.models import load
-        from thrifty.weights.technique import prepare
+        from thrifty.api import open_model
 
         with output.waiting("making the packed form"):
-            prepare(load(name), chosen.techniques("weights"))
+            open_model(name, chosen)
     _report(name, path, present, model.nbytes, as_json)
 
 

@@ -108,9 +108,9 @@ def _run(
     quiet: bool,
 ) -> tuple[list[Row], Reproduction, bool]:
     """Run the claims; True where Ctrl-C ended it."""
+    from thrifty.api import open_model
     from thrifty.claims.harness.context import Context
     from thrifty.claims.harness.running import Reproduction
-    from thrifty.models.loading import load
 
     rows: list[Row] = []
     with ExitStack() as opened:
@@ -118,7 +118,7 @@ def _run(
         @functools.cache
         def context(name: str) -> Context:
             with output.waiting(f"loading {name}"):
-                loaded = load(name, threads=threads)
+                loaded = open_model(name, threads=threads)
             return opened.enter_context(Context(loaded, name, threads=threads, native=native, say=output.note))
 
         run = Reproduction(context, wanted, out, model, minutes)

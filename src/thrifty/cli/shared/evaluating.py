@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from thrifty.errors import PromptError
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
+    from thrifty.evaluation.engines import Engines
     from thrifty.evaluation.protocol import Row
     from thrifty.evaluation.scoring import Summary
     from thrifty.evaluation.tasks.task import Task
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from thrifty.recipe import Recipe
 
 LM_EVAL = "lm-eval:"
-Table = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,13 @@ class Setting:
     off_grid: bool
     threads: int | None
     native: bool | None
+
+    @property
+    def engines(self) -> Engines:
+        """What opens its engines."""
+        from thrifty.evaluation.engines import Engines
+
+        return Engines(self.threads, self.native)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, for the last line."""
@@ -52,7 +59,7 @@ class Setting:
         """The settings that records must share to be of one run."""
         return {
             "model": engine.model.version,
-            "runner": engine.runner.name,
+            "runner": engine.probe().runner,
             "length": self.length,
             "seed": self.seed,
             "off_grid": self.off_grid,
@@ -77,10 +84,10 @@ def compare(setting: Setting, names: Sequence[str], recipe: Recipe) -> tuple[lis
     own, foreign = tasks_of(setting, names)
     compresses = bool(recipe.weights or recipe.cache or recipe.decoding)
     with ExitStack() as stack:
-        model = loaded(setting)
+        model = loaded(setting, setting.off_grid)
         check_length(setting, model)
-        baseline = stack.enter_context(engine_of(setting, model))
-        engine = stack.enter_context(_recipe_engine(setting, recipe, baseline)) if compresses else None
+        baseline = stack.enter_context(setting.engines.open(model))
+        engine = stack.enter_context(setting.engines.beside(baseline, recipe)) if compresses else None
         with output.waiting("making the questions"):
             comparison = Comparison(own, setting.items, setting.seed, baseline, engine, recipe.cache)
         stages = {stage: getattr(recipe, stage) for stage in registry.STAGES}
@@ -96,7 +103,7 @@ def compare(setting: Setting, names: Sequence[str], recipe: Recipe) -> tuple[lis
 
 def run_protocol(setting: Setting, names: Sequence[str]) -> tuple[list[Row], bool]:
     """(a row a format and task, whether Ctrl-C ended it): formats of weights and cache beside bf16."""
-    from thrifty.evaluation.protocol import Protocol
+    from thrifty.evaluation.protocol import FORMATS, Protocol
     from thrifty.evaluation.records import RecordFile
 
     own, foreign = tasks_of(setting, names)
@@ -104,45 +111,16 @@ def run_protocol(setting: Setting, names: Sequence[str]) -> tuple[list[Row], boo
     if silent:
         raise PromptError(f"--protocol compares texts, and {', '.join(silent)} writes none; use e.g. continuation")
     with ExitStack() as stack:
-        model = view(loaded(setting))
+        model = loaded(setting, off_grid=True)
         check_length(setting, model)
-        baseline = stack.enter_context(engine_of(setting, model))
+        baseline = stack.enter_context(setting.engines.open(model))
         with output.waiting("making the questions"):
             protocol = Protocol(own, setting.items, setting.seed, baseline)
-        header = setting.header(baseline, {"protocol": [one.label for one in formats()]})
+        header = setting.header(baseline, {"protocol": [form.label for form in FORMATS]})
         records = stack.enter_context(RecordFile(setting.records, header))
-        interrupted = False
-        with progress("evaluating", protocol.total * (len(formats()) + 1)) as steps:
-            try:
-                for _ in protocol.run_baseline(records):
-                    steps.advance()
-                for one in formats():
-                    with _format_engine(setting, model, baseline, one) as engine:
-                        for _ in protocol.run(records, one.label, engine, one.cache):
-                            steps.advance()
-            except KeyboardInterrupt:
-                interrupted = True
-        rows = protocol.rows(records, [one.label for one in formats()])
+        interrupted = watch(protocol.run_all(records, setting.engines), protocol.total * (len(FORMATS) + 1))
+        rows = protocol.rows(records, [form.label for form in FORMATS])
     return rows, interrupted
-
-
-@dataclass(frozen=True)
-class Format:
-    """A number format of weights or cache in the protocol."""
-
-    label: str
-    weights: tuple[Table, ...] = ()
-    cache: tuple[Table, ...] = ()
-
-
-def formats() -> list[Format]:
-    """The formats of the protocol, in the order of its table."""
-    return [
-        Format("W8A8: rtn 8, activations int8 per 32", ({"technique": "rtn", "bits": 8},)),
-        Format("W4A8: rtn 4, activations int8 per 32", ({"technique": "rtn", "bits": 4},)),
-        Format("cache: kivi 4", cache=({"technique": "kivi", "bits": 4},)),
-        Format("cache: kivi 2", cache=({"technique": "kivi", "bits": 2},)),
-    ]
 
 
 def tasks_of(setting: Setting, names: Sequence[str]) -> tuple[list[Task], list[str]]:
@@ -153,23 +131,14 @@ def tasks_of(setting: Setting, names: Sequence[str]) -> tuple[list[Task], list[s
     return own, [name.removeprefix(LM_EVAL) for name in names if name.startswith(LM_EVAL)]
 
 
-def loaded(setting: Setting) -> Model:
-    """The model of the baseline."""
-    from thrifty.models.loading import load
+def loaded(setting: Setting, off_grid: bool) -> Model:
+    """The model of the baseline, or its off-grid view."""
+    from thrifty.api import open_model
+    from thrifty.weights.offgrid import packed_view
 
     with opening.loading(setting.model) as converting:
-        model = load(setting.model, threads=setting.threads, progress=converting)
-        return view(model) if setting.off_grid else model
-
-
-def view(model: Model) -> Model:
-    """The off-grid view in bf16: the same function, on which a 4-bit checkpoint is not rounded exactly."""
-    from thrifty.arrays import BFLOAT16
-    from thrifty.weights.offgrid import offgrid
-
-    if "+offgrid(" in model.version:
-        return model
-    return offgrid(model, dtype=BFLOAT16, packed=True)
+        model = open_model(setting.model, threads=setting.threads, progress=converting)
+        return packed_view(model) if off_grid else model
 
 
 def check_length(setting: Setting, model: Model) -> None:
@@ -180,44 +149,6 @@ def check_length(setting: Setting, model: Model) -> None:
             f"--length {setting.length} leaves no room for a question: this model's context holds {limit} tokens; "
             f"use at most --length {max(16, limit - 128)}"
         )
-
-
-@contextmanager
-def engine_of(setting: Setting, model: Model, recipe: Recipe | None = None) -> Iterator[Engine]:
-    """An engine for a while. The prefix tree is left out: every run computes its own prompt."""
-    from thrifty.engine.engine import Engine
-
-    decoding = recipe.decoding if recipe else ()
-    engine = Engine(model, threads=setting.threads, native=setting.native, decoding=decoding, prefix_tree=False)
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
-@contextmanager
-def _recipe_engine(setting: Setting, recipe: Recipe, baseline: Engine) -> Iterator[Engine]:
-    """The baseline's own engine where the recipe leaves weights and decoding alone."""
-    if not recipe.weights and not recipe.decoding:
-        yield baseline
-        return
-    with engine_of(setting, with_weights(baseline.model, recipe), recipe) as engine:
-        yield engine
-
-
-@contextmanager
-def _format_engine(setting: Setting, model: Model, baseline: Engine, one: Format) -> Iterator[Engine]:
-    from thrifty.recipe import Recipe
-
-    with _recipe_engine(setting, Recipe(weights=list(one.weights)), baseline) as engine:
-        yield engine
-
-
-def with_weights(model: Model, recipe: Recipe) -> Model:
-    """The model with the recipe's weight techniques applied."""
-    from thrifty.weights.technique import prepare
-
-    return prepare(model, recipe.techniques("weights"))
 
 
 def _foreign(

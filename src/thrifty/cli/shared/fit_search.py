@@ -17,7 +17,7 @@ from thrifty.cli.shared.frontier_table import Watcher
 from thrifty.cli.shared.ticker import seconds
 
 if TYPE_CHECKING:
-    from thrifty.engine.api import Thrifty
+    from thrifty.api import Thrifty
     from thrifty.frontier.fit import Fit
     from thrifty.frontier.measurement import Measurement
     from thrifty.models.model import Model
@@ -47,15 +47,15 @@ def budget(model: str, memory: int | None, process_memory: int | None, copy: boo
     process that serves the model; the less where both are given. copy: of `models.load`. Raises BudgetError where
     nothing is left.
     """
+    from thrifty.api import open_model
     from thrifty.engine.admission.process_memory import GROWTH, left_for_ledger
     from thrifty.evaluation.measuring.memory import serving_baseline
-    from thrifty.models.loading import load
 
     if process_memory is None:
         assert memory is not None, "one of the two is given"
         return memory
     with output.waiting("measuring what a serving process holds"):
-        loaded = load(model, copy=copy)
+        loaded = open_model(model, copy=copy)
         assert loaded.path is not None, "a model by name has a path"
         held = serving_baseline(loaded.path, copy)
     left = left_for_ledger(process_memory, held, loaded.nbytes)
@@ -72,14 +72,14 @@ def prepare(
     """The search, ready to run, on the state of an earlier one. asked: options of Question, None for its default. copy:
     of `models.load`.
     """
+    from thrifty.api import open_model
     from thrifty.frontier.candidates import of_recipe
     from thrifty.frontier.fit import Fit
     from thrifty.frontier.question import Question
     from thrifty.frontier.state import State, default_path
-    from thrifty.models.loading import load
 
     with output.waiting(f"loading {model}"):
-        loaded = load(model, threads=asked["threads"], copy=copy)
+        loaded = open_model(model, threads=asked["threads"], copy=copy)
         question = Question(loaded, **{name: value for name, value in asked.items() if value is not None})
         identity = question.identity()
         held = State(state or default_path(identity), identity, fresh=fresh)
@@ -131,8 +131,8 @@ def shown(fit: Fit, best: Measurement, prompt: str, *, quiet: bool, whole: bool)
     """Answers of the winner (whole: and of the baseline, to more prompts; and the winner's profile). Unless quiet, the
     first answer is streamed.
     """
+    from thrifty.api import open_model
     from thrifty.recipe import Recipe
-    from thrifty.weights.technique import prepare
 
     question = fit.question
     prompts = [prompt] if prompt else []
@@ -140,7 +140,7 @@ def shown(fit: Fit, best: Measurement, prompt: str, *, quiet: bool, whole: bool)
         prompts += [one for one in SAMPLES if one != prompt]
     recipe = best.candidate.recipe
     with output.waiting("making the winner's weights"):
-        loaded = prepare(question.model, recipe.techniques("weights"), errors=False)
+        loaded = open_model(question.model, recipe, errors=False)
     opened = partial(_opened, threads=question.threads, native=question.native, context=question.context)
     with opened(loaded, replace(recipe, weights=[]), memory=question.memory) as thrifty:
         mine = [_answer(thrifty, one, question.context, quiet or place > 0) for place, one in enumerate(prompts)]
@@ -162,7 +162,7 @@ def shown(fit: Fit, best: Measurement, prompt: str, *, quiet: bool, whole: bool)
 @contextmanager
 def _opened(model: Model, recipe: Recipe, **options: Any) -> Iterator[Thrifty]:
     """A loaded model behind an engine for a while."""
-    from thrifty.engine.api import Thrifty
+    from thrifty.api import Thrifty
     from thrifty.evaluation.measuring.memory import release
 
     release()  # what the search made
@@ -238,10 +238,9 @@ def _answer(thrifty: Thrifty, prompt: str, context: int, quiet: bool) -> str:
 
 def _profile(thrifty: Thrifty, context: int) -> dict[str, Any] | None:
     """Where the winner's time goes; None where it runs without the native plan, which alone tells it."""
-    from thrifty.engine.plan.native_runner import NativeRunner
     from thrifty.evaluation.measuring import profile
 
-    if not isinstance(thrifty.engine.runner, NativeRunner):
+    if not thrifty.engine.probe().native:
         return None
     tokens = min(PROFILED, max(1, context // 2))
     steps = min(profile.STEPS, max(1, context - tokens - 1))

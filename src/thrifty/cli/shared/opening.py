@@ -11,7 +11,7 @@ from thrifty.cli.shared import output
 from thrifty.cli.shared.plain_prompt import paragraphs
 
 if TYPE_CHECKING:
-    from thrifty.engine.api import Thrifty
+    from thrifty.api import Thrifty
     from thrifty.engine.request import Handle
     from thrifty.recipe import Recipe
 
@@ -44,7 +44,7 @@ def opened(
     copy: bool = True,
 ) -> Iterator[Thrifty]:
     """A model behind an engine; on leaving, running answers are cancelled and the memory is given back."""
-    from thrifty.engine.api import Thrifty
+    from thrifty.api import Thrifty
 
     with loading(model) as progress:
         thrifty = Thrifty(
@@ -118,7 +118,7 @@ def memory_of(thrifty: Thrifty) -> dict[str, Any]:
     """
     from thrifty.storage.process import peak_resident
 
-    return {"ledger_peak_bytes": thrifty.engine.memory.ledger.peak, "process_peak_bytes": peak_resident()}
+    return {"ledger_peak_bytes": thrifty.engine.usage().peak, "process_peak_bytes": peak_resident()}
 
 
 def say_memory(thrifty: Thrifty) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,8 @@ from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine.admission import bounding
 from thrifty.engine.request import Request
-from thrifty.engine.running import Sequence as Running
+from thrifty.engine.running import Running
+from thrifty.engine.ticket import Ticket
 from thrifty.errors import PromptError, RecipeError
 
 if TYPE_CHECKING:
@@ -27,17 +27,6 @@ if TYPE_CHECKING:
     from thrifty.models.model import Model
 
 Tables = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """A request that passed: its techniques, the longest answer it may give, and its sampler."""
-
-    request: Request
-    policies: tuple[CachePolicy, ...]
-    strategy: DecodingStrategy
-    maximum_tokens: int
-    sampler: Sampler
 
 
 class Intake:

@@ -13,8 +13,7 @@ from thrifty.engine.admission.request_sizes import RequestSizes
 from thrifty.engine.model_info import model_info
 from thrifty.engine.plan.native_runner import NativeRunner
 from thrifty.engine.runner import Runner
-from thrifty.engine.running import Sequence as Running
-from thrifty.engine.running import State
+from thrifty.engine.running import Running, State
 from thrifty.formats.kv import PAGE
 from thrifty.models.rope import depends_on_length, length_class
 from thrifty.storage.budget import parse_size

@@ -23,14 +23,12 @@ if TYPE_CHECKING:
 INSTEAD = "native=False (--reference) runs the slow torch reference instead"
 
 
-def choose_runner(model: Model, *, native: bool | None, threads: int | None, rows: int) -> Runner:
+def choose_runner(model: Model, *, native: bool | None, rows: int) -> Runner:
     """The native runner, or with native=False the torch reference. rows: the most of a step.
 
     Raises KernelError where there is no native module, or where it does not do what the model needs; MissingExtra
     where the reference is asked for without torch.
     """
-    if threads is not None:
-        dispatch.set_threads(threads)
     if native is False:
         extras.require_torch("--reference (native=False)")
         from thrifty.reference.runner import ReferenceRunner

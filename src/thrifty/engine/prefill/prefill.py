@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from thrifty.arrays import Floats
 from thrifty.decoding.strategy import Scores
@@ -19,17 +19,7 @@ from thrifty.engine.runner import CHUNK, Rows, Runner, chunk_end
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
-    from thrifty.engine.running import Sequence as Running
-
-
-class Prefill(Protocol):
-    """The computation of one prompt into one cache."""
-
-    def advance(self, sliced: bool = False) -> Scores | None:
-        """Do the next piece; `sliced`: no more than a slice of it. The scores of the prompt's last token once all is
-        done, else None.
-        """
-        ...
+    from thrifty.engine.running import Prefill, Running
 
 
 def start_prefill(
@@ -121,9 +111,11 @@ class LayerMajorPrefill:
     So the peak is one full layer plus the compressed rest (and the hidden state of the prompt, as workspace).
     """
 
-    def __init__(self, runner: Runner, cache: SequenceCache, prompt: Sequence[int], chunk: int, pace: Pace) -> None:
+    def __init__(
+        self, runner: Runner, cache: SequenceCache, prompt: Sequence[int], chunk: int, pace: Pace, scored: int = 1
+    ) -> None:
         """chunk: tokens, a multiple of 128. What the cache holds already (a prefix hit) is not computed
-        again.
+        again. scored: of how many of the last tokens the scores are wanted.
         """
         self._runner = runner
         self._cache = cache
@@ -133,6 +125,7 @@ class LayerMajorPrefill:
         self._pace = pace
         self._layer = 0
         self._sealing = 0.0
+        self._scored = scored
         self._hidden = runner.embed(prompt[self._start :])
 
     def advance(self, sliced: bool = False) -> Scores | None:
@@ -162,7 +155,7 @@ class LayerMajorPrefill:
             share -= 1
 
     def _seal(self) -> Scores | None:
-        """Let the policies act on the layer; the scores of the last token where it is the last layer."""
+        """Let the policies act on the layer; the scores of the last tokens where it is the last layer."""
         before = time.perf_counter()
         self._cache.seal_layer(self._layer)
         self._sealing = time.perf_counter() - before
@@ -170,4 +163,4 @@ class LayerMajorPrefill:
         if self._layer < self._runner.layers:
             return None
         self._cache.commit(len(self._hidden))
-        return self._runner.logits(self._hidden[-1:])
+        return self._runner.logits(self._hidden[-self._scored :])

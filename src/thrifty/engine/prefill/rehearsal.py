@@ -18,7 +18,7 @@ from thrifty.engine.runner import Rows, Runner, chunk_end
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
     from thrifty.cache.watching.rehearsal import Rehearsal, Rehearsals
-    from thrifty.engine.prefill.prefill import Prefill
+    from thrifty.engine.running import Prefill
 
 
 class RehearsedPrefill:

@@ -20,8 +20,6 @@ from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.statistics import Statistics, Stats
 from thrifty.cache.watching.observation import window_attention
-from thrifty.engine.prefill.prefill import chunk_end
-from thrifty.engine.runner import CHUNK, Rows
 from thrifty.errors import PromptError
 from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.heads.items import Item, Items
@@ -106,7 +104,7 @@ def probe(
 ) -> HeadScores:
     """Scores of one kind: the mean over the questions that the model answers. step: called after each question.
 
-    The engine must be idle. Raises MeasurementError where the model answers none of them, or where no head earns
+    Raises MeasurementError where the model answers none of them, or where no head earns
     anything; PromptError for lengths that the model or the questions do not fit.
     """
     settings = settings or ProbeSettings()
@@ -115,9 +113,9 @@ def probe(
     layers = tuple(index for index, layer in enumerate(model.config.layers) if layer.window is None)
     total, used = np.zeros((len(layers), model.config.heads), np.float32), 0
     for item in questions(Items(model.require_tokenizer()), kind, settings):
-        found = look(engine, item, RULES[kind])
-        if found is not None:
-            total += found
+        earned = look(engine, item, RULES[kind])
+        if earned is not None:
+            total += earned
             used += 1
         step()
     if not used or not total.any():
@@ -157,7 +155,7 @@ def look(engine: Engine, item: Item, rule: Rule) -> Floats | None:
     """What each query head of the global layers earns with one question, [layers, heads]; None where the model would
     answer something else.
     """
-    info = engine.memory.cache.model
+    info = engine.probe().cache_model
     ranks = info.layers_with(None)
     earned = np.zeros((len(ranks), info.heads), np.float32)
 
@@ -166,28 +164,14 @@ def look(engine: Engine, item: Item, rule: Rule) -> Floats | None:
         earned[ranks.index(layer), group] = rule(item, probabilities[:, : item.answer])
 
     # The row before an answer's token is the one that says it.
-    found = _run(engine, item, Watching(rows=item.answer + 1, listen=listen))
-    return earned if found == item.tokens[-item.answer :] else None
+    first_choices = said(engine, item, Watching(rows=item.answer + 1, listen=listen))
+    return earned if first_choices == item.tokens[-item.answer :] else None
 
 
-def _run(engine: Engine, item: Item, policy: CachePolicy) -> tuple[int, ...]:
-    """Prefill an item; the model's first choices in place of the answer."""
-    runner, tokens = engine.runner, item.tokens
-    cache = engine.memory.cache.create([policy])
-    try:
-        hidden = runner.embed(tokens)
-        for layer in range(runner.layers):
-            cache.begin_layer(layer, len(tokens))
-            for first in range(0, len(tokens), CHUNK):
-                stop = chunk_end(first, len(tokens), CHUNK)
-                rows = Rows(cache, tokens[first:stop], first, len(tokens))
-                hidden[first:stop] = runner.run_layers(layer, layer + 1, hidden[first:stop], rows)
-            cache.seal_layer(layer)
-        cache.commit(len(tokens))
-        scores = runner.logits(hidden[-item.answer - 1 : -1])
-        return tuple(scores.best(row) for row in range(item.answer))
-    finally:
-        engine.memory.cache.release(cache)
+def said(engine: Engine, item: Item, policy: CachePolicy) -> tuple[int, ...]:
+    """The model's first choices in place of an item's answer, while a policy looks at its prefill."""
+    # The last row says what comes after the answer.
+    return tuple(engine.watch_prompt(item.tokens, policy, scored=item.answer + 1)[:-1])
 
 
 def _check(engine: Engine, settings: ProbeSettings) -> None:

@@ -55,7 +55,7 @@ def release() -> None:
 
 SERVING = """
 import sys
-from thrifty.engine.api import Thrifty
+from thrifty.api import Thrifty
 from thrifty.engine.admission.process_memory import baseline
 from thrifty.models import load
 print(baseline(load(sys.argv[1], copy=sys.argv[2] == "copy")))

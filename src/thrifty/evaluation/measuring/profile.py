@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from thrifty.engine.plan.native_runner import NativeRunner
-from thrifty.errors import KernelError
 from thrifty.evaluation.forcing import force
 from thrifty.evaluation.text import held_out
 
@@ -39,14 +38,11 @@ def measure(engine: Engine, context: int, steps: int = STEPS) -> Profile:
 
     Raises KernelError where the model runs on the reference path: only the native plan times its operations.
     """
-    runner = engine.runner
-    if not isinstance(runner, NativeRunner):
-        raise KernelError(f"only the native plan can be profiled; this model runs as {runner.name}: {runner.reason}")
     tokens = held_out(engine.model.require_tokenizer(), context + steps + 1)
     stepping = force(engine, tokens[:context], tokens[context:], None, inspect=(steps,))
-    with runner.plan.profile() as prompt:
+    with engine.profile() as prompt:
         first = next(stepping)
-    with runner.plan.profile() as decoding:
+    with engine.profile() as decoding:
         rest = list(stepping)
     cache_bytes = next((step.evidence.nbytes for step in rest if step.evidence), 0)
     held = {"attention": cache_bytes, **_weights(engine)}
@@ -57,7 +53,7 @@ def measure(engine: Engine, context: int, steps: int = STEPS) -> Profile:
     )
 
 
-def _shares(seconds: dict[str, float], total: float, tokens: int, nbytes: dict[str, int]) -> dict[str, Share]:
+def _shares(seconds: Mapping[str, float], total: float, tokens: int, nbytes: dict[str, int]) -> dict[str, Share]:
     """What took time, longest first, then what the plan did not do."""
     shares = {
         kind: Share(time / tokens * 1e6, nbytes.get(kind, 0))

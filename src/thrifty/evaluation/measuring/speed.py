@@ -45,7 +45,7 @@ def measure(engine: Engine, context: int, cache: Tables | None = None, *, steps:
 
     Raises PromptError where the engine's context does not hold both, with the number that would do.
     """
-    limit = engine.intake.context
+    limit = engine.probe().context
     if context < 1 or context + steps + 1 > limit:
         raise PromptError(
             f"context {context} cannot be measured: with {steps + 1} decoded tokens after it the engine "

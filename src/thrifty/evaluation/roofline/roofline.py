@@ -17,6 +17,7 @@ import numpy as np
 from thrifty.arrays import BFLOAT16, Array
 from thrifty.formats.linear import DenseLinear
 from thrifty.kernels import dispatch
+from thrifty.kernels.threads import pool_threads
 from thrifty.models.gguf.header import TENSOR_TYPES
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def read_bandwidth(threads: int | None = None, megabytes: int | None = None) -> 
     native = dispatch.native()
     if native is not None:
         if threads is not None:
-            dispatch.set_threads(threads)
+            pool_threads().set(threads)
         return float(native.read_bandwidth(megabytes, REPEATS)), "native"
     buffer = np.ones(megabytes * 1_000_000 // 8, np.int64)
     return buffer.nbytes / _fastest(buffer.sum) / 1e9, "numpy"

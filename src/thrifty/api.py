@@ -1,28 +1,115 @@
-"""The synchronous interface for a script: a model by name, an answer back."""
+"""The front door: a checkpoint and a recipe become a model and an engine here, and nowhere else.
+
+`Thrifty` is the synchronous interface for a script: a model by name, an answer back.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from thrifty.decoding.option_values import flag, shown
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.admission.weights_bound import weights_bound
 from thrifty.engine.engine import Engine
 from thrifty.engine.options import EngineOptions
-from thrifty.engine.prompts import are_messages, prompt_ids, prompt_list
+from thrifty.engine.prompts import are_messages, encoded, prompt_list
 from thrifty.engine.request import Handle, Request, Result
 from thrifty.engine.text_stream import TextStream
 from thrifty.errors import PromptError, QueueFullError, RecipeError
+from thrifty.models.chat.arguments import CHAT_OPTIONS
 from thrifty.recipe import Recipe
 from thrifty.storage.budget import parse_size
 
-TEMPLATE_OPTIONS = ("tools", "documents", "enable_thinking", "template_arguments", "control_tokens_in_messages")
+if TYPE_CHECKING:
+    from thrifty.models.model import Model
+    from thrifty.weights.calibration import CalibrationSet
 
+Checkpoint: TypeAlias = "str | os.PathLike[str] | Model"
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
+
+
+def open_model(
+    checkpoint: Checkpoint,
+    recipe: Recipe | None = None,
+    *,
+    threads: int | None = None,
+    copy: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+    calibration: CalibrationSet | None = None,
+    before: Callable[[], None] | None = None,
+    errors: bool = True,
+    fits: Callable[[int], None] | None = None,
+) -> Model:
+    """A checkpoint with the weight techniques of a recipe: the one way to a model, whoever serves or measures it.
+
+    checkpoint: a name, a path, or a loaded Model, which stays as it is. threads, copy, progress, fits: see
+    `models.load`. calibration, before, errors: see `weights.technique.prepare`; calibration None: the text that ships
+    with the package. Raises PromptError for what is no checkpoint, and what loading and the techniques raise.
+    """
+    if isinstance(checkpoint, str | os.PathLike):
+        from thrifty.models import load
+
+        model = load(checkpoint, threads=threads, copy=flag("copy", copy), progress=progress, fits=fits)
+    elif hasattr(checkpoint, "linears"):
+        model = checkpoint
+    else:
+        raise PromptError(f"model = {shown(checkpoint)} is no model; use a name, a path, or a loaded Model")
+    if recipe is None or not recipe.weights:
+        return model
+    from thrifty.weights.technique import prepare
+
+    techniques, is_ours = recipe.techniques("weights"), model is not checkpoint
+    return prepare(model, techniques, calibration=calibration, in_place=is_ours, before=before, errors=errors)
+
+
+def open_engine(
+    checkpoint: Checkpoint,
+    recipe: Recipe | None = None,
+    *,
+    memory: int | str | None = None,
+    process_memory: int | str | None = None,
+    threads: int | None = None,
+    context: int | None = None,
+    native: bool | None = None,
+    copy: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+    calibration: CalibrationSet | None = None,
+    make: Callable[..., Engine] = Engine,
+    **options: Any,
+) -> Engine:
+    """An engine over `open_model`, with the recipe's cache and decoding techniques for requests that bring none.
+
+    make: builds the engine, from a Model and the options of Engine. options: further ones of Engine. Options are
+    checked before anything is loaded; weights that alone exceed the memory are refused before they are converted, where
+    no technique of the recipe may make them fit. The caller closes the engine.
+    """
+    chosen = recipe or Recipe()
+    checked = EngineOptions.of(threads=threads, context=context, native=native)
+    bounds = {"memory": memory, "process_memory": process_memory}
+    sizes = {name: None if size is None else parse_size(size, name) for name, size in bounds.items()}
+    model = open_model(
+        checkpoint,
+        chosen,
+        threads=checked.threads,
+        copy=copy,
+        progress=progress,
+        calibration=calibration,
+        fits=None if chosen.weights else weights_bound(**sizes),
+    )
+    return make(
+        model,
+        **sizes,
+        threads=checked.threads,
+        context=checked.context,
+        native=checked.native,
+        cache=chosen.cache,
+        decoding=chosen.decoding,
+        **options,
+    )
 
 
 class Thrifty:
@@ -34,7 +121,7 @@ class Thrifty:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | Any,
+        model: Checkpoint,
         *,
         memory: int | str | None = None,
         process_memory: int | str | None = None,
@@ -49,37 +136,23 @@ class Thrifty:
         """model: a name, a path, or a loaded Model. recipe: a Recipe, its tables, or the path of its TOML
         file. copy, progress: of a conversion, see `models.load`.
 
-        The other arguments are those of Engine. Raises ThriftyError where the model, recipe or budget does
-        not do.
+        The other arguments are those of `open_engine` and Engine. Raises ThriftyError where the model, recipe or
+        budget does not do.
         """
-        from thrifty.models import load
-
-        options = EngineOptions.of(threads=threads, context=context, native=native)
-        budget = None if memory is None else parse_size(memory)
-        whole = None if process_memory is None else parse_size(process_memory, "process_memory")
-        chosen = as_recipe(recipe)
-        if isinstance(model, str | os.PathLike):
-            fits = None if chosen.weights else weights_bound(budget, whole)  # a technique may make them fit
-            loaded = load(model, threads=options.threads, copy=flag("copy", copy), progress=progress, fits=fits)
-        elif hasattr(model, "linears"):
-            loaded = model
-        else:
-            raise PromptError(f"model = {shown(model)} is no model; use a name, a path, or a loaded Model")
-        if techniques := chosen.techniques("weights"):
-            loaded = techniques[0].prepare(loaded, techniques, in_place=loaded is not model)
-        self.model = loaded
-        self.recipe = chosen
-        self.engine = Engine(
-            loaded,
-            memory=budget,
-            process_memory=whole,
-            threads=options.threads,
-            context=options.context,
-            native=options.native,
-            cache=chosen.cache,
-            decoding=chosen.decoding,
+        self.recipe = as_recipe(recipe)
+        self.engine = open_engine(
+            model,
+            self.recipe,
+            memory=memory,
+            process_memory=process_memory,
+            threads=threads,
+            context=context,
+            native=native,
+            copy=copy,
+            progress=progress,
             **engine_options,
         )
+        self.model = self.engine.model
 
     @overload
     def generate(self, prompt: Prompt, *, stream: Literal[False] = False, **sampling: Any) -> Result: ...
@@ -166,16 +239,7 @@ class Thrifty:
         Raises PromptError where there is nothing to continue, and for a value that is no prompt; CheckpointError for a
         text where the model has no tokenizer.
         """
-        if are_messages(prompt):
-            return list(self.model.require_tokenizer().encode_chat(prompt, **_arguments(template)))
-        given = [name for name, value in template.items() if value is not None]
-        if given:
-            raise PromptError(f"{given[0]} is for a chat template; give chat() messages, or leave it out")
-        if isinstance(prompt, str):
-            if not prompt:
-                raise PromptError("the prompt is empty; it needs at least 1 character")
-            return list(self.model.require_tokenizer().encode(prompt))
-        return prompt_ids(prompt)
+        return encoded(self.model, prompt, template)
 
     def close(self) -> None:
         """Cancel what runs and free the cache."""
@@ -211,25 +275,9 @@ class Thrifty:
 
 
 def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of sampling, and those of a chat template."""
-    template = {name: value for name, value in options.items() if name in TEMPLATE_OPTIONS}
-    return {name: value for name, value in options.items() if name not in template}, template
-
-
-def _arguments(template: Mapping[str, Any]) -> dict[str, Any]:
-    """What `encode_chat` takes, with the template's arguments in one."""
-    more = template.get("template_arguments") or {}
-    if not isinstance(more, Mapping):
-        raise PromptError(f"template_arguments = {shown(more)} is no mapping; use {{name: value}}")
-    given = {name: value for name, value in template.items() if name != "template_arguments" and value is not None}
-    for name in more:
-        if not isinstance(name, str) or name in ("messages", "add_generation_prompt", "control_tokens_in_messages"):
-            raise PromptError(f"template_arguments names {name!r}, which is no argument of a template; leave it out")
-        if name in given:
-            raise PromptError(f"{name} is given twice: as an option and in template_arguments; give it once")
-    if "control_tokens_in_messages" in given:
-        flag("control_tokens_in_messages", given["control_tokens_in_messages"])
-    return {**more, **given}
+    """Options of sampling, and those of a chat."""
+    chat = {name: value for name, value in options.items() if name in CHAT_OPTIONS}
+    return {name: value for name, value in options.items() if name not in chat}, chat
 
 
 def as_recipe(recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None) -> Recipe:

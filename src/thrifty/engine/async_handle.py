@@ -1,0 +1,132 @@
+"""A request of an asynchronous engine, as its event loop holds it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+
+from thrifty.engine.answer import Event, Sample, Usage
+from thrifty.engine.request import Handle, Result
+from thrifty.errors import ThriftyError
+
+
+class Mailbox:
+    """Takes a request's events in the engine's thread, and gives them to the event loop that submitted it."""
+
+    def __init__(self) -> None:
+        """In the event loop."""
+        self.events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self.handle: Handle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def put(self, event: Event | None) -> None:
+        """The request's listener, in the engine's thread."""
+        if self._loop.is_closed():
+            self.cancel()  # nobody can read on
+        else:
+            self._loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+    def cancel(self) -> None:
+        """In the engine's thread: end the request, where it was submitted."""
+        if self.handle is not None:
+            self.handle.cancel()
+
+
+class AsyncHandle:
+    """A submitted request: iterate its events, wait for its result, read its usage, cancel it.
+
+    It is for one consumer in the event loop that submitted it. Leaving a loop over it leaves the request as it is: read
+    on, wait for `result()`, or end it with `cancel()`; `async with handle:` ends it in any case, and so does dropping
+    the handle.
+    """
+
+    def __init__(
+        self,
+        handle: Handle,
+        mailbox: Mailbox,
+        cancel: Callable[[Handle], None],
+        failure: Callable[[], BaseException | None],
+    ) -> None:
+        """cancel: has the engine's thread end a request. failure: what stopped the engine, None while it runs."""
+        self._handle = handle
+        self._mailbox = mailbox
+        self._cancel = cancel
+        self._failure = failure
+        self._over = False
+
+    @property
+    def identity(self) -> str:
+        """The request's id, which its events carry."""
+        return self._handle.identity
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The answers so far."""
+        return self._handle.samples
+
+    @property
+    def usage(self) -> Usage:
+        """What the request used so far: tokens, those that a shared prefix gave, and seconds."""
+        return self._handle.usage
+
+    @property
+    def error(self) -> Exception | None:
+        """What ended it with finish reason "error"."""
+        return self._handle.error
+
+    @property
+    def finished(self) -> bool:
+        """True once every sample has a finish reason; events may still be waiting to be read."""
+        return self._handle.finished
+
+    def __aiter__(self) -> AsyncHandle:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event. Raises the request's error after its last event, ThriftyError where the engine stopped."""
+        event = None if self._over else await self._mailbox.events.get()
+        if event is not None:
+            return event
+        self._over = True
+        self._raise_error()
+        raise StopAsyncIteration
+
+    async def result(self) -> Result:
+        """Wait for the end; events that were not read are skipped. A cancelled request returns what it had.
+
+        Raises the request's error. Cancelling the task that waits cancels the request.
+        """
+        try:
+            async for _ in self:
+                pass
+        except BaseException:
+            self.cancel()
+            raise
+        return Result(self.identity, self.samples, self.usage)
+
+    def cancel(self) -> None:
+        """Have all samples ended between two steps, and their memory freed; their last events come as ever. It does not
+        wait. Without effect on a finished request.
+        """
+        if not self.finished:
+            self._cancel(self._handle)
+
+    async def __aenter__(self) -> AsyncHandle:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            self._handle.abandon()
+
+    def _raise_error(self) -> None:
+        if self.error is not None:
+            raise self.error
+        failure = self._failure()
+        if failure is not None:
+            raise ThriftyError(f"the engine stopped: {failure}") from failure
