@@ -9,8 +9,8 @@ from thrifty.errors import CheckpointError, nearest
 from thrifty.models import hub
 from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.embedded import MODELS, carried
+from thrifty.models.huggingface.folder import has_weights, read_config
 from thrifty.models.huggingface.safetensors_file import read_json
-from thrifty.models.huggingface.source import has_weights, read_config
 from thrifty.models.quantised.config import read_method
 
 
