@@ -52,11 +52,11 @@ class StoredTensor:
 
 def smallest(tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
     """Of every type of matrices the one with the fewest bytes, in the order of their first."""
-    found: dict[str, StoredTensor] = {}
+    least: dict[str, StoredTensor] = {}
     for tensor in tensors:
-        if len(tensor.shape) > 1 and (tensor.type not in found or tensor.nbytes < found[tensor.type].nbytes):
-            found[tensor.type] = tensor
-    return list(found.values())
+        if len(tensor.shape) > 1 and (tensor.type not in least or tensor.nbytes < least[tensor.type].nbytes):
+            least[tensor.type] = tensor
+    return list(least.values())
 
 
 def not_finite(name: str, values: Array, start: int = 0) -> str:

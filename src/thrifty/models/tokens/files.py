@@ -77,8 +77,8 @@ def _ends(backend: Any, text: str | None, tables: list[Mapping[str, Any]]) -> tu
     special = {entry.content for entry in backend.get_added_tokens_decoder().values()}
     texts = [text, *(end for end in ENDS_OF_TURN if end in special)]
     named = [backend.token_to_id(item) for item in texts if item is not None]
-    found = [*(token for token in named if token is not None), *_integers(tables, "eos_token_id")]
-    return tuple(dict.fromkeys(found))
+    ids = [*(token for token in named if token is not None), *_integers(tables, "eos_token_id")]
+    return tuple(dict.fromkeys(ids))
 
 
 def _integers(tables: list[Mapping[str, Any]], field: str) -> Iterator[int]:

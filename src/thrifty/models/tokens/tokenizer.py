@@ -142,12 +142,12 @@ class Tokenizer:
     @cached_property
     def special_tokens(self) -> dict[str, str]:
         """The texts that templates know as `bos_token`, `eos_token` and the like."""
-        found = {} if self.bos_id is None else {"bos_token": self._called(self.bos_id)}
+        texts = {} if self.bos_id is None else {"bos_token": self._called(self.bos_id)}
         if self.eos_ids:
-            found["eos_token"] = self._called(self.eos_ids[0])
+            texts["eos_token"] = self._called(self.eos_ids[0])
         if self.settings.pad_id is not None:
-            found["pad_token"] = self._called(self.settings.pad_id)
-        return {**found, **self.settings.special_tokens}
+            texts["pad_token"] = self._called(self.settings.pad_id)
+        return {**texts, **self.settings.special_tokens}
 
     @cached_property
     def backend(self) -> tokenizers.Tokenizer:
@@ -181,10 +181,10 @@ class Tokenizer:
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
         ids = [token for piece, token in vocabulary.items() if not marks.isdisjoint(piece)]
         texts = self.backend.decode_batch([[token] for token in ids], skip_special_tokens=False)
-        found = (
+        chosen = (
             token for token, text in zip(ids, map(str.strip, texts), strict=True) if text and marks.issuperset(text)
         )
-        return frozenset(found) - self.special_ids
+        return frozenset(chosen) - self.special_ids
 
     @cached_property
     def added_ids(self) -> frozenset[int]:
