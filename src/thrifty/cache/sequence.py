@@ -94,12 +94,16 @@ class SequenceCache(SequencePrompt):
         scale: float | None = None,
         softcap: float | None = None,
         window: int | None = None,
+        path: Sequence[int] | None = None,
     ) -> Floats:
         """Attention of query [n, heads, head_dim] over the layer's slots → [n, heads, head_dim] fp32.
 
         The rows are the newest n that were appended: row i sees every slot but the last n-1-i, and in a windowed layer
         only the last `window` of them. scale, softcap, window default to the model's. positions are the rows' logical
         positions (only their number is checked: keys are stored rotated). Collects the statistics that policies want.
+
+        path: of one row that continues a tree: the uncommitted rows that it sees, itself included, counted from the
+        first of them; it sees every committed slot, in a windowed layer as if the path were a line.
         """
         if positions is not None and len(positions) != len(query):
             raise PromptError(f"{len(positions)} positions for {len(query)} query rows: give one a row")
@@ -110,7 +114,34 @@ class SequenceCache(SequencePrompt):
             scale=self.model.scale if scale is None else scale,
             softcap=(self.model.softcap if softcap is None else softcap) or 0.0,
             window=self.model.windows[layer] if window is None else window,
+            path=path,
         )
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Of the uncommitted rows these stay, in this order; the others are dropped. rows: rising, counted from the
+        first uncommitted one. What was collected of a row stays with it, without the slots of dropped rows.
+
+        Raises PromptError, with nothing changed, for rows that are not there.
+        """
+        held = self._uncommitted()
+        if list(rows) != sorted(set(rows)) or (rows and not 0 <= rows[0] <= rows[-1] < held):
+            raise PromptError(f"keep({list(rows)}): use rising numbers of the {held} uncommitted rows")
+        if list(rows) != list(range(len(rows))):
+            committed = {layer: self._committed_places(layer) for layer in self.global_layers}
+            self.open_rows.keep(rows)
+            self.collector.keep_rows(rows, committed)
+        self.truncate(held - len(rows))
+
+    def _uncommitted(self) -> int:
+        """Rows of every layer that are not committed."""
+        if self.mirror.view is not None:
+            return self.mirror.uncommitted(self, 0)
+        return max(self.open_rows.pending.values(), default=0)
+
+    def _committed_places(self, layer: int) -> list[int]:
+        """Places of each KV head of a layer, uncommitted rows left out."""
+        pending = self.open_rows.pending.get(layer, 0)
+        return [count - pending for count in self.place_counts(layer)]
 
     def commit(self, n: int) -> None:
         """Accept the n rows appended since the last commit. Drops window pages, calls policies that are due.
@@ -142,10 +173,7 @@ class SequenceCache(SequencePrompt):
         """
         if self._between_layers:
             raise PromptError("a prompt that is being prefilled layer by layer cannot be truncated; free the sequence")
-        open_rows = max(self.open_rows.pending.values(), default=0)
-        if self.mirror.view is not None:
-            open_rows = self.mirror.uncommitted(self, 0)
-        rejected = min(n, open_rows)
+        rejected = min(n, self._uncommitted())
         if n > rejected:
             check(self, self.length - (n - rejected))
         if rejected:

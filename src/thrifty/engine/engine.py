@@ -104,6 +104,7 @@ class Engine:
             disk=options.disk,
             prefix_tree=options.prefix_tree,
             beside=beside,
+            batch=options.batch,
         )
         self.intake = Intake(
             model, self.memory, context=options.context, cache=cache, decoding=decoding, batch=options.batch

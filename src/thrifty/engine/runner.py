@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from thrifty.arrays import Floats
-from thrifty.decoding.strategy import Scores
+from thrifty.decoding.scores import Scores
+from thrifty.engine.row_extra import RowExtra
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
@@ -26,7 +27,8 @@ class Rows:
     """Consecutive tokens of one sequence. start: the position of the first. length: see `rope.rotation`.
 
     watch: told (layer, rotated queries fp32 [rows,
-    heads, head_dim]) by `run_layers`, part after part, when a layer has appended the rows' keys.
+    heads, head_dim]) by `run_layers`, part after part, when a layer has appended the rows' keys. extra: None for a
+    plain line of tokens.
     """
 
     cache: SequenceCache
@@ -34,6 +36,7 @@ class Rows:
     start: int
     length: int
     watch: Watch | None = None
+    extra: RowExtra | None = None
 
 
 class Runner(Protocol):
@@ -42,6 +45,11 @@ class Runner(Protocol):
     name: str
     reason: str
     layers: int
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows that `decode` takes together."""
+        ...
 
     def decode(self, batch: Sequence[Rows]) -> Scores:
         """Append all rows of several sequences and score each. A row's result does not depend on the others.

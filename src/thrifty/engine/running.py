@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from thrifty.arrays import Floats
 from thrifty.decoding.sampling import Choice, Sampler
+from thrifty.decoding.scores import Scores
 from thrifty.decoding.stopping import Stopper
-from thrifty.decoding.strategy import Scores
+from thrifty.decoding.strategy import Drafter
 from thrifty.engine.answer import Answer, Event
 
 if TYPE_CHECKING:
@@ -41,9 +42,11 @@ class Running:
 
     Filled at submission: answer, index, arrival (order among all), ticket, sampler, stopper, tokens (prompt
     and committed answer). Filled at admission: cache, prefill, and the memory's own account: rows of
-    logits, tokens covered by its reservation, tokens whose pages came from others, bytes of hidden state. While
-    decoding, `cache` holds rows for all tokens but the newest. parked: it waits for memory, its segments may lie on the
-    disk tier, and it goes on where it stopped. continued: itself in native code, once it decodes there.
+    logits, tokens covered by its reservation, tokens whose pages came from others, bytes of hidden state, and of models
+    that draft. While decoding, `cache` holds rows for all tokens but the newest. drafter: what its strategy knows of
+    it, from its first step on; drafted_rows: the most that it runs beyond its newest token. parked: it waits for
+    memory, its segments may lie on the disk tier, and it goes on where it stopped. continued: itself in native code,
+    once it decodes there.
     """
 
     def __init__(
@@ -53,7 +56,9 @@ class Running:
         self.index = index
         self.arrival = arrival
         self.ticket = ticket
-        self.strategy = ticket.strategy
+        self.strategy = ticket.drafting.strategy
+        self.drafter: Drafter | None = None
+        self.drafted_rows = ticket.drafting.rows - 1
         self.sampler = sampler
         self.stopper = stopper
         self.tokens: list[int] = list(ticket.request.prompt)
@@ -63,7 +68,7 @@ class Running:
         self.cache: SequenceCache | None = None
         self.prefill: Prefill | None = None
         self.continued: Continued | None = None
-        self.rows = self.covered = self.shared = self.hidden_bytes = 0
+        self.rows = self.covered = self.shared = self.hidden_bytes = self.draft_bytes = 0
 
     @property
     def samples(self) -> int:
@@ -79,6 +84,12 @@ class Running:
     def total(self) -> int:
         """Tokens that the sequence may grow to, its answer's last one included."""
         return len(self.tokens) - self.stopper.count + self.stopper.maximum_tokens
+
+    def close_drafter(self) -> None:
+        """Free what its strategy holds for it; the next step opens another drafter."""
+        drafter, self.drafter = self.drafter, None
+        if drafter is not None:
+            drafter.close()
 
     def advance(self, choices: Sequence[Choice], logits: Sequence[Floats], events: list[Event]) -> None:
         """Commit tokens: sampler, stopper and tokens move on; one event a token, up to the one that ends

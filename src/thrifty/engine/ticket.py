@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thrifty.decoding.sampling import Sampler
-from thrifty.decoding.strategy import DecodingStrategy
+from thrifty.engine.drafting.drafting import Drafting
 from thrifty.engine.request import Request
 
 if TYPE_CHECKING:
@@ -19,6 +19,6 @@ class Ticket:
 
     request: Request
     policies: tuple[CachePolicy, ...]
-    strategy: DecodingStrategy
+    drafting: Drafting
     maximum_tokens: int
     sampler: Sampler

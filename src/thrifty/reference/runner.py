@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from thrifty.arrays import Floats
-from thrifty.decoding.strategy import ArrayScores
+from thrifty.decoding.scores import ArrayScores
 from thrifty.reference.arrays import array_of, tensor_of
 from thrifty.reference.attention import Attend
 from thrifty.reference.loading import build
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 BLOCK = 64  # rows computed together: a page, so any chunking computes the same blocks
 
 Watch = Callable[[int, Floats], None]
+
+
+class RowExtra(Protocol):
+    """As `engine.row_extra.RowExtra` has it."""
+
+    @property
+    def parents(self) -> tuple[int, ...] | None: ...
 
 
 class Rows(Protocol):
@@ -43,6 +51,9 @@ class Rows(Protocol):
 
     @property
     def watch(self) -> Watch | None: ...
+
+    @property
+    def extra(self) -> RowExtra | None: ...
 
 
 AnyRows = TypeVar("AnyRows", bound=Rows)
@@ -68,9 +79,20 @@ class ReferenceRunner:
         """See engine.runner.Runner. Every row is computed alone."""
         logits = []
         for rows in batch:
+            paths, parents = _paths(rows), None if rows.extra is None else rows.extra.parents
             for place in range(len(rows.tokens)):
-                logits.append(self.decoder.logits(self._forward(_part(rows, place, place + 1, watch=None))))
+                part = _part(rows, place, place + 1, watch=None)
+                if parents is None:
+                    logits.append(self.decoder.logits(self._forward(part)))
+                    continue
+                row = dataclasses.replace(part, start=rows.start + len(paths[place]) - 1)
+                logits.append(self.decoder.logits(self._forward(row, paths[place])))
         return ArrayScores(array_of(torch.cat(logits)))
+
+    @property
+    def most_rows(self) -> int:
+        """See Runner: any number, as they go one by one."""
+        return sys.maxsize
 
     @torch.no_grad()
     def prefill(self, rows: Rows, last: bool) -> ArrayScores | None:
@@ -116,29 +138,43 @@ class ReferenceRunner:
     def _embed(self, tokens: Sequence[int]) -> Tensor:
         return self.decoder.embed(torch.tensor(tokens, dtype=torch.long))
 
-    def _forward(self, rows: Rows) -> Tensor:
+    def _forward(self, rows: Rows, path: Sequence[int] | None = None) -> Tensor:
         hidden = self._embed(rows.tokens)
         for index in range(self.layers):
-            hidden = self._layer(index, hidden, rows)
+            hidden = self._layer(index, hidden, rows, path)
         return hidden
 
-    def _layer(self, index: int, hidden: Tensor, rows: Rows) -> Tensor:
+    def _layer(self, index: int, hidden: Tensor, rows: Rows, path: Sequence[int] | None = None) -> Tensor:
         positions = torch.arange(rows.start, rows.start + len(rows.tokens))
-        attend = attend_to(rows.cache, positions, rows.watch)
+        attend = attend_to(rows.cache, positions, rows.watch, path)
         return self.decoder.layer(index, hidden, positions, attend, rows.length)
 
 
-def attend_to(cache: SequenceCache, positions: Tensor, watch: Watch | None = None) -> Attend:
-    """The decoder's injected attention over a sequence's cache: append the rows, then attend with them."""
+def attend_to(
+    cache: SequenceCache, positions: Tensor, watch: Watch | None = None, path: Sequence[int] | None = None
+) -> Attend:
+    """The decoder's injected attention over a sequence's cache: append the rows, then attend with them. path: of a row
+    of a tree, see `SequenceCache.attend`.
+    """
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         cache.append(layer, array_of(key), array_of(value))
         queries = array_of(query.float())
         if watch is not None:
             watch(layer, queries)
-        return tensor_of(cache.attend(layer, queries, array_of(positions)))
+        if path is None:
+            return tensor_of(cache.attend(layer, queries, array_of(positions)))
+        return tensor_of(cache.attend(layer, queries, array_of(positions), path=path))
 
     return attend
+
+
+def _paths(rows: Rows) -> list[tuple[int, ...]]:
+    """Of each row of a tree, the rows of the step on its path, itself last; empty for a line."""
+    paths: list[tuple[int, ...]] = []
+    for row, parent in enumerate(() if rows.extra is None else rows.extra.parents or ()):
+        paths.append((*(paths[parent] if parent >= 0 else ()), row))
+    return paths
 
 
 def blocks(rows: AnyRows) -> list[AnyRows]:

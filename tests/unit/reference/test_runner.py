@@ -10,7 +10,7 @@ import torch
 from tests.tiny import text_tokens, tiny_model
 
 from thrifty.arrays import Array, Floats, Integers
-from thrifty.decoding.strategy import ArrayScores
+from thrifty.decoding.scores import ArrayScores
 from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.model import Model
 from thrifty.reference.attention import attention
@@ -51,6 +51,7 @@ class Piece:
     start: int
     length: int
     watch: Watch | None = None
+    extra: None = None
 
 
 @pytest.fixture(scope="module", params=["plain", "packed", "windowed"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thrifty.card import Card
-from thrifty.decoding.strategy import Accepted, Batch, DecodingStrategy, Scores, choose
+from thrifty.decoding.draft import Accepted
+from thrifty.decoding.scores import Scores
+from thrifty.decoding.strategy import DecodingStrategy, Judged, choose
 from thrifty.registry import technique
 
 
@@ -24,7 +27,6 @@ from thrifty.registry import technique
 class Autoregressive(DecodingStrategy):
     """One token a step and sequence, drawn by the sequence's own sampler."""
 
-    def accept(self, batch: Batch, scores: Scores) -> list[Accepted]:
-        """One choice a continuation, from its only row."""
-        pairs = zip(batch.continuations, batch.first_rows, strict=True)
-        return [Accepted((choose(item.sampler, scores, row),)) for item, row in pairs]
+    def accept(self, judged: Sequence[Judged], scores: Scores) -> list[Accepted]:
+        """One choice a sequence, from its only row."""
+        return [Accepted((choose(sequence.continuation.sampler, scores, sequence.first_row),)) for sequence in judged]

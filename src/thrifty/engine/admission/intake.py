@@ -13,9 +13,12 @@ from thrifty import registry
 from thrifty.decoding.possible import Absent
 from thrifty.decoding.sampling import ForcedSampler, Sampler, check_tokens
 from thrifty.decoding.sampling_parameters import AtMost, SamplingParameters
+from thrifty.decoding.services import ModelFacts
 from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine.admission import bounding
+from thrifty.engine.drafting.drafting import Drafting
+from thrifty.engine.drafting.models import facts_of
 from thrifty.engine.request import Request
 from thrifty.engine.running import Running
 from thrifty.engine.ticket import Ticket
@@ -51,13 +54,14 @@ class Intake:
         self.context = own if context is None else context
         self.vocabulary_size = model.config.vocabulary_size
         self.end_ids = frozenset(model.tokenizer.eos_ids if model.tokenizer else model.config.eos_ids)
+        self._model = model
         self._tokenizer = model.tokenizer
         self._memory = memory
         self._batch = batch
         self._cache = tuple(cache)
         self._decoding = tuple(decoding)
-        memory.check(bounding.with_capacity(self._policies(None), 1), 1, 2, what="one token")
-        self._strategy(None)
+        drafting = self._drafting(None) if self._decoding else None
+        memory.check(bounding.with_capacity(self._policies(None), 1), 1, 2, drafting=drafting, what="one token")
 
     def check(self, request: Request) -> Ticket:
         """Raises PromptError, RecipeError or BudgetError, each with what would work."""
@@ -74,13 +78,14 @@ class Intake:
             )
         if request.forced is not None and request.samples > 1:
             raise PromptError("forced answers are all the same; use samples = 1")
-        policies, strategy = self._fitted(request), self._strategy(request.decoding)
+        drafting = self._drafting(request.decoding)
+        policies = self._fitted(request, drafting.rows)
         for policy in policies:
             policy.check_prompt(self._memory.cache.model, len(request.prompt))
-        maximum = self._maximum(request, policies, len(request.prompt))
+        maximum = self._maximum(request, policies, drafting, len(request.prompt))
         sampler = self._sampler(request)
         sampler.observe_prompt(request.prompt)
-        return Ticket(request, policies, strategy, maximum, sampler)
+        return Ticket(request, policies, drafting, maximum, sampler)
 
     def check_fork(
         self,
@@ -104,15 +109,16 @@ class Intake:
             free=free,
             identity=_identity(),
         )
-        maximum = self._maximum(request, parent.ticket.policies, parent.prompt_length)
+        policies, drafting = parent.ticket.policies, parent.ticket.drafting
+        maximum = self._maximum(request, policies, drafting, parent.prompt_length)
         sampler = parent.sampler.fork(stream, sampling, request.forced or ())
-        return Ticket(request, parent.ticket.policies, parent.strategy, maximum, sampler)
+        return Ticket(request, policies, drafting, maximum, sampler)
 
-    def _fitted(self, request: Request) -> tuple[CachePolicy, ...]:
+    def _fitted(self, request: Request, rows: int) -> tuple[CachePolicy, ...]:
         """The request's policies, with the capacities that its byte budget gives them."""
         wanted = self._wanted(request)
         total = self.context if wanted is None else min(self.context, len(request.prompt) + wanted)
-        need = self._need(request, len(request.prompt))
+        need = self._need(request, len(request.prompt), rows)
         return bounding.fitted(self._policies(request.cache), request.cache_bytes, need, total)
 
     @staticmethod
@@ -120,10 +126,10 @@ class Intake:
         """The answer's tokens that the request asks for, None: as many as there may be."""
         return request.sampling.max_tokens if request.forced is None else len(request.forced) + request.free
 
-    def _need(self, request: Request, prefilled: int) -> bounding.Need:
-        return lambda policies, total: self._memory.request_bytes(policies, prefilled, total, request.samples)
+    def _need(self, request: Request, prefilled: int, rows: int) -> bounding.Need:
+        return lambda policies, total: self._memory.request_bytes(policies, prefilled, total, request.samples, rows)
 
-    def _maximum(self, request: Request, policies: Sequence[CachePolicy], prefilled: int) -> int:
+    def _maximum(self, request: Request, policies: Sequence[CachePolicy], drafting: Drafting, prefilled: int) -> int:
         """The answer's bound in tokens. prefilled: tokens of the original prompt (a fork's prompt is longer)."""
         held, room = len(request.prompt), self.context - len(request.prompt)
         if room < 1:
@@ -131,9 +137,10 @@ class Intake:
                 f"the prompt has {held} tokens; the context holds {self.context}, the answer included: "
                 f"use at most {self.context - 1}"
             )
-        wanted, bound, need = self._wanted(request), request.cache_bytes, self._need(request, prefilled)
+        wanted, bound = self._wanted(request), request.cache_bytes
+        need = self._need(request, prefilled, drafting.rows)
         if wanted is None or isinstance(wanted, AtMost):
-            fitting = self._memory.longest(policies, prefilled, self.context, request.samples)
+            fitting = self._memory.longest(policies, prefilled, self.context, request.samples, drafting)
             if bound is not None:
                 fitting = min(fitting, bounding.longest(policies, bound, need, prefilled, self.context))
             most = room if wanted is None else min(room, wanted)
@@ -145,7 +152,7 @@ class Intake:
             )
         if bound is not None:
             bounding.check(policies, bound, need, prefilled, held + wanted)
-        self._memory.check(policies, prefilled, held + wanted, request.samples)
+        self._memory.check(policies, prefilled, held + wanted, request.samples, drafting)
         return wanted
 
     def _policies(self, tables: Tables | None) -> tuple[CachePolicy, ...]:
@@ -168,15 +175,27 @@ class Intake:
         strategy: DecodingStrategy = registry.build("decoding", chosen[0])
         return strategy
 
+    def _drafting(self, tables: Tables | None) -> Drafting:
+        """The strategy with the models that draft for it. Raises RecipeError, BudgetError, and what loading raises."""
+        strategy = self._strategy(tables)
+        models = self._memory.drafts.require(strategy.models)
+        strategy.check(self._facts, models)
+        return Drafting(strategy, self._facts, models)
+
     def _sampler(self, request: Request) -> Sampler:
         if request.forced is not None:
             return ForcedSampler(request.sampling, self.vocabulary_size, request.forced, absent=self._absent)
         return Sampler(request.sampling, self.vocabulary_size, absent=self._absent)
 
-    @cached_property
+    @property
     def _absent(self) -> Absent:
-        """The rows of the model that are no token; read with the first request, as the tokenizer is."""
-        return Absent(() if self._tokenizer is None else self._tokenizer.absent_ids(self.vocabulary_size))
+        """The rows of the model that are no token."""
+        return self._facts.absent
+
+    @cached_property
+    def _facts(self) -> ModelFacts:
+        """What strategies may know of the model; read with the first request, as the tokenizer is."""
+        return facts_of(self._model)
 
 
 def _identity() -> str:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from thrifty.cache.pool import Cache
 from thrifty.engine.admission.request_bounds import RequestBounds
 from thrifty.engine.admission.request_sizes import RequestSizes
+from thrifty.engine.drafting.models import DRAFT, DraftModels
 from thrifty.engine.model_info import model_info
 from thrifty.engine.plan.native_runner import NativeRunner
 from thrifty.engine.runner import Runner
 from thrifty.engine.running import Running, State
 from thrifty.formats.kv import PAGE
+from thrifty.models import load
 from thrifty.models.rope import depends_on_length, length_class
 from thrifty.storage.budget import parse_size
 from thrifty.storage.ledger import Ledger, Reservation
@@ -37,10 +39,11 @@ class EngineMemory(RequestBounds):
         disk: str | os.PathLike[str] | None = None,
         prefix_tree: bool = True,
         beside: int | None = None,
+        batch: int = 32,
     ) -> None:
         """chunk: the most rows that a prefill appends at once. disk: folder of the disk tier, None: the system's
-        temporary one. beside: bytes of the process beside the ledger, where it is bounded as a whole. Raises
-        BudgetError where weights and workspace alone exceed the budget.
+        temporary one. batch: sequences that decode together. beside: bytes of the process beside the ledger, where it
+        is bounded as a whole. Raises BudgetError where weights and workspace alone exceed the budget.
         """
         self.ledger = Ledger(None if memory is None else parse_size(memory))
         self._runner = runner
@@ -55,6 +58,9 @@ class EngineMemory(RequestBounds):
             prefix_tree=prefix_tree,
             outside=model.nbytes + runner.workspace,
         )
+        self.drafts = DraftModels(
+            self.cache.tiers, load, native=None if isinstance(runner, NativeRunner) else False, batch=batch
+        )
         super().__init__(
             RequestSizes(self.cache, model.config.hidden_size, chunk),
             budget=self.ledger.budget,
@@ -68,6 +74,11 @@ class EngineMemory(RequestBounds):
         self.ledger.charge("weights", model.nbytes)
         self.ledger.charge("workspace", self.workspace)
 
+    @property
+    def drafts_bytes(self) -> int:
+        """See RequestBounds."""
+        return self.drafts.nbytes
+
     # --- what the scheduler asks ---------------------------------------------------------------------
 
     def admit(self, sequence: Running) -> None:
@@ -76,29 +87,32 @@ class EngineMemory(RequestBounds):
         Raises BudgetError with nothing changed.
         """
         ticket, prompt = sequence.ticket, sequence.prompt_length
-        samples = ticket.request.samples
-        covered = min(sequence.total, prompt + PAGE)
+        samples, drafted = ticket.request.samples, sequence.drafted_rows
+        rows, drafts = samples * ticket.drafting.rows, samples * ticket.drafting.nbytes(sequence.total)
+        covered = min(sequence.total, prompt + PAGE) + drafted
         need = self._sizes.held(ticket.policies, prompt, covered, samples).peak_bytes
         hidden = self._sizes.hidden(ticket.policies, prompt)
         owner = f"request {ticket.request.identity}"
         with ExitStack() as undo:
-            self._take_rows(samples)
-            undo.callback(self._give_rows, samples)
+            self._take_rows(rows)
+            undo.callback(self._give_rows, rows)
+            self._take_drafts(drafts)
+            undo.callback(self._give_drafts, drafts)
             reservation = self.cache.reserve(owner, need, ticket.request.cache_bytes)
             undo.callback(reservation.release)
             cache = self._open(sequence, reservation)
             undo.callback(cache.free)
             self.ledger.charge("workspace", hidden, reservation)
             undo.pop_all()
-        sequence.cache, sequence.rows, sequence.covered, sequence.hidden_bytes = cache, samples, covered, hidden
-        sequence.shared = cache.hit
+        sequence.cache, sequence.rows, sequence.covered, sequence.hidden_bytes = cache, rows, covered, hidden
+        sequence.shared, sequence.draft_bytes = cache.hit, drafts
 
     def cover(self, sequence: Running) -> None:
         """Make sure that the next rows of a decoding sequence have room. Raises BudgetError with nothing
         changed.
         """
-        if sequence.state is State.DECODING and len(sequence.tokens) > sequence.covered:
-            self._resize(sequence, min(sequence.total, len(sequence.tokens) + PAGE))
+        if sequence.state is State.DECODING and len(sequence.tokens) + sequence.drafted_rows > sequence.covered:
+            self._resize(sequence, min(sequence.total, len(sequence.tokens) + PAGE) + sequence.drafted_rows)
 
     def publish(self, sequence: Running) -> None:
         """Offer the pages of a prompt that are computed so far to the prefix tree."""
@@ -121,28 +135,35 @@ class EngineMemory(RequestBounds):
         self._resize(sequence, sequence.covered)
 
     def fork(self, parent: Running, child: Running) -> None:
-        """Give `child` a cache that shares the parent's; where the parent holds rows of logits for its samples, one of
-        those too. Raises BudgetError with nothing changed.
+        """Give `child` a cache that shares the parent's; where the parent holds rows of logits (and what models that
+        draft hold) for its samples, those of one too. Raises BudgetError with nothing changed.
         """
         assert parent.cache is not None
         policies, prompt, length = parent.ticket.policies, parent.prompt_length, len(parent.tokens)
-        covered, held = min(child.total, length + PAGE), parent.cache.length
+        covered, held = min(child.total, length + PAGE) + child.drafted_rows, parent.cache.length
         shared = self._sizes.shared(policies, prompt, held, held)
         need = self._sizes.decoding(policies, prompt, covered, shared)
-        owner, rows = f"request {child.answer.identity}", int(parent.rows == 1)
+        owner, own_rows = f"request {child.answer.identity}", child.drafted_rows + 1
+        inherits = parent.rows > own_rows
+        rows, drafts = (0 if inherits else own_rows), child.ticket.drafting.nbytes(child.total)
         with ExitStack() as undo:
             self._take_rows(rows)
             undo.callback(self._give_rows, rows)
+            self._take_drafts(0 if inherits else drafts)
+            undo.callback(self._give_drafts, 0 if inherits else drafts)
             reservation = self.cache.reserve(owner, need, child.ticket.request.cache_bytes)
             undo.callback(reservation.release)
             cache = parent.cache.fork(reservation)
             undo.pop_all()
-        parent.rows -= 1 - rows
-        child.cache, child.rows, child.covered, child.shared = cache, 1, covered, held
+        parent.rows -= own_rows - rows
+        parent.draft_bytes -= drafts if inherits else 0
+        child.cache, child.rows, child.covered, child.shared = cache, own_rows, covered, held
+        child.draft_bytes = drafts
 
     def park(self, sequence: Running) -> None:
-        """Let the sequence's segments move to the disk tier; its promise ends."""
+        """Let the sequence's segments move to the disk tier; its promise ends, and so does its drafter."""
         assert sequence.cache is not None
+        self._end_drafts(sequence)
         sequence.cache.park()
 
     def restore(self, sequence: Running, beside: int) -> None:
@@ -151,9 +172,9 @@ class EngineMemory(RequestBounds):
         """
         cache = sequence.cache
         assert cache is not None and cache.reservation is not None
-        tokens = sequence.covered
-        if len(sequence.tokens) >= tokens:
-            tokens = min(sequence.total, len(sequence.tokens) + PAGE)
+        tokens, drafted = sequence.covered, sequence.drafted_rows
+        if len(sequence.tokens) + drafted >= tokens:
+            tokens = min(sequence.total, len(sequence.tokens) + PAGE) + drafted
         decoding = sequence.state is State.DECODING
         growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes) if decoding else 0
         extra = growth + beside * self._sizes.page_bytes
@@ -163,6 +184,9 @@ class EngineMemory(RequestBounds):
         try:
             if decoding:
                 self._resize(sequence, tokens)
+            drafts = sequence.samples * sequence.ticket.drafting.nbytes(sequence.total)
+            self._take_drafts(drafts)
+            sequence.draft_bytes = drafts
         except BaseException:
             cache.park()
             raise
@@ -175,6 +199,7 @@ class EngineMemory(RequestBounds):
         self._give_rows(sequence.rows)
         sequence.rows = 0
         sequence.prefill = None
+        self._end_drafts(sequence)
         if sequence.cache is not None:
             self._drop_hidden(sequence)
             self.cache.release(sequence.cache)
@@ -190,10 +215,13 @@ class EngineMemory(RequestBounds):
         }
         fixed = 0 if self._closed else self.workspace + self._rows * self._row_bytes
         self.cache.recount("workspace", fixed, hidden)
+        drafts = self.drafts.nbytes + sum(sequence.draft_bytes for sequence in sequences)
+        self._give_drafts(self.ledger.bytes_of(DRAFT) - drafts)
 
     def close(self) -> None:
         """Forget the prefix tree and give back everything but the weights."""
         self._closed = True
+        self.drafts.close()
         if self.cache.tree is not None:
             self.cache.tree.clear()
         if self.cache.tiers.disk is not None:
@@ -249,6 +277,23 @@ class EngineMemory(RequestBounds):
             self._runner.keep_logits(self._rows - count)
             self.ledger.credit("workspace", count * self._row_bytes)
             self._rows -= count
+
+    def _take_drafts(self, nbytes: int) -> None:
+        """Charge what models that draft may come to hold."""
+        if nbytes:
+            self.cache.tiers.make_room(nbytes)
+            self.ledger.charge(DRAFT, nbytes)
+
+    def _give_drafts(self, nbytes: int) -> None:
+        if nbytes:
+            self.ledger.credit(DRAFT, nbytes)
+
+    def _end_drafts(self, sequence: Running) -> None:
+        nbytes, sequence.draft_bytes = sequence.draft_bytes, 0
+        try:
+            sequence.close_drafter()
+        finally:
+            self._give_drafts(nbytes)
 
     def _salt(self, salt: str, prompt: int) -> str:
         """Keys rotated by the length of their sequence are shared between prompts under which they turn alike."""

@@ -10,7 +10,9 @@ import numpy as np
 
 from thrifty import extras
 from thrifty.arrays import Floats
-from thrifty.decoding.strategy import Scores
+from thrifty.decoding.scores import Scores
+from thrifty.decoding.tree import depths, line, lineage
+from thrifty.engine.plan.options import StepOptions
 from thrifty.engine.plan.plan import NOWHERE, NativePlan, Whole, compile_plan
 from thrifty.engine.runner import Rows, Runner
 from thrifty.errors import KernelError
@@ -54,6 +56,11 @@ class NativeRunner:
         self.layers = len(plan.config.layers)
 
     @property
+    def most_rows(self) -> int:
+        """See Runner."""
+        return self.plan.max_rows
+
+    @property
     def workspace(self) -> int:
         """See Runner."""
         return self.plan.nbytes
@@ -71,10 +78,17 @@ class NativeRunner:
         """See Runner."""
         counts, views = [len(rows.tokens) for rows in batch], [_view(rows) for rows in batch]
         tokens = _integers(list(chain.from_iterable(rows.tokens for rows in batch)))
-        positions = _integers([rows.start + place for rows in batch for place in range(len(rows.tokens))])
         sums = accumulators([rows.cache.accumulate_rows(len(rows.tokens)) for rows in batch])
         lengths, wanted = [rows.length for rows in batch], np.arange(len(tokens), dtype=np.int32)
-        logits = self.plan.step(tokens, positions, views, counts, wanted, lengths=lengths, accumulate=sums)
+        options: StepOptions = {"lengths": lengths, "accumulate": sums}
+        if any(rows.extra is not None for rows in batch):
+            parents = [_parents(rows) for rows in batch]
+            options["tree"] = np.concatenate([lineage(own) for own in parents])
+            places = zip(batch, parents, strict=True)
+            positions = _integers([rows.start + depth for rows, own in places for depth in depths(own)])
+        else:
+            positions = _integers([rows.start + place for rows in batch for place in range(len(rows.tokens))])
+        logits = self.plan.step(tokens, positions, views, counts, wanted, **options)
         return NativeScores(logits, self.plan.argmax.tolist())
 
     def prefill(self, rows: Rows, last: bool) -> Scores | None:
@@ -138,6 +152,12 @@ def _view(rows: Rows) -> Any:
     if view is None:
         raise KernelError(f"this sequence has no native view: native code is off for its cache; {INSTEAD}")
     return view
+
+
+def _parents(rows: Rows) -> Sequence[int]:
+    """The row of the step that each one continues, −1: what is committed."""
+    parents = None if rows.extra is None else rows.extra.parents
+    return line(len(rows.tokens)) if parents is None else parents
 
 
 def accumulators(collecting: list[Accumulator | None]) -> Sequence[Accumulator | None]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from thrifty.arrays import Floats
-from thrifty.decoding.strategy import Scores
+from thrifty.decoding.scores import Scores
 from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.prefill.rehearsal import RehearsedPrefill
 from thrifty.engine.runner import CHUNK, Rows, Runner, chunk_end

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from thrifty.arrays import Floats
-from thrifty.decoding.strategy import ArrayScores, Scores
+from thrifty.decoding.scores import ArrayScores, Scores
 from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.runner import Rows, Runner, chunk_end
 
