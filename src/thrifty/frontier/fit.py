@@ -17,7 +17,7 @@ from thrifty.frontier.gentleness import deciding, gentler
 from thrifty.frontier.measurement import Measurement, Prediction, measured
 from thrifty.frontier.question import Question
 from thrifty.frontier.rungs import Rung, survivors
-from thrifty.frontier.space import off_grid, space, split
+from thrifty.frontier.space import split
 from thrifty.frontier.state import State
 from thrifty.frontier.workshop import Workshop
 from thrifty.weights.offgrid import offgrid
@@ -57,8 +57,8 @@ class Fit:
         quality.passage(tokenizer, limit, last.prefix, last.scored, timed=last.timed)
         self.state = State(None, {}) if state is None else state
         self.exam = self._exam_of(plan.LEVELS[0])
-        self.pinned = {one.key for one in extra}
-        self.candidates, self.off_grid = split([*self._asked(), *extra])  # of equal ones the user's own
+        self.pinned = {candidate.key for candidate in extra}
+        self.candidates, self.off_grid = split([*question.asked(self.prefix), *extra])  # of equal ones the user's own
         self.predictions: dict[str, Prediction] = {}
         self.skipped: list[tuple[Candidate, str]] = []
         self.unreached = 0
@@ -120,12 +120,12 @@ class Fit:
         """Bytes and time of every candidate. Raises BudgetError where none can fit, with what would."""
         question = self.question
         self._predict(self.workshop, self.candidates)
-        fitting = [one for one in self._servable() if self.fits(one)]
+        fitting = [prediction for prediction in self._servable() if self.fits(prediction)]
         if not fitting:
-            smallest = min(self._servable(), key=lambda one: one.need.peak)
+            smallest = min(self._servable(), key=lambda prediction: prediction.need.peak)
             longest = self.workshop.longest(smallest, question.context, question.memory, question.batch)
             raise choice.refuse_memory(self._servable(), question.memory, question.context, question.batch, longest)
-        if question.latency is not None and not any(self.quick(one) for one in fitting):
+        if question.latency is not None and not any(self.quick(prediction) for prediction in fitting):
             raise choice.refuse_latency(fitting, question.latency, question.context, question.batch)
 
     def fits(self, prediction: Prediction) -> bool:
@@ -150,12 +150,12 @@ class Fit:
         slow for all) that a gentler one is measured.
         """
         servable = self._servable()
-        fitting = [one for one in servable if self.fits(one)]
-        quick = [one for one in fitting if self.quick(one)]
+        fitting = [prediction for prediction in servable if self.fits(prediction)]
+        quick = [prediction for prediction in fitting if self.quick(prediction)]
         return {
             "memory": len(servable) - len(fitting),
             "latency": len(fitting) - len(quick),
-            "weights": sum(self.pointless(one) for one in quick),
+            "weights": sum(self.pointless(prediction) for prediction in quick),
             "gentler": 0 if self.plan is None else self.plan.left_out,
         }
 
@@ -178,29 +178,26 @@ class Fit:
         yield from self._look_beyond()
 
     def _predict(self, workshop: Workshop, candidates: Sequence[Candidate]) -> None:
-        for candidate, found in workshop.predictions(candidates, self.question.context, self.question.batch):
-            if isinstance(found, Prediction):
-                self.predictions[candidate.key] = found
+        for candidate, predicted in workshop.predictions(candidates, self.question.context, self.question.batch):
+            if isinstance(predicted, Prediction):
+                self.predictions[candidate.key] = predicted
             else:
-                self.skipped.append((candidate, found))
-
-    def _asked(self) -> list[Candidate]:
-        """The candidates of the question, or all of the space."""
-        question = self.question
-        if question.candidates is not None:
-            return list(question.candidates)
-        untied = {"untied": True} if "head" in question.model.linears else {}
-        return [*space(self.prefix, **untied), *(off_grid() if question.off_grid else [])]
+                self.skipped.append((candidate, predicted))
 
     def _made_plan(self) -> plan.Plan:
         """All that may run, or what the time reaches of a model that is too slow for all."""
         entering = self._entrants()
         if self.question.minutes is None or not self._planned or self.clock.late:
             return plan.whole(entering)
-        known = [self.predictions[one.key] for one in entering]
-        running = [one for one in known if self.fits(one) and self.quick(one)]  # what does not fit stands for nothing
+        known = [self.predictions[candidate.key] for candidate in entering]
+        # What does not fit stands for nothing.
+        running = [prediction for prediction in known if self.fits(prediction) and self.quick(prediction)]
         keys = {BASE.key} | self.pinned | deciding(running, self.question.latency)
-        few = entering if self.question.candidates is not None else [one for one in entering if one.key in keys]
+        few = (
+            entering
+            if self.question.candidates is not None
+            else [candidate for candidate in entering if candidate.key in keys]
+        )
         try:
             forecast = self.workshop.forecast(entering)
         except OutOfTime:
@@ -227,22 +224,19 @@ class Fit:
         return Exam(tokenizer, self.state, question.tasks, count, question.seed, longest)
 
     def _entrants(self) -> list[Candidate]:
-        return [
-            one
-            for one in self.candidates
-            if one.key in self.predictions
-            and (one.key == BASE.key or one.key in self.pinned or self._worth_running(self.predictions[one.key]))
-        ]
+        known = [candidate for candidate in self.candidates if candidate.key in self.predictions]
+        sure = self.pinned | {BASE.key}
+        return [each for each in known if each.key in sure or self._worth_running(self.predictions[each.key])]
 
     def _climb(self, rung: Rung, chosen: Sequence[Candidate]) -> Iterator[Measurement]:
         """Measure the chosen at a rung, the baseline before all others."""
-        order = [BASE, *(one for one in chosen if one.key != BASE.key)]
+        order = [BASE, *(candidate for candidate in chosen if candidate.key != BASE.key)]
         groups = list(grouped(order))
         for place, group in enumerate(groups):
-            share = len(group) / sum(len(one) for one in groups[place:])
+            share = len(group) / sum(len(members) for members in groups[place:])
             in_time = partial(self._goes_on, rung, self._deadline(rung, share))
             yield from self._measured(self.workshop, group, rung, in_time)
-        self.unreached += sum((one.key, rung.index) not in self._tried for one in order)
+        self.unreached += sum((candidate.key, rung.index) not in self._tried for candidate in order)
 
     def _measured(
         self, workshop: Workshop, group: Sequence[Candidate], rung: Rung, go_on: Callable[[], bool]
@@ -261,7 +255,7 @@ class Fit:
 
     def _next(self, rung: Rung) -> list[Candidate]:
         """Who goes on: survivors among those that fit, and the pinned."""
-        index = next((place + 1 for place, one in enumerate(self.rungs) if one is rung), 0)
+        index = next((place + 1 for place, other in enumerate(self.rungs) if other is rung), 0)
         if index >= len(self.rungs):
             return []
         here = [row for row in self._rows.values() if row.rung == rung.index and row.candidate.servable]
@@ -288,12 +282,19 @@ class Fit:
         best, rung = self.best, self.rungs[0]
         if best is None or self.row(best.candidate, rung.index) is None or len(self.rungs) < 2:
             return
-        outside = [one for one in self._servable() if (one.candidate.key, rung.index) not in self._rows]
-        outside = [one for one in outside if not (self.fits(one) and self.quick(one)) and not self.pointless(one)]
-        outside = [one for one in outside if not gentler(best.candidate, one.candidate)]  # no step up from it
-        outside.sort(key=lambda one: (one.need.peak, one.seconds))
-        looked = sorted(outside[: self.plan.beyond if self.plan else 0], key=lambda one: one.candidate.weights_key)
-        for group in grouped(one.candidate for one in looked):
+        outside = [
+            prediction
+            for prediction in self._servable()
+            if (prediction.candidate.key, rung.index) not in self._rows
+            and not (self.fits(prediction) and self.quick(prediction))
+            and not self.pointless(prediction)
+            and not gentler(best.candidate, prediction.candidate)  # no step up from the best
+        ]
+        outside.sort(key=lambda prediction: (prediction.need.peak, prediction.seconds))
+        looked = sorted(
+            outside[: self.plan.beyond if self.plan else 0], key=lambda prediction: prediction.candidate.weights_key
+        )
+        for group in grouped(prediction.candidate for prediction in looked):
             yield from self._measured(self.workshop, group, rung, self._in_time)
 
     def _off_grid(self) -> Iterator[Measurement]:
@@ -302,7 +303,7 @@ class Fit:
         shop = self._workshop(self.question, OFF_GRID_BASE, model)
         try:
             self._predict(shop, self.off_grid)
-            for group in grouped(one for one in self.off_grid if one.key in self.predictions):
+            for group in grouped(candidate for candidate in self.off_grid if candidate.key in self.predictions):
                 yield from self._measured(shop, group, self.rungs[0], self._in_time)
         finally:
             shop.close()
@@ -328,7 +329,7 @@ class Fit:
         return not answered and not self.clock.late
 
     def _servable(self) -> list[Prediction]:
-        return [self.predictions[one.key] for one in self.candidates if one.key in self.predictions]
+        return [self.predictions[candidate.key] for candidate in self.candidates if candidate.key in self.predictions]
 
     def _workshop(self, question: Question, base: Candidate, model: Any = None) -> Workshop:
         return Workshop(

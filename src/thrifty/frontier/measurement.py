@@ -145,10 +145,10 @@ class Measurement:
             return None
         if self.quality is None:
             return CERTAIN
-        found = [scored.recovery for scored in self.tasks.values() if scored.recovery is not None]
+        recoveries = [scored.recovery for scored in self.tasks.values() if scored.recovery is not None]
         if self.quality.recovery is not None:
-            found.append(self.quality.recovery)
-        return mean_of(found) if found else None
+            recoveries.append(self.quality.recovery)
+        return mean_of(recoveries) if recoveries else None
 
     @property
     def recovered(self) -> float:
@@ -176,12 +176,12 @@ class Measurement:
         }
 
 
-def mean_of(found: list[Interval]) -> Interval:
+def mean_of(intervals: list[Interval]) -> Interval:
     """The mean of independent figures: half-widths add in squares."""
-    count = len(found)
-    value = sum(one.value for one in found) / count
-    below = sum((one.value - one.low) ** 2 for one in found) ** 0.5 / count
-    above = sum((one.high - one.value) ** 2 for one in found) ** 0.5 / count
+    count = len(intervals)
+    value = sum(interval.value for interval in intervals) / count
+    below = sum((interval.value - interval.low) ** 2 for interval in intervals) ** 0.5 / count
+    above = sum((interval.high - interval.value) ** 2 for interval in intervals) ** 0.5 / count
     return Interval(value, value - below, value + above)
 
 

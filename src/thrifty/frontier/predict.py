@@ -61,10 +61,10 @@ def prediction(
     )
 
 
-def longest_context(engine: Engine, found: Prediction, context: int, budget: int, batch: int = 1) -> int:
+def longest_context(engine: Engine, predicted: Prediction, context: int, budget: int, batch: int = 1) -> int:
     """The longest context below `context` at which a predicted candidate fits, 0 where none does."""
-    policies = found.candidate.recipe.techniques("cache")
-    weights = found.need.weights
+    policies = predicted.candidate.recipe.techniques("cache")
+    weights = predicted.need.weights
     longest = largest(0, context - 1, lambda tokens: _need(engine, weights, policies, tokens, batch).peak <= budget)
     return longest if longest >= 2 else 0
 

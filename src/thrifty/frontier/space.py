@@ -101,11 +101,11 @@ def _evict(name: str, tokens: int) -> Table:
 
 def _unique(stages: Iterable[Stage]) -> list[Stage]:
     """Short prefixes make shares equal."""
-    found: list[Stage] = []
+    distinct: list[Stage] = []
     for stage in stages:
-        if stage not in found:
-            found.append(stage)
-    return found
+        if stage not in distinct:
+            distinct.append(stage)
+    return distinct
 
 
 def shortened(candidate: Candidate, share: float) -> Candidate:

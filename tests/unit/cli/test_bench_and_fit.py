@@ -92,9 +92,11 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped model with two caches, rounded weights, and the baseline off the grid."""
     labels = {"as shipped", "kivi(bits=4)", "rtn(bits=4, embedding_bits=4)", "rtn(bits=4)"}
     monkeypatch.setattr(
-        "thrifty.frontier.fit.space", lambda prefix, **_: [one for one in space(prefix) if one.label in labels]
+        "thrifty.frontier.question.space", lambda prefix, **_: [one for one in space(prefix) if one.label in labels]
     )
-    monkeypatch.setattr("thrifty.frontier.fit.off_grid", lambda: [one for one in off_grid() if one.label in labels])
+    monkeypatch.setattr(
+        "thrifty.frontier.question.off_grid", lambda: [one for one in off_grid() if one.label in labels]
+    )
 
 
 @pytest.mark.long
