@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -23,12 +24,18 @@ class Scores(Protocol):
         """
         ...
 
+    @property
+    def taps(self) -> Mapping[int, Floats]:
+        """Layer → fp32 [rows, hidden], the state after it; of the layers that a row of the step asked for."""
+        ...
+
 
 class ArrayScores:
-    """Scores that lie in an array [rows, vocabulary] fp32."""
+    """Scores that lie in an array [rows, vocabulary] fp32. taps: see Scores."""
 
-    def __init__(self, values: Floats) -> None:
+    def __init__(self, values: Floats, taps: Mapping[int, Floats] | None = None) -> None:
         self.values = values
+        self.taps = taps or {}
 
     def logits(self, row: int) -> Floats:
         """[vocabulary] fp32 of one row."""
@@ -57,3 +64,8 @@ class SequenceScores:
     def best(self, row: int) -> int:
         """See Scores."""
         return self._scores.best(self._first + row)
+
+    @property
+    def taps(self) -> Mapping[int, Floats]:
+        """See Scores."""
+        return {layer: states[self._first :] for layer, states in self._scores.taps.items()}

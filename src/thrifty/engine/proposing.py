@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from thrifty.decoding.draft import MOST_ROWS, Accepted, Draft
 from thrifty.decoding.scores import Scores
 from thrifty.decoding.strategy import Asked, DecodingStrategy, Drafter, Judged
-from thrifty.engine.row_extra import RowExtra
+from thrifty.engine.row_extra import RowExtra, shifted
 from thrifty.engine.runner import Rows
 from thrifty.engine.running import Running
 from thrifty.errors import ThriftyError
@@ -64,9 +65,11 @@ def rows_of(sequence: Running, draft: Draft) -> Rows:
     assert cache is not None, "a decoding sequence has a cache"
     tokens, start = (sequence.tokens[-1], *draft.tokens), sequence.computed
     if draft.parents is None:
-        return Rows(cache, tokens, start, start + len(tokens))
+        extra = shifted(sequence.extra, sequence.shift, start, len(tokens))
+        return Rows(cache, tokens, start, start + len(tokens), extra=extra)
     parents = (-1, *(parent + 1 for parent in draft.parents))
-    return Rows(cache, tokens, start, start + 1 + max(draft.depths(), default=0), extra=RowExtra(parents=parents))
+    extra = dataclasses.replace(sequence.extra or RowExtra(), parents=parents)
+    return Rows(cache, tokens, start, start + 1 + max(draft.depths(), default=0), extra=extra)
 
 
 def _drafter(sequence: Running) -> Drafter:

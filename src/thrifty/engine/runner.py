@@ -24,11 +24,11 @@ Watch = Callable[[int, Floats], None]
 
 @dataclass(frozen=True)
 class Rows:
-    """Consecutive tokens of one sequence. start: the position of the first. length: see `rope.rotation`.
+    """Consecutive tokens of one sequence. start: how many rows the sequence has before the first, which is its position
+    too where `extra` says no other. length: see `rope.rotation`. extra: what the rows are beyond plain tokens.
 
     watch: told (layer, rotated queries fp32 [rows,
-    heads, head_dim]) by `run_layers`, part after part, when a layer has appended the rows' keys. extra: None for a
-    plain line of tokens.
+    heads, head_dim]) by `run_layers`, part after part, when a layer has appended the rows' keys.
     """
 
     cache: SequenceCache
@@ -63,13 +63,13 @@ class Runner(Protocol):
         """Append a chunk of one prompt; the scores of its last row where it is the prompt's last chunk."""
         ...
 
-    def embed(self, tokens: Sequence[int]) -> Floats:
-        """The first hidden state [tokens, hidden] fp32, for prefill that goes by layers."""
+    def embed(self, tokens: Sequence[int], extra: RowExtra | None = None) -> Floats:
+        """The first hidden state [tokens, hidden] fp32, for prefill that goes by layers. extra: of these rows."""
         ...
 
     def run_layers(self, first: int, last: int, hidden: Floats, rows: Rows) -> Floats:
         """Layers first..last−1 over a chunk: appends their keys and values, returns the hidden state after them (may
-        reuse it).
+        reuse it). `taps` of the rows are not heeded: the state is the caller's.
         """
         ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from thrifty.arrays import Floats
@@ -46,7 +46,8 @@ class Running:
     that draft. While decoding, `cache` holds rows for all tokens but the newest. drafter: what its strategy knows of
     it, from its first step on; drafted_rows: the most that it runs beyond its newest token. parked: it waits for
     memory, its segments may lie on the disk tier, and it goes on where it stopped. continued: itself in native code,
-    once it decodes there.
+    once it decodes there. extra: what all its rows are beyond plain tokens; media: what the prompt's embedded rows add;
+    shift: how far the positions of its answer are from the numbers of its rows.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class Running:
         self.drafted_rows = ticket.drafting.rows - 1
         self.sampler = sampler
         self.stopper = stopper
-        self.tokens: list[int] = list(ticket.request.prompt)
+        self.extra, self.media = ticket.extra, ticket.request.media
+        self.shift = 0 if self.media is None else self.media.shift
+        self.tokens: list[int] = list(ticket.request.ids)
         self.prompt_length = len(self.tokens)
         self.state = State.WAITING
         self.parked = False
@@ -91,7 +94,13 @@ class Running:
         if drafter is not None:
             drafter.close()
 
-    def advance(self, choices: Sequence[Choice], logits: Sequence[Floats], events: list[Event]) -> None:
+    def advance(
+        self,
+        choices: Sequence[Choice],
+        logits: Sequence[Floats],
+        events: list[Event],
+        taps: Sequence[Mapping[int, Floats]] = (),
+    ) -> None:
         """Commit tokens: sampler, stopper and tokens move on; one event a token, up to the one that ends
         the answer, is added to `events`. Where one fails, the events before it are there, and the sample must end.
         """
@@ -99,8 +108,8 @@ class Running:
             self.sampler.commit(choice.token)
             self.tokens.append(choice.token)
             text, reason = self.stopper.push(choice.token)
-            kept = logits[place] if logits else None
-            events.append(self._event(self.index, choice.token, text, choice, reason, logits=kept))
+            kept, states = logits[place] if logits else None, taps[place] if taps else None
+            events.append(self._event(self.index, choice.token, text, choice, reason, logits=kept, taps=states))
             if reason is not None:
                 break
 

@@ -36,7 +36,7 @@ class Sequences:
         """A sequence that waits: sample `index` of an answer. sampler: its own, where it isn't the ticket's."""
         self._arrivals += 1
         tokenizer = self._model.tokenizer
-        stream = NoText() if tokenizer is None else tokenizer.stream(after=ticket.request.prompt)
+        stream = NoText() if tokenizer is None else tokenizer.stream(after=ticket.request.token_ids)
         forced = len(ticket.request.forced or ())
         stopper = Stopper(ticket.request.sampling, stream, self._end_ids, ticket.maximum_tokens, forced)
         return Running(answer, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from thrifty.decoding.sampling import Sampler
 from thrifty.engine.drafting.drafting import Drafting
 from thrifty.engine.request import Request
+from thrifty.engine.row_extra import RowExtra
 
 if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ticket:
-    """A request that passed: its techniques, the longest answer it may give, and its sampler."""
+    """A request that passed: its techniques, the longest answer it may give, and its sampler. extra: what its rows are
+    beyond plain tokens, whichever they are.
+    """
 
     request: Request
     policies: tuple[CachePolicy, ...]
     drafting: Drafting
     maximum_tokens: int
     sampler: Sampler
+    extra: RowExtra | None = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thrifty.arrays import Floats
+from thrifty.arrays import Array, Floats
 from thrifty.cache.slots.reading import Source, attended, on_path, reachable
 from thrifty.cache.watching.collector import ROWS_AT_ONCE
 from thrifty.errors import PromptError
@@ -25,6 +25,7 @@ def attend(
     scale: float,
     softcap: float,
     window: int | None,
+    ahead: Array | None = None,
     path: Sequence[int] | None = None,
 ) -> Floats:
     """query [n, heads, head_dim] fp32 of the newest n rows → [n, heads, head_dim] fp32. path: see `SequenceCache`.
@@ -55,6 +56,7 @@ def attend(
             softcap=softcap,
             column_sums=keep_sums and not apart,
             probabilities=apart,
+            ahead=ahead,
         )
         out[:, part] = result.out
         if apart and result.probabilities is not None:

@@ -17,15 +17,19 @@ from thrifty.decoding.services import ModelFacts
 from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine.admission import bounding
+from thrifty.engine.admission.media_checks import check_drafts, check_media
 from thrifty.engine.drafting.drafting import Drafting
 from thrifty.engine.drafting.models import facts_of
 from thrifty.engine.request import Request
+from thrifty.engine.row_extra import RowExtra
 from thrifty.engine.running import Running
+from thrifty.engine.steering import check_layers
 from thrifty.engine.ticket import Ticket
 from thrifty.errors import PromptError, RecipeError
 
 if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
+    from thrifty.engine.admission.adapter_shelf import AdapterShelf
     from thrifty.engine.admission.memory import EngineMemory
     from thrifty.models.model import Model
 
@@ -44,9 +48,13 @@ class Intake:
         cache: Tables,
         decoding: Tables,
         batch: int,
+        chunk: int,
+        adapters: AdapterShelf,
     ) -> None:
-        """Raises PromptError where `context` exceeds the model's, RecipeError for the tables, BudgetError
-        where the budget does not hold one token with them.
+        """chunk: the most rows that a prefill appends at once.
+
+        Raises PromptError where `context` exceeds the model's, RecipeError for the tables, BudgetError where the budget
+        does not hold one token with them.
         """
         own = model.config.context_length
         if context is not None and not 2 <= context <= own:
@@ -56,8 +64,11 @@ class Intake:
         self.end_ids = frozenset(model.tokenizer.eos_ids if model.tokenizer else model.config.eos_ids)
         self._model = model
         self._tokenizer = model.tokenizer
+        self._config = model.config
         self._memory = memory
         self._batch = batch
+        self._chunk = chunk
+        self._adapters = adapters
         self._cache = tuple(cache)
         self._decoding = tuple(decoding)
         drafting = self._drafting(None) if self._decoding else None
@@ -65,7 +76,8 @@ class Intake:
 
     def check(self, request: Request) -> Ticket:
         """Raises PromptError, RecipeError or BudgetError, each with what would work."""
-        check_tokens("the prompt", request.prompt, self.vocabulary_size)
+        check_tokens("the prompt", request.token_ids, self.vocabulary_size)
+        check_layers(request.taps, request.steering, self._config)
         if request.samples > self._batch:
             raise PromptError(
                 f"samples = {request.samples}, but the engine decodes {self._batch} together; "
@@ -80,12 +92,15 @@ class Intake:
             raise PromptError("forced answers are all the same; use samples = 1")
         drafting = self._drafting(request.decoding)
         policies = self._fitted(request, drafting.rows)
+        if request.media is not None:
+            check_media(request.media, self._config, policies, self._chunk)
+            check_drafts(drafting.strategy)
         for policy in policies:
             policy.check_prompt(self._memory.cache.model, len(request.prompt))
         maximum = self._maximum(request, policies, drafting, len(request.prompt))
         sampler = self._sampler(request)
-        sampler.observe_prompt(request.prompt)
-        return Ticket(request, policies, drafting, maximum, sampler)
+        sampler.observe_prompt(request.token_ids)
+        return Ticket(request, policies, drafting, maximum, sampler, self._extra(request, drafting.strategy))
 
     def check_fork(
         self,
@@ -112,7 +127,14 @@ class Intake:
         policies, drafting = parent.ticket.policies, parent.ticket.drafting
         maximum = self._maximum(request, policies, drafting, parent.prompt_length)
         sampler = parent.sampler.fork(stream, sampling, request.forced or ())
-        return Ticket(request, policies, drafting, maximum, sampler)
+        return Ticket(request, policies, drafting, maximum, sampler, parent.extra)
+
+    def _extra(self, request: Request, strategy: DecodingStrategy) -> RowExtra | None:
+        """What the request and its strategy ask of all its rows."""
+        adapter = None if request.adapter is None else self._adapters.get(request.adapter)
+        taps = tuple(dict.fromkeys((*request.taps, *strategy.taps(self._facts))))
+        extra = RowExtra(adapter=adapter, taps=taps, residual=request.steering)
+        return None if extra.plain else extra
 
     def _fitted(self, request: Request, rows: int) -> tuple[CachePolicy, ...]:
         """The request's policies, with the capacities that its byte budget gives them."""
@@ -178,6 +200,11 @@ class Intake:
     def _drafting(self, tables: Tables | None) -> Drafting:
         """The strategy with the models that draft for it. Raises RecipeError, BudgetError, and what loading raises."""
         strategy = self._strategy(tables)
+        if strategy.rows > 1 and self._memory.cache.model.state_layers:
+            raise RecipeError(
+                f"decoding technique {type(strategy).__name__!r} drafts, but the model's recurrent layers cannot go "
+                "back to some of a draft's rows: decode with 'autoregressive'"
+            )
         models = self._memory.drafts.require(strategy.models)
         strategy.check(self._facts, models)
         return Drafting(strategy, self._facts, models)

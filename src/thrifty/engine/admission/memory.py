@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from thrifty.engine.model_info import model_info
 from thrifty.engine.plan.native_runner import NativeRunner
 from thrifty.engine.runner import Runner
 from thrifty.engine.running import Running, State
+from thrifty.engine.steering import steering_key
 from thrifty.formats.kv import PAGE
 from thrifty.models import load
 from thrifty.models.rope import depends_on_length, length_class
@@ -24,6 +25,10 @@ from thrifty.storage.ledger import Ledger, Reservation
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
     from thrifty.models.model import Model
+
+
+ADAPTERS = "adapters"
+"""Ledger category of the matrices of adapters."""
 
 
 class EngineMemory(RequestBounds):
@@ -47,8 +52,7 @@ class EngineMemory(RequestBounds):
         """
         self.ledger = Ledger(None if memory is None else parse_size(memory))
         self._runner = runner
-        ropes = dict.fromkeys(layer.rope for layer in model.config.layers)
-        self._ropes_by_length = [rope for rope in ropes if depends_on_length(rope)]
+        self._ropes_by_length = [rope for rope in model.config.ropes if depends_on_length(rope)]
         self._rows = 0
         self._closed = False
         self.cache = Cache(
@@ -116,7 +120,7 @@ class EngineMemory(RequestBounds):
 
     def publish(self, sequence: Running) -> None:
         """Offer the pages of a prompt that are computed so far to the prefix tree."""
-        self._publish(sequence, sequence.ticket.request.prompt)
+        self._publish(sequence, sequence.ticket.request.ids)
 
     def publish_answer(self, sequence: Running) -> None:
         """Offer the pages of a prompt and its answer, for a prompt that goes on from them: the next turn of a chat.
@@ -232,12 +236,24 @@ class EngineMemory(RequestBounds):
         """JSON-ready: the budget, and bytes by category, now and at the peak."""
         return self.cache.describe()
 
+    def hold_adapter(self, nbytes: int) -> None:
+        """Charge an adapter's matrices, which are held beside the weights. Raises BudgetError with nothing changed."""
+        self.cache.tiers.make_room(nbytes)
+        self.ledger.charge(ADAPTERS, nbytes)
+        self.adapters += nbytes
+
+    def drop_adapter(self, nbytes: int) -> None:
+        """Give an adapter's bytes back."""
+        self.ledger.credit(ADAPTERS, nbytes)
+        self.adapters -= nbytes
+
     # --- inside --------------------------------------------------------------------------------------
 
     def _publish(self, sequence: Running, tokens: Sequence[int]) -> None:
         cache, request = sequence.cache, sequence.ticket.request
         if cache is not None and request.share_prefix:
-            self.cache.publish(cache, tokens, salt=self._salt(request.salt, sequence.prompt_length))
+            keys = tokens if sequence.media is None else sequence.media.keys(tokens)
+            self.cache.publish(cache, keys, adapter=_adapter_key(sequence), salt=self._salt(sequence))
 
     def _need_of(self, sequence: Running, tokens: int) -> int:
         """What a sequence needs of its own until it has `tokens` tokens."""
@@ -255,10 +271,16 @@ class EngineMemory(RequestBounds):
         sequence.covered = tokens
 
     def _open(self, sequence: Running, reservation: Reservation) -> SequenceCache:
-        request = sequence.ticket.request
-        tokens = request.prompt if request.share_prefix else ()
-        salt = self._salt(request.salt, sequence.prompt_length)
-        return self.cache.create(sequence.ticket.policies, tokens=tokens, salt=salt, reservation=reservation)
+        keys: Sequence[Hashable] = sequence.tokens if sequence.ticket.request.share_prefix else ()
+        if sequence.media is not None and keys:
+            keys = sequence.media.keys(sequence.tokens)
+        return self.cache.create(
+            sequence.ticket.policies,
+            tokens=keys,
+            adapter=_adapter_key(sequence),
+            salt=self._salt(sequence),
+            reservation=reservation,
+        )
 
     def _drop_hidden(self, sequence: Running) -> None:
         cache, hidden = sequence.cache, sequence.hidden_bytes
@@ -295,9 +317,19 @@ class EngineMemory(RequestBounds):
         finally:
             self._give_drafts(nbytes)
 
-    def _salt(self, salt: str, prompt: int) -> str:
-        """Keys rotated by the length of their sequence are shared between prompts under which they turn alike."""
-        return "|".join([salt, *(str(length_class(rope, prompt)) for rope in self._ropes_by_length)])
+    def _salt(self, sequence: Running) -> str:
+        """Keys rotated by the length of their sequence are shared between prompts under which they turn alike; those of
+        steered rows between requests that steer alike.
+        """
+        request, prompt = sequence.ticket.request, sequence.prompt_length
+        salt = "|".join([request.salt, *(str(length_class(rope, prompt)) for rope in self._ropes_by_length)])
+        return f"{salt}|steered {steering_key(request.steering)}" if request.steering else salt
+
+
+def _adapter_key(sequence: Running) -> str:
+    """Rows of one adapter are worthless for another, and for none."""
+    adapter = None if sequence.extra is None else sequence.extra.adapter
+    return "" if adapter is None else adapter.version
 
 
 def _missing(sequence: Running) -> int:

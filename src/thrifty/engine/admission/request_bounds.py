@@ -21,7 +21,7 @@ class RequestBounds:
     """Upper bounds of what requests hold, against the budget beside weights and workspace.
 
     workspace: bytes of the runner's buffers; beside them every active sequence has a row of logits, and natively the
-    rotations of its present positions.
+    rotations of its present positions. adapters: bytes of those that are there now.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class RequestBounds:
         ledger, where it is bounded as a whole.
         """
         self.workspace = workspace
+        self.adapters = 0
         self._sizes = sizes
         self._budget = budget
         self._weights = weights
@@ -91,16 +92,17 @@ class RequestBounds:
         budget = self._budget
         drafts = self.drafts_bytes
         cache = self.footprint(policies, prompt, total, samples, drafting).peak_bytes
-        need = self._weights + self.workspace + drafts + cache
+        need = self._weights + self.adapters + self.workspace + drafts + cache
         if budget is None or need <= budget:
             return
         longest = self.longest(policies, prompt, total, samples, drafting)
         fits = f"at most {longest} tokens (prompt and answer together) fit" if longest else "no token fits"
+        beside = f"{format_size(self.adapters)} of adapters, " if self.adapters else ""
         whole = "" if self._beside is None else f", a process memory of {format_size(need + self._beside)}"
         drafting_models = f", {format_size(drafts)} of models that draft" if drafts else ""
         raise BudgetError(
-            f"{what} does not fit: {format_size(self._weights)} of weights, {format_size(self.workspace)} of workspace"
-            f"{drafting_models} and a cache that peaks at {format_size(cache)} for {prompt} + "
+            f"{what} does not fit: {format_size(self._weights)} of weights, {beside}{format_size(self.workspace)} of "
+            f"workspace{drafting_models} and a cache that peaks at {format_size(cache)} for {prompt} + "
             f"{total - prompt} tokens exceed the budget of {format_size(budget)}; {fits}, or use a budget of {need} "
             f"bytes ({format_size(need)}){whole}"
         )
@@ -118,7 +120,7 @@ class RequestBounds:
         """
         if self._budget is None:
             return total
-        room = self._budget - self._weights - self.workspace - self.drafts_bytes
+        room = self._budget - self._weights - self.adapters - self.workspace - self.drafts_bytes
 
         def fits(tokens: int) -> bool:
             return self.footprint(policies, min(prompt, tokens), tokens, samples, drafting).peak_bytes <= room
