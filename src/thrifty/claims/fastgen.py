@@ -101,6 +101,6 @@ def candidates(context: Context, passage: quality.Passage, table: dict[str, obje
             context.engine.step()
         held = context.engine.cache_of(handle)
         assert held is not None, "the request is decoding"
-        return Counter(NAMES[one] for layer in held.global_layers for one in held.stats(layer).notes[RUNG])
+        return Counter(NAMES[one] for layer in held.policy_layers for one in held.stats(layer).notes[RUNG])
     finally:
         handle.cancel()

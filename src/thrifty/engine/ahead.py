@@ -77,7 +77,7 @@ def _is_simple(sequence: Running) -> bool:
 def _most(sequence: Running) -> int:
     """Steps of a sequence until Python must see it."""
     cache, stopper, position = _cache(sequence), sequence.stopper, len(sequence.tokens) - 1 + sequence.shift
-    if stopper.looks_for_text:
+    if stopper.looks_for_text or cache.states is not None:  # a state goes back by one step at most
         return 1
     return min(
         stopper.maximum_tokens - stopper.count,

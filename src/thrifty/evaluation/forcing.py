@@ -100,12 +100,12 @@ def evidence(cache: SequenceCache) -> Evidence:
     sliding-window layer forgets by the model's own design.
     """
     slots = quantised = missing = 0
-    for layer, window in enumerate(cache.model.windows):
+    for layer in cache.model.attention_layers:
         view = cache.view(layer)
         for head in range(cache.model.kv_heads):
             held = cache.slots(layer, head)
             slots += held
             quantised += sum(one.stop - one.start for one in view.stretches(head) if one.quantised)
-            if window is None:
+            if layer in cache.model.policy_layers:
                 missing += cache.length - held
     return Evidence(slots, quantised, missing, cache.nbytes)

@@ -18,6 +18,7 @@ from thrifty.reference.adapting import adapted
 from thrifty.reference.arrays import array_of, tensor_of
 from thrifty.reference.attention import Attend
 from thrifty.reference.loading import build
+from thrifty.reference.recurrent import Recur, recurrence
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
@@ -180,14 +181,15 @@ class ReferenceRunner:
     def _layer(self, index: int, hidden: Tensor, rows: Rows, path: Sequence[int] | None = None) -> Tensor:
         extra = rows.extra
         positions = torch.arange(rows.start, rows.start + len(rows.tokens))
+        recur = recur_with(rows.cache)
         if extra is None:
             attend = attend_to(rows.cache, positions, rows.watch)
-            return self.decoder.layer(index, hidden, positions, attend, rows.length)
+            return self.decoder.layer(index, hidden, positions, attend, rows.length, recur)
         attend = attend_to(rows.cache, positions, rows.watch, extra.ahead, path)
         if extra.positions is not None:
             positions = torch.from_numpy(extra.positions.astype(np.int64))
         with adapted(self.decoder, extra.adapter, index):
-            hidden = self.decoder.layer(index, hidden, positions, attend, rows.length)
+            hidden = self.decoder.layer(index, hidden, positions, attend, rows.length, recur)
         vector = extra.residual.get(index)
         return hidden if vector is None else hidden + tensor_of(vector)
 
@@ -234,6 +236,18 @@ def attend_to(
         return tensor_of(cache.attend(layer, queries, array_of(positions), **given))
 
     return attend
+
+
+def recur_with(cache: SequenceCache) -> Recur:
+    """The decoder's injected recurrence over a sequence's states: go on from the newest rows'."""
+
+    def recur(layer: int, query: Tensor, key: Tensor, value: Tensor, decay: Tensor) -> Tensor:
+        state = tensor_of(cache.state(layer)).reshape(key.shape[1], key.shape[2], value.shape[2])
+        mixed, state = recurrence(query, key, value, decay, state)
+        cache.set_state(layer, array_of(state).reshape(-1), len(query))
+        return mixed
+
+    return recur
 
 
 def _paths(rows: Rows) -> list[tuple[int, ...]]:

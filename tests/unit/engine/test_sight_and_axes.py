@@ -16,7 +16,7 @@ from torch import Tensor
 from thrifty.arrays import Floats, Integers
 from thrifty.engine.media import Embeddings
 from thrifty.errors import ConfigError, KernelError
-from thrifty.models.config.model_config import LayerConfig, RopeConfig, as_dict, from_dict
+from thrifty.models.config.model_config import LayerSpec, RopeConfig, as_dict, from_dict
 from thrifty.models.model import Model
 from thrifty.models.rope import rotation
 from thrifty.reference import build
@@ -108,7 +108,7 @@ def test_how_rows_see_is_part_of_their_key(make_engine: MakeEngine, packed: Mode
 
 
 def three_axes(native: bool, windows: tuple[int | None, ...] = (None, None)) -> Model:
-    layers = tuple(LayerConfig(window, AXES) for window in windows)
+    layers = tuple(LayerSpec(window, AXES) for window in windows)
     return tiny_model(packed=native, config=dataclasses.replace(tiny_config(), layers=layers))
 
 

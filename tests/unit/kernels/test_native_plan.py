@@ -27,7 +27,7 @@ from torch import Tensor
 from thrifty.arrays import BFLOAT16
 from thrifty.errors import KernelError
 from thrifty.formats.linear import DenseLinear
-from thrifty.models.config.model_config import LayerConfig, ModelConfig, RopeConfig
+from thrifty.models.config.model_config import LayerSpec, ModelConfig, RopeConfig
 from thrifty.reference.attention import causal
 
 CASES = [(LLAMA, 4), (LLAMA, 16), (GEMMA, 8), (BIASED, 4)]
@@ -156,7 +156,7 @@ def test_workspace_is_counted() -> None:
 
 def test_an_unsupported_head_says_why() -> None:
     native()
-    config = dataclasses.replace(LLAMA, head_dim=8, layers=(LayerConfig(None, RopeConfig(1e4, 8)),))
+    config = dataclasses.replace(LLAMA, head_dim=8, layers=(LayerSpec(None, RopeConfig(1e4, 8)),))
     with pytest.raises(KernelError, match="a plan needs a head dimension that is an even number from 16 .*, not 8"):
         compile_plan(decoder(config), 8)
 

@@ -88,8 +88,9 @@ class OpenRows:
 
     def check(self, n: int) -> None:
         """Raise PromptError where the layers do not hold n uncommitted rows each."""
-        if any(rows != n for rows in self.pending.values()) or len(self.pending) != self._model.layers:
-            found = sorted({self.pending.get(layer, 0) for layer in range(self._model.layers)})
+        layers = self._model.attention_layers
+        if any(rows != n for rows in self.pending.values()) or len(self.pending) != len(layers):
+            found = sorted({self.pending.get(layer, 0) for layer in layers})
             raise PromptError(f"commit({n}): the layers hold {found} uncommitted rows; truncate or append first")
 
     def reject(self, n: int) -> None:

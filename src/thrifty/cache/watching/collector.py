@@ -61,7 +61,7 @@ class Collector:
     def add_queries(self, layer: int, queries: Floats) -> None:
         """Newest query rows [n, heads, head_dim]; keeps as many as wanted."""
         wanted = self.wanted.queries
-        if wanted is None or not self.prefilling or self._model.windows[layer] is not None:
+        if wanted is None or not self.prefilling or layer not in self._model.policy_layers:
             return
         rows = np.concatenate((self._queries[layer], queries)) if layer in self._queries else queries
         self._queries[layer] = np.array(rows if wanted == "all" else rows[-int(wanted) :], np.float32)

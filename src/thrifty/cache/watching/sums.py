@@ -35,7 +35,7 @@ class ColumnSums:
     def __init__(self, model: ModelInfo) -> None:
         self.layers: dict[int, Floats] = {}
         self._model = model
-        self._global = model.layers_with(None)
+        self._global = model.policy_layers
         self._table: Floats | None = None
         self._rows: Floats | None = None
         self._open = 0

@@ -84,6 +84,7 @@ def _sizes(config: ModelConfig) -> dict[str, Any]:
         "context": config.context_length,
         "windows": windows,
         "windowed_layers": sum(layer.window is not None for layer in config.layers),
+        "recurrent_layers": sum(layer.recurrent is not None for layer in config.layers),
         "experts": None if experts is None else {"count": experts.count, "active": experts.active},
         "tied_embeddings": config.tied_embeddings,
     }
@@ -158,6 +159,8 @@ def _lines(facts: FileFacts) -> Iterator[tuple[str, str]]:
     if sizes["windowed_layers"]:
         windows = ", ".join(map(str, sizes["windows"]))
         layers += f" ({sizes['windowed_layers']} of them see a window of {windows} tokens)"
+    if sizes["recurrent_layers"]:
+        layers += f" ({sizes['recurrent_layers']} of them are recurrent)"
     heads = f"{config.heads} query and {config.kv_heads} KV heads of {config.head_dim}"
     mlp = f"MLP {config.intermediate_size}{_experts(sizes)}"
     yield "sizes", f"{layers}, hidden {config.hidden_size}, {heads}, {mlp}"

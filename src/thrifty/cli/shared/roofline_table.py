@@ -77,7 +77,8 @@ def layers_text(group: Class, found: Estimate) -> str:
     config = found.sizes.config.layers[group.layers[0]]
     window = f", window {config.window}" if config.window is not None else ""
     experts = ", experts" if config.experts else ""
-    return f"{len(group.layers)} × layer{window}{experts}"
+    kind = "recurrent layer" if config.recurrent is not None else "layer"
+    return f"{len(group.layers)} × {kind}{window}{experts}"
 
 
 def _summary(found: Estimate) -> Iterable[str]:

@@ -199,6 +199,11 @@ class Intake:
     def _drafting(self, tables: Tables | None) -> Drafting:
         """The strategy with the models that draft for it. Raises RecipeError, BudgetError, and what loading raises."""
         strategy = self._strategy(tables)
+        if strategy.rows > 1 and self._memory.cache.model.state_layers:
+            raise RecipeError(
+                f"decoding technique {type(strategy).__name__!r} drafts, but the model's recurrent layers cannot go "
+                "back to some of a draft's rows: decode with 'autoregressive'"
+            )
         models = self._memory.drafts.require(strategy.models)
         strategy.check(self._facts, models)
         return Drafting(strategy, self._facts, models)

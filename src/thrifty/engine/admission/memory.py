@@ -52,8 +52,7 @@ class EngineMemory(RequestBounds):
         """
         self.ledger = Ledger(None if memory is None else parse_size(memory))
         self._runner = runner
-        ropes = dict.fromkeys(layer.rope for layer in model.config.layers)
-        self._ropes_by_length = [rope for rope in ropes if depends_on_length(rope)]
+        self._ropes_by_length = [rope for rope in model.config.ropes if depends_on_length(rope)]
         self._rows = 0
         self._closed = False
         self.cache = Cache(

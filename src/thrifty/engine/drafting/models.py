@@ -10,6 +10,7 @@ from thrifty.decoding.services import ModelFacts
 from thrifty.engine.drafting.model import TAIL, EngineDraftModel
 from thrifty.engine.plan.native_runner import choose_runner
 from thrifty.engine.runner import CHUNK
+from thrifty.errors import RecipeError
 from thrifty.models.model import Model
 
 DRAFT = "draft"
@@ -47,6 +48,11 @@ class DraftModels:
 
     def _open(self, name: str) -> EngineDraftModel:
         model = self._load(name)
+        if model.config.states:
+            raise RecipeError(
+                f"the draft model {name!r} has recurrent layers, which cannot go back to some of a draft's rows: draft "
+                "with a model that attends in all its layers"
+            )
         runner = choose_runner(model, native=self._native, rows=self._rows)
         draft = EngineDraftModel(model, runner, facts_of(model))
         self._tiers.make_room(draft.nbytes)

@@ -48,7 +48,7 @@ class NativePlan:
         config: ModelConfig = model.config
         self.config = config
         self.max_rows = max_rows
-        self.ropes: list[RopeConfig] = list(dict.fromkeys(layer.rope for layer in config.layers))
+        self.ropes: list[RopeConfig] = config.ropes
         self._module = dispatch.require()
         self.native = _called(
             self._module.Plan, max_rows=max_rows, layers=len(config.layers), heads=config.heads,

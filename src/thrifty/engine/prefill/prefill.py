@@ -54,7 +54,8 @@ class ChunkedPrefill:
         publish: Callable[[], None],
     ) -> None:
         """chunk: tokens, a multiple of 128. What the cache holds already (a prefix hit) is not computed again.
-        publish: called after each chunk, while windowed layers still hold what a hit there would need.
+        publish: called after each chunk, while windowed layers still hold what a hit there would need, and where
+        recurrent layers have the state that it would go on from.
         """
         self._runner = runner
         self._cache = cache
@@ -62,7 +63,7 @@ class ChunkedPrefill:
         self._chunk = chunk
         self._pace = pace
         self._publish = publish
-        self._windowed = any(window is not None for window in cache.model.windows)
+        self._windowed = any(window is not None for window in cache.model.windows) or bool(cache.model.state_layers)
         self._cut: tuple[Rows, Floats] | None = None
         self._layer = 0
 

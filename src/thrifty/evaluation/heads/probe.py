@@ -110,7 +110,7 @@ def probe(
     settings = settings or ProbeSettings()
     _check(engine, settings)
     model = engine.model
-    layers = tuple(index for index, layer in enumerate(model.config.layers) if layer.window is None)
+    layers = tuple(index for index, layer in enumerate(model.config.layers) if layer.keeps_all)
     total, used = np.zeros((len(layers), model.config.heads), np.float32), 0
     for item in questions(Items(model.require_tokenizer()), kind, settings):
         earned = look(engine, item, RULES[kind])
@@ -156,7 +156,7 @@ def look(engine: Engine, item: Item, rule: Rule) -> Floats | None:
     answer something else.
     """
     info = engine.probe().cache_model
-    ranks = info.layers_with(None)
+    ranks = info.policy_layers
     earned = np.zeros((len(ranks), info.heads), np.float32)
 
     def listen(layer: int, head: int, probabilities: Floats) -> None:

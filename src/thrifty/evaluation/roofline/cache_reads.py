@@ -21,7 +21,7 @@ APPENDED = 256  # prompt tokens that are reserved for at once, the engine's defa
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer of one sequence. slots: tokens a query attends to. nbytes: what holds them."""
+    """One layer of one sequence. slots: tokens a query attends to. nbytes: what holds them (or a recurrent state)."""
 
     slots: int
     nbytes: int
@@ -35,6 +35,7 @@ def model_info(sizes: ModelSizes) -> ModelInfo:
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
         windows=tuple(layer.window for layer in config.layers),
+        states=config.states,
         format="f32" if sizes.plain else "bf16",
         chunk=APPENDED,
     )
@@ -48,6 +49,8 @@ def held(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -> list[
     """
     layers: list[LayerCache | None] = [None] * info.layers
     compressed = [policy for policy in policies if policy.compresses]
+    for index in info.state_layers:
+        layers[index] = LayerCache(0, 4 * info.states[index])
     for group in info.layer_groups():
         if group.window is None and compressed:
             found = [_compressed(info, compressed, length)] * len(group.layers)

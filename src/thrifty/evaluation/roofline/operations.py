@@ -12,14 +12,19 @@ from dataclasses import dataclass, replace
 from thrifty.evaluation.roofline.cache_reads import LayerCache
 from thrifty.evaluation.roofline.machine import Machine
 from thrifty.evaluation.roofline.sizes import ModelSizes, StoredLinear
+from thrifty.models.config.layer_spec import RecurrentSpec
 from thrifty.models.config.model_config import ModelConfig
 
-ATTENTION, LOGITS = "attention", "logits"
+ATTENTION, RECURRENCE, LOGITS = "attention", "recurrence", "logits"
 KINDS = {
     "attention.query": "query, key, value",
     "attention.key": "query, key, value",
     "attention.value": "query, key, value",
     "attention.output": "attention output",
+    "recurrent.query": "query, key, value",
+    "recurrent.key": "query, key, value",
+    "recurrent.value": "query, key, value",
+    "recurrent.output": "attention output",
     "mlp.gate": "gate and up",
     "mlp.up": "gate and up",
     "mlp.down": "down",
@@ -67,6 +72,10 @@ def decode(sizes: ModelSizes, caches: Sequence[LayerCache], batch: int = 1) -> l
     found = _products(sizes, rows=batch, last=batch)
     width = sizes.config.query_width
     for layer, held in enumerate(caches):
+        spec = sizes.config.layers[layer].recurrent
+        if spec is not None:  # the state is read and written
+            found.append(_recurrence(layer, spec, batch, 2 * held.nbytes * batch))
+            continue
         work = 4 * width * held.slots * batch
         found.append(Operation(ATTENTION, layer, work, 0, held.nbytes * batch, "bf16"))
     return _in_order(found)
@@ -79,9 +88,18 @@ def prefill(sizes: ModelSizes, written: int, tokens: int, batch: int = 1) -> lis
     found = _products(sizes, rows=batch * tokens, last=batch)
     width = sizes.config.query_width
     for index, layer in enumerate(sizes.config.layers):
+        if layer.recurrent is not None:
+            state = 4 * layer.recurrent.state_numbers * batch
+            found.append(_recurrence(index, layer.recurrent, tokens * batch, state))
+            continue
         work = 4 * width * attended(tokens, layer.window) * batch
         found.append(Operation(ATTENTION, index, work, 0, written * batch, "bf16"))
     return _in_order(found)
+
+
+def _recurrence(layer: int, spec: RecurrentSpec, rows: int, nbytes: int) -> Operation:
+    """A state's part in `rows` tokens: decay, key times value, and the query's product with it."""
+    return Operation(RECURRENCE, layer, 5 * spec.state_numbers * rows, 0, nbytes, "f32")
 
 
 def attended(tokens: int, window: int | None) -> int:
@@ -156,6 +174,7 @@ def merged(operations: Iterable[Operation]) -> list[Operation]:
 ORDER = (
     "query, key, value",
     ATTENTION,
+    RECURRENCE,
     "attention output",
     "router",
     "gate and up",

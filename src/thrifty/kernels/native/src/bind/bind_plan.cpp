@@ -14,6 +14,7 @@
 #include "bind/bind_rows.hpp"
 #include "plan/mixture.hpp"
 #include "plan/plan.hpp"
+#include "plan/recurrent.hpp"
 
 using namespace nanobind::literals;
 
@@ -176,6 +177,13 @@ void add_mixture(HeldPlan& plan, int layer, int source, nb::object norm, float e
       {scores, sum, out, std::move(gates), std::move(ups), std::move(downs), active, normalise, activation});
 }
 
+void add_recur(HeldPlan& plan, int layer, int query, int key, int value, int decay, int gate, int out, nb::object norm,
+               float epsilon, float scale, float temperature, int heads, int key_dim, int value_dim) {
+  const auto weights = (const float*)norm_of(plan, norm, value_dim);
+  plan.add_recur(
+      layer, {query, key, value, decay, gate, out, weights, epsilon, scale, temperature, heads, key_dim, value_dim});
+}
+
 // The calls that build a plan; Python names every argument.
 void bind_building(nb::class_<HeldPlan>& plan) {
   plan.def("add_linear", &add_linear, "linear"_a, "A native Linear; the plan keeps it.")
@@ -240,6 +248,8 @@ void bind_building(nb::class_<HeldPlan>& plan) {
           "out"_a)
       .def("add_mixture", &add_mixture, nb::kw_only(), "layer"_a, "source"_a, "norm"_a.none(), "epsilon"_a, "scores"_a,
            "gates"_a, "ups"_a, "downs"_a, "active"_a, "normalise"_a, "activation"_a, "sum"_a, "out"_a)
+      .def("add_recur", &add_recur, nb::kw_only(), "layer"_a, "query"_a, "key"_a, "value"_a, "decay"_a, "gate"_a,
+           "out"_a, "norm"_a, "epsilon"_a, "scale"_a, "temperature"_a, "heads"_a, "key_dim"_a, "value_dim"_a)
       .def(
           "add_layer_norm",
           [](HeldPlan& p, int layer, int source, nb::object norm, nb::object bias, float epsilon, int out) {

@@ -47,6 +47,7 @@ Plan::Plan(PlanShape s) : shape(s) {
     refuse("a plan needs layers, and query heads that are a multiple of the KV heads");
   if (!takes_head_dim(s.head_dim))
     refuse("a plan needs a head dimension that is " + std::string(kHeadDims) + ", not " + std::to_string(s.head_dim));
+  states_.assign((size_t)s.layers, 0);
   for (int kind = 0; kind < 3; kind++) panels_.push_back(allocate<uint8_t>(0));
 }
 
@@ -240,6 +241,7 @@ void Plan::check_views(const Step& s) const {
       refuse("a view's layers, KV heads and head dimension must equal the plan's");
     rows += s.counts[i];
     check_sums(s, i);
+    check_states(s, v);
     for (int layer = s.first_layer; layer < s.last_layer; layer++)
       if ((s.skip.empty() || !s.skip[(size_t)layer]) && v.room(layer) < s.counts[i])
         refuse("layer " + std::to_string(layer) + " of view " + std::to_string(i) + " has room for " +

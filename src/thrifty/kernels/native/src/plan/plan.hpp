@@ -58,6 +58,7 @@ struct PlanShape {
 class Plan;
 struct MixtureBuffers;
 struct MixtureCall;
+struct RecurrentCall;
 
 struct Operation {
   explicit Operation(int layer) : layer(layer) {}
@@ -104,6 +105,8 @@ class Plan {
   void add_layer_norm(int layer, int in, uintptr_t weight, uintptr_t bias, float epsilon, int out);
   void add_activate(int layer, int buffer, int activation);
   void add_scaled(int layer, int in, float factor, int out);
+  // out = the gated, normed result of a recurrence over the rows, whose state lies in the views (plan/recurrent.hpp).
+  void add_recur(int layer, const RecurrentCall& call);
   void add_await(int layer);
   void add_logits(int in, uintptr_t norm, float epsilon, int linear, float softcap);
   void run(Step& step);
@@ -137,6 +140,7 @@ class Plan {
   void check(const Step& s) const;
   void check_sums(const Step& s, size_t i) const;
   void check_views(const Step& s) const;
+  void check_states(const Step& s, const View& v) const;
   void check_sight(const Step& s) const;
   void derive(Step& s) const;
   void undo(Step& s) const;
@@ -151,6 +155,7 @@ class Plan {
   std::vector<Bytes> panels_;
   size_t bytes_ = 0, panel_bytes_[3] = {0, 0, 0}, scratch_ = 0;
   std::vector<int> ropes_;
+  std::vector<int64_t> states_;                   // numbers of each layer's recurrent state, 0: it attends
   int vocabulary_ = 0, logits_ = 0, window_ = 0;  // window_: the least of any layer, 0: none
 };
 
