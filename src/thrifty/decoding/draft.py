@@ -74,6 +74,9 @@ class Draft:
         return Draft(tuple(self.tokens[index] for index in kept), parents)
 
 
+NO_DRAFT = Draft()
+
+
 @dataclass(frozen=True)
 class Accepted:
     """What a step commits for one sequence: at least one choice; all but the last are tokens of its draft.

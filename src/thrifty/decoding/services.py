@@ -13,8 +13,11 @@ from thrifty.decoding.scores import Scores
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What strategies ask of a model. absent: rows of its vocabulary that are no token. context: in tokens."""
+    """What strategies ask of a model. layers: how many it has. absent: rows of its vocabulary that are no token.
+    context: in tokens.
+    """
 
+    layers: int
     vocabulary_size: int
     end_ids: frozenset[int]
     absent: Absent

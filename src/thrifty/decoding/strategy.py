@@ -11,10 +11,9 @@ A strategy is the technique with its options, and never changes. What changes wi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from thrifty.decoding.draft import COMMITTED, Accepted, Draft
+from thrifty.decoding.draft import COMMITTED, NO_DRAFT, Accepted, Draft
 from thrifty.decoding.sampling import Choice, Sampler
 from thrifty.decoding.scores import Scores, SequenceScores
 from thrifty.decoding.services import DraftModel, ModelFacts, Services
@@ -41,7 +40,7 @@ class Drafter:
 
     def propose(self, continuation: Continuation) -> Draft:
         """A draft behind the committed tokens. May be called again before anything is accepted."""
-        return Draft()
+        return NO_DRAFT
 
     def accept(self, continuation: Continuation, draft: Draft, scores: Scores) -> Accepted:
         """What to commit. draft: what was proposed, or less of it. scores: row 0 is the last committed token, row i + 1
@@ -50,22 +49,20 @@ class Drafter:
         return follow(continuation.sampler, draft, scores)
 
     def committed(self, tokens: Sequence[int]) -> None:
-        """These tokens are committed: what was accepted, the last choice included."""
+        """These tokens are committed: what was accepted, the last choice included. Told where `rows` is above 1."""
 
     def close(self) -> None:
         """Free what it holds: the sequence ends, or waits for memory and opens another drafter later."""
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """A sequence that a draft is asked for."""
 
     continuation: Continuation
     drafter: Drafter
 
 
-@dataclass(frozen=True)
-class Judged:
+class Judged(NamedTuple):
     """A sequence whose draft has run. first_row: where its rows begin in the step's scores."""
 
     continuation: Continuation
@@ -89,6 +86,10 @@ class DecodingStrategy:
     @property
     def models(self) -> tuple[str, ...]:
         """Names or paths of the models that draft."""
+        return ()
+
+    def taps(self, facts: ModelFacts) -> tuple[int, ...]:
+        """Layers of the model whose output `accept` reads, as `Scores.taps`."""
         return ()
 
     def check(self, facts: ModelFacts, models: Mapping[str, DraftModel]) -> None:

@@ -167,7 +167,7 @@ def first_choices(sequences: Sequence[Running], scores: Scores, outcomes: list[O
         try:
             wanted = [scores.logits(0).copy()] if sequence.ticket.request.logits else []
             choices = (choose(sequence.sampler, scores, 0),)
-            outcomes.append(Outcome(sequence, choices, wanted, _taps(sequence, scores, range(1))))
+            outcomes.append(Outcome(sequence, choices, wanted, _taps(sequence, scores, 0, (0,))))
         except BaseException as error:
             outcomes.append(Outcome(sequence, error=error))
 
@@ -179,26 +179,28 @@ def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores:
     sequence, cache = part.sequence, part.rows.cache
     if part.draft.tokens or len(accepted.choices) != 1:
         check_path(part.draft, accepted)
-    kept = [0, *(index + 1 for index in accepted.path)]
-    rows = [first + row for row in kept]
-    logits = [scores.logits(row).copy() for row in rows] if sequence.ticket.request.logits else []
-    taps = _taps(sequence, scores, rows)
-    if len(kept) < len(part.rows.tokens):
+    kept, tokens = (0, *(index + 1 for index in accepted.path)) if accepted.path else (0,), part.rows.tokens
+    logits = [scores.logits(first + row).copy() for row in kept] if sequence.ticket.request.logits else []
+    taps = _taps(sequence, scores, first, kept)
+    if len(kept) < len(tokens):
         cache.keep(kept)
-    _commit_rows(sequence, [part.rows.tokens[row] for row in kept])
-    if sequence.drafter is not None:
+        tokens = [tokens[row] for row in kept]
+    _commit_rows(sequence, tokens)
+    if sequence.drafted_rows and sequence.drafter is not None:
         sequence.drafter.committed([choice.token for choice in accepted.choices])
     return Outcome(sequence, accepted.choices, logits, taps)
 
 
-def _taps(sequence: Running, scores: Scores, rows: Sequence[int]) -> list[dict[int, Floats]]:
-    """Copies of the states that the request asked for, by row; none where it did not."""
+def _taps(sequence: Running, scores: Scores, first: int, rows: Sequence[int]) -> list[dict[int, Floats]]:
+    """Copies of the states that the request asked for, by row, counted from `first`; none where it did not."""
     layers = sequence.ticket.request.taps
-    return [{layer: scores.taps[layer][row].copy() for layer in layers} for row in rows] if layers else []
+    return [{layer: scores.taps[layer][first + row].copy() for layer in layers} for row in rows] if layers else []
 
 
 def _groups(parts: list[_Part], most: int) -> list[list[_Part]]:
     """The parts in their order, at most `most` rows together."""
+    if not any(part.draft.tokens for part in parts):
+        return [parts] if parts else []
     groups: list[list[_Part]] = []
     room = 0
     for part in parts:

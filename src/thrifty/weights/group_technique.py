@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from thrifty.errors import RecipeError
 from thrifty.formats.linear import PackedLinear
-from thrifty.models.model import Model, TensorReport
-from thrifty.storage.process import let_go
+from thrifty.models.model import Model
 from thrifty.weights.calibration import Activations
 from thrifty.weights.groups import LinearGroup, Replacement, groups
-from thrifty.weights.technique import PlacedTechnique, Preparation, in_order
+from thrifty.weights.technique import PlacedTechnique, Preparation, exchange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,23 +58,9 @@ class GroupTechnique(PlacedTechnique):
                 f"it may replace {', '.join(group.names)}"
             )
         if isinstance(value, PackedLinear):
-            before = model.linears.get(name)
-            model.replace(name, value)
-            model.report[:] = _reported(model.report, name, value)
-            if before is not None:
-                let_go(before.state().values())
+            exchange(model, name, value)
             return
         norm = np.asarray(value, np.float32)
         if name not in model.norms or norm.shape != model.norms[name].shape:
             raise RecipeError(f"technique '{self.name}' put an array of shape {list(norm.shape)} in place of '{name}'")
         model.norms = {**model.norms, name: norm}
-
-
-def _reported(report: list[TensorReport], name: str, linear: PackedLinear) -> list[TensorReport]:
-    """The report with a linear's new format and bytes."""
-    entries = {entry.name: entry for entry in report}
-    held = entries.get(name)
-    if held is None:
-        return report
-    entries[name] = replace(held, format=linear.label, nbytes=linear.nbytes)
-    return in_order(entries, report)

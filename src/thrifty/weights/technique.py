@@ -100,7 +100,11 @@ class WeightTechnique(PlacedTechnique):
     """One method of storing linear layers in fewer bytes. A technique writes `compress`.
 
     Embedding, logits and expert routers are left alone unless the technique says otherwise in `covers`.
+    bytes_need_calibration: of a technique with calibration, whether that decides how many bytes it stores; where it
+    does not, `thrifty fit` predicts them as it does for techniques without.
     """
+
+    bytes_need_calibration: ClassVar[bool] = True
 
     @abstractmethod
     def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
@@ -132,7 +136,7 @@ class WeightTechnique(PlacedTechnique):
                 entry = _report(linear, packed)
                 reports[linear.name] = entry if held is None else replace(entry, origin=held.origin)
             let_go(linear.linear.state().values())
-        model.report[:] = in_order(reports, model.report)
+        model.report[:] = _in_order(reports, model.report)
 
 
 def prepare(
@@ -173,7 +177,21 @@ def prepare(
     return model
 
 
-def in_order(reports: dict[str, TensorReport], before: Sequence[TensorReport]) -> list[TensorReport]:
+def exchange(model: Model, name: str, linear: PackedLinear) -> None:
+    """Put a linear in a place without an error of its own: the report tells its format and bytes, and keeps the error
+    that the place had. What was there and is mapped from a file leaves the process. Raises as `Model.replace`.
+    """
+    before = model.linears.get(name)
+    model.replace(name, linear)
+    model.report[:] = [
+        replace(entry, format=linear.label, nbytes=linear.nbytes) if entry.name == name else entry
+        for entry in model.report
+    ]
+    if before is not None:
+        let_go(before.state().values())
+
+
+def _in_order(reports: dict[str, TensorReport], before: Sequence[TensorReport]) -> list[TensorReport]:
     """Those that were there before in their places, new ones behind them."""
     first = [entry.name for entry in before if entry.name in reports]
     return [reports[name] for name in dict.fromkeys([*first, *reports])]

@@ -14,7 +14,7 @@ from thrifty.decoding.draft import Accepted, Draft
 from thrifty.decoding.sampling import Choice
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.decoding.scores import Scores
-from thrifty.decoding.services import Services
+from thrifty.decoding.services import ModelFacts, Services
 from thrifty.decoding.strategy import Continuation, DecodingStrategy, Drafter
 from thrifty.engine.request import Request
 from thrifty.errors import ThriftyError
@@ -284,3 +284,51 @@ def test_forced_tokens_are_drafted_too(packed: Model, make_engine: Any, monkeypa
     strategy = Trees((tuple(plain[0]),), (0,), ([],))
     monkeypatch.setattr(engine.intake, "_strategy", lambda _: strategy)
     assert answers_of(engine, prompts_of(1), options) == plain
+
+
+class Reader(TreeDrafter):
+    """Looks at the hidden states that it asked for."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__(PROMPT, ())
+        self.layer = layer
+        self.seen: list[tuple[Any, Any]] = []
+
+    def accept(self, continuation: Continuation, draft: Draft, scores: Scores) -> Accepted:
+        accepted = super().accept(continuation, draft, scores)
+        for row in (0, *(index + 1 for index in accepted.path)):
+            self.seen.append((scores.taps[self.layer][row].copy(), scores.logits(row).copy()))
+        return accepted
+
+
+@dataclass(frozen=True)
+class Tapping(Trees):
+    """Trees that read the last layer's output."""
+
+    def __hash__(self) -> int:
+        return super().__hash__()
+
+    def taps(self, facts: ModelFacts) -> tuple[int, ...]:
+        return (facts.layers - 1,)
+
+    def open(self, services: Services) -> Drafter:
+        self.opened[0].append(Reader(services.facts.layers - 1))
+        return self.opened[0][-1]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_strategy_reads_the_hidden_states_that_it_asks_for(
+    plain: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    sampling = SamplingParameters(max_tokens=30, ignore_eos=True)
+    prompts = prompts_of(2)
+    answers = answers_of(make_engine(plain, native=native), prompts, {"sampling": sampling})
+    engine = make_engine(plain, native=native)
+    strategy = Tapping(tuple(map(tuple, answers)), tuple(prompt[0] for prompt in prompts), ([],))
+    monkeypatch.setattr(engine.intake, "_strategy", lambda _: strategy)
+    assert answers_of(engine, prompts, {"sampling": sampling}) == answers
+    for drafter in strategy.opened[0]:
+        assert isinstance(drafter, Reader) and len(drafter.seen) >= 29
+        scores = engine.runner.logits(np.stack([state for state, _ in drafter.seen]))
+        for row, (_, logits) in enumerate(drafter.seen):
+            np.testing.assert_allclose(scores.logits(row), logits, atol=1e-4)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thrifty.card import Card
-from thrifty.decoding.draft import Accepted
+from thrifty.decoding.draft import NO_DRAFT, Accepted, Draft
 from thrifty.decoding.scores import Scores
-from thrifty.decoding.strategy import DecodingStrategy, Judged, choose
+from thrifty.decoding.strategy import Asked, DecodingStrategy, Judged, choose
 from thrifty.registry import technique
 
 
@@ -26,6 +26,10 @@ from thrifty.registry import technique
 @dataclass(frozen=True, kw_only=True)
 class Autoregressive(DecodingStrategy):
     """One token a step and sequence, drawn by the sequence's own sampler."""
+
+    def propose(self, asked: Sequence[Asked]) -> list[Draft]:
+        """No draft for anybody."""
+        return [NO_DRAFT] * len(asked)
 
     def accept(self, judged: Sequence[Judged], scores: Scores) -> list[Accepted]:
         """One choice a sequence, from its only row."""

@@ -100,7 +100,7 @@ class Intake:
         maximum = self._maximum(request, policies, drafting, len(request.prompt))
         sampler = self._sampler(request)
         sampler.observe_prompt(request.token_ids)
-        return Ticket(request, policies, drafting, maximum, sampler, self._extra(request))
+        return Ticket(request, policies, drafting, maximum, sampler, self._extra(request, drafting.strategy))
 
     def check_fork(
         self,
@@ -129,10 +129,11 @@ class Intake:
         sampler = parent.sampler.fork(stream, sampling, request.forced or ())
         return Ticket(request, policies, drafting, maximum, sampler, parent.extra)
 
-    def _extra(self, request: Request) -> RowExtra | None:
-        """What the request asks of all its rows."""
+    def _extra(self, request: Request, strategy: DecodingStrategy) -> RowExtra | None:
+        """What the request and its strategy ask of all its rows."""
         adapter = None if request.adapter is None else self._adapters.get(request.adapter)
-        extra = RowExtra(adapter=adapter, taps=tuple(request.taps), residual=request.steering)
+        taps = tuple(dict.fromkeys((*request.taps, *strategy.taps(self._facts))))
+        extra = RowExtra(adapter=adapter, taps=taps, residual=request.steering)
         return None if extra.plain else extra
 
     def _fitted(self, request: Request, rows: int) -> tuple[CachePolicy, ...]:

@@ -66,6 +66,7 @@ def facts_of(model: Model) -> ModelFacts:
     config, tokenizer = model.config, model.tokenizer
     size = config.vocabulary_size
     return ModelFacts(
+        layers=len(config.layers),
         vocabulary_size=size,
         end_ids=frozenset(tokenizer.eos_ids if tokenizer else config.eos_ids),
         absent=Absent(() if tokenizer is None else tokenizer.absent_ids(size)),

@@ -53,10 +53,10 @@ def held(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -> list[
         layers[index] = LayerCache(0, 4 * info.states[index])
     for group in info.layer_groups():
         if group.window is None and compressed:
-            found = [_compressed(info, compressed, length)] * len(group.layers)
+            reads = [_compressed(info, compressed, length)] * len(group.layers)
         else:
-            found = _plain(info, len(group.layers), group.window, length)
-        for index, layer in zip(group.layers, found, strict=True):
+            reads = _plain(info, len(group.layers), group.window, length)
+        for index, layer in zip(group.layers, reads, strict=True):
             layers[index] = layer
     return [layer for layer in layers if layer is not None]
 
@@ -98,7 +98,7 @@ def _compressed(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -
     name = ""
     if quantiser is not None:
         bounds = quantiser.stored(slots)
-        name = next(one for one in bounds if one)
+        name = next(bound for bound in bounds if bound)
         codes = bounds[name]
         if codes < slots:  # what stays exact is the residual and up to a page more, half of that on average
             codes = max(0, codes - PAGE // 2) // PAGE * PAGE

@@ -108,10 +108,10 @@ def least_megabytes() -> int:
 def _cache_bytes(path: Path) -> int:
     """Of a file such as `/sys/…/index3/size`, which says "32768K"; 0 where it says something else."""
     try:
-        found = re.fullmatch(r"(\d+)([KMG]?)", path.read_text("ascii").strip())
+        size = re.fullmatch(r"(\d+)([KMG]?)", path.read_text("ascii").strip())
     except (OSError, UnicodeDecodeError):
         return 0
-    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]] if found else 0
+    return int(size[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[size[2]] if size else 0
 
 
 def gemm_rate() -> tuple[float, str]:
