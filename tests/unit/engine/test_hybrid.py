@@ -154,7 +154,7 @@ def test_the_ledger_knows_the_states(model: Model, make_engine: Any) -> None:
     before = engine.memory.ledger.bytes_of("cache")
     handle = engine.submit(ask(65, 4))
     engine.step()
-    (sequence,) = engine.memory.cache.tiers.sequences
+    (sequence,) = engine.memory.cache.sequences
     assert sequence.states is not None
     spans = sum(segment.nbytes for segment in sequence.segments())
     assert engine.memory.ledger.bytes_of("cache") - before == spans

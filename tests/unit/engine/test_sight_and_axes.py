@@ -16,7 +16,8 @@ from torch import Tensor
 from thrifty.arrays import Floats, Integers
 from thrifty.engine.media import Embeddings
 from thrifty.errors import ConfigError, KernelError
-from thrifty.models.config.model_config import LayerSpec, RopeConfig, as_dict, from_dict
+from thrifty.models.config.layer_spec import LayerSpec, RopeConfig
+from thrifty.models.config.model_config import as_dict, from_dict
 from thrifty.models.model import Model
 from thrifty.models.rope import rotation
 from thrifty.reference import build

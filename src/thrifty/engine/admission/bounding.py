@@ -30,8 +30,8 @@ def fitted(policies: Sequence[CachePolicy], budget: int | None, need: Need, tota
     first = asked[0]
     if budget is None:
         raise RecipeError(_without_budget(first))
-    quantiser = next((policy for policy in policies if policy.quantises), None)
-    if quantiser is not None and any(policy.watches_decode and not policy.whole_pages for policy in asked):
+    quantiser = next((policy for policy in policies if policy.traits.quantises), None)
+    if quantiser is not None and any(policy.watches_decode and not policy.traits.whole_pages for policy in asked):
         raise RecipeError(
             f'{first.name}: {first.budgeted} = "budget" cannot be kept with {quantiser.name}: slots that are evicted '
             "one by one leave holes in pages of codes, whose bytes come free only with the whole page; use streaming, "
