@@ -1,0 +1,45 @@
+"""The web application: endpoints, errors, limits, and the model's life."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import FastAPI
+
+from thrifty.engine.engine import Engine
+from thrifty.serving import chat_completions, completions, errors, status, tokens
+from thrifty.serving.body_limits import BodyLimits
+from thrifty.serving.keys import Keys
+from thrifty.serving.service import Service
+from thrifty.version import VERSION
+
+
+def create_app(service: Service, open_engine: Callable[[], Engine], failed: Callable[[], None]) -> FastAPI:
+    """The application. open_engine: loads the model, in a thread, once the server listens. failed: told when that
+    raised (see `Service.failure`).
+    """
+
+    async def load() -> None:
+        try:
+            await service.load(open_engine)
+        except Exception:  # kept as the service's failure
+            failed()
+
+    @contextlib.asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(load())
+        try:
+            yield
+        finally:
+            await loading
+            await service.close()
+
+    app = FastAPI(title="Thrifty", version=VERSION, lifespan=life, docs_url=None, redoc_url=None)
+    for module in (chat_completions, completions, tokens, status):
+        app.include_router(module.router(service))
+    errors.install(app)
+    app.add_middleware(BodyLimits, settings=service.settings)
+    app.add_middleware(Keys, settings=service.settings)  # the last one that is added sees a request first
+    return app

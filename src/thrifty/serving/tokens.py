@@ -1,0 +1,50 @@
+"""POST /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import StrictInt
+
+from thrifty.serving.bodies import Body
+from thrifty.serving.errors import RequestError
+from thrifty.serving.service import Service
+
+
+class TokenizeBody(Body):
+    """A text, or a conversation."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+
+
+class DetokenizeBody(Body):
+    """Token ids."""
+
+    model: str | None = None
+    tokens: list[StrictInt]
+
+
+def router(service: Service) -> APIRouter:
+    """Both endpoints over a service."""
+    routes = APIRouter()
+
+    @routes.post("/tokenize")
+    async def tokenize(body: TokenizeBody) -> dict[str, Any]:
+        """The ids of a text, or of a conversation as the model reads it."""
+        if (body.prompt is None) == (body.messages is None):
+            raise RequestError("give either prompt or messages", param="prompt")
+        if body.messages is not None:
+            ids = await service.engine.encode_chat(body.messages)
+        else:
+            ids = service.model.require_tokenizer().encode(body.prompt) if body.prompt else []
+        return {"tokens": ids, "count": len(ids), "max_model_len": service.engine.probe().context}
+
+    @routes.post("/detokenize")
+    async def detokenize(body: DetokenizeBody) -> dict[str, str]:
+        """The text of some ids."""
+        return {"prompt": service.model.require_tokenizer().decode(body.tokens, skip_special=False)}
+
+    return routes
