@@ -71,6 +71,8 @@ def install(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
+        if request.method == "POST" and "json" not in request.headers.get("content-type", ""):
+            return response("the body must be JSON, sent with 'Content-Type: application/json'", 400)
         message, param = first_fault(error.errors())
         return response(message, 400, param)
 
