@@ -14,8 +14,11 @@ from thrifty.engine.answer import Event
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.engine.request import Result
 from thrifty.serving.bodies import Usage
-from thrifty.serving.errors import described
+from thrifty.serving.errors import RequestError, described
 from thrifty.serving.metrics import Clock, Metrics
+
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
+"""As the OpenAPI document says it of endpoints that stream where they are asked to."""
 
 T = TypeVar("T")
 Chunks = Callable[[Event], list[dict[str, Any]]]
@@ -49,6 +52,7 @@ async def whole(handle: AsyncHandle, metrics: Metrics) -> Result:
                     clock.token(event.sample)
         finally:
             clock.ended(handle.usage, [sample.finish_reason for sample in handle.samples])
+        _check_end(handle)
         return Result(handle.identity, handle.samples, handle.usage)
 
 
@@ -76,8 +80,11 @@ def streamed(
                         continue
                     if event.token is not None:
                         clock.token(event.sample)
+                    if event.finish_reason == "cancelled":
+                        break
                     for chunk in chunks(event):
                         yield _data(chunk)
+                _check_end(handle)
                 for chunk in last():
                     yield _data(chunk)
                 yield b"data: [DONE]\n\n"
@@ -88,6 +95,12 @@ def streamed(
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+
+
+def _check_end(handle: AsyncHandle) -> None:
+    """Who still reads did not cancel. Raise RequestError where the server ended the answer."""
+    if any(sample.finish_reason == "cancelled" for sample in handle.samples):
+        raise RequestError("the server is shutting down and ended this answer; ask again", 503, code="shutting_down")
 
 
 async def _patiently(handle: AsyncHandle, keep_alive: float) -> AsyncIterator[Event | None]:
