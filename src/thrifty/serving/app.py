@@ -36,7 +36,9 @@ def create_app(service: Service, open_engine: Callable[[], Engine], failed: Call
             await loading
             await service.close()
 
-    app = FastAPI(title="Thrifty", version=VERSION, lifespan=life, docs_url=None, redoc_url=None, responses=errors.DOCUMENTED)
+    app = FastAPI(
+        title="Thrifty", version=VERSION, lifespan=life, docs_url=None, redoc_url=None, responses=errors.DOCUMENTED
+    )
     for module in (chat_completions, completions, tokens, status):
         app.include_router(module.router(service))
     errors.install(app)
