@@ -88,11 +88,11 @@ class AsyncEngine:
 
         Raises what `Engine.hidden_states` raises.
         """
-        total, chunks = None, await asyncio.wrap_future(self._order(lambda: self.engine.hidden_states(tokens)))
+        total = np.zeros(self.engine.model.config.hidden_size)
+        chunks = await asyncio.wrap_future(self._order(lambda: self.engine.hidden_states(tokens)))
         try:
             while (hidden := await asyncio.wrap_future(self._order(lambda: next(chunks, None)))) is not None:
-                own = hidden.sum(axis=0, dtype=np.float64)
-                total = own if total is None else total + own
+                total += hidden.sum(axis=0, dtype=np.float64)
         finally:
             self._order(chunks.close)
         mean: Floats = (total / len(tokens)).astype(np.float32)
