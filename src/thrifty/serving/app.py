@@ -23,6 +23,7 @@ from thrifty.serving import (
 from thrifty.serving.anthropic_errors import AnthropicErrors
 from thrifty.serving.body_limits import BodyLimits
 from thrifty.serving.keys import Keys
+from thrifty.serving.page import routes as page
 from thrifty.serving.service import Service
 from thrifty.version import VERSION
 
@@ -56,6 +57,7 @@ def create_app(service: Service, open_engine: Callable[[], Engine], failed: Call
     )
     for module in ENDPOINTS:
         app.include_router(module.router(service))
+    app.include_router(page.router())
     errors.install(app)
     app.add_middleware(BodyLimits, settings=service.settings)
     app.add_middleware(Keys, settings=service.settings)
