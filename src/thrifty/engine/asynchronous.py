@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from thrifty.arrays import Floats
+from thrifty.arrays import Array, Floats
 from thrifty.engine.answer import Event, own_error
 from thrifty.engine.async_handle import AsyncHandle, Mailbox
 from thrifty.engine.engine import Engine
@@ -83,7 +83,7 @@ class AsyncEngine:
         """Token ids of a text, or the ids themselves, checked. Raises PromptError where there is nothing to go on."""
         return await asyncio.to_thread(encoded, self.engine.model, prompt, {})
 
-    async def mean_hidden(self, tokens: Sequence[int]) -> Floats:
+    async def mean_hidden(self, tokens: Sequence[int] | Array) -> Floats:
         """The mean of a text's final hidden states, fp32 [hidden]. Others decode between its chunks.
 
         Raises what `Engine.hidden_states` raises.

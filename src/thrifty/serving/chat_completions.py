@@ -124,7 +124,7 @@ def router(service: Service) -> APIRouter:
         """Answer a conversation."""
         service.check_model(body.model)
         sampling = body.sampling(body.limit, body.alternatives)
-        prompt = await service.engine.encode_chat(checked(body.messages), template_arguments=body.chat_template_kwargs)
+        prompt = await service.encode_chat(checked(body.messages), template_arguments=body.chat_template_kwargs)
         handle = await service.submit(prompt, sampling, body.n, body.thrifty, key_of(http))
         answer = ChatAnswer(service, body, handle)
         if body.stream:
