@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from thrifty.decoding.option_values import flag, shown
 from thrifty.decoding.sampling_parameters import SamplingParameters
+from thrifty.engine.admission.weights_bound import weights_bound
 from thrifty.engine.engine import Engine
 from thrifty.engine.options import EngineOptions
 from thrifty.engine.prompts import are_messages, encoded, prompt_list
@@ -41,17 +42,18 @@ def open_model(
     calibration: CalibrationSet | None = None,
     before: Callable[[], None] | None = None,
     errors: bool = True,
+    fits: Callable[[int], None] | None = None,
 ) -> Model:
     """A checkpoint with the weight techniques of a recipe: the one way to a model, whoever serves or measures it.
 
-    checkpoint: a name, a path, or a loaded Model, which stays as it is. threads, copy, progress: see `models.load`.
-    calibration, before, errors: see `weights.technique.prepare`; calibration None: the text that ships with the
-    package. Raises PromptError for what is no checkpoint, and what loading and the techniques raise.
+    checkpoint: a name, a path, or a loaded Model, which stays as it is. threads, copy, progress, fits: see
+    `models.load`. calibration, before, errors: see `weights.technique.prepare`; calibration None: the text that ships
+    with the package. Raises PromptError for what is no checkpoint, and what loading and the techniques raise.
     """
     if isinstance(checkpoint, str | os.PathLike):
         from thrifty.models import load
 
-        model = load(checkpoint, threads=threads, copy=flag("copy", copy), progress=progress)
+        model = load(checkpoint, threads=threads, copy=flag("copy", copy), progress=progress, fits=fits)
     elif hasattr(checkpoint, "linears"):
         model = checkpoint
     else:
@@ -60,7 +62,8 @@ def open_model(
         return model
     from thrifty.weights.technique import prepare
 
-    return prepare(model, recipe.techniques("weights"), calibration=calibration, before=before, errors=errors)
+    techniques, is_ours = recipe.techniques("weights"), model is not checkpoint
+    return prepare(model, techniques, calibration=calibration, in_place=is_ours, before=before, errors=errors)
 
 
 def open_engine(
@@ -81,14 +84,21 @@ def open_engine(
     """An engine over `open_model`, with the recipe's cache and decoding techniques for requests that bring none.
 
     make: builds the engine, from a Model and the options of Engine. options: further ones of Engine. Options are
-    checked before anything is loaded. The caller closes the engine.
+    checked before anything is loaded; weights that alone exceed the memory are refused before they are converted, where
+    no technique of the recipe may make them fit. The caller closes the engine.
     """
     chosen = recipe or Recipe()
     checked = EngineOptions.of(threads=threads, context=context, native=native)
     bounds = {"memory": memory, "process_memory": process_memory}
     sizes = {name: None if size is None else parse_size(size, name) for name, size in bounds.items()}
     model = open_model(
-        checkpoint, chosen, threads=checked.threads, copy=copy, progress=progress, calibration=calibration
+        checkpoint,
+        chosen,
+        threads=checked.threads,
+        copy=copy,
+        progress=progress,
+        calibration=calibration,
+        fits=None if chosen.weights else weights_bound(**sizes),
     )
     return make(
         model,
@@ -160,8 +170,9 @@ class Thrifty:
         they come (`TextStream`). Every way to leave an answer ends its request: `break`, an error, Ctrl-C, a stream
         that is closed or dropped.
 
-        sampling: the fields of SamplingParameters, `greedy=True`, `samples=n` for several answers to a prompt, and
-        `cache_memory="20MB"` as a bound on what each prompt's cache may ever take.
+        sampling: the fields of SamplingParameters, `greedy=True`, `samples=n` for several answers to a prompt,
+        `cache_memory="20MB"` as a bound on what each prompt's cache may ever take, and `adapter="name"` for one of the
+        engine's adapters.
         """
         prompts = prompt_list(prompt)
         if prompts is None:
@@ -207,18 +218,23 @@ class Thrifty:
         *,
         samples: int = 1,
         cache_memory: int | str | None = None,
+        adapter: str | None = None,
         **options: Any,
     ) -> Handle:
         """Queue a text, token ids or messages and return the handle, to stream, cancel or fork.
 
-        cache_memory: `Request.cache_bytes`, in bytes or as "20MB". options: those of sampling, and for messages those
-        of `chat`.
+        cache_memory: `Request.cache_bytes`, in bytes or as "20MB". adapter: the name of one of the engine's. options:
+        those of sampling, and for messages those of `chat`.
         """
         sampling, template = _split(options)
         parameters = SamplingParameters.of(**sampling)
         bound = None if cache_memory is None else parse_size(cache_memory, "cache_memory")
         request = Request(
-            prompt=self.encode(prompt, **template), sampling=parameters, samples=samples, cache_bytes=bound
+            prompt=self.encode(prompt, **template),
+            sampling=parameters,
+            samples=samples,
+            cache_bytes=bound,
+            adapter=adapter,
         )
         return self.engine.submit(request)
 

@@ -15,8 +15,8 @@ Where a policy rehearses (`sequence.rehearses`), a plain prefill is followed by 
 
 Natively `sequence.native` stands for append and attend: the plan writes rows into the same open pages.
 
-Rows come in at `open_rows`, are attended to by `attending` or through `mirror`, become spans in `sealing`, and leave by
-the edits (`carry`) of policies that `schedule` calls, or by `rollback`.
+Rows come in at `open_rows`, are attended to by `attending` or through `native_view`, become spans in
+`sealing`, and leave by the edits (`editing.apply`) of policies that `schedule` calls, or by `rollback`.
 
 Order rule: a row attends to its layer's spans in list order, each in blocks of 64 slots from its own start. Pages
 begin at the same tokens whatever the chunking, batch or prefix hit, so results do not depend on them.
@@ -26,21 +26,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
-from thrifty.arrays import Floats, Integers
+from thrifty.arrays import Array, Floats, Integers
 from thrifty.cache.composition import rehearsing
-from thrifty.cache.editing.apply import carry_out
+from thrifty.cache.editing.apply import apply_edits
 from thrifty.cache.editing.rollback import check, roll_back
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.rehearsals import Rehearsals
 from thrifty.cache.sequence_prompt import SequencePrompt
 from thrifty.cache.slots.open_rows import Scratch
 from thrifty.cache.slots.sealing import roll
+from thrifty.cache.slots.sequence_slots import SequenceSlots
 from thrifty.cache.statistics import Statistics, Stats
 from thrifty.cache.watching import attending
-from thrifty.cache.watching.rehearsal import Rehearsals
 from thrifty.cache.watching.sums import Accumulator
 from thrifty.errors import PromptError
 from thrifty.formats.kv import PAGE
@@ -65,11 +67,12 @@ class SequenceCache(SequencePrompt):
         *,
         reservation: Reservation | None = None,
         collect: Statistics | None = None,
+        siblings: WeakSet[SequenceSlots] | None = None,
     ) -> None:
         """Made by `Cache.create`, which knows the prefix tree. See `SequencePrompt`."""
         self.rehearses = rehearsing(policies)
         self.rehearsals: Rehearsals | None = None
-        super().__init__(tiers, model, policies, reservation=reservation, collect=collect)
+        super().__init__(tiers, model, policies, reservation=reservation, collect=collect, siblings=siblings)
         self._schedule_plain()
 
     def stats(self, layer: int) -> Stats:
@@ -94,23 +97,60 @@ class SequenceCache(SequencePrompt):
         scale: float | None = None,
         softcap: float | None = None,
         window: int | None = None,
+        ahead: Array | None = None,
+        path: Sequence[int] | None = None,
     ) -> Floats:
         """Attention of query [n, heads, head_dim] over the layer's slots → [n, heads, head_dim] fp32.
 
         The rows are the newest n that were appended: row i sees every slot but the last n-1-i, and in a windowed layer
         only the last `window` of them. scale, softcap, window default to the model's. positions are the rows' logical
-        positions (only their number is checked: keys are stored rotated). Collects the statistics that policies want.
+        positions (only their number is checked: keys are stored rotated). ahead: integers [n], how many of the rows
+        behind it a row sees as well. Collects the statistics that policies want.
+
+        path: of one row that continues a tree: the uncommitted rows that it sees, itself included, counted from the
+        first of them; it sees every committed slot, in a windowed layer as if the path were a line.
         """
         if positions is not None and len(positions) != len(query):
             raise PromptError(f"{len(positions)} positions for {len(query)} query rows: give one a row")
         return attending.attend(
             self,
+            self.collector,
             layer,
             np.asarray(query, np.float32),
             scale=self.model.scale if scale is None else scale,
             softcap=(self.model.softcap if softcap is None else softcap) or 0.0,
             window=self.model.windows[layer] if window is None else window,
+            ahead=ahead,
+            path=path,
         )
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Of the uncommitted rows these stay, in this order; the others are dropped. rows: rising, counted from the
+        first uncommitted one. What was collected of a row stays with it, without the slots of dropped rows.
+
+        Raises PromptError, with nothing changed, for rows that are not there.
+        """
+        held = self._uncommitted()
+        if list(rows) != sorted(set(rows)) or (rows and not 0 <= rows[0] <= rows[-1] < held):
+            raise PromptError(f"keep({list(rows)}): use rising numbers of the {held} uncommitted rows")
+        if self.states is not None and len(rows) < held:
+            self.states.check_drop(held - len(rows), held)
+        if list(rows) != list(range(len(rows))):
+            committed = {layer: self._committed_places(layer) for layer in self.policy_layers}
+            self.open_rows.keep(rows)
+            self.collector.keep_rows(rows, committed)
+        self.truncate(held - len(rows))
+
+    def _uncommitted(self) -> int:
+        """Rows of every layer that are not committed."""
+        if self.native_view.view is not None:
+            return self.native_view.uncommitted(self.model.attention_layers[0])
+        return max(self.open_rows.pending.values(), default=0)
+
+    def _committed_places(self, layer: int) -> list[int]:
+        """Places of each KV head of a layer, uncommitted rows left out."""
+        pending = self.open_rows.pending.get(layer, 0)
+        return [count - pending for count in self.place_counts(layer)]
 
     def commit(self, n: int) -> None:
         """Accept the n rows appended since the last commit. Drops window pages, calls policies that are due.
@@ -122,39 +162,45 @@ class SequenceCache(SequencePrompt):
             return
         if self.open_rows.pending:
             self.open_rows.check(n)
+        if self.states is not None:
+            self.states.commit(n, self.native_view.view)
         if self.collector.pending():
-            self.collector.commit({layer: self.place_counts(layer) for layer in self.global_layers})
+            self.collector.commit({layer: self.place_counts(layer) for layer in self.policy_layers})
             self.collector.settle()
         self.collector.commit_native()
         self.open_rows.pending = {}
         self.tail.rows += n
         self.length += n
         if self.tail.rows >= PAGE:
-            roll(self)
+            roll(self.tail, self.spans, self.native_view, self.length)
+            if self.states is not None and self.states.snapshots and not self.tail.rows:
+                self.states.take_snapshot(self.length)
         if self.length >= self.schedule.next:
-            self.schedule.after_decode(self)
+            self.schedule.after_decode(self, self.collector)
 
     def truncate(self, n: int) -> None:
         """Drop the newest n rows: uncommitted ones first, then committed ones.
 
         Raises PromptError, with nothing changed, where a windowed layer has already let go of what the shorter sequence
-        would need. What a policy evicted stays evicted.
+        would need, or a recurrent layer would have to go back to other rows than the last commit's. What a policy
+        evicted stays evicted.
         """
         if self._between_layers:
             raise PromptError("a prompt that is being prefilled layer by layer cannot be truncated; free the sequence")
-        open_rows = max(self.open_rows.pending.values(), default=0)
-        if self.mirror.view is not None:
-            open_rows = self.mirror.uncommitted(self, 0)
+        open_rows = self._uncommitted()
         rejected = min(n, open_rows)
+        if self.states is not None and n:
+            self.states.check_drop(n, open_rows)
+            self.states.discard()
         if n > rejected:
             check(self, self.length - (n - rejected))
         if rejected:
             self.collector.truncate(rejected)
-            self.mirror.truncate(rejected)
+            self.native_view.truncate(rejected)
             self.open_rows.reject(rejected)
         if n > rejected:
-            self.mirror.drop()
-            before = {layer: self.places(layer) for layer in self.global_layers}
+            self.native_view.drop()
+            before = {layer: self.places(layer) for layer in self.policy_layers}
             roll_back(self, self.length - (n - rejected))
             self.schedule.shorten(self.length)
             self.collector.shorten(self.length)
@@ -164,7 +210,9 @@ class SequenceCache(SequencePrompt):
     def discard(self) -> None:
         """Drop all uncommitted rows, also those that a failed step left in some layers only."""
         self.open_rows.pending = {}
-        self.mirror.drop()
+        self.native_view.drop()
+        if self.states is not None:
+            self.states.discard()
         self.collector.discard()
 
     def start_at(self, length: int) -> None:
@@ -181,7 +229,7 @@ class SequenceCache(SequencePrompt):
         """
         if self.rehearses is None:
             raise PromptError("no cache technique of this sequence rehearses its prompt")
-        self.rehearsals = Rehearsals(self, self.rehearses, prompt)
+        self.rehearsals = Rehearsals(self, self.rehearses, prompt, self.truncate)
         return self.rehearsals
 
     def complete_prompt(self) -> None:
@@ -190,15 +238,15 @@ class SequenceCache(SequencePrompt):
             raise PromptError("the prompt was not rehearsed to its end: call begin_rehearsals, and end each of them")
         self.seal_tail()
         self.tail.close()
-        self.mirror.drop()
+        self.native_view.drop()
         self.collector.prefilling = True
         self.prompt = self.length
-        views = [self.view(layer) for layer in self.global_layers]
-        edits = self.rehearses.after_prompt(views, self.rehearsals.received())
+        views = [self.view(layer) for layer in self.policy_layers]
+        edits = self.rehearses.after_prompt(views, self.rehearsals.scores())
         self._end_rehearsals()
-        carry_out(self, edits, self.global_layers)
-        for layer in self.global_layers:
-            self.schedule.after_prefill(self, layer, 0)
+        apply_edits(self, self.collector, edits, self.policy_layers)
+        for layer in self.policy_layers:
+            self.schedule.after_prefill(self, self.collector, layer, 0)
         self.collector.prefilling = False
         self.schedule.begin(self.length)
 
@@ -218,18 +266,16 @@ class SequenceCache(SequencePrompt):
             raise PromptError("a prompt that is being prefilled layer by layer cannot be forked yet")
         if self.rehearsals is not None:
             raise PromptError("a prompt that is being rehearsed cannot be forked yet")
-        other = SequenceCache(self.tiers, self.model, self.policies, reservation=reservation)
+        other = SequenceCache(self.tiers, self.model, self.policies, reservation=reservation, siblings=self.siblings)
         other.statistics, other.layer_major = self.statistics, self.layer_major
         other.length, other.hit, other.prompt = self.length, self.hit, self.prompt
         other.schedule = self.schedule.copy()
-        other.selected, other.let_go = dict(self.selected), list(self.let_go)
         try:
             other.tail.copy_from(self.tail, self.length)
             other.collector = self.collector.copy(reservation)
-            for spans, theirs_spans in zip(self.spans, other.spans, strict=True):
-                for span in spans:
-                    span.segment.retain()
-                    theirs_spans.append(span)
+            if self.states is not None and other.states is not None:
+                other.states.copy_from(self.states)
+            other.spans.share_from(self.spans)
         except BaseException:
             other.free()
             raise
@@ -253,12 +299,9 @@ class SequenceCache(SequencePrompt):
         """The native View kept in step with the spans; None where there is no native module. Ask for it anew at every
         step. Raises BudgetError or StorageError where segments on disk do not fit into memory beside it, KernelError
         for a head dimension that native code does not take."""
-        return self.mirror.follow(self, sums=self.collector.sums_now)
-
-    @property
-    def newest_native(self) -> Any:
-        """The native View that the newest rows were appended through; None where the reference path appended them."""
-        return self.mirror.view
+        if self.parked:
+            raise RuntimeError("a parked sequence was asked for its native view: resume it first")
+        return self.native_view.follow(sums=self.collector.sums_now)
 
     def accumulate_rows(self, rows: int) -> Accumulator | None:
         """Where the native step of the next `rows` rows, which may be rejected, leaves their attention probabilities:
@@ -266,16 +309,18 @@ class SequenceCache(SequencePrompt):
         """
         if not self.collector.sums_now:
             return None
-        return self.collector.native_rows(rows, self.mirror.widest(self.global_layers) + rows)
+        return self.collector.native_rows(rows, self.native_view.widest(self.policy_layers) + rows)
 
     def accumulate_prompt(self, rows: int) -> Accumulator | None:
         """The same for `rows` rows of a prompt (layer-major: of the layer that is open), which stay."""
         scratch = self.open_rows.scratch
+        if self.open_state is not None:
+            return None
         if scratch is not None:
             return self.collector.native_prompt(scratch.layer, self._scratch_places(scratch))
         if not self.collector.sums_now:
             return None
-        return self.collector.native_prompt(None, self.mirror.widest(self.global_layers) + rows)
+        return self.collector.native_prompt(None, self.native_view.widest(self.policy_layers) + rows)
 
     def _scratch_places(self, scratch: Scratch) -> int:
         """The most places of a KV head of the layer that is open, when its prompt is complete."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from thrifty.bisection import largest
 from thrifty.evaluation.roofline.cost import decode_seconds
 from thrifty.evaluation.roofline.sizes import ModelSizes, StoredLinear
 from thrifty.frontier.candidates import Candidate
@@ -16,15 +17,15 @@ if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
     from thrifty.engine.engine import Engine
     from thrifty.evaluation.roofline.machine import Machine
-    from thrifty.weights.technique import WeightTechnique
+    from thrifty.weights.technique import Technique
 
 ANSWER = 256  # tokens of a full context that are answer; what compresses prompts leaves them whole
 
 
-def as_stored(sizes: ModelSizes, techniques: Sequence[WeightTechnique]) -> ModelSizes:
+def as_stored(sizes: ModelSizes, techniques: Sequence[Technique]) -> ModelSizes:
     """A model's sizes under weight techniques, exact; nothing but a few rows of each shape is compressed.
 
-    Raises RecipeError for a technique that needs calibration.
+    Raises RecipeError for a technique that needs calibration, or acts on more than one linear at a time.
     """
     predictor = Predictor(techniques)
 
@@ -60,17 +61,12 @@ def prediction(
     )
 
 
-def longest_context(engine: Engine, found: Prediction, context: int, budget: int, batch: int = 1) -> int:
+def longest_context(engine: Engine, predicted: Prediction, context: int, budget: int, batch: int = 1) -> int:
     """The longest context below `context` at which a predicted candidate fits, 0 where none does."""
-    policies = found.candidate.recipe.techniques("cache")
-    low, high = 0, context
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _need(engine, found.need.weights, policies, middle, batch).peak <= budget:
-            low = middle
-        else:
-            high = middle
-    return low if low >= 2 else 0
+    policies = predicted.candidate.recipe.techniques("cache")
+    weights = predicted.need.weights
+    longest = largest(0, context - 1, lambda tokens: _need(engine, weights, policies, tokens, batch).peak <= budget)
+    return longest if longest >= 2 else 0
 
 
 def prompt_of(context: int) -> int:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from thrifty.errors import StorageError
+from thrifty.files import replace_file
 
 VERSION = 1
 
 
 @dataclass(frozen=True)
-class Row:
+class ClaimRow:
     """One claim's last result. minutes: what it took. date: of the run, ISO. machine: processor and cores."""
 
     technique: str
@@ -37,7 +36,7 @@ class Row:
         return dataclasses.asdict(self)
 
 
-def read(path: Path) -> dict[str, Row]:
+def read(path: Path) -> dict[str, ClaimRow]:
     """The rows of a record by technique; empty where there is no file.
 
     Raises StorageError where it cannot be read or is not a record: results are never thrown away unasked.
@@ -46,7 +45,7 @@ def read(path: Path) -> dict[str, Row]:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["version"] != VERSION:
             raise ValueError(f"it has version {document['version']}, this is {VERSION}")
-        return {row["technique"]: Row(**row) for row in document["claims"]}
+        return {row["technique"]: ClaimRow(**row) for row in document["claims"]}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -54,7 +53,7 @@ def read(path: Path) -> dict[str, Row]:
         raise StorageError(f"{path} is not a record of claims ({reason}); move it away to start anew") from error
 
 
-def write(rows: Mapping[str, Row], page: Path, unclaimed: Mapping[str, str]) -> None:
+def write(rows: Mapping[str, ClaimRow], page: Path, unclaimed: Mapping[str, str]) -> None:
     """Write the page and, beside it, the record: each is the old file or the new one, whatever happens.
 
     unclaimed: techniques without a claim, and their stages. Raises StorageError where they cannot be written.
@@ -76,20 +75,6 @@ def record_of(page: Path) -> Path:
     return page.with_suffix(".json")
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
 HEAD = """# Claims
 
 What papers say, measured here. Written by `thrifty reproduce --all -o FILE`; with a technique's name in the place of
@@ -101,7 +86,7 @@ fails is reported as failed. The model is far smaller than the papers', so that 
 """
 
 
-def markdown(rows: Mapping[str, Row], unclaimed: Mapping[str, str]) -> str:
+def markdown(rows: Mapping[str, ClaimRow], unclaimed: Mapping[str, str]) -> str:
     """The page."""
     lines = []
     for name in sorted(rows):
