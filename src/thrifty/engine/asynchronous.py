@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
+from thrifty.arrays import Array, Floats
 from thrifty.engine.answer import Event, own_error
 from thrifty.engine.async_handle import AsyncHandle, Mailbox
 from thrifty.engine.engine import Engine
@@ -79,6 +82,21 @@ class AsyncEngine:
     async def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a text, or the ids themselves, checked. Raises PromptError where there is nothing to go on."""
         return await asyncio.to_thread(encoded, self.engine.model, prompt, {})
+
+    async def mean_hidden(self, tokens: Sequence[int] | Array) -> Floats:
+        """The mean of a text's final hidden states, fp32 [hidden]. Others decode between its chunks.
+
+        Raises what `Engine.hidden_states` raises.
+        """
+        total = np.zeros(self.engine.model.config.hidden_size)
+        chunks = await asyncio.wrap_future(self._order(lambda: self.engine.hidden_states(tokens)))
+        try:
+            while (hidden := await asyncio.wrap_future(self._order(lambda: next(chunks, None)))) is not None:
+                total += hidden.sum(axis=0, dtype=np.float64)
+        finally:
+            self._order(chunks.close)
+        mean: Floats = (total / len(tokens)).astype(np.float32)
+        return mean
 
     def probe(self) -> EngineProbe:
         """See `Engine.probe`."""

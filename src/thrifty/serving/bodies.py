@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
+from pydantic_core import PydanticCustomError
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.serving.errors import RequestError
@@ -14,6 +15,21 @@ class Body(BaseModel):
     """A body whose unknown fields are an error that names them."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _texts_are_texts(cls, given: Any) -> Any:
+        """JSON can spell halves of a surrogate pair, which are no characters: no tokenizer or answer can hold them."""
+        left = [given]
+        while left:
+            value = left.pop()
+            if isinstance(value, str) and not value.isascii() and _has_surrogate(value):
+                raise PydanticCustomError("surrogate", "a text holds half of a surrogate pair, which is no character")
+            if isinstance(value, dict):
+                left.extend((*value, *value.values()))
+            elif isinstance(value, list):
+                left.extend(value)
+        return given
 
 
 class StreamOptions(Body):
@@ -77,10 +93,18 @@ class SamplingBody(Body):
         )
 
 
+def _has_surrogate(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def _biases(given: dict[str, float]) -> dict[int, float]:
     for token in given:
-        if not token.isdecimal():
-            raise RequestError(f"logit_bias names {token!r}; its keys are token ids", param="logit_bias")
+        if not token.isdecimal() or len(token) > 10:
+            raise RequestError(f"logit_bias names '{token:.20}'; its keys are token ids", param="logit_bias")
     return {int(token): bias for token, bias in given.items()}
 
 

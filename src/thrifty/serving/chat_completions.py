@@ -12,10 +12,11 @@ from pydantic import Field, StrictBool, StrictInt
 from thrifty.engine.answer import Event
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.serving import logprobs as shown
-from thrifty.serving.answers import streamed, unless_gone, usage_of, whole
+from thrifty.serving.answers import STREAMED, streamed, unless_gone, usage_of, whole
 from thrifty.serving.bodies import Body, SamplingBody
 from thrifty.serving.errors import RequestError
 from thrifty.serving.keys import key_of
+from thrifty.serving.messages import checked
 from thrifty.serving.service import Service
 
 
@@ -118,12 +119,12 @@ def router(service: Service) -> APIRouter:
     """The endpoint over a service."""
     routes = APIRouter()
 
-    @routes.post("/v1/chat/completions")
+    @routes.post("/v1/chat/completions", responses=STREAMED)
     async def chat_completions(body: ChatBody, http: Request) -> Response:
         """Answer a conversation."""
         service.check_model(body.model)
         sampling = body.sampling(body.limit, body.alternatives)
-        prompt = await service.engine.encode_chat(body.messages, template_arguments=body.chat_template_kwargs)
+        prompt = await service.encode_chat(checked(body.messages), template_arguments=body.chat_template_kwargs)
         handle = await service.submit(prompt, sampling, body.n, body.thrifty, key_of(http))
         answer = ChatAnswer(service, body, handle)
         if body.stream:

@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
@@ -18,6 +19,7 @@ from thrifty.serving.bodies import Extensions
 from thrifty.serving.errors import RequestError
 from thrifty.serving.metrics import Metrics
 from thrifty.serving.settings import ServerSettings
+from thrifty.serving.text_limits import CHARACTERS, check_texts
 from thrifty.storage.budget import parse_size
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class Service:
         self.created = int(time.time())
         self.failure: BaseException | None = None
         self._engine: AsyncEngine | None = None
+        self._handles: weakref.WeakSet[AsyncHandle] = weakref.WeakSet()
 
     @property
     def ready(self) -> bool:
@@ -70,6 +73,11 @@ class Service:
         self.metrics.watch(engine)
         _LOG.info("%s is ready after %.1f s", self.settings.model, time.perf_counter() - started)
 
+    def end_all(self) -> None:
+        """End every answer under way; those who wait for it are told that the server stops."""
+        for handle in list(self._handles):
+            handle.cancel()
+
     async def close(self) -> None:
         """End what runs and let the model go."""
         engine, self._engine = self._engine, None
@@ -83,16 +91,42 @@ class Service:
                 f"the model '{name}' is not served here; '{self.settings.model}' is", 404, "model", "model_not_found"
             )
 
+    def check_length(self, tokens: int) -> None:
+        """Raise RequestError for a prompt that leaves no room for an answer, before anybody looks at its tokens."""
+        context = self.engine.probe().context
+        if tokens >= context:
+            raise RequestError(
+                f"the prompt has {tokens} tokens; the context holds {context}, the answer included",
+                code="context_length_exceeded",
+            )
+
+    async def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a text, or the ids themselves, checked. Raises RequestError for a text beyond the context."""
+        await self._check_texts([prompt] if isinstance(prompt, str) else [])
+        return await self.engine.encode(prompt)
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """Token ids of a conversation (see messages.checked) through the template. Raises as `encode` does."""
+        await self._check_texts([message["content"] for message in messages if isinstance(message["content"], str)])
+        return await self.engine.encode_chat(messages, **options)
+
+    async def _check_texts(self, texts: Sequence[str]) -> None:
+        tokenizer, context = self.model.require_tokenizer(), self.engine.probe().context
+        if max(map(len, texts), default=0) > CHARACTERS * context:
+            await asyncio.to_thread(check_texts, texts, context, tokenizer.encode)
+
     async def submit(
         self, prompt: Sequence[int], sampling: SamplingParameters, samples: int, extensions: Extensions, key: str | None
     ) -> AsyncHandle:
         """Queue a request. key: the client's, whose prefixes no other key shares. Raises what the engine raises."""
         if samples > self.settings.samples:
             raise RequestError(f"n is {samples}; this server gives at most {self.settings.samples}", param="n")
+        self.check_length(len(prompt))
         request = Request(
             prompt=prompt, sampling=sampling, samples=samples, salt=salt_of(key), **self._bounds(extensions)
         )
         handle = await self.engine.submit(request)
+        self._handles.add(handle)
         self.metrics.submitted(len(prompt), samples)
         return handle
 
