@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from thrifty.arrays import Flags, Floats
+from thrifty.decoding.constraint import Constraint
 from thrifty.decoding.drawing import draw, largest, uniform
 from thrifty.decoding.possible import NONE_ABSENT, Absent, check_logits, check_scores
 from thrifty.decoding.sampling_parameters import SamplingParameters
@@ -52,9 +53,10 @@ class Sampler:
         vocabulary_size: int,
         stream: int = 0,
         absent: Absent = NONE_ABSENT,
+        constraint: Constraint | None = None,
     ) -> None:
-        """absent: rows that are no token. Raises PromptError where a bias or stop id lies beyond the vocabulary, or a
-        bias is for a row that is no token.
+        """absent: rows that are no token. constraint: of the parameters' grammar. Raises PromptError where a bias or
+        stop id lies beyond the vocabulary, or a bias is for a row that is no token.
         """
         check_tokens("logit_bias", parameters.logit_bias, vocabulary_size)
         absent.check("logit_bias", parameters.logit_bias)
@@ -63,6 +65,7 @@ class Sampler:
         self.seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
         self.stream = stream
         self.absent = absent
+        self.constraint = constraint
         self.position = 0
         self.vocabulary_size = vocabulary_size
         self._counts: Floats | None = None
@@ -91,13 +94,22 @@ class Sampler:
     def commit(self, token: int) -> None:
         """Advance by one token of the answer, chosen here or forced from outside."""
         self.position += 1
+        if self.constraint is not None:
+            self.constraint.commit(token)
         if self._counts is not None and self._seen is not None:
             self._counts[token] += 1
             self._seen[token] = True
 
-    def fork(self, stream: int, parameters: SamplingParameters | None = None, forced: Sequence[int] = ()) -> Sampler:
+    def fork(
+        self,
+        stream: int,
+        parameters: SamplingParameters | None = None,
+        forced: Sequence[int] = (),
+        constraint: Constraint | None = None,
+    ) -> Sampler:
         """A sampler that has said the same, and draws from its own stream (and seed, with own
-        parameters). forced: the tokens that come next.
+        parameters). forced: the tokens that come next. constraint: of a grammar that is not this sampler's own, which
+        begins here; with its own grammar the fork goes on where this one is.
         """
         chosen = self.parameters if parameters is None else parameters
         if forced:
@@ -105,7 +117,9 @@ class Sampler:
                 chosen, self.vocabulary_size, forced, stream, start=self.position, absent=self.absent
             )
         else:
-            other = Sampler(chosen, self.vocabulary_size, stream, self.absent)
+            if self.constraint is not None and chosen.grammar == self.parameters.grammar:
+                constraint = self.constraint.fork()
+            other = Sampler(chosen, self.vocabulary_size, stream, self.absent, constraint)
         if parameters is None or parameters.seed is None:
             other.seed = self.seed
         other.position = self.position
@@ -124,6 +138,8 @@ class Sampler:
         options = self.parameters
         logits = self._possible(logits, offset)
         scores = self._adjusted(logits)
+        if self.constraint is not None:
+            scores = self.constraint.masked(scores)
         if scores is not logits:
             check_scores(scores, self.position + offset)
         if options.greedy:

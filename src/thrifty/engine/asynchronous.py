@@ -43,8 +43,10 @@ class AsyncEngine:
     async def submit(self, request: Request) -> AsyncHandle:
         """Queue a request, and hold it: its events, usage and end. Cancelling the task that waits here cancels it.
 
-        Raises what `Engine.submit` raises.
+        A grammar is compiled in a thread of its own. Raises what `Engine.submit` raises.
         """
+        if request.sampling.grammar is not None:
+            await asyncio.to_thread(self.engine.compile, request.sampling.grammar)
         mailbox = Mailbox()
 
         def submit() -> Handle:

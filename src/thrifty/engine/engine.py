@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine import inspection
 from thrifty.engine.admission.intake import Intake
@@ -135,6 +136,13 @@ class Engine:
         except BaseException:
             self._cancel(answer)
             raise
+
+    def compile(self, grammar: Grammar) -> None:
+        """Have a grammar ready for `submit`, which compiles one that is not. No other call has to wait for this one.
+
+        Raises PromptError that says why it cannot be compiled, MissingExtra without `llguidance`.
+        """
+        self.intake.grammars.compile(grammar)
 
     def step(self) -> list[Event]:
         """Schedule, run, sample, publish: at most one decode batch and one piece of prefill (a slice of

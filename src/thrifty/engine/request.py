@@ -61,6 +61,8 @@ class Request:
             raise PromptError(f"sampling = {shown(self.sampling)}; use SamplingParameters(...)")
         if not isinstance(self.salt, str):
             raise PromptError(f"salt = {shown(self.salt)} is no text; use a string")
+        if self.forced is not None and self.sampling.grammar is not None:
+            raise PromptError("forced tokens come whatever a grammar says; leave forced or sampling.grammar out")
         if self.forced is not None:
             values["forced"] = token_ids("forced", self.forced)
             if not values["forced"]:

@@ -41,7 +41,7 @@ def command(
     """Serve a model by OpenAI's API: chat and text completions, streamed or whole."""
     from thrifty import extras
 
-    for module in ("fastapi", "uvicorn", "prometheus_client"):
+    for module in ("fastapi", "uvicorn", "prometheus_client", "llguidance"):
         extras.require(module, "serve", "thrifty serve")
     from thrifty.api import open_engine
     from thrifty.engine.engine import Engine

@@ -11,6 +11,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from thrifty import registry
+from thrifty.decoding.constraint import Constraint
+from thrifty.decoding.grammars import Grammars
 from thrifty.decoding.possible import Absent
 from thrifty.decoding.sampling import ForcedSampler, Sampler, check_tokens
 from thrifty.decoding.sampling_parameters import AtMost, SamplingParameters
@@ -62,6 +64,7 @@ class Intake:
         self.context = own if context is None else context
         self.vocabulary_size = model.config.vocabulary_size
         self.end_ids = frozenset(model.tokenizer.eos_ids if model.tokenizer else model.config.eos_ids)
+        self.grammars = Grammars(lambda: model.grammar_vocabulary)
         self._tokenizer = model.tokenizer
         self._memory = memory
         self._batch = batch
@@ -86,6 +89,7 @@ class Intake:
         if request.forced is not None and request.samples > 1:
             raise PromptError("forced answers are all the same; use samples = 1")
         policies, strategy = self._fitted(request), self._strategy(request.decoding)
+        _check_constrained(request.sampling, strategy)
         for policy in policies:
             policy.check_prompt(self._memory.cache.model, len(request.prompt))
         maximum = self._maximum(request, policies, len(request.prompt))
@@ -115,8 +119,10 @@ class Intake:
             free=free,
             identity=_identity(),
         )
+        _check_constrained(sampling, parent.strategy)
         maximum = self._maximum(request, parent.ticket.policies, parent.prompt_length)
-        sampler = parent.sampler.fork(stream, sampling, request.forced or ())
+        own = None if sampling.grammar == parent.sampler.parameters.grammar else self._constraint(sampling)
+        sampler = parent.sampler.fork(stream, sampling, request.forced or (), own)
         return Ticket(request, parent.ticket.policies, parent.strategy, maximum, sampler)
 
     def _fitted(self, request: Request) -> tuple[CachePolicy, ...]:
@@ -182,12 +188,23 @@ class Intake:
     def _sampler(self, request: Request) -> Sampler:
         if request.forced is not None:
             return ForcedSampler(request.sampling, self.vocabulary_size, request.forced, absent=self._absent)
-        return Sampler(request.sampling, self.vocabulary_size, absent=self._absent)
+        constraint = self._constraint(request.sampling)
+        return Sampler(request.sampling, self.vocabulary_size, absent=self._absent, constraint=constraint)
+
+    def _constraint(self, sampling: SamplingParameters) -> Constraint | None:
+        return None if sampling.grammar is None else self.grammars.constraint(sampling.grammar)
 
     @cached_property
     def _absent(self) -> Absent:
         """The rows of the model that are no token; read with the first request, as the tokenizer is."""
         return Absent(() if self._tokenizer is None else self._tokenizer.absent_ids(self.vocabulary_size))
+
+
+def _check_constrained(sampling: SamplingParameters, strategy: DecodingStrategy) -> None:
+    """Raise PromptError for a grammar with a strategy that chooses several tokens a step: only the next is masked."""
+    if sampling.grammar is not None and type(strategy) is not Autoregressive:
+        name = type(strategy).__name__
+        raise PromptError(f"a grammar constrains one token at a time, '{name}' chooses several; use decoding = []")
 
 
 def _identity() -> str:
