@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from thrifty.decoding.grammar import Grammar
 from thrifty.engine.answer import Event, own_error
 from thrifty.engine.async_handle import AsyncHandle, Mailbox
 from thrifty.engine.engine import Engine
@@ -46,7 +47,7 @@ class AsyncEngine:
         A grammar is compiled in a thread of its own. Raises what `Engine.submit` raises.
         """
         if request.sampling.grammar is not None:
-            await asyncio.to_thread(self.engine.compile, request.sampling.grammar)
+            await self.compile(request.sampling.grammar)
         mailbox = Mailbox()
 
         def submit() -> Handle:
@@ -81,6 +82,10 @@ class AsyncEngine:
     async def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a text, or the ids themselves, checked. Raises PromptError where there is nothing to go on."""
         return await asyncio.to_thread(encoded, self.engine.model, prompt, {})
+
+    async def compile(self, grammar: Grammar) -> None:
+        """`Engine.compile` in a thread of its own."""
+        await asyncio.to_thread(self.engine.compile, grammar)
 
     def probe(self) -> EngineProbe:
         """See `Engine.probe`."""

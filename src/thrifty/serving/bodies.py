@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import BaseModel, Field, StrictBool, StrictInt
 
+from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
+from thrifty.serving.body import Body
 from thrifty.serving.errors import RequestError
-
-
-class Body(BaseModel):
-    """A body whose unknown fields are an error that names them."""
-
-    model_config = ConfigDict(extra="forbid")
+from thrifty.serving.structured import ResponseFormat, StructuredOutputs, grammar_of
 
 
 class StreamOptions(Body):
@@ -51,6 +48,8 @@ class SamplingBody(Body):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     ignore_eos: StrictBool = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     #: Accepted, as all clients may send it; nothing depends on it.
     user: str | None = None
     thrifty: Extensions = Field(default_factory=Extensions)
@@ -60,7 +59,14 @@ class SamplingBody(Body):
         """Whether a stream ends with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParameters:
+    @property
+    def form(self) -> tuple[Grammar, str] | None:
+        """The grammar that answers must have, and the field that gave it. Raises RequestError."""
+        return grammar_of(self.response_format, self.structured_outputs)
+
+    def sampling(
+        self, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None = None
+    ) -> SamplingParameters:
         """As the engine takes them. Raises PromptError that names the field, the value and the range."""
         given = {
             "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p, "stop": self.stop,
@@ -73,7 +79,7 @@ class SamplingBody(Body):
             chosen["logit_bias"] = _biases(self.logit_bias)
         temperature = 1.0 if self.temperature is None else self.temperature
         return SamplingParameters.of(
-            temperature=temperature, max_tokens=max_tokens, ignore_eos=self.ignore_eos, **chosen
+            temperature=temperature, max_tokens=max_tokens, ignore_eos=self.ignore_eos, grammar=grammar, **chosen
         )
 
 

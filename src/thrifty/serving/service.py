@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.engine.asynchronous import AsyncEngine
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
+from thrifty.errors import PromptError
 from thrifty.serving.bodies import Extensions
 from thrifty.serving.errors import RequestError
 from thrifty.serving.metrics import Metrics
@@ -82,6 +84,17 @@ class Service:
             raise RequestError(
                 f"the model '{name}' is not served here; '{self.settings.model}' is", 404, "model", "model_not_found"
             )
+
+    async def compiled(self, form: tuple[Grammar, str] | None) -> Grammar | None:
+        """The grammar of a request, ready. form: with the field that gave it. Raises RequestError that names it."""
+        if form is None:
+            return None
+        grammar, field = form
+        try:
+            await self.engine.compile(grammar)
+        except PromptError as error:
+            raise RequestError(str(error), param=field, code="grammar") from error
+        return grammar
 
     async def submit(
         self, prompt: Sequence[int], sampling: SamplingParameters, samples: int, extensions: Extensions, key: str | None

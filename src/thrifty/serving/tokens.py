@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import StrictInt
 
-from thrifty.serving.bodies import Body
+from thrifty.serving.body import Body
 from thrifty.serving.errors import RequestError
 from thrifty.serving.service import Service
 
