@@ -85,8 +85,8 @@ class SamplingBody(Body):
 
 def _biases(given: dict[str, float]) -> dict[int, float]:
     for token in given:
-        if not token.isdecimal():
-            raise RequestError(f"logit_bias names {token!r}; its keys are token ids", param="logit_bias")
+        if not token.isdecimal() or len(token) > 10:
+            raise RequestError(f"logit_bias names '{token:.20}'; its keys are token ids", param="logit_bias")
     return {int(token): bias for token, bias in given.items()}
 
 

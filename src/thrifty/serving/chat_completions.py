@@ -16,9 +16,9 @@ from thrifty.serving.answers import streamed, unless_gone, usage_of, whole
 from thrifty.serving.bodies import SamplingBody
 from thrifty.serving.errors import RequestError
 from thrifty.serving.keys import key_of
+from thrifty.serving.messages import checked
 from thrifty.serving.service import Service
 from thrifty.serving.tool_calls.calling import Calling
-from thrifty.serving.tool_calls.messages import for_template
 from thrifty.serving.tool_calls.offer import Offer, ToolBody, ToolChoice, offer_of
 from thrifty.serving.tool_calls.reading import CallReader
 
@@ -157,7 +157,7 @@ def router(service: Service) -> APIRouter:
         form = body.form if calling is None else (calling.grammar, "tools")
         sampling = body.sampling(body.limit, body.alternatives, await service.compiled(form))
         prompt = await service.engine.encode_chat(
-            for_template(body.messages),
+            checked(body.messages),
             tools=None if calling is None else calling.shown,
             template_arguments=body.chat_template_kwargs,
         )

@@ -96,12 +96,22 @@ class Service:
             raise RequestError(str(error), param=field, code="grammar") from error
         return grammar
 
+    def check_length(self, tokens: int) -> None:
+        """Raise RequestError for a prompt that leaves no room for an answer, before anybody looks at its tokens."""
+        context = self.engine.probe().context
+        if tokens >= context:
+            raise RequestError(
+                f"the prompt has {tokens} tokens; the context holds {context}, the answer included",
+                code="context_length_exceeded",
+            )
+
     async def submit(
         self, prompt: Sequence[int], sampling: SamplingParameters, samples: int, extensions: Extensions, key: str | None
     ) -> AsyncHandle:
         """Queue a request. key: the client's, whose prefixes no other key shares. Raises what the engine raises."""
         if samples > self.settings.samples:
             raise RequestError(f"n is {samples}; this server gives at most {self.settings.samples}", param="n")
+        self.check_length(len(prompt))
         request = Request(
             prompt=prompt, sampling=sampling, samples=samples, salt=salt_of(key), **self._bounds(extensions)
         )

@@ -1,52 +1,50 @@
-"""Messages with calls and results of tools, as chat templates want them."""
+"""Calls in a conversation, as chat templates want them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from thrifty.serving.errors import RequestError
 
+CALL_FIELDS = frozenset(("id", "type", "function", "index"))
+FUNCTION_FIELDS = frozenset(("name", "arguments"))
 
-def for_template(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with the arguments of calls as objects: OpenAI's API gives their text, templates write JSON of them.
 
-    Raises RequestError that names the field.
+def calls_of(calls: Any, place: str) -> list[dict[str, Any]]:
+    """The calls of an assistant's message with their arguments as objects: OpenAI's API gives their text, and templates
+    write JSON of them. place: of the field. Raises RequestError that names what is wrong.
     """
-    return [_message(message, f"messages.{place}") for place, message in enumerate(messages)]
-
-
-def _message(message: Mapping[str, Any], place: str) -> dict[str, Any]:
-    if "function_call" in message:
-        raise RequestError(f"{place}.function_call is not supported; use tool_calls", param=f"{place}.function_call")
-    if message.get("role") == "tool" and not isinstance(message.get("tool_call_id"), str):
-        raise RequestError(
-            f"{place} has the role 'tool' and no tool_call_id; give the id of the call that it answers",
-            param=f"{place}.tool_call_id",
-        )
-    calls = message.get("tool_calls")
-    if calls is None:
-        return {name: value for name, value in message.items() if name != "tool_calls"}
     if not isinstance(calls, list) or not calls:
-        raise RequestError(f"{place}.tool_calls must be a list of at least 1 call", param=f"{place}.tool_calls")
-    own = [_call(call, f"{place}.tool_calls.{index}") for index, call in enumerate(calls)]
-    return {**message, "tool_calls": own}
+        raise RequestError(f"'{place}' must be a list of at least 1 call", param=place)
+    return [_call(call, f"{place}.{index}") for index, call in enumerate(calls)]
 
 
 def _call(call: Any, place: str) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise RequestError(f"{place} is no call; give an id, type 'function' and a function", param=place)
-    return {**call, "function": {**function, "arguments": _arguments(function.get("arguments"), place)}}
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RequestError(f"'{place}' is no call; give an id, the type 'function' and a function", param=place)
+    _check_fields(call, CALL_FIELDS, place)
+    _check_fields(function, FUNCTION_FIELDS, f"{place}.function")
+    if call.get("type", "function") != "function" or not isinstance(call.get("id"), str):
+        raise RequestError(f"'{place}' needs an id, and the type 'function'", param=place)
+    arguments = _arguments(function.get("arguments"), f"{place}.function.arguments")
+    shown = {"name": function["name"], "arguments": arguments}
+    return {"id": call["id"], "type": "function", "function": shown}
 
 
-def _arguments(given: Any, place: str) -> Any:
-    field = f"{place}.function.arguments"
+def _check_fields(given: Mapping[str, Any], known: frozenset[str], place: str) -> None:
+    for name, value in given.items():
+        if name not in known and value is not None:
+            raise RequestError(f"'{place}.{name}' is not a field that this server supports", param=f"{place}.{name}")
+
+
+def _arguments(given: Any, place: str) -> Mapping[str, Any]:
     try:
         arguments = json.loads(given) if isinstance(given, str) else given
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{field} is no JSON: {error}", param=field) from error
+        raise RequestError(f"'{place}' is no JSON: {error}", param=place) from error
     if not isinstance(arguments, Mapping):
-        raise RequestError(f"{field} must be the text of a JSON object", param=field)
+        raise RequestError(f"'{place}' must be the text of a JSON object", param=place)
     return arguments
