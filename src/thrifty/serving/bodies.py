@@ -68,6 +68,10 @@ class SamplingBody(Body):
         self, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None = None
     ) -> SamplingParameters:
         """As the engine takes them. Raises PromptError that names the field, the value and the range."""
+        if grammar is not None and self.ignore_eos:
+            raise RequestError(
+                "ignore_eos goes on where the answer's form has ended; leave it or the form out", param="ignore_eos"
+            )
         given = {
             "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p, "stop": self.stop,
             "stop_token_ids": self.stop_token_ids, "presence_penalty": self.presence_penalty,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, StrictBool
 
 from thrifty.decoding.grammar import Grammar
+from thrifty.errors import PromptError
 from thrifty.serving.body import Body
 from thrifty.serving.errors import RequestError
 
@@ -52,9 +53,7 @@ class StructuredOutputs(Body):
 
     @property
     def chosen(self) -> tuple[Grammar, str]:
-        """The grammar, and the field that gave it. Raises RequestError unless one of them is given, PromptError for an
-        empty one.
-        """
+        """The grammar, and the field that gave it. Raises RequestError unless one of them is given, and not empty."""
         makers = {
             "json": lambda: Grammar.json_schema(_schema(self.json_)),
             "regex": lambda: Grammar.regex(self.regex or ""),
@@ -70,7 +69,11 @@ class StructuredOutputs(Body):
             raise RequestError(
                 f"structured_outputs takes one of {', '.join(makers)}; {told} is given", param="structured_outputs"
             )
-        return makers[names[0]](), f"structured_outputs.{names[0]}"
+        field = f"structured_outputs.{names[0]}"
+        try:
+            return makers[names[0]](), field
+        except PromptError as error:
+            raise RequestError(str(error), param=field) from error
 
 
 def grammar_of(

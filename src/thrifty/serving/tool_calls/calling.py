@@ -32,4 +32,4 @@ class Calling:
 
     def readers(self, samples: int) -> list[CallReader]:
         """One for each sample."""
-        return [CallReader(self._form, self._control) for _ in range(samples)]
+        return [CallReader(self._form, self._offer, self._control) for _ in range(samples)]

@@ -33,7 +33,7 @@ class Llama(ToolFormat):
         text = r'TEXT: /(.|\n)*/ & ~/[ \n]*(<\|python_tag\|>)?\{"name"(.|\n)*/'
         return Grammar.lark(f"start: TEXT | call | {marker(TAG, control)} call\n{text}\n{rules}")
 
-    def parser(self) -> CallParser:
+    def parser(self, offer: Offer) -> CallParser:
         return LlamaParser(FORM)
 
 

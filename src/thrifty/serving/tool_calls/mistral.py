@@ -36,7 +36,7 @@ class Mistral(ToolFormat):
         first = f"first: TEXT {opening}" if OPENING in control else f"first[lazy]: TEXT {opening}"
         return Grammar.lark("\n".join(["start: TEXT | first list", r"TEXT: /(.|\n)*/", first, *rules]))
 
-    def parser(self) -> CallParser:
+    def parser(self, offer: Offer) -> CallParser:
         return CallParser(FORM)
 
     def identity(self) -> str:

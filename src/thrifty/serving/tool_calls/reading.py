@@ -7,6 +7,7 @@ from typing import Any
 
 from thrifty.engine.answer import Event
 from thrifty.serving.tool_calls.call_parser import Piece
+from thrifty.serving.tool_calls.offer import Offer
 from thrifty.serving.tool_calls.tool_format import ToolFormat
 
 
@@ -15,10 +16,10 @@ class CallReader:
     they come without text.
     """
 
-    def __init__(self, form: ToolFormat, control: Mapping[str, int]) -> None:
+    def __init__(self, form: ToolFormat, offer: Offer, control: Mapping[str, int]) -> None:
         self._form = form
         self._markers = {token: text for text, token in control.items()}
-        self._parser = form.parser()
+        self._parser = form.parser(offer)
         self._content = ""
         self._calls: list[dict[str, Any]] = []
 

@@ -27,8 +27,8 @@ class ToolFormat:
         """The grammar of answers. control: ids of the markers that are control tokens."""
         raise NotImplementedError
 
-    def parser(self) -> CallParser:
-        """A new parser of one answer."""
+    def parser(self, offer: Offer) -> CallParser:
+        """A new parser of one answer to an offer."""
         raise NotImplementedError
 
     def identity(self) -> str:
