@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from thrifty.models.tokens.grammar_vocabulary import GrammarVocabulary
 
 KEPT = 32
-WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
-"""Most whitespace between two tokens of JSON: a model that loves it would never come to an end."""
+WHITESPACE = r"[ \t]|\r?\n[ \t]{0,16}"
+"""Whitespace between two tokens of JSON: a space, or a new line with its indent. A model that loves it would never come
+to an end.
+"""
 
 
 class Grammars:
