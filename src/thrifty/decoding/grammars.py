@@ -34,6 +34,11 @@ class Grammars:
         self._lock = threading.Lock()
         self._worker: ThreadPoolExecutor | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """About what the vocabulary takes. Raises as `compile` does where it cannot be made."""
+        return self._vocabulary().nbytes
+
     def compile(self, grammar: Grammar) -> None:
         """Have a grammar ready for `constraint`. Raises PromptError that says why it cannot be compiled, MissingExtra
         without `llguidance`.

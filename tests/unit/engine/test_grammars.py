@@ -14,12 +14,13 @@ from tests.tiny import EOS, text_tokens
 from tests.unit.engine.conftest import MakeEngine
 
 from thrifty.decoding.grammar import Grammar
+from thrifty.decoding.grammars import Grammars
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.engine.asynchronous import AsyncEngine
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request, Result
-from thrifty.errors import PromptError
+from thrifty.errors import BudgetError, PromptError
 from thrifty.models.model import Model
 
 pytest.importorskip("llguidance")
@@ -207,3 +208,26 @@ def test_the_asynchronous_engine_compiles_beside_its_steps(packed: Model, make_e
     import asyncio
 
     assert fits(json.loads(asyncio.run(_ask(make_engine(packed))).text), PERSON)
+
+
+@dataclass(frozen=True)
+class _Large:
+    """A vocabulary of many bytes."""
+
+    native: Any = None
+    size: int = 272
+    nbytes: int = 1 << 20
+
+
+def test_the_vocabulary_stands_in_the_ledger_and_must_fit(packed: Model, make_engine: MakeEngine) -> None:
+    engine = make_engine(packed)
+    before = engine.usage().current
+    assert "grammars" not in engine.usage().categories
+    answer(engine, make(Grammar.choice(["a", "b"]), max_tokens=5))
+    assert engine.usage().categories["grammars"].current == packed.grammar_vocabulary.nbytes > 0
+    tight = make_engine(packed, memory=before + 400_000, prefix_tree=False)
+    large: Any = _Large(packed.grammar_vocabulary.native)
+    tight.intake.grammars = Grammars(lambda: large)
+    with pytest.raises(BudgetError):
+        tight.submit(make(Grammar.choice(["a", "b"]), max_tokens=5))
+    assert len(answer(tight, make(None, max_tokens=5)).token_ids) == 5

@@ -192,7 +192,10 @@ class Intake:
         return Sampler(request.sampling, self.vocabulary_size, absent=self._absent, constraint=constraint)
 
     def _constraint(self, sampling: SamplingParameters) -> Constraint | None:
-        return None if sampling.grammar is None else self.grammars.constraint(sampling.grammar)
+        if sampling.grammar is None:
+            return None
+        self._memory.hold_grammars(self.grammars.nbytes)
+        return self.grammars.constraint(sampling.grammar)
 
     @cached_property
     def _absent(self) -> Absent:

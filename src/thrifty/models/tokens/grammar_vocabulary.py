@@ -12,8 +12,12 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
 
+TOKEN_BYTES = 200
+"""What a token takes in the library: measured as 170 to 280 on vocabularies of 49 k to 262 k tokens."""
+
+
 class GrammarVocabulary:
-    """native: the library's own object. size: rows of the model's logits."""
+    """native: the library's own object. size: rows of the model's logits. nbytes: about what it takes."""
 
     def __init__(self, tokenizer: Any, size: int) -> None:
         """Raises MissingExtra where `llguidance` is not installed, CheckpointError where tokens have no bytes of their
@@ -24,9 +28,12 @@ class GrammarVocabulary:
 
         if not tokenizer.eos_ids:
             raise PromptError("this model has no token that ends an answer, so no grammar can; leave the grammar out")
-        self.size = size
-        wrapper = TokenizerWrapper(_Vocabulary(tokenizer, size))
-        self.native: LLTokenizer = LLTokenizer(wrapper, n_vocab=size, eos_token=list(tokenizer.eos_ids))
+        self.size, self.nbytes = size, size * TOKEN_BYTES
+        own = _Vocabulary(tokenizer, size)
+        wrapper = TokenizerWrapper(own)
+        # No slices: for 152 k tokens they take 35 MB and a second, and save half a millisecond beside a forward pass.
+        self.native: LLTokenizer = LLTokenizer(wrapper, n_vocab=size, eos_token=list(tokenizer.eos_ids), slices=[])
+        own.tokens = wrapper.tokens = ()  # the library has copied them
 
 
 class _Vocabulary:
