@@ -113,6 +113,15 @@ def test_markers_that_are_control_tokens_count_though_they_have_no_text() -> Non
     assert reader.reason("stop") == "tool_calls" and reader.reason("length") == "length"
 
 
+def test_a_call_that_a_stop_string_cuts_is_no_call_that_can_be_made() -> None:
+    reader = CallReader(Hermes(), OFFER, {})
+    reader.push(Event("", 0, 3, f"<tool_call>\n{ADD[:-5]}", None, "stop"))
+    assert reader.reason("stop") == "stop"
+    whole = CallReader(Hermes(), OFFER, {})
+    whole.push(Event("", 0, 3, f"<tool_call>\n{ADD}\n", None, "stop"))
+    assert whole.reason("stop") == "tool_calls"
+
+
 def test_ids_are_what_templates_take() -> None:
     assert len(Mistral().identity()) == 9 and Mistral().identity().isalnum()
     assert Hermes().identity() != Hermes().identity()

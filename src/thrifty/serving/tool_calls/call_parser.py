@@ -86,6 +86,11 @@ class CallParser:
             pass
         return pieces
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the arguments of a call are not whole."""
+        return self._step == self._arguments
+
     def flush(self) -> list[Piece]:
         """What was held back, at the end."""
         held, self._held = self._held, ""

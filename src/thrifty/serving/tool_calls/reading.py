@@ -33,8 +33,9 @@ class CallReader:
         return [self._delta(piece) for piece in pieces]
 
     def reason(self, reason: str | None) -> str | None:
-        """The finish reason as clients expect it: of an answer that calls, "tool_calls"."""
-        return "tool_calls" if reason == "stop" and self._calls else reason
+        """The finish reason as clients expect it: "tool_calls" of an answer that calls, unless a stop string cut a call."""
+        called = reason == "stop" and self._calls and not self._parser.unfinished
+        return "tool_calls" if called else reason
 
     def message(self) -> dict[str, Any]:
         """The whole message."""
