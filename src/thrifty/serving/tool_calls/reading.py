@@ -33,7 +33,7 @@ class CallReader:
         return [self._delta(piece) for piece in pieces]
 
     def reason(self, reason: str | None) -> str | None:
-        """The finish reason as clients expect it: "tool_calls" of an answer that calls, unless a stop string cut a call."""
+        """What clients expect: "tool_calls" where an answer stops that calls, unless a stop string cut a call."""
         called = reason == "stop" and self._calls and not self._parser.unfinished
         return "tool_calls" if called else reason
 
