@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from thrifty.formats.linear import GroupLinear
-from thrifty.models.config.model_config import LayerConfig, ModelConfig, RopeConfig
+from thrifty.models.config.layer_spec import Decay, LayerSpec, RecurrentSpec, RopeConfig, recurrent_layer
+from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.model import Model, random_model
 
 BOS, EOS, END_OF_TURN = 256, 257, 258
@@ -90,7 +91,7 @@ def tiny_config(layers: int = 3, windows: Sequence[int | None] = (), **changes: 
         kv_heads=2,
         head_dim=64,
         context_length=4096,
-        layers=tuple(LayerConfig(window, rope) for window in windows or (None,) * layers),
+        layers=tuple(LayerSpec(window, rope) for window in windows or (None,) * layers),
         norm_epsilon=1e-5,
         query_scale=64**-0.5,
         tied_embeddings=True,
@@ -98,6 +99,15 @@ def tiny_config(layers: int = 3, windows: Sequence[int | None] = (), **changes: 
         eos_ids=(EOS, END_OF_TURN),
     )
     return dataclasses.replace(config, **changes)
+
+
+def hybrid_config(pattern: str = "rrar", decay: Decay = "head", **changes: Any) -> ModelConfig:
+    """A letter a layer: recurrent, global attention, windowed attention."""
+    recurrent = recurrent_layer(RecurrentSpec(3, 24, 40, decay, temperature=2.0))
+    rope = RopeConfig(theta=10000.0, dimension=64)
+    kinds = {"r": recurrent, "a": LayerSpec(None, rope), "w": LayerSpec(100, rope)}
+    layers = tuple(kinds[letter] for letter in pattern)
+    return dataclasses.replace(tiny_config(len(pattern)), layers=layers, **changes)
 
 
 def tiny_model(packed: bool = False, seed: int = 0, config: ModelConfig | None = None, **changes: Any) -> Model:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from thrifty.engine.async_handle import AsyncHandle
     from thrifty.engine.asynchronous import AsyncEngine
     from thrifty.engine.engine import Engine
+    from thrifty.engine.media import Embeddings
     from thrifty.engine.request import Event, Handle, Request, Result
     from thrifty.errors import ThriftyError, ThriftyWarning
     from thrifty.models import load
@@ -29,6 +30,7 @@ __version__ = VERSION
 __all__ = [
     "AsyncEngine",
     "AsyncHandle",
+    "Embeddings",
     "Engine",
     "Event",
     "Handle",
@@ -47,6 +49,7 @@ __all__ = [
 _HOMES = {
     "AsyncEngine": "thrifty.engine.asynchronous",
     "AsyncHandle": "thrifty.engine.async_handle",
+    "Embeddings": "thrifty.engine.media",
     "Engine": "thrifty.engine.engine",
     "Event": "thrifty.engine.request",
     "Handle": "thrifty.engine.request",

@@ -160,8 +160,9 @@ class Thrifty:
         they come (`TextStream`). Every way to leave an answer ends its request: `break`, an error, Ctrl-C, a stream
         that is closed or dropped.
 
-        sampling: the fields of SamplingParameters, `greedy=True`, `samples=n` for several answers to a prompt, and
-        `cache_memory="20MB"` as a bound on what each prompt's cache may ever take.
+        sampling: the fields of SamplingParameters, `greedy=True`, `samples=n` for several answers to a prompt,
+        `cache_memory="20MB"` as a bound on what each prompt's cache may ever take, and `adapter="name"` for one of the
+        engine's adapters.
         """
         prompts = prompt_list(prompt)
         if prompts is None:
@@ -207,18 +208,23 @@ class Thrifty:
         *,
         samples: int = 1,
         cache_memory: int | str | None = None,
+        adapter: str | None = None,
         **options: Any,
     ) -> Handle:
         """Queue a text, token ids or messages and return the handle, to stream, cancel or fork.
 
-        cache_memory: `Request.cache_bytes`, in bytes or as "20MB". options: those of sampling, and for messages those
-        of `chat`.
+        cache_memory: `Request.cache_bytes`, in bytes or as "20MB". adapter: the name of one of the engine's. options:
+        those of sampling, and for messages those of `chat`.
         """
         sampling, template = _split(options)
         parameters = SamplingParameters.of(**sampling)
         bound = None if cache_memory is None else parse_size(cache_memory, "cache_memory")
         request = Request(
-            prompt=self.encode(prompt, **template), sampling=parameters, samples=samples, cache_bytes=bound
+            prompt=self.encode(prompt, **template),
+            sampling=parameters,
+            samples=samples,
+            cache_bytes=bound,
+            adapter=adapter,
         )
         return self.engine.submit(request)
 

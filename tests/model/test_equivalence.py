@@ -160,7 +160,7 @@ def test_native_column_sums_keep_what_the_reference_keeps(model: Model) -> None:
         assert held is not None
         assert (held.native is not None) or not native
         heads = range(held.model.kv_heads)
-        places = [held.view(layer).positions(head) for layer in held.global_layers for head in heads]
+        places = [held.view(layer).positions(head) for layer in held.policy_layers for head in heads]
         kept.append([set(one.tolist()) for one in places])
         engine.close()
     shared = [len(one & other) / len(other) for one, other in zip(*kept, strict=True)]

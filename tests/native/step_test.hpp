@@ -89,8 +89,9 @@ void test_step(Layout layout) {
   SmallPlan p(layout, count, 2, true);
   const auto start = floats((size_t)count * (size_t)width);
   const std::vector<float> down((size_t)(3 * width), 0.0f), up((size_t)(128 * 3), 1.0f);
-  Adapters adapters(1, p.plan.linears);
-  adapters.set(0, 0, {down.data(), up.data(), 3, 1.0f});
+  AdapterTable table(p.plan.linears.size());
+  table.set(0, {down.data(), up.data(), 3, 1.0f});
+  Adapters adapters({&table}, p.plan.linears);
   const auto feed = [&](int step, bool tree, bool adapted) {
     SmallView v({0, 0});
     std::vector<float> all;

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from thrifty.models.config.model_config import LayerConfig, ModelConfig, RopeConfig
+from thrifty.models.config.model_config import LayerSpec, ModelConfig, RopeConfig
+from thrifty.models.huggingface.names import llama_name
 from thrifty.reference.attention import Attend
 from thrifty.reference.decoder import Decoder
+from thrifty.reference.recurrent import Recur
 from thrifty.reference.rotary import rotation
 
 ROWS = 256  # query rows scored at a time
@@ -42,13 +44,42 @@ class Shape:
             kv_heads=self.kv_heads,
             head_dim=64,
             context_length=self.context,
-            layers=(LayerConfig(None, rope),) * self.layers,
+            layers=(LayerSpec(None, rope),) * self.layers,
             norm_epsilon=1e-5,
             query_scale=64**-0.5,
             tied_embeddings=True,
             bos_ids=(1,),
             eos_ids=(2,),
         )
+
+    def published(self) -> dict[str, object]:
+        """What config.json says of it."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": 64,
+            "max_position_embeddings": self.context,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": self.theta,
+            "hidden_act": "silu",
+            "tie_word_embeddings": True,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "torch_dtype": "bfloat16",
+        }
+
+    def begin(self, decoder: Decoder) -> None:
+        """Changes to random first weights that belong to the shape; none here."""
+
+    def tensor_name(self, parameter: str) -> str:
+        """What its file calls a parameter of the decoder."""
+        return llama_name(parameter)
 
 
 @dataclass(frozen=True)
@@ -76,12 +107,12 @@ class Outcome:
 def evaluate(decoder: Decoder, batch: Batch) -> Outcome:
     """The weighted loss of a batch, and how many of its answers the model would have given."""
     count = len(batch.tokens)
-    table = rotation(decoder.config.layers[0].rope, batch.positions.flatten(), 1)
-    attend = batched(count, decoder.config)
+    table = rotation(decoder.config.ropes[0], batch.positions.flatten(), 1)
+    attend, recur = batched(count, decoder.config), batched_recurrence(count)
     with torch.autocast("cpu", torch.bfloat16):
         hidden = decoder.embed(batch.tokens.flatten())
         for layer in decoder.layers:
-            hidden = layer(hidden, table, attend)
+            hidden = layer(hidden, table, attend, recur)
         rows = (batch.targets.flatten() != IGNORED).nonzero().flatten()
         logits = decoder.logits(hidden[rows])
     targets, weights = batch.targets.flatten()[rows], batch.weights.flatten()[rows]
@@ -118,6 +149,25 @@ def batched(count: int, config: ModelConfig) -> Attend:
         return torch.cat(blocks, 3).permute(0, 3, 1, 2, 4).reshape(count * length, config.heads, -1)
 
     return attend
+
+
+def batched_recurrence(count: int) -> Recur:
+    """The recurrence of `count` sequences of one length, with one decay a head, as a masked product of all rows
+    (arXiv 2405.21060, §6.1): o_i = Σ_{j ≤ i} (Π_{j < l ≤ i} a_l) (q_i · k_j) v_j.
+    """
+
+    def recur(layer: int, query: Tensor, key: Tensor, value: Tensor, decay: Tensor) -> Tensor:
+        length = len(query) // count
+        query, key, value = (
+            x.unflatten(0, (count, length)).transpose(1, 2).to(value.dtype) for x in (query, key, value)
+        )
+        faded = decay.squeeze(-1).unflatten(0, (count, length)).transpose(1, 2).log().cumsum(-1)
+        later = torch.full((length, length), float("-inf")).triu(1)
+        weights = (faded[..., :, None] - faded[..., None, :] + later).exp()
+        scores = (query @ key.transpose(-1, -2)) * weights.to(value.dtype)
+        return (scores @ value).transpose(1, 2).flatten(0, 1)
+
+    return recur
 
 
 def _block(query: Tensor, key: Tensor, value: Tensor, start: int, group: int) -> Tensor:

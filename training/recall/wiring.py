@@ -46,9 +46,10 @@ def first_weights(shape: Shape, seed: int, wiring: Wiring | None) -> Decoder:
         )
     decoder = build(random_model(shape.config(), seed, scale=0.02)).decoder
     with torch.no_grad():
-        for layer in range(shape.layers):
-            for name in ("attention.output", "mlp.down"):
-                decoder.get_parameter(f"layers.{layer}.{name}.weight").div_(math.sqrt(2 * shape.layers))
+        for name, parameter in decoder.named_parameters():
+            if name.endswith((".output.weight", ".mlp.down.weight")):
+                parameter.div_(math.sqrt(2 * shape.layers))
+        shape.begin(decoder)
         if wiring is not None:
             _wire(decoder, shape, wiring, torch.Generator().manual_seed(seed + 1))
     return decoder

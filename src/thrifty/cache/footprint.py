@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from thrifty.cache.composition import rehearsing, wanted
 from thrifty.cache.model_info import LayerGroup, ModelInfo
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.slots.states import slab_bytes
 from thrifty.cache.tree import first_page
 from thrifty.cache.watching.rehearsal import working_bytes
 from thrifty.formats import kv
@@ -32,16 +33,17 @@ class Footprint:
 def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, total: int) -> Footprint:
     """Upper bounds of arena and index bytes for a prompt grown to `total` tokens, policies acting in order.
 
-    Counted: one layer's full-precision scratch while the prompt is compressed layer by layer, the old and the new form
-    of what an edit rewrites, a partly used page at every cut, whole arena pages, positions, statistics. A policy that
-    rehearses holds the whole prompt in full, with the rows that it forces or with what it keeps.
+    Counted: recurrent states, one layer's full-precision scratch while the prompt is compressed layer by layer, the old
+    and the new form of what an edit rewrites, a partly used page at every cut, whole arena pages, positions,
+    statistics. A policy that rehearses holds the whole prompt in full, with the rows that it forces or with what it
+    keeps.
     """
     if not any(policy.compresses for policy in policies):
         return _plain(model, prompt, total)
     at_prompt = _Held(policies, model, prompt, prompt)
     at_end = _Held(policies, model, prompt, total)
     steady = max(at_end.steady, at_prompt.steady)
-    rest = at_end.index + _statistics(policies, model, prompt, total) + _windows(model)
+    rest = state_bytes(model) + at_end.index + _statistics(policies, model, prompt, total) + _windows(model)
     decoding = steady + at_end.rewritten
     rehearses = rehearsing(policies)
     if rehearses is not None:
@@ -49,6 +51,11 @@ def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, to
         return Footprint(peak_bytes=peak + rest, steady_bytes=steady + rest, decoding_bytes=decoding + rest)
     filling = at_prompt.steady + pages_bytes(model, model.format, prompt, 1) + _between(policies, model, prompt)
     return Footprint(peak_bytes=max(filling, decoding) + rest, steady_bytes=steady + rest)
+
+
+def state_bytes(model: ModelInfo) -> int:
+    """Bytes of the recurrent states of one sequence: what is committed, and what its newest rows make of it."""
+    return 2 * _run(len(model.state_layers) * slab_bytes(model)) if model.state_layers else 0
 
 
 def pages_bytes(model: ModelInfo, format: str, slots: int, layers: int, *, ragged: bool = False) -> int:
@@ -81,7 +88,7 @@ class _Held:
     """
 
     def __init__(self, policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, total: int) -> None:
-        layers = len(model.layers_with(None))
+        layers = len(model.policy_layers)
         generated = total - prompt
         quantiser = next((policy for policy in policies if policy.quantises), None)
         rewriting = _rewriting(policies)
@@ -156,7 +163,7 @@ def _between(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int) -> 
 
 def _plain(model: ModelInfo, prompt: int, total: int) -> Footprint:
     """The full cache: pages of all layers of a group; windowed groups keep their window and one chunk."""
-    steady = extra = 0
+    steady, extra = state_bytes(model), 0
     for group in model.layer_groups():
         page = group_page_bytes(model, group)
         pages = -(-total // PAGE)
@@ -184,7 +191,7 @@ def _rehearsal(policy: CachePolicy, model: ModelInfo, prompt: int) -> int:
             pages = min(pages, -(-group.window // PAGE) + -(-model.chunk // PAGE) + 3)
         full += pages * page
         forced += more * page
-    layers = len(model.layers_with(None))
+    layers = len(model.policy_layers)
     kept = pages_bytes(model, model.format, policy.kept(prompt) + PAGE, layers, ragged=True)
     return full + max(forced, kept) + working_bytes(model, prompt, rows)
 
@@ -203,7 +210,7 @@ def _statistics(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, 
     (a row's own, until it is committed; and the old table beside the new one when it grows). Token ids: of the
     sequence, and of every head's kept slots."""
     need = wanted(policies, model)
-    held, layers = 0, len(model.layers_with(None))
+    held, layers = 0, len(model.policy_layers)
     generated = max(PAGE, total - prompt)
     # What a ragged policy promises is a mean over heads; the widest head may hold everything. Holes have columns too.
     bounds = [

@@ -46,6 +46,7 @@ class TokenClasses:
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """What the cache must know of a model. `windows[layer]`: its sliding window in tokens, None for a global layer.
+    `states[layer]`: fp32 numbers of its recurrent state, 0 where it attends; empty where all layers do.
 
     format: how open pages store keys and values ("bf16", or "f32" for the reference dtype). scale multiplies q·k;
     softcap is tanh capping of scores or None. chunk: the most rows that are appended at once. version: of the weights.
@@ -59,6 +60,7 @@ class ModelInfo:
     kv_heads: int
     head_dim: int
     windows: tuple[int | None, ...]
+    states: tuple[int, ...] = ()
     scale: float = 0.0
     softcap: float | None = None
     format: str = "bf16"
@@ -73,6 +75,8 @@ class ModelInfo:
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} query heads do not divide into {self.kv_heads} KV heads")
+        if self.states and len(self.states) != len(self.windows):
+            raise ValueError(f"{len(self.states)} states for {len(self.windows)} layers; give one a layer, 0 for none")
         if not self.scale:
             object.__setattr__(self, "scale", self.head_dim**-0.5)
 
@@ -91,13 +95,29 @@ class ModelInfo:
         return LayerInfo(index=index, window=self.windows[index], length=length, prompt=prompt, model=self)
 
     def layer_groups(self) -> list[LayerGroup]:
-        """Layers that keep the same tokens, the global ones first."""
-        windows = sorted(set(self.windows), key=lambda window: (window is not None, window or 0))
+        """Layers that keep the same tokens, the global ones first; recurrent ones keep none."""
+        attending = {self.windows[layer] for layer in self.attention_layers}
+        windows = sorted(attending, key=lambda window: (window is not None, window or 0))
         return [LayerGroup(window, self.layers_with(window)) for window in windows]
 
     def layers_with(self, window: int | None) -> tuple[int, ...]:
-        """The layers of one window."""
-        return tuple(index for index, found in enumerate(self.windows) if found == window)
+        """The layers that attend within one window."""
+        return tuple(index for index in self.attention_layers if self.windows[index] == window)
+
+    @cached_property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that keep slots, rising."""
+        return tuple(index for index in range(self.layers) if not self.states or not self.states[index])
+
+    @cached_property
+    def state_layers(self) -> tuple[int, ...]:
+        """The layers that keep a recurrent state, rising."""
+        return tuple(index for index, numbers in enumerate(self.states) if numbers)
+
+    @property
+    def policy_layers(self) -> tuple[int, ...]:
+        """The layers that policies act on, rising: those that keep every token."""
+        return self.layers_with(None)
 
 
 @dataclass(frozen=True)

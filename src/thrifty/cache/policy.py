@@ -122,6 +122,11 @@ class CachePolicy:
         renumbers them."""
         return 0
 
+    @property
+    def renumbers(self) -> bool:
+        """True where keys are rotated to other positions, which then count rows."""
+        return False
+
     def stored(self, slots: int) -> dict[str, int]:
         """How many of a head's `slots` lie in which format, at worst; "" stands for the format they had."""
         return {"": slots}

@@ -98,6 +98,9 @@ class Cache:
             policy.check(self.model)
         sequence = SequenceCache(self.tiers, self.model, policies, reservation=reservation, collect=collect)
         try:
+            if sequence.states is not None:
+                sequence.states.open()
+                sequence.states.snapshots = self.tree is not None and not policies
             if self.tree is not None and len(tokens) > PAGE:
                 self._adopt(sequence, self._match(sequence, tokens, adapter, salt))
         except BaseException:
@@ -109,12 +112,16 @@ class Cache:
         """Put the full-precision pages of a sequence's beginning into the tree; returns how many were new.
 
         tokens: what the sequence holds (more are ignored). A compressed sequence has no such pages and changes nothing.
-        Column sums go along where the sequence collected them and its length is a whole number of pages.
+        The states of recurrent layers go along where there is a snapshot of one of these pages' ends, column sums where
+        the sequence collected them and its length is a whole number of pages.
         """
         if self.tree is None:
             return 0
         count = min(len(tokens), sequence.length) // PAGE
         held = [_pages_by_start(sequence, group.layers, self.model.format) for group in self.tree.groups]
+        if sequence.states is not None:
+            snapshot = sequence.states.snapshot
+            held.append({} if snapshot is None else {_position(snapshot) - PAGE: snapshot})
         pages = [[pages.get(index * PAGE) for pages in held] for index in range(count)]
         globals_complete = all(
             page[index] is not None
@@ -207,11 +214,19 @@ class Cache:
                     sequence.spans[layer].append(span)
             for layer in group.layers:
                 sequence.let_go[layer] = first_page(group, length)
+        snapshot = path[-1].segments[-1]
+        if sequence.states is not None and snapshot is not None:
+            sequence.states.snapshot = snapshot.retain()
         try:
             sequence.bring_in()
         except (BudgetError, StorageError):
             sequence.drop_spans()
+            if sequence.states is not None:
+                sequence.states.drop_snapshot()
             return
+        if sequence.states is not None and snapshot is not None:
+            sequence.states.restore(snapshot)
+            sequence.states.drop_snapshot()
         if sequence.statistics.column_sums and path[-1].statistics is not None:
             sequence.collector.take(path[-1].statistics)
         sequence.start_at(length)
@@ -242,6 +257,12 @@ class Cache:
             missing = nbytes - (start - self.tiers.arena.used)
             if not self.tree.shrink(max(0, self.tree.nbytes - missing)):
                 return
+
+
+def _position(segment: Segment) -> int:
+    """Where a segment's tokens begin, or the length of which it is a snapshot."""
+    assert isinstance(segment.positions, int), "pages and snapshots lie at one position"
+    return segment.positions
 
 
 def _pages_by_start(sequence: SequenceCache, layers: tuple[int, ...], format: str) -> dict[int, Segment]:

@@ -55,7 +55,7 @@ class Schedule:
 
     def after_decode(self, sequence: SequencePrompt) -> None:
         """The policies that are due act on all global layers."""
-        layers = sequence.global_layers
+        layers = sequence.policy_layers
         for index, policy in enumerate(self._policies):
             if sequence.length < self._due[index]:
                 continue

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from thrifty.arrays import Floats, Integers
+from thrifty.arrays import Array, Floats, Integers
 from thrifty.cache.composition import rehearsing
 from thrifty.cache.editing.apply import carry_out
 from thrifty.cache.editing.rollback import check, roll_back
@@ -94,12 +94,18 @@ class SequenceCache(SequencePrompt):
         scale: float | None = None,
         softcap: float | None = None,
         window: int | None = None,
+        ahead: Array | None = None,
+        path: Sequence[int] | None = None,
     ) -> Floats:
         """Attention of query [n, heads, head_dim] over the layer's slots → [n, heads, head_dim] fp32.
 
         The rows are the newest n that were appended: row i sees every slot but the last n-1-i, and in a windowed layer
         only the last `window` of them. scale, softcap, window default to the model's. positions are the rows' logical
-        positions (only their number is checked: keys are stored rotated). Collects the statistics that policies want.
+        positions (only their number is checked: keys are stored rotated). ahead: integers [n], how many of the rows
+        behind it a row sees as well. Collects the statistics that policies want.
+
+        path: of one row that continues a tree: the uncommitted rows that it sees, itself included, counted from the
+        first of them; it sees every committed slot, in a windowed layer as if the path were a line.
         """
         if positions is not None and len(positions) != len(query):
             raise PromptError(f"{len(positions)} positions for {len(query)} query rows: give one a row")
@@ -110,7 +116,37 @@ class SequenceCache(SequencePrompt):
             scale=self.model.scale if scale is None else scale,
             softcap=(self.model.softcap if softcap is None else softcap) or 0.0,
             window=self.model.windows[layer] if window is None else window,
+            ahead=ahead,
+            path=path,
         )
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Of the uncommitted rows these stay, in this order; the others are dropped. rows: rising, counted from the
+        first uncommitted one. What was collected of a row stays with it, without the slots of dropped rows.
+
+        Raises PromptError, with nothing changed, for rows that are not there.
+        """
+        held = self._uncommitted()
+        if list(rows) != sorted(set(rows)) or (rows and not 0 <= rows[0] <= rows[-1] < held):
+            raise PromptError(f"keep({list(rows)}): use rising numbers of the {held} uncommitted rows")
+        if self.states is not None and len(rows) < held:
+            self.states.check_drop(held - len(rows), held)
+        if list(rows) != list(range(len(rows))):
+            committed = {layer: self._committed_places(layer) for layer in self.policy_layers}
+            self.open_rows.keep(rows)
+            self.collector.keep_rows(rows, committed)
+        self.truncate(held - len(rows))
+
+    def _uncommitted(self) -> int:
+        """Rows of every layer that are not committed."""
+        if self.mirror.view is not None:
+            return self.mirror.uncommitted(self, self.model.attention_layers[0])
+        return max(self.open_rows.pending.values(), default=0)
+
+    def _committed_places(self, layer: int) -> list[int]:
+        """Places of each KV head of a layer, uncommitted rows left out."""
+        pending = self.open_rows.pending.get(layer, 0)
+        return [count - pending for count in self.place_counts(layer)]
 
     def commit(self, n: int) -> None:
         """Accept the n rows appended since the last commit. Drops window pages, calls policies that are due.
@@ -122,8 +158,10 @@ class SequenceCache(SequencePrompt):
             return
         if self.open_rows.pending:
             self.open_rows.check(n)
+        if self.states is not None:
+            self.states.commit(n, self.mirror.view)
         if self.collector.pending():
-            self.collector.commit({layer: self.place_counts(layer) for layer in self.global_layers})
+            self.collector.commit({layer: self.place_counts(layer) for layer in self.policy_layers})
             self.collector.settle()
         self.collector.commit_native()
         self.open_rows.pending = {}
@@ -131,6 +169,8 @@ class SequenceCache(SequencePrompt):
         self.length += n
         if self.tail.rows >= PAGE:
             roll(self)
+            if self.states is not None and self.states.snapshots and not self.tail.rows:
+                self.states.take_snapshot(self.length)
         if self.length >= self.schedule.next:
             self.schedule.after_decode(self)
 
@@ -138,14 +178,16 @@ class SequenceCache(SequencePrompt):
         """Drop the newest n rows: uncommitted ones first, then committed ones.
 
         Raises PromptError, with nothing changed, where a windowed layer has already let go of what the shorter sequence
-        would need. What a policy evicted stays evicted.
+        would need, or a recurrent layer would have to go back to other rows than the last commit's. What a policy
+        evicted stays evicted.
         """
         if self._between_layers:
             raise PromptError("a prompt that is being prefilled layer by layer cannot be truncated; free the sequence")
-        open_rows = max(self.open_rows.pending.values(), default=0)
-        if self.mirror.view is not None:
-            open_rows = self.mirror.uncommitted(self, 0)
+        open_rows = self._uncommitted()
         rejected = min(n, open_rows)
+        if self.states is not None and n:
+            self.states.check_drop(n, open_rows)
+            self.states.discard()
         if n > rejected:
             check(self, self.length - (n - rejected))
         if rejected:
@@ -154,7 +196,7 @@ class SequenceCache(SequencePrompt):
             self.open_rows.reject(rejected)
         if n > rejected:
             self.mirror.drop()
-            before = {layer: self.places(layer) for layer in self.global_layers}
+            before = {layer: self.places(layer) for layer in self.policy_layers}
             roll_back(self, self.length - (n - rejected))
             self.schedule.shorten(self.length)
             self.collector.shorten(self.length)
@@ -165,6 +207,8 @@ class SequenceCache(SequencePrompt):
         """Drop all uncommitted rows, also those that a failed step left in some layers only."""
         self.open_rows.pending = {}
         self.mirror.drop()
+        if self.states is not None:
+            self.states.discard()
         self.collector.discard()
 
     def start_at(self, length: int) -> None:
@@ -193,11 +237,11 @@ class SequenceCache(SequencePrompt):
         self.mirror.drop()
         self.collector.prefilling = True
         self.prompt = self.length
-        views = [self.view(layer) for layer in self.global_layers]
+        views = [self.view(layer) for layer in self.policy_layers]
         edits = self.rehearses.after_prompt(views, self.rehearsals.received())
         self._end_rehearsals()
-        carry_out(self, edits, self.global_layers)
-        for layer in self.global_layers:
+        carry_out(self, edits, self.policy_layers)
+        for layer in self.policy_layers:
             self.schedule.after_prefill(self, layer, 0)
         self.collector.prefilling = False
         self.schedule.begin(self.length)
@@ -226,6 +270,8 @@ class SequenceCache(SequencePrompt):
         try:
             other.tail.copy_from(self.tail, self.length)
             other.collector = self.collector.copy(reservation)
+            if self.states is not None and other.states is not None:
+                other.states.copy_from(self.states)
             for spans, theirs_spans in zip(self.spans, other.spans, strict=True):
                 for span in spans:
                     span.segment.retain()
@@ -266,16 +312,18 @@ class SequenceCache(SequencePrompt):
         """
         if not self.collector.sums_now:
             return None
-        return self.collector.native_rows(rows, self.mirror.widest(self.global_layers) + rows)
+        return self.collector.native_rows(rows, self.mirror.widest(self.policy_layers) + rows)
 
     def accumulate_prompt(self, rows: int) -> Accumulator | None:
         """The same for `rows` rows of a prompt (layer-major: of the layer that is open), which stay."""
         scratch = self.open_rows.scratch
+        if self.open_state is not None:
+            return None
         if scratch is not None:
             return self.collector.native_prompt(scratch.layer, self._scratch_places(scratch))
         if not self.collector.sums_now:
             return None
-        return self.collector.native_prompt(None, self.mirror.widest(self.global_layers) + rows)
+        return self.collector.native_prompt(None, self.mirror.widest(self.policy_layers) + rows)
 
     def _scratch_places(self, scratch: Scratch) -> int:
         """The most places of a KV head of the layer that is open, when its prompt is complete."""

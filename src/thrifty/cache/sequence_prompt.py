@@ -14,6 +14,7 @@ from thrifty.cache.slots.builder import release_all
 from thrifty.cache.slots.sealing import keep_window
 from thrifty.cache.slots.sequence_slots import SequenceSlots
 from thrifty.cache.slots.span import Span
+from thrifty.cache.slots.states import RecurrentStates
 from thrifty.cache.statistics import Statistics
 from thrifty.cache.watching.collector import Collector
 from thrifty.errors import PromptError
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 
 class SequencePrompt(SequenceSlots):
-    """layer_major: True where a policy changes the prompt, so that prefill must go layer by layer. statistics: what is
-    collected for the policies (and for the tree, where `Cache.create` was told to).
+    """layer_major: True where a policy changes the prompt, so that prefill must go layer by layer. open_state: the
+    recurrent layer that such a prefill is in. statistics: what is collected for the policies (and for the tree, where
+    `Cache.create` was told to).
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class SequencePrompt(SequenceSlots):
         self.statistics = wanted(self.policies, model) | (collect or Statistics())
         self.collector = Collector(self.statistics, model, tiers.ledger, reservation)
         self.schedule = Schedule(self.policies)
+        self.open_state: int | None = None
         self._sealed: dict[int, int] = {}
         super().__init__(tiers, model, reservation)  # last: from here on it frees itself when it is dropped
 
@@ -57,14 +60,16 @@ class SequencePrompt(SequenceSlots):
 
         Raises BudgetError or StorageError, with nothing changed.
         """
-        if self.open_rows.scratch is not None:
-            raise PromptError(
-                f"layer {self.open_rows.scratch.layer} is still open: seal it before layer {layer} begins"
-            )
+        still = self.open_state if self.open_rows.scratch is None else self.open_rows.scratch.layer
+        if still is not None:
+            raise PromptError(f"layer {still} is still open: seal it before layer {layer} begins")
         if not self._sealed:
             self.seal_tail()
             self.tail.close()
             self.collector.prefilling = True
+        if layer in self.model.state_layers:
+            self.open_state = layer
+            return
         prefix = self._prefix(layer)
         scratch = self.open_rows.begin_scratch(layer, n, self.length, prefix)
         if not prefix:
@@ -90,6 +95,9 @@ class SequencePrompt(SequenceSlots):
 
         The scratch itself becomes the segment where no policy changes anything.
         """
+        if self.states is not None and layer in self.model.state_layers:
+            self._seal_state(self.states, layer)
+            return
         shared = self.open_rows.committed(layer)
         segment = self.open_rows.end_scratch(layer)
         n = self._sealed[layer] = segment.tokens - shared
@@ -100,6 +108,14 @@ class SequencePrompt(SequenceSlots):
             self.schedule.after_prefill(self, layer, n)
         self.mirror.rebuild(self, layer)
 
+    def _seal_state(self, states: RecurrentStates, layer: int) -> None:
+        """A recurrent layer has had its prompt: its state stays, whatever happens to the slots of later layers."""
+        if self.open_state != layer:
+            raise PromptError(f"layer {layer} was not begun: call begin_layer first")
+        self._sealed[layer] = states.rows(layer, self.mirror.view)
+        states.commit_layer(layer, self.mirror.view)
+        self.open_state = None
+
     def _prefix(self, layer: int) -> list[Span]:
         """The pages of a layer that a prefix hit brought, before policies see them. (A windowed layer, which they never
         see, keeps its pages as they are.)"""
@@ -109,11 +125,11 @@ class SequencePrompt(SequenceSlots):
     @property
     def _between_layers(self) -> bool:
         """Whether a layer-major prefill has begun and is not committed."""
-        return self.open_rows.scratch is not None or bool(self._sealed)
+        return self.open_rows.scratch is not None or self.open_state is not None or bool(self._sealed)
 
     def _commit_prompt(self, n: int) -> None:
         missing = [layer for layer in range(self.model.layers) if self._sealed.get(layer) != n]
-        if missing or self.open_rows.scratch is not None:
+        if missing or self.open_rows.scratch is not None or self.open_state is not None:
             raise PromptError(f"commit({n}): layers {missing[:8]} are not sealed with {n} rows")
         self._sealed = {}
         self.open_rows.pending = {}

@@ -1,8 +1,9 @@
 """The prefix tree: pages of 64 tokens that several sequences begin with, as they were before any policy.
 
 A node is one page: its tokens, and for every layer group the segment that holds the page (None where a windowed
-group had let go of it). The path from a root to a node is a prefix; roots are told apart by weights version, adapter
-and salt.
+group had let go of it). Where layers are recurrent, a last segment is the snapshot of their states behind the page, in
+some of the nodes: a hit ends at one of those. The path from a root to a node is a prefix; roots are told apart by
+weights version, adapter and salt.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class PrefixTree:
         self.capacity = capacity
         self.nbytes = 0
         self.groups: list[LayerGroup] = model.layer_groups()
+        self.keeps_states = bool(model.state_layers)
         self._roots: dict[tuple[str, str, str], Node] = {}
         self._clock = count(1)
 
@@ -67,8 +69,8 @@ class PrefixTree:
     ) -> list[Node]:
         """The longest valid prefix of `tokens` as its nodes, empty for a miss. Marks them as used now.
 
-        Valid is a length at which every layer group holds its state (a windowed group: its last window) and, where
-        column sums are wanted, the last node has them. limit: at most this many tokens.
+        Valid is a length at which every layer group holds its state (a windowed group: its last window; recurrent
+        layers: a snapshot) and, where column sums are wanted, the last node has them. limit: at most this many tokens.
         """
         path = self._walk(tokens, adapter, salt)
         pages = min(len(path), (len(tokens) if limit is None else max(0, limit)) // PAGE)
@@ -88,8 +90,8 @@ class PrefixTree:
         salt: str = "",
         statistics: Sums | None = None,
     ) -> int:
-        """Adopt pages of a prefix: `pages[i][group]` holds tokens 64i..64i+63 (None: not at hand). References are
-        taken.
+        """Adopt pages of a prefix: `pages[i][group]` holds tokens 64i..64i+63 (None: not at hand), the last one of a
+        model with recurrent layers their states behind these. References are taken.
 
         statistics: column sums of exactly these pages' rows. Returns the pages that were new. Pages that the tree has
         already stay; evicts beyond `capacity`.
@@ -101,9 +103,11 @@ class PrefixTree:
             part = tuple(tokens[index * PAGE : (index + 1) * PAGE])
             child = node.children.get(part)
             if child is None:
-                child = node.children[part] = Node(part, node, [None] * len(self.groups))
+                child = node.children[part] = Node(part, node, [None] * (len(self.groups) + self.keeps_states))
                 new += 1
             self._fill(child, segments)
+            if self.keeps_states and segments[-1] is not None:
+                self._thin_snapshots(child)
             child.last_used = now
             node = child
         if statistics is not None and node.parent is not None and node.statistics is None:
@@ -171,6 +175,8 @@ class PrefixTree:
     def _valid(self, path: list[Node], statistics: Statistics) -> bool:
         if statistics.column_sums and path[-1].statistics is None:
             return False
+        if self.keeps_states and path[-1].segments[-1] is None:
+            return False
         length = len(path) * PAGE
         for index, group in enumerate(self.groups):
             first = first_page(group, length)
@@ -186,6 +192,30 @@ class PrefixTree:
             segment.recategorise(TREE)
             self.nbytes += segment.nbytes
 
+    def _thin_snapshots(self, node: Node) -> None:
+        """Let go of the snapshot before this node's where the one before that is near enough: as near as the pages
+        between them weigh no more than a snapshot, so that snapshots weigh about as much as pages at most."""
+        between = self._snapshot_before(node)
+        if between is None or len(between.children) != 1:
+            return
+        first = self._snapshot_before(between)
+        snapshot, passed, pages = between.segments[-1], node, 0
+        while passed is not first and passed.parent is not None:
+            pages += sum(one.nbytes for one in passed.segments[:-1] if one is not None)
+            passed = passed.parent
+        if snapshot is None or pages > snapshot.nbytes:
+            return
+        between.segments[-1] = None
+        self.nbytes -= snapshot.nbytes
+        _let_go(snapshot)
+
+    def _snapshot_before(self, node: Node) -> Node | None:
+        """The nearest page before this one with a snapshot of states."""
+        before = node.parent
+        while before is not None and (not before.segments or before.segments[-1] is None):
+            before = before.parent
+        return before
+
     def _attach(self, node: Node, statistics: Sums) -> None:
         nbytes = sum(one.nbytes for heads in statistics.values() for one in heads)
         self.tiers.ledger.charge(TREE, nbytes)
@@ -198,11 +228,16 @@ class PrefixTree:
         self.nbytes -= node.nbytes
         for segment in node.segments:
             if segment is not None:
-                if segment.references > 1:
-                    segment.recategorise("cache")
-                segment.release()
+                _let_go(segment)
         if node.statistics_bytes:
             self.tiers.ledger.credit(TREE, node.statistics_bytes)
+
+
+def _let_go(segment: Segment) -> None:
+    """The tree's reference goes; what sequences hold as well is theirs again."""
+    if segment.references > 1:
+        segment.recategorise("cache")
+    segment.release()
 
 
 def first_page(group: LayerGroup, length: int) -> int:

@@ -32,13 +32,13 @@ class AdaKvClaim(Claim):
 
     def judge(self, figures: Figures) -> Verdict:
         ours, theirs = _divergences(figures, "ada-kv"), _divergences(figures, "snapkv")
-        if all(one < other for one, other in zip(ours, theirs, strict=True)):
+        if all(mine < other for mine, other in zip(ours, theirs, strict=True)):
             return Verdict.HOLDS
         return Verdict.PARTLY if fmean(ours) < fmean(theirs) else Verdict.FAILS
 
     def tell(self, figures: Figures) -> str:
         ours, theirs = _divergences(figures, "ada-kv"), _divergences(figures, "snapkv")
-        pairs = ", ".join(f"{one:.3f} / {other:.3f}" for one, other in zip(ours, theirs, strict=True))
+        pairs = ", ".join(f"{mine:.3f} / {other:.3f}" for mine, other in zip(ours, theirs, strict=True))
         return (
             f"KL of Ada-KV / SnapKV: {pairs}; mean {fmean(ours):.3f} / {fmean(theirs):.3f}; recovery "
             f"{figures['ada-kv_recovery']:.1%} / {figures['snapkv_recovery']:.1%}; bytes "

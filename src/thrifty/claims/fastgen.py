@@ -33,15 +33,15 @@ class FastgenClaim(Claim):
     def measure(self, context: Context) -> Figures:
         figures: Figures = {"prefix": PREFIX, "scored": SCORED, "parts": PARTS}
         figures["chat"] = float(context.model.require_tokenizer().has_chat_template)
-        found: dict[str, list[float]] = {}
+        by_level: dict[str, list[float]] = {}
         for part in range(PARTS):
             passage = _passage(context, part)
             context.say(f"baseline of {len(passage.prompt)} + {SCORED} tokens, part {part}")
             with quality.Baseline.measure(context.engine, passage) as baseline:
                 for level in LEVELS:
                     for name, value in _against(context, baseline, level).items():
-                        found.setdefault(f"{name}_{level}", []).append(value)
-        return figures | {name: fmean(values) for name, values in found.items()}
+                        by_level.setdefault(f"{name}_{level}", []).append(value)
+        return figures | {name: fmean(values) for name, values in by_level.items()}
 
     def judge(self, figures: Figures) -> Verdict:
         good = [figures[f"pruned_{level}"] >= PRUNED and figures[f"recovery_{level}"] >= RECOVERY for level in LEVELS]
@@ -101,6 +101,6 @@ def candidates(context: Context, passage: quality.Passage, table: dict[str, obje
             context.engine.step()
         held = context.engine.cache_of(handle)
         assert held is not None, "the request is decoding"
-        return Counter(NAMES[one] for layer in held.global_layers for one in held.stats(layer).notes[RUNG])
+        return Counter(NAMES[rung] for layer in held.policy_layers for rung in held.stats(layer).notes[RUNG])
     finally:
         handle.cancel()

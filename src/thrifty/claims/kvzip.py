@@ -106,11 +106,11 @@ def _cost(context: Context) -> Figures:
     held: dict[str, int] = {}
     others = 0.0
     for _ in range(ROUNDS):
-        for name, found in times.items():
+        for name, spent in times.items():
             context.say(f"a prompt of {length} tokens, {name}")
             with listening() as noise:
                 seconds, held[name] = _prompt(context, tokens, [] if name == "full" else [_table(name)])
-            found.append(seconds)
+            spent.append(seconds)
             others = max(others, noise.others)
     full, ours = min(times["full"]), min(times["kvzip"])
     smaller = held["full"] / held["kvzip"]

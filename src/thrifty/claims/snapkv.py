@@ -67,11 +67,11 @@ def _speed(context: Context, length: int) -> Figures:
     for _ in range(ROUNDS):
         for name, cache in tables.items():
             with listening() as noise:
-                found = context.speed(cache, length, STEPS)
-            rates[name].append(found.decode_rate)
-            held[name] = found.cache_bytes
+                measured = context.speed(cache, length, STEPS)
+            rates[name].append(measured.decode_rate)
+            held[name] = measured.cache_bytes
             others = max(others, noise.others)
-    best = {name: max(found) for name, found in rates.items()}
+    best = {name: max(values) for name, values in rates.items()}
     faster, smaller = best["rate"] / best["full_rate"], held["full_rate"] / held["rate"]
     return {"length": length, **best, "faster": faster, "smaller": smaller, "others": others}
 
@@ -88,5 +88,5 @@ def _recall(context: Context) -> Figures:
     return figures
 
 
-def _share(found: list[bool]) -> float:
-    return sum(found) / len(found)
+def _share(hits: list[bool]) -> float:
+    return sum(hits) / len(hits)

@@ -36,8 +36,8 @@ class CommandFiles(MutableMapping[str, Any]):
     """The commands by name. A module is imported when its command is looked up."""
 
     def __init__(self) -> None:
-        found = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(command_package.__path__))
-        self._names = [name for name in FIRST if name in found] + [name for name in found if name not in FIRST]
+        names = sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(command_package.__path__))
+        self._names = [name for name in FIRST if name in names] + [name for name in names if name not in FIRST]
         self._loaded: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING
 
@@ -22,18 +23,25 @@ class Constraint:
     """The state of one sample. The next tokens are worked out in another thread, from the moment that a token is
     committed: beside the forward pass.
 
-    End tokens may come where the grammar accepts what is there, and nowhere else.
+    End tokens may come where the grammar accepts what is there, and nowhere else. Behind one (in a draft) anything may:
+    it is no part of the answer.
     """
 
-    def __init__(self, matcher: LLMatcher, size: int, worker: Executor) -> None:
-        """matcher: its own. size: rows of the model's logits. worker: the other thread."""
+    def __init__(self, matcher: LLMatcher, size: int, ends: Collection[int], worker: Executor) -> None:
+        """matcher: its own. size: rows of the model's logits. ends: tokens that end an answer. worker: the other
+        thread.
+        """
         self._matcher = matcher
         self._size = size
+        self._ends = ends
+        self._over = False
         self._worker = worker
         self._next: Future[Flags] | None = worker.submit(_allowed, matcher, size)
 
     def allowed(self) -> Flags:
         """Which tokens may come next, [vocabulary]. Raises PromptError where the grammar is too complex to go on."""
+        if self._over:
+            return np.ones(self._size, np.bool_)
         if self._next is None:
             self._next = self._worker.submit(_allowed, self._matcher, self._size)
         return self._next.result()
@@ -44,15 +52,21 @@ class Constraint:
 
     def commit(self, token: int) -> None:
         """A token came. Raises PromptError where it may not."""
+        if self._over:
+            return
         self._settle()
         if not self._matcher.consume_token(token):
             raise PromptError(f"token {token} is not in the grammar: {reason(self._matcher.get_error())}")
-        self._next = None if self._matcher.is_stopped() else self._worker.submit(_allowed, self._matcher, self._size)
+        self._over = token in self._ends
+        if not self._over:
+            self._next = self._worker.submit(_allowed, self._matcher, self._size)
 
     def fork(self) -> Constraint:
         """Another one at the same place."""
         self._settle()
-        return Constraint(self._matcher.deep_copy(), self._size, self._worker)
+        other = Constraint(self._matcher.deep_copy(), self._size, self._ends, self._worker)
+        other._over = self._over
+        return other
 
     def _settle(self) -> None:
         """Wait until the other thread has done with the matcher."""

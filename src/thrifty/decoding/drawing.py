@@ -33,9 +33,22 @@ def draw(scores: Floats, options: SamplingParameters, number: float) -> int:
     """
     unfiltered = options.top_k in (0, scores.size) and options.top_p == 1.0 and options.min_p == 0.0
     if unfiltered:
-        return _inverse(_weights(scores, float(scores.max()), options), number)
+        return inverse(_weights(scores, float(scores.max()), options), number)
     weights, ids = _filtered(scores, options)
-    return int(ids[_inverse(weights, number)])
+    return int(ids[inverse(weights, number)])
+
+
+def distribution(scores: Floats, options: SamplingParameters) -> Weights:
+    """The probabilities [vocabulary] fp64 that `draw` draws from: after temperature, top_k, top_p and min_p. Greedy
+    options put all of it on the largest score.
+    """
+    chances = np.zeros(scores.size)
+    if options.greedy:
+        chances[int(scores.argmax())] = 1.0
+        return chances
+    weights, ids = _filtered(scores, options)
+    chances[ids] = weights / weights.sum()
+    return chances
 
 
 def _weights(scores: Floats, best: float, options: SamplingParameters) -> Weights:
@@ -45,7 +58,8 @@ def _weights(scores: Floats, best: float, options: SamplingParameters) -> Weight
     return weights
 
 
-def _inverse(weights: Weights, number: float) -> int:
+def inverse(weights: Weights, number: float) -> int:
+    """The place in weights [n], not all 0, that a number in [0, 1) falls to."""
     cumulative = np.cumsum(weights)
     place = int(np.searchsorted(cumulative, number * float(cumulative[-1]), side="right"))
     if place == weights.size:  # the product was rounded up to the whole: the last token that has a weight

@@ -51,7 +51,7 @@ class Grammars:
         with self._lock:
             if self._worker is None:
                 self._worker = ThreadPoolExecutor(1, "thrifty-grammar")
-            return Constraint(matcher, vocabulary.size, self._worker)
+            return Constraint(matcher, vocabulary.size, vocabulary.ends, self._worker)
 
     def _matcher(self, grammar: Grammar) -> LLMatcher:
         """At the beginning of a text; nobody moves it on."""

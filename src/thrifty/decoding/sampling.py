@@ -6,6 +6,7 @@ sample does not depend on its neighbours in a batch, on the order of steps, or o
 
 from __future__ import annotations
 
+import copy
 import math
 import secrets
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 from thrifty.arrays import Flags, Floats
 from thrifty.decoding.constraint import Constraint
-from thrifty.decoding.drawing import draw, largest, uniform
+from thrifty.decoding.drawing import Weights, distribution, draw, largest, uniform
 from thrifty.decoding.possible import NONE_ABSENT, Absent, check_logits, check_scores
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.errors import PromptError
@@ -129,26 +130,64 @@ class Sampler:
             other._seen = self._seen.copy()
         return other
 
+    def following(self, tokens: Iterable[int]) -> Sampler:
+        """This sampler as it will be when `tokens` are committed. It is not changed itself."""
+        other = copy.copy(self)
+        if self.constraint is not None:
+            other.constraint = self.constraint.fork()
+        if self._counts is not None and self._seen is not None:
+            other._counts, other._seen = self._counts.copy(), self._seen.copy()
+        for token in tokens:
+            other.commit(token)
+        return other
+
     def choose(self, logits: Floats, offset: int = 0) -> Choice:
         """The token for one row. logits: [vocabulary] fp32, not changed. Does not advance: call `commit`.
 
-        offset: how many uncommitted tokens precede this one (draft positions of a speculative strategy). Raises
+        offset: how many uncommitted tokens precede this one; penalties and a grammar do not know them (`following`
+        does). Raises
         PromptError where the logits are no numbers, or nothing is left to choose.
         """
         options = self.parameters
         logits = self._possible(logits, offset)
-        scores = self._adjusted(logits)
-        if self.constraint is not None:
-            scores = self.constraint.masked(scores)
-        if scores is not logits:
-            check_scores(scores, self.position + offset)
+        scores = self._scores(logits, offset)
         if options.greedy:
             token = int(scores.argmax())
         else:
             token = draw(scores, options, uniform(self.seed, self.stream, self.position + offset))
-        if options.logprobs is None:
-            return Choice(token)
-        return Choice(token, logprob_of(logits, token, options.logprobs))
+        return self._choice(token, logits)
+
+    def probabilities(self, logits: Floats) -> Weights:
+        """What the next token is drawn from: [vocabulary] fp64, after penalties, temperature and truncation.
+
+        logits: of its row, [vocabulary] fp32, not changed. Raises PromptError as `choose`.
+        """
+        return distribution(self._scores(self._possible(logits, 0), 0), self.parameters)
+
+    def given(self, token: int, logits: Floats) -> Choice:
+        """A token that was drawn elsewhere, from its row of logits, as a choice."""
+        return self._choice(token, self._possible(logits, 0))
+
+    def number(self, purpose: int) -> float:
+        """A number in [0, 1) for the next token, another one for each purpose (from 1 on), none of them that of
+        `choose`."""
+        return uniform(self.seed ^ purpose << 32, self.stream, self.position)
+
+    def _choice(self, token: int, possible: Floats) -> Choice:
+        """With its log-probability where it is asked for. possible: the model's logits."""
+        wanted = self.parameters.logprobs
+        return Choice(token) if wanted is None else Choice(token, logprob_of(possible, token, wanted))
+
+    def _scores(self, possible: Floats, offset: int) -> Floats:
+        """The model's logits with penalties and biases, and −inf for what the grammar forbids. Raises PromptError where
+        these leave no token.
+        """
+        scores = self._adjusted(possible)
+        if self.constraint is not None:
+            scores = self.constraint.masked(scores)
+        if scores is not possible:
+            check_scores(scores, self.position + offset)
+        return scores
 
     def _possible(self, logits: Floats, offset: int) -> Floats:
         """The model's logits, −inf for rows that are no token. Raises PromptError where they are no numbers."""
@@ -214,11 +253,16 @@ class ForcedSampler(Sampler):
         place = self.position - self._start + offset
         if place >= len(self._forced):
             return super().choose(logits, offset)
-        token = self._forced[place]
-        logits = self._possible(logits, offset)
-        if self.parameters.logprobs is None:
-            return Choice(token)
-        return Choice(token, logprob_of(logits, token, self.parameters.logprobs))
+        return self._choice(self._forced[place], self._possible(logits, offset))
+
+    def probabilities(self, logits: Floats) -> Weights:
+        """All of it on a token that is forced; see Sampler."""
+        place = self.position - self._start
+        if place >= len(self._forced):
+            return super().probabilities(logits)
+        chances = np.zeros(self.vocabulary_size)
+        chances[self._forced[place]] = 1.0
+        return chances
 
 
 def check_tokens(name: str, tokens: Iterable[int], vocabulary_size: int) -> None:

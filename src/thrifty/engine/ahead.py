@@ -1,8 +1,8 @@
 """Decoding without Python between two tokens: native code runs the plan, samples and appends for several steps.
 
 Python is woken for what it must see: the end of a page or of an answer, a policy that is due, another thread that
-waits. What native code does not do (drafts, logits or log-probabilities that are asked for, ropes that know the length)
-is left to `engine.decode`, and so is every error: it finds out whose it is.
+waits. What native code does not do (drafts, adapters, taps, steering, logits or log-probabilities that are asked for,
+ropes that know the length) is left to `engine.decode`, and so is every error: it finds out whose it is.
 """
 
 from __future__ import annotations
@@ -10,26 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from thrifty.decoding.native_sampling import native_sampler, runs_natively
+from thrifty.decoding.native_sampling import runs_natively
 from thrifty.decoding.strategies.autoregressive import Autoregressive
+from thrifty.engine.continued import Continued
 from thrifty.engine.plan.native_runner import NativeRunner, accumulators
 from thrifty.engine.plan.rotary_tables import BLOCK
 from thrifty.formats.kv import PAGE
-from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.runner import Runner
     from thrifty.engine.running import Running
-
-
-class Continued:
-    """A sequence as native code goes on with it: the native object, and the block of positions that it has turned."""
-
-    def __init__(self, sequence: Running) -> None:
-        ends = sorted(sequence.stopper.ends)
-        self.native = dispatch.require().Continuation(native_sampler(sequence.sampler), ends)
-        self.block = -1
 
 
 class Ahead:
@@ -45,9 +36,9 @@ class Ahead:
 
     def begin(self, runner: NativeRunner, sequence: Running) -> None:
         """Get a sequence ready for `run`, with room for its next row. Raises BudgetError or StorageError."""
-        continued, cache, position = sequence.continued, _cache(sequence), len(sequence.tokens) - 1
+        continued, cache, position = sequence.continued, _cache(sequence), len(sequence.tokens) - 1 + sequence.shift
         if continued is None:
-            continued = sequence.continued = Continued(sequence)
+            continued = sequence.continued = Continued(sequence.sampler, sequence.stopper.ends)
         cache.reserve(1)
         if position // BLOCK != continued.block:
             block = position // BLOCK
@@ -78,20 +69,21 @@ def _is_simple(sequence: Running) -> bool:
     return (
         type(sequence.strategy) is Autoregressive
         and not sequence.ticket.request.logits
+        and sequence.extra is None
         and runs_natively(sequence.sampler)
     )
 
 
 def _most(sequence: Running) -> int:
     """Steps of a sequence until Python must see it."""
-    cache, stopper, position = _cache(sequence), sequence.stopper, len(sequence.tokens) - 1
-    if stopper.looks_for_text:
+    cache, stopper, position = _cache(sequence), sequence.stopper, len(sequence.tokens) - 1 + sequence.shift
+    if stopper.looks_for_text or cache.states is not None:  # a state goes back by one step at most
         return 1
     return min(
         stopper.maximum_tokens - stopper.count,
         cache.schedule.next - cache.length,
         PAGE - cache.tail.rows,
-        sequence.covered - position,
+        sequence.covered - sequence.computed,
         BLOCK - position % BLOCK,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,8 @@ class Event:
     token: the new token id, None where the event only ends the sample. text: what became certain with it
     (held-back text of a possible stop string or half a character comes later). finish_reason: None while
     it goes on, else "stop", "length", "cancelled" or "error" (then `error` says why). logits:
-    [vocabulary] fp32 where the request asked.
+    [vocabulary] fp32 where the request asked. taps: layer → fp32 [hidden], the state after it of the row that chose the
+    token, where the request asked.
     """
 
     request: str
@@ -40,6 +41,7 @@ class Event:
     finish_reason: str | None = None
     error: Exception | None = None
     logits: Floats | None = None
+    taps: Mapping[int, Floats] | None = None
 
 
 @dataclass

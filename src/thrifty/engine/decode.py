@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from thrifty.arrays import Floats
+from thrifty.decoding.draft import Accepted, Draft, check_path
 from thrifty.decoding.sampling import Choice
-from thrifty.decoding.strategy import Accepted, Batch, DecodingStrategy, Draft, Scores, choose
+from thrifty.decoding.scores import Scores
+from thrifty.decoding.strategy import choose
 from thrifty.engine.ahead import Ahead
+from thrifty.engine.proposing import Note, accept, propose, rows_of, within_bounds
 from thrifty.engine.runner import Rows, Runner
 from thrifty.engine.running import Running
-
-Note = Callable[[BaseException], None]
-"""Told of an error that a whole batch met, before its sequences are tried alone."""
-
-Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step did for one sequence: choices to commit (with their logits where asked), or its own error."""
+    """What a step did for one sequence: choices to commit (with their logits and taps where asked), or its own
+    error.
+    """
 
     sequence: Running
     choices: tuple[Choice, ...] = ()
     logits: list[Floats] = field(default_factory=list)
+    taps: list[dict[int, Floats]] = field(default_factory=list)
     error: BaseException | None = None
 
 
@@ -58,8 +57,9 @@ def decode(
     try:
         if ahead is not None:
             sequences = _run_ahead(ahead, runner, sequences, together, outcomes, note)
-        if sequences and (parts := _prepare(sequences, outcomes, note)):
-            _run(runner, parts, outcomes, note)
+        parts = _prepare(sequences, outcomes, note) if sequences else []
+        for group in _groups(parts, runner.most_rows):
+            _run(runner, group, outcomes, note)
     except BaseException:
         _roll_back(without_outcome(sequences, outcomes), outcomes)
         raise
@@ -115,12 +115,12 @@ def without_outcome(sequences: Sequence[Running], outcomes: Sequence[Outcome]) -
 def _prepare(sequences: Sequence[Running], outcomes: list[Outcome], note: Note) -> list[_Part]:
     """Drafts, and room for their rows. The errors of those that cannot have them are added to `outcomes`."""
     parts = []
-    for sequence, draft in zip(sequences, _propose(sequences, note), strict=True):
+    for sequence, draft in zip(sequences, propose(sequences, note), strict=True):
         try:
             if isinstance(draft, BaseException):
                 raise draft
-            draft = _within_period(sequence, draft) if draft.tokens else draft
-            rows = _rows(sequence, draft)
+            draft = within_bounds(sequence, draft) if draft.tokens else draft
+            rows = rows_of(sequence, draft)
             rows.cache.reserve(len(rows.tokens))
             parts.append(_Part(sequence, draft, rows))
         except BaseException as error:
@@ -132,7 +132,7 @@ def _run(runner: Runner, parts: Sequence[_Part], outcomes: list[Outcome], note: 
     try:
         scores = runner.decode([part.rows for part in parts])
         first_rows = _offsets([part.rows for part in parts])
-        accepted = _accept(parts, first_rows, scores, note)
+        accepted = accept([part.sequence for part in parts], [part.draft for part in parts], first_rows, scores, note)
     except BaseException as error:
         if len(parts) == 1:
             outcomes.append(Outcome(parts[0].sequence, error=error))
@@ -166,87 +166,51 @@ def first_choices(sequences: Sequence[Running], scores: Scores, outcomes: list[O
     for sequence in sequences:
         try:
             wanted = [scores.logits(0).copy()] if sequence.ticket.request.logits else []
-            outcomes.append(Outcome(sequence, (choose(sequence.sampler, scores, 0),), wanted))
+            choices = (choose(sequence.sampler, scores, 0),)
+            outcomes.append(Outcome(sequence, choices, wanted, _taps(sequence, scores, 0, (0,))))
         except BaseException as error:
             outcomes.append(Outcome(sequence, error=error))
 
 
 def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores: Scores) -> Outcome:
-    """Truncate what was rejected, commit what was accepted. Policies may act here. Raises the sequence's own error."""
+    """Commit the rows that were accepted, forget the others. Policies may act here. Raises the sequence's own error."""
     if isinstance(accepted, BaseException):
         raise accepted
-    sequence, rows = part.sequence, part.rows
-    kept = len(accepted.choices)
-    wanted = range(first, first + kept) if sequence.ticket.request.logits else range(0)
-    logits = [scores.logits(row).copy() for row in wanted]
-    if kept < len(rows.tokens):
-        rows.cache.truncate(len(rows.tokens) - kept)
-    _commit_rows(sequence, rows.tokens[:kept])
-    return Outcome(sequence, accepted.choices, logits)
+    sequence, cache = part.sequence, part.rows.cache
+    if part.draft.tokens or len(accepted.choices) != 1:
+        check_path(part.draft, accepted)
+    kept, tokens = (0, *(index + 1 for index in accepted.path)) if accepted.path else (0,), part.rows.tokens
+    logits = [scores.logits(first + row).copy() for row in kept] if sequence.ticket.request.logits else []
+    taps = _taps(sequence, scores, first, kept)
+    if len(kept) < len(tokens):
+        cache.keep(kept)
+        tokens = [tokens[row] for row in kept]
+    _commit_rows(sequence, tokens)
+    if sequence.drafted_rows and sequence.drafter is not None:
+        sequence.drafter.committed([choice.token for choice in accepted.choices])
+    return Outcome(sequence, accepted.choices, logits, taps)
 
 
-def _propose(sequences: Sequence[Running], note: Note) -> list[Draft | BaseException]:
-    def propose(strategy: DecodingStrategy, places: Sequence[int]) -> Sequence[Draft]:
-        return strategy.propose(Batch([sequences[place] for place in places]))
-
-    return _ask(sequences, propose, note)
-
-
-def _accept(
-    parts: Sequence[_Part], first_rows: Sequence[int], scores: Scores, note: Note
-) -> list[Accepted | BaseException]:
-    def accept(strategy: DecodingStrategy, places: Sequence[int]) -> Sequence[Accepted]:
-        batch = Batch(
-            [parts[place].sequence for place in places],
-            [parts[place].draft for place in places],
-            [first_rows[place] for place in places],
-        )
-        return strategy.accept(batch, scores)
-
-    return _ask([part.sequence for part in parts], accept, note)
+def _taps(sequence: Running, scores: Scores, first: int, rows: Sequence[int]) -> list[dict[int, Floats]]:
+    """Copies of the states that the request asked for, by row, counted from `first`; none where it did not."""
+    layers = sequence.ticket.request.taps
+    return [{layer: scores.taps[layer][first + row].copy() for layer in layers} for row in rows] if layers else []
 
 
-def _ask(
-    sequences: Sequence[Running], ask: Callable[[DecodingStrategy, Sequence[int]], Sequence[Given]], note: Note
-) -> list[Given | BaseException]:
-    """What the strategies give for each sequence, or its error. A strategy that fails for all is asked for each
-    alone.
-    """
-    given: dict[int, Given | BaseException] = {}
-    waiting = _by_strategy(sequences)
-    while waiting:
-        strategy, places = waiting.pop()
-        try:
-            given.update(zip(places, ask(strategy, places), strict=True))
-        except BaseException as error:
-            if len(places) == 1:
-                given[places[0]] = error
-                continue
-            note(error)
-            waiting += [(strategy, [place]) for place in places]
-    return [given[place] for place in range(len(sequences))]
-
-
-def _by_strategy(sequences: Sequence[Running]) -> list[tuple[DecodingStrategy, list[int]]]:
-    groups: dict[DecodingStrategy, list[int]] = {}
-    for place, sequence in enumerate(sequences):
-        groups.setdefault(sequence.strategy, []).append(place)
-    return list(groups.items())
-
-
-def _within_period(sequence: Running, draft: Draft) -> Draft:
-    """No more of a draft than can be committed before a policy acts: later tokens would see what it lets go of."""
-    cache = sequence.cache
-    assert cache is not None, "a decoding sequence has a cache"
-    most = max(0, cache.schedule.next - cache.length - 1)
-    return draft if len(draft.tokens) <= most else dataclasses.replace(draft, tokens=draft.tokens[:most])
-
-
-def _rows(sequence: Running, draft: Draft) -> Rows:
-    cache = sequence.cache
-    assert cache is not None, "a decoding sequence has a cache"
-    tokens = (sequence.tokens[-1], *draft.tokens)
-    return Rows(cache, tokens, sequence.computed, sequence.computed + len(tokens))
+def _groups(parts: list[_Part], most: int) -> list[list[_Part]]:
+    """The parts in their order, at most `most` rows together."""
+    if not any(part.draft.tokens for part in parts):
+        return [parts] if parts else []
+    groups: list[list[_Part]] = []
+    room = 0
+    for part in parts:
+        rows = len(part.rows.tokens)
+        if rows > room:
+            groups.append([])
+            room = most
+        groups[-1].append(part)
+        room -= rows
+    return groups
 
 
 def _offsets(batch: Sequence[Rows]) -> list[int]:

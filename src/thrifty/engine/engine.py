@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine import inspection
+from thrifty.engine.admission.adapter_shelf import AdapterShelf
 from thrifty.engine.admission.intake import Intake
 from thrifty.engine.admission.memory import EngineMemory
 from thrifty.engine.admission.process_memory import ledger_budget
@@ -29,6 +30,7 @@ from thrifty.engine.step import PrefillStep, Stepper
 from thrifty.engine.turn import Turn
 from thrifty.errors import PromptError, ThriftyError
 from thrifty.kernels import dispatch
+from thrifty.kernels.threads import pool_threads
 from thrifty.storage.budget import parse_size
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
     from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.runner import Runner
+    from thrifty.models.adapters import Adapter
     from thrifty.models.model import Model
 
 
@@ -62,19 +65,22 @@ class Engine:
         prefill_slice_ms: float = 25.0,
         disk: str | os.PathLike[str] | None = None,
         prefix_tree: bool = True,
+        adapters: Mapping[str, Adapter | str | os.PathLike[str]] | None = None,
         runner: Runner | None = None,
     ) -> None:
         """memory: the budget in bytes or as "150MB" for weights, cache peak and workspace; None: no bound.
         process_memory: the same for the whole process as the system counts it: what it holds now, and a little for
         what comes, is taken off, and the rest is the budget.
 
-        threads: of native code; None leaves them as they are. context: longest prompt plus answer
+        threads: of native code; None leaves them as they are. They are the process's: the last engine's number holds
+        for all, and a warning says where that changes what an open one asked for. context: longest prompt plus answer
         in tokens; None: the model's own. cache, decoding: a recipe's tables, for requests that bring none.
         native: False runs the slow torch reference instead of native code. batch:
         sequences that decode together. queue: requests that may wait. chunk: prefill tokens a step, a
         multiple of 128. prefill_slice_ms: about how long a piece of prefill may hold up those that decode; 0 runs
         whole chunks whoever waits. disk: folder of the disk tier (default: the system's temporary one). prefix_tree:
-        share prompts' beginnings. runner: one to use instead of choosing.
+        share prompts' beginnings. adapters: name → a directory that PEFT wrote, or an Adapter (see `add_adapter`).
+        runner: one to use instead of choosing.
 
         Raises BudgetError where the budget cannot hold one token, with the number that could, and PromptError for an
         option of a wrong type or size.
@@ -92,7 +98,9 @@ class Engine:
             budget = left if budget is None else min(budget, left)
         rows = max(options.batch, options.chunk)
         self.model = model
-        self.runner = runner or choose_runner(model, native=options.native, threads=options.threads, rows=rows)
+        if options.threads is not None:
+            pool_threads().set(options.threads, self)
+        self.runner = runner or choose_runner(model, native=options.native, rows=rows)
         self.memory = EngineMemory(
             model,
             self.runner,
@@ -101,10 +109,13 @@ class Engine:
             disk=options.disk,
             prefix_tree=options.prefix_tree,
             beside=beside,
+            batch=options.batch,
         )
+        self._adapters = AdapterShelf(model.config, self.memory, adapters or {})
         self.intake = Intake(
-            model, self.memory, context=options.context, cache=cache, decoding=decoding, batch=options.batch
-        )
+            model, self.memory, context=options.context, cache=cache, decoding=decoding, batch=options.batch,
+            chunk=options.chunk, adapters=self._adapters,
+        )  # fmt: skip
         self._chunk = options.chunk
         self._scheduler = Scheduler(self.memory, options.batch, options.queue)
         module = dispatch.native()
@@ -191,6 +202,35 @@ class Engine:
                 raise ThriftyError(f"request {handle.identity} belongs to another engine, or was lost")
             self._take_step(together)
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that requests may ask for."""
+        return self._adapters.names
+
+    def add_adapter(self, name: str, source: Adapter | str | os.PathLike[str]) -> None:
+        """Let requests ask for an adapter by name: a directory that PEFT wrote, or an Adapter. Its bytes are charged to
+        the budget.
+
+        Raises PromptError for a name that is taken, CheckpointError for what does not fit the model, and BudgetError;
+        nothing is added then.
+        """
+        with self._turn:
+            self._publisher.mend()
+            self._adapters.add(name, source)
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter and give its bytes back. Raises PromptError where there is none of the name, or a request
+        uses it.
+        """
+        with self._turn:
+            self._publisher.mend()
+            adapter = self._adapters.get(name)
+            extras = [sequence.extra for sequence in self._scheduler.sequences()]
+            users = sum(extra is not None and extra.adapter is adapter for extra in extras)
+            if users:
+                raise PromptError(f"{users} sequences use the adapter {name!r}; wait for their end, or cancel them")
+            self._adapters.remove(name)
+
     def cancel(self, handle: Handle) -> None:
         """End a request and free its memory before the call returns. Without effect on a finished request."""
         self._cancel(handle.answer)
@@ -234,10 +274,12 @@ class Engine:
         """Cancel everything and free all but the weights. The engine takes no requests afterwards."""
         with self._turn:
             self._closed = True
+            pool_threads().release(self)
             answers = list(dict.fromkeys(sequence.answer for sequence in self._scheduler.sequences()))
             for answer in answers:
                 self._publisher.finish(answer, "cancelled")
             self._publisher.tell(answers)
+            self._adapters.clear()
             try:
                 self.memory.close()
             except BaseException as error:
@@ -298,6 +340,7 @@ class Engine:
             return {
                 "runner": {"name": self.runner.name, "reason": self.runner.reason},
                 "memory": self.memory.describe(),
+                "adapters": list(self.adapters),
                 "queues": self._scheduler.describe(),
                 "context": self.intake.context,
             }

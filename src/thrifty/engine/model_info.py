@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from thrifty.arrays import Floats, Integers
 from thrifty.cache.model_info import ModelInfo, TokenClasses
 from thrifty.engine.instruction import instruction
-from thrifty.errors import RecipeError
+from thrifty.errors import ConfigError, RecipeError
 from thrifty.models.head_scores import SavedScores
 from thrifty.models.rope import rotation
 
@@ -18,9 +18,15 @@ if TYPE_CHECKING:
 
 def model_info(model: Model, chunk: int) -> ModelInfo:
     """chunk: the most rows that are appended at once. Plain fp32 weights get an fp32 cache: the reference's own
-    numerics.
+    numerics. Raises ConfigError naming a layer that the cache cannot hold.
     """
     config = model.config
+    for index, layer in enumerate(config.layers):
+        if layer.mixer == "latent" or config.widths(index) != (config.heads, config.kv_heads, config.head_dim):
+            raise ConfigError(
+                f"layers.{index} ({layer.mixer}, {config.widths(index)} heads, KV heads and head_dim) is none that the "
+                f"cache holds: attention of {(config.heads, config.kv_heads, config.head_dim)}, or recurrent."
+            )
     plain = all(linear.label == "f32" for linear in model.linears.values())
 
     def rotate(layer: int, positions: Integers) -> tuple[Floats, Floats]:
@@ -40,6 +46,7 @@ def model_info(model: Model, chunk: int) -> ModelInfo:
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
         windows=tuple(layer.window for layer in config.layers),
+        states=config.states,
         scale=config.query_scale,
         softcap=config.attention_softcap,
         format="f32" if plain else "bf16",

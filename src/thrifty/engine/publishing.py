@@ -94,7 +94,7 @@ class Publisher:
         events: list[Event] = []
         if error is None:
             try:
-                sequence.advance(outcome.choices, outcome.logits, events)
+                sequence.advance(outcome.choices, outcome.logits, events, outcome.taps)
                 return events, events[-1].finish_reason is not None
             except BaseException as raised:
                 error = raised

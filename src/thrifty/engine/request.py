@@ -6,52 +6,67 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from thrifty.arrays import Floats
 from thrifty.decoding.option_values import flag, shown, token_ids, whole
 from thrifty.decoding.sampling import TokenLogprob
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.answer import Answer, Event, Listener, Sample, Usage
+from thrifty.engine.media import Embeddings, PromptMedia, flattened, mixed
 from thrifty.engine.prompts import prompt_ids
+from thrifty.engine.steering import layer_numbers, steering_vectors
 from thrifty.errors import PromptError
 
-if TYPE_CHECKING:
-    from thrifty.engine.engine import Engine
-
-__all__ = ["Event", "Handle", "Listener", "Request", "Result", "Sample", "Usage"]
+__all__ = ["Embeddings", "Event", "Handle", "Listener", "Request", "Result", "Sample", "Usage"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One prompt to continue.
+    """One prompt to continue."""
 
-    prompt: token ids, at least one. cache: the recipe's cache tables (`[{"technique": "kivi", "bits":
-    2}]`), None for the engine's own. decoding: likewise. samples: independent answers that share one
-    prefill. forced: teacher forcing: the answer begins with these tokens, whatever the logits say; the
-    events carry what the model thought of them, and none of them ends the answer. free: how many tokens
-    the model may choose after them (`sampling.max_tokens` counts only where nothing is forced). logits:
-    each event carries its fp32 logits. cache_bytes: the most that its caches, their statistics and the
-    hidden state of its prompt may take in the ledger at any moment, None for no bound of its own; a
-    capacity that the recipe leaves to the "budget" is the largest that fits it. salt: prefixes are shared
-    only between equal salts. share_prefix: False keeps the prompt out of the prefix tree, both ways.
-    """
-
-    prompt: Sequence[int]
+    #: Token ids and `Embeddings`, at least one row. Read back: one id a row, −1 for those that bring their embedding.
+    prompt: Sequence[int | Embeddings]
     sampling: SamplingParameters = field(default_factory=SamplingParameters)
+    #: The recipe's cache tables (`[{"technique": "kivi", "bits": 2}]`), None for the engine's own.
     cache: Sequence[Mapping[str, Any]] | None = None
+    #: Likewise.
     decoding: Sequence[Mapping[str, Any]] | None = None
+    #: Independent answers that share one prefill.
     samples: int = 1
+    #: Teacher forcing: the answer begins with these tokens, whatever the logits say; the events carry what the model
+    #: thought of them, and none of them ends the answer.
     forced: Sequence[int] | None = None
+    #: How many tokens the model may choose after forced ones (`sampling.max_tokens` counts only where none are forced).
     free: int = 0
+    #: Each event carries its fp32 logits.
     logits: bool = False
+    #: The most that its caches, their statistics and the hidden state of its prompt may take in the ledger at any
+    #: moment, None for no bound of its own; a capacity that the recipe leaves to the "budget" is the largest that fits.
     cache_bytes: int | None = None
+    #: Prefixes are shared only between equal salts.
     salt: str = ""
+    #: False keeps the prompt out of the prefix tree, both ways.
     share_prefix: bool = True
+    #: The name of one of the engine's adapters.
+    adapter: str | None = None
+    #: Layers: each event carries the hidden state after them, of the row that chose its token.
+    taps: Sequence[int] = ()
+    #: Layer → [hidden] fp32, added to the state after the layer at every row, the prompt's too.
+    steering: Mapping[int, Floats] = field(default_factory=dict)
+    #: The embedded pieces of the prompt, which the engine takes out of it.
+    media: PromptMedia | None = None
     identity: str = field(default_factory=lambda: os.urandom(8).hex())
 
     def __post_init__(self) -> None:
+        prompt, media = flattened(self.prompt) if mixed(self.prompt) else (tuple(prompt_ids(self.prompt)), self.media)
+        if media is not None:
+            media.check(prompt)
         values: dict[str, Any] = {
-            "prompt": tuple(prompt_ids(self.prompt)),
+            "prompt": prompt,
+            "media": media,
+            "taps": layer_numbers("taps", self.taps),
+            "steering": steering_vectors(self.steering),
             "samples": whole("samples", self.samples, 1, "1 or more"),
             "free": whole("free", self.free, 0, "0 or more"),
             "logits": flag("logits", self.logits),
@@ -63,6 +78,8 @@ class Request:
             raise PromptError(f"salt = {shown(self.salt)} is no text; use a string")
         if self.forced is not None and self.sampling.grammar is not None:
             raise PromptError("forced tokens come whatever a grammar says; leave forced or sampling.grammar out")
+        if self.adapter is not None and not isinstance(self.adapter, str):
+            raise PromptError(f"adapter = {shown(self.adapter)} is no name; use one of the engine's adapters, or None")
         if self.forced is not None:
             values["forced"] = token_ids("forced", self.forced)
             if not values["forced"]:
@@ -73,6 +90,16 @@ class Request:
             raise PromptError(f"free = {self.free} counts tokens after forced ones; none are forced: use max_tokens")
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The prompt's token ids, without rows that have none."""
+        return self.ids if self.media is None else tuple(token for token in self.ids if token >= 0)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The prompt as it is read back: one id a row."""
+        return self.prompt  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -106,6 +133,33 @@ class Result:
         return self.samples[0].logprobs
 
 
+class Driver(Protocol):
+    """What a handle asks of the engine that it came from; see `Engine`."""
+
+    def drive(self, handle: Handle, together: bool = False) -> None:
+        """One step on behalf of a waiting handle."""
+        ...
+
+    def cancel(self, handle: Handle) -> None:
+        """End a request and free its memory."""
+        ...
+
+    def abandon(self, answer: Answer) -> None:
+        """Nobody can read this answer any more."""
+        ...
+
+    def fork(
+        self,
+        handle: Handle,
+        sample: int,
+        sampling: SamplingParameters | None,
+        forced: Sequence[int] = (),
+        free: int = 0,
+    ) -> Handle:
+        """See `Handle.fork`."""
+        ...
+
+
 class Handle:
     """A submitted request: stream it, wait for it, cancel it, fork it.
 
@@ -121,7 +175,7 @@ class Handle:
     answer: the engine's own record of the request.
     """
 
-    def __init__(self, engine: Engine, request: Request, answer: Answer) -> None:
+    def __init__(self, engine: Driver, request: Request, answer: Answer) -> None:
         self.request = request
         self.forks = 0
         self._engine = engine

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from thrifty.arrays import Floats
-from thrifty.decoding.strategy import Scores
+from thrifty.decoding.scores import Scores
+from thrifty.engine.row_extra import RowExtra
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
@@ -23,7 +24,8 @@ Watch = Callable[[int, Floats], None]
 
 @dataclass(frozen=True)
 class Rows:
-    """Consecutive tokens of one sequence. start: the position of the first. length: see `rope.rotation`.
+    """Consecutive tokens of one sequence. start: how many rows the sequence has before the first, which is its position
+    too where `extra` says no other. length: see `rope.rotation`. extra: what the rows are beyond plain tokens.
 
     watch: told (layer, rotated queries fp32 [rows,
     heads, head_dim]) by `run_layers`, part after part, when a layer has appended the rows' keys.
@@ -34,6 +36,7 @@ class Rows:
     start: int
     length: int
     watch: Watch | None = None
+    extra: RowExtra | None = None
 
 
 class Runner(Protocol):
@@ -42,6 +45,11 @@ class Runner(Protocol):
     name: str
     reason: str
     layers: int
+
+    @property
+    def most_rows(self) -> int:
+        """The most rows that `decode` takes together."""
+        ...
 
     def decode(self, batch: Sequence[Rows]) -> Scores:
         """Append all rows of several sequences and score each. A row's result does not depend on the others.
@@ -55,13 +63,13 @@ class Runner(Protocol):
         """Append a chunk of one prompt; the scores of its last row where it is the prompt's last chunk."""
         ...
 
-    def embed(self, tokens: Sequence[int]) -> Floats:
-        """The first hidden state [tokens, hidden] fp32, for prefill that goes by layers."""
+    def embed(self, tokens: Sequence[int], extra: RowExtra | None = None) -> Floats:
+        """The first hidden state [tokens, hidden] fp32, for prefill that goes by layers. extra: of these rows."""
         ...
 
     def run_layers(self, first: int, last: int, hidden: Floats, rows: Rows) -> Floats:
         """Layers first..last−1 over a chunk: appends their keys and values, returns the hidden state after them (may
-        reuse it).
+        reuse it). `taps` of the rows are not heeded: the state is the caller's.
         """
         ...
 

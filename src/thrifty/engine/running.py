@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from thrifty.arrays import Floats
 from thrifty.decoding.sampling import Choice, Sampler
+from thrifty.decoding.scores import Scores
 from thrifty.decoding.stopping import Stopper
+from thrifty.decoding.strategy import Drafter
 from thrifty.engine.answer import Answer, Event
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
-    from thrifty.engine.admission.intake import Ticket
-    from thrifty.engine.ahead import Continued
-    from thrifty.engine.prefill.prefill import Prefill
+    from thrifty.engine.continued import Continued
+    from thrifty.engine.ticket import Ticket
+
+
+class Prefill(Protocol):
+    """The computation of one prompt into one cache."""
+
+    def advance(self, sliced: bool = False) -> Scores | None:
+        """Do the next piece; `sliced`: no more than a slice of it. The scores of the prompt's last token once all is
+        done, else None.
+        """
+        ...
 
 
 class State(enum.Enum):
@@ -31,9 +42,12 @@ class Running:
 
     Filled at submission: answer, index, arrival (order among all), ticket, sampler, stopper, tokens (prompt
     and committed answer). Filled at admission: cache, prefill, and the memory's own account: rows of
-    logits, tokens covered by its reservation, tokens whose pages came from others, bytes of hidden state. While
-    decoding, `cache` holds rows for all tokens but the newest. parked: it waits for memory, its segments may lie on the
-    disk tier, and it goes on where it stopped. continued: itself in native code, once it decodes there.
+    logits, tokens covered by its reservation, tokens whose pages came from others, bytes of hidden state, and of models
+    that draft. While decoding, `cache` holds rows for all tokens but the newest. drafter: what its strategy knows of
+    it, from its first step on; drafted_rows: the most that it runs beyond its newest token. parked: it waits for
+    memory, its segments may lie on the disk tier, and it goes on where it stopped. continued: itself in native code,
+    once it decodes there. extra: what all its rows are beyond plain tokens; media: what the prompt's embedded rows add;
+    shift: how far the positions of its answer are from the numbers of its rows.
     """
 
     def __init__(
@@ -43,17 +57,21 @@ class Running:
         self.index = index
         self.arrival = arrival
         self.ticket = ticket
-        self.strategy = ticket.strategy
+        self.strategy = ticket.drafting.strategy
+        self.drafter: Drafter | None = None
+        self.drafted_rows = ticket.drafting.rows - 1
         self.sampler = sampler
         self.stopper = stopper
-        self.tokens: list[int] = list(ticket.request.prompt)
+        self.extra, self.media = ticket.extra, ticket.request.media
+        self.shift = 0 if self.media is None else self.media.shift
+        self.tokens: list[int] = list(ticket.request.ids)
         self.prompt_length = len(self.tokens)
         self.state = State.WAITING
         self.parked = False
         self.cache: SequenceCache | None = None
         self.prefill: Prefill | None = None
         self.continued: Continued | None = None
-        self.rows = self.covered = self.shared = self.hidden_bytes = 0
+        self.rows = self.covered = self.shared = self.hidden_bytes = self.draft_bytes = 0
 
     @property
     def samples(self) -> int:
@@ -70,7 +88,19 @@ class Running:
         """Tokens that the sequence may grow to, its answer's last one included."""
         return len(self.tokens) - self.stopper.count + self.stopper.maximum_tokens
 
-    def advance(self, choices: Sequence[Choice], logits: Sequence[Floats], events: list[Event]) -> None:
+    def close_drafter(self) -> None:
+        """Free what its strategy holds for it; the next step opens another drafter."""
+        drafter, self.drafter = self.drafter, None
+        if drafter is not None:
+            drafter.close()
+
+    def advance(
+        self,
+        choices: Sequence[Choice],
+        logits: Sequence[Floats],
+        events: list[Event],
+        taps: Sequence[Mapping[int, Floats]] = (),
+    ) -> None:
         """Commit tokens: sampler, stopper and tokens move on; one event a token, up to the one that ends
         the answer, is added to `events`. Where one fails, the events before it are there, and the sample must end.
         """
@@ -78,8 +108,8 @@ class Running:
             self.sampler.commit(choice.token)
             self.tokens.append(choice.token)
             text, reason = self.stopper.push(choice.token)
-            kept = logits[place] if logits else None
-            events.append(self._event(self.index, choice.token, text, choice, reason, logits=kept))
+            kept, states = logits[place] if logits else None, taps[place] if taps else None
+            events.append(self._event(self.index, choice.token, text, choice, reason, logits=kept, taps=states))
             if reason is not None:
                 break
 

@@ -21,7 +21,7 @@ from thrifty.errors import BudgetError, QueueFullError
 Queue = deque[Running] | list[Running]
 
 
-class Memory(Protocol):
+class SchedulerMemory(Protocol):
     """What the scheduler asks of the memory (engine/admission/memory.py)."""
 
     def admit(self, sequence: Running) -> None:
@@ -42,7 +42,7 @@ class Memory(Protocol):
 
 
 @dataclass(frozen=True)
-class Work:
+class Scheduled:
     """One step: sequences that decode together, the one whose prefill advances by a piece, and those that
     cannot go on (not even alone, or for an error of their own), each with the reason.
     """
@@ -55,7 +55,7 @@ class Work:
 class Scheduler:
     """Queues of sequences. It changes their state and asks the memory for room; it computes nothing."""
 
-    def __init__(self, memory: Memory, batch: int, queue: int) -> None:
+    def __init__(self, memory: SchedulerMemory, batch: int, queue: int) -> None:
         """batch: sequences that may be active. queue: sequences that may wait for their admission."""
         self.waiting: deque[Running] = deque()
         self.active: list[Running] = []
@@ -99,7 +99,7 @@ class Scheduler:
                 queue.remove(sequence)
         self.failed = [(other, error) for other, error in self.failed if other is not sequence]
 
-    def schedule(self) -> Work:
+    def schedule(self) -> Scheduled:
         """Make room for the active, bring back the parked, admit the waiting; then pick the step's work.
 
         A sequence for which this fails otherwise than for want of room is among `stuck`, and in no queue. It holds its
@@ -107,14 +107,14 @@ class Scheduler:
         """
         without_room = self._make_room()
         if not (without_room or self.failed or self.waiting or self.parked) and all(map(_is_decoding, self.active)):
-            return Work(list(self.active), None, [])  # as in most steps
+            return Scheduled(list(self.active), None, [])  # as in most steps
         refused = self._restore() or self._admit()
         if refused is not None and not self.active:
             without_room.append(refused)
         able = [sequence for sequence in self.active if all(sequence is not other for other, _ in without_room)]
         decode = [sequence for sequence in able if sequence.state is State.DECODING]
         prefill = next((sequence for sequence in able if sequence.state is State.PREFILLING), None)
-        return Work(decode, prefill, list(self.failed) if self.failed else without_room)
+        return Scheduled(decode, prefill, list(self.failed) if self.failed else without_room)
 
     def park_youngest(self) -> Running | None:
         """Park the youngest active sequence, unless it is the only one. Returns it also where it failed instead."""
@@ -148,7 +148,7 @@ class Scheduler:
         """Bring parked sequences back while they fit, oldest first. Returns the one that did not fit, if any."""
         while self.parked and len(self.active) < self._batch:
             sequence = self.parked[0]
-            refusal = self._try(lambda one: self._memory.restore(one, len(self.active)), sequence, self.parked)
+            refusal = self._try(lambda parked: self._memory.restore(parked, len(self.active)), sequence, self.parked)
             if isinstance(refusal, BudgetError):
                 return sequence, refusal
             if refusal is None:
@@ -163,7 +163,7 @@ class Scheduler:
             sequence = self.waiting[0]
             if len(self.active) + sequence.samples > self._batch:
                 return None
-            if any(one.state is State.PREFILLING for one in self.active):
+            if any(active.state is State.PREFILLING for active in self.active):
                 return None
             refusal = self._try(self._memory.admit, sequence, self.waiting)
             if isinstance(refusal, BudgetError):

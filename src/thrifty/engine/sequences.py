@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from thrifty.decoding.sampling import Sampler
 from thrifty.decoding.stopping import NoText, Stopper
-from thrifty.engine.admission.intake import Ticket
 from thrifty.engine.admission.memory import EngineMemory
 from thrifty.engine.answer import Answer
 from thrifty.engine.publishing import Publisher
 from thrifty.engine.running import Running, State
 from thrifty.engine.scheduler import Scheduler
+from thrifty.engine.ticket import Ticket
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
@@ -36,7 +36,7 @@ class Sequences:
         """A sequence that waits: sample `index` of an answer. sampler: its own, where it isn't the ticket's."""
         self._arrivals += 1
         tokenizer = self._model.tokenizer
-        stream = NoText() if tokenizer is None else tokenizer.stream(after=ticket.request.prompt)
+        stream = NoText() if tokenizer is None else tokenizer.stream(after=ticket.request.token_ids)
         forced = len(ticket.request.forced or ())
         stopper = Stopper(ticket.request.sampling, stream, self._end_ids, ticket.maximum_tokens, forced)
         return Running(answer, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)

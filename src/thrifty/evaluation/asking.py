@@ -77,9 +77,12 @@ def ask_each(
 ) -> list[Reply]:
     """`ask`, of several questions that do not know of one another: the prompt is compressed once for all of them."""
     sampling = SamplingParameters(stop=stop)
-    with branches(engine, prompt, questions, limit, cache, sampling) as found:
-        compressed = _watch(engine, prompt, found[0], len(questions[0]), cache if insist else [])
-        return [_reply(engine, one, question, stop, compressed) for one, question in zip(found, questions, strict=True)]
+    with branches(engine, prompt, questions, limit, cache, sampling) as branched:
+        compressed = _watch(engine, prompt, branched[0], len(questions[0]), cache if insist else [])
+        return [
+            _reply(engine, branch, question, stop, compressed)
+            for branch, question in zip(branched, questions, strict=True)
+        ]
 
 
 def _reply(engine: Engine, branch: Branch, question: Sequence[int], stop: tuple[str, ...], compressed: bool) -> Reply:
@@ -123,11 +126,13 @@ def likelihoods(
     insist: raise MeasurementError where the tables claim to compress and nothing was.
     """
     sampling = SamplingParameters(logprobs=1)
-    with branches(engine, prompt, [[*lead, *option] for option in options], 0, cache, sampling) as found:
-        compressed = _watch(engine, prompt, found[0], len(lead), cache if insist else [])
-        rows = [(*one.before, *one.handle.result().logprobs)[len(lead) :] for one in found]
+    with branches(engine, prompt, [[*lead, *option] for option in options], 0, cache, sampling) as branched:
+        compressed = _watch(engine, prompt, branched[0], len(lead), cache if insist else [])
+        rows = [(*branch.before, *branch.handle.result().logprobs)[len(lead) :] for branch in branched]
     return [
-        Likelihood(sum(one.logprob for one in row), all(one.token == one.top[0][0] for one in row), compressed)
+        Likelihood(
+            sum(token.logprob for token in row), all(token.token == token.top[0][0] for token in row), compressed
+        )
         for row in rows
     ]
 

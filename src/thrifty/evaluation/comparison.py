@@ -19,7 +19,7 @@ BASELINE, RECIPE = "baseline", "recipe"
 
 
 @dataclass(frozen=True)
-class Work:
+class TaskItems:
     """A task and its items."""
 
     task: Task
@@ -39,11 +39,11 @@ class Comparison:
         """Makes the items. Raises PromptError where one does not fit the model's context."""
         self.baseline, self.recipe, self.cache = baseline, recipe, cache
         tokenizer = baseline.model.require_tokenizer()
-        self.work: list[Work] = []
+        self.work: list[TaskItems] = []
         for task in tasks:
             items = tuple(task.items(tokenizer, count, seed))
             check_room(baseline, task, items)
-            self.work.append(Work(task, items))
+            self.work.append(TaskItems(task, items))
 
     @property
     def total(self) -> int:
@@ -81,7 +81,7 @@ class Comparison:
             records.add(RECIPE, task.compare(self.baseline, self.recipe, item, self.cache)[1])
 
 
-def of_side(records: RecordFile, side: str, work: Work) -> list[Record]:
+def of_side(records: RecordFile, side: str, work: TaskItems) -> list[Record]:
     """The records of one side of a task, in the order of its items."""
-    found = (records.get(side, work.task.label, item.identity) for item in work.items)
-    return [one for one in found if one is not None]
+    held = (records.get(side, work.task.label, item.identity) for item in work.items)
+    return [record for record in held if record is not None]

@@ -42,7 +42,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Step:
+class ForcedStep:
     """One step. seconds: wall time of it (of the whole prefill for the first). logits: [vocabulary] fp32,
     which predict the forced token of this step; None where they were not asked for. evidence: of the cache
     that the step read, where it was inspected; the first step's logits come from the prefill. held: bytes
@@ -64,7 +64,7 @@ def force(
     *,
     logits: bool = False,
     inspect: Collection[int] = (),
-) -> Generator[Step, None, None]:
+) -> Generator[ForcedStep, None, None]:
     """Prefill `prompt` under the recipe's cache tables (None: the engine's), then feed `answer` token by
     token.
 
@@ -83,9 +83,9 @@ def force(
             event = next(events, None)
             seconds = time.perf_counter() - before
             if event is None or event.token != answer[index]:
-                found = "nothing" if event is None else f"token {event.token}"
-                raise MeasurementError(f"step {index} of a forced run gave {found} instead of token {answer[index]}")
-            yield Step(index, seconds, event.logits, seen, engine.usage().steady)
+                given = "nothing" if event is None else f"token {event.token}"
+                raise MeasurementError(f"step {index} of a forced run gave {given} instead of token {answer[index]}")
+            yield ForcedStep(index, seconds, event.logits, seen, engine.usage().steady)
             held = engine.cache_of(handle) if index + 1 in inspect else None
             seen = None if held is None else evidence(held)
             before = time.perf_counter()
@@ -100,12 +100,12 @@ def evidence(cache: SequenceCache) -> Evidence:
     sliding-window layer forgets by the model's own design.
     """
     slots = quantised = missing = 0
-    for layer, window in enumerate(cache.model.windows):
+    for layer in cache.model.attention_layers:
         view = cache.view(layer)
         for head in range(cache.model.kv_heads):
             held = cache.slots(layer, head)
             slots += held
-            quantised += sum(one.stop - one.start for one in view.stretches(head) if one.quantised)
-            if window is None:
+            quantised += sum(stretch.stop - stretch.start for stretch in view.stretches(head) if stretch.quantised)
+            if layer in cache.model.policy_layers:
                 missing += cache.length - held
     return Evidence(slots, quantised, missing, cache.nbytes)

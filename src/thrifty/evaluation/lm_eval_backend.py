@@ -89,13 +89,13 @@ class ThriftyLM(TemplateLM):
         """Log-likelihood of whole texts, in windows of the engine's context, each after the last token of the one
         before.
         """
-        found = []
+        totals = []
         for request in requests:
             tokens = [self.eot_token_id, *self.tok_encode(request.args[0], add_special_tokens=False)]
             window = self.engine.probe().context - 2
             places = range(0, max(1, len(tokens) - 1), window)
-            found.append(sum(self._score(tokens[at : at + 1], tokens[at + 1 : at + 1 + window])[0] for at in places))
-        return found
+            totals.append(sum(self._score(tokens[at : at + 1], tokens[at + 1 : at + 1 + window])[0] for at in places))
+        return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Greedy answers up to a stop string. Raises TaskError where a task wants them sampled."""
@@ -109,7 +109,7 @@ class ThriftyLM(TemplateLM):
         tokens = self._room_for(self.tok_encode(context), limit)
         tokens = [self.eot_token_id] * (2 - len(tokens)) + tokens
         prompt, fed = tokens[:-1], tokens[-1:]
-        stops = (stop,) if isinstance(stop, str) else tuple(one for one in stop if one)
+        stops = (stop,) if isinstance(stop, str) else tuple(text for text in stop if text)
         reply = ask(self.engine, prompt, fed, limit, self.cache, stop=stops, insist=False)
         self._count(reply.compressed)
         return reply.text
@@ -119,9 +119,9 @@ class ThriftyLM(TemplateLM):
             return 0.0, True
         tokens = self._room_for([*context], len(continuation))
         prompt, fed = (tokens[:-1], tokens[-1:]) if len(tokens) > 1 else (tokens, [])
-        (one,) = likelihoods(self.engine, prompt, fed, [list(continuation)], self.cache, insist=False)
-        self._count(one.compressed)
-        return one.total, one.greedy
+        (likelihood,) = likelihoods(self.engine, prompt, fed, [list(continuation)], self.cache, insist=False)
+        self._count(likelihood.compressed)
+        return likelihood.total, likelihood.greedy
 
     def _count(self, compressed: bool) -> None:
         self.requests += 1
@@ -155,15 +155,15 @@ def compare(
     sides: list[tuple[str, Engine, Tables]] = [(BASELINE, baseline, [])]
     if engine is not None:
         sides.append((RECIPE, engine, cache))
-    found: dict[str, list[Record]] = {}
-    for side, one, tables in sides:
-        found[side] = _held(records, side, name, limit)
-        if not found[side]:
-            found[side] = evaluate(name, one, tables, limit, seed, manager)
-            for record in found[side]:
+    results: dict[str, list[Record]] = {}
+    for side, side_engine, tables in sides:
+        results[side] = _held(records, side, name, limit)
+        if not results[side]:
+            results[side] = evaluate(name, side_engine, tables, limit, seed, manager)
+            for record in results[side]:
                 records.add(side, record)
-    metric = str(found[BASELINE][0].details["metric"])
-    return summarize(PREFIX + name, metric, found[BASELINE], found.get(RECIPE, []))
+    metric = str(results[BASELINE][0].details["metric"])
+    return summarize(PREFIX + name, metric, results[BASELINE], results.get(RECIPE, []))
 
 
 def evaluate(name: str, engine: Engine, cache: Tables, limit: int, seed: int, manager: Any = None) -> list[Record]:
@@ -213,7 +213,7 @@ def _reason(name: str, error: Exception) -> str:
 
 
 def _record(name: str, sample: Mapping[str, Any], seconds: float, details: Mapping[str, Any]) -> Record:
-    metrics = [one for one in sample["metrics"] if isinstance(sample.get(one), int | float)]
+    metrics = [metric_name for metric_name in sample["metrics"] if isinstance(sample.get(metric_name), int | float)]
     if not metrics:
         raise TaskError(f"lm-eval's task '{name}' gives its questions no number of their own: {sample['metrics']}")
     answers = sample.get("filtered_resps") or [""]
@@ -230,5 +230,5 @@ def _record(name: str, sample: Mapping[str, Any], seconds: float, details: Mappi
 
 def _held(records: RecordFile, side: str, name: str, limit: int) -> list[Record]:
     """The records of an earlier run, where all of them were kept."""
-    found = [one for one in records.of(side, PREFIX + name) if one.details.get("limit") == limit]
-    return found if found and len(found) == found[0].details.get("samples") else []
+    held = [record for record in records.of(side, PREFIX + name) if record.details.get("limit") == limit]
+    return held if held and len(held) == held[0].details.get("samples") else []

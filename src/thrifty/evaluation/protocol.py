@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from thrifty.evaluation.comparison import BASELINE, Work, of_side
+from thrifty.evaluation.comparison import BASELINE, TaskItems, of_side
 from thrifty.evaluation.forcing import Tables
 from thrifty.evaluation.records import RecordFile
 from thrifty.evaluation.scoring import Summary, check_room, paired, summarize
@@ -42,7 +42,7 @@ FORMATS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class FormatRow:
     """One format on one task. rouge_1, rouge_l: mean F1 with the baseline's text. same_tokens: mean number of first
     words that are the baseline's, of `tokens` words in its text. identical: share of texts that are the same.
     """
@@ -67,11 +67,11 @@ class Protocol:
     def __init__(self, tasks: Sequence[Task], count: int, seed: int, baseline: Engine) -> None:
         """Makes the items. Raises PromptError where one does not fit the model's context."""
         self.baseline = baseline
-        self.work: list[Work] = []
+        self.work: list[TaskItems] = []
         for task in tasks:
             items = tuple(task.items(baseline.model.require_tokenizer(), count, seed))
             check_room(baseline, task, items)
-            self.work.append(Work(task, items))
+            self.work.append(TaskItems(task, items))
 
     @property
     def total(self) -> int:
@@ -99,21 +99,21 @@ class Protocol:
                     records.add(label, held)
                 yield held
 
-    def rows(self, records: RecordFile, labels: Sequence[str]) -> list[Row]:
+    def rows(self, records: RecordFile, labels: Sequence[str]) -> list[FormatRow]:
         """A row a format and task of which any item is done."""
-        found = []
+        table = []
         for label in labels:
             for work in self.work:
                 own, reference = of_side(records, label, work), of_side(records, BASELINE, work)
                 if own and reference:
-                    found.append(_row(label, work.task, *paired(own, reference)))
-        return found
+                    table.append(_row(label, work.task, *paired(own, reference)))
+        return table
 
 
-def _row(label: str, task: Task, own: list[Record], reference: list[Record]) -> Row:
+def _row(label: str, task: Task, own: list[Record], reference: list[Record]) -> FormatRow:
     texts = [(mine.output, theirs.output) for mine, theirs in zip(own, reference, strict=True)]
     split = [(mine.split(), theirs.split()) for mine, theirs in texts]
-    return Row(
+    return FormatRow(
         label,
         summarize(task.label, task.metric, reference, own),
         statistics.fmean(rouge_1(*pair) for pair in texts),

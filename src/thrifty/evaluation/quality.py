@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from thrifty.arrays import Floats
 from thrifty.errors import PromptError, StorageError
-from thrifty.evaluation.forcing import MeasurementError, Step, Tables, force
+from thrifty.evaluation.forcing import ForcedStep, MeasurementError, Tables, force
 from thrifty.evaluation.recovery import Interval, mean_interval, ratio_interval
 from thrifty.evaluation.text import Encodes, held_out
 
@@ -97,7 +97,7 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Run:
+class PassageRun:
     """One measured pass over a passage. Rates in tokens a second: prefill over the whole prompt, decode the mean
     of the timed steps, between which nothing else is done (what `speed.measure` measures); where the passage has
     none, the median of the scored steps, which are slower by what scoring leaves in the processor's caches.
@@ -121,7 +121,7 @@ class Baseline:
 
     def __init__(self, passage: Passage) -> None:
         self.passage = passage
-        self.run: Run | None = None
+        self.run: PassageRun | None = None
         self._file = tempfile.TemporaryFile(prefix="thrifty-baseline-")  # noqa: SIM115
         self._vocabulary = 0
 
@@ -171,7 +171,7 @@ class Baseline:
         self.close()
 
 
-def measure(engine: Engine, baseline: Baseline, cache: Tables, *, compresses: bool) -> Run:
+def measure(engine: Engine, baseline: Baseline, cache: Tables, *, compresses: bool) -> PassageRun:
     """Score a cache recipe (and the engine's weights) against a baseline of the same process and run.
 
     compresses: whether the recipe claims to compress the cache. Then every scored step must have read
@@ -179,7 +179,7 @@ def measure(engine: Engine, baseline: Baseline, cache: Tables, *, compresses: bo
     number.
     """
     passage = baseline.passage
-    timer, scores = _Timer(passage), Scores()
+    timer, scores = _Timer(passage), TokenScores()
     rows = baseline.rows()
     for step in _steps(engine, passage, cache, timer):
         if compresses and not (step.evidence and step.evidence.compressed):
@@ -193,7 +193,7 @@ def measure(engine: Engine, baseline: Baseline, cache: Tables, *, compresses: bo
     return timer.run(scores.quality())
 
 
-def _steps(engine: Engine, passage: Passage, cache: Tables, timer: _Timer) -> Iterator[Step]:
+def _steps(engine: Engine, passage: Passage, cache: Tables, timer: _Timer) -> Iterator[ForcedStep]:
     """The scored steps, each inspected. Those before are timed with nothing done between them: work there would push
     weights out of the processor's caches and let the native pool fall asleep.
     """
@@ -212,7 +212,7 @@ def log_probabilities(logits: Floats) -> npt.NDArray[np.float64]:
     return shifted
 
 
-class Scores:
+class TokenScores:
     """Of every scored token: KL(baseline ‖ this) in nats, whether both have the same first choice, whether each has the
     token that came, and the negative log-likelihood of that.
     """
@@ -256,7 +256,7 @@ class _Timer:
         self.cache_bytes = 0
         self.held = 0
 
-    def add(self, step: Step) -> None:
+    def add(self, step: ForcedStep) -> None:
         self.held = max(self.held, step.held)  # a sequence gives its memory back with its last token
         if step.index == 0:
             self.prefill = step.seconds
@@ -264,7 +264,7 @@ class _Timer:
         self.steps.append(step.seconds)
         self.cache_bytes = step.evidence.nbytes if step.evidence else self.cache_bytes
 
-    def run(self, quality: Quality | None = None) -> Run:
+    def run(self, quality: Quality | None = None) -> PassageRun:
         timed = self.passage.timed
         seconds = statistics.fmean(self.steps[:timed]) if timed else statistics.median(self.steps)
-        return Run(len(self.passage.prompt) / self.prefill, 1 / seconds, self.cache_bytes, self.held, quality)
+        return PassageRun(len(self.passage.prompt) / self.prefill, 1 / seconds, self.cache_bytes, self.held, quality)

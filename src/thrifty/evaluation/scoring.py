@@ -36,11 +36,11 @@ def recovery(records: Sequence[Record], baseline: Sequence[Record]) -> Interval 
 
 def paired(records: Sequence[Record], baseline: Sequence[Record]) -> tuple[list[Record], list[Record]]:
     """The records of the items that both have, in the same order. Raises MeasurementError where there are none."""
-    reference = {(one.task, one.item): one for one in baseline}
-    own = [one for one in records if (one.task, one.item) in reference]
+    reference = {(record.task, record.item): record for record in baseline}
+    own = [record for record in records if (record.task, record.item) in reference]
     if not own:
         raise MeasurementError(f"{len(records)} records and {len(baseline)} of the baseline share no item")
-    return own, [reference[one.task, one.item] for one in own]
+    return own, [reference[record.task, record.item] for record in own]
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,13 @@ def _mean(records: Sequence[Record]) -> Interval:
 
 
 def _scores(records: Sequence[Record]) -> list[float]:
-    return [one.score for one in records]
+    return [record.score for record in records]
 
 
 def _beside(records: Sequence[Record]) -> dict[str, float]:
-    names = dict.fromkeys(name for one in records for name, value in one.details.items() if isinstance(value, float))
-    return {name: statistics.fmean(one.details[name] for one in records if name in one.details) for name in names}
+    names = dict.fromkeys(
+        name for record in records for name, value in record.details.items() if isinstance(value, float)
+    )
+    return {
+        name: statistics.fmean(record.details[name] for record in records if name in record.details) for name in names
+    }

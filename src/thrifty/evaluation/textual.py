@@ -12,24 +12,24 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
-def rouge_1(found: str, expected: str) -> float:
+def rouge_1(text: str, expected: str) -> float:
     """F1 of the words that both have, counted. Two texts without a word are equal: 1."""
-    first, second = words(found), words(expected)
+    first, second = words(text), words(expected)
     return _f1(sum((Counter(first) & Counter(second)).values()), first, second)
 
 
-def rouge_l(found: str, expected: str) -> float:
+def rouge_l(text: str, expected: str) -> float:
     """F1 of the longest common subsequence of words (Lin 2004, §3.1). Two texts without a word are equal: 1."""
-    first, second = words(found), words(expected)
+    first, second = words(text), words(expected)
     return _f1(_longest_common(first, second), first, second)
 
 
-def common_prefix(found: Sequence[object], expected: Sequence[object]) -> int:
+def common_prefix(said: Sequence[object], expected: Sequence[object]) -> int:
     """How many first elements are the same."""
-    for place, (one, other) in enumerate(zip(found, expected, strict=False)):
-        if one != other:
+    for place, (word, other) in enumerate(zip(said, expected, strict=False)):
+        if word != other:
             return place
-    return min(len(found), len(expected))
+    return min(len(said), len(expected))
 
 
 def _longest_common(first: Sequence[str], second: Sequence[str]) -> int:

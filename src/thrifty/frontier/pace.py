@@ -12,13 +12,14 @@ from thrifty.evaluation.measuring.speed import warm_up
 from thrifty.evaluation.roofline.cost import decode_seconds, prefill_seconds
 from thrifty.evaluation.text import held_out
 from thrifty.weights.structure import linears
+from thrifty.weights.technique import WeightTechnique
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
     from thrifty.evaluation.roofline.machine import Machine
     from thrifty.evaluation.roofline.sizes import ModelSizes
     from thrifty.models.model import Model
-    from thrifty.weights.technique import WeightTechnique
+    from thrifty.weights.technique import Technique
 
 PROMPT, STEPS = 192, 8  # tokens of the short run
 SAMPLED = 1 << 22  # weights that are rounded to see how long all of them take
@@ -56,10 +57,12 @@ def measure(engine: Engine, rounding: float) -> Pace:
     return Pace(prompt, seconds[0], sum(seconds[1:]) / max(1, len(seconds) - 1), rounding)
 
 
-def rounding_seconds(model: Model, techniques: Sequence[WeightTechnique]) -> float:
+def rounding_seconds(model: Model, techniques: Sequence[Technique]) -> float:
     """Seconds a weight that `techniques` take, as some linears of the model tell; 0 without any."""
     count, began = 0, time.perf_counter()
     for technique in techniques:
+        if not isinstance(technique, WeightTechnique):
+            continue  # its bytes are not predicted, so no search has it
         for linear in linears(model):
             if technique.selects(linear) and not technique.needs_calibration and count < SAMPLED:
                 technique.compress(linear, None)

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
     from thrifty.engine.engine import Engine
     from thrifty.evaluation.roofline.machine import Machine
-    from thrifty.weights.technique import WeightTechnique
+    from thrifty.weights.technique import Technique
 
 ANSWER = 256  # tokens of a full context that are answer; what compresses prompts leaves them whole
 
 
-def as_stored(sizes: ModelSizes, techniques: Sequence[WeightTechnique]) -> ModelSizes:
+def as_stored(sizes: ModelSizes, techniques: Sequence[Technique]) -> ModelSizes:
     """A model's sizes under weight techniques, exact; nothing but a few rows of each shape is compressed.
 
-    Raises RecipeError for a technique that needs calibration.
+    Raises RecipeError for a technique that needs calibration, or acts on more than one linear at a time.
     """
     predictor = Predictor(techniques)
 

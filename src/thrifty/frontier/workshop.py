@@ -87,11 +87,11 @@ class Workshop:
         """
         machine = self.machine()
         for group in grouped(candidates):
-            missing = [one for one in group if self.state.find("prediction", one.key) is None]
+            missing = [candidate for candidate in group if self.state.find("prediction", candidate.key) is None]
             failed = self._predict(missing, context, batch, machine) if missing else {}
-            for one in group:
-                held = self.state.find("prediction", one.key)
-                yield one, failed[one.key] if held is None else Prediction.from_dict(one, held)
+            for candidate in group:
+                held = self.state.find("prediction", candidate.key)
+                yield candidate, failed[candidate.key] if held is None else Prediction.from_dict(candidate, held)
 
     def _predict(self, group: Sequence[Candidate], context: int, batch: int, machine: Machine) -> dict[str, str]:
         """Keep predictions of candidates that share weights; why not, by key, of those that cannot be made."""
@@ -103,18 +103,18 @@ class Workshop:
             shipped = sizes.of_model(self.model)
             stored = as_stored(shipped, techniques)
         except Exception as error:
-            return dict.fromkeys((one.key for one in group), _reason(error))
+            return dict.fromkeys((candidate.key for candidate in group), _reason(error))
         # The cache's format and the workspace are the shipped model's, unless plain weights become packed ones.
         with self._engine(self.base if stored.plain == shipped.plain else group[0]) as engine:
-            for one in group:
+            for candidate in group:
                 try:
-                    found = prediction(engine, stored, one, context, batch, machine)
+                    predicted = prediction(engine, stored, candidate, context, batch, machine)
                 except Exception as error:
-                    if one.key == self.base.key:
+                    if candidate.key == self.base.key:
                         raise
-                    failed[one.key] = _reason(error)
+                    failed[candidate.key] = _reason(error)
                 else:
-                    self.state.add("prediction", one.key, found.as_dict())
+                    self.state.add("prediction", candidate.key, predicted.as_dict())
         return failed
 
     def forecast(self, candidates: Sequence[Candidate]) -> pace.Forecast:
@@ -123,17 +123,17 @@ class Workshop:
         """
         held = self.state.find("pace", "")
         if held is None:
-            rounded = next((one for one in candidates if one.recipe.weights), self.base)
+            rounded = next((candidate for candidate in candidates if candidate.recipe.weights), self.base)
             seconds = pace.rounding_seconds(self.model, rounded.recipe.techniques("weights"))
             with self._engine(self.base) as engine:
                 held = pace.measure(engine, seconds).as_dict()
             self.state.add("pace", "", held)
         return pace.Forecast(pace.Pace.from_dict(held), sizes.of_model(self.model), self.machine())
 
-    def longest(self, found: Prediction, context: int, budget: int, batch: int) -> int:
+    def longest(self, predicted: Prediction, context: int, budget: int, batch: int) -> int:
         """See `longest_context`."""
         with self._engine(self.base) as engine:
-            return longest_context(engine, found, context, budget, batch)
+            return longest_context(engine, predicted, context, budget, batch)
 
     def measure(
         self, group: Sequence[Candidate], rung: Rung, go_on: Callable[[], bool]
@@ -143,14 +143,14 @@ class Workshop:
         go_on: asked before weights are made and before each; False ends the group. Raises OutOfTime wherever the
         search's time ends, and what the uncompressed model raises.
         """
-        todo = [one for one in group if self._missing(one, rung)]
+        todo = [candidate for candidate in group if self._missing(candidate, rung)]
         if not todo:
-            for one in group:
-                yield one, self._held(one, rung)
+            for candidate in group:
+                yield candidate, self._held(candidate, rung)
             return
         if not go_on():
             return
-        self._prepare(rung, needed=any(one.key != self.base.key for one in todo))
+        self._prepare(rung, needed=any(candidate.key != self.base.key for candidate in todo))
         with ExitStack() as opened:
             try:
                 engine = opened.enter_context(self._engine(group[0]))
@@ -158,12 +158,12 @@ class Workshop:
             except Exception as error:
                 if group[0].weights_key == self.base.weights_key:
                     raise
-                yield from ((one, {"error": _reason(error)}) for one in group)
+                yield from ((candidate, {"error": _reason(error)}) for candidate in group)
                 return
-            for one in group:
+            for candidate in group:
                 if not go_on():
                     return
-                yield one, self._values(engine, one, rung)
+                yield candidate, self._values(engine, candidate, rung)
 
     def _values(self, engine: Engine, candidate: Candidate, rung: Rung) -> Values:
         """Measured where the state does not hold it. What a candidate raises is its own reason, which is not kept: the
@@ -242,12 +242,12 @@ class Workshop:
             return values
         self._in_vain = 0 if again["others"] <= DISTURBED else self._in_vain + 1
         seconds = values["seconds"] + again["seconds"]
-        return min((values, again), key=lambda one: one["others"]) | {"seconds": seconds}
+        return min((values, again), key=lambda run: run["others"]) | {"seconds": seconds}
 
     def _run_once(self, engine: Engine, candidate: Candidate, rung: Rung) -> Values:
         begin = time.perf_counter()
         try:
-            with memory.watch() if rung.items is None else nullcontext(memory.Memory()) as process:
+            with memory.watch() if rung.items is None else nullcontext(memory.ProcessMemory()) as process:
                 engine.reset_peak()
                 with listening() as noise:
                     run = self._one_run(engine, candidate, rung)
@@ -266,7 +266,7 @@ class Workshop:
             "seconds": time.perf_counter() - begin,
         }
 
-    def _one_run(self, engine: Engine, candidate: Candidate, rung: Rung) -> quality.Run:
+    def _one_run(self, engine: Engine, candidate: Candidate, rung: Rung) -> quality.PassageRun:
         if candidate.key == self.base.key:
             self.close()
             config = engine.model.config

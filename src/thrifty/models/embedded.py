@@ -164,8 +164,17 @@ _RECALL = EmbeddedModel(
     sha256="8f05c2029016398e06bd91b1e00a4b72662e5b4d6f40dd5fb5d9864d306fd2ae",
     folder="recall",
 )
+_RECALL_HYBRID = EmbeddedModel(
+    name="recall-hybrid",
+    title="Recall hybrid 0.75M, trained by this project: recurrent layers and one that attends, no chat",
+    original="training/hybrid",
+    licence="Apache-2.0",
+    file="model.safetensors",
+    sha256="aa7c5b869caba5e86d041553cffa5f8a530f22e74331ac89a9b4f0f8d74bb9a3",
+    folder="recall_hybrid",
+)
 MODELS: Mapping[str, EmbeddedModel] = {
-    model.name: model for model in (_SMOLLM2, _GEMMA3, _QWEN_05B, _QWEN_15B, _RECALL)
+    model.name: model for model in (_SMOLLM2, _GEMMA3, _QWEN_05B, _QWEN_15B, _RECALL, _RECALL_HYBRID)
 }
 
 

@@ -141,7 +141,7 @@ def _checked(path: Path, found: Any, model: Model, kind: str) -> HeadScores:
         return CheckpointError(f"{path}: field '{field}' must be {wanted}; remove the file and make it again")
 
     config = model.config
-    layers = [index for index, layer in enumerate(config.layers) if layer.window is None]
+    layers = [index for index, layer in enumerate(config.layers) if layer.keeps_all]
     known = [field.name for field in fields(HeadScores)]
     if not isinstance(found, dict) or set(found) != set(known):
         raise CheckpointError(f"{path}: its fields must be {', '.join(known)}; remove the file and make it again")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from thrifty.errors import CheckpointError, KernelError, ThriftyWarning, nearest
 from thrifty.formats.linear import PackedLinear
-from thrifty.kernels import dispatch
+from thrifty.kernels.threads import pool_threads
 from thrifty.models.assembly import Assembly
 from thrifty.models.description import Description
 from thrifty.models.embedded import MODELS, find
@@ -49,6 +49,7 @@ def load(
         remember(key.weights, path)
         tokenizer = _lazy_tokenizer(converted.description)
         model = assemble(converted)
+        model.file = converted.file
     else:
         source = open_source(path)
         tokenizer, model = _tokenizer(source), assemble(source)
@@ -150,4 +151,4 @@ def _set_threads(threads: int | None) -> None:
         return
     if not 1 <= threads <= MAX_THREADS:
         raise KernelError(f"threads is {threads}; it must be from 1 to {MAX_THREADS}.")
-    dispatch.set_threads(threads)
+    pool_threads().set(threads)

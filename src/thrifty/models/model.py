@@ -15,6 +15,7 @@ from thrifty.errors import CheckpointError, PromptError
 from thrifty.formats.linear import DenseLinear, PackedLinear
 from thrifty.models.assembly import Assembly, shape_of
 from thrifty.models.config.model_config import ModelConfig
+from thrifty.storage.mapped_file import MappedFile
 
 if TYPE_CHECKING:
     from thrifty.models.tokens.grammar_vocabulary import GrammarVocabulary
@@ -43,7 +44,8 @@ class Model:
     `linears` and `norms` are named as `parts.parts` names them, in the decoder's order. Norms, fp32 [width], are as
     stored: `config.norm_offset` is not added. `tokenizer` is None for a checkpoint without one. `version` is a hash of
     the checkpoint's content: caches of keys and values of one version are worthless for another. `path` is the
-    checkpoint's file or folder, None for a model that came from none.
+    checkpoint's file or folder, None for a model that came from none. `file`: what the arrays are mapped from, if
+    anything.
     """
 
     config: ModelConfig
@@ -53,6 +55,7 @@ class Model:
     version: str = ""
     report: list[TensorReport] = field(default_factory=list)
     path: Path | None = None
+    file: MappedFile | None = None
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from thrifty.errors import ConfigError
+from thrifty.models.config.layer_spec import RecurrentSpec
 from thrifty.models.config.model_config import ExpertConfig, ModelConfig
 
 Part = tuple[str, tuple[int, ...]]
@@ -15,7 +17,7 @@ def parts(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of all that a decoder needs, in its order: linears [out, in], their biases [out], norms [width].
 
     Linears are called as "layers.0.attention.query" or "layers.0.mlp.experts.gate.7", a bias as what it belongs to and
-    ".bias".
+    ".bias". Raises ConfigError naming a layer whose mixer has no parts here.
     """
     return dict(_parts(config))
 
@@ -26,7 +28,7 @@ def _parts(config: ModelConfig) -> Iterator[Part]:
         name = f"layers.{index}"
         if config.pre_norms:
             yield from _norm(f"{name}.attention_norm", config)
-        yield from _attention(f"{name}.attention", config)
+        yield from _mixer(name, config, index)
         if config.post_norms:
             yield from _norm(f"{name}.post_attention_norm", config)
         if config.pre_norms:
@@ -54,16 +56,38 @@ def _norm(name: str, config: ModelConfig) -> Iterator[Part]:
         yield f"{name}.bias", (config.hidden_size,)
 
 
-def _attention(name: str, config: ModelConfig) -> Iterator[Part]:
-    hidden, queries, keys = config.hidden_size, config.query_width, config.kv_width
+def _mixer(name: str, config: ModelConfig, index: int) -> Iterator[Part]:
+    layer = config.layers[index]
+    if layer.mixer == "latent":
+        raise ConfigError(f"{name}.mixer is 'latent', which is not built yet; attention and recurrent layers are.")
+    if layer.recurrent is not None:
+        yield from _recurrent(f"{name}.recurrent", config, layer.recurrent)
+    else:
+        yield from _attention(f"{name}.attention", config, index)
+
+
+def _recurrent(name: str, config: ModelConfig, spec: RecurrentSpec) -> Iterator[Part]:
+    hidden = config.hidden_size
+    yield from _linear(f"{name}.query", spec.key_width, hidden)
+    yield from _linear(f"{name}.key", spec.key_width, hidden)
+    yield from _linear(f"{name}.value", spec.value_width, hidden)
+    yield from _linear(f"{name}.decay", spec.decay_width, hidden, bias=True)
+    yield from _linear(f"{name}.gate", spec.value_width, hidden)
+    yield f"{name}.norm", (spec.value_dim,)
+    yield from _linear(f"{name}.output", hidden, spec.value_width)
+
+
+def _attention(name: str, config: ModelConfig, index: int) -> Iterator[Part]:
+    heads, kv_heads, head_dim = config.widths(index)
+    hidden, queries, keys = config.hidden_size, heads * head_dim, kv_heads * head_dim
     yield from _linear(f"{name}.query", queries, hidden, config.attention_bias)
     yield from _linear(f"{name}.key", keys, hidden, config.attention_bias)
     yield from _linear(f"{name}.value", keys, hidden, config.attention_bias)
     yield from _linear(f"{name}.output", hidden, queries, config.output_bias)
     if config.qk_norm != "none":
         is_whole = config.qk_norm == "full"
-        yield f"{name}.query_norm", (queries if is_whole else config.head_dim,)
-        yield f"{name}.key_norm", (keys if is_whole else config.head_dim,)
+        yield f"{name}.query_norm", (queries if is_whole else head_dim,)
+        yield f"{name}.key_norm", (keys if is_whole else head_dim,)
 
 
 def _mlp(name: str, config: ModelConfig, inner: int) -> Iterator[Part]:

@@ -12,13 +12,16 @@ import math
 import numpy as np
 
 from thrifty.arrays import Array, Floats, Integers
+from thrifty.errors import KernelError
 from thrifty.models.config.model_config import RopeConfig, RopeScaling
 
 
 def rotation(
     rope: RopeConfig, positions: Integers, sequence_length: int | Integers | None = None
 ) -> tuple[Floats, Floats]:
-    """Cosines and sines, each [tokens, dimension / 2] fp32, for `positions` [tokens] (integers).
+    """Cosines and sines, each [tokens, dimension / 2] fp32, for `positions` [tokens] (integers), or [3, tokens]: time,
+    height and width, each for its section of the frequencies (M-RoPE, arXiv 2409.12191, §2.1). Raises KernelError
+    where the rope has no sections.
 
     `sequence_length` is the length in tokens of the sequence that the rows belong to: one number, or
     [tokens] where rows belong to different sequences; by default the highest position plus one.
@@ -26,10 +29,19 @@ def rotation(
     if sequence_length is None:
         sequence_length = int(positions.max()) + 1 if positions.size else 1
     frequencies, factor = inverse_frequencies(rope, sequence_length)
-    angles = positions.astype(np.float32)[:, None] * frequencies
+    angles = _by_frequency(rope, positions.astype(np.float32)) * frequencies
     # Of angles rounded to fp32, as everywhere; the functions in fp64, where NumPy's are right to the last bit of fp32.
     wide = angles.astype(np.float64)
     return np.cos(wide).astype(np.float32) * factor, np.sin(wide).astype(np.float32) * factor
+
+
+def _by_frequency(rope: RopeConfig, positions: Floats) -> Floats:
+    """[tokens] → [tokens, 1]; [3, tokens] → [tokens, dimension / 2], each frequency with the position of its axis."""
+    if positions.ndim == 1:
+        return positions[:, None]
+    if not rope.sections:
+        raise KernelError("three positions a row were given, and this model's rope has one axis; give one a row")
+    return np.ascontiguousarray(positions[np.repeat(np.arange(3), rope.sections)].T)
 
 
 def inverse_frequencies(rope: RopeConfig, sequence_length: int | Integers) -> tuple[Floats, float]:

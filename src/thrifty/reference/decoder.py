@@ -1,7 +1,8 @@
 """One decoder for all Llama-shaped families: the differences are data in `ModelConfig`.
 
 Tokens are a flat batch without a batch dimension: rows of one sequence, or of many. Which rows see which is
-the business of the injected `attend`. Plain torch throughout, so it trains.
+the business of the injected `attend`, and of the injected `recur` in recurrent layers. Plain torch throughout, so it
+trains.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from thrifty.errors import ConfigError
 from thrifty.models.config.model_config import ModelConfig, RopeConfig
 from thrifty.reference.attention import Attend
 from thrifty.reference.experts import GatedMLP, MixtureMLP, PlainMLP
 from thrifty.reference.linear import Linear
 from thrifty.reference.norm import LayerNorm, RMSNorm
+from thrifty.reference.recurrent import GatedLinearAttention, Recur, from_zero
 from thrifty.reference.rotary import Rotation, rotate, rotation
 from thrifty.reference.slot import Slot
 
@@ -25,8 +28,9 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        self.index, self.head_dim, self.qk_norm = index, config.head_dim, config.qk_norm
-        hidden, queries, keys = config.hidden_size, config.query_width, config.kv_width
+        heads, kv_heads, head_dim = config.widths(index)
+        self.index, self.head_dim, self.qk_norm = index, head_dim, config.qk_norm
+        hidden, queries, keys = config.hidden_size, heads * head_dim, kv_heads * head_dim
         self.query: nn.Module = Slot(queries, hidden, config.attention_bias)
         self.key: nn.Module = Slot(keys, hidden, config.attention_bias)
         self.value: nn.Module = Slot(keys, hidden, config.attention_bias)
@@ -34,8 +38,8 @@ class Attention(nn.Module):
         self.query_norm = self.key_norm = None
         if config.qk_norm != "none":
             whole = config.qk_norm == "full"
-            self.query_norm = _head_norm(config, queries if whole else config.head_dim)
-            self.key_norm = _head_norm(config, keys if whole else config.head_dim)
+            self.query_norm = _head_norm(config, queries if whole else head_dim)
+            self.key_norm = _head_norm(config, keys if whole else head_dim)
 
     def forward(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         query = rotate(self._heads(self.query(x), self.query_norm), *rotation)
@@ -52,23 +56,40 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each in a residual branch with a norm before it, after it, or both."""
+    """A mixer (attention, or what the layer has instead) and an MLP, each in a residual branch with a norm before it,
+    after it, or both.
+    """
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         self.scale = config.residual_scale
         self.attention_norm = _norm(config) if config.pre_norms else None
-        self.attention = Attention(config, index)
+        self.attention: Attention | None = None
+        self.recurrent: GatedLinearAttention | None = None
+        spec = config.layers[index].recurrent
+        if spec is None:
+            self.attention = Attention(config, index)
+        else:
+            self.recurrent = GatedLinearAttention(config, index, spec)
         self.post_attention_norm = _norm(config) if config.post_norms else None
         self.mlp_norm = _norm(config) if config.pre_norms else None
         self.mlp = _mlp(config, index)
         self.post_mlp_norm = _norm(config) if config.post_norms else None
 
-    def forward(self, hidden: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
-        branch = self.attention(_normed(self.attention_norm, hidden), rotation, attend)
+    def forward(self, hidden: Tensor, rotation: Rotation, attend: Attend, recur: Recur = from_zero) -> Tensor:
+        branch = self._mixed(_normed(self.attention_norm, hidden), rotation, attend, recur)
         hidden = self._added(hidden, _normed(self.post_attention_norm, branch))
         branch = self.mlp(_normed(self.mlp_norm, hidden))
         return self._added(hidden, _normed(self.post_mlp_norm, branch))
+
+    def _mixed(self, x: Tensor, rotation: Rotation, attend: Attend, recur: Recur) -> Tensor:
+        mixed: Tensor
+        if self.attention is not None:
+            mixed = self.attention(x, rotation, attend)
+            return mixed
+        assert self.recurrent is not None, "a layer has one mixer"
+        mixed = self.recurrent(x, recur)
+        return mixed
 
     def _added(self, hidden: Tensor, branch: Tensor) -> Tensor:
         return hidden + (branch if self.scale == 1.0 else self.scale * branch)
@@ -76,11 +97,14 @@ class Layer(nn.Module):
 
 class Decoder(nn.Module):
     """The whole model between token ids and logits. Built without memory; `loading.build` assigns its linears
-    and norms.
+    and norms. Raises ConfigError naming a layer whose mixer it does not have.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        for index, layer in enumerate(config.layers):
+            if layer.mixer == "latent":
+                raise ConfigError(f"layers.{index}.mixer is 'latent', which the decoder does not have.")
         self.config = config
         self.embedding: nn.Module = Slot(config.vocabulary_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(len(config.layers)))
@@ -95,17 +119,19 @@ class Decoder(nn.Module):
         positions: Tensor,
         attend: Attend,
         sequence_length: int | Tensor | None = None,
+        recur: Recur = from_zero,
     ) -> Tensor:
         """Logits [tokens, vocabulary] fp32 of `token_ids` [tokens] at `positions` [tokens].
 
-        `sequence_length` (see `rope.rotation`) matters to dynamic and longrope scaling only.
+        `sequence_length` (see `rope.rotation`) matters to dynamic and longrope scaling only. recur: by default the rows
+        are one whole sequence.
         """
         rotations: dict[RopeConfig, Rotation] = {}
         hidden = self.embed(token_ids)
         for layer, config in zip(self.layers, self.config.layers, strict=True):
             if config.rope not in rotations:
                 rotations[config.rope] = rotation(config.rope, positions, sequence_length)
-            hidden = layer(hidden, rotations[config.rope], attend)
+            hidden = layer(hidden, rotations[config.rope], attend, recur)
         return self.logits(hidden)
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -120,10 +146,11 @@ class Decoder(nn.Module):
         positions: Tensor,
         attend: Attend,
         sequence_length: int | Tensor | None = None,
+        recur: Recur = from_zero,
     ) -> Tensor:
         """The hidden state [tokens, hidden] after layer `index`, for passes that go layer by layer."""
         table = rotation(self.config.layers[index].rope, positions, sequence_length)
-        return self.layers[index](hidden, table, attend)
+        return self.layers[index](hidden, table, attend, recur)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [tokens, vocabulary] fp32 of the last hidden state [tokens, hidden]."""

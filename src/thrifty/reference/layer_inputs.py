@@ -12,7 +12,7 @@ from thrifty.models.model import Model
 from thrifty.reference.arrays import array_of, tensor_of
 from thrifty.reference.attention import causal
 from thrifty.reference.decoder import Decoder
-from thrifty.reference.linear import Linear
+from thrifty.reference.linear import Linear, parameter
 from thrifty.reference.loading import build
 
 _SAME_INPUT = {"query": ("key", "value"), "gate": ("up",)}  # later linears that read what an earlier one reads
@@ -21,7 +21,7 @@ _SAME_INPUT = {"query": ("key", "value"), "gate": ("up",)}  # later linears that
 @dataclass
 class LayerInputs:
     """Runs sequences (int64 [sequences, tokens]) through a model. Ask for linears in the model's order, and replace
-    them meanwhile: what comes later sees what was replaced before.
+    them and norms meanwhile: what comes later sees what was replaced before.
 
     It holds the hidden state [sequences, tokens, hidden] fp32 before one layer, and the inputs asked for.
     """
@@ -30,13 +30,14 @@ class LayerInputs:
     sequences: Integers
     _decoder: Decoder = field(init=False)
     _names: dict[str, list[str]] = field(init=False)  # of linears, by their place: "embedding", "layers.3", "head"
+    _norms: dict[str, Floats] = field(init=False)  # as the decoder has them
     _layer: int = -1
     _hidden: Tensor = field(default_factory=lambda: torch.empty(0))
     _kept: dict[str, Floats] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._decoder = build(self.model).decoder
-        self._names = {}
+        self._names, self._norms = {}, dict(self.model.norms)
         for name in self.model.linears:
             self._names.setdefault(_place(name), []).append(name)
 
@@ -66,6 +67,7 @@ class LayerInputs:
                 self._hidden[index] = self._forward(self._layer, hidden)
             self._layer += 1
         if not inside:
+            self._refresh_norms("final_norm")
             return {name: array_of(self._decoder.final_norm(self._hidden).flatten(0, 1))}
         self._refresh(f"layers.{layer}")
         return self._watched(layer, [name, *_same_input(parts)])
@@ -76,6 +78,14 @@ class LayerInputs:
             module, linear = self._decoder.get_submodule(name), self.model.linears[name]
             if not isinstance(module, Linear) or module.stored is not linear:
                 self._decoder.replace(name, Linear(linear))
+        self._refresh_norms(place)
+
+    def _refresh_norms(self, place: str) -> None:
+        for name, weight in self.model.norms.items():
+            if weight is not self._norms[name] and _place(name.removesuffix(".bias")) == place:
+                module = self._decoder.get_submodule(name.removesuffix(".bias"))
+                setattr(module, "bias" if name.endswith(".bias") else "weight", parameter(weight, trains=False))
+                self._norms[name] = weight
 
     def _watched(self, layer: int, names: list[str]) -> dict[str, Floats]:
         """The inputs of linears of one layer, in a pass through it that changes nothing."""

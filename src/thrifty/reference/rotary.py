@@ -13,7 +13,8 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def rotation(rope: RopeConfig, positions: Tensor, sequence_length: int | Tensor | None = None) -> Rotation:
-    """Cosines and sines, each [tokens, dimension / 2] fp32, for `positions` [tokens] (integers).
+    """Cosines and sines, each [tokens, dimension / 2] fp32, for `positions` [tokens] (integers), or [3,
+    tokens] (see `models.rope.rotation`).
 
     `sequence_length` is the length in tokens of the sequence that the rows belong to: one number, or
     [tokens] where rows belong to different sequences; by default the highest position plus one.

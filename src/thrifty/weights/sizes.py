@@ -8,28 +8,36 @@ import numpy as np
 
 from thrifty.errors import RecipeError
 from thrifty.formats.linear import DenseLinear
+from thrifty.weights.calibration import Activations
 from thrifty.weights.structure import LinearInfo
-from thrifty.weights.technique import WeightTechnique
+from thrifty.weights.technique import Technique, WeightTechnique
 
 TILE = 16  # rows; every packed format stores whole tiles of them
+TOKENS = 128  # of random inputs
 
 
 class Predictor:
     """Bytes and format of linears under `techniques`, the last of which that selects a linear decides.
 
     A technique is asked to compress the first tile and the first two tiles of a random linear as wide as the real one:
-    what a format stores grows with the tiles of rows, beside what all rows share. Nothing but the bytes is looked at.
-    Raises RecipeError for a technique that needs calibration: its bytes are known once it ran.
+    what a format stores grows with the tiles of rows, beside what all rows share. Nothing but the bytes is looked at,
+    so where a technique needs calibration it is shown random inputs. Raises RecipeError where these decide the bytes,
+    and for a technique that acts on more than one linear at a time: its bytes are known once it ran.
     """
 
-    def __init__(self, techniques: Sequence[WeightTechnique]) -> None:
+    def __init__(self, techniques: Sequence[Technique]) -> None:
         for technique in techniques:
-            if technique.needs_calibration:
+            if not isinstance(technique, WeightTechnique):
+                raise RecipeError(
+                    f"the bytes of technique '{technique.name}' are not known before it ran: it changes more than one "
+                    "linear at a time. Leave it out of the recipe, or compress the model first."
+                )
+            if technique.needs_calibration and technique.bytes_need_calibration:
                 raise RecipeError(
                     f"the bytes of technique '{technique.name}' are not known before it ran: it needs calibration. "
                     "Leave it out of the recipe, or compress the model first."
                 )
-        self.techniques = tuple(techniques)
+        self.techniques = tuple(technique for technique in techniques if isinstance(technique, WeightTechnique))
         self._known: dict[tuple[int, str, int, bool], tuple[int, int, str]] = {}
         self._samples: dict[tuple[int, int, bool], DenseLinear] = {}
 
@@ -48,9 +56,10 @@ class Predictor:
         key = (index, info.role, columns, bias)
         if key not in self._known:
             technique = self.techniques[index]
-            one = technique.compress(info, None)
-            two = technique.compress(LinearInfo(info.name, self._sample(2 * TILE, columns, bias)), None)
-            self._known[key] = (one.nbytes, two.nbytes - one.nbytes, one.label)
+            shown = Activations(self._sample(TOKENS, columns, False).weight) if technique.needs_calibration else None
+            single = technique.compress(info, shown)
+            double = technique.compress(LinearInfo(info.name, self._sample(2 * TILE, columns, bias)), shown)
+            self._known[key] = (single.nbytes, double.nbytes - single.nbytes, single.label)
         return self._known[key]
 
     def _sample(self, rows: int, columns: int, bias: bool) -> DenseLinear:

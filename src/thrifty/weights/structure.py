@@ -22,7 +22,12 @@ class LinearInfo:
 
     @property
     def layer(self) -> int | None:
-        parts = self.name.split(".")
+        return self.layer_of(self.name)
+
+    @staticmethod
+    def layer_of(name: str) -> int | None:
+        """The layer that a part belongs to, by its name."""
+        parts = name.split(".")
         return int(parts[1]) if parts[0] == "layers" else None
 
     @property

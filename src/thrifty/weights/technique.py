@@ -1,10 +1,15 @@
-"""The stage of weight compression: what a technique writes, and what is done for it."""
+"""The stage of weight compression: what a technique writes, and what is done for it.
+
+Three kinds of technique share it. A `WeightTechnique` (here) stores each linear in fewer bytes; a `GroupTechnique`
+(`group_technique`) changes linears and the norm before them together; a `StructureTechnique` (`structure_technique`)
+leaves layers, heads, neurons or experts out.
+"""
 
 from __future__ import annotations
 
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -23,38 +28,58 @@ COMPARED = 1 << 19  # values at a time, fp64
 KEPT = ("router", "shared_gate")  # tiny, and an expert chosen wrongly costs more than their bytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightTechnique(ABC):
-    """One method of storing linear layers in fewer bytes. A technique writes `compress`; options are fields.
+@dataclass(frozen=True)
+class Preparation:
+    """What a technique is given beside the model.
 
-    layers: the decoder layers it acts on, all by default. skip: names to leave alone, with * and ?, such as
-    "*.down". Embedding, logits and expert routers are left alone unless the technique says otherwise in
-    `covers`.
+    calibration: what linears read, None where the technique needs none. before: called before every part; what it
+    raises ends the work. errors: whether the report tells how far each part is from what it was.
     """
+
+    calibration: Calibration | None = None
+    before: Callable[[], None] = lambda: None
+    errors: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Technique(ABC):
+    """One method on the weights of a model, of any kind; options are fields."""
 
     needs_calibration: ClassVar[bool] = False
     name: ClassVar[str]
     card: ClassVar[Card]
 
+    @abstractmethod
+    def apply(self, model: Model, preparation: Preparation) -> None:
+        """Change the model, a part at a time; its dictionaries of norms may be shared with others and are exchanged,
+        not changed.
+        """
+
+    @abstractmethod
+    def check(self, model: Model) -> None:
+        """Raise RecipeError where an option does not fit the model. Nothing is computed."""
+
+    def version(self, before: str) -> str:
+        """The model's version afterwards: keys and values of the model before are worthless for it."""
+        return f"{before}+{self.name}{options_of(self)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacedTechnique(Technique):
+    """A technique that acts on places of the decoder one by one.
+
+    layers: the decoder layers it acts on, all by default. skip: names to leave alone, with * and ?, such as
+    "*.down".
+    """
+
     layers: tuple[int, ...] | None = None
     skip: tuple[str, ...] = ()
 
-    @abstractmethod
-    def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
-        """The layer in its new format, same shape and bias; `linear` stays as it is.
-
-        calibration: given where `needs_calibration` is true, else None.
-        """
-
-    def covers(self, linear: LinearInfo) -> bool:
-        """Whether this technique is meant for the layer, before `layers` and `skip`."""
-        return linear.role not in OUTSIDE + KEPT
-
-    def selects(self, linear: LinearInfo) -> bool:
-        """Whether `apply` compresses the layer."""
-        if self.layers is not None and linear.layer is not None and linear.layer not in self.layers:
+    def includes(self, layer: int | None, names: Iterable[str]) -> bool:
+        """Whether `layers` and `skip` leave a place in."""
+        if self.layers is not None and layer is not None and layer not in self.layers:
             return False
-        return self.covers(linear) and not any(fnmatch.fnmatch(linear.name, pattern) for pattern in self.skip)
+        return not any(fnmatch.fnmatch(name, pattern) for name in names for pattern in self.skip)
 
     def check(self, model: Model) -> None:
         """Raise RecipeError where `layers` or `skip` name something that this model does not have."""
@@ -70,9 +95,53 @@ class WeightTechnique(ABC):
                 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class WeightTechnique(PlacedTechnique):
+    """One method of storing linear layers in fewer bytes. A technique writes `compress`.
+
+    Embedding, logits and expert routers are left alone unless the technique says otherwise in `covers`.
+    bytes_need_calibration: of a technique with calibration, whether that decides how many bytes it stores; where it
+    does not, `thrifty fit` predicts them as it does for techniques without.
+    """
+
+    bytes_need_calibration: ClassVar[bool] = True
+
+    @abstractmethod
+    def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
+        """The layer in its new format, same shape and bias; `linear` stays as it is.
+
+        calibration: given where `needs_calibration` is true, else None.
+        """
+
+    def covers(self, linear: LinearInfo) -> bool:
+        """Whether this technique is meant for the layer, before `layers` and `skip`."""
+        return linear.role not in OUTSIDE + KEPT
+
+    def selects(self, linear: LinearInfo) -> bool:
+        """Whether `apply` compresses the layer."""
+        return self.covers(linear) and self.includes(linear.layer, (linear.name,))
+
+    def apply(self, model: Model, preparation: Preparation) -> None:
+        """See Technique. What was compressed and is mapped from a file leaves the process meanwhile."""
+        reports = {entry.name: entry for entry in model.report}
+        for linear in linears(model):
+            if not self.selects(linear):
+                continue
+            preparation.before()
+            shown = preparation.calibration
+            packed = self.compress(linear, None if shown is None else shown(linear))
+            model.replace(linear.name, packed)
+            held = reports.pop(linear.name, None)
+            if preparation.errors:
+                entry = _report(linear, packed)
+                reports[linear.name] = entry if held is None else replace(entry, origin=held.origin)
+            let_go(linear.linear.state().values())
+        model.report[:] = _in_order(reports, model.report)
+
+
 def prepare(
     model: Model,
-    techniques: Sequence[WeightTechnique],
+    techniques: Sequence[Technique],
     *,
     calibration: CalibrationSet | None = None,
     in_place: bool = False,
@@ -95,40 +164,31 @@ def prepare(
         calibration = default_calibration(model)
     if techniques and not in_place:
         model = replace(model, linears=dict(model.linears), report=list(model.report))
+    nothing = Preparation().before
     for technique in techniques:
+        technique.check(model)  # again: one before may have left layers out
+        shown, label = None, ""
         if technique.needs_calibration and calibration is not None:
             # Anew for each: one before may have changed what the first layer sees.
-            _apply(model, technique, seen(model, calibration, f"technique '{technique.name}'"), before, errors)
-            model.version += f"[{calibration.label}]"
-        else:
-            _apply(model, technique, None, before, errors)
+            shown = seen(model, calibration, f"technique '{technique.name}'")
+            label = f"[{calibration.label}]"
+        technique.apply(model, Preparation(shown, before or nothing, errors))
+        model.version = technique.version(model.version) + label
     return model
 
 
-def _apply(
-    model: Model,
-    technique: WeightTechnique,
-    calibration: Calibration | None,
-    before: Callable[[], None] | None,
-    errors: bool,
-) -> None:
-    reports = {entry.name: entry for entry in model.report}
-    for linear in linears(model):
-        if not technique.selects(linear):
-            continue
-        if before is not None:
-            before()
-        activations = None if calibration is None else calibration(linear)
-        packed = technique.compress(linear, activations)
-        model.replace(linear.name, packed)
-        held = reports.pop(linear.name, None)
-        if errors:
-            entry = _report(linear, packed)
-            reports[linear.name] = entry if held is None else replace(entry, origin=held.origin)
-        let_go(linear.linear.state().values())
-    model.report[:] = _in_order(reports, model.report)
-    # Keys and values of the uncompressed model are worthless for this one.
-    model.version = f"{model.version}+{technique.name}{_options(technique)}"
+def exchange(model: Model, name: str, linear: PackedLinear) -> None:
+    """Put a linear in a place without an error of its own: the report tells its format and bytes, and keeps the error
+    that the place had. What was there and is mapped from a file leaves the process. Raises as `Model.replace`.
+    """
+    before = model.linears.get(name)
+    model.replace(name, linear)
+    model.report[:] = [
+        replace(entry, format=linear.label, nbytes=linear.nbytes) if entry.name == name else entry
+        for entry in model.report
+    ]
+    if before is not None:
+        let_go(before.state().values())
 
 
 def _in_order(reports: dict[str, TensorReport], before: Sequence[TensorReport]) -> list[TensorReport]:
@@ -159,6 +219,7 @@ def _report(before: LinearInfo, after: PackedLinear) -> TensorReport:
     )
 
 
-def _options(technique: Any) -> str:
+def options_of(technique: Any) -> str:
+    """All options of a technique, as a model's version names them."""
     values = ",".join(f"{key}={value}" for key, value in sorted(vars(technique).items()))
     return f"({values})"

@@ -68,7 +68,7 @@ def sums_of(sequence: SequenceCache, layer: int) -> list[np.ndarray]:
 
 def near(one: SequenceCache, other: SequenceCache) -> None:
     """The same slots and nearly the same sums in all global layers."""
-    for layer in one.global_layers:
+    for layer in one.policy_layers:
         for head, (mine, theirs) in enumerate(zip(sums_of(one, layer), sums_of(other, layer), strict=True)):
             assert np.array_equal(one.view(layer).positions(head), other.view(layer).positions(head))
             assert mine.shape == theirs.shape and np.allclose(mine, theirs, atol=1e-4)

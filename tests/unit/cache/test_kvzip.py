@@ -85,14 +85,14 @@ def test_the_best_slots_of_all_layers_and_heads_stay(group: str, windows: tuple[
     tokens = prompt(190, seed=3)
     sequence = prefilled(model, policy, tokens)
     pairs = []
-    for layer in model.layers_with(None):
+    for layer in model.policy_layers:
         for head in range(model.kv_heads):
             scores = expected_scores(Driver(model), policy, tokens, layer, head)
             pairs += [(-float(scores[place]), layer, head, place) for place in range(policy.sinks, len(tokens))]
     number = math.floor(0.25 * len(pairs))
     chosen = sorted(pairs)[:number]
     assert sorted(pairs)[number][0] - chosen[-1][0] > 1e-6, "no tie at the border"
-    for layer in model.layers_with(None):
+    for layer in model.policy_layers:
         for head in range(model.kv_heads):
             mine = sorted(place for _, one, other, place in chosen if (one, other) == (layer, head))
             assert sequence.view(layer).positions(head).tolist() == [*range(policy.sinks), *mine]

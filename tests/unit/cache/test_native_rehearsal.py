@@ -100,7 +100,7 @@ def test_a_second_turn_sees_heads_of_different_lengths(group: Reduction) -> None
     driver, tokens = Driver(MODEL), prompt(310)
     sequence = Cache(MODEL).create([Kvzip(keep=0.4, chunk=90, group=group)])
     driver.prefill(sequence, tokens[:200])
-    lengths = {sequence.slots(layer, head) for layer in sequence.global_layers for head in range(2)}
+    lengths = {sequence.slots(layer, head) for layer in sequence.policy_layers for head in range(2)}
     assert len(lengths) > 1, "the first turn left the heads ragged"
     native_step(sequence, tokens[200:])
     compare(sequence, tokens, 70)

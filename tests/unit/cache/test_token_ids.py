@@ -42,7 +42,7 @@ def check(sequence: SequenceCache, tokens: list[int]) -> None:
     """Every sealed slot of the global layers is said to hold the token that its value belongs to."""
     assert sequence.length == len(tokens)
     driver = Driver(sequence.model)
-    for layer in sequence.global_layers:
+    for layer in sequence.policy_layers:
         found = sequence.stats(layer).tokens
         assert found is not None
         _, _, values = driver.rows(layer, tokens, 0)

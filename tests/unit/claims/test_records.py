@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from thrifty.claims.harness import records
-from thrifty.claims.harness.records import Row
+from thrifty.claims.harness.records import ClaimRow
 from thrifty.claims.harness.running import merged, unclaimed
 from thrifty.errors import StorageError
 
 DOCS = Path(__file__).parents[3] / "docs"
-ROW = Row(
+ROW = ClaimRow(
     technique="kivi",
     paper="2.6 × | less",
     source="arXiv:1",

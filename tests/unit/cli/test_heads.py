@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from thrifty.evaluation.heads import probe as head_probe
-from thrifty.evaluation.heads.items import Item
+from thrifty.evaluation.heads.items import ProbeItem
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def knowing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that says what it is asked for, so that its looks count."""
     run = head_probe.said
 
-    def said(engine: Any, item: Item, policy: Any) -> tuple[int, ...]:
+    def said(engine: Any, item: ProbeItem, policy: Any) -> tuple[int, ...]:
         run(engine, item, policy)
         return item.tokens[-item.answer :]
 

@@ -46,6 +46,25 @@ def test_the_size_of_a_converted_copy_is_said_before_it_is_made(
     assert "is converted once" not in thrifty(*words).err
 
 
+def test_an_adapter_answers_otherwise(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.lora_files import write_lora
+    from tests.unit.engine.corridor import random_adapter
+
+    from thrifty.models import load
+
+    write_lora(tmp_path / "lora", random_adapter(load(checkpoint), 4, 1), rank=4, alpha=8)
+    words = ("run", checkpoint, "Hello", "--max-tokens", 8, "--threads", 1, "--json")
+    plain, adapted = (thrifty(*words, *more).json() for more in ((), ("--adapter", tmp_path / "lora")))
+    assert plain["text"] != adapted["text"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    chat = thrifty("chat", checkpoint, *words[3:], "--adapter", tmp_path / "lora")
+    assert chat.json()["text"] == adapted["text"]
+    missing = thrifty("run", checkpoint, "Hello", "--adapter", tmp_path / "none")
+    assert missing.code == 1 and "is no directory" in missing.message
+
+
 def test_run_json_holds_the_text_that_is_streamed(thrifty: Callable[..., Any], checkpoint: Path) -> None:
     words = ("run", checkpoint, "Hello", "--max-tokens", 8, "--threads", 1)
     streamed = thrifty(*words).out

@@ -89,6 +89,14 @@ def test_a_fork_and_its_origin_go_their_own_ways(grammars: Grammars) -> None:
     assert np.flatnonzero(fresh.allowed()).tolist() == [ord("a")], "the kept one was not moved"
 
 
+def test_behind_the_end_anything_may_come(grammars: Grammars) -> None:
+    constraint = grammars.constraint(Grammar.choice(["a"]))
+    for token in (ord("a"), EOS, ord("z")):
+        assert constraint.allowed()[token]
+        constraint.commit(token)
+    assert constraint.fork().allowed().all()
+
+
 def test_what_may_not_come_is_refused(grammars: Grammars) -> None:
     with pytest.raises(PromptError, match="token 98 is not in the grammar"):
         grammars.constraint(GRAMMARS["regex"]).commit(ord("b"))
@@ -130,7 +138,7 @@ def test_a_mask_that_cannot_be_made_is_the_samples_own_error() -> None:
 
     broken: Any = Broken()
     with ThreadPoolExecutor(1) as pool, pytest.raises(PromptError, match="cannot go on: too complex"):
-        Constraint(broken, VOCABULARY, pool).allowed()
+        Constraint(broken, VOCABULARY, (EOS,), pool).allowed()
 
 
 def test_without_the_library_or_an_end(monkeypatch: pytest.MonkeyPatch) -> None:

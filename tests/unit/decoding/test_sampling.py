@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thrifty.arrays import Floats
-from thrifty.decoding.drawing import NUCLEUS_PROBE, _inverse, draw, largest, uniform
+from thrifty.decoding.drawing import NUCLEUS_PROBE, draw, inverse, largest, uniform
 from thrifty.decoding.sampling import ForcedSampler, Sampler, logprob_of
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.errors import PromptError
@@ -239,7 +239,7 @@ def test_minus_infinity_is_a_mask_and_nothing_else_is_an_error() -> None:
 
 def test_a_draw_at_the_upper_end_is_a_token_that_has_a_probability() -> None:
     weights = np.array([0.25, 0.5, 0.0, 0.0])
-    assert _inverse(weights, 1.0) == 1 and _inverse(weights, 0.0) == 0
+    assert inverse(weights, 1.0) == 1 and inverse(weights, 0.0) == 0
 
 
 def test_logprobs_are_of_the_models_own_distribution() -> None:

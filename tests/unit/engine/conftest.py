@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.tiny import tiny_model
+from tests.tiny import hybrid_config, tiny_model
 
 from thrifty.engine.engine import Engine
 from thrifty.kernels import dispatch
@@ -33,7 +33,13 @@ def windowed() -> Model:
     return tiny_model(packed=True, windows=(100, None, 100, None), seed=1)
 
 
-@pytest.fixture(params=["plain", "packed", "windowed"])
+@pytest.fixture(scope="session")
+def hybrid() -> Model:
+    """Recurrent, global and local layers, packed."""
+    return tiny_model(packed=True, config=hybrid_config("rawr"), seed=2)
+
+
+@pytest.fixture(params=["plain", "packed", "windowed", "hybrid"])
 def model(request: pytest.FixtureRequest) -> Model:
     """Each kind of model; the packed ones run natively."""
     if request.param != "plain" and dispatch.native() is None:

@@ -8,7 +8,7 @@ from thrifty.models.model import Model
 
 def score(model: Model, kind: str = "r") -> None:
     """Scores of which each head has another, in the cache directory."""
-    layers = tuple(index for index, layer in enumerate(model.config.layers) if layer.window is None)
+    layers = tuple(index for index, layer in enumerate(model.config.layers) if layer.keeps_all)
     rows = tuple(
         tuple(1.0 + (3 * rank + head) ** 2 for head in range(model.config.heads)) for rank, _ in enumerate(layers)
     )

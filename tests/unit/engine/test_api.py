@@ -14,10 +14,11 @@ import pytest
 import torch
 from tests.tiny import BOS, ByteTokenizer
 
-from thrifty import Thrifty
+from thrifty import Thrifty, open_engine, open_model
 from thrifty.decoding.sampling_parameters import SamplingParameters
+from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
-from thrifty.errors import BudgetError, PromptError, RecipeError, TemplateError
+from thrifty.errors import BudgetError, PromptError, RecipeError, TemplateError, ThriftyError
 from thrifty.models.model import Model
 from thrifty.recipe import Recipe
 
@@ -243,3 +244,33 @@ def test_importing_thrifty_imports_no_torch() -> None:
     path = str(Path(sys.modules["thrifty"].__file__ or "").parents[1])
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": path})
     assert found.stdout.strip() == "False", found.stderr
+
+
+def test_the_front_door_makes_engines_of_models_and_recipes(packed: Model) -> None:
+    recipe = Recipe.from_document({"weights": [{"technique": "rtn"}], "cache": [{"technique": "kivi", "bits": 4}]})
+    engine = open_engine(packed, recipe, context=200, batch=2, memory="60MB")
+    assert "+rtn(" in engine.model.version and engine.probe().context == 200
+    assert engine.probe().budget == 60_000_000
+    handle = engine.submit(Request(prompt=list(range(150))))
+    while not handle.usage.generated_tokens:
+        engine.step()
+    cache = engine.cache_of(handle)
+    assert cache is not None and any(policy.name == "kivi" for policy in cache.policies)
+    engine.close()
+    assert open_model(packed) is packed is open_model(packed, Recipe())
+    assert open_model(packed, recipe).version == engine.model.version
+
+
+def test_options_are_checked_before_a_model_is_loaded(packed: Model) -> None:
+    for options in ({"threads": "2"}, {"memory": "much"}, {"process_memory": 0}, {"context": 1.5}, {"native": 2}):
+        with pytest.raises(ThriftyError, match=next(iter(options))):
+            open_engine("no such model", **options)
+    with pytest.raises(PromptError, match="model = 5 \\(int\\) is no model"):
+        open_model(5)  # type: ignore[arg-type]
+
+    class Own(Engine):
+        pass
+
+    made = open_engine(packed, make=Own, prefix_tree=False)
+    assert type(made) is Own and made.memory.cache.tree is None
+    made.close()

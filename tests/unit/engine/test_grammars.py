@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
@@ -16,7 +17,6 @@ from tests.unit.engine.conftest import MakeEngine
 from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.grammars import Grammars
 from thrifty.decoding.sampling_parameters import SamplingParameters
-from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.engine.asynchronous import AsyncEngine
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request, Result
@@ -183,18 +183,14 @@ def test_options_that_contradict_a_grammar() -> None:
         Grammar.json_schema({"const": float("nan")})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Several(Autoregressive):
-    """A strategy of another kind."""
-
-
-def test_a_strategy_that_drafts_is_refused(
-    packed: Model, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = make_engine(packed)
-    monkeypatch.setattr(engine.intake, "_strategy", lambda tables: Several())
-    with pytest.raises(PromptError, match="one token at a time"):
-        engine.submit(make(Grammar.json_object()))
+@pytest.mark.parametrize("seed", [None, 3])
+def test_drafts_change_no_answer_in_a_grammar(packed: Model, make_engine: MakeEngine, seed: int | None) -> None:
+    grammar = Grammar.lark('start: "[" WORD ("," WORD)* "]"\nWORD: /(ab|cd){2,3}/')
+    wanted = make(grammar, seed, max_tokens=120, logprobs=2)
+    plain = answer(make_engine(packed), wanted)
+    drafted = dataclasses.replace(wanted, decoding=[{"technique": "prompt-lookup", "ngram": 2, "length": 5}])
+    result = answer(make_engine(packed), drafted)
+    assert (result.token_ids, result.logprobs) == (plain.token_ids, plain.logprobs)
 
 
 async def _ask(engine: Engine) -> Result:
@@ -217,6 +213,7 @@ class _Large:
     native: Any = None
     size: int = 272
     nbytes: int = 1 << 20
+    ends: tuple[int, ...] = (EOS,)
 
 
 def test_the_vocabulary_stands_in_the_ledger_and_must_fit(packed: Model, make_engine: MakeEngine) -> None:

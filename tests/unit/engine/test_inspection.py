@@ -118,7 +118,7 @@ def test_a_looked_at_prompt_is_answered_as_any_and_leaves_nothing(
     for place, token in enumerate(said):
         prompt = tokens[: len(tokens) - 2 + place]
         assert engine.submit(Request(prompt=prompt, sampling=greedy)).result().token_ids == [token]
-    layers = [index for index, window in enumerate(engine.probe().cache_model.windows) if window is None]
+    layers = list(engine.probe().cache_model.policy_layers)
     assert [layer for layer, *_ in policy.seen] == layers
     config = model.config
     assert {shape for *_, shape in policy.seen} == {(5, config.heads, config.head_dim)}

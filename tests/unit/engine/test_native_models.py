@@ -15,21 +15,21 @@ from thrifty.engine.engine import Engine
 from thrifty.engine.request import Event, Request
 from thrifty.formats.linear import DenseLinear
 from thrifty.kernels import dispatch
-from thrifty.models.config.model_config import ExpertConfig, LayerConfig, RopeConfig, RopeScaling
+from thrifty.models.config.model_config import ExpertConfig, LayerSpec, RopeConfig, RopeScaling
 from thrifty.models.model import Model
 
 ROPE = RopeConfig(10000.0, 64)
-MIXED = (LayerConfig(None, ROPE, experts=True),) * 2
+MIXED = (LayerSpec(None, ROPE, experts=True),) * 2
 LONG = RopeScaling("longrope", 1.0, 150, 1.1, short_factor=(1.0,) * 32, long_factor=(1.5,) * 32)
 CONFIGS: dict[str, dict[str, Any]] = {
     "mixture": {"layers": MIXED, "experts": ExpertConfig(8, 2, 64, True)},
     "shared": {
-        "layers": (LayerConfig(None, ROPE), *MIXED),
+        "layers": (LayerSpec(None, ROPE), *MIXED),
         "experts": ExpertConfig(6, 3, 96, False, 64, shared_gate=True),
         "qk_norm": "full",
     },
-    "dynamic": {"layers": (LayerConfig(None, RopeConfig(10000.0, 64, RopeScaling("dynamic", 2.0, 100))),) * 2},
-    "longrope": {"layers": (LayerConfig(None, RopeConfig(10000.0, 64, LONG)),) * 2},
+    "dynamic": {"layers": (LayerSpec(None, RopeConfig(10000.0, 64, RopeScaling("dynamic", 2.0, 100))),) * 2},
+    "longrope": {"layers": (LayerSpec(None, RopeConfig(10000.0, 64, LONG)),) * 2},
 }
 
 

@@ -43,7 +43,7 @@ def run(engine: Engine, handle: Handle, tokens: int = STEPS - 1) -> tuple[list[i
         engine.step()
     cache = engine.cache_of(handle)
     assert cache is not None
-    layers = cache.global_layers
+    layers = cache.policy_layers
     positions = [cache.view(layer).positions(head) for layer in layers for head in range(cache.model.kv_heads)]
     sums = [one for layer in layers for one in cache.stats(layer).column_sums or ()]
     return list(handle.samples[0].token_ids), (positions, [one.copy() for one in sums], cache.native is not None)

@@ -11,7 +11,7 @@ from tests.tiny import tiny_config, tiny_model
 
 from thrifty.arrays import BFLOAT16
 from thrifty.decoding.sampling_parameters import SamplingParameters
-from thrifty.decoding.strategy import ArrayScores
+from thrifty.decoding.scores import ArrayScores
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import PromptError

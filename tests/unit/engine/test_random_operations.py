@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.tiny import text_tokens
+from tests.unit.engine.corridor import own_rows, random_adapter
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Handle, Request
-from thrifty.errors import BudgetError, PromptError, QueueFullError
+from thrifty.errors import BudgetError, PromptError, QueueFullError, RecipeError
 from thrifty.models.model import Model
 
 OPERATIONS = 1000
@@ -53,16 +56,34 @@ def random_request(chance: random.Random) -> Request:
     )
 
 
-@pytest.mark.parametrize("seed", [2, 7])
-def test_random_operations_keep_the_books_in_order(packed: Model, make_engine: Any, seed: int) -> None:
+def more_than_tokens(engine: Engine, request: Request, chance: random.Random) -> Request:
+    """The request with an adapter, an embedded piece, taps and steering, each at times."""
+    prompt: list[Any] = list(request.prompt)
+    if chance.random() < 0.5:
+        positions = [place // 2 for place in range(len(prompt) - 2)]
+        piece = own_rows(engine, prompt[2:], ("image", *prompt), positions=chance.choice((None, positions)))
+        prompt = [*prompt[:2], piece]
+    return dataclasses.replace(
+        request,
+        prompt=prompt,
+        adapter=chance.choice((None, "a", "b")),
+        taps=chance.choice(((), (1,))),
+        steering=chance.choice(({}, {0: np.full(128, 0.5, np.float32)})),
+    )
+
+
+@pytest.mark.parametrize(("seed", "plain"), [(2, True), (7, True), (3, False)])
+def test_random_operations_keep_the_books_in_order(packed: Model, make_engine: Any, seed: int, plain: bool) -> None:
     chance = random.Random(seed)
+    adapters = {} if plain else {name: random_adapter(packed, 4, rank) for rank, name in enumerate("ab")}
     free = make_engine(packed, batch=8)
     room = free.memory.footprint((), 200, 330, 3).peak_bytes
     engine = make_engine(
         packed,
         batch=8,
         queue=6,
-        memory=packed.nbytes + free.memory.workspace + room,
+        memory=packed.nbytes + free.memory.workspace + room + sum(adapter.nbytes for adapter in adapters.values()),
+        adapters=adapters,
         prefill_slice_ms=1e-6,  # a layer a step: no clock decides how many steps a prompt takes
     )
     handles: list[Handle] = []
@@ -71,14 +92,15 @@ def test_random_operations_keep_the_books_in_order(packed: Model, make_engine: A
         action = chance.choices(("submit", "step", "cancel", "fork"), (2, 20, 1, 1))[0]
         try:
             if action == "submit":
-                handles.append(engine.submit(random_request(chance)))
+                request = random_request(chance)
+                handles.append(engine.submit(request if plain else more_than_tokens(engine, request, chance)))
             elif action == "step":
                 engine.step()
             elif handles and action == "cancel":
                 chance.choice(handles).cancel()
             elif handles:
                 handles.append(chance.choice(handles).fork(SamplingParameters(max_tokens=20, temperature=1.0)))
-        except (QueueFullError, PromptError, BudgetError):
+        except (QueueFullError, PromptError, BudgetError, RecipeError):
             refused += 1
         check(engine)
     for handle in handles:

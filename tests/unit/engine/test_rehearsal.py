@@ -49,7 +49,7 @@ def positions(engine: Engine, handle: Handle) -> list[list[int]]:
     """Of the sealed slots of every global layer and head."""
     cache = engine.cache_of(handle)
     assert cache is not None
-    return [cache.view(layer).positions(head).tolist() for layer in cache.global_layers for head in range(2)]
+    return [cache.view(layer).positions(head).tolist() for layer in cache.policy_layers for head in range(2)]
 
 
 def first_token(engine: Engine, handle: Handle) -> None:
@@ -123,7 +123,7 @@ def test_a_second_question_reads_the_slots_of_the_first(model: Model, make_engin
     fork = handle.fork()
     cache, other = engine.cache_of(handle), engine.cache_of(fork)
     assert cache is not None and other is not None
-    layer = cache.global_layers[0]
+    layer = cache.policy_layers[0]
     assert other.spans[layer][0].segment is cache.spans[layer][0].segment, "compressed once, shared by both"
     for _ in range(STEPS - 5):
         engine.step()

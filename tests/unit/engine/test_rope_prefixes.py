@@ -15,7 +15,7 @@ from thrifty.arrays import Floats
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Event, Request
-from thrifty.models.config.model_config import LayerConfig, RopeConfig, RopeScaling
+from thrifty.models.config.model_config import LayerSpec, RopeConfig, RopeScaling
 from thrifty.models.gguf.source import GGUFSource
 from thrifty.models.loading import assemble
 
@@ -54,7 +54,7 @@ def stacked(events: list[Event]) -> Floats:
 
 @pytest.mark.parametrize(("name", "packed"), [*((name, True) for name in ROPES), ("longrope", False)])
 def test_a_prefix_is_shared_exactly_where_keys_turn_alike(make_engine: Any, name: str, packed: bool) -> None:
-    layers = (LayerConfig(None, PLAIN), LayerConfig(None, ROPES[name]))
+    layers = (LayerSpec(None, PLAIN), LayerSpec(None, ROPES[name]))
     model = tiny_model(packed=packed, config=dataclasses.replace(tiny_config(), layers=layers))
     for (first, second), sharing in PAIRS:
         engine: Engine = make_engine(model)
@@ -68,7 +68,7 @@ def test_a_prefix_is_shared_exactly_where_keys_turn_alike(make_engine: Any, name
 
 
 def test_salts_still_divide(make_engine: Any) -> None:
-    layers = (LayerConfig(None, ROPES["longrope"]),) * 2
+    layers = (LayerSpec(None, ROPES["longrope"]),) * 2
     engine: Engine = make_engine(tiny_model(config=dataclasses.replace(tiny_config(), layers=layers)))
     list(engine.submit(make_request(80, salt="a")))
     other = engine.submit(make_request(80, salt="b"))

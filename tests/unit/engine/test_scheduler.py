@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from thrifty.engine.running import State
-from thrifty.engine.scheduler import Scheduler, Work
+from thrifty.engine.scheduler import Scheduled, Scheduler
 from thrifty.errors import BudgetError, QueueFullError
 
 
@@ -53,7 +53,7 @@ def sequence(arrival: int, size: int = 3, grows: bool = True) -> Any:
     )
 
 
-def decode_all(work: Work) -> None:
+def decode_all(work: Scheduled) -> None:
     """What the engine does with a prefill: here it takes one step."""
     if work.prefill is not None:
         work.prefill.state = State.DECODING

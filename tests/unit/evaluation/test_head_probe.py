@@ -21,7 +21,7 @@ from thrifty.engine.request import Request
 from thrifty.errors import PromptError
 from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.heads import probe as head_probe
-from thrifty.evaluation.heads.items import Item, Items
+from thrifty.evaluation.heads.items import ProbeItem, ProbeItems
 from thrifty.evaluation.heads.probe import ProbeSettings, look, probe, reasoning, retrieval
 from thrifty.models.model import Model
 from thrifty.reference import build
@@ -32,8 +32,8 @@ WINDOWS = (None, 50, None)
 
 
 @pytest.fixture(scope="module")
-def items() -> Items:
-    return Items(ByteTokenizer())
+def items() -> ProbeItems:
+    return ProbeItems(ByteTokenizer())
 
 
 @pytest.fixture(params=["reference", "native"])
@@ -52,7 +52,7 @@ def text(tokens: Any) -> str:
 
 @pytest.mark.parametrize("kind", ["r", "r2"])
 @pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
-def test_places_are_those_of_the_needle(items: Items, kind: str, depth: float) -> None:
+def test_places_are_those_of_the_needle(items: ProbeItems, kind: str, depth: float) -> None:
     seen = set()
     for seed in range(8):
         item = items.make(kind, 900, depth, random.Random(seed))
@@ -70,17 +70,17 @@ def test_places_are_those_of_the_needle(items: Items, kind: str, depth: float) -
     assert len(seen) == (2 if kind == "r2" else 1), "the right number comes first in some, last in others"
 
 
-def test_a_length_without_room_says_how_much_is_needed(items: Items) -> None:
+def test_a_length_without_room_says_how_much_is_needed(items: ProbeItems) -> None:
     with pytest.raises(PromptError, match="a prompt of 20 tokens does not hold a question .*; use at least"):
         items.make("r2", 20, 0.5, random.Random(0))
 
 
-def made_item(seed: int, slots: int, answer: int) -> tuple[Item, Floats]:
+def made_item(seed: int, slots: int, answer: int) -> tuple[ProbeItem, Floats]:
     generator = np.random.default_rng(seed)
     tokens = tuple(generator.integers(0, 3, slots).tolist())
     start = int(generator.integers(0, slots - answer - 2))
     needle = range(start, min(slots, start + answer + 4))
-    item = Item(tokens, answer, needle, range(needle.start + 1, needle.start + 1 + answer))
+    item = ProbeItem(tokens, answer, needle, range(needle.start + 1, needle.start + 1 + answer))
     looks = generator.random((3, answer, slots), np.float32)
     return item, looks / looks.sum(axis=-1, keepdims=True)
 
@@ -102,7 +102,7 @@ def test_rules_are_the_papers(seed: int, slots: int, answer: int) -> None:
         assert float(weighed[head]) == pytest.approx(mass / answer, abs=1e-6)
 
 
-def dense(model: Model, layer: int, item: Item) -> Floats:
+def dense(model: Model, layer: int, item: ProbeItem) -> Floats:
     """Attention [heads, answer rows, slots] of a layer by the reference decoder itself."""
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -132,17 +132,17 @@ def greedy(engine: Engine, prompt: list[int], count: int) -> list[int]:
     return answer
 
 
-def test_a_look_is_the_models_own_attention_and_only_at_what_it_says(engine: Engine, items: Items) -> None:
+def test_a_look_is_the_models_own_attention_and_only_at_what_it_says(engine: Engine, items: ProbeItems) -> None:
     model = engine.model
     asked = items.make("r", 500, 0.5, random.Random(1))
     prompt = list(asked.tokens[: -asked.answer])
     said = greedy(engine, prompt, 3)
-    item = Item((*prompt, *said), 3, asked.needle, asked.correct)
+    item = ProbeItem((*prompt, *said), 3, asked.needle, asked.correct)
     found = look(engine, item, reasoning)
     assert found is not None and found.shape == (2, 4)
     for rank, layer in enumerate((0, 2)):
         assert np.allclose(found[rank], reasoning(item, dense(model, layer, item)), atol=0.02)
-    wrong = Item((*prompt, *said[:2], said[2] ^ 1), 3, asked.needle, asked.correct)
+    wrong = ProbeItem((*prompt, *said[:2], said[2] ^ 1), 3, asked.needle, asked.correct)
     assert look(engine, wrong, reasoning) is None
 
 

@@ -19,7 +19,7 @@ from thrifty.evaluation.forcing import MeasurementError, Tables
 from thrifty.evaluation.protocol import Protocol
 from thrifty.evaluation.records import RecordFile
 from thrifty.evaluation.recovery import mean_interval
-from thrifty.evaluation.tasks.task import Item, Record, Task, Turn
+from thrifty.evaluation.tasks.task import Item, Record, Task, TaskTurn
 
 KIVI = [{"technique": "kivi", "bits": 2, "residual": 0}]
 
@@ -40,7 +40,7 @@ class Counting(Task):
     fails_at: int = -1
 
     def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
-        return [Item(f"{seed}-{number}", (1, 2), (Turn((3,)),), 10) for number in range(count)]
+        return [Item(f"{seed}-{number}", (1, 2), (TaskTurn((3,)),), 10) for number in range(count)]
 
     def run(self, engine: Engine, item: Item, cache: Tables | None) -> Record:
         if len(self.ran) == self.fails_at:

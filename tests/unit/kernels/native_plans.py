@@ -11,12 +11,12 @@ from tests.unit.kernels.native_pages import Pages, open_view
 from torch import Tensor
 
 from thrifty.arrays import BFLOAT16, Floats
-from thrifty.engine.plan.options import Adapter
 from thrifty.engine.plan.plan import NativePlan
 from thrifty.engine.plan.plan import compile_plan as compile_native
 from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear
+from thrifty.models.adapters import Adapter
 from thrifty.models.assembly import Assembly
-from thrifty.models.config.model_config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling
+from thrifty.models.config.model_config import ExpertConfig, LayerSpec, ModelConfig, RopeConfig, RopeScaling
 from thrifty.models.model import Model
 from thrifty.reference import build
 from thrifty.reference.decoder import Decoder
@@ -24,30 +24,30 @@ from thrifty.reference.decoder import Decoder
 ROPE = RopeConfig(theta=1e4, dimension=64)
 LLAMA = ModelConfig(
     family="llama", vocabulary_size=133, hidden_size=96, intermediate_size=144, heads=6, kv_heads=2, head_dim=64,
-    context_length=1024, layers=(LayerConfig(None, ROPE),) * 3, norm_epsilon=1e-5, query_scale=0.125,
+    context_length=1024, layers=(LayerSpec(None, ROPE),) * 3, norm_epsilon=1e-5, query_scale=0.125,
     tied_embeddings=True,
 )  # fmt: skip
 GEMMA = dataclasses.replace(
     LLAMA, family="gemma", heads=2, kv_heads=1, head_dim=128, norm_offset=1.0, qk_norm="head", activation="gelu_tanh",
-    layers=(LayerConfig(70, RopeConfig(1e4, 128)), LayerConfig(None, RopeConfig(1e6, 64))),
+    layers=(LayerSpec(70, RopeConfig(1e4, 128)), LayerSpec(None, RopeConfig(1e6, 64))),
     embedding_scale=9.8, post_norms=True, final_softcap=30.0, attention_softcap=50.0, tied_embeddings=False,
 )  # fmt: skip
 BIASED = dataclasses.replace(
-    LLAMA, attention_bias=True, output_bias=True, mlp_bias=True, layers=(LayerConfig(None, RopeConfig(1e4, 0)),) * 2
+    LLAMA, attention_bias=True, output_bias=True, mlp_bias=True, layers=(LayerSpec(None, RopeConfig(1e4, 0)),) * 2
 )
 STARCODER2 = dataclasses.replace(BIASED, family="starcoder2", norm="layer", mlp="plain", activation="gelu_tanh")
 STABLELM = dataclasses.replace(
-    LLAMA, family="stablelm", norm="layer", layers=(LayerConfig(None, RopeConfig(1e4, 16)),) * 2
+    LLAMA, family="stablelm", norm="layer", layers=(LayerSpec(None, RopeConfig(1e4, 16)),) * 2
 )
 OLMO2 = dataclasses.replace(LLAMA, family="olmo2", qk_norm="full", pre_norms=False, post_norms=True)
 GRANITE = dataclasses.replace(LLAMA, family="granite", embedding_scale=3.0, residual_scale=0.3, logit_scale=0.5)
 MIXTRAL = dataclasses.replace(
-    LLAMA, family="mixtral", layers=(LayerConfig(None, ROPE, experts=True),) * 2,
+    LLAMA, family="mixtral", layers=(LayerSpec(None, ROPE, experts=True),) * 2,
     experts=ExpertConfig(count=5, active=2, intermediate_size=80, normalise_probabilities=True),
 )  # fmt: skip
 QWEN2_MOE = dataclasses.replace(
     MIXTRAL, family="qwen2_moe", attention_bias=True,
-    layers=(LayerConfig(None, ROPE), LayerConfig(None, ROPE, experts=True), LayerConfig(None, ROPE, experts=True)),
+    layers=(LayerSpec(None, ROPE), LayerSpec(None, ROPE, experts=True), LayerSpec(None, ROPE, experts=True)),
     experts=ExpertConfig(12, 4, 40, False, shared_intermediate_size=72, shared_gate=True),
 )  # fmt: skip
 QWEN3_MOE = dataclasses.replace(
@@ -56,12 +56,12 @@ QWEN3_MOE = dataclasses.replace(
 OLMOE = dataclasses.replace(
     MIXTRAL, family="olmoe", qk_norm="full", experts=ExpertConfig(9, 3, 33, normalise_probabilities=False)
 )
-GEMMA_MOE = dataclasses.replace(GEMMA, layers=(LayerConfig(70, RopeConfig(1e4, 128), experts=True),) * 2,
+GEMMA_MOE = dataclasses.replace(GEMMA, layers=(LayerSpec(70, RopeConfig(1e4, 128), experts=True),) * 2,
                                 experts=ExpertConfig(6, 2, 50, True, shared_intermediate_size=30))  # fmt: skip
 DYNAMIC = dataclasses.replace(
-    LLAMA, layers=(LayerConfig(None, RopeConfig(1e4, 64, RopeScaling("dynamic", 2.0, 40))),) * 2
+    LLAMA, layers=(LayerSpec(None, RopeConfig(1e4, 64, RopeScaling("dynamic", 2.0, 40))),) * 2
 )
-LONGROPE = dataclasses.replace(LLAMA, layers=(LayerConfig(None, RopeConfig(1e4, 64, RopeScaling(
+LONGROPE = dataclasses.replace(LLAMA, layers=(LayerSpec(None, RopeConfig(1e4, 64, RopeScaling(
     "longrope", original_context=50, attention_factor=1.2, short_factor=(1.0,) * 32,
     long_factor=tuple(1.0 + 0.2 * i for i in range(32))))),) * 2)  # fmt: skip
 MIXTURES = {config.family: config for config in (MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE)} | {"gemma_moe": GEMMA_MOE}
@@ -152,6 +152,8 @@ def _array(value: Any) -> Any:
         return value.numpy()
     if isinstance(value, Adapter):
         return Adapter({name: (down.numpy(), up.numpy()) for name, (down, up) in value.weights.items()}, value.scale)
+    if isinstance(value, dict):
+        return {key: _array(part) for key, part in value.items()}
     return type(value)(map(_array, value)) if isinstance(value, list | tuple) else value
 
 

@@ -1,8 +1,7 @@
 """The oracle of attention where products take rounded operands (AVX-512): the same roundings, all else in fp64.
 
-Queries and weights meet bf16 pages as bf16, and codes of 8 bits as bf16 once they are multiplied with the codes'
-scales; codes of 4 and 2 bits meet them as int8 with one step for 64 channels of a page. Sums of the softmax are of
-exact weights.
+Queries and weights meet bf16 pages as bf16. Codes meet them, multiplied with the codes' scales, as whole numbers with
+one step for 64 channels of a page: of 15 bits for codes of 8 bits, else of 8. Sums of the softmax are of exact weights.
 What is left is the order of sums, and a weight that its own last bit rounds up here and down there: `Rounded.slack`.
 """
 
@@ -155,14 +154,10 @@ def _product(numbers: Floats, part: Part, bits: int) -> tuple[Doubles, Doubles]:
     middle = ((1 << bits) - 1) / 2
     scaled = numbers[:, :, None] * part.scales  # fp32, as the kernel multiplies
     most = np.abs(scaled).max((1, 2), keepdims=True)
-    if bits == 8:
-        operand = _bf16(scaled).astype(np.float64)
-        step = most.astype(np.float64) * 2.0**-8
-    else:
-        unit = most * np.float32(1 / 127)
-        inverse = np.float32(1) / np.maximum(unit, np.float32(1e-30))
-        step = unit.astype(np.float64)
-        operand = np.rint(scaled * inverse).astype(np.float64) * step
+    unit = most * np.float32(1 / (127 * 128 if bits == 8 else 127))
+    inverse = np.float32(1) / np.maximum(unit, np.float32(1e-30))
+    step = unit.astype(np.float64)
+    operand = np.rint(scaled * inverse).astype(np.float64) * step
     exact = numbers.astype(np.float64) @ (part.minimums.astype(np.float64) + middle * part.scales.astype(np.float64))
     return (operand * (part.codes - middle)).sum(1) + exact, step[:, :, 0] * middle
 

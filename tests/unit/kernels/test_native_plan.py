@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from torch import Tensor
 from thrifty.arrays import BFLOAT16
 from thrifty.errors import KernelError
 from thrifty.formats.linear import DenseLinear
-from thrifty.models.config.model_config import LayerConfig, ModelConfig, RopeConfig
+from thrifty.models.config.model_config import LayerSpec, ModelConfig, RopeConfig
 from thrifty.reference.attention import causal
 
 CASES = [(LLAMA, 4), (LLAMA, 16), (GEMMA, 8), (BIASED, 4)]
@@ -114,7 +115,7 @@ def test_tap_and_skip() -> None:
     native()
     plan, ids = compile_plan(decoder(LLAMA), 32), tokens(20)
     tapped, store = torch.empty(20, 96), cache(LLAMA, 64)
-    plan.step(ids, span(0, 20), [store.view], [20], integers(19), tap=(1, tapped))
+    plan.step(ids, span(0, 20), [store.view], [20], integers(19), taps={1: tapped})
     hidden, other = plan.embed(ids), cache(LLAMA, 64)
     plan.layers(hidden, span(0, 20), [other.view], [20], 0, 2)
     assert torch.equal(tapped, hidden)
@@ -155,7 +156,7 @@ def test_workspace_is_counted() -> None:
 
 def test_an_unsupported_head_says_why() -> None:
     native()
-    config = dataclasses.replace(LLAMA, head_dim=8, layers=(LayerConfig(None, RopeConfig(1e4, 8)),))
+    config = dataclasses.replace(LLAMA, head_dim=8, layers=(LayerSpec(None, RopeConfig(1e4, 8)),))
     with pytest.raises(KernelError, match="a plan needs a head dimension that is an even number from 16 .*, not 8"):
         compile_plan(decoder(config), 8)
 
@@ -193,3 +194,43 @@ def test_wrong_steps_are_refused_and_append_nothing() -> None:
         plan.step(tokens(8), span(start, start + 8), [view], [8], row)
     with pytest.raises(KernelError, match="layer 0 of view 0 has room for 0 more tokens, not 1"):
         plan.step(tokens(1), integers(64), [view], [1], row)
+
+
+def test_vectors_are_added_behind_layers_by_sequence() -> None:
+    """And taps of chosen rows see them: as a run that is stopped, added to by hand, and gone on with."""
+    native()
+    plan, ids = compile_plan(decoder(LLAMA), 32), tokens(20)
+    vector = torch.randn(96, generator=torch.Generator().manual_seed(1))
+    stores, parts = [cache(LLAMA, 64) for _ in range(2)], [cache(LLAMA, 64) for _ in range(2)]
+    tapped = {1: torch.empty(2, 96), 2: torch.empty(2, 96)}
+    positions, counts, rows = torch.cat([span(0, 9), span(0, 11)]), [9, 11], integers(19, 3)
+    logits = plan.step(
+        ids, positions, [store.view for store in stores], counts, span(0, 20), taps=tapped, tap_rows=rows,
+        residual={1: [None, vector]},
+    ).clone()  # fmt: skip
+    hidden, views = plan.embed(ids), [part.view for part in parts]
+    plan.layers(hidden, positions, views, counts, 0, 2)
+    hidden[9:] += vector
+    assert torch.equal(tapped[1], hidden[[19, 3]])
+    plan.layers(hidden, positions, views, counts, 2, 3)
+    assert torch.equal(tapped[2], hidden[[19, 3]])
+    assert torch.equal(plan.logits(hidden), logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"taps": {3: torch.empty(4, 96)}}, "a tap of layer 3 is outside the plan's layers"),
+        ({"taps": {0: torch.empty(3, 96)}}, r"a tap is float32 \(3, 96\), expected float32 \(4, 96\)"),
+        ({"taps": {0: torch.empty(1, 96)}, "tap_rows": integers(4)}, "tapped row 4 is outside the step's 4 rows"),
+        ({"residual": {-1: [None]}}, "a residual add of layer -1 is outside"),
+        ({"residual": {0: [None, None]}}, "residual adds of 2 sequences; the step has 1"),
+        ({"residual": {0: [torch.zeros(95)]}}, r"a residual add is float32 \(95,\), expected float32 \(96,\)"),
+    ],
+)
+def test_what_does_not_fit_behind_a_layer_is_refused(options: dict[str, Any], message: str) -> None:
+    native()
+    plan, store = compile_plan(decoder(LLAMA), 8), cache(LLAMA, 64)
+    with pytest.raises(KernelError, match=message):
+        plan.step(tokens(4), span(0, 4), [store.view], [4], integers(3), **options)
+    assert store.view.tokens(0) == 0

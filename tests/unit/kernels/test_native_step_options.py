@@ -30,8 +30,8 @@ from tests.unit.kernels.native_plans import (
 )
 from torch import Tensor
 
-from thrifty.engine.plan.options import Adapter
 from thrifty.errors import KernelError
+from thrifty.models.adapters import Adapter
 from thrifty.models.config.model_config import ModelConfig
 from thrifty.reference.attention import Attend, causal
 
@@ -212,8 +212,10 @@ def test_other_objects_than_those_that_are_asked_for_are_named() -> None:
         plan.run(step)
     step.adapters = [(0, 1)]
     built = compile_plan(decoder(LLAMA), 8).plan.native
-    with pytest.raises(ValueError, match=r"an adapter is \(0, 1\), expected \(adapter, linear, down, up, scale\)"):
+    with pytest.raises(ValueError, match=r"an adapter is \(0, 1\), expected an AdapterTable"):
         built.run(step)
+    with pytest.raises(ValueError, match=r"an entry of an adapter is \(0, 1\), expected \(linear, down, up, scale\)"):
+        module.AdapterTable(built, [(0, 1)])
 
 
 # Trees and spans that see ahead

@@ -6,7 +6,7 @@ import dataclasses
 
 from tests.tiny import tiny_config
 
-from thrifty.models.config.model_config import ExpertConfig, LayerConfig
+from thrifty.models.config.model_config import ExpertConfig, LayerSpec
 from thrifty.models.parts import parts
 
 
@@ -43,7 +43,7 @@ def test_norms_biases_and_a_head_of_its_own() -> None:
 def test_a_mixture_of_experts_beside_a_gated_layer() -> None:
     experts = ExpertConfig(3, 2, 48, True, shared_intermediate_size=80, shared_gate=True)
     config = tiny_config(layers=2)
-    layers = (config.layers[0], LayerConfig(None, config.layers[0].rope, experts=True))
+    layers = (config.layers[0], LayerSpec(None, config.layers[0].rope, experts=True))
     found = parts(dataclasses.replace(config, layers=layers, experts=experts))
     assert "layers.0.mlp.gate" in found
     mixture = {name.removeprefix("layers.1.mlp."): shape for name, shape in found.items() if ".1.mlp." in name}

@@ -11,7 +11,7 @@ from tests.growing_cache import GrowingCache
 
 from thrifty.errors import CheckpointError, PromptError
 from thrifty.formats.linear import GroupLinear
-from thrifty.models.config.model_config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling
+from thrifty.models.config.model_config import ExpertConfig, LayerSpec, ModelConfig, RopeConfig, RopeScaling
 from thrifty.models.model import random_model
 from thrifty.models.parts import parts
 from thrifty.reference.attention import attention, causal
@@ -35,7 +35,7 @@ def config(rope: RopeConfig = ROPE, experts: ExpertConfig | None = None, tied: b
         kv_heads=2,
         head_dim=16,
         context_length=128,
-        layers=(LayerConfig(None, rope, experts is not None), LayerConfig(8, rope)),
+        layers=(LayerSpec(None, rope, experts is not None), LayerSpec(8, rope)),
         norm_epsilon=1e-5,
         query_scale=0.25,
         attention_bias=True,

@@ -10,7 +10,7 @@ import torch
 from tests.tiny import text_tokens, tiny_model
 
 from thrifty.arrays import Array, Floats, Integers
-from thrifty.decoding.strategy import ArrayScores
+from thrifty.decoding.scores import ArrayScores
 from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.model import Model
 from thrifty.reference.attention import attention
@@ -33,7 +33,8 @@ class PlainCache:
         self.keys[layer].append(key.copy())
         self.values[layer].append(value.copy())
 
-    def attend(self, layer: int, query: Floats, positions: Integers) -> Floats:
+    def attend(self, layer: int, query: Floats, positions: Integers, ahead: Array | None = None) -> Floats:
+        assert ahead is None
         assert isinstance(query, np.ndarray) and query.dtype == np.float32 and positions.dtype == np.int64
         self.seen += positions.tolist() if layer == 0 else []
         arrays: list[Array] = [query, np.concatenate(self.keys[layer]), np.concatenate(self.values[layer])]
@@ -51,6 +52,7 @@ class Piece:
     start: int
     length: int
     watch: Watch | None = None
+    extra: None = None
 
 
 @pytest.fixture(scope="module", params=["plain", "packed", "windowed"])

@@ -7,11 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from thrifty.models.config.model_config import ExpertConfig, LayerConfig, ModelConfig, RopeConfig
+from thrifty.models.config.model_config import ExpertConfig, LayerSpec, ModelConfig, RopeConfig
 from thrifty.models.model import Model, random_model
 
 ROPE = RopeConfig(theta=10000.0, dimension=16)
-LAYER = LayerConfig(window=None, rope=ROPE)
+LAYER = LayerSpec(window=None, rope=ROPE)
 PLAIN = ModelConfig(
     family="tiny",
     vocabulary_size=50,

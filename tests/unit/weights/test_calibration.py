@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,14 +14,19 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from tests.searches import LOOSE, MACHINE, fitted
 from tests.tiny import tiny_model
 
 from thrifty import Thrifty, registry
-from thrifty.api import open_model
+from thrifty.api import open_engine, open_model
 from thrifty.arrays import Floats
+from thrifty.claims.harness.context import Context
 from thrifty.errors import RecipeError
+from thrifty.evaluation.engines import Engines
 from thrifty.evaluation.text import prose
 from thrifty.formats.linear import DenseLinear, PackedLinear
+from thrifty.frontier.candidates import Candidate, Grid
+from thrifty.frontier.fit import BASE
 from thrifty.models.model import Model
 from thrifty.recipe import Recipe
 from thrifty.reference.attention import causal
@@ -179,11 +185,11 @@ def test_a_tokenizer_that_makes_nothing_of_the_text_is_refused(monkeypatch: pyte
         default_calibration(tiny_model())
 
 
-@pytest.fixture
-def better_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def install(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The table of a calibrated technique of another package."""
-    (tmp_path / "better_rounding.py").write_text(TECHNIQUE)
+    (tmp_path / "better_rounding.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "better_rounding", raising=False)
     point = importlib.metadata.EntryPoint(
         "weights.better-rounding", "better_rounding:BetterRounding", registry.ENTRY_POINT_GROUP
     )
@@ -192,10 +198,32 @@ def better_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str
     return {"technique": "better-rounding"}
 
 
+@pytest.fixture
+def better_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Of a technique whose bytes depend on the text."""
+    return install(TECHNIQUE, tmp_path, monkeypatch)
+
+
+def by_evaluation(model: Model, recipe: Recipe) -> Model:
+    engines = Engines(threads=1)
+    with engines.open(model) as baseline, engines.beside(baseline, recipe) as engine:
+        return engine.model
+
+
+def by_claims(model: Model, recipe: Recipe) -> Model:
+    with Context(model, "tiny", threads=1) as context:
+        engine = context.fresh(model, recipe)
+        engine.close()
+        return engine.model
+
+
 DOORS: dict[str, Callable[[Model, Recipe], Model]] = {
     "prepare": lambda model, recipe: prepare(model, recipe.techniques("weights")),
     "Thrifty": lambda model, recipe: Thrifty(model, recipe=recipe).model,
     "open_model": open_model,
+    "open_engine": lambda model, recipe: open_engine(model, recipe).model,
+    "evaluation": by_evaluation,
+    "claims": by_claims,
 }
 
 
@@ -207,3 +235,34 @@ def test_a_recipe_with_a_calibrated_technique_runs(better_rounding: dict[str, An
     assert all(label.startswith("int4-g32") for name, label in labels.items() if name != "embedding")
     assert "+better-rounding(" in compressed.version and "[thrifty-docs:" in compressed.version
     assert compressed.nbytes < model.nbytes
+
+
+def test_another_text_goes_through_the_front_door(better_rounding: dict[str, Any]) -> None:
+    model, recipe = tiny_model(layers=1, context_length=40), Recipe(weights=[better_rounding])
+    assert "[numbers:2x8:" in open_model(model, recipe, calibration=TEXT).version
+    engine = open_engine(model, recipe, calibration=TEXT, prefix_tree=False)
+    assert "[numbers:2x8:" in engine.model.version
+    engine.close()
+
+
+@pytest.mark.parametrize("by_shape", [False, True])
+def test_a_search_measures_what_it_can_predict(by_shape: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a calibrated technique: whose bytes follow from shapes. Another is left out, and the reason is told."""
+    monkeypatch.setattr("thrifty.frontier.workshop.this_machine", lambda threads, sparing: MACHINE)
+    source = TECHNIQUE
+    if by_shape:
+        flags = "needs_calibration: ClassVar[bool] = True"
+        source = source.replace(flags, f"{flags}\n    bytes_need_calibration: ClassVar[bool] = False")
+        source = source.replace("for symmetric in (True, False)", "for symmetric in (False,)")
+    recipe = Recipe(weights=[install(source, tmp_path, monkeypatch)])
+    wanted = Candidate(recipe, Grid.ON)
+    fit = fitted(tiny_model(packed=True), LOOSE, [BASE, wanted])
+    keys = {row.candidate.key for row in fit.rows()}
+    if by_shape:
+        assert keys == {BASE.key, wanted.key} and not fit.skipped
+        engine = open_engine(fit.question.model, recipe)
+        assert fit.predictions[wanted.key].need.weights == engine.model.nbytes
+        engine.close()
+    else:
+        ((skipped, reason),) = fit.skipped
+        assert keys == {BASE.key} and skipped is wanted and "not known before it ran: it needs calibration" in reason

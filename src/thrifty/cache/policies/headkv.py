@@ -68,7 +68,7 @@ class Headkv(Snapkv):
                 f"cache technique '{self.name}' needs the scores of this model's heads, and there are none of kind "
                 f"'{self.kind}': run `thrifty heads MODEL --kind {self.kind}` once"
             )
-        expected = (len(model.layers_with(None)), model.heads)
+        expected = (len(model.policy_layers), model.heads)
         if tuple(scores.shape) != expected:
             raise RecipeError(
                 f"cache technique '{self.name}': the scores of heads have shape {list(scores.shape)}, this model needs "
@@ -79,7 +79,7 @@ class Headkv(Snapkv):
         """The layer's row of the model's budgets."""
         shares = importance(layer.model.head_scores[self.kind], layer.model, self.reduce)
         table = head_budgets(shares, self.budget(layer.length, window), layer.length - window, self.beta)
-        return table[layer.model.layers_with(None).index(layer.index)]
+        return table[layer.model.policy_layers.index(layer.index)]
 
     def kept_in_layer(self, prompt: int, generated: int = 0) -> int:
         """Scores may give one layer everything it has."""

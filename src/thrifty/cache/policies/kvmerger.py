@@ -116,12 +116,12 @@ class Kvmerger(CachePolicy):
 
     def merged_layers(self, model: ModelInfo) -> tuple[int, ...]:
         """The global layers that are merged."""
-        layers = model.layers_with(None)
+        layers = model.policy_layers
         return layers[self.first : max(self.first, len(layers) - self.last)]
 
     def share(self, model: ModelInfo) -> float:
         """What a merged layer keeps, so that all global layers keep `keep` on average. Raises RecipeError."""
-        total, merging = len(model.layers_with(None)), len(self.merged_layers(model))
+        total, merging = len(model.policy_layers), len(self.merged_layers(model))
         if self.threshold is not None or self.keep == 1 or not total:
             return self.keep
         share = 0.0 if not merging else (self.keep * total - (total - merging)) / merging

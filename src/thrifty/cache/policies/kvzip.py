@@ -94,7 +94,7 @@ class Kvzip(CachePolicy):
     def rehearse(self, model: ModelInfo, prompt: Sequence[int], first: int) -> list[Rehearsal]:
         """Chunks of the context, each behind the request to repeat it (§3.2)."""
         start, end = max(first, self.sinks), len(prompt)
-        if self.keep == 1 or start >= end or not model.layers_with(None):
+        if self.keep == 1 or start >= end or not model.policy_layers:
             return []
         self.check_prompt(model, end)
         assert model.instruct is not None

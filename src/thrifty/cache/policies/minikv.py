@@ -137,7 +137,7 @@ class Minikv(CachePolicy):
     def _chosen(self, layer: LayerInfo, sums: Floats, first: int) -> Integers:
         """Sorted slots: the first `first`, and what is kept of the others. sums: [group, slots]."""
         count = sums.shape[1] - first
-        every = layer.model.layers_with(None)
+        every = layer.model.policy_layers
         heavy = int(self.heavy_share(every.index(layer.index), len(every)) * count)
         recent = self._recent(count)
         chosen = heavy_and_recent(reduce_group(sums[:, first:], self.group), count, heavy + recent, recent)

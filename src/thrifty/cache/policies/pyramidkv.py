@@ -82,7 +82,7 @@ def whole(wanted: list[float]) -> list[int]:
 
 def pyramid_budget(layer: LayerInfo, mean: int, window: int, beta: float) -> int:
     """One layer's budget beside its window, ranked among the global layers."""
-    ranks = layer.model.layers_with(None)
+    ranks = layer.model.policy_layers
     return pyramid(len(ranks), mean, layer.length - window, beta)[ranks.index(layer.index)]
 
 

@@ -115,6 +115,11 @@ class Streaming(CachePolicy):
         """The sinks."""
         return self.sinks
 
+    @property
+    def renumbers(self) -> bool:
+        """Where it was not turned off."""
+        return self.renumber
+
     def _renumber(self, edits: Edits, first: int, layer: int | None) -> None:
         """Sinks take the positions before `first`, the window's first."""
         edits.renumber(0, self.sinks, np.arange(first - self.sinks, first), layer=layer)

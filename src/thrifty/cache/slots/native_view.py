@@ -73,6 +73,8 @@ class Mirror:
             if view is not None:
                 self._fill(view, sequence)
                 sequence.open_rows.pending = {}  # the view has them
+                if sequence.states is not None:
+                    sequence.states.show(view)
                 self.view = view
         return self.view
 
@@ -91,8 +93,10 @@ class Mirror:
     def hand_back(self, sequence: SequenceSlots) -> None:
         """Let the view go, but not the uncommitted rows that native code appended: a chunk may be half done."""
         if self.view is not None:
-            rows = {layer: self.uncommitted(sequence, layer) for layer in range(self._model.layers)}
+            rows = {layer: self.uncommitted(sequence, layer) for layer in self._model.attention_layers}
             sequence.open_rows.pending = {layer: count for layer, count in rows.items() if count}
+            if sequence.states is not None:
+                sequence.states.take_over(self.view)
         self.drop()
 
     def copies(self) -> Iterator[Segment]:
@@ -149,7 +153,7 @@ class Mirror:
 
     def _fill(self, view: Any, sequence: SequenceSlots) -> None:
         try:
-            for layer in range(self._model.layers):
+            for layer in self._model.attention_layers:
                 self._push_all(view, sequence, layer)
         except BaseException:
             self.drop()

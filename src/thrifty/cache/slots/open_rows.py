@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from thrifty.arrays import Array
 from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.slots.moving import move_rows
 from thrifty.cache.slots.segment import Segment
 from thrifty.cache.slots.span import Span
 from thrifty.cache.slots.tail import Tail
@@ -85,13 +88,24 @@ class OpenRows:
 
     def check(self, n: int) -> None:
         """Raise PromptError where the layers do not hold n uncommitted rows each."""
-        if any(rows != n for rows in self.pending.values()) or len(self.pending) != self._model.layers:
-            found = sorted({self.pending.get(layer, 0) for layer in range(self._model.layers)})
+        layers = self._model.attention_layers
+        if any(rows != n for rows in self.pending.values()) or len(self.pending) != len(layers):
+            found = sorted({self.pending.get(layer, 0) for layer in layers})
             raise PromptError(f"commit({n}): the layers hold {found} uncommitted rows; truncate or append first")
 
     def reject(self, n: int) -> None:
         """Drop the newest n uncommitted rows."""
         self.pending = {layer: rows - n for layer, rows in self.pending.items() if rows > n}
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Move these uncommitted rows of every layer, counted from the first of them, to the first places, in this
+        rising order; `reject` drops the rest. Raises PromptError while a layer has its scratch.
+        """
+        if self.scratch is not None:
+            raise PromptError("rows of a prompt that is being prefilled layer by layer are not chosen: truncate them")
+        first = self.tail.rows
+        for pages in self.tail.pages:
+            move_rows(pages, first + np.array(rows, np.int64), first)
 
     def begin_scratch(self, layer: int, rows: int, length: int, prefix: Sequence[Span] = ()) -> Segment:
         """Room for a prompt's rows of one layer, behind `length` tokens. prefix: the pages of the newest of these,

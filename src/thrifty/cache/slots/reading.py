@@ -49,6 +49,21 @@ def attended(sources: Sequence[Source], head: int, selection: Selection | None) 
     return [Span(span.keys, span.values, own) for span, own in zip(spans, np.split(bias, borders), strict=True)]
 
 
+def on_path(spans: Sequence[Span], path: Sequence[int], rows: int, window: int | None) -> list[Span]:
+    """The spans of one head as a row of a tree sees them: of the newest `rows` slots those of `path`, of the older ones
+    all that are in its window, for which the path counts as a line. What it does not see has a bias of −inf.
+    """
+    bias = np.concatenate([_bias(span) for span in spans])
+    committed = len(bias) - rows
+    hidden = np.ones(rows, np.bool_)
+    hidden[list(path)] = False
+    bias[committed:][hidden] = -np.inf
+    if window is not None:
+        bias[: max(0, committed + len(path) - window)] = -np.inf
+    borders = np.cumsum([len(span.keys) for span in spans])[:-1]
+    return [Span(span.keys, span.values, own) for span, own in zip(spans, np.split(bias, borders), strict=True)]
+
+
 def reachable(sources: list[Source], slots: int) -> list[Source]:
     """The last sources that hold the newest `slots` slots: a windowed row sees no others."""
     held = 0

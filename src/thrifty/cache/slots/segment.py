@@ -53,8 +53,12 @@ class Segment:
         *,
         category: str = "cache",
         reservation: Reservation | None = None,
+        slab_bytes: int | None = None,
     ) -> None:
-        """Takes zero-filled memory for `capacity` tokens. Raises BudgetError or StorageError with nothing taken."""
+        """Takes zero-filled memory for `capacity` tokens; slab_bytes: for what is no keys and values.
+
+        Raises BudgetError or StorageError with nothing taken.
+        """
         self.tiers = tiers
         self.layers = layers
         self.heads = heads
@@ -62,7 +66,7 @@ class Segment:
         self.format = format
         self.head_dim = head_dim
         self.tokens = 0
-        self.slab_bytes = kv.slab_bytes(format, capacity, head_dim)
+        self.slab_bytes = kv.slab_bytes(format, capacity, head_dim) if slab_bytes is None else slab_bytes
         self.category = category
         self.reservation = reservation
         self.positions: int | Positions = 0

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from thrifty.arrays import Array, Integers
+from thrifty.arrays import Array, Floats, Integers
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.slots.builder import Builder
 from thrifty.cache.slots.native_view import Mirror
@@ -20,8 +20,10 @@ from thrifty.cache.slots.reading import Selection
 from thrifty.cache.slots.sealing import adopt
 from thrifty.cache.slots.segment import Segment
 from thrifty.cache.slots.span import Span
+from thrifty.cache.slots.states import RecurrentStates
 from thrifty.cache.slots.tail import Tail
 from thrifty.cache.view import LayerView
+from thrifty.errors import PromptError
 
 if TYPE_CHECKING:
     from thrifty.cache.slots.tiers import Tiers
@@ -45,13 +47,14 @@ class SequenceSlots:
         self.parked = False
         self.parked_at = 0
         self.builder = Builder(tiers, model, reservation)
-        self.global_layers = model.layers_with(None)
+        self.policy_layers = model.policy_layers
         self.spans: list[list[Span]] = [[] for _ in range(model.layers)]
         self.let_go = [0] * model.layers
         self.selected: dict[int, list[Selection]] = {}
         self.tail = Tail(tiers, model, model.layer_groups(), reservation)
         self.open_rows = OpenRows(tiers, model, self.tail, reservation)
         self.mirror = Mirror(tiers, model, reservation)
+        self.states = RecurrentStates(tiers, model, reservation) if model.state_layers else None
         self._freed = False
         tiers.sequences.add(self)
 
@@ -73,6 +76,8 @@ class SequenceSlots:
         found |= {id(page): page for pages in self.tail.pages for page in pages}
         if self.open_rows.scratch is not None:
             found[id(self.open_rows.scratch.segment)] = self.open_rows.scratch.segment
+        if self.states is not None:
+            found |= {id(segment): segment for segment in self.states.segments()}
         return list(found.values())
 
     def sealed_counts(self, layer: int) -> list[int]:
@@ -120,6 +125,20 @@ class SequenceSlots:
         """
         self.mirror.drop()
         self.open_rows.append(layer, key, value)
+
+    def state(self, layer: int) -> Floats:
+        """Reference path: fp32 [numbers], a recurrent layer's state after its newest rows."""
+        return self._states().read(layer)
+
+    def set_state(self, layer: int, state: Floats, rows: int) -> None:
+        """Reference path: a recurrent layer's state fp32 [numbers] after `rows` more rows."""
+        self.mirror.drop()
+        self._states().write(layer, state, rows)
+
+    def _states(self) -> RecurrentStates:
+        if self.states is None:
+            raise PromptError("no layer of this sequence's model is recurrent")
+        return self.states
 
     # --- what edits change ---------------------------------------------------------------------------
 
@@ -173,6 +192,8 @@ class SequenceSlots:
             yield from pages
         if self.open_rows.scratch is not None:
             yield self.open_rows.scratch.segment
+        if self.states is not None:
+            yield from self.states.segments()
         yield from self.mirror.copies()
 
     def free(self) -> None:
@@ -192,6 +213,8 @@ class SequenceSlots:
     def _release_all(self) -> None:
         self.mirror.drop()
         self.open_rows.close()
+        if self.states is not None:
+            self.states.close()
         self.drop_spans()
 
     def drop_spans(self) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thrifty.arrays import Floats
-from thrifty.cache.slots.reading import Source, attended, reachable
+from thrifty.arrays import Array, Floats
+from thrifty.cache.slots.reading import Source, attended, on_path, reachable
 from thrifty.cache.watching.collector import ROWS_AT_ONCE
+from thrifty.errors import PromptError
 from thrifty.kernels.reference import attention
 
 if TYPE_CHECKING:
@@ -16,29 +18,45 @@ if TYPE_CHECKING:
 
 
 def attend(
-    sequence: SequenceCache, layer: int, query: Floats, *, scale: float, softcap: float, window: int | None
+    sequence: SequenceCache,
+    layer: int,
+    query: Floats,
+    *,
+    scale: float,
+    softcap: float,
+    window: int | None,
+    ahead: Array | None = None,
+    path: Sequence[int] | None = None,
 ) -> Floats:
-    """query [n, heads, head_dim] fp32 of the newest n rows → [n, heads, head_dim] fp32.
+    """query [n, heads, head_dim] fp32 of the newest n rows → [n, heads, head_dim] fp32. path: see `SequenceCache`.
 
     Column sums of rows that may still be rejected are kept row by row where they are few, else as one block.
     """
     rows, model, collector = len(query), sequence.model, sequence.collector
+    if path is not None and rows != 1:
+        raise PromptError(f"{rows} query rows with one path: rows of a tree are attended to one by one")
     keep_sums = collector.sums_now and window is None
     prompt = sequence.open_rows.scratch is not None
     apart = keep_sums and not prompt and rows <= ROWS_AT_ONCE
+    newest = rows if path is None else sequence.open_rows.pending[layer]
+    reach = None if window is None else newest + window - 1
     out = np.empty((rows, model.heads, model.head_dim), np.float32)
     sums = []
     for head in range(model.kv_heads):
         part = slice(head * model.group, (head + 1) * model.group)
         selection = sequence.selected[layer][head] if layer in sequence.selected else None
+        spans = attended(_sources(sequence, layer, head, reach), head, selection)
+        if path is not None:
+            spans = on_path(spans, path, newest, window)
         result = attention.attend(
             query[:, part],
-            attended(_sources(sequence, layer, head, rows, window), head, selection),
+            spans,
             scale=scale,
-            window=window,
+            window=window if path is None else None,
             softcap=softcap,
             column_sums=keep_sums and not apart,
             probabilities=apart,
+            ahead=ahead,
         )
         out[:, part] = result.out
         if apart and result.probabilities is not None:
@@ -54,9 +72,9 @@ def attend(
     return out
 
 
-def _sources(sequence: SequenceCache, layer: int, head: int, rows: int, window: int | None) -> list[Source]:
-    """What one head's newest rows may see, in order."""
+def _sources(sequence: SequenceCache, layer: int, head: int, reach: int | None) -> list[Source]:
+    """What one head's newest rows may see, in order; of a windowed layer the newest `reach` slots."""
     spans = sequence.spans[layer]
     sources = [Source(span.segment, span.layer(layer), span.tokens) for span in spans if span.holds(head)]
     sources += [Source(page, layer, tokens) for page, tokens in sequence.open_rows.pages(layer) if tokens]
-    return sources if window is None else reachable(sources, rows + window - 1)
+    return sources if reach is None else reachable(sources, reach)

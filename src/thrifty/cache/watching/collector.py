@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.slots.places import Places
 from thrifty.cache.slots.segment import INDEX
 from thrifty.cache.statistics import Statistics, Stats
-from thrifty.cache.watching.sums import Accumulator, ColumnSums
+from thrifty.cache.watching.sums import Accumulator, ColumnSums, moved
 from thrifty.cache.watching.token_ids import TokenIds
 from thrifty.errors import PromptError
 from thrifty.storage.ledger import Ledger, Reservation
@@ -61,7 +61,7 @@ class Collector:
     def add_queries(self, layer: int, queries: Floats) -> None:
         """Newest query rows [n, heads, head_dim]; keeps as many as wanted."""
         wanted = self.wanted.queries
-        if wanted is None or not self.prefilling or self._model.windows[layer] is not None:
+        if wanted is None or not self.prefilling or layer not in self._model.policy_layers:
             return
         rows = np.concatenate((self._queries[layer], queries)) if layer in self._queries else queries
         self._queries[layer] = np.array(rows if wanted == "all" else rows[-int(wanted) :], np.float32)
@@ -98,6 +98,17 @@ class Collector:
                     if len(last) > rest:
                         parts.append(last[: len(last) - rest])
                     rest = max(0, rest - len(last))
+
+    def keep_rows(self, rows: Sequence[int], committed: Mapping[int, Sequence[int]]) -> None:
+        """These uncommitted rows go to the first places, in this rising order; `truncate` rejects the others.
+        committed: by layer the committed places of each KV head, behind which the rows lie."""
+        self._sums.keep_rows(rows, committed)
+        for layer, heads in self._pending.items():
+            for head, parts in heads.items():
+                every = [probabilities for part in parts for probabilities in part]
+                first = committed[layer][head]
+                kept = [moved(every[row], rows, first)[None] for row in rows]
+                heads[head] = kept + [probabilities[None] for probabilities in every[len(rows) :]]
 
     def commit(self, places: dict[int, list[int]] | None = None) -> None:
         """Add what is pending. places: committed places by layer and head where rows were rejected."""

@@ -51,7 +51,7 @@ def working_bytes(model: ModelInfo, prompt: int, rows: int) -> int:
     """Upper bound of what scoring holds, for a prompt of `prompt` tokens and at most `rows` forced ones: the scores and
     their order, one layer's keys, and a block's attention twice. Native code reads keys where they lie, and holds a
     block's attention to the judged slots, padded, and a row of it a worker (`dispatch.witness`)."""
-    pairs = prompt * model.kv_heads * len(model.layers_with(None))
+    pairs = prompt * model.kv_heads * len(model.policy_layers)
     slots = prompt + rows  # a rehearsal sees no more of the prompt than all of it
     keys = 4 * slots * model.kv_heads * model.head_dim
     return 32 * pairs + keys + 2 * 4 * (slots + PAGE) * PAGE * model.group
@@ -77,7 +77,7 @@ class Rehearsals:
         self._charged = working_bytes(self._model, len(prompt), longest) if self.pieces else 0
         sequence.tiers.ledger.charge(INDEX, self._charged, sequence.reservation)
         shape = (self._model.kv_heads, len(prompt) - self._first)
-        layers = sequence.global_layers if self.pieces else ()
+        layers = sequence.policy_layers if self.pieces else ()
         self._scores = {layer: np.full(shape, np.inf, np.float32) for layer in layers}
 
     @property
@@ -96,7 +96,7 @@ class Rehearsals:
             raise PromptError("a rehearsal is still open: end it first")
         self._sequence.reserve(len(piece.tokens))
         self._piece = piece
-        self._rows = dict.fromkeys(range(self._model.layers), 0)
+        self._rows = dict.fromkeys(self._model.attention_layers, 0)
         for scores in self._scores.values():
             scores[:, piece.start - self._first : piece.stop - self._first] = 0.0
 
@@ -105,6 +105,8 @@ class Rehearsals:
         piece = self._piece
         if piece is None:
             raise PromptError("no rehearsal is open: begin one first")
+        if layer not in self._rows:  # a recurrent layer attends to nothing
+            return
         done = self._rows[layer]
         self._rows[layer] = done + len(queries)
         if self._model.windows[layer] is not None:
@@ -123,7 +125,7 @@ class Rehearsals:
         """By global layer and KV head the scores of its sealed slots; infinite where a slot was not rehearsed."""
         return [
             [self._of_slots(layer, head) for head in range(self._model.kv_heads)]
-            for layer in self._sequence.global_layers
+            for layer in self._sequence.policy_layers
         ]
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,7 @@ class ColumnSums:
     def __init__(self, model: ModelInfo) -> None:
         self.layers: dict[int, Floats] = {}
         self._model = model
-        self._global = model.layers_with(None)
+        self._global = model.policy_layers
         self._table: Floats | None = None
         self._rows: Floats | None = None
         self._open = 0
@@ -132,6 +132,17 @@ class ColumnSums:
         """Reject the newest n rows."""
         self._open = max(0, self._open - n)
 
+    def keep_rows(self, rows: Sequence[int], committed: Mapping[int, Sequence[int]]) -> None:
+        """See `Collector.keep_rows`."""
+        if self._rows is None or not self._open:
+            return
+        chosen, group = self._rows[np.array(rows, np.int64)], self._model.group
+        for place, layer in enumerate(self._global):
+            for head, first in enumerate(committed[layer]):
+                own = slice(head * group, (head + 1) * group)
+                chosen[:, place, own] = moved(chosen[:, place, own], rows, first)
+        self._rows[: len(rows)] = chosen
+
     def discard(self) -> None:
         """Reject all open rows."""
         self._open = 0
@@ -176,3 +187,15 @@ class ColumnSums:
         if self._table is not None:
             self.layers = {layer: sums.copy() for layer, sums in self.layers.items()}
             self._table = self._rows = None
+
+
+def moved(probabilities: Floats, rows: Sequence[int], first: int) -> Floats:
+    """[..., places] of kept rows, of which the places of rows `rows` come first behind the committed ones, `first`, and
+    the others have none.
+    """
+    width = probabilities.shape[-1]
+    places = [first + row for row in rows if first + row < width]
+    result = np.zeros_like(probabilities)
+    result[..., :first] = probabilities[..., :first]
+    result[..., first : first + len(places)] = probabilities[..., places]
+    return result

@@ -24,7 +24,7 @@ class Verdict(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ClaimOutcome:
     """A claim that was measured. measured, setting: sentences with figures. figures: what the verdict was made of."""
 
     measured: str
@@ -63,11 +63,11 @@ class Claim(ABC):
     def setting(self, figures: Figures) -> str:
         """At which lengths and options, and how that differs from the paper's."""
 
-    def run(self, context: Context) -> Outcome:
+    def run(self, context: Context) -> ClaimOutcome:
         """Measure and judge."""
         figures = self.measure(context)
         setting = f"{context.name}: {self.setting(figures)}"
-        return Outcome(self.tell(figures), setting, self.judge(figures), figures)
+        return ClaimOutcome(self.tell(figures), setting, self.judge(figures), figures)
 
 
 def combined(*parts: bool) -> Verdict:

@@ -69,7 +69,7 @@ class Context:
             self._baselines[key] = quality.Baseline.measure(self.engine, passage)
         return self._baselines[key]
 
-    def quality(self, cache: Tables, prefix: int, scored: int, part: int = 0) -> quality.Run:
+    def quality(self, cache: Tables, prefix: int, scored: int, part: int = 0) -> quality.PassageRun:
         """A cache recipe against the baseline of the same passage."""
         baseline = self.baseline(prefix, scored, part)
         self.say(f"{', '.join(str(table['technique']) for table in cache)} on {prefix} + {scored} tokens, part {part}")
@@ -127,14 +127,14 @@ class Context:
         self.close()
 
 
-def quality_of(run: quality.Run) -> quality.Quality:
+def quality_of(run: quality.PassageRun) -> quality.Quality:
     """What a compressed run cost. Raises MeasurementError for a baseline, which is compared with nothing."""
     if run.quality is None:
         raise MeasurementError("a baseline's run has no quality: compare another run with it")
     return run.quality
 
 
-def recovery_of(run: quality.Run) -> Interval:
+def recovery_of(run: quality.PassageRun) -> Interval:
     """Next-token recovery. Raises MeasurementError where the uncompressed model is right nowhere."""
     recovery = quality_of(run).recovery
     if recovery is None:

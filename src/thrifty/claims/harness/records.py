@@ -17,7 +17,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Row:
+class ClaimRow:
     """One claim's last result. minutes: what it took. date: of the run, ISO. machine: processor and cores."""
 
     technique: str
@@ -37,7 +37,7 @@ class Row:
         return dataclasses.asdict(self)
 
 
-def read(path: Path) -> dict[str, Row]:
+def read(path: Path) -> dict[str, ClaimRow]:
     """The rows of a record by technique; empty where there is no file.
 
     Raises StorageError where it cannot be read or is not a record: results are never thrown away unasked.
@@ -46,7 +46,7 @@ def read(path: Path) -> dict[str, Row]:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["version"] != VERSION:
             raise ValueError(f"it has version {document['version']}, this is {VERSION}")
-        return {row["technique"]: Row(**row) for row in document["claims"]}
+        return {row["technique"]: ClaimRow(**row) for row in document["claims"]}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -54,7 +54,7 @@ def read(path: Path) -> dict[str, Row]:
         raise StorageError(f"{path} is not a record of claims ({reason}); move it away to start anew") from error
 
 
-def write(rows: Mapping[str, Row], page: Path, unclaimed: Mapping[str, str]) -> None:
+def write(rows: Mapping[str, ClaimRow], page: Path, unclaimed: Mapping[str, str]) -> None:
     """Write the page and, beside it, the record: each is the old file or the new one, whatever happens.
 
     unclaimed: techniques without a claim, and their stages. Raises StorageError where they cannot be written.
@@ -101,7 +101,7 @@ fails is reported as failed. The model is far smaller than the papers', so that 
 """
 
 
-def markdown(rows: Mapping[str, Row], unclaimed: Mapping[str, str]) -> str:
+def markdown(rows: Mapping[str, ClaimRow], unclaimed: Mapping[str, str]) -> str:
     """The page."""
     lines = []
     for name in sorted(rows):

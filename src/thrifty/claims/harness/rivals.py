@@ -31,8 +31,8 @@ def recalls(
     figures: Figures = {"asked": asked, "question": length}
     for name, tables in rivals.items():
         context.say(f"recall of {asked} keys, {name}")
-        found = recalled(context.engine, questions, tables)
-        figures[f"{name}_recall"] = sum(found) / len(found)
+        answers = recalled(context.engine, questions, tables)
+        figures[f"{name}_recall"] = sum(answers) / len(answers)
     return figures
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from thrifty import claims, registry
 from thrifty.claims.harness import records
-from thrifty.claims.harness.records import Row
+from thrifty.claims.harness.records import ClaimRow
 from thrifty.errors import ThriftyError
 from thrifty.evaluation.roofline.machine import cores, cpu_name
 
@@ -44,7 +44,7 @@ class Reproduction:
     left_out: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[ClaimRow]:
         """Run every claim that there is time for; where there is a page, its row is on disk when it is yielded."""
         started = time.monotonic()
         for name in self.names:
@@ -65,10 +65,10 @@ class Reproduction:
                 records.write(merged(kept, row), self.page, unclaimed())
             yield row
 
-    def _row(self, name: str, claim: Claim, context: Context) -> Row:
+    def _row(self, name: str, claim: Claim, context: Context) -> ClaimRow:
         before = time.monotonic()
         outcome = claim.run(context)
-        return Row(
+        return ClaimRow(
             technique=name,
             paper=claim.paper,
             source=claim.source,
@@ -83,7 +83,7 @@ class Reproduction:
         )
 
 
-def merged(kept: Mapping[str, Row], row: Row) -> dict[str, Row]:
+def merged(kept: Mapping[str, ClaimRow], row: ClaimRow) -> dict[str, ClaimRow]:
     """The record with one row renewed; rows of techniques that have no claim any more go."""
     known = set(claims.names())
     return {name: old for name, old in kept.items() if name in known} | {row.technique: row}

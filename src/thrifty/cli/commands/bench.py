@@ -68,14 +68,14 @@ def measured(engine: Any, contexts: tuple[int, ...], threads: int | None, quiet:
         bandwidth, _ = roofline.read_bandwidth(threads)
     weights = roofline.weight_bytes_per_token(engine.model)
     filed = roofline.file_bytes_per_token(engine.model)
-    found = {}
+    by_context = {}
     with memory.watch() as process, listening() as noise:
         speed.warm_up(engine)
         for context in contexts:
             with output.waiting(f"measuring at {context} tokens"):
                 result = speed.measure(engine, context, steps=min(STEPS, max(1, engine.probe().context - context - 1)))
             roof = roofline.Roofline(weights + result.cache_bytes, bandwidth)
-            found[str(context)] = {
+            by_context[str(context)] = {
                 "prefill_tok_s": round(result.prefill_rate, 1),
                 "decode_tok_s": round(result.decode_rate, 1),
                 "bytes_per_token": roof.bytes_per_token,
@@ -83,12 +83,12 @@ def measured(engine: Any, contexts: tuple[int, ...], threads: int | None, quiet:
             }
             if filed is not None:
                 least = roofline.Roofline(filed + result.cache_bytes, bandwidth)
-                found[str(context)]["file_roofline_fraction"] = round(least.fraction(result.decode_rate), 3)
+                by_context[str(context)]["file_roofline_fraction"] = round(least.fraction(result.decode_rate), 3)
     return {
         "bandwidth_gb_s": round(bandwidth, 1),
         "weight_bytes_per_token": weights,
         "file_bytes_per_token": filed,
-        "contexts": found,
+        "contexts": by_context,
         "peak_rss_mb": round(process.peak / 1e6, 1),
         "ledger_peak_mb": round(engine.usage().peak / 1e6, 1),
         "others_share": round(noise.others, 3),
@@ -99,18 +99,18 @@ def _profiles(engine: Any, contexts: tuple[int, ...]) -> dict[str, Any]:
     """Microseconds a token by operation, and for decode the bytes that each must read, by context."""
     from thrifty.evaluation.measuring import profile
 
-    found = {}
+    by_context = {}
     for context in contexts:
         with output.waiting(f"profiling at {context} tokens"):
             result = profile.measure(engine, context, steps=min(STEPS, max(1, engine.probe().context - context - 1)))
-        found[str(context)] = {
+        by_context[str(context)] = {
             part: {
                 kind: {"us_per_token": round(share.microseconds, 2), "bytes": share.nbytes}
                 for kind, share in shares.items()
             }
             for part, shares in (("prefill", result.prefill), ("decode", result.decode))
         }
-    return {"profile": found}
+    return {"profile": by_context}
 
 
 def _profile_table(context: str, parts: dict[str, Any]) -> None:

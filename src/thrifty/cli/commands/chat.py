@@ -33,6 +33,7 @@ def command(
     tools: options.Tools = None,
     template_argument: options.TemplateArguments = None,
     control_tokens: options.ControlTokens = False,
+    adapter: options.AdapterPath = None,
     memory: options.Memory = None,
     process_memory: options.ProcessMemory = None,
     threads: options.Threads = None,
@@ -47,7 +48,10 @@ def command(
     opening_text = streams.text_of(system, "--system") if system else None
     chosen = opening.read_recipe(recipe)
     bounds = {"memory": memory, "process_memory": process_memory}
-    with opening.opened(model, recipe=chosen, **bounds, threads=threads, native=native, copy=not no_copy) as thrifty:
+    with opening.opened(
+        model, recipe=chosen, **bounds, threads=threads, native=native, copy=not no_copy, adapter=adapter
+    ) as thrifty:
+        sampling = opening.with_adapter(sampling, adapter)
         Conversation(thrifty, opening_text, sampling, as_json, template).run()
         if not as_json:
             opening.say_memory(thrifty)

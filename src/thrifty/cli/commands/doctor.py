@@ -92,16 +92,16 @@ def _reason(native: Any) -> str:
 def _missing() -> list[dict[str, str]]:
     from thrifty.kernels import dispatch
 
-    found = []
+    missing = []
     if dispatch.native() is None:
         get = "install a C++20 compiler and CMake, then `pip install --editable .` in the source tree"
-        found.append({"what": "native kernels (without them only --reference runs)", "get": get})
+        missing.append({"what": "native kernels (without them only --reference runs)", "get": get})
     for extra, modules in EXTRAS.items():
         lacking = [name for name in modules if importlib.util.find_spec(name) is None]
         if lacking:
             get = f"pip install 'thrifty-engine[{extra}]'"
-            found.append({"what": f"{', '.join(lacking)} (extra '{extra}': {USES[extra]})", "get": get})
-    return found
+            missing.append({"what": f"{', '.join(lacking)} (extra '{extra}': {USES[extra]})", "get": get})
+    return missing
 
 
 def _techniques(recipe: Any) -> list[dict[str, str]]:

@@ -69,22 +69,22 @@ def command(
 
 def split(text: str) -> list[str]:
     """The tasks of a list. Raises PromptError where there is none."""
-    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not found:
+    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
         raise PromptError(f"'{text}' names no task. Write e.g. --tasks recall,choice")
-    return found
+    return names
 
 
 def _compare(setting: Setting, names: list[str], recipe: Path | None, quiet: bool) -> bool:
     from thrifty.cli.shared.evaluating import compare
 
     chosen = opening.read_recipe(recipe)
-    found, interrupted = compare(setting, names, chosen)
+    rows, interrupted = compare(setting, names, chosen)
     document: dict[str, Any] = {
         **setting.as_dict(),
         "recipe": chosen.label(),
         "weights": setting.weights_label(chosen),
-        "tasks": [row.as_dict() for row in found],
+        "tasks": [row.as_dict() for row in rows],
         "interrupted": interrupted,
     }
     if not quiet:
@@ -96,12 +96,12 @@ def _compare(setting: Setting, names: list[str], recipe: Path | None, quiet: boo
 def _protocol(setting: Setting, names: list[str], quiet: bool) -> bool:
     from thrifty.cli.shared.evaluating import run_protocol
 
-    found, interrupted = run_protocol(setting, names)
+    rows, interrupted = run_protocol(setting, names)
     document: dict[str, Any] = {
         **setting.as_dict(),
         "off_grid": True,
         "protocol": "Give Me BF16 or Give Me Death (2411.02355)",
-        "rows": [row.as_dict() for row in found],
+        "rows": [row.as_dict() for row in rows],
         "not_reported": "BERTScore and STS, which take a second model",
         "interrupted": interrupted,
     }

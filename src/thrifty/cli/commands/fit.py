@@ -103,27 +103,27 @@ def _finish(
     told: dict[str, Any] = {"interrupted": ended.interrupted}
     if best is not None and ended.whole and (prompt or as_json or report is not None):
         told |= fit_search.shown(fit, best, prompt, quiet=as_json, whole=as_json or report is not None)
-    found = document(fit, model, fit_search.reproduced(model, asked, out), **told) if as_json or report else {}
+    result = document(fit, model, fit_search.reproduced(model, asked, out), **told) if as_json or report else {}
     if report is not None:
-        _write_report(report, found, as_json)
+        _write_report(report, result, as_json)
     if as_json:
-        answers = found["answers"]
+        answers = result["answers"]
         answer = answers[0]["winner"] if answers else ""
         written = str(out) if best is not None else None
         more = {"recipe_file": written, "answer": answer}
-        output.json_line(found | more | ({"error": problem} if problem else {}))
+        output.json_line(result | more | ({"error": problem} if problem else {}))
     elif problem:
         output.error(problem)
     if not ended.whole or best is None:
         raise typer.Exit(130 if ended.interrupted else 1)
 
 
-def _write_report(path: Path, found: dict[str, Any], quiet: bool) -> None:
+def _write_report(path: Path, document: dict[str, Any], quiet: bool) -> None:
     from thrifty.frontier.report.report import render
     from thrifty.models.store.cache_directory import storage_errors, write_text
 
     with storage_errors(path.resolve().parent):
-        write_text(path.resolve(), render(found))
+        write_text(path.resolve(), render(document))
     if not quiet:
         output.say(f"report: {path.resolve()}")
 

@@ -61,17 +61,17 @@ def command(
     kinds = list(KINDS) if kind is Kind.both else [kind.value]
     if recipe is not None:
         kinds = _of_recipe(recipe)
-    found: list[tuple[HeadScores, Path]] = []
+    saved: list[tuple[HeadScores, Path]] = []
     with opening.opened(model, recipe=Recipe(), threads=threads, native=native) as thrifty:
-        for one in kinds:
-            with progress(f"questions of kind {one}", settings.questions) as steps:
-                scores = probe(thrifty.engine, one, settings, steps.advance)
-            found.append((scores, save(thrifty.model, scores)))
+        for asked in kinds:
+            with progress(f"questions of kind {asked}", settings.questions) as steps:
+                scores = probe(thrifty.engine, asked, settings, steps.advance)
+            saved.append((scores, save(thrifty.model, scores)))
         group = thrifty.model.config.heads // thrifty.model.config.kv_heads
     if as_json:
-        output.json_line({"model": model, "kinds": {one.kind: _document(one, path) for one, path in found}})
+        output.json_line({"model": model, "kinds": {scores.kind: _document(scores, path) for scores, path in saved}})
         return
-    for scores, path in found:
+    for scores, path in saved:
         _show(scores, path, group)
 
 
@@ -80,28 +80,28 @@ def _of_recipe(path: Path) -> list[str]:
     from thrifty.errors import RecipeError
 
     chosen = opening.read_recipe(path)
-    kinds = dict.fromkeys(one.kind for one in chosen.techniques("cache") if hasattr(one, "kind"))
+    kinds = dict.fromkeys(technique.kind for technique in chosen.techniques("cache") if hasattr(technique, "kind"))
     if not kinds:
         raise RecipeError(f"no technique of recipe '{path}' needs scores of heads: use one such as headkv, or --kind")
     return list(kinds)
 
 
-def _document(found: HeadScores, path: Path) -> dict[str, Any]:
+def _document(scores: HeadScores, path: Path) -> dict[str, Any]:
     from dataclasses import asdict
 
-    return asdict(found) | {"path": str(path)}
+    return asdict(scores) | {"path": str(path)}
 
 
-def _show(found: HeadScores, path: Path, group: int) -> None:
-    scores = found.array()
+def _show(probed: HeadScores, path: Path, group: int) -> None:
+    scores = probed.array()
     total = float(scores.sum())
     order = (-scores.flatten()).argsort(kind="stable")[:SHOWN].tolist()
     rows = []
     for place in order:
         rank, head = divmod(place, scores.shape[1])
         share = float(scores[rank, head]) / total
-        rows.append((str(found.layers[rank]), str(head), str(head // group), f"{share:.1%}"))
-    title = f"{found.kind}: {found.used} of {found.asked} questions answered"
+        rows.append((str(probed.layers[rank]), str(head), str(head // group), f"{share:.1%}"))
+    title = f"{probed.kind}: {probed.used} of {probed.asked} questions answered"
     columns = [Column(name) for name in ("layer", "query head", "KV head", "share of the score")]
     output.table(title, columns, rows)
     output.say(f"Written to {path}.")

@@ -87,15 +87,15 @@ def _check_questions(**asked: object) -> None:
 def _list(chosen: Recipe | None, as_json: bool) -> None:
     from thrifty.models.embedded import MODELS
 
-    found = [_facts(model, chosen) for model in MODELS.values()]
+    listed = [_facts(model, chosen) for model in MODELS.values()]
     if as_json:
-        output.json_line(found)
+        output.json_line(listed)
         return
     title = "" if chosen is None else f"needs: at the full context, with {chosen.label()}"
-    output.table(title, _columns(chosen), [_row(facts, chosen) for facts in found])
-    if not all(facts["path"] for facts in found):
+    output.table(title, _columns(chosen), [_row(facts, chosen) for facts in listed])
+    if not all(facts["path"] for facts in listed):
         output.note("get one with `thrifty pull NAME`; `thrifty run NAME PROMPT` gets it too")
-    if any(facts["path"] for facts in found):
+    if any(facts["path"] for facts in listed):
         output.note("`thrifty models NAME` shows one; --json tells where they lie")
     model_copies.say_total()
 

@@ -15,7 +15,7 @@ from thrifty.cli.shared.layout import Column
 from thrifty.cli.shared.ticker import Ticker, seconds
 
 if TYPE_CHECKING:
-    from thrifty.claims.harness.records import Row
+    from thrifty.claims.harness.records import ClaimRow
     from thrifty.claims.harness.running import Reproduction
 
 EXAMPLE = "thrifty reproduce kivi"
@@ -106,13 +106,13 @@ def _run(
     threads: int | None,
     native: bool | None,
     quiet: bool,
-) -> tuple[list[Row], Reproduction, bool]:
+) -> tuple[list[ClaimRow], Reproduction, bool]:
     """Run the claims; True where Ctrl-C ended it."""
     from thrifty.api import open_model
     from thrifty.claims.harness.context import Context
     from thrifty.claims.harness.running import Reproduction
 
-    rows: list[Row] = []
+    rows: list[ClaimRow] = []
     with ExitStack() as opened:
 
         @functools.cache
@@ -144,7 +144,7 @@ def _check(path: Path) -> None:
     records.read(records.record_of(path))
 
 
-def _show(row: Row) -> None:
+def _show(row: ClaimRow) -> None:
     cells = (
         ("paper says", f"{row.paper} ({row.source})"),
         ("measured here", row.measured),
@@ -154,7 +154,7 @@ def _show(row: Row) -> None:
     output.card(f"{row.technique}, {row.minutes:.1f} minutes", cells)
 
 
-def _close(rows: list[Row], run: Reproduction, out: Path | None) -> None:
+def _close(rows: list[ClaimRow], run: Reproduction, out: Path | None) -> None:
     for name, reason in run.failed.items():
         output.error(f"{name} could not be measured: {reason}")
     if run.left_out:
@@ -165,7 +165,7 @@ def _close(rows: list[Row], run: Reproduction, out: Path | None) -> None:
         output.say(f"{verdicts}. {written}.")
 
 
-def _document(rows: list[Row], run: Reproduction, out: Path | None, interrupted: bool) -> dict[str, Any]:
+def _document(rows: list[ClaimRow], run: Reproduction, out: Path | None, interrupted: bool) -> dict[str, Any]:
     return {
         "claims": [row.as_dict() for row in rows],
         "left_out": run.left_out,
@@ -179,12 +179,12 @@ def _list(as_json: bool) -> None:
     from thrifty import claims
     from thrifty.claims.harness.running import unclaimed
 
-    found = {name: claims.load(name) for name in claims.names()}
+    known = {name: claims.load(name) for name in claims.names()}
     if as_json:
-        document = [{"name": name, "paper": one.paper, "minutes": one.minutes} for name, one in found.items()]
+        document = [{"name": name, "paper": claim.paper, "minutes": claim.minutes} for name, claim in known.items()]
         output.json_line({"claims": document, "no_claim_yet": list(unclaimed())})
         return
-    rows = [(name, one.paper, f"{one.minutes:g}") for name, one in found.items()]
+    rows = [(name, claim.paper, f"{claim.minutes:g}") for name, claim in known.items()]
     rows += [(name, "no claim yet", "-") for name in unclaimed()]
     columns = (
         Column("technique", number=False),

@@ -52,11 +52,11 @@ def command(
     sizes = _sizes(model, chosen, length)
     from thrifty.evaluation.roofline.cost import estimate
 
-    found = estimate(sizes, chosen.techniques("cache"), target, length=length, batch=batch)
+    estimated = estimate(sizes, chosen.techniques("cache"), target, length=length, batch=batch)
     if as_json:
-        output.json_line(document(model, chosen.label(), found))
+        output.json_line(document(model, chosen.label(), estimated))
     else:
-        show(model, chosen.label(), found)
+        show(model, chosen.label(), estimated)
 
 
 def _machine(name: str, threads: int | None) -> Machine:
@@ -81,15 +81,15 @@ def _sizes(model: str, recipe: Recipe, length: int) -> ModelSizes:
     check_order(recipe.techniques("cache"))
     config = config_of(model)
     if config is not None:
-        found = sizes.of_config(config)
+        counted = sizes.of_config(config)
     else:
         with output.waiting(f"opening {model}"):
             file = inspect(resolve(model))
-            found = sizes.of_file(file.config, file.tensors)
-    limit = found.config.context_length
+            counted = sizes.of_file(file.config, file.tensors)
+    limit = counted.config.context_length
     if length > limit:
         raise PromptError(f"length {length} is beyond what {model} was made for; use 1 to {limit}")
-    return as_stored(found, recipe.techniques("weights"))
+    return as_stored(counted, recipe.techniques("weights"))
 
 
 def _list(as_json: bool) -> None:
@@ -97,6 +97,6 @@ def _list(as_json: bool) -> None:
 
     machines = [machine.named(name) for name in machine.names()]
     if as_json:
-        output.json_line([one.as_dict() for one in machines])
+        output.json_line([known.as_dict() for known in machines])
     else:
         show_machines(machines)

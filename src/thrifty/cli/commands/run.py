@@ -32,6 +32,7 @@ def command(
     template_argument: options.TemplateArguments = None,
     control_tokens: options.ControlTokens = False,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    adapter: options.AdapterPath = None,
     memory: options.Memory = None,
     process_memory: options.ProcessMemory = None,
     cache_memory: options.CacheMemory = None,
@@ -48,9 +49,12 @@ def command(
     messages = _messages(prompt, system, raw, template)
     chosen = opening.read_recipe(recipe)
     bounds = {"memory": memory, "process_memory": process_memory}
-    with opening.opened(model, recipe=chosen, **bounds, threads=threads, native=native, copy=not no_copy) as thrifty:
+    with opening.opened(
+        model, recipe=chosen, **bounds, threads=threads, native=native, copy=not no_copy, adapter=adapter
+    ) as thrifty:
         if not (raw or template or thrifty.model.require_tokenizer().has_chat_template):
             output.note(PLAIN.format("the system message and the prompt" if system else "the prompt"))
+        sampling = opening.with_adapter(sampling, adapter)
         handle = opening.submit(thrifty, messages, sampling, raw=raw, cache_memory=cache_memory, template=template)
         first = _stream(handle, started, quiet=as_json)
         if as_json:

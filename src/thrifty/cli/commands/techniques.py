@@ -31,15 +31,15 @@ def command(
     """List the techniques with their papers and claims, or show one card. --recipe lists those that a recipe
     uses.
     """
-    found = _of_recipe(opening.read_recipe(recipe)) if recipe is not None else _of_stages(stage)
+    listed = _of_recipe(opening.read_recipe(recipe)) if recipe is not None else _of_stages(stage)
     if name is not None:
         where = "in this recipe" if recipe is not None else f"of stage {stage}" if stage is not None else "of that name"
-        _show([_named(name, found, where)], as_json)
+        _show([_named(name, listed, where)], as_json)
     elif as_json:
-        cards = [_describe(*place) for place in found]
+        cards = [_describe(*place) for place in listed]
         output.json_line([{key: card[key] for key in SUMMARY} for card in cards])
     else:
-        cards = [_describe(*place) for place in found]
+        cards = [_describe(*place) for place in listed]
         rows = [(card["name"], card["stage"], f"{card['paper']} ({card['year']})", card["claim"]) for card in cards]
         output.table("", COLUMNS, rows)
 
@@ -61,13 +61,13 @@ def _of_recipe(recipe: Any) -> list[tuple[str, str]]:
     return list(dict.fromkeys(used))
 
 
-def _named(name: str, found: list[tuple[str, str]], where: str) -> tuple[str, str]:
+def _named(name: str, listed: list[tuple[str, str]], where: str) -> tuple[str, str]:
     from thrifty.errors import nearest
 
-    for place in found:
+    for place in listed:
         if place[1] == name:
             return place
-    message = f"no technique {name!r} {where}. {nearest(name, [known for _, known in found])}"
+    message = f"no technique {name!r} {where}. {nearest(name, [known for _, known in listed])}"
     raise typer.BadParameter(message, param_hint="NAME")
 
 

@@ -15,7 +15,7 @@ from thrifty.errors import PromptError
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
     from thrifty.evaluation.engines import Engines
-    from thrifty.evaluation.protocol import Row
+    from thrifty.evaluation.protocol import FormatRow
     from thrifty.evaluation.scoring import Summary
     from thrifty.evaluation.tasks.task import Task
     from thrifty.models.model import Model
@@ -101,7 +101,7 @@ def compare(setting: Setting, names: Sequence[str], recipe: Recipe) -> tuple[lis
     return rows, interrupted
 
 
-def run_protocol(setting: Setting, names: Sequence[str]) -> tuple[list[Row], bool]:
+def run_protocol(setting: Setting, names: Sequence[str]) -> tuple[list[FormatRow], bool]:
     """(a row a format and task, whether Ctrl-C ended it): formats of weights and cache beside bf16."""
     from thrifty.evaluation.protocol import FORMATS, Protocol
     from thrifty.evaluation.records import RecordFile

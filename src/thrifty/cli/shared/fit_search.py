@@ -132,13 +132,13 @@ def shown(fit: Fit, best: Measurement, prompt: str, *, quiet: bool, whole: bool)
     question = fit.question
     prompts = [prompt] if prompt else []
     if whole and prompt:
-        prompts += [one for one in SAMPLES if one != prompt]
+        prompts += [text for text in SAMPLES if text != prompt]
     recipe = best.candidate.recipe
     with output.waiting("making the winner's weights"):
         loaded = open_model(question.model, recipe, errors=False)
     opened = partial(_opened, threads=question.threads, native=question.native, context=question.context)
     with opened(loaded, replace(recipe, weights=[]), memory=question.memory) as thrifty:
-        mine = [_answer(thrifty, one, question.context, quiet or place > 0) for place, one in enumerate(prompts)]
+        mine = [_answer(thrifty, text, question.context, quiet or place > 0) for place, text in enumerate(prompts)]
         profile = _profile(thrifty, question.context) if whole else None
     if not whole:
         return {}
@@ -146,10 +146,10 @@ def shown(fit: Fit, best: Measurement, prompt: str, *, quiet: bool, whole: bool)
     if prompts and (recipe.weights or recipe.cache):
         del loaded, thrifty
         with opened(question.model, Recipe()) as thrifty:
-            theirs = [_answer(thrifty, one, question.context, True) for one in prompts]
+            theirs = [_answer(thrifty, text, question.context, True) for text in prompts]
     answers = [
-        {"prompt": one, "baseline": base, "winner": winner}
-        for one, base, winner in zip(prompts, theirs, mine, strict=True)
+        {"prompt": text, "baseline": base, "winner": winner}
+        for text, base, winner in zip(prompts, theirs, mine, strict=True)
     ]
     return {"answers": answers, "profile": profile}
 
@@ -238,11 +238,11 @@ def _profile(thrifty: Thrifty, context: int) -> dict[str, Any] | None:
     tokens = min(PROFILED, max(1, context // 2))
     steps = min(profile.STEPS, max(1, context - tokens - 1))
     with output.waiting("measuring where the winner's time goes"):
-        found = profile.measure(thrifty.engine, tokens, steps)
+        measured = profile.measure(thrifty.engine, tokens, steps)
     return {
         part: {
             kind: {"us_per_token": round(share.microseconds, 2), "bytes": share.nbytes}
             for kind, share in shares.items()
         }
-        for part, shares in (("prefill", found.prefill), ("decode", found.decode))
+        for part, shares in (("prefill", measured.prefill), ("decode", measured.decode))
     }

@@ -86,9 +86,9 @@ class Watcher:
         if self.steps.done and not self.quiet and foreseen:
             console = output.console()
             rows = self._foremost(SHOWN)
-            found = self._laid_out(rows, console.width)
-            console.print(self._table(found, rows))
-            console.print(self._legend(found), markup=False)
+            fitted = self._laid_out(rows, console.width)
+            console.print(self._table(fitted, rows))
+            console.print(self._legend(fitted), markup=False)
 
     def add(self, row: Measurement) -> None:
         """Show one more row, in place of the one that the candidate had from an earlier rung."""
@@ -110,21 +110,21 @@ class Watcher:
         console = output.messages()
         room = console.size.height - 5  # the table's head, the bar, and a line for the cursor
         rows = self._foremost(max(3, room))
-        found = self._laid_out(rows, console.width)
-        heights = [found.height(self._cells(row)) for row in rows]
+        fitted = self._laid_out(rows, console.width)
+        heights = [fitted.height(self._cells(row)) for row in rows]
         while len(rows) > 1 and sum(heights[: len(rows)]) > room:
             rows.pop()
-        return Group(self._table(found, rows), self.bar)
+        return Group(self._table(fitted, rows), self.bar)
 
     def _laid_out(self, rows: Sequence[Measurement], width: int) -> Layout:
         return layout(COLUMNS, [self._cells(row) for row in rows], width)
 
-    def _table(self, found: Layout, rows: Sequence[Measurement]) -> Table:
+    def _table(self, fitted: Layout, rows: Sequence[Measurement]) -> Table:
         from thrifty.frontier.measurement import on_frontier
 
         best, measured = self.fit.best, self.fit.measured
         styles = ["bold green" if row is best else "" if on_frontier(row, measured) else "dim" for row in rows]
-        return grid(COLUMNS, [self._cells(row) for row in rows], found, styles=styles)
+        return grid(COLUMNS, [self._cells(row) for row in rows], fitted, styles=styles)
 
     def _foremost(self, most: int) -> list[Measurement]:
         """As many rows as there is room for: those that came furthest, then the least divergence."""
@@ -154,7 +154,7 @@ class Watcher:
             _mb(row.process_peak),
         )
 
-    def _legend(self, found: Layout) -> str:
+    def _legend(self, fitted: Layout) -> str:
         """What the columns that are shown mean, and which rows and columns are not."""
         question, rows = self.fit.question, self.fit.measured
         values = {
@@ -162,7 +162,7 @@ class Watcher:
             "context": question.context,
             "runs": "; ".join(f"{rung.prefix} then {rung.scored}{_questions(rung)}" for rung in self.fit.rungs),
         }
-        shown = [COLUMNS[place].name for place in found.places]
+        shown = [COLUMNS[place].name for place in fitted.places]
         said = ["A technique's bare number is its bits, or the tokens that it keeps."]
         said += [meaning.format(**values) for name, meaning in MEANINGS.items() if name in shown]
         if any(row.candidate.recipe.weights for row in rows):
@@ -172,8 +172,8 @@ class Watcher:
         said.append("Dim: not on the frontier.")
         if len(rows) > SHOWN:
             said.append(f"{len(rows) - SHOWN} more rows are in the JSON document and the report.")
-        if found.omitted:
-            said.append(output.left_out(found.omitted, output.console().width))
+        if fitted.omitted:
+            said.append(output.left_out(fitted.omitted, output.console().width))
         return " ".join(said)
 
 

@@ -65,7 +65,7 @@ def layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int,
 def grid(
     columns: Sequence[Column],
     rows: Sequence[Sequence[str]],
-    found: Layout,
+    fitted: Layout,
     title: str = "",
     styles: Sequence[str] = (),
 ) -> Table:
@@ -74,7 +74,7 @@ def grid(
     from rich.table import Table
     from rich.text import Text
 
-    named = any(columns[place].name for place in found.places)
+    named = any(columns[place].name for place in fitted.places)
     table = Table(
         title=Text(title) if title else None,
         title_justify="left",
@@ -84,15 +84,15 @@ def grid(
         show_edge=False,
         pad_edge=False,
         padding=(0, GAP - 1 if named else GAP, 0, 0),  # a header's box puts one more between columns
-        width=_total(found.widths),
+        width=_total(fitted.widths),
     )
-    for place, width in zip(found.places, found.widths, strict=True):
+    for place, width in zip(fitted.places, fitted.widths, strict=True):
         column = columns[place]
         table.add_column(
             column.name, justify="right" if column.number else "left", overflow="fold", no_wrap=False, width=width
         )
     for index, row in enumerate(rows):
-        table.add_row(*(Text(row[place]) for place in found.places), style=styles[index] if styles else None)
+        table.add_row(*(Text(row[place]) for place in fitted.places), style=styles[index] if styles else None)
     return table
 
 

@@ -21,14 +21,14 @@ def show(as_json: bool) -> None:
     """All copies, the largest first."""
     from thrifty.models.store.copies import copies
 
-    found = copies()
+    kept = copies()
     if as_json:
-        output.json_line([_document(copy) for copy in found])
+        output.json_line([_document(copy) for copy in kept])
         return
-    if not found:
+    if not kept:
         output.say("There are no converted copies; loading a model makes one.")
         return
-    _table(found)
+    _table(kept)
     output.note("`thrifty models --remove MODEL` removes one; it is made again when its model is loaded")
 
 
@@ -36,10 +36,10 @@ def say_total() -> None:
     """How much all copies take, where there are any."""
     from thrifty.models.store.copies import copies
 
-    found = copies()
-    if found:
-        total = output.megabytes(sum(copy.nbytes for copy in found))
-        count = "1 converted copy takes" if len(found) == 1 else f"{len(found)} converted copies take"
+    kept = copies()
+    if kept:
+        total = output.megabytes(sum(copy.nbytes for copy in kept))
+        count = "1 converted copy takes" if len(kept) == 1 else f"{len(kept)} converted copies take"
         output.note(f"{count} {total} in the cache; --copies lists them, --remove removes some")
 
 
@@ -64,7 +64,7 @@ def remove(targets: Sequence[str], sure: bool, as_json: bool) -> None:
         output.say(f"removed {len(chosen)} converted {'copy' if len(chosen) == 1 else 'copies'} ({total})")
 
 
-def _table(found: Sequence[Copy]) -> None:
+def _table(kept: Sequence[Copy]) -> None:
     columns = (
         Column("converted copy of", number=False),
         Column("size", rank=1),
@@ -72,12 +72,12 @@ def _table(found: Sequence[Copy]) -> None:
         Column("name", number=False, rank=2),
     )
     rows = []
-    for copy in found:
+    for copy in kept:
         label = copy.name or (UNKNOWN if copy.origin is None else str(copy.origin))
         usable = "yes" if copy.current else "no: of another version"
         rows.append((label, output.megabytes(copy.nbytes), usable, copy.path.name))
     output.table("", columns, rows)
-    output.say(f"{len(found)} together: {output.megabytes(sum(copy.nbytes for copy in found))}")
+    output.say(f"{len(kept)} together: {output.megabytes(sum(copy.nbytes for copy in kept))}")
 
 
 def _document(copy: Copy) -> dict[str, Any]:

@@ -31,14 +31,14 @@ def show(model: str, recipe: Recipe, contexts: Sequence[int] | None, as_json: bo
 
     with output.waiting(f"reading {model}"):
         facts = inspect(model)
-        found = document(model, facts, recipe, contexts)
+        told = document(model, facts, recipe, contexts)
     if as_json:
-        output.json_line(found)
+        output.json_line(told)
         return
     output.card("", list(_lines(facts)))
-    output.table("tensors", _TYPES, [_type_row(one) for one in facts.types])
-    output.table(f"memory, {recipe.label()} (workspace of a few MB beside)", _MEMORY, [*map(_row, found["memory"])])
-    for line in _fit_lines(found["fit"]):
+    output.table("tensors", _TYPES, [_type_row(entry) for entry in facts.types])
+    output.table(f"memory, {recipe.label()} (workspace of a few MB beside)", _MEMORY, [*map(_row, told["memory"])])
+    for line in _fit_lines(told["fit"]):
         output.say(line)
 
 
@@ -48,7 +48,7 @@ def document(model: str, facts: FileFacts, recipe: Recipe, contexts: Sequence[in
 
     shipped = sizes.of_file(facts.config, facts.tensors)
     limit = facts.config.context_length
-    asked = contexts or tuple(sorted({min(one, limit) for one in (*CONTEXTS, limit)}))
+    asked = contexts or tuple(sorted({min(entry, limit) for entry in (*CONTEXTS, limit)}))
     if max(asked) > limit:
         raise PromptError(f"context {max(asked)} is beyond what this model was made for; use 1 to {limit}")
     return {
@@ -61,7 +61,7 @@ def document(model: str, facts: FileFacts, recipe: Recipe, contexts: Sequence[in
         "bytes": facts.nbytes,
         "parameters": facts.parameters,
         "sizes": _sizes(facts.config),
-        "tensors": [_type_document(one) for one in facts.types],
+        "tensors": [_type_document(entry) for entry in facts.types],
         "tokenizer": _tokenizer(facts),
         "copy": None if facts.copy is None else {"path": str(facts.copy.path), "bytes": facts.copy.nbytes},
         "recipe": recipe.label(),
@@ -84,22 +84,23 @@ def _sizes(config: ModelConfig) -> dict[str, Any]:
         "context": config.context_length,
         "windows": windows,
         "windowed_layers": sum(layer.window is not None for layer in config.layers),
+        "recurrent_layers": sum(layer.recurrent is not None for layer in config.layers),
         "experts": None if experts is None else {"count": experts.count, "active": experts.active},
         "tied_embeddings": config.tied_embeddings,
     }
 
 
-def _type_document(one: TypeFacts) -> dict[str, Any]:
+def _type_document(facts: TypeFacts) -> dict[str, Any]:
     return {
-        "type": one.type,
-        "tensors": one.tensors,
-        "parameters": one.parameters,
-        "bytes": one.nbytes,
-        "stored": list(one.stored),
-        "exact": one.exact,
-        "error": one.error,
-        "largest_error": one.largest,
-        "looked_at": one.looked,
+        "type": facts.type,
+        "tensors": facts.tensors,
+        "parameters": facts.parameters,
+        "bytes": facts.nbytes,
+        "stored": list(facts.stored),
+        "exact": facts.exact,
+        "error": facts.error,
+        "largest_error": facts.largest,
+        "looked_at": facts.looked,
     }
 
 
@@ -141,13 +142,13 @@ def _fit(model: str, shipped: ModelSizes, context: int) -> dict[str, Any]:
     return {"context": context, "as_shipped": whole, "smallest": least, "example": shlex.join(words)}
 
 
-def _fit_lines(found: dict[str, Any]) -> Iterator[str]:
-    whole, least = output.megabytes(found["as_shipped"]), output.megabytes(found["smallest"])
+def _fit_lines(fit: dict[str, Any]) -> Iterator[str]:
+    whole, least = output.megabytes(fit["as_shipped"]), output.megabytes(fit["smallest"])
     yield (
-        f"At {found['context']} tokens it takes {whole} as it is; `thrifty fit` looks for what loses least between "
+        f"At {fit['context']} tokens it takes {whole} as it is; `thrifty fit` looks for what loses least between "
         f"about {least} and that, such as:"
     )
-    yield f"  {found['example']}"
+    yield f"  {fit['example']}"
 
 
 def _lines(facts: FileFacts) -> Iterator[tuple[str, str]]:
@@ -158,6 +159,8 @@ def _lines(facts: FileFacts) -> Iterator[tuple[str, str]]:
     if sizes["windowed_layers"]:
         windows = ", ".join(map(str, sizes["windows"]))
         layers += f" ({sizes['windowed_layers']} of them see a window of {windows} tokens)"
+    if sizes["recurrent_layers"]:
+        layers += f" ({sizes['recurrent_layers']} of them are recurrent)"
     heads = f"{config.heads} query and {config.kv_heads} KV heads of {config.head_dim}"
     mlp = f"MLP {config.intermediate_size}{_experts(sizes)}"
     yield "sizes", f"{layers}, hidden {config.hidden_size}, {heads}, {mlp}"
@@ -176,26 +179,26 @@ def _experts(sizes: dict[str, Any]) -> str:
     return "" if experts is None else f", {experts['count']} experts, {experts['active']} of them a token"
 
 
-def _tokenizer_lines(found: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
-    if found is None:
+def _tokenizer_lines(tokenizer: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if tokenizer is None:
         yield "tokenizer", "none: it takes and gives token ids only"
         return
-    special = found["special_tokens"]
+    special = tokenizer["special_tokens"]
     names = list(special.values())
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     begins = "puts none before a text"
-    if found["adds_bos"]:
-        begins = f"puts {_token(special, found['bos_id'])} before a text"
-    ends = ", ".join(_token(special, token) for token in found["end_ids"]) or "none"
+    if tokenizer["adds_bos"]:
+        begins = f"puts {_token(special, tokenizer['bos_id'])} before a text"
+    ends = ", ".join(_token(special, token) for token in tokenizer["end_ids"]) or "none"
     yield "special tokens", f"{', '.join(names[:LISTED])}{more}" if names else "none"
     yield "begin and end", f"{begins}; an answer ends with {ends}"
-    template = found["chat_template"]
+    template = tokenizer["chat_template"]
     if template is None:
         yield "chat template", "none: it goes on with plain text"
     else:
-        tools = "takes tools" if found["tool_template"] or "tools" in template else "takes no tools"
+        tools = "takes tools" if tokenizer["tool_template"] or "tools" in template else "takes no tools"
         yield "chat template", f"{len(template)} characters, {tools}; --json prints it"
-    for warning in found["warnings"]:
+    for warning in tokenizer["warnings"]:
         yield "warning", warning
 
 
@@ -215,16 +218,18 @@ _TYPES = (
 _MEMORY = (Column("context, tokens"), Column("weights MB", rank=2), Column("cache MB", rank=1), Column("together MB"))
 
 
-def _type_row(one: TypeFacts) -> tuple[str, ...]:
+def _type_row(facts: TypeFacts) -> tuple[str, ...]:
     values = "kept exactly"
-    if not one.exact:
-        values = f"rounded: {one.error:.2e} of their size (mean square), at most {one.largest:.2e}; by {one.looked}"
+    if not facts.exact:
+        values = (
+            f"rounded: {facts.error:.2e} of their size (mean square), at most {facts.largest:.2e}; by {facts.looked}"
+        )
     return (
-        one.type,
-        str(one.tensors),
-        f"{one.parameters / 1e6:,.1f}",
-        f"{one.nbytes / 1e6:,.1f}",
-        ", ".join(one.stored),
+        facts.type,
+        str(facts.tensors),
+        f"{facts.parameters / 1e6:,.1f}",
+        f"{facts.nbytes / 1e6:,.1f}",
+        ", ".join(facts.stored),
         values,
     )
 

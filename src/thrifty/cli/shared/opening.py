@@ -24,6 +24,15 @@ FLAGS = {
 """What else `Thrifty.chat` takes, and the flag of it."""
 
 
+ADAPTER = "adapter"
+"""What the engine calls the adapter of --adapter."""
+
+
+def with_adapter(sampling: Mapping[str, Any], adapter: Path | None) -> dict[str, Any]:
+    """What `Thrifty.submit` takes of sampling, and the adapter of --adapter where it was given."""
+    return dict(sampling) if adapter is None else {**sampling, "adapter": ADAPTER}
+
+
 def read_recipe(path: Path | None) -> Recipe:
     """The recipe of a file, or the empty one. Raises RecipeError."""
     from thrifty.recipe import Recipe
@@ -42,8 +51,11 @@ def opened(
     native: bool | None = None,
     context: int | None = None,
     copy: bool = True,
+    adapter: Path | None = None,
 ) -> Iterator[Thrifty]:
-    """A model behind an engine; on leaving, running answers are cancelled and the memory is given back."""
+    """A model behind an engine, with the adapter of a folder (see `with_adapter`); on leaving, running answers are
+    cancelled and the memory is given back.
+    """
     from thrifty.api import Thrifty
 
     with loading(model) as progress:
@@ -57,6 +69,7 @@ def opened(
             context=context,
             copy=copy,
             progress=progress,
+            adapters={} if adapter is None else {ADAPTER: adapter},
         )
     try:
         yield thrifty

@@ -60,6 +60,10 @@ CacheMemory = Annotated[
         help="Bound on this answer's cache alone, at any moment, e.g. 20MB.",
     ),
 ]
+AdapterPath = Annotated[
+    Path | None,
+    typer.Option("--adapter", metavar="FOLDER", help="A LoRA adapter as PEFT saves it, for every answer."),
+]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, rich_help_panel=MACHINE, help="CPU threads. Default: all cores."),
@@ -185,9 +189,9 @@ def takes_sampling(function: Callable[..., Any]) -> Callable[..., Any]:
             given["max_tokens"] = None
         return function(sampling=given, **arguments)
 
-    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*own, *flags.values())]
+    parameters = [flag.replace(kind=inspect.Parameter.KEYWORD_ONLY) for flag in (*own, *flags.values())]
     # typer reads both; __wrapped__ would lead it back to the function without the flags
     vars(command).update(__signature__=inspect.Signature(parameters))
-    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    command.__annotations__ = {flag.name: flag.annotation for flag in parameters}
     vars(command).pop("__wrapped__")
     return command

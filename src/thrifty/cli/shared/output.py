@@ -63,10 +63,10 @@ def json_line(value: Any) -> None:
 def table(title: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], lines: int | None = LINES) -> None:
     """A table on standard output, as `layout` makes it for the width there is; columns left out are named below it."""
     width = console().width
-    found = layout(columns, rows, width, lines)
-    console().print(grid(columns, rows, found, title))
-    if found.omitted:
-        console().print(left_out(found.omitted, width), style="dim", markup=False)
+    fitted = layout(columns, rows, width, lines)
+    console().print(grid(columns, rows, fitted, title))
+    if fitted.omitted:
+        console().print(left_out(fitted.omitted, width), style="dim", markup=False)
 
 
 def card(title: str, rows: Sequence[tuple[str, str]]) -> None:

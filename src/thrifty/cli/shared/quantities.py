@@ -82,10 +82,10 @@ def parse_argument(text: str) -> tuple[str, Any]:
 def read_objects(path: Path, flag: str) -> list[dict[str, Any]]:
     """A JSON list of objects from a file. Raises typer.BadParameter naming the file."""
     try:
-        found = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"cannot read {path}: {error}", param_hint=flag) from error
-    objects = [found] if isinstance(found, dict) else found
+    objects = [document] if isinstance(document, dict) else document
     if not isinstance(objects, list) or not all(isinstance(item, dict) for item in objects):
         raise typer.BadParameter(f"{path} holds no JSON list of objects.", param_hint=flag)
     return objects
@@ -95,7 +95,7 @@ def parse_seconds(text: str | float) -> float:
     """Seconds from `8ms`, `0.5 s` or `800us`. Raises typer.BadParameter naming the value."""
     if isinstance(text, float):
         return text
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(us|ms|s)\s*", text)
-    if found is None or not float(found[1]) > 0:
+    matched = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(us|ms|s)\s*", text)
+    if matched is None or not float(matched[1]) > 0:
         raise typer.BadParameter(f"{text!r} is not a time. Write e.g. 8ms or 0.5s.")
-    return float(found[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[found[2]]
+    return float(matched[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[matched[2]]

@@ -9,7 +9,7 @@ from thrifty.cli.shared import output
 from thrifty.cli.shared.layout import Column
 
 if TYPE_CHECKING:
-    from thrifty.evaluation.roofline.cost import Class, Estimate
+    from thrifty.evaluation.roofline.cost import Estimate, LayerClass
     from thrifty.evaluation.roofline.machine import Machine
     from thrifty.evaluation.roofline.operations import Operation
 
@@ -26,117 +26,118 @@ COLUMNS = (
 )
 
 
-def show(model: str, recipe: str, found: Estimate) -> None:
+def show(model: str, recipe: str, estimate: Estimate) -> None:
     """Prefill and decode by layer class, then what it comes to."""
-    machine = found.machine
+    machine = estimate.machine
     for title, step, seconds in (
-        (f"prefill of {found.length} tokens", found.prefill, found.prefill_seconds),
-        (f"decode of one token at {found.length}", found.decode, found.decode_seconds),
+        (f"prefill of {estimate.length} tokens", estimate.prefill, estimate.prefill_seconds),
+        (f"decode of one token at {estimate.length}", estimate.decode, estimate.decode_seconds),
     ):
-        times = f" × {found.batch}" if found.batch > 1 else ""
-        output.table(f"{title}{times}", COLUMNS, list(_rows(found, step, seconds)))
+        times = f" × {estimate.batch}" if estimate.batch > 1 else ""
+        output.table(f"{title}{times}", COLUMNS, list(_rows(estimate, step, seconds)))
     say = output.say
     say(f"{model}, {recipe}, on {machine.title or machine.name}")
     rates = ", ".join(f"{kind} {rate / 1e12:.4g}" for kind, rate in machine.rates.items())
     say(f"  {machine.bandwidth / 1e9:.1f} GB/s; TOP/s: {rates} ({machine.source})")
-    for line in _summary(found):
+    for line in _summary(estimate):
         say(f"  {line}")
 
 
-def _rows(found: Estimate, step: Sequence[Operation], total: float) -> Iterable[tuple[str, ...]]:
+def _rows(estimate: Estimate, step: Sequence[Operation], total: float) -> Iterable[tuple[str, ...]]:
     from thrifty.evaluation.roofline.cost import folded
 
-    for group in folded(step, found.sizes):
-        name = layers_text(group, found)
-        for one in group.operations:
-            yield (name, *_cells(one, found.machine, total))
+    for group in folded(step, estimate.sizes):
+        name = layers_text(group, estimate)
+        for operation in group.operations:
+            yield (name, *_cells(operation, estimate.machine, total))
             name = ""
-    products = sum(one.operations for one in step)
-    read = sum(one.nbytes for one in step)
+    products = sum(operation.operations for operation in step)
+    read = sum(operation.nbytes for operation in step)
     yield ("total", "", "", f"{products / 1e9:.3f}", output.megabytes(read), "", "", f"{total * 1e6:.1f}", "100%")
 
 
-def _cells(one: Operation, machine: Machine, total: float) -> tuple[str, ...]:
-    seconds = one.seconds(machine)
+def _cells(operation: Operation, machine: Machine, total: float) -> tuple[str, ...]:
+    seconds = operation.seconds(machine)
     return (
-        one.kind,
-        one.stored if one.weight_bytes else "cache",
-        f"{one.operations / 1e9:.3f}",
-        output.megabytes(one.nbytes),
-        f"{one.operations / one.nbytes:.1f}" if one.nbytes else "-",
-        one.bound(machine),
+        operation.kind,
+        operation.stored if operation.weight_bytes else "cache",
+        f"{operation.operations / 1e9:.3f}",
+        output.megabytes(operation.nbytes),
+        f"{operation.operations / operation.nbytes:.1f}" if operation.nbytes else "-",
+        operation.bound(machine),
         f"{seconds * 1e6:.1f}",
         f"{seconds / total:.0%}",
     )
 
 
-def layers_text(group: Class, found: Estimate) -> str:
+def layers_text(group: LayerClass, estimate: Estimate) -> str:
     """Such as "30 × layer", or with what sets the class apart: "5 × layer, window 512"."""
     if not group.layers:
         return "ends"
-    config = found.sizes.config.layers[group.layers[0]]
+    config = estimate.sizes.config.layers[group.layers[0]]
     window = f", window {config.window}" if config.window is not None else ""
     experts = ", experts" if config.experts else ""
-    return f"{len(group.layers)} × layer{window}{experts}"
+    kind = "recurrent layer" if config.recurrent is not None else "layer"
+    return f"{len(group.layers)} × {kind}{window}{experts}"
 
 
-def _summary(found: Estimate) -> Iterable[str]:
-    decode, prefill = found.decode_seconds, found.prefill_seconds
-    tokens = found.batch * found.length
+def _summary(estimate: Estimate) -> Iterable[str]:
+    decode, prefill = estimate.decode_seconds, estimate.prefill_seconds
+    tokens = estimate.batch * estimate.length
     yield f"prefill: at least {prefill * 1e3:.2f} ms, at most {tokens / prefill:,.0f} tokens a second"
-    yield f"decode: at least {decode * 1e3:.3f} ms a step, at most {found.batch / decode:,.1f} tokens a second"
-    held = f"{output.megabytes(found.sizes.nbytes)} of weights and {output.megabytes(found.cache_peak)} of cache"
-    room = found.machine.memory - found.memory
-    if found.fits:
+    yield f"decode: at least {decode * 1e3:.3f} ms a step, at most {estimate.batch / decode:,.1f} tokens a second"
+    held = f"{output.megabytes(estimate.sizes.nbytes)} of weights and {output.megabytes(estimate.cache_peak)} of cache"
+    room = estimate.machine.memory - estimate.memory
+    if estimate.fits:
         yield f"memory: {held}: fits, {output.megabytes(room)} are left (workspace not counted)"
     else:
         yield f"memory: {held}: does not fit, {output.megabytes(-room)} are missing"
 
 
-def document(model: str, recipe: str, found: Estimate) -> dict[str, Any]:
+def document(model: str, recipe: str, estimate: Estimate) -> dict[str, Any]:
     """Everything as JSON-ready values. Bytes and operations are of a whole step of the whole batch."""
     return {
         "model": model,
         "recipe": recipe,
-        "machine": found.machine.as_dict(),
-        "batch": found.batch,
-        "length": found.length,
-        "weights_bytes": found.sizes.nbytes,
-        "cache_peak_bytes": found.cache_peak,
-        "fits": found.fits,
-        "prefill": _step(found, found.prefill, found.prefill_seconds, found.batch * found.length),
-        "decode": _step(found, found.decode, found.decode_seconds, found.batch),
+        "machine": estimate.machine.as_dict(),
+        "batch": estimate.batch,
+        "length": estimate.length,
+        "weights_bytes": estimate.sizes.nbytes,
+        "cache_peak_bytes": estimate.cache_peak,
+        "fits": estimate.fits,
+        "prefill": _step(estimate, estimate.prefill, estimate.prefill_seconds, estimate.batch * estimate.length),
+        "decode": _step(estimate, estimate.decode, estimate.decode_seconds, estimate.batch),
     }
 
 
-def _step(found: Estimate, step: Sequence[Operation], seconds: float, tokens: int) -> dict[str, Any]:
+def _step(estimate: Estimate, step: Sequence[Operation], seconds: float, tokens: int) -> dict[str, Any]:
     from thrifty.evaluation.roofline.cost import cache_bytes, folded, weight_bytes
 
     return {
         "seconds": seconds,
         "tok_s": round(tokens / seconds, 2),
-        "operations": sum(one.operations for one in step),
+        "operations": sum(operation.operations for operation in step),
         "weight_bytes": weight_bytes(step),
         "cache_bytes": cache_bytes(step),
         "classes": [
             {
                 "layers": list(group.layers),
-                "operations": [_operation(one, found.machine) for one in group.operations],
+                "operations": [_operation(operation, estimate.machine) for operation in group.operations],
             }
-            for group in folded(step, found.sizes)
+            for group in folded(step, estimate.sizes)
         ],
     }
 
 
-def _operation(one: Operation, machine: Machine) -> dict[str, Any]:
+def _operation(operation: Operation, machine: Machine) -> dict[str, Any]:
     return {
-        "kind": one.kind,
-        "stored": one.stored,
-        "operations": one.operations,
-        "weight_bytes": one.weight_bytes,
-        "cache_bytes": one.cache_bytes,
-        "bound": one.bound(machine),
-        "seconds": one.seconds(machine),
+        "kind": operation.kind,
+        "stored": operation.stored,
+        "operations": operation.operations,
+        "weight_bytes": operation.weight_bytes,
+        "cache_bytes": operation.cache_bytes,
+        "bound": operation.bound(machine),
+        "seconds": operation.seconds(machine),
     }
 
 
@@ -145,13 +146,13 @@ def show_machines(machines: Sequence[Machine]) -> None:
     kinds = ("fp32", "bf16", "fp16", "fp8", "int8", "int4")
     rows = [
         (
-            one.name,
-            one.title,
-            f"{one.memory / (1 << 30):.0f} GiB",
-            f"{one.bandwidth / 1e9:.0f}",
-            *(f"{one.rates[kind] / 1e12:.4g}" if kind in one.rates else "-" for kind in kinds),
+            machine.name,
+            machine.title,
+            f"{machine.memory / (1 << 30):.0f} GiB",
+            f"{machine.bandwidth / 1e9:.0f}",
+            *(f"{machine.rates[kind] / 1e12:.4g}" if kind in machine.rates else "-" for kind in kinds),
         )
-        for one in machines
+        for machine in machines
     ]
     columns = (
         Column("name", number=False),

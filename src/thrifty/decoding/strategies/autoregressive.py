@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thrifty.card import Card
-from thrifty.decoding.strategy import Accepted, Batch, DecodingStrategy, Scores, choose
+from thrifty.decoding.draft import NO_DRAFT, Accepted, Draft
+from thrifty.decoding.scores import Scores
+from thrifty.decoding.strategy import Asked, DecodingStrategy, Judged, choose
 from thrifty.registry import technique
 
 
@@ -24,7 +27,10 @@ from thrifty.registry import technique
 class Autoregressive(DecodingStrategy):
     """One token a step and sequence, drawn by the sequence's own sampler."""
 
-    def accept(self, batch: Batch, scores: Scores) -> list[Accepted]:
-        """One choice a continuation, from its only row."""
-        pairs = zip(batch.continuations, batch.first_rows, strict=True)
-        return [Accepted((choose(item.sampler, scores, row),)) for item, row in pairs]
+    def propose(self, asked: Sequence[Asked]) -> list[Draft]:
+        """No draft for anybody."""
+        return [NO_DRAFT] * len(asked)
+
+    def accept(self, judged: Sequence[Judged], scores: Scores) -> list[Accepted]:
+        """One choice a sequence, from its only row."""
+        return [Accepted((choose(sequence.continuation.sampler, scores, sequence.first_row),)) for sequence in judged]

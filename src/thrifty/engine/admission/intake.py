@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,30 +15,27 @@ from thrifty.decoding.grammars import Grammars
 from thrifty.decoding.possible import Absent
 from thrifty.decoding.sampling import ForcedSampler, Sampler, check_tokens
 from thrifty.decoding.sampling_parameters import AtMost, SamplingParameters
+from thrifty.decoding.services import ModelFacts
 from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine.admission import bounding
+from thrifty.engine.admission.media_checks import check_drafts, check_media
+from thrifty.engine.drafting.drafting import Drafting
+from thrifty.engine.drafting.models import facts_of
 from thrifty.engine.request import Request
+from thrifty.engine.row_extra import RowExtra
 from thrifty.engine.running import Running
+from thrifty.engine.steering import check_layers
+from thrifty.engine.ticket import Ticket
 from thrifty.errors import PromptError, RecipeError
 
 if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
+    from thrifty.engine.admission.adapter_shelf import AdapterShelf
     from thrifty.engine.admission.memory import EngineMemory
     from thrifty.models.model import Model
 
 Tables = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """A request that passed: its techniques, the longest answer it may give, and its sampler."""
-
-    request: Request
-    policies: tuple[CachePolicy, ...]
-    strategy: DecodingStrategy
-    maximum_tokens: int
-    sampler: Sampler
 
 
 class Intake:
@@ -54,9 +50,13 @@ class Intake:
         cache: Tables,
         decoding: Tables,
         batch: int,
+        chunk: int,
+        adapters: AdapterShelf,
     ) -> None:
-        """Raises PromptError where `context` exceeds the model's, RecipeError for the tables, BudgetError
-        where the budget does not hold one token with them.
+        """chunk: the most rows that a prefill appends at once.
+
+        Raises PromptError where `context` exceeds the model's, RecipeError for the tables, BudgetError where the budget
+        does not hold one token with them.
         """
         own = model.config.context_length
         if context is not None and not 2 <= context <= own:
@@ -65,17 +65,22 @@ class Intake:
         self.vocabulary_size = model.config.vocabulary_size
         self.end_ids = frozenset(model.tokenizer.eos_ids if model.tokenizer else model.config.eos_ids)
         self.grammars = Grammars(lambda: model.grammar_vocabulary)
+        self._model = model
         self._tokenizer = model.tokenizer
+        self._config = model.config
         self._memory = memory
         self._batch = batch
+        self._chunk = chunk
+        self._adapters = adapters
         self._cache = tuple(cache)
         self._decoding = tuple(decoding)
-        memory.check(bounding.with_capacity(self._policies(None), 1), 1, 2, what="one token")
-        self._strategy(None)
+        drafting = self._drafting(None) if self._decoding else None
+        memory.check(bounding.with_capacity(self._policies(None), 1), 1, 2, drafting=drafting, what="one token")
 
     def check(self, request: Request) -> Ticket:
         """Raises PromptError, RecipeError or BudgetError, each with what would work."""
-        check_tokens("the prompt", request.prompt, self.vocabulary_size)
+        check_tokens("the prompt", request.token_ids, self.vocabulary_size)
+        check_layers(request.taps, request.steering, self._config)
         if request.samples > self._batch:
             raise PromptError(
                 f"samples = {request.samples}, but the engine decodes {self._batch} together; "
@@ -88,14 +93,17 @@ class Intake:
             )
         if request.forced is not None and request.samples > 1:
             raise PromptError("forced answers are all the same; use samples = 1")
-        policies, strategy = self._fitted(request), self._strategy(request.decoding)
-        _check_constrained(request.sampling, strategy)
+        drafting = self._drafting(request.decoding)
+        policies = self._fitted(request, drafting.rows)
+        if request.media is not None:
+            check_media(request.media, self._config, policies, self._chunk)
+            check_drafts(drafting.strategy)
         for policy in policies:
             policy.check_prompt(self._memory.cache.model, len(request.prompt))
-        maximum = self._maximum(request, policies, len(request.prompt))
+        maximum = self._maximum(request, policies, drafting, len(request.prompt))
         sampler = self._sampler(request)
-        sampler.observe_prompt(request.prompt)
-        return Ticket(request, policies, strategy, maximum, sampler)
+        sampler.observe_prompt(request.token_ids)
+        return Ticket(request, policies, drafting, maximum, sampler, self._extra(request, drafting.strategy))
 
     def check_fork(
         self,
@@ -119,17 +127,24 @@ class Intake:
             free=free,
             identity=_identity(),
         )
-        _check_constrained(sampling, parent.strategy)
-        maximum = self._maximum(request, parent.ticket.policies, parent.prompt_length)
+        policies, drafting = parent.ticket.policies, parent.ticket.drafting
+        maximum = self._maximum(request, policies, drafting, parent.prompt_length)
         own = None if sampling.grammar == parent.sampler.parameters.grammar else self._constraint(sampling)
         sampler = parent.sampler.fork(stream, sampling, request.forced or (), own)
-        return Ticket(request, parent.ticket.policies, parent.strategy, maximum, sampler)
+        return Ticket(request, policies, drafting, maximum, sampler, parent.extra)
 
-    def _fitted(self, request: Request) -> tuple[CachePolicy, ...]:
+    def _extra(self, request: Request, strategy: DecodingStrategy) -> RowExtra | None:
+        """What the request and its strategy ask of all its rows."""
+        adapter = None if request.adapter is None else self._adapters.get(request.adapter)
+        taps = tuple(dict.fromkeys((*request.taps, *strategy.taps(self._facts))))
+        extra = RowExtra(adapter=adapter, taps=taps, residual=request.steering)
+        return None if extra.plain else extra
+
+    def _fitted(self, request: Request, rows: int) -> tuple[CachePolicy, ...]:
         """The request's policies, with the capacities that its byte budget gives them."""
         wanted = self._wanted(request)
         total = self.context if wanted is None else min(self.context, len(request.prompt) + wanted)
-        need = self._need(request, len(request.prompt))
+        need = self._need(request, len(request.prompt), rows)
         return bounding.fitted(self._policies(request.cache), request.cache_bytes, need, total)
 
     @staticmethod
@@ -137,10 +152,10 @@ class Intake:
         """The answer's tokens that the request asks for, None: as many as there may be."""
         return request.sampling.max_tokens if request.forced is None else len(request.forced) + request.free
 
-    def _need(self, request: Request, prefilled: int) -> bounding.Need:
-        return lambda policies, total: self._memory.request_bytes(policies, prefilled, total, request.samples)
+    def _need(self, request: Request, prefilled: int, rows: int) -> bounding.Need:
+        return lambda policies, total: self._memory.request_bytes(policies, prefilled, total, request.samples, rows)
 
-    def _maximum(self, request: Request, policies: Sequence[CachePolicy], prefilled: int) -> int:
+    def _maximum(self, request: Request, policies: Sequence[CachePolicy], drafting: Drafting, prefilled: int) -> int:
         """The answer's bound in tokens. prefilled: tokens of the original prompt (a fork's prompt is longer)."""
         held, room = len(request.prompt), self.context - len(request.prompt)
         if room < 1:
@@ -148,9 +163,10 @@ class Intake:
                 f"the prompt has {held} tokens; the context holds {self.context}, the answer included: "
                 f"use at most {self.context - 1}"
             )
-        wanted, bound, need = self._wanted(request), request.cache_bytes, self._need(request, prefilled)
+        wanted, bound = self._wanted(request), request.cache_bytes
+        need = self._need(request, prefilled, drafting.rows)
         if wanted is None or isinstance(wanted, AtMost):
-            fitting = self._memory.longest(policies, prefilled, self.context, request.samples)
+            fitting = self._memory.longest(policies, prefilled, self.context, request.samples, drafting)
             if bound is not None:
                 fitting = min(fitting, bounding.longest(policies, bound, need, prefilled, self.context))
             most = room if wanted is None else min(room, wanted)
@@ -162,7 +178,7 @@ class Intake:
             )
         if bound is not None:
             bounding.check(policies, bound, need, prefilled, held + wanted)
-        self._memory.check(policies, prefilled, held + wanted, request.samples)
+        self._memory.check(policies, prefilled, held + wanted, request.samples, drafting)
         return wanted
 
     def _policies(self, tables: Tables | None) -> tuple[CachePolicy, ...]:
@@ -185,6 +201,18 @@ class Intake:
         strategy: DecodingStrategy = registry.build("decoding", chosen[0])
         return strategy
 
+    def _drafting(self, tables: Tables | None) -> Drafting:
+        """The strategy with the models that draft for it. Raises RecipeError, BudgetError, and what loading raises."""
+        strategy = self._strategy(tables)
+        if strategy.rows > 1 and self._memory.cache.model.state_layers:
+            raise RecipeError(
+                f"decoding technique {type(strategy).__name__!r} drafts, but the model's recurrent layers cannot go "
+                "back to some of a draft's rows: decode with 'autoregressive'"
+            )
+        models = self._memory.drafts.require(strategy.models)
+        strategy.check(self._facts, models)
+        return Drafting(strategy, self._facts, models)
+
     def _sampler(self, request: Request) -> Sampler:
         if request.forced is not None:
             return ForcedSampler(request.sampling, self.vocabulary_size, request.forced, absent=self._absent)
@@ -197,17 +225,15 @@ class Intake:
         self._memory.hold_grammars(self.grammars.nbytes)
         return self.grammars.constraint(sampling.grammar)
 
-    @cached_property
+    @property
     def _absent(self) -> Absent:
-        """The rows of the model that are no token; read with the first request, as the tokenizer is."""
-        return Absent(() if self._tokenizer is None else self._tokenizer.absent_ids(self.vocabulary_size))
+        """The rows of the model that are no token."""
+        return self._facts.absent
 
-
-def _check_constrained(sampling: SamplingParameters, strategy: DecodingStrategy) -> None:
-    """Raise PromptError for a grammar with a strategy that chooses several tokens a step: only the next is masked."""
-    if sampling.grammar is not None and type(strategy) is not Autoregressive:
-        name = type(strategy).__name__
-        raise PromptError(f"a grammar constrains one token at a time, '{name}' chooses several; use decoding = []")
+    @cached_property
+    def _facts(self) -> ModelFacts:
+        """What strategies may know of the model; read with the first request, as the tokenizer is."""
+        return facts_of(self._model)
 
 
 def _identity() -> str:

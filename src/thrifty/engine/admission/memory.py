@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cache.pool import Cache
 from thrifty.engine.admission.request_bounds import RequestBounds
 from thrifty.engine.admission.request_sizes import RequestSizes
+from thrifty.engine.drafting.models import DRAFT, DraftModels
 from thrifty.engine.model_info import model_info
 from thrifty.engine.plan.native_runner import NativeRunner
 from thrifty.engine.runner import Runner
 from thrifty.engine.running import Running, State
+from thrifty.engine.steering import steering_key
 from thrifty.formats.kv import PAGE
+from thrifty.models import load
 from thrifty.models.rope import depends_on_length, length_class
 from thrifty.storage.budget import parse_size
 from thrifty.storage.ledger import Ledger, Reservation
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
 
 GRAMMARS = "grammars"
 """The ledger's name for what grammars take."""
+
+
+ADAPTERS = "adapters"
+"""Ledger category of the matrices of adapters."""
 
 
 class EngineMemory(RequestBounds):
@@ -40,15 +47,15 @@ class EngineMemory(RequestBounds):
         disk: str | os.PathLike[str] | None = None,
         prefix_tree: bool = True,
         beside: int | None = None,
+        batch: int = 32,
     ) -> None:
         """chunk: the most rows that a prefill appends at once. disk: folder of the disk tier, None: the system's
-        temporary one. beside: bytes of the process beside the ledger, where it is bounded as a whole. Raises
-        BudgetError where weights and workspace alone exceed the budget.
+        temporary one. batch: sequences that decode together. beside: bytes of the process beside the ledger, where it
+        is bounded as a whole. Raises BudgetError where weights and workspace alone exceed the budget.
         """
         self.ledger = Ledger(None if memory is None else parse_size(memory))
         self._runner = runner
-        ropes = dict.fromkeys(layer.rope for layer in model.config.layers)
-        self._ropes_by_length = [rope for rope in ropes if depends_on_length(rope)]
+        self._ropes_by_length = [rope for rope in model.config.ropes if depends_on_length(rope)]
         self._rows = 0
         self._closed = False
         self.cache = Cache(
@@ -57,6 +64,9 @@ class EngineMemory(RequestBounds):
             disk=disk or True,
             prefix_tree=prefix_tree,
             outside=model.nbytes + runner.workspace,
+        )
+        self.drafts = DraftModels(
+            self.cache.tiers, load, native=None if isinstance(runner, NativeRunner) else False, batch=batch
         )
         super().__init__(
             RequestSizes(self.cache, model.config.hidden_size, chunk),
@@ -71,6 +81,11 @@ class EngineMemory(RequestBounds):
         self.ledger.charge("weights", model.nbytes)
         self.ledger.charge("workspace", self.workspace)
 
+    @property
+    def drafts_bytes(self) -> int:
+        """See RequestBounds."""
+        return self.drafts.nbytes
+
     # --- what the scheduler asks ---------------------------------------------------------------------
 
     def admit(self, sequence: Running) -> None:
@@ -79,33 +94,36 @@ class EngineMemory(RequestBounds):
         Raises BudgetError with nothing changed.
         """
         ticket, prompt = sequence.ticket, sequence.prompt_length
-        samples = ticket.request.samples
-        covered = min(sequence.total, prompt + PAGE)
+        samples, drafted = ticket.request.samples, sequence.drafted_rows
+        rows, drafts = samples * ticket.drafting.rows, samples * ticket.drafting.nbytes(sequence.total)
+        covered = min(sequence.total, prompt + PAGE) + drafted
         need = self._sizes.held(ticket.policies, prompt, covered, samples).peak_bytes
         hidden = self._sizes.hidden(ticket.policies, prompt)
         owner = f"request {ticket.request.identity}"
         with ExitStack() as undo:
-            self._take_rows(samples)
-            undo.callback(self._give_rows, samples)
+            self._take_rows(rows)
+            undo.callback(self._give_rows, rows)
+            self._take_drafts(drafts)
+            undo.callback(self._give_drafts, drafts)
             reservation = self.cache.reserve(owner, need, ticket.request.cache_bytes)
             undo.callback(reservation.release)
             cache = self._open(sequence, reservation)
             undo.callback(cache.free)
             self.ledger.charge("workspace", hidden, reservation)
             undo.pop_all()
-        sequence.cache, sequence.rows, sequence.covered, sequence.hidden_bytes = cache, samples, covered, hidden
-        sequence.shared = cache.hit
+        sequence.cache, sequence.rows, sequence.covered, sequence.hidden_bytes = cache, rows, covered, hidden
+        sequence.shared, sequence.draft_bytes = cache.hit, drafts
 
     def cover(self, sequence: Running) -> None:
         """Make sure that the next rows of a decoding sequence have room. Raises BudgetError with nothing
         changed.
         """
-        if sequence.state is State.DECODING and len(sequence.tokens) > sequence.covered:
-            self._resize(sequence, min(sequence.total, len(sequence.tokens) + PAGE))
+        if sequence.state is State.DECODING and len(sequence.tokens) + sequence.drafted_rows > sequence.covered:
+            self._resize(sequence, min(sequence.total, len(sequence.tokens) + PAGE) + sequence.drafted_rows)
 
     def publish(self, sequence: Running) -> None:
         """Offer the pages of a prompt that are computed so far to the prefix tree."""
-        self._publish(sequence, sequence.ticket.request.prompt)
+        self._publish(sequence, sequence.ticket.request.ids)
 
     def publish_answer(self, sequence: Running) -> None:
         """Offer the pages of a prompt and its answer, for a prompt that goes on from them: the next turn of a chat.
@@ -124,28 +142,35 @@ class EngineMemory(RequestBounds):
         self._resize(sequence, sequence.covered)
 
     def fork(self, parent: Running, child: Running) -> None:
-        """Give `child` a cache that shares the parent's; where the parent holds rows of logits for its samples, one of
-        those too. Raises BudgetError with nothing changed.
+        """Give `child` a cache that shares the parent's; where the parent holds rows of logits (and what models that
+        draft hold) for its samples, those of one too. Raises BudgetError with nothing changed.
         """
         assert parent.cache is not None
         policies, prompt, length = parent.ticket.policies, parent.prompt_length, len(parent.tokens)
-        covered, held = min(child.total, length + PAGE), parent.cache.length
+        covered, held = min(child.total, length + PAGE) + child.drafted_rows, parent.cache.length
         shared = self._sizes.shared(policies, prompt, held, held)
         need = self._sizes.decoding(policies, prompt, covered, shared)
-        owner, rows = f"request {child.answer.identity}", int(parent.rows == 1)
+        owner, own_rows = f"request {child.answer.identity}", child.drafted_rows + 1
+        inherits = parent.rows > own_rows
+        rows, drafts = (0 if inherits else own_rows), child.ticket.drafting.nbytes(child.total)
         with ExitStack() as undo:
             self._take_rows(rows)
             undo.callback(self._give_rows, rows)
+            self._take_drafts(0 if inherits else drafts)
+            undo.callback(self._give_drafts, 0 if inherits else drafts)
             reservation = self.cache.reserve(owner, need, child.ticket.request.cache_bytes)
             undo.callback(reservation.release)
             cache = parent.cache.fork(reservation)
             undo.pop_all()
-        parent.rows -= 1 - rows
-        child.cache, child.rows, child.covered, child.shared = cache, 1, covered, held
+        parent.rows -= own_rows - rows
+        parent.draft_bytes -= drafts if inherits else 0
+        child.cache, child.rows, child.covered, child.shared = cache, own_rows, covered, held
+        child.draft_bytes = drafts
 
     def park(self, sequence: Running) -> None:
-        """Let the sequence's segments move to the disk tier; its promise ends."""
+        """Let the sequence's segments move to the disk tier; its promise ends, and so does its drafter."""
         assert sequence.cache is not None
+        self._end_drafts(sequence)
         sequence.cache.park()
 
     def restore(self, sequence: Running, beside: int) -> None:
@@ -154,9 +179,9 @@ class EngineMemory(RequestBounds):
         """
         cache = sequence.cache
         assert cache is not None and cache.reservation is not None
-        tokens = sequence.covered
-        if len(sequence.tokens) >= tokens:
-            tokens = min(sequence.total, len(sequence.tokens) + PAGE)
+        tokens, drafted = sequence.covered, sequence.drafted_rows
+        if len(sequence.tokens) + drafted >= tokens:
+            tokens = min(sequence.total, len(sequence.tokens) + PAGE) + drafted
         decoding = sequence.state is State.DECODING
         growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes) if decoding else 0
         extra = growth + beside * self._sizes.page_bytes
@@ -166,6 +191,9 @@ class EngineMemory(RequestBounds):
         try:
             if decoding:
                 self._resize(sequence, tokens)
+            drafts = sequence.samples * sequence.ticket.drafting.nbytes(sequence.total)
+            self._take_drafts(drafts)
+            sequence.draft_bytes = drafts
         except BaseException:
             cache.park()
             raise
@@ -178,6 +206,7 @@ class EngineMemory(RequestBounds):
         self._give_rows(sequence.rows)
         sequence.rows = 0
         sequence.prefill = None
+        self._end_drafts(sequence)
         if sequence.cache is not None:
             self._drop_hidden(sequence)
             self.cache.release(sequence.cache)
@@ -203,10 +232,13 @@ class EngineMemory(RequestBounds):
         }
         fixed = 0 if self._closed else self.workspace + self._rows * self._row_bytes
         self.cache.recount("workspace", fixed, hidden)
+        drafts = self.drafts.nbytes + sum(sequence.draft_bytes for sequence in sequences)
+        self._give_drafts(self.ledger.bytes_of(DRAFT) - drafts)
 
     def close(self) -> None:
         """Forget the prefix tree and give back everything but the weights."""
         self._closed = True
+        self.drafts.close()
         if self.cache.tree is not None:
             self.cache.tree.clear()
         if self.cache.tiers.disk is not None:
@@ -218,12 +250,24 @@ class EngineMemory(RequestBounds):
         """JSON-ready: the budget, and bytes by category, now and at the peak."""
         return self.cache.describe()
 
+    def hold_adapter(self, nbytes: int) -> None:
+        """Charge an adapter's matrices, which are held beside the weights. Raises BudgetError with nothing changed."""
+        self.cache.tiers.make_room(nbytes)
+        self.ledger.charge(ADAPTERS, nbytes)
+        self.adapters += nbytes
+
+    def drop_adapter(self, nbytes: int) -> None:
+        """Give an adapter's bytes back."""
+        self.ledger.credit(ADAPTERS, nbytes)
+        self.adapters -= nbytes
+
     # --- inside --------------------------------------------------------------------------------------
 
     def _publish(self, sequence: Running, tokens: Sequence[int]) -> None:
         cache, request = sequence.cache, sequence.ticket.request
         if cache is not None and request.share_prefix:
-            self.cache.publish(cache, tokens, salt=self._salt(request.salt, sequence.prompt_length))
+            keys = tokens if sequence.media is None else sequence.media.keys(tokens)
+            self.cache.publish(cache, keys, adapter=_adapter_key(sequence), salt=self._salt(sequence))
 
     def _need_of(self, sequence: Running, tokens: int) -> int:
         """What a sequence needs of its own until it has `tokens` tokens."""
@@ -241,10 +285,16 @@ class EngineMemory(RequestBounds):
         sequence.covered = tokens
 
     def _open(self, sequence: Running, reservation: Reservation) -> SequenceCache:
-        request = sequence.ticket.request
-        tokens = request.prompt if request.share_prefix else ()
-        salt = self._salt(request.salt, sequence.prompt_length)
-        return self.cache.create(sequence.ticket.policies, tokens=tokens, salt=salt, reservation=reservation)
+        keys: Sequence[Hashable] = sequence.tokens if sequence.ticket.request.share_prefix else ()
+        if sequence.media is not None and keys:
+            keys = sequence.media.keys(sequence.tokens)
+        return self.cache.create(
+            sequence.ticket.policies,
+            tokens=keys,
+            adapter=_adapter_key(sequence),
+            salt=self._salt(sequence),
+            reservation=reservation,
+        )
 
     def _drop_hidden(self, sequence: Running) -> None:
         cache, hidden = sequence.cache, sequence.hidden_bytes
@@ -264,9 +314,36 @@ class EngineMemory(RequestBounds):
             self.ledger.credit("workspace", count * self._row_bytes)
             self._rows -= count
 
-    def _salt(self, salt: str, prompt: int) -> str:
-        """Keys rotated by the length of their sequence are shared between prompts under which they turn alike."""
-        return "|".join([salt, *(str(length_class(rope, prompt)) for rope in self._ropes_by_length)])
+    def _take_drafts(self, nbytes: int) -> None:
+        """Charge what models that draft may come to hold."""
+        if nbytes:
+            self.cache.tiers.make_room(nbytes)
+            self.ledger.charge(DRAFT, nbytes)
+
+    def _give_drafts(self, nbytes: int) -> None:
+        if nbytes:
+            self.ledger.credit(DRAFT, nbytes)
+
+    def _end_drafts(self, sequence: Running) -> None:
+        nbytes, sequence.draft_bytes = sequence.draft_bytes, 0
+        try:
+            sequence.close_drafter()
+        finally:
+            self._give_drafts(nbytes)
+
+    def _salt(self, sequence: Running) -> str:
+        """Keys rotated by the length of their sequence are shared between prompts under which they turn alike; those of
+        steered rows between requests that steer alike.
+        """
+        request, prompt = sequence.ticket.request, sequence.prompt_length
+        salt = "|".join([request.salt, *(str(length_class(rope, prompt)) for rope in self._ropes_by_length)])
+        return f"{salt}|steered {steering_key(request.steering)}" if request.steering else salt
+
+
+def _adapter_key(sequence: Running) -> str:
+    """Rows of one adapter are worthless for another, and for none."""
+    adapter = None if sequence.extra is None else sequence.extra.adapter
+    return "" if adapter is None else adapter.version
 
 
 def _missing(sequence: Running) -> int:

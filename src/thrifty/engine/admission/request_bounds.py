@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from thrifty.cache.footprint import Footprint
 from thrifty.cache.policy import CachePolicy
@@ -11,12 +12,15 @@ from thrifty.errors import BudgetError
 from thrifty.formats.kv import PAGE
 from thrifty.storage.budget import format_size
 
+if TYPE_CHECKING:
+    from thrifty.engine.drafting.drafting import Drafting
+
 
 class RequestBounds:
     """Upper bounds of what requests hold, against the budget beside weights and workspace.
 
     workspace: bytes of the runner's buffers; beside them every active sequence has a row of logits, and natively the
-    rotations of its present positions.
+    rotations of its present positions. adapters: bytes of those that are there now.
     """
 
     def __init__(
@@ -33,19 +37,34 @@ class RequestBounds:
         ledger, where it is bounded as a whole.
         """
         self.workspace = workspace
+        self.adapters = 0
         self._sizes = sizes
         self._budget = budget
         self._weights = weights
         self._row_bytes = row_bytes
         self._beside = beside
 
-    def footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1) -> Footprint:
+    @property
+    def drafts_bytes(self) -> int:
+        """Bytes of models that draft, what they hold for sequences left out."""
+        return 0
+
+    def footprint(
+        self,
+        policies: Sequence[CachePolicy],
+        prompt: int,
+        total: int,
+        samples: int = 1,
+        drafting: Drafting | None = None,
+    ) -> Footprint:
         """Upper bounds of the bytes that a request takes beyond weights and workspace: its caches, a row of
-        logits a sample, and the hidden state of its chunk or, where it compresses, of its prompt.
+        logits a sample (or as many as it drafts), the hidden state of its chunk or, where it compresses, of its prompt,
+        and what models that draft hold for it.
         """
-        held = self._sizes.held(policies, prompt, total, samples)
-        rows = samples * self._row_bytes
-        return Footprint(peak_bytes=held.peak_bytes + rows, steady_bytes=held.steady_bytes + rows)
+        rows = 1 if drafting is None else drafting.rows
+        held = self._sizes.held(policies, prompt, total + rows - 1, samples)
+        beside = samples * (rows * self._row_bytes + (0 if drafting is None else drafting.nbytes(total)))
+        return Footprint(peak_bytes=held.peak_bytes + beside, steady_bytes=held.steady_bytes + beside)
 
     def together(self, policies: Sequence[CachePolicy], prompt: int, total: int, sequences: int) -> Footprint:
         """`footprint` of several requests that share nothing: the last prompt is filled while the others decode."""
@@ -58,44 +77,64 @@ class RequestBounds:
         )
 
     def check(
-        self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1, what: str = "the request"
+        self,
+        policies: Sequence[CachePolicy],
+        prompt: int,
+        total: int,
+        samples: int = 1,
+        drafting: Drafting | None = None,
+        what: str = "the request",
     ) -> None:
         """Raise BudgetError where a request could not run even alone, with the tokens or the budget that
         would do.
         """
         budget = self._budget
-        need = self._weights + self.workspace + self.footprint(policies, prompt, total, samples).peak_bytes
+        drafts = self.drafts_bytes
+        cache = self.footprint(policies, prompt, total, samples, drafting).peak_bytes
+        need = self._weights + self.adapters + self.workspace + drafts + cache
         if budget is None or need <= budget:
             return
-        longest = self.longest(policies, prompt, total, samples)
+        longest = self.longest(policies, prompt, total, samples, drafting)
         fits = f"at most {longest} tokens (prompt and answer together) fit" if longest else "no token fits"
+        beside = f"{format_size(self.adapters)} of adapters, " if self.adapters else ""
         whole = "" if self._beside is None else f", a process memory of {format_size(need + self._beside)}"
+        drafting_models = f", {format_size(drafts)} of models that draft" if drafts else ""
         raise BudgetError(
-            f"{what} does not fit: {format_size(self._weights)} of weights, {format_size(self.workspace)} of workspace "
-            f"and a cache that peaks at {format_size(need - self._weights - self.workspace)} for {prompt} + "
+            f"{what} does not fit: {format_size(self._weights)} of weights, {beside}{format_size(self.workspace)} of "
+            f"workspace{drafting_models} and a cache that peaks at {format_size(cache)} for {prompt} + "
             f"{total - prompt} tokens exceed the budget of {format_size(budget)}; {fits}, or use a budget of {need} "
             f"bytes ({format_size(need)}){whole}"
         )
 
-    def longest(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1) -> int:
+    def longest(
+        self,
+        policies: Sequence[CachePolicy],
+        prompt: int,
+        total: int,
+        samples: int = 1,
+        drafting: Drafting | None = None,
+    ) -> int:
         """The most tokens in all, at most `total`, that a request of `prompt` tokens (or fewer) may have;
         0: none.
         """
         if self._budget is None:
             return total
-        room = self._budget - self._weights - self.workspace
+        room = self._budget - self._weights - self.adapters - self.workspace - self.drafts_bytes
         low, high = 0, total
         while low < high:
             middle = (low + high + 1) // 2
-            if self.footprint(policies, min(prompt, middle), middle, samples).peak_bytes <= room:
+            if self.footprint(policies, min(prompt, middle), middle, samples, drafting).peak_bytes <= room:
                 low = middle
             else:
                 high = middle - 1
         return low
 
-    def request_bytes(self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1) -> int:
+    def request_bytes(
+        self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1, rows: int = 1
+    ) -> int:
         """The most bytes that a request holds at any moment: caches, statistics and hidden state, without its rows of
-        logits. Bounds what is reserved for it.
+        logits. Bounds what is reserved for it. rows: of a sequence in a step.
         """
-        admitted = self._sizes.held(policies, prompt, min(total, prompt + PAGE), samples).peak_bytes
-        return max(admitted, self._sizes.held(policies, prompt, total, samples).peak_bytes)
+        drafted = rows - 1
+        admitted = self._sizes.held(policies, prompt, min(total, prompt + PAGE) + drafted, samples).peak_bytes
+        return max(admitted, self._sizes.held(policies, prompt, total + drafted, samples).peak_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from thrifty.cache.composition import layer_major, rehearsing
-from thrifty.cache.footprint import Footprint, shared_bytes
+from thrifty.cache.footprint import Footprint, shared_bytes, state_bytes
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.formats.kv import PAGE
@@ -16,7 +16,8 @@ class RequestSizes:
 
     def __init__(self, cache: Cache, hidden_size: int, chunk: int) -> None:
         """chunk: the most rows that a prefill appends at once."""
-        self.page_bytes = cache.footprint((), 1, 1).steady_bytes
+        self._state_bytes = state_bytes(cache.model)
+        self.page_bytes = cache.footprint((), 1, 1).steady_bytes - self._state_bytes
         self._cache = cache
         self._hidden_size = hidden_size
         self._chunk = chunk
@@ -49,7 +50,7 @@ class RequestSizes:
         if not any(policy.compresses for policy in policies):
             return shared_bytes(self._cache.model, tokens, length)
         steady = self._cache.footprint(policies, min(prompt, tokens), tokens).steady_bytes
-        return max(0, steady - 2 * self.page_bytes)
+        return max(0, steady - self._state_bytes - 2 * self.page_bytes)
 
     def hidden(self, policies: Sequence[CachePolicy], prompt: int) -> int:
         """The hidden state of what goes through the layers together: the prompt, or a chunk that is cut into slices

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from thrifty.arrays import Floats
 from thrifty.errors import KernelError
 from thrifty.kernels import dispatch
+from thrifty.models.config.layer_spec import RecurrentSpec
 from thrifty.models.config.model_config import ModelConfig, RopeConfig
 
 if TYPE_CHECKING:
@@ -17,6 +20,36 @@ if TYPE_CHECKING:
 HIDDEN = 0  # the first buffer of a native plan is the hidden state
 NONE = -1  # of a buffer: there is none
 LOGITS = -2  # the layer of what runs where logits are wanted
+
+
+@dataclass(frozen=True)
+class RecurrentBuffers:
+    """The buffers of recurrent layers of one shape, by number."""
+
+    query: int
+    key: int
+    value: int
+    decay: int
+    gate: int
+    out: int
+
+    @classmethod
+    def of(cls, spec: RecurrentSpec, add: Callable[[int], int]) -> RecurrentBuffers:
+        """New ones. add: makes a buffer of a width."""
+        keys, values = spec.key_width, spec.value_width
+        return cls(add(keys), add(keys), add(values), add(spec.decay_width), add(values), add(values))
+
+
+def check_layers(config: ModelConfig) -> None:
+    """Raise KernelError naming the first layer that the plan cannot do."""
+    for index, layer in enumerate(config.layers):
+        if layer.mixer == "latent":
+            raise KernelError(f"layers.{index} mixes by latent attention, which the plan does not do")
+        if config.widths(index) != (config.heads, config.kv_heads, config.head_dim):
+            raise KernelError(
+                f"layers.{index} has heads, KV heads and head_dim of its own, {config.widths(index)}; the plan and the "
+                f"cache do those of the model, {(config.heads, config.kv_heads, config.head_dim)}"
+            )
 
 
 class PlanBuilder:
@@ -33,14 +66,15 @@ class PlanBuilder:
         self.shapes: dict[str, tuple[int, int]] = {}
 
     def build(self) -> None:
-        """All of it. Raises KernelError naming the linear that no native operation takes."""
-        self._buffers()
+        """All of it. Raises KernelError naming the linear, or the layer, that no native operation takes."""
         config, native = self.config, self.native
+        check_layers(config)
+        self._buffers()
         embedding = self._linear("embedding")
-        native.add_embed(embedding, config.embedding_scale, HIDDEN)
+        self._embed(embedding)
         for index, layer in enumerate(config.layers):
             native.add_await(index)
-            self._attention(index)
+            self._mixer(index)
             if layer.experts:
                 self._mixture(index)
             else:
@@ -50,11 +84,23 @@ class PlanBuilder:
         source, norm = self._normed(LOGITS, "final_norm", config.logit_scale)
         native.add_logits(source=source, **norm, linear=head, softcap=softcap)
 
+    def _embed(self, embedding: int) -> None:
+        """Rows of an embedding that is not the output matrix too are read from their file, not mapped: few are used,
+        and each would bring up to 2 MB of the mapping into memory.
+        """
+        file, config = self.model.file, self.config
+        if file is None or config.tied_embeddings:
+            self.native.add_embed(embedding, config.embedding_scale, HIDDEN)
+        else:
+            self.native.add_embed(embedding, config.embedding_scale, HIDDEN, file.descriptor, file.content)
+
     def _buffers(self) -> None:
         config, experts, add = self.config, self.config.experts, self.native.add_buffer
         assert add(config.hidden_size) == HIDDEN
         self.query, self.key, self.value = add(config.query_width), add(config.kv_width), add(config.kv_width)
         self.attended = add(config.query_width)
+        specs = [layer.recurrent for layer in config.layers if layer.recurrent is not None]
+        self.recurrent = {spec: RecurrentBuffers.of(spec, add) for spec in dict.fromkeys(specs)}
         mixed = [layer.experts for layer in config.layers]
         apart = config.post_norms or any(mixed) or config.residual_scale != 1.0
         self.branch = add(config.hidden_size) if apart else HIDDEN
@@ -66,6 +112,31 @@ class PlanBuilder:
         if experts.shared_intermediate_size:
             self.shared_inner, self.shared = add(experts.shared_intermediate_size), add(config.hidden_size)
         self.gate = add(1) if experts.shared_gate else NONE
+
+    def _mixer(self, index: int) -> None:
+        spec = self.config.layers[index].recurrent
+        if spec is None:
+            self._attention(index)
+        else:
+            self._recurrent(index, spec)
+
+    def _recurrent(self, index: int, spec: RecurrentSpec) -> None:
+        """Gated linear attention: projections, the recurrence over the rows, and what it adds to the hidden state."""
+        native, path, buffers = self.native, f"layers.{index}.recurrent", self.recurrent[spec]
+        source, norm = self._normed(index, f"layers.{index}.attention_norm")
+        for names in (("query", "key", "value"), ("decay", "gate")):
+            linears, outs = (
+                [self._named(f"{path}.{name}") for name in names],
+                [getattr(buffers, name) for name in names],
+            )
+            native.add_project(layer=index, source=source, **norm, linears=linears, outs=outs)
+        native.add_recur(
+            layer=index, query=buffers.query, key=buffers.key, value=buffers.value, decay=buffers.decay,
+            gate=buffers.gate, out=buffers.out, norm=self._weights(f"{path}.norm"), epsilon=self.config.norm_epsilon,
+            scale=spec.key_dim**-0.5, temperature=spec.temperature, heads=spec.heads, key_dim=spec.key_dim,
+            value_dim=spec.value_dim,
+        )  # fmt: skip
+        self._residual(index, buffers.out, self._named(f"{path}.output"), "post_attention_norm")
 
     def _attention(self, index: int) -> None:
         native, config, options = self.native, self.config, self.config.layers[index]

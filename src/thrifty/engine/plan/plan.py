@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.arrays import Array, Floats, Integers
+from thrifty.engine.plan.adapter_tables import AdapterTables
 from thrifty.engine.plan.build import PlanBuilder
 from thrifty.engine.plan.options import StepOptions, native_sums, set_options
 from thrifty.engine.plan.rotary_tables import RotaryTables
@@ -47,7 +48,7 @@ class NativePlan:
         config: ModelConfig = model.config
         self.config = config
         self.max_rows = max_rows
-        self.ropes: list[RopeConfig] = list(dict.fromkeys(layer.rope for layer in config.layers))
+        self.ropes: list[RopeConfig] = config.ropes
         self._module = dispatch.require()
         self.native = _called(
             self._module.Plan, max_rows=max_rows, layers=len(config.layers), heads=config.heads,
@@ -57,8 +58,9 @@ class NativePlan:
         self._best: Whole = np.empty(0, np.int32)
         self._rows_of_logits = 0
         self.rotary = RotaryTables(self.ropes, config.context_length)
-        self._built = PlanBuilder(self.native, model, self.ropes)
-        _called(self._built.build)
+        built = PlanBuilder(self.native, model, self.ropes)
+        _called(built.build)
+        self._adapters = AdapterTables(self.native, built.numbers, built.shapes)
 
     @property
     def nbytes(self) -> int:
@@ -103,11 +105,11 @@ class NativePlan:
     ) -> Floats:
         """All layers over rows of several sequences; appends their keys and values to the views.
 
-        token_ids, positions: integers [n], the rows of sequence 0, then of sequence 1, …; counts: rows of each;
-        logit_rows: integers [r], the rows to score. Returns fp32 [r, vocabulary], valid until the next call. Options:
-        see StepOptions. Raises KernelError, and then nothing is appended.
+        token_ids, positions: integers [n], the rows of sequence 0, then of sequence 1, … (positions [3, n] for ropes of
+        three axes); counts: rows of each; logit_rows: integers [r], the rows to score. Returns fp32 [r, vocabulary],
+        valid until the next call. Options: see StepOptions. Raises KernelError, and then nothing is appended.
         """
-        token_ids = dispatch.check(token_ids, "token_ids", np.int32, (len(positions),), copy=True)
+        token_ids = dispatch.check(token_ids, "token_ids", np.int32, (positions.shape[-1],), copy=True)
         return self._run(self._rows(token_ids, None, positions, views, counts), positions, logit_rows, options)
 
     def decode(
@@ -206,9 +208,10 @@ class NativePlan:
         options = {} if options is None else options
         if rows.last_layer > rows.first_layer:
             count = len(rows.hidden if rows.tokens is None else rows.tokens)
-            positions = dispatch.check(positions, "positions", positions.dtype, (count,))
+            shape = (count,) if positions.ndim != 2 else (3, count)
+            positions = dispatch.check(positions, "positions", positions.dtype, shape)
             rows.rotation = self._rotation(positions, rows.counts, options.get("lengths"))
-        set_options(rows, options, self._built)
+        _called(set_options, rows, options, self._adapters)
         logits = self._score(rows, NOWHERE if logit_rows is None else logit_rows)
         _called(self.native.run, rows)
         return logits
@@ -233,7 +236,7 @@ class NativePlan:
                     f"it must hold one for each of {len(counts)} sequences"
                 )
             of_rows = np.repeat(np.array(lengths, np.int64), counts)
-            dispatch.check(of_rows, "lengths by row", np.int64, (len(positions),))
+            dispatch.check(of_rows, "lengths by row", np.int64, (positions.shape[-1],))
         return self.rotary.of(positions, of_rows)
 
 

@@ -28,9 +28,12 @@ class RotaryTables:
         self.by_length = any(depends_on_length(rope) for rope in self.ropes)
 
     def of(self, positions: Array, lengths: Integers | None) -> list[Floats]:
-        """One table a rope. positions: integers [n]; lengths: see `rope.rotation`."""
+        """One table a rope. positions: integers [n] or [3, n]; lengths: see `rope.rotation`.
+
+        Raises KernelError for three positions a row where a rope takes one.
+        """
         positions = positions.astype(np.int64, copy=False)
-        if self.by_length:
+        if self.by_length or positions.ndim == 2:
             return [np.concatenate(rotation(rope, positions, lengths), axis=1) for rope in self.ropes]
         first, count = int(positions[0]), len(positions)
         if count > 1 and not (np.diff(positions) == 1).all():

@@ -8,28 +8,19 @@ committed and published when the last layer has them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from thrifty.arrays import Floats
-from thrifty.decoding.strategy import Scores
+from thrifty.decoding.scores import Scores
 from thrifty.engine.prefill.pace import Pace
+from thrifty.engine.prefill.prompt_rows import PromptRows
 from thrifty.engine.prefill.rehearsal import RehearsedPrefill
-from thrifty.engine.runner import CHUNK, Rows, Runner, chunk_end
+from thrifty.engine.runner import Rows, Runner
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
-    from thrifty.engine.running import Running
-
-
-class Prefill(Protocol):
-    """The computation of one prompt into one cache."""
-
-    def advance(self, sliced: bool = False) -> Scores | None:
-        """Do the next piece; `sliced`: no more than a slice of it. The scores of the prompt's last token once all is
-        done, else None.
-        """
-        ...
+    from thrifty.engine.running import Prefill, Running
 
 
 def start_prefill(
@@ -40,13 +31,14 @@ def start_prefill(
     assert cache is not None, "an admitted sequence has a cache"
     sequence.answer.mark_admitted(cache.hit)
     cache.remember(sequence.tokens)
+    prompt = PromptRows(cache, sequence.tokens, sequence.extra, sequence.media)
     if cache.layer_major:
-        return LayerMajorPrefill(runner, cache, sequence.tokens, chunk, pace)
+        return LayerMajorPrefill(runner, cache, prompt, chunk, pace)
     if cache.rehearses is not None:
         # Not published: what a compressed prompt lets go of is to be free.
-        whole = ChunkedPrefill(runner, cache, sequence.tokens, chunk, pace, lambda: None)
-        return RehearsedPrefill(runner, cache, sequence.tokens, chunk, pace, whole)
-    return ChunkedPrefill(runner, cache, sequence.tokens, chunk, pace, lambda: publish(sequence))
+        whole = ChunkedPrefill(runner, cache, prompt, chunk, pace, lambda: None)
+        return RehearsedPrefill(runner, cache, prompt, chunk, pace, whole)
+    return ChunkedPrefill(runner, cache, prompt, chunk, pace, lambda: publish(sequence))
 
 
 class ChunkedPrefill:
@@ -56,13 +48,14 @@ class ChunkedPrefill:
         self,
         runner: Runner,
         cache: SequenceCache,
-        prompt: Sequence[int],
+        prompt: PromptRows,
         chunk: int,
         pace: Pace,
         publish: Callable[[], None],
     ) -> None:
         """chunk: tokens, a multiple of 128. What the cache holds already (a prefix hit) is not computed again.
-        publish: called after each chunk, while windowed layers still hold what a hit there would need.
+        publish: called after each chunk, while windowed layers still hold what a hit there would need, and where
+        recurrent layers have the state that it would go on from.
         """
         self._runner = runner
         self._cache = cache
@@ -70,7 +63,7 @@ class ChunkedPrefill:
         self._chunk = chunk
         self._pace = pace
         self._publish = publish
-        self._windowed = any(window is not None for window in cache.model.windows)
+        self._windowed = any(window is not None for window in cache.model.windows) or bool(cache.model.state_layers)
         self._cut: tuple[Rows, Floats] | None = None
         self._layer = 0
 
@@ -84,27 +77,27 @@ class ChunkedPrefill:
             return self._finish(rows, scores)
         if self._cut is None:
             rows = self._begin(self._pace.rows(self._chunk))
-            self._cut = rows, self._runner.embed(rows.tokens)
+            self._cut = rows, self._runner.embed(rows.tokens, rows.extra)
         rows, hidden = self._cut
         left = self._runner.layers - self._layer
         layers = self._pace.share(len(rows.tokens), left) if sliced else left
-        hidden = self._runner.run_layers(self._layer, self._layer + layers, hidden, rows)
+        hidden = self._prompt.run_layers(self._runner, self._layer, self._layer + layers, hidden, rows)
         self._pace.measured(len(rows.tokens), layers, time.perf_counter() - before)
         self._layer += layers
         self._cut = rows, hidden
         if self._layer < self._runner.layers:
             return None
         self._cut, self._layer = None, 0
-        return self._finish(rows, self._runner.logits(hidden[-1:]) if self._is_last(rows) else None)
+        return self._finish(rows, self._prompt.scores(self._runner, hidden) if self._is_last(rows) else None)
 
     def _begin(self, chunk: int) -> Rows:
-        """The next rows, with room for them; they end at a multiple of 128 or at the prompt's end."""
-        start, end = self._cache.length, len(self._prompt)
-        stop = chunk_end(start, end, chunk)
-        if self._windowed and stop - stop % CHUNK > start:
-            stop -= stop % CHUNK
+        """The next rows, with room for them; they end at a multiple of 128, at the prompt's end, or beside a span whose
+        rows see each other.
+        """
+        start = self._cache.length
+        stop = self._prompt.stop(start, chunk, whole=self._windowed)
         self._cache.reserve(stop - start)
-        return Rows(self._cache, self._prompt[start:stop], start, end)
+        return self._prompt.part(start, stop)
 
     def _finish(self, rows: Rows, scores: Scores | None) -> Scores | None:
         self._cache.commit(len(rows.tokens))
@@ -122,7 +115,7 @@ class LayerMajorPrefill:
     """
 
     def __init__(
-        self, runner: Runner, cache: SequenceCache, prompt: Sequence[int], chunk: int, pace: Pace, scored: int = 1
+        self, runner: Runner, cache: SequenceCache, prompt: PromptRows, chunk: int, pace: Pace, scored: int = 1
     ) -> None:
         """chunk: tokens, a multiple of 128. What the cache holds already (a prefix hit) is not computed
         again. scored: of how many of the last tokens the scores are wanted.
@@ -136,7 +129,7 @@ class LayerMajorPrefill:
         self._layer = 0
         self._sealing = 0.0
         self._scored = scored
-        self._hidden = runner.embed(prompt[self._start :])
+        self._hidden = prompt.embed(runner, self._start, chunk)
 
     def advance(self, sliced: bool = False) -> Scores | None:
         """The rest of a layer, chunked inside, then the policies on it; sliced: some of the chunks, or the policies."""
@@ -156,10 +149,10 @@ class LayerMajorPrefill:
         chunk = self._pace.rows(self._chunk) if sliced else self._chunk
         share = self._pace.share(chunk, -(-(end - self._next) // chunk)) if sliced else end
         while share and self._next < end:
-            before, first, stop = time.perf_counter(), self._next, chunk_end(self._next, end, chunk)
-            rows = Rows(self._cache, self._prompt[first:stop], first, end)
+            before, first, stop = time.perf_counter(), self._next, self._prompt.stop(self._next, chunk)
+            rows, layer = self._prompt.part(first, stop), self._layer
             piece = slice(first - self._start, stop - self._start)
-            self._hidden[piece] = self._runner.run_layers(self._layer, self._layer + 1, self._hidden[piece], rows)
+            self._hidden[piece] = self._prompt.run_layers(self._runner, layer, layer + 1, self._hidden[piece], rows)
             self._pace.measured(stop - first, 1, time.perf_counter() - before)
             self._next = stop
             share -= 1
@@ -173,4 +166,4 @@ class LayerMajorPrefill:
         if self._layer < self._runner.layers:
             return None
         self._cache.commit(len(self._hidden))
-        return self._runner.logits(self._hidden[-self._scored :])
+        return self._prompt.scores(self._runner, self._hidden, self._scored)

@@ -7,25 +7,26 @@ they are dropped at its end, and a sequence that ends in the middle drops them w
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from thrifty.arrays import Floats
-from thrifty.decoding.strategy import ArrayScores, Scores
+from thrifty.decoding.scores import ArrayScores, Scores
 from thrifty.engine.prefill.pace import Pace
+from thrifty.engine.prefill.prompt_rows import PromptRows
 from thrifty.engine.runner import Rows, Runner, chunk_end
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
     from thrifty.cache.watching.rehearsal import Rehearsal, Rehearsals
-    from thrifty.engine.prefill.prefill import Prefill
+    from thrifty.engine.running import Prefill
 
 
 class RehearsedPrefill:
     """A plain prefill, rehearsals, and the policies on all layers; see `Prefill`."""
 
     def __init__(
-        self, runner: Runner, cache: SequenceCache, prompt: Sequence[int], chunk: int, pace: Pace, whole: Prefill
+        self, runner: Runner, cache: SequenceCache, prompt: PromptRows, chunk: int, pace: Pace, whole: Prefill
     ) -> None:
         """chunk: rows, a multiple of 128. whole: fills the cache with the prompt."""
         self._runner = runner
@@ -52,8 +53,8 @@ class RehearsedPrefill:
     def _begin(self, scores: Scores | None) -> None:
         """With the prompt's last scores, which a runner's next call overwrites, the rehearsals begin."""
         if scores is not None:
-            self._scores = ArrayScores(scores.logits(0).copy()[None])
-            self._work = self._rehearse(self._cache.begin_rehearsals(self._prompt))
+            self._scores = ArrayScores(scores.logits(0).copy()[None], scores.taps)
+            self._work = self._rehearse(self._cache.begin_rehearsals(self._prompt.tokens))
 
     def _rehearse(self, run: Rehearsals) -> Iterator[None]:
         """Do it all, stopping after every piece of work."""
@@ -74,7 +75,8 @@ class RehearsedPrefill:
             while share and first < end:
                 before, stop = time.perf_counter(), chunk_end(first, end, chunk)
                 part = slice(first - start, stop - start)
-                rows = Rows(self._cache, piece.tokens[part], first, len(self._prompt), watch=run.observe)
+                extra = self._prompt.extra
+                rows = Rows(self._cache, piece.tokens[part], first, len(self._prompt), run.observe, extra)
                 hidden[part] = self._runner.run_layers(layer, layer + 1, hidden[part], rows)
                 self._pace.measured(stop - first, 1, time.perf_counter() - before)
                 first, share = stop, share - 1

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.prefill.prefill import LayerMajorPrefill
+from thrifty.engine.prefill.prompt_rows import PromptRows
 
 if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
@@ -26,7 +27,7 @@ def watch_prompt(
         reservation.release()
         raise
     try:
-        prefill = LayerMajorPrefill(runner, cache, tokens, chunk, Pace(0.0), scored)
+        prefill = LayerMajorPrefill(runner, cache, PromptRows(cache, tokens), chunk, Pace(0.0), scored)
         scores = prefill.advance()
         while scores is None:
             scores = prefill.advance()

@@ -54,7 +54,7 @@ RIDDLES = (
 
 
 @dataclass(frozen=True)
-class Item:
+class ProbeItem:
     """tokens: the prompt and the answer, whose `answer` tokens are the last. needle: positions of all that was told;
     correct: those of the answer in it.
     """
@@ -79,7 +79,7 @@ class Pieces:
         return range(first, len(self.tokens))
 
 
-class Items:
+class ProbeItems:
     """Makes the questions of one model. Building it counts the tokens of every sentence of the prose."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -87,7 +87,7 @@ class Items:
         self._haystack = Haystack(tokenizer)
         self._frame = Frame.of(tokenizer)
 
-    def make(self, kind: str, length: int, depth: float, chance: random.Random) -> Item:
+    def make(self, kind: str, length: int, depth: float, chance: random.Random) -> ProbeItem:
         """One question of about `length` tokens with its needle at `depth`, 0 to 1. Raises PromptError where `length`
         does not hold it.
         """
@@ -124,20 +124,20 @@ class Items:
         question: str,
         lead: str,
         number: int,
-    ) -> Item:
+    ) -> ProbeItem:
         pieces = Pieces(self._tokenizer, self._frame.before)
         pieces.add(" ".join(before))
         first, correct = len(pieces.tokens), range(0)
         for text, value in told:
             pieces.add(" " + text)
             if value is not None:
-                found = pieces.add(f" {value}")
-                correct = found if value == number else correct
+                place = pieces.add(f" {value}")
+                correct = place if value == number else correct
                 pieces.add(".")
         needle = range(first, len(pieces.tokens))
-        pieces.add("".join(" " + one for one in after) + SEPARATOR + question + self._frame.after + lead)
+        pieces.add("".join(" " + sentence for sentence in after) + SEPARATOR + question + self._frame.after + lead)
         answer = pieces.add(f" {number}")
-        return Item(tuple(pieces.tokens), len(answer), needle, correct)
+        return ProbeItem(tuple(pieces.tokens), len(answer), needle, correct)
 
 
 def _retrieval(number: int) -> tuple[list[tuple[str, int | None]], str, str]:

@@ -22,14 +22,14 @@ from thrifty.cache.statistics import Statistics, Stats
 from thrifty.cache.watching.observation import window_attention
 from thrifty.errors import PromptError
 from thrifty.evaluation.forcing import MeasurementError
-from thrifty.evaluation.heads.items import Item, Items
+from thrifty.evaluation.heads.items import ProbeItem, ProbeItems
 from thrifty.models.head_scores import HeadScores, checkpoint_version, find, save
 
 if TYPE_CHECKING:
     from thrifty.cache.view import LayerView
     from thrifty.engine.engine import Engine
 
-Rule = Callable[[Item, Floats], Floats]
+Rule = Callable[[ProbeItem, Floats], Floats]
 """(item, probabilities [group, answer tokens, slots]) → what each query head earns, [group]."""
 
 
@@ -77,7 +77,7 @@ class Watching(CachePolicy):
         return Edits()
 
 
-def retrieval(item: Item, probabilities: Floats) -> Floats:
+def retrieval(item: ProbeItem, probabilities: Floats) -> Floats:
     """1/N for every answer token where the strongest look goes into the needle, to the token that is said (HeadKV-R,
     §3.1; N: tokens of the answer).
     """
@@ -87,7 +87,7 @@ def retrieval(item: Item, probabilities: Floats) -> Floats:
     return hit.sum(axis=-1, dtype=np.float32) / item.answer
 
 
-def reasoning(item: Item, probabilities: Floats) -> Floats:
+def reasoning(item: ProbeItem, probabilities: Floats) -> Floats:
     """a_i/N for each of the N strongest looks of every answer token that goes to the correct answer (HeadKV-R2, eq. 2;
     N: tokens of the answer).
     """
@@ -110,9 +110,9 @@ def probe(
     settings = settings or ProbeSettings()
     _check(engine, settings)
     model = engine.model
-    layers = tuple(index for index, layer in enumerate(model.config.layers) if layer.window is None)
+    layers = tuple(index for index, layer in enumerate(model.config.layers) if layer.keeps_all)
     total, used = np.zeros((len(layers), model.config.heads), np.float32), 0
-    for item in questions(Items(model.require_tokenizer()), kind, settings):
+    for item in questions(ProbeItems(model.require_tokenizer()), kind, settings):
         earned = look(engine, item, RULES[kind])
         if earned is not None:
             total += earned
@@ -142,7 +142,7 @@ def score_once(engine: Engine, kind: str) -> None:
         save(engine.model, probe(engine, kind))
 
 
-def questions(items: Items, kind: str, settings: ProbeSettings) -> Iterator[Item]:
+def questions(items: ProbeItems, kind: str, settings: ProbeSettings) -> Iterator[ProbeItem]:
     """Every length × depth × repeat, the same for a seed."""
     for length in settings.lengths:
         for place in range(settings.depths):
@@ -151,12 +151,12 @@ def questions(items: Items, kind: str, settings: ProbeSettings) -> Iterator[Item
                 yield items.make(kind, length, place / max(1, settings.depths - 1), chance)
 
 
-def look(engine: Engine, item: Item, rule: Rule) -> Floats | None:
+def look(engine: Engine, item: ProbeItem, rule: Rule) -> Floats | None:
     """What each query head of the global layers earns with one question, [layers, heads]; None where the model would
     answer something else.
     """
     info = engine.probe().cache_model
-    ranks = info.layers_with(None)
+    ranks = info.policy_layers
     earned = np.zeros((len(ranks), info.heads), np.float32)
 
     def listen(layer: int, head: int, probabilities: Floats) -> None:
@@ -168,7 +168,7 @@ def look(engine: Engine, item: Item, rule: Rule) -> Floats | None:
     return earned if first_choices == item.tokens[-item.answer :] else None
 
 
-def said(engine: Engine, item: Item, policy: CachePolicy) -> tuple[int, ...]:
+def said(engine: Engine, item: ProbeItem, policy: CachePolicy) -> tuple[int, ...]:
     """The model's first choices in place of an item's answer, while a policy looks at its prefill."""
     # The last row says what comes after the answer.
     return tuple(engine.watch_prompt(item.tokens, policy, scored=item.answer + 1)[:-1])

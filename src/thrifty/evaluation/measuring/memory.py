@@ -14,13 +14,13 @@ from pathlib import Path
 from thrifty.storage.heap import hand_back
 from thrifty.storage.process import peak_resident, resident
 
-__all__ = ["Memory", "peak_resident", "release", "resident", "serving_baseline", "watch"]
+__all__ = ["ProcessMemory", "peak_resident", "release", "resident", "serving_baseline", "watch"]
 
 RESET_PEAK = "5"  # written to clear_refs: VmHWM starts again from the present (proc(5))
 
 
 @dataclass
-class Memory:
+class ProcessMemory:
     """Resident bytes of the process: before, at the peak and after a measured span."""
 
     before: int = 0
@@ -29,7 +29,7 @@ class Memory:
 
 
 @contextmanager
-def watch() -> Iterator[Memory]:
+def watch() -> Iterator[ProcessMemory]:
     """Measure a span. Garbage of earlier work is collected and handed back to the system first.
 
     Where the system keeps no peak that can be reset (macOS), the peak is that of the whole process.
@@ -37,7 +37,7 @@ def watch() -> Iterator[Memory]:
     release()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text(RESET_PEAK)
-    memory = Memory(before=resident())
+    memory = ProcessMemory(before=resident())
     try:
         yield memory
     finally:

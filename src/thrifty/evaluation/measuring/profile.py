@@ -17,7 +17,7 @@ STEPS = 64
 
 
 @dataclass(frozen=True)
-class Share:
+class OperationShare:
     """One kind of operation: microseconds a token, and the bytes that a decode step must read for it (0: few)."""
 
     microseconds: float
@@ -29,8 +29,8 @@ class Profile:
     """Shares by kind of operation: of a token of the prompt, and of a decoded token."""
 
     context: int
-    prefill: dict[str, Share]
-    decode: dict[str, Share]
+    prefill: dict[str, OperationShare]
+    decode: dict[str, OperationShare]
 
 
 def measure(engine: Engine, context: int, steps: int = STEPS) -> Profile:
@@ -53,14 +53,16 @@ def measure(engine: Engine, context: int, steps: int = STEPS) -> Profile:
     )
 
 
-def _shares(seconds: Mapping[str, float], total: float, tokens: int, nbytes: dict[str, int]) -> dict[str, Share]:
+def _shares(
+    seconds: Mapping[str, float], total: float, tokens: int, nbytes: dict[str, int]
+) -> dict[str, OperationShare]:
     """What took time, longest first, then what the plan did not do."""
     shares = {
-        kind: Share(time / tokens * 1e6, nbytes.get(kind, 0))
+        kind: OperationShare(time / tokens * 1e6, nbytes.get(kind, 0))
         for kind, time in sorted(seconds.items(), key=lambda item: -item[1])
         if time > 0
     }
-    shares[OUTSIDE] = Share(max(0.0, total - sum(seconds.values())) / tokens * 1e6)
+    shares[OUTSIDE] = OperationShare(max(0.0, total - sum(seconds.values())) / tokens * 1e6)
     return shares
 
 

@@ -21,7 +21,7 @@ APPENDED = 256  # prompt tokens that are reserved for at once, the engine's defa
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer of one sequence. slots: tokens a query attends to. nbytes: what holds them."""
+    """One layer of one sequence. slots: tokens a query attends to. nbytes: what holds them (or a recurrent state)."""
 
     slots: int
     nbytes: int
@@ -35,6 +35,7 @@ def model_info(sizes: ModelSizes) -> ModelInfo:
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
         windows=tuple(layer.window for layer in config.layers),
+        states=config.states,
         format="f32" if sizes.plain else "bf16",
         chunk=APPENDED,
     )
@@ -48,12 +49,14 @@ def held(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -> list[
     """
     layers: list[LayerCache | None] = [None] * info.layers
     compressed = [policy for policy in policies if policy.compresses]
+    for index in info.state_layers:
+        layers[index] = LayerCache(0, 4 * info.states[index])
     for group in info.layer_groups():
         if group.window is None and compressed:
-            found = [_compressed(info, compressed, length)] * len(group.layers)
+            reads = [_compressed(info, compressed, length)] * len(group.layers)
         else:
-            found = _plain(info, len(group.layers), group.window, length)
-        for index, layer in zip(group.layers, found, strict=True):
+            reads = _plain(info, len(group.layers), group.window, length)
+        for index, layer in zip(group.layers, reads, strict=True):
             layers[index] = layer
     return [layer for layer in layers if layer is not None]
 
@@ -95,7 +98,7 @@ def _compressed(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -
     name = ""
     if quantiser is not None:
         bounds = quantiser.stored(slots)
-        name = next(one for one in bounds if one)
+        name = next(bound for bound in bounds if bound)
         codes = bounds[name]
         if codes < slots:  # what stays exact is the residual and up to a page more, half of that on average
             codes = max(0, codes - PAGE // 2) // PAGE * PAGE

@@ -23,8 +23,8 @@ def decode_seconds(model: Model | ModelSizes, cache_bytes: int, batch: int, mach
     Attention is counted by the bytes it reads alone. A lower bound: no kernel reaches it, `thrifty bench` prints how
     near this machine's come. Who asks often passes `sizes.of_model(model)`, made once.
     """
-    found = operations.decode(_sizes(model), (), batch)
-    products = sum(one.seconds(machine) for one in found)
+    step = operations.decode(_sizes(model), (), batch)
+    products = sum(operation.seconds(machine) for operation in step)
     return products + cache_bytes * batch / machine.bandwidth
 
 
@@ -32,7 +32,7 @@ def prefill_seconds(model: Model | ModelSizes, tokens: int, machine: Machine) ->
     """A prompt of `tokens` tokens, alone. A lower bound likewise."""
     sizes = _sizes(model)
     written = exact_bytes(model_info(sizes), tokens)
-    return sum(one.seconds(machine) for one in operations.prefill(sizes, written, tokens))
+    return sum(operation.seconds(machine) for operation in operations.prefill(sizes, written, tokens))
 
 
 def _sizes(model: Model | ModelSizes) -> ModelSizes:
@@ -40,7 +40,7 @@ def _sizes(model: Model | ModelSizes) -> ModelSizes:
 
 
 @dataclass(frozen=True)
-class Class:
+class LayerClass:
     """Equal layers folded: their numbers (empty: what stands outside the layers) and the operations of all of them."""
 
     layers: tuple[int, ...]
@@ -74,12 +74,12 @@ class Estimate:
     @property
     def decode_seconds(self) -> float:
         """Of one step, which gives every sequence of the batch a token."""
-        return sum(one.seconds(self.machine) for one in self.decode)
+        return sum(operation.seconds(self.machine) for operation in self.decode)
 
     @property
     def prefill_seconds(self) -> float:
         """Of all prompts of the batch."""
-        return sum(one.seconds(self.machine) for one in self.prefill)
+        return sum(operation.seconds(self.machine) for operation in self.prefill)
 
 
 def estimate(
@@ -98,30 +98,32 @@ def estimate(
     )
 
 
-def folded(found: Sequence[Operation], sizes: ModelSizes) -> list[Class]:
+def folded(step: Sequence[Operation], sizes: ModelSizes) -> list[LayerClass]:
     """Operations by classes of equal layers: the same window, shapes and formats."""
     by_layer: dict[int | None, list[Operation]] = {}
-    for one in found:
-        by_layer.setdefault(one.layer, []).append(one)
+    for operation in step:
+        by_layer.setdefault(operation.layer, []).append(operation)
     classes: dict[object, list[int | None]] = {}
-    for layer, ones in by_layer.items():
+    for layer, own in by_layer.items():
         window = None if layer is None else sizes.config.layers[layer].window
-        shape = tuple((one.kind, one.stored, one.operations, one.weight_bytes) for one in ones)
+        shape = tuple(
+            (operation.kind, operation.stored, operation.operations, operation.weight_bytes) for operation in own
+        )
         classes.setdefault((layer is None, window, shape), []).append(layer)
     return [_folded(members, by_layer) for members in classes.values()]
 
 
-def _folded(members: list[int | None], by_layer: dict[int | None, list[Operation]]) -> Class:
+def _folded(members: list[int | None], by_layer: dict[int | None, list[Operation]]) -> LayerClass:
     numbers = tuple(layer for layer in members if layer is not None)
-    summed = operations.merged(replace(one, layer=None) for member in members for one in by_layer[member])
-    return Class(numbers, tuple(summed))
+    summed = operations.merged(replace(operation, layer=None) for member in members for operation in by_layer[member])
+    return LayerClass(numbers, tuple(summed))
 
 
-def weight_bytes(found: Sequence[Operation]) -> int:
+def weight_bytes(step: Sequence[Operation]) -> int:
     """Bytes of weights over all operations."""
-    return sum(one.weight_bytes for one in found)
+    return sum(operation.weight_bytes for operation in step)
 
 
-def cache_bytes(found: Sequence[Operation]) -> int:
+def cache_bytes(step: Sequence[Operation]) -> int:
     """Bytes of cache over all operations."""
-    return sum(one.cache_bytes for one in found if one.kind == ATTENTION)
+    return sum(operation.cache_bytes for operation in step if operation.kind == ATTENTION)

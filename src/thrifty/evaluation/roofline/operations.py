@@ -12,14 +12,19 @@ from dataclasses import dataclass, replace
 from thrifty.evaluation.roofline.cache_reads import LayerCache
 from thrifty.evaluation.roofline.machine import Machine
 from thrifty.evaluation.roofline.sizes import ModelSizes, StoredLinear
+from thrifty.models.config.layer_spec import RecurrentSpec
 from thrifty.models.config.model_config import ModelConfig
 
-ATTENTION, LOGITS = "attention", "logits"
+ATTENTION, RECURRENCE, LOGITS = "attention", "recurrence", "logits"
 KINDS = {
     "attention.query": "query, key, value",
     "attention.key": "query, key, value",
     "attention.value": "query, key, value",
     "attention.output": "attention output",
+    "recurrent.query": "query, key, value",
+    "recurrent.key": "query, key, value",
+    "recurrent.value": "query, key, value",
+    "recurrent.output": "attention output",
     "mlp.gate": "gate and up",
     "mlp.up": "gate and up",
     "mlp.down": "down",
@@ -64,24 +69,37 @@ class Operation:
 
 def decode(sizes: ModelSizes, caches: Sequence[LayerCache], batch: int = 1) -> list[Operation]:
     """One step of `batch` sequences, each with `caches` (one a layer, the step's own token in it)."""
-    found = _products(sizes, rows=batch, last=batch)
+    step = _products(sizes, rows=batch, last=batch)
     width = sizes.config.query_width
     for layer, held in enumerate(caches):
+        spec = sizes.config.layers[layer].recurrent
+        if spec is not None:  # the state is read and written
+            step.append(_recurrence(layer, spec, batch, 2 * held.nbytes * batch))
+            continue
         work = 4 * width * held.slots * batch
-        found.append(Operation(ATTENTION, layer, work, 0, held.nbytes * batch, "bf16"))
-    return _in_order(found)
+        step.append(Operation(ATTENTION, layer, work, 0, held.nbytes * batch, "bf16"))
+    return _in_order(step)
 
 
 def prefill(sizes: ModelSizes, written: int, tokens: int, batch: int = 1) -> list[Operation]:
     """Prompts of `tokens` tokens, `batch` of them. written: bytes of keys and values that one layer of one prompt
     computes. Logits are computed of every prompt's last token alone.
     """
-    found = _products(sizes, rows=batch * tokens, last=batch)
+    step = _products(sizes, rows=batch * tokens, last=batch)
     width = sizes.config.query_width
     for index, layer in enumerate(sizes.config.layers):
+        if layer.recurrent is not None:
+            state = 4 * layer.recurrent.state_numbers * batch
+            step.append(_recurrence(index, layer.recurrent, tokens * batch, state))
+            continue
         work = 4 * width * attended(tokens, layer.window) * batch
-        found.append(Operation(ATTENTION, index, work, 0, written * batch, "bf16"))
-    return _in_order(found)
+        step.append(Operation(ATTENTION, index, work, 0, written * batch, "bf16"))
+    return _in_order(step)
+
+
+def _recurrence(layer: int, spec: RecurrentSpec, rows: int, nbytes: int) -> Operation:
+    """A state's part in `rows` tokens: decay, key times value, and the query's product with it."""
+    return Operation(RECURRENCE, layer, 5 * spec.state_numbers * rows, 0, nbytes, "f32")
 
 
 def attended(tokens: int, window: int | None) -> int:
@@ -113,7 +131,7 @@ def weight_bytes(linear: StoredLinear, config: ModelConfig, rows: int) -> int:
 def _products(sizes: ModelSizes, rows: int, last: int) -> list[Operation]:
     """The matrix products, one entry for every linear. rows: tokens through the layers; last: through the logits."""
     config = sizes.config
-    found = []
+    products = []
     for linear in sizes.linears:
         if linear.name == "embedding" and not config.tied_embeddings:
             continue
@@ -122,8 +140,8 @@ def _products(sizes: ModelSizes, rows: int, last: int) -> list[Operation]:
         if ".experts." in linear.name and config.experts is not None:
             work = work * config.experts.active // config.experts.count
         read = weight_bytes(linear, config, rows)
-        found.append(Operation(kind_of(linear), linear.layer, work, read, 0, linear.label))
-    return found
+        products.append(Operation(kind_of(linear), linear.layer, work, read, 0, linear.label))
+    return products
 
 
 def kind_of(linear: StoredLinear) -> str:
@@ -140,22 +158,23 @@ def kind_of(linear: StoredLinear) -> str:
 def merged(operations: Iterable[Operation]) -> list[Operation]:
     """Operations of one layer, kind and format as one, in the order of their first."""
     sums: dict[tuple[int | None, str, str], Operation] = {}
-    for one in operations:
-        key = (one.layer, one.kind, one.stored)
+    for operation in operations:
+        key = (operation.layer, operation.kind, operation.stored)
         if key in sums:
-            one = replace(
-                one,
-                operations=one.operations + sums[key].operations,
-                weight_bytes=one.weight_bytes + sums[key].weight_bytes,
-                cache_bytes=one.cache_bytes + sums[key].cache_bytes,
+            operation = replace(
+                operation,
+                operations=operation.operations + sums[key].operations,
+                weight_bytes=operation.weight_bytes + sums[key].weight_bytes,
+                cache_bytes=operation.cache_bytes + sums[key].cache_bytes,
             )
-        sums[key] = one
+        sums[key] = operation
     return list(sums.values())
 
 
 ORDER = (
     "query, key, value",
     ATTENTION,
+    RECURRENCE,
     "attention output",
     "router",
     "gate and up",
@@ -168,8 +187,8 @@ ORDER = (
 def _in_order(operations: Iterable[Operation]) -> list[Operation]:
     """Layer by layer, logits last."""
 
-    def place(one: Operation) -> tuple[float, int]:
-        kind = ORDER.index(one.kind) if one.kind in ORDER else len(ORDER)
-        return (float("inf") if one.layer is None else one.layer, kind)
+    def place(operation: Operation) -> tuple[float, int]:
+        kind = ORDER.index(operation.kind) if operation.kind in ORDER else len(ORDER)
+        return (float("inf") if operation.layer is None else operation.layer, kind)
 
     return sorted(merged(operations), key=place)

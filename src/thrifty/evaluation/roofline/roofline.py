@@ -17,6 +17,7 @@ import numpy as np
 from thrifty.arrays import BFLOAT16, Array
 from thrifty.formats.linear import DenseLinear
 from thrifty.kernels import dispatch
+from thrifty.kernels.threads import pool_threads
 from thrifty.models.gguf.header import TENSOR_TYPES
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def read_bandwidth(threads: int | None = None, megabytes: int | None = None) -> 
     native = dispatch.native()
     if native is not None:
         if threads is not None:
-            dispatch.set_threads(threads)
+            pool_threads().set(threads)
         return float(native.read_bandwidth(megabytes, REPEATS)), "native"
     buffer = np.ones(megabytes * 1_000_000 // 8, np.int64)
     return buffer.nbytes / _fastest(buffer.sum) / 1e9, "numpy"
@@ -107,10 +108,10 @@ def least_megabytes() -> int:
 def _cache_bytes(path: Path) -> int:
     """Of a file such as `/sys/…/index3/size`, which says "32768K"; 0 where it says something else."""
     try:
-        found = re.fullmatch(r"(\d+)([KMG]?)", path.read_text("ascii").strip())
+        size = re.fullmatch(r"(\d+)([KMG]?)", path.read_text("ascii").strip())
     except (OSError, UnicodeDecodeError):
         return 0
-    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]] if found else 0
+    return int(size[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[size[2]] if size else 0
 
 
 def gemm_rate() -> tuple[float, str]:

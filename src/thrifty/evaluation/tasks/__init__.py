@@ -31,8 +31,8 @@ def names() -> list[str]:
 def groups() -> dict[str, list[str]]:
     """The groups and their tasks, as `parse` reads these."""
     files = (importlib.resources.files(__name__) / "groups").iterdir()
-    found = {one.name.removesuffix(".toml"): one for one in files if one.name.endswith(".toml")}
-    return {name: tomllib.loads(found[name].read_text(encoding="utf-8"))["tasks"] for name in sorted(found)}
+    by_name = {file.name.removesuffix(".toml"): file for file in files if file.name.endswith(".toml")}
+    return {name: tomllib.loads(by_name[name].read_text(encoding="utf-8"))["tasks"] for name in sorted(by_name)}
 
 
 def load(name: str, **options: Any) -> Task:
@@ -42,7 +42,9 @@ def load(name: str, **options: Any) -> Task:
     """
     if name not in names():
         raise TaskError(f"no task '{name}'. {nearest(name, [*names(), *groups()])}")
-    cls = registry.only(f"{__name__}.{registry.found(__path__)[name]}", lambda one: issubclass(one, Task), "task")
+    cls = registry.only(
+        f"{__name__}.{registry.found(__path__)[name]}", lambda defined: issubclass(defined, Task), "task"
+    )
     task: Task = registry.construct(cls, f"task '{name}'", options, TaskError)
     return task
 
@@ -61,25 +63,25 @@ def parse_all(texts: Iterable[str], **defaults: Any) -> list[Task]:
     in all that have it. Raises TaskError.
     """
     known = groups()
-    found: list[Task] = []
+    chosen: list[Task] = []
     for text in texts:
         name, options = _split(text)
         members = _members(name, known[name], options) if name in known else [(name, options)]
-        found += [load(member, **{**defaults, **own}) for member, own in members]
-    return list(dict.fromkeys(found))
+        chosen += [load(member, **{**defaults, **own}) for member, own in members]
+    return list(dict.fromkeys(chosen))
 
 
 def _members(group: str, texts: Iterable[str], options: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
     """The tasks of a group with their options. Raises TaskError for an option that none of them has."""
-    found = [_split(text) for text in texts]
-    known = {name: {field.name for field in dataclasses.fields(load(name))} for name, _ in found}
+    written = [_split(text) for text in texts]
+    known = {name: {field.name for field in dataclasses.fields(load(name))} for name, _ in written}
     every = set().union(*known.values())
     for option in options:
         if option not in every:
             raise TaskError(f"no task of the group '{group}' has an option '{option}'. {nearest(option, every)}")
     return [
         (name, own | {option: value for option, value in options.items() if option in known[name]})
-        for name, own in found
+        for name, own in written
     ]
 
 
@@ -94,10 +96,10 @@ def _split(text: str) -> tuple[str, dict[str, str]]:
     return name, options
 
 
-def labels(found: Sequence[Task]) -> list[str]:
+def labels(chosen: Sequence[Task]) -> list[str]:
     """What tells tasks of one run apart: their labels, with the length where several have the same."""
-    own = [task.label for task in found]
+    own = [task.label for task in chosen]
     return [
         f"{label}:length={task.length}" if own.count(label) > 1 else label
-        for label, task in zip(own, found, strict=True)
+        for label, task in zip(own, chosen, strict=True)
     ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from thrifty.evaluation.asking import Reply, ask, ask_each
 from thrifty.evaluation.forcing import Tables
-from thrifty.evaluation.tasks.task import Item, Record, Task, Tokens, Turn
+from thrifty.evaluation.tasks.task import Item, Record, Task, TaskTurn, Tokens
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
@@ -29,9 +29,9 @@ class Answering(Task):
     limit: ClassVar[int] = 12  # tokens of an answer
     stop: ClassVar[tuple[str, ...]] = ("\n",)
 
-    def grade(self, item: Item, turn: Turn, answer: str) -> float:
+    def grade(self, item: Item, turn: TaskTurn, answer: str) -> float:
         """0 to 1: the share of what is expected that the answer names as whole words."""
-        return sum(names(answer, one) for one in turn.expected) / len(turn.expected)
+        return sum(names(answer, wanted) for wanted in turn.expected) / len(turn.expected)
 
     def fed(self, item: Item) -> list[Tokens] | None:
         """All that is fed after the prompt before each turn's answer: its own question alone, unless a task has turns
@@ -46,18 +46,18 @@ class Answering(Task):
             replies = self._converse(engine, item, cache)
         else:
             replies = ask_each(engine, item.prompt, fed, self.limit, cache, stop=self.stop)
-        scores = [self.grade(item, turn, one.text) for turn, one in zip(item.turns, replies, strict=True)]
+        scores = [self.grade(item, turn, reply.text) for turn, reply in zip(item.turns, replies, strict=True)]
         return Record(
             task=self.label,
             item=item.identity,
             score=sum(scores) / len(scores),
-            output="\n".join(one.text.strip() for one in replies),
+            output="\n".join(reply.text.strip() for reply in replies),
             seconds=time.perf_counter() - started,
             expected="\n".join(", ".join(turn.expected) for turn in item.turns),
             details={"turns": scores} if len(scores) > 1 else {},
         )
 
-    def room(self, prompt: Tokens, turns: tuple[Turn, ...]) -> int:
+    def room(self, prompt: Tokens, turns: tuple[TaskTurn, ...]) -> int:
         """Tokens that a run holds at most."""
         return len(prompt) + sum(len(turn.tokens) + max(self.limit, len(turn.right)) for turn in turns)
 
@@ -80,6 +80,6 @@ def share_of_first(answer: str, expected: Sequence[str], known: Iterable[str]) -
     counted once: so that naming all of them does not pay.
     """
     pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, known))})(?!\w)"
-    said = dict.fromkeys(one.lower() for one in re.findall(pattern, answer, re.IGNORECASE))
+    said = dict.fromkeys(value.lower() for value in re.findall(pattern, answer, re.IGNORECASE))
     first = list(said)[: len(expected)]
-    return sum(one.lower() in first for one in expected) / len(expected)
+    return sum(value.lower() in first for value in expected) / len(expected)

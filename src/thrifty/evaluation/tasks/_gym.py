@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from thrifty.errors import PromptError, nearest
 from thrifty.evaluation.tasks._answering import Answering
 from thrifty.evaluation.tasks._framing import SEPARATOR, Frame
-from thrifty.evaluation.tasks.task import Item, Turn
+from thrifty.evaluation.tasks.task import Item, TaskTurn
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -33,7 +33,7 @@ class Gym(Answering):
         frame = Frame.plain(tokenizer)  # small models take solved examples up better without a template
         return [self._item(frame, seed, number) for number in range(count)]
 
-    def grade(self, item: Item, turn: Turn, answer: str) -> float:
+    def grade(self, item: Item, turn: TaskTurn, answer: str) -> float:
         """By the data set's own rule, which may give a part of the score."""
         name, _ = self.source()
         score = library().get_score_answer_fn(name)
@@ -46,23 +46,23 @@ class Gym(Answering):
         asked = next(examples)
         shown = self._examples(frame, asked, examples)
         prompt, fed = frame.first(SEPARATOR.join(shown), str(asked["question"]), LEAD, "agnostic")
-        turns = (Turn(fed, (str(asked["answer"]),)),)
+        turns = (TaskTurn(fed, (str(asked["answer"]),)),)
         return self.item(number, prompt, turns, self.room(prompt, turns), _plain(asked))
 
     def _examples(self, frame: Frame, asked: Any, examples: Iterator[Any]) -> list[str]:
         """As many solved ones as fit, the asked one not among them."""
         room = self.length - len(frame.before)
-        found: list[str] = []
+        shown: list[str] = []
         for example in examples:
             if example["question"] == asked["question"]:
                 continue
-            found.append(f"{example['question']}\n{LEAD} {example['answer']}")
-            if len(frame.tokens(SEPARATOR.join(found))) > room:
-                found.pop()
+            shown.append(f"{example['question']}\n{LEAD} {example['answer']}")
+            if len(frame.tokens(SEPARATOR.join(shown))) > room:
+                shown.pop()
                 break
-        if not found:
+        if not shown:
             raise PromptError(f"no solved example fits {self.length} tokens for '{self.label}'; use a larger --length")
-        return found
+        return shown
 
 
 def questions(name: str, seed: int, settings: Mapping[str, Any]) -> Iterator[Any]:

@@ -20,8 +20,8 @@ SHORTEST, LONGEST = 40, 250  # characters of a sentence
 
 def sentences() -> list[str]:
     """The sentences of the package's prose that are neither fragments nor monsters, in order."""
-    found = re.split(r"(?<=[.!?])\s+", prose())
-    return [one.strip() for one in found if SHORTEST <= len(one.strip()) <= LONGEST]
+    parts = re.split(r"(?<=[.!?])\s+", prose())
+    return [part.strip() for part in parts if SHORTEST <= len(part.strip()) <= LONGEST]
 
 
 class Haystack:
@@ -30,7 +30,7 @@ class Haystack:
     def __init__(self, tokenizer: Any) -> None:
         self.sentences = sentences()
         self._tokenizer = tokenizer
-        self._sizes = [self.size(" " + one) for one in self.sentences]
+        self._sizes = [self.size(" " + sentence) for sentence in self.sentences]
 
     def size(self, text: str) -> int:
         """Tokens of a text."""

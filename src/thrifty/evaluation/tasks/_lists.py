@@ -11,7 +11,7 @@ from pydantic import Field
 from thrifty.errors import PromptError
 from thrifty.evaluation.tasks._answering import Answering
 from thrifty.evaluation.tasks._framing import Frame, Mode
-from thrifty.evaluation.tasks.task import Item, Turn
+from thrifty.evaluation.tasks.task import Item, TaskTurn
 
 TEXT = (
     "apple river candle window garden silver bridge forest pencil rabbit copper island basket dragon mirror pepper "
@@ -57,7 +57,7 @@ class Listing(Answering):
         listed = [word for word, often in zip(words, counts, strict=False) for _ in range(often)]
         chance.shuffle(listed)
         prompt, fed = frame.first(", ".join(listed) + ".", question, lead, self.mode)
-        turns = (Turn(fed, tuple(words[: self.common])),)
+        turns = (TaskTurn(fed, tuple(words[: self.common])),)
         return self.item(number, prompt, turns, self.room(prompt, turns))
 
     def _total(self, frame: Frame, room: int) -> int:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from thrifty.evaluation.asking import compresses, nothing_compressed
-from thrifty.evaluation.forcing import MeasurementError, Step, Tables, force
+from thrifty.evaluation.forcing import ForcedStep, MeasurementError, Tables, force
 from thrifty.evaluation.quality import log_probabilities, passage
-from thrifty.evaluation.tasks.task import Item, Record, Task, Turn
+from thrifty.evaluation.tasks.task import Item, Record, Task, TaskTurn
 
 if TYPE_CHECKING:
     from thrifty.arrays import Floats
@@ -34,11 +34,11 @@ class Passages(Task):
 
     def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
         room = self.length + self.scored + 2
-        found = []
+        made = []
         for number in range(count):
-            one = passage(tokenizer, room, self.length, self.scored, part=number + 1000 * seed)
-            found.append(self.item(number, one.prompt, (Turn(one.answer),), room))
-        return found
+            cut = passage(tokenizer, room, self.length, self.scored, part=number + 1000 * seed)
+            made.append(self.item(number, cut.prompt, (TaskTurn(cut.answer),), room))
+        return made
 
     def run(self, engine: Engine, item: Item, cache: Tables | None) -> Record:
         started = time.perf_counter()
@@ -69,6 +69,6 @@ def predictions(engine: Engine, item: Item, cache: Tables | None) -> Generator[t
                 yield answer[step.index], step.logits
 
 
-def _check(step: Step, item: Item, cache: Tables | None) -> None:
+def _check(step: ForcedStep, item: Item, cache: Tables | None) -> None:
     if compresses(cache) and step.evidence is not None and not step.evidence.compressed:
         raise MeasurementError(nothing_compressed(len(item.prompt), cache))

@@ -13,7 +13,7 @@ from thrifty.errors import PromptError
 from thrifty.evaluation.asking import likelihoods
 from thrifty.evaluation.forcing import Tables
 from thrifty.evaluation.tasks._haystack import Haystack
-from thrifty.evaluation.tasks.task import Item, Record, Task, Turn
+from thrifty.evaluation.tasks.task import Item, Record, Task, TaskTurn
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
@@ -22,7 +22,7 @@ ENDING = 6  # words of an ending
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice(Task):
+class EndingChoice(Task):
     """A cloze over the package's prose: the passage is compressed, then each ending of its next sentence is scored by
     its log-likelihood a character (HellaSwag's form, 1905.07830). The wrong endings are those of other sentences.
     """
@@ -39,9 +39,9 @@ class Choice(Task):
     def run(self, engine: Engine, item: Item, cache: Tables | None) -> Record:
         started = time.perf_counter()
         (turn,) = item.turns
-        found = likelihoods(engine, item.prompt, turn.tokens, turn.options, cache)
+        likely = likelihoods(engine, item.prompt, turn.tokens, turn.options, cache)
         endings: list[str] = item.material["endings"]
-        scores = [one.total / len(ending) for one, ending in zip(found, endings, strict=True)]
+        scores = [likelihood.total / len(ending) for likelihood, ending in zip(likely, endings, strict=True)]
         chosen = max(range(len(scores)), key=scores.__getitem__)
         right = item.material["right"]
         return Record(
@@ -63,18 +63,18 @@ class Choice(Task):
         endings = [endings[place] for place in order]
         prompt = tuple(tokenizer.encode(self._passage(haystack, own)))
         lead = tuple(tokenizer.encode(" " + opening, add_bos=False))
-        options = tuple(tuple(tokenizer.encode(" " + one, add_bos=False)) for one in endings)
-        room = len(prompt) + len(lead) + max(len(one) for one in options) + 1
-        turn = Turn(lead, (ending,), options)
+        options = tuple(tuple(tokenizer.encode(" " + option, add_bos=False)) for option in endings)
+        room = len(prompt) + len(lead) + max(len(option) for option in options) + 1
+        turn = TaskTurn(lead, (ending,), options)
         return self.item(number, prompt, (turn,), room, {"endings": endings, "right": order.index(0)})
 
     def _sentences(self, chance: random.Random, haystack: Haystack) -> list[int]:
         """Places of the asked sentence and of those that lend the wrong endings."""
-        long = [place for place, one in enumerate(haystack.sentences) if len(one.split()) >= 2 * ENDING]
-        found = chance.sample(long, self.options)
-        if len({_cut(haystack.sentences[place])[1] for place in found}) < len(found):
+        long = [place for place, sentence in enumerate(haystack.sentences) if len(sentence.split()) >= 2 * ENDING]
+        chosen = chance.sample(long, self.options)
+        if len({_cut(haystack.sentences[place])[1] for place in chosen}) < len(chosen):
             return self._sentences(chance, haystack)
-        return found
+        return chosen
 
     def _passage(self, haystack: Haystack, before: int) -> str:
         """What stands before a sentence, as much as fits (the text's end stands before its beginning)."""

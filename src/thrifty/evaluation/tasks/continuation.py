@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 
 from thrifty.evaluation.quality import passage
 from thrifty.evaluation.tasks._answering import Answering
-from thrifty.evaluation.tasks.task import Item, Turn
+from thrifty.evaluation.tasks.task import Item, TaskTurn
 from thrifty.evaluation.textual import rouge_l
 
 LEAD = 8  # tokens of the passage that are fed after it was compressed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Continuation(Answering):
+class ContinuationTask(Answering):
     """A passage of the package's prose is compressed and continued greedily by 64 tokens. The score is ROUGE-L against
     the text's own continuation, low for every model: what is told is how far a recipe's text departs.
     """
@@ -25,15 +25,15 @@ class Continuation(Answering):
     stop: ClassVar[tuple[str, ...]] = ()
 
     def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
-        found = []
+        made = []
         for number in range(count):
             taken = LEAD + self.limit
-            one = passage(tokenizer, self.length + taken + 2, self.length, taken, part=number + 1000 * seed)
-            expected = tokenizer.decode(one.answer[LEAD:])
-            turns = (Turn(one.answer[:LEAD], (expected,)),)
-            found.append(self.item(number, one.prompt, turns, self.room(one.prompt, turns)))
-        return found
+            cut = passage(tokenizer, self.length + taken + 2, self.length, taken, part=number + 1000 * seed)
+            expected = tokenizer.decode(cut.answer[LEAD:])
+            turns = (TaskTurn(cut.answer[:LEAD], (expected,)),)
+            made.append(self.item(number, cut.prompt, turns, self.room(cut.prompt, turns)))
+        return made
 
-    def grade(self, item: Item, turn: Turn, answer: str) -> float:
+    def grade(self, item: Item, turn: TaskTurn, answer: str) -> float:
         """ROUGE-L with the text."""
         return rouge_l(answer, turn.expected[0])

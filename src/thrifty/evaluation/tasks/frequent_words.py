@@ -9,7 +9,7 @@ from pydantic import Field
 
 from thrifty.evaluation.tasks._answering import share_of_first
 from thrifty.evaluation.tasks._lists import WORDS, Listing
-from thrifty.evaluation.tasks.task import Item, Turn
+from thrifty.evaluation.tasks.task import Item, TaskTurn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,6 @@ class FrequentWords(Listing):
         counts = [int(total * weight / sum(weights)) for weight in weights]
         return [counts[0] + total - sum(counts), *counts[1:]]
 
-    def grade(self, item: Item, turn: Turn, answer: str) -> float:
+    def grade(self, item: Item, turn: TaskTurn, answer: str) -> float:
         """0 to 1, by the first words of the list that the answer names."""
         return share_of_first(answer, turn.expected, WORDS)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from thrifty.evaluation.forcing import Tables
-from thrifty.evaluation.quality import Scores
+from thrifty.evaluation.quality import TokenScores
 from thrifty.evaluation.tasks._passages import Passages, predictions
 from thrifty.evaluation.tasks.task import Item, Record
 
@@ -31,11 +31,11 @@ class Divergence(Passages):
 
     def compare(self, baseline: Engine, engine: Engine, item: Item, cache: Tables | None) -> tuple[Record, Record]:
         started = time.perf_counter()
-        reference, own = Scores(), Scores()
+        reference, own = TokenScores(), TokenScores()
         with closing(predictions(baseline, item, [])) as theirs, closing(predictions(engine, item, cache)) as mine:
-            for (target, expected), (_, found) in zip(theirs, mine, strict=True):
+            for (target, expected), (_, logits) in zip(theirs, mine, strict=True):
                 reference.add(expected, expected, target)
-                own.add(expected, found, target)
+                own.add(expected, logits, target)
         seconds = (time.perf_counter() - started) / 2
         return (
             self.record(item, statistics.fmean(reference.right), seconds, _details(reference)),
@@ -43,5 +43,5 @@ class Divergence(Passages):
         )
 
 
-def _details(scores: Scores) -> dict[str, float]:
+def _details(scores: TokenScores) -> dict[str, float]:
     return {name: statistics.fmean(getattr(scores, field)) for name, field in DETAILS.items()}

@@ -11,7 +11,7 @@ from thrifty.evaluation.tasks._answering import Answering
 from thrifty.evaluation.tasks._framing import SEPARATOR, Frame, Mode
 from thrifty.evaluation.tasks._haystack import NAMES, Haystack
 from thrifty.evaluation.tasks.recall import asked, hidden
-from thrifty.evaluation.tasks.task import Item, Turn
+from thrifty.evaluation.tasks.task import Item, TaskTurn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,5 +40,5 @@ class MultiRequest(Answering):
         questions = [asked(name) for name, _ in facts]
         prompt, first = frame.first(context, *questions[0], self.mode)
         rest = [frame.tokens(SEPARATOR + question + frame.after + lead) for question, lead in questions[1:]]
-        turns = tuple(Turn(fed, (value,)) for fed, (_, value) in zip([first, *rest], facts, strict=True))
+        turns = tuple(TaskTurn(fed, (value,)) for fed, (_, value) in zip([first, *rest], facts, strict=True))
         return self.item(number, prompt, turns, self.room(prompt, turns))

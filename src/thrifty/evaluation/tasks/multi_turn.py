@@ -11,7 +11,7 @@ from thrifty.evaluation.tasks._answering import Answering
 from thrifty.evaluation.tasks._framing import Frame, Mode
 from thrifty.evaluation.tasks._haystack import NAMES, Haystack
 from thrifty.evaluation.tasks.recall import asked, hidden
-from thrifty.evaluation.tasks.task import Item, Tokens, Turn
+from thrifty.evaluation.tasks.task import Item, TaskTurn, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +39,12 @@ class MultiTurn(Answering):
         """A turn's question after the earlier ones and their right answers; None with the model's own answers."""
         if not self.golden:
             return None
-        found: list[Tokens] = []
+        prompts: list[Tokens] = []
         said: Tokens = ()
         for turn in item.turns:
-            found.append(said + turn.tokens)
-            said = found[-1] + turn.right
-        return found
+            prompts.append(said + turn.tokens)
+            said = prompts[-1] + turn.right
+        return prompts
 
     def _item(self, haystack: Haystack, frame: Frame, seed: int, number: int) -> Item:
         chance = self.chance(seed, number)
@@ -53,7 +53,7 @@ class MultiTurn(Answering):
         prompt, first = frame.first(context, *questions[0], self.mode)
         fed: list[Tokens] = [first, *(frame.next(question, lead) for question, lead in questions[1:])]
         turns = tuple(
-            Turn(tokens, (value,), right=frame.tokens(f" {value}."))
+            TaskTurn(tokens, (value,), right=frame.tokens(f" {value}."))
             for tokens, (_, value) in zip(fed, facts, strict=True)
         )
         return self.item(number, prompt, turns, self.room(prompt, turns))

@@ -11,7 +11,7 @@ from pydantic import Field
 from thrifty.evaluation.tasks._answering import Answering
 from thrifty.evaluation.tasks._framing import Frame, Mode
 from thrifty.evaluation.tasks._haystack import NAMES, Haystack
-from thrifty.evaluation.tasks.task import Item, Turn
+from thrifty.evaluation.tasks.task import Item, TaskTurn
 
 NEEDLE = "The secret number of {name} is {number}."
 QUESTION = "What is the secret number of {name}?"
@@ -41,7 +41,7 @@ class Recall(Answering):
         facts, context = hidden(haystack, frame, chance, self.keys, self.digits, self.length, self.mode)
         name, expected = facts[0]
         prompt, fed = frame.first(context, *asked(name), self.mode)
-        turns = (Turn(fed, (expected,)),)
+        turns = (TaskTurn(fed, (expected,)),)
         return self.item(number, prompt, turns, self.room(prompt, turns))
 
 
@@ -57,7 +57,7 @@ def hidden(
     tokens, the frame and, where `mode` says so, the first name's question included.
     """
     facts = secrets(chance, count, digits)
-    needles = [NEEDLE.format(name=name, number=found) for name, found in facts]
+    needles = [NEEDLE.format(name=name, number=number) for name, number in facts]
     around = len(frame.before) + (haystack.size(asked(facts[0][0])[0]) if mode == "aware" else 0)
     return facts, haystack.context(chance, length - around, needles)
 

@@ -21,7 +21,7 @@ Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Turn:
+class TaskTurn:
     """One question. tokens: what is fed before the model answers, at least one. expected: what the answer must
     hold, all of it for a score of 1. options: for tasks that choose, the token ids of every option. right: a right
     answer's tokens, where a conversation may go on from it instead of the model's own.
@@ -44,7 +44,7 @@ class Item:
 
     identity: str
     prompt: Tokens
-    turns: tuple[Turn, ...]
+    turns: tuple[TaskTurn, ...]
     room: int
     material: Mapping[str, Any] = field(default_factory=dict)
 
@@ -65,7 +65,7 @@ class Record:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Record:
@@ -113,9 +113,9 @@ class Task(ABC):
     def label(self) -> str:
         """The name with the options that differ from their defaults, as `parse` reads it; length left out."""
         changed = [
-            f"{one.name}={getattr(self, one.name)}"
-            for one in fields(self)
-            if one.name != "length" and getattr(self, one.name) != one.default
+            f"{field.name}={getattr(self, field.name)}"
+            for field in fields(self)
+            if field.name != "length" and getattr(self, field.name) != field.default
         ]
         return ":".join([self.name, *changed])
 
@@ -124,13 +124,18 @@ class Task(ABC):
         return random.Random(f"{self.name}/{seed}/{number}")
 
     def item(
-        self, number: int, prompt: Tokens, turns: tuple[Turn, ...], room: int, material: Mapping[str, Any] | None = None
+        self,
+        number: int,
+        prompt: Tokens,
+        turns: tuple[TaskTurn, ...],
+        room: int,
+        material: Mapping[str, Any] | None = None,
     ) -> Item:
         """An item, its identity made from its number and content."""
         content = json.dumps(
             [
                 prompt,
-                [[one.tokens, one.expected, one.options, *filter(None, [one.right])] for one in turns],
+                [[turn.tokens, turn.expected, turn.options, *filter(None, [turn.right])] for turn in turns],
                 material or {},
             ]
         )

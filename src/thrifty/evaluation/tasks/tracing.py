@@ -13,7 +13,7 @@ from thrifty.evaluation.tasks._answering import Answering, share_of_first
 from thrifty.evaluation.tasks._framing import Frame, Mode
 from thrifty.evaluation.tasks._haystack import NAMES, Haystack
 from thrifty.evaluation.tasks.recall import NEEDLE
-from thrifty.evaluation.tasks.task import Item, Turn
+from thrifty.evaluation.tasks.task import Item, TaskTurn
 
 LINK = "The secret number of {name} is that of {other}."
 QUESTION = "Which cities have the secret number {number}?"
@@ -45,7 +45,7 @@ class Tracing(Answering):
         haystack, frame = Haystack(tokenizer), Frame.of(tokenizer)
         return [self._item(haystack, frame, seed, number) for number in range(count)]
 
-    def grade(self, item: Item, turn: Turn, answer: str) -> float:
+    def grade(self, item: Item, turn: TaskTurn, answer: str) -> float:
         """0 to 1, by the first cities that the answer names."""
         return share_of_first(answer, turn.expected, NAMES)
 
@@ -57,7 +57,7 @@ class Tracing(Answering):
         around = len(frame.before) + (haystack.size(question) if self.mode == "aware" else 0)
         context = haystack.context(chance, self.length - around, interleaved(chance, sentences), ordered=True)
         prompt, fed = frame.first(context, question, lead, self.mode)
-        turns = (Turn(fed, tuple(chains[0])),)
+        turns = (TaskTurn(fed, tuple(chains[0])),)
         return self.item(number, prompt, turns, self.room(prompt, turns))
 
     def _chains(self, chance: random.Random) -> tuple[list[list[str]], list[str]]:
@@ -65,7 +65,7 @@ class Tracing(Answering):
         size = self.hops + 1
         names = chance.sample(NAMES, size * self.chains)
         numbers = chance.sample(range(10 ** (self.digits - 1), 10**self.digits), self.chains)
-        return [names[size * one : size * (one + 1)] for one in range(self.chains)], [str(one) for one in numbers]
+        return [names[size * chain : size * (chain + 1)] for chain in range(self.chains)], list(map(str, numbers))
 
 
 def told(names: list[str], number: str) -> list[str]:

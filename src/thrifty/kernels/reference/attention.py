@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from thrifty.arrays import Floats, Integers
+from thrifty.arrays import Array, Floats, Integers
 from thrifty.errors import KernelError
 
 BLOCK = 64
@@ -65,13 +65,15 @@ def attend(
     softcap: float = 0.0,
     column_sums: bool = False,
     probabilities: bool = False,
+    ahead: Array | None = None,
 ) -> Attended:
     """queries fp32 [rows, queries, head_dim] (the query heads that share this KV head) over all slots of
     `spans`.
 
     Logits are scale·q·k, then softcap·tanh(logit/softcap) where softcap > 0, then + bias. Causal: the rows
     are the last slots' own, so row i of n sees all slots except the last n−1−i. window: a row sees only the
-    last `window` of those. Raises KernelError where a row would see no slot.
+    last `window` of those. ahead: integers [rows], how many slots behind its own a causal row sees as well. Raises
+    KernelError where a row would see no slot.
     """
     rows, heads, dimension = queries.shape
     slots = sum(len(span.keys) for span in spans)
@@ -79,11 +81,14 @@ def attend(
         raise KernelError(f"{rows} query rows over {slots} slots: a row would see none; append keys and values first")
     if window is not None and window < 1:
         raise KernelError(f"attention window {window} must be at least 1 (None for no window)")
-    limits = np.arange(slots - rows + 1, slots + 1) if causal else np.full(rows, slots)
-    blocks = list(_blocks(spans, rows, slots, causal, window))
+    own = limits = np.arange(slots - rows + 1, slots + 1) if causal else np.full(rows, slots)
+    if ahead is not None:
+        limits = limits + ahead
+    furthest = 0 if ahead is None else int(np.max(ahead, initial=0))
+    blocks = list(_blocks(spans, rows, slots, causal, window, furthest))
 
     def logits(block: _Block) -> Floats:
-        return _logits(queries, block, limits, scale, window, softcap)
+        return _logits(queries, block, limits, own, scale, window, softcap)
 
     peak = np.full((rows, heads), -math.inf, np.float32)
     total = np.zeros((rows, heads), np.float32)
@@ -105,15 +110,17 @@ def attend(
     return Attended(out, sums, dense)
 
 
-def _blocks(spans: Sequence[Span], rows: int, slots: int, causal: bool, window: int | None) -> Iterator[_Block]:
-    """The blocks that some row sees. Skipping the others changes no bit of the result."""
+def _blocks(
+    spans: Sequence[Span], rows: int, slots: int, causal: bool, window: int | None, ahead: int
+) -> Iterator[_Block]:
+    """The blocks that some row sees. Skipping the others changes no bit of the result. ahead: the furthest of any."""
     slot = 0
     before = slots - rows  # causal row i sees slots < before + i + 1
     for span in spans:
         for start in range(0, len(span.keys), BLOCK):
             keys = span.keys[start : start + BLOCK]
             end = slot + len(keys)
-            first = max(0, slot - before) if causal else 0
+            first = max(0, slot - before - ahead) if causal else 0
             last = rows
             if window is not None:
                 last = min(rows, end - 1 + window - before) if causal else (rows if end > slots - window else 0)
@@ -124,9 +131,17 @@ def _blocks(spans: Sequence[Span], rows: int, slots: int, causal: bool, window: 
 
 
 def _logits(
-    queries: Floats, block: _Block, limits: Integers, scale: float, window: int | None, softcap: float
+    queries: Floats,
+    block: _Block,
+    limits: Integers,
+    own: Integers,
+    scale: float,
+    window: int | None,
+    softcap: float,
 ) -> Floats:
-    """[rows of the block, queries, slots of the block], −inf where a row does not see a slot."""
+    """[rows of the block, queries, slots of the block], −inf where a row does not see a slot. limits, own: one behind
+    the last slot that a row sees, and one behind its own, from which its window counts.
+    """
     rows = queries[block.rows]
     count, heads, dimension = rows.shape
     logits = (rows.reshape(count * heads, dimension) @ block.keys.T).reshape(count, heads, len(block.keys))
@@ -139,7 +154,7 @@ def _logits(
     limit = limits[block.rows, None]
     hidden = slots >= limit
     if window is not None:
-        hidden |= slots < limit - window
+        hidden |= slots < own[block.rows, None] - window
     if hidden.any():
         logits[np.broadcast_to(hidden[:, None, :], logits.shape)] = -math.inf
     return logits

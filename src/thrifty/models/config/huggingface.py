@@ -10,7 +10,8 @@ from thrifty.errors import ConfigError, nearest
 from thrifty.models.config.families import FAMILIES, Family
 from thrifty.models.config.fields import Fields
 from thrifty.models.config.harmless import EXPLAINED
-from thrifty.models.config.model_config import LIMITS, Activation, ExpertConfig, LayerConfig, ModelConfig, RopeConfig
+from thrifty.models.config.model_config import LIMITS, Activation, ExpertConfig, LayerSpec, ModelConfig, RopeConfig
+from thrifty.models.config.own import OWN, from_own
 from thrifty.models.config.rope import extended_context, read_ropes
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -21,7 +22,7 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 TOKEN_LIMIT = LIMITS["vocabulary_size"]
 
-SUPPORTED = (*FAMILIES, "gemma3")
+SUPPORTED = (*FAMILIES, "gemma3", OWN)
 
 _GEMMA_WRAPPER = (  # fields of a vision-language Gemma 3 that the language model does not need
     "boi_token_index",
@@ -44,6 +45,8 @@ def from_huggingface(data: object) -> ModelConfig:
     model_type = fields.text("model_type")
     if model_type == "gemma3":
         return _gemma_with_vision(fields)
+    if model_type == OWN:
+        return from_own(fields)
     if model_type not in FAMILIES:
         for latent in ("kv_lora_rank", "q_lora_rank"):
             if fields.data.get(latent):
@@ -145,7 +148,7 @@ def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
 
 def _layers(
     fields: Fields, family: Family, ropes: dict[str, RopeConfig], context: int
-) -> tuple[tuple[LayerConfig, ...], ExpertConfig | None]:
+) -> tuple[tuple[LayerSpec, ...], ExpertConfig | None]:
     count = fields.integer("num_hidden_layers", low=1, high=LIMITS["layers"])
     windows = family.windows(fields, count)
     nope = family.nope(fields, count) if family.nope else [False] * count
@@ -155,7 +158,7 @@ def _layers(
         rope = ropes["full_attention" if window is None else "sliding_attention"]
         if still:
             rope = RopeConfig(rope.theta, 0)
-        layers.append(LayerConfig(window if window is None or window < context else None, rope, mixed))
+        layers.append(LayerSpec(window if window is None or window < context else None, rope, mixed))
     return tuple(layers), experts
 
 

@@ -13,146 +13,21 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from thrifty.errors import ConfigError
+from thrifty.models.config.checks import LIMITS, check_choice, check_integer, check_number
+from thrifty.models.config.layer_spec import LayerSpec, RecurrentSpec, RopeConfig, RopeScaling, ScalingKind
+
+__all__ = [
+    "LIMITS", "MLP", "Activation", "ExpertConfig", "LayerSpec", "ModelConfig", "Norm", "QKNorm", "RecurrentSpec",
+    "RopeConfig", "RopeScaling", "ScalingKind", "as_dict", "check_choice", "check_integer", "check_number", "from_dict",
+    "longrope_attention_factor", "yarn_attention_factor",
+]  # fmt: skip
 
 T = TypeVar("T")
 
-ScalingKind = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
 QKNorm = Literal["none", "head", "full"]
 Activation = Literal["silu", "gelu_tanh"]
 Norm = Literal["rms", "layer"]
 MLP = Literal["gated", "plain"]
-
-# Upper bounds of what a real model can ask for; a number beyond them is a corrupt or hostile file.
-LIMITS = {
-    "vocabulary_size": 1 << 24,
-    "hidden_size": 1 << 17,
-    "intermediate_size": 1 << 20,
-    "shared_intermediate_size": 1 << 20,
-    "layers": 1024,
-    "heads": 4096,
-    "kv_heads": 4096,
-    "head_dim": 1024,
-    "context_length": 1 << 30,
-    "window": 1 << 30,
-    "original_context": 1 << 30,
-    "experts.count": 4096,
-}
-
-
-def check_integer(field: str, value: object, low: int, high: int) -> None:
-    """Raise a `ConfigError` naming `field` unless `value` is an integer in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigError(f"{field} is {_shown(value)}; it must be an integer from {low} to {high}.")
-
-
-def check_number(field: str, value: object, low: float, high: float) -> None:
-    """Raise a `ConfigError` naming `field` unless `value` is a finite number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ConfigError(f"{field} is {_shown(value)}; it must be a number from {low:g} to {high:g}.")
-
-
-def check_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise a `ConfigError` naming `field` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ConfigError(f"{field} is {_shown(value)}; it must be one of: {', '.join(choices)}.")
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 1 << 64:
-        return "an integer beyond 64 bits"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched beyond the context that a model was trained on.
-
-    `attention_factor` multiplies the cosines and sines (linear, yarn, longrope). `original_context` is in tokens.
-    `short_factor` and `long_factor` have one divisor for each of the `dimension / 2` frequencies (longrope).
-    """
-
-    kind: ScalingKind
-    factor: float = 1.0
-    original_context: int = 0
-    attention_factor: float = 1.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    short_factor: tuple[float, ...] = ()
-    long_factor: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_choice("rope_scaling.rope_type", self.kind, ("linear", "dynamic", "llama3", "yarn", "longrope"))
-        check_number("rope_scaling.factor", self.factor, 1e-3, 1e6)
-        check_number("rope_scaling.attention_factor", self.attention_factor, 1e-6, 1e6)
-        check_number("rope_scaling.low_freq_factor", self.low_frequency_factor, 1e-6, 1e6)
-        check_number("rope_scaling.high_freq_factor", self.high_frequency_factor, 1e-6, 1e6)
-        check_number("rope_scaling.beta_fast", self.beta_fast, 1e-6, 1e6)
-        check_number("rope_scaling.beta_slow", self.beta_slow, 1e-6, 1e6)
-        low = 0 if self.kind == "linear" else 1
-        name = "rope_scaling.original_max_position_embeddings"
-        check_integer(name, self.original_context, low, LIMITS["original_context"])
-        if self.kind == "llama3" and self.high_frequency_factor <= self.low_frequency_factor:
-            raise ConfigError(
-                f"rope_scaling.high_freq_factor is {self.high_frequency_factor}; "
-                f"it must be above low_freq_factor, {self.low_frequency_factor}."
-            )
-        for name in ("short_factor", "long_factor"):
-            for value in getattr(self, name):
-                check_number(f"rope_scaling.{name}", value, 1e-6, 1e9)
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary embedding of one layer: the first `dimension` channels of a head turn; 0 means that none do
-    (NoPE).
-
-    `divisors`: one for each of the `dimension / 2` frequencies, whatever the scaling and the length; none where empty.
-    """
-
-    theta: float
-    dimension: int
-    scaling: RopeScaling | None = None
-    divisors: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_number("rope_theta", self.theta, 1.0 + 1e-6, 1e12)
-        check_integer("rope dimension", self.dimension, 0, LIMITS["head_dim"])
-        if self.dimension % 2:
-            raise ConfigError(f"The rope dimension is {self.dimension}; it must be even.")
-        if self.divisors and len(self.divisors) != self.dimension // 2:
-            raise ConfigError(
-                f"rope.divisors has {len(self.divisors)} entries; "
-                f"it must have {self.dimension // 2}, half the rotated dimension."
-            )
-        for value in self.divisors:
-            check_number("rope.divisors", value, 1e-6, 1e9)
-        scaling = self.scaling
-        if scaling is None:
-            return
-        if scaling.kind == "dynamic" and self.dimension < 4:
-            raise ConfigError(f"The rope dimension is {self.dimension}; dynamic scaling needs at least 4.")
-        if scaling.kind == "longrope":
-            for name in ("short_factor", "long_factor"):
-                if len(getattr(scaling, name)) != self.dimension // 2:
-                    raise ConfigError(
-                        f"rope_scaling.{name} has {len(getattr(scaling, name))} entries; "
-                        f"it must have {self.dimension // 2}, half the rotated dimension."
-                    )
-
-
-@dataclass(frozen=True)
-class LayerConfig:
-    """One layer: `window` tokens of attention (None: all), its rope, and whether its MLP is a mixture of
-    experts.
-    """
-
-    window: int | None
-    rope: RopeConfig
-    experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,7 +75,7 @@ class ModelConfig:
     kv_heads: int
     head_dim: int
     context_length: int
-    layers: tuple[LayerConfig, ...]
+    layers: tuple[LayerSpec, ...]
     norm_epsilon: float
     query_scale: float
     norm_offset: float = 0.0
@@ -244,6 +119,22 @@ class ModelConfig:
         """Channels of all key (or value) heads together."""
         return self.kv_heads * self.head_dim
 
+    @property
+    def ropes(self) -> list[RopeConfig]:
+        """The ropes of the layers that attend, each once."""
+        return list(dict.fromkeys(layer.rope for layer in self.layers if layer.mixer != "recurrent"))
+
+    @property
+    def states(self) -> tuple[int, ...]:
+        """fp32 numbers of each layer's recurrent state, 0 where it attends; empty where all do."""
+        states = tuple(0 if layer.recurrent is None else layer.recurrent.state_numbers for layer in self.layers)
+        return states if any(states) else ()
+
+    def widths(self, index: int) -> tuple[int, int, int]:
+        """Heads, KV heads and head_dim of the attention of one layer."""
+        layer = self.layers[index]
+        return layer.heads or self.heads, layer.kv_heads or self.kv_heads, layer.head_dim or self.head_dim
+
     def _check_sizes(self) -> None:
         for field in ("vocabulary_size", "hidden_size", "intermediate_size", "heads", "kv_heads", "head_dim"):
             check_integer(field, getattr(self, field), 1, LIMITS[field])
@@ -272,11 +163,19 @@ class ModelConfig:
     def _check_layers(self) -> None:
         check_integer("layers", len(self.layers), 1, LIMITS["layers"])
         for index, layer in enumerate(self.layers):
-            if layer.window is not None:
-                check_integer(f"layers.{index}.window", layer.window, 1, LIMITS["window"])
-            check_integer(f"layers.{index}.rope.dimension", layer.rope.dimension, 0, self.head_dim)
+            name = f"layers.{index}"
+            layer.check(name)
+            heads, kv_heads, head_dim = self.widths(index)
+            if heads % kv_heads or head_dim % 2:
+                raise ConfigError(
+                    f"{name} has {heads} heads, {kv_heads} KV heads and head_dim {head_dim}; heads must be a multiple "
+                    "of KV heads, head_dim even."
+                )
+            check_integer(f"{name}.rope.dimension", layer.rope.dimension, 0, head_dim)
             if layer.experts and self.experts is None:
-                raise ConfigError(f"layers.{index}.experts is set; the model has no experts.")
+                raise ConfigError(f"{name}.experts is set; the model has no experts.")
+        if all(layer.mixer == "recurrent" for layer in self.layers):
+            raise ConfigError("all layers are recurrent; one at least must attend: the cache counts its tokens.")
 
 
 def as_dict(config: ModelConfig) -> dict[str, Any]:
@@ -299,10 +198,10 @@ def from_dict(data: Mapping[str, Any]) -> ModelConfig:
     return _build(ModelConfig, fields, "config")
 
 
-def _layer(data: object, field: str) -> LayerConfig:
+def _layer(data: object, field: str) -> LayerSpec:
     if not isinstance(data, Mapping) or not isinstance(data.get("rope"), Mapping):
         raise ConfigError(f"{field} is not a table with a rope.")
-    rope = {**data["rope"], "divisors": tuple(data["rope"].get("divisors") or ())}
+    rope = {**data["rope"], **{name: tuple(data["rope"].get(name) or ()) for name in ("divisors", "sections")}}
     if rope.get("scaling") is not None:
         scaling = rope["scaling"]
         if not isinstance(scaling, Mapping):
@@ -310,7 +209,10 @@ def _layer(data: object, field: str) -> LayerConfig:
         scaling = {**scaling, "short_factor": tuple(scaling.get("short_factor") or ())}
         scaling["long_factor"] = tuple(scaling.get("long_factor") or ())
         rope["scaling"] = _build(RopeScaling, scaling, f"{field}.rope.scaling")
-    return _build(LayerConfig, {**data, "rope": _build(RopeConfig, rope, f"{field}.rope")}, field)
+    fields = {**data, "rope": _build(RopeConfig, rope, f"{field}.rope")}
+    if fields.get("recurrent") is not None:
+        fields["recurrent"] = _build(RecurrentSpec, fields["recurrent"], f"{field}.recurrent")
+    return _build(LayerSpec, fields, field)
 
 
 def _build(kind: type[T], data: object, field: str) -> T:

@@ -15,7 +15,7 @@ from thrifty.models.config.model_config import (
     MLP,
     Activation,
     ExpertConfig,
-    LayerConfig,
+    LayerSpec,
     ModelConfig,
     Norm,
     QKNorm,
@@ -281,7 +281,7 @@ class _Reader:
         if scale not in (0.0, 1.0):
             raise ConfigError(f"{self.file.path}: '{self.key('expert_weights_scale')}' is {scale}; only 1 is supported")
 
-    def layer_configs(self, head_dim: int, experts: bool) -> tuple[LayerConfig, ...]:
+    def layer_configs(self, head_dim: int, experts: bool) -> tuple[LayerSpec, ...]:
         last = f"blk.{self.layers - 1}.{'attn_norm' if self.kind.pre_norms else 'attn_output'}.weight"
         if last not in self.file.tensors:
             raise ConfigError(
@@ -290,10 +290,10 @@ class _Reader:
         self._refuse_variants()
         rope, window, step = self.rope(head_dim), self.window(), self.kind.without_rope
         if window is None or self.kind.period == 1:
-            turned, still = LayerConfig(window, rope, experts), LayerConfig(window, RopeConfig(rope.theta, 0), experts)
+            turned, still = LayerSpec(window, rope, experts), LayerSpec(window, RopeConfig(rope.theta, 0), experts)
             return tuple(still if step and (index + 1) % step == 0 else turned for index in range(self.layers))
-        local = LayerConfig(window, self.local_rope(rope), experts)
-        whole = LayerConfig(None, rope, experts)
+        local = LayerSpec(window, self.local_rope(rope), experts)
+        whole = LayerSpec(None, rope, experts)
         return tuple(local if is_local else whole for is_local in self.local_layers())
 
     def local_rope(self, rope: RopeConfig) -> RopeConfig:

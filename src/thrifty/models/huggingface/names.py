@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from thrifty.models.config.model_config import ModelConfig
+from thrifty.models.config.own import OWN
 
 # Names inside a layer, once prefixes are gone. Mixtral's w1, w2, w3 are gate, down and up.
 _ATTENTION = {
@@ -64,6 +65,8 @@ def part_names(tensor: str, dimensions: int, config: ModelConfig) -> tuple[tuple
     """The decoder parts inside a tensor, in the order of its rows, and whether it holds those of all experts; none
     where the name is unknown.
     """
+    if config.family == OWN:
+        return (tensor.removesuffix(".weight"),), False
     name = _PREFIX.sub("", tensor)
     if name in _MODEL:
         return (_MODEL[name],), False

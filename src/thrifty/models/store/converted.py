@@ -6,18 +6,14 @@ and one for all but the weights (see `description`).
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import mmap
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from thrifty.arrays import Array, Bytes
 from thrifty.errors import CheckpointError, StorageError
@@ -31,6 +27,7 @@ from thrifty.models.store.cache_entry import CacheEntry, Contents, open_entry
 from thrifty.models.store.checkpoint_key import CheckpointKey
 from thrifty.models.store.converted_file import DTYPES, Progress, TensorWriter
 from thrifty.models.tokens.settings import TokenizerDefinition
+from thrifty.storage.mapped_file import MappedFile
 
 _LOG = logging.getLogger(__name__)
 KIND = "converted"
@@ -55,11 +52,16 @@ class Converted:
         """The tokenizer; its definition is read when this is called."""
         return self.description.tokenizer
 
+    @cached_property
+    def file(self) -> MappedFile:
+        """The file that all arrays are views of."""
+        return MappedFile(self.entry.path / FILE)
+
     def weights(self, dtype: DType | None = None) -> Iterator[Weight]:
         """Every part, as views of the mapped file: nothing is read before it is used. Norms and biases are copies."""
         if dtype is not None:
             raise ValueError("a converted checkpoint holds packed forms only; read the original for plain ones")
-        data = _map(self.entry.path / FILE)
+        data = self.file.content
         for entry in self.entry.body["weights"]:
             arrays = {name: _view(data, place, entry["name"]) for name, place in entry["tensors"].items()}
             value = PackedLinear.from_state(entry["meta"], arrays) if entry["meta"] else arrays["value"].copy()
@@ -118,17 +120,6 @@ def _check_room(directory: Path, total: int) -> None:
             f"Make room there, set {VARIABLE} to another directory, or load with copy=False (--no-copy), which keeps "
             "none."
         )
-
-
-def _map(path: Path) -> Bytes:
-    """The whole file as uint8 [bytes], mapped privately: pages come when they are touched."""
-    with path.open("rb") as file:
-        # Copy-on-write, so that a stray in-place operation cannot crash the process or reach the file.
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # where the file is read from the disk, in pieces that make large pages
-            with contextlib.suppress(OSError):  # kernels without them
-                mapped.madvise(mmap.MADV_HUGEPAGE)
-        return np.frombuffer(mapped, np.uint8)
 
 
 def _view(data: Bytes, place: Mapping[str, Any], name: str) -> Array:

@@ -2,9 +2,9 @@
 // bytes.
 //
 // A score is sum over channels of q (scale * code + minimum) = sum of (q scale) (code - middle) + sum of q (minimum +
-// middle * scale), codes exact. For 8 bits q scale is rounded to bf16. For 4 and 2 bits it is rounded to int8, one step
-// for the 64 channels of a page: its error stays below the rounding of the cache itself (docs/performance.md), and sums
-// are exact. Values likewise, with weights times scales.
+// middle * scale), codes exact. q scale is rounded to whole steps, one step for the 64 channels of a page: for 4 and 2
+// bits to int8, for 8 bits to 15 bits, of which two bytes are made. Its error stays below the rounding of the cache
+// itself (docs/performance.md), and sums are exact. Values likewise, with weights times scales.
 #pragma once
 #include "attention/attention_pairs.hpp"
 
@@ -13,46 +13,15 @@ namespace thrifty::THRIFTY_ISA {
 // Products of 64 numbers of R rows with the scales of each of H groups of a page (keys) or of 64 channels (values),
 // ready to be multiplied with codes; what minimums and middles add is kept apart. Vector j of 16 codes is of group j *
 // H / 4.
-template <int B, int H, int R> struct Factors {  // 8 bits: as bf16 pairs
-  using Sum = V;
-  uint32_t pairs[H][R][kPairs];
-  float base[H][kLanes];
-  CodePairs table = CodePairs::make();
-
-  // x [row][group][vector]: the products; adds [group][row]: what adds up to the bases, lane by lane.
-  THRIFTY_SHARED void set(const V (*x)[H][4], V (*adds)[R]) {
-    for (int h = 0; h < H; h++) {
-      for (int r = 0; r < R; r++)
-        for (int i = 0; i < 4; i += 2) store_bf16((uint16_t*)pairs[h][r] + i * kLanes, x[r][h][i], x[r][h][i + 1]);
-      store(base[h], reduce_rows_add<R>(adds[h]));
-    }
-  }
-  static THRIFTY_SHARED Sum none() { return zero(); }
-  // sums[row][vector] += codes of rows `row`.. of four vectors.
-  THRIFTY_SHARED void add_codes(const uint8_t* codes, int row, Sum (*sums)[4]) const {
-    I raw[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) raw[j] = load_bytes(codes + 64 * j);
-#pragma GCC unroll 4
-    for (int k = 0; k < kCodePairSteps; k++)
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) {
-        const I w = table.operand(raw[j], k);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) sums[r][j] = dot_pairs(sums[r][j], w, &pairs[j * H / 4][r][row / 2 + k / 2]);
-      }
-  }
-  THRIFTY_SHARED V total(Sum sum, int r, int h) const { return add(sum, set1(base[h][r])); }
-};
-
-template <int B, int H, int R>
-  requires(B < 8)
-struct Factors<B, H, R> {  // as int8
+template <int B, int H, int R> struct Factors {
   using Sum = I;
-  static constexpr int kSteps = 8 / B;  // vectors of bytes in one of codes
-  uint32_t bytes[H][R][kPage / 4];
+  static constexpr int kParts = B == 8 ? 2 : 1;               // bytes of a product, the high one first
+  static constexpr float kMost = B == 8 ? 16256.0f : 127.0f;  // steps; 127 times 128
+  static constexpr int kSteps = 8 / B;                        // vectors of bytes in one of codes
+  uint32_t bytes[kParts][H][R][kPage / 4];
   float scale[kLanes], base[H][kLanes];
 
+  // x [row][group][vector]: the products; adds [group][row]: what adds up to the bases, lane by lane.
   THRIFTY_SHARED void set(const V (*x)[H][4], V (*adds)[R]) {
     V most[R];
     for (int r = 0; r < R; r++) {
@@ -61,21 +30,20 @@ struct Factors<B, H, R> {  // as int8
         for (int i = 0; i < 4; i++) most[r] = largest_absolute(most[r], x[r][h][i]);
     }
     float inverse[kLanes];
-    const V step = mul(reduce_rows_max<R>(most), set1(1.0f / 127.0f));
+    const V step = mul(reduce_rows_max<R>(most), set1(1.0f / kMost));
     store(scale, step), store(inverse, div(set1(1.0f), max(step, set1(1e-30f))));
     for (int r = 0; r < R; r++) {
       const V by = set1(inverse[r]), middle = set1(-kMiddle<B> * scale[r]);  // codes are used as they are
       for (int h = 0; h < H; h++) {
         const V y[4] = {mul(x[r][h][0], by), mul(x[r][h][1], by), mul(x[r][h][2], by), mul(x[r][h][3], by)};
-        const I rounded = ordered_bytes<B>(y);
-        store_bytes(bytes[h][r], rounded);
-        adds[h][r] = fma(sums_of_bytes(rounded), middle, adds[h][r]);
+        adds[h][r] = fma(put(y, h, r), middle, adds[h][r]);
       }
     }
     for (int h = 0; h < H; h++) store(base[h], reduce_rows_add<R>(adds[h]));
   }
   static THRIFTY_SHARED Sum none() { return no_dots(); }
-  THRIFTY_SHARED void add_codes(const uint8_t* codes, int row, Sum (*sums)[4]) const {
+  // sums[row][vector] += codes of rows `row`.. of four vectors times one part of the products.
+  THRIFTY_SHARED void add_codes(const uint8_t* codes, int part, int row, Sum (*sums)[4]) const {
     I raw[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) raw[j] = load_bytes(codes + 64 * j);
@@ -83,15 +51,39 @@ struct Factors<B, H, R> {  // as int8
     for (int k = 0; k < kSteps; k++) {
       I w[4];
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) w[j] = code_bytes<B>(raw[j], k);
+      for (int j = 0; j < 4; j++)
+        if constexpr (B == 8) w[j] = raw[j];
+        else w[j] = code_bytes<B>(raw[j], k);
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) sums[r][j] = dot_bytes(sums[r][j], w[j], &bytes[j * H / 4][r][row / 4 + k]);
+        for (int j = 0; j < 4; j++) sums[r][j] = dot_bytes(sums[r][j], w[j], &bytes[part][j * H / 4][r][row / 4 + k]);
     }
+  }
+  // Between two parts.
+  static THRIFTY_SHARED void shift(Sum (*sums)[4]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) sums[r][j] = times_128(sums[r][j]);
   }
   THRIFTY_SHARED V total(Sum sum, int r, int h) const {
     return fma(dots_as_floats(sum), set1(scale[r]), set1(base[h][r]));
+  }
+
+ private:
+  // Rounds 64 numbers and keeps them. Returns their sums, lane by lane.
+  THRIFTY_SHARED V put(const V* y, int h, int r) {
+    if constexpr (B == 8) {
+      I high, low;
+      split_bytes(y, high, low);
+      store_bytes(bytes[0][h][r], high), store_bytes(bytes[1][h][r], low);
+      return fma(sums_of_bytes(high), set1(128.0f), sums_of_bytes(low));
+    } else {
+      const I rounded = ordered_bytes<B>(y);
+      store_bytes(bytes[0][h][r], rounded);
+      return sums_of_bytes(rounded);
+    }
   }
 };
 
@@ -133,7 +125,12 @@ THRIFTY_INLINE void score_codes(const Span& s, int page, const float* q, int slo
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) sums[r][j] = f.none();
-    for (int row = 0; row < 64; row += code_rows(B), codes += 4 * 64) f.add_codes(codes, row, sums);
+    for (int part = 0; part < f.kParts; part++) {
+      if (part > 0) f.shift(sums);
+      for (int row = 0; row < 64; row += code_rows(B))
+        f.add_codes(codes + row / code_rows(B) * 4 * 64, part, row, sums);
+    }
+    codes += 64 / code_rows(B) * 4 * 64;
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -158,8 +155,11 @@ THRIFTY_INLINE void weigh_codes(const Span& s, int page, const float* weights, c
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) sums[r][j] = f.none();
-    for (int row = 0; row < kPage; row += code_rows(B))
-      f.add_codes(p.values + ((size_t)(row / code_rows(B)) * (dim / kLanes) + c / kLanes) * 64, row, sums);
+    for (int part = 0; part < f.kParts; part++) {
+      if (part > 0) f.shift(sums);
+      for (int row = 0; row < kPage; row += code_rows(B))
+        f.add_codes(p.values + ((size_t)(row / code_rows(B)) * (dim / kLanes) + c / kLanes) * 64, part, row, sums);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4

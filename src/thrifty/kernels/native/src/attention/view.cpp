@@ -104,8 +104,47 @@ void View::clear(int layer, int head) {
   }
 }
 
+void View::set_state(int layer, LayerState state) {
+  check_idle();
+  at(layer, 0);
+  if (!state.committed || !state.newest || state.committed == state.newest || state.numbers < 1 || state.rows < 0)
+    refuse("a recurrent state needs two buffers of its own, and rows that are not negative");
+  if (!spans_[at(layer, 0)].empty()) refuse("layer " + std::to_string(layer) + " has slots, and so no recurrent state");
+  if (states_.empty()) states_.resize((size_t)layers_);
+  states_[(size_t)layer] = state;
+}
+
+const LayerState* View::state(int layer) const {
+  if (states_.empty()) return nullptr;
+  at(layer, 0);
+  return states_[(size_t)layer].numbers == 0 ? nullptr : &states_[(size_t)layer];
+}
+
+void View::commit_states(int layer) {
+  check_idle();
+  if (layer >= 0) at(layer, 0);
+  for (size_t i = 0; i < states_.size(); i++) {
+    LayerState& s = states_[i];
+    if ((layer >= 0 && i != (size_t)layer) || s.rows == 0) continue;
+    if (s.lost)
+      throw std::runtime_error("layer " + std::to_string(i) + " lost its state when some of its rows were dropped; " +
+                               "drop all rows since the last commit");
+    std::swap(s.committed, s.newest);
+    s.rows = 0;
+  }
+}
+
 void View::truncate(int layer, int tokens) {
   check_idle();
+  if (const LayerState* known = state(layer)) {
+    LayerState& s = states_[(size_t)layer];
+    if (tokens < 0 || tokens > known->rows)
+      refuse("cannot drop " + std::to_string(tokens) + " rows: layer " + std::to_string(layer) + " has " +
+             std::to_string(known->rows) + " since its state was committed");
+    s.rows -= tokens;
+    s.lost = s.rows > 0 && (s.lost || tokens > 0);
+    return;
+  }
   for (int h = 0; h < kv_heads_; h++)
     if (tokens < 0 || tokens > this->tokens(layer, h))
       refuse("cannot drop " + std::to_string(tokens) + " tokens: layer " + std::to_string(layer) + " head " +
@@ -137,6 +176,7 @@ void View::drop_front(int layer, int head, int spans) {
 }
 
 int View::tokens(int layer, int head) const {
+  if (const LayerState* s = state(layer)) return s->rows;
   const auto& list = spans_[at(layer, head)];
   return list.empty() ? 0 : list.back().first_slot + list.back().tokens;
 }
@@ -150,6 +190,7 @@ size_t View::first_open(const std::vector<Span>& list) const {
 }
 
 int View::room(int layer) const {
+  if (state(layer)) return INT_MAX;
   int least = INT_MAX;
   for (int h = 0; h < kv_heads_; h++) {
     const auto& list = spans_[at(layer, h)];
@@ -161,6 +202,12 @@ int View::room(int layer) const {
 }
 
 void View::reserve(int layer, int count) {
+  if (const LayerState* s = state(layer)) {
+    if (s->lost)
+      throw std::runtime_error("layer " + std::to_string(layer) + " lost its state when some of its rows were dropped");
+    states_[(size_t)layer].rows += count;
+    return;
+  }
   if (count > room(layer))
     refuse("layer " + std::to_string(layer) + " of the view has room for " + std::to_string(room(layer)) +
            " more tokens, not " + std::to_string(count) + "; push open pages first");

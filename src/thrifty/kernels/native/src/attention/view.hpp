@@ -8,6 +8,14 @@
 
 namespace thrifty {
 
+// The recurrent state of one layer in two buffers of one size: as it was committed, and as the rows since then left it.
+struct LayerState {
+  float *committed = nullptr, *newest = nullptr;
+  int64_t numbers = 0;  // of a buffer; 0: the layer has no state
+  int rows = 0;         // since it was committed; 0: `newest` holds nothing
+  bool lost = false;    // some of those rows were dropped, which no buffer can follow
+};
+
 class View {
  public:
   View(int layers, int kv_heads, int head_dim);
@@ -31,6 +39,13 @@ class View {
   const std::vector<Span>& spans(int layer, int head) const { return spans_[at(layer, head)]; }
   int base_pages(int layer, int head) const { return base_pages_[at(layer, head)]; }
 
+  // A layer that has a state instead of slots. `tokens` are its rows since the last commit, its room has no end, and
+  // `truncate` drops all of these rows or leaves a state that is lost until the rest is dropped, too.
+  void set_state(int layer, LayerState state);
+  const LayerState* state(int layer) const;  // null: none
+  bool has_states() const { return !states_.empty(); }
+  void commit_states(int layer);  // layer -1: of all layers
+
   struct Busy {  // held while a step reads the view: changes are refused
     explicit Busy(View& v) : view(v) { view.users_++; }
     ~Busy() { view.users_--; }
@@ -49,6 +64,7 @@ class View {
   int layers_, kv_heads_, head_dim_;
   std::vector<std::vector<Span>> spans_;
   std::vector<int> base_pages_;
+  std::vector<LayerState> states_;  // by layer, or empty
   std::atomic<int> users_{0};
 };
 

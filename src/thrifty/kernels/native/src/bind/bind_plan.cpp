@@ -11,8 +11,10 @@
 #include "bind/bind.hpp"
 #include "bind/bind_linear.hpp"
 #include "bind/bind_plan.hpp"
+#include "bind/bind_rows.hpp"
 #include "plan/mixture.hpp"
 #include "plan/plan.hpp"
+#include "plan/recurrent.hpp"
 
 using namespace nanobind::literals;
 
@@ -28,8 +30,8 @@ struct StepFields {
   nb::list rotation;
   int first_layer = 0, last_layer = 0;
   std::vector<int> skip;
-  nb::object queries_out = nb::none(), tap = nb::none();
-  int tap_layer = -1;
+  nb::object queries_out = nb::none(), tap_rows = nb::none();
+  nb::list taps, residual;
   nb::object logit_rows = nb::none(), logits = nb::none(), arg_max = nb::none();
   nb::list sums;
   nb::object tree = nb::none(), ahead = nb::none();
@@ -93,32 +95,6 @@ std::vector<uint8_t> skipped(const Plan& plan, const std::vector<int>& layers) {
   return skip;
 }
 
-// The adapters of a step: (adapter, linear, down [rank, in], up [out, rank], scale) each.
-std::optional<Adapters> adapters_of(const Plan& plan, const StepFields& fields) {
-  if (nb::len(fields.adapters) == 0) return std::nullopt;
-  struct Entry {
-    int adapter, linear;
-    Adapter values;
-  };
-  std::vector<Entry> entries;
-  int count = 0;
-  for (nb::handle given : fields.adapters) {
-    const auto [adapter, linear, down, up, scale] = cast<std::tuple<int, int, nb::object, nb::object, float>>(
-        given, "an adapter", "(adapter, linear, down, up, scale)");
-    if (linear < 0 || (size_t)linear >= plan.linears.size())
-      throw std::invalid_argument("linear " + std::to_string(linear) + " does not exist");
-    const Linear& target = plan.linears[(size_t)linear];
-    const auto lower = array<const float>(down, "down", {kAny, target.in});
-    const auto raise = array<const float>(up, "up", {target.out, lower.shape[0]});
-    entries.push_back({adapter, linear, {lower.data, raise.data, (int)lower.shape[0], scale}});
-    count = std::max(count, adapter + 1);
-  }
-  std::optional<Adapters> adapters(std::in_place, count, plan.linears);
-  for (const Entry& entry : entries) adapters->set(entry.adapter, entry.linear, entry.values);
-  adapters->choose(fields.adapter_rows);
-  return adapters;
-}
-
 // Rows and their states; the number of rows follows from whichever is there.
 void set_rows(Step& s, const Plan& plan, const StepFields& fields) {
   const int64_t width = plan.width(0);
@@ -135,7 +111,7 @@ void set_outputs(Step& s, const Plan& plan, const StepFields& fields) {
   const int64_t rows = s.rows;
   s.queries_out =
       array_or_none<float>(fields.queries_out, "queries_out", {rows, plan.shape.heads, plan.shape.head_dim}).data;
-  s.tap_layer = fields.tap_layer, s.tap = array_or_none<float>(fields.tap, "tap", {rows, plan.width(0)}).data;
+  s.after = after_of(plan, {fields.taps, fields.tap_rows, fields.residual}, fields.counts.size(), rows);
   const auto wanted = array_or_none<const int32_t>(fields.logit_rows, "logit_rows", {kAny});
   s.logit_rows = wanted.data, s.logit_count = (int)wanted.shape[0];
   if (s.logit_count == 0) return;
@@ -154,7 +130,7 @@ void run_plan(HeldPlan& plan, const StepFields& fields) {
   s.sums = all_sums(plan, fields.sums, s.counts);
   s.tree = (const uint64_t*)array_or_none<const int64_t>(fields.tree, "tree", {s.rows}).data;
   s.ahead = array_or_none<const int32_t>(fields.ahead, "ahead", {s.rows}).data;
-  std::optional<Adapters> adapters = adapters_of(plan, fields);
+  std::optional<Adapters> adapters = adapters_of(plan, fields.adapters, fields.adapter_rows);
   s.adapters = adapters ? &*adapters : nullptr, s.arrivals = fields.arrivals, s.patience = fields.patience;
   nb::gil_scoped_release released;
   plan.run(s);
@@ -163,7 +139,7 @@ void run_plan(HeldPlan& plan, const StepFields& fields) {
 void bind_step(nb::module_& m) {
   nb::class_<StepFields>(
       m, "Step",
-      "What differs from one run of a plan to the next; thrifty/engine/plan_options.py says what each field is.")
+      "What differs from one run of a plan to the next; thrifty/engine/plan/options.py says what each field is.")
       .def(nb::init<>())
       .def_rw("tokens", &StepFields::tokens, nb::arg().none(), "int32 [rows], or None where `hidden` is given.")
       .def_rw("hidden", &StepFields::hidden, nb::arg().none(),
@@ -176,16 +152,18 @@ void bind_step(nb::module_& m) {
       .def_rw("skip", &StepFields::skip, "Layers that pass the hidden state through.")
       .def_rw("queries_out", &StepFields::queries_out, nb::arg().none(),
               "fp32 [rows, heads, head_dim] of the only layer, or None.")
-      .def_rw("tap", &StepFields::tap, nb::arg().none(), "fp32 [rows, hidden size] after tap_layer, or None.")
-      .def_rw("tap_layer", &StepFields::tap_layer)
+      .def_rw("taps", &StepFields::taps,
+              "(layer, fp32 [tapped rows, hidden size]) each, filled with the state behind the layer.")
+      .def_rw("tap_rows", &StepFields::tap_rows, nb::arg().none(), "int32 [tapped rows], or None: every row.")
+      .def_rw("residual", &StepFields::residual,
+              "(layer, [fp32 [hidden size] or None a sequence]) each, added to the state behind the layer.")
       .def_rw("logit_rows", &StepFields::logit_rows, nb::arg().none(), "int32 [r], or None.")
       .def_rw("logits", &StepFields::logits, nb::arg().none(), "fp32 [r, vocabulary].")
       .def_rw("arg_max", &StepFields::arg_max, nb::arg().none(), "int32 [r], or None.")
       .def_rw("sums", &StepFields::sums, "Empty, or one (layers, fp32 array) or None a view.")
       .def_rw("tree", &StepFields::tree, nb::arg().none(), "int64 [rows], or None.")
       .def_rw("ahead", &StepFields::ahead, nb::arg().none(), "int32 [rows], or None.")
-      .def_rw("adapters", &StepFields::adapters,
-              "(adapter, linear, down fp32 [rank, in], up fp32 [out, rank], scale) each.")
+      .def_rw("adapters", &StepFields::adapters, "One AdapterTable each.")
       .def_rw("adapter_rows", &StepFields::adapter_rows, "Each row's adapter, or -1.")
       .def_rw("arrivals", &StepFields::arrivals, nb::arg().none(), nb::rv_policy::reference)
       .def_rw("patience", &StepFields::patience, "Seconds.");
@@ -199,14 +177,27 @@ void add_mixture(HeldPlan& plan, int layer, int source, nb::object norm, float e
       {scores, sum, out, std::move(gates), std::move(ups), std::move(downs), active, normalise, activation});
 }
 
+void add_recur(HeldPlan& plan, int layer, int query, int key, int value, int decay, int gate, int out, nb::object norm,
+               float epsilon, float scale, float temperature, int heads, int key_dim, int value_dim) {
+  const auto weights = (const float*)norm_of(plan, norm, value_dim);
+  plan.add_recur(
+      layer, {query, key, value, decay, gate, out, weights, epsilon, scale, temperature, heads, key_dim, value_dim});
+}
+
 // The calls that build a plan; Python names every argument.
 void bind_building(nb::class_<HeldPlan>& plan) {
   plan.def("add_linear", &add_linear, "linear"_a, "A native Linear; the plan keeps it.")
       .def(
           "add_buffer", [](HeldPlan& p, int width) { return p.add_buffer(width); }, "width"_a)
       .def(
-          "add_embed", [](HeldPlan& p, int linear, float scale, int out) { p.add_embed(linear, scale, out); },
-          "linear"_a, "scale"_a, "out"_a)
+          "add_embed",
+          [](HeldPlan& p, int linear, float scale, int out, int descriptor, nb::object content) {
+            const auto mapped = array_or_none<const uint8_t>(content, "content", {kAny});
+            if (mapped) p.alive.push_back(content);
+            p.add_embed(linear, scale, out, FileRows(descriptor, mapped.data, (size_t)mapped.shape[0]));
+          },
+          "linear"_a, "scale"_a, "out"_a, "descriptor"_a = -1, "content"_a.none() = nb::none(),
+          "descriptor: of the file that `content`, uint8 [bytes], maps, where rows are to be read from it.")
       .def(
           "add_project",
           [](HeldPlan& p, int layer, int source, nb::object norm, float epsilon, std::vector<int> linears,
@@ -257,6 +248,8 @@ void bind_building(nb::class_<HeldPlan>& plan) {
           "out"_a)
       .def("add_mixture", &add_mixture, nb::kw_only(), "layer"_a, "source"_a, "norm"_a.none(), "epsilon"_a, "scores"_a,
            "gates"_a, "ups"_a, "downs"_a, "active"_a, "normalise"_a, "activation"_a, "sum"_a, "out"_a)
+      .def("add_recur", &add_recur, nb::kw_only(), "layer"_a, "query"_a, "key"_a, "value"_a, "decay"_a, "gate"_a,
+           "out"_a, "norm"_a, "epsilon"_a, "scale"_a, "temperature"_a, "heads"_a, "key_dim"_a, "value_dim"_a)
       .def(
           "add_layer_norm",
           [](HeldPlan& p, int layer, int source, nb::object norm, nb::object bias, float epsilon, int out) {
@@ -301,13 +294,14 @@ void bind_plan(nb::module_& m) {
       .def_prop_ro("layers", &Arrivals::layers);
   bind_step(m);
   nb::class_<HeldPlan> plan(m, "Plan",
-                            "An ordered list of operations over fixed buffers; built by thrifty/engine/plan_build.py.");
+                            "An ordered list of operations over fixed buffers; built by thrifty/engine/plan/build.py.");
   plan.def(
       "__init__",
       [](HeldPlan* p, int max_rows, int layers, int heads, int kv_heads, int head_dim) {
         new (p) HeldPlan(PlanShape{max_rows, layers, heads, kv_heads, head_dim});
       },
       nb::kw_only(), "max_rows"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_dim"_a);
+  bind_adapters(m);
   bind_building(plan);
   bind_decoding(m, plan);
   plan.def("run", &run_plan, "step"_a)

@@ -54,6 +54,13 @@ void push_heads(View& view, int layer, const std::vector<int>& heads, nb::handle
   }
 }
 
+// Two buffers of one recurrent state, and the rows that the second has and the first has not.
+void set_state(View& view, int layer, nb::handle committed, nb::handle newest, int rows) {
+  const auto first = array<float>(committed, "committed", {kAny});
+  const auto second = array<float>(newest, "newest", {first.shape[0]});
+  view.set_state(layer, {first.data, second.data, first.shape[0], rows});
+}
+
 void append(View& view, int layer, nb::handle keys, nb::handle values) {
   const auto k = array<const float>(keys, "keys", {kAny, view.kv_heads(), view.head_dim()});
   const auto v = array<const float>(values, "values", {k.shape[0], view.kv_heads(), view.head_dim()});
@@ -89,6 +96,9 @@ void bind_view(nb::module_& m) {
       .def("room", &View::room, "layer"_a)
       .def("append", &append, "layer"_a, "keys"_a, "values"_a,
            "keys, values: float32 [rows, kv_heads, head_dim], behind the last slots.")
+      .def("set_state", &set_state, "layer"_a, "committed"_a, "newest"_a, "rows"_a = 0,
+           "A layer with a recurrent state, in two buffers float32 [numbers]; rows: what `newest` has seen more.")
+      .def("commit_states", &View::commit_states, "layer"_a = -1, "What the newest rows made of a state stays.")
       .def_prop_ro("layers", &View::layers)
       .def_prop_ro("kv_heads", &View::kv_heads)
       .def_prop_ro("head_dim", &View::head_dim);

@@ -99,26 +99,8 @@ template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int e) {
   return _mm512_cvtepi32_ps(_mm512_and_si512(x, _mm512_set1_epi32((1 << B) - 1)));
 }
 
-// 8-bit codes less their middle as bf16 pairs, exactly, in two steps: a shift brings half a code of every 16-bit half
-// to the low bits of the index of a table.
+// Products of pairs of bf16, and of bytes.
 #define THRIFTY_PAIRS 1
-constexpr int kCodePairSteps = 4;  // dot products of one vector: pair step / 2 of its rows, low and high half
-struct CodePairs {
-  I low, high;
-  static THRIFTY_SHARED CodePairs make() {
-    alignas(64) uint16_t t[2][32];
-    for (int i = 0; i < 32; i++) {
-      const float v[2] = {(float)(i & 15) - 7.5f, 16.0f * (float)(i & 15) - 120.0f};
-      uint32_t u[2];
-      std::memcpy(u, v, 8);
-      t[0][i] = (uint16_t)(u[0] >> 16), t[1][i] = (uint16_t)(u[1] >> 16);
-    }
-    return {_mm512_load_si512(t[0]), _mm512_load_si512(t[1])};
-  }
-  THRIFTY_SHARED I operand(I codes, int step) const {
-    return _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4 * step), step % 2 ? high : low);
-  }
-};
 THRIFTY_INLINE I load_bytes(const void* p) { return _mm512_loadu_si512(p); }
 THRIFTY_INLINE void store_bytes(void* p, I x) { _mm512_storeu_si512(p, x); }
 // acc += w * x for pairs, x read from memory by the instruction itself: compilers put it into registers, which are
@@ -143,8 +125,23 @@ template <int B> THRIFTY_INLINE I ordered_bytes(const V* x) {
   return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(lanes, _mm512_packs_epi16(first, second)),
                              _mm512_broadcast_i32x4(order));
 }
+// Four vectors, -16256..16256, to the nearest integer as 128 high + low, both int8, in the order in which the lanes of a
+// vector of 8-bit codes hold rows (see `unpack`).
+THRIFTY_INLINE void split_bytes(const V* x, I& high, I& low) {
+  const I first = _mm512_packs_epi32(_mm512_cvtps_epi32(x[0]), _mm512_cvtps_epi32(x[1])),
+          second = _mm512_packs_epi32(_mm512_cvtps_epi32(x[2]), _mm512_cvtps_epi32(x[3]));
+  const I half = _mm512_set1_epi16(64), lanes = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const I upper_first = _mm512_srai_epi16(_mm512_add_epi16(first, half), 7),
+          upper_second = _mm512_srai_epi16(_mm512_add_epi16(second, half), 7);
+  const I lower_first = _mm512_sub_epi16(first, _mm512_slli_epi16(upper_first, 7)),
+          lower_second = _mm512_sub_epi16(second, _mm512_slli_epi16(upper_second, 7));
+  const I order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15));
+  high = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(lanes, _mm512_packs_epi16(upper_first, upper_second)), order);
+  low = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(lanes, _mm512_packs_epi16(lower_first, lower_second)), order);
+}
 // The larger of |a| and |b|.
 THRIFTY_INLINE V largest_absolute(V a, V b) { return _mm512_range_ps(a, b, 0xb); }
+THRIFTY_INLINE I times_128(I x) { return _mm512_slli_epi32(x, 7); }
 THRIFTY_INLINE I no_dots() { return _mm512_setzero_si512(); }
 THRIFTY_INLINE V dots_as_floats(I x) { return _mm512_cvtepi32_ps(x); }
 THRIFTY_INLINE V sums_of_bytes(I x) {

@@ -3,25 +3,30 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "linear/linear.hpp"
 
 namespace thrifty {
 
-Adapters::Adapters(int count, const std::vector<Linear>& linears)
-    : linears_(linears), count_(count), table_((size_t)count * linears.size()), touched_(linears.size()) {}
-
-void Adapters::set(int adapter, int linear, Adapter values) {
-  if (adapter < 0 || adapter >= count_)
-    throw std::invalid_argument("adapter " + std::to_string(adapter) + " is outside the call's " +
-                                std::to_string(count_));
-  if (linear < 0 || (size_t)linear >= linears_.size())
+void AdapterTable::set(int linear, Adapter values) {
+  if (linear < 0 || (size_t)linear >= entries_.size())
     throw std::invalid_argument("linear " + std::to_string(linear) + " does not exist");
   if (values.rank < 1 || !values.down || !values.up)
     throw std::invalid_argument("an adapter needs both matrices and a positive rank");
-  table_[(size_t)adapter * linears_.size() + (size_t)linear] = values;
-  touched_[(size_t)linear] = 1;
+  entries_[(size_t)linear] = values;
   rank_ = std::max(rank_, values.rank);
+}
+
+Adapters::Adapters(std::vector<const AdapterTable*> tables, const std::vector<Linear>& linears)
+    : linears_(linears), tables_(std::move(tables)) {
+  for (const AdapterTable* table : tables_) {
+    if (!table) throw std::invalid_argument("an adapter is None");
+    if (table->linears() != linears_.size())
+      throw std::invalid_argument("an adapter of " + std::to_string(table->linears()) +
+                                  " linears does not fit a plan of " + std::to_string(linears_.size()));
+    rank_ = std::max(rank_, table->rank());
+  }
 }
 
 void Adapters::choose(std::vector<int32_t> of_row) { of_row_ = std::move(of_row); }
@@ -31,20 +36,21 @@ void Adapters::check(int rows) {
     throw std::invalid_argument("adapters were chosen for " + std::to_string(of_row_.size()) + " rows; the step has " +
                                 std::to_string(rows));
   for (size_t i = 0; i < of_row_.size(); i++)
-    if (of_row_[i] < -1 || of_row_[i] >= count_)
+    if (of_row_[i] < -1 || of_row_[i] >= (int32_t)tables_.size())
       throw std::invalid_argument("row " + std::to_string(i) + " wants adapter " + std::to_string(of_row_[i]) +
-                                  "; the call has " + std::to_string(count_));
+                                  "; the call has " + std::to_string(tables_.size()));
   lowered_.resize((size_t)rows * kTogether * (size_t)rank_);
 }
 
 bool Adapters::touches(const std::vector<int>& linears) const {
-  return std::any_of(linears.begin(), linears.end(), [&](int i) { return touched_[(size_t)i] != 0; });
+  return std::any_of(linears.begin(), linears.end(), [&](int linear) {
+    return std::any_of(tables_.begin(), tables_.end(), [&](const AdapterTable* table) { return table->find(linear); });
+  });
 }
 
 const Adapter* Adapters::find(int row, int linear) const {
-  if (of_row_[(size_t)row] < 0) return nullptr;
-  const Adapter& a = table_[(size_t)of_row_[(size_t)row] * linears_.size() + (size_t)linear];
-  return a.rank ? &a : nullptr;
+  const int32_t number = of_row_[(size_t)row];
+  return number < 0 ? nullptr : tables_[(size_t)number]->find(linear);
 }
 
 void Adapters::lower(const std::vector<int>& linears, int row, const float* x) {

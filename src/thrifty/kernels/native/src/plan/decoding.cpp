@@ -92,6 +92,8 @@ Decoded decode(Plan& plan, const std::vector<Continuation*>& sequences, const De
   decoded.tokens.reserve(count * (size_t)limits.steps);
   Rows rows(count);
   Step s;
+  for (const Continuation* one : sequences)
+    if (one->view->has_states() && limits.steps != 1) refuse("a recurrent state decodes one step at a time");
   if (!sums.empty() && limits.steps != 1) refuse("attention sums are of one step");
   s.sums = std::move(sums);
   for (Continuation* one : sequences) s.views.push_back(one->view), s.counts.push_back(1);

@@ -37,9 +37,10 @@ size_t Panels::scratch(int columns) const {
 void Embed::run(Plan& plan, Step& s, Worker& w) {
   const Linear& weights = plan.linears[(size_t)linear];
   float* hidden = plan.buffer(out, s);
+  std::vector<uint8_t> buffer;
   for (int i = w.begin(s.rows); i < w.end(s.rows); i++) {
     float* row = hidden + (size_t)i * (size_t)weights.in;
-    linear_row(weights, s.tokens[i], row);
+    if (!file.row(weights, s.tokens[i], row, buffer)) linear_row(weights, s.tokens[i], row);
     if (scale != 1.0f)
       for (int c = 0; c < weights.in; c++) row[c] *= scale;
   }

@@ -47,6 +47,7 @@ Plan::Plan(PlanShape s) : shape(s) {
     refuse("a plan needs layers, and query heads that are a multiple of the KV heads");
   if (!takes_head_dim(s.head_dim))
     refuse("a plan needs a head dimension that is " + std::string(kHeadDims) + ", not " + std::to_string(s.head_dim));
+  states_.assign((size_t)s.layers, 0);
   for (int kind = 0; kind < 3; kind++) panels_.push_back(allocate<uint8_t>(0));
 }
 
@@ -95,10 +96,12 @@ void Plan::allocate_panels() {
   }
 }
 
-void Plan::add_embed(int w, float scale, int out) {
+void Plan::add_embed(int w, float scale, int out, const FileRows& file) {
   if (linear(w).in != width(out)) refuse("the embedding's width differs from its buffer's");
   vocabulary_ = linear(w).out;
-  add(std::make_unique<Embed>(w, scale, out));
+  auto embed = std::make_unique<Embed>(w, scale, out);
+  embed->file = file;
+  add(std::move(embed));
 }
 
 void Plan::add_project(int layer, int in, uintptr_t norm, float epsilon, std::vector<int> ws, std::vector<int> outs,
@@ -238,6 +241,7 @@ void Plan::check_views(const Step& s) const {
       refuse("a view's layers, KV heads and head dimension must equal the plan's");
     rows += s.counts[i];
     check_sums(s, i);
+    check_states(s, v);
     for (int layer = s.first_layer; layer < s.last_layer; layer++)
       if ((s.skip.empty() || !s.skip[(size_t)layer]) && v.room(layer) < s.counts[i])
         refuse("layer " + std::to_string(layer) + " of view " + std::to_string(i) + " has room for " +
@@ -330,10 +334,8 @@ void Plan::execute(Step& s, Worker& w) {
     if (timed) op.seconds += std::chrono::duration<double>(Clock::now() - start).count();
     if (over) return;
     const bool ends_layer = i + 1 == operations_.size() || operations_[i + 1]->layer != op.layer;
-    if (!s.tap || op.layer < 0 || op.layer != s.tap_layer || !ends_layer) continue;
-    const size_t width = (size_t)widths[0], from = (size_t)w.begin(s.rows), rows = (size_t)w.end(s.rows) - from;
-    std::memcpy(s.tap + from * width, buffer(0, s) + from * width, rows * width * sizeof(float));
-    w.barrier();
+    if (op.layer < 0 || !ends_layer || s.after.empty()) continue;
+    s.after.run(op.layer, s.sequence_of, buffer(0, s), (size_t)widths[0], w);
   }
 }
 
@@ -358,6 +360,7 @@ void Plan::run(Step& s) {
   const double processor = processor_seconds();
   check(s);
   if (s.adapters) s.adapters->check(s.rows);
+  s.after.check(s.rows);
   allocate_panels();
   const int workers = Pool::shared().threads();
   derive(s);

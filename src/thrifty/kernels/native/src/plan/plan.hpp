@@ -5,8 +5,10 @@
 #include <vector>
 
 #include "plan/adapters.hpp"
+#include "plan/after_layer.hpp"
 #include "plan/arrivals.hpp"
 #include "attention/attend.hpp"
+#include "linear/file_rows.hpp"
 #include "linear/linear.hpp"
 #include "pool.hpp"
 #include "attention/view.hpp"
@@ -32,8 +34,7 @@ struct Step {
     size_t row = 0;
   };
   std::vector<Sums> sums;  // one per sequence, or empty
-  int tap_layer = -1;
-  float* tap = nullptr;                 // [rows, hidden size] after tap_layer
+  AfterLayer after;
   const int32_t* logit_rows = nullptr;  // [logit_count]
   int logit_count = 0;
   float* logits = nullptr;         // [logit_count, vocabulary]
@@ -57,6 +58,7 @@ struct PlanShape {
 class Plan;
 struct MixtureBuffers;
 struct MixtureCall;
+struct RecurrentCall;
 
 struct Operation {
   explicit Operation(int layer) : layer(layer) {}
@@ -84,7 +86,7 @@ class Plan {
   Plan& operator=(const Plan&) = delete;
   int add_linear(const Linear& linear);
   int add_buffer(int width);  // buffer 0 is the hidden state
-  void add_embed(int linear, float scale, int out);
+  void add_embed(int linear, float scale, int out, const FileRows& file = {});
   // Optional norm (norm 0: none), then y = W x for each linear; add: y += W x.
   void add_project(int layer, int in, uintptr_t norm, float epsilon, std::vector<int> linears, std::vector<int> outs,
                    bool add);
@@ -103,6 +105,8 @@ class Plan {
   void add_layer_norm(int layer, int in, uintptr_t weight, uintptr_t bias, float epsilon, int out);
   void add_activate(int layer, int buffer, int activation);
   void add_scaled(int layer, int in, float factor, int out);
+  // out = the gated, normed result of a recurrence over the rows, whose state lies in the views (plan/recurrent.hpp).
+  void add_recur(int layer, const RecurrentCall& call);
   void add_await(int layer);
   void add_logits(int in, uintptr_t norm, float epsilon, int linear, float softcap);
   void run(Step& step);
@@ -136,6 +140,7 @@ class Plan {
   void check(const Step& s) const;
   void check_sums(const Step& s, size_t i) const;
   void check_views(const Step& s) const;
+  void check_states(const Step& s, const View& v) const;
   void check_sight(const Step& s) const;
   void derive(Step& s) const;
   void undo(Step& s) const;
@@ -150,6 +155,7 @@ class Plan {
   std::vector<Bytes> panels_;
   size_t bytes_ = 0, panel_bytes_[3] = {0, 0, 0}, scratch_ = 0;
   std::vector<int> ropes_;
+  std::vector<int64_t> states_;                   // numbers of each layer's recurrent state, 0: it attends
   int vocabulary_ = 0, logits_ = 0, window_ = 0;  // window_: the least of any layer, 0: none
 };
 

@@ -1,0 +1,66 @@
+"""The adapters of an engine: by name, each counted in the ledger for as long as it is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from thrifty.engine.admission.memory import EngineMemory
+from thrifty.errors import PromptError, nearest
+from thrifty.models.adapters import Adapter, check_adapter, load_adapter
+from thrifty.models.config.model_config import ModelConfig
+
+Source = Adapter | str | os.PathLike[str]
+
+
+class AdapterShelf:
+    """Names, and what they stand for now."""
+
+    def __init__(self, config: ModelConfig, memory: EngineMemory, adapters: Mapping[str, Source]) -> None:
+        """adapters: those to begin with. Raises what `add` raises."""
+        self._config, self._memory = config, memory
+        self._adapters: dict[str, Adapter] = {}
+        for name, source in adapters.items():
+            self.add(name, source)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all that are there, in the order in which they came."""
+        return tuple(self._adapters)
+
+    def add(self, name: str, source: Source) -> Adapter:
+        """Load a directory that PEFT wrote, or take an adapter as it is; its matrices are charged to the budget.
+
+        Raises PromptError for a name that is taken or no text, CheckpointError where it does not fit the model, and
+        BudgetError where its bytes do not fit; nothing is added then.
+        """
+        if not isinstance(name, str) or not name:
+            raise PromptError(f"the adapter's name is {name!r:.80}; use a text of at least one character")
+        if name in self._adapters:
+            raise PromptError(f"there is an adapter {name!r} already; remove it first, or use another name")
+        if isinstance(source, Adapter):
+            check_adapter(source, self._config)
+            adapter = source
+        else:
+            adapter = load_adapter(source, self._config)
+        self._memory.hold_adapter(adapter.nbytes)
+        self._adapters[name] = adapter
+        return adapter
+
+    def remove(self, name: str) -> Adapter:
+        """Forget an adapter and give its bytes back. Raises PromptError where there is none of the name."""
+        adapter = self.get(name)
+        del self._adapters[name]
+        self._memory.drop_adapter(adapter.nbytes)
+        return adapter
+
+    def get(self, name: str) -> Adapter:
+        """The adapter of a name. Raises PromptError with the names that there are."""
+        if name not in self._adapters:
+            raise PromptError(f"there is no adapter {name!r:.80}. {nearest(str(name), self._adapters)}")
+        return self._adapters[name]
+
+    def clear(self) -> None:
+        """Forget them all."""
+        for name in self.names:
+            self.remove(name)

@@ -1,0 +1,51 @@
+"""Whether a prompt's embedded pieces can be served: by this model, this chunk size, and the request's policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from thrifty.cache.composition import rehearsing
+from thrifty.cache.policy import CachePolicy
+from thrifty.decoding.strategy import DecodingStrategy
+from thrifty.engine.media import PromptMedia
+from thrifty.engine.runner import CHUNK
+from thrifty.errors import PromptError, RecipeError
+from thrifty.models.config.model_config import ModelConfig
+
+
+def check_media(media: PromptMedia, config: ModelConfig, policies: Sequence[CachePolicy], chunk: int) -> None:
+    """Raise PromptError or RecipeError where they cannot, with what could. chunk: the most rows of a step."""
+    if media.hidden_size != config.hidden_size:
+        raise PromptError(
+            f"embeddings have width {media.hidden_size}; this model's hidden size is {config.hidden_size}"
+        )
+    if media.axes == 3 and not all(layer.rope.sections for layer in config.layers):
+        raise PromptError("embeddings bring three positions a row, and this model's ropes take one; give one a row")
+    if media.longest_span > chunk:
+        fitting = -(-media.longest_span // CHUNK) * CHUNK
+        raise PromptError(
+            f"{media.longest_span} rows see ahead of each other, and the engine takes {chunk} rows at once; use an "
+            f"engine with chunk = {fitting}"
+        )
+    policy = rehearsing(policies)
+    if policy is not None:
+        raise RecipeError(
+            f"{policy.name} reads the prompt's tokens again, and embedded rows have none; use a policy that reads no "
+            "tokens, such as snapkv, or a prompt of token ids"
+        )
+    if media.positions is not None:
+        for policy in policies:
+            if policy.renumbers:
+                raise RecipeError(
+                    f"{policy.name} renumbers rows, and this prompt brings positions of its own; turn renumbering off, "
+                    "or leave the positions out"
+                )
+
+
+def check_drafts(strategy: DecodingStrategy) -> None:
+    """Raise RecipeError where a strategy drafts: drafts read the prompt's tokens, and embedded rows have none."""
+    if strategy.rows > 1:
+        raise RecipeError(
+            f"{type(strategy).__name__} drafts from the prompt's tokens, and embedded rows have none; use "
+            "decoding = [] for this request, or a prompt of token ids"
+        )

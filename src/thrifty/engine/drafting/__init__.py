@@ -1,0 +1,1 @@
+"""Models that draft for another: their runners, caches and bytes."""

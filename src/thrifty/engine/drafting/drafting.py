@@ -1,0 +1,33 @@
+"""What a request's strategy needs beside the cache: rows of a step, and other models that draft."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from thrifty.decoding.sampling import Sampler
+from thrifty.decoding.services import ModelFacts, Services
+from thrifty.decoding.strategy import DecodingStrategy, Drafter
+from thrifty.engine.drafting.model import EngineDraftModel
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """A strategy, the facts of the model that it decodes, and the models that draft for it, by name."""
+
+    strategy: DecodingStrategy
+    facts: ModelFacts
+    models: Mapping[str, EngineDraftModel] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """The most rows of one sequence in a step."""
+        return self.strategy.rows
+
+    def nbytes(self, total: int) -> int:
+        """The most bytes that the drafting models hold for a sequence that grows to `total` tokens."""
+        return sum(model.sequence_bytes(total, self.rows) for model in self.models.values())
+
+    def open(self, sampler: Sampler) -> Drafter:
+        """The drafter of a sequence. Raises what the strategy raises."""
+        return self.strategy.open(Services(self.facts, sampler, self.models))

@@ -1,0 +1,140 @@
+"""A model that drafts for the engine's own: its runner, its caches and their bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from thrifty.cache.pool import Cache
+from thrifty.cache.sequence import SequenceCache
+from thrifty.decoding.scores import Scores
+from thrifty.decoding.services import DraftSequence, ModelFacts
+from thrifty.engine.model_info import model_info
+from thrifty.engine.runner import CHUNK, Rows, Runner, chunk_end
+from thrifty.errors import ThriftyError
+from thrifty.models.model import Model
+
+TAIL = 2
+"""The most tokens that a sequence is asked for at once behind what it holds: one that was drafted last and accepted,
+and the one behind it."""
+
+
+class EngineDraftModel:
+    """A packed model behind a runner and a cache of its own.
+
+    Its caches have a ledger of their own, without a bound: the engine's ledger holds what they may come to take, as
+    "draft", from a request's admission on.
+    """
+
+    def __init__(self, model: Model, runner: Runner, facts: ModelFacts) -> None:
+        """nbytes: of its weights and workspace, as they are before it runs."""
+        self.nbytes = model.nbytes + runner.workspace
+        self._runner = runner
+        self._facts = facts
+        self._sequences = 0
+        self._cache = Cache(model_info(model, CHUNK), prefix_tree=False)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """See DraftModel."""
+        return self._facts
+
+    @property
+    def held(self) -> int:
+        """Bytes that its sequences hold now, rows of logits left out."""
+        return self._cache.ledger.current
+
+    def sequence_bytes(self, total: int, rows: int) -> int:
+        """The most bytes of a sequence of `total` tokens that drafts `rows` at once: its cache, its rows of logits fp32
+        and the distributions fp64 that the drafted tokens are drawn from.
+        """
+        tokens = min(total + rows, self._facts.context)
+        distributions = (4 * TAIL + 8 * rows) * self._facts.vocabulary_size
+        return self._cache.footprint((), tokens, tokens).peak_bytes + distributions
+
+    def open(self) -> EngineDraftSequence:
+        """See DraftModel."""
+        sequence = EngineDraftSequence(self._cache.create(), self._runner, self._closed)
+        self._sequences += 1
+        return sequence
+
+    def run(self, rows: Sequence[tuple[DraftSequence, Sequence[int]]]) -> Scores:
+        """See DraftModel."""
+        with ExitStack() as undo:
+            batch = []
+            for sequence, tokens in rows:
+                if not isinstance(sequence, EngineDraftSequence):
+                    raise ThriftyError(f"{sequence!r} is no sequence of this model: open it here")
+                undo.callback(sequence.forget)
+                batch.append(sequence.rows(tokens))
+            scores = self._runner.decode(batch)
+            undo.pop_all()
+        for sequence, tokens in rows:
+            if isinstance(sequence, EngineDraftSequence):
+                sequence.drafted.extend(tokens)
+        return scores
+
+    def _closed(self) -> None:
+        """A sequence ended: its rows of logits are given back."""
+        self._sequences -= 1
+        self._runner.keep_logits(TAIL * self._sequences)
+
+
+class EngineDraftSequence:
+    """One sequence of a drafting model. drafted: its tokens that are not committed, in order."""
+
+    def __init__(self, cache: SequenceCache, runner: Runner, closed: Callable[[], None]) -> None:
+        """closed: told once, when it has freed what it held."""
+        self.drafted: list[int] = []
+        self._cache = cache
+        self._runner = runner
+        self._on_close = closed
+
+    @property
+    def length(self) -> int:
+        """Committed tokens."""
+        return self._cache.length
+
+    def follow(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        """See DraftSequence."""
+        ahead, kept = tokens[self.length : -1], 0
+        while kept < min(len(ahead), len(self.drafted)) and ahead[kept] == self.drafted[kept]:
+            kept += 1
+        if kept < len(self.drafted):
+            self._cache.truncate(len(self.drafted) - kept)
+        self.drafted = []
+        if kept:
+            self._cache.commit(kept)
+        if len(tokens) - self.length > TAIL:
+            self._prefill(tokens[: len(tokens) - 1])
+        return tuple(tokens[self.length :])
+
+    def rows(self, tokens: Sequence[int]) -> Rows:
+        """These tokens as rows behind all that it holds, with room for them."""
+        start = self.length + len(self.drafted)
+        self._cache.reserve(len(self.drafted) + len(tokens))
+        return Rows(self._cache, tokens, start, start + len(tokens))
+
+    def forget(self) -> None:
+        """Drop all uncommitted tokens, also those that a failed step left in some layers only."""
+        self.drafted = []
+        self._cache.discard()
+
+    def close(self) -> None:
+        """See DraftSequence."""
+        if not self._cache.freed:
+            self._cache.free()
+            self._on_close()
+
+    def _prefill(self, tokens: Sequence[int]) -> None:
+        """Compute and commit what is missing of `tokens`, chunk by chunk."""
+        while self.length < len(tokens):
+            start = self.length
+            stop = chunk_end(start, len(tokens), CHUNK)
+            self._cache.reserve(stop - start)
+            try:
+                self._runner.prefill(Rows(self._cache, tokens[start:stop], start, len(tokens)), last=False)
+            except BaseException:
+                self.forget()
+                raise
+            self._cache.commit(stop - start)

@@ -1,0 +1,107 @@
+"""Drafts of a step's sequences, from their strategies, and the rows that they become."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from thrifty.decoding.draft import MOST_ROWS, Accepted, Draft
+from thrifty.decoding.scores import Scores
+from thrifty.decoding.strategy import Asked, DecodingStrategy, Drafter, Judged
+from thrifty.engine.row_extra import RowExtra, shifted
+from thrifty.engine.runner import Rows
+from thrifty.engine.running import Running
+from thrifty.errors import ThriftyError
+
+Note = Callable[[BaseException], None]
+"""Told of an error that a whole batch met, before its sequences are tried alone."""
+
+Given = TypeVar("Given")
+
+
+def propose(sequences: Sequence[Running], note: Note) -> list[Draft | BaseException]:
+    """The draft of each sequence, or its error."""
+
+    def ask(strategy: DecodingStrategy, places: Sequence[int]) -> Sequence[Draft]:
+        return strategy.propose([Asked(sequences[place], _drafter(sequences[place])) for place in places])
+
+    return _ask(sequences, ask, note)
+
+
+def accept(
+    sequences: Sequence[Running], drafts: Sequence[Draft], first_rows: Sequence[int], scores: Scores, note: Note
+) -> list[Accepted | BaseException]:
+    """What is accepted of each sequence's draft, or its error. first_rows: where their rows begin in `scores`."""
+
+    def ask(strategy: DecodingStrategy, places: Sequence[int]) -> Sequence[Accepted]:
+        judged = [Judged(sequences[at], _drafter(sequences[at]), drafts[at], first_rows[at]) for at in places]
+        return strategy.accept(judged, scores)
+
+    return _ask(sequences, ask, note)
+
+
+def within_bounds(sequence: Running, draft: Draft) -> Draft:
+    """No more of a draft than can be committed before a policy acts (later tokens would see what it lets go of), nor
+    than the answer may still have. Raises ThriftyError for a draft that a step cannot take.
+    """
+    cache, rows = sequence.cache, 1 + len(draft.tokens)
+    assert cache is not None, "a decoding sequence has a cache"
+    most = min(sequence.strategy.rows, MOST_ROWS)
+    if rows > most:
+        raise ThriftyError(
+            f"a draft of {rows - 1} tokens; a step of this strategy takes at most {most - 1}: draft fewer, or let its "
+            f"`rows` say so (at most {MOST_ROWS})"
+        )
+    window = min((own for own in cache.model.windows if own is not None), default=rows)
+    if draft.parents is not None and rows > window:
+        raise ThriftyError(f"a tree of {rows} rows is longer than the attention window of {window}: draft fewer tokens")
+    return draft.within(min(cache.schedule.next - cache.length, sequence.total - len(sequence.tokens)) - 1)
+
+
+def rows_of(sequence: Running, draft: Draft) -> Rows:
+    """The rows that a sequence runs: its last committed token, and its draft."""
+    cache = sequence.cache
+    assert cache is not None, "a decoding sequence has a cache"
+    tokens, start = (sequence.tokens[-1], *draft.tokens), sequence.computed
+    if draft.parents is None:
+        extra = shifted(sequence.extra, sequence.shift, start, len(tokens))
+        return Rows(cache, tokens, start, start + len(tokens), extra=extra)
+    parents = (-1, *(parent + 1 for parent in draft.parents))
+    extra = dataclasses.replace(sequence.extra or RowExtra(), parents=parents)
+    return Rows(cache, tokens, start, start + 1 + max(draft.depths(), default=0), extra=extra)
+
+
+def _drafter(sequence: Running) -> Drafter:
+    """The sequence's drafter; it is opened with its first step."""
+    if sequence.drafter is None:
+        sequence.drafter = sequence.ticket.drafting.open(sequence.sampler)
+    return sequence.drafter
+
+
+def _ask(
+    sequences: Sequence[Running], ask: Callable[[DecodingStrategy, Sequence[int]], Sequence[Given]], note: Note
+) -> list[Given | BaseException]:
+    """What the strategies give for each sequence, or its error. A strategy that fails for all is asked for each
+    alone.
+    """
+    given: dict[int, Given | BaseException] = {}
+    waiting = _by_strategy(sequences)
+    while waiting:
+        strategy, places = waiting.pop()
+        try:
+            given.update(zip(places, ask(strategy, places), strict=True))
+        except BaseException as error:
+            if len(places) == 1:
+                given[places[0]] = error
+                continue
+            note(error)
+            waiting += [(strategy, [place]) for place in places]
+    return [given[place] for place in range(len(sequences))]
+
+
+def _by_strategy(sequences: Sequence[Running]) -> list[tuple[DecodingStrategy, list[int]]]:
+    groups: dict[DecodingStrategy, list[int]] = {}
+    for place, sequence in enumerate(sequences):
+        groups.setdefault(sequence.strategy, []).append(place)
+    return list(groups.items())

@@ -1,0 +1,59 @@
+"""What a request asks of layers: states to read (taps) and vectors to add (steering), checked as callers give them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from thrifty.arrays import Floats
+from thrifty.decoding.option_values import as_integer, shown, token_ids
+from thrifty.errors import PromptError
+from thrifty.models.config.model_config import ModelConfig
+
+
+def layer_numbers(name: str, value: Any) -> tuple[int, ...]:
+    """Layers, rising, each once. Raises PromptError for what is none."""
+    layers = token_ids(name, value)
+    if any(layer < 0 for layer in layers):
+        raise PromptError(f"{name} = {shown(value)}; layers are numbered from 0")
+    return tuple(sorted(set(layers)))
+
+
+def steering_vectors(value: Any) -> dict[int, Floats]:
+    """Layer → fp32 [hidden], contiguous. Raises PromptError for other layers, types and shapes."""
+    if not isinstance(value, Mapping):
+        raise PromptError(f"steering = {shown(value)} is no mapping; use {{layer: float32 array [hidden size]}}")
+    vectors = {}
+    for layer, vector in value.items():
+        number, array = as_integer(layer), np.asarray(vector)
+        if number is None or number < 0:
+            raise PromptError(f"steering has the layer {shown(layer)}; use whole numbers of at least 0")
+        if array.dtype.kind != "f" or array.ndim != 1 or not np.isfinite(array).all():
+            raise PromptError(f"steering of layer {number} is {shown(vector)}; use finite numbers [hidden size]")
+        vectors[number] = np.ascontiguousarray(array, np.float32)
+    return vectors
+
+
+def check_layers(taps: Sequence[int], steering: Mapping[int, Floats], config: ModelConfig) -> None:
+    """Raise PromptError where the model has no such layer, or is not of that width."""
+    count, width = len(config.layers), config.hidden_size
+    for name, layers in (("taps", taps), ("steering", steering)):
+        for layer in layers:
+            if layer >= count:
+                raise PromptError(f"{name} names layer {layer}; this model has layers 0 to {count - 1}")
+    for layer, vector in steering.items():
+        if len(vector) != width:
+            raise PromptError(f"steering of layer {layer} has {len(vector)} numbers; this model's states have {width}")
+
+
+def steering_key(steering: Mapping[int, Floats]) -> str:
+    """What tells the keys and values of a steered prompt from others; "" where nothing is added."""
+    if not steering:
+        return ""
+    digest = hashlib.sha256()
+    for layer in sorted(steering):
+        digest.update(f"{layer}:".encode() + steering[layer].tobytes())
+    return digest.hexdigest()

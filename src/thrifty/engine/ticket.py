@@ -1,0 +1,28 @@
+"""What a request becomes once it has passed its checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from thrifty.decoding.sampling import Sampler
+from thrifty.engine.drafting.drafting import Drafting
+from thrifty.engine.request import Request
+from thrifty.engine.row_extra import RowExtra
+
+if TYPE_CHECKING:
+    from thrifty.cache.policy import CachePolicy
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A request that passed: its techniques, the longest answer it may give, and its sampler. extra: what its rows are
+    beyond plain tokens, whichever they are.
+    """
+
+    request: Request
+    policies: tuple[CachePolicy, ...]
+    drafting: Drafting
+    maximum_tokens: int
+    sampler: Sampler
+    extra: RowExtra | None = None

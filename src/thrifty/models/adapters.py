@@ -1,0 +1,239 @@
+"""Adapters: low-rank additions to a model's linears, and how the directories that PEFT writes become them.
+
+y = W x + scale · up (down x), LoRA (arXiv 2106.09685, §4.1): scale is alpha / r, or alpha / √r where the rank is to be
+stabilised (rsLoRA, arXiv 2312.03732, §3).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thrifty.arrays import Floats
+from thrifty.errors import CheckpointError
+from thrifty.models.config.model_config import ModelConfig
+from thrifty.models.huggingface.names import part_names
+from thrifty.models.huggingface.safetensors_file import TensorEntry, TensorReader, read_entries, read_json
+from thrifty.models.parts import parts
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MOST_RANK = 4096
+_ADAPTABLE = re.compile(r"layers\.\d+\.(attention\.(query|key|value|output)|mlp(\.shared)?\.(gate|up|down))")
+_TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)\.(?:default\.)?weight")
+_PLAIN_NAME = re.compile(r"\^?[\w.]{1,200}")
+# Fields of adapter_config.json that say nothing of the result: how it was trained, and where the tensors say it too.
+_HARMLESS = {
+    "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "lora_dropout",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights",
+    "fan_in_fan_out", "peft_version", "runtime_config", "loftq_config", "eva_config", "corda_config", "megatron_core",
+    "ensure_weight_tying",
+}  # fmt: skip
+# Starting points that change the base weights too.
+_OTHER_BASE = ("pissa", "olora", "loftq", "corda")
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A low-rank addition to chosen linears, y += scale · up (down x).
+
+    weights: name of a linear → (down fp32 [rank, in], up fp32 [out, rank]); experts, routers, embedding and head take
+    none. scale: of every linear, but of those in `scales`. It is the same adapter only as itself: two of the same
+    content are two, with one `version`.
+    """
+
+    weights: Mapping[str, tuple[Floats, Floats]]
+    scale: float = 1.0
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+    def scale_of(self, name: str) -> float:
+        """The factor of a linear's addition."""
+        return self.scales.get(name, self.scale)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its matrices; one that several linears share counts once."""
+        matrices = {id(matrix): matrix.nbytes for pair in self.weights.values() for matrix in pair}
+        return sum(matrices.values())
+
+    @cached_property
+    def version(self) -> str:
+        """A hash of its content: what is computed with one version is worthless for another."""
+        digest = hashlib.sha256()
+        for name in sorted(self.weights):
+            down, up = self.weights[name]
+            digest.update(f"{name} {down.shape} {up.shape} {self.scale_of(name)!r}\n".encode())
+            digest.update(np.ascontiguousarray(down).tobytes())
+            digest.update(np.ascontiguousarray(up).tobytes())
+        return digest.hexdigest()
+
+
+def adaptable(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The linears that take adapters, by name: their shapes [out, in]."""
+    return {name: shape for name, shape in parts(config).items() if _ADAPTABLE.fullmatch(name)}
+
+
+def check_adapter(adapter: Adapter, config: ModelConfig) -> None:
+    """Raise CheckpointError where an adapter does not fit the model: the linear, what it needs and what is given."""
+    shapes = adaptable(config)
+    for name, (down, up) in adapter.weights.items():
+        if name not in shapes:
+            raise CheckpointError(f"{name!r} takes no adapter; linears of attention and of dense MLPs do.")
+        out_features, in_features = shapes[name]
+        rank = len(down)
+        for what, matrix, shape in (("down", down, (rank, in_features)), ("up", up, (out_features, rank))):
+            if matrix.dtype != np.float32 or matrix.shape != shape or not rank:
+                raise CheckpointError(
+                    f"{what} of {name} is {matrix.dtype} {list(matrix.shape)}; expected float32 {list(shape)} "
+                    f"of rank 1 to {MOST_RANK}."
+                )
+    if not adapter.weights:
+        raise CheckpointError("the adapter holds no matrices; leave it out.")
+
+
+def load_adapter(path: str | os.PathLike[str], config: ModelConfig) -> Adapter:
+    """The LoRA adapter of a directory that PEFT wrote: adapter_config.json and adapter_model.safetensors.
+
+    Matrices become fp32. Raises CheckpointError naming the field or tensor that is missing, does not fit the model, or
+    asks for what is not done (DoRA, biases, modules_to_save).
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is no directory; give the one that holds {CONFIG} and {WEIGHTS}.")
+    settings = _Settings(directory / CONFIG, read_json(directory / CONFIG))
+    entries = read_entries(directory / WEIGHTS)
+    weights: dict[str, tuple[Floats, Floats]] = {}
+    scales: dict[str, float] = {}
+    for module, (lower, raise_) in _pairs(directory / WEIGHTS, entries).items():
+        names = _names(lower, module, config)
+        rank, scale = settings.of(module)
+        for name, matrices in _matrices(lower, raise_, names, rank, config).items():
+            weights[name], scales[name] = matrices, scale
+    adapter = Adapter(weights, scales=scales)
+    check_adapter(adapter, config)
+    return adapter
+
+
+class _Settings:
+    """Ranks and scales of adapter_config.json."""
+
+    def __init__(self, path: Path, data: Any) -> None:
+        self._path = path
+        if not isinstance(data, Mapping):
+            raise CheckpointError(f"{path} is not a table.")
+        self._refuse_others(data)
+        self._rank = self._number("r", data.get("r"), 1, MOST_RANK)
+        self._alpha = self._number("lora_alpha", data.get("lora_alpha", 8), -1e6, 1e6)
+        self._stabilised = bool(data.get("use_rslora"))
+        self._ranks = self._pattern("rank_pattern", data.get("rank_pattern"), 1, MOST_RANK)
+        self._alphas = self._pattern("alpha_pattern", data.get("alpha_pattern"), -1e6, 1e6)
+
+    def of(self, module: str) -> tuple[int, float]:
+        """Rank and scale of a module, by its name in the checkpoint that was adapted."""
+        rank = self._of(self._ranks, module, self._rank)
+        alpha = self._of(self._alphas, module, self._alpha)
+        return int(rank), alpha / (math.sqrt(rank) if self._stabilised else rank)
+
+    def _refuse_others(self, data: Mapping[str, Any]) -> None:
+        kind, start = data.get("peft_type"), data.get("init_lora_weights")
+        if kind != "LORA":
+            raise CheckpointError(f"{self._path}: peft_type is {kind!r:.80}; LORA is what is done.")
+        if data.get("bias") not in (None, "none"):
+            raise CheckpointError(f"{self._path}: bias is {data['bias']!r:.80}; train the adapter with bias='none'.")
+        if isinstance(start, str) and start.lower().startswith(_OTHER_BASE):
+            raise CheckpointError(
+                f"{self._path}: init_lora_weights is {start!r:.80}, which changes the base weights as well; save the "
+                "adapter with path_initial_model_for_weight_conversion, which makes a plain LoRA of it."
+            )
+        known = {"peft_type", "bias", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"} | _HARMLESS
+        for name in sorted(set(data) - known):
+            if data[name]:
+                raise CheckpointError(
+                    f"{self._path}: {name} is {data[name]!r:.80}, which is not done; merge the adapter into its model "
+                    "(merge_and_unload) and load that, or train it without."
+                )
+
+    def _number(self, name: str, value: Any, low: float, high: float) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise CheckpointError(f"{self._path}: {name} is {value!r:.80}; it must be from {low} to {high}.")
+        return value
+
+    def _pattern(self, name: str, value: Any, low: float, high: float) -> dict[str, float]:
+        if not value:
+            return {}
+        if not isinstance(value, Mapping):
+            raise CheckpointError(f"{self._path}: {name} is {value!r:.80}; it must be a table.")
+        for key in value:
+            if not _PLAIN_NAME.fullmatch(key):
+                raise CheckpointError(
+                    f"{self._path}: {name} has the key {key!r:.80}; names of modules are read, no regular expressions."
+                )
+        return {key: self._number(f"{name}.{key}", number, low, high) for key, number in value.items()}
+
+    @staticmethod
+    def _of(pattern: Mapping[str, float], module: str, default: float) -> float:
+        """The value of the first key that is the module's name, or its end behind a dot."""
+        for key, value in pattern.items():
+            plain = key.removeprefix("^")
+            if module == plain or (key == plain and module.endswith(f".{plain}")):
+                return value
+        return default
+
+
+def _pairs(path: Path, entries: Mapping[str, TensorEntry]) -> dict[str, tuple[TensorEntry, TensorEntry]]:
+    """By module both of its tensors, lora_A [rank, in] and lora_B [out, rank]."""
+    found: dict[str, dict[str, TensorEntry]] = {}
+    for name, entry in entries.items():
+        match = _TENSOR.fullmatch(name)
+        if match is None or len(entry.shape) != 2:
+            raise CheckpointError(
+                f"{path}: tensor {name!r:.120} is none of a LoRA of linears (…lora_A.weight, …lora_B.weight)."
+            )
+        found.setdefault(match[1], {})[match[2]] = entry
+    for module, tensors in found.items():
+        if len(tensors) != 2:
+            raise CheckpointError(f"{path}: {module!r:.120} has lora_{next(iter(tensors))} alone; both are needed.")
+    return {module: (tensors["A"], tensors["B"]) for module, tensors in found.items()}
+
+
+def _names(entry: TensorEntry, module: str, config: ModelConfig) -> tuple[str, ...]:
+    """The linears of a module, in the order of its rows. Raises CheckpointError where it has none that is adapted."""
+    names, _ = part_names(f"{module}.weight", 2, config)
+    known = adaptable(config)
+    if not names or any(name not in known for name in names):
+        raise CheckpointError(
+            f"{entry.path}: {module!r:.120} takes no adapter here; linears of attention and of dense MLPs do."
+        )
+    return names
+
+
+def _matrices(
+    lower: TensorEntry, upper: TensorEntry, names: tuple[str, ...], rank: int, config: ModelConfig
+) -> dict[str, tuple[Floats, Floats]]:
+    """By linear its two matrices; linears that are one module share `down`."""
+    shapes = adaptable(config)
+    rows, columns = sum(shapes[name][0] for name in names), shapes[names[0]][1]
+    for entry, shape in ((lower, (rank, columns)), (upper, (rows, rank))):
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"{entry.path}: tensor {entry.name!r:.120} is {list(entry.shape)}; this model and its rank of {rank} "
+                f"need {list(shape)}."
+            )
+    down, up = (_values(entry) for entry in (lower, upper))
+    split = np.cumsum([shapes[name][0] for name in names])[:-1]
+    return {name: (down, np.ascontiguousarray(part)) for name, part in zip(names, np.split(up, split), strict=True)}
+
+
+def _values(entry: TensorEntry) -> Floats:
+    values: Floats = np.array(TensorReader().read(entry), np.float32, order="C")
+    if not np.isfinite(values).all():
+        raise CheckpointError(f"{entry.path}: tensor {entry.name!r:.120} holds values that are not finite.")
+    return values

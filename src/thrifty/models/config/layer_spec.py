@@ -1,0 +1,196 @@
+"""One layer of a decoder, as data: how it mixes tokens, how wide it is, and how it turns positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from thrifty.errors import ConfigError
+from thrifty.models.config.checks import LIMITS, check_choice, check_integer, check_number
+
+ScalingKind = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
+Mixer = Literal["attention", "recurrent", "latent"]
+Decay = Literal["channel", "head"]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the context that a model was trained on.
+
+    `attention_factor` multiplies the cosines and sines (linear, yarn, longrope). `original_context` is in tokens.
+    `short_factor` and `long_factor` have one divisor for each of the `dimension / 2` frequencies (longrope).
+    """
+
+    kind: ScalingKind
+    factor: float = 1.0
+    original_context: int = 0
+    attention_factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("rope_scaling.rope_type", self.kind, ("linear", "dynamic", "llama3", "yarn", "longrope"))
+        check_number("rope_scaling.factor", self.factor, 1e-3, 1e6)
+        check_number("rope_scaling.attention_factor", self.attention_factor, 1e-6, 1e6)
+        check_number("rope_scaling.low_freq_factor", self.low_frequency_factor, 1e-6, 1e6)
+        check_number("rope_scaling.high_freq_factor", self.high_frequency_factor, 1e-6, 1e6)
+        check_number("rope_scaling.beta_fast", self.beta_fast, 1e-6, 1e6)
+        check_number("rope_scaling.beta_slow", self.beta_slow, 1e-6, 1e6)
+        low = 0 if self.kind == "linear" else 1
+        name = "rope_scaling.original_max_position_embeddings"
+        check_integer(name, self.original_context, low, LIMITS["original_context"])
+        if self.kind == "llama3" and self.high_frequency_factor <= self.low_frequency_factor:
+            raise ConfigError(
+                f"rope_scaling.high_freq_factor is {self.high_frequency_factor}; "
+                f"it must be above low_freq_factor, {self.low_frequency_factor}."
+            )
+        for name in ("short_factor", "long_factor"):
+            for value in getattr(self, name):
+                check_number(f"rope_scaling.{name}", value, 1e-6, 1e9)
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding of one layer: the first `dimension` channels of a head turn; 0 means that none do
+    (NoPE).
+
+    `divisors`: one for each of the `dimension / 2` frequencies, whatever the scaling and the length; none where empty.
+    `sections`: how many of these frequencies turn with a row's time, height and width (M-RoPE); empty: one position.
+    """
+
+    theta: float
+    dimension: int
+    scaling: RopeScaling | None = None
+    divisors: tuple[float, ...] = ()
+    sections: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_number("rope_theta", self.theta, 1.0 + 1e-6, 1e12)
+        check_integer("rope dimension", self.dimension, 0, LIMITS["head_dim"])
+        if self.dimension % 2:
+            raise ConfigError(f"The rope dimension is {self.dimension}; it must be even.")
+        if self.divisors and len(self.divisors) != self.dimension // 2:
+            raise ConfigError(
+                f"rope.divisors has {len(self.divisors)} entries; "
+                f"it must have {self.dimension // 2}, half the rotated dimension."
+            )
+        for value in self.divisors:
+            check_number("rope.divisors", value, 1e-6, 1e9)
+        for count in self.sections:
+            check_integer("rope.sections", count, 0, self.dimension // 2)
+        if self.sections and (len(self.sections) != 3 or sum(self.sections) != self.dimension // 2):
+            raise ConfigError(
+                f"rope.sections is {list(self.sections)}; it must be 3 numbers that sum to {self.dimension // 2}, half "
+                "the rotated dimension."
+            )
+        scaling = self.scaling
+        if scaling is None:
+            return
+        if scaling.kind == "dynamic" and self.dimension < 4:
+            raise ConfigError(f"The rope dimension is {self.dimension}; dynamic scaling needs at least 4.")
+        if scaling.kind == "longrope":
+            for name in ("short_factor", "long_factor"):
+                if len(getattr(scaling, name)) != self.dimension // 2:
+                    raise ConfigError(
+                        f"rope_scaling.{name} has {len(getattr(scaling, name))} entries; "
+                        f"it must have {self.dimension // 2}, half the rotated dimension."
+                    )
+
+
+@dataclass(frozen=True)
+class RecurrentSpec:
+    """Gated linear attention (arXiv 2312.06635): a state S [key_dim, value_dim] a head instead of keys and values.
+
+    For a token with q, k [key_dim] and v [value_dim]: S ← diag(a) S + k vᵀ, o = key_dim^(−1/2) · Sᵀ q (eq. 3), and the
+    layer gives W_o (SiLU(gate) · norm(o)) (§4.4). a = sigmoid(decay)^(1 / temperature): one a channel of the keys, or,
+    with `decay` "head", one a head (as Mamba-2 has, arXiv 2405.21060, eq. 5).
+    """
+
+    heads: int
+    key_dim: int
+    value_dim: int
+    decay: Decay = "channel"
+    temperature: float = 16.0
+
+    def __post_init__(self) -> None:
+        check_integer("recurrent.heads", self.heads, 1, LIMITS["heads"])
+        check_integer("recurrent.key_dim", self.key_dim, 1, LIMITS["head_dim"])
+        check_integer("recurrent.value_dim", self.value_dim, 1, LIMITS["head_dim"])
+        check_choice("recurrent.decay", self.decay, ("channel", "head"))
+        check_number("recurrent.temperature", self.temperature, 1e-3, 1e6)
+
+    @property
+    def key_width(self) -> int:
+        """Channels of all queries (or keys) together."""
+        return self.heads * self.key_dim
+
+    @property
+    def value_width(self) -> int:
+        """Channels of all values together."""
+        return self.heads * self.value_dim
+
+    @property
+    def decay_width(self) -> int:
+        """Decays of a token: one a channel of the keys, or one a head."""
+        return self.key_width if self.decay == "channel" else self.heads
+
+    @property
+    def state_numbers(self) -> int:
+        """fp32 numbers of the state of one sequence, [heads, key_dim, value_dim]."""
+        return self.heads * self.key_dim * self.value_dim
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One layer. mixer: how a token meets the tokens before it; "recurrent" has its own `recurrent` sizes and neither
+    window nor rope ("latent" is known by name only). window: tokens of attention (None: all). experts: whether its MLP
+    is a mixture of experts. heads, kv_heads, head_dim: of its attention, None for the model's.
+    """
+
+    window: int | None
+    rope: RopeConfig
+    experts: bool = False
+    mixer: Mixer = "attention"
+    recurrent: RecurrentSpec | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether it keeps every token's keys and values."""
+        return self.mixer == "attention" and self.window is None
+
+    @property
+    def has_widths(self) -> bool:
+        """Whether its attention has widths of its own."""
+        return (self.heads, self.kv_heads, self.head_dim) != (None, None, None)
+
+    def check(self, name: str) -> None:
+        """Raise ConfigError naming the field where the parts do not belong together. name: such as "layers.3"."""
+        check_choice(f"{name}.mixer", self.mixer, ("attention", "recurrent", "latent"))
+        if self.window is not None:
+            check_integer(f"{name}.window", self.window, 1, LIMITS["window"])
+        for field in ("heads", "kv_heads", "head_dim"):
+            if getattr(self, field) is not None:
+                check_integer(f"{name}.{field}", getattr(self, field), 1, LIMITS[field])
+        if (self.mixer == "recurrent") != (self.recurrent is not None):
+            raise ConfigError(
+                f"{name}.mixer is {self.mixer!r} and {name}.recurrent is {self.recurrent}; the mixer 'recurrent' has "
+                "the sizes of its state there, no other has any."
+            )
+        if self.mixer == "recurrent" and (self.window is not None or self.rope.dimension or self.has_widths):
+            raise ConfigError(
+                f"{name} is recurrent and has a window, a rope or widths of attention; these belong to attention: "
+                "leave them out (rope dimension 0)."
+            )
+
+
+def recurrent_layer(spec: RecurrentSpec, experts: bool = False) -> LayerSpec:
+    """A layer of that recurrence."""
+    return LayerSpec(None, RopeConfig(10000.0, 0), experts, "recurrent", spec)

@@ -1,0 +1,66 @@
+"""Techniques over a group of linears and the norm (or linear) before them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from thrifty.errors import RecipeError
+from thrifty.formats.linear import PackedLinear
+from thrifty.models.model import Model
+from thrifty.weights.calibration import Activations
+from thrifty.weights.groups import LinearGroup, Replacement, groups
+from thrifty.weights.technique import PlacedTechnique, Preparation, exchange
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupTechnique(PlacedTechnique):
+    """One method that changes what a group of linears reads and the linears themselves together: smoothing, scaling by
+    activations, rotations. A technique writes `transform`.
+
+    `layers` and `skip` leave a group alone where they leave out its layer, its source or one of its readers.
+    """
+
+    @abstractmethod
+    def transform(self, group: LinearGroup, calibration: Activations | None) -> Iterable[Replacement]:
+        """What takes the place of parts of the group, one at a time; nothing leaves it as it is.
+
+        calibration: what the readers read, fp32 [tokens, columns], where `needs_calibration` is true. The model must do
+        the same afterwards, but for what the technique costs: `groups.rescaled` moves a factor without a cost.
+        """
+
+    def covers(self, group: LinearGroup) -> bool:
+        """Whether this technique is meant for the group, before `layers` and `skip`."""
+        return True
+
+    def selects(self, group: LinearGroup) -> bool:
+        """Whether `apply` transforms the group."""
+        return self.covers(group) and self.includes(group.layer, group.names)
+
+    def apply(self, model: Model, preparation: Preparation) -> None:
+        """See Technique. The report tells formats and bytes: a factor that moved is no error of a linear."""
+        for group in groups(model):
+            if not self.selects(group):
+                continue
+            preparation.before()
+            shown = preparation.calibration
+            activations = None if shown is None else shown(group.readers[0])
+            for name, value in self.transform(group, activations):
+                self._replace(model, group, name, value)
+
+    def _replace(self, model: Model, group: LinearGroup, name: str, value: object) -> None:
+        if name not in group.names:
+            raise RecipeError(
+                f"technique '{self.name}' replaced '{name}', which is not in the group of '{group.source.name}'; "
+                f"it may replace {', '.join(group.names)}"
+            )
+        if isinstance(value, PackedLinear):
+            exchange(model, name, value)
+            return
+        norm = np.asarray(value, np.float32)
+        if name not in model.norms or norm.shape != model.norms[name].shape:
+            raise RecipeError(f"technique '{self.name}' put an array of shape {list(norm.shape)} in place of '{name}'")
+        model.norms = {**model.norms, name: norm}

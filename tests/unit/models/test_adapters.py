@@ -1,0 +1,146 @@
+"""PEFT's LoRA directories: what is read, and what is refused by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.lora_files import lora_tensors, write_lora
+from tests.tiny import tiny_config
+
+from thrifty.arrays import BFLOAT16, Floats
+from thrifty.errors import CheckpointError
+from thrifty.models.adapters import Adapter, adaptable, check_adapter, load_adapter
+
+CONFIG = tiny_config()
+QUERY, UP = "layers.0.attention.query", "layers.2.mlp.up"
+
+
+def small(names: tuple[str, ...] = (QUERY, UP), rank: int = 3) -> Adapter:
+    random, shapes = np.random.default_rng(0), adaptable(CONFIG)
+
+    def values(*shape: int) -> Floats:
+        return random.standard_normal(shape, np.float32)
+
+    return Adapter({name: (values(rank, shapes[name][1]), values(shapes[name][0], rank)) for name in names})
+
+
+def test_matrices_and_the_scale_are_read(tmp_path: Path) -> None:
+    adapter = small()
+    write_lora(tmp_path, adapter, rank=3, alpha=6)
+    loaded = load_adapter(tmp_path, CONFIG)
+    assert set(loaded.weights) == {QUERY, UP}
+    for name, matrices in adapter.weights.items():
+        for found, wanted in zip(loaded.weights[name], matrices, strict=True):
+            assert found.dtype == np.float32
+            assert np.array_equal(found, wanted)
+        assert loaded.scale_of(name) == 2.0
+    assert loaded.nbytes == adapter.nbytes
+
+
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16])
+def test_narrow_matrices_become_fp32_exactly(tmp_path: Path, dtype: Any) -> None:
+    tensors = {name: value.astype(dtype) for name, value in lora_tensors(small()).items()}
+    if dtype == BFLOAT16:
+        pytest.importorskip("torch")
+        import torch
+        from safetensors.torch import save_file
+
+        write_lora(tmp_path, small(), rank=3, alpha=3)
+        wide = {name: torch.from_numpy(value.astype(np.float32)).bfloat16() for name, value in tensors.items()}
+        save_file(wide, tmp_path / "adapter_model.safetensors")
+    else:
+        write_lora(tmp_path, small(), rank=3, alpha=3, tensors=tensors)
+    down, _ = load_adapter(tmp_path, CONFIG).weights[QUERY]
+    wanted = small().weights[QUERY][0].astype(dtype).astype(np.float32)
+    assert np.array_equal(down, wanted)
+
+
+def test_ranks_and_alphas_by_module_and_their_root(tmp_path: Path) -> None:
+    wide, narrow = small((QUERY,), 5), small((UP,), 3)
+    adapter = Adapter({**wide.weights, **narrow.weights})
+    patterns = {"rank_pattern": {"q_proj": 5}, "alpha_pattern": {"layers.2.mlp.up_proj": 12}}
+    write_lora(tmp_path, adapter, rank=3, alpha=6, **patterns)
+    loaded = load_adapter(tmp_path, CONFIG)
+    assert loaded.scale_of(QUERY) == 6 / 5
+    assert loaded.scale_of(UP) == 4.0
+    write_lora(tmp_path, adapter, rank=3, alpha=6, use_rslora=True, **patterns)
+    assert load_adapter(tmp_path, CONFIG).scale_of(QUERY) == 6 / math.sqrt(5)
+
+
+def test_a_joined_module_is_taken_apart(tmp_path: Path) -> None:
+    """phi3's qkv_proj: one `down` for three linears, the rows of `up` in their order."""
+    shapes = adaptable(CONFIG)
+    names = [f"layers.1.attention.{part}" for part in ("query", "key", "value")]
+    random = np.random.default_rng(1)
+    down = random.standard_normal((2, 128)).astype(np.float32)
+    up = random.standard_normal((sum(shapes[name][0] for name in names), 2)).astype(np.float32)
+    module = "base_model.model.model.layers.1.self_attn.qkv_proj"
+    tensors = {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+    write_lora(tmp_path, small(), rank=2, alpha=2, tensors=tensors)
+    loaded = load_adapter(tmp_path, CONFIG)
+    assert list(loaded.weights) == names
+    assert np.array_equal(np.concatenate([loaded.weights[name][1] for name in names]), up)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; LORA is what is done"),
+        ({"use_dora": True}, "use_dora is True, which is not done"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\], which is not done"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"lora_bias": True}, "lora_bias is True"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base weights"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"something_new": 3}, "something_new is 3, which is not done"),
+        ({"r": 0}, "r is 0; it must be from 1"),
+        ({"r": True}, "r is True"),
+        ({"lora_alpha": "2"}, "lora_alpha is '2'"),
+        ({"rank_pattern": {"(a+)+b": 3}}, "no regular expressions"),
+        ({"rank_pattern": {"q_proj": 9}}, r"is \[3, 128\]; this model and its rank of 9 need \[9, 128\]"),
+        ({"alpha_pattern": 5}, "alpha_pattern is 5; it must be a table"),
+    ],
+)
+def test_what_is_not_done_is_refused_by_name(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    write_lora(tmp_path, small(), rank=3, alpha=6, **fields)
+    with pytest.raises(CheckpointError, match=message):
+        load_adapter(tmp_path, CONFIG)
+
+
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    good = lora_tensors(small())
+    first = next(iter(good))
+
+    def refused(tensors: dict[str, Any], message: str) -> None:
+        write_lora(tmp_path, small(), rank=3, alpha=6, tensors=tensors)
+        with pytest.raises(CheckpointError, match=message):
+            load_adapter(tmp_path, CONFIG)
+
+    refused({**good, "base_model.model.lm_head.lora_embedding_A": good[first]}, "is none of a LoRA of linears")
+    refused({name: value for name, value in good.items() if name != first}, "has lora_B alone; both are needed")
+    refused({name.replace("q_proj", "z_proj"): value for name, value in good.items()}, "takes no adapter here")
+    refused({name.replace("layers.0", "layers.9"): value for name, value in good.items()}, "takes no adapter here")
+    refused({**good, first: good[first][:, :64]}, r"need \[3, 128\]")
+    refused({**good, first: np.full_like(good[first], np.inf)}, "not finite")
+    refused({first: good[first].astype(np.int8)} | {n: v for n, v in good.items() if n != first}, "type I8")
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="adapter_model.safetensors"):
+        load_adapter(tmp_path, CONFIG)
+
+
+def test_the_version_tells_contents_apart() -> None:
+    adapter = small()
+    assert adapter.version == Adapter(dict(adapter.weights)).version
+    assert adapter.version != dataclasses.replace(adapter, scale=2.0).version
+    other = {name: (down, up + np.float32(1)) for name, (down, up) in adapter.weights.items()}
+    assert adapter.version != Adapter(other).version
+
+
+def test_an_empty_adapter_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="holds no matrices"):
+        check_adapter(Adapter({}), CONFIG)
