@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
+from thrifty.arrays import Floats
 from thrifty.decoding.grammar import Grammar
 from thrifty.engine.answer import Event, own_error
 from thrifty.engine.async_handle import AsyncHandle, Mailbox
@@ -86,6 +89,21 @@ class AsyncEngine:
     async def compile(self, grammar: Grammar) -> None:
         """`Engine.compile` in a thread of its own."""
         await asyncio.to_thread(self.engine.compile, grammar)
+
+    async def mean_hidden(self, tokens: Sequence[int]) -> Floats:
+        """The mean of a text's final hidden states, fp32 [hidden]. Others decode between its chunks.
+
+        Raises what `Engine.hidden_states` raises.
+        """
+        total = np.zeros(self.engine.model.config.hidden_size)
+        chunks = await asyncio.wrap_future(self._order(lambda: self.engine.hidden_states(tokens)))
+        try:
+            while (hidden := await asyncio.wrap_future(self._order(lambda: next(chunks, None)))) is not None:
+                total += hidden.sum(axis=0, dtype=np.float64)
+        finally:
+            self._order(chunks.close)
+        mean: Floats = (total / len(tokens)).astype(np.float32)
+        return mean
 
     def probe(self) -> EngineProbe:
         """See `Engine.probe`."""

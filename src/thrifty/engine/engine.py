@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from thrifty.arrays import Floats
 from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine import inspection
@@ -19,6 +20,7 @@ from thrifty.engine.answer import Answer, Event, Listener
 from thrifty.engine.inspection import EngineProbe, EngineUsage
 from thrifty.engine.options import EngineOptions
 from thrifty.engine.plan.native_runner import choose_runner
+from thrifty.engine.prefill.hidden import HiddenPrefill
 from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.prefill.watching import watch_prompt
 from thrifty.engine.publishing import Publisher
@@ -333,6 +335,40 @@ class Engine:
             except BaseException:
                 self._publisher.sound = False
                 raise
+
+    def hidden_states(self, tokens: Sequence[int]) -> Iterator[Floats]:
+        """The final hidden states of a text (after the final norm), chunk by chunk: fp32 [rows, hidden] each.
+
+        It is no request: each chunk holds the engine's turn, and steps may be taken between two. The text's cache is
+        held from the first chunk until the iterator ends, or is closed. Raises PromptError for tokens that the model
+        does not take or that exceed the context, and BudgetError where they could never fit; the first chunk raises
+        QueueFullError where they do not fit now.
+        """
+        prompt = self.model.checked(tokens).tolist()
+        if len(prompt) > self.intake.context:
+            raise PromptError(f"the text has {len(prompt)} tokens; the context holds {self.intake.context}")
+        self.memory.check((), len(prompt), len(prompt), what="a text to embed")
+        return self._read_hidden(prompt)
+
+    def _read_hidden(self, prompt: Sequence[int]) -> Iterator[Floats]:
+        with self._turn:
+            if self._closed:
+                raise ThriftyError("the engine is closed; make a new one")
+            self._publisher.mend()
+            reading = HiddenPrefill(self.model, self.runner, self.memory, prompt, self._chunk)
+        try:
+            while not reading.done:
+                with self._turn:
+                    self._publisher.mend()
+                    try:
+                        hidden = reading.advance()
+                    except BaseException:
+                        self._publisher.sound = False
+                        raise
+                yield hidden
+        finally:
+            with self._turn:
+                reading.close()
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts: the runner and why it was chosen, budget and ledger, queue lengths."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
@@ -14,12 +15,40 @@ from thrifty.engine.answer import Event
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.engine.request import Result
 from thrifty.serving.bodies import Usage
-from thrifty.serving.errors import described
+from thrifty.serving.errors import RequestError, described
 from thrifty.serving.metrics import Clock, Metrics
+
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
+"""As the OpenAPI document says it of endpoints that stream where they are asked to."""
 
 T = TypeVar("T")
 Chunks = Callable[[Event], list[dict[str, Any]]]
 """What a client is sent for one event."""
+
+
+def data_line(chunk: dict[str, Any]) -> bytes:
+    """A chunk as a server-sent event without a name."""
+    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def named_event(chunk: dict[str, Any]) -> bytes:
+    """A chunk as an event that is named by its type."""
+    return b"event: " + str(chunk["type"]).encode() + b"\n" + data_line(chunk)
+
+
+@dataclass(frozen=True)
+class StreamForm:
+    """How an API streams. line: a chunk in bytes. failed: the chunk for an error. ping: what keeps a silent stream
+    open. end: the last bytes of a stream that went well.
+    """
+
+    line: Callable[[dict[str, Any]], bytes] = data_line
+    failed: Callable[[Exception], dict[str, Any]] = lambda error: described(error)[1]
+    ping: bytes = b": keep-alive\n\n"
+    end: bytes = b"data: [DONE]\n\n"
+
+
+OPENAI = StreamForm()
 
 
 async def unless_gone(http: HttpRequest, answer: Awaitable[T]) -> T | None:
@@ -51,6 +80,7 @@ async def whole(handle: AsyncHandle, metrics: Metrics, read: Callable[[Event], o
                     read(event)
         finally:
             clock.ended(handle.usage, [sample.finish_reason for sample in handle.samples])
+        _check_end(handle)
         return Result(handle.identity, handle.samples, handle.usage)
 
 
@@ -61,9 +91,10 @@ def streamed(
     chunks: Chunks,
     last: Callable[[], list[dict[str, Any]]],
     keep_alive: float,
+    form: StreamForm = OPENAI,
 ) -> StreamingResponse:
     """An answer as it comes. first: chunks before any event; last: those after all. keep_alive: seconds of silence
-    after which a comment is sent. A client that hangs up ends the request.
+    after which a comment is sent. form: the API's. A client that hangs up ends the request.
     """
 
     async def lines() -> AsyncIterator[bytes]:
@@ -71,25 +102,34 @@ def streamed(
         async with handle:
             try:
                 for chunk in first:
-                    yield _data(chunk)
+                    yield form.line(chunk)
                 async for event in _patiently(handle, keep_alive):
                     if event is None:
-                        yield b": keep-alive\n\n"
+                        yield form.ping
                         continue
                     if event.token is not None:
                         clock.token(event.sample)
+                    if event.finish_reason == "cancelled":
+                        break
                     for chunk in chunks(event):
-                        yield _data(chunk)
+                        yield form.line(chunk)
+                _check_end(handle)
                 for chunk in last():
-                    yield _data(chunk)
-                yield b"data: [DONE]\n\n"
+                    yield form.line(chunk)
+                yield form.end
             except Exception as error:
-                yield _data(described(error)[1])
+                yield form.line(form.failed(error))
             finally:
                 clock.ended(handle.usage, [sample.finish_reason for sample in handle.samples])
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+
+
+def _check_end(handle: AsyncHandle) -> None:
+    """Who still reads did not cancel. Raise RequestError where the server ended the answer."""
+    if any(sample.finish_reason == "cancelled" for sample in handle.samples):
+        raise RequestError("the server is shutting down and ended this answer; ask again", 503, code="shutting_down")
 
 
 async def _patiently(handle: AsyncHandle, keep_alive: float) -> AsyncIterator[Event | None]:
@@ -112,10 +152,6 @@ async def _patiently(handle: AsyncHandle, keep_alive: float) -> AsyncIterator[Ev
     finally:
         if waiting is not None:
             waiting.cancel()
-
-
-def _data(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 def usage_of(handle: AsyncHandle) -> Usage:

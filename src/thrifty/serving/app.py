@@ -9,11 +9,27 @@ from collections.abc import AsyncIterator, Callable
 from fastapi import FastAPI
 
 from thrifty.engine.engine import Engine
-from thrifty.serving import chat_completions, completions, errors, status, tokens
+from thrifty.serving import (
+    anthropic_messages,
+    chat_completions,
+    completions,
+    embeddings,
+    errors,
+    rerank,
+    responses,
+    status,
+    tokens,
+)
+from thrifty.serving.anthropic_errors import AnthropicErrors
 from thrifty.serving.body_limits import BodyLimits
 from thrifty.serving.keys import Keys
+from thrifty.serving.page import routes as page
 from thrifty.serving.service import Service
 from thrifty.version import VERSION
+
+ENDPOINTS = (
+    chat_completions, completions, responses, anthropic_messages, embeddings, rerank, tokens, status,
+)  # fmt: skip
 
 
 def create_app(service: Service, open_engine: Callable[[], Engine], failed: Callable[[], None]) -> FastAPI:
@@ -36,10 +52,14 @@ def create_app(service: Service, open_engine: Callable[[], Engine], failed: Call
             await loading
             await service.close()
 
-    app = FastAPI(title="Thrifty", version=VERSION, lifespan=life, docs_url=None, redoc_url=None)
-    for module in (chat_completions, completions, tokens, status):
+    app = FastAPI(
+        title="Thrifty", version=VERSION, lifespan=life, docs_url=None, redoc_url=None, responses=errors.DOCUMENTED
+    )
+    for module in ENDPOINTS:
         app.include_router(module.router(service))
+    app.include_router(page.router())
     errors.install(app)
     app.add_middleware(BodyLimits, settings=service.settings)
-    app.add_middleware(Keys, settings=service.settings)  # the last one that is added sees a request first
+    app.add_middleware(Keys, settings=service.settings)
+    app.add_middleware(AnthropicErrors)  # the last one that is added sees a request first
     return app

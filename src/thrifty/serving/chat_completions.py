@@ -12,7 +12,7 @@ from pydantic import Field, StrictBool, StrictInt
 from thrifty.engine.answer import Event, Sample
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.serving import logprobs as shown
-from thrifty.serving.answers import streamed, unless_gone, usage_of, whole
+from thrifty.serving.answers import STREAMED, streamed, unless_gone, usage_of, whole
 from thrifty.serving.bodies import SamplingBody
 from thrifty.serving.errors import RequestError
 from thrifty.serving.keys import key_of
@@ -148,7 +148,7 @@ def router(service: Service) -> APIRouter:
     """The endpoint over a service."""
     routes = APIRouter()
 
-    @routes.post("/v1/chat/completions")
+    @routes.post("/v1/chat/completions", responses=STREAMED)
     async def chat_completions(body: ChatBody, http: Request) -> Response:
         """Answer a conversation."""
         service.check_model(body.model)

@@ -13,7 +13,7 @@ from pydantic import StrictInt
 from thrifty.engine.answer import Event
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.serving import logprobs as shown
-from thrifty.serving.answers import streamed, unless_gone, usage_of, whole
+from thrifty.serving.answers import STREAMED, streamed, unless_gone, usage_of, whole
 from thrifty.serving.bodies import SamplingBody
 from thrifty.serving.errors import RequestError
 from thrifty.serving.keys import key_of
@@ -93,7 +93,7 @@ def router(service: Service) -> APIRouter:
     """The endpoint over a service."""
     routes = APIRouter()
 
-    @routes.post("/v1/completions")
+    @routes.post("/v1/completions", responses=STREAMED)
     async def completions(body: CompletionBody, http: Request) -> Response:
         """Go on with one text, or with several."""
         service.check_model(body.model)

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from thrifty.errors import BudgetError, PromptError, QueueFullError, RecipeError, TemplateError, ThriftyError
@@ -21,6 +22,24 @@ class RequestError(ThriftyError):
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
 
+
+class ErrorDetails(BaseModel):
+    """What went wrong. param: the field at fault. code: for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetails
+
+
+DOCUMENTED: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
+"""As the OpenAPI document says it of every endpoint."""
 
 REFUSED: dict[type[ThriftyError], str | None] = {
     PromptError: None,

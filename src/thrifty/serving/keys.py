@@ -10,8 +10,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from thrifty.serving.errors import response
 from thrifty.serving.settings import ServerSettings, is_loopback
 
-OPEN = frozenset(("/health",))
-"""What needs no key: what watches whether the server lives has none."""
+OPEN = frozenset(("/health", "/"))
+"""What needs no key: what watches whether the server lives has none, and the page is where a person gives one."""
+
+OPEN_BELOW = "/page/"
 
 
 def key_of(connection: HTTPConnection) -> str | None:
@@ -48,7 +50,8 @@ class Keys:
         origin = connection.headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
             return f"pages of '{origin:.80}' may not use this server", 403, "wrong_origin"
-        if not self._keys or connection.url.path in OPEN:
+        path = connection.scope["path"]  # not that of the URL, which begins with what the client calls its host
+        if not self._keys or path in OPEN or path.startswith(OPEN_BELOW):
             return None
         shown = (key_of(connection) or "").encode()
         matches = [hmac.compare_digest(shown, key) for key in self._keys]  # all are compared, whichever fits

@@ -50,6 +50,10 @@ class Metrics:
         self._prompt.labels(self._model).inc(prompt)
         self._queries.labels(self._model).inc(prompt)
 
+    def read(self, prompt: int) -> None:
+        """A text of so many tokens was embedded."""
+        self._prompt.labels(self._model).inc(prompt)
+
     def between(self, seconds: float) -> None:
         """Time from one token of a sample to the next."""
         self._between.labels(self._model).observe(seconds)

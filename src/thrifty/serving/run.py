@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import uvicorn
 
@@ -16,6 +19,8 @@ from thrifty.serving.service import Service
 from thrifty.serving.settings import ServerError, ServerSettings
 
 _LOG = logging.getLogger("thrifty.serving")
+
+LAST_WORDS = 2  # seconds for what clients are told when their answers were ended
 
 
 def serve(
@@ -28,21 +33,47 @@ def serve(
     settings.check()
     service = Service(settings)
     app = create_app(service, open_engine, failed=lambda: setattr(server, "should_exit", True))
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
-        )
+    patience = math.ceil(settings.drain_seconds) + LAST_WORDS
+    server = _Draining(
+        uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=patience),
+        service,
     )
-    with _bound(settings) as listener:
+    with _bound(settings) as listener, _signals_are_an_end():
         if listening is not None:
             listening(_url(listener))
         asyncio.run(server.serve(sockets=[listener]))
     if service.failure is not None:
         raise service.failure
+
+
+class _Draining(uvicorn.Server):
+    """Ends the answers that are not over in time itself, so that each client is told why."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        ending = loop.call_later(self._service.settings.drain_seconds, self._service.end_all)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+
+@contextlib.contextmanager
+def _signals_are_an_end() -> Iterator[None]:
+    """uvicorn raises again what ended it; to end when told to is a success."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _bound(settings: ServerSettings) -> socket.socket:

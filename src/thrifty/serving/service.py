@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ class Service:
         self.created = int(time.time())
         self.failure: BaseException | None = None
         self._engine: AsyncEngine | None = None
+        self._handles: weakref.WeakSet[AsyncHandle] = weakref.WeakSet()
 
     @property
     def ready(self) -> bool:
@@ -71,6 +73,11 @@ class Service:
         self._engine = AsyncEngine(engine)
         self.metrics.watch(engine)
         _LOG.info("%s is ready after %.1f s", self.settings.model, time.perf_counter() - started)
+
+    def end_all(self) -> None:
+        """End every answer under way; those who wait for it are told that the server stops."""
+        for handle in list(self._handles):
+            handle.cancel()
 
     async def close(self) -> None:
         """End what runs and let the model go."""
@@ -116,6 +123,7 @@ class Service:
             prompt=prompt, sampling=sampling, samples=samples, salt=salt_of(key), **self._bounds(extensions)
         )
         handle = await self.engine.submit(request)
+        self._handles.add(handle)
         self.metrics.submitted(len(prompt), samples)
         return handle
 

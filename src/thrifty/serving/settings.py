@@ -34,6 +34,8 @@ class ServerSettings:
     samples: int = 16
     #: Most prompts of one request for completions.
     prompts: int = 64
+    #: Most texts of one request for embeddings or an order.
+    texts: int = 2048
     #: Whether a request may choose cache techniques and a bound on its cache.
     request_recipes: bool = True
     #: Seconds between comments that keep a silent stream open.

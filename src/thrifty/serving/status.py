@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from thrifty.serving.errors import RequestError, response
@@ -46,7 +46,7 @@ def router(service: Service) -> APIRouter:
             return response(str(error), 503, code=error.code, retry_after=1)
         return JSONResponse({"status": "ok"})
 
-    @routes.get("/metrics")
+    @routes.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> Response:
         """Prometheus' text format. In a thread: what the engine holds is read between two of its steps."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -57,22 +57,37 @@ BODIES: dict[str, bytes] = {
 }
 
 
+PATHS = (
+    CHAT, "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/v1/embeddings",
+    "/v1/rerank", "/tokenize", "/detokenize",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("name", BODIES)
 def test_no_body_is_a_500(server: Live, name: str) -> None:
-    answer = post(server, CHAT, content=BODIES[name], headers=JSON)
-    assert answer.status_code < 500, answer.text
-    json.loads(answer.content)
+    for path in PATHS:
+        answer = post(server, path, content=BODIES[name], headers=JSON)
+        assert answer.status_code < 500, answer.text
+        json.loads(answer.content)
     assert eventually(lambda: server.held() == 0)
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings", "/v1/responses", "/tokenize", "/detokenize"])
 @pytest.mark.parametrize(
     "value", ["\ud800", "", [], [[]], [-1], [2**40], [10**30], [None], [True], {}, None, 1.5, "x\x00y"]
 )
 def test_no_prompt_is_a_500(server: Live, path: str, value: Any) -> None:
-    name = "tokens" if path == "/detokenize" else "prompt"
+    name = {"/detokenize": "tokens", "/v1/embeddings": "input", "/v1/responses": "input"}.get(path, "prompt")
     content = json.dumps({"model": "tiny", name: value}).encode()
     answer = post(server, path, content=content, headers=JSON)
+    assert answer.status_code < 500, answer.text
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models/%ff%fe", "/v1/models/%00", "/%2e%2e/etc", "/v1/models/" + "x" * 5000, "/metrics?a=%ff"]
+)
+def test_no_path_is_a_500(server: Live, path: str) -> None:
+    answer = server.client.get(server.url + path)
     assert answer.status_code < 500, answer.text
 
 

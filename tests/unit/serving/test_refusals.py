@@ -243,3 +243,12 @@ def test_an_address_that_others_reach_needs_a_key_or_a_word() -> None:
     ServerSettings(model=NAME, host="0.0.0.0", api_keys=("key",)).check()
     with pytest.raises(ServerError, match="empty"):
         ServerSettings(model=NAME, api_keys=("",)).check()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:{port}/health?", "localhost/page/", "127.0.0.1/health#"])
+def test_a_host_that_spells_another_path_opens_nothing(locked: Live, host: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", locked.port, timeout=5)
+    connection.putrequest("GET", "/v1/models", skip_host=True)
+    connection.putheader("Host", host.format(port=locked.port))
+    connection.endheaders()
+    assert connection.getresponse().status in (400, 401, 403)

@@ -32,13 +32,20 @@ def command(
     request_recipes: Annotated[
         bool, typer.Option(help="Whether requests may choose cache techniques and a bound on their cache.")
     ] = True,
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds that answers under way get to end when the server is told to stop.")
+    ] = 30.0,
     memory: options.Memory = None,
     process_memory: options.ProcessMemory = None,
     threads: options.Threads = None,
     native: options.Native = None,
     no_copy: options.NoCopy = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Serve a model by OpenAI's API: chat and text completions, streamed or whole."""
+    """Serve a model by OpenAI's API and Anthropic's, streamed or whole, with a page to try it at /.
+
+    With --json the address is one line of JSON on standard output, once the server listens.
+    """
     from thrifty import extras
 
     for module in ("fastapi", "uvicorn", "prometheus_client", "llguidance"):
@@ -57,6 +64,7 @@ def command(
         api_keys=tuple(api_key or ()),
         public=public,
         request_recipes=request_recipes,
+        drain_seconds=drain,
     )
 
     def opened() -> Engine:
@@ -65,7 +73,13 @@ def command(
             native=native, copy=not no_copy, batch=batch, queue=queue,
         )  # fmt: skip
 
-    serve(settings, opened, lambda url: output.note(f"{settings.model} at {url}/v1 (Ctrl-C ends)"))
+    def listening(url: str) -> None:
+        if as_json:
+            output.json_line({"model": settings.model, "url": f"{url}/v1"})
+        else:
+            output.note(f"{settings.model} at {url}/v1 (Ctrl-C ends)")
+
+    serve(settings, opened, listening)
 
 
 def _plain_name(model: str) -> str:
