@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from thrifty.engine.answer import Event
+from thrifty.serving.tool_calls.choosing import FORMATS
 from thrifty.serving.tool_calls.hermes import Hermes
 from thrifty.serving.tool_calls.llama import Llama
 from thrifty.serving.tool_calls.mistral import Mistral
@@ -120,6 +121,22 @@ def test_a_call_that_a_stop_string_cuts_is_no_call_that_can_be_made() -> None:
     whole = CallReader(Hermes(), OFFER, {})
     whole.push(Event("", 0, 3, f"<tool_call>\n{ADD}\n", None, "stop"))
     assert whole.reason("stop") == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("template", "known"),
+    [
+        ('within <tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>}', Hermes),
+        ('{{- "[TOOL_CALLS] [" }}', Mistral),
+        ("Environment: ipython {{- '\"parameters\": ' }}", Llama),
+        ("<tool_call><function=name><parameter=x>", None),
+        ("<tool_call>name<arg_key>x</arg_key>", None),
+        ("[TOOL_CALLS]name[ARGS]{}", None),
+        ("{{ message.content }}", None),
+    ],
+)
+def test_templates_tell_the_format(template: str, known: type[ToolFormat] | None) -> None:
+    assert [type(form) for form in FORMATS if form.knows(template)] == ([known] if known else [])
 
 
 def test_ids_are_what_templates_take() -> None:

@@ -16,6 +16,7 @@ from thrifty.serving.tool_calls.tool_format import ToolFormat, call_rules, marke
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 FORM = Form(OPENING, head_of("arguments"), re.compile(rf"\s*\}}\s*{CLOSING}"))
+OTHERS = ("<function=", "<arg_key>")  # of templates with the same marker and no JSON inside
 FENCES = ("", "```", "```json")
 FENCE, SPACE = "(```(json)?)?", r"[ \n\t]{0,32}"
 
@@ -27,7 +28,7 @@ class Hermes(ToolFormat):
     markers = (OPENING, CLOSING)
 
     def knows(self, template: str) -> bool:
-        return OPENING in template
+        return OPENING in template and not any(other in template for other in OTHERS)
 
     def grammar(self, offer: Offer, control: Mapping[str, int]) -> Grammar:
         more = "" if offer.single else r' ("\n" opening body)*'
