@@ -19,8 +19,8 @@ HERMES = """{% if tools %}Tools in <tool_call></tool_call>:{% for tool in tools 
 MISTRAL = (
     HERMES.replace("<tool_call></tool_call>", "[TOOL_CALLS]").replace("<tool_call>", "[").replace("</tool_call>", "]")
 )
-LLAMA = HERMES.replace("<tool_call></tool_call>", '{"name": n, "parameters": p} ipython').replace("<tool_call>", "")
-LLAMA = LLAMA.replace("</tool_call>", "")
+_BARE = HERMES.replace("<tool_call></tool_call>", '{"name": n, "parameters": p} ipython')
+LLAMA = _BARE.replace("<tool_call>", "").replace("</tool_call>", "")
 PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
 TEMPLATES = {"hermes": HERMES, "mistral": MISTRAL, "llama": LLAMA, "plain": PLAIN}
 
