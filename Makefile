@@ -24,7 +24,7 @@ test: $(VENV)/.complete
 	$(TESTS) -n $(WORKERS) -m "not slow"
 
 unit: $(VENV)/.complete
-	$(TESTS) -n $(WORKERS) -m "not slow and not model and not long"
+	THRIFTY_FEW_EXAMPLES=1 $(TESTS) -n $(WORKERS) -m "not slow and not model and not long"
 
 lint: $(VENV)/.complete
 	$(BIN)/ruff check src tests training benchmarks docs

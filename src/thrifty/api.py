@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from thrifty.decoding.option_values import flag, shown
 from thrifty.decoding.sampling_parameters import SamplingParameters
+from thrifty.engine.admission.weights_bound import weights_bound
 from thrifty.engine.engine import Engine
 from thrifty.engine.options import EngineOptions
 from thrifty.engine.prompts import are_messages, encoded, prompt_list
@@ -41,17 +42,18 @@ def open_model(
     calibration: CalibrationSet | None = None,
     before: Callable[[], None] | None = None,
     errors: bool = True,
+    fits: Callable[[int], None] | None = None,
 ) -> Model:
     """A checkpoint with the weight techniques of a recipe: the one way to a model, whoever serves or measures it.
 
-    checkpoint: a name, a path, or a loaded Model, which stays as it is. threads, copy, progress: see `models.load`.
-    calibration, before, errors: see `weights.technique.prepare`; calibration None: the text that ships with the
-    package. Raises PromptError for what is no checkpoint, and what loading and the techniques raise.
+    checkpoint: a name, a path, or a loaded Model, which stays as it is. threads, copy, progress, fits: see
+    `models.load`. calibration, before, errors: see `weights.technique.prepare`; calibration None: the text that ships
+    with the package. Raises PromptError for what is no checkpoint, and what loading and the techniques raise.
     """
     if isinstance(checkpoint, str | os.PathLike):
         from thrifty.models import load
 
-        model = load(checkpoint, threads=threads, copy=flag("copy", copy), progress=progress)
+        model = load(checkpoint, threads=threads, copy=flag("copy", copy), progress=progress, fits=fits)
     elif hasattr(checkpoint, "linears"):
         model = checkpoint
     else:
@@ -60,7 +62,8 @@ def open_model(
         return model
     from thrifty.weights.technique import prepare
 
-    return prepare(model, recipe.techniques("weights"), calibration=calibration, before=before, errors=errors)
+    techniques, is_ours = recipe.techniques("weights"), model is not checkpoint
+    return prepare(model, techniques, calibration=calibration, in_place=is_ours, before=before, errors=errors)
 
 
 def open_engine(
@@ -81,14 +84,21 @@ def open_engine(
     """An engine over `open_model`, with the recipe's cache and decoding techniques for requests that bring none.
 
     make: builds the engine, from a Model and the options of Engine. options: further ones of Engine. Options are
-    checked before anything is loaded. The caller closes the engine.
+    checked before anything is loaded; weights that alone exceed the memory are refused before they are converted, where
+    no technique of the recipe may make them fit. The caller closes the engine.
     """
     chosen = recipe or Recipe()
     checked = EngineOptions.of(threads=threads, context=context, native=native)
     bounds = {"memory": memory, "process_memory": process_memory}
     sizes = {name: None if size is None else parse_size(size, name) for name, size in bounds.items()}
     model = open_model(
-        checkpoint, chosen, threads=checked.threads, copy=copy, progress=progress, calibration=calibration
+        checkpoint,
+        chosen,
+        threads=checked.threads,
+        copy=copy,
+        progress=progress,
+        calibration=calibration,
+        fits=None if chosen.weights else weights_bound(**sizes),
     )
     return make(
         model,

@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 from thrifty import registry
 from thrifty.errors import RecipeError, nearest
+from thrifty.files import replace_file
 
 Tables = list[dict[str, Any]]
 
@@ -89,18 +89,10 @@ class Recipe:
 
         file = Path(path)
         document = {key: value for key, value in self.as_dict().items() if value}
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
         try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(tomli_w.dumps(document).encode())
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, file)
+            replace_file(file, tomli_w.dumps(document))
         except OSError as error:
             raise RecipeError(f"cannot write recipe '{file}': {error}") from error
-        finally:
-            Path(temporary).unlink(missing_ok=True)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: the name, and each stage's tables."""

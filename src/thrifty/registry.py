@@ -151,8 +151,8 @@ def only(module: str, accepts: Callable[[type], bool], what: str) -> type:
     Raises RecipeError where it defines none or several.
     """
     imported = importlib.import_module(module)
-    own = [one for one in vars(imported).values() if isinstance(one, type) and one.__module__ == module]
-    classes = [one for one in own if accepts(one)]
+    own = [member for member in vars(imported).values() if isinstance(member, type) and member.__module__ == module]
+    classes = [member for member in own if accepts(member)]
     if len(classes) != 1:
         raise RecipeError(f"{module} must define one {what}; it defines {len(classes)}")
     return classes[0]

@@ -35,6 +35,7 @@ import ctypes, json, sys
 import numpy as np
 from thrifty import registry
 from thrifty.arrays import BFLOAT16
+from thrifty.cache.composition import rehearsing
 from thrifty.cache.model_info import ModelInfo, Rotation
 from thrifty.cache.pool import Cache
 from tests.process_memory import process_memory
@@ -116,7 +117,7 @@ def run(policies, n):
 for name, options in json.loads(sys.argv[1]).items():
     policies = [registry.build("cache", {"technique": name} | options)]
     run(policies, 512)
-    whole = LAYERS if policies[0].rehearses else 1
+    whole = LAYERS if rehearsing(policies[:1]) else 1
     print(json.dumps([name, whole if policies[0].compresses else 0, run(policies, TOKENS)]), flush=True)
 """
 

@@ -11,7 +11,8 @@ import pytest
 from thrifty.api import Thrifty
 from thrifty.engine.engine import Engine
 from thrifty.evaluation.text import held_out
-from thrifty.frontier.fit import BASE, Fit
+from thrifty.frontier.candidates import BASE
+from thrifty.frontier.fit import Fit
 from thrifty.frontier.predict import predict
 from thrifty.frontier.question import Question
 from thrifty.frontier.space import space

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.rehearsing_policy import RehearsingPolicy
 from thrifty.cache.statistics import Statistics
 from thrifty.errors import RecipeError
 
 
-def rehearsing(policies: Sequence[CachePolicy]) -> CachePolicy | None:
+def rehearsing(policies: Sequence[CachePolicy]) -> RehearsingPolicy | None:
     """The policy that runs the model before it decides, if there is one."""
-    return next((policy for policy in policies if policy.rehearses), None)
+    return next((policy for policy in policies if isinstance(policy, RehearsingPolicy)), None)
 
 
 def layer_major(policies: Sequence[CachePolicy]) -> bool:
@@ -26,42 +27,42 @@ def check_order(policies: Sequence[CachePolicy]) -> None:
     quantiser: CachePolicy | None = None
     ragged: CachePolicy | None = None
     for policy in policies:
-        if policy.uniform and ragged is not None:
+        if policy.traits.uniform and ragged is not None:
             raise RecipeError(
                 f"cache technique '{policy.name}' counts the slots of a layer for all its heads, but '{ragged.name}' "
                 f"before it leaves each head its own number: put '{policy.name}' before '{ragged.name}'"
             )
-        ragged = policy if policy.ragged else ragged
-        if policy.exact and quantiser is not None:
+        ragged = policy if policy.traits.ragged else ragged
+        if policy.traits.exact and quantiser is not None:
             raise RecipeError(
                 f"cache technique '{policy.name}' needs exact keys and values, but '{quantiser.name}' before it stores "
                 f"them in fewer bits: put '{policy.name}' before '{quantiser.name}'"
             )
-        if policy.quantises and quantiser is not None:
+        if policy.traits.quantises and quantiser is not None:
             raise RecipeError(
                 f"cache techniques '{quantiser.name}' and '{policy.name}' both quantise: keep one of them"
             )
-        if policy.quantises:
+        if policy.traits.quantises:
             quantiser = policy
 
 
 def _check_rehearsal(policies: Sequence[CachePolicy]) -> None:
     """A policy that rehearses sees the full cache, so it is the first to act; and no statistics are gathered then."""
-    one = rehearsing(policies)
-    if one is None:
+    first = rehearsing(policies)
+    if first is None:
         return
-    place = policies.index(one)
-    for other in policies[:place]:
-        if other.compresses or other.watches_decode:
+    place = policies.index(first)
+    for policy in policies[:place]:
+        if policy.compresses or policy.watches_decode:
             raise RecipeError(
-                f"cache technique '{one.name}' judges the whole prompt, but '{other.name}' before it changes it: put "
-                f"'{one.name}' first"
+                f"cache technique '{first.name}' judges the whole prompt, but '{policy.name}' before it changes it: "
+                f"put '{first.name}' first"
             )
-    for other in policies[place + 1 :]:
-        if other.rehearses or type(other).wants is not CachePolicy.wants:
+    for policy in policies[place + 1 :]:
+        if isinstance(policy, RehearsingPolicy) or policy.watches_prompt:
             raise RecipeError(
-                f"cache technique '{other.name}' watches the prompt's attention, which is not gathered beside "
-                f"'{one.name}': keep one of them"
+                f"cache technique '{policy.name}' watches the prompt's attention, which is not gathered beside "
+                f"'{first.name}': keep one of them"
             )
 
 

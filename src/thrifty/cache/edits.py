@@ -168,8 +168,8 @@ class Edits:
         bias: Floats | None = None,
     ) -> Edits:
         """Groups of slots → one slot each with the given key, value and logit bias (fp32)."""
-        found = groups if isinstance(groups, Groups) else Groups.of(groups)
-        self.operations.append(Merge(layer, head, found, keys, values, bias))
+        merged = groups if isinstance(groups, Groups) else Groups.of(groups)
+        self.operations.append(Merge(layer, head, merged, keys, values, bias))
         return self
 
     def store(

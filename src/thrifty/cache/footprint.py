@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from thrifty.cache.composition import rehearsing, wanted
 from thrifty.cache.model_info import LayerGroup, ModelInfo
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.rehearsals import working_bytes
+from thrifty.cache.rehearsing_policy import RehearsingPolicy
 from thrifty.cache.slots.states import slab_bytes
 from thrifty.cache.tree import first_page
-from thrifty.cache.watching.rehearsal import working_bytes
 from thrifty.formats import kv
 from thrifty.formats.kv import PAGE
 
@@ -45,9 +46,9 @@ def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, to
     steady = max(at_end.steady, at_prompt.steady)
     rest = state_bytes(model) + at_end.index + _statistics(policies, model, prompt, total) + _windows(model)
     decoding = steady + at_end.rewritten
-    rehearses = rehearsing(policies)
-    if rehearses is not None:
-        peak = max(_rehearsal(rehearses, model, prompt), decoding)
+    first = rehearsing(policies)
+    if first is not None:
+        peak = max(_rehearsal(first, model, prompt), decoding)
         return Footprint(peak_bytes=peak + rest, steady_bytes=steady + rest, decoding_bytes=decoding + rest)
     filling = at_prompt.steady + pages_bytes(model, model.format, prompt, 1) + _between(policies, model, prompt)
     return Footprint(peak_bytes=max(filling, decoding) + rest, steady_bytes=steady + rest)
@@ -90,32 +91,34 @@ class _Held:
     def __init__(self, policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, total: int) -> None:
         layers = len(model.policy_layers)
         generated = total - prompt
-        quantiser = next((policy for policy in policies if policy.quantises), None)
+        quantiser = next((policy for policy in policies if policy.traits.quantises), None)
         rewriting = _rewriting(policies)
         holes = _leaves_holes(policies)
         after_prompt, slots = _bounds([policy.kept for policy in policies], prompt, generated, holes)
         in_layer = _bounds([policy.kept_in_layer for policy in policies], prompt, generated, holes)
         separate = sum(policy.separate_slots for policy in policies)
         cuts = 1 + (separate > 0)
-        one = _layer_bytes(policies, model, slots, after_prompt, quantiser, cuts)
+        mean = _layer_bytes(policies, model, slots, after_prompt, quantiser, cuts)
         largest = _layer_bytes(policies, model, in_layer[1], in_layer[0], quantiser, cuts)
         open_page = _run(kv.slab_bytes(model.format, PAGE, model.head_dim) * model.kv_heads * layers)
-        self.steady = one * layers + (open_page if slots < prompt + generated else 0)
+        self.steady = mean * layers + (open_page if slots < prompt + generated else 0)
         self.rewritten = open_page + (largest if rewriting else open_page)
         evicts = slots < prompt + generated or rewriting
-        biased = any(policy.biases for policy in policies)
+        biased = any(policy.traits.biases for policy in policies)
         per_slot = 4 * (evicts or biased) + 4 * biased + 8 * holes
         self.index = layers * model.kv_heads * (per_slot * (slots + 2 * PAGE) + 4 * separate * (model.head_dim + 4))
 
 
 def _rewriting(policies: Sequence[CachePolicy]) -> bool:
     """Whether evictions while decoding take single slots, so that pages are written anew."""
-    return any(policy.watches_decode and not (policy.whole_pages or policy.quantises) for policy in policies)
+    return any(
+        policy.watches_decode and not (policy.traits.whole_pages or policy.traits.quantises) for policy in policies
+    )
 
 
 def _leaves_holes(policies: Sequence[CachePolicy]) -> bool:
     """Whether evictions while decoding leave holes in quantised pages: they free nothing for sure."""
-    return _rewriting(policies) and any(policy.quantises for policy in policies)
+    return _rewriting(policies) and any(policy.traits.quantises for policy in policies)
 
 
 def _bounds(kept: Sequence[Callable[[int, int], int]], prompt: int, generated: int, holes: bool) -> tuple[int, int]:
@@ -137,7 +140,7 @@ def _layer_bytes(
     cuts: int,
 ) -> int:
     """One layer's segments. cuts: borders between segments, each of which may leave a partly used page."""
-    ragged = any(policy.ragged for policy in policies)
+    ragged = any(policy.traits.ragged for policy in policies)
     formats = {"": slots} if quantiser is None else quantiser.stored(slots)
     total = pages_bytes(model, model.format, formats.get("", 0) + cuts * PAGE, 1, ragged=ragged)
     for name, count in formats.items():
@@ -155,10 +158,10 @@ def _between(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int) -> 
     """What the first policy leaves of a layer while it is rewritten: by a later one, or by itself as codes."""
     acting = [policy for policy in policies if policy.compresses]
     first = acting[0]
-    if len(acting) < 2 and not (first.quantises and first.kept(prompt, 0) < prompt):
+    if len(acting) < 2 and not (first.traits.quantises and first.kept(prompt, 0) < prompt):
         return 0
     slots = first.kept_in_layer(prompt, 0) + 2 * PAGE
-    return pages_bytes(model, model.format, slots, 1, ragged=first.ragged)
+    return pages_bytes(model, model.format, slots, 1, ragged=first.traits.ragged)
 
 
 def _plain(model: ModelInfo, prompt: int, total: int) -> Footprint:
@@ -178,10 +181,10 @@ def _plain(model: ModelInfo, prompt: int, total: int) -> Footprint:
     return Footprint(peak_bytes=steady + extra, steady_bytes=steady)
 
 
-def _rehearsal(policy: CachePolicy, model: ModelInfo, prompt: int) -> int:
+def _rehearsal(policy: RehearsingPolicy, model: ModelInfo, prompt: int) -> int:
     """The prompt in full, and beside it the forced rows of all layers, or what the policy keeps of it (pages of all
     layers are given back with the last of them); and what scoring holds."""
-    rows = policy.rehearsed(model, prompt)
+    rows = policy.rehearsal_rows(model, prompt)
     more = -(-rows // PAGE) + 1
     full = forced = 0
     for group in model.layer_groups():
@@ -216,7 +219,7 @@ def _statistics(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, 
     bounds = [
         policy.kept_in_layer(prompt) + generated if _leaves_holes(policies) else policy.kept_in_layer(prompt, generated)
         for policy in policies
-        if not policy.ragged
+        if not policy.traits.ragged
     ]
     widest = min([max(total, prompt + PAGE), *bounds]) + 2 * PAGE
     if need.queries is not None:

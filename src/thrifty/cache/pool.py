@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 from thrifty.cache.composition import check_order
 from thrifty.cache.footprint import Footprint, footprint
@@ -13,6 +14,7 @@ from thrifty.cache.policy import CachePolicy
 from thrifty.cache.recount import recount
 from thrifty.cache.sequence import SequenceCache
 from thrifty.cache.slots.segment import Segment
+from thrifty.cache.slots.sequence_slots import SequenceSlots
 from thrifty.cache.slots.span import Span
 from thrifty.cache.slots.tiers import Tiers
 from thrifty.cache.statistics import Statistics
@@ -59,6 +61,7 @@ class Cache:
             tier = DiskTier(None if disk is True else disk, parse_size(disk_bytes, "disk_bytes"))
         self.tiers = Tiers(Arena(ledger, reserve, outside), tier)
         self.tiers.relieve = self.pressure
+        self.sequences: WeakSet[SequenceSlots] = WeakSet()
         self.tree: PrefixTree | None = None
         if prefix_tree:
             default = TREE_BYTES if ledger.budget is None else max(1, ledger.budget // 2)
@@ -96,13 +99,15 @@ class Cache:
         check_order(policies)
         for policy in policies:
             policy.check(self.model)
-        sequence = SequenceCache(self.tiers, self.model, policies, reservation=reservation, collect=collect)
+        sequence = SequenceCache(
+            self.tiers, self.model, policies, reservation=reservation, collect=collect, siblings=self.sequences
+        )
         try:
             if sequence.states is not None:
                 sequence.states.open()
                 sequence.states.snapshots = self.tree is not None and not policies
             if self.tree is not None and len(tokens) > PAGE:
-                self._adopt(sequence, self._match(sequence, tokens, adapter, salt))
+                self._begin_with(sequence, self._match(sequence, tokens, adapter, salt))
         except BaseException:
             sequence.free()
             raise
@@ -148,7 +153,7 @@ class Cache:
 
         category, nbytes: what else the ledger holds by this name, in no reservation; used: and in these.
         """
-        recount(self.tiers, self.tree, category, nbytes, used or {})
+        recount(self.tiers, self.sequences, self.tree, category, nbytes, used or {})
 
     def pressure(self, nbytes: int) -> int:
         """Free at least `nbytes` of memory if idle segments allow it; returns the bytes freed.
@@ -158,20 +163,17 @@ class Cache:
         sequences stay.
         """
         busy = {
-            id(segment.owner)
-            for sequence in self.tiers.sequences
-            if not sequence.parked
-            for segment in sequence.segments()
+            id(segment.owner) for sequence in self.sequences if not sequence.parked for segment in sequence.segments()
         }
         before = self.tiers.arena.used
         idle = self.tree.idle_segments(busy) if self.tree is not None else []
         self._to_disk(idle, nbytes)
         if before - self.tiers.arena.used < nbytes and self.tree is not None and not self._disk_has_room():
             self._drop_from_tree(nbytes - (before - self.tiers.arena.used))
-        parked = sorted((one for one in self.tiers.sequences if one.parked), key=lambda one: one.parked_at)
-        for sequence in parked:
+        parked = [sequence for sequence in self.sequences if sequence.parked]
+        for sequence in sorted(parked, key=lambda sequence: sequence.parked_at):
             owners = [segment.owner for segment in sequence.segments()]
-            idle = [one for one in owners if one.tier == "memory" and id(one) not in busy]
+            idle = [owner for owner in owners if owner.tier == "memory" and id(owner) not in busy]
             self._to_disk(idle, nbytes - (before - self.tiers.arena.used))
         return before - self.tiers.arena.used
 
@@ -196,7 +198,7 @@ class Cache:
         rows = int(need.queries or 1)
         return self.tree.match(tokens, adapter=adapter, salt=salt, limit=len(tokens) - max(1, rows), statistics=need)
 
-    def _adopt(self, sequence: SequenceCache, path: list[Node]) -> None:
+    def _begin_with(self, sequence: SequenceCache, path: list[Node]) -> None:
         """Begin the sequence with the pages of a path, or with none where they do not all fit into memory.
 
         They are the sequence's before they come back from disk: held pages never make room for each other.
@@ -211,9 +213,9 @@ class Cache:
                     raise RuntimeError("a match of the prefix tree lacks a page")
                 span = Span(segment.retain(len(group.layers)), PAGE)
                 for layer in group.layers:
-                    sequence.spans[layer].append(span)
+                    sequence.spans.add(layer, span)
             for layer in group.layers:
-                sequence.let_go[layer] = first_page(group, length)
+                sequence.spans.skip(layer, first_page(group, length))
         snapshot = path[-1].segments[-1]
         if sequence.states is not None and snapshot is not None:
             sequence.states.snapshot = snapshot.retain()
@@ -267,10 +269,10 @@ def _position(segment: Segment) -> int:
 
 def _pages_by_start(sequence: SequenceCache, layers: tuple[int, ...], format: str) -> dict[int, Segment]:
     """A group's untouched full-precision pages by the position they begin at."""
-    found = {}
+    pages = {}
     for span in sequence.spans[layers[0]]:
-        one = span.segment
-        plain = one.layers == layers and one.format == format and one.capacity == PAGE and span.tokens == PAGE
-        if plain and isinstance(one.positions, int) and one.bias is None and one.parent is None:
-            found[one.positions] = one
-    return found
+        page = span.segment
+        plain = page.layers == layers and page.format == format and page.capacity == PAGE and span.tokens == PAGE
+        if plain and isinstance(page.positions, int) and page.bias is None and page.parent is None:
+            pages[page.positions] = page
+    return pages

@@ -7,7 +7,7 @@ sums over them, kept up call by call; where a call was left in the middle, they 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from thrifty.cache.slots.segment import INDEX, Segment
@@ -19,9 +19,16 @@ if TYPE_CHECKING:
     from thrifty.storage.ledger import Reservation
 
 
-def recount(tiers: Tiers, tree: PrefixTree | None, category: str, nbytes: int, used: Mapping[Reservation, int]) -> None:
+def recount(
+    tiers: Tiers,
+    live: Iterable[SequenceSlots],
+    tree: PrefixTree | None,
+    category: str,
+    nbytes: int,
+    used: Mapping[Reservation, int],
+) -> None:
     """See `Cache.recount`. Sequences that were freed hold nothing, however far their freeing came."""
-    sequences = [sequence for sequence in tiers.sequences if not sequence.freed]
+    sequences = [sequence for sequence in live if not sequence.freed]
     segments = _count_references(sequences, tree)
     _set_categories(segments, tree)
     tiers.arena.reclaim([segment.run for segment in segments if segment.run is not None])

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from thrifty.cache.editing.apply import carry_out
+from thrifty.cache.editing.apply import apply_edits
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.statistics import Stats
 from thrifty.cache.view import LayerView
 
 if TYPE_CHECKING:
-    from thrifty.cache.sequence_prompt import SequencePrompt
+    from thrifty.cache.slots.sequence_slots import SequenceSlots
+    from thrifty.cache.watching.collector import Collector
 
 NEVER = 1 << 62
 
@@ -26,12 +27,12 @@ class Schedule:
 
     def begin(self, length: int) -> None:
         """Count the periods of all policies from a sequence of `length` tokens on."""
-        self._due = [length + one.period if one.watches_decode else NEVER for one in self._policies]
+        self._due = [length + policy.period if policy.watches_decode else NEVER for policy in self._policies]
         self.next = min(self._due, default=NEVER)
 
     def shorten(self, length: int) -> None:
         """The sequence went back to `length` tokens."""
-        self._due = [min(due, length + one.period) for due, one in zip(self._due, self._policies, strict=True)]
+        self._due = [min(due, length + policy.period) for due, policy in zip(self._due, self._policies, strict=True)]
         self.next = min(self._due, default=NEVER)
 
     def copy(self) -> Schedule:
@@ -40,35 +41,36 @@ class Schedule:
         other._due, other.next = list(self._due), self.next
         return other
 
-    def after_prefill(self, sequence: SequencePrompt, layer: int, n: int) -> None:
+    def after_prefill(self, slots: SequenceSlots, collector: Collector, layer: int, n: int) -> None:
         """The prompt, with n tokens that are not committed yet, is complete in a layer."""
-        length = sequence.length + n
-        info = sequence.model.layer(layer, length, length)
+        length = slots.length + n
+        info = slots.model.layer(layer, length, length)
         for index, policy in enumerate(self._policies):
             if not policy.compresses:
                 continue
-            stats = _stats(sequence, layer, index)
-            edits = policy.after_prefill(info, LayerView(info, sequence.spans[layer]), stats)
-            carry_out(sequence, edits, (layer,))
-        sequence.collector.forget(layer)
-        sequence.collector.settle()
+            stats = _stats(slots, collector, layer, index)
+            edits = policy.after_prefill(info, LayerView(info, slots.spans[layer]), stats)
+            apply_edits(slots, collector, edits, (layer,))
+        collector.forget(layer)
+        collector.settle()
 
-    def after_decode(self, sequence: SequencePrompt) -> None:
-        """The policies that are due act on all global layers."""
-        layers = sequence.policy_layers
+    def after_decode(self, slots: SequenceSlots, collector: Collector) -> None:
+        """The policies that are due act on all of their layers."""
+        layers = slots.policy_layers
         for index, policy in enumerate(self._policies):
-            if sequence.length < self._due[index]:
+            if slots.length < self._due[index]:
                 continue
-            self._due[index] = sequence.length + policy.period
-            views = [sequence.view(layer) for layer in layers]
-            stats = [_stats(sequence, layer, index) for layer in layers]
+            self._due[index] = slots.length + policy.period
+            infos = [slots.model.layer(layer, slots.length, slots.prompt) for layer in layers]
+            views = [LayerView(info, slots.spans[info.index]) for info in infos]
+            stats = [_stats(slots, collector, layer, index) for layer in layers]
             edits = policy.after_decode(views, stats)
             if edits:
-                carry_out(sequence, edits, layers)
-        sequence.collector.settle()
+                apply_edits(slots, collector, edits, layers)
+        collector.settle()
         self.next = min(self._due, default=NEVER)
 
 
-def _stats(sequence: SequencePrompt, layer: int, policy: int) -> Stats:
+def _stats(slots: SequenceSlots, collector: Collector, layer: int, policy: int) -> Stats:
     """What is known of a layer's sealed slots, with the notes of a policy by its place in the recipe."""
-    return sequence.collector.stats(layer, sequence.sealed_counts(layer), policy, sequence.places(layer))
+    return collector.stats(layer, slots.sealed_counts(layer), policy, slots.places(layer))

@@ -15,8 +15,8 @@ Where a policy rehearses (`sequence.rehearses`), a plain prefill is followed by 
 
 Natively `sequence.native` stands for append and attend: the plan writes rows into the same open pages.
 
-Rows come in at `open_rows`, are attended to by `attending` or through `mirror`, become spans in `sealing`, and leave by
-the edits (`carry`) of policies that `schedule` calls, or by `rollback`.
+Rows come in at `open_rows`, are attended to by `attending` or through `native_view`, become spans in
+`sealing`, and leave by the edits (`editing.apply`) of policies that `schedule` calls, or by `rollback`.
 
 Order rule: a row attends to its layer's spans in list order, each in blocks of 64 slots from its own start. Pages
 begin at the same tokens whatever the chunking, batch or prefix hit, so results do not depend on them.
@@ -26,21 +26,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
 from thrifty.arrays import Array, Floats, Integers
 from thrifty.cache.composition import rehearsing
-from thrifty.cache.editing.apply import carry_out
+from thrifty.cache.editing.apply import apply_edits
 from thrifty.cache.editing.rollback import check, roll_back
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.rehearsals import Rehearsals
 from thrifty.cache.sequence_prompt import SequencePrompt
 from thrifty.cache.slots.open_rows import Scratch
 from thrifty.cache.slots.sealing import roll
+from thrifty.cache.slots.sequence_slots import SequenceSlots
 from thrifty.cache.statistics import Statistics, Stats
 from thrifty.cache.watching import attending
-from thrifty.cache.watching.rehearsal import Rehearsals
 from thrifty.cache.watching.sums import Accumulator
 from thrifty.errors import PromptError
 from thrifty.formats.kv import PAGE
@@ -65,11 +67,12 @@ class SequenceCache(SequencePrompt):
         *,
         reservation: Reservation | None = None,
         collect: Statistics | None = None,
+        siblings: WeakSet[SequenceSlots] | None = None,
     ) -> None:
         """Made by `Cache.create`, which knows the prefix tree. See `SequencePrompt`."""
         self.rehearses = rehearsing(policies)
         self.rehearsals: Rehearsals | None = None
-        super().__init__(tiers, model, policies, reservation=reservation, collect=collect)
+        super().__init__(tiers, model, policies, reservation=reservation, collect=collect, siblings=siblings)
         self._schedule_plain()
 
     def stats(self, layer: int) -> Stats:
@@ -111,6 +114,7 @@ class SequenceCache(SequencePrompt):
             raise PromptError(f"{len(positions)} positions for {len(query)} query rows: give one a row")
         return attending.attend(
             self,
+            self.collector,
             layer,
             np.asarray(query, np.float32),
             scale=self.model.scale if scale is None else scale,
@@ -139,8 +143,8 @@ class SequenceCache(SequencePrompt):
 
     def _uncommitted(self) -> int:
         """Rows of every layer that are not committed."""
-        if self.mirror.view is not None:
-            return self.mirror.uncommitted(self, self.model.attention_layers[0])
+        if self.native_view.view is not None:
+            return self.native_view.uncommitted(self.model.attention_layers[0])
         return max(self.open_rows.pending.values(), default=0)
 
     def _committed_places(self, layer: int) -> list[int]:
@@ -159,7 +163,7 @@ class SequenceCache(SequencePrompt):
         if self.open_rows.pending:
             self.open_rows.check(n)
         if self.states is not None:
-            self.states.commit(n, self.mirror.view)
+            self.states.commit(n, self.native_view.view)
         if self.collector.pending():
             self.collector.commit({layer: self.place_counts(layer) for layer in self.policy_layers})
             self.collector.settle()
@@ -168,11 +172,11 @@ class SequenceCache(SequencePrompt):
         self.tail.rows += n
         self.length += n
         if self.tail.rows >= PAGE:
-            roll(self)
+            roll(self.tail, self.spans, self.native_view, self.length)
             if self.states is not None and self.states.snapshots and not self.tail.rows:
                 self.states.take_snapshot(self.length)
         if self.length >= self.schedule.next:
-            self.schedule.after_decode(self)
+            self.schedule.after_decode(self, self.collector)
 
     def truncate(self, n: int) -> None:
         """Drop the newest n rows: uncommitted ones first, then committed ones.
@@ -192,10 +196,10 @@ class SequenceCache(SequencePrompt):
             check(self, self.length - (n - rejected))
         if rejected:
             self.collector.truncate(rejected)
-            self.mirror.truncate(rejected)
+            self.native_view.truncate(rejected)
             self.open_rows.reject(rejected)
         if n > rejected:
-            self.mirror.drop()
+            self.native_view.drop()
             before = {layer: self.places(layer) for layer in self.policy_layers}
             roll_back(self, self.length - (n - rejected))
             self.schedule.shorten(self.length)
@@ -206,7 +210,7 @@ class SequenceCache(SequencePrompt):
     def discard(self) -> None:
         """Drop all uncommitted rows, also those that a failed step left in some layers only."""
         self.open_rows.pending = {}
-        self.mirror.drop()
+        self.native_view.drop()
         if self.states is not None:
             self.states.discard()
         self.collector.discard()
@@ -225,7 +229,7 @@ class SequenceCache(SequencePrompt):
         """
         if self.rehearses is None:
             raise PromptError("no cache technique of this sequence rehearses its prompt")
-        self.rehearsals = Rehearsals(self, self.rehearses, prompt)
+        self.rehearsals = Rehearsals(self, self.rehearses, prompt, self.truncate)
         return self.rehearsals
 
     def complete_prompt(self) -> None:
@@ -234,15 +238,15 @@ class SequenceCache(SequencePrompt):
             raise PromptError("the prompt was not rehearsed to its end: call begin_rehearsals, and end each of them")
         self.seal_tail()
         self.tail.close()
-        self.mirror.drop()
+        self.native_view.drop()
         self.collector.prefilling = True
         self.prompt = self.length
         views = [self.view(layer) for layer in self.policy_layers]
-        edits = self.rehearses.after_prompt(views, self.rehearsals.received())
+        edits = self.rehearses.after_prompt(views, self.rehearsals.scores())
         self._end_rehearsals()
-        carry_out(self, edits, self.policy_layers)
+        apply_edits(self, self.collector, edits, self.policy_layers)
         for layer in self.policy_layers:
-            self.schedule.after_prefill(self, layer, 0)
+            self.schedule.after_prefill(self, self.collector, layer, 0)
         self.collector.prefilling = False
         self.schedule.begin(self.length)
 
@@ -262,20 +266,16 @@ class SequenceCache(SequencePrompt):
             raise PromptError("a prompt that is being prefilled layer by layer cannot be forked yet")
         if self.rehearsals is not None:
             raise PromptError("a prompt that is being rehearsed cannot be forked yet")
-        other = SequenceCache(self.tiers, self.model, self.policies, reservation=reservation)
+        other = SequenceCache(self.tiers, self.model, self.policies, reservation=reservation, siblings=self.siblings)
         other.statistics, other.layer_major = self.statistics, self.layer_major
         other.length, other.hit, other.prompt = self.length, self.hit, self.prompt
         other.schedule = self.schedule.copy()
-        other.selected, other.let_go = dict(self.selected), list(self.let_go)
         try:
             other.tail.copy_from(self.tail, self.length)
             other.collector = self.collector.copy(reservation)
             if self.states is not None and other.states is not None:
                 other.states.copy_from(self.states)
-            for spans, theirs_spans in zip(self.spans, other.spans, strict=True):
-                for span in spans:
-                    span.segment.retain()
-                    theirs_spans.append(span)
+            other.spans.share_from(self.spans)
         except BaseException:
             other.free()
             raise
@@ -299,12 +299,9 @@ class SequenceCache(SequencePrompt):
         """The native View kept in step with the spans; None where there is no native module. Ask for it anew at every
         step. Raises BudgetError or StorageError where segments on disk do not fit into memory beside it, KernelError
         for a head dimension that native code does not take."""
-        return self.mirror.follow(self, sums=self.collector.sums_now)
-
-    @property
-    def newest_native(self) -> Any:
-        """The native View that the newest rows were appended through; None where the reference path appended them."""
-        return self.mirror.view
+        if self.parked:
+            raise RuntimeError("a parked sequence was asked for its native view: resume it first")
+        return self.native_view.follow(sums=self.collector.sums_now)
 
     def accumulate_rows(self, rows: int) -> Accumulator | None:
         """Where the native step of the next `rows` rows, which may be rejected, leaves their attention probabilities:
@@ -312,7 +309,7 @@ class SequenceCache(SequencePrompt):
         """
         if not self.collector.sums_now:
             return None
-        return self.collector.native_rows(rows, self.mirror.widest(self.policy_layers) + rows)
+        return self.collector.native_rows(rows, self.native_view.widest(self.policy_layers) + rows)
 
     def accumulate_prompt(self, rows: int) -> Accumulator | None:
         """The same for `rows` rows of a prompt (layer-major: of the layer that is open), which stay."""
@@ -323,7 +320,7 @@ class SequenceCache(SequencePrompt):
             return self.collector.native_prompt(scratch.layer, self._scratch_places(scratch))
         if not self.collector.sums_now:
             return None
-        return self.collector.native_prompt(None, self.mirror.widest(self.policy_layers) + rows)
+        return self.collector.native_prompt(None, self.native_view.widest(self.policy_layers) + rows)
 
     def _scratch_places(self, scratch: Scratch) -> int:
         """The most places of a KV head of the layer that is open, when its prompt is complete."""

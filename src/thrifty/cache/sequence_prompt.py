@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from thrifty.arrays import Floats
 from thrifty.cache.composition import layer_major, wanted
@@ -11,11 +12,12 @@ from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.schedule import Schedule
 from thrifty.cache.slots.builder import release_all
-from thrifty.cache.slots.sealing import keep_window
+from thrifty.cache.slots.sealing import drop_before, keep_window
 from thrifty.cache.slots.sequence_slots import SequenceSlots
 from thrifty.cache.slots.span import Span
 from thrifty.cache.slots.states import RecurrentStates
 from thrifty.cache.statistics import Statistics
+from thrifty.cache.view import LayerView
 from thrifty.cache.watching.collector import Collector
 from thrifty.errors import PromptError
 
@@ -38,9 +40,10 @@ class SequencePrompt(SequenceSlots):
         *,
         reservation: Reservation | None = None,
         collect: Statistics | None = None,
+        siblings: WeakSet[SequenceSlots] | None = None,
     ) -> None:
         """reservation: promised bytes to draw from; it is released by `free`. collect: statistics beyond those that the
-        policies want.
+        policies want. siblings: see `SequenceSlots`.
         """
         self.policies = tuple(policies)
         self.hit = 0
@@ -50,7 +53,11 @@ class SequencePrompt(SequenceSlots):
         self.schedule = Schedule(self.policies)
         self.open_state: int | None = None
         self._sealed: dict[int, int] = {}
-        super().__init__(tiers, model, reservation)  # last: from here on it frees itself when it is dropped
+        super().__init__(tiers, model, reservation, siblings)  # last: from here on it frees itself when it is dropped
+
+    def view(self, layer: int) -> LayerView:
+        """A layer's sealed slots as a policy sees them."""
+        return LayerView(self.model.layer(layer, self.length, self.prompt), self.spans[layer])
 
     # --- layer-major prefill -------------------------------------------------------------------------
 
@@ -73,11 +80,11 @@ class SequencePrompt(SequenceSlots):
         prefix = self._prefix(layer)
         scratch = self.open_rows.begin_scratch(layer, n, self.length, prefix)
         if not prefix:
-            self.mirror.open_page(layer, scratch)
+            self.native_view.open_page(layer, scratch)
             return
-        self.spans[layer] = []
+        self.spans.replace(layer, ())
         release_all(prefix)
-        self.mirror.rebuild(self, layer)
+        self.native_view.rebuild(layer)
 
     def observe(self, layer: int, queries: Floats | None, column_sums: list[Floats] | None = None) -> None:
         """Native layer-major prefill: hand over what `attend` would have collected, before `seal_layer`.
@@ -101,26 +108,29 @@ class SequencePrompt(SequenceSlots):
         shared = self.open_rows.committed(layer)
         segment = self.open_rows.end_scratch(layer)
         n = self._sealed[layer] = segment.tokens - shared
-        self.spans[layer].append(Span(segment, segment.tokens))
-        if self.model.windows[layer] is not None:
-            keep_window(self, layer, n)
+        self.spans.add(layer, Span(segment, segment.tokens))
+        window = self.model.windows[layer]
+        if window is not None:
+            unseen = n - window + 1
+            keep_window(self.spans, self.builder, layer, n, unseen)
+            drop_before(self.spans, self.native_view, layer, self.length + unseen)
         else:
-            self.schedule.after_prefill(self, layer, n)
-        self.mirror.rebuild(self, layer)
+            self.schedule.after_prefill(self, self.collector, layer, n)
+        self.native_view.rebuild(layer)
 
     def _seal_state(self, states: RecurrentStates, layer: int) -> None:
         """A recurrent layer has had its prompt: its state stays, whatever happens to the slots of later layers."""
         if self.open_state != layer:
             raise PromptError(f"layer {layer} was not begun: call begin_layer first")
-        self._sealed[layer] = states.rows(layer, self.mirror.view)
-        states.commit_layer(layer, self.mirror.view)
+        self._sealed[layer] = states.rows(layer, self.native_view.view)
+        states.commit_layer(layer, self.native_view.view)
         self.open_state = None
 
-    def _prefix(self, layer: int) -> list[Span]:
+    def _prefix(self, layer: int) -> Sequence[Span]:
         """The pages of a layer that a prefix hit brought, before policies see them. (A windowed layer, which they never
         see, keeps its pages as they are.)"""
         untouched = not self.prompt and self.length == self.hit
-        return self.spans[layer] if untouched and self.model.windows[layer] is None else []
+        return self.spans[layer] if untouched and self.model.windows[layer] is None else ()
 
     @property
     def _between_layers(self) -> bool:
@@ -136,5 +146,5 @@ class SequencePrompt(SequenceSlots):
         self.length += n
         self.prompt = self.length
         self.collector.prefilling = False
-        self.mirror.drop()
+        self.native_view.drop()
         self.schedule.begin(self.length)

@@ -25,10 +25,10 @@ class Statistics:
     tokens: bool = False
 
     def __or__(self, other: Statistics) -> Statistics:
-        wanted = [one for one in (self.queries, other.queries) if one is not None]
+        rows = [queries for queries in (self.queries, other.queries) if queries is not None]
         queries: int | str | None = None
-        if wanted:
-            queries = "all" if "all" in wanted else max(int(one) for one in wanted)
+        if rows:
+            queries = "all" if "all" in rows else max(int(count) for count in rows)
         return Statistics(
             queries=queries,
             column_sums=self.column_sums or other.column_sums,
@@ -53,3 +53,25 @@ class Stats:
     column_sums: list[Floats] | None = None
     tokens: list[Integers] | None = None
     notes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def has(self, wanted: Statistics) -> bool:
+        """Whether everything wanted is known."""
+        return (
+            (wanted.queries is None or self.queries is not None)
+            and (not wanted.column_sums or self.column_sums is not None)
+            and (not wanted.tokens or self.tokens is not None)
+        )
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Rows that a policy has forced behind the prompt, to be told what they attend to.
+
+    tokens: its ids. start, stop: the prompt's positions that its attention scores. sinks: positions below this are seen
+    beside them, and not scored.
+    """
+
+    tokens: tuple[int, ...]
+    start: int
+    stop: int
+    sinks: int

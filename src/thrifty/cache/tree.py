@@ -41,7 +41,7 @@ class Node:
     @property
     def nbytes(self) -> int:
         """Bytes of its segments, in any tier, and of its statistics."""
-        return self.statistics_bytes + sum(one.nbytes for one in self.segments if one is not None)
+        return self.statistics_bytes + sum(segment.nbytes for segment in self.segments if segment is not None)
 
 
 class PrefixTree:
@@ -217,7 +217,7 @@ class PrefixTree:
         return before
 
     def _attach(self, node: Node, statistics: Sums) -> None:
-        nbytes = sum(one.nbytes for heads in statistics.values() for one in heads)
+        nbytes = sum(sums.nbytes for heads in statistics.values() for sums in heads)
         self.tiers.ledger.charge(TREE, nbytes)
         node.statistics, node.statistics_bytes = statistics, nbytes
         self.nbytes += nbytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ class LayerView:
     changes nothing.
     """
 
-    def __init__(self, info: LayerInfo, spans: list[Span]) -> None:
+    def __init__(self, info: LayerInfo, spans: Sequence[Span]) -> None:
         self.info = info
         self.layer = info.index
         self._spans = spans
@@ -89,16 +89,16 @@ class LayerView:
 
     def stretches(self, head: int = 0) -> list[Stretch]:
         """How the head's slots lie in segments, in order."""
-        found, start = [], 0
+        stretches, start = [], 0
         for span in self._spans:
             count = span.count(self.layer, head)
             if count:
                 segment = span.segment
-                found.append(
+                stretches.append(
                     Stretch(start, start + count, segment.format, segment.tier, segment.quantised, segment.capacity)
                 )
                 start += count
-        return found
+        return stretches
 
     def stretches_from_end(self, head: int = 0) -> Iterator[Stretch]:
         """As `stretches`, newest first, with slots counted from the head's end: start and stop are ≤ 0."""

@@ -11,6 +11,7 @@ from thrifty.arrays import Array, Bytes, Floats, Integers
 from thrifty.errors import KernelError
 from thrifty.formats.packed import PackedLinear, check_rows, check_tensor, field
 from thrifty.kernels.reference import packing
+from thrifty.kernels.reference.matmul import table_matmul
 
 BITS = (4, 8)
 
@@ -65,6 +66,11 @@ class CodebookLinear(PackedLinear):
         check_rows(indices, self.out_features)
         codes = packing.unpack_code_rows(self.codes, self.bits, indices)
         return self._expand(codes, self.scales[indices // 16, :, indices % 16])
+
+    def oracle(self, x: Floats) -> Floats:
+        """The native kernel's exact numerics in NumPy: fp32 [m, in] → fp32 [m, out], without the bias."""
+        values = self.table[packing.unpack_codes(self.codes, self.bits)][: self.out_features, : self.in_features]
+        return table_matmul(x, values, packing.unpack_parameters(self.scales)[: self.out_features], self.group)
 
     def meta(self) -> dict[str, Any]:
         sizes = {"out_features": self.out_features, "in_features": self.in_features}

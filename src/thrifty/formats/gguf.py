@@ -45,10 +45,10 @@ class FileFormat:
         else:
             groups, first = columns // GROUP, "codes"
             size, has_minimum = 64 * options["bits"], self.type in _WITH_MINIMUM
-        found: dict[str, ArrayShape] = {first: ((tiles, groups, size), np.dtype(np.uint8))}
+        shapes: dict[str, ArrayShape] = {first: ((tiles, groups, size), np.dtype(np.uint8))}
         for name in ("scales", "minimums") if has_minimum else ("scales",):
-            found[name] = ((tiles, groups, 16), np.dtype(np.float16))
-        return found
+            shapes[name] = ((tiles, groups, 16), np.dtype(np.float16))
+        return shapes
 
     def pack(self, raw: Bytes, columns: int) -> Mapping[str, Array]:
         """The layer's arrays of some rows uint8 [rows, row bytes], rows beyond whole tiles as zero bytes: a re-ordering

@@ -78,10 +78,10 @@ def codes(format: str) -> Codes:
 
 def code_format(bits: int, group: int) -> str:
     """The format of codes with these bits and group. Raises KernelError where there is none, naming those there are."""
-    for name, found in _CODES.items():
-        if found == Codes(bits, group):
+    for name, held in _CODES.items():
+        if held == Codes(bits, group):
             return name
-    known = ", ".join(f"{one.bits} bits in groups of {one.group}" for one in _CODES.values())
+    known = ", ".join(f"{codes.bits} bits in groups of {codes.group}" for codes in _CODES.values())
     raise KernelError(f"no key-value format of {bits} bits in groups of {group}; there are {known}")
 
 
@@ -151,8 +151,8 @@ def read(
     stop = capacity if count is None else start + count
     if not 0 <= start <= stop <= capacity:
         raise KernelError(f"tokens {start}..{stop} are not in a segment of {capacity} tokens")
-    found = dispatch.read_slab(slab, FORMATS.index(format), capacity, head_dim, start, stop - start)
-    return _read(where, format, head_dim, start, stop) if found is None else found
+    values = dispatch.read_slab(slab, FORMATS.index(format), capacity, head_dim, start, stop - start)
+    return _read(where, format, head_dim, start, stop) if values is None else values
 
 
 def _read(where: _Arrays, format: str, head_dim: int, start: int, stop: int) -> tuple[Floats, Floats]:
@@ -233,13 +233,13 @@ def _write_keys(where: _Arrays, how: Codes, start: int, keys: Floats) -> None:
     dimension = where.key_parameters.shape[-1]
     grown = _grow(keys, groups * size, dimension).reshape(groups, size, dimension)
     by_channel = np.ascontiguousarray(grown.transpose(0, 2, 1))  # [groups, d, tokens of a group]
-    found, scale, minimum = affine.affine(by_channel, (1 << how.bits) - 1)
+    rounded, scale, minimum = affine.affine(by_channel, (1 << how.bits) - 1)
     for group in range(groups):
         page, place = divmod(start // size + group, in_page)
         where.key_parameters[page, 0, place] = scale[group]
         where.key_parameters[page, 1, place] = minimum[group]
         whole = unpack_lanes(where.keys[page], how.bits, PAGE)
-        whole[:, place * size : (place + 1) * size] = found[group]
+        whole[:, place * size : (place + 1) * size] = rounded[group]
         where.keys[page] = pack_lanes(whole, how.bits)
 
 
@@ -247,14 +247,14 @@ def _write_values(where: _Arrays, how: Codes, start: int, values: Floats) -> Non
     """Groups of channels per token, codes packed with the tokens as rows."""
     dimension = where.key_parameters.shape[-1]
     groups = _grow(values, len(values), dimension).reshape(len(values), -1, how.group)
-    found, scale, minimum = affine.affine(groups, (1 << how.bits) - 1)
+    rounded, scale, minimum = affine.affine(groups, (1 << how.bits) - 1)
     first, stop = start, start + len(values)
     while first < stop:
         page, offset = divmod(first, PAGE)
         last = min(stop, (page + 1) * PAGE)
         here, there = slice(offset, offset + last - first), slice(first - start, last - start)
         whole = unpack_lanes(where.values[page], how.bits, dimension)
-        whole[here] = found[there].reshape(last - first, dimension)
+        whole[here] = rounded[there].reshape(last - first, dimension)
         where.values[page] = pack_lanes(whole, how.bits)
         where.value_parameters[page, 0, :, here] = scale[there].T
         where.value_parameters[page, 1, :, here] = minimum[there].T
@@ -275,10 +275,10 @@ def _read_values(where: _Arrays, how: Codes, pages: slice) -> Floats:
     return values.reshape(-1, dimension)
 
 
-def _expand(found: Bytes, parameters: Array, how: Codes) -> Floats:
+def _expand(codes: Bytes, parameters: Array, how: Codes) -> Floats:
     """Codes uint8 [pages, n, m] and fp16 [pages, scale or minimum, m/group, n] → fp32 [pages, n, m]."""
-    pages, rows, columns = found.shape
+    pages, rows, columns = codes.shape
     scale_minimum = parameters.astype(np.float32).transpose(0, 1, 3, 2)[..., None]  # [pages, 2, n, m/group, 1]
-    values = found.reshape(pages, rows, columns // how.group, how.group) * scale_minimum[:, 0]
+    values = codes.reshape(pages, rows, columns // how.group, how.group) * scale_minimum[:, 0]
     values += scale_minimum[:, 1]
-    return values.reshape(found.shape)
+    return values.reshape(codes.shape)

@@ -36,23 +36,23 @@ def copy_pages(
 ) -> None:
     """Copy pages of `source` from page `first` on to the front of `target`, as many as it holds, byte for byte."""
     there, here = kv.offsets(format, source_capacity, head_dim), kv.offsets(format, target_capacity, head_dim)
-    one = kv.offsets(format, PAGE, head_dim)
+    layout = kv.offsets(format, PAGE, head_dim)
     pages = min(target_capacity, source_capacity - first * PAGE) // PAGE
     names = ("key_codes", "key_parameters", "value_codes", "value_parameters")
-    ends = (one.key_parameters, one.value_codes, one.value_parameters, one.total)
+    ends = (layout.key_parameters, layout.value_codes, layout.value_parameters, layout.total)
     for name, end in zip(names, ends, strict=True):
-        size = end - getattr(one, name)
+        size = end - getattr(layout, name)
         start, place = getattr(there, name) + first * size, getattr(here, name)
         target[:, place : place + pages * size] = source[:, start : start + pages * size]
 
 
 def place_page(page: Bytes, target: Bytes, format: str, capacity: int, head_dim: int, place: int) -> None:
     """Put slabs of one page into slabs of many, as their page `place`, byte for byte."""
-    one, here = kv.offsets(format, PAGE, head_dim), kv.offsets(format, capacity, head_dim)
+    layout, here = kv.offsets(format, PAGE, head_dim), kv.offsets(format, capacity, head_dim)
     names = ("key_codes", "key_parameters", "value_codes", "value_parameters")
-    ends = (one.key_parameters, one.value_codes, one.value_parameters, one.total)
+    ends = (layout.key_parameters, layout.value_codes, layout.value_parameters, layout.total)
     for name, end in zip(names, ends, strict=True):
-        first, size = getattr(one, name), end - getattr(one, name)
+        first, size = getattr(layout, name), end - getattr(layout, name)
         start = getattr(here, name) + place * size
         target[:, start : start + size] = page[:, first : first + size]
 

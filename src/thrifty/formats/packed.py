@@ -162,5 +162,5 @@ def check_tensor(name: str, tensor: Array | None, dtype: npt.DTypeLike, shape: t
 
 
 def _leaves(cls: type[PackedLinear]) -> list[type[PackedLinear]]:
-    found = [leaf for child in cls.__subclasses__() for leaf in _leaves(child)]
-    return found or [cls]
+    leaves = [leaf for child in cls.__subclasses__() for leaf in _leaves(child)]
+    return leaves or [cls]

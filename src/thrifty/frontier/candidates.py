@@ -74,6 +74,10 @@ class Candidate:
         return _key(self.grid is Grid.OFF, *self.stages.values())
 
 
+BASE = Candidate(Recipe(), Grid.SHIPPED)
+OFF_GRID_BASE = Candidate(Recipe(), Grid.OFF)
+
+
 def _resolved(recipe: Recipe, stage: str) -> list[Table]:
     """A stage's techniques with all their options, defaults included."""
     tables = getattr(recipe, stage)

@@ -44,7 +44,7 @@ def refuse_memory(
 
     longest: the context that the smallest recipe could hold in the budget, 0 where it could hold none.
     """
-    smallest = min(predictions, key=lambda one: one.need.peak)
+    smallest = min(predictions, key=lambda prediction: prediction.need.peak)
     need = smallest.need
     message = (
         f"nothing fits {format_size(budget)} at context {context}{_batch(batch)}: the smallest recipe, "
@@ -57,7 +57,7 @@ def refuse_memory(
 
 def refuse_latency(fitting: Sequence[Prediction], latency: float, context: int, batch: int) -> BudgetError:
     """The error where no recipe that fits the memory can be fast enough. latency: seconds of a decode step."""
-    fastest = min(fitting, key=lambda one: one.seconds)
+    fastest = min(fitting, key=lambda prediction: prediction.seconds)
     return BudgetError(
         f"nothing decodes within {milliseconds(latency)} at context {context}{_batch(batch)}: of {len(fitting)} "
         f"recipes that fit the memory, the fastest, {fastest.candidate.label}, reads for "

@@ -31,8 +31,8 @@ class Exam:
         self, tokenizer: Any, state: State, names: Sequence[str], items: int, seed: int, longest: int = LENGTH
     ) -> None:
         self._state = state
-        found = tasks.parse_all(names, length=min(LENGTH, longest))
-        self._tasks: dict[str, Task] = dict(zip(tasks.labels(found), found, strict=True))
+        chosen = tasks.parse_all(names, length=min(LENGTH, longest))
+        self._tasks: dict[str, Task] = dict(zip(tasks.labels(chosen), chosen, strict=True))
         self._items = {label: task.items(tokenizer, items, seed) for label, task in self._tasks.items()}
 
     @property
@@ -72,24 +72,24 @@ class Exam:
 
     def scores(self, candidate: Candidate, base: Candidate, items: int | None = None) -> dict[str, Scored]:
         """Every task's score over its first `items`, and its recovery against the records of `base`."""
-        found = {}
+        scores = {}
         for label in self._tasks:
-            records, reference = (self._records(one, label, items) for one in (candidate, base))
+            records, reference = (self._records(taker, label, items) for taker in (candidate, base))
             if not records:
                 continue
             mean = sum(record.score for record in records) / len(records)
             recovery = scoring.recovery(records, reference) if reference else None
-            found[label] = Scored(mean, recovery, len(records))
-        return found
+            scores[label] = Scored(mean, recovery, len(records))
+        return scores
 
     def undefined(self, base: Candidate) -> list[str]:
         """Tasks at which `base` scores nothing: no recovery can be told, so nothing is chosen by them."""
-        found = []
+        labels = []
         for label in self._tasks:
             records = self._records(base, label)
             if records and not any(record.score for record in records):
-                found.append(label)
-        return found
+                labels.append(label)
+        return labels
 
     def seconds(self, candidate: Candidate, items: int | None = None) -> float:
         """What the candidate's records of the first `items` of every task took."""

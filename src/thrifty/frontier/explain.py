@@ -113,7 +113,7 @@ def why_nothing(fit: Fit) -> str:
             f"fastest, {fastest.candidate.label}, took {milliseconds(step)}, {milliseconds(step - question.latency)} "
             f"more. It would do with --latency {milliseconds(step, 1.02)}"
         )
-    return _short_of_recovery(fit, [row for row in quick if row.rung == max(one.rung for one in quick)])
+    return _short_of_recovery(fit, [row for row in quick if row.rung == max(other.rung for other in quick)])
 
 
 def _unreached(fit: Fit) -> str:
@@ -128,7 +128,10 @@ def _unreached(fit: Fit) -> str:
 def _none_measured(fit: Fit) -> str:
     if not fit.finished:
         return "the search was stopped before a recipe that fits was measured; the same command goes on from there"
-    fitting = sum(one.candidate.servable and fit.fits(one) and fit.quick(one) for one in fit.predictions.values())
+    fitting = sum(
+        prediction.candidate.servable and fit.fits(prediction) and fit.quick(prediction)
+        for prediction in fit.predictions.values()
+    )
     minutes = fit.question.minutes
     if minutes is None or not fit.unreached:
         return f"none of {fitting} recipes that fit by their predictions could be measured"
@@ -152,15 +155,19 @@ def _short_of_recovery(fit: Fit, rows: list[Measurement]) -> str:
         return f"no recovery was measured yet, so nothing is known to reach {least}; give it more --minutes"
     closest = max(known, key=lambda row: row.recovery.value if row.recovery else 0.0)
     assert closest.recovery is not None and least is not None
-    found = closest.recovery
+    recovery = closest.recovery
     message = (
         f"no recipe within the bounds reaches a recovery of {least:g}: the closest, {closest.candidate.label}, reaches "
-        f"{found.value:.3f} (95% {found.low:.3f} to {found.high:.3f}), {least - found.value:.3f} less. It would do "
-        f"with --min-recovery {int(found.value * 1000) / 1000:g}"
+        f"{recovery.value:.3f} (95% {recovery.low:.3f} to {recovery.high:.3f}), {least - recovery.value:.3f} less. "
+        f"It would do with --min-recovery {int(recovery.value * 1000) / 1000:g}"
     )
-    outside = [one for one in fit.predictions.values() if one.candidate.servable and not fit.fits(one)]
+    outside = [
+        prediction
+        for prediction in fit.predictions.values()
+        if prediction.candidate.servable and not fit.fits(prediction)
+    ]
     if outside:
-        cheapest = min(outside, key=lambda one: one.need.peak)
+        cheapest = min(outside, key=lambda prediction: prediction.need.peak)
         message += f"; from --memory {-(-cheapest.need.peak // 10**6)}MB on more recipes fit"
     base = fit.predictions[fit.base.key]
     return message + f"; the uncompressed model takes {-(-base.need.peak // 10**6)}MB"
@@ -219,10 +226,10 @@ def _against_rivals(fit: Fit, best: Measurement) -> str:
 
 
 def _recovered(row: Measurement) -> str:
-    found = row.recovery
-    if found is None:
+    recovery = row.recovery
+    if recovery is None:
         return f"recovery undefined, KL {row.kl:.4f} nats"
-    return f"recovery {found.value:.3f} (95% {found.low:.3f} to {found.high:.3f}), KL {row.kl:.4f} nats"
+    return f"recovery {recovery.value:.3f} (95% {recovery.low:.3f} to {recovery.high:.3f}), KL {row.kl:.4f} nats"
 
 
 def _rates(best: Measurement, base: Measurement | None) -> str:

@@ -9,23 +9,19 @@ from typing import Any
 
 from thrifty.arrays import BFLOAT16
 from thrifty.evaluation import quality
-from thrifty.evaluation.measuring.noise import DISTURBED
 from thrifty.frontier import choice, plan
-from thrifty.frontier.candidates import Candidate, Grid, grouped
+from thrifty.frontier.candidates import BASE, OFF_GRID_BASE, Candidate, grouped
 from thrifty.frontier.clock import Clock, OutOfTime
 from thrifty.frontier.exam import Exam
 from thrifty.frontier.gentleness import deciding, gentler
-from thrifty.frontier.measurement import DIVERGENCE, TASKS, Measurement, Prediction, expected_step, quality_of
+from thrifty.frontier.measurement import Measurement, Prediction, measured
 from thrifty.frontier.question import Question
 from thrifty.frontier.rungs import Rung, survivors
-from thrifty.frontier.space import off_grid, space
+from thrifty.frontier.space import split
 from thrifty.frontier.state import State
 from thrifty.frontier.workshop import Workshop
-from thrifty.recipe import Recipe
 from thrifty.weights.offgrid import offgrid
 
-BASE = Candidate(Recipe(), Grid.SHIPPED)
-OFF_GRID_BASE = Candidate(Recipe(), Grid.OFF)
 SHARES = (0.45, 0.65, 1.0)  # of the time, by when a rung must be over
 SLACK = 1.15  # a latency measured on a short run may be so much too long
 
@@ -61,8 +57,8 @@ class Fit:
         quality.passage(tokenizer, limit, last.prefix, last.scored, timed=last.timed)
         self.state = State(None, {}) if state is None else state
         self.exam = self._exam_of(plan.LEVELS[0])
-        self.pinned = {one.key for one in extra}
-        self.candidates, self.off_grid = self._space(extra)
+        self.pinned = {candidate.key for candidate in extra}
+        self.candidates, self.off_grid = split([*question.asked(self.prefix), *extra])  # of equal ones the user's own
         self.predictions: dict[str, Prediction] = {}
         self.skipped: list[tuple[Candidate, str]] = []
         self.unreached = 0
@@ -124,12 +120,12 @@ class Fit:
         """Bytes and time of every candidate. Raises BudgetError where none can fit, with what would."""
         question = self.question
         self._predict(self.workshop, self.candidates)
-        fitting = [one for one in self._servable() if self.fits(one)]
+        fitting = [prediction for prediction in self._servable() if self.fits(prediction)]
         if not fitting:
-            smallest = min(self._servable(), key=lambda one: one.need.peak)
+            smallest = min(self._servable(), key=lambda prediction: prediction.need.peak)
             longest = self.workshop.longest(smallest, question.context, question.memory, question.batch)
             raise choice.refuse_memory(self._servable(), question.memory, question.context, question.batch, longest)
-        if question.latency is not None and not any(self.quick(one) for one in fitting):
+        if question.latency is not None and not any(self.quick(prediction) for prediction in fitting):
             raise choice.refuse_latency(fitting, question.latency, question.context, question.batch)
 
     def fits(self, prediction: Prediction) -> bool:
@@ -141,8 +137,8 @@ class Fit:
         return self.question.latency is None or prediction.seconds <= self.question.latency
 
     def pointless(self, prediction: Prediction) -> bool:
-        """Whether weights are rounded again that take as much as those of the checkpoint: they can only be worse. What
-        the user brought, or asked for alone, is measured all the same.
+        """Whether weights are rounded again that take as much as those of the checkpoint, so that they can only be
+        worse. False of candidates that the user brought or asked for.
         """
         key = prediction.candidate.key
         if not prediction.candidate.recipe.weights or key in self.pinned or self.question.candidates is not None:
@@ -154,12 +150,12 @@ class Fit:
         slow for all) that a gentler one is measured.
         """
         servable = self._servable()
-        fitting = [one for one in servable if self.fits(one)]
-        quick = [one for one in fitting if self.quick(one)]
+        fitting = [prediction for prediction in servable if self.fits(prediction)]
+        quick = [prediction for prediction in fitting if self.quick(prediction)]
         return {
             "memory": len(servable) - len(fitting),
             "latency": len(fitting) - len(quick),
-            "weights": sum(self.pointless(one) for one in quick),
+            "weights": sum(self.pointless(prediction) for prediction in quick),
             "gentler": 0 if self.plan is None else self.plan.left_out,
         }
 
@@ -182,35 +178,26 @@ class Fit:
         yield from self._look_beyond()
 
     def _predict(self, workshop: Workshop, candidates: Sequence[Candidate]) -> None:
-        for candidate, found in workshop.predictions(candidates, self.question.context, self.question.batch):
-            if isinstance(found, Prediction):
-                self.predictions[candidate.key] = found
+        for candidate, predicted in workshop.predictions(candidates, self.question.context, self.question.batch):
+            if isinstance(predicted, Prediction):
+                self.predictions[candidate.key] = predicted
             else:
-                self.skipped.append((candidate, found))
-
-    def _space(self, extra: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
-        """Servable candidates, the baseline first, and off-grid ones, likewise; of equal ones the user's own."""
-        question = self.question
-        own = question.candidates
-        if own is None:
-            untied = {"untied": True} if "head" in question.model.linears else {}
-            own = [*space(self.prefix, **untied), *(off_grid() if question.off_grid else [])]
-        found = {BASE.key: BASE} | {one.key: one for one in [*own, *extra]}
-        servable = [one for one in found.values() if one.servable]
-        aside = [one for one in found.values() if not one.servable]
-        if aside and aside[0].key != OFF_GRID_BASE.key:
-            aside = [OFF_GRID_BASE, *(one for one in aside if one.key != OFF_GRID_BASE.key)]
-        return servable, aside
+                self.skipped.append((candidate, predicted))
 
     def _made_plan(self) -> plan.Plan:
         """All that may run, or what the time reaches of a model that is too slow for all."""
         entering = self._entrants()
         if self.question.minutes is None or not self._planned or self.clock.late:
             return plan.whole(entering)
-        known = [self.predictions[one.key] for one in entering]
-        running = [one for one in known if self.fits(one) and self.quick(one)]  # what does not fit stands for nothing
+        known = [self.predictions[candidate.key] for candidate in entering]
+        # What does not fit stands for nothing.
+        running = [prediction for prediction in known if self.fits(prediction) and self.quick(prediction)]
         keys = {BASE.key} | self.pinned | deciding(running, self.question.latency)
-        few = entering if self.question.candidates is not None else [one for one in entering if one.key in keys]
+        few = (
+            entering
+            if self.question.candidates is not None
+            else [candidate for candidate in entering if candidate.key in keys]
+        )
         try:
             forecast = self.workshop.forecast(entering)
         except OutOfTime:
@@ -237,22 +224,19 @@ class Fit:
         return Exam(tokenizer, self.state, question.tasks, count, question.seed, longest)
 
     def _entrants(self) -> list[Candidate]:
-        return [
-            one
-            for one in self.candidates
-            if one.key in self.predictions
-            and (one.key == BASE.key or one.key in self.pinned or self._worth_running(self.predictions[one.key]))
-        ]
+        known = [candidate for candidate in self.candidates if candidate.key in self.predictions]
+        sure = self.pinned | {BASE.key}
+        return [each for each in known if each.key in sure or self._worth_running(self.predictions[each.key])]
 
     def _climb(self, rung: Rung, chosen: Sequence[Candidate]) -> Iterator[Measurement]:
         """Measure the chosen at a rung, the baseline before all others."""
-        order = [BASE, *(one for one in chosen if one.key != BASE.key)]
+        order = [BASE, *(candidate for candidate in chosen if candidate.key != BASE.key)]
         groups = list(grouped(order))
         for place, group in enumerate(groups):
-            share = len(group) / sum(len(one) for one in groups[place:])
+            share = len(group) / sum(len(members) for members in groups[place:])
             in_time = partial(self._goes_on, rung, self._deadline(rung, share))
             yield from self._measured(self.workshop, group, rung, in_time)
-        self.unreached += sum((one.key, rung.index) not in self._tried for one in order)
+        self.unreached += sum((candidate.key, rung.index) not in self._tried for candidate in order)
 
     def _measured(
         self, workshop: Workshop, group: Sequence[Candidate], rung: Rung, go_on: Callable[[], bool]
@@ -271,7 +255,7 @@ class Fit:
 
     def _next(self, rung: Rung) -> list[Candidate]:
         """Who goes on: survivors among those that fit, and the pinned."""
-        index = next((place + 1 for place, one in enumerate(self.rungs) if one is rung), 0)
+        index = next((place + 1 for place, other in enumerate(self.rungs) if other is rung), 0)
         if index >= len(self.rungs):
             return []
         here = [row for row in self._rows.values() if row.rung == rung.index and row.candidate.servable]
@@ -286,48 +270,31 @@ class Fit:
         return limit is None or row.step is None or row.step <= limit * SLACK
 
     def _keep(self, candidate: Candidate, rung: Rung, values: dict[str, Any]) -> Measurement:
-        row = self._row(candidate, rung, values)
+        predicted, base = self.predictions[candidate.key], BASE if candidate.servable else OFF_GRID_BASE
+        scores = self.exam.scores(candidate, base, rung.items) if rung.tasks else None
+        batch, limit = self.question.batch, self.question.latency
+        row = measured(predicted, rung.index, values, scores, fits=self.fits(predicted), batch=batch, limit=limit)
         self._rows[candidate.key, rung.index] = row
         return row
-
-    def _row(self, candidate: Candidate, rung: Rung, values: dict[str, Any]) -> Measurement:
-        predicted = self.predictions[candidate.key]
-        step, others = predicted.seconds, values.get("others", 0.0)
-        if others <= DISTURBED:
-            step = expected_step(predicted, values["decode_rate"], values["cache_bytes"], self.question.batch)
-        limit = self.question.latency
-        base = BASE if candidate.servable else OFF_GRID_BASE
-        return Measurement(
-            candidate=candidate,
-            need=predicted.need,
-            fits=self.fits(predicted),
-            prompt=values["prompt"],
-            ledger_peak=values["ledger_peak"],
-            ledger_steady=values["ledger_steady"],
-            process_peak=values["process_peak"],
-            prefill_rate=values["prefill_rate"],
-            decode_rate=values["decode_rate"],
-            quality=quality_of(values["quality"]),
-            rung=rung.index,
-            stage=TASKS if rung.tasks else DIVERGENCE,
-            tasks=self.exam.scores(candidate, base, rung.items) if rung.tasks else {},
-            predicted=predicted.seconds,
-            step=step,
-            quick=limit is None or step <= limit,
-            others=others,
-        )
 
     def _look_beyond(self) -> Iterator[Measurement]:
         """Short measurements of the cheapest candidates that the bounds kept out: what a little more would bring."""
         best, rung = self.best, self.rungs[0]
         if best is None or self.row(best.candidate, rung.index) is None or len(self.rungs) < 2:
             return
-        outside = [one for one in self._servable() if (one.candidate.key, rung.index) not in self._rows]
-        outside = [one for one in outside if not (self.fits(one) and self.quick(one)) and not self.pointless(one)]
-        outside = [one for one in outside if not gentler(best.candidate, one.candidate)]  # no step up from it
-        outside.sort(key=lambda one: (one.need.peak, one.seconds))
-        looked = sorted(outside[: self.plan.beyond if self.plan else 0], key=lambda one: one.candidate.weights_key)
-        for group in grouped(one.candidate for one in looked):
+        outside = [
+            prediction
+            for prediction in self._servable()
+            if (prediction.candidate.key, rung.index) not in self._rows
+            and not (self.fits(prediction) and self.quick(prediction))
+            and not self.pointless(prediction)
+            and not gentler(best.candidate, prediction.candidate)  # no step up from the best
+        ]
+        outside.sort(key=lambda prediction: (prediction.need.peak, prediction.seconds))
+        looked = sorted(
+            outside[: self.plan.beyond if self.plan else 0], key=lambda prediction: prediction.candidate.weights_key
+        )
+        for group in grouped(prediction.candidate for prediction in looked):
             yield from self._measured(self.workshop, group, rung, self._in_time)
 
     def _off_grid(self) -> Iterator[Measurement]:
@@ -336,7 +303,7 @@ class Fit:
         shop = self._workshop(self.question, OFF_GRID_BASE, model)
         try:
             self._predict(shop, self.off_grid)
-            for group in grouped(one for one in self.off_grid if one.key in self.predictions):
+            for group in grouped(candidate for candidate in self.off_grid if candidate.key in self.predictions):
                 yield from self._measured(shop, group, self.rungs[0], self._in_time)
         finally:
             shop.close()
@@ -362,7 +329,7 @@ class Fit:
         return not answered and not self.clock.late
 
     def _servable(self) -> list[Prediction]:
-        return [self.predictions[one.key] for one in self.candidates if one.key in self.predictions]
+        return [self.predictions[candidate.key] for candidate in self.candidates if candidate.key in self.predictions]
 
     def _workshop(self, question: Question, base: Candidate, model: Any = None) -> Workshop:
         return Workshop(

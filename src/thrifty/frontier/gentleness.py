@@ -16,14 +16,14 @@ LESS_KEEPS = {"group", "symmetric"}
 """Options of which a smaller number keeps more: what shares a scale, and whether there is no minimum."""
 
 
-def gentler(one: Candidate, other: Candidate) -> bool:
-    """Whether `one` does nothing that `other` does not do at least as hard: every technique of its stages stands in
-    those of `other`, in the same order, with options that take as much or more away. So of recipes of one grid it
+def gentler(candidate: Candidate, other: Candidate) -> bool:
+    """Whether `candidate` does nothing that `other` does not do at least as hard: every technique of its stages stands
+    in those of `other`, in the same order, with options that take as much or more away. So of recipes of one grid it
     cannot lose more. False for equal ones, and where an option says nothing of how hard a technique is.
     """
-    if one.key == other.key or one.servable != other.servable:
+    if candidate.key == other.key or candidate.servable != other.servable:
         return False
-    return all(_embeds(one.stages[stage], other.stages[stage]) for stage in ("weights", "cache"))
+    return all(_embeds(candidate.stages[stage], other.stages[stage]) for stage in ("weights", "cache"))
 
 
 def deciding(predictions: Sequence[Prediction], latency: float | None = None) -> set[str]:
@@ -32,15 +32,15 @@ def deciding(predictions: Sequence[Prediction], latency: float | None = None) ->
     half of the time to spare.
     """
     kept = set()
-    for one in predictions:
-        rivals = (other for other in predictions if gentler(other.candidate, one.candidate))
-        if not any(_surely_quick(other, one, latency) for other in rivals):
-            kept.add(one.candidate.key)
+    for prediction in predictions:
+        rivals = (other for other in predictions if gentler(other.candidate, prediction.candidate))
+        if not any(_surely_quick(other, prediction, latency) for other in rivals):
+            kept.add(prediction.candidate.key)
     return kept
 
 
-def _surely_quick(one: Prediction, than: Prediction, latency: float | None) -> bool:
-    return latency is None or one.seconds <= than.seconds or one.seconds <= latency / 2
+def _surely_quick(rival: Prediction, than: Prediction, latency: float | None) -> bool:
+    return latency is None or rival.seconds <= than.seconds or rival.seconds <= latency / 2
 
 
 def _embeds(tables: Sequence[Table], others: Iterable[Table]) -> bool:

@@ -145,10 +145,10 @@ class Measurement:
             return None
         if self.quality is None:
             return CERTAIN
-        found = [scored.recovery for scored in self.tasks.values() if scored.recovery is not None]
+        recoveries = [scored.recovery for scored in self.tasks.values() if scored.recovery is not None]
         if self.quality.recovery is not None:
-            found.append(self.quality.recovery)
-        return mean_of(found) if found else None
+            recoveries.append(self.quality.recovery)
+        return mean_of(recoveries) if recoveries else None
 
     @property
     def recovered(self) -> float:
@@ -176,12 +176,12 @@ class Measurement:
         }
 
 
-def mean_of(found: list[Interval]) -> Interval:
+def mean_of(intervals: list[Interval]) -> Interval:
     """The mean of independent figures: half-widths add in squares."""
-    count = len(found)
-    value = sum(one.value for one in found) / count
-    below = sum((one.value - one.low) ** 2 for one in found) ** 0.5 / count
-    above = sum((one.high - one.value) ** 2 for one in found) ** 0.5 / count
+    count = len(intervals)
+    value = sum(interval.value for interval in intervals) / count
+    below = sum((interval.value - interval.low) ** 2 for interval in intervals) ** 0.5 / count
+    above = sum((interval.high - interval.value) ** 2 for interval in intervals) ** 0.5 / count
     return Interval(value, value - below, value + above)
 
 
@@ -216,6 +216,43 @@ def only_predicted(prediction: Prediction, fits: bool) -> dict[str, Any]:
     )
     known = described(prediction.candidate, prediction.need, prediction.seconds)
     return known | {"fits": fits, **dict.fromkeys(nothing), "tasks": {}, "stage": PREDICTED}
+
+
+def measured(
+    predicted: Prediction,
+    rung: int,
+    values: Mapping[str, Any],
+    tasks: dict[str, Scored] | None,
+    *,
+    fits: bool,
+    batch: int,
+    limit: float | None,
+) -> Measurement:
+    """The row of a run. values: as the workshop gives them. tasks: their scores, None where none were run. limit:
+    seconds that a decode step of the batch may take.
+    """
+    step, others = predicted.seconds, values.get("others", 0.0)
+    if others <= DISTURBED:
+        step = expected_step(predicted, values["decode_rate"], values["cache_bytes"], batch)
+    return Measurement(
+        candidate=predicted.candidate,
+        need=predicted.need,
+        fits=fits,
+        prompt=values["prompt"],
+        ledger_peak=values["ledger_peak"],
+        ledger_steady=values["ledger_steady"],
+        process_peak=values["process_peak"],
+        prefill_rate=values["prefill_rate"],
+        decode_rate=values["decode_rate"],
+        quality=quality_of(values["quality"]),
+        rung=rung,
+        stage=DIVERGENCE if tasks is None else TASKS,
+        tasks=tasks or {},
+        predicted=predicted.seconds,
+        step=step,
+        quick=limit is None or step <= limit,
+        others=others,
+    )
 
 
 def expected_step(predicted: Prediction, decode_rate: float, cache_bytes: int, batch: int) -> float:

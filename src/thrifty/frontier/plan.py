@@ -147,7 +147,7 @@ def _forecast(
     sizes: Sizes, question: Question, chosen: Sequence[Candidate], forecast: Forecast, exam: Exam, beyond: int
 ) -> tuple[float, ...]:
     """Seconds of every rung, the uncompressed model's own runs included."""
-    found, rows = [], len(chosen)
+    parts, rows = [], len(chosen)
     rounded = sorted((_rounded(question.model, group[0]) for group in grouped(chosen)), reverse=True)
     for rung in sizes.ladder(question):
         rows = min(rows, rung.seats(len(chosen)))
@@ -160,12 +160,12 @@ def _forecast(
             asked = questions * each + exam.steps(rung.items) * forecast.step(0)
             known = asked * sizes.few / sizes.asked(question) if rung.items is None else 0.0  # by the second rung
             seconds += (rows + 1) * max(0.0, asked - known)
-        found.append(seconds)
-    return tuple(found)
+        parts.append(seconds)
+    return tuple(parts)
 
 
 def _rounded(model: Model, candidate: Candidate) -> int:
     """How many weights a candidate's techniques round."""
     techniques = candidate.recipe.techniques("weights")
-    chosen = (one.linear for one in linears(model) if any(technique.selects(one) for technique in techniques))
+    chosen = (info.linear for info in linears(model) if any(technique.selects(info) for technique in techniques))
     return sum(linear.out_features * linear.in_features for linear in chosen)

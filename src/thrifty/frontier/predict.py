@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from thrifty.bisection import largest
 from thrifty.evaluation.roofline.cost import decode_seconds
 from thrifty.evaluation.roofline.sizes import ModelSizes, StoredLinear
 from thrifty.frontier.candidates import Candidate
@@ -60,17 +61,12 @@ def prediction(
     )
 
 
-def longest_context(engine: Engine, found: Prediction, context: int, budget: int, batch: int = 1) -> int:
+def longest_context(engine: Engine, predicted: Prediction, context: int, budget: int, batch: int = 1) -> int:
     """The longest context below `context` at which a predicted candidate fits, 0 where none does."""
-    policies = found.candidate.recipe.techniques("cache")
-    low, high = 0, context
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _need(engine, found.need.weights, policies, middle, batch).peak <= budget:
-            low = middle
-        else:
-            high = middle
-    return low if low >= 2 else 0
+    policies = predicted.candidate.recipe.techniques("cache")
+    weights = predicted.need.weights
+    longest = largest(0, context - 1, lambda tokens: _need(engine, weights, policies, tokens, batch).peak <= budget)
+    return longest if longest >= 2 else 0
 
 
 def prompt_of(context: int) -> int:

@@ -11,6 +11,7 @@ from thrifty.evaluation import quality
 from thrifty.evaluation.roofline.machine import cores, cpu_name
 from thrifty.frontier.candidates import Candidate
 from thrifty.frontier.exam import DEFAULT_TASKS
+from thrifty.frontier.space import off_grid, space
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
@@ -92,3 +93,10 @@ class Question:
             "native": self.native,
             "machine": f"{cpu_name()} × {cores()}",
         }
+
+    def asked(self, prefix: int) -> list[Candidate]:
+        """The candidates that were given, else all of the space for a prefix of so many tokens."""
+        if self.candidates is not None:
+            return list(self.candidates)
+        untied = {"untied": True} if "head" in self.model.linears else {}
+        return [*space(prefix, **untied), *(off_grid() if self.off_grid else [])]

@@ -32,10 +32,10 @@ def document(
     step = explain.next_step(fit)
     servable = [row for row in rows if row.candidate.servable]
     candidates = [row.as_dict() | {"on_frontier": on_frontier(row, servable)} for row in rows]
-    for key, one in fit.predictions.items():
+    for key, prediction in fit.predictions.items():
         if key not in ran:
-            fits = fit.fits(one) and fit.quick(one)
-            candidates.append(only_predicted(one, fits) | {"on_frontier": False})
+            fits = fit.fits(prediction) and fit.quick(prediction)
+            candidates.append(only_predicted(prediction, fits) | {"on_frontier": False})
     return {
         "model": model,
         "memory_bytes": question.memory,

@@ -111,9 +111,9 @@ def _ranks(rows: Sequence[Measurement]) -> list[int]:
     points = [objectives(row) for row in rows]
     left, ranks, rank = set(range(len(rows))), [0] * len(rows), 0
     while left:
-        front = {one for one in left if not any(dominates(points[other], points[one]) for other in left)}
-        for one in front:
-            ranks[one] = rank
+        front = {row for row in left if not any(dominates(points[other], points[row]) for other in left)}
+        for row in front:
+            ranks[row] = rank
         left -= front
         rank += 1
     return ranks

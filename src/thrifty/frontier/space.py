@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 
-from thrifty.frontier.candidates import Candidate, Grid, Table
+from thrifty.frontier.candidates import BASE, OFF_GRID_BASE, Candidate, Grid, Table
 from thrifty.recipe import Recipe
 
 PAGE = 64  # tokens; evicting whole pages leaves no holes
@@ -101,11 +101,11 @@ def _evict(name: str, tokens: int) -> Table:
 
 def _unique(stages: Iterable[Stage]) -> list[Stage]:
     """Short prefixes make shares equal."""
-    found: list[Stage] = []
+    distinct: list[Stage] = []
     for stage in stages:
-        if stage not in found:
-            found.append(stage)
-    return found
+        if stage not in distinct:
+            distinct.append(stage)
+    return distinct
 
 
 def shortened(candidate: Candidate, share: float) -> Candidate:
@@ -128,3 +128,13 @@ def _shortened(table: Table, share: float) -> Table:
 def _recipe(weights: Sequence[Table], cache: Sequence[Table], decoding: Sequence[Table] = ()) -> Recipe:
     stages = {"weights": weights, "cache": cache, "decoding": decoding}
     return Recipe.from_document({name: [dict(table) for table in tables] for name, tables in stages.items()})
+
+
+def split(candidates: Iterable[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
+    """Servable candidates, the baseline first, and off-grid ones, likewise; of equal ones the last."""
+    distinct = {BASE.key: BASE} | {candidate.key: candidate for candidate in candidates}
+    servable = [candidate for candidate in distinct.values() if candidate.servable]
+    aside = [candidate for candidate in distinct.values() if not candidate.servable]
+    if aside and aside[0].key != OFF_GRID_BASE.key:
+        aside = [OFF_GRID_BASE, *(candidate for candidate in aside if candidate.key != OFF_GRID_BASE.key)]
+    return servable, aside

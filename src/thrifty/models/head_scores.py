@@ -20,8 +20,9 @@ import numpy as np
 
 from thrifty.arrays import Floats
 from thrifty.errors import CheckpointError
+from thrifty.files import replace_file
 from thrifty.models.checked_text import parse_json
-from thrifty.models.store.cache_directory import cache_directory, storage_errors, write_text
+from thrifty.models.store.cache_directory import cache_directory, storage_errors
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
@@ -66,10 +67,10 @@ class SavedScores(Mapping[str, Floats]):
 
     def __getitem__(self, kind: str) -> Floats:
         if kind not in self._read:
-            found = read(self._model, kind) if kind in KINDS else None
-            if found is None:
+            scores = read(self._model, kind) if kind in KINDS else None
+            if scores is None:
                 raise KeyError(kind)
-            self._read[kind] = found.array()
+            self._read[kind] = scores.array()
         return self._read[kind]
 
     def __iter__(self) -> Iterator[str]:
@@ -89,12 +90,12 @@ def places(model: Model, kind: str) -> list[Path]:
     directory. The ending is none that a checkpoint's own files have, so that its content key does not change.
     """
     name = f"thrifty-{hashlib.sha256(checkpoint_version(model).encode()).hexdigest()[:16]}.{kind}-heads"
-    found = [cache_directory() / "heads" / name]
+    paths = [cache_directory() / "heads" / name]
     if model.path is not None:
         folder = model.path if model.path.is_dir() else model.path.parent
         if not _in_package(folder):
-            found.insert(0, folder / name)
-    return found
+            paths.insert(0, folder / name)
+    return paths
 
 
 def _in_package(folder: Path) -> bool:
@@ -115,46 +116,46 @@ def read(model: Model, kind: str) -> HeadScores | None:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise CheckpointError(f"larger than {LARGEST_FILE >> 20} MiB")
-        found = parse_json(path.read_bytes(), path)
+        document = parse_json(path.read_bytes(), path)
     except (OSError, CheckpointError) as error:
         raise CheckpointError(f"{path}: cannot be read as scores of heads ({error}): remove it") from error
-    return _checked(path, found, model, kind)
+    return _checked(path, document, model, kind)
 
 
-def save(model: Model, found: HeadScores) -> Path:
+def save(model: Model, scores: HeadScores) -> Path:
     """Write the scores, atomically; returns where. Raises StorageError where no place can be written."""
-    text = json.dumps(asdict(found), ensure_ascii=False)
-    *beside, cached = places(model, found.kind)
+    text = json.dumps(asdict(scores), ensure_ascii=False)
+    *beside, cached = places(model, scores.kind)
     for path in beside:
         if os.access(path.parent, os.W_OK):
             with storage_errors(path.parent):
-                write_text(path, text)
+                replace_file(path, text)
             return path
     with storage_errors(cached.parent):
         cached.parent.mkdir(parents=True, exist_ok=True)
-        write_text(cached, text)
+        replace_file(cached, text)
     return cached
 
 
-def _checked(path: Path, found: Any, model: Model, kind: str) -> HeadScores:
+def _checked(path: Path, document: Any, model: Model, kind: str) -> HeadScores:
     def refuse(field: str, wanted: str) -> CheckpointError:
         return CheckpointError(f"{path}: field '{field}' must be {wanted}; remove the file and make it again")
 
     config = model.config
     layers = [index for index, layer in enumerate(config.layers) if layer.keeps_all]
     known = [field.name for field in fields(HeadScores)]
-    if not isinstance(found, dict) or set(found) != set(known):
+    if not isinstance(document, dict) or set(document) != set(known):
         raise CheckpointError(f"{path}: its fields must be {', '.join(known)}; remove the file and make it again")
-    if found["kind"] != kind:
+    if document["kind"] != kind:
         raise refuse("kind", repr(kind))
-    if found["version"] != checkpoint_version(model):
+    if document["version"] != checkpoint_version(model):
         raise refuse("version", "that of the checkpoint beside it")
-    if found["layers"] != layers:
+    if document["layers"] != layers:
         raise refuse("layers", f"the model's {len(layers)} global layers")
-    if not _numbers(found["scores"], len(layers), config.heads):
+    if not _numbers(document["scores"], len(layers), config.heads):
         raise refuse("scores", f"{len(layers)} rows of {config.heads} numbers ≥ 0, not all of them 0")
-    rows = tuple(tuple(map(float, row)) for row in found["scores"])
-    return HeadScores(**(found | {"layers": tuple(layers), "scores": rows}))
+    rows = tuple(tuple(map(float, row)) for row in document["scores"])
+    return HeadScores(**(document | {"layers": tuple(layers), "scores": rows}))
 
 
 def _numbers(rows: Any, count: int, width: int) -> bool:
@@ -162,7 +163,7 @@ def _numbers(rows: Any, count: int, width: int) -> bool:
         return False
     if not all(isinstance(row, list) and len(row) == width for row in rows):
         return False
-    flat = [one for row in rows for one in row]
-    if not all(isinstance(one, int | float) and math.isfinite(one) and one >= 0 for one in flat):
+    flat = [score for row in rows for score in row]
+    if not all(isinstance(score, int | float) and math.isfinite(score) and score >= 0 for score in flat):
         return False
-    return any(one > 0 for one in flat)
+    return any(score > 0 for score in flat)

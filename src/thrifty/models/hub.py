@@ -153,18 +153,18 @@ def _local(repository: str, file: str) -> Path:
     )
     if not file and any(folder.glob("*.safetensors")):
         return folder
-    found = [str(path.relative_to(folder)) for path in folder.rglob("*.gguf")]
-    return folder / _one_gguf(repository, file, found)
+    files = [str(path.relative_to(folder)) for path in folder.rglob("*.gguf")]
+    return folder / _one_gguf(repository, file, files)
 
 
 def _one_gguf(repository: str, file: str, names: list[str]) -> str:
     """The file to read: the one named, or the only model, whose first part stands for all."""
-    found = [name for name in names if first_part(name) not in names]
+    firsts = [name for name in names if first_part(name) not in names]
     if file in names:
         return file
-    if not file and len(found) == 1:
-        return found[0]
-    listing = ", ".join(sorted(found)[:12]) or "none"
+    if not file and len(firsts) == 1:
+        return firsts[0]
+    listing = ", ".join(sorted(firsts)[:12]) or "none"
     raise DownloadError(f"{repository}: name one GGUF file as '{repository}:FILE.gguf'. It holds: {listing}.")
 
 

@@ -14,10 +14,10 @@ from thrifty.models.assembly import Assembly
 from thrifty.models.description import Description
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.model import Model, TensorReport
-from thrifty.models.source import DType, Source, Weight
+from thrifty.models.source import DType, Files, Source, Weight, stored_bytes
 from thrifty.models.store.checkpoint_key import checkpoint_key
 from thrifty.models.store.converted import open_converted
-from thrifty.models.store.converted_file import Progress
+from thrifty.models.store.converted_file import Fits, Progress
 from thrifty.models.store.copies import remember
 from thrifty.models.tokens.tokenizer import Tokenizer
 
@@ -32,26 +32,31 @@ def load(
     threads: int | None = None,
     copy: bool = True,
     progress: Progress | None = None,
+    fits: Fits | None = None,
 ) -> Model:
     """A model, ready to answer: the checkpoint's own numbers in packed form, converted once and mapped into memory.
 
     name_or_path: a Hugging Face directory, a `.gguf` file, the name of an embedded model, or a hub id
     "owner/name". threads: of the native kernels. copy: False keeps no converted copy on the disk: what lies in the file
     as kernels read it is mapped, all else is converted in memory at every start. progress: told how far a conversion
-    is. Raises CheckpointError (ConfigError for a config) naming the file and field, DownloadError for a model that
-    could not be fetched, StorageError where a copy has no room.
+    is. fits: told the bytes of all weights before any is converted; what it raises is raised then.
+
+    Raises CheckpointError (ConfigError for a config) naming the file and field, DownloadError for a model that could
+    not be fetched, StorageError where a copy has no room.
     """
     _set_threads(threads)
     path = resolve(name_or_path)
     key = checkpoint_key(path)
     if copy:
-        converted = open_converted(key, lambda: open_source(path), progress)
         remember(key.weights, path)
+        converted = open_converted(key, lambda: open_source(path), progress, fits)
         tokenizer = _lazy_tokenizer(converted.description)
         model = assemble(converted)
         model.file = converted.file
     else:
         source = open_source(path)
+        if fits is not None:
+            fits(stored_bytes(source))
         tokenizer, model = _tokenizer(source), assemble(source)
     warn_of(path, tokenizer)
     model.version, model.tokenizer, model.path = key.content, tokenizer, path
@@ -88,7 +93,7 @@ def _report(weight: Weight) -> TensorReport:
     return TensorReport(weight.name, value.label, weight.origin, value.nbytes, weight.error, weight.largest_error)
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path) -> Files:
     """The checkpoint of a Hugging Face folder or a GGUF file, opened and checked; no weight is read yet."""
     if not path.is_dir():
         from thrifty.models.gguf.source import GGUFSource

@@ -9,7 +9,16 @@ from thrifty.errors import CheckpointError, nearest
 from thrifty.models import hub
 from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.embedded import MODELS, carried
-from thrifty.models.huggingface.source import read_config
+from thrifty.models.huggingface.folder import has_weights, read_config
+from thrifty.models.huggingface.safetensors_file import read_json
+from thrifty.models.quantised.config import read_method
+
+
+def is_quantised(folder: Path) -> bool:
+    """Whether a Hugging Face folder holds weights in the codes of a method that its config names, which its config
+    alone does not give the bytes of. Raises ConfigError for a method that is not read.
+    """
+    return read_method(read_json(folder / "config.json")) is not None and has_weights(folder)
 
 
 def config_of(name_or_path: str | os.PathLike[str]) -> ModelConfig | None:

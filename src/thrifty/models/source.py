@@ -15,6 +15,7 @@ from thrifty.errors import CheckpointError
 from thrifty.formats.gguf import ArrayShape
 from thrifty.formats.linear import PackedLinear
 from thrifty.models.config.model_config import ModelConfig
+from thrifty.models.parts import EXACT
 from thrifty.models.tokens.settings import TokenizerDefinition
 
 DType = np.dtype[Any]
@@ -51,11 +52,11 @@ class StoredTensor:
 
 def smallest(tensors: Iterable[StoredTensor]) -> list[StoredTensor]:
     """Of every type of matrices the one with the fewest bytes, in the order of their first."""
-    found: dict[str, StoredTensor] = {}
+    least: dict[str, StoredTensor] = {}
     for tensor in tensors:
-        if len(tensor.shape) > 1 and (tensor.type not in found or tensor.nbytes < found[tensor.type].nbytes):
-            found[tensor.type] = tensor
-    return list(found.values())
+        if len(tensor.shape) > 1 and (tensor.type not in least or tensor.nbytes < least[tensor.type].nbytes):
+            least[tensor.type] = tensor
+    return list(least.values())
 
 
 def not_finite(name: str, values: Array, start: int = 0) -> str:
@@ -155,6 +156,11 @@ class SlicedWeight:
             weight.name, SlicedLinear(value.meta(), arrays, lambda: iter((state,)), told), weight.origin
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes when it is stored; vectors are fp32."""
+        return self.value.nbytes if isinstance(self.value, SlicedLinear) else 4 * self.value.size
+
     def whole(self) -> Weight:
         """The weight, read now."""
         if not isinstance(self.value, SlicedLinear):
@@ -178,11 +184,34 @@ class Source(Protocol):
     def weights(self, dtype: DType | None = None) -> Iterator[Weight]: ...
 
 
+class Files(Source, Protocol):
+    """A source that reads a checkpoint's own files. `stored`: what these hold, from their headers."""
+
+    def stored(self) -> list[StoredTensor]: ...
+
+
 @runtime_checkable
 class SlicedSource(Protocol):
     """A source that can also give each part before it is read, with its sizes."""
 
     def sliced(self) -> Iterator[SlicedWeight]: ...
+
+
+def stored_bytes(source: Files) -> int:
+    """Bytes of all weights in packed form, from the headers: no matrix is read. Of quantised linears in safetensors,
+    whose arrays are only known when they are read, those in the file.
+    """
+    if isinstance(source, SlicedSource):
+        return sum(weight.nbytes for weight in source.sliced())
+    return sum(map(_packed_bytes, source.stored()))
+
+
+def _packed_bytes(tensor: StoredTensor) -> int:
+    """Of matrices the file's bytes, but bf16 for fp32; of vectors, and of what is kept exactly, fp32."""
+    values = prod(tensor.shape)
+    if len(tensor.shape) == 1 or tensor.names[0].endswith(EXACT):
+        return 4 * values
+    return 2 * values if tensor.type == "F32" else tensor.nbytes
 
 
 def rounded(name: str, values: Array, dtype: DType) -> Array:

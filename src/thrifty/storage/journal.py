@@ -137,10 +137,10 @@ class Journal:
                 f"the {self._what} '{self.path}' has version {version}, this is {VERSION}. {self._remedy}"
             )
         for name in dict.fromkeys([*self._settings, *theirs]):
-            mine, found = self._settings.get(name), theirs.get(name)
-            if mine != found:
+            mine, other = self._settings.get(name), theirs.get(name)
+            if mine != other:
                 raise StorageError(
-                    f"the {self._what} '{self.path}' belongs to a run with {name} = {json.dumps(found)}; this run has "
+                    f"the {self._what} '{self.path}' belongs to a run with {name} = {json.dumps(other)}; this run has "
                     f"{json.dumps(mine)}. {self._remedy}"
                 )
 

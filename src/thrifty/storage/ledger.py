@@ -72,7 +72,7 @@ class Ledger:
     def committed(self) -> int:
         """Bytes held now plus those promised and not yet taken."""
         with self._lock:
-            return self.current + sum(one.outstanding for one in self._reservations)
+            return self.current + sum(reservation.outstanding for reservation in self._reservations)
 
     @property
     def available(self) -> int | None:

@@ -110,7 +110,7 @@ def _mapped(file: FileIO, first: int, last: int) -> Iterator[tuple[int, int]]:
     for start, states in _states(file, first, last):
         held = np.concatenate(([False], _flag(states, PRESENT) & _flag(states, OF_A_FILE), [False]))
         edges = np.flatnonzero(held[1:] != held[:-1]).reshape(-1, 2)
-        yield from ((start + int(one), start + int(other)) for one, other in edges)
+        yield from ((start + int(begin), start + int(end)) for begin, end in edges)
 
 
 def _status(field: str) -> int | None:

@@ -10,11 +10,14 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from thrifty import registry
 from thrifty.arrays import Floats, Integers, softmax
 from thrifty.cache.model_info import ModelInfo, TokenClasses
+from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 
 CLASSES = TokenClasses(special=frozenset(range(20)), punctuation=frozenset(range(20, 120)))
@@ -207,3 +210,10 @@ def same(left: SequenceCache, right: SequenceCache) -> None:
         for mine, theirs in zip(one, other, strict=True):
             for a, b in zip(mine, theirs, strict=True):
                 assert np.array_equal(a, b)
+
+
+def compressed(model: ModelInfo, tokens: Sequence[int], technique: str, **options: Any) -> SequenceCache:
+    """A sequence whose prompt, these tokens, was compressed by one technique."""
+    sequence = Cache(model).create([registry.build("cache", {"technique": technique} | options)])
+    Driver(model).prefill(sequence, tokens)
+    return sequence

@@ -11,14 +11,15 @@ from tests.unit.cache.cache_driver import Driver, attention, contents, model_inf
 from thrifty import registry
 from thrifty.arrays import Floats, Integers, softmax
 from thrifty.cache.composition import check_order
-from thrifty.cache.editing.apply import carry_out
-from thrifty.cache.editing.rotation import rotate_again
+from thrifty.cache.editing.apply import apply_edits
+from thrifty.cache.editing.renumbering import rotate_again
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.cache.statistics import Statistics, Stats
+from thrifty.cache.traits import Traits
 from thrifty.cache.view import LayerView
 from thrifty.errors import RecipeError
 
@@ -41,7 +42,7 @@ def test_keep_gathers_each_heads_own_slots() -> None:
     sequence, _ = filled(model, 192)
     before = contents(sequence)
     chosen = [np.array([0, 3, 70, 190]), np.arange(10, 100)]
-    carry_out(sequence, Edits().keep(chosen, layer=1), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().keep(chosen, layer=1), (0, 1))
     for head in range(2):
         for old, new in zip(before[1][head], contents(sequence)[1][head], strict=True):
             assert np.array_equal(old[chosen[head]], new)
@@ -53,7 +54,7 @@ def test_keep_attends_to_what_is_kept_only() -> None:
     model = model_info()
     sequence, tokens = filled(model, 128)
     kept = np.arange(0, 128, 3)
-    carry_out(sequence, Edits().keep(kept), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().keep(kept), (0, 1))
     found = probe(sequence)
     for layer in range(2):
         query, key, value = Driver(model).rows(layer, [*tokens, 5], 0)
@@ -65,7 +66,7 @@ def test_keep_attends_to_what_is_kept_only() -> None:
 def test_slots_that_do_not_exist_are_refused(bad: list[int]) -> None:
     sequence, _ = filled(model_info(), 128)
     with pytest.raises(RecipeError, match="sorted, unique and below 128"):
-        carry_out(sequence, Edits().keep(np.array(bad)), (0, 1))
+        apply_edits(sequence, sequence.collector, Edits().keep(np.array(bad)), (0, 1))
 
 
 def test_verbs_compose_in_their_order() -> None:
@@ -76,7 +77,7 @@ def test_verbs_compose_in_their_order() -> None:
     edits = Edits().keep(np.arange(0, 256, 2))
     edits.merge([np.array([4, 5, 9])], ONE, 2 * ONE, layer=0, head=1)
     edits.store(0, 64, "int8").move(0, 64, "disk")
-    carry_out(sequence, edits, (0, 1))
+    apply_edits(sequence, sequence.collector, edits, (0, 1))
     view = sequence.view(0)
     assert [view.count(head) for head in range(2)] == [128, 126]
     assert view.stretches(1)[0].tier == "disk"
@@ -85,7 +86,7 @@ def test_verbs_compose_in_their_order() -> None:
     assert np.allclose(view.keys(0), before[0][0][0][::2], atol=0.05)
     assert np.array_equal(view.positions(1)[:8], np.array([0, 2, 4, 6, 8, 12, 14, 16]))
     probe(sequence)
-    carry_out(sequence, Edits().move(0, None, "memory"), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().move(0, None, "memory"), (0, 1))
     assert {stretch.tier for stretch in sequence.view(0).stretches(1)} == {"memory"}
     sequence.free()
     assert cache.ledger.current == 0 and cache.tiers.disk is not None and cache.tiers.disk.used == 0
@@ -97,7 +98,7 @@ def test_moving_a_shared_page_to_disk_leaves_the_other_holder_alone() -> None:
     sequence, _ = filled(model, 128, cache)
     fork = sequence.fork()
     expected = probe(fork)
-    carry_out(sequence, Edits().move(0, None, "disk"), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().move(0, None, "disk"), (0, 1))
     assert all(segment.tier == "memory" for segment in fork.segments())
     assert {stretch.tier for stretch in sequence.view(0).stretches()} == {"disk"}
     assert np.array_equal(probe(sequence), expected)
@@ -108,14 +109,14 @@ def test_select_attends_to_a_subset_and_deletes_nothing() -> None:
     sequence, tokens = filled(model, 128)
     plain = sequence.fork()
     chosen = [np.array([0, 5, 64]), np.arange(100, 128)]
-    carry_out(sequence, Edits().select(chosen, layer=0), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().select(chosen, layer=0), (0, 1))
     found = probe(sequence)[0]
     query, key, value = Driver(model).rows(0, [*tokens, 5], 0)
     for head in range(2):
         rest = np.concatenate((chosen[head], np.array([128])))
         expected = attention(model, query[-1:], key[rest], value[rest])
         assert np.allclose(found[:, 2 * head : 2 * head + 2], expected[:, 2 * head : 2 * head + 2], atol=1e-5)
-    carry_out(sequence, Edits().select(None, layer=0), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().select(None, layer=0), (0, 1))
     probe(plain)
     assert np.array_equal(probe(sequence), probe(plain)), "the next step sees everything again"
 
@@ -124,7 +125,7 @@ def test_share_reads_another_layers_slots_and_frees_its_own() -> None:
     model = model_info()
     cache = Cache(model)
     sequence, tokens = filled(model, 128, cache)
-    carry_out(sequence, Edits().keep(np.arange(64, 128), layer=0).share(1, 0), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().keep(np.arange(64, 128), layer=0).share(1, 0), (0, 1))
     found = probe(sequence)[1]
     query, own_key, own_value = Driver(model).rows(1, [*tokens, 5], 0)
     _, key, value = Driver(model).rows(0, tokens, 0)
@@ -137,8 +138,8 @@ def test_share_reads_another_layers_slots_and_frees_its_own() -> None:
 def test_shared_slots_bring_their_column_sums() -> None:
     sequence = Cache(model_info()).create(collect=Statistics(column_sums=True, decode=True))
     Driver(model_info()).prefill(sequence, prompt(192))
-    carry_out(sequence, Edits().store(0, 128, "int8").keep(np.arange(0, 192, 3), layer=0), (0, 1))
-    carry_out(sequence, Edits().share(1, 0), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().store(0, 128, "int8").keep(np.arange(0, 192, 3), layer=0), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().share(1, 0), (0, 1))
     mine, theirs = sequence.stats(1).column_sums, sequence.stats(0).column_sums
     assert mine is not None and theirs is not None
     assert all(one.shape == (2, 64) and np.array_equal(one, other) for one, other in zip(mine, theirs, strict=True))
@@ -148,13 +149,13 @@ def test_evicting_quantised_slots_never_requantises() -> None:
     model = model_info()
     cache = Cache(model)
     sequence, _ = filled(model, 256, cache)
-    carry_out(sequence, Edits().store(0, None, "int4"), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().store(0, None, "int4"), (0, 1))
     codes = contents(sequence)
     held = cache.tiers.arena.used
     first = [np.arange(1, 256, 2), np.arange(0, 256, 5)]
-    carry_out(sequence, Edits().keep(first, layer=0), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().keep(first, layer=0), (0, 1))
     second = [np.arange(40, 128), np.arange(30, 52)]
-    carry_out(sequence, Edits().keep(second, layer=0), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().keep(second, layer=0), (0, 1))
     for head in range(2):
         kept = first[head][second[head]]
         for old, new in zip(codes[0][head], contents(sequence)[0][head], strict=True):
@@ -169,8 +170,8 @@ def test_evicting_quantised_slots_never_requantises() -> None:
         value = np.concatenate((values, own_value[:, head]))[:, None]
         assert np.allclose(found[:, own], attention(group, query[:, own], key, value), atol=1e-5)
     sequence.seal_tail()
-    carry_out(sequence, Edits().keep([np.array([3])] * 2, layer=0), (0, 1))
-    carry_out(sequence, Edits().keep([np.array([3])] * 2, layer=1), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().keep([np.array([3])] * 2, layer=0), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().keep([np.array([3])] * 2, layer=1), (0, 1))
     assert cache.tiers.arena.used < held / 2, "pages without a kept slot are given back"
     sequence.free()
     assert cache.ledger.current == 0
@@ -194,8 +195,8 @@ def test_renumbering_many_times_is_as_exact_as_once() -> None:
     sequence, _ = filled(model, 128)
     once = sequence.fork()
     for first in range(500, 3000, 50):
-        carry_out(sequence, Edits().renumber(0, 4, np.arange(first, first + 4)), (0, 1))
-    carry_out(once, Edits().renumber(0, 4, np.arange(2950, 2954)), (0, 1))
+        apply_edits(sequence, sequence.collector, Edits().renumber(0, 4, np.arange(first, first + 4)), (0, 1))
+    apply_edits(once, once.collector, Edits().renumber(0, 4, np.arange(2950, 2954)), (0, 1))
     for head in range(2):
         assert np.array_equal(sequence.view(1).keys(head), once.view(1).keys(head))
         assert sequence.view(1).positions(head)[:5].tolist() == [2950, 2951, 2952, 2953, 4]
@@ -205,7 +206,7 @@ def test_renumbering_many_times_is_as_exact_as_once() -> None:
 class PairMerge(CachePolicy):
     """Adjacent pairs become their mean, with a bias of log 2: softmax mass is kept where the two keys agree."""
 
-    exact = True
+    traits = Traits(exact=True)
 
     def after_prefill(self, layer: LayerInfo, kv: LayerView, stats: Stats) -> Edits:
         edits = Edits()
@@ -255,7 +256,7 @@ def test_merging_sums_the_statistics() -> None:
     Driver(model).prefill(sequence, prompt(128))
     before = [one.copy() for one in sequence.stats(0).column_sums or []]
     edits = Edits().merge([np.array([3, 8])], ONE, ONE, layer=0, head=0)
-    carry_out(sequence, edits, (0, 1))
+    apply_edits(sequence, sequence.collector, edits, (0, 1))
     after = sequence.stats(0).column_sums or []
     assert np.allclose(after[0][:, 3], before[0][:, 3] + before[0][:, 8])
     assert after[0].shape[1] == 127 and np.array_equal(after[1], before[1])
@@ -271,7 +272,7 @@ def test_orders_that_cannot_work_are_refused() -> None:
         Cache(model_info()).create([kivi, kivi])
     sequence = Cache(model_info()).create()
     Driver(model_info()).prefill(sequence, prompt(64))
-    carry_out(sequence, Edits().store(0, None, "int4"), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().store(0, None, "int4"), (0, 1))
     edits = Edits().merge([np.array([3, 8])], ONE, ONE, layer=0, head=0)
     with pytest.raises(RecipeError, match="put the merging technique before the quantising one"):
-        carry_out(sequence, edits, (0, 1))
+        apply_edits(sequence, sequence.collector, edits, (0, 1))

@@ -12,7 +12,7 @@ from tests.unit.cache.test_cache_native import native_prefill, native_step
 from tests.unit.kernels.native_pages import using
 
 from thrifty.arrays import Integers, largest
-from thrifty.cache.editing.apply import carry_out
+from thrifty.cache.editing.apply import apply_edits
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policy import CachePolicy
@@ -134,11 +134,13 @@ def test_merging_beside_holes_sums_the_right_slots() -> None:
     for start in range(0, 256, 64):
         native_step(sequence, prompt(256)[start : start + 64])
     kept = np.concatenate((np.arange(0, 128, 2), np.arange(128, 256)))
-    carry_out(sequence, Edits().store(0, 128, "int8").keep(kept), (0, 2))
+    apply_edits(sequence, sequence.collector, Edits().store(0, 128, "int8").keep(kept), (0, 2))
     assert sequence.spans[0][0].segment.holes and not sequence.spans[0][-1].segment.quantised
     before = sums_of(sequence, 0)[1].copy()
     mean = np.ones((1, 64), np.float32)
-    carry_out(sequence, Edits().merge([np.array([100, 103, 150])], mean, mean, layer=0, head=1), (0, 2))
+    apply_edits(
+        sequence, sequence.collector, Edits().merge([np.array([100, 103, 150])], mean, mean, layer=0, head=1), (0, 2)
+    )
     after = sums_of(sequence, 0)[1]
     rest = np.delete(np.arange(192), [100, 103, 150])
     assert np.allclose(after[:, 100], before[:, [100, 103, 150]].sum(axis=1))
@@ -153,7 +155,7 @@ def select(sequence: SequenceCache, *slots: Integers | None) -> None:
     edits = Edits()
     for layer, own in zip((0, 2), slots, strict=True):
         edits.select(None if own is None else [own, own[: len(own) // 2]], layer=layer)
-    carry_out(sequence, edits, (0, 2))
+    apply_edits(sequence, sequence.collector, edits, (0, 2))
 
 
 @pytest.mark.parametrize("sums", [False, True])
@@ -180,7 +182,7 @@ def test_a_selection_is_seen_natively(chosen: Integers, sums: bool) -> None:
     elif len(chosen) < 10:
         assert seen < native.slots(2), "pages without a selected slot are left out"
     assert native.index_bytes > 0
-    native.mirror.drop()
+    native.native_view.drop()
     assert sums or native.index_bytes == 0
 
 
@@ -203,10 +205,51 @@ def test_going_back_leaves_what_was_selected_of_the_rest() -> None:
     native_step(native, prompt(300))
     chosen = np.arange(0, 256, 3)
     for sequence in (reference, native):
-        carry_out(sequence, Edits().select([chosen, chosen], layer=1), (0, 1))
+        apply_edits(sequence, sequence.collector, Edits().select([chosen, chosen], layer=1), (0, 1))
         sequence.truncate(150)
     theirs, ours = Driver(model).step(reference, [5]), native_step(native, [5])
     assert all(np.allclose(a, b, atol=2e-4) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_selection_changes_the_view_in_its_place() -> None:
+    """The same answers, to the bit, as of a view that is made anew for each selection; and its bytes go with it."""
+    model = model_info(heads=4, kv_heads=2, head_dim=64, format="bf16")
+    kept, anew = Cache(model).create(), Cache(model).create()
+    for sequence in (kept, anew):
+        native_step(sequence, prompt(300))
+    view, random = kept.native, np.random.default_rng(3)
+    for step in range(90):
+        if step % 30 == 29:
+            choice = None
+        else:
+            choice = [np.sort(random.choice(256, size=60, replace=False)) for _ in range(2)]
+        for sequence in (kept, anew):
+            apply_edits(sequence, sequence.collector, Edits().select(choice, layer=1), (0, 1))
+        anew.native_view.drop()
+        ours, expected = native_step(kept, [step]), native_step(anew, [step])
+        assert all(np.array_equal(a, b) for a, b in zip(ours, expected, strict=True)), step
+        assert kept.native is view and kept.index_bytes == anew.index_bytes
+        assert (kept.index_bytes > 0) == (choice is not None)
+    kept.truncate(20), anew.truncate(20)
+    ours, expected = native_step(kept, [1]), native_step(anew, [1])
+    assert all(np.array_equal(a, b) for a, b in zip(ours, expected, strict=True))
+    kept.free()
+    assert kept.tiers.ledger.current == 0
+
+
+def test_a_selection_whose_biases_do_not_fit_is_told_at_the_next_step() -> None:
+    model = model_info(heads=4, kv_heads=2, head_dim=64, format="bf16")
+    cache = Cache(model, memory="10MB", prefix_tree=False)
+    sequence = cache.create()
+    native_step(sequence, prompt(300))
+    assert cache.ledger.available is not None
+    cache.ledger.charge("workspace", cache.ledger.available - 100)
+    chosen = np.arange(0, 256, 3)
+    apply_edits(sequence, sequence.collector, Edits().select([chosen, chosen], layer=1), (0, 1))
+    with pytest.raises(BudgetError):
+        _ = sequence.native
+    sequence.select(1, None)
+    assert sequence.native is not None and sequence.index_bytes == 0
 
 
 # --- segments on disk --------------------------------------------------------------------------------
@@ -217,7 +260,7 @@ def moved(cache: Cache, tier: str) -> SequenceCache:
     sequence = cache.create()
     for start in range(0, 320, 80):
         native_step(sequence, prompt(320)[start : start + 80])
-    carry_out(sequence, Edits().store(0, 128, "int4").move(0, 256, tier), (0, 2))
+    apply_edits(sequence, sequence.collector, Edits().store(0, 128, "int4").move(0, 256, tier), (0, 2))
     return sequence
 
 
@@ -230,7 +273,7 @@ def test_segments_on_disk_are_seen_in_memory_of_the_view() -> None:
         ours, expected = native_step(away, [step]), native_step(plain, [step])
         assert all(np.array_equal(a, b) for a, b in zip(ours, expected, strict=True))
     assert {one.tier for one in away.segments()} == {"memory", "disk"}, "they stay there"
-    copies = list(away.mirror.copies())
+    copies = list(away.native_view.copies())
     held = sum(one.nbytes for one in copies)
     assert cache.ledger.bytes_of("scratch") == held > 0 and cache.ledger.current > cold
     before = cache.ledger.categories()
@@ -277,7 +320,7 @@ def test_holes_stay_holes_where_a_shared_segment_moves_to_disk() -> None:
         native_step(sequence, [step])
     fork = sequence.fork()
     assert sequence.spans[0][0].segment.holes
-    carry_out(sequence, Edits().move(0, None, "disk"), (0, 2))
+    apply_edits(sequence, sequence.collector, Edits().move(0, None, "disk"), (0, 2))
     assert {stretch.tier for stretch in sequence.view(0).stretches()} == {"disk"}
     assert {stretch.tier for stretch in fork.view(0).stretches()} == {"memory"}
     near(sequence, fork)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.unit.cache.cache_driver import Driver, model_info, prompt
 
@@ -48,6 +48,7 @@ def scored(layers: int, heads: int, seed: int, zeros: bool) -> Array:
     seed=st.integers(0, 99),
     zeros=st.booleans(),
 )
+@example(layers=3, heads=3, mean=3, room=3, beta=1.0, seed=94, zeros=True)  # rounding gave one head a slot too many
 def test_budgets_add_up_and_nobody_has_more_than_there_is(
     layers: int, heads: int, mean: int, room: int, beta: float, seed: int, zeros: bool
 ) -> None:

@@ -61,7 +61,7 @@ def expected_scores(driver: Driver, policy: Kvzip, tokens: list[int], layer: int
     part = slice(head * model.group, (head + 1) * model.group)
     scores = np.full(end, np.inf, np.float32)
     _, context, _ = driver.rows(layer, tokens, 0)
-    for piece in policy.rehearse(model, tokens, 0):
+    for piece in policy.rehearsals(model, tokens, 0):
         query, own, _ = driver.rows(layer, piece.tokens, end)
         keys = np.concatenate((context[: policy.sinks, head], context[piece.start : piece.stop, head], own[:, head]))
         chances = slow_attention(query[:, part].swapaxes(0, 1), keys, model.scale, model.softcap)
@@ -157,7 +157,7 @@ def test_of_equal_heads_the_first_stay() -> None:
 
 def test_a_later_chunk_is_asked_for_by_the_end_of_the_one_before() -> None:
     model, tokens = model_info(), prompt(260)
-    pieces = Kvzip(chunk=100).rehearse(model, tokens, 0)
+    pieces = Kvzip(chunk=100).rehearsals(model, tokens, 0)
     assert [(piece.start, piece.stop) for piece in pieces] == [(4, 104), (104, 204), (204, 260)]
     assert pieces[0].tokens[2:] == tuple(tokens[4:104])
     assert pieces[1].tokens == (2000 + len(LATER), *tokens[104 - QUOTED : 104], 2001, *tokens[104:204])
@@ -165,15 +165,15 @@ def test_a_later_chunk_is_asked_for_by_the_end_of_the_one_before() -> None:
 
 def test_nothing_is_repeated_where_all_is_kept_or_all_are_sinks() -> None:
     model = model_info()
-    assert Kvzip(keep=1.0).rehearse(model, prompt(100), 0) == []
-    assert Kvzip().rehearse(model, prompt(4), 0) == []
-    assert Kvzip().rehearse(model_info(windows=(32, 32)), prompt(100), 0) == []
+    assert Kvzip(keep=1.0).rehearsals(model, prompt(100), 0) == []
+    assert Kvzip().rehearsals(model, prompt(4), 0) == []
+    assert Kvzip().rehearsals(model_info(windows=(32, 32)), prompt(100), 0) == []
 
 
 def test_chunks_shrink_where_the_context_ends() -> None:
     model = dataclasses.replace(model_info(), context=300)
     framing = QUOTED + 2
-    pieces = Kvzip().rehearse(model, prompt(200), 0)
+    pieces = Kvzip().rehearsals(model, prompt(200), 0)
     assert max(len(piece.tokens) for piece in pieces) <= 300 - 200
     assert pieces[0].stop - pieces[0].start == 300 - 200 - framing
     with pytest.raises(PromptError, match=f"at most {300 - framing - 64} tokens"):

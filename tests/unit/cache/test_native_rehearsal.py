@@ -17,8 +17,8 @@ from tests.unit.kernels.native_pages import using
 from thrifty.arrays import Floats
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policies.kvzip import Kvzip
-from thrifty.cache.policy import Reduction
 from thrifty.cache.pool import Cache
+from thrifty.cache.rehearsing_policy import Reduction
 from thrifty.cache.sequence import SequenceCache
 from thrifty.kernels import dispatch
 
@@ -44,7 +44,7 @@ def scores(sequence: SequenceCache, tokens: Sequence[int], chunk: int, native: b
                 run.observe(layer, query)
         read = read or run._keys is not None
         run.end()
-    found = run.received()
+    found = run.scores()
     run.close()
     sequence.rehearsals = None
     return found, read
@@ -53,7 +53,7 @@ def scores(sequence: SequenceCache, tokens: Sequence[int], chunk: int, native: b
 def compare(sequence: SequenceCache, tokens: Sequence[int], chunk: int, isa: str = EXACT) -> None:
     twin = sequence.fork()
     assert sequence.rehearses is not None
-    asked = bool(sequence.rehearses.rehearse(sequence.model, tokens, sequence.prompt))
+    asked = bool(sequence.rehearses.rehearsals(sequence.model, tokens, sequence.prompt))
     expected, read = scores(twin, tokens, chunk, native=False)
     assert read == asked, "a prompt of nothing but sinks is not rehearsed"
     with using(isa):
@@ -118,7 +118,7 @@ def test_a_formula_of_its_own_is_asked() -> None:
     class Own(Kvzip):
         reduction = None  # type: ignore[assignment]
 
-        def witness(self, model: ModelInfo, queries: Floats, keys: Floats, seen: slice) -> Floats:
+        def score_rows(self, model: ModelInfo, queries: Floats, keys: Floats, seen: slice) -> Floats:
             return np.full(seen.stop - seen.start, 0.25, np.float32)
 
     found, read = scores(filled(MODEL, Own(chunk=50), prompt(120)), prompt(120), 64, native=True)

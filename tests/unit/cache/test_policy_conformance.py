@@ -18,6 +18,7 @@ from thrifty.cache.policy import CachePolicy
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.cache.statistics import Statistics, Stats
+from thrifty.cache.traits import Traits
 from thrifty.cache.view import LayerView
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -32,6 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "headkv-r2": {"window": 8, "capacity": 40, "beta": 1.01},
     "kvmerger": {"keep": 0.4, "first": 0, "last": 0},
     "kvzip": {"keep": 0.3, "chunk": 100},
+    "knorm": {"keep": 0.3},
 }
 """Options that make a policy act on short prompts; a policy without an entry runs with its defaults."""
 
@@ -48,6 +50,7 @@ WIDE: dict[str, dict[str, Any]] = {
     "fastgen": {"recovery": 1.0, "profile": 8},
     "kvmerger": {"keep": 1.0},
     "kvzip": {"keep": 1.0, "chunk": 100},
+    "knorm": {"keep": 1.0},
 }
 """Options with which a prompt of 200 tokens is kept whole."""
 
@@ -58,7 +61,7 @@ COMPOSED += [["fastgen", "kivi"], ["snapkv", "fastgen"], ["fastgen", "h2o"], ["f
 COMPOSED += [["pyramidkv", "kivi"], ["pyramidkv", "h2o"], ["pyramidkv", "ada-kv"]]
 COMPOSED += [["headkv", "kivi"], ["headkv-r2", "h2o"]]
 COMPOSED += [["kvmerger", "kivi"], ["snapkv", "kvmerger", "kivi"], ["kvmerger", "h2o"]]
-COMPOSED += [["kvzip", "kivi"]]
+COMPOSED += [["kvzip", "kivi"], ["knorm", "kivi"], ["snapkv", "knorm"]]
 SHAPES = {
     "grouped": model_info(layers=2, heads=4, kv_heads=2),
     "multi-query": model_info(layers=2, heads=3, kv_heads=1, format="bf16"),
@@ -242,7 +245,7 @@ def test_the_footprint_counts_what_a_policy_keeps_apart_whatever_it_calls_it() -
         name = "anchors"
         first: int = 500
         newest: int = 64
-        uniform = True
+        traits = Traits(uniform=True)
 
         @property
         def separate_slots(self) -> int:

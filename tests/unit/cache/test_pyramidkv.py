@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.unit.cache.cache_driver import Driver, model_info, prompt
 
 from thrifty import registry
+from thrifty.cache.layer_budgets import pyramid
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.policies.pyramidkv import pyramid
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.errors import RecipeError

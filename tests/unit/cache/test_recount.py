@@ -9,10 +9,10 @@ from tests.unit.cache.cache_driver import Driver, contents, model_info, prompt
 
 from thrifty import registry
 from thrifty.cache.pool import Cache
+from thrifty.cache.rehearsals import Rehearsals
 from thrifty.cache.sequence import SequenceCache
 from thrifty.cache.slots.segment import Segment
 from thrifty.cache.statistics import Statistics
-from thrifty.cache.watching.rehearsal import Rehearsals
 
 RECIPES: dict[str, list[dict[str, Any]]] = {
     "full": [],

@@ -251,7 +251,7 @@ def test_a_view_takes_the_rows_and_gives_them_back(model: ModelInfo) -> None:
         driver.recur(sequence, layer, [9])
     view = sequence.native
     assert [view.tokens(layer, 0) for layer in range(3)] == [1, 6, 1]
-    sequence.mirror.hand_back(sequence)
+    sequence.native_view.drop_but_rows()
     assert states_of(sequence).pending == {0: 1, 2: 1}
     assert sequence.native.tokens(0, 0) == 1
     sequence.commit(1)

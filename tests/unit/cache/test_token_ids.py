@@ -12,7 +12,7 @@ import pytest
 from tests.unit.cache.cache_driver import Driver, model_info, prompt
 
 from thrifty import registry
-from thrifty.cache.editing.apply import carry_out
+from thrifty.cache.editing.apply import apply_edits
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo, TokenClasses
 from thrifty.cache.policy import CachePolicy
@@ -119,12 +119,12 @@ def test_tokens_of_merged_shared_and_untold_slots() -> None:
     driver.prefill(sequence, tokens)
     groups = (np.array([3, 4, 9]), np.array([20, 21]))
     edits = Edits().merge(groups, np.zeros((2, 16), np.float32), np.zeros((2, 16), np.float32), layer=0, head=1)
-    carry_out(sequence, edits, (0, 1))
+    apply_edits(sequence, sequence.collector, edits, (0, 1))
     found = sequence.stats(0).tokens
     assert found is not None
     assert found[0].tolist() == tokens
     assert found[1].tolist() == [token for place, token in enumerate(tokens) if place not in (4, 9, 21)]
-    carry_out(sequence, Edits().share(1, 0), (0, 1))
+    apply_edits(sequence, sequence.collector, Edits().share(1, 0), (0, 1))
     shared = sequence.stats(1).tokens
     assert shared is not None and shared[1].tolist() == found[1].tolist()
     sequence.reserve(1)

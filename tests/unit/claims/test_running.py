@@ -134,6 +134,7 @@ SMALL = {
     "rtn": {"PREFIX": 64, "SCORED": 24},
     "scbench": {"LENGTH": 640, "ITEMS": 2},
     "snapkv": {"LONGEST": 640, "STEPS": 8, "ASKED": 3},
+    "knorm": {"QUESTION": 300, "ASKED": 2},
     "pyramidkv": RIVALS,
     "headkv": RIVALS,
     "headkv-r2": {"QUESTION": 300, "ASKED": 2, "SHARE": 0.1},

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.quiet import make_quiet
 
+from thrifty.cli.shared import fit_search
 from thrifty.errors import StorageError
 from thrifty.evaluation.roofline import roofline
 from thrifty.frontier.report.report import render
@@ -91,9 +92,11 @@ def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped model with two caches, rounded weights, and the baseline off the grid."""
     labels = {"as shipped", "kivi(bits=4)", "rtn(bits=4, embedding_bits=4)", "rtn(bits=4)"}
     monkeypatch.setattr(
-        "thrifty.frontier.fit.space", lambda prefix, **_: [one for one in space(prefix) if one.label in labels]
+        "thrifty.frontier.question.space", lambda prefix, **_: [one for one in space(prefix) if one.label in labels]
     )
-    monkeypatch.setattr("thrifty.frontier.fit.off_grid", lambda: [one for one in off_grid() if one.label in labels])
+    monkeypatch.setattr(
+        "thrifty.frontier.question.off_grid", lambda: [one for one in off_grid() if one.label in labels]
+    )
 
 
 @pytest.mark.long
@@ -168,7 +171,7 @@ def test_fit_writes_a_recipe_that_drives_run_and_bench(
 def test_fit_says_what_is_short_where_nothing_is_good_enough(
     thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("thrifty.frontier.fit.expected_step", lambda *_: 0.5)
+    monkeypatch.setattr("thrifty.frontier.measurement.expected_step", lambda *_: 0.5)
     out = tmp_path / "o.toml"
     found = thrifty("fit", checkpoint, "--memory", "1GB", *FIT, "-o", out, "--latency", "400ms", "--json")
     assert found.code == 1 and not out.exists()
@@ -381,3 +384,13 @@ def test_doctor_says_what_runs_and_what_is_missing(thrifty: Callable[..., Any]) 
     assert all(set(item) == {"what", "get"} for item in found["missing"])
     assert "serve" not in str(found["missing"]), "there is no server yet"
     assert "memory reads" in thrifty("doctor", "--threads", 1).out
+
+
+def test_a_search_without_a_copy_keeps_none(checkpoint: Path, cache: Path, tmp_path: Path) -> None:
+    asked = {"memory": 10**9, "context": 256, "threads": None}
+    fit = fit_search.prepare(str(checkpoint), asked, [], tmp_path / "state.jsonl", True, copy=False)
+    with fit.state:
+        assert fit.candidates and not list(cache.glob("converted/[!.]*"))
+    names = ("batch", "min_recovery", "minutes", "items", "seed", "prefix", "scored", "latency", "tasks", "native")
+    again = fit_search.reproduced("m", asked | dict.fromkeys((*names, "off_grid")), tmp_path / "o.toml", copy=False)
+    assert "--no-copy" in again.split()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tests import gguf_files
 from thrifty.evaluation.roofline import sizes
 from thrifty.models.inspection import inspect
 from thrifty.models.loading import load
-from thrifty.models.store import copies
+from thrifty.models.store import cache_directory, cache_entry, copies
 
 
 @pytest.fixture
@@ -187,3 +188,56 @@ def test_a_checkpoint_that_changed_has_no_copy(checkpoint: Path, file: Path, cac
     later = made.stat().st_mtime + 10
     os.utime(file, (later, later))
     assert copies.copy_of(file) is None and inspect(file).copy is None
+
+
+def test_what_a_killed_conversion_left_is_listed_and_removed(
+    thrifty: Callable[..., Any], file: Path, cache: Path
+) -> None:
+    load(file)
+    (copy,) = copies.copies()
+    left = copy.path.with_name(f".{copy.path.name}.partial")
+    copy.path.rename(left)
+    (entry,) = thrifty("models", "--copies", "--json").json()
+    assert (entry["path"], entry["usable"], entry["checkpoint"]) == (str(left), False, str(file.resolve()))
+    assert entry["bytes"] > 0 and "unfinished" in thrifty("models", "--copies").out
+    with cache_directory.locked(cache_entry.lock_of(left)):
+        assert copies.copies() == [], "somebody is at work on it"
+    assert thrifty("models", "--remove", copy.path.name[:6], "--yes").code == 0 and not left.exists()
+    assert "There are no such copies." in thrifty("models", "--remove", "all", "--yes").out
+
+
+def test_a_truncated_copy_is_unusable_and_goes_alone(
+    thrifty: Callable[..., Any], checkpoint: Path, file: Path, cache: Path
+) -> None:
+    load(checkpoint)
+    load(file)
+    sound, torn = sorted(copies.copies(), key=lambda copy: copy.origin == file.resolve())
+    with (torn.path / "weights.bin").open("r+b") as weights:
+        weights.truncate(1000)
+    listed = {entry["path"]: entry for entry in thrifty("models", "--copies", "--json").json()}
+    assert listed[str(sound.path)]["usable"] and listed[str(sound.path)]["fault"] is None
+    assert listed[str(torn.path)]["fault"] == "damaged: weights.bin has a wrong size"
+    assert copies.copy_of(file) is None
+    removed = thrifty("models", "--remove", "unusable", "--yes", "--json").json()
+    assert [entry["path"] for entry in removed] == [str(torn.path)] and not torn.path.exists()
+    assert [copy.path for copy in copies.copies()] == [sound.path]
+    assert thrifty("models", "--remove", "unusable", "--yes", "--json").json() == []
+
+
+def test_of_two_copies_of_a_checkpoint_the_other_keeps_what_is_beside_it(file: Path, cache: Path) -> None:
+    load(file)
+    (copy,) = copies.copies()
+    older = copy.path.with_name(f"{copy.key}-1")
+    shutil.copytree(copy.path, older)
+    (first,) = [copy for copy in copies.copies() if copy.path == older]
+    assert first.fault == "of another version"
+    copies.remove(first)
+    assert copies.copies() == [copy] and copy.origin == file.resolve()
+    assert list(cache.glob("descriptions/[!.]*"))
+
+
+def test_a_word_that_is_too_short_is_told_so(thrifty: Callable[..., Any], file: Path, cache: Path) -> None:
+    load(file)
+    (copy,) = copies.copies()
+    refused = thrifty("models", "--remove", copy.key[:5], "--yes")
+    assert refused.code == 1 and "is too short: give 6 digits of a copy's name at least" in refused.message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -87,3 +88,30 @@ def test_a_bar_fits_the_terminal(width: int, limit: float, monkeypatch: pytest.M
         steps.drawn.refresh()  # type: ignore[attr-defined]
     assert ("of 4 min" in terminal.getvalue()) == (width >= 60 and limit == 240.0)
     assert "1/1000" in terminal.getvalue() and "evaluating" in terminal.getvalue() and "…" not in terminal.getvalue()
+
+
+def test_what_is_waited_for_stays_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    path = "/home/somebody/[models]/" + 20 * "deeper/" + "model.gguf"
+    with output.waiting(f"loading {path}") as say:
+        time.sleep(0.2)
+        say(f"converting {path}, 123 of 456 MB")
+        time.sleep(0.2)
+    lines = re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue()))
+    said = [line[2:].rstrip() for line in lines if len(line) > 2]
+    assert {line.split(" ")[0] for line in said} == {"loading", "converting"}
+    assert max(map(len, said)) == 78 and said[-1].endswith("model.gguf, 123 of 456 MB")
+
+
+def test_a_line_that_is_too_long_loses_its_middle() -> None:
+    assert output.fitted("abc", 3) == "abc"
+    assert output.fitted("abcdefgh", 5) == "ab…gh"
+    assert output.fitted("abcdefgh", 4) == "ab…h"
+    assert [len(output.fitted(20 * "x", width)) for width in (1, 2, 19, 20, 21)] == [1, 2, 19, 20, 20]

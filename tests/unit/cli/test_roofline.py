@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import quantised_files
 from tests.checkpoint import write_checkpoint
 
 
@@ -96,3 +97,14 @@ def test_mistakes(
 def test_a_model_is_needed(thrifty: Callable[..., Any]) -> None:
     found = thrifty("roofline")
     assert found.code == 2 and "name a model, or use --list" in found.message
+
+
+def test_a_quantised_folder_counts_its_own_bits(thrifty: Callable[..., Any], tmp_path: Path) -> None:
+    folder = quantised_files.write(tmp_path / "gptq", quantised_files.LAYOUTS["gptq4-g128"])
+    config = json.loads((folder / "config.json").read_text())
+    words = ("roofline", folder, "--machine", "l4", "--json")
+    head = 2 * config["vocab_size"] * config["hidden_size"]  # the embedding, which is not quantised
+    codes = thrifty(*words).json()["decode"]["weight_bytes"] - head
+    (folder / "model.safetensors").unlink()
+    plain = thrifty(*words).json()["decode"]["weight_bytes"] - head
+    assert 4 / 16 < codes / plain < 4.5 / 16

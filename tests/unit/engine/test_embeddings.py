@@ -58,7 +58,8 @@ def test_pieces_of_one_key_share_their_prefix_and_others_do_not(make_engine: Mak
     tail = submit(engine, [*PROMPT[:10], image, *PROMPT[:40]])
     logits_of(tail)
     windowed = any(layer.window for layer in model.config.layers)  # its window at 192 was let go of, as behind tokens
-    assert tail.usage.cached_tokens == (0 if windowed else 192)
+    recurrent = any(layer.mixer == "recurrent" for layer in model.config.layers)  # hits are at snapshots
+    assert tail.usage.cached_tokens == (0 if windowed else 128 if recurrent else 192)
     for other in (own_rows(engine, PROMPT[10:200], key="dog"), PROMPT[10:200]):
         mixed = [other] if isinstance(other, Embeddings) else other
         crossed = submit(engine, [*PROMPT[:10], *mixed, *PROMPT[200:]])

@@ -89,7 +89,7 @@ def test_the_next_prompt_goes_on_from_a_snapshot(native: bool, make_engine: Any)
     again = engine.submit(ask(330))
     wanted = alone(model, ask(330), native=None if native else False)
     assert np.array_equal(logits_of(again), wanted)
-    assert again.result().usage.cached_tokens == 256  # the last multiple of 128 that its chunks ended at
+    assert again.result().usage.cached_tokens == 320, "its chunks end at the last whole page"
 
 
 def test_the_answer_is_part_of_the_next_turn(make_engine: Any) -> None:
@@ -154,7 +154,7 @@ def test_the_ledger_knows_the_states(model: Model, make_engine: Any) -> None:
     before = engine.memory.ledger.bytes_of("cache")
     handle = engine.submit(ask(65, 4))
     engine.step()
-    (sequence,) = engine.memory.cache.tiers.sequences
+    (sequence,) = engine.memory.cache.sequences
     assert sequence.states is not None
     spans = sum(segment.nbytes for segment in sequence.segments())
     assert engine.memory.ledger.bytes_of("cache") - before == spans

@@ -14,9 +14,11 @@ from tests.unit.engine.corridor import answer, logits_of, own_rows, rows_of, sub
 from torch import Tensor
 
 from thrifty.arrays import Floats, Integers
-from thrifty.engine.media import Embeddings
-from thrifty.errors import ConfigError, KernelError
-from thrifty.models.config.model_config import LayerConfig, RopeConfig, as_dict, from_dict
+from thrifty.engine.admission.media_checks import check_media
+from thrifty.engine.media import Embeddings, flattened
+from thrifty.errors import ConfigError, KernelError, PromptError
+from thrifty.models.config.layer_spec import LayerSpec, RecurrentSpec, RopeConfig
+from thrifty.models.config.model_config import as_dict, from_dict
 from thrifty.models.model import Model
 from thrifty.models.rope import rotation
 from thrifty.reference import build
@@ -108,7 +110,7 @@ def test_how_rows_see_is_part_of_their_key(make_engine: MakeEngine, packed: Mode
 
 
 def three_axes(native: bool, windows: tuple[int | None, ...] = (None, None)) -> Model:
-    layers = tuple(LayerConfig(window, AXES) for window in windows)
+    layers = tuple(LayerSpec(window, AXES) for window in windows)
     return tiny_model(packed=native, config=dataclasses.replace(tiny_config(), layers=layers))
 
 
@@ -170,3 +172,14 @@ def test_sections_are_checked_and_stored() -> None:
     assert from_dict(as_dict(config)) == config
     with pytest.raises(ConfigError, match=r"rope.sections is \[8, 8, 8\]; it must be 3 numbers that sum to 32"):
         dataclasses.replace(AXES, sections=(8, 8, 8))
+
+
+def test_layers_without_a_rope_ask_for_no_axes() -> None:
+    """A recurrent layer turns nothing; the layers of attention beside it must have sections."""
+    config, image = three_axes(False).config, Embeddings(np.zeros((4, 128), np.float32), "k", positions=grid(1, 2, 2))
+    recurrent = LayerSpec(None, RopeConfig(1e4, 0), mixer="recurrent", recurrent=RecurrentSpec(2, 16, 16))
+    _, media = flattened([1, image])
+    check_media(media, dataclasses.replace(config, layers=(*config.layers, recurrent)), (), 128)
+    plain = LayerSpec(None, dataclasses.replace(AXES, sections=()))
+    with pytest.raises(PromptError, match="this model's ropes take one"):
+        check_media(media, dataclasses.replace(config, layers=(*config.layers, plain)), (), 128)

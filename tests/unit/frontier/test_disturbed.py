@@ -10,9 +10,10 @@ from tests.searches import LOOSE, MACHINE, fitted
 from tests.tiny import tiny_model
 
 from thrifty.evaluation.measuring.noise import DISTURBED, Noise
+from thrifty.frontier.candidates import BASE
 from thrifty.frontier.choice import best
 from thrifty.frontier.explain import why
-from thrifty.frontier.fit import BASE, Fit
+from thrifty.frontier.fit import Fit
 from thrifty.frontier.workshop import PATIENCE
 
 

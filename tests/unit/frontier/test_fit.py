@@ -16,10 +16,10 @@ from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import BudgetError, PromptError, ThriftyError
 from thrifty.evaluation.recovery import Interval
-from thrifty.frontier.candidates import Candidate
+from thrifty.frontier.candidates import BASE, Candidate
 from thrifty.frontier.exam import Exam
 from thrifty.frontier.explain import next_step, why, why_nothing
-from thrifty.frontier.fit import BASE, Fit
+from thrifty.frontier.fit import Fit
 from thrifty.frontier.measurement import TASKS, Scored
 from thrifty.frontier.question import Question
 from thrifty.frontier.space import space
@@ -209,7 +209,7 @@ def test_a_latency_that_no_roofline_allows_is_refused(model: Model) -> None:
 
 
 def test_a_latency_that_no_run_reaches_is_explained(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thrifty.frontier.fit.expected_step", lambda *_: 0.5)
+    monkeypatch.setattr("thrifty.frontier.measurement.expected_step", lambda *_: 0.5)
     fit = fitted(model, LOOSE, latency=0.4)
     list(fit.rows())
     assert fit.measured and fit.best is None

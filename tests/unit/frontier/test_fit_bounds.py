@@ -13,9 +13,8 @@ from tests.tiny import tiny_model
 
 from thrifty.engine.engine import Engine
 from thrifty.errors import BudgetError, CheckpointError, ThriftyError
-from thrifty.frontier.candidates import Candidate, Grid
+from thrifty.frontier.candidates import BASE, Candidate, Grid
 from thrifty.frontier.explain import why, why_nothing
-from thrifty.frontier.fit import BASE
 from thrifty.frontier.predict import predict
 from thrifty.models import Model
 from thrifty.recipe import Recipe

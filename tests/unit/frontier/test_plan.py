@@ -15,8 +15,9 @@ from tests.tiny import tiny_model
 from thrifty.engine.engine import Engine
 from thrifty.evaluation.roofline import sizes
 from thrifty.frontier import pace, plan
+from thrifty.frontier.candidates import BASE
 from thrifty.frontier.explain import why
-from thrifty.frontier.fit import BASE, Fit
+from thrifty.frontier.fit import Fit
 from thrifty.frontier.gentleness import gentler
 from thrifty.frontier.pace import Forecast, Pace
 from thrifty.frontier.question import Question

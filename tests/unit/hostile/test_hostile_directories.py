@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.checkpoint import write_checkpoint
+from tests.fuzzing import examples
 
 from thrifty.errors import ThriftyError
 from thrifty.models.huggingface.source import HuggingFaceSource
@@ -100,7 +101,7 @@ def changed(data: Any, chance: random.Random) -> Any:
     return data
 
 
-@settings(QUIET, max_examples=400)
+@settings(QUIET, max_examples=examples(400))
 @given(seed=SEEDS)
 def test_safetensors_headers(folder: Path, seed: int) -> None:
     path, chance = folder / "model.safetensors", random.Random(seed)
@@ -128,7 +129,7 @@ def test_safetensors_headers_that_are_read(folder: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-@settings(QUIET, max_examples=300)
+@settings(QUIET, max_examples=examples(300))
 @given(seed=SEEDS)
 def test_configs(folder: Path, name: str, seed: int) -> None:
     path, chance = folder / name, random.Random(seed)
@@ -137,7 +138,7 @@ def test_configs(folder: Path, name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
-@settings(QUIET, max_examples=400)
+@settings(QUIET, max_examples=examples(400))
 @given(seed=SEEDS)
 def test_tokenizer_files(folder: Path, name: str, seed: int) -> None:
     path, chance = folder / name, random.Random(seed)

@@ -14,6 +14,7 @@ from gguf.constants import GGMLQuantizationType
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests import gguf_files
+from tests.fuzzing import examples
 
 from thrifty.errors import CheckpointError, ThriftyError
 from thrifty.models.gguf.file import GGUF
@@ -57,7 +58,7 @@ SEEDS = st.integers(0, 2**32)
 
 
 @pytest.mark.long
-@settings(QUIET, max_examples=900)
+@settings(QUIET, max_examples=examples(900))
 @given(seed=SEEDS)
 def test_numbers_in_the_header(valid: tuple[Path, bytes, int], seed: int) -> None:
     path, raw, data = valid
@@ -70,7 +71,7 @@ def test_numbers_in_the_header(valid: tuple[Path, bytes, int], seed: int) -> Non
     attempt(path, bytes(changed))
 
 
-@settings(QUIET, max_examples=500)
+@settings(QUIET, max_examples=examples(500))
 @given(seed=SEEDS)
 def test_truncation_insertion_and_moved_spans(valid: tuple[Path, bytes, int], seed: int) -> None:
     path, raw, data = valid
@@ -86,7 +87,7 @@ def test_truncation_insertion_and_moved_spans(valid: tuple[Path, bytes, int], se
     attempt(path, chance.choice(variants))
 
 
-@settings(QUIET, max_examples=150)
+@settings(QUIET, max_examples=examples(150))
 @given(seed=SEEDS)
 def test_random_tensor_data(valid: tuple[Path, bytes, int], seed: int) -> None:
     path, raw, data = valid
@@ -94,7 +95,7 @@ def test_random_tensor_data(valid: tuple[Path, bytes, int], seed: int) -> None:
     attempt(path, raw[:data] + chance.randbytes(len(raw) - data))
 
 
-@settings(QUIET, max_examples=300)
+@settings(QUIET, max_examples=examples(300))
 @given(raw=st.binary(max_size=400), version=st.sampled_from((2, 3)))
 def test_noise_behind_a_magic(valid: tuple[Path, bytes, int], raw: bytes, version: int) -> None:
     attempt(valid[0], b"GGUF" + struct.pack("<I", version) + raw)
@@ -124,7 +125,7 @@ FIELDS = [
 ]
 
 
-@settings(QUIET, max_examples=600)
+@settings(QUIET, max_examples=examples(600))
 @example(changes={"llama.attention.scale": 2**64})
 @example(changes={"llama.rope.freq_base": 10**400})
 @given(changes=st.dictionaries(st.sampled_from(FIELDS), VALUES, min_size=1, max_size=3))
@@ -149,7 +150,7 @@ def read(file: GGUF) -> None:
 TOKENS = st.lists(st.text(max_size=3) | st.sampled_from(gguf_files.byte_tokens()), min_size=1, max_size=40)
 
 
-@settings(QUIET, max_examples=600)
+@settings(QUIET, max_examples=examples(600))
 @given(data=st.data(), kind=st.sampled_from(("gpt2", "llama")))
 def test_random_vocabularies(data: st.DataObject, kind: str) -> None:
     tokens = data.draw(TOKENS)

@@ -28,7 +28,7 @@ CODES_4 = {"int4", "int2", "int4g16", "int2g16"}
 def expected(
     made: Pages, query: Floats, judged: Sequence[Judged], *, forced: int, scale: float, softcap: float, mean: bool
 ) -> list[Floats]:
-    """By KV head what `Kvzip.witness` gives the judged slots, from the keys as they are stored."""
+    """By KV head what `Kvzip.score_rows` gives the judged slots, from the keys as they are stored."""
     heads, group, dim = query.shape[1], query.shape[1] // len(judged), query.shape[2]
     model = ModelInfo(heads=heads, kv_heads=len(judged), head_dim=dim, windows=(None,), scale=scale, softcap=softcap)
     policy = Kvzip(group="mean" if mean else "max")
@@ -38,7 +38,7 @@ def expected(
         before = len(keys) - forced
         seen = np.concatenate((keys[:sinks], keys[low:high], keys[before:]))
         own = query[:, head * group : (head + 1) * group].swapaxes(0, 1)
-        found.append(policy.witness(model, own, seen, slice(sinks, sinks + high - low)))
+        found.append(policy.score_rows(model, own, seen, slice(sinks, sinks + high - low)))
     return found
 
 

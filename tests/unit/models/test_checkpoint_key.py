@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.checkpoint import write_checkpoint
 
-from thrifty.models.huggingface.source import weight_files
+from thrifty.models.huggingface.folder import weight_files
 from thrifty.models.loading import load, open_source
 from thrifty.models.model import Model
 from thrifty.models.store import content_key

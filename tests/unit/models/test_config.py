@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.fuzzing import examples
 
 from thrifty.errors import ConfigError
 from thrifty.models.config.huggingface import FAMILIES, from_huggingface
@@ -407,7 +408,7 @@ FIELDS |= {"decoder_sparse_step", "max_window_layers", "use_sliding_window", "ro
 KINDS = st.sampled_from(["default", "linear", "dynamic", "llama3", "yarn", "longrope", "?"])
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=examples(600), deadline=None)
 @given(
     family=st.sampled_from([*FAMILIES, "gemma3", "?"]),
     fields=st.dictionaries(st.sampled_from(sorted(FIELDS)), JSON | EXTREME, max_size=4),

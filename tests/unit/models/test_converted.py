@@ -17,7 +17,9 @@ import pytest
 from gguf.constants import GGMLQuantizationType
 from tests import gguf_files, killing
 
-from thrifty.errors import CheckpointError, StorageError
+from thrifty.api import Thrifty
+from thrifty.engine.admission import weights_bound
+from thrifty.errors import BudgetError, CheckpointError, StorageError
 from thrifty.formats.gguf import FileFormat
 from thrifty.models.gguf import rows as gguf_rows
 from thrifty.models.gguf.source import GGUFSource
@@ -305,6 +307,28 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(
         load(file, progress=lambda done, total: told.append(done))
     assert told == [] and left(cache) == []
     load(file, copy=False)
+
+
+@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("bound", ["memory", "process_memory"])
+def test_weights_that_cannot_fit_are_refused_before_they_are_converted(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, copy: bool, bound: str
+) -> None:
+    size = sum(array.nbytes for array in state(GGUFSource(file)).values())
+    monkeypatch.setattr(weights_bound, "resident", lambda: 100_000_000)
+    held = {"memory": 0, "process_memory": 100_000_000 + weights_bound.GROWTH}[bound]
+    told: list[int] = []
+    with pytest.raises(BudgetError, match="the weights alone take .*, more than|together more than the process memory"):
+        Thrifty(file, **{bound: held + size - 1}, copy=copy, progress=lambda done, total: told.append(done))
+    assert told == [] and left(cache) == []
+    weights_bound.weights_bound(**{"memory": None, "process_memory": None} | {bound: held + size})(size)
+
+
+def test_a_technique_may_make_weights_fit_that_are_too_large(file: Path, cache: Path) -> None:
+    size = sum(array.nbytes for array in state(GGUFSource(file)).values())
+    with pytest.raises(BudgetError, match="one token"):  # only the engine knows
+        Thrifty(file, memory=size // 2, recipe={"weights": [{"technique": "rtn"}]})
+    assert list(cache.glob("converted/[!.]*"))
 
 
 def test_only_slices_are_held_while_a_layer_is_written(

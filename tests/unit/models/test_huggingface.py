@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from tests.fuzzing import examples
 
 from thrifty.arrays import BFLOAT16, Array, Floats
 from thrifty.errors import CheckpointError, ConfigError, ThriftyError
@@ -108,6 +109,19 @@ def test_load_converts_once_and_keeps_the_numbers(tmp_path: Path, monkeypatch: p
     assert first.tokenizer is None
     write(directory, max_position_embeddings=32)
     assert load(directory).config.context_length == 32
+
+
+def test_half_floats_are_kept_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    halves = {name: values.astype(np.float16) for name, values in tensors().items()}
+    write(tmp_path, halves)
+    monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path / "cache"))
+    converted, mapped = load(tmp_path), load(tmp_path, copy=False)
+    for model in (converted, mapped):
+        linear = model.linears["layers.1.attention.query"]
+        assert linear.label == "f16" and np.array_equal(linear.dequantize(), halves[QUERY].astype(np.float32))
+        assert {(entry.error, entry.largest_error) for entry in model.report} == {(0.0, 0.0)}
+    weight = mapped.linears["layers.1.attention.query"].state()["weight"]
+    assert not weight.flags.writeable, "the rows are the file's own"
 
 
 def test_generation_config_adds_ends(tmp_path: Path) -> None:
@@ -354,7 +368,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("checkpoint"))
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(1500), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=st.lists(st.tuples(st.integers(0, 2500), st.integers(0, 255)), min_size=1, max_size=6),
        cut=st.none() | st.integers(0, 6000))  # fmt: skip
 def test_corrupt_files_give_an_error_or_a_model(

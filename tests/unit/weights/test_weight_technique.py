@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.checkpoint import write_checkpoint
 
 from thrifty import registry
+from thrifty.api import Thrifty
 from thrifty.arrays import Floats
 from thrifty.errors import RecipeError
-from thrifty.formats.linear import DenseLinear, GroupLinear
+from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear
+from thrifty.models import load
 from thrifty.models.model import Model
 from thrifty.reference.loading import build
 from thrifty.weights.structure import LinearInfo, linears
-from thrifty.weights.technique import prepare
+from thrifty.weights.technique import Activations, prepare
+from thrifty.weights.techniques.rtn import RoundToNearest
 
 TOKENS = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -124,3 +130,26 @@ def test_options_that_do_not_fit_are_refused(plain: Model) -> None:
         rtn(bits=3)
     with pytest.raises(RecipeError, match="Did you mean 'group'"):
         rtn(groups=32)
+
+
+def test_a_model_that_is_loaded_for_a_recipe_is_never_held_twice(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[weakref.ref[PackedLinear]] = []
+    alive: list[int] = []
+    compress = RoundToNearest.compress
+
+    def counted(self: RoundToNearest, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
+        seen.append(weakref.ref(linear.linear))
+        alive.append(sum(held() is not None for held in seen))
+        return compress(self, linear, calibration)
+
+    monkeypatch.setattr(RoundToNearest, "compress", counted)
+    checkpoint = write_checkpoint(tmp_path / "llama")
+    recipe = {"weights": [{"technique": "rtn"}]}
+    Thrifty(checkpoint, copy=False, recipe=recipe).close()
+    assert len(alive) >= 14 and max(alive) <= 2
+    alive.clear()
+    model = load(checkpoint, copy=False)
+    Thrifty(model, recipe=recipe).close()
+    assert alive[-1] >= 14, "a model that was brought stays as it is"

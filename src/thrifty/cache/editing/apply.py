@@ -17,39 +17,41 @@ from thrifty.cache.slots.span import Span
 from thrifty.errors import RecipeError
 
 if TYPE_CHECKING:
-    from thrifty.cache.sequence_prompt import SequencePrompt
+    from thrifty.cache.slots.sequence_slots import SequenceSlots
+    from thrifty.cache.watching.collector import Collector
 
 
-def carry_out(sequence: SequencePrompt, edits: Edits, layers: tuple[int, ...]) -> None:
-    """Change the sealed slots of `layers`. Slots are counted over sealed slots: the open tail is not touched.
+def apply_edits(slots: SequenceSlots, collector: Collector, edits: Edits, layers: tuple[int, ...]) -> None:
+    """Change the sealed slots of `layers`, and what `collector` holds of them. Slots are counted over sealed slots: the
+    open tail is not touched.
 
     Raises RecipeError where an edit names slots that do not exist or cannot be done on their format.
     """
-    with sequence.tiers.arena.together():
+    with slots.tiers.arena.together():
         for batch in _batches(edits.operations):
-            _carry_out(sequence, batch, layers)
+            _apply(slots, collector, batch, layers)
 
 
-def _carry_out(sequence: SequencePrompt, batch: list[Operation], layers: tuple[int, ...]) -> None:
+def _apply(slots: SequenceSlots, collector: Collector, batch: list[Operation], layers: tuple[int, ...]) -> None:
     first = batch[0]
     if isinstance(first, Keep):
         for layer in _layers(first.layer, layers):
-            _keep(sequence, layer, first.indices)
+            _keep(slots, collector, layer, first.indices)
     elif isinstance(first, Drop):
         for layer in _layers(first.layer, layers):
-            _drop(sequence, layer, first.start, first.stop)
+            _drop(slots, collector, layer, first.start, first.stop)
     elif isinstance(first, Merge):
-        _merge(sequence, first.layer, [one for one in batch if isinstance(one, Merge)])
+        _merge(slots, collector, first.layer, [merge for merge in batch if isinstance(merge, Merge)])
     elif isinstance(first, Store):
-        _store(sequence, first, [one for one in batch if isinstance(one, Store)], layers)
+        _store(slots, first, [store for store in batch if isinstance(store, Store)], layers)
     elif isinstance(first, Move):
-        _move(sequence, first, _layers(first.layer, layers))
+        _move(slots, first, _layers(first.layer, layers))
     elif isinstance(first, Select):
-        sequence.select(first.layer, first.indices)
+        slots.select(first.layer, first.indices)
     elif isinstance(first, Share):
-        _share(sequence, first.layer, first.source)
+        _share(slots, collector, first.layer, first.source)
     elif isinstance(first, Renumber):
-        _renumber(sequence, first, _layers(first.layer, layers))
+        _renumber(slots, first, _layers(first.layer, layers))
 
 
 def _batches(operations: Sequence[Operation]) -> Iterator[list[Operation]]:
@@ -78,27 +80,25 @@ def _layers(layer: int | None, layers: tuple[int, ...]) -> tuple[int, ...]:
     return layers if layer is None else (layer,)
 
 
-def _keep(sequence: SequencePrompt, layer: int, indices: Sequence[Integers]) -> None:
-    heads = sequence.model.kv_heads
+def _keep(slots: SequenceSlots, collector: Collector, layer: int, indices: Sequence[Integers]) -> None:
+    heads = slots.model.kv_heads
     if len(indices) not in (1, heads):
         raise RecipeError(
             f"a technique kept slots of {len(indices)} heads; the layer has {heads}: give one index list, or one a head"
         )
     per_head = list(indices) if len(indices) == heads else list(indices) * heads
-    counts = sequence.sealed_counts(layer)
+    counts = slots.sealed_counts(layer)
     for head, (chosen, count) in enumerate(zip(per_head, counts, strict=True)):
         _check_slots(chosen, count, f"layer {layer}, head {head}")
     evicts = any(len(chosen) < count for chosen, count in zip(per_head, counts, strict=True))
-    together, before = evicts and sequence.collector.prefilling, sequence.places(layer)
-    sequence.replace_spans(
-        layer, evicting.keep(sequence.builder, layer, sequence.spans[layer], per_head, together=together)
-    )
-    sequence.collector.keep(layer, per_head, counts, before, sequence.places(layer))
+    together, before = evicts and collector.prefilling, slots.places(layer)
+    slots.replace_spans(layer, evicting.keep(slots.builder, layer, slots.spans[layer], per_head, together=together))
+    collector.keep(layer, per_head, counts, before, slots.places(layer))
 
 
-def _drop(sequence: SequencePrompt, layer: int, start: int, stop: int) -> None:
+def _drop(slots: SequenceSlots, collector: Collector, layer: int, start: int, stop: int) -> None:
     """Let go of whole spans where the range is made of them, else keep the rest slot by slot."""
-    spans, heads = sequence.spans[layer], sequence.model.kv_heads
+    spans, heads = slots.spans[layer], slots.model.kv_heads
     kept: list[Span] = []
     gone: list[Span] = []
     first = 0
@@ -109,14 +109,14 @@ def _drop(sequence: SequencePrompt, layer: int, start: int, stop: int) -> None:
             break
         (gone if inside else kept).append(span)
         first += span.tokens
-    if len(kept) + len(gone) < len(spans) or layer in sequence.collector.layers_with_sums:
-        _keep(sequence, layer, [_all_but(start, stop, count) for count in sequence.sealed_counts(layer)])
+    if len(kept) + len(gone) < len(spans) or layer in collector.layers_with_sums:
+        _keep(slots, collector, layer, [_all_but(start, stop, count) for count in slots.sealed_counts(layer)])
         return
-    sequence.replace_spans(layer, kept)
+    slots.replace_spans(layer, kept)
     for span in gone:
         span.segment.release()
-    if sequence.statistics.tokens:
-        sequence.collector.keep(layer, [_all_but(start, stop, first)] * heads, [first] * heads)
+    if collector.wanted.tokens:
+        collector.keep(layer, [_all_but(start, stop, first)] * heads, [first] * heads)
 
 
 def _all_but(start: int, stop: int, count: int) -> Integers:
@@ -131,8 +131,8 @@ def _check_slots(indices: Integers, count: int, where: str) -> None:
         raise RecipeError(f"{where}: slots must be sorted, unique and below {count}")
 
 
-def _merge(sequence: SequencePrompt, layer: int, merges: list[Merge]) -> None:
-    counts = sequence.sealed_counts(layer)
+def _merge(slots: SequenceSlots, collector: Collector, layer: int, merges: list[Merge]) -> None:
+    counts = slots.sealed_counts(layer)
     indices = [np.arange(count) for count in counts]
     changes: dict[int, Substitution] = {}
     for merge in merges:
@@ -149,50 +149,50 @@ def _merge(sequence: SequencePrompt, layer: int, merges: list[Merge]) -> None:
         changes[merge.head] = Substitution(anchors[order], merge.keys[order], merge.values[order], bias)
     if not changes:
         return
-    together, before = sequence.collector.prefilling, sequence.places(layer)
-    spans = evicting.keep(sequence.builder, layer, sequence.spans[layer], indices, changes, together=together)
-    sequence.replace_spans(layer, spans)
+    together, before = collector.prefilling, slots.places(layer)
+    spans = evicting.keep(slots.builder, layer, slots.spans[layer], indices, changes, together=together)
+    slots.replace_spans(layer, spans)
     for merge in merges:
-        sequence.collector.merge(layer, merge.head, merge.groups, before)
-    sequence.collector.keep(layer, indices, counts, before, sequence.places(layer))
+        collector.merge(layer, merge.head, merge.groups, before)
+    collector.keep(layer, indices, counts, before, slots.places(layer))
 
 
-def _store(sequence: SequencePrompt, first: Store, stores: list[Store], layers: tuple[int, ...]) -> None:
-    pieces = [Piece(one.start, one.stop, one.format) for one in stores]
+def _store(slots: SequenceSlots, first: Store, stores: list[Store], layers: tuple[int, ...]) -> None:
+    pieces = [Piece(store.start, store.stop, store.format) for store in stores]
     if first.layer is None and first.head is None:
-        pieces = [piece for piece in pieces if not _store_shared(sequence, piece, layers)]
+        pieces = [piece for piece in pieces if not _store_shared(slots, piece, layers)]
     if not pieces:
         return
-    heads = range(sequence.model.kv_heads) if first.head is None else [first.head]
+    heads = range(slots.model.kv_heads) if first.head is None else [first.head]
     for layer in _layers(first.layer, layers):
-        sequence.replace_spans(layer, storing.store(sequence.builder, layer, sequence.spans[layer], pieces, heads))
+        slots.replace_spans(layer, storing.store(slots.builder, layer, slots.spans[layer], pieces, heads))
 
 
-def _store_shared(sequence: SequencePrompt, piece: Piece, layers: tuple[int, ...]) -> bool:
+def _store_shared(slots: SequenceSlots, piece: Piece, layers: tuple[int, ...]) -> bool:
     """Convert one page of all layers at once, where the piece (counted from the end) is exactly such a page."""
     if piece.start >= 0 or piece.format == "":
         return False
-    place = _page_from_end(sequence, piece, layers)
+    place = _page_from_end(slots, piece, layers)
     if place is None:
         return False
-    old = sequence.spans[layers[0]][place]
+    old = slots.spans[layers[0]][place]
     if old.segment.format == piece.format:
         return True
-    new = sequence.builder.convert(old, piece.format)
+    new = slots.builder.convert(old, piece.format)
     new.segment.retain(len(layers) - 1)
     for layer in layers:
-        sequence.exchange_span(layer, place, new)
+        slots.exchange_span(layer, place, new)
     old.segment.release(len(layers))
     return True
 
 
-def _page_from_end(sequence: SequencePrompt, piece: Piece, layers: tuple[int, ...]) -> int | None:
+def _page_from_end(slots: SequenceSlots, piece: Piece, layers: tuple[int, ...]) -> int | None:
     """The place, counted from the end of each list, of the one span of all `layers` that the piece covers exactly."""
-    lists = [sequence.spans[layer] for layer in layers]
+    lists = [slots.spans[layer] for layer in layers]
     after = 0
     for back in range(1, min(len(spans) for spans in lists) + 1):
         span = lists[0][-back]
-        everywhere = span.segment.layers == layers and len(span.segment.heads) == sequence.model.kv_heads
+        everywhere = span.segment.layers == layers and len(span.segment.heads) == slots.model.kv_heads
         if not everywhere or span.segment.holes or any(spans[-back] is not span for spans in lists):
             return None
         stop = 0 if piece.stop is None else -piece.stop
@@ -204,12 +204,12 @@ def _page_from_end(sequence: SequencePrompt, piece: Piece, layers: tuple[int, ..
     return None
 
 
-def _move(sequence: SequencePrompt, move: Move, layers: tuple[int, ...]) -> None:
-    counts = {layer: sequence.sealed_counts(layer) for layer in layers}
+def _move(slots: SequenceSlots, move: Move, layers: tuple[int, ...]) -> None:
+    counts = {layer: slots.sealed_counts(layer) for layer in layers}
     done: set[int] = set()
     for layer in layers:
-        first = [0] * sequence.model.kv_heads
-        spans = list(sequence.spans[layer])
+        first = [0] * slots.model.kv_heads
+        spans = list(slots.spans[layer])
         for index, span in enumerate(spans):
             head = span.segment.heads[0]
             start, stop = Piece(move.start, move.stop, "").resolve(counts[layer][head])
@@ -221,49 +221,49 @@ def _move(sequence: SequencePrompt, move: Move, layers: tuple[int, ...]) -> None
             if move.tier == "memory":
                 span.segment.owner.to_memory()
                 continue
-            if not _alone(sequence, span.segment, layers):
-                spans[index] = span = sequence.builder.private(layer, span)
+            if not _alone(slots, span.segment, layers):
+                spans[index] = span = slots.builder.private(layer, span)
             span.segment.owner.to_disk()
             done.add(id(span.segment.owner))
-        sequence.replace_spans(layer, spans)
+        slots.replace_spans(layer, spans)
 
 
-def _alone(sequence: SequencePrompt, segment: Segment, layers: tuple[int, ...]) -> bool:
+def _alone(slots: SequenceSlots, segment: Segment, layers: tuple[int, ...]) -> bool:
     """Whether only these layers of this sequence hold the segment, so that it may move as it is."""
     if segment.parent is not None and segment.parent.references > 1:
         return False
-    held = sum(span.segment is segment for layer in layers for span in sequence.spans[layer])
+    held = sum(span.segment is segment for layer in layers for span in slots.spans[layer])
     return segment.references == held
 
 
-def _share(sequence: SequencePrompt, layer: int, source: int) -> None:
-    taken = [Span(span.segment.retain(), span.tokens, span.layer(source)) for span in sequence.spans[source]]
-    old = sequence.spans[layer]
-    sequence.replace_spans(layer, taken)
-    sequence.collector.share(layer, source)
+def _share(slots: SequenceSlots, collector: Collector, layer: int, source: int) -> None:
+    taken = [Span(span.segment.retain(), span.tokens, span.layer(source)) for span in slots.spans[source]]
+    old = slots.spans[layer]
+    slots.replace_spans(layer, taken)
+    collector.share(layer, source)
     for span in old:
         span.segment.release()
 
 
-def _renumber(sequence: SequencePrompt, one: Renumber, layers: tuple[int, ...]) -> None:
+def _renumber(slots: SequenceSlots, edit: Renumber, layers: tuple[int, ...]) -> None:
     """Turn the keys of all layers into one new segment where each begins with a span of just these slots."""
-    firsts = [sequence.spans[layer][0] for layer in layers if sequence.spans[layer]]
+    firsts = [slots.spans[layer][0] for layer in layers if slots.spans[layer]]
     alike = (
         len(firsts) == len(layers) > 1
-        and one.start == 0
-        and all(span.tokens == one.stop and span.segment.parent is None for span in firsts)
+        and edit.start == 0
+        and all(span.tokens == edit.stop and span.segment.parent is None for span in firsts)
         and len({(span.segment.format, span.segment.heads, span.segment.capacity) for span in firsts}) == 1
-        and len(firsts[0].segment.heads) == sequence.model.kv_heads
+        and len(firsts[0].segment.heads) == slots.model.kv_heads
     )
     if not alike:
         for layer in layers:
             spans = renumbering.renumber(
-                sequence.builder, layer, sequence.spans[layer], one.start, one.stop, one.positions
+                slots.builder, layer, slots.spans[layer], edit.start, edit.stop, edit.positions
             )
-            sequence.replace_spans(layer, spans)
+            slots.replace_spans(layer, spans)
         return
-    new = renumbering.turn(sequence.builder, layers, firsts, one.positions)
+    new = renumbering.turn(slots.builder, layers, firsts, edit.positions)
     new.segment.retain(len(layers) - 1)
     for layer, old in zip(layers, firsts, strict=True):
-        sequence.replace_spans(layer, [new, *sequence.spans[layer][1:]])
+        slots.replace_spans(layer, [new, *slots.spans[layer][1:]])
         old.segment.release()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from thrifty.arrays import Array, Floats, Integers
-from thrifty.cache.slots.builder import Builder, Made, release_all
+from thrifty.cache.slots.builder import Builder, NewSpans, release_all
 from thrifty.cache.slots.segment import Segment
 from thrifty.cache.slots.span import Span
 from thrifty.errors import RecipeError
@@ -87,7 +87,7 @@ def keep(
     changes = substitutions or {}
     dropped: list[Span] = []
     batch: list[_Part] = []
-    with Made(spans) as result:
+    with NewSpans(spans) as result:
         for part in _parts(spans, layer, indices):
             span = part.span
             changed = part.changed(changes)
@@ -204,11 +204,11 @@ def _copy_pages(builder: Builder, span: Span, layer: int, pages: list[int]) -> S
     old = span.segment
     tokens = sum(min(PAGE, span.tokens - page * PAGE) for page in pages)
     new = builder.new((layer,), old.heads, tokens, old.format)
-    one = np.zeros((len(old.heads), kv.slab_bytes(old.format, PAGE, old.head_dim)), np.uint8)
+    page_bytes = np.zeros((len(old.heads), kv.slab_bytes(old.format, PAGE, old.head_dim)), np.uint8)
     slabs, target = old.slabs([layer]), new.slabs()
     for place, page in enumerate(pages):
-        kv_batch.copy_pages(slabs, one, old.format, old.capacity, PAGE, old.head_dim, page)
-        kv_batch.place_page(one, target, old.format, new.capacity, old.head_dim, place)
+        kv_batch.copy_pages(slabs, page_bytes, old.format, old.capacity, PAGE, old.head_dim, page)
+        kv_batch.place_page(page_bytes, target, old.format, new.capacity, old.head_dim, place)
     slots = np.concatenate([np.arange(page * PAGE, min((page + 1) * PAGE, span.tokens)) for page in pages])
     new.set_positions([old.positions_of(head)[slots] for head in old.heads])
     if old.bias is not None:
@@ -251,12 +251,12 @@ def _substitute(
 ) -> Floats | None:
     """Overwrite in place the rows of `slots` that the substitution names; returns the new bias."""
     place = slots.searchsorted(change.slots)
-    found = place < len(slots)
-    found[found] = slots[place[found]] == change.slots[found]
-    rows = place[found]
-    keys[rows], values[rows] = change.keys[found], change.values[found]
+    named = place < len(slots)
+    named[named] = slots[place[named]] == change.slots[named]
+    rows = place[named]
+    keys[rows], values[rows] = change.keys[named], change.values[named]
     if bias is None and change.bias is None:
         return None
     bias = np.zeros(len(slots), np.float32) if bias is None else bias
-    bias[rows] = 0.0 if change.bias is None else change.bias[found]
+    bias[rows] = 0.0 if change.bias is None else change.bias[named]
     return bias

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from thrifty.cache.slots.builder import Builder, Made, release_all
+from thrifty.cache.slots.builder import Builder, NewSpans, release_all
 from thrifty.cache.slots.span import Span
 from thrifty.errors import RecipeError
 
@@ -33,7 +33,7 @@ def store(
     ranges = {head: [(*piece.resolve(counts[head]), piece.format) for piece in pieces] for head in heads}
     first = [0] * builder.model.kv_heads
     dropped: list[Span] = []
-    with Made(spans) as result:
+    with NewSpans(spans) as result:
         for span in spans:
             cuts = {}
             for head in span.segment.heads:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from thrifty.arrays import Floats, Integers
+from thrifty.cache.layer_budgets import bottom_layer, check_beta, pyramid_budget
 from thrifty.cache.model_info import LayerInfo
-from thrifty.cache.policies.pyramidkv import bottom, check_beta, pyramid_budget
 from thrifty.cache.policies.snapkv import Snapkv
-from thrifty.cache.watching.ranking import best
+from thrifty.cache.scores import best
+from thrifty.cache.traits import Traits
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.registry import technique
@@ -39,7 +40,7 @@ class AdaKv(Snapkv):
     floor_alpha: float = 0.2
     beta: float = 1.0
 
-    ragged = True
+    traits = Traits(exact=True, ragged=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,15 +48,15 @@ class AdaKv(Snapkv):
             raise RecipeError(f"{self.name}: floor_alpha = {self.floor_alpha}; use 0 to 1")
         check_beta(self.name, self.beta)
 
-    def budgets(self, layer: LayerInfo, counts: list[int], window: int) -> list[int]:
+    def budgets(self, layer: LayerInfo, counts: list[int], newest: int) -> list[int]:
         """As SnapKV, or the layer's place in a pyramid."""
         if self.beta == 1:
-            return super().budgets(layer, counts, window)
-        return [pyramid_budget(layer, self.budget(layer.length, window), window, self.beta)] * len(counts)
+            return super().budgets(layer, counts, newest)
+        return [pyramid_budget(layer, self.budget(layer.length, newest), newest, self.beta)] * len(counts)
 
     def allocate(self, scores: list[Floats], budgets: list[int]) -> list[Integers]:
         """cap_i = round((1−α)·f_i + ⌊α·b⌋), f_i: the slots of head i among the layer's top Σb scores (algorithm 1)."""
-        lengths = [len(one) for one in scores]
+        lengths = [len(own) for own in scores]
         total = min(sum(budgets), sum(lengths))
         owner = np.repeat(np.arange(len(scores)), lengths)
         frequency = np.bincount(owner[best(np.concatenate(scores), total)], minlength=len(scores)).tolist()
@@ -71,5 +72,5 @@ class AdaKv(Snapkv):
 
     def kept_in_layer(self, prompt: int, generated: int = 0) -> int:
         """The bottom layer, and one slot of rounding."""
-        largest = bottom(prompt, self.budget(prompt, self.window), self.window, self.beta)
+        largest = bottom_layer(prompt, self.budget(prompt, self.window), self.window, self.beta)
         return min(prompt, largest + 1) + generated

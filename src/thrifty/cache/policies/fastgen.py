@@ -11,9 +11,9 @@ from thrifty.arrays import Flags, Floats, Integers
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.scores import attention_map, best
 from thrifty.cache.statistics import Statistics, Stats
-from thrifty.cache.watching.observation import attention_map
-from thrifty.cache.watching.ranking import best
+from thrifty.cache.traits import Traits
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.registry import technique
@@ -115,8 +115,7 @@ class Fastgen(CachePolicy):
     profile: int = 256
     group: Literal["min", "mean"] = "min"
 
-    exact = True
-    ragged = True
+    traits = Traits(exact=True, ragged=True)
 
     def __post_init__(self) -> None:
         if not 0 < self.recovery <= 1 or self.profile < 1:
@@ -144,8 +143,8 @@ class Fastgen(CachePolicy):
     def after_decode(self, layers: list[LayerView], stats: list[Stats]) -> Edits | None:
         """Let go of what left the local span, and rank heavy hitters anew (algorithm 2)."""
         edits = Edits()
-        for view, one in zip(layers, stats, strict=True):
-            self._evict(edits, view, one)
+        for view, own in zip(layers, stats, strict=True):
+            self._evict(edits, view, own)
         return edits
 
     def _choose(self, kv: LayerView, head: int, stats: Stats, queries: Floats) -> int:
@@ -166,14 +165,14 @@ class Fastgen(CachePolicy):
             places = np.arange(start, start + len(part)) + length - rows
             seen = causal_map(kv.info.model, part, places, keys, columns.positions, bias)
             total += columns.recovered(seen, places)
-        found = total / rows
-        reduced = found.min(axis=1) if self.group == "min" else found.mean(axis=1)
+        recovered = total / rows
+        reduced = recovered.min(axis=1) if self.group == "min" else recovered.mean(axis=1)
         enough = np.flatnonzero(reduced >= self.recovery)
         return int(enough[0]) if len(enough) else FULL
 
     def _evict(self, edits: Edits, kv: LayerView, stats: Stats) -> Edits:
         candidates = stats.notes.get(RUNG, (FULL,) * kv.kv_heads)
-        if all(one == FULL for one in candidates):
+        if all(candidate == FULL for candidate in candidates):
             return edits
         kept = []
         for head, candidate in enumerate(candidates):
@@ -203,5 +202,5 @@ def causal_map(
     heads = queries.shape[1]
     sees = np.tile(np.searchsorted(positions, places, side="right"), heads)
     rows = np.moveaxis(queries, 1, 0).reshape(-1, queries.shape[2])
-    found = attention_map(rows, keys, sees, scale=model.scale, softcap=model.softcap, bias=bias)
-    return found.reshape(heads, len(queries), len(keys))
+    probabilities = attention_map(rows, keys, sees, scale=model.scale, softcap=model.softcap, bias=bias)
+    return probabilities.reshape(heads, len(queries), len(keys))

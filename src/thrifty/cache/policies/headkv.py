@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.arrays import Floats
+from thrifty.cache.layer_budgets import check_beta, whole
 from thrifty.cache.model_info import LayerInfo, ModelInfo
-from thrifty.cache.policies.pyramidkv import check_beta, whole
 from thrifty.cache.policies.snapkv import Snapkv
+from thrifty.cache.traits import Traits
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.registry import technique
@@ -53,7 +54,7 @@ class Headkv(Snapkv):
     beta: float = 1.2
     reduce: Literal["mean", "max"] = "mean"
 
-    ragged = True
+    traits = Traits(exact=True, ragged=True)
     kind: ClassVar[str] = "r"
 
     def __post_init__(self) -> None:
@@ -75,10 +76,10 @@ class Headkv(Snapkv):
                 f"{list(expected)}: run `thrifty heads MODEL --kind {self.kind}` again"
             )
 
-    def budgets(self, layer: LayerInfo, counts: list[int], window: int) -> list[int]:
+    def budgets(self, layer: LayerInfo, counts: list[int], newest: int) -> list[int]:
         """The layer's row of the model's budgets."""
         shares = importance(layer.model.head_scores[self.kind], layer.model, self.reduce)
-        table = head_budgets(shares, self.budget(layer.length, window), layer.length - window, self.beta)
+        table = head_budgets(shares, self.budget(layer.length, newest), layer.length - newest, self.beta)
         return table[layer.model.policy_layers.index(layer.index)]
 
     def kept_in_layer(self, prompt: int, generated: int = 0) -> int:
@@ -89,8 +90,8 @@ class Headkv(Snapkv):
 def importance(scores: Floats, model: ModelInfo, how: str) -> Doubles:
     """S [global layers, KV heads] fp64 with ΣS = 1, from scores of query heads [global layers, heads]."""
     grouped = scores.astype(np.float64).reshape(len(scores), model.kv_heads, model.group)
-    found = grouped.max(axis=2) if how == "max" else grouped.mean(axis=2)
-    return found / found.sum()
+    reduced = grouped.max(axis=2) if how == "max" else grouped.mean(axis=2)
+    return reduced / reduced.sum()
 
 
 def head_budgets(shares: Doubles, mean: int, most: int, beta: float) -> list[list[int]]:
@@ -111,5 +112,14 @@ def head_budgets(shares: Doubles, mean: int, most: int, beta: float) -> list[lis
         if not open_scores.any():
             open_scores = (wanted < most).astype(np.float64)
         wanted += excess * open_scores / open_scores.sum()
-    flat = whole(wanted.tolist())
+    flat = _at_most(whole(wanted.tolist()), most)
     return [flat[first : first + heads] for first in range(0, len(flat), heads)]
+
+
+def _at_most(budgets: list[int], most: int) -> list[int]:
+    """The same in sum: where rounding gave a head one slot more than it has, the first head with room takes it."""
+    for head, budget in enumerate(budgets):
+        if budget > most:
+            budgets[head] -= 1
+            budgets[next(other for other, own in enumerate(budgets) if own < most)] += 1
+    return budgets

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from thrifty.cache.edits import Edits
+from thrifty.cache.exact_slots import exact_from_end, store_ranges
 from thrifty.cache.model_info import LayerInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.statistics import Stats
+from thrifty.cache.traits import Traits
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.formats.kv import PAGE, code_format
@@ -18,9 +20,6 @@ from thrifty.registry import technique
 
 if TYPE_CHECKING:
     from thrifty.cache.view import LayerView, Stretch
-
-Ranges = Callable[["LayerView", int], list[tuple[int, int | None]]]
-"""(view, head) → slots to store, start and stop counted from the head's end, oldest first; stop None is the end."""
 
 CARD = Card(
     title="KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache",
@@ -55,7 +54,7 @@ class Kivi(CachePolicy):
     residual: int = 128
     group: Literal[16, 32] = 32
 
-    quantises = True
+    traits = Traits(quantises=True)
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 4, 8) or self.residual < 0:
@@ -84,7 +83,7 @@ class Kivi(CachePolicy):
 
     def after_decode(self, layers: list[LayerView], stats: list[Stats]) -> Edits | None:
         """Quantise the segments that have left the residual window."""
-        return store_everywhere(layers, self._aged, self.format)
+        return store_ranges(layers, self._aged, self.format)
 
     def stored(self, slots: int) -> dict[str, int]:
         """Codes behind the residual; the residual and what its pages and a period add."""
@@ -102,11 +101,10 @@ class Kivi(CachePolicy):
 
     def _aged(self, view: LayerView, head: int) -> list[tuple[int, int | None]]:
         """Exact stretches behind the residual, counted from the end, oldest first."""
-        found = exact_from_end(view, head)
         return [
-            (one.start, one.stop or None)
-            for one in found[::-1]
-            if one.stop <= -self.residual and one.stop - one.start >= self.group
+            (stretch.start, stretch.stop or None)
+            for stretch in exact_from_end(view, head)[::-1]
+            if stretch.stop <= -self.residual and stretch.stop - stretch.start >= self.group
         ]
 
 
@@ -114,31 +112,7 @@ def _exact(stretches: Iterable[Stretch], group: int) -> Iterator[Stretch]:
     """The stretches in full precision that together hold at least `group` where they follow one another: the same
     whether a prompt lies in one piece or in pages that a prefix hit brought.
     """
-    for quantised, found in itertools.groupby(stretches, key=lambda stretch: stretch.quantised):
-        run = list(found)
+    for quantised, neighbours in itertools.groupby(stretches, key=lambda stretch: stretch.quantised):
+        run = list(neighbours)
         if not quantised and run[-1].stop - run[0].start >= group:
             yield from run
-
-
-def exact_from_end(view: LayerView, head: int) -> list[Stretch]:
-    """A head's exact stretches behind its last codes, newest first, with slots counted from its end."""
-    return list(itertools.takewhile(lambda stretch: not stretch.quantised, view.stretches_from_end(head)))
-
-
-def store_everywhere(layers: Sequence[LayerView], find: Ranges, format: str) -> Edits:
-    """Edits that hold what `find` names as `format`: in one piece for all layers where it names the same everywhere."""
-    edits = Edits()
-    named = [[find(view, head) for head in _heads(view)] for view in layers]
-    if named and all(heads == named[0] and heads[0] == heads[-1] for heads in named):
-        for start, stop in named[0][0]:
-            edits.store(start, stop, format)
-        return edits
-    for view, heads in zip(layers, named, strict=True):
-        for head, found in enumerate(heads):
-            for start, stop in found:
-                edits.store(start, stop, format, layer=view.layer, head=None if view.uniform else head)
-    return edits
-
-
-def _heads(view: LayerView) -> range:
-    return range(1) if view.uniform else range(view.kv_heads)

@@ -10,10 +10,10 @@ import numpy as np
 from thrifty.arrays import Flags, Floats
 from thrifty.cache.edits import Edits, Groups
 from thrifty.cache.model_info import LayerInfo, ModelInfo
-from thrifty.cache.policies.h2o import reduce_group
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.scores import best, reduce_group
 from thrifty.cache.statistics import Statistics, Stats
-from thrifty.cache.watching.ranking import best
+from thrifty.cache.traits import Traits
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.registry import technique
@@ -66,9 +66,7 @@ class Kvmerger(CachePolicy):
     first: int = 2
     last: int = 1
 
-    exact = True
-    ragged = True
-    biases = True
+    traits = Traits(exact=True, ragged=True, biases=True)
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1 or (self.threshold is not None and not -1 <= self.threshold <= 1):
@@ -115,7 +113,7 @@ class Kvmerger(CachePolicy):
         return min(prompt, bound) + generated
 
     def merged_layers(self, model: ModelInfo) -> tuple[int, ...]:
-        """The global layers that are merged."""
+        """The layers that are merged, of those that policies act on."""
         layers = model.policy_layers
         return layers[self.first : max(self.first, len(layers) - self.last)]
 
@@ -149,12 +147,12 @@ class Kvmerger(CachePolicy):
             similar.append(neighbours(own))
             free.append(~(fixed[1:] | fixed[:-1]))
         if self.threshold is not None:
-            return [(one > self.threshold) & may for one, may in zip(similar, free, strict=True)]
+            return [(cosines > self.threshold) & may for cosines, may in zip(similar, free, strict=True)]
         most = sum(len(own) - max(1, _of(share, len(own))) for own in keys if len(own))
-        pooled = np.concatenate([np.where(may, one, -np.inf) for one, may in zip(similar, free, strict=True)])
+        pooled = np.concatenate([np.where(may, cosines, -np.inf) for cosines, may in zip(similar, free, strict=True)])
         links = np.zeros(len(pooled), bool)
         links[best(pooled, min(most, int(sum(may.sum() for may in free))))] = True
-        return np.split(links, np.cumsum([len(one) for one in similar])[:-1])
+        return np.split(links, np.cumsum([len(cosines) for cosines in similar])[:-1])
 
 
 def protected(scores: Floats, recent: int, heavy: int) -> Flags:

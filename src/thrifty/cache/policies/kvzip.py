@@ -12,10 +12,10 @@ import numpy as np
 from thrifty.arrays import Flags, Floats
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.policy import CachePolicy, Reduction
-from thrifty.cache.watching.observation import attention_map
-from thrifty.cache.watching.ranking import best
-from thrifty.cache.watching.rehearsal import Rehearsal
+from thrifty.cache.rehearsing_policy import Reduction, RehearsingPolicy
+from thrifty.cache.scores import attention_map, best
+from thrifty.cache.statistics import Rehearsal
+from thrifty.cache.traits import Traits
 from thrifty.card import Card
 from thrifty.errors import PromptError, RecipeError
 from thrifty.registry import technique
@@ -54,7 +54,7 @@ CARD = Card(
 
 @technique(stage="cache", card=CARD)
 @dataclass(frozen=True, kw_only=True)
-class Kvzip(CachePolicy):
+class Kvzip(RehearsingPolicy):
     """keep: kept share of the prompt's slots, of all layers and heads together; the first `sinks` tokens come on top.
 
     level: what is ranked, slots ("pair") or whole heads ("head": a dropped head keeps its sinks alone). chunk: tokens
@@ -67,9 +67,7 @@ class Kvzip(CachePolicy):
     sinks: int = 4
     group: Reduction = "max"
 
-    exact = True
-    ragged = True
-    rehearses = True
+    traits = Traits(exact=True, ragged=True)
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
@@ -91,7 +89,7 @@ class Kvzip(CachePolicy):
                 f"has no room for that; use a prompt of at most {model.context - _framing(model) - SHORTEST} tokens"
             )
 
-    def rehearse(self, model: ModelInfo, prompt: Sequence[int], first: int) -> list[Rehearsal]:
+    def rehearsals(self, model: ModelInfo, prompt: Sequence[int], first: int) -> list[Rehearsal]:
         """Chunks of the context, each behind the request to repeat it (§3.2)."""
         start, end = max(first, self.sinks), len(prompt)
         if self.keep == 1 or start >= end or not model.policy_layers:
@@ -107,7 +105,7 @@ class Kvzip(CachePolicy):
             pieces.append(Rehearsal((*asked, *prompt[low:stop]), low, stop, self.sinks))
         return pieces
 
-    def rehearsed(self, model: ModelInfo, prompt: int) -> int:
+    def rehearsal_rows(self, model: ModelInfo, prompt: int) -> int:
         """A chunk and the request to repeat it."""
         return min(self._size(model, prompt), prompt) + _framing(model)
 
@@ -116,20 +114,20 @@ class Kvzip(CachePolicy):
         """Of Eq. 2: `group`."""
         return self.group
 
-    def witness(self, model: ModelInfo, queries: Floats, keys: Floats, seen: slice) -> Floats:
+    def score_rows(self, model: ModelInfo, queries: Floats, keys: Floats, seen: slice) -> Floats:
         """The greatest attention to each slot over rows and query heads (§3.2, Eq. 2)."""
         chances = attention(queries, keys, model.scale, model.softcap)[..., seen]
         reduced = chances.max(axis=0) if self.group == "max" else chances.mean(axis=0)
         return reduced.max(axis=0)
 
-    def after_prompt(self, layers: list[LayerView], received: list[list[Floats]]) -> Edits:
+    def after_prompt(self, layers: list[LayerView], scores: list[list[Floats]]) -> Edits:
         """Keep the best slots, or the heads with the best slots, of all layers and heads together (§3.3)."""
         edits = Edits()
-        heads = [one for found in received for one in found]
-        if not any(np.isfinite(one).any() for one in heads):
+        heads = [own for layer_scores in scores for own in layer_scores]
+        if not any(np.isfinite(own).any() for own in heads):
             return edits
         kept = best_slots(heads, self.keep) if self.level == "pair" else best_heads(heads, self.keep)
-        slots = iter(np.flatnonzero(one) for one in kept)
+        slots = iter(np.flatnonzero(flags) for flags in kept)
         for view in layers:
             edits.keep([next(slots) for _ in range(view.kv_heads)], layer=view.layer)
         return edits
@@ -163,18 +161,18 @@ def best_slots(scores: Sequence[Floats], keep: float) -> list[Flags]:
     """By head which slots stay: those of infinite score, and of the others together exactly the share `keep`, rounded
     down; of equal scores the first."""
     every = np.concatenate(scores)
-    judged = np.isfinite(every)
-    kept = ~judged
-    kept[best(np.where(judged, every, -1.0), math.floor(keep * np.count_nonzero(judged)))] = True
-    return np.split(kept, np.cumsum([len(one) for one in scores])[:-1])
+    scored = np.isfinite(every)
+    kept = ~scored
+    kept[best(np.where(scored, every, -1.0), math.floor(keep * np.count_nonzero(scored)))] = True
+    return np.split(kept, np.cumsum([len(own) for own in scores])[:-1])
 
 
 def best_heads(scores: Sequence[Floats], keep: float) -> list[Flags]:
     """By head which slots stay: all of the share `keep` of heads (rounded down) whose best slot scores highest, of the
     others those of infinite score."""
-    highest = np.array([np.where(np.isfinite(one), one, -1.0).max() for one in scores])
+    highest = np.array([np.where(np.isfinite(own), own, -1.0).max() for own in scores])
     chosen = set(best(highest, math.floor(keep * len(scores))).tolist())
-    return [np.ones(len(one), bool) if head in chosen else ~np.isfinite(one) for head, one in enumerate(scores)]
+    return [np.ones(len(own), bool) if head in chosen else ~np.isfinite(own) for head, own in enumerate(scores)]
 
 
 def _framing(model: ModelInfo) -> int:

@@ -10,11 +10,12 @@ import numpy as np
 
 from thrifty.arrays import Floats, Integers
 from thrifty.cache.edits import Edits
+from thrifty.cache.exact_slots import exact_from_end, store_ranges
 from thrifty.cache.model_info import LayerInfo, ModelInfo
-from thrifty.cache.policies.h2o import heavy_and_recent, reduce_group
-from thrifty.cache.policies.kivi import exact_from_end, store_everywhere
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.scores import best_and_newest, reduce_group
 from thrifty.cache.statistics import Statistics, Stats
+from thrifty.cache.traits import Traits
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.formats.kv import PAGE, code_format
@@ -68,7 +69,7 @@ class Minikv(CachePolicy):
     residual: int = 128
     group: Literal["sum", "mean", "max"] = "max"
 
-    quantises = True
+    traits = Traits(quantises=True)
 
     def __post_init__(self) -> None:
         if not (0 <= self.heavy <= 1 and 0 <= self.recent <= 1 and self.heavy + self.recent > 0):
@@ -109,7 +110,7 @@ class Minikv(CachePolicy):
 
     def after_decode(self, layers: list[LayerView], stats: list[Stats]) -> Edits | None:
         """Quantise all generated pages once `residual` tokens of them have gathered; nothing is evicted."""
-        return store_everywhere(layers, self._gathered, self.format)
+        return store_ranges(layers, self._gathered, self.format)
 
     def heavy_share(self, place: int, layers: int) -> float:
         """Share of the prompt that the `place`-th of `layers` global layers keeps as heavy hitters."""
@@ -137,10 +138,10 @@ class Minikv(CachePolicy):
     def _chosen(self, layer: LayerInfo, sums: Floats, first: int) -> Integers:
         """Sorted slots: the first `first`, and what is kept of the others. sums: [group, slots]."""
         count = sums.shape[1] - first
-        every = layer.model.policy_layers
-        heavy = int(self.heavy_share(every.index(layer.index), len(every)) * count)
-        recent = self._recent(count)
-        chosen = heavy_and_recent(reduce_group(sums[:, first:], self.group), count, heavy + recent, recent)
+        layers = layer.model.policy_layers
+        heavy = int(self.heavy_share(layers.index(layer.index), len(layers)) * count)
+        scores = reduce_group(sums[:, first:], self.group)
+        chosen = best_and_newest(scores, heavy, count, self._recent(count))
         return np.concatenate((np.arange(first), first + chosen))
 
     def _gathered(self, view: LayerView, head: int) -> list[tuple[int, int | None]]:
@@ -148,9 +149,9 @@ class Minikv(CachePolicy):
         exact = exact_from_end(view, head)
         if not exact or -exact[-1].start < self.residual:
             return []
-        return [(one.start, one.stop or None) for one in exact[::-1]]
+        return [(stretch.start, stretch.stop or None) for stretch in exact[::-1]]
 
 
 def _coded(kv: LayerView, head: int) -> int:
     """A head's slots up to the end of its last codes."""
-    return max((one.stop for one in kv.stretches(head) if one.quantised), default=0)
+    return max((stretch.stop for stretch in kv.stretches(head) if stretch.quantised), default=0)

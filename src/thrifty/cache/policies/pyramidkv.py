@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import dataclass
 
+from thrifty.cache.layer_budgets import bottom_layer, check_beta, pyramid_budget
 from thrifty.cache.model_info import LayerInfo
 from thrifty.cache.policies.snapkv import Snapkv
 from thrifty.card import Card
-from thrifty.errors import RecipeError
 from thrifty.registry import technique
 
 CARD = Card(
@@ -45,53 +43,10 @@ class Pyramidkv(Snapkv):
         super().__post_init__()
         check_beta(self.name, self.beta)
 
-    def budgets(self, layer: LayerInfo, counts: list[int], window: int) -> list[int]:
+    def budgets(self, layer: LayerInfo, counts: list[int], newest: int) -> list[int]:
         """The layer's place in the pyramid, the same for its heads."""
-        return [pyramid_budget(layer, self.budget(layer.length, window), window, self.beta)] * len(counts)
+        return [pyramid_budget(layer, self.budget(layer.length, newest), newest, self.beta)] * len(counts)
 
     def kept_in_layer(self, prompt: int, generated: int = 0) -> int:
         """The bottom layer, and every generated token."""
-        return bottom(prompt, self.budget(prompt, self.window), self.window, self.beta) + generated
-
-
-def pyramid(layers: int, mean: int, most: int, beta: float) -> list[int]:
-    """Budgets of `layers` layers from the bottom: k_l = k_0 − l·(k_0 − k_top)/(layers − 1), k_top = mean/β,
-    k_0 = 2·mean − mean/β (§4.2). Whole slots that add up to layers·mean.
-
-    most: what a layer has. Where k_0 exceeds it, k_0 = most and k_top = 2·mean − most; with mean ≥ most, all of it.
-    """
-    if mean >= most:
-        return [most] * layers
-    if layers == 1:
-        return [mean]
-    first, last = 2 * mean - mean / beta, mean / beta
-    if first > most:
-        first, last = most, 2 * mean - most
-    step = (first - last) / (layers - 1)
-    return whole([first - step * index for index in range(layers)])
-
-
-def whole(wanted: list[float]) -> list[int]:
-    """Whole numbers, each within one of the wanted, whose sum is the wanted sum: differences of rounded sums."""
-    edges, total = [0], 0.0
-    for one in wanted:
-        total += one
-        edges.append(math.floor(total + 0.5))
-    return [after - before for before, after in itertools.pairwise(edges)]
-
-
-def pyramid_budget(layer: LayerInfo, mean: int, window: int, beta: float) -> int:
-    """One layer's budget beside its window, ranked among the global layers."""
-    ranks = layer.model.policy_layers
-    return pyramid(len(ranks), mean, layer.length - window, beta)[ranks.index(layer.index)]
-
-
-def bottom(prompt: int, mean: int, window: int, beta: float) -> int:
-    """Upper bound of the slots of the layer that keeps most of a prompt."""
-    return min(prompt, window + math.ceil(2 * mean - mean / beta))
-
-
-def check_beta(name: str, beta: float) -> None:
-    """Raise RecipeError for a β that is no divisor of a budget."""
-    if not 1 <= beta < math.inf:
-        raise RecipeError(f"{name}: beta = {beta}; use 1 (every layer the same) or more")
+        return bottom_layer(prompt, self.budget(prompt, self.window), self.window, self.beta) + generated

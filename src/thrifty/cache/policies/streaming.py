@@ -11,6 +11,7 @@ from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.statistics import Stats
+from thrifty.cache.traits import Traits
 from thrifty.card import Card
 from thrifty.errors import RecipeError
 from thrifty.formats.kv import PAGE
@@ -53,9 +54,7 @@ class Streaming(CachePolicy):
     window: int | Literal["budget"] = 1020
     renumber: bool = True
 
-    exact = True
-    whole_pages = True
-    uniform = True
+    traits = Traits(exact=True, whole_pages=True, uniform=True)
     budgeted = "window"
 
     def __post_init__(self) -> None:

@@ -45,7 +45,7 @@ class Builder:
     def pages(self, layer: int, span: Span, first: int) -> list[Span]:
         """Slots from `first` of a span as segments of one page each; consumes the span's reference."""
         heads = span.segment.heads
-        with Made([]) as result:
+        with NewSpans([]) as result:
             for start in range(first, span.tokens, PAGE):
                 stop = min(start + PAGE, span.tokens)
                 result.append(self.copy(span, (layer,), heads, start, stop, span.segment.format))
@@ -125,7 +125,7 @@ class Builder:
             kv_batch.copy_tokens(*shapes, start, tokens)
 
 
-class Made:
+class NewSpans:
     """A growing list of spans; where an error interrupts, those that are not in `old` are released."""
 
     def __init__(self, old: Sequence[Span]) -> None:

@@ -11,12 +11,14 @@ from thrifty.arrays import Bytes, Floats
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.slots.segment import INDEX, Segment
 from thrifty.cache.slots.span import Span
-from thrifty.errors import KernelError
+from thrifty.errors import BudgetError, KernelError, StorageError
 from thrifty.formats.kv import FORMATS, PAGE
 from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
-    from thrifty.cache.slots.sequence_slots import SequenceSlots
+    from thrifty.cache.slots.open_rows import OpenRows
+    from thrifty.cache.slots.sealed_spans import SealedSpans
+    from thrifty.cache.slots.states import RecurrentStates
     from thrifty.cache.slots.tiers import Tiers
     from thrifty.storage.ledger import Reservation
 
@@ -37,7 +39,7 @@ def native_view(model: ModelInfo) -> Any:
         raise KernelError(f"{error}; native=False (--reference) runs without native code") from error
 
 
-class Mirror:
+class NativeView:
     """Pushes what a sequence holds into a native View, from when it is first asked for. Every call keeps view and
     Python lists equal, or lets the view go; where there is none it has no effect.
 
@@ -48,33 +50,43 @@ class Mirror:
     charged: index bytes, of selections' biases.
     """
 
-    def __init__(self, tiers: Tiers, model: ModelInfo, reservation: Reservation | None) -> None:
+    def __init__(
+        self,
+        tiers: Tiers,
+        model: ModelInfo,
+        spans: SealedSpans,
+        open_rows: OpenRows,
+        reservation: Reservation | None,
+        states: RecurrentStates | None = None,
+    ) -> None:
+        """spans, open_rows, states: what it shows."""
         self.view: Any = None
         self.charged = 0
         self._tiers = tiers
         self._model = model
+        self._spans = spans
+        self._open_rows = open_rows
+        self._states = states
         self._reservation = reservation
         self._sums = False
         self._copies: dict[Segment, Segment] = {}
         self._biases: dict[int, list[Floats]] = {}
         self._left_out: dict[int, int] = {}
 
-    def follow(self, sequence: SequenceSlots, *, sums: bool) -> Any:
+    def follow(self, *, sums: bool) -> Any:
         """The view, made where there is none; None where there is no native code. sums: whether native code is to
         collect column sums, for which the view has every place. Raises BudgetError or StorageError, with no view.
         """
         if self._sums != sums and self._biases:
-            self.hand_back(sequence)
+            self.drop_but_rows()
         self._sums = sums
         if self.view is None:
-            if sequence.parked:
-                raise RuntimeError("a parked sequence was asked for its native view: resume it first")
             view = native_view(self._model)
             if view is not None:
-                self._fill(view, sequence)
-                sequence.open_rows.pending = {}  # the view has them
-                if sequence.states is not None:
-                    sequence.states.show(view)
+                self._fill(view)
+                self._open_rows.pending = {}  # the view has them
+                if self._states is not None:
+                    self._states.show(view)
                 self.view = view
         return self.view
 
@@ -90,24 +102,24 @@ class Mirror:
             for segment in copies.values():
                 segment.release()
 
-    def hand_back(self, sequence: SequenceSlots) -> None:
+    def drop_but_rows(self) -> None:
         """Let the view go, but not the uncommitted rows that native code appended: a chunk may be half done."""
         if self.view is not None:
-            rows = {layer: self.uncommitted(sequence, layer) for layer in self._model.attention_layers}
-            sequence.open_rows.pending = {layer: count for layer, count in rows.items() if count}
-            if sequence.states is not None:
-                sequence.states.take_over(self.view)
+            rows = {layer: self.uncommitted(layer) for layer in self._model.attention_layers}
+            self._open_rows.pending = {layer: count for layer, count in rows.items() if count}
+            if self._states is not None:
+                self._states.take_over(self.view)
         self.drop()
 
     def copies(self) -> Iterator[Segment]:
         """What it holds in memory of segments that lie on disk, one reference each."""
         yield from self._copies.values()
 
-    def uncommitted(self, sequence: SequenceSlots, layer: int) -> int:
+    def uncommitted(self, layer: int) -> int:
         """Rows of a layer that the view has and the sequence has not committed."""
         assert self.view is not None, "the native view was asked for"
-        sealed = sum(span.tokens for span in sequence.spans[layer] if span.holds(0)) - self._left_out.get(layer, 0)
-        return int(self.view.tokens(layer, 0)) - sealed - sequence.open_rows.committed(layer)
+        sealed = sum(span.tokens for span in self._spans[layer] if span.holds(0)) - self._left_out.get(layer, 0)
+        return int(self.view.tokens(layer, 0)) - sealed - self._open_rows.committed(layer)
 
     def widest(self, layers: Sequence[int]) -> int:
         """Places of the head that holds most, holes counted."""
@@ -121,10 +133,26 @@ class Mirror:
             for layer in range(self._model.layers):
                 self.view.truncate(layer, rows)
 
-    def rebuild(self, sequence: SequenceSlots, layer: int) -> None:
+    def rebuild(self, layer: int) -> None:
         """Everything of one layer anew."""
         if self.view is not None:
-            self._push_all(self.view, sequence, layer)
+            self._push_all(self.view, layer)
+
+    def reselect(self, layer: int) -> None:
+        """Another choice of a layer's slots is attended to, or all of them again; every row is committed. Where the
+        biases do not fit, the view goes: `follow` then says what is missing."""
+        if self.view is None:
+            return
+        try:
+            self._push_all(self.view, layer)
+        except (BudgetError, StorageError):
+            self.drop()
+            return
+        if layer not in self._spans.selected and layer in self._biases:
+            nbytes = sum(bias.nbytes for bias in self._biases.pop(layer))
+            self._tiers.ledger.credit(INDEX, nbytes, self._reservation)
+            self.charged -= nbytes
+            del self._left_out[layer]
 
     def exchange(self, layer: int, index: int, span: Span) -> None:
         """The span at `index`, which holds every head as all before it do, is now this one, of as many tokens."""
@@ -151,36 +179,36 @@ class Mirror:
 
     # --- pushing -------------------------------------------------------------------------------------
 
-    def _fill(self, view: Any, sequence: SequenceSlots) -> None:
+    def _fill(self, view: Any) -> None:
         try:
             for layer in self._model.attention_layers:
-                self._push_all(view, sequence, layer)
+                self._push_all(view, layer)
         except BaseException:
             self.drop()
             raise
 
-    def _push_all(self, view: Any, sequence: SequenceSlots, layer: int) -> None:
+    def _push_all(self, view: Any, layer: int) -> None:
         view.clear(layer, -1)
-        spans = sequence.spans[layer]
-        self._advance(view, sequence, layer, sequence.let_go[layer] % CHUNK_PAGES)
-        if layer in sequence.selected:
-            self._push_selected(view, sequence, layer)
+        spans = self._spans[layer]
+        self._advance(view, layer, self._spans.let_go[layer] % CHUNK_PAGES)
+        if layer in self._spans.selected:
+            self._push_selected(view, layer)
         else:
             for span in spans:
                 segment, source = span.segment, span.layer(layer)
                 slabs, form = self._slabs(segment, source), FORMATS.index(segment.format)
                 bias = _bias_rows(segment, source)
                 view.push_heads(layer, segment.heads, slabs, span.tokens, segment.capacity, form, bias, True)
-        for segment, tokens in sequence.open_rows.pages(layer):
+        for segment, tokens in self._open_rows.pages(layer):
             _push_open(view, layer, segment, tokens)
 
-    def _push_selected(self, view: Any, sequence: SequenceSlots, layer: int) -> None:
+    def _push_selected(self, view: Any, layer: int) -> None:
         """The spans of a layer of which only some slots are attended to. Those without any are left out, but where
         column sums count places."""
-        biases = self._biases[layer] = self._selected_biases(sequence, layer)
+        biases = self._biases[layer] = self._selected_biases(layer)
         self._left_out[layer] = 0
         first = [0] * self._model.kv_heads
-        for span in sequence.spans[layer]:
+        for span in self._spans[layer]:
             segment = span.segment
             for head in segment.heads:
                 own = biases[head][first[head] : first[head] + span.tokens]
@@ -192,11 +220,11 @@ class Mirror:
                 form = FORMATS.index(segment.format)
                 view.push(layer, head, slab, span.tokens, segment.capacity, form, own, True)
 
-    def _selected_biases(self, sequence: SequenceSlots, layer: int) -> list[Floats]:
+    def _selected_biases(self, layer: int) -> list[Floats]:
         """By KV head fp32 [places], charged until the view goes."""
         biases = []
-        for head, selection in enumerate(sequence.selected[layer]):
-            held = [span.bias(layer, head) for span in sequence.spans[layer] if span.holds(head)]
+        for head, selection in enumerate(self._spans.selected[layer]):
+            held = [span.bias(layer, head) for span in self._spans[layer] if span.holds(head)]
             biases.append(selection.only(np.concatenate([np.empty(0, np.float32), *held])))
         nbytes = sum(bias.nbytes for bias in biases) - sum(bias.nbytes for bias in self._biases.get(layer, ()))
         if nbytes > 0:
@@ -206,9 +234,9 @@ class Mirror:
         self.charged += nbytes
         return biases
 
-    def _advance(self, view: Any, sequence: SequenceSlots, layer: int, pages: int) -> None:
+    def _advance(self, view: Any, layer: int, pages: int) -> None:
         """Push and drop as many pages, so that attention chunks of a windowed layer stay where they were."""
-        spans = sequence.spans[layer]
+        spans = self._spans[layer]
         if not pages or not spans:
             return
         segment = spans[0].segment

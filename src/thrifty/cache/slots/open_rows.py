@@ -89,9 +89,9 @@ class OpenRows:
     def check(self, n: int) -> None:
         """Raise PromptError where the layers do not hold n uncommitted rows each."""
         layers = self._model.attention_layers
-        if any(rows != n for rows in self.pending.values()) or len(self.pending) != len(layers):
-            found = sorted({self.pending.get(layer, 0) for layer in layers})
-            raise PromptError(f"commit({n}): the layers hold {found} uncommitted rows; truncate or append first")
+        if any(count != n for count in self.pending.values()) or len(self.pending) != len(layers):
+            rows = sorted({self.pending.get(layer, 0) for layer in layers})
+            raise PromptError(f"commit({n}): the layers hold {rows} uncommitted rows; truncate or append first")
 
     def reject(self, n: int) -> None:
         """Drop the newest n uncommitted rows."""

@@ -6,23 +6,22 @@ that is `SequenceCache`.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from thrifty.arrays import Array, Floats, Integers
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.slots.builder import Builder
-from thrifty.cache.slots.native_view import Mirror
+from thrifty.cache.slots.native_view import NativeView
 from thrifty.cache.slots.open_rows import OpenRows
-from thrifty.cache.slots.places import Places, places
-from thrifty.cache.slots.reading import Selection
-from thrifty.cache.slots.sealing import adopt
+from thrifty.cache.slots.places import Places
+from thrifty.cache.slots.sealed_spans import SealedSpans
+from thrifty.cache.slots.sealing import seal_first_pages
 from thrifty.cache.slots.segment import Segment
 from thrifty.cache.slots.span import Span
 from thrifty.cache.slots.states import RecurrentStates
 from thrifty.cache.slots.tail import Tail
-from thrifty.cache.view import LayerView
 from thrifty.errors import PromptError
 
 if TYPE_CHECKING:
@@ -32,13 +31,18 @@ if TYPE_CHECKING:
 
 class SequenceSlots:
     """length: committed tokens, evicted ones included: the position of the next token. prompt: its length when the
-    (last) prompt ended. parked_at: when it was last parked, by the clock of the tiers. spans: by layer, in the order in
-    which rows attend to them; shared spans are one object. let_go: by layer, how many spans there were before those:
-    native attention splits counting from the first that ever was.
+    (last) prompt ended. parked_at: when it was last parked, by the clock of the tiers. siblings: all live sequences of
+    the same cache, itself among them.
     """
 
-    def __init__(self, tiers: Tiers, model: ModelInfo, reservation: Reservation | None) -> None:
-        """reservation: promised bytes to draw from; it is released by `free`."""
+    def __init__(
+        self,
+        tiers: Tiers,
+        model: ModelInfo,
+        reservation: Reservation | None,
+        siblings: WeakSet[SequenceSlots] | None = None,
+    ) -> None:
+        """reservation: promised bytes to draw from; it is released by `free`. siblings: the set that it joins."""
         self.model = model
         self.tiers = tiers
         self.reservation = reservation
@@ -48,15 +52,14 @@ class SequenceSlots:
         self.parked_at = 0
         self.builder = Builder(tiers, model, reservation)
         self.policy_layers = model.policy_layers
-        self.spans: list[list[Span]] = [[] for _ in range(model.layers)]
-        self.let_go = [0] * model.layers
-        self.selected: dict[int, list[Selection]] = {}
+        self.spans = SealedSpans(model.layers, model.kv_heads)
         self.tail = Tail(tiers, model, model.layer_groups(), reservation)
         self.open_rows = OpenRows(tiers, model, self.tail, reservation)
-        self.mirror = Mirror(tiers, model, reservation)
         self.states = RecurrentStates(tiers, model, reservation) if model.state_layers else None
+        self.native_view = NativeView(tiers, model, self.spans, self.open_rows, reservation, self.states)
         self._freed = False
-        tiers.sequences.add(self)
+        self.siblings: WeakSet[SequenceSlots] = WeakSet() if siblings is None else siblings
+        self.siblings.add(self)
 
     # --- what it holds -------------------------------------------------------------------------------
 
@@ -72,31 +75,26 @@ class SequenceSlots:
 
     def segments(self) -> list[Segment]:
         """Every segment that it holds, once."""
-        found = {id(span.segment): span.segment for spans in self.spans for span in spans}
-        found |= {id(page): page for pages in self.tail.pages for page in pages}
+        segments = self.spans.segments()
+        segments |= {id(page): page for pages in self.tail.pages for page in pages}
         if self.open_rows.scratch is not None:
-            found[id(self.open_rows.scratch.segment)] = self.open_rows.scratch.segment
+            segments[id(self.open_rows.scratch.segment)] = self.open_rows.scratch.segment
         if self.states is not None:
-            found |= {id(segment): segment for segment in self.states.segments()}
-        return list(found.values())
+            segments |= {id(segment): segment for segment in self.states.segments()}
+        return list(segments.values())
 
     def sealed_counts(self, layer: int) -> list[int]:
         """Sealed slots of each KV head (without the open tail): those that policies see and edit."""
-        spans = self.spans[layer]
-        return [sum(span.count(layer, head) for span in spans) for head in range(self.model.kv_heads)]
+        return self.spans.counts(layer)
 
     def places(self, layer: int) -> Places | None:
         """Where a layer's sealed slots lie among its places, holes counted; None where it has no holes."""
-        return places(self.spans[layer], layer, self.model.kv_heads)
+        return self.spans.places(layer)
 
     def place_counts(self, layer: int) -> list[int]:
         """Places of each KV head, holes and uncommitted rows of the reference path included."""
-        rows, spans = self.open_rows.rows(layer), self.spans[layer]
-        return [rows + sum(span.tokens for span in spans if span.holds(head)) for head in range(self.model.kv_heads)]
-
-    def view(self, layer: int) -> LayerView:
-        """A layer's sealed slots as a policy sees them."""
-        return LayerView(self.model.layer(layer, self.length, self.prompt), self.spans[layer])
+        rows = self.open_rows.rows(layer)
+        return [rows + sealed for sealed in self.spans.place_counts(layer)]
 
     def counts(self, layer: int) -> list[int]:
         """Slots of each KV head, uncommitted rows of the reference path included."""
@@ -116,14 +114,14 @@ class SequenceSlots:
         for group, pages in zip(self.tail.groups, made, strict=True):
             for page in pages:
                 for layer in group.layers:
-                    self.mirror.open_page(layer, page)
+                    self.native_view.open_page(layer, page)
 
     def append(self, layer: int, key: Array, value: Array) -> None:
         """Reference path: store rows [n, kv_heads, head_dim] (any float dtype, keys rotated) in the layer's open pages.
 
         Needs a `reserve` (or `begin_layer`) that holds them. Raises PromptError where it does not.
         """
-        self.mirror.drop()
+        self.native_view.drop()
         self.open_rows.append(layer, key, value)
 
     def state(self, layer: int) -> Floats:
@@ -132,7 +130,7 @@ class SequenceSlots:
 
     def set_state(self, layer: int, state: Floats, rows: int) -> None:
         """Reference path: a recurrent layer's state fp32 [numbers] after `rows` more rows."""
-        self.mirror.drop()
+        self.native_view.drop()
         self._states().write(layer, state, rows)
 
     def _states(self) -> RecurrentStates:
@@ -145,32 +143,28 @@ class SequenceSlots:
     def seal_tail(self) -> None:
         """Make the partly filled open page a sealed span of its own, so that edits may touch its slots."""
         if self.tail.rows:
-            adopt(self, self.tail.rows)
+            seal_first_pages(self.tail, self.spans, self.tail.rows)
             self.tail.number(self.length)
-            self.mirror.drop()
+            self.native_view.drop()
 
     def select(self, layer: int, indices: tuple[Integers, ...] | None) -> None:
         """Attend to these sealed slots of a layer (one array a KV head) and to all newer ones; None ends it."""
-        self.mirror.drop()
-        if indices is None:
-            self.selected.pop(layer, None)
-        else:
-            counts = self.sealed_counts(layer)
-            self.selected[layer] = [Selection(slots, count) for slots, count in zip(indices, counts, strict=True)]
+        self.spans.select(layer, indices)
+        self.native_view.reselect(layer)
 
     def replace_spans(self, layer: int, spans: list[Span]) -> None:
         """A layer's new spans, with their references; the old ones were released by the edit."""
-        self.spans[layer] = spans
-        self.mirror.drop()
+        self.spans.replace(layer, spans)
+        self.native_view.drop()
 
     def exchange_span(self, layer: int, place: int, span: Span) -> None:
         """One span's contents in another form; the caller keeps the old one's reference."""
+        self.spans.exchange(layer, place, span)
         spans = self.spans[layer]
-        spans[place] = span
-        if layer not in self.selected and all(len(one.segment.heads) == self.model.kv_heads for one in spans):
-            self.mirror.exchange(layer, place % len(spans), span)
+        if layer not in self.spans.selected and all(len(own.segment.heads) == self.model.kv_heads for own in spans):
+            self.native_view.exchange(layer, place % len(spans), span)
         else:
-            self.mirror.drop()
+            self.native_view.drop()
 
     # --- parking, ending -----------------------------------------------------------------------------
 
@@ -182,7 +176,7 @@ class SequenceSlots:
     @property
     def index_bytes(self) -> int:
         """Index bytes that it has charged beyond those of its segments."""
-        return self.mirror.charged
+        return self.native_view.charged
 
     def references(self) -> Iterator[Segment]:
         """What it holds, one a reference: a span has one in the list of every layer."""
@@ -194,7 +188,7 @@ class SequenceSlots:
             yield self.open_rows.scratch.segment
         if self.states is not None:
             yield from self.states.segments()
-        yield from self.mirror.copies()
+        yield from self.native_view.copies()
 
     def free(self) -> None:
         """Release everything, the reservation included. A second call has no effect. What an error in the middle
@@ -211,7 +205,7 @@ class SequenceSlots:
                 self.reservation.release()
 
     def _release_all(self) -> None:
-        self.mirror.drop()
+        self.native_view.drop()
         self.open_rows.close()
         if self.states is not None:
             self.states.close()
@@ -219,11 +213,7 @@ class SequenceSlots:
 
     def drop_spans(self) -> None:
         """Let all sealed slots go."""
-        held = Counter(id(span.segment) for spans in self.spans for span in spans)
-        for segment in {id(span.segment): span.segment for spans in self.spans for span in spans}.values():
-            segment.release(held[id(segment)])
-        self.spans = [[] for _ in self.spans]
-        self.let_go = [0] * len(self.spans)
+        self.spans.clear()
 
     def __del__(self) -> None:
         if getattr(self, "_freed", True) is False:  # dropped without free(): its bytes must not stay charged
@@ -231,7 +221,7 @@ class SequenceSlots:
 
     def park(self) -> None:
         """The engine will not step this sequence for a while: its promise ends and its segments may move to disk."""
-        self.mirror.hand_back(self)
+        self.native_view.drop_but_rows()
         self.parked = True
         self.parked_at = next(self.tiers.clock)
         if self.reservation is not None:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
-from typing import TYPE_CHECKING
-from weakref import WeakSet
 
 from thrifty.errors import BudgetError, StorageError
 from thrifty.storage.arena import Arena, Run
 from thrifty.storage.disk import DiskTier
 from thrifty.storage.ledger import Ledger, Reservation
-
-if TYPE_CHECKING:
-    from thrifty.cache.slots.sequence_slots import SequenceSlots
 
 
 class Tiers:
@@ -24,7 +19,6 @@ class Tiers:
         self.arena = arena
         self.disk = disk
         self.relieve: Callable[[int], int] | None = None
-        self.sequences: WeakSet[SequenceSlots] = WeakSet()
         self.clock = count(1)
 
     @property

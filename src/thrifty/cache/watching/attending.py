@@ -9,16 +9,17 @@ import numpy as np
 
 from thrifty.arrays import Array, Floats
 from thrifty.cache.slots.reading import Source, attended, on_path, reachable
-from thrifty.cache.watching.collector import ROWS_AT_ONCE
+from thrifty.cache.watching.collector import ROWS_AT_ONCE, Collector
 from thrifty.errors import PromptError
 from thrifty.kernels.reference import attention
 
 if TYPE_CHECKING:
-    from thrifty.cache.sequence import SequenceCache
+    from thrifty.cache.slots.sequence_slots import SequenceSlots
 
 
 def attend(
-    sequence: SequenceCache,
+    slots: SequenceSlots,
+    collector: Collector,
     layer: int,
     query: Floats,
     *,
@@ -32,20 +33,20 @@ def attend(
 
     Column sums of rows that may still be rejected are kept row by row where they are few, else as one block.
     """
-    rows, model, collector = len(query), sequence.model, sequence.collector
+    rows, model, selected = len(query), slots.model, slots.spans.selected
     if path is not None and rows != 1:
         raise PromptError(f"{rows} query rows with one path: rows of a tree are attended to one by one")
     keep_sums = collector.sums_now and window is None
-    prompt = sequence.open_rows.scratch is not None
+    prompt = slots.open_rows.scratch is not None
     apart = keep_sums and not prompt and rows <= ROWS_AT_ONCE
-    newest = rows if path is None else sequence.open_rows.pending[layer]
+    newest = rows if path is None else slots.open_rows.pending[layer]
     reach = None if window is None else newest + window - 1
     out = np.empty((rows, model.heads, model.head_dim), np.float32)
     sums = []
     for head in range(model.kv_heads):
         part = slice(head * model.group, (head + 1) * model.group)
-        selection = sequence.selected[layer][head] if layer in sequence.selected else None
-        spans = attended(_sources(sequence, layer, head, reach), head, selection)
+        selection = selected[layer][head] if layer in selected else None
+        spans = attended(_sources(slots, layer, head, reach), head, selection)
         if path is not None:
             spans = on_path(spans, path, newest, window)
         result = attention.attend(
@@ -72,9 +73,9 @@ def attend(
     return out
 
 
-def _sources(sequence: SequenceCache, layer: int, head: int, reach: int | None) -> list[Source]:
+def _sources(slots: SequenceSlots, layer: int, head: int, reach: int | None) -> list[Source]:
     """What one head's newest rows may see, in order; of a windowed layer the newest `reach` slots."""
-    spans = sequence.spans[layer]
+    spans = slots.spans[layer]
     sources = [Source(span.segment, span.layer(layer), span.tokens) for span in spans if span.holds(head)]
-    sources += [Source(page, layer, tokens) for page, tokens in sequence.open_rows.pages(layer) if tokens]
+    sources += [Source(page, layer, tokens) for page, tokens in slots.open_rows.pages(layer) if tokens]
     return sources if reach is None else reachable(sources, reach)

@@ -256,7 +256,7 @@ class Collector:
 
     def settle(self) -> None:
         """Bring the ledger up to date with the bytes held. Raises BudgetError."""
-        held = sum(one.nbytes for one in self._queries.values()) + self._sums.nbytes + self._tokens.nbytes
+        held = sum(queries.nbytes for queries in self._queries.values()) + self._sums.nbytes + self._tokens.nbytes
         if held > self._charged:
             self._ledger.charge(INDEX, held - self._charged, self._reservation)
         elif held < self._charged:

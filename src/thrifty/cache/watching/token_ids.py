@@ -38,7 +38,7 @@ class TokenIds:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        lists = sum(one.nbytes for layer in self._edited.values() for one in layer.heads)
+        lists = sum(ids.nbytes for layer in self._edited.values() for ids in layer.heads)
         return len(self._history) * self._history.itemsize + lists
 
     def remember(self, tokens: Sequence[int], start: int) -> None:
@@ -96,8 +96,8 @@ class TokenIds:
 
     def _part(self, start: int, count: int) -> Ids:
         """int32 [count]: the history from `start`, UNKNOWN beyond its end."""
-        found = np.full(count, UNKNOWN, np.int32)
+        ids = np.full(count, UNKNOWN, np.int32)
         known = self._history[start : start + count]
         if known:
-            found[: len(known)] = np.frombuffer(known, np.int32)
-        return found
+            ids[: len(known)] = np.frombuffer(known, np.int32)
+        return ids

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from thrifty.errors import StorageError
+from thrifty.files import replace_file
 
 VERSION = 1
 
@@ -74,20 +73,6 @@ def write(rows: Mapping[str, ClaimRow], page: Path, unclaimed: Mapping[str, str]
 def record_of(page: Path) -> Path:
     """The JSON file that belongs to a page."""
     return page.with_suffix(".json")
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 HEAD = """# Claims

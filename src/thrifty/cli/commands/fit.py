@@ -40,6 +40,7 @@ def command(
     scored: fit_options.Scored = None,
     threads: options.Threads = None,
     native: options.Native = None,
+    no_copy: options.NoCopy = False,
     as_json: options.Json = False,
 ) -> None:
     """Search recipes under a budget, write the best one, and answer with it.
@@ -57,7 +58,7 @@ def command(
         if path is not None:
             _check_writable(path, flag, example)
     asked = {
-        "memory": fit_search.budget(model, memory, process_memory),
+        "memory": fit_search.budget(model, memory, process_memory, not no_copy),
         "context": context,
         "prefix": prefix,
         "scored": scored,
@@ -72,16 +73,17 @@ def command(
         "seed": seed,
         "off_grid": off_grid,
     }
-    fit = fit_search.prepare(model, asked, own, state, fresh)
+    fit = fit_search.prepare(model, asked, own, state, fresh, not no_copy)
     with fit.state:
         ended = fit_search.watch(fit, as_json)
-    _finish(fit, model, asked, out, report, prompt, ended, as_json)
+    again = fit_search.reproduced(model, asked, out, not no_copy)
+    _finish(fit, model, again, out, report, prompt, ended, as_json)
 
 
 def _finish(
     fit: Fit,
     model: str,
-    asked: dict[str, Any],
+    again: str,
     out: Path,
     report: Path | None,
     prompt: str,
@@ -103,7 +105,7 @@ def _finish(
     told: dict[str, Any] = {"interrupted": ended.interrupted}
     if best is not None and ended.whole and (prompt or as_json or report is not None):
         told |= fit_search.shown(fit, best, prompt, quiet=as_json, whole=as_json or report is not None)
-    result = document(fit, model, fit_search.reproduced(model, asked, out), **told) if as_json or report else {}
+    result = document(fit, model, again, **told) if as_json or report else {}
     if report is not None:
         _write_report(report, result, as_json)
     if as_json:
@@ -119,11 +121,12 @@ def _finish(
 
 
 def _write_report(path: Path, document: dict[str, Any], quiet: bool) -> None:
+    from thrifty.files import replace_file
     from thrifty.frontier.report.report import render
-    from thrifty.models.store.cache_directory import storage_errors, write_text
+    from thrifty.models.store.cache_directory import storage_errors
 
     with storage_errors(path.resolve().parent):
-        write_text(path.resolve(), render(document))
+        replace_file(path.resolve(), render(document))
     if not quiet:
         output.say(f"report: {path.resolve()}")
 

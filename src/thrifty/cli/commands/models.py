@@ -31,7 +31,8 @@ Remove = Annotated[
         "--remove",
         metavar="COPY",
         show_default=False,
-        help="Remove converted copies: by model, path, the beginning of a copy's name, or `all`; repeat for several.",
+        help="Remove converted copies: by model, path, the first 6 or more digits of a copy's name, `unusable` or "
+        "`all`; repeat for several.",
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")]

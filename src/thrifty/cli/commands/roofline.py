@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,7 +40,8 @@ def command(
     """Count operations and bytes of every layer, say which of memory and arithmetic bounds it, and the least
     time a token can take.
 
-    A folder or hub id needs no weights; of a GGUF file the bytes of its own tensors count, and nothing is converted.
+    A folder or hub id needs no weights, and counts 16 bits a number then; of a GGUF file and of a quantised folder the
+    bytes of its own tensors count, and nothing is converted.
     Nothing is run: `thrifty bench` says how near a machine comes.
     """
     if listing:
@@ -52,11 +54,11 @@ def command(
     sizes = _sizes(model, chosen, length)
     from thrifty.evaluation.roofline.cost import estimate
 
-    estimated = estimate(sizes, chosen.techniques("cache"), target, length=length, batch=batch)
+    bound = estimate(sizes, chosen.techniques("cache"), target, length=length, batch=batch)
     if as_json:
-        output.json_line(document(model, chosen.label(), estimated))
+        output.json_line(document(model, chosen.label(), bound))
     else:
-        show(model, chosen.label(), estimated)
+        show(model, chosen.label(), bound)
 
 
 def _machine(name: str, threads: int | None) -> Machine:
@@ -76,20 +78,20 @@ def _sizes(model: str, recipe: Recipe, length: int) -> ModelSizes:
     from thrifty.frontier.predict import as_stored
     from thrifty.models.inspection import inspect
     from thrifty.models.loading import resolve
-    from thrifty.models.peek import config_of
+    from thrifty.models.peek import config_of, is_quantised
 
     check_order(recipe.techniques("cache"))
-    config = config_of(model)
-    if config is not None:
-        counted = sizes.of_config(config)
+    config, path = config_of(model), Path(model)
+    if config is not None and not (path.is_dir() and is_quantised(path)):
+        shipped = sizes.of_config(config)
     else:
         with output.waiting(f"opening {model}"):
             file = inspect(resolve(model))
-            counted = sizes.of_file(file.config, file.tensors)
-    limit = counted.config.context_length
+            shipped = sizes.of_file(file.config, file.tensors)
+    limit = shipped.config.context_length
     if length > limit:
         raise PromptError(f"length {length} is beyond what {model} was made for; use 1 to {limit}")
-    return as_stored(counted, recipe.techniques("weights"))
+    return as_stored(shipped, recipe.techniques("weights"))
 
 
 def _list(as_json: bool) -> None:

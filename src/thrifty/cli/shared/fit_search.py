@@ -42,9 +42,10 @@ class Ended:
         return not (self.interrupted or self.failure)
 
 
-def budget(model: str, memory: int | None, process_memory: int | None) -> int:
+def budget(model: str, memory: int | None, process_memory: int | None, copy: bool = True) -> int:
     """The bytes for weights, cache and workspace: `memory`, or what `process_memory` leaves beside the baseline of a
-    process that serves the model; the less where both are given. Raises BudgetError where nothing is left.
+    process that serves the model; the less where both are given. copy: of `models.load`. Raises BudgetError where
+    nothing is left.
     """
     from thrifty.api import open_model
     from thrifty.engine.admission.process_memory import GROWTH, left_for_ledger
@@ -54,9 +55,9 @@ def budget(model: str, memory: int | None, process_memory: int | None) -> int:
         assert memory is not None, "one of the two is given"
         return memory
     with output.waiting("measuring what a serving process holds"):
-        loaded = open_model(model)
+        loaded = open_model(model, copy=copy)
         assert loaded.path is not None, "a model by name has a path"
-        held = serving_baseline(loaded.path)
+        held = serving_baseline(loaded.path, copy)
     left = left_for_ledger(process_memory, held, loaded.nbytes)
     output.note(
         f"a process that serves holds {output.megabytes(held)}, and {output.megabytes(GROWTH)} are kept for what "
@@ -65,8 +66,12 @@ def budget(model: str, memory: int | None, process_memory: int | None) -> int:
     return left if memory is None else min(memory, left)
 
 
-def prepare(model: str, asked: Mapping[str, Any], own: Sequence[Recipe], state: Path | None, fresh: bool) -> Fit:
-    """The search, ready to run, on the state of an earlier one. asked: options of Question, None for its default."""
+def prepare(
+    model: str, asked: Mapping[str, Any], own: Sequence[Recipe], state: Path | None, fresh: bool, copy: bool = True
+) -> Fit:
+    """The search, ready to run, on the state of an earlier one. asked: options of Question, None for its default. copy:
+    of `models.load`.
+    """
     from thrifty.api import open_model
     from thrifty.frontier.candidates import of_recipe
     from thrifty.frontier.fit import Fit
@@ -74,7 +79,7 @@ def prepare(model: str, asked: Mapping[str, Any], own: Sequence[Recipe], state: 
     from thrifty.frontier.state import State, default_path
 
     with output.waiting(f"loading {model}"):
-        loaded = open_model(model, threads=asked["threads"])
+        loaded = open_model(model, threads=asked["threads"], copy=copy)
         question = Question(loaded, **{name: value for name, value in asked.items() if value is not None})
         identity = question.identity()
         held = State(state or default_path(identity), identity, fresh=fresh)
@@ -165,7 +170,7 @@ def _opened(model: Model, recipe: Recipe, **options: Any) -> Iterator[Thrifty]:
         yield thrifty
 
 
-def reproduced(model: str, asked: Mapping[str, Any], out: Path) -> str:
+def reproduced(model: str, asked: Mapping[str, Any], out: Path, copy: bool = True) -> str:
     """The command that asks the same again."""
     words = ["thrifty", "fit", model, "--memory", str(asked["memory"]), "--context", str(asked["context"])]
     names = ("batch", "min_recovery", "minutes", "items", "seed", "prefix", "scored", "threads")
@@ -180,6 +185,8 @@ def reproduced(model: str, asked: Mapping[str, Any], out: Path) -> str:
         words.append("--native" if asked["native"] else "--reference")
     if asked["off_grid"]:
         words.append("--off-grid")
+    if not copy:
+        words.append("--no-copy")
     return shlex.join([*words, "-o", str(out)])
 
 

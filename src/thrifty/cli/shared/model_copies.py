@@ -21,14 +21,14 @@ def show(as_json: bool) -> None:
     """All copies, the largest first."""
     from thrifty.models.store.copies import copies
 
-    kept = copies()
+    held = copies()
     if as_json:
-        output.json_line([_document(copy) for copy in kept])
+        output.json_line([_document(copy) for copy in held])
         return
-    if not kept:
+    if not held:
         output.say("There are no converted copies; loading a model makes one.")
         return
-    _table(kept)
+    _table(held)
     output.note("`thrifty models --remove MODEL` removes one; it is made again when its model is loaded")
 
 
@@ -36,10 +36,10 @@ def say_total() -> None:
     """How much all copies take, where there are any."""
     from thrifty.models.store.copies import copies
 
-    kept = copies()
-    if kept:
-        total = output.megabytes(sum(copy.nbytes for copy in kept))
-        count = "1 converted copy takes" if len(kept) == 1 else f"{len(kept)} converted copies take"
+    held = copies()
+    if held:
+        total = output.megabytes(sum(copy.nbytes for copy in held))
+        count = "1 converted copy takes" if len(held) == 1 else f"{len(held)} converted copies take"
         output.note(f"{count} {total} in the cache; --copies lists them, --remove removes some")
 
 
@@ -48,6 +48,12 @@ def remove(targets: Sequence[str], sure: bool, as_json: bool) -> None:
     from thrifty.models.store import copies
 
     chosen = list({copy.path: copy for target in targets for copy in copies.matching(target)}.values())
+    if not chosen:  # `all` and `unusable` may name none
+        if as_json:
+            output.json_line([])
+        else:
+            output.say("There are no such copies.")
+        return
     total = output.megabytes(sum(copy.nbytes for copy in chosen))
     if not sure:
         if as_json or not sys.stdin.isatty():
@@ -64,7 +70,7 @@ def remove(targets: Sequence[str], sure: bool, as_json: bool) -> None:
         output.say(f"removed {len(chosen)} converted {'copy' if len(chosen) == 1 else 'copies'} ({total})")
 
 
-def _table(kept: Sequence[Copy]) -> None:
+def _table(held: Sequence[Copy]) -> None:
     columns = (
         Column("converted copy of", number=False),
         Column("size", rank=1),
@@ -72,12 +78,12 @@ def _table(kept: Sequence[Copy]) -> None:
         Column("name", number=False, rank=2),
     )
     rows = []
-    for copy in kept:
+    for copy in held:
         label = copy.name or (UNKNOWN if copy.origin is None else str(copy.origin))
-        usable = "yes" if copy.current else "no: of another version"
+        usable = "yes" if copy.fault is None else f"no: {copy.fault}"
         rows.append((label, output.megabytes(copy.nbytes), usable, copy.path.name))
     output.table("", columns, rows)
-    output.say(f"{len(kept)} together: {output.megabytes(sum(copy.nbytes for copy in kept))}")
+    output.say(f"{len(held)} together: {output.megabytes(sum(copy.nbytes for copy in held))}")
 
 
 def _document(copy: Copy) -> dict[str, Any]:
@@ -86,5 +92,6 @@ def _document(copy: Copy) -> dict[str, Any]:
         "model": copy.name,
         "checkpoint": None if copy.origin is None else str(copy.origin),
         "bytes": copy.nbytes,
-        "usable": copy.current,
+        "usable": copy.fault is None,
+        "fault": copy.fault,
     }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 WIDTH = 160  # columns where there is no terminal
+SPINNER = 2  # columns of a spinner and the gap behind it
 
 
 def error(message: str) -> None:
@@ -140,5 +141,23 @@ def waiting(what: str) -> Iterator[Callable[[str], None]]:
         with Ticker(lambda elapsed: f"{said[0]}: {seconds(elapsed)} so far", note):
             yield say
         return
-    with messages().status(what, spinner="dots") as status:
-        yield status.update
+    from rich.text import Text
+
+    console = messages()
+    room = console.width - SPINNER
+
+    def line(text: str) -> Text:
+        return Text(fitted(text, room))
+
+    with console.status(line(what), spinner="dots") as status:
+        yield lambda text: status.update(line(text))
+
+
+def fitted(text: str, width: int) -> str:
+    """The text on one line of `width` columns: one that is too long loses its middle, since its beginning says what is
+    done and its end how far.
+    """
+    if len(text) <= width:
+        return text
+    tail = (width - 1) // 2
+    return f"{text[: max(0, width - 1 - tail)]}…{text[len(text) - tail :]}"

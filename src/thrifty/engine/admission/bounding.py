@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from thrifty.bisection import largest
 from thrifty.cache.policy import CachePolicy
 from thrifty.errors import BudgetError, RecipeError
 from thrifty.storage.budget import format_size
@@ -30,21 +31,15 @@ def fitted(policies: Sequence[CachePolicy], budget: int | None, need: Need, tota
     first = asked[0]
     if budget is None:
         raise RecipeError(_without_budget(first))
-    quantiser = next((policy for policy in policies if policy.quantises), None)
-    if quantiser is not None and any(policy.watches_decode and not policy.whole_pages for policy in asked):
+    quantiser = next((policy for policy in policies if policy.traits.quantises), None)
+    if quantiser is not None and any(policy.watches_decode and not policy.traits.whole_pages for policy in asked):
         raise RecipeError(
             f'{first.name}: {first.budgeted} = "budget" cannot be kept with {quantiser.name}: slots that are evicted '
             "one by one leave holes in pages of codes, whose bytes come free only with the whole page; use streaming, "
             f"which lets go of whole pages, or leave {quantiser.name} out"
         )
-    low, high = 1, total
-    while low < high:
-        middle = (low + high + 1) // 2
-        if need(with_capacity(policies, middle), total) <= budget:
-            low = middle
-        else:
-            high = middle - 1
-    return with_capacity(policies, low)
+    capacity = largest(1, total, lambda tokens: need(with_capacity(policies, tokens), total) <= budget)
+    return with_capacity(policies, capacity)
 
 
 def check(policies: Sequence[CachePolicy], budget: int, need: Need, prompt: int, total: int) -> None:
@@ -63,14 +58,8 @@ def check(policies: Sequence[CachePolicy], budget: int, need: Need, prompt: int,
 
 def longest(policies: Sequence[CachePolicy], budget: int, need: Need, prompt: int, total: int) -> int:
     """The most tokens in all, above `prompt` and at most `total`, that stay within the budget; 0: none."""
-    low, high = prompt, total
-    while low < high:
-        middle = (low + high + 1) // 2
-        if need(policies, middle) <= budget:
-            low = middle
-        else:
-            high = middle - 1
-    return low if low > prompt else 0
+    fitting = largest(prompt, total, lambda tokens: need(policies, tokens) <= budget)
+    return fitting if fitting > prompt else 0
 
 
 def _without_budget(policy: CachePolicy) -> str:

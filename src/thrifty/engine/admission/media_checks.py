@@ -19,7 +19,8 @@ def check_media(media: PromptMedia, config: ModelConfig, policies: Sequence[Cach
         raise PromptError(
             f"embeddings have width {media.hidden_size}; this model's hidden size is {config.hidden_size}"
         )
-    if media.axes == 3 and not all(layer.rope.sections for layer in config.layers):
+    attending = [layer for layer in config.layers if layer.mixer == "attention"]
+    if media.axes == 3 and not all(layer.rope.sections for layer in attending):
         raise PromptError("embeddings bring three positions a row, and this model's ropes take one; give one a row")
     if media.longest_span > chunk:
         fitting = -(-media.longest_span // CHUNK) * CHUNK
@@ -27,10 +28,10 @@ def check_media(media: PromptMedia, config: ModelConfig, policies: Sequence[Cach
             f"{media.longest_span} rows see ahead of each other, and the engine takes {chunk} rows at once; use an "
             f"engine with chunk = {fitting}"
         )
-    policy = rehearsing(policies)
-    if policy is not None:
+    reader = rehearsing(policies)
+    if reader is not None:
         raise RecipeError(
-            f"{policy.name} reads the prompt's tokens again, and embedded rows have none; use a policy that reads no "
+            f"{reader.name} reads the prompt's tokens again, and embedded rows have none; use a policy that reads no "
             "tokens, such as snapkv, or a prompt of token ids"
         )
     if media.positions is not None:

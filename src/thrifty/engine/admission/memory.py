@@ -133,7 +133,7 @@ class EngineMemory(RequestBounds):
         cache = sequence.cache
         if cache is None or sequence.state is not State.DECODING or sequence.parked:
             return
-        if not cache.policies and cache.mirror.view is not None:
+        if not cache.policies and cache.native_view.view is not None:
             self._publish(sequence, sequence.tokens)
 
     def settle(self, sequence: Running) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from thrifty.bisection import largest
 from thrifty.cache.footprint import Footprint
 from thrifty.cache.policy import CachePolicy
 from thrifty.engine.admission.request_sizes import RequestSizes
@@ -120,14 +121,11 @@ class RequestBounds:
         if self._budget is None:
             return total
         room = self._budget - self._weights - self.adapters - self.workspace - self.drafts_bytes
-        low, high = 0, total
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.footprint(policies, min(prompt, middle), middle, samples, drafting).peak_bytes <= room:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+
+        def fits(tokens: int) -> bool:
+            return self.footprint(policies, min(prompt, tokens), tokens, samples, drafting).peak_bytes <= room
+
+        return largest(0, total, fits)
 
     def request_bytes(
         self, policies: Sequence[CachePolicy], prompt: int, total: int, samples: int = 1, rows: int = 1

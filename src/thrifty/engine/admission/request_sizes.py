@@ -60,5 +60,5 @@ class RequestSizes:
             return 4 * prompt * self._hidden_size
         rows, policy = min(-(-prompt // PAGE) * PAGE, self._chunk), rehearsing(policies)
         if policy is not None:
-            rows = max(rows, policy.rehearsed(self._cache.model, prompt))
+            rows = max(rows, policy.rehearsal_rows(self._cache.model, prompt))
         return 4 * rows * self._hidden_size

@@ -16,7 +16,8 @@ from thrifty.decoding.scores import Scores
 from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.prefill.prompt_rows import PromptRows
 from thrifty.engine.prefill.rehearsal import RehearsedPrefill
-from thrifty.engine.runner import Rows, Runner
+from thrifty.engine.runner import CHUNK, Rows, Runner
+from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
@@ -63,7 +64,8 @@ class ChunkedPrefill:
         self._chunk = chunk
         self._pace = pace
         self._publish = publish
-        self._windowed = any(window is not None for window in cache.model.windows) or bool(cache.model.state_layers)
+        windowed = any(window is not None for window in cache.model.windows)
+        self._whole = PAGE if cache.model.state_layers else CHUNK if windowed else 1  # a hit can end where chunks do
         self._cut: tuple[Rows, Floats] | None = None
         self._layer = 0
 
@@ -95,7 +97,7 @@ class ChunkedPrefill:
         rows see each other.
         """
         start = self._cache.length
-        stop = self._prompt.stop(start, chunk, whole=self._windowed)
+        stop = self._prompt.stop(start, chunk, whole=self._whole)
         self._cache.reserve(stop - start)
         return self._prompt.part(start, stop)
 

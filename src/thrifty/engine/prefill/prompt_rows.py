@@ -11,7 +11,7 @@ import numpy as np
 from thrifty.arrays import Floats
 from thrifty.decoding.scores import ArrayScores, Scores
 from thrifty.engine.row_extra import RowExtra
-from thrifty.engine.runner import CHUNK, Rows, Runner, chunk_end
+from thrifty.engine.runner import Rows, Runner, chunk_end
 
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
@@ -39,11 +39,11 @@ class PromptRows:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def stop(self, start: int, chunk: int, whole: bool = False) -> int:
-        """Where a chunk that begins at `start` ends. whole: at a multiple of 128 where it may."""
+    def stop(self, start: int, chunk: int, whole: int = 1) -> int:
+        """Where a chunk that begins at `start` ends: at a multiple of `whole` tokens where it may."""
         stop = chunk_end(start, len(self.tokens), chunk)
-        if whole and stop - stop % CHUNK > start:
-            stop -= stop % CHUNK
+        if stop - stop % whole > start:
+            stop -= stop % whole
         return stop if self._media is None else self._media.cut(start, stop)
 
     def part(self, start: int, stop: int) -> Rows:

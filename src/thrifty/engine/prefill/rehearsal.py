@@ -17,8 +17,9 @@ from thrifty.engine.prefill.prompt_rows import PromptRows
 from thrifty.engine.runner import Rows, Runner, chunk_end
 
 if TYPE_CHECKING:
+    from thrifty.cache.rehearsals import Rehearsals
     from thrifty.cache.sequence import SequenceCache
-    from thrifty.cache.watching.rehearsal import Rehearsal, Rehearsals
+    from thrifty.cache.statistics import Rehearsal
     from thrifty.engine.running import Prefill
 
 

@@ -18,8 +18,8 @@ from thrifty.arrays import Floats
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.scores import window_attention
 from thrifty.cache.statistics import Statistics, Stats
-from thrifty.cache.watching.observation import window_attention
 from thrifty.errors import PromptError
 from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.heads.items import ProbeItem, ProbeItems

@@ -58,16 +58,16 @@ import sys
 from thrifty.api import Thrifty
 from thrifty.engine.admission.process_memory import baseline
 from thrifty.models import load
-print(baseline(load(sys.argv[1])))
+print(baseline(load(sys.argv[1], copy=sys.argv[2] == "copy")))
 """
 
 
 @cache
-def serving_baseline(path: Path) -> int:
+def serving_baseline(path: Path, copy: bool = True) -> int:
     """Resident bytes of a process that serves the model of a path, weights, workspace and caches left out: Python, its
-    libraries and the tokenizer. Measured in a process of its own, which takes about a second.
+    libraries and the tokenizer. Measured in a process of its own, which takes about a second. copy: of `models.load`.
     """
-    command = [sys.executable, "-c", SERVING, str(path)]
+    command = [sys.executable, "-c", SERVING, str(path), "copy" if copy else "none"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if done.returncode:
         raise RuntimeError(f"the baseline of a serving process cannot be measured: {done.stderr.strip()[-400:]}")

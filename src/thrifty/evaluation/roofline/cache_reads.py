@@ -93,7 +93,7 @@ def _compressed(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -
     slots = length
     for policy in policies:
         slots = min(slots, policy.kept(length, 0))
-    quantiser = next((policy for policy in policies if policy.quantises), None)
+    quantiser = next((policy for policy in policies if policy.traits.quantises), None)
     codes = 0
     name = ""
     if quantiser is not None:

@@ -149,7 +149,7 @@ def _recovery_view(rows: Sequence[Candidate], needs: Sequence[int], values: list
         intervals=[None if row.recovery is None else (row.recovery.low, row.recovery.high) for row in rows],
         lane=lane,
         floor=floor,
-        line=_steps(rows, needs, values, better=lambda one, other: one > other),
+        line=_steps(rows, needs, values, better=lambda value, other: value > other),
     )
 
 
@@ -168,7 +168,7 @@ def _kl_view(rows: Sequence[Candidate], needs: Sequence[int], values: list[float
         intervals=[None if row.quality is None else _between(row.quality.kl, least) for row in rows],
         lane=lane,
         floor=floor,
-        line=_steps(rows, needs, clipped, better=lambda one, other: one < other),
+        line=_steps(rows, needs, clipped, better=lambda value, other: value < other),
     )
 
 

@@ -66,9 +66,9 @@ def _tables(fit: Document, rows: Sequence[report_view.Row]) -> dict[str, list[re
 
 def _data(plot: report_plot.Plot | None, rows: Sequence[report_view.Row]) -> Markup:
     """What the script reads, as JSON that can stand in a script tag."""
-    found = None if plot is None else plot.as_dict()
+    drawn = None if plot is None else plot.as_dict()
     points = [{"label": row.cells[0].text, "badges": row.badges, "figures": report_view.figures(row)} for row in rows]
-    text = json.dumps({"plot": found, "points": points}, ensure_ascii=False, allow_nan=False)
+    text = json.dumps({"plot": drawn, "points": points}, ensure_ascii=False, allow_nan=False)
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return Markup(text)

@@ -82,7 +82,7 @@ def row(document: Document, index: int, kind: str) -> Row:
         recovery_cell(candidate, candidate is document.baseline),
         _kl_cell(candidate),
         Cell(f"{quality.top1.value:.1%}", quality.top1.value) if quality else Cell(NONE),
-        _decode_cell(candidate, max((one.measured_after_tokens or 0 for one in document.candidates), default=0)),
+        _decode_cell(candidate, max((row.measured_after_tokens or 0 for row in document.candidates), default=0)),
         Cell(f"{candidate.prefill_tok_s:,.0f}", candidate.prefill_tok_s) if candidate.prefill_tok_s else Cell(NONE),
         Cell(format_size(candidate.need_steady_bytes), candidate.need_steady_bytes),
     ]
@@ -276,7 +276,9 @@ def _between(interval: Interval) -> str:
 
 def reasons(document: Document) -> list[str]:
     """Why the winner won; the next step up has a place of its own."""
-    return [one for one in document.why if document.next_step is None or not one.startswith("The next step up is ")]
+    return [
+        reason for reason in document.why if document.next_step is None or not reason.startswith("The next step up is ")
+    ]
 
 
 def gain(document: Document) -> str:

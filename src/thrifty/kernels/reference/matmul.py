@@ -83,3 +83,19 @@ def plain_matmul(activations: Floats, weight: Array) -> Floats:
     for lane in range(16):
         result += sums[:, :, lane]
     return result
+
+
+def table_matmul(activations: Floats, values: Floats, scales: Floats, group: int) -> Floats:
+    """activations fp32 [m, in] × scale · value → fp32 [m, out], each product and sum rounded.
+
+    values: fp32 [out, in], what the codes stand for. scales: fp32 [out, groups]. Within a group even columns go to one
+    sum and odd ones to another, in order; groups are added in order, each scaled as a whole.
+    """
+    rows, columns = len(activations), values.shape[1]
+    result = np.zeros((rows, len(values)), np.float32)
+    for place, first in enumerate(range(0, columns, group)):
+        sums = np.zeros((2, rows, len(values)), np.float32)
+        for column in range(first, min(first + group, columns)):
+            sums[column % 2] += activations[:, None, column] * values[None, :, column]
+        result += scales[None, :, place] * (sums[0] + sums[1])
+    return result

@@ -59,6 +59,10 @@ _HARMLESS_PATTERNS = re.compile(
     r"|base_model_(tp|pp|ep)_plan|(tp|pp|ep)_plan"
 )
 
+_LATENT = (
+    "latent attention (DeepSeek V2, V3) is not built yet; use a model without it, such as DeepSeek's distillations "
+    "into Qwen and Llama"
+)
 # Fields whose meaning deserves better than "not supported".
 EXPLAINED = {
     "alibi": "ALiBi position biases are not supported; use another checkpoint",
@@ -67,9 +71,9 @@ EXPLAINED = {
         "the checkpoint brings its own code, which is never run; where it only repeats the library's, remove the field"
     ),
     "clip_qkv": "clipped queries, keys and values are not supported; use another checkpoint",
-    "kv_lora_rank": "latent attention (DeepSeek) is not supported; use another checkpoint",
+    "kv_lora_rank": _LATENT,
     "partial_rotary_factor": "rotating a part of each head is not supported for this family; use another checkpoint",
-    "q_lora_rank": "latent attention (DeepSeek) is not supported; use another checkpoint",
+    "q_lora_rank": _LATENT,
     "qk_layernorm": "a layer norm of each head of query and key is not supported; use another checkpoint",
     "quantization": "use the unquantised checkpoint, or a GGUF file",
     "quantization_config": (

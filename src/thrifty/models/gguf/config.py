@@ -3,137 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
-from thrifty.errors import ConfigError, nearest
+from thrifty.errors import ConfigError
 from thrifty.models.config.model_config import (
     LIMITS,
-    MLP,
-    Activation,
     ExpertConfig,
     LayerSpec,
     ModelConfig,
-    Norm,
-    QKNorm,
     RopeConfig,
 )
+from thrifty.models.gguf.architectures import architecture
 from thrifty.models.gguf.file import GGUF
+from thrifty.models.gguf.known_fields import check_fields
 from thrifty.models.gguf.rope import read_rope
 from thrifty.models.tokens.settings import TokenizerSettings
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """What a GGUF architecture implies beyond its metadata.
-
-    `permuted`: the rows of query and key are stored for interleaved rotation and must be put back in halves.
-    `normalise`: whether the probabilities of the chosen experts are made to sum to 1. `period`: of so many layers the
-    last attends to all, the others to a window where the file has one; 1: all have it. `local_rope`: how the layers
-    with a window turn: "same", "unscaled" (without the scaling of the others) or "own" (a base of their own, too).
-    `softcaps`: of attention scores and logits, where the file names none. `wide_layers`: with so many layers scores
-    are scaled by hidden size / heads. `without_rope`: every so-manieth layer does not turn; 0: all do. `scales`:
-    embedding, residual and logits have factors.
-    """
-
-    permuted: bool = False
-    qk_norm: QKNorm = "none"
-    normalise: bool = False
-    gemma: bool = False
-    norm: Norm = "rms"
-    pre_norms: bool = True
-    post_norms: bool = False
-    mlp: MLP = "gated"
-    activation: Activation = "silu"
-    period: int = 1
-    local_rope: Literal["same", "unscaled", "own"] = "same"
-    softcaps: tuple[float, float] = (0.0, 0.0)
-    wide_layers: int = 0
-    without_rope: int = 0
-    scales: bool = False
-
-
-_GEMMA = Architecture(gemma=True, post_norms=True, activation="gelu_tanh")
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture(permuted=True, normalise=True),
-    "qwen2": Architecture(),
-    "qwen3": Architecture(qk_norm="head"),
-    "gemma2": replace(_GEMMA, period=2, softcaps=(50.0, 30.0), wide_layers=46),
-    "gemma3": replace(_GEMMA, qk_norm="head", period=6, local_rope="own", wide_layers=62),
-    "phi3": Architecture(),
-    "granite": Architecture(permuted=True, scales=True),
-    "smollm3": Architecture(permuted=True, without_rope=4),
-    "olmo2": Architecture(qk_norm="full", pre_norms=False, post_norms=True, period=4, local_rope="unscaled"),
-    "starcoder2": Architecture(norm="layer", mlp="plain", activation="gelu_tanh"),
-    "stablelm": Architecture(norm="layer"),
-    "qwen2moe": Architecture(),
-    "qwen3moe": Architecture(qk_norm="head", normalise=True),
-    "olmoe": Architecture(qk_norm="full"),
-}
-_REFUSED: Mapping[str, str] = {
-    "deepseek2": "latent attention (DeepSeek V2, V3 and what is built on them) is not supported",
-}
-
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-# Fields that are read below or change nothing; any other field of the architecture is refused by name.
-_KNOWN_FIELDS = _names(
-    """
-    block_count context_length embedding_length feed_forward_length vocab_size attention.head_count
-    attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
-    attention.sliding_window attention.sliding_window_pattern attention.scale attn_logit_softcapping
-    final_logit_softcapping rope.dimension_count rope.freq_base rope.freq_base_swa rope.scaling.type
-    rope.scaling.factor rope.scaling.attn_factor rope.scaling.original_context_length rope.scaling.finetuned
-    rope.scaling.yarn_ext_factor rope.scaling.yarn_attn_factor rope.scaling.yarn_beta_fast
-    rope.scaling.yarn_beta_slow rope.scale_linear expert_count expert_used_count expert_feed_forward_length
-    expert_shared_feed_forward_length expert_shared_count expert_weights_norm expert_weights_scale
-    expert_gating_func attention.layer_norm_epsilon decoder_start_token_id use_parallel_residual
-    """
-)
-# Fields that change nothing at these values, the only ones that are taken. 0 is llama.cpp's "not set".
-_NEUTRAL_FIELDS: Mapping[str, tuple[object, ...]] = {
-    "attention.causal": (True,),
-    "attention.clamp_kqv": (0,),
-    "attention.group_norm_groups": (0,),
-    "attention.max_alibi_bias": (0,),
-    "attention.output_scale": (0, 1),
-    "attention.shared_kv_layers": (0,),
-    "attention.temperature_scale": (0,),
-    "embedding_scale": (0, 1),
-    "expert_group_count": (0, 1),
-    "expert_group_scale": (0, 1),
-    "expert_group_used_count": (0, 1),
-    "leading_dense_block_count": (0,),
-    "logit_scale": (0, 1),
-    "moe_every_n_layers": (0, 1),
-    "n_deepstack_layers": (0,),
-    "nextn_predict_layers": (0,),
-    "pooling_type": (0,),
-    "residual_scale": (0, 1),
-    "rope.scaling.yarn_log_multiplier": (0,),
-    "router_logit_softcapping": (0,),
-    "tensor_data_layout": ("", "Meta AI original pth"),  # how llama's rows always lie in such a file
-}
 _SOFTMAX_GATING = 1
-_SCALES = ("embedding_scale", "residual_scale", "logit_scale")
-
-
-def architecture(file: GGUF) -> Architecture:
-    """The architecture of a file. Raises ConfigError with the nearest known one."""
-    name = file.architecture
-    if name in _REFUSED:
-        raise ConfigError(f"{file.path}: the architecture '{name}': {_REFUSED[name]}; use a model without it.")
-    if name not in ARCHITECTURES:
-        raise ConfigError(
-            f"{file.path}: the architecture '{name[:80]}' is not supported. {nearest(name, ARCHITECTURES)}"
-        )
-    return ARCHITECTURES[name]
 
 
 def read_config(file: GGUF, tokenizer: TokenizerSettings) -> ModelConfig:
@@ -147,7 +34,7 @@ class _Reader:
         self.kind = architecture(file)
         self.name = file.architecture
         self.layers = self.metadata.integer(self.key("block_count"), minimum=1, maximum=LIMITS["layers"])
-        self._check_fields()
+        check_fields(file, self.kind)
 
     def key(self, field: str) -> str:
         return f"{self.name}.{field}"
@@ -339,20 +226,3 @@ class _Reader:
             )
         theta = self.metadata.number(self.key("rope.freq_base"), 10_000.0, above=1)
         return read_rope(self.file, theta, dimension, self.size("context_length", "context_length"))
-
-    def _check_fields(self) -> None:
-        for key, value in self.metadata.items():
-            architecture, _, field = key.partition(".")
-            known = field in _KNOWN_FIELDS or (self.kind.scales and field in _SCALES)
-            if architecture == self.name and not known:
-                self._check_neutral(key, _NEUTRAL_FIELDS.get(field), value)
-
-    def _check_neutral(self, key: str, neutral: tuple[object, ...] | None, value: object) -> None:
-        """Raise ConfigError for a field that could change the results."""
-        if neutral is None:
-            raise ConfigError(f"{self.file.path}: the field '{key[:80]}' is not supported")
-        if isinstance(value, np.ndarray | list) or value not in neutral:
-            raise ConfigError(
-                f"{self.file.path}: the field '{key}' is {value!r:.40}; only {' or '.join(map(repr, neutral))} is "
-                "supported, which changes nothing; use a model that does without it"
-            )

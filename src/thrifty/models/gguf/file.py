@@ -147,7 +147,8 @@ def _map_file(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < 24:
-                raise CheckpointError(f"{path}: {size} bytes is too short for a GGUF header (24 bytes)")
+                reason = "is too short for a GGUF header (24 bytes); download it again"
+                raise CheckpointError(f"{path}: {size} bytes {reason}")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be opened: {error.strerror}") from error

@@ -120,9 +120,13 @@ class Cursor:
     def fail(self, message: str) -> NoReturn:
         raise CheckpointError(f"{self.path}: {message}")
 
+    def truncated(self, message: str) -> NoReturn:
+        """Fail over something that the file is too short for."""
+        self.fail(f"{message}. The file is cut short or damaged; download it again")
+
     def take(self, count: int, field: str) -> bytes:
         if count > self.end - self.position:
-            self.fail(f"{field}: {count} bytes at offset {self.position} end beyond the file's {self.end} bytes")
+            self.truncated(f"{field}: {count} bytes at offset {self.position} end beyond the file's {self.end} bytes")
         start = self.position
         self.position += count
         return self.data[start : self.position]
@@ -165,21 +169,21 @@ class Cursor:
         """All tensor entries, with offsets made absolute and checked for alignment, range and overlap."""
         raw = [self._tensor(index) for index in range(count)]
         base = -(-self.position // alignment) * alignment
-        found: dict[str, TensorInfo] = {}
+        tensors: dict[str, TensorInfo] = {}
         for info in raw:
-            if info.name in found:
+            if info.name in tensors:
                 self.fail(f"tensor '{info.name}' appears twice")
             if info.offset % alignment:
                 self.fail(f"tensor '{info.name}': offset {info.offset} is not a multiple of {alignment}")
             start = base + info.offset
             if start + info.nbytes > self.end:
-                self.fail(
+                self.truncated(
                     f"tensor '{info.name}': offset {start} + {info.nbytes} bytes ends beyond "
                     f"the file's {self.end} bytes"
                 )
-            found[info.name] = TensorInfo(info.name, info.type, info.shape, start, info.nbytes)
-        self._check_overlap(found)
-        return found
+            tensors[info.name] = TensorInfo(info.name, info.type, info.shape, start, info.nbytes)
+        self._check_overlap(tensors)
+        return tensors
 
     def _tensor(self, index: int) -> TensorInfo:
         name = self.string(f"name of tensor {index}")
@@ -237,20 +241,20 @@ class Cursor:
 
     def _strings(self, count: int, field: str) -> list[str]:
         self._check_count(f"length of {field}", count, _LENGTH.size)
-        found, data, position, end = [], self.data, self.position, self.end
+        strings, data, position, end = [], self.data, self.position, self.end
         for index in range(count):
             body = position + _LENGTH.size
             if body > end or (stop := body + _LENGTH.unpack_from(data, position)[0]) > end:
-                self.fail(f"{field}[{index}] at offset {position} ends beyond the file's {end} bytes")
-            found.append(decode(data[body:stop], self.path, f"{field}[{index}]"))
+                self.truncated(f"{field}[{index}] at offset {position} ends beyond the file's {end} bytes")
+            strings.append(decode(data[body:stop], self.path, f"{field}[{index}]"))
             position = stop
         self.position = position
-        return found
+        return strings
 
     def _check_count(self, field: str, count: int, smallest: int) -> None:
         room = (self.end - self.position) // smallest
         if count > room:
-            self.fail(f"{field} is {count}, but the file's {self.end} bytes have room for {room} at most")
+            self.truncated(f"{field} is {count}, but the file's {self.end} bytes have room for {room} at most")
 
     def _check_overlap(self, tensors: dict[str, TensorInfo]) -> None:
         before: TensorInfo | None = None

@@ -91,13 +91,13 @@ class _Reader:
         info, pairs = self.file.tensor(name), self.dimension // 2
         if info.shape != (pairs,):
             raise ConfigError(f"{self.file.path}: tensor '{name}' has shape {list(info.shape)}, not [{pairs}]")
-        found = tuple(float(value) for value in values(info.type, self.file.rows(name))[0])
-        for value in found:
+        factors = tuple(float(value) for value in values(info.type, self.file.rows(name))[0])
+        for value in factors:
             if not 1e-6 <= value <= 1e9:
                 raise ConfigError(
                     f"{self.file.path}: tensor '{name}' holds {value}; its divisors must lie between 1e-06 and 1e9"
                 )
-        return found
+        return factors
 
     def _check_tensors(self, kind: str) -> None:
         """Refuse tensors that the kind of scaling has no use for, instead of leaving them out."""

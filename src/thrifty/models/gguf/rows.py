@@ -49,11 +49,11 @@ class TensorRows:
         """The same slices as fp32 values. Raises CheckpointError where one is not finite."""
         start = 0
         for raw in self.raw():
-            found = values(self.kind, raw)
-            if not np.isfinite(found).all():
-                raise CheckpointError(not_finite(self.tensor, found, start))
-            yield found
-            start += len(found)
+            exact = values(self.kind, raw)
+            if not np.isfinite(exact).all():
+                raise CheckpointError(not_finite(self.tensor, exact, start))
+            yield exact
+            start += len(exact)
 
 
 def stored(rows: TensorRows) -> SlicedLinear:
@@ -114,8 +114,8 @@ def check_finite(tensor: str, arrays: Mapping[str, Array], start: int, raw: Byte
     """Raise CheckpointError where a scale, a minimum or a plain value is not finite. start: the first row."""
     for name, label in (("scales", "scale"), ("minimums", "minimum")):
         if name in arrays and not _all_finite(arrays[name]):
-            found = packing.unpack_parameters(arrays[name])
-            row, group = np.argwhere(~np.isfinite(found))[0]
+            parameters = packing.unpack_parameters(arrays[name])
+            row, group = np.argwhere(~np.isfinite(parameters))[0]
             raise CheckpointError(
                 f"tensor '{tensor}': the {label} of row {start + row}, group {group} is not finite; the file is "
                 "damaged, fetch it again"

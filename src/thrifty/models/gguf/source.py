@@ -13,7 +13,8 @@ import numpy as np
 from thrifty.arrays import Array, Floats, Integers
 from thrifty.errors import CheckpointError
 from thrifty.kernels.reference.ggml import values
-from thrifty.models.gguf.config import architecture, read_config
+from thrifty.models.gguf.architectures import architecture
+from thrifty.models.gguf.config import read_config
 from thrifty.models.gguf.file import GGUF
 from thrifty.models.gguf.rows import TensorRows, plain, stored
 from thrifty.models.parts import EXACT, parts
@@ -96,9 +97,9 @@ class GGUFSource:
                 continue
             start = 0
             for name in place.names:
-                one = _Place(place.tensor, (name,), self._expected[name])
-                rows = TensorRows(self.file, place.tensor, start, one.matrix, self._order(one))
-                start += one.rows
+                part = _Place(place.tensor, (name,), self._expected[name])
+                rows = TensorRows(self.file, place.tensor, start, part.matrix, self._order(part))
+                start += part.rows
                 yield SlicedWeight(name, self._linear(rows, name, dtype), kind)
 
     def stored(self) -> list[StoredTensor]:
@@ -129,9 +130,9 @@ class GGUFSource:
         if not np.isfinite(flat).all():
             raise CheckpointError(not_finite(place.tensor, flat))
         order = self._order(place)
-        found: Floats = flat.copy() if order is None else flat[order]
+        vector: Floats = flat.copy() if order is None else flat[order]
         self.file.forget(place.tensor)
-        return found
+        return vector
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -163,8 +164,8 @@ class GGUFSource:
         self._check_experts()
         self._expected = expected = parts(self.config)
         places = [self._place(name, expected) for name in self.file.tensors if not _ignored(name)]
-        found = {name for place in places for name in place.names}
-        missing = [name for name in expected if name not in found]
+        held = {name for place in places for name in place.names}
+        missing = [name for name in expected if name not in held]
         if missing:
             raise CheckpointError(
                 f"{self.file.path}: no tensor for {missing[0]!r} {list(expected[missing[0]])}"
@@ -186,21 +187,21 @@ class GGUFSource:
                 )
 
     def _place(self, tensor: str, expected: Mapping[str, tuple[int, ...]]) -> _Place:
-        found = _part_names(tensor, self.file.architecture)
-        name = found[0] if found else None
+        held = _part_names(tensor, self.file.architecture)
+        name = held[0] if held else None
         shape = self.file.tensor(tensor).shape
         experts = self.config.experts
         if name is not None and ".mlp.experts." in name and experts is not None:
             names = tuple(f"{name}.{index}" for index in range(experts.count))
         else:
-            names = found or ("",)
+            names = held or ("",)
         if any(part not in expected for part in names):
             raise CheckpointError(
                 f"{self.file.path}: tensor '{tensor[:80]}' has no place in a model of the architecture "
                 f"'{self.file.architecture}'"
             )
         wanted = expected[names[0]]
-        if len(found) > 1:
+        if len(held) > 1:
             full: tuple[int, ...] = (sum(expected[part][0] for part in names), *wanted[1:])
         else:
             full = (len(names), *wanted) if len(names) > 1 or len(shape) == 3 else wanted

@@ -197,8 +197,8 @@ def _check_entry(path: Path, name: str, entry: object, size: int) -> tuple[str, 
     if not isinstance(dtype, str) or dtype not in BITS:
         _fail(path, f"{label}: dtype {dtype!r:.80} is unknown")
     if shape is None or len(shape) > MAX_DIMENSIONS:
-        found = entry.get("shape")
-        _fail(path, f"{label}: shape {found!r:.80} is not a list of at most {MAX_DIMENSIONS} sizes")
+        given = entry.get("shape")
+        _fail(path, f"{label}: shape {given!r:.80} is not a list of at most {MAX_DIMENSIONS} sizes")
     if offsets is None or len(offsets) != 2:
         _fail(path, f"{label}: data_offsets {entry.get('data_offsets')!r:.80} is not a pair of offsets")
     start, stop = offsets
@@ -233,4 +233,4 @@ def _check_spans(path: Path, spans: list[tuple[int, int, str]], size: int) -> No
 
 
 def _fail(path: Path, reason: str) -> NoReturn:
-    raise CheckpointError(f"{path} is not a valid safetensors file: {reason}.")
+    raise CheckpointError(f"{path} is not a valid safetensors file: {reason}. Download it again, or write it anew.")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,11 @@ import numpy as np
 from thrifty.arrays import BFLOAT16, Array
 from thrifty.errors import CheckpointError, KernelError
 from thrifty.formats.linear import DenseLinear
-from thrifty.models.config.fields import Fields
-from thrifty.models.config.huggingface import TOKEN_LIMIT, from_huggingface
-from thrifty.models.config.model_config import ModelConfig
+from thrifty.models.huggingface.folder import INDEX, read_config, weight_files, weight_map
 from thrifty.models.huggingface.names import part_names
 from thrifty.models.huggingface.safetensors_file import WEIGHT_TYPES, TensorEntry, TensorReader, read_entries, read_json
 from thrifty.models.parts import EXACT, parts
-from thrifty.models.quantised.config import read_method, without_method
+from thrifty.models.quantised.config import read_method
 from thrifty.models.quantised.linears import Codes, modules
 from thrifty.models.source import (
     ROWS_AT_A_TIME,
@@ -33,10 +31,6 @@ from thrifty.models.source import (
     smallest,
 )
 from thrifty.models.tokens.settings import TokenizerDefinition
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-_SHARD = re.compile(r"[^/\0]{1,200}\.safetensors")
 
 # Tensors of a checkpoint that the decoder does not need: the vision half of Gemma 3, tables that are computed, and the
 # scales of a cache in FP8.
@@ -74,7 +68,9 @@ class HuggingFaceSource:
         self._places = self._check()
 
     def weights(self, dtype: DType | None = None) -> Iterator[Weight]:
-        """Every part once. `dtype` None packs matrices as bf16; float32 and bfloat16 give plain linears."""
+        """Every part once. `dtype` None keeps matrices of F16 and BF16, and rounds those of F32 to bf16; float32 and
+        bfloat16 give plain linears.
+        """
         reader = TensorReader()
         for place in self._places:
             if place.module:
@@ -151,7 +147,7 @@ class HuggingFaceSource:
             return read_entries(self.files[0])
         held = {path.name: read_entries(path) for path in self.files}
         entries: dict[str, TensorEntry] = {}
-        for tensor, name in _weight_map(self.path).items():
+        for tensor, name in weight_map(self.path).items():
             if tensor not in held[name]:
                 raise CheckpointError(f"{self.path / INDEX}: tensor {tensor!r:.120} is not in {name!r}.")
             entries[tensor] = held[name][tensor]
@@ -250,57 +246,6 @@ def _check_tied(head: TensorEntry, embedding: TensorEntry) -> None:
         raise CheckpointError(f"{head.path}: tensor {head.name!r} {reason}. {remedy} to use the embedding.")
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint. Raises CheckpointError with the way out where there are none."""
-    if (directory / INDEX).is_file():
-        names = sorted(set(_weight_map(directory).values()))
-        for name in names:
-            if not (directory / name).is_file():
-                raise CheckpointError(f"{directory / INDEX}: the file {name!r} is missing.")
-        return [directory / name for name in names]
-    if (directory / SINGLE).is_file():
-        return [directory / SINGLE]
-    pickles = sorted(path.name for path in directory.glob("*") if path.suffix in (".bin", ".pt", ".pth"))
-    if pickles:
-        raise CheckpointError(
-            f"{directory} holds only pickles ({pickles[0]}), which can run code and are never loaded. "
-            "Convert it once: transformers' from_pretrained(...).save_pretrained(...) writes safetensors."
-        )
-    models = sorted(path.name for path in directory.glob("*.gguf"))
-    hint = f" It holds GGUF files: give one of them, such as {directory / models[0]}." if models else ""
-    raise CheckpointError(f"{directory} holds neither {SINGLE} nor {INDEX}.{hint}")
-
-
-def read_config(directory: Path) -> ModelConfig:
-    """`config.json`, with the end-of-text ids of `generation_config.json` added where there is one.
-
-    Raises ConfigError for what is not supported, a method of quantisation as well.
-    """
-    data = read_json(directory / "config.json")
-    read_method(data)
-    config = from_huggingface(without_method(data))
-    path = directory / "generation_config.json"
-    if not path.is_file():
-        return config
-    generation = Fields(read_json(path), "generation_config.")
-    ends = dict.fromkeys((*config.eos_ids, *generation.token_ids("eos_token_id", TOKEN_LIMIT)))
-    starts = config.bos_ids or generation.token_ids("bos_token_id", TOKEN_LIMIT)
-    return replace(config, eos_ids=tuple(ends), bos_ids=starts)
-
-
-def _weight_map(directory: Path) -> dict[str, str]:
-    path = directory / INDEX
-    index = read_json(path)
-    names = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(names, dict) or not names:
-        raise CheckpointError(f"{path}: weight_map is missing or not a table.")
-    for tensor, name in names.items():
-        if not isinstance(name, str) or Path(name).name != name or not _SHARD.fullmatch(name):
-            given = f"weight_map gives {tensor!r:.80} the file {name!r:.80}"
-            raise CheckpointError(f"{path}: {given}; it must be a safetensors file beside it.")
-    return names
-
-
 def _stored(entry: TensorEntry, name: str, tensor: Array, dtype: DType | None) -> Weight:
     """The part `name` as it is stored. An error says which tensor of which file the part came from."""
     try:
@@ -317,6 +262,8 @@ def _weight(name: str, tensor: Array, origin: str, dtype: DType | None) -> Weigh
     if dtype is not None or name.endswith(EXACT):
         plain = rounded(name, tensor, np.dtype(np.float32 if dtype is None else dtype))
         return Weight(name, DenseLinear.from_weight(plain, plain.dtype), origin)
+    if origin == "F16":  # kernels take its rows as they are
+        return Weight(name, DenseLinear.from_weight(tensor, np.float16), origin)
     stored = rounded(name, tensor, BFLOAT16)
     error, largest = (0.0, 0.0) if origin == "BF16" else _difference(tensor, stored)
     return Weight(name, DenseLinear.from_weight(stored, BFLOAT16, packed=True), origin, error, largest)

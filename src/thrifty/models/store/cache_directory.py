@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from thrifty.errors import StorageError
+from thrifty.files import sync
 
 VARIABLE = "THRIFTY_CACHE"
 
@@ -32,13 +33,43 @@ def locked(path: Path) -> Iterator[None]:
     The file stays behind, empty. Raises StorageError where the directory cannot be written.
     """
     with storage_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = _open_lock(path)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked_now(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path` alone where nobody else does: yields whether it is held. Waits for nobody. Raises
+    StorageError where the directory cannot be written.
+    """
+    with storage_errors(path.parent):
+        handle = _open_lock(path)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_held = True
+        except BlockingIOError:
+            is_held = False
+        yield is_held
+    finally:
+        os.close(handle)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock file `path` now; no file is made where there is none."""
+    if not path.exists():
+        return False
+    with locked_now(path) as is_held:
+        return not is_held
+
+
+def _open_lock(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
 def publish(partial: Path, final: Path) -> None:
@@ -55,34 +86,12 @@ def publish(partial: Path, final: Path) -> None:
     sync(final.parent)
 
 
-def sync(path: Path) -> None:
-    """fsync a file or directory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def remove(path: Path) -> None:
     """Remove a file or a directory with all that is in it; nothing happens where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file at once: readers see the old text or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from thrifty.errors import CheckpointError, ThriftyError
+from thrifty.files import sync
 from thrifty.models.store import cache_directory as cache
 from thrifty.models.store.checksums import Section, damaged, file_states
 from thrifty.version import VERSION
 
 INDEX, CHECKSUMS, VERIFIED = "index.json", "checksums.json", "verified"
+PARTIAL = ".partial"  # behind the name of an entry that is being written
 _LOG = logging.getLogger(__name__)
 
 
@@ -54,11 +56,11 @@ def open_entry(kind: str, key: str, layout: int, write: Callable[[Path], Content
     final = root / f"{key[:32]}-{layout}"
     if (entry := _read(final, key)) is not None:
         return entry
-    with cache.locked(root / f".{final.name}.lock"):
+    with cache.locked(lock_of(final)):
         if (entry := _read(final, key, quiet=True)) is not None:
             return entry
         _sweep(root)
-        partial = root / f".{final.name}.partial"
+        partial = root / f".{final.name}{PARTIAL}"
         try:
             with cache.storage_errors(root):
                 cache.remove(partial)
@@ -80,6 +82,33 @@ def entries(kind: str) -> list[Path]:
     """The directories of all entries of a kind that are there."""
     root = cache.cache_directory() / kind
     return sorted(path for path in root.glob("[!.]*") if path.is_dir()) if root.is_dir() else []
+
+
+def unfinished(kind: str) -> list[Path]:
+    """The directories that killed processes left of entries of a kind; those that somebody works on are not among
+    them.
+    """
+    root = cache.cache_directory() / kind
+    return sorted(path for path in root.glob(f".*{PARTIAL}") if not cache.is_locked(lock_of(path)))
+
+
+def lock_of(path: Path) -> Path:
+    """The lock file of an entry, or of what is left of one."""
+    return path.with_name(f".{path.name.removeprefix('.').removesuffix(PARTIAL)}.lock")
+
+
+def fault(path: Path) -> str | None:
+    """Why an entry will be made anew when it is asked for, as far as its index and the sizes of its files tell; None
+    where it will be used.
+    """
+    try:
+        index = _index((path / INDEX).read_bytes())
+        _check_sizes(path, index)
+        return None if index["thrifty"] == VERSION else f"made by Thrifty {index['thrifty']:.40}"
+    except FileNotFoundError:
+        return f"damaged: {INDEX} is missing"
+    except (ThriftyError, OSError, ValueError, KeyError, TypeError) as error:
+        return f"damaged: {error}"
 
 
 def faults(path: Path) -> list[str]:
@@ -107,17 +136,10 @@ def finish(file: BinaryIO) -> None:
 
 def _sweep(root: Path) -> None:
     """Remove what killed processes left of other entries, where nobody is working on them."""
-    import fcntl
-
-    for partial in root.glob(".*.partial"):
-        handle = os.open(root / f"{partial.name.removesuffix('.partial')}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            cache.remove(partial)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(handle)
+    for partial in root.glob(f".*{PARTIAL}"):
+        with cache.locked_now(lock_of(partial)) as is_held:
+            if is_held:
+                cache.remove(partial)
 
 
 def _write(directory: Path, key: str, write: Callable[[Path], Contents]) -> None:
@@ -135,7 +157,7 @@ def _write(directory: Path, key: str, write: Callable[[Path], Contents]) -> None
     write_file(directory / CHECKSUMS, checksums)
     write_file(directory / INDEX, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
     _remember(directory)  # what is checked is what the disk gives back after the next boot
-    cache.sync(directory)
+    sync(directory)
 
 
 def _read(path: Path, key: str, quiet: bool = False) -> CacheEntry | None:

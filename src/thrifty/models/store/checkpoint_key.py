@@ -30,7 +30,7 @@ def checkpoint_key(path: Path) -> CheckpointKey:
         parts = part_files(path)
         key = file_key(path) if len(parts) == 1 else combined({part.name: file_key(part) for part in parts})
         return CheckpointKey(key, key, key)
-    from thrifty.models.huggingface.source import INDEX, weight_files
+    from thrifty.models.huggingface.folder import INDEX, weight_files
 
     weights = _keys(path, weight_files(path))
     describing = _keys(path, describing_files(path))

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from thrifty.errors import CheckpointError, StorageError
-from thrifty.models.store.cache_directory import cache_directory, storage_errors, write_text
+from thrifty.files import replace_file
+from thrifty.models.store.cache_directory import cache_directory, storage_errors
 
 SMALL = 1 << 20  # bytes that are read faster than it is worth remembering
 _BLOCK = 1 << 20
@@ -63,7 +64,7 @@ def remembered_digest(path: Path) -> str:
         try:
             with storage_errors(memory.parent):
                 memory.parent.mkdir(parents=True, exist_ok=True)
-                write_text(memory, digest)
+                replace_file(memory, digest)
         except StorageError:
             return digest
     return digest

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import prod
@@ -20,18 +20,17 @@ from thrifty.errors import CheckpointError, StorageError
 from thrifty.formats.linear import PackedLinear
 from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.description import Description, open_description
-from thrifty.models.parts import parts
-from thrifty.models.source import DType, SlicedLinear, SlicedSource, SlicedWeight, Source, Weight
+from thrifty.models.source import DType, Files, SlicedSource, SlicedWeight, Weight, stored_bytes
 from thrifty.models.store.cache_directory import VARIABLE
 from thrifty.models.store.cache_entry import CacheEntry, Contents, open_entry
 from thrifty.models.store.checkpoint_key import CheckpointKey
-from thrifty.models.store.converted_file import DTYPES, Progress, TensorWriter
+from thrifty.models.store.converted_file import DTYPES, Fits, Progress, TensorWriter
 from thrifty.models.tokens.settings import TokenizerDefinition
 from thrifty.storage.mapped_file import MappedFile
 
 _LOG = logging.getLogger(__name__)
 KIND = "converted"
-FORMAT = 3
+FORMAT = 4
 FILE = "weights.bin"
 _SPARE = 16 << 20  # bytes of the disk that are left to others
 
@@ -69,28 +68,30 @@ class Converted:
 
 
 def open_converted(
-    key: CheckpointKey, make_source: Callable[[], Source], progress: Progress | None = None
+    key: CheckpointKey,
+    make_source: Callable[[], Files],
+    progress: Progress | None = None,
+    fits: Fits | None = None,
 ) -> Converted:
     """The converted form of a checkpoint, made now from `make_source()` where there is none yet or it is damaged.
 
-    progress: told how far that is. Raises CheckpointError for a bad checkpoint, StorageError where the cache cannot be
-    written or has no room. See `open_entry`.
+    progress: told how far that is. fits: asked before that begins, see `Fits`. Raises CheckpointError for a bad
+    checkpoint, StorageError where the cache cannot be written or has no room. See `open_entry`.
     """
     source = cache(make_source)  # opened once at most, by whichever of the two is missing
     description = open_description(key.description, source)
 
     def write(directory: Path) -> Contents:
+        if fits is not None:
+            fits(stored_bytes(source()))
         return _write(directory, source(), progress)
 
     return Converted(open_entry(KIND, key.weights, FORMAT, write), description)
 
 
-def _write(directory: Path, source: Source, progress: Progress | None) -> Contents:
-    if isinstance(source, SlicedSource):
-        weights: Iterable[SlicedWeight] = list(source.sliced())
-        total = sum(_size(weight) for weight in weights)
-    else:
-        weights, total = map(SlicedWeight.of, source.weights()), _estimate(source.config)
+def _write(directory: Path, source: Files, progress: Progress | None) -> Contents:
+    total = stored_bytes(source)
+    weights = source.sliced() if isinstance(source, SlicedSource) else map(SlicedWeight.of, source.weights())
     _check_room(directory, total)
     _LOG.info("writing a converted copy of %.0f MB below %s", total / 1e6, directory.parent)
     if progress is not None:
@@ -99,16 +100,6 @@ def _write(directory: Path, source: Source, progress: Progress | None) -> Conten
     with writer.opened():
         entries = [writer.write(weight) for weight in weights]
     return Contents({"weights": entries}, writer.sections)
-
-
-def _size(weight: SlicedWeight) -> int:
-    value = weight.value
-    return value.nbytes if isinstance(value, SlicedLinear) else 4 * value.size
-
-
-def _estimate(config: ModelConfig) -> int:
-    """Bytes of a checkpoint whose parts are only known when they are read: matrices as bf16, all else as fp32."""
-    return sum((2 if len(shape) == 2 else 4) * prod(shape) for shape in parts(config).values())
 
 
 def _check_room(directory: Path, total: int) -> None:

@@ -33,6 +33,9 @@ _PIECE = 32 << 20  # bytes of one write
 Progress = Callable[[int, int], None]
 """Called with the bytes that are written and those that there will be; first with 0, before anything is written."""
 
+Fits = Callable[[int], None]
+"""Called with the bytes of all weights as they will be stored, before any is converted; raises where they do not do."""
+
 
 class TensorWriter:
     """Fills a file with the arrays of weights. Holds the slices on their way to the disk, and no more."""

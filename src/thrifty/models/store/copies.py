@@ -7,28 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thrifty.errors import CheckpointError, StorageError, nearest
+from thrifty.files import replace_file
 from thrifty.models import description
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.store import cache_directory as cache
 from thrifty.models.store import converted
-from thrifty.models.store.cache_entry import entries
+from thrifty.models.store.cache_entry import PARTIAL, entries, fault, lock_of, unfinished
 
 ORIGINS = "origins"  # folder of the cache: a file a checkpoint, named by its key, with the path that it was loaded from
 KEY = 32  # digits of a key that an entry's name begins with
-ALL = "all"
+ALL, UNUSABLE = "all", "unusable"
+DIGITS = 6  # of a copy's name, at least, that mean it
 
 
 @dataclass(frozen=True)
 class Copy:
     """path: of the entry. key: the first digits of its checkpoint's weights key. name: of an embedded model. origin:
-    where the checkpoint was when it was last loaded, None where nobody wrote that down. nbytes: on the disk. current:
-    whether this version's layout is in it; others are made anew when their model is loaded.
+    where the checkpoint was when it was last loaded, None where nobody wrote that down. nbytes: on the disk. fault: why
+    it cannot be used, None where it can; what cannot is made anew when its model is loaded.
     """
 
     path: Path
     key: str
     nbytes: int
-    current: bool
+    fault: str | None
     name: str | None = None
     origin: Path | None = None
 
@@ -45,19 +47,19 @@ def remember(key: str, path: Path) -> None:
         if memory.is_file() and memory.read_text("utf-8") == place:
             return
         memory.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_text(memory, place)
+        replace_file(memory, place)
 
 
 def copies() -> list[Copy]:
-    """All converted copies, the largest first."""
-    found = [_copy(path) for path in entries(converted.KIND)]
-    return sorted(found, key=lambda copy: -copy.nbytes)
+    """All converted copies, those included that killed processes left unfinished; the largest first."""
+    paths = [*entries(converted.KIND), *unfinished(converted.KIND)]
+    return sorted(map(_copy, paths), key=lambda copy: -copy.nbytes)
 
 
 def copy_of(path: Path) -> Copy | None:
     """The usable copy of a checkpoint by its path; None where there is none, or none that was loaded from there."""
     place = path.resolve()
-    held = [copy for copy in copies() if copy.current]
+    held = [copy for copy in copies() if copy.fault is None]
     known = next((copy for copy in held if copy.name and copy.name in _named(place)), None)
     return known or next((copy for copy in held if copy.origin == place and _newer(copy.path, place)), None)
 
@@ -70,21 +72,24 @@ def _named(place: Path) -> list[str]:
 
 def matching(target: str) -> list[Copy]:
     """The copies that a word means: a model's name, the path of a checkpoint or of a copy, the beginning of a key, or
-    `all`. Raises CheckpointError with the nearest known word where it means none.
+        `all`, or `unusable` for those that no model uses any more. A key's beginning has 6 digits at least. Raises
+    CheckpointError with the nearest known word where it means none.
     """
-    found = copies()
-    if target == ALL:
-        return found
+    held = copies()
+    if target in (ALL, UNUSABLE):
+        return [copy for copy in held if target == ALL or copy.fault is not None]
     place = Path(target).resolve()
     chosen = [
         copy
-        for copy in found
+        for copy in held
         if target == copy.name
         or place in (copy.origin, copy.path.resolve())
-        or (len(target) >= 6 and copy.path.name.startswith(target))
+        or (len(target) >= DIGITS and copy.path.name.removeprefix(".").startswith(target.removeprefix(".")))
     ]
     if not chosen:
-        known = [copy.name or copy.key for copy in found]
+        known = [copy.name or copy.key for copy in held]
+        if 0 < len(target) < DIGITS and any(copy.key.startswith(target) for copy in held):
+            raise CheckpointError(f"{target!r} is too short: give {DIGITS} digits of a copy's name at least")
         more = nearest(target, known) if known else "There are no copies."
         raise CheckpointError(f"{target[:120]!r} names no converted copy. {more}")
     return chosen
@@ -94,21 +99,29 @@ def remove(copy: Copy) -> None:
     """Remove a copy, and what is kept of the same file beside its weights; the checkpoint itself stays. Waits for a
     process that is writing it; one that has it open keeps what it has. Raises StorageError where it cannot be removed.
     """
-    beside = [path for path in entries(description.KIND) if path.name.startswith(copy.key)]
+    is_last = not any(other.key == copy.key for other in copies() if other.path != copy.path)
+    beside = [path for path in entries(description.KIND) if path.name.startswith(copy.key)] if is_last else []
     for path in (copy.path, *beside):
-        with cache.locked(path.parent / f".{path.name}.lock"), cache.storage_errors(path.parent):
+        with cache.locked(lock_of(path)), cache.storage_errors(path.parent):
             cache.remove(path)
         if path.exists():
             raise StorageError(f"{path} cannot be removed whole; look at its permissions")
-    with contextlib.suppress(OSError):
-        (cache.cache_directory() / ORIGINS / copy.key).unlink()
+    if is_last:
+        with contextlib.suppress(OSError):
+            (cache.cache_directory() / ORIGINS / copy.key).unlink()
 
 
 def _copy(path: Path) -> Copy:
-    key, _, layout = path.name.rpartition("-")
+    key, _, layout = path.name.removeprefix(".").removesuffix(PARTIAL).rpartition("-")
     known = {model.sha256[:KEY]: name for name, model in MODELS.items() if model.folder is None}
-    size = sum(file.stat().st_size for file in path.iterdir())
-    return Copy(path, key, size, layout == str(converted.FORMAT), known.get(key), _origin(key))
+    size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    return Copy(path, key, size, _fault(path, layout), known.get(key), _origin(key))
+
+
+def _fault(path: Path, layout: str) -> str | None:
+    if path.name.endswith(PARTIAL):
+        return "unfinished: its conversion was killed"
+    return fault(path) if layout == str(converted.FORMAT) else "of another version"
 
 
 def _origin(key: str) -> Path | None:

@@ -46,12 +46,12 @@ class Neighbours:
     @property
     def extra(self) -> list[str]:
         """The texts of special tokens without one of these roles."""
-        found: list[str | None] = []
+        texts: list[str | None] = []
         for name in ("additional_special_tokens", "extra_special_tokens"):
             value = self.roles.get(name)
             items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-            found += [_text(item) for item in items]
-        return [text for text in dict.fromkeys(found) if text is not None]
+            texts += [_text(item) for item in items]
+        return [text for text in dict.fromkeys(texts) if text is not None]
 
 
 def add_tokens(backend: Backend, neighbours: Neighbours, rows: int) -> bool:

@@ -11,11 +11,11 @@ from thrifty.models.checked_text import read_text
 from thrifty.models.config.fields import without_fraction
 from thrifty.models.huggingface.safetensors_file import read_json
 from thrifty.models.tokens.added import Neighbours, add_tokens
+from thrifty.models.tokens.backend import decoder_of, load_backend
 from thrifty.models.tokens.ends import ENDS_OF_TURN
 from thrifty.models.tokens.merges import in_lines
 from thrifty.models.tokens.pieces import makers
 from thrifty.models.tokens.settings import MAX_TEMPLATE, TokenizerDefinition, TokenizerSettings
-from thrifty.models.tokens.tokenizer import decoder_of, load_backend
 
 JSON_LIMIT = 1 << 28
 
@@ -77,8 +77,8 @@ def _ends(backend: Any, text: str | None, tables: list[Mapping[str, Any]]) -> tu
     special = {entry.content for entry in backend.get_added_tokens_decoder().values()}
     texts = [text, *(end for end in ENDS_OF_TURN if end in special)]
     named = [backend.token_to_id(item) for item in texts if item is not None]
-    found = [*(token for token in named if token is not None), *_integers(tables, "eos_token_id")]
-    return tuple(dict.fromkeys(found))
+    ids = [*(token for token in named if token is not None), *_integers(tables, "eos_token_id")]
+    return tuple(dict.fromkeys(ids))
 
 
 def _integers(tables: list[Mapping[str, Any]], field: str) -> Iterator[int]:

@@ -131,7 +131,7 @@ def derive_merges(tokens: Sequence[str], types: Sequence[int], scores: np.ndarra
     text never spells them by merging. Work is bounded by the squared length of the longest token that is kept.
     """
     parts = {token for token, kind in zip(tokens, types, strict=True) if kind not in (CONTROL, BYTE, UNUSED)}
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     keys: list[tuple[float, int, int]] = []
     for token, kind, score in zip(tokens, types, scores.tolist(), strict=True):
         if kind in (CONTROL, BYTE, UNUSED) or len(token) > MAX_TOKEN_LENGTH:
@@ -139,10 +139,10 @@ def derive_merges(tokens: Sequence[str], types: Sequence[int], scores: np.ndarra
         for at in range(1, len(token)):
             left, right = token[:at], token[at:]
             if left in parts and right in parts:
-                found.append((left, right))
+                pairs.append((left, right))
                 keys.append((-score, -at, at - len(token)))
-    order = sorted(range(len(found)), key=keys.__getitem__)
-    return [found[index] for index in order]
+    order = sorted(range(len(pairs)), key=keys.__getitem__)
+    return [pairs[index] for index in order]
 
 
 # Longer tokens exist in no vocabulary that merges could reach; the bound keeps hostile files cheap.

@@ -198,14 +198,14 @@ def makers(decoder: Mapping[str, Any] | None) -> list[Maker]:
     """
     if decoder is None:
         raise CheckpointError("tokenizer.json: 'decoder' is missing; save the tokenizer again with the model's own one")
-    found: list[Maker] = []
+    chain: list[Maker] = []
     whole = False
     for step in _flat(decoder):
         kind = step["type"]
         if kind != "Fuse":
-            found.append(_in_text(step, kind) if whole else _in_tokens(step, kind))
+            chain.append(_in_text(step, kind) if whole else _in_tokens(step, kind))
         whole = whole or kind in ("Fuse", "ByteLevel")
-    return found
+    return chain
 
 
 def _flat(decoder: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

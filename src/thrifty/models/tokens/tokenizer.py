@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,11 +10,11 @@ from itertools import accumulate, groupby, islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from thrifty.errors import CheckpointError, PromptError, TemplateError
+from thrifty.errors import PromptError, TemplateError
+from thrifty.models.tokens.backend import decoder_of, load_backend
 from thrifty.models.tokens.ends import BRACKETS, MARKER
-from thrifty.models.tokens.pieces import Maker, PieceDecoder, byte_of_character, makers
+from thrifty.models.tokens.pieces import Maker, PieceDecoder, makers
 from thrifty.models.tokens.settings import TokenizerSettings
-from thrifty.storage import heap
 
 if TYPE_CHECKING:
     import tokenizers
@@ -27,8 +26,6 @@ Message = Mapping[str, Any]
 
 MAX_ID = 1 << 31
 TAIL = 16  # tokens before an answer that a decoder's steps can reach back to: a character's bytes, a word
-SENTENCE_PIECE = frozenset(("Sequence", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"))
-"""The steps of decoders for vocabularies that spell a space as ▁."""
 
 
 class Tokenizer:
@@ -145,12 +142,12 @@ class Tokenizer:
     @cached_property
     def special_tokens(self) -> dict[str, str]:
         """The texts that templates know as `bos_token`, `eos_token` and the like."""
-        found = {} if self.bos_id is None else {"bos_token": self._called(self.bos_id)}
+        texts = {} if self.bos_id is None else {"bos_token": self._called(self.bos_id)}
         if self.eos_ids:
-            found["eos_token"] = self._called(self.eos_ids[0])
+            texts["eos_token"] = self._called(self.eos_ids[0])
         if self.settings.pad_id is not None:
-            found["pad_token"] = self._called(self.settings.pad_id)
-        return {**found, **self.settings.special_tokens}
+            texts["pad_token"] = self._called(self.settings.pad_id)
+        return {**texts, **self.settings.special_tokens}
 
     @cached_property
     def backend(self) -> tokenizers.Tokenizer:
@@ -184,10 +181,10 @@ class Tokenizer:
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
         ids = [token for piece, token in vocabulary.items() if not marks.isdisjoint(piece)]
         texts = self.backend.decode_batch([[token] for token in ids], skip_special_tokens=False)
-        found = (
+        chosen = (
             token for token, text in zip(ids, map(str.strip, texts), strict=True) if text and marks.issuperset(text)
         )
-        return frozenset(found) - self.special_ids
+        return frozenset(chosen) - self.special_ids
 
     @cached_property
     def added_ids(self) -> frozenset[int]:
@@ -323,47 +320,3 @@ def _fault(text: str) -> str:
     if place is None:
         return "it is not Unicode"
     return f"it holds half of a surrogate pair, U+{ord(text[place]):04X}, at place {place}"
-
-
-def decoder_of(backend: tokenizers.Tokenizer) -> Mapping[str, Any] | None:
-    """The JSON of a tokenizer's decoder as the library writes it, None where it has none.
-
-    Where the vocabulary is byte-level and the decoder is SentencePiece's, as in some exports of Mistral's tokenizers,
-    it is the byte-level one: the other would leave the spellings of bytes in the text.
-    """
-    if backend.decoder is None:
-        return None
-    decoder: dict[str, Any] = json.loads(backend.decoder.__getstate__())
-    if _kinds(decoder) <= SENTENCE_PIECE and _is_byte_level(backend):
-        return {"type": "ByteLevel"}
-    return decoder
-
-
-def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
-    """Whether text is cut into spellings of bytes, each of which is a token."""
-    steps = backend.pre_tokenizer
-    if steps is None or "ByteLevel" not in _kinds(json.loads(steps.__getstate__())):
-        return False
-    return all(backend.token_to_id(character) is not None for character in byte_of_character())
-
-
-def _kinds(step: Mapping[str, Any]) -> set[str]:
-    """The types of a step of a tokenizer, and of those inside it."""
-    inner = (*step.get("pretokenizers", ()), *step.get("decoders", ()))
-    return {step["type"]}.union(*map(_kinds, inner))
-
-
-def load_backend(definition: str) -> tokenizers.Tokenizer:
-    """A `tokenizers` object from the text of a tokenizer.json. Raises CheckpointError where it is not valid."""
-    from tokenizers import Tokenizer as Backend
-
-    try:
-        backend = Backend.from_str(definition)
-    except BaseException as error:  # the library reports some faults as panics, which are not Exceptions
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise
-        raise CheckpointError(f"tokenizer.json is not valid: {str(error)[:200]}") from error
-    heap.hand_back()  # what the library freed is more than what it keeps
-    backend.no_truncation()
-    backend.no_padding()
-    return backend

@@ -194,7 +194,7 @@ void bind_building(nb::class_<HeldPlan>& plan) {
           [](HeldPlan& p, int linear, float scale, int out, int descriptor, nb::object content) {
             const auto mapped = array_or_none<const uint8_t>(content, "content", {kAny});
             if (mapped) p.alive.push_back(content);
-            p.add_embed(linear, scale, out, FileRows(descriptor, mapped.data, (size_t)mapped.shape[0]));
+            p.add_embed(linear, scale, out, MappedRows(descriptor, mapped.data, (size_t)mapped.shape[0]));
           },
           "linear"_a, "scale"_a, "out"_a, "descriptor"_a = -1, "content"_a.none() = nb::none(),
           "descriptor: of the file that `content`, uint8 [bytes], maps, where rows are to be read from it.")

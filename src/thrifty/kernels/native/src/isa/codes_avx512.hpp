@@ -49,10 +49,11 @@ THRIFTY_INLINE I kept(I x) {
 // The lines of a block: in registers, or read where they are needed.
 template <Codes C, bool KEPT> struct CodeBlock;
 template <Codes C> struct CodeBlock<C, true> {
-  I lines[C.bits()];
+  static constexpr int kLines = C.bits();
+  I lines[kLines];
   THRIFTY_SHARED explicit CodeBlock(const uint8_t* p) {
 #pragma GCC unroll 8
-    for (int i = 0; i < C.bits(); i++) lines[i] = kept(_mm512_loadu_si512(p + 64 * i));
+    for (int i = 0; i < kLines; i++) lines[i] = kept(_mm512_loadu_si512(p + 64 * i));
   }
   THRIFTY_SHARED I line(int i) const { return lines[i]; }
 };

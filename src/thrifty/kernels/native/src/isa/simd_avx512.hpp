@@ -125,8 +125,8 @@ template <int B> THRIFTY_INLINE I ordered_bytes(const V* x) {
   return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(lanes, _mm512_packs_epi16(first, second)),
                              _mm512_broadcast_i32x4(order));
 }
-// Four vectors, -16256..16256, to the nearest integer as 128 high + low, both int8, in the order in which the lanes of a
-// vector of 8-bit codes hold rows (see `unpack`).
+// Four vectors, -16256..16256, to the nearest integer as 128 high + low, both int8, in the order in which the lanes of
+// a vector of 8-bit codes hold rows (see `unpack`).
 THRIFTY_INLINE void split_bytes(const V* x, I& high, I& low) {
   const I first = _mm512_packs_epi32(_mm512_cvtps_epi32(x[0]), _mm512_cvtps_epi32(x[1])),
           second = _mm512_packs_epi32(_mm512_cvtps_epi32(x[2]), _mm512_cvtps_epi32(x[3]));

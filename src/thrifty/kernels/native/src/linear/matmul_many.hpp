@@ -30,10 +30,11 @@ template <Layout L>
 THRIFTY_INLINE void read_sub_scales(const Linear& w, int tile, int k, const uint8_t* record, size_t step,
                                     ChunkScales& to) {
   constexpr SubScales S = sub_scales(L);
+  constexpr int kCount = S.count();
   for (int n = 0; n < 2; n++) {
     const SubWords<L> subs(record + (size_t)n * step, [](Words v) { return v; });
 #pragma GCC unroll 16
-    for (int i = 0; i < S.count(); i++) {
+    for (int i = 0; i < kCount; i++) {
       to.scale[i][n] = subs.scale(i);
       if constexpr (S.minimums) to.minimum[i][n] = subs.minimum(i);
     }

@@ -1,6 +1,6 @@
 // The operations of a plan. Each writes rows or tiles that no other worker touches; a barrier follows each.
 #pragma once
-#include "linear/file_rows.hpp"
+#include "linear/mapped_rows.hpp"
 #include "linear/panels.hpp"
 
 namespace thrifty {
@@ -12,7 +12,7 @@ struct Embed final : Operation {
   int linear;
   float scale;
   int out;
-  FileRows file;  // where the rows are read from; none: from the linear's own memory
+  MappedRows file;  // where the rows are read from; none: from the linear's own memory
 };
 
 struct Gated;

@@ -96,7 +96,7 @@ void Plan::allocate_panels() {
   }
 }
 
-void Plan::add_embed(int w, float scale, int out, const FileRows& file) {
+void Plan::add_embed(int w, float scale, int out, const MappedRows& file) {
   if (linear(w).in != width(out)) refuse("the embedding's width differs from its buffer's");
   vocabulary_ = linear(w).out;
   auto embed = std::make_unique<Embed>(w, scale, out);

@@ -8,7 +8,7 @@
 #include "plan/after_layer.hpp"
 #include "plan/arrivals.hpp"
 #include "attention/attend.hpp"
-#include "linear/file_rows.hpp"
+#include "linear/mapped_rows.hpp"
 #include "linear/linear.hpp"
 #include "pool.hpp"
 #include "attention/view.hpp"
@@ -86,7 +86,7 @@ class Plan {
   Plan& operator=(const Plan&) = delete;
   int add_linear(const Linear& linear);
   int add_buffer(int width);  // buffer 0 is the hidden state
-  void add_embed(int linear, float scale, int out, const FileRows& file = {});
+  void add_embed(int linear, float scale, int out, const MappedRows& file = {});
   // Optional norm (norm 0: none), then y = W x for each linear; add: y += W x.
   void add_project(int layer, int in, uintptr_t norm, float epsilon, std::vector<int> linears, std::vector<int> outs,
                    bool add);

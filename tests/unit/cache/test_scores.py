@@ -13,10 +13,8 @@ from tests.unit.cache.cache_driver import Driver, model_info, prompt
 from thrifty import registry
 from thrifty.arrays import Array, Floats
 from thrifty.cache.policies.fastgen import FULL, RUNG
-from thrifty.cache.policies.snapkv import pooled
 from thrifty.cache.pool import Cache
-from thrifty.cache.watching import observation
-from thrifty.cache.watching.ranking import best
+from thrifty.cache.scores import attention_map, best, formula, pooled
 from thrifty.kernels import dispatch
 
 
@@ -53,18 +51,18 @@ def test_attention_of_rows_that_see_different_slots(
     if hidden:
         bias[1:5] = -np.inf
     expected = slow_map(queries, keys, sees, softcap, bias)
-    found = observation.formula(queries, keys, np.array(sees), 0.3, softcap, bias)
+    found = formula(queries, keys, np.array(sees), 0.3, softcap, bias)
     assert np.allclose(found, expected, atol=1e-6)
-    chosen = observation.attention_map(queries, keys, np.array(sees), scale=0.3, softcap=softcap, bias=bias)
+    chosen = attention_map(queries, keys, np.array(sees), scale=0.3, softcap=softcap, bias=bias)
     assert np.allclose(chosen, expected, atol=1e-6)
 
 
 def test_the_formula_runs_where_native_code_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     queries, keys = (random.standard_normal((rows, 16), np.float32) for rows in (3, 9))
-    before = observation.attention_map(queries, keys, np.array([7, 8, 9]), scale=0.5)
+    before = attention_map(queries, keys, np.array([7, 8, 9]), scale=0.5)
     monkeypatch.setattr(dispatch, "native", lambda: None)
-    after = observation.attention_map(queries, keys, np.array([7, 8, 9]), scale=0.5)
+    after = attention_map(queries, keys, np.array([7, 8, 9]), scale=0.5)
     assert np.allclose(before, after, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-#include "linear/file_rows.hpp"
+#include "linear/mapped_rows.hpp"
 
 #include <unistd.h>
 
@@ -20,7 +20,7 @@ bool read_all(int descriptor, uint8_t* to, size_t size, size_t offset) {
 
 }  // namespace
 
-bool FileRows::row(const Linear& linear, int row, float* out, std::vector<uint8_t>& buffer) const {
+bool MappedRows::row(const Linear& linear, int row, float* out, std::vector<uint8_t>& buffer) const {
   if (descriptor_ < 0) return false;
   const bool plain = linear.layout == Layout::f32 || linear.layout == Layout::f16;
   const size_t place = (size_t)row / (plain ? 1 : kLanes), codes = tile_bytes(linear) / (plain ? kLanes : 1);

@@ -1,4 +1,4 @@
-"""The attention of a prompt's newest queries, computed again from the cache for methods that score by it."""
+"""Scores of slots: attention computed again from the cache, its reduction over query heads and neighbours, the best."""
 
 from __future__ import annotations
 
@@ -11,6 +11,40 @@ from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
     from thrifty.cache.view import LayerView
+
+
+def best(scores: Floats, count: int) -> Integers:
+    """Slots of the `count` largest of scores [n], rising; of equal ones the first. All slots where n ≤ count."""
+    if count <= 0:
+        return np.zeros(0, np.int64)
+    if count >= len(scores):
+        return np.arange(len(scores))
+    bound = np.partition(scores, len(scores) - count)[len(scores) - count]
+    chosen = scores > bound
+    chosen[np.flatnonzero(scores == bound)[: count - np.count_nonzero(chosen)]] = True
+    return np.flatnonzero(chosen)
+
+
+def best_and_newest(scores: Floats, best_count: int, count: int, newest: int) -> Integers:
+    """Slots, rising, int64: the newest `newest` of `count`, and the `best_count` best of the older by scores
+    [≥ count − newest].
+    """
+    older = max(0, count - newest)
+    return np.concatenate((best(scores[:older], best_count), np.arange(older, count)))
+
+
+def reduce_group(scores: Floats, how: str) -> Floats:
+    """Scores of the query heads of a KV head [group, slots] → [slots]. how: "max", "sum" or "mean"."""
+    if how == "max":
+        return scores.max(axis=0)
+    return scores.sum(axis=0) if how == "sum" else scores.mean(axis=0)
+
+
+def pooled(scores: Floats, kernel: int, pooling: str) -> Floats:
+    """[n] → [n]: the maximum of each slot and its kernel // 2 neighbours on either side, or their sum over `kernel`."""
+    padded = np.pad(scores, kernel // 2, constant_values=-np.inf if pooling == "max" else 0.0)
+    shifted = np.stack([padded[offset : offset + len(scores)] for offset in range(kernel)])
+    return shifted.max(axis=0) if pooling == "max" else shifted.mean(axis=0)
 
 
 def attention_map(
@@ -55,5 +89,5 @@ def window_attention(kv: LayerView, head: int, queries: Floats) -> Floats:
     own = np.moveaxis(queries[:, head * model.group : (head + 1) * model.group], 0, 1)
     sees = np.tile(np.arange(len(keys) - window, len(keys)) + 1, model.group)
     rows = own.reshape(-1, own.shape[2])
-    found = attention_map(rows, keys, sees, scale=model.scale, softcap=model.softcap, bias=kv.bias(head))
-    return found.reshape(model.group, window, len(keys))
+    probabilities = attention_map(rows, keys, sees, scale=model.scale, softcap=model.softcap, bias=kv.bias(head))
+    return probabilities.reshape(model.group, window, len(keys))

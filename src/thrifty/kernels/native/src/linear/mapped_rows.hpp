@@ -8,11 +8,11 @@
 
 namespace thrifty {
 
-class FileRows {
+class MappedRows {
  public:
-  FileRows() = default;
+  MappedRows() = default;
   // descriptor: of the file that is mapped at `base`, its first `size` bytes; it must outlive this object.
-  FileRows(int descriptor, const uint8_t* base, size_t size) : descriptor_(descriptor), base_(base), size_(size) {}
+  MappedRows(int descriptor, const uint8_t* base, size_t size) : descriptor_(descriptor), base_(base), size_(size) {}
   // As linear_row, where all of the row's tile lies in the file and could be read: whether that was so.
   bool row(const Linear& linear, int row, float* out, std::vector<uint8_t>& buffer) const;
 

@@ -1,0 +1,48 @@
+"""What a cache policy is like, beside its formula: what a recipe's order and the promised bytes follow from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """Facts of a policy's class. `CachePolicy` refuses a class whose traits contradict each other or its methods.
+
+    exact: it reads exact keys or values, so it must come before a policy that quantises.
+    quantises: it stores slots in a format of less than 16 bits (`stored` says how many).
+    ragged: the heads of a layer may keep different numbers of slots.
+    uniform: it counts a layer's slots for all heads alike, so nothing ragged can come before it.
+    biases: slots may get a logit bias.
+    whole_pages: evictions while decoding let go of whole pages only, so that they free quantised pages too.
+    """
+
+    exact: bool = False
+    quantises: bool = False
+    ragged: bool = False
+    uniform: bool = False
+    biases: bool = False
+    whole_pages: bool = False
+
+    def contradiction(self, *, compresses: bool, decodes: bool, stores: bool) -> str | None:
+        """What cannot be true together, with the way out; None where nothing is wrong.
+
+        compresses: the class acts when a prompt ends. decodes: it has an `after_decode`. stores: it has a `stored`.
+        """
+        if self.ragged and self.uniform:
+            return "ragged and uniform: heads either keep numbers of their own or are counted alike; drop one of them"
+        if self.quantises and self.exact:
+            return (
+                "exact and quantises: a policy that quantises is never behind another that does, so it finds exact "
+                "slots anyway; drop exact"
+            )
+        if self.quantises and not stores:
+            return "quantises, but has no `stored`: say how many of a head's slots lie in which format"
+        if stores and not self.quantises:
+            return "has a `stored`, but does not quantise: set quantises, or leave `stored` out"
+        if self.whole_pages and not decodes:
+            return "whole_pages, but nothing is evicted while decoding: write `after_decode`, or drop whole_pages"
+        acting = [name for name in ("exact", "quantises", "ragged", "biases") if getattr(self, name)]
+        if acting and not (compresses or decodes):
+            return f"{', '.join(acting)}, but no method acts: write `after_prefill` or `after_decode`, or drop them"
+        return None
