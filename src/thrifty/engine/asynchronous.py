@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from thrifty.arrays import Floats
+from thrifty.arrays import Array, Floats
 from thrifty.decoding.grammar import Grammar
 from thrifty.engine.answer import Event, own_error
 from thrifty.engine.async_handle import AsyncHandle, Mailbox
@@ -90,7 +90,7 @@ class AsyncEngine:
         """`Engine.compile` in a thread of its own."""
         await asyncio.to_thread(self.engine.compile, grammar)
 
-    async def mean_hidden(self, tokens: Sequence[int]) -> Floats:
+    async def mean_hidden(self, tokens: Sequence[int] | Array) -> Floats:
         """The mean of a text's final hidden states, fp32 [hidden]. Others decode between its chunks.
 
         Raises what `Engine.hidden_states` raises.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from thrifty.arrays import Floats
+from thrifty.arrays import Array, Floats
 from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine import inspection
@@ -336,7 +336,7 @@ class Engine:
                 self._publisher.sound = False
                 raise
 
-    def hidden_states(self, tokens: Sequence[int]) -> Iterator[Floats]:
+    def hidden_states(self, tokens: Sequence[int] | Array) -> Iterator[Floats]:
         """The final hidden states of a text (after the final norm), chunk by chunk: fp32 [rows, hidden] each.
 
         It is no request: each chunk holds the engine's turn, and steps may be taken between two. The text's cache is

@@ -167,7 +167,7 @@ def router(service: Service) -> APIRouter:
     async def messages(body: MessageBody, http: Request) -> Response:
         """Answer a conversation."""
         service.check_model(body.model)
-        prompt = await service.engine.encode_chat(body.conversation())
+        prompt = await service.encode_chat(body.conversation())
         handle = await service.submit(prompt, body.sampling(), 1, body.thrifty, key_of(http))
         answer = MessageAnswer(service, body, handle)
         if body.stream:
@@ -180,6 +180,6 @@ def router(service: Service) -> APIRouter:
     async def count_tokens(body: CountBody) -> dict[str, int]:
         """The tokens that a conversation has as a prompt."""
         service.check_model(body.model)
-        return {"input_tokens": len(await service.engine.encode_chat(body.conversation()))}
+        return {"input_tokens": len(await service.encode_chat(body.conversation()))}
 
     return routes

@@ -156,7 +156,7 @@ def router(service: Service) -> APIRouter:
         calling = None if offer is None else Calling(offer, service.model.require_tokenizer())
         form = body.form if calling is None else (calling.grammar, "tools")
         sampling = body.sampling(body.limit, body.alternatives, await service.compiled(form))
-        prompt = await service.engine.encode_chat(
+        prompt = await service.encode_chat(
             checked(body.messages),
             tools=None if calling is None else calling.shown,
             template_arguments=body.chat_template_kwargs,

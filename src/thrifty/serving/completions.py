@@ -106,7 +106,7 @@ def router(service: Service) -> APIRouter:
             raise RequestError(f"stream takes one prompt; {len(prompts)} are given", param="stream")
         grammar = await service.compiled(body.form)
         sampling = body.sampling(MAX_TOKENS if body.max_tokens is None else body.max_tokens, body.logprobs, grammar)
-        encoded = [await service.engine.encode(prompt) for prompt in prompts]
+        encoded = [await service.encode(prompt) for prompt in prompts]
         handles: list[AsyncHandle] = []
         try:
             for prompt in encoded:

@@ -58,10 +58,13 @@ class Metrics:
         """Time from one token of a sample to the next."""
         self._between.labels(self._model).observe(seconds)
 
+    def generated(self, tokens: int) -> None:
+        """So many tokens were answered."""
+        self._generated.labels(self._model).inc(tokens)
+
     def ended(self, usage: Usage, reasons: list[str | None], seconds: float) -> None:
         """A request is over. seconds: since its submission."""
         name = self._model
-        self._generated.labels(name).inc(usage.generated_tokens)
         self._hits.labels(name).inc(usage.cached_tokens)
         self._preemptions.labels(name).inc(usage.preemptions)
         for reason in reasons:
@@ -111,9 +114,12 @@ class Clock:
         self._metrics = metrics
         self._began = time.perf_counter()
         self._last: dict[int, float] = {}
+        self._tokens = 0
 
     def token(self, sample: int) -> None:
         """A sample got a token."""
+        self._tokens += 1
+        self._metrics.generated(1)
         now = time.perf_counter()
         before = self._last.get(sample)
         self._last[sample] = now
@@ -121,5 +127,6 @@ class Clock:
             self._metrics.between(now - before)
 
     def ended(self, usage: Usage, reasons: list[str | None]) -> None:
-        """The request is over."""
+        """The request is over; tokens that nobody was told of are counted too."""
+        self._metrics.generated(max(0, usage.generated_tokens - self._tokens))
         self._metrics.ended(usage, reasons, time.perf_counter() - self._began)

@@ -157,7 +157,7 @@ def router(service: Service) -> APIRouter:
     async def responses(body: ResponseBody, http: Request) -> Response:
         """Answer a text or a conversation."""
         service.check_model(body.model)
-        prompt = await service.engine.encode_chat(body.messages())
+        prompt = await service.encode_chat(body.messages())
         handle = await service.submit(prompt, body.sampling(), 1, body.thrifty, key_of(http))
         answer = ResponseAnswer(service, body, handle)
         if body.stream:

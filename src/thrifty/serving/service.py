@@ -7,7 +7,7 @@ import hashlib
 import logging
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.grammar import Grammar
@@ -21,6 +21,7 @@ from thrifty.serving.bodies import Extensions
 from thrifty.serving.errors import RequestError
 from thrifty.serving.metrics import Metrics
 from thrifty.serving.settings import ServerSettings
+from thrifty.serving.text_limits import CHARACTERS, check_texts
 from thrifty.storage.budget import parse_size
 
 if TYPE_CHECKING:
@@ -111,6 +112,21 @@ class Service:
                 f"the prompt has {tokens} tokens; the context holds {context}, the answer included",
                 code="context_length_exceeded",
             )
+
+    async def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a text, or the ids themselves, checked. Raises RequestError for a text beyond the context."""
+        await self._check_texts([prompt] if isinstance(prompt, str) else [])
+        return await self.engine.encode(prompt)
+
+    async def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """Token ids of a conversation (see messages.checked) through the template. Raises as `encode` does."""
+        await self._check_texts([text for message in messages if isinstance(text := message.get("content"), str)])
+        return await self.engine.encode_chat(messages, **options)
+
+    async def _check_texts(self, texts: Sequence[str]) -> None:
+        tokenizer, context = self.model.require_tokenizer(), self.engine.probe().context
+        if max(map(len, texts), default=0) > CHARACTERS * context:
+            await asyncio.to_thread(check_texts, texts, context, tokenizer.encode)
 
     async def submit(
         self, prompt: Sequence[int], sampling: SamplingParameters, samples: int, extensions: Extensions, key: str | None

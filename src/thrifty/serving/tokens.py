@@ -41,9 +41,9 @@ def router(service: Service) -> APIRouter:
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("give either prompt or messages", param="prompt")
         if body.messages is not None:
-            ids = await service.engine.encode_chat(checked(body.messages))
+            ids = await service.encode_chat(checked(body.messages))
         else:
-            ids = await service.engine.encode(body.prompt) if body.prompt else []
+            ids = await service.encode(body.prompt) if body.prompt else []
         return {"tokens": ids, "count": len(ids), "max_model_len": service.engine.probe().context}
 
     @routes.post("/detokenize")

@@ -102,6 +102,31 @@ def test_ten_megabytes_of_prompt_are_refused_and_leave_nothing_behind(server: Li
     assert server.held() == 0
 
 
+@pytest.mark.parametrize("path", PATHS[:-1])
+def test_a_text_far_beyond_the_context_is_refused_by_its_beginning(
+    server: Live, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    tokenizer = server.service.model.require_tokenizer()
+    original = tokenizer.encode
+
+    def encode(text: str, *options: Any, **more: Any) -> list[int]:
+        encoded.append(len(text))
+        return list(original(text, *options, **more))
+
+    monkeypatch.setattr(tokenizer, "encode", encode)
+    text = "v" * 2_000_000
+    told = [{"role": "user", "content": text}]
+    given: dict[str, Any] = {
+        "/v1/messages": {"messages": told, "max_tokens": 3}, "/v1/messages/count_tokens": {"messages": told},
+        CHAT: {"messages": told}, "/v1/responses": {"input": text}, "/v1/embeddings": {"input": text},
+        "/v1/rerank": {"query": "a", "documents": [text]},
+    }  # fmt: skip
+    answer = post(server, path, json={"model": "tiny"} | given.get(path, {"prompt": text}))
+    assert answer.status_code == 400 and "first 32768 of the prompt's 2000000" in answer.text
+    assert max(encoded) == 32768
+
+
 def test_uploads_that_break_off_are_forgotten(server: Live) -> None:
     head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Length: 1000000\r\n\r\n".encode()
     for part in (

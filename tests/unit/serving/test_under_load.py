@@ -114,11 +114,32 @@ def test_prefixes_are_shared_within_a_key_and_never_across() -> None:
 
 
 def test_a_recipe_of_the_request_is_used_and_its_bound_holds(server: Live) -> None:
-    recipe = {"cache": [{"technique": "kivi", "bits": 2}], "cache_memory": "8MB"}
-    answer = post(server, CHAT, json=chat_body("r" * 600, thrifty=recipe, max_tokens=16))
-    assert answer.status_code == 200 and answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
-    error = post(server, CHAT, json=chat_body("r" * 600, thrifty={"cache_memory": "1KB"}))
+    content, recipe = "r" * 500 + " and so on", [{"technique": "kivi", "bits": 2}]
+    body = chat_body(content, max_tokens=64, ignore_eos=True)
+    plain = post(server, CHAT, json=body).json()["choices"][0]["message"]["content"]
+    answer = post(server, CHAT, json=body | {"thrifty": {"cache": recipe, "cache_memory": "8MB"}})
+    engine = tiny_engine()
+    prompt = [BOS, *f"user: {content}\nassistant: ".encode()]
+    sampling = SamplingParameters(max_tokens=64, ignore_eos=True)
+    expected = engine.submit(Request(prompt=prompt, sampling=sampling, cache=recipe)).result().text
+    engine.close()
+    assert answer.json()["choices"][0]["message"]["content"] == expected != plain
+    error = post(server, CHAT, json=body | {"thrifty": {"cache_memory": "1KB"}})
     assert error.status_code == 400 and error.json()["error"]["code"] == "memory_budget"
+
+
+def test_tokens_are_counted_while_they_come(slow_server: Live) -> None:
+    body = chat_body(stream=True, max_tokens=200, ignore_eos=True)
+
+    def generated() -> float:
+        lines = get(slow_server, "/metrics").text.splitlines()
+        return next(float(line.split()[-1]) for line in lines if line.startswith("vllm:generation_tokens_total"))
+
+    before = generated()
+    connection = raw(slow_server, body)
+    assert eventually(lambda: 0 < generated() - before < 150)
+    connection.close()
+    assert eventually(lambda: slow_server.running() == 0)
 
 
 def test_metrics_count_what_was_served() -> None:

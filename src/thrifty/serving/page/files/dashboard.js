@@ -104,8 +104,8 @@ function memory(samples, budget) {
     const [name, told] = [document.createElement("span"), document.createElement("span")];
     name.textContent = labels.owner;
     told.textContent = bytes(value);
-    const bar = drawing("0 0 100 4", ["rect", { class: "back", width: 100, height: 4, rx: 1 }],
-      ["rect", { class: "bar", width: Math.max(0.5, (100 * value) / largest), height: 4, rx: 1 }]);
+    const bar = drawing("0 0 100 4", ["rect", { class: "back", width: 100, height: 4 }],
+      ["rect", { class: "bar", width: Math.max(0.5, (100 * value) / largest), height: 4 }]);
     box.append(name, bar, told);
   }
   field("memory").replaceChildren(box);
@@ -136,13 +136,14 @@ function curve(rates) {
   const points = rates.map((rate, index) => `${(600 * (index + KEPT - rates.length)) / (KEPT - 1)},${78 - (74 * rate) / top}`);
   const told = document.createElement("p");
   told.className = "figures";
-  told.textContent = `now ${Math.round(rates.at(-1) ?? 0)}, at most ${Math.round(Math.max(0, ...rates))} in the last ${KEPT} seconds; counted when an answer ends`;
+  told.textContent = `now ${Math.round(rates.at(-1) ?? 0)}, at most ${Math.round(Math.max(0, ...rates))} in the last ${KEPT} seconds`;
   field("rate").replaceChildren(drawing("0 0 600 80", ["polyline", { class: "line", points: points.join(" ") }]), told);
 }
 
 function drawing(box, ...shapes) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", box);
+  svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("aria-hidden", "true");
   for (const [name, attributes] of shapes) {
     const shape = document.createElementNS(SVG, name);
