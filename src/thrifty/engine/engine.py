@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from thrifty.arrays import Array, Floats
+from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine import inspection
 from thrifty.engine.admission.adapter_shelf import AdapterShelf
@@ -16,12 +17,11 @@ from thrifty.engine.admission.memory import EngineMemory
 from thrifty.engine.admission.process_memory import ledger_budget
 from thrifty.engine.ahead import Ahead
 from thrifty.engine.answer import Answer, Event, Listener
+from thrifty.engine.aside import Aside
 from thrifty.engine.inspection import EngineProbe, EngineUsage
 from thrifty.engine.options import EngineOptions
 from thrifty.engine.plan.native_runner import choose_runner
-from thrifty.engine.prefill.hidden import HiddenPrefill
 from thrifty.engine.prefill.pace import Pace
-from thrifty.engine.prefill.watching import watch_prompt
 from thrifty.engine.publishing import Publisher
 from thrifty.engine.request import Handle, Request
 from thrifty.engine.running import Running, State
@@ -117,7 +117,6 @@ class Engine:
             model, self.memory, context=options.context, cache=cache, decoding=decoding, batch=options.batch,
             chunk=options.chunk, adapters=self._adapters,
         )  # fmt: skip
-        self._chunk = options.chunk
         self._scheduler = Scheduler(self.memory, options.batch, options.queue)
         module = dispatch.native()
         waiting = None if module is None else module.Waiting()
@@ -127,6 +126,7 @@ class Engine:
         prefill = PrefillStep(self.runner, self.memory, self._sequences, options.chunk, Pace(options.prefill_slice_ms))
         ahead = None if waiting is None else Ahead(waiting)
         self._stepper = Stepper(self.runner, self._scheduler, prefill, self._publisher, self._turn, ahead)
+        self._aside = Aside(model, self.runner, self.memory, options.chunk, self._turn, self._publisher)
         self._closed = False
 
     def submit(self, request: Request, listener: Listener | None = None) -> Handle:
@@ -140,14 +140,20 @@ class Engine:
         answer = Answer(request.identity, request.samples, len(request.prompt), listener)
         try:
             with self._turn:
-                if self._closed:
-                    raise ThriftyError("the engine is closed; make a new one")
+                self._check_open()
                 self._publisher.mend()
                 self._scheduler.submit(self._sequences.make(answer, self.intake.check(request)))
             return Handle(self, request, answer)
         except BaseException:
             self._cancel(answer)
             raise
+
+    def compile(self, grammar: Grammar) -> None:
+        """Have a grammar ready for `submit`, which compiles one that is not. No other call has to wait for this one.
+
+        Raises PromptError that says why it cannot be compiled, MissingExtra without `llguidance`.
+        """
+        self.intake.grammars.compile(grammar)
 
     def step(self) -> list[Event]:
         """Schedule, run, sample, publish: at most one decode batch and one piece of prefill (a slice of
@@ -319,59 +325,26 @@ class Engine:
         Returns the model's first choice after each of them. It is no request: it holds the engine's turn until it is
         done. Raises PromptError for tokens that the model does not take, BudgetError where they do not fit.
         """
-        prompt = self.model.checked(tokens).tolist()
-        with self._turn:
-            self._publisher.mend()
-            try:
-                return watch_prompt(self.runner, self.memory, prompt, policy, scored, self._chunk)
-            except BaseException:
-                self._publisher.sound = False
-                raise
+        return self._aside.watch_prompt(tokens, policy, scored)
 
     def hidden_states(self, tokens: Sequence[int] | Array) -> Iterator[Floats]:
         """The final hidden states of a text (after the final norm), chunk by chunk: fp32 [rows, hidden] each.
 
-        It is no request: each chunk holds the engine's turn, and steps may be taken between two. The text's cache is
-        held from the first chunk until the iterator ends, or is closed. Raises PromptError for tokens that the model
-        does not take or that exceed the context, and BudgetError where they could never fit; the first chunk raises
-        QueueFullError where they do not fit now.
+        It is no request: each chunk holds the engine's turn, and steps may be taken between two. What it takes is held
+        from the first chunk to the end, or until it is closed. Raises PromptError and BudgetError as `submit` does; the
+        first chunk raises QueueFullError where others hold the memory.
         """
-        prompt = self.model.checked(tokens).tolist()
-        if len(prompt) > self.intake.context:
-            raise PromptError(f"the text has {len(prompt)} tokens; the context holds {self.intake.context}")
-        self.memory.check((), len(prompt), len(prompt), what="a text to embed")
-        return self._read_hidden(prompt)
-
-    def _read_hidden(self, prompt: Sequence[int]) -> Iterator[Floats]:
-        with self._turn:
-            if self._closed:
-                raise ThriftyError("the engine is closed; make a new one")
-            self._publisher.mend()
-            reading = HiddenPrefill(self.model, self.runner, self.memory, prompt, self._chunk)
-        try:
-            while not reading.done:
-                with self._turn:
-                    self._publisher.mend()
-                    try:
-                        hidden = reading.advance()
-                    except BaseException:
-                        self._publisher.sound = False
-                        raise
-                yield hidden
-        finally:
-            with self._turn:
-                reading.close()
+        self._check_open()
+        return self._aside.hidden_states(tokens, self.intake.context)
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts: the runner and why it was chosen, budget and ledger, queue lengths."""
         with self._turn:
-            return {
-                "runner": {"name": self.runner.name, "reason": self.runner.reason},
-                "memory": self.memory.describe(),
-                "adapters": list(self.adapters),
-                "queues": self._scheduler.describe(),
-                "context": self.intake.context,
-            }
+            return inspection.describe(self.runner, self.memory, self.intake, self._scheduler, self.adapters)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ThriftyError("the engine is closed; make a new one")
 
     def _cancel(self, answer: Answer) -> None:
         with self._turn:

@@ -68,14 +68,16 @@ async def _hung_up(http: HttpRequest) -> None:
         pass
 
 
-async def whole(handle: AsyncHandle, metrics: Metrics) -> Result:
-    """Wait for the end. Raises the request's error; cancelling it cancels the request."""
+async def whole(handle: AsyncHandle, metrics: Metrics, read: Callable[[Event], object] | None = None) -> Result:
+    """Wait for the end. read: told of every event. Raises the request's error; cancelling it cancels the request."""
     clock = Clock(metrics)
     async with handle:
         try:
             async for event in handle:
                 if event.token is not None:
                     clock.token(event.sample)
+                if read is not None:
+                    read(event)
         finally:
             clock.ended(handle.usage, [sample.finish_reason for sample in handle.samples])
         _check_end(handle)

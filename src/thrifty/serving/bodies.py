@@ -4,32 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, StrictBool, StrictInt
 
+from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
+from thrifty.serving.body import Body
 from thrifty.serving.errors import RequestError
-
-
-class Body(BaseModel):
-    """A body whose unknown fields are an error that names them."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _texts_are_texts(cls, given: Any) -> Any:
-        """JSON can spell halves of a surrogate pair, which are no characters: no tokenizer or answer can hold them."""
-        left = [given]
-        while left:
-            value = left.pop()
-            if isinstance(value, str) and not value.isascii() and _has_surrogate(value):
-                raise PydanticCustomError("surrogate", "a text holds half of a surrogate pair, which is no character")
-            if isinstance(value, dict):
-                left.extend((*value, *value.values()))
-            elif isinstance(value, list):
-                left.extend(value)
-        return given
+from thrifty.serving.structured import ResponseFormat, StructuredOutputs, grammar_of
 
 
 class StreamOptions(Body):
@@ -67,6 +48,8 @@ class SamplingBody(Body):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     ignore_eos: StrictBool = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     #: Accepted, as all clients may send it; nothing depends on it.
     user: str | None = None
     thrifty: Extensions = Field(default_factory=Extensions)
@@ -76,8 +59,19 @@ class SamplingBody(Body):
         """Whether a stream ends with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParameters:
+    @property
+    def form(self) -> tuple[Grammar, str] | None:
+        """The grammar that answers must have, and the field that gave it. Raises RequestError."""
+        return grammar_of(self.response_format, self.structured_outputs)
+
+    def sampling(
+        self, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None = None
+    ) -> SamplingParameters:
         """As the engine takes them. Raises PromptError that names the field, the value and the range."""
+        if grammar is not None and self.ignore_eos:
+            raise RequestError(
+                "ignore_eos goes on where the answer's form has ended; leave it or the form out", param="ignore_eos"
+            )
         given = {
             "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p, "stop": self.stop,
             "stop_token_ids": self.stop_token_ids, "presence_penalty": self.presence_penalty,
@@ -89,16 +83,8 @@ class SamplingBody(Body):
             chosen["logit_bias"] = _biases(self.logit_bias)
         temperature = 1.0 if self.temperature is None else self.temperature
         return SamplingParameters.of(
-            temperature=temperature, max_tokens=max_tokens, ignore_eos=self.ignore_eos, **chosen
+            temperature=temperature, max_tokens=max_tokens, ignore_eos=self.ignore_eos, grammar=grammar, **chosen
         )
-
-
-def _has_surrogate(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _biases(given: dict[str, float]) -> dict[int, float]:

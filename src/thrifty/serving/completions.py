@@ -104,7 +104,8 @@ def router(service: Service) -> APIRouter:
             )
         if body.stream and len(prompts) > 1:
             raise RequestError(f"stream takes one prompt; {len(prompts)} are given", param="stream")
-        sampling = body.sampling(MAX_TOKENS if body.max_tokens is None else body.max_tokens, body.logprobs)
+        grammar = await service.compiled(body.form)
+        sampling = body.sampling(MAX_TOKENS if body.max_tokens is None else body.max_tokens, body.logprobs, grammar)
         encoded = [await service.encode(prompt) for prompt in prompts]
         handles: list[AsyncHandle] = []
         try:

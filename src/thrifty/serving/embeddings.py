@@ -41,7 +41,7 @@ async def embedded(service: Service, texts: list[str | list[int]], param: str) -
     """
     if not 1 <= len(texts) <= service.settings.texts:
         raise RequestError(f"{param} holds {len(texts)} texts; give 1 to {service.settings.texts}", param=param)
-    encoded = [np.array(await service.encode(text), np.int32) for text in texts]
+    encoded = [service.model.checked(await service.encode(text)) for text in texts]
     for tokens in encoded:
         service.check_length(len(tokens))
     rows = []

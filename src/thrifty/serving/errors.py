@@ -110,7 +110,10 @@ def install(app: FastAPI) -> None:
 def first_fault(faults: Sequence[Any]) -> tuple[str, str | None]:
     """What is wrong with a body, and the field: its path, such as "messages.0.role"."""
     fault = faults[0]
-    place = [str(part) for part in fault["loc"] if part != "body"]
+    *parents, last = (str(part) for part in fault["loc"])
+    place = [part for part in parents if part != "body" and not _is_branch(part)]
+    if last != "body" and (fault["type"] == "extra_forbidden" or not _is_branch(last)):
+        place.append(last)
     param = ".".join(place) or None
     if fault["type"] == "extra_forbidden":
         return f"'{param}' is not a field that this server supports; leave it out", param
@@ -119,3 +122,10 @@ def first_fault(faults: Sequence[Any]) -> tuple[str, str | None]:
     if param is None:
         return f"the body does not do: {fault['msg']}", None
     return f"'{param}': {fault['msg']}", param
+
+
+def _is_branch(part: str) -> bool:
+    """Whether a part of a path names a type among several, and no field: "str", "list[int]", "NamedChoice"."""
+    return (
+        part in ("str", "int", "float", "bool") or part.startswith(("list[", "literal[", "dict[")) or part[:1].isupper()
+    )

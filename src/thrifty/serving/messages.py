@@ -6,15 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thrifty.serving.errors import RequestError
+from thrifty.serving.tool_calls.messages import calls_of
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """Roles that are taken, and what templates call them: no template knows a developer."""
 
 FIELDS = frozenset(("role", "content", "name"))
+TOOL_FIELDS = {"assistant": "tool_calls", "tool": "tool_call_id"}
+"""What a role may have beside these."""
 
 
 def checked(messages: Sequence[Mapping[str, Any]], place: str = "messages") -> list[dict[str, Any]]:
-    """The same with plain texts as contents; parts of a content are joined. Fields that are null are left out.
+    """The same with plain texts as contents; parts of a content are joined. Fields that are null are left out. The
+    arguments of calls become objects.
 
     Raises RequestError that names what a template would not see, such as "messages.0.content.1.type".
     """
@@ -23,14 +27,23 @@ def checked(messages: Sequence[Mapping[str, Any]], place: str = "messages") -> l
 
 def _message(message: Mapping[str, Any], place: str) -> dict[str, Any]:
     given = {name: value for name, value in message.items() if value is not None}
-    for name in given:
-        if name not in FIELDS:
-            raise RequestError(f"'{place}.{name}' is not a field that this server supports", param=f"{place}.{name}")
     role = given.get("role")
+    for name in given:
+        if name not in FIELDS and name != TOOL_FIELDS.get(str(role)):
+            raise RequestError(f"'{place}.{name}' is not a field that this server supports", param=f"{place}.{name}")
     if not isinstance(role, str) or role not in ROLES:
         raise RequestError(f"'{place}.role' is {shown(role)}; use one of {', '.join(ROLES)}", param=f"{place}.role")
     if not isinstance(given.get("name", ""), str):
         raise RequestError(f"'{place}.name' is no text", param=f"{place}.name")
+    if role == "tool" and not isinstance(given.get("tool_call_id"), str):
+        raise RequestError(
+            f"'{place}.tool_call_id' is {shown(given.get('tool_call_id'))}; give the id of the call that was answered",
+            param=f"{place}.tool_call_id",
+        )
+    if "tool_calls" in given:
+        given["tool_calls"] = calls_of(given["tool_calls"], f"{place}.tool_calls")
+        if "content" not in given:
+            return given
     return given | {"role": ROLES[role], "content": text_of(given.get("content"), f"{place}.content")}
 
 

@@ -10,11 +10,13 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.engine.asynchronous import AsyncEngine
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
+from thrifty.errors import PromptError
 from thrifty.serving.bodies import Extensions
 from thrifty.serving.errors import RequestError
 from thrifty.serving.metrics import Metrics
@@ -91,6 +93,17 @@ class Service:
                 f"the model '{name}' is not served here; '{self.settings.model}' is", 404, "model", "model_not_found"
             )
 
+    async def compiled(self, form: tuple[Grammar, str] | None) -> Grammar | None:
+        """The grammar of a request, ready. form: with the field that gave it. Raises RequestError that names it."""
+        if form is None:
+            return None
+        grammar, field = form
+        try:
+            await self.engine.compile(grammar)
+        except PromptError as error:
+            raise RequestError(str(error), param=field, code="grammar") from error
+        return grammar
+
     def check_length(self, tokens: int) -> None:
         """Raise RequestError for a prompt that leaves no room for an answer, before anybody looks at its tokens."""
         context = self.engine.probe().context
@@ -107,7 +120,7 @@ class Service:
 
     async def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         """Token ids of a conversation (see messages.checked) through the template. Raises as `encode` does."""
-        await self._check_texts([message["content"] for message in messages if isinstance(message["content"], str)])
+        await self._check_texts([text for message in messages if isinstance(text := message.get("content"), str)])
         return await self.engine.encode_chat(messages, **options)
 
     async def _check_texts(self, texts: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import StrictInt
 
 from thrifty.engine.prompts import prompt_ids
-from thrifty.serving.bodies import Body
+from thrifty.serving.body import Body
 from thrifty.serving.errors import RequestError
 from thrifty.serving.messages import checked
 from thrifty.serving.service import Service

@@ -48,7 +48,7 @@ def command(
     """
     from thrifty import extras
 
-    for module in ("fastapi", "uvicorn", "prometheus_client"):
+    for module in ("fastapi", "uvicorn", "prometheus_client", "llguidance"):
         extras.require(module, "serve", "thrifty serve")
     from thrifty.api import open_engine
     from thrifty.engine.engine import Engine
