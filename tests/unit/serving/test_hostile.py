@@ -91,6 +91,7 @@ def test_no_path_is_a_500(server: Live, path: str) -> None:
     assert answer.status_code < 500, answer.text
 
 
+@pytest.mark.long
 def test_ten_megabytes_of_prompt_are_refused_and_leave_nothing_behind(server: Live) -> None:
     body = json.dumps(chat_body("w" * (10 << 20))).encode()
     process = psutil.Process()
@@ -145,6 +146,7 @@ def test_uploads_that_break_off_are_forgotten(server: Live) -> None:
     assert server.held() == 0
 
 
+@pytest.mark.long
 def test_random_changes_of_a_good_body_are_no_500(server: Live) -> None:
     random_ = random.Random(0)
     good = json.dumps(chat_body(top_p=0.5, stop=["a"], seed=3, logit_bias={"5": 1.5}, max_tokens=2)).encode()
