@@ -14,7 +14,7 @@ from thrifty.engine import inspection
 from thrifty.engine.admission.adapter_shelf import AdapterShelf
 from thrifty.engine.admission.intake import Intake
 from thrifty.engine.admission.memory import EngineMemory
-from thrifty.engine.admission.process_memory import ledger_budget
+from thrifty.engine.admission.process_memory import budget_of
 from thrifty.engine.ahead import Ahead
 from thrifty.engine.answer import Answer, Event, Listener
 from thrifty.engine.aside import Aside
@@ -32,7 +32,6 @@ from thrifty.engine.turn import Turn
 from thrifty.errors import PromptError, ThriftyError
 from thrifty.kernels import dispatch
 from thrifty.kernels.threads import pool_threads
-from thrifty.storage.budget import parse_size
 
 if TYPE_CHECKING:
     from thrifty.cache.footprint import Footprint
@@ -75,13 +74,12 @@ class Engine:
 
         threads: of native code; None leaves them as they are. They are the process's: the last engine's number holds
         for all, and a warning says where that changes what an open one asked for. context: longest prompt plus answer
-        in tokens; None: the model's own. cache, decoding: a recipe's tables, for requests that bring none.
-        native: False runs the slow torch reference instead of native code. batch:
-        sequences that decode together. queue: requests that may wait. chunk: prefill tokens a step, a
-        multiple of 128. prefill_slice_ms: about how long a piece of prefill may hold up those that decode; 0 runs
-        whole chunks whoever waits. disk: folder of the disk tier (default: the system's temporary one). prefix_tree:
-        share prompts' beginnings. adapters: name → a directory that PEFT wrote, or an Adapter (see `add_adapter`).
-        runner: one to use instead of choosing.
+        in tokens; None: the model's own. cache, decoding: a recipe's tables, for requests that bring none. native:
+        False runs the slow torch reference instead of native code. batch: sequences that decode together. queue:
+        requests that may wait. chunk: prefill tokens a step, a multiple of 128. prefill_slice_ms: about how long a
+        piece of prefill may hold up those that decode; 0 runs whole chunks whoever waits. disk: folder of the disk tier
+        (default: the system's temporary one). prefix_tree: share prompts' beginnings. adapters: name → a directory that
+        PEFT wrote, or an Adapter (see `add_adapter`). runner: one to use instead of choosing.
 
         Raises BudgetError where the budget cannot hold one token, with the number that could, and PromptError for an
         option of a wrong type or size.
@@ -90,13 +88,7 @@ class Engine:
             threads=threads, context=context, native=native, batch=batch, queue=queue, chunk=chunk,
             prefill_slice_ms=prefill_slice_ms, prefix_tree=prefix_tree, disk=disk,
         )  # fmt: skip
-        budget = None if memory is None else parse_size(memory)
-        beside = None
-        if process_memory is not None:
-            whole = parse_size(process_memory, "process_memory")
-            left = ledger_budget(whole, model)
-            beside = whole - left
-            budget = left if budget is None else min(budget, left)
+        budget, beside = budget_of(memory, process_memory, model)
         rows = max(options.batch, options.chunk)
         self.model = model
         if options.threads is not None:
