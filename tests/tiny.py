@@ -59,6 +59,10 @@ class ByteTokenizer:
     def absent_ids(self, size: int) -> frozenset[int]:
         return frozenset()  # the rows above are chosen, too: answers vary more
 
+    def token_bytes(self, size: int) -> list[bytes]:
+        names = {token: f"<{token}>".encode() for token in self.special_ids}
+        return [bytes([token]) if token < BOS else names.get(token, b"") for token in range(size)]
+
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         return bytes(token for token in ids if token < BOS).decode(errors="replace")
 

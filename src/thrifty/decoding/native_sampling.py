@@ -14,8 +14,9 @@ LARGEST_TOP_K = (1 << 31) - 1  # beyond every vocabulary
 
 
 def runs_natively(sampler: Sampler) -> bool:
-    """Whether native code can choose the sampler's next tokens: no log-probability is asked for."""
-    return sampler.parameters.logprobs is None and type(sampler) in (Sampler, ForcedSampler)
+    """Whether native code can choose the sampler's next tokens: no log-probability is asked for, and no grammar."""
+    parameters = sampler.parameters
+    return parameters.logprobs is None and parameters.grammar is None and type(sampler) in (Sampler, ForcedSampler)
 
 
 def native_sampler(sampler: Sampler) -> Any:

@@ -53,10 +53,10 @@ def check_logits(logits: Floats, position: int) -> None:
 
 
 def check_scores(scores: Floats, position: int) -> None:
-    """Raise PromptError where penalties and bans leave no token of a row of scores [vocabulary] fp32."""
+    """Raise PromptError where penalties, bans and a grammar leave no token of a row of scores [vocabulary] fp32."""
     best = float(scores.max())
     if not math.isfinite(best):
         raise PromptError(
             f"no token can be chosen at position {position} of the answer: with penalties and logit_bias the best "
-            f"score is {best}; lift a ban in logit_bias, or use smaller penalties"
+            f"score is {best}; lift a ban in logit_bias (a grammar may need that token), or use smaller penalties"
         )

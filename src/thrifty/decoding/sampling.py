@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from thrifty.arrays import Flags, Floats
+from thrifty.decoding.constraint import Constraint
 from thrifty.decoding.drawing import Weights, distribution, draw, largest, uniform
 from thrifty.decoding.possible import NONE_ABSENT, Absent, check_logits, check_scores
 from thrifty.decoding.sampling_parameters import SamplingParameters
@@ -53,9 +54,10 @@ class Sampler:
         vocabulary_size: int,
         stream: int = 0,
         absent: Absent = NONE_ABSENT,
+        constraint: Constraint | None = None,
     ) -> None:
-        """absent: rows that are no token. Raises PromptError where a bias or stop id lies beyond the vocabulary, or a
-        bias is for a row that is no token.
+        """absent: rows that are no token. constraint: of the parameters' grammar. Raises PromptError where a bias or
+        stop id lies beyond the vocabulary, or a bias is for a row that is no token.
         """
         check_tokens("logit_bias", parameters.logit_bias, vocabulary_size)
         absent.check("logit_bias", parameters.logit_bias)
@@ -64,6 +66,7 @@ class Sampler:
         self.seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
         self.stream = stream
         self.absent = absent
+        self.constraint = constraint
         self.position = 0
         self.vocabulary_size = vocabulary_size
         self._counts: Floats | None = None
@@ -92,13 +95,22 @@ class Sampler:
     def commit(self, token: int) -> None:
         """Advance by one token of the answer, chosen here or forced from outside."""
         self.position += 1
+        if self.constraint is not None:
+            self.constraint.commit(token)
         if self._counts is not None and self._seen is not None:
             self._counts[token] += 1
             self._seen[token] = True
 
-    def fork(self, stream: int, parameters: SamplingParameters | None = None, forced: Sequence[int] = ()) -> Sampler:
+    def fork(
+        self,
+        stream: int,
+        parameters: SamplingParameters | None = None,
+        forced: Sequence[int] = (),
+        constraint: Constraint | None = None,
+    ) -> Sampler:
         """A sampler that has said the same, and draws from its own stream (and seed, with own
-        parameters). forced: the tokens that come next.
+        parameters). forced: the tokens that come next. constraint: of a grammar that is not this sampler's own, which
+        begins here; with its own grammar the fork goes on where this one is.
         """
         chosen = self.parameters if parameters is None else parameters
         if forced:
@@ -106,7 +118,9 @@ class Sampler:
                 chosen, self.vocabulary_size, forced, stream, start=self.position, absent=self.absent
             )
         else:
-            other = Sampler(chosen, self.vocabulary_size, stream, self.absent)
+            if self.constraint is not None and chosen.grammar == self.parameters.grammar:
+                constraint = self.constraint.fork()
+            other = Sampler(chosen, self.vocabulary_size, stream, self.absent, constraint)
         if parameters is None or parameters.seed is None:
             other.seed = self.seed
         other.position = self.position
@@ -119,6 +133,8 @@ class Sampler:
     def following(self, tokens: Iterable[int]) -> Sampler:
         """This sampler as it will be when `tokens` are committed. It is not changed itself."""
         other = copy.copy(self)
+        if self.constraint is not None:
+            other.constraint = self.constraint.fork()
         if self._counts is not None and self._seen is not None:
             other._counts, other._seen = self._counts.copy(), self._seen.copy()
         for token in tokens:
@@ -128,7 +144,8 @@ class Sampler:
     def choose(self, logits: Floats, offset: int = 0) -> Choice:
         """The token for one row. logits: [vocabulary] fp32, not changed. Does not advance: call `commit`.
 
-        offset: how many uncommitted tokens precede this one; penalties do not know them (`following` does). Raises
+        offset: how many uncommitted tokens precede this one; penalties and a grammar do not know them (`following`
+        does). Raises
         PromptError where the logits are no numbers, or nothing is left to choose.
         """
         options = self.parameters
@@ -162,8 +179,12 @@ class Sampler:
         return Choice(token) if wanted is None else Choice(token, logprob_of(possible, token, wanted))
 
     def _scores(self, possible: Floats, offset: int) -> Floats:
-        """The model's logits with penalties and biases. Raises PromptError where these leave no token."""
+        """The model's logits with penalties and biases, and −inf for what the grammar forbids. Raises PromptError where
+        these leave no token.
+        """
         scores = self._adjusted(possible)
+        if self.constraint is not None:
+            scores = self.constraint.masked(scores)
         if scores is not possible:
             check_scores(scores, self.position + offset)
         return scores

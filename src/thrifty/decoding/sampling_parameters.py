@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from thrifty.decoding.option_values import as_integer, biases, flag, number, texts, token_ids, whole
+from thrifty.decoding.grammar import Grammar
+from thrifty.decoding.option_values import as_integer, biases, flag, number, shown, texts, token_ids, whole
 from thrifty.errors import PromptError, nearest
 
 MAXIMUM_LOGPROBS = 20
@@ -35,7 +36,9 @@ class SamplingParameters:
     ids. Numbers may be NumPy's or torch's; None is no bias and no stop.
     ignore_eos: go on after the model's end-of-sequence ids. logprobs: None for none, or how many
     alternatives to report beside the chosen token's log-probability (0 to 20), in natural log of the
-    model's own distribution (before penalties and temperature).
+    model's own distribution (before penalties, temperature and the grammar).
+    grammar: what the whole answer must look like, None for anything. An answer that `max_tokens` or a stop string cuts
+    is the beginning of such a text.
 
     Raises PromptError naming the field, the value and the accepted range.
     """
@@ -54,6 +57,7 @@ class SamplingParameters:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         values: dict[str, Any] = {
@@ -83,6 +87,8 @@ class SamplingParameters:
             values["logprobs"] = whole(
                 "logprobs", self.logprobs, 0, f"0 to {MAXIMUM_LOGPROBS}, or None", MAXIMUM_LOGPROBS
             )
+        if self.grammar is not None:
+            _check_grammar(self.grammar, values["ignore_eos"])
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -109,12 +115,20 @@ class SamplingParameters:
     @property
     def plain_greedy(self) -> bool:
         """True where the model's own arg-max is the answer and nothing else of the logits is needed."""
-        return self.greedy and not self.penalised and not self.logit_bias and self.logprobs is None
+        own = self.penalised or self.logit_bias or self.logprobs is not None or self.grammar is not None
+        return self.greedy and not own
 
     @property
     def penalised(self) -> bool:
         """True where earlier tokens change the logits."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+def _check_grammar(grammar: Any, ignore_eos: bool) -> None:
+    if not isinstance(grammar, Grammar):
+        raise PromptError(f"grammar = {shown(grammar)}; use Grammar.json_schema(...) or another of its class methods")
+    if ignore_eos:
+        raise PromptError("ignore_eos = True goes on where the grammar has ended; leave one of the two out")
 
 
 def _stop_token_ids(value: Any) -> tuple[int, ...]:

@@ -134,6 +134,6 @@ def choose(sampler: Sampler, scores: Scores, row: int, drafted: Sequence[int] = 
         best = scores.best(row)
         if best >= 0 and best not in sampler.absent.ids:
             return Choice(best)
-    if drafted and sampler.parameters.penalised:
+    if drafted and (sampler.parameters.penalised or sampler.constraint is not None):
         return sampler.following(drafted).choose(scores.logits(row))
     return sampler.choose(scores.logits(row), len(drafted))

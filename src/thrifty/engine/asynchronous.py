@@ -10,6 +10,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
+from thrifty.arrays import Array, Floats
+from thrifty.decoding.grammar import Grammar
 from thrifty.engine.answer import Event, own_error
 from thrifty.engine.async_handle import AsyncHandle, Mailbox
 from thrifty.engine.engine import Engine
@@ -43,8 +47,10 @@ class AsyncEngine:
     async def submit(self, request: Request) -> AsyncHandle:
         """Queue a request, and hold it: its events, usage and end. Cancelling the task that waits here cancels it.
 
-        Raises what `Engine.submit` raises.
+        A grammar is compiled in a thread of its own. Raises what `Engine.submit` raises.
         """
+        if request.sampling.grammar is not None:
+            await self.compile(request.sampling.grammar)
         mailbox = Mailbox()
 
         def submit() -> Handle:
@@ -79,6 +85,25 @@ class AsyncEngine:
     async def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a text, or the ids themselves, checked. Raises PromptError where there is nothing to go on."""
         return await asyncio.to_thread(encoded, self.engine.model, prompt, {})
+
+    async def compile(self, grammar: Grammar) -> None:
+        """`Engine.compile` in a thread of its own."""
+        await asyncio.to_thread(self.engine.compile, grammar)
+
+    async def mean_hidden(self, tokens: Sequence[int] | Array) -> Floats:
+        """The mean of a text's final hidden states, fp32 [hidden]. Others decode between its chunks.
+
+        Raises what `Engine.hidden_states` raises.
+        """
+        total = np.zeros(self.engine.model.config.hidden_size)
+        chunks = await asyncio.wrap_future(self._order(lambda: self.engine.hidden_states(tokens)))
+        try:
+            while (hidden := await asyncio.wrap_future(self._order(lambda: next(chunks, None)))) is not None:
+                total += hidden.sum(axis=0, dtype=np.float64)
+        finally:
+            self._order(chunks.close)
+        mean: Floats = (total / len(tokens)).astype(np.float32)
+        return mean
 
     def probe(self) -> EngineProbe:
         """See `Engine.probe`."""

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from thrifty.arrays import Array, Floats
+from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine import inspection
 from thrifty.engine.admission.adapter_shelf import AdapterShelf
 from thrifty.engine.admission.intake import Intake
 from thrifty.engine.admission.memory import EngineMemory
-from thrifty.engine.admission.process_memory import ledger_budget
+from thrifty.engine.admission.process_memory import budget_of
 from thrifty.engine.ahead import Ahead
 from thrifty.engine.answer import Answer, Event, Listener
+from thrifty.engine.aside import Aside
 from thrifty.engine.inspection import EngineProbe, EngineUsage
 from thrifty.engine.options import EngineOptions
 from thrifty.engine.plan.native_runner import choose_runner
 from thrifty.engine.prefill.pace import Pace
-from thrifty.engine.prefill.watching import watch_prompt
 from thrifty.engine.publishing import Publisher
 from thrifty.engine.request import Handle, Request
 from thrifty.engine.running import Running, State
@@ -30,7 +32,6 @@ from thrifty.engine.turn import Turn
 from thrifty.errors import PromptError, ThriftyError
 from thrifty.kernels import dispatch
 from thrifty.kernels.threads import pool_threads
-from thrifty.storage.budget import parse_size
 
 if TYPE_CHECKING:
     from thrifty.cache.footprint import Footprint
@@ -73,13 +74,12 @@ class Engine:
 
         threads: of native code; None leaves them as they are. They are the process's: the last engine's number holds
         for all, and a warning says where that changes what an open one asked for. context: longest prompt plus answer
-        in tokens; None: the model's own. cache, decoding: a recipe's tables, for requests that bring none.
-        native: False runs the slow torch reference instead of native code. batch:
-        sequences that decode together. queue: requests that may wait. chunk: prefill tokens a step, a
-        multiple of 128. prefill_slice_ms: about how long a piece of prefill may hold up those that decode; 0 runs
-        whole chunks whoever waits. disk: folder of the disk tier (default: the system's temporary one). prefix_tree:
-        share prompts' beginnings. adapters: name → a directory that PEFT wrote, or an Adapter (see `add_adapter`).
-        runner: one to use instead of choosing.
+        in tokens; None: the model's own. cache, decoding: a recipe's tables, for requests that bring none. native:
+        False runs the slow torch reference instead of native code. batch: sequences that decode together. queue:
+        requests that may wait. chunk: prefill tokens a step, a multiple of 128. prefill_slice_ms: about how long a
+        piece of prefill may hold up those that decode; 0 runs whole chunks whoever waits. disk: folder of the disk tier
+        (default: the system's temporary one). prefix_tree: share prompts' beginnings. adapters: name → a directory that
+        PEFT wrote, or an Adapter (see `add_adapter`). runner: one to use instead of choosing.
 
         Raises BudgetError where the budget cannot hold one token, with the number that could, and PromptError for an
         option of a wrong type or size.
@@ -88,13 +88,7 @@ class Engine:
             threads=threads, context=context, native=native, batch=batch, queue=queue, chunk=chunk,
             prefill_slice_ms=prefill_slice_ms, prefix_tree=prefix_tree, disk=disk,
         )  # fmt: skip
-        budget = None if memory is None else parse_size(memory)
-        beside = None
-        if process_memory is not None:
-            whole = parse_size(process_memory, "process_memory")
-            left = ledger_budget(whole, model)
-            beside = whole - left
-            budget = left if budget is None else min(budget, left)
+        budget, beside = budget_of(memory, process_memory, model)
         rows = max(options.batch, options.chunk)
         self.model = model
         if options.threads is not None:
@@ -115,7 +109,6 @@ class Engine:
             model, self.memory, context=options.context, cache=cache, decoding=decoding, batch=options.batch,
             chunk=options.chunk, adapters=self._adapters,
         )  # fmt: skip
-        self._chunk = options.chunk
         self._scheduler = Scheduler(self.memory, options.batch, options.queue)
         module = dispatch.native()
         waiting = None if module is None else module.Waiting()
@@ -125,6 +118,7 @@ class Engine:
         prefill = PrefillStep(self.runner, self.memory, self._sequences, options.chunk, Pace(options.prefill_slice_ms))
         ahead = None if waiting is None else Ahead(waiting)
         self._stepper = Stepper(self.runner, self._scheduler, prefill, self._publisher, self._turn, ahead)
+        self._aside = Aside(model, self.runner, self.memory, options.chunk, self._turn, self._publisher)
         self._closed = False
 
     def submit(self, request: Request, listener: Listener | None = None) -> Handle:
@@ -138,14 +132,20 @@ class Engine:
         answer = Answer(request.identity, request.samples, len(request.prompt), listener)
         try:
             with self._turn:
-                if self._closed:
-                    raise ThriftyError("the engine is closed; make a new one")
+                self._check_open()
                 self._publisher.mend()
                 self._scheduler.submit(self._sequences.make(answer, self.intake.check(request)))
             return Handle(self, request, answer)
         except BaseException:
             self._cancel(answer)
             raise
+
+    def compile(self, grammar: Grammar) -> None:
+        """Have a grammar ready for `submit`, which compiles one that is not. No other call has to wait for this one.
+
+        Raises PromptError that says why it cannot be compiled, MissingExtra without `llguidance`.
+        """
+        self.intake.grammars.compile(grammar)
 
     def step(self) -> list[Event]:
         """Schedule, run, sample, publish: at most one decode batch and one piece of prefill (a slice of
@@ -317,25 +317,26 @@ class Engine:
         Returns the model's first choice after each of them. It is no request: it holds the engine's turn until it is
         done. Raises PromptError for tokens that the model does not take, BudgetError where they do not fit.
         """
-        prompt = self.model.checked(tokens).tolist()
-        with self._turn:
-            self._publisher.mend()
-            try:
-                return watch_prompt(self.runner, self.memory, prompt, policy, scored, self._chunk)
-            except BaseException:
-                self._publisher.sound = False
-                raise
+        return self._aside.watch_prompt(tokens, policy, scored)
+
+    def hidden_states(self, tokens: Sequence[int] | Array) -> Iterator[Floats]:
+        """The final hidden states of a text (after the final norm), chunk by chunk: fp32 [rows, hidden] each.
+
+        It is no request: each chunk holds the engine's turn, and steps may be taken between two. What it takes is held
+        from the first chunk to the end, or until it is closed. Raises PromptError and BudgetError as `submit` does; the
+        first chunk raises QueueFullError where others hold the memory.
+        """
+        self._check_open()
+        return self._aside.hidden_states(tokens, self.intake.context)
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts: the runner and why it was chosen, budget and ledger, queue lengths."""
         with self._turn:
-            return {
-                "runner": {"name": self.runner.name, "reason": self.runner.reason},
-                "memory": self.memory.describe(),
-                "adapters": list(self.adapters),
-                "queues": self._scheduler.describe(),
-                "context": self.intake.context,
-            }
+            return inspection.describe(self.runner, self.memory, self.intake, self._scheduler, self.adapters)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ThriftyError("the engine is closed; make a new one")
 
     def _cancel(self, answer: Answer) -> None:
         with self._turn:

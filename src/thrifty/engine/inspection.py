@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thrifty.engine.plan.native_runner import NativeRunner
 from thrifty.errors import KernelError
@@ -104,6 +104,19 @@ def usage(memory: EngineMemory, scheduler: Scheduler) -> EngineUsage:
     categories = {name: Held(**own) for name, own in held["categories"].items()}
     named = {name: held[name] for name in ("current", "peak", "steady", "arena", "disk", "tree")}
     return EngineUsage(categories=categories, **named, **scheduler.describe())
+
+
+def describe(
+    runner: Runner, memory: EngineMemory, intake: Intake, scheduler: Scheduler, adapters: Sequence[str]
+) -> dict[str, Any]:
+    """See `Engine.describe`."""
+    return {
+        "runner": {"name": runner.name, "reason": runner.reason},
+        "memory": memory.describe(),
+        "adapters": list(adapters),
+        "queues": scheduler.describe(),
+        "context": intake.context,
+    }
 
 
 def profile(runner: Runner) -> AbstractContextManager[Mapping[str, float]]:

@@ -76,6 +76,8 @@ class Request:
             raise PromptError(f"sampling = {shown(self.sampling)}; use SamplingParameters(...)")
         if not isinstance(self.salt, str):
             raise PromptError(f"salt = {shown(self.salt)} is no text; use a string")
+        if self.forced is not None and self.sampling.grammar is not None:
+            raise PromptError("forced tokens come whatever a grammar says; leave forced or sampling.grammar out")
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise PromptError(f"adapter = {shown(self.adapter)} is no name; use one of the engine's adapters, or None")
         if self.forced is not None:

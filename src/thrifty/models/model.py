@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from thrifty.formats.linear import DenseLinear, PackedLinear
 from thrifty.models.assembly import Assembly, shape_of
 from thrifty.models.config.model_config import ModelConfig
 from thrifty.storage.mapped_file import MappedFile
+
+if TYPE_CHECKING:
+    from thrifty.models.tokens.grammar_vocabulary import GrammarVocabulary
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,15 @@ class Model:
             f"{where} has no tokenizer.json, so it takes and gives token ids only; add the file (where there is a "
             "tokenizer.model alone, transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it)."
         )
+
+    @cached_property
+    def grammar_vocabulary(self) -> GrammarVocabulary:
+        """The vocabulary for grammars; made with the first of them. Raises as `GrammarVocabulary` does, CheckpointError
+        where there is no tokenizer.
+        """
+        from thrifty.models.tokens.grammar_vocabulary import GrammarVocabulary
+
+        return GrammarVocabulary(self.require_tokenizer(), self.config.vocabulary_size)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         """Token ids of a conversation through the model's chat template, with the opening of the answer.

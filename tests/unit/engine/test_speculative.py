@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tests.checkpoint import write_checkpoint
 from tests.tiny import text_tokens, tiny_config, tiny_model
 
 from thrifty.decoding.drawing import distribution
+from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.decoding.strategies.speculative import ModelDrafter, Speculative, as_target
 from thrifty.engine.drafting.model import EngineDraftSequence
@@ -84,6 +86,21 @@ def test_greedy_answers_are_plain_ones_and_all_are_alike_alone_and_in_a_batch(
     assert [handle.result().token_ids for handle in others] == plain[:2]
     if temperature == 0:
         assert alone == plain
+    settled(engine)
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_drafted_answers_keep_to_their_grammar(
+    packed: Model, exact: Model, make: MakeSpeculative, seed: int | None
+) -> None:
+    pytest.importorskip("llguidance")
+    options: dict[str, Any] = {"grammar": Grammar.regex("([a-c]{3},){4}[x-z]{2}"), "ignore_eos": False}
+    options |= {} if seed is None else {"temperature": 1.0, "seed": seed}
+    engine = make(packed, exact)
+    drafted = engine.submit(request(decoding=SPECULATIVE, **options)).result()
+    assert re.fullmatch("([a-c]{3},){4}[x-z]{2}", drafted.text) and drafted.finish_reason == "stop"
+    if seed is None:
+        assert drafted.token_ids == engine.submit(request(**options)).result().token_ids
     settled(engine)
 
 

@@ -10,6 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from thrifty import registry
+from thrifty.decoding.constraint import Constraint
+from thrifty.decoding.grammars import Grammars
 from thrifty.decoding.possible import Absent
 from thrifty.decoding.sampling import ForcedSampler, Sampler, check_tokens
 from thrifty.decoding.sampling_parameters import AtMost, SamplingParameters
@@ -62,6 +64,7 @@ class Intake:
         self.context = own if context is None else context
         self.vocabulary_size = model.config.vocabulary_size
         self.end_ids = frozenset(model.tokenizer.eos_ids if model.tokenizer else model.config.eos_ids)
+        self.grammars = Grammars(lambda: model.grammar_vocabulary)
         self._model = model
         self._tokenizer = model.tokenizer
         self._config = model.config
@@ -126,7 +129,8 @@ class Intake:
         )
         policies, drafting = parent.ticket.policies, parent.ticket.drafting
         maximum = self._maximum(request, policies, drafting, parent.prompt_length)
-        sampler = parent.sampler.fork(stream, sampling, request.forced or ())
+        own = None if sampling.grammar == parent.sampler.parameters.grammar else self._constraint(sampling)
+        sampler = parent.sampler.fork(stream, sampling, request.forced or (), own)
         return Ticket(request, policies, drafting, maximum, sampler, parent.extra)
 
     def _extra(self, request: Request, strategy: DecodingStrategy) -> RowExtra | None:
@@ -212,7 +216,14 @@ class Intake:
     def _sampler(self, request: Request) -> Sampler:
         if request.forced is not None:
             return ForcedSampler(request.sampling, self.vocabulary_size, request.forced, absent=self._absent)
-        return Sampler(request.sampling, self.vocabulary_size, absent=self._absent)
+        constraint = self._constraint(request.sampling)
+        return Sampler(request.sampling, self.vocabulary_size, absent=self._absent, constraint=constraint)
+
+    def _constraint(self, sampling: SamplingParameters) -> Constraint | None:
+        if sampling.grammar is None:
+            return None
+        self._memory.hold_grammars(self.grammars.nbytes)
+        return self.grammars.constraint(sampling.grammar)
 
     @property
     def _absent(self) -> Absent:

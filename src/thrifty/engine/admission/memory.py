@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
     from thrifty.models.model import Model
 
+GRAMMARS = "grammars"
+"""The ledger's name for what grammars take."""
+
 
 ADAPTERS = "adapters"
 """Ledger category of the matrices of adapters."""
@@ -209,6 +212,16 @@ class EngineMemory(RequestBounds):
             self.cache.release(sequence.cache)
             sequence.cache = None
 
+    def hold_grammars(self, nbytes: int) -> None:
+        """Account for the vocabulary that grammars need, once. Raises BudgetError where the budget has no room."""
+        if self.ledger.bytes_of(GRAMMARS):
+            return
+        reservation = self.cache.reserve(GRAMMARS, nbytes)
+        try:
+            self.ledger.charge(GRAMMARS, nbytes, reservation)
+        finally:
+            reservation.release()
+
     def recount(self, sequences: Sequence[Running]) -> None:
         """Set the books right after an error that left a call in the middle. sequences: all that are not finished."""
         self._rows = sum(sequence.rows for sequence in sequences)
@@ -230,7 +243,8 @@ class EngineMemory(RequestBounds):
             self.cache.tree.clear()
         if self.cache.tiers.disk is not None:
             self.cache.tiers.disk.close()
-        self.ledger.credit("workspace", self.ledger.bytes_of("workspace"))
+        for category in ("workspace", GRAMMARS):
+            self.ledger.credit(category, self.ledger.bytes_of(category))
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready: the budget, and bytes by category, now and at the peak."""

@@ -10,7 +10,7 @@ import gc
 from typing import TYPE_CHECKING
 
 from thrifty.errors import BudgetError
-from thrifty.storage.budget import format_size
+from thrifty.storage.budget import format_size, parse_size
 from thrifty.storage.heap import hand_back
 from thrifty.storage.process import resident, resident_of
 
@@ -51,3 +51,15 @@ def left_for_ledger(process_memory: int, held: int, weights: int) -> int:
             f"{format_size(weights)} of weights use more than {format_size(held + GROWTH + weights)}"
         )
     return left
+
+
+def budget_of(
+    memory: int | str | None, process_memory: int | str | None, model: Model
+) -> tuple[int | None, int | None]:
+    """The ledger's budget, and the bytes of the process beside it, in bytes; None: no bound. See `Engine`."""
+    budget = None if memory is None else parse_size(memory)
+    if process_memory is None:
+        return budget, None
+    whole = parse_size(process_memory, "process_memory")
+    left = ledger_budget(whole, model)
+    return left if budget is None else min(budget, left), whole - left

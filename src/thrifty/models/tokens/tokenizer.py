@@ -219,6 +219,12 @@ class Tokenizer:
             raise PromptError(f"Token id {token} is outside this model's vocabulary, 0 to {last}.")
         return text
 
+    def token_bytes(self, size: int) -> list[bytes]:
+        """See `token_bytes.token_bytes`."""
+        from thrifty.models.tokens.token_bytes import token_bytes
+
+        return token_bytes(self, decoder_of(self.backend), size)
+
     def piece_decoder(self) -> PieceDecoder:
         """A new decoder for one stream. Raises CheckpointError for a decoder that is not supported."""
         return PieceDecoder(self._makers)

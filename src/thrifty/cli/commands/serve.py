@@ -1,0 +1,88 @@
+"""`thrifty serve`: an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thrifty.cli.shared import opening, options, output
+
+EXAMPLE = "thrifty serve smollm2-135m --memory 300MB --port 8000"
+
+
+def command(
+    model: options.ModelName,
+    recipe: options.RecipePath = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option("--api-key", envvar="THRIFTY_API_KEY", help="Clients must show it; repeat for several."),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Serve an address that others reach without any key.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Name that clients ask for. Default: MODEL.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Most tokens of a prompt and its answer.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Most sequences at a time.")] = 16,
+    queue: Annotated[int, typer.Option(min=0, help="Most requests that wait; more are refused with 429.")] = 64,
+    request_recipes: Annotated[
+        bool, typer.Option(help="Whether requests may choose cache techniques and a bound on their cache.")
+    ] = True,
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds that answers under way get to end when the server is told to stop.")
+    ] = 30.0,
+    memory: options.Memory = None,
+    process_memory: options.ProcessMemory = None,
+    threads: options.Threads = None,
+    native: options.Native = None,
+    no_copy: options.NoCopy = False,
+    as_json: options.Json = False,
+) -> None:
+    """Serve a model by OpenAI's API and Anthropic's, streamed or whole, with a page to try it at /.
+
+    With --json the address is one line of JSON on standard output, once the server listens.
+    """
+    from thrifty import extras
+
+    for module in ("fastapi", "uvicorn", "prometheus_client", "llguidance"):
+        extras.require(module, "serve", "thrifty serve")
+    from thrifty.api import open_engine
+    from thrifty.engine.engine import Engine
+    from thrifty.serving.run import serve
+    from thrifty.serving.settings import ServerSettings
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    chosen = opening.read_recipe(recipe)
+    settings = ServerSettings(
+        model=name or _plain_name(model),
+        host=host,
+        port=port,
+        api_keys=tuple(api_key or ()),
+        public=public,
+        request_recipes=request_recipes,
+        drain_seconds=drain,
+    )
+
+    def opened() -> Engine:
+        return open_engine(
+            model, chosen, memory=memory, process_memory=process_memory, threads=threads, context=context,
+            native=native, copy=not no_copy, batch=batch, queue=queue,
+        )  # fmt: skip
+
+    def listening(url: str) -> None:
+        if as_json:
+            output.json_line({"model": settings.model, "url": f"{url}/v1"})
+        else:
+            output.note(f"{settings.model} at {url}/v1 (Ctrl-C ends)")
+
+    serve(settings, opened, listening)
+
+
+def _plain_name(model: str) -> str:
+    """The name of a file or folder without its path; any other as it is."""
+    path = Path(model)
+    return path.name.removesuffix(".gguf") if path.exists() else model

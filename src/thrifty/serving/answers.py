@@ -1,0 +1,172 @@
+"""Reading a request's events: all at once, or as a stream of server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request as HttpRequest
+from fastapi.responses import StreamingResponse
+
+from thrifty.engine.answer import Event
+from thrifty.engine.async_handle import AsyncHandle
+from thrifty.engine.request import Result
+from thrifty.serving.bodies import Usage
+from thrifty.serving.errors import RequestError, described
+from thrifty.serving.metrics import Clock, Metrics
+
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
+"""As the OpenAPI document says it of endpoints that stream where they are asked to."""
+
+T = TypeVar("T")
+Chunks = Callable[[Event], list[dict[str, Any]]]
+"""What a client is sent for one event."""
+
+
+def data_line(chunk: dict[str, Any]) -> bytes:
+    """A chunk as a server-sent event without a name."""
+    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def named_event(chunk: dict[str, Any]) -> bytes:
+    """A chunk as an event that is named by its type."""
+    return b"event: " + str(chunk["type"]).encode() + b"\n" + data_line(chunk)
+
+
+@dataclass(frozen=True)
+class StreamForm:
+    """How an API streams. line: a chunk in bytes. failed: the chunk for an error. ping: what keeps a silent stream
+    open. end: the last bytes of a stream that went well.
+    """
+
+    line: Callable[[dict[str, Any]], bytes] = data_line
+    failed: Callable[[Exception], dict[str, Any]] = lambda error: described(error)[1]
+    ping: bytes = b": keep-alive\n\n"
+    end: bytes = b"data: [DONE]\n\n"
+
+
+OPENAI = StreamForm()
+
+
+async def unless_gone(http: HttpRequest, answer: Awaitable[T]) -> T | None:
+    """The answer; None, with its task cancelled, where the client hangs up before."""
+    task = asyncio.ensure_future(answer)
+    gone = asyncio.ensure_future(_hung_up(http))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        return await task if task.done() else None
+    finally:
+        for own in (task, gone):
+            own.cancel()
+
+
+async def _hung_up(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def whole(handle: AsyncHandle, metrics: Metrics, read: Callable[[Event], object] | None = None) -> Result:
+    """Wait for the end. read: told of every event. Raises the request's error; cancelling it cancels the request."""
+    clock = Clock(metrics)
+    async with handle:
+        try:
+            async for event in handle:
+                if event.token is not None:
+                    clock.token(event.sample)
+                if read is not None:
+                    read(event)
+        finally:
+            clock.ended(handle.usage, [sample.finish_reason for sample in handle.samples])
+        _check_end(handle)
+        return Result(handle.identity, handle.samples, handle.usage)
+
+
+def streamed(
+    handle: AsyncHandle,
+    metrics: Metrics,
+    first: list[dict[str, Any]],
+    chunks: Chunks,
+    last: Callable[[], list[dict[str, Any]]],
+    keep_alive: float,
+    form: StreamForm = OPENAI,
+) -> StreamingResponse:
+    """An answer as it comes. first: chunks before any event; last: those after all. keep_alive: seconds of silence
+    after which a comment is sent. form: the API's. A client that hangs up ends the request.
+    """
+
+    async def lines() -> AsyncIterator[bytes]:
+        clock = Clock(metrics)
+        async with handle:
+            try:
+                for chunk in first:
+                    yield form.line(chunk)
+                async for event in _patiently(handle, keep_alive):
+                    if event is None:
+                        yield form.ping
+                        continue
+                    if event.token is not None:
+                        clock.token(event.sample)
+                    if event.finish_reason == "cancelled":
+                        break
+                    for chunk in chunks(event):
+                        yield form.line(chunk)
+                _check_end(handle)
+                for chunk in last():
+                    yield form.line(chunk)
+                yield form.end
+            except Exception as error:
+                yield form.line(form.failed(error))
+            finally:
+                clock.ended(handle.usage, [sample.finish_reason for sample in handle.samples])
+
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+
+
+def _check_end(handle: AsyncHandle) -> None:
+    """Who still reads did not cancel. Raise RequestError where the server ended the answer."""
+    if any(sample.finish_reason == "cancelled" for sample in handle.samples):
+        raise RequestError("the server is shutting down and ended this answer; ask again", 503, code="shutting_down")
+
+
+async def _patiently(handle: AsyncHandle, keep_alive: float) -> AsyncIterator[Event | None]:
+    """The events, and None for each time that none came for so many seconds."""
+    waiting: asyncio.Task[Event] | None = None
+    try:
+        while True:
+            if waiting is None:
+                waiting = asyncio.ensure_future(handle.__anext__())
+            done, _ = await asyncio.wait((waiting,), timeout=keep_alive)
+            if not done:
+                yield None
+                continue
+            arrived, waiting = waiting, None
+            try:
+                event = arrived.result()
+            except StopAsyncIteration:
+                return
+            yield event
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+
+
+def usage_of(handle: AsyncHandle) -> Usage:
+    """Tokens and cost of a request so far."""
+    used = handle.usage
+    return Usage(
+        prompt_tokens=used.prompt_tokens,
+        completion_tokens=used.generated_tokens,
+        total_tokens=used.prompt_tokens + used.generated_tokens,
+        prompt_tokens_details={"cached_tokens": used.cached_tokens},
+        thrifty={
+            "queued_seconds": round(used.queued_seconds, 4),
+            "prefill_seconds": round(used.prefill_seconds, 4),
+            "decode_seconds": round(used.decode_seconds, 4),
+            "prefill_tokens_per_second": round(used.prefill_rate, 1),
+            "decode_tokens_per_second": round(used.decode_rate, 1),
+        },
+    )

@@ -1,0 +1,104 @@
+"""What requests have in common: fields of sampling, and extensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field, StrictBool, StrictInt
+
+from thrifty.decoding.grammar import Grammar
+from thrifty.decoding.sampling_parameters import SamplingParameters
+from thrifty.serving.body import Body
+from thrifty.serving.errors import RequestError
+from thrifty.serving.structured import ResponseFormat, StructuredOutputs, grammar_of
+
+
+class StreamOptions(Body):
+    """include_usage: one more chunk at the end, without choices."""
+
+    include_usage: StrictBool = False
+
+
+class Extensions(Body):
+    """What OpenAI's API has no field for. cache: tables of cache techniques, as in a recipe. cache_memory: a bound on
+    the request's cache, in bytes or as "20MB". priority and adapters are not built yet.
+    """
+
+    cache: list[dict[str, Any]] | None = None
+    cache_memory: StrictInt | str | None = None
+
+
+class SamplingBody(Body):
+    """Fields that chat and text completions share. Defaults are OpenAI's."""
+
+    model: str
+    stream: StrictBool = False
+    stream_options: StreamOptions | None = None
+    n: StrictInt = Field(default=1, ge=1)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: StrictInt | None = None
+    min_p: float | None = None
+    max_tokens: StrictInt | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[StrictInt] | None = None
+    seed: StrictInt | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    ignore_eos: StrictBool = False
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    #: Accepted, as all clients may send it; nothing depends on it.
+    user: str | None = None
+    thrifty: Extensions = Field(default_factory=Extensions)
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def form(self) -> tuple[Grammar, str] | None:
+        """The grammar that answers must have, and the field that gave it. Raises RequestError."""
+        return grammar_of(self.response_format, self.structured_outputs)
+
+    def sampling(
+        self, max_tokens: int | None, logprobs: int | None, grammar: Grammar | None = None
+    ) -> SamplingParameters:
+        """As the engine takes them. Raises PromptError that names the field, the value and the range."""
+        if grammar is not None and self.ignore_eos:
+            raise RequestError(
+                "ignore_eos goes on where the answer's form has ended; leave it or the form out", param="ignore_eos"
+            )
+        given = {
+            "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p, "stop": self.stop,
+            "stop_token_ids": self.stop_token_ids, "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty, "repetition_penalty": self.repetition_penalty,
+            "seed": self.seed, "logprobs": logprobs,
+        }  # fmt: skip
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if self.logit_bias is not None:
+            chosen["logit_bias"] = _biases(self.logit_bias)
+        temperature = 1.0 if self.temperature is None else self.temperature
+        return SamplingParameters.of(
+            temperature=temperature, max_tokens=max_tokens, ignore_eos=self.ignore_eos, grammar=grammar, **chosen
+        )
+
+
+def _biases(given: dict[str, float]) -> dict[int, float]:
+    for token in given:
+        if not token.isdecimal() or len(token) > 10:
+            raise RequestError(f"logit_bias names '{token:.20}'; its keys are token ids", param="logit_bias")
+    return {int(token): bias for token, bias in given.items()}
+
+
+class Usage(BaseModel):
+    """Tokens of a request; `thrifty` says what it cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[str, int]
+    thrifty: dict[str, float | int]

@@ -1,0 +1,131 @@
+"""Errors as OpenAI's clients expect them: a status, and {"error": {message, type, param, code}}."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from thrifty.errors import BudgetError, PromptError, QueueFullError, RecipeError, TemplateError, ThriftyError
+
+
+class RequestError(ThriftyError):
+    """A request that is refused. param: the field at fault, None where there is none."""
+
+    def __init__(self, message: str, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+
+class ErrorDetails(BaseModel):
+    """What went wrong. param: the field at fault. code: for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetails
+
+
+DOCUMENTED: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
+"""As the OpenAPI document says it of every endpoint."""
+
+REFUSED: dict[type[ThriftyError], str | None] = {
+    PromptError: None,
+    TemplateError: "chat_template",
+    RecipeError: "recipe",
+    BudgetError: "memory_budget",
+}
+"""Errors of what a client asked for, and their codes."""
+
+KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def envelope(message: str, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The body of an error."""
+    kind = "server_error" if status >= 500 else KINDS.get(status, "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def response(
+    message: str, status: int, param: str | None = None, code: str | None = None, retry_after: float | None = None
+) -> JSONResponse:
+    """An error as an answer. retry_after: seconds, rounded up to whole ones."""
+    headers = {} if retry_after is None else {"Retry-After": str(max(1, math.ceil(retry_after)))}
+    return JSONResponse(envelope(message, status, param, code), status, headers)
+
+
+def described(error: Exception) -> tuple[int, dict[str, Any]]:
+    """Status and body of an error that a request met."""
+    if isinstance(error, RequestError):
+        return error.status, envelope(str(error), error.status, error.param, error.code)
+    if isinstance(error, QueueFullError):
+        return 429, envelope(str(error), 429, code="queue_full")
+    for kind, code in REFUSED.items():
+        if isinstance(error, kind):
+            return 400, envelope(str(error), 400, code=code)
+    # What else went wrong is the server's own business: its text may speak of files and other requests.
+    return 500, envelope("the server failed on this request; its log says why", 500, code=type(error).__name__)
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of the app answered in this form."""
+
+    async def refused(request: Request, error: Exception) -> JSONResponse:
+        status, body = described(error)
+        retry = getattr(error, "retry_after", None)
+        headers = {} if retry is None else {"Retry-After": str(max(1, math.ceil(retry)))}
+        return JSONResponse(body, status, headers)
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        if request.method == "POST" and "json" not in request.headers.get("content-type", ""):
+            return response("the body must be JSON, sent with 'Content-Type: application/json'", 400)
+        message, param = first_fault(error.errors())
+        return response(message, 400, param)
+
+    async def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        missing = error.status_code in (404, 405)
+        message = f"{request.method} {request.url.path} is not served here" if missing else str(error.detail)
+        return response(message, error.status_code)
+
+    app.add_exception_handler(ThriftyError, refused)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, refused)
+
+
+def first_fault(faults: Sequence[Any]) -> tuple[str, str | None]:
+    """What is wrong with a body, and the field: its path, such as "messages.0.role"."""
+    fault = faults[0]
+    *parents, last = (str(part) for part in fault["loc"])
+    place = [part for part in parents if part != "body" and not _is_branch(part)]
+    if last != "body" and (fault["type"] == "extra_forbidden" or not _is_branch(last)):
+        place.append(last)
+    param = ".".join(place) or None
+    if fault["type"] == "extra_forbidden":
+        return f"'{param}' is not a field that this server supports; leave it out", param
+    if fault["type"] == "json_invalid":
+        return f"the body is no JSON: {fault.get('ctx', {}).get('error', fault['msg'])}", None
+    if param is None:
+        return f"the body does not do: {fault['msg']}", None
+    return f"'{param}': {fault['msg']}", param
+
+
+def _is_branch(part: str) -> bool:
+    """Whether a part of a path names a type among several, and no field: "str", "list[int]", "NamedChoice"."""
+    return (
+        part in ("str", "int", "float", "bool") or part.startswith(("list[", "literal[", "dict[")) or part[:1].isupper()
+    )

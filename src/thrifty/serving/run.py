@@ -1,0 +1,98 @@
+"""Running the server until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from thrifty.engine.engine import Engine
+from thrifty.serving.app import create_app
+from thrifty.serving.service import Service
+from thrifty.serving.settings import ServerError, ServerSettings
+
+_LOG = logging.getLogger("thrifty.serving")
+
+LAST_WORDS = 2  # seconds for what clients are told when their answers were ended
+
+
+def serve(
+    settings: ServerSettings, open_engine: Callable[[], Engine], listening: Callable[[str], None] | None = None
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; answers under way get `drain_seconds` to end. listening: told the URL.
+
+    Raises ServerError where the address cannot be had, and what loading the model raises.
+    """
+    settings.check()
+    service = Service(settings)
+    app = create_app(service, open_engine, failed=lambda: setattr(server, "should_exit", True))
+    patience = math.ceil(settings.drain_seconds) + LAST_WORDS
+    server = _Draining(
+        uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=patience),
+        service,
+    )
+    with _bound(settings) as listener, _signals_are_an_end():
+        if listening is not None:
+            listening(_url(listener))
+        asyncio.run(server.serve(sockets=[listener]))
+    if service.failure is not None:
+        raise service.failure
+
+
+class _Draining(uvicorn.Server):
+    """Ends the answers that are not over in time itself, so that each client is told why."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        ending = loop.call_later(self._service.settings.drain_seconds, self._service.end_all)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+
+@contextlib.contextmanager
+def _signals_are_an_end() -> Iterator[None]:
+    """uvicorn raises again what ended it; to end when told to is a success."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _bound(settings: ServerSettings) -> socket.socket:
+    """A socket at the address. Raises ServerError."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host.strip("[]"), settings.port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ServerError(
+            f"cannot listen at {settings.host} port {settings.port}: {error}. Give another --port (0: any), or end "
+            "what listens there"
+        ) from error
+    listener.listen(128)
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

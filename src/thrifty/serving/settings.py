@@ -1,0 +1,64 @@
+"""What an operator decides about a server."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from thrifty.errors import ThriftyError
+
+
+class ServerError(ThriftyError):
+    """A server cannot be started as it was asked for; the message says what to change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """How the server is reached, who may use it, and what a request may ask for."""
+
+    #: The name under which clients ask for the model.
+    model: str
+    #: The address to listen at.
+    host: str = "127.0.0.1"
+    #: 0: any that is free.
+    port: int = 8000
+    #: Keys of which a client must show one. None: everybody who reaches the server may use it.
+    api_keys: tuple[str, ...] = ()
+    #: Whether an address that others reach may be served without a key.
+    public: bool = False
+    #: Most bytes of a request's body.
+    body_bytes: int = 16 << 20
+    #: Seconds in which a body must have come.
+    body_seconds: float = 30.0
+    #: Most answers to one prompt.
+    samples: int = 16
+    #: Most prompts of one request for completions.
+    prompts: int = 64
+    #: Most texts of one request for embeddings or an order.
+    texts: int = 2048
+    #: Whether a request may choose cache techniques and a bound on its cache.
+    request_recipes: bool = True
+    #: Seconds between comments that keep a silent stream open.
+    keep_alive_seconds: float = 15.0
+    #: Seconds that answers under way get to end when the server is told to stop.
+    drain_seconds: float = 30.0
+
+    def check(self) -> None:
+        """Raise ServerError for an address that others reach, without a key and unasked."""
+        if not self.api_keys and not self.public and not is_loopback(self.host):
+            raise ServerError(
+                f"host {self.host} can be reached from other machines, and no API key is set: give --api-key (or "
+                "THRIFTY_API_KEY), listen at 127.0.0.1, or say --public if everybody may use it"
+            )
+        if any(not key for key in self.api_keys):
+            raise ServerError("an API key is empty; give one of at least 1 character, or leave --api-key out")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, or a Host header's name, is this machine's own."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,30 @@
+"""A server as a program of its own, over a slow tiny model. Arguments: seconds to drain, milliseconds a step."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from tests.unit.serving.live import NAME, SlowEngine, tiny_engine
+
+from thrifty.engine.engine import Engine
+from thrifty.serving.run import serve
+from thrifty.serving.settings import ServerSettings
+
+
+def main() -> None:
+    """Serve; the first line of the output is the URL."""
+    logging.basicConfig(level=logging.INFO)
+    drain, pause = float(sys.argv[1]), float(sys.argv[2]) / 1000
+    settings = ServerSettings(model=NAME, port=0, drain_seconds=drain)
+
+    def opened() -> Engine:
+        engine = tiny_engine(SlowEngine)
+        engine.pause = pause  # type: ignore[attr-defined]
+        return engine
+
+    serve(settings, opened, lambda url: print(url, flush=True))
+
+
+if __name__ == "__main__":
+    main()
