@@ -6,8 +6,10 @@ import os
 from collections.abc import Mapping
 
 from thrifty.engine.admission.memory import EngineMemory
+from thrifty.engine.plan.native_runner import NativeRunner
+from thrifty.engine.runner import Runner
 from thrifty.errors import PromptError, nearest
-from thrifty.models.adapters import Adapter, check_adapter, load_adapter
+from thrifty.models.adapters import Adapter, AdapterFile, check_adapter, open_adapter
 from thrifty.models.config.model_config import ModelConfig
 
 Source = Adapter | str | os.PathLike[str]
@@ -16,9 +18,11 @@ Source = Adapter | str | os.PathLike[str]
 class AdapterShelf:
     """Names, and what they stand for now."""
 
-    def __init__(self, config: ModelConfig, memory: EngineMemory, adapters: Mapping[str, Source]) -> None:
-        """adapters: those to begin with. Raises what `add` raises."""
-        self._config, self._memory = config, memory
+    def __init__(
+        self, config: ModelConfig, runner: Runner, memory: EngineMemory, adapters: Mapping[str, Source]
+    ) -> None:
+        """runner: runs with them. adapters: those to begin with. Raises what `add` raises."""
+        self._config, self._runner, self._memory = config, runner, memory
         self._adapters: dict[str, Adapter] = {}
         for name, source in adapters.items():
             self.add(name, source)
@@ -29,7 +33,8 @@ class AdapterShelf:
         return tuple(self._adapters)
 
     def add(self, name: str, source: Source) -> Adapter:
-        """Load a directory that PEFT wrote, or take an adapter as it is; its matrices are charged to the budget.
+        """Load a directory that PEFT wrote, or take an adapter as it is; its bytes are charged to the budget before any
+        matrix is read.
 
         Raises PromptError for a name that is taken or no text, CheckpointError where it does not fit the model, and
         BudgetError where its bytes do not fit; nothing is added then.
@@ -40,10 +45,14 @@ class AdapterShelf:
             raise PromptError(f"there is an adapter {name!r} already; remove it first, or use another name")
         if isinstance(source, Adapter):
             check_adapter(source, self._config)
-            adapter = source
-        else:
-            adapter = load_adapter(source, self._config)
-        self._memory.hold_adapter(adapter.nbytes)
+        held = source if isinstance(source, Adapter) else open_adapter(source, self._config)
+        charge = self._charge(held)
+        self._memory.hold_adapter(charge)
+        try:
+            adapter = held.load() if isinstance(held, AdapterFile) else held
+        except BaseException:
+            self._memory.drop_adapter(charge)
+            raise
         self._adapters[name] = adapter
         return adapter
 
@@ -51,7 +60,7 @@ class AdapterShelf:
         """Forget an adapter and give its bytes back. Raises PromptError where there is none of the name."""
         adapter = self.get(name)
         del self._adapters[name]
-        self._memory.drop_adapter(adapter.nbytes)
+        self._memory.drop_adapter(self._charge(adapter))
         return adapter
 
     def get(self, name: str) -> Adapter:
@@ -64,3 +73,8 @@ class AdapterShelf:
         """Forget them all."""
         for name in self.names:
             self.remove(name)
+
+    def _charge(self, adapter: Adapter | AdapterFile) -> int:
+        """Bytes of its matrices, and of what native code makes of the rows of a step with them."""
+        runner = self._runner
+        return adapter.nbytes + (runner.adapter_scratch(adapter.rank) if isinstance(runner, NativeRunner) else 0)
