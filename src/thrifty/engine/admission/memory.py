@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cache.pool import Cache
+from thrifty.engine.admission.prefix_keys import PrefixKeys
 from thrifty.engine.admission.request_bounds import RequestBounds
 from thrifty.engine.admission.request_sizes import RequestSizes
 from thrifty.engine.drafting.models import DRAFT, DraftModels
@@ -15,10 +16,8 @@ from thrifty.engine.model_info import model_info
 from thrifty.engine.plan.native_runner import NativeRunner
 from thrifty.engine.runner import Runner
 from thrifty.engine.running import Running, State
-from thrifty.engine.steering import steering_key
 from thrifty.formats.kv import PAGE
 from thrifty.models import load
-from thrifty.models.rope import depends_on_length, length_class
 from thrifty.storage.budget import parse_size
 from thrifty.storage.ledger import Ledger, Reservation
 
@@ -55,7 +54,7 @@ class EngineMemory(RequestBounds):
         """
         self.ledger = Ledger(None if memory is None else parse_size(memory))
         self._runner = runner
-        self._ropes_by_length = [rope for rope in model.config.ropes if depends_on_length(rope)]
+        self._keys = PrefixKeys(model.config)
         self._rows = 0
         self._closed = False
         self.cache = Cache(
@@ -138,6 +137,8 @@ class EngineMemory(RequestBounds):
 
     def settle(self, sequence: Running) -> None:
         """After its prefill: give back the hidden state and the promised peak."""
+        if sequence.cache is not None and not self._publishes_answer(sequence):
+            sequence.cache.stop_snapshots()
         self._drop_hidden(sequence)
         self._resize(sequence, sequence.covered)
 
@@ -266,8 +267,8 @@ class EngineMemory(RequestBounds):
     def _publish(self, sequence: Running, tokens: Sequence[int]) -> None:
         cache, request = sequence.cache, sequence.ticket.request
         if cache is not None and request.share_prefix:
-            keys = tokens if sequence.media is None else sequence.media.keys(tokens)
-            self.cache.publish(cache, keys, adapter=_adapter_key(sequence), salt=self._salt(sequence))
+            keys = self._keys.tokens(sequence, tokens)
+            self.cache.publish(cache, keys, adapter=self._keys.adapter(sequence), salt=self._keys.salt(sequence))
 
     def _need_of(self, sequence: Running, tokens: int) -> int:
         """What a sequence needs of its own until it has `tokens` tokens."""
@@ -285,16 +286,23 @@ class EngineMemory(RequestBounds):
         sequence.covered = tokens
 
     def _open(self, sequence: Running, reservation: Reservation) -> SequenceCache:
-        keys: Sequence[Hashable] = sequence.tokens if sequence.ticket.request.share_prefix else ()
-        if sequence.media is not None and keys:
-            keys = sequence.media.keys(sequence.tokens)
+        shares = sequence.ticket.request.share_prefix
         return self.cache.create(
             sequence.ticket.policies,
-            tokens=keys,
-            adapter=_adapter_key(sequence),
-            salt=self._salt(sequence),
+            tokens=self._keys.tokens(sequence, sequence.tokens) if shares else (),
+            adapter=self._keys.adapter(sequence),
+            salt=self._keys.salt(sequence),
             reservation=reservation,
+            publishes=shares,
         )
+
+    def _publishes_answer(self, sequence: Running) -> bool:
+        """Whether snapshots may be kept while it decodes: `publish_answer` asks for native rows; and samples have one
+        byte budget together, of which none knows what the others hold.
+        """
+        request = sequence.ticket.request
+        alone = request.cache_bytes is None or request.samples == 1
+        return alone and request.share_prefix and isinstance(self._runner, NativeRunner)
 
     def _drop_hidden(self, sequence: Running) -> None:
         cache, hidden = sequence.cache, sequence.hidden_bytes
@@ -330,20 +338,6 @@ class EngineMemory(RequestBounds):
             sequence.close_drafter()
         finally:
             self._give_drafts(nbytes)
-
-    def _salt(self, sequence: Running) -> str:
-        """Keys rotated by the length of their sequence are shared between prompts under which they turn alike; those of
-        steered rows between requests that steer alike.
-        """
-        request, prompt = sequence.ticket.request, sequence.prompt_length
-        salt = "|".join([request.salt, *(str(length_class(rope, prompt)) for rope in self._ropes_by_length)])
-        return f"{salt}|steered {steering_key(request.steering)}" if request.steering else salt
-
-
-def _adapter_key(sequence: Running) -> str:
-    """Rows of one adapter are worthless for another, and for none."""
-    adapter = None if sequence.extra is None else sequence.extra.adapter
-    return "" if adapter is None else adapter.version
 
 
 def _missing(sequence: Running) -> int:
