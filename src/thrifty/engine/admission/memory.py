@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cache.pool import Cache
-from thrifty.engine.admission.prefix_keys import PrefixKeys
+from thrifty.engine.admission.prefix_keys import adapter_key, salt_of
 from thrifty.engine.admission.request_bounds import RequestBounds
 from thrifty.engine.admission.request_sizes import RequestSizes
 from thrifty.engine.drafting.models import DRAFT, DraftModels
@@ -18,6 +18,7 @@ from thrifty.engine.runner import Runner
 from thrifty.engine.running import Running, State
 from thrifty.formats.kv import PAGE
 from thrifty.models import load
+from thrifty.models.rope import depends_on_length
 from thrifty.storage.budget import parse_size
 from thrifty.storage.ledger import Ledger, Reservation
 
@@ -54,7 +55,7 @@ class EngineMemory(RequestBounds):
         """
         self.ledger = Ledger(None if memory is None else parse_size(memory))
         self._runner = runner
-        self._keys = PrefixKeys(model.config)
+        self._ropes_by_length = [rope for rope in model.config.ropes if depends_on_length(rope)]
         self._rows = 0
         self._closed = False
         self.cache = Cache(
@@ -137,7 +138,10 @@ class EngineMemory(RequestBounds):
 
     def settle(self, sequence: Running) -> None:
         """After its prefill: give back the hidden state and the promised peak."""
-        if sequence.cache is not None and not self._publishes_answer(sequence):
+        assert sequence.cache is not None
+        request = sequence.ticket.request
+        bounded = request.samples > 1 and request.cache_bytes is not None  # together: none knows what the others hold
+        if bounded or not isinstance(self._runner, NativeRunner):  # `publish_answer` asks for native rows
             sequence.cache.stop_snapshots()
         self._drop_hidden(sequence)
         self._resize(sequence, sequence.covered)
@@ -267,8 +271,9 @@ class EngineMemory(RequestBounds):
     def _publish(self, sequence: Running, tokens: Sequence[int]) -> None:
         cache, request = sequence.cache, sequence.ticket.request
         if cache is not None and request.share_prefix:
-            keys = self._keys.tokens(sequence, tokens)
-            self.cache.publish(cache, keys, adapter=self._keys.adapter(sequence), salt=self._keys.salt(sequence))
+            keys = tokens if sequence.media is None else sequence.media.keys(tokens)
+            salt = salt_of(sequence, self._ropes_by_length)
+            self.cache.publish(cache, keys, adapter=adapter_key(sequence), salt=salt)
 
     def _need_of(self, sequence: Running, tokens: int) -> int:
         """What a sequence needs of its own until it has `tokens` tokens."""
@@ -286,23 +291,17 @@ class EngineMemory(RequestBounds):
         sequence.covered = tokens
 
     def _open(self, sequence: Running, reservation: Reservation) -> SequenceCache:
-        shares = sequence.ticket.request.share_prefix
+        keys: Sequence[Hashable] = sequence.tokens if sequence.ticket.request.share_prefix else ()
+        if sequence.media is not None and keys:
+            keys = sequence.media.keys(sequence.tokens)
         return self.cache.create(
             sequence.ticket.policies,
-            tokens=self._keys.tokens(sequence, sequence.tokens) if shares else (),
-            adapter=self._keys.adapter(sequence),
-            salt=self._keys.salt(sequence),
+            tokens=keys,
+            adapter=adapter_key(sequence),
+            salt=salt_of(sequence, self._ropes_by_length),
             reservation=reservation,
-            publishes=shares,
+            publishes=sequence.ticket.request.share_prefix,
         )
-
-    def _publishes_answer(self, sequence: Running) -> bool:
-        """Whether snapshots may be kept while it decodes: `publish_answer` asks for native rows; and samples have one
-        byte budget together, of which none knows what the others hold.
-        """
-        request = sequence.ticket.request
-        alone = request.cache_bytes is None or request.samples == 1
-        return alone and request.share_prefix and isinstance(self._runner, NativeRunner)
 
     def _drop_hidden(self, sequence: Running) -> None:
         cache, hidden = sequence.cache, sequence.hidden_bytes
