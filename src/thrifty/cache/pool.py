@@ -89,12 +89,14 @@ class Cache:
         salt: str = "",
         reservation: Reservation | None = None,
         collect: Statistics | None = None,
+        publishes: bool = True,
     ) -> SequenceCache:
         """An empty cache, or one that begins with the longest prefix of `tokens` that the tree holds (`hit` tokens, at
         most len(tokens) − 1, so that a row is left to compute).
 
         reservation: promised bytes; the sequence owns it from now on. collect: statistics to gather beyond the
-        policies' wants, for `publish`. Raises RecipeError where the policies cannot work in this order or model.
+        policies' wants, for `publish`. publishes: False where `publish` will not be called: no states are copied for it
+        then. Raises RecipeError where the policies cannot work in this order or model.
         """
         check_order(policies)
         for policy in policies:
@@ -105,7 +107,7 @@ class Cache:
         try:
             if sequence.states is not None:
                 sequence.states.open()
-                sequence.states.snapshots = self.tree is not None and not policies
+                sequence.states.snapshots = publishes and self.tree is not None and not policies
             if self.tree is not None and len(tokens) > PAGE:
                 self._begin_with(sequence, self._match(sequence, tokens, adapter, salt))
         except BaseException:
@@ -139,7 +141,12 @@ class Cache:
         sums = None
         if sequence.statistics.column_sums and not sequence.policies and sequence.length == count * PAGE:
             sums = sequence.collector.sums() or None
-        return self.tree.insert(tokens[: count * PAGE], pages, adapter=adapter, salt=salt, statistics=sums)
+        new = self.tree.insert(tokens[: count * PAGE], pages, adapter=adapter, salt=salt, statistics=sums)
+        if sequence.states is not None:
+            snapshot = sequence.states.snapshot
+            if snapshot is not None and _position(snapshot) <= count * PAGE:
+                sequence.states.drop_snapshot()  # the tree's now, and idle
+        return new
 
     def release(self, sequence: SequenceCache) -> None:
         """Free a sequence: its private bytes and its reservation; shared segments stay with the others."""
@@ -160,14 +167,16 @@ class Cache:
 
         Least recently used first: pages of the tree, then parked sequences. They move to the disk tier and return when
         they are asked for. Without a disk tier, or where it is full, pages leave the tree instead, and parked
-        sequences stay.
+        sequences stay. Snapshots of running sequences that nothing shares yet go before pages leave the tree.
         """
-        busy = {
-            id(segment.owner) for sequence in self.sequences if not sequence.parked for segment in sequence.segments()
-        }
+        running = [sequence for sequence in self.sequences if not sequence.parked]
+        busy = {id(segment.owner) for sequence in running for segment in sequence.segments_in_use()}
         before = self.tiers.arena.used
         idle = self.tree.idle_segments(busy) if self.tree is not None else []
         self._to_disk(idle, nbytes)
+        if before - self.tiers.arena.used < nbytes:
+            for sequence in running:
+                sequence.drop_snapshot()
         if before - self.tiers.arena.used < nbytes and self.tree is not None and not self._disk_has_room():
             self._drop_from_tree(nbytes - (before - self.tiers.arena.used))
         parked = [sequence for sequence in self.sequences if sequence.parked]
@@ -218,17 +227,16 @@ class Cache:
                 sequence.spans.skip(layer, first_page(group, length))
         snapshot = path[-1].segments[-1]
         if sequence.states is not None and snapshot is not None:
-            sequence.states.snapshot = snapshot.retain()
+            sequence.states.begin_at(snapshot)
         try:
             sequence.bring_in()
         except (BudgetError, StorageError):
             sequence.drop_spans()
             if sequence.states is not None:
-                sequence.states.drop_snapshot()
+                sequence.states.drop_origin()
             return
-        if sequence.states is not None and snapshot is not None:
-            sequence.states.restore(snapshot)
-            sequence.states.drop_snapshot()
+        if sequence.states is not None:
+            sequence.states.restore()
         if sequence.statistics.column_sums and path[-1].statistics is not None:
             sequence.collector.take(path[-1].statistics)
         sequence.start_at(length)

@@ -257,3 +257,105 @@ def test_a_view_takes_the_rows_and_gives_them_back(model: ModelInfo) -> None:
     sequence.commit(1)
     assert sequence.native.tokens(0, 0) == 0
     driver.check(sequence, [*prompt(5), 9])
+
+
+def test_a_snapshot_goes_before_anybody_is_refused(model: ModelInfo) -> None:
+    driver, cache = Hybrid(model), Cache(model, memory="2MB")
+    tokens = prompt(128)
+    sequence = cache.create(tokens=tokens, reservation=cache.reserve("first", cache.footprint((), 128, 192).peak_bytes))
+    driver.step(sequence, tokens)
+    snapshot = states_of(sequence).snapshot
+    assert snapshot is not None and cache.ledger.available is not None
+    rest = cache.ledger.available
+    cache.reserve("all the rest", rest).release()
+    assert states_of(sequence).snapshot is snapshot, "what fits beside it lets it be"
+    cache.reserve("all but the promises", rest + snapshot.nbytes)
+    assert states_of(sequence).snapshot is None and cache.ledger.available == 0
+    driver.step(sequence, prompt(64, 3))
+    assert states_of(sequence).snapshot is None
+    driver.check(sequence, [*tokens, *prompt(64, 3)])
+
+
+@pytest.mark.parametrize("spare", [-1, 0])
+def test_a_snapshot_stays_within_the_owners_bound(model: ModelInfo, spare: int) -> None:
+    driver, cache = Hybrid(model), Cache(model)
+    need, copy = cache.footprint((), 128, 192).peak_bytes, state_bytes(model) // 2
+    sequence = cache.create(reservation=cache.reserve("first", need, need + copy + spare))
+    driver.step(sequence, prompt(128))
+    assert (states_of(sequence).snapshot is not None) == (spare == 0)
+
+
+def test_a_snapshot_goes_where_the_owner_grows_to_its_bound(model: ModelInfo) -> None:
+    driver, cache = Hybrid(model), Cache(model)
+    page = cache.footprint((), 1, 1).steady_bytes - state_bytes(model)
+    limit = state_bytes(model) + 2 * page
+    sequence = cache.create(reservation=cache.reserve("first", 0, limit))
+    driver.step(sequence, prompt(64))
+    assert states_of(sequence).snapshot is not None
+    sequence.reserve(1)
+    assert states_of(sequence).snapshot is None and sequence.nbytes == limit
+
+
+def test_snapshots_are_taken_where_they_may_be_published(model: ModelInfo) -> None:
+    driver, tokens = Hybrid(model), prompt(64)
+    for cache, publishes in ((Cache(model), False), (Cache(model, prefix_tree=False), True)):
+        sequence = cache.create(publishes=publishes)
+        driver.step(sequence, tokens)
+        assert states_of(sequence).snapshot is None and sequence.fork().states is not None
+    cache = Cache(model)
+    sequence = cache.create()
+    driver.step(sequence, tokens)
+    assert states_of(sequence).snapshot is not None
+    sequence.stop_snapshots()
+    assert states_of(sequence).snapshot is None
+    driver.step(sequence, tokens)
+    assert states_of(sequence).snapshot is None
+
+
+def test_the_tree_takes_a_snapshot_over(model: ModelInfo) -> None:
+    driver, cache = Hybrid(model), Cache(model, disk=True)
+    sequence, tokens = cache.create(), prompt(100)
+    driver.step(sequence, tokens[:64])
+    child = sequence.fork()
+    assert states_of(child).snapshot is not None
+    cache.publish(sequence, tokens)
+    assert states_of(sequence).snapshot is None and cache.tree is not None
+    kept = next(cache.tree.nodes()).segments[-1]
+    assert kept is states_of(child).snapshot and kept is not None
+    cache.pressure(1)
+    assert kept.tier == "disk", "a running sequence that shares it does not need it"
+    child.free()
+    assert cache.create(tokens=tokens).hit == 64
+
+
+def test_who_is_parked_comes_back_in_what_was_promised(model: ModelInfo) -> None:
+    driver, cache = Hybrid(model), Cache(model, disk=True)
+    cache.ledger.budget = need = cache.footprint((), 64, 128).peak_bytes + state_bytes(model) // 2
+    sequence = cache.create(reservation=cache.reserve("first", need - state_bytes(model) // 2))
+    driver.step(sequence, prompt(64))
+    assert states_of(sequence).snapshot is not None
+    sequence.park()
+    other = cache.reserve("other", state_bytes(model) // 2)
+    cache.pressure(1 << 30)
+    sequence.resume()
+    driver.check(sequence, prompt(64))
+    other.release()
+
+
+def test_a_hit_comes_back_from_disk_into_little_memory(model: ModelInfo) -> None:
+    driver, tokens = Hybrid(model), prompt(100)
+    page = Cache(model).footprint((), 1, 1).steady_bytes - state_bytes(model)
+    hits = []
+    for spare in range(0, page + state_bytes(model) + 1, 4096):
+        cache = Cache(model, disk=True)
+        first = cache.create(tokens=tokens)
+        driver.step(first, tokens[:64])
+        cache.publish(first, tokens)
+        first.free()
+        cache.pressure(1 << 30)
+        cache.ledger.budget = state_bytes(model) + spare
+        sequence = cache.create(tokens=tokens)
+        driver.check(sequence, tokens[: sequence.hit])
+        assert states_of(sequence).origin is None
+        hits.append(sequence.hit)
+    assert hits == sorted(hits) and hits[0] == 0 and hits[-1] == 64

@@ -83,6 +83,11 @@ class SequenceSlots:
             segments |= {id(segment): segment for segment in self.states.segments()}
         return list(segments.values())
 
+    def segments_in_use(self) -> list[Segment]:
+        """Those of its segments that its next step needs: all but a snapshot of its states."""
+        snapshot = None if self.states is None else self.states.snapshot
+        return [segment for segment in self.segments() if segment is not snapshot]
+
     def sealed_counts(self, layer: int) -> list[int]:
         """Sealed slots of each KV head (without the open tail): those that policies see and edit."""
         return self.spans.counts(layer)
@@ -110,6 +115,8 @@ class SequenceSlots:
         missing = self.tail.missing(n)
         if missing <= 0:
             return
+        if self.states is not None:
+            self.states.make_way(missing * self.tail.page_bytes)
         made = self.tail.open(missing, self.length)
         for group, pages in zip(self.tail.groups, made, strict=True):
             for page in pages:
@@ -132,6 +139,16 @@ class SequenceSlots:
         """Reference path: a recurrent layer's state fp32 [numbers] after `rows` more rows."""
         self.native_view.drop()
         self._states().write(layer, state, rows)
+
+    def drop_snapshot(self) -> None:
+        """Let a snapshot of its states go: nothing but a later prefix hit would need it."""
+        if self.states is not None:
+            self.states.drop_snapshot()
+
+    def stop_snapshots(self) -> None:
+        """It will not be published again: no more snapshots of its states."""
+        if self.states is not None:
+            self.states.stop_snapshots()
 
     def _states(self) -> RecurrentStates:
         if self.states is None:
@@ -220,8 +237,11 @@ class SequenceSlots:
             self.free()
 
     def park(self) -> None:
-        """The engine will not step this sequence for a while: its promise ends and its segments may move to disk."""
+        """The engine will not step this sequence for a while: its promise ends and its segments may move to disk. A
+        snapshot of its states goes: no promise would bring it back.
+        """
         self.native_view.drop_but_rows()
+        self.drop_snapshot()
         self.parked = True
         self.parked_at = next(self.tiers.clock)
         if self.reservation is not None:

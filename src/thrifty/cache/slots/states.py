@@ -29,13 +29,15 @@ def slab_bytes(model: ModelInfo) -> int:
 class RecurrentStates:
     """pending: by layer, rows since the last commit; while there is a native view, it knows them instead.
 
-    snapshot: the states at an earlier length (its `positions`), for the prefix tree; shared, never changed. snapshots:
-    whether `commit` keeps one.
+    snapshot: the states at an earlier length (its `positions`), for the prefix tree; shared, never changed. A mere
+    convenience: it is in no promise, and whoever lacks room may drop it. snapshots: whether `commit` keeps one.
+    origin: the snapshot that the sequence is about to go on from.
     """
 
     def __init__(self, tiers: Tiers, model: ModelInfo, reservation: Reservation | None) -> None:
         self.pending: dict[int, int] = {}
         self.snapshot: Segment | None = None
+        self.origin: Segment | None = None
         self.snapshots = False
         self._tiers = tiers
         self._model = model
@@ -51,8 +53,7 @@ class RecurrentStates:
     def segments(self) -> Iterator[Segment]:
         """What it holds, one a reference."""
         yield from self._buffers
-        if self.snapshot is not None:
-            yield self.snapshot
+        yield from (segment for segment in (self.origin, self.snapshot) if segment is not None)
 
     @property
     def nbytes(self) -> int:
@@ -121,10 +122,12 @@ class RecurrentStates:
     # --- snapshots -----------------------------------------------------------------------------------
 
     def take_snapshot(self, length: int) -> None:
-        """Keep a copy of what is committed, at `length` tokens. Without effect where its bytes are not to spare."""
+        """Keep a copy of what is committed, at `length` tokens. Without effect where its bytes are not to spare, in the
+        budget or in the owner's own bound.
+        """
         self.drop_snapshot()
         available = self._tiers.ledger.available
-        if available is not None and available < self._buffers[0].run_bytes:
+        if (available is not None and available < self._buffers[0].run_bytes) or not self._within_bound(0):
             return
         try:
             copy = self._segment(None)
@@ -140,27 +143,59 @@ class RecurrentStates:
         if snapshot is not None:
             snapshot.release()
 
-    def restore(self, snapshot: Segment) -> None:
-        """Go on from a snapshot, which is in memory."""
+    def make_way(self, nbytes: int) -> None:
+        """The sequence takes `nbytes` more: the snapshot goes where the owner's own bound does not hold both."""
+        if self.snapshot is not None and not self._within_bound(nbytes):
+            self.drop_snapshot()
+
+    def stop_snapshots(self) -> None:
+        """Nobody will ask for a snapshot any more."""
+        self.snapshots = False
+        self.drop_snapshot()
+
+    def begin_at(self, snapshot: Segment) -> None:
+        """Hold a snapshot, in whatever tier, until `restore` or `drop_origin`."""
+        self.origin = snapshot.retain()
+
+    def restore(self) -> None:
+        """Go on from what it was to begin at, which is in memory. Without effect where there is no such snapshot."""
+        if self.origin is None:
+            return
         self.pending = {}
         for layer in self._model.state_layers:
-            self._numbers(layer, newest=False)[...] = self._of(snapshot, layer)
+            self._numbers(layer, newest=False)[...] = self._of(self.origin, layer)
+        self.drop_origin()
+
+    def drop_origin(self) -> None:
+        """Let go of what it was to begin at."""
+        origin, self.origin = self.origin, None
+        if origin is not None:
+            origin.release()
 
     def copy_from(self, other: RecurrentStates) -> None:
         """Take both buffers and begin with what another sequence has committed. Raises BudgetError or StorageError."""
         self.open()
         other._copy_committed(self._buffers[0])
         self.snapshots = other.snapshots
-        self.snapshot = None if other.snapshot is None else other.snapshot.retain()
+        if other.snapshot is not None and self._within_bound(0):
+            self.snapshot = other.snapshot.retain()
 
     def close(self) -> None:
         """Give everything back."""
         self.drop_snapshot()
+        self.drop_origin()
         while self._buffers:
             self._buffers.pop().release()
         self.pending = {}
 
     # --- inside --------------------------------------------------------------------------------------
+
+    def _within_bound(self, nbytes: int) -> bool:
+        """Whether the owner's own bound holds a snapshot beside what is promised, and beside `nbytes` more than now."""
+        owner = self._reservation
+        if owner is None or owner.limit is None:
+            return True
+        return max(owner.nbytes, owner.used + nbytes) + self._buffers[0].run_bytes <= owner.limit
 
     def _segment(self, reservation: Reservation | None) -> Segment:
         layers, nbytes = self._model.state_layers, slab_bytes(self._model)

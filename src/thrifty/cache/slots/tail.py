@@ -5,6 +5,7 @@ from __future__ import annotations
 from thrifty.cache.model_info import LayerGroup, ModelInfo
 from thrifty.cache.slots.segment import Segment
 from thrifty.cache.slots.tiers import Tiers
+from thrifty.formats import kv
 from thrifty.formats.kv import PAGE
 from thrifty.storage.ledger import Reservation
 
@@ -26,6 +27,12 @@ class Tail:
     def missing(self, n: int) -> int:
         """Pages that a group lacks for n more rows."""
         return -(-(self.rows + n) // PAGE) - len(self.pages[0])
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page of every group."""
+        slab = kv.slab_bytes(self._model.format, PAGE, self._model.head_dim) * self._model.kv_heads
+        return sum(self._tiers.arena.rounded(slab * len(group.layers)) for group in self.groups)
 
     def of(self, layer: int) -> list[Segment]:
         """The open pages that hold a layer."""

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cache.pool import Cache
+from thrifty.engine.admission.prefix_keys import adapter_key, salt_of
 from thrifty.engine.admission.request_bounds import RequestBounds
 from thrifty.engine.admission.request_sizes import RequestSizes
 from thrifty.engine.drafting.models import DRAFT, DraftModels, LoadDraft, load_draft
@@ -15,9 +16,8 @@ from thrifty.engine.model_info import model_info
 from thrifty.engine.plan.native_runner import NativeRunner
 from thrifty.engine.runner import Runner
 from thrifty.engine.running import Running, State
-from thrifty.engine.steering import steering_key
 from thrifty.formats.kv import PAGE
-from thrifty.models.rope import depends_on_length, length_class
+from thrifty.models.rope import depends_on_length
 from thrifty.storage.budget import parse_size
 from thrifty.storage.ledger import Ledger, Reservation
 
@@ -134,6 +134,11 @@ class EngineMemory(RequestBounds):
 
     def settle(self, sequence: Running) -> None:
         """After its prefill: give back the hidden state and the promised peak."""
+        assert sequence.cache is not None
+        request = sequence.ticket.request
+        bounded = request.samples > 1 and request.cache_bytes is not None  # together: none knows what the others hold
+        if bounded or not isinstance(self._runner, NativeRunner):  # `publish_answer` asks for native rows
+            sequence.cache.stop_snapshots()
         self._drop_hidden(sequence)
         self._resize(sequence, sequence.covered)
 
@@ -263,7 +268,8 @@ class EngineMemory(RequestBounds):
         cache, request = sequence.cache, sequence.ticket.request
         if cache is not None and request.share_prefix:
             keys = tokens if sequence.media is None else sequence.media.keys(tokens)
-            self.cache.publish(cache, keys, adapter=_adapter_key(sequence), salt=self._salt(sequence))
+            salt = salt_of(sequence, self._ropes_by_length)
+            self.cache.publish(cache, keys, adapter=adapter_key(sequence), salt=salt)
 
     def _need_of(self, sequence: Running, tokens: int) -> int:
         """What a sequence needs of its own until it has `tokens` tokens."""
@@ -287,9 +293,10 @@ class EngineMemory(RequestBounds):
         return self.cache.create(
             sequence.ticket.policies,
             tokens=keys,
-            adapter=_adapter_key(sequence),
-            salt=self._salt(sequence),
+            adapter=adapter_key(sequence),
+            salt=salt_of(sequence, self._ropes_by_length),
             reservation=reservation,
+            publishes=sequence.ticket.request.share_prefix,
         )
 
     def _drop_hidden(self, sequence: Running) -> None:
@@ -326,20 +333,6 @@ class EngineMemory(RequestBounds):
             sequence.close_drafter()
         finally:
             self._give_drafts(nbytes)
-
-    def _salt(self, sequence: Running) -> str:
-        """Keys rotated by the length of their sequence are shared between prompts under which they turn alike; those of
-        steered rows between requests that steer alike.
-        """
-        request, prompt = sequence.ticket.request, sequence.prompt_length
-        salt = "|".join([request.salt, *(str(length_class(rope, prompt)) for rope in self._ropes_by_length)])
-        return f"{salt}|steered {steering_key(request.steering)}" if request.steering else salt
-
-
-def _adapter_key(sequence: Running) -> str:
-    """Rows of one adapter are worthless for another, and for none."""
-    adapter = None if sequence.extra is None else sequence.extra.adapter
-    return "" if adapter is None else adapter.version
 
 
 def _missing(sequence: Running) -> int:

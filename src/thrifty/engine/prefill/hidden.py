@@ -29,7 +29,7 @@ class HiddenPrefill:
         except BudgetError as error:
             raise QueueFullError(f"other requests hold the memory that this text needs: {error}") from error
         try:
-            self._cache: SequenceCache = memory.cache.create((), reservation=reservation)
+            self._cache: SequenceCache = memory.cache.create((), reservation=reservation, publishes=False)
         except BaseException:
             reservation.release()
             raise

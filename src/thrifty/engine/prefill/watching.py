@@ -22,7 +22,7 @@ def watch_prompt(
     need = memory.request_bytes([policy], len(tokens), len(tokens))
     reservation = memory.cache.reserve("a prompt that is looked at", need)
     try:
-        cache = memory.cache.create([policy], reservation=reservation)
+        cache = memory.cache.create([policy], reservation=reservation, publishes=False)
     except BaseException:
         reservation.release()
         raise
