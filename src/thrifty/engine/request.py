@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Protocol
 
 from thrifty.arrays import Floats
-from thrifty.decoding.option_values import flag, shown, token_ids, whole
+from thrifty.decoding.option_values import flag, shown, tables, token_ids, whole
 from thrifty.decoding.sampling import TokenLogprob
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.answer import Answer, Event, Listener, Sample, Usage
 from thrifty.engine.media import Embeddings, PromptMedia, flattened, mixed
 from thrifty.engine.prompts import prompt_ids
-from thrifty.engine.steering import layer_numbers, steering_vectors
+from thrifty.engine.steering import layer_numbers, steering_key, steering_vectors
 from thrifty.errors import PromptError
 
 __all__ = ["Embeddings", "Event", "Handle", "Listener", "Request", "Result", "Sample", "Usage"]
@@ -65,6 +66,8 @@ class Request:
         values: dict[str, Any] = {
             "prompt": prompt,
             "media": media,
+            "cache": tables("cache", self.cache),
+            "decoding": tables("decoding", self.decoding),
             "taps": layer_numbers("taps", self.taps),
             "steering": steering_vectors(self.steering),
             "samples": whole("samples", self.samples, 1, "1 or more"),
@@ -90,6 +93,11 @@ class Request:
             raise PromptError(f"free = {self.free} counts tokens after forced ones; none are forced: use max_tokens")
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    @cached_property
+    def steering_key(self) -> str:
+        """What tells the keys and values of its steered rows from others; "" where nothing is added."""
+        return steering_key(self.steering)
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -131,6 +139,12 @@ class Result:
     def logprobs(self) -> list[TokenLogprob]:
         """Log-probabilities of the first sample, empty where the request did not ask."""
         return self.samples[0].logprobs
+
+
+def check_request(request: Any) -> None:
+    """Raise PromptError for what is no Request."""
+    if not isinstance(request, Request):
+        raise PromptError(f"the request is {shown(request)}; use Request(prompt=...)")
 
 
 class Driver(Protocol):

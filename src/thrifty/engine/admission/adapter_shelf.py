@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from thrifty.decoding.option_values import shown
 from thrifty.engine.admission.memory import EngineMemory
 from thrifty.errors import PromptError, nearest
 from thrifty.models.adapters import Adapter, check_adapter, load_adapter
 from thrifty.models.config.model_config import ModelConfig
+
+if TYPE_CHECKING:
+    from thrifty.engine.running import Running
 
 Source = Adapter | str | os.PathLike[str]
 
@@ -20,6 +25,8 @@ class AdapterShelf:
         """adapters: those to begin with. Raises what `add` raises."""
         self._config, self._memory = config, memory
         self._adapters: dict[str, Adapter] = {}
+        if not isinstance(adapters, Mapping):
+            raise PromptError(f"adapters = {shown(adapters)} is no mapping; use {{name: directory or Adapter}}")
         for name, source in adapters.items():
             self.add(name, source)
 
@@ -28,8 +35,9 @@ class AdapterShelf:
         """Of all that are there, in the order in which they came."""
         return tuple(self._adapters)
 
-    def add(self, name: str, source: Source) -> Adapter:
-        """Load a directory that PEFT wrote, or take an adapter as it is; its matrices are charged to the budget.
+    def add(self, name: str, source: Source, accepted: Sequence[Running] = ()) -> Adapter:
+        """Load a directory that PEFT wrote, or take an adapter as it is; its matrices are charged to the budget, once
+        where it is there by another name. accepted: sequences that must still be able to end.
 
         Raises PromptError for a name that is taken or no text, CheckpointError where it does not fit the model, and
         BudgetError where its bytes do not fit; nothing is added then.
@@ -41,17 +49,24 @@ class AdapterShelf:
         if isinstance(source, Adapter):
             check_adapter(source, self._config)
             adapter = source
-        else:
+        elif isinstance(source, str | os.PathLike):
             adapter = load_adapter(source, self._config)
-        self._memory.hold_adapter(adapter.nbytes)
+        else:
+            raise PromptError(f"the adapter {name!r:.80} is {shown(source)}; use an Adapter or PEFT's directory")
+        if adapter not in self._adapters.values():
+            self._memory.check_accepted(accepted, adapter.nbytes, f"the adapter {name!r:.80}")
+            self._memory.hold_adapter(adapter.nbytes)
         self._adapters[name] = adapter
         return adapter
 
     def remove(self, name: str) -> Adapter:
-        """Forget an adapter and give its bytes back. Raises PromptError where there is none of the name."""
+        """Forget an adapter and give its bytes back, where it has no other name. Raises PromptError where there is none
+        of the name.
+        """
         adapter = self.get(name)
         del self._adapters[name]
-        self._memory.drop_adapter(adapter.nbytes)
+        if adapter not in self._adapters.values():
+            self._memory.drop_adapter(adapter.nbytes)
         return adapter
 
     def get(self, name: str) -> Adapter:
