@@ -198,10 +198,10 @@ def _positions(pieces: Sequence[tuple[int, Embeddings]], length: int) -> tuple[W
         position, done = position + first - done, first
         if piece is not None:
             count = len(piece.values)
-            own = np.arange(count) if piece.positions is None else piece.positions
+            own = np.arange(count) if piece.positions is None else piece.positions.astype(np.int64)
             positions[:, first : first + count] = position + own
             position, done = position + int(own.max()) + 1, first + count
-    if position > MOST:
+    if position - 1 > MOST:
         raise PromptError(f"the prompt's positions go up to {position - 1}; positions are integers of 32 bits")
     return positions.astype(np.int32) if three else positions[0].astype(np.int32), position
 

@@ -208,8 +208,8 @@ class _Settings:
     def _number(self, name: str, value: Any, low: float, high: float, whole: bool = False) -> float:
         kinds = (int,) if whole else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-            kind = "a whole number" if whole else "a number"
-            raise CheckpointError(f"{self._path}: {name} is {value!r:.80}; it must be {kind} from {low} to {high}.")
+            kind = ", a whole number" if whole else ""
+            raise CheckpointError(f"{self._path}: {name} is {value!r:.80}; it must be from {low} to {high}{kind}.")
         return value
 
     def _pattern(self, name: str, value: Any, low: float, high: float, whole: bool = False) -> dict[str, float]:
