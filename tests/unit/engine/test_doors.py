@@ -17,6 +17,7 @@ from thrifty.engine.engine import Engine
 from thrifty.engine.media import Embeddings
 from thrifty.engine.request import Request
 from thrifty.errors import BudgetError, CheckpointError, PromptError, ThriftyError
+from thrifty.models.adapters import Adapter
 from thrifty.models.model import Model
 
 FULL = registry.build("cache", {"technique": "full"})
@@ -24,6 +25,11 @@ FULL = registry.build("cache", {"technique": "full"})
 
 def placed(*positions: int) -> Embeddings:
     return Embeddings(np.ones((len(positions), 128), np.float32), positions=list(positions))
+
+
+def charge_of(make_engine: MakeEngine, model: Model, adapter: Adapter) -> int:
+    """Bytes that an engine's ledger holds for it."""
+    return make_engine(model, adapters={"a": adapter}).memory.ledger.bytes_of("adapters")
 
 
 def test_positions_stay_inside_the_context(make_engine: MakeEngine, packed: Model) -> None:
@@ -127,7 +133,8 @@ def test_an_adapter_never_ends_an_accepted_request(make_engine: MakeEngine, pack
     bound = free.memory.footprint((), 300, 400).peak_bytes
     room = packed.nbytes + free.memory.workspace + bound
     adapter = random_adapter(packed, 4, 1)
-    engine = make_engine(packed, memory=room + adapter.nbytes - 1, prefix_tree=False)
+    charge = charge_of(make_engine, packed, adapter)
+    engine = make_engine(packed, memory=room + charge - 1, prefix_tree=False)
     handle = submit(engine, text_tokens(300, 1), tokens=100)
     for _ in range(steps):
         engine.step()
@@ -148,7 +155,8 @@ def test_an_adapter_never_ends_an_accepted_request(make_engine: MakeEngine, pack
 def test_an_adapter_that_leaves_room_is_taken_beside_requests(make_engine: MakeEngine, packed: Model) -> None:
     free, adapter = make_engine(packed), random_adapter(packed, 4, 1)
     room = packed.nbytes + free.memory.workspace + free.memory.footprint((), 300, 400).peak_bytes
-    engine = make_engine(packed, memory=room + adapter.nbytes, prefix_tree=False)
+    charge = charge_of(make_engine, packed, adapter)
+    engine = make_engine(packed, memory=room + charge, prefix_tree=False)
     handles = [submit(engine, text_tokens(300, seed), tokens=100) for seed in range(3)]
     engine.add_adapter("a", adapter)
     assert [len(handle.result().token_ids) for handle in handles] == [100] * 3
@@ -158,12 +166,13 @@ def test_one_adapter_under_two_names_is_charged_once(make_engine: MakeEngine, pa
     adapter = random_adapter(packed, 4, 1)
     engine = make_engine(packed, adapters={"a": adapter, "b": adapter})
     ledger = engine.memory.ledger
-    assert ledger.bytes_of("adapters") == engine.memory.adapters == adapter.nbytes
+    charge = charge_of(make_engine, packed, adapter)
+    assert ledger.bytes_of("adapters") == engine.memory.adapters == charge
     handle = submit(engine, [1, 2], adapter="a")
     with pytest.raises(PromptError, match="1 sequences use the adapter 'a'"):
         engine.remove_adapter("a")
     engine.remove_adapter("b")
-    assert ledger.bytes_of("adapters") == adapter.nbytes
+    assert ledger.bytes_of("adapters") == charge
     handle.result()
     engine.remove_adapter("a")
     assert ledger.bytes_of("adapters") == engine.memory.adapters == 0
