@@ -33,7 +33,7 @@ class Embeddings:
     #: keys must stand for equal values. None: a hash of the values.
     key: Hashable = None
     #: Integers [n], or [3, n] (time, height, width) for ropes of three axes, ≥ 0, counted from where the piece begins.
-    #: What follows goes on behind the greatest, and has to end inside the engine's context. None: one row, one position.
+    #: What follows goes on behind the greatest, and ends inside the engine's context. None: one row, one position.
     positions: Any = None
     #: Integers [n]: how many rows of the piece behind it each row sees as well (n−1, …, 0: all see each other).
     ahead: Any = None
