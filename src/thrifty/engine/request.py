@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.answer import Answer, Event, Listener, Sample, Usage
 from thrifty.engine.media import Embeddings, PromptMedia, flattened, mixed
 from thrifty.engine.prompts import prompt_ids
-from thrifty.engine.steering import layer_numbers, steering_key, steering_vectors
+from thrifty.engine.steering import layer_numbers, steering_vectors
 from thrifty.errors import PromptError
 
 __all__ = ["Embeddings", "Event", "Handle", "Listener", "Request", "Result", "Sample", "Usage"]
@@ -93,11 +92,6 @@ class Request:
             raise PromptError(f"free = {self.free} counts tokens after forced ones; none are forced: use max_tokens")
         for name, value in values.items():
             object.__setattr__(self, name, value)
-
-    @cached_property
-    def steering_key(self) -> str:
-        """What tells the keys and values of its steered rows from others; "" where nothing is added."""
-        return steering_key(self.steering)
 
     @property
     def token_ids(self) -> tuple[int, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,31 @@ def layer_numbers(name: str, value: Any) -> tuple[int, ...]:
     return tuple(sorted(set(layers)))
 
 
-def steering_vectors(value: Any) -> Mapping[int, Floats]:
+class Steering(Mapping[int, Floats]):
+    """Layer → fp32 [hidden]; neither it nor its vectors change."""
+
+    def __init__(self, vectors: Mapping[int, Floats]) -> None:
+        self._vectors = dict(vectors)
+
+    def __getitem__(self, layer: int) -> Floats:
+        return self._vectors[layer]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._vectors)
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    @cached_property
+    def key(self) -> str:
+        """See `steering_key`."""
+        digest = hashlib.sha256()
+        for layer in sorted(self):
+            digest.update(f"{layer}:".encode() + self[layer].tobytes())
+        return digest.hexdigest()
+
+
+def steering_vectors(value: Any) -> Steering:
     """Layer → fp32 [hidden], copied and read-only. Raises PromptError for other layers, types and shapes, and where a
     vector's squares have no finite sum in fp32: no norm could take it.
     """
@@ -35,7 +59,7 @@ def steering_vectors(value: Any) -> Mapping[int, Floats]:
         if number is None or number < 0:
             raise PromptError(f"steering has the layer {shown(layer)}; use whole numbers of at least 0")
         vectors[number] = _vector(number, vector)
-    return MappingProxyType(vectors)
+    return Steering(vectors)
 
 
 def check_layers(taps: Sequence[int], steering: Mapping[int, Floats], config: ModelConfig) -> None:
@@ -54,10 +78,7 @@ def steering_key(steering: Mapping[int, Floats]) -> str:
     """What tells the keys and values of a steered prompt from others; "" where nothing is added."""
     if not steering:
         return ""
-    digest = hashlib.sha256()
-    for layer in sorted(steering):
-        digest.update(f"{layer}:".encode() + steering[layer].tobytes())
-    return digest.hexdigest()
+    return steering.key if isinstance(steering, Steering) else Steering(steering).key
 
 
 def _vector(layer: int, value: Any) -> Floats:

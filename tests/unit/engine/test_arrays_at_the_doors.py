@@ -39,13 +39,14 @@ def test_a_steering_vector_changed_afterwards_changes_nothing(make_engine: MakeE
 
 def test_steering_of_a_request_cannot_be_written_to() -> None:
     request: Any = Request(prompt=[1], steering={0: np.ones(8, np.float32)})
-    key = request.steering_key
+    key = steering_key(request.steering)
     with pytest.raises(ValueError, match="read-only"):
         request.steering[0][:] = 2
     with pytest.raises(TypeError):
         request.steering[1] = np.ones(8, np.float32)
-    assert request.steering_key == key == steering_key({0: np.ones(8, np.float32)})
-    assert dataclasses.replace(request, prompt=[2]).steering_key == key
+    assert steering_key(request.steering) == key == steering_key({0: np.ones(8, np.float32)})
+    assert steering_key(dataclasses.replace(request, prompt=[2]).steering) == key
+    assert steering_key(Request(**vars(request)).steering) == key
 
 
 @pytest.mark.parametrize("hashed", [False, True], ids=["new", "hashed before"])

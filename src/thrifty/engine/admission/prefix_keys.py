@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
+from thrifty.engine.steering import steering_key
 from thrifty.models.rope import length_class
 
 if TYPE_CHECKING:
@@ -26,4 +27,4 @@ def salt_key(sequence: Running, ropes: Sequence[RopeConfig]) -> Hashable:
     """
     request = sequence.ticket.request
     classes = tuple(length_class(rope, sequence.prompt_length) for rope in ropes)
-    return request.salt, classes, request.steering_key
+    return request.salt, classes, steering_key(request.steering)
