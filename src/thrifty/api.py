@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from thrifty.decoding.option_values import flag, shown
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.admission.weights_bound import weights_bound
+from thrifty.engine.drafting.models import load_draft
 from thrifty.engine.engine import Engine
 from thrifty.engine.options import EngineOptions
 from thrifty.engine.prompts import are_messages, encoded, prompt_list
@@ -85,7 +87,8 @@ def open_engine(
 
     make: builds the engine, from a Model and the options of Engine. options: further ones of Engine. Options are
     checked before anything is loaded; weights that alone exceed the memory are refused before they are converted, where
-    no technique of the recipe may make them fit. The caller closes the engine.
+    no technique of the recipe may make them fit. Models that draft are loaded as this one is, as far as `copy` goes.
+    The caller closes the engine.
     """
     chosen = recipe or Recipe()
     checked = EngineOptions.of(threads=threads, context=context, native=native)
@@ -100,6 +103,7 @@ def open_engine(
         calibration=calibration,
         fits=None if chosen.weights else weights_bound(**sizes),
     )
+    options.setdefault("load_draft", partial(load_draft, copy=flag("copy", copy)))
     return make(
         model,
         **sizes,

@@ -18,6 +18,7 @@ from thrifty.engine.admission.process_memory import budget_of
 from thrifty.engine.ahead import Ahead
 from thrifty.engine.answer import Answer, Event, Listener
 from thrifty.engine.aside import Aside
+from thrifty.engine.drafting.models import LoadDraft, load_draft
 from thrifty.engine.inspection import EngineProbe, EngineUsage
 from thrifty.engine.options import EngineOptions
 from thrifty.engine.plan.native_runner import choose_runner
@@ -66,6 +67,8 @@ class Engine:
         disk: str | os.PathLike[str] | None = None,
         prefix_tree: bool = True,
         adapters: Mapping[str, Adapter | str | os.PathLike[str]] | None = None,
+        drafts: Sequence[str] = (),
+        load_draft: LoadDraft = load_draft,
         runner: Runner | None = None,
     ) -> None:
         """memory: the budget in bytes or as "150MB" for weights, cache peak and workspace; None: no bound.
@@ -79,14 +82,16 @@ class Engine:
         requests that may wait. chunk: prefill tokens a step, a multiple of 128. prefill_slice_ms: about how long a
         piece of prefill may hold up those that decode; 0 runs whole chunks whoever waits. disk: folder of the disk tier
         (default: the system's temporary one). prefix_tree: share prompts' beginnings. adapters: name → a directory that
-        PEFT wrote, or an Adapter (see `add_adapter`). runner: one to use instead of choosing.
+        PEFT wrote, or an Adapter (see `add_adapter`). drafts: names or paths of models that a request's own `decoding`
+        may draft with, beside that of the engine's; all others are refused. load_draft: loads one when it is first
+        asked for. runner: one to use instead of choosing.
 
         Raises BudgetError where the budget cannot hold one token, with the number that could, and PromptError for an
         option of a wrong type or size.
         """
         options = EngineOptions.of(
             threads=threads, context=context, native=native, batch=batch, queue=queue, chunk=chunk,
-            prefill_slice_ms=prefill_slice_ms, prefix_tree=prefix_tree, disk=disk,
+            prefill_slice_ms=prefill_slice_ms, prefix_tree=prefix_tree, disk=disk, drafts=drafts,
         )  # fmt: skip
         budget, beside = budget_of(memory, process_memory, model)
         rows = max(options.batch, options.chunk)
@@ -95,19 +100,13 @@ class Engine:
             pool_threads().set(options.threads, self)
         self.runner = runner = runner or choose_runner(model, native=options.native, rows=rows)
         self.memory = EngineMemory(
-            model,
-            self.runner,
-            budget,
-            chunk=options.chunk,
-            disk=options.disk,
-            prefix_tree=options.prefix_tree,
-            beside=beside,
-            batch=options.batch,
-        )
-        self._adapters = AdapterShelf(model.config, self.memory, adapters or {})
+            model, self.runner, budget, chunk=options.chunk, disk=options.disk, prefix_tree=options.prefix_tree,
+            beside=beside, batch=options.batch, load_draft=load_draft,
+        )  # fmt: skip
+        self._adapters = AdapterShelf(model.config, self.runner, self.memory, adapters or {})
         self.intake = Intake(
             model, self.memory, context=options.context, cache=cache, decoding=decoding, batch=options.batch,
-            chunk=options.chunk, adapters=self._adapters,
+            chunk=options.chunk, adapters=self._adapters, drafts=options.drafts,
         )  # fmt: skip
         self._scheduler = Scheduler(self.memory, options.batch, options.queue)
         module = dispatch.native()

@@ -13,7 +13,18 @@ from thrifty.models.head_scores import SavedScores
 from thrifty.models.rope import rotation
 
 if TYPE_CHECKING:
+    from thrifty.models.config.model_config import ModelConfig
     from thrifty.models.model import Model
+
+
+def check_cacheable(config: ModelConfig) -> None:
+    """Raise ConfigError naming the first layer that the cache does not hold: no runner of an engine can run it."""
+    for index, layer in enumerate(config.layers):
+        if layer.mixer == "latent" or config.widths(index) != (config.heads, config.kv_heads, config.head_dim):
+            raise ConfigError(
+                f"layers.{index} ({layer.mixer}, {config.widths(index)} heads, KV heads and head_dim) is none that the "
+                f"cache holds: attention of {(config.heads, config.kv_heads, config.head_dim)}, or recurrent."
+            )
 
 
 def model_info(model: Model, chunk: int) -> ModelInfo:
@@ -21,12 +32,7 @@ def model_info(model: Model, chunk: int) -> ModelInfo:
     numerics. Raises ConfigError naming a layer that the cache cannot hold.
     """
     config = model.config
-    for index, layer in enumerate(config.layers):
-        if layer.mixer == "latent" or config.widths(index) != (config.heads, config.kv_heads, config.head_dim):
-            raise ConfigError(
-                f"layers.{index} ({layer.mixer}, {config.widths(index)} heads, KV heads and head_dim) is none that the "
-                f"cache holds: attention of {(config.heads, config.kv_heads, config.head_dim)}, or recurrent."
-            )
+    check_cacheable(config)
     plain = all(linear.label == "f32" for linear in model.linears.values())
 
     def rotate(layer: int, positions: Integers) -> tuple[Floats, Floats]:

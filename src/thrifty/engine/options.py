@@ -6,6 +6,7 @@ Everything here raises PromptError that names the option, the value and what wou
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class EngineOptions:
     prefill_slice_ms: float
     prefix_tree: bool
     disk: str | os.PathLike[str] | None
+    drafts: tuple[str, ...]
 
     @classmethod
     def of(
@@ -41,6 +43,7 @@ class EngineOptions:
         prefill_slice_ms: Any = 25.0,
         prefix_tree: Any = True,
         disk: Any = None,
+        drafts: Any = (),
     ) -> EngineOptions:
         """From values of any type."""
         if disk is not None and not isinstance(disk, str | os.PathLike):
@@ -57,6 +60,7 @@ class EngineOptions:
             ),
             prefix_tree=flag("prefix_tree", prefix_tree),
             disk=disk,
+            drafts=_drafts(drafts),
         )
 
 
@@ -68,6 +72,13 @@ def _integer_or_none(name: str, value: Any, accepted: str) -> int | None:
     if result is None:
         raise PromptError(f"{name} = {shown(value)} is not a whole number; use {accepted}")
     return result
+
+
+def _drafts(value: Any) -> tuple[str, ...]:
+    names = (None,) if isinstance(value, str) or not isinstance(value, Iterable) else tuple(value)
+    if not all(isinstance(name, str) and name for name in names):
+        raise PromptError(f"drafts = {shown(value)} is no list of models; use their names or paths, as texts")
+    return names
 
 
 def _native(value: Any) -> bool:

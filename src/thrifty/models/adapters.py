@@ -36,11 +36,12 @@ _PLAIN_NAME = re.compile(r"\^?[\w.]{1,200}")
 _HARMLESS = {
     "auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "lora_dropout",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights",
-    "fan_in_fan_out", "peft_version", "runtime_config", "loftq_config", "eva_config", "corda_config", "megatron_core",
-    "ensure_weight_tying",
+    "fan_in_fan_out", "peft_version", "runtime_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "megatron_core", "ensure_weight_tying",
+    "qalora_group_size",  # written always, read where use_qalora is set
 }  # fmt: skip
 # Starting points that change the base weights too.
-_OTHER_BASE = ("pissa", "olora", "loftq", "corda")
+_OTHER_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,11 @@ class Adapter:
         """Bytes of its matrices; one that several linears share counts once."""
         matrices = {id(matrix): matrix.nbytes for pair in self.weights.values() for matrix in pair}
         return sum(matrices.values())
+
+    @property
+    def rank(self) -> int:
+        """The greatest of any linear; 0 without any."""
+        return max((len(down) for down, _ in self.weights.values()), default=0)
 
     @cached_property
     def version(self) -> str:
@@ -135,28 +141,71 @@ def _check_pair(name: str, pair: Any, shape: tuple[int, ...]) -> None:
 
 
 def load_adapter(path: str | os.PathLike[str], config: ModelConfig) -> Adapter:
+    """`open_adapter`, loaded."""
+    return open_adapter(path, config).load()
+
+
+def open_adapter(path: str | os.PathLike[str], config: ModelConfig) -> AdapterFile:
     """The LoRA adapter of a directory that PEFT wrote: adapter_config.json and adapter_model.safetensors.
 
-    Matrices become fp32. Raises CheckpointError naming the field or tensor that is missing, does not fit the model, or
-    asks for what is not done (DoRA, biases, modules_to_save).
+    Raises CheckpointError naming the field or tensor that is missing, does not fit the model, or asks for what is not
+    done (DoRA, biases, modules_to_save).
     """
     directory = Path(path)
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is no directory; give the one that holds {CONFIG} and {WEIGHTS}.")
     settings = _Settings(directory / CONFIG, read_json(directory / CONFIG))
     entries = read_entries(directory / WEIGHTS)
-    weights: dict[str, tuple[Floats, Floats]] = {}
-    scales: dict[str, float] = {}
-    for module, (lower, raise_) in _pairs(directory / WEIGHTS, entries).items():
+    modules, given = [], set[str]()
+    for module, (lower, upper) in _pairs(directory / WEIGHTS, entries).items():
         names = _names(lower, module, config)
         rank, scale = settings.of(module)
-        for name, matrices in _matrices(lower, raise_, names, rank, config).items():
-            if name in weights:
+        _check_shapes(lower, upper, names, rank, config)
+        for name in names:
+            if name in given:
                 raise CheckpointError(f"{directory / WEIGHTS}: {module!r:.120} gives {name} a second pair of matrices.")
-            weights[name], scales[name] = matrices, scale
-    adapter = Adapter(weights, scales=scales)
-    check_adapter(adapter, config)
-    return adapter
+        given.update(names)
+        modules.append(_Module(lower, upper, names, scale))
+    return AdapterFile(tuple(modules), config)
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A module of a file: its tensors lora_A and lora_B, the linears that it is in the order of its rows, its scale."""
+
+    lower: TensorEntry
+    upper: TensorEntry
+    names: tuple[str, ...]
+    scale: float
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter of a directory, checked by its settings and its header: no matrix is read before `load`."""
+
+    modules: tuple[_Module, ...]
+    config: ModelConfig
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the adapter's matrices, which are fp32 whatever the file holds."""
+        return sum(4 * math.prod(entry.shape) for module in self.modules for entry in (module.lower, module.upper))
+
+    @property
+    def rank(self) -> int:
+        """See Adapter."""
+        return max((module.lower.shape[0] for module in self.modules), default=0)
+
+    def load(self) -> Adapter:
+        """The adapter. Raises CheckpointError naming the tensor that cannot be read or holds no finite numbers."""
+        weights: dict[str, tuple[Floats, Floats]] = {}
+        scales: dict[str, float] = {}
+        for module in self.modules:
+            for name, matrices in _matrices(module.lower, module.upper, module.names, self.config).items():
+                weights[name], scales[name] = matrices, module.scale
+        adapter = Adapter(weights, scales=scales)
+        check_adapter(adapter, self.config)
+        return adapter
 
 
 class _Settings:
@@ -266,10 +315,10 @@ def _names(entry: TensorEntry, module: str, config: ModelConfig) -> tuple[str, .
     return names
 
 
-def _matrices(
+def _check_shapes(
     lower: TensorEntry, upper: TensorEntry, names: tuple[str, ...], rank: int, config: ModelConfig
-) -> dict[str, tuple[Floats, Floats]]:
-    """By linear its two matrices; linears that are one module share `down`."""
+) -> None:
+    """Raise CheckpointError where a module's tensors are not of the model's shapes and of its rank."""
     shapes = adaptable(config)
     rows, columns = sum(shapes[name][0] for name in names), shapes[names[0]][1]
     for entry, shape in ((lower, (rank, columns)), (upper, (rows, rank))):
@@ -278,6 +327,13 @@ def _matrices(
                 f"{entry.path}: tensor {entry.name!r:.120} is {list(entry.shape)}; this model and its rank of {rank} "
                 f"need {list(shape)}."
             )
+
+
+def _matrices(
+    lower: TensorEntry, upper: TensorEntry, names: tuple[str, ...], config: ModelConfig
+) -> dict[str, tuple[Floats, Floats]]:
+    """By linear its two matrices; linears that are one module share `down`."""
+    shapes = adaptable(config)
     down, up = (_values(entry) for entry in (lower, upper))
     split = np.cumsum([shapes[name][0] for name in names])[:-1]
     return {name: (down, np.ascontiguousarray(part)) for name, part in zip(names, np.split(up, split), strict=True)}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.tiny import EOS, VOCABULARY, text_tokens, tiny_model
+from tests.tiny import EOS, VOCABULARY, text_tokens, tiny_config, tiny_model
 
 from thrifty.arrays import BFLOAT16, softmax
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
-from thrifty.errors import BudgetError, KernelError, PromptError, QueueFullError, RecipeError, ThriftyError
+from thrifty.errors import BudgetError, ConfigError, KernelError, PromptError, QueueFullError, RecipeError, ThriftyError
 from thrifty.formats.linear import DenseLinear
 from thrifty.kernels import dispatch
 from thrifty.models.model import Model
@@ -288,6 +289,16 @@ def test_what_no_kernel_does_is_an_error_that_names_the_reference(native: bool |
     model.replace("layers.1.mlp.up", DenseLinear.from_weight(weight, BFLOAT16, packed=False))
     with pytest.raises(KernelError, match=r"layers.1.mlp.up: no native kernel for DenseLinear bf16; native=False \("):
         Engine(model, native=native)
+
+
+@pytest.mark.parametrize("native", [None, True, False])
+def test_layers_that_no_cache_holds_get_no_remedy_that_does_not_help(native: bool | None) -> None:
+    config = tiny_config(2)
+    wide = dataclasses.replace(config.layers[1], heads=8, kv_heads=2)
+    model = tiny_model(packed=True, config=dataclasses.replace(config, layers=(config.layers[0], wide)))
+    with pytest.raises(ConfigError, match=r"layers\.1 \(attention, \(8, 2, 64\) .* none that the cache holds") as error:
+        Engine(model, native=native)
+    assert "native=False" not in str(error.value)
 
 
 @pytest.mark.parametrize("native", [None, True])

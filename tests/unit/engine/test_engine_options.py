@@ -35,6 +35,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prefill_slice_ms": "25"}, "prefill_slice_ms = '25' (str) is not a number; use 0 (whole chunks) or more"),
     ({"prefill_slice_ms": float("nan")}, "prefill_slice_ms = nan is out of range; use 0"),
     ({"prefix_tree": "no"}, "prefix_tree = 'no' (str) is out of range; use True or False"),
+    ({"drafts": "small"}, "drafts = 'small' (str) is no list of models; use their names or paths, as texts"),
+    ({"drafts": [5]}, "(list) is no list of models"),
+    ({"drafts": None}, "drafts = None is no list of models"),
     ({"disk": 5}, "disk = 5 (int) is no folder; use a path, or None"),
 ]
 

@@ -169,6 +169,6 @@ def test_drafts_are_refused_with_a_reason(make_engine: Any) -> None:
     engine = make_engine(tiny_model(packed=True, config=hybrid_config()))
     with pytest.raises(RecipeError, match=r"drafts, but the model's recurrent layers cannot go back"):
         engine.submit(ask(40, decoding=[{"technique": "prompt-lookup"}]))
-    plain = make_engine(tiny_model(packed=True))
+    plain = make_engine(tiny_model(packed=True), drafts=("recall-hybrid",))
     with pytest.raises(RecipeError, match="'recall-hybrid' has recurrent layers"):
         plain.submit(ask(40, decoding=[{"technique": "speculative", "draft": "recall-hybrid"}]))

@@ -39,11 +39,7 @@ def make(make_engine: Any) -> MakeSpeculative:
     """An engine for which "small" is a given model."""
 
     def made(model: Model, small: Model, **options: Any) -> Any:
-        decoding = options.pop("decoding", ())
-        engine = make_engine(model, **options)
-        engine.memory.drafts._load = {"small": small}.__getitem__
-        engine.intake._decoding = tuple(decoding)
-        return engine
+        return make_engine(model, drafts=("small",), load_draft=lambda name, fits: {"small": small}[name], **options)
 
     return made
 

@@ -32,9 +32,7 @@ def decoding(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def engine(packed: Model, plain: Model, make_engine: Any) -> Any:
-    made = make_engine(packed)
-    made.memory.drafts._load = {"small": plain}.__getitem__
-    return made
+    return make_engine(packed, drafts=("small",), load_draft=lambda name, fits: {"small": plain}[name])
 
 
 def requests(**options: Any) -> list[Request]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.lora_files import lora_tensors, write_lora
+from tests.peft_configs import PEFT_CONFIGS
 from tests.tiny import tiny_config
 
 from thrifty.arrays import BFLOAT16, Floats
 from thrifty.errors import CheckpointError
-from thrifty.models.adapters import MOST_RANK, Adapter, adaptable, check_adapter, load_adapter
+from thrifty.models.adapters import MOST_RANK, Adapter, adaptable, check_adapter, load_adapter, open_adapter
+from thrifty.models.huggingface.safetensors_file import TensorReader
 
 CONFIG = tiny_config()
 QUERY, UP = "layers.0.attention.query", "layers.2.mlp.up"
@@ -40,6 +43,34 @@ def test_matrices_and_the_scale_are_read(tmp_path: Path) -> None:
             assert np.array_equal(found, wanted)
         assert loaded.scale_of(name) == 2.0
     assert loaded.nbytes == adapter.nbytes
+
+
+@pytest.mark.parametrize("version", PEFT_CONFIGS)
+def test_what_versions_of_peft_write_is_read(tmp_path: Path, version: str) -> None:
+    adapter = small()
+    write_lora(tmp_path, adapter, rank=3, alpha=6, **PEFT_CONFIGS[version])
+    loaded = load_adapter(tmp_path, CONFIG)
+    assert set(loaded.weights) == {QUERY, UP}
+    assert loaded.scale_of(UP) == 2.0
+    fields = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert fields == PEFT_CONFIGS[version], "nothing else is in it"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_bytes_and_rank_are_known_before_a_matrix_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any
+) -> None:
+    adapter = Adapter({**small((QUERY,), 5).weights, **small((UP,), 3).weights})
+    tensors = {name: value.astype(dtype) for name, value in lora_tensors(adapter).items()}
+    write_lora(tmp_path, adapter, rank=3, alpha=6, tensors=tensors, rank_pattern={"q_proj": 5})
+    with monkeypatch.context() as patched:
+        patched.setattr(TensorReader, "read", None)
+        opened = open_adapter(tmp_path, CONFIG)
+        assert opened.rank == 5
+        nbytes = opened.nbytes
+    loaded = opened.load()
+    assert (loaded.nbytes, loaded.rank) == (nbytes, 5)
+    assert nbytes == adapter.nbytes, "fp32, whatever the file holds"
 
 
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16])
@@ -83,6 +114,7 @@ def test_a_joined_module_is_taken_apart(tmp_path: Path) -> None:
     tensors = {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
     write_lora(tmp_path, small(), rank=2, alpha=2, tensors=tensors)
     loaded = load_adapter(tmp_path, CONFIG)
+    assert loaded.nbytes == open_adapter(tmp_path, CONFIG).nbytes == down.nbytes + up.nbytes
     assert list(loaded.weights) == names
     assert np.array_equal(np.concatenate([loaded.weights[name][1] for name in names]), up)
 
@@ -91,6 +123,13 @@ def test_a_joined_module_is_taken_apart(tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; LORA is what is done"),
+        ({"use_qalora": True, "qalora_group_size": 16}, "use_qalora is True, which is not done"),
+        ({"use_bdlora": {"target_modules_bd_a": ["q_proj"]}}, "use_bdlora is "),
+        ({"target_parameters": ["mlp.experts"]}, "target_parameters is "),
+        ({"trainable_token_indices": [3]}, r"trainable_token_indices is \[3\], which is not done"),
+        ({"alora_invocation_tokens": [7, 8]}, r"alora_invocation_tokens is \[7, 8\]"),
+        ({"arrow_config": {"top_k": 3}}, "arrow_config is "),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights is 'lora_ga', which changes the base weights"),
         ({"use_dora": True}, "use_dora is True, which is not done"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\], which is not done"),
         ({"bias": "all"}, "bias is 'all'"),

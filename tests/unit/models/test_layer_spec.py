@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from tests.tiny import hybrid_config, tiny_config, tiny_model
 
-from thrifty.engine.model_info import model_info
+from thrifty.engine.model_info import check_cacheable, model_info
 from thrifty.errors import ConfigError
 from thrifty.models.config.huggingface import from_huggingface
 from thrifty.models.config.layer_spec import LayerSpec, RecurrentSpec, RopeConfig, recurrent_layer
@@ -112,6 +112,8 @@ def test_latent_layers_are_known_and_not_built() -> None:
     for build_it in (parts, Decoder):
         with pytest.raises(ConfigError, match=r"layers\.1\.mixer is 'latent'"):
             build_it(config)
+    with pytest.raises(ConfigError, match=r"layers\.1 \(latent, .* none that the cache holds"):
+        check_cacheable(config)
 
 
 def checkpoint(folder: Path, config: ModelConfig) -> dict[str, torch.Tensor]:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from thrifty.decoding.option_values import shown
 from thrifty.engine.admission.memory import EngineMemory
+from thrifty.engine.plan.native_runner import NativeRunner
+from thrifty.engine.runner import Runner
 from thrifty.errors import PromptError, nearest
-from thrifty.models.adapters import Adapter, check_adapter, load_adapter
+from thrifty.models.adapters import Adapter, AdapterFile, check_adapter, open_adapter
 from thrifty.models.config.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -21,9 +23,11 @@ Source = Adapter | str | os.PathLike[str]
 class AdapterShelf:
     """Names, and what they stand for now."""
 
-    def __init__(self, config: ModelConfig, memory: EngineMemory, adapters: Mapping[str, Source]) -> None:
-        """adapters: those to begin with. Raises what `add` raises."""
-        self._config, self._memory = config, memory
+    def __init__(
+        self, config: ModelConfig, runner: Runner, memory: EngineMemory, adapters: Mapping[str, Source]
+    ) -> None:
+        """runner: runs with them. adapters: those to begin with. Raises what `add` raises."""
+        self._config, self._runner, self._memory = config, runner, memory
         self._adapters: dict[str, Adapter] = {}
         if not isinstance(adapters, Mapping):
             raise PromptError(f"adapters = {shown(adapters)} is no mapping; use {{name: directory or Adapter}}")
@@ -36,8 +40,8 @@ class AdapterShelf:
         return tuple(self._adapters)
 
     def add(self, name: str, source: Source, accepted: Sequence[Running] = ()) -> Adapter:
-        """Load a directory that PEFT wrote, or take an adapter as it is; its matrices are charged to the budget, once
-        where it is there by another name. accepted: sequences that must still be able to end.
+        """Load a directory that PEFT wrote, or take an adapter as it is; its bytes are charged to the budget before any
+        matrix is read, and once where it is there by another name. accepted: sequences that must still be able to end.
 
         Raises PromptError for a name that is taken or no text, CheckpointError where it does not fit the model, and
         BudgetError where its bytes do not fit; nothing is added then.
@@ -48,14 +52,18 @@ class AdapterShelf:
             raise PromptError(f"there is an adapter {name!r} already; remove it first, or use another name")
         if isinstance(source, Adapter):
             check_adapter(source, self._config)
-            adapter = source
-        elif isinstance(source, str | os.PathLike):
-            adapter = load_adapter(source, self._config)
-        else:
+        elif not isinstance(source, str | os.PathLike):
             raise PromptError(f"the adapter {name!r:.80} is {shown(source)}; use an Adapter or PEFT's directory")
-        if adapter not in self._adapters.values():
-            self._memory.check_accepted(accepted, adapter.nbytes, f"the adapter {name!r:.80}")
-            self._memory.hold_adapter(adapter.nbytes)
+        held = source if isinstance(source, Adapter) else open_adapter(source, self._config)
+        charge = 0 if held in self._adapters.values() else self._charge(held)
+        if charge:
+            self._memory.check_accepted(accepted, charge, f"the adapter {name!r:.80}")
+        self._memory.hold_adapter(charge)
+        try:
+            adapter = held.load() if isinstance(held, AdapterFile) else held
+        except BaseException:
+            self._memory.drop_adapter(charge)
+            raise
         self._adapters[name] = adapter
         return adapter
 
@@ -66,7 +74,7 @@ class AdapterShelf:
         adapter = self.get(name)
         del self._adapters[name]
         if adapter not in self._adapters.values():
-            self._memory.drop_adapter(adapter.nbytes)
+            self._memory.drop_adapter(self._charge(adapter))
         return adapter
 
     def get(self, name: str) -> Adapter:
@@ -79,3 +87,8 @@ class AdapterShelf:
         """Forget them all."""
         for name in self.names:
             self.remove(name)
+
+    def _charge(self, adapter: Adapter | AdapterFile) -> int:
+        """Bytes of its matrices, and of what native code makes of the rows of a step with them."""
+        runner = self._runner
+        return adapter.nbytes + (runner.adapter_scratch(adapter.rank) if isinstance(runner, NativeRunner) else 0)

@@ -28,7 +28,7 @@ from thrifty.engine.row_extra import RowExtra
 from thrifty.engine.running import Running
 from thrifty.engine.steering import check_layers
 from thrifty.engine.ticket import Ticket
-from thrifty.errors import PromptError, RecipeError
+from thrifty.errors import PromptError, RecipeError, nearest
 
 if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
@@ -53,8 +53,10 @@ class Intake:
         batch: int,
         chunk: int,
         adapters: AdapterShelf,
+        drafts: Sequence[str] = (),
     ) -> None:
-        """chunk: the most rows that a prefill appends at once.
+        """chunk: the most rows that a prefill appends at once. drafts: models that requests may draft with, beside that
+        of the engine's own `decoding`.
 
         Raises PromptError where `context` exceeds the model's, RecipeError for the tables, BudgetError where the budget
         does not hold one token with them.
@@ -75,6 +77,7 @@ class Intake:
         self._adapters = adapters
         self._cache = tuple(tables("cache", cache) or ())
         self._decoding = tuple(tables("decoding", decoding) or ())
+        self._drafts = frozenset((*drafts, *self._strategy(None).models))
         drafting = self._drafting(None) if self._decoding else None
         memory.check(bounding.with_capacity(self._policies(None), 1), 1, 2, drafting=drafting, what="one token")
 
@@ -213,9 +216,20 @@ class Intake:
                 f"decoding technique {type(strategy).__name__!r} drafts, but the model's recurrent layers cannot go "
                 "back to some of a draft's rows: decode with 'autoregressive'"
             )
+        self._check_drafts(strategy.models)
         models = self._memory.drafts.require(strategy.models)
         strategy.check(self._facts, models)
         return Drafting(strategy, self._facts, models)
+
+    def _check_drafts(self, names: Sequence[str]) -> None:
+        """Raise RecipeError for a model that the engine's owner did not name: a request alone loads none."""
+        for name in names:
+            if name not in self._drafts:
+                raise RecipeError(
+                    f"draft = {name!r:.200} is no model that requests of this engine may draft with. "
+                    f"{nearest(name, self._drafts)} Name it in the engine's own recipe, or allow it: "
+                    f"drafts=({name!r:.200},)"
+                )
 
     def _sampler(self, request: Request) -> Sampler:
         if request.forced is not None:

@@ -11,13 +11,12 @@ from thrifty.cache.pool import Cache
 from thrifty.engine.admission.prefix_keys import adapter_key, salt_key
 from thrifty.engine.admission.request_bounds import RequestBounds
 from thrifty.engine.admission.request_sizes import RequestSizes
-from thrifty.engine.drafting.models import DRAFT, DraftModels
+from thrifty.engine.drafting.models import DRAFT, DraftModels, LoadDraft, load_draft
 from thrifty.engine.model_info import model_info
 from thrifty.engine.plan.native_runner import NativeRunner
 from thrifty.engine.runner import Runner
 from thrifty.engine.running import Running, State
 from thrifty.formats.kv import PAGE
-from thrifty.models import load
 from thrifty.models.rope import depends_on_length
 from thrifty.storage.budget import parse_size
 from thrifty.storage.ledger import Ledger, Reservation
@@ -28,10 +27,8 @@ if TYPE_CHECKING:
 
 GRAMMARS = "grammars"
 """The ledger's name for what grammars take."""
-
-
 ADAPTERS = "adapters"
-"""Ledger category of the matrices of adapters."""
+"""Ledger category of the matrices of adapters, and of what a step takes for them."""
 
 
 class EngineMemory(RequestBounds):
@@ -48,16 +45,16 @@ class EngineMemory(RequestBounds):
         prefix_tree: bool = True,
         beside: int | None = None,
         batch: int = 32,
+        load_draft: LoadDraft = load_draft,
     ) -> None:
-        """chunk: the most rows that a prefill appends at once. disk: folder of the disk tier, None: the system's
-        temporary one. batch: sequences that decode together. beside: bytes of the process beside the ledger, where it
-        is bounded as a whole. Raises BudgetError where weights and workspace alone exceed the budget.
+        """chunk: the most rows that a prefill appends at once. disk, batch, load_draft: see Engine. beside: bytes of
+        the process beside the ledger, where it is bounded as a whole. Raises BudgetError where weights and workspace
+        alone exceed the budget.
         """
         self.ledger = Ledger(None if memory is None else parse_size(memory))
         self._runner = runner
         self._ropes_by_length = [rope for rope in model.config.ropes if depends_on_length(rope)]
-        self._rows = 0
-        self._closed = False
+        self._rows, self._closed = 0, False
         self.cache = Cache(
             model_info(model, chunk),
             ledger=self.ledger,
@@ -65,9 +62,8 @@ class EngineMemory(RequestBounds):
             prefix_tree=prefix_tree,
             outside=model.nbytes + runner.workspace,
         )
-        self.drafts = DraftModels(
-            self.cache.tiers, load, native=None if isinstance(runner, NativeRunner) else False, batch=batch
-        )
+        native = None if isinstance(runner, NativeRunner) else False
+        self.drafts = DraftModels(self.cache.tiers, load_draft, native=native, batch=batch)
         super().__init__(
             RequestSizes(self.cache, model.config.hidden_size, chunk),
             budget=self.ledger.budget,
@@ -251,7 +247,7 @@ class EngineMemory(RequestBounds):
         return self.cache.describe()
 
     def hold_adapter(self, nbytes: int) -> None:
-        """Charge an adapter's matrices, which are held beside the weights. Raises BudgetError with nothing changed."""
+        """Charge an adapter, which is held beside the weights. Raises BudgetError with nothing changed."""
         self.cache.tiers.make_room(nbytes)
         self.ledger.charge(ADAPTERS, nbytes)
         self.adapters += nbytes

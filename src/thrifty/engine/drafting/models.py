@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TypeAlias
 
 from thrifty.cache.slots.tiers import Tiers
 from thrifty.decoding.possible import Absent
@@ -10,20 +12,28 @@ from thrifty.decoding.services import ModelFacts
 from thrifty.engine.drafting.model import TAIL, EngineDraftModel
 from thrifty.engine.plan.native_runner import choose_runner
 from thrifty.engine.runner import CHUNK
-from thrifty.errors import RecipeError
+from thrifty.errors import BudgetError, RecipeError
+from thrifty.models import load
 from thrifty.models.model import Model
+from thrifty.models.store.converted_file import Fits
+from thrifty.storage.budget import format_size
 
+LoadDraft: TypeAlias = Callable[[str, Fits], Model]
+"""A model of a name or path. It tells the bytes of all weights before it converts any; what that raises is raised."""
 DRAFT = "draft"
 """Ledger category of drafting models, and of what they hold for each sequence."""
+
+
+def load_draft(name: str, fits: Fits, copy: bool = True) -> Model:
+    """A LoadDraft. copy: see `models.load`."""
+    return load(name, copy=copy, fits=fits)
 
 
 class DraftModels:
     """Loads models by name or path when a request first asks for them; they stay until the engine closes."""
 
-    def __init__(self, tiers: Tiers, load: Callable[[str], Model], *, native: bool | None, batch: int) -> None:
-        """tiers: whose ledger counts them. load: a model of a name or path. native: see Engine. batch: sequences that
-        decode together.
-        """
+    def __init__(self, tiers: Tiers, load: LoadDraft, *, native: bool | None, batch: int) -> None:
+        """tiers: whose ledger counts them. native: see Engine. batch: sequences that decode together."""
         self._tiers = tiers
         self._load = load
         self._native = native
@@ -37,7 +47,7 @@ class DraftModels:
 
     def require(self, names: Sequence[str]) -> Mapping[str, EngineDraftModel]:
         """The models of these names. Raises CheckpointError where one cannot be loaded, BudgetError where it does not
-        fit beside what the engine holds.
+        fit beside what the engine holds: before anything is converted.
         """
         return {name: self._models.get(name) or self._open(name) for name in names}
 
@@ -47,18 +57,37 @@ class DraftModels:
         self._tiers.ledger.credit(DRAFT, held)
 
     def _open(self, name: str) -> EngineDraftModel:
-        model = self._load(name)
+        model = self._load(name, lambda nbytes: self._require_room(name, nbytes))
         if model.config.states:
             raise RecipeError(
                 f"the draft model {name!r} has recurrent layers, which cannot go back to some of a draft's rows: draft "
                 "with a model that attends in all its layers"
             )
-        runner = choose_runner(model, native=self._native, rows=self._rows)
-        draft = EngineDraftModel(model, runner, facts_of(model))
-        self._tiers.make_room(draft.nbytes)
-        self._tiers.ledger.charge(DRAFT, draft.nbytes)
+        self._require_room(name, model.nbytes)  # a loader that had nothing to convert has not asked
+        with ExitStack() as undo:
+            self._charge(model.nbytes, undo)
+            runner = choose_runner(model, native=self._native, rows=self._rows)
+            draft = EngineDraftModel(model, runner, facts_of(model))
+            self._charge(draft.nbytes - model.nbytes, undo)
+            undo.pop_all()
         self._models[name] = draft
         return draft
+
+    def _require_room(self, name: str, weights: int) -> None:
+        """Raise BudgetError where a model's weights alone do not fit beside what cannot go."""
+        self._tiers.make_room(weights)
+        room = self._tiers.ledger.available
+        if room is not None and weights > room:
+            raise BudgetError(
+                f"the draft model {name!r} has {format_size(weights)} of weights, and {format_size(room)} of the "
+                f"budget are left beside what the engine holds: use {format_size(weights - room)} more of memory, or "
+                "a smaller draft model"
+            )
+
+    def _charge(self, nbytes: int, undo: ExitStack) -> None:
+        self._tiers.make_room(nbytes)
+        self._tiers.ledger.charge(DRAFT, nbytes)
+        undo.callback(self._tiers.ledger.credit, DRAFT, nbytes)
 
 
 def facts_of(model: Model) -> ModelFacts:

@@ -11,6 +11,7 @@ import numpy as np
 from thrifty import extras
 from thrifty.arrays import Floats
 from thrifty.decoding.scores import Scores
+from thrifty.engine.model_info import check_cacheable
 from thrifty.engine.plan.options import StepOptions
 from thrifty.engine.plan.plan import NativePlan, Whole, compile_plan
 from thrifty.engine.plan.row_options import positions, row_options
@@ -25,14 +26,18 @@ if TYPE_CHECKING:
 
 _NO_ROWS: Whole = np.empty(0, np.int32)
 INSTEAD = "native=False (--reference) runs the slow torch reference instead"
+ADAPTED_TOGETHER = 3
+"""Linears that one native operation computes from the same rows, as `Adapters::kTogether` says."""
 
 
 def choose_runner(model: Model, *, native: bool | None, rows: int) -> Runner:
     """The native runner, or with native=False the torch reference. rows: the most of a step.
 
-    Raises KernelError where there is no native module, or where it does not do what the model needs; MissingExtra
-    where the reference is asked for without torch.
+    Raises KernelError where there is no native module, or where it does not do what the model needs, with the remedy
+    where the reference does; ConfigError for a layer that the cache does not hold, whoever runs it; MissingExtra where
+    the reference is asked for without torch.
     """
+    check_cacheable(model.config)
     if native is False:
         extras.require_torch("--reference (native=False)")
         from thrifty.reference.runner import ReferenceRunner
@@ -71,6 +76,12 @@ class NativeRunner:
     def sequence_bytes(self) -> int:
         """Bytes that it keeps for each sequence beside its row of logits: how its present positions are turned."""
         return self.plan.rotary.block_bytes
+
+    def adapter_scratch(self, rank: int) -> int:
+        """Bytes that a step of the most rows takes where an adapter has `rank`: what it makes of each row for the
+        linears of one operation, fp32.
+        """
+        return 4 * ADAPTED_TOGETHER * rank * self.most_rows
 
     def keep_logits(self, rows: int) -> None:
         """See Runner."""
