@@ -134,7 +134,8 @@ class Engine:
             with self._turn:
                 self._check_open()
                 self._publisher.mend()
-                self._scheduler.submit(self._sequences.make(answer, self.intake.check(request)))
+                ticket = self.intake.check(request, self._scheduler.sequences)
+                self._scheduler.submit(self._sequences.make(answer, ticket))
             return Handle(self, request, answer)
         except BaseException:
             self._cancel(answer)

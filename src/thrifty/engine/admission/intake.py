@@ -5,7 +5,7 @@ number.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +81,10 @@ class Intake:
         drafting = self._drafting(None) if self._decoding else None
         memory.check(bounding.with_capacity(self._policies(None), 1), 1, 2, drafting=drafting, what="one token")
 
-    def check(self, request: Request) -> Ticket:
-        """Raises PromptError, RecipeError or BudgetError, each with what would work."""
+    def check(self, request: Request, accepted: Callable[[], Sequence[Running]] = tuple) -> Ticket:
+        """Raises PromptError, RecipeError or BudgetError, each with what would work. accepted: sequences that must
+        still be able to end beside a model that is loaded to draft.
+        """
         check_tokens("the prompt", request.token_ids, self.vocabulary_size)
         check_layers(request.taps, request.steering, self._config)
         if request.samples > self._batch:
@@ -97,7 +99,7 @@ class Intake:
             )
         if request.forced is not None and request.samples > 1:
             raise PromptError("forced answers are all the same; use samples = 1")
-        drafting = self._drafting(request.decoding)
+        drafting = self._drafting(request.decoding, accepted)
         policies = self._fitted(request, drafting.rows)
         if request.media is not None:
             check_media(request.media, self._config, policies, self._chunk)
@@ -208,7 +210,7 @@ class Intake:
         strategy: DecodingStrategy = registry.build("decoding", chosen[0])
         return strategy
 
-    def _drafting(self, given: Tables | None) -> Drafting:
+    def _drafting(self, given: Tables | None, accepted: Callable[[], Sequence[Running]] = tuple) -> Drafting:
         """The strategy with the models that draft for it. Raises RecipeError, BudgetError, and what loading raises."""
         strategy = self._strategy(given)
         if strategy.rows > 1 and self._memory.cache.model.state_layers:
@@ -217,7 +219,9 @@ class Intake:
                 "back to some of a draft's rows: decode with 'autoregressive'"
             )
         self._check_drafts(strategy.models)
-        models = self._memory.drafts.require(strategy.models)
+        models = self._memory.drafts.require(
+            strategy.models, lambda nbytes: self._memory.check_accepted(accepted(), nbytes, "a model that drafts")
+        )
         strategy.check(self._facts, models)
         return Drafting(strategy, self._facts, models)
 
