@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +14,27 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
+Kind = TypeVar("Kind", bound=np.generic)
+
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+
+
+def frozen(values: npt.NDArray[Kind]) -> npt.NDArray[Kind]:
+    """The same values, contiguous and read-only: a copy, or the array itself where nobody writes to it."""
+    owner: Any = values
+    while isinstance(owner, np.ndarray) and not owner.flags.writeable:
+        owner = owner.base
+    if owner is None and values.flags.c_contiguous:
+        return values
+    copy = np.array(values, order="C")
+    copy.flags.writeable = False
+    return copy
+
+
+def squares_fit(values: Floats) -> bool:
+    """Whether the squares of each row [..., n] have a finite sum in fp32, which a norm of the row needs."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(np.einsum("...i,...i->...", values, values)).all())
 
 
 def largest(values: Array, count: int) -> Integers:

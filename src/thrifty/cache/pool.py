@@ -86,7 +86,7 @@ class Cache:
         *,
         tokens: Sequence[Hashable] = (),
         adapter: str = "",
-        salt: str = "",
+        salt: Hashable = "",
         reservation: Reservation | None = None,
         collect: Statistics | None = None,
         publishes: bool = True,
@@ -115,7 +115,9 @@ class Cache:
             raise
         return sequence
 
-    def publish(self, sequence: SequenceCache, tokens: Sequence[Hashable], *, adapter: str = "", salt: str = "") -> int:
+    def publish(
+        self, sequence: SequenceCache, tokens: Sequence[Hashable], *, adapter: str = "", salt: Hashable = ""
+    ) -> int:
         """Put the full-precision pages of a sequence's beginning into the tree; returns how many were new.
 
         tokens: what the sequence holds (more are ignored). A compressed sequence has no such pages and changes nothing.
@@ -199,7 +201,7 @@ class Cache:
             "tree": 0 if self.tree is None else self.tree.nbytes,
         }
 
-    def _match(self, sequence: SequenceCache, tokens: Sequence[Hashable], adapter: str, salt: str) -> list[Node]:
+    def _match(self, sequence: SequenceCache, tokens: Sequence[Hashable], adapter: str, salt: Hashable) -> list[Node]:
         """The usable prefix: enough rows are left for the wanted queries."""
         need = sequence.statistics
         if self.tree is None or need.queries == "all":

@@ -55,7 +55,7 @@ class PrefixTree:
         self.nbytes = 0
         self.groups: list[LayerGroup] = model.layer_groups()
         self.keeps_states = bool(model.state_layers)
-        self._roots: dict[tuple[str, str, str], Node] = {}
+        self._roots: dict[tuple[str, str, Hashable], Node] = {}
         self._clock = count(1)
 
     def match(
@@ -63,7 +63,7 @@ class PrefixTree:
         tokens: Sequence[Hashable],
         *,
         adapter: str = "",
-        salt: str = "",
+        salt: Hashable = "",
         limit: int | None = None,
         statistics: Statistics | None = None,
     ) -> list[Node]:
@@ -87,7 +87,7 @@ class PrefixTree:
         pages: Sequence[Sequence[Segment | None]],
         *,
         adapter: str = "",
-        salt: str = "",
+        salt: Hashable = "",
         statistics: Sums | None = None,
     ) -> int:
         """Adopt pages of a prefix: `pages[i][group]` holds tokens 64i..64i+63 (None: not at hand), the last one of a
@@ -160,7 +160,7 @@ class PrefixTree:
         self.shrink(0)
         self._roots.clear()
 
-    def _walk(self, tokens: Sequence[Hashable], adapter: str, salt: str) -> list[Node]:
+    def _walk(self, tokens: Sequence[Hashable], adapter: str, salt: Hashable) -> list[Node]:
         node = self._roots.get((self.model.version, adapter, salt))
         path: list[Node] = []
         while node is not None:

@@ -71,6 +71,14 @@ def flag(name: str, value: Any) -> bool:
     raise PromptError(f"{name} = {shown(value)} is out of range; use True or False")
 
 
+def tables(name: str, value: Any) -> Any:
+    """A recipe's tables, as they are: a list of mappings, or None."""
+    is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
+    if value is None or (is_list and all(isinstance(table, Mapping) for table in value)):
+        return value
+    raise PromptError(f'{name} = {shown(value)} is no list of tables; use [{{"technique": "..."}}], or None')
+
+
 def texts(name: str, value: Any) -> tuple[str, ...]:
     """Some texts of at least one character: one of them, a collection of them, or None for none."""
     if value is None:

@@ -19,7 +19,7 @@ from thrifty.engine.async_handle import AsyncHandle, Mailbox
 from thrifty.engine.engine import Engine
 from thrifty.engine.inspection import EngineProbe, EngineUsage
 from thrifty.engine.prompts import encoded
-from thrifty.engine.request import Handle, Request, Result
+from thrifty.engine.request import Handle, Request, Result, check_request
 from thrifty.errors import ThriftyError
 
 
@@ -49,6 +49,7 @@ class AsyncEngine:
 
         A grammar is compiled in a thread of its own. Raises what `Engine.submit` raises.
         """
+        check_request(request)
         if request.sampling.grammar is not None:
             await self.compile(request.sampling.grammar)
         mailbox = Mailbox()

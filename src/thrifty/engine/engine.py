@@ -24,7 +24,7 @@ from thrifty.engine.options import EngineOptions
 from thrifty.engine.plan.native_runner import choose_runner
 from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.publishing import Publisher
-from thrifty.engine.request import Handle, Request
+from thrifty.engine.request import Handle, Request, check_request
 from thrifty.engine.running import Running, State
 from thrifty.engine.scheduler import Scheduler
 from thrifty.engine.sequences import Sequences
@@ -98,7 +98,7 @@ class Engine:
         self.model = model
         if options.threads is not None:
             pool_threads().set(options.threads, self)
-        self.runner = runner or choose_runner(model, native=options.native, rows=rows)
+        self.runner = runner = runner or choose_runner(model, native=options.native, rows=rows)
         self.memory = EngineMemory(
             model, self.runner, budget, chunk=options.chunk, disk=options.disk, prefix_tree=options.prefix_tree,
             beside=beside, batch=options.batch, load_draft=load_draft,
@@ -117,7 +117,7 @@ class Engine:
         prefill = PrefillStep(self.runner, self.memory, self._sequences, options.chunk, Pace(options.prefill_slice_ms))
         ahead = None if waiting is None else Ahead(waiting)
         self._stepper = Stepper(self.runner, self._scheduler, prefill, self._publisher, self._turn, ahead)
-        self._aside = Aside(model, self.runner, self.memory, options.chunk, self._turn, self._publisher)
+        self._aside = Aside(model, runner, self.memory, options.chunk, self._turn, self._publisher, self._check_open)
         self._closed = False
 
     def submit(self, request: Request, listener: Listener | None = None) -> Handle:
@@ -128,12 +128,14 @@ class Engine:
         Raises PromptError (context, vocabulary, parameters), BudgetError (peak above the budget), RecipeError
         (cache tables), QueueFullError (with `retry_after` in seconds). Whatever it raises, nothing is queued.
         """
+        check_request(request)
         answer = Answer(request.identity, request.samples, len(request.prompt), listener)
         try:
             with self._turn:
                 self._check_open()
                 self._publisher.mend()
-                self._scheduler.submit(self._sequences.make(answer, self.intake.check(request)))
+                ticket = self.intake.check(request, self._scheduler.sequences)
+                self._scheduler.submit(self._sequences.make(answer, ticket))
             return Handle(self, request, answer)
         except BaseException:
             self._cancel(answer)
@@ -202,12 +204,13 @@ class Engine:
         """Let requests ask for an adapter by name: a directory that PEFT wrote, or an Adapter. Its bytes are charged to
         the budget.
 
-        Raises PromptError for a name that is taken, CheckpointError for what does not fit the model, and BudgetError;
-        nothing is added then.
+        Raises PromptError for a name that is taken, CheckpointError for what does not fit the model, and BudgetError,
+        also where an accepted request could not end beside it; nothing is added then.
         """
         with self._turn:
+            self._check_open()
             self._publisher.mend()
-            self._adapters.add(name, source)
+            self._adapters.add(name, source, self._scheduler.sequences())
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter and give its bytes back. Raises PromptError where there is none of the name, or a request
@@ -215,9 +218,8 @@ class Engine:
         """
         with self._turn:
             self._publisher.mend()
-            adapter = self._adapters.get(name)
-            extras = [sequence.extra for sequence in self._scheduler.sequences()]
-            users = sum(extra is not None and extra.adapter is adapter for extra in extras)
+            self._adapters.get(name)
+            users = sum(sequence.ticket.request.adapter == name for sequence in self._scheduler.sequences())
             if users:
                 raise PromptError(f"{users} sequences use the adapter {name!r}; wait for their end, or cancel them")
             self._adapters.remove(name)
@@ -325,7 +327,6 @@ class Engine:
         from the first chunk to the end, or until it is closed. Raises PromptError and BudgetError as `submit` does; the
         first chunk raises QueueFullError where others hold the memory.
         """
-        self._check_open()
         return self._aside.hidden_states(tokens, self.intake.context)
 
     def describe(self) -> dict[str, Any]:

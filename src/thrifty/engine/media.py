@@ -10,20 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from thrifty.arrays import Floats, Integers
+from thrifty.arrays import Floats, Integers, frozen, squares_fit
 from thrifty.decoding.option_values import shown
 from thrifty.engine.prompts import prompt_ids
 from thrifty.engine.row_extra import RowExtra, Whole
 from thrifty.errors import PromptError
 
 NO_TOKEN = -1  # the id of a row that brings its embedding
+MOST = 2**31 - 1  # the greatest position
 
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
     """A piece of a prompt: first hidden states in the place of token ids.
 
-    Raises PromptError for values of a wrong type or shape.
+    Its arrays are copied, and read-only. Raises PromptError for values of a wrong type or shape.
     """
 
     #: fp32 [n, hidden], n ≥ 1, as they enter the first layer (scaled, where the model scales its embeddings).
@@ -32,7 +33,7 @@ class Embeddings:
     #: keys must stand for equal values. None: a hash of the values.
     key: Hashable = None
     #: Integers [n], or [3, n] (time, height, width) for ropes of three axes, ≥ 0, counted from where the piece begins.
-    #: What follows goes on behind the greatest. None: one row, one position.
+    #: What follows goes on behind the greatest, and ends inside the engine's context. None: one row, one position.
     positions: Any = None
     #: Integers [n]: how many rows of the piece behind it each row sees as well (n−1, …, 0: all see each other).
     ahead: Any = None
@@ -43,6 +44,8 @@ class Embeddings:
             raise PromptError(f"embeddings are {_described(values)}; use a float32 array [rows, hidden size]")
         if not np.isfinite(values).all():
             raise PromptError("embeddings hold values that are not finite; check what made them")
+        if not squares_fit(values):
+            raise PromptError("embeddings hold rows whose squares have no finite sum in fp32; check what made them")
         try:
             hash(self.key)
         except TypeError:
@@ -56,16 +59,16 @@ class Embeddings:
         behind = np.arange(rows - 1, -1, -1)
         if ahead is not None and (ahead.shape != (rows,) or (ahead < 0).any() or (ahead > behind).any()):
             raise PromptError(f"ahead is {_described(ahead)}; use integers [{rows}] that stay inside the piece")
-        object.__setattr__(self, "positions", positions)
-        object.__setattr__(self, "ahead", ahead)
+        for name, array in (("values", values), ("positions", positions), ("ahead", ahead)):
+            object.__setattr__(self, name, None if array is None else frozen(array))
 
     @cached_property
     def identity(self) -> Hashable:
-        """What tells its keys and values from those of others: the key, and how its rows are placed and see."""
-        key = _digest(self.values) if self.key is None else self.key
-        if self.positions is None and self.ahead is None:
-            return key
-        return key, _digest(self.positions), _digest(self.ahead)
+        """What tells its keys and values from those of others: the key, or else a hash of the values, which no key
+        equals; and how its rows are placed and see.
+        """
+        content = ("values", _digest(self.values)) if self.key is None else ("key", self.key)
+        return content, _digest(self.positions), _digest(self.ahead)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,17 +191,19 @@ def _positions(pieces: Sequence[tuple[int, Embeddings]], length: int) -> tuple[W
     if all(piece.positions is None for _, piece in pieces):
         return None, length
     three = any(piece.positions is not None and piece.positions.ndim == 2 for _, piece in pieces)
-    positions = np.empty((3, length) if three else (1, length), np.int32)
+    positions = np.empty((3, length) if three else (1, length), np.int64)
     done = position = 0
     for first, piece in [*pieces, (length, None)]:
         positions[:, done:first] = np.arange(position, position + first - done)
         position, done = position + first - done, first
         if piece is not None:
             count = len(piece.values)
-            own = np.arange(count) if piece.positions is None else piece.positions
+            own = np.arange(count) if piece.positions is None else piece.positions.astype(np.int64)
             positions[:, first : first + count] = position + own
             position, done = position + int(own.max()) + 1, first + count
-    return positions if three else positions[0], position
+    if position - 1 > MOST:
+        raise PromptError(f"the prompt's positions go up to {position - 1}; positions are integers of 32 bits")
+    return positions.astype(np.int32) if three else positions[0].astype(np.int32), position
 
 
 def _ahead(pieces: Sequence[tuple[int, Embeddings]], length: int) -> Whole | None:
@@ -222,8 +227,11 @@ def _whole(name: str, value: Any) -> Any:
     """int32 of an array or list of integers; None of None."""
     if value is None:
         return None
-    array = np.asarray(value)
-    if array.dtype.kind not in "iu" or (array.size and int(np.abs(array).max()) > np.iinfo(np.int32).max):
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        array = np.empty(0, object)
+    if array.dtype.kind not in "iu" or (array.size and max(-int(array.min()), int(array.max())) > MOST):
         raise PromptError(f"{name} is {_described(value)}; use integers of 32 bits")
     return array.astype(np.int32)
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from thrifty.arrays import Floats
-from thrifty.decoding.option_values import flag, shown, token_ids, whole
+from thrifty.decoding.option_values import flag, shown, tables, token_ids, whole
 from thrifty.decoding.sampling import TokenLogprob
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.answer import Answer, Event, Listener, Sample, Usage
@@ -65,6 +65,8 @@ class Request:
         values: dict[str, Any] = {
             "prompt": prompt,
             "media": media,
+            "cache": tables("cache", self.cache),
+            "decoding": tables("decoding", self.decoding),
             "taps": layer_numbers("taps", self.taps),
             "steering": steering_vectors(self.steering),
             "samples": whole("samples", self.samples, 1, "1 or more"),
@@ -131,6 +133,12 @@ class Result:
     def logprobs(self) -> list[TokenLogprob]:
         """Log-probabilities of the first sample, empty where the request did not ask."""
         return self.samples[0].logprobs
+
+
+def check_request(request: Any) -> None:
+    """Raise PromptError for what is no Request."""
+    if not isinstance(request, Request):
+        raise PromptError(f"the request is {shown(request)}; use Request(prompt=...)")
 
 
 class Driver(Protocol):

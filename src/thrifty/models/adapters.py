@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import math
+import numbers
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from thrifty.arrays import Floats
+from thrifty.arrays import Floats, frozen
 from thrifty.errors import CheckpointError
 from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.huggingface.names import part_names
@@ -47,13 +49,27 @@ class Adapter:
     """A low-rank addition to chosen linears, y += scale · up (down x).
 
     weights: name of a linear → (down fp32 [rank, in], up fp32 [out, rank]); experts, routers, embedding and head take
-    none. scale: of every linear, but of those in `scales`. It is the same adapter only as itself: two of the same
-    content are two, with one `version`.
+    none. scale: of every linear, but of those in `scales`. Its matrices are read-only: copies, where somebody could
+    write to them. It is the same adapter only as itself: two of the same content are two, with one `version`.
     """
 
     weights: Mapping[str, tuple[Floats, Floats]]
     scale: float = 1.0
     scales: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        copies: dict[int, Any] = {}  # linears that share a matrix go on sharing it
+
+        def copied(matrix: Any) -> Any:
+            if not isinstance(matrix, np.ndarray):
+                return matrix
+            return copies.setdefault(id(matrix), frozen(matrix))
+
+        if isinstance(self.weights, Mapping) and all(isinstance(pair, tuple | list) for pair in self.weights.values()):
+            weights = {name: tuple(copied(matrix) for matrix in pair) for name, pair in self.weights.items()}
+            object.__setattr__(self, "weights", MappingProxyType(weights))
+        if isinstance(self.scales, Mapping):
+            object.__setattr__(self, "scales", MappingProxyType(dict(self.scales)))
 
     def scale_of(self, name: str) -> float:
         """The factor of a linear's addition."""
@@ -88,21 +104,40 @@ def adaptable(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_adapter(adapter: Adapter, config: ModelConfig) -> None:
-    """Raise CheckpointError where an adapter does not fit the model: the linear, what it needs and what is given."""
-    shapes = adaptable(config)
-    for name, (down, up) in adapter.weights.items():
-        if name not in shapes:
-            raise CheckpointError(f"{name!r} takes no adapter; linears of attention and of dense MLPs do.")
-        out_features, in_features = shapes[name]
-        rank = len(down)
-        for what, matrix, shape in (("down", down, (rank, in_features)), ("up", up, (out_features, rank))):
-            if matrix.dtype != np.float32 or matrix.shape != shape or not rank:
-                raise CheckpointError(
-                    f"{what} of {name} is {matrix.dtype} {list(matrix.shape)}; expected float32 {list(shape)} "
-                    f"of rank 1 to {MOST_RANK}."
-                )
-    if not adapter.weights:
+    """Raise CheckpointError where an adapter does not fit the model, or holds what is no finite number: the linear,
+    what it needs and what is given.
+    """
+    shapes, weights = adaptable(config), adapter.weights
+    if not isinstance(weights, Mapping) or not isinstance(adapter.scales, Mapping):
+        raise CheckpointError(
+            "weights and scales of an adapter are mappings; use {linear: (down, up)}, {linear: scale}."
+        )
+    if not weights:
         raise CheckpointError("the adapter holds no matrices; leave it out.")
+    for name in (*weights, *adapter.scales):
+        if name not in shapes:
+            raise CheckpointError(f"{name!r:.80} takes no adapter; linears of attention and of dense MLPs do.")
+    for name, pair in weights.items():
+        _check_pair(name, pair, shapes[name])
+        scale = adapter.scale_of(name)
+        if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not math.isfinite(scale):
+            raise CheckpointError(f"the scale of {name} is {scale!r:.80}; use a finite number.")
+
+
+def _check_pair(name: str, pair: Any, shape: tuple[int, ...]) -> None:
+    """Raise CheckpointError where `pair` is no (down, up) for a linear of `shape` [out, in]."""
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise CheckpointError(f"the adapter of {name} is {pair!r:.80}; use two float32 arrays, (down, up).")
+    rank = len(pair[0]) if np.ndim(pair[0]) else 0
+    for what, matrix, wanted in (("down", pair[0], (rank, shape[1])), ("up", pair[1], (shape[0], rank))):
+        fits = isinstance(matrix, np.ndarray) and matrix.dtype == np.float32 and matrix.shape == wanted
+        if not fits or not 1 <= rank <= MOST_RANK:
+            given = f"{matrix.dtype} {list(matrix.shape)}" if isinstance(matrix, np.ndarray) else f"{matrix!r:.80}"
+            raise CheckpointError(
+                f"{what} of {name} is {given}; expected float32 {list(wanted)} of rank 1 to {MOST_RANK}."
+            )
+        if not np.isfinite(matrix).all():
+            raise CheckpointError(f"{what} of {name} holds values that are not finite; check what made them.")
 
 
 def load_adapter(path: str | os.PathLike[str], config: ModelConfig) -> Adapter:
@@ -121,11 +156,15 @@ def open_adapter(path: str | os.PathLike[str], config: ModelConfig) -> AdapterFi
         raise CheckpointError(f"{directory} is no directory; give the one that holds {CONFIG} and {WEIGHTS}.")
     settings = _Settings(directory / CONFIG, read_json(directory / CONFIG))
     entries = read_entries(directory / WEIGHTS)
-    modules = []
+    modules, given = [], set[str]()
     for module, (lower, upper) in _pairs(directory / WEIGHTS, entries).items():
         names = _names(lower, module, config)
         rank, scale = settings.of(module)
         _check_shapes(lower, upper, names, rank, config)
+        for name in names:
+            if name in given:
+                raise CheckpointError(f"{directory / WEIGHTS}: {module!r:.120} gives {name} a second pair of matrices.")
+        given.update(names)
         modules.append(_Module(lower, upper, names, scale))
     return AdapterFile(tuple(modules), config)
 
@@ -177,10 +216,10 @@ class _Settings:
         if not isinstance(data, Mapping):
             raise CheckpointError(f"{path} is not a table.")
         self._refuse_others(data)
-        self._rank = self._number("r", data.get("r"), 1, MOST_RANK)
+        self._rank = self._number("r", data.get("r"), 1, MOST_RANK, whole=True)
         self._alpha = self._number("lora_alpha", data.get("lora_alpha", 8), -1e6, 1e6)
-        self._stabilised = bool(data.get("use_rslora"))
-        self._ranks = self._pattern("rank_pattern", data.get("rank_pattern"), 1, MOST_RANK)
+        self._stabilised = self._flag("use_rslora", data.get("use_rslora"))
+        self._ranks = self._pattern("rank_pattern", data.get("rank_pattern"), 1, MOST_RANK, whole=True)
         self._alphas = self._pattern("alpha_pattern", data.get("alpha_pattern"), -1e6, 1e6)
 
     def of(self, module: str) -> tuple[int, float]:
@@ -202,18 +241,27 @@ class _Settings:
             )
         known = {"peft_type", "bias", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"} | _HARMLESS
         for name in sorted(set(data) - known):
+            if name.startswith("use_"):
+                self._flag(name, data[name])
             if data[name]:
                 raise CheckpointError(
                     f"{self._path}: {name} is {data[name]!r:.80}, which is not done; merge the adapter into its model "
                     "(merge_and_unload) and load that, or train it without."
                 )
 
-    def _number(self, name: str, value: Any, low: float, high: float) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise CheckpointError(f"{self._path}: {name} is {value!r:.80}; it must be from {low} to {high}.")
+    def _flag(self, name: str, value: Any) -> bool:
+        if value is not None and not isinstance(value, bool):
+            raise CheckpointError(f"{self._path}: {name} is {value!r:.80}; it must be true or false.")
+        return bool(value)
+
+    def _number(self, name: str, value: Any, low: float, high: float, whole: bool = False) -> float:
+        kinds = (int,) if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            kind = ", a whole number" if whole else ""
+            raise CheckpointError(f"{self._path}: {name} is {value!r:.80}; it must be from {low} to {high}{kind}.")
         return value
 
-    def _pattern(self, name: str, value: Any, low: float, high: float) -> dict[str, float]:
+    def _pattern(self, name: str, value: Any, low: float, high: float, whole: bool = False) -> dict[str, float]:
         if not value:
             return {}
         if not isinstance(value, Mapping):
@@ -223,7 +271,7 @@ class _Settings:
                 raise CheckpointError(
                     f"{self._path}: {name} has the key {key!r:.80}; names of modules are read, no regular expressions."
                 )
-        return {key: self._number(f"{name}.{key}", number, low, high) for key, number in value.items()}
+        return {key: self._number(f"{name}.{key}", number, low, high, whole) for key, number in value.items()}
 
     @staticmethod
     def _of(pattern: Mapping[str, float], module: str, default: float) -> float:
@@ -244,7 +292,12 @@ def _pairs(path: Path, entries: Mapping[str, TensorEntry]) -> dict[str, tuple[Te
             raise CheckpointError(
                 f"{path}: tensor {name!r:.120} is none of a LoRA of linears (…lora_A.weight, …lora_B.weight)."
             )
-        found.setdefault(match[1], {})[match[2]] = entry
+        tensors = found.setdefault(match[1], {})
+        if match[2] in tensors:
+            raise CheckpointError(
+                f"{path}: {tensors[match[2]].name!r:.120} and {name!r:.120} are one tensor; keep one."
+            )
+        tensors[match[2]] = entry
     for module, tensors in found.items():
         if len(tensors) != 2:
             raise CheckpointError(f"{path}: {module!r:.120} has lora_{next(iter(tensors))} alone; both are needed.")
@@ -290,4 +343,5 @@ def _values(entry: TensorEntry) -> Floats:
     values: Floats = np.array(TensorReader().read(entry), np.float32, order="C")
     if not np.isfinite(values).all():
         raise CheckpointError(f"{entry.path}: tensor {entry.name!r:.120} holds values that are not finite.")
+    values.flags.writeable = False
     return values

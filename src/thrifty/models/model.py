@@ -109,8 +109,9 @@ class Model:
         Raises CheckpointError where the model has no tokenizer, TemplateError where it has no chat template or the
         template refuses, PromptError for an option of a wrong type.
         """
-        from thrifty.models.chat.arguments import chat_arguments
+        from thrifty.models.chat.arguments import chat_arguments, check_messages
 
+        check_messages(messages)
         return list(self.require_tokenizer().encode_chat(messages, **chat_arguments(options)))
 
     def checked(self, token_ids: Sequence[int] | Array) -> Integers:

@@ -132,3 +132,23 @@ def test_without_copies_a_draft_leaves_none(tmp_path: Path) -> None:
     assert copies() == []
     open_engine(target, recipe).close()
     assert len(copies()) == 2
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_draft_never_ends_an_accepted_request(make_engine: MakeEngine, packed: Model, steps: int) -> None:
+    """It is refused while another could not end beside it, and taken once that is over."""
+    loader, options = Loader(small=packed), {"drafts": ["small"], "prefix_tree": False}
+    free = make_engine(packed, load_draft=loader, **options)
+    free.submit(ask("small")).result()
+    draft = free.memory.drafts.nbytes
+    room = packed.nbytes + free.memory.workspace + draft + free.memory.footprint((), 10, 1000).peak_bytes - 1
+    engine = make_engine(packed, memory=room, load_draft=loader, **options)
+    sampling = SamplingParameters(max_tokens=990, ignore_eos=True)
+    handle = engine.submit(Request(prompt=text_tokens(10), sampling=sampling))
+    for _ in range(steps):
+        engine.step()
+    with pytest.raises(BudgetError, match="a model that drafts of .* to an accepted request"):
+        engine.submit(ask("small"))
+    assert engine.memory.ledger.bytes_of("draft") == 0
+    assert len(handle.result().token_ids) == 990
+    assert engine.submit(ask("small")).result().finish_reason == "length"

@@ -16,7 +16,7 @@ from tests.tiny import tiny_config
 
 from thrifty.arrays import BFLOAT16, Floats
 from thrifty.errors import CheckpointError
-from thrifty.models.adapters import Adapter, adaptable, check_adapter, load_adapter, open_adapter
+from thrifty.models.adapters import MOST_RANK, Adapter, adaptable, check_adapter, load_adapter, open_adapter
 from thrifty.models.huggingface.safetensors_file import TensorReader
 
 CONFIG = tiny_config()
@@ -183,3 +183,96 @@ def test_the_version_tells_contents_apart() -> None:
 def test_an_empty_adapter_is_refused() -> None:
     with pytest.raises(CheckpointError, match="holds no matrices"):
         check_adapter(Adapter({}), CONFIG)
+
+
+def pair(rank: int = 2, **more: Any) -> tuple[Any, Any]:
+    """(down, up) of QUERY, or what is given instead."""
+    rows, columns = adaptable(CONFIG)[QUERY]
+    return more.get("down", np.ones((rank, columns), np.float32)), more.get("up", np.ones((rows, rank), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("weights", "more", "message"),
+    [
+        ({QUERY: pair(down=np.full((2, 128), np.nan, np.float32))}, {}, "down of .* not finite"),
+        ({QUERY: pair(up=np.full((256, 2), np.inf, np.float32))}, {}, "up of .* not finite"),
+        ({QUERY: pair(MOST_RANK + 1)}, {}, f"of rank 1 to {MOST_RANK}"),
+        ({QUERY: pair(0)}, {}, f"of rank 1 to {MOST_RANK}"),
+        ({QUERY: pair(down=np.float32(1))}, {}, "down of .* expected float32"),
+        ({QUERY: pair(down=np.array(1, np.float32))}, {}, "down of .* expected float32"),
+        ({QUERY: pair(down=[[1.0] * 128] * 2)}, {}, "down of .* expected float32"),
+        ({QUERY: pair(down=None)}, {}, "down of .* is None; expected float32"),
+        ({QUERY: pair(up=None)}, {}, "up of .* is None; expected float32"),
+        ({QUERY: None}, {}, "use two float32 arrays"),
+        ({QUERY: (pair()[0],)}, {}, "use two float32 arrays"),
+        ([pair()], {}, "are mappings"),
+        (None, {}, "are mappings"),
+        ({3: pair()}, {}, "3 takes no adapter"),
+        ({QUERY: pair()}, {"scale": math.nan}, "the scale of .* use a finite number"),
+        ({QUERY: pair()}, {"scale": "1"}, "the scale of .* use a finite number"),
+        ({QUERY: pair()}, {"scale": True}, "the scale of .* use a finite number"),
+        ({QUERY: pair()}, {"scales": {QUERY: math.inf}}, "the scale of .* use a finite number"),
+        ({QUERY: pair()}, {"scales": {"head": 1.0}}, "'head' takes no adapter"),
+        ({QUERY: pair()}, {"scales": None}, "are mappings"),
+    ],
+)
+def test_what_is_no_adapter_is_refused(weights: Any, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        check_adapter(Adapter(weights, **more), CONFIG)
+
+
+def test_matrices_become_contiguous_and_shared_ones_stay_shared() -> None:
+    down, up = pair()
+    key = QUERY.replace("query", "key")
+    short = np.ones((adaptable(CONFIG)[key][0], 2), np.float32)
+    shared = np.asfortranarray(down)
+    adapter = Adapter({QUERY: (shared, up), key: (shared, short)})
+    check_adapter(adapter, CONFIG)
+    matrices = [matrix for pair in adapter.weights.values() for matrix in pair]
+    assert all(matrix.flags.c_contiguous and not matrix.flags.writeable for matrix in matrices)
+    assert adapter.weights[QUERY][0] is adapter.weights[key][0]
+    assert adapter.nbytes == down.nbytes + up.nbytes + short.nbytes
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"r": 3.0}, "r is 3.0; .* a whole number"),
+        ({"rank_pattern": {"q_proj": 3.5}}, "rank_pattern.q_proj is 3.5; .* a whole number"),
+        ({"use_rslora": "false"}, "use_rslora is 'false'; it must be true or false"),
+        ({"use_rslora": 0}, "use_rslora is 0; it must be true or false"),
+        ({"use_dora": 0}, "use_dora is 0; it must be true or false"),
+    ],
+)
+def test_fields_of_other_types_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    write_lora(tmp_path, small(), rank=3, alpha=6, **fields)
+    with pytest.raises(CheckpointError, match=message):
+        load_adapter(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("lora_A.weight", "lora_A.default.weight", "are one tensor; keep one"),
+        ("base_model.model.", "", "are one tensor; keep one"),
+    ],
+)
+def test_two_spellings_of_a_tensor_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    tensors = lora_tensors(small((QUERY,)))
+    tensors |= {name.replace(old, new): value for name, value in tensors.items()}
+    write_lora(tmp_path, small(), rank=3, alpha=6, tensors=tensors)
+    with pytest.raises(CheckpointError, match=message):
+        load_adapter(tmp_path, CONFIG)
+
+
+def test_a_linear_that_two_modules_adapt_is_refused(tmp_path: Path) -> None:
+    shapes = adaptable(CONFIG)
+    names = [f"layers.0.attention.{part}" for part in ("query", "key", "value")]
+    module = "base_model.model.model.layers.0.self_attn.qkv_proj"
+    rows = sum(shapes[name][0] for name in names)
+    tensors = {**lora_tensors(small((QUERY,)))}
+    tensors[f"{module}.lora_A.weight"] = np.ones((3, 128), np.float32)
+    tensors[f"{module}.lora_B.weight"] = np.ones((rows, 3), np.float32)
+    write_lora(tmp_path, small(), rank=3, alpha=6, tensors=tensors)
+    with pytest.raises(CheckpointError, match=f"gives {QUERY} a second pair"):
+        load_adapter(tmp_path, CONFIG)

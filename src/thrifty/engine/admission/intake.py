@@ -5,13 +5,14 @@ number.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from thrifty import registry
 from thrifty.decoding.constraint import Constraint
 from thrifty.decoding.grammars import Grammars
+from thrifty.decoding.option_values import tables
 from thrifty.decoding.possible import Absent
 from thrifty.decoding.sampling import ForcedSampler, Sampler, check_tokens
 from thrifty.decoding.sampling_parameters import AtMost, SamplingParameters
@@ -19,7 +20,7 @@ from thrifty.decoding.services import ModelFacts
 from thrifty.decoding.strategies.autoregressive import Autoregressive
 from thrifty.decoding.strategy import DecodingStrategy
 from thrifty.engine.admission import bounding
-from thrifty.engine.admission.media_checks import check_drafts, check_media
+from thrifty.engine.admission.media_checks import check_drafts, check_media, room_behind
 from thrifty.engine.drafting.drafting import Drafting
 from thrifty.engine.drafting.models import facts_of
 from thrifty.engine.request import Request
@@ -74,14 +75,16 @@ class Intake:
         self._batch = batch
         self._chunk = chunk
         self._adapters = adapters
-        self._cache = tuple(cache)
-        self._decoding = tuple(decoding)
+        self._cache = tuple(tables("cache", cache) or ())
+        self._decoding = tuple(tables("decoding", decoding) or ())
         self._drafts = frozenset((*drafts, *self._strategy(None).models))
         drafting = self._drafting(None) if self._decoding else None
         memory.check(bounding.with_capacity(self._policies(None), 1), 1, 2, drafting=drafting, what="one token")
 
-    def check(self, request: Request) -> Ticket:
-        """Raises PromptError, RecipeError or BudgetError, each with what would work."""
+    def check(self, request: Request, accepted: Callable[[], Sequence[Running]] = tuple) -> Ticket:
+        """Raises PromptError, RecipeError or BudgetError, each with what would work. accepted: sequences that must
+        still be able to end beside a model that is loaded to draft.
+        """
         check_tokens("the prompt", request.token_ids, self.vocabulary_size)
         check_layers(request.taps, request.steering, self._config)
         if request.samples > self._batch:
@@ -96,7 +99,7 @@ class Intake:
             )
         if request.forced is not None and request.samples > 1:
             raise PromptError("forced answers are all the same; use samples = 1")
-        drafting = self._drafting(request.decoding)
+        drafting = self._drafting(request.decoding, accepted)
         policies = self._fitted(request, drafting.rows)
         if request.media is not None:
             check_media(request.media, self._config, policies, self._chunk)
@@ -160,7 +163,10 @@ class Intake:
 
     def _maximum(self, request: Request, policies: Sequence[CachePolicy], drafting: Drafting, prefilled: int) -> int:
         """The answer's bound in tokens. prefilled: tokens of the original prompt (a fork's prompt is longer)."""
-        held, room = len(request.prompt), self.context - len(request.prompt)
+        held = len(request.prompt)
+        room = self.context - held
+        if room >= 1 and request.media is not None:
+            room = room_behind(request.media, held, self.context)
         if room < 1:
             raise PromptError(
                 f"the prompt has {held} tokens; the context holds {self.context}, the answer included: "
@@ -184,18 +190,18 @@ class Intake:
         self._memory.check(policies, prefilled, held + wanted, request.samples, drafting)
         return wanted
 
-    def _policies(self, tables: Tables | None) -> tuple[CachePolicy, ...]:
+    def _policies(self, given: Tables | None) -> tuple[CachePolicy, ...]:
         from thrifty.cache.composition import check_order
 
-        chosen = self._cache if tables is None else tables
+        chosen = self._cache if given is None else given
         policies = tuple(registry.build("cache", table) for table in chosen)
         check_order(policies)
         for policy in policies:
             policy.check(self._memory.cache.model)
         return policies
 
-    def _strategy(self, tables: Tables | None) -> DecodingStrategy:
-        chosen = self._decoding if tables is None else tables
+    def _strategy(self, given: Tables | None) -> DecodingStrategy:
+        chosen = self._decoding if given is None else given
         if len(chosen) > 1:
             names = " and ".join(str(table.get("technique")) for table in chosen)
             raise RecipeError(f"a request decodes with one strategy; the recipe has {names}: keep one")
@@ -204,16 +210,18 @@ class Intake:
         strategy: DecodingStrategy = registry.build("decoding", chosen[0])
         return strategy
 
-    def _drafting(self, tables: Tables | None) -> Drafting:
+    def _drafting(self, given: Tables | None, accepted: Callable[[], Sequence[Running]] = tuple) -> Drafting:
         """The strategy with the models that draft for it. Raises RecipeError, BudgetError, and what loading raises."""
-        strategy = self._strategy(tables)
+        strategy = self._strategy(given)
         if strategy.rows > 1 and self._memory.cache.model.state_layers:
             raise RecipeError(
                 f"decoding technique {type(strategy).__name__!r} drafts, but the model's recurrent layers cannot go "
                 "back to some of a draft's rows: decode with 'autoregressive'"
             )
         self._check_drafts(strategy.models)
-        models = self._memory.drafts.require(strategy.models)
+        models = self._memory.drafts.require(
+            strategy.models, lambda nbytes: self._memory.check_accepted(accepted(), nbytes, "a model that drafts")
+        )
         strategy.check(self._facts, models)
         return Drafting(strategy, self._facts, models)
 

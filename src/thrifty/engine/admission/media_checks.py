@@ -43,6 +43,20 @@ def check_media(media: PromptMedia, config: ModelConfig, policies: Sequence[Cach
                 )
 
 
+def room_behind(media: PromptMedia, rows: int, context: int) -> int:
+    """Tokens that may follow `rows` rows, ≥ 1: neither their number nor their positions may pass the context.
+
+    Raises PromptError where none may.
+    """
+    room = context - rows - max(0, media.shift)
+    if room < 1:
+        raise PromptError(
+            f"the prompt's positions go up to {rows + media.shift - 1}; the context holds {context}, the answer "
+            f"included: use positions up to {context - 2}"
+        )
+    return room
+
+
 def check_drafts(strategy: DecodingStrategy) -> None:
     """Raise RecipeError where a strategy drafts: drafts read the prompt's tokens, and embedded rows have none."""
     if strategy.rows > 1:

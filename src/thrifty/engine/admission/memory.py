@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cache.pool import Cache
-from thrifty.engine.admission.prefix_keys import adapter_key, salt_of
+from thrifty.engine.admission.prefix_keys import adapter_key, salt_key
 from thrifty.engine.admission.request_bounds import RequestBounds
 from thrifty.engine.admission.request_sizes import RequestSizes
 from thrifty.engine.drafting.models import DRAFT, DraftModels, LoadDraft, load_draft
@@ -268,7 +268,7 @@ class EngineMemory(RequestBounds):
         cache, request = sequence.cache, sequence.ticket.request
         if cache is not None and request.share_prefix:
             keys = tokens if sequence.media is None else sequence.media.keys(tokens)
-            salt = salt_of(sequence, self._ropes_by_length)
+            salt = salt_key(sequence, self._ropes_by_length)
             self.cache.publish(cache, keys, adapter=adapter_key(sequence), salt=salt)
 
     def _need_of(self, sequence: Running, tokens: int) -> int:
@@ -294,7 +294,7 @@ class EngineMemory(RequestBounds):
             sequence.ticket.policies,
             tokens=keys,
             adapter=adapter_key(sequence),
-            salt=salt_of(sequence, self._ropes_by_length),
+            salt=salt_key(sequence, self._ropes_by_length),
             reservation=reservation,
             publishes=sequence.ticket.request.share_prefix,
         )

@@ -1,8 +1,8 @@
-"""Which sequences may share the pages of a prompt, beside those of the same tokens."""
+"""What the prefix tree tells the roots of requests apart by, beside the model: adapter and salt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from thrifty.engine.steering import steering_key
@@ -19,10 +19,12 @@ def adapter_key(sequence: Running) -> str:
     return "" if adapter is None else adapter.version
 
 
-def salt_of(sequence: Running, ropes: Sequence[RopeConfig]) -> str:
-    """Keys rotated by the length of their sequence (by these ropes) are shared between prompts under which they turn
-    alike; those of steered rows between requests that steer alike.
+def salt_key(sequence: Running, ropes: Sequence[RopeConfig]) -> Hashable:
+    """The request's salt beside what else its rows depend on, each a part of its own, so that no salt looks like it.
+
+    ropes: those that turn by the length of their sequence. Their keys are shared between prompts under which they turn
+    alike, those of steered rows between requests that steer alike.
     """
-    request, prompt = sequence.ticket.request, sequence.prompt_length
-    salt = "|".join([request.salt, *(str(length_class(rope, prompt)) for rope in ropes)])
-    return f"{salt}|steered {steering_key(request.steering)}" if request.steering else salt
+    request = sequence.ticket.request
+    classes = tuple(length_class(rope, sequence.prompt_length) for rope in ropes)
+    return request.salt, classes, steering_key(request.steering)

@@ -15,6 +15,7 @@ from thrifty.storage.budget import format_size
 
 if TYPE_CHECKING:
     from thrifty.engine.drafting.drafting import Drafting
+    from thrifty.engine.running import Running
 
 
 class RequestBounds:
@@ -106,6 +107,26 @@ class RequestBounds:
             f"{total - prompt} tokens exceed the budget of {format_size(budget)}; {fits}, or use a budget of {need} "
             f"bytes ({format_size(need)}){whole}"
         )
+
+    def check_accepted(self, sequences: Sequence[Running], nbytes: int, what: str) -> None:
+        """Raise BudgetError where one of the sequences could not end, even alone, beside `nbytes` bytes more.
+
+        what: that has these bytes, for the error.
+        """
+        if self._budget is None:
+            return
+        room = self._budget - self._weights - self.adapters - self.workspace - self.drafts_bytes - nbytes
+        for sequence in sequences:
+            ticket, samples = sequence.ticket, sequence.samples
+            bound = self.footprint(
+                ticket.policies, sequence.prompt_length, sequence.total, samples, ticket.drafting
+            ).peak_bytes
+            if bound > room:
+                raise BudgetError(
+                    f"{what} of {format_size(nbytes)} leaves {format_size(max(0, room))} to an accepted request that "
+                    f"may need {format_size(bound)}; wait for the end of request {ticket.request.identity}, or use a "
+                    f"budget of {self._budget + bound - room} bytes ({format_size(self._budget + bound - room)})"
+                )
 
     def longest(
         self,

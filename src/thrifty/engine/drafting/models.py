@@ -45,29 +45,35 @@ class DraftModels:
         """Bytes of their weights and workspaces."""
         return sum(model.nbytes for model in self._models.values())
 
-    def require(self, names: Sequence[str]) -> Mapping[str, EngineDraftModel]:
+    def require(self, names: Sequence[str], accepts: Fits) -> Mapping[str, EngineDraftModel]:
         """The models of these names. Raises CheckpointError where one cannot be loaded, BudgetError where it does not
-        fit beside what the engine holds: before anything is converted.
+        fit beside what the engine holds: before anything is converted. accepts: raises BudgetError where the bytes of
+        one that is not there yet would leave too little to accepted requests.
         """
-        return {name: self._models.get(name) or self._open(name) for name in names}
+        return {name: self._models.get(name) or self._open(name, accepts) for name in names}
 
     def close(self) -> None:
         """Forget them all."""
         held, self._models = self.nbytes, {}
         self._tiers.ledger.credit(DRAFT, held)
 
-    def _open(self, name: str) -> EngineDraftModel:
-        model = self._load(name, lambda nbytes: self._require_room(name, nbytes))
+    def _open(self, name: str, accepts: Fits) -> EngineDraftModel:
+        def require_room(nbytes: int) -> None:
+            self._require_room(name, nbytes)
+            accepts(nbytes)
+
+        model = self._load(name, require_room)
         if model.config.states:
             raise RecipeError(
                 f"the draft model {name!r} has recurrent layers, which cannot go back to some of a draft's rows: draft "
                 "with a model that attends in all its layers"
             )
-        self._require_room(name, model.nbytes)  # a loader that had nothing to convert has not asked
+        require_room(model.nbytes)  # a loader that had nothing to convert has not asked
         with ExitStack() as undo:
             self._charge(model.nbytes, undo)
             runner = choose_runner(model, native=self._native, rows=self._rows)
             draft = EngineDraftModel(model, runner, facts_of(model))
+            accepts(draft.nbytes)
             self._charge(draft.nbytes - model.nbytes, undo)
             undo.pop_all()
         self._models[name] = draft

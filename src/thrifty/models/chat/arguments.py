@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thrifty.errors import PromptError
@@ -31,6 +31,13 @@ def chat_arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(control, bool) and not str(getattr(control, "dtype", "")).endswith("bool"):
         raise PromptError(f"control_tokens_in_messages = {_shown(control)} is out of range; use True or False")
     return {**more, **given}
+
+
+def check_messages(messages: Any) -> None:
+    """Raise PromptError for what is no list of messages."""
+    is_list = isinstance(messages, Sequence) and not isinstance(messages, (str, bytes, bytearray, memoryview))
+    if not is_list or not all(isinstance(message, Mapping) for message in messages):
+        raise PromptError(f'messages = {_shown(messages)} are no messages; use [{{"role": ..., "content": ...}}]')
 
 
 def _shown(value: Any) -> str:
