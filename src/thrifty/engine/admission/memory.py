@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cache.pool import Cache
+from thrifty.engine.admission.prefix_keys import adapter_key, salt_of
 from thrifty.engine.admission.request_bounds import RequestBounds
 from thrifty.engine.admission.request_sizes import RequestSizes
 from thrifty.engine.drafting.models import DRAFT, DraftModels
@@ -15,10 +16,9 @@ from thrifty.engine.model_info import model_info
 from thrifty.engine.plan.native_runner import NativeRunner
 from thrifty.engine.runner import Runner
 from thrifty.engine.running import Running, State
-from thrifty.engine.steering import steering_key
 from thrifty.formats.kv import PAGE
 from thrifty.models import load
-from thrifty.models.rope import depends_on_length, length_class
+from thrifty.models.rope import depends_on_length
 from thrifty.storage.budget import parse_size
 from thrifty.storage.ledger import Ledger, Reservation
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 GRAMMARS = "grammars"
 """The ledger's name for what grammars take."""
-
 
 ADAPTERS = "adapters"
 """Ledger category of the matrices of adapters."""
@@ -184,14 +183,14 @@ class EngineMemory(RequestBounds):
             tokens = min(sequence.total, len(sequence.tokens) + PAGE) + drafted
         decoding = sequence.state is State.DECODING
         growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes) if decoding else 0
-        extra = growth + beside * self._sizes.page_bytes
+        drafts = sequence.samples * sequence.ticket.drafting.nbytes(sequence.total)
+        extra = growth + drafts + beside * self._sizes.page_bytes
         self.cache.tiers.make_room(_missing(sequence) + extra)
         self.ledger.reserve(f"request {sequence.answer.identity}", _missing(sequence) + extra).release()
         cache.resume()
         try:
             if decoding:
                 self._resize(sequence, tokens)
-            drafts = sequence.samples * sequence.ticket.drafting.nbytes(sequence.total)
             self._take_drafts(drafts)
             sequence.draft_bytes = drafts
         except BaseException:
@@ -267,7 +266,8 @@ class EngineMemory(RequestBounds):
         cache, request = sequence.cache, sequence.ticket.request
         if cache is not None and request.share_prefix:
             keys = tokens if sequence.media is None else sequence.media.keys(tokens)
-            self.cache.publish(cache, keys, adapter=_adapter_key(sequence), salt=self._salt(sequence))
+            salt = salt_of(sequence, self._ropes_by_length)
+            self.cache.publish(cache, keys, adapter=adapter_key(sequence), salt=salt)
 
     def _need_of(self, sequence: Running, tokens: int) -> int:
         """What a sequence needs of its own until it has `tokens` tokens."""
@@ -291,8 +291,8 @@ class EngineMemory(RequestBounds):
         return self.cache.create(
             sequence.ticket.policies,
             tokens=keys,
-            adapter=_adapter_key(sequence),
-            salt=self._salt(sequence),
+            adapter=adapter_key(sequence),
+            salt=salt_of(sequence, self._ropes_by_length),
             reservation=reservation,
         )
 
@@ -330,20 +330,6 @@ class EngineMemory(RequestBounds):
             sequence.close_drafter()
         finally:
             self._give_drafts(nbytes)
-
-    def _salt(self, sequence: Running) -> str:
-        """Keys rotated by the length of their sequence are shared between prompts under which they turn alike; those of
-        steered rows between requests that steer alike.
-        """
-        request, prompt = sequence.ticket.request, sequence.prompt_length
-        salt = "|".join([request.salt, *(str(length_class(rope, prompt)) for rope in self._ropes_by_length)])
-        return f"{salt}|steered {steering_key(request.steering)}" if request.steering else salt
-
-
-def _adapter_key(sequence: Running) -> str:
-    """Rows of one adapter are worthless for another, and for none."""
-    adapter = None if sequence.extra is None else sequence.extra.adapter
-    return "" if adapter is None else adapter.version
 
 
 def _missing(sequence: Running) -> int:
