@@ -102,6 +102,11 @@ class Recipe:
         """The stage's technique instances, in order. Raises RecipeError for an unknown name, option or value."""
         return [registry.build(stage, table) for table in getattr(self, stage)]
 
+    @property
+    def drafts(self) -> tuple[str, ...]:
+        """Names or paths of the models that draft. Raises RecipeError as `techniques`."""
+        return tuple(name for strategy in self.techniques("decoding") for name in strategy.models)
+
     def label(self) -> str:
         """A short name for tables: the given one, or the techniques with the options that were set."""
         if self.name:

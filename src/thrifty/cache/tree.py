@@ -201,7 +201,7 @@ class PrefixTree:
         first = self._snapshot_before(between)
         snapshot, passed, pages = between.segments[-1], node, 0
         while passed is not first and passed.parent is not None:
-            pages += sum(one.nbytes for one in passed.segments[:-1] if one is not None)
+            pages += sum(segment.nbytes for segment in passed.segments[:-1] if segment is not None)
             passed = passed.parent
         if snapshot is None or pages > snapshot.nbytes:
             return

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from thrifty.arrays import Floats
 from thrifty.decoding.draft import Accepted, Draft, check_path
@@ -16,21 +16,19 @@ from thrifty.engine.runner import Rows, Runner
 from thrifty.engine.running import Running
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What a step did for one sequence: choices to commit (with their logits and taps where asked), or its own
     error.
     """
 
     sequence: Running
     choices: tuple[Choice, ...] = ()
-    logits: list[Floats] = field(default_factory=list)
-    taps: list[dict[int, Floats]] = field(default_factory=list)
+    logits: Sequence[Floats] = ()
+    taps: Sequence[Mapping[int, Floats]] = ()
     error: BaseException | None = None
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """A sequence's part of a step: its draft, and the rows that run."""
 
     sequence: Running
@@ -176,11 +174,15 @@ def _settle(part: _Part, first: int, accepted: Accepted | BaseException, scores:
     """Commit the rows that were accepted, forget the others. Policies may act here. Raises the sequence's own error."""
     if isinstance(accepted, BaseException):
         raise accepted
-    sequence, cache = part.sequence, part.rows.cache
+    sequence, cache, request = part.sequence, part.rows.cache, part.sequence.ticket.request
+    single = len(accepted.choices) == 1 and not accepted.path and not part.draft.tokens
+    if single and not (sequence.drafted_rows or request.logits or request.taps):  # as in most steps
+        _commit_rows(sequence, part.rows.tokens)
+        return Outcome(sequence, accepted.choices)
     if part.draft.tokens or len(accepted.choices) != 1:
         check_path(part.draft, accepted)
     kept, tokens = (0, *(index + 1 for index in accepted.path)) if accepted.path else (0,), part.rows.tokens
-    logits = [scores.logits(first + row).copy() for row in kept] if sequence.ticket.request.logits else []
+    logits = [scores.logits(first + row).copy() for row in kept] if request.logits else []
     taps = _taps(sequence, scores, first, kept)
     if len(kept) < len(tokens):
         cache.keep(kept)

@@ -63,13 +63,14 @@ def rows_of(sequence: Running, draft: Draft) -> Rows:
     """The rows that a sequence runs: its last committed token, and its draft."""
     cache = sequence.cache
     assert cache is not None, "a decoding sequence has a cache"
-    tokens, start = (sequence.tokens[-1], *draft.tokens), sequence.computed
-    if draft.parents is None:
-        extra = shifted(sequence.extra, sequence.shift, start, len(tokens))
-        return Rows(cache, tokens, start, start + len(tokens), extra=extra)
-    parents = (-1, *(parent + 1 for parent in draft.parents))
-    extra = dataclasses.replace(sequence.extra or RowExtra(), parents=parents)
-    return Rows(cache, tokens, start, start + 1 + max(draft.depths(), default=0), extra=extra)
+    committed, start = sequence.tokens, sequence.computed
+    if not draft.tokens and not sequence.shift:
+        return Rows(cache, committed[-1:], start, start + 1, extra=sequence.extra)
+    tokens, depths = (committed[-1], *draft.tokens), (0, *draft.depths())
+    extra = shifted(sequence.extra, sequence.shift, start, depths)
+    if draft.parents is not None:
+        extra = dataclasses.replace(extra or RowExtra(), parents=(-1, *(parent + 1 for parent in draft.parents)))
+    return Rows(cache, tokens, start, start + 1 + max(depths), extra=extra)
 
 
 def _drafter(sequence: Running) -> Drafter:
@@ -100,8 +101,10 @@ def _ask(
     return [given[place] for place in range(len(sequences))]
 
 
-def _by_strategy(sequences: Sequence[Running]) -> list[tuple[DecodingStrategy, list[int]]]:
+def _by_strategy(sequences: Sequence[Running]) -> list[tuple[DecodingStrategy, Sequence[int]]]:
+    if sequences and all(sequence.strategy == sequences[0].strategy for sequence in sequences):
+        return [(sequences[0].strategy, range(len(sequences)))]  # as in most steps
     groups: dict[DecodingStrategy, list[int]] = {}
     for place, sequence in enumerate(sequences):
         groups.setdefault(sequence.strategy, []).append(place)
-    return list(groups.items())
+    return [*groups.items()]

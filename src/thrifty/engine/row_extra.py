@@ -65,9 +65,11 @@ def embedded(hidden: Floats, tokens: Sequence[int], extra: RowExtra | None) -> F
     return hidden
 
 
-def shifted(extra: RowExtra | None, shift: int, start: int, count: int) -> RowExtra | None:
-    """The extra of rows at `start` and behind it in a sequence whose positions are `shift` away from its rows."""
+def shifted(extra: RowExtra | None, shift: int, start: int, depths: Sequence[int]) -> RowExtra | None:
+    """The extra of rows in a sequence whose positions are `shift` away from its rows. depths: of each row, how far it
+    lies behind `start`.
+    """
     if not shift:
         return extra
-    positions = np.arange(start + shift, start + shift + count, dtype=np.int32)
+    positions = np.array(depths, np.int32) + np.int32(start + shift)
     return dataclasses.replace(extra or RowExtra(), positions=positions)

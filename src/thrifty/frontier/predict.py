@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
     from thrifty.engine.engine import Engine
     from thrifty.evaluation.roofline.machine import Machine
+    from thrifty.recipe import Recipe
     from thrifty.weights.technique import Technique
 
 ANSWER = 256  # tokens of a full context that are answer; what compresses prompts leaves them whole
@@ -36,11 +37,21 @@ def as_stored(sizes: ModelSizes, techniques: Sequence[Technique]) -> ModelSizes:
     return sizes.stored(restore) if techniques else sizes
 
 
+def unpredictable(recipe: Recipe) -> str | None:
+    """Why bytes and time of a recipe cannot be told without running it, None where they can."""
+    if not recipe.drafts:
+        return None
+    return (
+        f"{' and '.join(map(repr, recipe.drafts))} drafts for it: what a model that drafts takes, and how much of its "
+        "drafts is accepted, is not predicted; search without the decoding stage, and add it to the recipe afterwards"
+    )
+
+
 def predict(
     engine: Engine, candidate: Candidate, context: int, batch: int = 1, sizes: ModelSizes | None = None
 ) -> Need:
     """Bytes of `batch` sequences of `context` tokens each, at most 256 of them an answer, under the candidate. sizes:
-    of the candidate's weights, None: those that the engine holds.
+    of the candidate's weights, None: those that the engine holds. What models that draft take is not in it.
     """
     weights = engine.model.nbytes if sizes is None else sizes.nbytes
     return _need(engine, weights, candidate.recipe.techniques("cache"), context, batch)

@@ -26,7 +26,7 @@ from thrifty.frontier.candidates import Candidate, grouped
 from thrifty.frontier.clock import Clock, OutOfTime
 from thrifty.frontier.exam import Exam
 from thrifty.frontier.measurement import Prediction
-from thrifty.frontier.predict import as_stored, longest_context, prediction
+from thrifty.frontier.predict import as_stored, longest_context, prediction, unpredictable
 from thrifty.frontier.rungs import Rung
 from thrifty.frontier.space import shortened
 from thrifty.frontier.state import State
@@ -87,11 +87,13 @@ class Workshop:
         """
         machine = self.machine()
         for group in grouped(candidates):
-            missing = [candidate for candidate in group if self.state.find("prediction", candidate.key) is None]
-            failed = self._predict(missing, context, batch, machine) if missing else {}
+            failed = {candidate.key: reason for candidate in group if (reason := unpredictable(candidate.recipe))}
+            able = [candidate for candidate in group if candidate.key not in failed]
+            missing = [candidate for candidate in able if self.state.find("prediction", candidate.key) is None]
+            failed |= self._predict(missing, context, batch, machine) if missing else {}
             for candidate in group:
-                held = self.state.find("prediction", candidate.key)
-                yield candidate, failed[candidate.key] if held is None else Prediction.from_dict(candidate, held)
+                reason, held = failed.get(candidate.key), self.state.find("prediction", candidate.key)
+                yield candidate, Prediction.from_dict(candidate, held) if reason is None else reason
 
     def _predict(self, group: Sequence[Candidate], context: int, batch: int, machine: Machine) -> dict[str, str]:
         """Keep predictions of candidates that share weights; why not, by key, of those that cannot be made."""

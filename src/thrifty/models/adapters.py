@@ -285,23 +285,23 @@ class _Settings:
 
 def _pairs(path: Path, entries: Mapping[str, TensorEntry]) -> dict[str, tuple[TensorEntry, TensorEntry]]:
     """By module both of its tensors, lora_A [rank, in] and lora_B [out, rank]."""
-    found: dict[str, dict[str, TensorEntry]] = {}
+    pairs: dict[str, dict[str, TensorEntry]] = {}
     for name, entry in entries.items():
         match = _TENSOR.fullmatch(name)
         if match is None or len(entry.shape) != 2:
             raise CheckpointError(
                 f"{path}: tensor {name!r:.120} is none of a LoRA of linears (…lora_A.weight, …lora_B.weight)."
             )
-        tensors = found.setdefault(match[1], {})
+        tensors = pairs.setdefault(match[1], {})
         if match[2] in tensors:
             raise CheckpointError(
                 f"{path}: {tensors[match[2]].name!r:.120} and {name!r:.120} are one tensor; keep one."
             )
         tensors[match[2]] = entry
-    for module, tensors in found.items():
+    for module, tensors in pairs.items():
         if len(tensors) != 2:
             raise CheckpointError(f"{path}: {module!r:.120} has lora_{next(iter(tensors))} alone; both are needed.")
-    return {module: (tensors["A"], tensors["B"]) for module, tensors in found.items()}
+    return {module: (tensors["A"], tensors["B"]) for module, tensors in pairs.items()}
 
 
 def _names(entry: TensorEntry, module: str, config: ModelConfig) -> tuple[str, ...]:

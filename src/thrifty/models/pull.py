@@ -40,12 +40,12 @@ def pull(name: str, progress: Progress | None = None, note: Note | None = None) 
     """
     model = embedded(name)
     final = cached_path(model)
-    if (found := find(model)) is not None and not _work(final).exists():
-        return found
+    if (present := find(model)) is not None and not _work(final).exists():
+        return present
     with cache.locked(final.with_name(f".{final.name}.lock")):
-        if (found := find(model)) is not None:
+        if (present := find(model)) is not None:
             cache.remove(_work(final))
-            return found
+            return present
         with cache.storage_errors(final.parent):
             _fetch(model, final, _rising(progress or _ignore), note or _ignore)
     return final

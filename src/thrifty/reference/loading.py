@@ -81,7 +81,7 @@ def build(model: Model) -> ReferenceModel:
     decoder = Decoder(model.config)
     for name, linear in model.linears.items():
         decoder.replace(name, Linear(linear))
-    trains = any(one.requires_grad for one in decoder.parameters())
+    trains = any(weight.requires_grad for weight in decoder.parameters())
     for name, weight in model.norms.items():
         module = decoder.get_submodule(name.removesuffix(".bias"))
         setattr(module, "bias" if name.endswith(".bias") else "weight", parameter(weight, trains))

@@ -43,10 +43,10 @@ class Extents:
         place = bisect_left(self._by_length, (length, -1))
         if place == len(self._by_length):
             return None
-        found, start = self._by_length[place]
+        free, start = self._by_length[place]
         self._remove(start)
-        if found > length:
-            self._add(start + length, found - length)
+        if free > length:
+            self._add(start + length, free - length)
         self.used += length
         return start
 

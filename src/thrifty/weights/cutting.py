@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,9 @@ PerLayer = Mapping[int, Sequence[int]]
 class Structure:
     """What is left of a model, by the numbers that the parts have in it; None: all.
 
-    layers: in the order in which they will run. heads: query heads of every layer that is left; a KV head stays where
-    one of its query heads does, and all that stay keep equally many. neurons: of the MLP of every layer without
-    experts. experts: of every layer with experts. All layers keep equally many of each.
+    layers: in the order in which they will run. heads: query heads of every layer that is left and attends; a KV head
+    stays where one of its query heads does, and all that stay keep equally many. neurons: of the MLP of every layer
+    without experts. experts: of every layer with experts. All layers keep equally many of each.
     """
 
     layers: Sequence[int] | None = None
@@ -65,12 +66,14 @@ class _Choice:
 
     def __init__(self, config: ModelConfig, structure: Structure) -> None:
         self.config = config
-        self.layers = list(range(len(config.layers)) if structure.layers is None else structure.layers)
-        _check("layers", self.layers, len(config.layers))
+        layers = range(len(config.layers)) if structure.layers is None else structure.layers
+        _check("layers", layers, len(config.layers))
+        self.layers = list(layers)
+        attending = [layer for layer in self.layers if config.layers[layer].mixer == "attention"]
         with_experts = [layer for layer in self.layers if config.layers[layer].experts]
         dense = [layer for layer in self.layers if not config.layers[layer].experts]
         count = 0 if config.experts is None else config.experts.count
-        self.heads = _numbers("heads", structure.heads, self.layers, config.heads)
+        self.heads = _numbers("heads", structure.heads, attending, config.heads)
         self.neurons = _numbers("neurons", structure.neurons, dense, config.intermediate_size)
         self.experts = _numbers("experts", structure.experts, with_experts, count)
         self.kv_heads = {layer: self._kv_heads(layer, heads) for layer, heads in self.heads.items()}
@@ -81,18 +84,18 @@ class _Choice:
         layer, size = linear.layer, self.config.head_dim
         if layer is None:
             return None, None
-        match linear.role:
-            case "query" if layer in self.heads:
+        match linear.branch, linear.role:
+            case "attention", "query" if layer in self.heads:
                 return _channels(self.heads[layer], size), None
-            case "key" | "value" if layer in self.heads:
+            case "attention", "key" | "value" if layer in self.heads:
                 return _channels(self.kv_heads[layer], size), None
-            case "output" if layer in self.heads:
+            case "attention", "output" if layer in self.heads:
                 return None, _channels(self.heads[layer], size)
-            case "gate" | "up" if layer in self.neurons:
+            case "mlp", "gate" | "up" if layer in self.neurons:
                 return self.neurons[layer], None
-            case "down" if layer in self.neurons:
+            case "mlp", "down" if layer in self.neurons:
                 return None, self.neurons[layer]
-            case "router" if layer in self.experts:
+            case "mlp", "router" if layer in self.experts:
                 return self.experts[layer], None
         return None, None
 
@@ -148,14 +151,21 @@ def _numbers(what: str, chosen: PerLayer | None, layers: Sequence[int], count: i
     """The numbers of each layer, checked; none at all where all stay."""
     if chosen is None:
         return {}
+    if not isinstance(chosen, Mapping):
+        raise RecipeError(f"{what}: {chosen!r:.80} must be a mapping from a layer's number to the numbers that stay")
     if not layers or set(chosen) != set(layers):
-        raise RecipeError(f"{what} are chosen for layers {sorted(chosen)}; choose them for {list(layers)}, one by one")
+        raise RecipeError(f"{what} are chosen for layers {list(chosen)}; choose them for {list(layers)}, one by one")
     for layer in layers:
         _check(f"{what} of layer {layer}", chosen[layer], count)
     return {layer: np.array(chosen[layer], np.int64) for layer in layers}
 
 
 def _check(what: str, numbers: Sequence[int], count: int) -> None:
+    if not isinstance(numbers, Sequence | np.ndarray):
+        raise RecipeError(f"{what}: {numbers!r:.80} must be a sequence of whole numbers from 0 to {count - 1}")
+    wrong = [number for number in numbers if isinstance(number, bool) or not isinstance(number, Integral)]
+    if wrong:
+        raise RecipeError(f"{what}: {wrong[0]!r:.80} must be a whole number from 0 to {count - 1}")
     if not len(numbers) or len(set(numbers)) < len(numbers) or min(numbers) < 0 or max(numbers) >= count:
         raise RecipeError(f"{what}: {list(numbers)[:12]} must be one or more different numbers from 0 to {count - 1}")
 

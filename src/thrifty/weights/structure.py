@@ -14,7 +14,8 @@ class LinearInfo:
     """One linear layer and its place in the decoder.
 
     name: such as "layers.3.attention.query" or "layers.0.mlp.experts.gate.7". layer: None outside the layers.
-    role: the last word of the name: query, key, value, output, gate, up, down, router, embedding, head …
+    branch: the part of the layer, such as "attention", "recurrent" or "mlp"; None outside the layers. role: the last
+    word of the name: query, key, value, output, gate, up, down, router, embedding, head …
     """
 
     name: str
@@ -29,6 +30,11 @@ class LinearInfo:
         """The layer that a part belongs to, by its name."""
         parts = name.split(".")
         return int(parts[1]) if parts[0] == "layers" else None
+
+    @property
+    def branch(self) -> str | None:
+        parts = self.name.split(".")
+        return parts[2] if parts[0] == "layers" else None
 
     @property
     def role(self) -> str:

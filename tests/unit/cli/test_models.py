@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable
@@ -11,11 +12,23 @@ from typing import Any
 import pytest
 from gguf.constants import GGMLQuantizationType as Type
 from tests import gguf_files
+from tests.tiny import hybrid_config, tiny_config, tiny_model
 
+from thrifty.arrays import BFLOAT16
+from thrifty.cli.shared import model_facts
+from thrifty.engine.engine import Engine
 from thrifty.evaluation.roofline import sizes
+from thrifty.formats.linear import DenseLinear
+from thrifty.frontier.candidates import BASE, of_recipe
+from thrifty.frontier.predict import as_stored as sizes_as_stored
+from thrifty.frontier.predict import predict
+from thrifty.kernels import dispatch
+from thrifty.models.config.model_config import ExpertConfig, LayerSpec, RopeConfig
 from thrifty.models.inspection import inspect
 from thrifty.models.loading import load
 from thrifty.models.store import cache_directory, cache_entry, copies
+from thrifty.recipe import Recipe
+from thrifty.storage.budget import parse_size
 
 
 @pytest.fixture
@@ -118,6 +131,50 @@ def test_a_recipe_changes_the_memory(thrifty: Callable[..., Any], checkpoint: Pa
     assert (
         refused.code == 1 and "context 9999999 is beyond what this model was made for; use 1 to 4096" in refused.message
     )
+
+
+def test_what_a_model_that_drafts_takes_is_said_to_be_unknown(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[[decoding]]\ntechnique = "speculative"\ndraft = "smollm2-135m"\n')
+    assert thrifty("models", checkpoint, "--json", "--recipe", recipe).json()["drafts"] == ["smollm2-135m"]
+    told = thrifty("models", checkpoint, "--recipe", recipe).out
+    assert "What smollm2-135m takes, which drafts for it, is not in these figures" in " ".join(told.split())
+    assert "drafts for it" not in thrifty("models", checkpoint).out
+
+
+CONFIGS = {
+    "attention": tiny_config(),
+    "hybrid": hybrid_config("rawr"),
+    "large vocabulary": tiny_config(vocabulary_size=5000),
+    "experts": dataclasses.replace(
+        tiny_config(2),
+        layers=(LayerSpec(None, RopeConfig(theta=10000.0, dimension=64), experts=True),) * 2,
+        experts=ExpertConfig(4, 2, 48, True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.parametrize("context", [64, 2048])
+@pytest.mark.skipif(dispatch.native() is None, reason="the native kernels are not built")
+def test_what_is_advised_fits(name: str, context: int) -> None:
+    """The example's budget holds the workspace too: a recipe fits in the middle between the least and the whole."""
+    model = tiny_model(config=CONFIGS[name])
+    for part, linear in model.linears.items():
+        model.replace(part, DenseLinear.from_weight(linear.dequantize(), BFLOAT16, True))
+    fit = model_facts._fit("x", sizes.of_model(model), context)
+    budget = parse_size(fit["example"].split()[4])
+    engine, smallest = Engine(model, prefix_tree=False), Recipe.from_document(model_facts.SMALLEST)
+    try:
+        assert engine.probe().workspace <= fit["workspace"] <= 2 * engine.probe().workspace
+        rounded = sizes_as_stored(sizes.of_model(model), smallest.techniques("weights"))
+        recipes = (smallest, Recipe(weights=smallest.weights))
+        peaks = [predict(engine, of_recipe(recipe), context, sizes=rounded).peak for recipe in recipes]
+        assert min(peaks) <= budget < predict(engine, BASE, context).peak * 1.3
+    finally:
+        engine.close()
 
 
 def test_what_is_no_model_is_refused_with_the_nearest(thrifty: Callable[..., Any], cache: Path, tmp_path: Path) -> None:

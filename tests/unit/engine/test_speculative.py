@@ -12,6 +12,7 @@ import pytest
 from tests.checkpoint import write_checkpoint
 from tests.tiny import text_tokens, tiny_config, tiny_model
 
+from thrifty.cache.sequence import SequenceCache
 from thrifty.decoding.drawing import distribution
 from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
@@ -172,6 +173,33 @@ def test_parked_sequences_give_their_drafts_back_and_go_on(packed: Model, exact:
     assert sequence.drafter is None and engine.memory.ledger.bytes_of("draft") < held
     assert [handle.result().token_ids for handle in handles] == plain
     settled(engine)
+
+
+def test_a_parked_sequence_returns_when_its_draft_has_room_too(
+    packed: Model, exact: Model, make: MakeSpeculative, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is not brought back from the disk before, step after step."""
+    free = make(packed, exact)
+    whole = {"length": 300, "max_tokens": 100, "decoding": SPECULATIVE}
+    ticket = free.intake.check(request(2, **whole))
+    plain = [free.submit(request(number, 300, max_tokens=100)).result().token_ids for number in range(3)]
+    base = packed.nbytes + free.memory.workspace + free.memory.drafts_bytes
+    peak = free.memory.footprint((), 302, 402, 1, ticket.drafting).peak_bytes
+    resumed: list[SequenceCache] = []
+    resume = SequenceCache.resume
+    monkeypatch.setattr(SequenceCache, "resume", lambda cache: (resumed.append(cache), resume(cache))[1])
+    for factor in (1.5, 1.7, 1.9):
+        resumed.clear()
+        engine = make(packed, exact, memory=int(base + peak * factor), prefix_tree=False)
+        handles = [engine.submit(request(number, **whole)) for number in range(3)]
+        for step in range(10**6):
+            if not engine.busy:
+                break
+            engine.step()
+            if step == 20:
+                engine._scheduler.park_youngest()
+        assert [handle.result().token_ids for handle in handles] == plain
+        assert len(resumed) <= sum(handle.usage.preemptions for handle in handles)
 
 
 def test_a_budget_without_room_for_the_draft_says_so(packed: Model, exact: Model, make: MakeSpeculative) -> None:

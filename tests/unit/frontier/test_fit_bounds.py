@@ -110,6 +110,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"weights": [{"technique": "rtn", "layers": [7]}]}, "layer 7 is outside 0..2"),
     ({"cache": [{"technique": "headkv", "capacity": 128}]}, "thrifty heads"),
     ({"cache": [{"technique": "snapkv", "capacity": 2000}]}, "read no compressed segment"),
+    ({"decoding": [{"technique": "speculative", "draft": "small"}]}, "'small' drafts for it: what a model that drafts"),
 ]
 
 

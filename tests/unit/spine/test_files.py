@@ -1,4 +1,4 @@
-"""Files that are replaced whole, and numbers found by halving."""
+"""Files that are replaced whole, numbers found by halving, and how long a source file may be."""
 
 from __future__ import annotations
 
@@ -45,3 +45,10 @@ def test_the_largest_is_that_of_asking_all(low: int, count: int, limit: int) -> 
     expected = max([low, *(number for number in range(low, low + count + 1) if number <= limit)])
     assert largest(low, low + count, holds) == expected
     assert low not in asked and len(asked) <= 6
+
+
+def test_no_source_file_is_longer_than_350_lines() -> None:
+    package = Path(files.__file__).parent
+    sources = [path for kind in ("py", "cpp", "hpp") for path in package.rglob(f"*.{kind}")]
+    lengths = {str(path.relative_to(package)): len(path.read_text(encoding="utf-8").splitlines()) for path in sources}
+    assert len(lengths) > 100 and {name: lines for name, lines in lengths.items() if lines > 350} == {}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from tests.tiny import tiny_model
+from tests.tiny import hybrid_config, tiny_model
 from tests.unit.weights.conftest import CONFIGS, build
 
 from thrifty import Thrifty
@@ -241,6 +241,58 @@ def test_what_the_model_does_not_have_is_refused(plain: Model, kept: dict[str, A
     with pytest.raises(RecipeError, match=message):
         leaving(plain, **kept)
     assert plain.linears == before
+
+
+NO_NUMBERS: list[tuple[dict[str, Any], str]] = [
+    ({"layers": [1.0]}, r"layers: 1\.0 must be a whole number from 0 to 1"),
+    ({"layers": [True]}, "layers: True must be a whole number"),
+    ({"layers": "01"}, "layers: '0' must be a whole number"),
+    ({"heads": {0: [0.5], 1: [1]}}, r"heads of layer 0: 0\.5 must be a whole number"),
+    ({"neurons": {0: ["a"], 1: [1]}}, "neurons of layer 0: 'a' must be a whole number"),
+    ({"heads": "ab"}, "heads: 'ab' must be a mapping"),
+    ({"heads": {0: [0], "b": [1]}}, "heads are chosen for layers"),
+    ({"layers": 1}, "layers: 1 must be a sequence of whole numbers"),
+    ({"heads": {0: 0, 1: [1]}}, "heads of layer 0: 0 must be a sequence of whole numbers"),
+]
+
+
+@pytest.mark.parametrize(("kept", "message"), NO_NUMBERS)
+def test_what_is_no_number_is_refused(plain: Model, kept: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        leaving(plain, **kept)
+
+
+def test_numbers_may_come_as_an_array(plain: Model) -> None:
+    assert len(leaving(plain, layers=np.array([1])).config.layers) == 1
+
+
+@pytest.fixture(scope="module")
+def hybrid() -> Model:
+    """Layers 0 and 3 are recurrent, 1 and 2 attend."""
+    return tiny_model(config=hybrid_config("rawr"))
+
+
+def test_heads_of_a_hybrid_are_those_of_the_layers_that_attend(hybrid: Model) -> None:
+    config, size = hybrid.config, hybrid.config.head_dim
+    group = config.heads // config.kv_heads
+    kept, gone = list(range(group)), np.arange(group * size, config.heads * size)
+    cut = leaving(hybrid, heads={1: kept, 2: kept})
+    assert (cut.config.heads, cut.config.kv_heads) == (group, 1)
+    assert cut.linears["layers.0.recurrent.query"] is hybrid.linears["layers.0.recurrent.query"]
+    silent = without(hybrid, {f"layers.{layer}.attention.output": gone.tolist() for layer in (1, 2)})
+    np.testing.assert_allclose(logits(cut), logits(silent), rtol=0, atol=1e-4)
+    with pytest.raises(RecipeError, match=r"choose them for \[1, 2\], one by one"):
+        leaving(hybrid, heads=dict.fromkeys(range(4), kept))
+
+
+def test_neurons_of_a_hybrid_are_those_of_its_mlps(hybrid: Model) -> None:
+    width = hybrid.config.intermediate_size
+    half = list(range(width // 2))
+    cut = leaving(hybrid, neurons=dict.fromkeys(range(4), half))
+    for name in ("gate", "output", "decay"):
+        assert cut.linears[f"layers.3.recurrent.{name}"] is hybrid.linears[f"layers.3.recurrent.{name}"]
+    silent = without(hybrid, {f"layers.{layer}.mlp.down": list(range(width // 2, width)) for layer in range(4)})
+    np.testing.assert_allclose(logits(cut), logits(silent), rtol=0, atol=1e-4)
 
 
 def test_too_few_experts_are_refused(experts: Model) -> None:

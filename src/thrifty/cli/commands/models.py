@@ -94,6 +94,8 @@ def _list(chosen: Recipe | None, as_json: bool) -> None:
         return
     title = "" if chosen is None else f"needs: at the full context, with {chosen.label()}"
     output.table(title, _columns(chosen), [_row(facts, chosen) for facts in listed])
+    if chosen is not None and chosen.drafts:
+        output.note(model_facts.DRAFTS.format(" and ".join(chosen.drafts)))
     if not all(facts["path"] for facts in listed):
         output.note("get one with `thrifty pull NAME`; `thrifty run NAME PROMPT` gets it too")
     if any(facts["path"] for facts in listed):
@@ -159,12 +161,13 @@ def _facts(model: EmbeddedModel, recipe: Recipe | None) -> dict[str, Any]:
         "path": None if path is None else str(path),
     }
     if recipe is not None:
+        facts["drafts"] = list(recipe.drafts)
         facts["need"] = None if path is None else _need(model.name, recipe)
     return facts
 
 
 def _need(name: str, recipe: Recipe) -> dict[str, int]:
-    """Peak bytes of one sequence as long as the model's context."""
+    """Peak bytes of one sequence as long as the model's context, without what a model that drafts takes."""
     from thrifty.api import open_engine
     from thrifty.evaluation.roofline.sizes import of_model
     from thrifty.frontier.candidates import of_recipe

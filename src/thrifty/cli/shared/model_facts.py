@@ -24,6 +24,9 @@ SMALLEST = {
 }
 """About the least that `fit` offers with every token kept."""
 
+DRAFTS = "What {0} takes, which drafts for it, is not in these figures: its weights, and its cache of every sequence."
+EXACT_BUDGETS = 100 * 10**6  # bytes; of smaller ones the example tells kB
+
 
 def show(model: str, recipe: Recipe, contexts: Sequence[int] | None, as_json: bool) -> None:
     """All facts. contexts: None for the usual ones. Raises PromptError for one that the model does not have."""
@@ -38,6 +41,8 @@ def show(model: str, recipe: Recipe, contexts: Sequence[int] | None, as_json: bo
     output.card("", list(_lines(facts)))
     output.table("tensors", _TYPES, [_type_row(entry) for entry in facts.types])
     output.table(f"memory, {recipe.label()} (workspace of a few MB beside)", _MEMORY, [*map(_row, told["memory"])])
+    if told["drafts"]:
+        output.say(DRAFTS.format(" and ".join(told["drafts"])))
     for line in _fit_lines(told["fit"]):
         output.say(line)
 
@@ -65,6 +70,7 @@ def document(model: str, facts: FileFacts, recipe: Recipe, contexts: Sequence[in
         "tokenizer": _tokenizer(facts),
         "copy": None if facts.copy is None else {"path": str(facts.copy.path), "bytes": facts.copy.nbytes},
         "recipe": recipe.label(),
+        "drafts": list(recipe.drafts),
         "memory": [_need(shipped, recipe, context) for context in asked],
         "fit": _fit(model, shipped, asked[-1] if contexts else min(8192, limit)),
     }
@@ -132,21 +138,36 @@ def _need(shipped: ModelSizes, recipe: Recipe, context: int) -> dict[str, int]:
 
 
 def _fit(model: str, shipped: ModelSizes, context: int) -> dict[str, Any]:
-    """What `fit` would be asked at a context: between which budgets it has a choice to make."""
+    """What `fit` would be asked at a context: between which budgets it has a choice to make. They hold the workspace
+    too, which is estimated.
+    """
+    from thrifty.evaluation.roofline.workspace import workspace
     from thrifty.recipe import Recipe
 
-    whole = _need(shipped, Recipe(), context)["together"]
-    least = _need(shipped, Recipe.from_document(SMALLEST), context)["together"]
-    budget = max(1, round((whole + least) / 2 / 1e6))
-    words = ["thrifty", "fit", model, "--memory", f"{budget}MB", "--context", str(context)]
-    return {"context": context, "as_shipped": whole, "smallest": least, "example": shlex.join(words)}
+    beside = workspace(shipped.config)
+    whole = _need(shipped, Recipe(), context)["together"] + beside
+    hidden = 4 * context * shipped.config.hidden_size  # of a prompt that is compressed when it is complete
+    smallest = Recipe.from_document(SMALLEST)
+    both = _need(shipped, smallest, context)["together"] + hidden
+    rounded = _need(shipped, Recipe(weights=smallest.weights), context)["together"]
+    least = min(whole, both + beside, rounded + beside)
+    middle = (whole + least) / 2
+    budget = f"{middle / 1e6:.0f}MB" if middle >= EXACT_BUDGETS else f"{middle / 1e3:.0f}kB"
+    words = ["thrifty", "fit", model, "--memory", budget, "--context", str(context)]
+    return {
+        "context": context,
+        "workspace": beside,
+        "as_shipped": whole,
+        "smallest": least,
+        "example": shlex.join(words),
+    }
 
 
 def _fit_lines(fit: dict[str, Any]) -> Iterator[str]:
     whole, least = output.megabytes(fit["as_shipped"]), output.megabytes(fit["smallest"])
     yield (
-        f"At {fit['context']} tokens it takes {whole} as it is; `thrifty fit` looks for what loses least between "
-        f"about {least} and that, such as:"
+        f"With its workspace it takes {whole} as it is at {fit['context']} tokens; `thrifty fit` looks for what loses "
+        f"least between about {least} and that, such as:"
     )
     yield f"  {fit['example']}"
 

@@ -185,14 +185,14 @@ class EngineMemory(RequestBounds):
             tokens = min(sequence.total, len(sequence.tokens) + PAGE) + drafted
         decoding = sequence.state is State.DECODING
         growth = max(0, self._need_of(sequence, tokens) - cache.reservation.nbytes) if decoding else 0
-        extra = growth + beside * self._sizes.page_bytes
+        drafts = sequence.samples * sequence.ticket.drafting.nbytes(sequence.total)
+        extra = growth + drafts + beside * self._sizes.page_bytes
         self.cache.tiers.make_room(_missing(sequence) + extra)
         self.ledger.reserve(f"request {sequence.answer.identity}", _missing(sequence) + extra).release()
         cache.resume()
         try:
             if decoding:
                 self._resize(sequence, tokens)
-            drafts = sequence.samples * sequence.ticket.drafting.nbytes(sequence.total)
             self._take_drafts(drafts)
             sequence.draft_bytes = drafts
         except BaseException:

@@ -70,12 +70,12 @@ class RequestBounds:
 
     def together(self, policies: Sequence[CachePolicy], prompt: int, total: int, sequences: int) -> Footprint:
         """`footprint` of several requests that share nothing: the last prompt is filled while the others decode."""
-        one = self.footprint(policies, prompt, total)
+        single = self.footprint(policies, prompt, total)
         decoding = self._sizes.decoding(policies, prompt, total, 0) + self._row_bytes
         others = sequences - 1
         return Footprint(
-            peak_bytes=max(one.peak_bytes, decoding if others else 0) + others * decoding,
-            steady_bytes=sequences * one.steady_bytes,
+            peak_bytes=max(single.peak_bytes, decoding if others else 0) + others * decoding,
+            steady_bytes=sequences * single.steady_bytes,
         )
 
     def check(

@@ -26,11 +26,11 @@ class RequestSizes:
         """Caches and hidden state. Samples share the prompt, unless a policy goes on compressing while they
         decode: then each may come to hold all of its own.
         """
-        one = self._cache.footprint(policies, prompt, total)
+        single = self._cache.footprint(policies, prompt, total)
         private = self.decoding(policies, prompt, total, self.shared(policies, prompt, prompt, total))
         more = (samples - 1) * private
-        filling = one.peak_bytes + self.hidden(policies, prompt)
-        return Footprint(peak_bytes=max(filling, one.peak_bytes + more), steady_bytes=one.steady_bytes + more)
+        filling = single.peak_bytes + self.hidden(policies, prompt)
+        return Footprint(peak_bytes=max(filling, single.peak_bytes + more), steady_bytes=single.steady_bytes + more)
 
     def decoding(self, policies: Sequence[CachePolicy], prompt: int, total: int, shared: int) -> int:
         """What a decoding sequence needs of its own until it has `total` tokens, an open page more than it

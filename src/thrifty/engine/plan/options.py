@@ -62,4 +62,4 @@ def set_options(step: Any, options: StepOptions, tables: AdapterTables) -> None:
 
 def native_sums(accumulate: Sequence[Accumulator | None]) -> list[tuple[list[int], Floats] | None]:
     """Where each sequence's attention adds its probabilities, as native code takes it."""
-    return [None if one is None else (list(one.layers), one.sums) for one in accumulate]
+    return [None if sums is None else (list(sums.layers), sums.sums) for sums in accumulate]

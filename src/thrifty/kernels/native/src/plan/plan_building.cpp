@@ -1,0 +1,198 @@
+// How a plan is built: its linears, buffers and operations, in the order in which they will run.
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include <stdexcept>
+
+#include "isa/isa.hpp"
+#include "plan/mixture.hpp"
+#include "plan/operations.hpp"
+#include "plan/plan.hpp"
+
+namespace thrifty {
+
+namespace {
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
+template <class T> std::unique_ptr<T[], void (*)(void*)> allocate(size_t count) {
+  void* p = std::aligned_alloc(64, align64(std::max<size_t>(count * sizeof(T), 64)));
+  if (!p) throw std::bad_alloc();
+  return {static_cast<T*>(p), std::free};
+}
+
+Panels make_panels(uintptr_t norm, float epsilon, const std::vector<const Linear*>& linears) {
+  Panels p{(const float*)norm, epsilon, false, false, false};
+  for (const Linear* w : linears)
+    (w->reads() == Reads::plain ? p.plain : w->reads() == Reads::pairs ? p.pairs : p.codes) = true;
+  return p;
+}
+
+}  // namespace
+
+Plan::Plan(PlanShape s) : shape(s) {
+  if (s.max_rows < 1 || s.max_rows > 65536)
+    refuse("a plan's rows must be between 1 and 65536, not " + std::to_string(s.max_rows));
+  if (s.layers < 1 || s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads)
+    refuse("a plan needs layers, and query heads that are a multiple of the KV heads");
+  if (!takes_head_dim(s.head_dim))
+    refuse("a plan needs a head dimension that is " + std::string(kHeadDims) + ", not " + std::to_string(s.head_dim));
+  states_.assign((size_t)s.layers, 0);
+  for (int kind = 0; kind < 3; kind++) panels_.push_back(allocate<uint8_t>(0));
+}
+
+Plan::~Plan() = default;
+
+const Linear& Plan::linear(int i) const {
+  if (i < 0 || (size_t)i >= linears.size()) refuse("linear " + std::to_string(i) + " does not exist");
+  return linears[(size_t)i];
+}
+
+int Plan::width(int i) const {
+  if (i < 0 || (size_t)i >= widths.size()) refuse("buffer " + std::to_string(i) + " does not exist");
+  return widths[(size_t)i];
+}
+
+int Plan::add_linear(const Linear& linear) {
+  linears.push_back(linear);
+  return (int)linears.size() - 1;
+}
+
+int Plan::add_buffer(int width) {
+  if (width < 1) refuse("a buffer needs a positive width");
+  widths.push_back(width);
+  buffers_.push_back(allocate<float>((size_t)width * (size_t)shape.max_rows));
+  bytes_ += (size_t)width * (size_t)shape.max_rows * sizeof(float);
+  return (int)widths.size() - 1;
+}
+
+void Plan::add(std::unique_ptr<Operation> operation) {
+  if (operation->layer >= shape.layers) refuse("layer " + std::to_string(operation->layer) + " is outside the plan");
+  scratch_ = std::max(scratch_, operation->scratch(*this));
+  operations_.push_back(std::move(operation));
+}
+
+// Panels of the three kinds, each for the widest row that a linear of the kind reads.
+void Plan::allocate_panels() {
+  size_t wanted[3] = {0, 0, 0};
+  for (const Linear& w : linears) {
+    size_t& bytes = wanted[(int)w.reads()];
+    bytes = std::max(bytes, panel_bytes(w, shape.max_rows));
+  }
+  for (int kind = 0; kind < 3; kind++) {
+    if (wanted[kind] <= panel_bytes_[kind]) continue;
+    panels_[(size_t)kind] = allocate<uint8_t>(wanted[kind]);
+    panel_bytes_[kind] = wanted[kind];
+  }
+}
+
+void Plan::add_embed(int w, float scale, int out, const MappedRows& file) {
+  if (linear(w).in != width(out)) refuse("the embedding's width differs from its buffer's");
+  vocabulary_ = linear(w).out;
+  auto embed = std::make_unique<Embed>(w, scale, out);
+  embed->file = file;
+  add(std::move(embed));
+}
+
+void Plan::add_project(int layer, int in, uintptr_t norm, float epsilon, std::vector<int> ws, std::vector<int> outs,
+                       bool add_to) {
+  if (ws.empty() || ws.size() > Adapters::kTogether || ws.size() != outs.size())
+    refuse("a projection needs one output buffer for each of one to three linears");
+  std::vector<const Linear*> used;
+  for (size_t i = 0; i < ws.size(); i++) {
+    used.push_back(&linear(ws[i]));
+    if (used[i]->in != width(in) || used[i]->out != width(outs[i]))
+      refuse("a projection's shapes do not match its buffers");
+  }
+  auto project =
+      std::make_unique<Project>(layer, in, make_panels(norm, epsilon, used), std::move(ws), std::move(outs), add_to);
+  auto* gated = operations_.empty() ? nullptr : dynamic_cast<Gated*>(operations_.back().get());
+  const Panels& panels = project->panels;
+  if (gated && gated->layer == layer && gated->out == in && !norm && panels.codes && !panels.pairs && !panels.plain)
+    gated->reader = project.get(), project->before = gated;
+  add(std::move(project));
+}
+
+void Plan::add_gated(int layer, int in, uintptr_t norm, float epsilon, int gate, int up, int out, int activation) {
+  const Linear &a = linear(gate), &b = linear(up);
+  if (a.in != width(in) || b.in != a.in || a.out != width(out) || b.out != a.out)
+    refuse("a gated projection's shapes do not match its buffers");
+  if (activation != 0 && activation != 1) refuse("activation must be 0 (SiLU) or 1 (GELU, tanh form)");
+  add(std::make_unique<Gated>(layer, in, make_panels(norm, epsilon, {&a, &b}), gate, up, out, activation));
+}
+
+void Plan::add_rotate(int layer, int q, int k, int v, uintptr_t q_norm, uintptr_t k_norm, float epsilon, int rope,
+                      int rope_dim) {
+  if (width(q) != shape.heads * shape.head_dim || width(k) != shape.kv_heads * shape.head_dim || width(v) != width(k))
+    refuse("query, key and value buffers do not match the heads");
+  if (rope < 0 || rope > 64 || rope_dim < 0 || rope_dim % 2 || rope_dim > shape.head_dim)
+    refuse("the rotary dimension must be even and at most the head dimension");
+  auto op = std::make_unique<RotateAppend>(layer);
+  op->q = q, op->k = k, op->v = v, op->rope = rope;
+  op->heads = {(const float*)q_norm, (const float*)k_norm, epsilon, rope_dim / 2};
+  if ((int)ropes_.size() <= rope) ropes_.resize((size_t)rope + 1, 0);
+  if (ropes_[(size_t)rope] && ropes_[(size_t)rope] != rope_dim) refuse("a rope has one dimension in all layers");
+  ropes_[(size_t)rope] = rope_dim;
+  add(std::move(op));
+}
+
+void Plan::add_attend(int layer, int q, int out, float scale, int window, float softcap) {
+  if (width(q) != shape.heads * shape.head_dim || width(out) != width(q))
+    refuse("query and output buffers do not match the heads");
+  if (window < 0) refuse("window must be 0 (none) or positive");
+  if (window > 0) window_ = window_ ? std::min(window_, window) : window;
+  auto* before = operations_.empty() ? nullptr : dynamic_cast<RotateAppend*>(operations_.back().get());
+  if (before && (before->layer != layer || before->q != q)) before = nullptr;
+  if (before) before->left_to_attention = true;
+  add(std::make_unique<Attend>(layer, q, out, Attention::Call{shape.heads, scale, softcap, window}, before));
+}
+
+void Plan::add_norm_rows(int layer, std::vector<int> buffers, const std::vector<uintptr_t>& norms, float epsilon) {
+  if (buffers.empty() || buffers.size() != norms.size()) refuse("norm_rows needs one norm for each buffer");
+  std::vector<const float*> weights;
+  for (size_t i = 0; i < norms.size(); i++) {
+    if (width(buffers[i]) < 1 || !norms[i]) refuse("norm_rows needs one norm for each buffer");
+    weights.push_back((const float*)norms[i]);
+  }
+  add(std::make_unique<NormRows>(layer, std::move(buffers), std::move(weights), epsilon));
+}
+
+void Plan::add_rows(int layer, int in, uintptr_t norm, float epsilon, int gate, int out) {
+  if (width(in) != width(out) || in == out) refuse("add_rows needs two buffers of one width");
+  if (gate >= 0 && width(gate) != 1) refuse("a gate's buffer has width 1, not " + std::to_string(width(gate)));
+  add(std::make_unique<AddRows>(layer, in, (const float*)norm, epsilon, gate, out));
+}
+
+void Plan::add_mixture(int layer, int in, uintptr_t norm, float epsilon, MixtureCall call) {
+  const size_t count = call.gates.size();
+  if (count < 1 || call.ups.size() != count || call.downs.size() != count || call.active < 1 ||
+      (size_t)call.active > count)
+    refuse("a mixture needs gate, up and down of each expert, and 1 to " + std::to_string(count) +
+           " active ones, not " + std::to_string(call.active));
+  if (width(call.scores) != (int)count || width(call.sum) != width(in) || call.sum == in ||
+      (call.out >= 0 && width(call.out) != width(in)))
+    refuse("a mixture's shapes do not match its buffers");
+  if (call.activation != 0 && call.activation != 1) refuse("activation must be 0 (SiLU) or 1 (GELU, tanh form)");
+  const int inner = linear(call.gates[0]).out;
+  std::vector<const Linear*> used;
+  for (size_t e = 0; e < count; e++) {
+    const Linear &gate = linear(call.gates[e]), &up = linear(call.ups[e]), &down = linear(call.downs[e]);
+    for (const Linear* w : {&gate, &up})
+      if (w->in != width(in) || w->out != inner) refuse("the experts of a mixture must be of one shape");
+    if (down.in != inner || down.out != width(in)) refuse("the experts of a mixture must be of one shape");
+    used.push_back(&gate), used.push_back(&up);
+  }
+  if (!mixture) mixture = std::make_unique<MixtureBuffers>();
+  mixture->grow(shape.max_rows, linears, call);
+  add(std::make_unique<Mixture>(layer, in, make_panels(norm, epsilon, used), std::move(call)));
+}
+
+void Plan::add_await(int layer) { add(std::make_unique<Await>(layer)); }
+
+void Plan::add_logits(int in, uintptr_t norm, float epsilon, int w, float softcap) {
+  if (linear(w).in != width(in)) refuse("the head's width differs from its buffer's");
+  logits_ = linear(w).out;
+  add(std::make_unique<Logits>(in, make_panels(norm, epsilon, {&linear(w)}), w, softcap));
+}
+
+}  // namespace thrifty
