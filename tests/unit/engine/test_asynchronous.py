@@ -128,7 +128,7 @@ def test_an_interrupt_inside_a_call_reaches_its_consumer_as_an_error(
         await asyncio.sleep(0.05)
         check = running.engine.intake.check
 
-        def interrupted(_: Request) -> None:
+        def interrupted(*_: Any) -> None:
             monkeypatch.setattr(running.engine.intake, "check", check)
             raise KeyboardInterrupt
 

@@ -40,8 +40,8 @@ def test_trees_beside_adapters_taps_and_steering(
     trees = Trees(answers, tuple(range(len(WAYS))))
     drafting = Intake._drafting
 
-    def drafted(intake: Intake, tables: Any) -> Drafting:
-        return dataclasses.replace(drafting(intake, tables), strategy=trees)
+    def drafted(intake: Intake, tables: Any, *more: Any) -> Drafting:
+        return dataclasses.replace(drafting(intake, tables, *more), strategy=trees)
 
     monkeypatch.setattr(Intake, "_drafting", drafted)
     for events, handle in zip(without, submit(engine), strict=True):
