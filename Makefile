@@ -29,7 +29,7 @@ unit: $(VENV)/.complete
 lint: $(VENV)/.complete
 	$(BIN)/ruff check src tests training benchmarks docs
 	$(BIN)/ruff format --check src tests training benchmarks docs
-	git ls-files '*.cpp' '*.hpp' | xargs $(BIN)/clang-format --dry-run --Werror
+	find src tests -name '*.[ch]pp' | xargs $(BIN)/clang-format --dry-run --Werror
 
 types: $(VENV)/.complete
 	$(BIN)/mypy
