@@ -157,6 +157,37 @@ class Answer:
         self.usage.decode_seconds = now - self._first
 
 
+class Answered:
+    """What the holder of a request reads of it. answer: the engine's own record."""
+
+    answer: Answer
+
+    @property
+    def identity(self) -> str:
+        """The request's id, which its events carry."""
+        return self.answer.identity
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The answers so far."""
+        return self.answer.samples
+
+    @property
+    def usage(self) -> Usage:
+        """What the request used so far: tokens, those that a shared prefix gave, and seconds."""
+        return self.answer.usage
+
+    @property
+    def error(self) -> Exception | None:
+        """What ended it with finish reason "error"."""
+        return self.answer.error
+
+    @property
+    def finished(self) -> bool:
+        """True once every sample has a finish reason; events may still be waiting to be read."""
+        return self.answer.finished
+
+
 def own_error(error: BaseException) -> Exception:
     """An error as its request tells it. What is no Exception (KeyboardInterrupt, SystemExit) is raised to who stepped;
     to read about it must not interrupt the reader as well.

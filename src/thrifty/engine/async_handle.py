@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from types import TracebackType
 
-from thrifty.engine.answer import Event, Sample, Usage
+from thrifty.engine.answer import Answered, Event
 from thrifty.engine.request import Handle, Result
 from thrifty.errors import ThriftyError
 
@@ -33,7 +33,7 @@ class Mailbox:
             self.handle.cancel()
 
 
-class AsyncHandle:
+class AsyncHandle(Answered):
     """A submitted request: iterate its events, wait for its result, read its usage, cancel it.
 
     It is for one consumer in the event loop that submitted it. Leaving a loop over it leaves the request as it is: read
@@ -50,35 +50,11 @@ class AsyncHandle:
     ) -> None:
         """cancel: has the engine's thread end a request. failure: what stopped the engine, None while it runs."""
         self._handle = handle
+        self.answer = handle.answer
         self._mailbox = mailbox
         self._cancel = cancel
         self._failure = failure
         self._over = False
-
-    @property
-    def identity(self) -> str:
-        """The request's id, which its events carry."""
-        return self._handle.identity
-
-    @property
-    def samples(self) -> list[Sample]:
-        """The answers so far."""
-        return self._handle.samples
-
-    @property
-    def usage(self) -> Usage:
-        """What the request used so far: tokens, those that a shared prefix gave, and seconds."""
-        return self._handle.usage
-
-    @property
-    def error(self) -> Exception | None:
-        """What ended it with finish reason "error"."""
-        return self._handle.error
-
-    @property
-    def finished(self) -> bool:
-        """True once every sample has a finish reason; events may still be waiting to be read."""
-        return self._handle.finished
 
     def __aiter__(self) -> AsyncHandle:
         return self

@@ -12,7 +12,7 @@ from thrifty.arrays import Floats
 from thrifty.decoding.option_values import flag, shown, tables, token_ids, whole
 from thrifty.decoding.sampling import TokenLogprob
 from thrifty.decoding.sampling_parameters import SamplingParameters
-from thrifty.engine.answer import Answer, Event, Listener, Sample, Usage
+from thrifty.engine.answer import Answer, Answered, Event, Listener, Sample, Usage
 from thrifty.engine.media import Embeddings, PromptMedia, flattened, mixed
 from thrifty.engine.prompts import prompt_ids
 from thrifty.engine.steering import layer_numbers, steering_vectors
@@ -168,7 +168,7 @@ class Driver(Protocol):
         ...
 
 
-class Handle:
+class Handle(Answered):
     """A submitted request: stream it, wait for it, cancel it, fork it.
 
     Iterating drives the engine where no other thread does (`Engine.step`), so a script needs no loop of
@@ -189,31 +189,6 @@ class Handle:
         self._engine = engine
         self.answer = answer
         self._read = False
-
-    @property
-    def identity(self) -> str:
-        """The request's id, which its events carry."""
-        return self.request.identity
-
-    @property
-    def samples(self) -> list[Sample]:
-        """The answers so far."""
-        return self.answer.samples
-
-    @property
-    def usage(self) -> Usage:
-        """What the request used so far."""
-        return self.answer.usage
-
-    @property
-    def error(self) -> Exception | None:
-        """What ended it with finish reason "error"."""
-        return self.answer.error
-
-    @property
-    def finished(self) -> bool:
-        """True once every sample has a finish reason; events may still be waiting to be read."""
-        return self.answer.finished
 
     def __iter__(self) -> Iterator[Event]:
         """Events until every sample is finished. Raises the request's error after its last event."""

@@ -103,12 +103,6 @@ template <int B> THRIFTY_INLINE V unpack(const uint8_t* p, int e) {
 #define THRIFTY_PAIRS 1
 THRIFTY_INLINE I load_bytes(const void* p) { return _mm512_loadu_si512(p); }
 THRIFTY_INLINE void store_bytes(void* p, I x) { _mm512_storeu_si512(p, x); }
-// acc += w * x for pairs, x read from memory by the instruction itself: compilers put it into registers, which are
-// short here.
-THRIFTY_INLINE V dot_pairs(V acc, I w, const uint32_t* x) {
-  asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*x));
-  return acc;
-}
 
 // Codes of 2 or 4 bits as bytes: vector k of a vector of codes holds rows kOrder[4k..4k+3] of its 16 lanes in the bytes
 // of each lane.
@@ -152,7 +146,7 @@ THRIFTY_INLINE I dot_bytes(I acc, I codes, const uint32_t* x) {
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(codes), "m"(*x));
   return acc;
 }
-// The same with x in every lane of a register.
+// acc += w * x for pairs of bf16, x in every lane of a register.
 THRIFTY_INLINE V dot_pairs(V acc, I w, I x) { return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x); }
 THRIFTY_INLINE I broadcast_pair(const uint32_t* p) {
   I x;
