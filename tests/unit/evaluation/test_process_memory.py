@@ -20,6 +20,13 @@ def test_the_peak_of_a_span_includes_what_it_freed() -> None:
     assert span.peak >= span.after
 
 
+def test_the_peak_is_never_below_what_is_held_at_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "peak_resident", lambda: 0)
+    with memory.watch() as span:
+        pass
+    assert span.peak == max(span.before, span.after) > 0
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can reset the peak")
 def test_an_earlier_peak_is_forgotten() -> None:
     block = np.ones(80 * MEGABYTE, np.uint8)

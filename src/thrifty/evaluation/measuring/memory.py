@@ -41,8 +41,9 @@ def watch() -> Iterator[ProcessMemory]:
     try:
         yield memory
     finally:
-        memory.peak = peak_resident()
         memory.after = resident()
+        # The kernel counts pages by thread and adds them up late: its peak may lag behind what is resident now.
+        memory.peak = max(peak_resident(), memory.before, memory.after)
 
 
 def release() -> None:
