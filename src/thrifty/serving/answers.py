@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from thrifty.engine.answer import Event
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.engine.request import Result
-from thrifty.serving.bodies import Usage
+from thrifty.serving.bodies.sampling import Usage
 from thrifty.serving.errors import RequestError, described
 from thrifty.serving.metrics import Clock, Metrics
 

@@ -9,26 +9,18 @@ from collections.abc import AsyncIterator, Callable
 from fastapi import FastAPI
 
 from thrifty.engine.engine import Engine
-from thrifty.serving import (
-    anthropic_messages,
-    chat_completions,
-    completions,
-    embeddings,
-    errors,
-    rerank,
-    responses,
-    status,
-    tokens,
-)
-from thrifty.serving.anthropic_errors import AnthropicErrors
-from thrifty.serving.body_limits import BodyLimits
-from thrifty.serving.keys import Keys
+from thrifty.serving import errors, status
+from thrifty.serving.access.body_limits import BodyLimits
+from thrifty.serving.access.keys import Keys
+from thrifty.serving.anthropic import messages
+from thrifty.serving.anthropic.errors import AnthropicErrors
+from thrifty.serving.openai import chat_completions, completions, embeddings, rerank, responses, tokens
 from thrifty.serving.page import routes as page
 from thrifty.serving.service import Service
 from thrifty.version import VERSION
 
 ENDPOINTS = (
-    chat_completions, completions, responses, anthropic_messages, embeddings, rerank, tokens, status,
+    chat_completions, completions, responses, messages, embeddings, rerank, tokens, status,
 )  # fmt: skip
 
 

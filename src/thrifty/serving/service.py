@@ -17,11 +17,11 @@ from thrifty.engine.asynchronous import AsyncEngine
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import PromptError
-from thrifty.serving.bodies import Extensions
+from thrifty.serving.access.text_limits import CHARACTERS, check_texts
+from thrifty.serving.bodies.sampling import Extensions
 from thrifty.serving.errors import RequestError
 from thrifty.serving.metrics import Metrics
 from thrifty.serving.settings import ServerSettings
-from thrifty.serving.text_limits import CHARACTERS, check_texts
 from thrifty.storage.budget import parse_size
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, StrictBool
 
-from thrifty.serving.body import Body
+from thrifty.serving.bodies.body import Body
 from thrifty.serving.errors import RequestError
 
 NAME = r"^[a-zA-Z0-9_.\-]{1,64}$"

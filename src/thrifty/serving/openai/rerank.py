@@ -13,8 +13,8 @@ from fastapi.responses import JSONResponse
 from pydantic import Field, StrictBool, StrictInt
 
 from thrifty.serving.answers import unless_gone
-from thrifty.serving.bodies import Body
-from thrifty.serving.embeddings import embedded
+from thrifty.serving.bodies.sampling import Body
+from thrifty.serving.openai.embeddings import embedded
 from thrifty.serving.service import Service
 
 

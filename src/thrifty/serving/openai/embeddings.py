@@ -12,7 +12,7 @@ from pydantic import StrictInt
 
 from thrifty.arrays import Floats
 from thrifty.serving.answers import unless_gone
-from thrifty.serving.bodies import Body
+from thrifty.serving.bodies.sampling import Body
 from thrifty.serving.errors import RequestError
 from thrifty.serving.service import Service
 

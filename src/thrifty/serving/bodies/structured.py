@@ -9,7 +9,7 @@ from pydantic import Field, StrictBool
 
 from thrifty.decoding.grammar import Grammar
 from thrifty.errors import PromptError
-from thrifty.serving.body import Body
+from thrifty.serving.bodies.body import Body
 from thrifty.serving.errors import RequestError
 
 

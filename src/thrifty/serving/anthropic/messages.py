@@ -12,12 +12,12 @@ from pydantic import Field, StrictBool, StrictInt
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.answer import Event
 from thrifty.engine.async_handle import AsyncHandle
+from thrifty.serving.access.keys import key_of
 from thrifty.serving.answers import STREAMED, StreamForm, named_event, streamed, unless_gone, whole
-from thrifty.serving.anthropic_errors import DOCUMENTED, error_body
-from thrifty.serving.bodies import Body, Extensions
+from thrifty.serving.anthropic.errors import DOCUMENTED, error_body
+from thrifty.serving.bodies.chat_messages import checked, text_of
+from thrifty.serving.bodies.sampling import Body, Extensions
 from thrifty.serving.errors import RequestError, described
-from thrifty.serving.keys import key_of
-from thrifty.serving.messages import checked, text_of
 from thrifty.serving.service import Service
 
 

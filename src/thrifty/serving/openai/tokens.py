@@ -8,9 +8,9 @@ from fastapi import APIRouter
 from pydantic import StrictInt
 
 from thrifty.engine.prompts import prompt_ids
-from thrifty.serving.body import Body
+from thrifty.serving.bodies.body import Body
+from thrifty.serving.bodies.chat_messages import checked
 from thrifty.serving.errors import RequestError
-from thrifty.serving.messages import checked
 from thrifty.serving.service import Service
 
 

@@ -12,11 +12,11 @@ from pydantic import StrictInt
 
 from thrifty.engine.answer import Event
 from thrifty.engine.async_handle import AsyncHandle
-from thrifty.serving import logprobs as shown
+from thrifty.serving.access.keys import key_of
 from thrifty.serving.answers import STREAMED, streamed, unless_gone, usage_of, whole
-from thrifty.serving.bodies import SamplingBody
+from thrifty.serving.bodies.sampling import SamplingBody
 from thrifty.serving.errors import RequestError
-from thrifty.serving.keys import key_of
+from thrifty.serving.openai import logprobs as shown
 from thrifty.serving.service import Service
 
 MAX_TOKENS = 16  # OpenAI's default

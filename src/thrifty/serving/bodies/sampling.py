@@ -8,9 +8,9 @@ from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
-from thrifty.serving.body import Body
+from thrifty.serving.bodies.body import Body
+from thrifty.serving.bodies.structured import ResponseFormat, StructuredOutputs, grammar_of
 from thrifty.serving.errors import RequestError
-from thrifty.serving.structured import ResponseFormat, StructuredOutputs, grammar_of
 
 
 class StreamOptions(Body):

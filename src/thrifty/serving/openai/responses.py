@@ -11,12 +11,12 @@ from pydantic import Field, StrictBool, StrictInt
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.async_handle import AsyncHandle
+from thrifty.serving.access.keys import key_of
 from thrifty.serving.answers import STREAMED, streamed, unless_gone, whole
-from thrifty.serving.bodies import Body, Extensions
+from thrifty.serving.bodies.chat_messages import checked, text_of
+from thrifty.serving.bodies.sampling import Body, Extensions
 from thrifty.serving.errors import RequestError
-from thrifty.serving.keys import key_of
-from thrifty.serving.messages import checked, text_of
-from thrifty.serving.response_events import ResponseEvents, response_form
+from thrifty.serving.openai.response_events import ResponseEvents, response_form
 from thrifty.serving.service import Service
 
 PARTS = ("input_text", "output_text", "text")

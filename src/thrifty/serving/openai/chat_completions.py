@@ -11,12 +11,12 @@ from pydantic import Field, StrictBool, StrictInt
 
 from thrifty.engine.answer import Event, Sample
 from thrifty.engine.async_handle import AsyncHandle
-from thrifty.serving import logprobs as shown
+from thrifty.serving.access.keys import key_of
 from thrifty.serving.answers import STREAMED, streamed, unless_gone, usage_of, whole
-from thrifty.serving.bodies import SamplingBody
+from thrifty.serving.bodies.chat_messages import checked
+from thrifty.serving.bodies.sampling import SamplingBody
 from thrifty.serving.errors import RequestError
-from thrifty.serving.keys import key_of
-from thrifty.serving.messages import checked
+from thrifty.serving.openai import logprobs as shown
 from thrifty.serving.service import Service
 from thrifty.serving.tool_calls.calling import Calling
 from thrifty.serving.tool_calls.offer import Offer, ToolBody, ToolChoice, offer_of
