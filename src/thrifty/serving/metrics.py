@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from thrifty.engine.answer import Usage
+from thrifty.engine.answer import Event, Usage
 from thrifty.engine.engine import Engine
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
@@ -40,6 +40,9 @@ class Metrics:
         self._between = histogram("inter_token_latency_seconds", "From a token of a sample to its next one.")
         self._whole = histogram("e2e_request_latency_seconds", "From submission to the last token.")
         self._queue = histogram("request_queue_time_seconds", "From submission to admission.")
+        # What is counted for every token is looked up by its label once.
+        self.generated = self._generated.labels(model).inc
+        self.between = self._between.labels(model).observe
 
     def watch(self, engine: Engine) -> None:
         """Tell what this engine holds from now on."""
@@ -53,14 +56,6 @@ class Metrics:
     def read(self, prompt: int) -> None:
         """A text of so many tokens was embedded."""
         self._prompt.labels(self._model).inc(prompt)
-
-    def between(self, seconds: float) -> None:
-        """Time from one token of a sample to the next."""
-        self._between.labels(self._model).observe(seconds)
-
-    def generated(self, tokens: int) -> None:
-        """So many tokens were answered."""
-        self._generated.labels(self._model).inc(tokens)
 
     def ended(self, usage: Usage, reasons: list[str | None], seconds: float) -> None:
         """A request is over. seconds: since its submission."""
@@ -116,15 +111,20 @@ class Clock:
         self._last: dict[int, float] = {}
         self._tokens = 0
 
-    def token(self, sample: int) -> None:
-        """A sample got a token."""
-        self._tokens += 1
-        self._metrics.generated(1)
-        now = time.perf_counter()
-        before = self._last.get(sample)
-        self._last[sample] = now
-        if before is not None:
-            self._metrics.between(now - before)
+    def tokens(self, events: Iterable[Event]) -> None:
+        """These events came, in which samples may have got tokens."""
+        now, count = time.perf_counter(), 0
+        for event in events:
+            if event.token is None:
+                continue
+            count += 1
+            before = self._last.get(event.sample)
+            self._last[event.sample] = now
+            if before is not None:
+                self._metrics.between(now - before)
+        if count:
+            self._tokens += count
+            self._metrics.generated(count)
 
     def ended(self, usage: Usage, reasons: list[str | None]) -> None:
         """The request is over; tokens that nobody was told of are counted too."""
