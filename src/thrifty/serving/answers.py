@@ -142,6 +142,7 @@ def usage_of(handle: AsyncHandle) -> Usage:
         total_tokens=used.prompt_tokens + used.generated_tokens,
         prompt_tokens_details={"cached_tokens": used.cached_tokens},
         thrifty={
+            "kv_bytes": used.kv_bytes,
             "queued_seconds": round(used.queued_seconds, 4),
             "prefill_seconds": round(used.prefill_seconds, 4),
             "decode_seconds": round(used.decode_seconds, 4),

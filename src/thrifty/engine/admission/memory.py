@@ -211,6 +211,8 @@ class EngineMemory(RequestBounds):
         if sequence.cache is not None:
             self._drop_hidden(sequence)
             self.cache.release(sequence.cache)
+            if sequence.cache.reservation is not None:
+                sequence.answer.usage.kv_bytes += sequence.cache.reservation.peak
             sequence.cache = None
 
     def hold_grammars(self, nbytes: int) -> None:
