@@ -12,15 +12,20 @@ from prometheus_client.registry import Collector
 
 from thrifty.engine.answer import Event, Usage
 from thrifty.engine.engine import Engine
+from thrifty.serving.tracing import Spans
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 
 
 class Instruments:
-    """Counters and times of all served models, labelled by the model; what engines hold is read when somebody asks."""
+    """Counters and times of all served models, labelled by the model; what engines hold is read when somebody asks.
+
+    spans: what makes spans of requests that are over, where the operator wants them.
+    """
 
     def __init__(self) -> None:
+        self.spans: Spans | None = None
         self._registry = CollectorRegistry()
         self.held = _Held()
         self._registry.register(self.held)
@@ -85,6 +90,8 @@ class Metrics:
 
     def ended(self, usage: Usage, reasons: list[str | None], seconds: float) -> None:
         """A request is over. seconds: since its submission."""
+        if self.instruments.spans is not None:
+            self.instruments.spans.ended(self._model, usage, reasons, seconds)
         name = self._model
         self.instruments.hits.labels(name).inc(usage.cached_tokens)
         self.instruments.preemptions.labels(name).inc(usage.preemptions)

@@ -78,6 +78,9 @@ def command(
     drain: Annotated[
         float, typer.Option(min=0, help="Seconds that answers under way get to end when the server is told to stop.")
     ] = 30.0,
+    traces: Annotated[
+        bool, typer.Option("--traces", help="Send a span of each request, as OTEL_EXPORTER_OTLP_ENDPOINT says.")
+    ] = False,
     memory: options.Memory = None,
     process_memory: options.ProcessMemory = None,
     threads: options.Threads = None,
@@ -115,6 +118,7 @@ def command(
         model_room=model_room,
         adapter_folder=adapters_from,
         request_recipes=request_recipes,
+        traces=traces,
         drain_seconds=drain,
     )
 
