@@ -45,7 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with cost.EngineProcess(path, options.threads) as engine:
             engine.sleep()
-            known = kinds(path, options.threads, options.peers, engine.end_ids, goodput.CHATS, goodput.CONTEXT)
+            known = kinds(
+                path, options.threads, options.peers, engine.end_ids, goodput.CHATS, goodput.CONTEXT, options.more
+            )
             if "goodput" in options.part:
                 _goodput(options, [known[name] for name in options.servers], document)
             if "cost" in options.part:
@@ -120,9 +122,10 @@ def show(document: dict[str, Any]) -> None:
             )
     if rounds := document.get("cost"):
         median = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+        shares = f"{median['async_share']:.3f} and {median['server_share']:.3f}"
         print(
             f"batch {cost.CHATS}: engine {median['engine']:.1f}, AsyncEngine {median['async']:.1f}, server "
-            f"{median['server']:.1f} tokens/s (of the engine's: {median['async_share']:.3f}, {median['server_share']:.3f})"
+            f"{median['server']:.1f} tokens/s (of the engine's {shares})"
         )
         print(f"the server adds {median['added_ms']:.2f} ms to {median['first_ms']:.2f} ms to the first token")
     for name, error in document["errors"].items():
@@ -151,6 +154,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--part", choices=PARTS, action="append", help="one of them; both unless given")
     parser.add_argument("--servers", default="thrifty,llama.cpp,openvino", help="names, with commas")
     parser.add_argument("--peers", default=sys.executable, help="a Python that has the peers")
+    parser.add_argument("--more", default="", help="words for Thrifty's server, such as '--prefill-slice 25'")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60.0, help="of a server in a round of goodput")
     parser.add_argument("--rounds", type=int, default=2, help="of goodput")

@@ -38,9 +38,11 @@ class ServerKind:
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
-def kinds(path: Path, threads: int, peers: str, ends: list[int], chats: int, context: int) -> dict[str, ServerKind]:
+def kinds(
+    path: Path, threads: int, peers: str, ends: list[int], chats: int, context: int, more: str = ""
+) -> dict[str, ServerKind]:
     """All that are known. peers: a Python that has the peers' packages. ends: tokens that end an answer. chats,
-    context: how many at a time, and tokens of each.
+    context: how many at a time, and tokens of each. more: words for Thrifty's server.
     """
     count = str(threads)
     banned = {"logit_bias": {str(token): -100 for token in ends}}
@@ -49,7 +51,7 @@ def kinds(path: Path, threads: int, peers: str, ends: list[int], chats: int, con
             "thrifty",
             (
                 sys.executable, "-m", "thrifty", "serve", str(path), "--name", MODEL, "--port", "{port}",
-                "--threads", count,
+                "--threads", count, *more.split(),
             ),
             {"ignore_eos": True},
         ),
@@ -91,6 +93,11 @@ class ServerProcess:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._process.pid
 
     def wake(self) -> None:
         """Let it run."""
