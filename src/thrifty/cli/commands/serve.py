@@ -96,7 +96,7 @@ def command(
     no_copy: options.NoCopy = False,
     as_json: options.Json = False,
 ) -> None:
-    """Serve a model, or several (--model), by OpenAI's API and Anthropic's, with a page to try it at /.
+    """Serve a model by OpenAI's API and Anthropic's, or several (--model), with a page to try it at /.
 
     With --json the address is one line of JSON on standard output, once the server listens.
     """
