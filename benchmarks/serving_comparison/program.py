@@ -1,8 +1,8 @@
 """Thrifty's server beside its peers' under one load, and beside its own engine: alternating rounds.
 
-    .venv-peers/bin/python benchmarks/serving.py                  # both parts; about 11 minutes on a quiet machine
-    .venv/bin/python benchmarks/serving.py --part cost            # about 3 minutes; needs no peers
-    .venv-peers/bin/python benchmarks/serving.py --part goodput --seconds 45 --rounds 2
+    .venv/bin/python benchmarks/serving.py --peers .venv-peers/bin/python   # both parts; about 11 minutes
+    .venv/bin/python benchmarks/serving.py --part cost                      # about 4; needs no peers
+    .venv/bin/python benchmarks/serving.py --part goodput --servers thrifty --more "--prefill-slice 25"
 
 goodput: 8 chats at a time, prompts of 1024 tokens of which the first 512 are shared, answers of 128, for --seconds a
 round; the requests a second whose first token came within 2 s and whose later tokens took 60 ms at most.

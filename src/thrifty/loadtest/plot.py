@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 300, 64, 16, 36, 44
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 300, 64, 24, 36, 44
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#333}.title{font-size:14px;font-weight:600}.grid{stroke:#ddd}"
     ".axis{stroke:#888}polyline{fill:none;stroke-width:2}.limit{stroke:#c33;stroke-dasharray:5 4}"
@@ -47,6 +48,13 @@ def run_plot(document: dict[str, Any], objectives: dict[str, float]) -> str:
     return _document(panels)
 
 
+def round_steps(highest: float) -> list[float]:
+    """From 0 up to `highest` in four to nine steps of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(highest / 4))
+    step = max(factor * power for factor in (1, 2, 5) if factor * power * 4 <= highest * (1 + 1e-9))
+    return [round(place * step, 12) for place in range(math.floor(highest / step * (1 + 1e-9)) + 1)]
+
+
 def _document(panels: Sequence[str]) -> str:
     height = HEIGHT * len(panels)
     return (
@@ -74,11 +82,13 @@ def _panel(
         return round(across, 1), round(bottom - (bottom - TOP) * y / highest, 1)
 
     parts = [f'<text class="title" x="{LEFT}" y="20">{escape(title)}</text>']
-    for step in range(5):
-        x, y = at(last * step / 4, highest * step / 4)
+    for value in round_steps(highest):
+        _, y = at(0, value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{highest * step / 4:.3g}</text>')
-        parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{last * step / 4:.3g}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{value:g}</text>')
+    for value in round_steps(last):
+        x, _ = at(value, 0)
+        parts.append(f'<text x="{x}" y="{bottom + 16}" text-anchor="middle">{value:g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(below)}</text>')
     for place, (name, values) in enumerate(series.items()):

@@ -16,6 +16,7 @@ from thrifty.loadtest.goodput import good, parse_objectives
 from thrifty.loadtest.lengths import Lengths, Shape, read_shapes, repeated
 from thrifty.loadtest.load import Measured
 from thrifty.loadtest.outcome import Outcome
+from thrifty.loadtest.plot import round_steps
 from thrifty.loadtest.prompts import Scale
 from thrifty.loadtest.sweep import kept_up, parse_rates, rates_around, saturation
 
@@ -166,3 +167,10 @@ def test_rates_of_a_sweep() -> None:
     assert rates_around(2.0) == (0.5, 1.0, 1.5, 1.8, 2.0, 2.2, 2.5)
     with pytest.raises(LoadError, match="no request was answered"):
         rates_around(0.0)
+
+
+@pytest.mark.parametrize("highest", [0.0031, 0.4, 1.0, 1.05, 4.0, 9.99, 262.0, 3e6])
+def test_axes_have_round_numbers(highest: float) -> None:
+    steps = round_steps(highest)
+    assert 5 <= len(steps) <= 11 and steps[0] == 0 and steps[-1] <= highest * 1.000001 < steps[-1] + steps[1] * 1.00001
+    assert f"{steps[1]:e}"[0] in "125" and steps[1] == pytest.approx(float(f"{steps[1]:.0e}"))
