@@ -108,12 +108,11 @@ def streamed(
                 async with contextlib.aclosing(handle.batches(keep_alive)) as batches:
                     async for events in batches:
                         clock.tokens(events)
-                        told = [event for event in events if event.finish_reason != "cancelled"]
+                        # Who ended a sample that was cancelled is said when all are over.
+                        told = (event for event in events if event.finish_reason != "cancelled")
                         lines = [form.line(chunk) for event in told for chunk in chunks(event)]
                         if lines or not events:
                             yield b"".join(lines) or form.ping
-                        if len(told) < len(events):
-                            break
                 _check_end(handle)
                 for chunk in last():
                     yield form.line(chunk)

@@ -16,6 +16,7 @@ import uvicorn
 from thrifty.serving.app import create_app
 from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.settings import ServerError, ServerSettings
+from thrifty.serving.waking import WakingServer
 
 _LOG = logging.getLogger("thrifty.serving")
 
@@ -43,37 +44,12 @@ def serve(models: ModelShelf, listening: Callable[[str], None] | None = None) ->
         raise models.failure
 
 
-class _Draining(uvicorn.Server):
+class _Draining(WakingServer):
     """Ends the answers that are not over in time itself, so that each client is told why."""
 
     def __init__(self, config: uvicorn.Config, models: ModelShelf) -> None:
-        self._asked_to_end = threading.Event()
-        self._woken: asyncio.Event | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         super().__init__(config)
         self._models = models
-
-    @property
-    def should_exit(self) -> bool:
-        """Whether it was told to end."""
-        return self._asked_to_end.is_set()
-
-    @should_exit.setter
-    def should_exit(self, value: bool) -> None:
-        """Set by uvicorn's signal handlers and by whoever ends the server."""
-        if value:
-            self._asked_to_end.set()
-        if value and self._loop is not None and self._woken is not None:
-            self._loop.call_soon_threadsafe(self._woken.set)
-
-    async def main_loop(self) -> None:
-        """uvicorn's own looks ten times a second whether it is to end; this one is told. Once a second is left, for the
-        Date header.
-        """
-        self._loop, self._woken = asyncio.get_running_loop(), asyncio.Event()
-        while not await self.on_tick(0):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), 1.0)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
