@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import statistics
 import sys
 from dataclasses import dataclass, replace
@@ -15,7 +16,8 @@ from benchmarks.serving_comparison.rates import moments_of, together
 from benchmarks.serving_comparison.servers import ServerProcess
 
 from thrifty.loadtest.load import Load, Measured, send
-from thrifty.loadtest.prompts import Prompt
+from thrifty.loadtest.prompts import WORDS, Prompt, Scale, words
+from thrifty.loadtest.workload import PROBES
 
 CHATS, PROMPT, TOKENS = 8, 64, 320  # short prompts, so that all decode together for long
 FIRSTS = 15  # single requests of a round, for the time to the first token
@@ -33,6 +35,15 @@ class EngineProcess:
     def ask(self, **request: Any) -> dict[str, Any]:
         """One request; it runs until the answer is there."""
         return self._worker.ask(TIMEOUT, **request)
+
+    def scale(self) -> Scale:
+        """What words weigh in the tokens of this model, in a chat with a system prompt."""
+        chance, counted = random.Random(0), []
+        for count in PROBES:
+            text = words(count, chance)
+            tokens = self.ask(op="tokens", system=WORDS[0], user=text)["tokens"]
+            counted.append((count + 1, tokens))
+        return Scale.of(*counted)
 
     def sleep(self) -> None:
         """Stop it until the next one."""

@@ -2,6 +2,7 @@
 
     {"op": "load", "path": "model.gguf", "threads": 2}  → {"end_ids": [2]}
     {"op": "throughput", "how": "engine", "chats": 8, "prompt": 128, "tokens": 192, "seed": 1}  → {"tok_s": 350.0}
+    {"op": "tokens", "system": "…", "user": "…"}  → {"tokens": 120}
     {"op": "first", "text": "Say something."}  → {"seconds": 0.02}
 
 how: "engine", steps in a loop; "async", AsyncEngine with a task a chat, as the server has them.
@@ -36,7 +37,12 @@ class EngineWorker:
 
     def answer(self, op: str, **request: Any) -> dict[str, Any]:
         """The reply to one request. Raises what the engine raises."""
-        operations = {"load": self._load, "throughput": self._throughput, "first": self._first}
+        operations = {
+            "load": self._load,
+            "tokens": self._tokens,
+            "throughput": self._throughput,
+            "first": self._first,
+        }
         return operations[op](**request)
 
     def _open(self) -> Engine:
@@ -54,6 +60,11 @@ class EngineWorker:
         self._path, self._threads = path, threads
         self._first("Say something about rivers.")
         return {"end_ids": sorted(self.engine.probe().end_ids)}
+
+    def _tokens(self, system: str, user: str) -> dict[str, Any]:
+        """Of a conversation through the template."""
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        return {"tokens": len(self.engine.model.encode_chat(messages))}
 
     def _throughput(self, how: str, chats: int, prompt: int, tokens: int, seed: int) -> dict[str, Any]:
         prompts = random_prompts(self.engine.model.config.vocabulary_size, prompt, chats, seed)

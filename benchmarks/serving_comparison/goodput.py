@@ -11,7 +11,8 @@ from benchmarks.serving_comparison.servers import ServerProcess
 from thrifty.loadtest.figures import figures
 from thrifty.loadtest.lengths import Lengths
 from thrifty.loadtest.load import Load, Measured, send
-from thrifty.loadtest.workload import Workload, weigh
+from thrifty.loadtest.prompts import Scale
+from thrifty.loadtest.workload import Workload
 
 CHATS, PROMPT, SHARED, ANSWER = 8, 1024, 512, 128
 CONTEXT = 2048  # tokens of a prompt and its answer, with room for a tokenizer of another mind
@@ -21,11 +22,14 @@ MOST = 2000  # requests; the time ends sooner
 
 @dataclass(frozen=True)
 class GoodputLoad:
-    """One round of one server. number: of the round, whose prompts no other round has."""
+    """One round of one server. number: of the round, whose prompts no other round has. scale: what words weigh; all
+    servers get the same texts.
+    """
 
     server: ServerProcess
     seconds: float
     number: int
+    scale: Scale
 
     def measure(self) -> dict[str, Any]:
         """The figures, as `bench-serve` has them. Requests under way when the time is over do not count."""
@@ -43,7 +47,7 @@ class GoodputLoad:
         workload = Workload(
             MOST, Lengths(PROMPT, PROMPT), Lengths(ANSWER, ANSWER), prefix_tokens=SHARED, seed=self.number
         )
-        prompts = workload.prompts(await weigh(self.server.endpoint, workload))
+        prompts = workload.prompts(self.scale)
         stop = asyncio.Event()
         asyncio.get_running_loop().call_later(self.seconds, stop.set)
         return await send(Load(prompts, concurrency=CHATS), self.server.endpoint.ask, stop=stop)

@@ -77,7 +77,7 @@ def handler(batching: Batching) -> type[BaseHTTPRequestHandler]:
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
-            count = 0
+            read, count = batching.tokenizer.encode(text).input_ids.shape[1], 0
             while count < body["max_tokens"]:
                 with batching.changed:
                     while not handle.can_read():
@@ -86,7 +86,7 @@ def handler(batching: Batching) -> type[BaseHTTPRequestHandler]:
                     count += len(output.generated_ids)
                     piece = batching.tokenizer.decode(output.generated_ids) or " "
                     self.chunk({"choices": [{"index": 0, "delta": {"content": piece}}]})
-            self.chunk({"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": count}})
+            self.chunk({"choices": [], "usage": {"prompt_tokens": read, "completion_tokens": count}})
             self.wfile.write(b"data: [DONE]\n\n")
 
         def chunk(self, content: dict[str, Any]) -> None:

@@ -28,6 +28,8 @@ from benchmarks.comparison.quiet import listening
 from benchmarks.serving_comparison import cost, goodput
 from benchmarks.serving_comparison.servers import ServerKind, ServerProcess, kinds
 
+from thrifty.loadtest.prompts import Scale
+
 PARTS = ("goodput", "cost")
 
 
@@ -44,12 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     code = 0
     try:
         with cost.EngineProcess(path, options.threads) as engine:
+            scale = engine.scale()
             engine.sleep()
             known = kinds(
                 path, options.threads, options.peers, engine.end_ids, goodput.CHATS, goodput.CONTEXT, options.more
             )
             if "goodput" in options.part:
-                _goodput(options, [known[name] for name in options.servers], document)
+                _goodput(options, [known[name] for name in options.servers], scale, document)
             if "cost" in options.part:
                 _cost(options, known["thrifty"], engine, document)
     except TooNoisy as error:
@@ -61,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
-def _goodput(options: argparse.Namespace, chosen: list[ServerKind], document: dict[str, Any]) -> None:
+def _goodput(options: argparse.Namespace, chosen: list[ServerKind], scale: Scale, document: dict[str, Any]) -> None:
     """Every server once a round; they are started together and stopped between their turns."""
     servers: dict[str, ServerProcess] = {}
     found = document["goodput"] = {}
@@ -77,7 +80,7 @@ def _goodput(options: argparse.Namespace, chosen: list[ServerKind], document: di
                 document["errors"][kind.name] = str(error)
         for number in range(options.rounds):
             for name, server in servers.items():
-                load = goodput.GoodputLoad(server, options.seconds, number)
+                load = goodput.GoodputLoad(server, options.seconds, number, scale)
                 found[name].append(_quiet(options, document, f"{name}, round {number + 1}", load.measure))
     finally:
         for server in servers.values():
