@@ -36,7 +36,7 @@ def _parts(config: ModelConfig) -> Iterator[Part]:
         if layer.experts and config.experts is not None:
             yield from _mixture(f"{name}.mlp", config, config.experts)
         else:
-            yield from _mlp(f"{name}.mlp", config, config.intermediate_size)
+            yield from _mlp(f"{name}.mlp", config, config.inner(index))
         if config.post_norms:
             yield from _norm(f"{name}.post_mlp_norm", config)
     yield from _norm("final_norm", config)

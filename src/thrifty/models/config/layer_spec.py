@@ -149,7 +149,8 @@ class RecurrentSpec:
 class LayerSpec:
     """One layer. mixer: how a token meets the tokens before it; "recurrent" has its own `recurrent` sizes and neither
     window nor rope ("latent" is known by name only). window: tokens of attention (None: all). experts: whether its MLP
-    is a mixture of experts. heads, kv_heads, head_dim: of its attention, None for the model's.
+    is a mixture of experts. heads, kv_heads, head_dim: of its attention; intermediate_size: of its MLP; None for the
+    model's.
     """
 
     window: int | None
@@ -160,6 +161,7 @@ class LayerSpec:
     heads: int | None = None
     kv_heads: int | None = None
     head_dim: int | None = None
+    intermediate_size: int | None = None
 
     @property
     def keeps_all(self) -> bool:
@@ -176,9 +178,14 @@ class LayerSpec:
         check_choice(f"{name}.mixer", self.mixer, ("attention", "recurrent", "latent"))
         if self.window is not None:
             check_integer(f"{name}.window", self.window, 1, LIMITS["window"])
-        for field in ("heads", "kv_heads", "head_dim"):
+        for field in ("heads", "kv_heads", "head_dim", "intermediate_size"):
             if getattr(self, field) is not None:
                 check_integer(f"{name}.{field}", getattr(self, field), 1, LIMITS[field])
+        if self.experts and self.intermediate_size is not None:
+            raise ConfigError(
+                f"{name} has experts and intermediate_size {self.intermediate_size}; experts have sizes of their own: "
+                "leave it out."
+            )
         if (self.mixer == "recurrent") != (self.recurrent is not None):
             raise ConfigError(
                 f"{name}.mixer is {self.mixer!r} and {name}.recurrent is {self.recurrent}; the mixer 'recurrent' has "
