@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thrifty.arrays import Floats
+from thrifty.engine.plan.recurrent import PROJECTIONS, RecurrentBuffers, add_recurrence
 from thrifty.errors import KernelError
 from thrifty.kernels import dispatch
-from thrifty.models.config.layer_spec import RecurrentSpec
-from thrifty.models.config.model_config import ModelConfig, RopeConfig
+from thrifty.models.config.model_config import ModelConfig, RecurrentSpec, RopeConfig
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
@@ -20,24 +20,6 @@ if TYPE_CHECKING:
 HIDDEN = 0  # the first buffer of a native plan is the hidden state
 NONE = -1  # of a buffer: there is none
 LOGITS = -2  # the layer of what runs where logits are wanted
-
-
-@dataclass(frozen=True)
-class RecurrentBuffers:
-    """The buffers of recurrent layers of one shape, by number."""
-
-    query: int
-    key: int
-    value: int
-    decay: int
-    gate: int
-    out: int
-
-    @classmethod
-    def of(cls, spec: RecurrentSpec, add: Callable[[int], int]) -> RecurrentBuffers:
-        """New ones. add: makes a buffer of a width."""
-        keys, values = spec.key_width, spec.value_width
-        return cls(add(keys), add(keys), add(values), add(spec.decay_width), add(values), add(values))
 
 
 @dataclass(frozen=True)
@@ -134,21 +116,13 @@ class PlanBuilder:
             self._recurrent(index, spec)
 
     def _recurrent(self, index: int, spec: RecurrentSpec) -> None:
-        """Gated linear attention: projections, the recurrence over the rows, and what it adds to the hidden state."""
-        native, path, buffers = self.native, f"layers.{index}.recurrent", self.recurrent[spec]
+        """What the recurrence makes of the normed hidden state is added to it."""
+        path, buffers = f"layers.{index}.recurrent", self.recurrent[spec]
         source, norm = self._normed(index, f"layers.{index}.attention_norm")
-        for names in (("query", "key", "value"), ("decay", "gate")):
-            linears, outs = (
-                [self._named(f"{path}.{name}") for name in names],
-                [getattr(buffers, name) for name in names],
-            )
-            native.add_project(layer=index, source=source, **norm, linears=linears, outs=outs)
-        native.add_recur(
-            layer=index, query=buffers.query, key=buffers.key, value=buffers.value, decay=buffers.decay,
-            gate=buffers.gate, out=buffers.out, norm=self._weights(f"{path}.norm"), epsilon=self.config.norm_epsilon,
-            scale=spec.key_dim**-0.5, temperature=spec.temperature, heads=spec.heads, key_dim=spec.key_dim,
-            value_dim=spec.value_dim,
-        )  # fmt: skip
+        linears = {name: self._named(f"{path}.{name}") for name in PROJECTIONS}
+        inner_norm, epsilon = self._weights(f"{path}.norm"), self.config.norm_epsilon
+        assert inner_norm is not None, "a recurrent layer has a norm of its own"
+        add_recurrence(self.native, index, spec, buffers, (source, norm), linears, inner_norm, epsilon)
         self._residual(index, buffers.out, self._named(f"{path}.output"), "post_attention_norm")
 
     def _attention(self, index: int) -> None:

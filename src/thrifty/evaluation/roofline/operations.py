@@ -105,7 +105,7 @@ def query_width(config: ModelConfig, layer: int) -> int:
 
 def _recurrence(layer: int, spec: RecurrentSpec, rows: int, nbytes: int) -> Operation:
     """A state's part in `rows` tokens: decay, key times value, and the query's product with it."""
-    return Operation(RECURRENCE, layer, 5 * spec.state_numbers * rows, 0, nbytes, "f32")
+    return Operation(RECURRENCE, layer, spec.step_operations * rows, 0, nbytes, "f32")
 
 
 def attended(tokens: int, window: int | None) -> int:
