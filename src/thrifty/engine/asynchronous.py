@@ -116,6 +116,11 @@ class AsyncEngine:
         mean: Floats = (total / len(tokens)).astype(np.float32)
         return mean
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What stopped the engine; None while it takes requests."""
+        return self._failure
+
     def probe(self) -> EngineProbe:
         """See `Engine.probe`."""
         return self.engine.probe()
