@@ -296,7 +296,9 @@ def test_layers_that_no_cache_holds_get_no_remedy_that_does_not_help(native: boo
     model = tiny_model(packed=True, config=tiny_config(2))
     latent = dataclasses.replace(model.config.layers[1], mixer="latent")
     model.config = dataclasses.replace(model.config, layers=(model.config.layers[0], latent))
-    with pytest.raises(ConfigError, match=r"layers\.1 mixes by latent attention, which the cache does not hold") as error:
+    with pytest.raises(
+        ConfigError, match=r"layers\.1 mixes by latent attention, which the cache does not hold"
+    ) as error:
         Engine(model, native=native)
     assert "native=False" not in str(error.value)
 
