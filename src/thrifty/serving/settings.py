@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 
 from thrifty.errors import ThriftyError
 
@@ -16,8 +17,6 @@ class ServerError(ThriftyError):
 class ServerSettings:
     """How the server is reached, who may use it, and what a request may ask for."""
 
-    #: The name under which clients ask for the model.
-    model: str
     #: The address to listen at.
     host: str = "127.0.0.1"
     #: 0: any that is free.
@@ -36,8 +35,22 @@ class ServerSettings:
     prompts: int = 64
     #: Most texts of one request for embeddings or an order.
     texts: int = 2048
-    #: Whether a request may choose cache techniques and a bound on its cache.
+    #: Whether a request may choose techniques of cache and decoding, and a bound on its cache.
     request_recipes: bool = True
+    #: Names of those that it may choose. None: any.
+    request_techniques: tuple[str, ...] | None = None
+    #: Most bytes that a request's cache may take; also of one that brings no bound. None: as many as there are.
+    request_cache_memory: int | None = None
+    #: The highest priority that a request may ask for, and the lowest below zero; 0: none.
+    priority: int = 0
+    #: Most requests of one key that are answered at a time. None: as many as come.
+    key_requests: int | None = None
+    #: Adapters in it may be loaded and unloaded by requests. None: the adapters are those of the start.
+    adapter_folder: Path | None = None
+    #: Seconds that a request waits for its model to be loaded.
+    load_seconds: float = 120.0
+    #: Bytes that each of several loaded models has beside its weights, at least.
+    model_room: int = 64_000_000
     #: Seconds between comments that keep a silent stream open.
     keep_alive_seconds: float = 15.0
     #: Seconds that answers under way get to end when the server is told to stop.
@@ -49,6 +62,10 @@ class ServerSettings:
             raise ServerError(
                 f"host {self.host} can be reached from other machines, and no API key is set: give --api-key (or "
                 "THRIFTY_API_KEY), listen at 127.0.0.1, or say --public if everybody may use it"
+            )
+        if self.key_requests is not None and not self.api_keys:
+            raise ServerError(
+                "a bound on the requests of a key needs keys: give --api-key, or leave --key-requests out"
             )
         if any(not key for key in self.api_keys):
             raise ServerError("an API key is empty; give one of at least 1 character, or leave --api-key out")

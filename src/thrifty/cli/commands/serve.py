@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from thrifty.cli.shared import opening, options, output
+from thrifty.cli.shared import opening, options, output, serve_options
+from thrifty.cli.shared.served_models import served_adapters, served_models
 
 EXAMPLE = "thrifty serve smollm2-135m --memory 300MB --port 8000"
 
 
 def command(
-    model: options.ModelName,
+    model: serve_options.OneModel = None,
+    models: serve_options.Models = None,
     recipe: options.RecipePath = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8000,
@@ -28,10 +29,16 @@ def command(
     name: Annotated[str | None, typer.Option(help="Name that clients ask for. Default: MODEL.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Most tokens of a prompt and its answer.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Most sequences at a time.")] = 16,
-    queue: Annotated[int, typer.Option(min=0, help="Most requests that wait; more are refused with 429.")] = 64,
-    request_recipes: Annotated[
-        bool, typer.Option(help="Whether requests may choose cache techniques and a bound on their cache.")
-    ] = True,
+    queue: Annotated[int, typer.Option(min=1, help="Most requests that wait; more are refused with 429.")] = 64,
+    adapters: serve_options.Adapters = None,
+    adapters_from: serve_options.AdaptersFrom = None,
+    model_room: serve_options.ModelRoom = 64_000_000,
+    request_recipes: serve_options.RequestRecipes = True,
+    request_techniques: serve_options.RequestTechniques = None,
+    request_cache_memory: serve_options.RequestCacheMemory = None,
+    drafts: serve_options.Drafts = None,
+    priority: serve_options.Priority = 0,
+    key_requests: serve_options.KeyRequests = None,
     drain: Annotated[
         float, typer.Option(min=0, help="Seconds that answers under way get to end when the server is told to stop.")
     ] = 30.0,
@@ -42,7 +49,7 @@ def command(
     no_copy: options.NoCopy = False,
     as_json: options.Json = False,
 ) -> None:
-    """Serve a model by OpenAI's API and Anthropic's, streamed or whole, with a page to try it at /.
+    """Serve a model, or several (--model), by OpenAI's API and Anthropic's, with a page to try it at /.
 
     With --json the address is one line of JSON on standard output, once the server listens.
     """
@@ -52,37 +59,54 @@ def command(
         extras.require(module, "serve", "thrifty serve")
     from thrifty.api import open_engine
     from thrifty.engine.engine import Engine
+    from thrifty.serving.model_shelf import ModelShelf
     from thrifty.serving.run import serve
+    from thrifty.serving.served_model import Fits, ModelSource
     from thrifty.serving.settings import ServerSettings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     chosen = opening.read_recipe(recipe)
+    served = served_models(model, models or [], name)
+    added = served_adapters(adapters or [], served)
+    several = model is None
+    if several and process_memory is not None:
+        raise typer.BadParameter("--process-memory bounds one model; give --memory for several")
     settings = ServerSettings(
-        model=name or _plain_name(model),
         host=host,
         port=port,
         api_keys=tuple(api_key or ()),
         public=public,
+        model_room=model_room,
+        adapter_folder=adapters_from,
         request_recipes=request_recipes,
+        request_techniques=serve_options.technique_names(request_techniques),
+        request_cache_memory=request_cache_memory,
+        priority=priority,
+        key_requests=key_requests,
         drain_seconds=drain,
     )
 
-    def opened() -> Engine:
-        return open_engine(
-            model, chosen, memory=memory, process_memory=process_memory, threads=threads, context=context,
-            native=native, copy=not no_copy, batch=batch, queue=queue,
-        )  # fmt: skip
+    def source(known_as: str, path: str) -> ModelSource:
+        def opened(fits: Fits) -> Engine:
+            return open_engine(
+                path, chosen, memory=memory, process_memory=process_memory, threads=threads, context=context,
+                native=native, copy=not no_copy, batch=batch, queue=queue, drafts=drafts or (),
+                fits=fits if several else None,
+            )  # fmt: skip
+
+        return ModelSource(known_as, opened, added[known_as])
 
     def listening(url: str) -> None:
+        names = ", ".join(served)
         if as_json:
-            output.json_line({"model": settings.model, "url": f"{url}/v1"})
+            output.json_line({"model": names, "url": f"{url}/v1"})
         else:
-            output.note(f"{settings.model} at {url}/v1 (Ctrl-C ends)")
+            output.note(f"{names} at {url}/v1 (Ctrl-C ends)")
 
-    serve(settings, opened, listening)
-
-
-def _plain_name(model: str) -> str:
-    """The name of a file or folder without its path; any other as it is."""
-    path = Path(model)
-    return path.name.removesuffix(".gguf") if path.exists() else model
+    shelf = ModelShelf(
+        settings,
+        [source(known_as, path) for known_as, path in served.items()],
+        memory=memory if several else None,
+        preload=not several,
+    )
+    serve(shelf, listening)
