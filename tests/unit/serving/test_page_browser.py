@@ -240,8 +240,7 @@ def test_the_tabs_are_reached_by_keys(browser: Any, server: Live) -> None:
     assert browser.switch_to.active_element.get_attribute("id") == "tab-server"
 
 
-@pytest.mark.parametrize("tab", ["#chat", "#compare", "#server"])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("tab", "theme"), [("#chat", "light"), ("#compare", "dark"), ("#server", "light")])
 def test_it_fits_a_phone(browser: Any, server: Live, tab: str, theme: str) -> None:
     opened(browser, server, width=360, theme=theme, tab=tab)
     browser.find_element("id", "settings-button").click()
