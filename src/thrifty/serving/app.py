@@ -14,7 +14,8 @@ from thrifty.serving.access.body_limits import BodyLimits
 from thrifty.serving.access.keys import Keys
 from thrifty.serving.anthropic import messages
 from thrifty.serving.anthropic.errors import AnthropicErrors
-from thrifty.serving.openai import chat_completions, completions, embeddings, rerank, responses, tokens
+from thrifty.serving.openai import chat_completions, completions, embeddings, rerank, tokens
+from thrifty.serving.openai.responses import routes as responses
 from thrifty.serving.page import routes as page
 from thrifty.serving.service import Service
 from thrifty.version import VERSION

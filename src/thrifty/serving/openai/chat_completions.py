@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -13,14 +13,29 @@ from thrifty.engine.answer import Event, Sample
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.serving.access.keys import key_of
 from thrifty.serving.answers import STREAMED, streamed, unless_gone, usage_of, whole
+from thrifty.serving.bodies.body import Body
 from thrifty.serving.bodies.chat_messages import checked
 from thrifty.serving.bodies.sampling import SamplingBody
 from thrifty.serving.errors import RequestError
 from thrifty.serving.openai import logprobs as shown
 from thrifty.serving.service import Service
 from thrifty.serving.tool_calls.calling import Calling
-from thrifty.serving.tool_calls.offer import Offer, ToolBody, ToolChoice, offer_of
+from thrifty.serving.tool_calls.offer import FunctionBody, FunctionName, Offer, offer_of
 from thrifty.serving.tool_calls.reading import CallReader
+
+
+class ToolBody(Body):
+    """A tool: functions only."""
+
+    type: Literal["function"]
+    function: FunctionBody
+
+
+class NamedChoice(Body):
+    """The function that has to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
 
 
 class ChatBody(SamplingBody):
@@ -31,7 +46,7 @@ class ChatBody(SamplingBody):
     logprobs: StrictBool = False
     top_logprobs: StrictInt | None = None
     tools: list[ToolBody] | None = Field(default=None, min_length=1)
-    tool_choice: ToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: StrictBool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -55,7 +70,10 @@ class ChatBody(SamplingBody):
     @property
     def offer(self) -> Offer | None:
         """The calls that the answer may hold, None where it is text. Raises RequestError."""
-        offer = offer_of(self.tools, self.tool_choice, self.parallel_tool_calls)
+        choice = self.tool_choice
+        named = choice.function if isinstance(choice, NamedChoice) else choice
+        functions = None if self.tools is None else [tool.function for tool in self.tools]
+        offer = offer_of(functions, named, self.parallel_tool_calls)
         if offer is not None and self.form is not None:
             field = self.form[1].partition(".")[0]
             raise RequestError(
