@@ -11,6 +11,7 @@ from thrifty.serving.anthropic.answer import MessageAnswer
 from thrifty.serving.anthropic.body import CountBody, MessageBody
 from thrifty.serving.anthropic.errors import DOCUMENTED, error_body
 from thrifty.serving.errors import described
+from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.service import Service
 from thrifty.serving.tool_calls.blocks import Blocks
 from thrifty.serving.tool_calls.calling import Calling
@@ -23,14 +24,14 @@ FORM = StreamForm(
 )
 
 
-def router(service: Service) -> APIRouter:
-    """Both endpoints over a service."""
+def router(models: ModelShelf) -> APIRouter:
+    """Both endpoints over the models of a server."""
     routes = APIRouter()
 
     @routes.post("/v1/messages", responses=STREAMED | DOCUMENTED)
     async def messages(body: MessageBody, http: Request) -> Response:
         """Answer a conversation."""
-        service.check_model(body.model)
+        service = await models.get(body.model)
         calling = calling_of(body, service)
         sampling = body.sampling(None if calling is None else await service.compiled((calling.grammar, "tools")))
         prompt = await service.encode_chat(body.conversation(), tools=None if calling is None else calling.shown)
@@ -46,7 +47,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/messages/count_tokens", responses=DOCUMENTED)
     async def count_tokens(body: CountBody) -> dict[str, int]:
         """The tokens that a conversation has as a prompt, those of its tools among them."""
-        service.check_model(body.model)
+        service = await models.get(body.model)
         calling = calling_of(body, service)
         prompt = await service.encode_chat(body.conversation(), tools=None if calling is None else calling.shown)
         return {"input_tokens": len(prompt)}

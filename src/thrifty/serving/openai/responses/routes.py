@@ -7,22 +7,22 @@ from fastapi.responses import JSONResponse
 
 from thrifty.serving.access.keys import key_of
 from thrifty.serving.answers import STREAMED, streamed, unless_gone, whole
+from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.openai.responses.answer import Answer
 from thrifty.serving.openai.responses.body import ResponseBody
 from thrifty.serving.openai.responses.events import ResponseEvents, response_form
-from thrifty.serving.service import Service
 from thrifty.serving.tool_calls.blocks import Blocks
 from thrifty.serving.tool_calls.calling import Calling
 
 
-def router(service: Service) -> APIRouter:
-    """The endpoint over a service."""
+def router(models: ModelShelf) -> APIRouter:
+    """The endpoint over the models of a server."""
     routes = APIRouter()
 
     @routes.post("/v1/responses", responses=STREAMED)
     async def responses(body: ResponseBody, http: Request) -> Response:
         """Answer a text or a conversation."""
-        service.check_model(body.model)
+        service = await models.get(body.model)
         offer = body.offer
         calling = None if offer is None else Calling(offer, service.model.require_tokenizer())
         form = body.form if calling is None else (calling.grammar, "tools")
