@@ -17,10 +17,10 @@ import argparse
 import importlib.util
 import json
 import sys
-import time
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,11 @@ class Item:
 
 @dataclass
 class Score:
-    """What a server's answers were. faults: how often each kind of wrong answer came."""
+    """What a server's answers were. right: items. faults: how often each kind of wrong answer came."""
 
     answers: int = 0
     valid: int = 0
-    right: int = 0
-    seconds: float = 0.0
+    right: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
 
 
@@ -137,28 +136,38 @@ def checker() -> Callable[..., Any]:
     return ast_checker  # type: ignore[no-any-return]
 
 
-def measure(servers: Mapping[str, str], asked: Sequence[Item], model: str, choice: str) -> dict[str, Score]:
-    """Every item to every server, one at a time. servers: URLs by name."""
+def measure(url: str, asked: Sequence[Item], model: str, choice: str, parallel: int) -> Score:
+    """Every item to one server, so many at a time. Ctrl-C ends it with the answers that came."""
     import httpx
 
-    check, scores = checker(), {name: Score() for name in servers}
-    with httpx.Client(timeout=600) as client:
-        for item in asked:
-            for name, url in servers.items():
-                started, score = time.perf_counter(), scores[name]
-                answer = client.post(f"{url}/chat/completions", json=body(item, model, choice))
-                score.seconds += time.perf_counter() - started
-                score.answers += 1
-                if answer.status_code != 200:
-                    score.faults[f"status {answer.status_code}: {answer.text[:200]}"] += 1
-                    continue
-                valid, fault = fault_of(item, answer.json()["choices"][0]["message"], check)
-                score.valid += valid
-                score.right += fault is None
-                score.faults.update([] if fault is None else [fault])
-            print(f"\r{item.name}", end="", file=sys.stderr, flush=True)
+    check, score = checker(), Score()
+    with httpx.Client(timeout=1800) as client, ThreadPoolExecutor(parallel) as pool:
+
+        def ask(item: Item) -> httpx.Response:
+            return client.post(f"{url}/chat/completions", json=body(item, model, choice))
+
+        waiting = {pool.submit(ask, item): item for item in asked}
+        try:
+            for done in as_completed(waiting):
+                _count(score, waiting[done], done.result(), check)
+                print(f"\r{url}: {score.answers}", end="", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
     print(file=sys.stderr)
-    return scores
+    return score
+
+
+def _count(score: Score, item: Item, answer: Any, check: Callable[..., Any]) -> None:
+    score.answers += 1
+    if answer.status_code != 200:
+        score.faults[f"status {answer.status_code}: {answer.text[:200]}"] += 1
+        return
+    valid, fault = fault_of(item, answer.json()["choices"][0]["message"], check)
+    score.valid += valid
+    if fault is None:
+        score.right.append(item.name)
+    else:
+        score.faults[fault] += 1
 
 
 def main() -> None:
@@ -167,17 +176,18 @@ def main() -> None:
     parser.add_argument("--server", action="append", required=True, metavar="NAME=URL")
     parser.add_argument("--model", required=True)
     parser.add_argument("--items", type=int, default=100)
-    parser.add_argument("--choice", choices=CHOICES, default="named")
+    parser.add_argument("--choice", choices=CHOICES, default="auto")
+    parser.add_argument("--parallel", type=int, default=1, help="items at a time")
     given = parser.parse_args()
     package = importlib.util.find_spec("bfcl_eval")
     if package is None or package.origin is None:
         raise SystemExit("bfcl-eval is not installed: pip install --no-deps bfcl-eval")
     servers = dict(server.partition("=")[::2] for server in given.server)
     asked = list(items(Path(package.origin).parent / "data", given.items))
-    scores = measure(servers, asked, given.model, given.choice)
-    print(f"{'server':12} {'answers':>8} {'valid JSON of the schema':>26} {'right':>6} {'seconds':>8}")
+    scores = {name: measure(url, asked, given.model, given.choice, given.parallel) for name, url in servers.items()}
+    print(f"{'server':12} {'answers':>8} {'valid JSON of the schema':>26} {'right':>6}")
     for name, score in scores.items():
-        print(f"{name:12} {score.answers:>8} {score.valid:>26} {score.right:>6} {score.seconds:>8.1f}")
+        print(f"{name:12} {score.answers:>8} {score.valid:>26} {len(score.right):>6}")
         for fault, count in score.faults.most_common():
             print(f"{'':12} {count:>8} × {fault}")
     told = {name: vars(score) | {"faults": dict(score.faults)} for name, score in scores.items()}
