@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROGRAM = os.environ.get("THRIFTY_PROGRAM", str(ROOT / ".venv" / "bin" / "thrifty"))
 MODEL = os.environ.get("THRIFTY_CLIENTS_MODEL", "qwen2.5-coder-0.5b")
-KEY = "a-key-of-the-tests"
+KEY = os.environ.get("THRIFTY_API_KEY", "a-key-of-the-tests")
+RUNNING = os.environ.get("THRIFTY_CLIENTS_URL")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Served]:
-    """Loaded, with an API key."""
+    """Loaded, with an API key; or the one that THRIFTY_CLIENTS_URL names, without a path."""
+    if RUNNING is not None:
+        yield Served(RUNNING)
+        return
     words = [PROGRAM, "serve", MODEL, "--port", "0", "--context", "8192", "--api-key", KEY, "--json"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:
