@@ -74,7 +74,7 @@ def test_aiperf(server: Served, tokenizer_directory: Path, tmp_path: Path) -> No
         str(AIPERF), "profile", "--model", server.model, "--url", server.url, "--endpoint-type", "chat", "--streaming",
         "--api-key", server.key, "--tokenizer", str(tokenizer_directory), "--request-count", "4", "--concurrency", "2",
         "--synthetic-input-tokens-mean", "16", "--output-tokens-mean", "8", "--artifact-dir", str(tmp_path),
-        "--ui", "none", folder=tmp_path,
+        "--ui", "none", folder=tmp_path, HF_HUB_OFFLINE="0", TRANSFORMERS_OFFLINE="0",  # offline it takes no folder
     )  # fmt: skip
     (report,) = tmp_path.glob("**/profile_export_aiperf.json")
     told = json.loads(report.read_text())

@@ -154,7 +154,9 @@ class ChatAnswer:
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = self._head | {"object": "chat.completion.chunk", "choices": choices}
-        return chunk | {"usage": None} if self._body.include_usage else chunk
+        if not self._body.include_usage:
+            return chunk
+        return chunk | {"usage": usage_of(self._handle).model_dump() if self._body.continuous_usage else None}
 
     @staticmethod
     def _choice(
