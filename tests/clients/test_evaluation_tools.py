@@ -53,7 +53,9 @@ def test_lm_evals_local_completions(server: Served, tmp_path: Path) -> None:
 
 def test_guidellm(server: Served, tokenizer_directory: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"Count to {place}."}) + "\n" for place in range(4)))
+    prompts.write_text(
+        "".join(json.dumps({"prompt": f"Count to {place}.", "output_tokens_count": 8}) + "\n" for place in range(4))
+    )
     run(
         str(PROGRAMS / "guidellm"), "run",
         "--backend", f"kind=openai_http,target={server.url},model={server.model},api_key={server.key}",
