@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,11 +73,15 @@ def test_guidellm(server: Served, tokenizer_directory: Path, tmp_path: Path) -> 
 def test_aiperf(server: Served, tokenizer_directory: Path, tmp_path: Path) -> None:
     if not AIPERF.exists():
         pytest.skip(f"aiperf is not installed at {AIPERF}")
+    cached = tmp_path / "home" / "hub" / "models--tests--words"  # aiperf finds tokenizers by a hub's names alone
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(tokenizer_directory, cached / "snapshots" / ("0" * 40))
     run(
         str(AIPERF), "profile", "--model", server.model, "--url", server.url, "--endpoint-type", "chat", "--streaming",
-        "--api-key", server.key, "--tokenizer", str(tokenizer_directory), "--request-count", "4", "--concurrency", "2",
+        "--api-key", server.key, "--tokenizer", "tests/words", "--request-count", "4", "--concurrency", "2",
         "--synthetic-input-tokens-mean", "16", "--output-tokens-mean", "8", "--artifact-dir", str(tmp_path),
-        "--ui", "none", folder=tmp_path, HF_HUB_OFFLINE="0", TRANSFORMERS_OFFLINE="0",  # offline it takes no folder
+        "--ui", "none", folder=tmp_path, HF_HOME=str(tmp_path / "home"),
     )  # fmt: skip
     (report,) = tmp_path.glob("**/profile_export_aiperf.json")
     told = json.loads(report.read_text())
