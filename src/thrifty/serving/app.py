@@ -14,7 +14,8 @@ from thrifty.serving.access.keys import Keys
 from thrifty.serving.anthropic import messages
 from thrifty.serving.anthropic.errors import AnthropicErrors
 from thrifty.serving.model_shelf import ModelShelf
-from thrifty.serving.openai import chat_completions, completions, embeddings, lora_adapters, rerank, responses, tokens
+from thrifty.serving.openai import chat_completions, completions, embeddings, lora_adapters, rerank, tokens
+from thrifty.serving.openai.responses import routes as responses
 from thrifty.serving.page import routes as page
 from thrifty.serving.tracing import TraceContext, otlp_spans
 from thrifty.version import VERSION
