@@ -11,6 +11,7 @@ from thrifty.cache.composition import check_order
 from thrifty.cache.footprint import Footprint, footprint
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.prompt_pages import PromptPages, begin_with_stored
 from thrifty.cache.recount import recount
 from thrifty.cache.sequence import SequenceCache
 from thrifty.cache.slots.segment import Segment
@@ -42,6 +43,7 @@ class Cache:
         disk: bool | str | os.PathLike[str] | None = None,
         disk_bytes: int | str = 1 << 40,
         tree_bytes: int | str | None = None,
+        conversation_disk: int | str | None = None,
         prefix_tree: bool = True,
         reserve: int | None = None,
         outside: int = 0,
@@ -49,7 +51,8 @@ class Cache:
         """memory: the budget in bytes or as "150MB" (None: no bound), unless a `ledger` brings its own.
 
         disk: True or a folder for the disk tier, None for none. tree_bytes: bound of the prefix tree (default: half the
-        budget, or 1 GiB). reserve, outside: address space, and the budget's bytes for others (`Arena`). Raises
+        budget, or 1 GiB). conversation_disk: bytes on the disk tier for pages of prompts that policies compress (None:
+        none are kept). reserve, outside: address space, and the budget's bytes for others (`Arena`). Raises
         BudgetError, StorageError.
         """
         if ledger is None:
@@ -67,6 +70,9 @@ class Cache:
             default = TREE_BYTES if ledger.budget is None else max(1, ledger.budget // 2)
             bound = default if tree_bytes is None else parse_size(tree_bytes, "tree_bytes")
             self.tree = PrefixTree(self.tiers, model, bound)
+        self.conversations: PrefixTree | None = None
+        if conversation_disk is not None and model.policy_layers and not model.state_layers:
+            self.conversations = PrefixTree(self.tiers, model, parse_size(conversation_disk, "conversation_disk"))
 
     def footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int) -> Footprint:
         """Upper bounds of the bytes of a sequence of `prompt` tokens grown to `total`."""
@@ -108,8 +114,8 @@ class Cache:
             if sequence.states is not None:
                 sequence.states.open()
                 sequence.states.snapshots = publishes and self.tree is not None and not policies
-            if self.tree is not None and len(tokens) > PAGE:
-                self._begin_with(sequence, self._match(sequence, tokens, adapter, salt))
+            if len(tokens) > PAGE:
+                self._begin(sequence, tokens, adapter, salt, publishes)
         except BaseException:
             sequence.free()
             raise
@@ -124,6 +130,8 @@ class Cache:
         The states of recurrent layers go along where there is a snapshot of one of these pages' ends, column sums where
         the sequence collected them and its length is a whole number of pages.
         """
+        if sequence.pages is not None:
+            return sequence.pages.publish(tokens, adapter=adapter, salt=salt)
         if self.tree is None:
             return 0
         count = min(len(tokens), sequence.length) // PAGE
@@ -162,7 +170,8 @@ class Cache:
 
         category, nbytes: what else the ledger holds by this name, in no reservation; used: and in these.
         """
-        recount(self.tiers, self.sequences, self.tree, category, nbytes, used or {})
+        trees = [tree for tree in (self.tree, self.conversations) if tree is not None]
+        recount(self.tiers, self.sequences, trees, category, nbytes, used or {})
 
     def pressure(self, nbytes: int) -> int:
         """Free at least `nbytes` of memory if idle segments allow it; returns the bytes freed.
@@ -199,15 +208,45 @@ class Cache:
             "arena": self.tiers.arena.used,
             "disk": 0 if self.tiers.disk is None else self.tiers.disk.used,
             "tree": 0 if self.tree is None else self.tree.nbytes,
+            "conversations": 0 if self.conversations is None else self.conversations.nbytes,
         }
 
-    def _match(self, sequence: SequenceCache, tokens: Sequence[Hashable], adapter: str, salt: Hashable) -> list[Node]:
+    def _begin(
+        self, sequence: SequenceCache, tokens: Sequence[Hashable], adapter: str, salt: Hashable, publishes: bool
+    ) -> None:
+        """Begin the sequence with the longest prefix that is known. What a policy will change may also come from disk,
+        and goes there.
+        """
+        path = self._match(self.tree, sequence, tokens, adapter, salt)
+        if self.conversations is None or not (sequence.layer_major or sequence.rehearses):
+            self._begin_with(sequence, path)
+            return
+        stored = self._match(self.conversations, sequence, tokens, adapter, salt)
+        if len(stored) > len(path):
+            whole, groups = not sequence.layer_major, self.conversations.groups
+            sequence.stored = begin_with_stored(groups, sequence.spans, stored, sequence.reservation, whole)
+            if sequence.stored is not None:
+                sequence.start_at(len(stored) * PAGE)
+        else:
+            self._begin_with(sequence, path)
+        if publishes and _may_begin(sequence.statistics):
+            known = self.conversations.match(tokens, adapter=adapter, salt=salt)
+            sequence.pages = PromptPages(self.conversations, known, sequence.hit, len(tokens))
+
+    def _match(
+        self,
+        tree: PrefixTree | None,
+        sequence: SequenceCache,
+        tokens: Sequence[Hashable],
+        adapter: str,
+        salt: Hashable,
+    ) -> list[Node]:
         """The usable prefix: enough rows are left for the wanted queries."""
         need = sequence.statistics
-        if self.tree is None or need.queries == "all":
+        if tree is None or need.queries == "all":
             return []
         rows = int(need.queries or 1)
-        return self.tree.match(tokens, adapter=adapter, salt=salt, limit=len(tokens) - max(1, rows), statistics=need)
+        return tree.match(tokens, adapter=adapter, salt=salt, limit=len(tokens) - max(1, rows), statistics=need)
 
     def _begin_with(self, sequence: SequenceCache, path: list[Node]) -> None:
         """Begin the sequence with the pages of a path, or with none where they do not all fit into memory.
@@ -269,6 +308,13 @@ class Cache:
             missing = nbytes - (start - self.tiers.arena.used)
             if not self.tree.shrink(max(0, self.tree.nbytes - missing)):
                 return
+
+
+def _may_begin(need: Statistics) -> bool:
+    """Whether a prompt of which this is wanted could begin with pages alone: they know neither the queries nor the
+    attention of the rows that made them.
+    """
+    return need.queries != "all" and not need.column_sums
 
 
 def _position(segment: Segment) -> int:

@@ -24,7 +24,7 @@ begin at the same tokens whatever the chunking, batch or prefix hit, so results 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -48,6 +48,7 @@ from thrifty.errors import PromptError
 from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:
+    from thrifty.cache.slots.segment import Segment
     from thrifty.cache.slots.tiers import Tiers
     from thrifty.storage.ledger import Reservation
 
@@ -287,8 +288,16 @@ class SequenceCache(SequencePrompt):
         rehearsals = 0 if self.rehearsals is None else self.rehearsals.charged
         return super().index_bytes + self.collector.charged + rehearsals
 
+    def references(self) -> Iterator[Segment]:
+        """See `SequenceSlots`: with what lies on disk of its prompt."""
+        yield from super().references()
+        for held in (self.stored, self.pages):
+            if held is not None:
+                yield from held.segments()
+
     def _release_all(self) -> None:
         self._end_rehearsals()
+        self.drop_stored()
         super()._release_all()
         self.collector.free()
 

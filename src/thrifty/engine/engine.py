@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from thrifty.arrays import Array, Floats
@@ -19,7 +18,7 @@ from thrifty.engine.ahead import Ahead
 from thrifty.engine.answer import Answer, Event, Listener
 from thrifty.engine.aside import Aside
 from thrifty.engine.drafting.models import LoadDraft, load_draft
-from thrifty.engine.inspection import EngineProbe, EngineUsage
+from thrifty.engine.inspected import Inspected
 from thrifty.engine.options import EngineOptions
 from thrifty.engine.plan.native_runner import choose_runner
 from thrifty.engine.prefill.pace import Pace
@@ -35,7 +34,6 @@ from thrifty.kernels import dispatch
 from thrifty.kernels.threads import pool_threads
 
 if TYPE_CHECKING:
-    from thrifty.cache.footprint import Footprint
     from thrifty.cache.policy import CachePolicy
     from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.runner import Runner
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
     from thrifty.models.model import Model
 
 
-class Engine:
+class Engine(Inspected):
     """Continuous batching over one model inside one memory budget.
 
     Every method may be called from any thread; one lock orders them.
@@ -66,6 +64,7 @@ class Engine:
         prefill_slice_ms: float = 25.0,
         disk: str | os.PathLike[str] | None = None,
         prefix_tree: bool = True,
+        conversation_disk: int | str | None = None,
         adapters: Mapping[str, Adapter | str | os.PathLike[str]] | None = None,
         drafts: Sequence[str] = (),
         load_draft: LoadDraft = load_draft,
@@ -81,10 +80,11 @@ class Engine:
         False runs the slow torch reference instead of native code. batch: sequences that decode together. queue:
         requests that may wait. chunk: prefill tokens a step, a multiple of 128. prefill_slice_ms: about how long a
         piece of prefill may hold up those that decode; 0 runs whole chunks whoever waits. disk: folder of the disk tier
-        (default: the system's temporary one). prefix_tree: share prompts' beginnings. adapters: name → a directory that
-        PEFT wrote, or an Adapter (see `add_adapter`). drafts: names or paths of models that a request's own `decoding`
-        may draft with, beside that of the engine's; all others are refused. load_draft: loads one when it is first
-        asked for. runner: one to use instead of choosing.
+        (default: the system's temporary one). prefix_tree: share prompts' beginnings. conversation_disk: bytes on the
+        disk tier, or "2GB", for prompts that policies compress, so that later ones begin with them; None: none are
+        kept. adapters: name → a directory that PEFT wrote, or an Adapter (see `add_adapter`). drafts: names or paths of
+        models that a request's own `decoding` may draft with, beside that of the engine's; all others are refused.
+        load_draft: loads one when it is first asked for. runner: one to use instead of choosing.
 
         Raises BudgetError where the budget cannot hold one token, with the number that could, and PromptError for an
         option of a wrong type or size.
@@ -92,6 +92,7 @@ class Engine:
         options = EngineOptions.of(
             threads=threads, context=context, native=native, batch=batch, queue=queue, chunk=chunk,
             prefill_slice_ms=prefill_slice_ms, prefix_tree=prefix_tree, disk=disk, drafts=drafts,
+            conversation_disk=conversation_disk,
         )  # fmt: skip
         budget, beside = budget_of(memory, process_memory, model)
         rows = max(options.batch, options.chunk)
@@ -101,7 +102,7 @@ class Engine:
         self.runner = runner = runner or choose_runner(model, native=options.native, rows=rows)
         self.memory = EngineMemory(
             model, self.runner, budget, chunk=options.chunk, disk=options.disk, prefix_tree=options.prefix_tree,
-            beside=beside, batch=options.batch, load_draft=load_draft,
+            conversation_disk=options.conversation_disk, beside=beside, batch=options.batch, load_draft=load_draft,
         )  # fmt: skip
         self._adapters = AdapterShelf(model.config, self.runner, self.memory, adapters or {})
         self.intake = Intake(
@@ -280,36 +281,6 @@ class Engine:
                 self._publisher.sound = False
                 self._publisher.mend()
                 self.memory.close()
-
-    def probe(self) -> EngineProbe:
-        """What the engine is: runner, threads, context, end tokens, budget, bytes of weights and workspace."""
-        return inspection.probe(self.runner, self.memory, self.intake)
-
-    def usage(self) -> EngineUsage:
-        """What it holds now and held at most, by category of the ledger, and how many sequences are in it."""
-        with self._turn:
-            return inspection.usage(self.memory, self._scheduler)
-
-    def reset_peak(self) -> None:
-        """Let the peak of `usage` begin anew, at what is held now."""
-        self.memory.ledger.reset_peak()
-
-    def profile(self) -> AbstractContextManager[Mapping[str, float]]:
-        """Times what native code does inside the block: seconds by kind of operation, filled at its end.
-
-        Raises KernelError where the engine runs on the reference path.
-        """
-        return inspection.profile(self.runner)
-
-    def footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int, sequences: int = 1) -> Footprint:
-        """Upper bounds of the bytes beyond weights and workspace that `sequences` requests take, which share nothing: a
-        prompt of `prompt` tokens each, grown to `total`. Nothing is run.
-        """
-        return self.memory.together(policies, prompt, total, sequences)
-
-    def cache_footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int) -> Footprint:
-        """Of these, the bytes of one request's cache alone."""
-        return self.memory.cache.footprint(policies, prompt, total)
 
     def watch_prompt(self, tokens: Sequence[int], policy: CachePolicy, scored: int = 1) -> list[int]:
         """Compute a prompt layer by layer, showing each layer to a policy, and forget it.

@@ -71,6 +71,8 @@ class EngineUsage:
     disk: int
     #: Of `current`: in prefixes that the tree keeps for later prompts.
     tree: int
+    #: On the disk tier, of `disk`: pages of prompts that policies compressed, kept for later ones.
+    conversations: int
     #: Sequences that wait for their admission, that are computed, and that wait for memory to go on.
     waiting: int
     active: int
@@ -102,7 +104,7 @@ def usage(memory: EngineMemory, scheduler: Scheduler) -> EngineUsage:
     """See `Engine.usage`."""
     held = memory.describe()
     categories = {name: Held(**own) for name, own in held["categories"].items()}
-    named = {name: held[name] for name in ("current", "peak", "steady", "arena", "disk", "tree")}
+    named = {name: held[name] for name in ("current", "peak", "steady", "arena", "disk", "tree", "conversations")}
     return EngineUsage(categories=categories, **named, **scheduler.describe())
 
 

@@ -43,13 +43,14 @@ class EngineMemory(RequestBounds):
         chunk: int,
         disk: str | os.PathLike[str] | None = None,
         prefix_tree: bool = True,
+        conversation_disk: int | None = None,
         beside: int | None = None,
         batch: int = 32,
         load_draft: LoadDraft = load_draft,
     ) -> None:
-        """chunk: the most rows that a prefill appends at once. disk, batch, load_draft: see Engine. beside: bytes of
-        the process beside the ledger, where it is bounded as a whole. Raises BudgetError where weights and workspace
-        alone exceed the budget.
+        """chunk: the most rows that a prefill appends at once. disk, conversation_disk, batch, load_draft: see Engine.
+        beside: bytes of the process beside the ledger, where it is bounded as a whole. Raises BudgetError where weights
+        and workspace alone exceed the budget.
         """
         self.ledger = Ledger(None if memory is None else parse_size(memory))
         self._runner = runner
@@ -60,6 +61,7 @@ class EngineMemory(RequestBounds):
             ledger=self.ledger,
             disk=disk or True,
             prefix_tree=prefix_tree,
+            conversation_disk=conversation_disk,
             outside=model.nbytes + runner.workspace,
         )
         native = None if isinstance(runner, NativeRunner) else False
@@ -136,6 +138,9 @@ class EngineMemory(RequestBounds):
         """After its prefill: give back the hidden state and the promised peak."""
         assert sequence.cache is not None
         request = sequence.ticket.request
+        if sequence.cache.pages is not None:
+            self.publish(sequence)
+        sequence.cache.drop_stored()
         bounded = request.samples > 1 and request.cache_bytes is not None  # together: none knows what the others hold
         if bounded or not isinstance(self._runner, NativeRunner):  # `publish_answer` asks for native rows
             sequence.cache.stop_snapshots()
@@ -240,8 +245,9 @@ class EngineMemory(RequestBounds):
         """Forget the prefix tree and give back everything but the weights."""
         self._closed = True
         self.drafts.close()
-        if self.cache.tree is not None:
-            self.cache.tree.clear()
+        for tree in (self.cache.tree, self.cache.conversations):
+            if tree is not None:
+                tree.clear()
         if self.cache.tiers.disk is not None:
             self.cache.tiers.disk.close()
         for category in ("workspace", GRAMMARS):

@@ -36,8 +36,8 @@ def start_prefill(
     if cache.layer_major:
         return LayerMajorPrefill(runner, cache, prompt, chunk, pace)
     if cache.rehearses is not None:
-        # Not published: what a compressed prompt lets go of is to be free.
-        whole = ChunkedPrefill(runner, cache, prompt, chunk, pace, lambda: None)
+        # Not in the prefix tree: what a compressed prompt lets go of is to be free.
+        whole = ChunkedPrefill(runner, cache, prompt, chunk, pace, cache.put_pages)
         return RehearsedPrefill(runner, cache, prompt, chunk, pace, whole)
     return ChunkedPrefill(runner, cache, prompt, chunk, pace, lambda: publish(sequence))
 
