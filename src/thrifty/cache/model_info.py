@@ -90,9 +90,11 @@ class ModelInfo:
         """Query heads a KV head."""
         return self.heads // self.kv_heads
 
-    def layer(self, index: int, length: int = 0, prompt: int = 0) -> LayerInfo:
+    def layer(self, index: int, length: int = 0, prompt: int = 0, earlier: int = 0) -> LayerInfo:
         """The facts of one layer of a sequence."""
-        return LayerInfo(index=index, window=self.windows[index], length=length, prompt=prompt, model=self)
+        return LayerInfo(
+            index=index, window=self.windows[index], length=length, prompt=prompt, model=self, earlier=earlier
+        )
 
     def layer_groups(self) -> list[LayerGroup]:
         """Layers that keep the same tokens, the global ones first; recurrent ones keep none."""
@@ -131,10 +133,11 @@ class LayerGroup:
 @dataclass(frozen=True, kw_only=True)
 class LayerInfo:
     """One layer as a policy sees it. length: the sequence's logical tokens so far, evicted ones included; prompt: its
-    length when the (last) prompt ended."""
+    length when the (last) prompt ended; earlier: its length when the prompt before that one ended, 0 for the first."""
 
     index: int
     window: int | None
     length: int
     prompt: int
     model: ModelInfo
+    earlier: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -64,6 +64,7 @@ class Cache:
             tier = DiskTier(None if disk is True else disk, parse_size(disk_bytes, "disk_bytes"))
         self.tiers = Tiers(Arena(ledger, reserve, outside), tier)
         self.tiers.relieve = self.pressure
+        self.expire: Callable[[int], None] | None = None
         self.sequences: WeakSet[SequenceSlots] = WeakSet()
         self.tree: PrefixTree | None = None
         if prefix_tree:
@@ -195,6 +196,9 @@ class Cache:
             owners = [segment.owner for segment in sequence.segments()]
             idle = [owner for owner in owners if owner.tier == "memory" and id(owner) not in busy]
             self._to_disk(idle, nbytes - (before - self.tiers.arena.used))
+        missing = nbytes - (before - self.tiers.arena.used)
+        if missing > 0 and self.expire is not None:
+            self.expire(missing)
         return before - self.tiers.arena.used
 
     def describe(self) -> dict[str, Any]:

@@ -41,10 +41,11 @@ class Schedule:
         other._due, other.next = list(self._due), self.next
         return other
 
-    def after_prefill(self, slots: SequenceSlots, collector: Collector, layer: int, n: int) -> None:
-        """The prompt, with n tokens that are not committed yet, is complete in a layer."""
+    def after_prefill(self, slots: SequenceSlots, collector: Collector, layer: int, n: int, earlier: int = 0) -> None:
+        """The prompt, with n tokens that are not committed yet, is complete in a layer. earlier: the sequence's length
+        when its last prompt ended, 0 where this is the first."""
         length = slots.length + n
-        info = slots.model.layer(layer, length, length)
+        info = slots.model.layer(layer, length, length, earlier)
         for index, policy in enumerate(self._policies):
             if not policy.compresses:
                 continue

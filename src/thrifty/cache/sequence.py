@@ -241,13 +241,13 @@ class SequenceCache(SequencePrompt):
         self.tail.close()
         self.native_view.drop()
         self.collector.prefilling = True
-        self.prompt = self.length
+        earlier, self.prompt = self.prompt, self.length
         views = [self.view(layer) for layer in self.policy_layers]
         edits = self.rehearses.after_prompt(views, self.rehearsals.scores())
         self._end_rehearsals()
         apply_edits(self, self.collector, edits, self.policy_layers)
         for layer in self.policy_layers:
-            self.schedule.after_prefill(self, self.collector, layer, 0)
+            self.schedule.after_prefill(self, self.collector, layer, 0, earlier)
         self.collector.prefilling = False
         self.schedule.begin(self.length)
 

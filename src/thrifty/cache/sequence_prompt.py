@@ -123,7 +123,7 @@ class SequencePrompt(SequenceSlots):
             keep_window(self.spans, self.builder, layer, n, unseen)
             drop_before(self.spans, self.native_view, layer, self.length + unseen)
         else:
-            self.schedule.after_prefill(self, self.collector, layer, n)
+            self.schedule.after_prefill(self, self.collector, layer, n, self.prompt)
         self.native_view.rebuild(layer)
 
     def _seal_state(self, states: RecurrentStates, layer: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from thrifty.arrays import Array, Floats
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
     from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.runner import Runner
+    from thrifty.engine.sessions.sessions import Sessions
     from thrifty.models.adapters import Adapter
     from thrifty.models.model import Model
 
@@ -65,6 +67,7 @@ class Engine(Inspected):
         disk: str | os.PathLike[str] | None = None,
         prefix_tree: bool = True,
         conversation_disk: int | str | None = None,
+        session_bytes: int | str = "1GB",
         adapters: Mapping[str, Adapter | str | os.PathLike[str]] | None = None,
         drafts: Sequence[str] = (),
         load_draft: LoadDraft = load_draft,
@@ -82,9 +85,10 @@ class Engine(Inspected):
         piece of prefill may hold up those that decode; 0 runs whole chunks whoever waits. disk: folder of the disk tier
         (default: the system's temporary one). prefix_tree: share prompts' beginnings. conversation_disk: bytes on the
         disk tier, or "2GB", for prompts that policies compress, so that later ones begin with them; None: none are
-        kept. adapters: name → a directory that PEFT wrote, or an Adapter (see `add_adapter`). drafts: names or paths of
-        models that a request's own `decoding` may draft with, beside that of the engine's; all others are refused.
-        load_draft: loads one when it is first asked for. runner: one to use instead of choosing.
+        kept. session_bytes: what sessions (`Request.session`) may hold, in memory and on disk. adapters: name → a
+        directory that PEFT wrote, or an Adapter (see `add_adapter`). drafts: names or paths of models that a request's
+        own `decoding` may draft with, beside that of the engine's; all others are refused. load_draft: loads one when
+        it is first asked for. runner: one to use instead of choosing.
 
         Raises BudgetError where the budget cannot hold one token, with the number that could, and PromptError for an
         option of a wrong type or size.
@@ -92,7 +96,7 @@ class Engine(Inspected):
         options = EngineOptions.of(
             threads=threads, context=context, native=native, batch=batch, queue=queue, chunk=chunk,
             prefill_slice_ms=prefill_slice_ms, prefix_tree=prefix_tree, disk=disk, drafts=drafts,
-            conversation_disk=conversation_disk,
+            conversation_disk=conversation_disk, session_bytes=session_bytes,
         )  # fmt: skip
         budget, beside = budget_of(memory, process_memory, model)
         rows = max(options.batch, options.chunk)
@@ -102,7 +106,8 @@ class Engine(Inspected):
         self.runner = runner = runner or choose_runner(model, native=options.native, rows=rows)
         self.memory = EngineMemory(
             model, self.runner, budget, chunk=options.chunk, disk=options.disk, prefix_tree=options.prefix_tree,
-            conversation_disk=options.conversation_disk, beside=beside, batch=options.batch, load_draft=load_draft,
+            conversation_disk=options.conversation_disk, session_bytes=options.session_bytes, beside=beside,
+            batch=options.batch, load_draft=load_draft,
         )  # fmt: skip
         self._adapters = AdapterShelf(model.config, self.runner, self.memory, adapters or {})
         self.intake = Intake(
@@ -135,8 +140,11 @@ class Engine(Inspected):
             with self._turn:
                 self._check_open()
                 self._publisher.mend()
+                if request.session is not None:
+                    request = replace(request, prompt=self.sessions.aligned(request, self.model.tokenizer))
+                    answer.usage.prompt_tokens = len(request.prompt)
                 ticket = self.intake.check(request, self._scheduler.sequences)
-                self._scheduler.submit(self._sequences.make(answer, ticket))
+                self._sequences.submit(self._sequences.make(answer, ticket))
             return Handle(self, request, answer)
         except BaseException:
             self._cancel(answer)
@@ -195,6 +203,11 @@ class Engine(Inspected):
             if not self.busy:
                 raise ThriftyError(f"request {handle.identity} belongs to another engine, or was lost")
             self._take_step(together)
+
+    @property
+    def sessions(self) -> Sessions:
+        """The conversations that go on from their own caches; see `Request.session`."""
+        return self.memory.sessions
 
     @property
     def adapters(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ class EngineOptions:
     disk: str | os.PathLike[str] | None
     drafts: tuple[str, ...]
     conversation_disk: int | None
+    session_bytes: int
 
     @classmethod
     def of(
@@ -47,6 +48,7 @@ class EngineOptions:
         disk: Any = None,
         drafts: Any = (),
         conversation_disk: Any = None,
+        session_bytes: Any = "1GB",
     ) -> EngineOptions:
         """From values of any type."""
         if disk is not None and not isinstance(disk, str | os.PathLike):
@@ -65,6 +67,7 @@ class EngineOptions:
             disk=disk,
             drafts=_drafts(drafts),
             conversation_disk=None if conversation_disk is None else parse_size(conversation_disk, "conversation_disk"),
+            session_bytes=parse_size(session_bytes, "session_bytes"),
         )
 
 

@@ -31,7 +31,8 @@ class Publisher:
         committed = [(outcome.sequence, *self._commit(outcome)) for outcome in outcomes]
         for sequence, own, over in committed:
             if over:
-                self.end(sequence, whole=own[-1].finish_reason != "error")
+                reason = own[-1].finish_reason
+                self.end(sequence, whole=reason != "error", done=reason in ("stop", "length"))
         for sequence, own, _ in committed:
             self._record(sequence.answer, own)
         events = [event for _, own, _ in committed for event in own]
@@ -61,17 +62,19 @@ class Publisher:
                 self.telling -= 1
         return events
 
-    def end(self, sequence: Running, *, whole: bool = False) -> None:
+    def end(self, sequence: Running, *, whole: bool = False, done: bool = False) -> None:
         """Forget a sequence and free what it holds. An error in freeing is mended; where that fails too, it is raised
         when the call into the engine has done its work.
 
-        whole: no error ended it: what it holds may serve those that begin alike.
+        whole: no error ended it: what it holds may serve those that begin alike. done: it came to its own end.
         """
         for last in (False, True):
             try:
                 self.mend()
                 if whole and not last:
                     self._memory.publish_answer(sequence)
+                if done and not last:
+                    self._memory.keep_session(sequence)
                 self._memory.release(sequence)
                 break
             except BaseException as error:

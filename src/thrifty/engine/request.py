@@ -15,6 +15,7 @@ from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.answer import Answer, Answered, Event, Listener, Sample, Usage
 from thrifty.engine.media import Embeddings, PromptMedia, flattened, mixed
 from thrifty.engine.prompts import prompt_ids
+from thrifty.engine.sessions.session import LONGEST
 from thrifty.engine.steering import layer_numbers, steering_vectors
 from thrifty.errors import PromptError
 
@@ -48,6 +49,8 @@ class Request:
     salt: str = ""
     #: False keeps the prompt out of the prefix tree, both ways.
     share_prefix: bool = True
+    #: The conversation's name: it goes on from the compressed cache that its last request left, or begins one.
+    session: str | None = None
     #: The name of one of the engine's adapters.
     adapter: str | None = None
     #: Layers: each event carries the hidden state after them, of the row that chose its token.
@@ -82,6 +85,8 @@ class Request:
             raise PromptError("forced tokens come whatever a grammar says; leave forced or sampling.grammar out")
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise PromptError(f"adapter = {shown(self.adapter)} is no name; use one of the engine's adapters, or None")
+        if self.session is not None:
+            check_session(self.session, self.samples, media is not None)
         if self.forced is not None:
             values["forced"] = token_ids("forced", self.forced)
             if not values["forced"]:
@@ -133,6 +138,16 @@ class Result:
     def logprobs(self) -> list[TokenLogprob]:
         """Log-probabilities of the first sample, empty where the request did not ask."""
         return self.samples[0].logprobs
+
+
+def check_session(name: Any, samples: int, media: bool) -> None:
+    """Raise PromptError for what is no name of a session, and for what none can hold."""
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST or not name.isprintable():
+        raise PromptError(f"session = {shown(name)} is no name; use 1 to {LONGEST} printable characters, or None")
+    if samples > 1:
+        raise PromptError(f"samples = {samples}, but a session goes on from one answer; use samples = 1")
+    if media:
+        raise PromptError("a session's prompt holds token ids alone; leave the embeddings or the session out")
 
 
 def check_request(request: Any) -> None:

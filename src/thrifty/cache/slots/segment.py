@@ -27,6 +27,10 @@ INDEX = "index"
 """Ledger category of positions, logit biases and first keys, which lie outside the arena."""
 
 
+SESSIONS = "sessions"
+"""Ledger category of caches that conversations go on from, between two requests."""
+
+
 class Segment:
     """A span of tokens. Created with one reference; `release` of the last one frees its bytes.
 
