@@ -20,6 +20,7 @@ from thrifty.engine.engine import Engine
 from thrifty.engine.inspection import EngineProbe, EngineUsage
 from thrifty.engine.prompts import encoded
 from thrifty.engine.request import Handle, Request, Result, check_request
+from thrifty.engine.sessions.sessions import SessionFacts
 from thrifty.errors import ThriftyError
 
 
@@ -113,6 +114,14 @@ class AsyncEngine:
     async def usage(self) -> EngineUsage:
         """See `Engine.usage`; taken between two steps."""
         return await asyncio.wrap_future(self._order(self.engine.usage))
+
+    async def sessions(self, salt: str = "") -> list[SessionFacts]:
+        """See `SessionAccess.facts`; taken between two steps."""
+        return await asyncio.wrap_future(self._order(lambda: self.engine.sessions.facts(salt)))
+
+    async def drop_session(self, name: str, salt: str = "") -> bool:
+        """See `SessionAccess.drop`."""
+        return await asyncio.wrap_future(self._order(lambda: self.engine.sessions.drop(name, salt)))
 
     async def close(self) -> None:
         """Stop the thread and close the engine; requests that run are cancelled."""

@@ -28,6 +28,7 @@ from thrifty.engine.request import Handle, Request, check_request
 from thrifty.engine.running import Running, State
 from thrifty.engine.scheduler import Scheduler
 from thrifty.engine.sequences import Sequences
+from thrifty.engine.sessions.access import SessionAccess
 from thrifty.engine.step import PrefillStep, Stepper
 from thrifty.engine.turn import Turn
 from thrifty.errors import PromptError, ThriftyError
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
     from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.runner import Runner
-    from thrifty.engine.sessions.sessions import Sessions
     from thrifty.models.adapters import Adapter
     from thrifty.models.model import Model
 
@@ -141,7 +141,7 @@ class Engine(Inspected):
                 self._check_open()
                 self._publisher.mend()
                 if request.session is not None:
-                    request = replace(request, prompt=self.sessions.aligned(request, self.model.tokenizer))
+                    request = replace(request, prompt=self.memory.sessions.aligned(request, self.model.tokenizer))
                     answer.usage.prompt_tokens = len(request.prompt)
                 ticket = self.intake.check(request, self._scheduler.sequences)
                 self._sequences.submit(self._sequences.make(answer, ticket))
@@ -205,9 +205,9 @@ class Engine(Inspected):
             self._take_step(together)
 
     @property
-    def sessions(self) -> Sessions:
+    def sessions(self) -> SessionAccess:
         """The conversations that go on from their own caches; see `Request.session`."""
-        return self.memory.sessions
+        return SessionAccess(self.memory.sessions, self._turn)
 
     @property
     def adapters(self) -> tuple[str, ...]:

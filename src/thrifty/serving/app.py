@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from fastapi import FastAPI
 
 from thrifty.engine.engine import Engine
-from thrifty.serving import errors, status
+from thrifty.serving import errors, sessions, status
 from thrifty.serving.access.body_limits import BodyLimits
 from thrifty.serving.access.keys import Keys
 from thrifty.serving.anthropic import messages
@@ -20,7 +20,7 @@ from thrifty.serving.service import Service
 from thrifty.version import VERSION
 
 ENDPOINTS = (
-    chat_completions, completions, responses, messages, embeddings, rerank, tokens, status,
+    chat_completions, completions, responses, messages, embeddings, rerank, tokens, sessions, status,
 )  # fmt: skip
 
 

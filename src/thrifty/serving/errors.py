@@ -12,7 +12,15 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from thrifty.errors import BudgetError, PromptError, QueueFullError, RecipeError, TemplateError, ThriftyError
+from thrifty.errors import (
+    BudgetError,
+    PromptError,
+    QueueFullError,
+    RecipeError,
+    SessionError,
+    TemplateError,
+    ThriftyError,
+)
 
 
 class RequestError(ThriftyError):
@@ -72,6 +80,9 @@ def described(error: Exception) -> tuple[int, dict[str, Any]]:
         return error.status, envelope(str(error), error.status, error.param, error.code)
     if isinstance(error, QueueFullError):
         return 429, envelope(str(error), 429, code="queue_full")
+    if isinstance(error, SessionError):
+        status = 410 if error.code == "session_expired" else 409
+        return status, envelope(str(error), status, "thrifty.session", error.code)
     for kind, code in REFUSED.items():
         if isinstance(error, kind):
             return 400, envelope(str(error), 400, code=code)

@@ -100,6 +100,11 @@ class _Held(Collector):
             held.add_metric((self._model, owner), own.current)
         yield held
         yield self._gauge("thrifty:disk_bytes", "Bytes on the disk tier.", usage.disk)
+        yield self._gauge(
+            "thrifty:conversation_disk_bytes", "Of these, prompts that policies compressed.", usage.conversations
+        )
+        yield self._gauge("thrifty:session_disk_bytes", "Of these, sessions.", usage.sessions_disk)
+        yield self._gauge("thrifty:sessions", "Conversations that go on from their own caches.", usage.sessions)
 
     def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
         gauge = GaugeMetricFamily(name, text, labels=("model_name",))

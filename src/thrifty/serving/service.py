@@ -136,8 +136,9 @@ class Service:
             raise RequestError(f"n is {samples}; this server gives at most {self.settings.samples}", param="n")
         self.check_length(len(prompt))
         request = Request(
-            prompt=prompt, sampling=sampling, samples=samples, salt=salt_of(key), **self._bounds(extensions)
-        )
+            prompt=prompt, sampling=sampling, samples=samples, salt=salt_of(key), session=extensions.session,
+            **self._bounds(extensions),
+        )  # fmt: skip
         handle = await self.engine.submit(request)
         self._handles.add(handle)
         self.metrics.submitted(len(prompt), samples)

@@ -35,6 +35,13 @@ def command(
     drain: Annotated[
         float, typer.Option(min=0, help="Seconds that answers under way get to end when the server is told to stop.")
     ] = 30.0,
+    conversation_disk: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Disk for prompts that cache techniques compress, to go on from; 0: none."),
+    ] = "1GB",
+    session_bytes: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory and disk together for sessions of conversations.")
+    ] = "1GB",
     memory: options.Memory = None,
     process_memory: options.ProcessMemory = None,
     threads: options.Threads = None,
@@ -71,6 +78,7 @@ def command(
         return open_engine(
             model, chosen, memory=memory, process_memory=process_memory, threads=threads, context=context,
             native=native, copy=not no_copy, batch=batch, queue=queue,
+            conversation_disk=None if conversation_disk == "0" else conversation_disk, session_bytes=session_bytes,
         )  # fmt: skip
 
     def listening(url: str) -> None:

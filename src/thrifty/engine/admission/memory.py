@@ -17,7 +17,6 @@ from thrifty.engine.plan.native_runner import NativeRunner
 from thrifty.engine.runner import Runner
 from thrifty.engine.running import Running, State
 from thrifty.engine.sessions.sessions import Sessions
-from thrifty.errors import BudgetError
 from thrifty.formats.kv import PAGE
 from thrifty.models.rope import depends_on_length
 from thrifty.storage.budget import parse_size
@@ -291,19 +290,11 @@ class EngineMemory(Charges):
         return adapter_key(sequence), classes, steering
 
     def _promise(self, sequence: Running, owner: str, need: int) -> Reservation:
-        """Room for a sequence. Where there is none beside the session that it goes on from, it takes that one over."""
+        """Room for a sequence, and for the session that it goes on from."""
         session, bound = sequence.session, sequence.ticket.request.cache_bytes
-        try:
+        if session is None or session.cache is None:
             return self.cache.reserve(owner, need, bound)
-        except BudgetError:
-            if session is None or session.cache is None:
-                raise
-            held = self.sessions.lend(session)
-            try:
-                return self.cache.reserve(owner, max(0, need - held), bound)
-            except BudgetError:
-                session.lent = False
-                raise
+        return self.sessions.promise(session, owner, need, bound)
 
     def _open(self, sequence: Running, reservation: Reservation) -> SequenceCache:
         session = sequence.session

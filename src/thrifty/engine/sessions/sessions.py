@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from thrifty.cache.slots.segment import SESSIONS
 from thrifty.engine.sessions.session import Decoder, Session, aligned
-from thrifty.errors import SessionError
+from thrifty.errors import BudgetError, SessionError
 from thrifty.storage.budget import format_size
 
 if TYPE_CHECKING:
@@ -88,12 +88,37 @@ class Sessions:
         session.busy, session.used = True, next(self._clock)
         return session
 
-    def lend(self, session: Session) -> int:
-        """The next `resume` hands the session's only cache over, for want of room beside it: if its answer does not end
-        well, the session is gone. Returns the bytes that come with it.
+    def promise(self, session: Session, owner: str, need: int, bound: int | None) -> Reservation:
+        """Room for a request of `need` bytes beside its session, which comes to memory. Where there is none beside it,
+        the request takes the session's only cache over: if its answer does not end well, the session is gone. bound:
+        see `Ledger.reserve`. Raises BudgetError with nothing changed.
         """
-        session.lent = True
-        return 0 if session.cache is None else sum(segment.nbytes for segment in session.cache.segments())
+        cache = session.cache
+        assert cache is not None, "a session without a cache begins like any request"
+        cache.parked = False  # its segments are in use: they never make room for each other
+        try:
+            try:
+                return self._beside(owner, need, session.bytes_in("disk"), bound)
+            except BudgetError:
+                own = max(0, need - cache.nbytes)
+                reservation = self._beside(owner, own, session.bytes_in("disk"), bound)
+                session.lent = True
+                return reservation
+        finally:
+            cache.parked = True
+
+    def _beside(self, owner: str, need: int, away: int, bound: int | None) -> Reservation:
+        """A promise of `need` bytes that leaves `away` bytes to what comes from disk."""
+        self._cache.tiers.make_room(need + away)
+        reservation = self._cache.reserve(owner, need, bound)
+        available = self._cache.ledger.available
+        if available is not None and available < away:
+            reservation.release()
+            raise BudgetError(
+                f"{owner}: a session of {format_size(away)} on disk does not fit beside it; {format_size(available)} "
+                "are left"
+            )
+        return reservation
 
     def resume(self, session: Session, reservation: Reservation) -> SequenceCache:
         """A cache that goes on from the session's, in memory. Raises BudgetError or StorageError, with the session as

@@ -21,11 +21,13 @@ class StreamOptions(Body):
 
 class Extensions(Body):
     """What OpenAI's API has no field for. cache: tables of cache techniques, as in a recipe. cache_memory: a bound on
-    the request's cache, in bytes or as "20MB". priority and adapters are not built yet.
+    the request's cache, in bytes or as "20MB". session: the name of a conversation that goes on from its own
+    compressed cache. priority and adapters are not built yet.
     """
 
     cache: list[dict[str, Any]] | None = None
     cache_memory: StrictInt | str | None = None
+    session: str | None = None
 
 
 class SamplingBody(Body):
