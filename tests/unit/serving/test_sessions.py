@@ -89,7 +89,7 @@ def test_what_is_no_name_is_a_400(keyed: Live) -> None:
 
 def test_a_busy_session_and_a_client_that_hangs_up() -> None:
     with live(lambda: tiny_engine(SlowEngine)) as server:
-        body = chat_body(max_tokens=200, ignore_eos=True, stream=True) | {"thrifty": {"session": "a"}}
+        body = chat_body(max_tokens=2000, ignore_eos=True, stream=True) | {"thrifty": {"session": "a"}}
         with server.client.stream("POST", server.url + CHAT, json=body) as stream:
             next(stream.iter_lines())
             busy = post(server, CHAT, json=chat_body() | {"thrifty": {"session": "a"}})

@@ -151,8 +151,8 @@ class Conversation:
             output.json_line(answer | opening.memory_of(self.thrifty))
 
     def submit(self, messages: list[dict[str, str]]) -> Any:
-        """Queue the conversation. A session that cannot go on with it (a template that tells old turns otherwise, memory
-        that others took) begins anew.
+        """Queue the conversation. A session that cannot go on with it (a template tells old turns otherwise, memory
+        went to others) begins anew.
         """
         from thrifty.errors import SessionError
 
