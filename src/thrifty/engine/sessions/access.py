@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from thrifty.engine.sessions import saving
 
 if TYPE_CHECKING:
     from thrifty.engine.sessions.sessions import SessionFacts, Sessions
@@ -32,3 +36,18 @@ class SessionAccess:
         """Bytes of all sessions, in memory and on disk."""
         with self._turn:
             return self._sessions.nbytes
+
+    def save(self, name: str, folder: str | os.PathLike[str], salt: str = "") -> Path:
+        """Write a session to a file of the folder, which replaces an older one of the name; returns its path. The
+        session stays. Raises SessionError: none of the name, one that is busy, a folder that cannot be written.
+        """
+        with self._turn:
+            return saving.save(self._sessions, name, Path(folder), salt)
+
+    def restore(self, name: str, folder: str | os.PathLike[str], salt: str = "") -> None:
+        """Read a session from the folder; it takes the place of one of the same name. Raises SessionError for a file
+        that is torn, of another model, or of another version, and BudgetError where it does not fit; nothing is changed
+        then.
+        """
+        with self._turn:
+            saving.restore(self._sessions, name, Path(folder), salt)

@@ -14,6 +14,7 @@ from thrifty.errors import BudgetError, SessionError
 from thrifty.storage.budget import format_size
 
 if TYPE_CHECKING:
+    from thrifty.cache.model_info import ModelInfo
     from thrifty.cache.policy import CachePolicy
     from thrifty.cache.pool import Cache
     from thrifty.cache.sequence import SequenceCache
@@ -149,9 +150,7 @@ class Sessions:
         cache.park()
         before, session.cache, session.tokens = session.cache, cache, tuple(tokens)
         session.turns += 1
-        for segment in cache.segments():
-            if segment.category == "cache":
-                segment.recategorise(SESSIONS)
+        _take(cache)
         if before is not None:
             before.free()
 
@@ -179,13 +178,51 @@ class Sessions:
     def drop(self, name: str, salt: str = "") -> bool:
         """Forget a session; False where there is none. Raises SessionError where a request goes on from it."""
         self._gone.pop((salt, name), None)
+        self.check_free(name, salt)
         session = self._sessions.get((salt, name))
         if session is None:
             return False
-        if session.busy:
-            raise SessionError(f"the session {name!r} is answering a request; wait for its end", "session_busy")
         self._forget(session, None)
         return True
+
+    # --- files ---------------------------------------------------------------------------------------
+
+    @property
+    def cache(self) -> Cache:
+        """Where their segments lie."""
+        return self._cache
+
+    @property
+    def model(self) -> ModelInfo:
+        """The model of all of them."""
+        return self._cache.model
+
+    def idle(self, name: str, salt: str) -> Session:
+        """A session that nobody goes on from now. Raises SessionError."""
+        self.check_free(name, salt)
+        session = self._sessions.get((salt, name))
+        if session is None:
+            raise SessionError(f"there is no session {name!r}", "session_not_found")
+        return session
+
+    def check_free(self, name: str, salt: str) -> None:
+        """Raise SessionError while a request goes on from a session."""
+        session = self._sessions.get((salt, name))
+        if session is not None and session.busy:
+            raise SessionError(f"the session {name!r} is answering a request; wait for its end", "session_busy")
+
+    def make_room(self, nbytes: int) -> None:
+        """Ask for idle bytes to go until so many are free. Raises BudgetError where they are not."""
+        self._cache.tiers.reserve("a session that is restored", nbytes).release()
+
+    def put(self, session: Session) -> None:
+        """A session that was restored, in the place of one of the same name."""
+        self.drop(session.name, session.salt)
+        assert session.cache is not None, "it was restored"
+        _take(session.cache)
+        session.used = next(self._clock)
+        self._sessions[session.key] = session
+        self._shrink()
 
     @property
     def nbytes(self) -> int:
@@ -223,11 +260,14 @@ class Sessions:
             self._forget(session, f"sessions may hold {format_size(self.capacity)}, and it was used least")
 
     def _expire(self, nbytes: int) -> None:
-        """Free so many bytes of memory, where the disk takes no more."""
+        """Free so many bytes of memory, where the disk takes no more. What lies there stays: it is in nobody's way."""
         for session in self._idle():
+            held = session.bytes_in("memory")
             if nbytes <= 0:
                 return
-            nbytes -= session.bytes_in("memory")
+            if not held:
+                continue
+            nbytes -= held
             self._forget(session, "other requests needed its memory, and the disk tier had no room for it")
 
     def _forget(self, session: Session, reason: str | None) -> None:
@@ -240,3 +280,10 @@ class Sessions:
             self._gone[session.key] = reason
             while len(self._gone) > REMEMBERED:
                 self._gone.popitem(last=False)
+
+
+def _take(cache: SequenceCache) -> None:
+    """What a sequence holds is a session's from now on."""
+    for segment in cache.segments():
+        if segment.category == "cache":
+            segment.recategorise(SESSIONS)
