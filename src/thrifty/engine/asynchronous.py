@@ -159,6 +159,8 @@ class AsyncEngine:
                 if self.engine.busy:
                     self._step()
                     continue
+                if self.engine.read_ahead():
+                    continue
                 with self._wake:
                     self._wake.wait_for(lambda: self._closing or self._inbox)
         except BaseException as error:

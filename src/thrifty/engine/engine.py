@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from thrifty.arrays import Array, Floats
 from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine import inspection
@@ -24,6 +23,7 @@ from thrifty.engine.options import EngineOptions
 from thrifty.engine.plan.native_runner import choose_runner
 from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.publishing import Publisher
+from thrifty.engine.reading_ahead import ReadingAhead
 from thrifty.engine.request import Handle, Request, check_request
 from thrifty.engine.running import Running, State
 from thrifty.engine.scheduler import Scheduler
@@ -36,7 +36,6 @@ from thrifty.kernels import dispatch
 from thrifty.kernels.threads import pool_threads
 
 if TYPE_CHECKING:
-    from thrifty.cache.policy import CachePolicy
     from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.runner import Runner
     from thrifty.models.adapters import Adapter
@@ -118,7 +117,8 @@ class Engine(Inspected):
         module = dispatch.native()
         waiting = None if module is None else module.Waiting()
         self._turn = Turn(self._cancel, waiting)
-        self._publisher = Publisher(self._scheduler, self.memory, self._turn)
+        self._ahead = ReadingAhead(self.memory.cache.conversations is not None)
+        self._publisher = Publisher(self._scheduler, self.memory, self._turn, self._ahead)
         self._sequences = Sequences(model, self.intake.end_ids, self.memory, self._scheduler, self._publisher)
         prefill = PrefillStep(self.runner, self.memory, self._sequences, options.chunk, Pace(options.prefill_slice_ms))
         ahead = None if waiting is None else Ahead(waiting)
@@ -140,6 +140,7 @@ class Engine(Inspected):
             with self._turn:
                 self._check_open()
                 self._publisher.mend()
+                self._stop_reading()
                 if request.session is not None:
                     request = replace(request, prompt=self.memory.sessions.aligned(request, self.model.tokenizer))
                     answer.usage.prompt_tokens = len(request.prompt)
@@ -149,6 +150,22 @@ class Engine(Inspected):
         except BaseException:
             self._cancel(answer)
             raise
+
+    def read_ahead(self) -> bool:
+        """For when nobody asks for anything: begin to read an answer again, as part of the prompt that the next turn
+        begins with (see `reading_ahead`). It goes on with `step`, and ends as soon as a request comes. Returns whether
+        there was one.
+        """
+        with self._turn:
+            request = None if self._closed or self.busy else self._ahead.next()
+            if request is None:
+                return False
+            answer = Answer(request.identity, 1, len(request.prompt), lambda event: None)
+            try:
+                self._scheduler.submit(self._sequences.make(answer, self.intake.check(request)))
+            except ThriftyError:
+                return self.read_ahead()  # it does not fit any more: the next one may
+            return True
 
     def compile(self, grammar: Grammar) -> None:
         """Have a grammar ready for `submit`, which compiles one that is not. No other call has to wait for this one.
@@ -295,24 +312,6 @@ class Engine(Inspected):
                 self._publisher.mend()
                 self.memory.close()
 
-    def watch_prompt(self, tokens: Sequence[int], policy: CachePolicy, scored: int = 1) -> list[int]:
-        """Compute a prompt layer by layer, showing each layer to a policy, and forget it.
-
-        For policies that look: probes of heads, statistics of a text. scored: how many of the last tokens are answered.
-        Returns the model's first choice after each of them. It is no request: it holds the engine's turn until it is
-        done. Raises PromptError for tokens that the model does not take, BudgetError where they do not fit.
-        """
-        return self._aside.watch_prompt(tokens, policy, scored)
-
-    def hidden_states(self, tokens: Sequence[int] | Array) -> Iterator[Floats]:
-        """The final hidden states of a text (after the final norm), chunk by chunk: fp32 [rows, hidden] each.
-
-        It is no request: each chunk holds the engine's turn, and steps may be taken between two. What it takes is held
-        from the first chunk to the end, or until it is closed. Raises PromptError and BudgetError as `submit` does; the
-        first chunk raises QueueFullError where others hold the memory.
-        """
-        return self._aside.hidden_states(tokens, self.intake.context)
-
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts: the runner and why it was chosen, budget and ledger, queue lengths."""
         with self._turn:
@@ -326,6 +325,13 @@ class Engine(Inspected):
         with self._turn:
             self._publisher.finish(answer, "cancelled")
             self._publisher.tell([answer])
+
+    def _stop_reading(self) -> None:
+        """A request comes first."""
+        identity, self._ahead.reading = self._ahead.reading, None
+        for sequence in self._scheduler.sequences() if identity else ():
+            if sequence.answer.identity == identity:
+                self._publisher.finish(sequence.answer, "cancelled")
 
     def _decoding(self, handle: Handle, sample: int) -> Running:
         for sequence in self._scheduler.sequences():

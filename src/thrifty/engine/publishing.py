@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from thrifty.engine.admission.memory import EngineMemory
 from thrifty.engine.answer import Answer, Event, own_error
 from thrifty.engine.decode import Outcome
+from thrifty.engine.reading_ahead import ReadingAhead
 from thrifty.engine.running import Running
 from thrifty.engine.scheduler import Scheduler
 from thrifty.engine.turn import Turn
@@ -19,12 +20,14 @@ class Publisher:
     is freed. telling: how many listeners are being called.
     """
 
-    def __init__(self, scheduler: Scheduler, memory: EngineMemory, turn: Turn) -> None:
+    def __init__(self, scheduler: Scheduler, memory: EngineMemory, turn: Turn, ahead: ReadingAhead) -> None:
+        """ahead: told of answers that ended well."""
         self.sound = True
         self.telling = 0
         self._scheduler = scheduler
         self._memory = memory
         self._turn = turn
+        self._ahead = ahead
 
     def publish(self, outcomes: Sequence[Outcome]) -> list[Event]:
         """Commit what a step chose, end what is over, hand the events out: each for all before the next."""
@@ -75,6 +78,7 @@ class Publisher:
                     self._memory.publish_answer(sequence)
                 if done and not last:
                     self._memory.keep_session(sequence)
+                    self._ahead.note(sequence)
                 self._memory.release(sequence)
                 break
             except BaseException as error:

@@ -232,3 +232,32 @@ def test_a_hit_takes_no_more_memory_than_the_same_prompt_without(model: Model, e
     other.submit(ask(turn(seed=1), RECIPES["snapkv"])).result()
     assert engine.usage().peak <= other.usage().peak
     other.close()
+
+
+def test_an_answer_is_read_again_while_nobody_asks(model: Model, engine: Engine) -> None:
+    first = engine.submit(ask(turn(), RECIPES["kivi"])).result()
+    assert engine.read_ahead() and engine.busy
+    while engine.busy:
+        engine.step()
+    assert not engine.read_ahead(), "once"
+    request = ask([*turn(), *first.token_ids, *text_tokens(MORE, 5)], RECIPES["kivi"])
+    second = engine.submit(request).result()
+    assert second.usage.cached_tokens == (SHARED + MORE + ANSWER - 1) // PAGE * PAGE > SHARED + MORE
+    assert second.logprobs == alone(model, request).logprobs
+
+
+def test_a_request_stops_what_is_read_again(model: Model, engine: Engine) -> None:
+    engine.submit(ask(turn(), RECIPES["kivi"])).result()
+    assert engine.read_ahead()
+    engine.step()
+    result = engine.submit(ask(turn(seed=1), RECIPES["kivi"])).result()
+    assert result.usage.queued_seconds < 5 and not engine.busy
+    assert result.logprobs == alone(model, ask(turn(seed=1), RECIPES["kivi"])).logprobs
+
+
+@pytest.mark.parametrize("options", [{"share_prefix": False}, {"session": "a"}, {"cache": []}])
+def test_what_nothing_begins_with_is_not_read_again(engine: Engine, options: dict[str, Any]) -> None:
+    recipe = options.get("cache", RECIPES["kivi"])
+    others = {name: value for name, value in options.items() if name != "cache"}
+    engine.submit(ask(turn(), recipe, **others)).result()
+    assert not engine.read_ahead() and not engine.busy
