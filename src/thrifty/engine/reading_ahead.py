@@ -8,7 +8,6 @@ newest answer, as a prompt, when the engine has nothing else to do.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
@@ -41,10 +40,18 @@ class ReadingAhead:
             return
         if request.identity == self.reading or (len(sequence.tokens) - 1) // PAGE == sequence.prompt_length // PAGE:
             return
-        once = SamplingParameters(max_tokens=1, temperature=0.0)
-        clean = {"forced": None, "free": 0, "logits": False, "taps": (), "decoding": ()}
-        prompt = tuple(sequence.tokens[:-1])
-        self._waiting.append(replace(request, prompt=prompt, sampling=once, identity=f"{request.identity}+", **clean))
+        self._waiting.append(
+            Request(
+                prompt=sequence.tokens[:-1],
+                sampling=SamplingParameters(max_tokens=1, temperature=0.0),
+                cache=request.cache,
+                decoding=(),
+                cache_bytes=request.cache_bytes,
+                salt=request.salt,
+                adapter=request.adapter,
+                steering=request.steering,
+            )
+        )
 
     def next(self) -> Request | None:
         """The newest conversation that waits, None where none does."""

@@ -15,7 +15,6 @@ from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.answer import Answer, Answered, Event, Listener, Sample, Usage
 from thrifty.engine.media import Embeddings, PromptMedia, flattened, mixed
 from thrifty.engine.prompts import prompt_ids
-from thrifty.engine.sessions.session import LONGEST
 from thrifty.engine.steering import layer_numbers, steering_vectors
 from thrifty.errors import PromptError
 
@@ -140,10 +139,14 @@ class Result:
         return self.samples[0].logprobs
 
 
+LONGEST_NAME = 128
+"""Characters of a session's name."""
+
+
 def check_session(name: Any, samples: int, media: bool) -> None:
     """Raise PromptError for what is no name of a session, and for what none can hold."""
-    if not isinstance(name, str) or not 0 < len(name) <= LONGEST or not name.isprintable():
-        raise PromptError(f"session = {shown(name)} is no name; use 1 to {LONGEST} printable characters, or None")
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise PromptError(f"session = {shown(name)} is no name; use 1 to {LONGEST_NAME} printable characters, or None")
     if samples > 1:
         raise PromptError(f"samples = {samples}, but a session goes on from one answer; use samples = 1")
     if media:

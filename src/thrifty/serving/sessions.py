@@ -8,16 +8,20 @@ from fastapi import APIRouter, Request
 
 from thrifty.serving.access.keys import key_of
 from thrifty.serving.errors import RequestError
-from thrifty.serving.service import Service, salt_of
+from thrifty.serving.model_shelf import ModelShelf
+from thrifty.serving.service import salt_of
 
 
-def router(service: Service) -> APIRouter:
-    """Both endpoints over a service. A client sees the sessions of its own key alone."""
+def router(models: ModelShelf) -> APIRouter:
+    """Both endpoints. A client sees the sessions of its own key alone; ?model= says of which model, where there are
+    several.
+    """
     routes = APIRouter()
 
     @routes.get("/v1/sessions")
-    async def sessions(http: Request) -> dict[str, Any]:
+    async def sessions(http: Request, model: str | None = None) -> dict[str, Any]:
         """What is held for the client's conversations."""
+        service = await models.get(model)
         held = await service.engine.sessions(salt_of(key_of(http)))
         data = [
             {
@@ -34,8 +38,9 @@ def router(service: Service) -> APIRouter:
         return {"object": "list", "data": data}
 
     @routes.delete("/v1/sessions/{name:path}")
-    async def drop(name: str, http: Request) -> dict[str, Any]:
+    async def drop(name: str, http: Request, model: str | None = None) -> dict[str, Any]:
         """Forget one of them."""
+        service = await models.get(model)
         if not await service.engine.drop_session(name, salt_of(key_of(http))):
             raise RequestError(f"there is no session '{name:.128}'", 404, code="session_not_found")
         return {"id": name, "object": "session", "deleted": True}

@@ -61,7 +61,9 @@ def write(path: Path, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> 
             digest = hashlib.sha256()
             with os.fdopen(handle, "wb") as file:
                 for part in (MAGIC, len(header).to_bytes(8, "little"), header, *arrays.values()):
-                    data = part if isinstance(part, bytes) else np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+                    data = (
+                        part if isinstance(part, bytes) else np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+                    )
                     digest.update(data)
                     file.write(data)
                 file.write(digest.digest())

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.request import Request
 
-LONGEST = 128
-"""Characters of a session's name."""
-
 
 class Decoder(Protocol):
     """What a session asks of a tokenizer."""
