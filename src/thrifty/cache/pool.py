@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
+from thrifty.cache.checkpoints import Checkpoints, resumed
 from thrifty.cache.composition import check_order
 from thrifty.cache.footprint import Footprint, footprint
 from thrifty.cache.model_info import ModelInfo
@@ -20,6 +21,7 @@ from thrifty.cache.slots.span import Span
 from thrifty.cache.slots.tiers import Tiers
 from thrifty.cache.statistics import Statistics
 from thrifty.cache.tree import Node, PrefixTree, first_page
+from thrifty.cache.whole_pages import position, whole_pages
 from thrifty.errors import BudgetError, StorageError
 from thrifty.formats.kv import PAGE
 from thrifty.storage.arena import Arena
@@ -67,10 +69,12 @@ class Cache:
         self.expire: Callable[[int], None] | None = None
         self.sequences: WeakSet[SequenceSlots] = WeakSet()
         self.tree: PrefixTree | None = None
+        self.checkpoints: Checkpoints | None = None
         if prefix_tree:
             default = TREE_BYTES if ledger.budget is None else max(1, ledger.budget // 2)
             bound = default if tree_bytes is None else parse_size(tree_bytes, "tree_bytes")
             self.tree = PrefixTree(self.tiers, model, bound)
+            self.checkpoints = None if model.state_layers else Checkpoints(model.version, bound)
         self.conversations: PrefixTree | None = None
         if conversation_disk is not None and model.policy_layers and not model.state_layers:
             self.conversations = PrefixTree(self.tiers, model, parse_size(conversation_disk, "conversation_disk"))
@@ -108,14 +112,22 @@ class Cache:
         check_order(policies)
         for policy in policies:
             policy.check(self.model)
+        causal = self.checkpoints is not None and bool(tokens) and any(policy.causal for policy in policies)
+        if causal and self.checkpoints is not None:
+            held = self.checkpoints.match(policies, tokens, adapter, salt)
+            known = None if held is None else resumed(held, reservation)
+            if known is not None:
+                known.marks = publishes
+                return known
         sequence = SequenceCache(
             self.tiers, self.model, policies, reservation=reservation, collect=collect, siblings=self.sequences
         )
+        sequence.marks = causal and publishes
         try:
             if sequence.states is not None:
                 sequence.states.open()
                 sequence.states.snapshots = publishes and self.tree is not None and not policies
-            if len(tokens) > PAGE:
+            if len(tokens) > PAGE and not any(policy.causal for policy in policies):
                 self._begin(sequence, tokens, adapter, salt, publishes)
         except BaseException:
             sequence.free()
@@ -131,23 +143,17 @@ class Cache:
         The states of recurrent layers go along where there is a snapshot of one of these pages' ends, column sums where
         the sequence collected them and its length is a whole number of pages.
         """
+        if sequence.marks:
+            self._keep_mark(sequence, tokens, adapter, salt)
+        if any(policy.causal for policy in sequence.policies):
+            return 0  # its pages attended to what was compressed: they are no pages of the full cache
         if sequence.pages is not None:
             return sequence.pages.publish(tokens, adapter=adapter, salt=salt)
         if self.tree is None:
             return 0
         count = min(len(tokens), sequence.length) // PAGE
-        held = [_pages_by_start(sequence, group.layers, self.model.format) for group in self.tree.groups]
-        if sequence.states is not None:
-            snapshot = sequence.states.snapshot
-            held.append({} if snapshot is None else {_position(snapshot) - PAGE: snapshot})
-        pages = [[pages.get(index * PAGE) for pages in held] for index in range(count)]
-        globals_complete = all(
-            page[index] is not None
-            for index, group in enumerate(self.tree.groups)
-            if group.window is None
-            for page in pages
-        )
-        if not pages or not globals_complete:
+        pages = whole_pages(sequence, self.tree.groups, count)
+        if not pages:
             return 0
         sums = None
         if sequence.statistics.column_sums and not sequence.policies and sequence.length == count * PAGE:
@@ -155,7 +161,7 @@ class Cache:
         new = self.tree.insert(tokens[: count * PAGE], pages, adapter=adapter, salt=salt, statistics=sums)
         if sequence.states is not None:
             snapshot = sequence.states.snapshot
-            if snapshot is not None and _position(snapshot) <= count * PAGE:
+            if snapshot is not None and position(snapshot) <= count * PAGE:
                 sequence.states.drop_snapshot()  # the tree's now, and idle
         return new
 
@@ -196,6 +202,8 @@ class Cache:
             owners = [segment.owner for segment in sequence.segments()]
             idle = [owner for owner in owners if owner.tier == "memory" and id(owner) not in busy]
             self._to_disk(idle, nbytes - (before - self.tiers.arena.used))
+        if before - self.tiers.arena.used < nbytes and self.checkpoints is not None:
+            self.checkpoints.free_memory(nbytes - (before - self.tiers.arena.used))
         missing = nbytes - (before - self.tiers.arena.used)
         if missing > 0 and self.expire is not None:
             self.expire(missing)
@@ -212,8 +220,19 @@ class Cache:
             "arena": self.tiers.arena.used,
             "disk": 0 if self.tiers.disk is None else self.tiers.disk.used,
             "tree": 0 if self.tree is None else self.tree.nbytes,
+            "checkpoints": 0 if self.checkpoints is None else self.checkpoints.nbytes,
             "conversations": 0 if self.conversations is None else self.conversations.nbytes,
         }
+
+    def _keep_mark(self, sequence: SequenceCache, tokens: Sequence[Hashable], adapter: str, salt: Hashable) -> None:
+        """What the sequence held at its last multiple of 128 tokens becomes a checkpoint."""
+        mark, sequence.mark = sequence.mark, None
+        if mark is None:
+            return
+        if self.checkpoints is None or mark.length > len(tokens):
+            mark.free()
+        else:
+            self.checkpoints.put(mark, tokens, adapter, salt)
 
     def _begin(
         self, sequence: SequenceCache, tokens: Sequence[Hashable], adapter: str, salt: Hashable, publishes: bool
@@ -319,20 +338,3 @@ def _may_begin(need: Statistics) -> bool:
     attention of the rows that made them.
     """
     return need.queries != "all" and not need.column_sums
-
-
-def _position(segment: Segment) -> int:
-    """Where a segment's tokens begin, or the length of which it is a snapshot."""
-    assert isinstance(segment.positions, int), "pages and snapshots lie at one position"
-    return segment.positions
-
-
-def _pages_by_start(sequence: SequenceCache, layers: tuple[int, ...], format: str) -> dict[int, Segment]:
-    """A group's untouched full-precision pages by the position they begin at."""
-    pages = {}
-    for span in sequence.spans[layers[0]]:
-        page = span.segment
-        plain = page.layers == layers and page.format == format and page.capacity == PAGE and span.tokens == PAGE
-        if plain and isinstance(page.positions, int) and page.bias is None and page.parent is None:
-            pages[page.positions] = page
-    return pages

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from thrifty.cache.checkpoints import CHECKPOINTS
 from thrifty.cache.slots.segment import INDEX, SESSIONS, Segment
 from thrifty.cache.tree import TREE, PrefixTree
 
@@ -34,7 +35,7 @@ def recount(
     tiers.arena.reclaim([segment.run for segment in segments if segment.run is not None])
     if tiers.disk is not None:
         tiers.disk.reclaim([segment.extent for segment in segments if segment.extent is not None])
-    held = Counter({"cache": 0, "scratch": 0, TREE: 0, INDEX: 0, SESSIONS: 0, category: nbytes})
+    held = Counter({"cache": 0, "scratch": 0, TREE: 0, INDEX: 0, SESSIONS: 0, CHECKPOINTS: 0, category: nbytes})
     charged: defaultdict[Reservation, int] = defaultdict(int)
     for reservation, more in used.items():
         held[category] += more

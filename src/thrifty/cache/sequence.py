@@ -34,8 +34,9 @@ from thrifty.arrays import Array, Floats, Integers
 from thrifty.cache.composition import rehearsing
 from thrifty.cache.editing.apply import apply_edits
 from thrifty.cache.editing.rollback import check, roll_back
+from thrifty.cache.marks import set_mark
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.policy import CachePolicy
+from thrifty.cache.policy import BLOCK, CachePolicy
 from thrifty.cache.rehearsals import Rehearsals
 from thrifty.cache.sequence_prompt import SequencePrompt
 from thrifty.cache.slots.open_rows import Scratch
@@ -57,6 +58,7 @@ class SequenceCache(SequencePrompt):
     """The cache of one sequence. Made by `Cache.create` or `fork`; belongs to one thread at a time.
 
     hit: tokens that came from the prefix tree (they count in `length`).
+    marks: whether a copy of what it holds is kept at every multiple of 128 tokens. mark: the newest one, parked.
     rehearses: the policy that wants to see the prompt again, None where none does.
     """
 
@@ -73,6 +75,8 @@ class SequenceCache(SequencePrompt):
         """Made by `Cache.create`, which knows the prefix tree. See `SequencePrompt`."""
         self.rehearses = rehearsing(policies)
         self.rehearsals: Rehearsals | None = None
+        self.marks = False
+        self.mark: SequenceCache | None = None
         super().__init__(tiers, model, policies, reservation=reservation, collect=collect, siblings=siblings)
         self._schedule_plain()
 
@@ -178,6 +182,8 @@ class SequenceCache(SequencePrompt):
                 self.states.take_snapshot(self.length)
         if self.length >= self.schedule.next:
             self.schedule.after_decode(self, self.collector)
+            if self.marks and self.length % BLOCK == 0:
+                set_mark(self)
 
     def truncate(self, n: int) -> None:
         """Drop the newest n rows: uncommitted ones first, then committed ones.
@@ -298,6 +304,9 @@ class SequenceCache(SequencePrompt):
     def _release_all(self) -> None:
         self._end_rehearsals()
         self.drop_stored()
+        kept, self.mark = self.mark, None
+        if kept is not None:
+            kept.free()
         super()._release_all()
         self.collector.free()
 

@@ -132,7 +132,7 @@ class EngineMemory(Charges):
         cache = sequence.cache
         if cache is None or sequence.state is not State.DECODING or sequence.parked:
             return
-        if not cache.policies and cache.native_view.view is not None:
+        if (cache.marks or not cache.policies) and cache.native_view.view is not None:
             self._publish(sequence, sequence.tokens)
 
     def settle(self, sequence: Running) -> None:
@@ -248,6 +248,8 @@ class EngineMemory(Charges):
         self._closed = True
         self.drafts.close()
         self.sessions.close()
+        if self.cache.checkpoints is not None:
+            self.cache.checkpoints.shrink(-1)
         for tree in (self.cache.tree, self.cache.conversations):
             if tree is not None:
                 tree.clear()

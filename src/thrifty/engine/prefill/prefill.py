@@ -39,6 +39,8 @@ def start_prefill(
         # Not in the prefix tree: what a compressed prompt lets go of is to be free.
         whole = ChunkedPrefill(runner, cache, prompt, chunk, pace, cache.put_pages)
         return RehearsedPrefill(runner, cache, prompt, chunk, pace, whole)
+    if any(policy.causal for policy in cache.policies):
+        chunk = CHUNK  # policies act where chunks end
     return ChunkedPrefill(runner, cache, prompt, chunk, pace, lambda: publish(sequence))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
+from thrifty.cache.checkpoints import resident
 from thrifty.cache.slots.segment import SESSIONS
 from thrifty.engine.sessions.session import Decoder, Session, aligned
 from thrifty.errors import BudgetError, SessionError
@@ -262,7 +263,7 @@ class Sessions:
     def _expire(self, nbytes: int) -> None:
         """Free so many bytes of memory, where the disk takes no more. What lies there stays: it is in nobody's way."""
         for session in self._idle():
-            held = session.bytes_in("memory")
+            held = 0 if session.cache is None else resident(session.cache)
             if nbytes <= 0:
                 return
             if not held:
