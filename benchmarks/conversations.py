@@ -119,8 +119,11 @@ def speed(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
         middle, spent = statistics.median(own), statistics.median(processor[name])
         table[name] = {"first_token_s": round(middle, 3), "ratio": round(middle / base, 2)}
         table[name] |= {"processor_s": round(spent, 3), "processor_ratio": round(spent / work, 2), **held[name]}
-        print(f"{name:28} {middle:7.3f} s {middle / base:6.2f} x  processor {spent:7.3f} s {spent / work:6.2f} x  {held[name]['memory'] / 1e6:7.1f} MB in memory, "
-              f"{held[name]['disk'] / 1e6:7.1f} MB on disk")  # fmt: skip
+        memory, disk = (held[name][place] / 1e6 for place in ("memory", "disk"))
+        print(
+            f"{name:28} {middle:7.3f} s {middle / base:6.2f} x  processor {spent:7.3f} s {spent / work:6.2f} x  "
+            f"{memory:7.1f} MB in memory, {disk:7.1f} MB on disk"
+        )
     return table
 
 
