@@ -11,7 +11,7 @@ from thrifty.cache.checkpoints import Checkpoints, resumed
 from thrifty.cache.composition import check_order
 from thrifty.cache.footprint import Footprint, footprint
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.policy import CachePolicy
+from thrifty.cache.policy import BLOCK, CachePolicy
 from thrifty.cache.prompt_pages import PromptPages, begin_with_stored
 from thrifty.cache.recount import recount
 from thrifty.cache.sequence import SequenceCache
@@ -77,7 +77,9 @@ class Cache:
             self.checkpoints = None if model.state_layers else Checkpoints(model.version, bound)
         self.conversations: PrefixTree | None = None
         if conversation_disk is not None and model.policy_layers and not model.state_layers:
-            self.conversations = PrefixTree(self.tiers, model, parse_size(conversation_disk, "conversation_disk"))
+            self.conversations = PrefixTree(
+                self.tiers, model, parse_size(conversation_disk, "conversation_disk"), keeps_sums=True
+            )
 
     def footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int) -> Footprint:
         """Upper bounds of the bytes of a sequence of `prompt` tokens grown to `total`."""
@@ -252,9 +254,12 @@ class Cache:
                 sequence.start_at(len(stored) * PAGE)
         else:
             self._begin_with(sequence, path)
-        if publishes and _may_begin(sequence.statistics):
-            known = self.conversations.match(tokens, adapter=adapter, salt=salt)
-            sequence.pages = PromptPages(self.conversations, known, sequence.hit, len(tokens))
+        need, known = sequence.statistics, self.conversations.match(tokens, adapter=adapter, salt=salt)
+        if need.queries == "all":
+            return  # pages do not know the queries of their rows
+        border = max(0, len(tokens) - int(need.queries or 1)) // BLOCK * BLOCK if need.column_sums else 0
+        if publishes and (border or not need.column_sums):
+            sequence.pages = PromptPages(self.conversations, known, sequence.hit, len(tokens), border)
 
     def _match(
         self,
@@ -331,10 +336,3 @@ class Cache:
             missing = nbytes - (start - self.tiers.arena.used)
             if not self.tree.shrink(max(0, self.tree.nbytes - missing)):
                 return
-
-
-def _may_begin(need: Statistics) -> bool:
-    """Whether a prompt of which this is wanted could begin with pages alone: they know neither the queries nor the
-    attention of the rows that made them.
-    """
-    return need.queries != "all" and not need.column_sums

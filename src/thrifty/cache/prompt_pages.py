@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thrifty.arrays import Bytes
+from thrifty.arrays import Bytes, Floats
 from thrifty.cache.slots.builder import release_all
 from thrifty.cache.slots.segment import Segment
 from thrifty.cache.slots.span import Span
@@ -33,10 +33,10 @@ _LOG = logging.getLogger("thrifty.cache")
 class PromptPages:
     """The pages of one prompt on their way to the disk. `put` takes a layer, `publish` hands all to the tree."""
 
-    def __init__(self, tree: PrefixTree, known: Sequence[Node], hit: int, tokens: int) -> None:
+    def __init__(self, tree: PrefixTree, known: Sequence[Node], hit: int, tokens: int, border: int = 0) -> None:
         """known: the nodes that the tree has of the prompt. hit: tokens that the sequence begins with. tokens: of the
-        prompt. Takes room on the disk for what is missing, as far as the tree's bound reaches; where the disk is full,
-        for nothing.
+        prompt. border: at how many of them column sums are kept, whole pages; 0: none are. Takes room on the disk for
+        what is missing, as far as the tree's bound reaches; where the disk is full, for nothing.
         """
         self._tree = tree
         self._count = min(tokens // PAGE, tree.capacity // page_bytes(tree))
@@ -45,7 +45,22 @@ class PromptPages:
         ]
         self._known = len(self._pages)
         self._first = [self._known if group.window is None else max(self._known, hit // PAGE) for group in tree.groups]
+        self._sums: Segment | None = None
+        self._summed = 0
+        last = border // PAGE - 1
+        there = bool(border) and last < self._known and self._pages[last][-1] is not None
+        self.border = border if last < self._count and not there else 0
         self._take()
+
+    def put_sums(self, layer: int, sums: Floats) -> None:
+        """The column sums of one layer of the rows before `border` over themselves: fp32 [heads, border]."""
+        if self._sums is None:
+            return
+        try:
+            self._sums.put(layer, np.ascontiguousarray(sums, np.float32).view(np.uint8))
+            self._summed += 1
+        except StorageError as error:
+            self._give_up(error)
 
     def put(self, layer: int, segment: Segment) -> None:
         """The rows of one layer before any policy: one segment of all heads. Where the disk does not take them, the
@@ -81,24 +96,27 @@ class PromptPages:
         """Hand the pages to the tree, under the prompt's tokens; returns how many were new there."""
         if not self._pages:
             return 0
+        if self._sums is not None and self._summed == len(self._sums.layers):
+            self._pages[self.border // PAGE - 1][-1], self._sums = self._sums, None
         return self._tree.insert(tokens[: len(self._pages) * PAGE], self._pages, adapter=adapter, salt=salt)
 
     def close(self) -> None:
         """Let go of all pages; those that the tree has stay its own."""
         pages, self._pages, self._count = self._pages, [], 0
-        for segment in _segments(pages):
+        sums, self._sums = self._sums, None
+        for segment in _segments([*pages, [sums]]):
             segment.release()
 
     def segments(self) -> Iterator[Segment]:
         """What it holds, one reference each."""
-        return _segments(self._pages)
+        return _segments([*self._pages, [self._sums]])
 
     # --- inside --------------------------------------------------------------------------------------
 
     def _take(self) -> None:
         tree, model = self._tree, self._tree.model
         missing = self._count - self._known
-        if missing <= 0:
+        if missing <= 0 and not self.border:
             return
         tree.shrink(max(0, tree.capacity - missing * page_bytes(tree)))
         heads = tuple(range(model.kv_heads))
@@ -111,6 +129,10 @@ class PromptPages:
                     if index >= first:
                         shape = (group.layers, heads, model.format, model.head_dim, index * PAGE)
                         row[-1] = Segment.on_disk(tree.tiers, *shape)
+                row.append(None)
+            if self.border:
+                shape = (model.policy_layers, (0,), "f32", 0, 0)
+                self._sums = Segment.on_disk(tree.tiers, *shape, slab_bytes=4 * model.heads * self.border)
         except StorageError as error:
             self._give_up(error)
 
@@ -145,20 +167,29 @@ class StoredPrefix:
     def __init__(self, path: Sequence[Node], group: int) -> None:
         """path: nodes of the tree of conversations. group: the place of the global layers among its groups."""
         self._pages = [segment.retain() for node in path if (segment := node.segments[group]) is not None]
+        sums = path[-1].segments[-1] if path else None
+        self._sums = None if sums is None else sums.retain()
 
     def spans(self) -> list[Span]:
         """The pages as spans, whose references stay its own."""
         return [Span(page, PAGE) for page in self._pages]
 
+    def sums(self, layer: int, heads: int) -> Floats | None:
+        """Column sums of its rows in one layer, fp32 [heads, tokens]; None where there are none of all of them."""
+        if self._sums is None:
+            return None
+        sums: Floats = self._sums.slab(layer, 0).view(np.float32).reshape(heads, -1)
+        return sums
+
     def segments(self) -> Iterator[Segment]:
         """What it holds, one reference each."""
-        yield from self._pages
+        return _segments([self._pages, [self._sums]])
 
     def close(self) -> None:
         """Let go of the pages."""
-        pages, self._pages = self._pages, []
-        for page in pages:
-            page.release()
+        held, self._pages, self._sums = list(self.segments()), [], None
+        for segment in held:
+            segment.release()
 
 
 def page_bytes(tree: PrefixTree) -> int:

@@ -87,7 +87,9 @@ class SequencePrompt(SequenceSlots):
         if not prefix:
             self.native_view.open_page(layer, scratch)
             return
-        if not stored:
+        if stored:
+            self._begin_sums(layer)
+        else:
             self.spans.replace(layer, ())
             release_all(prefix)
         self.native_view.rebuild(layer)
@@ -143,6 +145,24 @@ class SequencePrompt(SequenceSlots):
     def _stored_prefix(self, layer: int) -> Sequence[Span]:
         """The pages on disk that a layer begins with. (A windowed layer has its own in memory.)"""
         return self.stored.spans() if self.stored is not None and self.model.windows[layer] is None else ()
+
+    @property
+    def border(self) -> int:
+        """Tokens of the prompt at which its column sums are kept on disk, so that no chunk goes across; 0: nowhere."""
+        return 0 if self.pages is None else self.pages.border
+
+    def put_sums(self, layer: int) -> None:
+        """The rows before `border` are computed in a layer that is open, and no others."""
+        sums = self.collector.sums_of(layer) if self.pages is not None else None
+        if self.pages is not None and sums is not None:
+            self.pages.put_sums(layer, sums[:, : self.pages.border])
+
+    def _begin_sums(self, layer: int) -> None:
+        """Column sums go on from those of the prefix, where they are wanted."""
+        if self.stored is not None and self.statistics.column_sums:
+            sums = self.stored.sums(layer, self.model.heads)
+            if sums is not None:
+                self.collector.begin_sums(layer, sums)
 
     def put_pages(self) -> None:
         """What is computed of a prompt that is held whole goes to the disk, where it is kept."""

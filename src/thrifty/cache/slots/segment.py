@@ -85,15 +85,22 @@ class Segment:
 
     @classmethod
     def on_disk(
-        cls, tiers: Tiers, layers: tuple[int, ...], heads: tuple[int, ...], format: str, head_dim: int, first: int
+        cls,
+        tiers: Tiers,
+        layers: tuple[int, ...],
+        heads: tuple[int, ...],
+        format: str,
+        head_dim: int,
+        first: int,
+        slab_bytes: int | None = None,
     ) -> Segment:
         """A page of 64 tokens from position `first` on whose bytes lie on the disk tier from the start: `put` brings
-        them, a layer at a time. Raises StorageError with nothing taken.
+        them, a layer at a time. slab_bytes: for what is no page. Raises StorageError with nothing taken.
         """
         page = object.__new__(cls)
         page.tiers, page.layers, page.heads, page.format, page.head_dim = tiers, layers, heads, format, head_dim
         page.capacity = page.tokens = kv.PAGE
-        page.slab_bytes = kv.slab_bytes(format, kv.PAGE, head_dim)
+        page.slab_bytes = kv.slab_bytes(format, kv.PAGE, head_dim) if slab_bytes is None else slab_bytes
         page.category, page.reservation, page.positions = "cache", None, first
         page.bias = page.first_keys = page.parent = page.run = None
         page.index_bytes, page.references = 0, 1

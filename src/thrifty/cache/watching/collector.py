@@ -233,6 +233,17 @@ class Collector:
             self._sums.replace(layer, heads)
         self.settle()
 
+    def begin_sums(self, layer: int, sums: Floats) -> None:
+        """Begin one layer with the column sums fp32 [heads, slots] of its first slots."""
+        group = self._model.group
+        self._sums.replace(layer, [sums[head * group : (head + 1) * group] for head in range(self._model.kv_heads)])
+        self.settle()
+
+    def sums_of(self, layer: int) -> Floats | None:
+        """fp32 [heads, places]: the sums of one layer so far, shared; None where there are none, or rows wait for their
+        commit."""
+        return None if self._pending else self._sums.layers.get(layer)
+
     def merge(self, layer: int, head: int, groups: Groups, places: Places | None = None) -> None:
         """Groups of slots became one: their sums go to the group's first member (the others are dropped by `keep`).
         places: those of the slots before."""

@@ -31,6 +31,11 @@ class SessionAccess:
         with self._turn:
             return self._sessions.drop(name, salt)
 
+    def __len__(self) -> int:
+        """How many there are, those that begin now among them."""
+        with self._turn:
+            return len(self._sessions)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all sessions, in memory and on disk."""

@@ -30,10 +30,11 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
 WATCHING = {
     "h2o": [{"technique": "h2o", "keep": 0.3}],
     "minikv": [{"technique": "minikv"}],
-    "fastgen": [{"technique": "fastgen", "recovery": 0.8}],
+    "fastgen": [{"technique": "fastgen", "recovery": 0.8, "profile": 64}],
+    "h2o + kivi": [{"technique": "h2o", "keep": 0.3}, {"technique": "kivi", "bits": 4, "residual": 64}],
     "kvmerger": [{"technique": "kvmerger", "first": 0, "last": 0}],
 }
-"""These read the attention of every row of the prompt, which no page tells."""
+"""These read the attention of every row of the prompt: they begin where its sums were kept, at a multiple of 128."""
 
 SHARED, MORE, ANSWER = 330, 40, 70
 BOUND = "64MB"
@@ -133,10 +134,29 @@ def test_the_prefix_tree_serves_the_full_cache_alone_and_pages_stay_on_disk(mode
 
 
 @pytest.mark.parametrize("name", WATCHING)
-def test_who_watches_every_row_of_the_prompt_shares_nothing(engine: Engine, name: str) -> None:
+def test_who_watches_every_row_begins_with_what_was_seen(model: Model, engine: Engine, name: str) -> None:
+    recipe = WATCHING[name]
+    engine.submit(ask(turn(), recipe)).result()
+    assert engine.usage().bytes_of("tree") == engine.usage().bytes_of("index") == 0, "nothing in memory"
+    tokens = turn(seed=1)
     for seed in range(2):
-        assert engine.submit(ask(turn(seed=seed), WATCHING[name])).result().usage.cached_tokens == 0
-    assert engine.usage().conversations == 0, "what it cannot use is not written"
+        request = ask(tokens, recipe)
+        result = engine.submit(request).result()
+        assert result.usage.cached_tokens == (256 if seed == 0 else 384), "where sums were kept"
+        assert result.logprobs == alone(model, request).logprobs
+        tokens = [*tokens, *text_tokens(150, 40)]
+        engine.submit(ask(tokens[:460], recipe)).result()
+
+
+def test_pages_without_sums_are_no_hit_for_who_wants_them(model: Model, engine: Engine) -> None:
+    engine.submit(ask(turn(), RECIPES["kivi"])).result()
+    request = ask(turn(seed=1), WATCHING["h2o"])
+    first = engine.submit(request).result()
+    assert first.usage.cached_tokens == 0 and first.logprobs == alone(model, request).logprobs
+    request = ask(turn(seed=2), WATCHING["minikv"])
+    second = engine.submit(request).result()
+    assert second.usage.cached_tokens == 256, "the pages were there, the sums came with the first"
+    assert second.logprobs == alone(model, request).logprobs
 
 
 @pytest.mark.parametrize("options", [{"salt": "b"}, {"share_prefix": False}])
@@ -261,3 +281,17 @@ def test_what_nothing_begins_with_is_not_read_again(engine: Engine, options: dic
     others = {name: value for name, value in options.items() if name != "cache"}
     engine.submit(ask(turn(), recipe, **others)).result()
     assert not engine.read_ahead() and not engine.busy
+
+
+@pytest.mark.parametrize("name", ["kivi", "snapkv", "h2o", "kvzip"])
+def test_the_reference_path_begins_with_pages_too(name: str) -> None:
+    plain = tiny_model()
+    recipe = (RECIPES | WATCHING)[name]
+    engine, apart = Engine(plain, native=False, conversation_disk=BOUND), Engine(plain, native=False, prefix_tree=False)
+    engine.submit(ask(turn(), recipe)).result()
+    request = ask(turn(seed=1), recipe)
+    result = engine.submit(request).result()
+    assert result.usage.cached_tokens == (0 if name == "h2o" else SHARED // PAGE * PAGE), "sums are native code's"
+    assert result.token_ids == apart.submit(request).result().token_ids
+    close(engine)
+    close(apart)
