@@ -26,6 +26,7 @@ from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request, Result
 from thrifty.evaluation.tasks.multi_turn import MultiTurn
+from thrifty.kernels.threads import pool_threads
 from thrifty.models import load
 from thrifty.models.model import Model
 
@@ -158,12 +159,15 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--answer", type=int, default=128, help="tokens of every answer")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--unshared", action="store_true", help="also with nothing shared, for comparison")
     parser.add_argument("--quality", action="store_true")
     parser.add_argument("--items", type=int, default=20)
     parser.add_argument("--length", type=int, default=1500)
     arguments = parser.parse_args()
-    model = load(arguments.model)
+    model = load(arguments.model, threads=arguments.threads)
+    if arguments.threads is not None:
+        pool_threads().set(arguments.threads, model)
     found = quality(model, arguments) if arguments.quality else speed(model, arguments)
     print(json.dumps({"settings": vars(arguments), "ways": found}))
 

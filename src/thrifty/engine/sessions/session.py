@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from thrifty.engine.request import Request
 
 
+HALF = "\ufffd"
+"""What stands for a character of which some bytes are missing."""
+
+
 class Decoder(Protocol):
     """What a session asks of a tokenizer."""
 
@@ -105,6 +109,6 @@ def aligned(tokens: Sequence[int], prompt: Sequence[int], tokenizer: Decoder) ->
         text = tokenizer.decode(list(prompt[alike:stop]), skip_special=False)
         if text == wanted and stop < len(prompt):
             return (*tokens, *prompt[stop:])
-        if len(text) > len(wanted):
+        if not wanted.startswith(text.rstrip(HALF)):
             return None
     return None
