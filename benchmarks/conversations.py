@@ -26,7 +26,6 @@ from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request, Result
 from thrifty.evaluation.tasks.multi_turn import MultiTurn
-from thrifty.kernels.threads import pool_threads
 from thrifty.models import load
 from thrifty.models.model import Model
 
@@ -74,17 +73,21 @@ class Way:
                 self.engine.step()
 
 
-def ways(model: Model, shared: bool) -> list[Way]:
-    """All of them, each over the same weights. shared: also those that begin with nothing but the tokens."""
-    found = [Way("full", Engine(model), [], False, [])]
+def ways(model: Model, threads: int | None, shared: bool) -> list[Way]:
+    """All of them, each over the same weights. threads: of native code. shared: also those that begin with nothing but the tokens."""
+    found = [Way("full", Engine(model, threads=threads), [], False, [])]
     for name, recipe in RECIPES.items():
         if shared:
-            found.append(Way(f"{name}, nothing shared", Engine(model, prefix_tree=False), recipe, False, []))
-        found.append(Way(f"{name}, pages on disk", Engine(model, conversation_disk=BOUND), recipe, False, []))
+            found.append(
+                Way(f"{name}, nothing shared", Engine(model, threads=threads, prefix_tree=False), recipe, False, [])
+            )
+        found.append(
+            Way(f"{name}, pages on disk", Engine(model, threads=threads, conversation_disk=BOUND), recipe, False, [])
+        )
         if name in CAUSAL:
             causal = [{**table, "causal": True} for table in recipe]
-            found.append(Way(f"{name}, causal", Engine(model), causal, False, []))
-        found.append(Way(f"{name}, session", Engine(model), recipe, True, []))
+            found.append(Way(f"{name}, causal", Engine(model, threads=threads), causal, False, []))
+        found.append(Way(f"{name}, session", Engine(model, threads=threads), recipe, True, []))
     return found
 
 
@@ -97,7 +100,7 @@ def speed(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
     processor: dict[str, list[float]] = {}
     held: dict[str, dict[str, int]] = {}
     for round_number in range(arguments.rounds):
-        present = ways(model, arguments.unshared)
+        present = ways(model, arguments.threads, arguments.unshared)
         for turn in range(arguments.turns):
             part = [1000 + (31 * place + 977 * turn + 101 * round_number) % 20_000 for place in range(new)]
             for way in present:
@@ -135,7 +138,7 @@ def quality(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
     items = task.items(tokenizer, arguments.items, seed=7)
     found: dict[str, list[list[float]]] = {}
     for item in items:
-        for way in ways(model, shared=False):
+        for way in ways(model, arguments.threads, shared=False):
             scores, context = [], list(item.prompt)
             for turn in item.turns:
                 result = way.say([*context, *turn.tokens], 12)
@@ -166,8 +169,6 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1500)
     arguments = parser.parse_args()
     model = load(arguments.model, threads=arguments.threads)
-    if arguments.threads is not None:
-        pool_threads().set(arguments.threads, model)
     found = quality(model, arguments) if arguments.quality else speed(model, arguments)
     print(json.dumps({"settings": vars(arguments), "ways": found}))
 

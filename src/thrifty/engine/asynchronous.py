@@ -7,6 +7,7 @@ import concurrent.futures
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -122,6 +123,14 @@ class AsyncEngine:
     async def drop_session(self, name: str, salt: str = "") -> bool:
         """See `SessionAccess.drop`."""
         return await asyncio.wrap_future(self._order(lambda: self.engine.sessions.drop(name, salt)))
+
+    async def save_session(self, name: str, folder: Path, salt: str = "") -> Path:
+        """See `SessionAccess.save`."""
+        return await asyncio.wrap_future(self._order(lambda: self.engine.sessions.save(name, folder, salt)))
+
+    async def restore_session(self, name: str, folder: Path, salt: str = "") -> None:
+        """See `SessionAccess.restore`."""
+        await asyncio.wrap_future(self._order(lambda: self.engine.sessions.restore(name, folder, salt)))
 
     async def resize_memory(self, memory: int) -> int:
         """See `Engine.resize_memory`; done between two steps."""

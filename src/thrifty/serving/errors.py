@@ -64,6 +64,9 @@ REFUSED: dict[type[ThriftyError], str | None] = {
 }
 """Errors of what a client asked for, and their codes."""
 
+SESSIONS = {"session_expired": 410, "session_not_found": 404}
+"""Statuses of what is said of sessions; of all else 409."""
+
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -88,7 +91,7 @@ def described(error: Exception) -> tuple[int, dict[str, Any]]:
     if isinstance(error, QueueFullError):
         return 429, envelope(str(error), 429, code="queue_full")
     if isinstance(error, SessionError):
-        status = 410 if error.code == "session_expired" else 409
+        status = SESSIONS.get(error.code, 409)
         return status, envelope(str(error), status, "thrifty.session", error.code)
     for kind, code in REFUSED.items():
         if isinstance(error, kind):

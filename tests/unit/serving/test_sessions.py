@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,3 +100,36 @@ def test_a_busy_session_and_a_client_that_hangs_up() -> None:
         assert eventually(lambda: server.running() == 0)
         assert get(server, "/v1/sessions").json()["data"] == []
         assert eventually(lambda: server.held() == 0)
+
+
+def test_a_session_outlives_the_server(tmp_path: Path) -> None:
+    messages, extension = [{"role": "user", "content": FIRST}], {"thrifty": KIVI | {"session": "sea shore"}}
+    where = "/v1/sessions/sea%20shore"
+    with live(session_folder=tmp_path, api_keys=("one", "two")) as server:
+        first = say(server, messages, **extension)
+        assert told(server, f"{where}/save", 200)["saved"]
+        assert told(server, f"{where}/save", 404, "two")["error"]["code"] == "session_not_found"
+    (file,) = tmp_path.rglob("*.session")
+    assert file.parent == tmp_path / "tiny"
+    with live(session_folder=tmp_path, api_keys=("one", "two")) as server:
+        assert told(server, f"{where}/restore", 404, "two")["error"]["code"] == "session_not_found"
+        assert told(server, f"{where}/restore", 200)["restored"]
+        again = say(server, messages, **extension)
+        cached = again["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert cached >= first["usage"]["prompt_tokens"]
+        file.write_bytes(file.read_bytes()[:-5])
+        error = told(server, f"{where}/restore", 409)["error"]
+        assert error["code"] == "session_file" and "checksum" in error["message"]
+        assert str(tmp_path) not in error["message"], "no path of the server"
+
+
+def test_without_a_folder_nothing_is_saved(keyed: Live) -> None:
+    assert told(keyed, "/v1/sessions/a/save", 403)["error"]["message"].endswith("--session-folder")
+
+
+def told(server: Live, path: str, status: int, owner: str = "one") -> dict[str, Any]:
+    """What a POST without a body is answered."""
+    answer = post(server, path, json={}, headers=key(owner))
+    assert answer.status_code == status, answer.text
+    body: dict[str, Any] = answer.json()
+    return body

@@ -85,6 +85,9 @@ def command(
     session_bytes: Annotated[
         str, typer.Option(metavar="SIZE", help="Memory and disk together for sessions of conversations.")
     ] = "1GB",
+    session_folder: Annotated[
+        Path | None, typer.Option(help="Where clients may save their sessions. Default: nowhere.")
+    ] = None,
     memory: options.Memory = None,
     process_memory: options.ProcessMemory = None,
     threads: options.Threads = None,
@@ -122,6 +125,7 @@ def command(
         model_room=model_room,
         adapter_folder=adapters_from,
         request_recipes=request_recipes,
+        session_folder=session_folder,
         drain_seconds=drain,
     )
 

@@ -76,7 +76,7 @@ def write(path: Path, facts: Mapping[str, Any], arrays: Mapping[str, Array]) -> 
             Path(temporary).unlink(missing_ok=True)
     except OSError as error:
         raise SessionError(
-            f"cannot write the session to '{path}': {error}. Free some space or give another folder", CODE
+            f"cannot write the session to '{path.name}': {error.strerror}. Free some space or give another folder", CODE
         ) from error
     return size
 
@@ -86,7 +86,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise SessionError(f"cannot read the session file '{path}': {error}", CODE) from error
+        missing = isinstance(error, FileNotFoundError)
+        code = "session_not_found" if missing else CODE
+        raise SessionError(f"cannot read the session file '{path.name}': {error.strerror}", code) from error
     if not content.startswith(MAGIC):
         raise refused(path, "it is no session file of this version")
     body, checksum = content[:-32], content[-32:]
@@ -106,7 +108,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
 
 def refused(path: Path, reason: str) -> SessionError:
     """The error for a file that is not used."""
-    return SessionError(f"the session file '{path}' is refused: {reason}. Delete it, or begin a new session", CODE)
+    return SessionError(f"the session file '{path.name}' is refused: {reason}. Delete it, or begin a new session", CODE)
 
 
 def _array(body: bytes, base: int, dtype: str, shape: list[int], offset: int) -> Array:
