@@ -74,7 +74,7 @@ class Way:
 
 
 def ways(model: Model, threads: int | None, shared: bool) -> list[Way]:
-    """All of them, each over the same weights. threads: of native code. shared: also those that begin with nothing but the tokens."""
+    """All of them, each over the same weights. threads: of native code. shared: also those that share nothing."""
     found = [Way("full", Engine(model, threads=threads), [], False, [])]
     for name, recipe in RECIPES.items():
         if shared:

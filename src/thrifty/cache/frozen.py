@@ -138,16 +138,18 @@ def _segment(sequence: SequenceCache, facts: Mapping[str, Any], made: Sequence[S
     capacity, tokens, form = int(facts["capacity"]), int(facts["tokens"]), str(facts["format"])
     _check(form in FORMATS, f"segment {place} has the unknown format {form!r:.40}")
     _check(0 < len(set(layers)) == len(layers) and set(layers) <= set(range(model.layers)), "layers")
-    _check(0 < len(set(heads)) == len(heads) and set(heads) <= set(range(model.kv_heads)), "heads")
+    widths = model.of(layers[0])
+    _check(len(model.alike(layers)) == 1, "layers of different widths")
+    _check(0 < len(set(heads)) == len(heads) and set(heads) <= set(range(widths.kv_heads)), "heads")
     _check(capacity > 0 and capacity % PAGE == 0 and 0 <= tokens <= capacity, f"segment {place} has {tokens} tokens")
     if facts["owner"] is not None:
         owner = made[int(facts["owner"])]
         bias = _array(arrays, f"{place}.bias", (1, len(heads), owner.capacity))
         _check(heads == owner.heads and layers[0] in owner.layers, "a face of another segment")
         return owner.with_holes(layers[0], [np.flatnonzero(row > -np.inf) for row in bias[0]], tokens)
-    nbytes = slab_bytes(form, capacity, model.head_dim)
+    nbytes = slab_bytes(form, capacity, widths.head_dim)
     slabs = _array(arrays, f"{place}.slabs", (len(layers) * len(heads), nbytes))
-    segment = Segment(sequence.tiers, layers, heads, capacity, form, model.head_dim)
+    segment = Segment(sequence.tiers, layers, heads, capacity, form, widths.head_dim)
     try:
         segment.tokens = tokens
         segment.slabs()[...] = slabs
@@ -161,7 +163,7 @@ def _segment(sequence: SequenceCache, facts: Mapping[str, Any], made: Sequence[S
                 for column, head in enumerate(heads):
                     segment.set_bias(layer, head, bias[row, column])
         if f"{place}.first_keys" in arrays:
-            keys = _array(arrays, f"{place}.first_keys", (len(layers), len(heads), tokens, model.head_dim))
+            keys = _array(arrays, f"{place}.first_keys", (len(layers), len(heads), tokens, widths.head_dim))
             segment.set_first_keys(keys.copy(), _array(arrays, f"{place}.first_positions", (tokens,)).copy())
     except BaseException:
         segment.release()
@@ -194,16 +196,20 @@ def _put_spans(sequence: SequenceCache, facts: Mapping[str, Any], made: Sequence
 
 
 def _put_collected(sequence: SequenceCache, facts: Mapping[str, Any], arrays: Arrays) -> None:
-    collector, heads = sequence.collector, range(sequence.model.kv_heads)
+    collector, model = sequence.collector, sequence.model
     collector.prefilling = bool(facts["prefilling"])
     history = arrays["history"]
     collector._tokens._history = array("i", history.astype(np.int32).tolist())
     for layer, stop in facts["edited"].items():
+        heads = range(model.of(int(layer)).kv_heads)
         own = tuple(arrays[f"edited.{layer}.{head}"].astype(np.int32) for head in heads)
         collector._tokens._edited[int(layer)] = _Edited(own, int(stop))
     for policy, layer, notes in facts["notes"]:
         collector._notes[int(policy), int(layer)] = {str(name): tuple(own) for name, own in notes.items()}
-    collector.take({int(layer): [arrays[f"sums.{layer}.{head}"].copy() for head in heads] for layer in facts["sums"]})
+    sums = {}
+    for layer in map(int, facts["sums"]):
+        sums[layer] = [arrays[f"sums.{layer}.{head}"].copy() for head in range(model.of(layer).kv_heads)]
+    collector.take(sums)
 
 
 def _array(arrays: Arrays, name: str, shape: tuple[int, ...]) -> Any:

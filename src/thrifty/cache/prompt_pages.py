@@ -119,7 +119,6 @@ class PromptPages:
         if missing <= 0 and not self.border:
             return
         tree.shrink(max(0, tree.capacity - missing * page_bytes(tree)))
-        heads = tuple(range(model.kv_heads))
         try:
             for index in range(self._known, self._count):
                 row: list[Segment | None] = []
@@ -127,12 +126,13 @@ class PromptPages:
                 for group, first in zip(tree.groups, self._first, strict=True):
                     row.append(None)
                     if index >= first:
-                        shape = (group.layers, heads, model.format, model.head_dim, index * PAGE)
+                        heads = tuple(range(group.kv_heads))
+                        shape = (group.layers, heads, model.format, group.head_dim, index * PAGE)
                         row[-1] = Segment.on_disk(tree.tiers, *shape)
                 row.append(None)
             if self.border:
-                shape = (model.policy_layers, (0,), "f32", 0, 0)
-                self._sums = Segment.on_disk(tree.tiers, *shape, slab_bytes=4 * model.heads * self.border)
+                nbytes = 4 * model.most_heads * self.border
+                self._sums = Segment.on_disk(tree.tiers, model.policy_layers, (0,), "f32", 0, 0, slab_bytes=nbytes)
         except StorageError as error:
             self._give_up(error)
 
@@ -164,39 +164,47 @@ class PromptPages:
 class StoredPrefix:
     """The pages on disk that a sequence begins with, by layer. They come to memory with their layer's prompt."""
 
-    def __init__(self, path: Sequence[Node], group: int) -> None:
-        """path: nodes of the tree of conversations. group: the place of the global layers among its groups."""
-        self._pages = [segment.retain() for node in path if (segment := node.segments[group]) is not None]
+    def __init__(self, path: Sequence[Node], groups: Sequence[LayerGroup]) -> None:
+        """path: nodes of the tree of conversations; groups: its layer groups, of which those that keep every token have
+        their pages here.
+        """
+        self.length = len(path) * PAGE
+        self._pages = {
+            group: [segment.retain() for node in path if (segment := node.segments[place]) is not None]
+            for place, group in enumerate(groups)
+            if group.window is None
+        }
         sums = path[-1].segments[-1] if path else None
         self._sums = None if sums is None else sums.retain()
 
-    def spans(self) -> list[Span]:
-        """The pages as spans, whose references stay its own."""
-        return [Span(page, PAGE) for page in self._pages]
+    def spans(self, layer: int) -> list[Span]:
+        """A layer's pages as spans, whose references stay its own."""
+        own = next((pages for group, pages in self._pages.items() if layer in group.layers), [])
+        return [Span(page, PAGE) for page in own]
 
     def sums(self, layer: int, heads: int) -> Floats | None:
         """Column sums of its rows in one layer, fp32 [heads, tokens]; None where there are none of all of them."""
         if self._sums is None:
             return None
-        sums: Floats = self._sums.slab(layer, 0).view(np.float32).reshape(heads, -1)
-        return sums
+        numbers: Floats = self._sums.slab(layer, 0).view(np.float32)
+        return numbers[: heads * self.length].reshape(heads, self.length)
 
     def segments(self) -> Iterator[Segment]:
         """What it holds, one reference each."""
-        return _segments([self._pages, [self._sums]])
+        return _segments([*self._pages.values(), [self._sums]])
 
     def close(self) -> None:
         """Let go of the pages."""
-        held, self._pages, self._sums = list(self.segments()), [], None
+        held, self._pages, self._sums = list(self.segments()), {}, None
         for segment in held:
             segment.release()
 
 
 def page_bytes(tree: PrefixTree) -> int:
     """Bytes of one page of all layers."""
-    model = tree.model
-    slab = kv.slab_bytes(model.format, PAGE, model.head_dim) * model.kv_heads
-    return sum(tree.tiers.arena.rounded(slab * len(group.layers)) for group in tree.groups)
+    format, rounded = tree.model.format, tree.tiers.arena.rounded
+    slabs = [kv.slab_bytes(format, PAGE, group.head_dim) * group.kv_heads * len(group.layers) for group in tree.groups]
+    return sum(map(rounded, slabs))
 
 
 def begin_with_stored(
@@ -223,8 +231,7 @@ def begin_with_stored(
         for layer in group.layers:
             spans.add(layer, *own)
             spans.skip(layer, first_page(group, length))
-    place = next(index for index, group in enumerate(groups) if group.window is None)
-    return StoredPrefix(() if whole else path, place)
+    return StoredPrefix(() if whole else path, groups)
 
 
 def _in_memory(page: Segment | None, reservation: Reservation | None) -> Span:

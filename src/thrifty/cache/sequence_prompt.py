@@ -144,7 +144,7 @@ class SequencePrompt(SequenceSlots):
 
     def _stored_prefix(self, layer: int) -> Sequence[Span]:
         """The pages on disk that a layer begins with. (A windowed layer has its own in memory.)"""
-        return self.stored.spans() if self.stored is not None and self.model.windows[layer] is None else ()
+        return self.stored.spans(layer) if self.stored is not None and self.model.windows[layer] is None else ()
 
     @property
     def border(self) -> int:
@@ -160,7 +160,7 @@ class SequencePrompt(SequenceSlots):
     def _begin_sums(self, layer: int) -> None:
         """Column sums go on from those of the prefix, where they are wanted."""
         if self.stored is not None and self.statistics.column_sums:
-            sums = self.stored.sums(layer, self.model.heads)
+            sums = self.stored.sums(layer, self.model.of(layer).heads)
             if sums is not None:
                 self.collector.begin_sums(layer, sums)
 

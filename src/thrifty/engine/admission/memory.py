@@ -56,13 +56,14 @@ class EngineMemory(Charges):
         self._runner = runner
         self._ropes_by_length = [rope for rope in model.config.ropes if depends_on_length(rope)]
         self._rows, self._closed = 0, False
+        weights = model.nbytes - (model.read_from_file if isinstance(runner, NativeRunner) else 0)
         self.cache = Cache(
             model_info(model, chunk),
             ledger=self.ledger,
             disk=disk or True,
             prefix_tree=prefix_tree,
             conversation_disk=conversation_disk,
-            outside=model.nbytes + runner.workspace,
+            outside=weights + runner.workspace,
         )
         self.sessions = Sessions(self.cache, session_bytes)
         native = None if isinstance(runner, NativeRunner) else False
@@ -70,14 +71,14 @@ class EngineMemory(Charges):
         super().__init__(
             RequestSizes(self.cache, model.config.hidden_size, chunk),
             budget=self.ledger.budget,
-            weights=model.nbytes,
+            weights=weights,
             workspace=runner.workspace,
             row_bytes=4 * model.config.vocabulary_size
             + (runner.sequence_bytes if isinstance(runner, NativeRunner) else 0),
             beside=beside,
         )
         self.check((), 1, 2, what="one token")
-        self.ledger.charge("weights", model.nbytes)
+        self.ledger.charge("weights", weights)
         self.ledger.charge("workspace", self.workspace)
 
     @property

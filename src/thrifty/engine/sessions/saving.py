@@ -71,7 +71,8 @@ def restore(sessions: Sessions, name: str, folder: Path, salt: str) -> None:
 def _model_key(model: ModelInfo) -> list[Any]:
     """What segments depend on of a model."""
     windows = [0 if window is None else window for window in model.windows]
-    return [model.version, model.heads, model.kv_heads, model.head_dim, model.format, windows]
+    widths = [[own.heads, own.kv_heads, own.head_dim] for own in map(model.of, range(model.layers))]
+    return [model.version, model.format, windows, widths]
 
 
 def _table(policy: CachePolicy) -> dict[str, Any]:
