@@ -164,8 +164,8 @@ class Engine(Inspected):
             answer = Answer(request.identity, 1, len(request.prompt), lambda event: None)
             try:
                 self._scheduler.submit(self._sequences.make(answer, self.intake.check(request)))
-            except ThriftyError:
-                return self.read_ahead()  # it does not fit any more: the next one may
+            except Exception:  # it does not fit any more, or its adapter went: nobody asked for it
+                return self.read_ahead()
             return True
 
     def compile(self, grammar: Grammar) -> None:
