@@ -70,6 +70,7 @@ def thaw(cache: Cache, policies: Sequence[CachePolicy], facts: Mapping[str, Any]
         sequence.length = sequence.hit = int(facts["length"])
         sequence.prompt = int(facts["prompt"])
         sequence.tail.number(sequence.length)
+        _check(len(facts["due"]) == len(sequence.policies), "as many dates as techniques")
         sequence.schedule._due = [int(due) for due in facts["due"]]
         sequence.schedule.next = min(sequence.schedule._due, default=1 << 62)
         sequence.park()

@@ -112,6 +112,7 @@ def test_files_of_other_models_names_and_keys_are_refused(model: Model, saved: P
         (("sequence", "segments", 0, "layers"), [99]),
         (("sequence", "spans", 0), [[10_000, 64, None]]),
         (("sequence", "tail"), []),
+        (("sequence", "due"), []),
         (("about", "recipe"), [{"technique": "no-such"}]),
         (("about", "tokens"), [1, 2]),
     ],
