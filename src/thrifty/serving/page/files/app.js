@@ -22,7 +22,7 @@ async function findModel() {
     const chosen = listed.find((entry) => entry.id === field("models").value) ?? listed[0];
     model = chosen.id;
     counted = chosen.parent ?? chosen.id;
-    field("models").replaceChildren(...listed.map(({ id }) => new Option(id)));
+    field("models").replaceChildren(...listed.map(({ id }) => new Option(id, id)));
     field("models").value = model;
     field("models").hidden = listed.length < 2;
     if (listed.length > 1) field("model").textContent = chosen.loaded ? `${chosen.max_model_len} tokens` : "loaded when asked";
