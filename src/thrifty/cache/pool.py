@@ -193,11 +193,11 @@ class Cache:
         busy = {id(segment.owner) for sequence in running for segment in sequence.segments_in_use()}
         before = self.tiers.arena.used
         idle = self.tree.idle_segments(busy) if self.tree is not None else []
-        self._to_disk(idle, nbytes)
+        refused = not self._to_disk(idle, nbytes) or not self._disk_has_room()
         if before - self.tiers.arena.used < nbytes:
             for sequence in running:
                 sequence.drop_snapshot()
-        if before - self.tiers.arena.used < nbytes and self.tree is not None and not self._disk_has_room():
+        if before - self.tiers.arena.used < nbytes and self.tree is not None and refused:
             self._drop_from_tree(nbytes - (before - self.tiers.arena.used))
         parked = [sequence for sequence in self.sequences if sequence.parked]
         for sequence in sorted(parked, key=lambda sequence: sequence.parked_at):
@@ -310,18 +310,19 @@ class Cache:
             sequence.collector.take(path[-1].statistics)
         sequence.start_at(length)
 
-    def _to_disk(self, segments: Sequence[Segment], nbytes: int) -> None:
-        """Move segments until `nbytes` are free or the disk refuses."""
+    def _to_disk(self, segments: Sequence[Segment], nbytes: int) -> bool:
+        """Move segments until `nbytes` are free. Returns False where there is no disk tier, or it refused one."""
         if self.tiers.disk is None:
-            return
+            return False
         freed = 0
         for segment in segments:
             if freed >= nbytes:
-                return
+                break
             try:
                 freed += segment.to_disk()
             except StorageError:
-                return
+                return False
+        return True
 
     def _disk_has_room(self) -> bool:
         disk = self.tiers.disk
