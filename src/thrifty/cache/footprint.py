@@ -39,12 +39,14 @@ def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, to
     statistics. A policy that rehearses holds the whole prompt in full, with the rows that it forces or with what it
     keeps.
     """
+    bounds = _page_bounds(policies, model, total)
     if not any(policy.compresses for policy in policies):
-        return _plain(model, prompt, total)
+        plain = _plain(model, prompt, total)
+        return Footprint(peak_bytes=plain.peak_bytes + bounds, steady_bytes=plain.steady_bytes + bounds)
     at_prompt = _Held(policies, model, prompt, prompt)
     at_end = _Held(policies, model, prompt, total)
     steady = max(at_end.steady, at_prompt.steady)
-    rest = state_bytes(model) + at_end.index + _statistics(policies, model, prompt, total) + _windows(model)
+    rest = state_bytes(model) + at_end.index + _statistics(policies, model, prompt, total) + _windows(model) + bounds
     decoding = steady + at_end.rewritten
     first = rehearsing(policies)
     if first is not None:
@@ -52,6 +54,12 @@ def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, to
         return Footprint(peak_bytes=peak + rest, steady_bytes=steady + rest, decoding_bytes=decoding + rest)
     filling = at_prompt.steady + pages_bytes(model, model.format, prompt, 1) + _between(policies, model, prompt)
     return Footprint(peak_bytes=max(filling, decoding) + rest, steady_bytes=steady + rest)
+
+
+def _page_bounds(policies: Sequence[CachePolicy], model: ModelInfo, tokens: int) -> int:
+    """What is known of the pages that rows select among, of a sequence of `tokens` tokens."""
+    selections = [policy.selection(model) for policy in policies]
+    return sum(one.most_bytes(model, tokens) for one in selections if one is not None)
 
 
 def state_bytes(model: ModelInfo) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from thrifty.arrays import Floats
-from thrifty.cache.composition import layer_major, wanted
+from thrifty.cache.composition import layer_major, page_selection, wanted
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.schedule import Schedule
@@ -53,7 +53,10 @@ class SequencePrompt(SequenceSlots):
         self.schedule = Schedule(self.policies)
         self.open_state: int | None = None
         self._sealed: dict[int, int] = {}
-        super().__init__(tiers, model, reservation, siblings)  # last: from here on it frees itself when it is dropped
+        selection = page_selection(self.policies, model)
+        super().__init__(
+            tiers, model, reservation, siblings, selection
+        )  # last: from here on it frees itself when it is dropped
 
     def view(self, layer: int) -> LayerView:
         """A layer's sealed slots as a policy sees them."""
