@@ -31,6 +31,7 @@ CACHES: dict[str, list[dict[str, Any]]] = {
     "h2o + kivi": [{"technique": "h2o", "capacity": 100}, {"technique": "kivi", "bits": 4}],
     "fastgen": [{"technique": "fastgen", "recovery": 0.8, "profile": 64}],
     "kvmerger": [{"technique": "kvmerger", "first": 0, "last": 0}],
+    "quest": [{"technique": "quest", "budget": 64, "page": 16, "dense": 0}],
     "kvmerger + kivi": [{"technique": "kvmerger", "first": 0, "last": 0}, {"technique": "kivi", "bits": 4}],
 }
 SAMPLING = {
@@ -91,14 +92,14 @@ def test_a_compressing_request_is_the_same_in_a_batch(model: Model, make_engine:
         other.cancel()
 
 
-@pytest.mark.parametrize("cache", ["full", "kivi", "snapkv", "minikv"])
+@pytest.mark.parametrize("cache", ["full", "kivi", "snapkv", "minikv", "quest"])
 def test_a_whole_prefill_is_the_same_as_a_chunked_one(model: Model, make_engine: Any, cache: str) -> None:
     whole = run(make_engine(model, chunk=1024), make(700, "greedy", cache))
     for chunk in (128, 384):
         same(run(make_engine(model, chunk=chunk), make(700, "greedy", cache)), whole)
 
 
-@pytest.mark.parametrize("cache", ["full", "kivi", "kivi, none exact", "snapkv"])
+@pytest.mark.parametrize("cache", ["full", "kivi", "kivi, none exact", "snapkv", "quest"])
 def test_a_prefix_hit_is_the_same_as_none(model: Model, make_engine: Any, cache: str) -> None:
     without = run(make_engine(model, prefix_tree=False), make(460, "seeded", cache))
     engine = make_engine(model, chunk=128)  # windowed layers can be joined where a chunk ended

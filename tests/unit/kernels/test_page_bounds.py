@@ -138,7 +138,7 @@ def test_native_rows_attend_to_the_pages_that_numpy_selects(isa: str, form: str,
         query = rounded(normal(5, 4, dim, seed=7))
         for rows in (1, 5):
             out = dispatch.attend(cached.view, 0, query[-rows:], scale=0.3, decodes=True)
-            assert np.allclose(out, cached.expected(query[-rows:], rows), atol=2e-2 if isa == "avx512" else 1e-4)
+            assert np.allclose(out, cached.expected(query[-rows:], rows), atol=5e-2 if isa == "avx512" else 1e-4)
         full = dispatch.attend(cached.view, 0, query, scale=0.3)
         assert not np.allclose(full, dispatch.attend(cached.view, 0, query, scale=0.3, decodes=True), atol=1e-3)
 

@@ -1,4 +1,6 @@
-"""What a layer's cache holds and a decode step reads of it: slots and bytes, exact for the full cache."""
+"""What a decode step reads of a layer's cache: slots and bytes; all that it holds, exact for the full cache, but where
+rows select pages.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from thrifty.cache.footprint import RUN, footprint
 from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.page_selection import PageSelection
 from thrifty.cache.policy import CachePolicy
 from thrifty.engine.runner import CHUNK
 from thrifty.formats import kv
@@ -21,7 +24,9 @@ APPENDED = 256  # prompt tokens that are reserved for at once, the engine's defa
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer of one sequence. slots: tokens a query attends to. nbytes: what holds them (or a recurrent state)."""
+    """One layer of one sequence. slots: tokens a query attends to. nbytes: what holds them (or a recurrent state), and
+    the bounds by which they were selected.
+    """
 
     slots: int
     nbytes: int
@@ -45,7 +50,8 @@ def held(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -> list[
     """Every layer's cache after a prompt of `length` tokens.
 
     To the byte for the full cache: whole pages of 64 tokens, the layers of one window in one run a page. A policy's
-    slots are its own bound (`kept`, `stored`), so real bytes are at most a page or two a head below.
+    slots are its own bound (`kept`, `stored`), so real bytes are at most a page or two a head below. Where rows select
+    pages, the bytes are what they read at least: that all query heads of a KV head select the same.
     """
     layers: list[LayerCache | None] = [None] * info.layers
     compressed = [policy for policy in policies if policy.compresses]
@@ -58,7 +64,19 @@ def held(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -> list[
             reads = _plain(info, len(group.layers), group.window, length)
         for index, layer in zip(group.layers, reads, strict=True):
             layers[index] = layer
-    return [layer for layer in layers if layer is not None]
+    found = [layer for layer in layers if layer is not None]
+    selection = next((policy.selection(info) for policy in policies if policy.traits.selects), None)
+    for index in () if selection is None else selection.layers:
+        found[index] = _selected(info, selection, found[index])
+    return found
+
+
+def _selected(info: ModelInfo, selection: PageSelection, whole: LayerCache) -> LayerCache:
+    """What is read of a layer whose rows select pages."""
+    if whole.slots <= selection.slots:
+        return whole
+    bounds = selection.bounds_bytes(info, -(-whole.slots // PAGE)) // len(selection.layers)
+    return LayerCache(selection.slots, whole.nbytes * selection.slots // whole.slots + bounds)
 
 
 def peak_bytes(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -> int:
