@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from thrifty.engine.engine import Engine
 from thrifty.serving.app import create_app
-from thrifty.serving.service import Service
+from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.settings import ServerError, ServerSettings
 
 _LOG = logging.getLogger("thrifty.serving")
@@ -23,39 +22,37 @@ _LOG = logging.getLogger("thrifty.serving")
 LAST_WORDS = 2  # seconds for what clients are told when their answers were ended
 
 
-def serve(
-    settings: ServerSettings, open_engine: Callable[[], Engine], listening: Callable[[str], None] | None = None
-) -> None:
+def serve(models: ModelShelf, listening: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; answers under way get `drain_seconds` to end. listening: told the URL.
 
-    Raises ServerError where the address cannot be had, and what loading the model raises.
+    Raises ServerError where the address cannot be had, and what loading a model raises that has to be there.
     """
+    settings = models.settings
     settings.check()
-    service = Service(settings)
-    app = create_app(service, open_engine, failed=lambda: setattr(server, "should_exit", True))
+    app = create_app(models, failed=lambda: setattr(server, "should_exit", True))
     patience = math.ceil(settings.drain_seconds) + LAST_WORDS
     server = _Draining(
         uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=patience),
-        service,
+        models,
     )
     with _bound(settings) as listener, _signals_are_an_end():
         if listening is not None:
             listening(_url(listener))
         asyncio.run(server.serve(sockets=[listener]))
-    if service.failure is not None:
-        raise service.failure
+    if models.failure is not None:
+        raise models.failure
 
 
 class _Draining(uvicorn.Server):
     """Ends the answers that are not over in time itself, so that each client is told why."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, models: ModelShelf) -> None:
         super().__init__(config)
-        self._service = service
+        self._models = models
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
-        ending = loop.call_later(self._service.settings.drain_seconds, self._service.end_all)
+        ending = loop.call_later(self._models.settings.drain_seconds, self._models.end_all)
         try:
             await super().shutdown(sockets)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 
 from thrifty.errors import ThriftyError
 
@@ -16,8 +17,6 @@ class ServerError(ThriftyError):
 class ServerSettings:
     """How the server is reached, who may use it, and what a request may ask for."""
 
-    #: The name under which clients ask for the model.
-    model: str
     #: The address to listen at.
     host: str = "127.0.0.1"
     #: 0: any that is free.
@@ -38,6 +37,12 @@ class ServerSettings:
     texts: int = 2048
     #: Whether a request may choose cache techniques and a bound on its cache.
     request_recipes: bool = True
+    #: Adapters in it may be loaded and unloaded by requests. None: the adapters are those of the start.
+    adapter_folder: Path | None = None
+    #: Seconds that a request waits for its model to be loaded.
+    load_seconds: float = 120.0
+    #: Bytes that each of several loaded models has beside its weights, at least.
+    model_room: int = 64_000_000
     #: Seconds between comments that keep a silent stream open.
     keep_alive_seconds: float = 15.0
     #: Seconds that answers under way get to end when the server is told to stop.

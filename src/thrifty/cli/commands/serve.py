@@ -9,12 +9,29 @@ from typing import Annotated
 import typer
 
 from thrifty.cli.shared import opening, options, output
+from thrifty.cli.shared.quantities import parse_bytes
+from thrifty.cli.shared.served_models import served_adapters, served_models
 
 EXAMPLE = "thrifty serve smollm2-135m --memory 300MB --port 8000"
 
 
 def command(
-    model: options.ModelName,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            show_default=False,
+            help="A name from `thrifty models`, a GGUF file, a model folder or a hub id.",
+        ),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME=MODEL",
+            help="One of several models, loaded when it is asked for; repeat. --memory is for all together.",
+        ),
+    ] = None,
     recipe: options.RecipePath = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8000,
@@ -29,6 +46,32 @@ def command(
     context: Annotated[int | None, typer.Option(min=1, help="Most tokens of a prompt and its answer.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Most sequences at a time.")] = 16,
     queue: Annotated[int, typer.Option(min=0, help="Most requests that wait; more are refused with 429.")] = 64,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter",
+            metavar="NAME=FOLDER",
+            help="A LoRA adapter as PEFT saves it, asked for as MODEL:NAME. Of several models: MODEL:NAME=FOLDER.",
+        ),
+    ] = None,
+    adapters_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            exists=True,
+            file_okay=False,
+            help="Clients may load and unload the adapters in it while the server runs.",
+        ),
+    ] = None,
+    model_room: Annotated[
+        int,
+        typer.Option(
+            "--model-room",
+            metavar="SIZE",
+            parser=parse_bytes,
+            help="Of several models: what each has beside its weights, at least.",
+        ),
+    ] = 64_000_000,
     request_recipes: Annotated[
         bool, typer.Option(help="Whether requests may choose cache techniques and a bound on their cache.")
     ] = True,
@@ -42,7 +85,7 @@ def command(
     no_copy: options.NoCopy = False,
     as_json: options.Json = False,
 ) -> None:
-    """Serve a model by OpenAI's API and Anthropic's, streamed or whole, with a page to try it at /.
+    """Serve a model, or several (--model), by OpenAI's API and Anthropic's, with a page to try it at /.
 
     With --json the address is one line of JSON on standard output, once the server listens.
     """
@@ -52,37 +95,49 @@ def command(
         extras.require(module, "serve", "thrifty serve")
     from thrifty.api import open_engine
     from thrifty.engine.engine import Engine
+    from thrifty.serving.model_shelf import ModelShelf
     from thrifty.serving.run import serve
+    from thrifty.serving.served_model import Fits, ModelSource
     from thrifty.serving.settings import ServerSettings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     chosen = opening.read_recipe(recipe)
+    served = served_models(model, models or [], name)
+    added = served_adapters(adapters or [], served)
+    several = model is None
+    if several and process_memory is not None:
+        raise typer.BadParameter("--process-memory bounds one model; give --memory for several")
     settings = ServerSettings(
-        model=name or _plain_name(model),
         host=host,
         port=port,
         api_keys=tuple(api_key or ()),
         public=public,
+        model_room=model_room,
+        adapter_folder=adapters_from,
         request_recipes=request_recipes,
         drain_seconds=drain,
     )
 
-    def opened() -> Engine:
-        return open_engine(
-            model, chosen, memory=memory, process_memory=process_memory, threads=threads, context=context,
-            native=native, copy=not no_copy, batch=batch, queue=queue,
-        )  # fmt: skip
+    def source(known_as: str, path: str) -> ModelSource:
+        def opened(fits: Fits) -> Engine:
+            return open_engine(
+                path, chosen, memory=memory, process_memory=process_memory, threads=threads, context=context,
+                native=native, copy=not no_copy, batch=batch, queue=queue, fits=fits if several else None,
+            )  # fmt: skip
+
+        return ModelSource(known_as, opened, added[known_as])
 
     def listening(url: str) -> None:
+        names = ", ".join(served)
         if as_json:
-            output.json_line({"model": settings.model, "url": f"{url}/v1"})
+            output.json_line({"model": names, "url": f"{url}/v1"})
         else:
-            output.note(f"{settings.model} at {url}/v1 (Ctrl-C ends)")
+            output.note(f"{names} at {url}/v1 (Ctrl-C ends)")
 
-    serve(settings, opened, listening)
-
-
-def _plain_name(model: str) -> str:
-    """The name of a file or folder without its path; any other as it is."""
-    path = Path(model)
-    return path.name.removesuffix(".gguf") if path.exists() else model
+    shelf = ModelShelf(
+        settings,
+        [source(known_as, path) for known_as, path in served.items()],
+        memory=memory if several else None,
+        preload=not several,
+    )
+    serve(shelf, listening)

@@ -14,6 +14,7 @@ from thrifty.arrays import Floats
 from thrifty.serving.answers import unless_gone
 from thrifty.serving.bodies.sampling import Body
 from thrifty.serving.errors import RequestError
+from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.service import Service
 
 
@@ -39,6 +40,10 @@ async def embedded(service: Service, texts: list[str | list[int]], param: str) -
 
     One after the other: each has the whole machine, and others' answers go on between its chunks.
     """
+    if service.adapter is not None:
+        raise RequestError(
+            f"embeddings are the model's own; ask '{service.served.name}' instead of '{service.name}'", param="model"
+        )
     if not 1 <= len(texts) <= service.settings.texts:
         raise RequestError(f"{param} holds {len(texts)} texts; give 1 to {service.settings.texts}", param=param)
     encoded = [service.model.checked(await service.encode(text)) for text in texts]
@@ -57,14 +62,14 @@ def _unit(vector: Floats) -> Floats:
     return unit
 
 
-def router(service: Service) -> APIRouter:
-    """The endpoint over a service."""
+def router(models: ModelShelf) -> APIRouter:
+    """The endpoint over the models of a server."""
     routes = APIRouter()
 
     @routes.post("/v1/embeddings")
     async def embeddings(body: EmbeddingBody, http: Request) -> Response:
         """Texts as vectors."""
-        service.check_model(body.model)
+        service = await models.get(body.model)
         done = await unless_gone(http, embedded(service, body.inputs, "input"))
         if done is None:
             return Response(status_code=499)
