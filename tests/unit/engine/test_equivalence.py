@@ -164,6 +164,7 @@ def test_settings_that_lose_nothing_give_the_full_cache(plain: Model, make_engin
         "fastgen": [{"technique": "fastgen", "recovery": 1.0}],
         "kvmerger": [{"technique": "kvmerger", "keep": 1.0}],
         "kvmerger + kivi": [{"technique": "kvmerger", "keep": 1.0}, {"technique": "kivi", "residual": 2048}],
+        "quest": [{"technique": "quest", "budget": 2048}],
     }[cache]
     full = run(make_engine(plain), make(200, "greedy"))
     request = Request(prompt=text_tokens(200, 200), sampling=SAMPLING["greedy"], cache=lossless, logits=True)

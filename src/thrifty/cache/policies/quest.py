@@ -26,7 +26,7 @@ CARD = Card(
         "the cache is not smaller: bounds of pages come on top of it, 1.6 % with pages of 64 tokens, 6.3 % with 16",
         (
             "pages of 64 tokens, as the cache lies in memory, where the paper has 16; page = 16 chooses as the paper "
-            "does, but reads a block of 64 where any of its four pages is chosen, so that little time is saved"
+            "does, but reads a block of 64 where any of its four pages is chosen, so that hardly any time is saved"
         ),
         (
             "every query head chooses for itself, as in the paper's evaluation code; query heads that share keys and "
