@@ -172,7 +172,7 @@ class NativeView:
         if self.view is None:
             return
         _push_open(self.view, layer, segment, 0)
-        if self._selection is not None and layer in self._selection.layers:
+        if self._selection is not None and self._selection.layers[-1:] == (layer,):
             try:
                 self._hold_bounds(self.view, self._selection)
             except BudgetError:

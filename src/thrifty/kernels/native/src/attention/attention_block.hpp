@@ -203,11 +203,19 @@ template <bool INTERLEAVED> struct PairNumbers {
 template <int B, int H> struct Codes {
   static constexpr bool kRounded = false;
   template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block& b, Tile& t, int first) const {
-    if (b.next && t.rows <= kScoreRows) fetch_page(*b.next, b.next_page, t.size);
-    score_codes<B, H, R>(*b.span, b.page, t.rows_q + (size_t)first * t.dim, b.slots, t.dim, t.scores);
+    const bool few = t.rows <= kScoreRows;
+    if (few && b.next && b.next->format != b.span->format) fetch_page(*b.next, b.next_page, t.size);
+    score_codes<B, H, R>(*b.span, b.page, t.rows_q + (size_t)first * t.dim, b.slots, t.dim, t.scores, next_of(b, t));
   }
   template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {
-    weigh_codes<B, H, R>(*b.span, b.page, t.scores, fade, b.slots, t.dim, t.chunk + (size_t)first * t.dim);
+    weigh_codes<B, H, R>(*b.span, b.page, t.scores, fade, b.slots, t.dim, t.chunk + (size_t)first * t.dim,
+                         next_of(b, t));
+  }
+
+ private:
+  static THRIFTY_SHARED CodePage next_of(const Block& b, const Tile& t) {
+    if (t.rows > kScoreRows || !b.next || b.next->format != b.span->format) return {};
+    return code_page(*b.next, b.next_page, t.dim);
   }
 };
 #endif
