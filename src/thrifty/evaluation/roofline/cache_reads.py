@@ -66,8 +66,9 @@ def held(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -> list[
             layers[index] = layer
     found = [layer for layer in layers if layer is not None]
     selection = next((policy.selection(info) for policy in policies if policy.traits.selects), None)
-    for index in () if selection is None else selection.layers:
-        found[index] = _selected(info, selection, found[index])
+    if selection is not None:
+        for index in selection.layers:
+            found[index] = _selected(info, selection, found[index])
     return found
 
 
