@@ -35,8 +35,9 @@ class PageSelection:
         """Bytes of the bounds of so many blocks of every KV head, as native code holds them: two bf16 numbers a
         channel (padded to 16) and a mark for each page.
         """
-        width = -(-model.head_dim // 16) * 16
-        return len(self.layers) * model.kv_heads * blocks * (PAGE // self.page) * (4 * width + 1)
+        pages = blocks * (PAGE // self.page)
+        widths = [model.of(layer) for layer in self.layers]
+        return sum(own.kv_heads * pages * (4 * -(-own.head_dim // 16) * 16 + 1) for own in widths)
 
     def most_bytes(self, model: ModelInfo, tokens: int) -> int:
         """Bytes of the bounds of a sequence of `tokens` tokens at most: blocks that are not full, pages reserved for

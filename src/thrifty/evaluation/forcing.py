@@ -105,7 +105,7 @@ def evidence(cache: SequenceCache) -> Evidence:
     selection = cache.selection
     for layer in cache.model.attention_layers:
         view = cache.view(layer)
-        for head in range(cache.model.kv_heads):
+        for head in range(cache.model.of(layer).kv_heads):
             held = cache.slots(layer, head)
             slots += held
             quantised += sum(stretch.stop - stretch.start for stretch in view.stretches(head) if stretch.quantised)
