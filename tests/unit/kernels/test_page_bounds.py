@@ -91,7 +91,7 @@ class Cached:
     def __init__(self, keys: Floats, values: Floats, form: str, budget: int, page: int) -> None:
         """keys, values: [kv_heads, slots, dim]."""
         heads, slots, dim = keys.shape
-        self.view = dispatch.require().View(1, heads, dim)
+        self.view = dispatch.require().View([heads], [dim])
         self.memory, self.spans = [], []
         for head in range(heads):
             spans = []
