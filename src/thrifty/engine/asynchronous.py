@@ -8,6 +8,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,11 +17,13 @@ import numpy as np
 from thrifty.arrays import Array, Floats
 from thrifty.decoding.grammar import Grammar
 from thrifty.engine.answer import Event, own_error
-from thrifty.engine.async_handle import AsyncHandle, Mailbox
+from thrifty.engine.async_handle import AsyncHandle
 from thrifty.engine.engine import Engine
 from thrifty.engine.inspection import EngineProbe, EngineUsage
+from thrifty.engine.mailbox import Mailbox, Outbox
 from thrifty.engine.prompts import encoded
 from thrifty.engine.request import Handle, Request, Result, check_request
+from thrifty.engine.sessions.sessions import SessionFacts
 from thrifty.errors import ThriftyError
 from thrifty.models.adapters import Adapter
 
@@ -40,6 +43,7 @@ class AsyncEngine:
         self.engine = engine
         self._wake = threading.Condition()
         self._inbox: deque[tuple[Callable[[], Any], concurrent.futures.Future[Any]]] = deque()
+        self._outbox = Outbox()
         self._closing = False
         self._failure: BaseException | None = None
         self._left: int | None = None
@@ -54,7 +58,7 @@ class AsyncEngine:
         check_request(request)
         if request.sampling.grammar is not None:
             await self.compile(request.sampling.grammar)
-        mailbox = Mailbox()
+        mailbox = Mailbox(self._outbox)
 
         def submit() -> Handle:
             mailbox.handle = self.engine.submit(request, mailbox.put)
@@ -129,6 +133,22 @@ class AsyncEngine:
         """See `Engine.usage`; taken between two steps."""
         return await asyncio.wrap_future(self._order(self.engine.usage))
 
+    async def sessions(self, salt: str = "") -> list[SessionFacts]:
+        """See `SessionAccess.facts`; taken between two steps."""
+        return await asyncio.wrap_future(self._order(lambda: self.engine.sessions.facts(salt)))
+
+    async def drop_session(self, name: str, salt: str = "") -> bool:
+        """See `SessionAccess.drop`."""
+        return await asyncio.wrap_future(self._order(lambda: self.engine.sessions.drop(name, salt)))
+
+    async def save_session(self, name: str, folder: Path, salt: str = "") -> Path:
+        """See `SessionAccess.save`."""
+        return await asyncio.wrap_future(self._order(lambda: self.engine.sessions.save(name, folder, salt)))
+
+    async def restore_session(self, name: str, folder: Path, salt: str = "") -> None:
+        """See `SessionAccess.restore`."""
+        await asyncio.wrap_future(self._order(lambda: self.engine.sessions.restore(name, folder, salt)))
+
     async def resize_memory(self, memory: int) -> int:
         """See `Engine.resize_memory`; done between two steps."""
         return await asyncio.wrap_future(self._order(lambda: self.engine.resize_memory(memory)))
@@ -163,11 +183,14 @@ class AsyncEngine:
         self._order(handle.cancel)
 
     def _run(self) -> None:
+        self._outbox.open()
         try:
             while not self._closing:
                 self._obey()
                 if self.engine.busy:
                     self._step()
+                    continue
+                if self.engine.read_ahead():
                     continue
                 with self._wake:
                     self._wake.wait_for(lambda: self._closing or self._inbox)
@@ -177,6 +200,7 @@ class AsyncEngine:
             self._closing = True
         self._obey()
         self.engine.close()
+        self._outbox.deliver()
 
     def _step(self) -> None:
         """One step. An error of its own, or what is no Exception and came out of a request, stops the engine only where
@@ -192,6 +216,8 @@ class AsyncEngine:
             self._left = left
         else:
             self._left = None
+        finally:
+            self._outbox.deliver()
 
     def _obey(self) -> None:
         while self._inbox:
@@ -202,3 +228,4 @@ class AsyncEngine:
                 future.set_result(action())
             except BaseException as error:  # an await must not be left without an answer, nor its loop interrupted
                 future.set_exception(own_error(error))
+            self._outbox.deliver()

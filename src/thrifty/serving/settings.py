@@ -35,6 +35,8 @@ class ServerSettings:
     prompts: int = 64
     #: Most texts of one request for embeddings or an order.
     texts: int = 2048
+    #: Whether spans of requests are sent by OpenTelemetry.
+    traces: bool = False
     #: Whether a request may choose techniques of cache and decoding, and a bound on its cache.
     request_recipes: bool = True
     #: Names of those that it may choose. None: any.
@@ -51,6 +53,8 @@ class ServerSettings:
     load_seconds: float = 120.0
     #: Bytes that each of several loaded models has beside its weights, at least.
     model_room: int = 64_000_000
+    #: Where clients may have their sessions saved; None: nowhere.
+    session_folder: Path | None = None
     #: Seconds between comments that keep a silent stream open.
     keep_alive_seconds: float = 15.0
     #: Seconds that answers under way get to end when the server is told to stop.
