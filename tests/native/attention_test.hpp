@@ -40,6 +40,50 @@ void test_attention(int dim, int group, int kv_heads, int window, float softcap)
   for (float x : out) expect(std::isfinite(x), "attention is not finite");
 }
 
+// Rows that select pages, alone and several of a page together, over blocks of all formats that are full or not: the
+// same bits; and not those of a row that sees everything.
+void test_selected_pages(int dim, int group, int page) {
+  const int kv_heads = 2, heads = group * kv_heads, rows = 5;
+  View view(1, kv_heads, dim);
+  std::vector<Exact> memory;
+  std::vector<float> bias = floats(64);
+  for (float& one : bias) one = one > 0.0f ? -INFINITY : 0.0f;  // holes
+  for (int head = 0; head < kv_heads; head++)
+    for (auto [format, tokens, capacity] : {std::tuple{Format::f32, 5, 64},
+                                            {Format::int8, 130, 192},
+                                            {Format::int2, 33, 64},
+                                            {Format::bf16, 300 + head, 320}}) {
+      memory.push_back(slab(format, capacity, dim));
+      view.push(0, head, memory.back().address(), tokens, capacity, (int)format,
+                format == Format::int2 ? (uintptr_t)bias.data() : 0, format != Format::bf16);
+    }
+  const size_t row = (size_t)heads * (size_t)dim;
+  const auto q = floats(rows * row);
+  std::vector<float> out(rows * row), last(row), whole(row);
+  const auto run = [&](int n, const float* from, float* to, bool decodes) {
+    Attention attention;
+    AttentionBuffers buffers;
+    Attention::Call call{heads, 1e-3f, 0.0f, 0};  // every slot that is seen weighs something
+    call.decodes = decodes;
+    attention.begin();
+    attention.add(view, 0, call, n, from, to);
+    attention.prepare(buffers, Pool::shared().threads());
+    Pool::shared().run(Attention::scratch_bytes(dim, group), [&](Worker& w) { attention.run(w); });
+  };
+  view.select_pages(0, page, 3);
+  view.hold_bounds(view.most_blocks());
+  run(rows, q.data(), out.data(), true);
+  run(1, q.data() + (rows - 1) * row, last.data(), true);
+  run(1, q.data() + (rows - 1) * row, whole.data(), false);
+  expect(std::memcmp(last.data(), out.data() + (rows - 1) * row, row * sizeof(float)) == 0,
+         "a row that selects pages differs alone");
+  expect(std::memcmp(last.data(), whole.data(), row * sizeof(float)) != 0, "a row that selects pages saw everything");
+  for (float x : out) expect(std::isfinite(x), "attention to selected pages is not finite");
+  view.truncate(0, 40);
+  run(1, q.data(), last.data(), true);
+  for (float x : last) expect(std::isfinite(x), "attention to selected pages of a shorter view is not finite");
+}
+
 // Values of one make every channel of a result one, the last as the first; keys that differ in the last channel alone
 // attend to their own slot.
 void test_last_channel(Format format, int dim) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.page_selection import PageSelection
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.rehearsing_policy import RehearsingPolicy
 from thrifty.cache.statistics import Statistics
@@ -24,6 +25,7 @@ def layer_major(policies: Sequence[CachePolicy]) -> bool:
 def check_order(policies: Sequence[CachePolicy]) -> None:
     """Raise RecipeError where the order of a recipe's policies cannot work."""
     _check_rehearsal(policies)
+    _check_selection(policies)
     _check_causal(policies)
     quantiser: CachePolicy | None = None
     ragged: CachePolicy | None = None
@@ -77,6 +79,40 @@ def _check_rehearsal(policies: Sequence[CachePolicy]) -> None:
                 f"cache technique '{policy.name}' watches the prompt's attention, which is not gathered beside "
                 f"'{first.name}': keep one of them"
             )
+
+
+def _check_selection(policies: Sequence[CachePolicy]) -> None:
+    """A row that selects pages bounds their scores by their keys alone, so nothing may be added to scores; and one
+    policy says which.
+    """
+    selecting = [policy for policy in policies if policy.traits.selects]
+    if len(selecting) > 1:
+        raise RecipeError(
+            f"cache techniques '{selecting[0].name}' and '{selecting[1].name}' both select what rows attend to: keep "
+            "one of them"
+        )
+    biased = [policy for policy in policies if policy.traits.biases]
+    if selecting and biased:
+        raise RecipeError(
+            f"cache technique '{selecting[0].name}' bounds scores by keys alone, but '{biased[0].name}' adds to them: "
+            "keep one of them"
+        )
+
+
+def page_selection(policies: Sequence[CachePolicy], model: ModelInfo) -> PageSelection | None:
+    """What rows that decode attend to where a policy says so. Raises RecipeError beside one that watches the attention
+    of these rows, for they see no more than a part.
+    """
+    selecting = next((policy for policy in policies if policy.traits.selects), None)
+    if selecting is None:
+        return None
+    for policy in policies:
+        if policy.wants(model).decode:
+            raise RecipeError(
+                f"cache technique '{policy.name}' watches the attention of decoded rows, but with '{selecting.name}' "
+                "they attend to selected pages only: keep one of them"
+            )
+    return selecting.selection(model)
 
 
 def wanted(policies: Sequence[CachePolicy], model: ModelInfo) -> Statistics:

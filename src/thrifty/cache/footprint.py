@@ -39,14 +39,18 @@ def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, to
     statistics. A policy that rehearses holds the whole prompt in full, with the rows that it forces or with what it
     keeps.
     """
+    bounds = _page_bounds(policies, model, total)
     if any(policy.causal for policy in policies):
-        return _causal(policies, model, prompt, total)
+        held = _causal(policies, model, prompt, total)
+        decoding = None if held.decoding_bytes is None else held.decoding_bytes + bounds
+        return Footprint(held.peak_bytes + bounds, held.steady_bytes + bounds, decoding)
     if not any(policy.compresses for policy in policies):
-        return _plain(model, prompt, total)
+        plain = _plain(model, prompt, total)
+        return Footprint(peak_bytes=plain.peak_bytes + bounds, steady_bytes=plain.steady_bytes + bounds)
     at_prompt = _Held(policies, model, prompt, prompt)
     at_end = _Held(policies, model, prompt, total)
     steady = max(at_end.steady, at_prompt.steady)
-    rest = state_bytes(model) + at_end.index + _statistics(policies, model, prompt, total) + _windows(model)
+    rest = state_bytes(model) + at_end.index + _statistics(policies, model, prompt, total) + _windows(model) + bounds
     decoding = steady + at_end.rewritten
     first = rehearsing(policies)
     if first is not None:
@@ -56,6 +60,12 @@ def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, to
         pages_bytes(own, model.format, prompt) + _between(policies, model, own, prompt) for own in _widths(model)
     )
     return Footprint(peak_bytes=max(filling, decoding) + rest, steady_bytes=steady + rest)
+
+
+def _page_bounds(policies: Sequence[CachePolicy], model: ModelInfo, tokens: int) -> int:
+    """What is known of the pages that rows select among, of a sequence of `tokens` tokens."""
+    selections = [policy.selection(model) for policy in policies]
+    return sum(one.most_bytes(model, tokens) for one in selections if one is not None)
 
 
 def state_bytes(model: ModelInfo) -> int:

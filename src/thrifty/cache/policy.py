@@ -18,6 +18,7 @@ from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:
     from thrifty.cache.model_info import LayerInfo, ModelInfo
+    from thrifty.cache.page_selection import PageSelection
     from thrifty.cache.view import LayerView
     from thrifty.card import Card
 
@@ -55,6 +56,7 @@ class CachePolicy:
             compresses=cls.compresses is not CachePolicy.compresses or cls._overrides("after_prefill"),
             decodes=cls._overrides("after_decode"),
             stores=cls._overrides("stored"),
+            selects=cls._overrides("selection"),
             asks=cls._overrides("wants"),
             option=any("causal" in vars(base).get("__annotations__", {}) for base in _below(cls)),
         )
@@ -67,6 +69,10 @@ class CachePolicy:
     def wants(self, model: ModelInfo) -> Statistics:
         """The statistics that `after_prefill` and `after_decode` need."""
         return Statistics()
+
+    def selection(self, model: ModelInfo) -> PageSelection | None:
+        """What rows that decode attend to, where each selects pages for itself; None: everything."""
+        return None
 
     def after_prefill(self, layer: LayerInfo, kv: LayerView, stats: Stats) -> Edits:
         """Edits for one layer when its prompt is complete. `kv` and `stats` are valid during the call only."""

@@ -104,6 +104,7 @@ class SequenceCache(SequencePrompt):
         window: int | None = None,
         ahead: Array | None = None,
         path: Sequence[int] | None = None,
+        decodes: bool = False,
     ) -> Floats:
         """Attention of query [n, heads, head_dim] over the layer's slots → [n, heads, head_dim] fp32.
 
@@ -113,7 +114,8 @@ class SequenceCache(SequencePrompt):
         behind it a row sees as well. Collects the statistics that policies want.
 
         path: of one row that continues a tree: the uncommitted rows that it sees, itself included, counted from the
-        first of them; it sees every committed slot, in a windowed layer as if the path were a line.
+        first of them; it sees every committed slot, in a windowed layer as if the path were a line. decodes: they are
+        rows of an answer, which select pages where a policy says so.
         """
         if positions is not None and len(positions) != len(query):
             raise PromptError(f"{len(positions)} positions for {len(query)} query rows: give one a row")
@@ -127,6 +129,7 @@ class SequenceCache(SequencePrompt):
             window=self.model.windows[layer] if window is None else window,
             ahead=ahead,
             path=path,
+            selection=self.selection if decodes else None,
         )
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from thrifty.arrays import Floats
-from thrifty.cache.composition import layer_major, wanted
+from thrifty.cache.composition import layer_major, page_selection, wanted
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.prompt_pages import PromptPages, StoredPrefix
@@ -57,7 +57,10 @@ class SequencePrompt(SequenceSlots):
         self.stored: StoredPrefix | None = None
         self.pages: PromptPages | None = None
         self._sealed: dict[int, int] = {}
-        super().__init__(tiers, model, reservation, siblings)  # last: from here on it frees itself when it is dropped
+        selection = page_selection(self.policies, model)
+        super().__init__(
+            tiers, model, reservation, siblings, selection
+        )  # last: from here on it frees itself when it is dropped
 
     def view(self, layer: int) -> LayerView:
         """A layer's sealed slots as a policy sees them."""

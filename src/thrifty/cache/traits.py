@@ -16,6 +16,7 @@ class Traits:
     biases: slots may get a logit bias.
     causal: it has an option of this name; with it what is held depends on the tokens before alone.
     whole_pages: evictions while decoding let go of whole pages only, so that they free quantised pages too.
+    selects: rows that decode attend to some pages only, chosen anew by each row (`selection` says which).
     """
 
     exact: bool = False
@@ -24,16 +25,26 @@ class Traits:
     uniform: bool = False
     biases: bool = False
     whole_pages: bool = False
+    selects: bool = False
     causal: bool = False
 
     def contradiction(
-        self, *, compresses: bool, decodes: bool, stores: bool, asks: bool = False, option: bool = False
+        self,
+        *,
+        compresses: bool,
+        decodes: bool,
+        stores: bool,
+        selects: bool = False,
+        asks: bool = False,
+        option: bool = False,
     ) -> str | None:
         """What cannot be true together, with the way out; None where nothing is wrong.
 
         compresses: the class acts when a prompt ends. decodes: it has an `after_decode`. stores: it has a `stored`.
-        asks: it wants statistics. option: it has an option `causal`.
+        selects: it has a `selection`. asks: it wants statistics. option: it has an option `causal`.
         """
+        if self.selects != selects:
+            return "selects and a `selection` belong together: write the one that is missing, or drop the other"
         if self.ragged and self.uniform:
             return "ragged and uniform: heads either keep numbers of their own or are counted alike; drop one of them"
         if self.quantises and self.exact:

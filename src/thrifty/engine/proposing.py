@@ -49,8 +49,9 @@ def accept(
 
 
 def within_bounds(sequence: Running, draft: Draft) -> Draft:
-    """No more of a draft than can be committed before a policy acts (later tokens would see what it lets go of), nor
-    than the answer may still have. Raises ThriftyError for a draft that a step cannot take.
+    """No more of a draft than can be committed before a policy acts (later tokens would see what it lets go of), than
+    the page holds where rows select pages, nor than the answer may still have. Raises ThriftyError for a draft that a
+    step cannot take.
     """
     cache, rows = sequence.cache, 1 + len(draft.tokens)
     assert cache is not None, "a decoding sequence has a cache"
@@ -63,7 +64,10 @@ def within_bounds(sequence: Running, draft: Draft) -> Draft:
     window = min((own for own in cache.model.windows if own is not None), default=rows)
     if draft.parents is not None and rows > window:
         raise ThriftyError(f"a tree of {rows} rows is longer than the attention window of {window}: draft fewer tokens")
-    return draft.within(min(cache.schedule.next - cache.length, sequence.total - len(sequence.tokens)) - 1)
+    left = min(cache.schedule.next - cache.length, sequence.total - len(sequence.tokens))
+    if cache.selection is not None:
+        left = min(left, cache.selection.rows_left(cache.tail.rows))
+    return draft.within(left - 1)
 
 
 def rows_of(sequence: Running, draft: Draft) -> Rows:

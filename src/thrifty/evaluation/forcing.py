@@ -27,18 +27,20 @@ class MeasurementError(ThriftyError):
 @dataclass(frozen=True)
 class Evidence:
     """What a step's attention read, over all layers and KV heads: slots in total, slots held as codes, tokens
-    of which no slot is left (evicted or merged away). nbytes: bytes of the sequence's segments.
+    of which no slot is left (evicted or merged away). unread: slots that a query head left out, where rows select
+    pages. nbytes: bytes of the sequence's segments.
     """
 
     slots: int
     quantised: int
     missing: int
     nbytes: int
+    unread: int = 0
 
     @property
     def compressed(self) -> bool:
-        """Whether anything that was read is not what the model computed."""
-        return self.quantised > 0 or self.missing > 0
+        """Whether anything that was read is not what the model computed, or something was left out."""
+        return self.quantised > 0 or self.missing > 0 or self.unread > 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def evidence(cache: SequenceCache) -> Evidence:
     """Count what the next step of a sequence will read. Only layers that see every token can miss one: a
     sliding-window layer forgets by the model's own design.
     """
-    slots = quantised = missing = 0
+    slots = quantised = missing = unread = 0
+    selection = cache.selection
     for layer in cache.model.attention_layers:
         view = cache.view(layer)
         for head in range(cache.model.of(layer).kv_heads):
@@ -108,4 +111,6 @@ def evidence(cache: SequenceCache) -> Evidence:
             quantised += sum(stretch.stop - stretch.start for stretch in view.stretches(head) if stretch.quantised)
             if layer in cache.model.policy_layers:
                 missing += cache.length - held
-    return Evidence(slots, quantised, missing, cache.nbytes)
+            if selection is not None and layer in selection.layers:
+                unread += max(0, held - selection.slots)
+    return Evidence(slots, quantised, missing, cache.nbytes, unread)

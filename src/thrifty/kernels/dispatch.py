@@ -146,19 +146,21 @@ def attend(
     window: int | None = None,
     softcap: float = 0.0,
     accumulate: Floats | None = None,
+    decodes: bool = False,
 ) -> Floats:
     """query fp32 [rows, heads, head_dim], the last rows of `view` (a native View), over its slots → fp32, same shape.
 
     Row i of n sees all slots of its KV head but the last n − 1 − i, of these the last `window` (None: all).
     `accumulate` fp32 [heads, slots], changed in place: each slot's probabilities are added, row after row; slots is
-    the largest count of any KV head. Raises KernelError for wrong shapes and where a row would see no slot.
+    the largest count of any KV head. decodes: rows select pages where the view says so. Raises KernelError for wrong
+    shapes and where a row would see no slot.
     """
     module = require()
     query = _queries(query, view, layer)
     if window is not None and window < 1:
         raise KernelError(f"attention window {window} must be at least 1 (None for no window)")
     out = np.empty_like(query)
-    options = {"window": window or 0, "softcap": softcap, "accumulate": accumulate}
+    options = {"window": window or 0, "softcap": softcap, "accumulate": accumulate, "decodes": decodes}
     _call(module.attend, view, layer, query, out, scale=scale, **options)
     return out
 

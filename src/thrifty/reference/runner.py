@@ -111,7 +111,7 @@ class ReferenceRunner:
                 part = _part(rows, place, place + 1, watch=None)
                 if parents is not None:
                     part = dataclasses.replace(part, start=rows.start + len(paths[place]) - 1)
-                hidden = self._forward(part, taps, None if parents is None else paths[place])
+                hidden = self._forward(part, taps, None if parents is None else paths[place], decodes=True)
                 logits.append(self.decoder.logits(hidden))
         return ArrayScores(array_of(torch.cat(logits)), taps.arrays())
 
@@ -171,22 +171,24 @@ class ReferenceRunner:
             hidden[given] = tensor_of(extra.embeddings)[given]
         return hidden
 
-    def _forward(self, rows: Rows, taps: _Taps, path: Sequence[int] | None = None) -> Tensor:
+    def _forward(self, rows: Rows, taps: _Taps, path: Sequence[int] | None = None, decodes: bool = False) -> Tensor:
         hidden = self._embed(rows.tokens, rows.extra)
         for index in range(self.layers):
-            hidden = self._layer(index, hidden, rows, path)
+            hidden = self._layer(index, hidden, rows, path, decodes)
             if rows.extra is not None and index in rows.extra.taps:
                 taps.take(index, hidden[-1])
         return hidden
 
-    def _layer(self, index: int, hidden: Tensor, rows: Rows, path: Sequence[int] | None = None) -> Tensor:
+    def _layer(
+        self, index: int, hidden: Tensor, rows: Rows, path: Sequence[int] | None = None, decodes: bool = False
+    ) -> Tensor:
         extra = rows.extra
         positions = torch.arange(rows.start, rows.start + len(rows.tokens))
         recur = recur_with(rows.cache)
         if extra is None:
-            attend = attend_to(rows.cache, positions, rows.watch)
+            attend = attend_to(rows.cache, positions, rows.watch, decodes=decodes)
             return self.decoder.layer(index, hidden, positions, attend, rows.length, recur)
-        attend = attend_to(rows.cache, positions, rows.watch, extra.ahead, path)
+        attend = attend_to(rows.cache, positions, rows.watch, extra.ahead, path, decodes)
         if extra.positions is not None:
             positions = torch.from_numpy(extra.positions.astype(np.int64))
         with adapted(self.decoder, extra.adapter, index):
@@ -222,9 +224,10 @@ def attend_to(
     watch: Watch | None = None,
     ahead: Whole | None = None,
     path: Sequence[int] | None = None,
+    decodes: bool = False,
 ) -> Attend:
     """The decoder's injected attention over a sequence's cache: append the rows, then attend with them. ahead, path
-    (of a row of a tree): see `SequenceCache.attend`.
+    (of a row of a tree), decodes: see `SequenceCache.attend`.
     """
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -232,7 +235,7 @@ def attend_to(
         queries = array_of(query.float())
         if watch is not None:
             watch(layer, queries)
-        sight: dict[str, Any] = {"ahead": ahead, "path": path}
+        sight: dict[str, Any] = {"ahead": ahead, "path": path, "decodes": decodes or None}
         given = {name: value for name, value in sight.items() if value is not None}
         return tensor_of(cache.attend(layer, queries, array_of(positions), **given))
 

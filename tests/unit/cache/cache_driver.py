@@ -115,7 +115,8 @@ class Driver:
             cache.commit(n)
             return last
         for first in range(start, start + n, chunk):
-            last = [one[-1] for one in self.step(cache, tokens[first : min(first + chunk, start + n)])]
+            part = tokens[first : min(first + chunk, start + n)]
+            last = [one[-1] for one in self.step(cache, part, decodes=False)]
         if cache.rehearses is not None:
             self.rehearse(cache, tokens, chunk)
         return last
@@ -133,11 +134,15 @@ class Driver:
             run.end()
         cache.complete_prompt()
 
-    def step(self, cache: SequenceCache, tokens: Sequence[int], commit: int | None = None) -> list[Floats]:
-        """One step of some rows. commit: how many are accepted. Returns the outputs [n, heads, d] of every layer."""
+    def step(
+        self, cache: SequenceCache, tokens: Sequence[int], commit: int | None = None, decodes: bool = True
+    ) -> list[Floats]:
+        """One step of some rows. commit: how many are accepted; decodes: whether they are rows of an answer. Returns
+        the outputs [n, heads, d] of every layer.
+        """
         start = cache.length
         cache.reserve(len(tokens))
-        found = [self._append(cache, layer, tokens, start) for layer in range(self.model.layers)]
+        found = [self._append(cache, layer, tokens, start, decodes) for layer in range(self.model.layers)]
         accepted = len(tokens) if commit is None else commit
         if accepted < len(tokens):
             cache.truncate(len(tokens) - accepted)
@@ -145,10 +150,12 @@ class Driver:
         cache.commit(accepted)
         return found
 
-    def _append(self, cache: SequenceCache, layer: int, tokens: Sequence[int], start: int) -> Floats:
+    def _append(
+        self, cache: SequenceCache, layer: int, tokens: Sequence[int], start: int, decodes: bool = False
+    ) -> Floats:
         query, key, value = self.rows(layer, tokens, start)
         cache.append(layer, key, value)
-        return cache.attend(layer, query, np.arange(start, start + len(tokens)))
+        return cache.attend(layer, query, np.arange(start, start + len(tokens)), decodes=decodes)
 
     def dense(self, layer: int, tokens: Sequence[int], rows: int) -> Floats:
         """The newest rows' outputs by plain softmax attention over everything: [rows, heads, d]."""

@@ -21,14 +21,17 @@ MODEL = model_info(windows=(None, 100, None), heads=4, kv_heads=2, head_dim=64, 
 RECIPES = SINGLE + COMPOSED
 
 
-def native_step(sequence: SequenceCache, tokens: list[int], commit: int | None = None) -> list[Floats]:
+def native_step(
+    sequence: SequenceCache, tokens: list[int], commit: int | None = None, decodes: bool = True
+) -> list[Floats]:
     """One step as a plan does it: rows go into the view's open pages, attention reads the view."""
     driver, start = Driver(sequence.model), sequence.length
     sequence.reserve(len(tokens))
     assert sequence.native is not None
     sums = sequence.accumulate_rows(len(tokens))
     outputs = [
-        native_rows(sequence, layer, *driver.rows(layer, tokens, start), sums) for layer in range(sequence.model.layers)
+        native_rows(sequence, layer, *driver.rows(layer, tokens, start), sums, decodes)
+        for layer in range(sequence.model.layers)
     ]
     accepted = len(tokens) if commit is None else commit
     if accepted < len(tokens):
@@ -53,11 +56,17 @@ def native_prefill(sequence: SequenceCache, tokens: list[int]) -> None:
 
 
 def native_rows(
-    sequence: SequenceCache, layer: int, query: Floats, key: Floats, value: Floats, sums: Accumulator | None = None
+    sequence: SequenceCache,
+    layer: int,
+    query: Floats,
+    key: Floats,
+    value: Floats,
+    sums: Accumulator | None = None,
+    decodes: bool = False,
 ) -> Floats:
     """Append rows of a layer to the view and attend, their probabilities into `sums`."""
     if sums is None or layer not in sums.layers:
-        return _attend(sequence, layer, query, key, value)
+        return _attend(sequence, layer, query, key, value, decodes=decodes)
     place = sums.layers.index(layer)
     if sums.sums.ndim == 3:
         return _attend(sequence, layer, query, key, value, into=sums.sums[place])
@@ -70,13 +79,20 @@ def native_rows(
     )
 
 
-def _attend(sequence: SequenceCache, layer: int, query: Floats, *rows: Floats, into: Floats | None = None) -> Floats:
+def _attend(
+    sequence: SequenceCache,
+    layer: int,
+    query: Floats,
+    *rows: Floats,
+    into: Floats | None = None,
+    decodes: bool = False,
+) -> Floats:
     view, model = sequence.native, sequence.model
     dispatch.append(view, layer, *rows)
     places = max(view.tokens(layer, head) for head in range(model.kv_heads))
     sums = None if into is None else np.zeros((model.heads, places), np.float32)
     scale, window = model.scale, model.windows[layer]
-    out = dispatch.attend(view, layer, query, scale=scale, window=window, accumulate=sums)
+    out = dispatch.attend(view, layer, query, scale=scale, window=window, accumulate=sums, decodes=decodes)
     if into is not None and sums is not None:
         into[:, :places] += sums
     return out
@@ -98,7 +114,7 @@ def compare_with_reference(names: list[str]) -> None:
     elif native.layer_major:
         native_prefill(native, tokens)
     else:
-        native_step(native, tokens)
+        native_step(native, tokens, decodes=False)
     for step in range(50):
         rows = [step] if step % 2 else [step] * 7
         ours, theirs = native_step(native, rows), driver.step(reference, rows)

@@ -34,6 +34,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "kvmerger": {"keep": 0.4, "first": 0, "last": 0},
     "kvzip": {"keep": 0.3, "chunk": 100},
     "knorm": {"keep": 0.3},
+    "quest": {"budget": 96, "page": 32, "dense": 0},
 }
 """Options that make a policy act on short prompts; a policy without an entry runs with its defaults."""
 
@@ -62,6 +63,7 @@ COMPOSED += [["pyramidkv", "kivi"], ["pyramidkv", "h2o"], ["pyramidkv", "ada-kv"
 COMPOSED += [["headkv", "kivi"], ["headkv-r2", "h2o"]]
 COMPOSED += [["kvmerger", "kivi"], ["snapkv", "kvmerger", "kivi"], ["kvmerger", "h2o"]]
 COMPOSED += [["kvzip", "kivi"], ["knorm", "kivi"], ["snapkv", "knorm"]]
+COMPOSED += [["quest", "kivi"], ["ada-kv", "quest"], ["streaming", "quest"], ["kvzip", "quest"]]
 SHAPES = {
     "grouped": model_info(layers=2, heads=4, kv_heads=2),
     "multi-query": model_info(layers=2, heads=3, kv_heads=1, format="bf16"),

@@ -55,6 +55,10 @@ def kvzip(**changes: float) -> Figures:
     return figures | changes
 
 
+def quest(**changes: float) -> Figures:
+    return {"faster_16": 2.23, "recovery_16": 0.98, "recall": 0.9, "full_recall": 0.9} | changes
+
+
 def turns(**changes: float) -> Figures:
     """First and later turns of the full cache, eviction and quantisation."""
     figures: Figures = {"full_first": 1.0, "full_later": 1.0, "evicting_first": 0.9, "evicting_later": 0.5}
@@ -120,6 +124,11 @@ CASES: list[tuple[str, Figures, Verdict]] = [
     ("kvzip", kvzip(cost=2.1), PARTLY),
     ("kvzip", kvzip(snapkv_turns=0.98), PARTLY),
     ("kvzip", kvzip(kvzip_recall=0.9, cost=2.1, smaller=2.9), FAILS),
+    ("quest", quest(), HOLDS),
+    ("quest", quest(faster_16=2.22), PARTLY),
+    ("quest", quest(recovery_16=0.97), PARTLY),
+    ("quest", quest(recall=0.8), PARTLY),
+    ("quest", quest(faster_16=2.0, recall=0.0, full_recall=0.0), FAILS),
     ("rtn", {"rise": 0.107}, HOLDS),
     ("rtn", {"rise": 0.2}, PARTLY),
     ("rtn", {"rise": 0.22}, FAILS),

@@ -136,6 +136,7 @@ SMALL = {
     "snapkv": {"LONGEST": 640, "STEPS": 8, "ASKED": 3},
     "knorm": {"QUESTION": 300, "ASKED": 2},
     "pyramidkv": RIVALS,
+    "quest": {"PREFIX": 384, "SCORED": 24, "BUDGETS": {"16": 192, "6": 256}, "STEPS": 8, "ASKED": 2, "QUESTION": 300},
     "headkv": RIVALS,
     "headkv-r2": {"QUESTION": 300, "ASKED": 2, "SHARE": 0.1},
 }

@@ -39,6 +39,7 @@ CACHES: dict[str, list[dict[str, Any]]] = {
     "kivi": [{"technique": "kivi", "bits": 2, "residual": 0}],
     "h2o": [{"technique": "h2o", "capacity": 60}],
     "streaming": [{"technique": "streaming", "window": 100}],
+    "quest": [{"technique": "quest", "budget": 64, "page": 16, "dense": 0}],
 }
 Calls = list[tuple[int, int]]
 

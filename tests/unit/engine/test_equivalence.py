@@ -31,6 +31,7 @@ CACHES: dict[str, list[dict[str, Any]]] = {
     "h2o + kivi": [{"technique": "h2o", "capacity": 100}, {"technique": "kivi", "bits": 4}],
     "fastgen": [{"technique": "fastgen", "recovery": 0.8, "profile": 64}],
     "kvmerger": [{"technique": "kvmerger", "first": 0, "last": 0}],
+    "quest": [{"technique": "quest", "budget": 64, "page": 16, "dense": 0}],
     "kvmerger + kivi": [{"technique": "kvmerger", "first": 0, "last": 0}, {"technique": "kivi", "bits": 4}],
 }
 SAMPLING = {
@@ -97,7 +98,7 @@ def test_a_compressing_request_is_the_same_in_a_batch(model: Model, make_engine:
         other.cancel()
 
 
-CHUNKED = [(kind, cache) for kind in KINDS for cache in ("full", "kivi", "snapkv", "minikv")]
+CHUNKED = [(kind, cache) for kind in KINDS for cache in ("full", "kivi", "snapkv", "minikv", "quest")]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_a_whole_prefill_is_the_same_as_a_chunked_one(model: Model, make_engine:
         same(run(make_engine(model, chunk=chunk), make(700, "greedy", cache)), whole)
 
 
-@pytest.mark.parametrize("cache", ["full", "kivi", "kivi, none exact", "snapkv"])
+@pytest.mark.parametrize("cache", ["full", "kivi", "kivi, none exact", "snapkv", "quest"])
 def test_a_prefix_hit_is_the_same_as_none(model: Model, make_engine: Any, cache: str) -> None:
     without = run(make_engine(model, prefix_tree=False), make(460, "seeded", cache))
     engine = make_engine(model, chunk=128)  # windowed layers can be joined where a chunk ended
@@ -186,6 +187,7 @@ def test_settings_that_lose_nothing_give_the_full_cache(
         "fastgen": [{"technique": "fastgen", "recovery": 1.0}],
         "kvmerger": [{"technique": "kvmerger", "keep": 1.0}],
         "kvmerger + kivi": [{"technique": "kvmerger", "keep": 1.0}, {"technique": "kivi", "residual": 2048}],
+        "quest": [{"technique": "quest", "budget": 2048}],
     }[cache]
     request = Request(prompt=text_tokens(200, 200), sampling=SAMPLING["greedy"], cache=lossless, logits=True)
     same(run(make_engine(plain), request), full_answer, exact=False)

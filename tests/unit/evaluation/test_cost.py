@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.checkpoint import write_checkpoint
 from tests.tiny import text_tokens, tiny_config, tiny_model
 
+from thrifty import registry
 from thrifty.arrays import BFLOAT16
 from thrifty.cache.policy import CachePolicy
 from thrifty.engine.engine import Engine
@@ -59,6 +60,18 @@ def test_a_step_reads_the_weights_that_the_roofline_counts(name: str, packed: bo
     step = operations.decode(found, held(model_info(found), [], 100))
     assert cost.weight_bytes(step) == roofline.weight_bytes_per_token(model)
     assert found.nbytes == model.nbytes
+
+
+def test_rows_that_select_pages_read_their_budget_and_the_bounds_of_all_pages() -> None:
+    info = model_info(sizes.of_model(tiny_model(packed=True)))
+    policy = registry.build("cache", {"technique": "quest", "budget": 192, "dense": 1})
+    whole, read = held(info, [], 640), held(info, [policy], 640)
+    assert read[0] == whole[0] and held(info, [policy], 150) == held(info, [], 150)
+    width = -(-info.head_dim // 16) * 16
+    bounds = info.kv_heads * 10 * (2 * 2 * width + 1)
+    for layer in range(1, info.layers):
+        assert read[layer].slots == 192
+        assert read[layer].nbytes == whole[layer].nbytes * 192 // 640 + bounds
 
 
 def real_cache(model: Model, length: int, cache: list[dict[str, Any]]) -> int:

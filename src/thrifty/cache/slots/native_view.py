@@ -9,6 +9,7 @@ import numpy as np
 
 from thrifty.arrays import Bytes, Floats
 from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.page_selection import BLOCKS
 from thrifty.cache.slots.segment import INDEX, Segment
 from thrifty.cache.slots.span import Span
 from thrifty.errors import BudgetError, KernelError, StorageError
@@ -16,6 +17,7 @@ from thrifty.formats.kv import FORMATS, PAGE
 from thrifty.kernels import dispatch
 
 if TYPE_CHECKING:
+    from thrifty.cache.page_selection import PageSelection
     from thrifty.cache.slots.open_rows import OpenRows
     from thrifty.cache.slots.sealed_spans import SealedSpans
     from thrifty.cache.slots.states import RecurrentStates
@@ -44,31 +46,32 @@ class NativeView:
     """Pushes what a sequence holds into a native View, from when it is first asked for. Every call keeps view and
     Python lists equal, or lets the view go; where there is none it has no effect.
 
+    Where rows select pages, room for what the view knows of them is charged before it is taken.
+
     Holes and slots that are not selected are seen with a logit bias of −inf. What lies on disk is seen in a copy in
     memory, which the ledger counts while there is a view.
 
     view: the native View, None while there is none. It knows how many rows are uncommitted, `OpenRows` then does not.
-    charged: index bytes, of selections' biases.
+    charged: index bytes, of selections' biases and of pages' bounds.
     """
 
     def __init__(
         self,
         tiers: Tiers,
         model: ModelInfo,
-        spans: SealedSpans,
-        open_rows: OpenRows,
+        shown: tuple[SealedSpans, OpenRows, RecurrentStates | None],
         reservation: Reservation | None,
-        states: RecurrentStates | None = None,
+        selection: PageSelection | None = None,
     ) -> None:
-        """spans, open_rows, states: what it shows."""
+        """shown: what it shows. selection: what rows that decode attend to."""
         self.view: Any = None
         self.charged = 0
         self._tiers = tiers
         self._model = model
-        self._spans = spans
-        self._open_rows = open_rows
-        self._states = states
+        self._spans, self._open_rows, self._states = shown
         self._reservation = reservation
+        self._selection = selection
+        self._blocks = 0
         self._sums = False
         self._copies: dict[Segment, Segment] = {}
         self._biases: dict[int, list[Floats]] = {}
@@ -94,8 +97,8 @@ class NativeView:
     def drop(self) -> None:
         """Let the view go, with the uncommitted rows that native code appended."""
         self.view = None
-        if self._biases:
-            self._biases, self._left_out = {}, {}
+        if self.charged:
+            self._biases, self._left_out, self._blocks = {}, {}, 0
             charged, self.charged = self.charged, 0
             self._tiers.ledger.credit(INDEX, charged, self._reservation)
         if self._copies:
@@ -167,8 +170,14 @@ class NativeView:
 
     def open_page(self, layer: int, segment: Segment) -> None:
         """An open segment that native code appends to."""
-        if self.view is not None:
-            _push_open(self.view, layer, segment, 0)
+        if self.view is None:
+            return
+        _push_open(self.view, layer, segment, 0)
+        if self._selection is not None and self._selection.layers[-1:] == (layer,):
+            try:
+                self._hold_bounds(self.view, self._selection)
+            except BudgetError:
+                self.drop_but_rows()  # `follow` then says what is missing
 
     def drop_front(self, layer: int, spans: int) -> None:
         """A windowed layer let go of its first spans."""
@@ -184,9 +193,23 @@ class NativeView:
         try:
             for layer in self._model.attention_layers:
                 self._push_all(view, layer)
+            if self._selection is not None:
+                for layer in self._selection.layers:
+                    view.select_pages(layer, self._selection.page, self._selection.pages)
+                self._hold_bounds(view, self._selection)
         except BaseException:
             self.drop()
             raise
+
+    def _hold_bounds(self, view: Any, selection: PageSelection) -> None:
+        """Room for the bounds of all blocks that the view has. Raises BudgetError with nothing changed."""
+        blocks = -(-view.most_blocks // BLOCKS) * BLOCKS
+        if blocks > self._blocks:
+            nbytes = selection.bounds_bytes(self._model, blocks - self._blocks)
+            self._tiers.ledger.charge(INDEX, nbytes, self._reservation)
+            self.charged += nbytes
+            self._blocks = blocks
+            view.hold_bounds(blocks)
 
     def _push_all(self, view: Any, layer: int) -> None:
         view.clear(layer, -1)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from thrifty.arrays import Floats, Integers
 from thrifty.cache.slots.segment import Segment, bias_row
 from thrifty.formats import kv
+from thrifty.formats.kv import PAGE
 from thrifty.kernels.reference.attention import Span
+from thrifty.kernels.reference.page_bounds import seen_slots
+
+if TYPE_CHECKING:
+    from thrifty.cache.page_selection import PageSelection
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,31 @@ def on_path(spans: Sequence[Span], path: Sequence[int], rows: int, window: int |
         bias[: max(0, committed + len(path) - window)] = -np.inf
     borders = np.cumsum([len(span.keys) for span in spans])[:-1]
     return [Span(span.keys, span.values, own) for span, own in zip(spans, np.split(bias, borders), strict=True)]
+
+
+def up_to(spans: Sequence[Span], slots: int) -> list[Span]:
+    """The first `slots` slots of one head."""
+    left, cut = slots, []
+    for span in spans:
+        count = min(left, len(span.keys))
+        bias = None if span.bias is None else span.bias[:count]
+        cut.append(Span(span.keys[:count], span.values[:count], bias))
+        left -= count
+    return cut
+
+
+def with_pages(spans: Sequence[Span], query: Floats, own: int, selection: PageSelection) -> list[Span]:
+    """The spans of one head as a row's query fp32 [head_dim] sees them that selects pages: the others have a bias of
+    −inf. own: a slot of the row's own page."""
+    bias = np.concatenate([_bias(span) for span in spans])
+    keys = np.concatenate([span.keys for span in spans])
+    borders = np.cumsum([len(span.keys) for span in spans])
+    blocks = np.concatenate(
+        [np.arange(end - len(span.keys), end, PAGE) for span, end in zip(spans, borders, strict=True)]
+    )
+    seen = seen_slots(query, keys, bias == -np.inf, blocks, own, selection.page, selection.pages)
+    bias = np.where(seen, bias, np.float32(-np.inf))
+    return [Span(span.keys, span.values, own) for span, own in zip(spans, np.split(bias, borders[:-1]), strict=True)]
 
 
 def reachable(sources: list[Source], slots: int) -> list[Source]:

@@ -25,6 +25,7 @@ from thrifty.cache.slots.tail import Tail
 from thrifty.errors import PromptError
 
 if TYPE_CHECKING:
+    from thrifty.cache.page_selection import PageSelection
     from thrifty.cache.slots.tiers import Tiers
     from thrifty.storage.ledger import Reservation
 
@@ -41,8 +42,11 @@ class SequenceSlots:
         model: ModelInfo,
         reservation: Reservation | None,
         siblings: WeakSet[SequenceSlots] | None = None,
+        selection: PageSelection | None = None,
     ) -> None:
-        """reservation: promised bytes to draw from; it is released by `free`. siblings: the set that it joins."""
+        """reservation: promised bytes to draw from; it is released by `free`. siblings: the set that it joins.
+        selection: what rows that decode attend to, None: everything.
+        """
         self.model = model
         self.tiers = tiers
         self.reservation = reservation
@@ -56,7 +60,9 @@ class SequenceSlots:
         self.tail = Tail(tiers, model, model.layer_groups(), reservation)
         self.open_rows = OpenRows(tiers, model, self.tail, reservation)
         self.states = RecurrentStates(tiers, model, reservation) if model.state_layers else None
-        self.native_view = NativeView(tiers, model, self.spans, self.open_rows, reservation, self.states)
+        self.selection = selection
+        shown = (self.spans, self.open_rows, self.states)
+        self.native_view = NativeView(tiers, model, shown, reservation, selection)
         self._freed = False
         self.siblings: WeakSet[SequenceSlots] = WeakSet() if siblings is None else siblings
         self.siblings.add(self)

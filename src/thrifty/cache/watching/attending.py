@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from thrifty.arrays import Array, Floats
-from thrifty.cache.slots.reading import Source, attended, on_path, reachable
+from thrifty.cache.slots.reading import Source, attended, on_path, reachable, up_to, with_pages
 from thrifty.cache.watching.collector import ROWS_AT_ONCE, Collector
 from thrifty.errors import PromptError
 from thrifty.kernels.reference import attention
 
 if TYPE_CHECKING:
+    from thrifty.cache.page_selection import PageSelection
     from thrifty.cache.slots.sequence_slots import SequenceSlots
 
 
@@ -28,8 +29,10 @@ def attend(
     window: int | None,
     ahead: Array | None = None,
     path: Sequence[int] | None = None,
+    selection: PageSelection | None = None,
 ) -> Floats:
     """query [n, heads, head_dim] fp32 of the newest n rows → [n, heads, head_dim] fp32. path: see `SequenceCache`.
+    selection: what the rows attend to in some layers; None: everything.
 
     Column sums of rows that may still be rejected are kept row by row where they are few, else as one block.
     """
@@ -45,10 +48,13 @@ def attend(
     sums = []
     for head in range(widths.kv_heads):
         part = slice(head * widths.group, (head + 1) * widths.group)
-        selection = selected[layer][head] if layer in selected else None
-        spans = attended(_sources(slots, layer, head, reach), head, selection)
+        own = selected[layer][head] if layer in selected else None
+        spans = attended(_sources(slots, layer, head, reach), head, own)
         if path is not None:
             spans = on_path(spans, path, newest, window)
+        if selection is not None and layer in selection.layers:
+            out[:, part] = _attend_to_pages(query[:, part], spans, selection, newest, scale, softcap)
+            continue
         result = attention.attend(
             query[:, part],
             spans,
@@ -70,6 +76,22 @@ def attend(
         for head, added in enumerate(sums):
             collector.add_block(layer, head, added)
     collector.add_queries(layer, query)
+    return out
+
+
+def _attend_to_pages(
+    query: Floats, spans: Sequence[attention.Span], selection: PageSelection, newest: int, scale: float, softcap: float
+) -> Floats:
+    """query fp32 [n, group, head_dim] of one KV head, each row and head over the pages that it selects → same shape.
+    newest: how many of the slots are the step's own, from the first of which on everything is read.
+    """
+    out = np.empty_like(query)
+    slots = sum(len(span.keys) for span in spans)
+    for row, heads in enumerate(query):
+        visible = up_to(spans, slots - (len(query) - 1 - row))
+        for head, one in enumerate(heads):
+            pages = with_pages(visible, one, slots - newest, selection)
+            out[row, head] = attention.attend(one[None, None], pages, scale=scale, softcap=softcap).out[0, 0]
     return out
 
 

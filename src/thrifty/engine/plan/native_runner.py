@@ -96,7 +96,7 @@ class NativeRunner:
         sums = accumulators([rows.cache.accumulate_rows(len(rows.tokens)) for rows in batch])
         lengths, wanted = [rows.length for rows in batch], np.arange(len(tokens), dtype=np.int32)
         places = _integers([rows.start + place for rows in batch for place in range(len(rows.tokens))])
-        logits = self.plan.step(tokens, places, views, counts, wanted, lengths=lengths, accumulate=sums)
+        logits = self.plan.step(tokens, places, views, counts, wanted, lengths=lengths, accumulate=sums, decodes=True)
         return NativeScores(logits, self.plan.argmax.tolist())
 
     def prefill(self, rows: Rows, last: bool) -> Scores | None:
@@ -144,15 +144,21 @@ class NativeRunner:
         views = [_view(rows) for rows in batch]
         sums = accumulators([rows.cache.accumulate_rows(len(rows.tokens)) for rows in batch])
         wanted = np.arange(sum(len(rows.tokens) for rows in batch), dtype=np.int32)
-        return self._run(batch, views, wanted, sums)
+        return self._run(batch, views, wanted, sums, decodes=True)
 
     def _run(
-        self, batch: Sequence[Rows], views: list[Any], wanted: Whole, sums: Sequence[Accumulator | None]
+        self,
+        batch: Sequence[Rows],
+        views: list[Any],
+        wanted: Whole,
+        sums: Sequence[Accumulator | None],
+        decodes: bool = False,
     ) -> NativeScores:
-        """One step with all that their extras ask for. wanted: rows to score and to tap."""
+        """One step with all that their extras ask for. wanted: rows to score and to tap. decodes: see StepOptions."""
         counts, places = [len(rows.tokens) for rows in batch], positions(batch)
         options, taps = row_options(batch, wanted, self.plan.config.hidden_size)
         options["lengths"], options["accumulate"] = [rows.length for rows in batch], sums
+        options["decodes"] = decodes
         if any(rows.extra is not None and rows.extra.embeddings is not None for rows in batch):
             parts = [self.embed(rows.tokens, rows.extra) for rows in batch]
             hidden = parts[0] if len(parts) == 1 else np.concatenate(parts)

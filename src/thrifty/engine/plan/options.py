@@ -29,6 +29,7 @@ class StepOptions(TypedDict, total=False):
     adapters and adapter_rows [n]: the number of each row's adapter, or −1.
     arrivals: `kernels.native` Arrivals that another thread sets layer by layer; each layer waits for its flag, at most
     `patience` seconds (60).
+    decodes: whether the rows are of answers, which select pages where their caches say so.
     accumulate: nothing, or one cache.sums.Accumulator (or None) a view, to which attention adds its probabilities.
     """
 
@@ -43,6 +44,7 @@ class StepOptions(TypedDict, total=False):
     adapter_rows: Sequence[int]
     arrivals: Any
     patience: float
+    decodes: bool
     accumulate: Sequence[Accumulator | None]
 
 
@@ -58,6 +60,7 @@ def set_options(step: Any, options: StepOptions, tables: AdapterTables) -> None:
     step.adapter_rows = list(options.get("adapter_rows", ()))
     step.arrivals, step.patience = options.get("arrivals"), options.get("patience", PATIENCE)
     step.sums = native_sums(options.get("accumulate", ()))
+    step.decodes = options.get("decodes", False)
 
 
 def native_sums(accumulate: Sequence[Accumulator | None]) -> list[tuple[list[int], Floats] | None]:

@@ -1,13 +1,16 @@
-"""What a layer's cache holds and a decode step reads of it: slots and bytes, exact for the full cache."""
+"""What a decode step reads of a layer's cache: slots and bytes; all that it holds, exact for the full cache, but where
+rows select pages.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from thrifty.cache.footprint import RUN, footprint
 from thrifty.cache.model_info import LayerGroup, ModelInfo, Widths
+from thrifty.cache.page_selection import PageSelection
 from thrifty.cache.policy import CachePolicy
 from thrifty.engine.model_info import widths_of
 from thrifty.engine.runner import CHUNK
@@ -22,7 +25,9 @@ APPENDED = 256  # prompt tokens that are reserved for at once, the engine's defa
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer of one sequence. slots: tokens a query attends to. nbytes: what holds them (or a recurrent state)."""
+    """One layer of one sequence. slots: tokens a query attends to. nbytes: what holds them (or a recurrent state), and
+    the bounds by which they were selected.
+    """
 
     slots: int
     nbytes: int
@@ -47,7 +52,8 @@ def held(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -> list[
     """Every layer's cache after a prompt of `length` tokens.
 
     To the byte for the full cache: whole pages of 64 tokens, the layers of one window in one run a page. A policy's
-    slots are its own bound (`kept`, `stored`), so real bytes are at most a page or two a head below.
+    slots are its own bound (`kept`, `stored`), so real bytes are at most a page or two a head below. Where rows select
+    pages, the bytes are what they read at least: that all query heads of a KV head select the same.
     """
     layers: list[LayerCache | None] = [None] * info.layers
     compressed = [policy for policy in policies if policy.compresses]
@@ -61,7 +67,20 @@ def held(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -> list[
             reads = _plain(info, group, length)
         for index, layer in zip(group.layers, reads, strict=True):
             layers[index] = layer
-    return [layer for layer in layers if layer is not None]
+    found = [layer for layer in layers if layer is not None]
+    selection = next((policy.selection(info) for policy in policies if policy.traits.selects), None)
+    if selection is not None:
+        for index in selection.layers:
+            found[index] = _selected(info, replace(selection, layers=(index,)), found[index])
+    return found
+
+
+def _selected(info: ModelInfo, selection: PageSelection, whole: LayerCache) -> LayerCache:
+    """What is read of the one layer of a selection, whose rows select pages."""
+    if whole.slots <= selection.slots:
+        return whole
+    bounds = selection.bounds_bytes(info, -(-whole.slots // PAGE))
+    return LayerCache(selection.slots, whole.nbytes * selection.slots // whole.slots + bounds)
 
 
 def peak_bytes(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -> int:

@@ -117,8 +117,14 @@ struct AttendArgs {
   size_t accumulate_row;  // floats from one row's [heads, accumulate_stride] to the next's; 0: all rows in one
   const uint64_t* tree;   // [n]: bit j: the row sees row j of these n; all older slots too. Null: causal
   const int32_t* ahead;   // [n]: rows behind it that the row sees as well. Null: none
+  const uint64_t* seen;   // [n, group, seen_blocks]: bit i: the row's query head sees slot i of the block. Null: all
+  int seen_blocks;        // of the view
+  bool seen_in_part;      // whether a block may be seen in part
 };
 constexpr int kPartialHeader = 16;
+
+// Numbers of one bound of a page of keys (attention/page_bounds.hpp).
+THRIFTY_SHARED constexpr int bounds_width(int dim) { return (dim + kLanes - 1) / kLanes * kLanes; }
 
 // What the rows of AttendArgs bear witness to, for the same KV head: they see slots 0..sinks-1, low..high-1 and the
 // newest `forced`, up to their own; low..high-1 are judged.
@@ -163,6 +169,9 @@ struct Kernels {
   void (*attend_accumulate)(const AttendArgs&, int page, uint8_t* scratch);
   void (*attend_witness)(const AttendArgs&, const WitnessArgs&, int row0, int row1, float* judged, size_t stride,
                          float* found, uint8_t* scratch);
+  bool (*page_bounds)(const Span&, int block, int low, int high, int dim, uint16_t* to, uint8_t* scratch);
+  void (*split_query)(const float* q, int dim, float* to);
+  void (*page_scores)(const float* query, const uint16_t* bounds, int pages, int dim, float* to);
   void (*map_queries)(const float* q, int rows, int dim, float factor, float* to);
   void (*map_scores)(const MapArgs&, int slot, float* scratch);
   void (*map_softmax)(const MapArgs&, int row);

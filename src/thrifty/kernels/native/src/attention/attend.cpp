@@ -74,7 +74,7 @@ void Attention::check(const View& view, int layer, int rows, int heads, int wind
 }
 
 void Attention::begin() {
-  args_.clear(), tasks_.clear(), merges_.clear(), fresh_.clear();
+  args_.clear(), tasks_.clear(), merges_.clear(), fresh_.clear(), choice_.begin();
   next_.store(0, std::memory_order_relaxed);
 }
 
@@ -102,7 +102,18 @@ void Attention::add(const View& view, int layer, const Call& call, int rows, con
     a.first_chunk = (first_page + a.base_pages) / kChunkPages;
     a.chunks = (pages + a.base_pages + kChunkPages - 1) / kChunkPages - a.first_chunk;
     args_.push_back(a);
+    if (call.decodes) choice_.add(view, layer, a, (int)args_.size() - 1);
   }
+}
+
+// What `Turned` attends with, of one head.
+void Attention::read_query(const void* attention, int index, int row, int head, float* to) {
+  const Attention& self = *(const Attention*)attention;
+  const AttendArgs& a = self.args_[(size_t)index];
+  const Fresh& fresh = self.fresh_[(size_t)index / (size_t)self.kv_heads_];
+  const size_t place = (size_t)row * (size_t)a.heads + (size_t)(a.kv_head * a.group + head);
+  std::memcpy(to, a.q + place * (size_t)a.dim, (size_t)a.dim * sizeof(float));
+  if (fresh.row.heads) fresh.row.heads->apply(true, fresh.row.turn, a.dim, to);
 }
 
 void Attention::split(int index, int workers, size_t tiles) {
@@ -130,7 +141,8 @@ void Attention::prepare(AttentionBuffers& buffers, int workers) {
     floats += partial_floats(heads[0]), rows += (size_t)heads[0].n * (size_t)heads[0].heads * 2;
     finals = finals || heads[0].accumulate;
   }
-  apart_ = !merges_.empty() || tiles == args_.size();
+  choice_.prepare(buffers.choice, args_);
+  apart_ = choice_.empty() && (!merges_.empty() || tiles == args_.size());
   for (size_t i = 0; i + 1 < args_.size(); i++)  // heads follow one another in memory as in the tasks
     if (apart_ && args_[i + 1].span_count > 0 && args_[i + 1].window == 0) args_[i].after = args_[i + 1].spans;
   if (!merges_.empty() && buffers.partials.size() < floats) buffers.partials.resize(floats);
@@ -171,6 +183,7 @@ void Attention::warm(Worker& w) const {
 
 void Attention::run(Worker& w) {
   const Kernels& k = kernels();
+  if (!choice_.empty()) choice_.run(w, args_, read_query, this);
   Turned turned(*this, w.scratch);
   uint8_t* scratch = args_.empty() ? w.scratch : w.scratch + Turned::bytes(args_[0].dim, args_[0].group);
   const auto work = [&](const Task& t) {

@@ -6,6 +6,7 @@
 
 #include "pool.hpp"
 #include "types.hpp"
+#include "attention/page_choice.hpp"
 #include "attention/view.hpp"
 
 namespace thrifty {
@@ -13,7 +14,8 @@ namespace thrifty {
 // Buffers of one step that all layers share, one after the other.
 struct AttentionBuffers {
   std::vector<float> partials, finals;
-  size_t bytes() const { return (partials.capacity() + finals.capacity()) * sizeof(float); }
+  ChoiceBuffers choice;
+  size_t bytes() const { return (partials.capacity() + finals.capacity()) * sizeof(float) + choice.bytes(); }
 };
 
 // How a layer's heads become queries and keys: a norm over each (null: none), then the rotation of the first 2 * half
@@ -44,6 +46,7 @@ class Attention {
     const uint64_t* tree = nullptr;  // see AttendArgs
     const int32_t* ahead = nullptr;
     NewRow row{};
+    bool decodes = false;  // rows select pages where the view says so
   };
   static size_t scratch_bytes(int dim, int group);
   static void check(const View& view, int layer, int rows, int heads, int window);  // throws std::invalid_argument
@@ -67,6 +70,7 @@ class Attention {
     int layer;
   };
   class Turned;
+  static void read_query(const void* attention, int index, int row, int head, float* to);
   void split(int index, int workers, size_t tiles);
   bool writes(const Task& t) const;  // whether the task reads the page of a row that is still to be written
   void fetch_slot(const Task& t) const;
@@ -75,6 +79,7 @@ class Attention {
 
   std::vector<AttendArgs> args_;  // [sequence][kv_head]
   std::vector<Fresh> fresh_;      // [sequence]
+  PageChoice choice_;
   std::vector<Task> tasks_;
   std::vector<int> merges_;  // indices of args whose chunks run apart
   int kv_heads_ = 1;

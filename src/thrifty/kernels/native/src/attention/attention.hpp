@@ -51,6 +51,8 @@ static void limits(const AttendArgs& a, int row0, const Block& b, Tile& t) {
     if (a.tree) tree_limits(a, row, b, low, high);
     for (int g = r; g < r + a.group; g++) t.low[g] = low, t.high[g] = high;
   }
+  for (int r = 0; a.seen && r < t.rows; r++)
+    if (!seen_slots(a, t, r, b)) t.low[r] = t.high[r] = 0;
 }
 
 THRIFTY_INLINE bool any_visible(const Tile& t, int first, int count) {
@@ -63,7 +65,7 @@ static void attend_block(const AttendArgs& a, int row0, Block& b, Tile& t) {
   limits(a, row0, b, t);
   if (!any_visible(t, 0, t.rows)) return;
   t.chunk_used = true;
-  if (t.rows <= kScoreRows) fetch_addresses(b, t.size);
+  if (t.rows <= kScoreRows && !a.seen) fetch_addresses(b, t.size);
   prepare_block(b, t);
   for (int first = 0; first < t.rows; first += kScoreRows) {
     const int count = t.rows - first < kScoreRows ? t.rows - first : kScoreRows;
@@ -88,6 +90,26 @@ THRIFTY_INLINE const Span* next_span(const AttendArgs& a, int i, int page) {
   return i + 1 < a.span_count ? &a.spans[i + 1] : a.after;
 }
 
+// Whether some row sees some of the blocks block0..block1-1.
+static bool seen_by_any(const AttendArgs& a, int block0, int block1) {
+  for (int row = 0; row < a.n * a.group; row++)
+    for (int block = block0; block < block1; block++)
+      if (a.seen[(size_t)row * a.seen_blocks + block]) return true;
+  return false;
+}
+
+// Where rows select: the next page behind the block (of span i) that some row sees.
+static void find_next_seen(const AttendArgs& a, int i, Block& b) {
+  int page = b.page + 1;
+  b.next = nullptr;
+  for (; i < a.span_count; i++, page = 0)
+    for (; page < a.spans[i].pages(); page++)
+      if (seen_by_any(a, a.spans[i].first_page + page, a.spans[i].first_page + page + 1)) {
+        b.next = &a.spans[i], b.next_page = page;
+        return;
+      }
+}
+
 // Calls visit(block) for the pages page0..page1-1 of the view (pages counted inside the view, without base_pages).
 template <class F> THRIFTY_INLINE void each_block(const AttendArgs& a, int page0, int page1, F&& visit) {
   if (a.span_count == 0 || page0 >= page1) return;
@@ -97,6 +119,7 @@ template <class F> THRIFTY_INLINE void each_block(const AttendArgs& a, int page0
     int page = page0 - s.first_page > 0 ? page0 - s.first_page : 0;
     const int end = page1 - s.first_page < s.pages() ? page1 - s.first_page : s.pages();
     for (; page < end; page++) {
+      if (a.seen && !seen_by_any(a, s.first_page + page, s.first_page + page + 1)) continue;
       const int left = s.tokens - page * kPage;
       Block b{&s,
               page,
@@ -106,6 +129,7 @@ template <class F> THRIFTY_INLINE void each_block(const AttendArgs& a, int page0
               page + 1 < s.pages() ? page + 1 : 0,
               nullptr,
               nullptr};
+      if (a.seen) find_next_seen(a, i, b);
       visit(b, s.first_page + page);
     }
   }
@@ -171,6 +195,10 @@ static void attend_chunk(const AttendArgs& a, int chunk, uint8_t* scratch) {
   const int step = attend_rows(a.group);
   int page0 = chunk * kChunkPages - a.base_pages, pages = page_count(a), page1 = page0 + kChunkPages;
   page0 = page0 > 0 ? page0 : 0, page1 = page1 < pages ? page1 : pages;
+  if (a.seen && !seen_by_any(a, page0, page1)) {
+    for (int r = 0; r < a.n * a.group; r++) partial(a, r / a.group, a.kv_head * a.group + r % a.group, chunk)[1] = 0.0f;
+    return;
+  }
   for (int row0 = 0; row0 < a.n; row0 += step) {
     const int row1 = row0 + step < a.n ? row0 + step : a.n;
     Tile t = make_tile((row1 - row0) * a.group, a.dim, scratch);

@@ -85,14 +85,20 @@ THRIFTY_INLINE void tree_limits(const AttendArgs& a, int row, const Block& b, in
   high = bits ? kPage - __builtin_clzll(bits) : 0;
 }
 
-THRIFTY_INLINE void hide_other_paths(const AttendArgs& a, int row, const Block& b, V* x) {
-  const uint64_t bits = tree_bits(a, row, b);
+// Scores of the slots whose bit is not set can win nothing.
+THRIFTY_INLINE void hide_slots(uint64_t bits, V* x) {
   if (bits == ~0ull) return;
   float s[kPage];
   for (int j = 0; j < 4; j++) store(s + j * kLanes, x[j]);
   for (int i = 0; i < kPage; i++)
     if (!(bits >> i & 1)) s[i] = kLowest;
   for (int j = 0; j < 4; j++) x[j] = load(s + j * kLanes);
+}
+
+// Bit i: row r of the tile sees slot i of the block, where rows select.
+THRIFTY_INLINE uint64_t seen_slots(const AttendArgs& a, const Tile& t, int r, const Block& b) {
+  const size_t row = (size_t)t.first_row * a.group + r;
+  return a.seen[row * a.seen_blocks + b.span->first_page + b.page];
 }
 
 // Soft cap, bias and mask of one row's scores.
@@ -105,7 +111,7 @@ THRIFTY_INLINE void adjust_scores(float* s, const AttendArgs& a, const Block& b,
     if (low > j * kLanes || high < (j + 1) * kLanes)
       x[j] = keep(x[j], low - j * kLanes, high - j * kLanes, set1(kLowest));
   }
-  if (a.tree) hide_other_paths(a, row, b, x);
+  if (a.tree) hide_slots(tree_bits(a, row, b), x);
 }
 
 // Where a row's probabilities are accumulated, from the block's first slot on. r: row of the tile.
@@ -128,7 +134,7 @@ THRIFTY_INLINE void leave_scores(const AttendArgs& a, const Block& b, const Tile
 // shrinks the row's earlier values.
 template <int R, bool ROUNDED>
 THRIFTY_INLINE void soften(const AttendArgs& a, const Block& b, Tile& t, int first, float* fade) {
-  const bool plain = a.softcap <= 0.0f && !b.span->bias && !a.tree;
+  const bool plain = a.softcap <= 0.0f && !b.span->bias && !a.tree && !a.seen_in_part;
   float* s = t.scores;
   V most[R], sum[R];
   for (int r = 0; r < R; r++) {
@@ -138,6 +144,7 @@ THRIFTY_INLINE void soften(const AttendArgs& a, const Block& b, Tile& t, int fir
       for (int j = 0; j < 4; j++) x[j] = load(s + r * kPage + j * kLanes);
     } else {
       adjust_scores(s + r * kPage, a, b, t.first_row + (first + r) / a.group, low, high, x);
+      if (a.seen_in_part) hide_slots(seen_slots(a, t, first + r, b), x);
       for (int j = 0; j < 4; j++) store(s + r * kPage + j * kLanes, x[j]);
     }
     if (a.accumulate && a.accumulate_row) leave_scores(a, b, t, first + r, x);
@@ -196,11 +203,19 @@ template <bool INTERLEAVED> struct PairNumbers {
 template <int B, int H> struct Codes {
   static constexpr bool kRounded = false;
   template <int R> THRIFTY_SHARED void scores(const AttendArgs&, const Block& b, Tile& t, int first) const {
-    if (b.next && t.rows <= kScoreRows) fetch_page(*b.next, b.next_page, t.size);
-    score_codes<B, H, R>(*b.span, b.page, t.rows_q + (size_t)first * t.dim, b.slots, t.dim, t.scores);
+    const bool few = t.rows <= kScoreRows;
+    if (few && b.next && b.next->format != b.span->format) fetch_page(*b.next, b.next_page, t.size);
+    score_codes<B, H, R>(*b.span, b.page, t.rows_q + (size_t)first * t.dim, b.slots, t.dim, t.scores, next_of(b, t));
   }
   template <int R> THRIFTY_SHARED void add_values(const Block& b, Tile& t, int first, const float* fade) const {
-    weigh_codes<B, H, R>(*b.span, b.page, t.scores, fade, b.slots, t.dim, t.chunk + (size_t)first * t.dim);
+    weigh_codes<B, H, R>(*b.span, b.page, t.scores, fade, b.slots, t.dim, t.chunk + (size_t)first * t.dim,
+                         next_of(b, t));
+  }
+
+ private:
+  static THRIFTY_SHARED CodePage next_of(const Block& b, const Tile& t) {
+    if (t.rows > kScoreRows || !b.next || b.next->format != b.span->format) return {};
+    return code_page(*b.next, b.next_page, t.dim);
   }
 };
 #endif

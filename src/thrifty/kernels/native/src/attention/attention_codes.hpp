@@ -112,8 +112,24 @@ THRIFTY_INLINE void fill(Factors<B, H, R>& f, const float* numbers, int stride, 
   f.set(x, adds);
 }
 
+// Four lines of the next page's codes beside as many of this one, in one part or shared out over both; asked for all at
+// once, they would wait for each other.
+template <int PARTS> THRIFTY_INLINE void fetch_codes(const uint8_t* next, size_t offset, int part) {
+  if (!next) return;
+#pragma GCC unroll 4
+  for (int j = 0; j < 4 / PARTS; j++) fetch_line(next + offset + 64 * (part * 4 / PARTS + j));
+}
+// Of its parameters, those of the slice of 64 channels from c on, or as many.
+template <int H> THRIFTY_INLINE void fetch_params(const uint16_t* next, int c) {
+  if (!next) return;
+#pragma GCC unroll 16
+  for (int i = 0; i < 4 * H; i++) fetch_line((const uint8_t*)next + (size_t)(c / 64 * 4 * H + i) * 64);
+}
+
+// next: the page that is read next, nothing where it is not one of codes of this format.
 template <int B, int H, int R>
-THRIFTY_INLINE void score_codes(const Span& s, int page, const float* q, int slots, int dim, float* scores) {
+THRIFTY_INLINE void score_codes(const Span& s, int page, const float* q, int slots, int dim, float* scores,
+                                const CodePage& next) {
   const CodePage p = code_page(s, page, dim);
   Factors<B, H, R> f;
   const uint8_t* codes = p.keys;
@@ -127,9 +143,12 @@ THRIFTY_INLINE void score_codes(const Span& s, int page, const float* q, int slo
       for (int j = 0; j < 4; j++) sums[r][j] = f.none();
     for (int part = 0; part < f.kParts; part++) {
       if (part > 0) f.shift(sums);
-      for (int row = 0; row < 64; row += code_rows(B))
+      for (int row = 0; row < 64; row += code_rows(B)) {
+        fetch_codes<f.kParts>(next.keys, (size_t)(codes - p.keys) + row / code_rows(B) * 4 * 64, part);
         f.add_codes(codes + row / code_rows(B) * 4 * 64, part, row, sums);
+      }
     }
+    fetch_params<H>(next.key_params, c);
     codes += 64 / code_rows(B) * 4 * 64;
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -144,7 +163,7 @@ THRIFTY_INLINE void score_codes(const Span& s, int page, const float* q, int slo
 
 template <int B, int H, int R>
 THRIFTY_INLINE void weigh_codes(const Span& s, int page, const float* weights, const float* fade, int slots, int dim,
-                                float* acc_rows) {
+                                float* acc_rows, const CodePage& next) {
   const CodePage p = code_page(s, page, dim);
   Factors<B, H, R> f;
   for (int c = 0; c < dim; c += 64) {
@@ -157,9 +176,13 @@ THRIFTY_INLINE void weigh_codes(const Span& s, int page, const float* weights, c
       for (int j = 0; j < 4; j++) sums[r][j] = f.none();
     for (int part = 0; part < f.kParts; part++) {
       if (part > 0) f.shift(sums);
-      for (int row = 0; row < kPage; row += code_rows(B))
-        f.add_codes(p.values + ((size_t)(row / code_rows(B)) * (dim / kLanes) + c / kLanes) * 64, part, row, sums);
+      for (int row = 0; row < kPage; row += code_rows(B)) {
+        const size_t offset = ((size_t)(row / code_rows(B)) * (dim / kLanes) + c / kLanes) * 64;
+        fetch_codes<f.kParts>(next.values, offset, part);
+        f.add_codes(p.values + offset, part, row, sums);
+      }
     }
+    fetch_params<H>(next.value_params, c);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4

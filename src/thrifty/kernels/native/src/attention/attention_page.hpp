@@ -42,7 +42,7 @@ THRIFTY_INLINE V load_as_float(const uint16_t* p) { return load_bf16(p); }
 // Whether the page that is read next is worth asking for line by line. Where it lies behind this one, the processor
 // follows the stream by itself, faster than with instructions in between.
 THRIFTY_INLINE bool lies_apart(const Block& b, int dim) {
-  if (!b.next || b.next == b.span) return false;
+  if (!b.next || (b.next == b.span && b.next_page == b.page + 1)) return false;
   return b.next->base != b.span->base + slab_layout(b.span->format, (size_t)b.span->capacity, (size_t)dim).bytes;
 }
 

@@ -110,6 +110,7 @@ void View::exchange(int layer, int head, int index, uintptr_t address, int capac
   Span s = make_span(address, old.tokens, capacity, format, bias, true);
   s.first_slot = old.first_slot, s.first_page = old.first_page;
   old = s;
+  forget_bounds(layer, head, s.first_page, s.first_page + s.pages());
 }
 
 void View::clear(int layer, int head) {
@@ -117,6 +118,7 @@ void View::clear(int layer, int head) {
   for (int h = head < 0 ? 0 : head; h < (head < 0 ? kv_heads(layer) : head + 1); h++) {
     spans_[at(layer, h)].clear();
     base_pages_[at(layer, h)] = 0;
+    forget_bounds(layer, h, 0);
   }
 }
 
@@ -175,6 +177,7 @@ void View::truncate(int layer, int tokens) {
       s.tokens -= cut, left -= cut;
     }
     renumber(list, i);
+    if (i < list.size()) forget_bounds(layer, h, list[i].first_page + list[i].tokens / kPage);
   }
 }
 
@@ -189,6 +192,43 @@ void View::drop_front(int layer, int head, int spans) {
   list.erase(list.begin(), list.begin() + spans);
   if (!list.empty()) list[0].first_slot = list[0].first_page = 0;
   renumber(list, 1);
+  forget_bounds(layer, head, 0);
+}
+
+void View::select_pages(int layer, int page, int budget) {
+  check_idle();
+  at(layer, 0);
+  if (page < kLanes || page > kPage || kPage % page)
+    refuse("a page to select has 16, 32 or 64 slots, not " + std::to_string(page));
+  if (budget < 2) refuse("a row attends to at least 2 pages, not " + std::to_string(budget));
+  bounds_.resize(spans_.size());
+  for (int h = 0; h < kv_heads(layer); h++) bounds_[at(layer, h)] = PageBounds(head_dim(layer), page, budget);
+}
+
+void View::hold_bounds(int blocks) {
+  check_idle();
+  for (PageBounds& own : bounds_)
+    if (own.selects()) own.hold(blocks);
+}
+
+int View::most_blocks() const {
+  int most = 0;
+  for (size_t i = 0; i < bounds_.size(); i++) {
+    int blocks = 0;
+    for (const Span& s : spans_[i]) blocks += s.sealed || !full_precision(s) ? s.pages() : s.capacity / kPage;
+    if (bounds_[i].selects()) most = std::max(most, blocks);
+  }
+  return most;
+}
+
+PageBounds* View::bounds(int layer, int head) const {
+  if (bounds_.empty()) return nullptr;
+  PageBounds& own = bounds_[at(layer, head)];
+  return own.selects() ? &own : nullptr;
+}
+
+void View::forget_bounds(int layer, int head, int first_block, int last_block) {
+  if (!bounds_.empty()) bounds_[at(layer, head)].forget(first_block, last_block);
 }
 
 int View::tokens(int layer, int head) const {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "types.hpp"
+#include "attention/page_bounds.hpp"
 
 namespace thrifty {
 
@@ -47,6 +48,13 @@ class View {
   bool has_states() const { return !states_.empty(); }
   void commit_states(int layer);  // layer -1: of all layers
 
+  // From here on, rows that decode attend in a layer to `budget` pages of `page` slots each, their own among them.
+  // Before a step, `hold_bounds` makes room for the bounds of so many blocks a head; it never makes less.
+  void select_pages(int layer, int page, int budget);
+  void hold_bounds(int blocks);
+  int most_blocks() const;                        // of a head in a layer that selects, with those still to be filled
+  PageBounds* bounds(int layer, int head) const;  // null: the layer does not select. A step may add what is not known
+
   struct Busy {  // held while a step reads the view: changes are refused
     explicit Busy(View& v) : view(v) { view.users_++; }
     ~Busy() { view.users_--; }
@@ -62,12 +70,14 @@ class View {
   void check_idle() const;
   void renumber(std::vector<Span>& list, size_t from);
   size_t first_open(const std::vector<Span>& list) const;
+  void forget_bounds(int layer, int head, int first_block, int last_block = 1 << 30);
 
   std::vector<int> kv_heads_, head_dims_;  // by layer
   std::vector<size_t> first_;              // by layer, where its heads' lists begin
   std::vector<std::vector<Span>> spans_;
   std::vector<int> base_pages_;
-  std::vector<LayerState> states_;  // by layer, or empty
+  std::vector<LayerState> states_;          // by layer, or empty
+  mutable std::vector<PageBounds> bounds_;  // as spans_, or empty
   std::atomic<int> users_{0};
 };
 

@@ -42,7 +42,7 @@ void run_matmul(const BoundLinear& weight, nb::handle x, nb::handle y) {
 }
 
 void run_attend(View& view, int layer, nb::handle query, nb::handle out, float scale, int window, float softcap,
-                nb::handle accumulate) {
+                nb::handle accumulate, bool decodes) {
   const auto q = array<const float>(query, "query", {kAny, kAny, view.head_dim(layer)});
   const auto to = array<float>(out, "out", {q.shape[0], q.shape[1], q.shape[2]});
   const int rows = (int)q.shape[0], heads = (int)q.shape[1];
@@ -55,7 +55,9 @@ void run_attend(View& view, int layer, nb::handle query, nb::handle out, float s
   Attention attention;
   AttentionBuffers buffers;
   attention.begin();
-  attention.add(view, layer, {heads, scale, softcap, window, sums.data, slots}, rows, q.data, to.data);
+  Attention::Call call{heads, scale, softcap, window, sums.data, slots};
+  call.decodes = decodes;
+  attention.add(view, layer, call, rows, q.data, to.data);
   attention.prepare(buffers, Pool::shared().threads());
   Pool::shared().run(Attention::scratch_bytes(view.head_dim(layer), heads / view.kv_heads(layer)),
                      [&](Worker& w) { attention.run(w); });
@@ -170,9 +172,9 @@ void bind_kernels(nb::module_& m) {
   m.def("matmul", &run_matmul, "linear"_a, "x"_a, "y"_a,
         "x float32 [rows, in] times the weight, transposed, plus the bias, into y float32 [rows, out].");
   m.def("attend", &run_attend, "view"_a, "layer"_a, "query"_a, "out"_a, nb::kw_only(), "scale"_a, "window"_a = 0,
-        "softcap"_a = 0.0f, "accumulate"_a = nb::none(),
+        "softcap"_a = 0.0f, "accumulate"_a = nb::none(), "decodes"_a = false,
         "query, out: float32 [rows, heads, head_dim]; accumulate: float32 [heads, slots of the longest KV head] or "
-        "None. window, softcap 0: none.");
+        "None. window, softcap 0: none. decodes: rows select pages where the view says so.");
   m.def("witness", &run_witness, "view"_a, "layer"_a, "query"_a, "judged"_a, "table"_a, nb::kw_only(), "forced"_a,
         "scale"_a, "softcap"_a = 0.0f, "mean"_a = false,
         "query: float32 [rows, heads, head_dim]; judged: (sinks, low, high) of each KV head; table: float32 [kv_heads, "

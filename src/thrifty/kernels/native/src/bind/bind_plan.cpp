@@ -42,6 +42,7 @@ struct StepFields {
   std::vector<int32_t> adapter_rows;
   Arrivals* arrivals = nullptr;
   double patience = 0;
+  bool decodes = false;
 };
 
 // The address of a norm's weights, which the plan keeps; None: 0.
@@ -139,6 +140,7 @@ void run_plan(HeldPlan& plan, const StepFields& fields) {
   s.sums = all_sums(plan, fields.sums, s.counts);
   s.tree = (const uint64_t*)array_or_none<const int64_t>(fields.tree, "tree", {s.rows}).data;
   s.ahead = array_or_none<const int32_t>(fields.ahead, "ahead", {s.rows}).data;
+  s.decodes = fields.decodes;
   std::optional<Adapters> adapters = adapters_of(plan, fields.adapters, fields.adapter_rows);
   s.adapters = adapters ? &*adapters : nullptr, s.arrivals = fields.arrivals, s.patience = fields.patience;
   nb::gil_scoped_release released;
@@ -172,6 +174,7 @@ void bind_step(nb::module_& m) {
       .def_rw("sums", &StepFields::sums, "Empty, or one (layers, fp32 array) or None a view.")
       .def_rw("tree", &StepFields::tree, nb::arg().none(), "int64 [rows], or None.")
       .def_rw("ahead", &StepFields::ahead, nb::arg().none(), "int32 [rows], or None.")
+      .def_rw("decodes", &StepFields::decodes, "Whether rows select pages where their views say so.")
       .def_rw("adapters", &StepFields::adapters, "One AdapterTable each.")
       .def_rw("adapter_rows", &StepFields::adapter_rows, "Each row's adapter, or -1.")
       .def_rw("arrivals", &StepFields::arrivals, nb::arg().none(), nb::rv_policy::reference)

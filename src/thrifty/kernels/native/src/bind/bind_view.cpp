@@ -97,6 +97,10 @@ void bind_view(nb::module_& m) {
       .def("room", &View::room, "layer"_a)
       .def("append", &append, "layer"_a, "keys"_a, "values"_a,
            "keys, values: float32 [rows, kv_heads, head_dim], behind the last slots.")
+      .def("select_pages", &View::select_pages, "layer"_a, "page"_a, "budget"_a,
+           "Rows that decode attend in a layer to `budget` pages of `page` slots, their own among them.")
+      .def("hold_bounds", &View::hold_bounds, "blocks"_a, "Room for the bounds of so many blocks of 64 slots a head.")
+      .def_prop_ro("most_blocks", &View::most_blocks, "Of a head that selects, with those that are still to be filled.")
       .def("set_state", &set_state, "layer"_a, "committed"_a, "newest"_a, "rows"_a = 0,
            "A layer with a recurrent state, in two buffers float32 [numbers]; rows: what `newest` has seen more.")
       .def("commit_states", &View::commit_states, "layer"_a = -1, "What the newest rows made of a state stays.")

@@ -97,7 +97,7 @@ Decoded decode(Plan& plan, const std::vector<Continuation*>& sequences, const De
   if (!sums.empty() && limits.steps != 1) refuse("attention sums are of one step");
   s.sums = std::move(sums);
   for (Continuation* one : sequences) s.views.push_back(one->view), s.counts.push_back(1);
-  s.rows = s.logit_count = (int)count, s.last_layer = plan.shape.layers();
+  s.rows = s.logit_count = (int)count, s.last_layer = plan.shape.layers(), s.decodes = true;
   s.tokens = rows.tokens.data(), s.logit_rows = rows.places.data(), s.logits = logits, s.arg_max = rows.best.data();
   const Restored restored{sequences};
   const auto start = Clock::now();

@@ -184,6 +184,7 @@ void Attend::prepare(Plan& plan, Step& s, int workers) {
       own.accumulate_row = s.sums[i].row;
     if (s.tree) own.tree = s.tree + row;
     if (s.ahead) own.ahead = s.ahead + row;
+    own.decodes = s.decodes;
     if (turns)
       own.row = {&before->heads, plan.buffer(before->k, s) + row * kept, plan.buffer(before->v, s) + row * kept,
                  before->turn_of(s, (int)row)};

@@ -165,14 +165,17 @@ void Plan::prepare(Step& s, int workers) {
         __builtin_prefetch((const char*)op.get() + 64, 1);  // each was last read a step ago
   // A later layer may grow the buffers that all layers share, and so move them: then every layer's pointers are set
   // anew.
-  const float *partials, *finals;
+  const float *partials, *finals, *scores;
+  const uint64_t* seen;
   do {
     partials = attention.partials.data(), finals = attention.finals.data();
+    scores = attention.choice.scores.data(), seen = attention.choice.seen.data();
     for (auto& op : operations_) {
       op->claims.reset(workers);
       if (wanted(*op, s)) op->prepare(*this, s, workers);
     }
-  } while (partials != attention.partials.data() || finals != attention.finals.data());
+  } while (partials != attention.partials.data() || finals != attention.finals.data() ||
+           scores != attention.choice.scores.data() || seen != attention.choice.seen.data());
 }
 
 void Plan::run(Step& s) {

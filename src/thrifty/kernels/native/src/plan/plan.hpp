@@ -41,6 +41,7 @@ struct Step {
   int32_t* arg_max = nullptr;      // [logit_count]
   const uint64_t* tree = nullptr;  // [rows]: bit j: the row sees row j of its own sequence; null: rows are a line
   const int32_t* ahead = nullptr;  // [rows]: later rows of its own sequence that the row sees as well
+  bool decodes = false;            // its rows select pages where their views say so
   Adapters* adapters = nullptr;
   Arrivals* arrivals = nullptr;  // waited for before each layer; null: all is there
   double patience = 0;           // seconds, for each layer
