@@ -16,6 +16,7 @@ import uvicorn
 from thrifty.serving.app import create_app
 from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.settings import ServerError, ServerSettings
+from thrifty.serving.waking import WakingServer
 
 _LOG = logging.getLogger("thrifty.serving")
 
@@ -43,7 +44,7 @@ def serve(models: ModelShelf, listening: Callable[[str], None] | None = None) ->
         raise models.failure
 
 
-class _Draining(uvicorn.Server):
+class _Draining(WakingServer):
     """Ends the answers that are not over in time itself, so that each client is told why."""
 
     def __init__(self, config: uvicorn.Config, models: ModelShelf) -> None:
