@@ -96,6 +96,7 @@ def body(item: Item, model: str, choice: str) -> dict[str, Any]:
         "messages": item.messages,
         "tools": [{"type": "function", "function": function}],
         "tool_choice": named if choice == "named" else choice,
+        "parallel_tool_calls": False,
         "temperature": 0,
         "max_tokens": 512,
     }

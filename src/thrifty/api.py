@@ -191,8 +191,8 @@ class Thrifty:
         that is closed or dropped.
 
         sampling: the fields of SamplingParameters, `greedy=True`, `samples=n` for several answers to a prompt,
-        `cache_memory="20MB"` as a bound on what each prompt's cache may ever take, and `adapter="name"` for one of the
-        engine's adapters.
+        `cache_memory="20MB"` as a bound on what each prompt's cache may ever take, `adapter="name"` for one of the
+        engine's adapters, and `session="name"` for a conversation that goes on from its own compressed cache.
         """
         prompts = prompt_list(prompt)
         if prompts is None:
@@ -239,12 +239,13 @@ class Thrifty:
         samples: int = 1,
         cache_memory: int | str | None = None,
         adapter: str | None = None,
+        session: str | None = None,
         **options: Any,
     ) -> Handle:
         """Queue a text, token ids or messages and return the handle, to stream, cancel or fork.
 
-        cache_memory: `Request.cache_bytes`, in bytes or as "20MB". adapter: the name of one of the engine's. options:
-        those of sampling, and for messages those of `chat`.
+        cache_memory: `Request.cache_bytes`, in bytes or as "20MB". adapter: the name of one of the engine's. session:
+        `Request.session`. options: those of sampling, and for messages those of `chat`.
         """
         sampling, template = _split(options)
         parameters = SamplingParameters.of(**sampling)
@@ -255,6 +256,7 @@ class Thrifty:
             samples=samples,
             cache_bytes=bound,
             adapter=adapter,
+            session=session,
         )
         return self.engine.submit(request)
 

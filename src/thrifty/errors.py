@@ -34,6 +34,16 @@ class PromptError(ThriftyError):
     """A request cannot be served: its prompt, length or sampling parameters are out of range."""
 
 
+class SessionError(PromptError):
+    """A request cannot go on from the session that it names. code: "session_expired", "session_mismatch" or
+    "session_busy"; for files of sessions "session_file".
+    """
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class QueueFullError(ThriftyError):
     """The engine's waiting queue is at its bound. `retry_after` is the suggested wait in seconds."""
 

@@ -24,6 +24,7 @@ def layer_major(policies: Sequence[CachePolicy]) -> bool:
 def check_order(policies: Sequence[CachePolicy]) -> None:
     """Raise RecipeError where the order of a recipe's policies cannot work."""
     _check_rehearsal(policies)
+    _check_causal(policies)
     quantiser: CachePolicy | None = None
     ragged: CachePolicy | None = None
     for policy in policies:
@@ -44,6 +45,18 @@ def check_order(policies: Sequence[CachePolicy]) -> None:
             )
         if policy.traits.quantises:
             quantiser = policy
+
+
+def _check_causal(policies: Sequence[CachePolicy]) -> None:
+    """Policies of one sequence act while it is read, or when a prompt ends: not some so and some so."""
+    acting = [policy for policy in policies if policy.causal or policy.compresses or policy.watches_decode]
+    causal = next((policy for policy in acting if policy.causal), None)
+    other = next((policy for policy in acting if not policy.causal), None)
+    if causal is not None and other is not None:
+        raise RecipeError(
+            f"cache technique '{causal.name}' is causal and acts while a prompt is read, but '{other.name}' acts when "
+            f"it ends: leave causal out, or leave '{other.name}' out"
+        )
 
 
 def _check_rehearsal(policies: Sequence[CachePolicy]) -> None:

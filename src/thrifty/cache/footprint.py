@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from thrifty.cache.composition import rehearsing, wanted
 from thrifty.cache.model_info import LayerGroup, ModelInfo, Widths
-from thrifty.cache.policy import CachePolicy
+from thrifty.cache.policy import BLOCK, CachePolicy
 from thrifty.cache.rehearsals import working_bytes
 from thrifty.cache.rehearsing_policy import RehearsingPolicy
 from thrifty.cache.slots.states import slab_bytes
@@ -39,6 +39,8 @@ def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, to
     statistics. A policy that rehearses holds the whole prompt in full, with the rows that it forces or with what it
     keeps.
     """
+    if any(policy.causal for policy in policies):
+        return _causal(policies, model, prompt, total)
     if not any(policy.compresses for policy in policies):
         return _plain(model, prompt, total)
     at_prompt = _Held(policies, model, prompt, prompt)
@@ -179,8 +181,13 @@ def _between(policies: Sequence[CachePolicy], model: ModelInfo, widths: Widths, 
 
 def _plain(model: ModelInfo, prompt: int, total: int) -> Footprint:
     """The full cache: pages of all layers of a group; windowed groups keep their window and one chunk."""
+    return _pages(model, prompt, total, model.layer_groups())
+
+
+def _pages(model: ModelInfo, prompt: int, total: int, groups: Sequence[LayerGroup]) -> Footprint:
+    """The states, and the full-precision pages of some layer groups."""
     steady, extra = state_bytes(model), 0
-    for group in model.layer_groups():
+    for group in groups:
         page = group_page_bytes(model, group)
         pages = -(-total // PAGE)
         if group.window is None:
@@ -192,6 +199,17 @@ def _plain(model: ModelInfo, prompt: int, total: int) -> Footprint:
             steady += held * page
             extra += min(pages - held + 1, -(-model.chunk // PAGE) + 1) * page
     return Footprint(peak_bytes=steady + extra, steady_bytes=steady)
+
+
+def _causal(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, total: int) -> Footprint:
+    """What causal policies keep of `total` tokens, and beside it the block that is being read, in full precision. A
+    windowed group is as in the full cache."""
+    held = _Held(policies, model, 1, total)
+    windowed = _pages(model, prompt, total, [group for group in model.layer_groups() if group.window is not None])
+    block = sum(group_page_bytes(model, group) for group in model.layer_groups() if group.window is None)
+    steady = held.steady + held.index + windowed.steady_bytes + _statistics(policies, model, prompt, total)
+    peak = steady + held.rewritten + (BLOCK // PAGE + 1) * block + windowed.peak_bytes - windowed.steady_bytes
+    return Footprint(peak_bytes=peak, steady_bytes=steady)
 
 
 def _rehearsal(policy: RehearsingPolicy, model: ModelInfo, prompt: int) -> int:

@@ -134,9 +134,11 @@ class ModelInfo:
             parts.setdefault((self.of(layer).kv_heads, self.of(layer).head_dim), []).append(layer)
         return [tuple(part) for part in parts.values()]
 
-    def layer(self, index: int, length: int = 0, prompt: int = 0) -> LayerInfo:
+    def layer(self, index: int, length: int = 0, prompt: int = 0, earlier: int = 0) -> LayerInfo:
         """The facts of one layer of a sequence."""
-        return LayerInfo(index=index, window=self.windows[index], length=length, prompt=prompt, model=self)
+        return LayerInfo(
+            index=index, window=self.windows[index], length=length, prompt=prompt, model=self, earlier=earlier
+        )
 
     def layer_groups(self) -> list[LayerGroup]:
         """Layers that keep the same tokens in pages of one shape, the global ones first; recurrent ones keep none."""
@@ -181,13 +183,14 @@ class LayerGroup:
 @dataclass(frozen=True, kw_only=True)
 class LayerInfo:
     """One layer as a policy sees it. length: the sequence's logical tokens so far, evicted ones included; prompt: its
-    length when the (last) prompt ended."""
+    length when the (last) prompt ended; earlier: its length when the prompt before that one ended, 0 for the first."""
 
     index: int
     window: int | None
     length: int
     prompt: int
     model: ModelInfo
+    earlier: int = 0
 
     @property
     def widths(self) -> Widths:

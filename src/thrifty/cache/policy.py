@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from thrifty.card import Card
 
 
+BLOCK = 128
+"""Tokens between two calls of a causal policy, counted from the sequence's first: what a prompt is computed by."""
+
+
 class CachePolicy:
     """Base of every cache policy. Override what the method needs; the rest is the full cache.
 
@@ -40,6 +44,10 @@ class CachePolicy:
     period: int = PAGE
     """Tokens between calls of after_decode."""
 
+    causal: bool = False
+    """True where `after_decode` stands for `after_prefill`: it acts at every multiple of 128 tokens, of the prompt as
+    of the answer, and what is held then depends on the tokens before alone (see `thrifty.cache.checkpoints`)."""
+
     def __init_subclass__(cls, **options: Any) -> None:
         """Raises TypeError where the class's traits contradict each other or its methods."""
         super().__init_subclass__(**options)
@@ -47,6 +55,8 @@ class CachePolicy:
             compresses=cls.compresses is not CachePolicy.compresses or cls._overrides("after_prefill"),
             decodes=cls._overrides("after_decode"),
             stores=cls._overrides("stored"),
+            asks=cls._overrides("wants"),
+            option=any("causal" in vars(base).get("__annotations__", {}) for base in _below(cls)),
         )
         if problem is not None:
             raise TypeError(f"{cls.__qualname__}: its traits say {problem}")
@@ -79,6 +89,11 @@ class CachePolicy:
     def kept_in_layer(self, prompt: int, generated: int = 0) -> int:
         """`kept` of the layer that keeps most (mean over its heads). Override it where layers differ."""
         return self.kept(prompt, generated)
+
+    @property
+    def interval(self) -> int:
+        """Tokens between two calls of `after_decode`, at most."""
+        return BLOCK if self.causal else self.period
 
     @property
     def separate_slots(self) -> int:
@@ -118,7 +133,7 @@ class CachePolicy:
     @property
     def compresses(self) -> bool:
         """True where the prompt is changed when it ends."""
-        return self._overrides("after_prefill")
+        return not self.causal and self._overrides("after_prefill")
 
     @property
     def watches_decode(self) -> bool:
@@ -134,3 +149,8 @@ class CachePolicy:
     def _overrides(cls, method: str) -> bool:
         """Whether the class has a method of its own."""
         return getattr(cls, method) is not getattr(CachePolicy, method)
+
+
+def _below(cls: type[CachePolicy]) -> list[type]:
+    """A policy's class and its bases up to `CachePolicy`, that one left out."""
+    return list(cls.__mro__[: cls.__mro__.index(CachePolicy)])

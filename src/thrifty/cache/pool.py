@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
+from thrifty.cache.checkpoints import Checkpoints, resumed
 from thrifty.cache.composition import check_order
 from thrifty.cache.footprint import Footprint, footprint
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.policy import CachePolicy
+from thrifty.cache.policy import BLOCK, CachePolicy
+from thrifty.cache.prompt_pages import PromptPages, begin_with_stored
 from thrifty.cache.recount import recount
 from thrifty.cache.sequence import SequenceCache
 from thrifty.cache.slots.segment import Segment
@@ -19,6 +21,7 @@ from thrifty.cache.slots.span import Span
 from thrifty.cache.slots.tiers import Tiers
 from thrifty.cache.statistics import Statistics
 from thrifty.cache.tree import Node, PrefixTree, first_page
+from thrifty.cache.whole_pages import position, whole_pages
 from thrifty.errors import BudgetError, StorageError
 from thrifty.formats.kv import PAGE
 from thrifty.storage.arena import Arena
@@ -42,6 +45,7 @@ class Cache:
         disk: bool | str | os.PathLike[str] | None = None,
         disk_bytes: int | str = 1 << 40,
         tree_bytes: int | str | None = None,
+        conversation_disk: int | str | None = None,
         prefix_tree: bool = True,
         reserve: int | None = None,
         outside: int = 0,
@@ -49,7 +53,8 @@ class Cache:
         """memory: the budget in bytes or as "150MB" (None: no bound), unless a `ledger` brings its own.
 
         disk: True or a folder for the disk tier, None for none. tree_bytes: bound of the prefix tree (default: half the
-        budget, or 1 GiB). reserve, outside: address space, and the budget's bytes for others (`Arena`). Raises
+        budget, or 1 GiB). conversation_disk: bytes on the disk tier for pages of prompts that policies compress (None:
+        none are kept). reserve, outside: address space, and the budget's bytes for others (`Arena`). Raises
         BudgetError, StorageError.
         """
         if ledger is None:
@@ -61,12 +66,20 @@ class Cache:
             tier = DiskTier(None if disk is True else disk, parse_size(disk_bytes, "disk_bytes"))
         self.tiers = Tiers(Arena(ledger, reserve, outside), tier)
         self.tiers.relieve = self.pressure
+        self.expire: Callable[[int], None] | None = None
         self.sequences: WeakSet[SequenceSlots] = WeakSet()
         self.tree: PrefixTree | None = None
+        self.checkpoints: Checkpoints | None = None
         if prefix_tree:
             default = TREE_BYTES if ledger.budget is None else max(1, ledger.budget // 2)
             bound = default if tree_bytes is None else parse_size(tree_bytes, "tree_bytes")
             self.tree = PrefixTree(self.tiers, model, bound)
+            self.checkpoints = None if model.state_layers else Checkpoints(model.version, bound)
+        self.conversations: PrefixTree | None = None
+        if conversation_disk is not None and model.policy_layers and not model.state_layers:
+            self.conversations = PrefixTree(
+                self.tiers, model, parse_size(conversation_disk, "conversation_disk"), keeps_sums=True
+            )
 
     def footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int) -> Footprint:
         """Upper bounds of the bytes of a sequence of `prompt` tokens grown to `total`."""
@@ -101,15 +114,23 @@ class Cache:
         check_order(policies)
         for policy in policies:
             policy.check(self.model)
+        causal = self.checkpoints is not None and bool(tokens) and any(policy.causal for policy in policies)
+        if causal and self.checkpoints is not None:
+            held = self.checkpoints.match(policies, tokens, adapter, salt)
+            known = None if held is None else resumed(held, reservation)
+            if known is not None:
+                known.marks = publishes
+                return known
         sequence = SequenceCache(
             self.tiers, self.model, policies, reservation=reservation, collect=collect, siblings=self.sequences
         )
+        sequence.marks = causal and publishes
         try:
             if sequence.states is not None:
                 sequence.states.open()
                 sequence.states.snapshots = publishes and self.tree is not None and not policies
-            if self.tree is not None and len(tokens) > PAGE:
-                self._begin_with(sequence, self._match(sequence, tokens, adapter, salt))
+            if len(tokens) > PAGE and not any(policy.causal for policy in policies):
+                self._begin(sequence, tokens, adapter, salt, publishes)
         except BaseException:
             sequence.free()
             raise
@@ -124,21 +145,17 @@ class Cache:
         The states of recurrent layers go along where there is a snapshot of one of these pages' ends, column sums where
         the sequence collected them and its length is a whole number of pages.
         """
+        if sequence.marks:
+            self._keep_mark(sequence, tokens, adapter, salt)
+        if any(policy.causal for policy in sequence.policies):
+            return 0  # its pages attended to what was compressed: they are no pages of the full cache
+        if sequence.pages is not None:
+            return sequence.pages.publish(tokens, adapter=adapter, salt=salt)
         if self.tree is None:
             return 0
         count = min(len(tokens), sequence.length) // PAGE
-        held = [_pages_by_start(sequence, group.layers, self.model.format) for group in self.tree.groups]
-        if sequence.states is not None:
-            snapshot = sequence.states.snapshot
-            held.append({} if snapshot is None else {_position(snapshot) - PAGE: snapshot})
-        pages = [[pages.get(index * PAGE) for pages in held] for index in range(count)]
-        globals_complete = all(
-            page[index] is not None
-            for index, group in enumerate(self.tree.groups)
-            if group.window is None
-            for page in pages
-        )
-        if not pages or not globals_complete:
+        pages = whole_pages(sequence, self.tree.groups, count)
+        if not pages:
             return 0
         sums = None
         if sequence.statistics.column_sums and not sequence.policies and sequence.length == count * PAGE:
@@ -146,7 +163,7 @@ class Cache:
         new = self.tree.insert(tokens[: count * PAGE], pages, adapter=adapter, salt=salt, statistics=sums)
         if sequence.states is not None:
             snapshot = sequence.states.snapshot
-            if snapshot is not None and _position(snapshot) <= count * PAGE:
+            if snapshot is not None and position(snapshot) <= count * PAGE:
                 sequence.states.drop_snapshot()  # the tree's now, and idle
         return new
 
@@ -162,7 +179,8 @@ class Cache:
 
         category, nbytes: what else the ledger holds by this name, in no reservation; used: and in these.
         """
-        recount(self.tiers, self.sequences, self.tree, category, nbytes, used or {})
+        trees = [tree for tree in (self.tree, self.conversations) if tree is not None]
+        recount(self.tiers, self.sequences, trees, category, nbytes, used or {})
 
     def pressure(self, nbytes: int) -> int:
         """Free at least `nbytes` of memory if idle segments allow it; returns the bytes freed.
@@ -175,17 +193,22 @@ class Cache:
         busy = {id(segment.owner) for sequence in running for segment in sequence.segments_in_use()}
         before = self.tiers.arena.used
         idle = self.tree.idle_segments(busy) if self.tree is not None else []
-        self._to_disk(idle, nbytes)
+        refused = not self._to_disk(idle, nbytes) or not self._disk_has_room()
         if before - self.tiers.arena.used < nbytes:
             for sequence in running:
                 sequence.drop_snapshot()
-        if before - self.tiers.arena.used < nbytes and self.tree is not None and not self._disk_has_room():
+        if before - self.tiers.arena.used < nbytes and self.tree is not None and refused:
             self._drop_from_tree(nbytes - (before - self.tiers.arena.used))
         parked = [sequence for sequence in self.sequences if sequence.parked]
         for sequence in sorted(parked, key=lambda sequence: sequence.parked_at):
             owners = [segment.owner for segment in sequence.segments()]
             idle = [owner for owner in owners if owner.tier == "memory" and id(owner) not in busy]
             self._to_disk(idle, nbytes - (before - self.tiers.arena.used))
+        if before - self.tiers.arena.used < nbytes and self.checkpoints is not None:
+            self.checkpoints.free_memory(nbytes - (before - self.tiers.arena.used))
+        missing = nbytes - (before - self.tiers.arena.used)
+        if missing > 0 and self.expire is not None:
+            self.expire(missing)
         return before - self.tiers.arena.used
 
     def describe(self) -> dict[str, Any]:
@@ -199,15 +222,59 @@ class Cache:
             "arena": self.tiers.arena.used,
             "disk": 0 if self.tiers.disk is None else self.tiers.disk.used,
             "tree": 0 if self.tree is None else self.tree.nbytes,
+            "checkpoints": 0 if self.checkpoints is None else self.checkpoints.nbytes,
+            "conversations": 0 if self.conversations is None else self.conversations.nbytes,
         }
 
-    def _match(self, sequence: SequenceCache, tokens: Sequence[Hashable], adapter: str, salt: Hashable) -> list[Node]:
+    def _keep_mark(self, sequence: SequenceCache, tokens: Sequence[Hashable], adapter: str, salt: Hashable) -> None:
+        """What the sequence held at its last multiple of 128 tokens becomes a checkpoint."""
+        mark, sequence.mark = sequence.mark, None
+        if mark is None:
+            return
+        if self.checkpoints is None or mark.length > len(tokens):
+            mark.free()
+        else:
+            self.checkpoints.put(mark, tokens, adapter, salt)
+
+    def _begin(
+        self, sequence: SequenceCache, tokens: Sequence[Hashable], adapter: str, salt: Hashable, publishes: bool
+    ) -> None:
+        """Begin the sequence with the longest prefix that is known. What a policy will change may also come from disk,
+        and goes there.
+        """
+        path = self._match(self.tree, sequence, tokens, adapter, salt)
+        if self.conversations is None or not (sequence.layer_major or sequence.rehearses):
+            self._begin_with(sequence, path)
+            return
+        stored = self._match(self.conversations, sequence, tokens, adapter, salt)
+        if len(stored) > len(path):
+            whole, groups = not sequence.layer_major, self.conversations.groups
+            sequence.stored = begin_with_stored(groups, sequence.spans, stored, sequence.reservation, whole)
+            if sequence.stored is not None:
+                sequence.start_at(len(stored) * PAGE)
+        else:
+            self._begin_with(sequence, path)
+        need, known = sequence.statistics, self.conversations.match(tokens, adapter=adapter, salt=salt)
+        if need.queries == "all":
+            return  # pages do not know the queries of their rows
+        border = max(0, len(tokens) - int(need.queries or 1)) // BLOCK * BLOCK if need.column_sums else 0
+        if publishes and (border or not need.column_sums):
+            sequence.pages = PromptPages(self.conversations, known, sequence.hit, len(tokens), border)
+
+    def _match(
+        self,
+        tree: PrefixTree | None,
+        sequence: SequenceCache,
+        tokens: Sequence[Hashable],
+        adapter: str,
+        salt: Hashable,
+    ) -> list[Node]:
         """The usable prefix: enough rows are left for the wanted queries."""
         need = sequence.statistics
-        if self.tree is None or need.queries == "all":
+        if tree is None or need.queries == "all":
             return []
         rows = int(need.queries or 1)
-        return self.tree.match(tokens, adapter=adapter, salt=salt, limit=len(tokens) - max(1, rows), statistics=need)
+        return tree.match(tokens, adapter=adapter, salt=salt, limit=len(tokens) - max(1, rows), statistics=need)
 
     def _begin_with(self, sequence: SequenceCache, path: list[Node]) -> None:
         """Begin the sequence with the pages of a path, or with none where they do not all fit into memory.
@@ -243,18 +310,19 @@ class Cache:
             sequence.collector.take(path[-1].statistics)
         sequence.start_at(length)
 
-    def _to_disk(self, segments: Sequence[Segment], nbytes: int) -> None:
-        """Move segments until `nbytes` are free or the disk refuses."""
+    def _to_disk(self, segments: Sequence[Segment], nbytes: int) -> bool:
+        """Move segments until `nbytes` are free. Returns False where there is no disk tier, or it refused one."""
         if self.tiers.disk is None:
-            return
+            return False
         freed = 0
         for segment in segments:
             if freed >= nbytes:
-                return
+                break
             try:
                 freed += segment.to_disk()
             except StorageError:
-                return
+                return False
+        return True
 
     def _disk_has_room(self) -> bool:
         disk = self.tiers.disk
@@ -269,20 +337,3 @@ class Cache:
             missing = nbytes - (start - self.tiers.arena.used)
             if not self.tree.shrink(max(0, self.tree.nbytes - missing)):
                 return
-
-
-def _position(segment: Segment) -> int:
-    """Where a segment's tokens begin, or the length of which it is a snapshot."""
-    assert isinstance(segment.positions, int), "pages and snapshots lie at one position"
-    return segment.positions
-
-
-def _pages_by_start(sequence: SequenceCache, layers: tuple[int, ...], format: str) -> dict[int, Segment]:
-    """A group's untouched full-precision pages by the position they begin at."""
-    pages = {}
-    for span in sequence.spans[layers[0]]:
-        page = span.segment
-        plain = page.layers == layers and page.format == format and page.capacity == PAGE and span.tokens == PAGE
-        if plain and isinstance(page.positions, int) and page.bias is None and page.parent is None:
-            pages[page.positions] = page
-    return pages

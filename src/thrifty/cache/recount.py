@@ -7,10 +7,11 @@ sums over them, kept up call by call; where a call was left in the middle, they 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from thrifty.cache.slots.segment import INDEX, Segment
+from thrifty.cache.checkpoints import CHECKPOINTS
+from thrifty.cache.slots.segment import INDEX, SESSIONS, Segment
 from thrifty.cache.tree import TREE, PrefixTree
 
 if TYPE_CHECKING:
@@ -22,19 +23,19 @@ if TYPE_CHECKING:
 def recount(
     tiers: Tiers,
     live: Iterable[SequenceSlots],
-    tree: PrefixTree | None,
+    trees: Sequence[PrefixTree],
     category: str,
     nbytes: int,
     used: Mapping[Reservation, int],
 ) -> None:
     """See `Cache.recount`. Sequences that were freed hold nothing, however far their freeing came."""
     sequences = [sequence for sequence in live if not sequence.freed]
-    segments = _count_references(sequences, tree)
-    _set_categories(segments, tree)
+    segments = _count_references(sequences, trees)
+    _set_categories(segments, trees)
     tiers.arena.reclaim([segment.run for segment in segments if segment.run is not None])
     if tiers.disk is not None:
         tiers.disk.reclaim([segment.extent for segment in segments if segment.extent is not None])
-    held = Counter({"cache": 0, "scratch": 0, TREE: 0, INDEX: 0, category: nbytes})
+    held = Counter({"cache": 0, "scratch": 0, TREE: 0, INDEX: 0, SESSIONS: 0, CHECKPOINTS: 0, category: nbytes})
     charged: defaultdict[Reservation, int] = defaultdict(int)
     for reservation, more in used.items():
         held[category] += more
@@ -50,17 +51,15 @@ def recount(
         held[INDEX] += sequence.index_bytes
         if sequence.reservation is not None:
             charged[sequence.reservation] += sequence.index_bytes
-    if tree is not None:
-        held[TREE] += tree.recount()
+    held[TREE] += sum(tree.recount() for tree in trees)
     promised = {sequence.reservation for sequence in sequences if sequence.reservation is not None}
     tiers.ledger.restate(held, charged, promised)
 
 
-def _count_references(sequences: list[SequenceSlots], tree: PrefixTree | None) -> list[Segment]:
+def _count_references(sequences: list[SequenceSlots], trees: Sequence[PrefixTree]) -> list[Segment]:
     """Set the references of everything that is held; returns it, each segment once."""
     holders = [segment for sequence in sequences for segment in sequence.references()]
-    if tree is not None:
-        holders += tree.segments()
+    holders += [segment for tree in trees for segment in tree.segments()]
     faces = {id(segment): segment for segment in holders if segment.parent is not None}
     holders += [face.owner for face in faces.values()]
     counts = Counter(id(segment) for segment in holders)
@@ -70,9 +69,9 @@ def _count_references(sequences: list[SequenceSlots], tree: PrefixTree | None) -
     return list(segments.values())
 
 
-def _set_categories(segments: list[Segment], tree: PrefixTree | None) -> None:
+def _set_categories(segments: list[Segment], trees: Sequence[PrefixTree]) -> None:
     """What the tree holds is its own, whoever shares it; nothing else is."""
-    adopted = set() if tree is None else {id(segment) for segment in tree.segments()}
+    adopted = {id(segment) for tree in trees for segment in tree.segments()}
     for segment in segments:
         if id(segment) in adopted:
             segment.category = TREE

@@ -27,12 +27,12 @@ class Schedule:
 
     def begin(self, length: int) -> None:
         """Count the periods of all policies from a sequence of `length` tokens on."""
-        self._due = [length + policy.period if policy.watches_decode else NEVER for policy in self._policies]
+        self._due = [_after(policy, length) if policy.watches_decode else NEVER for policy in self._policies]
         self.next = min(self._due, default=NEVER)
 
     def shorten(self, length: int) -> None:
         """The sequence went back to `length` tokens."""
-        self._due = [min(due, length + policy.period) for due, policy in zip(self._due, self._policies, strict=True)]
+        self._due = [min(due, _after(policy, length)) for due, policy in zip(self._due, self._policies, strict=True)]
         self.next = min(self._due, default=NEVER)
 
     def copy(self) -> Schedule:
@@ -41,10 +41,11 @@ class Schedule:
         other._due, other.next = list(self._due), self.next
         return other
 
-    def after_prefill(self, slots: SequenceSlots, collector: Collector, layer: int, n: int) -> None:
-        """The prompt, with n tokens that are not committed yet, is complete in a layer."""
+    def after_prefill(self, slots: SequenceSlots, collector: Collector, layer: int, n: int, earlier: int = 0) -> None:
+        """The prompt, with n tokens that are not committed yet, is complete in a layer. earlier: the sequence's length
+        when its last prompt ended, 0 where this is the first."""
         length = slots.length + n
-        info = slots.model.layer(layer, length, length)
+        info = slots.model.layer(layer, length, length, earlier)
         for index, policy in enumerate(self._policies):
             if not policy.compresses:
                 continue
@@ -60,7 +61,7 @@ class Schedule:
         for index, policy in enumerate(self._policies):
             if slots.length < self._due[index]:
                 continue
-            self._due[index] = slots.length + policy.period
+            self._due[index] = _after(policy, slots.length)
             infos = [slots.model.layer(layer, slots.length, slots.prompt) for layer in layers]
             views = [LayerView(info, slots.spans[info.index]) for info in infos]
             stats = [_stats(slots, collector, layer, index) for layer in layers]
@@ -69,6 +70,11 @@ class Schedule:
                 apply_edits(slots, collector, edits, layers)
         collector.settle()
         self.next = min(self._due, default=NEVER)
+
+
+def _after(policy: CachePolicy, length: int) -> int:
+    """When a policy acts next, behind `length` tokens."""
+    return length + policy.interval - (length % policy.interval if policy.causal else 0)
 
 
 def _stats(slots: SequenceSlots, collector: Collector, layer: int, policy: int) -> Stats:

@@ -53,7 +53,8 @@ class ScoringPolicy(CachePolicy):
         return 0
 
     def budgets(self, layer: LayerInfo, counts: list[int], newest: int) -> list[int]:
-        """Slots that each KV head of a layer keeps before the newest, of `counts` in all."""
+        """Slots that each KV head of a layer keeps before the newest, of `counts` in all: those that it holds, after a
+        later prompt of a sequence those that it ever held."""
         return [self.budget(count, newest) for count in counts]
 
     def allocate(self, scores: list[Floats], budgets: list[int]) -> list[Integers]:
@@ -82,7 +83,8 @@ class ScoringPolicy(CachePolicy):
             return edits
         counts = [kv.count(head) for head in heads]
         newest = self.newest(layer.prompt, stats)
-        budgets = self.budgets(layer, counts, newest)
+        seen = [max(count, layer.prompt) for count in counts] if layer.earlier else counts
+        budgets = self.budgets(layer, seen, newest)
         if all(count <= budget + newest for count, budget in zip(counts, budgets, strict=True)):
             return edits
         older = [max(0, count - newest) for count in counts]

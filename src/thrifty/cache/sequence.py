@@ -24,7 +24,7 @@ begin at the same tokens whatever the chunking, batch or prefix hit, so results 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -34,8 +34,9 @@ from thrifty.arrays import Array, Floats, Integers
 from thrifty.cache.composition import rehearsing
 from thrifty.cache.editing.apply import apply_edits
 from thrifty.cache.editing.rollback import check, roll_back
+from thrifty.cache.marks import set_mark
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.policy import CachePolicy
+from thrifty.cache.policy import BLOCK, CachePolicy
 from thrifty.cache.rehearsals import Rehearsals
 from thrifty.cache.sequence_prompt import SequencePrompt
 from thrifty.cache.slots.open_rows import Scratch
@@ -48,6 +49,7 @@ from thrifty.errors import PromptError
 from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:
+    from thrifty.cache.slots.segment import Segment
     from thrifty.cache.slots.tiers import Tiers
     from thrifty.storage.ledger import Reservation
 
@@ -56,6 +58,7 @@ class SequenceCache(SequencePrompt):
     """The cache of one sequence. Made by `Cache.create` or `fork`; belongs to one thread at a time.
 
     hit: tokens that came from the prefix tree (they count in `length`).
+    marks: whether a copy of what it holds is kept at every multiple of 128 tokens. mark: the newest one, parked.
     rehearses: the policy that wants to see the prompt again, None where none does.
     """
 
@@ -72,6 +75,8 @@ class SequenceCache(SequencePrompt):
         """Made by `Cache.create`, which knows the prefix tree. See `SequencePrompt`."""
         self.rehearses = rehearsing(policies)
         self.rehearsals: Rehearsals | None = None
+        self.marks = False
+        self.mark: SequenceCache | None = None
         super().__init__(tiers, model, policies, reservation=reservation, collect=collect, siblings=siblings)
         self._schedule_plain()
 
@@ -177,6 +182,8 @@ class SequenceCache(SequencePrompt):
                 self.states.take_snapshot(self.length)
         if self.length >= self.schedule.next:
             self.schedule.after_decode(self, self.collector)
+            if self.marks and self.length % BLOCK == 0:
+                set_mark(self)
 
     def truncate(self, n: int) -> None:
         """Drop the newest n rows: uncommitted ones first, then committed ones.
@@ -240,13 +247,13 @@ class SequenceCache(SequencePrompt):
         self.tail.close()
         self.native_view.drop()
         self.collector.prefilling = True
-        self.prompt = self.length
+        earlier, self.prompt = self.prompt, self.length
         views = [self.view(layer) for layer in self.policy_layers]
         edits = self.rehearses.after_prompt(views, self.rehearsals.scores())
         self._end_rehearsals()
         apply_edits(self, self.collector, edits, self.policy_layers)
         for layer in self.policy_layers:
-            self.schedule.after_prefill(self, self.collector, layer, 0)
+            self.schedule.after_prefill(self, self.collector, layer, 0, earlier)
         self.collector.prefilling = False
         self.schedule.begin(self.length)
 
@@ -287,8 +294,19 @@ class SequenceCache(SequencePrompt):
         rehearsals = 0 if self.rehearsals is None else self.rehearsals.charged
         return super().index_bytes + self.collector.charged + rehearsals
 
+    def references(self) -> Iterator[Segment]:
+        """See `SequenceSlots`: with what lies on disk of its prompt."""
+        yield from super().references()
+        for held in (self.stored, self.pages):
+            if held is not None:
+                yield from held.segments()
+
     def _release_all(self) -> None:
         self._end_rehearsals()
+        self.drop_stored()
+        kept, self.mark = self.mark, None
+        if kept is not None:
+            kept.free()
         super()._release_all()
         self.collector.free()
 

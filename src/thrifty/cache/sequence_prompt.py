@@ -10,6 +10,7 @@ from thrifty.arrays import Floats
 from thrifty.cache.composition import layer_major, wanted
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import CachePolicy
+from thrifty.cache.prompt_pages import PromptPages, StoredPrefix
 from thrifty.cache.schedule import Schedule
 from thrifty.cache.slots.builder import release_all
 from thrifty.cache.slots.sealing import drop_before, keep_window
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 class SequencePrompt(SequenceSlots):
     """layer_major: True where a policy changes the prompt, so that prefill must go layer by layer. open_state: the
     recurrent layer that such a prefill is in. statistics: what is collected for the policies (and for the tree, where
-    `Cache.create` was told to).
+    `Cache.create` was told to). stored: pages on disk that it begins with. pages: those of its prompt, on their way
+    there.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class SequencePrompt(SequenceSlots):
         self.collector = Collector(self.statistics, model, tiers.ledger, reservation)
         self.schedule = Schedule(self.policies)
         self.open_state: int | None = None
+        self.stored: StoredPrefix | None = None
+        self.pages: PromptPages | None = None
         self._sealed: dict[int, int] = {}
         super().__init__(tiers, model, reservation, siblings)  # last: from here on it frees itself when it is dropped
 
@@ -77,13 +81,17 @@ class SequencePrompt(SequenceSlots):
         if layer in self.model.state_layers:
             self.open_state = layer
             return
-        prefix = self._prefix(layer)
+        stored = self._stored_prefix(layer)
+        prefix = stored or self._prefix(layer)
         scratch = self.open_rows.begin_scratch(layer, n, self.length, prefix)
         if not prefix:
             self.native_view.open_page(layer, scratch)
             return
-        self.spans.replace(layer, ())
-        release_all(prefix)
+        if stored:
+            self._begin_sums(layer)
+        else:
+            self.spans.replace(layer, ())
+            release_all(prefix)
         self.native_view.rebuild(layer)
 
     def observe(self, layer: int, queries: Floats | None, column_sums: list[Floats] | None = None) -> None:
@@ -107,6 +115,8 @@ class SequencePrompt(SequenceSlots):
             return
         shared = self.open_rows.committed(layer)
         segment = self.open_rows.end_scratch(layer)
+        if self.pages is not None:
+            self.pages.put(layer, segment)
         n = self._sealed[layer] = segment.tokens - shared
         self.spans.add(layer, Span(segment, segment.tokens))
         window = self.model.windows[layer]
@@ -115,7 +125,7 @@ class SequencePrompt(SequenceSlots):
             keep_window(self.spans, self.builder, layer, n, unseen)
             drop_before(self.spans, self.native_view, layer, self.length + unseen)
         else:
-            self.schedule.after_prefill(self, self.collector, layer, n)
+            self.schedule.after_prefill(self, self.collector, layer, n, self.prompt)
         self.native_view.rebuild(layer)
 
     def _seal_state(self, states: RecurrentStates, layer: int) -> None:
@@ -131,6 +141,41 @@ class SequencePrompt(SequenceSlots):
         see, keeps its pages as they are.)"""
         untouched = not self.prompt and self.length == self.hit
         return self.spans[layer] if untouched and self.model.windows[layer] is None else ()
+
+    def _stored_prefix(self, layer: int) -> Sequence[Span]:
+        """The pages on disk that a layer begins with. (A windowed layer has its own in memory.)"""
+        return self.stored.spans(layer) if self.stored is not None and self.model.windows[layer] is None else ()
+
+    @property
+    def border(self) -> int:
+        """Tokens of the prompt at which its column sums are kept on disk, so that no chunk goes across; 0: nowhere."""
+        return 0 if self.pages is None else self.pages.border
+
+    def put_sums(self, layer: int) -> None:
+        """The rows before `border` are computed in a layer that is open, and no others."""
+        sums = self.collector.sums_of(layer) if self.pages is not None else None
+        if self.pages is not None and sums is not None:
+            self.pages.put_sums(layer, sums[:, : self.pages.border])
+
+    def _begin_sums(self, layer: int) -> None:
+        """Column sums go on from those of the prefix, where they are wanted."""
+        if self.stored is not None and self.statistics.column_sums:
+            sums = self.stored.sums(layer, self.model.of(layer).heads)
+            if sums is not None:
+                self.collector.begin_sums(layer, sums)
+
+    def put_pages(self) -> None:
+        """What is computed of a prompt that is held whole goes to the disk, where it is kept."""
+        if self.pages is not None:
+            self.pages.put_pages(self.spans, self.length)
+
+    def drop_stored(self) -> None:
+        """Let go of what lies on disk of the prompt: it begins with nothing there, and nothing more goes there."""
+        stored, self.stored = self.stored, None
+        pages, self.pages = self.pages, None
+        for held in (stored, pages):
+            if held is not None:
+                held.close()
 
     @property
     def _between_layers(self) -> bool:

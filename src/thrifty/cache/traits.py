@@ -14,6 +14,7 @@ class Traits:
     ragged: the heads of a layer may keep different numbers of slots.
     uniform: it counts a layer's slots for all heads alike, so nothing ragged can come before it.
     biases: slots may get a logit bias.
+    causal: it has an option of this name; with it what is held depends on the tokens before alone.
     whole_pages: evictions while decoding let go of whole pages only, so that they free quantised pages too.
     """
 
@@ -23,11 +24,15 @@ class Traits:
     uniform: bool = False
     biases: bool = False
     whole_pages: bool = False
+    causal: bool = False
 
-    def contradiction(self, *, compresses: bool, decodes: bool, stores: bool) -> str | None:
+    def contradiction(
+        self, *, compresses: bool, decodes: bool, stores: bool, asks: bool = False, option: bool = False
+    ) -> str | None:
         """What cannot be true together, with the way out; None where nothing is wrong.
 
         compresses: the class acts when a prompt ends. decodes: it has an `after_decode`. stores: it has a `stored`.
+        asks: it wants statistics. option: it has an option `causal`.
         """
         if self.ragged and self.uniform:
             return "ragged and uniform: heads either keep numbers of their own or are counted alike; drop one of them"
@@ -42,6 +47,13 @@ class Traits:
             return "has a `stored`, but does not quantise: set quantises, or leave `stored` out"
         if self.whole_pages and not decodes:
             return "whole_pages, but nothing is evicted while decoding: write `after_decode`, or drop whole_pages"
+        if self.causal != option:
+            return "causal, but there is no option of that name, or the other way round: a method that can be has both"
+        if self.causal and (asks or not decodes):
+            return (
+                "causal, but it looks at rows that come later, or never acts while they come: write `after_decode`, "
+                "and want no statistics"
+            )
         acting = [name for name in ("exact", "quantises", "ragged", "biases") if getattr(self, name)]
         if acting and not (compresses or decodes):
             return f"{', '.join(acting)}, but no method acts: write `after_prefill` or `after_decode`, or drop them"

@@ -47,14 +47,18 @@ class Node:
 class PrefixTree:
     """Shared prefixes, bounded in bytes: the least recently used leaf goes first. Not safe for threads by itself."""
 
-    def __init__(self, tiers: Tiers, model: ModelInfo, capacity: int) -> None:
-        """capacity: bytes of segments and statistics that it may hold, in memory and on disk together."""
+    def __init__(self, tiers: Tiers, model: ModelInfo, capacity: int, keeps_sums: bool = False) -> None:
+        """capacity: bytes of segments and statistics that it may hold, in memory and on disk together. keeps_sums:
+        column sums are segments too, the last of some nodes.
+        """
         self.tiers = tiers
         self.model = model
         self.capacity = capacity
         self.nbytes = 0
         self.groups: list[LayerGroup] = model.layer_groups()
         self.keeps_states = bool(model.state_layers)
+        self.keeps_sums = keeps_sums
+        self._slots = len(self.groups) + self.keeps_states + keeps_sums
         self._roots: dict[tuple[str, str, Hashable], Node] = {}
         self._clock = count(1)
 
@@ -103,7 +107,9 @@ class PrefixTree:
             part = tuple(tokens[index * PAGE : (index + 1) * PAGE])
             child = node.children.get(part)
             if child is None:
-                child = node.children[part] = Node(part, node, [None] * (len(self.groups) + self.keeps_states))
+                child = node.children[part] = Node(
+                    part, node, [None] * (len(self.groups) + self.keeps_states + self.keeps_sums)
+                )
                 new += 1
             self._fill(child, segments)
             if self.keeps_states and segments[-1] is not None:
@@ -173,7 +179,7 @@ class PrefixTree:
         return path
 
     def _valid(self, path: list[Node], statistics: Statistics) -> bool:
-        if statistics.column_sums and path[-1].statistics is None:
+        if statistics.column_sums and (path[-1].segments[-1] if self.keeps_sums else path[-1].statistics) is None:
             return False
         if self.keeps_states and path[-1].segments[-1] is None:
             return False

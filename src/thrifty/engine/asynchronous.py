@@ -8,6 +8,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,7 @@ from thrifty.engine.inspection import EngineProbe, EngineUsage
 from thrifty.engine.mailbox import Mailbox, Outbox
 from thrifty.engine.prompts import encoded
 from thrifty.engine.request import Handle, Request, Result, check_request
+from thrifty.engine.sessions.sessions import SessionFacts
 from thrifty.errors import ThriftyError
 from thrifty.models.adapters import Adapter
 
@@ -131,6 +133,22 @@ class AsyncEngine:
         """See `Engine.usage`; taken between two steps."""
         return await asyncio.wrap_future(self._order(self.engine.usage))
 
+    async def sessions(self, salt: str = "") -> list[SessionFacts]:
+        """See `SessionAccess.facts`; taken between two steps."""
+        return await asyncio.wrap_future(self._order(lambda: self.engine.sessions.facts(salt)))
+
+    async def drop_session(self, name: str, salt: str = "") -> bool:
+        """See `SessionAccess.drop`."""
+        return await asyncio.wrap_future(self._order(lambda: self.engine.sessions.drop(name, salt)))
+
+    async def save_session(self, name: str, folder: Path, salt: str = "") -> Path:
+        """See `SessionAccess.save`."""
+        return await asyncio.wrap_future(self._order(lambda: self.engine.sessions.save(name, folder, salt)))
+
+    async def restore_session(self, name: str, folder: Path, salt: str = "") -> None:
+        """See `SessionAccess.restore`."""
+        await asyncio.wrap_future(self._order(lambda: self.engine.sessions.restore(name, folder, salt)))
+
     async def resize_memory(self, memory: int) -> int:
         """See `Engine.resize_memory`; done between two steps."""
         return await asyncio.wrap_future(self._order(lambda: self.engine.resize_memory(memory)))
@@ -171,6 +189,8 @@ class AsyncEngine:
                 self._obey()
                 if self.engine.busy:
                     self._step()
+                    continue
+                if self.engine.read_ahead():
                     continue
                 with self._wake:
                     self._wake.wait_for(lambda: self._closing or self._inbox)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from thrifty.arrays import Array, Floats
 from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine import inspection
@@ -20,15 +19,17 @@ from thrifty.engine.ahead import Ahead
 from thrifty.engine.answer import Answer, Event, Listener
 from thrifty.engine.aside import Aside
 from thrifty.engine.drafting.models import LoadDraft, load_draft
-from thrifty.engine.inspection import EngineProbe, EngineUsage
+from thrifty.engine.inspected import Inspected
 from thrifty.engine.options import EngineOptions
 from thrifty.engine.plan.native_runner import choose_runner
 from thrifty.engine.prefill.pace import Pace
 from thrifty.engine.publishing import Publisher
+from thrifty.engine.reading_ahead import ReadingAhead
 from thrifty.engine.request import Handle, Request, check_request
 from thrifty.engine.running import Running, State
 from thrifty.engine.scheduler import Scheduler
 from thrifty.engine.sequences import Sequences
+from thrifty.engine.sessions.access import SessionAccess
 from thrifty.engine.step import PrefillStep, Stepper
 from thrifty.engine.turn import Turn
 from thrifty.errors import PromptError, ThriftyError
@@ -36,15 +37,13 @@ from thrifty.kernels import dispatch
 from thrifty.kernels.threads import pool_threads
 
 if TYPE_CHECKING:
-    from thrifty.cache.footprint import Footprint
-    from thrifty.cache.policy import CachePolicy
     from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.runner import Runner
     from thrifty.models.adapters import Adapter
     from thrifty.models.model import Model
 
 
-class Engine:
+class Engine(Inspected):
     """Continuous batching over one model inside one memory budget.
 
     Every method may be called from any thread; one lock orders them.
@@ -67,6 +66,8 @@ class Engine:
         prefill_slice_ms: float = 25.0,
         disk: str | os.PathLike[str] | None = None,
         prefix_tree: bool = True,
+        conversation_disk: int | str | None = None,
+        session_bytes: int | str = "1GB",
         adapters: Mapping[str, Adapter | str | os.PathLike[str]] | None = None,
         drafts: Sequence[str] = (),
         load_draft: LoadDraft = load_draft,
@@ -82,10 +83,12 @@ class Engine:
         False runs the slow torch reference instead of native code. batch: sequences that decode together. queue:
         requests that may wait. chunk: prefill tokens a step, a multiple of 128. prefill_slice_ms: about how long a
         piece of prefill may hold up those that decode; 0 runs whole chunks whoever waits. disk: folder of the disk tier
-        (default: the system's temporary one). prefix_tree: share prompts' beginnings. adapters: name → a directory that
-        PEFT wrote, or an Adapter (see `add_adapter`). drafts: names or paths of models that a request's own `decoding`
-        may draft with, beside that of the engine's; all others are refused. load_draft: loads one when it is first
-        asked for. runner: one to use instead of choosing.
+        (default: the system's temporary one). prefix_tree: share prompts' beginnings. conversation_disk: bytes on the
+        disk tier, or "2GB", for prompts that policies compress, so that later ones begin with them; None: none are
+        kept. session_bytes: what sessions (`Request.session`) may hold, in memory and on disk. adapters: name → a
+        directory that PEFT wrote, or an Adapter (see `add_adapter`). drafts: names or paths of models that a request's
+        own `decoding` may draft with, beside that of the engine's; all others are refused. load_draft: loads one when
+        it is first asked for. runner: one to use instead of choosing.
 
         Raises BudgetError where the budget cannot hold one token, with the number that could, and PromptError for an
         option of a wrong type or size.
@@ -93,6 +96,7 @@ class Engine:
         options = EngineOptions.of(
             threads=threads, context=context, native=native, batch=batch, queue=queue, chunk=chunk,
             prefill_slice_ms=prefill_slice_ms, prefix_tree=prefix_tree, disk=disk, drafts=drafts,
+            conversation_disk=conversation_disk, session_bytes=session_bytes,
         )  # fmt: skip
         budget, beside = budget_of(memory, process_memory, model)
         rows = max(options.batch, options.chunk)
@@ -102,7 +106,8 @@ class Engine:
         self.runner = runner = runner or choose_runner(model, native=options.native, rows=rows)
         self.memory = EngineMemory(
             model, self.runner, budget, chunk=options.chunk, disk=options.disk, prefix_tree=options.prefix_tree,
-            beside=beside, batch=options.batch, load_draft=load_draft,
+            conversation_disk=options.conversation_disk, session_bytes=options.session_bytes, beside=beside,
+            batch=options.batch, load_draft=load_draft,
         )  # fmt: skip
         self._adapters = AdapterShelf(model.config, self.runner, self.memory, adapters or {})
         self.intake = Intake(
@@ -113,7 +118,8 @@ class Engine:
         module = dispatch.native()
         waiting = None if module is None else module.Waiting()
         self._turn = Turn(self._cancel, waiting)
-        self._publisher = Publisher(self._scheduler, self.memory, self._turn)
+        self._ahead = ReadingAhead(self.memory.cache.conversations is not None)
+        self._publisher = Publisher(self._scheduler, self.memory, self._turn, self._ahead)
         self._sequences = Sequences(model, self.intake.end_ids, self.memory, self._scheduler, self._publisher)
         prefill = PrefillStep(self.runner, self.memory, self._sequences, options.chunk, Pace(options.prefill_slice_ms))
         ahead = None if waiting is None else Ahead(waiting)
@@ -135,12 +141,32 @@ class Engine:
             with self._turn:
                 self._check_open()
                 self._publisher.mend()
+                self._stop_reading()
+                if request.session is not None:
+                    request = replace(request, prompt=self.memory.sessions.aligned(request, self.model.tokenizer))
+                    answer.usage.prompt_tokens = len(request.prompt)
                 ticket = self.intake.check(request, self._scheduler.sequences)
-                self._scheduler.submit(self._sequences.make(answer, ticket))
+                self._sequences.submit(self._sequences.make(answer, ticket))
             return Handle(self, request, answer)
         except BaseException:
             self._cancel(answer)
             raise
+
+    def read_ahead(self) -> bool:
+        """For when nobody asks for anything: begin to read an answer again, as part of the prompt that the next turn
+        begins with (see `reading_ahead`). It goes on with `step`, and ends as soon as a request comes. Returns whether
+        there was one.
+        """
+        with self._turn:
+            request = None if self._closed or self.busy else self._ahead.next()
+            if request is None:
+                return False
+            answer = Answer(request.identity, 1, len(request.prompt), lambda event: None)
+            try:
+                self._scheduler.submit(self._sequences.make(answer, self.intake.check(request)))
+            except Exception:  # it does not fit any more, or its adapter went: nobody asked for it
+                return self.read_ahead()
+            return True
 
     def compile(self, grammar: Grammar) -> None:
         """Have a grammar ready for `submit`, which compiles one that is not. No other call has to wait for this one.
@@ -189,6 +215,11 @@ class Engine:
             if not self.busy:
                 raise ThriftyError(f"request {handle.identity} belongs to another engine, or was lost")
             self._take_step(together)
+
+    @property
+    def sessions(self) -> SessionAccess:
+        """The conversations that go on from their own caches; see `Request.session`."""
+        return SessionAccess(self.memory.sessions, self._turn)
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -282,54 +313,6 @@ class Engine:
                 self._publisher.mend()
                 self.memory.close()
 
-    def probe(self) -> EngineProbe:
-        """What the engine is: runner, threads, context, end tokens, budget, bytes of weights and workspace."""
-        return inspection.probe(self.runner, self.memory, self.intake)
-
-    def usage(self) -> EngineUsage:
-        """What it holds now and held at most, by category of the ledger, and how many sequences are in it."""
-        with self._turn:
-            return inspection.usage(self.memory, self._scheduler)
-
-    def reset_peak(self) -> None:
-        """Let the peak of `usage` begin anew, at what is held now."""
-        self.memory.ledger.reset_peak()
-
-    def profile(self) -> AbstractContextManager[Mapping[str, float]]:
-        """Times what native code does inside the block: seconds by kind of operation, filled at its end.
-
-        Raises KernelError where the engine runs on the reference path.
-        """
-        return inspection.profile(self.runner)
-
-    def footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int, sequences: int = 1) -> Footprint:
-        """Upper bounds of the bytes beyond weights and workspace that `sequences` requests take, which share nothing: a
-        prompt of `prompt` tokens each, grown to `total`. Nothing is run.
-        """
-        return self.memory.together(policies, prompt, total, sequences)
-
-    def cache_footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int) -> Footprint:
-        """Of these, the bytes of one request's cache alone."""
-        return self.memory.cache.footprint(policies, prompt, total)
-
-    def watch_prompt(self, tokens: Sequence[int], policy: CachePolicy, scored: int = 1) -> list[int]:
-        """Compute a prompt layer by layer, showing each layer to a policy, and forget it.
-
-        For policies that look: probes of heads, statistics of a text. scored: how many of the last tokens are answered.
-        Returns the model's first choice after each of them. It is no request: it holds the engine's turn until it is
-        done. Raises PromptError for tokens that the model does not take, BudgetError where they do not fit.
-        """
-        return self._aside.watch_prompt(tokens, policy, scored)
-
-    def hidden_states(self, tokens: Sequence[int] | Array) -> Iterator[Floats]:
-        """The final hidden states of a text (after the final norm), chunk by chunk: fp32 [rows, hidden] each.
-
-        It is no request: each chunk holds the engine's turn, and steps may be taken between two. What it takes is held
-        from the first chunk to the end, or until it is closed. Raises PromptError and BudgetError as `submit` does; the
-        first chunk raises QueueFullError where others hold the memory.
-        """
-        return self._aside.hidden_states(tokens, self.intake.context)
-
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts: the runner and why it was chosen, budget and ledger, queue lengths."""
         with self._turn:
@@ -343,6 +326,13 @@ class Engine:
         with self._turn:
             self._publisher.finish(answer, "cancelled")
             self._publisher.tell([answer])
+
+    def _stop_reading(self) -> None:
+        """A request comes first."""
+        identity, self._ahead.reading = self._ahead.reading, None
+        for sequence in self._scheduler.sequences() if identity else ():
+            if sequence.answer.identity == identity:
+                self._publisher.finish(sequence.answer, "cancelled")
 
     def _decoding(self, handle: Handle, sample: int) -> Running:
         if (own := self._scheduler.sequence_of(handle.answer, sample)) is not None and own.state is State.DECODING:

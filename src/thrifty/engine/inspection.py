@@ -71,6 +71,12 @@ class EngineUsage:
     disk: int
     #: Of `current`: in prefixes that the tree keeps for later prompts.
     tree: int
+    #: On the disk tier, of `disk`: pages of prompts that policies compressed, kept for later ones.
+    conversations: int
+    #: Conversations that go on from their own caches, and their bytes on the disk tier, of `disk`. Those in memory are
+    #: the category "sessions".
+    sessions: int
+    sessions_disk: int
     #: Sequences that wait for their admission, that are computed, and that wait for memory to go on.
     waiting: int
     active: int
@@ -102,8 +108,9 @@ def usage(memory: EngineMemory, scheduler: Scheduler) -> EngineUsage:
     """See `Engine.usage`."""
     held = memory.describe()
     categories = {name: Held(**own) for name, own in held["categories"].items()}
-    named = {name: held[name] for name in ("current", "peak", "steady", "arena", "disk", "tree")}
-    return EngineUsage(categories=categories, **named, **scheduler.describe())
+    named = {name: held[name] for name in ("current", "peak", "steady", "arena", "disk", "tree", "conversations")}
+    kept = {"sessions": len(memory.sessions), "sessions_disk": memory.sessions.disk_bytes}
+    return EngineUsage(categories=categories, **named, **kept, **scheduler.describe())
 
 
 def describe(

@@ -13,6 +13,7 @@ from typing import Any
 from thrifty.decoding.option_values import as_integer, flag, number, shown, whole
 from thrifty.engine.runner import CHUNK
 from thrifty.errors import PromptError
+from thrifty.storage.budget import parse_size
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class EngineOptions:
     prefix_tree: bool
     disk: str | os.PathLike[str] | None
     drafts: tuple[str, ...]
+    conversation_disk: int | None
+    session_bytes: int
 
     @classmethod
     def of(
@@ -44,6 +47,8 @@ class EngineOptions:
         prefix_tree: Any = True,
         disk: Any = None,
         drafts: Any = (),
+        conversation_disk: Any = None,
+        session_bytes: Any = "1GB",
     ) -> EngineOptions:
         """From values of any type."""
         if disk is not None and not isinstance(disk, str | os.PathLike):
@@ -61,6 +66,8 @@ class EngineOptions:
             prefix_tree=flag("prefix_tree", prefix_tree),
             disk=disk,
             drafts=_drafts(drafts),
+            conversation_disk=None if conversation_disk is None else parse_size(conversation_disk, "conversation_disk"),
+            session_bytes=parse_size(session_bytes, "session_bytes"),
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from thrifty.engine.admission.memory import EngineMemory
 from thrifty.engine.answer import Answer, Event, own_error
 from thrifty.engine.decode import Outcome
+from thrifty.engine.reading_ahead import ReadingAhead
 from thrifty.engine.running import Running
 from thrifty.engine.scheduler import Scheduler
 from thrifty.engine.turn import Turn
@@ -19,19 +20,22 @@ class Publisher:
     is freed. telling: how many listeners are being called.
     """
 
-    def __init__(self, scheduler: Scheduler, memory: EngineMemory, turn: Turn) -> None:
+    def __init__(self, scheduler: Scheduler, memory: EngineMemory, turn: Turn, ahead: ReadingAhead) -> None:
+        """ahead: told of answers that ended well."""
         self.sound = True
         self.telling = 0
         self._scheduler = scheduler
         self._memory = memory
         self._turn = turn
+        self._ahead = ahead
 
     def publish(self, outcomes: Sequence[Outcome]) -> list[Event]:
         """Commit what a step chose, end what is over, hand the events out: each for all before the next."""
         committed = [(outcome.sequence, *self._commit(outcome)) for outcome in outcomes]
         for sequence, own, over in committed:
             if over:
-                self.end(sequence, whole=own[-1].finish_reason != "error")
+                reason = own[-1].finish_reason
+                self.end(sequence, whole=reason != "error", done=reason in ("stop", "length"))
         for sequence, own, _ in committed:
             self._record(sequence.answer, own)
         events = [event for _, own, _ in committed for event in own]
@@ -61,17 +65,20 @@ class Publisher:
                 self.telling -= 1
         return events
 
-    def end(self, sequence: Running, *, whole: bool = False) -> None:
+    def end(self, sequence: Running, *, whole: bool = False, done: bool = False) -> None:
         """Forget a sequence and free what it holds. An error in freeing is mended; where that fails too, it is raised
         when the call into the engine has done its work.
 
-        whole: no error ended it: what it holds may serve those that begin alike.
+        whole: no error ended it: what it holds may serve those that begin alike. done: it came to its own end.
         """
         for last in (False, True):
             try:
                 self.mend()
                 if whole and not last:
                     self._memory.publish_answer(sequence)
+                if done and not last:
+                    self._memory.keep_session(sequence)
+                    self._ahead.note(sequence)
                 self._memory.release(sequence)
                 break
             except BaseException as error:

@@ -50,6 +50,8 @@ class Request:
     salt: str = ""
     #: False keeps the prompt out of the prefix tree, both ways.
     share_prefix: bool = True
+    #: The conversation's name: it goes on from the compressed cache that its last request left, or begins one.
+    session: str | None = None
     #: Who it is for: where several wait, the one that was served least is next (see `engine/admission/fair_queue.py`).
     owner: str = ""
     #: Higher ones are admitted first.
@@ -92,6 +94,8 @@ class Request:
             raise PromptError("forced tokens come whatever a grammar says; leave forced or sampling.grammar out")
         if self.adapter is not None and not isinstance(self.adapter, str):
             raise PromptError(f"adapter = {shown(self.adapter)} is no name; use one of the engine's adapters, or None")
+        if self.session is not None:
+            check_session(self.session, self.samples, media is not None)
         if self.forced is not None:
             values["forced"] = token_ids("forced", self.forced)
             if not values["forced"]:
@@ -143,6 +147,20 @@ class Result:
     def logprobs(self) -> list[TokenLogprob]:
         """Log-probabilities of the first sample, empty where the request did not ask."""
         return self.samples[0].logprobs
+
+
+LONGEST_NAME = 128
+"""Characters of a session's name."""
+
+
+def check_session(name: Any, samples: int, media: bool) -> None:
+    """Raise PromptError for what is no name of a session, and for what none can hold."""
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise PromptError(f"session = {shown(name)} is no name; use 1 to {LONGEST_NAME} printable characters, or None")
+    if samples > 1:
+        raise PromptError(f"samples = {samples}, but a session goes on from one answer; use samples = 1")
+    if media:
+        raise PromptError("a session's prompt holds token ids alone; leave the embeddings or the session out")
 
 
 def check_request(request: Any) -> None:

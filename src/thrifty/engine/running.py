@@ -16,6 +16,7 @@ from thrifty.engine.answer import Answer, Event
 if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.continued import Continued
+    from thrifty.engine.sessions.session import Session
     from thrifty.engine.ticket import Ticket
 
 
@@ -47,7 +48,7 @@ class Running:
     it, from its first step on; drafted_rows: the most that it runs beyond its newest token. parked: it waits for
     memory, its segments may lie on the disk tier, and it goes on where it stopped. continued: itself in native code,
     once it decodes there. extra: what all its rows are beyond plain tokens; media: what the prompt's embedded rows add;
-    shift: how far the positions of its answer are from the numbers of its rows.
+    session: that its request goes on from. shift: how far the positions of its answer are from the numbers of its rows.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Running:
         self.cache: SequenceCache | None = None
         self.prefill: Prefill | None = None
         self.continued: Continued | None = None
+        self.session: Session | None = None
         self.owner, self.priority = ticket.request.owner, ticket.request.priority
         self.rows = self.covered = self.shared = self.hidden_bytes = self.draft_bytes = 0
 

@@ -41,6 +41,19 @@ class Sequences:
         stopper = Stopper(ticket.request.sampling, stream, self._end_ids, ticket.maximum_tokens, forced)
         return Running(answer, index, self._arrivals, ticket, sampler or ticket.sampler, stopper)
 
+    def submit(self, sequence: Running) -> None:
+        """Queue a sequence, with the session that its request names. Raises QueueFullError and SessionError, with
+        nothing changed.
+        """
+        request, policies, sessions = sequence.ticket.request, sequence.ticket.policies, self._memory.sessions
+        if request.session is None:
+            self._scheduler.submit(sequence)
+            return
+        kind = self._memory.session_kind(sequence)
+        sessions.check(request, policies, kind)
+        self._scheduler.submit(sequence)
+        sequence.session = sessions.begin(request, policies, kind)
+
     def split(self, sequence: Running) -> list[Running]:
         """A sequence whose prompt is computed and its siblings, which share its prompt by reference. All or none."""
         family = [sequence]

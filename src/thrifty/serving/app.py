@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI
 
-from thrifty.serving import errors, status
+from thrifty.serving import errors, sessions, status
 from thrifty.serving.access.body_limits import BodyLimits
 from thrifty.serving.access.keys import Keys
 from thrifty.serving.anthropic import messages
@@ -21,7 +21,8 @@ from thrifty.serving.tracing import TraceContext, otlp_spans
 from thrifty.version import VERSION
 
 ENDPOINTS = (
-    chat_completions, completions, responses, messages, embeddings, rerank, tokens, lora_adapters, status,
+    chat_completions, completions, responses, messages, embeddings, rerank, tokens, lora_adapters, sessions,
+    status,
 )  # fmt: skip
 
 

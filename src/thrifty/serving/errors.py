@@ -12,7 +12,15 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from thrifty.errors import BudgetError, PromptError, QueueFullError, RecipeError, TemplateError, ThriftyError
+from thrifty.errors import (
+    BudgetError,
+    PromptError,
+    QueueFullError,
+    RecipeError,
+    SessionError,
+    TemplateError,
+    ThriftyError,
+)
 
 
 class RequestError(ThriftyError):
@@ -56,6 +64,9 @@ REFUSED: dict[type[ThriftyError], str | None] = {
 }
 """Errors of what a client asked for, and their codes."""
 
+SESSIONS = {"session_expired": 410, "session_not_found": 404}
+"""Statuses of what is said of sessions; of all else 409."""
+
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -79,6 +90,9 @@ def described(error: Exception) -> tuple[int, dict[str, Any]]:
         return error.status, envelope(str(error), error.status, error.param, error.code)
     if isinstance(error, QueueFullError):
         return 429, envelope(str(error), 429, code="queue_full")
+    if isinstance(error, SessionError):
+        status = SESSIONS.get(error.code, 409)
+        return status, envelope(str(error), status, "thrifty.session", error.code)
     for kind, code in REFUSED.items():
         if isinstance(error, kind):
             return 400, envelope(str(error), 400, code=code)

@@ -149,6 +149,12 @@ class _Held(Collector):
             tiers.add_metric((name, "disk"), own.disk)
         yield tiers
         yield _gauge("thrifty:disk_bytes", "Bytes on the disk tier.", {name: own.disk for name, own in used.items()})
+        conversations = {name: own.conversations for name, own in used.items()}
+        yield _gauge("thrifty:conversation_disk_bytes", "Of these, prompts that policies compressed.", conversations)
+        kept = {name: own.sessions_disk for name, own in used.items()}
+        yield _gauge("thrifty:session_disk_bytes", "Of these, sessions.", kept)
+        sessions = {name: own.sessions for name, own in used.items()}
+        yield _gauge("thrifty:sessions", "Conversations that go on from their own caches.", sessions)
 
 
 def _gauge(name: str, text: str, values: Mapping[str, float]) -> Metric:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from thrifty.serving import process_limits
 from thrifty.serving.app import create_app
 from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.settings import ServerError, ServerSettings
@@ -30,6 +31,7 @@ def serve(models: ModelShelf, listening: Callable[[str], None] | None = None) ->
     """
     settings = models.settings
     settings.check()
+    process_limits.prepare()
     app = create_app(models, failed=lambda: setattr(server, "should_exit", True))
     patience = math.ceil(settings.drain_seconds) + LAST_WORDS
     server = _Draining(

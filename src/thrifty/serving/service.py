@@ -104,6 +104,7 @@ class Service:
             sampling=sampling,
             samples=samples,
             salt=salt_of(key),
+            session=extensions.session,
             owner=salt_of(key),
             adapter=self.adapter,
             **granted(self.settings, extensions),

@@ -53,6 +53,8 @@ class ServerSettings:
     load_seconds: float = 120.0
     #: Bytes that each of several loaded models has beside its weights, at least.
     model_room: int = 64_000_000
+    #: Where clients may have their sessions saved; None: nowhere.
+    session_folder: Path | None = None
     #: Seconds between comments that keep a silent stream open.
     keep_alive_seconds: float = 15.0
     #: Seconds that answers under way get to end when the server is told to stop.

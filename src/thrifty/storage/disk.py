@@ -51,26 +51,35 @@ class DiskTier:
         """Store a contiguous uint8 array. On any failure the extent is taken back and StorageError raised:
         the caller still holds the only copy and must keep it.
         """
-        view = data.data
-        with self._lock:
-            start = self._extents.take(len(view))
-            if start is None:
-                raise StorageError(
-                    f"the disk tier is full: {format_size(self.used)} of {format_size(self.capacity)} are used and "
-                    f"{format_size(len(view))} do not fit. Give it more room or another folder than '{self.folder}'"
-                )
+        extent = self.take(data.nbytes)
         try:
-            self._write_all(view, start)
-        except BaseException as error:
-            with self._lock:
-                self._extents.give(start, len(view))
-            if not isinstance(error, OSError):
-                raise
+            self.put(extent, data)
+        except BaseException:
+            self.free(extent)
+            raise
+        return extent
+
+    def take(self, nbytes: int) -> Extent:
+        """Room for `nbytes` bytes, which `put` fills. Raises StorageError where there is none."""
+        with self._lock:
+            start = self._extents.take(nbytes)
+        if start is None:
+            raise StorageError(
+                f"the disk tier is full: {format_size(self.used)} of {format_size(self.capacity)} are used and "
+                f"{format_size(nbytes)} do not fit. Give it more room or another folder than '{self.folder}'"
+            )
+        return Extent(start, nbytes)
+
+    def put(self, extent: Extent, data: Bytes, offset: int = 0) -> None:
+        """Write a contiguous uint8 array at `offset` bytes inside an extent. Raises StorageError."""
+        view = data.data
+        try:
+            self._write_all(view, extent.start + offset)
+        except OSError as error:
             raise StorageError(
                 f"cannot write {format_size(len(view))} to the disk tier in '{self.folder}': {error}. "
                 "Nothing was lost; free some space or give another folder"
             ) from error
-        return Extent(start, len(view))
 
     def read(self, extent: Extent, into: Bytes, offset: int = 0) -> None:
         """Fill `into` (contiguous uint8) from `offset` bytes inside an extent. Raises StorageError."""

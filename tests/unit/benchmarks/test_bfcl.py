@@ -42,6 +42,7 @@ def test_a_body_names_the_function_as_the_api_takes_it() -> None:
     asked = body(ITEM, "m", "named")
     assert asked["tools"][0]["function"]["name"] == "math_hypot"
     assert asked["tool_choice"] == {"type": "function", "function": {"name": "math_hypot"}}
+    assert asked["parallel_tool_calls"] is False
     assert body(ITEM, "m", "auto")["tool_choice"] == "auto"
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from tests.chromium import asked_for, chromium, needs_chromium, show
-from tests.unit.serving.live import Live, SlowEngine, live, tiny_engine
+from tests.unit.serving.live import Live, SlowEngine, get, live, shelf, tiny_engine
+
+from thrifty.serving.served_model import ModelSource
 
 needs_chromium()
 
@@ -196,6 +198,24 @@ def test_a_mistake_in_the_settings_is_told_as_the_server_tells_it(browser: Any, 
     until(lambda: notice.is_displayed() and notice.text)
     assert "KB" in notice.text or "bytes" in notice.text
     assert is_idle(browser)
+
+
+def test_one_of_several_models_is_chosen_from_a_list(browser: Any) -> None:
+    def source(name: str) -> ModelSource:
+        return ModelSource(name, lambda fits: tiny_engine())
+
+    with shelf([source("first"), source("second")]) as running:
+        browser.get(f"{running.url}/")
+        models = browser.find_element("id", "models")
+        until(models.is_displayed)
+        Select(models).select_by_value("second")
+        until(lambda: browser.find_element("id", "model").text == "loaded when asked")
+        say(browser, "hello")
+        until(lambda: is_idle(browser) and len(texts(browser)) == 2)
+        loaded = {entry["id"]: entry["loaded"] for entry in get(running, "/v1/models").json()["data"]}
+        assert loaded == {"first": False, "second": True}
+        browser.find_element("id", "tab-server").click()
+        until(lambda: "weights" in browser.find_element("id", "memory").text)
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab(browser: Any) -> None:

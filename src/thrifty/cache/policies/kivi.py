@@ -47,14 +47,16 @@ class Kivi(CachePolicy):
     """bits 4, 2 (or 8): codes of what is older than the newest `residual` tokens. x = scale·code + minimum (§3.1).
 
     group: tokens (keys, per channel) and channels (values, per token) that share a scale, the paper's G; residual is
-    its R.
+    its R. causal: pages become codes while the prompt is read, 128 tokens at a time, and rows attend to codes of what
+    is older: another result, of the tokens before alone, so that requests share the codes.
     """
 
     bits: Literal[2, 4, 8] = 2
     residual: int = 128
     group: Literal[16, 32] = 32
+    causal: bool = False
 
-    traits = Traits(quantises=True)
+    traits = Traits(quantises=True, causal=True)
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 4, 8) or self.residual < 0:
@@ -87,7 +89,7 @@ class Kivi(CachePolicy):
 
     def stored(self, slots: int) -> dict[str, int]:
         """Codes behind the residual; the residual and what its pages and a period add."""
-        return {self.format: max(0, slots - self.residual), "": min(slots, self.residual + PAGE + self.period)}
+        return {self.format: max(0, slots - self.residual), "": min(slots, self.residual + PAGE + self.interval)}
 
     def _split(self, edits: Edits, stretch: Stretch, limit: int, layer: int, head: int | None) -> None:
         """One stretch: codes up to the last whole page before `limit`, then exact pages."""

@@ -36,7 +36,7 @@ CARD = Card(
             "the window shrinks page by page: it holds between `window` and `window` + 127 tokens, the paper's "
             "exactly `window`"
         ),
-        "the prompt attends densely; the paper's language-model runs evict while reading",
+        "the prompt attends densely unless `causal` is on; the paper's language-model runs evict while reading",
     ),
 )
 
@@ -48,13 +48,16 @@ class Streaming(CachePolicy):
 
     renumber: sinks are rotated to the positions right before the window (§3.2: positions inside the cache). The query
     and the window keep their true positions, so every relative distance equals the paper's 0..len−1 numbering.
+    causal: evict while the prompt is read, as the paper's runs do, 128 tokens at a time: another result, of the tokens
+    before alone, so that requests share what is held.
     """
 
     sinks: int = 4
     window: int | Literal["budget"] = 1020
     renumber: bool = True
+    causal: bool = False
 
-    traits = Traits(exact=True, whole_pages=True, uniform=True)
+    traits = Traits(exact=True, whole_pages=True, uniform=True, causal=True)
     budgeted = "window"
 
     def __post_init__(self) -> None:
@@ -107,7 +110,9 @@ class Streaming(CachePolicy):
 
     def kept(self, prompt: int, generated: int = 0) -> int:
         """Sinks, window, a page that is partly outside it, and what a period adds."""
-        return min(prompt + generated, self.sinks + self.known(self.window) + (PAGE + self.period if generated else 0))
+        return min(
+            prompt + generated, self.sinks + self.known(self.window) + (PAGE + self.interval if generated else 0)
+        )
 
     @property
     def separate_slots(self) -> int:

@@ -124,9 +124,13 @@ class OpenRows:
         )
         segment.positions = length - shared
         slabs = segment.slabs()
-        for place, span in enumerate(prefix):
-            page = span.segment.slabs([span.layer(layer)])
-            kv_batch.place_page(page, slabs, segment.format, segment.capacity, segment.head_dim, place)
+        try:
+            for place, span in enumerate(prefix):
+                page = span.segment.slabs([span.layer(layer)])
+                kv_batch.place_page(page, slabs, segment.format, segment.capacity, segment.head_dim, place)
+        except BaseException:
+            segment.release()
+            raise
         self.pending.pop(layer, None)
         self.scratch = Scratch(layer, segment, shared + rows, shared)
         return segment

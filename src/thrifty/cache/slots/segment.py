@@ -27,6 +27,10 @@ INDEX = "index"
 """Ledger category of positions, logit biases and first keys, which lie outside the arena."""
 
 
+SESSIONS = "sessions"
+"""Ledger category of caches that conversations go on from, between two requests."""
+
+
 class Segment:
     """A span of tokens. Created with one reference; `release` of the last one frees its bytes.
 
@@ -78,6 +82,38 @@ class Segment:
         self.extent: Extent | None = None
         self.run: Run | None = self._allocate()
         self.run_bytes = self.run.nbytes
+
+    @classmethod
+    def on_disk(
+        cls,
+        tiers: Tiers,
+        layers: tuple[int, ...],
+        heads: tuple[int, ...],
+        format: str,
+        head_dim: int,
+        first: int,
+        slab_bytes: int | None = None,
+    ) -> Segment:
+        """A page of 64 tokens from position `first` on whose bytes lie on the disk tier from the start: `put` brings
+        them, a layer at a time. slab_bytes: for what is no page. Raises StorageError with nothing taken.
+        """
+        page = object.__new__(cls)
+        page.tiers, page.layers, page.heads, page.format, page.head_dim = tiers, layers, heads, format, head_dim
+        page.capacity = page.tokens = kv.PAGE
+        page.slab_bytes = kv.slab_bytes(format, kv.PAGE, head_dim) if slab_bytes is None else slab_bytes
+        page.category, page.reservation, page.positions = "cache", None, first
+        page.bias = page.first_keys = page.parent = page.run = None
+        page.index_bytes, page.references = 0, 1
+        nbytes = len(layers) * len(heads) * page.slab_bytes
+        page.run_bytes = tiers.arena.rounded(nbytes)
+        page.extent = tiers.require_disk().take(nbytes)
+        return page
+
+    def put(self, layer: int, slabs: Bytes) -> None:
+        """Fill one layer of a page on disk: uint8 [heads, slab_bytes], contiguous. Raises StorageError."""
+        assert self.extent is not None, "only a page on disk is filled this way"
+        offset = self._place(layer, self.heads[0]) * self.slab_bytes
+        self.tiers.require_disk().put(self.extent, slabs.reshape(-1), offset)
 
     def with_holes(self, layer: int, live: Sequence[Integers], tokens: int) -> Segment:
         """A second face of one layer of this segment, in which only the `live` slots (int64, one array a head) are
@@ -162,6 +198,12 @@ class Segment:
         owner = self.owner
         which = owner.layers if layers is None else tuple(layers)
         rows = owner.heads if heads is None else tuple(heads)
+        if owner.run is None and owner.extent is not None and rows == owner.heads and len(which) == 1:
+            copy = np.empty((len(rows), owner.slab_bytes), np.uint8)
+            owner.tiers.require_disk().read(
+                owner.extent, copy.reshape(-1), owner._place(which[0], rows[0]) * owner.slab_bytes
+            )
+            return copy
         if owner.run is None:
             return np.stack([owner.slab(layer, head) for layer in which for head in rows])
         pieces = owner.run.pieces

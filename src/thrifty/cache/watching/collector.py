@@ -233,6 +233,16 @@ class Collector:
             self._sums.replace(layer, heads)
         self.settle()
 
+    def begin_sums(self, layer: int, sums: Floats) -> None:
+        """Begin one layer with the column sums fp32 [heads, slots] of its first slots."""
+        self._sums.replace(layer, np.split(sums, self._model.of(layer).kv_heads))
+        self.settle()
+
+    def sums_of(self, layer: int) -> Floats | None:
+        """fp32 [heads, places]: the sums of one layer so far, shared; None where there are none, or rows wait for their
+        commit."""
+        return None if self._pending else self._sums.layers.get(layer)
+
     def merge(self, layer: int, head: int, groups: Groups, places: Places | None = None) -> None:
         """Groups of slots became one: their sums go to the group's first member (the others are dropped by `keep`).
         places: those of the slots before."""

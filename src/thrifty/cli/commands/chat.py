@@ -15,6 +15,9 @@ from thrifty.cli.shared.reading import Reader
 
 EXAMPLE = 'thrifty chat smollm2-135m --system "Answer in one sentence." --temperature 0.7'
 
+SESSION = "chat"
+"""The name of the one session."""
+
 HELP = (
     "/exit or Ctrl-D ends, Ctrl-C stops an answer, /clear forgets all, /undo takes back the last turn, /history shows "
     'it, """ begins and ends a text of several lines, /help is this.'
@@ -34,6 +37,9 @@ def command(
     template_argument: options.TemplateArguments = None,
     control_tokens: options.ControlTokens = False,
     adapter: options.AdapterPath = None,
+    session: Annotated[
+        bool, typer.Option(help="With cache techniques: go on from the compressed cache instead of reading all again.")
+    ] = True,
     memory: options.Memory = None,
     process_memory: options.ProcessMemory = None,
     threads: options.Threads = None,
@@ -52,7 +58,8 @@ def command(
         model, recipe=chosen, **bounds, threads=threads, native=native, copy=not no_copy, adapter=adapter
     ) as thrifty:
         sampling = opening.with_adapter(sampling, adapter)
-        Conversation(thrifty, opening_text, sampling, as_json, template).run()
+        goes_on = session and bool(chosen.cache)
+        Conversation(thrifty, opening_text, sampling, as_json, template, SESSION if goes_on else None).run()
         if not as_json:
             opening.say_memory(thrifty)
 
@@ -67,13 +74,16 @@ class Conversation:
         sampling: dict[str, Any],
         as_json: bool,
         template: dict[str, Any] | None = None,
+        session: str | None = None,
     ) -> None:
+        """session: the name of one to go on from, None to have every prompt read whole."""
         self.thrifty = thrifty
         self.opening = [{"role": "system", "content": system}] if system else []
         self.turns: list[dict[str, str]] = []
         self.sampling = sampling
         self.as_json = as_json
         self.template = template or {}
+        self.session = session
         self.interrupts = Interrupts()
 
     def run(self) -> None:
@@ -104,9 +114,11 @@ class Conversation:
         """Carry out a command that starts with a slash."""
         if line == "/clear":
             self.turns.clear()
+            self.drop_session()
             output.note("forgotten")
         elif line == "/undo":
             del self.turns[-2:]
+            self.drop_session()
             output.note(f"{len(self.turns) // 2} turns remain")
         elif line == "/history":
             for turn in [*self.opening, *self.turns]:
@@ -126,7 +138,7 @@ class Conversation:
         try:
             asked = {"role": "user", "content": streams.text_of(question, "the message")}
             messages = [*self.opening, *self.turns, asked]
-            handle = opening.submit(self.thrifty, messages, self.sampling, plain=transcript, template=self.template)
+            handle = self.submit(messages)
             first = self.stream(handle, started)
         except ThriftyError as error:
             output.failure(str(error), type(error).__name__, self.as_json)
@@ -137,6 +149,27 @@ class Conversation:
         if self.as_json:
             answer = {"text": text, "finish_reason": reason} | opening.usage_of(handle, first)
             output.json_line(answer | opening.memory_of(self.thrifty))
+
+    def submit(self, messages: list[dict[str, str]]) -> Any:
+        """Queue the conversation. A session that cannot go on with it (a template tells old turns otherwise, memory
+        went to others) begins anew.
+        """
+        from thrifty.errors import SessionError
+
+        sampling = self.sampling if self.session is None else {**self.sampling, "session": self.session}
+        try:
+            return opening.submit(self.thrifty, messages, sampling, plain=transcript, template=self.template)
+        except SessionError as error:
+            if error.code == "session_busy":
+                raise
+            output.note("(the conversation is read anew)")
+            self.drop_session()
+            return opening.submit(self.thrifty, messages, sampling, plain=transcript, template=self.template)
+
+    def drop_session(self) -> None:
+        """What was read so far is not gone on from."""
+        if self.session is not None:
+            self.thrifty.engine.sessions.drop(self.session)
 
     def stream(self, handle: Any, started: float) -> float | None:
         """Print the answer as it comes; Ctrl-C cancels it before the next step. Returns the seconds until its first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,6 +45,16 @@ def command(
         float, typer.Option(min=0, help="Seconds that answers under way get to end when the server is told to stop.")
     ] = 30.0,
     traces: serve_options.Traces = False,
+    conversation_disk: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Disk for prompts that cache techniques compress, to go on from; 0: none."),
+    ] = "1GB",
+    session_bytes: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory and disk together for sessions of conversations.")
+    ] = "1GB",
+    session_folder: Annotated[
+        Path | None, typer.Option(help="Where clients may save their sessions. Default: nowhere.")
+    ] = None,
     memory: options.Memory = None,
     process_memory: options.ProcessMemory = None,
     threads: options.Threads = None,
@@ -82,6 +93,7 @@ def command(
         adapter_folder=adapters_from,
         request_recipes=request_recipes,
         traces=traces,
+        session_folder=session_folder,
         request_techniques=serve_options.technique_names(request_techniques),
         request_cache_memory=request_cache_memory,
         priority=priority,
@@ -96,6 +108,7 @@ def command(
                 native=native, copy=not no_copy, batch=batch, queue=queue, drafts=drafts or (),
                 prefill_slice_ms=prefill_slice,
                 fits=fits if several else None,
+                conversation_disk=None if conversation_disk == "0" else conversation_disk, session_bytes=session_bytes,
             )  # fmt: skip
 
         return ModelSource(known_as, opened, added[known_as])

@@ -129,6 +129,7 @@ class Intake:
             prompt=parent.tokens,
             sampling=sampling,
             samples=1,
+            session=None,
             forced=tuple(forced) or None,
             free=free,
             identity=_identity(),

@@ -8,14 +8,15 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cache.pool import Cache
+from thrifty.engine.admission.charges import GRAMMARS, Charges
 from thrifty.engine.admission.prefix_keys import adapter_key, salt_key
-from thrifty.engine.admission.request_bounds import RequestBounds
 from thrifty.engine.admission.request_sizes import RequestSizes
 from thrifty.engine.drafting.models import DRAFT, DraftModels, LoadDraft, load_draft
 from thrifty.engine.model_info import model_info
 from thrifty.engine.plan.native_runner import NativeRunner
 from thrifty.engine.runner import Runner
 from thrifty.engine.running import Running, State
+from thrifty.engine.sessions.sessions import Sessions
 from thrifty.formats.kv import PAGE
 from thrifty.models.rope import depends_on_length
 from thrifty.storage.budget import parse_size
@@ -25,13 +26,11 @@ if TYPE_CHECKING:
     from thrifty.cache.sequence import SequenceCache
     from thrifty.models.model import Model
 
-GRAMMARS = "grammars"
-"""The ledger's name for what grammars take."""
-ADAPTERS = "adapters"
-"""Ledger category of the matrices of adapters, and of what a step takes for them."""
+SESSION_BYTES = 1_000_000_000
+"""What sessions may hold, in memory and on disk, unless an engine is told otherwise."""
 
 
-class EngineMemory(RequestBounds):
+class EngineMemory(Charges):
     """Charges weights and workspace, opens and frees the caches of sequences. ledger: bytes by category."""
 
     def __init__(
@@ -43,13 +42,15 @@ class EngineMemory(RequestBounds):
         chunk: int,
         disk: str | os.PathLike[str] | None = None,
         prefix_tree: bool = True,
+        conversation_disk: int | None = None,
+        session_bytes: int = SESSION_BYTES,
         beside: int | None = None,
         batch: int = 32,
         load_draft: LoadDraft = load_draft,
     ) -> None:
-        """chunk: the most rows that a prefill appends at once. disk, batch, load_draft: see Engine. beside: bytes of
-        the process beside the ledger, where it is bounded as a whole. Raises BudgetError where weights and workspace
-        alone exceed the budget.
+        """chunk: the most rows that a prefill appends at once. disk, conversation_disk, session_bytes, batch,
+        load_draft: see Engine. beside: bytes of the process beside the ledger, where it is bounded as a whole. Raises
+        BudgetError where weights and workspace alone exceed the budget.
         """
         self.ledger = Ledger(None if memory is None else parse_size(memory))
         self._runner = runner
@@ -61,8 +62,10 @@ class EngineMemory(RequestBounds):
             ledger=self.ledger,
             disk=disk or True,
             prefix_tree=prefix_tree,
+            conversation_disk=conversation_disk,
             outside=weights + runner.workspace,
         )
+        self.sessions = Sessions(self.cache, session_bytes)
         native = None if isinstance(runner, NativeRunner) else False
         self.drafts = DraftModels(self.cache.tiers, load_draft, native=native, batch=batch)
         super().__init__(
@@ -102,7 +105,7 @@ class EngineMemory(RequestBounds):
             undo.callback(self._give_rows, rows)
             self._take_drafts(drafts)
             undo.callback(self._give_drafts, drafts)
-            reservation = self.cache.reserve(owner, need, ticket.request.cache_bytes)
+            reservation = self._promise(sequence, owner, need)
             undo.callback(reservation.release)
             cache = self._open(sequence, reservation)
             undo.callback(cache.free)
@@ -130,13 +133,16 @@ class EngineMemory(RequestBounds):
         cache = sequence.cache
         if cache is None or sequence.state is not State.DECODING or sequence.parked:
             return
-        if not cache.policies and cache.native_view.view is not None:
+        if (cache.marks or not cache.policies) and cache.native_view.view is not None:
             self._publish(sequence, sequence.tokens)
 
     def settle(self, sequence: Running) -> None:
         """After its prefill: give back the hidden state and the promised peak."""
         assert sequence.cache is not None
         request = sequence.ticket.request
+        if sequence.cache.pages is not None:
+            self.publish(sequence)
+        sequence.cache.drop_stored()
         bounded = request.samples > 1 and request.cache_bytes is not None  # together: none knows what the others hold
         if bounded or not isinstance(self._runner, NativeRunner):  # `publish_answer` asks for native rows
             sequence.cache.stop_snapshots()
@@ -200,6 +206,14 @@ class EngineMemory(RequestBounds):
             cache.park()
             raise
 
+    def keep_session(self, sequence: Running) -> None:
+        """The answer ended well: its session goes on from here. Without effect on one that has no session."""
+        session, cache = sequence.session, sequence.cache
+        if session is not None and cache is not None and sequence.state is State.DECODING and not sequence.parked:
+            self._drop_hidden(sequence)
+            self.sessions.keep(session, cache, sequence.tokens)
+            sequence.cache = None
+
     def release(self, sequence: Running) -> None:
         """Free what the sequence holds; without effect on one that holds nothing.
 
@@ -215,6 +229,9 @@ class EngineMemory(RequestBounds):
             if sequence.cache.reservation is not None:
                 sequence.answer.usage.kv_bytes += sequence.cache.reservation.peak
             sequence.cache = None
+        session, sequence.session = sequence.session, None
+        if session is not None:
+            self.sessions.end(session)
 
     def hold_grammars(self, nbytes: int) -> None:
         """Account for what grammars take now: their vocabulary, and those that are compiled. Raises BudgetError where
@@ -247,8 +264,12 @@ class EngineMemory(RequestBounds):
         """Forget the prefix tree and give back everything but the weights."""
         self._closed = True
         self.drafts.close()
-        if self.cache.tree is not None:
-            self.cache.tree.clear()
+        self.sessions.close()
+        if self.cache.checkpoints is not None:
+            self.cache.checkpoints.shrink(-1)
+        for tree in (self.cache.tree, self.cache.conversations):
+            if tree is not None:
+                tree.clear()
         if self.cache.tiers.disk is not None:
             self.cache.tiers.disk.close()
         for category in ("workspace", GRAMMARS):
@@ -257,17 +278,6 @@ class EngineMemory(RequestBounds):
     def describe(self) -> dict[str, Any]:
         """JSON-ready: the budget, and bytes by category, now and at the peak."""
         return self.cache.describe()
-
-    def hold_adapter(self, nbytes: int) -> None:
-        """Charge an adapter, which is held beside the weights. Raises BudgetError with nothing changed."""
-        self.cache.tiers.make_room(nbytes)
-        self.ledger.charge(ADAPTERS, nbytes)
-        self.adapters += nbytes
-
-    def drop_adapter(self, nbytes: int) -> None:
-        """Give an adapter's bytes back."""
-        self.ledger.credit(ADAPTERS, nbytes)
-        self.adapters -= nbytes
 
     # --- inside --------------------------------------------------------------------------------------
 
@@ -293,7 +303,22 @@ class EngineMemory(RequestBounds):
         cache.reservation.resize(need)
         sequence.covered = tokens
 
+    def session_kind(self, sequence: Running) -> Hashable:
+        """What the rows of a session depend on beside its tokens and its recipe."""
+        _, classes, steering = salt_key(sequence, self._ropes_by_length)
+        return adapter_key(sequence), classes, steering
+
+    def _promise(self, sequence: Running, owner: str, need: int) -> Reservation:
+        """Room for a sequence, and for the session that it goes on from."""
+        session, bound = sequence.session, sequence.ticket.request.cache_bytes
+        if session is None or session.cache is None:
+            return self.cache.reserve(owner, need, bound)
+        return self.sessions.promise(session, owner, need, bound)
+
     def _open(self, sequence: Running, reservation: Reservation) -> SequenceCache:
+        session = sequence.session
+        if session is not None and session.cache is not None:
+            return self.sessions.resume(session, reservation)
         keys: Sequence[Hashable] = sequence.tokens if sequence.ticket.request.share_prefix else ()
         if sequence.media is not None and keys:
             keys = sequence.media.keys(sequence.tokens)
@@ -305,41 +330,6 @@ class EngineMemory(RequestBounds):
             reservation=reservation,
             publishes=sequence.ticket.request.share_prefix,
         )
-
-    def _drop_hidden(self, sequence: Running) -> None:
-        cache, hidden = sequence.cache, sequence.hidden_bytes
-        assert cache is not None
-        sequence.hidden_bytes = 0
-        self.ledger.credit("workspace", hidden, cache.reservation)
-
-    def _take_rows(self, count: int) -> None:
-        """Charge logits for so many more sequences."""
-        self.cache.tiers.make_room(count * self._row_bytes)
-        self.ledger.charge("workspace", count * self._row_bytes)
-        self._rows += count
-
-    def _give_rows(self, count: int) -> None:
-        if count:
-            self._runner.keep_logits(self._rows - count)
-            self.ledger.credit("workspace", count * self._row_bytes)
-            self._rows -= count
-
-    def _take_drafts(self, nbytes: int) -> None:
-        """Charge what models that draft may come to hold."""
-        if nbytes:
-            self.cache.tiers.make_room(nbytes)
-            self.ledger.charge(DRAFT, nbytes)
-
-    def _give_drafts(self, nbytes: int) -> None:
-        if nbytes:
-            self.ledger.credit(DRAFT, nbytes)
-
-    def _end_drafts(self, sequence: Running) -> None:
-        nbytes, sequence.draft_bytes = sequence.draft_bytes, 0
-        try:
-            sequence.close_drafter()
-        finally:
-            self._give_drafts(nbytes)
 
 
 def _missing(sequence: Running) -> int:

@@ -19,7 +19,7 @@ def adapter_key(sequence: Running) -> str:
     return "" if adapter is None else adapter.version
 
 
-def salt_key(sequence: Running, ropes: Sequence[RopeConfig]) -> Hashable:
+def salt_key(sequence: Running, ropes: Sequence[RopeConfig]) -> tuple[str, Hashable, str]:
     """The request's salt beside what else its rows depend on, each a part of its own, so that no salt looks like it.
 
     ropes: those that turn by the length of their sequence. Their keys are shared between prompts under which they turn

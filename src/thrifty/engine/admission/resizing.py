@@ -17,13 +17,14 @@ def resize(memory: EngineMemory, nbytes: int, sequences: Sequence[Running]) -> i
     it now. Idle pages make room. The address space of caches is set when an engine is made, so one that is to grow is
     opened with the most that it may ever have, and made smaller. Raises BudgetError where the memory was never bounded.
     """
-    ledger, tree = memory.ledger, memory.cache.tree
+    ledger = memory.ledger
     if ledger.budget is None:
         raise BudgetError("this engine's memory has no bound that could change; open it with memory=…")
     wanted = max(nbytes, memory.least_budget(sequences))
     if ledger.committed > wanted:
         memory.cache.pressure(ledger.committed - wanted)
     memory.budget = ledger.budget = max(wanted, ledger.committed)
-    if tree is not None:
-        tree.capacity = max(1, ledger.budget // 2)
+    for shared in (memory.cache.tree, memory.cache.checkpoints):
+        if shared is not None:
+            shared.capacity = max(1, ledger.budget // 2)
     return ledger.budget

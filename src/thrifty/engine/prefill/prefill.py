@@ -36,9 +36,11 @@ def start_prefill(
     if cache.layer_major:
         return LayerMajorPrefill(runner, cache, prompt, chunk, pace)
     if cache.rehearses is not None:
-        # Not published: what a compressed prompt lets go of is to be free.
-        whole = ChunkedPrefill(runner, cache, prompt, chunk, pace, lambda: None)
+        # Not in the prefix tree: what a compressed prompt lets go of is to be free.
+        whole = ChunkedPrefill(runner, cache, prompt, chunk, pace, cache.put_pages)
         return RehearsedPrefill(runner, cache, prompt, chunk, pace, whole)
+    if any(policy.causal for policy in cache.policies):
+        chunk = CHUNK  # policies act where chunks end
     return ChunkedPrefill(runner, cache, prompt, chunk, pace, lambda: publish(sequence))
 
 
@@ -131,6 +133,7 @@ class LayerMajorPrefill:
         self._layer = 0
         self._sealing = 0.0
         self._scored = scored
+        self._border = cache.border
         self._hidden = prompt.embed(runner, self._start, chunk)
 
     def advance(self, sliced: bool = False) -> Scores | None:
@@ -152,12 +155,15 @@ class LayerMajorPrefill:
         share = self._pace.share(chunk, -(-(end - self._next) // chunk)) if sliced else end
         while share and self._next < end:
             before, first, stop = time.perf_counter(), self._next, self._prompt.stop(self._next, chunk)
+            stop = self._border if first < self._border < stop else stop
             rows, layer = self._prompt.part(first, stop), self._layer
             piece = slice(first - self._start, stop - self._start)
             self._hidden[piece] = self._prompt.run_layers(self._runner, layer, layer + 1, self._hidden[piece], rows)
             self._pace.measured(stop - first, 1, time.perf_counter() - before)
             self._next = stop
             share -= 1
+            if stop == self._border:
+                self._cache.put_sums(layer)
 
     def _seal(self) -> Scores | None:
         """Let the policies act on the layer; the scores of the last tokens where it is the last layer."""

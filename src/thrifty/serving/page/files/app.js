@@ -8,7 +8,6 @@ import { ask } from "./stream.js";
 
 const field = (id) => document.getElementById(id);
 const tabs = [...document.querySelectorAll("[role=tab]")];
-let model = "";
 let counted = ""; // the name that metrics carry: an adapter's is its model's
 
 function notice(text) {
@@ -20,13 +19,12 @@ async function findModel() {
   try {
     const listed = (await (await ask("/v1/models", settings.key())).json()).data;
     const chosen = listed.find((entry) => entry.id === field("models").value) ?? listed[0];
-    model = chosen.id;
     counted = chosen.parent ?? chosen.id;
-    field("models").replaceChildren(...listed.map(({ id }) => new Option(id)));
-    field("models").value = model;
+    field("models").replaceChildren(...listed.map(({ id }) => new Option(id, id)));
+    field("models").value = chosen.id;
     field("models").hidden = listed.length < 2;
     if (listed.length > 1) field("model").textContent = chosen.loaded ? `${chosen.max_model_len} tokens` : "loaded when asked";
-    else field("model").textContent = chosen.loaded ? `${model}, ${chosen.max_model_len} tokens` : `${model} is being loaded`;
+    else field("model").textContent = chosen.loaded ? `${chosen.id}, ${chosen.max_model_len} tokens` : `${chosen.id} is being loaded`;
     notice("");
     if (listed.length < 2 && !chosen.loaded) setTimeout(findModel, 1000);
   } catch (error) {
@@ -34,7 +32,7 @@ async function findModel() {
   }
 }
 
-const asked = () => model;
+const asked = () => field("models").value;
 const conversation = new Conversation(asked, notice);
 const comparison = new Comparison(asked, notice);
 const dashboard = new Dashboard(notice, () => counted);

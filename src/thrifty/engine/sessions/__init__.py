@@ -1,0 +1,1 @@
+"""Conversations that go on from their own compressed cache."""
