@@ -1,0 +1,37 @@
+"""A cluster as a program of its own, over a slow tiny model. Arguments: JSON of ClusterSettings, milliseconds a step."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import sys
+
+from tests.unit.serving.live import NAME, SlowEngine, tiny_engine
+
+from thrifty.engine.engine import Engine
+from thrifty.serving.cluster.run import serve_cluster
+from thrifty.serving.cluster.settings import ClusterSettings
+from thrifty.serving.settings import ServerSettings
+
+
+def slow_engine(pause: float) -> Engine:
+    """What every replica opens. pause: seconds that each step takes more."""
+    engine = tiny_engine(SlowEngine, batch=4, queue=8)
+    engine.pause = pause  # type: ignore[attr-defined]
+    return engine
+
+
+def main() -> None:
+    """Serve; the first line of the output is the URL."""
+    logging.basicConfig(level=logging.INFO)
+    cluster = ClusterSettings(**{"batch": 4, "queue": 8, **json.loads(sys.argv[1])})
+    settings = ServerSettings(model=NAME, port=0, drain_seconds=10, keep_alive_seconds=0.5)
+    opened = functools.partial(slow_engine, float(sys.argv[2]) / 1000)
+    serve_cluster(settings, cluster, opened, lambda url: print(url, flush=True))
+
+
+if __name__ == "__main__":
+    from tests.unit.serving.cluster import cluster_program
+
+    cluster_program.main()
