@@ -23,6 +23,8 @@ DEPLOYMENT = "replica"
 SPARE = 16
 """Requests beyond batch and queue that reach a replica, so that it is the engine that refuses them, by its own words."""
 
+LEAST_WAITING = 128
+
 OBJECT_STORE = 100 << 20
 """Bytes of Ray's object store on this machine: requests and answers pass through it, weights never do."""
 
@@ -116,19 +118,16 @@ class Deployment:
 
         lost = (ActorDiedError, ActorUnavailableError, NodeDiedError, RayActorError, WorkerCrashedError)
         batches = self._handle.remote(call)
-        is_over = False
         try:
             async for batch in batches:
                 yield batch
-            is_over = True
+        except (asyncio.CancelledError, GeneratorExit):
+            batches.cancel()
+            raise
         except lost as error:
-            is_over = True
             raise ReplicaLost(str(error).splitlines()[0]) from error
         except BackPressureError as error:
-            raise QueueFullError(f"all replicas are busy, and {self._waiting} requests wait; ask again later") from error
-        finally:
-            if not is_over:
-                batches.cancel()
+            raise QueueFullError(f"{self._waiting} requests wait for a replica already; ask again later") from error
 
     async def metrics(self) -> dict[str, str]:
         """What the replicas tell, by replica; those that do not answer are left out."""
@@ -172,8 +171,9 @@ class Deployment:
 
     @property
     def _waiting(self) -> int:
-        """Most requests that wait in front of the replicas."""
-        return max(1, self._cluster.queue)
+        """Most requests that wait in front of the replicas, as all do for a moment; engines refuse what is too much."""
+        cluster = self._cluster
+        return max(LEAST_WAITING, (cluster.most_replicas or cluster.replicas) * (cluster.batch + cluster.queue))
 
     def _options(self) -> dict[str, Any]:
         """What Ray Serve is told about the deployment."""
