@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Scope
 
-CARRIED = ("http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers", "client", "server")
+CARRIED = (
+    "http_version",
+    "method",
+    "scheme",
+    "path",
+    "raw_path",
+    "query_string",
+    "root_path",
+    "headers",
+    "client",
+    "server",
+)
 """Of an ASGI scope, what a replica needs: plain values."""
 
 LAST_WORDS = 2.0
@@ -18,7 +29,7 @@ LAST_WORDS = 2.0
 
 @dataclass(frozen=True)
 class HttpCall:
-    """A request: its ASGI scope (what is CARRIED), the whole body, the names of its prompt's beginnings, its session."""
+    """A request: its ASGI scope (what is CARRIED), its whole body, names of its prompt's beginnings, its session."""
 
     scope: dict[str, Any]
     body: bytes
@@ -31,7 +42,7 @@ def carried(scope: Scope) -> dict[str, Any]:
     return {name: scope[name] for name in CARRIED if name in scope}
 
 
-async def answered(app: ASGIApp, call: HttpCall) -> AsyncIterator[list[Message]]:
+async def answered(app: ASGIApp, call: HttpCall) -> AsyncGenerator[list[Message], None]:
     """The application's messages, those that are there at a time together. Closing the iterator is a client that hangs
     up. Raises what the application raises.
     """

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from starlette.types import Message
@@ -21,7 +21,7 @@ from thrifty.serving.settings import ServerError, ServerSettings
 
 DEPLOYMENT = "replica"
 SPARE = 16
-"""Requests beyond batch and queue that reach a replica, so that it is the engine that refuses them, by its own words."""
+"""Requests beyond batch and queue that reach a replica, so that the engine refuses them, by its own words."""
 
 LEAST_WAITING = 128
 
@@ -43,9 +43,7 @@ _LOG = logging.getLogger("thrifty.serving")
 class Deployment:
     """N replicas of one application. open_engine: opens the model in a replica; travels by pickle."""
 
-    def __init__(
-        self, settings: ServerSettings, cluster: ClusterSettings, open_engine: Callable[[], Engine]
-    ) -> None:
+    def __init__(self, settings: ServerSettings, cluster: ClusterSettings, open_engine: Callable[[], Engine]) -> None:
         self._settings, self._cluster, self._open_engine = settings, cluster, open_engine
         self._name = "thrifty-" + re.sub(r"[^A-Za-z0-9_-]+", "-", settings.model)
         self._handle: Any = None
@@ -111,9 +109,15 @@ class Deployment:
         (handle,) = serve.run_many([target], wait_for_applications_running=False)
         self._handle = handle.options(method_name="answer", stream=True)
 
-    async def ask(self, call: HttpCall) -> AsyncIterator[list[Message]]:
+    async def ask(self, call: HttpCall) -> AsyncGenerator[list[Message], None]:
         """See forwarding.Ask."""
-        from ray.exceptions import ActorDiedError, ActorUnavailableError, NodeDiedError, RayActorError, WorkerCrashedError
+        from ray.exceptions import (
+            ActorDiedError,
+            ActorUnavailableError,
+            NodeDiedError,
+            RayActorError,
+            WorkerCrashedError,
+        )
         from ray.serve.exceptions import BackPressureError
 
         lost = (ActorDiedError, ActorUnavailableError, NodeDiedError, RayActorError, WorkerCrashedError)

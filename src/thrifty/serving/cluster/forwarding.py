@@ -1,4 +1,4 @@
-"""The front's way to the replicas: a request goes to one, and to another one where that is lost before the answer began."""
+"""The front's way to the replicas: a request goes to one, and to another where that is lost before the answer began."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from starlette.requests import HTTPConnection
@@ -21,7 +21,7 @@ from thrifty.serving.errors import RequestError
 
 _LOG = logging.getLogger("thrifty.serving")
 
-Ask = Callable[[HttpCall], AsyncIterator[list[Message]]]
+Ask = Callable[[HttpCall], AsyncGenerator[list[Message], None]]
 """Sends a request to the replica that the router chooses. Raises ReplicaLost where that one ends before the answer
 does, and RequestError for what is refused.
 """
@@ -71,7 +71,7 @@ class Forwarding:
     async def _answer(self, call: HttpCall, relay: Relay) -> None:
         for attempt in range(self._retries + 1):
             try:
-                async with contextlib.aclosing(self._ask(call)) as batches:  # type: ignore[type-var]
+                async with contextlib.aclosing(self._ask(call)) as batches:
                     async for batch in batches:
                         for message in batch:
                             await relay.push(message)

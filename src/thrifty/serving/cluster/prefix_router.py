@@ -1,8 +1,8 @@
 """Which replica a prompt goes to: where most of its beginning was read before, with bounded imbalance.
 
 The bound is that of "Consistent Hashing with Bounded Loads" (Mirrokni, Thorup, Zadimoghaddam, SODA 2018): of m requests
-on n replicas, one more among them, none takes more than ceil(c · m / n). So a beginning that all prompts share fills one
-replica up to that bound, and is then read by the next one.
+on n replicas, the next one included, none takes more than ceil(c · m / n). So a beginning that all prompts share fills
+one replica up to that bound, and is then read by the next one.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class PrefixRouter:
 
 
 class RoundRobinRouter(PrefixRouter):
-    """One replica after the other, whatever the prompt: what prefix-aware routing is measured against. Sessions stay."""
+    """One replica after the other, whatever the prompt: what prefixes are measured against. Sessions stay."""
 
     def known_blocks(self, blocks: Sequence[bytes], replicas: Mapping[str, object]) -> dict[str, int]:
         """None."""

@@ -1,4 +1,4 @@
-"""What the front sends a client of what a replica answers, so that another replica can take over as long as possible."""
+"""What the front sends a client of a replica's answer, so that another replica can take over as long as possible."""
 
 from __future__ import annotations
 

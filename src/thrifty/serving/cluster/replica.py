@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from starlette.types import Message
 
@@ -19,7 +19,8 @@ POLL = 0.05
 
 
 class Replica:
-    """An actor of Ray Serve's deployment. settings: as the front's. open_engine: opens the model here; travels by pickle.
+    """An actor of Ray Serve's deployment. settings: as the front's. open_engine: opens the model, here; it travels by
+    pickle.
 
     Raises what loading the model raises; Ray tells the front.
     """
@@ -41,7 +42,7 @@ class Replica:
             await asyncio.sleep(POLL)
         self._is_loaded = True
 
-    async def answer(self, call: HttpCall) -> AsyncIterator[list[Message]]:
+    async def answer(self, call: HttpCall) -> AsyncGenerator[list[Message], None]:
         """The ASGI messages that answer a request, those that are there at a time together."""
         async with contextlib.aclosing(answered(self._app, call)) as batches:
             async for batch in batches:

@@ -10,7 +10,7 @@ from thrifty.serving.cluster.calls import HttpCall
 from thrifty.serving.cluster.prefix_router import IMBALANCE, ROUTERS, PrefixRouter
 
 
-class PrefixRequestRouter(RequestRouter):  # type: ignore[misc]
+class PrefixRequestRouter(RequestRouter):
     """Sends a request where the router of its name says; to the next best replica where that one is full."""
 
     queue_len_response_deadline_s = 1.0

@@ -1,4 +1,4 @@
-"""A cluster as a program of its own, over a slow tiny model. Arguments: JSON of ClusterSettings, milliseconds a step."""
+"""A cluster as a program, over a slow tiny model. Arguments: ClusterSettings as JSON, milliseconds a step."""
 
 from __future__ import annotations
 

@@ -115,9 +115,7 @@ class Client(threading.Thread):
     def text(self) -> str:
         """What was answered."""
         key = "delta" if self._stream else "message"
-        return "".join(
-            choice[key].get("content") or "" for chunk in self.chunks for choice in chunk.get("choices", [])
-        )
+        return "".join(choice[key].get("content") or "" for chunk in self.chunks for choice in chunk.get("choices", []))
 
     @property
     def code(self) -> str | None:
