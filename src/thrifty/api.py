@@ -80,14 +80,17 @@ def open_engine(
     copy: bool = True,
     progress: Callable[[int, int], None] | None = None,
     calibration: CalibrationSet | None = None,
+    fits: Callable[[int], None] | None = None,
     make: Callable[..., Engine] = Engine,
     **options: Any,
 ) -> Engine:
     """An engine over `open_model`, with the recipe's cache and decoding techniques for requests that bring none.
 
-    make: builds the engine, from a Model and the options of Engine. options: further ones of Engine. Options are
-    checked before anything is loaded; weights that alone exceed the memory are refused before they are converted, where
-    no technique of the recipe may make them fit. Models that draft are loaded as this one is, as far as `copy` goes.
+    fits: told the bytes of the weights before any is converted, and those of the loaded ones before the engine is made,
+    to make room for them or to refuse; what it raises is raised. make: builds the engine, from a Model and the options
+    of Engine. options: further ones of Engine. Options are checked before anything is loaded; weights that alone exceed
+    the memory are refused before they are converted, where no technique of the recipe may make them fit. Models that
+    draft are loaded as this one is, as far as `copy` goes.
     The caller closes the engine.
     """
     chosen = recipe or Recipe()
@@ -101,8 +104,10 @@ def open_engine(
         copy=copy,
         progress=progress,
         calibration=calibration,
-        fits=None if chosen.weights else weights_bound(**sizes),
+        fits=_both(fits, None if chosen.weights else weights_bound(**sizes)),
     )
+    if fits is not None:
+        fits(model.nbytes)
     options.setdefault("load_draft", partial(load_draft, copy=flag("copy", copy)))
     return make(
         model,
@@ -114,6 +119,17 @@ def open_engine(
         decoding=chosen.decoding,
         **options,
     )
+
+
+def _both(*checks: Callable[[int], None] | None) -> Callable[[int], None]:
+    """All of them, one after the other."""
+
+    def check(weights: int) -> None:
+        for own in checks:
+            if own is not None:
+                own(weights)
+
+    return check
 
 
 class Thrifty:

@@ -114,6 +114,10 @@ class AsyncEngine:
         """See `Engine.usage`; taken between two steps."""
         return await asyncio.wrap_future(self._order(self.engine.usage))
 
+    async def resize_memory(self, memory: int) -> int:
+        """See `Engine.resize_memory`; done between two steps."""
+        return await asyncio.wrap_future(self._order(lambda: self.engine.resize_memory(memory)))
+
     async def close(self) -> None:
         """Stop the thread and close the engine; requests that run are cancelled."""
         with self._wake:

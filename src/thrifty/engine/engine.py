@@ -15,6 +15,7 @@ from thrifty.engine.admission.adapter_shelf import AdapterShelf
 from thrifty.engine.admission.intake import Intake
 from thrifty.engine.admission.memory import EngineMemory
 from thrifty.engine.admission.process_memory import budget_of
+from thrifty.engine.admission.resizing import resize
 from thrifty.engine.ahead import Ahead
 from thrifty.engine.answer import Answer, Event, Listener
 from thrifty.engine.aside import Aside
@@ -156,15 +157,11 @@ class Engine:
         error, while all others get their tokens. Raised is only what belongs to no request, or is no Exception
         (KeyboardInterrupt, SystemExit), and that after the results are published: they are with the handles.
         """
-        return self._step(together=False)
-
-    def _step(self, together: bool) -> list[Event]:
-        """together: several tokens at once, where nobody listens to each."""
         with self._turn:
-            return self._take_step(together)
+            return self._take_step(together=False)
 
     def _take_step(self, together: bool) -> list[Event]:
-        """`_step` of the thread that has the turn."""
+        """Of the thread that has the turn. together: several tokens at once, where nobody listens to each."""
         if self._publisher.telling:
             raise ThriftyError("a listener called Engine.step: a step is under way, its events come after these")
         self._publisher.mend()
@@ -173,10 +170,8 @@ class Engine:
     def cache_of(self, handle: Handle, sample: int = 0) -> SequenceCache | None:
         """The cache that a running sample holds now, to look at between steps; None where it holds none."""
         with self._turn:
-            for sequence in self._scheduler.sequences():
-                if sequence.answer is handle.answer and sequence.index == sample:
-                    return sequence.cache
-            return None
+            sequence = self._scheduler.sequence_of(handle.answer, sample)
+            return None if sequence is None else sequence.cache
 
     @property
     def busy(self) -> bool:
@@ -223,6 +218,12 @@ class Engine:
             if users:
                 raise PromptError(f"{users} sequences use the adapter {name!r}; wait for their end, or cancel them")
             self._adapters.remove(name)
+
+    def resize_memory(self, memory: int) -> int:
+        """Change the budget to so many bytes, at most what it was opened with; see `resizing.resize`."""
+        with self._turn:
+            self._publisher.mend()
+            return resize(self.memory, memory, self._scheduler.sequences())
 
     def cancel(self, handle: Handle) -> None:
         """End a request and free its memory before the call returns. Without effect on a finished request."""
@@ -344,7 +345,6 @@ class Engine:
             self._publisher.tell([answer])
 
     def _decoding(self, handle: Handle, sample: int) -> Running:
-        for sequence in self._scheduler.sequences():
-            if sequence.answer is handle.answer and sequence.index == sample and sequence.state is State.DECODING:
-                return sequence
+        if (own := self._scheduler.sequence_of(handle.answer, sample)) is not None and own.state is State.DECODING:
+            return own
         raise PromptError(f"sample {sample} of request {handle.identity} is not decoding: it can be forked while it is")

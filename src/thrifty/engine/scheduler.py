@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from thrifty.engine.answer import Answer
 from thrifty.engine.running import Running, State
 from thrifty.errors import BudgetError, QueueFullError
 
@@ -72,6 +73,10 @@ class Scheduler:
     def sequences(self) -> list[Running]:
         """All unfinished sequences."""
         return [*self.active, *self.parked, *self.waiting, *(sequence for sequence, _ in self.failed)]
+
+    def sequence_of(self, answer: Answer, index: int) -> Running | None:
+        """The unfinished sequence of an answer's sample."""
+        return next((own for own in self.sequences() if own.answer is answer and own.index == index), None)
 
     def describe(self) -> dict[str, int]:
         """Queue lengths, JSON-ready."""

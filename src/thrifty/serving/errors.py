@@ -16,11 +16,18 @@ from thrifty.errors import BudgetError, PromptError, QueueFullError, RecipeError
 
 
 class RequestError(ThriftyError):
-    """A request that is refused. param: the field at fault, None where there is none."""
+    """A request that is refused. param: the field at fault, None where there is none. retry_after: seconds."""
 
-    def __init__(self, message: str, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
 
 
 class ErrorDetails(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -16,95 +16,128 @@ from thrifty.engine.engine import Engine
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
 
 
-class Metrics:
-    """Counters and times of one served model; what the engine holds is read when somebody asks."""
+class Instruments:
+    """Counters and times of all served models, labelled by the model; what engines hold is read when somebody asks."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._model = model
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"vllm:{name}", text, ("model_name", *labels), registry=self._registry)
-
-        def histogram(name: str, text: str) -> Histogram:
-            return Histogram(f"vllm:{name}", text, ("model_name",), registry=self._registry, buckets=SECONDS)
-
-        self._prompt = counter("prompt_tokens", "Tokens of prompts.")
-        self._generated = counter("generation_tokens", "Tokens of answers.")
-        self._queries = counter("prefix_cache_queries", "Tokens of prompts that were looked for in the prefix tree.")
-        self._hits = counter("prefix_cache_hits", "Tokens of prompts that the prefix tree had.")
-        self._preemptions = counter("num_preemptions", "Sequences that had to wait for memory.")
-        self._success = counter("request_success", "Answers by their finish reason.", "finished_reason")
-        self._first = histogram("time_to_first_token_seconds", "From submission to the first token.")
-        self._token = histogram("request_time_per_output_token_seconds", "Mean time of a request's later tokens.")
-        self._between = histogram("inter_token_latency_seconds", "From a token of a sample to its next one.")
-        self._whole = histogram("e2e_request_latency_seconds", "From submission to the last token.")
-        self._queue = histogram("request_queue_time_seconds", "From submission to admission.")
-
-    def watch(self, engine: Engine) -> None:
-        """Tell what this engine holds from now on."""
-        self._registry.register(_Held(engine, self._model))
-
-    def submitted(self, prompt: int, samples: int) -> None:
-        """A request of so many tokens was queued."""
-        self._prompt.labels(self._model).inc(prompt)
-        self._queries.labels(self._model).inc(prompt)
-
-    def read(self, prompt: int) -> None:
-        """A text of so many tokens was embedded."""
-        self._prompt.labels(self._model).inc(prompt)
-
-    def between(self, seconds: float) -> None:
-        """Time from one token of a sample to the next."""
-        self._between.labels(self._model).observe(seconds)
-
-    def generated(self, tokens: int) -> None:
-        """So many tokens were answered."""
-        self._generated.labels(self._model).inc(tokens)
-
-    def ended(self, usage: Usage, reasons: list[str | None], seconds: float) -> None:
-        """A request is over. seconds: since its submission."""
-        name = self._model
-        self._hits.labels(name).inc(usage.cached_tokens)
-        self._preemptions.labels(name).inc(usage.preemptions)
-        for reason in reasons:
-            self._success.labels(name, reason or "abort").inc()
-        self._queue.labels(name).observe(usage.queued_seconds)
-        self._whole.labels(name).observe(seconds)
-        if usage.generated_tokens:
-            self._first.labels(name).observe(usage.queued_seconds + usage.prefill_seconds)
-        if usage.generated_tokens > 1:
-            self._token.labels(name).observe(usage.decode_seconds / (usage.generated_tokens - 1))
+        self.held = _Held()
+        self._registry.register(self.held)
+        self.prompt = self._counter("prompt_tokens", "Tokens of prompts.")
+        self.generated = self._counter("generation_tokens", "Tokens of answers.")
+        self.queries = self._counter(
+            "prefix_cache_queries", "Tokens of prompts that were looked for in the prefix tree."
+        )
+        self.hits = self._counter("prefix_cache_hits", "Tokens of prompts that the prefix tree had.")
+        self.preemptions = self._counter("num_preemptions", "Sequences that had to wait for memory.")
+        self.success = self._counter("request_success", "Answers by their finish reason.", "finished_reason")
+        self.first = self._times("time_to_first_token_seconds", "From submission to the first token.")
+        self.token = self._times("request_time_per_output_token_seconds", "Mean time of a request's later tokens.")
+        self.between = self._times("inter_token_latency_seconds", "From a token of a sample to its next one.")
+        self.whole = self._times("e2e_request_latency_seconds", "From submission to the last token.")
+        self.queue = self._times("request_queue_time_seconds", "From submission to admission.")
 
     def text(self) -> bytes:
         """All of it, in Prometheus' text format."""
         return generate_latest(self._registry)
 
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"vllm:{name}", text, ("model_name", *labels), registry=self._registry)
+
+    def _times(self, name: str, text: str) -> Histogram:
+        return Histogram(f"vllm:{name}", text, ("model_name",), registry=self._registry, buckets=SECONDS)
+
+
+class Metrics:
+    """What is counted of one model."""
+
+    def __init__(self, model: str, instruments: Instruments | None = None) -> None:
+        """instruments: those that it shares with other models."""
+        self.instruments = instruments or Instruments()
+        self._model = model
+
+    def watch(self, engine: Engine) -> None:
+        """Tell what this engine holds from now on."""
+        self.instruments.held.engines[self._model] = engine
+
+    def forget(self) -> None:
+        """The engine is no more."""
+        self.instruments.held.engines.pop(self._model, None)
+
+    def submitted(self, prompt: int, samples: int) -> None:
+        """A request of so many tokens was queued."""
+        self.instruments.prompt.labels(self._model).inc(prompt)
+        self.instruments.queries.labels(self._model).inc(prompt)
+
+    def read(self, prompt: int) -> None:
+        """A text of so many tokens was embedded."""
+        self.instruments.prompt.labels(self._model).inc(prompt)
+
+    def between(self, seconds: float) -> None:
+        """Time from one token of a sample to the next."""
+        self.instruments.between.labels(self._model).observe(seconds)
+
+    def generated(self, tokens: int) -> None:
+        """So many tokens were answered."""
+        self.instruments.generated.labels(self._model).inc(tokens)
+
+    def ended(self, usage: Usage, reasons: list[str | None], seconds: float) -> None:
+        """A request is over. seconds: since its submission."""
+        name = self._model
+        self.instruments.hits.labels(name).inc(usage.cached_tokens)
+        self.instruments.preemptions.labels(name).inc(usage.preemptions)
+        for reason in reasons:
+            self.instruments.success.labels(name, reason or "abort").inc()
+        self.instruments.queue.labels(name).observe(usage.queued_seconds)
+        self.instruments.whole.labels(name).observe(seconds)
+        if usage.generated_tokens:
+            self.instruments.first.labels(name).observe(usage.queued_seconds + usage.prefill_seconds)
+        if usage.generated_tokens > 1:
+            self.instruments.token.labels(name).observe(usage.decode_seconds / (usage.generated_tokens - 1))
+
 
 class _Held(Collector):
-    """Sequences, and bytes by owner, of an engine."""
+    """Sequences, and bytes by owner, of the engines that there are. engines: by the model's name."""
 
-    def __init__(self, engine: Engine, model: str) -> None:
-        self._engine, self._model = engine, model
+    def __init__(self) -> None:
+        self.engines: dict[str, Engine] = {}
 
     def collect(self) -> Iterator[Metric]:
-        usage, budget = self._engine.usage(), self._engine.probe().budget
-        yield self._gauge("vllm:num_requests_running", "Sequences that are computed.", usage.active)
-        yield self._gauge("vllm:num_requests_waiting", "Sequences that wait for admission.", usage.waiting)
-        yield self._gauge("vllm:num_requests_swapped", "Sequences that wait for memory.", usage.parked)
-        if budget:
-            yield self._gauge("vllm:kv_cache_usage_perc", "Share of the budget that is in use.", usage.current / budget)
-            yield self._gauge("thrifty:memory_budget_bytes", "The budget.", budget)
+        read = {name: (engine.usage(), engine.probe().budget) for name, engine in list(self.engines.items())}
+        used = {name: usage for name, (usage, _) in read.items()}
+        budgets = {name: budget for name, (_, budget) in read.items() if budget}
+        yield _gauge(
+            "vllm:num_requests_running",
+            "Sequences that are computed.",
+            {name: own.active for name, own in used.items()},
+        )
+        yield _gauge(
+            "vllm:num_requests_waiting",
+            "Sequences that wait for admission.",
+            {name: own.waiting for name, own in used.items()},
+        )
+        yield _gauge(
+            "vllm:num_requests_swapped",
+            "Sequences that wait for memory.",
+            {name: own.parked for name, own in used.items()},
+        )
+        shares = {name: used[name].current / budget for name, budget in budgets.items()}
+        yield _gauge("vllm:kv_cache_usage_perc", "Share of the budget that is in use.", shares)
+        yield _gauge("thrifty:memory_budget_bytes", "The budget.", budgets)
         held = GaugeMetricFamily("thrifty:memory_bytes", "Bytes by owner.", labels=("model_name", "owner"))
-        for owner, own in usage.categories.items():
-            held.add_metric((self._model, owner), own.current)
+        for name, own in used.items():
+            for owner, category in own.categories.items():
+                held.add_metric((name, owner), category.current)
         yield held
-        yield self._gauge("thrifty:disk_bytes", "Bytes on the disk tier.", usage.disk)
+        yield _gauge("thrifty:disk_bytes", "Bytes on the disk tier.", {name: own.disk for name, own in used.items()})
 
-    def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
-        gauge = GaugeMetricFamily(name, text, labels=("model_name",))
-        gauge.add_metric((self._model,), value)
-        return gauge
+
+def _gauge(name: str, text: str, values: Mapping[str, float]) -> Metric:
+    """values: by the model's name."""
+    gauge = GaugeMetricFamily(name, text, labels=("model_name",))
+    for model, value in values.items():
+        gauge.add_metric((model,), value)
+    return gauge
 
 
 class Clock:

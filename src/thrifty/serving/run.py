@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from thrifty.engine.engine import Engine
 from thrifty.serving.app import create_app
-from thrifty.serving.service import Service
+from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.settings import ServerError, ServerSettings
 
 _LOG = logging.getLogger("thrifty.serving")
@@ -24,20 +23,18 @@ _LOG = logging.getLogger("thrifty.serving")
 LAST_WORDS = 2  # seconds for what clients are told when their answers were ended
 
 
-def serve(
-    settings: ServerSettings, open_engine: Callable[[], Engine], listening: Callable[[str], None] | None = None
-) -> None:
+def serve(models: ModelShelf, listening: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; answers under way get `drain_seconds` to end. listening: told the URL.
 
-    Raises ServerError where the address cannot be had, and what loading the model raises.
+    Raises ServerError where the address cannot be had, and what loading a model raises that has to be there.
     """
+    settings = models.settings
     settings.check()
-    service = Service(settings)
-    app = create_app(service, open_engine, failed=lambda: server.stop())
-    server = Draining(app, settings.drain_seconds, service.end_all)
+    app = create_app(models, failed=lambda: server.stop())
+    server = Draining(app, settings.drain_seconds, models.end_all)
     run_server(server, settings, listening)
-    if service.failure is not None:
-        raise service.failure
+    if models.failure is not None:
+        raise models.failure
 
 
 class Draining(uvicorn.Server):

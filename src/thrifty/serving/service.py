@@ -1,97 +1,61 @@
-"""The served model: loaded beside the event loop, asked by every endpoint."""
+"""What endpoints ask of a served model: tokens of a prompt, and answers to it."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
-import time
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.engine.asynchronous import AsyncEngine
-from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import PromptError
 from thrifty.serving.access.text_limits import CHARACTERS, check_texts
 from thrifty.serving.bodies.sampling import Extensions
 from thrifty.serving.errors import RequestError
 from thrifty.serving.metrics import Metrics
+from thrifty.serving.served_model import ServedModel
 from thrifty.serving.settings import ServerSettings
 from thrifty.storage.budget import parse_size
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
 
-_LOG = logging.getLogger("thrifty.serving")
-
 
 class Service:
-    """One model under its name. settings: the operator's. metrics: what it counts.
+    """A served model under one of its names. settings: the operator's. name: what clients ask for.
 
-    Until `load` is done every request is refused with 503.
+    adapter: the one of its engine that answers go through, None for the model as it is.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, served: ServedModel, adapter: str | None = None) -> None:
         self.settings = settings
-        self.metrics = Metrics(settings.model)
-        self.created = int(time.time())
-        self.failure: BaseException | None = None
-        self._engine: AsyncEngine | None = None
-        self._handles: weakref.WeakSet[AsyncHandle] = weakref.WeakSet()
+        self.served = served
+        self.adapter = adapter
+        self.name = served.name if adapter is None else f"{served.name}:{adapter}"
 
     @property
     def ready(self) -> bool:
         """Whether the model is loaded."""
-        return self._engine is not None
+        return self.served.ready
+
+    @property
+    def metrics(self) -> Metrics:
+        """What is counted of the model."""
+        return self.served.metrics
 
     @property
     def engine(self) -> AsyncEngine:
-        """The engine. Raises RequestError (503) while the model is loaded."""
-        if self._engine is None:
-            raise RequestError(
-                f"the model '{self.settings.model}' is being loaded; ask again soon", 503, code="loading"
-            )
-        return self._engine
+        """The engine. Raises RequestError (503) where there is none now."""
+        return self.served.engine
 
     @property
     def model(self) -> Model:
         """The loaded model. Raises as `engine` does."""
-        return self.engine.engine.model
-
-    async def load(self, open_engine: Callable[[], Engine]) -> None:
-        """Open the engine in a thread of its own. What it raises is kept as `failure`, and raised."""
-        started = time.perf_counter()
-        try:
-            engine = await asyncio.to_thread(open_engine)
-        except BaseException as error:
-            self.failure = error
-            raise
-        self._engine = AsyncEngine(engine)
-        self.metrics.watch(engine)
-        _LOG.info("%s is ready after %.1f s", self.settings.model, time.perf_counter() - started)
-
-    def end_all(self) -> None:
-        """End every answer under way; those who wait for it are told that the server stops."""
-        for handle in list(self._handles):
-            handle.cancel()
-
-    async def close(self) -> None:
-        """End what runs and let the model go."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            await engine.close()
-
-    def check_model(self, name: str) -> None:
-        """Raise RequestError (404) for another model's name."""
-        if name != self.settings.model:
-            raise RequestError(
-                f"the model '{name}' is not served here; '{self.settings.model}' is", 404, "model", "model_not_found"
-            )
+        return self.served.model
 
     async def compiled(self, form: tuple[Grammar, str] | None) -> Grammar | None:
         """The grammar of a request, ready. form: with the field that gave it. Raises RequestError that names it."""
@@ -136,10 +100,15 @@ class Service:
             raise RequestError(f"n is {samples}; this server gives at most {self.settings.samples}", param="n")
         self.check_length(len(prompt))
         request = Request(
-            prompt=prompt, sampling=sampling, samples=samples, salt=salt_of(key), **self._bounds(extensions)
+            prompt=prompt,
+            sampling=sampling,
+            samples=samples,
+            salt=salt_of(key),
+            adapter=self.adapter,
+            **self._bounds(extensions),
         )
         handle = await self.engine.submit(request)
-        self._handles.add(handle)
+        self.served.track(handle)
         self.metrics.submitted(len(prompt), samples)
         return handle
 

@@ -16,8 +16,6 @@ class ServerError(ThriftyError):
 class ServerSettings:
     """How the server is reached, who may use it, and what a request may ask for."""
 
-    #: The name under which clients ask for the model.
-    model: str
     #: The address to listen at.
     host: str = "127.0.0.1"
     #: 0: any that is free.
@@ -38,6 +36,10 @@ class ServerSettings:
     texts: int = 2048
     #: Whether a request may choose cache techniques and a bound on its cache.
     request_recipes: bool = True
+    #: Seconds that a request waits for its model to be loaded.
+    load_seconds: float = 120.0
+    #: Bytes that each of several loaded models has beside its weights, at least.
+    model_room: int = 64_000_000
     #: Seconds between comments that keep a silent stream open.
     keep_alive_seconds: float = 15.0
     #: Seconds that answers under way get to end when the server is told to stop.

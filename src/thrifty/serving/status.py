@@ -9,47 +9,38 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from thrifty.serving.errors import RequestError, response
+from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.service import Service
 from thrifty.version import VERSION
 
 
-def router(service: Service) -> APIRouter:
-    """The endpoints over a service."""
+def router(models: ModelShelf) -> APIRouter:
+    """The endpoints over the models of a server."""
     routes = APIRouter()
 
-    def described() -> dict[str, Any]:
-        entry: dict[str, Any] = {
-            "id": service.settings.model,
-            "object": "model",
-            "created": service.created,
-            "owned_by": "thrifty",
-        }
-        return entry | ({"max_model_len": service.engine.probe().context} if service.ready else {})
-
     @routes.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        """What is served."""
-        return {"object": "list", "data": [described()]}
+    async def all_models() -> dict[str, Any]:
+        """What is served: models, loaded or not, and their adapters."""
+        return {"object": "list", "data": [_described(service) for service in models.services()]}
 
     @routes.get("/v1/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
+    async def one_model(name: str) -> dict[str, Any]:
         """One of them."""
-        service.check_model(name)
-        return described()
+        return _described(models.named(name))
 
     @routes.get("/health")
     async def health() -> Response:
         """200 once requests are taken, 503 before."""
         try:
-            _ = service.engine
+            models.check_ready()
         except RequestError as error:
             return response(str(error), 503, code=error.code, retry_after=1)
         return JSONResponse({"status": "ok"})
 
     @routes.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> Response:
-        """Prometheus' text format. In a thread: what the engine holds is read between two of its steps."""
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        """Prometheus' text format. In a thread: what an engine holds is read between two of its steps."""
+        return Response(models.instruments.text(), media_type=CONTENT_TYPE_LATEST)
 
     @routes.get("/version")
     async def version() -> dict[str, str]:
@@ -57,3 +48,16 @@ def router(service: Service) -> APIRouter:
         return {"version": VERSION}
 
     return routes
+
+
+def _described(service: Service) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "id": service.name,
+        "object": "model",
+        "created": service.served.created,
+        "owned_by": "thrifty",
+        "loaded": service.ready,
+    }
+    if service.adapter is not None:
+        entry["parent"] = service.served.name
+    return entry | ({"max_model_len": service.engine.probe().context} if service.ready else {})

@@ -145,7 +145,8 @@ def test_the_cache_is_as_after_single_steps(model: Model, make_engine: Callable[
         while len(handle.samples[0].token_ids) < 1:
             engine.step()
         while len(handle.samples[0].token_ids) < 100:
-            engine._step(together=patient)
+            with engine._turn:
+                engine._take_step(together=patient)
         while len(handle.samples[0].token_ids) < 140:
             engine.step()
         cache = engine.cache_of(handle)

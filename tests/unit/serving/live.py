@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ from tests.tiny import tiny_model
 
 from thrifty.engine.engine import Engine
 from thrifty.serving.app import create_app
+from thrifty.serving.model_shelf import ModelShelf
+from thrifty.serving.served_model import Fits, ModelSource
 from thrifty.serving.service import Service
 from thrifty.serving.settings import ServerSettings
 
@@ -31,21 +33,13 @@ class SlowEngine(Engine):
         return super().step()
 
 
-class Live:
-    """A running server. url: without a path. engine: the one behind it, once it is loaded."""
+class Shelf:
+    """A running server over some models. url: without a path."""
 
-    def __init__(self, settings: ServerSettings, make: Callable[[], Engine]) -> None:
-        self.settings = settings
-        self.service = Service(settings)
-        self.engine: Engine | None = None
-        self.loaded = threading.Event()
-
-        def opened() -> Engine:
-            self.engine = make()
-            self.loaded.set()
-            return self.engine
-
-        app = create_app(self.service, opened, failed=lambda: setattr(self.server, "should_exit", True))
+    def __init__(self, models: ModelShelf) -> None:
+        self.models = models
+        self.settings = models.settings
+        app = create_app(models, failed=lambda: setattr(self.server, "should_exit", True))
         self.server = uvicorn.Server(
             uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
         )
@@ -61,13 +55,6 @@ class Live:
         """Let it run; returns as soon as it listens."""
         self._thread.start()
 
-    def wait(self) -> None:
-        """Until the model is loaded."""
-        until = time.monotonic() + 30
-        while not self.service.ready:
-            assert time.monotonic() < until, "the server did not load its model"
-            time.sleep(0.005)
-
     def stop(self) -> None:
         """End it."""
         self.server.should_exit = True
@@ -75,6 +62,31 @@ class Live:
         assert not self._thread.is_alive()
         self._socket.close()
         self.client.close()
+
+
+class Live(Shelf):
+    """A running server over one model. engine: the one behind it, once it is loaded."""
+
+    def __init__(self, settings: ServerSettings, make: Callable[[], Engine]) -> None:
+        self.engine: Engine | None = None
+
+        def opened(fits: Fits) -> Engine:
+            self.engine = make()
+            return self.engine
+
+        super().__init__(ModelShelf(settings, [ModelSource(NAME, opened)], preload=True))
+
+    @property
+    def service(self) -> Service:
+        """The only model's."""
+        return self.models.named(NAME)
+
+    def wait(self) -> None:
+        """Until the model is loaded."""
+        until = time.monotonic() + 30
+        while not self.service.ready:
+            assert time.monotonic() < until, "the server did not load its model"
+            time.sleep(0.005)
 
     def held(self) -> int:
         """Bytes that requests hold: all but weights, workspace and the prefix tree."""
@@ -97,11 +109,22 @@ def tiny_engine(kind: type[Engine] = Engine, **options: Any) -> Engine:
 @contextmanager
 def live(make: Callable[[], Engine] = tiny_engine, wait: bool = True, **settings: Any) -> Iterator[Live]:
     """A server that is stopped at the end."""
-    server = Live(ServerSettings(model=NAME, **settings), make)
+    server = Live(ServerSettings(**settings), make)
     server.start()
     try:
         if wait:
             server.wait()
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def shelf(sources: Sequence[ModelSource], memory: int | None = None, **settings: Any) -> Iterator[Shelf]:
+    """A server over several models that is stopped at the end."""
+    server = Shelf(ModelShelf(ServerSettings(**settings), sources, memory=memory))
+    server.start()
+    try:
         yield server
     finally:
         server.stop()
@@ -123,11 +146,11 @@ def chat_body(content: str = "hello", **fields: Any) -> dict[str, Any]:
     return body | fields
 
 
-def post(server: Live, path: str, **options: Any) -> httpx.Response:
+def post(server: Shelf, path: str, **options: Any) -> httpx.Response:
     """One request."""
     return server.client.post(server.url + path, **options)
 
 
-def get(server: Live, path: str, **options: Any) -> httpx.Response:
+def get(server: Shelf, path: str, **options: Any) -> httpx.Response:
     """One request without a body."""
     return server.client.get(server.url + path, **options)

@@ -8,7 +8,9 @@ import sys
 from tests.unit.serving.live import NAME, SlowEngine, tiny_engine
 
 from thrifty.engine.engine import Engine
+from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.run import serve
+from thrifty.serving.served_model import Fits, ModelSource
 from thrifty.serving.settings import ServerSettings
 
 
@@ -16,14 +18,14 @@ def main() -> None:
     """Serve; the first line of the output is the URL."""
     logging.basicConfig(level=logging.INFO)
     drain, pause = float(sys.argv[1]), float(sys.argv[2]) / 1000
-    settings = ServerSettings(model=NAME, port=0, drain_seconds=drain)
+    settings = ServerSettings(port=0, drain_seconds=drain)
 
-    def opened() -> Engine:
+    def opened(fits: Fits) -> Engine:
         engine = tiny_engine(SlowEngine)
         engine.pause = pause  # type: ignore[attr-defined]
         return engine
 
-    serve(settings, opened, lambda url: print(url, flush=True))
+    serve(ModelShelf(settings, [ModelSource(NAME, opened)], preload=True), lambda url: print(url, flush=True))
 
 
 if __name__ == "__main__":

@@ -238,11 +238,11 @@ def _answers(running: Live) -> bool:
 
 def test_an_address_that_others_reach_needs_a_key_or_a_word() -> None:
     with pytest.raises(ServerError, match="no API key is set"):
-        ServerSettings(model=NAME, host="0.0.0.0").check()
-    ServerSettings(model=NAME, host="0.0.0.0", public=True).check()
-    ServerSettings(model=NAME, host="0.0.0.0", api_keys=("key",)).check()
+        ServerSettings(host="0.0.0.0").check()
+    ServerSettings(host="0.0.0.0", public=True).check()
+    ServerSettings(host="0.0.0.0", api_keys=("key",)).check()
     with pytest.raises(ServerError, match="empty"):
-        ServerSettings(model=NAME, api_keys=("",)).check()
+        ServerSettings(api_keys=("",)).check()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:{port}/health?", "localhost/page/", "127.0.0.1/health#"])

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from thrifty.cli.shared import opening, options, output
+from thrifty.cli.shared.quantities import parse_bytes
+
+CLUSTER = "Cluster"
 
 EXAMPLE = "thrifty serve smollm2-135m --memory 300MB --port 8000"
 
 
 def command(
-    model: options.ModelName,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            show_default=False,
+            help="A name from `thrifty models`, a GGUF file, a model folder or a hub id.",
+        ),
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME=MODEL",
+            help="One of several models, loaded when it is asked for; repeat. --memory is for all together.",
+        ),
+    ] = None,
     recipe: options.RecipePath = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8000,
@@ -29,12 +49,36 @@ def command(
     context: Annotated[int | None, typer.Option(min=1, help="Most tokens of a prompt and its answer.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Most sequences at a time.")] = 16,
     queue: Annotated[int, typer.Option(min=0, help="Most requests that wait; more are refused with 429.")] = 64,
+    model_room: Annotated[
+        int,
+        typer.Option(
+            "--model-room",
+            metavar="SIZE",
+            parser=parse_bytes,
+            help="Of several models: what each has beside its weights, at least.",
+        ),
+    ] = 64_000_000,
     request_recipes: Annotated[
         bool, typer.Option(help="Whether requests may choose cache techniques and a bound on their cache.")
     ] = True,
     drain: Annotated[
         float, typer.Option(min=0, help="Seconds that answers under way get to end when the server is told to stop.")
     ] = 30.0,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Serve by several replicas behind one address, on Ray.")
+    ] = False,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=CLUSTER, help="Replicas; --threads are of each. Default: 2.")
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=CLUSTER, help="As many as the load may bring.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=CLUSTER, help="HOST:PORT of a Ray cluster, or auto. Default: one on this machine."
+        ),
+    ] = None,
     memory: options.Memory = None,
     process_memory: options.ProcessMemory = None,
     threads: options.Threads = None,
@@ -42,7 +86,7 @@ def command(
     no_copy: options.NoCopy = False,
     as_json: options.Json = False,
 ) -> None:
-    """Serve a model by OpenAI's API and Anthropic's, streamed or whole, with a page to try it at /.
+    """Serve a model, or several (--model), by OpenAI's API and Anthropic's, with a page to try it at /.
 
     With --json the address is one line of JSON on standard output, once the server listens.
     """
@@ -52,34 +96,104 @@ def command(
         extras.require(module, "serve", "thrifty serve")
     from thrifty.api import open_engine
     from thrifty.engine.engine import Engine
+    from thrifty.serving.model_shelf import ModelShelf
     from thrifty.serving.run import serve
+    from thrifty.serving.served_model import Fits, ModelSource
     from thrifty.serving.settings import ServerSettings
 
+    if not cluster:
+        refuse_without_cluster({"replicas": replicas, "max-replicas": max_replicas, "ray-address": ray_address})
+    else:
+        from thrifty.serving.cluster.settings import ClusterSettings
+
+        extras.require("ray", "cluster", "thrifty serve --cluster")
+        threads = threads or threads_of_replicas(replicas or 2, ray_address)
+        chosen_cluster = ClusterSettings(
+            replicas=replicas or 2, most_replicas=max_replicas, threads=threads, memory=process_memory or memory,
+            batch=batch, queue=queue, address=ray_address,
+        )  # fmt: skip
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     chosen = opening.read_recipe(recipe)
+    served = served_models(model, models or [], name)
+    several = model is None
+    if several and process_memory is not None:
+        raise typer.BadParameter("--process-memory bounds one model; give --memory for several")
     settings = ServerSettings(
-        model=name or _plain_name(model),
         host=host,
         port=port,
         api_keys=tuple(api_key or ()),
         public=public,
+        model_room=model_room,
         request_recipes=request_recipes,
         drain_seconds=drain,
     )
 
-    def opened() -> Engine:
-        return open_engine(
-            model, chosen, memory=memory, process_memory=process_memory, threads=threads, context=context,
-            native=native, copy=not no_copy, batch=batch, queue=queue,
-        )  # fmt: skip
+    def source(known_as: str, path: str) -> ModelSource:
+        def opened(fits: Fits) -> Engine:
+            return open_engine(
+                path, chosen, memory=memory, process_memory=process_memory, threads=threads, context=context,
+                native=native, copy=not no_copy, batch=batch, queue=queue, fits=fits if several else None,
+            )  # fmt: skip
+
+        return ModelSource(known_as, opened)
+
+    def shelf() -> ModelShelf:
+        sources = [source(known_as, path) for known_as, path in served.items()]
+        return ModelShelf(settings, sources, memory=memory if several else None, preload=not several)
 
     def listening(url: str) -> None:
+        names = ", ".join(served)
         if as_json:
-            output.json_line({"model": settings.model, "url": f"{url}/v1"})
+            output.json_line({"model": names, "url": f"{url}/v1"})
         else:
-            output.note(f"{settings.model} at {url}/v1 (Ctrl-C ends)")
+            output.note(f"{names} at {url}/v1 (Ctrl-C ends)")
 
-    serve(settings, opened, listening)
+    if not cluster:
+        serve(shelf(), listening)
+        return
+    from thrifty.serving.cluster.run import serve_cluster
+
+    serve_cluster(", ".join(served), settings, chosen_cluster, shelf, listening)
+
+
+def refuse_without_cluster(given: Mapping[str, object]) -> None:
+    """Raise typer.BadParameter for options that mean nothing without --cluster. given: by their names, None: not."""
+    for name, value in given.items():
+        if value is not None:
+            raise typer.BadParameter(f"--{name} is for several replicas; give --cluster too")
+
+
+def threads_of_replicas(replicas: int, address: str | None) -> int:
+    """Threads of one replica where --threads does not say. address: of a Ray cluster, whose machines are not known
+    here: raises typer.BadParameter.
+    """
+    if address is not None:
+        raise typer.BadParameter("--threads is missing: how many cores a replica takes on the machines of the cluster")
+    return max(1, (os.cpu_count() or 1) // replicas)
+
+
+def served_models(model: str | None, named: list[str], name: str | None) -> dict[str, str]:
+    """Models by the names that clients use. model, name: the only one's, and how it is called. named: NAME=MODEL.
+
+    Raises typer.BadParameter.
+    """
+    if model is not None and named:
+        raise typer.BadParameter(f"give MODEL or --model, not both: '{model}' would be --model NAME={model}")
+    if model is not None:
+        return {name or _plain_name(model): model}
+    if not named:
+        raise typer.BadParameter("no model is named: give MODEL, or --model NAME=MODEL for each of several")
+    if name is not None:
+        raise typer.BadParameter("--name is for one MODEL; several have theirs in --model NAME=MODEL")
+    found: dict[str, str] = {}
+    for pair in named:
+        known_as, separator, path = pair.partition("=")
+        if not separator or not known_as.strip() or not path.strip():
+            raise typer.BadParameter(f"--model {pair!r} is not NAME=MODEL. Write e.g. chat=smollm2-135m")
+        if known_as in found:
+            raise typer.BadParameter(f"--model names '{known_as}' twice; give each a name of its own")
+        found[known_as.strip()] = path.strip()
+    return found
 
 
 def _plain_name(model: str) -> str:

@@ -22,7 +22,7 @@ class RequestBounds:
     """Upper bounds of what requests hold, against the budget beside weights and workspace.
 
     workspace: bytes of the runner's buffers; beside them every active sequence has a row of logits, and natively the
-    rotations of its present positions. adapters: bytes of those that are there now.
+    rotations of its present positions. adapters: bytes of those that are there now. budget: None: no bound.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class RequestBounds:
         self.workspace = workspace
         self.adapters = 0
         self._sizes = sizes
-        self._budget = budget
+        self.budget = budget
         self._weights = weights
         self._row_bytes = row_bytes
         self._beside = beside
@@ -90,7 +90,7 @@ class RequestBounds:
         """Raise BudgetError where a request could not run even alone, with the tokens or the budget that
         would do.
         """
-        budget = self._budget
+        budget = self.budget
         drafts = self.drafts_bytes
         cache = self.footprint(policies, prompt, total, samples, drafting).peak_bytes
         need = self._weights + self.adapters + self.workspace + drafts + cache
@@ -113,9 +113,9 @@ class RequestBounds:
 
         what: that has these bytes, for the error.
         """
-        if self._budget is None:
+        if self.budget is None:
             return
-        room = self._budget - self._weights - self.adapters - self.workspace - self.drafts_bytes - nbytes
+        room = self.budget - self._weights - self.adapters - self.workspace - self.drafts_bytes - nbytes
         for sequence in sequences:
             ticket, samples = sequence.ticket, sequence.samples
             bound = self.footprint(
@@ -125,8 +125,17 @@ class RequestBounds:
                 raise BudgetError(
                     f"{what} of {format_size(nbytes)} leaves {format_size(max(0, room))} to an accepted request that "
                     f"may need {format_size(bound)}; wait for the end of request {ticket.request.identity}, or use a "
-                    f"budget of {self._budget + bound - room} bytes ({format_size(self._budget + bound - room)})"
+                    f"budget of {self.budget + bound - room} bytes ({format_size(self.budget + bound - room)})"
                 )
+
+    def least_budget(self, sequences: Sequence[Running]) -> int:
+        """Bytes of a budget with which each of the sequences could still end, even alone, and one token be answered."""
+        bounds = [self.footprint((), 1, 2).peak_bytes]
+        for sequence in sequences:
+            ticket, prompt = sequence.ticket, sequence.prompt_length
+            bound = self.footprint(ticket.policies, prompt, sequence.total, sequence.samples, ticket.drafting)
+            bounds.append(bound.peak_bytes)
+        return self._weights + self.adapters + self.workspace + self.drafts_bytes + max(bounds)
 
     def longest(
         self,
@@ -139,9 +148,9 @@ class RequestBounds:
         """The most tokens in all, at most `total`, that a request of `prompt` tokens (or fewer) may have;
         0: none.
         """
-        if self._budget is None:
+        if self.budget is None:
             return total
-        room = self._budget - self._weights - self.adapters - self.workspace - self.drafts_bytes
+        room = self.budget - self._weights - self.adapters - self.workspace - self.drafts_bytes
 
         def fits(tokens: int) -> bool:
             return self.footprint(policies, min(prompt, tokens), tokens, samples, drafting).peak_bytes <= room

@@ -18,6 +18,7 @@ from thrifty.serving.anthropic.errors import DOCUMENTED, error_body
 from thrifty.serving.bodies.chat_messages import checked, text_of
 from thrifty.serving.bodies.sampling import Body, Extensions
 from thrifty.serving.errors import RequestError, described
+from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.service import Service
 
 
@@ -159,14 +160,14 @@ FORM = StreamForm(
 )
 
 
-def router(service: Service) -> APIRouter:
-    """Both endpoints over a service."""
+def router(models: ModelShelf) -> APIRouter:
+    """Both endpoints over the models of a server."""
     routes = APIRouter()
 
     @routes.post("/v1/messages", responses=STREAMED | DOCUMENTED)
     async def messages(body: MessageBody, http: Request) -> Response:
         """Answer a conversation."""
-        service.check_model(body.model)
+        service = await models.get(body.model)
         prompt = await service.encode_chat(body.conversation())
         handle = await service.submit(prompt, body.sampling(), 1, body.thrifty, key_of(http))
         answer = MessageAnswer(service, body, handle)
@@ -179,7 +180,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/v1/messages/count_tokens", responses=DOCUMENTED)
     async def count_tokens(body: CountBody) -> dict[str, int]:
         """The tokens that a conversation has as a prompt."""
-        service.check_model(body.model)
+        service = await models.get(body.model)
         return {"input_tokens": len(await service.encode_chat(body.conversation()))}
 
     return routes

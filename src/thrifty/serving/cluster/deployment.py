@@ -11,12 +11,12 @@ from typing import Any
 
 from starlette.types import Message
 
-from thrifty.engine.engine import Engine
 from thrifty.errors import QueueFullError
 from thrifty.serving.cluster.calls import HttpCall
 from thrifty.serving.cluster.forwarding import ReplicaLost
 from thrifty.serving.cluster.replica import Replica
 from thrifty.serving.cluster.settings import ClusterSettings
+from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.settings import ServerError, ServerSettings
 
 DEPLOYMENT = "replica"
@@ -41,11 +41,16 @@ _LOG = logging.getLogger("thrifty.serving")
 
 
 class Deployment:
-    """N replicas of one application. open_engine: opens the model in a replica; travels by pickle."""
+    """N replicas of one application. name: of what they serve. shelf: makes the models of a replica; it travels by
+    pickle.
+    """
 
-    def __init__(self, settings: ServerSettings, cluster: ClusterSettings, open_engine: Callable[[], Engine]) -> None:
-        self._settings, self._cluster, self._open_engine = settings, cluster, open_engine
-        self._name = "thrifty-" + re.sub(r"[^A-Za-z0-9_-]+", "-", settings.model)
+    def __init__(
+        self, name: str, settings: ServerSettings, cluster: ClusterSettings, shelf: Callable[[], ModelShelf]
+    ) -> None:
+        self.name = name
+        self._settings, self._cluster, self._shelf = settings, cluster, shelf
+        self._application = "thrifty-" + re.sub(r"[^A-Za-z0-9_-]+", "-", name)
         self._handle: Any = None
         self._is_ready = False
 
@@ -104,8 +109,8 @@ class Deployment:
         from ray import serve
 
         deployment = serve.deployment(name=DEPLOYMENT, **self._options())(Replica)
-        application = deployment.bind(self._settings, self._open_engine)
-        target = serve.RunTarget(application, name=self._name, route_prefix=None)
+        application = deployment.bind(self._shelf)
+        target = serve.RunTarget(application, name=self._application, route_prefix=None)
         (handle,) = serve.run_many([target], wait_for_applications_running=False)
         self._handle = handle.options(method_name="answer", stream=True)
 
@@ -151,7 +156,7 @@ class Deployment:
         """Of the application: its status by Ray's name, what Ray says of it, and how many replicas run."""
         from ray import serve
 
-        application = serve.status().applications.get(self._name)
+        application = serve.status().applications.get(self._application)
         if application is None:
             return "NOT_STARTED", "", 0
         replicas = application.deployments.get(DEPLOYMENT)
@@ -170,7 +175,7 @@ class Deployment:
         if self._cluster.address is None:
             serve.shutdown()
         else:
-            serve.delete(self._name)
+            serve.delete(self._application)
         ray.shutdown()
 
     @property

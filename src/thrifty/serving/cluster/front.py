@@ -37,6 +37,7 @@ class Front:
     ) -> None:
         self._settings, self._deployment, self._failed = settings, deployment, failed
         self._metrics = MergedMetrics()
+        self._loading = f"'{deployment.name}' is being loaded; ask again soon"
         self.failure: BaseException | None = None
         self.forwarding = Forwarding(deployment.ask, retries)
         self.app = self._create()
@@ -64,8 +65,7 @@ class Front:
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._deployment.ready:
-            name = self._settings.model
-            raise RequestError(f"the model '{name}' is being loaded; ask again soon", 503, code="loading")
+            raise RequestError(self._loading, 503, code="loading")
         await self.forwarding(scope, receive, send)
 
     @contextlib.asynccontextmanager
@@ -91,7 +91,7 @@ class Front:
     async def _start(self) -> None:
         try:
             await self._deployment.start()
-            _LOG.info("%s is ready on %d of its replicas", self._settings.model, await self._deployment.running())
+            _LOG.info("%s is ready on %d of its replicas", self._deployment.name, await self._deployment.running())
         except Exception as error:
             self.failure = error
             self._failed()
@@ -105,8 +105,7 @@ class Front:
             """200 once a replica takes requests, 503 before."""
             replicas = await self._deployment.running()
             if not replicas:
-                told = f"the model '{self._settings.model}' is being loaded; ask again soon"
-                return errors.response(told, 503, code="loading", retry_after=1)
+                return errors.response(self._loading, 503, code="loading", retry_after=1)
             return JSONResponse({"status": "ok", "replicas": replicas})
 
         @own.get("/metrics", response_class=PlainTextResponse)
@@ -115,7 +114,7 @@ class Front:
             told = await self._deployment.metrics()
             self._metrics.update(told)
             forwarding = self.forwarding
-            own = cluster_families(self._settings.model, len(told), forwarding.retried, forwarding.lost)
+            own = cluster_families(len(told), forwarding.retried, forwarding.lost)
             return Response(page([*self._metrics.families(), *own]), media_type=CONTENT_TYPE_LATEST)
 
         return own

@@ -68,19 +68,13 @@ def _one(name: str, values: list[float]) -> float:
     return sum(values) / len(values) if name.endswith(SHARES) else sum(values)
 
 
-def cluster_families(model: str, replicas: int, retried: int, lost: int) -> list[Metric]:
-    """What the front knows itself. model: the label that all of Thrifty's metrics have."""
-    running = GaugeMetricFamily("thrifty:replicas", "Replicas that answer.", labels=("model_name",))
-    running.add_metric((model,), replicas)
-    again = CounterMetricFamily(
-        "thrifty:requests_retried", "Requests that were sent to another replica.", labels=("model_name",)
-    )
-    again.add_metric((model,), retried)
-    ended = CounterMetricFamily(
-        "thrifty:requests_lost", "Answers that ended with their replica.", labels=("model_name",)
-    )
-    ended.add_metric((model,), lost)
-    return [running, again, ended]
+def cluster_families(replicas: int, retried: int, lost: int) -> list[Metric]:
+    """What the front knows itself: replicas that answer, requests that were sent again, answers that were lost."""
+    return [
+        GaugeMetricFamily("thrifty:replicas", "Replicas that answer.", replicas),
+        CounterMetricFamily("thrifty:requests_retried", "Requests that were sent to another replica.", retried),
+        CounterMetricFamily("thrifty:requests_lost", "Answers that ended with their replica.", lost),
+    ]
 
 
 def page(families: Iterable[Metric]) -> bytes:

@@ -16,6 +16,7 @@ from thrifty.serving.answers import STREAMED, streamed, unless_gone, usage_of, w
 from thrifty.serving.bodies.chat_messages import checked
 from thrifty.serving.bodies.sampling import SamplingBody
 from thrifty.serving.errors import RequestError
+from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.openai import logprobs as shown
 from thrifty.serving.service import Service
 from thrifty.serving.tool_calls.calling import Calling
@@ -144,14 +145,14 @@ class ChatAnswer:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
-def router(service: Service) -> APIRouter:
-    """The endpoint over a service."""
+def router(models: ModelShelf) -> APIRouter:
+    """The endpoint over the models of a server."""
     routes = APIRouter()
 
     @routes.post("/v1/chat/completions", responses=STREAMED)
     async def chat_completions(body: ChatBody, http: Request) -> Response:
         """Answer a conversation."""
-        service.check_model(body.model)
+        service = await models.get(body.model)
         offer = body.offer
         calling = None if offer is None else Calling(offer, service.model.require_tokenizer())
         form = body.form if calling is None else (calling.grammar, "tools")

@@ -16,6 +16,7 @@ from thrifty.serving.access.keys import key_of
 from thrifty.serving.answers import STREAMED, streamed, unless_gone, usage_of, whole
 from thrifty.serving.bodies.sampling import SamplingBody
 from thrifty.serving.errors import RequestError
+from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.openai import logprobs as shown
 from thrifty.serving.service import Service
 
@@ -89,14 +90,14 @@ class CompletionAnswer:
         return total | {"prompt_tokens_details": {"cached_tokens": cached}, "thrifty": usages[0]["thrifty"]}
 
 
-def router(service: Service) -> APIRouter:
-    """The endpoint over a service."""
+def router(models: ModelShelf) -> APIRouter:
+    """The endpoint over the models of a server."""
     routes = APIRouter()
 
     @routes.post("/v1/completions", responses=STREAMED)
     async def completions(body: CompletionBody, http: Request) -> Response:
         """Go on with one text, or with several."""
-        service.check_model(body.model)
+        service = await models.get(body.model)
         prompts = body.prompts
         if not 1 <= len(prompts) <= service.settings.prompts:
             raise RequestError(

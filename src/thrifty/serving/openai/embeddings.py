@@ -14,6 +14,7 @@ from thrifty.arrays import Floats
 from thrifty.serving.answers import unless_gone
 from thrifty.serving.bodies.sampling import Body
 from thrifty.serving.errors import RequestError
+from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.service import Service
 
 
@@ -57,14 +58,14 @@ def _unit(vector: Floats) -> Floats:
     return unit
 
 
-def router(service: Service) -> APIRouter:
-    """The endpoint over a service."""
+def router(models: ModelShelf) -> APIRouter:
+    """The endpoint over the models of a server."""
     routes = APIRouter()
 
     @routes.post("/v1/embeddings")
     async def embeddings(body: EmbeddingBody, http: Request) -> Response:
         """Texts as vectors."""
-        service.check_model(body.model)
+        service = await models.get(body.model)
         done = await unless_gone(http, embedded(service, body.inputs, "input"))
         if done is None:
             return Response(status_code=499)

@@ -14,8 +14,8 @@ from pydantic import Field, StrictBool, StrictInt
 
 from thrifty.serving.answers import unless_gone
 from thrifty.serving.bodies.sampling import Body
+from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.openai.embeddings import embedded
-from thrifty.serving.service import Service
 
 
 class TextDocument(Body):
@@ -39,14 +39,14 @@ class RerankBody(Body):
         return [document if isinstance(document, str) else document.text for document in self.documents]
 
 
-def router(service: Service) -> APIRouter:
-    """The endpoint over a service."""
+def router(models: ModelShelf) -> APIRouter:
+    """The endpoint over the models of a server."""
     routes = APIRouter()
 
     @routes.post("/v1/rerank")
     async def rerank(body: RerankBody, http: Request) -> Response:
         """Documents, the most alike to the query first."""
-        service.check_model(body.model)
+        service = await models.get(body.model)
         texts = body.texts
         done = await unless_gone(http, embedded(service, [body.query, *texts], "documents"))
         if done is None:

@@ -16,6 +16,7 @@ from thrifty.serving.answers import STREAMED, streamed, unless_gone, whole
 from thrifty.serving.bodies.chat_messages import checked, text_of
 from thrifty.serving.bodies.sampling import Body, Extensions
 from thrifty.serving.errors import RequestError
+from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.openai.response_events import ResponseEvents, response_form
 from thrifty.serving.service import Service
 
@@ -83,7 +84,7 @@ class ResponseAnswer:
         self.handle, self._body = handle, body
         self._created = int(time.time())
         self.message_id = f"msg_{handle.identity}"
-        self._model = service.settings.model
+        self._model = service.name
 
     def shown(self, status: str) -> dict[str, Any]:
         """The response now. status: "in_progress", "completed", "incomplete" or "failed"."""
@@ -149,14 +150,14 @@ class ResponseAnswer:
         }
 
 
-def router(service: Service) -> APIRouter:
-    """The endpoint over a service."""
+def router(models: ModelShelf) -> APIRouter:
+    """The endpoint over the models of a server."""
     routes = APIRouter()
 
     @routes.post("/v1/responses", responses=STREAMED)
     async def responses(body: ResponseBody, http: Request) -> Response:
         """Answer a text or a conversation."""
-        service.check_model(body.model)
+        service = await models.get(body.model)
         prompt = await service.encode_chat(body.messages())
         handle = await service.submit(prompt, body.sampling(), 1, body.thrifty, key_of(http))
         answer = ResponseAnswer(service, body, handle)

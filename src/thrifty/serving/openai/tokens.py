@@ -11,7 +11,7 @@ from thrifty.engine.prompts import prompt_ids
 from thrifty.serving.bodies.body import Body
 from thrifty.serving.bodies.chat_messages import checked
 from thrifty.serving.errors import RequestError
-from thrifty.serving.service import Service
+from thrifty.serving.model_shelf import ModelShelf
 
 
 class TokenizeBody(Body):
@@ -29,15 +29,14 @@ class DetokenizeBody(Body):
     tokens: list[StrictInt]
 
 
-def router(service: Service) -> APIRouter:
-    """Both endpoints over a service."""
+def router(models: ModelShelf) -> APIRouter:
+    """Both endpoints over the models of a server."""
     routes = APIRouter()
 
     @routes.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> dict[str, Any]:
         """The ids of a text, or of a conversation as the model reads it."""
-        if body.model is not None:
-            service.check_model(body.model)
+        service = await models.get(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("give either prompt or messages", param="prompt")
         if body.messages is not None:
@@ -49,8 +48,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/detokenize")
     async def detokenize(body: DetokenizeBody) -> dict[str, str]:
         """The text of some ids."""
-        if body.model is not None:
-            service.check_model(body.model)
+        service = await models.get(body.model)
         if not body.tokens:
             return {"prompt": ""}
         ids = prompt_ids(body.tokens)

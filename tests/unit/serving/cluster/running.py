@@ -44,9 +44,11 @@ class Cluster:
             time.sleep(0.2)
 
     def metric(self, name: str) -> float:
-        """A sample without labels but the model's."""
+        """A sample of the one model."""
         text = httpx.get(f"{self.url}/metrics", timeout=30).text
-        return float(next(line for line in text.splitlines() if line.startswith(f"{name}{{")).rpartition(" ")[2])
+        return float(
+            next(line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))).rpartition(" ")[2]
+        )
 
     def signal(self, number: signal.Signals) -> None:
         """Tell the front."""

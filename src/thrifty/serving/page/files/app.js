@@ -9,6 +9,7 @@ import { ask } from "./stream.js";
 const field = (id) => document.getElementById(id);
 const tabs = [...document.querySelectorAll("[role=tab]")];
 let model = "";
+let counted = ""; // the name that metrics carry: an adapter's is its model's
 
 function notice(text) {
   field("notice").textContent = text;
@@ -17,12 +18,17 @@ function notice(text) {
 
 async function findModel() {
   try {
-    const listed = await (await ask("/v1/models", settings.key())).json();
-    const [first] = listed.data;
-    model = first.id;
-    field("model").textContent = first.max_model_len ? `${model}, ${first.max_model_len} tokens` : `${model} is being loaded`;
+    const listed = (await (await ask("/v1/models", settings.key())).json()).data;
+    const chosen = listed.find((entry) => entry.id === field("models").value) ?? listed[0];
+    model = chosen.id;
+    counted = chosen.parent ?? chosen.id;
+    field("models").replaceChildren(...listed.map(({ id }) => new Option(id)));
+    field("models").value = model;
+    field("models").hidden = listed.length < 2;
+    if (listed.length > 1) field("model").textContent = chosen.loaded ? `${chosen.max_model_len} tokens` : "loaded when asked";
+    else field("model").textContent = chosen.loaded ? `${model}, ${chosen.max_model_len} tokens` : `${model} is being loaded`;
     notice("");
-    if (!first.max_model_len) setTimeout(findModel, 1000);
+    if (listed.length < 2 && !chosen.loaded) setTimeout(findModel, 1000);
   } catch (error) {
     notice(error.message);
   }
@@ -31,7 +37,7 @@ async function findModel() {
 const asked = () => model;
 const conversation = new Conversation(asked, notice);
 const comparison = new Comparison(asked, notice);
-const dashboard = new Dashboard(notice);
+const dashboard = new Dashboard(notice, () => counted);
 
 function select(tab) {
   for (const own of tabs) {
@@ -61,7 +67,7 @@ field("settings-button").addEventListener("click", () => {
   field("settings-button").setAttribute("aria-expanded", String(isShown));
 });
 field("settings-form").addEventListener("submit", (event) => event.preventDefault());
-field("key").addEventListener("change", findModel);
+for (const id of ["key", "models"]) field(id).addEventListener("change", findModel);
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
   conversation.stop();

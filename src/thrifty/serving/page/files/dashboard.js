@@ -39,8 +39,9 @@ export function quantile(buckets, q) {
 }
 
 export class Dashboard {
-  constructor(notice) {
+  constructor(notice, model) {
     this.notice = notice;
+    this.model = model;
     this.rates = [];
     this.before = null;
     this.timer = null;
@@ -54,7 +55,8 @@ export class Dashboard {
 
   async update() {
     try {
-      this.draw(parse(await (await ask("/metrics", key())).text()));
+      const samples = parse(await (await ask("/metrics", key())).text());
+      this.draw(samples.filter(({ labels }) => !labels.model_name || labels.model_name === this.model()));
     } catch (error) {
       this.notice(error.message);
     }

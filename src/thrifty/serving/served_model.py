@@ -1,0 +1,150 @@
+"""One model of the server: how it is opened, its engine while it is loaded, and who uses it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from thrifty.engine.async_handle import AsyncHandle
+from thrifty.engine.asynchronous import AsyncEngine
+from thrifty.engine.engine import Engine
+from thrifty.serving.errors import RequestError
+from thrifty.serving.metrics import Metrics
+from thrifty.storage.heap import hand_back
+
+if TYPE_CHECKING:
+    from thrifty.models.model import Model
+
+_LOG = logging.getLogger("thrifty.serving")
+
+Fits = Callable[[int], None]
+"""Told the bytes of a model's weights before any of them is converted; what it raises ends the loading."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that can be served. name: what clients ask for. open: loads it, in a thread. adapters: names of those
+    that its engine has from the beginning.
+    """
+
+    name: str
+    open: Callable[[Fits], Engine]
+    adapters: tuple[str, ...] = ()
+
+
+class ServedModel:
+    """A source, and the engine over it while there is one. metrics: what is counted of it.
+
+    A task that asks for the model holds it until the task is over: a request is one task, its stream included.
+    """
+
+    def __init__(self, source: ModelSource, metrics: Metrics) -> None:
+        self.source = source
+        self.name = source.name
+        self.metrics = metrics
+        self.created = int(time.time())
+        self.used = time.monotonic()
+        self._engine: AsyncEngine | None = None
+        self._closed = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._handles: weakref.WeakSet[AsyncHandle] = weakref.WeakSet()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded."""
+        return self._engine is not None
+
+    @property
+    def users(self) -> int:
+        """Requests that use the model now, or wait for it."""
+        return len(self._tasks)
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine. Raises RequestError (503) while the model is loaded, and once the server stops."""
+        if self._engine is None:
+            raise self.absent()
+        return self._engine
+
+    @property
+    def model(self) -> Model:
+        """The loaded model. Raises as `engine` does."""
+        return self.engine.engine.model
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the loaded model's weights."""
+        return self.engine.probe().weights
+
+    @property
+    def budget(self) -> int:
+        """Bytes that the engine may hold; 0 without a bound."""
+        return self.engine.probe().budget or 0
+
+    def absent(self) -> RequestError:
+        """Why there is no engine now."""
+        if self._closed:
+            return RequestError("the server is shutting down", 503, code="shutting_down", retry_after=5)
+        return RequestError(f"the model '{self.name}' is being loaded; ask again soon", 503, code="loading")
+
+    def hold(self) -> None:
+        """The task that calls uses the model until it is over."""
+        task = asyncio.current_task()
+        if task is not None and task not in self._tasks:
+            self._tasks.add(task)
+            task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        self.used = time.monotonic()
+
+    async def load(self, fits: Fits = lambda weights: None) -> None:
+        """Open the engine in a thread of its own. Raises what that raises."""
+        started = time.perf_counter()
+        engine = await asyncio.to_thread(self.source.open, fits)
+        self._engine = AsyncEngine(engine)
+        self.metrics.watch(engine)
+        _LOG.info("%s is ready after %.1f s", self.name, time.perf_counter() - started)
+
+    async def resize(self, nbytes: int) -> int:
+        """Give the engine another budget, in bytes; returns the one that it has then (see `Engine.resize_memory`)."""
+        return await self.engine.resize_memory(nbytes)
+
+    async def let_go(self) -> None:
+        """Close the engine and give its memory back, weights included."""
+        engine, self._engine = self._engine, None
+        if engine is None:
+            return
+        self.metrics.forget()
+        await engine.close()
+        del engine
+        await asyncio.to_thread(_give_back)
+        _LOG.info("%s was let go", self.name)
+
+    def track(self, handle: AsyncHandle) -> None:
+        """A request that `end_all` is to end."""
+        self._handles.add(handle)
+
+    def end_all(self) -> None:
+        """End every answer under way; those who wait for it are told that the server stops."""
+        for handle in list(self._handles):
+            handle.cancel()
+
+    async def close(self) -> None:
+        """End what runs and let the model go, for good."""
+        self._closed = True
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.close()
+
+
+def _give_back() -> None:
+    """Weights lie in circles of objects: they go when those are collected."""
+    gc.collect()
+    hand_back()
