@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +10,7 @@ import typer
 
 from thrifty.cli.shared import opening, options, output
 from thrifty.cli.shared.quantities import parse_bytes
+from thrifty.cli.shared.replicas import replicas_asked
 
 CLUSTER = "Cluster"
 
@@ -101,17 +100,12 @@ def command(
     from thrifty.serving.served_model import Fits, ModelSource
     from thrifty.serving.settings import ServerSettings
 
-    if not cluster:
-        refuse_without_cluster({"replicas": replicas, "max-replicas": max_replicas, "ray-address": ray_address})
-    else:
-        from thrifty.serving.cluster.settings import ClusterSettings
-
-        extras.require("ray", "cluster", "thrifty serve --cluster")
-        threads = threads or threads_of_replicas(replicas or 2, ray_address)
-        chosen_cluster = ClusterSettings(
-            replicas=replicas or 2, most_replicas=max_replicas, threads=threads, memory=process_memory or memory,
-            batch=batch, queue=queue, address=ray_address,
-        )  # fmt: skip
+    replicated = replicas_asked(
+        cluster, replicas, max_replicas, ray_address,
+        threads=threads, memory=process_memory or memory, batch=batch, queue=queue,
+    )  # fmt: skip
+    if replicated is not None:
+        threads = replicated.threads
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     chosen = opening.read_recipe(recipe)
     served = served_models(model, models or [], name)
@@ -148,28 +142,11 @@ def command(
         else:
             output.note(f"{names} at {url}/v1 (Ctrl-C ends)")
 
-    if not cluster:
-        serve(shelf(), listening)
-        return
+    if replicated is None:
+        return serve(shelf(), listening)
     from thrifty.serving.cluster.run import serve_cluster
 
-    serve_cluster(", ".join(served), settings, chosen_cluster, shelf, listening)
-
-
-def refuse_without_cluster(given: Mapping[str, object]) -> None:
-    """Raise typer.BadParameter for options that mean nothing without --cluster. given: by their names, None: not."""
-    for name, value in given.items():
-        if value is not None:
-            raise typer.BadParameter(f"--{name} is for several replicas; give --cluster too")
-
-
-def threads_of_replicas(replicas: int, address: str | None) -> int:
-    """Threads of one replica where --threads does not say. address: of a Ray cluster, whose machines are not known
-    here: raises typer.BadParameter.
-    """
-    if address is not None:
-        raise typer.BadParameter("--threads is missing: how many cores a replica takes on the machines of the cluster")
-    return max(1, (os.cpu_count() or 1) // replicas)
+    return serve_cluster(", ".join(served), settings, replicated, shelf, listening)
 
 
 def served_models(model: str | None, named: list[str], name: str | None) -> dict[str, str]:
