@@ -14,12 +14,12 @@ from thrifty.serving.access.keys import Keys
 from thrifty.serving.anthropic import messages
 from thrifty.serving.anthropic.errors import AnthropicErrors
 from thrifty.serving.model_shelf import ModelShelf
-from thrifty.serving.openai import chat_completions, completions, embeddings, rerank, responses, tokens
+from thrifty.serving.openai import chat_completions, completions, embeddings, lora_adapters, rerank, responses, tokens
 from thrifty.serving.page import routes as page
 from thrifty.version import VERSION
 
 ENDPOINTS = (
-    chat_completions, completions, responses, messages, embeddings, rerank, tokens, status,
+    chat_completions, completions, responses, messages, embeddings, rerank, tokens, lora_adapters, status,
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 
 from thrifty.errors import ThriftyError, nearest
@@ -73,6 +74,31 @@ class ModelShelf:
                 "model_not_found",
             )
         return self._services[name]
+
+    async def add_adapter(self, base: str | None, name: str, folder: str | os.PathLike[str]) -> Service:
+        """Serve a model with an adapter too, as "base:name". base: None for the only model.
+
+        Raises RequestError for a name that is taken, and what `Engine.add_adapter` raises.
+        """
+        served = (await self.get(base)).served
+        service = Service(self.settings, served, name)
+        if service.name in self._services:
+            raise RequestError(f"'{service.name}' is served already; unload it first, or use another name")
+        await served.add_adapter(name, folder)
+        self._services[service.name] = service
+        return service
+
+    async def remove_adapter(self, name: str) -> None:
+        """Serve "base:name" no longer. Raises RequestError for what is no adapter, PromptError where one uses it."""
+        service = self.named(name)
+        if service.adapter is None:
+            raise RequestError(f"'{name}' is a model, no adapter; only adapters can be unloaded")
+        del self._services[name]
+        try:
+            await service.served.remove_adapter(service.adapter)
+        except BaseException:
+            self._services[name] = service
+            raise
 
     def services(self) -> list[Service]:
         """All that clients may ask for: each model, and behind it its adapters."""
@@ -168,7 +194,7 @@ def _looked_at(task: asyncio.Task[None]) -> None:
 def _by_name(settings: ServerSettings, models: Sequence[ServedModel]) -> dict[str, Service]:
     services: dict[str, Service] = {}
     for model in models:
-        for adapter in (None, *model.source.adapters):
+        for adapter in (None, *model.adapters):
             service = Service(settings, model, adapter)
             if service.name in services:
                 raise ServerError(f"two models are named '{service.name}'; give each a name of its own")

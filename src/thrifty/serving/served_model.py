@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import time
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from thrifty.engine.async_handle import AsyncHandle
@@ -29,27 +30,29 @@ Fits = Callable[[int], None]
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that can be served. name: what clients ask for. open: loads it, in a thread. adapters: names of those
-    that its engine has from the beginning.
+    """A model that can be served. name: what clients ask for. open: loads it, in a thread. adapters: name → a folder
+    that PEFT wrote.
     """
 
     name: str
     open: Callable[[Fits], Engine]
-    adapters: tuple[str, ...] = ()
+    adapters: Mapping[str, str | os.PathLike[str]] = field(default_factory=dict)
 
 
 class ServedModel:
-    """A source, and the engine over it while there is one. metrics: what is counted of it.
+    """A source, and the engine over it while there is one. metrics: what is counted of it. adapters: those that the
+    engine has whenever there is one.
 
     A task that asks for the model holds it until the task is over: a request is one task, its stream included.
     """
 
     def __init__(self, source: ModelSource, metrics: Metrics) -> None:
-        self.source = source
         self.name = source.name
+        self.adapters = dict(source.adapters)
         self.metrics = metrics
         self.created = int(time.time())
         self.used = time.monotonic()
+        self._open = source.open
         self._engine: AsyncEngine | None = None
         self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -105,12 +108,33 @@ class ServedModel:
         self.used = time.monotonic()
 
     async def load(self, fits: Fits = lambda weights: None) -> None:
-        """Open the engine in a thread of its own. Raises what that raises."""
+        """Open the engine and its adapters in a thread of its own. Raises what that raises."""
         started = time.perf_counter()
-        engine = await asyncio.to_thread(self.source.open, fits)
+        engine = await asyncio.to_thread(self._opened, fits)
         self._engine = AsyncEngine(engine)
         self.metrics.watch(engine)
         _LOG.info("%s is ready after %.1f s", self.name, time.perf_counter() - started)
+
+    def _opened(self, fits: Fits) -> Engine:
+        engine = self._open(fits)
+        try:
+            for name, folder in self.adapters.items():
+                engine.add_adapter(name, folder)
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    async def add_adapter(self, name: str, folder: str | os.PathLike[str]) -> None:
+        """Have one more adapter, whenever the model is loaded. Raises what `Engine.add_adapter` raises."""
+        await asyncio.to_thread(self.engine.engine.add_adapter, name, folder)
+        self.adapters[name] = folder
+
+    async def remove_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises PromptError where a request uses it."""
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.engine.remove_adapter, name)
+        del self.adapters[name]
 
     async def resize(self, nbytes: int) -> int:
         """Give the engine another budget, in bytes; returns the one that it has then (see `Engine.resize_memory`)."""

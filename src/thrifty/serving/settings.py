@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 
 from thrifty.errors import ThriftyError
 
@@ -36,6 +37,8 @@ class ServerSettings:
     texts: int = 2048
     #: Whether a request may choose cache techniques and a bound on its cache.
     request_recipes: bool = True
+    #: Adapters in it may be loaded and unloaded by requests. None: the adapters are those of the start.
+    adapter_folder: Path | None = None
     #: Seconds that a request waits for its model to be loaded.
     load_seconds: float = 120.0
     #: Bytes that each of several loaded models has beside its weights, at least.

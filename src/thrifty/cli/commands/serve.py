@@ -11,6 +11,7 @@ import typer
 from thrifty.cli.shared import opening, options, output
 from thrifty.cli.shared.quantities import parse_bytes
 from thrifty.cli.shared.replicas import replicas_asked
+from thrifty.cli.shared.served_models import served_adapters, served_models
 
 CLUSTER = "Cluster"
 
@@ -48,6 +49,23 @@ def command(
     context: Annotated[int | None, typer.Option(min=1, help="Most tokens of a prompt and its answer.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Most sequences at a time.")] = 16,
     queue: Annotated[int, typer.Option(min=0, help="Most requests that wait; more are refused with 429.")] = 64,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adapter",
+            metavar="NAME=FOLDER",
+            help="A LoRA adapter as PEFT saves it, asked for as MODEL:NAME. Of several models: MODEL:NAME=FOLDER.",
+        ),
+    ] = None,
+    adapters_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            exists=True,
+            file_okay=False,
+            help="Clients may load and unload the adapters in it while the server runs.",
+        ),
+    ] = None,
     model_room: Annotated[
         int,
         typer.Option(
@@ -109,6 +127,7 @@ def command(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     chosen = opening.read_recipe(recipe)
     served = served_models(model, models or [], name)
+    added = served_adapters(adapters or [], served)
     several = model is None
     if several and process_memory is not None:
         raise typer.BadParameter("--process-memory bounds one model; give --memory for several")
@@ -118,6 +137,7 @@ def command(
         api_keys=tuple(api_key or ()),
         public=public,
         model_room=model_room,
+        adapter_folder=adapters_from,
         request_recipes=request_recipes,
         drain_seconds=drain,
     )
@@ -129,7 +149,7 @@ def command(
                 native=native, copy=not no_copy, batch=batch, queue=queue, fits=fits if several else None,
             )  # fmt: skip
 
-        return ModelSource(known_as, opened)
+        return ModelSource(known_as, opened, added[known_as])
 
     def shelf() -> ModelShelf:
         sources = [source(known_as, path) for known_as, path in served.items()]
@@ -147,33 +167,3 @@ def command(
     from thrifty.serving.cluster.run import serve_cluster
 
     return serve_cluster(", ".join(served), settings, replicated, shelf, listening)
-
-
-def served_models(model: str | None, named: list[str], name: str | None) -> dict[str, str]:
-    """Models by the names that clients use. model, name: the only one's, and how it is called. named: NAME=MODEL.
-
-    Raises typer.BadParameter.
-    """
-    if model is not None and named:
-        raise typer.BadParameter(f"give MODEL or --model, not both: '{model}' would be --model NAME={model}")
-    if model is not None:
-        return {name or _plain_name(model): model}
-    if not named:
-        raise typer.BadParameter("no model is named: give MODEL, or --model NAME=MODEL for each of several")
-    if name is not None:
-        raise typer.BadParameter("--name is for one MODEL; several have theirs in --model NAME=MODEL")
-    found: dict[str, str] = {}
-    for pair in named:
-        known_as, separator, path = pair.partition("=")
-        if not separator or not known_as.strip() or not path.strip():
-            raise typer.BadParameter(f"--model {pair!r} is not NAME=MODEL. Write e.g. chat=smollm2-135m")
-        if known_as in found:
-            raise typer.BadParameter(f"--model names '{known_as}' twice; give each a name of its own")
-        found[known_as.strip()] = path.strip()
-    return found
-
-
-def _plain_name(model: str) -> str:
-    """The name of a file or folder without its path; any other as it is."""
-    path = Path(model)
-    return path.name.removesuffix(".gguf") if path.exists() else model

@@ -40,6 +40,10 @@ async def embedded(service: Service, texts: list[str | list[int]], param: str) -
 
     One after the other: each has the whole machine, and others' answers go on between its chunks.
     """
+    if service.adapter is not None:
+        raise RequestError(
+            f"embeddings are the model's own; ask '{service.served.name}' instead of '{service.name}'", param="model"
+        )
     if not 1 <= len(texts) <= service.settings.texts:
         raise RequestError(f"{param} holds {len(texts)} texts; give 1 to {service.settings.texts}", param=param)
     encoded = [service.model.checked(await service.encode(text)) for text in texts]

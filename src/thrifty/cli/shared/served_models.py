@@ -1,0 +1,68 @@
+"""Models and adapters as `thrifty serve` is told of them: NAME=MODEL, NAME=FOLDER, MODEL:NAME=FOLDER."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import typer
+
+from thrifty.errors import nearest
+
+
+def served_models(model: str | None, named: list[str], name: str | None) -> dict[str, str]:
+    """Models by the names that clients use. model, name: the only one's, and how it is called. named: NAME=MODEL.
+
+    Raises typer.BadParameter.
+    """
+    if model is not None and named:
+        raise typer.BadParameter(f"give MODEL or --model, not both: '{model}' would be --model NAME={model}")
+    if model is not None:
+        return {name or _plain_name(model): model}
+    if not named:
+        raise typer.BadParameter("no model is named: give MODEL, or --model NAME=MODEL for each of several")
+    if name is not None:
+        raise typer.BadParameter("--name is for one MODEL; several have theirs in --model NAME=MODEL")
+    found: dict[str, str] = {}
+    for pair in named:
+        known_as, path = _pair(pair, "--model", "NAME=MODEL", "chat=smollm2-135m")
+        if known_as in found:
+            raise typer.BadParameter(f"--model names '{known_as}' twice; give each a name of its own")
+        found[known_as] = path
+    return found
+
+
+def served_adapters(named: list[str], models: Iterable[str]) -> dict[str, dict[str, Path]]:
+    """For every model its adapters: name → folder. named: NAME=FOLDER where there is one model, else MODEL:NAME=FOLDER.
+
+    Raises typer.BadParameter.
+    """
+    found: dict[str, dict[str, Path]] = {model: {} for model in models}
+    for pair in named:
+        known_as, folder = _pair(pair, "--adapter", "NAME=FOLDER", "sql=adapters/sql, or chat:sql=adapters/sql")
+        base, separator, name = known_as.rpartition(":")
+        if not separator and len(found) > 1:
+            raise typer.BadParameter(f"--adapter {pair!r} says not of which model; write MODEL:NAME=FOLDER")
+        model = base if separator else next(iter(found))
+        if model not in found:
+            raise typer.BadParameter(f"--adapter {pair!r}: there is no model '{model}'. {nearest(model, found)}")
+        if not name or name in found[model]:
+            raise typer.BadParameter(f"--adapter {pair!r}: give each adapter of '{model}' a name of its own")
+        if not Path(folder).is_dir():
+            raise typer.BadParameter(f"--adapter {pair!r}: there is no folder '{folder}'")
+        found[model][name] = Path(folder)
+    return found
+
+
+def _pair(text: str, flag: str, form: str, example: str) -> tuple[str, str]:
+    """A name and what it stands for. Raises typer.BadParameter that names the flag and its form."""
+    known_as, separator, value = text.partition("=")
+    if not separator or not known_as.strip() or not value.strip():
+        raise typer.BadParameter(f"{flag} {text!r} is not {form}. Write e.g. {example}")
+    return known_as.strip(), value.strip()
+
+
+def _plain_name(model: str) -> str:
+    """The name of a file or folder without its path; any other as it is."""
+    path = Path(model)
+    return path.name.removesuffix(".gguf") if path.exists() else model
