@@ -33,7 +33,7 @@ class Cluster:
         family = psutil.Process(self.process.pid).children(recursive=True)
         return [process for process in family if "ServeReplica" in " ".join(_command(process))]
 
-    def wait_for(self, replicas: int, seconds: float = 90) -> None:
+    def wait_for(self, replicas: int, seconds: float = 240) -> None:
         """Until so many replicas take requests."""
         until = time.monotonic() + seconds
         while True:
