@@ -139,11 +139,15 @@ class Deployment:
             raise QueueFullError(f"{self._waiting} requests wait for a replica already; ask again later") from error
 
     async def metrics(self) -> dict[str, str]:
-        """What the replicas tell, by replica; those that do not answer are left out."""
+        """What the replicas tell, without those that have ended; nothing where one does not tell in time."""
         if self._handle is None:
             return {}
         told = self._handle.broadcast("metrics")
-        answers = await told.results_async(timeout_s=PATIENCE, return_exceptions=True)
+        try:
+            answers = await told.results_async(timeout_s=PATIENCE, return_exceptions=True)
+        except TimeoutError:
+            _LOG.warning("a replica did not tell its metrics within %g s", PATIENCE)
+            return {}
         return dict(answer for answer in answers if not isinstance(answer, BaseException))
 
     async def running(self) -> int:
