@@ -22,7 +22,7 @@ from thrifty.frontier.fit import Fit
 from thrifty.frontier.measurement import Measurement, Prediction
 from thrifty.frontier.question import Question
 from thrifty.frontier.rungs import last_rung
-from thrifty.frontier.state import State
+from thrifty.frontier.state import SearchState
 from thrifty.models.loading import load
 
 SHARES = {"tight": 0.35, "middle": 0.7, "loose": 1.0}  # of the candidates fit
@@ -46,7 +46,7 @@ def main() -> None:
             seed=arguments.seed,
         )
 
-    with State(arguments.state, question(1).identity(), fresh=arguments.fresh) as state:
+    with SearchState(arguments.state, question(1).identity(), fresh=arguments.fresh) as state:
         loosest = Fit(question(2**50), state=state)
         loosest.predict()
         budgets = split(list(loosest.predictions.values()))
@@ -78,7 +78,7 @@ def split(predictions: list[Prediction]) -> dict[str, int]:
     return {name: peaks[max(0, round(share * len(peaks)) - 1)] for name, share in SHARES.items()}
 
 
-def exhaust(question: Question, state: State) -> Fit:
+def exhaust(question: Question, state: SearchState) -> Fit:
     """Measure every candidate that fits as the last rung does."""
     fit = exhaustive(question, state)
     for count, row in enumerate(fit.rows(), 1):
@@ -87,13 +87,13 @@ def exhaust(question: Question, state: State) -> Fit:
     return fit
 
 
-def exhaustive(question: Question, state: State) -> Fit:
+def exhaustive(question: Question, state: SearchState) -> Fit:
     """A search of one rung: the last."""
     prefix = question.filling_prefix()
     return Fit(question, state=state, rungs=[last_rung(prefix, question.scored)])
 
 
-def compared(name: str, question: Question, state: State, whole: float) -> dict[str, Any]:
+def compared(name: str, question: Question, state: SearchState, whole: float) -> dict[str, Any]:
     """The search under a budget, and the best of all that fits it. whole: seconds of the exhaustive run."""
     fitting = exhaust(question, state)
     search = Fit(question, state=state)

@@ -8,7 +8,7 @@ from thrifty.evaluation.roofline.machine import Machine
 from thrifty.frontier.candidates import Candidate, Grid
 from thrifty.frontier.fit import Fit
 from thrifty.frontier.question import Question
-from thrifty.frontier.state import State
+from thrifty.frontier.state import SearchState
 from thrifty.models import Model
 from thrifty.recipe import Recipe
 
@@ -33,7 +33,7 @@ def candidates() -> list[Candidate]:
 
 
 def fitted(
-    model: Model, memory: int, chosen: list[Candidate] | None = None, state: State | None = None, **changes: Any
+    model: Model, memory: int, chosen: list[Candidate] | None = None, state: SearchState | None = None, **changes: Any
 ) -> Fit:
     """A search over `chosen`, ready to run. changes: of the question."""
     more: dict[str, Any] = {"items": 2, "tasks": ("recall",)} | changes

@@ -110,6 +110,18 @@ def hybrid_config(pattern: str = "rrar", decay: Decay = "head", **changes: Any) 
     return dataclasses.replace(tiny_config(len(pattern)), layers=layers, **changes)
 
 
+def uneven_config(**changes: Any) -> ModelConfig:
+    """Layers that differ in heads, KV heads, head_dim, MLP width and window."""
+    wide, narrow = RopeConfig(theta=10000.0, dimension=64), RopeConfig(theta=500.0, dimension=32)
+    layers = (
+        LayerSpec(None, wide),
+        LayerSpec(None, narrow, heads=6, kv_heads=3, head_dim=32, intermediate_size=96),
+        LayerSpec(100, wide, heads=2, kv_heads=1, intermediate_size=192),
+        LayerSpec(None, wide, kv_heads=4),
+    )
+    return dataclasses.replace(tiny_config(4), layers=layers, **changes)
+
+
 def tiny_model(packed: bool = False, seed: int = 0, config: ModelConfig | None = None, **changes: Any) -> Model:
     """Random weights wide enough that answers vary. packed: int4 layers and an int8 embedding, else plain fp32."""
     model = random_model(config or tiny_config(**changes), seed, scale=0.25, tokenizer=ByteTokenizer())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from thrifty.cache.composition import rehearsing, wanted
-from thrifty.cache.model_info import LayerGroup, ModelInfo
+from thrifty.cache.model_info import LayerGroup, ModelInfo, Widths
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.rehearsals import working_bytes
 from thrifty.cache.rehearsing_policy import RehearsingPolicy
@@ -50,7 +50,9 @@ def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, to
     if first is not None:
         peak = max(_rehearsal(first, model, prompt), decoding)
         return Footprint(peak_bytes=peak + rest, steady_bytes=steady + rest, decoding_bytes=decoding + rest)
-    filling = at_prompt.steady + pages_bytes(model, model.format, prompt, 1) + _between(policies, model, prompt)
+    filling = at_prompt.steady + max(
+        pages_bytes(own, model.format, prompt) + _between(policies, model, own, prompt) for own in _widths(model)
+    )
     return Footprint(peak_bytes=max(filling, decoding) + rest, steady_bytes=steady + rest)
 
 
@@ -59,11 +61,17 @@ def state_bytes(model: ModelInfo) -> int:
     return 2 * _run(len(model.state_layers) * slab_bytes(model)) if model.state_layers else 0
 
 
-def pages_bytes(model: ModelInfo, format: str, slots: int, layers: int, *, ragged: bool = False) -> int:
-    """Bytes of `slots` a head held in runs of one page of 64 for one layer each (ragged: and one head)."""
-    slab = kv.slab_bytes(format, PAGE, model.head_dim)
-    page = model.kv_heads * _run(slab) if ragged else _run(model.kv_heads * slab)
-    return -(-slots // PAGE) * page * layers
+def pages_bytes(widths: Widths, format: str, slots: int, *, ragged: bool = False) -> int:
+    """Bytes of `slots` a head of one layer, held in runs of one page of 64 (ragged: and one head)."""
+    slab = kv.slab_bytes(format, PAGE, widths.head_dim)
+    page = widths.kv_heads * _run(slab) if ragged else _run(widths.kv_heads * slab)
+    return -(-slots // PAGE) * page
+
+
+def _widths(model: ModelInfo) -> list[Widths]:
+    """Of the layers that policies act on; the model's own where they act on none."""
+    own = [model.of(layer) for layer in model.policy_layers]
+    return own or [Widths(model.heads, model.kv_heads, model.head_dim)]
 
 
 def shared_bytes(model: ModelInfo, tokens: int, length: int) -> int:
@@ -78,7 +86,7 @@ def shared_bytes(model: ModelInfo, tokens: int, length: int) -> int:
 
 def group_page_bytes(model: ModelInfo, group: LayerGroup) -> int:
     """Bytes of one full-precision page of all layers of a group."""
-    return _run(kv.slab_bytes(model.format, PAGE, model.head_dim) * model.kv_heads * len(group.layers))
+    return _run(kv.slab_bytes(model.format, PAGE, group.head_dim) * group.kv_heads * len(group.layers))
 
 
 class _Held:
@@ -89,7 +97,7 @@ class _Held:
     """
 
     def __init__(self, policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, total: int) -> None:
-        layers = len(model.policy_layers)
+        widths = [model.of(layer) for layer in model.policy_layers]
         generated = total - prompt
         quantiser = next((policy for policy in policies if policy.traits.quantises), None)
         rewriting = _rewriting(policies)
@@ -98,15 +106,19 @@ class _Held:
         in_layer = _bounds([policy.kept_in_layer for policy in policies], prompt, generated, holes)
         separate = sum(policy.separate_slots for policy in policies)
         cuts = 1 + (separate > 0)
-        mean = _layer_bytes(policies, model, slots, after_prompt, quantiser, cuts)
-        largest = _layer_bytes(policies, model, in_layer[1], in_layer[0], quantiser, cuts)
-        open_page = _run(kv.slab_bytes(model.format, PAGE, model.head_dim) * model.kv_heads * layers)
-        self.steady = mean * layers + (open_page if slots < prompt + generated else 0)
+        held = sum(_layer_bytes(policies, model, own, slots, after_prompt, quantiser, cuts) for own in widths)
+        largest = max(
+            _layer_bytes(policies, model, own, in_layer[1], in_layer[0], quantiser, cuts) for own in _widths(model)
+        )
+        open_page = sum(group_page_bytes(model, group) for group in model.layer_groups() if group.window is None)
+        self.steady = held + (open_page if slots < prompt + generated else 0)
         self.rewritten = open_page + (largest if rewriting else open_page)
         evicts = slots < prompt + generated or rewriting
         biased = any(policy.traits.biases for policy in policies)
         per_slot = 4 * (evicts or biased) + 4 * biased + 8 * holes
-        self.index = layers * model.kv_heads * (per_slot * (slots + 2 * PAGE) + 4 * separate * (model.head_dim + 4))
+        self.index = sum(
+            own.kv_heads * (per_slot * (slots + 2 * PAGE) + 4 * separate * (own.head_dim + 4)) for own in widths
+        )
 
 
 def _rewriting(policies: Sequence[CachePolicy]) -> bool:
@@ -134,6 +146,7 @@ def _bounds(kept: Sequence[Callable[[int, int], int]], prompt: int, generated: i
 def _layer_bytes(
     policies: Sequence[CachePolicy],
     model: ModelInfo,
+    widths: Widths,
     slots: int,
     after_prompt: int,
     quantiser: CachePolicy | None,
@@ -142,26 +155,26 @@ def _layer_bytes(
     """One layer's segments. cuts: borders between segments, each of which may leave a partly used page."""
     ragged = any(policy.traits.ragged for policy in policies)
     formats = {"": slots} if quantiser is None else quantiser.stored(slots)
-    total = pages_bytes(model, model.format, formats.get("", 0) + cuts * PAGE, 1, ragged=ragged)
+    total = pages_bytes(widths, model.format, formats.get("", 0) + cuts * PAGE, ragged=ragged)
     for name, count in formats.items():
         if name:
-            slab = kv.slab_bytes(name, PAGE, model.head_dim)
+            slab = kv.slab_bytes(name, PAGE, widths.head_dim)
             first = min(count, after_prompt)
             # The prompt's codes are one run (ragged: one a head); later ones, and cut pages, are runs of a page.
-            total += _run(model.kv_heads * slab * (-(-first // PAGE) + 1))
-            total += model.kv_heads * (slab + RUN) if ragged else 0
-            total += pages_bytes(model, name, count - first + cuts * PAGE, 1)
+            total += _run(widths.kv_heads * slab * (-(-first // PAGE) + 1))
+            total += widths.kv_heads * (slab + RUN) if ragged else 0
+            total += pages_bytes(widths, name, count - first + cuts * PAGE)
     return total
 
 
-def _between(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int) -> int:
+def _between(policies: Sequence[CachePolicy], model: ModelInfo, widths: Widths, prompt: int) -> int:
     """What the first policy leaves of a layer while it is rewritten: by a later one, or by itself as codes."""
     acting = [policy for policy in policies if policy.compresses]
     first = acting[0]
     if len(acting) < 2 and not (first.traits.quantises and first.kept(prompt, 0) < prompt):
         return 0
     slots = first.kept_in_layer(prompt, 0) + 2 * PAGE
-    return pages_bytes(model, model.format, slots, 1, ragged=first.traits.ragged)
+    return pages_bytes(widths, model.format, slots, ragged=first.traits.ragged)
 
 
 def _plain(model: ModelInfo, prompt: int, total: int) -> Footprint:
@@ -194,15 +207,17 @@ def _rehearsal(policy: RehearsingPolicy, model: ModelInfo, prompt: int) -> int:
             pages = min(pages, -(-group.window // PAGE) + -(-model.chunk // PAGE) + 3)
         full += pages * page
         forced += more * page
-    layers = len(model.policy_layers)
-    kept = pages_bytes(model, model.format, policy.kept(prompt) + PAGE, layers, ragged=True)
+    kept = sum(
+        pages_bytes(model.of(layer), model.format, policy.kept(prompt) + PAGE, ragged=True)
+        for layer in model.policy_layers
+    )
     return full + max(forced, kept) + working_bytes(model, prompt, rows)
 
 
 def _windows(model: ModelInfo) -> int:
     """Windowed layers after a layer-major prompt: pages of their own, and the group's newer pages."""
     return sum(
-        pages_bytes(model, model.format, group.window + 3 * PAGE, len(group.layers))
+        pages_bytes(model.of(group.layers[0]), model.format, group.window + 3 * PAGE) * len(group.layers)
         for group in model.layer_groups()
         if group.window is not None
     )
@@ -213,7 +228,7 @@ def _statistics(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, 
     (a row's own, until it is committed; and the old table beside the new one when it grows). Token ids: of the
     sequence, and of every head's kept slots."""
     need = wanted(policies, model)
-    held, layers = 0, len(model.policy_layers)
+    held, widths = 0, _widths(model)
     generated = max(PAGE, total - prompt)
     # What a ragged policy promises is a mean over heads; the widest head may hold everything. Holes have columns too.
     bounds = [
@@ -224,13 +239,14 @@ def _statistics(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, 
     widest = min([max(total, prompt + PAGE), *bounds]) + 2 * PAGE
     if need.queries is not None:
         rows = prompt if need.queries == "all" else min(prompt, int(need.queries))
-        held += 4 * rows * model.heads * model.head_dim
+        held += 4 * rows * max(own.heads * own.head_dim for own in widths)
     if need.column_sums:
-        held += 4 * prompt * model.heads
+        held += 4 * prompt * model.most_heads
         if need.decode:
-            held += 2 * 4 * widest * model.heads * layers
+            held += 2 * 4 * widest * model.most_heads * len(model.policy_layers)
     if need.tokens:
-        held += 4 * (total + PAGE) + 4 * widest * model.kv_heads * layers
+        kv_heads = sum(model.of(layer).kv_heads for layer in model.policy_layers)
+        held += 4 * (total + PAGE) + 4 * widest * kv_heads
     return held
 
 

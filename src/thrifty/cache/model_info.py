@@ -43,17 +43,32 @@ class TokenClasses:
         return tables[0], tables[1]
 
 
+@dataclass(frozen=True)
+class Widths:
+    """Query heads, KV heads and head_dim of the attention of one layer."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def group(self) -> int:
+        """Query heads a KV head."""
+        return self.heads // self.kv_heads
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """What the cache must know of a model. `windows[layer]`: its sliding window in tokens, None for a global layer.
     `states[layer]`: fp32 numbers of its recurrent state, 0 where it attends; empty where all layers do.
+    `widths[layer]`: those of its attention; empty where all layers have the model's heads, kv_heads and head_dim.
 
     format: how open pages store keys and values ("bf16", or "f32" for the reference dtype). scale multiplies q·k;
     softcap is tanh capping of scores or None. chunk: the most rows that are appended at once. version: of the weights.
     rotation: RoPE tables, for policies that renumber. classes: gives the tokenizer's token classes when one asks.
-    head_scores: measured importance of query heads by the kind of probe, fp32 [global layers, heads]; read when it is
-    asked for, empty where none was measured. context: the most positions of a sequence, 0 where unknown. instruct:
-    words for the model, for policies that run it; None without a tokenizer.
+    head_scores: measured importance of query heads by the kind of probe, fp32 [global layers, most heads of
+    a layer]; read when it is asked for, empty where none was measured. context: the most positions of a sequence, 0
+    where unknown. instruct: words for the model, for policies that run it; None without a tokenizer.
     """
 
     heads: int
@@ -61,6 +76,7 @@ class ModelInfo:
     head_dim: int
     windows: tuple[int | None, ...]
     states: tuple[int, ...] = ()
+    widths: tuple[Widths, ...] = ()
     scale: float = 0.0
     softcap: float | None = None
     format: str = "bf16"
@@ -73,8 +89,11 @@ class ModelInfo:
     instruct: Instruct | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.heads % self.kv_heads:
-            raise ValueError(f"{self.heads} query heads do not divide into {self.kv_heads} KV heads")
+        for own in {Widths(self.heads, self.kv_heads, self.head_dim), *self.widths}:
+            if own.heads % own.kv_heads:
+                raise ValueError(f"{own.heads} query heads do not divide into {own.kv_heads} KV heads")
+        if self.widths and len(self.widths) != len(self.windows):
+            raise ValueError(f"{len(self.widths)} widths for {len(self.windows)} layers; give one a layer, or none")
         if self.states and len(self.states) != len(self.windows):
             raise ValueError(f"{len(self.states)} states for {len(self.windows)} layers; give one a layer, 0 for none")
         if not self.scale:
@@ -87,18 +106,47 @@ class ModelInfo:
 
     @property
     def group(self) -> int:
-        """Query heads a KV head."""
+        """Query heads a KV head, by the model's own widths."""
         return self.heads // self.kv_heads
+
+    @cached_property
+    def _widths(self) -> tuple[Widths, ...]:
+        return self.widths or (Widths(self.heads, self.kv_heads, self.head_dim),) * self.layers
+
+    def of(self, layer: int) -> Widths:
+        """Heads, KV heads and head_dim of one layer's attention."""
+        return self._widths[layer]
+
+    @cached_property
+    def most_heads(self) -> int:
+        """Query heads of the layer that has most of them, of those that policies act on."""
+        return max((self.of(layer).heads for layer in self.policy_layers), default=self.heads)
+
+    @cached_property
+    def most_kv_heads(self) -> int:
+        """KV heads of the layer that has most of them."""
+        return max(self.of(layer).kv_heads for layer in self.attention_layers)
+
+    def alike(self, layers: Sequence[int]) -> list[tuple[int, ...]]:
+        """`layers`, in their order, parted into those of equal KV heads and head_dim: their pages are of one shape."""
+        parts: dict[tuple[int, int], list[int]] = {}
+        for layer in layers:
+            parts.setdefault((self.of(layer).kv_heads, self.of(layer).head_dim), []).append(layer)
+        return [tuple(part) for part in parts.values()]
 
     def layer(self, index: int, length: int = 0, prompt: int = 0) -> LayerInfo:
         """The facts of one layer of a sequence."""
         return LayerInfo(index=index, window=self.windows[index], length=length, prompt=prompt, model=self)
 
     def layer_groups(self) -> list[LayerGroup]:
-        """Layers that keep the same tokens, the global ones first; recurrent ones keep none."""
+        """Layers that keep the same tokens in pages of one shape, the global ones first; recurrent ones keep none."""
         attending = {self.windows[layer] for layer in self.attention_layers}
         windows = sorted(attending, key=lambda window: (window is not None, window or 0))
-        return [LayerGroup(window, self.layers_with(window)) for window in windows]
+        return [
+            LayerGroup(window, layers, self.of(layers[0]).kv_heads, self.of(layers[0]).head_dim)
+            for window in windows
+            for layers in self.alike(self.layers_with(window))
+        ]
 
     def layers_with(self, window: int | None) -> tuple[int, ...]:
         """The layers that attend within one window."""
@@ -122,10 +170,12 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """Layers of the same window: their full-precision pages are one run each."""
+    """Layers of the same window, KV heads and head_dim: their full-precision pages are one run each."""
 
     window: int | None
     layers: tuple[int, ...]
+    kv_heads: int
+    head_dim: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,3 +188,8 @@ class LayerInfo:
     length: int
     prompt: int
     model: ModelInfo
+
+    @property
+    def widths(self) -> Widths:
+        """Heads, KV heads and head_dim of its attention."""
+        return self.model.of(self.index)

@@ -37,10 +37,12 @@ def working_bytes(model: ModelInfo, prompt: int, rows: int) -> int:
     """Upper bound of what scoring holds, for a prompt of `prompt` tokens and at most `rows` forced ones: the scores and
     their order, one layer's keys, and a block's attention twice. Native code reads keys where they lie, and holds a
     block's attention to the scored slots, padded, and a row of it a worker (`dispatch.witness`)."""
-    pairs = prompt * model.kv_heads * len(model.policy_layers)
+    widths = [model.of(layer) for layer in model.policy_layers]
+    pairs = prompt * sum(own.kv_heads for own in widths)
     slots = prompt + rows  # a rehearsal sees no more of the prompt than all of it
-    keys = 4 * slots * model.kv_heads * model.head_dim
-    return 32 * pairs + keys + 2 * 4 * (slots + PAGE) * PAGE * model.group
+    keys = 4 * slots * max((own.kv_heads * own.head_dim for own in widths), default=0)
+    group = max((own.group for own in widths), default=0)
+    return 32 * pairs + keys + 2 * 4 * (slots + PAGE) * PAGE * group
 
 
 class Rehearsals:
@@ -70,9 +72,9 @@ class Rehearsals:
         longest = max((len(piece.tokens) for piece in self.pieces), default=0)
         self._charged = working_bytes(self._model, len(prompt), longest) if self.pieces else 0
         sequence.tiers.ledger.charge(INDEX, self._charged, sequence.reservation)
-        shape = (self._model.kv_heads, len(prompt) - self._first)
-        layers = sequence.policy_layers if self.pieces else ()
-        self._scores = {layer: np.full(shape, np.inf, np.float32) for layer in layers}
+        new, layers = len(prompt) - self._first, sequence.policy_layers if self.pieces else ()
+        kv_heads = {layer: self._model.of(layer).kv_heads for layer in layers}
+        self._scores = {layer: np.full((count, new), np.inf, np.float32) for layer, count in kv_heads.items()}
 
     @property
     def charged(self) -> int:
@@ -118,7 +120,7 @@ class Rehearsals:
     def scores(self) -> list[list[Floats]]:
         """By layer that policies act on, and KV head, fp32 [sealed slots]; infinite where a slot was not rehearsed."""
         return [
-            [self._of_slots(layer, head) for head in range(self._model.kv_heads)]
+            [self._of_slots(layer, head) for head in range(self._model.of(layer).kv_heads)]
             for layer in self._sequence.policy_layers
         ]
 
@@ -161,8 +163,9 @@ class Rehearsals:
             first = stop
 
     def _score(self, keys: LayerKeys, queries: Floats, stop: int) -> None:
-        group = self._model.group
-        for head in range(self._model.kv_heads):
+        widths = self._model.of(keys.layer)
+        group = widths.group
+        for head in range(widths.kv_heads):
             own = queries[:, head * group : (head + 1) * group].swapaxes(0, 1)
             scores = self._scores[keys.layer][head]
             columns = keys.positions[head] - self._first

@@ -84,10 +84,10 @@ def window_attention(kv: LayerView, head: int, queries: Floats) -> Floats:
     queries: [window, heads, head_dim], the rows of the newest `window` slots. Scale, softcap and logit biases are those
     that the model attends with.
     """
-    model, window = kv.info.model, len(queries)
+    model, group, window = kv.info.model, kv.info.widths.group, len(queries)
     keys = kv.keys(head)
-    own = np.moveaxis(queries[:, head * model.group : (head + 1) * model.group], 0, 1)
-    sees = np.tile(np.arange(len(keys) - window, len(keys)) + 1, model.group)
+    own = np.moveaxis(queries[:, head * group : (head + 1) * group], 0, 1)
+    sees = np.tile(np.arange(len(keys) - window, len(keys)) + 1, group)
     rows = own.reshape(-1, own.shape[2])
     probabilities = attention_map(rows, keys, sees, scale=model.scale, softcap=model.softcap, bias=kv.bias(head))
-    return probabilities.reshape(model.group, window, len(keys))
+    return probabilities.reshape(group, window, len(keys))

@@ -43,12 +43,12 @@ class LayerView:
     @property
     def kv_heads(self) -> int:
         """Number of KV heads."""
-        return self.info.model.kv_heads
+        return self.info.widths.kv_heads
 
     @property
     def head_dim(self) -> int:
         """Size of one key or value."""
-        return self.info.model.head_dim
+        return self.info.widths.head_dim
 
     def count(self, head: int = 0) -> int:
         """Slots of a head."""

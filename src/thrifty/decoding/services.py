@@ -39,6 +39,10 @@ class DraftSequence(Protocol):
         """
         ...
 
+    def catch_up(self, tokens: Sequence[int]) -> bool:
+        """Whether no more than a piece is left of what `follow` would have to compute; where more is, do one here."""
+        ...
+
     def close(self) -> None:
         """Free what it holds. A second call has no effect."""
         ...

@@ -38,6 +38,12 @@ class Drafter:
     itself: then the answer is that of plain decoding, greedy or sampled.
     """
 
+    def catch_up(self, tokens: Sequence[int]) -> bool:
+        """Do one piece of what is to be computed of the committed tokens before a draft can be proposed; whether
+        `propose` may be asked now. Where not, the sequence sits this step out, and the others decode.
+        """
+        return True
+
     def propose(self, continuation: Continuation) -> Draft:
         """A draft behind the committed tokens. May be called again before anything is accepted."""
         return NO_DRAFT

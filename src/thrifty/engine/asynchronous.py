@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from thrifty.engine.inspection import EngineProbe, EngineUsage
 from thrifty.engine.prompts import encoded
 from thrifty.engine.request import Handle, Request, Result, check_request
 from thrifty.errors import ThriftyError
+from thrifty.models.adapters import Adapter
 
 
 class AsyncEngine:
@@ -91,6 +93,14 @@ class AsyncEngine:
         """`Engine.compile` in a thread of its own."""
         await asyncio.to_thread(self.engine.compile, grammar)
 
+    async def add_adapter(self, name: str, source: Adapter | str | os.PathLike[str]) -> None:
+        """See `Engine.add_adapter`; between two steps."""
+        await asyncio.wrap_future(self._order(lambda: self.engine.add_adapter(name, source)))
+
+    async def remove_adapter(self, name: str) -> None:
+        """See `Engine.remove_adapter`; between two steps."""
+        await asyncio.wrap_future(self._order(lambda: self.engine.remove_adapter(name)))
+
     async def mean_hidden(self, tokens: Sequence[int] | Array) -> Floats:
         """The mean of a text's final hidden states, fp32 [hidden]. Others decode between its chunks.
 
@@ -105,6 +115,11 @@ class AsyncEngine:
             self._order(chunks.close)
         mean: Floats = (total / len(tokens)).astype(np.float32)
         return mean
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What stopped the engine; None while it takes requests."""
+        return self._failure
 
     def probe(self) -> EngineProbe:
         """See `Engine.probe`."""

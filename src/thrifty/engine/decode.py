@@ -11,7 +11,7 @@ from thrifty.decoding.sampling import Choice
 from thrifty.decoding.scores import Scores
 from thrifty.decoding.strategy import choose
 from thrifty.engine.ahead import Ahead
-from thrifty.engine.proposing import Note, accept, propose, rows_of, within_bounds
+from thrifty.engine.proposing import Note, accept, caught_up, propose, rows_of, within_bounds
 from thrifty.engine.runner import Rows, Runner
 from thrifty.engine.running import Running
 
@@ -112,8 +112,8 @@ def without_outcome(sequences: Sequence[Running], outcomes: Sequence[Outcome]) -
 
 def _prepare(sequences: Sequence[Running], outcomes: list[Outcome], note: Note) -> list[_Part]:
     """Drafts, and room for their rows. The errors of those that cannot have them are added to `outcomes`."""
-    parts = []
-    for sequence, draft in zip(sequences, propose(sequences, note), strict=True):
+    parts, ready = [], _ready(sequences, outcomes)
+    for sequence, draft in zip(ready, propose(ready, note), strict=True):
         try:
             if isinstance(draft, BaseException):
                 raise draft
@@ -124,6 +124,18 @@ def _prepare(sequences: Sequence[Running], outcomes: list[Outcome], note: Note) 
         except BaseException as error:
             outcomes.append(Outcome(sequence, error=error))
     return parts
+
+
+def _ready(sequences: Sequence[Running], outcomes: list[Outcome]) -> list[Running]:
+    """The sequences that can be asked for drafts; the others sit this step out. Errors are added to `outcomes`."""
+    ready = []
+    for sequence in sequences:
+        try:
+            if caught_up(sequence):
+                ready.append(sequence)
+        except BaseException as error:
+            outcomes.append(Outcome(sequence, error=error))
+    return ready
 
 
 def _run(runner: Runner, parts: Sequence[_Part], outcomes: list[Outcome], note: Note) -> None:

@@ -37,7 +37,7 @@ class EngineProbe:
     end_ids: frozenset[int]
     #: Bytes for weights, caches and workspace; None: no bound.
     budget: int | None
-    #: Bytes of the weights.
+    #: Bytes of the weights in memory: without an embedding that is read from its file.
     weights: int
     #: Bytes of buffers and activations, rows of logits left out.
     workspace: int

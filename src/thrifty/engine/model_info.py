@@ -6,7 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from thrifty.arrays import Floats, Integers
-from thrifty.cache.model_info import ModelInfo, TokenClasses
+from thrifty.cache.model_info import ModelInfo, TokenClasses, Widths
 from thrifty.engine.instruction import instruction
 from thrifty.errors import ConfigError, RecipeError
 from thrifty.models.head_scores import SavedScores
@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 def check_cacheable(config: ModelConfig) -> None:
     """Raise ConfigError naming the first layer that the cache does not hold: no runner of an engine can run it."""
     for index, layer in enumerate(config.layers):
-        if layer.mixer == "latent" or config.widths(index) != (config.heads, config.kv_heads, config.head_dim):
+        if layer.mixer == "latent":
             raise ConfigError(
-                f"layers.{index} ({layer.mixer}, {config.widths(index)} heads, KV heads and head_dim) is none that the "
-                f"cache holds: attention of {(config.heads, config.kv_heads, config.head_dim)}, or recurrent."
+                f"layers.{index} mixes by latent attention, which the cache does not hold: it holds attention and "
+                "recurrent layers."
             )
+
+
+def widths_of(config: ModelConfig) -> tuple[Widths, ...]:
+    """Those of every layer, as ModelInfo takes them: empty where no layer has its own."""
+    own = tuple(Widths(*config.widths(index)) for index in range(len(config.layers)))
+    return own if any(layer.has_widths for layer in config.layers) else ()
 
 
 def model_info(model: Model, chunk: int) -> ModelInfo:
@@ -53,6 +59,7 @@ def model_info(model: Model, chunk: int) -> ModelInfo:
         head_dim=config.head_dim,
         windows=tuple(layer.window for layer in config.layers),
         states=config.states,
+        widths=widths_of(config),
         scale=config.query_scale,
         softcap=config.attention_softcap,
         format="f32" if plain else "bf16",

@@ -20,6 +20,13 @@ Note = Callable[[BaseException], None]
 Given = TypeVar("Given")
 
 
+def caught_up(sequence: Running) -> bool:
+    """Whether a draft can be asked for now. Where a model that drafts has still to compute much of the prompt, it does
+    a piece of that here.
+    """
+    return not sequence.ticket.drafting.models or _drafter(sequence).catch_up(sequence.tokens)
+
+
 def propose(sequences: Sequence[Running], note: Note) -> list[Draft | BaseException]:
     """The draft of each sequence, or its error."""
 

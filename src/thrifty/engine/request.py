@@ -18,6 +18,8 @@ from thrifty.engine.prompts import prompt_ids
 from thrifty.engine.steering import layer_numbers, steering_vectors
 from thrifty.errors import PromptError
 
+MOST_PRIORITY = 1000
+
 __all__ = ["Embeddings", "Event", "Handle", "Listener", "Request", "Result", "Sample", "Usage"]
 
 
@@ -48,6 +50,10 @@ class Request:
     salt: str = ""
     #: False keeps the prompt out of the prefix tree, both ways.
     share_prefix: bool = True
+    #: Who it is for: where several wait, the one that was served least is next (see `engine/admission/fair_queue.py`).
+    owner: str = ""
+    #: Higher ones are admitted first.
+    priority: int = 0
     #: The name of one of the engine's adapters.
     adapter: str | None = None
     #: Layers: each event carries the hidden state after them, of the row that chose its token.
@@ -70,14 +76,18 @@ class Request:
             "taps": layer_numbers("taps", self.taps),
             "steering": steering_vectors(self.steering),
             "samples": whole("samples", self.samples, 1, "1 or more"),
+            "priority": whole(
+                "priority", self.priority, -MOST_PRIORITY, f"{-MOST_PRIORITY} to {MOST_PRIORITY}", MOST_PRIORITY
+            ),
             "free": whole("free", self.free, 0, "0 or more"),
             "logits": flag("logits", self.logits),
             "share_prefix": flag("share_prefix", self.share_prefix),
         }
         if not isinstance(self.sampling, SamplingParameters):
             raise PromptError(f"sampling = {shown(self.sampling)}; use SamplingParameters(...)")
-        if not isinstance(self.salt, str):
-            raise PromptError(f"salt = {shown(self.salt)} is no text; use a string")
+        for name in ("salt", "owner"):
+            if not isinstance(getattr(self, name), str):
+                raise PromptError(f"{name} = {shown(getattr(self, name))} is no text; use a string")
         if self.forced is not None and self.sampling.grammar is not None:
             raise PromptError("forced tokens come whatever a grammar says; leave forced or sampling.grammar out")
         if self.adapter is not None and not isinstance(self.adapter, str):

@@ -71,6 +71,7 @@ class Running:
         self.cache: SequenceCache | None = None
         self.prefill: Prefill | None = None
         self.continued: Continued | None = None
+        self.owner, self.priority = ticket.request.owner, ticket.request.priority
         self.rows = self.covered = self.shared = self.hidden_bytes = self.draft_bytes = 0
 
     @property
@@ -82,6 +83,13 @@ class Running:
     def computed(self) -> int:
         """Tokens whose rows are in the cache while decoding."""
         return len(self.tokens) - 1
+
+    @property
+    def cost(self) -> float:
+        """What it took of the machine so far, in tokens: each that was computed of its prompt, and twice each of its
+        answer.
+        """
+        return max(0, self.prompt_length - self.shared) + 2 * self.stopper.count
 
     @property
     def total(self) -> int:

@@ -1,6 +1,7 @@
 """The scheduler: who runs in the next step, who waits, and who makes room.
 
-First come, first served. Admission reserves a prompt's peak; decoding sequences reserve page by page. When
+The next one is the fair queue's choice (`admission/fair_queue.py`): first come, first served, but for priorities and
+between owners. Admission reserves a prompt's peak; decoding sequences reserve page by page. When
 the budget has no room for what is running, idle pages of the prefix tree give way first, then the youngest
 sequence is parked: its segments may move to the disk tier, and it goes on later exactly where it stopped.
 The oldest sequence always runs, and a request that could not run alone was refused at submission, so
@@ -10,16 +11,16 @@ everything ends.
 from __future__ import annotations
 
 import bisect
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from thrifty.engine.admission.fair_queue import FairQueue
 from thrifty.engine.answer import Answer
 from thrifty.engine.running import Running, State
 from thrifty.errors import BudgetError, QueueFullError
 
-Queue = deque[Running] | list[Running]
+Queue = FairQueue | list[Running]
 
 
 class SchedulerMemory(Protocol):
@@ -58,7 +59,7 @@ class Scheduler:
 
     def __init__(self, memory: SchedulerMemory, batch: int, queue: int) -> None:
         """batch: sequences that may be active. queue: sequences that may wait for their admission."""
-        self.waiting: deque[Running] = deque()
+        self.waiting = FairQueue()
         self.active: list[Running] = []
         self.parked: list[Running] = []
         self.failed: list[tuple[Running, BaseException]] = []
@@ -83,15 +84,15 @@ class Scheduler:
         return {"waiting": len(self.waiting), "active": len(self.active), "parked": len(self.parked)}
 
     def submit(self, sequence: Running) -> None:
-        """Put a sequence at the end of the queue. Raises QueueFullError at the bound."""
-        if len(self.waiting) >= self._queue:
+        """Put a sequence in the queue. Raises QueueFullError at the bound."""
+        if self.waiting.is_full(sequence.owner, self._queue):
             wait = 1.0 + 0.1 * len(self.waiting)
             raise QueueFullError(
                 f"{len(self.waiting)} requests are waiting, as many as the queue holds; "
                 f"try again in {wait:.0f} s or give the engine a longer queue",
                 retry_after=wait,
             )
-        self.waiting.append(sequence)
+        self.waiting.append(sequence, (*self.active, *self.parked))
 
     def join(self, sequence: Running) -> None:
         """Take in a fork, beside its parent."""
@@ -99,9 +100,12 @@ class Scheduler:
 
     def remove(self, sequence: Running) -> None:
         """Forget a sequence."""
-        for queue in (self.waiting, self.active, self.parked):
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+        for queue in (self.active, self.parked):
             if sequence in queue:
                 queue.remove(sequence)
+                self.waiting.settle(sequence)
         self.failed = [(other, error) for other, error in self.failed if other is not sequence]
 
     def schedule(self) -> Scheduled:
@@ -164,11 +168,11 @@ class Scheduler:
 
     def _admit(self) -> tuple[Running, BudgetError] | None:
         """Start new requests while they fit: none past a parked one, and one prefill at a time."""
-        while self.waiting and not self.parked:
-            sequence = self.waiting[0]
-            if len(self.active) + sequence.samples > self._batch:
-                return None
+        while self.waiting and not self.parked and len(self.active) < self._batch:
             if any(active.state is State.PREFILLING for active in self.active):
+                return None
+            sequence = self.waiting.first(self.active)
+            if len(self.active) + sequence.samples > self._batch:
                 return None
             refusal = self._try(self._memory.admit, sequence, self.waiting)
             if isinstance(refusal, BudgetError):

@@ -102,7 +102,7 @@ def evidence(cache: SequenceCache) -> Evidence:
     slots = quantised = missing = 0
     for layer in cache.model.attention_layers:
         view = cache.view(layer)
-        for head in range(cache.model.kv_heads):
+        for head in range(cache.model.of(layer).kv_heads):
             held = cache.slots(layer, head)
             slots += held
             quantised += sum(stretch.stop - stretch.start for stretch in view.stretches(head) if stretch.quantised)

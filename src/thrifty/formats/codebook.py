@@ -9,7 +9,7 @@ import numpy as np
 
 from thrifty.arrays import Array, Bytes, Floats, Integers
 from thrifty.errors import KernelError
-from thrifty.formats.packed import PackedLinear, check_rows, check_tensor, field
+from thrifty.formats.packed import NativeArrays, PackedLinear, check_rows, check_tensor, field
 from thrifty.kernels.reference import packing
 from thrifty.kernels.reference.matmul import table_matmul
 
@@ -52,6 +52,15 @@ class CodebookLinear(PackedLinear):
     @property
     def has_kernel(self) -> bool:
         return True
+
+    def native(self) -> NativeArrays:
+        arrays: Mapping[str, Array | int | None] = {
+            "table": self.table,
+            "codes": self.codes,
+            "scales": self.scales,
+            "group": self.group,
+        }
+        return f"table{self.bits}", arrays
 
     @property
     def label(self) -> str:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from thrifty.arrays import BFLOAT16, Array, Floats, Integers
 from thrifty.errors import KernelError
-from thrifty.formats.packed import PackedLinear, check_rows, check_tensor, field
+from thrifty.formats.packed import NativeArrays, PackedLinear, check_rows, check_tensor, field
 from thrifty.kernels.reference import packing
 from thrifty.kernels.reference.matmul import bf16_matmul, plain_matmul
 
@@ -64,6 +64,11 @@ class DenseLinear(PackedLinear):
     @property
     def has_kernel(self) -> bool:
         return self.packed
+
+    def native(self) -> NativeArrays | None:
+        if self.packed:
+            return "bf16", {"codes": self.weight.view(np.uint16)}
+        return None if self.weight.dtype == BFLOAT16 else (self.label, {"codes": self.weight})
 
     @property
     def label(self) -> str:

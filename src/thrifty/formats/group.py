@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from thrifty.arrays import Array, Bytes, Floats, Integers
 from thrifty.errors import KernelError
-from thrifty.formats.packed import TILE, PackedLinear, check_rows, check_tensor, field
+from thrifty.formats.packed import TILE, NativeArrays, PackedLinear, check_rows, check_tensor, field
 from thrifty.kernels.reference import affine, packing
 from thrifty.kernels.reference.affine import Halves
 from thrifty.kernels.reference.codebooks import CODEBOOKS
@@ -144,6 +144,16 @@ class GroupLinear(PackedLinear):
     @property
     def has_kernel(self) -> bool:
         return True
+
+    def native(self) -> NativeArrays:
+        layout = f"int{self.bits}" if self.codebook is None else f"{self.codebook}_nl"
+        arrays: Mapping[str, Array | int | None] = {
+            "codes": self.codes,
+            "scales": self.scales,
+            "minimums": self.minimums,
+            "group": self.group,
+        }
+        return layout, arrays
 
     @property
     def label(self) -> str:

@@ -13,14 +13,15 @@ from thrifty.arrays import Array, Floats, Integers
 from thrifty.errors import CheckpointError, KernelError
 
 TILE = 1024  # rows dequantised at a time; a multiple of 16
+NativeArrays = tuple[str, Mapping[str, Array | int | None]]
 
 
 class PackedLinear(ABC):
     """y = W·x + bias with W [out_features, in_features] in some stored format.
 
-    A format writes `tile`, `rows`, `label`, `meta`, `_arrays` and `_load`; the base does the product and checks. Where
-    no native kernel knows the format W is dequantised a tile of rows at a time. Arrays may be read-only and backed by a
-    memory-mapped file: nothing here writes to them.
+    A format writes `tile`, `rows`, `label`, `meta`, `_arrays` and `_load`, and `native` where kernels know it; the base
+    does the product and checks. Where no native kernel knows the format W is dequantised a tile of rows at a time.
+    Arrays may be read-only and backed by a memory-mapped file: nothing here writes to them.
     """
 
     kind: str  # of the converted file's metadata
@@ -116,8 +117,14 @@ class PackedLinear(ABC):
 
     @property
     def has_kernel(self) -> bool:
-        """Whether native kernels know this format's layout."""
+        """Whether `multiply` goes through native kernels."""
         return False
+
+    def native(self) -> NativeArrays | None:
+        """The name of the layout in native code (linear/layouts.hpp) and what it is made of, by the names of its
+        constructor; None where native code has none.
+        """
+        return None
 
     def _tiled_product(self, x: Floats) -> Floats:
         """x·Wᵀ with W dequantised tile by tile: no full-precision W is ever kept."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from thrifty.arrays import Array, Bytes, Floats, Integers
 from thrifty.errors import KernelError
-from thrifty.formats.packed import PackedLinear, check_rows, check_tensor, field
+from thrifty.formats.packed import NativeArrays, PackedLinear, check_rows, check_tensor, field
 from thrifty.kernels.reference import superblock
 from thrifty.kernels.reference.affine import Halves
 from thrifty.kernels.reference.ggml import TwoLevel
@@ -65,6 +65,9 @@ class SuperblockLinear(PackedLinear):
     @property
     def has_kernel(self) -> bool:
         return True
+
+    def native(self) -> NativeArrays:
+        return self.type, {"codes": self.records, "scales": self.scales, "minimums": self.minimums}
 
     @property
     def label(self) -> str:

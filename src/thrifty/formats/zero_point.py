@@ -10,7 +10,7 @@ import numpy as np
 from thrifty.arrays import Array, Bytes, Floats, Integers
 from thrifty.errors import KernelError
 from thrifty.formats.group import GROUPS
-from thrifty.formats.packed import PackedLinear, check_rows, check_tensor, field
+from thrifty.formats.packed import NativeArrays, PackedLinear, check_rows, check_tensor, field
 from thrifty.kernels.reference import packing
 from thrifty.kernels.reference.affine import Halves, to_float16
 from thrifty.kernels.reference.matmul import group_matmul
@@ -64,6 +64,15 @@ class ZeroPointLinear(PackedLinear):
     @property
     def has_kernel(self) -> bool:
         return True
+
+    def native(self) -> NativeArrays:
+        arrays: Mapping[str, Array | int | None] = {
+            "codes": self.codes,
+            "scales": self.scales,
+            "zeros": self.zeros,
+            "group": self.group,
+        }
+        return f"int{self.bits}", arrays
 
     @property
     def label(self) -> str:

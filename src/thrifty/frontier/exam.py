@@ -12,7 +12,7 @@ from thrifty.evaluation.tasks.task import Item, Record, Task
 from thrifty.frontier.candidates import Candidate
 from thrifty.frontier.measurement import Scored
 from thrifty.frontier.space import shortened
-from thrifty.frontier.state import State
+from thrifty.frontier.state import SearchState
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
@@ -28,7 +28,7 @@ class Exam:
     """
 
     def __init__(
-        self, tokenizer: Any, state: State, names: Sequence[str], items: int, seed: int, longest: int = LENGTH
+        self, tokenizer: Any, state: SearchState, names: Sequence[str], items: int, seed: int, longest: int = LENGTH
     ) -> None:
         self._state = state
         chosen = tasks.parse_all(names, length=min(LENGTH, longest))

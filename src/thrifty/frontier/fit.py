@@ -18,7 +18,7 @@ from thrifty.frontier.measurement import Measurement, Prediction, measured
 from thrifty.frontier.question import Question
 from thrifty.frontier.rungs import Rung, survivors
 from thrifty.frontier.space import split
-from thrifty.frontier.state import State
+from thrifty.frontier.state import SearchState
 from thrifty.frontier.workshop import Workshop
 from thrifty.weights.offgrid import offgrid
 
@@ -39,7 +39,7 @@ class Fit:
         question: Question,
         extra: Sequence[Candidate] = (),
         *,
-        state: State | None = None,
+        state: SearchState | None = None,
         rungs: Sequence[Rung] | None = None,
     ) -> None:
         """extra: candidates beside those of the question, measured to the end whether they fit or not. state: what
@@ -55,7 +55,7 @@ class Fit:
         last = self.rungs[-1]
         tokenizer, limit = question.model.require_tokenizer(), question.model.config.context_length
         quality.passage(tokenizer, limit, last.prefix, last.scored, timed=last.timed)
-        self.state = State(None, {}) if state is None else state
+        self.state = SearchState(None, {}) if state is None else state
         self.exam = self._exam_of(plan.LEVELS[0])
         self.pinned = {candidate.key for candidate in extra}
         self.candidates, self.off_grid = split([*question.asked(self.prefix), *extra])  # of equal ones the user's own

@@ -28,7 +28,7 @@ COMPRESSING = 1.25  # times the uncompressed model's run: what policies watch, m
 
 
 @dataclass(frozen=True)
-class Pace:
+class SearchPace:
     """prompt: tokens of the run that it was measured on. prefill, step: its seconds, of the whole prompt and of a
     decoded token after it. weight: seconds that rounding one weight takes.
     """
@@ -43,18 +43,18 @@ class Pace:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Pace:
+    def from_dict(cls, values: Mapping[str, Any]) -> SearchPace:
         """What `as_dict` made."""
         return cls(**values)
 
 
-def measure(engine: Engine, rounding: float) -> Pace:
+def measure(engine: Engine, rounding: float) -> SearchPace:
     """The pace of the engine's model, with the full cache. rounding: seconds a weight, see `rounding_seconds`."""
     prompt = max(1, min(PROMPT, engine.probe().context - STEPS - 2))
     tokens = held_out(engine.model.require_tokenizer(), prompt + STEPS)
     warm_up(engine)
     seconds = [step.seconds for step in force(engine, tokens[:prompt], tokens[prompt:], [])]
-    return Pace(prompt, seconds[0], sum(seconds[1:]) / max(1, len(seconds) - 1), rounding)
+    return SearchPace(prompt, seconds[0], sum(seconds[1:]) / max(1, len(seconds) - 1), rounding)
 
 
 def rounding_seconds(model: Model, techniques: Sequence[Technique]) -> float:
@@ -74,7 +74,7 @@ def rounding_seconds(model: Model, techniques: Sequence[Technique]) -> float:
 class Forecast:
     """Seconds of what a search does, from a pace."""
 
-    pace: Pace
+    pace: SearchPace
     sizes: ModelSizes
     machine: Machine
 
@@ -99,4 +99,5 @@ class Forecast:
 
     def _token_bytes(self) -> float:
         config = self.sizes.config
-        return 4.0 * len(config.layers) * config.kv_heads * config.head_dim
+        widths = [config.widths(index) for index in range(len(config.layers))]
+        return sum(4.0 * kv_heads * head_dim for _, kv_heads, head_dim in widths)

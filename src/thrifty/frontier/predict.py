@@ -53,7 +53,7 @@ def predict(
     """Bytes of `batch` sequences of `context` tokens each, at most 256 of them an answer, under the candidate. sizes:
     of the candidate's weights, None: those that the engine holds. What models that draft take is not in it.
     """
-    weights = engine.model.nbytes if sizes is None else sizes.nbytes
+    weights = engine.probe().weights if sizes is None else sizes.nbytes
     return _need(engine, weights, candidate.recipe.techniques("cache"), context, batch)
 
 

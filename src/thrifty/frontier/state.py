@@ -17,7 +17,7 @@ from thrifty.storage.journal import Journal
 REMEDY = "Start it anew with --fresh, or name another file with --state."
 
 
-class State:
+class SearchState:
     """Values by (kind, key). The first line of the file says what they belong to.
 
     Without a path it lives in memory alone.
@@ -58,7 +58,7 @@ class State:
         """Let the file go."""
         self._journal.close()
 
-    def __enter__(self) -> State:
+    def __enter__(self) -> SearchState:
         return self
 
     def __exit__(

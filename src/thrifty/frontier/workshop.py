@@ -29,7 +29,7 @@ from thrifty.frontier.measurement import Prediction
 from thrifty.frontier.predict import as_stored, longest_context, prediction, unpredictable
 from thrifty.frontier.rungs import Rung
 from thrifty.frontier.space import shortened
-from thrifty.frontier.state import State
+from thrifty.frontier.state import SearchState
 from thrifty.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Workshop:
         self,
         model: Model,
         base: Candidate,
-        state: State,
+        state: SearchState,
         exam: Exam,
         full_prefix: int,
         clock: Clock,
@@ -130,7 +130,7 @@ class Workshop:
             with self._engine(self.base) as engine:
                 held = pace.measure(engine, seconds).as_dict()
             self.state.add("pace", "", held)
-        return pace.Forecast(pace.Pace.from_dict(held), sizes.of_model(self.model), self.machine())
+        return pace.Forecast(pace.SearchPace.from_dict(held), sizes.of_model(self.model), self.machine())
 
     def longest(self, predicted: Prediction, context: int, budget: int, batch: int) -> int:
         """See `longest_context`."""

@@ -6,14 +6,14 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from thrifty.arrays import BFLOAT16, Array, Bytes, Floats, Integers
+from thrifty.arrays import Array, Bytes, Floats, Integers
 from thrifty.errors import KernelError
 
 SWITCH = "THRIFTY_NATIVE"  # environment variable; 0 turns the native kernels off
@@ -23,20 +23,21 @@ MISSING = (
     "Install a wheel for it, or build them with `pip install .` (or `pip install -e .`) in the source tree"
 )
 
-_PLAIN = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16"}
-_GROUP_LAYOUTS: dict[tuple[Any, Any], str] = {
-    (4, None): "int4",
-    (5, None): "int5",
-    (8, None): "int8",
-    (4, "iq4"): "iq4_nl",
-}  # by bits and codebook
-
 
 class Linear(Protocol):
-    """A packed linear layer as the kernels see it (formats/linear.py): sizes, and codes, bf16 pairs or plain fp32."""
+    """A stored linear layer as the kernels see it (formats/packed.py)."""
 
     out_features: int
     in_features: int
+
+    @property
+    def label(self) -> str:
+        """The format's short name."""
+        ...
+
+    def native(self) -> tuple[str, Mapping[str, Any]] | None:
+        """The native layout's name and what it is made of; None where native code has none."""
+        ...
 
 
 @functools.cache
@@ -107,37 +108,17 @@ def matmul(linear: Linear, x: Floats) -> Floats:
     return y
 
 
-def packed(linear: Any, bias: Floats | None = None) -> Any:
+def packed(linear: Linear, bias: Floats | None = None) -> Any:
     """A native Linear over the arrays of a packed linear layer, which it keeps; bias: fp32 [out], added to products.
 
     Raises KernelError where the arrays do not fit its sizes, or where the kernels do not know its format.
     """
-    layout, arrays = _layout(linear)
+    stored = linear.native()
+    if stored is None:
+        raise KernelError(f"no native kernel for {type(linear).__name__} {linear.label}")
+    layout, arrays = stored
     options = {"bias": bias, "out_features": linear.out_features, "in_features": linear.in_features}
     return _call(require().Linear, layout=layout, **arrays, **options)
-
-
-def _layout(linear: Any) -> tuple[str, dict[str, Any]]:
-    """The native layout of a stored linear layer, and its arrays by their native names.
-
-    Raises KernelError where the kernels do not know its format.
-    """
-    weight, records = getattr(linear, "weight", None), getattr(linear, "records", None)
-    if records is not None:
-        arrays = {"codes": records, "scales": linear.scales, "minimums": linear.minimums}
-        return str(linear.type).lower(), arrays
-    if getattr(linear, "packed", False):
-        return "bf16", {"codes": _bits(linear.weight)}
-    if weight is not None and weight.dtype in _PLAIN:
-        return _PLAIN[weight.dtype], {"codes": weight}
-    if getattr(linear, "table", None) is not None:
-        arrays = {"table": linear.table, "codes": linear.codes, "scales": linear.scales}
-        return f"table{linear.bits}", {**arrays, "group": linear.group}
-    layout = _GROUP_LAYOUTS.get((getattr(linear, "bits", 0), getattr(linear, "codebook", None)))
-    if layout is None or linear.group not in (32, 64, 128):
-        raise KernelError(f"no native kernel for {type(linear).__name__} {getattr(linear, 'label', '')}".rstrip())
-    arrays = {name: getattr(linear, name, None) for name in ("codes", "scales", "minimums", "zeros")}
-    return layout, {**arrays, "group": linear.group}
 
 
 def repack(kind: str, raw: Bytes, codes: Array, scales: Array | None = None, minimums: Array | None = None) -> None:
@@ -173,7 +154,7 @@ def attend(
     the largest count of any KV head. Raises KernelError for wrong shapes and where a row would see no slot.
     """
     module = require()
-    query = _queries(query, view)
+    query = _queries(query, view, layer)
     if window is not None and window < 1:
         raise KernelError(f"attention window {window} must be at least 1 (None for no window)")
     out = np.empty_like(query)
@@ -202,8 +183,8 @@ def witness(
     slots.
     """
     module = require()
-    query = _queries(query, view)
-    table = np.zeros((view.kv_heads, max(1, *(high - low for _, low, high in judged))), np.float32)
+    query = _queries(query, view, layer)
+    table = np.zeros((view.kv_heads(layer), max(1, *(high - low for _, low, high in judged))), np.float32)
     options = {"forced": forced, "scale": scale, "softcap": softcap, "mean": mean}
     _call(module.witness, view, layer, query, list(judged), table, **options)
     return table
@@ -303,16 +284,12 @@ def check(array: Array, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...],
     return array
 
 
-def _queries(query: Floats, view: Any) -> Floats:
+def _queries(query: Floats, view: Any, layer: int) -> Floats:
     """As native code takes them. Raises KernelError for another shape than [rows, heads, head_dim]."""
-    if query.ndim != 3 or query.shape[2] != view.head_dim:
-        raise KernelError(f"query has shape {query.shape}, expected [rows, heads, {view.head_dim}]")
+    head_dim = _call(view.head_dim, layer)
+    if query.ndim != 3 or query.shape[2] != head_dim:
+        raise KernelError(f"query has shape {query.shape}, expected [rows, heads, {head_dim}]")
     return np.ascontiguousarray(query, np.float32)
-
-
-def _bits(array: Array) -> Array:
-    """bf16 as the uint16 that it travels as; anything else as it is, for native code to refuse."""
-    return array.view(np.uint16) if array.dtype == BFLOAT16 else array
 
 
 def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -152,8 +152,9 @@ def _checked(path: Path, document: Any, model: Model, kind: str) -> HeadScores:
         raise refuse("version", "that of the checkpoint beside it")
     if document["layers"] != layers:
         raise refuse("layers", f"the model's {len(layers)} global layers")
-    if not _numbers(document["scores"], len(layers), config.heads):
-        raise refuse("scores", f"{len(layers)} rows of {config.heads} numbers ≥ 0, not all of them 0")
+    heads = max((config.widths(layer)[0] for layer in layers), default=config.heads)
+    if not _numbers(document["scores"], len(layers), heads):
+        raise refuse("scores", f"{len(layers)} rows of {heads} numbers ≥ 0, not all of them 0")
     rows = tuple(tuple(map(float, row)) for row in document["scores"])
     return HeadScores(**(document | {"layers": tuple(layers), "scores": rows}))
 

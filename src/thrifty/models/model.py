@@ -64,6 +64,17 @@ class Model:
         return linears + sum(norm.nbytes for norm in self.norms.values())
 
     @property
+    def read_from_file(self) -> int:
+        """Bytes of the embedding where native code reads its rows from the file: it is not the output matrix too, and
+        all of it lies in `file`. They are on the disk, not in memory.
+        """
+        if self.file is None or self.config.tied_embeddings:
+            return 0
+        arrays = self.linears["embedding"].state().values()
+        inside = all(np.may_share_memory(array, self.file.content) for array in arrays)
+        return self.linears["embedding"].nbytes if inside else 0
+
+    @property
     def head(self) -> PackedLinear:
         """The linear that makes the logits: the embedding where the two are one."""
         return self.linears["embedding" if self.config.tied_embeddings else "head"]

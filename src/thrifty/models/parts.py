@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from thrifty.errors import ConfigError
-from thrifty.models.config.layer_spec import RecurrentSpec
 from thrifty.models.config.model_config import ExpertConfig, ModelConfig
 
 Part = tuple[str, tuple[int, ...]]
@@ -36,7 +35,7 @@ def _parts(config: ModelConfig) -> Iterator[Part]:
         if layer.experts and config.experts is not None:
             yield from _mixture(f"{name}.mlp", config, config.experts)
         else:
-            yield from _mlp(f"{name}.mlp", config, config.intermediate_size)
+            yield from _mlp(f"{name}.mlp", config, config.inner(index))
         if config.post_norms:
             yield from _norm(f"{name}.post_mlp_norm", config)
     yield from _norm("final_norm", config)
@@ -61,20 +60,9 @@ def _mixer(name: str, config: ModelConfig, index: int) -> Iterator[Part]:
     if layer.mixer == "latent":
         raise ConfigError(f"{name}.mixer is 'latent', which is not built yet; attention and recurrent layers are.")
     if layer.recurrent is not None:
-        yield from _recurrent(f"{name}.recurrent", config, layer.recurrent)
+        yield from layer.recurrent.parts(f"{name}.recurrent", config.hidden_size)
     else:
         yield from _attention(f"{name}.attention", config, index)
-
-
-def _recurrent(name: str, config: ModelConfig, spec: RecurrentSpec) -> Iterator[Part]:
-    hidden = config.hidden_size
-    yield from _linear(f"{name}.query", spec.key_width, hidden)
-    yield from _linear(f"{name}.key", spec.key_width, hidden)
-    yield from _linear(f"{name}.value", spec.value_width, hidden)
-    yield from _linear(f"{name}.decay", spec.decay_width, hidden, bias=True)
-    yield from _linear(f"{name}.gate", spec.value_width, hidden)
-    yield f"{name}.norm", (spec.value_dim,)
-    yield from _linear(f"{name}.output", hidden, spec.value_width)
 
 
 def _attention(name: str, config: ModelConfig, index: int) -> Iterator[Part]:

@@ -189,4 +189,4 @@ def _normed(norm: nn.Module | None, x: Tensor) -> Tensor:
 def _mlp(config: ModelConfig, index: int) -> nn.Module:
     if config.layers[index].experts and config.experts is not None:
         return MixtureMLP(config, config.experts)
-    return (GatedMLP if config.mlp == "gated" else PlainMLP)(config, config.intermediate_size)
+    return (GatedMLP if config.mlp == "gated" else PlainMLP)(config, config.inner(index))

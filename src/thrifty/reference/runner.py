@@ -156,8 +156,9 @@ class ReferenceRunner:
     def workspace(self) -> int:
         """See Runner: a block's hidden states and MLP in fp32."""
         config = self._config
-        widths = 4 * config.hidden_size + 3 * config.intermediate_size + 2 * config.query_width
-        return 4 * BLOCK * widths
+        layers = range(len(config.layers))
+        queries = max(heads * head_dim for heads, _, head_dim in map(config.widths, layers))
+        return 4 * BLOCK * (4 * config.hidden_size + 3 * max(map(config.inner, layers)) + 2 * queries)
 
     def keep_logits(self, rows: int) -> None:
         """See Runner: it keeps none between its calls."""

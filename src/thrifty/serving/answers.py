@@ -110,7 +110,7 @@ def streamed(
                     if event.token is not None:
                         clock.token(event.sample)
                     if event.finish_reason == "cancelled":
-                        break
+                        continue  # who ended it is said when all samples are over
                     for chunk in chunks(event):
                         yield form.line(chunk)
                 _check_end(handle)

@@ -135,7 +135,7 @@ class ModelShelf:
 
     async def _wait_for(self, model: ServedModel) -> None:
         """Until a model is loaded. Raises RequestError (503) where that takes too long, or is not possible."""
-        if self._preload or self._closing:
+        if self._closing or (self._preload and not model.stopped and model.name not in self._loads):
             raise model.absent()
         loading = self._loads.get(model.name)
         if loading is None:

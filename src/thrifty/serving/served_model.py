@@ -60,8 +60,13 @@ class ServedModel:
 
     @property
     def ready(self) -> bool:
-        """Whether the model is loaded."""
-        return self._engine is not None
+        """Whether the model is loaded, and its engine runs."""
+        return self._engine is not None and self._engine.failure is None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether an error stopped the engine."""
+        return self._engine is not None and self._engine.failure is not None
 
     @property
     def users(self) -> int:
@@ -108,7 +113,12 @@ class ServedModel:
         self.used = time.monotonic()
 
     async def load(self, fits: Fits = lambda weights: None) -> None:
-        """Open the engine and its adapters in a thread of its own. Raises what that raises."""
+        """Open the engine and its adapters in a thread of its own; one that stopped goes before. Raises what that
+        raises.
+        """
+        if self._engine is not None and self.stopped:
+            _LOG.error("the engine of %s stopped and is opened again", self.name, exc_info=self._engine.failure)
+            await self.let_go()
         started = time.perf_counter()
         engine = await asyncio.to_thread(self._opened, fits)
         self._engine = AsyncEngine(engine)

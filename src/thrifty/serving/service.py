@@ -13,13 +13,13 @@ from thrifty.engine.async_handle import AsyncHandle
 from thrifty.engine.asynchronous import AsyncEngine
 from thrifty.engine.request import Request
 from thrifty.errors import PromptError
+from thrifty.serving.access.extension_limits import granted
 from thrifty.serving.access.text_limits import CHARACTERS, check_texts
 from thrifty.serving.bodies.sampling import Extensions
 from thrifty.serving.errors import RequestError
 from thrifty.serving.metrics import Metrics
 from thrifty.serving.served_model import ServedModel
 from thrifty.serving.settings import ServerSettings
-from thrifty.storage.budget import parse_size
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
@@ -104,27 +104,14 @@ class Service:
             sampling=sampling,
             samples=samples,
             salt=salt_of(key),
+            owner=salt_of(key),
             adapter=self.adapter,
-            **self._bounds(extensions),
+            **granted(self.settings, extensions),
         )
         handle = await self.engine.submit(request)
         self.served.track(handle)
         self.metrics.submitted(len(prompt), samples)
         return handle
-
-    def _bounds(self, extensions: Extensions) -> dict[str, Any]:
-        """What a request's extensions ask of the cache."""
-        chosen = {"cache": extensions.cache, "cache_memory": extensions.cache_memory}
-        named = [name for name, value in chosen.items() if value is not None]
-        if named and not self.settings.request_recipes:
-            raise RequestError(
-                f"'thrifty.{named[0]}' is turned off on this server; leave it out", 403, f"thrifty.{named[0]}"
-            )
-        memory = extensions.cache_memory
-        return {
-            "cache": extensions.cache,
-            "cache_bytes": None if memory is None else parse_size(memory, "thrifty.cache_memory"),
-        }
 
 
 def salt_of(key: str | None) -> str:

@@ -35,8 +35,16 @@ class ServerSettings:
     prompts: int = 64
     #: Most texts of one request for embeddings or an order.
     texts: int = 2048
-    #: Whether a request may choose cache techniques and a bound on its cache.
+    #: Whether a request may choose techniques of cache and decoding, and a bound on its cache.
     request_recipes: bool = True
+    #: Names of those that it may choose. None: any.
+    request_techniques: tuple[str, ...] | None = None
+    #: Most bytes that a request's cache may take; also of one that brings no bound. None: as many as there are.
+    request_cache_memory: int | None = None
+    #: The highest priority that a request may ask for, and the lowest below zero; 0: none.
+    priority: int = 0
+    #: Most requests of one key that are answered at a time. None: as many as come.
+    key_requests: int | None = None
     #: Adapters in it may be loaded and unloaded by requests. None: the adapters are those of the start.
     adapter_folder: Path | None = None
     #: Seconds that a request waits for its model to be loaded.
@@ -54,6 +62,10 @@ class ServerSettings:
             raise ServerError(
                 f"host {self.host} can be reached from other machines, and no API key is set: give --api-key (or "
                 "THRIFTY_API_KEY), listen at 127.0.0.1, or say --public if everybody may use it"
+            )
+        if self.key_requests is not None and not self.api_keys:
+            raise ServerError(
+                "a bound on the requests of a key needs keys: give --api-key, or leave --key-requests out"
             )
         if any(not key for key in self.api_keys):
             raise ServerError("an API key is empty; give one of at least 1 character, or leave --api-key out")

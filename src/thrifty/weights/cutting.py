@@ -69,6 +69,8 @@ class _Choice:
         layers = range(len(config.layers)) if structure.layers is None else structure.layers
         _check("layers", layers, len(config.layers))
         self.layers = list(layers)
+        if structure.heads is not None or structure.neurons is not None:
+            self._check_equal()
         attending = [layer for layer in self.layers if config.layers[layer].mixer == "attention"]
         with_experts = [layer for layer in self.layers if config.layers[layer].experts]
         dense = [layer for layer in self.layers if not config.layers[layer].experts]
@@ -78,6 +80,14 @@ class _Choice:
         self.experts = _numbers("experts", structure.experts, with_experts, count)
         self.kv_heads = {layer: self._kv_heads(layer, heads) for layer, heads in self.heads.items()}
         self.cut_config = self._cut_config(with_experts)
+
+    def _check_equal(self) -> None:
+        """Raise RecipeError naming the first layer that is not as wide as the model: heads and neurons are chosen of
+        layers that are."""
+        for index in self.layers:
+            layer = self.config.layers[index]
+            if layer.has_widths or layer.intermediate_size is not None:
+                raise RecipeError(f"layers.{index} has widths of its own: choose layers or experts alone in this model")
 
     def of(self, linear: LinearInfo) -> tuple[Chosen, Chosen]:
         """Rows and columns that stay of a linear of the model."""

@@ -79,7 +79,7 @@ def groups(model: Model) -> Iterator[LinearGroup]:
         attention = f"{place}.attention"
         yield from _behind_norm(model, layer, f"{place}.attention_norm", f"{attention}.", hidden)
         if f"{attention}.value" in model.linears:
-            channels = _value_channels(model.config)
+            channels = _value_channels(model.config, layer)
             yield _pair(model, "value", layer, f"{attention}.value", f"{attention}.output", channels)
         yield from _behind_norm(model, layer, f"{place}.mlp_norm", f"{place}.mlp.", hidden)
         if model.config.mlp == "gated":
@@ -150,8 +150,8 @@ def _norm(model: Model, name: str) -> NormInfo:
     return NormInfo(name, model.norms[name], model.norms.get(f"{name}.bias"), model.config.norm_offset)
 
 
-def _value_channels(config: ModelConfig) -> Integers:
+def _value_channels(config: ModelConfig, layer: int) -> Integers:
     """Of each column of the output projection [heads · head_dim], the channel of the values [kv_heads · head_dim]."""
-    group, size = config.heads // config.kv_heads, config.head_dim
-    head, channel = np.divmod(np.arange(config.heads * size, dtype=np.int64), size)
-    return head // group * size + channel
+    heads, kv_heads, size = config.widths(layer)
+    head, channel = np.divmod(np.arange(heads * size, dtype=np.int64), size)
+    return head // (heads // kv_heads) * size + channel

@@ -64,7 +64,7 @@ class _Orders:
         self.config = config
         self.random = np.random.RandomState(seed & 0xFFFF_FFFF)  # a stream that no version of NumPy will change
         self.hidden = self._draw(config.hidden_size)
-        self.values = [self._values() for _ in config.layers]
+        self.values = [self._values(layer) for layer in range(len(config.layers))]
         self.neurons: dict[str, Integers] = {}
 
     def of(self, linear: LinearInfo) -> tuple[Order, Order]:
@@ -92,13 +92,13 @@ class _Orders:
             order[place], order[place + further] = order[place + further], order[place]
         return np.array(order, np.int64)
 
-    def _values(self) -> tuple[Integers, Integers]:
+    def _values(self, layer: int) -> tuple[Integers, Integers]:
         """Orders of the value outputs [kv_heads · head_dim] and the attended ones [heads · head_dim]."""
-        config, size = self.config, self.config.head_dim
-        heads = [self._draw(size) for _ in range(config.kv_heads)]
-        group = config.heads // config.kv_heads
+        query_heads, kv_heads, size = self.config.widths(layer)
+        heads = [self._draw(size) for _ in range(kv_heads)]
+        group = query_heads // kv_heads
         outputs = np.concatenate([order + head * size for head, order in enumerate(heads)])
-        inputs = np.concatenate([heads[head // group] + head * size for head in range(config.heads)])
+        inputs = np.concatenate([heads[head // group] + head * size for head in range(query_heads)])
         return outputs, inputs
 
     def _value_order(self, linear: LinearInfo) -> tuple[Integers, Integers]:

@@ -108,3 +108,26 @@ def test_a_quantised_folder_counts_its_own_bits(thrifty: Callable[..., Any], tmp
     (folder / "model.safetensors").unlink()
     plain = thrifty(*words).json()["decode"]["weight_bytes"] - head
     assert 4 / 16 < codes / plain < 4.5 / 16
+
+
+def test_a_recipes_decoding_counts(thrifty: Callable[..., Any], config_only: Path, tmp_path: Path) -> None:
+    """A step of five rows reads weights and cache once and computes five times; a model that drafts comes on top."""
+    recipe, words = tmp_path / "recipe.toml", ("roofline", config_only, "--machine", "l4", "--length", 512)
+    plain = thrifty(*words, "--json").json()
+    recipe.write_text('[[decoding]]\ntechnique = "prompt-lookup"\nlength = 4\n')
+    looked = thrifty(*words, "--json", "--recipe", recipe).json()
+    assert looked["rows"] == 5 and looked["draft"] is None and plain["rows"] == 1
+    assert looked["decode"]["weight_bytes"] == plain["decode"]["weight_bytes"]
+    assert looked["decode"]["cache_bytes"] == plain["decode"]["cache_bytes"]
+    assert looked["decode"]["operations"] == 5 * plain["decode"]["operations"]
+    assert looked["decode"]["tok_s"] == pytest.approx(5 / looked["decode"]["seconds"], rel=1e-3)
+    recipe.write_text(f'[[decoding]]\ntechnique = "speculative"\ndraft = "{config_only}"\nlength = 4\n')
+    drafted = thrifty(*words, "--json", "--recipe", recipe).json()
+    own, draft = looked["decode"]["seconds"], drafted["draft"]
+    assert draft["decode_seconds"] == pytest.approx(4 * plain["decode"]["seconds"])
+    assert drafted["decode"]["seconds"] == pytest.approx(own + draft["decode_seconds"])
+    assert drafted["prefill"]["seconds"] == pytest.approx(2 * plain["prefill"]["seconds"])
+    assert draft["weights_bytes"] == plain["weights_bytes"]
+    out = thrifty(*words, "--recipe", recipe).out
+    assert "one token and 4 drafted ones" in out and "of 5 rows, were all drafts taken" in out
+    assert "the model that drafts takes" in out

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.tiny import text_tokens
+from tests.unit.engine.corridor import random_adapter
 
 from thrifty.decoding.sampling import Sampler
 from thrifty.decoding.sampling_parameters import SamplingParameters
@@ -226,3 +227,22 @@ def test_a_request_whose_event_loop_is_closed_ends(plain: Model) -> None:
     asyncio.run(idle(running))
     asyncio.run(running.close())
     del stream
+
+
+def test_adapters_come_and_go_between_steps(packed: Model) -> None:
+    adapter = random_adapter(packed, 4, 1)
+
+    async def scenario(running: AsyncEngine) -> None:
+        plain = (await running.result(request())).token_ids
+        await running.add_adapter("a", adapter)
+        with pytest.raises(PromptError, match="there is an adapter 'a' already"):
+            await running.add_adapter("a", adapter)
+        handle = await running.submit(request(maximum=200, adapter="a"))
+        with pytest.raises(PromptError, match="1 sequences use the adapter 'a'"):
+            await running.remove_adapter("a")
+        assert (await handle.result()).token_ids[:12] != plain
+        await running.remove_adapter("a")
+        with pytest.raises(PromptError, match="there is no adapter 'a'"):
+            await running.submit(request(adapter="a"))
+
+    run(packed, scenario)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tests.unit.engine.conftest import MakeEngine
 
 from thrifty.api import Thrifty, open_engine
 from thrifty.decoding.sampling_parameters import SamplingParameters
+from thrifty.engine.drafting.model import EngineDraftSequence
 from thrifty.engine.request import Request
 from thrifty.errors import BudgetError, CheckpointError, RecipeError
 from thrifty.models import load
@@ -152,3 +153,35 @@ def test_a_draft_never_ends_an_accepted_request(make_engine: MakeEngine, packed:
     assert engine.memory.ledger.bytes_of("draft") == 0
     assert len(handle.result().token_ids) == 990
     assert engine.submit(ask("small")).result().finish_reason == "length"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_others_decode_while_a_draft_model_reads_a_long_prompt(
+    temperature: float, make_engine: MakeEngine, packed: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One piece of it a step, and not a bit of any answer changes."""
+    pieces: list[int] = []
+    compute = EngineDraftSequence._compute
+
+    def counted(sequence: EngineDraftSequence, tokens: Sequence[int]) -> None:
+        compute(sequence, tokens)
+        pieces.append(sequence.length)
+
+    monkeypatch.setattr(EngineDraftSequence, "_compute", counted)
+    sampling = SamplingParameters(max_tokens=12, ignore_eos=True, temperature=temperature, seed=5)
+    long = Request(prompt=text_tokens(600, 3), sampling=sampling, decoding=table("small"))
+    short = Request(prompt=text_tokens(40), sampling=SamplingParameters(max_tokens=40, ignore_eos=True))
+    options: dict[str, Any] = {"drafts": ["small"], "load_draft": Loader(small=tiny_model(packed=True, seed=1))}
+    wanted = [make_engine(packed, **options).submit(request).result().token_ids for request in (long, short)]
+    pieces.clear()
+    engine = make_engine(packed, **options)
+    handles = [engine.submit(long), engine.submit(short)]
+    beside = 0
+    while not all(handle.finished for handle in handles):
+        before = len(pieces)
+        events = engine.step()
+        assert len(pieces) <= before + 1
+        others = [event for event in events if event.request == handles[1].identity and event.token is not None]
+        beside += len(pieces) > before and bool(others)
+    assert beside >= 3 and pieces[:5] == [128, 256, 384, 512, 600]
+    assert [handle.result().token_ids for handle in handles] == wanted

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.process_memory import mapped_resident
+from tests.tiny import tiny_config, tiny_model
 from tests.unit.formats.test_file_formats import layer, rows_of
 
 from thrifty.arrays import Floats
+from thrifty.engine.engine import Engine
 from thrifty.formats.gguf import FORMATS
 from thrifty.formats.linear import PackedLinear
 from thrifty.kernels import dispatch
@@ -74,3 +76,17 @@ def test_no_page_comes_into_memory(tmp_path: Path) -> None:
     assert mapped_resident(tmp_path / "weights.bin") <= before + 4096
     embedded(linear, list(range(0, rows, 1000)))
     assert mapped_resident(tmp_path / "weights.bin") > before + 4096
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_ledger_counts_what_is_held(tied: bool, tmp_path: Path) -> None:
+    """An embedding that is read from its file is not in memory; one that makes logits too, or was replaced, is."""
+    model = tiny_model(packed=True, config=tiny_config(2, tied_embeddings=tied))
+    embedding, own = model.linears["embedding"].nbytes, model.nbytes
+    view, file = on_disk(model.linears["embedding"], tmp_path / "weights.bin")
+    for held, linear, place in ((own - embedding * (not tied), view, file), (own, model.linears["embedding"], file)):
+        model.linears["embedding"], model.file = linear, place
+        for native, wanted in ((None, held), (False, own)):
+            engine = Engine(model, native=native)
+            assert engine.probe().weights == engine.usage().categories["weights"].current == wanted
+            engine.close()

@@ -49,6 +49,9 @@ def sequence(arrival: int, size: int = 3, grows: bool = True) -> Any:
         state=State.WAITING,
         parked=False,
         samples=1,
+        owner="",
+        priority=0,
+        cost=0,
         answer=SimpleNamespace(usage=usage),
     )
 

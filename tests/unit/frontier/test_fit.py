@@ -23,7 +23,7 @@ from thrifty.frontier.fit import Fit
 from thrifty.frontier.measurement import TASKS, Scored
 from thrifty.frontier.question import Question
 from thrifty.frontier.space import space
-from thrifty.frontier.state import State
+from thrifty.frontier.state import SearchState
 from thrifty.frontier.workshop import Workshop
 from thrifty.models import Model
 
@@ -262,7 +262,7 @@ def test_a_search_goes_on_from_its_state_without_measuring_again(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "state.jsonl"
-    with State(path, {}) as state:
+    with SearchState(path, {}) as state:
         rows = fitted(model, LOOSE, state=state).rows()
         for _ in range(4):
             next(rows)
@@ -275,11 +275,11 @@ def test_a_search_goes_on_from_its_state_without_measuring_again(
         return measured(self, engine, candidate, rung)
 
     monkeypatch.setattr(Workshop, "_measured", counting)
-    with State(path, {}) as state:
+    with SearchState(path, {}) as state:
         second = fitted(model, LOOSE, state=state)
         whole = list(second.rows())
     count, runs[:] = len(runs), []
-    with State(path, {}) as state:
+    with SearchState(path, {}) as state:
         third = fitted(model, LOOSE, state=state)
         assert list(third.rows()) == whole
     assert count > 0 and not runs, "the third search measured nothing"

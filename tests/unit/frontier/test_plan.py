@@ -19,9 +19,9 @@ from thrifty.frontier.candidates import BASE
 from thrifty.frontier.explain import why
 from thrifty.frontier.fit import Fit
 from thrifty.frontier.gentleness import gentler
-from thrifty.frontier.pace import Forecast, Pace
+from thrifty.frontier.pace import Forecast, SearchPace
 from thrifty.frontier.question import Question
-from thrifty.frontier.state import State
+from thrifty.frontier.state import SearchState
 from thrifty.models import Model
 
 
@@ -54,9 +54,9 @@ def planned(model: Model, predicted: dict[str, Any], monkeypatch: pytest.MonkeyP
     """A search that has begun, of a model that takes `step` seconds a token."""
 
     def begin(step: float, minutes: float | None, **changes: Any) -> Fit:
-        held = Pace(192, 20 * step, step, 1e-9)
+        held = SearchPace(192, 20 * step, step, 1e-9)
         monkeypatch.setattr(pace, "measure", lambda engine, rounding: held)
-        state = State(None, {})
+        state = SearchState(None, {})
         for key, value in predicted.items():
             state.add("prediction", key, value)
         changes = {"tasks": ("recall",)} | changes
@@ -119,7 +119,7 @@ def test_a_plan_is_told_where_the_winner_is_explained(planned: Planned) -> None:
 def test_a_last_rung_is_shortened_where_those_before_took_longer(planned: Planned, model: Model) -> None:
     fit = planned(0.02, 20.0)
     assert fit.plan is not None and fit.plan.sizes == plan.LEVELS[0]
-    forecast = Forecast(Pace(192, 0.4, 0.02, 1e-9), sizes.of_model(model), MACHINE)
+    forecast = Forecast(SearchPace(192, 0.4, 0.02, 1e-9), sizes.of_model(model), MACHINE)
     early, last = sum(fit.plan.seconds[:-1]), fit.plan.seconds[-1]
 
     def after(spent: float, left: float) -> plan.Plan:
@@ -150,16 +150,16 @@ def test_a_pace_is_that_of_a_short_run(model: Model) -> None:
     found = pace.measure(engine, 2e-9)
     engine.close()
     assert found.prompt == pace.PROMPT and found.prefill > 0 and found.step > 0 and found.weight == 2e-9
-    assert Pace.from_dict(found.as_dict()) == found
+    assert SearchPace.from_dict(found.as_dict()) == found
 
 
 def test_longer_runs_take_longer_by_the_roofline(model: Model) -> None:
-    forecast = Forecast(Pace(192, 0.5, 0.01, 1e-8), sizes.of_model(model), MACHINE)
+    forecast = Forecast(SearchPace(192, 0.5, 0.01, 1e-8), sizes.of_model(model), MACHINE)
     assert forecast.prefill(192) == pytest.approx(0.5)
     assert forecast.prefill(1920) > 10 * 0.5, "attention grows faster than the prompt"
     assert forecast.step(0) == 0.01 < forecast.step(10**6)
     assert forecast.run(1024, 33, 32) > forecast.run(1024, 17, 16) > forecast.run(512, 17, 16)
-    faster = dataclasses.replace(forecast, pace=Pace(192, 0.05, 0.001, 1e-8))
+    faster = dataclasses.replace(forecast, pace=SearchPace(192, 0.05, 0.001, 1e-8))
     assert faster.run(1024, 33, 0) == pytest.approx(forecast.run(1024, 33, 0) / 10)
     assert forecast.weights(10**8) == pytest.approx(1.0)
 

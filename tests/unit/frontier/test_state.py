@@ -11,7 +11,7 @@ import pytest
 from thrifty import registry
 from thrifty.errors import StorageError
 from thrifty.frontier.candidates import of_recipe
-from thrifty.frontier.state import State, default_path
+from thrifty.frontier.state import SearchState, default_path
 from thrifty.recipe import Recipe
 
 QUESTION = {"model": "abc", "context": 2048}
@@ -23,13 +23,13 @@ def path(tmp_path: Path) -> Path:
 
 
 def fill(path: Path, count: int, start: int = 0) -> None:
-    with State(path, QUESTION) as state:
+    with SearchState(path, QUESTION) as state:
         for index in range(start, count):
             state.add("run", str(index), {"value": index, "text": "ünï"})
 
 
 def held(path: Path) -> int:
-    with State(path, QUESTION) as state:
+    with SearchState(path, QUESTION) as state:
         count = len(state)
         for index in range(count):
             assert state.find("run", str(index)) == {"value": index, "text": "ünï"}
@@ -41,12 +41,12 @@ def test_what_was_added_is_there_again(path: Path) -> None:
     assert held(path) == 3
     fill(path, 5, start=3)
     assert held(path) == 5
-    with State(path, QUESTION) as state:
+    with SearchState(path, QUESTION) as state:
         assert state.find("run", "7") is None and state.find("task", "1") is None
 
 
 def test_without_a_path_it_lives_in_memory() -> None:
-    state = State(None, QUESTION)
+    state = SearchState(None, QUESTION)
     state.add("run", "a", 1)
     assert state.find("run", "a") == 1
 
@@ -58,8 +58,8 @@ def test_a_line_that_is_no_measurement_is_named(path: Path) -> None:
     with pytest.raises(
         StorageError, match=r"line 2 of the state of a search .*state.jsonl. is damaged.* Start it anew with --fresh"
     ):
-        State(path, QUESTION)
-    with State(path, QUESTION, fresh=True) as state:
+        SearchState(path, QUESTION)
+    with SearchState(path, QUESTION, fresh=True) as state:
         assert len(state) == 0
 
 
@@ -67,7 +67,7 @@ def test_a_state_of_another_question_is_refused_and_lies_elsewhere(path: Path) -
     other = QUESTION | {"model": "xyz"}
     fill(path, 2)
     with pytest.raises(StorageError, match='belongs to a run with model = "abc"; this run has "xyz"'):
-        State(path, other)
+        SearchState(path, other)
     assert held(path) == 2
     assert default_path(QUESTION) != default_path(other)
 
@@ -102,7 +102,7 @@ def test_on_a_full_disk_a_value_is_still_known_to_this_search(path: Path, monkey
     def full(file: int, data: bytes, place: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with State(path, QUESTION) as state:
+    with SearchState(path, QUESTION) as state:
         state.add("run", "0", {"value": 0, "text": "ünï"})
         monkeypatch.setattr(os, "pwrite", full)
         with pytest.raises(StorageError, match="No space left on device"):

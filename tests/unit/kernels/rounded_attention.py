@@ -103,7 +103,7 @@ def pages_of(made: Pages, head: int) -> Iterator[Page]:
             part = slice(first, min(first + kv.PAGE, tokens))
             count = part.stop - part.start
             if kv.is_quantised(format):
-                parts = _code_parts(format, slab, capacity, made.view.head_dim, first // kv.PAGE, count)
+                parts = _code_parts(format, slab, capacity, made.view.head_dim(0), first // kv.PAGE, count)
                 yield Page(format, count, bias[part], key_parts=parts[0], value_parts=parts[1])
             else:
                 yield Page(format, count, bias[part], span.keys[part], span.values[part])

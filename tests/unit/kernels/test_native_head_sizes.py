@@ -71,7 +71,7 @@ NEAR = 2e-5
 
 
 def compare(made: Pages, rows: int, group: int, seed: int, **options: Any) -> None:
-    dim, kv_heads, slots = made.view.head_dim, made.view.kv_heads, made.view.tokens(0)
+    dim, kv_heads, slots = made.view.head_dim(0), made.view.kv_heads(0), made.view.tokens(0)
     query = normal(seed, rows, kv_heads * group, dim)
     sums = np.zeros((kv_heads * group, slots), np.float32)
     out = dispatch.attend(made.view, 0, query, scale=dim**-0.5, accumulate=sums, **options)
@@ -242,4 +242,4 @@ def test_other_sizes_are_refused(dim: int) -> None:
 
 def test_the_sizes_that_are_taken() -> None:
     for dim in (*range(16, 257, 2), *range(320, 1025, 64)):
-        assert native().View(1, 1, dim).head_dim == dim
+        assert native().View(1, 1, dim).head_dim(0) == dim

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from tests.tiny import hybrid_config, tiny_config, tiny_model
 
+from thrifty.cache.model_info import Widths
 from thrifty.engine.model_info import check_cacheable, model_info
 from thrifty.errors import ConfigError
 from thrifty.models.config.huggingface import from_huggingface
@@ -37,7 +38,7 @@ def test_a_config_survives_json(decay: Any) -> None:
 def test_a_config_from_before_recurrent_layers_is_read() -> None:
     data = as_dict(tiny_config(2))
     for layer in data["layers"]:
-        for name in ("mixer", "recurrent", "heads", "kv_heads", "head_dim"):
+        for name in ("mixer", "recurrent", "heads", "kv_heads", "head_dim", "intermediate_size"):
             del layer[name]
     assert from_dict(data) == tiny_config(2)
 
@@ -59,16 +60,19 @@ def test_every_mixer_has_its_parts() -> None:
     assert parts(hybrid_config("ra"))["layers.0.recurrent.decay"] == (3, 128)
 
 
-def test_attention_of_its_own_widths_has_its_parts_and_runs_in_the_reference() -> None:
-    wide = LayerSpec(None, RopeConfig(10000.0, 16), heads=8, kv_heads=2, head_dim=32)
+def test_a_layer_of_its_own_widths_has_its_parts() -> None:
+    wide = LayerSpec(None, RopeConfig(10000.0, 16), heads=8, kv_heads=2, head_dim=32, intermediate_size=96)
     config = dataclasses.replace(tiny_config(2), layers=(tiny_config().layers[0], wide))
     assert parts(config)["layers.1.attention.query"] == (256, 128)
     assert parts(config)["layers.1.attention.key"] == (64, 128)
+    assert parts(config)["layers.1.mlp.up"] == (96, 128) and parts(config)["layers.0.mlp.up"] == (256, 128)
+    assert from_dict(json.loads(json.dumps(as_dict(config)))) == config
     model = tiny_model(config=config)
     logits = build(model).logits(list(range(20)))
     assert torch.isfinite(logits).all()
-    with pytest.raises(ConfigError, match=r"layers\.1 \(attention, \(8, 2, 32\) heads"):
-        model_info(model, 128)
+    info = model_info(model, 128)
+    assert (info.of(0), info.of(1)) == (Widths(4, 2, 64), Widths(8, 2, 32))
+    assert [group.layers for group in info.layer_groups()] == [(0,), (1,)]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +85,8 @@ def test_attention_of_its_own_widths_has_its_parts_and_runs_in_the_reference() -
         (LayerSpec(None, ROPE, heads=3), "layers.1 has 3 heads, 2 KV heads"),
         (LayerSpec(None, ROPE, head_dim=32), "layers.1.rope.dimension is 64; it must be an integer from 0 to 32"),
         (LayerSpec(None, ROPE, head_dim=0), "layers.1.head_dim is 0"),
+        (LayerSpec(None, ROPE, intermediate_size=0), "layers.1.intermediate_size is 0"),
+        (LayerSpec(None, ROPE, True, intermediate_size=8), "layers.1 has experts and intermediate_size 8"),
         (LayerSpec(None, ROPE, mixer="mamba"), "layers.1.mixer is 'mamba'; it must be one of"),  # type: ignore[arg-type]
     ],
 )
@@ -112,7 +118,7 @@ def test_latent_layers_are_known_and_not_built() -> None:
     for build_it in (parts, Decoder):
         with pytest.raises(ConfigError, match=r"layers\.1\.mixer is 'latent'"):
             build_it(config)
-    with pytest.raises(ConfigError, match=r"layers\.1 \(latent, .* none that the cache holds"):
+    with pytest.raises(ConfigError, match=r"layers\.1 mixes by latent attention, which the cache does not hold"):
         check_cacheable(config)
 
 

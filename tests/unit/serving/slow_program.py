@@ -1,4 +1,6 @@
-"""A server as a program of its own, over a slow tiny model. Arguments: seconds to drain, milliseconds a step."""
+"""A server as a program of its own, over a slow tiny model. Arguments: seconds to drain, milliseconds a step, port (0),
+memory (64MB).
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,11 @@ def main() -> None:
     """Serve; the first line of the output is the URL."""
     logging.basicConfig(level=logging.INFO)
     drain, pause = float(sys.argv[1]), float(sys.argv[2]) / 1000
-    settings = ServerSettings(port=0, drain_seconds=drain)
+    port, memory = [*sys.argv[3:], *("0", "64MB")[len(sys.argv) - 3 :]]
+    settings = ServerSettings(port=int(port), drain_seconds=drain)
 
     def opened(fits: Fits) -> Engine:
-        engine = tiny_engine(SlowEngine)
+        engine = tiny_engine(SlowEngine, memory=memory)
         engine.pause = pause  # type: ignore[attr-defined]
         return engine
 

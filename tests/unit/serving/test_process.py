@@ -3,76 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 from tests.checkpoint import write_checkpoint
 from tests.unit.serving.live import chat_body
+from tests.unit.serving.programs import Reader, program, thrifty, url_of
 
 pytestmark = pytest.mark.long
-
-ROOT = Path(__file__).parents[3]
-PROGRAM = Path(__file__).with_name("slow_program.py")
-
-
-@contextmanager
-def program(*words: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The slow server, loaded, and its URL."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-    process = subprocess.Popen(
-        [sys.executable, str(PROGRAM), *map(str, words)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        assert url, process.stderr.read() if process.stderr else ""
-        until = time.monotonic() + 30
-        while httpx.get(f"{url}/health").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        yield process, url
-    finally:
-        process.kill()
-        process.communicate()
-
-
-class Reader(threading.Thread):
-    """Reads a stream to its end, however that is."""
-
-    def __init__(self, url: str, tokens: int) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-        self.begun = threading.Event()
-        self.error: Exception | None = None
-        self._url, self._tokens = url, tokens
-
-    def run(self) -> None:
-        body = chat_body(stream=True, max_tokens=self._tokens, ignore_eos=True)
-        try:
-            with httpx.stream("POST", f"{self._url}/v1/chat/completions", json=body, timeout=30) as answer:
-                for line in answer.iter_lines():
-                    if line:
-                        self.lines.append(line)
-                        self.begun.set()
-        except httpx.HTTPError as error:
-            self.error = error
-
-    def last(self) -> dict[str, Any]:
-        """The last chunk before the end."""
-        chunk: dict[str, Any] = json.loads(self.lines[-2].removeprefix("data: "))
-        return chunk
 
 
 def test_an_answer_under_way_is_ended_in_peace_when_the_server_is_told_to_stop() -> None:
@@ -129,18 +72,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("serving") / "tiny")
 
 
-def thrifty(*words: object, **environment: str) -> subprocess.Popen[str]:
-    """The command line's own server."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "thrifty", "serve", *map(str, words)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment,
-    )  # fmt: skip
-
-
 def test_a_model_that_cannot_be_loaded_ends_the_program(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    process = thrifty(tmp_path, "--port", 0)
-    _, told = process.communicate(timeout=60)
+    with thrifty(tmp_path, "--port", 0) as process:
+        _, told = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Traceback" not in told and "model.safetensors" in told
 
@@ -149,27 +84,20 @@ def test_a_port_that_is_taken_is_said(checkpoint: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        process = thrifty(checkpoint, "--port", taken.getsockname()[1])
-        _, told = process.communicate(timeout=60)
+        with thrifty(checkpoint, "--port", taken.getsockname()[1]) as process:
+            _, told = process.communicate(timeout=60)
     assert process.returncode == 1 and "--port" in told and "Traceback" not in told
 
 
 def test_a_public_address_without_a_key_is_refused(checkpoint: Path) -> None:
-    process = thrifty(checkpoint, "--host", "0.0.0.0", "--port", 0)
-    _, told = process.communicate(timeout=60)
+    with thrifty(checkpoint, "--host", "0.0.0.0", "--port", 0) as process:
+        _, told = process.communicate(timeout=60)
     assert process.returncode == 1 and "--api-key" in told and "Traceback" not in told
 
 
 def test_the_command_serves_a_checkpoint_and_ends_on_ctrl_c(checkpoint: Path) -> None:
-    process = thrifty(checkpoint, "--port", 0, "--threads", 1, THRIFTY_API_KEY="secret")
-    try:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        url = next(word for word in line.split() if word.startswith("http")).removesuffix("/v1")
-        until = time.monotonic() + 60
-        while httpx.get(f"{url}/health").status_code != 200:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+    with thrifty(checkpoint, "--port", 0, "--threads", 1, THRIFTY_API_KEY="secret") as process:
+        url = url_of(process)
         assert httpx.get(f"{url}/v1/models").status_code == 401
         headers = {"Authorization": "Bearer secret"}
         (model,) = httpx.get(f"{url}/v1/models", headers=headers).json()["data"]
@@ -178,6 +106,3 @@ def test_the_command_serves_a_checkpoint_and_ends_on_ctrl_c(checkpoint: Path) ->
         assert answer.status_code == 200, answer.text
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.communicate()

@@ -51,7 +51,8 @@ def _apply(slots: SequenceSlots, collector: Collector, batch: list[Operation], l
     elif isinstance(first, Share):
         _share(slots, collector, first.layer, first.source)
     elif isinstance(first, Renumber):
-        _renumber(slots, first, _layers(first.layer, layers))
+        for alike in slots.model.alike(_layers(first.layer, layers)):
+            _renumber(slots, first, alike)
 
 
 def _batches(operations: Sequence[Operation]) -> Iterator[list[Operation]]:
@@ -81,7 +82,7 @@ def _layers(layer: int | None, layers: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _keep(slots: SequenceSlots, collector: Collector, layer: int, indices: Sequence[Integers]) -> None:
-    heads = slots.model.kv_heads
+    heads = slots.model.of(layer).kv_heads
     if len(indices) not in (1, heads):
         raise RecipeError(
             f"a technique kept slots of {len(indices)} heads; the layer has {heads}: give one index list, or one a head"
@@ -98,7 +99,7 @@ def _keep(slots: SequenceSlots, collector: Collector, layer: int, indices: Seque
 
 def _drop(slots: SequenceSlots, collector: Collector, layer: int, start: int, stop: int) -> None:
     """Let go of whole spans where the range is made of them, else keep the rest slot by slot."""
-    spans, heads = slots.spans[layer], slots.model.kv_heads
+    spans, heads = slots.spans[layer], slots.model.of(layer).kv_heads
     kept: list[Span] = []
     gone: list[Span] = []
     first = 0
@@ -159,13 +160,13 @@ def _merge(slots: SequenceSlots, collector: Collector, layer: int, merges: list[
 
 def _store(slots: SequenceSlots, first: Store, stores: list[Store], layers: tuple[int, ...]) -> None:
     pieces = [Piece(store.start, store.stop, store.format) for store in stores]
-    if first.layer is None and first.head is None:
-        pieces = [piece for piece in pieces if not _store_shared(slots, piece, layers)]
-    if not pieces:
-        return
-    heads = range(slots.model.kv_heads) if first.head is None else [first.head]
-    for layer in _layers(first.layer, layers):
-        slots.replace_spans(layer, storing.store(slots.builder, layer, slots.spans[layer], pieces, heads))
+    for alike in slots.model.alike(_layers(first.layer, layers)):
+        left = pieces
+        if first.layer is None and first.head is None:
+            left = [piece for piece in pieces if not _store_shared(slots, piece, alike)]
+        for layer in alike if left else ():
+            heads = range(slots.model.of(layer).kv_heads) if first.head is None else [first.head]
+            slots.replace_spans(layer, storing.store(slots.builder, layer, slots.spans[layer], left, heads))
 
 
 def _store_shared(slots: SequenceSlots, piece: Piece, layers: tuple[int, ...]) -> bool:
@@ -192,7 +193,7 @@ def _page_from_end(slots: SequenceSlots, piece: Piece, layers: tuple[int, ...]) 
     after = 0
     for back in range(1, min(len(spans) for spans in lists) + 1):
         span = lists[0][-back]
-        everywhere = span.segment.layers == layers and len(span.segment.heads) == slots.model.kv_heads
+        everywhere = span.segment.layers == layers and len(span.segment.heads) == slots.model.of(layers[0]).kv_heads
         if not everywhere or span.segment.holes or any(spans[-back] is not span for spans in lists):
             return None
         stop = 0 if piece.stop is None else -piece.stop
@@ -208,7 +209,7 @@ def _move(slots: SequenceSlots, move: Move, layers: tuple[int, ...]) -> None:
     counts = {layer: slots.sealed_counts(layer) for layer in layers}
     done: set[int] = set()
     for layer in layers:
-        first = [0] * slots.model.kv_heads
+        first = [0] * slots.model.of(layer).kv_heads
         spans = list(slots.spans[layer])
         for index, span in enumerate(spans):
             head = span.segment.heads[0]
@@ -237,6 +238,8 @@ def _alone(slots: SequenceSlots, segment: Segment, layers: tuple[int, ...]) -> b
 
 
 def _share(slots: SequenceSlots, collector: Collector, layer: int, source: int) -> None:
+    if slots.model.of(layer) != slots.model.of(source):
+        raise RecipeError(f"layer {layer} cannot share the cache of layer {source}: its heads or head_dim are others")
     taken = [Span(span.segment.retain(), span.tokens, span.layer(source)) for span in slots.spans[source]]
     old = slots.spans[layer]
     slots.replace_spans(layer, taken)
@@ -253,7 +256,7 @@ def _renumber(slots: SequenceSlots, edit: Renumber, layers: tuple[int, ...]) -> 
         and edit.start == 0
         and all(span.tokens == edit.stop and span.segment.parent is None for span in firsts)
         and len({(span.segment.format, span.segment.heads, span.segment.capacity) for span in firsts}) == 1
-        and len(firsts[0].segment.heads) == slots.model.kv_heads
+        and len(firsts[0].segment.heads) == slots.model.of(layers[0]).kv_heads
     )
     if not alike:
         for layer in layers:

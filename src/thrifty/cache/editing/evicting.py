@@ -133,7 +133,7 @@ def _gather(builder: Builder, layer: int, parts: list[_Part], changes: dict[int,
     heads = sorted({head for part in parts for head in part.chosen})
     counts = {head: sum(len(part.chosen.get(head, ())) for part in parts) for head in heads}
     format = "f32" if any(part.span.segment.format == "f32" for part in parts) else parts[0].span.segment.format
-    alike = len(heads) == builder.model.kv_heads and len(set(counts.values())) == 1
+    alike = len(heads) == builder.model.of(layer).kv_heads and len(set(counts.values())) == 1
     groups = [tuple(heads)] if alike else [(head,) for head in heads if counts[head]]
     made: list[Span] = []
     try:

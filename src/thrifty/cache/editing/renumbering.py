@@ -27,8 +27,9 @@ def renumber(
     builder: Builder, layer: int, spans: Sequence[Span], start: int, stop: int, positions: Integers
 ) -> list[Span]:
     """Rotate the keys of slots start..stop (the same for every head) to `positions` int64 [stop-start]."""
-    cut = store(builder, layer, spans, [Piece(start, stop, "")], range(builder.model.kv_heads))
-    first = [0] * builder.model.kv_heads
+    kv_heads = builder.model.of(layer).kv_heads
+    cut = store(builder, layer, spans, [Piece(start, stop, "")], range(kv_heads))
+    first = [0] * kv_heads
     result = []
     for span in cut:
         here = first[span.segment.heads[0]]

@@ -71,7 +71,7 @@ def _trim(slots: SequenceSlots, layer: int, length: int) -> None:
             slots.spans.exchange(layer, index, Span(span.segment, counts.pop(), span.source))
     if ragged:
         view = LayerView(slots.model.layer(layer, length), spans)
-        heads = range(slots.model.kv_heads)
+        heads = range(slots.model.of(layer).kv_heads)
         kept = [np.flatnonzero(view.positions(head) < length) for head in heads]
         slots.spans.replace(layer, keep(slots.builder, layer, spans, kept))
 

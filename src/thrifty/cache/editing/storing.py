@@ -29,9 +29,10 @@ def store(
     builder: Builder, layer: int, spans: Sequence[Span], pieces: Sequence[Piece], heads: Sequence[int]
 ) -> list[Span]:
     """Cut spans at the borders of `pieces` (for these heads) and hold what is inside in the pieces' formats."""
-    counts = [sum(span.count(layer, head) for span in spans) for head in range(builder.model.kv_heads)]
+    kv_heads = builder.model.of(layer).kv_heads
+    counts = [sum(span.count(layer, head) for span in spans) for head in range(kv_heads)]
     ranges = {head: [(*piece.resolve(counts[head]), piece.format) for piece in pieces] for head in heads}
-    first = [0] * builder.model.kv_heads
+    first = [0] * kv_heads
     dropped: list[Span] = []
     with NewSpans(spans) as result:
         for span in spans:

@@ -156,7 +156,7 @@ class Fastgen(CachePolicy):
         columns = self._columns(kv, head, stats)
         if not rows or not (columns.positions <= length - rows).any():
             return FULL
-        group = kv.info.model.group
+        group = kv.info.widths.group
         newest = queries[len(queries) - rows :, head * group : (head + 1) * group]
         keys, bias = kv.keys(head), kv.bias(head)
         total = np.zeros((len(columns.lasting) + 1, group), np.float32)

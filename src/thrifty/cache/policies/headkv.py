@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -69,7 +71,7 @@ class Headkv(Snapkv):
                 f"cache technique '{self.name}' needs the scores of this model's heads, and there are none of kind "
                 f"'{self.kind}': run `thrifty heads MODEL --kind {self.kind}` once"
             )
-        expected = (len(model.policy_layers), model.heads)
+        expected = (len(model.policy_layers), model.most_heads)
         if tuple(scores.shape) != expected:
             raise RecipeError(
                 f"cache technique '{self.name}': the scores of heads have shape {list(scores.shape)}, this model needs "
@@ -87,23 +89,27 @@ class Headkv(Snapkv):
         return prompt + generated
 
 
-def importance(scores: Floats, model: ModelInfo, how: str) -> Doubles:
-    """S [global layers, KV heads] fp64 with ΣS = 1, from scores of query heads [global layers, heads]."""
-    grouped = scores.astype(np.float64).reshape(len(scores), model.kv_heads, model.group)
-    reduced = grouped.max(axis=2) if how == "max" else grouped.mean(axis=2)
-    return reduced / reduced.sum()
+def importance(scores: Floats, model: ModelInfo, how: str) -> list[Doubles]:
+    """S by global layer, fp64 [KV heads], with ΣS = 1 over all, from scores of query heads [global layers, heads]."""
+    reduced = []
+    for own, layer in zip(scores.astype(np.float64), model.policy_layers, strict=True):
+        widths = model.of(layer)
+        grouped = own[: widths.heads].reshape(widths.kv_heads, widths.group)
+        reduced.append(grouped.max(axis=1) if how == "max" else grouped.mean(axis=1))
+    total = np.concatenate(reduced).sum()
+    return [own / total for own in reduced]
 
 
-def head_budgets(shares: Doubles, mean: int, most: int, beta: float) -> list[list[int]]:
-    """Whole budgets [layers][heads] beside the window: (b − b/β) + S_h·B with b = mean, B = (b/β)·L·H (eq. 3, 4).
+def head_budgets(shares: Sequence[Doubles], mean: int, most: int, beta: float) -> list[list[int]]:
+    """Whole budgets [layers][heads] beside the window: (b − b/β) + S_h·B with b = mean, B = (b/β)·H (eq. 3, 4; H: heads
+    of all layers).
 
-    They add up to L·H·mean. most: what a head has; what would exceed it is shared out among the others by S, evenly
+    They add up to H·mean. most: what a head has; what would exceed it is shared out among the others by S, evenly
     where these have none.
     """
-    layers, heads = shares.shape
     if mean >= most:
-        return [[most] * heads for _ in range(layers)]
-    scores = shares.flatten()
+        return [[most] * len(own) for own in shares]
+    scores = np.concatenate(list(shares))
     wanted = mean - mean / beta + scores * (mean / beta * len(scores))
     while (over := wanted > most).any():
         excess = (wanted[over] - most).sum()
@@ -113,7 +119,8 @@ def head_budgets(shares: Doubles, mean: int, most: int, beta: float) -> list[lis
             open_scores = (wanted < most).astype(np.float64)
         wanted += excess * open_scores / open_scores.sum()
     flat = _at_most(whole(wanted.tolist()), most)
-    return [flat[first : first + heads] for first in range(0, len(flat), heads)]
+    ends = list(itertools.accumulate(len(own) for own in shares))
+    return [flat[end - len(own) : end] for own, end in zip(shares, ends, strict=True)]
 
 
 def _at_most(budgets: list[int], most: int) -> list[int]:

@@ -29,9 +29,8 @@ class Builder:
     def new(self, layers: tuple[int, ...], heads: tuple[int, ...], tokens: int, format: str) -> Segment:
         """An empty segment for `tokens` slots."""
         capacity = -(-max(tokens, 1) // PAGE) * PAGE
-        segment = Segment(
-            self.tiers, layers, heads, capacity, format, self.model.head_dim, reservation=self.reservation
-        )
+        head_dim = self.model.of(layers[0]).head_dim
+        segment = Segment(self.tiers, layers, heads, capacity, format, head_dim, reservation=self.reservation)
         segment.tokens = tokens
         return segment
 

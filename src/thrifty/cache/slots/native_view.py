@@ -34,7 +34,8 @@ def native_view(model: ModelInfo) -> Any:
     if module is None:
         return None
     try:
-        return module.View(model.layers, model.kv_heads, model.head_dim)
+        widths = [model.of(layer) for layer in range(model.layers)]
+        return module.View([own.kv_heads for own in widths], [own.head_dim for own in widths])
     except ValueError as error:
         raise KernelError(f"{error}; native=False (--reference) runs without native code") from error
 
@@ -124,8 +125,8 @@ class NativeView:
     def widest(self, layers: Sequence[int]) -> int:
         """Places of the head that holds most, holes counted."""
         assert self.view is not None, "the native view was asked for"
-        heads = range(self._model.kv_heads)
-        return max((self.view.tokens(layer, head) for layer in layers for head in heads), default=0)
+        heads = [(layer, head) for layer in layers for head in range(self._model.of(layer).kv_heads)]
+        return max((self.view.tokens(layer, head) for layer, head in heads), default=0)
 
     def truncate(self, rows: int) -> None:
         """Drop the newest rows of every layer."""
@@ -174,7 +175,7 @@ class NativeView:
         if layer in self._biases:
             self.drop()
         if self.view is not None:
-            for head in range(self._model.kv_heads):
+            for head in range(self._model.of(layer).kv_heads):
                 self.view.drop_front(layer, head, spans)
 
     # --- pushing -------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ class NativeView:
         column sums count places."""
         biases = self._biases[layer] = self._selected_biases(layer)
         self._left_out[layer] = 0
-        first = [0] * self._model.kv_heads
+        first = [0] * self._model.of(layer).kv_heads
         for span in self._spans[layer]:
             segment = span.segment
             for head in segment.heads:
@@ -241,7 +242,7 @@ class NativeView:
             return
         segment = spans[0].segment
         slabs, form = self._slabs(segment, spans[0].layer(layer)), FORMATS.index(segment.format)
-        for head in range(self._model.kv_heads):
+        for head in range(self._model.of(layer).kv_heads):
             for _ in range(pages):
                 view.push(layer, head, slabs[0], PAGE, segment.capacity, form, None, True)
             view.drop_front(layer, head, pages)

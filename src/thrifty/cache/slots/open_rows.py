@@ -81,7 +81,7 @@ class OpenRows:
             low, high = max(start, first), min(start + rows, stop)
             if low < high:
                 part = slice(low - start, high - start)
-                for head in range(self._model.kv_heads):
+                for head in range(self._model.of(layer).kv_heads):
                     page.write(layer, head, low - first, key[part, head], value[part, head])
             first = stop
         self.pending[layer] = self.pending.get(layer, 0) + rows
@@ -111,13 +111,14 @@ class OpenRows:
         """Room for a prompt's rows of one layer, behind `length` tokens. prefix: the pages of the newest of these,
         which are copied to its front. Raises BudgetError or StorageError, with nothing changed."""
         shared = sum(span.tokens for span in prefix)
+        widths = self._model.of(layer)
         segment = Segment(
             self._tiers,
             (layer,),
-            tuple(range(self._model.kv_heads)),
+            tuple(range(widths.kv_heads)),
             -(-(shared + rows) // PAGE) * PAGE,
             self._model.format,
-            self._model.head_dim,
+            widths.head_dim,
             category="scratch",
             reservation=self._reservation,
         )

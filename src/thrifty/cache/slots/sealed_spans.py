@@ -21,10 +21,12 @@ class SealedSpans:
     was. selected: by layer what is attended to, one selection a KV head; a layer that is not in it is seen whole.
     """
 
-    def __init__(self, layers: int, kv_heads: int) -> None:
+    def __init__(self, kv_heads: Sequence[int]) -> None:
+        """kv_heads: of each layer."""
+        layers = len(kv_heads)
         self.let_go = [0] * layers
         self.selected: dict[int, list[Selection]] = {}
-        self._heads = range(kv_heads)
+        self._heads = [range(count) for count in kv_heads]
         self._layers: list[list[Span]] = [[] for _ in range(layers)]
 
     def __getitem__(self, layer: int) -> Sequence[Span]:
@@ -41,16 +43,16 @@ class SealedSpans:
 
     def counts(self, layer: int) -> list[int]:
         """Slots of each KV head, holes left out."""
-        return [sum(span.count(layer, head) for span in self._layers[layer]) for head in self._heads]
+        return [sum(span.count(layer, head) for span in self._layers[layer]) for head in self._heads[layer]]
 
     def place_counts(self, layer: int) -> list[int]:
         """Places of each KV head, holes counted."""
         spans = self._layers[layer]
-        return [sum(span.tokens for span in spans if span.holds(head)) for head in self._heads]
+        return [sum(span.tokens for span in spans if span.holds(head)) for head in self._heads[layer]]
 
     def places(self, layer: int) -> Places | None:
         """Where a layer's slots lie among its places, holes counted; None where it has no holes."""
-        return places(self._layers[layer], layer, len(self._heads))
+        return places(self._layers[layer], layer, len(self._heads[layer]))
 
     def segments(self) -> dict[int, Segment]:
         """Every segment, once, by its id."""

@@ -52,7 +52,7 @@ class SequenceSlots:
         self.parked_at = 0
         self.builder = Builder(tiers, model, reservation)
         self.policy_layers = model.policy_layers
-        self.spans = SealedSpans(model.layers, model.kv_heads)
+        self.spans = SealedSpans([model.of(layer).kv_heads for layer in range(model.layers)])
         self.tail = Tail(tiers, model, model.layer_groups(), reservation)
         self.open_rows = OpenRows(tiers, model, self.tail, reservation)
         self.states = RecurrentStates(tiers, model, reservation) if model.state_layers else None
@@ -178,7 +178,8 @@ class SequenceSlots:
         """One span's contents in another form; the caller keeps the old one's reference."""
         self.spans.exchange(layer, place, span)
         spans = self.spans[layer]
-        if layer not in self.spans.selected and all(len(own.segment.heads) == self.model.kv_heads for own in spans):
+        heads = self.model.of(layer).kv_heads
+        if layer not in self.spans.selected and all(len(own.segment.heads) == heads for own in spans):
             self.native_view.exchange(layer, place % len(spans), span)
         else:
             self.native_view.drop()

@@ -31,8 +31,11 @@ class Tail:
     @property
     def page_bytes(self) -> int:
         """Bytes of one page of every group."""
-        slab = kv.slab_bytes(self._model.format, PAGE, self._model.head_dim) * self._model.kv_heads
-        return sum(self._tiers.arena.rounded(slab * len(group.layers)) for group in self.groups)
+        rounded, form = self._tiers.arena.rounded, self._model.format
+        return sum(
+            rounded(kv.slab_bytes(form, PAGE, group.head_dim) * group.kv_heads * len(group.layers))
+            for group in self.groups
+        )
 
     def of(self, layer: int) -> list[Segment]:
         """The open pages that hold a layer."""
@@ -84,13 +87,13 @@ class Tail:
         self.rows = 0
 
     def _page(self, group: LayerGroup) -> Segment:
-        heads = tuple(range(self._model.kv_heads))
+        heads = tuple(range(group.kv_heads))
         return Segment(
             self._tiers,
             group.layers,
             heads,
             PAGE,
             self._model.format,
-            self._model.head_dim,
+            group.head_dim,
             reservation=self._reservation,
         )

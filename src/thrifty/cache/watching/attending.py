@@ -33,7 +33,7 @@ def attend(
 
     Column sums of rows that may still be rejected are kept row by row where they are few, else as one block.
     """
-    rows, model, selected = len(query), slots.model, slots.spans.selected
+    rows, widths, selected = len(query), slots.model.of(layer), slots.spans.selected
     if path is not None and rows != 1:
         raise PromptError(f"{rows} query rows with one path: rows of a tree are attended to one by one")
     keep_sums = collector.sums_now and window is None
@@ -41,10 +41,10 @@ def attend(
     apart = keep_sums and not prompt and rows <= ROWS_AT_ONCE
     newest = rows if path is None else slots.open_rows.pending[layer]
     reach = None if window is None else newest + window - 1
-    out = np.empty((rows, model.heads, model.head_dim), np.float32)
+    out = np.empty((rows, widths.heads, widths.head_dim), np.float32)
     sums = []
-    for head in range(model.kv_heads):
-        part = slice(head * model.group, (head + 1) * model.group)
+    for head in range(widths.kv_heads):
+        part = slice(head * widths.group, (head + 1) * widths.group)
         selection = selected[layer][head] if layer in selected else None
         spans = attended(_sources(slots, layer, head, reach), head, selection)
         if path is not None:

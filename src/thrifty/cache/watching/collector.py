@@ -113,10 +113,10 @@ class Collector:
     def commit(self, places: dict[int, list[int]] | None = None) -> None:
         """Add what is pending. places: committed places by layer and head where rows were rejected."""
         for layer, heads in self._pending.items():
-            sums = []
-            for head in range(self._model.kv_heads):
+            sums, widths = [], self._model.of(layer)
+            for head in range(widths.kv_heads):
                 width = places[layer][head] if places else max(part.shape[2] for part in heads[head])
-                total = np.zeros((self._model.group, width), np.float32)
+                total = np.zeros((widths.group, width), np.float32)
                 for part in heads[head]:
                     columns = min(width, part.shape[2])
                     total[:, :columns] += part[:, :, :columns].sum(axis=0)
@@ -251,8 +251,7 @@ class Collector:
 
     def sums(self) -> dict[int, list[Floats]]:
         """The column sums by layer, as `PrefixTree.insert` takes them: copies."""
-        heads = range(self._model.kv_heads)
-        return {layer: [self._sums.head(layer, head).copy() for head in heads] for layer in self._sums.layers}
+        return {layer: self._sums.copies(layer) for layer in self._sums.layers}
 
     def settle(self) -> None:
         """Bring the ledger up to date with the bytes held. Raises BudgetError."""

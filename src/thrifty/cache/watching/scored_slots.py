@@ -25,13 +25,11 @@ class ScoredSlots:
         self.layer = layer
         self.bounds: list[tuple[int, int, int]] = []
         self.positions: list[Integers] = []
-        own = spans[layer]
+        own, kv_heads = spans[layer], model.of(layer).kv_heads
         self.biased = layer in spans.selected or any(span.segment.bias is not None for span in own)
-        alike = all(
-            isinstance(span.segment.positions, int) and len(span.segment.heads) == model.kv_heads for span in own
-        )
+        alike = all(isinstance(span.segment.positions, int) and len(span.segment.heads) == kv_heads for span in own)
         edges = [min(piece.sinks, piece.start), piece.start, piece.stop]
-        for head in range(model.kv_heads):
+        for head in range(kv_heads):
             if head and alike:
                 self.bounds.append(self.bounds[0])
                 self.positions.append(self.positions[0])
@@ -55,10 +53,11 @@ class LayerKeys:
         self._filled = 0
         self._before: list[int] = []
         self._keys: list[Floats] = []
-        for head in range(model.kv_heads):
+        widths = model.of(layer)
+        for head in range(widths.kv_heads):
             sinks, before = _between(spans, tail, layer, head, 0, min(piece.sinks, piece.start))
             keys, positions = _between(spans, tail, layer, head, piece.start, piece.stop)
-            room = np.empty((len(piece.tokens), model.head_dim), np.float32)
+            room = np.empty((len(piece.tokens), widths.head_dim), np.float32)
             self.positions.append(positions)
             self._before.append(len(before))
             self._keys.append(np.concatenate((*sinks, *keys, room)))

@@ -18,7 +18,8 @@ class Accumulator:
     """Where native attention adds the probabilities of a sequence's rows.
 
     layers: the model layers that collect, in the order of the table. sums: fp32 [layers, heads, places] where all rows
-    are added up, in their order; [rows, layers, heads, places] where each row goes apart.
+    are added up, in their order; [rows, layers, heads, places] where each row goes apart. heads: the most of any layer;
+    one that has fewer leaves the last ones alone.
     """
 
     layers: tuple[int, ...]
@@ -47,8 +48,12 @@ class ColumnSums:
 
     def head(self, layer: int, head: int) -> Floats:
         """A KV head's part of a layer, [group, width], by places; shares its memory."""
-        group = self._model.group
+        group = self._model.of(layer).group
         return self.layers[layer][head * group : (head + 1) * group]
+
+    def copies(self, layer: int) -> list[Floats]:
+        """A layer's sums, [group, width] a KV head, in memory of their own."""
+        return [self.head(layer, head).copy() for head in range(self._model.of(layer).kv_heads)]
 
     def slots(self, layer: int, head: int, places: Places | None) -> int:
         """How many slots of a head the table has columns for."""
@@ -83,14 +88,14 @@ class ColumnSums:
             self.layers[layer][:] = 0
         else:
             self._apart()
-            self.layers[layer] = np.zeros((self._model.heads, width), np.float32)
+            self.layers[layer] = np.zeros((self._model.of(layer).heads, width), np.float32)
         for head, sums in enumerate(heads):
             self.head(layer, head)[:, columns[head]] = sums
 
     def share(self, layer: int, source: int) -> None:
         """`layer` has the places of `source` from now on, and their sums."""
         if layer in self.layers and source in self.layers:
-            self.replace(layer, [self.head(source, head).copy() for head in range(self._model.kv_heads)])
+            self.replace(layer, self.copies(source))
 
     def forget(self, layer: int) -> None:
         """Drop a layer's sums."""
@@ -136,8 +141,9 @@ class ColumnSums:
         """See `Collector.keep_rows`."""
         if self._rows is None or not self._open:
             return
-        chosen, group = self._rows[np.array(rows, np.int64)], self._model.group
+        chosen = self._rows[np.array(rows, np.int64)]
         for place, layer in enumerate(self._global):
+            group = self._model.of(layer).group
             for head, first in enumerate(committed[layer]):
                 own = slice(head * group, (head + 1) * group)
                 chosen[:, place, own] = moved(chosen[:, place, own], rows, first)
@@ -161,7 +167,7 @@ class ColumnSums:
         held = self.layers.get(layer)
         if held is None or held.shape[1] < places:
             self._apart()
-            wider = np.zeros((self._model.heads, places), np.float32)
+            wider = np.zeros((self._model.of(layer).heads, places), np.float32)
             if held is not None:
                 wider[:, : held.shape[1]] = held
             self.layers[layer] = wider
@@ -173,12 +179,12 @@ class ColumnSums:
             self._rows = None
             widest = max((sums.shape[1] for sums in self.layers.values()), default=0)
             width = -(-max(places, widest) // PAGE) * PAGE
-            table = np.zeros((len(self._global), self._model.heads, width), np.float32)
+            table = np.zeros((len(self._global), self._model.most_heads, width), np.float32)
             for place, layer in enumerate(self._global):
-                held = self.layers.get(layer)
+                held, heads = self.layers.get(layer), self._model.of(layer).heads
                 if held is not None:
-                    table[place, :, : held.shape[1]] = held
-                self.layers[layer] = table[place]
+                    table[place, :heads, : held.shape[1]] = held
+                self.layers[layer] = table[place, :heads]
             self._table = table
         return self._table
 

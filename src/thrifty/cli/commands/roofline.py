@@ -11,6 +11,7 @@ from thrifty.cli.shared import opening, options, output
 from thrifty.cli.shared.roofline_table import document, show, show_machines
 
 if TYPE_CHECKING:
+    from thrifty.evaluation.roofline.cost import Estimate
     from thrifty.evaluation.roofline.machine import Machine
     from thrifty.evaluation.roofline.sizes import ModelSizes
     from thrifty.recipe import Recipe
@@ -41,7 +42,8 @@ def command(
     time a token can take.
 
     A folder or hub id needs no weights, and counts 16 bits a number then; of a GGUF file and of a quantised folder the
-    bytes of its own tensors count, and nothing is converted.
+    bytes of its own tensors count, and nothing is converted. A recipe's decoding counts by the rows of its steps and by
+    the model that drafts.
     Nothing is run: `thrifty bench` says how near a machine comes.
     """
     if listing:
@@ -54,7 +56,12 @@ def command(
     sizes = _sizes(model, chosen, length)
     from thrifty.evaluation.roofline.cost import estimate
 
-    bound = estimate(sizes, chosen.techniques("cache"), target, length=length, batch=batch)
+    drafts = [_draft(name, target, length, batch) for name in chosen.drafts]
+    rows = max((strategy.rows for strategy in chosen.techniques("decoding")), default=1)
+    bound = estimate(
+        sizes, chosen.techniques("cache"), target,
+        length=length, batch=batch, rows=rows, draft=drafts[0] if drafts else None,
+    )  # fmt: skip
     if as_json:
         output.json_line(document(model, chosen.label(), bound))
     else:
@@ -74,24 +81,37 @@ def _sizes(model: str, recipe: Recipe, length: int) -> ModelSizes:
     """The model's parts as the recipe stores them. Raises PromptError beyond its context, with what works."""
     from thrifty.cache.composition import check_order
     from thrifty.errors import PromptError
-    from thrifty.evaluation.roofline import sizes
     from thrifty.frontier.predict import as_stored
-    from thrifty.models.inspection import inspect
-    from thrifty.models.loading import resolve
-    from thrifty.models.peek import config_of, is_quantised
 
     check_order(recipe.techniques("cache"))
-    config, path = config_of(model), Path(model)
-    if config is not None and not (path.is_dir() and is_quantised(path)):
-        shipped = sizes.of_config(config)
-    else:
-        with output.waiting(f"opening {model}"):
-            file = inspect(resolve(model))
-            shipped = sizes.of_file(file.config, file.tensors)
+    shipped = _shipped(model)
     limit = shipped.config.context_length
     if length > limit:
         raise PromptError(f"length {length} is beyond what {model} was made for; use 1 to {limit}")
     return as_stored(shipped, recipe.techniques("weights"))
+
+
+def _shipped(model: str) -> ModelSizes:
+    """The model's parts as its checkpoint has them."""
+    from thrifty.evaluation.roofline import sizes
+    from thrifty.models.inspection import inspect
+    from thrifty.models.loading import resolve
+    from thrifty.models.peek import config_of, is_quantised
+
+    config, path = config_of(model), Path(model)
+    if config is not None and not (path.is_dir() and is_quantised(path)):
+        return sizes.of_config(config)
+    with output.waiting(f"opening {model}"):
+        file = inspect(resolve(model))
+        return sizes.of_file(file.config, file.tensors)
+
+
+def _draft(model: str, machine: Machine, length: int, batch: int) -> Estimate:
+    """The roofline of a model that drafts; beyond its context it drafts no more."""
+    from thrifty.evaluation.roofline.cost import estimate
+
+    sizes = _shipped(model)
+    return estimate(sizes, (), machine, length=min(length, sizes.config.context_length), batch=batch)
 
 
 def _list(as_json: bool) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from thrifty.cli.shared import opening, options, output
-from thrifty.cli.shared.quantities import parse_bytes
+from thrifty.cli.shared import opening, options, output, serve_options
 from thrifty.cli.shared.replicas import replicas_asked
 from thrifty.cli.shared.served_models import served_adapters, served_models
 
@@ -19,22 +17,8 @@ EXAMPLE = "thrifty serve smollm2-135m --memory 300MB --port 8000"
 
 
 def command(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL]",
-            show_default=False,
-            help="A name from `thrifty models`, a GGUF file, a model folder or a hub id.",
-        ),
-    ] = None,
-    models: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            metavar="NAME=MODEL",
-            help="One of several models, loaded when it is asked for; repeat. --memory is for all together.",
-        ),
-    ] = None,
+    model: serve_options.OneModel = None,
+    models: serve_options.Models = None,
     recipe: options.RecipePath = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 8000,
@@ -48,36 +32,16 @@ def command(
     name: Annotated[str | None, typer.Option(help="Name that clients ask for. Default: MODEL.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Most tokens of a prompt and its answer.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Most sequences at a time.")] = 16,
-    queue: Annotated[int, typer.Option(min=0, help="Most requests that wait; more are refused with 429.")] = 64,
-    adapters: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--adapter",
-            metavar="NAME=FOLDER",
-            help="A LoRA adapter as PEFT saves it, asked for as MODEL:NAME. Of several models: MODEL:NAME=FOLDER.",
-        ),
-    ] = None,
-    adapters_from: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            exists=True,
-            file_okay=False,
-            help="Clients may load and unload the adapters in it while the server runs.",
-        ),
-    ] = None,
-    model_room: Annotated[
-        int,
-        typer.Option(
-            "--model-room",
-            metavar="SIZE",
-            parser=parse_bytes,
-            help="Of several models: what each has beside its weights, at least.",
-        ),
-    ] = 64_000_000,
-    request_recipes: Annotated[
-        bool, typer.Option(help="Whether requests may choose cache techniques and a bound on their cache.")
-    ] = True,
+    queue: Annotated[int, typer.Option(min=1, help="Most requests that wait; more are refused with 429.")] = 64,
+    adapters: serve_options.Adapters = None,
+    adapters_from: serve_options.AdaptersFrom = None,
+    model_room: serve_options.ModelRoom = 64_000_000,
+    request_recipes: serve_options.RequestRecipes = True,
+    request_techniques: serve_options.RequestTechniques = None,
+    request_cache_memory: serve_options.RequestCacheMemory = None,
+    drafts: serve_options.Drafts = None,
+    priority: serve_options.Priority = 0,
+    key_requests: serve_options.KeyRequests = None,
     drain: Annotated[
         float, typer.Option(min=0, help="Seconds that answers under way get to end when the server is told to stop.")
     ] = 30.0,
@@ -123,6 +87,8 @@ def command(
         threads=threads, memory=process_memory or memory, batch=batch, queue=queue,
     )  # fmt: skip
     if replicated is not None:
+        if adapters_from is not None:
+            raise typer.BadParameter("--adapters-from lets a request load adapters, into one of several replicas only")
         threads = replicated.threads
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     chosen = opening.read_recipe(recipe)
@@ -139,6 +105,10 @@ def command(
         model_room=model_room,
         adapter_folder=adapters_from,
         request_recipes=request_recipes,
+        request_techniques=serve_options.technique_names(request_techniques),
+        request_cache_memory=request_cache_memory,
+        priority=priority,
+        key_requests=key_requests,
         drain_seconds=drain,
     )
 
@@ -146,7 +116,8 @@ def command(
         def opened(fits: Fits) -> Engine:
             return open_engine(
                 path, chosen, memory=memory, process_memory=process_memory, threads=threads, context=context,
-                native=native, copy=not no_copy, batch=batch, queue=queue, fits=fits if several else None,
+                native=native, copy=not no_copy, batch=batch, queue=queue, drafts=drafts or (),
+                fits=fits if several else None,
             )  # fmt: skip
 
         return ModelSource(known_as, opened, added[known_as])

@@ -76,13 +76,13 @@ def prepare(
     from thrifty.frontier.candidates import of_recipe
     from thrifty.frontier.fit import Fit
     from thrifty.frontier.question import Question
-    from thrifty.frontier.state import State, default_path
+    from thrifty.frontier.state import SearchState, default_path
 
     with output.waiting(f"loading {model}"):
         loaded = open_model(model, threads=asked["threads"], copy=copy)
         question = Question(loaded, **{name: value for name, value in asked.items() if value is not None})
         identity = question.identity()
-        held = State(state or default_path(identity), identity, fresh=fresh)
+        held = SearchState(state or default_path(identity), identity, fresh=fresh)
         try:
             fit = Fit(question, [of_recipe(recipe) for recipe in own], state=held)
         except BaseException:

@@ -79,7 +79,8 @@ def _table(held: Sequence[Copy]) -> None:
     )
     rows = []
     for copy in held:
-        label = copy.name or (UNKNOWN if copy.origin is None else str(copy.origin))
+        unknown = UNKNOWN if copy.key else "nothing"
+        label = copy.name or (unknown if copy.origin is None else str(copy.origin))
         usable = "yes" if copy.fault is None else f"no: {copy.fault}"
         rows.append((label, output.megabytes(copy.nbytes), usable, copy.path.name))
     output.table("", columns, rows)

@@ -31,7 +31,7 @@ def show(model: str, recipe: str, estimate: Estimate) -> None:
     machine = estimate.machine
     for title, step, seconds in (
         (f"prefill of {estimate.length} tokens", estimate.prefill, estimate.prefill_seconds),
-        (f"decode of one token at {estimate.length}", estimate.decode, estimate.decode_seconds),
+        (_decode_title(estimate), estimate.decode, estimate.decode_seconds),
     ):
         times = f" × {estimate.batch}" if estimate.batch > 1 else ""
         output.table(f"{title}{times}", COLUMNS, list(_rows(estimate, step, seconds)))
@@ -41,6 +41,11 @@ def show(model: str, recipe: str, estimate: Estimate) -> None:
     say(f"  {machine.bandwidth / 1e9:.1f} GB/s; TOP/s: {rates} ({machine.source})")
     for line in _summary(estimate):
         say(f"  {line}")
+
+
+def _decode_title(estimate: Estimate) -> str:
+    what = "one token" if estimate.rows == 1 else f"one token and {estimate.rows - 1} drafted ones"
+    return f"decode of {what} at {estimate.length}"
 
 
 def _rows(estimate: Estimate, step: Sequence[Operation], total: float) -> Iterable[tuple[str, ...]]:
@@ -85,8 +90,16 @@ def _summary(estimate: Estimate) -> Iterable[str]:
     decode, prefill = estimate.decode_seconds, estimate.prefill_seconds
     tokens = estimate.batch * estimate.length
     yield f"prefill: at least {prefill * 1e3:.2f} ms, at most {tokens / prefill:,.0f} tokens a second"
-    yield f"decode: at least {decode * 1e3:.3f} ms a step, at most {estimate.batch / decode:,.1f} tokens a second"
+    drafted = "" if estimate.rows == 1 else f" of {estimate.rows} rows, were all drafts taken"
+    most = estimate.batch * estimate.rows / decode
+    yield f"decode: at least {decode * 1e3:.3f} ms a step, at most {most:,.1f} tokens a second{drafted}"
+    if estimate.rows > 1:
+        yield f"  were none taken: at most {estimate.batch / decode:,.1f} tokens a second"
     held = f"{output.megabytes(estimate.sizes.nbytes)} of weights and {output.megabytes(estimate.cache_peak)} of cache"
+    if estimate.draft is not None:
+        drafting = (estimate.rows - 1) * estimate.draft.decode_seconds
+        yield f"  the model that drafts takes {drafting * 1e3:.3f} ms of each step"
+        held += f", {output.megabytes(estimate.draft.memory)} of the model that drafts"
     room = estimate.machine.memory - estimate.memory
     if estimate.fits:
         yield f"memory: {held}: fits, {output.megabytes(room)} are left (workspace not counted)"
@@ -106,7 +119,19 @@ def document(model: str, recipe: str, estimate: Estimate) -> dict[str, Any]:
         "cache_peak_bytes": estimate.cache_peak,
         "fits": estimate.fits,
         "prefill": _step(estimate, estimate.prefill, estimate.prefill_seconds, estimate.batch * estimate.length),
-        "decode": _step(estimate, estimate.decode, estimate.decode_seconds, estimate.batch),
+        "decode": _step(estimate, estimate.decode, estimate.decode_seconds, estimate.batch * estimate.rows),
+        "rows": estimate.rows,
+        "draft": None if estimate.draft is None else _drafting(estimate, estimate.draft),
+    }
+
+
+def _drafting(estimate: Estimate, draft: Estimate) -> dict[str, Any]:
+    """Of the model that drafts: its bytes, and its part of a decode step and of the prompts."""
+    return {
+        "weights_bytes": draft.sizes.nbytes,
+        "cache_peak_bytes": draft.cache_peak,
+        "decode_seconds": (estimate.rows - 1) * draft.decode_seconds,
+        "prefill_seconds": draft.prefill_seconds,
     }
 
 

@@ -91,6 +91,10 @@ class ModelDrafter(Drafter):
         self.vocabulary_size = vocabulary_size
         self.proposed: list[Weights] = []
 
+    def catch_up(self, tokens: Sequence[int]) -> bool:
+        """A long prompt is computed piece by piece, one a step. One that is near the context's end gets no draft."""
+        return _near_end(self.model, tokens) or self.sequence.catch_up(tokens)
+
     def accept(self, continuation: Continuation, draft: Draft, scores: Scores) -> Accepted:
         """By the papers' rule. Greedy drafts are taken as far as the sampler chooses the same: the papers' rule for
         distributions on one token."""
@@ -153,8 +157,13 @@ def _begin(sequence: Asked) -> Line:
     drafter, tokens = sequence.drafter, sequence.continuation.tokens
     if not isinstance(drafter, ModelDrafter):
         raise ThriftyError(f"{drafter!r} was not opened by the speculative strategy")
-    near_end = len(tokens) + MOST_ROWS > drafter.model.facts.context
-    return Line(drafter, sequence.continuation.sampler, () if near_end else drafter.sequence.follow(tokens))
+    ends = _near_end(drafter.model, tokens)
+    return Line(drafter, sequence.continuation.sampler, () if ends else drafter.sequence.follow(tokens))
+
+
+def _near_end(model: DraftModel, tokens: Sequence[int]) -> bool:
+    """Whether the draft model's context does not hold a step's rows behind the tokens."""
+    return len(tokens) + MOST_ROWS > model.facts.context
 
 
 def _advance(lines: Sequence[Line]) -> None:

@@ -55,26 +55,27 @@ class EngineMemory(RequestBounds):
         self._runner = runner
         self._ropes_by_length = [rope for rope in model.config.ropes if depends_on_length(rope)]
         self._rows, self._closed = 0, False
+        weights = model.nbytes - (model.read_from_file if isinstance(runner, NativeRunner) else 0)
         self.cache = Cache(
             model_info(model, chunk),
             ledger=self.ledger,
             disk=disk or True,
             prefix_tree=prefix_tree,
-            outside=model.nbytes + runner.workspace,
+            outside=weights + runner.workspace,
         )
         native = None if isinstance(runner, NativeRunner) else False
         self.drafts = DraftModels(self.cache.tiers, load_draft, native=native, batch=batch)
         super().__init__(
             RequestSizes(self.cache, model.config.hidden_size, chunk),
             budget=self.ledger.budget,
-            weights=model.nbytes,
+            weights=weights,
             workspace=runner.workspace,
             row_bytes=4 * model.config.vocabulary_size
             + (runner.sequence_bytes if isinstance(runner, NativeRunner) else 0),
             beside=beside,
         )
         self.check((), 1, 2, what="one token")
-        self.ledger.charge("weights", model.nbytes)
+        self.ledger.charge("weights", weights)
         self.ledger.charge("workspace", self.workspace)
 
     @property

@@ -26,9 +26,9 @@ class EngineDraftModel:
     "draft", from a request's admission on.
     """
 
-    def __init__(self, model: Model, runner: Runner, facts: ModelFacts) -> None:
-        """nbytes: of its weights and workspace, as they are before it runs."""
-        self.nbytes = model.nbytes + runner.workspace
+    def __init__(self, model: Model, weights: int, runner: Runner, facts: ModelFacts) -> None:
+        """weights: bytes of them in memory. nbytes: of weights and workspace, as they are before it runs."""
+        self.nbytes = weights + runner.workspace
         self._runner = runner
         self._facts = facts
         self._sequences = 0
@@ -109,6 +109,13 @@ class EngineDraftSequence:
             self._prefill(tokens[: len(tokens) - 1])
         return tuple(tokens[self.length :])
 
+    def catch_up(self, tokens: Sequence[int]) -> bool:
+        """See DraftSequence."""
+        if self.drafted or len(tokens) - 1 - self.length <= CHUNK:
+            return True
+        self._compute(tokens[: len(tokens) - 1])
+        return False
+
     def rows(self, tokens: Sequence[int]) -> Rows:
         """These tokens as rows behind all that it holds, with room for them."""
         start = self.length + len(self.drafted)
@@ -129,12 +136,16 @@ class EngineDraftSequence:
     def _prefill(self, tokens: Sequence[int]) -> None:
         """Compute and commit what is missing of `tokens`, chunk by chunk."""
         while self.length < len(tokens):
-            start = self.length
-            stop = chunk_end(start, len(tokens), CHUNK)
-            self._cache.reserve(stop - start)
-            try:
-                self._runner.prefill(Rows(self._cache, tokens[start:stop], start, len(tokens)), last=False)
-            except BaseException:
-                self.forget()
-                raise
-            self._cache.commit(stop - start)
+            self._compute(tokens)
+
+    def _compute(self, tokens: Sequence[int]) -> None:
+        """Compute and commit the next chunk of `tokens`."""
+        start = self.length
+        stop = chunk_end(start, len(tokens), CHUNK)
+        self._cache.reserve(stop - start)
+        try:
+            self._runner.prefill(Rows(self._cache, tokens[start:stop], start, len(tokens)), last=False)
+        except BaseException:
+            self.forget()
+            raise
+        self._cache.commit(stop - start)

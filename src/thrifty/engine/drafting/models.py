@@ -68,13 +68,14 @@ class DraftModels:
                 f"the draft model {name!r} has recurrent layers, which cannot go back to some of a draft's rows: draft "
                 "with a model that attends in all its layers"
             )
-        require_room(model.nbytes)  # a loader that had nothing to convert has not asked
+        weights = model.nbytes - (0 if self._native is False else model.read_from_file)
+        require_room(weights)  # a loader that had nothing to convert has not asked
         with ExitStack() as undo:
-            self._charge(model.nbytes, undo)
+            self._charge(weights, undo)
             runner = choose_runner(model, native=self._native, rows=self._rows)
-            draft = EngineDraftModel(model, runner, facts_of(model))
+            draft = EngineDraftModel(model, weights, runner, facts_of(model))
             accepts(draft.nbytes)
-            self._charge(draft.nbytes - model.nbytes, undo)
+            self._charge(draft.nbytes - weights, undo)
             undo.pop_all()
         self._models[name] = draft
         return draft

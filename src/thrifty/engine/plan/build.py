@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thrifty.arrays import Floats
+from thrifty.engine.plan.recurrent import PROJECTIONS, RecurrentBuffers, add_recurrence
 from thrifty.errors import KernelError
 from thrifty.kernels import dispatch
-from thrifty.models.config.layer_spec import RecurrentSpec
-from thrifty.models.config.model_config import ModelConfig, RopeConfig
+from thrifty.models.config.model_config import ModelConfig, RecurrentSpec, RopeConfig
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
@@ -23,21 +23,20 @@ LOGITS = -2  # the layer of what runs where logits are wanted
 
 
 @dataclass(frozen=True)
-class RecurrentBuffers:
-    """The buffers of recurrent layers of one shape, by number."""
+class AttentionBuffers:
+    """The buffers of attention layers of one width, by number."""
 
     query: int
     key: int
     value: int
-    decay: int
-    gate: int
     out: int
 
     @classmethod
-    def of(cls, spec: RecurrentSpec, add: Callable[[int], int]) -> RecurrentBuffers:
-        """New ones. add: makes a buffer of a width."""
-        keys, values = spec.key_width, spec.value_width
-        return cls(add(keys), add(keys), add(values), add(spec.decay_width), add(values), add(values))
+    def of(cls, widths: tuple[int, int, int], add: Callable[[int], int]) -> AttentionBuffers:
+        """New ones. widths: heads, KV heads and head_dim. add: makes a buffer of a width."""
+        heads, kv_heads, head_dim = widths
+        queries, keys = heads * head_dim, kv_heads * head_dim
+        return cls(add(queries), add(keys), add(keys), add(queries))
 
 
 def check_layers(config: ModelConfig) -> None:
@@ -45,11 +44,6 @@ def check_layers(config: ModelConfig) -> None:
     for index, layer in enumerate(config.layers):
         if layer.mixer == "latent":
             raise KernelError(f"layers.{index} mixes by latent attention, which the plan does not do")
-        if config.widths(index) != (config.heads, config.kv_heads, config.head_dim):
-            raise KernelError(
-                f"layers.{index} has heads, KV heads and head_dim of its own, {config.widths(index)}; the plan and the "
-                f"cache do those of the model, {(config.heads, config.kv_heads, config.head_dim)}"
-            )
 
 
 class PlanBuilder:
@@ -97,15 +91,16 @@ class PlanBuilder:
     def _buffers(self) -> None:
         config, experts, add = self.config, self.config.experts, self.native.add_buffer
         assert add(config.hidden_size) == HIDDEN
-        self.query, self.key, self.value = add(config.query_width), add(config.kv_width), add(config.kv_width)
-        self.attended = add(config.query_width)
+        own = [config.widths(index) for index, layer in enumerate(config.layers) if layer.recurrent is None]
+        self.attention = {widths: AttentionBuffers.of(widths, add) for widths in dict.fromkeys(own)}
         specs = [layer.recurrent for layer in config.layers if layer.recurrent is not None]
         self.recurrent = {spec: RecurrentBuffers.of(spec, add) for spec in dict.fromkeys(specs)}
         mixed = [layer.experts for layer in config.layers]
         apart = config.post_norms or any(mixed) or config.residual_scale != 1.0
         self.branch = add(config.hidden_size) if apart else HIDDEN
         self.normed = add(config.hidden_size) if config.norm == "layer" else HIDDEN
-        self.inner = NONE if all(mixed) else add(config.intermediate_size)
+        inner = [config.inner(index) for index, layer in enumerate(config.layers) if not layer.experts]
+        self.inner = {width: add(width) for width in dict.fromkeys(inner)}
         if experts is None or not any(mixed):
             return
         self.scores = add(experts.count)
@@ -121,26 +116,19 @@ class PlanBuilder:
             self._recurrent(index, spec)
 
     def _recurrent(self, index: int, spec: RecurrentSpec) -> None:
-        """Gated linear attention: projections, the recurrence over the rows, and what it adds to the hidden state."""
-        native, path, buffers = self.native, f"layers.{index}.recurrent", self.recurrent[spec]
+        """What the recurrence makes of the normed hidden state is added to it."""
+        path, buffers = f"layers.{index}.recurrent", self.recurrent[spec]
         source, norm = self._normed(index, f"layers.{index}.attention_norm")
-        for names in (("query", "key", "value"), ("decay", "gate")):
-            linears, outs = (
-                [self._named(f"{path}.{name}") for name in names],
-                [getattr(buffers, name) for name in names],
-            )
-            native.add_project(layer=index, source=source, **norm, linears=linears, outs=outs)
-        native.add_recur(
-            layer=index, query=buffers.query, key=buffers.key, value=buffers.value, decay=buffers.decay,
-            gate=buffers.gate, out=buffers.out, norm=self._weights(f"{path}.norm"), epsilon=self.config.norm_epsilon,
-            scale=spec.key_dim**-0.5, temperature=spec.temperature, heads=spec.heads, key_dim=spec.key_dim,
-            value_dim=spec.value_dim,
-        )  # fmt: skip
+        linears = {name: self._named(f"{path}.{name}") for name in PROJECTIONS}
+        inner_norm, epsilon = self._weights(f"{path}.norm"), self.config.norm_epsilon
+        assert inner_norm is not None, "a recurrent layer has a norm of its own"
+        add_recurrence(self.native, index, spec, buffers, (source, norm), linears, inner_norm, epsilon)
         self._residual(index, buffers.out, self._named(f"{path}.output"), "post_attention_norm")
 
     def _attention(self, index: int) -> None:
         native, config, options = self.native, self.config, self.config.layers[index]
-        path, buffers = f"layers.{index}.attention", [self.query, self.key, self.value]
+        path, own = f"layers.{index}.attention", self.attention[self.config.widths(index)]
+        buffers = [own.query, own.key, own.value]
         linears = [self._named(f"{path}.{name}") for name in ("query", "key", "value")]
         source, norm = self._normed(index, f"layers.{index}.attention_norm")
         native.add_project(layer=index, source=source, **norm, linears=linears, outs=buffers)
@@ -150,25 +138,25 @@ class PlanBuilder:
             native.add_norm_rows(layer=index, buffers=buffers[:2], norms=[query_norm, key_norm], epsilon=epsilon)
             query_norm = key_norm = None
         native.add_rotate(
-            layer=index, query=self.query, key=self.key, value=self.value, query_norm=query_norm, key_norm=key_norm,
+            layer=index, query=own.query, key=own.key, value=own.value, query_norm=query_norm, key_norm=key_norm,
             epsilon=epsilon, rope=self.ropes.index(options.rope), dimension=options.rope.dimension,
         )  # fmt: skip
         native.add_attend(
-            layer=index, query=self.query, out=self.attended, scale=config.query_scale, window=options.window or 0,
+            layer=index, query=own.query, out=own.out, scale=config.query_scale, window=options.window or 0,
             softcap=config.attention_softcap or 0.0,
         )  # fmt: skip
-        self._residual(index, self.attended, self._named(f"{path}.output"), "post_attention_norm")
+        self._residual(index, own.out, self._named(f"{path}.output"), "post_attention_norm")
 
     def _mlp(self, index: int) -> None:
-        path = f"layers.{index}.mlp"
+        path, inner = f"layers.{index}.mlp", self.inner[self.config.inner(index)]
         source, norm = self._normed(index, f"layers.{index}.mlp_norm")
         if self.config.mlp == "gated":
-            self._gated(index, path, source, norm, self.inner)
+            self._gated(index, path, source, norm, inner)
         else:
             up = self._named(f"{path}.up")
-            self.native.add_project(layer=index, source=source, **norm, linears=[up], outs=[self.inner])
-            self.native.add_activate(layer=index, buffer=self.inner, activation=self.activation)
-        self._residual(index, self.inner, self._named(f"{path}.down"), "post_mlp_norm")
+            self.native.add_project(layer=index, source=source, **norm, linears=[up], outs=[inner])
+            self.native.add_activate(layer=index, buffer=inner, activation=self.activation)
+        self._residual(index, inner, self._named(f"{path}.down"), "post_mlp_norm")
 
     def _gated(self, index: int, path: str, source: int, norm: dict[str, Any], out: int) -> None:
         gate, up = self._named(f"{path}.gate"), self._named(f"{path}.up")

@@ -129,8 +129,9 @@ class NativeRunner:
         wants = rows.cache.statistics.queries is not None
         if not wants and rows.watch is None:
             return self.plan.layers(hidden, places, [view], [count], first, last, **options)
-        queries = np.empty((count, self.plan.config.heads, self.plan.config.head_dim), np.float32)
         for index in range(first, last):
+            heads, _, head_dim = self.plan.config.widths(index)
+            queries = np.empty((count, heads, head_dim), np.float32)
             self.plan.layers(hidden, places, [view], [count], index, index + 1, queries, **options)
             if wants:
                 rows.cache.observe(index, queries)

@@ -51,9 +51,8 @@ class NativePlan:
         self.ropes: list[RopeConfig] = config.ropes
         self._module = dispatch.require()
         self.native = _called(
-            self._module.Plan, max_rows=max_rows, layers=len(config.layers), heads=config.heads,
-            kv_heads=config.kv_heads, head_dim=config.head_dim,
-        )  # fmt: skip
+            self._module.Plan, max_rows=max_rows, widths=[config.widths(index) for index in range(len(config.layers))]
+        )
         self._logits: Floats = np.empty((0, config.vocabulary_size), np.float32)
         self._best: Whole = np.empty(0, np.int32)
         self._rows_of_logits = 0
@@ -156,7 +155,7 @@ class NativePlan:
     ) -> Floats:
         """Layers first..last−1 over hidden fp32 [n, hidden], in place; appends keys and values of these layers.
 
-        queries_out: fp32 [n, heads, head_dim], filled with the rotated queries; for one layer at a time.
+        queries_out: fp32 [n, heads, head_dim] of the layer, filled with the rotated queries; for one at a time.
         Options: see StepOptions.
         """
         rows = self._rows(None, hidden, positions, views, counts, first, last)

@@ -110,8 +110,9 @@ def probe(
     settings = settings or ProbeSettings()
     _check(engine, settings)
     model = engine.model
-    layers = tuple(index for index, layer in enumerate(model.config.layers) if layer.keeps_all)
-    total, used = np.zeros((len(layers), model.config.heads), np.float32), 0
+    info = engine.probe().cache_model
+    layers = info.policy_layers
+    total, used = np.zeros((len(layers), info.most_heads), np.float32), 0
     for item in questions(ProbeItems(model.require_tokenizer()), kind, settings):
         earned = look(engine, item, RULES[kind])
         if earned is not None:
@@ -152,16 +153,16 @@ def questions(items: ProbeItems, kind: str, settings: ProbeSettings) -> Iterator
 
 
 def look(engine: Engine, item: ProbeItem, rule: Rule) -> Floats | None:
-    """What each query head of the global layers earns with one question, [layers, heads]; None where the model would
-    answer something else.
+    """What each query head of the global layers earns with one question, [layers, most heads of a layer]; None where
+    the model would answer something else.
     """
     info = engine.probe().cache_model
     ranks = info.policy_layers
-    earned = np.zeros((len(ranks), info.heads), np.float32)
+    earned = np.zeros((len(ranks), info.most_heads), np.float32)
 
     def listen(layer: int, head: int, probabilities: Floats) -> None:
-        group = slice(head * info.group, (head + 1) * info.group)
-        earned[ranks.index(layer), group] = rule(item, probabilities[:, : item.answer])
+        size = info.of(layer).group
+        earned[ranks.index(layer), head * size : (head + 1) * size] = rule(item, probabilities[:, : item.answer])
 
     # The row before an answer's token is the one that says it.
     first_choices = said(engine, item, Watching(rows=item.answer + 1, listen=listen))

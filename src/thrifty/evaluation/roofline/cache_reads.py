@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thrifty.cache.footprint import RUN, footprint
-from thrifty.cache.model_info import ModelInfo
+from thrifty.cache.model_info import LayerGroup, ModelInfo, Widths
 from thrifty.cache.policy import CachePolicy
+from thrifty.engine.model_info import widths_of
 from thrifty.engine.runner import CHUNK
 from thrifty.formats import kv
 from thrifty.formats.kv import PAGE
@@ -31,6 +32,7 @@ def model_info(sizes: ModelSizes) -> ModelInfo:
     """What the cache must know of a model, as the engine tells it."""
     config = sizes.config
     return ModelInfo(
+        widths=widths_of(config),
         heads=config.heads,
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
@@ -53,9 +55,10 @@ def held(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -> list[
         layers[index] = LayerCache(0, 4 * info.states[index])
     for group in info.layer_groups():
         if group.window is None and compressed:
-            reads = [_compressed(info, compressed, length)] * len(group.layers)
+            widths = info.of(group.layers[0])
+            reads = [_compressed(info, widths, compressed, length)] * len(group.layers)
         else:
-            reads = _plain(info, len(group.layers), group.window, length)
+            reads = _plain(info, group, length)
         for index, layer in zip(group.layers, reads, strict=True):
             layers[index] = layer
     return [layer for layer in layers if layer is not None]
@@ -66,13 +69,15 @@ def peak_bytes(info: ModelInfo, policies: Sequence[CachePolicy], length: int) ->
     return footprint(policies, info, length, length).peak_bytes
 
 
-def exact_bytes(info: ModelInfo, length: int) -> int:
-    """Bytes of keys and values of `length` tokens of one layer as the prompt computes them."""
-    return -(-length // PAGE) * info.kv_heads * kv.slab_bytes(info.format, PAGE, info.head_dim)
+def exact_bytes(info: ModelInfo, length: int) -> list[int]:
+    """By layer, bytes of keys and values of `length` tokens as the prompt computes them."""
+    widths = [info.of(layer) for layer in range(info.layers)]
+    return [-(-length // PAGE) * own.kv_heads * kv.slab_bytes(info.format, PAGE, own.head_dim) for own in widths]
 
 
-def _plain(info: ModelInfo, layers: int, window: int | None, length: int) -> list[LayerCache]:
-    slab = kv.slab_bytes(info.format, PAGE, info.head_dim) * info.kv_heads * layers
+def _plain(info: ModelInfo, group: LayerGroup, length: int) -> list[LayerCache]:
+    layers, window = len(group.layers), group.window
+    slab = kv.slab_bytes(info.format, PAGE, group.head_dim) * group.kv_heads * layers
     pages = -(-length // PAGE)
     slots = length
     if window is not None:
@@ -88,7 +93,7 @@ def _rolled(length: int) -> int:
     return length - rest if rest < PAGE else length
 
 
-def _compressed(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -> LayerCache:
+def _compressed(info: ModelInfo, widths: Widths, policies: Sequence[CachePolicy], length: int) -> LayerCache:
     """One global layer right after its prompt was compressed."""
     slots = length
     for policy in policies:
@@ -103,7 +108,7 @@ def _compressed(info: ModelInfo, policies: Sequence[CachePolicy], length: int) -
         if codes < slots:  # what stays exact is the residual and up to a page more, half of that on average
             codes = max(0, codes - PAGE // 2) // PAGE * PAGE
     exact = slots - codes
-    nbytes = -(-exact // PAGE) * info.kv_heads * kv.slab_bytes(info.format, PAGE, info.head_dim)
+    nbytes = -(-exact // PAGE) * widths.kv_heads * kv.slab_bytes(info.format, PAGE, widths.head_dim)
     if codes:
-        nbytes += -(-codes // PAGE) * info.kv_heads * kv.slab_bytes(name, PAGE, info.head_dim)
+        nbytes += -(-codes // PAGE) * widths.kv_heads * kv.slab_bytes(name, PAGE, widths.head_dim)
     return LayerCache(slots, nbytes)

@@ -50,7 +50,8 @@ class LayerClass:
 @dataclass(frozen=True)
 class Estimate:
     """What a model would do on a machine at one length. length: tokens of the prompt, and of the context that a decode
-    step attends to. memory: bytes of weights and of the caches at their peak.
+    step attends to. memory: bytes of weights and of the caches at their peak. rows: of a sequence in a decode step, 1
+    and what is drafted. draft: of the model that drafts them one by one, at the same length.
     """
 
     sizes: ModelSizes
@@ -60,11 +61,13 @@ class Estimate:
     decode: tuple[Operation, ...]
     prefill: tuple[Operation, ...]
     cache_peak: int
+    rows: int = 1
+    draft: Estimate | None = None
 
     @property
     def memory(self) -> int:
-        """Bytes of weights and caches; workspace is left out."""
-        return self.sizes.nbytes + self.cache_peak
+        """Bytes of weights and caches, those of a model that drafts among them; workspace is left out."""
+        return self.sizes.nbytes + self.cache_peak + (0 if self.draft is None else self.draft.memory)
 
     @property
     def fits(self) -> bool:
@@ -73,28 +76,41 @@ class Estimate:
 
     @property
     def decode_seconds(self) -> float:
-        """Of one step, which gives every sequence of the batch a token."""
-        return sum(operation.seconds(self.machine) for operation in self.decode)
+        """Of one step with its draft, which gives every sequence of the batch 1 to `rows` tokens."""
+        drafting = 0.0 if self.draft is None else (self.rows - 1) * self.draft.decode_seconds
+        return sum(operation.seconds(self.machine) for operation in self.decode) + drafting
 
     @property
     def prefill_seconds(self) -> float:
-        """Of all prompts of the batch."""
-        return sum(operation.seconds(self.machine) for operation in self.prefill)
+        """Of all prompts of the batch, which a model that drafts reads as well."""
+        drafting = 0.0 if self.draft is None else self.draft.prefill_seconds
+        return sum(operation.seconds(self.machine) for operation in self.prefill) + drafting
 
 
 def estimate(
-    sizes: ModelSizes, policies: Sequence[CachePolicy], machine: Machine, *, length: int, batch: int = 1
+    sizes: ModelSizes,
+    policies: Sequence[CachePolicy],
+    machine: Machine,
+    *,
+    length: int,
+    batch: int = 1,
+    rows: int = 1,
+    draft: Estimate | None = None,
 ) -> Estimate:
-    """The roofline of a model with a recipe's cache policies at a length, for a batch of equal sequences."""
+    """The roofline of a model with a recipe's cache policies at a length, for a batch of equal sequences. rows, draft:
+    see Estimate.
+    """
     info = model_info(sizes)
     return Estimate(
         sizes,
         machine,
         batch,
         length,
-        tuple(operations.decode(sizes, held(info, policies, length), batch)),
+        tuple(operations.decode(sizes, held(info, policies, length), batch, rows)),
         tuple(operations.prefill(sizes, exact_bytes(info, length), length, batch)),
         peak_bytes(info, policies, length) * batch,
+        rows,
+        draft,
     )
 
 

@@ -67,39 +67,45 @@ class Operation:
         return "compute" if self.compute_seconds(machine) > self.memory_seconds(machine) else "memory"
 
 
-def decode(sizes: ModelSizes, caches: Sequence[LayerCache], batch: int = 1) -> list[Operation]:
-    """One step of `batch` sequences, each with `caches` (one a layer, the step's own token in it)."""
-    step = _products(sizes, rows=batch, last=batch)
-    width = sizes.config.query_width
+def decode(sizes: ModelSizes, caches: Sequence[LayerCache], batch: int = 1, rows: int = 1) -> list[Operation]:
+    """One step of `batch` sequences, each with `caches` (one a layer, the step's own token in it). rows: of a sequence,
+    1 and what is drafted; they read its cache once.
+    """
+    step = _products(sizes, rows=batch * rows, last=batch * rows)
     for layer, held in enumerate(caches):
         spec = sizes.config.layers[layer].recurrent
         if spec is not None:  # the state is read and written
             step.append(_recurrence(layer, spec, batch, 2 * held.nbytes * batch))
             continue
-        work = 4 * width * held.slots * batch
+        work = 4 * query_width(sizes.config, layer) * held.slots * batch * rows
         step.append(Operation(ATTENTION, layer, work, 0, held.nbytes * batch, "bf16"))
     return _in_order(step)
 
 
-def prefill(sizes: ModelSizes, written: int, tokens: int, batch: int = 1) -> list[Operation]:
-    """Prompts of `tokens` tokens, `batch` of them. written: bytes of keys and values that one layer of one prompt
-    computes. Logits are computed of every prompt's last token alone.
+def prefill(sizes: ModelSizes, written: Sequence[int], tokens: int, batch: int = 1) -> list[Operation]:
+    """Prompts of `tokens` tokens, `batch` of them. written: by layer, bytes of keys and values that
+    one prompt computes. Logits are computed of every prompt's last token alone.
     """
     step = _products(sizes, rows=batch * tokens, last=batch)
-    width = sizes.config.query_width
     for index, layer in enumerate(sizes.config.layers):
         if layer.recurrent is not None:
             state = 4 * layer.recurrent.state_numbers * batch
             step.append(_recurrence(index, layer.recurrent, tokens * batch, state))
             continue
-        work = 4 * width * attended(tokens, layer.window) * batch
-        step.append(Operation(ATTENTION, index, work, 0, written * batch, "bf16"))
+        work = 4 * query_width(sizes.config, index) * attended(tokens, layer.window) * batch
+        step.append(Operation(ATTENTION, index, work, 0, written[index] * batch, "bf16"))
     return _in_order(step)
+
+
+def query_width(config: ModelConfig, layer: int) -> int:
+    """Channels of all query heads of a layer together."""
+    heads, _, head_dim = config.widths(layer)
+    return heads * head_dim
 
 
 def _recurrence(layer: int, spec: RecurrentSpec, rows: int, nbytes: int) -> Operation:
     """A state's part in `rows` tokens: decay, key times value, and the query's product with it."""
-    return Operation(RECURRENCE, layer, 5 * spec.state_numbers * rows, 0, nbytes, "f32")
+    return Operation(RECURRENCE, layer, spec.step_operations * rows, 0, nbytes, "f32")
 
 
 def attended(tokens: int, window: int | None) -> int:

@@ -14,10 +14,15 @@ def workspace(config: ModelConfig, rows: int = APPENDED) -> int:
     """Bytes of a plan's buffers of `rows` rows, of rotations, of the hidden state of a chunk and of one row of logits:
     somewhat more than the plan has, since what it multiplies is taken for fp32. rows: the most of a step.
     """
-    hidden, inner = config.hidden_size, config.intermediate_size
-    widths = 3 * hidden + 2 * config.query_width + 2 * config.kv_width + inner
+    hidden, layers = config.hidden_size, range(len(config.layers))
+    inner = {config.inner(index) for index in layers}
+    attention = {config.widths(index) for index in layers}
+    widths = 3 * hidden + sum(inner)
+    widths += sum(2 * heads * head_dim + 2 * kv_heads * head_dim for heads, kv_heads, head_dim in attention)
     specs = {layer.recurrent for layer in config.layers if layer.recurrent is not None}
-    widths += sum(_recurrent(spec) for spec in specs) + max(hidden, inner, config.query_width)
+    widths += sum(_recurrent(spec) for spec in specs) + max(
+        hidden, *inner, *(heads * head_dim for heads, _, head_dim in attention)
+    )
     values = rows * widths + config.vocabulary_size + ROTATED * sum(rope.dimension for rope in config.ropes)
     if config.experts is not None:
         values += _experts(config.experts, hidden, rows)

@@ -7,10 +7,14 @@ from typing import Literal
 
 from thrifty.errors import ConfigError
 from thrifty.models.config.checks import LIMITS, check_choice, check_integer, check_number
+from thrifty.models.config.recurrent import Decay, RecurrentSpec
+
+__all__ = [
+    "Decay", "LayerSpec", "Mixer", "RecurrentSpec", "RopeConfig", "RopeScaling", "ScalingKind", "recurrent_layer",
+]  # fmt: skip
 
 ScalingKind = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
 Mixer = Literal["attention", "recurrent", "latent"]
-Decay = Literal["channel", "head"]
 
 
 @dataclass(frozen=True)
@@ -103,53 +107,11 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
-class RecurrentSpec:
-    """Gated linear attention (arXiv 2312.06635): a state S [key_dim, value_dim] a head instead of keys and values.
-
-    For a token with q, k [key_dim] and v [value_dim]: S ← diag(a) S + k vᵀ, o = key_dim^(−1/2) · Sᵀ q (eq. 3), and the
-    layer gives W_o (SiLU(gate) · norm(o)) (§4.4). a = sigmoid(decay)^(1 / temperature): one a channel of the keys, or,
-    with `decay` "head", one a head (as Mamba-2 has, arXiv 2405.21060, eq. 5).
-    """
-
-    heads: int
-    key_dim: int
-    value_dim: int
-    decay: Decay = "channel"
-    temperature: float = 16.0
-
-    def __post_init__(self) -> None:
-        check_integer("recurrent.heads", self.heads, 1, LIMITS["heads"])
-        check_integer("recurrent.key_dim", self.key_dim, 1, LIMITS["head_dim"])
-        check_integer("recurrent.value_dim", self.value_dim, 1, LIMITS["head_dim"])
-        check_choice("recurrent.decay", self.decay, ("channel", "head"))
-        check_number("recurrent.temperature", self.temperature, 1e-3, 1e6)
-
-    @property
-    def key_width(self) -> int:
-        """Channels of all queries (or keys) together."""
-        return self.heads * self.key_dim
-
-    @property
-    def value_width(self) -> int:
-        """Channels of all values together."""
-        return self.heads * self.value_dim
-
-    @property
-    def decay_width(self) -> int:
-        """Decays of a token: one a channel of the keys, or one a head."""
-        return self.key_width if self.decay == "channel" else self.heads
-
-    @property
-    def state_numbers(self) -> int:
-        """fp32 numbers of the state of one sequence, [heads, key_dim, value_dim]."""
-        return self.heads * self.key_dim * self.value_dim
-
-
-@dataclass(frozen=True)
 class LayerSpec:
     """One layer. mixer: how a token meets the tokens before it; "recurrent" has its own `recurrent` sizes and neither
     window nor rope ("latent" is known by name only). window: tokens of attention (None: all). experts: whether its MLP
-    is a mixture of experts. heads, kv_heads, head_dim: of its attention, None for the model's.
+    is a mixture of experts. heads, kv_heads, head_dim: of its attention; intermediate_size: of its MLP; None for the
+    model's.
     """
 
     window: int | None
@@ -160,6 +122,7 @@ class LayerSpec:
     heads: int | None = None
     kv_heads: int | None = None
     head_dim: int | None = None
+    intermediate_size: int | None = None
 
     @property
     def keeps_all(self) -> bool:
@@ -176,9 +139,14 @@ class LayerSpec:
         check_choice(f"{name}.mixer", self.mixer, ("attention", "recurrent", "latent"))
         if self.window is not None:
             check_integer(f"{name}.window", self.window, 1, LIMITS["window"])
-        for field in ("heads", "kv_heads", "head_dim"):
+        for field in ("heads", "kv_heads", "head_dim", "intermediate_size"):
             if getattr(self, field) is not None:
                 check_integer(f"{name}.{field}", getattr(self, field), 1, LIMITS[field])
+        if self.experts and self.intermediate_size is not None:
+            raise ConfigError(
+                f"{name} has experts and intermediate_size {self.intermediate_size}; experts have sizes of their own: "
+                "leave it out."
+            )
         if (self.mixer == "recurrent") != (self.recurrent is not None):
             raise ConfigError(
                 f"{name}.mixer is {self.mixer!r} and {name}.recurrent is {self.recurrent}; the mixer 'recurrent' has "

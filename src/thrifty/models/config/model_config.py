@@ -130,6 +130,10 @@ class ModelConfig:
         states = tuple(0 if layer.recurrent is None else layer.recurrent.state_numbers for layer in self.layers)
         return states if any(states) else ()
 
+    def inner(self, index: int) -> int:
+        """Neurons of the MLP of one layer without experts."""
+        return self.layers[index].intermediate_size or self.intermediate_size
+
     def widths(self, index: int) -> tuple[int, int, int]:
         """Heads, KV heads and head_dim of the attention of one layer."""
         layer = self.layers[index]

@@ -26,6 +26,7 @@ from thrifty.version import VERSION
 
 INDEX, CHECKSUMS, VERIFIED = "index.json", "checksums.json", "verified"
 PARTIAL = ".partial"  # behind the name of an entry that is being written
+OLD, LOCK = ".old", ".lock"  # behind the names of a replaced entry, and of the file that guards one
 _LOG = logging.getLogger(__name__)
 
 
@@ -90,6 +91,23 @@ def unfinished(kind: str) -> list[Path]:
     """
     root = cache.cache_directory() / kind
     return sorted(path for path in root.glob(f".*{PARTIAL}") if not cache.is_locked(lock_of(path)))
+
+
+def strays(kind: str) -> list[Path]:
+    """What lies among the entries of a kind and is none: files, and what a killed process had moved aside. Lock files,
+    and what somebody works on, are not among them.
+    """
+    root = cache.cache_directory() / kind
+    return sorted(path for path in root.iterdir() if _is_stray(path)) if root.is_dir() else []
+
+
+def _is_stray(path: Path) -> bool:
+    hidden = path.name.startswith(".")
+    if path.is_dir() and (not hidden or path.name.endswith(PARTIAL)):
+        return False
+    if hidden and path.name.endswith(OLD):
+        return not cache.is_locked(lock_of(path.with_name(path.name.removesuffix(OLD))))
+    return not (hidden and path.name.endswith(LOCK))
 
 
 def lock_of(path: Path) -> Path:

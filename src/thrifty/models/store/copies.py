@@ -12,7 +12,7 @@ from thrifty.models import description
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.store import cache_directory as cache
 from thrifty.models.store import converted
-from thrifty.models.store.cache_entry import PARTIAL, entries, fault, lock_of, unfinished
+from thrifty.models.store.cache_entry import OLD, PARTIAL, entries, fault, lock_of, strays, unfinished
 
 ORIGINS = "origins"  # folder of the cache: a file a checkpoint, named by its key, with the path that it was loaded from
 KEY = 32  # digits of a key that an entry's name begins with
@@ -22,9 +22,9 @@ DIGITS = 6  # of a copy's name, at least, that mean it
 
 @dataclass(frozen=True)
 class Copy:
-    """path: of the entry. key: the first digits of its checkpoint's weights key. name: of an embedded model. origin:
-    where the checkpoint was when it was last loaded, None where nobody wrote that down. nbytes: on the disk. fault: why
-    it cannot be used, None where it can; what cannot is made anew when its model is loaded.
+    """path: of the entry. key: the first digits of its checkpoint's weights key, "" for a stray file. name: of an
+    embedded model. origin: where the checkpoint was when it was last loaded, None where nobody wrote that down. nbytes:
+    on the disk. fault: why it cannot be used, None where it can; what cannot is made anew when its model is loaded.
     """
 
     path: Path
@@ -37,7 +37,7 @@ class Copy:
     @property
     def label(self) -> str:
         """What people call it."""
-        return self.name or (self.key if self.origin is None else str(self.origin))
+        return self.name or (self.key or self.path.name if self.origin is None else str(self.origin))
 
 
 def remember(key: str, path: Path) -> None:
@@ -51,9 +51,12 @@ def remember(key: str, path: Path) -> None:
 
 
 def copies() -> list[Copy]:
-    """All converted copies, those included that killed processes left unfinished; the largest first."""
+    """All converted copies, those included that killed processes left unfinished, and what lies among them and is no
+    copy; the largest first.
+    """
     paths = [*entries(converted.KIND), *unfinished(converted.KIND)]
-    return sorted(map(_copy, paths), key=lambda copy: -copy.nbytes)
+    found = [*map(_copy, paths), *map(_stray, strays(converted.KIND))]
+    return sorted(found, key=lambda copy: -copy.nbytes)
 
 
 def copy_of(path: Path) -> Copy | None:
@@ -87,7 +90,7 @@ def matching(target: str) -> list[Copy]:
         or (len(target) >= DIGITS and copy.path.name.removeprefix(".").startswith(target.removeprefix(".")))
     ]
     if not chosen:
-        known = [copy.name or copy.key for copy in held]
+        known = [copy.name or copy.key for copy in held if copy.key]
         if 0 < len(target) < DIGITS and any(copy.key.startswith(target) for copy in held):
             raise CheckpointError(f"{target!r} is too short: give {DIGITS} digits of a copy's name at least")
         more = nearest(target, known) if known else "There are no copies."
@@ -99,10 +102,11 @@ def remove(copy: Copy) -> None:
     """Remove a copy, and what is kept of the same file beside its weights; the checkpoint itself stays. Waits for a
     process that is writing it; one that has it open keeps what it has. Raises StorageError where it cannot be removed.
     """
-    is_last = not any(other.key == copy.key for other in copies() if other.path != copy.path)
+    is_last = copy.key != "" and not any(other.key == copy.key for other in copies() if other.path != copy.path)
     beside = [path for path in entries(description.KIND) if path.name.startswith(copy.key)] if is_last else []
     for path in (copy.path, *beside):
-        with cache.locked(lock_of(path)), cache.storage_errors(path.parent):
+        alone = cache.locked(lock_of(path)) if copy.key else contextlib.nullcontext()
+        with alone, cache.storage_errors(path.parent):
             cache.remove(path)
         if path.exists():
             raise StorageError(f"{path} cannot be removed whole; look at its permissions")
@@ -116,6 +120,14 @@ def _copy(path: Path) -> Copy:
     known = {model.sha256[:KEY]: name for name, model in MODELS.items() if model.folder is None}
     size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
     return Copy(path, key, size, _fault(path, layout), known.get(key), _origin(key))
+
+
+def _stray(path: Path) -> Copy:
+    """What is no copy, and no part of one."""
+    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+    size = sum(file.lstat().st_size for file in files if file.is_symlink() or file.is_file())
+    what = "left behind: its copy was made anew" if path.name.endswith(OLD) else "no copy: nothing uses it"
+    return Copy(path, "", size, what)
 
 
 def _fault(path: Path, layout: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections import Counter
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -31,15 +32,24 @@ class Keys:
         self._app = app
         self._keys = [key.encode() for key in settings.api_keys]
         self._own_machine = is_loopback(settings.host)
+        self._requests = KeyRequests(settings.key_requests)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        refused = self._refusal(HTTPConnection(scope))
-        if refused is None:
-            return await self._app(scope, receive, send)
-        message, status, code = refused
-        await response(message, status, code=code)(scope, receive, send)
+        connection = HTTPConnection(scope)
+        refused = self._refusal(connection)
+        if refused is not None:
+            message, status, code = refused
+            return await response(message, status, code=code)(scope, receive, send)
+        key = key_of(connection) if scope["method"] == "POST" else None
+        if not self._requests.enter(key):
+            told = f"{self._requests.most} requests of this key are being answered, as many as it may have"
+            return await response(told, 429, code="key_requests", retry_after=1)(scope, receive, send)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._requests.leave(key)
 
     def _refusal(self, connection: HTTPConnection) -> tuple[str, int, str] | None:
         """Message, status and code; None where the request may pass."""
@@ -58,6 +68,31 @@ class Keys:
         if any(matches):
             return None
         return "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'", 401, "invalid_api_key"
+
+
+class KeyRequests:
+    """How many requests of each key are being answered. most: at a time; None: as many as come."""
+
+    def __init__(self, most: int | None) -> None:
+        self.most = most
+        self._counts: Counter[str] = Counter()
+
+    def enter(self, key: str | None) -> bool:
+        """Count one more of a key, unless it has as many as it may."""
+        if key is None or self.most is None:
+            return True
+        if self._counts[key] >= self.most:
+            return False
+        self._counts[key] += 1
+        return True
+
+    def leave(self, key: str | None) -> None:
+        """One that was counted is over."""
+        if key is None or self.most is None:
+            return
+        self._counts[key] -= 1
+        if not self._counts[key]:
+            del self._counts[key]
 
 
 def _name(host: str) -> str:

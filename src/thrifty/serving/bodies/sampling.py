@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, StrictBool, StrictInt
 
 from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
+from thrifty.engine.request import MOST_PRIORITY
 from thrifty.serving.bodies.body import Body
 from thrifty.serving.bodies.structured import ResponseFormat, StructuredOutputs, grammar_of
 from thrifty.serving.errors import RequestError
@@ -20,12 +21,15 @@ class StreamOptions(Body):
 
 
 class Extensions(Body):
-    """What OpenAI's API has no field for. cache: tables of cache techniques, as in a recipe. cache_memory: a bound on
-    the request's cache, in bytes or as "20MB". priority and adapters are not built yet.
+    """What OpenAI's API has no field for. cache: tables of cache techniques, as in a recipe. decoding: likewise, one
+    table at most. cache_memory: a bound on the request's cache, in bytes or as "20MB". priority: higher ones are
+    admitted first.
     """
 
     cache: list[dict[str, Any]] | None = None
+    decoding: list[dict[str, Any]] | None = None
     cache_memory: StrictInt | str | None = None
+    priority: StrictInt | None = Field(default=None, ge=-MOST_PRIORITY, le=MOST_PRIORITY)
 
 
 class SamplingBody(Body):

@@ -5,18 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 
-// For functions that all files share: never emitted as a symbol of their own.
-#define THRIFTY_SHARED inline __attribute__((always_inline))
+#include "attention/formats.hpp"
+#include "common.hpp"
+#include "linear/layouts.hpp"
 
 namespace thrifty {
-
-constexpr int kLanes = 16;         // rows of one weight tile
-constexpr int kBlockColumns = 32;  // columns that share one activation scale
-constexpr int kFetchBytes = 2048;  // how far ahead of a single row's products weights are asked for
-constexpr int kWarmBytes = 6144;   // what is asked for of a tile that is next
-constexpr int kPanel = 8;          // activation rows interleaved in one panel
-constexpr int kPage = 64;          // tokens of one page of the KV cache
-constexpr int kChunkPages = 4;     // pages of one attention chunk: the fixed unit of splitting and merging
 
 // 32 quantised activations of one row. Panels are stored [row / 8][block][row % 8].
 struct ActivationBlock {
@@ -27,111 +20,6 @@ struct ActivationBlock {
   int32_t minus8_first;  // -8 * sum of the first 16 of q
 };
 static_assert(sizeof(ActivationBlock) == 48);
-
-// How a linear stores its weights (formats/group.py, formats/superblock.py, formats/dense.py; table4, table8:
-// formats/codebook.py).
-enum class Layout : int {
-  int4,
-  int5,
-  int8,
-  iq4_nl,
-  bf16,
-  f16,
-  f32,
-  q2_k,
-  q3_k,
-  q4_k,
-  q5_k,
-  q6_k,
-  iq4_xs,
-  table4,
-  table8
-};
-constexpr int kLayouts = 15;
-constexpr int kSuperblock = 8;  // blocks that share a two-level scale
-
-// A row of activations as the products of a layout read it: int8 blocks, pairs of bf16, or plain fp32.
-enum class Reads : int { codes, pairs, plain };
-THRIFTY_SHARED constexpr bool is_table(Layout layout) { return layout == Layout::table4 || layout == Layout::table8; }
-THRIFTY_SHARED constexpr Reads reads(Layout layout) {
-  return layout == Layout::bf16                                               ? Reads::pairs
-         : layout == Layout::f16 || layout == Layout::f32 || is_table(layout) ? Reads::plain
-                                                                              : Reads::codes;
-}
-
-// Codes of 16 rows x 32 columns: a plane of the low bits, then one of the high bits. A plane is 64 bytes a bit; vector
-// v = 0..7 of a block has column 4v + j in byte j of each lane.
-//   8 bits: vector v at 64 v.  4 bits: v = 0..3 in the low nibbles at 64 v, vector 4 + v in the high ones.
-//   2 bits: v at bits 2 (v % 4) of 64 (v / 4).  1 bit: v at bit v.
-struct Codes {
-  int low, high;  // bits of the planes; high 0: none
-  bool table;     // codes are places in kTable
-  int offset;     // what a stored code is above the value that scales multiply
-  THRIFTY_SHARED constexpr int bits() const { return low + high; }
-  THRIFTY_SHARED constexpr int bytes() const { return 64 * (low + high); }  // of a block
-};
-// With minimums, codes below 8 bits are the values themselves. Values of the table are stored plus 128.
-THRIFTY_SHARED constexpr Codes codes_of(Layout layout, bool minimums) {
-  switch (layout) {
-    case Layout::int4:
-      return {4, 0, false, minimums ? 0 : 8};
-    case Layout::int5:
-      return {4, 1, false, minimums ? 0 : 16};
-    case Layout::int8:
-      return {8, 0, false, 128};
-    case Layout::iq4_nl:
-    case Layout::iq4_xs:
-      return {4, 0, true, 128};
-    case Layout::q2_k:
-      return {2, 0, false, 0};
-    case Layout::q3_k:
-      return {2, 1, false, 4};
-    case Layout::q4_k:
-      return {4, 0, false, 0};
-    case Layout::q5_k:
-      return {4, 1, false, 0};
-    case Layout::q6_k:
-      return {4, 2, false, 32};
-    case Layout::table4:
-      return {4, 0, false, 0};  // places in the linear's own table
-    case Layout::table8:
-      return {8, 0, false, 0};
-    default:
-      return {0, 0, false, 0};
-  }
-}
-// ggml's kvalues_iq4nl plus 128.
-constexpr uint8_t kTable[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
-
-// The second level of a superblock: whole numbers for every `columns` columns that a superblock's fp16 scale (and
-// minimum) multiply.
-struct SubScales {
-  int columns;    // 32 or 16; 0: one level
-  bool minimums;  // sub-minimums too
-  int bytes;      // of 16 rows, before the codes
-  THRIFTY_SHARED constexpr int count() const { return columns ? kSuperblock * kBlockColumns / columns : 0; }
-};
-THRIFTY_SHARED constexpr SubScales sub_scales(Layout layout) {
-  switch (layout) {
-    case Layout::q2_k:
-      return {16, true, 256};
-    case Layout::q3_k:
-      return {16, false, 192};
-    case Layout::q4_k:
-    case Layout::q5_k:
-      return {32, true, 192};
-    case Layout::q6_k:
-      return {16, false, 256};
-    case Layout::iq4_xs:
-      return {32, false, 96};
-    default:
-      return {0, false, 0};
-  }
-}
-THRIFTY_SHARED constexpr bool two_levels(Layout layout) { return sub_scales(layout).columns != 0; }
-THRIFTY_SHARED constexpr int record_bytes(Layout layout) {
-  return sub_scales(layout).bytes + kSuperblock * codes_of(layout, false).bytes();
-}
 
 struct Linear {
   Layout layout = Layout::int4;
@@ -146,24 +34,13 @@ struct Linear {
   THRIFTY_SHARED bool has_minimum() const { return minimums || zeros; }
   // Of group and lane `at`: the value of code 0 (of 128 for 8 bits), exact in fp32.
   THRIFTY_SHARED float zero_value(size_t at, float scale) const {
-    return scale * (float)((layout == Layout::int8 ? 128 : 0) - zeros[at]);
+    return scale * (float)(codes_of(layout, true).offset - zeros[at]);
   }
   THRIFTY_SHARED Reads reads() const { return thrifty::reads(layout); }
   THRIFTY_SHARED int tiles() const { return (out + kLanes - 1) / kLanes; }
   THRIFTY_SHARED int blocks() const { return (in + kBlockColumns - 1) / kBlockColumns; }
   THRIFTY_SHARED int superblocks() const { return blocks() / kSuperblock; }
 };
-
-enum class Format : int { f32 = 0, bf16 = 1, int8 = 2, int4 = 3, int2 = 4, int4g16 = 5, int2g16 = 6 };
-constexpr int kFormats = 7;
-THRIFTY_SHARED constexpr int format_bits(Format f) {
-  return f == Format::int8                           ? 8
-         : f == Format::int4 || f == Format::int4g16 ? 4
-         : f == Format::int2 || f == Format::int2g16 ? 2
-                                                     : 0;
-}
-// Groups of 64 numbers that share a scale: two of 32, or four of 16.
-THRIFTY_SHARED constexpr int format_groups(Format f) { return f == Format::int4g16 || f == Format::int2g16 ? 4 : 2; }
 
 struct Span {
   uint8_t* base = nullptr;
@@ -180,7 +57,6 @@ struct Span {
 struct SlabLayout {
   size_t key_params = 0, values = 0, value_params = 0, bytes = 0;
 };
-THRIFTY_SHARED constexpr size_t align64(size_t n) { return (n + 63) / 64 * 64; }
 // Head dimensions that the kernels take. Codes and scratch pad them to a multiple of 64.
 constexpr const char* kHeadDims = "an even number from 16 to 256, or a multiple of 64 up to 1024";
 THRIFTY_SHARED constexpr bool takes_head_dim(int dim) {
@@ -196,7 +72,7 @@ THRIFTY_SHARED constexpr SlabLayout slab_layout(Format format, size_t capacity, 
     s.value_params = align64(s.values + capacity * (dim / 64) * 8 * bits);
     s.bytes = align64(s.value_params + capacity * 2 * (dim / 64 * groups) * 2);
   } else {
-    size_t element = format == Format::f32 ? 4 : 2;
+    const size_t element = number_bytes(format);
     s.key_params = s.values = align64(capacity * dim * element);
     s.value_params = s.bytes = align64(s.values + capacity * dim * element);
   }
@@ -207,7 +83,7 @@ THRIFTY_SHARED constexpr SlabLayout slab_layout(Format format, size_t capacity, 
 THRIFTY_SHARED void fetch_page(const Span& s, int page, int dim) {
   const SlabLayout at = slab_layout(s.format, (size_t)s.capacity, (size_t)dim);
   const size_t stored = align64((size_t)dim);  // of codes
-  const size_t numbers = at.key_params == at.values ? (size_t)dim * kPage * (s.format == Format::f32 ? 4 : 2)
+  const size_t numbers = at.key_params == at.values ? (size_t)dim * kPage * number_bytes(s.format)
                                                     : stored * 8 * (size_t)format_bits(s.format);
   for (size_t i = 0; i < numbers; i += 64) {
     __builtin_prefetch(s.base + (size_t)page * numbers + i);

@@ -61,12 +61,12 @@ size_t Attention::scratch_bytes(int dim, int group) {
 }
 
 void Attention::check(const View& view, int layer, int rows, int heads, int window) {
-  if (heads < 1 || heads % view.kv_heads())
+  if (heads < 1 || heads % view.kv_heads(layer))
     throw std::invalid_argument("query heads (" + std::to_string(heads) +
-                                ") must be a multiple of the view's KV heads (" + std::to_string(view.kv_heads()) +
+                                ") must be a multiple of the view's KV heads (" + std::to_string(view.kv_heads(layer)) +
                                 ")");
   if (window < 0) throw std::invalid_argument("window must be 0 (none) or positive, not " + std::to_string(window));
-  for (int h = 0; h < view.kv_heads(); h++)
+  for (int h = 0; h < view.kv_heads(layer); h++)
     if (rows < 1 || rows > view.tokens(layer, h))
       throw std::invalid_argument(std::to_string(rows) + " query rows need at least as many slots; layer " +
                                   std::to_string(layer) + " head " + std::to_string(h) + " holds " +
@@ -79,14 +79,14 @@ void Attention::begin() {
 }
 
 void Attention::add(const View& view, int layer, const Call& call, int rows, const float* q, float* out) {
-  kv_heads_ = view.kv_heads();
+  kv_heads_ = view.kv_heads(layer);
   fresh_.push_back({call.row, &view, layer});
   for (int h = 0; h < kv_heads_; h++) {
     const auto& spans = view.spans(layer, h);
     AttendArgs a{};
     a.spans = spans.data(), a.span_count = (int)spans.size(), a.base_pages = view.base_pages(layer, h),
     a.slots = view.tokens(layer, h);
-    a.q = q, a.out = out, a.n = rows, a.heads = call.heads, a.dim = view.head_dim();
+    a.q = q, a.out = out, a.n = rows, a.heads = call.heads, a.dim = view.head_dim(layer);
     a.group = call.heads / kv_heads_, a.kv_head = h, a.scale = call.scale, a.softcap = call.softcap,
     a.window = call.window;
     a.accumulate = call.accumulate, a.accumulate_stride = call.accumulate_stride,

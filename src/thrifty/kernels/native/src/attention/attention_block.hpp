@@ -248,20 +248,9 @@ template <class Work> static void block_group(const AttendArgs& a, const Block& 
   const uint16_t *keys = (const uint16_t*)s.base + page,
                  *values = (const uint16_t*)(s.base + slab_layout(s.format, s.capacity, a.dim).values) + page;
 #if defined(THRIFTY_PAIRS)
-  switch (s.format) {
-    case Format::int8:
-      return rows_group<Work>(a, b, t, first, count, Codes<8, 2>{});
-    case Format::int4:
-      return rows_group<Work>(a, b, t, first, count, Codes<4, 2>{});
-    case Format::int2:
-      return rows_group<Work>(a, b, t, first, count, Codes<2, 2>{});
-    case Format::int4g16:
-      return rows_group<Work>(a, b, t, first, count, Codes<4, 4>{});
-    case Format::int2g16:
-      return rows_group<Work>(a, b, t, first, count, Codes<2, 4>{});
-    default:
-      break;
-  }
+  const auto codes = [&]<int B, int H>()
+                         __attribute__((always_inline)) { rows_group<Work>(a, b, t, first, count, Codes<B, H>{}); };
+  if (with_codes(s.format, codes)) return;
   if (b.interleaved)
     return rows_group<Work>(a, b, t, first, count,
                             PairNumbers<true>{(const uint16_t*)t.keys, (const uint16_t*)t.values});

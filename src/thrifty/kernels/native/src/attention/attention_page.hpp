@@ -161,35 +161,17 @@ static void convert_bf16(const Span& s, int page, int slots, Tile& t) {
 }
 
 static void convert(Block& b, Tile& t) {
-  switch (b.span->format) {
-    case Format::f32: {
-      const size_t at = slab_layout(Format::f32, b.span->capacity, t.size).values,
-                   page = (size_t)b.page * kPage * t.size;
-      b.keys32 = (const float*)b.span->base + page, b.values32 = (const float*)(b.span->base + at) + page;
-      if (t.size == t.dim) return;
-      if (!t.keys_only) convert_values(b.values32, b.slots, t);
-      b.values32 = t.values;
-      return;
-    }
-    case Format::bf16:
-      convert_bf16(*b.span, b.page, b.slots, t);
-      break;
-    case Format::int8:
-      convert_codes<8, 2>(*b.span, b.page, b.slots, t.dim, t);
-      break;
-    case Format::int4:
-      convert_codes<4, 2>(*b.span, b.page, b.slots, t.dim, t);
-      break;
-    case Format::int2:
-      convert_codes<2, 2>(*b.span, b.page, b.slots, t.dim, t);
-      break;
-    case Format::int4g16:
-      convert_codes<4, 4>(*b.span, b.page, b.slots, t.dim, t);
-      break;
-    case Format::int2g16:
-      convert_codes<2, 4>(*b.span, b.page, b.slots, t.dim, t);
-      break;
+  if (b.span->format == Format::f32) {
+    const size_t at = slab_layout(Format::f32, b.span->capacity, t.size).values, page = (size_t)b.page * kPage * t.size;
+    b.keys32 = (const float*)b.span->base + page, b.values32 = (const float*)(b.span->base + at) + page;
+    if (t.size == t.dim) return;
+    if (!t.keys_only) convert_values(b.values32, b.slots, t);
+    b.values32 = t.values;
+    return;
   }
+  const auto codes = [&]<int B, int H>()
+                         __attribute__((always_inline)) { convert_codes<B, H>(*b.span, b.page, b.slots, t.dim, t); };
+  if (!with_codes(b.span->format, codes)) convert_bf16(*b.span, b.page, b.slots, t);
   b.keys32 = t.keys, b.values32 = t.values;
 }
 

@@ -134,18 +134,10 @@ template <int B, int H> static bool compress_to(const Span& from, int page, int 
 
 static bool compress_page(const Span& from, int page, int slots, int dim, const Span& target, int target_page) {
   const CodePage to = code_page(target, target_page, dim);
-  switch (target.format) {
-    case Format::int8:
-      return compress_to<8, 2>(from, page, slots, dim, to);
-    case Format::int4:
-      return compress_to<4, 2>(from, page, slots, dim, to);
-    case Format::int4g16:
-      return compress_to<4, 4>(from, page, slots, dim, to);
-    case Format::int2g16:
-      return compress_to<2, 4>(from, page, slots, dim, to);
-    default:
-      return compress_to<2, 2>(from, page, slots, dim, to);
-  }
+  bool fine = false;
+  const auto compress = [&]<int B, int H>()
+                            __attribute__((always_inline)) { fine = compress_to<B, H>(from, page, slots, dim, to); };
+  return with_codes(target.format, compress) && fine;
 }
 
 }  // namespace thrifty::THRIFTY_ISA

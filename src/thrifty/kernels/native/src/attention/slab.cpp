@@ -6,10 +6,11 @@
 namespace thrifty {
 
 Format known_format(int id) {
-  if (id < 0 || id >= kFormats)
-    throw std::invalid_argument("KV format id " + std::to_string(id) +
-                                " is unknown; f32=0, bf16=1, int8=2, int4=3, int2=4, int4g16=5, int2g16=6");
-  return (Format)id;
+  if (id >= 0 && id < kFormats) return (Format)id;
+  std::string known;
+  for (int i = 0; i < kFormats; i++)
+    known += (i ? ", " : "") + std::string(kFormatTraits[i].name) + "=" + std::to_string(i);
+  throw std::invalid_argument("KV format id " + std::to_string(id) + " is unknown; " + known);
 }
 
 void check_slab_bytes(const char* name, int64_t bytes, int format, int capacity, int dim) {

@@ -6,13 +6,15 @@
 #include <stdexcept>
 #include <string>
 
+#include "attention/slab.hpp"
+
 namespace thrifty {
 
 namespace {
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
-bool full_precision(const Span& s) { return s.format == Format::f32 || s.format == Format::bf16; }
+bool full_precision(const Span& s) { return !format_bits(s.format); }
 
 uint16_t nearest_bf16(float x) {
   uint32_t u;
@@ -31,21 +33,37 @@ void write_slot(const Span& s, int slot, int dim, const float* key, const float*
 
 }  // namespace
 
-View::View(int layers, int kv_heads, int head_dim) : layers_(layers), kv_heads_(kv_heads), head_dim_(head_dim) {
-  if (layers < 1 || kv_heads < 1) refuse("a view needs at least one layer and one KV head");
-  if (!takes_head_dim(head_dim))
-    refuse("the native view needs a head dimension that is " + std::string(kHeadDims) + ", not " +
-           std::to_string(head_dim));
-  spans_.resize((size_t)layers * (size_t)kv_heads);
-  base_pages_.resize(spans_.size());
+View::View(int layers, int kv_heads, int head_dim)
+    : View(std::vector<int>((size_t)std::max(layers, 0), kv_heads),
+           std::vector<int>((size_t)std::max(layers, 0), head_dim)) {}
+
+View::View(std::vector<int> kv_heads, std::vector<int> head_dims)
+    : kv_heads_(std::move(kv_heads)), head_dims_(std::move(head_dims)) {
+  size_t lists = 0;
+  if (kv_heads_.size() != head_dims_.size()) refuse("a view needs KV heads and a head dimension for each layer");
+  for (size_t i = 0; i < kv_heads_.size(); i++) {
+    if (kv_heads_[i] < 1) refuse("a view needs at least one layer and one KV head");
+    if (!takes_head_dim(head_dims_[i]))
+      refuse("the native view needs a head dimension that is " + std::string(kHeadDims) + ", not " +
+             std::to_string(head_dims_[i]));
+    first_.push_back(lists), lists += (size_t)kv_heads_[i];
+  }
+  if (lists == 0) refuse("a view needs at least one layer and one KV head");
+  spans_.resize(lists);
+  base_pages_.resize(lists);
+}
+
+size_t View::checked(int layer) const {
+  if (layer < 0 || layer >= layers())
+    refuse("layer " + std::to_string(layer) + " is outside 0.." + std::to_string(layers() - 1));
+  return (size_t)layer;
 }
 
 size_t View::at(int layer, int head) const {
-  if (layer < 0 || layer >= layers_)
-    refuse("layer " + std::to_string(layer) + " is outside 0.." + std::to_string(layers_ - 1));
-  if (head < 0 || head >= kv_heads_)
-    refuse("KV head " + std::to_string(head) + " is outside 0.." + std::to_string(kv_heads_ - 1));
-  return (size_t)layer * (size_t)kv_heads_ + (size_t)head;
+  const int heads = kv_heads(layer);
+  if (head < 0 || head >= heads)
+    refuse("KV head " + std::to_string(head) + " is outside 0.." + std::to_string(heads - 1));
+  return first_[(size_t)layer] + (size_t)head;
 }
 
 void View::check_idle() const {
@@ -61,9 +79,7 @@ void View::renumber(std::vector<Span>& list, size_t from) {
 }
 
 Span View::make_span(uintptr_t address, int tokens, int capacity, int format, uintptr_t bias, bool sealed) {
-  if (format < 0 || format >= kFormats)
-    refuse("KV format id " + std::to_string(format) +
-           " is unknown; f32=0, bf16=1, int8=2, int4=3, int2=4, int4g16=5, int2g16=6");
+  const Format known = known_format(format);
   if (capacity < kPage || capacity % kPage)
     refuse("a span's capacity must be a positive multiple of 64, not " + std::to_string(capacity));
   if (tokens < 0 || tokens > capacity)
@@ -72,7 +88,7 @@ Span View::make_span(uintptr_t address, int tokens, int capacity, int format, ui
   if (bias % 4) refuse("a span's bias must be 4-byte aligned");
   Span s;
   s.base = (uint8_t*)address, s.bias = (const float*)bias;
-  s.tokens = tokens, s.capacity = capacity, s.format = (Format)format, s.sealed = sealed;
+  s.tokens = tokens, s.capacity = capacity, s.format = known, s.sealed = sealed;
   return s;
 }
 
@@ -98,7 +114,7 @@ void View::exchange(int layer, int head, int index, uintptr_t address, int capac
 
 void View::clear(int layer, int head) {
   check_idle();
-  for (int h = head < 0 ? 0 : head; h < (head < 0 ? kv_heads_ : head + 1); h++) {
+  for (int h = head < 0 ? 0 : head; h < (head < 0 ? kv_heads(layer) : head + 1); h++) {
     spans_[at(layer, h)].clear();
     base_pages_[at(layer, h)] = 0;
   }
@@ -110,7 +126,7 @@ void View::set_state(int layer, LayerState state) {
   if (!state.committed || !state.newest || state.committed == state.newest || state.numbers < 1 || state.rows < 0)
     refuse("a recurrent state needs two buffers of its own, and rows that are not negative");
   if (!spans_[at(layer, 0)].empty()) refuse("layer " + std::to_string(layer) + " has slots, and so no recurrent state");
-  if (states_.empty()) states_.resize((size_t)layers_);
+  if (states_.empty()) states_.resize(kv_heads_.size());
   states_[(size_t)layer] = state;
 }
 
@@ -145,11 +161,11 @@ void View::truncate(int layer, int tokens) {
     s.lost = s.rows > 0 && (s.lost || tokens > 0);
     return;
   }
-  for (int h = 0; h < kv_heads_; h++)
+  for (int h = 0; h < kv_heads(layer); h++)
     if (tokens < 0 || tokens > this->tokens(layer, h))
       refuse("cannot drop " + std::to_string(tokens) + " tokens: layer " + std::to_string(layer) + " head " +
              std::to_string(h) + " holds " + std::to_string(this->tokens(layer, h)));
-  for (int h = 0; h < kv_heads_; h++) {
+  for (int h = 0; h < kv_heads(layer); h++) {
     auto& list = spans_[at(layer, h)];
     int left = tokens;
     size_t i = list.size();
@@ -192,7 +208,7 @@ size_t View::first_open(const std::vector<Span>& list) const {
 int View::room(int layer) const {
   if (state(layer)) return INT_MAX;
   int least = INT_MAX;
-  for (int h = 0; h < kv_heads_; h++) {
+  for (int h = 0; h < kv_heads(layer); h++) {
     const auto& list = spans_[at(layer, h)];
     long long room = 0;
     for (size_t i = first_open(list); i < list.size(); i++) room += list[i].capacity - list[i].tokens;
@@ -211,7 +227,7 @@ void View::reserve(int layer, int count) {
   if (count > room(layer))
     refuse("layer " + std::to_string(layer) + " of the view has room for " + std::to_string(room(layer)) +
            " more tokens, not " + std::to_string(count) + "; push open pages first");
-  for (int h = 0; h < kv_heads_; h++) {
+  for (int h = 0; h < kv_heads(layer); h++) {
     auto& list = spans_[at(layer, h)];
     const size_t first = first_open(list);
     int left = count;
@@ -224,7 +240,7 @@ void View::reserve(int layer, int count) {
 }
 
 const Span& View::span_of(int layer, int head, int slot) const {
-  const auto& list = spans_[(size_t)layer * (size_t)kv_heads_ + (size_t)head];
+  const auto& list = spans_[first_[(size_t)layer] + (size_t)head];
   size_t low = 0, high = list.size() - 1;
   while (low < high) {  // the last span that starts at or before the slot; an empty one starts where its successor does
     const size_t middle = (low + high + 1) / 2;
@@ -237,13 +253,14 @@ const Span& View::span_of(int layer, int head, int slot) const {
 void View::write(int layer, int head, int slot, const float* key, const float* value) const {
   const Span& s = span_of(layer, head, slot);
   if (s.format == Format::f32)
-    write_slot<float>(s, slot - s.first_slot, head_dim_, key, value, [](float x) { return x; });
-  else write_slot<uint16_t>(s, slot - s.first_slot, head_dim_, key, value, nearest_bf16);
+    write_slot<float>(s, slot - s.first_slot, head_dims_[(size_t)layer], key, value, [](float x) { return x; });
+  else write_slot<uint16_t>(s, slot - s.first_slot, head_dims_[(size_t)layer], key, value, nearest_bf16);
 }
 
 void View::fetch(int layer, int head, int slot) const {
   const Span& s = span_of(layer, head, slot);
-  const size_t size = s.format == Format::f32 ? 4 : 2, dim = (size_t)head_dim_, place = (size_t)(slot - s.first_slot);
+  const size_t size = number_bytes(s.format), dim = (size_t)head_dims_[(size_t)layer],
+               place = (size_t)(slot - s.first_slot);
   const uint8_t* keys = s.base + (place / kPage * kPage * dim + place % kPage) * size;
   for (size_t c = 0; c < dim; c++) __builtin_prefetch(keys + c * kPage * size, 1);
   const uint8_t* values = s.base + slab_layout(s.format, (size_t)s.capacity, dim).values + place * dim * size;

@@ -19,9 +19,10 @@ struct LayerState {
 class View {
  public:
   View(int layers, int kv_heads, int head_dim);
-  int layers() const { return layers_; }
-  int kv_heads() const { return kv_heads_; }
-  int head_dim() const { return head_dim_; }
+  View(std::vector<int> kv_heads, std::vector<int> head_dims);  // of each layer
+  int layers() const { return (int)kv_heads_.size(); }
+  int kv_heads(int layer) const { return kv_heads_[checked(layer)]; }
+  int head_dim(int layer) const { return head_dims_[checked(layer)]; }
 
   // A slab of `capacity` slots of which the first `tokens` are in use. Sealed spans are never appended to.
   void push(int layer, int head, uintptr_t address, int tokens, int capacity, int format, uintptr_t bias, bool sealed);
@@ -54,6 +55,7 @@ class View {
   };
 
  private:
+  size_t checked(int layer) const;
   size_t at(int layer, int head) const;
   const Span& span_of(int layer, int head, int slot) const;
   static Span make_span(uintptr_t address, int tokens, int capacity, int format, uintptr_t bias, bool sealed);
@@ -61,7 +63,8 @@ class View {
   void renumber(std::vector<Span>& list, size_t from);
   size_t first_open(const std::vector<Span>& list) const;
 
-  int layers_, kv_heads_, head_dim_;
+  std::vector<int> kv_heads_, head_dims_;  // by layer
+  std::vector<size_t> first_;              // by layer, where its heads' lists begin
   std::vector<std::vector<Span>> spans_;
   std::vector<int> base_pages_;
   std::vector<LayerState> states_;  // by layer, or empty

@@ -18,12 +18,12 @@ namespace {
 void check(const View& view, int layer, const Witnesses& call, const std::vector<Judged>& judged, int stride) {
   Attention::check(view, layer, call.rows, call.heads, 0);
   const auto refuse = [](const std::string& message) { throw std::invalid_argument("witness: " + message); };
-  if (judged.size() != (size_t)view.kv_heads())
+  if (judged.size() != (size_t)view.kv_heads(layer))
     refuse("judged slots of " + std::to_string(judged.size()) + " KV heads; the view has " +
-           std::to_string(view.kv_heads()));
+           std::to_string(view.kv_heads(layer)));
   if (call.forced < call.rows)
     refuse(std::to_string(call.rows) + " rows are more than the " + std::to_string(call.forced) + " forced ones");
-  for (int h = 0; h < view.kv_heads(); h++) {
+  for (int h = 0; h < view.kv_heads(layer); h++) {
     const auto [sinks, low, high] = judged[(size_t)h];
     const int before = view.tokens(layer, h) - call.forced;
     if (sinks < 0 || sinks > low || low > high || high > before)
@@ -46,7 +46,7 @@ void witness(View& view, int layer, const Witnesses& call, const std::vector<Jud
   check(view, layer, call, judged, stride);
   View::Busy busy(view);
   const Kernels& k = kernels();
-  const int kv_heads = view.kv_heads(), group = call.heads / kv_heads;
+  const int kv_heads = view.kv_heads(layer), group = call.heads / kv_heads;
   const int workers = std::min(Pool::shared().threads(), kPage), step = std::min(k.attend_rows(group), kPage / workers);
   std::vector<AttendArgs> args;
   std::vector<WitnessArgs> seen;
@@ -57,7 +57,7 @@ void witness(View& view, int layer, const Witnesses& call, const std::vector<Jud
     const auto [sinks, low, high] = judged[(size_t)h];
     AttendArgs a{};
     a.spans = spans.data(), a.span_count = (int)spans.size(), a.slots = view.tokens(layer, h);
-    a.q = q, a.n = call.rows, a.heads = call.heads, a.dim = view.head_dim(), a.group = group, a.kv_head = h;
+    a.q = q, a.n = call.rows, a.heads = call.heads, a.dim = view.head_dim(layer), a.group = group, a.kv_head = h;
     a.scale = call.scale, a.softcap = call.softcap;
     args.push_back(a), seen.push_back({call.forced, sinks, low, high, call.mean});
     most = std::max(most, (size_t)(high - low));
@@ -70,7 +70,7 @@ void witness(View& view, int layer, const Witnesses& call, const std::vector<Jud
   const auto buffer = std::make_unique_for_overwrite<float[]>(floats * (size_t)workers);
   const auto turns = std::make_unique<std::mutex[]>((size_t)kv_heads);
   std::atomic<int> next{0};
-  Pool::shared().run(Attention::scratch_bytes(view.head_dim(), group), [&](Worker& w) {
+  Pool::shared().run(Attention::scratch_bytes(view.head_dim(layer), group), [&](Worker& w) {
     if (w.id >= workers) return;
     float *const scores = buffer.get() + floats * (size_t)w.id, *const found =
                                                                     scores + columns * (size_t)(step * group);

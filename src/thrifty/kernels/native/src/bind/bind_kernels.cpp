@@ -43,12 +43,12 @@ void run_matmul(const BoundLinear& weight, nb::handle x, nb::handle y) {
 
 void run_attend(View& view, int layer, nb::handle query, nb::handle out, float scale, int window, float softcap,
                 nb::handle accumulate) {
-  const auto q = array<const float>(query, "query", {kAny, kAny, view.head_dim()});
+  const auto q = array<const float>(query, "query", {kAny, kAny, view.head_dim(layer)});
   const auto to = array<float>(out, "out", {q.shape[0], q.shape[1], q.shape[2]});
   const int rows = (int)q.shape[0], heads = (int)q.shape[1];
   Attention::check(view, layer, rows, heads, window);
   int slots = 0;
-  for (int h = 0; h < view.kv_heads(); h++) slots = std::max(slots, view.tokens(layer, h));
+  for (int h = 0; h < view.kv_heads(layer); h++) slots = std::max(slots, view.tokens(layer, h));
   const auto sums = array_or_none<float>(accumulate, "accumulate", {heads, slots});
   View::Busy busy(view);
   nb::gil_scoped_release released;
@@ -57,14 +57,14 @@ void run_attend(View& view, int layer, nb::handle query, nb::handle out, float s
   attention.begin();
   attention.add(view, layer, {heads, scale, softcap, window, sums.data, slots}, rows, q.data, to.data);
   attention.prepare(buffers, Pool::shared().threads());
-  Pool::shared().run(Attention::scratch_bytes(view.head_dim(), heads / view.kv_heads()),
+  Pool::shared().run(Attention::scratch_bytes(view.head_dim(layer), heads / view.kv_heads(layer)),
                      [&](Worker& w) { attention.run(w); });
 }
 
 void run_witness(View& view, int layer, nb::handle query, const std::vector<std::tuple<int, int, int>>& judged,
                  nb::handle table, int forced, float scale, float softcap, bool mean) {
-  const auto q = array<const float>(query, "query", {kAny, kAny, view.head_dim()});
-  const auto to = array<float>(table, "table", {view.kv_heads(), kAny});
+  const auto q = array<const float>(query, "query", {kAny, kAny, view.head_dim(layer)});
+  const auto to = array<float>(table, "table", {view.kv_heads(layer), kAny});
   std::vector<Judged> all;
   for (const auto& [sinks, low, high] : judged) all.push_back({sinks, low, high});
   nb::gil_scoped_release released;
@@ -184,6 +184,9 @@ void bind_kernels(nb::module_& m) {
   nb::class_<Slabs>(m, "Slabs",
                     "Slabs of one KV format, 64-byte aligned: array uint8 [count, bytes], whose rows may lie apart.")
       .def(nb::init<nb::object, int, int>(), "array"_a, "format"_a, "capacity"_a);
+  nb::list names;
+  for (const FormatTraits& format : kFormatTraits) names.append(format.name);
+  m.attr("KV_FORMATS") = nb::tuple(names);
   m.def("compress", &run_compress, "source"_a, "target"_a, nb::kw_only(), "head_dim"_a, "first_page"_a, "tokens"_a,
         "Slabs of full precision, from a page on, to slabs of codes. False where codes cannot hold them, or the slabs "
         "are not aligned.");

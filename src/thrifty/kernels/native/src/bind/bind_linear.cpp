@@ -19,20 +19,18 @@ namespace {
 // The memory of the codes, whose type and shape depend on the layout.
 uintptr_t codes_of(nb::handle codes, Layout layout, int64_t out, int64_t in) {
   const int64_t tiles = (out + kLanes - 1) / kLanes, blocks = (in + kBlockColumns - 1) / kBlockColumns;
-  switch (layout) {
-    case Layout::f32:
-      return (uintptr_t)array<const float>(codes, "codes", {out, in}).data;
-    case Layout::f16:
-      return (uintptr_t)array<const Half>(codes, "codes", {out, in}).data;
-    case Layout::bf16:
+  const LayoutTraits& own = traits(layout);
+  switch (own.family) {
+    case Family::plain:
+      return own.number == 4 ? (uintptr_t)array<const float>(codes, "codes", {out, in}).data
+                             : (uintptr_t)array<const Half>(codes, "codes", {out, in}).data;
+    case Family::pairs:
       return (uintptr_t)array<const uint16_t>(codes, "codes", {tiles, (in + 1) / 2, kLanes, 2}).data;
+    case Family::superblocks:
+      return (uintptr_t)array<const uint8_t>(codes, "records", {tiles, blocks / kSuperblock, own.record_bytes()}).data;
     default:
-      break;
+      return (uintptr_t)array<const uint8_t>(codes, "codes", {tiles, blocks, own.codes.bytes()}).data;
   }
-  if (two_levels(layout))
-    return (uintptr_t)array<const uint8_t>(codes, "records", {tiles, blocks / kSuperblock, record_bytes(layout)}).data;
-  return (uintptr_t)array<const uint8_t>(codes, "codes", {tiles, blocks, thrifty::codes_of(layout, false).bytes()})
-      .data;
 }
 
 // Refuses what a linear of the layout does not read.
@@ -56,12 +54,12 @@ void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object
           nb::object zeros, nb::object table, nb::object bias, int out, int in, int group) {
   const Layout layout = layout_of(name);
   check_linear(layout, out, in, group);
-  const bool coded = reads(layout) == Reads::codes;
-  only_where(coded || is_table(layout), layout, "scales", scales);
+  const bool coded = reads(layout) == Reads::codes, table_coded = traits(layout).family == Family::table;
+  only_where(coded || table_coded, layout, "scales", scales);
   only_where(coded, layout, "minimums", minimums);  // make_linear knows which of these have some
-  only_where(layout == Layout::int4 || layout == Layout::int8, layout, "zero points", zeros);
-  only_where(is_table(layout), layout, "table", table);
-  if (is_table(layout)) return make_table(to, layout, table, codes, scales, bias, out, in, group);
+  only_where(traits(layout).zeros, layout, "zero points", zeros);
+  only_where(table_coded, layout, "table", table);
+  if (table_coded) return make_table(to, layout, table, codes, scales, bias, out, in, group);
   uintptr_t scale = 0, minimum = 0;
   const uint8_t* zero = nullptr;
   if (coded) {
@@ -84,7 +82,7 @@ template <class T, class H>
 LinearArrays arrays_of(const FileType& type, int64_t rows, int64_t columns, nb::handle codes, nb::handle scales,
                        nb::handle minimums) {
   const int64_t tiles = (rows + kLanes - 1) / kLanes;
-  if (type.layout == Layout::bf16)
+  if (traits(type.layout).family == Family::pairs)
     return {(uint8_t*)array<H>(codes, "codes", {tiles, (columns + 1) / 2, kLanes, 2}).data, nullptr, nullptr};
   using S = std::conditional_t<std::is_const_v<T>, const Half, Half>;
   const bool two = two_levels(type.layout);
@@ -154,6 +152,9 @@ void bind_linear(nb::module_& m) {
       .def_prop_ro("layout", [](const BoundLinear& b) { return std::string(name_of(b.linear.layout)); })
       .def_prop_ro("out_features", [](const BoundLinear& b) { return b.linear.out; })
       .def_prop_ro("in_features", [](const BoundLinear& b) { return b.linear.in; });
+  nb::list names;
+  for (const LayoutTraits& layout : kLayoutTraits) names.append(layout.name);
+  m.attr("LINEAR_LAYOUTS") = nb::tuple(names);
   m.def("linear_rows", &run_linear_rows, "linear"_a, "rows"_a, "out"_a,
         "Rows int64 [n] of the weight, without the bias, into out float32 [n, in].");
   m.def("repack", &run_repack, "type"_a, "raw"_a, "codes"_a, "scales"_a.none(), "minimums"_a.none(),

@@ -1,10 +1,13 @@
 // The plan's part of the Python module.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <array>
 #include <optional>
 
 #include "bind/array.hpp"
@@ -60,7 +63,14 @@ Step::Sums sums_of(const Plan& plan, nb::handle given, int rows) {
   Step::Sums sums;
   if (given.is_none()) return sums;
   const auto [layers, table] = cast<std::pair<std::vector<int>, nb::object>>(given, "sums", "None or (layers, array)");
-  const int64_t count = (int64_t)layers.size(), heads = plan.shape.heads;
+  const int64_t count = (int64_t)layers.size();
+  int heads = 0;  // the most of these layers
+  for (int layer : layers) {
+    if (layer < 0 || layer >= plan.shape.layers())
+      throw std::invalid_argument("attention sums of layer " + std::to_string(layer) +
+                                  " are outside the plan's layers");
+    heads = std::max(heads, plan.shape.of(layer).heads);
+  }
   const bool apart = axes(table) == 4;
   const auto found = apart ? array<float>(table, "sums", {kAny, count, heads, kAny}, true)
                            : array<float>(table, "sums", {count, heads, kAny});
@@ -68,13 +78,8 @@ Step::Sums sums_of(const Plan& plan, nb::handle given, int rows) {
     throw std::invalid_argument("attention sums of " + std::to_string(found.shape[0]) + " rows are too few for " +
                                 std::to_string(rows));
   const int64_t slots = found.shape[apart ? 3 : 2];
-  sums.layers.assign((size_t)plan.shape.layers, nullptr);
-  for (int64_t i = 0; i < count; i++) {
-    if (layers[(size_t)i] < 0 || layers[(size_t)i] >= plan.shape.layers)
-      throw std::invalid_argument("attention sums of layer " + std::to_string(layers[(size_t)i]) +
-                                  " are outside the plan's layers");
-    sums.layers[(size_t)layers[(size_t)i]] = found.data + i * heads * slots;
-  }
+  sums.layers.assign((size_t)plan.shape.layers(), nullptr);
+  for (int64_t i = 0; i < count; i++) sums.layers[(size_t)layers[(size_t)i]] = found.data + i * heads * slots;
   sums.stride = (int)slots, sums.row = apart ? (size_t)found.stride : 0;
   return sums;
 }
@@ -86,9 +91,9 @@ std::vector<View*> present(const std::vector<View*>& views) {
 }
 
 std::vector<uint8_t> skipped(const Plan& plan, const std::vector<int>& layers) {
-  std::vector<uint8_t> skip(layers.empty() ? 0 : (size_t)plan.shape.layers, 0);
+  std::vector<uint8_t> skip(layers.empty() ? 0 : (size_t)plan.shape.layers(), 0);
   for (int layer : layers) {
-    if (layer < 0 || layer >= plan.shape.layers)
+    if (layer < 0 || layer >= plan.shape.layers())
       throw std::invalid_argument("skipped layer " + std::to_string(layer) + " is outside the plan");
     skip[(size_t)layer] = 1;
   }
@@ -109,8 +114,12 @@ void set_rows(Step& s, const Plan& plan, const StepFields& fields) {
 
 void set_outputs(Step& s, const Plan& plan, const StepFields& fields) {
   const int64_t rows = s.rows;
-  s.queries_out =
-      array_or_none<float>(fields.queries_out, "queries_out", {rows, plan.shape.heads, plan.shape.head_dim}).data;
+  if (!fields.queries_out.is_none()) {
+    if (fields.first_layer < 0 || fields.first_layer >= plan.shape.layers())
+      throw std::invalid_argument("queries_out needs the layer whose queries it takes");
+    const LayerWidths& own = plan.shape.of(fields.first_layer);
+    s.queries_out = array<float>(fields.queries_out, "queries_out", {rows, own.heads, own.head_dim}).data;
+  }
   s.after = after_of(plan, {fields.taps, fields.tap_rows, fields.residual}, fields.counts.size(), rows);
   const auto wanted = array_or_none<const int32_t>(fields.logit_rows, "logit_rows", {kAny});
   s.logit_rows = wanted.data, s.logit_count = (int)wanted.shape[0];
@@ -218,7 +227,9 @@ void bind_building(nb::class_<HeldPlan>& plan) {
           "add_rotate",
           [](HeldPlan& p, int layer, int query, int key, int value, nb::object query_norm, nb::object key_norm,
              float epsilon, int rope, int dimension) {
-            const int64_t width = p.shape.head_dim;
+            if (layer < 0 || layer >= p.shape.layers())
+              throw std::invalid_argument("layer " + std::to_string(layer) + " is outside the plan");
+            const int64_t width = p.shape.of(layer).head_dim;
             p.add_rotate(layer, query, key, value, norm_of(p, query_norm, width), norm_of(p, key_norm, width), epsilon,
                          rope, dimension);
           },
@@ -298,9 +309,17 @@ void bind_plan(nb::module_& m) {
   plan.def(
       "__init__",
       [](HeldPlan* p, int max_rows, int layers, int heads, int kv_heads, int head_dim) {
-        new (p) HeldPlan(PlanShape{max_rows, layers, heads, kv_heads, head_dim});
+        new (p) HeldPlan(PlanShape{max_rows, {(size_t)std::max(layers, 0), LayerWidths{heads, kv_heads, head_dim}}});
       },
       nb::kw_only(), "max_rows"_a, "layers"_a, "heads"_a, "kv_heads"_a, "head_dim"_a);
+  plan.def(
+      "__init__",
+      [](HeldPlan* p, int max_rows, const std::vector<std::array<int, 3>>& widths) {
+        PlanShape shape{max_rows, {}};
+        for (const auto& [heads, kv_heads, head_dim] : widths) shape.widths.push_back({heads, kv_heads, head_dim});
+        new (p) HeldPlan(std::move(shape));
+      },
+      nb::kw_only(), "max_rows"_a, "widths"_a, "widths: heads, KV heads and head_dim of each layer.");
   bind_adapters(m);
   bind_building(plan);
   bind_decoding(m, plan);

@@ -39,7 +39,7 @@ void make_adapter(BoundAdapter* made, const HeldPlan& plan, const nb::list& entr
 }
 
 int layer_of(const Plan& plan, int layer, const char* what) {
-  if (layer < 0 || layer >= plan.shape.layers)
+  if (layer < 0 || layer >= plan.shape.layers())
     throw std::invalid_argument(std::string(what) + " of layer " + std::to_string(layer) +
                                 " is outside the plan's layers");
   return layer;
@@ -64,7 +64,7 @@ AfterLayer after_of(const Plan& plan, const AfterFields& fields, size_t sequence
   after.tap_rows = tapped.data, after.tap_count = (int)tapped.shape[0];
   for (nb::handle given : fields.taps) {
     const auto [layer, out] = cast<std::pair<int, nb::object>>(given, "a tap", "(layer, array)");
-    after.taps.resize((size_t)plan.shape.layers, nullptr);
+    after.taps.resize((size_t)plan.shape.layers(), nullptr);
     after.taps[(size_t)layer_of(plan, layer, "a tap")] =
         array<float>(out, "a tap", {fields.tap_rows.is_none() ? rows : tapped.shape[0], width}).data;
   }
@@ -74,7 +74,7 @@ AfterLayer after_of(const Plan& plan, const AfterFields& fields, size_t sequence
     if (nb::len(vectors) != sequences)
       throw std::invalid_argument("residual adds of " + std::to_string(nb::len(vectors)) + " sequences; the step has " +
                                   std::to_string(sequences));
-    after.residual.resize((size_t)plan.shape.layers);
+    after.residual.resize((size_t)plan.shape.layers());
     for (nb::handle vector : vectors)
       after.residual[(size_t)layer_of(plan, layer, "a residual add")].push_back(
           array_or_none<const float>(vector, "a residual add", {width}).data);

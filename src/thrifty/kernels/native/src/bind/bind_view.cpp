@@ -24,13 +24,13 @@ uintptr_t bias_address(nb::handle bias, int tokens) {
 void push(View& view, int layer, int head, nb::handle slab, int tokens, int capacity, int format, nb::handle bias,
           bool sealed) {
   const auto memory = array<const uint8_t>(slab, "slab", {kAny});
-  check_slab_bytes("slab", memory.shape[0], format, capacity, view.head_dim());
+  check_slab_bytes("slab", memory.shape[0], format, capacity, view.head_dim(layer));
   view.push(layer, head, (uintptr_t)memory.data, tokens, capacity, format, bias_address(bias, tokens), sealed);
 }
 
 void exchange(View& view, int layer, int head, int index, nb::handle slab, int capacity, int format, nb::handle bias) {
   const auto memory = array<const uint8_t>(slab, "slab", {kAny});
-  check_slab_bytes("slab", memory.shape[0], format, capacity, view.head_dim());
+  check_slab_bytes("slab", memory.shape[0], format, capacity, view.head_dim(layer));
   const auto& spans = view.spans(layer, head);
   const int tokens = index >= 0 && (size_t)index < spans.size() ? spans[(size_t)index].tokens : 0;
   view.exchange(layer, head, index, (uintptr_t)memory.data, capacity, format, bias_address(bias, tokens));
@@ -41,7 +41,7 @@ void push_heads(View& view, int layer, const std::vector<int>& heads, nb::handle
                 int format, nb::handle bias, bool sealed) {
   const int64_t count = (int64_t)heads.size();
   const auto memory = array<const uint8_t>(slabs, "slabs", {count, kAny}, true);
-  check_slab_bytes("a row of slabs", memory.shape[1], format, capacity, view.head_dim());
+  check_slab_bytes("a row of slabs", memory.shape[1], format, capacity, view.head_dim(layer));
   const auto rows = array_or_none<const float>(bias, "bias", {count, kAny}, true);
   if (rows && rows.shape[1] < tokens)
     throw std::invalid_argument("bias has " + std::to_string(rows.shape[1]) + " numbers a head for " +
@@ -62,13 +62,13 @@ void set_state(View& view, int layer, nb::handle committed, nb::handle newest, i
 }
 
 void append(View& view, int layer, nb::handle keys, nb::handle values) {
-  const auto k = array<const float>(keys, "keys", {kAny, view.kv_heads(), view.head_dim()});
-  const auto v = array<const float>(values, "values", {k.shape[0], view.kv_heads(), view.head_dim()});
+  const auto k = array<const float>(keys, "keys", {kAny, view.kv_heads(layer), view.head_dim(layer)});
+  const auto v = array<const float>(values, "values", {k.shape[0], view.kv_heads(layer), view.head_dim(layer)});
   std::vector<int> start;
-  for (int h = 0; h < view.kv_heads(); h++) start.push_back(view.tokens(layer, h));
+  for (int h = 0; h < view.kv_heads(layer); h++) start.push_back(view.tokens(layer, h));
   view.reserve(layer, (int)k.shape[0]);
   nb::gil_scoped_release released;
-  const size_t dim = (size_t)view.head_dim(), heads = (size_t)view.kv_heads();
+  const size_t dim = (size_t)view.head_dim(layer), heads = (size_t)view.kv_heads(layer);
   for (size_t i = 0; i < (size_t)k.shape[0]; i++)
     for (size_t h = 0; h < heads; h++)
       view.write(layer, (int)h, start[h] + (int)i, k.data + (i * heads + h) * dim, v.data + (i * heads + h) * dim);
@@ -81,6 +81,7 @@ void bind_view(nb::module_& m) {
                    "Spans that one sequence attends to, by layer and KV head. Holds addresses only: the caller keeps "
                    "the memory, where it lies.")
       .def(nb::init<int, int, int>(), "layers"_a, "kv_heads"_a, "head_dim"_a)
+      .def(nb::init<std::vector<int>, std::vector<int>>(), "kv_heads"_a, "head_dims"_a, "Of each layer.")
       .def("push", &push, "layer"_a, "head"_a, "slab"_a, "tokens"_a, "capacity"_a, "format"_a, "bias"_a = nb::none(),
            "sealed"_a = false, "A span: slab uint8 [bytes], 64-byte aligned; bias: float32 of each token, or None.")
       .def("push_heads", &push_heads, "layer"_a, "heads"_a, "slabs"_a, "tokens"_a, "capacity"_a, "format"_a,
@@ -100,8 +101,8 @@ void bind_view(nb::module_& m) {
            "A layer with a recurrent state, in two buffers float32 [numbers]; rows: what `newest` has seen more.")
       .def("commit_states", &View::commit_states, "layer"_a = -1, "What the newest rows made of a state stays.")
       .def_prop_ro("layers", &View::layers)
-      .def_prop_ro("kv_heads", &View::kv_heads)
-      .def_prop_ro("head_dim", &View::head_dim);
+      .def("kv_heads", &View::kv_heads, "layer"_a)
+      .def("head_dim", &View::head_dim, "layer"_a);
 }
 
 }  // namespace thrifty

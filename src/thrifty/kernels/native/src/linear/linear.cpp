@@ -13,20 +13,17 @@ namespace {
 
 constexpr size_t kPassBytes = 128 << 10;  // activations and results of a pass stay in a second-level cache of 1 MB
 
-constexpr const char* kNames[kLayouts] = {"int4", "int5", "int8", "iq4_nl", "bf16",   "f16",    "f32",   "q2_k",
-                                          "q3_k", "q4_k", "q5_k", "q6_k",   "iq4_xs", "table4", "table8"};
-
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
 }  // namespace
 
-const char* name_of(Layout layout) { return kNames[(int)layout]; }
+const char* name_of(Layout layout) { return traits(layout).name; }
 
 Layout layout_of(const std::string& name) {
   std::string known;
   for (int i = 0; i < kLayouts; i++) {
-    if (name == kNames[i]) return (Layout)i;
-    known += (i ? ", " : "") + std::string(kNames[i]);
+    if (name == kLayoutTraits[i].name) return (Layout)i;
+    known += (i ? ", " : "") + std::string(kLayoutTraits[i].name);
   }
   refuse("linear layout '" + name + "' is unknown; known: " + known);
 }
@@ -34,7 +31,7 @@ Layout layout_of(const std::string& name) {
 void check_linear(Layout layout, int out, int in, int group) {
   if (out < 1 || in < 1 || out > (1 << 24) || in > (1 << 20))
     refuse("linear of shape " + std::to_string(out) + " x " + std::to_string(in) + " is out of range");
-  if (is_table(layout) && (group < kBlockColumns || group % kBlockColumns))
+  if (traits(layout).family == Family::table && (group < kBlockColumns || group % kBlockColumns))
     refuse("a table's group must be a multiple of " + std::to_string(kBlockColumns) + ", not " + std::to_string(group));
   if (reads(layout) != Reads::codes) return;
   if (two_levels(layout)) {
@@ -55,26 +52,24 @@ Linear make_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t m
   if (w.reads() == Reads::codes) w.scales = (const uint16_t*)scales, w.minimums = (const uint16_t*)minimums;
   if (!codes || (w.reads() == Reads::codes && !scales))
     refuse("linear needs codes and, but for bf16, f16 and f32, scales");
-  const bool always = sub_scales(layout).minimums,
-             never = codes_of(layout, false).table || (two_levels(layout) && !always);
+  const bool always = traits(layout).minimums == Minimums::always, never = traits(layout).minimums == Minimums::never;
   if ((always && !minimums) || (never && minimums))
     refuse(std::string("a linear of layout ") + name_of(layout) + (always ? " needs" : " has no") + " minimums");
   return w;
 }
 
 size_t tile_bytes(const Linear& w) {
-  switch (w.layout) {
-    case Layout::f32:
-      return (size_t)w.in * kLanes * sizeof(float);
-    case Layout::f16:
-      return (size_t)w.in * kLanes * sizeof(uint16_t);
-    case Layout::bf16:
-      return ((size_t)w.in + 1) / 2 * kLanes * sizeof(uint32_t);
-    default:
-      break;
-  }
-  if (two_levels(w.layout)) return (size_t)w.superblocks() * (size_t)record_bytes(w.layout);
-  return (size_t)w.blocks() * (size_t)codes_of(w.layout, false).bytes();
+  const LayoutTraits& own = traits(w.layout);
+  if (own.family == Family::plain) return (size_t)w.in * kLanes * (size_t)own.number;
+  if (own.family == Family::pairs) return ((size_t)w.in + 1) / 2 * kLanes * sizeof(uint32_t);
+  if (own.family == Family::superblocks) return (size_t)w.superblocks() * (size_t)own.record_bytes();
+  return (size_t)w.blocks() * (size_t)own.codes.bytes();
+}
+
+Linear reader_of(Reads kind, int columns) {
+  Linear w;
+  w.layout = kind == Reads::codes ? Layout::int8 : kind == Reads::pairs ? Layout::bf16 : Layout::f32, w.in = columns;
+  return w;
 }
 
 namespace {

@@ -39,37 +39,27 @@ int code_at(Codes codes, const uint8_t* block, int lane, int c) {
   return (codes.table ? kTable[code] : code) - codes.offset;
 }
 
-uint32_t word(const uint8_t* record, int vector, int lane) {
-  uint32_t x;
-  std::memcpy(&x, record + 64 * vector + 4 * lane, 4);
-  return x;
-}
-
-struct SubScale {
-  int scale = 0, minimum = 0;
-};
-
-// Number i of a record's sub-scales and sub-minimums.
-SubScale sub_scale_at(Layout layout, const uint8_t* record, int lane, int i) {
-  const auto nibble = [&](int vector) { return (int)(word(record, vector, lane) >> (4 * (i % 8)) & 15); };
-  const auto six = [&](int vector, uint32_t high, int shift) { return nibble(vector) | (int)(high >> shift & 3) << 4; };
-  switch (layout) {
-    case Layout::q2_k:
-      return {nibble(i / 8), nibble(2 + i / 8)};
-    case Layout::q3_k:
-      return {six(i / 8, word(record, 2, lane), 2 * i) - 32};
-    case Layout::q4_k:
-    case Layout::q5_k:
-      return {six(0, word(record, 2, lane), 2 * i), six(1, word(record, 2, lane), 16 + 2 * i)};
-    case Layout::q6_k:
-      return {(int8_t)(uint8_t)(word(record, i / 4, lane) >> (8 * (i % 4)))};
-    default: {
-      uint16_t high;
-      std::memcpy(&high, record + 64 + 2 * lane, 2);
-      return {six(0, high, 2 * i) - 32};
+// One lane's words of a record's sub-scales, as layouts read them.
+struct LaneWords {
+  const uint8_t* record;
+  int lane, bytes;
+  uint32_t word(int vector) const {
+    if (64 * (vector + 1) > bytes) {  // a vector of halves
+      uint16_t x;
+      std::memcpy(&x, record + 64 * vector + 2 * lane, 2);
+      return x;
     }
+    uint32_t x;
+    std::memcpy(&x, record + 64 * vector + 4 * lane, 4);
+    return x;
   }
-}
+  int nibble(int vector, int shift) const { return (int)(word(vector) >> shift & 15); }
+  int six(int low, int low_shift, int high, int high_shift) const {
+    return nibble(low, low_shift) | (int)(word(high) >> high_shift & 3) << 4;
+  }
+  int signed_byte(int vector, int byte) const { return (int8_t)(uint8_t)(word(vector) >> (8 * byte)); }
+  static int less_32(int x) { return x - 32; }
+};
 
 void group_row(const Linear& w, size_t tile, int lane, float* out) {
   const Codes codes = codes_of(w.layout, w.has_minimum());
@@ -95,16 +85,36 @@ void table_row(const Linear& w, size_t tile, int lane, float* out) {
              w.table[code_at(codes, blocks + c / kBlockColumns * codes.bytes(), lane, c % kBlockColumns)];
 }
 
-void superblock_row(const Linear& w, size_t tile, int lane, float* out) {
-  const Codes codes = codes_of(w.layout, false);
-  const SubScales subs = sub_scales(w.layout);
+void plain_row(const Linear& w, size_t tile, int lane, float* out) {
+  const size_t first = (tile * kLanes + (size_t)lane) * (size_t)w.in;
+  if (traits(w.layout).number == sizeof(float)) {
+    std::memcpy(out, (const float*)w.codes + first, (size_t)w.in * sizeof(float));
+    return;
+  }
+  for (int c = 0; c < w.in; c++) out[c] = half_value(((const uint16_t*)w.codes)[first + (size_t)c]);
+}
+
+void pair_row(const Linear& w, size_t tile, int lane, float* out) {
+  for (int c = 0; c < w.in; c++) {
+    const size_t pair = tile * (((size_t)w.in + 1) / 2) + (size_t)c / 2;
+    const uint32_t bits = (uint32_t)((const uint16_t*)w.codes)[(pair * kLanes + (size_t)lane) * 2 + (size_t)c % 2]
+                          << 16;
+    std::memcpy(out + c, &bits, 4);
+  }
+}
+
+template <Layout L> void superblock_row(const Linear& w, size_t tile, int lane, float* out) {
+  constexpr Codes codes = codes_of(L, false);
+  constexpr SubScales subs = sub_scales(L);
   for (int k = 0; k < w.superblocks(); k++) {
     const size_t at = (tile * (size_t)w.superblocks() + (size_t)k) * kLanes + (size_t)lane;
-    const uint8_t* record = w.codes + tile * tile_bytes(w) + (size_t)k * (size_t)record_bytes(w.layout);
+    const uint8_t* record = w.codes + tile * tile_bytes(w) + (size_t)k * (size_t)record_bytes(L);
+    const LaneWords words{record, lane, subs.bytes};
     const float d = half_value(w.scales[at]), dmin = w.minimums ? half_value(w.minimums[at]) : 0.0f;
     for (int i = 0; i < subs.count(); i++) {
-      const SubScale sub = sub_scale_at(w.layout, record, lane, i);
-      const float scale = d * (float)sub.scale, minimum = dmin * (float)sub.minimum;
+      const float scale = d * (float)LayoutOf<L>::scale(words, i);
+      float minimum = dmin * 0.0f;
+      if constexpr (subs.minimums) minimum = dmin * (float)LayoutOf<L>::minimum(words, i);
       for (int c = i * subs.columns; c < (i + 1) * subs.columns; c++, out++)
         *out = scale * (float)code_at(codes, record + subs.bytes + c / kBlockColumns * codes.bytes(), lane,
                                       c % kBlockColumns) -
@@ -113,32 +123,31 @@ void superblock_row(const Linear& w, size_t tile, int lane, float* out) {
   }
 }
 
+using RowReader = void (*)(const Linear&, size_t tile, int lane, float* out);
+template <Layout L> constexpr RowReader reader() {
+  switch (traits(L).family) {
+    case Family::pairs:
+      return pair_row;
+    case Family::table:
+      return table_row;
+    case Family::groups:
+      return group_row;
+    case Family::superblocks:
+      if constexpr (two_levels(L)) return superblock_row<L>;
+      break;
+    case Family::plain:
+      break;
+  }
+  return plain_row;
+}
+#define THRIFTY_READER(name) reader<Layout::name>(),
+constexpr RowReader kReaders[kLayouts] = {THRIFTY_LAYOUTS(THRIFTY_READER)};
+#undef THRIFTY_READER
+
 }  // namespace
 
 void linear_row(const Linear& w, int row, float* out) {
-  const size_t tile = (size_t)row / kLanes, first = (size_t)row * (size_t)w.in;
-  const int lane = row % kLanes;
-  switch (w.layout) {
-    case Layout::f32:
-      std::memcpy(out, (const float*)w.codes + first, (size_t)w.in * sizeof(float));
-      return;
-    case Layout::f16:
-      for (int c = 0; c < w.in; c++) out[c] = half_value(((const uint16_t*)w.codes)[first + (size_t)c]);
-      return;
-    case Layout::bf16:
-      for (int c = 0; c < w.in; c++) {
-        const size_t pair = tile * (((size_t)w.in + 1) / 2) + (size_t)c / 2;
-        const uint32_t bits = (uint32_t)((const uint16_t*)w.codes)[(pair * kLanes + (size_t)lane) * 2 + (size_t)c % 2]
-                              << 16;
-        std::memcpy(out + c, &bits, 4);
-      }
-      return;
-    case Layout::table4:
-    case Layout::table8:
-      return table_row(w, tile, lane, out);
-    default:
-      return two_levels(w.layout) ? superblock_row(w, tile, lane, out) : group_row(w, tile, lane, out);
-  }
+  kReaders[(int)w.layout](w, (size_t)row / kLanes, row % kLanes, out);
 }
 
 }  // namespace thrifty

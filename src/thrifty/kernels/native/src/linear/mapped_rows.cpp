@@ -22,7 +22,7 @@ bool read_all(int descriptor, uint8_t* to, size_t size, size_t offset) {
 
 bool MappedRows::row(const Linear& linear, int row, float* out, std::vector<uint8_t>& buffer) const {
   if (descriptor_ < 0) return false;
-  const bool plain = linear.layout == Layout::f32 || linear.layout == Layout::f16;
+  const bool plain = traits(linear.layout).family == Family::plain;
   const size_t place = (size_t)row / (plain ? 1 : kLanes), codes = tile_bytes(linear) / (plain ? kLanes : 1);
   const size_t columns = (size_t)linear.blocks() * kBlockColumns;
   const size_t groups = two_levels(linear.layout) ? (size_t)linear.superblocks()

@@ -36,16 +36,16 @@ namespace thrifty::THRIFTY_ISA {
 
 // `x` points to the first of M rows inside a panel. Bytes of a row's items there: `item<L>()`, `items<L>` of them.
 template <Layout L> THRIFTY_SHARED constexpr size_t item() {
-  return L == Layout::bf16 ? sizeof(uint32_t) : sizeof(ActivationBlock);
+  return reads(L) == Reads::pairs ? sizeof(uint32_t) : sizeof(ActivationBlock);
 }
 template <Layout L> THRIFTY_SHARED size_t panel_size(const Linear& w) {
-  return item<L>() * kPanel * (L == Layout::bf16 ? (size_t)(w.in + 1) / 2 : (size_t)w.blocks());
+  return item<L>() * kPanel * (reads(L) == Reads::pairs ? (size_t)(w.in + 1) / 2 : (size_t)w.blocks());
 }
 
 template <Layout L, bool MINIMUM, int M>
 static void rows_tile(const Linear& w, int tile, const void* x, float* y, size_t stride, bool add_to_y) {
   V acc[M];
-  if constexpr (L == Layout::bf16) pair_tile<M>(w, tile, (const uint32_t*)x, acc);
+  if constexpr (reads(L) == Reads::pairs) pair_tile<M>(w, tile, (const uint32_t*)x, acc);
   else code_tile<L, MINIMUM, M>(w, tile, (const ActivationBlock*)x, acc);
   write_tile<M>(w, tile, acc, y, stride, add_to_y);
 }
@@ -69,7 +69,6 @@ static void all_rows(const Linear& w, int tile, const uint8_t* x, int rows, floa
 // Four rows of two tiles of one level whose codes are unpacked in an instruction or two: cheaper each time than once
 // for all rows.
 constexpr int kDirectRows = 4;
-template <Layout L> THRIFTY_SHARED constexpr bool is_direct() { return L == Layout::int4 || L == Layout::int8; }
 template <Layout L, bool MINIMUM> static void direct_rows(const Linear& w, int tile, const ActivationBlock* x, V* acc) {
   constexpr Codes C = codes_of(L, MINIMUM);
   const int blocks = w.blocks(), per_group = w.group / kBlockColumns, groups = (blocks + per_group - 1) / per_group;
@@ -94,7 +93,7 @@ template <Layout L, bool MINIMUM> static void direct_rows(const Linear& w, int t
 // Two tiles over many rows, in passes; returns how many rows that were: all but some that do not fill the registers.
 template <Layout L, bool MINIMUM>
 static int many_rows(const Linear& w, int tile, const uint8_t* x, int rows, float* y, size_t stride, bool add_to_y) {
-  if constexpr (is_direct<L>()) {
+  if constexpr (traits(L).direct) {
     const int done = rows / kDirectRows * kDirectRows;
     for (int row = 0; row < done; row += kDirectRows) {
       V acc[2 * kDirectRows];
@@ -129,7 +128,7 @@ static void run_tiles(const Linear& w, int tile0, int tile1, const void* activat
   const uint8_t* x = (const uint8_t*)activations + (size_t)(row0 / kPanel) * panel_size<L>(w);
   const int rows = row1 - row0;
   int tile = tile0;
-  if constexpr (L != Layout::bf16 && kPairsOfTiles)
+  if constexpr (reads(L) != Reads::pairs && kPairsOfTiles)
     for (; rows >= kPairRows && tile + 2 <= tile1; tile += 2, y += 2 * kLanes) {
       const int done = many_rows<L, MINIMUM>(w, tile, x, rows, y, stride, add_to_y);
       const uint8_t* rest = x + (size_t)(done / kPanel) * panel_size<L>(w) + (size_t)(done % kPanel) * item<L>();
@@ -142,44 +141,23 @@ static void run_tiles(const Linear& w, int tile0, int tile1, const void* activat
 using RunTiles = void (*)(const Linear&, int tile0, int tile1, const void* activations, int row0, int row1, float* y,
                           size_t stride, bool add);
 
-static RunTiles tiles_of(const Linear& w) {
-  switch (w.layout) {
-    case Layout::int4:
-      return w.has_minimum() ? run_tiles<Layout::int4, true> : run_tiles<Layout::int4, false>;
-    case Layout::int5:
-      return w.has_minimum() ? run_tiles<Layout::int5, true> : run_tiles<Layout::int5, false>;
-    case Layout::int8:
-      return w.has_minimum() ? run_tiles<Layout::int8, true> : run_tiles<Layout::int8, false>;
-    case Layout::iq4_nl:
-      return run_tiles<Layout::iq4_nl, false>;
-    case Layout::bf16:
-      return run_tiles<Layout::bf16, false>;
-    case Layout::f16:
-      return plain_tiles<uint16_t>;
-    case Layout::f32:
-      return plain_tiles<float>;
-    case Layout::table4:
-      return table_tiles<4>;
-    case Layout::table8:
-      return table_tiles<8>;
-    case Layout::q2_k:
-      return run_tiles<Layout::q2_k, false>;
-    case Layout::q3_k:
-      return run_tiles<Layout::q3_k, false>;
-    case Layout::q4_k:
-      return run_tiles<Layout::q4_k, false>;
-    case Layout::q5_k:
-      return run_tiles<Layout::q5_k, false>;
-    case Layout::q6_k:
-      return run_tiles<Layout::q6_k, false>;
-    default:
-      return run_tiles<Layout::iq4_xs, false>;
-  }
+// The kernels of a layout's family; minimum: with minimums or zero points.
+template <Layout L> static constexpr RunTiles kernel_of(bool minimum) {
+  constexpr LayoutTraits T = traits(L);
+  if constexpr (T.family == Family::plain && T.number == 4) return plain_tiles<float>;
+  else if constexpr (T.family == Family::plain) return plain_tiles<uint16_t>;
+  else if constexpr (T.family == Family::table) return table_tiles<T.codes.bits()>;
+  else if constexpr (T.minimums == Minimums::may) return minimum ? run_tiles<L, true> : run_tiles<L, false>;
+  else return run_tiles<L, false>;
 }
+
+#define THRIFTY_KERNELS(name) {kernel_of<Layout::name>(false), kernel_of<Layout::name>(true)},
+static constexpr RunTiles kTiles[kLayouts][2] = {THRIFTY_LAYOUTS(THRIFTY_KERNELS)};
+#undef THRIFTY_KERNELS
 
 static void tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y,
                   size_t stride, bool add_to_y) {
-  tiles_of(w)(w, tile0, tile1, activations, row0, row1, y, stride, add_to_y);
+  kTiles[(int)w.layout][w.has_minimum()](w, tile0, tile1, activations, row0, row1, y, stride, add_to_y);
 }
 
 }  // namespace thrifty::THRIFTY_ISA

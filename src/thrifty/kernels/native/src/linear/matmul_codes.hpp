@@ -37,10 +37,10 @@ THRIFTY_INLINE void add_group_block(const CodeBlock<C, KEPT>* blocks, const V* s
 
 // The minimums of 16 rows' groups: as stored, or from the zero points.
 template <Layout L> THRIFTY_INLINE V group_minimum(const Linear& w, size_t at, V scale) {
-  if constexpr (L != Layout::int4 && L != Layout::int8) return load_half(w.minimums + at);
+  if constexpr (!traits(L).zeros) return load_half(w.minimums + at);
   if (!w.zeros) return load_half(w.minimums + at);
   float below[kLanes];
-  for (int i = 0; i < kLanes; i++) below[i] = (float)((L == Layout::int8 ? 128 : 0) - w.zeros[at + (size_t)i]);
+  for (int i = 0; i < kLanes; i++) below[i] = (float)(codes_of(L, true).offset - w.zeros[at + (size_t)i]);
   return mul(scale, load(below));
 }
 
@@ -74,21 +74,21 @@ template <Layout L> struct SubWords {
     constexpr int kVectors = sub_scales(L).bytes / 64;
 #pragma GCC unroll 4
     for (int i = 0; i < kVectors; i++) w[i] = hold(load_words(record + 64 * i));
-    if constexpr (L == Layout::iq4_xs) w[1] = hold(load_short_words(record + 64));
+    if constexpr (sub_scales(L).bytes % 64 != 0) w[kVectors] = hold(load_short_words(record + 64 * kVectors));
   }
   // Sub-scale and sub-minimum i: whole numbers.
-  THRIFTY_SHARED V scale(int i) const {
-    if constexpr (L == Layout::q2_k) return words_as_floats(field<4>(w[i / 8], 4 * (i % 8)));
-    if constexpr (L == Layout::q6_k) return words_as_floats(signed_byte(w[i / 4], i % 4));
-    if constexpr (L == Layout::q4_k || L == Layout::q5_k) return words_as_floats(six_bits(w[0], 4 * i, w[2], 2 * i));
-    if constexpr (L == Layout::q3_k)
-      return sub(words_as_floats(six_bits(w[i / 8], 4 * (i % 8), w[2], 2 * i)), set1(32.0f));
-    return sub(words_as_floats(six_bits(w[0], 4 * i, w[1], 2 * i)), set1(32.0f));
+  THRIFTY_SHARED V scale(int i) const { return LayoutOf<L>::scale(*this, i); }
+  THRIFTY_SHARED V minimum(int i) const { return LayoutOf<L>::minimum(*this, i); }
+
+  // Parts of vectors of words, from bit `shift` of a word on.
+  THRIFTY_SHARED V nibble(int vector, int shift) const { return words_as_floats(field<4>(w[vector], shift)); }
+  THRIFTY_SHARED V six(int low, int low_shift, int high, int high_shift) const {
+    return words_as_floats(six_bits(w[low], low_shift, w[high], high_shift));
   }
-  THRIFTY_SHARED V minimum(int i) const {
-    if constexpr (L == Layout::q2_k) return words_as_floats(field<4>(w[2 + i / 8], 4 * (i % 8)));
-    return words_as_floats(six_bits(w[1], 4 * i, w[2], 16 + 2 * i));
+  THRIFTY_SHARED V signed_byte(int vector, int byte) const {
+    return words_as_floats(THRIFTY_ISA::signed_byte(w[vector], byte));
   }
+  static THRIFTY_SHARED V less_32(V x) { return sub(x, set1(32.0f)); }
 };
 
 // s += what a block of a superblock gives; scale(n, part) is its sub-scale. Of 32 columns: s = fma(dot, sc * xs, s). Of

@@ -26,9 +26,8 @@ struct Panels {
 };
 
 template <class F> Panels::Ready Panels::prepare(Plan& plan, Worker& w, int rows, int columns, F&& row_at) const {
-  Linear by_codes, by_pairs, by_floats;
-  by_codes.layout = Layout::int8, by_pairs.layout = Layout::bf16, by_floats.layout = Layout::f32,
-  by_codes.in = by_pairs.in = by_floats.in = columns;
+  const Linear by_codes = reader_of(Reads::codes, columns), by_pairs = reader_of(Reads::pairs, columns),
+               by_floats = reader_of(Reads::plain, columns);
   float* normed = (float*)w.scratch;
   uint8_t* own = w.scratch + padded_floats(columns);
   const bool apart = rows <= kPrivateRows;

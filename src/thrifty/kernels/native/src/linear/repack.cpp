@@ -3,22 +3,12 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "linear/ggml_blocks.hpp"
+#include "linear/layouts/ggml_one_level.hpp"
 #include "pool.hpp"
 
 namespace thrifty {
 
 namespace {
-
-constexpr FileType kTypes[] = {
-    {"Q4_0", Layout::int4, false, 32, 18},   {"Q4_1", Layout::int4, true, 32, 20},
-    {"Q5_0", Layout::int5, false, 32, 22},   {"Q5_1", Layout::int5, true, 32, 24},
-    {"Q8_0", Layout::int8, false, 32, 34},   {"IQ4_NL", Layout::iq4_nl, false, 32, 18},
-    {"Q2_K", Layout::q2_k, true, 256, 84},   {"Q3_K", Layout::q3_k, false, 256, 110},
-    {"Q4_K", Layout::q4_k, true, 256, 144},  {"Q5_K", Layout::q5_k, true, 256, 176},
-    {"Q6_K", Layout::q6_k, false, 256, 210}, {"IQ4_XS", Layout::iq4_xs, false, 256, 136},
-    {"BF16", Layout::bf16, false, 1, 2},
-};
 
 // A lane's words of one plane: `bits` from bit `from` of the codes.
 template <int BITS> void put_plane(const uint32_t* w, int from, uint8_t* to) {
@@ -130,39 +120,26 @@ void unpack_pairs(const LinearArrays& from, const FileRows& to, int tile) {
   }
 }
 
-struct Ways {
-  void (*repack)(const FileRows&, const LinearArrays&, int tile);
-  void (*unpack)(const LinearArrays&, const FileRows&, int tile);
-};
-template <Layout L, class Block> constexpr Ways ways() { return {repack_tile<L, Block>, unpack_tile<L, Block>}; }
-
-Ways ways_of(const FileType& type) {
-  switch (type.layout) {
-    case Layout::int4:
-      return type.minimums ? ways<Layout::int4, Nibbles32<true, false>>()
-                           : ways<Layout::int4, Nibbles32<false, false>>();
-    case Layout::int5:
-      return type.minimums ? ways<Layout::int5, Nibbles32<true, true>>() : ways<Layout::int5, Nibbles32<false, true>>();
-    case Layout::int8:
-      return ways<Layout::int8, Q8_0>();
-    case Layout::iq4_nl:
-      return ways<Layout::iq4_nl, Nibbles32<false, false>>();
-    case Layout::q2_k:
-      return ways<Layout::q2_k, Q2_K>();
-    case Layout::q3_k:
-      return ways<Layout::q3_k, Q3_K>();
-    case Layout::q4_k:
-      return ways<Layout::q4_k, Q45_K<false>>();
-    case Layout::q5_k:
-      return ways<Layout::q5_k, Q45_K<true>>();
-    case Layout::q6_k:
-      return ways<Layout::q6_k, Q6_K>();
-    case Layout::iq4_xs:
-      return ways<Layout::iq4_xs, IQ4_XS>();
-    default:
-      return {repack_pairs, unpack_pairs};
-  }
+// A type whose blocks are `Block`, held as layout L.
+template <Layout L, class Block> constexpr FileType type_of(const char* name, bool minimums) {
+  const int columns = Block::kBlocks * kBlockColumns;
+  return {name, L, minimums, columns, Block::kBytes, repack_tile<L, Block>, unpack_tile<L, Block>};
 }
+constexpr FileType kTypes[] = {
+    type_of<Layout::int4, Nibbles32<false, false>>("Q4_0", false),
+    type_of<Layout::int4, Nibbles32<true, false>>("Q4_1", true),
+    type_of<Layout::int5, Nibbles32<false, true>>("Q5_0", false),
+    type_of<Layout::int5, Nibbles32<true, true>>("Q5_1", true),
+    type_of<Layout::int8, Q8_0>("Q8_0", false),
+    type_of<Layout::iq4_nl, Nibbles32<false, false>>("IQ4_NL", false),
+    type_of<Layout::q2_k, Q2_K>("Q2_K", true),
+    type_of<Layout::q3_k, Q3_K>("Q3_K", false),
+    type_of<Layout::q4_k, Q45_K<false>>("Q4_K", true),
+    type_of<Layout::q5_k, Q45_K<true>>("Q5_K", true),
+    type_of<Layout::q6_k, Q6_K>("Q6_K", false),
+    type_of<Layout::iq4_xs, IQ4_XS>("IQ4_XS", false),
+    {"BF16", Layout::bf16, false, 1, 2, repack_pairs, unpack_pairs},
+};
 
 template <class F> void each_tile(int rows, F&& work) {
   const int tiles = (rows + kLanes - 1) / kLanes;
@@ -183,13 +160,11 @@ const FileType& file_type(const std::string& name) {
 }
 
 void repack(const FileType& type, const FileRows& from, const LinearArrays& to) {
-  const auto way = ways_of(type).repack;
-  each_tile(from.rows, [&](int tile) { way(from, to, tile); });
+  each_tile(from.rows, [&](int tile) { type.repack(from, to, tile); });
 }
 
 void unpack(const FileType& type, const LinearArrays& from, const FileRows& to) {
-  const auto way = ways_of(type).unpack;
-  each_tile(to.rows, [&](int tile) { way(from, to, tile); });
+  each_tile(to.rows, [&](int tile) { type.unpack(from, to, tile); });
 }
 
 }  // namespace thrifty

@@ -7,14 +7,6 @@
 
 namespace thrifty {
 
-struct FileType {
-  const char* name;  // as GGUF calls it
-  Layout layout;
-  bool minimums;
-  int columns, bytes;  // of a block of the file
-};
-const FileType& file_type(const std::string& name);  // throws std::invalid_argument
-
 struct FileRows {
   uint8_t* data;
   size_t stride;  // bytes from row to row
@@ -26,6 +18,16 @@ struct LinearArrays {
   uint8_t* codes;
   uint16_t *scales, *minimums;
 };
+
+struct FileType {
+  const char* name;  // as GGUF calls it
+  Layout layout;
+  bool minimums;
+  int columns, bytes;  // of a block of the file
+  void (*repack)(const FileRows&, const LinearArrays&, int tile);
+  void (*unpack)(const LinearArrays&, const FileRows&, int tile);
+};
+const FileType& file_type(const std::string& name);  // throws std::invalid_argument
 
 // Lanes behind the last row become zero bytes.
 void repack(const FileType& type, const FileRows& from, const LinearArrays& to);

@@ -50,7 +50,7 @@ struct Restored {
 
 void undo(const Plan& plan, const Step& s) {
   for (View* view : s.views)
-    for (int layer = 0; layer < plan.shape.layers; layer++) view->truncate(layer, 1);
+    for (int layer = 0; layer < plan.shape.layers(); layer++) view->truncate(layer, 1);
 }
 
 enum class Outcome { kNext, kOver, kNone };  // kOver: a token ended its answer; kNone: somebody has no token to choose
@@ -97,7 +97,7 @@ Decoded decode(Plan& plan, const std::vector<Continuation*>& sequences, const De
   if (!sums.empty() && limits.steps != 1) refuse("attention sums are of one step");
   s.sums = std::move(sums);
   for (Continuation* one : sequences) s.views.push_back(one->view), s.counts.push_back(1);
-  s.rows = s.logit_count = (int)count, s.last_layer = plan.shape.layers;
+  s.rows = s.logit_count = (int)count, s.last_layer = plan.shape.layers();
   s.tokens = rows.tokens.data(), s.logit_rows = rows.places.data(), s.logits = logits, s.arg_max = rows.best.data();
   const Restored restored{sequences};
   const auto start = Clock::now();

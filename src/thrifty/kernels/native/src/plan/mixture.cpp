@@ -111,9 +111,9 @@ void Mixture::group(MixtureBuffers& m, int rows) {
 
 void Mixture::gather(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, const Panels::Ready& ready,
                      Worker& w) const {
-  Linear by_codes, by_pairs, by_floats;
-  by_codes.layout = Layout::int8, by_pairs.layout = Layout::bf16, by_floats.layout = Layout::f32,
-  by_codes.in = by_pairs.in = by_floats.in = plan.widths[(size_t)in];
+  const int columns = plan.widths[(size_t)in];
+  const Linear by_codes = reader_of(Reads::codes, columns), by_pairs = reader_of(Reads::pairs, columns),
+               by_floats = reader_of(Reads::plain, columns);
   const int total = b.last_entry - b.first_entry;
   for (int i = b.first_entry + w.begin(total); i < b.first_entry + w.end(total); i++) {
     const int entry = m.entries[(size_t)i], row = entry / call.active, place = m.places[(size_t)entry];

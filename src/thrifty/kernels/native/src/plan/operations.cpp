@@ -28,8 +28,7 @@ void lower_adapters(Step& s, const std::vector<int>& linears, const Panels& pane
 }  // namespace
 
 size_t Panels::scratch(int columns) const {
-  Linear by_codes, by_pairs;
-  by_codes.layout = Layout::int8, by_pairs.layout = Layout::bf16, by_codes.in = by_pairs.in = columns;
+  const Linear by_codes = reader_of(Reads::codes, columns), by_pairs = reader_of(Reads::pairs, columns);
   const size_t rows = (codes ? align64(panel_bytes(by_codes, 1)) : 0) + (pairs ? align64(panel_bytes(by_pairs, 1)) : 0);
   return (plain ? 1 + kPrivateRows : 1) * padded_floats(columns) + rows;
 }
@@ -145,8 +144,8 @@ const float* RotateAppend::turn_of(const Step& s, int row) const {
 }
 
 void RotateAppend::run(Plan& plan, Step& s, Worker& w) {
-  const int query_heads = plan.shape.heads, kv_heads = plan.shape.kv_heads, dim = plan.shape.head_dim,
-            units = query_heads + kv_heads;
+  const auto [query_heads, kv_heads, dim] = plan.shape.of(layer);
+  const int units = query_heads + kv_heads;
   float *queries = plan.buffer(q, s), *keys = plan.buffer(k, s);
   const float* values = plan.buffer(v, s);
   // Few rows: heads in turn, so that all workers append; many: whole rows, so that each page has one writer at a time.
@@ -165,8 +164,7 @@ void RotateAppend::run(Plan& plan, Step& s, Worker& w) {
       continue;
     }
     const int head = unit - query_heads, sequence = s.sequence_of[(size_t)row];
-    const int slot = s.slots[((size_t)layer * s.views.size() + (size_t)sequence) * (size_t)kv_heads + (size_t)head] +
-                     s.slot_of[(size_t)row];
+    const int slot = s.slots_of(layer, (size_t)sequence, head) + s.slot_of[(size_t)row];
     s.views[(size_t)sequence]->write(layer, head, slot, x,
                                      values + ((size_t)row * (size_t)kv_heads + (size_t)head) * (size_t)dim);
   }
@@ -174,8 +172,9 @@ void RotateAppend::run(Plan& plan, Step& s, Worker& w) {
 
 void Attend::prepare(Plan& plan, Step& s, int workers) {
   attention.begin();
-  const size_t width = (size_t)plan.shape.heads * (size_t)plan.shape.head_dim,
-               kept = (size_t)plan.shape.kv_heads * (size_t)plan.shape.head_dim;
+  const LayerWidths& own_widths = plan.shape.of(layer);
+  const size_t width = (size_t)own_widths.heads * (size_t)own_widths.head_dim,
+               kept = (size_t)own_widths.kv_heads * (size_t)own_widths.head_dim;
   const bool turns = before && RotateAppend::one_by_one(s);
   size_t row = 0;
   for (size_t i = 0; i < s.views.size(); row += (size_t)s.counts[i], i++) {

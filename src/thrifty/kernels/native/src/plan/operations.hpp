@@ -66,7 +66,8 @@ struct Attend final : Operation {
   Attend(int layer, int q, int out, Attention::Call call, const RotateAppend* before)
       : Operation(layer), q(q), out(out), call(call), before(before) {}
   size_t scratch(const Plan& plan) const override {
-    return Attention::scratch_bytes(plan.shape.head_dim, plan.shape.heads / plan.shape.kv_heads);
+    const LayerWidths& own = plan.shape.of(layer);
+    return Attention::scratch_bytes(own.head_dim, own.heads / own.kv_heads);
   }
   void prepare(Plan&, Step&, int workers) override;
   void run(Plan&, Step&, Worker& w) override { attention.run(w); }

@@ -26,9 +26,9 @@ double processor_seconds() {
 void Plan::check(const Step& s) const {
   if (s.rows < 1 || s.rows > shape.max_rows)
     refuse("the plan takes 1 to " + std::to_string(shape.max_rows) + " rows, not " + std::to_string(s.rows));
-  if (s.first_layer < 0 || s.last_layer > shape.layers || s.first_layer > s.last_layer)
+  if (s.first_layer < 0 || s.last_layer > shape.layers() || s.first_layer > s.last_layer)
     refuse("layers " + std::to_string(s.first_layer) + ".." + std::to_string(s.last_layer) +
-           " are outside the plan's " + std::to_string(shape.layers));
+           " are outside the plan's " + std::to_string(shape.layers()));
   for (int i = 0; s.tokens && i < s.rows; i++)
     if (s.tokens[i] < 0 || s.tokens[i] >= vocabulary_)
       refuse("token id " + std::to_string(s.tokens[i]) + " is outside the vocabulary of " +
@@ -37,7 +37,7 @@ void Plan::check(const Step& s) const {
     if (s.logit_rows[i] < 0 || s.logit_rows[i] >= s.rows)
       refuse("logit row " + std::to_string(s.logit_rows[i]) + " is outside the step's " + std::to_string(s.rows) +
              " rows");
-  if (!s.skip.empty() && s.skip.size() != (size_t)shape.layers) refuse("skip needs one entry a layer");
+  if (!s.skip.empty() && s.skip.size() != (size_t)shape.layers()) refuse("skip needs one entry a layer");
   if (s.first_layer == s.last_layer) return;
   if (s.queries_out && s.last_layer != s.first_layer + 1) refuse("queries can be returned for one layer at a time");
   check_views(s);
@@ -55,8 +55,10 @@ void Plan::check_views(const Step& s) const {
   for (size_t i = 0; i < s.views.size(); i++) {
     const View& v = *s.views[i];
     if (s.counts[i] < 1) refuse("each view needs at least one row");
-    if (v.layers() != shape.layers || v.kv_heads() != shape.kv_heads || v.head_dim() != shape.head_dim)
-      refuse("a view's layers, KV heads and head dimension must equal the plan's");
+    bool fits = v.layers() == shape.layers();
+    for (int layer = 0; fits && layer < shape.layers(); layer++)
+      fits = v.kv_heads(layer) == shape.of(layer).kv_heads && v.head_dim(layer) == shape.of(layer).head_dim;
+    if (!fits) refuse("a view's layers, KV heads and head dimension must equal the plan's");
     rows += s.counts[i];
     check_sums(s, i);
     check_states(s, v);
@@ -70,9 +72,9 @@ void Plan::check_views(const Step& s) const {
     refuse("the views' row counts sum to " + std::to_string(rows) + ", not to " + std::to_string(s.rows));
   if (std::set<const View*>(s.views.begin(), s.views.end()).size() != s.views.size())
     refuse("a view may appear only once in a step");
-  if (s.arrivals && s.arrivals->layers() != shape.layers)
+  if (s.arrivals && s.arrivals->layers() != shape.layers())
     refuse("arrivals of " + std::to_string(s.arrivals->layers()) + " layers do not fit a plan of " +
-           std::to_string(shape.layers));
+           std::to_string(shape.layers()));
 }
 
 // Which rows of this very step a row sees.
@@ -96,9 +98,9 @@ void Plan::check_sight(const Step& s) const {
 
 void Plan::check_sums(const Step& s, size_t i) const {
   if (s.sums.empty() || s.sums[i].layers.empty()) return;
-  if (s.sums[i].layers.size() != (size_t)shape.layers) refuse("attention sums need one address (or 0) a layer");
+  if (s.sums[i].layers.size() != (size_t)shape.layers()) refuse("attention sums need one address (or 0) a layer");
   for (int layer = s.first_layer; layer < s.last_layer; layer++)
-    for (int h = 0; s.sums[i].layers[(size_t)layer] && h < shape.kv_heads; h++)
+    for (int h = 0; s.sums[i].layers[(size_t)layer] && h < shape.of(layer).kv_heads; h++)
       if (s.views[i]->tokens(layer, h) + s.counts[i] > s.sums[i].stride)
         refuse("attention sums of " + std::to_string(s.sums[i].stride) + " slots are too few for layer " +
                std::to_string(layer) + " of view " + std::to_string(i));
@@ -109,13 +111,13 @@ void Plan::derive(Step& s) const {
   s.sequence_of.clear(), s.slot_of.clear();
   for (size_t i = 0; i < s.counts.size(); i++)
     for (int j = 0; j < s.counts[i]; j++) s.sequence_of.push_back((int)i), s.slot_of.push_back(j);
-  s.slots.assign((size_t)shape.layers * s.views.size() * (size_t)shape.kv_heads, 0);
+  s.kv_stride = kv_stride_;
+  s.slots.assign((size_t)shape.layers() * s.views.size() * (size_t)kv_stride_, 0);
   for (int layer = s.first_layer; layer < s.last_layer; layer++) {
     if (!s.skip.empty() && s.skip[(size_t)layer]) continue;
     for (size_t i = 0; i < s.views.size(); i++) {
-      for (int h = 0; h < shape.kv_heads; h++)
-        s.slots[((size_t)layer * s.views.size() + i) * (size_t)shape.kv_heads + (size_t)h] =
-            s.views[i]->tokens(layer, h);
+      for (int h = 0; h < shape.of(layer).kv_heads; h++)
+        s.slots[s.slot_place(layer, i, h)] = s.views[i]->tokens(layer, h);
       s.views[i]->reserve(layer, s.counts[i]);
     }
   }

@@ -47,12 +47,24 @@ struct Step {
 
   // derived
   std::vector<int> sequence_of, slot_of;  // [rows]: sequence, offset inside its rows
-  std::vector<int> slots;                 // [layer, sequence, head] before this step
-  int missing = -1;                       // the layer that was waited for in vain
+  std::vector<int> slots;                 // [layer, sequence, kv_stride] before this step
+  int kv_stride = 0;                      // the most KV heads of a layer
+  size_t slot_place(int layer, size_t sequence, int head) const {
+    return ((size_t)layer * views.size() + sequence) * (size_t)kv_stride + (size_t)head;
+  }
+  int slots_of(int layer, size_t sequence, int head) const { return slots[slot_place(layer, sequence, head)]; }
+  int missing = -1;  // the layer that was waited for in vain
 };
 
+// The attention of one layer (of a recurrent one: of the model).
+struct LayerWidths {
+  int heads, kv_heads, head_dim;
+};
 struct PlanShape {
-  int max_rows, layers, heads, kv_heads, head_dim;
+  int max_rows;
+  std::vector<LayerWidths> widths;  // of each layer
+  int layers() const { return (int)widths.size(); }
+  const LayerWidths& of(int layer) const { return widths.at((size_t)layer); }
 };
 
 class Plan;
@@ -135,6 +147,7 @@ class Plan {
   using Floats = std::unique_ptr<float[], void (*)(void*)>;
   using Bytes = std::unique_ptr<uint8_t[], void (*)(void*)>;
   void add(std::unique_ptr<Operation> operation);
+  const LayerWidths& widths_of(int layer) const;  // throws std::invalid_argument
   const Linear& linear(int i) const;
   void allocate_panels();
   void check(const Step& s) const;
@@ -155,8 +168,8 @@ class Plan {
   std::vector<Bytes> panels_;
   size_t bytes_ = 0, panel_bytes_[3] = {0, 0, 0}, scratch_ = 0;
   std::vector<int> ropes_;
-  std::vector<int64_t> states_;                   // numbers of each layer's recurrent state, 0: it attends
-  int vocabulary_ = 0, logits_ = 0, window_ = 0;  // window_: the least of any layer, 0: none
+  std::vector<int64_t> states_;  // numbers of each layer's recurrent state, 0: it attends
+  int vocabulary_ = 0, logits_ = 0, kv_stride_ = 0, window_ = 0;  // window_: the least of any layer, 0: none
 };
 
 }  // namespace thrifty

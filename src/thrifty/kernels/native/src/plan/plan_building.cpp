@@ -30,14 +30,19 @@ Panels make_panels(uintptr_t norm, float epsilon, const std::vector<const Linear
 
 }  // namespace
 
-Plan::Plan(PlanShape s) : shape(s) {
-  if (s.max_rows < 1 || s.max_rows > 65536)
-    refuse("a plan's rows must be between 1 and 65536, not " + std::to_string(s.max_rows));
-  if (s.layers < 1 || s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads)
-    refuse("a plan needs layers, and query heads that are a multiple of the KV heads");
-  if (!takes_head_dim(s.head_dim))
-    refuse("a plan needs a head dimension that is " + std::string(kHeadDims) + ", not " + std::to_string(s.head_dim));
-  states_.assign((size_t)s.layers, 0);
+Plan::Plan(PlanShape s) : shape(std::move(s)) {
+  if (shape.max_rows < 1 || shape.max_rows > 65536)
+    refuse("a plan's rows must be between 1 and 65536, not " + std::to_string(shape.max_rows));
+  if (shape.widths.empty()) refuse("a plan needs layers, and query heads that are a multiple of the KV heads");
+  for (const LayerWidths& own : shape.widths) {
+    if (own.heads < 1 || own.kv_heads < 1 || own.heads % own.kv_heads)
+      refuse("a plan needs layers, and query heads that are a multiple of the KV heads");
+    if (!takes_head_dim(own.head_dim))
+      refuse("a plan needs a head dimension that is " + std::string(kHeadDims) + ", not " +
+             std::to_string(own.head_dim));
+    kv_stride_ = std::max(kv_stride_, own.kv_heads);
+  }
+  states_.assign(shape.widths.size(), 0);
   for (int kind = 0; kind < 3; kind++) panels_.push_back(allocate<uint8_t>(0));
 }
 
@@ -46,6 +51,11 @@ Plan::~Plan() = default;
 const Linear& Plan::linear(int i) const {
   if (i < 0 || (size_t)i >= linears.size()) refuse("linear " + std::to_string(i) + " does not exist");
   return linears[(size_t)i];
+}
+
+const LayerWidths& Plan::widths_of(int layer) const {
+  if (layer < 0 || layer >= shape.layers()) refuse("layer " + std::to_string(layer) + " is outside the plan");
+  return shape.of(layer);
 }
 
 int Plan::width(int i) const {
@@ -67,7 +77,7 @@ int Plan::add_buffer(int width) {
 }
 
 void Plan::add(std::unique_ptr<Operation> operation) {
-  if (operation->layer >= shape.layers) refuse("layer " + std::to_string(operation->layer) + " is outside the plan");
+  if (operation->layer >= shape.layers()) refuse("layer " + std::to_string(operation->layer) + " is outside the plan");
   scratch_ = std::max(scratch_, operation->scratch(*this));
   operations_.push_back(std::move(operation));
 }
@@ -123,9 +133,10 @@ void Plan::add_gated(int layer, int in, uintptr_t norm, float epsilon, int gate,
 
 void Plan::add_rotate(int layer, int q, int k, int v, uintptr_t q_norm, uintptr_t k_norm, float epsilon, int rope,
                       int rope_dim) {
-  if (width(q) != shape.heads * shape.head_dim || width(k) != shape.kv_heads * shape.head_dim || width(v) != width(k))
+  const LayerWidths& own = widths_of(layer);
+  if (width(q) != own.heads * own.head_dim || width(k) != own.kv_heads * own.head_dim || width(v) != width(k))
     refuse("query, key and value buffers do not match the heads");
-  if (rope < 0 || rope > 64 || rope_dim < 0 || rope_dim % 2 || rope_dim > shape.head_dim)
+  if (rope < 0 || rope > 64 || rope_dim < 0 || rope_dim % 2 || rope_dim > own.head_dim)
     refuse("the rotary dimension must be even and at most the head dimension");
   auto op = std::make_unique<RotateAppend>(layer);
   op->q = q, op->k = k, op->v = v, op->rope = rope;
@@ -137,14 +148,15 @@ void Plan::add_rotate(int layer, int q, int k, int v, uintptr_t q_norm, uintptr_
 }
 
 void Plan::add_attend(int layer, int q, int out, float scale, int window, float softcap) {
-  if (width(q) != shape.heads * shape.head_dim || width(out) != width(q))
+  const LayerWidths& own = widths_of(layer);
+  if (width(q) != own.heads * own.head_dim || width(out) != width(q))
     refuse("query and output buffers do not match the heads");
   if (window < 0) refuse("window must be 0 (none) or positive");
   if (window > 0) window_ = window_ ? std::min(window_, window) : window;
   auto* before = operations_.empty() ? nullptr : dynamic_cast<RotateAppend*>(operations_.back().get());
   if (before && (before->layer != layer || before->q != q)) before = nullptr;
   if (before) before->left_to_attention = true;
-  add(std::make_unique<Attend>(layer, q, out, Attention::Call{shape.heads, scale, softcap, window}, before));
+  add(std::make_unique<Attend>(layer, q, out, Attention::Call{own.heads, scale, softcap, window}, before));
 }
 
 void Plan::add_norm_rows(int layer, std::vector<int> buffers, const std::vector<uintptr_t>& norms, float epsilon) {

@@ -33,8 +33,8 @@ void Recur::head(Plan& plan, const Step& s, const View& view, size_t sequence, i
   const LayerState& layer_state = *view.state(layer);
   const size_t numbers = (size_t)call.head_numbers(), keys = (size_t)call.key_dim, values = (size_t)call.value_dim;
   float* state = layer_state.newest + (size_t)head * numbers;
-  const size_t place = ((size_t)layer * s.views.size() + sequence) * (size_t)plan.shape.kv_heads;
-  if (s.slots[place] == 0) std::memcpy(state, layer_state.committed + (size_t)head * numbers, numbers * sizeof(float));
+  if (s.slots_of(layer, sequence, 0) == 0)
+    std::memcpy(state, layer_state.committed + (size_t)head * numbers, numbers * sizeof(float));
   const size_t decays = (size_t)(plan.widths[(size_t)call.decay] / call.heads);  // one, or one a channel
   for (int i = 0; i < s.counts[sequence]; i++) {
     const size_t at = (size_t)(first_row + i) * (size_t)call.heads + (size_t)head;
@@ -87,7 +87,7 @@ void Plan::add_recur(int layer, const RecurrentCall& call) {
   if (width(call.decay) != call.heads && width(call.decay) != width(call.key))
     refuse("a recurrence decays by head or by channel of the keys");
   if (!(call.temperature > 0.0f)) refuse("a recurrence's temperature must be positive");
-  if (layer < 0 || layer >= shape.layers || states_[(size_t)layer] != 0)
+  if (layer < 0 || layer >= shape.layers() || states_[(size_t)layer] != 0)
     refuse("a layer of the plan has one recurrence at most");
   states_[(size_t)layer] = call.heads * call.head_numbers();
   add(std::make_unique<Recur>(layer, call));

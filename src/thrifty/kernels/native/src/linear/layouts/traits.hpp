@@ -1,0 +1,63 @@
+// What a layout of weights tells drivers and kernels about itself.
+#pragma once
+#include "common.hpp"
+
+namespace thrifty {
+
+// The kernels that multiply a layout. groups: codes with one scale a row and group of columns. superblocks: codes with
+// scales of two levels. table: codes into the linear's own table of fp32. pairs: two bf16 columns a word. plain: rows
+// of numbers.
+enum class Family : int { groups, superblocks, table, pairs, plain };
+
+// A row of activations as the products of a layout read it: int8 blocks, pairs of bf16, or plain fp32.
+enum class Reads : int { codes, pairs, plain };
+
+// Whether a layout has minimums beside its scales.
+enum class Minimums : int { never, may, always };
+
+// Codes of 16 rows x 32 columns: a plane of the low bits, then one of the high bits. A plane is 64 bytes a bit; vector
+// v = 0..7 of a block has column 4v + j in byte j of each lane.
+//   8 bits: vector v at 64 v.  4 bits: v = 0..3 in the low nibbles at 64 v, vector 4 + v in the high ones.
+//   2 bits: v at bits 2 (v % 4) of 64 (v / 4).  1 bit: v at bit v.
+struct Codes {
+  int low = 0, high = 0;  // bits of the planes; high 0: none
+  bool table = false;     // codes are places in kTable
+  int offset = 0;         // what a stored code is above the value that scales multiply
+  THRIFTY_SHARED constexpr int bits() const { return low + high; }
+  THRIFTY_SHARED constexpr int bytes() const { return 64 * (low + high); }  // of a block
+};
+
+// The second level of a superblock: whole numbers for every `columns` columns that a superblock's fp16 scale (and
+// minimum) multiply.
+struct SubScales {
+  int columns = 0;        // 32 or 16; 0: one level
+  bool minimums = false;  // sub-minimums too
+  int bytes = 0;          // of 16 rows, before the codes
+  THRIFTY_SHARED constexpr int count() const { return columns ? kSuperblock * kBlockColumns / columns : 0; }
+};
+
+struct LayoutTraits {
+  const char* name;  // as Python has it
+  Family family;
+  Codes codes{};
+  Minimums minimums = Minimums::never;
+  bool values_with_minimums = false;  // with minimums, codes are the values themselves: their offset is 0
+  bool zeros = false;                 // may have zero points in place of minimums
+  bool direct = false;                // unpacked in an instruction or two: cheaper each time than once for all rows
+  SubScales subs{};
+  int number = 0;  // bytes of a plain number
+
+  THRIFTY_SHARED constexpr Reads reads() const {
+    return family == Family::pairs                              ? Reads::pairs
+           : family == Family::plain || family == Family::table ? Reads::plain
+                                                                : Reads::codes;
+  }
+  THRIFTY_SHARED constexpr Codes codes_with(bool minimum) const {
+    Codes own = codes;
+    if (minimum && values_with_minimums) own.offset = 0;
+    return own;
+  }
+  THRIFTY_SHARED constexpr int record_bytes() const { return subs.bytes + kSuperblock * codes.bytes(); }
+};
+
+}  // namespace thrifty
