@@ -6,6 +6,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 PEERS := .venv-peers
 KVPRESS := .venv-kvpress
+CLIENTS := .venv-clients
+AIPERF := .venv-aiperf
 BIN := $(VENV)/bin
 NATIVE := $(shell find src/thrifty/kernels/native -name '*.cpp' -o -name '*.hpp' -o -name '*.inc' 2>/dev/null)
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -14,17 +16,23 @@ EXTRA = $(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproje
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TESTS := OMP_NUM_THREADS=1 THRIFTY_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test unit lint types imports sanitize browser benchmark peers kvpress kv-cache docs wheel clean
+.PHONY: demo test unit clients lint types imports sanitize browser benchmark peers kvpress kv-cache docs wheel clean
 
 demo: $(VENV)/.ready
 	$(BIN)/thrifty fit smollm2-135m --memory 150MB --context 4096 -o recipe.toml --report report.html
 	$(BIN)/thrifty bench smollm2-135m --recipe recipe.toml
 
 test: $(VENV)/.complete
-	$(TESTS) -n $(WORKERS) -m "not slow"
+	$(TESTS) -n $(WORKERS) -m "not slow and not clients"
 
 unit: $(VENV)/.complete
-	THRIFTY_FEW_EXAMPLES=1 $(TESTS) -n $(WORKERS) -m "not slow and not model and not long"
+	THRIFTY_FEW_EXAMPLES=1 $(TESTS) -n $(WORKERS) -m "not slow and not model and not long and not clients"
+
+# Other people's clients against a server in a process of its own, each in an environment that knows nothing of Thrifty:
+# some minutes, and some gigabytes of packages. npm, where it is there, brings its package. THRIFTY_CLIENTS_URL names a
+# server that runs already (THRIFTY_CLIENTS_MODEL its model, THRIFTY_API_KEY its key).
+clients: $(VENV)/.complete $(CLIENTS)/.ready $(AIPERF)/.ready
+	$(CLIENTS)/bin/python -m pytest tests/clients --confcutdir=tests/clients -m clients
 
 lint: $(VENV)/.complete
 	$(BIN)/ruff check src tests training benchmarks docs
@@ -94,5 +102,17 @@ $(KVPRESS)/.ready: Makefile
 	$(KVPRESS)/bin/python -m pip install --quiet --disable-pip-version-check 'kvpress==0.5.5'
 	touch $@
 
+$(CLIENTS)/.ready: tests/clients/requirements.txt
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/clients/requirements.txt
+	if command -v npm; then npm install --prefix $(CLIENTS) --no-audit --no-fund openai; fi
+	touch $@
+
+# aiperf pins what the other clients have newer.
+$(AIPERF)/.ready: tests/clients/requirements.txt
+	test -x $(AIPERF)/bin/python || $(PYTHON) -m venv $(AIPERF)
+	$(AIPERF)/bin/python -m pip install --quiet --disable-pip-version-check 'aiperf>=0.10'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PEERS) $(KVPRESS) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(KVPRESS) $(CLIENTS) $(AIPERF) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,8 +9,15 @@ from thrifty.errors import MissingExtra
 
 def require(module: str, extra: str, what: str) -> None:
     """Raise MissingExtra where the Python module is not installed. what: needs it, as a sentence begins."""
-    if importlib.util.find_spec(module) is None:
+    if not _is_there(module):
         raise MissingExtra(f"{what} needs {module}, which is not installed: pip install 'thrifty-engine[{extra}]'")
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package around it
+        return False
 
 
 def require_torch(what: str) -> None:

@@ -131,7 +131,7 @@ def test_the_reference_engine_is_transformers(smollm2: Path) -> None:
     """fp32 weights and an fp32 cache, chunk by chunk and row by row, against one whole pass of the oracle."""
     pytest.importorskip("transformers", reason="transformers is the oracle (extra 'dev')")
     import torch
-    from tests.model.test_parity import oracle
+    from tests.gguf_oracle import oracle
 
     model = load_plain(smollm2, np.dtype(np.float32))
     engine = Engine(model, chunk=128, native=False)

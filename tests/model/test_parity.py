@@ -6,20 +6,21 @@ import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from tests.gguf_oracle import oracle
 from tests.growing_cache import GrowingCache
 from torch import Tensor
 
 from thrifty import models, reference
 from thrifty.reference.loading import ReferenceModel, build
 
-transformers = pytest.importorskip("transformers", reason="transformers is the oracle (extra 'dev')")
+pytest.importorskip("transformers", reason="transformers is the oracle (extra 'dev')")
 pytestmark = pytest.mark.model
 
-TOKENS, DECODED = 560, 16  # longer than Gemma's window of 512
+TOKENS = {"smollm2": 200, "gemma3": 560}  # longer than Gemma's window of 512
+DECODED = 16
 LICENCE = Path(__file__).parents[2] / "LICENSE"
 # Absolute: logits reach about 30. Rounding in another order of summation, nothing else.
 TOLERANCE = 1e-3
@@ -39,33 +40,14 @@ class Pair:
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     path: Path = request.getfixturevalue(request.param)
     tokenizer = models.load(path).tokenizer
-    ids = torch.tensor(tokenizer.encode(" ".join(LICENCE.read_text().split()))[:TOKENS])
-    assert len(ids) == TOKENS
+    ids = torch.tensor(tokenizer.encode(" ".join(LICENCE.read_text().split()))[: TOKENS[request.param]])
+    assert len(ids) == TOKENS[request.param]
     theirs = oracle(path)
     with torch.no_grad():
         expected = theirs(ids[None]).logits[0]
     del theirs
     gc.collect()
     yield Pair(request.param, path, ids, expected)
-
-
-def oracle(path: Path) -> Any:
-    """transformers' model with its own reading of the file: config, names, layouts and the `gguf` package's
-    values.
-
-    `from_pretrained(gguf_file=...)` does the same and asks for the package `accelerate`, which nothing else
-    needs.
-    """
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    config = transformers.AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
-    config._attn_implementation = "eager"
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    loaded = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
-    missing, unexpected = model.load_state_dict(loaded, strict=False)
-    assert set(missing) <= {"lm_head.weight"} and not unexpected  # the head is the embedding
-    model.tie_weights()
-    return model.eval()
 
 
 def agreement(logits: Tensor, expected: Tensor) -> float:
@@ -88,10 +70,11 @@ def test_plain_weights_equal_transformers(pair: Pair) -> None:
 
 def decode(model: ReferenceModel, pair: Pair) -> None:
     """Prefill and then token after token: the same as the whole."""
-    cache, start = GrowingCache(model.config), TOKENS - DECODED
+    tokens = len(pair.ids)
+    cache, start = GrowingCache(model.config), tokens - DECODED
     with torch.no_grad():
         model.decoder(pair.ids[:start], torch.arange(start), cache)
-        steps = [model.decoder(pair.ids[i : i + 1], torch.tensor([i]), cache) for i in range(start, TOKENS)]
+        steps = [model.decoder(pair.ids[i : i + 1], torch.tensor([i]), cache) for i in range(start, tokens)]
     logits, expected = torch.cat(steps), pair.expected[start:]
     report(f"{pair.name}, decoded one by one", logits, expected)
     assert (logits - expected).abs().max() < TOLERANCE

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from thrifty.models.tokens.grammar_vocabulary import GrammarVocabulary
 
 KEPT = 32
+COMPILED = {"json_schema": 128 << 10, "lark": 128 << 10, "regex": 16 << 10, "choice": 16 << 10}
+COMPILED_A_BYTE = 64
+"""Bytes of a compiled grammar, and more of them for each byte of its text."""
 WHITESPACE = r"[ \t]|\r?\n[ \t]{0,16}"
 """Whitespace between two tokens of JSON: a space, or a new line with its indent. A model that loves it would never come
 to an end.
@@ -34,10 +37,13 @@ class Grammars:
         self._lock = threading.Lock()
         self._worker: ThreadPoolExecutor | None = None
 
-    @property
-    def nbytes(self) -> int:
-        """About what the vocabulary takes. Raises as `compile` does where it cannot be made."""
-        return self._vocabulary().nbytes
+    def bytes_with(self, grammar: Grammar) -> int:
+        """About what the vocabulary and the grammars that are kept take, with this one among them. Raises as `compile`
+        does where the vocabulary cannot be made.
+        """
+        with self._lock:
+            kept = [*(known for known in self._compiled if known != grammar), grammar][-KEPT:]
+        return self._vocabulary().nbytes + sum(compiled_bytes(known) for known in kept)
 
     def compile(self, grammar: Grammar) -> None:
         """Have a grammar ready for `constraint`. Raises PromptError that says why it cannot be compiled, MissingExtra
@@ -66,6 +72,13 @@ class Grammars:
             while len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
         return compiled
+
+
+def compiled_bytes(grammar: Grammar) -> int:
+    """About what a compiled grammar takes, more rather than less: the library does not tell. As measured: 90 to 260 kB
+    for JSON schemas of 1 to 50 fields, 15 kB for regular expressions.
+    """
+    return COMPILED[grammar.kind] + COMPILED_A_BYTE * len(grammar.text.encode())
 
 
 def _compiled(grammar: Grammar, vocabulary: GrammarVocabulary) -> LLMatcher:

@@ -47,7 +47,8 @@ class Event:
 @dataclass
 class Usage:
     """What a request used. Seconds are wall time: queued until admitted, prefill until the first token,
-    then decode.
+    then decode. kv_bytes: the most that its caches held of their own, and the hidden state of its prompt, over all
+    samples; pages that it shares with others do not count. It is known when the request is over.
     """
 
     prompt_tokens: int
@@ -57,6 +58,7 @@ class Usage:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     preemptions: int = 0
+    kv_bytes: int = 0
 
     @property
     def prefill_rate(self) -> float:

@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 
 from thrifty.engine.answer import Answered, Event
+from thrifty.engine.mailbox import Mailbox, Silence
 from thrifty.engine.request import Handle, Result
 from thrifty.errors import ThriftyError
-
-
-class Mailbox:
-    """Takes a request's events in the engine's thread, and gives them to the event loop that submitted it."""
-
-    def __init__(self) -> None:
-        """In the event loop."""
-        self.events: asyncio.Queue[Event | None] = asyncio.Queue()
-        self.handle: Handle | None = None
-        self._loop = asyncio.get_running_loop()
-
-    def put(self, event: Event | None) -> None:
-        """The request's listener, in the engine's thread."""
-        if self._loop.is_closed():
-            self.cancel()  # nobody can read on
-        else:
-            self._loop.call_soon_threadsafe(self.events.put_nowait, event)
-
-    def cancel(self) -> None:
-        """In the engine's thread: end the request, where it was submitted."""
-        if self.handle is not None:
-            self.handle.cancel()
 
 
 class AsyncHandle(Answered):
@@ -61,12 +39,35 @@ class AsyncHandle(Answered):
 
     async def __anext__(self) -> Event:
         """The next event. Raises the request's error after its last event, ThriftyError where the engine stopped."""
-        event = None if self._over else await self._mailbox.events.get()
+        while not (self._over or self._mailbox.events):
+            await self._mailbox.arrival()
+        event = None if self._over else self._mailbox.events.popleft()
         if event is not None:
             return event
         self._over = True
         self._raise_error()
         raise StopAsyncIteration
+
+    async def batches(self, patience: float) -> AsyncGenerator[list[Event], None]:
+        """The events as they come, all that are there at a time; an empty list after each `patience` seconds in which
+        none came. Raises as `__anext__` does.
+        """
+        events = self._mailbox.events
+        with Silence(self._mailbox, patience):
+            while not self._over:
+                if not events and not await self._mailbox.arrival():
+                    yield []
+                    continue
+                batch: list[Event] = []
+                while events and not self._over:
+                    event = events.popleft()
+                    if event is None:
+                        self._over = True
+                    else:
+                        batch.append(event)
+                if batch:
+                    yield batch
+        self._raise_error()
 
     async def result(self) -> Result:
         """Wait for the end; events that were not read are skipped. A cancelled request returns what it had.

@@ -16,9 +16,10 @@ import numpy as np
 from thrifty.arrays import Array, Floats
 from thrifty.decoding.grammar import Grammar
 from thrifty.engine.answer import Event, own_error
-from thrifty.engine.async_handle import AsyncHandle, Mailbox
+from thrifty.engine.async_handle import AsyncHandle
 from thrifty.engine.engine import Engine
 from thrifty.engine.inspection import EngineProbe, EngineUsage
+from thrifty.engine.mailbox import Mailbox, Outbox
 from thrifty.engine.prompts import encoded
 from thrifty.engine.request import Handle, Request, Result, check_request
 from thrifty.errors import ThriftyError
@@ -40,6 +41,7 @@ class AsyncEngine:
         self.engine = engine
         self._wake = threading.Condition()
         self._inbox: deque[tuple[Callable[[], Any], concurrent.futures.Future[Any]]] = deque()
+        self._outbox = Outbox()
         self._closing = False
         self._failure: BaseException | None = None
         self._left: int | None = None
@@ -54,7 +56,7 @@ class AsyncEngine:
         check_request(request)
         if request.sampling.grammar is not None:
             await self.compile(request.sampling.grammar)
-        mailbox = Mailbox()
+        mailbox = Mailbox(self._outbox)
 
         def submit() -> Handle:
             mailbox.handle = self.engine.submit(request, mailbox.put)
@@ -163,6 +165,7 @@ class AsyncEngine:
         self._order(handle.cancel)
 
     def _run(self) -> None:
+        self._outbox.open()
         try:
             while not self._closing:
                 self._obey()
@@ -177,6 +180,7 @@ class AsyncEngine:
             self._closing = True
         self._obey()
         self.engine.close()
+        self._outbox.deliver()
 
     def _step(self) -> None:
         """One step. An error of its own, or what is no Exception and came out of a request, stops the engine only where
@@ -192,6 +196,8 @@ class AsyncEngine:
             self._left = left
         else:
             self._left = None
+        finally:
+            self._outbox.deliver()
 
     def _obey(self) -> None:
         while self._inbox:
@@ -202,3 +208,4 @@ class AsyncEngine:
                 future.set_result(action())
             except BaseException as error:  # an await must not be left without an answer, nor its loop interrupted
                 future.set_exception(own_error(error))
+            self._outbox.deliver()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from thrifty.serving.metrics import Clock, Metrics
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
 """As the OpenAPI document says it of endpoints that stream where they are asked to."""
 
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 T = TypeVar("T")
 Chunks = Callable[[Event], list[dict[str, Any]]]
 """What a client is sent for one event."""
@@ -28,7 +31,7 @@ Chunks = Callable[[Event], list[dict[str, Any]]]
 
 def data_line(chunk: dict[str, Any]) -> bytes:
     """A chunk as a server-sent event without a name."""
-    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + ENCODER.encode(chunk).encode() + b"\n\n"
 
 
 def named_event(chunk: dict[str, Any]) -> bytes:
@@ -74,8 +77,7 @@ async def whole(handle: AsyncHandle, metrics: Metrics, read: Callable[[Event], o
     async with handle:
         try:
             async for event in handle:
-                if event.token is not None:
-                    clock.token(event.sample)
+                clock.tokens((event,))
                 if read is not None:
                     read(event)
         finally:
@@ -97,22 +99,20 @@ def streamed(
     after which a comment is sent. form: the API's. A client that hangs up ends the request.
     """
 
-    async def lines() -> AsyncIterator[bytes]:
+    async def content() -> AsyncIterator[bytes]:
         clock = Clock(metrics)
         async with handle:
             try:
-                for chunk in first:
-                    yield form.line(chunk)
-                async for event in _patiently(handle, keep_alive):
-                    if event is None:
-                        yield form.ping
-                        continue
-                    if event.token is not None:
-                        clock.token(event.sample)
-                    if event.finish_reason == "cancelled":
-                        continue  # who ended it is said when all samples are over
-                    for chunk in chunks(event):
-                        yield form.line(chunk)
+                if first:
+                    yield b"".join(map(form.line, first))
+                async with contextlib.aclosing(handle.batches(keep_alive)) as batches:
+                    async for events in batches:
+                        clock.tokens(events)
+                        # Who ended a sample that was cancelled is said when all are over.
+                        told = (event for event in events if event.finish_reason != "cancelled")
+                        lines = [form.line(chunk) for event in told for chunk in chunks(event)]
+                        if lines or not events:
+                            yield b"".join(lines) or form.ping
                 _check_end(handle)
                 for chunk in last():
                     yield form.line(chunk)
@@ -123,35 +123,13 @@ def streamed(
                 clock.ended(handle.usage, [sample.finish_reason for sample in handle.samples])
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(content(), media_type="text/event-stream", headers=headers)
 
 
 def _check_end(handle: AsyncHandle) -> None:
     """Who still reads did not cancel. Raise RequestError where the server ended the answer."""
     if any(sample.finish_reason == "cancelled" for sample in handle.samples):
         raise RequestError("the server is shutting down and ended this answer; ask again", 503, code="shutting_down")
-
-
-async def _patiently(handle: AsyncHandle, keep_alive: float) -> AsyncIterator[Event | None]:
-    """The events, and None for each time that none came for so many seconds."""
-    waiting: asyncio.Task[Event] | None = None
-    try:
-        while True:
-            if waiting is None:
-                waiting = asyncio.ensure_future(handle.__anext__())
-            done, _ = await asyncio.wait((waiting,), timeout=keep_alive)
-            if not done:
-                yield None
-                continue
-            arrived, waiting = waiting, None
-            try:
-                event = arrived.result()
-            except StopAsyncIteration:
-                return
-            yield event
-    finally:
-        if waiting is not None:
-            waiting.cancel()
 
 
 def usage_of(handle: AsyncHandle) -> Usage:
@@ -163,6 +141,7 @@ def usage_of(handle: AsyncHandle) -> Usage:
         total_tokens=used.prompt_tokens + used.generated_tokens,
         prompt_tokens_details={"cached_tokens": used.cached_tokens},
         thrifty={
+            "kv_bytes": used.kv_bytes,
             "queued_seconds": round(used.queued_seconds, 4),
             "prefill_seconds": round(used.prefill_seconds, 4),
             "decode_seconds": round(used.decode_seconds, 4),

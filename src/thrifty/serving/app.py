@@ -14,8 +14,10 @@ from thrifty.serving.access.keys import Keys
 from thrifty.serving.anthropic import messages
 from thrifty.serving.anthropic.errors import AnthropicErrors
 from thrifty.serving.model_shelf import ModelShelf
-from thrifty.serving.openai import chat_completions, completions, embeddings, lora_adapters, rerank, responses, tokens
+from thrifty.serving.openai import chat_completions, completions, embeddings, lora_adapters, rerank, tokens
+from thrifty.serving.openai.responses import routes as responses
 from thrifty.serving.page import routes as page
+from thrifty.serving.tracing import TraceContext, otlp_spans
 from thrifty.version import VERSION
 
 ENDPOINTS = (
@@ -46,5 +48,8 @@ def create_app(models: ModelShelf, failed: Callable[[], None]) -> FastAPI:
     errors.install(app)
     app.add_middleware(BodyLimits, settings=models.settings)
     app.add_middleware(Keys, settings=models.settings)
+    if models.settings.traces:
+        models.instruments.spans = models.instruments.spans or otlp_spans()
+        app.add_middleware(TraceContext)
     app.add_middleware(AnthropicErrors)  # the last one that is added sees a request first
     return app

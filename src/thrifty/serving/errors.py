@@ -116,7 +116,8 @@ def install(app: FastAPI) -> None:
 
 def first_fault(faults: Sequence[Any]) -> tuple[str, str | None]:
     """What is wrong with a body, and the field: its path, such as "messages.0.role"."""
-    fault = faults[0]
+    # A wrong type says more than the fields that another type would have.
+    fault = next((fault for fault in faults if fault["loc"][-1] == "type"), faults[0])
     *parents, last = (str(part) for part in fault["loc"])
     place = [part for part in parents if part != "body" and not _is_branch(part)]
     if last != "body" and (fault["type"] == "extra_forbidden" or not _is_branch(last)):

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from thrifty.engine.answer import Usage
+from thrifty.engine.answer import Event, Usage
 from thrifty.engine.engine import Engine
+from thrifty.serving.tracing import Spans
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
+TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536)
 
 
 class Instruments:
-    """Counters and times of all served models, labelled by the model; what engines hold is read when somebody asks."""
+    """Counters and times of all served models, labelled by the model; what engines hold is read when somebody asks.
+
+    spans: what makes spans of requests that are over, where the operator wants them.
+    """
 
     def __init__(self) -> None:
+        self.spans: Spans | None = None
         self._registry = CollectorRegistry()
         self.held = _Held()
         self._registry.register(self.held)
@@ -36,6 +42,11 @@ class Instruments:
         self.between = self._times("inter_token_latency_seconds", "From a token of a sample to its next one.")
         self.whole = self._times("e2e_request_latency_seconds", "From submission to the last token.")
         self.queue = self._times("request_queue_time_seconds", "From submission to admission.")
+        self.prefill = self._times("request_prefill_time_seconds", "From admission to the first token.")
+        self.decode = self._times("request_decode_time_seconds", "From the first token to the last one.")
+        self.inference = self._times("request_inference_time_seconds", "From admission to the last token.")
+        self.read_lengths = self._times("request_prompt_tokens", "Tokens of a request's prompt.", TOKENS)
+        self.lengths = self._times("request_generation_tokens", "Tokens of a request's answers.", TOKENS)
 
     def text(self) -> bytes:
         """All of it, in Prometheus' text format."""
@@ -44,8 +55,8 @@ class Instruments:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"vllm:{name}", text, ("model_name", *labels), registry=self._registry)
 
-    def _times(self, name: str, text: str) -> Histogram:
-        return Histogram(f"vllm:{name}", text, ("model_name",), registry=self._registry, buckets=SECONDS)
+    def _times(self, name: str, text: str, buckets: Sequence[float] = SECONDS) -> Histogram:
+        return Histogram(f"vllm:{name}", text, ("model_name",), registry=self._registry, buckets=buckets)
 
 
 class Metrics:
@@ -55,6 +66,10 @@ class Metrics:
         """instruments: those that it shares with other models."""
         self.instruments = instruments or Instruments()
         self._model = model
+        # What is counted for every token is looked up by its label once. generated: of so many tokens. between: seconds
+        # from one token of a sample to the next.
+        self.generated: Callable[[float], None] = self.instruments.generated.labels(model).inc
+        self.between: Callable[[float], None] = self.instruments.between.labels(model).observe
 
     def watch(self, engine: Engine) -> None:
         """Tell what this engine holds from now on."""
@@ -73,16 +88,10 @@ class Metrics:
         """A text of so many tokens was embedded."""
         self.instruments.prompt.labels(self._model).inc(prompt)
 
-    def between(self, seconds: float) -> None:
-        """Time from one token of a sample to the next."""
-        self.instruments.between.labels(self._model).observe(seconds)
-
-    def generated(self, tokens: int) -> None:
-        """So many tokens were answered."""
-        self.instruments.generated.labels(self._model).inc(tokens)
-
     def ended(self, usage: Usage, reasons: list[str | None], seconds: float) -> None:
         """A request is over. seconds: since its submission."""
+        if self.instruments.spans is not None:
+            self.instruments.spans.ended(self._model, usage, reasons, seconds)
         name = self._model
         self.instruments.hits.labels(name).inc(usage.cached_tokens)
         self.instruments.preemptions.labels(name).inc(usage.preemptions)
@@ -92,6 +101,11 @@ class Metrics:
         self.instruments.whole.labels(name).observe(seconds)
         if usage.generated_tokens:
             self.instruments.first.labels(name).observe(usage.queued_seconds + usage.prefill_seconds)
+            self.instruments.prefill.labels(name).observe(usage.prefill_seconds)
+            self.instruments.decode.labels(name).observe(usage.decode_seconds)
+            self.instruments.inference.labels(name).observe(usage.prefill_seconds + usage.decode_seconds)
+        self.instruments.read_lengths.labels(name).observe(usage.prompt_tokens)
+        self.instruments.lengths.labels(name).observe(usage.generated_tokens)
         if usage.generated_tokens > 1:
             self.instruments.token.labels(name).observe(usage.decode_seconds / (usage.generated_tokens - 1))
 
@@ -129,6 +143,11 @@ class _Held(Collector):
             for owner, category in own.categories.items():
                 held.add_metric((name, owner), category.current)
         yield held
+        tiers = GaugeMetricFamily("thrifty:tier_bytes", "Bytes by tier.", labels=("model_name", "tier"))
+        for name, own in used.items():
+            tiers.add_metric((name, "memory"), own.current)
+            tiers.add_metric((name, "disk"), own.disk)
+        yield tiers
         yield _gauge("thrifty:disk_bytes", "Bytes on the disk tier.", {name: own.disk for name, own in used.items()})
 
 
@@ -149,15 +168,20 @@ class Clock:
         self._last: dict[int, float] = {}
         self._tokens = 0
 
-    def token(self, sample: int) -> None:
-        """A sample got a token."""
-        self._tokens += 1
-        self._metrics.generated(1)
-        now = time.perf_counter()
-        before = self._last.get(sample)
-        self._last[sample] = now
-        if before is not None:
-            self._metrics.between(now - before)
+    def tokens(self, events: Iterable[Event]) -> None:
+        """These events came, in which samples may have got tokens."""
+        now, count = time.perf_counter(), 0
+        for event in events:
+            if event.token is None:
+                continue
+            count += 1
+            before = self._last.get(event.sample)
+            self._last[event.sample] = now
+            if before is not None:
+                self._metrics.between(now - before)
+        if count:
+            self._tokens += count
+            self._metrics.generated(count)
 
     def ended(self, usage: Usage, reasons: list[str | None]) -> None:
         """The request is over; tokens that nobody was told of are counted too."""

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from thrifty.serving.app import create_app
 from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.settings import ServerError, ServerSettings
+from thrifty.serving.waking import WakingServer
 
 _LOG = logging.getLogger("thrifty.serving")
 
@@ -37,7 +38,7 @@ def serve(models: ModelShelf, listening: Callable[[str], None] | None = None) ->
         raise models.failure
 
 
-class Draining(uvicorn.Server):
+class Draining(WakingServer):
     """Ends the answers that are not over in time itself, so that each client is told why.
 
     seconds: that answers under way get to end. end_all: ends those that are left then.

@@ -35,6 +35,8 @@ class ServerSettings:
     prompts: int = 64
     #: Most texts of one request for embeddings or an order.
     texts: int = 2048
+    #: Whether spans of requests are sent by OpenTelemetry.
+    traces: bool = False
     #: Whether a request may choose techniques of cache and decoding, and a bound on its cache.
     request_recipes: bool = True
     #: Names of those that it may choose. None: any.

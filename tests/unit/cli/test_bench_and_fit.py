@@ -14,6 +14,7 @@ from tests.quiet import make_quiet
 
 from thrifty.cli.shared import fit_search
 from thrifty.errors import StorageError
+from thrifty.evaluation import text
 from thrifty.evaluation.roofline import roofline
 from thrifty.frontier.report.report import render
 from thrifty.frontier.space import off_grid, space
@@ -27,6 +28,8 @@ FIT = ("--context", 2048, "--prefix", 1024, "--scored", 8, "--threads", 1, "--it
 def quick_bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "BUFFER_MEGABYTES", 16)
     monkeypatch.setattr(roofline, "REPEATS", 1)
+    beginning = text.prose()[:16_000]  # a token a byte: all of it is encoded anew by each measurement
+    monkeypatch.setattr(text, "prose", lambda: beginning)
 
 
 def test_bench_prints_a_table_and_then_the_json_line(thrifty: Callable[..., Any], checkpoint: Path) -> None:

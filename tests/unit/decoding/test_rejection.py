@@ -75,7 +75,7 @@ PARAMETERS = [
 @pytest.mark.parametrize("length", [1, 3])
 def test_two_tokens_have_the_targets_distribution(parameters: SamplingParameters, length: int) -> None:
     """Counts of all answers of two tokens against their exact probabilities: a χ² test."""
-    draws = 4000
+    draws = 2500
     counts: dict[tuple[int, ...], int] = {}
     for seed in range(draws):
         tokens = answer(seed, parameters, length, 2)

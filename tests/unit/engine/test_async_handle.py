@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -196,3 +197,70 @@ def test_conversations_are_encoded_side_by_side() -> None:
             await running.encode_chat(chats[0], documents=[{"text": "x"}])
 
     run(model, scenario)
+
+
+def test_batches_are_all_events_and_silence_is_told(plain: Model, make_engine: Any) -> None:
+    alone = make_engine(plain).submit(request(70)).result()
+
+    async def scenario(running: AsyncEngine) -> None:
+        handle = await running.submit(request(70))
+        batches = [batch async for batch in handle.batches(30)]
+        assert all(batches) and [event.token for batch in batches for event in batch] == alone.token_ids
+        assert [batch async for batch in handle.batches(30)] == []
+        assert (await handle.result()).token_ids == alone.token_ids
+
+        handle = await running.submit(request(70))
+        while not handle.finished:  # nobody reads: all events are there at once
+            await asyncio.sleep(0.01)
+        (batch,) = [batch async for batch in handle.batches(30)]
+        assert len(batch) == len(alone.token_ids)
+
+    run(plain, scenario)
+
+
+def test_a_silent_engine_gives_empty_batches_and_goes_on(plain: Model) -> None:
+    async def scenario(running: AsyncEngine) -> None:
+        paused = threading.Event()
+        handle = await running.submit(request(70))
+        running._order(lambda: paused.wait(10))  # the engine's thread does nothing until it is let
+        silences, tokens = 0, 0
+        async for batch in handle.batches(0.02):
+            tokens += len(batch)
+            silences += not batch
+            if silences == 3:
+                paused.set()
+        assert silences >= 3 and tokens == 12
+
+    run(plain, scenario)
+
+
+def test_a_step_wakes_a_loop_once_for_all_its_requests(plain: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(running: AsyncEngine) -> None:
+        woken: list[int] = []
+        loop = asyncio.get_running_loop()
+        call = loop.call_soon_threadsafe
+        handles = [await running.submit(request(20)) for _ in range(4)]
+
+        def counted(callback: Any, *arguments: Any, **more: Any) -> Any:
+            if callback.__name__ == "_wake":
+                woken.append(len(arguments[0]))
+            return call(callback, *arguments, **more)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+        results = await asyncio.gather(*(handle.result() for handle in handles))
+        assert sum(len(result.token_ids) for result in results) == 48
+        assert max(woken) == 4 and len(woken) < 48
+
+    run(plain, scenario)
+
+
+def test_usage_has_the_most_that_the_caches_of_a_request_held(plain: Model, make_engine: Any) -> None:
+    engine = make_engine(plain)
+    whole = engine.submit(request(200)).result().usage
+    again = engine.submit(request(200)).result().usage
+    bound = engine.cache_footprint((), 200, 212).peak_bytes
+    assert again.cached_tokens > 0 and 0 < again.kv_bytes < whole.kv_bytes <= 2 * bound
+    handle = engine.submit(request(200))
+    engine.step()
+    handle.cancel()
+    assert handle.usage.kv_bytes > 0

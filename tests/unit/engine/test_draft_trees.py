@@ -112,9 +112,17 @@ def windowed_plain() -> Model:
     return tiny_model(windows=(100, None, 100, None), seed=1)
 
 
+def told(value: Any) -> str | None:
+    """A cache by its technique."""
+    return (value[0]["technique"] if value else "full") if isinstance(value, list) else None
+
+
+# Every cache greedily; sampled, which changes what is accepted and not what is held, the full one and one that evicts.
+CASES = [(cache, 0.0) for cache in CACHES] + [(cache, 1.0) for cache in (CACHES[0], CACHES[-1])]
+
+
 @pytest.mark.parametrize(("kind", "native"), [("plain", True), ("plain", False), ("windowed_plain", True)])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("cache", CACHES, ids=lambda cache: cache[0]["technique"] if cache else "full")
+@pytest.mark.parametrize(("cache", "temperature"), CASES, ids=told)
 def test_trees_change_the_steps_not_the_answers(
     make_engine: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest,
     kind: str, native: bool, cache: list[dict[str, Any]], temperature: float,

@@ -293,10 +293,12 @@ def test_what_no_kernel_does_is_an_error_that_names_the_reference(native: bool |
 
 @pytest.mark.parametrize("native", [None, True, False])
 def test_layers_that_no_cache_holds_get_no_remedy_that_does_not_help(native: bool | None) -> None:
-    config = tiny_config(2)
-    wide = dataclasses.replace(config.layers[1], heads=8, kv_heads=2)
-    model = tiny_model(packed=True, config=dataclasses.replace(config, layers=(config.layers[0], wide)))
-    with pytest.raises(ConfigError, match=r"layers\.1 \(attention, \(8, 2, 64\) .* none that the cache holds") as error:
+    model = tiny_model(packed=True, config=tiny_config(2))
+    latent = dataclasses.replace(model.config.layers[1], mixer="latent")
+    model.config = dataclasses.replace(model.config, layers=(model.config.layers[0], latent))
+    with pytest.raises(
+        ConfigError, match=r"layers\.1 mixes by latent attention, which the cache does not hold"
+    ) as error:
         Engine(model, native=native)
     assert "native=False" not in str(error.value)
 

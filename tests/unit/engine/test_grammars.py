@@ -15,7 +15,7 @@ from tests.tiny import EOS, text_tokens
 from tests.unit.engine.conftest import MakeEngine
 
 from thrifty.decoding.grammar import Grammar
-from thrifty.decoding.grammars import Grammars
+from thrifty.decoding.grammars import KEPT, Grammars, compiled_bytes
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.asynchronous import AsyncEngine
 from thrifty.engine.engine import Engine
@@ -221,7 +221,17 @@ def test_the_vocabulary_stands_in_the_ledger_and_must_fit(packed: Model, make_en
     before = engine.usage().current
     assert "grammars" not in engine.usage().categories
     answer(engine, make(Grammar.choice(["a", "b"]), max_tokens=5))
-    assert engine.usage().categories["grammars"].current == packed.grammar_vocabulary.nbytes > 0
+    first = packed.grammar_vocabulary.nbytes + compiled_bytes(Grammar.choice(["a", "b"]))
+    assert engine.usage().categories["grammars"].current == first > 0
+    for _ in range(2):  # equal ones count once
+        answer(engine, make(Grammar.regex("[ab]+"), max_tokens=5))
+        held = engine.usage().categories["grammars"].current
+        assert held == first + compiled_bytes(Grammar.regex("[ab]+"))
+    texts = [Grammar.choice([f"{number:02}"]) for number in range(KEPT + 3)]
+    for text in texts:
+        answer(engine, make(text, max_tokens=5))
+    kept = packed.grammar_vocabulary.nbytes + KEPT * compiled_bytes(texts[0])
+    assert engine.usage().categories["grammars"].current == kept
     tight = make_engine(packed, memory=before + 400_000, prefix_tree=False)
     large: Any = _Large(packed.grammar_vocabulary.native)
     tight.intake.grammars = Grammars(lambda: large)

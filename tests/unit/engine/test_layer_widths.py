@@ -12,6 +12,7 @@ from tests.tiny import text_tokens, tiny_config, tiny_model, uneven_config
 from thrifty.arrays import Floats
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import ModelInfo, Widths
+from thrifty.cache.policies.headkv import head_budgets, importance
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Handle, Request
@@ -188,3 +189,15 @@ def test_equal_widths_written_out_are_the_models_own() -> None:
     )
     one, other = tiny_model(packed=True, config=plain), tiny_model(packed=True, config=written)
     assert np.array_equal(alone(one, ask(100, 10)), alone(other, ask(100, 10)))
+
+
+def test_scores_of_heads_are_as_wide_as_the_widest_layer() -> None:
+    """Shares of a layer with fewer heads end where its heads end, and budgets follow."""
+    widths = (Widths(4, 2, 64), Widths(6, 3, 32))
+    info = ModelInfo(heads=4, kv_heads=2, head_dim=64, windows=(None, None), widths=widths)
+    scores = np.array([[1, 3, 0, 0, 9, 9], [1, 1, 2, 2, 1, 1]], np.float32)
+    shares = importance(scores, info, "mean")
+    assert [len(own) for own in shares] == [2, 3] == [own.kv_heads for own in widths]
+    assert np.allclose(np.concatenate(shares), np.array([2, 0, 1, 2, 1]) / 6)
+    budgets = head_budgets(shares, 20, 100, 1.25)
+    assert [len(own) for own in budgets] == [2, 3] and sum(map(sum, budgets)) == 5 * 20

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.chromium import asked_for, chromium, needs_chromium, show
 from tests.unit.frontier.test_report import SAMPLE, with_harmful_names
 
 from thrifty.frontier.report import report
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-if CHROMIUM is None or DRIVER is None:
-    pytest.skip("there is no chromium and chromedriver: make browser", allow_module_level=True)
+needs_chromium()
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage"
-)
 POSITION = """
 const chart = Chart.getChart("canvas"), box = document.getElementById("canvas").getBoundingClientRect();
 const { data } = chart.data.datasets[0], at = data.findIndex(({ index }) => index === arguments[0]);
@@ -32,14 +25,8 @@ return [box.left + x, box.top + y];
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +37,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(browser: Any, page: Path, width: int = 1280, theme: str = "light") -> Any:
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    feature = {"name": "prefers-color-scheme", "value": theme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": [feature]})
-    browser.get(page.as_uri())
-    return browser
+    return show(browser, page.as_uri(), width, theme)
 
 
 def requests(browser: Any, page: Path) -> list[str]:
     """What the page asked for, itself included."""
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
-    return [one["request"]["url"] for one in sent if one["documentURL"] == page.as_uri()]
+    return [url for by, url in asked_for(browser) if by == page.as_uri()]
 
 
 def card(browser: Any) -> str:

@@ -137,10 +137,21 @@ def test_configs(folder: Path, name: str, seed: int) -> None:
     attempt(path, json.dumps(data).encode(), open_only)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 @settings(QUIET, max_examples=examples(400))
 @given(seed=SEEDS)
 def test_tokenizer_files(folder: Path, name: str, seed: int) -> None:
+    use_changed(folder, name, seed)
+
+
+@settings(QUIET, max_examples=examples(120))  # two ids: there is little to change
+@given(seed=SEEDS)
+def test_the_ids_of_a_generation_config(folder: Path, seed: int) -> None:
+    use_changed(folder, "generation_config.json", seed)
+
+
+def use_changed(folder: Path, name: str, seed: int) -> None:
+    """Use a tokenizer of which one file was changed or cut."""
     path, chance = folder / name, random.Random(seed)
     raw = path.read_bytes()
     data = json.dumps(changed(json.loads(raw), chance)).encode()

@@ -78,9 +78,12 @@ def reference_layer(made: Made, index: int, hidden: Tensor, sizes: list[int]) ->
     return torch.cat(parts)
 
 
+# Products of 8 bits are those of every family: a few of them take them through.
+LAYERED = [(name, bits) for name in FAMILIES for bits in (4, 16)] + [(name, 8) for name in list(FAMILIES)[::4]]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("bits", [4, 8, 16])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "bits"), LAYERED)
 def test_each_layer_agrees_with_the_decoder(name: str, bits: int) -> None:
     """From the same input. An activation may round to the other side, so a few elements differ by a step of int8."""
     native()

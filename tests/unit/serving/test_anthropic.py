@@ -71,7 +71,7 @@ def test_tokens_are_counted_as_they_are_read(server: Live) -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"tools": []}, "tools"),
+        ({"tools": {}}, "tools"),
         ({"max_tokens": None}, "max_tokens"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking.type"),
         ({"messages": [{"role": "system", "content": "x"}]}, "messages.0.role"),

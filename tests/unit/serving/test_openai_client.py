@@ -70,6 +70,18 @@ def test_a_stream_ends_with_its_usage_only_where_it_was_asked_for(client: Any) -
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 24
 
 
+def test_every_chunk_has_its_usage_where_that_was_asked_for(client: Any) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = streamed(client, stream_options=options)
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == sorted(counts) and counts[-1] == 24
+    text = client.completions.create(model=NAME, prompt="abc", max_tokens=6, stream=True, stream_options=options)
+    assert all(chunk.usage.prompt_tokens == 3 for chunk in text)
+    with pytest.raises(openai.BadRequestError) as refused:
+        streamed(client, stream_options={"continuous_usage_stats": True})
+    assert refused.value.param == "stream_options"
+
+
 def test_a_repeated_prompt_says_how_much_of_it_was_cached(client: Any) -> None:
     messages = [{"role": "user", "content": "x" * 700}]
     first = client.chat.completions.create(**greedy(messages=messages)).usage

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.chromium import asked_for, chromium, needs_chromium, show
 from tests.unit.serving.live import Live, SlowEngine, live, tiny_engine
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-if CHROMIUM is None or DRIVER is None:
-    pytest.skip("there is no chromium and chromedriver: make browser", allow_module_level=True)
+needs_chromium()
 
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
 
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage"
-)
 MARKDOWN = """# Title
 
 Text with `code`, **strong**, *weak*, [a link](https://example.org/x) and [a bad one](javascript:alert(1)).
@@ -47,14 +39,8 @@ print("<b>&amp;</b>")
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("chromium")) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +57,7 @@ def calm() -> Iterator[Live]:
 
 
 def opened(browser: Any, server: Live, width: int = 1280, theme: str = "light", tab: str = "") -> Any:
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    feature = {"name": "prefers-color-scheme", "value": theme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": [feature]})
-    browser.get("about:blank")
+    show(browser, "about:blank", width, theme)
     browser.get(f"{server.url}/")
     browser.execute_script("localStorage.clear(); sessionStorage.clear()")
     browser.get("about:blank")
@@ -113,13 +95,12 @@ def say(browser: Any, text: str, tokens: int = 12) -> None:
 
 def test_it_logs_nothing_and_asks_its_own_server_alone(browser: Any, server: Live) -> None:
     opened(browser, server)  # what the browser's own first page asks for lies before
-    browser.get_log("performance"), browser.get_log("browser")
+    asked_for(browser), browser.get_log("browser")
     opened(browser, server)
     say(browser, "hello")
     until(lambda: is_idle(browser) and len(texts(browser)) == 2)
     assert browser.get_log("browser") == []
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [entry["params"]["request"]["url"] for entry in messages if entry["method"] == "Network.requestWillBeSent"]
+    urls = [url for _, url in asked_for(browser)]
     assert urls and all(url.startswith(server.url) or url == "about:blank" for url in urls)
 
 
@@ -259,8 +240,7 @@ def test_the_tabs_are_reached_by_keys(browser: Any, server: Live) -> None:
     assert browser.switch_to.active_element.get_attribute("id") == "tab-server"
 
 
-@pytest.mark.parametrize("tab", ["#chat", "#compare", "#server"])
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("tab", "theme"), [("#chat", "light"), ("#compare", "dark"), ("#server", "light")])
 def test_it_fits_a_phone(browser: Any, server: Live, tab: str, theme: str) -> None:
     opened(browser, server, width=360, theme=theme, tab=tab)
     browser.find_element("id", "settings-button").click()

@@ -155,7 +155,13 @@ def test_metrics_count_what_was_served() -> None:
     assert values[f"vllm:num_requests_running{label}"] == 0
     assert values[f'vllm:request_success_total{{finished_reason="length",model_name="{NAME}"}}'] == 2
     assert 0 < values[f"vllm:kv_cache_usage_perc{label}"] < 1
-    assert values[f'thrifty:memory_bytes{{model_name="{NAME}",owner="weights"}}'] > 0
+    assert values[f"vllm:request_generation_tokens_sum{label}"] == 20
+    assert values[f"vllm:request_decode_time_seconds_count{label}"] == 2
+    assert values[f"vllm:request_inference_time_seconds_sum{label}"] == pytest.approx(
+        values[f"vllm:request_prefill_time_seconds_sum{label}"] + values[f"vllm:request_decode_time_seconds_sum{label}"]
+    )
+    tiers = {tier: values[f'thrifty:tier_bytes{{model_name="{NAME}",tier="{tier}"}}'] for tier in ("memory", "disk")}
+    assert tiers["memory"] > 0 and tiers["disk"] == 0
 
 
 def test_text_of_several_threads_is_never_mixed(slow_server: Live) -> None:
@@ -173,3 +179,18 @@ def test_text_of_several_threads_is_never_mixed(slow_server: Live) -> None:
     for thread in threads:
         thread.join()
     assert all(text == letter * 20 for letter, own in texts.items() for text in own)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_usage_tells_what_a_request_held_and_how_fast_it_was(server: Live, stream: bool) -> None:
+    body = chat_body("u" * 300, max_tokens=20, ignore_eos=True, stream=stream)
+    if stream:
+        answer = post(server, CHAT, json=body | {"stream_options": {"include_usage": True}})
+        usage = json.loads(answer.text.split("data: ")[-2])["usage"]
+    else:
+        usage = post(server, CHAT, json=body).json()["usage"]
+    cost = usage["thrifty"]
+    assert cost["decode_tokens_per_second"] > 0 and cost["prefill_seconds"] > 0
+    assert server.engine is not None
+    bound = server.engine.cache_footprint((), usage["prompt_tokens"], usage["total_tokens"]).peak_bytes
+    assert 0 < cost["kv_bytes"] <= bound

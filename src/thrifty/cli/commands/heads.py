@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,12 +68,14 @@ def command(
             with progress(f"questions of kind {asked}", settings.questions) as steps:
                 scores = probe(thrifty.engine, asked, settings, steps.advance)
             saved.append((scores, save(thrifty.model, scores)))
-        group = thrifty.model.config.heads // thrifty.model.config.kv_heads
+        config = thrifty.model.config
+    widths = [config.widths(layer) for layer in range(len(config.layers))]
+    groups = {layer: heads // kv_heads for layer, (heads, kv_heads, _) in enumerate(widths)}
     if as_json:
         output.json_line({"model": model, "kinds": {scores.kind: _document(scores, path) for scores, path in saved}})
         return
     for scores, path in saved:
-        _show(scores, path, group)
+        _show(scores, path, groups)
 
 
 def _of_recipe(path: Path) -> list[str]:
@@ -92,7 +95,8 @@ def _document(scores: HeadScores, path: Path) -> dict[str, Any]:
     return asdict(scores) | {"path": str(path)}
 
 
-def _show(probed: HeadScores, path: Path, group: int) -> None:
+def _show(probed: HeadScores, path: Path, groups: Mapping[int, int]) -> None:
+    """groups: query heads a KV head, by layer."""
     scores = probed.array()
     total = float(scores.sum())
     order = (-scores.flatten()).argsort(kind="stable")[:SHOWN].tolist()
@@ -100,7 +104,8 @@ def _show(probed: HeadScores, path: Path, group: int) -> None:
     for place in order:
         rank, head = divmod(place, scores.shape[1])
         share = float(scores[rank, head]) / total
-        rows.append((str(probed.layers[rank]), str(head), str(head // group), f"{share:.1%}"))
+        layer = probed.layers[rank]
+        rows.append((str(layer), str(head), str(head // groups[layer]), f"{share:.1%}"))
     title = f"{probed.kind}: {probed.used} of {probed.asked} questions answered"
     columns = [Column(name) for name in ("layer", "query head", "KV head", "share of the score")]
     output.table(title, columns, rows)

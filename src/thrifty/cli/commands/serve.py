@@ -35,6 +35,7 @@ def command(
     queue: Annotated[int, typer.Option(min=1, help="Most requests that wait; more are refused with 429.")] = 64,
     adapters: serve_options.Adapters = None,
     adapters_from: serve_options.AdaptersFrom = None,
+    prefill_slice: serve_options.PrefillSlice = serve_options.PREFILL_SLICE,
     model_room: serve_options.ModelRoom = 64_000_000,
     request_recipes: serve_options.RequestRecipes = True,
     request_techniques: serve_options.RequestTechniques = None,
@@ -45,6 +46,7 @@ def command(
     drain: Annotated[
         float, typer.Option(min=0, help="Seconds that answers under way get to end when the server is told to stop.")
     ] = 30.0,
+    traces: serve_options.Traces = False,
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Serve by several replicas behind one address, on Ray.")
     ] = False,
@@ -67,7 +69,7 @@ def command(
     no_copy: options.NoCopy = False,
     as_json: options.Json = False,
 ) -> None:
-    """Serve a model, or several (--model), by OpenAI's API and Anthropic's, with a page to try it at /.
+    """Serve a model by OpenAI's API and Anthropic's, or several (--model), with a page to try it at /.
 
     With --json the address is one line of JSON on standard output, once the server listens.
     """
@@ -105,6 +107,7 @@ def command(
         model_room=model_room,
         adapter_folder=adapters_from,
         request_recipes=request_recipes,
+        traces=traces,
         request_techniques=serve_options.technique_names(request_techniques),
         request_cache_memory=request_cache_memory,
         priority=priority,
@@ -117,6 +120,7 @@ def command(
             return open_engine(
                 path, chosen, memory=memory, process_memory=process_memory, threads=threads, context=context,
                 native=native, copy=not no_copy, batch=batch, queue=queue, drafts=drafts or (),
+                prefill_slice_ms=prefill_slice,
                 fits=fits if several else None,
             )  # fmt: skip
 

@@ -86,6 +86,7 @@ def _sizes(config: ModelConfig) -> dict[str, Any]:
         "kv_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "intermediate": config.intermediate_size,
+        "layers_of_own_widths": sum(own.has_widths or own.intermediate_size is not None for own in config.layers),
         "vocabulary": config.vocabulary_size,
         "context": config.context_length,
         "windows": windows,
@@ -182,6 +183,8 @@ def _lines(facts: FileFacts) -> Iterator[tuple[str, str]]:
         layers += f" ({sizes['windowed_layers']} of them see a window of {windows} tokens)"
     if sizes["recurrent_layers"]:
         layers += f" ({sizes['recurrent_layers']} of them are recurrent)"
+    if sizes["layers_of_own_widths"]:
+        layers += f" ({sizes['layers_of_own_widths']} of them have heads or MLP sizes of their own)"
     heads = f"{config.heads} query and {config.kv_heads} KV heads of {config.head_dim}"
     mlp = f"MLP {config.intermediate_size}{_experts(sizes)}"
     yield "sizes", f"{layers}, hidden {config.hidden_size}, {heads}, {mlp}"

@@ -244,7 +244,7 @@ class Intake:
     def _constraint(self, sampling: SamplingParameters) -> Constraint | None:
         if sampling.grammar is None:
             return None
-        self._memory.hold_grammars(self.grammars.nbytes)
+        self._memory.hold_grammars(self.grammars.bytes_with(sampling.grammar))
         return self.grammars.constraint(sampling.grammar)
 
     @property

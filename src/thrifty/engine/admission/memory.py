@@ -212,15 +212,21 @@ class EngineMemory(RequestBounds):
         if sequence.cache is not None:
             self._drop_hidden(sequence)
             self.cache.release(sequence.cache)
+            if sequence.cache.reservation is not None:
+                sequence.answer.usage.kv_bytes += sequence.cache.reservation.peak
             sequence.cache = None
 
     def hold_grammars(self, nbytes: int) -> None:
-        """Account for the vocabulary that grammars need, once. Raises BudgetError where the budget has no room."""
-        if self.ledger.bytes_of(GRAMMARS):
+        """Account for what grammars take now: their vocabulary, and those that are compiled. Raises BudgetError where
+        the budget has no room.
+        """
+        more = nbytes - self.ledger.bytes_of(GRAMMARS)
+        if more <= 0:
+            self.ledger.credit(GRAMMARS, -more)
             return
-        reservation = self.cache.reserve(GRAMMARS, nbytes)
+        reservation = self.cache.reserve(GRAMMARS, more)
         try:
-            self.ledger.charge(GRAMMARS, nbytes, reservation)
+            self.ledger.charge(GRAMMARS, more, reservation)
         finally:
             reservation.release()
 

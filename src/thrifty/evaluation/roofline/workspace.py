@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from thrifty.evaluation.roofline.cache_reads import APPENDED
-from thrifty.models.config.layer_spec import RecurrentSpec
 from thrifty.models.config.model_config import ExpertConfig, ModelConfig
 
 ROTATED = 9 * 128  # positions whose rotations are held
@@ -20,17 +19,13 @@ def workspace(config: ModelConfig, rows: int = APPENDED) -> int:
     widths = 3 * hidden + sum(inner)
     widths += sum(2 * heads * head_dim + 2 * kv_heads * head_dim for heads, kv_heads, head_dim in attention)
     specs = {layer.recurrent for layer in config.layers if layer.recurrent is not None}
-    widths += sum(_recurrent(spec) for spec in specs) + max(
+    widths += sum(spec.buffer_width for spec in specs) + max(
         hidden, *inner, *(heads * head_dim for heads, _, head_dim in attention)
     )
     values = rows * widths + config.vocabulary_size + ROTATED * sum(rope.dimension for rope in config.ropes)
     if config.experts is not None:
         values += _experts(config.experts, hidden, rows)
     return 4 * values
-
-
-def _recurrent(spec: RecurrentSpec) -> int:
-    return 2 * spec.key_width + 3 * spec.value_width + spec.decay_width
 
 
 def _experts(experts: ExpertConfig, hidden: int, rows: int) -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from thrifty.errors import ConfigError
 from thrifty.models.config.checks import LIMITS, check_choice, check_integer, check_number
 from thrifty.models.config.recurrent import Decay, RecurrentSpec
+from thrifty.models.config.tables import build
 
 __all__ = [
-    "Decay", "LayerSpec", "Mixer", "RecurrentSpec", "RopeConfig", "RopeScaling", "ScalingKind", "recurrent_layer",
+    "Decay", "LayerSpec", "Mixer", "RecurrentSpec", "RopeConfig", "RopeScaling", "ScalingKind", "layer_from",
+    "recurrent_layer",
 ]  # fmt: skip
 
 ScalingKind = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
@@ -162,3 +165,21 @@ class LayerSpec:
 def recurrent_layer(spec: RecurrentSpec, experts: bool = False) -> LayerSpec:
     """A layer of that recurrence."""
     return LayerSpec(None, RopeConfig(10000.0, 0), experts, "recurrent", spec)
+
+
+def layer_from(data: object, field: str) -> LayerSpec:
+    """A layer from an untrusted table, as `as_dict` makes it. Raises ConfigError naming the field."""
+    if not isinstance(data, Mapping) or not isinstance(data.get("rope"), Mapping):
+        raise ConfigError(f"{field} is not a table with a rope.")
+    rope = {**data["rope"], **{name: tuple(data["rope"].get(name) or ()) for name in ("divisors", "sections")}}
+    if rope.get("scaling") is not None:
+        scaling = rope["scaling"]
+        if not isinstance(scaling, Mapping):
+            raise ConfigError(f"{field}.rope.scaling is not a table.")
+        scaling = {**scaling, "short_factor": tuple(scaling.get("short_factor") or ())}
+        scaling["long_factor"] = tuple(scaling.get("long_factor") or ())
+        rope["scaling"] = build(RopeScaling, scaling, f"{field}.rope.scaling")
+    fields = {**data, "rope": build(RopeConfig, rope, f"{field}.rope")}
+    if fields.get("recurrent") is not None:
+        fields["recurrent"] = build(RecurrentSpec, fields["recurrent"], f"{field}.recurrent")
+    return build(LayerSpec, fields, field)

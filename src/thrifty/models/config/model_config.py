@@ -10,19 +10,25 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from thrifty.errors import ConfigError
 from thrifty.models.config.checks import LIMITS, check_choice, check_integer, check_number
-from thrifty.models.config.layer_spec import LayerSpec, RecurrentSpec, RopeConfig, RopeScaling, ScalingKind
+from thrifty.models.config.layer_spec import (
+    LayerSpec,
+    RecurrentSpec,
+    RopeConfig,
+    RopeScaling,
+    ScalingKind,
+    layer_from,
+)
+from thrifty.models.config.tables import build
 
 __all__ = [
     "LIMITS", "MLP", "Activation", "ExpertConfig", "LayerSpec", "ModelConfig", "Norm", "QKNorm", "RecurrentSpec",
     "RopeConfig", "RopeScaling", "ScalingKind", "as_dict", "check_choice", "check_integer", "check_number", "from_dict",
     "longrope_attention_factor", "yarn_attention_factor",
 ]  # fmt: skip
-
-T = TypeVar("T")
 
 QKNorm = Literal["none", "head", "full"]
 Activation = Literal["silu", "gelu_tanh"]
@@ -194,42 +200,12 @@ def from_dict(data: Mapping[str, Any]) -> ModelConfig:
     if not isinstance(layers, list | tuple):
         raise ConfigError("layers is missing or not a list.")
     check_integer("layers", len(layers), 1, LIMITS["layers"])
-    fields["layers"] = tuple(_layer(layer, f"layers.{index}") for index, layer in enumerate(layers))
+    fields["layers"] = tuple(layer_from(layer, f"layers.{index}") for index, layer in enumerate(layers))
     if fields.get("experts") is not None:
-        fields["experts"] = _build(ExpertConfig, fields["experts"], "experts")
+        fields["experts"] = build(ExpertConfig, fields["experts"], "experts")
     for field in ("bos_ids", "eos_ids"):
         fields[field] = tuple(fields.get(field) or ())
-    return _build(ModelConfig, fields, "config")
-
-
-def _layer(data: object, field: str) -> LayerSpec:
-    if not isinstance(data, Mapping) or not isinstance(data.get("rope"), Mapping):
-        raise ConfigError(f"{field} is not a table with a rope.")
-    rope = {**data["rope"], **{name: tuple(data["rope"].get(name) or ()) for name in ("divisors", "sections")}}
-    if rope.get("scaling") is not None:
-        scaling = rope["scaling"]
-        if not isinstance(scaling, Mapping):
-            raise ConfigError(f"{field}.rope.scaling is not a table.")
-        scaling = {**scaling, "short_factor": tuple(scaling.get("short_factor") or ())}
-        scaling["long_factor"] = tuple(scaling.get("long_factor") or ())
-        rope["scaling"] = _build(RopeScaling, scaling, f"{field}.rope.scaling")
-    fields = {**data, "rope": _build(RopeConfig, rope, f"{field}.rope")}
-    if fields.get("recurrent") is not None:
-        fields["recurrent"] = _build(RecurrentSpec, fields["recurrent"], f"{field}.recurrent")
-    return _build(LayerSpec, fields, field)
-
-
-def _build(kind: type[T], data: object, field: str) -> T:
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{field} is not a table.")
-    known = {item.name for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for name in data:
-        if name not in known:
-            raise ConfigError(f"{field}.{name} is not a field of {kind.__name__}.")
-    try:
-        return kind(**data)
-    except TypeError as error:
-        raise ConfigError(f"{field}: {error}.") from error
+    return build(ModelConfig, fields, "config")
 
 
 def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:

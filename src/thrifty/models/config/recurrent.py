@@ -54,6 +54,11 @@ class RecurrentSpec:
         return self.heads * self.key_dim * self.value_dim
 
     @property
+    def buffer_width(self) -> int:
+        """fp32 numbers that a plan holds for each row: queries, keys, values, decays, gates and results."""
+        return 2 * self.key_width + 3 * self.value_width + self.decay_width
+
+    @property
     def step_operations(self) -> int:
         """Operations of arithmetic on the state for one token: decay, key times value, and the query's product."""
         return 5 * self.state_numbers

@@ -22,10 +22,11 @@ def checked(messages: Sequence[Mapping[str, Any]], place: str = "messages") -> l
 
     Raises RequestError that names what a template would not see, such as "messages.0.content.1.type".
     """
-    return [_message(message, f"{place}.{index}") for index, message in enumerate(messages)]
+    return [message_of(message, f"{place}.{index}") for index, message in enumerate(messages)]
 
 
-def _message(message: Mapping[str, Any], place: str) -> dict[str, Any]:
+def message_of(message: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """One message, as `checked` has them. place: where it stands."""
     given = {name: value for name, value in message.items() if value is not None}
     role = given.get("role")
     for name in given:
@@ -53,10 +54,11 @@ def text_of(content: Any, place: str, kinds: Sequence[str] = ("text",)) -> str:
         return content
     if not isinstance(content, list):
         raise RequestError(f"'{place}' is {shown(content)}; use a text, or a list of text parts", param=place)
-    return "".join(_part(part, f"{place}.{index}", kinds) for index, part in enumerate(content))
+    return "".join(text_of_part(part, f"{place}.{index}", kinds) for index, part in enumerate(content))
 
 
-def _part(part: Any, place: str, kinds: Sequence[str]) -> str:
+def text_of_part(part: Any, place: str, kinds: Sequence[str] = ("text",)) -> str:
+    """The text of one part of a content."""
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
         raise RequestError(f"'{place}' is no part; use {{'type': '{kinds[0]}', 'text': …}}", param=place)
     if part["type"] not in kinds:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field, StrictBool, StrictInt
+from pydantic import BaseModel, Field, StrictBool, StrictInt, model_validator
+from pydantic_core import PydanticCustomError
 
 from thrifty.decoding.grammar import Grammar
 from thrifty.decoding.sampling_parameters import SamplingParameters
@@ -15,9 +16,18 @@ from thrifty.serving.errors import RequestError
 
 
 class StreamOptions(Body):
-    """include_usage: one more chunk at the end, without choices."""
+    """include_usage: one more chunk at the end, without choices. continuous_usage_stats (vLLM's): every chunk has the
+    usage so far; load generators count tokens by it.
+    """
 
     include_usage: StrictBool = False
+    continuous_usage_stats: StrictBool = False
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> StreamOptions:
+        if self.continuous_usage_stats and not self.include_usage:
+            raise PydanticCustomError("usage", "continuous_usage_stats needs include_usage = true")
+        return self
 
 
 class Extensions(Body):
@@ -62,6 +72,11 @@ class SamplingBody(Body):
     def include_usage(self) -> bool:
         """Whether a stream ends with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk of a stream has the usage so far."""
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     @property
     def form(self) -> tuple[Grammar, str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -13,6 +13,7 @@ from thrifty.engine.answer import Event, Sample
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.serving.access.keys import key_of
 from thrifty.serving.answers import STREAMED, streamed, unless_gone, usage_of, whole
+from thrifty.serving.bodies.body import Body
 from thrifty.serving.bodies.chat_messages import checked
 from thrifty.serving.bodies.sampling import SamplingBody
 from thrifty.serving.errors import RequestError
@@ -20,8 +21,22 @@ from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.openai import logprobs as shown
 from thrifty.serving.service import Service
 from thrifty.serving.tool_calls.calling import Calling
-from thrifty.serving.tool_calls.offer import Offer, ToolBody, ToolChoice, offer_of
+from thrifty.serving.tool_calls.offer import FunctionBody, FunctionName, Offer, offer_of
 from thrifty.serving.tool_calls.reading import CallReader
+
+
+class ToolBody(Body):
+    """A tool: functions only."""
+
+    type: Literal["function"]
+    function: FunctionBody
+
+
+class NamedChoice(Body):
+    """The function that has to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
 
 
 class ChatBody(SamplingBody):
@@ -32,7 +47,7 @@ class ChatBody(SamplingBody):
     logprobs: StrictBool = False
     top_logprobs: StrictInt | None = None
     tools: list[ToolBody] | None = Field(default=None, min_length=1)
-    tool_choice: ToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: StrictBool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -56,7 +71,10 @@ class ChatBody(SamplingBody):
     @property
     def offer(self) -> Offer | None:
         """The calls that the answer may hold, None where it is text. Raises RequestError."""
-        offer = offer_of(self.tools, self.tool_choice, self.parallel_tool_calls)
+        choice = self.tool_choice
+        named = choice.function if isinstance(choice, NamedChoice) else choice
+        functions = None if self.tools is None else [tool.function for tool in self.tools]
+        offer = offer_of(functions, named, self.parallel_tool_calls)
         if offer is not None and self.form is not None:
             field = self.form[1].partition(".")[0]
             raise RequestError(
@@ -136,7 +154,9 @@ class ChatAnswer:
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         chunk = self._head | {"object": "chat.completion.chunk", "choices": choices}
-        return chunk | {"usage": None} if self._body.include_usage else chunk
+        if not self._body.include_usage:
+            return chunk
+        return chunk | {"usage": usage_of(self._handle).model_dump() if self._body.continuous_usage else None}
 
     @staticmethod
     def _choice(

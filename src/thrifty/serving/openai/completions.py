@@ -77,7 +77,8 @@ class CompletionAnswer:
         if self._body.logprobs is not None and event.logprob is not None:
             logprobs = shown.of_text(self._tokenizer, [event.logprob], before)
         choice = {"index": event.sample, "text": event.text, "logprobs": logprobs, "finish_reason": event.finish_reason}
-        return [self._head | {"choices": [choice]}]
+        chunk = self._head | {"choices": [choice]}
+        return [chunk | {"usage": self._usage()} if self._body.continuous_usage else chunk]
 
     def last(self) -> list[dict[str, Any]]:
         """The usage, where it was asked for."""

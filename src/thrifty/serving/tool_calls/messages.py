@@ -29,7 +29,7 @@ def _call(call: Any, place: str) -> dict[str, Any]:
     _check_fields(function, FUNCTION_FIELDS, f"{place}.function")
     if call.get("type", "function") != "function" or not isinstance(call.get("id"), str):
         raise RequestError(f"'{place}' needs an id, and the type 'function'", param=place)
-    arguments = _arguments(function.get("arguments"), f"{place}.function.arguments")
+    arguments = arguments_of(function.get("arguments"), f"{place}.function.arguments")
     shown = {"name": function["name"], "arguments": arguments}
     return {"id": call["id"], "type": "function", "function": shown}
 
@@ -40,7 +40,8 @@ def _check_fields(given: Mapping[str, Any], known: frozenset[str], place: str) -
             raise RequestError(f"'{place}.{name}' is not a field that this server supports", param=f"{place}.{name}")
 
 
-def _arguments(given: Any, place: str) -> Mapping[str, Any]:
+def arguments_of(given: Any, place: str) -> Mapping[str, Any]:
+    """The arguments of a call, from their JSON. Raises RequestError unless it is an object."""
     try:
         arguments = json.loads(given) if isinstance(given, str) else given
     except (ValueError, RecursionError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,27 +26,14 @@ class FunctionBody(Body):
     strict: StrictBool | None = None
 
 
-class ToolBody(Body):
-    """A tool: functions only."""
-
-    type: Literal["function"]
-    function: FunctionBody
-
-
 class FunctionName(Body):
     """The name of an offered function."""
 
     name: str
 
 
-class NamedChoice(Body):
-    """The function that has to be called."""
-
-    type: Literal["function"]
-    function: FunctionName
-
-
-ToolChoice = Literal["none", "auto", "required"] | NamedChoice
+Choice = Literal["none", "auto", "required"] | FunctionName
+"""No call, a call where the model opens one, a call from the first token on, a call of this function."""
 
 
 @dataclass(frozen=True)
@@ -69,29 +56,36 @@ class Offer:
     shown: tuple[Mapping[str, Any], ...]
 
 
-def offer_of(tools: list[ToolBody] | None, choice: ToolChoice | None, parallel: bool | None) -> Offer | None:
-    """What a request offers; None where the answer is to be text. Raises RequestError that names the field."""
-    if tools is None:
+def offer_of(
+    functions: Sequence[FunctionBody] | None,
+    choice: Choice | None,
+    parallel: bool | None,
+    parameters: str = "tools.{}.function.parameters",
+) -> Offer | None:
+    """What a request offers; None where the answer is to be text. choice: see `Choice`. parameters: where a function's
+    schema stands in the API's body, with a place for its number. Raises RequestError that names the field.
+    """
+    if functions is None:
         for name, value in (("tool_choice", choice), ("parallel_tool_calls", parallel)):
             if value is not None and value != "none":
                 raise RequestError(f"{name} is given without tools; leave it out, or give tools", param=name)
         return None
-    functions = tuple(_function(tool.function, f"tools.{place}") for place, tool in enumerate(tools))
-    names = [function.name for function in functions]
+    offered = tuple(_function(body, parameters.format(place)) for place, body in enumerate(functions))
+    names = [function.name for function in offered]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise RequestError(f"tools has the function '{twice}' twice; give each name once", param="tools")
     if choice == "none":
         return None
-    shown = tuple(_shown(tool) for tool in tools)
-    if isinstance(choice, NamedChoice):
-        wanted = tuple(function for function in functions if function.name == choice.function.name)
+    shown = tuple(_shown(body) for body in functions)
+    if isinstance(choice, FunctionName):
+        wanted = tuple(function for function in offered if function.name == choice.name)
         if not wanted:
             raise RequestError(
-                f"tool_choice names '{choice.function.name}', which is not among the tools: {', '.join(names)}",
+                f"tool_choice names '{choice.name}', which is not among the tools: {', '.join(names)}",
                 param="tool_choice",
             )
         return Offer(wanted, True, True, shown)
-    return Offer(functions, choice == "required", parallel is False, shown)
+    return Offer(offered, choice == "required", parallel is False, shown)
 
 
 def _function(body: FunctionBody, place: str) -> Function:
@@ -99,12 +93,12 @@ def _function(body: FunctionBody, place: str) -> Function:
     if schema.get("type", "object") != "object":
         raise RequestError(
             f"the parameters of '{body.name}' are of type {schema['type']!r}; a call's arguments are an object",
-            param=f"{place}.function.parameters",
+            param=place,
         )
     return Function(body.name, {"type": "object", **schema})
 
 
-def _shown(tool: ToolBody) -> Mapping[str, Any]:
+def _shown(body: FunctionBody) -> Mapping[str, Any]:
     """A tool in the words of OpenAI's API, without what is about the API alone."""
-    given = tool.function.model_dump(exclude_unset=True, exclude={"strict"})
+    given = body.model_dump(include={"name", "description", "parameters"}, exclude_unset=True)
     return {"type": "function", "function": given}

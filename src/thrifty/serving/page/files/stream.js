@@ -23,7 +23,7 @@ export async function ask(path, key, options = {}) {
 
 /**
  * Stream one answer. onText(text, figures) is told after every piece.
- * Returns {text, reason, figures}: figures = {first, tokens, rate, prompt, cached}, times in seconds, null while unknown.
+ * Returns {text, reason, figures}: figures = {first, tokens, rate, prompt, cached, kv}, times in seconds, null while unknown.
  */
 export async function chat(body, key, signal, onText) {
   const began = performance.now();
@@ -31,7 +31,7 @@ export async function chat(body, key, signal, onText) {
   const answer = await ask("/v1/chat/completions", key, {
     method: "POST", signal, body: JSON.stringify(asked), headers: { "Content-Type": "application/json" },
   });
-  const state = { text: "", reason: null, figures: { first: null, tokens: 0, rate: null, prompt: null, cached: null } };
+  const state = { text: "", reason: null, figures: { first: null, tokens: 0, rate: null, prompt: null, cached: null, kv: null } };
   for await (const data of events(answer.body)) {
     if (data === "[DONE]") break;
     take(JSON.parse(data), state, began);
@@ -59,6 +59,7 @@ function take(chunk, state, began) {
     figures.rate = chunk.usage.thrifty.decode_tokens_per_second || null;
     figures.prompt = chunk.usage.prompt_tokens;
     figures.cached = chunk.usage.prompt_tokens_details.cached_tokens;
+    figures.kv = chunk.usage.thrifty.kv_bytes || null;
   }
 }
 
@@ -80,10 +81,11 @@ async function* events(stream) {
 }
 
 /** One line about an answer's cost. */
-export function shown({ first, tokens, rate, prompt, cached }) {
+export function shown({ first, tokens, rate, prompt, cached, kv }) {
   const parts = [`${tokens} tokens`];
   if (rate) parts.push(`${rate.toFixed(rate < 10 ? 1 : 0)} tok/s`);
   if (first !== null) parts.push(`first after ${first < 1 ? `${Math.round(first * 1000)} ms` : `${first.toFixed(2)} s`}`);
   if (cached !== null) parts.push(`${cached} of ${prompt} prompt tokens cached`);
+  if (kv) parts.push(`${(kv / 1e6).toFixed(1)} MB of cache`);
   return parts.join(" · ");
 }

@@ -1,0 +1,1 @@
+"""OpenAI's Responses API: texts, tools, structured output; whole or streamed. Nothing is stored."""
