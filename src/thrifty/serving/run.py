@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from thrifty.serving import process_limits
 from thrifty.serving.app import create_app
@@ -31,35 +32,48 @@ def serve(models: ModelShelf, listening: Callable[[str], None] | None = None) ->
     """
     settings = models.settings
     settings.check()
-    process_limits.prepare()
-    app = create_app(models, failed=lambda: setattr(server, "should_exit", True))
-    patience = math.ceil(settings.drain_seconds) + LAST_WORDS
-    server = _Draining(
-        uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=patience),
-        models,
-    )
-    with _bound(settings) as listener, _signals_are_an_end():
-        if listening is not None:
-            listening(_url(listener))
-        asyncio.run(server.serve(sockets=[listener]))
+    app = create_app(models, failed=lambda: server.stop())
+    server = Draining(app, settings.drain_seconds, models.end_all)
+    run_server(server, settings, listening)
     if models.failure is not None:
         raise models.failure
 
 
-class _Draining(WakingServer):
-    """Ends the answers that are not over in time itself, so that each client is told why."""
+class Draining(WakingServer):
+    """Ends the answers that are not over in time itself, so that each client is told why.
 
-    def __init__(self, config: uvicorn.Config, models: ModelShelf) -> None:
-        super().__init__(config)
-        self._models = models
+    seconds: that answers under way get to end. end_all: ends those that are left then.
+    """
+
+    def __init__(self, app: ASGIApp, seconds: float, end_all: Callable[[], None]) -> None:
+        patience = math.ceil(seconds) + LAST_WORDS
+        super().__init__(
+            uvicorn.Config(
+                app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=patience
+            )
+        )
+        self._seconds, self._end_all = seconds, end_all
+
+    def stop(self) -> None:
+        """Begin to end."""
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
-        ending = loop.call_later(self._models.settings.drain_seconds, self._models.end_all)
+        ending = loop.call_later(self._seconds, self._end_all)
         try:
             await super().shutdown(sockets)
         finally:
             ending.cancel()
+
+
+def run_server(server: Draining, settings: ServerSettings, listening: Callable[[str], None] | None) -> None:
+    """Listen and serve until a signal, or `server.stop`. listening: told the URL. Raises ServerError."""
+    process_limits.prepare()
+    with _bound(settings) as listener, _signals_are_an_end():
+        if listening is not None:
+            listening(_url(listener))
+        asyncio.run(server.serve(sockets=[listener]))
 
 
 @contextlib.contextmanager

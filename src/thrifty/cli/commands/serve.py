@@ -9,7 +9,10 @@ from typing import Annotated
 import typer
 
 from thrifty.cli.shared import opening, options, output, serve_options
+from thrifty.cli.shared.replicas import replicas_asked
 from thrifty.cli.shared.served_models import served_adapters, served_models
+
+CLUSTER = "Cluster"
 
 EXAMPLE = "thrifty serve smollm2-135m --memory 300MB --port 8000"
 
@@ -55,6 +58,21 @@ def command(
     session_folder: Annotated[
         Path | None, typer.Option(help="Where clients may save their sessions. Default: nowhere.")
     ] = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Serve by several replicas behind one address, on Ray.")
+    ] = False,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=CLUSTER, help="Replicas; --threads are of each. Default: 2.")
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=CLUSTER, help="As many as the load may bring.")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=CLUSTER, help="HOST:PORT of a Ray cluster, or auto. Default: one on this machine."
+        ),
+    ] = None,
     memory: options.Memory = None,
     process_memory: options.ProcessMemory = None,
     threads: options.Threads = None,
@@ -77,6 +95,14 @@ def command(
     from thrifty.serving.served_model import Fits, ModelSource
     from thrifty.serving.settings import ServerSettings
 
+    replicated = replicas_asked(
+        cluster, replicas, max_replicas, ray_address,
+        threads=threads, memory=process_memory or memory, batch=batch, queue=queue,
+    )  # fmt: skip
+    if replicated is not None:
+        if adapters_from is not None:
+            raise typer.BadParameter("--adapters-from lets a request load adapters, into one of several replicas only")
+        threads = replicated.threads
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     chosen = opening.read_recipe(recipe)
     served = served_models(model, models or [], name)
@@ -113,6 +139,10 @@ def command(
 
         return ModelSource(known_as, opened, added[known_as])
 
+    def shelf() -> ModelShelf:
+        sources = [source(known_as, path) for known_as, path in served.items()]
+        return ModelShelf(settings, sources, memory=memory if several else None, preload=not several)
+
     def listening(url: str) -> None:
         names = ", ".join(served)
         if as_json:
@@ -120,10 +150,8 @@ def command(
         else:
             output.note(f"{names} at {url}/v1 (Ctrl-C ends)")
 
-    shelf = ModelShelf(
-        settings,
-        [source(known_as, path) for known_as, path in served.items()],
-        memory=memory if several else None,
-        preload=not several,
-    )
-    serve(shelf, listening)
+    if replicated is None:
+        return serve(shelf(), listening)
+    from thrifty.serving.cluster.run import serve_cluster
+
+    return serve_cluster(", ".join(served), settings, replicated, shelf, listening)
