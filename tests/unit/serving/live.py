@@ -89,10 +89,13 @@ class Live(Shelf):
             time.sleep(0.005)
 
     def held(self) -> int:
-        """Bytes that requests hold: all but weights, workspace and the prefix tree."""
+        """Bytes that requests hold: all but weights, workspace, the prefix tree, and grammars, which are kept for the
+        next request that has them.
+        """
         assert self.engine is not None
         usage = self.engine.usage()
-        return usage.current - usage.bytes_of("weights") - usage.bytes_of("workspace") - usage.tree
+        kept = sum(usage.bytes_of(owner) for owner in ("weights", "workspace", "grammars"))
+        return usage.current - kept - usage.tree
 
     def running(self) -> int:
         """Sequences that wait or are computed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.unit.serving.live import NAME, Live, chat_body, get, live, post
+from tests.unit.serving.live import NAME, Live, get, live
 from tests.unit.serving.tool_models import tool_engine
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed: pip install schemathesis")
@@ -20,9 +20,6 @@ def test_every_endpoint_answers_as_the_document_says() -> None:
 
 def check_all(server: Live) -> None:
     """All operations of its document, on a model that knows tools."""
-    tool = {"type": "function", "function": {"name": "f"}}
-    assert post(server, "/v1/chat/completions", json=chat_body(tools=[tool])).status_code == 200
-    held = server.held()  # what the vocabulary's tokens are in bytes, from the first grammar on
     document = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     # A schema cannot say which token ids a model has, nor how long its context is.
     excluded = [schemathesis.checks.positive_data_acceptance]
@@ -41,7 +38,7 @@ def check_all(server: Live) -> None:
 
     for operation in document.get_all_operations():
         check(operation.ok())
-    assert server.running() == 0 and server.held() == held
+    assert server.running() == 0 and server.held() == 0
 
 
 def test_errors_are_in_the_document(server: Live) -> None:
