@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import signal
 from collections.abc import Mapping, Sequence
@@ -84,10 +83,14 @@ class Setup:
 
 def run(setup: Setup) -> tuple[dict[str, Any], bool]:
     """The load's figures, JSON-ready, and whether Ctrl-C ended it before its time."""
+    import asyncio  # thirty modules that no other command needs
+
     return asyncio.run(_run(setup))
 
 
 async def _run(setup: Setup) -> tuple[dict[str, Any], bool]:
+    import asyncio
+
     from thrifty.loadtest.figures import details, figures
     from thrifty.loadtest.sweep import saturation
     from thrifty.loadtest.trials import Trials

@@ -2,12 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from thrifty.errors import nearest
+
+if TYPE_CHECKING:
+    from thrifty.recipe import Recipe
+    from thrifty.serving.model_shelf import ModelShelf
+    from thrifty.serving.served_model import Fits, ModelSource
+    from thrifty.serving.settings import ServerSettings
+
+
+@dataclass(frozen=True)
+class ServedModels:
+    """What `thrifty serve` puts on its shelf; a cluster sends it to every replica. models: names and what is opened
+    for them. adapters: by model, names and folders. engine: options of `open_engine`. several: --model was used.
+    """
+
+    settings: ServerSettings
+    models: Mapping[str, str]
+    adapters: Mapping[str, Mapping[str, Path]]
+    recipe: Recipe
+    engine: Mapping[str, Any]
+    several: bool
+
+    def made(self) -> ModelShelf:
+        """A shelf of them. One model is loaded at once, several when they are asked for, inside one memory."""
+        from thrifty.serving.model_shelf import ModelShelf
+
+        memory = self.engine["memory"] if self.several else None
+        return ModelShelf(self.settings, list(map(self._source, self.models)), memory=memory, preload=not self.several)
+
+    def _source(self, name: str) -> ModelSource:
+        from thrifty.api import open_engine
+        from thrifty.serving.served_model import ModelSource
+
+        def opened(fits: Fits) -> Any:
+            told = fits if self.several else None
+            return open_engine(self.models[name], self.recipe, fits=told, **self.engine)
+
+        return ModelSource(name, opened, self.adapters[name])
 
 
 def served_models(model: str | None, named: list[str], name: str | None) -> dict[str, str]:
