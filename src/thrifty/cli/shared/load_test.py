@@ -111,7 +111,7 @@ async def _run(setup: Setup) -> tuple[dict[str, Any], bool]:
         trials = Trials(setup.endpoint, setup.workload, scale, progress, stop)
         if setup.swept:
             runs = await trials.sweep(setup.pace, setup.sweep, setup.objectives, setup.percentiles)
-            at_rates = [one for one in runs if one["request_rate"] != "inf"]
+            at_rates = [run for run in runs if run["request_rate"] != "inf"]
             document |= {"runs": runs, "saturation_rate": saturation(at_rates)}
         else:
             measured = await trials.run(setup.pace)
