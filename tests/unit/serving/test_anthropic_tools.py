@@ -19,7 +19,7 @@ PATH = "/v1/messages"
 TOOLS: list[Any] = [
     {"name": "add", "description": "Adds.", "input_schema": ADD},
     {"name": "find.it", "input_schema": FIND, "type": "custom"},
-    {"name": "now", "input_schema": {"type": "object", "properties": {}}},
+    {"name": "now", "input_schema": {"type": "object", "properties": {}, "additionalProperties": False}},
 ]
 HELLO = {"role": "user", "content": "hello"}
 
