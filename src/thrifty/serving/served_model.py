@@ -54,7 +54,7 @@ class ServedModel:
         self.used = time.monotonic()
         self._open = source.open
         self._engine: AsyncEngine | None = None
-        self._closed = False
+        self._ending = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._handles: weakref.WeakSet[AsyncHandle] = weakref.WeakSet()
 
@@ -97,9 +97,11 @@ class ServedModel:
 
     def absent(self) -> RequestError:
         """Why there is no engine now."""
-        if self._closed:
+        if self._ending:
             return RequestError("the server is shutting down", 503, code="shutting_down", retry_after=5)
-        return RequestError(f"the model '{self.name}' is being loaded; ask again soon", 503, code="loading")
+        return RequestError(
+            f"the model '{self.name}' is being loaded; ask again soon", 503, code="loading", retry_after=5
+        )
 
     def hold(self) -> None:
         """The task that calls uses the model until it is over."""
@@ -113,12 +115,7 @@ class ServedModel:
         self.used = time.monotonic()
 
     async def load(self, fits: Fits = lambda weights: None) -> None:
-        """Open the engine and its adapters in a thread of its own; one that stopped goes before. Raises what that
-        raises.
-        """
-        if self._engine is not None and self.stopped:
-            _LOG.error("the engine of %s stopped and is opened again", self.name, exc_info=self._engine.failure)
-            await self.let_go()
+        """Open the engine and its adapters in a thread of its own. Raises what that raises."""
         started = time.perf_counter()
         engine = await asyncio.to_thread(self._opened, fits)
         self._engine = AsyncEngine(engine)
@@ -150,6 +147,12 @@ class ServedModel:
         """Give the engine another budget, in bytes; returns the one that it has then (see `Engine.resize_memory`)."""
         return await self.engine.resize_memory(nbytes)
 
+    async def let_go_if_stopped(self) -> None:
+        """Let an engine go that an error stopped: it is opened again when it is asked for."""
+        if self._engine is not None and self.stopped:
+            _LOG.error("the engine of %s stopped and is let go", self.name, exc_info=self._engine.failure)
+            await self.let_go()
+
     async def let_go(self) -> None:
         """Close the engine and give its memory back, weights included."""
         engine, self._engine = self._engine, None
@@ -167,12 +170,13 @@ class ServedModel:
 
     def end_all(self) -> None:
         """End every answer under way; those who wait for it are told that the server stops."""
+        self._ending = True
         for handle in list(self._handles):
             handle.cancel()
 
     async def close(self) -> None:
         """End what runs and let the model go, for good."""
-        self._closed = True
+        self._ending = True
         engine, self._engine = self._engine, None
         if engine is not None:
             await engine.close()
