@@ -98,6 +98,26 @@ def test_a_key_has_so_many_requests_at_a_time_and_others_have_theirs() -> None:
         assert post(running, CHAT, json=chat_body(), headers=keyed("ann")).status_code == 200
 
 
+def test_each_prompt_of_a_request_counts_for_its_key() -> None:
+    with live(lambda: tiny_engine(SlowEngine), api_keys=KEYS, key_requests=3) as running:
+
+        def complete(prompts: int, **fields: Any) -> httpx.Response:
+            body = {"model": NAME, "prompt": ["ab"] * prompts, "max_tokens": 2} | fields
+            return post(running, "/v1/completions", json=body, headers=keyed("ann"))
+
+        answer = complete(4)
+        assert answer.status_code == 400 and "4 prompts" in answer.text
+        long = threading.Thread(target=complete, args=(2,), kwargs={"max_tokens": 100, "ignore_eos": True})
+        long.start()
+        assert eventually(lambda: running.running() == 2, 10)
+        answer = complete(2)
+        assert answer.status_code == 429 and answer.json()["error"]["code"] == "key_requests"
+        assert complete(1).status_code == 200
+        long.join()
+        assert complete(3, prompt="x" * 5000).status_code == 400  # an error gives the claim back too
+        assert complete(3).status_code == 200 and complete(3).status_code == 200
+
+
 def test_a_key_that_sends_many_requests_does_not_hold_up_another() -> None:
     with live(lambda: tiny_engine(SlowEngine, batch=2, queue=30), api_keys=KEYS) as running:
         ended: list[str] = []

@@ -13,7 +13,7 @@ from pydantic import StrictInt
 
 from thrifty.engine.answer import Event
 from thrifty.engine.async_handle import AsyncHandle
-from thrifty.serving.access.keys import key_of
+from thrifty.serving.access.keys import claim_of, key_of
 from thrifty.serving.answers import STREAMED, streamed, unless_gone, usage_of, whole
 from thrifty.serving.bodies.sampling import SamplingBody
 from thrifty.serving.errors import RequestError
@@ -116,6 +116,7 @@ def router(models: ModelShelf) -> APIRouter:
             raise RequestError(
                 f"prompt holds {len(prompts)} prompts; give 1 to {service.settings.prompts}", param="prompt"
             )
+        claim_of(http).take(len(prompts))
         if body.stream and len(prompts) > 1:
             raise RequestError(f"stream takes one prompt; {len(prompts)} are given", param="stream")
         encoded = [await service.encode(prompt) for prompt in prompts]
