@@ -125,7 +125,7 @@ class ServedModel:
     def _opened(self, fits: Fits) -> Engine:
         engine = self._open(fits)
         try:
-            for name, folder in self.adapters.items():
+            for name, folder in list(self.adapters.items()):
                 engine.add_adapter(name, folder)
         except BaseException:
             engine.close()
