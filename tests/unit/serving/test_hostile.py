@@ -147,6 +147,23 @@ def test_what_is_too_long_only_together_is_refused_by_its_beginning(
     assert max(encoded) == 32768
 
 
+LONG = "x" * 300_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {LONG: 1}, {"messages": [{"role": "user", "content": "a", LONG: 1}]}, {"model": LONG},
+        {"thrifty": {"cache": [{"technique": LONG}]}}, {"thrifty": {"cache": [{"technique": "kivi", LONG: 1}]}},
+        {"thrifty": {"cache": [{"technique": "kivi", "bits": LONG}]}}, {"thrifty": {"decoding": [{"technique": LONG}]}},
+    ],
+)  # fmt: skip
+def test_an_error_does_not_send_back_all_that_was_sent(server: Live, fields: dict[str, Any]) -> None:
+    answer = post(server, CHAT, json=chat_body(**fields))
+    assert answer.status_code in (400, 404) and len(answer.text) < 5000
+    assert "xxx" in answer.json()["error"]["message"]
+
+
 def test_a_wrong_name_of_megabytes_is_compared_by_its_beginning(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[int] = []
 
