@@ -19,6 +19,9 @@ from thrifty.loadtest.errors import LoadError
 
 PIECE = 1 << 16
 
+MOST = 1 << 28
+"""Bytes of an answer that are kept."""
+
 INTERIM = ("100", "102", "103")
 """Statuses behind which another answer comes."""
 
@@ -82,8 +85,12 @@ async def exchange(target: Target, headers: Mapping[str, str], body: bytes) -> R
     try:
         writer.write(_request(target, headers, body))
         pieces: list[tuple[float, bytes]] = []
+        size = 0
         while piece := await reader.read(PIECE):
             pieces.append((time.perf_counter(), piece))
+            size += len(piece)
+            if size > MOST:
+                raise BrokenExchange(f"the answer has more than {MOST >> 20} MiB and does not end")
     finally:
         writer.transport.abort()  # at once, also where the task is cancelled: the server sees a client that hung up
     return reply_of(pieces)

@@ -125,6 +125,11 @@ def test_a_server_that_hangs_is_given_up_after_the_timeout() -> None:
             Endpoint("h", "m", timeout=wrong)
 
 
+def test_an_answer_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thrifty.loadtest.exchange.MOST", 1 << 20)
+    assert "does not end" in ask(lambda _: [(0, HEAD), *[(0, piece("a" * 100_000))] * 40]).error
+
+
 def test_what_other_servers_do_is_read_too() -> None:
     answer = HEAD + piece("a").replace(b"\n", b"\r\n") + piece("b") + b"data: [DONE]\n"
     before = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"

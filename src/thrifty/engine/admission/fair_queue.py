@@ -3,8 +3,8 @@
 Being served is counted in tokens, as the virtual token counter does it (Sheng et al., "Fairness in Serving Large
 Language Models", OSDI 2024, arXiv:2401.00588, algorithm 2): a computed prompt token is 1, an answered one 2; an owner
 that comes back begins at the least of those who are there, so that nobody saves up turns. Nobody starves: an owner's
-count stands still while it waits, and a request gains a priority for every `PATIENCE` seconds, or as many as bring it to
-the highest one that waits after `STEPS` times as long.
+count stands still while it waits, and a request gains a priority for every `PATIENCE` seconds, or as many as bring it
+to the highest one that waits after `STEPS` times as long.
 """
 
 from __future__ import annotations
