@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.engine.asynchronous import AsyncEngine
 from thrifty.engine.engine import Engine
+from thrifty.errors import ThriftyError
 from thrifty.serving.errors import RequestError
 from thrifty.serving.metrics import Metrics
 from thrifty.storage.heap import hand_back
@@ -41,7 +42,8 @@ class ModelSource:
 
 class ServedModel:
     """A source, and the engine over it while there is one. metrics: what is counted of it. adapters: those that the
-    engine has whenever there is one.
+    engine has whenever there is one. Of these, one that a request loaded and that is damaged since is missing: its own
+    requests are refused, and no others.
 
     A task that asks for the model holds it until the task is over: a request is one task, its stream included.
     """
@@ -49,6 +51,7 @@ class ServedModel:
     def __init__(self, source: ModelSource, metrics: Metrics) -> None:
         self.name = source.name
         self.adapters = dict(source.adapters)
+        self._first_adapters = frozenset(source.adapters)  # the operator's
         self.metrics = metrics
         self.created = int(time.time())
         self.used = time.monotonic()
@@ -126,7 +129,12 @@ class ServedModel:
         engine = self._open(fits)
         try:
             for name, folder in list(self.adapters.items()):
-                engine.add_adapter(name, folder)
+                try:
+                    engine.add_adapter(name, folder)
+                except (ThriftyError, OSError) as error:
+                    if name in self._first_adapters:
+                        raise
+                    _LOG.error("%s has no adapter %s any more, which a request had loaded: %s", self.name, name, error)
         except BaseException:
             engine.close()
             raise
@@ -139,7 +147,7 @@ class ServedModel:
 
     async def remove_adapter(self, name: str) -> None:
         """Forget an adapter. Raises PromptError where a request uses it."""
-        if self._engine is not None:
+        if self._engine is not None and name in self._engine.engine.adapters:
             await asyncio.to_thread(self._engine.engine.remove_adapter, name)
         del self.adapters[name]
 
