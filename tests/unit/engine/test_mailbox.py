@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 
 import pytest
@@ -71,14 +72,21 @@ class FailsAtTheEnd(Engine):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_readers_are_told_of_the_end_by_an_engine_whose_close_fails(plain: Model) -> None:
+def test_readers_are_told_of_the_end_by_an_engine_whose_close_fails(
+    plain: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario() -> None:
-        running = AsyncEngine(FailsAtTheEnd(plain))
+        engine = FailsAtTheEnd(plain)
+        running = AsyncEngine(engine)
         handle = await running.submit(request(40, 3000))
-        await handle.__anext__()
+        monkeypatch.setattr(engine, "step", lambda: time.sleep(0.01))  # no more events: the reader waits
+
+        async def last() -> Event:
+            return [event async for event in handle][-1]
+
+        reading = asyncio.create_task(last())
+        await asyncio.sleep(0.1)
         await running.close()
-        async for event in handle:
-            last = event
-        assert last.finish_reason == "cancelled"
+        assert (await asyncio.wait_for(reading, 5)).finish_reason == "cancelled"
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
