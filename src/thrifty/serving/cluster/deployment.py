@@ -29,7 +29,7 @@ OBJECT_STORE = 100 << 20
 """Bytes of Ray's object store on this machine: requests and answers pass through it, weights never do."""
 
 PATIENCE = 5.0
-"""Seconds in which replicas tell their metrics."""
+"""Seconds in which replicas tell their metrics and sessions."""
 
 RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1"}
 """Unless the operator says otherwise, Ray sends its makers no statistics, and leaves signals to the server."""
@@ -142,13 +142,21 @@ class Deployment:
         """What the replicas tell, without those that have ended; nothing where one does not tell in time."""
         if self._handle is None:
             return {}
-        told = self._handle.broadcast("metrics")
         try:
-            answers = await told.results_async(timeout_s=PATIENCE, return_exceptions=True)
+            return dict(await self._of_all("metrics"))
         except TimeoutError:
             _LOG.warning("a replica did not tell its metrics within %g s", PATIENCE)
             return {}
-        return dict(answer for answer in answers if not isinstance(answer, BaseException))
+
+    async def ask_all(self, call: HttpCall) -> list[tuple[int, bytes]]:
+        """Status and body of what each replica answers, without those that have ended. Raises TimeoutError."""
+        return await self._of_all("whole_answer", call)
+
+    async def _of_all(self, method: str, *arguments: Any) -> list[Any]:
+        """What a method of each replica returns, without those that raise. Raises TimeoutError."""
+        told = self._handle.broadcast(method, *arguments)
+        answers = await told.results_async(timeout_s=PATIENCE, return_exceptions=True)
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
     async def running(self) -> int:
         """How many replicas take requests."""

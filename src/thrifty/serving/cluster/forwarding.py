@@ -104,7 +104,7 @@ def call_of(scope: Scope, body: bytes) -> HttpCall:
             fields = json.loads(body)
     given: dict[str, Any] = fields if isinstance(fields, dict) else {}
     blocks = blocks_of(scope["path"], given, key_of(HTTPConnection(scope)))
-    return HttpCall(carried(scope), body, blocks, session_of(given))
+    return HttpCall(carried(scope), body, blocks, session_of(scope["method"], scope["path"], given))
 
 
 async def _hung_up(receive: Receive) -> None:

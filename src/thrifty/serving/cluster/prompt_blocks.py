@@ -16,6 +16,9 @@ MOST_BLOCKS = 256
 GENERATING = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"))
 """Endpoints whose prompts go through the prefix tree."""
 
+SESSIONS = "/v1/sessions/"
+"""What the path of one session begins with."""
+
 BEFORE = ("model", "thrifty", "tools", "chat_template_kwargs", "system", "instructions")
 """Fields that stand before the conversation in a prompt, or decide whether prefixes are shared at all."""
 
@@ -41,8 +44,11 @@ def blocks_of(path: str, body: Mapping[str, Any], key: str | None) -> list[bytes
     return blocks
 
 
-def session_of(body: Mapping[str, Any]) -> str | None:
-    """The conversation that a request goes on with, where it names one."""
+def session_of(method: str, path: str, body: Mapping[str, Any]) -> str | None:
+    """The conversation that a request goes on with, or saves, restores or drops, where it names one."""
+    if path.startswith(SESSIONS):
+        name = path.removeprefix(SESSIONS)
+        return name.rpartition("/")[0] if method == "POST" else name
     extensions = body.get("thrifty")
     session = extensions.get("session") if isinstance(extensions, dict) else None
     return session if isinstance(session, str) else None

@@ -158,7 +158,16 @@ def test_a_session_is_no_part_of_the_beginning() -> None:
     long = "word " * 200
     one, two = (chat(long, thrifty={"session": name, "cache_memory": "1MB"}) for name in ("one", "two"))
     assert blocks_of(CHAT, one, None) == blocks_of(CHAT, two, None)
-    assert session_of(one) == "one" and session_of(chat(long)) is None and session_of({"thrifty": 3}) is None
+    assert session_of("POST", CHAT, one) == "one"
+    assert session_of("POST", CHAT, chat(long)) is None and session_of("POST", CHAT, {"thrifty": 3}) is None
+
+
+@pytest.mark.parametrize("name", ["chat", "a/b", "save", "my/restore"])
+def test_what_is_done_with_a_session_goes_where_its_cache_lies(name: str) -> None:
+    assert session_of("POST", f"/v1/sessions/{name}/save", {}) == name
+    assert session_of("POST", f"/v1/sessions/{name}/restore", {}) == name
+    assert session_of("DELETE", f"/v1/sessions/{name}", {}) == name
+    assert session_of("GET", "/v1/sessions", {}) is None
 
 
 @pytest.mark.parametrize(
