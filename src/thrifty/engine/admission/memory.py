@@ -211,7 +211,10 @@ class EngineMemory(Charges):
         session, cache = sequence.session, sequence.cache
         if session is not None and cache is not None and sequence.state is State.DECODING and not sequence.parked:
             self._drop_hidden(sequence)
+            reservation = cache.reservation
             self.sessions.keep(session, cache, sequence.tokens)
+            if reservation is not None:
+                sequence.answer.usage.kv_bytes += reservation.peak
             sequence.cache = None
 
     def release(self, sequence: Running) -> None:
