@@ -106,6 +106,8 @@ def command(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     chosen = opening.read_recipe(recipe)
     served = served_models(model, models or [], name)
+    if ray_address is None:  # else they lie on the machines of the cluster
+        opening.check_names([*served.values(), *(drafts or ())])
     added = served_adapters(adapters or [], served)
     several = model is None
     if several and process_memory is not None:
