@@ -97,7 +97,7 @@ class Deployment:
         while True:
             status, message, running = await asyncio.to_thread(self._status)
             if status == "DEPLOY_FAILED":
-                raise ServerError(f"the replicas cannot be started: {_reason(message)}")
+                raise ServerError(f"the replicas cannot be started: {reason(message)}")
             if status == "RUNNING" or (running and not whole):
                 return
             if message != told:
@@ -173,8 +173,7 @@ class Deployment:
             return "NOT_STARTED", "", 0
         replicas = application.deployments.get(DEPLOYMENT)
         running = 0 if replicas is None else int(replicas.replica_states.get("RUNNING", 0))
-        message = application.message or ("" if replicas is None else replicas.message)
-        return application.status.value, message, running
+        return application.status.value, told_of(application), running
 
     def stop(self) -> None:
         """End the replicas, and Ray where it was started here."""
@@ -234,7 +233,15 @@ class Deployment:
         }
 
 
-def _reason(told: str) -> str:
-    """The last line of what Ray says of a failure: the replica's own error."""
+def told_of(application: Any) -> str:
+    """What Ray says of an application. Its deployment's words come first: they have the replica's own error, while the
+    application's only say that there was one.
+    """
+    replicas = application.deployments.get(DEPLOYMENT)
+    return (replicas is not None and replicas.message) or application.message or ""
+
+
+def reason(told: str) -> str:
+    """The last line of what Ray says of a failure: the replica's own error, without the name of its class."""
     lines = [line.strip() for line in told.splitlines() if line.strip()]
-    return lines[-1] if lines else "Ray gives no reason"
+    return re.sub(r"^thrifty\.[\w.]+: ", "", lines[-1]) if lines else "Ray gives no reason"
