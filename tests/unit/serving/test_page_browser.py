@@ -117,6 +117,7 @@ def test_an_answer_is_that_of_the_server_with_its_figures(browser: Any, server: 
     assert "12 tokens" in figures and "tok/s" in figures and "first after" in figures and "cached" in figures
 
 
+@pytest.mark.long
 def test_an_answer_that_grows_stays_in_sight_above_the_field_for_the_next_question(browser: Any, server: Live) -> None:
     opened(browser, server)
     for number in range(1, 4):
@@ -130,6 +131,7 @@ def test_an_answer_that_grows_stays_in_sight_above_the_field_for_the_next_questi
     assert bottom["bottom"] <= field["top"] + 1
 
 
+@pytest.mark.long
 def test_a_reader_who_scrolled_back_is_left_there(browser: Any, calm: Live) -> None:
     opened(browser, calm)
     for _ in range(3):
