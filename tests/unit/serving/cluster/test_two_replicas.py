@@ -86,15 +86,6 @@ def test_sessions_are_listed_and_dropped_wherever_they_lie(two: Cluster) -> None
     assert httpx.get(f"{two.url}/v1/sessions", timeout=30).json()["data"] == []
 
 
-def test_requests_that_come_at_once_run_on_both_replicas(two: Cluster) -> None:
-    two.wait_for(2)
-    clients = [Client(two.url, f"number {number}", 40, stream=False) for number in range(8)]
-    busy: set[int] = set()
-    while any(client.is_alive() for client in clients):
-        busy |= {process.pid for process in two.replicas() if process.cpu_percent(0.1) > 3}
-    assert all(client.status == 200 for client in clients) and len(busy) == 2
-
-
 def test_the_next_turn_of_a_conversation_finds_its_prefix_again(two: Cluster) -> None:
     two.wait_for(2)
     for topic in ("first", "second", "third"):
