@@ -17,7 +17,7 @@ GENERATING = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/response
 """Endpoints whose prompts go through the prefix tree."""
 
 SESSIONS = "/v1/sessions/"
-"""What the path of one session begins with."""
+"""What stands before a session's name."""
 
 BEFORE = ("model", "thrifty", "tools", "chat_template_kwargs", "system", "instructions")
 """Fields that stand before the conversation in a prompt, or decide whether prefixes are shared at all."""
@@ -44,14 +44,17 @@ def blocks_of(path: str, body: Mapping[str, Any], key: str | None) -> list[bytes
     return blocks
 
 
-def session_of(method: str, path: str, body: Mapping[str, Any]) -> str | None:
-    """The conversation that a request goes on with, or saves, restores or drops, where it names one."""
+def session_of(method: str, path: str, body: Mapping[str, Any], key: str | None) -> str | None:
+    """The conversation that a request goes on with, or that it drops, saves or restores, where it names one. key: the
+    client's, since a name stands for another conversation with each key.
+    """
     if path.startswith(SESSIONS):
         name = path.removeprefix(SESSIONS)
-        return name.rpartition("/")[0] if method == "POST" else name
-    extensions = body.get("thrifty")
-    session = extensions.get("session") if isinstance(extensions, dict) else None
-    return session if isinstance(session, str) else None
+        session: Any = name.rpartition("/")[0] if method == "POST" else name
+    else:
+        extensions = body.get("thrifty")
+        session = extensions.get("session") if isinstance(extensions, dict) else None
+    return f"{key!r}/{session}" if isinstance(session, str) else None
 
 
 def _pieces(body: Mapping[str, Any]) -> Iterator[str]:
