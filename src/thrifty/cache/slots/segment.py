@@ -209,7 +209,7 @@ class Segment:
         pieces = owner.run.pieces
         if rows == owner.heads:
             if which == owner.layers:
-                return pieces
+                return pieces[:, : owner.slab_bytes]  # a single piece is rounded to whole pages of memory
             if len(which) == 1:
                 first = owner.layers.index(which[0]) * len(rows)
                 return pieces[first : first + len(rows)]

@@ -31,11 +31,13 @@ HEADER = 64 << 20
 
 
 def file_of(folder: Path, name: str, salt: str) -> Path:
-    """The file of a session: names are quoted, salts are not told."""
+    """The file of a session: names are quoted, salts are not told. No quoted name has a plus sign, so that none is
+    taken for a salt and a name, nor for the digest of a long name.
+    """
     quoted = urllib.parse.quote(name, safe=" ")
     if len(quoted) > 160:
-        quoted = hashlib.sha256(name.encode()).hexdigest()
-    owner = f"{salt_key(salt)[:16]}-" if salt else ""
+        quoted = f"+{hashlib.sha256(name.encode()).hexdigest()}"
+    owner = f"{salt_key(salt)[:16]}+" if salt else ""
     return folder / f"{owner}{quoted}.session"
 
 

@@ -48,6 +48,21 @@ def test_another_engine_goes_on_as_the_first_would_have(model: Model, tmp_path: 
         close(each)
 
 
+def test_one_layer_of_one_head_comes_back(tmp_path: Path) -> None:
+    """Its codes are one piece of memory, which is rounded to whole pages; a file has no more than is used."""
+    model = tiny_model(packed=True, layers=1, kv_heads=1)
+    engine, recipe = Engine(model), [{"technique": "kivi", "bits": 4, "residual": 0, "group": 16}]
+    (first,) = talk(engine, recipe, turns=1)
+    cache = engine.memory.sessions.idle("a", "").cache
+    assert cache is not None
+    assert any(own.run is not None and own.run.pieces.shape[1] > own.slab_bytes for own in cache.segments())
+    engine.sessions.save("a", tmp_path)
+    expected = engine.submit(ask(next_prompt(first), recipe)).result()
+    engine.sessions.restore("a", tmp_path)
+    assert engine.submit(ask(next_prompt(first), recipe)).result().logprobs == expected.logprobs
+    close(engine)
+
+
 def test_a_session_that_lies_on_the_disk_tier_is_saved_from_there(model: Model, tmp_path: Path) -> None:
     engine = Engine(model, prefix_tree=False)
     (first,) = talk(engine, RECIPES["kivi"], turns=1)
@@ -169,3 +184,9 @@ def test_names_that_are_no_names_of_files(model: Model, tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="no session 'b'"):
         engine.sessions.save("b", tmp_path)
     close(engine)
+
+
+def test_no_name_leads_to_the_file_of_another_key_or_of_a_long_name(tmp_path: Path) -> None:
+    salted, long = files.file_of(tmp_path, "x", "key"), files.file_of(tmp_path, "é" * 128, "")
+    for taken in (salted, long):
+        assert files.file_of(tmp_path, taken.stem, "") != taken
