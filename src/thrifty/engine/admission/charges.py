@@ -27,20 +27,6 @@ class Charges(RequestBounds):
     _runner: Runner
     _rows: int
 
-    def hold_grammars(self, nbytes: int) -> None:
-        """Account for what grammars take now: their vocabulary, and those that are compiled. Raises BudgetError where
-        the budget has no room.
-        """
-        more = nbytes - self.ledger.bytes_of(GRAMMARS)
-        if more <= 0:
-            self.ledger.credit(GRAMMARS, -more)
-            return
-        reservation = self.cache.reserve(GRAMMARS, more)
-        try:
-            self.ledger.charge(GRAMMARS, more, reservation)
-        finally:
-            reservation.release()
-
     def hold_adapter(self, nbytes: int) -> None:
         """Charge an adapter, which is held beside the weights. Raises BudgetError with nothing changed."""
         self.cache.tiers.make_room(nbytes)
@@ -51,6 +37,12 @@ class Charges(RequestBounds):
         """Give an adapter's bytes back."""
         self.ledger.credit(ADAPTERS, nbytes)
         self.adapters -= nbytes
+
+    @staticmethod
+    def _note_bytes(sequence: Running) -> None:
+        """What its cache held at most, for whoever asked."""
+        if sequence.cache is not None and sequence.cache.reservation is not None:
+            sequence.answer.usage.kv_bytes += sequence.cache.reservation.peak
 
     def _drop_hidden(self, sequence: Running) -> None:
         cache, hidden = sequence.cache, sequence.hidden_bytes
