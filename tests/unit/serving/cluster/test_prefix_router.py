@@ -158,7 +158,12 @@ def test_a_session_is_no_part_of_the_beginning() -> None:
     long = "word " * 200
     one, two = (chat(long, thrifty={"session": name, "cache_memory": "1MB"}) for name in ("one", "two"))
     assert blocks_of(CHAT, one, None) == blocks_of(CHAT, two, None)
-    assert session_of(one) == "one" and session_of(chat(long)) is None and session_of({"thrifty": 3}) is None
+    path = "/v1/chat/completions"
+    named = session_of(path, one, "a")
+    assert named is not None and named != session_of(path, one, "b"), "keys do not share sessions"
+    assert session_of(path, chat(long), "a") is None and session_of(path, {"thrifty": 3}, "a") is None
+    for of_it in ("one", "one/save", "one/restore"):
+        assert session_of(f"/v1/sessions/{of_it}", {}, "a") == named, "what is done with it goes where it lies"
 
 
 @pytest.mark.parametrize(
