@@ -27,6 +27,20 @@ class Charges(RequestBounds):
     _runner: Runner
     _rows: int
 
+    def hold_grammars(self, nbytes: int) -> None:
+        """Account for what grammars take now: their vocabulary, and those that are compiled. Raises BudgetError where
+        the budget has no room.
+        """
+        more = nbytes - self.ledger.bytes_of(GRAMMARS)
+        if more <= 0:
+            self.ledger.credit(GRAMMARS, -more)
+            return
+        reservation = self.cache.reserve(GRAMMARS, more)
+        try:
+            self.ledger.charge(GRAMMARS, more, reservation)
+        finally:
+            reservation.release()
+
     def hold_adapter(self, nbytes: int) -> None:
         """Charge an adapter, which is held beside the weights. Raises BudgetError with nothing changed."""
         self.cache.tiers.make_room(nbytes)
