@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tests.tiny import text_tokens, tiny_model
 from tests.unit.engine.conversations.test_sessions import MORE, PROMPT, RECIPES, ask, close, talk
 
 from thrifty.engine.engine import Engine
-from thrifty.engine.sessions import files
+from thrifty.engine.sessions import files, saving
 from thrifty.errors import BudgetError, SessionError
 from thrifty.kernels import dispatch
 from thrifty.models.model import Model
@@ -161,6 +162,42 @@ def test_a_full_disk_leaves_the_old_file(model: Model, saved: Path, monkeypatch:
             engine.sessions.save("a", saved.parent)
     assert saved.read_bytes() == before and list(saved.parent.iterdir()) == [saved]
     close(engine)
+
+
+def test_nobody_waits_for_a_session_to_be_on_the_disk(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model)
+    (first,) = talk(engine, RECIPES["kivi"], turns=1)
+    writing, go_on, sync = threading.Event(), threading.Event(), os.fsync
+
+    def wait(handle: int) -> None:
+        writing.set()
+        assert go_on.wait(20)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", wait)
+    saver = threading.Thread(target=engine.sessions.save, args=("a", tmp_path))
+    saver.start()
+    assert writing.wait(20)
+    expected = engine.submit(ask(next_prompt(first), RECIPES["kivi"])).result()
+    engine.memory.cache.pressure(1 << 40)
+    engine.sessions.drop("a")
+    go_on.set()
+    saver.join()
+    engine.sessions.restore("a", tmp_path)
+    assert engine.submit(ask(next_prompt(first), RECIPES["kivi"])).result().logprobs == expected.logprobs
+    close(engine)
+
+
+def test_an_engine_may_close_while_a_session_is_saved(model: Model, tmp_path: Path) -> None:
+    engine = Engine(model)
+    talk(engine, RECIPES["kivi"], turns=1)
+    engine.memory.cache.pressure(1 << 40)
+    _, held = saving.hold(engine.memory.sessions, "a", "")
+    engine.close()
+    held.free()
+    assert engine.memory.ledger.current == engine.memory.ledger.bytes_of("weights")
 
 
 def test_what_does_not_fit_is_refused_with_nothing_taken(model: Model, saved: Path) -> None:
