@@ -155,6 +155,10 @@ def test_a_replica_measures_what_scaling_asks_for() -> None:
         measured = await deployment.replica.record_autoscaling_stats()
         assert measured["waiting"] == 0 and 0 < measured["memory"] < 1
         await deployment.replica.check_health()
+        for engine in deployment.replica._engines():
+            engine._failure = RuntimeError("broken")
+        with pytest.raises(RequestError):
+            await deployment.replica.check_health()
 
     asked(deployment, use)
 
