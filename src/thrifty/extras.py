@@ -9,11 +9,12 @@ from thrifty.errors import MissingExtra
 
 def require(module: str, extra: str, what: str) -> None:
     """Raise MissingExtra where the Python module is not installed. what: needs it, as a sentence begins."""
-    if not _is_there(module):
+    if not is_there(module):
         raise MissingExtra(f"{what} needs {module}, which is not installed: pip install 'thrifty-engine[{extra}]'")
 
 
-def _is_there(module: str) -> bool:
+def is_there(module: str) -> bool:
+    """Whether a Python module is installed; it is not imported, though the packages around it are."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # not even the package around it

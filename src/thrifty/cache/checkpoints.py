@@ -31,7 +31,9 @@ SPREAD = 4
 
 @dataclass(eq=False)
 class Node:
-    """A block of tokens behind its parent's. cache: the sequence that ends with it, None where none is kept."""
+    """A block of tokens behind its parent's; of a root, what it is known by. cache: the sequence that ends with it,
+    None where none is kept.
+    """
 
     block: tuple[Hashable, ...]
     number: int
@@ -72,7 +74,7 @@ class Checkpoints:
     def put(self, sequence: SequenceCache, tokens: Sequence[Hashable], adapter: str, salt: Hashable) -> None:
         """Keep a parked sequence of `BLOCK`s; it is theirs from now on. tokens: what it holds (more are ignored)."""
         key = self._version, sequence.policies, adapter, salt
-        node = self._roots.setdefault(key, Node((), 0, None))
+        node = self._roots.setdefault(key, Node(key, 0, None))
         for start in range(0, sequence.length, BLOCK):
             block = tuple(tokens[start : start + BLOCK])
             node = node.children.setdefault(block, Node(block, node.number + 1, node))
@@ -94,14 +96,14 @@ class Checkpoints:
         """Let go of the least recently used until at most `capacity` bytes are held."""
         if self.nbytes <= capacity:
             return
-        for node in sorted(self._kept(), key=lambda own: own.last_used):
+        for node in self._idle():
             if self.nbytes <= capacity:
                 return
             self._drop(node)
 
     def free_memory(self, nbytes: int) -> None:
         """Let go of what lies in memory, least recently used first, until about so many bytes are free."""
-        for node in sorted(self._kept(), key=lambda own: own.last_used):
+        for node in self._idle():
             if nbytes <= 0:
                 return
             held = 0 if node.cache is None else resident(node.cache)
@@ -121,6 +123,11 @@ class Checkpoints:
             waiting.extend(node.children.values())
             if node.cache is not None:
                 yield node
+
+    def _idle(self) -> list[Node]:
+        """Least recently used first, without one that is being gone on from: it is not parked for that moment."""
+        idle = (node for node in self._kept() if node.cache is not None and node.cache.parked)
+        return sorted(idle, key=lambda node: node.last_used)
 
     def _thin(self, newest: Node) -> None:
         """Of the line before the newest, those that are not far back for their power of two."""
@@ -147,6 +154,8 @@ class Checkpoints:
         while node.parent is not None and node.cache is None and not node.children:
             del node.parent.children[node.block]
             node = node.parent
+        if node.parent is None and not node.children:
+            self._roots.pop(node.block, None)
 
 
 def resident(sequence: SequenceCache) -> int:

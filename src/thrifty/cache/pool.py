@@ -114,17 +114,18 @@ class Cache:
         check_order(policies)
         for policy in policies:
             policy.check(self.model)
+        marks = publishes and (reservation is None or reservation.limit is None)  # they outlive what it may hold
         causal = self.checkpoints is not None and bool(tokens) and any(policy.causal for policy in policies)
         if causal and self.checkpoints is not None:
             held = self.checkpoints.match(policies, tokens, adapter, salt)
             known = None if held is None else resumed(held, reservation)
             if known is not None:
-                known.marks = publishes
+                known.marks = marks
                 return known
         sequence = SequenceCache(
             self.tiers, self.model, policies, reservation=reservation, collect=collect, siblings=self.sequences
         )
-        sequence.marks = causal and publishes
+        sequence.marks = causal and marks
         try:
             if sequence.states is not None:
                 sequence.states.open()

@@ -59,7 +59,7 @@ class PrefixTree:
         self.keeps_states = bool(model.state_layers)
         self.keeps_sums = keeps_sums
         self._slots = len(self.groups) + self.keeps_states + keeps_sums
-        self._roots: dict[tuple[str, str, Hashable], Node] = {}
+        self._roots: dict[tuple[Hashable, ...], Node] = {}
         self._clock = count(1)
 
     def match(
@@ -101,7 +101,7 @@ class PrefixTree:
         already stay; evicts beyond `capacity`.
         """
         key = (self.model.version, adapter, salt)
-        node = self._roots.setdefault(key, Node((), None, []))
+        node = self._roots.setdefault(key, Node(key, None, []))
         now, new = next(self._clock), 0
         for index, segments in enumerate(pages):
             part = tuple(tokens[index * PAGE : (index + 1) * PAGE])
@@ -237,6 +237,9 @@ class PrefixTree:
                 _let_go(segment)
         if node.statistics_bytes:
             self.tiers.ledger.credit(TREE, node.statistics_bytes)
+        root = node.parent
+        if root is not None and root.parent is None and not root.children:
+            self._roots.pop(root.tokens, None)
 
 
 def _let_go(segment: Segment) -> None:

@@ -4,6 +4,7 @@ length.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -72,7 +73,10 @@ class StopStrings:
 
 
 class Stopper:
-    """Decides after each token whether the answer ends, and which text is certain."""
+    """Decides after each token whether the answer ends, and which text is certain.
+
+    told: where a stop string ended the answer, how many of its tokens lie wholly before that.
+    """
 
     def __init__(
         self,
@@ -94,22 +98,30 @@ class Stopper:
         self.maximum_tokens = maximum_tokens
         self.forced = forced
         self.count = 0
+        self.told: int | None = None
+        self._ends: list[int] = []  # of each token, where its text ends
+        self._shown = 0
 
     def push(self, token: int) -> tuple[str, str | None]:
         """(certain text, finish reason or None). A token that ends the answer adds no text of its own."""
         self.count += 1
         if self.count <= self.forced:
             text = self._stream.push(token)
+            self._note(text)
+            self._shown += len(text)
             return (text + self._stream.flush(), "length") if self.count >= self.maximum_tokens else (text, None)
         if token in self.ends:
             return self._finish(self._stream.hidden(token))[0], "stop"
         text, stopped = self._stream.push(token), False
         if self.looks_for_text:
+            self._note(text)
             text, stopped = self._strings.push(text)
             if not stopped:
                 more, stopped = self._strings.push(self._stream.hidden(token), hidden=True)
                 text += more
+            self._shown += len(text)
         if stopped:
+            self.told = self._tokens_before(self._shown)
             return text, "stop"
         if self.count >= self.maximum_tokens:
             tail, stopped = self._finish()
@@ -119,6 +131,18 @@ class Stopper:
     def flush(self) -> str:
         """All text that was held back, up to a stop string in it."""
         return self._finish()[0]
+
+    def _note(self, text: str) -> None:
+        """A token's text, before stop strings are looked for."""
+        if self.looks_for_text:
+            self._ends.append(len(text) + (self._ends[-1] if self._ends else 0))
+
+    def _tokens_before(self, characters: int) -> int:
+        """How many tokens make up so much of the text, without one that goes beyond it."""
+        if not characters:
+            return 0
+        place = bisect.bisect_left(self._ends, characters)
+        return place + 1 if self._ends[place] == characters else place
 
     def _finish(self, hidden: str = "") -> tuple[str, bool]:
         """(all that is left to show, whether a stop string was found). hidden: what the last token is called."""

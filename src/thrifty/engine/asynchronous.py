@@ -142,12 +142,12 @@ class AsyncEngine:
         return await asyncio.wrap_future(self._order(lambda: self.engine.sessions.drop(name, salt)))
 
     async def save_session(self, name: str, folder: Path, salt: str = "") -> Path:
-        """See `SessionAccess.save`."""
-        return await asyncio.wrap_future(self._order(lambda: self.engine.sessions.save(name, folder, salt)))
+        """See `SessionAccess.save`; in a thread of its own."""
+        return await asyncio.to_thread(self.engine.sessions.save, name, folder, salt)
 
     async def restore_session(self, name: str, folder: Path, salt: str = "") -> None:
-        """See `SessionAccess.restore`."""
-        await asyncio.wrap_future(self._order(lambda: self.engine.sessions.restore(name, folder, salt)))
+        """See `SessionAccess.restore`; in a thread of its own."""
+        await asyncio.to_thread(self.engine.sessions.restore, name, folder, salt)
 
     async def resize_memory(self, memory: int) -> int:
         """See `Engine.resize_memory`; done between two steps."""

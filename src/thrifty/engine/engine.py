@@ -333,6 +333,7 @@ class Engine(Inspected):
         for sequence in self._scheduler.sequences() if identity else ():
             if sequence.answer.identity == identity:
                 self._publisher.finish(sequence.answer, "cancelled")
+                self._ahead.put_back()
 
     def _decoding(self, handle: Handle, sample: int) -> Running:
         if (own := self._scheduler.sequence_of(handle.answer, sample)) is not None and own.state is State.DECODING:

@@ -29,6 +29,7 @@ class ReadingAhead:
         self.reading: str | None = None
         self._on = on
         self._waiting: deque[Request] = deque(maxlen=MOST)
+        self._request: Request | None = None
 
     def note(self, sequence: Running) -> None:
         """An answer ended well. Its conversation will be read where that brings a page, and nothing else goes on from
@@ -58,6 +59,11 @@ class ReadingAhead:
         self.reading = None
         if not self._waiting:
             return None
-        request = self._waiting.pop()
+        request = self._request = self._waiting.pop()
         self.reading = request.identity
         return request
+
+    def put_back(self) -> None:
+        """What `next` gave was stopped before its end: it waits again."""
+        if self._request is not None:
+            self._waiting.append(self._request)

@@ -87,6 +87,12 @@ class Running:
         return len(self.tokens) - 1
 
     @property
+    def told_tokens(self) -> list[int]:
+        """The tokens without those of a stop string, which the answer's text leaves out."""
+        told = self.stopper.told
+        return self.tokens if told is None else self.tokens[: len(self.tokens) - self.stopper.count + told]
+
+    @property
     def cost(self) -> float:
         """What it took of the machine so far, in tokens: each that was computed of its prompt, and twice each of its
         answer.

@@ -134,14 +134,24 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
         return path
     if name in MODELS:
         return find(MODELS[name]) or _pulled(name)
+    check_name(name)
     from thrifty.models import hub
 
-    if hub.is_hub_id(name):
-        return hub.fetch(name)
-    raise CheckpointError(
-        f"{name!r} is neither a directory nor a .gguf file, an embedded model or a hub id 'owner/name'. "
-        f"{nearest(name, MODELS)}"
-    )
+    return hub.fetch(name)
+
+
+def check_name(name_or_path: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError for a name that means nothing. Nothing is fetched, so a hub id may still have no model."""
+    path, name = Path(name_or_path), os.fspath(name_or_path)
+    if path.exists() or name in MODELS:
+        return
+    from thrifty.models import hub
+
+    if not hub.is_hub_id(name):
+        raise CheckpointError(
+            f"{name!r} is neither a directory nor a .gguf file, an embedded model or a hub id 'owner/name'. "
+            f"{nearest(name, MODELS)}"
+        )
 
 
 def _pulled(name: str) -> Path:

@@ -385,8 +385,17 @@ def test_doctor_says_what_runs_and_what_is_missing(thrifty: Callable[..., Any]) 
     assert found["bandwidth_gb_s"] > 0 and found["gemm_gflop_s"] > 0
     assert isinstance(found["cpu_features"], dict)
     assert all(set(item) == {"what", "get"} for item in found["missing"])
-    assert "serve" not in str(found["missing"]), "there is no server yet"
     assert "memory reads" in thrifty("doctor", "--threads", 1).out
+
+
+def test_doctor_names_the_extra_of_every_command_that_needs_one(
+    thrifty: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thrifty.extras.is_there", lambda module: False)
+    missing = thrifty("doctor", "--json", "--threads", 1).json()["missing"]
+    wanted = [item["get"] for item in missing if item["get"].startswith("pip install")]
+    assert wanted == [f"pip install 'thrifty-engine[{name}]'" for name in ("torch", "eval", "serve", "cluster", "otel")]
+    assert "thrifty serve --cluster" in str(missing)
 
 
 def test_a_search_without_a_copy_keeps_none(checkpoint: Path, cache: Path, tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def test_every_flag_reaches_the_server_or_its_engine(
     )
     words = (
         "--host ::1 --port 9 --api-key k --public --context 77 --batch 3 --queue 5 --prefill-slice 7 --drain 11",
-        "--traces --model a=x --model b=y --model-room 13MB --no-request-recipes --request-technique kivi --draft d",
+        "--traces --model a=recall-2m --model b=smollm2-135m --model-room 13MB --no-request-recipes",
+        "--request-technique kivi --draft recall-2m",
         "--request-cache-memory 19MB --key-requests 23 --conversation-disk 0 --session-bytes 29MB --memory 31MB",
         "--threads 1 --reference --no-copy --priority 17",
     )
@@ -104,9 +105,9 @@ def test_every_flag_reaches_the_server_or_its_engine(
 
     sources[1].open(fits)
     assert engines == [{
-        "path": "y", "fits": fits, "memory": 31_000_000, "process_memory": None, "context": 77, "native": False,
-        "threads": 1, "copy": False, "batch": 3, "queue": 5, "prefill_slice_ms": 7.0, "drafts": ["d"],
-        "conversation_disk": None, "session_bytes": 29_000_000,
+        "path": "smollm2-135m", "fits": fits, "memory": 31_000_000, "process_memory": None, "context": 77,
+        "native": False, "threads": 1, "copy": False, "batch": 3, "queue": 5, "prefill_slice_ms": 7.0,
+        "drafts": ["recall-2m"], "conversation_disk": None, "session_bytes": 29_000_000,
     }]  # fmt: skip
 
 

@@ -158,3 +158,43 @@ def test_the_text_before_the_first_stop_string_is_shown_without_its_control_toke
     shown += stopper.flush() if reason is None else ""
     places = [place for place in map(spelled.find, stops) if place >= 0]
     assert shown == visible[: min(places, default=len(visible))].replace(".", "")
+
+
+class Words:
+    """A token is a place in a list of words; "" is half a character, whose text comes with the next."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.words = words
+
+    def push(self, token: int) -> str:
+        return self.words[token]
+
+    def hidden(self, token: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("words", "stop", "forced", "told"),
+    [
+        (["one ", "two ", "STOP"], "STOP", 0, 2),
+        (["one ", "two", "S", "TO", "P"], "STOP", 0, 2),
+        (["one ", "twoS", "TOP"], "STOP", 0, 1),  # a word that ends inside the stop string goes whole
+        (["STOP"], "STOP", 0, 0),
+        (["one ", "", "é", "", "à"], "à", 0, 3),
+        (["one ", "two ", "STOP"], "STOP", 2, 2),
+        (["one ", "two "], "STOP", 0, None),
+    ],
+)
+def test_tokens_before_a_stop_string_are_counted(words: list[str], stop: str, forced: int, told: int | None) -> None:
+    stopper = Stopper(SamplingParameters.of(stop=[stop]), Words(words), [], 100, forced)
+    text = ""
+    for token in range(len(words)):
+        piece, reason = stopper.push(token)
+        text += piece
+        assert (reason == "stop") == (token == len(words) - 1 and told is not None)
+    assert stopper.told == told
+    if told is not None:
+        assert text.startswith("".join(words[:told]))

@@ -109,9 +109,10 @@ def test_a_request_names_a_folder_and_no_path(server: Shelf, path: str) -> None:
     assert answer.status_code == 404 and answer.json()["error"]["param"] == "lora_path"
 
 
-def test_a_folder_that_is_no_adapter_is_refused_and_nothing_is_served(server: Shelf) -> None:
+def test_a_folder_that_is_no_adapter_is_refused_and_nothing_is_served(server: Shelf, folder: Path) -> None:
     answer = post(server, "/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "empty", "model": "plain"})
-    assert answer.status_code == 400 and "adapter_config.json" in answer.json()["error"]["message"]
+    assert answer.status_code == 400 and "empty/adapter_config.json" in answer.json()["error"]["message"]
+    assert str(folder) not in answer.text, "where the folder lies is not the client's business"
     assert post(server, CHAT, json=chat_body(model="plain:x")).status_code == 404
 
 

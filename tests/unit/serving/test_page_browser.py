@@ -117,6 +117,36 @@ def test_an_answer_is_that_of_the_server_with_its_figures(browser: Any, server: 
     assert "12 tokens" in figures and "tok/s" in figures and "first after" in figures and "cached" in figures
 
 
+@pytest.mark.long
+def test_an_answer_that_grows_stays_in_sight_above_the_field_for_the_next_question(browser: Any, server: Live) -> None:
+    opened(browser, server)
+    for number in range(1, 4):
+        say(browser, "a question of some words " * 30, 300)
+        until(lambda number=number: is_idle(browser) and len(texts(browser)) == 2 * number, 30)
+    bottom, field = (
+        browser.execute_script(f"return document.querySelector('{place}').getBoundingClientRect()")
+        for place in (".message:last-child .tools", "#chat-form")
+    )
+    assert browser.execute_script("return document.body.scrollHeight > window.innerHeight + 300"), "nothing to scroll"
+    assert bottom["bottom"] <= field["top"] + 1
+
+
+@pytest.mark.long
+def test_a_reader_who_scrolled_back_is_left_there(browser: Any, calm: Live) -> None:
+    opened(browser, calm)
+    for _ in range(3):
+        say(browser, "some words " * 60, 4)
+        until(lambda: is_idle(browser))
+    say(browser, "more " * 60, 200)
+    until(lambda: len(texts(browser)[-1]) > 20)
+    browser.execute_script("window.scrollTo(0, 0)")
+    before = len(texts(browser)[-1])
+    until(lambda: len(texts(browser)[-1]) > before + 20)
+    assert browser.execute_script("return window.scrollY") == 0
+    browser.find_element("id", "prompt").send_keys(Keys.ESCAPE)
+    until(lambda: is_idle(browser))
+
+
 def test_an_answer_is_stopped_by_escape_and_frees_its_memory(browser: Any, calm: Live) -> None:
     opened(browser, calm)
     say(browser, "a long one", 2000)

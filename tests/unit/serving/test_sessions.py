@@ -46,6 +46,7 @@ def test_a_chat_goes_on_and_its_key_alone_sees_it(keyed: Live) -> None:
     again = say(keyed, messages, **extension)
     cached = again["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert cached >= first["usage"]["prompt_tokens"], "the answer's rows too, whatever tokens its text is cut into"
+    assert first["usage"]["thrifty"]["kv_bytes"] > 0 < again["usage"]["thrifty"]["kv_bytes"], "the session has them now"
     (mine,) = held(keyed)
     assert mine["id"] == "sea" and mine["turns"] == 2 and mine["memory_bytes"] > 0 and not mine["busy"]
     assert held(keyed, "two") == []

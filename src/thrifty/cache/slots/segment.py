@@ -209,7 +209,7 @@ class Segment:
         pieces = owner.run.pieces
         if rows == owner.heads:
             if which == owner.layers:
-                return pieces
+                return pieces[:, : owner.slab_bytes]  # a single piece is rounded to whole pages of memory
             if len(which) == 1:
                 first = owner.layers.index(which[0]) * len(rows)
                 return pieces[first : first + len(rows)]
@@ -265,7 +265,9 @@ class Segment:
         self._charge_index(keys.nbytes + positions.nbytes)
 
     def copy_from(self, other: Segment) -> None:
-        """Take over the bytes of a segment of the same shape."""
+        """Take over the bytes of a segment of the same shape, also from disk. Raises StorageError."""
+        if self.run is not None and other.extent is not None and self.run.nbytes == other.nbytes:
+            return other._read(other.extent, self.run.pieces)
         if self.run is None or other.run is None or self.run.pieces.shape != other.run.pieces.shape:
             raise RuntimeError("segments of different shapes, or outside memory")
         self.run.pieces[...] = other.run.pieces

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import sys
 from typing import Any
 
+from thrifty import extras
 from thrifty.cli.shared import opening, options, output
 
 EXAMPLE = "thrifty doctor"
 EXTRAS = {  # what a command of today needs beside the package's own requirements
     "torch": ("torch",),
     "eval": ("lm_eval", "datasets"),
+    "serve": ("fastapi", "uvicorn", "httptools", "prometheus_client", "llguidance"),
+    "cluster": ("ray",),
+    "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"),
 }
-USES = {"torch": "--reference, training, calibrated weights", "eval": "lm-eval's tasks"}
+USES = {
+    "torch": "--reference, training, calibrated weights",
+    "eval": "lm-eval's tasks",
+    "serve": "thrifty serve, answers of a given form",
+    "cluster": "thrifty serve --cluster",
+    "otel": "thrifty serve --traces",
+}
 
 
 def command(recipe: options.RecipePath = None, threads: options.Threads = None, as_json: options.Json = False) -> None:
@@ -97,7 +106,7 @@ def _missing() -> list[dict[str, str]]:
         get = "install a C++20 compiler and CMake, then `pip install --editable .` in the source tree"
         missing.append({"what": "native kernels (without them only --reference runs)", "get": get})
     for extra, modules in EXTRAS.items():
-        lacking = [name for name in modules if importlib.util.find_spec(name) is None]
+        lacking = [name for name in modules if not extras.is_there(name)]
         if lacking:
             get = f"pip install 'thrifty-engine[{extra}]'"
             missing.append({"what": f"{', '.join(lacking)} (extra '{extra}': {USES[extra]})", "get": get})

@@ -83,6 +83,8 @@ def command(
         "conversation_disk": conversation_disk or None, "session_bytes": session_bytes,
     }  # fmt: skip
     served = served_models(model, models or [], name)
+    if ray_address is None:  # else they lie on the machines of the cluster
+        opening.check_names([*served.values(), *(drafts or ())])
     added = served_adapters(adapters or [], served)
     shelf = ServedModels(settings, served, added, opening.read_recipe(recipe), engine, several=model is None)
     names = ", ".join(served)

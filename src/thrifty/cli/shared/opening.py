@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,14 @@ def read_recipe(path: Path | None) -> Recipe:
     from thrifty.recipe import Recipe
 
     return Recipe.load(path) if path is not None else Recipe()
+
+
+def check_names(models: Iterable[str]) -> None:
+    """Raise CheckpointError for a name that means nothing, before a server listens and others are told its address."""
+    from thrifty.models.loading import check_name
+
+    for name in models:
+        check_name(name)
 
 
 @contextmanager

@@ -18,6 +18,15 @@ def with_capacity(policies: Sequence[CachePolicy], slots: int) -> tuple[CachePol
     return tuple(policy.with_capacity(slots) if policy.open_capacity else policy for policy in policies)
 
 
+def taken_over(policies: Sequence[CachePolicy], held: Sequence[CachePolicy]) -> bool:
+    """Whether the policies are those that a session holds, but for capacities that they leave to the budget."""
+    return len(policies) == len(held) and all(
+        type(policy) is type(own)
+        and own == (policy.with_capacity(getattr(own, str(policy.budgeted))) if policy.open_capacity else policy)
+        for policy, own in zip(policies, held, strict=True)
+    )
+
+
 def fitted(policies: Sequence[CachePolicy], budget: int | None, need: Need, total: int) -> tuple[CachePolicy, ...]:
     """The policies with the largest capacity with which `total` tokens stay within `budget`; where nothing fits, with
     the smallest one.

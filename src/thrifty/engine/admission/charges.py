@@ -52,6 +52,12 @@ class Charges(RequestBounds):
         self.ledger.credit(ADAPTERS, nbytes)
         self.adapters -= nbytes
 
+    @staticmethod
+    def _note_bytes(sequence: Running) -> None:
+        """What its cache held at most, for whoever asked."""
+        if sequence.cache is not None and sequence.cache.reservation is not None:
+            sequence.answer.usage.kv_bytes += sequence.cache.reservation.peak
+
     def _drop_hidden(self, sequence: Running) -> None:
         cache, hidden = sequence.cache, sequence.hidden_bytes
         assert cache is not None

@@ -149,10 +149,13 @@ class Intake:
 
     def _fitted(self, request: Request, rows: int) -> tuple[CachePolicy, ...]:
         """The request's policies, with the capacities that its byte budget gives them."""
+        policies, held = self._policies(request.cache), self._memory.sessions.policies_of(request)
+        if held and request.cache_bytes is not None and bounding.taken_over(policies, held):
+            return held  # a session goes on with the capacities that it began with
         wanted = self._wanted(request)
         total = self.context if wanted is None else min(self.context, len(request.prompt) + wanted)
         need = self._need(request, len(request.prompt), rows)
-        return bounding.fitted(self._policies(request.cache), request.cache_bytes, need, total)
+        return bounding.fitted(policies, request.cache_bytes, need, total)
 
     @staticmethod
     def _wanted(request: Request) -> int | None:

@@ -211,7 +211,8 @@ class EngineMemory(Charges):
         session, cache = sequence.session, sequence.cache
         if session is not None and cache is not None and sequence.state is State.DECODING and not sequence.parked:
             self._drop_hidden(sequence)
-            self.sessions.keep(session, cache, sequence.tokens)
+            self.sessions.keep(session, cache, sequence.told_tokens)
+            self._note_bytes(sequence)
             sequence.cache = None
 
     def release(self, sequence: Running) -> None:
@@ -226,8 +227,7 @@ class EngineMemory(Charges):
         if sequence.cache is not None:
             self._drop_hidden(sequence)
             self.cache.release(sequence.cache)
-            if sequence.cache.reservation is not None:
-                sequence.answer.usage.kv_bytes += sequence.cache.reservation.peak
+            self._note_bytes(sequence)
             sequence.cache = None
         session, sequence.session = sequence.session, None
         if session is not None:

@@ -97,14 +97,14 @@ class RequestBounds:
         if budget is None or need <= budget:
             return
         longest = self.longest(policies, prompt, total, samples, drafting)
-        fits = f"at most {longest} tokens (prompt and answer together) fit" if longest else "no token fits"
+        fits = f"at most {longest} tokens (prompt and answer together) fit, or" if longest else "no token fits;"
         beside = f"{format_size(self.adapters)} of adapters, " if self.adapters else ""
         whole = "" if self._beside is None else f", a process memory of {format_size(need + self._beside)}"
         drafting_models = f", {format_size(drafts)} of models that draft" if drafts else ""
         raise BudgetError(
             f"{what} does not fit: {format_size(self._weights)} of weights, {beside}{format_size(self.workspace)} of "
             f"workspace{drafting_models} and a cache that peaks at {format_size(cache)} for {prompt} + "
-            f"{total - prompt} tokens exceed the budget of {format_size(budget)}; {fits}, or use a budget of {need} "
+            f"{total - prompt} tokens exceed the budget of {format_size(budget)}; {fits} use a budget of {need} "
             f"bytes ({format_size(need)}){whole}"
         )
 

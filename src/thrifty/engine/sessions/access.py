@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from thrifty.engine.sessions import saving
+from thrifty.engine.sessions import files, saving
 
 if TYPE_CHECKING:
     from thrifty.engine.sessions.sessions import SessionFacts, Sessions
@@ -44,15 +44,23 @@ class SessionAccess:
 
     def save(self, name: str, folder: str | os.PathLike[str], salt: str = "") -> Path:
         """Write a session to a file of the folder, which replaces an older one of the name; returns its path. The
-        session stays. Raises SessionError: none of the name, one that is busy, a folder that cannot be written.
+        session stays, and the engine goes on meanwhile. Raises SessionError: none of the name, one that is busy, a
+        folder that cannot be written; BudgetError where not even a page is free.
         """
         with self._turn:
-            return saving.save(self._sessions, name, Path(folder), salt)
+            session, cache = saving.hold(self._sessions, name, salt)
+        try:
+            return saving.save(self._sessions.model, session, cache, Path(folder))
+        finally:
+            with self._turn:
+                cache.free()
 
     def restore(self, name: str, folder: str | os.PathLike[str], salt: str = "") -> None:
         """Read a session from the folder; it takes the place of one of the same name. Raises SessionError for a file
         that is torn, of another model, or of another version, and BudgetError where it does not fit; nothing is changed
         then.
         """
+        path = files.file_of(Path(folder), name, salt)
+        content = files.read(path)
         with self._turn:
-            saving.restore(self._sessions, name, Path(folder), salt)
+            saving.restore(self._sessions, name, salt, path, content)

@@ -31,11 +31,13 @@ HEADER = 64 << 20
 
 
 def file_of(folder: Path, name: str, salt: str) -> Path:
-    """The file of a session: names are quoted, salts are not told."""
+    """The file of a session: names are quoted, salts are not told. No quoted name has a plus sign, so that none is
+    taken for a salt and a name, nor for the digest of a long name.
+    """
     quoted = urllib.parse.quote(name, safe=" ")
     if len(quoted) > 160:
-        quoted = hashlib.sha256(name.encode()).hexdigest()
-    owner = f"{salt_key(salt)[:16]}-" if salt else ""
+        quoted = f"+{hashlib.sha256(name.encode()).hexdigest()}"
+    owner = f"{salt_key(salt)[:16]}+" if salt else ""
     return folder / f"{owner}{quoted}.session"
 
 
@@ -91,7 +93,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
         raise SessionError(f"cannot read the session file '{path.name}': {error.strerror}", code) from error
     if not content.startswith(MAGIC):
         raise refused(path, "it is no session file of this version")
-    body, checksum = content[:-32], content[-32:]
+    body, checksum = memoryview(content)[:-32], content[-32:]
     if len(body) < len(MAGIC) + 8 or hashlib.sha256(body).digest() != checksum:
         raise refused(path, "its checksum is wrong: it is torn, or was changed")
     first = len(MAGIC) + 8
@@ -99,7 +101,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
     if length > min(HEADER, len(body) - first):
         raise refused(path, f"its header of {length} bytes is longer than the file")
     try:
-        header = json.loads(body[first : first + length])
+        header = json.loads(bytes(body[first : first + length]))
         arrays = {str(name): _array(body, first + length, *place) for name, place in dict(header["arrays"]).items()}
         return dict(header["facts"]), arrays
     except (ValueError, KeyError, TypeError) as error:
@@ -111,7 +113,7 @@ def refused(path: Path, reason: str) -> SessionError:
     return SessionError(f"the session file '{path.name}' is refused: {reason}. Delete it, or begin a new session", CODE)
 
 
-def _array(body: bytes, base: int, dtype: str, shape: list[int], offset: int) -> Array:
+def _array(body: memoryview, base: int, dtype: str, shape: list[int], offset: int) -> Array:
     if dtype not in TYPES or offset < 0 or any(size < 0 for size in shape):
         raise ValueError(f"an array of {dtype!r:.20} at {offset}")
     count = int(np.prod(shape, dtype=np.int64)) if shape else 1

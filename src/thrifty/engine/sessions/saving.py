@@ -14,24 +14,34 @@ from thrifty.engine.sessions.session import Session
 from thrifty.errors import PromptError, RecipeError, SessionError, StorageError
 
 if TYPE_CHECKING:
+    from thrifty.arrays import Array
     from thrifty.cache.model_info import ModelInfo
     from thrifty.cache.policy import CachePolicy
+    from thrifty.cache.sequence import SequenceCache
     from thrifty.engine.sessions.sessions import Sessions
 
 
-def save(sessions: Sessions, name: str, folder: Path, salt: str) -> Path:
-    """See `SessionAccess.save`."""
+def hold(sessions: Sessions, name: str, salt: str) -> tuple[Session, SequenceCache]:
+    """A session, and a second sequence with its content: while it is held, what it shares stays where it is.
+
+    Raises SessionError where there is none or it is busy, BudgetError where its open page does not fit twice.
+    """
     session = sessions.idle(name, salt)
     assert session.cache is not None, "an idle session has a cache"
+    return dataclasses.replace(session), session.cache.fork()
+
+
+def save(model: ModelInfo, session: Session, cache: SequenceCache, folder: Path) -> Path:
+    """Write what was held to the folder; see `SessionAccess.save`. Nothing else has to wait for this."""
     try:
-        facts, arrays = freeze(session.cache)
+        facts, arrays = freeze(cache)
     except (PromptError, StorageError) as error:
-        raise SessionError(f"the session {name!r} cannot be saved: {error}", files.CODE) from error
-    path = files.file_of(folder, name, salt)
+        raise SessionError(f"the session {session.name!r} cannot be saved: {error}", files.CODE) from error
+    path = files.file_of(folder, session.name, session.salt)
     about = {
-        "model": _model_key(sessions.model),
-        "name": name,
-        "salt": files.salt_key(salt),
+        "model": _model_key(model),
+        "name": session.name,
+        "salt": files.salt_key(session.salt),
         "recipe": [_table(policy) for policy in session.policies],
         "kind": session.kind,
         "tokens": list(session.tokens),
@@ -41,10 +51,13 @@ def save(sessions: Sessions, name: str, folder: Path, salt: str) -> Path:
     return path
 
 
-def restore(sessions: Sessions, name: str, folder: Path, salt: str) -> None:
-    """See `SessionAccess.restore`."""
-    path = files.file_of(folder, name, salt)
-    facts, arrays = files.read(path)
+Content = tuple[dict[str, Any], dict[str, "Array"]]
+"""Facts and arrays of a file."""
+
+
+def restore(sessions: Sessions, name: str, salt: str, path: Path, content: Content) -> None:
+    """See `SessionAccess.restore`. content: what was read of the file."""
+    facts, arrays = content
     try:
         about: dict[str, Any] = facts["about"]
         if about["name"] != name or about["salt"] != files.salt_key(salt):

@@ -68,6 +68,11 @@ class Sessions:
                 return prompt
         return request.ids
 
+    def policies_of(self, request: Request) -> tuple[CachePolicy, ...]:
+        """Those of the session that a request goes on from; none where it begins one, or names none."""
+        session = self._sessions.get((request.salt, request.session or ""))
+        return () if session is None or session.cache is None else session.policies
+
     def check(self, request: Request, policies: Sequence[CachePolicy], kind: Hashable) -> None:
         """Raise SessionError where a request cannot go on from the session that it names. An unknown one is new."""
         name = str(request.session)

@@ -29,7 +29,7 @@ OBJECT_STORE = 100 << 20
 """Bytes of Ray's object store on this machine: requests and answers pass through it, weights never do."""
 
 PATIENCE = 5.0
-"""Seconds in which replicas tell their metrics."""
+"""Seconds in which replicas tell their metrics and sessions."""
 
 RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1"}
 """Unless the operator says otherwise, Ray sends its makers no statistics, and leaves signals to the server."""
@@ -97,7 +97,7 @@ class Deployment:
         while True:
             status, message, running = await asyncio.to_thread(self._status)
             if status == "DEPLOY_FAILED":
-                raise ServerError(f"the replicas cannot be started: {_reason(message)}")
+                raise ServerError(f"the replicas cannot be started: {reason(message)}")
             if status == "RUNNING" or (running and not whole):
                 return
             if message != told:
@@ -142,13 +142,21 @@ class Deployment:
         """What the replicas tell, without those that have ended; nothing where one does not tell in time."""
         if self._handle is None:
             return {}
-        told = self._handle.broadcast("metrics")
         try:
-            answers = await told.results_async(timeout_s=PATIENCE, return_exceptions=True)
+            return dict(await self._of_all("metrics"))
         except TimeoutError:
             _LOG.warning("a replica did not tell its metrics within %g s", PATIENCE)
             return {}
-        return dict(answer for answer in answers if not isinstance(answer, BaseException))
+
+    async def ask_all(self, call: HttpCall) -> list[tuple[int, bytes]]:
+        """Status and body of what each replica answers, without those that have ended. Raises TimeoutError."""
+        return await self._of_all("whole_answer", call)
+
+    async def _of_all(self, method: str, *arguments: Any) -> list[Any]:
+        """What a method of each replica returns, without those that raise. Raises TimeoutError."""
+        told = self._handle.broadcast(method, *arguments)
+        answers = await told.results_async(timeout_s=PATIENCE, return_exceptions=True)
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
     async def running(self) -> int:
         """How many replicas take requests."""
@@ -165,8 +173,7 @@ class Deployment:
             return "NOT_STARTED", "", 0
         replicas = application.deployments.get(DEPLOYMENT)
         running = 0 if replicas is None else int(replicas.replica_states.get("RUNNING", 0))
-        message = application.message or ("" if replicas is None else replicas.message)
-        return application.status.value, message, running
+        return application.status.value, told_of(application), running
 
     def stop(self) -> None:
         """End the replicas, and Ray where it was started here."""
@@ -226,7 +233,15 @@ class Deployment:
         }
 
 
-def _reason(told: str) -> str:
-    """The last line of what Ray says of a failure: the replica's own error."""
+def told_of(application: Any) -> str:
+    """What Ray says of an application. Its deployment's words come first: they have the replica's own error, while the
+    application's only say that there was one.
+    """
+    replicas = application.deployments.get(DEPLOYMENT)
+    return (replicas is not None and replicas.message) or application.message or ""
+
+
+def reason(told: str) -> str:
+    """The last line of what Ray says of a failure: the replica's own error, without the name of its class."""
     lines = [line.strip() for line in told.splitlines() if line.strip()]
-    return lines[-1] if lines else "Ray gives no reason"
+    return re.sub(r"^thrifty\.[\w.]+: ", "", lines[-1]) if lines else "Ray gives no reason"

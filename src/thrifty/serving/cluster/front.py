@@ -8,7 +8,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable
 
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.routing import Mount
@@ -19,8 +19,9 @@ from thrifty.serving.access.body_limits import BodyLimits
 from thrifty.serving.access.keys import Keys
 from thrifty.serving.anthropic.errors import AnthropicErrors
 from thrifty.serving.cluster.deployment import Deployment
-from thrifty.serving.cluster.forwarding import Forwarding
+from thrifty.serving.cluster.forwarding import Forwarding, call_of
 from thrifty.serving.cluster.merged_metrics import MergedMetrics, cluster_families, page
+from thrifty.serving.cluster.merged_sessions import merged_sessions
 from thrifty.serving.errors import RequestError
 from thrifty.serving.page import routes
 from thrifty.serving.settings import ServerSettings
@@ -118,9 +119,15 @@ class Front:
             return Response(page([*self._metrics.families(), *own]), media_type=CONTENT_TYPE_LATEST)
 
         @own.get("/v1/sessions")
-        async def sessions() -> None:
-            """Refused: each replica knows its own alone, and one of them would answer for all."""
-            told = "sessions of several replicas are not listed; requests that name one reach the replica that has it"
-            raise RequestError(told, 400, code="not_listed")
+        async def sessions(http: Request) -> Response:
+            """What all replicas hold for the client's conversations."""
+            if not self._deployment.ready:
+                raise RequestError(self._loading, 503, code="loading")
+            try:
+                told = await self._deployment.ask_all(call_of(http.scope, b""))
+            except TimeoutError as error:
+                raise RequestError("a replica did not tell its sessions in time; ask again", 503) from error
+            status, body = merged_sessions(told)
+            return Response(body, status, media_type="application/json")
 
         return own

@@ -50,7 +50,7 @@ def session_of(method: str, path: str, body: Mapping[str, Any], key: str | None)
     """
     if path.startswith(SESSIONS):
         name = path.removeprefix(SESSIONS)
-        session: Any = name.removesuffix("/save").removesuffix("/restore") if method == "POST" else name
+        session: Any = name.rpartition("/")[0] if method == "POST" else name
     else:
         extensions = body.get("thrifty")
         session = extensions.get("session") if isinstance(extensions, dict) else None

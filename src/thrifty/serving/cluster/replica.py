@@ -47,6 +47,16 @@ class Replica:
             async for batch in batches:
                 yield batch
 
+    async def whole_answer(self, call: HttpCall) -> tuple[int, bytes]:
+        """Status and body of the answer to a request that every replica is asked."""
+        status, body = 500, b""
+        async with contextlib.aclosing(answered(self._app, call)) as batches:
+            async for batch in batches:
+                for message in batch:
+                    status = message.get("status", status)
+                    body += message.get("body", b"")
+        return status, body
+
     async def metrics(self) -> tuple[str, str]:
         """This replica's name, and what its /metrics tells."""
         from ray import serve

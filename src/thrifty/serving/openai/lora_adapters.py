@@ -43,7 +43,8 @@ def router(models: ModelShelf) -> APIRouter:
         try:
             service = await models.add_adapter(body.model, body.lora_name, folder)
         except CheckpointError as error:
-            raise RequestError(str(error), param="lora_path") from error
+            told = str(error).replace(str(folder), body.lora_path)  # where it lies is not the client's business
+            raise RequestError(told, param="lora_path") from error
         return {"id": service.name, "parent": service.served.name}
 
     @routes.post("/v1/unload_lora_adapter")

@@ -141,6 +141,46 @@ def test_checkpoints_are_few_and_move_to_disk(model: Model) -> None:
     close(engine)
 
 
+@pytest.mark.parametrize("more", [50_000, 100_000, 200_000])
+def test_a_checkpoint_that_is_gone_on_from_makes_no_room_for_itself(model: Model, more: int) -> None:
+    free, recipe = Engine(model), RECIPES["kivi"]
+    need = free.memory.footprint(free.intake._policies(recipe), 300, 300 + ANSWER).peak_bytes
+    close(free)
+    engine = Engine(model, memory=model.nbytes + free.memory.workspace + need + more)
+    request = ask(text_tokens(300), recipe)
+    expected = engine.submit(request).result()
+    for seed in range(1, 4):
+        other = ask(text_tokens(200, seed), [], share_prefix=False)
+        engine.submit(other).result()
+    assert engine.submit(request).result().logprobs == expected.logprobs
+    before = engine.memory.ledger.current
+    engine.memory.recount([])
+    assert engine.memory.ledger.current == before, "nothing is left by one that was dropped too early"
+    close(engine)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_bound_of_its_own_is_enough_whatever_else_is_idle(engine: Engine, name: str) -> None:
+    engine.submit(ask(text_tokens(700, 3), [])).result()  # pages that make room before checkpoints do
+    request = ask(text_tokens(1000), RECIPES[name])
+    policies = engine.intake._policies(request.cache)
+    need = engine.memory.request_bytes(policies, 1000, 1000 + ANSWER, 1, 1)
+    bounded = ask(text_tokens(1000), RECIPES[name], cache_bytes=need)
+    assert engine.submit(bounded).result().logprobs == engine.submit(request).result().logprobs
+
+
+def test_who_shared_nothing_for_long_leaves_nothing(engine: Engine) -> None:
+    for salt in ("a", "b", "c"):
+        for recipe in ([], RECIPES["kivi"]):
+            engine.submit(ask(text_tokens(140), recipe, salt=salt)).result()
+    cache = engine.memory.cache
+    assert cache.tree is not None and cache.checkpoints is not None
+    assert len(cache.tree._roots) == len(cache.checkpoints._roots) == 3
+    cache.tree.shrink(0)
+    cache.checkpoints.shrink(0)
+    assert not cache.tree._roots and not cache.checkpoints._roots
+
+
 def test_a_causal_policy_goes_with_causal_ones_alone(engine: Engine) -> None:
     with pytest.raises(RecipeError, match="'kivi' is causal and acts while a prompt is read, but 'snapkv'"):
         engine.submit(ask(turn(), [{"technique": "snapkv", "keep": 0.5}, *RECIPES["kivi"]]))

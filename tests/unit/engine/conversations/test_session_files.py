@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.unit.engine.conversations.ending import close
 from tests.unit.engine.conversations.test_sessions import MORE, PROMPT, RECIPES, ask, talk
 
 from thrifty.engine.engine import Engine
-from thrifty.engine.sessions import files
+from thrifty.engine.sessions import files, saving
 from thrifty.errors import BudgetError, SessionError
 from thrifty.models.model import Model
 
@@ -39,6 +40,21 @@ def test_another_engine_goes_on_as_the_first_would_have(model: Model, tmp_path: 
     assert result.logprobs == expected.logprobs
     for each in (engine, other):
         close(each)
+
+
+def test_one_layer_of_one_head_comes_back(tmp_path: Path) -> None:
+    """Its codes are one piece of memory, which is rounded to whole pages; a file has no more than is used."""
+    model = tiny_model(packed=True, layers=1, kv_heads=1)
+    engine, recipe = Engine(model), [{"technique": "kivi", "bits": 4, "residual": 0, "group": 16}]
+    (first,) = talk(engine, recipe, turns=1)
+    cache = engine.memory.sessions.idle("a", "").cache
+    assert cache is not None
+    assert any(own.run is not None and own.run.pieces.shape[1] > own.slab_bytes for own in cache.segments())
+    engine.sessions.save("a", tmp_path)
+    expected = engine.submit(ask(next_prompt(first), recipe)).result()
+    engine.sessions.restore("a", tmp_path)
+    assert engine.submit(ask(next_prompt(first), recipe)).result().logprobs == expected.logprobs
+    close(engine)
 
 
 def test_a_session_that_lies_on_the_disk_tier_is_saved_from_there(model: Model, tmp_path: Path) -> None:
@@ -141,6 +157,42 @@ def test_a_full_disk_leaves_the_old_file(model: Model, saved: Path, monkeypatch:
     close(engine)
 
 
+def test_nobody_waits_for_a_session_to_be_on_the_disk(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(model)
+    (first,) = talk(engine, RECIPES["kivi"], turns=1)
+    writing, go_on, sync = threading.Event(), threading.Event(), os.fsync
+
+    def wait(handle: int) -> None:
+        writing.set()
+        assert go_on.wait(20)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", wait)
+    saver = threading.Thread(target=engine.sessions.save, args=("a", tmp_path))
+    saver.start()
+    assert writing.wait(20)
+    expected = engine.submit(ask(next_prompt(first), RECIPES["kivi"])).result()
+    engine.memory.cache.pressure(1 << 40)
+    engine.sessions.drop("a")
+    go_on.set()
+    saver.join()
+    engine.sessions.restore("a", tmp_path)
+    assert engine.submit(ask(next_prompt(first), RECIPES["kivi"])).result().logprobs == expected.logprobs
+    close(engine)
+
+
+def test_an_engine_may_close_while_a_session_is_saved(model: Model, tmp_path: Path) -> None:
+    engine = Engine(model)
+    talk(engine, RECIPES["kivi"], turns=1)
+    engine.memory.cache.pressure(1 << 40)
+    _, held = saving.hold(engine.memory.sessions, "a", "")
+    engine.close()
+    held.free()
+    assert engine.memory.ledger.current == engine.memory.ledger.bytes_of("weights")
+
+
 def test_what_does_not_fit_is_refused_with_nothing_taken(model: Model, saved: Path) -> None:
     free = Engine(model)
     need = free.memory.footprint((), 2, 3).peak_bytes
@@ -162,3 +214,9 @@ def test_names_that_are_no_names_of_files(model: Model, tmp_path: Path) -> None:
     with pytest.raises(SessionError, match="no session 'b'"):
         engine.sessions.save("b", tmp_path)
     close(engine)
+
+
+def test_no_name_leads_to_the_file_of_another_key_or_of_a_long_name(tmp_path: Path) -> None:
+    salted, long = files.file_of(tmp_path, "x", "key"), files.file_of(tmp_path, "é" * 128, "")
+    for taken in (salted, long):
+        assert files.file_of(tmp_path, taken.stem, "") != taken

@@ -106,6 +106,37 @@ def test_a_share_is_of_all_that_was_read_and_not_halved_with_every_turn(engine: 
     handle.cancel()
 
 
+def test_what_a_turn_held_is_told(engine: Engine) -> None:
+    assert all(result.usage.kv_bytes > 0 for result in talk(engine, RECIPES["kivi"]))
+
+
+def test_capacities_that_are_left_to_the_budget_stay_those_of_the_first_turn(engine: Engine) -> None:
+    recipe, tokens = [{"technique": "streaming", "window": "budget"}], text_tokens(PROMPT)
+    for turn in range(3):
+        result = engine.submit(ask(tokens, recipe, cache_bytes=2_000_000)).result()
+        assert (result.usage.cached_tokens > 0) == (turn > 0)
+        tokens = [*tokens, *result.token_ids, *text_tokens(MORE, turn)]
+    with pytest.raises(SessionError, match="another recipe"):
+        engine.submit(ask(tokens, [{"technique": "streaming", "sinks": 3, "window": "budget"}], cache_bytes=2_000_000))
+
+
+@pytest.mark.parametrize("place", [1, 10, 23])
+def test_a_stop_string_is_not_part_of_what_was_said(engine: Engine, place: int) -> None:
+    """The text that a client sends back ends before it."""
+    recipe = RECIPES["streaming"]
+    said = engine.submit(ask(text_tokens(PROMPT), recipe, session=None)).result().text
+    stop = said[place : place + 3]
+    sampling = SamplingParameters.of(max_tokens=ANSWER, ignore_eos=True, stop=[stop])
+    first = engine.submit(Request(prompt=text_tokens(PROMPT), sampling=sampling, cache=recipe, session="a")).result()
+    assert first.finish_reason == "stop" and first.text == said[: said.index(stop)]
+    kept = engine.memory.sessions.idle("a", "").tokens
+    tokenizer = engine.model.require_tokenizer()
+    assert kept[:PROMPT] == tuple(text_tokens(PROMPT))
+    assert tokenizer.decode(list(kept[PROMPT:]), skip_special=False).rstrip("\ufffd") == first.text.rstrip("\ufffd")
+    result = engine.submit(ask([*kept, *text_tokens(MORE, 8)], recipe)).result()
+    assert result.usage.cached_tokens == len(kept) - 1
+
+
 def test_what_a_prompt_must_begin_with_is_said(engine: Engine) -> None:
     recipe = RECIPES["kivi"]
     (first,) = talk(engine, recipe, turns=1)

@@ -14,6 +14,7 @@ from tests.unit.engine.conversations.ending import close
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
+from thrifty.errors import PromptError
 from thrifty.formats.kv import PAGE
 from thrifty.models.model import Model
 
@@ -258,6 +259,21 @@ def test_a_request_stops_what_is_read_again(model: Model, engine: Engine) -> Non
     result = engine.submit(ask(turn(seed=1), RECIPES["kivi"])).result()
     assert result.usage.queued_seconds < 5 and not engine.busy
     assert result.logprobs == alone(model, ask(turn(seed=1), RECIPES["kivi"])).logprobs
+
+
+def test_what_was_stopped_is_read_again_later(engine: Engine) -> None:
+    first = engine.submit(ask(turn(), RECIPES["snapkv"])).result()
+    assert engine.read_ahead()
+    with pytest.raises(PromptError):
+        engine.submit(ask([1] * 5000, []))
+    engine.submit(ask(text_tokens(80, 7), [])).result()
+    assert engine.read_ahead()
+    while engine.busy:
+        engine.step()
+    assert not engine.read_ahead()
+    following = [*turn(), *first.token_ids, *text_tokens(MORE, 7)]
+    cached = engine.submit(ask(following, RECIPES["snapkv"])).result().usage.cached_tokens
+    assert cached == (len(turn()) + len(first.token_ids) - 1) // 64 * 64, "the answer too"
 
 
 @pytest.mark.parametrize("options", [{"share_prefix": False}, {"session": "a"}, {"cache": []}])

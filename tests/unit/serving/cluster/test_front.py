@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from thrifty.engine.engine import Engine
 from thrifty.kernels import dispatch
 from thrifty.serving.cluster.calls import HttpCall
 from thrifty.serving.cluster.front import Front
+from thrifty.serving.cluster.merged_sessions import merged_sessions
 from thrifty.serving.cluster.replica import Replica
 from thrifty.serving.errors import RequestError
 from thrifty.serving.model_shelf import ModelShelf
@@ -51,6 +53,9 @@ class OneReplica:
     async def ask(self, call: HttpCall) -> AsyncGenerator[list[Message], None]:
         async for batch in self.replica.answer(call):
             yield batch
+
+    async def ask_all(self, call: HttpCall) -> list[tuple[int, bytes]]:
+        return [await self.replica.whole_answer(call)]
 
     async def metrics(self) -> dict[str, str]:
         return {"only": self.replica._models.instruments.text().decode()}
@@ -102,12 +107,43 @@ def test_a_client_sees_one_server() -> None:
         assert (await client.get("/v1/models", headers={"Authorization": "Bearer x"})).status_code == 401
         assert (await client.get("/")).text.startswith("<!doctype html>")
         assert (await client.get("/health")).json() == {"status": "ok", "replicas": 1}
-        assert (await client.get("/v1/sessions")).json()["error"]["code"] == "not_listed"
+        assert (await client.get("/v1/sessions")).json()["data"] == []
         assert (await client.delete("/v1/sessions/none")).json()["error"]["code"] == "session_not_found"
         told = (await client.get("/metrics")).text
         assert "thrifty:replicas 1.0" in told and f'vllm:prompt_tokens_total{{model_name="{NAME}"}}' in told
 
     asked(OneReplica(), use)
+
+
+@pytest.mark.skipif(dispatch.native() is None, reason="the native kernels are not built")
+def test_sessions_are_listed_over_all_replicas_and_only_to_their_key() -> None:
+    deployment = OneReplica()
+
+    async def use(client: httpx.AsyncClient) -> None:
+        assert (await client.get("/v1/sessions")).json()["error"]["code"] == "loading"
+        await until_ready(client)
+        for name in ("second", "first"):
+            body = chat_body(thrifty={"session": name, "cache": [{"technique": "streaming"}]})
+            assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+        listed = (await client.get("/v1/sessions")).json()
+        assert [session["id"] for session in listed["data"]] == ["first", "second"]
+        assert (await client.get("/v1/sessions", headers={"Authorization": "Bearer x"})).status_code == 401
+        refused = await client.get("/v1/sessions?model=other")
+        assert refused.status_code == 404 and refused.json()["error"]["code"] == "model_not_found"
+
+    asked(deployment, use)
+
+
+def test_lists_of_sessions_are_one_list_and_a_refusal_is_that_of_all() -> None:
+    def told(*names: str) -> tuple[int, bytes]:
+        return 200, json.dumps({"object": "list", "data": [{"id": name} for name in names]}).encode()
+
+    status, body = merged_sessions([told("b"), told(), told("c", "a")])
+    assert status == 200 and [session["id"] for session in json.loads(body)["data"]] == ["a", "b", "c"]
+    assert merged_sessions([told("a"), (404, b"no")]) == (404, b"no")
+    with pytest.raises(RequestError) as none:
+        merged_sessions([])
+    assert none.value.status == 503
 
 
 @pytest.mark.skipif(dispatch.native() is None, reason="the native kernels are not built")

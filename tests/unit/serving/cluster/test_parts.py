@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from thrifty.cli.shared import replicas as options
 from thrifty.errors import MissingExtra
 from thrifty.serving.cluster.calls import HttpCall, answered, carried
+from thrifty.serving.cluster.deployment import reason, told_of
 from thrifty.serving.cluster.merged_metrics import MergedMetrics, cluster_families, page
 from thrifty.serving.cluster.scaling import policy, replicas_needed
 from thrifty.serving.cluster.settings import ClusterSettings
@@ -246,3 +247,18 @@ def test_cores_are_divided_here_and_asked_for_elsewhere(monkeypatch: pytest.Monk
     assert asked is not None and (asked.replicas, asked.threads, asked.batch) == (4, 2, 4)
     with pytest.raises(typer.BadParameter, match="--threads is missing"):
         options.replicas_asked(True, 4, None, "auto", **EACH)
+
+
+def test_why_replicas_cannot_be_started_is_told_in_the_models_own_words() -> None:
+    told = (
+        "failed to start 3 times. Error:\nray::Replica\n  File x\nthrifty.errors.BudgetError: no token fits in 90 MB\n"
+    )
+    application = SimpleNamespace(
+        message="Failed to update the deployments ['replica'].",
+        deployments={"replica": SimpleNamespace(message=told)},
+    )
+    assert reason(told_of(application)) == "no token fits in 90 MB"
+    application.deployments["replica"].message = ""
+    assert reason(told_of(application)) == "Failed to update the deployments ['replica']."
+    assert told_of(SimpleNamespace(message="", deployments={})) == ""
+    assert reason("ValueError: other") == "ValueError: other" and reason("\n") == "Ray gives no reason"

@@ -184,6 +184,14 @@ def test_sessions_of_one_name_are_apart_by_key() -> None:
     assert len({session_of("POST", CHAT, body, key) for key in ("one", "two", None, "None")}) == 4
 
 
+@pytest.mark.parametrize("name", ["chat", "save", "my/restore"])
+def test_a_session_may_be_named_as_what_is_done_to_it(name: str) -> None:
+    home = session_of("DELETE", f"/v1/sessions/{name}", {}, None)
+    assert session_of("POST", f"/v1/sessions/{name}/save", {}, None) == home
+    assert session_of("POST", f"/v1/sessions/{name}/restore", {}, None) == home
+    assert session_of("GET", "/v1/sessions", {}, None) is None
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

@@ -72,6 +72,20 @@ def test_errors_are_those_of_one_server(client: OpenAI, two: Cluster) -> None:
     assert "/v1/chat/completions" in httpx.get(f"{two.url}/openapi.json", timeout=30).json()["paths"]
 
 
+def test_sessions_are_listed_and_dropped_wherever_they_lie(two: Cluster) -> None:
+    two.wait_for(2)
+    names = [f"chat {number}" for number in range(4)]
+    for name in names:
+        body = chat_body(name, max_tokens=4, thrifty={"session": name, "cache": [{"technique": "streaming"}]})
+        assert httpx.post(f"{two.url}/v1/chat/completions", json=body, timeout=30).status_code == 200
+    for _ in range(3):
+        listed = httpx.get(f"{two.url}/v1/sessions", timeout=30).json()["data"]
+        assert [session["id"] for session in listed] == names
+    for name in names:
+        assert httpx.delete(f"{two.url}/v1/sessions/{name}", timeout=30).status_code == 200
+    assert httpx.get(f"{two.url}/v1/sessions", timeout=30).json()["data"] == []
+
+
 def test_the_next_turn_of_a_conversation_finds_its_prefix_again(two: Cluster) -> None:
     two.wait_for(2)
     for topic in ("first", "second", "third"):

@@ -66,7 +66,12 @@ export class Conversation {
     message.content = text;
     render(message.text, text);
     message.figures.textContent = shown(figures);
-    if (isAtEnd) window.scrollTo(0, document.body.scrollHeight);
+    if (isAtEnd) this.toEnd();
+  }
+
+  /** The field for the next question is part of the page, so its end shows the last message above it. */
+  toEnd() {
+    window.scrollTo(0, document.body.scrollHeight);
   }
 
   failed(message, error) {
@@ -118,7 +123,7 @@ export class Conversation {
       make("p", "who", isUser ? "You" : this.model()), message.text, make("div", "tools", change, message.figures));
     field("messages").append(message.node);
     this.messages.push(message);
-    message.node.scrollIntoView({ block: "end" });
+    this.toEnd();
     return message;
   }
 }
