@@ -95,10 +95,10 @@ class DiskTier:
             done += count
 
     def free(self, extent: Extent) -> None:
-        """Give an extent back; the file shrinks when its end is free."""
+        """Give an extent back; the file shrinks when nothing is left in it. Allowed after `close`."""
         with self._lock:
             self._extents.give(extent.start, extent.nbytes)
-            if self._extents.used == 0:
+            if self._extents.used == 0 and not self._file.closed:
                 os.ftruncate(self._file.fileno(), 0)
 
     def reclaim(self, extents: Iterable[Extent]) -> None:
