@@ -124,13 +124,12 @@ class _Held:
         )
         open_page = sum(group_page_bytes(model, group) for group in model.layer_groups() if group.window is None)
         self.steady = held + (open_page if slots < prompt + generated else 0)
-        self.rewritten = open_page + (largest if rewriting else open_page)
+        first_keys = sum(own.kv_heads * 4 * separate * (own.head_dim + 4) for own in widths)
+        self.rewritten = open_page + (largest if rewriting else open_page) + first_keys
         evicts = slots < prompt + generated or rewriting
         biased = any(policy.traits.biases for policy in policies)
         per_slot = 4 * (evicts or biased) + 4 * biased + 8 * holes
-        self.index = sum(
-            own.kv_heads * (per_slot * (slots + 2 * PAGE) + 4 * separate * (own.head_dim + 4)) for own in widths
-        )
+        self.index = first_keys + sum(own.kv_heads * per_slot * (slots + 2 * PAGE) for own in widths)
 
 
 def _rewriting(policies: Sequence[CachePolicy]) -> bool:

@@ -56,8 +56,10 @@ class PromptPages:
         """The column sums of one layer of the rows before `border` over themselves: fp32 [heads, border]."""
         if self._sums is None:
             return
+        row = np.zeros(self._sums.slab_bytes // 4, np.float32)  # as long as the layer's with the most heads
+        row[: sums.size] = sums.reshape(-1)
         try:
-            self._sums.put(layer, np.ascontiguousarray(sums, np.float32).view(np.uint8))
+            self._sums.put(layer, row.view(np.uint8))
             self._summed += 1
         except StorageError as error:
             self._give_up(error)

@@ -71,7 +71,7 @@ class Rehearsals:
         self._slots: ScoredSlots | None = None
         longest = max((len(piece.tokens) for piece in self.pieces), default=0)
         self._charged = working_bytes(self._model, len(prompt), longest) if self.pieces else 0
-        sequence.tiers.ledger.charge(INDEX, self._charged, sequence.reservation)
+        sequence.tiers.charge(INDEX, self._charged, sequence.reservation)
         new, layers = len(prompt) - self._first, sequence.policy_layers if self.pieces else ()
         kv_heads = {layer: self._model.of(layer).kv_heads for layer in layers}
         self._scores = {layer: np.full((count, new), np.inf, np.float32) for layer, count in kv_heads.items()}

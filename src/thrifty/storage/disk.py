@@ -95,7 +95,7 @@ class DiskTier:
             done += count
 
     def free(self, extent: Extent) -> None:
-        """Give an extent back; the file shrinks when its end is free."""
+        """Give an extent back; the file shrinks when nothing is left in it. Allowed after `close`."""
         with self._lock:
             self._extents.give(extent.start, extent.nbytes)
             if self._extents.used == 0 and not self._file.closed:

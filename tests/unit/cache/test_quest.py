@@ -157,3 +157,24 @@ def test_first_layers_and_windowed_ones_are_left_out() -> None:
     model = model_info(windows=(None, 50, None, 50, None))
     assert quest().selection(model) == PageSelection((2, 4), 64, 16)
     assert quest(dense=0, page=16, budget=64).selection(model) == PageSelection((0, 2, 4), 16, 4)
+
+
+@pytest.mark.skipif(dispatch.native() is None, reason="the native module is not built or turned off")
+def test_slots_that_come_back_find_room_for_their_bounds() -> None:
+    """Spans without a slot that is attended to are no part of the view: with all of them it has more blocks."""
+    model = model_info(layers=2, heads=4, kv_heads=2, head_dim=64, format="bf16")
+    cache = Cache(model)
+    sequence, other = (cache.create([quest(budget=192, dense=0)]) for _ in range(2))
+    for each in (sequence, other):
+        native_step(each, prompt(64 * 20 + 10), decodes=False)
+    for layer in range(2):
+        sequence.select(layer, (np.arange(10), np.arange(10)))
+    sequence.park()
+    sequence.resume()
+    native_step(sequence, [1], commit=0)
+    for layer in range(2):
+        sequence.select(layer, None)
+    assert np.array_equal(np.stack(native_step(sequence, [2])), np.stack(native_step(other, [2])))
+    for each in (sequence, other):
+        each.free()
+    assert cache.ledger.current == 0

@@ -184,3 +184,21 @@ def test_a_view_without_room_for_bounds_is_refused() -> None:
         dispatch.attend(cached.view, 0, normal(1, 1, 64), scale=0.3, decodes=True)
     with pytest.raises(ValueError, match="16, 32 or 64 slots, not 48"):
         cached.view.select_pages(0, 48, 3)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("form", "page", "slots"), [("bf16", 16, 53), ("bf16", 32, 37), ("f32", 16, 17)])
+def test_bounds_heed_no_memory_behind_the_last_slot(isa: str, form: str, page: int, slots: int) -> None:
+    """A page that begins lies in memory of others before: what is no number there hides no page beside it."""
+    with using(isa):
+        query = rounded(normal(1, 2, 64, seed=18))
+        keys, values = normal(1, 384 + slots, 64, seed=19), normal(1, 384 + slots, 64, seed=20)
+        keys[0, 384 : 384 + page] = 3 * query[0, 0]
+        cached = Cached(rounded(keys), values, form, 3, page)
+        clean = dispatch.attend(cached.view, 0, query, scale=0.3, decodes=True)
+        dirty = Cached(rounded(keys), values, form, 3, page)
+        number = np.dtype(np.uint16 if form == "bf16" else np.uint32)
+        held = dirty.memory[-1][: 64 * 64 * number.itemsize].view(number).reshape(64, 64)
+        held[:, slots:] = 0x7FC0 << 8 * (number.itemsize - 2)  # no number
+        assert np.allclose(clean[0, 0], cached.expected(query, 1)[0, 0], atol=5e-2)
+        assert np.array_equal(dispatch.attend(dirty.view, 0, query, scale=0.3, decodes=True), clean)

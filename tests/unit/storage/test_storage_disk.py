@@ -91,3 +91,12 @@ def test_sizes_for_people() -> None:
         "150 MB",
         "2 GB",
     ]
+
+
+def test_what_lies_on_a_closed_tier_is_given_back_without_an_error(tmp_path: Path) -> None:
+    """Sequences that outlive their engine free what they hold when they are collected."""
+    disk = DiskTier(tmp_path)
+    extent = disk.write(np.arange(5000, dtype=np.uint8))
+    disk.close()
+    disk.free(extent)
+    assert disk.used == 0

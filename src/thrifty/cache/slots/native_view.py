@@ -72,6 +72,7 @@ class NativeView:
         self._reservation = reservation
         self._selection = selection
         self._blocks = 0
+        self._grown = False
         self._sums = False
         self._copies: dict[Segment, Segment] = {}
         self._biases: dict[int, list[Floats]] = {}
@@ -84,6 +85,12 @@ class NativeView:
         if self._sums != sums and self._biases:
             self.drop_but_rows()
         self._sums = sums
+        if self._grown and self.view is not None:
+            try:
+                self._hold_bounds(self.view)
+            except BudgetError:
+                self.drop_but_rows()
+                raise
         if self.view is None:
             view = native_view(self._model)
             if view is not None:
@@ -173,11 +180,7 @@ class NativeView:
         if self.view is None:
             return
         _push_open(self.view, layer, segment, 0)
-        if self._selection is not None and self._selection.layers[-1:] == (layer,):
-            try:
-                self._hold_bounds(self.view, self._selection)
-            except BudgetError:
-                self.drop_but_rows()  # `follow` then says what is missing
+        self._grown = self._selection is not None
 
     def drop_front(self, layer: int, spans: int) -> None:
         """A windowed layer let go of its first spans."""
@@ -196,23 +199,27 @@ class NativeView:
             if self._selection is not None:
                 for layer in self._selection.layers:
                     view.select_pages(layer, self._selection.page, self._selection.pages)
-                self._hold_bounds(view, self._selection)
+                self._hold_bounds(view)
         except BaseException:
             self.drop()
             raise
 
-    def _hold_bounds(self, view: Any, selection: PageSelection) -> None:
-        """Room for the bounds of all blocks that the view has. Raises BudgetError with nothing changed."""
+    def _hold_bounds(self, view: Any) -> None:
+        """Room for the bounds of all blocks that the view has, where rows select pages. Raises BudgetError with nothing
+        changed.
+        """
         blocks = -(-view.most_blocks // BLOCKS) * BLOCKS
-        if blocks > self._blocks:
-            nbytes = selection.bounds_bytes(self._model, blocks - self._blocks)
-            self._tiers.ledger.charge(INDEX, nbytes, self._reservation)
+        if self._selection is not None and blocks > self._blocks:
+            nbytes = self._selection.bounds_bytes(self._model, blocks - self._blocks)
+            self._tiers.charge(INDEX, nbytes, self._reservation)
             self.charged += nbytes
-            self._blocks = blocks
             view.hold_bounds(blocks)
+            self._blocks = blocks
+        self._grown = False
 
     def _push_all(self, view: Any, layer: int) -> None:
         view.clear(layer, -1)
+        self._grown = self._selection is not None  # an edit may part blocks
         spans = self._spans[layer]
         self._advance(view, layer, self._spans.let_go[layer] % CHUNK_PAGES)
         if layer in self._spans.selected:
@@ -252,7 +259,7 @@ class NativeView:
             biases.append(selection.only(np.concatenate([np.empty(0, np.float32), *held])))
         nbytes = sum(bias.nbytes for bias in biases) - sum(bias.nbytes for bias in self._biases.get(layer, ()))
         if nbytes > 0:
-            self._tiers.ledger.charge(INDEX, nbytes, self._reservation)
+            self._tiers.charge(INDEX, nbytes, self._reservation)
         else:
             self._tiers.ledger.credit(INDEX, -nbytes, self._reservation)
         self.charged += nbytes

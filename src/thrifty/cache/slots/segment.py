@@ -339,7 +339,7 @@ class Segment:
 
     def _charge_index(self, nbytes: int) -> None:
         if nbytes > 0:
-            self.tiers.ledger.charge(INDEX, nbytes, self.reservation)
+            self.tiers.charge(INDEX, nbytes, self.reservation)
         elif nbytes < 0:
             self.tiers.ledger.credit(INDEX, -nbytes, self.reservation)
         self.index_bytes += nbytes

@@ -45,6 +45,17 @@ class Tiers:
                 raise
         return self.arena.allocate(nbytes, category, reservation, pieces=pieces, striped=striped)
 
+    def charge(self, category: str, nbytes: int, reservation: Reservation | None = None) -> None:
+        """Charge bytes that lie in no run; under pressure others' idle segments make room, as for a run. Raises
+        BudgetError with nothing charged.
+        """
+        try:
+            self.ledger.charge(category, nbytes, reservation)
+        except BudgetError:
+            if self.relieve is None or self.relieve(nbytes) <= 0:
+                raise
+            self.ledger.charge(category, nbytes, reservation)
+
     def reserve(self, owner: str, nbytes: int, limit: int | None = None) -> Reservation:
         """Promise bytes to an owner, with idle segments making room. limit: the owner's own bound. Raises BudgetError
         with the number that would fit.

@@ -137,9 +137,13 @@ class EngineMemory(Charges):
             self._publish(sequence, sequence.tokens)
 
     def settle(self, sequence: Running) -> None:
-        """After its prefill: give back the hidden state and the promised peak."""
+        """After its prefill: give back the hidden state and the promised peak. Where rows of the answer select what
+        they read, they are not those of a prompt: nothing behind the prompt is kept for others.
+        """
         assert sequence.cache is not None
         request = sequence.ticket.request
+        if sequence.cache.selection is not None:
+            sequence.cache.marks = False
         if sequence.cache.pages is not None:
             self.publish(sequence)
         sequence.cache.drop_stored()

@@ -14,6 +14,7 @@ from tests.unit.engine.conversations.test_shared_prompts import ask
 
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.traits import Traits
+from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import RecipeError
@@ -187,6 +188,17 @@ def test_a_causal_policy_goes_with_causal_ones_alone(engine: Engine) -> None:
     both = [*RECIPES["streaming"], *RECIPES["kivi"]]
     engine.submit(ask(turn(), both)).result()
     assert engine.submit(ask(turn(520, 1), both)).result().usage.cached_tokens == 512
+
+
+def test_what_follows_from_selected_pages_is_no_checkpoint(model: Model, engine: Engine) -> None:
+    """Rows of an answer that read some pages are not what the same tokens give in a prompt."""
+    recipe = [*RECIPES["kivi"], {"technique": "quest", "budget": 48, "page": 16, "dense": 0}]
+    sampling = SamplingParameters(max_tokens=150, ignore_eos=True)
+    said = engine.submit(Request(prompt=turn(300), sampling=sampling, cache=recipe)).result().token_ids
+    request = ask([*turn(300), *said, *text_tokens(MORE, 3)], recipe)
+    result = engine.submit(request).result()
+    assert result.usage.cached_tokens == 256, "of the prompt alone"
+    assert result.logprobs == alone(model, request).logprobs
 
 
 def test_traits_that_contradict_the_option_are_refused() -> None:

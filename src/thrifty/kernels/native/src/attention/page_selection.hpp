@@ -13,7 +13,8 @@ template <bool UP> THRIFTY_INLINE uint16_t outward_bf16(float x) {
 }
 
 // Slots low..high-1 of a block of keys: of every channel the greatest and the least number, as bf16 rounded away from
-// what lies between. Slots whose bias is -inf are left out; false where no other is there.
+// what lies between. Slots whose bias is -inf are left out; false where no other is there. Behind the last slot memory
+// may hold anything, also what is no number.
 static bool page_bounds(const Span& span, int block, int low, int high, int dim, uint16_t* to, uint8_t* scratch) {
   const float infinity = __builtin_inff();
   float hidden[kPage];
@@ -32,7 +33,8 @@ static bool page_bounds(const Span& span, int block, int low, int high, int dim,
   for (int c = 0; c < width; c++) {
     V most = set1(-infinity), least = set1(-infinity);  // of the numbers, and of their negatives
     for (int j = 0; j < 4 && c < dim; j++) {
-      const V x = load(b.keys32 + (size_t)c * kPage + j * kLanes), hide = load(hidden + j * kLanes);
+      const V hide = load(hidden + j * kLanes),
+              x = keep(load(b.keys32 + (size_t)c * kPage + j * kLanes), low - j * kLanes, high - j * kLanes, zero());
       most = max(most, add(x, hide)), least = max(least, sub(hide, x));
     }
     to[c] = c < dim ? outward_bf16<true>(reduce_max(most)) : 0;
