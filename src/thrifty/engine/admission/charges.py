@@ -28,12 +28,16 @@ class Charges(RequestBounds):
     _rows: int
 
     def hold_grammars(self, nbytes: int) -> None:
-        """Account for the vocabulary that grammars need, once. Raises BudgetError where the budget has no room."""
-        if self.ledger.bytes_of(GRAMMARS):
+        """Account for what grammars take now: their vocabulary, and those that are compiled. Raises BudgetError where
+        the budget has no room.
+        """
+        more = nbytes - self.ledger.bytes_of(GRAMMARS)
+        if more <= 0:
+            self.ledger.credit(GRAMMARS, -more)
             return
-        reservation = self.cache.reserve(GRAMMARS, nbytes)
+        reservation = self.cache.reserve(GRAMMARS, more)
         try:
-            self.ledger.charge(GRAMMARS, nbytes, reservation)
+            self.ledger.charge(GRAMMARS, more, reservation)
         finally:
             reservation.release()
 

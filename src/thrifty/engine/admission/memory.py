@@ -233,20 +233,6 @@ class EngineMemory(Charges):
         if session is not None:
             self.sessions.end(session)
 
-    def hold_grammars(self, nbytes: int) -> None:
-        """Account for what grammars take now: their vocabulary, and those that are compiled. Raises BudgetError where
-        the budget has no room.
-        """
-        more = nbytes - self.ledger.bytes_of(GRAMMARS)
-        if more <= 0:
-            self.ledger.credit(GRAMMARS, -more)
-            return
-        reservation = self.cache.reserve(GRAMMARS, more)
-        try:
-            self.ledger.charge(GRAMMARS, more, reservation)
-        finally:
-            reservation.release()
-
     def recount(self, sequences: Sequence[Running]) -> None:
         """Set the books right after an error that left a call in the middle. sequences: all that are not finished."""
         self._rows = sum(sequence.rows for sequence in sequences)
