@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from thrifty.models.tokens.grammar_vocabulary import GrammarVocabulary
 
 KEPT = 32
+KEPT_BYTES = 16 << 20
 COMPILED = {"json_schema": 128 << 10, "lark": 128 << 10, "regex": 16 << 10, "choice": 16 << 10}
 COMPILED_A_BYTE = 64
 """Bytes of a compiled grammar, and more of them for each byte of its text."""
@@ -29,7 +30,10 @@ to an end.
 
 
 class Grammars:
-    """Compiles grammars, from any thread. vocabulary: gives that of the model; asked with the first grammar."""
+    """Compiles grammars, from any thread. vocabulary: gives that of the model; asked with the first grammar.
+
+    The latest are kept, at most `KEPT` of them and `KEPT_BYTES` by estimate: a larger one is compiled anew each time.
+    """
 
     def __init__(self, vocabulary: Callable[[], GrammarVocabulary]) -> None:
         self._vocabulary = vocabulary
@@ -42,8 +46,13 @@ class Grammars:
         does where the vocabulary cannot be made.
         """
         with self._lock:
-            kept = [*(known for known in self._compiled if known != grammar), grammar][-KEPT:]
-        return self._vocabulary().nbytes + sum(compiled_bytes(known) for known in kept)
+            others = [compiled_bytes(known) for known in self._compiled if known != grammar]
+        return self._vocabulary().nbytes + sum(others[1 - KEPT :]) + compiled_bytes(grammar)
+
+    def forget(self) -> None:
+        """Let the grammars go that no answer uses; they are compiled anew where they are asked for."""
+        with self._lock:
+            self._compiled.clear()
 
     def compile(self, grammar: Grammar) -> None:
         """Have a grammar ready for `constraint`. Raises PromptError that says why it cannot be compiled, MissingExtra
@@ -69,7 +78,7 @@ class Grammars:
         compiled = _compiled(grammar, self._vocabulary())
         with self._lock:
             self._compiled[grammar] = compiled
-            while len(self._compiled) > KEPT:
+            while len(self._compiled) > KEPT or sum(map(compiled_bytes, self._compiled)) > KEPT_BYTES:
                 self._compiled.popitem(last=False)
         return compiled
 

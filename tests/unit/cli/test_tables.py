@@ -147,8 +147,8 @@ def test_bench(drawn: list[Drawn], width: int, capsys: pytest.CaptureFixture[str
 
 def test_heads(drawn: list[Drawn], width: int, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     scores = np.random.default_rng(0).random((30, 9), np.float32)
-    found = SimpleNamespace(kind="r2", used=14, asked=16, layers=list(range(30)), array=lambda: scores)
-    heads._show(found, Path("scores.json"), 3)  # type: ignore[arg-type]
+    probed = SimpleNamespace(kind="r2", used=14, asked=16, layers=list(range(30)), array=lambda: scores)
+    heads._show(probed, Path("scores.json"), dict.fromkeys(range(30), 3))  # type: ignore[arg-type]
     check(capsys.readouterr().out, drawn, width)
 
 

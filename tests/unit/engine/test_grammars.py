@@ -238,3 +238,20 @@ def test_the_vocabulary_stands_in_the_ledger_and_must_fit(packed: Model, make_en
     with pytest.raises(BudgetError):
         tight.submit(make(Grammar.choice(["a", "b"]), max_tokens=5))
     assert len(answer(tight, make(None, max_tokens=5)).token_ids) == 5
+
+
+def test_a_grammar_that_does_not_fit_leaves_room_for_others(packed: Model, make_engine: MakeEngine) -> None:
+    engine = make_engine(packed, memory="64MB")
+    large = Grammar.json_schema({"const": "w" * (2 << 20)})
+    for _ in range(2):
+        engine.compile(large)
+        with pytest.raises(BudgetError, match="grammars"):
+            engine.submit(make(large))
+    assert answer(engine, make(Grammar.choice(["a", "b"]), max_tokens=5)).text in ("a", "b")
+
+
+def test_grammars_that_are_only_kept_make_way_for_others(packed: Model, make_engine: MakeEngine) -> None:
+    engine = make_engine(packed, memory="8MB", prefix_tree=False)
+    for number in range(3):  # 3 MB each, by estimate
+        schema = Grammar.json_schema({"const": number, "description": "w" * (48 << 10)})
+        assert json.loads(answer(engine, make(schema, max_tokens=20)).text) == number

@@ -33,7 +33,9 @@ class PlainCache:
         self.keys[layer].append(key.copy())
         self.values[layer].append(value.copy())
 
-    def attend(self, layer: int, query: Floats, positions: Integers, ahead: Array | None = None) -> Floats:
+    def attend(
+        self, layer: int, query: Floats, positions: Integers, ahead: Array | None = None, decodes: bool = False
+    ) -> Floats:
         assert ahead is None
         assert isinstance(query, np.ndarray) and query.dtype == np.float32 and positions.dtype == np.int64
         self.seen += positions.tolist() if layer == 0 else []

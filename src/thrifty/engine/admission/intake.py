@@ -28,7 +28,7 @@ from thrifty.engine.row_extra import RowExtra
 from thrifty.engine.running import Running
 from thrifty.engine.steering import check_layers
 from thrifty.engine.ticket import Ticket
-from thrifty.errors import PromptError, RecipeError, nearest
+from thrifty.errors import BudgetError, PromptError, RecipeError, nearest
 
 if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
@@ -245,7 +245,11 @@ class Intake:
     def _constraint(self, sampling: SamplingParameters) -> Constraint | None:
         if sampling.grammar is None:
             return None
-        self._memory.hold_grammars(self.grammars.bytes_with(sampling.grammar))
+        try:
+            self._memory.hold_grammars(self.grammars.bytes_with(sampling.grammar))
+        except BudgetError:
+            self.grammars.forget()  # those of other requests are only kept to be quick
+            self._memory.hold_grammars(self.grammars.bytes_with(sampling.grammar))
         return self.grammars.constraint(sampling.grammar)
 
     @property
