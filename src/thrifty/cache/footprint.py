@@ -65,7 +65,7 @@ def footprint(policies: Sequence[CachePolicy], model: ModelInfo, prompt: int, to
 def _page_bounds(policies: Sequence[CachePolicy], model: ModelInfo, tokens: int) -> int:
     """What is known of the pages that rows select among, of a sequence of `tokens` tokens."""
     selections = [policy.selection(model) for policy in policies]
-    return sum(one.most_bytes(model, tokens) for one in selections if one is not None)
+    return sum(selection.most_bytes(model, tokens) for selection in selections if selection is not None)
 
 
 def state_bytes(model: ModelInfo) -> int:

@@ -39,7 +39,6 @@ from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.policy import BLOCK, CachePolicy
 from thrifty.cache.rehearsals import Rehearsals
 from thrifty.cache.sequence_prompt import SequencePrompt
-from thrifty.cache.slots.open_rows import Scratch
 from thrifty.cache.slots.sealing import roll
 from thrifty.cache.slots.sequence_slots import SequenceSlots
 from thrifty.cache.statistics import Statistics, Stats
@@ -331,21 +330,6 @@ class SequenceCache(SequencePrompt):
         if not self.collector.sums_now:
             return None
         return self.collector.native_rows(rows, self.native_view.widest(self.policy_layers) + rows)
-
-    def accumulate_prompt(self, rows: int) -> Accumulator | None:
-        """The same for `rows` rows of a prompt (layer-major: of the layer that is open), which stay."""
-        scratch = self.open_rows.scratch
-        if self.open_state is not None:
-            return None
-        if scratch is not None:
-            return self.collector.native_prompt(scratch.layer, self._scratch_places(scratch))
-        if not self.collector.sums_now:
-            return None
-        return self.collector.native_prompt(None, self.native_view.widest(self.policy_layers) + rows)
-
-    def _scratch_places(self, scratch: Scratch) -> int:
-        """The most places of a KV head of the layer that is open, when its prompt is complete."""
-        return max(self.place_counts(scratch.layer)) - self.open_rows.rows(scratch.layer) + scratch.rows
 
     def _schedule_plain(self) -> None:
         """What is not compressed when its prompt ends counts its policies' periods from the beginning."""

@@ -13,6 +13,7 @@ from thrifty.cache.policy import CachePolicy
 from thrifty.cache.prompt_pages import PromptPages, StoredPrefix
 from thrifty.cache.schedule import Schedule
 from thrifty.cache.slots.builder import release_all
+from thrifty.cache.slots.open_rows import Scratch
 from thrifty.cache.slots.sealing import drop_before, keep_window
 from thrifty.cache.slots.sequence_slots import SequenceSlots
 from thrifty.cache.slots.span import Span
@@ -20,6 +21,7 @@ from thrifty.cache.slots.states import RecurrentStates
 from thrifty.cache.statistics import Statistics
 from thrifty.cache.view import LayerView
 from thrifty.cache.watching.collector import Collector
+from thrifty.cache.watching.sums import Accumulator
 from thrifty.errors import PromptError
 
 if TYPE_CHECKING:
@@ -179,6 +181,23 @@ class SequencePrompt(SequenceSlots):
         for held in (stored, pages):
             if held is not None:
                 held.close()
+
+    def accumulate_prompt(self, rows: int) -> Accumulator | None:
+        """Where the native step of the next `rows` rows of a prompt (layer-major: of the open layer), which stay, puts
+        their attention probabilities: None where no column sums are collected. Raises BudgetError.
+        """
+        scratch = self.open_rows.scratch
+        if self.open_state is not None:
+            return None
+        if scratch is not None:
+            return self.collector.native_prompt(scratch.layer, self._scratch_places(scratch))
+        if not self.collector.sums_now:
+            return None
+        return self.collector.native_prompt(None, self.native_view.widest(self.policy_layers) + rows)
+
+    def _scratch_places(self, scratch: Scratch) -> int:
+        """The most places of a KV head of the layer that is open, when its prompt is complete."""
+        return max(self.place_counts(scratch.layer)) - self.open_rows.rows(scratch.layer) + scratch.rows
 
     @property
     def _between_layers(self) -> bool:

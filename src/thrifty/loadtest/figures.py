@@ -26,15 +26,15 @@ def figures(
     outcomes = [outcome for outcome in measured.outcomes if not outcome.cancelled]
     whole = [outcome for outcome in outcomes if outcome.success]
     seconds = measured.seconds or math.inf
-    read, written = sum(one.prompt_tokens for one in whole), sum(one.output_tokens for one in whole)
+    read, written = sum(outcome.prompt_tokens for outcome in whole), sum(outcome.output_tokens for outcome in whole)
     document: dict[str, Any] = {
         "duration": measured.seconds,
         "completed": len(whole),
         "failed": len(outcomes) - len(whole),
-        "rejected": sum(one.rejected for one in outcomes),
+        "rejected": sum(outcome.rejected for outcome in outcomes),
         "total_input_tokens": read,
         "total_output_tokens": written,
-        "total_cached_tokens": sum(one.cached_tokens for one in whole),
+        "total_cached_tokens": sum(outcome.cached_tokens for outcome in whole),
         "request_throughput": len(whole) / seconds,
         "request_goodput": good(whole, objectives) / seconds if objectives else None,
         "output_throughput": written / seconds,
@@ -43,10 +43,10 @@ def figures(
         "max_concurrent_requests": most_at_a_time(whole),
     }
     times = {
-        "ttft": [one.ttft for one in whole],
-        "tpot": [one.tpot for one in whole if one.output_tokens > 1],
-        "itl": [gap for one in whole for gap in one.itl],
-        "e2el": [one.latency for one in whole],
+        "ttft": [outcome.ttft for outcome in whole],
+        "tpot": [outcome.tpot for outcome in whole if outcome.output_tokens > 1],
+        "itl": [gap for outcome in whole for gap in outcome.itl],
+        "e2el": [outcome.latency for outcome in whole],
     }
     for name, values in times.items():
         document |= _summary(name, values, percentiles)
@@ -57,12 +57,12 @@ def details(measured: Measured) -> dict[str, Any]:
     """What each request met, in vLLM's lists (`--save-detailed`). Failed requests have 0 tokens and no times."""
     outcomes = [outcome for outcome in measured.outcomes if not outcome.cancelled]
     return {
-        "input_lens": [one.prompt_tokens for one in outcomes],
-        "output_lens": [one.output_tokens if one.success else 0 for one in outcomes],
-        "ttfts": [one.ttft for one in outcomes],
-        "itls": [one.itl for one in outcomes],
-        "generated_texts": [one.text for one in outcomes],
-        "errors": [one.error for one in outcomes],
+        "input_lens": [outcome.prompt_tokens for outcome in outcomes],
+        "output_lens": [outcome.output_tokens if outcome.success else 0 for outcome in outcomes],
+        "ttfts": [outcome.ttft for outcome in outcomes],
+        "itls": [outcome.itl for outcome in outcomes],
+        "generated_texts": [outcome.text for outcome in outcomes],
+        "errors": [outcome.error for outcome in outcomes],
     }
 
 
@@ -80,10 +80,10 @@ def percentile(values: Sequence[float], share: float) -> float:
 def most_tokens_a_second(outcomes: Sequence[Outcome]) -> float:
     """Pieces of text in the busiest second, counted in whole seconds from the first request on."""
     counts: dict[int, int] = {}
-    begin = min((one.start for one in outcomes), default=0.0)
-    for one in outcomes:
-        moment = one.start + one.ttft - begin
-        for gap in (0.0, *one.itl):
+    begin = min((outcome.start for outcome in outcomes), default=0.0)
+    for outcome in outcomes:
+        moment = outcome.start + outcome.ttft - begin
+        for gap in (0.0, *outcome.itl):
             moment += gap
             counts[int(moment)] = counts.get(int(moment), 0) + 1
     return float(max(counts.values(), default=0))
@@ -92,9 +92,9 @@ def most_tokens_a_second(outcomes: Sequence[Outcome]) -> float:
 def most_at_a_time(outcomes: Sequence[Outcome]) -> int:
     """Requests under way in the busiest second; as in vLLM, one that ends and one that begins within it count both."""
     counts: dict[int, int] = {}
-    begin = min((one.start for one in outcomes), default=0.0)
-    for one in outcomes:
-        for second in range(int(one.start - begin), int(one.start + one.latency - begin) + 1):
+    begin = min((outcome.start for outcome in outcomes), default=0.0)
+    for outcome in outcomes:
+        for second in range(int(outcome.start - begin), int(outcome.start + outcome.latency - begin) + 1):
             counts[second] = counts.get(second, 0) + 1
     return max(counts.values(), default=0)
 

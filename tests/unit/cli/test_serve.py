@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
+from thrifty.cli.main import CommandFiles
 from thrifty.cli.shared.served_models import served_adapters, served_models
+from thrifty.serving.served_model import ModelSource
+from thrifty.serving.settings import ServerSettings
+
+DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
 
 
 def test_one_model_is_known_by_its_name_and_several_by_theirs(tmp_path: object) -> None:
@@ -53,3 +61,56 @@ def test_adapters_belong_to_their_models(tmp_path: Path) -> None:
 def test_an_adapter_that_cannot_be_meant_is_said(tmp_path: Path, named: list[str], told: str) -> None:
     with pytest.raises(typer.BadParameter, match=told):
         served_adapters([pair.format(tmp_path) for pair in named], ["chat", "code"])
+
+
+def test_every_flag_is_in_the_docs() -> None:
+    told = set(re.findall(r"--[a-z-]+", DOCS.read_text(encoding="utf-8")))
+    flags = [{*flag.opts, *flag.secondary_opts} for flag in CommandFiles()["serve"].params if flag.opts[0][:1] == "-"]
+    assert len(flags) > 30 and [names for names in flags if not names & told and "--help" not in names] == []
+
+
+def test_every_flag_reaches_the_server_or_its_engine(
+    thrifty: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shelves: list[tuple[ServerSettings, list[ModelSource], dict[str, Any]]] = []
+    engines: list[dict[str, Any]] = []
+    served: list[Any] = []
+    monkeypatch.setattr(
+        "thrifty.api.open_engine", lambda path, recipe, **named: engines.append({"path": path, **named})
+    )
+    monkeypatch.setattr("thrifty.serving.run.serve", lambda shelf, listening: served.append(shelf))
+    monkeypatch.setattr(
+        "thrifty.serving.model_shelf.ModelShelf",
+        lambda settings, sources, **named: shelves.append((settings, sources, named)),
+    )
+    words = (
+        "--host ::1 --port 9 --api-key k --public --context 77 --batch 3 --queue 5 --prefill-slice 7 --drain 11",
+        "--traces --model a=x --model b=y --model-room 13MB --no-request-recipes --request-technique kivi --draft d",
+        "--request-cache-memory 19MB --key-requests 23 --conversation-disk 0 --session-bytes 29MB --memory 31MB",
+        "--threads 1 --reference --no-copy --priority 17",
+    )
+    folders = ["--adapters-from", str(tmp_path), "--session-folder", str(tmp_path), "--adapter", f"b:sql={tmp_path}"]
+    assert thrifty("serve", *" ".join(words).split(), *folders).code == 0 and len(served) == 1
+    ((settings, sources, shared),) = shelves
+    assert settings == ServerSettings(
+        host="::1", port=9, api_keys=("k",), public=True, traces=True, drain_seconds=11.0, model_room=13_000_000,
+        adapter_folder=tmp_path, session_folder=tmp_path, request_recipes=False, request_techniques=("kivi",),
+        request_cache_memory=19_000_000, priority=17, key_requests=23,
+    )  # fmt: skip
+    assert [(source.name, source.adapters) for source in sources] == [("a", {}), ("b", {"sql": tmp_path})]
+    assert shared == {"memory": 31_000_000, "preload": False}
+
+    def fits(weights: int) -> None: ...
+
+    sources[1].open(fits)
+    assert engines == [{
+        "path": "y", "fits": fits, "memory": 31_000_000, "process_memory": None, "context": 77, "native": False,
+        "threads": 1, "copy": False, "batch": 3, "queue": 5, "prefill_slice_ms": 7.0, "drafts": ["d"],
+        "conversation_disk": None, "session_bytes": 29_000_000,
+    }]  # fmt: skip
+
+
+@pytest.mark.parametrize("flag", ["--conversation-disk", "--session-bytes", "--model-room", "--request-cache-memory"])
+def test_a_size_that_is_none_is_said_before_anything_is_served(thrifty: Callable[..., Any], flag: str) -> None:
+    found = thrifty("serve", "--model", "a=no-such-model", flag, "5XB")
+    assert found.code == 2 and "'5XB' is not a size" in found.message

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.tiny import hybrid_config, text_tokens, tiny_model
+from tests.unit.engine.logits import alone, ask, check_batches_and_chunks, logits_of
 
-from thrifty.arrays import Floats
 from thrifty.decoding.sampling_parameters import SamplingParameters
-from thrifty.engine.engine import Engine
-from thrifty.engine.request import Handle, Request
+from thrifty.engine.request import Request
 from thrifty.errors import RecipeError
 from thrifty.kernels import dispatch
 from thrifty.models.model import Model
@@ -40,31 +39,8 @@ def model(request: pytest.FixtureRequest) -> Model:
     return tiny_model(packed=True, config=hybrid_config(**MODELS[request.param]))
 
 
-def ask(length: int, steps: int = 40, seed: int = 0, **options: Any) -> Request:
-    sampling = SamplingParameters(max_tokens=steps, ignore_eos=True)
-    return Request(prompt=text_tokens(length, seed), sampling=sampling, logits=True, **options)
-
-
-def logits_of(handle: Handle) -> Floats:
-    return np.stack([event.logits for event in handle if event.logits is not None])
-
-
-def alone(model: Model, request: Request, **options: Any) -> Floats:
-    engine = Engine(model, prefix_tree=False, **options)
-    try:
-        return logits_of(engine.submit(request))
-    finally:
-        engine.close()
-
-
 def test_a_request_is_the_same_alone_in_a_batch_and_in_any_chunks(model: Model, make_engine: Any) -> None:
-    lengths = (300, 37, 129)
-    expected = [alone(model, ask(length, seed=length)) for length in lengths]
-    for chunk in (128, 256):
-        engine = make_engine(model, chunk=chunk, prefix_tree=False)
-        handles = [engine.submit(ask(length, seed=length)) for length in lengths]
-        for handle, wanted in zip(handles, expected, strict=True):
-            assert np.array_equal(logits_of(handle), wanted)
+    check_batches_and_chunks(model, make_engine)
 
 
 def test_plain_answers_without_logits_are_the_same(model: Model, make_engine: Any) -> None:

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.tiny import text_tokens, tiny_config, tiny_model, uneven_config
+from tests.unit.engine.logits import alone, ask, check_batches_and_chunks, logits_of
 
-from thrifty.arrays import Floats
 from thrifty.cache.edits import Edits
 from thrifty.cache.model_info import ModelInfo, Widths
 from thrifty.cache.policies.headkv import head_budgets, importance
-from thrifty.decoding.sampling_parameters import SamplingParameters
-from thrifty.engine.engine import Engine
-from thrifty.engine.request import Handle, Request
+from thrifty.engine.request import Request
 from thrifty.errors import RecipeError
 from thrifty.evaluation.roofline.cache_reads import exact_bytes, model_info
 from thrifty.evaluation.roofline.sizes import of_model
@@ -47,31 +45,8 @@ def model() -> Model:
     return tiny_model(packed=True, config=uneven_config())
 
 
-def ask(length: int, steps: int = 40, seed: int = 0, **options: Any) -> Request:
-    sampling = SamplingParameters(max_tokens=steps, ignore_eos=True)
-    return Request(prompt=text_tokens(length, seed), sampling=sampling, logits=True, **options)
-
-
-def logits_of(handle: Handle) -> Floats:
-    return np.stack([event.logits for event in handle if event.logits is not None])
-
-
-def alone(model: Model, request: Request, **options: Any) -> Floats:
-    engine = Engine(model, prefix_tree=False, **options)
-    try:
-        return logits_of(engine.submit(request))
-    finally:
-        engine.close()
-
-
 def test_a_request_is_the_same_alone_in_a_batch_and_in_any_chunks(model: Model, make_engine: Any) -> None:
-    lengths = (300, 37, 129)
-    expected = [alone(model, ask(length, seed=length)) for length in lengths]
-    for chunk in (128, 256):
-        engine = make_engine(model, chunk=chunk, prefix_tree=False)
-        handles = [engine.submit(ask(length, seed=length)) for length in lengths]
-        for handle, wanted in zip(handles, expected, strict=True):
-            assert np.array_equal(logits_of(handle), wanted)
+    check_batches_and_chunks(model, make_engine)
 
 
 def test_native_code_and_the_reference_agree() -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from tests.json_schemas import fits
-from tests.unit.serving.live import NAME, Live, live, post
+from tests.unit.serving.live import NAME, Live, post
 from tests.unit.serving.test_tool_calls import ADD, FIND, SCHEMAS
-from tests.unit.serving.tool_models import tool_engine
 
 from thrifty.serving.anthropic.conversation import conversation
 
@@ -21,21 +19,9 @@ PATH = "/v1/messages"
 TOOLS: list[Any] = [
     {"name": "add", "description": "Adds.", "input_schema": ADD},
     {"name": "find.it", "input_schema": FIND, "type": "custom"},
-    {"name": "now", "input_schema": {"type": "object", "properties": {}}},
+    {"name": "now", "input_schema": {"type": "object", "properties": {}, "additionalProperties": False}},
 ]
 HELLO = {"role": "user", "content": "hello"}
-
-
-@pytest.fixture(scope="module", params=("hermes", "mistral", "llama"))
-def any_server(request: pytest.FixtureRequest) -> Iterator[Live]:
-    with live(lambda: tool_engine(request.param)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def hermes() -> Iterator[Live]:
-    with live(lambda: tool_engine("hermes")) as running:
-        yield running
 
 
 def client(server: Live) -> Any:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pydantic
 import pytest
 from tests.json_schemas import fits
-from tests.unit.serving.live import NAME, Live, live
+from tests.unit.serving.live import NAME, Live
 from tests.unit.serving.test_tool_calls import ADD, FIND, SCHEMAS
-from tests.unit.serving.tool_models import tool_engine
 
 pytest.importorskip("llguidance")
 
@@ -31,18 +29,6 @@ class Sum(pydantic.BaseModel):
 
     first: bool
     second: bool | None = None
-
-
-@pytest.fixture(scope="module", params=("hermes", "mistral", "llama"))
-def any_server(request: pytest.FixtureRequest) -> Iterator[Live]:
-    with live(lambda: tool_engine(request.param)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def hermes() -> Iterator[Live]:
-    with live(lambda: tool_engine("hermes")) as running:
-        yield running
 
 
 def client(server: Live) -> openai.OpenAI:

@@ -45,12 +45,6 @@ def serving(request: pytest.FixtureRequest) -> Iterator[tuple[str, Live]]:
         yield request.param, running
 
 
-@pytest.fixture(scope="module")
-def hermes() -> Iterator[Live]:
-    with live(lambda: tool_engine("hermes")) as running:
-        yield running
-
-
 def client(server: Live) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 

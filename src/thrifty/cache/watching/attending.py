@@ -89,9 +89,9 @@ def _attend_to_pages(
     slots = sum(len(span.keys) for span in spans)
     for row, heads in enumerate(query):
         visible = up_to(spans, slots - (len(query) - 1 - row))
-        for head, one in enumerate(heads):
-            pages = with_pages(visible, one, slots - newest, selection)
-            out[row, head] = attention.attend(one[None, None], pages, scale=scale, softcap=softcap).out[0, 0]
+        for head, own in enumerate(heads):
+            pages = with_pages(visible, own, slots - newest, selection)
+            out[row, head] = attention.attend(own[None, None], pages, scale=scale, softcap=softcap).out[0, 0]
     return out
 
 

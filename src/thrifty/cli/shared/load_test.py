@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import signal
 from collections.abc import Mapping, Sequence
@@ -84,10 +83,14 @@ class Setup:
 
 def run(setup: Setup) -> tuple[dict[str, Any], bool]:
     """The load's figures, JSON-ready, and whether Ctrl-C ended it before its time."""
+    import asyncio  # thirty modules that no other command needs
+
     return asyncio.run(_run(setup))
 
 
 async def _run(setup: Setup) -> tuple[dict[str, Any], bool]:
+    import asyncio
+
     from thrifty.loadtest.figures import details, figures
     from thrifty.loadtest.sweep import saturation
     from thrifty.loadtest.trials import Trials
@@ -108,7 +111,7 @@ async def _run(setup: Setup) -> tuple[dict[str, Any], bool]:
         trials = Trials(setup.endpoint, setup.workload, scale, progress, stop)
         if setup.swept:
             runs = await trials.sweep(setup.pace, setup.sweep, setup.objectives, setup.percentiles)
-            at_rates = [one for one in runs if one["request_rate"] != "inf"]
+            at_rates = [run for run in runs if run["request_rate"] != "inf"]
             document |= {"runs": runs, "saturation_rate": saturation(at_rates)}
         else:
             measured = await trials.run(setup.pace)

@@ -31,6 +31,11 @@ def parse_bytes(text: str | int) -> int:
     return size
 
 
+def parse_room(text: str | int) -> int:
+    """The same, or 0 for none. Raises typer.BadParameter naming the value."""
+    return 0 if str(text).strip() == "0" else parse_bytes(text)
+
+
 def parse_counts(text: str) -> tuple[int, ...]:
     """Ascending positive whole numbers from `128,2048,6144`. Raises typer.BadParameter naming the part that
     is not one.

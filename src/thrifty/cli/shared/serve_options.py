@@ -1,4 +1,4 @@
-"""Options of `thrifty serve` alone: several models, their adapters, and what requests may ask for."""
+"""Options of `thrifty serve` alone, by the panels of its help."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import Annotated
 
 import typer
 
-from thrifty.cli.shared.quantities import parse_bytes
+from thrifty.cli.shared.quantities import parse_bytes, parse_room
 
+ADDRESS = "Who may ask, and where"
+LOAD = "Load"
 MODELS = "Several models"
 REQUESTS = "What requests may ask for"
+CONVERSATIONS = "Conversations"
+CLUSTER = "Cluster"
 
 OneModel = Annotated[
     str | None,
@@ -36,6 +40,7 @@ ModelRoom = Annotated[
         "--model-room",
         metavar="SIZE",
         parser=parse_bytes,
+        show_default="64MB",
         rich_help_panel=MODELS,
         help="What each loaded one has beside its weights, at least.",
     ),
@@ -59,6 +64,35 @@ AdaptersFrom = Annotated[
         help="Clients may load and unload the adapters in it while the server runs.",
     ),
 ]
+Host = Annotated[str, typer.Option("--host", rich_help_panel=ADDRESS, help="Address to listen at.")]
+Port = Annotated[
+    int, typer.Option("--port", min=0, max=65535, rich_help_panel=ADDRESS, help="Port; 0 takes any that is free.")
+]
+ApiKeys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--api-key",
+        envvar="THRIFTY_API_KEY",
+        rich_help_panel=ADDRESS,
+        help="Clients must show it; repeat for several.",
+    ),
+]
+Public = Annotated[
+    bool,
+    typer.Option("--public", rich_help_panel=ADDRESS, help="Serve an address that others reach without any key."),
+]
+Name = Annotated[
+    str | None, typer.Option("--name", rich_help_panel=ADDRESS, help="Name that clients ask for. Default: MODEL.")
+]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", min=1, rich_help_panel=LOAD, help="Most tokens of a prompt and its answer."),
+]
+Batch = Annotated[int, typer.Option("--batch", min=1, rich_help_panel=LOAD, help="Most sequences at a time.")]
+Queue = Annotated[
+    int,
+    typer.Option("--queue", min=1, rich_help_panel=LOAD, help="Most requests that wait; more are refused with 429."),
+]
 PREFILL_SLICE = 40.0
 """Milliseconds. With eight chats the prompts of some take half of the time; a step of the others takes about 20 ms. So
 later tokens stay within 60 ms, and the first ones come sooner than with the engine's own 25.
@@ -66,10 +100,28 @@ later tokens stay within 60 ms, and the first ones come sooner than with the eng
 
 PrefillSlice = Annotated[
     float,
-    typer.Option(min=0, metavar="MS", help="How long a piece of a prompt may hold up answers under way, about."),
+    typer.Option(
+        "--prefill-slice",
+        min=0,
+        metavar="MS",
+        rich_help_panel=LOAD,
+        help="How long a piece of a prompt may hold up answers under way, about.",
+    ),
+]
+Drain = Annotated[
+    float,
+    typer.Option(
+        "--drain",
+        min=0,
+        rich_help_panel=LOAD,
+        help="Seconds that answers under way get to end when the server is told to stop.",
+    ),
 ]
 Traces = Annotated[
-    bool, typer.Option("--traces", help="Send a span of each request, as OTEL_EXPORTER_OTLP_ENDPOINT says.")
+    bool,
+    typer.Option(
+        "--traces", rich_help_panel=LOAD, help="Send a span of each request, as OTEL_EXPORTER_OTLP_ENDPOINT says."
+    ),
 ]
 RequestRecipes = Annotated[
     bool,
@@ -112,6 +164,59 @@ KeyRequests = Annotated[
     int | None,
     typer.Option(
         min=1, metavar="N", rich_help_panel=REQUESTS, help="Most requests of one API key at a time; more get 429."
+    ),
+]
+
+GIGABYTE = 10**9
+ConversationDisk = Annotated[
+    int,
+    typer.Option(
+        "--conversation-disk",
+        metavar="SIZE",
+        parser=parse_room,
+        show_default="1GB",
+        rich_help_panel=CONVERSATIONS,
+        help="Disk for prompts that cache techniques compress, to go on from; 0: none.",
+    ),
+]
+SessionBytes = Annotated[
+    int,
+    typer.Option(
+        "--session-bytes",
+        metavar="SIZE",
+        parser=parse_bytes,
+        show_default="1GB",
+        rich_help_panel=CONVERSATIONS,
+        help="Memory and disk together for sessions of conversations.",
+    ),
+]
+SessionFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--session-folder",
+        file_okay=False,
+        rich_help_panel=CONVERSATIONS,
+        help="Where clients may save their sessions. Default: nowhere.",
+    ),
+]
+Cluster = Annotated[
+    bool,
+    typer.Option("--cluster", rich_help_panel=CLUSTER, help="Serve by several replicas behind one address, on Ray."),
+]
+Replicas = Annotated[
+    int | None,
+    typer.Option("--replicas", min=1, rich_help_panel=CLUSTER, help="Replicas; --threads are of each. Default: 2."),
+]
+MaxReplicas = Annotated[
+    int | None,
+    typer.Option("--max-replicas", min=1, rich_help_panel=CLUSTER, help="As many as the load may bring."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        rich_help_panel=CLUSTER,
+        help="HOST:PORT of a Ray cluster, or auto. Default: one on this machine.",
     ),
 ]
 

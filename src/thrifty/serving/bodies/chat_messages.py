@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from thrifty.serving.bodies.message_calls import calls_of
 from thrifty.serving.errors import RequestError
-from thrifty.serving.tool_calls.messages import calls_of
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """Roles that are taken, and what templates call them: no template knows a developer."""

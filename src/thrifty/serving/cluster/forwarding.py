@@ -103,8 +103,8 @@ def call_of(scope: Scope, body: bytes) -> HttpCall:
         with contextlib.suppress(ValueError, RecursionError):
             fields = json.loads(body)
     given: dict[str, Any] = fields if isinstance(fields, dict) else {}
-    blocks = blocks_of(scope["path"], given, key_of(HTTPConnection(scope)))
-    return HttpCall(carried(scope), body, blocks, session_of(given))
+    path, key = scope["path"], key_of(HTTPConnection(scope))
+    return HttpCall(carried(scope), body, blocks_of(path, given, key), session_of(scope["method"], path, given, key))
 
 
 async def _hung_up(receive: Receive) -> None:

@@ -117,4 +117,10 @@ class Front:
             own = cluster_families(len(told), forwarding.retried, forwarding.lost)
             return Response(page([*self._metrics.families(), *own]), media_type=CONTENT_TYPE_LATEST)
 
+        @own.get("/v1/sessions")
+        async def sessions() -> None:
+            """Refused: each replica knows its own alone, and one of them would answer for all."""
+            told = "sessions of several replicas are not listed; requests that name one reach the replica that has it"
+            raise RequestError(told, 400, code="not_listed")
+
         return own

@@ -16,6 +16,9 @@ MOST_BLOCKS = 256
 GENERATING = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"))
 """Endpoints whose prompts go through the prefix tree."""
 
+SESSIONS = "/v1/sessions/"
+"""What stands before a session's name."""
+
 BEFORE = ("model", "thrifty", "tools", "chat_template_kwargs", "system", "instructions")
 """Fields that stand before the conversation in a prompt, or decide whether prefixes are shared at all."""
 
@@ -41,11 +44,17 @@ def blocks_of(path: str, body: Mapping[str, Any], key: str | None) -> list[bytes
     return blocks
 
 
-def session_of(body: Mapping[str, Any]) -> str | None:
-    """The conversation that a request goes on with, where it names one."""
-    extensions = body.get("thrifty")
-    session = extensions.get("session") if isinstance(extensions, dict) else None
-    return session if isinstance(session, str) else None
+def session_of(method: str, path: str, body: Mapping[str, Any], key: str | None) -> str | None:
+    """The conversation that a request goes on with, or that it drops, saves or restores, where it names one. key: the
+    client's, since a name stands for another conversation with each key.
+    """
+    if path.startswith(SESSIONS):
+        name = path.removeprefix(SESSIONS)
+        session: Any = name.removesuffix("/save").removesuffix("/restore") if method == "POST" else name
+    else:
+        extensions = body.get("thrifty")
+        session = extensions.get("session") if isinstance(extensions, dict) else None
+    return f"{key!r}/{session}" if isinstance(session, str) else None
 
 
 def _pieces(body: Mapping[str, Any]) -> Iterator[str]:

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.tiny import text_tokens, tiny_model
-from tests.unit.engine.conversations.test_shared_prompts import ask, close
+from tests.tiny import text_tokens
+from tests.unit.engine.conversations.ending import close
+from tests.unit.engine.conversations.test_shared_prompts import ask
 
 from thrifty.cache.policy import CachePolicy
 from thrifty.cache.traits import Traits
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import RecipeError
-from thrifty.kernels import dispatch
 from thrifty.models.model import Model
 
 RECIPES: dict[str, list[dict[str, Any]]] = {
@@ -26,13 +26,6 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "streaming, not renumbered": [{"technique": "streaming", "window": 100, "renumber": False, "causal": True}],
 }
 SHARED, MORE, ANSWER = 600, 40, 70
-
-
-@pytest.fixture(scope="module", params=["global", "windowed"])
-def model(request: pytest.FixtureRequest) -> Model:
-    if dispatch.native() is None:
-        pytest.skip("the native kernels are not built")
-    return tiny_model(packed=True, windows=(100, None, 100, None) if request.param == "windowed" else ())
 
 
 @pytest.fixture

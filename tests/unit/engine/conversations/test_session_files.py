@@ -9,20 +9,13 @@ from typing import Any
 
 import pytest
 from tests.tiny import text_tokens, tiny_model
-from tests.unit.engine.conversations.test_sessions import MORE, PROMPT, RECIPES, ask, close, talk
+from tests.unit.engine.conversations.ending import close
+from tests.unit.engine.conversations.test_sessions import MORE, PROMPT, RECIPES, ask, talk
 
 from thrifty.engine.engine import Engine
 from thrifty.engine.sessions import files
 from thrifty.errors import BudgetError, SessionError
-from thrifty.kernels import dispatch
 from thrifty.models.model import Model
-
-
-@pytest.fixture(scope="module", params=["global", "windowed"])
-def model(request: pytest.FixtureRequest) -> Model:
-    if dispatch.native() is None:
-        pytest.skip("the native kernels are not built")
-    return tiny_model(packed=True, windows=(100, None, 100, None) if request.param == "windowed" else ())
 
 
 def next_prompt(first: Any) -> list[int]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from tests.tiny import text_tokens, tiny_model
+from tests.unit.engine.conversations.ending import close
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.formats.kv import PAGE
-from thrifty.kernels import dispatch
 from thrifty.models.model import Model
 
 RECIPES: dict[str, list[dict[str, Any]]] = {
@@ -41,26 +41,11 @@ BOUND = "64MB"
 Tables = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module", params=["global", "windowed"])
-def model(request: pytest.FixtureRequest) -> Model:
-    if dispatch.native() is None:
-        pytest.skip("the native kernels are not built")
-    return tiny_model(packed=True, windows=(100, None, 100, None) if request.param == "windowed" else ())
-
-
 @pytest.fixture
 def engine(model: Model) -> Iterator[Engine]:
     made = Engine(model, conversation_disk=BOUND)
     yield made
     close(made)
-
-
-def close(engine: Engine) -> None:
-    """Nothing but the weights may be left, in memory or on disk."""
-    disk = engine.memory.cache.tiers.disk
-    engine.close()
-    assert engine.memory.ledger.current == engine.memory.ledger.bytes_of("weights")
-    assert disk is not None and disk.used == 0
 
 
 def ask(tokens: list[int], recipe: Tables, **options: Any) -> Request:

@@ -102,6 +102,8 @@ def test_a_client_sees_one_server() -> None:
         assert (await client.get("/v1/models", headers={"Authorization": "Bearer x"})).status_code == 401
         assert (await client.get("/")).text.startswith("<!doctype html>")
         assert (await client.get("/health")).json() == {"status": "ok", "replicas": 1}
+        assert (await client.get("/v1/sessions")).json()["error"]["code"] == "not_listed"
+        assert (await client.delete("/v1/sessions/none")).json()["error"]["code"] == "session_not_found"
         told = (await client.get("/metrics")).text
         assert "thrifty:replicas 1.0" in told and f'vllm:prompt_tokens_total{{model_name="{NAME}"}}' in told
 

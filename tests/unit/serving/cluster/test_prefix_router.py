@@ -158,7 +158,30 @@ def test_a_session_is_no_part_of_the_beginning() -> None:
     long = "word " * 200
     one, two = (chat(long, thrifty={"session": name, "cache_memory": "1MB"}) for name in ("one", "two"))
     assert blocks_of(CHAT, one, None) == blocks_of(CHAT, two, None)
-    assert session_of(one) == "one" and session_of(chat(long)) is None and session_of({"thrifty": 3}) is None
+    assert session_of("POST", CHAT, one, None) == session_of("POST", CHAT, chat("x", thrifty={"session": "one"}), None)
+    assert session_of("POST", CHAT, one, None) != session_of("POST", CHAT, two, None)
+    assert session_of("POST", CHAT, chat(long), None) is None and session_of("POST", CHAT, {"thrifty": 3}, None) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("DELETE", "/v1/sessions/a/b"),
+        ("POST", "/v1/sessions/a/b/save"),
+        ("POST", "/v1/sessions/a/b/restore"),
+    ],
+)
+def test_what_is_done_to_a_session_is_done_where_it_lies(method: str, path: str) -> None:
+    home = session_of("POST", CHAT, chat("x", thrifty={"session": "a/b"}), "key")
+    assert home is not None and session_of(method, path, {}, "key") == home
+    router = PrefixRouter()
+    router.sent("second", [], home)
+    assert router.ranked([], {"first": 0, "second": 3}, session_of(method, path, {}, "key"))[0] == "second"
+
+
+def test_sessions_of_one_name_are_apart_by_key() -> None:
+    body = chat("x", thrifty={"session": "chat"})
+    assert len({session_of("POST", CHAT, body, key) for key in ("one", "two", None, "None")}) == 4
 
 
 @pytest.mark.parametrize(

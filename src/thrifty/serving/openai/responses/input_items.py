@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thrifty.serving.bodies.chat_messages import message_of, shown, text_of
+from thrifty.serving.bodies.message_calls import arguments_of
 from thrifty.serving.errors import RequestError
-from thrifty.serving.tool_calls.messages import arguments_of
 
 PARTS = ("input_text", "output_text", "text")
 KINDS = ("message", "function_call", "function_call_output")
