@@ -52,12 +52,15 @@ class Item:
 
 @dataclass
 class Score:
-    """What a server's answers were. right: items. faults: how often each kind of wrong answer came."""
+    """What a server's answers were. right: items. faults: how often each kind of wrong answer came. messages: of the
+    wrong ones, by item.
+    """
 
     answers: int = 0
     valid: int = 0
     right: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
+    messages: dict[str, Any] = field(default_factory=dict)
 
 
 def json_schema(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,12 +166,14 @@ def _count(score: Score, item: Item, answer: Any, check: Callable[..., Any]) -> 
     if answer.status_code != 200:
         score.faults[f"status {answer.status_code}: {answer.text[:200]}"] += 1
         return
-    valid, fault = fault_of(item, answer.json()["choices"][0]["message"], check)
+    message = answer.json()["choices"][0]["message"]
+    valid, fault = fault_of(item, message, check)
     score.valid += valid
     if fault is None:
         score.right.append(item.name)
     else:
         score.faults[fault] += 1
+        score.messages[item.name] = message
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ with sessions, and with nothing shared. Ways take turns, turn by turn; the figur
 its ratio to the full cache's; so are the seconds of the processor, which other programs disturb less.
 
 Quality: questions over one context, turn after turn, each with its own answers before it: what the full cache finds,
-what a recipe finds that compresses anew with every question, and what it finds going on from its compressed cache.
+what a recipe finds that compresses anew with every question, and what it finds going on from its compressed cache. A
+mean comes with the 95 % interval of drawing the conversations anew.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +27,15 @@ from typing import Any
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request, Result
+from thrifty.evaluation.recovery import mean_interval
 from thrifty.evaluation.tasks.multi_turn import MultiTurn
+from thrifty.evaluation.tasks.task import Item
 from thrifty.models import load
 from thrifty.models.model import Model
 
 Tables = Sequence[Mapping[str, Any]]
+Scores = list[list[float]]
+"""[conversations][turns], each 0 to 1."""
 
 RECIPES: dict[str, Tables] = {
     "kivi": [{"technique": "kivi", "bits": 4}],
@@ -38,6 +44,8 @@ RECIPES: dict[str, Tables] = {
 }
 CAUSAL = ("kivi", "streaming")
 BOUND = "4GB"
+ANSWER = 12
+"""Most tokens of an answer whose number is read."""
 
 
 @dataclass
@@ -132,26 +140,60 @@ def speed(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def quality(model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Share of numbers found by turn, by way."""
-    tokenizer = model.require_tokenizer()
+    """Share of numbers found, by way and turn."""
     task = MultiTurn(length=arguments.length, golden=False)
-    items = task.items(tokenizer, arguments.items, seed=7)
-    found: dict[str, list[list[float]]] = {}
-    for item in items:
+    scores: dict[str, list[list[float]]] = {}
+    for number, item in enumerate(task.items(model.require_tokenizer(), arguments.items, seed=7)):
+        print(f"\ritem {number + 1} of {arguments.items}", end="", file=sys.stderr, flush=True)
         for way in ways(model, arguments.threads, shared=False):
-            scores, context = [], list(item.prompt)
-            for turn in item.turns:
-                result = way.say([*context, *turn.tokens], 12)
-                scores.append(float(all(word in result.text for word in turn.expected)))
-                context = []
-            found.setdefault(way.name, []).append(scores)
+            scores.setdefault(way.name, []).append(_answered(task, item, way))
             way.engine.close()
-    table = {}
-    for name, own in found.items():
-        by_turn = [round(statistics.mean(column), 3) for column in zip(*own, strict=True)]
-        table[name] = {"by_turn": by_turn, "mean": round(statistics.mean(by_turn), 3)}
-        print(f"{name:28} {table[name]['mean']:.2f}   by turn {by_turn}")
-    return table
+    print(file=sys.stderr)
+    return {name: _judged(name, own, scores) for name, own in scores.items()}
+
+
+def _answered(task: MultiTurn, item: Item, way: Way) -> list[float]:
+    """The score of each turn of one conversation. An answer ends at its end token, which the next turn's text brings
+    along where the model's chat template has it.
+    """
+    ends = way.engine.probe().end_ids
+    scores, new = [], list(item.prompt)
+    for turn in item.turns:
+        new += turn.tokens
+        if way.tokens and way.tokens[-1] in ends and way.tokens[-1] == new[0]:
+            way.tokens.pop()
+        result = way.say(new, ANSWER, ignore_eos=False)
+        scores.append(task.grade(item, turn, result.text.partition("\n")[0]))
+        new = []
+    return scores
+
+
+def _judged(name: str, own: Scores, scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """Means with 95 % intervals (conversations are drawn anew), alone and less other ways' in pairs: the full cache's,
+    and for a session those of the same recipe without one.
+    """
+    means = _means(own)
+    told: dict[str, Any] = {
+        "mean": mean_interval(means, block=1).as_dict(),
+        "by_turn": [round(statistics.mean(column), 3) for column in zip(*own, strict=True)],
+        "scores": own,
+    }
+    others = {"less full": "full", "less anew": f"{name.partition(',')[0]}, pages on disk"}
+    for label, other in others.items():
+        if other != name and (label == "less full" or name.endswith("session")):
+            pairs = zip(means, _means(scores[other]), strict=True)
+            told[label] = mean_interval([mine - its for mine, its in pairs], block=1).as_dict()
+    figures = "  ".join(
+        f"{label} {told[label]['value']:5.2f} ({told[label]['low']:.2f} to {told[label]['high']:.2f})"
+        for label in ("mean", *others)
+        if label in told
+    )
+    print(f"{name:28} {figures}  by turn {told['by_turn']}")
+    return told
+
+
+def _means(scores: Scores) -> list[float]:
+    return [statistics.mean(turns) for turns in scores]
 
 
 def main() -> None:

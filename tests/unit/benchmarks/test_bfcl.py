@@ -91,3 +91,4 @@ def test_answers_are_counted_by_what_is_wrong_with_them(monkeypatch: pytest.Monk
     assert score.faults == {
         "value_error": 1, "not the schema's: type": 1, "no JSON": 1, "0 calls": 1, "status 500: why": 1,
     }  # fmt: skip
+    assert score.messages == {ITEM.name: {"content": "4"}}

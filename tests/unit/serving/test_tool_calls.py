@@ -11,7 +11,7 @@ import openai
 import pytest
 from tests.json_schemas import fits
 from tests.unit.serving.live import NAME, Live, live
-from tests.unit.serving.tool_models import opening_bias, tool_engine
+from tests.unit.serving.tool_models import never_ending_bias, opening_bias, tool_engine
 
 pytest.importorskip("llguidance")
 
@@ -80,7 +80,22 @@ def test_an_answer_that_opens_a_call_finishes_it(serving: tuple[str, Live]) -> N
     answer = ask(server, logit_bias=opening_bias(kind), parallel_tool_calls=False)
     (choice,) = answer.choices
     assert choice.finish_reason == "tool_calls", choice
-    check(choice.message.tool_calls[0])
+    (call,) = choice.message.tool_calls
+    check(call)
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_one_call_is_all_where_the_model_never_ends(serving: tuple[str, Live], choice: str) -> None:
+    kind, server = serving
+    bias = opening_bias(kind) | never_ending_bias(kind)
+    more = {"tool_choice": choice, "logit_bias": bias, "max_tokens": 300}
+    if kind == "hermes":  # the list of the one ends with a "]", and of the other there is never more than one
+        (free,) = ask(server, **more).choices
+        assert len(free.message.tool_calls) > 1
+    (single,) = ask(server, parallel_tool_calls=False, **more).choices
+    assert single.message.content is None and single.finish_reason == "tool_calls"
+    (call,) = single.message.tool_calls
+    check(call)
 
 
 def test_an_answer_that_opens_none_is_text(serving: tuple[str, Live]) -> None:

@@ -49,3 +49,8 @@ def opening_bias(kind: str) -> dict[str, float]:
     """A logit bias that has an answer call at once."""
     token = tool_model(kind).tokenizer.backend.token_to_id(MARKERS[kind])
     return {str(token): 1000.0}
+
+
+def never_ending_bias(kind: str) -> dict[str, float]:
+    """A logit bias under which an answer goes on as long as its grammar lets it."""
+    return {str(token): -1000.0 for token in tool_model(kind).tokenizer.eos_ids}
