@@ -62,6 +62,13 @@ class Session:
         return sum(segment.nbytes for segment in self.cache.segments() if segment.tier == tier)
 
     @property
+    def away(self) -> int:
+        """Bytes that come to memory when it is gone on from: positions and biases are there already."""
+        if self.cache is None:
+            return 0
+        return sum(segment.nbytes - segment.index_bytes for segment in self.cache.segments() if segment.tier == "disk")
+
+    @property
     def nbytes(self) -> int:
         """Bytes of its segments, wherever they are."""
         return 0 if self.cache is None else self.cache.nbytes

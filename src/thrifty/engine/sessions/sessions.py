@@ -105,10 +105,10 @@ class Sessions:
         cache.parked = False  # its segments are in use: they never make room for each other
         try:
             try:
-                return self._beside(owner, need, session.bytes_in("disk"), bound)
+                return self._beside(owner, need, session.away, bound)
             except BudgetError:
                 own = max(0, need - cache.nbytes)
-                reservation = self._beside(owner, own, session.bytes_in("disk"), bound)
+                reservation = self._beside(owner, own, session.away, bound)
                 session.lent = True
                 return reservation
         finally:
@@ -133,7 +133,7 @@ class Sessions:
         """
         held = session.cache
         assert held is not None, "a session without a cache begins like any request"
-        self._cache.tiers.make_room(session.bytes_in("disk"))
+        self._cache.tiers.make_room(session.away)
         held.parked = False  # its segments are in use: they never make room for each other
         try:
             held.bring_in()

@@ -306,6 +306,25 @@ def test_a_budget_for_one_request_goes_on_without_room_for_two(model: Model) -> 
     close(engine)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_sessions_that_take_turns_in_a_budget_for_one_lose_no_answer(model: Model, causal: bool) -> None:
+    recipe, free = [{"technique": "streaming", "window": 100, "causal": causal}], Engine(model)
+    need = free.memory.footprint(free.intake._policies(recipe), 700, 760).peak_bytes
+    close(free)
+    engine = Engine(model, memory=model.nbytes + free.memory.workspace + need)
+    tokens = {name: text_tokens(150, seed) for seed, name in enumerate("abc")}
+    for turn in range(3):
+        handles = {}
+        for name, own in tokens.items():
+            try:
+                handles[name] = engine.submit(ask(own, recipe, name, steps=40))
+            except SessionError as error:
+                assert error.code == "session_expired"
+        for name, handle in handles.items():
+            tokens[name] = [*tokens[name], *handle.result().token_ids, *text_tokens(60, turn)]
+    close(engine)
+
+
 def test_a_queue_that_is_full_begins_no_session(model: Model) -> None:
     engine = Engine(model, queue=1)
     waiting = engine.submit(ask(text_tokens(PROMPT), [], None))
