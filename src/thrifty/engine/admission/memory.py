@@ -299,6 +299,8 @@ class EngineMemory(Charges):
     def _promise(self, sequence: Running, owner: str, need: int) -> Reservation:
         """Room for a sequence, and for the session that it goes on from."""
         session, bound = sequence.session, sequence.ticket.request.cache_bytes
+        if session is not None:
+            self.sessions.check_held(session)
         if session is None or session.cache is None:
             return self.cache.reserve(owner, need, bound)
         return self.sessions.promise(session, owner, need, bound)
