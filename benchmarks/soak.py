@@ -72,8 +72,8 @@ class Memory:
 
     def third(self, number: int, column: int) -> float:
         """The most in a third of the time: 0, 1 or 2. column: 1 the process, 2 the ledger."""
-        length = max(1, len(self.samples) // 3)
-        part = self.samples[number * length : None if number == 2 else (number + 1) * length]
+        first, last = (len(self.samples) * edge // 3 for edge in (number, number + 1))
+        part = self.samples[first:last] or self.samples  # one or two samples have no thirds
         return max(sample[column] for sample in part)
 
 
@@ -151,8 +151,14 @@ def verdicts(
         ),
         "no answer wrong": (wrong == 0 and bool(answered), f"{wrong} of {len(answered)} differ from the answer alone"),
         "overload is refused": (bool(refused), f"{len(refused) / len(outcomes):.0%} got 429"),
-        "first token in time": (ttft <= options.ttft, f"p99 {ttft:.0f} ms, at most {options.ttft:.0f}"),
-        "later tokens in time": (tpot <= options.tpot, f"p99 {tpot:.1f} ms, at most {options.tpot:.0f}"),
+        "first token in time": (
+            bool(answered) and ttft <= options.ttft,
+            f"p99 {ttft:.0f} ms, at most {options.ttft:.0f}",
+        ),
+        "later tokens in time": (
+            bool(answered) and tpot <= options.tpot,
+            f"p99 {tpot:.1f} ms, at most {options.tpot:.0f}",
+        ),
         "memory is flat": (after <= GROWTH * before + SLACK, f"{before / 1e6:.1f} MB, at the end {after / 1e6:.1f}"),
         "memory within the budget": (ledger <= budget, f"{ledger / 1e6:.1f} MB at most, of {budget / 1e6:.1f}"),
         "all is given back": (left == 0, f"{left / 1e6:.2f} MB of caches afterwards"),

@@ -72,6 +72,10 @@ class DownloadError(ThriftyError):
     """A model could not be fetched; the message says what was tried and how to provide it by hand."""
 
 
+LONGEST_NAME = 500
+"""Characters of a wrong name that are compared: clients send what they like."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that helps after a wrong name: the nearest known one, or all of them.
 
@@ -80,5 +84,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     listing = f"Known: {', '.join(names)}." if names else "None are known."
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:LONGEST_NAME], names, n=1, cutoff=0.5)
     return f"Did you mean '{close[0]}'? {listing}" if close else listing

@@ -198,9 +198,11 @@ class AsyncEngine:
             self._failure = error
         with self._wake:
             self._closing = True
-        self._obey()
-        self.engine.close()
-        self._outbox.deliver()
+        try:
+            self._obey()
+            self.engine.close()
+        finally:
+            self._outbox.deliver()
 
     def _step(self) -> None:
         """One step. An error of its own, or what is no Exception and came out of a request, stops the engine only where

@@ -32,10 +32,16 @@ class Outbox:
             self.deliver()
 
     def deliver(self) -> None:
-        """Wake the loops of all mailboxes with news. Who cannot read any more has its request ended."""
+        """Wake the loops of all mailboxes with news. Who cannot read any more has its request ended.
+
+        Several threads may be here at a time: each takes what is left.
+        """
         loops: dict[asyncio.AbstractEventLoop, list[Mailbox]] = {}
         while self._news:
-            mailbox = self._news.popleft()
+            try:
+                mailbox = self._news.popleft()
+            except IndexError:  # another thread took the last one
+                break
             loops.setdefault(mailbox.loop, []).append(mailbox)
         for loop, mailboxes in loops.items():
             try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +23,8 @@ PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 class Endpoint:
     """Where and how requests are sent. kind: "chat", where a shared beginning is a system message, or "completions".
 
-    extra: further fields of each body, which override its own. key: an API key.
+    extra: further fields of each body, which override its own. key: an API key. timeout: seconds in which an answer
+    must have come whole.
     """
 
     url: str
@@ -31,10 +34,15 @@ class Endpoint:
     temperature: float = 0.0
     ignore_eos: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
+    timeout: float = 3600.0
 
     def __post_init__(self) -> None:
         if self.kind not in PATHS:
             raise LoadError(f"endpoint is {self.kind!r}; use chat or completions. {nearest(self.kind, PATHS)}")
+        if self.key is not None and not (self.key.isascii() and self.key.isprintable()):
+            raise LoadError("the API key has characters that no header takes; use printable ones of ASCII")
+        if not 0 < self.timeout < math.inf:
+            raise LoadError(f"timeout is {self.timeout:g} s; it must be a number above 0")
         Target.of(self.url, "")
 
     def body(self, prompt: Prompt) -> dict[str, Any]:
@@ -62,9 +70,12 @@ class Endpoint:
         content = json.dumps(self.body(prompt)).encode()
         outcome = Outcome(time.perf_counter(), prompt.tokens)
         try:
-            outcome.fill(await exchange(target, headers, content))
+            async with asyncio.timeout(self.timeout):
+                outcome.fill(await exchange(target, headers, content))
         except BrokenExchange as error:
             outcome.error = str(error)
         except OSError as error:
-            outcome.error = f"{type(error).__name__}: {error}"
+            late = isinstance(error, TimeoutError) and error.errno is None  # no error of the system: `timeout`
+            told = f"no whole answer came within {self.timeout:g} s" if late else error
+            outcome.error = f"{type(error).__name__}: {told}"
         return outcome

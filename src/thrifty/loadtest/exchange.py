@@ -8,6 +8,7 @@ the end of the answer is the end of the stream.
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,12 @@ from urllib.parse import urlsplit
 from thrifty.loadtest.errors import LoadError
 
 PIECE = 1 << 16
+
+MOST = 1 << 28
+"""Bytes of an answer that are kept."""
+
+INTERIM = ("100", "102", "103")
+"""Statuses behind which another answer comes."""
 
 
 class BrokenExchange(Exception):
@@ -37,16 +44,18 @@ class Target:
         """The endpoint `path`, such as /v1/completions, of a server at `url`, which may end in /v1 or have a path.
         Raises LoadError.
         """
-        parts = urlsplit(url if "://" in url else f"http://{url}")
+        wrong = LoadError(f"{url!r} is no server's URL; write e.g. http://127.0.0.1:8000")
         try:
-            port = parts.port
-        except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
-            raise LoadError(f"{url!r} is no server's URL; write e.g. http://127.0.0.1:8000")
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            host, port = parts.hostname or "", parts.port
+            host.encode("idna")
+        except ValueError as error:
+            raise wrong from error
+        if parts.scheme not in ("http", "https") or not host or port == 0 or not parts.path.isascii():
+            raise wrong
         base = parts.path.rstrip("/").removesuffix("/v1")
         tls = parts.scheme == "https"
-        return cls(parts.hostname, port or (443 if tls else 80), base + path, tls)
+        return cls(host, port or (443 if tls else 80), base + path, tls)
 
     @property
     def authority(self) -> str:
@@ -76,11 +85,15 @@ async def exchange(target: Target, headers: Mapping[str, str], body: bytes) -> R
     try:
         writer.write(_request(target, headers, body))
         pieces: list[tuple[float, bytes]] = []
+        size = 0
         while piece := await reader.read(PIECE):
             pieces.append((time.perf_counter(), piece))
+            size += len(piece)
+            if size > MOST:
+                raise BrokenExchange(f"the answer has more than {MOST >> 20} MiB and does not end")
     finally:
         writer.transport.abort()  # at once, also where the task is cancelled: the server sees a client that hung up
-    return _reply(pieces)
+    return reply_of(pieces)
 
 
 def _request(target: Target, headers: Mapping[str, str], body: bytes) -> bytes:
@@ -96,8 +109,10 @@ def _request(target: Target, headers: Mapping[str, str], body: bytes) -> bytes:
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
 
-def _reply(pieces: list[tuple[float, bytes]]) -> Reply:
-    """The pieces of a connection as an answer. Raises BrokenExchange."""
+def reply_of(pieces: list[tuple[float, bytes]]) -> Reply:
+    """The pieces of a connection as an answer; what a server says before it (status 1xx) is skipped. Raises
+    BrokenExchange.
+    """
     head, rest = b"", list(pieces)
     while b"\r\n\r\n" not in head:
         if not rest:
@@ -107,15 +122,23 @@ def _reply(pieces: list[tuple[float, bytes]]) -> Reply:
     head, _, begun = head.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     words = first.split(" ", 2)
-    if len(words) < 2 or not words[0].startswith("HTTP/") or not words[1].isdigit():
+    if len(words) < 2 or not words[0].startswith("HTTP/") or not re.fullmatch(r"[1-5][0-9]{2}", words[1]):
         raise BrokenExchange(f"the answer begins with {first[:80]!r}, which is no HTTP")
+    if words[1] in INTERIM:
+        return reply_of([(moment, begun), *rest])
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     parts = ([(moment, begun)] if begun else []) + rest
     if headers.get("transfer-encoding", "").lower() == "chunked":
         parts = _unchunked(parts)
-    elif len(b"".join(part for _, part in parts)) < int(headers.get("content-length", "0")):
+    elif sum(len(part) for _, part in parts) < _length(headers.get("content-length", "0")):
         raise BrokenExchange("the connection ended before the whole answer had come")
     return Reply(int(words[1]), headers, parts)
+
+
+def _length(told: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,15}", told):
+        raise BrokenExchange(f"the answer's length is {told[:20]!r}")
+    return int(told)
 
 
 def _unchunked(pieces: Sequence[tuple[float, bytes]]) -> list[tuple[float, bytes]]:
@@ -125,10 +148,10 @@ def _unchunked(pieces: Sequence[tuple[float, bytes]]) -> list[tuple[float, bytes
     for moment, piece in pieces:
         held += piece
         while (end := held.find(b"\r\n")) >= 0:
-            try:
-                size = int(held[:end].partition(b";")[0], 16)
-            except ValueError as error:
-                raise BrokenExchange(f"a chunk's size is {held[:end][:20]!r}") from error
+            told = held[:end].partition(b";")[0].strip()
+            if not re.fullmatch(rb"[0-9a-fA-F]{1,12}", told):
+                raise BrokenExchange(f"a chunk's size is {held[:end][:20]!r}")
+            size = int(told, 16)
             if size == 0:
                 return content
             if len(held) < end + 2 + size + 2:

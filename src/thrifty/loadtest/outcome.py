@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from thrifty.loadtest.exchange import Reply
+
+MOST_TOKENS = 1 << 40
 
 
 @dataclass
@@ -61,7 +64,7 @@ class Outcome:
                 break
             try:
                 self._take(json.loads(data), moment, moments)
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
                 self.error = f"a chunk that is none of OpenAI's ({type(error).__name__}): {data[:200]}"
                 return
             if self.error:
@@ -87,17 +90,23 @@ class Outcome:
                 self.text += text
                 moments.append(moment)
         if usage := chunk.get("usage"):
-            self.prompt_tokens = usage["prompt_tokens"]
-            self.output_tokens = usage["completion_tokens"]
-            self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+            details = usage.get("prompt_tokens_details") or {}
+            counts = (usage["prompt_tokens"], usage["completion_tokens"], details.get("cached_tokens") or 0)
+            if not all(isinstance(count, int) and 0 <= count < MOST_TOKENS for count in counts):
+                raise ValueError("usage counts tokens")
+            self.prompt_tokens, self.output_tokens, self.cached_tokens = counts
 
 
 def events(reply: Reply) -> Iterator[tuple[float, str]]:
-    """The data of server-sent events, each with the time at which its last byte came."""
+    """The data of server-sent events, each with the time at which its last byte came. The last may lack the empty line
+    behind it.
+    """
     held = b""
-    for moment, piece in reply.pieces:
-        held += piece.replace(b"\r\n", b"\n")
-        *whole, held = held.split(b"\n\n")
+    for place, (moment, piece) in enumerate(reply.pieces, 1):
+        held += piece
+        *whole, held = re.split(rb"\r?\n\r?\n", held)
+        if place == len(reply.pieces) and held.endswith(b"\n"):
+            whole.append(held)
         for event in whole:
             data = [line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:")]
             if data:
@@ -114,5 +123,5 @@ def _message(body: bytes) -> str:
     """What an error's body says."""
     try:
         return str(json.loads(body)["error"]["message"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return body[:200].decode("utf-8", "replace").strip()

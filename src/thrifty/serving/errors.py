@@ -70,10 +70,21 @@ SESSIONS = {"session_expired": 410, "session_not_found": 404}
 KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
+LONGEST = 2000
+"""Characters of an error's text: what a client sent may be megabytes, and is not sent back whole."""
+
+
 def envelope(message: str, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """The body of an error."""
+    message, param = cut(message), None if param is None else cut(param)
     kind = "server_error" if status >= 500 else KINDS.get(status, "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def cut(text: str) -> str:
+    """A text of at most `LONGEST` characters: its beginning and its end."""
+    half = (LONGEST - 3) // 2
+    return text if len(text) <= LONGEST else f"{text[:half]}...{text[-half:]}"
 
 
 def response(

@@ -42,7 +42,8 @@ class ModelShelf:
         self.instruments = Instruments()
         self.failure: BaseException | None = None
         self._preload = preload
-        self._closing = False
+        self._starting = preload
+        self._ending = asyncio.Event()
         self._models = [ServedModel(source, Metrics(source.name, self.instruments)) for source in sources]
         self._services = _by_name(settings, self._models)
         self._shares = MemoryShares(memory, settings.model_room)
@@ -56,7 +57,7 @@ class ModelShelf:
         """
         service = self.named(name)
         service.served.hold()
-        if not service.ready:
+        if not service.ready or service.served.name in self._loads:  # loaded, but its share of memory is not certain
             await self._wait_for(service.served)
         return service
 
@@ -107,7 +108,7 @@ class ModelShelf:
     def check_ready(self) -> None:
         """Raise RequestError (503) where no request would be taken now."""
         for model in self._models:
-            if (self._closing or self._preload) and not model.ready:
+            if (self._ending.is_set() or self._preload) and not model.ready:
                 raise model.absent()
 
     async def start(self, failed: Callable[[], None]) -> None:
@@ -117,47 +118,53 @@ class ModelShelf:
         try:
             for model in self._models:
                 await self._load(model)
+            self._starting = False
         except Exception as error:
             self.failure = error
             failed()
 
     def end_all(self) -> None:
-        """End every answer under way; those who wait for it are told that the server stops."""
+        """End every answer under way; those who wait for it, or for a model, are told that the server stops."""
+        self._ending.set()
         for model in self._models:
             model.end_all()
 
     async def close(self) -> None:
         """End what runs and let all models go. Requests are refused from now on."""
-        self._closing = True
+        self.end_all()
         await asyncio.gather(*self._loads.values(), return_exceptions=True)
         for model in self._models:
             await model.close()
 
     async def _wait_for(self, model: ServedModel) -> None:
         """Until a model is loaded. Raises RequestError (503) where that takes too long, or is not possible."""
-        if self._closing or (self._preload and not model.stopped and model.name not in self._loads):
+        if self._ending.is_set() or self._starting:
             raise model.absent()
         loading = self._loads.get(model.name)
         if loading is None:
             loading = self._loads[model.name] = asyncio.create_task(self._load_on_demand(model))
-            loading.add_done_callback(
-                lambda task: task.cancelled() or task.exception()
-            )  # somebody may read it, or none
-        done, _ = await asyncio.wait((loading,), timeout=self.settings.load_seconds)
-        if not done:
-            raise RequestError(f"the model '{model.name}' is being loaded; ask again soon", 503, None, "loading", 5)
+            loading.add_done_callback(_looked_at)
+        ending = asyncio.create_task(self._ending.wait())
+        try:
+            await asyncio.wait((loading, ending), timeout=self.settings.load_seconds, return_when="FIRST_COMPLETED")
+        finally:
+            ending.cancel()
+        if not loading.done():
+            raise model.absent()
         loading.result()
 
     async def _load_on_demand(self, model: ServedModel) -> None:
         try:
             async with self._one_at_a_time:
-                if self._closing:
+                if self._ending.is_set():
                     raise model.absent()
+                for other in self._models:  # an engine that an error stopped still holds its weights
+                    await other.let_go_if_stopped()
                 await self._load(model)
         except RequestError:
             raise
-        except ThriftyError as error:
-            _LOG.error("%s could not be loaded: %s", model.name, error)
+        except Exception as error:
+            _LOG.error("%s could not be loaded: %s", model.name, error, exc_info=not isinstance(error, ThriftyError))
             raise RequestError(
                 f"the model '{model.name}' could not be loaded; the server's log says why", 503, "model", "load_failed"
             ) from error
@@ -170,6 +177,8 @@ class ModelShelf:
 
         def fits(weights: int) -> None:
             """In the thread that loads."""
+            if self._ending.is_set():
+                raise model.absent()
             room = self._shares.make_room(model.name, weights, self._loaded())
             asyncio.run_coroutine_threadsafe(room, loop).result()
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.engine.asynchronous import AsyncEngine
 from thrifty.engine.engine import Engine
+from thrifty.errors import ThriftyError
 from thrifty.serving.errors import RequestError
 from thrifty.serving.metrics import Metrics
 from thrifty.storage.heap import hand_back
@@ -41,7 +42,8 @@ class ModelSource:
 
 class ServedModel:
     """A source, and the engine over it while there is one. metrics: what is counted of it. adapters: those that the
-    engine has whenever there is one.
+    engine has whenever there is one. Of these, one that a request loaded and that is damaged since is missing: its own
+    requests are refused, and no others.
 
     A task that asks for the model holds it until the task is over: a request is one task, its stream included.
     """
@@ -49,12 +51,13 @@ class ServedModel:
     def __init__(self, source: ModelSource, metrics: Metrics) -> None:
         self.name = source.name
         self.adapters = dict(source.adapters)
+        self._first_adapters = frozenset(source.adapters)  # the operator's
         self.metrics = metrics
         self.created = int(time.time())
         self.used = time.monotonic()
         self._open = source.open
         self._engine: AsyncEngine | None = None
-        self._closed = False
+        self._ending = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._handles: weakref.WeakSet[AsyncHandle] = weakref.WeakSet()
 
@@ -97,9 +100,11 @@ class ServedModel:
 
     def absent(self) -> RequestError:
         """Why there is no engine now."""
-        if self._closed:
+        if self._ending:
             return RequestError("the server is shutting down", 503, code="shutting_down", retry_after=5)
-        return RequestError(f"the model '{self.name}' is being loaded; ask again soon", 503, code="loading")
+        return RequestError(
+            f"the model '{self.name}' is being loaded; ask again soon", 503, code="loading", retry_after=5
+        )
 
     def hold(self) -> None:
         """The task that calls uses the model until it is over."""
@@ -113,12 +118,7 @@ class ServedModel:
         self.used = time.monotonic()
 
     async def load(self, fits: Fits = lambda weights: None) -> None:
-        """Open the engine and its adapters in a thread of its own; one that stopped goes before. Raises what that
-        raises.
-        """
-        if self._engine is not None and self.stopped:
-            _LOG.error("the engine of %s stopped and is opened again", self.name, exc_info=self._engine.failure)
-            await self.let_go()
+        """Open the engine and its adapters in a thread of its own. Raises what that raises."""
         started = time.perf_counter()
         engine = await asyncio.to_thread(self._opened, fits)
         self._engine = AsyncEngine(engine)
@@ -128,8 +128,13 @@ class ServedModel:
     def _opened(self, fits: Fits) -> Engine:
         engine = self._open(fits)
         try:
-            for name, folder in self.adapters.items():
-                engine.add_adapter(name, folder)
+            for name, folder in list(self.adapters.items()):
+                try:
+                    engine.add_adapter(name, folder)
+                except (ThriftyError, OSError) as error:
+                    if name in self._first_adapters:
+                        raise
+                    _LOG.error("%s has no adapter %s any more, which a request had loaded: %s", self.name, name, error)
         except BaseException:
             engine.close()
             raise
@@ -142,13 +147,19 @@ class ServedModel:
 
     async def remove_adapter(self, name: str) -> None:
         """Forget an adapter. Raises PromptError where a request uses it."""
-        if self._engine is not None:
+        if self._engine is not None and name in self._engine.engine.adapters:
             await asyncio.to_thread(self._engine.engine.remove_adapter, name)
         del self.adapters[name]
 
     async def resize(self, nbytes: int) -> int:
         """Give the engine another budget, in bytes; returns the one that it has then (see `Engine.resize_memory`)."""
         return await self.engine.resize_memory(nbytes)
+
+    async def let_go_if_stopped(self) -> None:
+        """Let an engine go that an error stopped: it is opened again when it is asked for."""
+        if self._engine is not None and self.stopped:
+            _LOG.error("the engine of %s stopped and is let go", self.name, exc_info=self._engine.failure)
+            await self.let_go()
 
     async def let_go(self) -> None:
         """Close the engine and give its memory back, weights included."""
@@ -167,12 +178,13 @@ class ServedModel:
 
     def end_all(self) -> None:
         """End every answer under way; those who wait for it are told that the server stops."""
+        self._ending = True
         for handle in list(self._handles):
             handle.cancel()
 
     async def close(self) -> None:
         """End what runs and let the model go, for good."""
-        self._closed = True
+        self._ending = True
         engine, self._engine = self._engine, None
         if engine is not None:
             await engine.close()

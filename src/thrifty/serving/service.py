@@ -14,7 +14,7 @@ from thrifty.engine.asynchronous import AsyncEngine
 from thrifty.engine.request import Request
 from thrifty.errors import PromptError
 from thrifty.serving.access.extension_limits import granted
-from thrifty.serving.access.text_limits import CHARACTERS, check_texts
+from thrifty.serving.access.text_limits import CHARACTERS, chat_texts, check_text
 from thrifty.serving.bodies.sampling import Extensions
 from thrifty.serving.errors import RequestError
 from thrifty.serving.metrics import Metrics
@@ -84,13 +84,13 @@ class Service:
 
     async def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         """Token ids of a conversation (see messages.checked) through the template. Raises as `encode` does."""
-        await self._check_texts([text for message in messages if isinstance(text := message.get("content"), str)])
+        await self._check_texts(chat_texts(messages, options))
         return await self.engine.encode_chat(messages, **options)
 
     async def _check_texts(self, texts: Sequence[str]) -> None:
         tokenizer, context = self.model.require_tokenizer(), self.engine.probe().context
-        if max(map(len, texts), default=0) > CHARACTERS * context:
-            await asyncio.to_thread(check_texts, texts, context, tokenizer.encode)
+        if sum(map(len, texts)) > CHARACTERS * context:
+            await asyncio.to_thread(check_text, "".join(texts), context, tokenizer.encode)
 
     async def submit(
         self, prompt: Sequence[int], sampling: SamplingParameters, samples: int, extensions: Extensions, key: str | None
@@ -105,7 +105,7 @@ class Service:
             samples=samples,
             salt=salt_of(key),
             session=extensions.session,
-            owner=salt_of(key),
+            owner=salt_of(key) if self.settings.api_keys else "",  # without keys nobody checks what a client shows
             adapter=self.adapter,
             **granted(self.settings, extensions),
         )

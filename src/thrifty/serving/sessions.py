@@ -20,11 +20,18 @@ def router(models: ModelShelf) -> APIRouter:
     """
     routes = APIRouter()
 
+    async def present(model: str | None) -> Service | None:
+        """A model where it is loaded. None is loaded for a look: it has no sessions then."""
+        if models.named(model).ready:
+            return await models.get(model)
+        models.check_ready()
+        return None
+
     @routes.get("/v1/sessions")
     async def sessions(http: Request, model: str | None = None) -> dict[str, Any]:
         """What is held for the client's conversations."""
-        service = await models.get(model)
-        held = await service.engine.sessions(salt_of(key_of(http)))
+        service = await present(model)
+        held = [] if service is None else await service.engine.sessions(salt_of(key_of(http)))
         data = [
             {
                 "id": facts.name,
@@ -42,8 +49,8 @@ def router(models: ModelShelf) -> APIRouter:
     @routes.delete("/v1/sessions/{name:path}")
     async def drop(name: str, http: Request, model: str | None = None) -> dict[str, Any]:
         """Forget one of them."""
-        service = await models.get(model)
-        if not await service.engine.drop_session(name, salt_of(key_of(http))):
+        service = await present(model)
+        if service is None or not await service.engine.drop_session(name, salt_of(key_of(http))):
             raise RequestError(f"there is no session '{name:.128}'", 404, code="session_not_found")
         return {"id": name, "object": "session", "deleted": True}
 

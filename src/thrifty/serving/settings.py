@@ -73,6 +73,10 @@ class ServerSettings:
             )
         if any(not key for key in self.api_keys):
             raise ServerError("an API key is empty; give one of at least 1 character, or leave --api-key out")
+        if any(not (key.isascii() and key.isprintable()) or key != key.strip() for key in self.api_keys):
+            raise ServerError(
+                "an API key has characters that no client can send; use printable ones of ASCII, without spaces around"
+            )
 
 
 def is_loopback(host: str) -> bool:

@@ -73,3 +73,9 @@ def test_each_thing_that_does_not_hold_is_told() -> None:
     assert judged([*GOOD, REFUSED], seen=memory([200e6] * 6 + [240e6] * 3)) == {"memory is flat"}
     assert judged([*GOOD, REFUSED], seen=memory([200e6] * 9, ledger=101e6)) == {"memory within the budget"}
     assert judged([*GOOD, REFUSED], left=4096.0) == {"all is given back"}
+    assert judged([REFUSED]) == {"no answer wrong", "first token in time", "later tokens in time"}
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 4])
+def test_a_short_soak_is_judged_too(samples: int) -> None:
+    assert judged([*GOOD, REFUSED], seen=memory([200e6] * samples)) == set()

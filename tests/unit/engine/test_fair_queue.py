@@ -10,7 +10,7 @@ import pytest
 from tests.tiny import text_tokens, tiny_model
 
 from thrifty.decoding.sampling_parameters import SamplingParameters
-from thrifty.engine.admission.fair_queue import PATIENCE, FairQueue
+from thrifty.engine.admission.fair_queue import PATIENCE, STEPS, FairQueue
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
 from thrifty.errors import PromptError, QueueFullError
@@ -118,6 +118,21 @@ def test_a_low_priority_is_not_put_off_for_ever() -> None:
         if own.arrival == 0:
             break
     assert admitted[-1] == 0 and clock.now <= 2.2 * PATIENCE
+
+
+def test_no_distance_of_priorities_puts_off_for_hours() -> None:
+    clock = Time()
+    queue = FairQueue(clock)
+    queue.append(sequence(0, priority=-1000))
+    for arrival, waited in ((1, 0), (2, 5 * PATIENCE), (3, STEPS * PATIENCE - 1)):
+        clock.now = waited
+        queue.append(sequence(arrival, priority=1000))
+        first = queue.first([])
+        assert first.arrival == arrival
+        queue.remove(first)
+    clock.now = STEPS * PATIENCE
+    queue.append(sequence(4, priority=1000))
+    assert queue.first([]).arrival == 0
 
 
 def test_patience_never_goes_beyond_the_priorities_that_wait() -> None:

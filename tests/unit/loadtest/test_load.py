@@ -14,7 +14,7 @@ from tests.unit.loadtest.scripted_server import CHUNKED, DONE, HEAD, Script, eve
 
 from thrifty.loadtest.api import Endpoint
 from thrifty.loadtest.errors import LoadError
-from thrifty.loadtest.exchange import Target
+from thrifty.loadtest.exchange import Target, reply_of
 from thrifty.loadtest.lengths import Lengths
 from thrifty.loadtest.load import Load, Measured, send
 from thrifty.loadtest.outcome import Outcome
@@ -87,6 +87,24 @@ def test_chunks_and_events_may_be_cut_anywhere(cut: int) -> None:
         (b"HTTP/1.1 200 OK\r\nContent-", "in the head"),
         (b"", "in the head"),
         (b"HTTP/1.1 500 No\r\nContent-Length: 999\r\n\r\nshort", "before the whole answer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nx", "length is 'many'"),
+        (b"HTTP/1.1 " + b"9" * 5000 + b" OK\r\n\r\n", "no HTTP"),
+        (b"HTTP/1.1 \xb200 OK\r\n\r\n", "no HTTP"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", "in the head"),
+        (CHUNKED + b"-10\r\nxx", "a chunk's size"),
+        (CHUNKED + b"1_0\r\nxx", "a chunk's size"),
+        (HEAD + b"data: " + b"[" * 100_000 + b"\n\n" + DONE, "none of OpenAI's"),
+        (b"HTTP/1.1 500 No\r\n\r\n" + b"[" * 100_000, "HTTP 500"),
+        (
+            HEAD + piece("a") + event(choices=[], usage={"prompt_tokens": None, "completion_tokens": 1}) + DONE,
+            "none of",
+        ),
+        (HEAD + piece("a") + event(choices=[], usage={"prompt_tokens": "3", "completion_tokens": 1}) + DONE, "none of"),
+        (
+            HEAD + piece("a") + event(choices=[], usage={"prompt_tokens": 1e999, "completion_tokens": 1}) + DONE,
+            "none of",
+        ),
+        (HEAD + piece("a") + event(choices=[], usage={"prompt_tokens": 1, "completion_tokens": -1}) + DONE, "none of"),
     ],
 )
 def test_what_is_no_whole_answer_is_an_error_that_says_so(answer: bytes, said: str) -> None:
@@ -95,6 +113,30 @@ def test_what_is_no_whole_answer_is_an_error_that_says_so(answer: bytes, said: s
     with pytest.raises(AssertionError, match=said):
         raise AssertionError(outcome.error)
     assert outcome.rejected == (outcome.status == 429)
+
+
+def test_a_server_that_hangs_is_given_up_after_the_timeout() -> None:
+    with scripted(lambda _: [(0, HEAD + piece("a")), (0.3, DONE)]) as server:
+        outcome = asyncio.run(Endpoint(server.url, "m", timeout=0.1).ask(Prompt("", "hello", 5, 8)))
+        assert outcome.error == "TimeoutError: no whole answer came within 0.1 s" and not outcome.success
+        time.sleep(0.5)
+    for wrong in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(LoadError, match="timeout"):
+            Endpoint("h", "m", timeout=wrong)
+
+
+def test_an_answer_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thrifty.loadtest.exchange.MOST", 1 << 20)
+    assert "does not end" in ask(lambda _: [(0, HEAD), *[(0, piece("a" * 100_000))] * 40]).error
+
+
+def test_what_other_servers_do_is_read_too() -> None:
+    answer = HEAD + piece("a").replace(b"\n", b"\r\n") + piece("b") + b"data: [DONE]\n"
+    before = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+    for cut in range(len(HEAD) + 5, len(answer)):
+        outcome = Outcome(0.0, 5)
+        outcome.fill(reply_of([(0.1, before + answer[:cut]), (0.2, answer[cut:])]))
+        assert outcome.success and outcome.text == "ab", (cut, outcome.error)
 
 
 def test_nobody_who_listens_is_an_error_too() -> None:
@@ -106,9 +148,20 @@ def test_the_url_may_name_the_api_and_what_is_none_is_refused() -> None:
     for url in ("http://h:1", "h:1", "http://h:1/v1", "http://h:1/v1/"):
         assert Target.of(url, "/v1/x") == Target("h", 1, "/v1/x", False)
     assert Target.of("https://[::1]/api/v1", "/v1/x") == Target("::1", 443, "/api/v1/x", True)
-    for wrong in ("ftp://h", "http://", "http://h:port"):
+    for wrong in (
+        "ftp://h",
+        "http://",
+        "http://h:port",
+        "http://[::1",
+        "http://h:0",
+        "http://" + "a" * 70,
+        "http://h/ä",
+    ):
         with pytest.raises(LoadError, match="no server's URL"):
             Endpoint(wrong, "m")
+    for key in ("two\nlines", "schlüssel"):
+        with pytest.raises(LoadError, match="API key"):
+            Endpoint("h:1", "m", key=key)
     with pytest.raises(LoadError, match="Did you mean 'chat'"):
         Endpoint("h:1", "m", "chatt")
 

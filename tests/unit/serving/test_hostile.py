@@ -128,6 +128,56 @@ def test_a_text_far_beyond_the_context_is_refused_by_its_beginning(
     assert max(encoded) == 32768
 
 
+def test_what_is_too_long_only_together_is_refused_by_its_beginning(
+    server: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    tokenizer = server.service.model.require_tokenizer()
+    original = tokenizer.encode
+
+    def encode(text: str, *options: Any, **more: Any) -> list[int]:
+        encoded.append(len(text))
+        return list(original(text, *options, **more))
+
+    monkeypatch.setattr(tokenizer, "encode", encode)
+    told = [{"role": "user", "content": "v" * 1000}] * 500
+    for path, body in {CHAT: {}, "/v1/messages": {"max_tokens": 3}}.items():
+        answer = post(server, path, json={"model": "tiny", "messages": told} | body)
+        assert answer.status_code == 400 and "first 32768 of the prompt's 500000" in answer.text
+    assert max(encoded) == 32768
+
+
+LONG = "x" * 300_000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {LONG: 1}, {"messages": [{"role": "user", "content": "a", LONG: 1}]}, {"model": LONG},
+        {"thrifty": {"cache": [{"technique": LONG}]}}, {"thrifty": {"cache": [{"technique": "kivi", LONG: 1}]}},
+        {"thrifty": {"cache": [{"technique": "kivi", "bits": LONG}]}}, {"thrifty": {"decoding": [{"technique": LONG}]}},
+    ],
+)  # fmt: skip
+def test_an_error_does_not_send_back_all_that_was_sent(server: Live, fields: dict[str, Any]) -> None:
+    answer = post(server, CHAT, json=chat_body(**fields))
+    assert answer.status_code in (400, 404) and len(answer.text) < 5000
+    assert "xxx" in answer.json()["error"]["message"]
+
+
+def test_a_wrong_name_of_megabytes_is_compared_by_its_beginning(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+
+    def close(name: str, *_: Any, **options: Any) -> list[str]:
+        compared.append(len(name))
+        return []
+
+    monkeypatch.setattr("thrifty.errors.difflib.get_close_matches", close)
+    assert post(server, CHAT, json=chat_body(model="m" * 1_000_000)).status_code == 404
+    tables = [{"technique": "t" * 1_000_000}]
+    assert post(server, CHAT, json=chat_body(thrifty={"cache": tables})).status_code == 400
+    assert len(compared) == 2 and max(compared) <= 1000
+
+
 def test_uploads_that_break_off_are_forgotten(server: Live) -> None:
     head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Length: 1000000\r\n\r\n".encode()
     for part in (

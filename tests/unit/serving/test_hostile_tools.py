@@ -76,6 +76,39 @@ def test_no_schema_of_a_tool_is_a_500(server: Live, held: int, name: str) -> Non
     assert eventually(lambda: server.held() == held)
 
 
+def test_tools_are_counted_without_a_grammar_and_without_a_500(server: Live) -> None:
+    for name in ("deep", "deeper than parsers go"):
+        body = bodies(SCHEMAS[name])[MESSAGES] | {"model": NAME}
+        del body["max_tokens"]
+        answer = post(server, f"{MESSAGES}/count_tokens", json=body)
+        assert answer.status_code == (200 if name == "deep" else 400), answer.text
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES, MESSAGES])
+def test_tools_that_are_longer_than_the_context_are_refused_at_once(
+    server: Live, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = server.service.engine
+    tokenizer = server.service.model.require_tokenizer()
+    encoded: list[int] = []
+    original = tokenizer.encode
+
+    def encode(text: str, *options: Any, **more: Any) -> list[int]:
+        encoded.append(len(text))
+        return list(original(text, *options, **more))
+
+    async def compile(grammar: object) -> None:
+        raise AssertionError("a grammar was compiled")
+
+    monkeypatch.setattr(tokenizer, "encode", encode)
+    monkeypatch.setattr(engine, "compile", compile)
+    for size in (5_000, 2_000_000):
+        schema = {"type": "object", "properties": {}, "description": "v" * size}
+        answer = post(server, path, json=bodies(schema)[path] | {"model": NAME})
+        assert answer.status_code == 400 and "the context holds 4096" in answer.text
+    assert max(encoded) == 32768
+
+
 WRONG = [None, 3, "x", [], [[]], {}, [None], [3], [{}], [{"type": None}], {"type": "function"}, [{"type": []}]]
 FIELDS = [
     (RESPONSES, "tools"), (RESPONSES, "tool_choice"), (RESPONSES, "text"), (RESPONSES, "input"),

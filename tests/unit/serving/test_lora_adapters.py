@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,22 @@ def test_a_folder_that_is_no_adapter_is_refused_and_nothing_is_served(server: Sh
     answer = post(server, "/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "empty", "model": "plain"})
     assert answer.status_code == 400 and "adapter_config.json" in answer.json()["error"]["message"]
     assert post(server, CHAT, json=chat_body(model="plain:x")).status_code == 404
+
+
+def test_an_adapter_that_vanished_stops_no_model(tmp_path: Path) -> None:
+    write_lora(tmp_path / "sql", adapter(0), rank=4, alpha=2.0)
+    with shelf([ModelSource("tiny", opened)], adapter_folder=tmp_path) as running:
+        body = {"lora_name": "own", "lora_path": "sql"}
+        assert post(running, "/v1/load_lora_adapter", json=body).status_code == 200
+        shutil.rmtree(tmp_path / "sql")
+        assert ask(running, "tiny:own") == expected(0)
+        running.models.named("tiny").served.engine._failure = RuntimeError("broken")
+        assert ask(running, "tiny") == expected(None)
+        answer = post(running, CHAT, json=chat_body(model="tiny:own"))
+        assert answer.status_code == 400 and "no adapter 'own'" in answer.text
+        unload = {"lora_name": "tiny:own"}
+        assert post(running, "/v1/unload_lora_adapter", json=unload).status_code == 200
+        assert post(running, CHAT, json=chat_body(model="tiny:own")).status_code == 404
 
 
 def test_without_the_operators_folder_nothing_is_loaded() -> None:

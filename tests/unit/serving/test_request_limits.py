@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -97,6 +98,26 @@ def test_a_key_has_so_many_requests_at_a_time_and_others_have_theirs() -> None:
         assert post(running, CHAT, json=chat_body(), headers=keyed("ann")).status_code == 200
 
 
+def test_each_prompt_of_a_request_counts_for_its_key() -> None:
+    with live(lambda: tiny_engine(SlowEngine), api_keys=KEYS, key_requests=3) as running:
+
+        def complete(prompts: int, **fields: Any) -> httpx.Response:
+            body = {"model": NAME, "prompt": ["ab"] * prompts, "max_tokens": 2} | fields
+            return post(running, "/v1/completions", json=body, headers=keyed("ann"))
+
+        answer = complete(4)
+        assert answer.status_code == 400 and "4 prompts" in answer.text
+        long = threading.Thread(target=complete, args=(2,), kwargs={"max_tokens": 100, "ignore_eos": True})
+        long.start()
+        assert eventually(lambda: running.running() == 2, 10)
+        answer = complete(2)
+        assert answer.status_code == 429 and answer.json()["error"]["code"] == "key_requests"
+        assert complete(1).status_code == 200
+        long.join()
+        assert complete(3, prompt="x" * 5000).status_code == 400  # an error gives the claim back too
+        assert complete(3).status_code == 200 and complete(3).status_code == 200
+
+
 def test_a_key_that_sends_many_requests_does_not_hold_up_another() -> None:
     with live(lambda: tiny_engine(SlowEngine, batch=2, queue=30), api_keys=KEYS) as running:
         ended: list[str] = []
@@ -118,6 +139,22 @@ def test_a_key_that_sends_many_requests_does_not_hold_up_another() -> None:
             thread.join()
         last = len(ended) - 1 - ended[::-1].index("ben")
         assert last - before < 14, "three of ben's among six or so of ann's, and those that ran before"
+
+
+def test_who_shows_a_key_to_a_server_without_keys_gets_no_more_of_its_queue() -> None:
+    with live(lambda: tiny_engine(SlowEngine, batch=1, queue=4)) as running, ThreadPoolExecutor(12) as pool:
+        body = chat_body(max_tokens=60, ignore_eos=True)
+        asking = [pool.submit(post, running, CHAT, json=body, headers=keyed(f"key {place}")) for place in range(12)]
+        assert eventually(lambda: running.running() >= 4, 10)
+        while not all(own.done() for own in asking):
+            assert running.running() <= 4 + 1
+        assert {answer.result().status_code for answer in asking} == {200, 429}
+
+
+def test_a_key_that_no_client_can_send_is_refused() -> None:
+    for key in ("schlüssel", " ann", "two\nlines"):
+        with pytest.raises(ServerError, match="no client can send"):
+            ServerSettings(api_keys=(key,)).check()
 
 
 def test_a_higher_priority_goes_first() -> None:

@@ -188,6 +188,86 @@ def test_a_busy_model_gives_nothing_that_its_request_needs() -> None:
             assert running.result() == expected
 
 
+def test_a_model_takes_no_request_before_its_share_of_the_memory_is_certain(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        models = ModelShelf(ServerSettings(model_room=4_000_000), [Loads().source("a", 0)], memory=MEMORY)
+        release = asyncio.Event()
+
+        async def make_good(*_: object) -> None:
+            await release.wait()
+            raise RequestError("there is no memory", 503, code="no_memory")
+
+        monkeypatch.setattr(models._shares, "make_good", make_good)
+        first = asyncio.create_task(models.get("a"))
+        while not models.named("a").ready:
+            await asyncio.sleep(0.01)
+        second = asyncio.create_task(models.get("a"))
+        await asyncio.sleep(0.05)
+        assert not second.done()
+        release.set()
+        for task in (first, second):
+            with pytest.raises(RequestError, match="there is no memory"):
+                await task
+        await models.close()
+
+    asyncio.run(run())
+
+
+def test_a_stopped_engine_holds_no_memory_that_another_model_needs() -> None:
+    async def run() -> None:
+        loads = Loads()
+        sources = [loads.source("a", 0), loads.source("b", 1)]
+        models = ModelShelf(ServerSettings(model_room=4_000_000), sources, memory=MEMORY)
+        served = (await models.get("a")).served
+        served.engine._failure = RuntimeError("broken")
+        assert served.stopped
+        await models.get("b")
+        assert not served.stopped and not served.ready
+        assert models.named("b").engine.probe().budget == MEMORY
+        await models.get("a")
+        assert loads.counts == {"a": 2, "b": 1}
+        await models.close()
+
+    asyncio.run(run())
+
+
+def test_who_waits_for_a_model_is_told_that_the_server_stops_and_none_is_loaded_any_more() -> None:
+    async def run() -> None:
+        loads = Loads()
+        loads.hold = threading.Event()
+        models = ModelShelf(ServerSettings(), [loads.source("a", 0)], memory=MEMORY)
+        waiting = asyncio.create_task(models.get("a"))
+        await asyncio.sleep(0.05)
+        models.end_all()
+        with pytest.raises(RequestError, match="shutting down") as refused:
+            await waiting
+        assert refused.value.status == 503
+        loads.hold.set()
+        await models.close()
+        assert loads.counts == {"a": 1} and not loads.engines
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("error", [OSError("/secret/place cannot be read"), RuntimeError("secret")])
+def test_whatever_ends_a_loading_is_a_503(error: Exception) -> None:
+    loads = Loads()
+    loads.error = error
+    with serving(loads) as server:
+        answer = post(server, CHAT, json=chat_body(model="a"))
+        assert answer.status_code == 503 and answer.json()["error"]["code"] == "load_failed"
+        assert "secret" not in answer.text
+
+
+def test_a_look_at_sessions_loads_no_model() -> None:
+    loads = Loads()
+    with serving(loads) as server:
+        assert get(server, "/v1/sessions?model=a").json()["data"] == []
+        assert server.client.delete(server.url + "/v1/sessions/x?model=a").status_code == 404
+        assert get(server, "/v1/sessions?model=z").status_code == 404
+        assert not loads.counts
+
+
 def test_nobody_is_told_that_a_model_is_loaded_when_the_server_stops() -> None:
     async def run() -> None:
         models = ModelShelf(ServerSettings(), [Loads().source("a", 0)])

@@ -8,6 +8,7 @@ import pytest
 from tests.unit.serving.live import SlowEngine, chat_body, eventually, get, live, post, tiny_engine
 
 from thrifty.engine.engine import Engine
+from thrifty.errors import BudgetError
 
 CHAT = "/v1/chat/completions"
 
@@ -21,6 +22,29 @@ class Breaking(SlowEngine):
         if self.broken:
             raise RuntimeError("the secret of this engine")
         return super().step()
+
+
+def test_an_engine_that_could_not_be_opened_again_is_tried_with_every_request() -> None:
+    opened: list[Engine] = []
+    errors: list[Exception] = []
+
+    def make() -> Engine:
+        if errors:
+            raise errors.pop()
+        opened.append(tiny_engine(Breaking))
+        return opened[-1]
+
+    with live(make) as running:
+        expected = post(running, CHAT, json=chat_body()).json()["choices"]
+        opened[0].broken = True  # type: ignore[attr-defined]
+        assert post(running, CHAT, json=chat_body()).status_code == 500
+        errors += [OSError("too many files"), BudgetError("no memory")]
+        for _ in range(2):
+            answer = post(running, CHAT, json=chat_body())
+            assert answer.status_code == 503 and answer.json()["error"]["code"] == "load_failed"
+            assert get(running, "/health").status_code == 503
+        assert post(running, CHAT, json=chat_body()).json()["choices"] == expected
+        assert get(running, "/health").status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])

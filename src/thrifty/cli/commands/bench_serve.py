@@ -52,6 +52,7 @@ def command(
     seed: Annotated[int, typer.Option(rich_help_panel=LENGTHS, help="Another number: other prompts and times.")] = 0,
     endpoint: Annotated[str, typer.Option(help="chat or completions.")] = "chat",
     api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Shown to the server.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds in which an answer must have come whole.")] = 3600.0,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of sampling; 0: greedy.")] = 0.0,
     extra_body: Annotated[
         str | None, typer.Option(metavar="JSON", help="More fields of each request, e.g. '{\"top_p\": 0.9}'.")
@@ -79,7 +80,7 @@ def command(
     """
     setup = load_test.Setup.of(
         url=url, model=model, endpoint=endpoint, key=api_key, temperature=temperature, ignore_eos=ignore_eos,
-        extra=_extra(extra_body, recipe), rate=rate, burstiness=burstiness, concurrency=concurrency,
+        timeout=timeout, extra=_extra(extra_body, recipe), rate=rate, burstiness=burstiness, concurrency=concurrency,
         requests=requests, sweep=sweep, input_len=input_len, output_len=output_len, lengths=lengths,
         prefix_len=prefix_len, prefixes=prefixes, seed=seed, goodput=goodput or [], percentiles=percentiles,
     )  # fmt: skip

@@ -44,9 +44,9 @@ class Setup:
     @classmethod
     def of(
         cls, *, url: str, model: str, endpoint: str, key: str | None, temperature: float, ignore_eos: bool,
-        extra: Mapping[str, Any], rate: float, burstiness: float, concurrency: int | None, requests: int,
-        sweep: str | None, input_len: str, output_len: str, lengths: Path | None, prefix_len: int, prefixes: int,
-        seed: int, goodput: Sequence[str], percentiles: str,
+        timeout: float, extra: Mapping[str, Any], rate: float, burstiness: float, concurrency: int | None,
+        requests: int, sweep: str | None, input_len: str, output_len: str, lengths: Path | None,
+        prefix_len: int, prefixes: int, seed: int, goodput: Sequence[str], percentiles: str,
     ) -> Setup:  # fmt: skip
         """From the words of a command line. Raises LoadError, and OSError for a file that cannot be read."""
         from thrifty.loadtest.api import Endpoint
@@ -64,7 +64,7 @@ class Setup:
                 raise LoadError(f"{name} is {value}; it must be more than 0")
         bound = concurrency or (IN_CAPACITY if sweep is not None else None)
         return cls(
-            endpoint=Endpoint(url, model, endpoint, key, temperature, ignore_eos, extra),
+            endpoint=Endpoint(url, model, endpoint, key, temperature, ignore_eos, extra, timeout),
             workload=Workload(
                 requests,
                 Lengths.parse(input_len),

@@ -3,8 +3,8 @@
 Being served is counted in tokens, as the virtual token counter does it (Sheng et al., "Fairness in Serving Large
 Language Models", OSDI 2024, arXiv:2401.00588, algorithm 2): a computed prompt token is 1, an answered one 2; an owner
 that comes back begins at the least of those who are there, so that nobody saves up turns. Nobody starves: an owner's
-count stands still while it waits, and a request gains a priority for every `PATIENCE` seconds, up to the highest one
-that waits.
+count stands still while it waits, and a request gains a priority for every `PATIENCE` seconds, or as many as bring it
+to the highest one that waits after `STEPS` times as long.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from thrifty.engine.running import Running
 
 PATIENCE = 30.0
+STEPS = 10
 
 
 class FairQueue:
@@ -79,8 +80,9 @@ class FairQueue:
         highest = max(own.priority for own in self._waiting)
 
         def place(own: Running) -> tuple[float, float, int]:
-            patience = int((now - self._since[own.arrival]) / PATIENCE)
-            return -min(highest, own.priority + patience), counts.get(own.owner, 0.0), own.arrival
+            steps = int((now - self._since[own.arrival]) / PATIENCE)
+            gained = max(steps, (highest - own.priority) * steps // STEPS)
+            return -min(highest, own.priority + gained), counts.get(own.owner, 0.0), own.arrival
 
         return min(self._waiting, key=place)
 

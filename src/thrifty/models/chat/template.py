@@ -59,14 +59,15 @@ class ChatTemplate:
         try:
             checked = check_messages(messages)
             given = check_arguments({name: value for name, value in (arguments or {}).items() if value is not None})
+            texts = {name: marked(given.get(name)) for name in ("tools", "documents")}
         except RecursionError as error:
             raise TemplateError("The messages or arguments are nested too deeply.") from error
         for name in given:
             if name not in self._names and given[name] != []:
                 known = nearest(name, self._asked) if self._asked else "It takes no arguments at all."
                 raise TemplateError(f"The model's chat template takes no '{name}'; leave it out. {known}")
-        texts: dict[str, Any] = {name: marked(given.pop(name, None)) for name in ("tools", "documents")}
-        return self._write({**texts, **variables, **given, "messages": checked})
+        others = {name: value for name, value in given.items() if name not in texts}
+        return self._write({**texts, **variables, **others, "messages": checked})
 
     @property
     def _asked(self) -> list[str]:

@@ -8,13 +8,16 @@ from collections import Counter
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from thrifty.serving.errors import response
+from thrifty.serving.errors import RequestError, response
 from thrifty.serving.settings import ServerSettings, is_loopback
 
 OPEN = frozenset(("/health", "/"))
 """What needs no key: what watches whether the server lives has none, and the page is where a person gives one."""
 
 OPEN_BELOW = "/page/"
+
+CLAIM = "thrifty.claim"
+"""Where a request's scope holds its claim."""
 
 
 def key_of(connection: HTTPConnection) -> str | None:
@@ -42,14 +45,16 @@ class Keys:
         if refused is not None:
             message, status, code = refused
             return await response(message, status, code=code)(scope, receive, send)
-        key = key_of(connection) if scope["method"] == "POST" else None
-        if not self._requests.enter(key):
-            told = f"{self._requests.most} requests of this key are being answered, as many as it may have"
-            return await response(told, 429, code="key_requests", retry_after=1)(scope, receive, send)
+        claim = Claim(self._requests, key_of(connection) if scope["method"] == "POST" else None)
         try:
-            await self._app(scope, receive, send)
+            claim.take(1)
+        except RequestError as error:
+            told = response(str(error), error.status, code=error.code, retry_after=error.retry_after)
+            return await told(scope, receive, send)
+        try:
+            await self._app({**scope, CLAIM: claim}, receive, send)
         finally:
-            self._requests.leave(key)
+            claim.end()
 
     def _refusal(self, connection: HTTPConnection) -> tuple[str, int, str] | None:
         """Message, status and code; None where the request may pass."""
@@ -77,22 +82,54 @@ class KeyRequests:
         self.most = most
         self._counts: Counter[str] = Counter()
 
-    def enter(self, key: str | None) -> bool:
-        """Count one more of a key, unless it has as many as it may."""
-        if key is None or self.most is None:
-            return True
-        if self._counts[key] >= self.most:
-            return False
-        self._counts[key] += 1
-        return True
-
-    def leave(self, key: str | None) -> None:
-        """One that was counted is over."""
-        if key is None or self.most is None:
+    def enter(self, key: str | None, count: int) -> None:
+        """Count so many more of a key. Raises RequestError (429; 400 for more than it may ever have)."""
+        if key is None or self.most is None or not count:
             return
-        self._counts[key] -= 1
+        if count > self.most:
+            raise RequestError(f"{count} prompts are given; a key has {self.most} answered at a time at most")
+        if self._counts[key] + count > self.most:
+            told = f"{self._counts[key]} requests of this key are being answered, and it may have {self.most}"
+            raise RequestError(told, 429, code="key_requests", retry_after=1)
+        self._counts[key] += count
+
+    def leave(self, key: str | None, count: int) -> None:
+        """So many that were counted are over."""
+        if key is None or self.most is None or not count:
+            return
+        self._counts[key] -= count
         if not self._counts[key]:
             del self._counts[key]
+
+
+class Claim:
+    """What one HTTP request has of its key's requests: one, or as many as it has prompts."""
+
+    def __init__(self, requests: KeyRequests, key: str | None) -> None:
+        self._requests, self._key, self._count = requests, key, 0
+
+    def take(self, count: int) -> None:
+        """Have so many in all. Raises as `KeyRequests.enter` does."""
+        self._requests.leave(self._key, self._count)
+        held, self._count = self._count, 0
+        try:
+            self._requests.enter(self._key, count)
+        except RequestError:
+            self._requests.enter(self._key, held)
+            self._count = held
+            raise
+        self._count = count
+
+    def end(self) -> None:
+        """Have none any more."""
+        self._requests.leave(self._key, self._count)
+        self._count = 0
+
+
+def claim_of(connection: HTTPConnection) -> Claim:
+    """The claim of a request that `Keys` let in."""
+    claim: Claim = connection.scope[CLAIM]
+    return claim
 
 
 def _name(host: str) -> str:

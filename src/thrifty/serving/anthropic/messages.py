@@ -33,8 +33,9 @@ def router(models: ModelShelf) -> APIRouter:
         """Answer a conversation."""
         service = await models.get(body.model)
         calling = calling_of(body, service)
-        sampling = body.sampling(None if calling is None else await service.compiled((calling.grammar, "tools")))
         prompt = await service.encode_chat(body.conversation(), tools=None if calling is None else calling.shown)
+        service.check_length(len(prompt))  # before a grammar is compiled, which may take seconds
+        sampling = body.sampling(None if calling is None else await service.compiled((calling.grammar, "tools")))
         handle = await service.submit(prompt, sampling, 1, body.thrifty, key_of(http))
         blocks = Blocks(None if calling is None else calling.readers(1)[0])
         answer = MessageAnswer(body, handle, blocks, service.model.require_tokenizer())

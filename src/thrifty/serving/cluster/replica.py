@@ -56,7 +56,10 @@ class Replica:
         return name, text.decode()
 
     async def check_health(self) -> None:
-        """Raise where an engine's thread has ended: Ray starts another replica then."""
+        """Raise where an engine's thread has ended, or a model is gone that has to be there: Ray starts another replica
+        then.
+        """
+        self._models.check_ready()
         for engine in self._engines():
             await engine.usage()
 

@@ -175,13 +175,14 @@ def router(models: ModelShelf) -> APIRouter:
         service = await models.get(body.model)
         offer = body.offer
         calling = None if offer is None else Calling(offer, service.model.require_tokenizer())
-        form = body.form if calling is None else (calling.grammar, "tools")
-        sampling = body.sampling(body.limit, body.alternatives, await service.compiled(form))
         prompt = await service.encode_chat(
             checked(body.messages),
             tools=None if calling is None else calling.shown,
             template_arguments=body.chat_template_kwargs,
         )
+        service.check_length(len(prompt))  # before a grammar is compiled, which may take seconds
+        form = body.form if calling is None else (calling.grammar, "tools")
+        sampling = body.sampling(body.limit, body.alternatives, await service.compiled(form))
         handle = await service.submit(prompt, sampling, body.n, body.thrifty, key_of(http))
         answer = ChatAnswer(service, body, handle, [] if calling is None else calling.readers(body.n))
         if body.stream:

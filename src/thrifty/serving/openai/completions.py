@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -12,10 +13,11 @@ from pydantic import StrictInt
 
 from thrifty.engine.answer import Event
 from thrifty.engine.async_handle import AsyncHandle
-from thrifty.serving.access.keys import key_of
+from thrifty.serving.access.keys import claim_of, key_of
 from thrifty.serving.answers import STREAMED, streamed, unless_gone, usage_of, whole
 from thrifty.serving.bodies.sampling import SamplingBody
 from thrifty.serving.errors import RequestError
+from thrifty.serving.metrics import Metrics
 from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.openai import logprobs as shown
 from thrifty.serving.service import Service
@@ -91,6 +93,16 @@ class CompletionAnswer:
         return total | {"prompt_tokens_details": {"cached_tokens": cached}, "thrifty": usages[0]["thrifty"]}
 
 
+async def all_whole(handles: Sequence[AsyncHandle], metrics: Metrics) -> None:
+    """Wait for all ends. Raises the error of the first that has one, and ends the others."""
+    tasks = [asyncio.ensure_future(whole(handle, metrics)) for handle in handles]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 def router(models: ModelShelf) -> APIRouter:
     """The endpoint over the models of a server."""
     routes = APIRouter()
@@ -104,11 +116,14 @@ def router(models: ModelShelf) -> APIRouter:
             raise RequestError(
                 f"prompt holds {len(prompts)} prompts; give 1 to {service.settings.prompts}", param="prompt"
             )
+        claim_of(http).take(len(prompts))
         if body.stream and len(prompts) > 1:
             raise RequestError(f"stream takes one prompt; {len(prompts)} are given", param="stream")
+        encoded = [await service.encode(prompt) for prompt in prompts]
+        for tokens in encoded:
+            service.check_length(len(tokens))  # before a grammar is compiled, which may take seconds
         grammar = await service.compiled(body.form)
         sampling = body.sampling(MAX_TOKENS if body.max_tokens is None else body.max_tokens, body.logprobs, grammar)
-        encoded = [await service.encode(prompt) for prompt in prompts]
         handles: list[AsyncHandle] = []
         try:
             for prompt in encoded:
@@ -121,7 +136,7 @@ def router(models: ModelShelf) -> APIRouter:
         if body.stream:
             keep_alive = service.settings.keep_alive_seconds
             return streamed(handles[0], service.metrics, [], answer.of, answer.last, keep_alive)
-        await unless_gone(http, asyncio.gather(*(whole(handle, service.metrics) for handle in handles)))
+        await unless_gone(http, all_whole(handles, service.metrics))
         return JSONResponse(answer.whole())
 
     return routes

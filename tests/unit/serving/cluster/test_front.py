@@ -16,6 +16,7 @@ from thrifty.kernels import dispatch
 from thrifty.serving.cluster.calls import HttpCall
 from thrifty.serving.cluster.front import Front
 from thrifty.serving.cluster.replica import Replica
+from thrifty.serving.errors import RequestError
 from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.served_model import Fits, ModelSource
 from thrifty.serving.settings import ServerError, ServerSettings
@@ -116,6 +117,10 @@ def test_a_replica_measures_what_scaling_asks_for() -> None:
         measured = await deployment.replica.record_autoscaling_stats()
         assert measured["waiting"] == 0 and 0 < measured["memory"] < 1
         await deployment.replica.check_health()
+        for engine in deployment.replica._engines():
+            engine._failure = RuntimeError("broken")
+        with pytest.raises(RequestError):
+            await deployment.replica.check_health()
 
     asked(deployment, use)
 

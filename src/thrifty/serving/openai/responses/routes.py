@@ -25,9 +25,10 @@ def router(models: ModelShelf) -> APIRouter:
         service = await models.get(body.model)
         offer = body.offer
         calling = None if offer is None else Calling(offer, service.model.require_tokenizer())
+        prompt = await service.encode_chat(body.messages(), tools=None if calling is None else calling.shown)
+        service.check_length(len(prompt))  # before a grammar is compiled, which may take seconds
         form = body.form if calling is None else (calling.grammar, "tools")
         sampling = body.sampling(await service.compiled(form))
-        prompt = await service.encode_chat(body.messages(), tools=None if calling is None else calling.shown)
         handle = await service.submit(prompt, sampling, 1, body.thrifty, key_of(http))
         blocks = Blocks(None if calling is None else calling.readers(1)[0])
         answer = Answer(body, handle, blocks)
