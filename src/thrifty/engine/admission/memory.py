@@ -283,7 +283,9 @@ class EngineMemory(Charges):
         assert sequence.cache is not None
         policies, prompt = sequence.ticket.policies, sequence.prompt_length
         shared = self._sizes.shared(policies, prompt, sequence.shared, sequence.cache.length)
-        return self._sizes.decoding(policies, prompt, tokens, shared)
+        need = self._sizes.decoding(policies, prompt, tokens, shared)
+        lent = sequence.session is not None and sequence.session.lent
+        return max(0, need - _taken_over(sequence.cache)) if lent else need
 
     def _resize(self, sequence: Running, tokens: int) -> None:
         cache = sequence.cache
@@ -301,6 +303,8 @@ class EngineMemory(Charges):
     def _promise(self, sequence: Running, owner: str, need: int) -> Reservation:
         """Room for a sequence, and for the session that it goes on from."""
         session, bound = sequence.session, sequence.ticket.request.cache_bytes
+        if session is not None:
+            self.sessions.check_held(session)
         if session is None or session.cache is None:
             return self.cache.reserve(owner, need, bound)
         return self.sessions.promise(session, owner, need, bound)
@@ -320,6 +324,11 @@ class EngineMemory(Charges):
             reservation=reservation,
             publishes=sequence.ticket.request.share_prefix,
         )
+
+
+def _taken_over(cache: SequenceCache) -> int:
+    """Bytes of a cache that it took over from a session, outside its own promise."""
+    return sum(segment.nbytes for segment in cache.segments() if segment.reservation is not cache.reservation)
 
 
 def _missing(sequence: Running) -> int:

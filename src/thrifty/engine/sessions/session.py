@@ -31,7 +31,7 @@ class Session:
     """tokens: all that were read and said; the newest has no row in `cache` yet. policies: of the recipe it began with.
     kind: what else its rows depend on (adapter, steering, rotation). turns: answers so far. busy: a request goes on
     from it. used: when it was last asked for, by a clock that counts. lent: the request that goes on holds its only
-    cache.
+    cache. begun: that request was admitted. lost: why it is gone, where its request waits still.
     """
 
     name: str
@@ -44,6 +44,8 @@ class Session:
     busy: bool = False
     used: int = 0
     lent: bool = False
+    begun: bool = False
+    lost: str | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -60,6 +62,13 @@ class Session:
         if self.cache is None:
             return 0
         return sum(segment.nbytes for segment in self.cache.segments() if segment.tier == tier)
+
+    @property
+    def away(self) -> int:
+        """Bytes that come to memory when it is gone on from: positions and biases are there already."""
+        if self.cache is None:
+            return 0
+        return sum(segment.nbytes - segment.index_bytes for segment in self.cache.segments() if segment.tier == "disk")
 
     @property
     def nbytes(self) -> int:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from thrifty.engine.request import Request
     from thrifty.storage.ledger import Reservation
 
+TAKEN = "other requests needed its memory, and the disk tier had no room for it"
 REMEMBERED = 4096
 """Names of sessions that are gone, of which a request is told once."""
 
@@ -78,10 +79,7 @@ class Sessions:
         name = str(request.session)
         reason = self._gone.pop((request.salt, name), None)
         if reason is not None:
-            raise SessionError(
-                f"the session {name!r} is gone: {reason}. Send the whole conversation again: it begins a new session",
-                "session_expired",
-            )
+            raise _expired(name, reason)
         session = self._sessions.get((request.salt, name))
         if session is not None:
             session.check(request, policies, kind)
@@ -105,10 +103,10 @@ class Sessions:
         cache.parked = False  # its segments are in use: they never make room for each other
         try:
             try:
-                return self._beside(owner, need, session.bytes_in("disk"), bound)
+                return self._beside(owner, need, session.away, bound)
             except BudgetError:
                 own = max(0, need - cache.nbytes)
-                reservation = self._beside(owner, own, session.bytes_in("disk"), bound)
+                reservation = self._beside(owner, own, session.away, bound)
                 session.lent = True
                 return reservation
         finally:
@@ -133,7 +131,7 @@ class Sessions:
         """
         held = session.cache
         assert held is not None, "a session without a cache begins like any request"
-        self._cache.tiers.make_room(session.bytes_in("disk"))
+        self._cache.tiers.make_room(session.away)
         held.parked = False  # its segments are in use: they never make room for each other
         try:
             held.bring_in()
@@ -141,6 +139,7 @@ class Sessions:
         finally:
             held.parked = True
         cache.hit = cache.length
+        session.begun = True
         if session.lent:
             session.cache = None
             held.free()
@@ -162,10 +161,11 @@ class Sessions:
 
     def end(self, session: Session) -> None:
         """The request that went on from it is over."""
-        session.busy = session.lent = False
+        session.busy = session.lent = session.begun = False
         session.used = next(self._clock)
         if session.cache is None:
-            self._forget(session, "its last answer did not end well" if session.turns else None)
+            told = not session.turns or session.lost is not None
+            self._forget(session, None if told else "its last answer did not end well")
         self._shrink()
 
     # --- what operators and clients ask --------------------------------------------------------------
@@ -274,7 +274,18 @@ class Sessions:
             if not held:
                 continue
             nbytes -= held
-            self._forget(session, "other requests needed its memory, and the disk tier had no room for it")
+            self._forget(session, TAKEN)
+        for session in [own for own in self._sessions.values() if own.busy and not own.begun]:
+            cache, held = session.cache, session.bytes_in("memory")
+            if nbytes > 0 and held and cache is not None and cache.parked:  # its request is told when it is admitted
+                nbytes -= held
+                session.cache, session.lost = None, TAKEN
+                cache.free()
+
+    def check_held(self, session: Session) -> None:
+        """Raise SessionError where a session went while its request waited."""
+        if session.lost is not None:
+            raise _expired(session.name, session.lost)
 
     def _forget(self, session: Session, reason: str | None) -> None:
         """reason: what the next request that names it is told; None: nothing, the name is as new."""
@@ -286,6 +297,13 @@ class Sessions:
             self._gone[session.key] = reason
             while len(self._gone) > REMEMBERED:
                 self._gone.popitem(last=False)
+
+
+def _expired(name: str, reason: str) -> SessionError:
+    return SessionError(
+        f"the session {name!r} is gone: {reason}. Send the whole conversation again: it begins a new session",
+        "session_expired",
+    )
 
 
 def _take(cache: SequenceCache) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import Any
 
@@ -288,6 +289,56 @@ def test_a_budget_for_one_request_goes_on_without_room_for_two(model: Model) -> 
     close(free)
     engine = Engine(model, memory=model.nbytes + free.memory.workspace + need, prefix_tree=False)
     assert [result.logprobs for result in talk(engine, recipe, turns=3)] == [one.logprobs for one in expected]
+    close(engine)
+
+
+def test_a_session_that_goes_while_its_request_waits_is_said(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full: the oldest request comes first, and nobody waits for ever."""
+    recipe, free = RECIPES["full"], Engine(model)
+    need = free.memory.footprint((), 700, 760).peak_bytes
+    close(free)
+    engine = Engine(model, memory=model.nbytes + free.memory.workspace + need)
+    tokens = {name: text_tokens(150, seed) for seed, name in enumerate("abc")}
+    disk = engine.memory.cache.tiers.disk
+
+    def full(view: memoryview, start: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(disk, "_write_all", full)
+    expired = 0
+    for turn in range(4):
+        handles = {}
+        for name, own in tokens.items():
+            try:
+                handles[name] = engine.submit(ask(own, recipe, name, steps=40))
+            except SessionError as error:
+                assert error.code == "session_expired"
+        for name, handle in handles.items():
+            try:
+                tokens[name] = [*tokens[name], *handle.result().token_ids, *text_tokens(60, turn)]
+            except SessionError as error:
+                assert error.code == "session_expired"
+                expired += 1
+    assert expired
+    close(engine)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_sessions_that_take_turns_in_a_budget_for_one_lose_no_answer(model: Model, causal: bool) -> None:
+    recipe, free = [{"technique": "streaming", "window": 100, "causal": causal}], Engine(model)
+    need = free.memory.footprint(free.intake._policies(recipe), 700, 760).peak_bytes
+    close(free)
+    engine = Engine(model, memory=model.nbytes + free.memory.workspace + need)
+    tokens = {name: text_tokens(150, seed) for seed, name in enumerate("abc")}
+    for turn in range(3):
+        handles = {}
+        for name, own in tokens.items():
+            try:
+                handles[name] = engine.submit(ask(own, recipe, name, steps=40))
+            except SessionError as error:
+                assert error.code == "session_expired"
+        for name, handle in handles.items():
+            tokens[name] = [*tokens[name], *handle.result().token_ids, *text_tokens(60, turn)]
     close(engine)
 
 
