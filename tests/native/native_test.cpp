@@ -79,6 +79,8 @@ constexpr bool takes_minimums(Layout layout) {
   return layout == Layout::int4 || layout == Layout::int5 || layout == Layout::int8 || sub_scales(layout).minimums;
 }
 
+bool is_table(Layout layout) { return layout == Layout::table4 || layout == Layout::table8; }
+
 // A linear of any layout; scales of groups are 0.25 and minimums, if any, are 1 (of superblocks 2^-9 and 2^-8). points:
 // with zero points in place of minimums.
 struct Packed {
@@ -204,7 +206,7 @@ Exact slab(Format format, int capacity, int dim) {
 // A model of two layers with odd sizes: rows one by one equal a chunk.
 void test_plan(Layout layout, int dim) {
   const int hidden = 70, inner = 50, vocabulary = 37, heads = 2, rows = 21, layers = 2, half = std::min(15, dim / 2);
-  Plan plan({rows, layers, heads, 1, dim});
+  Plan plan(PlanShape{rows, {(size_t)layers, LayerWidths{heads, 1, dim}}});
   std::vector<Packed> packed;
   packed.reserve(20);
   const auto linear = [&](int out, int in) {

@@ -8,7 +8,7 @@ struct SmallPlan {
   SmallPlan(Layout layout, int rows, int layers, bool mixture)
       : layout(layout),
         layers(layers),
-        plan({rows, layers, heads, 1, dim}),
+        plan(PlanShape{rows, {(size_t)layers, LayerWidths{heads, 1, dim}}}),
         router(floats(experts * hidden)),
         gate(floats(hidden)),
         norm(128, 0.1f) {
