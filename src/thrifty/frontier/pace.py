@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from thrifty.evaluation.forcing import force
+from thrifty.evaluation.heads.probe import ProbeSettings
 from thrifty.evaluation.measuring.speed import warm_up
 from thrifty.evaluation.roofline.cost import decode_seconds, prefill_seconds
 from thrifty.evaluation.text import held_out
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
     from thrifty.evaluation.roofline.machine import Machine
     from thrifty.evaluation.roofline.sizes import ModelSizes
+    from thrifty.frontier.candidates import Candidate
     from thrifty.models.model import Model
     from thrifty.weights.technique import Technique
 
@@ -72,11 +74,15 @@ def rounding_seconds(model: Model, techniques: Sequence[Technique]) -> float:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of what a search does, from a pace."""
+    """Seconds of what a search does, from a pace. reads: by a candidate's key how many prefills it takes to read a
+    prompt (see `reading.prefills`); 1 for what is not there. unscored: kinds of head scores that nobody measured yet.
+    """
 
     pace: SearchPace
     sizes: ModelSizes
     machine: Machine
+    reads: Mapping[str, float] = field(default_factory=dict)
+    unscored: frozenset[str] = frozenset()
 
     def prefill(self, tokens: int) -> float:
         """Of a prompt: a longer one takes what its share of attention adds, too."""
@@ -88,14 +94,28 @@ class Forecast:
         return self.pace.step * (1 + held / self.machine.bandwidth / decode_seconds(self.sizes, 0, 1, self.machine))
 
     def run(self, prompt: int, steps: int, scored: int) -> float:
-        """Of one candidate: a prompt, tokens after it, and the scores of some."""
+        """Of one candidate that reads its prompt once: a prompt, tokens after it, and the scores of some."""
         held = round(prompt * self._token_bytes())
         logits = scored * self.sizes.config.vocabulary_size * LOGIT
         return COMPRESSING * (self.prefill(prompt) + steps * self.step(held)) + logits
 
+    def again(self, prompt: int, reads: Sequence[float]) -> float:
+        """What candidates take beyond `run` that read a prompt in so many prefills each."""
+        return COMPRESSING * self.prefill(prompt) * (sum(reads) - len(reads))
+
+    def reads_of(self, candidates: Iterable[Candidate]) -> list[float]:
+        """Prefills that each takes to read a prompt, the most first."""
+        return sorted((self.reads.get(candidate.key, 1.0) for candidate in candidates), reverse=True)
+
     def weights(self, weights: int) -> float:
         """Of rounding so many weights."""
         return weights * self.pace.weight
+
+    def probe(self, kinds: Collection[str]) -> float:
+        """Of scoring the model's heads by these kinds of questions."""
+        settings = ProbeSettings()
+        each = settings.depths * settings.repeats * sum(map(self.prefill, settings.lengths))
+        return len(kinds) * COMPRESSING * each
 
     def _token_bytes(self) -> float:
         config = self.sizes.config
