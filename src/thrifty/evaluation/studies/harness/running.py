@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 REPEATED = 8  # items of every task that the baseline is asked again
 FILLED = 0.85  # of the minutes are planned for
 COMPRESSING = 1.2  # times the uncompressed model's seconds: what policies watch, move and round
-MAKING = 60.0  # seconds that rounding weights is thought to take before any were rounded
+MAKING = 2e-8  # seconds a byte of the model that rounding its weights is thought to take before any were rounded
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ class Run:
                 seconds += COMPRESSING * (first.seconds if first is not None else 0.0)
             seconds += sum(self._serving_seconds(batch) for batch in self._unserved(cell))
         if seconds and group[0].weights.tables:
-            seconds += float(self.state.figure("making", group[0].weights.name) or MAKING)
+            made = self.state.figure("making", group[0].weights.name)
+            seconds += MAKING * self._model.nbytes if made is None else float(made)
         return seconds
 
     def _serving_seconds(self, batch: int) -> float:
