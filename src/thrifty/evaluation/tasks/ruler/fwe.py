@@ -17,9 +17,7 @@ ALPHA, ZETA = 2, math.pi**2 / 6  # of the zeta distribution, and Riemann's zeta 
 LETTERS, DOTS, ASKED = 6, "...", 3
 TOKENS_A_WORD = 50  # of the context, for each word of the vocabulary
 OPENING = "The text below is written in code. Some coded words appear more often than others; keep track of them.\n"
-ASK = (
-    f"Which {ASKED} coded words appear most often in the text above? Leave the dots '{DOTS}' out and explain nothing."
-)
+ASK = f"Which {ASKED} coded words appear most often in the text above? Leave the dots '{DOTS}' out and explain nothing."
 LEAD = f"In the coded text above the {ASKED} words that appear most often are:"
 
 

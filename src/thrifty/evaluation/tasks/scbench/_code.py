@@ -45,16 +45,12 @@ def bare(function: Function) -> str:
 
 def for_its_code(function: Function) -> Question:
     """The description is told, the function asked for."""
-    return Question(
-        ASK_CODE.format(summary=function.summary), LEAD_CODE, (function.code,), f"{function.code}\n{FENCE}"
-    )
+    return Question(ASK_CODE.format(summary=function.summary), LEAD_CODE, (function.code,), f"{function.code}\n{FENCE}")
 
 
 def for_its_summary(function: Function) -> Question:
     """The name is told, what it does asked for."""
-    return Question(
-        ASK_SUMMARY.format(name=bare(function)), LEAD_SUMMARY, (function.summary,), f" {function.summary}"
-    )
+    return Question(ASK_SUMMARY.format(name=bare(function)), LEAD_SUMMARY, (function.summary,), f" {function.summary}")
 
 
 def repeats(answer: str, expected: str, codes: Sequence[str]) -> bool:
