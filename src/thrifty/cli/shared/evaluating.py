@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from thrifty.cli.shared import opening, output
 from thrifty.cli.shared.progress import progress
 from thrifty.errors import PromptError
+from thrifty.evaluation.halves import ITEMS
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
@@ -60,6 +61,7 @@ class Setting:
         return {
             "model": engine.model.version,
             "runner": engine.probe().runner,
+            "items": ITEMS,
             "length": self.length,
             "seed": self.seed,
             "off_grid": self.off_grid,
