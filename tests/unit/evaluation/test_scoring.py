@@ -111,9 +111,9 @@ def test_a_length_beyond_the_context_is_refused_with_what_would_fit(engine: Engi
     with pytest.raises(
         PromptError, match=r"takes \d+ tokens, .* context holds 1000: use at most --length \d+"
     ) as found:
-        Comparison([task], 8, 0, engine, engine, KIVI)
+        Comparison([task], 12, 0, engine, engine, KIVI)
     fitting = tasks.load("recall", length=int(str(found.value).rpartition(" ")[2]))
-    Comparison([fitting], 8, 0, engine, engine, KIVI)
+    Comparison([fitting], 12, 0, engine, engine, KIVI)
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(engine: Engine, tmp_path: Path) -> None:
