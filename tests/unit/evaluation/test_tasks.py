@@ -25,6 +25,13 @@ IDLE = [{"technique": "kivi", "bits": 2, "residual": 100_000}]
 GENERATED = ("recall", "recall-many", "multi-turn", "multi-request", "tracing", "aggregation", "frequent-words")
 LENGTH, LONG = 640, 1900
 MADE = [name for name in tasks.names() if not tasks.load(name).package]  # the others are read: see their own tests
+LONGER = ("ruler-", "scbench-", "long-")
+QUICK = ("ruler-niah-multikey-2", "ruler-vt", "scbench-kv", "scbench-repoqa-and-kv", "long-documents")
+RUN = [
+    name if name in QUICK or not name.startswith(LONGER) else pytest.param(name, marks=pytest.mark.slow)
+    for name in MADE
+]
+"""Those of RULER and SCBench run alike, so that a few of them stand for the rest."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +67,7 @@ def text(tokens: Any) -> str:
 
 def length_of(name: str) -> int:
     """Tokens (of one byte) that a task's context needs to hold something to ask about."""
-    return LONG if name.startswith(("ruler-", "scbench-", "long-")) else LENGTH
+    return LONG if name.startswith(LONGER) else LENGTH
 
 
 def items_of(name: str, count: int = 3, seed: int = 0, **options: Any) -> tuple[Task, list[Item]]:
@@ -83,7 +90,7 @@ def test_items_are_those_of_the_seed_and_fit_their_length(name: str) -> None:
         assert item.room > len(item.prompt) + fed or name in ("perplexity", "kl")
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", RUN)
 def test_a_run_scores_between_0_and_1_and_keeps_to_its_room(
     name: str, engine: Engine, submitted: list[Request]
 ) -> None:
@@ -98,7 +105,7 @@ def test_a_run_scores_between_0_and_1_and_keeps_to_its_room(
         assert len(request.prompt) + len(request.forced) + request.free <= item.room
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", RUN)
 def test_a_recipe_that_compresses_nothing_is_refused(name: str, engine: Engine) -> None:
     task, (item,) = items_of(name, 1)
     with pytest.raises(MeasurementError, match=r"nothing of a prompt of \d+ tokens was compressed .* larger --length"):

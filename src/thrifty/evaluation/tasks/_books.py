@@ -22,9 +22,11 @@ Kind = Literal["essays", "reference", "manual"]
 SPEAKER = re.compile(r"([A-Z]{4,}) ([a-z]+ed|said|spoke|gave|saw|took) ([^.?!:;]{30,160})\.")
 WORD = re.compile(r"(?<![\w-])[a-z]{7,}(?![\w-])")
 SHORTEST, LONGEST = 60, 700  # characters of a paragraph of the reference
-GAP = "_____"
+KNOWN, LONGEST_CUT = 30, 500  # characters of a sentence before the word that is asked for, and of all of it
+LEAD = "Answer:"
 WHO = "According to the text, who {verb} {what}?"
-MISSING = 'Which word belongs in the gap of this sentence from the text: "{sentence}"'
+NEXT = 'Which word comes next in this sentence of the text: "{head} …"'
+GOES = 'The sentence goes: "{head}'
 NAME = 'Which function has this description in the text: "{summary}"'
 DEFAULT = "According to the text, what is the default of the parameter {parameter} of {name}?"
 
@@ -32,13 +34,14 @@ DEFAULT = "According to the text, what is the default of the parameter {paramete
 @dataclass(frozen=True)
 class Fact:
     """A question with its answer. kind: facts of one kind have answers of one kind. once: what a context must hold
-    exactly once for the question to have one answer.
+    exactly once for the question to have one answer. lead: the words that begin the answer.
     """
 
     kind: str
     question: str
     answer: str
     once: str
+    lead: str = LEAD
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def passages(kind: Kind, half: Half) -> tuple[Passage, ...]:
     if kind == "manual":
         return tuple(Passage(_entry(function), _of(half, _of_function(function))) for function in functions())
     texts = sentences(half) if kind == "essays" else _paragraphs()
-    facts = ((text, (*_speakers(text), *_gaps(text))) for text in texts)
+    facts = ((text, (*_speakers(text), *_cuts(text))) for text in texts)
     return tuple(Passage(text, own if kind == "essays" else _of(half, own)) for text, own in facts)
 
 
@@ -115,12 +118,11 @@ def _speakers(text: str) -> list[Fact]:
     return [Fact("who", WHO.format(verb=verb, what=what), name, what)]
 
 
-def _gaps(text: str) -> list[Fact]:
-    """The sentence with its longest word left out."""
-    words = WORD.findall(text)
-    if not words or len(text) > 2 * 250:
+def _cuts(text: str) -> list[Fact]:
+    """How a sentence goes on, at its longest word behind the first few; none where it has no long one there."""
+    found = [match for match in WORD.finditer(text) if match.start() >= KNOWN]
+    if not found or len(text) > LONGEST_CUT:
         return []
-    word = max(words, key=len)
-    if words.count(word) > 1:
-        return []
-    return [Fact("word", MISSING.format(sentence=re.sub(rf"\b{word}\b", GAP, text)), word, word)]
+    word = max(found, key=lambda match: len(match[0]))
+    head = text[: word.start()].rstrip()
+    return [Fact("word", NEXT.format(head=head), word[0], head, GOES.format(head=head))]

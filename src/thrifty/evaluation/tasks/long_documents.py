@@ -15,7 +15,6 @@ from thrifty.evaluation.tasks._sessions import Question, Session, SharedContext,
 Document = Sequence[Passage]
 
 OPENING = "Read the text and answer the question about it. Say the answer alone and nothing else.\n\n"
-LEAD = "Answer:"
 GAP = "\n\n"  # between passages
 TRIES = 20  # places of a document that are looked at for one with enough to ask about
 
@@ -24,8 +23,8 @@ TRIES = 20  # places of a document that are looked at for one with enough to ask
 class LongDocuments(SharedContext):
     """Consecutive passages of a document that lies on every installation; questions that they answer in a word.
 
-    document: `essays` (the package's prose: who said what, the missing word of a sentence), `reference` (of Python: the
-    missing word), `manual` (of Python's library: which function does this, what is the default), or `any` by chance.
+    document: `essays` (the package's prose: who said what, how a sentence goes on), `reference` (of Python: the
+    same), `manual` (of Python's library: which function does this, what is the default), or `any` by chance.
     mode, sharing, questions, golden: see `SharedContext`.
     """
 
@@ -52,7 +51,7 @@ class LongDocuments(SharedContext):
 
 def question(fact: Fact) -> Question:
     """A fact as a question that is answered in a word."""
-    return Question(fact.question, LEAD, (fact.answer,), f" {fact.answer}")
+    return Question(fact.question, fact.lead, (fact.answer,), f" {fact.answer}")
 
 
 def excerpt(chance: random.Random, frame: Frame, room: int, document: Document) -> tuple[str, list[Fact]]:
