@@ -61,6 +61,8 @@ def test_every_cell_is_asked_every_item_once(model: Model) -> None:
     assert joint["tasks"]["told"]["excess"]["value"] == pytest.approx(0.3)
     assert joint["tasks"]["told"]["texts"]["identical"] == 0.0 and joint["tasks"]["told"]["clusters"] == 6
     assert result["sound"] and not run.skipped
+    losses = next(told for told in result["told"] if told.startswith("Loss a token at told"))
+    assert "eight × full +0.1000 (+0.1000 to +0.1000)" in losses and "eight × four" not in losses
 
 
 def test_losses_that_do_not_add_up_are_told(model: Model) -> None:

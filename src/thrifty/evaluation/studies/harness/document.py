@@ -44,6 +44,7 @@ def told(grid: Grid, cells: Sequence[CellFigures], controls: Sequence[ControlOut
         known = [_against(own, own.cell.weights.name if some is alone else own.cell.cache.name) for own in some]
         if any(known):
             sentences.append(f"{what}: {'; '.join(filter(None, known))}.")
+    sentences += _losses([*alone, *caches])
     together = [own for own in cells if own.beyond is not None]
     if together:
         sentences.append(_together(together))
@@ -75,6 +76,20 @@ def _against(own: CellFigures, name: str) -> str:
     said = f"{name} {points(interval.value)} points ({points(interval.low)} to {points(interval.high)}"
     word = reading(interval)
     return f"{said}: {word}" + (f" of {100 * own.tells:.1f})" if word == UNTOLD else ")")
+
+
+def _losses(cells: Sequence[CellFigures]) -> list[str]:
+    """What weights and caches alone add to the loss of a token, which a few items tell finer than scores do; a sentence
+    a task that has one.
+    """
+    by_task: dict[str, list[str]] = {}
+    for own in cells:
+        for name, figures in own.tasks.items():
+            if figures.excess is not None:
+                excess = figures.excess
+                said = f"{own.cell.label} {excess.value:+.4f} ({excess.low:+.4f} to {excess.high:+.4f})"
+                by_task.setdefault(name, []).append(said)
+    return [f"Loss a token at {name}, nats more: {'; '.join(said)}." for name, said in by_task.items()]
 
 
 def _together(cells: Sequence[CellFigures]) -> str:

@@ -132,7 +132,7 @@ def _controls(controls: Iterable[Control]) -> tuple[list[Control], tuple[tuple[C
             for table in control.cache:
                 registry.load("cache", str(table["technique"]))
         except RecipeError as error:
-            missing.append((control, str(error)))
+            missing.append((control, str(error).partition(". ")[0]))
         else:
             ready.append(control)
     return ready, tuple(missing)
