@@ -147,6 +147,8 @@ def test_served_rates_are_measured_by_batch_and_disturbed_ones_decide_nothing(mo
         assert all(rate["rate"] > 0 and rate["cache_bytes"] > 0 for rate in served)
     assert rows["plain × full"][1]["cache_bytes"] == 3 * rows["plain × full"][0]["cache_bytes"]
     assert rows["plain × four"][0]["cache_bytes"] < rows["plain × full"][0]["cache_bytes"]
+    promised = [row["cache_bytes_of_a_sequence"] for row in result["cells"]]
+    assert promised[1] < promised[0] and promised[3] < promised[2]
     assert result["cells"][2]["weights_bytes"] < result["cells"][0]["weights_bytes"]
     for others, said in ((0.0, "at batch 3 the fastest is "), (0.5, "which decide nothing")):
         for cell in run.grid.scored:

@@ -53,12 +53,10 @@ def told(grid: Grid, cells: Sequence[CellFigures], controls: Sequence[ControlOut
 
 
 def _cell(own: CellFigures, run: Run) -> dict[str, Any]:
-    rates = run.rates(own.cell)
-    sequence = next((rate.cache_bytes // rate.batch for rate in rates), None)
-    served = [rate.as_dict() | {"void": rate.void} for rate in rates]
+    served = [rate.as_dict() | {"void": rate.void} for rate in run.rates(own.cell)]
     return own.as_dict() | {
         "weights_bytes": run.weights_bytes(own.cell),
-        "cache_bytes_of_a_sequence": sequence,
+        "cache_bytes_of_a_sequence": run.cache_bytes(own.cell),
         "served": served,
     }
 

@@ -156,6 +156,7 @@ class Run:
 
     def _cell(self, engine: Engine, cell: Cell) -> Iterator[Step]:
         try:
+            self._weigh(engine, cell)
             for own, item in self._missing(cell):
                 if self.late:
                     return
@@ -175,6 +176,12 @@ class Run:
         if self.state.record(cell.key, own.task.label, item.identity) is None:
             self.state.add_record(cell.key, own.task.run(engine, item, cell.recipe.cache))
 
+    def _weigh(self, engine: Engine, cell: Cell) -> None:
+        """Keep the bytes that are reserved for the cache of one sequence between steps, with a prompt of the length."""
+        if self.state.figure("cache", cell.key) is None:
+            held = engine.cache_footprint(cell.recipe.techniques("cache"), self._length, self._length + 1)
+            self.state.add_figure("cache", cell.key, held.steady_bytes)
+
     def _serve(self, engine: Engine, cell: Cell, batch: int) -> None:
         key = self._rate_key(cell, batch)
         if self.state.figure("rate", key) is None:
@@ -188,6 +195,11 @@ class Run:
     def weights_bytes(self, cell: Cell) -> int | None:
         """Bytes of a cell's weights, None where they were not made."""
         held = self.state.figure("bytes", cell.weights.name)
+        return None if held is None else int(held)
+
+    def cache_bytes(self, cell: Cell) -> int | None:
+        """Bytes that are reserved for the cache of one sequence, None where the cell was not reached."""
+        held = self.state.figure("cache", cell.key)
         return None if held is None else int(held)
 
     def _asked(self, cell: Cell) -> list[tuple[TaskItems, Item]]:
