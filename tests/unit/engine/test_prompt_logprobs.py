@@ -28,7 +28,7 @@ def forced(engine: Engine, tokens: list[int], alternatives: int = 0) -> list[Tok
 
 
 def test_they_are_those_of_forced_tokens(make_engine: MakeEngine, model: Model) -> None:
-    tokens = text_tokens(300)
+    tokens = text_tokens(140)
     told, slow = scored(make_engine(model), tokens, 3), forced(make_engine(model), tokens, 3)
     assert [entry.token for entry in told] == tokens[1:]
     assert all(len(entry.top) == 3 for entry in told)

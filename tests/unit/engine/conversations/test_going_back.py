@@ -69,6 +69,7 @@ def test_the_first_turn_asked_again_begins_the_session_anew(engine: Engine, name
     assert engine.submit(ask(prompts[1], RECIPES[name])).result().token_ids == results[1].token_ids
 
 
+@pytest.mark.long
 def test_turn_by_turn_it_goes_back_to_each_that_is_kept_and_no_farther(engine: Engine) -> None:
     recipe = RECIPES["kivi"]
     prompts, results = turns(engine, recipe, MOST + 3)
