@@ -52,6 +52,10 @@ def test_its_tokens_have_the_log_probabilities_of_forced_ones(server: Live) -> N
     assert all(len(values) == len(tokens) + 3 for values in logprobs.values())
     assert logprobs["token_logprobs"][0] is None and logprobs["top_logprobs"][0] is None
     assert logprobs["token_logprobs"][1 : len(tokens)] == forced(tokens)
+    for text, own, top in list(
+        zip(*(logprobs[name] for name in ("tokens", "token_logprobs", "top_logprobs")), strict=True)
+    )[1:]:
+        assert max(top.values()) >= own >= -9999 and text in top and len(top) <= 3, "the token itself is among them"
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (len(tokens), 3)
 
 
