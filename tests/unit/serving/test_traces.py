@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from thrifty.serving.settings import ServerSettings
 from thrifty.serving.tracing import Sender, Spans, otlp_spans
 
 CHAT = "/v1/chat/completions"
+PATIENCE = float(os.environ.get("THRIFTY_TEST_PATIENCE", "2"))  # more where others compute, too
 
 
 def memory_spans() -> tuple[Spans, Any]:
@@ -89,7 +91,7 @@ def test_a_collector_that_is_not_there_holds_nothing_up_and_is_said_once(tmp_pat
             process.send_signal(signal.SIGTERM)
             _, told = process.communicate(timeout=20)
             took = time.monotonic() - began
-    assert process.returncode == 0 and took < 3.0, f"{took:.1f} s; under 2 on an idle machine"
+    assert process.returncode == 0 and took < 1.5 * PATIENCE, f"{took:.1f} s"
     assert told.count("spans do not arrive") == 1 and place in told and "Traceback" not in told, told
 
 
