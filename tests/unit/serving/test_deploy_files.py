@@ -61,6 +61,7 @@ GROUP = {"rayStartParams": TEXTS, "template": POD}
 RAY_CLUSTER = closed(  # ray.io/v1, RayClusterSpec
     "headGroupSpec",
     rayVersion=TEXT,
+    enableInTreeAutoscaling={"type": "boolean"},
     headGroupSpec=closed("rayStartParams template", **GROUP),
     workerGroupSpecs=listed(
         closed(
@@ -115,6 +116,7 @@ def test_names_and_numbers_of_the_documents_fit_each_other(documents: dict[str, 
     (words,) = container["args"]
     assert f"--address={cluster['metadata']['name']}-head-svc:6379" in words, "KubeRay's name for the head's service"
     (group,) = cluster["spec"]["workerGroupSpecs"]
+    assert group["maxReplicas"] == group["minReplicas"] or cluster["spec"]["enableInTreeAutoscaling"] is True
     assert f"--replicas {group['replicas']} " in words and f"--max-replicas {group['maxReplicas']} " in words
     assert front["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
     assert service["spec"]["ports"][0]["targetPort"] in {port["name"] for port in container["ports"]}
