@@ -101,7 +101,7 @@ def test_drafted_answers_keep_to_their_grammar(
     settled(engine)
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("native", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_model_that_drafts_for_itself_is_always_right(make: MakeSpeculative, plain: Model, native: bool) -> None:
     engine = make(plain, plain, native=native)
     handle = engine.submit(request(decoding=SPECULATIVE, max_tokens=41))
