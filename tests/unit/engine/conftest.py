@@ -45,7 +45,11 @@ ask for it.
 """
 
 
-@pytest.fixture(params=[REFERENCE, "packed", "windowed", "hybrid"])
+HYBRID = pytest.param("hybrid", marks=pytest.mark.long)
+"""Recurrent layers have tests of their own in `make unit` (test_hybrid.py)."""
+
+
+@pytest.fixture(params=[REFERENCE, "packed", "windowed", HYBRID])
 def model(request: pytest.FixtureRequest) -> Model:
     """Each kind of model; the packed ones run natively."""
     if request.param != "plain" and dispatch.native() is None:
