@@ -34,8 +34,8 @@ SMALL: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def context() -> Iterator[Context]:
-    # Layers enough that two may stay whole at either end.
-    with Context(tiny_model(packed=True, layers=8), "tiny", threads=1, budget=TINY) as made:
+    # Layers enough that three may stay whole, of 35 % kept.
+    with Context(tiny_model(packed=True, layers=10), "tiny", threads=1, budget=TINY) as made:
         yield made
 
 
@@ -60,7 +60,7 @@ def random_weights_will_do(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None
             monkeypatch.setattr(module, guard, lambda full: "", raising=False)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("name", claims.names())
 def test_a_claim_measures_what_it_names(name: str, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     module = f"thrifty.claims.{name.replace('-', '_')}"
@@ -69,8 +69,9 @@ def test_a_claim_measures_what_it_names(name: str, context: Context, monkeypatch
     context.ran.clear()
     measurement = claims.load(name).measure(context)
     assert measurement.verdict() is not None
-    assert measurement.setting and measurement.counts and measurement.controls
-    if name != "rtn":
+    assert measurement.setting and measurement.counts
+    assert measurement.controls or name == "fastgen", "nothing is pruned of heads with random weights"
+    if name not in ("rtn", "fastgen"):
         assert any(name in tables for tables in context.ran) or name == "scbench"
         assert any("random-eviction" in tables for tables in context.ran)
     for part in (measurement.headline, *measurement.parts, *measurement.gates):
