@@ -23,7 +23,7 @@ class AdaKvClaim(Claim):
     paper = "LongBench without the query, Llama-3.1-8B, 20 % of the cache: 42.87, SnapKV 41.29 (full 49.20)"
     source = "arXiv:2407.11550, question-agnostic results; read in a secondary summary, not in the paper"
     rule = "with 20 % kept, more right answers than SnapKV with as many slots, to questions unknown when it compresses"
-    minutes = 1.5
+    minutes = 1.2
 
     def measure(self, context: Context) -> Measurement:
         length = prompt_length(context, PAPER)

@@ -78,7 +78,7 @@ def _conversations(context: Context, cache: Tables, *, length: int, insist: bool
     """One score a turn, the turns of a conversation one after the other."""
     items = max(2, -(-context.budget.items // (TURNS * len(TASKS))))
     common: dict[str, Any] = {"items": items, "insist": insist, "length": length, "mode": "aware"}
-    return pooled([context.task(name, cache, **common, **{option: TURNS}) for name, option in TASKS.items()])
+    return pooled([context.task(name, cache, **(common | {option: TURNS})) for name, option in TASKS.items()])
 
 
 def _first(scores: Scores) -> Scores:

@@ -26,6 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+SMALL = ("recall-2m", "smollm2-135m")
 FINDINGS = {"scbench"}
 """Claims of a paper that is no technique: what it found of others."""
 
@@ -44,11 +45,12 @@ def test_every_claim_says_what_the_paper_says_and_how_it_is_judged(name: str) ->
     claim = claims.load(name)
     assert claim.paper and claim.source and claim.rule
     assert any(character.isdigit() for character in claim.paper) and len(set(claim.models)) == len(claim.models) > 0
-    assert 0 < claim.minutes <= 4
+    assert 0 < claim.minutes <= (4 if claim.models[0] in SMALL else 8)
 
 
-def test_all_claims_together_take_at_most_half_an_hour() -> None:
-    assert sum(claims.load(name).minutes for name in claims.names()) <= 30
+def test_all_claims_on_small_models_together_take_at_most_half_an_hour() -> None:
+    known = map(claims.load, claims.names())
+    assert sum(claim.minutes for claim in known if claim.models[0] in SMALL) <= 30
 
 
 def test_a_new_file_is_a_new_claim(folder: Path) -> None:
