@@ -73,10 +73,7 @@ def test_a_ratio_is_that_of_the_means_and_pairs_are_drawn_together() -> None:
 
 
 @pytest.mark.parametrize(("contexts", "per"), [(6, 5), (20, 2), (60, 1)])
-def test_intervals_cover_the_truth_as_often_as_they_say(
-    contexts: int, per: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(statistics, "RESAMPLES", 300)
+def test_intervals_cover_the_truth_as_often_as_they_say(contexts: int, per: int) -> None:
     chance = np.random.default_rng(contexts)
     names = [str(number) for number in range(contexts) for _ in range(per)]
     held = 0
@@ -89,8 +86,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(
 
 
 @pytest.mark.parametrize("truth", [0.5, 0.9, 0.97])
-def test_shares_of_right_answers_are_covered_near_one_too(truth: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "RESAMPLES", 300)
+def test_shares_of_right_answers_are_covered_near_one_too(truth: float) -> None:
     chance = np.random.default_rng(int(100 * truth))
     held = 0
     for _ in range(200):

@@ -152,7 +152,20 @@ def test_the_time_is_told_before_it_starts_and_nothing_is_left_after(
 def test_a_run_that_was_killed_goes_on(checkpoint: Path, recipe: Path, tmp_path: Path) -> None:
     records = tmp_path / "records.jsonl"
     program = "from thrifty.cli.main import main; main()"
-    words: list[object] = ["eval", checkpoint, "-r", recipe, "--tasks", "recall", "--items", 60, "--length", 400, "--threads", 1]
+    words: list[object] = [
+        "eval",
+        checkpoint,
+        "-r",
+        recipe,
+        "--tasks",
+        "recall",
+        "--items",
+        60,
+        "--length",
+        400,
+        "--threads",
+        1,
+    ]
     command = [sys.executable, "-c", program, *map(str, words), "--records", str(records)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     ends = time.monotonic() + 60

@@ -25,8 +25,8 @@ class SmallClaim(Claim):
 
     def measure(self, context: Context) -> Measurement:
         context.budget = context.budget.__class__(**{**vars(context.budget), "items": 2})
-        full = context.recall([], length=200)
-        ours = context.recall([{"technique": "kivi", "bits": 2}], length=200)
+        full = context.recall([], length=400)
+        ours = context.recall([{"technique": "kivi", "bits": 2}], length=400)
         share = context.held([{"technique": "kivi", "bits": 2}], 512) / context.held([], 512)
         return Measurement(
             headline=exactly("bytes of the full cache's", share, Bar(0.99, at_least=False)),

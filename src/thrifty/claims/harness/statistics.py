@@ -8,6 +8,7 @@ Min 2005), so that a hundred equal answers do not prove that no other could diff
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,8 +139,7 @@ class _Drawn:
         self._of = np.array([places.setdefault(name, len(places)) for name in clusters])
         self.contexts = len(places)
         self._t = student(self.contexts - 1)
-        share = np.full(self.contexts, 1 / self.contexts)
-        self._counts = np.random.default_rng(SEED).multinomial(self.contexts, share, RESAMPLES).astype(np.float64)
+        self._counts = _counts(self.contexts)
         self._items = self._counts @ np.bincount(self._of, minlength=self.contexts)
 
     def means(self, values: Sequence[float]) -> Array:
@@ -156,6 +156,16 @@ class _Drawn:
         low, high = np.quantile(draws, (TAIL, 1 - TAIL)).tolist()
         half = self._t * error
         return Interval(value, min(low, value - half), max(high, value + half))
+
+
+@functools.lru_cache(maxsize=16)
+def _counts(contexts: int) -> Array:
+    """How often each of so many contexts is in each resample, [RESAMPLES, contexts] fp64; not to be written to."""
+    drawn = np.random.default_rng(SEED).integers(0, contexts, (RESAMPLES, contexts))
+    places = drawn + contexts * np.arange(RESAMPLES)[:, None]
+    counts: Array = np.bincount(places.ravel(), minlength=RESAMPLES * contexts).reshape(RESAMPLES, contexts) * 1.0
+    counts.setflags(write=False)
+    return counts
 
 
 def _floor(scores: Scores, unit: float) -> float:
