@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import controlled
 from thrifty.claims.harness.parts import Bar, ahead, kept
-from thrifty.claims.harness.reading import PROXY, counted, prompt_length, reading, unanswered
+from thrifty.claims.harness.reading import Reading, counted, prompt_length, unanswered
 
 KEEP = 0.2  # the paper's smallest query-agnostic budget
 TABLE = {"technique": "ada-kv", "keep": KEEP}
@@ -27,8 +25,8 @@ class AdaKvClaim(Claim):
 
     def measure(self, context: Context) -> Measurement:
         length = prompt_length(context, PAPER)
-        score = partial(reading, context, length=length, mode="agnostic")
-        setting = f"keep = {KEEP}, {length} tokens, four questions a text, all asked after compression; {PROXY}"
+        score = Reading(context, length, "agnostic")
+        setting = f"keep = {KEEP}, {length} tokens, four questions a text, all asked after compression; {score.told}"
         full = score([])
         if weak := unanswered(full):
             return Measurement.untestable(HEADLINE, weak, setting)

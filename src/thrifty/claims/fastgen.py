@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import controlled
 from thrifty.claims.harness.parts import Bar, Part, ahead, kept
-from thrifty.claims.harness.reading import PROXY, counted, prompt_length, reading, unanswered, word_problems
+from thrifty.claims.harness.reading import Reading, counted, prompt_length, unanswered, word_problems
 from thrifty.claims.harness.sharing import shared
 from thrifty.claims.harness.statistics import Scores, mean_interval
 from thrifty.evaluation.forcing import Tables, force
@@ -35,13 +34,13 @@ class FastgenClaim(Claim):
 
     def measure(self, context: Context) -> Measurement:
         length = prompt_length(context, PAPER)
-        score = partial(reading, context, length=length)
+        score = Reading(context, length)
         tokenizer = context.model.require_tokenizer()
         form = "as a chat" if tokenizer.has_chat_template else "without a chat template, so with few special tokens"
         setting = (
             f"r_l = r_f = 0.3, every query head of a KV head recovered; {length} tokens {form}, question last; "
             "answers are marked, not judged against one another as AlpacaEval's are; "
-            f"{PROXY}"
+            f"{score.told}"
         )
         full = score([])
         if weak := unanswered(full):

@@ -10,7 +10,7 @@ from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import controlled
 from thrifty.claims.harness.parts import Bar, Part, ahead, kept
-from thrifty.claims.harness.reading import counted, prompt_length, reading, unanswered, unpredicted, word_problems
+from thrifty.claims.harness.reading import Reading, counted, prompt_length, unanswered, unpredicted, word_problems
 
 KEEP = 0.2
 PAPER = 2048  # the context of its models
@@ -61,7 +61,7 @@ class H2oClaim(Claim):
 def _answers(context: Context, table: dict[str, Any], newest: dict[str, Any], length: int) -> list[Part]:
     """What prose does not show: questions about what stands in the prompt."""
     name = "answers of the full cache's, questions about the prompt"
-    answers = partial(reading, context, length=length)
+    answers = Reading(context, length)
     full = answers([])
     if weak := unanswered(full):
         return [Part(name, bar=Bar(NEAR_FULL), missing=weak)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import controlled
 from thrifty.claims.harness.parts import ahead, kept
-from thrifty.claims.harness.reading import PROXY, counted, prompt_length, reading, unanswered
+from thrifty.claims.harness.reading import Reading, counted, prompt_length, unanswered
 from thrifty.evaluation.forcing import MeasurementError
 
 CAPACITY, LARGER, WINDOW = 64, 128, 8
@@ -28,16 +27,16 @@ class HeadkvClaim(Claim):
 
     def measure(self, context: Context) -> Measurement:
         length = prompt_length(context, PAPER)
-        score = partial(reading, context, length=length)
-        setting = (
-            f"{CAPACITY} slots a head, window {WINDOW}, β at its default (the paper: best of eight), {length} tokens, "
-            f"question last; {PROXY}"
-        )
-        full = score([])
         try:
             context.heads("r")
         except MeasurementError as error:
-            return Measurement.untestable(HEADLINE, str(error), setting)
+            return Measurement.untestable(HEADLINE, str(error))
+        score = Reading(context, length)
+        setting = (
+            f"{CAPACITY} slots a head, window {WINDOW}, β at its default (the paper: best of eight), {length} tokens, "
+            f"question last; {score.told}"
+        )
+        full = score([])
         if weak := unanswered(full):
             return Measurement.untestable(HEADLINE, weak, setting)
         ours = score([_table("headkv")])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import controlled
 from thrifty.claims.harness.parts import Bar, ahead, kept
-from thrifty.claims.harness.reading import PROXY, counted, prompt_length, reading, unanswered
+from thrifty.claims.harness.reading import Reading, counted, prompt_length, unanswered
 from thrifty.evaluation.forcing import MeasurementError
 
 SHARE, WINDOW, SLOTS = 0.015, 8, 128
@@ -34,16 +33,16 @@ class HeadkvR2Claim(Claim):
 
     def measure(self, context: Context) -> Measurement:
         length = prompt_length(context, PAPER)
-        score = partial(reading, context, length=length)
-        capacity = max(2 * WINDOW, round(SHARE * length))
-        setting = (
-            f"{capacity} slots a head (the paper: {SLOTS} of about {PAPER}), window {WINDOW}, β at its default (the "
-            f"paper: the best of eight), {length} tokens, question last; {PROXY}"
-        )
         try:
             context.heads("r2")
         except MeasurementError as error:
-            return Measurement.untestable(HEADLINE, str(error), setting)
+            return Measurement.untestable(HEADLINE, str(error))
+        score = Reading(context, length)
+        capacity = max(2 * WINDOW, round(SHARE * length))
+        setting = (
+            f"{capacity} slots a head (the paper: {SLOTS} of about {PAPER}), window {WINDOW}, β at its default (the "
+            f"paper: the best of eight), {length} tokens, question last; {score.told}"
+        )
         full = score([])
         if weak := unanswered(full):
             return Measurement.untestable(HEADLINE, weak, setting)

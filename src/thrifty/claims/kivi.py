@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import Control, controlled
 from thrifty.claims.harness.parts import Bar, Part, ahead, exactly, kept
-from thrifty.claims.harness.reading import PROXY, counted, prompt_length, reading, unanswered, word_problems
+from thrifty.claims.harness.reading import Reading, counted, prompt_length, unanswered, word_problems
 from thrifty.claims.harness.statistics import advantage
 from thrifty.evaluation.forcing import force
 from thrifty.evaluation.text import held_out
@@ -37,13 +36,13 @@ class KiviClaim(Claim):
         sequences, filled = _sequences(context)
         smaller = context.peak([], BATCH, sequences) / context.peak([_table(2)], BATCH, sequences)
         headline = exactly("peak of memory smaller, weights included", smaller, Bar(SMALLER), "times", "2.6 ×")
-        exact = _exact(context, length)
+        exact, score = _exact(context, length), Reading(context, length, "agnostic")
         setting = (
             f"{length} tokens, four questions a text after it was quantised; {exact} of its tokens stay exact, keys "
             f"and values alike, counted in the bytes (the paper: {length % 128} keys, 128 values); peak of {sequences} "
-            f"sequences of {BATCH} tokens, {filled:.1f} × the weights with them (the paper: 5.9 ×, 80 GB, 7B); {PROXY}"
+            f"sequences of {BATCH} tokens, {filled:.1f} × the weights with them (the paper: 5.9 ×, 80 GB, 7B); "
+            f"{score.told}"
         )
-        score = partial(reading, context, length=length, mode="agnostic")
         full = score([])
         if weak := unanswered(full):
             return Measurement(Part(ANSWERS, bar=Bar(QUALITY), missing=weak), (headline,), setting=setting)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import controlled
 from thrifty.claims.harness.parts import Part, ahead, exactly, kept
-from thrifty.claims.harness.reading import PROXY, counted, prompt_length, reading, unanswered
+from thrifty.claims.harness.reading import Reading, counted, prompt_length, unanswered
 
 HALF, THIRD = 0.5, 0.35  # the paper's two budgets
 BOUND = 0.75  # its bound of similarity
@@ -29,10 +28,10 @@ class KvmergerClaim(Claim):
 
     def measure(self, context: Context) -> Measurement:
         length = prompt_length(context, PAPER)
-        score = partial(reading, context, length=length)
+        score = Reading(context, length)
         setting = (
             f"{length} tokens, question last, kept shares are means over the layers and met exactly, where the paper "
-            f"has one bound of {BOUND}; H2O goes on evicting while it answers; {PROXY}"
+            f"has one bound of {BOUND}; H2O goes on evicting while it answers; {score.told}"
         )
         full = score([])
         if weak := unanswered(full):

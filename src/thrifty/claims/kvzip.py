@@ -10,7 +10,7 @@ from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import controlled
 from thrifty.claims.harness.parts import Bar, Part, ahead, exactly, kept, times
-from thrifty.claims.harness.reading import PROXY, counted, prompt_length, reading, unanswered
+from thrifty.claims.harness.reading import Reading, counted, prompt_length, unanswered
 from thrifty.claims.harness.statistics import Scores
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.request import Request
@@ -41,10 +41,10 @@ class KvzipClaim(Claim):
 
     def measure(self, context: Context) -> Measurement:
         length = prompt_length(context, PAPER)
-        score = partial(reading, context, length=length, mode="agnostic")
+        score = Reading(context, length, "agnostic")
         setting = (
             f"keep = {KEEP}, {length} tokens, four questions a text, all asked after compression; bytes in whole pages "
-            f"of 64 slots a head; {PROXY}"
+            f"of 64 slots a head; {score.told}"
         )
         full = score([])
         if weak := unanswered(full):

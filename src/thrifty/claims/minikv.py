@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import Control, controlled
 from thrifty.claims.harness.parts import Bar, ahead, exactly, kept
-from thrifty.claims.harness.reading import PROXY, counted, prompt_length, reading, unanswered, word_problems
+from thrifty.claims.harness.reading import Reading, counted, prompt_length, unanswered, word_problems
 from thrifty.claims.harness.statistics import advantage
 from thrifty.evaluation.forcing import Tables, force
 from thrifty.evaluation.text import held_out
@@ -35,10 +34,10 @@ class MinikvClaim(Claim):
 
     def measure(self, context: Context) -> Measurement:
         length = prompt_length(context, PROMPT)
-        score = partial(reading, context, length=length)
+        score = Reading(context, length)
         setting = (
             f"the paper's options; {length} tokens, question last; bytes after {PROMPT} + {ANSWER} tokens, pages and "
-            f"positions counted; {PROXY}"
+            f"positions counted; {score.told}"
         )
         full = score([])
         if weak := unanswered(full):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import controlled
 from thrifty.claims.harness.parts import Bar, Part, ahead, kept
-from thrifty.claims.harness.reading import PROXY, counted, prompt_length, reading, unanswered
+from thrifty.claims.harness.reading import Reading, counted, prompt_length, unanswered
 
 CAPACITY, LARGE = 64, 2048  # the paper's smallest and largest budgets, slots a layer
 WINDOW = 8
@@ -27,8 +26,8 @@ class PyramidkvClaim(Claim):
 
     def measure(self, context: Context) -> Measurement:
         length = prompt_length(context, PAPER)
-        score = partial(reading, context, length=length)
-        setting = f"{CAPACITY} slots a layer, window {WINDOW} for both, {length} tokens, question last; {PROXY}"
+        score = Reading(context, length)
+        setting = f"{CAPACITY} slots a layer, window {WINDOW} for both, {length} tokens, question last; {score.told}"
         full = score([])
         if weak := unanswered(full):
             return Measurement.untestable(HEADLINE, weak, setting)

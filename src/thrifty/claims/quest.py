@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import controlled
 from thrifty.claims.harness.parts import Bar, Part, ahead, kept, times
-from thrifty.claims.harness.reading import PROXY, counted, prompt_length, reading, unanswered
+from thrifty.claims.harness.reading import Reading, counted, prompt_length, unanswered
 
 SHARE = 16  # the paper reads 2048 of 32768 tokens
 PAPER = 32768
@@ -35,10 +34,11 @@ class QuestClaim(Claim):
     def measure(self, context: Context) -> Measurement:
         length = prompt_length(context, PAPER)
         timed = min(max(length, LONG), context.length - STEPS - 2)
-        score = partial(reading, context, length=length)
+        score = Reading(context, length)
         setting = (
             f"timed after {timed} tokens, batch 1; answers after {length}, question last; pages of {PAGE}, first two "
-            f"layers dense; query heads that share keys choose each for itself and read what any of them chose; {PROXY}"
+            f"layers dense; query heads that share keys choose each for itself and read what any of them chose; "
+            f"{score.told}"
         )
         fast, slow = context.speed([_table(timed)], length=timed, steps=STEPS)
         headline = times("decodes faster with 1/16 read", fast, slow, Bar(FASTER), "2.23 ×")

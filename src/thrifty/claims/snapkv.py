@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from thrifty.bisection import largest
@@ -11,7 +10,7 @@ from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import controlled
 from thrifty.claims.harness.parts import Bar, Part, exactly, kept, times
-from thrifty.claims.harness.reading import PROXY, counted, prompt_length, reading, unanswered
+from thrifty.claims.harness.reading import Reading, counted, prompt_length, unanswered
 
 PAPER, CAPACITY = 16384, 1024
 SHARE = PAPER // CAPACITY
@@ -34,10 +33,10 @@ class SnapkvClaim(Claim):
     def measure(self, context: Context) -> Measurement:
         length = prompt_length(context, PAPER)
         timed = min(max(length, LONG), PAPER, context.length - STEPS - 2)
-        score = partial(reading, context, length=length)
+        score = Reading(context, length)
         setting = (
             f"timed after {timed} tokens kept to 1/{SHARE}, batch 1 (the paper: 2); answers after {length} kept to "
-            f"1/{SHARE}, question last; {PROXY}"
+            f"1/{SHARE}, question last; {score.told}"
         )
         fast, slow = context.speed([_table(timed)], length=timed, steps=STEPS)
         headline = times("decodes faster with 1/16 kept", fast, slow, Bar(FASTER), "3.6 ×")

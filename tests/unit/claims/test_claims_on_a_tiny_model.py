@@ -99,11 +99,31 @@ def test_scores_of_several_tasks_keep_their_contexts_apart() -> None:
     assert pooled.values == (1.0, 0.0, 1.0, 1.0) and pooled.contexts == 3 == len(set(pooled.clusters))
 
 
-def test_as_many_questions_are_asked_as_the_budget_has_items(context: Context) -> None:
-    for mode, texts in (("aware", 8), ("agnostic", 8)):
-        scores = reading.reading(context, [], length=LENGTH, mode=mode)  # type: ignore[arg-type]
-        assert scores.contexts == texts
-        assert len(scores) == (8 if mode == "aware" else 32)
+def test_kinds_of_task_that_the_full_cache_does_not_answer_are_left_out(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def task(self: Context, name: str, cache: Any, *, items: int, **options: Any) -> Scores:
+        asked.append((name, items))
+        return Scores((float(name in ("recall", "long-documents")),) * items, tuple(map(str, range(items))))
+
+    monkeypatch.setattr(Context, "task", task)
+    score = reading.Reading(context, LENGTH)
+    assert score([]).mean == 1.0 and len(score([])) == TINY.items
+    assert {items for name, items in asked[:4]} == {TINY.items // 4}, "a first look at each kind"
+    assert asked[4:6] == [("recall", TINY.items // 2), ("long-documents", TINY.items // 2)]
+    assert score.told == (
+        "proxy for the paper's sets: a key in prose, real documents (left out, for the full cache answers under 20%: "
+        "one of four keys, made-up documents)"
+    )
+
+
+def test_a_model_that_answers_none_is_asked_all_and_told_so(context: Context) -> None:
+    score = reading.Reading(context, LENGTH, "agnostic")
+    full = score([])
+    assert score.answered == () and full.contexts == 8 and len(full) == 32
+    assert reading.unanswered(full).startswith("a model that answers 20% of the questions")
 
 
 def test_word_problems_that_a_model_cannot_do_are_told_and_not_judged(

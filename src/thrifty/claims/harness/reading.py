@@ -6,6 +6,8 @@ LongBench, LooGLE and HELM themselves are in no package, so that a claim about t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from thrifty.claims.harness.budget import MIDDLE, SHORT
@@ -17,23 +19,35 @@ from thrifty.evaluation.tasks import TaskError
 if TYPE_CHECKING:
     from thrifty.claims.harness.context import Context
 
-PROXY = "proxy for the paper's sets: a key in prose, one of four keys, made-up documents, real documents"
 QUESTIONS = 4  # of one text, none known when it is compressed
-TASKS: Mapping[str, Mapping[str, Any]] = {
-    "multi-request": {"requests": QUESTIONS},
-    "ruler-niah-multikey-1": {"questions": QUESTIONS},
-    "ruler-qa-made-1": {"questions": QUESTIONS},
-    "long-documents": {"questions": QUESTIONS, "sharing": "requests"},
-}
-"""Of a text that is compressed before its questions come; with the question in it there is one."""
 
-ALONE: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "multi-request": ("recall", {}),
-    "ruler-niah-multikey-1": ("ruler-niah-multikey-1", {"questions": 1}),
-    "ruler-qa-made-1": ("ruler-qa-made-1", {"questions": 1}),
-    "long-documents": ("long-documents", {"questions": 1}),
-}
-LEAST = 0.2  # of the questions: a model that answers fewer with its full cache cannot show what a cache loses
+
+@dataclass(frozen=True)
+class Proxy:
+    """A task that stands for the paper's. told: what it asks, in words. agnostic: its name and options where several
+    questions come after compression; aware: where one ends what is compressed.
+    """
+
+    told: str
+    agnostic: tuple[str, Mapping[str, Any]]
+    aware: tuple[str, Mapping[str, Any]]
+
+
+PROXIES = (
+    Proxy("a key in prose", ("multi-request", {"requests": QUESTIONS}), ("recall", {})),
+    Proxy(
+        "one of four keys",
+        ("ruler-niah-multikey-1", {"questions": QUESTIONS}),
+        ("ruler-niah-multikey-1", {"questions": 1}),
+    ),
+    Proxy("made-up documents", ("ruler-qa-made-1", {"questions": QUESTIONS}), ("ruler-qa-made-1", {"questions": 1})),
+    Proxy(
+        "real documents",
+        ("long-documents", {"questions": QUESTIONS, "sharing": "requests"}),
+        ("long-documents", {"questions": 1}),
+    ),
+)
+LEAST = 0.2  # of the questions: where the full cache answers fewer, nobody sees what a smaller one loses
 MOST = 5.0  # nats a token of prose: a model that needs more does not read it
 LENGTHS: Mapping[str, int] = {SHORT.name: 1024, MIDDLE.name: 2048}
 ANSWER = 512  # tokens that stay free behind a prompt
@@ -44,24 +58,41 @@ def prompt_length(context: Context, paper: int) -> int:
     return min(LENGTHS.get(context.budget.name, paper), paper, context.length - ANSWER)
 
 
-def reading(
-    context: Context,
-    cache: Tables,
-    *,
-    length: int,
-    mode: Literal["aware", "agnostic"] = "aware",
-    insist: bool = True,
-) -> Scores:
-    """Answers to questions about texts of `length` tokens, four kinds of task, as many as the budget has items.
+class Reading:
+    """Answers to questions about texts of `length` tokens, as many as the budget has items: of those kinds of task that
+    the model answers with its full cache, looked at with a quarter of the items each.
 
     aware: the question ends what is compressed, one a text. agnostic: four questions a text, none known when it is
     compressed; the text is their cluster.
     """
-    texts = len(TASKS) * (QUESTIONS if mode == "agnostic" else 1)
-    items = max(2, -(-context.budget.items // texts))
-    chosen = TASKS.items() if mode == "agnostic" else ALONE.values()
-    common: dict[str, Any] = {"items": items, "insist": insist, "length": length, "mode": mode}
-    return pooled([context.task(name, cache, **common, **own) for name, own in chosen])
+
+    def __init__(self, context: Context, length: int, mode: Literal["aware", "agnostic"] = "aware") -> None:
+        self.context, self.length, self.mode = context, length, mode
+
+    def __call__(self, cache: Tables, *, insist: bool = True) -> Scores:
+        """The scores under cache tables. insist: refuse a run in which nothing was compressed."""
+        chosen = self.answered or PROXIES
+        return pooled([self._scores(proxy, cache, len(chosen), insist) for proxy in chosen])
+
+    @cached_property
+    def answered(self) -> tuple[Proxy, ...]:
+        """The kinds of task of which the full cache answers enough."""
+        return tuple(proxy for proxy in PROXIES if self._scores(proxy, [], len(PROXIES)).mean >= LEAST)
+
+    @property
+    def told(self) -> str:
+        """What is asked, and what is not for the model answers too little of it."""
+        left = [proxy.told for proxy in PROXIES if proxy not in self.answered]
+        asked = ", ".join(proxy.told for proxy in self.answered or PROXIES)
+        without = f" (left out, for the full cache answers under {LEAST:.0%}: {', '.join(left)})" if left else ""
+        return f"proxy for the paper's sets: {asked}{without if self.answered else ''}"
+
+    def _scores(self, proxy: Proxy, cache: Tables, kinds: int, insist: bool = True) -> Scores:
+        each = QUESTIONS if self.mode == "agnostic" else 1
+        items = max(2, -(-self.context.budget.items // (kinds * each)))
+        name, options = proxy.agnostic if self.mode == "agnostic" else proxy.aware
+        common: dict[str, Any] = {"items": items, "insist": insist, "length": self.length, "mode": self.mode}
+        return self.context.task(name, cache, **common, **options)
 
 
 def pooled(parts: Sequence[Scores]) -> Scores:
