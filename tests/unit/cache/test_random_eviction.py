@@ -13,6 +13,7 @@ from thrifty.api import open_engine
 from thrifty.cache.policies.random_eviction import RandomEviction
 from thrifty.engine.request import Request
 from thrifty.errors import RecipeError
+from thrifty.frontier.space import space
 
 TABLE: dict[str, Any] = {"technique": "random-eviction", "keep": 0.25}
 PROMPT = text_tokens(400)
@@ -50,6 +51,16 @@ def test_a_seed_is_a_choice() -> None:
 
 
 def test_it_says_that_it_is_a_control() -> None:
-    assert RandomEviction.traits.control and not registry.load("cache", "h2o").traits.control  # type: ignore[attr-defined]
+    assert RandomEviction.traits.control and not _policy("h2o").traits.control
     with pytest.raises(RecipeError, match="sinks = -1"):
         RandomEviction(sinks=-1)
+
+
+def test_searches_do_not_offer_controls() -> None:
+    controls = {name for name in registry.names("cache") if _policy(name).traits.control}
+    offered = {table["technique"] for candidate in space(4096, untied=True) for table in candidate.recipe.cache}
+    assert controls == {"random-eviction"} and len(offered) > 3 and not controls & offered
+
+
+def _policy(name: str) -> Any:
+    return registry.load("cache", name)
