@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -127,6 +128,18 @@ def test_results_of_other_code_or_weights_are_not_gone_on_with(tmp_path: Path, m
             assert len(kept) == 0
     with states.state_of("source", "weights"), pytest.raises(StorageError, match="another run is using the results"):
         states.state_of("source", "weights")
+
+
+def test_results_that_lay_untouched_for_a_month_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states, "cache_directory", lambda: tmp_path)
+    for name in ("old", "new"):
+        with states.state_of(name, "weights") as kept:
+            kept.once(["a"], lambda: 1)
+    old = next((tmp_path / states.FOLDER).glob("old-*"))
+    os.utime(old, (0, 0))
+    states.state_of("other", "weights").close()
+    names = sorted(path.name for path in (tmp_path / states.FOLDER).iterdir())
+    assert names == ["new-weights.jsonl", "other-weights.jsonl"]
 
 
 def test_a_seed_chooses_other_items_and_the_judged_half_has_no_tuned_text(context: Context, model: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from thrifty.claims.harness import statistics
+from thrifty.claims.harness.parts import Bar, Verdict
 from thrifty.claims.harness.statistics import (
     Scores,
     advantage,
@@ -142,6 +143,23 @@ def test_what_means_nothing_is_refused() -> None:
         mean_interval(answers([1.0, 0.0], ["a", "a"]))
     with pytest.raises(MeasurementError, match="the baseline scores 0 in 2 items"):
         paired_ratio(answers([1.0, 0.0]), answers([0.0, 0.0]))
+
+
+def test_two_independent_runs_give_no_opposite_verdicts_even_where_the_truth_lies_on_the_bar() -> None:
+    chance = np.random.default_rng(11)
+    names = [str(number) for number in range(25) for _ in range(4)]
+
+    def run() -> Verdict:
+        """A share of 0.8 kept, held against 0.8: contexts differ in how hard they are."""
+        hard = np.repeat(chance.beta(8, 2, 25), 4)
+        ours = (chance.random(100) < hard).astype(float)
+        return Bar(0.8).verdict(paired_ratio(answers(ours.tolist(), names), answers([1.0] * 100, names)))
+
+    verdicts = [(run(), run()) for _ in range(300)]
+    opposite = [pair for pair in verdicts if set(pair) == {Verdict.HOLDS, Verdict.FAILS}]
+    assert len(opposite) <= 2
+    decided = sum(verdict is not Verdict.INCONCLUSIVE for pair in verdicts for verdict in pair)
+    assert decided <= 0.08 * 600, "on the bar nothing is known"
 
 
 def test_the_resampling_is_seeded_and_large_enough() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from thrifty.storage.journal import Journal
 
 FOLDER = "claims"
 REMEDY = "Delete the file to measure anew."
+KEPT = 30 * 86400  # seconds that results of older code lie untouched before they go
 
 
 class State:
@@ -80,4 +82,15 @@ def state_of(source: str, weights: str) -> State:
     if not weights:
         return State(None, {})
     path = cache_directory() / FOLDER / f"{source[:16]}-{weights[:16]}.jsonl"
+    _forget(path.parent)
     return State(path, {"source": source, "weights": weights})
+
+
+def _forget(folder: Path) -> None:
+    """Remove results that nobody has touched for a month: nearly always of code that is gone."""
+    for path in folder.glob("*.jsonl"):
+        try:
+            if time.time() - path.stat().st_mtime > KEPT:
+                path.unlink()
+        except OSError:
+            continue  # another run took it, or it may not be removed: it does no harm
