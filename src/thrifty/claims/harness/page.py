@@ -33,7 +33,12 @@ budget must lose against the full cache, the technique with the full budget must
 shown; a technique must also be ahead of random eviction and hold the bytes that it promises. "Tells" is half the
 interval's width: a smaller difference is beyond this setting. Items come from the judged half; defaults are tuned on
 the other one.
+"""
 
+MARK = "<!-- figures: {record} -->"
+"""Above a table whose figures come from a record; a test holds all tables that have it to that."""
+
+TABLE = """
 | technique | model | the paper says | headline | tells | verdict |
 |---|---|---|---|---|---|
 """
@@ -48,17 +53,23 @@ def write(rows: Mapping[Key, ClaimRow], page: Path, unclaimed: Mapping[str, str]
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         replace_file(record_of(page), text_of(rows))
-        replace_file(page, markdown(rows, unclaimed, older))
+        replace_file(page, markdown(rows, unclaimed, older, record_of(page).name))
     except OSError as error:
         raise StorageError(
             f"cannot write {page}: {error.strerror or error}; name another file with --output"
         ) from error
 
 
-def markdown(rows: Mapping[Key, ClaimRow], unclaimed: Mapping[str, str], older: Collection[Key] = ()) -> str:
-    """The page."""
+def markdown(
+    rows: Mapping[Key, ClaimRow],
+    unclaimed: Mapping[str, str],
+    older: Collection[Key] = (),
+    record: str = "claims.json",
+) -> str:
+    """The page. record: the name of the file that its figures are in."""
     keys = sorted(rows)
-    text = HEAD + "".join(_line(rows[key], key in older) + "\n" for key in keys)
+    mark = f"\n{MARK.format(record=record)}\n" if keys else ""
+    text = HEAD + mark + TABLE + "".join(_line(rows[key], key in older) + "\n" for key in keys)
     for technique in dict.fromkeys(name for name, _ in keys):
         own = [rows[key] for key in keys if key[0] == technique]
         text += f"\n## {technique}\n\n{own[0].rule}. Source: {own[0].source}.\n"
