@@ -116,3 +116,5 @@ def test_figures_are_written_in_their_unit() -> None:
         == "faster 0.50 × (0.25 × to 0.75 ×; ≤ 2.00 ×)"
     )
     assert Part("kept", interval).power == 0.25
+    assert exactly("bytes", 0.25, Bar(0.3, at_least=False)).told() == "bytes 25.0 % (≤ 30.0 %)"
+    assert exactly("bytes", 0.25, None).told() == "bytes 25.0 %"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 QUESTIONS = 4  # of one context, where they are asked after it was compressed
 KEPT_PROMPTS = "4GB"  # on the disk tier: what policies compressed, as it was before
+PAGES = 2.5  # beyond a technique's budget
 DECODED = 2  # tokens after a prompt whose cache is weighed
 
 
@@ -147,10 +148,11 @@ class Context:
         return int(self._state.once(key, lambda: self._held(cache, length)))
 
     def promise(self, cache: Tables, share: float, *, length: int = 1024) -> Part:
-        """The gate "bytes as promised": the cache is `share` of the full one's bytes, whole pages allowed for. A cache
-        that is silently full fails it, and with it the claim.
+        """The gate "bytes as promised": the cache is `share` of the full one's bytes, and at most so many pages more as
+        an open page, a period between evictions and statistics take. A cache that is silently full fails it, and with
+        it the claim.
         """
-        bar = Bar(share + 1.5 * PAGE / length, at_least=False)
+        bar = Bar(share + PAGES * PAGE / length, at_least=False)
         return exactly("bytes of the full cache's", self.held(cache, length) / self.held([], length), bar)
 
     def peak(self, cache: Tables, length: int, sequences: int) -> int:

@@ -72,7 +72,7 @@ def markdown(
     text = HEAD + mark + TABLE + "".join(_line(rows[key], key in older) + "\n" for key in keys)
     for technique in dict.fromkeys(name for name, _ in keys):
         own = [rows[key] for key in keys if key[0] == technique]
-        text += f"\n## {technique}\n\n{own[0].rule}. Source: {own[0].source}.\n"
+        text += f"\n## {technique}\n\n{own[0].rule[:1].upper()}{own[0].rule[1:]}. Source: {own[0].source}.\n"
         text += "".join(f"\n{_details(row)}" for row in own)
     if unclaimed:
         none = [f"- `{name}` ({stage}): no claim yet." for name, stage in unclaimed.items()]
@@ -90,7 +90,11 @@ def _line(row: ClaimRow, older: bool) -> str:
 
 
 def _power(part: Part) -> str:
-    return "-" if part.power is None else written(part.power, part.unit).lstrip("+")
+    """What the setting can tell, with its unit; nothing of what is counted."""
+    if not part.power:
+        return "-"
+    unit = f" {part.unit}" if part.unit in ("points", "nats") else ""
+    return written(part.power, part.unit).lstrip("+") + unit
 
 
 def _details(row: ClaimRow) -> str:

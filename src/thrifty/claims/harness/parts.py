@@ -88,10 +88,10 @@ class Part:
         if self.estimate is None:
             return f"{self.name}: not testable ({self.missing})"
         low, high = (written(value, self.unit) for value in (self.estimate.low, self.estimate.high))
-        text = f"{self.name} {written(self.estimate.value, self.unit)} ({low} to {high}"
-        if self.bar is not None:
-            text += f"; {self.bar.sign} {written(self.bar.value, self.unit)}"
-        text += ")"
+        counted = self.estimate.low == self.estimate.high
+        beside = [] if counted else [f"{low} to {high}"]
+        beside += [] if self.bar is None else [f"{self.bar.sign} {written(self.bar.value, self.unit)}"]
+        text = f"{self.name} {written(self.estimate.value, self.unit)}" + (f" ({'; '.join(beside)})" if beside else "")
         return f"{text}, VOID: {self.void}" if self.void else text
 
 
