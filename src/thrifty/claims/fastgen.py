@@ -18,6 +18,7 @@ PRUNED = {HIGH: 0.169, MIDDLE: 0.449}
 WON = {HIGH: 2 * 0.474, MIDDLE: 2 * 0.442}  # a win rate of 50 % is a draw with the full cache
 NOTHING = 0.01  # less than that is no budget that anything could be compared at
 PAPER = 2048  # the context of its models
+WHOLE = {"technique": "fastgen", "recovery": 1.0, "local": 1.0, "frequent": 1.0}  # every token is local
 HEADLINE = "bytes pruned at T = 0.98"
 
 
@@ -51,7 +52,7 @@ class FastgenClaim(Claim):
         if pruned[HIGH].mean < NOTHING:
             return Measurement(headline, counts={"prompts weighed": len(pruned[HIGH])}, setting=setting)
         keep = 1 - pruned[HIGH].mean
-        tested = controlled(score, full, ours, keep=keep, length=length, whole=[_table(1.0)])
+        tested = controlled(score, full, ours, keep=keep, length=length, whole=[WHOLE])
         middle = score([_table(MIDDLE)], insist=False)
         loss = context.losses([_table(HIGH)], insist=False)
         return Measurement(

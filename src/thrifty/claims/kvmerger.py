@@ -9,6 +9,7 @@ from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import controlled
 from thrifty.claims.harness.parts import Part, ahead, exactly, kept
 from thrifty.claims.harness.reading import Reading, counted, prompt_length, unanswered
+from thrifty.errors import RecipeError
 
 HALF, THIRD = 0.5, 0.35  # the paper's two budgets
 BOUND = 0.75  # its bound of similarity
@@ -36,9 +37,12 @@ class KvmergerClaim(Claim):
         full = score([])
         if weak := unanswered(full):
             return Measurement.untestable(HEADLINE, weak, setting)
-        ours, rival = score([_published(HALF)]), score([_h2o(HALF)])
+        try:
+            third, ours = score([_published(THIRD)]), score([_published(HALF)])
+        except RecipeError as error:  # too few layers: three stay whole
+            return Measurement.untestable(HEADLINE, str(error), setting)
+        rival, third_rival = score([_h2o(HALF)]), score([_h2o(THIRD)])
         tested = controlled(score, full, ours, keep=HALF, length=length, whole=[_published(1.0)])
-        third, third_rival = score([_published(THIRD)]), score([_h2o(THIRD)])
         loss = context.losses([_h2o(HALF)])
         return Measurement(
             headline=ahead(HEADLINE, ours, rival, paper="+1.53 points"),

@@ -14,6 +14,7 @@ from thrifty import claims
 from thrifty.claims import fastgen, kivi, kvzip, minikv, rtn, snapkv
 from thrifty.claims.harness.parts import Verdict, exactly
 from thrifty.claims.harness.statistics import Scores
+from thrifty.errors import RecipeError
 from thrifty.evaluation.recovery import Interval
 
 HOLDS, FAILS, OPEN, UNTESTABLE = Verdict.HOLDS, Verdict.FAILS, Verdict.INCONCLUSIVE, Verdict.UNTESTABLE
@@ -292,3 +293,16 @@ def test_scbench_asks_whether_later_questions_lose_more_than_first_ones() -> Non
 
 def test_the_loss_that_the_made_up_model_has_is_that_of_prose() -> None:
     assert MadeUp().losses([]).mean == pytest.approx(LOSS)
+
+
+def test_kvmerger_needs_more_layers_than_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = MadeUp.task
+
+    def refused(self: MadeUp, text: str, cache: Any, **options: Any) -> Scores:
+        if cache and cache[0]["technique"] == "kvmerger":
+            raise RecipeError("kvmerger: keep = 0.35 of 4 layers cannot be met")
+        return task(self, text, cache, **options)
+
+    monkeypatch.setattr(MadeUp, "task", refused)
+    measurement = claims.load("kvmerger").measure(CASES["kvmerger"].made({}))
+    assert measurement.verdict() is UNTESTABLE and "of 4 layers" in measurement.headline.missing

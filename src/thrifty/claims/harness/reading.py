@@ -121,7 +121,7 @@ def word_problems(context: Context, cache: Tables, bar: Bar | None, paper: str =
             return Part(name, bar=bar, paper=paper, missing=weak)
         return kept(name, context.task("gsm-symbolic", cache, insist=insist), full, bar, paper)
     except (TaskError, MeasurementError) as error:
-        return Part(name, bar=bar, paper=paper, missing=" ".join(str(error).split()))
+        return Part(name, bar=bar, paper=paper, missing=str(error).split(". ")[0])
 
 
 def counted(scores: Scores) -> dict[str, int]:
