@@ -51,8 +51,8 @@ def cuts(tokenizer: Any, context: int, prefix: int, count: int, seed: int, score
     body = ids[len(start_ids) :]
     if prefix + scored > len(body):
         raise PromptError(
-            f"the judged prose has {len(body)} tokens, so that a prompt of {prefix} would hold what is scored after it; "
-            f"use at most {len(body) - scored}"
+            f"the judged prose has {len(body)} tokens, so that a prompt of {prefix} would hold what is scored after "
+            f"it; use at most {len(body) - scored}"
         )
     starts = np.arange(0, len(body) - scored, scored)
     chosen = np.random.default_rng(seed).permutation(starts)[:count].tolist()
