@@ -19,7 +19,7 @@ from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import controlled
 from thrifty.claims.harness.parts import Verdict
 from thrifty.claims.harness.scores import timing
-from thrifty.claims.harness.scores.passages import SCORED, TUNING, cuts
+from thrifty.claims.harness.scores.passages import SCORED, cuts
 from thrifty.claims.harness.state import State
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
@@ -142,22 +142,24 @@ def test_results_that_lay_untouched_for_a_month_go(tmp_path: Path, monkeypatch: 
     assert names == ["new-weights.jsonl", "other-weights.jsonl"]
 
 
-def test_a_seed_chooses_other_items_and_the_judged_half_has_no_tuned_text(context: Context, model: Any) -> None:
+def test_a_seed_chooses_other_passages_and_all_are_of_the_judged_half(context: Context, model: Any) -> None:
     tokenizer = model.require_tokenizer()
     first, second = (cuts(tokenizer, context.length, 300, 5, seed) for seed in (0, 1))
     assert {cut.name for cut in first} != {cut.name for cut in second}
     assert first == cuts(tokenizer, context.length, 300, 5, 0)
-    text = tokenizer.encode(prose())
+    text = tokenizer.encode(prose("judged"))
     scored: set[int] = set()
     for cut in cuts(tokenizer, context.length, 300, 10**6, 0):
         start = int(cut.name.removeprefix("passage "))
-        assert start >= int(TUNING * len(text))
         assert list(cut.passage.answer) == text[start : start + SCORED + 1]
         assert list(cut.passage.prompt)[-50:] == (text * 2)[len(text) + start - 50 : len(text) + start]
         assert not scored & set(range(start + 1, start + SCORED + 1)), "no token is scored twice"
         scored |= set(range(start + 1, start + SCORED + 1))
     with pytest.raises(PromptError, match="needs a context of"):
         cuts(tokenizer, 500, 300, 1, 0)
+    with pytest.raises(PromptError, match="would hold what is scored after it"):
+        cuts(tokenizer, 10**6, len(text) - SCORED + 1, 1, 0)
+    assert cuts(tokenizer, 10**6, len(text) - SCORED, 1, 0)
 
 
 def test_losses_have_one_figure_a_token_and_the_passage_as_cluster(context: Context) -> None:

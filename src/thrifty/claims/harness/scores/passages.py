@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 Measure = Literal["nll", "kl", "right"]
 SCORED = 256  # tokens a passage
-TUNING = 1 / 3  # of the prose, its beginning: what defaults were chosen on, never scored here
 DIGITS = 6
 ROOM = 4 * 10**9  # bytes of baselines' predictions on disk
 
@@ -40,20 +39,24 @@ def cuts(tokenizer: Any, context: int, prefix: int, count: int, seed: int, score
     """`count` passages of the judged half: `prefix` tokens, then `scored` ones that no other passage scores. Fewer
     where the prose has no more. seed: which ones, and in which order.
 
-    Raises PromptError where the context does not hold one.
+    Raises PromptError where the context or the prose does not hold one.
     """
     if prefix + scored + 2 > context:
         raise PromptError(
             f"a passage of {prefix} + {scored} tokens needs a context of {prefix + scored + 2}; this one holds "
             f"{context}"
         )
-    ids = tokenizer.encode(prose())
+    ids = tokenizer.encode(prose("judged"))
     start_ids = ids[:1] if tokenizer.encode("") == ids[:1] else []
     body = ids[len(start_ids) :]
-    first = int(TUNING * len(body))
-    starts = np.arange(first, len(body) - scored - 1, scored)
+    if prefix + scored > len(body):
+        raise PromptError(
+            f"the judged prose has {len(body)} tokens, so that a prompt of {prefix} would hold what is scored after "
+            f"it; use at most {len(body) - scored}"
+        )
+    starts = np.arange(0, len(body) - scored, scored)
     chosen = np.random.default_rng(seed).permutation(starts)[:count].tolist()
-    around = body * (2 + prefix // len(body))  # a prefix that begins before the text goes round
+    around = body * (2 + prefix // len(body))  # a prefix that begins before the text comes from its end
     made = []
     for start in chosen:
         place = start + len(around) - len(body)
