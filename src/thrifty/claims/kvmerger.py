@@ -25,7 +25,7 @@ class KvmergerClaim(Claim):
     paper = "9 LongBench sets: 50 % of the cache 35.02 (H2O 33.49; Llama-2-7B-chat), 35 % 35.04 (H2O 13.48; Mistral-7B)"
     source = "arXiv:2407.08454; read in reviews and reading notes alone, and there is no official code"
     rule = "as published, more right answers than H2O with half of the cache, and with 35 % of it, the question last"
-    minutes = 2.5
+    minutes = 2.0
 
     def measure(self, context: Context) -> Measurement:
         length = prompt_length(context, PAPER)

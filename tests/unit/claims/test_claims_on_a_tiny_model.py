@@ -25,6 +25,7 @@ TINY = dataclasses.replace(SHORT, items=8, tokens=512, answers=2, rounds=2)
 SMALL: dict[str, dict[str, Any]] = {
     "kivi": {"BATCH": 512},
     "kvmerger": {"BOUND": 0.5},
+    "kvzip": {"SHORTEST": 1024},
     "minikv": {"PROMPT": 1600, "ANSWER": 8},
     "quest": {"LONG": 512, "STEPS": 8},
     "snapkv": {"LONG": 512, "STEPS": 8},
