@@ -83,6 +83,12 @@ def test_a_row_of_the_page_is_one_line_and_its_figures_stand_below() -> None:
         assert words in text
 
 
+def test_a_row_says_what_a_reader_must_know_of_its_model() -> None:
+    row = dataclasses.replace(ROW, model="recall-2m")
+    assert "It was trained on these tasks' own sentences" in pages.markdown({row.key: row}, {})
+    assert "It was trained on" not in pages.markdown({ROW.key: ROW}, {})
+
+
 def test_a_stale_row_shows_its_reason_and_no_verdict() -> None:
     text = pages.markdown({STALE.key: STALE}, {})
     assert "| 2026-01-03: no memory | - | **stale** |" in text and "holds**:" not in text

@@ -9,6 +9,7 @@ from thrifty.claims.harness.parts import Part, written
 from thrifty.claims.harness.records import STALE, ClaimRow, Key, record_of, text_of
 from thrifty.errors import StorageError
 from thrifty.files import replace_file
+from thrifty.models.embedded import MODELS
 
 OLDER = "older code"
 
@@ -107,7 +108,8 @@ def _details(row: ClaimRow) -> str:
     shown += [_judged(part) for part in measured.parts]
     if measured.controls:
         shown.append("controls, against the full cache: " + "; ".join(control.told() for control in measured.controls))
-    shown += [text for text in (measured.told, measured.setting) if text]
+    model = MODELS.get(row.model)
+    shown += [text for text in (measured.told, measured.setting, model.note if model else "") if text]
     if measured.counts:
         shown.append(", ".join(f"{count} {name}" for name, count in measured.counts.items()))
     if row.run is not None:
