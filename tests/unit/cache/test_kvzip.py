@@ -225,7 +225,7 @@ def test_a_later_chunk_is_asked_for_by_the_end_of_the_one_before() -> None:
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(1, 300), chunk=st.integers(1, 120), sinks=st.integers(1, 40), first=st.integers(0, 200))
 def test_pieces_repeat_every_token_once_in_order(n: int, chunk: int, sinks: int, first: int) -> None:
-    """Chunk after chunk from the sinks, or from the prompt before, behind its request and eight tokens of the last one."""
+    """From the sinks, or the prompt before, chunk by chunk, behind its request and eight tokens of the last one."""
     tokens, begin = prompt(n), max(first, sinks)
     expected = []
     while begin < n:
