@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from thrifty.evaluation.tasks import _books
-from thrifty.evaluation.tasks._books import Fact, Passage
+from thrifty.evaluation.tasks._books import Fact
 from thrifty.evaluation.tasks._framing import Frame
 from thrifty.evaluation.tasks._sessions import Question, Session, SharedContext
-from thrifty.evaluation.tasks.long_documents import excerpt
+from thrifty.evaluation.tasks.long_documents import Document, document, excerpt
 from thrifty.evaluation.tasks.task import Item, TaskTurn
 
 LETTERS = "ABCD"
@@ -30,11 +30,11 @@ class ChoiceEng(SharedContext):
     name: ClassVar[str] = "scbench-choice-eng"
     limit: ClassVar[int] = 8
 
-    def stock(self, tokenizer: Any) -> Sequence[Passage]:
+    def stock(self, tokenizer: Any) -> Document:
         """The essays."""
-        return _books.passages("essays", self.half)
+        return document("essays", self.half)
 
-    def session(self, chance: random.Random, frame: Frame, stock: Sequence[Passage], room: int) -> Session:
+    def session(self, chance: random.Random, frame: Frame, stock: Document, room: int) -> Session:
         """Passages from a random place on, and questions."""
         context, facts = excerpt(chance, frame, room - frame.size(OPENING), stock)
         told = _books.told_once(context, facts, chance, len(facts))
