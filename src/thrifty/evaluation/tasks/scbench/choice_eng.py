@@ -58,4 +58,4 @@ def _question(chance: random.Random, fact: Fact, answers: Sequence[str]) -> Ques
     options = chance.sample([fact.answer, *wrong], len(LETTERS))
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)]
     letter = LETTERS[options.index(fact.answer)]
-    return Question("\n".join([fact.question, *lines]), LEAD, (letter,), f" {letter}.")
+    return Question("\n".join([fact.choice or fact.question, *lines]), LEAD, (letter,), f" {letter}.")
