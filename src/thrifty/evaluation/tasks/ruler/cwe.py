@@ -45,7 +45,7 @@ class CommonWords(Sessions):
     name: ClassVar[str] = "ruler-cwe"
     metric: ClassVar[str] = "share of common words named"
     limit: ClassVar[int] = 120
-    stop: ClassVar[tuple[str, ...]] = ("\n\n",)
+    stop: ClassVar[tuple[str, ...]] = ()  # a list may have lines
 
     def stock(self, tokenizer: Any) -> list[str]:
         """The words, but those of the question."""

@@ -32,7 +32,7 @@ class FrequentCodedWords(Sessions):
     name: ClassVar[str] = "ruler-fwe"
     metric: ClassVar[str] = "share of frequent words named"
     limit: ClassVar[int] = 50
-    stop: ClassVar[tuple[str, ...]] = ("\n\n",)
+    stop: ClassVar[tuple[str, ...]] = ()  # a list may have lines
 
     def session(self, chance: random.Random, frame: Frame, stock: Any, room: int) -> Session:
         """The longest text that fits."""
