@@ -17,6 +17,7 @@ from thrifty.evaluation.text import held_out, prose
 MADE = [name for name in tasks.names() if not tasks.load(name).package]
 OVER_PROSE = ("recall", "recall-many", "multi-turn", "multi-request", "tracing", "choice", "alpaca-pairs")
 PASSAGES = ("perplexity", "kl", "continuation")
+LONGER = ("ruler-", "scbench-", "long-")
 KEYED = ("recall", "recall-many", "multi-turn", "multi-request", "tracing")
 
 
@@ -30,7 +31,8 @@ def both(name: str, count: int = 12, seeds: int = 2, **options: Any) -> tuple[li
         pytest.importorskip("reasoning_gym")
     made = []
     for half in ("tuning", "judged"):
-        task = tasks.load(name, **{"length": 900, "half": half, **options})
+        length = 2400 if name.startswith(LONGER) else 900
+        task = tasks.load(name, **{"length": length, "half": half, **options})
         made.append([item for seed in range(seeds) for item in task.items(ByteTokenizer(), count, seed)])
     return made[0], made[1]
 

@@ -107,7 +107,7 @@ def test_score_runs_every_item(engine: Engine) -> None:
 
 
 def test_a_length_beyond_the_context_is_refused_with_what_would_fit(engine: Engine) -> None:
-    task = tasks.load("recall", length=990)
+    task = tasks.load("recall", length=999)
     with pytest.raises(
         PromptError, match=r"takes \d+ tokens, .* context holds 1000: use at most --length \d+"
     ) as found:

@@ -23,8 +23,15 @@ from thrifty.evaluation.tasks.task import Item, Record, Task
 KIVI = [{"technique": "kivi", "bits": 2, "residual": 0}]
 IDLE = [{"technique": "kivi", "bits": 2, "residual": 100_000}]
 GENERATED = ("recall", "recall-many", "multi-turn", "multi-request", "tracing", "aggregation", "frequent-words")
-LENGTH = 640
+LENGTH, LONG = 640, 2400
 MADE = [name for name in tasks.names() if not tasks.load(name).package]  # the others are read: see their own tests
+LONGER = ("ruler-", "scbench-", "long-")
+QUICK = ("ruler-niah-multikey-2", "ruler-vt", "scbench-kv", "scbench-repoqa-and-kv", "long-documents")
+RUN = [
+    name if name in QUICK or not name.startswith(LONGER) else pytest.param(name, marks=pytest.mark.slow)
+    for name in MADE
+]
+"""Those of RULER and SCBench run alike, so that a few of them stand for the rest."""
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +65,14 @@ def text(tokens: Any) -> str:
     return ByteTokenizer().decode(tokens)
 
 
+def length_of(name: str) -> int:
+    """Tokens (of one byte) that a task's context needs to hold something to ask about."""
+    return LONG if name.startswith(LONGER) else LENGTH
+
+
 def items_of(name: str, count: int = 3, seed: int = 0, **options: Any) -> tuple[Task, list[Item]]:
     pytest.importorskip("reasoning_gym") if name in ("arithmetic", "reasoning") else None
-    task = tasks.load(name, **{"length": LENGTH, **options})
+    task = tasks.load(name, **{"length": length_of(name), **options})
     return task, task.items(ByteTokenizer(), count, seed)
 
 
@@ -72,13 +84,13 @@ def test_items_are_those_of_the_seed_and_fit_their_length(name: str) -> None:
     other = task.items(ByteTokenizer(), 4, 1)
     assert not {item.identity for item in other} & {item.identity for item in found}
     for item in found:
-        assert 0.5 * LENGTH < len(item.prompt) <= LENGTH
+        assert 0.5 * task.length < len(item.prompt) <= task.length
         assert all(turn.tokens for turn in item.turns), "something is fed after compression"
         fed = sum(len(turn.tokens) for turn in item.turns)
         assert item.room > len(item.prompt) + fed or name in ("perplexity", "kl")
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", RUN)
 def test_a_run_scores_between_0_and_1_and_keeps_to_its_room(
     name: str, engine: Engine, submitted: list[Request]
 ) -> None:
@@ -93,7 +105,7 @@ def test_a_run_scores_between_0_and_1_and_keeps_to_its_room(
         assert len(request.prompt) + len(request.forced) + request.free <= item.room
 
 
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", RUN)
 def test_a_recipe_that_compresses_nothing_is_refused(name: str, engine: Engine) -> None:
     task, (item,) = items_of(name, 1)
     with pytest.raises(MeasurementError, match=r"nothing of a prompt of \d+ tokens was compressed .* larger --length"):

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from thrifty.cli.shared import output
-from thrifty.cli.shared.evaluating import Setting, check_length, loaded, tasks_of, watch
+from thrifty.cli.shared.evaluating import Setting, check_length, loaded, tasks_of, tell, watch
 from thrifty.cli.shared.layout import Column
 from thrifty.errors import PromptError
 
@@ -34,7 +34,7 @@ def run_controls(setting: Setting, names: Sequence[str]) -> tuple[list[Scrambled
         with output.waiting("making the questions"):
             comparison = Comparison(own, setting.items, setting.seed, engine, None, [])
         records = stack.enter_context(RecordFile(setting.records, setting.header(engine, {"recipe": uncompressed})))
-        if watch(comparison.run(records), comparison.total):
+        if watch(comparison.run(records), comparison.total, tell(comparison.left(records), engine)):
             return rows, True
         try:
             with output.waiting("grading with other items' answers"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from thrifty.evaluation.asking import Reply, ask, ask_each
 from thrifty.evaluation.forcing import Tables
-from thrifty.evaluation.tasks.task import Answered, Item, Record, Task, TaskTurn, Tokens
+from thrifty.evaluation.tasks.task import Answered, Effort, Item, Record, Task, TaskTurn, Tokens
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
@@ -61,6 +62,16 @@ class Answering(Task):
             expected="\n".join(", ".join(turn.expected) for turn in item.turns),
             details=details,
         )
+
+    def effort(self, item: Item) -> Effort:
+        """Turns share a prefill where they are fed the same first token. Those that come after the model's own answers
+        share none, and each is fed all that was said before.
+        """
+        fed, prompt = self.fed(item), len(item.prompt)
+        if fed is None:
+            said = itertools.accumulate(len(turn.tokens) + self.limit for turn in item.turns)
+            return Effort(prompt, len(item.turns), sum(said))
+        return Effort(prompt, len({tokens[0] for tokens in fed}), sum(len(tokens) + self.limit for tokens in fed))
 
     def scrambled(self, engine: Engine, own: Answered, others: Sequence[Answered]) -> float:
         """The answers of one item, graded by what is expected of others."""

@@ -92,6 +92,17 @@ class Answered:
     record: Record
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What a run of an item takes. prompt: tokens that are prefilled, `prefills` times. steps: the most tokens that
+    follow, fed or chosen.
+    """
+
+    prompt: int
+    prefills: int
+    steps: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """Base of all tasks. length: tokens of the compressed context, at most. half: see `evaluation.halves`.
@@ -117,6 +128,10 @@ class Task(ABC):
 
         Raises MeasurementError where the tables claim to compress and nothing compressed was read.
         """
+
+    def effort(self, item: Item) -> Effort:
+        """What a run of an item takes, for telling its time."""
+        return Effort(len(item.prompt), 1, item.room - len(item.prompt))
 
     def compare(self, baseline: Engine, engine: Engine, item: Item, cache: Tables | None) -> tuple[Record, Record]:
         """(the baseline's record, the recipe's). baseline: an engine of the uncompressed model, or the same one."""
