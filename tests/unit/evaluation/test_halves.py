@@ -31,7 +31,7 @@ def both(name: str, count: int = 12, seeds: int = 2, **options: Any) -> tuple[li
         pytest.importorskip("reasoning_gym")
     made = []
     for half in ("tuning", "judged"):
-        length = 1900 if name.startswith(LONGER) else 900
+        length = 2400 if name.startswith(LONGER) else 900
         task = tasks.load(name, **{"length": length, "half": half, **options})
         made.append([item for seed in range(seeds) for item in task.items(ByteTokenizer(), count, seed)])
     return made[0], made[1]

@@ -23,7 +23,7 @@ from thrifty.evaluation.tasks.task import Item, Record, Task
 KIVI = [{"technique": "kivi", "bits": 2, "residual": 0}]
 IDLE = [{"technique": "kivi", "bits": 2, "residual": 100_000}]
 GENERATED = ("recall", "recall-many", "multi-turn", "multi-request", "tracing", "aggregation", "frequent-words")
-LENGTH, LONG = 640, 1900
+LENGTH, LONG = 640, 2400
 MADE = [name for name in tasks.names() if not tasks.load(name).package]  # the others are read: see their own tests
 LONGER = ("ruler-", "scbench-", "long-")
 QUICK = ("ruler-niah-multikey-2", "ruler-vt", "scbench-kv", "scbench-repoqa-and-kv", "long-documents")
@@ -254,3 +254,15 @@ def test_settings_of_a_data_set_are_read_and_told() -> None:
         tasks.parse("reasoning:settings=max_terms").items(ByteTokenizer(), 1, 0)
     with pytest.raises(TaskError, match="reasoning-gym refuses 'letter_counting' with {'max_werds': 3}"):
         tasks.parse("reasoning:settings=max_werds=3").items(ByteTokenizer(), 1, 0)
+
+
+@pytest.mark.long
+def test_the_ten_generators_make_questions_of_either_half() -> None:
+    pytest.importorskip("reasoning_gym")
+    for half in ("tuning", "judged"):
+        chosen = tasks.parse_all(["reasoning-ten"], length=1200, half=half)
+        assert len(chosen) == len({task.label for task in chosen}) == 10
+        for task in chosen:
+            (item,) = task.items(ByteTokenizer(), 1, 0)
+            assert isinstance(task, Answering)
+            assert task.grade(item, item.turns[0], f" {item.turns[0].expected[0]}") == 1.0

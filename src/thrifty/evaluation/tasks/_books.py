@@ -22,11 +22,12 @@ Kind = Literal["essays", "reference", "manual"]
 SPEAKER = re.compile(r"([A-Z]{4,}) ([a-z]+ed|said|spoke|gave|saw|took) ([^.?!:;]{30,160})\.")
 WORD = re.compile(r"(?<![\w-])[a-z]{7,}(?![\w-])")
 SHORTEST, LONGEST = 60, 700  # characters of a paragraph of the reference
-KNOWN, LONGEST_CUT = 30, 500  # characters of a sentence before the word that is asked for, and of all of it
+BEGINNING, LONGEST_CUT = 25, 500  # characters of a sentence that tell which it is, and of all of it
 LEAD = "Answer:"
 WHO = "According to the text, who {verb} {what}?"
-NEXT = 'Which word comes next in this sentence of the text: "{head} …"'
-GOES = 'The sentence goes: "{head}'
+GOES = 'How does the sentence of the text go that begins with "{begins}"?'
+SAID = 'The sentence goes: "{head}'
+NEXT = 'Which word comes right after "{head}" in the text?'
 NAME = 'Which function has this description in the text: "{summary}"'
 DEFAULT = "According to the text, what is the default of the parameter {parameter} of {name}?"
 
@@ -34,7 +35,8 @@ DEFAULT = "According to the text, what is the default of the parameter {paramete
 @dataclass(frozen=True)
 class Fact:
     """A question with its answer. kind: facts of one kind have answers of one kind. once: what a context must hold
-    exactly once for the question to have one answer. lead: the words that begin the answer.
+    exactly once for the question to have one answer. lead: the words that begin the answer. choice: the question where
+    answers are given to choose from, the same where it is empty.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class Fact:
     answer: str
     once: str
     lead: str = LEAD
+    choice: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,10 @@ def _speakers(text: str) -> list[Fact]:
 
 def _cuts(text: str) -> list[Fact]:
     """How a sentence goes on, at its longest word behind the first few; none where it has no long one there."""
-    found = [match for match in WORD.finditer(text) if match.start() >= KNOWN]
+    found = [match for match in WORD.finditer(text) if match.start() >= 2 * BEGINNING]
     if not found or len(text) > LONGEST_CUT:
         return []
     word = max(found, key=lambda match: len(match[0]))
     head = text[: word.start()].rstrip()
-    return [Fact("word", NEXT.format(head=head), word[0], head, GOES.format(head=head))]
+    begins = text[: text.index(" ", BEGINNING)]
+    return [Fact("word", GOES.format(begins=begins), word[0], head, SAID.format(head=head), NEXT.format(head=head))]

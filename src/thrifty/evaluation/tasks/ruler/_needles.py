@@ -40,7 +40,7 @@ class Needles(Sessions):
 
     metric: ClassVar[str] = "share of values named"
     limit: ClassVar[int] = 128
-    stop: ClassVar[tuple[str, ...]] = ("\n\n",)
+    stop: ClassVar[tuple[str, ...]] = ()  # a list may have lines
 
     hay: ClassVar[Hay] = "essay"
     key: ClassVar[Kind] = "word"
