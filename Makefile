@@ -14,7 +14,8 @@ WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 # The requirements of an extra of pyproject.toml, a line each.
 EXTRA = $(BIN)/python -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-TESTS := OMP_NUM_THREADS=1 THRIFTY_THREADS=1 $(BIN)/python -m pytest
+# Two workers take a half each, and one that is done takes of what the other has left.
+TESTS := OMP_NUM_THREADS=1 THRIFTY_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test unit clients lint types imports sanitize browser benchmark peers kvpress kv-cache docs wheel clean
 
@@ -23,10 +24,10 @@ demo: $(VENV)/.ready
 	$(BIN)/thrifty bench smollm2-135m --recipe recipe.toml
 
 test: $(VENV)/.complete
-	$(TESTS) -n $(WORKERS) -m "not slow and not clients"
+	$(TESTS) -m "not slow and not clients"
 
 unit: $(VENV)/.complete
-	THRIFTY_FEW_EXAMPLES=1 $(TESTS) -n $(WORKERS) -m "not slow and not model and not long and not clients"
+	THRIFTY_FEW_EXAMPLES=1 $(TESTS) -m "not slow and not model and not long and not clients"
 
 # Other people's clients against a server in a process of its own, each in an environment that knows nothing of Thrifty:
 # some minutes, and some gigabytes of packages. npm, where it is there, brings its package. THRIFTY_CLIENTS_URL names a

@@ -1,11 +1,14 @@
-"""Fixtures that all tests share: the embedded models, and a cache directory of a test's own."""
+"""What all tests share: the embedded models, a cache directory of a test's own, and how long a quick test may take."""
 
 from __future__ import annotations
 
 import gc
+import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from tests.tiers import too_long
 
 from thrifty.errors import DownloadError
 from thrifty.models.embedded import MODELS, find
@@ -18,6 +21,16 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A test that takes seconds is marked so, and fails where it is not. What its fixtures take does not count."""
+    began = time.process_time()
+    result = yield
+    if why := too_long((mark.name for mark in pyfuncitem.iter_markers()), time.process_time() - began):
+        pytest.fail(why, pytrace=False)
+    return result
 
 
 @pytest.fixture(scope="session")

@@ -46,16 +46,17 @@ def oracle(path: Path) -> Any:
     `from_pretrained(gguf_file=...)` does the same and asks for the package `accelerate`, which nothing else needs.
     """
     import transformers
+    from transformers.initialization import no_init_weights
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    with mock.patch.object(gguf, "GGUFReader", WithoutVocabulary):
+    with mock.patch.object(gguf, "GGUFReader", WithoutVocabulary), no_init_weights():
         config = transformers.AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
         (embedding,) = (tensor for tensor in WithoutVocabulary(path).tensors if tensor.name == "token_embd.weight")
         config.vocab_size = int(embedding.shape[1])
         config._attn_implementation = "eager"
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         loaded = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
-    missing, unexpected = model.load_state_dict(loaded, strict=False)
+    missing, unexpected = model.load_state_dict(loaded, strict=False, assign=True)
     assert set(missing) <= {"lm_head.weight"} and not unexpected  # the head is the embedding
     model.tie_weights()
     return model.eval()

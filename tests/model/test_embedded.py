@@ -153,11 +153,13 @@ GEMMA_NORMS = {
 def oracle_of(path: Path) -> Any:
     """The model in transformers, fp32, with the exact values of the file (which unit tests check against gguf)."""
     import transformers
+    from transformers.initialization import no_init_weights
 
     name, options = CONFIGS[path.name]
     gemma = "Gemma" in name
     model_class = getattr(transformers, name)
-    oracle = model_class(model_class.config_class(**options))
+    with no_init_weights():  # all are given below
+        oracle = model_class(model_class.config_class(**options))
     parts = {**PARTS, **(GEMMA_NORMS if gemma else NORMS)}
     state = {}
     for weight in GGUFSource(path).weights(FLOAT32):

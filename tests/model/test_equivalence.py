@@ -31,6 +31,8 @@ SAMPLING = {
     "greedy": SamplingParameters(max_tokens=STEPS, ignore_eos=True),
     "seeded": SamplingParameters(max_tokens=STEPS, ignore_eos=True, temperature=0.8, top_p=0.95, seed=7),
 }
+NEIGHBOUR = SamplingParameters(max_tokens=100, ignore_eos=True, temperature=0.8, top_p=0.95, seed=7)
+"""Leaves in the middle of the answer beside it."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_alone_batched_chunked_and_from_a_prefix_are_one_answer(model: Model, en
     alone = answer(engine, tokens, kind)
     assert len(alone) == STEPS
 
-    others = [engine.submit(Request(prompt=prompt(model, n), sampling=SAMPLING["seeded"])) for n in (20, 333)]
+    others = [engine.submit(Request(prompt=prompt(model, n), sampling=NEIGHBOUR)) for n in (20, 333)]
     handle = engine.submit(Request(prompt=tokens, sampling=SAMPLING[kind]))
     assert handle.result().token_ids == alone, "in a batch"
     for other in others:
@@ -80,13 +82,13 @@ def test_alone_batched_chunked_and_from_a_prefix_are_one_answer(model: Model, en
 def test_a_compressing_request_is_one_answer_too(model: Model, engine: Engine, technique: str) -> None:
     tokens, cache = prompt(model, 700), [{"technique": technique}]
     alone = answer(engine, tokens, "greedy", cache=cache)
-    others = [engine.submit(Request(prompt=prompt(model, n), sampling=SAMPLING["seeded"])) for n in (20, 333)]
+    others = [engine.submit(Request(prompt=prompt(model, n), sampling=NEIGHBOUR)) for n in (20, 333)]
     engine.step()
     assert answer(engine, tokens, "greedy", cache=cache) == alone, "in a batch"
     for other in others:
         other.cancel()
     shared = Engine(model, chunk=128)
-    answer(shared, tokens, "greedy")
+    shared.submit(Request(prompt=tokens, sampling=SamplingParameters(max_tokens=1))).result()  # its pages
     assert answer(shared, tokens, "greedy", cache=cache) == alone, "in chunks, after a prefix hit"
     shared.close()
 

@@ -76,9 +76,10 @@ def recipes() -> list[Any]:
 
 
 def recipes_in(shapes: Sequence[str]) -> list[Any]:
-    """Each technique in every shape, each chain in the last of them."""
+    """Each technique in every shape, each chain in the last of them; `make unit` takes the last one alone."""
     pairs = [(names, shape) for names in SINGLE for shape in shapes] + [(names, shapes[-1]) for names in COMPOSED]
-    return [pytest.param(names, shape, id=f"{'+'.join(names)}-{shape}") for names, shape in pairs]
+    marks = {shape: [] if shape == shapes[-1] else [pytest.mark.long] for shape in shapes}
+    return [pytest.param(names, shape, id=f"{'+'.join(names)}-{shape}", marks=marks[shape]) for names, shape in pairs]
 
 
 def build(names: list[str]) -> list[CachePolicy]:
@@ -182,7 +183,7 @@ def test_short_prompts(names: list[str], n: int) -> None:
 
 
 @pytest.mark.parametrize(("names", "shape"), recipes_in(["grouped", "windowed"]))
-@pytest.mark.parametrize(("n", "generated"), [(1, 300), (100, 200), (600, 80)])
+@pytest.mark.parametrize(("n", "generated"), [(1, 300), pytest.param(100, 200, marks=pytest.mark.long), (600, 80)])
 def test_bytes_stay_within_the_footprint_and_are_given_back(
     names: list[str], shape: str, n: int, generated: int
 ) -> None:

@@ -171,6 +171,7 @@ def test_fit_writes_a_recipe_that_drives_run_and_bench(
 
 
 @pytest.mark.usefixtures("few_candidates")
+@pytest.mark.long
 def test_fit_says_what_is_short_where_nothing_is_good_enough(
     thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,6 +310,7 @@ def test_a_fit_that_is_interrupted_at_once_keeps_nothing(
 
 
 @pytest.mark.usefixtures("few_candidates")
+@pytest.mark.long
 def test_fit_tells_which_recipe_cannot_be_made(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"
     mine.write_text('name = "mine"\n[[weights]]\ntechnique = "rtn"\nskip = ["layer.*"]\n')

@@ -39,7 +39,17 @@ def hybrid() -> Model:
     return tiny_model(packed=True, config=hybrid_config("rawr"), seed=2)
 
 
-@pytest.fixture(params=["plain", "packed", "windowed", "hybrid"])
+REFERENCE = pytest.param("plain", marks=pytest.mark.long)
+"""An order slower than native code: `make test` takes every test of an engine through it, `make unit` those alone that
+ask for it.
+"""
+
+
+HYBRID = pytest.param("hybrid", marks=pytest.mark.long)
+"""Recurrent layers have tests of their own in `make unit` (test_hybrid.py)."""
+
+
+@pytest.fixture(params=[REFERENCE, "packed", "windowed", HYBRID])
 def model(request: pytest.FixtureRequest) -> Model:
     """Each kind of model; the packed ones run natively."""
     if request.param != "plain" and dispatch.native() is None:

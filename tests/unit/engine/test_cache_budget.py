@@ -41,11 +41,12 @@ def model(packed: Model, plain: Model) -> Model:
     ("name", "budget", "used"),
     [
         ("streaming", 2_500_000, 0.7),
-        ("streaming", 4_000_000, 0.8),
-        ("streaming + kivi", 1_800_000, 0.4),  # the bound of a tiny model's codes is mostly whole memory pages
-        ("h2o", 2_500_000, 0.7),
-        ("h2o", 4_000_000, 0.8),
-        ("snapkv + streaming", 2_500_000, 0.7),
+        pytest.param("streaming", 4_000_000, 0.8, marks=pytest.mark.long),
+        # the bound of a tiny model's codes is mostly whole memory pages
+        pytest.param("streaming + kivi", 1_800_000, 0.4, marks=pytest.mark.long),
+        pytest.param("h2o", 2_500_000, 0.7, marks=pytest.mark.long),
+        pytest.param("h2o", 4_000_000, 0.8, marks=pytest.mark.long),
+        pytest.param("snapkv + streaming", 2_500_000, 0.7, marks=pytest.mark.long),
     ],
 )
 def test_a_long_answer_stays_within_its_budget_and_uses_it(

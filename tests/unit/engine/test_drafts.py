@@ -61,12 +61,15 @@ def told(value: Any) -> str | None:
     return (value[0]["technique"] if value else "full") if isinstance(value, list) else None
 
 
+MODELS = [pytest.param("plain", marks=pytest.mark.long), "packed", "windowed"]
+"""Recurrent layers refuse drafts (test_hybrid.py)."""
+
+
+@pytest.mark.parametrize("model", MODELS, indirect=True)
 @pytest.mark.parametrize(("cache", "temperature"), CASES, ids=told)
 def test_drafts_change_the_steps_not_the_answer(
     model: Model, make_engine: Any, monkeypatch: pytest.MonkeyPatch, cache: list[dict[str, Any]], temperature: float
 ) -> None:
-    if model.config.states:
-        pytest.skip("recurrent layers refuse drafts (test_hybrid.py)")
     sampling = SamplingParameters(max_tokens=LENGTH, ignore_eos=True, temperature=temperature, seed=4)
     request = {"prompt": text_tokens(100), "sampling": sampling, "cache": cache}
     plain = make_engine(model).submit(Request(**request)).result().token_ids

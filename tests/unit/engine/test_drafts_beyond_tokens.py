@@ -29,7 +29,7 @@ def submit(engine: Engine) -> list[Handle]:
     return [engine.submit(Request(prompt=prompts[i], sampling=sampling, **way)) for i, way in enumerate(WAYS)]
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("native", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_trees_beside_adapters_taps_and_steering(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, plain: Model, native: bool
 ) -> None:

@@ -30,9 +30,9 @@ def request(prompt: int | list[int] = 40, /, **options: Any) -> Request:
 
 
 def test_greedy_answers_are_those_of_the_plain_forward_pass(plain: Model, make_engine: Any) -> None:
-    prompt, answer = text_tokens(150), []
+    prompt, answer, whole = text_tokens(150), [], build(plain)
     for _ in range(64):
-        answer.append(int(build(plain).logits(prompt + answer)[-1].argmax()))
+        answer.append(int(whole.logits(prompt + answer)[-1].argmax()))
     assert make_engine(plain).submit(request(prompt, max_tokens=64)).result().token_ids == answer
 
 

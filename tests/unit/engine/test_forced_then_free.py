@@ -17,7 +17,10 @@ from thrifty.reference import build
 PROMPT, QUESTION = text_tokens(200), text_tokens(30, seed=4)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["packed", "plain"])
+PLAIN = pytest.param(False, id="plain", marks=pytest.mark.long)
+
+
+@pytest.fixture(scope="module", params=[pytest.param(True, id="packed"), PLAIN])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     engine = Engine(tiny_model(packed=request.param), prefix_tree=False, threads=1)
     yield engine

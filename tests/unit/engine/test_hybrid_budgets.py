@@ -36,7 +36,7 @@ def least_budget(engine: Engine, length: int, steps: int) -> int:
     return engine.memory.ledger.current + held
 
 
-@pytest.mark.parametrize("requests", [1, 3])
+@pytest.mark.parametrize("requests", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_what_was_accepted_is_answered(model: Model, requests: int, make_engine: Any) -> None:
     for length, steps in ((64, 200), (100, 150), (128, 70)):
         asked = [ask(length, steps, seed) for seed in range(requests)]

@@ -56,6 +56,7 @@ def equal(found: Any, expected: Any) -> None:
     assert found[1][2] == expected[1][2] is True, "on the native path"
 
 
+@pytest.mark.long
 def test_native_sums_are_those_of_the_reference(model: Model, make_engine: Any) -> None:
     forced = tuple(text_tokens(STEPS, 9))
     (_, ours), (_, theirs) = [

@@ -27,7 +27,7 @@ TOKENS, ROWS = 259, 272
 PROMPTS = [text_tokens(20, seed) for seed in range(12)]
 
 
-@pytest.fixture(params=["native", "reference"])
+@pytest.fixture(params=["native", pytest.param("reference", marks=pytest.mark.long)])
 def padded(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """A model that, of its 272 rows, likes those best that are no token."""
     native = request.param == "native"

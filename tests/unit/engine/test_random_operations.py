@@ -72,7 +72,10 @@ def more_than_tokens(engine: Engine, request: Request, chance: random.Random) ->
     )
 
 
-@pytest.mark.parametrize(("seed", "plain"), [(2, True), (7, True), (3, False)])
+SEEDS = [(2, True), pytest.param(7, True, marks=pytest.mark.long), (3, False)]
+
+
+@pytest.mark.parametrize(("seed", "plain"), SEEDS)
 def test_random_operations_keep_the_books_in_order(packed: Model, make_engine: Any, seed: int, plain: bool) -> None:
     chance = random.Random(seed)
     adapters = {} if plain else {name: random_adapter(packed, 4, rank) for rank, name in enumerate("ab")}

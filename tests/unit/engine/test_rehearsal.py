@@ -58,7 +58,8 @@ def first_token(engine: Engine, handle: Handle) -> None:
 
 
 # The reference, an order slower, rehearses once; levels and what follows are policies' own, the same there.
-CASES = [("plain", "pairs"), *((kind, cache) for kind in ("packed", "windowed", "hybrid") for cache in CACHES)]
+REFERENCE = pytest.param("plain", "pairs", marks=pytest.mark.long)
+CASES = [REFERENCE, *((kind, cache) for kind in ("packed", "windowed", "hybrid") for cache in CACHES)]
 
 
 @pytest.mark.parametrize(("model", "cache"), CASES, indirect=["model"])
@@ -189,7 +190,7 @@ def test_parked_in_the_middle_of_a_rehearsal_it_goes_on(packed: Model, make_engi
 
 
 def test_a_prompt_that_leaves_no_room_to_repeat_is_refused(make_engine: Any) -> None:
-    engine = make_engine(tiny_model(context_length=1024))
+    engine = make_engine(tiny_model(packed=True, context_length=1024))
     with pytest.raises(PromptError, match=r"context of 1024 has no room .* at most (\d+) tokens") as refused:
         engine.submit(make(1000, steps=4))
     most = int(str(refused.value).rpartition("at most ")[2].split()[0])

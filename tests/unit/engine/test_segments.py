@@ -184,6 +184,7 @@ def reference() -> Iterator[Engines]:
     engines.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", ["streaming+kivi", "snapkv+h2o+kivi"])
 def test_a_prefix_hit_changes_nothing_on_the_reference(reference: Engines, recipe: str) -> None:
     """A sample; `slow` has them all."""

@@ -41,6 +41,7 @@ def test_drafts_change_no_answer(packed: Model, make_engine: Any, strategy: dict
     assert answer(engine, prompt, decoding=[strategy]) == plain
 
 
+@pytest.mark.long
 def test_native_code_and_the_reference_select_the_same(plain: Model, make_engine: Any) -> None:
     pytest.importorskip("torch", reason="the reference needs torch")
     prompt = text_tokens(300, 5)

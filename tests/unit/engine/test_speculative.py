@@ -101,7 +101,7 @@ def test_drafted_answers_keep_to_their_grammar(
     settled(engine)
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("native", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_model_that_drafts_for_itself_is_always_right(make: MakeSpeculative, plain: Model, native: bool) -> None:
     engine = make(plain, plain, native=native)
     handle = engine.submit(request(decoding=SPECULATIVE, max_tokens=41))
@@ -113,6 +113,7 @@ def test_a_model_that_drafts_for_itself_is_always_right(make: MakeSpeculative, p
     assert handle.result().token_ids == engine.submit(request(max_tokens=41)).result().token_ids
 
 
+@pytest.mark.long
 def test_samples_have_the_targets_distribution(packed: Model, exact: Model, make: MakeSpeculative) -> None:
     """The first two tokens behind the prompt's own, counted over many seeds, against the model's probabilities."""
     options: dict[str, Any] = {"temperature": 1.2, "top_k": 3}

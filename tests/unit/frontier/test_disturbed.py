@@ -41,18 +41,27 @@ def searched(monkeypatch: pytest.MonkeyPatch, *shares: float) -> tuple[Fit, Neig
     return fit, neighbour
 
 
-def test_a_disturbed_run_is_made_again_and_the_quiet_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, quiet = searched(monkeypatch, 0.0)
+@pytest.fixture(scope="module")
+def quiet() -> tuple[Fit, Neighbour]:
+    """A search beside which nothing runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        return searched(patch, 0.0)
+
+
+def test_a_disturbed_run_is_made_again_and_the_quiet_one_counts(
+    quiet: tuple[Fit, Neighbour], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fit, neighbour = searched(monkeypatch, 0.5, 0.0)
-    assert neighbour.spans == quiet.spans + 1
+    assert neighbour.spans == quiet[1].spans + 1
     assert all(row.quiet for row in fit.measured)
     assert all(row.as_dict()["decode_tok_s"] for row in fit.measured)
 
 
-def test_where_quiet_cannot_be_had_the_prediction_stands_and_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, quiet = searched(monkeypatch, 0.0)
+def test_where_quiet_cannot_be_had_the_prediction_stands_and_is_called_one(
+    quiet: tuple[Fit, Neighbour], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fit, neighbour = searched(monkeypatch, 0.4)
-    repeated = neighbour.spans - quiet.spans
+    repeated = neighbour.spans - quiet[1].spans
     assert 0 < repeated <= 2 * PATIENCE, "after some repetitions in vain none is made any more, on the grid and off it"
     for row in fit.measured:
         assert not row.quiet and row.others > DISTURBED
@@ -65,10 +74,10 @@ def test_where_quiet_cannot_be_had_the_prediction_stands_and_is_called_one(monke
     assert "It decodes" not in said and "at most" in said
 
 
-def test_equals_are_told_apart_by_their_bytes_where_a_speed_was_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_are_told_apart_by_their_bytes_where_a_speed_was_disturbed(quiet: tuple[Fit, Neighbour]) -> None:
     import dataclasses
 
-    fit, _ = searched(monkeypatch, 0.0)
+    fit, _ = quiet
     row = fit.row(BASE, 0)
     assert row is not None and row.predicted is not None
     slow = dataclasses.replace(row, decode_rate=10.0)

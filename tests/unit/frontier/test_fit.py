@@ -49,6 +49,14 @@ def loose(model: Model) -> Fit:
     return fit
 
 
+@pytest.fixture(scope="module")
+def tight(model: Model, loose: Fit) -> Fit:
+    """With a byte too little for the uncompressed model."""
+    fit = fitted(model, loose.predictions[BASE.key].need.peak - 1)
+    list(fit.rows())
+    return fit
+
+
 def test_every_candidate_becomes_a_row_against_the_baseline_of_its_grid(loose: Fit) -> None:
     assert [row.candidate for row in loose.measured] == candidates()
     for row in loose.measured:
@@ -72,10 +80,8 @@ def test_with_room_for_everything_the_uncompressed_model_wins(loose: Fit) -> Non
     assert loose.best == loose.measured[0] and loose.best.candidate.uncompressed
 
 
-def test_a_budget_excludes_what_exceeds_it_and_the_best_of_the_rest_wins(model: Model, loose: Fit) -> None:
-    budget = loose.measured[0].need.peak - 1
-    fit = fitted(model, budget)
-    list(fit.rows())
+def test_a_budget_excludes_what_exceeds_it_and_the_best_of_the_rest_wins(loose: Fit, tight: Fit) -> None:
+    fit, budget = tight, loose.measured[0].need.peak - 1
     assert not fit.measured[0].fits
     assert fit.best is not None and fit.best.fits and fit.best.need.peak <= budget
     rivals = [row for row in fit.measured if row.fits and row.candidate.servable]
@@ -245,10 +251,8 @@ def test_a_task_that_the_uncompressed_model_cannot_do_is_undefined_and_said_so(l
     assert any("recovery is undefined there" in sentence for sentence in why(loose))
 
 
-def test_the_winner_is_explained_and_the_next_step_up_is_priced(model: Model, loose: Fit) -> None:
-    budget = loose.predictions[BASE.key].need.peak - 1
-    fit = fitted(model, budget)
-    list(fit.rows())
+def test_the_winner_is_explained_and_the_next_step_up_is_priced(loose: Fit, tight: Fit) -> None:
+    fit, budget = tight, loose.predictions[BASE.key].need.peak - 1
     step = next_step(fit)
     assert fit.best is not None and step is not None
     assert step.need_peak > budget and step.more_bytes == step.need_peak - fit.best.need.peak

@@ -15,6 +15,8 @@ from thrifty.frontier.report import report
 
 needs_chromium()
 
+pytestmark = pytest.mark.long
+
 POSITION = """
 const chart = Chart.getChart("canvas"), box = document.getElementById("canvas").getBoundingClientRect();
 const { data } = chart.data.datasets[0], at = data.findIndex(({ index }) => index === arguments[0]);

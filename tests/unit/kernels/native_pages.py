@@ -16,6 +16,8 @@ from thrifty.kernels import dispatch
 from thrifty.kernels.reference.attention import Span
 
 ISAS = ("avx512", "avx2", "portable")
+QUICK_ISAS = ("avx512", "avx2", pytest.param("portable", marks=pytest.mark.long))
+"""For tests of many cases: the portable one, several times slower, is in `make test` alone."""
 EXACT = ("avx512", "avx2")  # these fuse multiply and add as the contract of the numerics says
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.unit.kernels import rounded_attention
-from tests.unit.kernels.native_pages import EXACT, ISAS, Pages, aligned, native, open_view, pages, using
+from tests.unit.kernels.native_pages import EXACT, QUICK_ISAS, Pages, aligned, native, open_view, pages, using
 
 from thrifty.arrays import Floats
 from thrifty.formats import kv, kv_batch
@@ -100,7 +100,7 @@ def compare_rows(found: Floats, wanted: Doubles, slack: Doubles) -> None:
     assert (errors.max(1) > NEAR).sum() <= 1 + len(found) // 5
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", QUICK_ISAS)
 @pytest.mark.parametrize("dim", SIZES)
 def test_spans_of_every_kind(isa: str, dim: int) -> None:
     with using(isa):
@@ -111,7 +111,7 @@ def test_spans_of_every_kind(isa: str, dim: int) -> None:
                 compare(made, rows, group, number, **options)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", QUICK_ISAS)
 @pytest.mark.parametrize("format", kv.FORMATS)
 @pytest.mark.parametrize("dim", [16, 34, 80, 96, 126])
 def test_every_format_at_page_edges(isa: str, format: str, dim: int) -> None:
@@ -120,7 +120,7 @@ def test_every_format_at_page_edges(isa: str, format: str, dim: int) -> None:
             compare(pages(1, dim, [(format, tokens, 128)], seed=tokens), min(tokens, 2), 2, tokens)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", QUICK_ISAS)
 @pytest.mark.parametrize("format", kv.FORMATS)
 @pytest.mark.parametrize("dim", [64, 80])
 def test_a_bias_of_minus_infinity_hides_a_slot(isa: str, format: str, dim: int) -> None:
@@ -134,7 +134,7 @@ def test_a_bias_of_minus_infinity_hides_a_slot(isa: str, format: str, dim: int) 
         compare(made, 30, 2, 5, window=150)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", QUICK_ISAS)
 @pytest.mark.parametrize("dim", [18, 80, 96])
 def test_a_row_is_the_same_alone_and_in_any_chunk(isa: str, dim: int) -> None:
     made = pages(2, dim, PIECES)
@@ -146,7 +146,7 @@ def test_a_row_is_the_same_alone_and_in_any_chunk(isa: str, dim: int) -> None:
             assert np.array_equal(some, together[-rows:])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", QUICK_ISAS)
 @pytest.mark.parametrize("format", ["bf16", "f32"])
 @pytest.mark.parametrize("dim", SIZES)
 def test_appended_rows_are_as_written(isa: str, format: str, dim: int) -> None:
@@ -200,7 +200,7 @@ def test_pages_are_rounded_to_the_same_codes(isa: str, format: str, dim: int) ->
         assert np.array_equal(target, wanted)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", QUICK_ISAS)
 @pytest.mark.parametrize("dim", [16, 42, 80, 250])
 @pytest.mark.parametrize("mean", [False, True])
 def test_witnesses(isa: str, dim: int, mean: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.unit.kernels.native_pages import ISAS, native, using
+from tests.unit.kernels.native_pages import QUICK_ISAS, native, using
 from tests.unit.kernels.native_plans import (
     BIASED,
     GEMMA,
@@ -33,7 +33,7 @@ from thrifty.reference.attention import causal
 CASES = [(LLAMA, 4), (LLAMA, 16), (GEMMA, 8), (BIASED, 4)]
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", QUICK_ISAS)
 @pytest.mark.parametrize("config, bits", CASES)
 def test_each_layer_agrees_with_the_decoder(isa: str, config: ModelConfig, bits: int) -> None:
     """From the same input. An activation may round to the other side, so a few elements differ by a step of int8."""
@@ -61,7 +61,7 @@ def test_each_layer_agrees_with_the_decoder(isa: str, config: ModelConfig, bits:
     assert torch.equal(plan.argmax.long(), found.argmax(1))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", QUICK_ISAS)
 @pytest.mark.parametrize("config, bits", CASES)
 def test_any_chunking_gives_the_same_bits(isa: str, config: ModelConfig, bits: int) -> None:
     ids = tokens(300)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.kernels.native_pages import ISAS, Pages, native, using
+from tests.unit.kernels.native_pages import QUICK_ISAS, Pages, native, using
 from tests.unit.kernels.native_plans import (
     BIASED,
     GEMMA,
@@ -86,7 +86,7 @@ class Adapted(torch.nn.Module):
         return self.linear(x) + self.scale * (x @ self.down.T) @ self.up.T
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", QUICK_ISAS)
 @pytest.mark.parametrize("config", [LLAMA, GEMMA, BIASED])
 @pytest.mark.parametrize("rows", [1, 2, 23])
 def test_adapters_agree_with_the_decoder(isa: str, config: ModelConfig, rows: int) -> None:
@@ -304,7 +304,7 @@ def test_a_row_of_a_tree_sees_its_ancestors_only(data: st.DataObject) -> None:
     compare(config, start, positions, torch.stack(visible), tree=bits(tree))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", QUICK_ISAS)
 def test_a_tree_of_one_path_is_a_line_to_the_bit(isa: str) -> None:
     ids = tokens(100)
     with using(isa):

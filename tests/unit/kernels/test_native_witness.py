@@ -110,6 +110,7 @@ def test_spans_of_every_format(isa: str, head_dim: int, group: int, kv_heads: in
         compare(made, query, judged, forced=110, scale=head_dim**-0.5, softcap=0.0, mean=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("mean", [False, True])
 def test_the_greatest_of_any_chunks_is_the_same(isa: str, mean: bool) -> None:

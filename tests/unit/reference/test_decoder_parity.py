@@ -20,7 +20,7 @@ from thrifty.reference.loading import ReferenceModel, build
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle (extra 'dev')")
 
-PROMPT, DECODED, TOLERANCE = 48, 64, 1e-4
+PROMPT, DECODED, TOLERANCE = 48, 32, 1e-4  # beyond 64 tokens, where some ropes change
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 64,

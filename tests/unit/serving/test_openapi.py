@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import hypothesis
 import pytest
 from tests.unit.serving.live import NAME, Live, get, live
 from tests.unit.serving.tool_models import tool_engine
 
-schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed: pip install schemathesis")
-hypothesis = pytest.importorskip("hypothesis")
-
 
 @pytest.mark.slow
 def test_every_endpoint_answers_as_the_document_says() -> None:
+    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed: pip install schemathesis")
     with live(lambda: tool_engine("hermes")) as server:
-        check_all(server)
+        check_all(server, schemathesis)
 
 
-def check_all(server: Live) -> None:
+def check_all(server: Live, schemathesis: Any) -> None:
     """All operations of its document, on a model that knows tools."""
     document = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     # A schema cannot say which token ids a model has, nor how long its context is.

@@ -17,6 +17,8 @@ needs_chromium()
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import Select  # noqa: E402
 
+pytestmark = pytest.mark.long
+
 MARKDOWN = """# Title
 
 Text with `code`, **strong**, *weak*, [a link](https://example.org/x) and [a bad one](javascript:alert(1)).
@@ -117,7 +119,6 @@ def test_an_answer_is_that_of_the_server_with_its_figures(browser: Any, server: 
     assert "12 tokens" in figures and "tok/s" in figures and "first after" in figures and "cached" in figures
 
 
-@pytest.mark.long
 def test_an_answer_that_grows_stays_in_sight_above_the_field_for_the_next_question(browser: Any, server: Live) -> None:
     opened(browser, server)
     for number in range(1, 4):
@@ -131,7 +132,6 @@ def test_an_answer_that_grows_stays_in_sight_above_the_field_for_the_next_questi
     assert bottom["bottom"] <= field["top"] + 1
 
 
-@pytest.mark.long
 def test_a_reader_who_scrolled_back_is_left_there(browser: Any, calm: Live) -> None:
     opened(browser, calm)
     for _ in range(3):

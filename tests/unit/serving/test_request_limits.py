@@ -130,7 +130,7 @@ def test_a_key_that_sends_many_requests_does_not_hold_up_another() -> None:
         many = [threading.Thread(target=ask, args=("ann",)) for _ in range(24)]
         for thread in many:
             thread.start()
-        assert eventually(lambda: running.running() == 24, 10)
+        assert eventually(lambda: running.running() + len(ended) >= 24, 60)
         before = len(ended)
         few = [threading.Thread(target=ask, args=("ben",)) for _ in range(3)]
         for thread in few:
@@ -141,6 +141,7 @@ def test_a_key_that_sends_many_requests_does_not_hold_up_another() -> None:
         assert last - before < 14, "three of ben's among six or so of ann's, and those that ran before"
 
 
+@pytest.mark.long
 def test_who_shows_a_key_to_a_server_without_keys_gets_no_more_of_its_queue() -> None:
     with live(lambda: tiny_engine(SlowEngine, batch=1, queue=4)) as running, ThreadPoolExecutor(12) as pool:
         body = chat_body(max_tokens=60, ignore_eos=True)

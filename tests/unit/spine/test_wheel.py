@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[3]
-SECONDS = 150  # on two cores
+SECONDS = 300  # of processors: two cores take half of it
+
+
+def spent() -> float:
+    """Seconds that processors worked for programs which this one started: the same beside other work."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_nothing_is_built_for_this_very_processor() -> None:
@@ -21,12 +27,12 @@ def test_nothing_is_built_for_this_very_processor() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1300)
 def test_a_wheel_builds_in_time_and_holds_kernels_and_data(tmp_path: Path) -> None:
-    started = time.perf_counter()
+    started = spent()
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
-    subprocess.run([*command, f"--config-settings=build-dir={tmp_path / 'build'}"], check=True, timeout=580)
-    seconds = time.perf_counter() - started
+    subprocess.run([*command, f"--config-settings=build-dir={tmp_path / 'build'}"], check=True, timeout=1200)
+    seconds = spent() - started
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert any(name.startswith("thrifty/kernels/native/_native") for name in names)
@@ -38,4 +44,4 @@ def test_a_wheel_builds_in_time_and_holds_kernels_and_data(tmp_path: Path) -> No
         "page/vendor/chart.umd.min.js",
     ):
         assert any(name.endswith(suffix) for name in names), f"the wheel lacks {suffix}"
-    assert seconds <= SECONDS, f"the wheel took {seconds:.0f} s"
+    assert seconds <= SECONDS, f"the wheel took {seconds:.0f} s of processors"

@@ -245,7 +245,7 @@ def test_another_text_goes_through_the_front_door(better_rounding: dict[str, Any
     engine.close()
 
 
-@pytest.mark.parametrize("by_shape", [False, True])
+@pytest.mark.parametrize("by_shape", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_search_measures_what_it_can_predict(by_shape: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a calibrated technique: whose bytes follow from shapes. Another is left out, and the reason is told."""
     monkeypatch.setattr("thrifty.frontier.workshop.this_machine", lambda threads, sparing: MACHINE)

@@ -35,8 +35,8 @@ def native_view(model: ModelInfo) -> Any:
     module = dispatch.native()
     if module is None:
         return None
+    widths = [model.of(layer) for layer in range(model.layers)]
     try:
-        widths = [model.of(layer) for layer in range(model.layers)]
         return module.View([own.kv_heads for own in widths], [own.head_dim for own in widths])
     except ValueError as error:
         raise KernelError(f"{error}; native=False (--reference) runs without native code") from error

@@ -196,6 +196,10 @@ class Intake:
         self._memory.check(policies, prefilled, held + wanted, request.samples, drafting)
         return wanted
 
+    def check_cache(self, cache: Tables) -> None:
+        """Raise RecipeError where a recipe's cache tables do not do for the model."""
+        self._policies(tables("cache", cache))
+
     def _policies(self, given: Tables | None) -> tuple[CachePolicy, ...]:
         from thrifty.cache.composition import check_order
 

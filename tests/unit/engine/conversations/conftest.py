@@ -9,7 +9,7 @@ from thrifty.kernels import dispatch
 from thrifty.models.model import Model
 
 
-@pytest.fixture(scope="module", params=["global", "windowed"])
+@pytest.fixture(scope="module", params=["global", pytest.param("windowed", marks=pytest.mark.long)])
 def model(request: pytest.FixtureRequest) -> Model:
     """Packed, so that native code runs it."""
     if dispatch.native() is None:

@@ -284,6 +284,7 @@ def test_what_nothing_begins_with_is_not_read_again(engine: Engine, options: dic
     assert not engine.read_ahead() and not engine.busy
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["kivi", "snapkv", "h2o", "kvzip"])
 def test_the_reference_path_begins_with_pages_too(name: str) -> None:
     plain = tiny_model()
