@@ -32,7 +32,7 @@ KINDS: Mapping[str, str] = {
     "r2": "retrieval and reasoning: the head's attention to the right one of two answers",
     "kvzip": "repeating: the most that the head attends to any token while the model repeats two sample texts",
 }
-PROBES: Mapping[str, str] = {"r": "dd39b173", "r2": "970b779f", "kvzip": "bf56677c"}
+PROBES: Mapping[str, str] = {"r": "d06607ca", "r2": "1267cb86", "kvzip": "6cf34c9b"}
 """A digest of each probe's questions and rules: part of the file's name, so that scores of others are never read.
 
 `tests/unit/evaluation/test_probe_words.py` makes it, and says what to write here when a probe changes."""

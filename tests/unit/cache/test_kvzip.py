@@ -16,7 +16,7 @@ from thrifty import registry
 from thrifty.arrays import Floats
 from thrifty.cache.composition import check_order
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.policies.kvzip import LATER, QUOTED, Kvzip, attention, best_heads, best_slots
+from thrifty.cache.policies.kvzip import FIRST, LATER, QUOTED, Kvzip, attention, best_heads, best_slots
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.errors import PromptError, RecipeError
@@ -220,6 +220,23 @@ def test_a_later_chunk_is_asked_for_by_the_end_of_the_one_before() -> None:
     assert [(piece.start, piece.stop) for piece in pieces] == [(4, 104), (104, 204), (204, 260)]
     assert pieces[0].tokens[2:] == tuple(tokens[4:104])
     assert pieces[1].tokens == (2000 + len(LATER), *tokens[104 - QUOTED : 104], 2001, *tokens[104:204])
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 300), chunk=st.integers(1, 120), sinks=st.integers(1, 40), first=st.integers(0, 200))
+def test_pieces_repeat_every_token_once_in_order(n: int, chunk: int, sinks: int, first: int) -> None:
+    """From the sinks, or the prompt before, chunk by chunk, behind its request and eight tokens of the last one."""
+    tokens, begin = prompt(n), max(first, sinks)
+    expected = []
+    while begin < n:
+        end = min(begin + chunk, n)
+        quoted = tokens[max(0, begin - 8) : begin] if expected else []
+        text = LATER if expected else FIRST
+        expected.append((begin, end, (2000 + len(text), *quoted, 2001, *tokens[begin:end])))
+        begin = end
+    pieces = Kvzip(chunk=chunk, sinks=sinks).rehearsals(model_info(), tokens, first)
+    assert [(piece.start, piece.stop, piece.tokens) for piece in pieces] == expected
+    assert all(piece.sinks == sinks for piece in pieces)
 
 
 def test_nothing_is_repeated_where_all_is_kept_or_all_are_sinks() -> None:

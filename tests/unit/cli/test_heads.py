@@ -22,8 +22,8 @@ def knowing(monkeypatch: pytest.MonkeyPatch) -> None:
         run(engine, item, policy)
         return item.tokens[-item.answer :]
 
-    def answered(engine: Any, question: ProbeQuestion) -> ProbeItem:
-        return question.answered(question.expected)
+    def answered(engine: Any, question: ProbeQuestion) -> looking.Answered:
+        return looking.Answered(question.answered(question.expected))
 
     monkeypatch.setattr(looking, "said", said)
     monkeypatch.setattr(head_probe, "answered", answered)

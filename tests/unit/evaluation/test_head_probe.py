@@ -23,7 +23,7 @@ from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.heads import looking
 from thrifty.evaluation.heads import probe as head_probe
 from thrifty.evaluation.heads.items import ProbeItem, ProbeItems, ProbeQuestion
-from thrifty.evaluation.heads.looking import answered, first_line, look, right
+from thrifty.evaluation.heads.looking import Answered, answered, first_line, look, right
 from thrifty.evaluation.heads.probe import ProbeSettings, probe
 from thrifty.evaluation.heads.riddles import RIDDLES, riddle
 from thrifty.evaluation.heads.rules import reasoning, retrieval
@@ -226,9 +226,9 @@ def test_a_riddle_counts_with_the_models_own_words(
     asked = items.make("r2", 700, 0.5, random.Random(1))
     said = looking.free_answer(engine, asked.prompt)
     assert 0 < len(said) <= looking.LONGEST and EOS not in said
-    assert answered(engine, asked) is None, "random weights know nothing"
+    assert answered(engine, asked) == Answered(None), "random weights know nothing"
     monkeypatch.setattr(looking, "right", lambda *_: True)
-    item = answered(engine, asked)
+    item = answered(engine, asked).item
     if item is not None:  # its first line may be empty
         assert item.tokens[: len(asked.prompt)] == asked.prompt and item.answer <= len(said)
         assert look(engine, item, reasoning) is not None, "what it says in one prefill is what it said token by token"
@@ -255,8 +255,20 @@ def test_scores_are_the_mean_of_what_was_answered(engine: Engine, monkeypatch: p
 def test_fewer_than_a_quarter_of_the_answers_are_too_few(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     earned = iter([np.ones((2, 4), np.float32)] + [None] * 7)
     monkeypatch.setattr(head_probe, "look", lambda *_: next(earned))
-    with pytest.raises(MeasurementError, match="answers 1 of 8 questions .*, and 2 are needed .*Use shorter --length"):
+    with pytest.raises(MeasurementError, match="answers 1 of 8 questions .*; 2 right ones are needed .*Use shorter"):
         probe(engine, "r", ProbeSettings(lengths=(700,), depths=8))
+
+
+def test_who_guesses_between_two_answers_has_no_scores(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many wrong answers as right ones: its looks say nothing of reasoning."""
+    right_one = Answered(ProbeItem((1, 2, 3), 1, range(1), range(1)))
+    answers = iter([right_one, Answered(None, misled=True)] * 4 + [right_one] * 8)
+    monkeypatch.setattr(head_probe, "answered", lambda *_: next(answers))
+    monkeypatch.setattr(head_probe, "look", lambda *_: np.ones((2, 4), np.float32))
+    settings = ProbeSettings(lengths=(700,), depths=8)
+    with pytest.raises(MeasurementError, match="answers 4 of 8 .*'r2' and gives the wrong one of two answers to 4; 8"):
+        probe(engine, "r2", settings)
+    assert probe(engine, "r2", settings).used == 8
 
 
 def test_settings_out_of_range_are_refused(engine: Engine) -> None:

@@ -27,8 +27,8 @@ CARD = Card(
     limits=(
         *LIMITS,
         (
-            "the model must answer the riddles in its own words; small ones cannot, and `thrifty heads` then says how "
-            "many they answer"
+            "the model must answer the riddles in its own words, twice as often rightly as wrongly: small ones guess, "
+            "and `thrifty heads` says how often"
         ),
         (
             "N of eq. 2 is the tokens of the right answer, and looks at these count (the official code takes the whole "

@@ -16,7 +16,7 @@ from thrifty.cli.shared.progress import progress
 if TYPE_CHECKING:
     from thrifty.models.head_scores import HeadScores
 
-EXAMPLE = "thrifty heads smollm2-135m --kind r2"
+EXAMPLE = "thrifty heads smollm2-135m --length 256 --depths 4"
 SHOWN = 10  # heads in the table for people
 
 
@@ -37,7 +37,7 @@ def command(
             help="r: retrieval (`headkv`). r2: retrieval and reasoning (`headkv-r2`). both: these. kvzip: repeating "
             "a text (`kvzip` with level head)."
         ),
-    ] = Kind.both,
+    ] = Kind.r,
     length: Annotated[
         list[int] | None,
         typer.Option(

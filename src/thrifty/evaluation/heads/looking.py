@@ -75,15 +75,25 @@ def said(engine: Engine, item: ProbeItem, policy: CachePolicy) -> tuple[int, ...
     return tuple(engine.watch_prompt(item.tokens, policy, scored=item.answer + 1)[:-1])
 
 
-def answered(engine: Engine, question: ProbeQuestion) -> ProbeItem | None:
-    """A question with its answer: the expected one behind a lead, else the model's own; None where that is wrong."""
+@dataclass(frozen=True)
+class Answered:
+    """What a model made of a question. item: with its right answer, None where it gave none; misled: whether it gave
+    the wrong one instead."""
+
+    item: ProbeItem | None
+    misled: bool = False
+
+
+def answered(engine: Engine, question: ProbeQuestion) -> Answered:
+    """A question with its answer: the expected one behind a lead, else the model's own words."""
     if question.lead:
-        return question.answered(question.expected)
+        return Answered(question.answered(question.expected))
     tokenizer = engine.model.require_tokenizer()
     tokens = first_line(tokenizer, free_answer(engine, question.prompt))
-    if not tokens or not right(tokenizer.decode(tokens), question.right, question.wrong):
-        return None
-    return question.answered(tokens)
+    text = tokenizer.decode(tokens)
+    if tokens and right(text, question.right, question.wrong):
+        return Answered(question.answered(tokens))
+    return Answered(None, misled=right(text, question.wrong, question.right))
 
 
 def free_answer(engine: Engine, prompt: Sequence[int]) -> list[int]:

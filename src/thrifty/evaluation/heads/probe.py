@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ENOUGH = 0.25
 """The share of questions that a model must answer, so that its scores are of more than one or two."""
+AHEAD = 2
+"""How many right answers there must be for each wrong one that a riddle offers: who guesses has as many of both."""
 
 
 @dataclass(frozen=True)
@@ -102,22 +104,29 @@ def questions(items: ProbeItems, kind: str, settings: ProbeSettings) -> Iterator
 def _by_questions(engine: Engine, kind: str, settings: ProbeSettings, step: Callable[[], None]) -> tuple[Floats, int]:
     """The mean over answered questions, [layers, most heads], and how many these are."""
     info = engine.probe().cache_model
-    total, used = np.zeros((len(info.policy_layers), info.most_heads), np.float32), 0
+    total, used, misled = np.zeros((len(info.policy_layers), info.most_heads), np.float32), 0, 0
     for question in questions(ProbeItems(engine.model.require_tokenizer()), kind, settings):
-        item = answered(engine, question)
-        earned = None if item is None else look(engine, item, RULES[kind])
+        answer = answered(engine, question)
+        earned = None if answer.item is None else look(engine, answer.item, RULES[kind])
+        misled += answer.misled
         if earned is not None:
             total += earned
             used += 1
         step()
-    asked = settings.questions(kind)
-    needed = max(1, math.ceil(ENOUGH * asked))
-    if used < needed:
-        raise MeasurementError(
-            f"not testable with this model: it answers {used} of {asked} questions of the head probe '{kind}', and "
-            f"{needed} are needed to score its heads. Use shorter --length, or a larger model."
-        )
+    _check_answers(kind, settings.questions(kind), used, misled)
     return total / np.float32(used), used
+
+
+def _check_answers(kind: str, asked: int, used: int, misled: int) -> None:
+    """Raises MeasurementError where a model answers too few, or guesses."""
+    needed = max(1, math.ceil(ENOUGH * asked), AHEAD * misled)
+    if used >= needed:
+        return
+    wrong = f" and gives the wrong one of two answers to {misled}" if misled else ""
+    raise MeasurementError(
+        f"not testable with this model: it answers {used} of {asked} questions of the head probe '{kind}'{wrong}; "
+        f"{needed} right ones are needed to score its heads. Use shorter --length, or a larger model."
+    )
 
 
 def _check(engine: Engine, kind: str, settings: ProbeSettings) -> None:
