@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from thrifty import registry
 
@@ -16,17 +18,29 @@ Generated from the cards by `make docs`; `thrifty techniques NAME` shows one wit
 | technique | stage | paper | what it does | the paper's claim |
 |---|---|---|---|---|
 """
+LIMITS = """
+## Limits, and where these techniques depart from their papers
+"""
 
 
 def page() -> str:
     """The whole page as Markdown."""
-    rows = []
-    for stage in registry.STAGES:
-        for name in registry.names(stage):
-            card = registry.describe(stage, name)
-            title = f"{card['title']} ({card['paper']}, {card['year']})"
-            rows.append(f"| `{name}` | {stage} | {title} | {card['mechanism']} | {card['claim']} |")
-    return HEAD + "\n".join(rows) + "\n"
+    cards = [registry.describe(stage, name) for stage in registry.STAGES for name in registry.names(stage)]
+    told = "\n".join(line for card in cards for line in limits(card))
+    return HEAD + "\n".join(map(row, cards)) + "\n" + LIMITS + told + "\n"
+
+
+def row(card: dict[str, Any]) -> str:
+    """A technique's line of the table."""
+    title = f"{card['title']} ({card['paper']}, {card['year']})"
+    return f"| `{card['name']}` | {card['stage']} | {title} | {card['mechanism']} | {card['claim']} |"
+
+
+def limits(card: dict[str, Any]) -> Iterator[str]:
+    """A technique's lines below it; none where its card has no limits."""
+    if card["limits"]:
+        yield f"\n### {card['name']}\n"
+        yield from (f"- {limit}" for limit in card["limits"])
 
 
 def main() -> int:

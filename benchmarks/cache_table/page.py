@@ -9,6 +9,8 @@ from benchmarks.cache_table.questions import SPEED
 from benchmarks.cache_table.rows import KVPRESS, Row
 from benchmarks.cache_table.sections import Section
 
+from thrifty.models.embedded import MODELS
+
 Parts = Mapping[str, Mapping[str, Any]]
 Found = Mapping[str, Parts]
 """Figures, or {"error": reason}, by the row's label and the part's name."""
@@ -19,20 +21,24 @@ Made by `make kv-cache`; do not edit. {threads} threads, {machine}, {date}.
 
 Every technique of the registry at several budgets, the uncompressed cache first, and
 [kvpress](https://github.com/NVIDIA/kvpress) {version} on the same weights, the same token ids and the same questions,
-in transformers and bf16; each with its own defaults. Both compress a prompt and then answer questions about it
+in transformers and bf16. Both compress a prompt and then answer questions about it
 ([evaluation.md](evaluation.md) says what is asked); KL and top-1 are against the same engine's uncompressed model on
-prose.
+prose. A model's rows are its own: no column compares models.
 
+- **engine**: kvpress with its own *defaults* compares what people get (its SnapKV has a window of 64, a kernel of 5 and
+  pools by the mean); *set alike*, both have the same window, kernel, pooling and sinks, as far as the press can.
+  Its `observed-attention` is related to H2O and another method: the mean attention of possible queries, no newest half,
+  of the prompt alone.
 - **budget**: the share of the prompt that a technique is told to keep, or bits, or nothing where its defaults ran.
 - **cache**: bytes that the ledger holds for the sequence after the timed tokens, and their share of Thrifty's full
-  cache; of kvpress the bytes of its cache's tensors.
+  cache; of kvpress the bytes of its cache's tensors (AdaKV and KVzip mask there and free nothing).
 - **peak MB**: the ledger's highest while the prompt is prefilled and decoded, weights left out. **process MB**: how far
   the process grew meanwhile, which is what both have.
 """
 
 SECTION = """## {section.model}
 
-Prompts of {section.length} tokens, {section.items} questions a task; {speed}.{options}
+{note}Prompts of {section.length} tokens, {section.items} questions a task; {speed}.{options}
 """
 
 
@@ -46,7 +52,12 @@ def page_of(section: Section, rows: Sequence[Row], tasks: Sequence[str], found: 
     timed = f"cache, speed and memory are those of a prompt of {section.context} tokens"
     speed = timed if section.context else "cache, speed and memory were not measured"
     options = "".join(f" `{name}` has {_words(own)} here." for name, own in section.options.items())
-    lines = [SECTION.format(section=section, speed=speed, options=options), *table(rows, tasks, found), ""]
+    known = MODELS.get(section.model)
+    note = f"{known.note}\n\n" if known is not None and known.note else ""
+    head = SECTION.format(section=section, speed=speed, options=options, note=note)
+    lines = [head, *table(rows, tasks, found), ""]
+    told = [f"- {row.label}: {row.note}." for row in ordered(rows) if row.note]
+    lines += ["Read with care:", "", *told, ""] if told else []
     failed = list(reasons(rows, found))
     if failed:
         lines += ["What could not be measured:", "", *failed, ""]
@@ -99,7 +110,8 @@ def _heads(tasks: Sequence[str]) -> list[str]:
 
 def _cells(row: Row, tasks: Sequence[str], parts: Parts, full: float | None) -> list[str]:
     speed = parts.get(SPEED, {})
-    cells = [row.technique, row.budget or "–", row.engine, _kept(speed.get("kept"), full)]
+    engine = f"{row.engine} ({row.setting})" if row.setting else row.engine
+    cells = [row.technique, row.budget or "–", engine, _kept(speed.get("kept"), full)]
     for task in tasks:
         figures = parts.get(task, {})
         if task.startswith("kl"):

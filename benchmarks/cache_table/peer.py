@@ -106,6 +106,10 @@ class Peer:
         return logits.double()
 
     def _step(self, cache: Any, tokens: Sequence[int], place: int) -> Tensor:
+        if len({layer.keys.shape[2] for layer in cache.layers}) > 1 and len(tokens) > 1:
+            # Layers of different lengths: the mask of a block of queries is made for the first layer's.
+            each = [self._step(cache, [token], place + number) for number, token in enumerate(tokens)]
+            return torch.cat(each)
         positions = torch.arange(place, place + len(tokens))[None]
         found = self.model(input_ids=torch.tensor([list(tokens)]), past_key_values=cache, position_ids=positions)
         logits: Tensor = found.logits[0].float()
@@ -127,10 +131,11 @@ def _made(press: Press) -> Any:
         return None
     import kvpress
 
+    options = {"compression_ratio": press["ratio"], **press.get("options", {})}
     if "inner" in press:
-        inner = getattr(kvpress, press["inner"])(compression_ratio=press["ratio"])
+        inner = getattr(kvpress, press["inner"])(**options)
         return getattr(kvpress, press["press"])(copy.deepcopy(inner))
-    return getattr(kvpress, press["press"])(compression_ratio=press["ratio"])
+    return getattr(kvpress, press["press"])(**options)
 
 
 def _status(field: str) -> int:

@@ -81,8 +81,11 @@ def chosen(options: argparse.Namespace, section: Section) -> list[Row]:
     unknown = [name for name in names if name not in registered and name not in rows_of.PRESSES]
     if unknown:
         raise SystemExit(f"neither Thrifty nor kvpress has {', '.join(unknown)}; Thrifty has {', '.join(registered)}")
-    peers = rows_of.kvpress_rows(names if options.techniques else list(rows_of.PRESSES), shares) if options.peer else []
-    return [*rows_of.thrifty_rows(own, shares, section.options), *rows_of.recipe_rows(options.recipe), *peers]
+    asked = names if options.techniques else list(rows_of.PRESSES)
+    peers = rows_of.kvpress_rows(asked, shares, section.length) if options.peer else []
+    alike = rows_of.matched_rows(own, shares) if options.peer else []
+    recipes = rows_of.recipe_rows(options.recipe)
+    return [*rows_of.thrifty_rows(own, shares, section.options), *recipes, *alike, *peers]
 
 
 def measured(

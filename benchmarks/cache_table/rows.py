@@ -20,7 +20,8 @@ THRIFTY, KVPRESS = "Thrifty", "kvpress"
 @dataclass(frozen=True)
 class Row:
     """One setting of one engine. budget: as the table says it. tables: a recipe's cache tables for a prompt of so many
-    tokens. press: kvpress's class and options, None for Thrifty's rows.
+    tokens. press: kvpress's class and options, None for Thrifty's rows. setting: what tells it from the engine's other
+    rows of the same budget. note: what a reader must know of it.
     """
 
     engine: str
@@ -28,11 +29,14 @@ class Row:
     budget: str
     tables: Callable[[int], list[Table]] = lambda length: []
     press: Table | None = None
+    setting: str = ""
+    note: str = ""
 
     @property
     def label(self) -> str:
         """Tells it from all other rows."""
-        return f"{self.engine} {self.technique} {self.budget}".strip()
+        setting = f"({self.setting})" if self.setting else ""
+        return " ".join(part for part in (self.engine, self.technique, self.budget, setting) if part)
 
 
 def thrifty_rows(
@@ -95,9 +99,10 @@ def _choices(cls: type, option: str) -> list[Any]:
     return found
 
 
+WINDOW = {"window_size": 32, "kernel_size": 7}
 PRESSES: dict[str, Table] = {
     "streaming": {"press": "StreamingLLMPress"},
-    "h2o": {"press": "ObservedAttentionPress", "attention": "eager"},
+    "observed-attention": {"press": "ObservedAttentionPress", "attention": "eager"},
     "snapkv": {"press": "SnapKVPress"},
     "ada-kv": {"press": "AdaKVPress", "inner": "SnapKVPress"},
     "pyramidkv": {"press": "PyramidKVPress"},
@@ -107,13 +112,62 @@ PRESSES: dict[str, Table] = {
     "expected-attention": {"press": "ExpectedAttentionPress"},
 }
 """kvpress's classes by the name that the method has, or would have, in Thrifty; with kvpress's own defaults. attention:
-the implementation that a press needs."""
+the implementation that a press needs. ObservedAttentionPress is related to H2O and another method: the mean of possible
+queries' attention, no newest half, of the prompt alone."""
+MATCHED: dict[str, tuple[Table, Table]] = {
+    "streaming": ({"renumber": False}, {}),
+    "snapkv": ({"pooling": "average"}, WINDOW),
+    "ada-kv": ({"pooling": "average"}, WINDOW),
+    "pyramidkv": ({"pooling": "average"}, {"window_size": 8, "kernel_size": 7}),
+    "kvzip": ({"opening": False, "chunk": 2048}, {}),
+}
+"""Options with which Thrifty's method and the press are set alike: (Thrifty's, the press's), as far as the press has
+them. kvpress pools by the mean alone."""
+DEFAULTS, ALIKE = "defaults", "set alike"
+PYRAMID_WINDOW, PYRAMID_BETA = 64, 20
+"""Defaults of PyramidKVPress."""
 
 
-def kvpress_rows(names: Sequence[str], shares: Sequence[float]) -> list[Row]:
-    """kvpress without a press first, then every press whose name is among `names` at every share."""
-    found = [Row(KVPRESS, "full", "", press={})]
+def kvpress_rows(names: Sequence[str], shares: Sequence[float], length: int = 0) -> list[Row]:
+    """kvpress without a press first, then every press whose name is among `names` at every share: with its defaults,
+    and set as Thrifty's method where there is one. length: tokens of a prompt, for what a press does with so many.
+    """
+    rows = [Row(KVPRESS, "full", "", press={})]
     for name, press in PRESSES.items():
+        if name not in names:
+            continue
+        settings: dict[str, Table] = {DEFAULTS: {}}
+        if name in MATCHED:
+            settings[ALIKE] = MATCHED[name][1]
+        for setting, options in settings.items():
+            for share in shares:
+                made = {**press, "ratio": 1 - share, **({"options": options} if options else {})}
+                falls = name == "pyramidkv" and length and falls_back(options, share, length)
+                note = FALLBACK if falls else ""
+                rows.append(Row(KVPRESS, name, f"{share:.4g}", press=made, setting=setting, note=note))
+    return rows
+
+
+def matched_rows(names: Sequence[str], shares: Sequence[float]) -> list[Row]:
+    """Thrifty's rows that are set as a press can be."""
+    rows = []
+    for name, (options, _) in MATCHED.items():
         if name in names:
-            found += [Row(KVPRESS, name, f"{share:.4g}", press={**press, "ratio": 1 - share}) for share in shares]
-    return found
+            alike = [_with(row, options) for row in _rows(name, shares)]
+            rows += [dataclasses.replace(row, setting=ALIKE) for row in alike]
+    return rows
+
+
+FALLBACK = "the press gives up its pyramid at this budget and keeps what SnapKVPress keeps"
+
+
+def falls_back(options: Mapping[str, Any], share: float, length: int) -> bool:
+    """Whether PyramidKVPress keeps the same number in every layer: its own condition, with the window inside a layer's
+    budget."""
+    window = options.get("window_size", PYRAMID_WINDOW)
+    least = length * share / options.get("beta", PYRAMID_BETA)
+    most = length * share * 2 - least
+    if most >= length - window:
+        most = length - window
+        least = length * share * 2 - most
+    return not length >= most >= least >= window

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.comparison.processes import ROOT, WorkerError, WorkerProcess, environment
+from benchmarks.comparison.processes import WorkerError, WorkerProcess
 from benchmarks.comparison.session import Note
+from benchmarks.comparison.sleeping import ROOT, environment
 from benchmarks.comparison.variants import LLAMA, MISTRAL, OPENVINO, SHIPPED, THRIFTY, TRANSFORMERS, Variant
 
 MODULES = {

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from benchmarks.comparison.processes import ROOT, WorkerError, environment
+from benchmarks.comparison.processes import WorkerError
+from benchmarks.comparison.sleeping import SleepingProcess
 
 from thrifty.loadtest.api import Endpoint
 from thrifty.loadtest.prompts import Prompt
@@ -74,8 +71,8 @@ def kinds(
     }  # fmt: skip
 
 
-class ServerProcess:
-    """A running server. While it sleeps (SIGSTOP) threads of it that spin cannot take the CPU."""
+class ServerProcess(SleepingProcess):
+    """A running server."""
 
     def __init__(self, kind: ServerKind, threads: int) -> None:
         """Returns when it answers. Raises WorkerError where it does not, with the last words on its stderr."""
@@ -84,60 +81,24 @@ class ServerProcess:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.endpoint = Endpoint(f"http://127.0.0.1:{port}", MODEL, extra=kind.extra)
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         words = [word.format(port=port) if word == "{port}" else word for word in kind.words]
-        variables = {**environment(threads), **kind.variables}
-        self._process = subprocess.Popen(words, stdout=self._log, stderr=self._log, cwd=ROOT, env=variables)
+        super().__init__(words, threads, kind.variables)
         try:
             self._wait()
         except BaseException:
             self.close()
             raise
 
-    @property
-    def pid(self) -> int:
-        """Of its process."""
-        return self._process.pid
-
-    def wake(self) -> None:
-        """Let it run."""
-        self._process.send_signal(signal.SIGCONT)
-
-    def sleep(self) -> None:
-        """Stop it until it is woken."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGSTOP)
-
-    def close(self) -> None:
-        """End it."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        self._log.close()
-
     def _wait(self) -> None:
         until, said = time.perf_counter() + START_SECONDS, ""
         while time.perf_counter() < until:
-            if self._process.poll() is not None:
-                raise WorkerError(f"{self.kind.name}'s server ended with {self._process.returncode}: {self._tail()}")
+            if (code := self.process.poll()) is not None:
+                raise WorkerError(f"{self.kind.name}'s server ended with {code}: {self.last_words()}")
             outcome = asyncio.run(self.endpoint.ask(Prompt("", "Say something about rivers.", 5, 8)))
             if outcome.success:
                 return
             said = outcome.error
             time.sleep(0.2)
         raise WorkerError(
-            f"{self.kind.name}'s server does not answer after {START_SECONDS:.0f} s: {said}; {self._tail()}"
+            f"{self.kind.name}'s server does not answer after {START_SECONDS:.0f} s: {said}; {self.last_words()}"
         )
-
-    def _tail(self) -> str:
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return " | ".join(line.strip()[-200:] for line in lines[-3:])
-
-    def __enter__(self) -> ServerProcess:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -27,6 +27,19 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true, i
 """
 
 
+CHOICE = """task: choices
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{label}}"
+target_delimiter: " "
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
 def run(*words: str, folder: Path, **environment: str) -> str:
     """What a program printed; it must end well."""
     done = subprocess.run(
@@ -50,6 +63,25 @@ def test_lm_evals_local_completions(server: Served, tmp_path: Path) -> None:
     )  # fmt: skip
     (results,) = tmp_path.glob("out/**/results_*.json")
     assert "exact_match,none" in json.loads(results.read_text())["results"]["words"]
+
+
+def test_lm_evals_local_completions_score_texts(server: Served, tokenizer_directory: Path, tmp_path: Path) -> None:
+    """Choices are log-likelihoods of prompts (`echo`); the ids are another tokenizer's, so any choice may be better."""
+    items = tmp_path / "items.jsonl"
+    rows = [("word1 word2", ["word3", "word9 word4"], 0), ("word5", ["word7", "word8"], 1)]
+    items.write_text("".join(json.dumps({"question": q, "choices": c, "label": a}) + "\n" for q, c, a in rows))
+    (tmp_path / "choices.yaml").write_text(CHOICE % items)
+    arguments = (
+        f"model={server.model},base_url={server.openai}/completions,num_concurrent=2,tokenizer_backend=huggingface,"
+        f"tokenizer={tokenizer_directory}"
+    )
+    run(
+        str(PROGRAMS / "lm_eval"), "run", "--model", "local-completions", "--model_args", arguments,
+        "--tasks", "choices", "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out"),
+        folder=tmp_path, OPENAI_API_KEY=server.key,
+    )  # fmt: skip
+    (results,) = tmp_path.glob("out/**/results_*.json")
+    assert 0.0 <= json.loads(results.read_text())["results"]["choices"]["acc,none"] <= 1.0
 
 
 def test_guidellm(server: Served, tokenizer_directory: Path, tmp_path: Path) -> None:

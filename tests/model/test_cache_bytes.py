@@ -17,7 +17,7 @@ import pytest
 from thrifty import registry
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "kvmerger": {"first": 0, "last": 0},
+    "kvmerger": {"keep": 0.5, "first": 0, "last": 0},
     "fastgen": {"recovery": 0.5},
     "kvzip": {"chunk": 64},
 }

@@ -19,6 +19,14 @@ Mask = npt.NDArray[np.bool_]
 Instruct = Callable[[str, Sequence[int]], Sequence[int]]
 """(text, token ids quoted behind it) → token ids that end the user's turn with both and begin the answer."""
 
+Opening = Callable[[Sequence[int]], int]
+"""(token ids of a prompt) → how many of its first ones the chat template says before the user's text, 0 without."""
+
+
+def no_opening(prompt: Sequence[int]) -> int:
+    """0: of a model without a chat template."""
+    return 0
+
 
 @dataclass(frozen=True)
 class TokenClasses:
@@ -68,7 +76,8 @@ class ModelInfo:
     rotation: RoPE tables, for policies that renumber. classes: gives the tokenizer's token classes when one asks.
     head_scores: measured importance of query heads by the kind of probe, fp32 [global layers, most heads of
     a layer]; read when it is asked for, empty where none was measured. context: the most positions of a sequence, 0
-    where unknown. instruct: words for the model, for policies that run it; None without a tokenizer.
+    where unknown. instruct: words for the model, for policies that run it; None without a tokenizer. opening: how much
+    of a prompt is the chat template's, not the user's.
     """
 
     heads: int
@@ -87,6 +96,7 @@ class ModelInfo:
     head_scores: Mapping[str, Floats] = field(default_factory=dict, compare=False, repr=False)
     context: int = 0
     instruct: Instruct | None = field(default=None, compare=False, repr=False)
+    opening: Opening = field(default=no_opening, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for own in {Widths(self.heads, self.kv_heads, self.head_dim), *self.widths}:

@@ -17,6 +17,8 @@ from thrifty.errors import RecipeError
 from thrifty.formats.kv import PAGE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from thrifty.cache.model_info import LayerInfo, ModelInfo
     from thrifty.cache.page_selection import PageSelection
     from thrifty.cache.view import LayerView
@@ -77,6 +79,11 @@ class CachePolicy:
     def after_prefill(self, layer: LayerInfo, kv: LayerView, stats: Stats) -> Edits:
         """Edits for one layer when its prompt is complete. `kv` and `stats` are valid during the call only."""
         return Edits()
+
+    def for_prompt(self, model: ModelInfo, prompt: Sequence[int]) -> Self:
+        """The policy as it acts on this prompt (token ids): where options follow from its tokens, with those options.
+        It is asked once, before any byte is promised."""
+        return self
 
     def check_prompt(self, model: ModelInfo, prompt: int) -> None:
         """Raise PromptError or RecipeError where a prompt of so many tokens cannot be compressed, with what can."""

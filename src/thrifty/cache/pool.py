@@ -81,6 +81,13 @@ class Cache:
                 self.tiers, model, parse_size(conversation_disk, "conversation_disk"), keeps_sums=True
             )
 
+    @property
+    def busy_bytes(self) -> int:
+        """Bytes in memory of segments that running sequences hold, shared ones once: what `pressure` cannot free."""
+        running = [sequence for sequence in self.sequences if not sequence.parked]
+        owners = {id(segment.owner): segment.owner for sequence in running for segment in sequence.segments_in_use()}
+        return sum(owner.nbytes for owner in owners.values() if owner.tier == "memory")
+
     def footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int) -> Footprint:
         """Upper bounds of the bytes of a sequence of `prompt` tokens grown to `total`."""
         return footprint(policies, self.model, prompt, total)

@@ -17,6 +17,7 @@ class Traits:
     causal: it has an option of this name; with it what is held depends on the tokens before alone.
     whole_pages: evictions while decoding let go of whole pages only, so that they free quantised pages too.
     selects: rows that decode attend to some pages only, chosen anew by each row (`selection` says which).
+    control: it is no published method but what techniques are compared with; searches do not offer it.
     """
 
     exact: bool = False
@@ -27,6 +28,7 @@ class Traits:
     whole_pages: bool = False
     selects: bool = False
     causal: bool = False
+    control: bool = False
 
     def contradiction(
         self,

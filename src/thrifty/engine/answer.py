@@ -107,6 +107,11 @@ class Answer:
                 return False
         return True
 
+    @property
+    def waited_seconds(self) -> float:
+        """Since it was submitted, where it is not admitted yet."""
+        return time.perf_counter() - self._submitted
+
     def mark_admitted(self, cached_tokens: int) -> None:
         """Its prefill starts."""
         self._admitted = time.perf_counter()

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from thrifty.engine.answer import Answered, Event
 from thrifty.engine.mailbox import Mailbox, Silence
-from thrifty.engine.request import Handle, Result
+from thrifty.engine.request import Handle, Request, Result
 from thrifty.errors import ThriftyError
 
 
@@ -33,6 +33,11 @@ class AsyncHandle(Answered):
         self._cancel = cancel
         self._failure = failure
         self._over = False
+
+    @property
+    def request(self) -> Request:
+        """What was submitted."""
+        return self._handle.request
 
     def __aiter__(self) -> AsyncHandle:
         return self

@@ -16,10 +16,11 @@ import numpy as np
 
 from thrifty.arrays import Array, Floats
 from thrifty.decoding.grammar import Grammar
+from thrifty.decoding.sampling import TokenLogprob
 from thrifty.engine.answer import Event, own_error
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.engine.engine import Engine
-from thrifty.engine.inspection import EngineProbe, EngineUsage
+from thrifty.engine.inspection import EnginePressure, EngineProbe, EngineUsage
 from thrifty.engine.mailbox import Mailbox, Outbox
 from thrifty.engine.prompts import encoded
 from thrifty.engine.request import Handle, Request, Result, check_request
@@ -120,6 +121,19 @@ class AsyncEngine:
         mean: Floats = (total / len(tokens)).astype(np.float32)
         return mean
 
+    async def prompt_logprobs(
+        self, tokens: Sequence[int] | Array, alternatives: int = 0, salt: str | None = None
+    ) -> list[TokenLogprob]:
+        """See `Engine.prompt_logprobs`; all of them. Others decode between its parts."""
+        told: list[TokenLogprob] = []
+        parts = await asyncio.wrap_future(self._order(lambda: self.engine.prompt_logprobs(tokens, alternatives, salt)))
+        try:
+            while (part := await asyncio.wrap_future(self._order(lambda: next(parts, None)))) is not None:
+                told += part
+        finally:
+            self._order(parts.close)
+        return told
+
     @property
     def failure(self) -> BaseException | None:
         """What stopped the engine; None while it takes requests."""
@@ -132,6 +146,10 @@ class AsyncEngine:
     async def usage(self) -> EngineUsage:
         """See `Engine.usage`; taken between two steps."""
         return await asyncio.wrap_future(self._order(self.engine.usage))
+
+    async def pressure(self) -> EnginePressure:
+        """See `Engine.pressure`; taken between two steps."""
+        return await asyncio.wrap_future(self._order(self.engine.pressure))
 
     async def sessions(self, salt: str = "") -> list[SessionFacts]:
         """See `SessionAccess.facts`; taken between two steps."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from thrifty.engine import inspection
-from thrifty.engine.inspection import EngineProbe, EngineUsage
+from thrifty.engine.inspection import EnginePressure, EngineProbe, EngineUsage
 
 if TYPE_CHECKING:
     from thrifty.arrays import Array, Floats
     from thrifty.cache.footprint import Footprint
     from thrifty.cache.policy import CachePolicy
+    from thrifty.decoding.sampling import TokenLogprob
     from thrifty.engine.admission.intake import Intake
     from thrifty.engine.admission.memory import EngineMemory
     from thrifty.engine.aside import Aside
@@ -40,6 +41,11 @@ class Inspected:
         with self._turn:
             return inspection.usage(self.memory, self._scheduler)
 
+    def pressure(self) -> EnginePressure:
+        """How short it is of memory and of time now; see `EnginePressure`."""
+        with self._turn:
+            return inspection.pressure(self.memory, self._scheduler)
+
     def reset_peak(self) -> None:
         """Let the peak of `usage` begin anew, at what is held now."""
         self.memory.ledger.reset_peak()
@@ -50,6 +56,10 @@ class Inspected:
         Raises KernelError where the engine runs on the reference path.
         """
         return inspection.profile(self.runner)
+
+    def check_cache(self, cache: Sequence[Mapping[str, Any]]) -> None:
+        """Raise RecipeError where a recipe's cache tables do not do for this model."""
+        self.intake.check_cache(cache)
 
     def footprint(self, policies: Sequence[CachePolicy], prompt: int, total: int, sequences: int = 1) -> Footprint:
         """Upper bounds of the bytes beyond weights and workspace that `sequences` requests take, which share nothing: a
@@ -78,3 +88,14 @@ class Inspected:
         first chunk raises QueueFullError where others hold the memory.
         """
         return self._aside.hidden_states(tokens, self.intake.context)
+
+    def prompt_logprobs(
+        self, tokens: Sequence[int] | Array, alternatives: int = 0, salt: str | None = None
+    ) -> Iterator[list[TokenLogprob]]:
+        """The log-probability of each token of a prompt behind the ones before it, from the second on, some at a time;
+        with the best `alternatives` each. All rows attend to all rows before them, whatever recipe the engine has.
+
+        salt: requests under it may begin with what is read here (see `Request.salt`); None: nobody. It is no request:
+        see `hidden_states`, also for what it raises.
+        """
+        return self._aside.prompt_logprobs(tokens, self.intake.context, alternatives, salt)

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from thrifty.engine.admission.charges import ADAPTERS, GRAMMARS
+from thrifty.engine.drafting.models import DRAFT
 from thrifty.engine.plan.native_runner import NativeRunner
 from thrifty.errors import KernelError
 from thrifty.kernels import dispatch
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from thrifty.engine.admission.memory import EngineMemory
     from thrifty.engine.runner import Runner
     from thrifty.engine.scheduler import Scheduler
+
+
+FIXED = ("weights", "workspace", ADAPTERS, GRAMMARS, DRAFT)
+"""Categories of the ledger that no request alone holds."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,19 @@ class EngineUsage:
         return 0 if held is None else held.current
 
 
+@dataclass(frozen=True)
+class EnginePressure:
+    """How short an engine is of memory and of time at one moment."""
+
+    #: Share (0 to 1) of the bytes beside weights and workspace that no request under way holds or was promised: free,
+    #: or held by what goes when others need it (prefixes, sessions, checkpoints). None: there is no budget.
+    free: float | None
+    #: Seconds that the request waits that came first among those that are not admitted; 0: none waits.
+    waiting_seconds: float
+    #: Sequences that wait for memory to go on.
+    parked: int
+
+
 def probe(runner: Runner, memory: EngineMemory, intake: Intake) -> EngineProbe:
     """See `Engine.probe`."""
     return EngineProbe(
@@ -111,6 +130,17 @@ def usage(memory: EngineMemory, scheduler: Scheduler) -> EngineUsage:
     named = {name: held[name] for name in ("current", "peak", "steady", "arena", "disk", "tree", "conversations")}
     kept = {"sessions": len(memory.sessions), "sessions_disk": memory.sessions.disk_bytes}
     return EngineUsage(categories=categories, **named, **kept, **scheduler.describe())
+
+
+def pressure(memory: EngineMemory, scheduler: Scheduler) -> EnginePressure:
+    """See `Engine.pressure`."""
+    budget, free = memory.ledger.budget, None
+    if budget is not None:
+        room = budget - sum(memory.ledger.bytes_of(category) for category in FIXED)
+        promised = memory.ledger.committed - memory.ledger.current
+        free = max(0.0, 1 - (memory.cache.busy_bytes + promised) / max(1, room))
+    waited = max((sequence.answer.waited_seconds for sequence in scheduler.waiting), default=0.0)
+    return EnginePressure(free, waited, len(scheduler.parked))
 
 
 def describe(

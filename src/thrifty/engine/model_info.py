@@ -6,8 +6,9 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from thrifty.arrays import Floats, Integers
-from thrifty.cache.model_info import ModelInfo, TokenClasses, Widths
+from thrifty.cache.model_info import ModelInfo, TokenClasses, Widths, no_opening
 from thrifty.engine.instruction import instruction
+from thrifty.engine.opening import opening
 from thrifty.errors import ConfigError, RecipeError
 from thrifty.models.head_scores import SavedScores
 from thrifty.models.rope import rotation
@@ -70,4 +71,5 @@ def model_info(model: Model, chunk: int) -> ModelInfo:
         head_scores=SavedScores(model),
         context=config.context_length,
         instruct=None if model.tokenizer is None else instruction(model.tokenizer),
+        opening=no_opening if model.tokenizer is None else opening(model.tokenizer),
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thrifty.evaluation.forcing import Tables
+from thrifty.evaluation.forecast import Run
 from thrifty.evaluation.records import RecordFile
 from thrifty.evaluation.scoring import Summary, check_room, summarize
 from thrifty.evaluation.tasks import labels
@@ -49,6 +50,17 @@ class Comparison:
     def total(self) -> int:
         """Items over all tasks."""
         return sum(len(work.items) for work in self.work)
+
+    def left(self, records: RecordFile) -> Iterator[Run]:
+        """The runs that `records` does not hold yet."""
+        for work in self.work:
+            for item in work.items:
+                held = [records.get(side, work.task.label, item.identity) for side in (BASELINE, RECIPE)]
+                if held[0] is None or (self.recipe is not None and held[1] is None):
+                    effort = work.task.effort(item)
+                    yield Run(effort, compresses=False)
+                    if self.recipe is not None:
+                        yield Run(effort, compresses=True)
 
     def run(self, records: RecordFile) -> Iterator[tuple[Task, Item]]:
         """Run what `records` does not hold yet; yields after every item, those from an earlier run included."""

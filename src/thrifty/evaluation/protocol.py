@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from thrifty.evaluation.comparison import BASELINE, TaskItems, of_side
 from thrifty.evaluation.forcing import Tables
+from thrifty.evaluation.forecast import Run
 from thrifty.evaluation.records import RecordFile
 from thrifty.evaluation.scoring import Summary, check_room, paired, summarize
 from thrifty.evaluation.tasks.task import Record, Task
@@ -77,6 +78,14 @@ class Protocol:
     def total(self) -> int:
         """Items a format."""
         return sum(len(work.items) for work in self.work)
+
+    def left(self, records: RecordFile, formats: Sequence[str]) -> Iterator[Run]:
+        """The runs of the baseline and of formats that `records` does not hold yet."""
+        for label in (BASELINE, *formats):
+            for work in self.work:
+                for item in work.items:
+                    if records.get(label, work.task.label, item.identity) is None:
+                        yield Run(work.task.effort(item), compresses=label != BASELINE)
 
     def run_all(self, records: RecordFile, engines: Engines) -> Iterator[Record]:
         """The baseline, then every format, each with an engine that is open while it runs."""

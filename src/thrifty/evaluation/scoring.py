@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,17 @@ def score(engine: Engine, task: Task, items: Iterable[Item], cache: Tables | Non
         yield task.run(engine, item, cache)
 
 
-def recovery(records: Sequence[Record], baseline: Sequence[Record]) -> Interval | None:
+def recovery(
+    records: Sequence[Record], baseline: Sequence[Record], clusters: Mapping[str, int] | None = None
+) -> Interval | None:
     """Score over the baseline's score, items paired by identity and resampled as pairs; None where the baseline
-    scores nothing.
+    scores nothing. clusters: the context of each item by its identity, its own where one is not named: items that share
+    one are resampled together.
 
     Raises MeasurementError where the two share no item.
     """
     own, reference = paired(records, baseline)
-    return ratio_interval(_scores(own), _scores(reference), block=1)
+    return ratio_interval(_scores(own), _scores(reference), block=1, clusters=_clusters(own, clusters))
 
 
 def paired(records: Sequence[Record], baseline: Sequence[Record]) -> tuple[list[Record], list[Record]]:
@@ -73,18 +76,26 @@ class Summary:
         }
 
 
-def summarize(name: str, metric: str, baseline: Sequence[Record], records: Sequence[Record] = ()) -> Summary:
-    """One row of the items that both sides have; of the baseline's where no recipe ran (`records` empty)."""
+def summarize(
+    name: str,
+    metric: str,
+    baseline: Sequence[Record],
+    records: Sequence[Record] = (),
+    clusters: Mapping[str, int] | None = None,
+) -> Summary:
+    """One row of the items that both sides have; of the baseline's where no recipe ran (`records` empty). clusters: see
+    `recovery`.
+    """
     if not records:
-        return Summary(name, metric, len(baseline), _mean(baseline), beside_baseline=_beside(baseline))
+        return Summary(name, metric, len(baseline), _mean(baseline, clusters), beside_baseline=_beside(baseline))
     own, reference = paired(records, baseline)
     return Summary(
         name,
         metric,
         len(own),
-        _mean(reference),
-        _mean(own),
-        recovery(own, reference),
+        _mean(reference, clusters),
+        _mean(own, clusters),
+        recovery(own, reference, clusters),
         _beside(own),
         _beside(reference),
     )
@@ -102,8 +113,14 @@ def check_room(engine: Engine, task: Task, items: Sequence[Item]) -> None:
         )
 
 
-def _mean(records: Sequence[Record]) -> Interval:
-    return mean_interval(_scores(records), block=1)
+def _mean(records: Sequence[Record], clusters: Mapping[str, int] | None) -> Interval:
+    return mean_interval(_scores(records), block=1, clusters=_clusters(records, clusters))
+
+
+def _clusters(records: Sequence[Record], clusters: Mapping[str, int] | None) -> list[Hashable]:
+    """What each record shares with others: its context, or nothing."""
+    known = clusters or {}
+    return [known.get(record.item, record.item) for record in records]
 
 
 def _scores(records: Sequence[Record]) -> list[float]:

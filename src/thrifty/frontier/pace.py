@@ -1,4 +1,4 @@
-"""How long measurements take: a short run of the uncompressed model, and the roofline for what is longer."""
+"""How long measurements of a search take: the model's pace, and what rounding weights adds to it."""
 
 from __future__ import annotations
 
@@ -7,40 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from thrifty.evaluation.forcing import force
-from thrifty.evaluation.measuring.speed import warm_up
-from thrifty.evaluation.roofline.cost import decode_seconds, prefill_seconds
-from thrifty.evaluation.text import held_out
+from thrifty.evaluation.measuring.pace import COMPRESSING, Pace, Times, short_run
 from thrifty.weights.structure import linears
 from thrifty.weights.technique import WeightTechnique
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
-    from thrifty.evaluation.roofline.machine import Machine
-    from thrifty.evaluation.roofline.sizes import ModelSizes
     from thrifty.models.model import Model
     from thrifty.weights.technique import Technique
 
-PROMPT, STEPS = 192, 8  # tokens of the short run
 SAMPLED = 1 << 22  # weights that are rounded to see how long all of them take
 LOGIT = 4e-8  # seconds that scoring takes for every logit
-COMPRESSING = 1.25  # times the uncompressed model's run: what policies watch, move and round
 
 
 @dataclass(frozen=True)
-class SearchPace:
-    """prompt: tokens of the run that it was measured on. prefill, step: its seconds, of the whole prompt and of a
-    decoded token after it. weight: seconds that rounding one weight takes.
-    """
+class SearchPace(Pace):
+    """weight: seconds that rounding one weight takes."""
 
-    prompt: int
-    prefill: float
-    step: float
     weight: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SearchPace:
@@ -50,11 +34,7 @@ class SearchPace:
 
 def measure(engine: Engine, rounding: float) -> SearchPace:
     """The pace of the engine's model, with the full cache. rounding: seconds a weight, see `rounding_seconds`."""
-    prompt = max(1, min(PROMPT, engine.probe().context - STEPS - 2))
-    tokens = held_out(engine.model.require_tokenizer(), prompt + STEPS)
-    warm_up(engine)
-    seconds = [step.seconds for step in force(engine, tokens[:prompt], tokens[prompt:], [])]
-    return SearchPace(prompt, seconds[0], sum(seconds[1:]) / max(1, len(seconds) - 1), rounding)
+    return SearchPace(**asdict(short_run(engine)), weight=rounding)
 
 
 def rounding_seconds(model: Model, techniques: Sequence[Technique]) -> float:
@@ -71,33 +51,16 @@ def rounding_seconds(model: Model, techniques: Sequence[Technique]) -> float:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Forecast(Times):
     """Seconds of what a search does, from a pace."""
 
     pace: SearchPace
-    sizes: ModelSizes
-    machine: Machine
-
-    def prefill(self, tokens: int) -> float:
-        """Of a prompt: a longer one takes what its share of attention adds, too."""
-        own = prefill_seconds(self.sizes, self.pace.prompt, self.machine)
-        return self.pace.prefill * prefill_seconds(self.sizes, tokens, self.machine) / own
-
-    def step(self, held: int) -> float:
-        """Of a decoded token of a sequence whose cache holds so many bytes."""
-        return self.pace.step * (1 + held / self.machine.bandwidth / decode_seconds(self.sizes, 0, 1, self.machine))
 
     def run(self, prompt: int, steps: int, scored: int) -> float:
         """Of one candidate: a prompt, tokens after it, and the scores of some."""
-        held = round(prompt * self._token_bytes())
         logits = scored * self.sizes.config.vocabulary_size * LOGIT
-        return COMPRESSING * (self.prefill(prompt) + steps * self.step(held)) + logits
+        return COMPRESSING * (self.prefill(prompt) + steps * self.step(self.held(prompt))) + logits
 
     def weights(self, weights: int) -> float:
         """Of rounding so many weights."""
         return weights * self.pace.weight
-
-    def _token_bytes(self) -> float:
-        config = self.sizes.config
-        widths = [config.widths(index) for index in range(len(config.layers))]
-        return sum(4.0 * kv_heads * head_dim for _, kv_heads, head_dim in widths)

@@ -46,6 +46,7 @@ class EmbeddedModel:
     """A GGUF file: the members of `packages` joined, of a known SHA-256. `original` is the model's own hub id.
 
     Where `folder` is set the model is that directory of thrifty.models, always there; `sha256` is then of its `file`.
+    note: what a reader of its figures must know, a sentence; empty where nothing.
     """
 
     name: str
@@ -57,6 +58,7 @@ class EmbeddedModel:
     packages: tuple[Package, ...] = ()
     hub: HubFile | None = None
     folder: str | None = None
+    note: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -163,6 +165,10 @@ _RECALL = EmbeddedModel(
     file="model.safetensors",
     sha256="8f05c2029016398e06bd91b1e00a4b72662e5b4d6f40dd5fb5d9864d306fd2ae",
     folder="recall",
+    note=(
+        "It was trained on these tasks' own sentences, names and prose, its first two layers wired to look keys up: "
+        "its figures tell cache techniques apart, and say nothing of what other models would score."
+    ),
 )
 _RECALL_HYBRID = EmbeddedModel(
     name="recall-hybrid",

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 KINDS: Mapping[str, str] = {
     "r": "retrieval: the head's strongest look goes to the needle's token that the model says next",
     "r2": "retrieval and reasoning: the head's attention to the right one of two answers",
+    "kvzip": "repeating: the most that the head attends to any token while the model repeats two sample texts",
 }
+PROBES: Mapping[str, str] = {"r": "d06607ca", "r2": "1267cb86", "kvzip": "6cf34c9b"}
+"""A digest of each probe's questions and rules: part of the file's name, so that scores of others are never read.
+
+`tests/unit/evaluation/test_probe_words.py` makes it, and says what to write here when a probe changes."""
 LARGEST_FILE = 64 << 20
 
 
@@ -89,7 +94,8 @@ def places(model: Model, kind: str) -> list[Path]:
     """Where the scores may lie: beside the checkpoint, unless that is part of a Python package, then in the cache
     directory. The ending is none that a checkpoint's own files have, so that its content key does not change.
     """
-    name = f"thrifty-{hashlib.sha256(checkpoint_version(model).encode()).hexdigest()[:16]}.{kind}-heads"
+    key = hashlib.sha256(checkpoint_version(model).encode()).hexdigest()[:16]
+    name = f"thrifty-{key}.{kind}-{PROBES[kind]}-heads"
     paths = [cache_directory() / "heads" / name]
     if model.path is not None:
         folder = model.path if model.path.is_dir() else model.path.parent

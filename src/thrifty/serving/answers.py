@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request as HttpRequest
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from thrifty.engine.answer import Event
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.engine.request import Result
+from thrifty.recipe import Recipe
 from thrifty.serving.bodies.sampling import Usage
 from thrifty.serving.errors import RequestError, described
 from thrifty.serving.metrics import Clock, Metrics
 
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
 """As the OpenAPI document says it of endpoints that stream where they are asked to."""
+
+RECIPE_HEADER = "thrifty-recipe"
+LONGEST_HEADER = 500  # characters
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
@@ -122,8 +126,28 @@ def streamed(
             finally:
                 clock.ended(handle.usage, [sample.finish_reason for sample in handle.samples])
 
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | recipe_headers([handle])
     return StreamingResponse(content(), media_type="text/event-stream", headers=headers)
+
+
+def answered(content: dict[str, Any], handles: Sequence[AsyncHandle]) -> JSONResponse:
+    """A whole answer of these requests, with the recipe that served them as a header."""
+    return JSONResponse(content, headers=recipe_headers(handles))
+
+
+def recipe_headers(handles: Sequence[AsyncHandle]) -> dict[str, str]:
+    """The cache recipe of requests as a header, where one was chosen for them: by their client, or by the operator's
+    ladder.
+    """
+    labels = dict.fromkeys(label for handle in handles if (label := _recipe(handle)) is not None)
+    text = "; ".join(labels)[:LONGEST_HEADER]
+    return {RECIPE_HEADER: text.encode("unicode_escape").decode("ascii")} if labels else {}
+
+
+def _recipe(handle: AsyncHandle) -> str | None:
+    """What people call a request's cache recipe; None where it is the server's own."""
+    cache = handle.request.cache
+    return None if cache is None else Recipe(cache=[dict(table) for table in cache]).label()
 
 
 def _check_end(handle: AsyncHandle) -> None:
@@ -134,18 +158,21 @@ def _check_end(handle: AsyncHandle) -> None:
 
 def usage_of(handle: AsyncHandle) -> Usage:
     """Tokens and cost of a request so far."""
-    used = handle.usage
+    used, recipe = handle.usage, _recipe(handle)
+    cost: dict[str, float | int | str] = {
+        "kv_bytes": used.kv_bytes,
+        "queued_seconds": round(used.queued_seconds, 4),
+        "prefill_seconds": round(used.prefill_seconds, 4),
+        "decode_seconds": round(used.decode_seconds, 4),
+        "prefill_tokens_per_second": round(used.prefill_rate, 1),
+        "decode_tokens_per_second": round(used.decode_rate, 1),
+    }
+    if recipe is not None:
+        cost["recipe"] = recipe
     return Usage(
         prompt_tokens=used.prompt_tokens,
         completion_tokens=used.generated_tokens,
         total_tokens=used.prompt_tokens + used.generated_tokens,
         prompt_tokens_details={"cached_tokens": used.cached_tokens},
-        thrifty={
-            "kv_bytes": used.kv_bytes,
-            "queued_seconds": round(used.queued_seconds, 4),
-            "prefill_seconds": round(used.prefill_seconds, 4),
-            "decode_seconds": round(used.decode_seconds, 4),
-            "prefill_tokens_per_second": round(used.prefill_rate, 1),
-            "decode_tokens_per_second": round(used.decode_rate, 1),
-        },
+        thrifty=cost,
     )

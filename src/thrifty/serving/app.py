@@ -39,6 +39,8 @@ def create_app(models: ModelShelf, failed: Callable[[], None]) -> FastAPI:
         finally:
             await loading
             await models.close()
+            if models.instruments.spans is not None:
+                await asyncio.to_thread(models.instruments.spans.close)
 
     app = FastAPI(
         title="Thrifty", version=VERSION, lifespan=life, docs_url=None, redoc_url=None, responses=errors.DOCUMENTED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -20,7 +20,9 @@ from thrifty.errors import (
     SessionError,
     TemplateError,
     ThriftyError,
+    nearest,
 )
+from thrifty.serving.known_fields import body_of, fields_at
 
 
 class RequestError(ThriftyError):
@@ -124,7 +126,7 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         if request.method == "POST" and "json" not in request.headers.get("content-type", ""):
             return response("the body must be JSON, sent with 'Content-Type: application/json'", 400)
-        message, param = first_fault(error.errors())
+        message, param = first_fault(error.errors(), body_of(request))
         return response(message, 400, param)
 
     async def http(request: Request, error: Exception) -> JSONResponse:
@@ -139,8 +141,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, refused)
 
 
-def first_fault(faults: Sequence[Any]) -> tuple[str, str | None]:
-    """What is wrong with a body, and the field: its path, such as "messages.0.role"."""
+def first_fault(faults: Sequence[Any], body: type[BaseModel] | None = None) -> tuple[str, str | None]:
+    """What is wrong with a body, and the field: its path, such as "messages.0.role". body: the class of the body, whose
+    fields help after a wrong name.
+    """
     # A wrong type says more than the fields that another type would have.
     fault = next((fault for fault in faults if fault["loc"][-1] == "type"), faults[0])
     *parents, last = (str(part) for part in fault["loc"])
@@ -149,12 +153,18 @@ def first_fault(faults: Sequence[Any]) -> tuple[str, str | None]:
         place.append(last)
     param = ".".join(place) or None
     if fault["type"] == "extra_forbidden":
-        return f"'{param}' is not a field that this server supports; leave it out", param
+        return unknown_field(str(param), last, () if body is None else fields_at(body, fault["loc"][1:-1])), param
     if fault["type"] == "json_invalid":
         return f"the body is no JSON: {fault.get('ctx', {}).get('error', fault['msg'])}", None
     if param is None:
         return f"the body does not do: {fault['msg']}", None
     return f"'{param}': {fault['msg']}", param
+
+
+def unknown_field(param: str, name: str, known: Collection[str]) -> str:
+    """What is said of a field that nobody reads. param: its path; name: its last part; known: what may stand there."""
+    hint = f". {nearest(name, known)}" if known else ""
+    return f"'{param:.200}' is not a field that this server supports; leave it out{hint}"
 
 
 def _is_branch(part: str) -> bool:

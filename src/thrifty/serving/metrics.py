@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -47,6 +47,14 @@ class Instruments:
         self.inference = self._times("request_inference_time_seconds", "From admission to the last token.")
         self.read_lengths = self._times("request_prompt_tokens", "Tokens of a request's prompt.", TOKENS)
         self.lengths = self._times("request_generation_tokens", "Tokens of a request's answers.", TOKENS)
+        self.tightened = Counter(
+            "thrifty:tightened_requests", "Requests that began with a recipe of --tighten, by its number.",
+            ("model_name", "rung"), registry=self._registry,
+        )  # fmt: skip
+        self.rung = Gauge(
+            "thrifty:tighten_rung", "The recipe of --tighten that new requests begin with; 0: none.",
+            ("model_name",), registry=self._registry,
+        )  # fmt: skip
 
     def text(self) -> bytes:
         """All of it, in Prometheus' text format."""
@@ -83,6 +91,14 @@ class Metrics:
         """A request of so many tokens was queued."""
         self.instruments.prompt.labels(self._model).inc(prompt)
         self.instruments.queries.labels(self._model).inc(prompt)
+
+    def tightened(self, rung: int) -> None:
+        """A request was queued with a recipe of the operator's ladder, the mildest of which is 1."""
+        self.instruments.tightened.labels(self._model, str(rung)).inc()
+
+    def at_rung(self, rung: int) -> None:
+        """New requests begin with this recipe of the ladder from now on; 0: with their own."""
+        self.instruments.rung.labels(self._model).set(rung)
 
     def read(self, prompt: int) -> None:
         """A text of so many tokens was embedded."""

@@ -44,7 +44,9 @@ class ModelShelf:
         self._preload = preload
         self._starting = preload
         self._ending = asyncio.Event()
-        self._models = [ServedModel(source, Metrics(source.name, self.instruments)) for source in sources]
+        self._models = [
+            ServedModel(source, Metrics(source.name, self.instruments), settings.tighten) for source in sources
+        ]
         self._services = _by_name(settings, self._models)
         self._shares = MemoryShares(memory, settings.model_room)
         self._loads: dict[str, asyncio.Task[None]] = {}

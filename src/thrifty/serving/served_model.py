@@ -18,6 +18,8 @@ from thrifty.engine.engine import Engine
 from thrifty.errors import ThriftyError
 from thrifty.serving.errors import RequestError
 from thrifty.serving.metrics import Metrics
+from thrifty.serving.tightening.ladder import Ladder
+from thrifty.serving.tightening.tightening import Tightening
 from thrifty.storage.heap import hand_back
 
 if TYPE_CHECKING:
@@ -48,7 +50,8 @@ class ServedModel:
     A task that asks for the model holds it until the task is over: a request is one task, its stream included.
     """
 
-    def __init__(self, source: ModelSource, metrics: Metrics) -> None:
+    def __init__(self, source: ModelSource, metrics: Metrics, ladder: Ladder | None = None) -> None:
+        """ladder: of stronger recipes while its engine is short, None where the operator wants none."""
         self.name = source.name
         self.adapters = dict(source.adapters)
         self._first_adapters = frozenset(source.adapters)  # the operator's
@@ -57,6 +60,8 @@ class ServedModel:
         self.used = time.monotonic()
         self._open = source.open
         self._engine: AsyncEngine | None = None
+        self._ladder = ladder
+        self.tightening: Tightening | None = None
         self._ending = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._handles: weakref.WeakSet[AsyncHandle] = weakref.WeakSet()
@@ -122,12 +127,16 @@ class ServedModel:
         started = time.perf_counter()
         engine = await asyncio.to_thread(self._opened, fits)
         self._engine = AsyncEngine(engine)
+        if self._ladder is not None:
+            self.tightening = Tightening(self._ladder, self._engine, self.metrics.at_rung)
         self.metrics.watch(engine)
         _LOG.info("%s is ready after %.1f s", self.name, time.perf_counter() - started)
 
     def _opened(self, fits: Fits) -> Engine:
         engine = self._open(fits)
         try:
+            for cache in () if self._ladder is None else self._ladder.rungs:
+                engine.check_cache(cache)
             for name, folder in list(self.adapters.items()):
                 try:
                     engine.add_adapter(name, folder)
@@ -163,7 +172,7 @@ class ServedModel:
 
     async def let_go(self) -> None:
         """Close the engine and give its memory back, weights included."""
-        engine, self._engine = self._engine, None
+        engine = self._taken()
         if engine is None:
             return
         self.metrics.forget()
@@ -171,6 +180,14 @@ class ServedModel:
         del engine
         await asyncio.to_thread(_give_back)
         _LOG.info("%s was let go", self.name)
+
+    def _taken(self) -> AsyncEngine | None:
+        """The engine, which is this model's no longer."""
+        tightening, self.tightening = self.tightening, None
+        if tightening is not None:
+            tightening.close()
+        engine, self._engine = self._engine, None
+        return engine
 
     def track(self, handle: AsyncHandle) -> None:
         """A request that `end_all` is to end."""
@@ -185,7 +202,7 @@ class ServedModel:
     async def close(self) -> None:
         """End what runs and let the model go, for good."""
         self._ending = True
-        engine, self._engine = self._engine, None
+        engine = self._taken()
         if engine is not None:
             await engine.close()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.engine.asynchronous import AsyncEngine
 from thrifty.engine.request import Request
-from thrifty.errors import PromptError
+from thrifty.errors import BudgetError, PromptError, RecipeError
 from thrifty.serving.access.extension_limits import granted
 from thrifty.serving.access.text_limits import CHARACTERS, chat_texts, check_text
 from thrifty.serving.bodies.sampling import Extensions
@@ -23,6 +25,10 @@ from thrifty.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
     from thrifty.models.model import Model
+
+
+SUITS_NOT = (RecipeError, BudgetError, PromptError)
+"""What the engine says of a recipe that does not do for a request: its prompt is too short, its peak too high."""
 
 
 class Service:
@@ -109,10 +115,26 @@ class Service:
             adapter=self.adapter,
             **granted(self.settings, extensions),
         )
-        handle = await self.engine.submit(request)
+        handle = await self._queued(request)
         self.served.track(handle)
         self.metrics.submitted(len(prompt), samples)
         return handle
+
+    async def _queued(self, request: Request) -> AsyncHandle:
+        """Submit a request; with the recipe that its server's shortage asks for, where it brings none and that does.
+
+        Who goes on with a session keeps the recipe that it began with. Raises what the engine raises of the request.
+        """
+        tightening = self.served.tightening
+        if tightening is None or request.cache is not None or request.session is not None:
+            return await self.engine.submit(request)
+        rung = await tightening.rung()
+        if rung is not None:
+            with contextlib.suppress(*SUITS_NOT):
+                handle = await self.engine.submit(dataclasses.replace(request, cache=rung.cache))
+                self.metrics.tightened(rung.number)
+                return handle
+        return await self.engine.submit(request)
 
 
 def salt_of(key: str | None) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from thrifty.errors import ThriftyError
+from thrifty.serving.tightening.ladder import Ladder
 
 
 class ServerError(ThriftyError):
@@ -49,6 +50,8 @@ class ServerSettings:
     key_requests: int | None = None
     #: Adapters in it may be loaded and unloaded by requests. None: the adapters are those of the start.
     adapter_folder: Path | None = None
+    #: Stronger cache recipes for new requests while the server is short; None: every request has its own, always.
+    tighten: Ladder | None = None
     #: Seconds that a request waits for its model to be loaded.
     load_seconds: float = 120.0
     #: Bytes that each of several loaded models has beside its weights, at least.
@@ -71,6 +74,8 @@ class ServerSettings:
             raise ServerError(
                 "a bound on the requests of a key needs keys: give --api-key, or leave --key-requests out"
             )
+        if self.tighten is not None:
+            self.tighten.check()
         if any(not key for key in self.api_keys):
             raise ServerError("an API key is empty; give one of at least 1 character, or leave --api-key out")
         if any(not (key.isascii() and key.isprintable()) or key != key.strip() for key in self.api_keys):

@@ -69,8 +69,47 @@ def test_a_recipe_is_a_row(tmp_path: Path) -> None:
 
 def test_presses_are_asked_for_what_is_taken_away() -> None:
     found = rows.kvpress_rows(["snapkv", "ada-kv"], [0.25])
-    assert [row.label for row in found] == ["kvpress full", "kvpress snapkv 0.25", "kvpress ada-kv 0.25"]
-    assert found[0].press == {} and found[2].press == {"press": "AdaKVPress", "inner": "SnapKVPress", "ratio": 0.75}
+    assert [row.label for row in found] == [
+        "kvpress full",
+        "kvpress snapkv 0.25 (defaults)",
+        "kvpress snapkv 0.25 (set alike)",
+        "kvpress ada-kv 0.25 (defaults)",
+        "kvpress ada-kv 0.25 (set alike)",
+    ]
+    assert found[0].press == {} and found[3].press == {"press": "AdaKVPress", "inner": "SnapKVPress", "ratio": 0.75}
+    alike = {"window_size": 32, "kernel_size": 7}
+    assert found[4].press == {"press": "AdaKVPress", "inner": "SnapKVPress", "ratio": 0.75, "options": alike}
+
+
+def test_rows_that_are_set_alike_have_the_same_window_and_kernel() -> None:
+    """What a press is told is what Thrifty's defaults are; what a press cannot be told is told to Thrifty's."""
+    names = {"window_size": "window", "kernel_size": "kernel"}
+    for name, (ours, theirs) in rows.MATCHED.items():
+        for row in rows.matched_rows([name], [0.25]):
+            assert row.engine == THRIFTY and row.setting == "set alike"
+            policy = registry.build("cache", row.tables(1000)[0])
+            assert all(getattr(policy, option) == value for option, value in ours.items())
+            assert all(getattr(policy, names[option]) == value for option, value in theirs.items())
+    assert rows.matched_rows(["h2o"], [0.25]) == []
+
+
+def test_a_press_that_is_another_method_has_its_own_name() -> None:
+    assert "h2o" not in rows.PRESSES and rows.PRESSES["observed-attention"]["press"] == "ObservedAttentionPress"
+
+
+@pytest.mark.parametrize(("length", "share", "falls"), [(2048, 0.25, True), (2048, 0.125, True), (6000, 0.25, False)])
+def test_a_pyramid_that_the_press_gives_up_is_marked(length: int, share: float, falls: bool) -> None:
+    """With its window of 64 and beta 20 the least layer must have 64 of length · share / 20."""
+    found = rows.kvpress_rows(["pyramidkv"], [share], length)
+    assert bool(found[1].note) == falls and "gives up its pyramid" in (found[1].note or "gives up its pyramid")
+    assert not found[2].note, "set alike, its window is 8"
+    section = Section("some", length=length)
+    assert ("Read with care" in page_of(section, found, [], {})) == falls
+
+
+def test_a_model_that_was_trained_on_the_questions_says_so() -> None:
+    assert "trained on these tasks' own sentences" in page_of(Section("recall-2m"), [], [], {})
+    assert "trained on" not in page_of(Section("smollm2-135m"), [], [], {})
 
 
 FIGURES = {
@@ -79,7 +118,7 @@ FIGURES = {
         "speed": {"kept": 4e6, "prefill": 99.9, "decode": 10.0, "peak": 5e6, "process": 6e6},
     },
     "Thrifty snapkv 0.25": {"recall": {"score": 0.5}, "kl": {"kl": 0.1234, "top1": 0.75}, "speed": {"kept": 1e6}},
-    "kvpress snapkv 0.25": {"recall": {"error": "WorkerError: gone"}, "kl": {"error": "WorkerError: gone"}},
+    "kvpress snapkv 0.25 (defaults)": {"recall": {"error": "WorkerError: gone"}, "kl": {"error": "WorkerError: gone"}},
 }
 
 
@@ -87,14 +126,14 @@ def test_the_table_has_a_line_a_row_and_failures_say_why() -> None:
     asked = [
         *rows.thrifty_rows(["snapkv"], [0.25]),
         Row(THRIFTY, "new", ""),
-        *rows.kvpress_rows(["snapkv"], [0.25])[1:],
+        *rows.kvpress_rows(["snapkv"], [0.25])[1:2],
     ]
     lines = table(asked, ["recall", "kl"], FIGURES)
     assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
     assert lines[2] == "| full | – | Thrifty | 4.0 MB (100.0%) | 1.00 | – | – | 100 | 10.0 | 5.0 | 6.0 |"
     assert lines[3] == "| snapkv | 0.25 | Thrifty | 1.0 MB (25.0%) | 0.50 | 0.1234 | 0.750 | – | – | – | – |"
-    assert lines[4].startswith("| snapkv | 0.25 | kvpress |") and lines[5].startswith("| new |")
-    assert list(reasons(asked, FIGURES)) == ["- kvpress snapkv 0.25 (recall, kl): WorkerError: gone"]
+    assert lines[4].startswith("| snapkv | 0.25 | kvpress (defaults) |") and lines[5].startswith("| new |")
+    assert list(reasons(asked, FIGURES)) == ["- kvpress snapkv 0.25 (defaults) (recall, kl): WorkerError: gone"]
     text = page_of(Section("some-model", context=6000), asked, ["recall", "kl"], FIGURES)
     assert text.startswith("## some-model") and "a prompt of 6000 tokens." in text
     assert "What could not be measured" in text and text.splitlines()[4:6] == lines[:2]
@@ -176,7 +215,9 @@ def test_without_kvpress_its_rows_say_so(checkpoint: Path, tmp_path: Path, capsy
     words += ["--page", str(tmp_path / "page.md"), "--state", str(tmp_path / "state")]
     assert program.main(words) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["rows"]["kvpress keydiff 0.5"]["recall"]["error"].endswith("python is missing: make kvpress")
+    assert document["rows"]["kvpress keydiff 0.5 (defaults)"]["recall"]["error"].endswith(
+        "python is missing: make kvpress"
+    )
 
 
 def test_the_exported_model_is_the_same_model(tmp_path: Path, checkpoint: Path) -> None:

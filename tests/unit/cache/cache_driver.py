@@ -63,7 +63,7 @@ def model_info(
         version="weights-1",
         rotation=lambda layer, positions: rope(head_dim, layer, positions),
         classes=lambda: CLASSES,
-        head_scores={"r": scores, "r2": scores[::-1]},
+        head_scores={"r": scores, "r2": scores[::-1], "kvzip": scores[:, ::-1]},
         instruct=lambda text, quoted: (2000 + len(text), *quoted, 2001),
     )
 

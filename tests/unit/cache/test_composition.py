@@ -32,7 +32,7 @@ TOKENS, GENERATED = 420, 40
 RESIDUAL = 64
 OPTIONS: dict[str, dict[str, Any]] = {
     "snapkv": {"window": 16, "kernel": 5, "keep": 0.7, "group": "mean"},
-    "kvmerger": {"keep": 0.5, "first": 0, "last": 0},
+    "kvmerger": {"keep": 0.5, "first": 0, "last": 0, "sigma": 5.0},
     "kivi": {"residual": RESIDUAL},
 }
 CHAINS = [["kvmerger", "kivi"], ["snapkv", "kvmerger", "kivi"], ["kvmerger", "snapkv", "kivi"]]

@@ -13,10 +13,10 @@ from tests.unit.cache.cache_driver import Driver, attention, model_info, prompt
 from tests.unit.cache.test_policy_formulas import MODEL, compressed, softmax_rows
 
 from thrifty import registry
-from thrifty.arrays import Floats, Integers
+from thrifty.arrays import Floats
 from thrifty.cache.edits import Edits, Groups
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.policies.kvmerger import merged, neighbours, protected
+from thrifty.cache.policies.kvmerger import merged, protected
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.errors import RecipeError
@@ -44,12 +44,16 @@ def slow_sets(keys: Floats, fixed: set[int], threshold: float) -> list[list[int]
     return [one for one in [current, *sets] if one]
 
 
-def slow_slot(keys: Floats, values: Floats, scores: Floats, members: list[int], mass: str) -> tuple[Any, ...]:
-    """One set's key, value and logit bias."""
+def slow_slot(
+    keys: Floats, values: Floats, scores: Floats, members: list[int], mass: str, sigma: float | None = SIGMA
+) -> tuple[Any, ...]:
+    """One set's key, value and logit bias. sigma: None: distances to the pivot, summed, over √2·n."""
     if len(members) == 1:
         return keys[members[0]], values[members[0]], 0.0
     pivot = max(members, key=lambda slot: (float(scores[slot]), -slot))
-    kernel = [math.exp(-float(((keys[pivot] - keys[slot]) ** 2).sum()) / (2 * SIGMA**2)) for slot in members]
+    far = [float(np.linalg.norm(keys[pivot] - keys[slot])) for slot in members]
+    width = sum(far) / (math.sqrt(2) * len(members)) if sigma is None else sigma
+    kernel = [math.exp(-(distance**2) / (2 * width**2)) if width else 1.0 for distance in far]
     weights = [one / sum(kernel) for one in kernel]
     key = sum((weight * keys[slot] for weight, slot in zip(weights, members, strict=True)), np.zeros(()))
     value = sum((weight * values[slot] for weight, slot in zip(weights, members, strict=True)), np.zeros(()))
@@ -58,9 +62,11 @@ def slow_slot(keys: Floats, values: Floats, scores: Floats, members: list[int], 
     return key, value, math.log(len(members))
 
 
-def slow_head(keys: Floats, values: Floats, scores: Floats, sets: list[list[int]], mass: str) -> list[Floats]:
+def slow_head(
+    keys: Floats, values: Floats, scores: Floats, sets: list[list[int]], mass: str, sigma: float | None = SIGMA
+) -> list[Floats]:
     """All slots of one head: keys, values, biases."""
-    slots = [slow_slot(keys, values, scores, one, mass) for one in sets]
+    slots = [slow_slot(keys, values, scores, members, mass, sigma) for members in sets]
     return [np.stack(part) for part in zip(*slots, strict=True)]
 
 
@@ -78,15 +84,16 @@ def fixed_slots(scores: Floats, recent: int, heavy: int) -> set[int]:
 
 @pytest.mark.parametrize("mass", ["bias", "published"])
 @pytest.mark.parametrize("threshold", [0.75, 0.1, -0.2])
-def test_a_threshold_merges_as_published(mass: str, threshold: float) -> None:
-    sequence, tokens = compressed("kvmerger", 200, threshold=threshold, mass=mass, **ENDS)
+@pytest.mark.parametrize("sigma", [SIGMA, None])
+def test_a_threshold_merges_as_published(mass: str, threshold: float, sigma: float | None) -> None:
+    sequence, tokens = compressed("kvmerger", 200, threshold=threshold, mass=mass, sigma=sigma, **ENDS)
     for layer in range(2):
         view, sums = sequence.view(layer), sums_of(layer, tokens)
         _, key, value = Driver(MODEL).rows(layer, tokens, 0)
         for head in range(MODEL.kv_heads):
             fixed = fixed_slots(sums[head], int(0.17 * 200), int(0.12 * 200))
             sets = slow_sets(key[:, head], fixed, threshold)
-            keys, values, bias = slow_head(key[:, head], value[:, head], sums[head], sets, mass)
+            keys, values, bias = slow_head(key[:, head], value[:, head], sums[head], sets, mass, sigma)
             assert view.positions(head).tolist() == [one[0] for one in sets]
             assert np.allclose(view.keys(head), keys, atol=1e-5)
             assert np.allclose(view.values(head), values, atol=1e-4)
@@ -96,34 +103,69 @@ def test_a_threshold_merges_as_published(mass: str, threshold: float) -> None:
 
 @pytest.mark.parametrize("keep", [0.5, 0.35, 0.8])
 def test_a_budget_is_met_by_one_threshold_a_layer(keep: float) -> None:
+    """The pairs of both heads, the most similar first, until the budget is met."""
     sequence, tokens = compressed("kvmerger", 200, keep=keep, **ENDS)
     recent, heavy = {0.5: (34, 24), 0.35: (16, 4), 0.8: (54, 38)}[keep]
     for layer in range(2):
-        counts = sequence.sealed_counts(layer)
-        assert sum(counts) == 2 * int(keep * 200)
+        assert sum(sequence.sealed_counts(layer)) == 2 * int(keep * 200)
         _, key, _ = Driver(MODEL).rows(layer, tokens, 0)
         sums = sums_of(layer, tokens)
-        found = [_threshold(key[:, head], sequence.view(layer).positions(head)) for head in range(2)]
+        pairs = []
         for head in range(2):
             fixed = fixed_slots(sums[head], recent, heavy)
-            sets = slow_sets(key[:, head], fixed, min(found) - 1e-6)
-            assert sequence.view(layer).positions(head).tolist() == [one[0] for one in sets]
+            for slot in range(199):
+                if slot not in fixed and slot + 1 not in fixed:
+                    pairs.append((cosine(key[slot, head], key[slot + 1, head]), head, slot))
+        joined = {(head, slot) for _, head, slot in sorted(pairs, reverse=True)[: 2 * (200 - int(keep * 200))]}
+        for head in range(2):
+            firsts = [slot for slot in range(200) if (head, slot - 1) not in joined]
+            assert sequence.view(layer).positions(head).tolist() == firsts
 
 
-def _threshold(keys: Floats, firsts: Integers) -> float:
-    """The least similarity of neighbours that are in one set."""
-    joined = [slot for slot in range(1, len(keys)) if slot not in set(firsts.tolist())]
-    return min(float(neighbours(keys)[slot - 1]) for slot in joined)
+def cosine(one: Floats, other: Floats) -> float:
+    return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
+
+
+def test_the_papers_bound_merges_alike_neighbours_by_default() -> None:
+    """Keys that wander: neighbours are alike, so that 0.75 merges long runs, and breaks them where they turn."""
+    model = model_info(layers=4, heads=2, kv_heads=2)
+    random, n = np.random.default_rng(5), 120
+    key = np.cumsum(random.standard_normal((n, 2, 16), np.float32), axis=0) / 4 + 1
+    value, sums = random.standard_normal((n, 2, 16), np.float32), random.random((2, 1, n), np.float32)
+    sequence = Cache(model).create([build()])
+    for layer in range(4):
+        sequence.begin_layer(layer, n)
+        sequence.append(layer, key, value)
+        sequence.observe(layer, None, list(sums))
+        sequence.seal_layer(layer)
+    sequence.commit(n)
+    for layer in range(4):
+        view = sequence.view(layer)
+        for head in range(2):
+            fixed = fixed_slots(sums[head, 0], int(0.17 * n), int(0.12 * n))
+            sets = slow_sets(key[:, head], fixed, 0.75) if layer == 2 else [[slot] for slot in range(n)]
+            keys, values, bias = slow_head(key[:, head], value[:, head], sums[head, 0], sets, "published", None)
+            assert view.positions(head).tolist() == [members[0] for members in sets]
+            assert np.allclose(view.keys(head), keys, atol=1e-4) and np.allclose(view.values(head), values, atol=1e-3)
+            assert not view.bias(head).any() and not any(bias)
+            if layer == 2:
+                assert 2 < len(sets) < 0.7 * n and max(map(len, sets)) > 3, "runs of several lengths"
 
 
 @settings(max_examples=60, deadline=None)
-@given(n=st.integers(1, 40), seed=st.integers(0, 1000), mass=st.sampled_from(["bias", "published"]), ties=st.booleans())
-def test_runs_of_any_shape(n: int, seed: int, mass: str, ties: bool) -> None:
+@given(
+    n=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+    mass=st.sampled_from(["bias", "published"]),
+    ties=st.booleans(),
+    sigma=st.sampled_from([SIGMA, None]),
+)
+def test_runs_of_any_shape(n: int, seed: int, mass: str, ties: bool, sigma: float | None) -> None:
     random = np.random.default_rng(seed)
     keys, values = (random.standard_normal((n, width), np.float32) for width in (6, 4))
     scores, links = random.random(n, np.float32), random.random(n - 1) > 0.5
     scores = scores.round(1) if ties else scores
-    groups, key, value, bias = merged(keys, values, np.zeros(n, np.float32), scores, links, SIGMA, mass)
+    groups, key, value, bias = merged(keys, values, np.zeros(n, np.float32), scores, links, sigma, mass)
     sets = [[0]]
     for slot in range(1, n):
         if links[slot - 1]:
@@ -133,7 +175,7 @@ def test_runs_of_any_shape(n: int, seed: int, mass: str, ties: bool) -> None:
     sets = [one for one in sets if len(one) > 1]
     assert [one.tolist() for one in np.split(groups.members, np.cumsum(groups.sizes)[:-1]) if len(one)] == sets
     if sets:
-        expected = slow_head(keys, values, scores, sets, mass)
+        expected = slow_head(keys, values, scores, sets, mass, sigma)
         assert np.allclose(key, expected[0], atol=1e-5) and np.allclose(value, expected[1], atol=1e-5)
         assert (bias is None) == (mass == "published")
         assert bias is None or np.allclose(bias, expected[2], atol=1e-6)
@@ -242,7 +284,8 @@ def test_groups_of_an_edit() -> None:
         ({"threshold": 1.5}, "-1 ≤ threshold ≤ 1"),
         ({"sigma": 0}, "sigma = 0.0, first = 2, last = 1; use sigma > 0"),
         ({"first": -1}, "first ≥ 0"),
-        ({"recent": 0.3, "heavy": 0.2}, "shares ≥ 0 with recent \\+ 2 · heavy ≤ keep"),
+        ({"keep": 0.5, "recent": 0.3, "heavy": 0.2}, "shares ≥ 0 with recent \\+ 2 · heavy ≤ keep"),
+        ({"keep": 0.5, "threshold": 0.7}, "one follows from the other; use keep"),
         ({"mass": "none"}, "mass"),
     ],
 )
@@ -257,7 +300,7 @@ def test_a_budget_that_whole_layers_exceed_is_refused_with_one_that_fits() -> No
 
 
 def test_attention_over_merged_slots_is_attention_over_their_tensors() -> None:
-    sequence, tokens = compressed("kvmerger", 150, mass="published", **ENDS)
+    sequence, tokens = compressed("kvmerger", 150, keep=0.5, mass="published", **ENDS)
     found = Driver(MODEL).step(sequence, [7])
     for layer in range(2):
         view = sequence.view(layer)

@@ -16,7 +16,7 @@ from thrifty import registry
 from thrifty.arrays import Floats
 from thrifty.cache.composition import check_order
 from thrifty.cache.model_info import ModelInfo
-from thrifty.cache.policies.kvzip import LATER, QUOTED, Kvzip, attention, best_heads, best_slots
+from thrifty.cache.policies.kvzip import FIRST, LATER, QUOTED, Kvzip, attention, best_heads, best_slots
 from thrifty.cache.pool import Cache
 from thrifty.cache.sequence import SequenceCache
 from thrifty.errors import PromptError, RecipeError
@@ -100,7 +100,7 @@ def test_the_best_slots_of_all_layers_and_heads_stay(group: str, windows: tuple[
 
 def test_the_best_heads_stay_whole_and_the_others_keep_sinks() -> None:
     model = model_info(layers=3, heads=4, kv_heads=2)
-    policy = registry.build("cache", {"technique": "kvzip", "keep": 0.5, "chunk": 90, "level": "head"})
+    policy = registry.build("cache", {"technique": "kvzip", "keep": 0.5, "chunk": 90, "level": "prompt-head"})
     tokens = prompt(150, seed=5)
     sequence = prefilled(model, policy, tokens)
     driver = Driver(model)
@@ -112,6 +112,65 @@ def test_the_best_heads_stay_whole_and_the_others_keep_sinks() -> None:
     chosen = sorted(best, key=lambda place: -best[place])[:3]
     for layer, head in best:
         assert sequence.slots(layer, head) == (150 if (layer, head) in chosen else policy.sinks)
+
+
+@pytest.mark.parametrize("windows", [(None,) * 3, (None, 40, None)])
+def test_measured_heads_stay_whole_without_repeating(windows: tuple[int | None, ...]) -> None:
+    model = model_info(windows=windows, heads=4, kv_heads=2)
+    policy = registry.build("cache", {"technique": "kvzip", "keep": 0.5, "level": "head"})
+    tokens = prompt(150, seed=5)
+    assert policy.rehearsals(model, tokens, 0) == []
+    sequence = prefilled(model, policy, tokens)
+    measured = model.head_scores["kvzip"].reshape(len(model.policy_layers), 2, 2).max(axis=2)
+    best = {(layer, head): measured[rank, head] for rank, layer in enumerate(model.policy_layers) for head in range(2)}
+    chosen = sorted(best, key=lambda place: -best[place])[: len(best) // 2]
+    for layer, head in best:
+        assert sequence.slots(layer, head) == (150 if (layer, head) in chosen else policy.sinks)
+
+
+def test_a_second_prompt_drops_in_measured_heads_what_was_said_between() -> None:
+    """What was generated behind the first prompt is context of the second one."""
+    model = model_info(layers=2)
+    policy = registry.build("cache", {"technique": "kvzip", "keep": 0.5, "level": "head"})
+    tokens = prompt(140)
+    sequence = prefilled(model, policy, tokens)
+    dropped = next(
+        (layer, head) for layer in range(2) for head in range(2) if sequence.slots(layer, head) == policy.sinks
+    )
+    driver = Driver(model)
+    for token in range(70):
+        driver.step(sequence, [token])
+    assert sequence.slots(*dropped) > policy.sinks + 60
+    driver.prefill(sequence, [*range(sequence.length), *prompt(100, seed=3)])
+    assert sequence.slots(*dropped) == policy.sinks
+
+
+def test_without_measured_heads_the_command_is_named() -> None:
+    bare = dataclasses.replace(model_info(), head_scores={})
+    Cache(bare).create([Kvzip(level="prompt-head")]).free()
+    with pytest.raises(RecipeError, match="'kvzip' needs the scores .*run `thrifty heads MODEL --kind kvzip` once"):
+        Kvzip(level="head").check(bare)
+    assert Kvzip(level="head").kind == "kvzip" and Kvzip().kind is None
+
+
+def test_the_opening_of_the_chat_template_stays_whole() -> None:
+    model = dataclasses.replace(model_info(), opening=lambda tokens: 37)
+    tokens = prompt(190)
+    policy = Kvzip(keep=0.2, chunk=70).for_prompt(model, tokens)
+    assert policy == Kvzip(keep=0.2, chunk=70, sinks=37)
+    assert Kvzip(opening=False).for_prompt(model, tokens).sinks == 4
+    assert Kvzip(sinks=50).for_prompt(model, tokens).sinks == 50
+    assert Kvzip().for_prompt(model_info(), tokens) == Kvzip()
+    assert policy.rehearsals(model, tokens, 0)[0].start == 37
+    sequence = prefilled(model, policy, tokens)
+    counts = []
+    for layer in range(model.layers):
+        for head in range(model.kv_heads):
+            positions = sequence.view(layer).positions(head).tolist()
+            assert positions[:37] == list(range(37))
+            counts.append(len(positions) - 37)
+    assert sum(counts) == int(0.2 * len(counts) * (190 - 37)), "the share is of what comes behind it"
+    assert sum(counts) / len(counts) + 37 <= policy.kept(190)
 
 
 def test_values_stay_with_their_keys() -> None:
@@ -161,6 +220,23 @@ def test_a_later_chunk_is_asked_for_by_the_end_of_the_one_before() -> None:
     assert [(piece.start, piece.stop) for piece in pieces] == [(4, 104), (104, 204), (204, 260)]
     assert pieces[0].tokens[2:] == tuple(tokens[4:104])
     assert pieces[1].tokens == (2000 + len(LATER), *tokens[104 - QUOTED : 104], 2001, *tokens[104:204])
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 300), chunk=st.integers(1, 120), sinks=st.integers(1, 40), first=st.integers(0, 200))
+def test_pieces_repeat_every_token_once_in_order(n: int, chunk: int, sinks: int, first: int) -> None:
+    """From the sinks, or the prompt before, chunk by chunk, behind its request and eight tokens of the last one."""
+    tokens, begin = prompt(n), max(first, sinks)
+    expected = []
+    while begin < n:
+        end = min(begin + chunk, n)
+        quoted = tokens[max(0, begin - 8) : begin] if expected else []
+        text = LATER if expected else FIRST
+        expected.append((begin, end, (2000 + len(text), *quoted, 2001, *tokens[begin:end])))
+        begin = end
+    pieces = Kvzip(chunk=chunk, sinks=sinks).rehearsals(model_info(), tokens, first)
+    assert [(piece.start, piece.stop, piece.tokens) for piece in pieces] == expected
+    assert all(piece.sinks == sinks for piece in pieces)
 
 
 def test_nothing_is_repeated_where_all_is_kept_or_all_are_sinks() -> None:

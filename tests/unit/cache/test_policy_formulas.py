@@ -81,15 +81,20 @@ def test_snapkv_leaves_short_prompts_alone_and_generated_tokens_stay() -> None:
     assert sequence.slots(0) == 60 + 130
 
 
-def test_ada_kv_shares_a_layers_budget_by_need() -> None:
-    sequence, tokens = compressed("ada-kv", 200, window=16, kernel=5, capacity=66, group="mean")
+@pytest.mark.parametrize("group", ["mean", "max"])
+@pytest.mark.parametrize("floor_alpha", [0.2, 0.6])
+@pytest.mark.parametrize(("n", "capacity"), [(200, 66), (90, 40)])
+def test_ada_kv_shares_a_layers_budget_by_need(group: str, floor_alpha: float, n: int, capacity: int) -> None:
+    options: dict[str, Any] = {"window": 16, "kernel": 5, "capacity": capacity}
+    sequence, tokens = compressed("ada-kv", n, group=group, floor_alpha=floor_alpha, **options)
+    budget = capacity - 16
     unequal = False
     for layer in range(2):
-        scores = observation(layer, tokens, 16, 5, "max", "mean")
-        best = largest(scores.reshape(-1), 100) // scores.shape[1]
+        scores = observation(layer, tokens, 16, 5, "max", group)
+        best = largest(scores.reshape(-1), 2 * budget) // scores.shape[1]
         counts = [int((best == head).sum()) for head in range(2)]
         for head in range(2):
-            expected = round(0.8 * counts[head] + int(0.2 * 50))
+            expected = round((1 - floor_alpha) * counts[head] + int(floor_alpha * budget))
             assert sequence.slots(layer, head) == expected + 16
         unequal |= sequence.slots(layer, 0) != sequence.slots(layer, 1)
     assert unequal, "the heads of a layer hold different numbers of slots"

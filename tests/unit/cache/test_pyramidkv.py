@@ -64,7 +64,7 @@ def test_one_layer_and_room_for_all(layers: int, mean: int, most: int, expected:
 
 def test_layers_keep_the_slots_that_snapkv_of_their_budget_keeps() -> None:
     sequence = compressed(FIVE, 200, capacity=48, kernel=5)
-    budgets = pyramid(5, 40, 192, 20)
+    budgets = [78, 59, 40, 21, 2]  # 2·40 − 40/20 down to 40/20 in equal steps
     assert [sequence.slots(layer) for layer in range(5)] == [one + 8 for one in budgets]
     for layer, budget in enumerate(budgets):
         alone = compressed(FIVE, 200, "snapkv", capacity=budget + 8, window=8, kernel=5)

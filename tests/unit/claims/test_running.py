@@ -1,7 +1,8 @@
-"""Runs of several claims: bounded, interrupted, failing; and the real claims on a tiny model."""
+"""Runs of several claims: bounded, interrupted, failing, with controls that contradict and seeds that disagree."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,40 +11,32 @@ from tests.tiny import tiny_model
 
 from thrifty import claims
 from thrifty.claims.harness import records, running
-from thrifty.claims.harness.claim import Claim, Figures, Verdict
-from thrifty.claims.harness.context import Context, recovery_of
-from thrifty.claims.harness.needles import needles, recalled
-from thrifty.claims.harness.running import Reproduction
-from thrifty.engine.engine import Engine
+from thrifty.claims.harness.budget import SHORT
+from thrifty.claims.harness.claim import Claim, Measurement
+from thrifty.claims.harness.context import Context
+from thrifty.claims.harness.controls import Control, ControlError
+from thrifty.claims.harness.parts import Bar, Verdict, exactly
+from thrifty.claims.harness.running import Reproduction, agreed
 from thrifty.errors import PromptError
-from thrifty.evaluation import quality
-from thrifty.evaluation.forcing import MeasurementError
-from thrifty.evaluation.heads import probe as head_probe
 from thrifty.evaluation.recovery import Interval
-from thrifty.evaluation.tasks._answering import Answering
-from thrifty.models.head_scores import HeadScores
 
 NAMES = ["ada-kv", "h2o", "kivi"]
+Action = Callable[[Context], Measurement]
+
+
+def value(number: float, *controls: Control) -> Measurement:
+    return Measurement(exactly("share", number, Bar(0.9)), controls=controls, setting="nothing was run")
 
 
 class Fake(Claim):
     paper, source, rule, minutes = "1 ×", "arXiv:1", "always", 1.0
+    models = ("tiny", "large")
 
-    def __init__(self, action: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, action: Action) -> None:
         self.action = action
 
-    def measure(self, context: Context) -> Figures:
-        self.action()
-        return {"x": 2.0}
-
-    def judge(self, figures: Figures) -> Verdict:
-        return Verdict.HOLDS if figures["x"] == 2.0 else Verdict.FAILS
-
-    def tell(self, figures: Figures) -> str:
-        return f"{figures['x']:.0f} ×"
-
-    def setting(self, figures: Figures) -> str:
-        return "nothing was run"
+    def measure(self, context: Context) -> Measurement:
+        return self.action(context)
 
 
 @pytest.fixture(scope="module")
@@ -52,176 +45,143 @@ def context() -> Iterator[Context]:
         yield made
 
 
-def fakes(monkeypatch: pytest.MonkeyPatch, **actions: Callable[[], None]) -> None:
-    monkeypatch.setattr(claims, "load", lambda name: Fake(actions.get(name.replace("-", "_"), lambda: None)))
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def use(**actions: Action) -> None:
+        def holds(context: Context) -> Measurement:
+            return value(1.0)
+
+        monkeypatch.setattr(claims, "load", lambda name: Fake(actions.get(name.replace("-", "_"), holds)))
+
+    return use
 
 
-def test_every_row_is_on_disk_when_it_is_given(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fakes(monkeypatch)
+def test_every_row_is_on_disk_when_it_is_given(context: Context, tmp_path: Path, fakes: Callable[..., None]) -> None:
+    fakes()
     page = tmp_path / "claims.md"
     for count, row in enumerate(Reproduction(lambda name: context, NAMES, page).rows(), start=1):
         held = records.read(records.record_of(page))
-        assert len(held) == count and held[row.technique] == row
-        assert page.read_text().count("**holds**") == count
-    assert row.setting == "tiny: nothing was run" and row.measured == "2 ×"
+        assert len(held) == count and held[row.key] == row
+        assert page.read_text().count("| **holds** |") == count
+    assert row.run is not None and row.run.half == "judged" and row.run.code and row.run.commit
+    assert row.model == "tiny" and row.run.threads == 1 and row.run.verdicts == {"0": "holds"}
 
 
 def test_an_interrupted_run_keeps_what_was_finished(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: Context, tmp_path: Path, fakes: Callable[..., None]
 ) -> None:
-    def interrupted() -> None:
+    def interrupted(context: Context) -> Measurement:
         raise KeyboardInterrupt
 
-    fakes(monkeypatch, h2o=interrupted)
+    fakes(h2o=interrupted)
     page = tmp_path / "claims.md"
     with pytest.raises(KeyboardInterrupt):
         list(Reproduction(lambda name: context, NAMES, page).rows())
-    assert set(records.read(records.record_of(page))) == {"ada-kv"}
-    fakes(monkeypatch)
-    list(Reproduction(lambda name: context, ["kivi"], page).rows())
-    assert set(records.read(records.record_of(page))) == {"ada-kv", "kivi"}
+    assert set(records.read(records.record_of(page))) == {("ada-kv", "tiny")}
 
 
-def test_rows_that_another_run_adds_meanwhile_stay(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_rows_that_another_run_wrote_meanwhile_stay(
+    context: Context, tmp_path: Path, fakes: Callable[..., None]
 ) -> None:
     page = tmp_path / "claims.md"
 
-    def another_run() -> None:
-        fakes(monkeypatch)
+    def another_run(context: Context) -> Measurement:
+        fakes()
         list(Reproduction(lambda name: context, ["kivi"], page).rows())
+        return value(1.0)
 
-    fakes(monkeypatch, h2o=another_run)
+    fakes(h2o=another_run)
     list(Reproduction(lambda name: context, ["h2o"], page).rows())
-    assert set(records.read(records.record_of(page))) == {"h2o", "kivi"}
+    assert set(records.read(records.record_of(page))) == {("h2o", "tiny"), ("kivi", "tiny")}
 
 
-def test_a_claim_that_cannot_be_measured_does_not_stop_the_others(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_claim_that_cannot_be_measured_loses_its_old_verdict_and_does_not_stop_the_others(
+    context: Context, tmp_path: Path, fakes: Callable[..., None]
 ) -> None:
-    def refuse() -> None:
+    def refuse(context: Context) -> Measurement:
         raise PromptError("this context holds 4096")
 
-    fakes(monkeypatch, ada_kv=refuse)
-    run = Reproduction(lambda name: context, NAMES, tmp_path / "claims.md")
+    page = tmp_path / "claims.md"
+    fakes()
+    list(Reproduction(lambda name: context, NAMES, page).rows())
+    fakes(ada_kv=refuse)
+    run = Reproduction(lambda name: context, NAMES, page)
     assert [row.technique for row in run.rows()] == ["h2o", "kivi"]
-    assert run.failed == {"ada-kv": "this context holds 4096"}
+    assert run.failed == {"ada-kv on tiny": "this context holds 4096"}
+    row = records.read(records.record_of(page))["ada-kv", "tiny"]
+    assert row.verdict == "stale" and row.measurement is None and row.stale.endswith(": this context holds 4096")
+    assert "**stale**" in page.read_text()
+
+
+def test_a_control_that_behaves_otherwise_leaves_no_verdict(
+    context: Context, tmp_path: Path, fakes: Callable[..., None]
+) -> None:
+    wins = Control("random eviction", "lose", Interval(0.2, 0.1, 0.3))
+    fakes(kivi=lambda context: value(1.0, wins))
+    page = tmp_path / "claims.md"
+    run = Reproduction(lambda name: context, ["kivi"], page)
+    assert list(run.rows()) == []
+    assert "random eviction (must lose) +0.200" in run.failed["kivi on tiny"]
+    assert records.read(records.record_of(page))["kivi", "tiny"].verdict == "stale"
+
+
+def test_several_seeds_are_run_and_told(context: Context, fakes: Callable[..., None]) -> None:
+    fakes(kivi=lambda context: value(1.0))
+    (row,) = Reproduction(lambda name: context, ["kivi"], seeds=(3, 4)).rows()
+    assert row.run is not None and row.run.seeds == (3, 4)
+    assert row.verdict == "holds" and row.run.verdicts == {"3": "holds", "4": "holds"}
+
+
+def test_opposite_verdicts_of_two_seeds_are_an_error(context: Context, fakes: Callable[..., None]) -> None:
+    fakes(kivi=lambda context: value(1.0 if context.seed else 0.5))
+    run = Reproduction(lambda name: context, ["kivi"], seeds=(0, 1))
+    assert list(run.rows()) == []
+    assert "seeds give opposite verdicts (seed 0: does not hold here, seed 1: holds)" in run.failed["kivi on tiny"]
+
+
+def test_what_one_seed_leaves_open_is_open() -> None:
+    assert agreed({0: Verdict.HOLDS, 1: Verdict.INCONCLUSIVE}) is Verdict.INCONCLUSIVE
+    assert agreed({0: Verdict.FAILS, 1: Verdict.FAILS}) is Verdict.FAILS
+    with pytest.raises(ControlError):
+        agreed({0: Verdict.HOLDS, 1: Verdict.INCONCLUSIVE, 2: Verdict.FAILS})
 
 
 def test_no_claim_begins_that_would_end_too_late(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: Context, fakes: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fakes(monkeypatch)
-    clock = iter([0.0, 0.0, 0.0, 60.0, 61.0, 61.0, 61.0, 61.0])
-    monkeypatch.setattr(running.time, "monotonic", lambda: next(clock))
-    run = Reproduction(lambda name: context, NAMES, tmp_path / "claims.md", minutes=2.0)
+    now = [0.0]
+
+    def takes_two_minutes(context: Context) -> Measurement:
+        now[0] += 120
+        return value(1.0)
+
+    fakes(ada_kv=takes_two_minutes)
+    monkeypatch.setattr(running.time, "monotonic", lambda: now[0])
+    run = Reproduction(lambda name: context, NAMES, budget=dataclasses.replace(SHORT, minutes=3.5))
     assert [row.technique for row in run.rows()] == ["ada-kv"]
-    assert run.left_out == ["h2o", "kivi"]
+    assert run.left_out == ["h2o on tiny", "kivi on tiny"], "they take twice what was planned, as the first did"
 
 
-RIVALS = {"rivals.ASKED": 2, "rivals.PREFIX": 320, "rivals.SCORED": 24, "rivals.PARTS": 1}
-SMALL = {
-    "kivi": {"PREFIX": 320, "SCORED": 24},
-    "h2o": {"PREFIX": 320, "SCORED": 24},
-    "minikv": {"PREFIX": 320, "SCORED": 24},
-    "ada-kv": {"PREFIX": 320, "SCORED": 24, "PARTS": 2},
-    "streaming": {"PREFIX": 512, "SCORED": 24, "CACHE": 128},
-    "fastgen": {"PREFIX": 320, "SCORED": 24},
-    "kvmerger": {"PREFIX": 320, "SCORED": 24, "WHOLE": {"first": 0, "last": 0}},
-    "kvzip": {"PREFIX": 320, "SCORED": 24, "QUESTION": 300, "ASKED": 2, "LONG": 384, "ROUNDS": 1},
-    "rtn": {"PREFIX": 64, "SCORED": 24},
-    "scbench": {"LENGTH": 640, "ITEMS": 2},
-    "snapkv": {"LONGEST": 640, "STEPS": 8, "ASKED": 3},
-    "knorm": {"QUESTION": 300, "ASKED": 2},
-    "pyramidkv": RIVALS,
-    "quest": {"PREFIX": 384, "SCORED": 24, "BUDGETS": {"16": 192, "6": 256}, "STEPS": 8, "ASKED": 2, "QUESTION": 300},
-    "headkv": RIVALS,
-    "headkv-r2": {"QUESTION": 300, "ASKED": 2, "SHARE": 0.1},
-}
-
-
-def made_up_scores(engine: Engine, kind: str) -> HeadScores:
-    config = engine.model.config
-    layers = tuple(range(len(config.layers)))
-    scores = tuple(tuple(float(1 + layer * head) for head in range(config.heads)) for layer in layers)
-    version = engine.model.version
-    return HeadScores(
-        kind=kind, version=version, layers=layers, scores=scores, asked=1, used=1, settings={}, date="2026-01-01"
-    )
-
-
-@pytest.mark.parametrize("name", claims.names())
-def test_a_claim_measures_and_judges(name: str, context: Context, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    module = f"thrifty.claims.{name.replace('-', '_')}"
-    claim = claims.load(name)
-    for constant, value in SMALL[name].items():
-        monkeypatch.setattr(f"{module}.{constant}", value)
-    # Random weights predict nothing right, so that there is nothing to recover, and no head can be scored.
-    monkeypatch.setattr(head_probe, "probe", made_up_scores)
-    monkeypatch.setattr(quality, "ratio_interval", lambda score, baseline: Interval(0.97, 0.9, 1.0))
-    outcome = claim.run(context)
-    assert outcome.verdict is claim.judge(dict(outcome.figures))
-    assert outcome.setting.startswith("tiny: ") and any(letter.isdigit() for letter in outcome.measured)
-    assert all(isinstance(value, int | float) and value == value for value in outcome.figures.values())
-
-
-def test_timings_that_others_disturbed_are_called_void() -> None:
-    claim = claims.load("snapkv")
-    figures = {"length": 100.0, "asked": 3.0, "question": 90.0, "others": 0.005}
-    assert "VOID" not in claim.setting(figures)
-    assert "TIMING VOID: others took 30% of the machine" in claim.setting(figures | {"others": 0.3})
-
-
-def test_a_model_that_predicts_nothing_right_has_no_recovery(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "ratio_interval", lambda score, baseline: None)
-    run = context.quality([{"technique": "kivi"}], 320, 16)
-    with pytest.raises(MeasurementError, match="recovery is undefined: the uncompressed model predicts none"):
-        recovery_of(run)
-
-
-def test_memory_of_a_batch_is_that_of_all_its_sequences(context: Context) -> None:
-    weights = context.model.nbytes
-    one, four = (context.peak([], 512, count) for count in (1, 4))
-    cache = context.engine.memory.cache.footprint((), 512, 512).steady_bytes
-    assert four - one >= 3 * cache > 0
-    assert one > weights + cache
-    small = context.peak([{"technique": "kivi", "bits": 2}], 512, 4)
-    assert small < four - cache
-
-
-def test_needles_are_in_the_text_and_asked_for_at_its_end(context: Context) -> None:
-    tokenizer = context.model.tokenizer
-    made = needles(tokenizer, 600, 4)
-    for one in made:
-        text = tokenizer.decode(one.prompt)
-        (answer,) = one.turns[0].expected
-        assert text.count(answer) == 1 and text.endswith("?") and "What is the secret number" in text[-50:]
-        assert len(one.prompt) <= 600
-    assert len({one.turns[0].expected for one in made}) == 4
-    assert made == needles(tokenizer, 600, 4) != needles(tokenizer, 600, 4, seed=1)
-
-
-def test_a_claim_is_measured_with_its_own_model_unless_another_is_named(
-    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_claim_is_measured_with_its_own_models_unless_others_are_named(
+    context: Context, fakes: Callable[..., None]
 ) -> None:
-    fakes(monkeypatch)
+    fakes()
     asked: list[str] = []
 
     def contexts(name: str) -> Context:
         asked.append(name)
         return context
 
-    list(Reproduction(contexts, ["kivi"], tmp_path / "claims.md").rows())
-    list(Reproduction(contexts, ["kivi"], tmp_path / "claims.md", model="other").rows())
-    assert asked == [Claim.model, "other"]
+    list(Reproduction(contexts, ["kivi"]).rows())
+    list(Reproduction(contexts, ["kivi"], budget=dataclasses.replace(SHORT, models=2)).rows())
+    list(Reproduction(contexts, ["kivi"], models=["other"]).rows())
+    assert asked == ["tiny", "tiny", "large", "other"]
 
 
-def test_a_needle_is_recalled_where_the_answer_names_it(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = needles(context.model.tokenizer, 300, 2)
-    assert recalled(context.engine, made, [{"technique": "snapkv", "keep": 0.5}]) == [False, False], "random weights"
-    grade = Answering.grade
-    right = {one.identity: one.turns[0].expected[0] for one in made}
-    monkeypatch.setattr(Answering, "grade", lambda self, item, turn, _: grade(self, item, turn, right[item.identity]))
-    assert recalled(context.engine, made, []) == [True, True]
+def test_a_row_says_what_its_model_was_trained_on(context: Context, fakes: Callable[..., None]) -> None:
+    fakes()
+    (row,) = Reproduction(lambda name: context, ["kivi"], models=["recall-2m"]).rows()
+    assert row.measurement is not None
+    assert row.measurement.setting.startswith("nothing was run. It was trained on these tasks' own sentences")
+    (row,) = Reproduction(lambda name: context, ["kivi"], models=["smollm2-135m"]).rows()
+    assert row.measurement is not None and row.measurement.setting == "nothing was run"

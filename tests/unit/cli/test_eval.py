@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,3 +136,47 @@ def test_what_cannot_be_run_is_refused(
 def test_the_protocol_takes_no_recipe(thrifty: Callable[..., Any], checkpoint: Path, recipe: Path) -> None:
     found = thrifty("eval", checkpoint, "--protocol", "-r", recipe)
     assert found.code == 2 and "leave --recipe out" in found.message
+
+
+def test_the_time_is_told_before_it_starts_and_nothing_is_left_after(
+    thrifty: Callable[..., Any], checkpoint: Path, recipe: Path, tmp_path: Path
+) -> None:
+    words = ("eval", checkpoint, "-r", recipe, "--tasks", "recall", "--records", tmp_path / "r.jsonl", *RUN)
+    first = thrifty(*words)
+    assert "about 0 s: 4 runs" in first.message and "tokens of prompts and at most" in first.message
+    again = thrifty(*words)
+    assert "nothing is left to run" in again.message and again.json()["tasks"] == first.json()["tasks"]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on(checkpoint: Path, recipe: Path, tmp_path: Path) -> None:
+    records = tmp_path / "records.jsonl"
+    program = "from thrifty.cli.main import main; main()"
+    words: list[object] = [
+        "eval",
+        checkpoint,
+        "-r",
+        recipe,
+        "--tasks",
+        "recall",
+        "--items",
+        60,
+        "--length",
+        400,
+        "--threads",
+        1,
+    ]
+    command = [sys.executable, "-c", program, *map(str, words), "--records", str(records)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ends = time.monotonic() + 60
+    while not (records.exists() and records.read_bytes().count(b"\n") > 9):
+        assert time.monotonic() < ends and process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = records.read_bytes()
+    whole = kept[: kept.rfind(b"\n") + 1]
+    assert 9 < whole.count(b"\n") < 1 + 2 * 60, "it was killed in the middle"
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["tasks"][0]["items"] == 60
+    assert records.read_bytes().startswith(whole) and records.read_bytes().count(b"\n") == 1 + 2 * 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,71 +10,136 @@ from typing import Any
 import pytest
 
 from thrifty import claims
-from thrifty.claims import rtn
-from thrifty.claims.harness import records
+from thrifty.claims.harness import records, state
+from thrifty.claims.harness.claim import Claim, Measurement
+from thrifty.claims.harness.context import Context
+from thrifty.claims.harness.parts import Bar, exactly, kept
+
+LOAD = claims.load
+
+
+class SmallClaim(Claim):
+    """Bytes of a quantised cache, and what the first items of recall score."""
+
+    paper, source, rule, minutes = "5.68 × less", "arXiv:1", "at most half the bytes", 1.0
+
+    def measure(self, context: Context) -> Measurement:
+        context.budget = context.budget.__class__(**{**vars(context.budget), "items": 2})
+        full = context.recall([], length=400)
+        ours = context.recall([{"technique": "kivi", "bits": 2}], length=400)
+        share = context.held([{"technique": "kivi", "bits": 2}], 512) / context.held([], 512)
+        return Measurement(
+            headline=exactly("bytes of the full cache's", share, Bar(0.99, at_least=False)),
+            parts=(kept("recall", ours, full, Bar(0.9)),),
+            counts={"keys": len(ours)},
+            setting="512 tokens",
+        )
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rtn, "PREFIX", 64)
-    monkeypatch.setattr(rtn, "SCORED", 16)
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A claim that is measured in milliseconds in the place of that of rtn."""
+    monkeypatch.setattr(claims, "load", lambda name: SmallClaim() if name == "rtn" else LOAD(name))
+    monkeypatch.setattr(state, "cache_directory", lambda: tmp_path / "cache")
 
 
 @pytest.mark.usefixtures("small")
-def test_one_claim_is_shown_and_written(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
+def test_one_claim_is_planned_shown_and_written(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
     page = tmp_path / "claims.md"
-    found = thrifty("reproduce", "rtn", "--model", checkpoint, "-o", page, "--threads", 1)
-    assert found.code == 0, found.err
-    for words in ("paper says", "measured here", "setting", "verdict", "5.68"):
-        assert words in found.out
-    row = records.read(page.with_suffix(".json"))["rtn"]
-    assert row.verdict in found.out and row.verdict in page.read_text()
-    assert "cores" in row.machine and row.minutes >= 0
+    words = ("--model", checkpoint, "-o", page, "--threads", 1, "--minutes", 20)
+    answer = thrifty("reproduce", "rtn", *words)
+    assert answer.code == 0, answer.err
+    assert (
+        "1 claims on" in answer.message and "about 1 minutes" in answer.message and "of 20 there are" in answer.message
+    )
+    for text in ("paper says", "headline", "setting", "verdict", "5.68"):
+        assert text in answer.out
+    row = records.read(page.with_suffix(".json"))["rtn", str(checkpoint)]
+    assert row.verdict == "holds" and row.verdict in answer.out and row.verdict in page.read_text()
+    assert row.run is not None and "cores" in row.run.machine and row.run.threads == 1 and row.run.weights
 
 
 @pytest.mark.usefixtures("small")
-def test_json(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
-    found = thrifty("reproduce", "rtn", "--model", checkpoint, "-o", tmp_path / "c.md", "--json", "--threads", 1)
-    (claim,) = found.json()["claims"]
-    assert claim["technique"] == "rtn" and claim["figures"]["full"] > 1 and not found.json()["interrupted"]
+def test_a_second_run_goes_on_from_the_results_of_the_first(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    words = ("reproduce", "rtn", "--model", checkpoint, "--threads", 1, "--json")
+    first, second = thrifty(*words), thrifty(*words)
+    assert "going on from" not in first.message and "going on from 6 results of an earlier run" in second.message
+    own, again = (answer.json()["claims"][0]["measurement"] for answer in (first, second))
+    assert own == again
 
 
 @pytest.mark.usefixtures("small")
-def test_nothing_is_written_unasked(
+def test_json_and_seeds(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
+    words = ("--model", checkpoint, "--threads", 1, "--seed", 3, "--seed", 4)
+    document = thrifty("reproduce", "rtn", "-o", tmp_path / "c.md", "--json", *words).json()
+    (claim,) = document["claims"]
+    assert claim["technique"] == "rtn" and claim["measurement"]["headline"]["verdict"] == "holds"
+    assert claim["run"]["seeds"] == [3, 4] and not document["interrupted"]
+
+
+@pytest.mark.usefixtures("small")
+def test_no_page_is_written_unasked(
     thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = tmp_path / "docs" / "claims.md"
     page.parent.mkdir()
     page.write_text("as it was")
     monkeypatch.chdir(tmp_path)
-    found = thrifty("reproduce", "rtn", "--model", checkpoint, "--threads", 1)
-    assert found.code == 0 and "Nothing was written; -o FILE adds it to a page." in found.out
+    answer = thrifty("reproduce", "rtn", "--model", checkpoint, "--threads", 1)
+    assert answer.code == 0 and "Nothing was written; -o FILE adds it to a page." in answer.out
     assert thrifty("reproduce", "rtn", "--model", checkpoint, "--threads", 1, "--json").json()["page"] is None
-    assert page.read_text() == "as it was" and [one.name for one in page.parent.iterdir()] == ["claims.md"]
+    assert page.read_text() == "as it was" and [path.name for path in page.parent.iterdir()] == ["claims.md"]
 
 
-def test_ctrl_c_keeps_what_was_finished(
+@pytest.mark.usefixtures("small")
+def test_ctrl_c_keeps_what_was_measured(
     thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(context: Any) -> Any:
+    def interrupted(self: Context, cache: Any, length: int) -> int:
         raise KeyboardInterrupt
 
-    claim = claims.load("rtn")
-    monkeypatch.setattr(type(claim), "run", lambda self, context: interrupted(context))
-    found = thrifty("reproduce", "rtn", "--model", checkpoint, "-o", tmp_path / "claims.md", "--threads", 1)
-    assert found.code == 130 and "the claims that were finished are kept" in found.message
-
-
-def test_a_context_that_is_too_short_is_said(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
-    found = thrifty("reproduce", "streaming", "--model", checkpoint, "-o", tmp_path / "claims.md", "--threads", 1)
-    assert found.code == 1
-    assert "streaming could not be measured: measuring quality takes 4610 tokens" in found.message
+    words = ("reproduce", "rtn", "--model", checkpoint, "-o", tmp_path / "claims.md", "--threads", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Context, "held", interrupted)
+        answer = thrifty(*words)
+    assert answer.code == 130 and "what was measured is kept; the same command goes on" in answer.message
     assert not (tmp_path / "claims.md").exists()
+    assert "going on from 4 results" in thrifty(*words).message and (tmp_path / "claims.md").exists()
+
+
+def test_a_context_that_is_too_short_is_said_and_the_row_is_stale(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Long(SmallClaim):
+        def measure(self, context: Context) -> Measurement:
+            context.losses([], prefix=10**6)
+            raise AssertionError("the context is too short")
+
+    monkeypatch.setattr(claims, "load", lambda name: Long())
+    monkeypatch.setattr(state, "cache_directory", lambda: tmp_path / "cache")
+    page = tmp_path / "claims.md"
+    answer = thrifty("reproduce", "rtn", "--model", checkpoint, "-o", page, "--threads", 1)
+    assert answer.code == 1 and "could not be measured: a passage of 1000000 + 256 tokens needs" in answer.message
+    (row,) = json.loads(page.with_suffix(".json").read_text())["claims"]
+    assert row["verdict"] == "stale" and "a passage of 1000000" in row["stale"]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_page_is_written_again_from_its_record(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
+    page = tmp_path / "claims.md"
+    thrifty("reproduce", "rtn", "--model", checkpoint, "-o", page, "--threads", 1)
+    before = page.read_text()
+    page.write_text("lost")
+    answer = thrifty("reproduce", "-o", page)
+    assert answer.code == 0 and "from its record" in answer.out and page.read_text() == before
+    assert thrifty("reproduce", "-o", tmp_path / "none.md").code == 2
 
 
 def test_no_time_leaves_claims_out(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
-    found = thrifty("reproduce", "--all", "--minutes", 0, "--model", checkpoint, "-o", tmp_path / "c.md")
-    assert found.code == 0 and "no time was left for ada-kv, fastgen, h2o" in found.message
+    answer = thrifty("reproduce", "--all", "--minutes", 0, "--model", checkpoint, "-o", tmp_path / "c.md")
+    assert answer.code == 0 and "no time was left for ada-kv on" in answer.message
 
 
 @pytest.mark.usefixtures("small")
@@ -81,15 +147,17 @@ def test_a_recipe_names_its_techniques(thrifty: Callable[..., Any], checkpoint: 
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('[[weights]]\ntechnique = "rtn"\n[[cache]]\ntechnique = "full"\n')
     words = ("--model", checkpoint, "-o", tmp_path / "claims.md", "--threads", 1)
-    found = thrifty("reproduce", "--recipe", recipe, *words, "--json")
-    assert [claim["technique"] for claim in found.json()["claims"]] == ["rtn"]
-    assert "no claim yet: full" in found.message
+    answer = thrifty("reproduce", "--recipe", recipe, *words, "--json")
+    assert [claim["technique"] for claim in answer.json()["claims"]] == ["rtn"]
+    assert "no claim yet: full" in answer.message
 
 
 def test_without_a_name_the_claims_are_listed(thrifty: Callable[..., Any]) -> None:
     out = thrifty("reproduce").out
     assert "kivi" in out and "no claim yet" in out and "autoregressive" in out
-    assert "full" in thrifty("reproduce", "--json").json()["no_claim_yet"]
+    document = thrifty("reproduce", "--json").json()
+    assert "full" in document["no_claim_yet"] and "random-eviction" not in document["no_claim_yet"]
+    assert all(claim["models"] for claim in document["claims"])
 
 
 @pytest.mark.parametrize(
@@ -99,8 +167,9 @@ def test_without_a_name_the_claims_are_listed(thrifty: Callable[..., Any]) -> No
         (("full",), 1, "technique 'full' has no claim yet. Claims: ada-kv, fastgen, h2o"),
         (("kivi", "--all"), 2, "use one of a technique's name, --recipe and --all"),
         (("kivi", "-o", "claims.json"), 2, "claims.json cannot be the page."),
+        (("kivi", "--minutes", "overnite"), 1, "use a number of minutes or 'overnight'"),
     ],
 )
 def test_mistakes(thrifty: Callable[..., Any], words: tuple[str, ...], code: int, message: str) -> None:
-    found = thrifty("reproduce", *words)
-    assert found.code == code and message in found.message
+    answer = thrifty("reproduce", *words)
+    assert answer.code == code and message in answer.message

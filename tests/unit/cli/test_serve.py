@@ -14,6 +14,7 @@ from thrifty.cli.main import CommandFiles
 from thrifty.cli.shared.served_models import served_adapters, served_models
 from thrifty.serving.served_model import ModelSource
 from thrifty.serving.settings import ServerSettings
+from thrifty.serving.tightening.ladder import Ladder
 
 DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
 
@@ -88,15 +89,21 @@ def test_every_flag_reaches_the_server_or_its_engine(
         "--traces --model a=recall-2m --model b=smollm2-135m --model-room 13MB --no-request-recipes",
         "--request-technique kivi --draft recall-2m",
         "--request-cache-memory 19MB --key-requests 23 --conversation-disk 0 --session-bytes 29MB --memory 31MB",
-        "--threads 1 --reference --no-copy --priority 17",
+        "--threads 1 --reference --no-copy --priority 17 --tighten-limit 1 --tighten-below 0.3 --tighten-wait 2.5",
     )
+    mild, strong = recipe(tmp_path / "mild.toml", bits=4), recipe(tmp_path / "strong.toml", bits=2)
     folders = ["--adapters-from", str(tmp_path), "--session-folder", str(tmp_path), "--adapter", f"b:sql={tmp_path}"]
+    folders += ["--tighten", str(mild), "--tighten", str(strong)]
     assert thrifty("serve", *" ".join(words).split(), *folders).code == 0 and len(served) == 1
     ((settings, sources, shared),) = shelves
     assert settings == ServerSettings(
         host="::1", port=9, api_keys=("k",), public=True, traces=True, drain_seconds=11.0, model_room=13_000_000,
         adapter_folder=tmp_path, session_folder=tmp_path, request_recipes=False, request_techniques=("kivi",),
         request_cache_memory=19_000_000, priority=17, key_requests=23,
+        tighten=Ladder(
+            rungs=(({"technique": "kivi", "bits": 4},), ({"technique": "kivi", "bits": 2},)), limit=1, free_share=0.3,
+            wait_seconds=2.5,
+        ),
     )  # fmt: skip
     assert [(source.name, source.adapters) for source in sources] == [("a", {}), ("b", {"sql": tmp_path})]
     assert shared == {"memory": 31_000_000, "preload": False}
@@ -109,6 +116,38 @@ def test_every_flag_reaches_the_server_or_its_engine(
         "native": False, "threads": 1, "copy": False, "batch": 3, "queue": 5, "prefill_slice_ms": 7.0,
         "drafts": ["recall-2m"], "conversation_disk": None, "session_bytes": 29_000_000,
     }]  # fmt: skip
+
+
+def recipe(path: Path, stage: str = "cache", **options: object) -> Path:
+    """A recipe of one technique."""
+    technique = {"cache": "kivi", "weights": "rtn"}[stage]
+    path.write_text(f'[[{stage}]]\ntechnique = "{technique}"\n' + "".join(f"{k} = {v}\n" for k, v in options.items()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--tighten-limit 1", "give --tighten RECIPE too"),
+        ("--tighten {cache}", "no bound: give --memory"),
+        ("--memory 99MB --tighten {cache} --tighten-limit 2", "--tighten-limit is 2"),
+        ("--memory 99MB --tighten {cache} --tighten-below 1.5", "--tighten-below is 1.5"),
+        ("--memory 99MB --tighten {weights}", "leave them out"),
+        ("--memory 99MB --tighten {empty}", "has no [[cache]]"),
+        ("--memory 99MB --tighten {cache}x", "cannot read recipe"),
+    ],
+)
+def test_a_ladder_that_cannot_be_meant_is_said_before_anything_is_served(
+    thrifty: Callable[..., Any], tmp_path: Path, words: str, told: str
+) -> None:
+    (tmp_path / "empty.toml").write_text("")
+    files = {
+        "cache": recipe(tmp_path / "cache.toml", bits=4),
+        "weights": recipe(tmp_path / "weights.toml", "weights", bits=4),
+        "empty": tmp_path / "empty.toml",
+    }
+    found = thrifty("serve", "--model", "a=no-such-model", *words.format(**files).split())
+    assert found.code != 0 and told in " ".join(found.message.split()), found.message
 
 
 @pytest.mark.parametrize("flag", ["--conversation-disk", "--session-bytes", "--model-room", "--request-cache-memory"])

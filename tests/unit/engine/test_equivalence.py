@@ -30,9 +30,12 @@ CACHES: dict[str, list[dict[str, Any]]] = {
     "h2o": [{"technique": "h2o", "capacity": 80}],
     "h2o + kivi": [{"technique": "h2o", "capacity": 100}, {"technique": "kivi", "bits": 4}],
     "fastgen": [{"technique": "fastgen", "recovery": 0.8, "profile": 64}],
-    "kvmerger": [{"technique": "kvmerger", "first": 0, "last": 0}],
+    "kvmerger": [{"technique": "kvmerger", "keep": 0.5, "first": 0, "last": 0}],
     "quest": [{"technique": "quest", "budget": 64, "page": 16, "dense": 0}],
-    "kvmerger + kivi": [{"technique": "kvmerger", "first": 0, "last": 0}, {"technique": "kivi", "bits": 4}],
+    "kvmerger + kivi": [
+        {"technique": "kvmerger", "keep": 0.5, "first": 0, "last": 0},
+        {"technique": "kivi", "bits": 4},
+    ],
 }
 SAMPLING = {
     "greedy": SamplingParameters(max_tokens=STEPS, ignore_eos=True),

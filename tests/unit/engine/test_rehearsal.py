@@ -21,7 +21,7 @@ KVZIP = {"technique": "kvzip", "keep": 0.3, "chunk": 100}
 KIVI = {"technique": "kivi", "bits": 4, "residual": 64}
 CACHES: dict[str, list[dict[str, Any]]] = {
     "pairs": [KVZIP],
-    "heads": [KVZIP | {"level": "head", "keep": 0.5}],
+    "heads": [KVZIP | {"level": "prompt-head", "keep": 0.5}],
     "then kivi": [KVZIP, KIVI],
 }
 

@@ -41,6 +41,30 @@ def keyed(key: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
+    ("path", "fields", "param", "near"),
+    [
+        (CHAT, {"max_token": 3}, "max_token", "max_tokens"),
+        (CHAT, {"stream_options": {"include_use": True}}, "stream_options.include_use", "include_usage"),
+        (CHAT, {"response_format": {"type": "text", "json_schem": {}}}, "response_format.json_schem", "json_schema"),
+        (CHAT, {"thrifty": {"cach": []}}, "thrifty.cach", "cache"),
+        (CHAT, {"tools": [{"type": "function", "function": {"name": "f", "parameter": {}}}]},
+         "tools.0.function.parameter", "parameters"),
+        (CHAT, {"structured_outputs": {"jsn": {}}}, "structured_outputs.jsn", "json"),
+        (CHAT, {"messages": [{"role": "user", "contents": "a"}]}, "messages.0.contents", "content"),
+        ("/v1/completions", {"ecko": True, "prompt": "a"}, "ecko", "echo"),
+        ("/v1/embeddings", {"input": "a", "encoding": "float"}, "encoding", "encoding_format"),
+        ("/v1/responses", {"input": "a", "max_tokens": 3}, "max_tokens", "max_output_tokens"),
+    ],
+)  # fmt: skip
+def test_an_unknown_field_is_named_with_the_nearest_known_one(
+    server: Live, path: str, fields: dict[str, Any], param: str, near: str
+) -> None:
+    body = chat_body() if path == CHAT else {"model": NAME}
+    error = told(post(server, path, json=body | fields), 400)
+    assert error["param"] == param and f"Did you mean '{near}'?" in error["message"], error
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"beam_width": 2}, "beam_width"),
@@ -252,3 +276,8 @@ def test_a_host_that_spells_another_path_opens_nothing(locked: Live, host: str) 
     connection.putheader("Host", host.format(port=locked.port))
     connection.endheaders()
     assert connection.getresponse().status in (400, 401, 403)
+
+
+def test_anthropics_clients_are_told_the_nearest_name_too(server: Live) -> None:
+    answer = post(server, "/v1/messages", json=chat_body(stop_sequence=["a"]))
+    assert answer.status_code == 400 and "Did you mean 'stop_sequences'?" in answer.json()["error"]["message"]

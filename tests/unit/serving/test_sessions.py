@@ -134,3 +134,18 @@ def told(server: Live, path: str, status: int, owner: str = "one") -> dict[str, 
     assert answer.status_code == status, answer.text
     body: dict[str, Any] = answer.json()
     return body
+
+
+def test_a_turn_that_is_asked_again_or_edited_goes_back(keyed: Live) -> None:
+    messages, extension = [{"role": "user", "content": FIRST}], {"thrifty": KIVI | {"session": "again"}}
+    say(keyed, messages, **extension)
+    turn = list(messages)
+    first = say(keyed, messages, **extension)
+    again = say(keyed, list(turn), **extension)
+    assert again["choices"] == first["choices"]
+    assert again["usage"]["prompt_tokens_details"] == first["usage"]["prompt_tokens_details"]
+    edited = [*turn[:-1], {"role": "user", "content": "And of the land?"}]
+    told = say(keyed, edited, **extension)
+    assert told["usage"]["prompt_tokens_details"] == first["usage"]["prompt_tokens_details"]
+    (mine,) = [session for session in held(keyed) if session["id"] == "again"]
+    assert mine["turns"] == 2

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+import socket
 import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from tests.checkpoint import write_checkpoint
 from tests.unit.serving.live import NAME, chat_body, live, post
+from tests.unit.serving.programs import thrifty, url_of
 
 from thrifty.engine.answer import Usage
 from thrifty.errors import MissingExtra
 from thrifty.serving.settings import ServerSettings
-from thrifty.serving.tracing import Spans, otlp_spans
+from thrifty.serving.tracing import Sender, Spans, otlp_spans
 
 CHAT = "/v1/chat/completions"
+PATIENCE = float(os.environ.get("THRIFTY_TEST_PATIENCE", "2"))  # more where others compute, too
 
 
 def memory_spans() -> tuple[Spans, Any]:
@@ -63,6 +73,51 @@ def test_the_server_sends_them_in_the_trace_of_its_client(stream: bool, monkeypa
     first, second = [span for span in exporter.get_finished_spans() if span.name == "request"]
     assert f"{first.context.trace_id:032x}" == trace != f"{second.context.trace_id:032x}"
     assert first.attributes["gen_ai.request.model"] == NAME and first.attributes["gen_ai.usage.output_tokens"] == 8
+
+
+@pytest.mark.long
+def test_a_collector_that_is_not_there_holds_nothing_up_and_is_said_once(tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="pip install 'thrifty-engine[otel]'")
+    words = (write_checkpoint(tmp_path / "tiny"), "--name", NAME, "--port", 0, "--threads", 1, "--traces")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound, and nothing listens: connections are refused
+        place = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        with thrifty(*words, OTEL_EXPORTER_OTLP_ENDPOINT=place, OTEL_BSP_SCHEDULE_DELAY="100") as process:
+            url = url_of(process)
+            for _ in range(3):
+                body = {"model": NAME, "prompt": "Hello", "max_tokens": 4}
+                assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            _, told = process.communicate(timeout=20)
+            took = time.monotonic() - began
+    assert process.returncode == 0 and took < 1.5 * PATIENCE, f"{took:.1f} s"
+    assert told.count("spans do not arrive") == 1 and place in told and "Traceback" not in told, told
+
+
+def test_spans_that_arrive_late_are_sent_before_the_end_and_a_failure_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    export = pytest.importorskip("opentelemetry.sdk.trace.export", reason="pip install 'thrifty-engine[otel]'")
+    results, sent = [export.SpanExportResult.FAILURE] * 2 + [export.SpanExportResult.SUCCESS], []
+
+    class Exporter:
+        def export(self, spans: Sequence[Any]) -> Any:
+            sent.extend(spans)
+            return results.pop(0)
+
+        def shutdown(self) -> None: ...
+
+    sender = Sender(Exporter(), "http://nowhere")
+    spans = Spans(sender.provider.get_tracer("test"), sender)
+    with caplog.at_level("WARNING", "thrifty.serving"):
+        for _ in range(2):
+            spans.ended("m", Usage(3, queued_seconds=0.5), ["stop"], 0.6)
+            sender.provider.force_flush()
+        spans.ended("m", Usage(3, queued_seconds=0.5), ["stop"], 0.6)
+        spans.close()
+    assert len(sent) == 6 and [record.message.split()[0] for record in caplog.records] == ["spans"]
+    assert "http://nowhere" in caplog.text
 
 
 def test_without_the_extra_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

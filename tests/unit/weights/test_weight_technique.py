@@ -82,6 +82,22 @@ def test_rtn_stores_the_layers_and_leaves_the_rest(model: Model) -> None:
     assert 0 < report["layers.0.attention.query"].error < 0.01
 
 
+def test_rtn_rounds_to_the_nearest_of_even_steps(plain: Model) -> None:
+    """Group by group, between its least and its greatest number, written out."""
+    name, small = "layers.0.attention.query", prepare(plain, [rtn(bits=4, group=32)])
+    weight, found = plain.linears[name].dequantize(), small.linears[name].dequantize()
+    close = []
+    for row in range(len(weight)):
+        for first in range(0, weight.shape[1], 32):
+            own = weight[row, first : first + 32].astype(np.float64)
+            step = (own.max() - own.min()) / 15
+            expected = own.min() + step * np.rint((own - own.min()) / step)
+            apart = np.abs(found[row, first : first + 32] - expected)
+            assert apart.max() < 1.05 * step, "at most a neighbouring step: scales have 16 bits"
+            close.append((apart < 0.05 * step).mean())
+    assert np.mean(close) > 0.98
+
+
 def test_fewer_bits_cost_more_and_take_less(plain: Model) -> None:
     reference = logits(plain)
     sizes, errors = [], []

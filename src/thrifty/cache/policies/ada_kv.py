@@ -26,6 +26,9 @@ CARD = Card(
     limits=(
         "heads hold different numbers of slots; rounding may add up to one slot a head",
         "`floor_alpha` weights the even part, as in the official code: 0 is all by need, 1 is SnapKV",
+        "a query group's scores are reduced by their mean, the official code's `gqa_func`",
+        "the official `normalize` and `skip` are left out (off by default there)",
+        "relies on the question standing at the end of the prompt; generated tokens are never evicted",
     ),
 )
 

@@ -11,19 +11,24 @@ import numpy as np
 import numpy.typing as npt
 
 from thrifty.arrays import Floats
+from thrifty.cache.head_scores import check_scores, reduced
 from thrifty.cache.layer_budgets import check_beta, whole
 from thrifty.cache.model_info import LayerInfo, ModelInfo
 from thrifty.cache.policies.snapkv import Snapkv
 from thrifty.cache.traits import Traits
 from thrifty.card import Card
-from thrifty.errors import RecipeError
 from thrifty.registry import technique
 
 Doubles = npt.NDArray[np.float64]
 
 LIMITS = (
     "needs the scores of `thrifty heads MODEL`, which are of the checkpoint: techniques on weights do not change them",
+    (
+        "the probe is Thrifty's own: 16 questions of 256 and 480 tokens, in sentences and prose that no task uses (the "
+        "official ones have up to 50 thousand tokens); a model that answers fewer than a quarter has no scores"
+    ),
     "scores of a KV head's query heads are reduced by `reduce` (the paper stores every query head, and so more bytes)",
+    "budgets add up to the slot (the official code rounds b/β down, and every head by itself)",
     "what exceeds the prompt goes to the other heads by their scores (the official code loses it)",
     "ranks global layers only: a sliding-window layer holds its window",
     "the share is of all tokens so far, evicted ones of earlier prompts included",
@@ -65,18 +70,7 @@ class Headkv(Snapkv):
 
     def check(self, model: ModelInfo) -> None:
         """The model must have scores of this kind, one a query head of every global layer."""
-        scores = model.head_scores.get(self.kind)
-        if scores is None:
-            raise RecipeError(
-                f"cache technique '{self.name}' needs the scores of this model's heads, and there are none of kind "
-                f"'{self.kind}': run `thrifty heads MODEL --kind {self.kind}` once"
-            )
-        expected = (len(model.policy_layers), model.most_heads)
-        if tuple(scores.shape) != expected:
-            raise RecipeError(
-                f"cache technique '{self.name}': the scores of heads have shape {list(scores.shape)}, this model needs "
-                f"{list(expected)}: run `thrifty heads MODEL --kind {self.kind}` again"
-            )
+        check_scores(self.name, model, self.kind)
 
     def budgets(self, layer: LayerInfo, counts: list[int], newest: int) -> list[int]:
         """The layer's row of the model's budgets."""
@@ -91,13 +85,9 @@ class Headkv(Snapkv):
 
 def importance(scores: Floats, model: ModelInfo, how: str) -> list[Doubles]:
     """S by global layer, fp64 [KV heads], with ΣS = 1 over all, from scores of query heads [global layers, heads]."""
-    reduced = []
-    for own, layer in zip(scores.astype(np.float64), model.policy_layers, strict=True):
-        widths = model.of(layer)
-        grouped = own[: widths.heads].reshape(widths.kv_heads, widths.group)
-        reduced.append(grouped.max(axis=1) if how == "max" else grouped.mean(axis=1))
-    total = np.concatenate(reduced).sum()
-    return [own / total for own in reduced]
+    groups = reduced(scores, model, how)
+    total = np.concatenate(groups).sum()
+    return [own / total for own in groups]
 
 
 def head_budgets(shares: Sequence[Doubles], mean: int, most: int, beta: float) -> list[list[int]]:

@@ -24,7 +24,17 @@ CARD = Card(
         "97 % of the full cache's score on contextual questions with 1.5 % of it (Llama-3-8B, 128 slots a head: 32.00; "
         "Ada-SnapKV 28.52, SnapKV 26.43, full 32.90)"
     ),
-    limits=LIMITS,
+    limits=(
+        *LIMITS,
+        (
+            "the model must answer the riddles in its own words, twice as often rightly as wrongly: small ones guess, "
+            "and `thrifty heads` says how often"
+        ),
+        (
+            "N of eq. 2 is the tokens of the right answer, and looks at these count (the official code takes the whole "
+            "sentence that holds it)"
+        ),
+    ),
 )
 
 

@@ -32,8 +32,9 @@ CARD = Card(
     claim="2 bits: 2.6 times less peak memory, weights included; Llama-2-7B GSM8K 13.50 to 12.74",
     limits=(
         (
-            "the residual moves by pages of 64: `residual` exact tokens, and up to 127 more than its whole pages hold, "
-            "keys and values alike (the paper: keys n mod R, values exactly the newest R, one token at a time)"
+            "the residual moves by pages of 64: `residual` to `residual` + 127 tokens are exact, keys and values "
+            "alike; the official code has n mod R exact keys (64 in the mean) and R values, so short prompts look "
+            "better here"
         ),
         "a segment of fewer tokens than a group (attention sinks, the end of a prompt) stays exact",
         "groups of 64 and 128, which the paper measures too, have no format; 16 has none at 8 bits",

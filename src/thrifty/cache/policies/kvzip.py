@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 
 from thrifty.arrays import Flags, Floats
 from thrifty.cache.edits import Edits
+from thrifty.cache.head_scores import by_kv_head, check_scores
 from thrifty.cache.model_info import ModelInfo
 from thrifty.cache.rehearsing_policy import Reduction, RehearsingPolicy
 from thrifty.cache.scores import attention_map, best
@@ -45,8 +46,19 @@ CARD = Card(
     limits=(
         "the prompt is held in full, and as many rows as are repeated at once, until it is compressed",
         "the context must have room for a repeated chunk behind the prompt",
-        "the instruction follows the prompt as it stands: a prompt that ends inside the user's turn, as the paper's",
-        "level head scores the prompt itself (the paper: one long sample, once for all prompts)",
+        (
+            "the instruction follows the prompt as it stands: one that ends inside the user's turn, as the paper's; a "
+            "chat request ends behind it, so the instruction stands in the assistant's turn"
+        ),
+        (
+            "exactly the share is kept, of equal scores the first (the official code keeps what is above a threshold: "
+            "one slot less, or several where scores are equal); softmax in fp32 (there in the model's type)"
+        ),
+        (
+            "`level` head: scores of `thrifty heads MODEL --kind kvzip`, from texts of about a thousand tokens (the "
+            "paper: up to 88 thousand); prompt-head, which scores the prompt itself, is Thrifty's own"
+        ),
+        "no uniform level: the official code can also give every head the same number",
         "works with policies behind it that need no statistics of the prompt's attention",
     ),
 )
@@ -55,19 +67,23 @@ CARD = Card(
 @technique(stage="cache", card=CARD)
 @dataclass(frozen=True, kw_only=True)
 class Kvzip(RehearsingPolicy):
-    """keep: kept share of the prompt's slots, of all layers and heads together; the first `sinks` tokens come on top.
+    """keep: kept share of the prompt's slots, of all layers and heads together; the first `sinks` tokens come on top,
+    and with `opening` all that the chat template says before the user's text (system prompt, head of the turn).
 
-    level: what is ranked, slots ("pair") or whole heads ("head": a dropped head keeps its sinks alone). chunk: tokens
-    that are repeated at once, fewer where the context ends. group: how a KV head's query heads are reduced.
+    level: what is ranked: slots ("pair"), whole heads by scores that were measured once a model ("head", without any
+    repeating), or whole heads by this prompt ("prompt-head"); a dropped head keeps its sinks alone. chunk: tokens that
+    are repeated at once, fewer where the context ends. group: how a KV head's query heads are reduced.
     """
 
     keep: float = 0.3
-    level: Literal["pair", "head"] = "pair"
+    level: Literal["pair", "head", "prompt-head"] = "pair"
     chunk: int = 2000
     sinks: int = 4
+    opening: bool = True
     group: Reduction = "max"
 
     traits = Traits(exact=True, ragged=True)
+    scores_kind: ClassVar[str] = "kvzip"
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
@@ -78,8 +94,26 @@ class Kvzip(RehearsingPolicy):
                 "has a slot"
             )
 
+    @property
+    def kind(self) -> str | None:
+        """The scores of heads that it needs; None where it makes its own."""
+        return self.scores_kind if self.level == "head" else None
+
+    def check(self, model: ModelInfo) -> None:
+        """Level "head": the model must have scores of this kind."""
+        if self.level == "head":
+            check_scores(self.name, model, self.scores_kind)
+
+    def for_prompt(self, model: ModelInfo, prompt: Sequence[int]) -> Self:
+        """The same with as many sinks as the chat template's opening has tokens, where it begins the prompt (the
+        official code's `sink = start_idx`)."""
+        opening = model.opening(prompt) if self.opening else 0
+        return self if opening <= self.sinks else replace(self, sinks=opening)
+
     def check_prompt(self, model: ModelInfo, prompt: int) -> None:
         """Raises RecipeError without a tokenizer, PromptError where the context has no room to repeat anything."""
+        if self.level == "head":
+            return
         if model.instruct is None:
             raise RecipeError("kvzip asks the model to repeat its context, and this model has no tokenizer: add one")
         need = min(SHORTEST, max(0, prompt - self.sinks))
@@ -92,7 +126,7 @@ class Kvzip(RehearsingPolicy):
     def rehearsals(self, model: ModelInfo, prompt: Sequence[int], first: int) -> list[Rehearsal]:
         """Chunks of the context, each behind the request to repeat it (§3.2)."""
         start, end = max(first, self.sinks), len(prompt)
-        if self.keep == 1 or start >= end or not model.policy_layers:
+        if self.keep == 1 or self.level == "head" or start >= end or not model.policy_layers:
             return []
         self.check_prompt(model, end)
         assert model.instruct is not None
@@ -107,7 +141,7 @@ class Kvzip(RehearsingPolicy):
 
     def rehearsal_rows(self, model: ModelInfo, prompt: int) -> int:
         """A chunk and the request to repeat it."""
-        return min(self._size(model, prompt), prompt) + _framing(model)
+        return 0 if self.level == "head" else min(self._size(model, prompt), prompt) + _framing(model)
 
     @property
     def reduction(self) -> Reduction:
@@ -123,6 +157,8 @@ class Kvzip(RehearsingPolicy):
     def after_prompt(self, layers: list[LayerView], scores: list[list[Floats]]) -> Edits:
         """Keep the best slots, or the heads with the best slots, of all layers and heads together (§3.3)."""
         edits = Edits()
+        if self.level == "head" and self.keep < 1 and layers:
+            scores = self._measured(layers)
         heads = [own for layer_scores in scores for own in layer_scores]
         if not any(np.isfinite(own).any() for own in heads):
             return edits
@@ -131,6 +167,16 @@ class Kvzip(RehearsingPolicy):
         for view in layers:
             edits.keep([next(slots) for _ in range(view.kv_heads)], layer=view.layer)
         return edits
+
+    def _measured(self, layers: list[LayerView]) -> list[list[Floats]]:
+        """Every slot behind the sinks with its head's score (§3.4); infinite for the others."""
+        shares = by_kv_head(layers[0].info.model, self.scores_kind, "max")
+        scores = []
+        for view, own in zip(layers, shares, strict=True):
+            positions = [view.positions(head) for head in range(view.kv_heads)]
+            pairs = zip(positions, own.tolist(), strict=True)
+            scores.append([np.where(there >= self.sinks, score, np.inf).astype(np.float32) for there, score in pairs])
+        return scores
 
     def kept(self, prompt: int, generated: int = 0) -> int:
         """The sinks, the share of the rest, and every generated token."""

@@ -23,6 +23,8 @@ CARD = Card(
         "the mean over layers is the asked one to the slot (the official code's integer steps add up to 5 %)",
         "ranks global layers only: a sliding-window layer holds its window",
         "a budget above what a prompt has goes to the upper layers, also where the official code gives up the pyramid",
+        ("the official code keeps `window` tokens beside the layer's budget, as here; kvpress counts them inside it"),
+        "a query group's scores are reduced by their mean, KVCache-Factory's `gqa_score_agg`",
         "the share is of all tokens so far, evicted ones of earlier prompts included",
         "relies on the question standing at the end of the prompt; generated tokens are never evicted",
     ),

@@ -1,4 +1,4 @@
-"""The record of claims that were run: a JSON file, and the page that is made of it."""
+"""The record of claims that were run: a JSON file, from which the page is made."""
 
 from __future__ import annotations
 
@@ -9,100 +9,121 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from thrifty.claims.harness.claim import Measurement
 from thrifty.errors import StorageError
-from thrifty.files import replace_file
 
-VERSION = 1
+VERSION = 2
+STALE = "stale"
+
+Key = tuple[str, str]
+"""Technique and model: a row each."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a row's figures come from. commit: of the package (its version outside a repository). dirty: whether the
+    package differed from it. code: hash of the technique's file, defaults and claim. weights: hash of the checkpoint.
+    seeds: of items; verdicts: by seed. tables: the cache recipes that ran. half: of the items. budget: `--minutes`.
+    threads: of native code. minutes: what it took. date: ISO.
+    """
+
+    commit: str
+    dirty: bool
+    code: str
+    weights: str
+    seeds: tuple[int, ...]
+    verdicts: Mapping[str, str]
+    tables: tuple[str, ...]
+    half: str
+    budget: str
+    threads: int
+    machine: str
+    minutes: float
+    date: str
 
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """One claim's last result. minutes: what it took. date: of the run, ISO. machine: processor and cores."""
+    """The last result of one claim on one model. measurement: of the first seed. stale: why the last run gave none,
+    with its date; then `verdict` is "stale", and nothing is left of what was there before.
+    """
 
     technique: str
+    model: str
     paper: str
     source: str
-    measured: str
-    setting: str
     rule: str
     verdict: str
-    minutes: float
-    date: str
-    machine: str
-    figures: Mapping[str, float]
+    measurement: Measurement | None
+    run: Run | None
+    stale: str = ""
+
+    @property
+    def key(self) -> Key:
+        """Technique and model."""
+        return self.technique, self.model
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return dataclasses.asdict(self)
+        """JSON-ready, with what each part says and can tell."""
+        document = dataclasses.asdict(self)
+        if self.measurement is not None:
+            parts = {
+                "headline": [self.measurement.headline],
+                "parts": self.measurement.parts,
+                "gates": self.measurement.gates,
+            }
+            said = {name: [_said(part) for part in members] for name, members in parts.items()}
+            document["measurement"] |= said | {"headline": said["headline"][0]}
+        return document
 
 
-def read(path: Path) -> dict[str, ClaimRow]:
-    """The rows of a record by technique; empty where there is no file.
+def _said(part: Any) -> dict[str, Any]:
+    """A part without what is empty, with its verdict and power."""
+    full = dataclasses.asdict(part)
+    verdict = part.verdict()
+    kept = {name: value for name, value in full.items() if value not in ("", None)}
+    return kept | {"verdict": verdict and verdict.value, "power": part.power}
+
+
+def read(path: Path) -> dict[Key, ClaimRow]:
+    """The rows of a record by technique and model; empty where there is no file.
 
     Raises StorageError where it cannot be read or is not a record: results are never thrown away unasked.
     """
+    import pydantic
+
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["version"] != VERSION:
             raise ValueError(f"it has version {document['version']}, this is {VERSION}")
-        return {row["technique"]: ClaimRow(**row) for row in document["claims"]}
+        rows = pydantic.TypeAdapter(list[ClaimRow]).validate_python([_plain(row) for row in document["claims"]])
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise StorageError(f"{path} is not a record of claims ({reason}); move it away to start anew") from error
+    return {row.key: row for row in rows}
 
 
-def write(rows: Mapping[str, ClaimRow], page: Path, unclaimed: Mapping[str, str]) -> None:
-    """Write the page and, beside it, the record: each is the old file or the new one, whatever happens.
+def _plain(row: Any) -> dict[str, Any]:
+    """A row without what `as_dict` adds for the reader."""
+    measured = row.get("measurement")
+    if measured is None:
+        return dict(row)
+    parts = {name: [_bare(part) for part in measured[name]] for name in ("parts", "gates")}
+    return row | {"measurement": measured | parts | {"headline": _bare(measured["headline"])}}
 
-    unclaimed: techniques without a claim, and their stages. Raises StorageError where they cannot be written.
-    """
-    ordered = [rows[name] for name in sorted(rows)]
-    document = {"version": VERSION, "claims": [row.as_dict() for row in ordered]}
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(record_of(page), json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-        replace_file(page, markdown(rows, unclaimed))
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {page}: {error.strerror or error}; name another file with --output"
-        ) from error
+
+def _bare(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if name not in ("verdict", "power")}
+
+
+def text_of(rows: Mapping[Key, ClaimRow]) -> str:
+    """The record's file."""
+    document = {"version": VERSION, "claims": [rows[key].as_dict() for key in sorted(rows)]}
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
 def record_of(page: Path) -> Path:
     """The JSON file that belongs to a page."""
     return page.with_suffix(".json")
-
-
-HEAD = """# Claims
-
-What papers say, measured here. Written by `thrifty reproduce --all -o FILE`; with a technique's name in the place of
-`--all` it renews one row. A verdict follows from the figures by the rule below the table, never by hand: a claim that
-fails is reported as failed. The model is far smaller than the papers', so that a verdict speaks of this setting alone.
-
-| technique | paper says | measured here | setting | verdict | minutes | date | machine |
-|---|---|---|---|---|---|---|---|
-"""
-
-
-def markdown(rows: Mapping[str, ClaimRow], unclaimed: Mapping[str, str]) -> str:
-    """The page."""
-    lines = []
-    for name in sorted(rows):
-        row = rows[name]
-        said = f"{row.paper} ({row.source})"
-        cells = (f"`{name}`", said, row.measured, row.setting, f"**{row.verdict}**", f"{row.minutes:.1f}")
-        lines.append("| " + " | ".join(map(_cell, (*cells, row.date, row.machine))) + " |")
-    rules = [f"- `{name}`: {rows[name].rule}." for name in sorted(rows)]
-    none = [f"- `{name}` ({stage}): no claim yet." for name, stage in unclaimed.items()]
-    text = HEAD + "\n".join(lines) + "\n"
-    if rules:
-        text += "\n## How verdicts are made\n\n" + "\n".join(rules) + "\n"
-    if none:
-        text += "\n## Techniques without a claim\n\n" + "\n".join(none) + "\n"
-    return text
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())

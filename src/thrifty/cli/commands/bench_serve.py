@@ -4,72 +4,40 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from thrifty.cli.shared import load_test, options, output
+from thrifty.cli.shared import load_options, load_test, options, output
 
 EXAMPLE = "thrifty bench-serve http://127.0.0.1:8000 --model smollm2-135m --rate 2 --goodput ttft:2000,tpot:60"
-LOAD, LENGTHS, REPORT = "Load", "Prompts and answers", "Report"
 
 
 def command(
-    url: Annotated[str, typer.Argument(metavar="URL", show_default=False, help="The server, e.g. http://host:8000.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="The model's name, as the server knows it.")],
-    rate: Annotated[
-        float, typer.Option(rich_help_panel=LOAD, help="Requests a second (open loop); inf: all at once.")
-    ] = float("inf"),
-    burstiness: Annotated[
-        float, typer.Option(rich_help_panel=LOAD, help="1: Poisson; less: in bursts; inf: at equal distances.")
-    ] = 1.0,
-    concurrency: Annotated[
-        int | None,
-        typer.Option(min=1, rich_help_panel=LOAD, help="Most requests at a time; without --rate a closed loop."),
-    ] = None,
-    requests: Annotated[int, typer.Option(min=1, rich_help_panel=LOAD, help="How many, in each run.")] = 64,
-    sweep: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RATES", rich_help_panel=LOAD, help="A run at each rate, e.g. 0.5,1,2; auto: around the capacity."
-        ),
-    ] = None,
-    input_len: Annotated[str, typer.Option(rich_help_panel=LENGTHS, help="Tokens: 1024, or 512-1536.")] = "1024",
-    output_len: Annotated[str, typer.Option(rich_help_panel=LENGTHS, help="Tokens: 128, or 64-256.")] = "128",
-    lengths: Annotated[
-        Path | None,
-        typer.Option(rich_help_panel=LENGTHS, metavar="FILE", help="Both instead: a line a request, such as 812 96."),
-    ] = None,
-    prefix_len: Annotated[
-        int, typer.Option(min=0, rich_help_panel=LENGTHS, help="Tokens at the beginning that prompts share.")
-    ] = 0,
-    prefixes: Annotated[
-        int, typer.Option(min=1, rich_help_panel=LENGTHS, help="How many such beginnings there are.")
-    ] = 1,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", rich_help_panel=LENGTHS, help="Ask for answers of their whole length.")
-    ] = False,
-    seed: Annotated[int, typer.Option(rich_help_panel=LENGTHS, help="Another number: other prompts and times.")] = 0,
-    endpoint: Annotated[str, typer.Option(help="chat or completions.")] = "chat",
-    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Shown to the server.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds in which an answer must have come whole.")] = 3600.0,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of sampling; 0: greedy.")] = 0.0,
-    extra_body: Annotated[
-        str | None, typer.Option(metavar="JSON", help="More fields of each request, e.g. '{\"top_p\": 0.9}'.")
-    ] = None,
+    url: load_options.Url,
+    model: load_options.Model,
+    rate: load_options.Rate = float("inf"),
+    burstiness: load_options.Burstiness = 1.0,
+    concurrency: load_options.Concurrency = None,
+    requests: load_options.Requests = 64,
+    sweep: load_options.Sweep = None,
+    input_len: load_options.InputLen = "1024",
+    output_len: load_options.OutputLen = "128",
+    lengths: load_options.Lengths = None,
+    prefix_len: load_options.PrefixLen = 0,
+    prefixes: load_options.Prefixes = 1,
+    ignore_eos: load_options.IgnoreEos = False,
+    seed: load_options.Seed = 0,
+    endpoint: load_options.Kind = "chat",
+    api_key: load_options.ApiKey = None,
+    timeout: load_options.Timeout = 3600.0,
+    temperature: load_options.Temperature = 0.0,
+    extra_body: load_options.ExtraBody = None,
     recipe: options.RecipePath = None,
-    goodput: Annotated[
-        list[str] | None,
-        typer.Option(rich_help_panel=REPORT, help="Objectives in ms, of ttft, tpot, e2el: ttft:2000,tpot:60."),
-    ] = None,
-    percentiles: Annotated[str, typer.Option(rich_help_panel=REPORT, help="Of every time.")] = "50,90,95,99",
-    save: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE", rich_help_panel=REPORT, help="All figures, as JSON."),
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", rich_help_panel=REPORT, help="A drawing of them, as SVG.")
-    ] = None,
+    goodput: load_options.Goodput = None,
+    percentiles: load_options.Percentiles = "50,90,95,99",
+    save: load_options.Save = None,
+    plot: load_options.Plot = None,
     as_json: options.Json = False,
 ) -> None:
     """Put load on an OpenAI-compatible server and measure how it keeps up: TTFT, TPOT, ITL, goodput.
@@ -86,14 +54,16 @@ def command(
     )  # fmt: skip
     document, cancelled = load_test.run(setup)
     _write(document, setup.objectives, save, plot)
-    summary = {name: value for name, value in document.items() if name not in load_test.DETAILS}
-    if as_json:
-        output.json_line(summary)
-    else:
-        load_test.show(document)
-        output.json_line(summary)
+    _tell(document, as_json)
     if cancelled:
         raise typer.Exit(130)
+
+
+def _tell(document: dict[str, Any], as_json: bool) -> None:
+    """A table for people, unless it is not wanted, and one line of JSON."""
+    if not as_json:
+        load_test.show(document)
+    output.json_line({name: value for name, value in document.items() if name not in load_test.DETAILS})
 
 
 def _extra(text: str | None, recipe: Path | None) -> dict[str, Any]:

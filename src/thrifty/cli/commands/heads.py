@@ -16,7 +16,7 @@ from thrifty.cli.shared.progress import progress
 if TYPE_CHECKING:
     from thrifty.models.head_scores import HeadScores
 
-EXAMPLE = "thrifty heads smollm2-135m --kind r2"
+EXAMPLE = "thrifty heads smollm2-135m --length 256 --depths 4"
 SHOWN = 10  # heads in the table for people
 
 
@@ -25,17 +25,27 @@ class Kind(StrEnum):
 
     r = "r"
     r2 = "r2"
+    kvzip = "kvzip"
     both = "both"
 
 
 def command(
     model: options.ModelName,
     kind: Annotated[
-        Kind, typer.Option(help="r: retrieval (`headkv`). r2: retrieval and reasoning (`headkv-r2`).")
-    ] = Kind.both,
+        Kind,
+        typer.Option(
+            help="r: retrieval (`headkv`). r2: retrieval and reasoning (`headkv-r2`). both: these. kvzip: repeating "
+            "a text (`kvzip` with level head)."
+        ),
+    ] = Kind.r,
     length: Annotated[
         list[int] | None,
-        typer.Option(metavar="TOKENS", min=1, show_default="256, 480", help="Of the questions; repeat for several."),
+        typer.Option(
+            metavar="TOKENS",
+            min=1,
+            show_default="256, 480; kvzip: 1024",
+            help="Of the questions; repeat for several. Kind kvzip: of each sample text.",
+        ),
     ] = None,
     depths: Annotated[int, typer.Option(min=1, help="Places of the needle for every length.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Questions for every length and place.")] = 1,
@@ -50,22 +60,23 @@ def command(
     """Score a model's attention heads by questions that it answers itself, and keep the scores beside the checkpoint
     (where that folder cannot be written, or is a package's: in Thrifty's cache directory).
 
-    The cache techniques `headkv` and `headkv-r2` share their budget out by these scores. They are of the checkpoint:
-    techniques on weights do not change them.
+    The cache techniques `headkv` and `headkv-r2`, and `kvzip` with level head, share their budget out by these scores.
+    They are of the checkpoint: techniques on weights do not change them. The questions' words are no task's.
     """
     from thrifty.evaluation.heads.probe import ProbeSettings, probe
-    from thrifty.models.head_scores import KINDS, save
+    from thrifty.models.head_scores import save
     from thrifty.recipe import Recipe
 
     lengths = tuple(length) if length else ProbeSettings.lengths
-    settings = ProbeSettings(lengths=lengths, depths=depths, repeats=repeats)
-    kinds = list(KINDS) if kind is Kind.both else [kind.value]
+    sample = max(length) if length else ProbeSettings.sample
+    settings = ProbeSettings(lengths=lengths, depths=depths, repeats=repeats, sample=sample)
+    kinds = [Kind.r.value, Kind.r2.value] if kind is Kind.both else [kind.value]
     if recipe is not None:
         kinds = _of_recipe(recipe)
     saved: list[tuple[HeadScores, Path]] = []
     with opening.opened(model, recipe=Recipe(), threads=threads, native=native) as thrifty:
         for asked in kinds:
-            with progress(f"questions of kind {asked}", settings.questions) as steps:
+            with progress(f"questions of kind {asked}", settings.questions(asked)) as steps:
                 scores = probe(thrifty.engine, asked, settings, steps.advance)
             saved.append((scores, save(thrifty.model, scores)))
         config = thrifty.model.config
@@ -83,7 +94,8 @@ def _of_recipe(path: Path) -> list[str]:
     from thrifty.errors import RecipeError
 
     chosen = opening.read_recipe(path)
-    kinds = dict.fromkeys(technique.kind for technique in chosen.techniques("cache") if hasattr(technique, "kind"))
+    asked = (getattr(technique, "kind", None) for technique in chosen.techniques("cache"))
+    kinds = dict.fromkeys(kind for kind in asked if kind is not None)
     if not kinds:
         raise RecipeError(f"no technique of recipe '{path}' needs scores of heads: use one such as headkv, or --kind")
     return list(kinds)

@@ -15,6 +15,7 @@ from thrifty.cli.shared.layout import Column
 from thrifty.cli.shared.ticker import Ticker, seconds
 
 if TYPE_CHECKING:
+    from thrifty.claims.harness.budget import Budget
     from thrifty.claims.harness.records import ClaimRow
     from thrifty.claims.harness.running import Reproduction
 
@@ -30,11 +31,20 @@ def command(
         Path | None, typer.Option("--recipe", "-r", metavar="FILE", help="Check the techniques that a recipe uses.")
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.0, show_default="no bound", help="Begin no claim that would end later.")
+        str | None,
+        typer.Option(
+            metavar="MINUTES",
+            show_default="the smallest counts, no bound",
+            help="20, 120, another number or 'overnight': sets items and models; no claim begins that would end later.",
+        ),
     ] = None,
     model: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", show_default="each claim's own", help="The model to measure with."),
+        list[str] | None,
+        typer.Option(metavar="MODEL", show_default="each claim's own", help="A model to measure with. Repeatable."),
+    ] = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(min=0, show_default="0", help="Of the items. Repeatable: opposite verdicts are an error."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -46,21 +56,27 @@ def command(
     native: options.Native = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure a paper's claim and say whether it holds here: what the paper says, what was measured, the
-    setting and the verdict.
+    """Measure a paper's claim and say whether it holds here: what the paper says, the headline with its interval, and
+    the verdict.
 
-    With --output, results are added to a page, one row a technique; without it nothing is written. Ctrl-C keeps the
-    claims that are finished. Without NAME, --recipe and --all, list the claims.
+    The plan and its time are told first. Items that were measured are kept as they come, so that a run that Ctrl-C
+    ended goes on where it was. With --output, results are added to a page, one row a technique and model; without it no
+    page is written. Without NAME, --recipe and --all, list the claims, or write --output again from its record.
     """
     if name is None and not everything and recipe is None:
-        _list(as_json)
+        _rewrite(out) if out is not None else _list(as_json)
         return
     if sum((name is not None, everything, recipe is not None)) > 1:
         raise typer.BadParameter("use one of a technique's name, --recipe and --all, not both.", param_hint="NAME")
+    from thrifty.claims.harness import budget
+
     wanted = _of_recipe(recipe) if recipe is not None else _wanted(name)
+    chosen = budget.parse(minutes)
     if out is not None:
         _check(out)
-    rows, run, interrupted = _run(wanted, model, out, minutes, threads, native, as_json)
+    with ExitStack() as opened:
+        run = _prepared(wanted, chosen, model or (), tuple(dict.fromkeys(seed or [0])), out, threads, native, opened)
+        rows, interrupted = _run(run, opened, as_json)
     if as_json:
         output.json_line(_document(rows, run, out, interrupted))
     else:
@@ -98,42 +114,54 @@ def _of_recipe(path: Path) -> list[str]:
     return [name for name in used if name in known]
 
 
-def _run(
+def _prepared(
     wanted: list[str],
-    model: str | None,
+    budget: Budget,
+    models: list[str] | tuple[()],
+    seeds: tuple[int, ...],
     out: Path | None,
-    minutes: float | None,
     threads: int | None,
     native: bool | None,
-    quiet: bool,
-) -> tuple[list[ClaimRow], Reproduction, bool]:
-    """Run the claims; True where Ctrl-C ended it."""
+    opened: ExitStack,
+) -> Reproduction:
+    """The run, whose models are opened when they are first asked for and closed with `opened`."""
     from thrifty.api import open_model
+    from thrifty.claims.harness import state, versions
     from thrifty.claims.harness.context import Context
     from thrifty.claims.harness.running import Reproduction
 
+    @functools.cache
+    def context(name: str) -> Context:
+        with output.waiting(f"loading {name}"):
+            loaded = open_model(name, threads=threads)
+        kept = opened.enter_context(state.state_of(versions.source(), loaded.version))
+        if len(kept):
+            output.note(f"{name}: going on from {len(kept)} results of an earlier run of the same code")
+        made = Context(loaded, name, budget=budget, state=kept, threads=threads, native=native, say=output.note)
+        return opened.enter_context(made)
+
+    return Reproduction(context, wanted, out, models, budget, seeds)
+
+
+def _run(run: Reproduction, opened: ExitStack, quiet: bool) -> tuple[list[ClaimRow], bool]:
+    """Run the claims; True where Ctrl-C ended it."""
+    from thrifty.claims.harness import plan
+
     rows: list[ClaimRow] = []
-    with ExitStack() as opened:
-
-        @functools.cache
-        def context(name: str) -> Context:
-            with output.waiting(f"loading {name}"):
-                loaded = open_model(name, threads=threads)
-            return opened.enter_context(Context(loaded, name, threads=threads, native=native, say=output.note))
-
-        run = Reproduction(context, wanted, out, model, minutes)
-        if not sys.stderr.isatty():
-            told = Ticker(lambda elapsed: f"{len(rows)} of {len(wanted)} claims in {seconds(elapsed)}", output.note)
-            opened.enter_context(told)
-        try:
-            for row in run.rows():
-                rows.append(row)
-                if not quiet:
-                    _show(row)
-        except KeyboardInterrupt:
-            output.note("stopped: the claims that were finished are kept")
-            return rows, run, True
-    return rows, run, False
+    steps = run.steps
+    output.note(plan.told(steps, run.budget, len(run.seeds)))
+    if not sys.stderr.isatty():
+        told = Ticker(lambda elapsed: f"{len(rows)} of {len(steps)} rows in {seconds(elapsed)}", output.note)
+        opened.enter_context(told)
+    try:
+        for row in run.rows():
+            rows.append(row)
+            if not quiet:
+                _show(row)
+    except KeyboardInterrupt:
+        output.note("stopped: what was measured is kept; the same command goes on from there")
+        return rows, True
+    return rows, False
 
 
 def _check(path: Path) -> None:
@@ -144,14 +172,30 @@ def _check(path: Path) -> None:
     records.read(records.record_of(path))
 
 
+def _rewrite(out: Path) -> None:
+    """Write a page again from its record."""
+    from thrifty.claims.harness import page, records
+    from thrifty.claims.harness.running import older, unclaimed
+
+    _check(out)
+    rows = records.read(records.record_of(out))
+    if not rows:
+        raise typer.BadParameter(
+            f"{records.record_of(out)} has no results; name a claim or use --all.", param_hint="-o"
+        )
+    page.write(rows, out, unclaimed(), older(rows))
+    output.say(f"Written to {out} from its record.")
+
+
 def _show(row: ClaimRow) -> None:
-    cells = (
-        ("paper says", f"{row.paper} ({row.source})"),
-        ("measured here", row.measured),
-        ("setting", row.setting),
-        ("verdict", f"{row.verdict} (rule: {row.rule})"),
-    )
-    output.card(f"{row.technique}, {row.minutes:.1f} minutes", cells)
+    measured, run = row.measurement, row.run
+    assert measured is not None and run is not None, "a row that was measured"
+    cells = [("paper says", f"{row.paper} ({row.source})"), ("headline", measured.headline.told())]
+    cells += [("needed", part.told()) for part in measured.gates]
+    cells += [("also", part.told()) for part in measured.parts]
+    cells += [("control", control.told()) for control in measured.controls]
+    cells += [("setting", measured.setting), ("verdict", f"{row.verdict} (rule: {row.rule})")]
+    output.card(f"{row.technique} on {row.model}, {run.minutes:.1f} minutes", cells)
 
 
 def _close(rows: list[ClaimRow], run: Reproduction, out: Path | None) -> None:
@@ -160,7 +204,7 @@ def _close(rows: list[ClaimRow], run: Reproduction, out: Path | None) -> None:
     if run.left_out:
         output.warn(f"no time was left for {', '.join(run.left_out)}; run them with more --minutes")
     if rows:
-        verdicts = ", ".join(f"{row.technique}: {row.verdict}" for row in rows)
+        verdicts = ", ".join(f"{row.technique} on {row.model}: {row.verdict}" for row in rows)
         written = "Nothing was written; -o FILE adds it to a page" if out is None else f"Written to {out}"
         output.say(f"{verdicts}. {written}.")
 
@@ -181,7 +225,10 @@ def _list(as_json: bool) -> None:
 
     known = {name: claims.load(name) for name in claims.names()}
     if as_json:
-        document = [{"name": name, "paper": claim.paper, "minutes": claim.minutes} for name, claim in known.items()]
+        document = [
+            {"name": name, "paper": claim.paper, "minutes": claim.minutes, "models": list(claim.models)}
+            for name, claim in known.items()
+        ]
         output.json_line({"claims": document, "no_claim_yet": list(unclaimed())})
         return
     rows = [(name, claim.paper, f"{claim.minutes:g}") for name, claim in known.items()]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import typer
 
 from thrifty import extras
 from thrifty.cli.shared import opening, options, output, serve_options
+from thrifty.cli.shared.ladder import ladder_asked
 from thrifty.cli.shared.replicas import replicas_asked
 from thrifty.cli.shared.served_models import ServedModels, served_adapters, served_models
+
+if TYPE_CHECKING:
+    from thrifty.serving.cluster.settings import ClusterSettings
+    from thrifty.serving.settings import ServerSettings
 
 EXAMPLE = "thrifty serve smollm2-135m --memory 300MB --port 8000"
 
@@ -45,6 +53,10 @@ def command(
     conversation_disk: serve_options.ConversationDisk = serve_options.GIGABYTE,
     session_bytes: serve_options.SessionBytes = serve_options.GIGABYTE,
     session_folder: serve_options.SessionFolder = None,
+    tighten: serve_options.Tighten = None,
+    tighten_limit: serve_options.TightenLimit = None,
+    tighten_below: serve_options.TightenBelow = None,
+    tighten_wait: serve_options.TightenWait = None,
     cluster: serve_options.Cluster = False,
     replicas: serve_options.Replicas = None,
     max_replicas: serve_options.MaxReplicas = None,
@@ -54,27 +66,22 @@ def command(
 
     With --json the address is one line of JSON on standard output, once the server listens.
     """
-    import logging
-
-    for module in ("fastapi", "uvicorn", "prometheus_client", "llguidance"):
-        extras.require(module, "serve", "thrifty serve")
-    from thrifty.serving.run import serve
+    _prepare()
     from thrifty.serving.settings import ServerSettings
 
     replicated = replicas_asked(
         cluster, replicas, max_replicas, ray_address,
         threads=threads, memory=process_memory or memory, batch=batch, queue=queue,
     )  # fmt: skip
-    if replicated is not None and adapters_from is not None:
-        raise typer.BadParameter("--adapters-from lets a request load adapters, into one of several replicas only")
-    if model is None and process_memory is not None:
-        raise typer.BadParameter("--process-memory bounds one model; give --memory for several")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    _check(replicated, adapters_from, model, process_memory)
     settings = ServerSettings(
         host=host, port=port, api_keys=tuple(api_keys or ()), public=public, traces=traces, drain_seconds=drain,
         model_room=model_room, adapter_folder=adapters_from, session_folder=session_folder,
         request_recipes=request_recipes, request_techniques=serve_options.technique_names(request_techniques),
         request_cache_memory=request_cache_memory, priority=priority, key_requests=key_requests,
+        tighten=ladder_asked(
+            tighten, tighten_limit, tighten_below, tighten_wait, bounded=(memory or process_memory) is not None
+        ),
     )  # fmt: skip
     engine = {
         "memory": memory, "process_memory": process_memory, "context": context, "native": native,
@@ -87,7 +94,32 @@ def command(
         opening.check_names([*served.values(), *(drafts or ())])
     added = served_adapters(adapters or [], served)
     shelf = ServedModels(settings, served, added, opening.read_recipe(recipe), engine, several=model is None)
-    names = ", ".join(served)
+    _serve(shelf, settings, replicated, ", ".join(served), as_json)
+
+
+def _prepare() -> None:
+    """Raise MissingExtra where the server's packages are not installed; let it say what it does."""
+    import logging
+
+    for module in ("fastapi", "uvicorn", "prometheus_client", "llguidance"):
+        extras.require(module, "serve", "thrifty serve")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+
+
+def _check(
+    replicated: ClusterSettings | None, adapters_from: Path | None, model: str | None, process_memory: int | None
+) -> None:
+    """Raise typer.BadParameter for options that do not go together."""
+    if replicated is not None and adapters_from is not None:
+        raise typer.BadParameter("--adapters-from lets a request load adapters, into one of several replicas only")
+    if model is None and process_memory is not None:
+        raise typer.BadParameter("--process-memory bounds one model; give --memory for several")
+
+
+def _serve(
+    shelf: ServedModels, settings: ServerSettings, replicated: ClusterSettings | None, names: str, as_json: bool
+) -> None:
+    """Until it is told to stop."""
 
     def listening(url: str) -> None:
         if as_json:
@@ -96,6 +128,8 @@ def command(
             output.note(f"{names} at {url}/v1 (Ctrl-C ends)")
 
     if replicated is None:
+        from thrifty.serving.run import serve
+
         return serve(shelf.made(), listening)
     from thrifty.serving.cluster.run import serve_cluster
 

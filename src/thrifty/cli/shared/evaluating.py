@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from thrifty.cli.shared import opening, output
 from thrifty.cli.shared.progress import progress
+from thrifty.cli.shared.ticker import seconds
 from thrifty.errors import PromptError
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
     from thrifty.evaluation.engines import Engines
+    from thrifty.evaluation.forecast import Run
     from thrifty.evaluation.protocol import FormatRow
     from thrifty.evaluation.scoring import Summary
     from thrifty.evaluation.tasks.task import Task
@@ -93,7 +95,8 @@ def compare(setting: Setting, names: Sequence[str], recipe: Recipe) -> tuple[lis
         stages = {stage: getattr(recipe, stage) for stage in registry.STAGES}
         header = setting.header(baseline, {"recipe": stages})
         records = stack.enter_context(RecordFile(setting.records, header))
-        interrupted = watch(comparison.run(records), comparison.total)
+        left = tell(comparison.left(records), baseline) // (1 if engine is None else 2) if own else 0
+        interrupted = watch(comparison.run(records), comparison.total, left)
         rows = comparison.summaries(records)
         if foreign and not interrupted:
             more, interrupted = _foreign(setting, foreign, baseline, engine, recipe, records)
@@ -118,7 +121,9 @@ def run_protocol(setting: Setting, names: Sequence[str]) -> tuple[list[FormatRow
             protocol = Protocol(own, setting.items, setting.seed, baseline)
         header = setting.header(baseline, {"protocol": [form.label for form in FORMATS]})
         records = stack.enter_context(RecordFile(setting.records, header))
-        interrupted = watch(protocol.run_all(records, setting.engines), protocol.total * (len(FORMATS) + 1))
+        left = tell(protocol.left(records, [form.label for form in FORMATS]), baseline)
+        total = protocol.total * (len(FORMATS) + 1)
+        interrupted = watch(protocol.run_all(records, setting.engines), total, left)
         rows = protocol.rows(records, [form.label for form in FORMATS])
     return rows, interrupted
 
@@ -167,12 +172,33 @@ def _foreign(
     return rows, False
 
 
-def watch(run: Iterable[object], total: int) -> bool:
-    """Run to the end behind a progress bar; True where Ctrl-C ended it."""
-    with progress("evaluating", total) as steps:
+def tell(runs: Iterable[Run], engine: Engine) -> int:
+    """How many runs are left. Says about how long they will take, before they begin.
+
+    A short run of the engine's model, a second or two, tells its pace.
+    """
+    from thrifty.evaluation import forecast
+
+    left = list(runs)
+    if not left:
+        output.note("nothing is left to run: all records are there")
+        return 0
+    with output.waiting("a short run, for the time that this will take"):
+        expected = forecast.expected(forecast.times(engine), left)
+    output.note(
+        f"about {seconds(expected.seconds)}: {expected.runs} runs, {expected.prompts:,} tokens of prompts and at most "
+        f"{expected.steps:,} after them"
+    )
+    return len(left)
+
+
+def watch(run: Iterable[object], total: int, left: int) -> bool:
+    """Run to the end behind a progress bar; True where Ctrl-C ended it. left: of the total, what no earlier run did."""
+    with progress("evaluating", left) as steps:
         try:
-            for _ in run:
-                steps.advance()
+            for number, _ in enumerate(run):
+                if number >= total - left:
+                    steps.advance()
         except KeyboardInterrupt:
             output.note("stopped: what is done is kept")
             return True

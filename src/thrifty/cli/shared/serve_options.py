@@ -167,6 +167,30 @@ KeyRequests = Annotated[
     ),
 ]
 
+Tighten = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--tighten",
+        metavar="RECIPE",
+        rich_help_panel=LOAD,
+        help="While memory is short, new requests without a recipe have this one; repeat, mildest first.",
+    ),
+]
+TightenLimit = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", rich_help_panel=LOAD, help="How many of these may be used. Default: all."),
+]
+TightenBelow = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", rich_help_panel=LOAD, help="Memory is short where less of it is free. Default: 0.1."),
+]
+TightenWait = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS", rich_help_panel=LOAD, help="It is short also where a request waits longer. Default: never."
+    ),
+]
+
 GIGABYTE = 10**9
 ConversationDisk = Annotated[
     int,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from thrifty.engine.admission.request_bounds import RequestBounds
 from thrifty.engine.drafting.models import DRAFT
+from thrifty.errors import BudgetError, QueueFullError
 
 if TYPE_CHECKING:
     from thrifty.cache.pool import Cache
@@ -40,6 +43,29 @@ class Charges(RequestBounds):
             self.ledger.charge(GRAMMARS, more, reservation)
         finally:
             reservation.release()
+
+    @contextmanager
+    def rows_of_logits(self, most: int) -> Iterator[int]:
+        """Hold rows of logits for one call of the runner: so many, or one where no more fit. Gives their number.
+
+        Raises QueueFullError where others hold the memory of a single one.
+        """
+        count = most
+        try:
+            self._take_rows(count)
+        except BudgetError:
+            count = 1
+            self._take_last_row()
+        try:
+            yield count
+        finally:
+            self._give_rows(count)
+
+    def _take_last_row(self) -> None:
+        try:
+            self._take_rows(1)
+        except BudgetError as error:
+            raise QueueFullError(f"other requests hold the memory that this prompt needs: {error}") from error
 
     def hold_adapter(self, nbytes: int) -> None:
         """Charge an adapter, which is held beside the weights. Raises BudgetError with nothing changed."""

@@ -149,7 +149,9 @@ class Intake:
 
     def _fitted(self, request: Request, rows: int) -> tuple[CachePolicy, ...]:
         """The request's policies, with the capacities that its byte budget gives them."""
-        policies, held = self._policies(request.cache), self._memory.sessions.policies_of(request)
+        model = self._memory.cache.model
+        policies = tuple(policy.for_prompt(model, request.ids) for policy in self._policies(request.cache))
+        held = self._memory.sessions.policies_of(request)
         if held and request.cache_bytes is not None and bounding.taken_over(policies, held):
             return held  # a session goes on with the capacities that it began with
         wanted = self._wanted(request)
@@ -193,6 +195,10 @@ class Intake:
             bounding.check(policies, bound, need, prefilled, held + wanted)
         self._memory.check(policies, prefilled, held + wanted, request.samples, drafting)
         return wanted
+
+    def check_cache(self, cache: Tables) -> None:
+        """Raise RecipeError where a recipe's cache tables do not do for the model."""
+        self._policies(tables("cache", cache))
 
     def _policies(self, given: Tables | None) -> tuple[CachePolicy, ...]:
         from thrifty.cache.composition import check_order

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from thrifty.cache.pool import Cache
 from thrifty.engine.admission.charges import GRAMMARS, Charges
-from thrifty.engine.admission.prefix_keys import adapter_key, salt_key
+from thrifty.engine.admission.prefix_keys import adapter_key, plain_salt_key, salt_key
 from thrifty.engine.admission.request_sizes import RequestSizes
 from thrifty.engine.drafting.models import DRAFT, DraftModels, LoadDraft, load_draft
 from thrifty.engine.model_info import model_info
@@ -125,6 +125,10 @@ class EngineMemory(Charges):
         """Offer the pages of a prompt that are computed so far to the prefix tree."""
         self._publish(sequence, sequence.ticket.request.ids)
 
+    def publish_text(self, cache: SequenceCache, tokens: Sequence[int], salt: str) -> None:
+        """Offer the pages of a text that no request reads to prompts under a salt that begin alike."""
+        self.cache.publish(cache, tokens, salt=plain_salt_key(salt, len(tokens), self._ropes_by_length))
+
     def publish_answer(self, sequence: Running) -> None:
         """Offer the pages of a prompt and its answer, for a prompt that goes on from them: the next turn of a chat.
 
@@ -215,7 +219,7 @@ class EngineMemory(Charges):
         session, cache = sequence.session, sequence.cache
         if session is not None and cache is not None and sequence.state is State.DECODING and not sequence.parked:
             self._drop_hidden(sequence)
-            self.sessions.keep(session, cache, sequence.told_tokens)
+            self.sessions.keep(session, cache, sequence.told_tokens, sequence.prompt_length)
             self._note_bytes(sequence)
             sequence.cache = None
 
@@ -305,13 +309,13 @@ class EngineMemory(Charges):
         session, bound = sequence.session, sequence.ticket.request.cache_bytes
         if session is not None:
             self.sessions.check_held(session)
-        if session is None or session.cache is None:
+        if session is None or session.source.cache is None:
             return self.cache.reserve(owner, need, bound)
         return self.sessions.promise(session, owner, need, bound)
 
     def _open(self, sequence: Running, reservation: Reservation) -> SequenceCache:
         session = sequence.session
-        if session is not None and session.cache is not None:
+        if session is not None and session.source.cache is not None:
             return self.sessions.resume(session, reservation)
         keys: Sequence[Hashable] = sequence.tokens if sequence.ticket.request.share_prefix else ()
         if sequence.media is not None and keys:

@@ -28,3 +28,8 @@ def salt_key(sequence: Running, ropes: Sequence[RopeConfig]) -> tuple[str, Hasha
     request = sequence.ticket.request
     classes = tuple(length_class(rope, sequence.prompt_length) for rope in ropes)
     return request.salt, classes, steering_key(request.steering)
+
+
+def plain_salt_key(salt: str, length: int, ropes: Sequence[RopeConfig]) -> tuple[str, Hashable, str]:
+    """`salt_key` of a prompt of so many tokens that nothing steers."""
+    return salt, tuple(length_class(rope, length) for rope in ropes), ""

@@ -1,4 +1,4 @@
-"""A text that is read for its hidden states alone, chunk by chunk, and forgotten."""
+"""A text that is read for the states of its rows alone, chunk by chunk, and forgotten."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 
 
 class HiddenPrefill:
-    """The final hidden states of a text, a chunk at a time: fp32 [rows, hidden], after the final norm."""
+    """The hidden states of a text behind its last layer, before the final norm, a chunk at a time."""
 
-    def __init__(self, model: Model, runner: Runner, memory: EngineMemory, tokens: Sequence[int], chunk: int) -> None:
-        """chunk: tokens, a multiple of 128. The peak is promised here. Raises QueueFullError where others hold the
-        memory now; whether it could fit at all is for the caller to check.
+    def __init__(
+        self, runner: Runner, memory: EngineMemory, tokens: Sequence[int], chunk: int, salt: str | None = None
+    ) -> None:
+        """chunk: tokens, a multiple of 128. salt: requests under it may begin with the text's pages; None: nobody.
+
+        The peak is promised here. Raises QueueFullError where others hold the memory now; whether it could fit at all
+        is for the caller to check.
         """
         try:
-            reservation = memory.cache.reserve("a text to embed", memory.request_bytes((), len(tokens), len(tokens)))
+            reservation = memory.cache.reserve("a text to read", memory.request_bytes((), len(tokens), len(tokens)))
         except BudgetError as error:
             raise QueueFullError(f"other requests hold the memory that this text needs: {error}") from error
         try:
@@ -33,18 +37,24 @@ class HiddenPrefill:
         except BaseException:
             reservation.release()
             raise
-        self._model, self._runner, self._memory = model, runner, memory
+        self._runner, self._memory = runner, memory
         self._tokens = tokens
         self._chunk = chunk
         self._windowed = any(window is not None for window in self._cache.model.windows)
+        self._salt = None if self._cache.model.state_layers else salt  # of states it takes no snapshots
 
     @property
     def done(self) -> bool:
         """Whether all chunks were read."""
         return self._cache.length == len(self._tokens)
 
+    @property
+    def length(self) -> int:
+        """Tokens that were read."""
+        return self._cache.length
+
     def advance(self) -> Floats:
-        """The hidden states of the next chunk."""
+        """The states of the next chunk: fp32 [rows, hidden]."""
         cache, end = self._cache, len(self._tokens)
         start = cache.length
         stop = chunk_end(start, end, self._chunk)
@@ -54,7 +64,9 @@ class HiddenPrefill:
         rows = Rows(cache, self._tokens[start:stop], start, end)
         hidden = self._runner.run_layers(0, self._runner.layers, self._runner.embed(rows.tokens), rows)
         cache.commit(stop - start)
-        return final_norm(self._model, hidden)
+        if self._salt is not None:
+            self._memory.publish_text(cache, self._tokens, self._salt)
+        return hidden
 
     def close(self) -> None:
         """Give all back. A second call has no effect."""

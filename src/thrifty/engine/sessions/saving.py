@@ -46,6 +46,7 @@ def save(model: ModelInfo, session: Session, cache: SequenceCache, folder: Path)
         "kind": session.kind,
         "tokens": list(session.tokens),
         "turns": session.turns,
+        "first": session.first,
     }
     files.write(path, {"about": about, "sequence": facts}, arrays)
     return path
@@ -66,7 +67,7 @@ def restore(sessions: Sessions, name: str, salt: str, path: Path, content: Conte
             raise files.refused(path, "it is of another model, or of the same with other weights")
         policies = tuple(registry.build("cache", table) for table in about["recipe"])
         tokens = tuple(int(token) for token in about["tokens"])
-        turns, kind = int(about["turns"]), _frozen(about["kind"])
+        turns, first, kind = int(about["turns"]), int(about.get("first", 0)), _frozen(about["kind"])
     except (KeyError, TypeError, ValueError, RecipeError) as error:
         raise files.refused(path, f"its facts do not do ({type(error).__name__}: {error})") from error
     sessions.check_free(name, salt)
@@ -75,10 +76,10 @@ def restore(sessions: Sessions, name: str, salt: str, path: Path, content: Conte
         cache = thaw(sessions.cache, policies, facts["sequence"], arrays)
     except StorageError as error:
         raise files.refused(path, str(error)) from error
-    if not 0 < cache.length <= len(tokens):
+    if not 0 < cache.length <= len(tokens) or not 0 <= first <= len(tokens):
         cache.free()
-        raise files.refused(path, f"it has {cache.length} rows for {len(tokens)} tokens")
-    sessions.put(Session(name, salt, tokens, cache, policies, kind, turns))
+        raise files.refused(path, f"it has {cache.length} rows for {len(tokens)} tokens, of which {first} began it")
+    sessions.put(Session(name, salt, tokens, cache, policies, kind, turns, first=first))
 
 
 def _model_key(model: ModelInfo) -> list[Any]:

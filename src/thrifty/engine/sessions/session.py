@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from thrifty.engine.sessions.points import START, Point, Points
 from thrifty.errors import SessionError
 
 if TYPE_CHECKING:
     from thrifty.cache.policy import CachePolicy
     from thrifty.cache.sequence import SequenceCache
+    from thrifty.cache.slots.segment import Segment
     from thrifty.engine.request import Request
 
 
@@ -31,7 +33,8 @@ class Session:
     """tokens: all that were read and said; the newest has no row in `cache` yet. policies: of the recipe it began with.
     kind: what else its rows depend on (adapter, steering, rotation). turns: answers so far. busy: a request goes on
     from it. used: when it was last asked for, by a clock that counts. lent: the request that goes on holds its only
-    cache. begun: that request was admitted. lost: why it is gone, where its request waits still.
+    cache. begun: that request was admitted. lost: why it is gone, where its request waits still. first: tokens of the
+    prompt that it began with. points: where it stood before its last turns. source: what its request goes on from.
     """
 
     name: str
@@ -46,6 +49,9 @@ class Session:
     lent: bool = False
     begun: bool = False
     lost: str | None = None
+    first: int = 0
+    points: Points = field(default_factory=Points)
+    source: Point = START
 
     @property
     def key(self) -> tuple[str, str]:
@@ -57,23 +63,35 @@ class Session:
         """Tokens that its cache holds rows of, evicted ones included."""
         return 0 if self.cache is None else self.cache.length
 
-    def bytes_in(self, tier: str) -> int:
-        """Bytes of its segments in "memory" or on "disk"; what it shares with others counts in full."""
-        if self.cache is None:
-            return 0
-        return sum(segment.nbytes for segment in self.cache.segments() if segment.tier == tier)
+    @property
+    def now(self) -> Point:
+        """Where it stands."""
+        return Point(self.tokens, self.cache, self.turns)
 
     @property
-    def away(self) -> int:
-        """Bytes that come to memory when it is gone on from: positions and biases are there already."""
-        if self.cache is None:
-            return 0
-        return sum(segment.nbytes - segment.index_bytes for segment in self.cache.segments() if segment.tier == "disk")
+    def segments(self) -> list[Segment]:
+        """All that it holds, its points among it, each once."""
+        held = {id(own): own for cache in self._caches() for own in cache.segments()}
+        return list(held.values())
+
+    def bytes_in(self, tier: str) -> int:
+        """Bytes of its segments in "memory" or on "disk"; what it shares with others counts in full."""
+        return sum(segment.nbytes for segment in self.segments if segment.tier == tier)
 
     @property
     def nbytes(self) -> int:
         """Bytes of its segments, wherever they are."""
-        return 0 if self.cache is None else self.cache.nbytes
+        return sum(segment.nbytes for segment in self.segments)
+
+    @property
+    def resident(self) -> int:
+        """Bytes that it holds in memory: of segments on disk positions, biases and first keys."""
+        return sum(own.nbytes if own.tier == "memory" else own.index_bytes for own in self.segments)
+
+    @property
+    def parked(self) -> bool:
+        """Whether nobody is about to go on from it."""
+        return all(cache.parked for cache in self._caches())
 
     def check(self, request: Request, policies: Sequence[CachePolicy], kind: Hashable) -> None:
         """Raise SessionError where a request cannot go on from it, with what would do."""
@@ -88,14 +106,69 @@ class Session:
             raise self._mismatch("its cache was compressed by another recipe than this request's")
         if kind != self.kind:
             raise self._mismatch("its cache was computed with another adapter, other steering or another rotation")
-        held = self.tokens[: self.rows]
-        if request.ids[: len(held)] == held and len(request.ids) > len(held):
+        if self.source_of(request.ids) is not None:
             return
+        held = self.tokens[: self.rows]
         place = next((place for place, (one, other) in enumerate(zip(held, request.ids, strict=False)) if one != other),
                      min(len(held), len(request.ids)))  # fmt: skip
         raise self._mismatch(
             f"it has read {len(held)} tokens, and this prompt of {len(request.ids)} differs from them at token {place}"
+            f", before the last {len(self.points)} turns that it can go back"
         )
+
+    def source_of(self, prompt: Sequence[int]) -> Point | None:
+        """Where a prompt goes on: what is held, or the newest point that it begins with (its last turn is asked again,
+        or edited), or the start; None where it says something else.
+
+        It goes back to the start for the first turn's own prompt. The full cache also for any prompt that begins with
+        that: reading it again is quick where the prefix tree has it, and always the same.
+        """
+        for point in (self.now, *reversed(list(self.points))):
+            if point.begins(prompt):
+                return point
+        if not self.first or tuple(prompt[: self.first]) != self.tokens[: self.first]:
+            return None
+        return START if len(prompt) == self.first or not self.policies else None
+
+    def go_back(self) -> None:
+        """Stand for good where its request goes on from; what came behind is forgotten, and every point."""
+        source = self.source
+        if source.cache is not None and source.cache is not self.cache:
+            self.points.take(source)
+            self._free()
+            self.tokens, self.cache, self.turns = source.tokens, source.cache, source.turns
+        self.points.clear()
+
+    def advance(self, cache: SequenceCache, tokens: Sequence[int], first: int) -> None:
+        """Stand behind an answer. cache: its own from now on. tokens: of prompt and answer. first: of the prompt, if
+        it is the first turn's.
+        """
+        before, source = self.now, self.source
+        if source.cache is not before.cache:  # it went back
+            self._free()
+            self.points.drop_behind(source)
+        elif before.cache is not None and self.policies:
+            self.points.add(before)
+        else:
+            self._free()
+        if source is START:
+            self.first = min(self.first or first, first)
+        self.tokens, self.cache, self.turns = tuple(tokens), cache, source.turns + 1
+
+    def free(self) -> None:
+        """Let go of all that it holds."""
+        self._free()
+        self.points.clear()
+
+    def _free(self) -> None:
+        cache, self.cache = self.cache, None
+        if cache is not None:
+            cache.free()
+
+    def _caches(self) -> Iterator[SequenceCache]:
+        for cache in (self.cache, *(point.cache for point in self.points)):
+            if cache is not None:
+                yield cache
 
     def _mismatch(self, reason: str) -> SessionError:
         return SessionError(
@@ -103,6 +176,11 @@ class Session:
             "has it and what is new behind it, or drop the session, or use another name",
             "session_mismatch",
         )
+
+
+def away(cache: SequenceCache) -> int:
+    """Bytes that come to memory when a cache is gone on from: positions and biases are there already."""
+    return sum(segment.nbytes - segment.index_bytes for segment in cache.segments() if segment.tier == "disk")
 
 
 def aligned(tokens: Sequence[int], prompt: Sequence[int], tokenizer: Decoder) -> tuple[int, ...] | None:
@@ -114,6 +192,8 @@ def aligned(tokens: Sequence[int], prompt: Sequence[int], tokenizer: Decoder) ->
     if alike == len(tokens):
         return tuple(prompt)
     wanted = tokenizer.decode(list(tokens[alike:]), skip_special=False)
+    if not tokenizer.decode(list(prompt[alike:]), skip_special=False).startswith(wanted.rstrip(HALF)):
+        return None  # as for most of what a session may go back to: told without a look at every token
     for stop in range(alike, len(prompt) + 1):
         text = tokenizer.decode(list(prompt[alike:stop]), skip_special=False)
         if text == wanted and stop < len(prompt):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
-from thrifty.cache.checkpoints import resident
 from thrifty.cache.slots.segment import SESSIONS
-from thrifty.engine.sessions.session import Decoder, Session, aligned
+from thrifty.engine.sessions.points import START
+from thrifty.engine.sessions.session import Decoder, Session, aligned, away
 from thrifty.errors import BudgetError, SessionError
 from thrifty.storage.budget import format_size
 
@@ -63,10 +63,11 @@ class Sessions:
         session = self._sessions.get((request.salt, request.session or ""))
         if session is None or session.cache is None or tokenizer is None or request.media is not None:
             return request.ids
-        for tokens in (session.tokens, session.tokens[: session.rows]):
-            prompt = aligned(tokens, request.ids, tokenizer)
-            if prompt is not None:
-                return prompt
+        for point in (session.now, *reversed(list(session.points))):
+            for tokens in (point.tokens, point.tokens[: point.rows]):
+                prompt = aligned(tokens, request.ids, tokenizer)
+                if prompt is not None:
+                    return prompt
         return request.ids
 
     def policies_of(self, request: Request) -> tuple[CachePolicy, ...]:
@@ -85,28 +86,35 @@ class Sessions:
             session.check(request, policies, kind)
 
     def begin(self, request: Request, policies: Sequence[CachePolicy], kind: Hashable) -> Session:
-        """The session of a request that passed `check`, busy from now on until `end`."""
+        """The session of a request that passed `check`, busy from now on until `end`. It goes on from what it holds, or
+        from where it stood before, as the prompt begins.
+        """
         key = request.salt, str(request.session)
         session = self._sessions.get(key)
         if session is None:
             session = self._sessions[key] = Session(key[1], key[0], policies=tuple(policies), kind=kind)
         session.busy, session.used = True, next(self._clock)
+        session.source = START if session.cache is None else session.source_of(request.ids) or START
         return session
 
     def promise(self, session: Session, owner: str, need: int, bound: int | None) -> Reservation:
         """Room for a request of `need` bytes beside its session, which comes to memory. Where there is none beside it,
-        the request takes the session's only cache over: if its answer does not end well, the session is gone. bound:
-        see `Ledger.reserve`. Raises BudgetError with nothing changed.
+        the session forgets where it stood before, and what it said behind the place that it goes back to. Where there
+        is none still, the request takes the session's only cache over: if its answer does not end well, the session is
+        gone. bound: see `Ledger.reserve`. Raises BudgetError, with nothing promised.
         """
-        cache = session.cache
+        cache = session.source.cache
         assert cache is not None, "a session without a cache begins like any request"
         cache.parked = False  # its segments are in use: they never make room for each other
         try:
             try:
-                return self._beside(owner, need, session.away, bound)
+                return self._beside(owner, need, away(cache), bound)
             except BudgetError:
+                if session.points:
+                    session.go_back()
+                    return self.promise(session, owner, need, bound)
                 own = max(0, need - cache.nbytes)
-                reservation = self._beside(owner, own, session.away, bound)
+                reservation = self._beside(owner, own, away(cache), bound)
                 session.lent = True
                 return reservation
         finally:
@@ -129,9 +137,9 @@ class Sessions:
         """A cache that goes on from the session's, in memory. Raises BudgetError or StorageError, with the session as
         it was.
         """
-        held = session.cache
+        held = session.source.cache
         assert held is not None, "a session without a cache begins like any request"
-        self._cache.tiers.make_room(session.away)
+        self._cache.tiers.make_room(away(held))
         held.parked = False  # its segments are in use: they never make room for each other
         try:
             held.bring_in()
@@ -145,23 +153,22 @@ class Sessions:
             held.free()
         return cache
 
-    def keep(self, session: Session, cache: SequenceCache, tokens: Sequence[int]) -> None:
+    def keep(self, session: Session, cache: SequenceCache, tokens: Sequence[int], first: int) -> None:
         """An answer ended well: its cache is the session's from now on. tokens: of prompt and answer, of which the
-        newest has no row. Raises what going back to these raises; the cache is the caller's then.
+        newest has no row. first: tokens of the prompt. Raises what going back to these raises; the cache is the
+        caller's then.
         """
         cache.discard()
         cache.truncate(max(0, cache.length - (len(tokens) - 1)))
         cache.stop_snapshots()
         cache.park()
-        before, session.cache, session.tokens = session.cache, cache, tuple(tokens)
-        session.turns += 1
+        session.advance(cache, tokens, first)
         _take(cache)
-        if before is not None:
-            before.free()
 
     def end(self, session: Session) -> None:
         """The request that went on from it is over."""
         session.busy = session.lent = session.begun = False
+        session.source = START
         session.used = next(self._clock)
         if session.cache is None:
             told = not session.turns or session.lost is not None
@@ -257,7 +264,10 @@ class Sessions:
         return sorted(idle, key=lambda session: session.used)
 
     def _shrink(self) -> None:
-        """Keep the bound."""
+        """Keep the bound: first sessions forget where they stood before, then those go that were used least."""
+        for session in self._idle():
+            while session.points and self.nbytes > self.capacity:
+                session.points.drop_oldest()
         held = self.nbytes
         for session in self._idle():
             if held <= self.capacity:
@@ -268,7 +278,9 @@ class Sessions:
     def _expire(self, nbytes: int) -> None:
         """Free so many bytes of memory, where the disk takes no more. What lies there stays: it is in nobody's way."""
         for session in self._idle():
-            held = 0 if session.cache is None else resident(session.cache)
+            nbytes -= self._forget_points(session, nbytes)
+        for session in self._idle():
+            held = session.resident
             if nbytes <= 0:
                 return
             if not held:
@@ -276,11 +288,21 @@ class Sessions:
             nbytes -= held
             self._forget(session, TAKEN)
         for session in [own for own in self._sessions.values() if own.busy and not own.begun]:
-            cache, held = session.cache, session.bytes_in("memory")
-            if nbytes > 0 and held and cache is not None and cache.parked:  # its request is told when it is admitted
+            held = session.bytes_in("memory")
+            if nbytes > 0 and held and session.parked:
                 nbytes -= held
-                session.cache, session.lost = None, TAKEN
-                cache.free()
+                if session.source is not START:  # its request is told when it is admitted
+                    session.lost = TAKEN
+                session.free()
+
+    def _forget_points(self, session: Session, nbytes: int) -> int:
+        """Let a session forget where it stood before, oldest first, until so many bytes of memory are free; returns
+        those that are.
+        """
+        before = session.resident
+        while session.points and before - session.resident < nbytes:
+            session.points.drop_oldest()
+        return before - session.resident
 
     def check_held(self, session: Session) -> None:
         """Raise SessionError where a session went while its request waited."""
@@ -290,9 +312,7 @@ class Sessions:
     def _forget(self, session: Session, reason: str | None) -> None:
         """reason: what the next request that names it is told; None: nothing, the name is as new."""
         self._sessions.pop(session.key, None)
-        cache, session.cache = session.cache, None
-        if cache is not None:
-            cache.free()
+        session.free()
         if reason is not None:
             self._gone[session.key] = reason
             while len(self._gone) > REMEMBERED:

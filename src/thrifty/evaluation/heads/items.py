@@ -1,68 +1,50 @@
-"""Questions for the head probes: a needle in prose, with the places of its tokens.
-
-Retrieval (HeadKV-R, arXiv 2410.19258, §3.1): one sentence with a number. Retrieval and reasoning (R2): a sentence that
-says which of two numbers counts, the wrong number and the right one, in either order.
-"""
+"""Probe questions as token ids, with the places of what is told."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from thrifty.errors import PromptError
+from thrifty.evaluation.forcing import MeasurementError
+from thrifty.evaluation.heads.haystack import ProbeHaystack
+from thrifty.evaluation.heads.needles import Told, needle
+from thrifty.evaluation.heads.riddles import riddle
 from thrifty.evaluation.tasks._framing import SEPARATOR, Frame
-from thrifty.evaluation.tasks._haystack import NAMES, Haystack
 
-DIGITS = 5
-TOLD, ASKED = "The secret number of {name} is", "What is the secret number of {name}?"
-
-
-@dataclass(frozen=True)
-class Riddle:
-    """reason, wrong, right: what is told. question: what is asked. The answer begins as `right` does: models of a few
-    hundred million parameters answer no riddle that leaves the choice of words to them.
-    """
-
-    reason: str
-    wrong: str
-    right: str
-    question: str
-
-
-RIDDLES = (
-    Riddle(
-        "The clerk of {name} changed its code last week, and only the new code opens the door.",
-        "The old code of {name} was",
-        "The new code of {name} is",
-        "Which code opens the door of {name} today?",
-    ),
-    Riddle(
-        "Travellers to {name} pay with the secret number and never with the telephone number.",
-        "The telephone number of {name} is",
-        "The secret number of {name} is",
-        "With which number do travellers to {name} pay?",
-    ),
-    Riddle(
-        "Anna asked for the secret number of {name}, not for that of its neighbour.",
-        "The neighbour of {name} has the number",
-        "The secret number of {name} is",
-        "What is the secret number of {name} that Anna asked for?",
-    ),
-)
+MAKERS: Mapping[str, Callable[[random.Random], Told]] = {"r": needle, "r2": riddle}
 
 
 @dataclass(frozen=True)
 class ProbeItem:
     """tokens: the prompt and the answer, whose `answer` tokens are the last. needle: positions of all that was told;
-    correct: those of the answer in it.
+    correct: those of the right answer in it.
     """
 
     tokens: tuple[int, ...]
     answer: int
     needle: range
     correct: range
+
+
+@dataclass(frozen=True)
+class ProbeQuestion:
+    """A prompt whose answer is not there yet. right, wrong: words of the two answers. lead: whether the prompt ends
+    with how the answer begins, so that the right words alone can follow (`expected`, their tokens)."""
+
+    prompt: tuple[int, ...]
+    needle: range
+    correct: range
+    right: str
+    wrong: str
+    lead: bool
+    expected: tuple[int, ...]
+
+    def answered(self, tokens: Sequence[int]) -> ProbeItem:
+        """The item with an answer of these tokens."""
+        return ProbeItem((*self.prompt, *tokens), len(tokens), self.needle, self.correct)
 
 
 class Pieces:
@@ -84,68 +66,63 @@ class ProbeItems:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._haystack = Haystack(tokenizer)
+        self._haystack = ProbeHaystack(tokenizer)
         self._frame = Frame.of(tokenizer)
 
-    def make(self, kind: str, length: int, depth: float, chance: random.Random) -> ProbeItem:
-        """One question of about `length` tokens with its needle at `depth`, 0 to 1. Raises PromptError where `length`
-        does not hold it.
-        """
-        name = chance.choice(NAMES)
-        numbers = chance.sample(range(10 ** (DIGITS - 1), 10**DIGITS), 2)
-        told, question, lead = _retrieval(numbers[0]) if kind == "r" else _riddle(chance, numbers)
-        told = [(text.format(name=name), number) for text, number in told]
-        question, lead = question.format(name=name), lead.format(name=name)
-        body = self._body(chance, length, told, question + lead)
-        place = round(depth * len(body))
-        return self._item(body[:place], told, body[place:], question, lead, numbers[0])
+    def make(self, kind: str, length: int, depth: float, chance: random.Random) -> ProbeQuestion:
+        """One question of about `length` tokens with its needle at `depth`, 0 to 1.
 
-    def _body(self, chance: random.Random, length: int, told: list[tuple[str, int | None]], asked: str) -> list[str]:
-        """Consecutive sentences that leave room for the rest."""
+        Raises PromptError where `length` does not hold it, MeasurementError where the model has no tokens for the
+        answer's words.
+        """
+        told = MAKERS[kind](chance)
+        self._check_words(told.answer)
+        body = self._haystack.body(chance, self._room(length, told))
+        place = round(depth * len(body))
+        return self._question(told, body[:place], body[place:])
+
+    def _room(self, length: int, told: Told) -> int:
+        """Tokens that are left for prose."""
         size = self._haystack.size
-        needle = " ".join(text if number is None else f"{text} {number}." for text, number in told)
-        room = length - size(needle) - size(asked) - 2 * DIGITS - len(self._frame.before) - size(self._frame.after)
+        texts = (" ".join(("", *told.needle)), told.question, told.lead, " " + told.answer, self._frame.after)
+        room = length - sum(size(text) for text in texts) - len(self._frame.before) - size(SEPARATOR)
         if room < 0:
             raise PromptError(
                 f"a prompt of {length} tokens does not hold a question of the head probe; use at least {length - room}"
             )
-        sentences = self._haystack.sentences
-        place, body = chance.randrange(len(sentences)), []
-        while (room := room - size(" " + sentences[place])) >= 0:
-            body.append(sentences[place])
-            place = (place + 1) % len(sentences)
-        return body
+        return room
 
-    def _item(
-        self,
-        before: list[str],
-        told: list[tuple[str, int | None]],
-        after: list[str],
-        question: str,
-        lead: str,
-        number: int,
-    ) -> ProbeItem:
+    def _check_words(self, answer: str) -> None:
+        read = self._tokenizer.decode(self._tokenizer.encode(" " + answer, add_bos=False))
+        missing = [word for word in answer.split() if word not in read]
+        if missing:
+            raise MeasurementError(
+                f"not testable with this model: its vocabulary has no {', '.join(missing)}, words of the head probe. "
+                "Use a model whose tokenizer spells any word."
+            )
+
+    def _question(self, told: Told, before: list[str], after: list[str]) -> ProbeQuestion:
         pieces = Pieces(self._tokenizer, self._frame.before)
         pieces.add(" ".join(before))
         first, correct = len(pieces.tokens), range(0)
-        for text, value in told:
-            pieces.add(" " + text)
-            if value is not None:
-                place = pieces.add(f" {value}")
-                correct = place if value == number else correct
-                pieces.add(".")
+        for number, part in enumerate(told.needle):
+            if number == told.correct:
+                correct = self._place(pieces, " " + part, " " + told.answer)
+            else:
+                pieces.add(" " + part)
         needle = range(first, len(pieces.tokens))
-        pieces.add("".join(" " + sentence for sentence in after) + SEPARATOR + question + self._frame.after + lead)
-        answer = pieces.add(f" {number}")
-        return ProbeItem(tuple(pieces.tokens), len(answer), needle, correct)
+        pieces.add("".join(" " + sentence for sentence in after) + SEPARATOR + told.question)
+        pieces.add(self._frame.after + told.lead)
+        expected = self._tokenizer.encode(" " + told.answer, add_bos=False)
+        return ProbeQuestion(
+            tuple(pieces.tokens), needle, correct, told.answer, told.wrong, bool(told.lead), tuple(expected)
+        )
 
-
-def _retrieval(number: int) -> tuple[list[tuple[str, int | None]], str, str]:
-    return [(TOLD, number)], ASKED, TOLD
-
-
-def _riddle(chance: random.Random, numbers: list[int]) -> tuple[list[tuple[str, int | None]], str, str]:
-    riddle = chance.choice(RIDDLES)
-    both: list[tuple[str, int | None]] = [(riddle.right, numbers[0]), (riddle.wrong, numbers[1])]
-    chance.shuffle(both)
-    return [(riddle.reason, None), *both], riddle.question, riddle.right
+    @staticmethod
+    def _place(pieces: Pieces, sentence: str, answer: str) -> range:
+        """Append a sentence; the positions of the answer in it."""
+        before, _, after = sentence.partition(answer)
+        pieces.add(before)
+        place = pieces.add(answer)
+        pieces.add(after)
+        return place

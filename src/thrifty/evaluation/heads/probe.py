@@ -1,12 +1,13 @@
-"""Which heads look things up: importance scores of attention heads, measured on the model itself.
+"""Importance scores of attention heads, measured on the model itself: which heads look things up.
 
-Every question is run with its answer in one prefill, layer by layer, with a policy that watches and changes nothing. A
-question counts where each token of the answer is the model's own first choice, so the run is the greedy answer.
+A question counts where each token of its answer is the model's own first choice, so the run is the greedy answer. Its
+words, names and prose are the probe's own: no task asks them.
 """
 
 from __future__ import annotations
 
 import datetime
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,123 +15,71 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thrifty.arrays import Floats
-from thrifty.cache.edits import Edits
-from thrifty.cache.model_info import LayerInfo, ModelInfo
-from thrifty.cache.policy import CachePolicy
-from thrifty.cache.scores import window_attention
-from thrifty.cache.statistics import Statistics, Stats
 from thrifty.errors import PromptError
 from thrifty.evaluation.forcing import MeasurementError
-from thrifty.evaluation.heads.items import ProbeItem, ProbeItems
+from thrifty.evaluation.heads.items import ProbeItems, ProbeQuestion
+from thrifty.evaluation.heads.looking import answered, look
+from thrifty.evaluation.heads.reconstruction import SAMPLES, head_maxima
+from thrifty.evaluation.heads.rules import RULES
 from thrifty.models.head_scores import HeadScores, checkpoint_version, find, save
 
 if TYPE_CHECKING:
-    from thrifty.cache.view import LayerView
+    from thrifty.arrays import Floats
     from thrifty.engine.engine import Engine
 
-Rule = Callable[[ProbeItem, Floats], Floats]
-"""(item, probabilities [group, answer tokens, slots]) → what each query head earns, [group]."""
+ENOUGH = 0.25
+"""The share of questions that a model must answer, so that its scores are of more than one or two."""
+AHEAD = 2
+"""How many right answers there must be for each wrong one that a riddle offers: who guesses has as many of both."""
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
     """lengths: of prompts, in tokens. depths: places of the needle, evenly from begin to end. repeats: questions for
-    every length and depth.
+    every length and depth. sample: tokens of a text that the kind "kvzip" has the model repeat.
     """
 
     lengths: tuple[int, ...] = (256, 480)
     depths: int = 8
     repeats: int = 1
     seed: int = 0
+    sample: int = 1024
 
     def __post_init__(self) -> None:
-        if not self.lengths or min(self.lengths) < 1 or self.depths < 1 or self.repeats < 1:
+        if not self.lengths or min(self.lengths) < 1 or self.depths < 1 or self.repeats < 1 or self.sample < 1:
             raise PromptError(
-                f"lengths = {list(self.lengths)}, depths = {self.depths}, repeats = {self.repeats}; use 1 or more each"
+                f"lengths = {list(self.lengths)}, depths = {self.depths}, repeats = {self.repeats}, "
+                f"sample = {self.sample}; use 1 or more each"
             )
 
-    @property
-    def questions(self) -> int:
-        """Questions of one kind."""
-        return len(self.lengths) * self.depths * self.repeats
-
-
-@dataclass(frozen=True, kw_only=True)
-class Watching(CachePolicy):
-    """Hands the attention of the prompt's last `rows` queries to `listen(layer, KV head, [group, rows, slots])`."""
-
-    rows: int
-    listen: Callable[[int, int, Floats], None]
-
-    name = "watching"
-
-    def wants(self, model: ModelInfo) -> Statistics:
-        """The last `rows` queries."""
-        return Statistics(queries=self.rows)
-
-    def after_prefill(self, layer: LayerInfo, kv: LayerView, stats: Stats) -> Edits:
-        """Look, and keep everything."""
-        if stats.queries is not None:
-            for head in range(kv.kv_heads):
-                self.listen(layer.index, head, window_attention(kv, head, stats.queries))
-        return Edits()
-
-
-def retrieval(item: ProbeItem, probabilities: Floats) -> Floats:
-    """1/N for every answer token where the strongest look goes into the needle, to the token that is said (HeadKV-R,
-    §3.1; N: tokens of the answer).
-    """
-    top = probabilities.argmax(axis=-1)
-    tokens = np.array(item.tokens)
-    hit = (top >= item.needle.start) & (top < item.needle.stop) & (tokens[top] == tokens[-item.answer :])
-    return hit.sum(axis=-1, dtype=np.float32) / item.answer
-
-
-def reasoning(item: ProbeItem, probabilities: Floats) -> Floats:
-    """a_i/N for each of the N strongest looks of every answer token that goes to the correct answer (HeadKV-R2, eq. 2;
-    N: tokens of the answer).
-    """
-    strongest = np.argsort(-probabilities, axis=-1, kind="stable")[..., : item.answer]
-    inside = (strongest >= item.correct.start) & (strongest < item.correct.stop)
-    return (np.take_along_axis(probabilities, strongest, axis=-1) * inside).sum(axis=(-2, -1)) / item.answer
-
-
-RULES: dict[str, Rule] = {"r": retrieval, "r2": reasoning}
+    def questions(self, kind: str) -> int:
+        """Questions of one kind, or texts to repeat."""
+        return len(SAMPLES) if kind == "kvzip" else len(self.lengths) * self.depths * self.repeats
 
 
 def probe(
     engine: Engine, kind: str, settings: ProbeSettings | None = None, step: Callable[[], None] = lambda: None
 ) -> HeadScores:
-    """Scores of one kind: the mean over the questions that the model answers. step: called after each question.
+    """Scores of one kind; step: called after each question.
 
-    Raises MeasurementError where the model answers none of them, or where no head earns
-    anything; PromptError for lengths that the model or the questions do not fit.
+    "r", "r2": the mean over the questions that the model answers. "kvzip": the greatest over the texts. Raises
+    MeasurementError where the model answers too few, or where no head earns anything; PromptError for lengths that
+    the model or the questions do not fit.
     """
     settings = settings or ProbeSettings()
-    _check(engine, settings)
-    model = engine.model
-    info = engine.probe().cache_model
-    layers = info.policy_layers
-    total, used = np.zeros((len(layers), info.most_heads), np.float32), 0
-    for item in questions(ProbeItems(model.require_tokenizer()), kind, settings):
-        earned = look(engine, item, RULES[kind])
-        if earned is not None:
-            total += earned
-            used += 1
-        step()
-    if not used or not total.any():
-        raise MeasurementError(
-            f"the model answers {used} of {settings.questions} questions of the head probe '{kind}' and no head earns "
-            "anything: its heads cannot be scored. Use shorter --length, or a larger model."
-        )
-    rows = tuple(tuple(row) for row in (total / used).tolist())
+    _check(engine, kind, settings)
+    if kind == "kvzip":
+        total, used = head_maxima(engine, settings.sample, step), len(SAMPLES)
+    else:
+        total, used = _by_questions(engine, kind, settings, step)
+    if not total.any():
+        raise MeasurementError(f"no head earns anything in the head probe '{kind}': use a larger model.")
     return HeadScores(
         kind=kind,
-        version=checkpoint_version(model),
-        layers=layers,
-        scores=rows,
-        asked=settings.questions,
+        version=checkpoint_version(engine.model),
+        layers=engine.probe().cache_model.policy_layers,
+        scores=tuple(tuple(row) for row in total.tolist()),
+        asked=settings.questions(kind),
         used=used,
         settings=asdict(settings),
         date=datetime.date.today().isoformat(),
@@ -143,7 +92,7 @@ def score_once(engine: Engine, kind: str) -> None:
         save(engine.model, probe(engine, kind))
 
 
-def questions(items: ProbeItems, kind: str, settings: ProbeSettings) -> Iterator[ProbeItem]:
+def questions(items: ProbeItems, kind: str, settings: ProbeSettings) -> Iterator[ProbeQuestion]:
     """Every length × depth × repeat, the same for a seed."""
     for length in settings.lengths:
         for place in range(settings.depths):
@@ -152,32 +101,38 @@ def questions(items: ProbeItems, kind: str, settings: ProbeSettings) -> Iterator
                 yield items.make(kind, length, place / max(1, settings.depths - 1), chance)
 
 
-def look(engine: Engine, item: ProbeItem, rule: Rule) -> Floats | None:
-    """What each query head of the global layers earns with one question, [layers, most heads of a layer]; None where
-    the model would answer something else.
-    """
+def _by_questions(engine: Engine, kind: str, settings: ProbeSettings, step: Callable[[], None]) -> tuple[Floats, int]:
+    """The mean over answered questions, [layers, most heads], and how many these are."""
     info = engine.probe().cache_model
-    ranks = info.policy_layers
-    earned = np.zeros((len(ranks), info.most_heads), np.float32)
-
-    def listen(layer: int, head: int, probabilities: Floats) -> None:
-        size = info.of(layer).group
-        earned[ranks.index(layer), head * size : (head + 1) * size] = rule(item, probabilities[:, : item.answer])
-
-    # The row before an answer's token is the one that says it.
-    first_choices = said(engine, item, Watching(rows=item.answer + 1, listen=listen))
-    return earned if first_choices == item.tokens[-item.answer :] else None
-
-
-def said(engine: Engine, item: ProbeItem, policy: CachePolicy) -> tuple[int, ...]:
-    """The model's first choices in place of an item's answer, while a policy looks at its prefill."""
-    # The last row says what comes after the answer.
-    return tuple(engine.watch_prompt(item.tokens, policy, scored=item.answer + 1)[:-1])
+    total, used, misled = np.zeros((len(info.policy_layers), info.most_heads), np.float32), 0, 0
+    for question in questions(ProbeItems(engine.model.require_tokenizer()), kind, settings):
+        answer = answered(engine, question)
+        earned = None if answer.item is None else look(engine, answer.item, RULES[kind])
+        misled += answer.misled
+        if earned is not None:
+            total += earned
+            used += 1
+        step()
+    _check_answers(kind, settings.questions(kind), used, misled)
+    return total / np.float32(used), used
 
 
-def _check(engine: Engine, settings: ProbeSettings) -> None:
+def _check_answers(kind: str, asked: int, used: int, misled: int) -> None:
+    """Raises MeasurementError where a model answers too few, or guesses."""
+    needed = max(1, math.ceil(ENOUGH * asked), AHEAD * misled)
+    if used >= needed:
+        return
+    wrong = f" and gives the wrong one of two answers to {misled}" if misled else ""
+    raise MeasurementError(
+        f"not testable with this model: it answers {used} of {asked} questions of the head probe '{kind}'{wrong}; "
+        f"{needed} right ones are needed to score its heads. Use shorter --length, or a larger model."
+    )
+
+
+def _check(engine: Engine, kind: str, settings: ProbeSettings) -> None:
     context = engine.model.config.context_length
-    if max(settings.lengths) > context:
-        raise PromptError(f"length = {max(settings.lengths)} exceeds this model's context; use at most {context}")
+    longest = settings.sample if kind == "kvzip" else max(settings.lengths)
+    if longest > context:
+        raise PromptError(f"length = {longest} exceeds this model's context; use at most {context}")
     if engine.model.tokenizer is None:
         raise PromptError("the head probe asks questions in words: it needs a checkpoint with a tokenizer")

@@ -1,13 +1,15 @@
 """The tasks that quality is measured with: one file each, found by its name, imported when it is used.
 
-A task's module is named after it (`recall_many.py` is `recall-many`) and holds one subclass of `Task`, a frozen
-dataclass whose fields are its options. Nothing else lists it. A group is a file `groups/NAME.toml` with a list `tasks`.
+A task's module is named after it (`recall_many.py` is `recall-many`, `ruler/vt.py` is `ruler-vt`) and holds one
+subclass of `Task`, a frozen dataclass whose fields are its options. Nothing else lists it. A group is a file
+`groups/NAME.toml` with a list `tasks`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import pkgutil
 import tomllib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,7 +27,17 @@ class TaskError(ThriftyError):
 
 def names() -> list[str]:
     """The names of all tasks, sorted. Imports none of them."""
-    return sorted(set(registry.found(__path__)) - {BASE})
+    return sorted(_modules())
+
+
+def _modules() -> dict[str, str]:
+    """The tasks' modules by their names: `kl`, and `ruler.vt` of the folder ruler as `ruler-vt`."""
+    modules = {name: module for name, module in registry.found(__path__).items() if name != BASE}
+    for folder in pkgutil.iter_modules(__path__):
+        if folder.ispkg:
+            inside = registry.found([f"{path}/{folder.name}" for path in __path__])
+            modules |= {f"{folder.name}-{name}": f"{folder.name}.{module}" for name, module in inside.items()}
+    return modules
 
 
 def groups() -> dict[str, list[str]]:
@@ -43,7 +55,7 @@ def load(name: str, **options: Any) -> Task:
     if name not in names():
         raise TaskError(f"no task '{name}'. {nearest(name, [*names(), *groups()])}")
     cls = registry.only(
-        f"{__name__}.{registry.found(__path__)[name]}", lambda defined: issubclass(defined, Task), "task"
+        f"{__name__}.{_modules()[name]}", lambda defined: issubclass(defined, Task), "task"
     )
     task: Task = registry.construct(cls, f"task '{name}'", options, TaskError)
     return task

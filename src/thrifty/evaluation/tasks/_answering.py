@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from thrifty.evaluation.asking import Reply, ask, ask_each
 from thrifty.evaluation.forcing import Tables
-from thrifty.evaluation.tasks.task import Item, Record, Task, TaskTurn, Tokens
+from thrifty.evaluation.tasks.task import Effort, Item, Record, Task, TaskTurn, Tokens
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
@@ -56,6 +57,16 @@ class Answering(Task):
             expected="\n".join(", ".join(turn.expected) for turn in item.turns),
             details={"turns": scores} if len(scores) > 1 else {},
         )
+
+    def effort(self, item: Item) -> Effort:
+        """Turns share a prefill where they are fed the same first token. Those that come after the model's own answers
+        share none, and each is fed all that was said before.
+        """
+        fed, prompt = self.fed(item), len(item.prompt)
+        if fed is None:
+            said = itertools.accumulate(len(turn.tokens) + self.limit for turn in item.turns)
+            return Effort(prompt, len(item.turns), sum(said))
+        return Effort(prompt, len({tokens[0] for tokens in fed}), sum(len(tokens) + self.limit for tokens in fed))
 
     def room(self, prompt: Tokens, turns: tuple[TaskTurn, ...]) -> int:
         """Tokens that a run holds at most."""

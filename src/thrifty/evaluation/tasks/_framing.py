@@ -46,6 +46,10 @@ class Frame:
         """Token ids of a piece in the middle."""
         return tuple(self.tokenizer.encode(text, add_bos=False))
 
+    def size(self, text: str) -> int:
+        """Tokens of a piece in the middle."""
+        return len(self.tokens(text))
+
     def first(self, context: str, question: str, lead: str, mode: Mode) -> tuple[Tokens, Tokens]:
         """(what is compressed, what is fed after it) for a question about a context; `lead` begins the answer."""
         if mode == "aware":

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from thrifty.errors import PromptError
+from thrifty.evaluation.halves import Half
 from thrifty.evaluation.text import prose
 
 CITIES = (
@@ -18,17 +19,26 @@ NAMES = tuple(CITIES.split())
 SHORTEST, LONGEST = 40, 250  # characters of a sentence
 
 
-def sentences() -> list[str]:
-    """The sentences of the package's prose that are neither fragments nor monsters, in order."""
-    parts = re.split(r"(?<=[.!?])\s+", prose())
+def sentences(half: Half | None = None) -> list[str]:
+    """The sentences of the package's prose that are neither fragments nor monsters, in order. half: see `prose`."""
+    parts = re.split(r"(?<=[.!?])\s+", prose(half))
     return [part.strip() for part in parts if SHORTEST <= len(part.strip()) <= LONGEST]
 
 
-class Haystack:
-    """Prose of a wanted number of tokens. Building one counts the tokens of every sentence."""
+def numbers(half: Half | None, digits: int) -> range:
+    """The numbers of so many digits that a half asks for: even ones for tuning, odd ones for judging; None: all."""
+    first = 10 ** (digits - 1)
+    if half is None:
+        return range(first, 10**digits)
+    return range(first if half == "tuning" else first + 1, 10**digits, 2)
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.sentences = sentences()
+
+class Haystack:
+    """Prose of a wanted number of tokens. Building one counts the tokens of every sentence. half: see `prose`."""
+
+    def __init__(self, tokenizer: Any, half: Half = "judged") -> None:
+        self.half = half
+        self.sentences = sentences(half)
         self._tokenizer = tokenizer
         self._sizes = [self.size(" " + sentence) for sentence in self.sentences]
 

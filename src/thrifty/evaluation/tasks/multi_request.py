@@ -8,10 +8,11 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from thrifty.evaluation.tasks._answering import Answering
-from thrifty.evaluation.tasks._framing import SEPARATOR, Frame, Mode
+from thrifty.evaluation.tasks._framing import Frame, Mode
 from thrifty.evaluation.tasks._haystack import NAMES, Haystack
+from thrifty.evaluation.tasks._sessions import Question, on_their_own
 from thrifty.evaluation.tasks.recall import asked, hidden
-from thrifty.evaluation.tasks.task import Item, TaskTurn
+from thrifty.evaluation.tasks.task import Item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,6 @@ class MultiRequest(Answering):
     def _item(self, haystack: Haystack, frame: Frame, seed: int, number: int) -> Item:
         chance = self.chance(seed, number)
         facts, context = hidden(haystack, frame, chance, self.requests, self.digits, self.length, self.mode)
-        questions = [asked(name) for name, _ in facts]
-        prompt, first = frame.first(context, *questions[0], self.mode)
-        rest = [frame.tokens(SEPARATOR + question + frame.after + lead) for question, lead in questions[1:]]
-        turns = tuple(TaskTurn(fed, (value,)) for fed, (_, value) in zip([first, *rest], facts, strict=True))
+        questions = [Question(*asked(name), (value,)) for name, value in facts]
+        prompt, turns = on_their_own(frame, context, questions, self.mode)
         return self.item(number, prompt, turns, self.room(prompt, turns))

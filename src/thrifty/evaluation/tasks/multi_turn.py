@@ -10,8 +10,9 @@ from pydantic import Field
 from thrifty.evaluation.tasks._answering import Answering
 from thrifty.evaluation.tasks._framing import Frame, Mode
 from thrifty.evaluation.tasks._haystack import NAMES, Haystack
+from thrifty.evaluation.tasks._sessions import Question, after_right_answers, in_turns
 from thrifty.evaluation.tasks.recall import asked, hidden
-from thrifty.evaluation.tasks.task import Item, TaskTurn, Tokens
+from thrifty.evaluation.tasks.task import Item, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +38,11 @@ class MultiTurn(Answering):
 
     def fed(self, item: Item) -> list[Tokens] | None:
         """A turn's question after the earlier ones and their right answers; None with the model's own answers."""
-        if not self.golden:
-            return None
-        prompts: list[Tokens] = []
-        said: Tokens = ()
-        for turn in item.turns:
-            prompts.append(said + turn.tokens)
-            said = prompts[-1] + turn.right
-        return prompts
+        return after_right_answers(item.turns) if self.golden else None
 
     def _item(self, haystack: Haystack, frame: Frame, seed: int, number: int) -> Item:
         chance = self.chance(seed, number)
         facts, context = hidden(haystack, frame, chance, self.turns, self.digits, self.length, self.mode)
-        questions = [asked(name) for name, _ in facts]
-        prompt, first = frame.first(context, *questions[0], self.mode)
-        fed: list[Tokens] = [first, *(frame.next(question, lead) for question, lead in questions[1:])]
-        turns = tuple(
-            TaskTurn(tokens, (value,), right=frame.tokens(f" {value}."))
-            for tokens, (_, value) in zip(fed, facts, strict=True)
-        )
+        questions = [Question(*asked(name), (value,), f" {value}.") for name, value in facts]
+        prompt, turns = in_turns(frame, context, questions, self.mode)
         return self.item(number, prompt, turns, self.room(prompt, turns))

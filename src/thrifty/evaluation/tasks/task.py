@@ -6,13 +6,14 @@ import hashlib
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from thrifty.evaluation.forcing import Tables
+from thrifty.evaluation.forcing import MeasurementError, Tables
+from thrifty.evaluation.halves import Half
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
@@ -39,7 +40,8 @@ class Item:
 
     identity: tells it from all other items, and changes with its content. prompt: token ids that are prefilled,
     and compressed before anything is scored. turns: what follows. room: tokens that a run holds at most, prompt
-    and answers together. material: what else the task needs to grade it, JSON-ready.
+    and answers together. material: what else the task needs to grade it, JSON-ready. cluster: the number of the context
+    (document, template) that it may share with other items of its task; their scores are no independent evidence.
     """
 
     identity: str
@@ -47,6 +49,7 @@ class Item:
     turns: tuple[TaskTurn, ...]
     room: int
     material: Mapping[str, Any] = field(default_factory=dict)
+    cluster: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,18 +84,39 @@ class Record:
         )
 
 
+@dataclass(frozen=True)
+class Answered:
+    """An item and what a model did with it."""
+
+    item: Item
+    record: Record
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a run of an item takes. prompt: tokens that are prefilled, `prefills` times. steps: the most tokens that
+    follow, fed or chosen.
+    """
+
+    prompt: int
+    prefills: int
+    steps: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC):
-    """Base of all tasks. length: tokens of the compressed context, at most.
+    """Base of all tasks. length: tokens of the compressed context, at most. half: see `evaluation.halves`.
 
-    An item depends on seed and number alone, so the first ten of fifty are those of ten.
+    An item depends on half, seed and number alone, so the first ten of fifty are those of ten.
     """
 
     name: ClassVar[str]
     metric: ClassVar[str]
     writes: ClassVar[bool] = False  # whether `output` is text of the model's own
+    package: ClassVar[str] = ""  # the one that items are read from, where they are not made at any length
 
     length: Annotated[int, Field(ge=16)] = 512
+    half: Half = "judged"
 
     @abstractmethod
     def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
@@ -105,9 +129,24 @@ class Task(ABC):
         Raises MeasurementError where the tables claim to compress and nothing compressed was read.
         """
 
+    def effort(self, item: Item) -> Effort:
+        """What a run of an item takes, for telling its time."""
+        return Effort(len(item.prompt), 1, item.room - len(item.prompt))
+
     def compare(self, baseline: Engine, engine: Engine, item: Item, cache: Tables | None) -> tuple[Record, Record]:
         """(the baseline's record, the recipe's). baseline: an engine of the uncompressed model, or the same one."""
         return self.run(baseline, item, []), self.run(engine, item, cache)
+
+    def scrambled(self, engine: Engine, own: Answered, others: Sequence[Answered]) -> float:
+        """0 to 1: the mean score of what the uncompressed model did with an item where other items' answers count as
+        right. A task that measures something gives about chance. engine: of the uncompressed model, for what the
+        record does not hold. others: at least one. Raises MeasurementError for a task that has no such control.
+        """
+        raise MeasurementError(f"the task '{self.name}' has no control with scrambled answers")
+
+    def over(self, records: Sequence[Record]) -> dict[str, float]:
+        """Figures of all records of one side together, to be shown beside the mean score."""
+        return {}
 
     @property
     def label(self) -> str:
@@ -120,8 +159,9 @@ class Task(ABC):
         return ":".join([self.name, *changed])
 
     def chance(self, seed: int, number: int) -> random.Random:
-        """The random numbers of one item."""
-        return random.Random(f"{self.name}/{seed}/{number}")
+        """The random numbers of one item: another stream in either half."""
+        stream = f"{seed}" if self.half == "judged" else f"{self.half}/{seed}"
+        return random.Random(f"{self.name}/{stream}/{number}")
 
     def item(
         self,
@@ -130,8 +170,9 @@ class Task(ABC):
         turns: tuple[TaskTurn, ...],
         room: int,
         material: Mapping[str, Any] | None = None,
+        cluster: int | None = None,
     ) -> Item:
-        """An item, its identity made from its number and content."""
+        """An item, its identity made from its number and content. cluster: its own number where it is None."""
         content = json.dumps(
             [
                 prompt,
@@ -140,4 +181,4 @@ class Task(ABC):
             ]
         )
         digest = hashlib.sha256(content.encode()).hexdigest()[:10]
-        return Item(f"{number}-{digest}", prompt, turns, room, material or {})
+        return Item(f"{number}-{digest}", prompt, turns, room, material or {}, number if cluster is None else cluster)

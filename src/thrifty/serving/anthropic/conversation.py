@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thrifty.serving.bodies.chat_messages import message_of, shown, text_of, text_of_part
-from thrifty.serving.errors import RequestError
+from thrifty.serving.errors import RequestError, unknown_field
 
 FIELDS = {
     "tool_use": frozenset(("type", "id", "name", "input")),
@@ -76,7 +76,7 @@ def _check_block(block: Mapping[str, Any], role: str, place: str) -> None:
         raise RequestError(f"'{place}.type' is {kind}; it belongs to the {ROLES[kind]}", param=f"{place}.type")
     for name, value in block.items():
         if name not in FIELDS[kind] and value is not None:
-            raise RequestError(f"'{place}.{name}' is not a field that this server supports", param=f"{place}.{name}")
+            raise RequestError(unknown_field(f"{place}.{name}", name, FIELDS[kind]), param=f"{place}.{name}")
 
 
 def _use(block: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from thrifty.serving.access.keys import key_of
-from thrifty.serving.answers import STREAMED, StreamForm, named_event, streamed, unless_gone, whole
+from thrifty.serving.answers import STREAMED, StreamForm, answered, named_event, streamed, unless_gone, whole
 from thrifty.serving.anthropic.answer import MessageAnswer
 from thrifty.serving.anthropic.body import CountBody, MessageBody
 from thrifty.serving.anthropic.errors import DOCUMENTED, error_body
@@ -43,7 +42,7 @@ def router(models: ModelShelf) -> APIRouter:
             keep_alive = service.settings.keep_alive_seconds
             return streamed(handle, service.metrics, answer.first(), answer.of, answer.last, keep_alive, FORM)
         await unless_gone(http, whole(handle, service.metrics, blocks.push if calling is not None else None))
-        return JSONResponse(answer.whole())
+        return answered(answer.whole(), [handle])
 
     @routes.post("/v1/messages/count_tokens", responses=DOCUMENTED)
     async def count_tokens(body: CountBody) -> dict[str, int]:

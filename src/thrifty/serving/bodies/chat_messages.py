@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from thrifty.serving.bodies.message_calls import calls_of
-from thrifty.serving.errors import RequestError
+from thrifty.serving.errors import RequestError, unknown_field
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 """Roles that are taken, and what templates call them: no template knows a developer."""
@@ -31,7 +31,8 @@ def message_of(message: Mapping[str, Any], place: str) -> dict[str, Any]:
     role = given.get("role")
     for name in given:
         if name not in FIELDS and name != TOOL_FIELDS.get(str(role)):
-            raise RequestError(f"'{place}.{name}' is not a field that this server supports", param=f"{place}.{name}")
+            known = {*FIELDS, *filter(None, [TOOL_FIELDS.get(str(role))])}
+            raise RequestError(unknown_field(f"{place}.{name}", name, known), param=f"{place}.{name}")
     if not isinstance(role, str) or role not in ROLES:
         raise RequestError(f"'{place}.role' is {shown(role)}; use one of {', '.join(ROLES)}", param=f"{place}.role")
     if not isinstance(given.get("name", ""), str):
@@ -68,7 +69,7 @@ def text_of_part(part: Any, place: str, kinds: Sequence[str] = ("text",)) -> str
         )
     for name, value in part.items():
         if name not in ("type", "text") and value:
-            raise RequestError(f"'{place}.{name}' is not a field that this server supports", param=f"{place}.{name}")
+            raise RequestError(unknown_field(f"{place}.{name}", name, ("type", "text")), param=f"{place}.{name}")
     if not isinstance(part.get("text"), str):
         raise RequestError(f"'{place}.text' is {shown(part.get('text'))}; it must be a text", param=f"{place}.text")
     return str(part["text"])

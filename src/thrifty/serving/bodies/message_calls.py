@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from thrifty.serving.errors import RequestError
+from thrifty.serving.errors import RequestError, unknown_field
 
 CALL_FIELDS = frozenset(("id", "type", "function", "index"))
 FUNCTION_FIELDS = frozenset(("name", "arguments"))
@@ -37,7 +37,7 @@ def _call(call: Any, place: str) -> dict[str, Any]:
 def _check_fields(given: Mapping[str, Any], known: frozenset[str], place: str) -> None:
     for name, value in given.items():
         if name not in known and value is not None:
-            raise RequestError(f"'{place}.{name}' is not a field that this server supports", param=f"{place}.{name}")
+            raise RequestError(unknown_field(f"{place}.{name}", name, known), param=f"{place}.{name}")
 
 
 def arguments_of(given: Any, place: str) -> Mapping[str, Any]:

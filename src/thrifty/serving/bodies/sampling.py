@@ -121,4 +121,4 @@ class Usage(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: dict[str, int]
-    thrifty: dict[str, float | int]
+    thrifty: dict[str, float | int | str]

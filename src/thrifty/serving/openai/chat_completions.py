@@ -6,13 +6,12 @@ import time
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import Field, StrictBool, StrictInt
 
 from thrifty.engine.answer import Event, Sample
 from thrifty.engine.async_handle import AsyncHandle
 from thrifty.serving.access.keys import key_of
-from thrifty.serving.answers import STREAMED, streamed, unless_gone, usage_of, whole
+from thrifty.serving.answers import STREAMED, answered, streamed, unless_gone, usage_of, whole
 from thrifty.serving.bodies.body import Body
 from thrifty.serving.bodies.chat_messages import checked
 from thrifty.serving.bodies.sampling import SamplingBody
@@ -189,6 +188,6 @@ def router(models: ModelShelf) -> APIRouter:
             keep_alive = service.settings.keep_alive_seconds
             return streamed(handle, service.metrics, answer.first(), answer.of, answer.last, keep_alive)
         await unless_gone(http, whole(handle, service.metrics, answer.read))
-        return JSONResponse(answer.whole())
+        return answered(answer.whole(), [handle])
 
     return routes

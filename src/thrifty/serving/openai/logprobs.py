@@ -32,11 +32,16 @@ def of_text(tokenizer: Tokenizer, entries: Sequence[TokenLogprob], offset: int) 
     return {
         "tokens": tokens,
         "token_logprobs": [_finite(entry.logprob) for entry in entries],
-        "top_logprobs": [
-            {_text(tokenizer, token): _finite(logprob) for token, logprob in entry.top} for entry in entries
-        ],
+        "top_logprobs": [_top(tokenizer, entry) for entry in entries],
         "text_offset": offsets,
     }
+
+
+def _top(tokenizer: Tokenizer, entry: TokenLogprob) -> dict[str, float]:
+    """The alternatives by their texts, and the token itself where it is none of them: as OpenAI tells them."""
+    told = {_text(tokenizer, token): _finite(logprob) for token, logprob in entry.top}
+    told.setdefault(_text(tokenizer, entry.token), _finite(entry.logprob))
+    return told
 
 
 def _entry(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:

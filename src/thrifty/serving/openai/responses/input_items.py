@@ -7,7 +7,7 @@ from typing import Any
 
 from thrifty.serving.bodies.chat_messages import message_of, shown, text_of
 from thrifty.serving.bodies.message_calls import arguments_of
-from thrifty.serving.errors import RequestError
+from thrifty.serving.errors import RequestError, unknown_field
 
 PARTS = ("input_text", "output_text", "text")
 KINDS = ("message", "function_call", "function_call_output")
@@ -81,7 +81,7 @@ def _check_fields(given: Mapping[str, Any], wanted: Sequence[str], place: str) -
     """Raise RequestError unless these fields are texts, and there are no others."""
     for name in given:
         if name not in wanted:
-            raise RequestError(f"'{place}.{name}' is not a field that this server supports", param=f"{place}.{name}")
+            raise RequestError(unknown_field(f"{place}.{name}", name, wanted), param=f"{place}.{name}")
     for name in wanted:
         if not isinstance(given.get(name), str):
             raise RequestError(

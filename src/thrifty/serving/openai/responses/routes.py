@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from thrifty.serving.access.keys import key_of
-from thrifty.serving.answers import STREAMED, streamed, unless_gone, whole
+from thrifty.serving.answers import STREAMED, answered, streamed, unless_gone, whole
 from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.openai.responses.answer import Answer
 from thrifty.serving.openai.responses.body import ResponseBody
@@ -39,6 +38,6 @@ def router(models: ModelShelf) -> APIRouter:
             return streamed(handle, service.metrics, events.first(), events.of, events.last, keep_alive, form_of_events)
         await unless_gone(http, whole(handle, service.metrics, blocks.push if calling is not None else None))
         blocks.end(handle.samples[0])
-        return JSONResponse(answer.shown(answer.status))
+        return answered(answer.shown(answer.status), [handle])
 
     return routes

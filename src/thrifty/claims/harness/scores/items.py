@@ -1,0 +1,59 @@
+"""Scores of a task's items: each item is run once, and items of one context are one cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from thrifty.claims.harness.sharing import shared
+from thrifty.claims.harness.statistics import Scores
+from thrifty.evaluation.forcing import Tables
+from thrifty.evaluation.tasks.task import Item, Record, Task
+
+if TYPE_CHECKING:
+    from thrifty.claims.harness.state import State
+    from thrifty.engine.engine import Engine
+
+
+def records(
+    engine: Engine, state: State, task: Task, items: Sequence[Item], cache: Tables, *, insist: bool = True
+) -> Iterator[Record]:
+    """What comes of each item under cache tables, from the state where it ran before.
+
+    insist: refuse a run in which nothing was compressed though the tables claim it, with a MeasurementError.
+    """
+    for item in items:
+        key = ["task", task.label, task.length, item.identity, [dict(table) for table in cache]]
+        known = state.once(key, lambda item=item: _run(engine, task, item, cache, insist).as_dict())  # type: ignore[misc]
+        yield Record.from_dict(known)
+
+
+def _run(engine: Engine, task: Task, item: Item, cache: Tables, insist: bool) -> Record:
+    if insist:
+        return task.run(shared(engine), item, cache)
+    return task.run(shared(engine, cache), item, None)
+
+
+def scores_of(items: Sequence[Item], ran: Sequence[Record], seed: int) -> Scores:
+    """One score a turn. Turns of an item share its context, and so do items of one cluster."""
+    values: list[float] = []
+    clusters: list[str] = []
+    for item, record in zip(items, ran, strict=True):
+        turns = record.details.get("turns", [record.score])
+        values += [float(value) for value in turns]
+        clusters += [cluster_of(item, record, seed)] * len(turns)
+    return Scores(tuple(values), tuple(clusters))
+
+
+def cluster_of(item: Item, record: Record, seed: int) -> str:
+    """The name of the context or template that an item shares with others; its own where it shares none."""
+    shared_with = getattr(item, "cluster", None)
+    if shared_with is None:
+        shared_with = item.material.get("cluster", record.details.get("cluster"))
+    return f"{seed}/{item.identity}" if shared_with is None else f"{seed}/{record.task}/{shared_with}"
+
+
+def options_of(task: type[Task]) -> set[str]:
+    """The names of a task's options."""
+    return {field.name for field in dataclasses.fields(task)}

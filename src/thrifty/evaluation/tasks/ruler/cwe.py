@@ -1,0 +1,88 @@
+"""Common-words extraction: the ten words that come most often in a numbered list."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from thrifty.bisection import largest
+from thrifty.evaluation.tasks._framing import SEPARATOR, Frame
+from thrifty.evaluation.tasks._sessions import Question, Session, Sessions
+from thrifty.evaluation.tasks.ruler._words import vocabulary
+
+COMMON = 10
+LONG = 4096  # tokens from which a list's words come as often as RULER's do
+OPENING = "Below is a numbered list of words. Some of them appear more often than others; keep those in mind.\n"
+ASK = f"Which {COMMON} words appear most often in the list above?"
+LEAD = f"The {COMMON} words that appear most often in the list above are:"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often a common word comes, and any other one; how many others the solved example has."""
+
+    common: int
+    other: int
+    example_common: int
+    example_other: int
+    example_others: int
+
+
+BELOW, FROM = Counts(6, 1, 3, 1, 10), Counts(30, 3, 10, 3, 30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonWords(Sessions):
+    """RULER's cwe (2404.06654, §3.3): ten words come 30 times, all others 3 times (below 4096 tokens 6 and 1), after
+    a short solved list.
+
+    mode: see `Mode`. Score: the share of the ten words that the answer names. Words are those of the package's prose.
+    """
+
+    name: ClassVar[str] = "ruler-cwe"
+    metric: ClassVar[str] = "share of common words named"
+    limit: ClassVar[int] = 120
+    stop: ClassVar[tuple[str, ...]] = ("\n\n",)
+
+    def stock(self, tokenizer: Any) -> list[str]:
+        """The words, but those of the question."""
+        said = (OPENING + ASK + LEAD).lower()
+        return [word for word in vocabulary(self.half) if word not in said]
+
+    def session(self, chance: random.Random, frame: Frame, stock: list[str], room: int) -> Session:
+        """The longest list that fits, after the example."""
+        often = FROM if self.length >= LONG else BELOW
+        words = chance.sample(stock, len(stock))
+        example = self._example(chance, words[-COMMON - often.example_others :], often)
+        common, others = words[:COMMON], words[COMMON : -COMMON - often.example_others]
+        order = chance.getrandbits(32)
+
+        def listed(count: int) -> str:
+            return _numbered(_shuffled(random.Random(order), common, often.common, others[:count], often.other))
+
+        room -= frame.size(example + OPENING)
+        count = largest(0, len(others), lambda count: frame.size(listed(count)) <= room)
+        if count < 1:
+            raise self.too_short()
+        question = Question(ASK, LEAD, tuple(common), " " + _numbered(common))
+        return Session(example + OPENING + listed(count), (question,))
+
+    def _example(self, chance: random.Random, words: Sequence[str], often: Counts) -> str:
+        """A solved list of words that the asked one does not have."""
+        common, others = words[:COMMON], words[COMMON:]
+        listed = _numbered(_shuffled(chance, common, often.example_common, others, often.example_other))
+        return f"{OPENING}{listed}{SEPARATOR}{ASK}\n{LEAD} {_numbered(common)}{SEPARATOR}"
+
+
+def _shuffled(
+    chance: random.Random, common: Sequence[str], often: int, others: Sequence[str], seldom: int
+) -> list[str]:
+    words = [*common] * often + [*others] * seldom
+    chance.shuffle(words)
+    return words
+
+
+def _numbered(words: Sequence[str]) -> str:
+    return " ".join(f"{number}. {word}" for number, word in enumerate(words, 1))
