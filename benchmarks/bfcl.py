@@ -17,37 +17,16 @@ import argparse
 import importlib.util
 import json
 import sys
-import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
-"""The data's names of types that JSON schemas call otherwise."""
+from thrifty.evaluation.function_calls import INSTALL, CallItem, checker, json_schema, read, wrong
 
-KEYWORDS = ("description", "enum", "required")
-"""Of a parameter, besides its type and what is inside it; defaults are text of its description."""
-
-MODEL = "served"
 CHOICES = ("named", "required", "auto")
-
-
-@dataclass(frozen=True)
-class Item:
-    """A question, the one function that answers it (as the data has it), and the calls that are right."""
-
-    name: str
-    messages: list[dict[str, Any]]
-    function: dict[str, Any]
-    answer: list[dict[str, Any]]
-
-    @property
-    def called(self) -> str:
-        """The function's name as OpenAI's API takes it, and the checker expects it."""
-        return str(self.function["name"]).replace(".", "_")
 
 
 @dataclass
@@ -63,33 +42,13 @@ class Score:
     messages: dict[str, Any] = field(default_factory=dict)
 
 
-def json_schema(described: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter of the data as a JSON schema; of objects that name their properties, no others are allowed."""
-    kind = described["type"]
-    schema: dict[str, Any] = {"type": TYPES.get(kind, kind)}
-    schema |= {name: described[name] for name in KEYWORDS if name in described}
-    if "items" in described:
-        schema["items"] = json_schema(described["items"])
-    if "properties" in described:
-        schema["properties"] = {name: json_schema(own) for name, own in described["properties"].items()}
-        schema["additionalProperties"] = False
-    return schema
-
-
-def items(directory: Path, count: int) -> Iterator[Item]:
+def items(directory: Path, count: int) -> list[CallItem]:
     """So many items, spread over the file. directory: bfcl_eval's `data`."""
-    name = "BFCL_v4_simple_python.json"
-    questions, answers = (
-        [json.loads(line) for line in (folder / name).read_text().splitlines()]
-        for folder in (directory, directory / "possible_answer")
-    )
-    for place in range(0, len(questions), max(1, len(questions) // count)):
-        question, answer = questions[place], answers[place]
-        assert question["id"] == answer["id"]
-        yield Item(question["id"], question["question"][0], question["function"][0], answer["ground_truth"])
+    known = read(directory)
+    return known[:: max(1, len(known) // count)]
 
 
-def body(item: Item, model: str, choice: str) -> dict[str, Any]:
+def body(item: CallItem, model: str, choice: str) -> dict[str, Any]:
     """The request for one item. choice: "named" forces the function by its name."""
     parameters = json_schema(item.function["parameters"])
     function = {"name": item.called, "description": item.function["description"], "parameters": parameters}
@@ -105,12 +64,11 @@ def body(item: Item, model: str, choice: str) -> dict[str, Any]:
     }
 
 
-def fault_of(item: Item, message: Mapping[str, Any], check: Callable[..., Any]) -> tuple[bool, str | None]:
+def fault_of(item: CallItem, message: Mapping[str, Any], check: Callable[..., Any]) -> tuple[bool, str | None]:
     """Whether a message is one call of the function whose arguments fit its schema, and what is wrong with it, None
     where it is right. check: bfcl_eval's `ast_checker`.
     """
     import jsonschema
-    from bfcl_eval.constants.enums import Language
 
     calls = message.get("tool_calls") or []
     if len(calls) != 1:
@@ -123,31 +81,17 @@ def fault_of(item: Item, message: Mapping[str, Any], check: Callable[..., Any]) 
         return False, "no JSON"
     except jsonschema.ValidationError as error:
         return False, f"not the schema's: {error.validator}"
-    called = [{function["name"]: arguments}]
-    result = check([item.function], called, item.answer, Language.PYTHON, "simple_python", MODEL)
-    return True, None if result["valid"] else str(result["error_type"])
+    return True, wrong(item, [{function["name"]: arguments}], "simple_python", check)
 
 
-def checker() -> Callable[..., Any]:
-    """bfcl_eval's checker of calls. Its list of models imports the clients of all their makers; the one thing that the
-    checker reads there is whether a model writes "." in names as "_", as here.
-    """
-    models = types.ModuleType("bfcl_eval.constants.model_config")
-    models.MODEL_CONFIG_MAPPING = {MODEL: types.SimpleNamespace(underscore_to_dot=True)}  # type: ignore[attr-defined]
-    sys.modules[models.__name__] = models
-    from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker
-
-    return ast_checker  # type: ignore[no-any-return]
-
-
-def measure(url: str, asked: Sequence[Item], model: str, choice: str, parallel: int) -> Score:
+def measure(url: str, asked: Sequence[CallItem], model: str, choice: str, parallel: int) -> Score:
     """Every item to one server, so many at a time. Ctrl-C ends it with the answers that came."""
     import httpx
 
     check, score = checker(), Score()
     with httpx.Client(timeout=1800) as client, ThreadPoolExecutor(parallel) as pool:
 
-        def ask(item: Item) -> httpx.Response:
+        def ask(item: CallItem) -> httpx.Response:
             return client.post(f"{url}/chat/completions", json=body(item, model, choice))
 
         waiting = {pool.submit(ask, item): item for item in asked}
@@ -161,7 +105,7 @@ def measure(url: str, asked: Sequence[Item], model: str, choice: str, parallel: 
     return score
 
 
-def _count(score: Score, item: Item, answer: Any, check: Callable[..., Any]) -> None:
+def _count(score: Score, item: CallItem, answer: Any, check: Callable[..., Any]) -> None:
     score.answers += 1
     if answer.status_code != 200:
         score.faults[f"status {answer.status_code}: {answer.text[:200]}"] += 1
@@ -187,9 +131,9 @@ def main() -> None:
     given = parser.parse_args()
     package = importlib.util.find_spec("bfcl_eval")
     if package is None or package.origin is None:
-        raise SystemExit("bfcl-eval is not installed: pip install --no-deps bfcl-eval")
+        raise SystemExit(f"bfcl-eval is not installed: pip install {INSTALL}")
     servers = dict(server.partition("=")[::2] for server in given.server)
-    asked = list(items(Path(package.origin).parent / "data", given.items))
+    asked = items(Path(package.origin).parent / "data", given.items)
     scores = {name: measure(url, asked, given.model, given.choice, given.parallel) for name, url in servers.items()}
     print(f"{'server':12} {'answers':>8} {'valid JSON of the schema':>26} {'right':>6}")
     for name, score in scores.items():

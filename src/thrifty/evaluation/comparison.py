@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from thrifty.evaluation.forcing import Tables
@@ -77,7 +77,10 @@ class Comparison:
             baseline = of_side(records, BASELINE, work)
             recipe = of_side(records, RECIPE, work)
             if (recipe or self.recipe is None) and baseline:
-                rows.append(summarize(name, work.task.metric, baseline, recipe))
+                clusters = {item.identity: item.cluster for item in work.items}
+                row = summarize(name, work.task.metric, baseline, recipe, clusters)
+                ours, theirs = work.task.over(recipe), work.task.over(baseline)
+                rows.append(replace(row, beside=row.beside | ours, beside_baseline=row.beside_baseline | theirs))
         return rows
 
     def _run(self, records: RecordFile, task: Task, item: Item) -> None:

@@ -1,7 +1,7 @@
-"""Tuning apart from judging: every item of a task belongs to one of two halves, and nothing is chosen on the judged one.
+"""Tuning apart from judging: every item of a task belongs to one of two halves; nothing is chosen on the judged one.
 
-Defaults, thresholds and choices of tasks may be looked for on the tuning half. What a page or a verdict shows comes from
-the judged half, whose contexts, keys, templates and problems the tuning half never holds.
+Defaults, thresholds and choices of tasks may be looked for on the tuning half. What a page or a verdict shows comes
+from the judged half, whose contexts, keys, templates and problems the tuning half never holds.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from thrifty.arrays import Floats
 from thrifty.errors import PromptError, StorageError
 from thrifty.evaluation.forcing import ForcedStep, MeasurementError, Tables, force
+from thrifty.evaluation.halves import Half
 from thrifty.evaluation.recovery import Interval, mean_interval, ratio_interval
 from thrifty.evaluation.text import Encodes, held_out
 
@@ -55,9 +56,16 @@ class Passage:
 
 
 def passage(
-    tokenizer: Encodes, context: int, prefix: int = PREFIX, scored: int = SCORED, *, timed: int = 0, part: int = 0
+    tokenizer: Encodes,
+    context: int,
+    prefix: int = PREFIX,
+    scored: int = SCORED,
+    *,
+    timed: int = 0,
+    part: int = 0,
+    half: Half | None = None,
 ) -> Passage:
-    """The package's text cut for one run. context: what the model holds.
+    """The package's text cut for one run. context: what the model holds. half: of the text, see `text.prose`.
 
     Raises PromptError where it does not hold prefix + timed + scored + 2 tokens, or where they are not positive.
     """
@@ -67,7 +75,7 @@ def passage(
     if needed > context:
         spent = f"{prefix} compressed, {f'{timed} timed, ' if timed else ''}{scored} scored"
         raise PromptError(f"measuring quality takes {needed} tokens ({spent}); this context holds {context}")
-    tokens = held_out(tokenizer, prefix + timed + scored + 1, part)
+    tokens = held_out(tokenizer, prefix + timed + scored + 1, part, half)
     return Passage(tuple(tokens[:prefix]), tuple(tokens[prefix:]), timed)
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.bfcl import Item, Score, _count, body, items, json_schema
+from benchmarks.bfcl import Score, _count, body, items
+
+from thrifty.evaluation.function_calls import CallItem, json_schema
 
 FUNCTION = {
     "name": "math.hypot",
@@ -23,7 +25,9 @@ FUNCTION = {
         "required": ["x"],
     },
 }
-ITEM = Item("simple_python_0", [{"role": "user", "content": "4 and 5?"}], FUNCTION, [{"math.hypot": {"x": [4.0]}}])
+ITEM = CallItem(
+    "simple_python_0", [{"role": "user", "content": "4 and 5?"}], [FUNCTION], [{"math.hypot": {"x": [4.0]}}]
+)
 
 
 def test_the_datas_types_become_a_json_schema() -> None:

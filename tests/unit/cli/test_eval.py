@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -143,7 +144,7 @@ def test_the_time_is_told_before_it_starts_and_nothing_is_left_after(
 ) -> None:
     words = ("eval", checkpoint, "-r", recipe, "--tasks", "recall", "--records", tmp_path / "r.jsonl", *RUN)
     first = thrifty(*words)
-    assert "about 0 s: 4 runs" in first.message and "tokens of prompts and at most" in first.message
+    assert re.search(r"about \d+ s: 4 runs, [\d,]+ tokens of prompts and at most \d+ after them", first.message)
     again = thrifty(*words)
     assert "nothing is left to run" in again.message and again.json()["tasks"] == first.json()["tasks"]
 
@@ -180,3 +181,35 @@ def test_a_run_that_was_killed_goes_on(checkpoint: Path, recipe: Path, tmp_path:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["tasks"][0]["items"] == 60
     assert records.read_bytes().startswith(whole) and records.read_bytes().count(b"\n") == 1 + 2 * 60
+
+
+def test_controls_tell_that_random_weights_can_do_nothing(
+    thrifty: Callable[..., Any], checkpoint: Path, recipe: Path, tmp_path: Path
+) -> None:
+    records = tmp_path / "records.jsonl"
+    words = ("eval", checkpoint, "--tasks", "recall", *RUN, "--records", records)
+    assert thrifty(*words).code == 0
+    lines = records.read_text()
+    found = thrifty(*words, "--controls")
+    assert found.code == 1 and records.read_text() == lines, "the answers are there already"
+    (row,) = found.json()["controls"]
+    assert (row["task"], row["items"], row["score"], row["passed"]) == ("recall", 2, 0.0, False)
+    assert "recall: other items' answers score about as well as the right ones" in found.out
+    refused = thrifty("eval", checkpoint, "--controls", "-r", recipe)
+    assert refused.code == 2 and "leave --recipe and --protocol out" in refused.message
+    foreign = thrifty("eval", checkpoint, "--controls", "--tasks", "lm-eval:arc_easy")
+    assert foreign.code == 1 and "leave arc_easy of lm-eval out" in foreign.message
+
+
+def test_controls_hold_where_the_answers_are_right(
+    thrifty: Callable[..., Any], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thrifty.evaluation.tasks._answering import Answering
+
+    def right(self: Answering, engine: Any, item: Any, cache: Any) -> Any:
+        return self.graded(item, [", ".join(turn.expected) for turn in item.turns], 0.1)
+
+    monkeypatch.setattr(Answering, "run", right)
+    found = thrifty("eval", checkpoint, "--controls", "--tasks", "recall,aggregation", "--items", 8, "--length", 400)
+    assert found.code == 0, found.message
+    assert [(row["score"], row["passed"]) for row in found.json()["controls"]] == [(1.0, True), (1.0, True)]

@@ -102,7 +102,7 @@ def test_needles_stand_anywhere() -> None:
 
 
 def test_several_questions_ask_for_different_keys_of_one_context() -> None:
-    task, items = made("ruler-niah-multikey-2", questions=4)
+    _, items = made("ruler-niah-multikey-2", questions=4)
     for item in items:
         told = hidden(item)
         keys = [re.findall(r"for (\S+) in the text above\?", text(turn.tokens))[-1] for turn in item.turns]

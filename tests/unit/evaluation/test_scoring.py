@@ -107,13 +107,13 @@ def test_score_runs_every_item(engine: Engine) -> None:
 
 
 def test_a_length_beyond_the_context_is_refused_with_what_would_fit(engine: Engine) -> None:
-    task = tasks.load("recall", length=990)
+    task = tasks.load("recall", length=999)
     with pytest.raises(
         PromptError, match=r"takes \d+ tokens, .* context holds 1000: use at most --length \d+"
     ) as found:
-        Comparison([task], 3, 0, engine, engine, KIVI)
+        Comparison([task], 12, 0, engine, engine, KIVI)
     fitting = tasks.load("recall", length=int(str(found.value).rpartition(" ")[2]))
-    Comparison([fitting], 3, 0, engine, engine, KIVI)
+    Comparison([fitting], 12, 0, engine, engine, KIVI)
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(engine: Engine, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,12 +17,21 @@ from thrifty.evaluation import tasks
 from thrifty.evaluation.forcing import MeasurementError, force
 from thrifty.evaluation.tasks import TaskError
 from thrifty.evaluation.tasks._answering import Answering, names
+from thrifty.evaluation.tasks.reasoning import settings_of
 from thrifty.evaluation.tasks.task import Item, Record, Task
 
 KIVI = [{"technique": "kivi", "bits": 2, "residual": 0}]
 IDLE = [{"technique": "kivi", "bits": 2, "residual": 100_000}]
 GENERATED = ("recall", "recall-many", "multi-turn", "multi-request", "tracing", "aggregation", "frequent-words")
-LENGTH, LONG = 640, 1900
+LENGTH, LONG = 640, 2400
+MADE = [name for name in tasks.names() if not tasks.load(name).package]  # the others are read: see their own tests
+LONGER = ("ruler-", "scbench-", "long-")
+QUICK = ("ruler-niah-multikey-2", "ruler-vt", "scbench-kv", "scbench-repoqa-and-kv", "long-documents")
+RUN = [
+    name if name in QUICK or not name.startswith(LONGER) else pytest.param(name, marks=pytest.mark.slow)
+    for name in MADE
+]
+"""Those of RULER and SCBench run alike, so that a few of them stand for the rest."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +67,7 @@ def text(tokens: Any) -> str:
 
 def length_of(name: str) -> int:
     """Tokens (of one byte) that a task's context needs to hold something to ask about."""
-    return LONG if name.startswith(("ruler-", "scbench-", "long-")) else LENGTH
+    return LONG if name.startswith(LONGER) else LENGTH
 
 
 def items_of(name: str, count: int = 3, seed: int = 0, **options: Any) -> tuple[Task, list[Item]]:
@@ -66,7 +76,7 @@ def items_of(name: str, count: int = 3, seed: int = 0, **options: Any) -> tuple[
     return task, task.items(ByteTokenizer(), count, seed)
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("name", MADE)
 def test_items_are_those_of_the_seed_and_fit_their_length(name: str) -> None:
     task, found = items_of(name, 4)
     assert task.items(ByteTokenizer(), 2, 0) == found[:2], "the first of four are those of two"
@@ -80,7 +90,7 @@ def test_items_are_those_of_the_seed_and_fit_their_length(name: str) -> None:
         assert item.room > len(item.prompt) + fed or name in ("perplexity", "kl")
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("name", RUN)
 def test_a_run_scores_between_0_and_1_and_keeps_to_its_room(
     name: str, engine: Engine, submitted: list[Request]
 ) -> None:
@@ -95,7 +105,7 @@ def test_a_run_scores_between_0_and_1_and_keeps_to_its_room(
         assert len(request.prompt) + len(request.forced) + request.free <= item.room
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("name", RUN)
 def test_a_recipe_that_compresses_nothing_is_refused(name: str, engine: Engine) -> None:
     task, (item,) = items_of(name, 1)
     with pytest.raises(MeasurementError, match=r"nothing of a prompt of \d+ tokens was compressed .* larger --length"):
@@ -230,3 +240,29 @@ def test_a_model_without_a_chat_template_gets_plain_lines() -> None:
     (item,) = tasks.load("recall", length=300).items(Plain(), 1, 0)
     assert item.prompt[0] == BOS and BOS not in item.prompt[1:]
     assert text(item.turns[0].tokens).startswith("\n\nWhat is the secret number of")
+
+
+def test_settings_of_a_data_set_are_read_and_told() -> None:
+    pytest.importorskip("reasoning_gym")
+    text = "reasoning:dataset=chain_sum:settings=max_terms=2+max_digits=1"
+    task = tasks.parse(text, length=LENGTH)
+    assert task.label == text and settings_of("a=1+b=true+c=-0.5+d=word") == {"a": 1, "b": True, "c": -0.5, "d": "word"}
+    for item in task.items(ByteTokenizer(), 3, 0):
+        numbers = [int(number) for number in re.findall(r"\d+", item.material["question"])]
+        assert len(numbers) == 2 and max(numbers) < 10
+    with pytest.raises(TaskError, match="'max_terms' of the settings 'max_terms' is not NAME=VALUE"):
+        tasks.parse("reasoning:settings=max_terms").items(ByteTokenizer(), 1, 0)
+    with pytest.raises(TaskError, match="reasoning-gym refuses 'letter_counting' with {'max_werds': 3}"):
+        tasks.parse("reasoning:settings=max_werds=3").items(ByteTokenizer(), 1, 0)
+
+
+@pytest.mark.long
+def test_the_ten_generators_make_questions_of_either_half() -> None:
+    pytest.importorskip("reasoning_gym")
+    for half in ("tuning", "judged"):
+        chosen = tasks.parse_all(["reasoning-ten"], length=1200, half=half)
+        assert len(chosen) == len({task.label for task in chosen}) == 10
+        for task in chosen:
+            (item,) = task.items(ByteTokenizer(), 1, 0)
+            assert isinstance(task, Answering)
+            assert task.grade(item, item.turns[0], f" {item.turns[0].expected[0]}") == 1.0

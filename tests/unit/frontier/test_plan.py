@@ -13,6 +13,7 @@ from tests.searches import CONTEXT, LOOSE, MACHINE
 from tests.tiny import tiny_model
 
 from thrifty.engine.engine import Engine
+from thrifty.evaluation.measuring.pace import PROMPT
 from thrifty.evaluation.roofline import sizes
 from thrifty.frontier import pace, plan
 from thrifty.frontier.candidates import BASE
@@ -149,7 +150,7 @@ def test_a_pace_is_that_of_a_short_run(model: Model) -> None:
     engine = Engine(model, threads=1, prefix_tree=False)
     found = pace.measure(engine, 2e-9)
     engine.close()
-    assert found.prompt == pace.PROMPT and found.prefill > 0 and found.step > 0 and found.weight == 2e-9
+    assert found.prompt == PROMPT and found.prefill > 0 and found.step > 0 and found.weight == 2e-9
     assert SearchPace.from_dict(found.as_dict()) == found
 
 

@@ -44,6 +44,12 @@ def command(
         bool,
         typer.Option("--off-grid", help="Permute the weights first: a 4-bit checkpoint is then not rounded exactly."),
     ] = False,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls", help="Grade the uncompressed model by other items' answers too: the score must fall."
+        ),
+    ] = False,
     threads: options.Threads = None,
     native: options.Native = None,
     as_json: options.Json = False,
@@ -57,6 +63,13 @@ def command(
 
     setting = Setting(model, items, length, seed, records, off_grid, threads, native)
     names = split(tasks if tasks is not None else PROTOCOL_TASKS if protocol else TASKS)
+    if controls:
+        if protocol or recipe is not None:
+            raise typer.BadParameter(
+                "is of the uncompressed model alone; leave --recipe and --protocol out.", param_hint="--controls"
+            )
+        _controls(setting, names, as_json)
+        return
     if protocol:
         if recipe is not None:
             raise typer.BadParameter("has its own formats; leave --recipe out.", param_hint="--protocol")
@@ -109,3 +122,20 @@ def _protocol(setting: Setting, names: list[str], quiet: bool) -> bool:
         eval_table.show_protocol(document)
     output.json_line(document)
     return interrupted
+
+
+def _controls(setting: Setting, names: list[str], quiet: bool) -> None:
+    """Exits with 1 where a control fails, with 130 after Ctrl-C."""
+    from thrifty.cli.shared.eval_controls import run_controls, show_controls
+
+    rows, interrupted = run_controls(setting, names)
+    document: dict[str, Any] = {
+        **setting.as_dict(),
+        "controls": [row.as_dict() for row in rows],
+        "interrupted": interrupted,
+    }
+    if not quiet:
+        show_controls(document)
+    output.json_line(document)
+    if interrupted or not all(row.passed for row in rows):
+        raise typer.Exit(130 if interrupted else 1)

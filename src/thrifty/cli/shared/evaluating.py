@@ -12,6 +12,7 @@ from thrifty.cli.shared import opening, output
 from thrifty.cli.shared.progress import progress
 from thrifty.cli.shared.ticker import seconds
 from thrifty.errors import PromptError
+from thrifty.evaluation.halves import ITEMS
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
@@ -62,6 +63,7 @@ class Setting:
         return {
             "model": engine.model.version,
             "runner": engine.probe().runner,
+            "items": ITEMS,
             "length": self.length,
             "seed": self.seed,
             "off_grid": self.off_grid,

@@ -54,9 +54,7 @@ def load(name: str, **options: Any) -> Task:
     """
     if name not in names():
         raise TaskError(f"no task '{name}'. {nearest(name, [*names(), *groups()])}")
-    cls = registry.only(
-        f"{__name__}.{_modules()[name]}", lambda defined: issubclass(defined, Task), "task"
-    )
+    cls = registry.only(f"{__name__}.{_modules()[name]}", lambda defined: issubclass(defined, Task), "task")
     task: Task = registry.construct(cls, f"task '{name}'", options, TaskError)
     return task
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import re
+import statistics
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from thrifty.evaluation.asking import Reply, ask, ask_each
 from thrifty.evaluation.forcing import Tables
-from thrifty.evaluation.tasks.task import Effort, Item, Record, Task, TaskTurn, Tokens
+from thrifty.evaluation.tasks.task import Answered, Effort, Item, Record, Task, TaskTurn, Tokens
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
@@ -29,6 +30,7 @@ class Answering(Task):
     writes: ClassVar[bool] = True
     limit: ClassVar[int] = 12  # tokens of an answer
     stop: ClassVar[tuple[str, ...]] = ("\n",)
+    verbatim: ClassVar[bool] = False  # whether the blanks around an answer belong to it
 
     def grade(self, item: Item, turn: TaskTurn, answer: str) -> float:
         """0 to 1: the share of what is expected that the answer names as whole words."""
@@ -42,20 +44,23 @@ class Answering(Task):
 
     def run(self, engine: Engine, item: Item, cache: Tables | None) -> Record:
         started = time.perf_counter()
-        fed = self.fed(item)
-        if fed is None:
-            replies = self._converse(engine, item, cache)
-        else:
-            replies = ask_each(engine, item.prompt, fed, self.limit, cache, stop=self.stop)
-        scores = [self.grade(item, turn, reply.text) for turn, reply in zip(item.turns, replies, strict=True)]
+        answers = [reply.text for reply in self._replies(engine, item, cache)]
+        return self.graded(item, answers, time.perf_counter() - started)
+
+    def graded(self, item: Item, answers: Sequence[str], seconds: float) -> Record:
+        """The record of an item's answers, one a turn."""
+        scores = self._scores(item, answers)
+        details: dict[str, Any] = {"turns": scores} if len(scores) > 1 else {}
+        if self.verbatim or len(scores) > 1:
+            details["answers"] = list(answers)
         return Record(
             task=self.label,
             item=item.identity,
             score=sum(scores) / len(scores),
-            output="\n".join(reply.text.strip() for reply in replies),
-            seconds=time.perf_counter() - started,
+            output="\n".join(answer.strip() for answer in answers),
+            seconds=seconds,
             expected="\n".join(", ".join(turn.expected) for turn in item.turns),
-            details={"turns": scores} if len(scores) > 1 else {},
+            details=details,
         )
 
     def effort(self, item: Item) -> Effort:
@@ -68,9 +73,32 @@ class Answering(Task):
             return Effort(prompt, len(item.turns), sum(said))
         return Effort(prompt, len({tokens[0] for tokens in fed}), sum(len(tokens) + self.limit for tokens in fed))
 
+    def scrambled(self, engine: Engine, own: Answered, others: Sequence[Answered]) -> float:
+        """The answers of one item, graded by what is expected of others."""
+        answers = own.record.details.get("answers", [own.record.output])
+        return statistics.fmean(
+            statistics.fmean(self._scores(self.expecting(own.item, other.item), answers)) for other in others
+        )
+
+    def expecting(self, item: Item, other: Item) -> Item:
+        """An item with another one's right answers."""
+        turns = tuple(
+            replace(turn, expected=theirs.expected) for turn, theirs in zip(item.turns, other.turns, strict=True)
+        )
+        return replace(item, turns=turns, material=other.material)
+
     def room(self, prompt: Tokens, turns: tuple[TaskTurn, ...]) -> int:
         """Tokens that a run holds at most."""
         return len(prompt) + sum(len(turn.tokens) + max(self.limit, len(turn.right)) for turn in turns)
+
+    def _scores(self, item: Item, answers: Sequence[str]) -> list[float]:
+        return [self.grade(item, turn, answer) for turn, answer in zip(item.turns, answers, strict=True)]
+
+    def _replies(self, engine: Engine, item: Item, cache: Tables | None) -> list[Reply]:
+        fed = self.fed(item)
+        if fed is None:
+            return self._converse(engine, item, cache)
+        return ask_each(engine, item.prompt, fed, self.limit, cache, stop=self.stop)
 
     def _converse(self, engine: Engine, item: Item, cache: Tables | None) -> list[Reply]:
         said: Tokens = ()

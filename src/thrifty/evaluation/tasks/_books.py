@@ -22,9 +22,12 @@ Kind = Literal["essays", "reference", "manual"]
 SPEAKER = re.compile(r"([A-Z]{4,}) ([a-z]+ed|said|spoke|gave|saw|took) ([^.?!:;]{30,160})\.")
 WORD = re.compile(r"(?<![\w-])[a-z]{7,}(?![\w-])")
 SHORTEST, LONGEST = 60, 700  # characters of a paragraph of the reference
-GAP = "_____"
+BEGINNING, LONGEST_CUT = 25, 500  # characters of a sentence that tell which it is, and of all of it
+LEAD = "Answer:"
 WHO = "According to the text, who {verb} {what}?"
-MISSING = 'Which word belongs in the gap of this sentence from the text: "{sentence}"'
+GOES = 'How does the sentence of the text go that begins with "{begins}"?'
+SAID = 'The sentence goes: "{head}'
+NEXT = 'Which word comes right after "{head}" in the text?'
 NAME = 'Which function has this description in the text: "{summary}"'
 DEFAULT = "According to the text, what is the default of the parameter {parameter} of {name}?"
 
@@ -32,13 +35,16 @@ DEFAULT = "According to the text, what is the default of the parameter {paramete
 @dataclass(frozen=True)
 class Fact:
     """A question with its answer. kind: facts of one kind have answers of one kind. once: what a context must hold
-    exactly once for the question to have one answer.
+    exactly once for the question to have one answer. lead: the words that begin the answer. choice: the question where
+    answers are given to choose from, the same where it is empty.
     """
 
     kind: str
     question: str
     answer: str
     once: str
+    lead: str = LEAD
+    choice: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ def passages(kind: Kind, half: Half) -> tuple[Passage, ...]:
     if kind == "manual":
         return tuple(Passage(_entry(function), _of(half, _of_function(function))) for function in functions())
     texts = sentences(half) if kind == "essays" else _paragraphs()
-    facts = ((text, (*_speakers(text), *_gaps(text))) for text in texts)
+    facts = ((text, (*_speakers(text), *_cuts(text))) for text in texts)
     return tuple(Passage(text, own if kind == "essays" else _of(half, own)) for text, own in facts)
 
 
@@ -115,12 +121,12 @@ def _speakers(text: str) -> list[Fact]:
     return [Fact("who", WHO.format(verb=verb, what=what), name, what)]
 
 
-def _gaps(text: str) -> list[Fact]:
-    """The sentence with its longest word left out."""
-    words = WORD.findall(text)
-    if not words or len(text) > 2 * 250:
+def _cuts(text: str) -> list[Fact]:
+    """How a sentence goes on, at its longest word behind the first few; none where it has no long one there."""
+    found = [match for match in WORD.finditer(text) if match.start() >= 2 * BEGINNING]
+    if not found or len(text) > LONGEST_CUT:
         return []
-    word = max(words, key=len)
-    if words.count(word) > 1:
-        return []
-    return [Fact("word", MISSING.format(sentence=re.sub(rf"\b{word}\b", GAP, text)), word, word)]
+    word = max(found, key=lambda match: len(match[0]))
+    head = text[: word.start()].rstrip()
+    begins = text[: text.index(" ", BEGINNING)]
+    return [Fact("word", GOES.format(begins=begins), word[0], head, SAID.format(head=head), NEXT.format(head=head))]

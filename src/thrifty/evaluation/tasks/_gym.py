@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from thrifty.errors import PromptError, nearest
+from thrifty.evaluation.halves import half_of
 from thrifty.evaluation.tasks._answering import Answering
 from thrifty.evaluation.tasks._framing import SEPARATOR, Frame
 from thrifty.evaluation.tasks.task import Item, TaskTurn
@@ -21,7 +22,7 @@ LARGE = 1000  # questions of one seed: more than any context holds
 
 @dataclass(frozen=True, kw_only=True)
 class Gym(Answering):
-    """Solved examples of one kind fill the compressed context; the question comes after it."""
+    """Solved examples of one kind fill the compressed context; the question comes after it. All are of one half."""
 
     limit: ClassVar[int] = 24
 
@@ -42,8 +43,11 @@ class Gym(Answering):
     def _item(self, frame: Frame, seed: int, number: int) -> Item:
         name, settings = self.source()
         own_seed = self.chance(seed, number).getrandbits(31)
-        examples = questions(name, own_seed, settings)
-        asked = next(examples)
+        made = questions(name, own_seed, settings)
+        examples = (entry for entry in made if half_of(str(entry["question"])) == self.half)
+        asked = next(examples, None)
+        if asked is None:
+            raise PromptError(f"of the questions of '{self.label}' none belongs to the half '{self.half}'")
         shown = self._examples(frame, asked, examples)
         prompt, fed = frame.first(SEPARATOR.join(shown), str(asked["question"]), LEAD, "agnostic")
         turns = (TaskTurn(fed, (str(asked["answer"]),)),)

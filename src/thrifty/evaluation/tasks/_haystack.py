@@ -36,7 +36,7 @@ def numbers(half: Half | None, digits: int) -> range:
 class Haystack:
     """Prose of a wanted number of tokens. Building one counts the tokens of every sentence. half: see `prose`."""
 
-    def __init__(self, tokenizer: Any, half: Half = "judged") -> None:
+    def __init__(self, tokenizer: Any, half: Half | None = None) -> None:
         self.half = half
         self.sentences = sentences(half)
         self._tokenizer = tokenizer

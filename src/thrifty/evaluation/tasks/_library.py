@@ -10,18 +10,22 @@ import ast
 import functools
 import re
 import sysconfig
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 MODULES = (
-    "ast calendar colorsys copy difflib fnmatch functools glob gettext heapq html/__init__ inspect keyword locale "
-    "operator posixpath random shlex shutil statistics string tempfile textwrap tokenize types urllib/parse uuid "
-    "warnings"
+    "ast calendar codecs colorsys compileall contextlib copy difflib dis email/utils filecmp fileinput fnmatch "
+    "functools gettext glob heapq html/__init__ inspect json/__init__ keyword locale logging/__init__ mimetypes os "
+    "pkgutil platform posixpath pprint py_compile quopri random re/__init__ runpy shlex shutil socket statistics "
+    "string tempfile textwrap timeit tokenize traceback tracemalloc types urllib/parse urllib/request uuid warnings "
+    "webbrowser"
 )
 LINES = range(3, 22)  # of a function without its documentation
 LONGEST = 520  # characters of such a function, about 130 tokens
 QUOTES = ('"""', "'''", "```")  # of texts that a repetition would stumble over
+FILLER = 600  # characters of a function that fills a context
 WORDY = 1500  # characters of documentation: who has more is left out
 
 
@@ -46,15 +50,39 @@ class Function:
         return len(lines) in LINES and len(self.code) <= LONGEST and not any(quotes in self.code for quotes in QUOTES)
 
 
-@functools.cache
 def functions() -> tuple[Function, ...]:
     """The documented public functions of some modules, in the order of these and of their sources; none of two with
     one summary. Raises TaskError where the library's sources are not installed.
     """
+    return _read()[0]
+
+
+def other_code() -> tuple[tuple[str, str], ...]:
+    """(name without its module, source without documentation) of the same modules' other functions and of methods; no
+    name twice. Raises as `functions`.
+    """
+    return _read()[1]
+
+
+@functools.cache
+def _read() -> tuple[tuple[Function, ...], tuple[tuple[str, str], ...]]:
+    by_summary: dict[str, Function] = {}
+    codes: dict[str, str] = {}
+    for module, source in _sources():
+        lines, tree = source.splitlines(), ast.parse(source)
+        for function in _documented(module, lines, tree):
+            by_summary.setdefault(function.summary, function)
+        codes = dict(_every(lines, tree)) | codes
+    documented = {function.name.rpartition(".")[2] for function in by_summary.values()}
+    others = tuple((name, code) for name, code in codes.items() if name not in documented)
+    return tuple(by_summary.values()), others
+
+
+def _sources() -> Iterator[tuple[str, str]]:
+    """(module, its source)."""
     from thrifty.evaluation.tasks import TaskError
 
     root = Path(sysconfig.get_path("stdlib"))
-    by_summary: dict[str, Function] = {}
     for module in MODULES.split():
         path = root / f"{module}.py"
         try:
@@ -64,26 +92,38 @@ def functions() -> tuple[Function, ...]:
                 f"this task reads the sources of Python's standard library, and '{path}' cannot be read "
                 f"({error.strerror}); use a Python that is installed with its sources"
             ) from error
-        for function in _documented(module.removesuffix("/__init__").replace("/", "."), source):
-            by_summary.setdefault(function.summary, function)
-    return tuple(by_summary.values())
+        yield module.removesuffix("/__init__").replace("/", "."), source
 
 
-def _documented(module: str, source: str) -> Iterator[Function]:
-    lines = source.splitlines()
-    for node in ast.parse(source).body:
+def _every(lines: Sequence[str], tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """(name, source) of all functions and methods that are neither tiny nor long."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and not node.decorator_list:
+            code = textwrap.dedent(_code(lines, node))
+            if len(code.splitlines()) >= LINES.start and len(code) <= FILLER:
+                yield node.name, code
+
+
+def _documented(module: str, lines: Sequence[str], tree: ast.Module) -> Iterator[Function]:
+    for node in tree.body:
         if not isinstance(node, ast.FunctionDef) or node.name.startswith("_") or node.decorator_list:
             continue
         documentation = ast.get_docstring(node)
         summary = _summary(documentation or "")
         if documentation is None or summary is None or len(documentation) > WORDY or len(node.body) < 2:
             continue
-        first = node.body[0]
-        assert first.end_lineno is not None and node.end_lineno is not None
-        kept = lines[node.lineno - 1 : first.lineno - 1] + lines[first.end_lineno : node.end_lineno]
         header = f"{module}.{node.name}({ast.unparse(node.args)})"
-        code = "\n".join(line for line in kept if line.strip())
-        yield Function(f"{module}.{node.name}", header, summary, documentation, code, tuple(_defaults(node.args)))
+        defaults = tuple(_defaults(node.args))
+        yield Function(f"{module}.{node.name}", header, summary, documentation, _code(lines, node), defaults)
+
+
+def _code(lines: Sequence[str], node: ast.FunctionDef) -> str:
+    """The source of a function without its documentation and empty lines. lines: of its module."""
+    kept = lines[node.lineno - 1 : node.end_lineno]
+    if ast.get_docstring(node) is not None:
+        first = node.body[0]
+        kept = [*lines[node.lineno - 1 : first.lineno - 1], *lines[first.end_lineno : node.end_lineno]]
+    return "\n".join(line for line in kept if line.strip())
 
 
 def _summary(documentation: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -14,7 +14,7 @@ from pydantic import Field
 from thrifty.evaluation.asking import compresses, nothing_compressed
 from thrifty.evaluation.forcing import ForcedStep, MeasurementError, Tables, force
 from thrifty.evaluation.quality import log_probabilities, passage
-from thrifty.evaluation.tasks.task import Item, Record, Task, TaskTurn
+from thrifty.evaluation.tasks.task import Answered, Item, Record, Task, TaskTurn
 
 if TYPE_CHECKING:
     from thrifty.arrays import Floats
@@ -36,7 +36,8 @@ class Passages(Task):
         room = self.length + self.scored + 2
         made = []
         for number in range(count):
-            cut = passage(tokenizer, room, self.length, self.scored, part=number + 1000 * seed)
+            part = number + 1000 * seed
+            cut = passage(tokenizer, room, self.length, self.scored, part=part, half=self.half)
             made.append(self.item(number, cut.prompt, (TaskTurn(cut.answer),), room))
         return made
 
@@ -48,6 +49,16 @@ class Passages(Task):
             losses.append(-float(log_probabilities(logits)[target]))
         details = {"nll": statistics.fmean(losses)}
         return self.record(item, statistics.fmean(right), time.perf_counter() - started, details)
+
+    def scrambled(self, engine: Engine, own: Answered, others: Sequence[Answered]) -> float:
+        """How often the tokens predicted for one passage stand at the same places of others; runs the passage again."""
+        with closing(predictions(engine, own.item, [])) as steps:
+            predicted = [int(logits.argmax()) for _, logits in steps]
+        return statistics.fmean(
+            token == target
+            for other in others
+            for token, target in zip(predicted, other.item.turns[0].tokens[1:], strict=True)
+        )
 
     def record(self, item: Item, accuracy: float, seconds: float, details: dict[str, float]) -> Record:
         """The record of one run."""

@@ -59,9 +59,7 @@ def on_their_own(
     """
     prompt, first = frame.first(context, questions[0].text, questions[0].lead, mode)
     rest = [frame.tokens(SEPARATOR + question.text + frame.after + question.lead) for question in questions[1:]]
-    turns = (
-        TaskTurn(tokens, question.expected) for tokens, question in zip([first, *rest], questions, strict=True)
-    )
+    turns = (TaskTurn(tokens, question.expected) for tokens, question in zip([first, *rest], questions, strict=True))
     return prompt, tuple(turns)
 
 
@@ -77,9 +75,7 @@ def after_right_answers(turns: Sequence[TaskTurn]) -> list[Tokens]:
 
 def in_turn(first: Sequence[Question], second: Sequence[Question]) -> tuple[Question, ...]:
     """Questions of two kinds by turns, one of the first kind at the beginning."""
-    return tuple(
-        question for pair in itertools.zip_longest(first, second) for question in pair if question is not None
-    )
+    return tuple(question for pair in itertools.zip_longest(first, second) for question in pair if question is not None)
 
 
 def filled(size: Callable[[str], int], room: int, entries: Iterable[str]) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -13,7 +15,7 @@ from thrifty.errors import PromptError
 from thrifty.evaluation.asking import likelihoods
 from thrifty.evaluation.forcing import Tables
 from thrifty.evaluation.tasks._haystack import Haystack
-from thrifty.evaluation.tasks.task import Item, Record, Task, TaskTurn
+from thrifty.evaluation.tasks.task import Answered, Item, Record, Task, TaskTurn
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
@@ -33,7 +35,7 @@ class EndingChoice(Task):
     options: Annotated[int, Field(ge=2, le=16)] = 4
 
     def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
-        haystack = Haystack(tokenizer)
+        haystack = Haystack(tokenizer, self.half)
         return [self._item(tokenizer, haystack, seed, number) for number in range(count)]
 
     def run(self, engine: Engine, item: Item, cache: Tables | None) -> Record:
@@ -53,6 +55,11 @@ class EndingChoice(Task):
             expected=endings[right],
             details={"log_likelihood_per_character": scores},
         )
+
+    def scrambled(self, engine: Engine, own: Answered, others: Sequence[Answered]) -> float:
+        """How often the place of the chosen ending is that of other items' right ones."""
+        chosen = own.item.material["endings"].index(own.record.output)
+        return statistics.fmean(chosen == other.item.material["right"] for other in others)
 
     def _item(self, tokenizer: Any, haystack: Haystack, seed: int, number: int) -> Item:
         chance = self.chance(seed, number)

@@ -28,7 +28,8 @@ class ContinuationTask(Answering):
         made = []
         for number in range(count):
             taken = LEAD + self.limit
-            cut = passage(tokenizer, self.length + taken + 2, self.length, taken, part=number + 1000 * seed)
+            part = number + 1000 * seed
+            cut = passage(tokenizer, self.length + taken + 2, self.length, taken, part=part, half=self.half)
             expected = tokenizer.decode(cut.answer[LEAD:])
             turns = (TaskTurn(cut.answer[:LEAD], (expected,)),)
             made.append(self.item(number, cut.prompt, turns, self.room(cut.prompt, turns)))

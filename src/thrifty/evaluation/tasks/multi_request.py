@@ -32,7 +32,7 @@ class MultiRequest(Answering):
     digits: Annotated[int, Field(ge=2, le=12)] = 4
 
     def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
-        haystack, frame = Haystack(tokenizer), Frame.of(tokenizer)
+        haystack, frame = Haystack(tokenizer, self.half), Frame.of(tokenizer)
         return [self._item(haystack, frame, seed, number) for number in range(count)]
 
     def _item(self, haystack: Haystack, frame: Frame, seed: int, number: int) -> Item:

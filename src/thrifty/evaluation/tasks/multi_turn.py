@@ -33,7 +33,7 @@ class MultiTurn(Answering):
     digits: Annotated[int, Field(ge=2, le=12)] = 4
 
     def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
-        haystack, frame = Haystack(tokenizer), Frame.of(tokenizer)
+        haystack, frame = Haystack(tokenizer, self.half), Frame.of(tokenizer)
         return [self._item(haystack, frame, seed, number) for number in range(count)]
 
     def fed(self, item: Item) -> list[Tokens] | None:

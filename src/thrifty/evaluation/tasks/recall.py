@@ -8,9 +8,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from thrifty.evaluation.halves import Half
 from thrifty.evaluation.tasks._answering import Answering
 from thrifty.evaluation.tasks._framing import Frame, Mode
-from thrifty.evaluation.tasks._haystack import NAMES, Haystack
+from thrifty.evaluation.tasks._haystack import NAMES, Haystack, numbers
 from thrifty.evaluation.tasks.task import Item, TaskTurn
 
 NEEDLE = "The secret number of {name} is {number}."
@@ -33,7 +34,7 @@ class Recall(Answering):
     digits: Annotated[int, Field(ge=2, le=12)] = 4
 
     def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
-        haystack, frame = Haystack(tokenizer), Frame.of(tokenizer)
+        haystack, frame = Haystack(tokenizer, self.half), Frame.of(tokenizer)
         return [self._item(haystack, frame, seed, number) for number in range(count)]
 
     def _item(self, haystack: Haystack, frame: Frame, seed: int, number: int) -> Item:
@@ -56,13 +57,13 @@ def hidden(
     """(`count` names with their numbers, prose that tells them at random places) for a context of at most `length`
     tokens, the frame and, where `mode` says so, the first name's question included.
     """
-    facts = secrets(chance, count, digits)
+    facts = secrets(chance, count, digits, haystack.half)
     needles = [NEEDLE.format(name=name, number=number) for name, number in facts]
     around = len(frame.before) + (haystack.size(asked(facts[0][0])[0]) if mode == "aware" else 0)
     return facts, haystack.context(chance, length - around, needles)
 
 
-def secrets(chance: random.Random, count: int, digits: int) -> list[tuple[str, str]]:
-    """(name, number) pairs, no name and no number twice."""
-    numbers = chance.sample(range(10 ** (digits - 1), 10**digits), count)
-    return [(name, str(number)) for name, number in zip(chance.sample(NAMES, count), numbers, strict=True)]
+def secrets(chance: random.Random, count: int, digits: int, half: Half | None = None) -> list[tuple[str, str]]:
+    """(name, number) pairs, no name and no number twice. half: see `numbers`."""
+    chosen = chance.sample(numbers(half, digits), count)
+    return [(name, str(number)) for name, number in zip(chance.sample(NAMES, count), chosen, strict=True)]

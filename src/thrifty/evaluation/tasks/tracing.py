@@ -11,7 +11,7 @@ from pydantic import Field
 
 from thrifty.evaluation.tasks._answering import Answering, share_of_first
 from thrifty.evaluation.tasks._framing import Frame, Mode
-from thrifty.evaluation.tasks._haystack import NAMES, Haystack
+from thrifty.evaluation.tasks._haystack import NAMES, Haystack, numbers
 from thrifty.evaluation.tasks.recall import NEEDLE
 from thrifty.evaluation.tasks.task import Item, TaskTurn
 
@@ -42,7 +42,7 @@ class Tracing(Answering):
     digits: Annotated[int, Field(ge=2, le=12)] = 4
 
     def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
-        haystack, frame = Haystack(tokenizer), Frame.of(tokenizer)
+        haystack, frame = Haystack(tokenizer, self.half), Frame.of(tokenizer)
         return [self._item(haystack, frame, seed, number) for number in range(count)]
 
     def grade(self, item: Item, turn: TaskTurn, answer: str) -> float:
@@ -64,8 +64,8 @@ class Tracing(Answering):
         """The cities of every chain, the asked one first, no city twice; and their numbers, no number twice."""
         size = self.hops + 1
         names = chance.sample(NAMES, size * self.chains)
-        numbers = chance.sample(range(10 ** (self.digits - 1), 10**self.digits), self.chains)
-        return [names[size * chain : size * (chain + 1)] for chain in range(self.chains)], list(map(str, numbers))
+        chosen = chance.sample(numbers(self.half, self.digits), self.chains)
+        return [names[size * chain : size * (chain + 1)] for chain in range(self.chains)], list(map(str, chosen))
 
 
 def told(names: list[str], number: str) -> list[str]:

@@ -11,8 +11,10 @@ from thrifty.evaluation.halves import Half, half_of
 SYLLABLES = (
     "ba bel bri cor da del dor el fen gal ha hes il jor ka kel lo lun mar mi mor na nim or pel pol quo ra ren ros sa "
     "sar tam tel tor tu ul vel vin wex ya yel zan zor"
-).split()
-GIVEN = "Ada Boris Clara Dario Edith Felix Greta Hugo Irene Jonas Klara Leo Mira Nora Oscar Petra Quinn Rosa Simon Tessa"
+)
+GIVEN = (
+    "Ada Boris Clara Dario Edith Felix Greta Hugo Irene Jonas Klara Leo Mira Nora Oscar Petra Quinn Rosa Simon Tessa"
+)
 JOBS = "baker carpenter doctor farmer gardener lawyer painter pilot plumber sailor singer tailor teacher translator"
 INSTRUMENTS = "accordion banjo bassoon cello clarinet drum flute guitar harp oboe piano trumpet tuba violin"
 GOODS = "apples bells blankets boots candles cheese clocks glass honey knives lace paper rope salt soap tea wool"
@@ -54,9 +56,10 @@ class Town:
 
 def invented(chance: random.Random, half: Half) -> Iterator[str]:
     """Names of a half without end, none twice."""
+    syllables = SYLLABLES.split()
     seen: set[str] = set()
     while True:
-        name = "".join(chance.choices(SYLLABLES, k=chance.choice((2, 3)))).capitalize()
+        name = "".join(chance.choices(syllables, k=chance.choice((2, 3)))).capitalize()
         if name not in seen and len(name) > 3 and half_of(name) == half:
             seen.add(name)
             yield name

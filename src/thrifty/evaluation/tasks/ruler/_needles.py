@@ -40,7 +40,7 @@ class Needles(Sessions):
 
     metric: ClassVar[str] = "share of values named"
     limit: ClassVar[int] = 128
-    stop: ClassVar[tuple[str, ...]] = ("\n\n",)
+    stop: ClassVar[tuple[str, ...]] = ()  # a list may have lines
 
     hay: ClassVar[Hay] = "essay"
     key: ClassVar[Kind] = "word"
@@ -98,9 +98,7 @@ class Needles(Sessions):
             return itertools.repeat(NOISE)
         return (self._needle(name, drawn(chance, self.value)) for name in names)
 
-    def _lines(
-        self, chance: random.Random, frame: Frame, room: int, needles: Sequence[str], hay: Iterable[str]
-    ) -> str:
+    def _lines(self, chance: random.Random, frame: Frame, room: int, needles: Sequence[str], hay: Iterable[str]) -> str:
         """Lines of hay with the needles at random places among them."""
         room -= sum(frame.size(needle + "\n") for needle in needles)
         if room < 0:

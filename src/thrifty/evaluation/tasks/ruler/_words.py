@@ -20,10 +20,10 @@ FIRST = (
     "tidy timid vivid wary witty wobbly woolly zesty"
 )
 SECOND = (
-    "acorn badger beacon beetle biscuit blanket bonfire bucket cactus canoe cobbler comet cricket crumpet daisy dolphin "
-    "donkey drummer easel ferry fiddle gondola goose hamster harbor hedgehog igloo juggler kayak kitten lantern llama "
-    "locket lobster mango marble meadow mitten moth noodle otter paddle parrot pebble pigeon pretzel puddle quilt raccoon "
-    "sandal seagull sparrow teapot thimble trumpet turnip walnut weasel whistle wombat"
+    "acorn badger beacon beetle biscuit blanket bonfire bucket cactus canoe cobbler comet cricket crumpet daisy "
+    "dolphin donkey drummer easel ferry fiddle gondola goose hamster harbor hedgehog igloo juggler kayak kitten "
+    "lantern llama locket lobster mango marble meadow mitten moth noodle otter paddle parrot pebble pigeon pretzel "
+    "puddle quilt raccoon sandal seagull sparrow teapot thimble trumpet turnip walnut weasel whistle wombat"
 )
 DIGITS = 7
 SHORTEST, LONGEST = 4, 9  # letters of a word of a list

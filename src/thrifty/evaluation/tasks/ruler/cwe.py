@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from thrifty.bisection import largest
+from thrifty.errors import PromptError
 from thrifty.evaluation.tasks._framing import SEPARATOR, Frame
 from thrifty.evaluation.tasks._sessions import Question, Session, Sessions
 from thrifty.evaluation.tasks.ruler._words import vocabulary
@@ -44,7 +45,7 @@ class CommonWords(Sessions):
     name: ClassVar[str] = "ruler-cwe"
     metric: ClassVar[str] = "share of common words named"
     limit: ClassVar[int] = 120
-    stop: ClassVar[tuple[str, ...]] = ("\n\n",)
+    stop: ClassVar[tuple[str, ...]] = ()  # a list may have lines
 
     def stock(self, tokenizer: Any) -> list[str]:
         """The words, but those of the question."""
@@ -57,17 +58,27 @@ class CommonWords(Sessions):
         words = chance.sample(stock, len(stock))
         example = self._example(chance, words[-COMMON - often.example_others :], often)
         common, others = words[:COMMON], words[COMMON : -COMMON - often.example_others]
-        order = chance.getrandbits(32)
-
-        def listed(count: int) -> str:
-            return _numbered(_shuffled(random.Random(order), common, often.common, others[:count], often.other))
-
-        room -= frame.size(example + OPENING)
-        count = largest(0, len(others), lambda count: frame.size(listed(count)) <= room)
+        count = self._fitting(frame, room - frame.size(example + OPENING), common, others, often)
         if count < 1:
             raise self.too_short()
+        if count == len(others):
+            raise PromptError(f"there are only {count} words to fill a list with; use a smaller --length")
+        listed = _numbered(_shuffled(chance, common, often.common, others[:count], often.other))
         question = Question(ASK, LEAD, tuple(common), " " + _numbered(common))
-        return Session(example + OPENING + listed(count), (question,))
+        return Session(example + OPENING + listed, (question,))
+
+    def _fitting(self, frame: Frame, room: int, common: Sequence[str], others: Sequence[str], often: Counts) -> int:
+        """How many of the other words a list has room for, from the tokens of each word and number."""
+        numbers = itertools.accumulate(frame.size(f" {number}.") for number in itertools.count(1))
+        room -= often.common * sum(frame.size(f" {word}") for word in common)
+        room -= list(itertools.islice(numbers, often.common * len(common)))[-1]
+        for place, word in enumerate(others):
+            room -= often.other * (
+                frame.size(f" {word}") + frame.size(f" {often.common * COMMON + often.other * place}.")
+            )
+            if room < 0:
+                return place
+        return len(others)
 
     def _example(self, chance: random.Random, words: Sequence[str], often: Counts) -> str:
         """A solved list of words that the asked one does not have."""

@@ -17,9 +17,7 @@ ALPHA, ZETA = 2, math.pi**2 / 6  # of the zeta distribution, and Riemann's zeta 
 LETTERS, DOTS, ASKED = 6, "...", 3
 TOKENS_A_WORD = 50  # of the context, for each word of the vocabulary
 OPENING = "The text below is written in code. Some coded words appear more often than others; keep track of them.\n"
-ASK = (
-    f"Which {ASKED} coded words appear most often in the text above? Leave the dots '{DOTS}' out and explain nothing."
-)
+ASK = f"Which {ASKED} coded words appear most often in the text above? Leave the dots '{DOTS}' out and explain nothing."
 LEAD = f"In the coded text above the {ASKED} words that appear most often are:"
 
 
@@ -34,14 +32,15 @@ class FrequentCodedWords(Sessions):
     name: ClassVar[str] = "ruler-fwe"
     metric: ClassVar[str] = "share of frequent words named"
     limit: ClassVar[int] = 50
-    stop: ClassVar[tuple[str, ...]] = ("\n\n",)
+    stop: ClassVar[tuple[str, ...]] = ()  # a list may have lines
 
     def session(self, chance: random.Random, frame: Frame, stock: Any, room: int) -> Session:
         """The longest text that fits."""
         words = _words(chance, self.half, max(self.length // TOKENS_A_WORD, ASKED + 2))
         order = chance.getrandbits(32)
         room -= frame.size(OPENING)
-        total = largest(0, room, lambda total: frame.size(_text(words, total, order)) <= room)
+        sizes = [frame.size(f" {word}") for word in words]
+        total = largest(0, room, lambda total: _size(sizes, total) <= room)
         counts = _counts(total, len(words))
         if counts[ASKED] <= counts[ASKED + 1]:
             raise self.too_short()
@@ -62,6 +61,11 @@ def _words(chance: random.Random, half: Half, count: int) -> list[str]:
 def _counts(total: int, ranks: int) -> list[int]:
     """How often the word of each rank comes in a text of about `total` words."""
     return [int(total * rank**-ALPHA / ZETA) for rank in range(1, ranks + 1)]
+
+
+def _size(sizes: list[int], total: int) -> int:
+    """Tokens of a text of about `total` words, from the tokens of each."""
+    return sum(size * count for size, count in zip(sizes, _counts(total, len(sizes)), strict=True))
 
 
 def _text(words: list[str], total: int, order: int) -> str:

@@ -25,7 +25,7 @@ class VariableTracking(Sessions):
     name: ClassVar[str] = "ruler-vt"
     metric: ClassVar[str] = "share of variables named"
     limit: ClassVar[int] = 30
-    stop: ClassVar[tuple[str, ...]] = ("\n\n",)
+    stop: ClassVar[tuple[str, ...]] = ()  # a list may have lines
 
     example: bool = True
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from thrifty.evaluation.tasks import _books
-from thrifty.evaluation.tasks._books import Fact, Passage
+from thrifty.evaluation.tasks._books import Fact
 from thrifty.evaluation.tasks._framing import Frame
 from thrifty.evaluation.tasks._sessions import Question, Session, SharedContext
-from thrifty.evaluation.tasks.long_documents import excerpt
+from thrifty.evaluation.tasks.long_documents import Document, document, excerpt
 from thrifty.evaluation.tasks.task import Item, TaskTurn
 
 LETTERS = "ABCD"
@@ -30,11 +30,11 @@ class ChoiceEng(SharedContext):
     name: ClassVar[str] = "scbench-choice-eng"
     limit: ClassVar[int] = 8
 
-    def stock(self, tokenizer: Any) -> Sequence[Passage]:
+    def stock(self, tokenizer: Any) -> Document:
         """The essays."""
-        return _books.passages("essays", self.half)
+        return document("essays", self.half)
 
-    def session(self, chance: random.Random, frame: Frame, stock: Sequence[Passage], room: int) -> Session:
+    def session(self, chance: random.Random, frame: Frame, stock: Document, room: int) -> Session:
         """Passages from a random place on, and questions."""
         context, facts = excerpt(chance, frame, room - frame.size(OPENING), stock)
         told = _books.told_once(context, facts, chance, len(facts))
@@ -58,4 +58,4 @@ def _question(chance: random.Random, fact: Fact, answers: Sequence[str]) -> Ques
     options = chance.sample([fact.answer, *wrong], len(LETTERS))
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=True)]
     letter = LETTERS[options.index(fact.answer)]
-    return Question("\n".join([fact.question, *lines]), LEAD, (letter,), f" {letter}.")
+    return Question("\n".join([fact.choice or fact.question, *lines]), LEAD, (letter,), f" {letter}.")

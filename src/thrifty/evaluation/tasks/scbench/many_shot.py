@@ -13,17 +13,24 @@ from thrifty.evaluation.tasks._framing import Frame
 from thrifty.evaluation.tasks._sessions import Question, Session, SharedContext, filled
 from thrifty.evaluation.tasks.task import Item, TaskTurn
 
-KINDS = (
+ANIMALS = (
     "bear camel cat cow deer dog duck eagle fox frog goat hen horse lion monkey mouse owl pig rabbit seal sheep snake "
-    "swan tiger whale wolf zebra",
-    "apple banana bread butter cake carrot cheese cherry corn egg grape honey lemon meat onion orange pasta peach pear "
-    "pepper plum potato rice salad soup sugar tomato",
-    "belt blouse boot cap coat dress glove hat jacket jeans scarf shirt shoe shorts skirt sock suit sweater tie trousers "
-    "vest",
-    "axe brush chisel drill file hammer knife ladder mallet nail pliers rake ruler saw scissors screwdriver shovel "
-    "spade wrench",
+    "swan tiger whale wolf zebra"
 )
-LABELS = "blick dax fep gorp kiki lorp mip norg plim quib tazzle vorn wug zib".split()
+FOOD = (
+    "apple banana bread butter cake carrot cheese cherry corn egg grape honey lemon meat onion orange pasta peach pear "
+    "pepper plum potato rice salad soup sugar tomato"
+)
+CLOTHES = (
+    "belt blouse boot cap coat dress glove hat jacket jeans scarf shirt shoe shorts skirt sock suit sweater tie "
+    "trousers vest"
+)
+TOOLS = (
+    "axe brush chisel drill file hammer knife ladder mallet nail pliers rake ruler saw scissors screwdriver shovel "
+    "spade wrench"
+)
+KINDS = (ANIMALS, FOOD, CLOTHES, TOOLS)
+LABELS = ("blick", "dax", "fep", "gorp", "kiki", "lorp", "mip", "norg", "plim", "quib", "tazzle", "vorn", "wug", "zib")
 OPENING = "Each word below has a label. Learn from the examples which words get which label.\n\n"
 EXAMPLE = "Word: {word}\nLabel: {label}\n"
 ASK = "Which label does this word get?\nWord: {word}"
@@ -33,8 +40,8 @@ LEAST = 3  # examples of a label
 
 @dataclass(frozen=True, kw_only=True)
 class ManyShot(SharedContext):
-    """In the place of SCBench's ICL.ManyShot (tasks of BIG-bench Hard): words of four kinds with made-up labels, and new
-    words of these kinds. Chance is a quarter. Options: see `SharedContext`.
+    """In the place of SCBench's ICL.ManyShot (tasks of BIG-bench Hard): words of four kinds with made-up labels, and
+    new words of these kinds. Chance is a quarter. Options: see `SharedContext`.
     """
 
     name: ClassVar[str] = "scbench-many-shot"
@@ -53,9 +60,7 @@ class ManyShot(SharedContext):
         taken = filled(lambda example: frame.size(example + "\n"), room - frame.size(OPENING), examples)
         if len(taken) < LEAST * len(KINDS):
             raise self.too_short()
-        questions = tuple(
-            Question(ASK.format(word=word), LEAD, (known[word],), f" {known[word]}") for word in asked
-        )
+        questions = tuple(Question(ASK.format(word=word), LEAD, (known[word],), f" {known[word]}") for word in asked)
         return Session(OPENING + "\n".join(taken), questions)
 
     def grade(self, item: Item, turn: TaskTurn, answer: str) -> float:

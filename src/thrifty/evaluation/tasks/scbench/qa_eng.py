@@ -10,8 +10,8 @@ from thrifty.evaluation.tasks.long_documents import LongDocuments
 
 @dataclass(frozen=True, kw_only=True)
 class QaEng(LongDocuments):
-    """In the place of SCBench's En.QA (novels): the package's prose, of which is asked who said what and which word a
-    sentence has. Options: see `LongDocuments`.
+    """In the place of SCBench's En.QA (novels): the package's prose, of which is asked who said what and how a
+    sentence goes on. Options: see `LongDocuments`.
     """
 
     name: ClassVar[str] = "scbench-qa-eng"

@@ -28,8 +28,7 @@ class RepoQa(SharedContext):
         made = _code.drawn(chance, frame, room - frame.size(_code.OPENING), self.half, self.questions)
         if made is None:
             raise self.too_short()
-        asked, shown = made
-        codes = [function.code for function in shown]
+        asked, codes = made
         context = _code.OPENING + _code.GAP.join(codes)
         return Session(context, tuple(map(_code.for_its_code, asked)), {"codes": codes})
 

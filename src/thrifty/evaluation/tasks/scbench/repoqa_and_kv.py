@@ -32,8 +32,7 @@ class RepoQaAndKv(SharedContext):
         made = _code.drawn(chance, frame, room // 2, self.half, functions)
         if made is None:
             raise self.too_short()
-        asked, shown = made
-        codes = [function.code for function in shown]
+        asked, codes = made
         room -= sum(frame.size(code + _code.GAP) for code in codes)
         pairs = itertools.tee(_pairs.pairs(chance, self.half))
         lines = filled(lambda line: frame.size(line + _code.GAP), room, itertools.starmap(_pairs.entry, pairs[0]))

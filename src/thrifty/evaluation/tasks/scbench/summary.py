@@ -28,8 +28,8 @@ class Summary(SharedContext):
         made = _code.drawn(chance, frame, room - frame.size(_code.OPENING), self.half, self.questions)
         if made is None:
             raise self.too_short()
-        asked, shown = made
-        context = _code.OPENING + _code.GAP.join(function.code for function in shown)
+        asked, codes = made
+        context = _code.OPENING + _code.GAP.join(codes)
         return Session(context, tuple(map(_code.for_its_summary, asked)))
 
     def grade(self, item: Item, turn: TaskTurn, answer: str) -> float:

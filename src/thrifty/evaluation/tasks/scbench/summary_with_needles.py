@@ -39,8 +39,7 @@ class SummaryWithNeedles(SharedContext):
         made = _code.drawn(chance, frame, room - around, self.half, self.questions - count)
         if made is None:
             raise self.too_short()
-        asked, shown = made
-        texts = [function.code for function in shown]
+        asked, texts = made
         for needle in needles:
             texts.insert(chance.randint(0, len(texts)), needle)
         numbers = [_question(name, number) for name, number in told]

@@ -1,0 +1,170 @@
+"""Programs of bad intent in the sandbox, and what it does where it cannot confine one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from thrifty.evaluation.sandbox import confined, programs
+from thrifty.evaluation.sandbox.programs import Limits, Outcome, SandboxError, run_program
+
+SMALL = Limits(seconds=1, clock=20, memory=256 << 20)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def confines() -> None:
+    try:
+        run_program("pass")
+    except SandboxError as error:
+        pytest.skip(str(error))
+
+
+def ran(program: str, limits: Limits = SMALL) -> Outcome:
+    return run_program(program, limits)
+
+
+def test_a_program_that_comes_to_its_end_passes() -> None:
+    outcome = ran("import math, re, collections\nprint('told')\nassert math.isqrt(17) == 4\n")
+    assert (outcome.passed, outcome.why, outcome.printed) == (True, "", "told\n")
+
+
+HOSTILE = [
+    ("assert 1 == 2, 'wrong'", "AssertionError: wrong"),
+    ("raise SystemExit(0)", "SystemExit: 0"),
+    ("import sys\nsys.exit(0)", "SystemExit: 0"),
+    ("import os\nos._exit(0)", "ended before its end"),
+    ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\nos._exit(3)", "ended before its end"),
+    ("def f(:", "SyntaxError"),
+    ("input()", "EOFError"),
+    ("while True: pass", "more than 1 s of processor time"),
+    ("import os\nwhile True: os.fork()", "PermissionError"),
+    ("import subprocess\nsubprocess.run(['/bin/true'])", "PermissionError"),
+    ("import os\nos.execv('/usr/bin/env', ['env'])", "Error"),
+    ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()", "new thread"),
+    ("kept = []\nwhile True: kept.append(bytearray(1 << 20))", "MemoryError"),
+    ("open('/left-behind', 'w')", "Read-only file system"),
+    ("import os\nopen(os.path.dirname(os.__file__) + '/left-behind.py', 'w')", "Read-only file system"),
+    ("import os\nos.remove(os.__file__)", "Read-only file system"),
+    ("open('big', 'wb').write(bytes(64 << 20))", "OSError"),
+    ("open('/proc/1/environ').read()", "No such file or directory"),
+    ("open('/etc/passwd').read()", "No such file or directory"),
+    ("import socket\nsocket.socket()", "PermissionError"),
+    ("import socket\nsocket.create_connection(('127.0.0.1', 80), 1)", "PermissionError"),
+    ("import socket\nsocket.getaddrinfo('localhost', 80)", "gaierror"),
+    ("import os\nos.kill(-1, 9)", "ProcessLookupError"),
+    ("import os\nos.setsid()", "PermissionError"),
+    ("import os\nos.chroot('/')", "PermissionError"),
+    ("import os\nos.mkdir('/usr/lib/left-behind')", "Read-only file system"),
+]
+
+
+@pytest.mark.parametrize(("program", "why"), HOSTILE, ids=[program[:40] for program, _ in HOSTILE])
+def test_what_a_program_may_not_do(program: str, why: str) -> None:
+    outcome = ran(program)
+    assert not outcome.passed and why in outcome.why, outcome
+
+
+def test_a_program_that_sleeps_is_ended_by_the_clock() -> None:
+    outcome = ran("import time\ntime.sleep(60)", Limits(clock=0.5))
+    assert (outcome.passed, outcome.why) == (False, "more than 0.5 s by the clock")
+
+
+def test_a_program_that_ends_its_own_group_ends_nobody_else() -> None:
+    assert not ran("import os\nos.killpg(0, 9)").passed
+    assert ran("pass").passed
+
+
+def test_output_without_end_is_cut() -> None:
+    outcome = ran("while True: print('x' * 1000)", Limits(printed=5000))
+    assert (outcome.passed, outcome.why) == (False, "more than 5000 bytes printed")
+    assert len(outcome.printed) == 5000
+
+
+def test_nothing_of_this_process_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THRIFTY_SECRET", "4711")
+    (tmp_path / "secret").write_text("4711")
+    hidden = [str(tmp_path / "secret"), __file__, str(Path.home() / ".bashrc"), "/proc/self", "/etc", "/dev", "/home"]
+    outcome = ran(
+        "import os\n"
+        "assert 'THRIFTY_SECRET' not in os.environ\n"
+        f"assert not [path for path in {hidden!r} if os.path.exists(path)]\n"
+        "assert os.getpid() == 1 and os.listdir('/tmp') == []\n"
+        "open('/tmp/own', 'w').write('x')\n"
+    )
+    assert outcome.passed, outcome
+    assert not Path("/tmp/own").exists(), "its /tmp is not ours"
+
+
+def test_system_calls_are_refused_whoever_makes_them() -> None:
+    outcome = ran(
+        "import ctypes\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "for name, *rest in [('socket', 2, 1, 0), ('socket', 1, 1, 0), ('fork',), ('vfork',), ('unshare', 0),\n"
+        "                    ('mount', None, b'/tmp', b'tmpfs', 0, None), ('ptrace', 0, 0, 0, 0)]:\n"
+        "    assert getattr(libc, name)(*rest) == -1, name\n"
+        "    assert ctypes.get_errno() == 1, name\n"
+    )
+    assert outcome.passed, outcome
+
+
+def test_threads_are_allowed() -> None:
+    program = (
+        "import threading\nseen = []\nown = threading.Thread(target=seen.append, args=(1,))\nown.start()\nown.join()\n"
+    )
+    assert ran(program + "assert seen == [1]").passed
+
+
+def test_what_cannot_be_confined_is_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(programs, "visible", lambda: [str(tmp_path / "missing")])
+    with pytest.raises(SandboxError, match=r"cannot be confined here \(mount: No such file or directory\).*Linux 5.12"):
+        run_program("pass")
+
+
+def answer_of(steps: list[confined.Instruction], machine: int, number: int, argument: int = 0) -> int:
+    """What the kernel does with a filter."""
+    looked, place = 0, 0
+    while True:
+        step = steps[place]
+        place += 1
+        if step.code == confined.LOAD:
+            looked = {confined.NUMBER: number, confined.MACHINE: machine, confined.FIRST_ARGUMENT: argument}[step.value]
+        elif step.code == confined.ANSWER:
+            return int(step.value)
+        else:
+            tests = {
+                confined.EQUAL: looked == step.value,
+                confined.AT_LEAST: looked >= step.value,
+                confined.ANY_BIT: bool(looked & step.value),
+            }
+            place += step.yes if tests[step.code] else step.no
+
+
+@pytest.mark.parametrize("machine", list(confined.MACHINES))
+def test_the_filter_answers_every_system_call(machine: str) -> None:
+    own, clone, refused = confined.MACHINES[machine]
+    steps = confined.filter_of(machine)
+    no = confined.REFUSE | confined.EPERM
+    for number in range(600):
+        expected = no if number in refused.values() else confined.ALLOW
+        if number == confined.CLONE3:
+            expected = confined.REFUSE | confined.ENOSYS
+        if number != clone:
+            assert answer_of(steps, own, number) == expected, number
+    assert answer_of(steps, own, clone, 0x11) == no
+    assert answer_of(steps, own, clone, confined.CLONE_THREAD | 0xF00) == confined.ALLOW
+    assert answer_of(steps, own, confined.X32 | 41) == no
+    assert answer_of(steps, own + 1, 0) == confined.KILL
+
+
+def test_a_machine_that_is_not_known_runs_nothing() -> None:
+    with pytest.raises(confined.Refused, match="riscv64 are not known; known are x86_64, aarch64"):
+        confined.filter_of("riscv64")
+
+
+def test_only_outer_folders_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "usr" / "lib").mkdir(parents=True)
+    (tmp_path / "lib").symlink_to("usr/lib")
+    paths = programs.visible(str(tmp_path / "usr"), [str(tmp_path / name) for name in ("lib", "usr/lib", "none")])
+    assert paths[0] == str(tmp_path / "lib") and str(tmp_path / "usr") in paths
+    assert str(tmp_path / "usr" / "lib") not in paths and str(tmp_path / "none") not in paths
