@@ -30,7 +30,8 @@ from benchmarks.cache_table.page import page, page_of
 from benchmarks.cache_table.questions import SPEED, Figures, Questions, questions
 from benchmarks.cache_table.rows import Row
 from benchmarks.cache_table.sections import Section, sections
-from benchmarks.comparison.processes import ROOT, WorkerError
+from benchmarks.comparison.processes import WorkerError
+from benchmarks.comparison.sleeping import ROOT
 
 from thrifty import registry
 from thrifty.errors import ThriftyError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.unit.cache.cache_driver import Driver, model_info, prompt
-from tests.unit.cache.test_policy_conformance import COMPOSED, SINGLE, build
+from tests.unit.cache.test_policy_conformance import build, recipes
 from tests.unit.kernels.native_pages import using
 
 from thrifty.arrays import Floats
@@ -18,7 +18,8 @@ from thrifty.kernels import dispatch
 pytestmark = pytest.mark.skipif(dispatch.native() is None, reason="the native module is not built or turned off")
 
 MODEL = model_info(windows=(None, 100, None), heads=4, kv_heads=2, head_dim=64, format="bf16")
-RECIPES = SINGLE + COMPOSED
+FP32 = ["avx2", pytest.param("portable", marks=pytest.mark.long)]
+"""What multiplies in fp32: avx512 rounds queries to bf16."""
 
 
 def native_step(
@@ -98,8 +99,10 @@ def _attend(
     return out
 
 
-@pytest.mark.parametrize("names", RECIPES, ids="+".join)
-@pytest.mark.parametrize("isa", ["avx2", "portable"])  # fp32 products; avx512 rounds queries to bf16
+@pytest.mark.parametrize("names", recipes())
+@pytest.mark.parametrize(
+    "isa", ["avx2", pytest.param("portable", marks=pytest.mark.long)]
+)  # fp32 products; avx512 rounds queries to bf16
 def test_native_attention_equals_the_reference(names: list[str], isa: str) -> None:
     with using(isa):
         compare_with_reference(names)

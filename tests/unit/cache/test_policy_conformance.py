@@ -71,15 +71,22 @@ SHAPES = {
 }
 
 
+def tier(names: list[str], quick: bool = True) -> list[Any]:
+    """The mark of a case: `make unit` takes every technique and the first chains."""
+    return [] if quick and names in SINGLE + COMPOSED[:4] else [pytest.mark.long]
+
+
 def recipes() -> list[Any]:
-    return [pytest.param(names, id="+".join(names)) for names in SINGLE + COMPOSED]
+    return [pytest.param(names, id="+".join(names), marks=tier(names)) for names in SINGLE + COMPOSED]
 
 
 def recipes_in(shapes: Sequence[str]) -> list[Any]:
     """Each technique in every shape, each chain in the last of them; `make unit` takes the last one alone."""
     pairs = [(names, shape) for names in SINGLE for shape in shapes] + [(names, shapes[-1]) for names in COMPOSED]
-    marks = {shape: [] if shape == shapes[-1] else [pytest.mark.long] for shape in shapes}
-    return [pytest.param(names, shape, id=f"{'+'.join(names)}-{shape}", marks=marks[shape]) for names, shape in pairs]
+    return [
+        pytest.param(names, shape, id=f"{'+'.join(names)}-{shape}", marks=tier(names, shape == shapes[-1]))
+        for names, shape in pairs
+    ]
 
 
 def build(names: list[str]) -> list[CachePolicy]:
