@@ -6,15 +6,15 @@ do it, or the score pays for something else than what was asked.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from thrifty.errors import PromptError
 from thrifty.evaluation.comparison import BASELINE, TaskItems, of_side
-from thrifty.evaluation.recovery import Interval, mean_interval
+from thrifty.evaluation.paired import Clustered, cluster_of, mean_interval
+from thrifty.evaluation.recovery import Interval
 from thrifty.evaluation.tasks import labels
 from thrifty.evaluation.tasks.task import Answered
 
@@ -28,7 +28,7 @@ PARTNERS = 4  # items whose answers are tried on each
 @dataclass(frozen=True)
 class Scrambled:
     """score: of the uncompressed model. scrambled: with other items' answers for right. difference: of the two, items
-    paired.
+    paired, and those that share a context resampled together.
     """
 
     task: str
@@ -71,12 +71,16 @@ def scramble(engine: Engine, works: Sequence[TaskItems], records: RecordFile) ->
 
 
 def control(engine: Engine, name: str, work: TaskItems, answered: Sequence[Answered]) -> Scrambled:
-    """The control of one task: every item against the next ones, in a circle."""
+    """The control of one task: every item against the next ones, in a circle. Raises MeasurementError where all items
+    share one context.
+    """
     count = len(answered)
     fallen = []
     for place, own in enumerate(answered):
         others = [answered[(place + step) % count] for step in range(1, min(PARTNERS, count - 1) + 1)]
         fallen.append(work.task.scrambled(engine, own, others))
-    scores = np.array([one.record.score for one in answered])
-    difference = mean_interval(scores - np.array(fallen), block=1)
-    return Scrambled(name, count, float(scores.mean()), float(np.mean(fallen)), difference)
+    scores = [own.record.score for own in answered]
+    differences = tuple(score - scrambled for score, scrambled in zip(scores, fallen, strict=True))
+    clusters = tuple(cluster_of(own.item) for own in answered)
+    difference = mean_interval(Clustered(differences, clusters))
+    return Scrambled(name, count, statistics.fmean(scores), statistics.fmean(fallen), difference)

@@ -14,6 +14,7 @@ from thrifty.errors import PromptError
 from thrifty.evaluation import tasks
 from thrifty.evaluation.comparison import BASELINE, TaskItems
 from thrifty.evaluation.controls import control, scramble
+from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.records import RecordFile
 from thrifty.evaluation.tasks._answering import Answering
 from thrifty.evaluation.tasks.task import Answered, Task
@@ -59,7 +60,7 @@ def answered(own: TaskItems, right: bool = True) -> list[Answered]:
 def test_right_answers_are_wrong_for_other_items(name: str) -> None:
     own = work(name)
     done = answered(own)
-    assert all(one.record.score == 1.0 for one in done)
+    assert all(each.record.score == 1.0 for each in done)
     held = control(ENGINE, name, own, done)
     assert held.passed and held.scrambled < 0.5 and held.difference.low > 0.3
     assert held.as_dict()["passed"] and held.score == 1.0
@@ -70,6 +71,18 @@ def test_a_model_that_cannot_do_a_task_fails_its_control(name: str) -> None:
     own = work(name)
     held = control(ENGINE, name, own, answered(own, right=False))
     assert not held.passed and held.score == held.scrambled == 0.0
+
+
+def test_items_of_one_context_count_together() -> None:
+    """Ten items of two contexts are two draws, and two prove nothing."""
+    own = work("recall")
+    done = answered(own)
+    together = [Answered(replace(each.item, cluster=place // 5), each.record) for place, each in enumerate(done)]
+    apart, shared = control(ENGINE, "recall", own, done), control(ENGINE, "recall", own, together)
+    assert apart.passed and apart.difference.value == shared.difference.value
+    assert not shared.passed and shared.difference.low < 0
+    with pytest.raises(MeasurementError, match="all items share one cluster"):
+        control(ENGINE, "recall", own, [Answered(replace(each.item, cluster=0), each.record) for each in done])
 
 
 def test_a_task_that_pays_for_anything_fails_its_control(monkeypatch: pytest.MonkeyPatch) -> None:
