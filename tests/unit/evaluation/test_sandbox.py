@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,6 +85,57 @@ def test_output_without_end_is_cut() -> None:
     assert len(outcome.printed) == 5000
 
 
+def test_what_is_written_beside_the_output_is_bounded_too() -> None:
+    """Every descriptor that the program has, the one among them that tells its end."""
+    program = (
+        "import os\n"
+        "while True:\n"
+        "    for place in range(3, 32):\n"
+        "        try: os.write(place, bytes(1024))\n"
+        "        except OSError: pass\n"
+    )
+    outcome = ran(program)
+    assert (outcome.passed, outcome.why) == (False, f"more than {programs.REPORTED} bytes where the end is reported")
+
+
+def test_no_program_outlives_who_runs_it() -> None:
+    """Killed, this side cannot end the program: the kernel does."""
+    psutil = pytest.importorskip("psutil")
+    running = (
+        "from thrifty.evaluation.sandbox.programs import Limits, run_program\n"
+        "run_program('import time; time.sleep(60)', Limits(clock=60))"
+    )
+    runner = subprocess.Popen([sys.executable, "-c", running])
+    inside: list[Any] = []
+    try:
+        ends = time.monotonic() + 30
+        while len(inside) < 2:
+            assert time.monotonic() < ends and runner.poll() is None
+            time.sleep(0.05)
+            inside = psutil.Process(runner.pid).children(recursive=True)
+        time.sleep(0.3)  # until the inner one sleeps
+        runner.kill()
+        runner.wait()
+        ends = time.monotonic() + 5
+        while any(map(alive, inside)) and time.monotonic() < ends:
+            time.sleep(0.05)
+        assert not any(map(alive, inside))
+    finally:
+        for process in inside:
+            if alive(process):
+                process.kill()
+
+
+def alive(process: Any) -> bool:
+    """Whether it runs; one that ended and that nobody waits for does not."""
+    import psutil
+
+    try:
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_nothing_of_this_process_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THRIFTY_SECRET", "4711")
     (tmp_path / "secret").write_text("4711")
@@ -155,6 +210,8 @@ def test_the_filter_answers_every_system_call(machine: str) -> None:
     assert answer_of(steps, own, clone, confined.CLONE_THREAD | 0xF00) == confined.ALLOW
     assert answer_of(steps, own, confined.X32 | 41) == no
     assert answer_of(steps, own + 1, 0) == confined.KILL
+    log = {"x86_64": 103, "aarch64": 116}[machine]
+    assert answer_of(steps, own, log) == no, "the log of the kernel tells of others"
 
 
 def test_a_machine_that_is_not_known_runs_nothing() -> None:

@@ -2,10 +2,10 @@
 
 What the kernel holds (Linux 5.12 or later, x86_64 and aarch64; nothing is run where it does not):
 
-- **Network**: a network namespace without a connection, and no sockets at all.
+- **Network**: a network namespace without a connection, and no sockets but pairs of its own.
 - **Files**: only Python's own installation and the system's libraries are there, read-only; and an empty /tmp in
   memory.
-- **Processes**: none can be made, none outside can be seen or signalled, and all end with the run.
+- **Processes**: none can be made, none outside can be seen, and all end with the run, or with who runs it.
 - **Limits**: processor time, memory, threads, open files, the size of files, what is printed, and time by the clock.
 - **Environment**: empty. No rights, and none to be had.
 
@@ -35,6 +35,7 @@ from thrifty.errors import ThriftyError
 CONFINED = Path(__file__).with_name("confined.py")
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 READ = 65536  # bytes at a time
+REPORTED = 4096  # bytes: more than any report has
 
 
 class SandboxError(ThriftyError):
@@ -170,6 +171,8 @@ def _received(output: int, report: int, limits: Limits) -> tuple[bytes, bytes, s
                     selector.unregister(key.fd)
             if len(received[output]) > limits.printed:
                 stopped = f"more than {limits.printed} bytes printed"
+            if len(received[report]) > REPORTED:
+                stopped = f"more than {REPORTED} bytes where the end is reported"
     return received[output][: limits.printed], received[report], stopped
 
 
