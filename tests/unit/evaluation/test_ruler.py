@@ -116,6 +116,18 @@ def test_a_share_of_the_values_is_a_share_of_the_score() -> None:
     assert task.grade(item, turn, " ".join(turn.expected[:3])) == 0.75
 
 
+@pytest.mark.parametrize("name", ["ruler-cwe", "ruler-fwe"])
+def test_naming_all_words_of_the_text_does_not_pay(name: str) -> None:
+    """Those that are not asked for first, as a list without a thought may have them."""
+    task, (item,) = made(name, 1)
+    (turn,) = item.turns
+    words = re.findall(r"[a-z]{4,}", re.split(r"(?:in mind|of them)\.\n", text(item.prompt))[-1])
+    others = [word for word in dict.fromkeys(words) if word not in turn.expected]
+    assert len(others) >= len(turn.expected)
+    assert task.grade(item, turn, ", ".join([*others, *turn.expected])) == 0.0
+    assert task.grade(item, turn, ", ".join([*turn.expected, *others])) == 1.0
+
+
 @pytest.mark.parametrize("example", [True, False])
 def test_a_chain_hands_its_value_on(example: bool) -> None:
     _, items = made("ruler-vt", example=example)

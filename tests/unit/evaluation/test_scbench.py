@@ -112,6 +112,20 @@ def test_every_chain_has_its_own_value() -> None:
             assert f"VAR {turn.expected[2]} = VAR {turn.expected[1]}" in text(item.prompt)
 
 
+def test_naming_all_that_there_is_does_not_pay() -> None:
+    """All variables, those of other chains first; all values of the object, the asked one last."""
+    task, (item,) = made("scbench-vt", 1, questions=1)
+    (turn,) = item.turns
+    variables = re.findall(r"VAR (\w+) =", text(item.prompt))
+    others = [name for name in variables if name not in turn.expected]
+    assert len(others) >= 3 and task.grade(item, turn, " ".join([*others, *turn.expected])) == 0.0
+    assert task.grade(item, turn, " ".join([*turn.expected, *others])) == 1.0
+    mixed, (item,) = made("scbench-repoqa-and-kv", 1)
+    turn, value = item.turns[0], item.turns[0].expected[0]
+    assert mixed.grade(item, turn, f'{value}", "and-so-on": "') == 1.0
+    assert mixed.grade(item, turn, f'00000000-0000", "another-key": "{value}"') == 0.0
+
+
 def test_figures_of_a_list_are_those_of_its_numbers() -> None:
     for item in made("scbench-mf", questions=5)[1]:
         numbers = sorted(map(int, text(item.prompt).split("\n\n")[1].split(", ")))

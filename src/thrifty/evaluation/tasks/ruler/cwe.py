@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from thrifty.errors import PromptError
+from thrifty.evaluation.tasks._answering import share_of_first
 from thrifty.evaluation.tasks._framing import SEPARATOR, Frame
 from thrifty.evaluation.tasks._sessions import Question, Session, Sessions
 from thrifty.evaluation.tasks.ruler._words import vocabulary
+from thrifty.evaluation.tasks.task import Item, TaskTurn
 
 COMMON = 10
 LONG = 4096  # tokens from which a list's words come as often as RULER's do
@@ -39,7 +41,8 @@ class CommonWords(Sessions):
     """RULER's cwe (2404.06654, §3.3): ten words come 30 times, all others 3 times (below 4096 tokens 6 and 1), after
     a short solved list.
 
-    mode: see `Mode`. Score: the share of the ten words that the answer names. Words are those of the package's prose.
+    mode: see `Mode`. Score: the share of the ten words among the first ten that the answer names (RULER: in all of it;
+    a short list has so few others that naming all of them would pay). Words are those of the package's prose.
     """
 
     name: ClassVar[str] = "ruler-cwe"
@@ -65,7 +68,11 @@ class CommonWords(Sessions):
             raise PromptError(f"there are only {count} words to fill a list with; use a smaller --length")
         listed = _numbered(_shuffled(chance, common, often.common, others[:count], often.other))
         question = Question(ASK, LEAD, tuple(common), " " + _numbered(common))
-        return Session(example + OPENING + listed, (question,))
+        return Session(example + OPENING + listed, (question,), {"words": [*common, *others[:count]]})
+
+    def grade(self, item: Item, turn: TaskTurn, answer: str) -> float:
+        """0 to 1, by the first words of the list that the answer names."""
+        return share_of_first(answer, turn.expected, item.material["words"])
 
     def _fitting(self, frame: Frame, room: int, common: Sequence[str], others: Sequence[str], often: Counts) -> int:
         """How many of the other words a list has room for, from the tokens of each word and number."""

@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 
 from thrifty.bisection import largest
 from thrifty.evaluation.halves import Half, half_of
+from thrifty.evaluation.tasks._answering import share_of_first
 from thrifty.evaluation.tasks._framing import Frame
 from thrifty.evaluation.tasks._sessions import Question, Session, Sessions
+from thrifty.evaluation.tasks.task import Item, TaskTurn
 
 ALPHA, ZETA = 2, math.pi**2 / 6  # of the zeta distribution, and Riemann's zeta there
 LETTERS, DOTS, ASKED = 6, "...", 3
@@ -26,7 +28,8 @@ class FrequentCodedWords(Sessions):
     """RULER's fwe (2404.06654, §3.3): the word of rank r comes N·r^−2/ζ(2) times, the first rank is dots, and the next
     three are asked for.
 
-    mode: see `Mode`. Score: the share of the three that the answer names.
+    mode: see `Mode`. Score: the share of the three among the first three that the answer names (RULER: in all of it; a
+    short text has so few others that naming all of them would pay).
     """
 
     name: ClassVar[str] = "ruler-fwe"
@@ -45,7 +48,11 @@ class FrequentCodedWords(Sessions):
         if counts[ASKED] <= counts[ASKED + 1]:
             raise self.too_short()
         question = Question(ASK, LEAD, tuple(words[1 : ASKED + 1]), f" {', '.join(words[1 : ASKED + 1])}.")
-        return Session(OPENING + _text(words, total, order), (question,))
+        return Session(OPENING + _text(words, total, order), (question,), {"words": words[1:]})
+
+    def grade(self, item: Item, turn: TaskTurn, answer: str) -> float:
+        """0 to 1, by the first coded words that the answer names."""
+        return share_of_first(answer, turn.expected, item.material["words"])
 
 
 def _words(chance: random.Random, half: Half, count: int) -> list[str]:

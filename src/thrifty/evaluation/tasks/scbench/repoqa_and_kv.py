@@ -46,8 +46,8 @@ class RepoQaAndKv(SharedContext):
         return Session(_code.OPENING + _code.GAP.join(texts), questions, {"codes": codes})
 
     def grade(self, item: Item, turn: TaskTurn, answer: str) -> float:
-        """Whether it names the value, or repeats the function nearly to the letter."""
+        """Whether it names the value before the quote that ends it, or repeats the function nearly to the letter."""
         (expected,) = turn.expected
         if "\n" in expected:
             return float(_code.repeats(answer, expected, item.material["codes"]))
-        return float(names(answer, expected))
+        return float(names(answer.partition(_pairs.STOP)[0], expected))

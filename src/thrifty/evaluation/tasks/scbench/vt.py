@@ -6,17 +6,20 @@ import random
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from thrifty.evaluation.tasks._answering import share_of_first
 from thrifty.evaluation.tasks._framing import Frame
 from thrifty.evaluation.tasks._sessions import Session, SharedContext
 from thrifty.evaluation.tasks.ruler import _chains
+from thrifty.evaluation.tasks.task import Item, TaskTurn
 
 HOPS, LEAST, LETTERS = 2, 2, 5  # links and number of chains, letters of a name
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiHop(SharedContext):
-    """SCBench's Retr.MultiHop: chains of two links in noise, at least two; a question asks for the variables of one.
-    Options: see `SharedContext`.
+    """SCBench's Retr.MultiHop: chains of two links in noise, at least two; a question asks for the variables of one. Of
+    an answer only as many variables count as the chain has, so that naming all of them does not pay. Options: see
+    `SharedContext`.
     """
 
     name: ClassVar[str] = "scbench-vt"
@@ -30,4 +33,10 @@ class MultiHop(SharedContext):
         if text is None:
             raise self.too_short()
         asked = chance.sample(made, self.questions)
-        return Session(_chains.OPENING + text, tuple(chain.question() for chain in asked))
+        variables = [name for chain in made for name in chain.names]
+        questions = tuple(chain.question() for chain in asked)
+        return Session(_chains.OPENING + text, questions, {"variables": variables})
+
+    def grade(self, item: Item, turn: TaskTurn, answer: str) -> float:
+        """0 to 1, by the first variables that the answer names."""
+        return share_of_first(answer, turn.expected, item.material["variables"])
