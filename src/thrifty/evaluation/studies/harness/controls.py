@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,23 +26,30 @@ class ControlOutcome:
         return dict(vars(self))
 
 
-def outcomes(grid: Grid, figures: Figures) -> list[ControlOutcome]:
-    """Of all controls, those that could not be run among them, each with the reason."""
-    ran = [_outcome(cell, figures) for cell in grid.controls]
+def outcomes(grid: Grid, figures: Figures, skipped: Mapping[str, str]) -> list[ControlOutcome]:
+    """Of all controls, those that could not be run among them, each with the reason. skipped: by label the cells that
+    failed when they ran, with the reason.
+    """
+    ran = [_outcome(cell, figures, skipped.get(cell.label, "")) for cell in grid.controls]
     missing = [ControlOutcome(control.name, control.must, NOT_RUN, reason) for control, reason in grid.missing]
     return ran + missing
 
 
-def _outcome(cell: Cell, figures: Figures) -> ControlOutcome:
+def _outcome(cell: Cell, figures: Figures, failure: str) -> ControlOutcome:
     control = cell.control
     assert control is not None, "only controls are asked"
+    if failure:
+        return ControlOutcome(control.name, control.must, OTHERWISE, f"it failed: {failure}")
+    asked, same = figures.equal(cell)
     if control.must == "be equal":
-        asked, same = figures.equal(cell)
         word = NOT_RUN if not asked else AS_IT_MUST if asked == same else OTHERWISE
         return ControlOutcome(control.name, control.must, word, f"{same} of {asked} answers are the baseline's")
     difference = figures.of(cell).difference
     if difference is None:
         return ControlOutcome(control.name, control.must, NOT_RUN, "its items were not reached")
+    if asked == same:
+        told = f"all of {asked} answers are the baseline's, as if nothing were taken away"
+        return ControlOutcome(control.name, control.must, OTHERWISE, told)
     word = AS_IT_MUST if difference.high < 0 else OTHERWISE if difference.low > 0 else TOO_FEW
     told = f"{difference.value:+.3f} (95 % {difference.low:+.3f} to {difference.high:+.3f}) of the score"
     return ControlOutcome(control.name, control.must, word, told)

@@ -18,7 +18,7 @@ def document(study: Study, run: Run, figures: Figures) -> dict[str, Any]:
     than it must. told: the findings in sentences.
     """
     cells = {cell.label: figures.of(cell) for cell in run.grid.scored}
-    controls = outcomes(run.grid, figures)
+    controls = outcomes(run.grid, figures, run.skipped)
     return {
         "title": study.title,
         "papers": list(study.papers),

@@ -139,13 +139,13 @@ class Figures:
         return CellFigures(cell, tasks, mean_over(differences), self._beyond(cell))
 
     def equal(self, cell: Cell) -> tuple[int, int]:
-        """(items that both have, of them those where the answer and the score are the baseline's, to the bit)."""
+        """(items that both have, of them those where all that came of them is the baseline's, to the bit)."""
         asked = same = 0
         for work in self._work.values():
             pairs = self._paired(cell, work)
             for mine, theirs in zip(pairs.own, pairs.baseline, strict=True):
                 asked += 1
-                same += (mine.score, mine.output) == (theirs.score, theirs.output)
+                same += _outcome(mine) == _outcome(theirs)
         return asked, same
 
     def _paired(self, cell: Cell, work: TaskItems) -> Pairs:
@@ -185,6 +185,11 @@ class Figures:
                 values.append(joint - weights - cache + baseline)
                 clusters.append(cluster_of(item))
         return Clustered(tuple(values), tuple(clusters)) if values else None
+
+
+def _outcome(record: Record) -> tuple[float, str, dict[str, Any]]:
+    """Of a record what the model decides: score, words, and the figures beside them."""
+    return record.score, record.output, dict(record.details)
 
 
 def reading(difference: Interval) -> str:
