@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def test_losses_that_do_not_add_up_are_told(model: Model) -> None:
         (Told(cost=COST), "two bits", "as it must"),
         (Told(cost={"kivi-2": 0.0}), "two bits", "too few items to tell"),
         (Told(cost={"kivi-2": -0.9}), "two bits", "otherwise"),
+        (Told(cost=COST, fails="kivi-2"), "two bits", "otherwise"),
         (Told(cost=COST), "the baseline again", "as it must"),
         (Told(cost=COST, forgets=True), "the baseline again", "otherwise"),
         (Told(cost=COST), "a technique that is not there", "not run"),
@@ -94,6 +96,30 @@ def test_a_control_that_comes_out_otherwise_voids_the_run(model: Model, task: To
     assert control["outcome"] == outcome
     assert result["sound"] == (outcome != "otherwise")
     assert result["told"][0].startswith("Not to be believed") == (outcome == "otherwise")
+
+
+def test_a_cache_that_is_silently_full_voids_the_run(model: Model) -> None:
+    """A control that must lose and changes no answer compressed nothing, however few the items are."""
+
+    class Unmoved(Told):
+        def run(self, engine: Any, item: Any, cache: Any) -> Any:
+            return super().run(engine, item, [table for table in cache or () if table["bits"] != 2])
+
+    _, result = finished(model, Unmoved(cost=COST))
+    (control,) = (own for own in result["controls"] if own["name"] == "two bits")
+    assert (control["outcome"], result["sound"]) == ("otherwise", False)
+    assert control["told"] == "all of 6 answers are the baseline's, as if nothing were taken away"
+
+
+def test_figures_beside_the_score_must_be_equal_too(model: Model) -> None:
+    class Drifting(Told):
+        def run(self, engine: Any, item: Any, cache: Any) -> Any:
+            record = super().run(engine, item, cache)
+            return replace(record, details={"nll": 2.0 + 1e-9 * len(self.ran)})
+
+    _, result = finished(model, Drifting(cost=COST))
+    outcomes = {own["name"]: own["outcome"] for own in result["controls"]}
+    assert outcomes["the baseline again"] == "otherwise" and not result["sound"]
 
 
 def test_a_killed_run_goes_on_and_asks_nothing_twice(model: Model, tmp_path: Path) -> None:
@@ -156,6 +182,24 @@ def test_served_rates_are_measured_by_batch_and_disturbed_ones_decide_nothing(mo
                 rate = ServedRate(batch, 64, 100.0 if cell.plain else 200.0, 1000, others, 1.0)
                 run.state.add_figure("rate", run._rate_key(cell, batch), rate.as_dict())
         assert said in " ".join(documented(run, Told(cost=COST), 2)["told"])
+
+
+def test_disturbed_rates_are_measured_again_by_the_next_run(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quieter of two is kept; what was undisturbed stands."""
+    noise = iter([0.5, 0.9, *[0.0] * 9])
+
+    def served(engine: Any, cache: Any, batch: int, prompt: int) -> ServedRate:
+        return ServedRate(batch, prompt, 100.0, 1000, next(noise), 0.01)
+
+    monkeypatch.setattr(running, "served_rate", served)
+    state, task = StudyState(None, {}), Told(cost=COST)
+    first, _ = finished(model, task, 2, state=state, batches=(1,))
+    (rate,) = first.rates(first.grid.baseline)
+    assert rate.others == 0.5 and rate.void, "disturbed twice: before the run, and in it"
+    second, result = finished(model, task, 2, state=state, batches=(1,))
+    assert [rate.others for cell in second.grid.scored for rate in second.rates(cell)] == [0.0] * 4
+    assert sum(1 for _ in noise) == 5, "three cells in the first run, the baseline in the second"
+    assert "which decide nothing" not in " ".join(result["told"])
 
 
 def test_the_page_escapes_names_and_draws_every_cell(model: Model) -> None:

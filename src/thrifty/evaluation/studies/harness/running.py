@@ -183,14 +183,21 @@ class Run:
             self.state.add_figure("cache", cell.key, held.steady_bytes)
 
     def _serve(self, engine: Engine, cell: Cell, batch: int) -> None:
-        key = self._rate_key(cell, batch)
-        if self.state.figure("rate", key) is None:
-            self.state.add_figure("rate", key, served_rate(engine, cell.recipe.cache, batch, self._length).as_dict())
+        """Measure a rate that is not known or was disturbed; of two the quieter one is kept."""
+        known = self._rate(cell, batch)
+        if known is None or known.void:
+            rate = served_rate(engine, cell.recipe.cache, batch, self._length)
+            if known is None or rate.others < known.others:
+                self.state.add_figure("rate", self._rate_key(cell, batch), rate.as_dict())
 
     def rates(self, cell: Cell) -> list[ServedRate]:
         """What was measured of a cell, by batch."""
-        held = [self.state.figure("rate", self._rate_key(cell, batch)) for batch in self._batches]
-        return [ServedRate.from_dict(values) for values in held if values is not None]
+        return [rate for batch in self._batches if (rate := self._rate(cell, batch)) is not None]
+
+    def _rate(self, cell: Cell, batch: int) -> ServedRate | None:
+        """What was measured of a cell at a batch, None where nothing was."""
+        values = self.state.figure("rate", self._rate_key(cell, batch))
+        return None if values is None else ServedRate.from_dict(values)
 
     def weights_bytes(self, cell: Cell) -> int | None:
         """Bytes of a cell's weights, None where they were not made."""
@@ -216,10 +223,11 @@ class Run:
         ]
 
     def _unserved(self, cell: Cell) -> list[int]:
-        """The batches of which a cell's rate is not known; controls have none."""
+        """The batches of which a cell's rate is not known or was disturbed; controls have none."""
         if cell.control is not None:
             return []
-        return [batch for batch in self._batches if self.state.figure("rate", self._rate_key(cell, batch)) is None]
+        known = {batch: self._rate(cell, batch) for batch in self._batches}
+        return [batch for batch, rate in known.items() if rate is None or rate.void]
 
     def _rate_key(self, cell: Cell, batch: int) -> str:
         return f"{cell.key}|{batch}|{self._length}|{self._threads}"
