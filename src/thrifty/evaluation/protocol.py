@@ -113,10 +113,12 @@ class Protocol:
             for work in self.work:
                 own, reference = of_side(records, label, work), of_side(records, BASELINE, work)
                 if own and reference:
-                    table.append(_row(label, work.task, *paired(own, reference)))
+                    table.append(_row(label, work, *paired(own, reference)))
         return table
 
 
-def _row(label: str, task: Task, own: list[Record], reference: list[Record]) -> FormatRow:
+def _row(label: str, work: TaskItems, own: list[Record], reference: list[Record]) -> FormatRow:
     texts = departure([(mine.output, theirs.output) for mine, theirs in zip(own, reference, strict=True)])
-    return FormatRow(label, summarize(task.label, task.metric, reference, own), **vars(texts))
+    clusters = {item.identity: item.cluster for item in work.items}
+    summary = summarize(work.task.label, work.task.metric, reference, own, clusters)
+    return FormatRow(label, summary, **vars(texts))

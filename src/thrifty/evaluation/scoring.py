@@ -113,6 +113,16 @@ def check_room(engine: Engine, task: Task, items: Sequence[Item]) -> None:
         )
 
 
+def check_alone(chosen: Iterable[Task], where: str) -> None:
+    """Raise PromptError for a task that scores pairs of answers. where: what scores every answer alone."""
+    pairs = [task.label for task in chosen if task.pairs]
+    if pairs:
+        raise PromptError(
+            f"{where} scores every answer alone, and {', '.join(pairs)} compares two: leave it out, and use "
+            "thrifty eval --recipe for it"
+        )
+
+
 def _mean(records: Sequence[Record], clusters: Mapping[str, int] | None) -> Interval:
     return mean_interval(_scores(records), block=1, clusters=_clusters(records, clusters))
 

@@ -26,7 +26,8 @@ LENGTH = 512  # tokens of an item's compressed context, unless the task says oth
 
 class Exam:
     """names: tasks and groups as `tasks.parse_all` reads them. items: of each. seed: which items. longest: tokens
-    that a context may have. Raises TaskError for an unknown task, PromptError where one has no room.
+    that a context may have. Raises TaskError for an unknown task, PromptError where one has no room or scores
+    pairs of answers.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Exam:
     ) -> None:
         self._state = state
         chosen = tasks.parse_all(names, length=min(LENGTH, longest))
+        scoring.check_alone(chosen, "fit")
         self._tasks: dict[str, Task] = dict(zip(tasks.labels(chosen), chosen, strict=True))
         self._items = {label: task.items(tokenizer, items, seed) for label, task in self._tasks.items()}
 
@@ -80,7 +82,8 @@ class Exam:
             if not records:
                 continue
             mean = sum(record.score for record in records) / len(records)
-            recovery = scoring.recovery(records, reference) if reference else None
+            clusters = {item.identity: item.cluster for item in self._items[label]}
+            recovery = scoring.recovery(records, reference, clusters) if reference else None
             scores[label] = Scored(mean, recovery, len(records))
         return scores
 

@@ -63,7 +63,12 @@ def test_a_report_that_cannot_be_written_costs_no_result(
 
 
 @pytest.mark.parametrize(
-    ("words", "kind"), [(("--memory", "1kB"), "BudgetError"), (("--memory", "1GB", "--tasks", "recal"), "TaskError")]
+    ("words", "kind"),
+    [
+        (("--memory", "1kB"), "BudgetError"),
+        (("--memory", "1GB", "--tasks", "recal"), "TaskError"),
+        (("--memory", "1GB", "--tasks", "alpaca-pairs"), "PromptError"),
+    ],
 )
 def test_a_question_that_has_no_answer_is_json_too(
     words: tuple[str, ...], kind: str, thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path

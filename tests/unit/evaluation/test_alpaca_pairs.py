@@ -10,6 +10,7 @@ import pytest
 from tests.tiny import ByteTokenizer, tiny_model
 
 from thrifty.engine.engine import Engine
+from thrifty.engine.request import Request
 from thrifty.evaluation.length_control import RIDGE, fitted, length_controlled, loss
 from thrifty.evaluation.tasks.alpaca_pairs import AlpacaPairs
 from thrifty.evaluation.tasks.task import Answered, Record
@@ -54,6 +55,24 @@ def test_answers_to_others_are_judged_against_ones_own(task: AlpacaPairs, engine
     done = [Answered(item, task.run(engine, item, [])) for item in task.items(ByteTokenizer(), 3, 0)]
     assert task.scrambled(engine, done[0], done[:1]) == 0.5
     assert 0 < task.scrambled(engine, done[0], done[1:]) < 1
+
+
+def test_the_room_and_the_time_hold_for_the_judge_too(
+    task: AlpacaPairs, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge reads the text and two answers, which is more than the answers took."""
+    prompts: list[int] = []
+    submit = Engine.submit
+
+    def submitted(self: Engine, request: Request, *rest: object) -> object:
+        prompts.append(len(request.prompt) + len(request.forced) + request.free)
+        return submit(self, request, *rest)
+
+    (item,) = task.items(ByteTokenizer(), 1, 0)
+    monkeypatch.setattr(Engine, "submit", submitted)
+    task.preference(engine, item, "a" * task.limit, "b" * task.limit)
+    assert len(prompts) == 2 and len(item.prompt) + task.limit < max(prompts) <= item.room
+    assert task.effort(item).prefills == 2, "of an answer, and half of the two judgements"
 
 
 def test_a_judge_by_name_is_opened_once(task: AlpacaPairs, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

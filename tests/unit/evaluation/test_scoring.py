@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -168,3 +168,24 @@ def test_the_protocol_tells_how_far_the_text_departs(engine: Engine) -> None:
     assert row.rouge_1 == row.rouge_l == pytest.approx((1 + 0.75) / 2)
     assert (row.same_tokens, row.tokens, row.identical) == ((4 + 2) / 2, 4, 0.5)
     assert row.as_dict()["task"] == "counting" and row.as_dict()["rouge_l"] == row.rouge_l
+
+
+def test_the_protocols_intervals_are_of_whole_contexts(engine: Engine) -> None:
+    """Twelve items of two contexts, one lost and one kept: as two draws they may all be lost, as twelve hardly."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Sharing(Counting):
+        def items(self, tokenizer: Any, count: int, seed: int) -> list[Item]:
+            items = super().items(tokenizer, count, seed)
+            return [replace(item, cluster=place % 2) for place, item in enumerate(items)]
+
+        def run(self, engine: Engine, item: Item, cache: Tables | None) -> Record:
+            return replace(super().run(engine, item, cache), score=float(not cache or item.cluster))
+
+    with RecordFile(None, {}) as file:
+        protocol = Protocol([Sharing()], 12, 0, engine)
+        list(protocol.run_baseline(file))
+        list(protocol.run(file, "cache: kivi 2", engine, KIVI))
+        (row,) = protocol.rows(file, ["cache: kivi 2"])
+    assert row.summary.recovery is not None
+    assert (row.summary.recovery.low, row.summary.recovery.value, row.summary.recovery.high) == (0.0, 0.5, 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +16,7 @@ from thrifty.evaluation.length_control import length_controlled
 from thrifty.evaluation.tasks._answering import Answering
 from thrifty.evaluation.tasks._framing import SEPARATOR, Frame, Mode
 from thrifty.evaluation.tasks._haystack import Haystack
-from thrifty.evaluation.tasks.task import Answered, Item, Record, TaskTurn
+from thrifty.evaluation.tasks.task import Answered, Effort, Item, Record, TaskTurn, Tokens
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
@@ -56,6 +56,7 @@ class AlpacaPairs(Answering):
 
     name: ClassVar[str] = "alpaca-pairs"
     metric: ClassVar[str] = "preference for the answer beside the uncompressed model's"
+    pairs: ClassVar[bool] = True
     limit: ClassVar[int] = 160
     stop: ClassVar[tuple[str, ...]] = ()
 
@@ -100,10 +101,15 @@ class AlpacaPairs(Answering):
     def _first(self, judge: Engine, item: Item, first: str, second: str) -> float:
         """The probability that the judge names the first answer, of naming either."""
         frame = Frame.of(judge.model.require_tokenizer())
-        prompt = frame.before + frame.tokens(JUDGED.format(**item.material, first=first, second=second))
+        prompt = _asks_the_judge(frame, item.material, first, second)
         options = [frame.tokens(verdict) for verdict in VERDICTS]
         better, worse = likelihoods(judge, prompt, frame.tokens(frame.after + LEAD), options, [])
         return 1 / (1 + math.exp(min(700.0, worse.total - better.total)))
+
+    def effort(self, item: Item) -> Effort:
+        """The judge reads both answers in two orders: one counts for either side."""
+        own = super().effort(item)
+        return replace(own, prefills=own.prefills + 1)
 
     @cached_property
     def _judge(self) -> Engine | None:
@@ -123,4 +129,12 @@ class AlpacaPairs(Answering):
         text = haystack.context(chance, self.length - around, [])
         prompt, fed = frame.first(text, asked, "", self.mode)
         turns = (TaskTurn(fed),)
-        return self.item(number, prompt, turns, self.room(prompt, turns), {"text": text, "asked": asked})
+        material = {"text": text, "asked": asked}
+        judged = len(_asks_the_judge(frame, material, "", "")) + 2 * self.limit
+        judged += len(frame.tokens(frame.after + LEAD)) + max(len(frame.tokens(verdict)) for verdict in VERDICTS)
+        return self.item(number, prompt, turns, max(self.room(prompt, turns), judged), material)
+
+
+def _asks_the_judge(frame: Frame, material: Mapping[str, str], first: str, second: str) -> Tokens:
+    """What the judge reads before it says its verdict."""
+    return frame.before + frame.tokens(JUDGED.format(**material, first=first, second=second))

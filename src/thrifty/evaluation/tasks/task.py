@@ -113,6 +113,7 @@ class Task(ABC):
     name: ClassVar[str]
     metric: ClassVar[str]
     writes: ClassVar[bool] = False  # whether `output` is text of the model's own
+    pairs: ClassVar[bool] = False  # whether a score is of two answers, see `compare`: one alone has none
     package: ClassVar[str] = ""  # the one that items are read from, where they are not made at any length
 
     length: Annotated[int, Field(ge=16)] = 512
