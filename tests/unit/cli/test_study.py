@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from thrifty.cli.shared.studying import StudyOptions
+from thrifty.evaluation import studies
 from thrifty.evaluation.tasks.task import Task
 
 RUN = ("--items", 2, "--length", 400, "--tasks", "choice,perplexity:scored=8", "--threads", 1)
@@ -40,6 +44,28 @@ def test_a_table_the_findings_and_then_the_json_line(
     assert "mean difference" in result.out and "control: the baseline again must be equal: as it must" in result.out
     assert "answers. This will take about" in result.err
     assert "<circle" in report.read_text() and str(checkpoint) in report.read_text()
+
+
+def test_a_report_that_cannot_be_written_costs_no_result(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    words = (
+        "study",
+        "quantization",
+        checkpoint,
+        *RUN,
+        *SMALL,
+        "--weights",
+        "",
+        "--report",
+        tmp_path / "none" / "s.html",
+    )
+    result = thrifty(*words, "--json")
+    assert result.code == 1 and result.out.count("\n") == 1
+    assert result.json()["kind"] == "StorageError" and str(tmp_path / "none") in result.json()["error"]
+    assert [row["label"] for row in result.json()["cells"]] == ["bf16 × full", "bf16 × kivi-2"]
+    people = thrifty(*words)
+    assert people.code == 1 and "mean difference" in people.out and "none" in people.message
 
 
 def test_json_alone_is_one_line(thrifty: Callable[..., Any], checkpoint: Path) -> None:
@@ -110,6 +136,7 @@ def test_without_a_name_the_studies_are_listed(thrifty: Callable[..., Any]) -> N
         (("quantization", "MODEL", "--cache", "kivi4"), 1, "Did you mean 'kivi-4'?"),
         (("quantization", "MODEL", "--tasks", "recal"), 1, "no task 'recal'. Did you mean 'recall'?"),
         (("quantization", "MODEL", "--tasks", ","), 1, "names no task"),
+        (("quantization", "MODEL", "--tasks", "recall,alpaca-pairs"), 1, "and alpaca-pairs compares two: leave it out"),
         (("quantization", "MODEL", "--length", 5000, "--items", 2), 1, "this model's context holds 4096"),
         (("quantization", "MODEL", "--batches", "64", "--tasks", "choice", "--items", 2), 1, "at most 32"),
         (("quantization", "MODEL", "--batches", "0"), 2, "'0' is not a positive whole number"),
@@ -121,3 +148,33 @@ def test_what_cannot_be_run_is_refused(
     told = [checkpoint if word == "MODEL" else word for word in words]
     result = thrifty("study", *told)
     assert result.code == code and message in result.message
+
+
+def test_answers_of_other_kernels_are_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who names no kernels gets those that are there, which the environment may turn off."""
+    from thrifty.kernels import dispatch
+
+    asked = StudyOptions(
+        name="quantization",
+        model="m",
+        weights=None,
+        caches=None,
+        recipe=None,
+        tasks=None,
+        items=2,
+        length=64,
+        batches=(),
+        seed=0,
+        minutes=None,
+        state=None,
+        fresh=False,
+        threads=1,
+        native=None,
+    )
+    model: Any = SimpleNamespace(version="v")
+    settings = []
+    for module in (None, SimpleNamespace()):
+        monkeypatch.setattr(dispatch, "native", lambda module=module: module)
+        settings.append(asked.setting(studies.load("quantization"), model))
+    assert settings[0] != settings[1]
+    assert replace(asked, native=False).setting(studies.load("quantization"), model) == settings[0]

@@ -3,67 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from thrifty.cli.shared import options, output
+from thrifty.cli.shared import options, output, study_options
 from thrifty.cli.shared.quantities import parse_counts
+from thrifty.errors import PromptError, ThriftyError
 
 EXAMPLE = "thrifty study quantization qwen2.5-coder-0.5b --minutes 60 --report study.html"
 BATCHES = "1,4,8"
 
 
 def command(
-    name: Annotated[
-        str | None, typer.Argument(metavar="STUDY", show_default=False, help="Which study; without it all are listed.")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            show_default=False,
-            help="A name from `thrifty models`, a GGUF file, a model folder or a hub id.",
-        ),
-    ] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(min=0.0, show_default="no bound", help="It ends by then; so many items are asked as fit into it."),
-    ] = None,
-    items: Annotated[int, typer.Option(min=2, help="Items of every task, at most.")] = 50,
-    length: Annotated[int, typer.Option(min=16, help="Tokens of context that are compressed before a question.")] = 512,
-    tasks: Annotated[
-        str | None,
-        typer.Option(metavar="NAME,NAME,...", show_default="the study's own", help="Tasks, with options as in eval."),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="NAME,NAME,...", show_default="all", help="These formats of weights of the study alone."),
-    ] = None,
-    cache: Annotated[
-        str | None,
-        typer.Option(metavar="NAME,NAME,...", show_default="all", help="These formats of the cache alone."),
-    ] = None,
-    recipe: Annotated[
-        Path | None, typer.Option("--recipe", "-r", metavar="FILE", help="A recipe of yours as one more cell.")
-    ] = None,
-    batches: Annotated[
-        str,
-        typer.Option(metavar="N,N,...", help="Sequences that decode together, for the served rates; empty for none."),
-    ] = BATCHES,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed makes other items.")] = 0,
-    state: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            show_default="in the cache directory",
-            help="Where answers are kept: a run that was stopped or killed goes on from it.",
-        ),
-    ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the state holds.")] = False,
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page with the table and a plot of score over bytes.")
-    ] = None,
+    name: study_options.StudyName = None,
+    model: study_options.ModelName = None,
+    minutes: study_options.Minutes = None,
+    items: study_options.Items = 50,
+    length: study_options.Length = 512,
+    tasks: study_options.Tasks = None,
+    weights: study_options.Weights = None,
+    cache: study_options.Cache = None,
+    recipe: study_options.OwnRecipe = None,
+    batches: study_options.Batches = BATCHES,
+    seed: study_options.Seed = 0,
+    state: study_options.State = None,
+    fresh: study_options.Fresh = False,
+    report: study_options.Report = None,
     threads: options.Threads = None,
     native: options.Native = None,
     as_json: options.Json = False,
@@ -95,18 +61,18 @@ def command(
         threads=threads,
         native=native,
     )
-    if report is not None:
-        _write(report, document)
+    failure = None if report is None else _written(report, document)
     if not as_json:
         from thrifty.cli.shared import study_table
 
         study_table.show(document)
-    output.json_line(document)
-    if document["interrupted"]:
-        raise typer.Exit(130)
+    output.json_line(document | ({"error": str(failure), "kind": type(failure).__name__} if failure else {}))
+    if failure is not None and not as_json:
+        output.error(str(failure))
     if not document["sound"]:
         output.error("a control came out otherwise than it must: the figures are not to be believed")
-        raise typer.Exit(1)
+    if document["interrupted"] or failure is not None or not document["sound"]:
+        raise typer.Exit(130 if document["interrupted"] else 1)
 
 
 def _run(*, name: str, model: str | None, **asked: Any) -> dict[str, Any]:
@@ -130,20 +96,23 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 def _tasks(text: str) -> tuple[str, ...]:
     names = _names(text)
     if not names:
-        from thrifty.errors import PromptError
-
         raise PromptError(f"'{text}' names no task. Write e.g. --tasks recall,choice")
     return names
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
+def _written(path: Path, document: dict[str, Any]) -> ThriftyError | None:
+    """Write the page of a long run; what that raises is told beside the result instead of in its place."""
     from thrifty.evaluation.studies.harness.page import render
     from thrifty.files import replace_file
     from thrifty.models.store.cache_directory import storage_errors
 
-    with storage_errors(path.resolve().parent):
-        replace_file(path.resolve(), render(document))
+    try:
+        with storage_errors(path.resolve().parent):
+            replace_file(path.resolve(), render(document))
+    except ThriftyError as error:
+        return error
     output.note(f"report: {path.resolve()}")
+    return None
 
 
 def _list(as_json: bool) -> None:

@@ -47,6 +47,7 @@ class StudyOptions:
     def setting(self, study: Study, model: Model) -> dict[str, Any]:
         """What a state must share to be continued: what answers depend on, however many there are."""
         import thrifty
+        from thrifty.kernels import dispatch
 
         return {
             "study": self.name,
@@ -55,7 +56,7 @@ class StudyOptions:
             "off_grid": study.off_grid,
             "length": self.length,
             "seed": self.seed,
-            "native": self.native,
+            "native": dispatch.native() is not None if self.native is None else self.native,
         }
 
 
@@ -100,14 +101,16 @@ def _loaded(asked: StudyOptions, study: Study) -> Model:
 
 
 def _work(asked: StudyOptions, study: Study, model: Model) -> dict[str, TaskItems]:
-    """The tasks with their items, by label. Raises TaskError for an unknown task, PromptError for a length that leaves
-    no room.
+    """The tasks with their items, by label. Raises TaskError for an unknown task, PromptError for one that scores pairs
+    of answers, and for a length that leaves no room.
     """
     from thrifty.evaluation import tasks
     from thrifty.evaluation.comparison import TaskItems
+    from thrifty.evaluation.scoring import check_alone
 
     with output.waiting("making the questions"):
         chosen = tasks.parse_all(asked.tasks or study.tasks, length=asked.length)
+        check_alone(chosen, "a study")
         tokenizer = model.require_tokenizer()
         made = [TaskItems(task, tuple(task.items(tokenizer, asked.items, asked.seed))) for task in chosen]
     return dict(zip(tasks.labels(chosen), made, strict=True))
