@@ -123,6 +123,8 @@ REFUSED = [
     (("--length", 5000), "--length 5000 leaves no room for a question: this model's context holds 4096 tokens"),
     (("--tasks", "perplexity", "--length", 4000), "this model's context holds 4096: use at most --length 3966"),
     (("--protocol", "--tasks", "choice"), "--protocol compares texts, and choice writes none"),
+    (("--protocol", "--tasks", "alpaca-pairs"), "--protocol scores every answer alone, and alpaca-pairs compares two"),
+    (("--controls", "--tasks", "recall"), "--controls holds every item against others: use --items 2 or more"),
 ]
 
 
@@ -213,3 +215,15 @@ def test_controls_hold_where_the_answers_are_right(
     found = thrifty("eval", checkpoint, "--controls", "--tasks", "recall,aggregation", "--items", 8, "--length", 400)
     assert found.code == 0, found.message
     assert [(row["score"], row["passed"]) for row in found.json()["controls"]] == [(1.0, True), (1.0, True)]
+
+
+@pytest.mark.parametrize("words", [(), ("--controls",), ("--protocol", "--tasks", "continuation")])
+def test_ctrl_c_while_the_time_is_measured_still_gives_the_json_line(
+    words: tuple[str, ...], thrifty: Callable[..., Any], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(engine: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("thrifty.evaluation.forecast.times", interrupted)
+    found = thrifty("eval", checkpoint, "--tasks", "recall", *RUN, *words, "--json")
+    assert found.code == 130 and found.json()["interrupted"] and "what is done is kept" in found.err

@@ -25,6 +25,8 @@ def run_controls(setting: Setting, names: Sequence[str]) -> tuple[list[Scrambled
     own, foreign = tasks_of(setting, names)
     if foreign:
         raise PromptError(f"--controls scrambles Thrifty's own tasks; leave {', '.join(foreign)} of lm-eval out")
+    if setting.items < 2:
+        raise PromptError("--controls holds every item against others: use --items 2 or more, such as --items 20")
     rows: list[Scrambled] = []
     uncompressed: dict[str, list[str]] = {stage: [] for stage in registry.STAGES}
     with ExitStack() as stack:
@@ -34,7 +36,7 @@ def run_controls(setting: Setting, names: Sequence[str]) -> tuple[list[Scrambled
         with output.waiting("making the questions"):
             comparison = Comparison(own, setting.items, setting.seed, engine, None, [])
         records = stack.enter_context(RecordFile(setting.records, setting.header(engine, {"recipe": uncompressed})))
-        if watch(comparison.run(records), comparison.total, tell(comparison.left(records), engine)):
+        if watch(comparison.run(records), comparison.total, lambda: tell(comparison.left(records), engine)):
             return rows, True
         try:
             with output.waiting("grading with other items' answers"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,8 +97,12 @@ def compare(setting: Setting, names: Sequence[str], recipe: Recipe) -> tuple[lis
         stages = {stage: getattr(recipe, stage) for stage in registry.STAGES}
         header = setting.header(baseline, {"recipe": stages})
         records = stack.enter_context(RecordFile(setting.records, header))
-        left = tell(comparison.left(records), baseline) // (1 if engine is None else 2) if own else 0
-        interrupted = watch(comparison.run(records), comparison.total, left)
+        sides = 1 if engine is None else 2
+        interrupted = watch(
+            comparison.run(records),
+            comparison.total,
+            lambda: tell(comparison.left(records), baseline) // sides if own else 0,
+        )
         rows = comparison.summaries(records)
         if foreign and not interrupted:
             more, interrupted = _foreign(setting, foreign, baseline, engine, recipe, records)
@@ -110,11 +114,13 @@ def run_protocol(setting: Setting, names: Sequence[str]) -> tuple[list[FormatRow
     """(a row a format and task, whether Ctrl-C ended it): formats of weights and cache beside bf16."""
     from thrifty.evaluation.protocol import FORMATS, Protocol
     from thrifty.evaluation.records import RecordFile
+    from thrifty.evaluation.scoring import check_alone
 
     own, foreign = tasks_of(setting, names)
     silent = [*foreign, *(task.label for task in own if not task.writes)]
     if silent:
         raise PromptError(f"--protocol compares texts, and {', '.join(silent)} writes none; use e.g. continuation")
+    check_alone(own, "--protocol")
     with ExitStack() as stack:
         model = loaded(setting, off_grid=True)
         check_length(setting, model)
@@ -123,9 +129,11 @@ def run_protocol(setting: Setting, names: Sequence[str]) -> tuple[list[FormatRow
             protocol = Protocol(own, setting.items, setting.seed, baseline)
         header = setting.header(baseline, {"protocol": [form.label for form in FORMATS]})
         records = stack.enter_context(RecordFile(setting.records, header))
-        left = tell(protocol.left(records, [form.label for form in FORMATS]), baseline)
-        total = protocol.total * (len(FORMATS) + 1)
-        interrupted = watch(protocol.run_all(records, setting.engines), total, left)
+        interrupted = watch(
+            protocol.run_all(records, setting.engines),
+            protocol.total * (len(FORMATS) + 1),
+            lambda: tell(protocol.left(records, [form.label for form in FORMATS]), baseline),
+        )
         rows = protocol.rows(records, [form.label for form in FORMATS])
     return rows, interrupted
 
@@ -194,14 +202,17 @@ def tell(runs: Iterable[Run], engine: Engine) -> int:
     return len(left)
 
 
-def watch(run: Iterable[object], total: int, left: int) -> bool:
-    """Run to the end behind a progress bar; True where Ctrl-C ended it. left: of the total, what no earlier run did."""
-    with progress("evaluating", left) as steps:
-        try:
+def watch(run: Iterable[object], total: int, told: Callable[[], int]) -> bool:
+    """Run to the end behind a progress bar; True where Ctrl-C ended it. told: says how long it takes, and returns what
+    of the total no earlier run did.
+    """
+    try:
+        left = told()
+        with progress("evaluating", left) as steps:
             for number, _ in enumerate(run):
                 if number >= total - left:
                     steps.advance()
-        except KeyboardInterrupt:
-            output.note("stopped: what is done is kept")
-            return True
+    except KeyboardInterrupt:
+        output.note("stopped: what is done is kept")
+        return True
     return False
