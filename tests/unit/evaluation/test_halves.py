@@ -94,8 +94,7 @@ def test_the_numbers_of_both_halves_are_all_there_are(digits: int) -> None:
 
 
 def test_a_name_belongs_to_a_half_for_good() -> None:
-    assert [half_of(name) for name in ("HumanEval/0", "HumanEval/1", "0001", "0002")] == [
-        half_of(name) for name in ("HumanEval/0", "HumanEval/1", "0001", "0002")
-    ]
+    known = {"HumanEval/0": "tuning", "HumanEval/1": "judged", "0001": "tuning", "0002": "judged"}
+    assert {name: half_of(name) for name in known} == known
     drawn = [half_of(str(number)) for number in range(2000)]
     assert 0.45 < drawn.count("tuning") / 2000 < 0.55

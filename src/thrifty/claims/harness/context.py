@@ -110,7 +110,7 @@ class Context:
     def task(
         self, text: str, cache: Tables, *, items: int | None = None, insist: bool = True, **options: Any
     ) -> Scores:
-        """Scores of a task, as `thrifty eval` names it (`gsm-symbolic`, `ruler:task=vt`): one a turn, of `items` items
+        """Scores of a task, as `thrifty eval` names it (`gsm-symbolic`, `ruler-vt`): one a turn, of `items` items
         (default: the budget's answers), judged ones. options: the task's, such as length.
         """
         task = tasks.parse(text, **options)

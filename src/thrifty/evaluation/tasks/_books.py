@@ -114,19 +114,19 @@ def _of_function(function: Function) -> tuple[Fact, ...]:
 
 def _speakers(text: str) -> list[Fact]:
     """Who did what, where a sentence names somebody in capitals."""
-    found = SPEAKER.fullmatch(text)
-    if found is None:
+    sentence = SPEAKER.fullmatch(text)
+    if sentence is None:
         return []
-    name, verb, what = found.groups()
+    name, verb, what = sentence.groups()
     return [Fact("who", WHO.format(verb=verb, what=what), name, what)]
 
 
 def _cuts(text: str) -> list[Fact]:
     """How a sentence goes on, at its longest word behind the first few; none where it has no long one there."""
-    found = [match for match in WORD.finditer(text) if match.start() >= 2 * BEGINNING]
-    if not found or len(text) > LONGEST_CUT:
+    words = [match for match in WORD.finditer(text) if match.start() >= 2 * BEGINNING]
+    if not words or len(text) > LONGEST_CUT:
         return []
-    word = max(found, key=lambda match: len(match[0]))
+    word = max(words, key=lambda match: len(match[0]))
     head = text[: word.start()].rstrip()
     begins = text[: text.index(" ", BEGINNING)]
     return [Fact("word", GOES.format(begins=begins), word[0], head, SAID.format(head=head), NEXT.format(head=head))]
