@@ -1,23 +1,21 @@
-"""The recovery protocol of "Give Me BF16 or Give Me Death" (2411.02355, §3): number formats × tasks, each with the
-score it keeps and how far its greedy text departs from the uncompressed model's (ROUGE-1, ROUGE-L, and the words up
-to the first difference, as in the paper's text-similarity study; BERTScore and STS take a second model and are left
-out).
+"""The recovery protocol of "Give Me BF16 or Give Me Death" (2411.02355, §3) in short: a few number formats × tasks,
+each with the score it keeps and how far its greedy text departs from the uncompressed model's. The whole grid, with
+intervals of differences, controls and served cost, is the study `quantization`.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from thrifty.evaluation.comparison import BASELINE, TaskItems, of_side
+from thrifty.evaluation.departure import departure
 from thrifty.evaluation.forcing import Tables
 from thrifty.evaluation.forecast import Run
 from thrifty.evaluation.records import RecordFile
 from thrifty.evaluation.scoring import Summary, check_room, paired, summarize
 from thrifty.evaluation.tasks.task import Record, Task
-from thrifty.evaluation.textual import common_prefix, rouge_1, rouge_l
 from thrifty.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -120,14 +118,5 @@ class Protocol:
 
 
 def _row(label: str, task: Task, own: list[Record], reference: list[Record]) -> FormatRow:
-    texts = [(mine.output, theirs.output) for mine, theirs in zip(own, reference, strict=True)]
-    split = [(mine.split(), theirs.split()) for mine, theirs in texts]
-    return FormatRow(
-        label,
-        summarize(task.label, task.metric, reference, own),
-        statistics.fmean(rouge_1(*pair) for pair in texts),
-        statistics.fmean(rouge_l(*pair) for pair in texts),
-        statistics.fmean(common_prefix(*pair) for pair in split),
-        statistics.fmean(len(theirs) for _, theirs in split),
-        statistics.fmean(mine == theirs for mine, theirs in texts),
-    )
+    texts = departure([(mine.output, theirs.output) for mine, theirs in zip(own, reference, strict=True)])
+    return FormatRow(label, summarize(task.label, task.metric, reference, own), **vars(texts))

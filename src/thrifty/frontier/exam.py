@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from thrifty.evaluation import scoring, tasks
+from thrifty.evaluation.paired import Clustered, cluster_of, mean_over
+from thrifty.evaluation.recovery import Interval
 from thrifty.evaluation.tasks.task import Item, Record, Task
 from thrifty.frontier.candidates import Candidate
 from thrifty.frontier.measurement import Scored
@@ -82,6 +84,22 @@ class Exam:
             scores[label] = Scored(mean, recovery, len(records))
         return scores
 
+    def difference(self, candidate: Candidate, other: Candidate) -> Interval | None:
+        """The candidate's score minus the other's on the questions that both were asked, mean over the tasks, with the
+        interval over their contexts; None where a task has too few of them.
+        """
+        parts = []
+        for label, asked in self._items.items():
+            held = [
+                (self._record(candidate, label, item), self._record(other, label, item), cluster_of(item))
+                for item in asked
+            ]
+            both = [(own.score - theirs.score, name) for own, theirs, name in held if own and theirs]
+            if len({name for _, name in both}) < 2:
+                return None
+            parts.append(Clustered(tuple(value for value, _ in both), tuple(name for _, name in both)))
+        return mean_over(parts) if parts else None
+
     def undefined(self, base: Candidate) -> list[str]:
         """Tasks at which `base` scores nothing: no recovery can be told, so nothing is chosen by them."""
         labels = []
@@ -103,9 +121,12 @@ class Exam:
         ]
 
     def _records(self, candidate: Candidate, label: str, items: int | None = None) -> list[Record]:
-        asked = self._items[label][:items]
-        held = [self._state.find("record", _key(candidate, label, item.identity)) for item in asked]
-        return [Record.from_dict(values) for values in held if values is not None]
+        held = [self._record(candidate, label, item) for item in self._items[label][:items]]
+        return [record for record in held if record is not None]
+
+    def _record(self, candidate: Candidate, label: str, item: Item) -> Record | None:
+        values = self._state.find("record", _key(candidate, label, item.identity))
+        return None if values is None else Record.from_dict(values)
 
 
 def _steps(item: Item) -> int:

@@ -80,7 +80,7 @@ def why(fit: Fit) -> list[str]:
     best = fit.best
     if best is None:
         return []
-    sentences = [_searched(fit), _bytes(fit, best), _against_rivals(fit, best), _speed(fit, best)]
+    sentences = [_searched(fit), _bytes(fit, best), _against_rivals(fit, best), _speed(fit, best), *_reading(fit, best)]
     undefined = fit.exam.undefined(fit.base) if best.stage == TASKS else []
     if undefined:
         sentences.append(
@@ -184,6 +184,8 @@ def _searched(fit: Fit) -> str:
         reasons.append(f"{dropped['latency']} cannot decode within {limit} at this machine's bandwidth")
     if dropped["weights"]:
         reasons.append(f"{dropped['weights']} round weights anew without saving a byte")
+    if dropped["cache"]:
+        reasons.append(f"{dropped['cache']} may keep the whole cache, so that no byte is saved for sure")
     if dropped["gentler"]:
         reasons.append(f"{dropped['gentler']} do all that another one that fits does, and more")
     last = sum(row.rung == fit.rungs[-1].index for row in rows)
@@ -254,3 +256,11 @@ def _speed(fit: Fit, best: Measurement) -> str:
     if limit is not None and best.step is not None:
         said += f"; a step at the full context takes {milliseconds(best.step)} of {milliseconds(limit)}"
     return said + "."
+
+
+def _reading(fit: Fit, best: Measurement) -> list[str]:
+    """What the winner takes to read a prompt, where it must look at it more than once."""
+    reads = fit.predictions[best.candidate.key].prefills
+    if reads == 1:
+        return []
+    return [f"It reads a prompt in about {reads:.1f} times the uncompressed model's time: it looks at it again."]

@@ -13,9 +13,12 @@ from thrifty.frontier import choice, plan
 from thrifty.frontier.candidates import BASE, OFF_GRID_BASE, Candidate, grouped
 from thrifty.frontier.clock import Clock, OutOfTime
 from thrifty.frontier.exam import Exam
-from thrifty.frontier.gentleness import deciding, gentler
+from thrifty.frontier.gentleness import deciding
 from thrifty.frontier.measurement import Measurement, Prediction, measured
+from thrifty.frontier.needless import Bounds
+from thrifty.frontier.outside import steps_up
 from thrifty.frontier.question import Question
+from thrifty.frontier.reading import needed
 from thrifty.frontier.rungs import Rung, survivors
 from thrifty.frontier.space import split
 from thrifty.frontier.state import SearchState
@@ -60,6 +63,8 @@ class Fit:
         self.pinned = {candidate.key for candidate in extra}
         self.candidates, self.off_grid = split([*question.asked(self.prefix), *extra])  # of equal ones the user's own
         self.predictions: dict[str, Prediction] = {}
+        every = question.candidates is not None or len(self.rungs) < 2
+        self.bounds = Bounds(question, self.predictions, None if every else self.pinned)
         self.skipped: list[tuple[Candidate, str]] = []
         self.unreached = 0
         self.finished = False
@@ -113,7 +118,8 @@ class Fit:
         if self._planned:
             self.rungs = self.plan.sizes.ladder(self.question)
         entering = len(self.plan.chosen)
-        self.total = sum(min(entering, rung.seats(entering) + 1) for rung in self.rungs) + len(self.off_grid)
+        later = sum(min(entering, rung.seats(entering) + 1) for rung in self.rungs[1:])
+        self.total = entering + later + len(self.off_grid)
         return self.plan
 
     def predict(self) -> None:
@@ -130,34 +136,21 @@ class Fit:
 
     def fits(self, prediction: Prediction) -> bool:
         """Whether the bytes are within the budget."""
-        return prediction.need.peak <= self.question.memory
+        return self.bounds.fits(prediction)
 
     def quick(self, prediction: Prediction) -> bool:
         """Whether the roofline allows the latency."""
-        return self.question.latency is None or prediction.seconds <= self.question.latency
+        return self.bounds.quick(prediction)
 
-    def pointless(self, prediction: Prediction) -> bool:
-        """Whether weights are rounded again that take as much as those of the checkpoint, so that they can only be
-        worse. False of candidates that the user brought or asked for.
-        """
-        key = prediction.candidate.key
-        if not prediction.candidate.recipe.weights or key in self.pinned or self.question.candidates is not None:
-            return False
-        return len(self.rungs) > 1 and prediction.need.weights >= self.predictions[BASE.key].need.weights
+    def pointless(self, prediction: Prediction) -> str | None:
+        """See `Bounds.pointless`."""
+        return self.bounds.pointless(prediction)
 
     def dropped(self) -> dict[str, int]:
-        """How many candidates do not run, by the reason: memory, latency, weights that save nothing, or (of a model too
-        slow for all) that a gentler one is measured.
+        """How many candidates do not run, by the reason: those of `Bounds.dropped`, and (of a model too slow for all)
+        that a gentler one is measured.
         """
-        servable = self._servable()
-        fitting = [prediction for prediction in servable if self.fits(prediction)]
-        quick = [prediction for prediction in fitting if self.quick(prediction)]
-        return {
-            "memory": len(servable) - len(fitting),
-            "latency": len(fitting) - len(quick),
-            "weights": sum(self.pointless(prediction) for prediction in quick),
-            "gentler": 0 if self.plan is None else self.plan.left_out,
-        }
+        return self.bounds.dropped(self._servable()) | {"gentler": 0 if self.plan is None else self.plan.left_out}
 
     def _worth_running(self, prediction: Prediction) -> bool:
         return self.fits(prediction) and self.quick(prediction) and not self.pointless(prediction)
@@ -166,7 +159,7 @@ class Fit:
 
     def _search(self) -> Iterator[Measurement]:
         assert self.plan is not None, "a search begins before it runs"
-        chosen = list(self.plan.chosen)
+        chosen = self._scored(self.plan.chosen)
         for place in range(len(self.rungs)):
             if place == len(self.rungs) - 1:
                 self._shorten_last()
@@ -233,7 +226,7 @@ class Fit:
         order = [BASE, *(candidate for candidate in chosen if candidate.key != BASE.key)]
         groups = list(grouped(order))
         for place, group in enumerate(groups):
-            share = len(group) / sum(len(members) for members in groups[place:])
+            share = self._work(group) / sum(self._work(members) for members in groups[place:])
             in_time = partial(self._goes_on, rung, self._deadline(rung, share))
             yield from self._measured(self.workshop, group, rung, in_time)
         self.unreached += sum((candidate.key, rung.index) not in self._tried for candidate in order)
@@ -277,24 +270,36 @@ class Fit:
         self._rows[candidate.key, rung.index] = row
         return row
 
+    def _scored(self, chosen: Sequence[Candidate]) -> list[Candidate]:
+        """The chosen; where some need scores of the model's heads that nobody measured, that is done now, and those of
+        a model that cannot be scored are skipped.
+        """
+        kinds = needed(chosen)
+        try:
+            reasons = self.workshop.score_heads(kinds) if kinds else {}
+        except OutOfTime:
+            return list(chosen)  # nothing of them will be measured
+        lost = {candidate.key: kind for candidate in chosen for kind in needed([candidate]) if kind in reasons}
+        self.skipped += [(candidate, reasons[lost[candidate.key]]) for candidate in chosen if candidate.key in lost]
+        return [candidate for candidate in chosen if candidate.key not in lost]
+
+    def _work(self, group: Sequence[Candidate]) -> float:
+        """How much of a rung's time a group gets: a share for each, more where the prompt is read more often."""
+        return sum(self.predictions[candidate.key].prefills for candidate in group)
+
     def _look_beyond(self) -> Iterator[Measurement]:
         """Short measurements of the cheapest candidates that the bounds kept out: what a little more would bring."""
         best, rung = self.best, self.rungs[0]
-        if best is None or self.row(best.candidate, rung.index) is None or len(self.rungs) < 2:
+        if best is None or self.plan is None or self.row(best.candidate, rung.index) is None or len(self.rungs) < 2:
             return
-        outside = [
+        excluded = (
             prediction
             for prediction in self._servable()
             if (prediction.candidate.key, rung.index) not in self._rows
             and not (self.fits(prediction) and self.quick(prediction))
             and not self.pointless(prediction)
-            and not gentler(best.candidate, prediction.candidate)  # no step up from the best
-        ]
-        outside.sort(key=lambda prediction: (prediction.need.peak, prediction.seconds))
-        looked = sorted(
-            outside[: self.plan.beyond if self.plan else 0], key=lambda prediction: prediction.candidate.weights_key
         )
-        for group in grouped(prediction.candidate for prediction in looked):
+        for group in grouped(self._scored(steps_up(excluded, best.candidate, self.plan.beyond))):
             yield from self._measured(self.workshop, group, rung, self._in_time)
 
     def _off_grid(self) -> Iterator[Measurement]:

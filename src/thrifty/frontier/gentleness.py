@@ -12,6 +12,9 @@ from thrifty.frontier.space import BUDGETS
 BITS = {"bits", "embedding_bits"}
 """Options of which a larger number keeps more of the model, and None leaves it as it is."""
 KEEP = "keep"  # the share of a prompt that is kept, where no number of tokens is set; see `BUDGETS` for these
+MORE_KEEPS = {"recovery", "threshold"}
+"""Options of which a larger number keeps more: the attention that a head must recover, and how alike neighbours must be
+before they are merged."""
 LESS_KEEPS = {"group", "symmetric"}
 """Options of which a smaller number keeps more: what shares a scale, and whether there is no minimum."""
 
@@ -66,7 +69,7 @@ def _keeps(option: str, value: Any, other: Any, tokens: str) -> bool:
         return set(other) <= set(value)
     if option in BITS and value is None:
         return True
-    if option in BITS or option in (tokens, KEEP):
+    if option in BITS or option in MORE_KEEPS or option in (tokens, KEEP):
         return _numbers(value, other) and bool(value >= other)
     return option in LESS_KEEPS and _numbers(value, other) and bool(value <= other)
 

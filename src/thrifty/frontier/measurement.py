@@ -42,7 +42,8 @@ class Need:
 class Prediction:
     """What follows from a recipe without running it. seconds: the roofline of a decode step of the whole batch at the
     budget's context, less than any machine takes. context_bytes: of one sequence's cache there. floor: the roofline of
-    a step of one sequence that has read nothing.
+    a step of one sequence that has read nothing. prefills: how often the prompt is read, in prefills of the
+    uncompressed model, for what must look at it again; prefill: seconds of all of that, by the roofline.
     """
 
     candidate: Candidate
@@ -50,6 +51,8 @@ class Prediction:
     seconds: float
     context_bytes: int
     floor: float
+    prefills: float = 1.0
+    prefill: float = 0.0
 
     @property
     def decode_rate(self) -> float:

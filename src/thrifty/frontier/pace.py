@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from thrifty.evaluation.heads.probe import ProbeSettings
 from thrifty.evaluation.measuring.pace import COMPRESSING, Pace, Times, short_run
 from thrifty.weights.structure import linears
 from thrifty.weights.technique import WeightTechnique
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
+    from thrifty.frontier.candidates import Candidate
     from thrifty.models.model import Model
     from thrifty.weights.technique import Technique
 
@@ -52,15 +54,33 @@ def rounding_seconds(model: Model, techniques: Sequence[Technique]) -> float:
 
 @dataclass(frozen=True)
 class Forecast(Times):
-    """Seconds of what a search does, from a pace."""
+    """Seconds of what a search does, from a pace. reads: by a candidate's key how many prefills it takes to read a
+    prompt (see `reading.prefills`); 1 for what is not there. unscored: kinds of head scores that nobody measured yet.
+    """
 
     pace: SearchPace
+    reads: Mapping[str, float] = field(default_factory=dict)
+    unscored: frozenset[str] = frozenset()
 
     def run(self, prompt: int, steps: int, scored: int) -> float:
-        """Of one candidate: a prompt, tokens after it, and the scores of some."""
+        """Of one candidate that reads its prompt once: a prompt, tokens after it, and the scores of some."""
         logits = scored * self.sizes.config.vocabulary_size * LOGIT
         return COMPRESSING * (self.prefill(prompt) + steps * self.step(self.held(prompt))) + logits
+
+    def again(self, prompt: int, reads: Sequence[float]) -> float:
+        """What candidates take beyond `run` that read a prompt in so many prefills each."""
+        return COMPRESSING * self.prefill(prompt) * (sum(reads) - len(reads))
+
+    def reads_of(self, candidates: Iterable[Candidate]) -> list[float]:
+        """Prefills that each takes to read a prompt, the most first."""
+        return sorted((self.reads.get(candidate.key, 1.0) for candidate in candidates), reverse=True)
 
     def weights(self, weights: int) -> float:
         """Of rounding so many weights."""
         return weights * self.pace.weight
+
+    def probe(self, kinds: Collection[str]) -> float:
+        """Of scoring the model's heads by these kinds of questions."""
+        settings = ProbeSettings()
+        each = settings.depths * settings.repeats * sum(map(self.prefill, settings.lengths))
+        return len(kinds) * COMPRESSING * each

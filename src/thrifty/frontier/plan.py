@@ -14,6 +14,7 @@ from thrifty.frontier.candidates import Candidate, grouped
 from thrifty.frontier.exam import ITEMS, LENGTH, Exam
 from thrifty.frontier.pace import Forecast
 from thrifty.frontier.question import LONGEST_PREFIX, Question
+from thrifty.frontier.reading import needed
 from thrifty.frontier.rungs import FEW, FIRST_PREFIX, FIRST_SCORED, Rung, ladder
 from thrifty.models.model import Model
 from thrifty.weights.structure import linears
@@ -61,7 +62,8 @@ LEVELS = (
 @dataclass(frozen=True)
 class Plan:
     """chosen: the candidates that are measured. left_out: how many are not, since a gentler one is. seconds: that it is
-    expected to take, rung by rung; none where nothing was forecast. beyond: recipes above the budget to look at.
+    expected to take, rung by rung; none where nothing was forecast. beyond: recipes above the budget to look at. probe:
+    seconds of scoring the model's heads before, where a chosen recipe needs that and nobody did it yet.
     """
 
     sizes: Sizes
@@ -69,22 +71,24 @@ class Plan:
     left_out: int = 0
     seconds: tuple[float, ...] = ()
     beyond: int = ADDED[0]
+    probe: float = 0.0
 
     @property
     def total(self) -> float | None:
-        """Seconds of the whole search."""
-        return sum(self.seconds) if self.seconds else None
+        """Seconds of the whole search, the probe of heads included."""
+        return self.probe + sum(self.seconds) if self.seconds else None
 
     def share(self, rung: int) -> float:
         """The part of the time by which a rung should be over; 0 where nothing was forecast."""
         total = self.total
-        return sum(self.seconds[: rung + 1]) / total if total else 0.0
+        return (self.probe + sum(self.seconds[: rung + 1])) / total if total else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         total = self.total
         return {
             "seconds": None if total is None else round(total, 1),
+            "probe_seconds": round(self.probe, 1),
             "recipes": len(self.chosen),
             "left_out": self.left_out,
             "first": [self.sizes.first, self.sizes.little],
@@ -110,15 +114,17 @@ def make(
     seconds of it that are gone already. exam_of: the questions at a size.
     """
     limit = 60 * (question.minutes or 0.0) * FILLED - spent
+    few = (deciding, ADDED[1], forecast.probe(forecast.unscored.intersection(needed(deciding))))
+    every = (candidates, ADDED[0], forecast.probe(forecast.unscored.intersection(needed(candidates))))
     made = None
     for sizes in LEVELS:
         exam = exam_of(sizes)
-        for chosen, beyond in ((candidates, ADDED[0]), (deciding, ADDED[1])):
+        for chosen, beyond, probe in (every, few):
             if sizes is not LEVELS[0] and chosen is candidates and len(deciding) < len(candidates):
                 continue  # what decides comes before what is nice to know
             seconds = _forecast(sizes, question, chosen, forecast, exam, beyond)
-            made = Plan(sizes, tuple(chosen), len(candidates) - len(chosen), seconds, beyond)
-            if question.minutes is None or sum(seconds) <= limit:
+            made = Plan(sizes, tuple(chosen), len(candidates) - len(chosen), seconds, beyond, probe)
+            if question.minutes is None or sum(seconds) + probe <= limit:
                 return made
     assert made is not None
     return made
@@ -130,7 +136,7 @@ def shortened(
     """The plan with a last rung that `left` seconds will do for, should it take as much longer than its forecast as the
     rungs before did, which took `spent` seconds; the least one where none will. Questions stay as long as they were.
     """
-    slower = max(1.0, spent / max(1e-9, sum(plan.seconds[:-1])))
+    slower = max(1.0, spent / max(1e-9, plan.probe + sum(plan.seconds[:-1])))
     made = plan
     for level in LEVELS:
         if level.prefix > plan.sizes.prefix or level.items > plan.sizes.items:
@@ -146,22 +152,34 @@ def shortened(
 def _forecast(
     sizes: Sizes, question: Question, chosen: Sequence[Candidate], forecast: Forecast, exam: Exam, beyond: int
 ) -> tuple[float, ...]:
-    """Seconds of every rung, the uncompressed model's own runs included."""
+    """Seconds of every rung, the uncompressed model's own runs included. Who goes on is not known, so of later rungs it
+    is thought to be those that read a prompt most often.
+    """
     parts, rows = [], len(chosen)
     rounded = sorted((_rounded(question.model, group[0]) for group in grouped(chosen)), reverse=True)
+    reads = forecast.reads_of(chosen)
     for rung in sizes.ladder(question):
         rows = min(rows, rung.seats(len(chosen)))
         run = forecast.run(rung.prefix, rung.timed + 1 + rung.scored, rung.scored)
         runs = 1 if rung.index == 1 else rows + 1 + (beyond if rung.index == 0 else 0)  # the second has the first's
         seconds = runs * run + forecast.weights(sum(rounded[:rows]))
+        if rung.index != 1:
+            seconds += forecast.again(rung.prefix, reads[:rows])
         if rung.tasks:
-            questions = exam.count(rung.items)
-            each = forecast.run(exam.length, 0, 0)
-            asked = questions * each + exam.steps(rung.items) * forecast.step(0)
-            known = asked * sizes.few / sizes.asked(question) if rung.items is None else 0.0  # by the second rung
-            seconds += (rows + 1) * max(0.0, asked - known)
+            seconds += _asked(sizes, question, rung, forecast, exam, reads[:rows])
         parts.append(seconds)
     return tuple(parts)
+
+
+def _asked(
+    sizes: Sizes, question: Question, rung: Rung, forecast: Forecast, exam: Exam, reads: Sequence[float]
+) -> float:
+    """Seconds of a rung's questions. reads: prefills of each candidate; the uncompressed model comes on top."""
+    questions = exam.count(rung.items)
+    each = questions * forecast.run(exam.length, 0, 0) + exam.steps(rung.items) * forecast.step(0)
+    seconds = (len(reads) + 1) * each + questions * forecast.again(exam.length, reads)
+    known = sizes.few / sizes.asked(question) if rung.items is None else 0.0  # by the second rung
+    return seconds * max(0.0, 1.0 - known)
 
 
 def _rounded(model: Model, candidate: Candidate) -> int:

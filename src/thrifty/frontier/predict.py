@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from thrifty.bisection import largest
-from thrifty.evaluation.roofline.cost import decode_seconds
+from thrifty.evaluation.roofline.cost import decode_seconds, prefill_seconds
 from thrifty.evaluation.roofline.sizes import ModelSizes, StoredLinear
 from thrifty.frontier.candidates import Candidate
 from thrifty.frontier.measurement import Need, Prediction
+from thrifty.frontier.reading import prefills
 from thrifty.weights.sizes import Predictor
 
 if TYPE_CHECKING:
@@ -60,15 +61,23 @@ def predict(
 def prediction(
     engine: Engine, sizes: ModelSizes, candidate: Candidate, context: int, batch: int, machine: Machine
 ) -> Prediction:
-    """Bytes as `predict`, and the roofline of a decode step. sizes: of the candidate's weights."""
-    policies = candidate.recipe.techniques("cache")
-    held = engine.cache_footprint(policies, prompt_of(context), context).steady_bytes
+    """Bytes as `predict`, the roofline of a decode step, and of reading the prompt. sizes: of the candidate's weights.
+
+    Raises PromptError or RecipeError where a policy cannot compress the prompt that fills the context.
+    """
+    policies, model, prompt = candidate.recipe.techniques("cache"), engine.probe().cache_model, prompt_of(context)
+    for policy in policies:
+        policy.check_prompt(model, prompt)
+    held = engine.cache_footprint(policies, prompt, context).steady_bytes
+    count = prefills(policies, model)
     return Prediction(
         candidate,
         _need(engine, sizes.nbytes, policies, context, batch),
         decode_seconds(sizes, held, batch, machine),
         held,
         decode_seconds(sizes, 0, 1, machine),
+        count,
+        count * prefill_seconds(sizes, prompt, machine),
     )
 
 

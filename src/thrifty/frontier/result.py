@@ -12,6 +12,7 @@ from thrifty.frontier import explain
 from thrifty.frontier.measurement import Measurement, on_frontier, only_predicted
 
 if TYPE_CHECKING:
+    from thrifty.frontier.candidates import Candidate
     from thrifty.frontier.fit import Fit
 
 
@@ -31,11 +32,14 @@ def document(
     ran = {row.candidate.key for row in rows}
     step = explain.next_step(fit)
     servable = [row for row in rows if row.candidate.servable]
-    candidates = [row.as_dict() | {"on_frontier": on_frontier(row, servable)} for row in rows]
+    candidates = [
+        row.as_dict() | _reading(fit, row.candidate) | {"on_frontier": on_frontier(row, servable)} for row in rows
+    ]
     for key, prediction in fit.predictions.items():
         if key not in ran:
             fits = fit.fits(prediction) and fit.quick(prediction)
-            candidates.append(only_predicted(prediction, fits) | {"on_frontier": False})
+            known = only_predicted(prediction, fits) | _reading(fit, prediction.candidate)
+            candidates.append(known | {"on_frontier": False})
     return {
         "model": model,
         "memory_bytes": question.memory,
@@ -106,3 +110,9 @@ def _memory(best: Measurement) -> dict[str, int]:
         "cache_steady": need.cache_steady,
         "workspace": need.workspace,
     }
+
+
+def _reading(fit: Fit, candidate: Candidate) -> dict[str, float | None]:
+    """How often a prompt is read, in prefills, and the seconds of that at the full context by the roofline."""
+    prediction = fit.predictions[candidate.key]
+    return {"prefills": prediction.prefills, "predicted_prefill_s": round(prediction.prefill, 3) or None}

@@ -22,6 +22,10 @@ KIVI_8: Table = {"technique": "kivi", "bits": 8}
 KIVI_4: Table = {"technique": "kivi", "bits": 4}
 KIVI_2: Table = {"technique": "kivi", "bits": 2}
 KIVI_2_FINE: Table = {"technique": "kivi", "bits": 2, "group": 16}
+KVZIP_HALF: Table = {"technique": "kvzip", "keep": 0.5}
+KVZIP_QUARTER: Table = {"technique": "kvzip", "keep": 0.25}
+KVMERGER_HALF: Table = {"technique": "kvmerger", "keep": 0.5}
+FASTGEN: Table = {"technique": "fastgen", "recovery": 0.95}
 
 BUDGETS = {
     "streaming": "window",
@@ -29,8 +33,11 @@ BUDGETS = {
     "ada-kv": "capacity",
     "pyramidkv": "capacity",
     "h2o": "capacity",
+    "headkv": "capacity",
 }
 """The option of an evicting technique that holds a number of the prompt's tokens."""
+SHARES = {"kvzip": "keep", "kvmerger": "keep", "fastgen": "recovery"}
+"""The option of a technique that knows shares alone: short prompts are compressed as well as long ones."""
 
 Stage = tuple[Table, ...]
 
@@ -81,7 +88,10 @@ def _joint(prefix: int, untied: bool) -> list[tuple[Stage, list[Stage]]]:
 def _caches(prefix: int) -> list[Stage]:
     half, quarter, eighth = (max(PAGE, prefix // part // PAGE * PAGE) for part in (2, 4, 8))
     evicting: list[Stage] = [(_evict(name, tokens),) for name in BUDGETS for tokens in (half, quarter)]
+    sharing: list[Stage] = [(KVZIP_HALF,), (KVZIP_QUARTER,), (KVMERGER_HALF,), (FASTGEN,)]
     composed: list[Stage] = [
+        (KVZIP_HALF, KIVI_4),
+        (_evict("headkv", half), KIVI_4),
         (_evict("pyramidkv", half), KIVI_4),
         (_evict("snapkv", half), KIVI_2_FINE),
         (_evict("snapkv", half), KIVI_4),
@@ -92,7 +102,7 @@ def _caches(prefix: int) -> list[Stage]:
         (_evict("ada-kv", quarter), KIVI_2),
         (_evict("snapkv", eighth), KIVI_4),
     ]
-    return _unique([(), (KIVI_8,), (KIVI_4,), (KIVI_2_FINE,), (KIVI_2,), *evicting, *composed])
+    return _unique([(), (KIVI_8,), (KIVI_4,), (KIVI_2_FINE,), (KIVI_2,), *evicting, *sharing, *composed])
 
 
 def _evict(name: str, tokens: int) -> Table:

@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from thrifty.api import open_engine, open_model
-from thrifty.engine.engine import Engine
 from thrifty.errors import StorageError, ThriftyError
 from thrifty.evaluation import quality
 from thrifty.evaluation.forcing import MeasurementError
@@ -21,19 +20,21 @@ from thrifty.evaluation.measuring.noise import DISTURBED, listening
 from thrifty.evaluation.measuring.speed import warm_up
 from thrifty.evaluation.roofline import sizes
 from thrifty.evaluation.roofline.machine import Machine, this_machine
-from thrifty.frontier import pace
+from thrifty.frontier import heads, pace
 from thrifty.frontier.candidates import Candidate, grouped
 from thrifty.frontier.clock import Clock, OutOfTime
 from thrifty.frontier.exam import Exam
 from thrifty.frontier.measurement import Prediction
 from thrifty.frontier.predict import as_stored, longest_context, prediction, unpredictable
+from thrifty.frontier.reading import needed
 from thrifty.frontier.rungs import Rung
 from thrifty.frontier.space import shortened
 from thrifty.frontier.state import SearchState
+from thrifty.frontier.timed_engine import TimedEngine
 from thrifty.recipe import Recipe
 
 if TYPE_CHECKING:
-    from thrifty.engine.request import Event
+    from thrifty.engine.engine import Engine
     from thrifty.models.model import Model
 
 Values = dict[str, Any]
@@ -130,7 +131,25 @@ class Workshop:
             with self._engine(self.base) as engine:
                 held = pace.measure(engine, seconds).as_dict()
             self.state.add("pace", "", held)
-        return pace.Forecast(pace.SearchPace.from_dict(held), sizes.of_model(self.model), self.machine())
+        known = {candidate.key: self.state.find("prediction", candidate.key) for candidate in candidates}
+        reads = {key: float(values.get("prefills", 1.0)) for key, values in known.items() if values is not None}
+        unscored = frozenset(heads.unscored(self.model, self.state, needed(candidates)))
+        return pace.Forecast(
+            pace.SearchPace.from_dict(held), sizes.of_model(self.model), self.machine(), reads, unscored
+        )
+
+    def score_heads(self, kinds: Sequence[str]) -> dict[str, str]:
+        """Measure the scores of the model's heads that nobody measured yet; by kind why there are none, where the model
+        cannot be scored. Raises OutOfTime where the time ends meanwhile.
+        """
+        missing = heads.unscored(self.model, self.state, kinds)
+        if missing:
+            with self._engine(self.base) as engine:
+                for kind in missing:
+                    heads.score(engine, self.state, kind, self._clock.check)
+        for kind in kinds:
+            self._count(f"heads {kind}", heads.seconds(self.state, kind))
+        return heads.without_scores(self.model, self.state, kinds)
 
     def longest(self, predicted: Prediction, context: int, budget: int, batch: int) -> int:
         """See `longest_context`."""
@@ -290,7 +309,7 @@ class Workshop:
         weights = Recipe(weights=candidate.recipe.weights)
         engine = open_engine(
             open_model(self.model, weights, before=self._clock.check, errors=False),
-            make=partial(_TimedEngine, self._clock),
+            make=partial(TimedEngine, self._clock),
             threads=self._threads,
             native=self._native,
             prefix_tree=False,
@@ -301,18 +320,6 @@ class Workshop:
             yield engine
         finally:
             engine.close()
-
-
-class _TimedEngine(Engine):
-    """An engine that makes no step once the time is over."""
-
-    def __init__(self, clock: Clock, model: Model, **options: Any) -> None:
-        super().__init__(model, **options)
-        self._clock = clock
-
-    def step(self) -> list[Event]:
-        self._clock.check()
-        return super().step()
 
 
 def _reason(error: Exception) -> str:

@@ -176,12 +176,3 @@ def test_a_claim_is_measured_with_its_own_models_unless_others_are_named(
     list(Reproduction(contexts, ["kivi"], budget=dataclasses.replace(SHORT, models=2)).rows())
     list(Reproduction(contexts, ["kivi"], models=["other"]).rows())
     assert asked == ["tiny", "tiny", "large", "other"]
-
-
-def test_a_row_says_what_its_model_was_trained_on(context: Context, fakes: Callable[..., None]) -> None:
-    fakes()
-    (row,) = Reproduction(lambda name: context, ["kivi"], models=["recall-2m"]).rows()
-    assert row.measurement is not None
-    assert row.measurement.setting.startswith("nothing was run. It was trained on these tasks' own sentences")
-    (row,) = Reproduction(lambda name: context, ["kivi"], models=["smollm2-135m"]).rows()
-    assert row.measurement is not None and row.measurement.setting == "nothing was run"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,13 +144,23 @@ def test_an_empty_budget_is_refused(model: Model, memory: int) -> None:
 def test_the_whole_space_runs_on_the_tiny_model(model: Model) -> None:
     fit = Fit(Question(model, LOOSE, CONTEXT, prefix=1024, scored=8, threads=1, items=1))
     list(fit.rows())
-    pointless = {key for key, one in fit.predictions.items() if fit.pointless(one)}
-    assert {row.candidate.key for row in fit.measured} == {one.key for one in space(1024)} - pointless
-    assert fit.dropped() == {"memory": 0, "latency": 0, "weights": len(pointless), "gentler": 0} and len(pointless) >= 6
-    for key in pointless:
+    pointless = {key: reason for key, one in fit.predictions.items() if (reason := fit.pointless(one))}
+    skipped = {one.key: reason for one, reason in fit.skipped}
+    assert {row.candidate.key for row in fit.measured} == {one.key for one in space(1024)} - set(pointless) - set(
+        skipped
+    )
+    reasons = Counter(pointless.values())
+    assert fit.dropped() == {"memory": 0, "latency": 0, **reasons, "gentler": 0}
+    assert reasons["weights"] >= 6 and reasons["cache"] >= 1
+    for key, reason in pointless.items():
         found = fit.predictions[key]
-        assert found.candidate.recipe.weights and found.need.weights >= model.nbytes
-    assert not fit.skipped
+        if reason == "weights":
+            assert found.candidate.recipe.weights and found.need.weights >= model.nbytes
+        else:
+            assert found.candidate.recipe.cache[0]["technique"] == "fastgen"
+    for one, reason in fit.skipped:
+        name = one.recipe.cache[0]["technique"]
+        assert {"headkv": "head probe", "kvmerger": "cannot be met"}[name] in reason, "a tiny model of three layers"
 
 
 def test_the_prefix_fills_the_context_within_bounds(model: Model) -> None:
@@ -177,7 +188,7 @@ def test_what_cannot_fit_never_runs_in_the_search(model: Model, loose: Fit) -> N
     fit = fitted(model, needs[1])
     ran = {row.candidate.key for row in fit.rows()}
     inside = {key for key, one in fit.predictions.items() if one.candidate.servable and fit.fits(one)}
-    assert fit.dropped() == {"memory": len(needs) - len(inside), "latency": 0, "weights": 0, "gentler": 0}
+    assert fit.dropped() == {"memory": len(needs) - len(inside), "latency": 0, "weights": 0, "cache": 0, "gentler": 0}
     beyond = {row.candidate.key for row in fit.measured if row.candidate.servable and not row.fits} - {BASE.key}
     assert inside <= ran
     assert all(fit.row(row.candidate, 2) is None for row in fit.measured if row.candidate.key in beyond)

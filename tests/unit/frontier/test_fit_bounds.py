@@ -108,7 +108,7 @@ def test_time_that_is_too_short_for_anything_is_said(model: Model) -> None:
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"weights": [{"technique": "rtn", "skip": ["nothing.*"]}]}, "skip 'nothing.*' matches no linear layer"),
     ({"weights": [{"technique": "rtn", "layers": [7]}]}, "layer 7 is outside 0..2"),
-    ({"cache": [{"technique": "headkv", "capacity": 128}]}, "thrifty heads"),
+    ({"cache": [{"technique": "headkv", "capacity": 128}]}, "head probe"),
     ({"cache": [{"technique": "snapkv", "capacity": 2000}]}, "read no compressed segment"),
     ({"decoding": [{"technique": "speculative", "draft": "small"}]}, "'small' drafts for it: what a model that drafts"),
 ]

@@ -15,6 +15,10 @@ from thrifty.recipe import Recipe
 KIVI = {"technique": "kivi", "bits": 4}
 SNAPKV = {"technique": "snapkv", "capacity": 512}
 RTN = {"technique": "rtn", "bits": 4}
+KVZIP = {"technique": "kvzip", "keep": 0.5}
+KVMERGER = {"technique": "kvmerger", "keep": 0.5}
+HEADKV = {"technique": "headkv", "capacity": 512}
+FASTGEN = {"technique": "fastgen", "recovery": 0.95}
 
 
 def of(*cache: dict[str, Any], weights: tuple[dict[str, Any], ...] = ()) -> Candidate:
@@ -40,6 +44,11 @@ def predicted(candidate: Candidate, seconds: float = 1.0) -> Prediction:
         (of(weights=(RTN,)), of(weights=(RTN | {"symmetric": True},))),
         (of(weights=(RTN,)), of(weights=(RTN | {"embedding_bits": 4},))),
         (of(weights=(RTN | {"bits": 8},)), of(weights=(RTN,))),
+        (of(KVZIP), of(KVZIP | {"keep": 0.25})),
+        (of(KVZIP), of(KVZIP, KIVI)),
+        (of(KVMERGER), of(KVMERGER | {"keep": 0.4})),
+        (of(HEADKV), of(HEADKV | {"capacity": 256})),
+        (of(FASTGEN | {"recovery": 0.98}), of(FASTGEN)),
         (
             of(weights=(RTN | {"skip": ["layers.*", "embedding"], "embedding_bits": 4},)),
             of(weights=(RTN | {"skip": ["layers.*"], "embedding_bits": 4},)),
@@ -60,6 +69,9 @@ def test_less_of_the_same_is_gentler(mild: Candidate, harsh: Candidate) -> None:
         (of(SNAPKV, KIVI | {"bits": 8}), of(SNAPKV | {"capacity": 1024}, KIVI)),
         (of(SNAPKV | {"capacity": None, "keep": 0.25}), of(SNAPKV)),
         (of(SNAPKV), of(SNAPKV | {"window": 8})),
+        (of(KVZIP), of(KVZIP | {"level": "head"})),
+        (of(KVZIP), of(SNAPKV)),
+        (of(HEADKV), of(HEADKV | {"capacity": 256, "beta": 1.5})),
         (of(weights=(RTN,)), Candidate(Recipe(weights=[RTN | {"group": 128}]), Grid.OFF)),
     ],
 )
@@ -74,7 +86,8 @@ def test_only_the_gentlest_of_every_kind_decides() -> None:
     assert "kivi(bits=8)" in labels and "kivi(bits=4)" not in labels and "kivi(bits=2)" not in labels
     assert "rtn(skip=['layers.*'], embedding_bits=4)" in labels
     assert {"snapkv(capacity=1856)", "streaming(window=1856)", "h2o(capacity=1856)"} <= labels
-    assert len(labels) < 12
+    assert {"headkv(capacity=1856)", "kvzip(keep=0.5)", "kvmerger(keep=0.5)", "fastgen(recovery=0.95)"} <= labels
+    assert len(labels) < 16
     for one in fitting:
         assert (one.candidate.key in found) != any(gentler(other.candidate, one.candidate) for other in fitting)
     assert deciding([*fitting, predicted(space(3774)[0])]) == {space(3774)[0].key}

@@ -121,7 +121,7 @@ def test_a_last_rung_is_shortened_where_those_before_took_longer(planned: Planne
     fit = planned(0.02, 20.0)
     assert fit.plan is not None and fit.plan.sizes == plan.LEVELS[0]
     forecast = Forecast(SearchPace(192, 0.4, 0.02, 1e-9), sizes.of_model(model), MACHINE)
-    early, last = sum(fit.plan.seconds[:-1]), fit.plan.seconds[-1]
+    early, last = fit.plan.probe + sum(fit.plan.seconds[:-1]), fit.plan.seconds[-1]
 
     def after(spent: float, left: float) -> plan.Plan:
         assert fit.plan is not None

@@ -6,7 +6,7 @@ import pytest
 
 from thrifty.cache.composition import check_order
 from thrifty.frontier.candidates import Candidate, Grid, grouped, of_recipe
-from thrifty.frontier.space import BUDGETS, off_grid, shortened, space
+from thrifty.frontier.space import BUDGETS, SHARES, off_grid, shortened, space
 from thrifty.recipe import Recipe
 
 
@@ -16,7 +16,7 @@ def test_there_are_at_least_sixty_with_all_the_day_one_techniques(prefix: int) -
     candidates = space(prefix)
     assert len({one.key for one in candidates}) == len(candidates) >= 60
     used = {table["technique"] for one in candidates for table in [*one.recipe.weights, *one.recipe.cache]}
-    assert {"rtn", "kivi", *BUDGETS} == used
+    assert {"rtn", "kivi", *BUDGETS, *SHARES} == used
     for bits in (2, 4, 8):
         assert any({"technique": "kivi", "bits": bits} in one.recipe.cache for one in candidates)
     for one in candidates:
@@ -65,7 +65,7 @@ def test_a_recipe_of_the_user_is_a_candidate() -> None:
 def test_what_evicts_leaves_short_prompts_whole() -> None:
     for one in space(3838):
         for table in one.recipe.cache:
-            assert "keep" not in table
+            assert "keep" not in table or table["technique"] in SHARES
             if "capacity" in table:
                 assert table["capacity"] in (1856, 896, 448)
 
@@ -80,3 +80,14 @@ def test_a_short_run_keeps_the_same_share_in_whole_pages() -> None:
     assert shortened(streaming, 0.05).recipe.cache == [{"technique": "streaming", "window": 64}]
     share = of_recipe(Recipe(cache=[{"technique": "snapkv", "keep": 0.5}]))
     assert shortened(share, 0.25).recipe.cache == share.recipe.cache
+
+
+def test_what_knows_shares_alone_is_the_same_for_a_short_run() -> None:
+    for one in space(3838):
+        if any(table["technique"] in SHARES for table in one.recipe.cache):
+            assert shortened(one, 0.25).recipe.cache == [
+                table if table["technique"] in SHARES else shortened(one, 0.25).recipe.cache[place]
+                for place, table in enumerate(one.recipe.cache)
+            ]
+    headkv = of_recipe(Recipe(cache=[{"technique": "headkv", "capacity": 1024}]))
+    assert shortened(headkv, 0.25).recipe.cache == [{"technique": "headkv", "capacity": 256}]

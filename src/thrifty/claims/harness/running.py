@@ -19,7 +19,6 @@ from thrifty.claims.harness.plan import Pace, Step, plan
 from thrifty.claims.harness.records import ClaimRow, Key, Run
 from thrifty.errors import ThriftyError
 from thrifty.evaluation.roofline.machine import cores, cpu_name
-from thrifty.models.embedded import MODELS
 
 if TYPE_CHECKING:
     from thrifty.claims.harness.claim import Claim, Measurement
@@ -108,7 +107,7 @@ class Reproduction:
         context.say(f"{step.technique} on {step.model}, seed {seed} (about {step.minutes:.1f} minutes)")
         measurement = claim.measure(context)
         check(measurement.controls)
-        return noted(measurement, step.model)
+        return measurement
 
     def _keep(self, row: ClaimRow) -> None:
         if self.page is None:
@@ -136,14 +135,6 @@ def _run(step: Step, context: Context, budget: Budget, verdicts: Mapping[int, Ve
         minutes=minutes,
         date=datetime.date.today().isoformat(),
     )
-
-
-def noted(measurement: Measurement, model: str) -> Measurement:
-    """The same, with what must be known of the model wherever its figures stand, such as what it was trained on."""
-    known = MODELS.get(model)
-    if known is None or not known.note:
-        return measurement
-    return dataclasses.replace(measurement, setting=f"{measurement.setting}. {known.note}")
 
 
 def agreed(verdicts: Mapping[int, Verdict]) -> Verdict:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from thrifty.cli.shared import fit_options, fit_search, opening, options, output
+from thrifty.errors import BudgetError, StorageError, ThriftyError
 
 if TYPE_CHECKING:
     from thrifty.frontier.fit import Fit
@@ -90,34 +93,47 @@ def _finish(
     ended: fit_search.Ended,
     as_json: bool,
 ) -> None:
-    """Write, explain, answer. Exits with 130 after an interrupt, 1 where nothing was chosen or the state failed."""
+    """Write, explain, answer. Exits with 130 after an interrupt, 1 where nothing was chosen or something could not be
+    written: the result is told all the same.
+    """
     from thrifty.frontier.explain import why_nothing
     from thrifty.frontier.result import document
 
     best = fit.best
-    problem = ended.failure
+    problems: list[ThriftyError | None] = [StorageError(ended.failure) if ended.failure else None]
     if best is None:
-        problem = f"{problem} {why_nothing(fit)}. Nothing was written.".strip()
+        problems.append(BudgetError(f"{why_nothing(fit)}. Nothing was written."))
     else:
-        best.candidate.recipe.save(out)
-        if not as_json:
+        problems.append(_kept(best.candidate.recipe.save, out))
+        if not as_json and problems[-1] is None:
             fit_search.announce(fit, out)
     told: dict[str, Any] = {"interrupted": ended.interrupted}
     if best is not None and ended.whole and (prompt or as_json or report is not None):
         told |= fit_search.shown(fit, best, prompt, quiet=as_json, whole=as_json or report is not None)
     result = document(fit, model, again, **told) if as_json or report else {}
     if report is not None:
-        _write_report(report, result, as_json)
+        problems.append(_kept(partial(_write_report, document=result, quiet=as_json), report))
+    raised = [problem for problem in problems if problem is not None]
+    message = " ".join(map(str, raised))
     if as_json:
         answers = result["answers"]
         answer = answers[0]["winner"] if answers else ""
-        written = str(out) if best is not None else None
-        more = {"recipe_file": written, "answer": answer}
-        output.json_line(result | more | ({"error": problem} if problem else {}))
-    elif problem:
-        output.error(problem)
-    if not ended.whole or best is None:
+        written = str(out) if best is not None and problems[1] is None else None
+        error = {"error": message, "kind": type(raised[-1]).__name__} if raised else {}
+        output.json_line(result | {"recipe_file": written, "answer": answer} | error)
+    elif raised:
+        output.error(message)
+    if raised or not ended.whole:
         raise typer.Exit(130 if ended.interrupted else 1)
+
+
+def _kept(write: Callable[[Path], None], path: Path) -> ThriftyError | None:
+    """Write something that a long search made; what it raises is told beside the result instead of in its place."""
+    try:
+        write(path)
+    except ThriftyError as error:
+        return error
+    return None
 
 
 def _write_report(path: Path, document: dict[str, Any], quiet: bool) -> None:

@@ -111,9 +111,18 @@ def watch(fit: Fit, quiet: bool) -> Ended:
     except StorageError as error:
         return Ended(failure=f"{error} What was measured before is kept; the best so far is used.")
     finally:
-        for candidate, reason in fit.skipped:
-            output.warn(f"{candidate.label} was left out: {reason}")
+        _say_skipped(fit)
     return Ended()
+
+
+def _say_skipped(fit: Fit) -> None:
+    """What could not be made or measured, a line for every reason."""
+    by_reason: dict[str, list[str]] = {}
+    for candidate, reason in fit.skipped:
+        by_reason.setdefault(reason, []).append(candidate.label)
+    for reason, labels in by_reason.items():
+        more = f"and {len(labels) - 1} more were" if len(labels) > 1 else "was"
+        output.warn(f"{labels[0]} {more} left out: {reason}")
 
 
 def announce(fit: Fit, path: Path) -> None:
@@ -201,6 +210,7 @@ def _say_plan(fit: Fit) -> None:
         "memory": f"need more than {output.megabytes(fit.question.memory)}",
         "latency": f"read for longer than {fit.question.latency or 0:g} s a step",
         "weights": "round weights anew without saving a byte",
+        "cache": "may keep the whole cache, so that no byte is saved for sure",
         "gentler": "do all that another one that fits does, and more",
     }
     message += "".join(f", {count} {reasons[name]}" for name, count in dropped.items() if count)
@@ -213,6 +223,7 @@ def _say_plan(fit: Fit) -> None:
     output.note(
         f"this will take {about}: {first.prefix} + {first.scored} tokens of every recipe, {last.prefix} + "
         f"{last.timed + last.scored} and {fit.exam.count()} questions of the last two"
+        + (f"; before that about {seconds(plan.probe)} to score the model's heads, once" if plan.probe else "")
     )
     if minutes is not None and plan.total > 60 * minutes:
         output.warn(

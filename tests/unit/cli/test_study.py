@@ -1,0 +1,123 @@
+"""`thrifty study`: its table, its JSON line, a state that goes on, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thrifty.evaluation.tasks.task import Task
+
+RUN = ("--items", 2, "--length", 400, "--tasks", "choice,perplexity:scored=8", "--threads", 1)
+SMALL = ("--weights", "w8a8", "--cache", "kivi-2", "--batches", "")
+
+
+@pytest.fixture(autouse=True)
+def own_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test goes on from another's study."""
+    monkeypatch.setattr("thrifty.evaluation.studies.harness.state.cache_directory", lambda: tmp_path / "states")
+
+
+def test_a_table_the_findings_and_then_the_json_line(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "study.html"
+    result = thrifty("study", "quantization", checkpoint, *RUN, *SMALL, "--report", report)
+    assert result.code == 0, result.err
+    document = result.json()
+    assert [row["label"] for row in document["cells"]] == [
+        "bf16 × full",
+        "bf16 × kivi-2",
+        "w8a8 × full",
+        "w8a8 × kivi-2",
+    ]
+    assert document["tasks"] == ["choice", "perplexity:scored=8"] and document["off_grid"] and document["sound"]
+    assert all(set(row["tasks"]) == set(document["tasks"]) for row in document["cells"])
+    assert document["cells"][0]["weights_bytes"] > document["cells"][2]["weights_bytes"]
+    assert "mean difference" in result.out and "control: the baseline again must be equal: as it must" in result.out
+    assert "answers. This will take about" in result.err
+    assert "<circle" in report.read_text() and str(checkpoint) in report.read_text()
+
+
+def test_json_alone_is_one_line(thrifty: Callable[..., Any], checkpoint: Path) -> None:
+    result = thrifty("study", "quantization", checkpoint, *RUN, "--weights", "", "--cache", "", "--json")
+    assert result.code == 0 and result.out.count("\n") == 1
+    (row,) = result.json()["cells"]
+    assert [rate["batch"] for rate in row["served"]] == [1, 4, 8] and row["difference"]["value"] == 0.0
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thrifty.evaluation import tasks
+
+    kind, ran = type(tasks.load("choice")), []
+    run = kind.run
+
+    def interrupted(self: Task, engine: Any, item: Any, cache: Any) -> Any:
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        ran.append(item.identity)
+        return run(self, engine, item, cache)
+
+    words = ("study", "quantization", checkpoint, *RUN, *SMALL, "--tasks", "choice", "--state", tmp_path / "s.jsonl")
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "run", interrupted)
+        stopped = thrifty(*words, "--json")
+    assert stopped.code == 130 and stopped.json()["interrupted"] and "the same command goes on" in stopped.err
+    lines = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert sum("cell" in line for line in lines) == 3
+    again = thrifty(*words, "--json")
+    assert again.code == 0 and "going on with" in again.err and not again.json()["interrupted"]
+    other = thrifty(*words, "--seed", 1)
+    assert other.code == 1 and "belongs to a run with seed = 0; this run has 1" in other.message
+
+
+def test_a_control_that_comes_out_otherwise_is_an_error(
+    thrifty: Callable[..., Any], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from thrifty.evaluation.studies.harness.figures import Figures
+
+    monkeypatch.setattr(Figures, "equal", lambda self, cell: (4, 3))
+    result = thrifty("study", "quantization", checkpoint, *RUN, *SMALL, "--weights", "", "--json")
+    assert result.code == 1 and not result.json()["sound"]
+    assert "a control came out otherwise than it must" in result.message
+    assert result.json()["told"][0] == "Not to be believed: the baseline again came out otherwise than it must."
+
+
+def test_a_recipe_of_ones_own_is_one_more_cell(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('[[cache]]\ntechnique = "snapkv"\nkeep = 0.25\n')
+    result = thrifty("study", "quantization", checkpoint, *RUN, *SMALL, "--weights", "", "-r", path, "--json")
+    assert result.json()["cells"][-1]["label"] == "bf16 × snapkv(keep=0.25)"
+
+
+def test_without_a_name_the_studies_are_listed(thrifty: Callable[..., Any]) -> None:
+    assert "quantization" in thrifty("study").out
+    (study,) = (own for own in thrifty("study", "--json").json()["studies"] if own["name"] == "quantization")
+    assert "formats of weights" in study["title"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("quantisation", "x"), 1, "no study 'quantisation'. Did you mean 'quantization'?"),
+        (("quantization",), 2, "a model is missing: write thrifty study quantization MODEL."),
+        (("quantization", "MODEL", "--weights", "w9"), 1, "no weights format 'w9'"),
+        (("quantization", "MODEL", "--cache", "kivi4"), 1, "Did you mean 'kivi-4'?"),
+        (("quantization", "MODEL", "--tasks", "recal"), 1, "no task 'recal'. Did you mean 'recall'?"),
+        (("quantization", "MODEL", "--tasks", ","), 1, "names no task"),
+        (("quantization", "MODEL", "--length", 5000, "--items", 2), 1, "this model's context holds 4096"),
+        (("quantization", "MODEL", "--batches", "64", "--tasks", "choice", "--items", 2), 1, "at most 32"),
+        (("quantization", "MODEL", "--batches", "0"), 2, "'0' is not a positive whole number"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(
+    words: tuple[Any, ...], code: int, message: str, thrifty: Callable[..., Any], checkpoint: Path
+) -> None:
+    told = [checkpoint if word == "MODEL" else word for word in words]
+    result = thrifty("study", *told)
+    assert result.code == code and message in result.message
