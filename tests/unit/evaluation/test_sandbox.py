@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -98,14 +99,15 @@ def test_what_is_written_beside_the_output_is_bounded_too() -> None:
     assert (outcome.passed, outcome.why) == (False, f"more than {programs.REPORTED} bytes where the end is reported")
 
 
-def test_no_program_outlives_who_runs_it() -> None:
+def test_no_program_outlives_who_runs_it(tmp_path: Path) -> None:
     """Killed, this side cannot end the program: the kernel does."""
     psutil = pytest.importorskip("psutil")
     running = (
         "from thrifty.evaluation.sandbox.programs import Limits, run_program\n"
         "run_program('import time; time.sleep(60)', Limits(clock=60))"
     )
-    runner = subprocess.Popen([sys.executable, "-c", running])
+    own = os.environ | {"TMPDIR": str(tmp_path)}  # what it leaves behind goes with the test
+    runner = subprocess.Popen([sys.executable, "-c", running], env=own)
     inside: list[Any] = []
     try:
         ends = time.monotonic() + 30
