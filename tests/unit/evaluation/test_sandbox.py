@@ -76,7 +76,9 @@ def test_a_program_that_sleeps_is_ended_by_the_clock() -> None:
 
 
 def test_a_program_that_ends_its_own_group_ends_nobody_else() -> None:
-    assert not ran("import os\nos.killpg(0, 9)").passed
+    for rest in ("", "import time\ntime.sleep(9)", "while True: pass"):  # what it gets to do until it is ended
+        outcome = ran(f"import os\nos.killpg(0, 9)\n{rest}")
+        assert (outcome.passed, outcome.why) == (False, "ended before its end")
     assert ran("pass").passed
 
 
@@ -219,6 +221,13 @@ def test_the_filter_answers_every_system_call(machine: str) -> None:
 def test_a_machine_that_is_not_known_runs_nothing() -> None:
     with pytest.raises(confined.Refused, match="riscv64 are not known; known are x86_64, aarch64"):
         confined.filter_of("riscv64")
+
+
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="there is no virtual environment")
+def test_nothing_of_a_virtual_environment_is_shown() -> None:
+    assert not [path for path in programs.visible() if Path(path).is_relative_to(sys.prefix)]
+    outcome = ran(f"import os, math, json, ctypes\nassert not os.path.exists({sys.prefix!r})")
+    assert outcome.passed, outcome
 
 
 def test_only_outer_folders_are_shown(tmp_path: Path) -> None:

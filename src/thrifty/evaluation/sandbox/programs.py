@@ -100,13 +100,16 @@ def run_program(program: str, limits: Limits | None = None) -> Outcome:
             f"a program cannot be confined here ({reason}): it takes Linux 5.12 or later and namespaces that this user "
             "may make. Run it on such a machine."
         )
-    passed = heard.report.endswith(token.encode()) and not heard.stopped
+    passed = heard.report.endswith(token.encode()) and not heard.stopped and heard.code == 0
     return Outcome(passed, "" if passed else heard.stopped or _killed(heard.code, given) or _last_line(text), text)
 
 
 def visible(prefix: str = sys.base_prefix, libraries: Sequence[str] = LIBRARIES) -> list[str]:
-    """The paths that a confined interpreter needs, none inside another: links first, as they are."""
-    wanted = [*libraries, prefix, sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+    """The paths that a confined interpreter needs, none inside another: links first, as they are. Nothing of a virtual
+    environment, whose packages may hold the answers of what is run.
+    """
+    outside = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    wanted = [*libraries, prefix, *(sysconfig.get_path(name, vars=outside) for name in ("stdlib", "platstdlib"))]
     there = [path for path in dict.fromkeys(wanted) if os.path.exists(path)]
     links = [path for path in there if os.path.islink(path)]
     folders = [path for path in there if path not in links]
@@ -177,8 +180,10 @@ def _received(output: int, report: int, limits: Limits) -> tuple[bytes, bytes, s
 
 
 def _killed(code: int, limits: Limits) -> str:
-    """Why a process that was killed was, "" where it ended by itself. code: -9, or 256 - 9 for the inner process."""
-    return f"more than {limits.seconds} s of processor time" if code % 256 == 256 - signal.SIGKILL else ""
+    """Why a process that was killed was, "" where it ended otherwise. code: 256 - 9, which the outer process
+    makes of the inner one's -9; -9 is its own, where the program killed that one.
+    """
+    return f"more than {limits.seconds} s of processor time" if code == 256 - signal.SIGKILL else ""
 
 
 def _last_line(text: str) -> str:
