@@ -63,6 +63,8 @@ class Scheduler:
         self.active: list[Running] = []
         self.parked: list[Running] = []
         self.failed: list[tuple[Running, BaseException]] = []
+        #: Whether somebody who is none of the sequences holds memory and gives it back by itself.
+        self.others_hold: Callable[[], bool] = _nobody
         self._memory = memory
         self._batch = batch
         self._queue = queue
@@ -112,7 +114,7 @@ class Scheduler:
         """Make room for the active, bring back the parked, admit the waiting; then pick the step's work.
 
         A sequence for which this fails otherwise than for want of room is among `stuck`, and in no queue. It holds its
-        bytes until the step is over: whoever lacks room beside it waits for that.
+        bytes until the step is over: whoever lacks room beside it waits for that, as beside others (`others_hold`).
         """
         without_room = self._make_room()
         if not (without_room or self.failed or self.waiting or self.parked) and all(map(_is_decoding, self.active)):
@@ -123,6 +125,8 @@ class Scheduler:
         able = [sequence for sequence in self.active if all(sequence is not other for other, _ in without_room)]
         decode = [sequence for sequence in able if sequence.state is State.DECODING]
         prefill = next((sequence for sequence in able if sequence.state is State.PREFILLING), None)
+        if without_room and self.others_hold():
+            without_room = []
         return Scheduled(decode, prefill, list(self.failed) if self.failed else without_room)
 
     def park_youngest(self) -> Running | None:
@@ -199,6 +203,10 @@ class Scheduler:
     def _fail(self, sequence: Running, error: BaseException, queue: Queue) -> None:
         queue.remove(sequence)
         self.failed.append((sequence, error))
+
+
+def _nobody() -> bool:
+    return False
 
 
 def _is_decoding(sequence: Running) -> bool:
