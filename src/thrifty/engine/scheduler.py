@@ -65,6 +65,8 @@ class Scheduler:
         self.failed: list[tuple[Running, BaseException]] = []
         #: Whether somebody who is none of the sequences holds memory and gives it back by itself.
         self.others_hold: Callable[[], bool] = _nobody
+        #: Whether the next one had no room when it was last looked at.
+        self.lacks_room = False
         self._memory = memory
         self._batch = batch
         self._queue = queue
@@ -120,6 +122,7 @@ class Scheduler:
         if not (without_room or self.failed or self.waiting or self.parked) and all(map(_is_decoding, self.active)):
             return Scheduled(list(self.active), None, [])  # as in most steps
         refused = self._restore() or self._admit()
+        self.lacks_room = refused is not None
         if refused is not None and not self.active:
             without_room.append(refused)
         able = [sequence for sequence in self.active if all(sequence is not other for other, _ in without_room)]
