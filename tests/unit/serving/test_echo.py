@@ -173,7 +173,8 @@ def test_an_answer_that_would_hold_too_many_log_probabilities_is_a_400(
 
 
 def test_extensions_of_an_answer_are_refused_where_there_is_none(server: Live) -> None:
-    for wish in ({"session": "a"}, {"cache": []}, {"cache_memory": "3MB"}):
+    wishes: list[dict[str, Any]] = [{"session": "a"}, {"cache": []}, {"cache_memory": "3MB"}]
+    for wish in wishes:
         answer = post(server, PATH, json=body(max_tokens=0, thrifty=wish))
         assert answer.status_code == 400 and answer.json()["error"]["param"] == "thrifty"
     assert post(server, PATH, json=body(max_tokens=0, thrifty={"session": None})).status_code == 200
