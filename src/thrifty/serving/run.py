@@ -8,6 +8,7 @@ import logging
 import math
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -73,7 +74,19 @@ def run_server(server: Draining, settings: ServerSettings, listening: Callable[[
     with _bound(settings) as listener, _signals_are_an_end():
         if listening is not None:
             listening(_url(listener))
-        asyncio.run(server.serve(sockets=[listener]))
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            runner.run(server.serve(sockets=[listener]))
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's: it takes less of the processors from the engine for each piece of text. It knows no Windows, where
+    asyncio's serves.
+    """
+    if sys.platform == "win32":
+        return asyncio.new_event_loop()
+    import uvloop
+
+    return uvloop.new_event_loop()
 
 
 @contextlib.contextmanager

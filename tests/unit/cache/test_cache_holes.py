@@ -160,6 +160,7 @@ def select(sequence: SequenceCache, *slots: Integers | None) -> None:
 
 @pytest.mark.parametrize("sums", [False, True])
 @pytest.mark.parametrize("chosen", [np.array([3, 5, 200, 201]), np.arange(0, 256, 3), np.arange(0)])
+@pytest.mark.long
 def test_a_selection_is_seen_natively(chosen: Integers, sums: bool) -> None:
     driver = Driver(MODEL)
     reference, native = (Cache(MODEL).create(collect=SUMS if sums else None) for _ in range(2))

@@ -275,6 +275,7 @@ def test_a_full_disk_loses_nothing() -> None:
     assert np.array_equal(np.stack(driver.step(parked, [9])), expected)
 
 
+@pytest.mark.long
 def test_process_memory_falls_with_the_ledger() -> None:
     model = model_info(layers=30, heads=9, kv_heads=3, head_dim=64, format="bf16")
     cache = Cache(model, disk=True)

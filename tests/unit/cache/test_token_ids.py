@@ -76,6 +76,7 @@ def run(sequence: SequenceCache, tokens: list[int], generated: int, seed: int = 
     [[], ["streaming"], ["snapkv"], ["ada-kv"], ["h2o"], ["fastgen"], ["streaming", "h2o"], ["snapkv", "fastgen"]],
     ids="+".join,
 )
+@pytest.mark.long
 def test_tokens_follow_their_slots(names: list[str]) -> None:
     sequence = Cache(MODEL).create(build(names), collect=TOKENS)
     tokens = run(sequence, prompt(200), 150)

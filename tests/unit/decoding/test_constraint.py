@@ -57,6 +57,7 @@ def tried(constraint: Constraint) -> Flags:
 
 
 @pytest.mark.parametrize("kind", GRAMMARS)
+@pytest.mark.long
 def test_masks_are_what_trying_every_token_finds(grammars: Grammars, kind: str) -> None:
     source = random.Random(kind)
     constraint = grammars.constraint(GRAMMARS[kind])

@@ -73,6 +73,7 @@ PARAMETERS = [
 
 @pytest.mark.parametrize("parameters", PARAMETERS, ids=["plain", "top_k", "top_p", "penalties"])
 @pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.long
 def test_two_tokens_have_the_targets_distribution(parameters: SamplingParameters, length: int) -> None:
     """Counts of all answers of two tokens against their exact probabilities: a χ² test."""
     draws = 2500

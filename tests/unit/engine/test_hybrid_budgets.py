@@ -51,6 +51,7 @@ def test_what_was_accepted_is_answered(model: Model, requests: int, make_engine:
 
 
 @pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.long
 def test_a_request_holds_no_more_than_its_bound(samples: int, make_engine: Any) -> None:
     model, kept = tiny_model(packed=True, config=hybrid_config("rrrrrrrrrra")), 0  # a snapshot is more than a page
     for length, steps in ((64, 200), (100, 150)):

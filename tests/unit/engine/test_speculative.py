@@ -66,7 +66,7 @@ def settled(engine: Any) -> None:
     assert all(model.held == 0 and model._sequences == 0 for model in engine.memory.drafts._models.values())
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(0.8, marks=pytest.mark.long)])
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: cache[0]["technique"] if cache else "full")
 def test_greedy_answers_are_plain_ones_and_all_are_alike_alone_and_in_a_batch(
     packed: Model, exact: Model, make: MakeSpeculative, cache: list[dict[str, Any]], temperature: float

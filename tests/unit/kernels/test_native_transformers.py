@@ -35,6 +35,7 @@ def check(name: str, folder: Path, isa: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.long
 def test_family_equals_transformers(name: str, tmp_path: Path) -> None:
     check(name, tmp_path, None)
 

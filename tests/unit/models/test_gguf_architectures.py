@@ -162,6 +162,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.long
 def test_logits_are_those_of_transformers(tmp_path: Path, case: str) -> None:
     architecture, name, options, fields = CASES[case]
     oracle = made(name, options)

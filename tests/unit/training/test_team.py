@@ -28,6 +28,7 @@ def write_what_is_exchanged(team: Team, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("size", "mean", "share"), [(1, 0.0, 7), (2, 5.0, 3)])
+@pytest.mark.long
 def test_gradients_are_averaged_and_numbers_summed(tmp_path: Path, size: int, mean: float, share: int) -> None:
     together(size, write_what_is_exchanged, tmp_path)
     told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(size)]

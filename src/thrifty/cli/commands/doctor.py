@@ -14,7 +14,7 @@ EXAMPLE = "thrifty doctor"
 EXTRAS = {  # what a command of today needs beside the package's own requirements
     "torch": ("torch",),
     "eval": ("lm_eval", "datasets"),
-    "serve": ("fastapi", "uvicorn", "httptools", "prometheus_client", "llguidance"),
+    "serve": ("fastapi", "uvicorn", "uvloop", "httptools", "prometheus_client", "llguidance"),
     "cluster": ("ray",),
     "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"),
 }
