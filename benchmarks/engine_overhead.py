@@ -1,6 +1,6 @@
 """Python time of one decode step without a model: scheduling, sampling, stopping, events.
 
-    python benchmarks/engine_overhead.py
+    PYTHONPATH=. python benchmarks/engine_overhead.py
 
 A runner that answers at once stands in for the model; the cache and everything around it are real.
 """

@@ -2,7 +2,7 @@
 
     python benchmarks/query_group.py smollm2-135m --items 50 --minutes 10
 
-Recall of one key and KL on prose, by technique, reduction and kept share, with items of a seed that no claim judges on.
+Recall of one key and KL on prose, by technique, reduction and kept share, with items of the tuning half.
 Items are paired: each reduction's difference from the first one stands beside it, with a 95 % interval. A table, then
 one JSON line. (The sum keeps what the mean keeps: it is the mean times the group.)
 """
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from thrifty.engine.engine import Engine
 from thrifty.evaluation import tasks
+from thrifty.evaluation.paired import Clustered, mean_interval
 from thrifty.evaluation.scoring import score
 from thrifty.evaluation.tasks.kl import Divergence
 from thrifty.evaluation.tasks.task import Item, Task
@@ -34,8 +35,7 @@ REDUCTIONS: Mapping[str, Sequence[str]] = {
     "pyramidkv": ("mean", "max"),
     "minikv": ("sum", "max"),
 }
-SEED = 7_000_000
-DRAWS = 2000
+SEED = 0
 
 Tables = list[dict[str, Any]]
 Values = npt.NDArray[np.float64]
@@ -45,7 +45,7 @@ def main() -> None:
     """Measure and print."""
     arguments = parse()
     model = load(arguments.model)
-    asked = {"recall": tasks.load("recall", length=arguments.length), "kl": tasks.load("kl", length=arguments.length)}
+    asked = {name: tasks.load(name, length=arguments.length, half="tuning") for name in ("recall", "kl")}
     items = {name: task.items(model.require_tokenizer(), arguments.items, SEED) for name, task in asked.items()}
     deadline = time.monotonic() + 60 * arguments.minutes
     rows: list[dict[str, Any]] = []
@@ -79,7 +79,7 @@ def compared(
             values = measured(engine, task, items[name], table(technique, group, keep))
             row[name] = float(values.mean())
             if name in first:
-                row[f"{name}_difference"] = interval(values - first[name])
+                row[f"{name}_difference"] = interval(values - first[name], name == "recall")
             first.setdefault(name, values)
         rows.append(row)
     return rows
@@ -98,12 +98,10 @@ def table(technique: str, group: str, keep: float) -> Tables:
     return [{"technique": technique, "group": group, **budget}]
 
 
-def interval(differences: Values) -> list[float]:
-    """Mean, and the ends of 95 % of the means of samples drawn from paired differences."""
-    random = np.random.default_rng(0)
-    means = random.choice(differences, (DRAWS, len(differences))).mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975)).tolist()
-    return [float(differences.mean()), low, high]
+def interval(differences: Values, bounded: bool) -> list[float]:
+    """Mean of paired differences, and the ends of its 95 % interval. bounded: of scores between 0 and 1."""
+    own = mean_interval(Clustered(tuple(differences.tolist()), tuple(range(len(differences))), bounded))
+    return [own.value, own.low, own.high]
 
 
 def told(row: Mapping[str, Any], name: str, digits: int) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +29,9 @@ from thrifty.engine.sessions.sessions import SessionFacts
 from thrifty.errors import ThriftyError
 from thrifty.models.adapters import Adapter
 
+Order = tuple[Callable[[], Any], concurrent.futures.Future[Any]]
+"""What the thread is to do, and where its result goes."""
+
 
 class AsyncEngine:
     """Runs an Engine's step loop in one thread, and owns it: all that a server needs is here.
@@ -37,13 +41,17 @@ class AsyncEngine:
             handle = await running.submit(Request(prompt=prompt))
             async for event in handle: ...
 
-    Between steps the thread takes orders from an inbox, so no event loop ever waits for the engine's lock.
+    Between steps the thread takes orders from an inbox, so no event loop ever waits for the engine's lock. Of texts
+    that are read beside the requests it computes one piece between two steps, however many there are.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._wake = threading.Condition()
-        self._inbox: deque[tuple[Callable[[], Any], concurrent.futures.Future[Any]]] = deque()
+        self._inbox: deque[Order] = deque()
+        self._pieces: deque[Order] = deque()  # of texts
+        self._texts: set[object] = set()  # that are being read
+        engine.wait_for(lambda: bool(self._texts))
         self._outbox = Outbox()
         self._closing = False
         self._failure: BaseException | None = None
@@ -112,12 +120,9 @@ class AsyncEngine:
         Raises what `Engine.hidden_states` raises.
         """
         total = np.zeros(self.engine.model.config.hidden_size)
-        chunks = await asyncio.wrap_future(self._order(lambda: self.engine.hidden_states(tokens)))
-        try:
-            while (hidden := await asyncio.wrap_future(self._order(lambda: next(chunks, None)))) is not None:
+        async with contextlib.aclosing(self._read(lambda: self.engine.hidden_states(tokens))) as chunks:
+            async for hidden in chunks:
                 total += hidden.sum(axis=0, dtype=np.float64)
-        finally:
-            self._order(chunks.close)
         mean: Floats = (total / len(tokens)).astype(np.float32)
         return mean
 
@@ -126,12 +131,10 @@ class AsyncEngine:
     ) -> list[TokenLogprob]:
         """See `Engine.prompt_logprobs`; all of them. Others decode between its parts."""
         told: list[TokenLogprob] = []
-        parts = await asyncio.wrap_future(self._order(lambda: self.engine.prompt_logprobs(tokens, alternatives, salt)))
-        try:
-            while (part := await asyncio.wrap_future(self._order(lambda: next(parts, None)))) is not None:
+        text = self._read(lambda: self.engine.prompt_logprobs(tokens, alternatives, salt))
+        async with contextlib.aclosing(text) as parts:
+            async for part in parts:
                 told += part
-        finally:
-            self._order(parts.close)
         return told
 
     @property
@@ -186,14 +189,35 @@ class AsyncEngine:
     ) -> None:
         await self.close()
 
-    def _order(self, action: Callable[[], Any]) -> concurrent.futures.Future[Any]:
-        """Have the thread do something between two steps."""
+    async def _read(self, begin: Callable[[], Iterator[Any]]) -> AsyncGenerator[Any, None]:
+        """The pieces of a text that is read beside the requests. While it is read, who has no room for it waits."""
+        token = object()
+        pieces: Any = None
+
+        def opened() -> Any:
+            self._texts.add(token)
+            return begin()
+
+        def closed() -> None:
+            self._texts.discard(token)
+            if pieces is not None:
+                pieces.close()
+
+        try:
+            pieces = await asyncio.wrap_future(self._order(opened))
+            while (piece := await asyncio.wrap_future(self._order(lambda: next(pieces, None), True))) is not None:
+                yield piece
+        finally:
+            self._order(closed)
+
+    def _order(self, action: Callable[[], Any], is_piece: bool = False) -> concurrent.futures.Future[Any]:
+        """Have the thread do something between two steps. is_piece: of a text; only one of these is done there."""
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
         with self._wake:
             if self._closing:
                 future.set_exception(ThriftyError(f"the engine takes no requests: {self._failure or 'it is closed'}"))
                 return future
-            self._inbox.append((action, future))
+            (self._pieces if is_piece else self._inbox).append((action, future))
             self._wake.notify()
         return future
 
@@ -207,17 +231,19 @@ class AsyncEngine:
                 self._obey()
                 if self.engine.busy:
                     self._step()
-                    continue
-                if self.engine.read_ahead():
+                    if not (self._texts and self.engine.usage().active == 0):
+                        continue  # else all wait for the memory of a text, until its next piece is ordered
+                elif not self._texts and self.engine.read_ahead():
                     continue
                 with self._wake:
-                    self._wake.wait_for(lambda: self._closing or self._inbox)
+                    self._wake.wait_for(lambda: self._closing or self._inbox or self._pieces)
         except BaseException as error:
             self._failure = error
         with self._wake:
             self._closing = True
         try:
-            self._obey()
+            while self._inbox or self._pieces:
+                self._obey()
             self.engine.close()
         finally:
             self._outbox.deliver()
@@ -240,12 +266,19 @@ class AsyncEngine:
             self._outbox.deliver()
 
     def _obey(self) -> None:
-        while self._inbox:
-            action, future = self._inbox.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(action())
-            except BaseException as error:  # an await must not be left without an answer, nor its loop interrupted
-                future.set_exception(own_error(error))
-            self._outbox.deliver()
+        """Do what was ordered by now, and one piece of a text. What is ordered meanwhile waits for the next step: else
+        texts that follow each other would hold up all answers.
+        """
+        for _ in range(len(self._inbox)):
+            self._do(*self._inbox.popleft())
+        if self._pieces:
+            self._do(*self._pieces.popleft())
+
+    def _do(self, action: Callable[[], Any], future: concurrent.futures.Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(action())
+        except BaseException as error:  # an await must not be left without an answer, nor its loop interrupted
+            future.set_exception(own_error(error))
+        self._outbox.deliver()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +198,12 @@ class Engine(Inspected):
         with self._turn:
             sequence = self._scheduler.sequence_of(handle.answer, sample)
             return None if sequence is None else sequence.cache
+
+    def wait_for(self, others_hold: Callable[[], bool]) -> None:
+        """Let requests wait that have no room even alone while this says that somebody beside them holds memory, and
+        gives it back whatever they do. Else such a request ends with a BudgetError.
+        """
+        self._scheduler.others_hold = others_hold
 
     @property
     def busy(self) -> bool:

@@ -105,6 +105,8 @@ class EnginePressure:
     waiting_seconds: float
     #: Sequences that wait for memory to go on.
     parked: int
+    #: Whether the next of those that wait has no room beside the others.
+    lacks_room: bool = False
 
 
 def probe(runner: Runner, memory: EngineMemory, intake: Intake) -> EngineProbe:
@@ -140,7 +142,8 @@ def pressure(memory: EngineMemory, scheduler: Scheduler) -> EnginePressure:
         promised = memory.ledger.committed - memory.ledger.current
         free = max(0.0, 1 - (memory.cache.busy_bytes + promised) / max(1, room))
     waited = max((sequence.answer.waited_seconds for sequence in scheduler.waiting), default=0.0)
-    return EnginePressure(free, waited, len(scheduler.parked))
+    lacks_room = scheduler.lacks_room and bool(scheduler.waiting or scheduler.parked)
+    return EnginePressure(free, waited, len(scheduler.parked), lacks_room)
 
 
 def describe(

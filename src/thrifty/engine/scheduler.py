@@ -63,6 +63,10 @@ class Scheduler:
         self.active: list[Running] = []
         self.parked: list[Running] = []
         self.failed: list[tuple[Running, BaseException]] = []
+        #: Whether somebody who is none of the sequences holds memory and gives it back by itself.
+        self.others_hold: Callable[[], bool] = _nobody
+        #: Whether the next one had no room when it was last looked at.
+        self.lacks_room = False
         self._memory = memory
         self._batch = batch
         self._queue = queue
@@ -112,17 +116,20 @@ class Scheduler:
         """Make room for the active, bring back the parked, admit the waiting; then pick the step's work.
 
         A sequence for which this fails otherwise than for want of room is among `stuck`, and in no queue. It holds its
-        bytes until the step is over: whoever lacks room beside it waits for that.
+        bytes until the step is over: whoever lacks room beside it waits for that, as beside others (`others_hold`).
         """
         without_room = self._make_room()
         if not (without_room or self.failed or self.waiting or self.parked) and all(map(_is_decoding, self.active)):
             return Scheduled(list(self.active), None, [])  # as in most steps
         refused = self._restore() or self._admit()
+        self.lacks_room = refused is not None
         if refused is not None and not self.active:
             without_room.append(refused)
         able = [sequence for sequence in self.active if all(sequence is not other for other, _ in without_room)]
         decode = [sequence for sequence in able if sequence.state is State.DECODING]
         prefill = next((sequence for sequence in able if sequence.state is State.PREFILLING), None)
+        if without_room and self.others_hold():
+            without_room = []
         return Scheduled(decode, prefill, list(self.failed) if self.failed else without_room)
 
     def park_youngest(self) -> Running | None:
@@ -199,6 +206,10 @@ class Scheduler:
     def _fail(self, sequence: Running, error: BaseException, queue: Queue) -> None:
         queue.remove(sequence)
         self.failed.append((sequence, error))
+
+
+def _nobody() -> bool:
+    return False
 
 
 def _is_decoding(sequence: Running) -> bool:

@@ -2,8 +2,9 @@
 
 Items that share a context are no independent draws, so whole contexts (clusters) are resampled, each with all its items
 (Davison and Hinkley 1997, §3.8). Both runs keep an item or lose it together, so what it is worth to both drops out.
-Percentiles of few clusters are too narrow: an interval is never narrower than Student's. Scores between 0 and 1 get one
-more pair, half for either side (Agresti and Min 2005): a hundred equal answers do not prove that no other could differ.
+Percentiles of few clusters are too narrow: an interval is never narrower than Student's. Where scores lie between 0 and
+1 half a pair is added to both sides (Agresti and Min 2005), so that a hundred equal answers do not prove that no other
+could differ. The pair is one of clusters: ten answers about each of four contexts say of a fifth what four answers say.
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ class Clustered:
     def minus(self, other: Clustered) -> Clustered:
         """Item by item. Raises MeasurementError where the two are not of the same items."""
         if self.clusters != other.clusters:
-            raise MeasurementError("two runs are not of the same items in the same order: nothing can be paired")
+            raise MeasurementError(
+                f"{len(self.values)} and {len(other.values)} scores are not of the same items in the same order: "
+                "nothing can be paired"
+            )
         values = tuple(own - theirs for own, theirs in zip(self.values, other.values, strict=True))
         return Clustered(values, self.clusters, self.bounded and other.bounded)
 
@@ -113,15 +117,19 @@ def ratio_interval(own: Clustered, baseline: Clustered, seed: int = 0) -> Interv
 
 
 def mean_over(parts: Sequence[Clustered], seed: int = 0) -> Interval:
-    """The mean of the parts' means: each part (such as a task) counts alike, and is resampled on its own. Raises as
-    `mean_interval`.
+    """The mean of the parts' means: each part (such as a task) counts alike, and is resampled on its own. Degrees of
+    freedom are those of the errors' sum (Welch 1947): a part of few clusters makes few. Raises as `mean_interval`.
     """
     spreads = [_spread(part, seed + place) for place, part in enumerate(parts)]
+    student(min(spread.freedom for spread in spreads))  # raises where a part is of one context
+    squares = [spread.error**2 for spread in spreads]
+    total = math.fsum(squares)
+    rest = math.fsum(square**2 / spread.freedom for square, spread in zip(squares, spreads, strict=True))
     return _Spread(
         math.fsum(spread.value for spread in spreads) / len(spreads),
         np.mean([spread.draws for spread in spreads], axis=0),
-        math.sqrt(math.fsum(spread.error**2 for spread in spreads)) / len(spreads),
-        sum(spread.freedom for spread in spreads),
+        math.sqrt(total) / len(spreads),
+        round(total**2 / rest) if rest else sum(spread.freedom for spread in spreads),
     ).interval
 
 
@@ -141,7 +149,7 @@ def student(freedom: int) -> float:
     26.7.5), exact values where it fails. Raises MeasurementError below 1.
     """
     if freedom < 1:
-        raise MeasurementError("all items share one cluster, which tells nothing of others; use 2 or more")
+        raise MeasurementError("all items share one context, which tells nothing of others; use 2 contexts or more")
     if freedom <= len(FEW):
         return FEW[freedom - 1]
     z = NORMAL
@@ -163,8 +171,8 @@ def _error(draws: Doubles, clusters: int, floor: float) -> float:
 
 
 def _floor(scores: Clustered) -> float:
-    """The standard error of one more pair, half for either side."""
-    return 1 / (len(scores.values) + 2) if scores.bounded else 0.0
+    """The standard error of one more pair of clusters, half for either side: all of a cluster may differ together."""
+    return 1 / (scores.count + 2) if scores.bounded else 0.0
 
 
 def _draws(count: int, seed: int) -> npt.NDArray[np.int64]:

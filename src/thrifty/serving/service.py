@@ -102,8 +102,7 @@ class Service:
         self, prompt: Sequence[int], sampling: SamplingParameters, samples: int, extensions: Extensions, key: str | None
     ) -> AsyncHandle:
         """Queue a request. key: the client's, whose prefixes no other key shares. Raises what the engine raises."""
-        if samples > self.settings.samples:
-            raise RequestError(f"n is {samples}; this server gives at most {self.settings.samples}", param="n")
+        wanted = self.granted(samples, extensions)
         self.check_length(len(prompt))
         request = Request(
             prompt=prompt,
@@ -113,12 +112,20 @@ class Service:
             session=extensions.session,
             owner=salt_of(key) if self.settings.api_keys else "",  # without keys nobody checks what a client shows
             adapter=self.adapter,
-            **granted(self.settings, extensions),
+            **wanted,
         )
         handle = await self._queued(request)
         self.served.track(handle)
         self.metrics.submitted(len(prompt), samples)
         return handle
+
+    def granted(self, samples: int, extensions: Extensions) -> dict[str, Any]:
+        """The fields of a Request that extensions stand for. Raises RequestError for what is beyond the operator's
+        limits, and for more answers to a prompt than this server gives.
+        """
+        if samples > self.settings.samples:
+            raise RequestError(f"n is {samples}; this server gives at most {self.settings.samples}", param="n")
+        return granted(self.settings, extensions)
 
     async def _queued(self, request: Request) -> AsyncHandle:
         """Submit a request; with the recipe that its server's shortage asks for, where it brings none and that does.

@@ -46,6 +46,17 @@ def test_it_keeps_the_budget_with_the_first_tokens_and_a_choice_of_each_head_its
     assert 170 < middle < 230, "no end of the prompt is preferred"
 
 
+def test_a_window_stays_and_is_counted_in_the_budget() -> None:
+    heads = kept(TABLE | {"window": 32})
+    assert {len(places) for places in heads} == {100}
+    assert all(places[-32:] == tuple(range(368, 400)) and places[:4] == (0, 1, 2, 3) for places in heads)
+    assert len(set(heads)) == len(heads)
+    few = kept({"technique": "random-eviction", "capacity": 20, "window": 32})
+    assert {(len(places), places[-10:]) for places in few} == {(20, tuple(range(390, 400)))}
+    with pytest.raises(RecipeError, match="window = -1"):
+        RandomEviction(window=-1)
+
+
 def test_a_seed_is_a_choice() -> None:
     assert kept(TABLE) == kept(TABLE) != kept(TABLE | {"seed": 1})
 

@@ -120,6 +120,26 @@ def test_kinds_of_task_that_the_full_cache_does_not_answer_are_left_out(
     )
 
 
+def test_kinds_of_task_are_chosen_by_items_that_are_not_judged(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The full cache has luck with the judged items of one kind, and would answer none of its others."""
+    asked: list[tuple[str, int, int]] = []
+
+    def task(self: Context, name: str, cache: Any, *, items: int, seed: int, **options: Any) -> Scores:
+        asked.append((name, seed, items))
+        lucky = name == "ruler-qa-made-1" and seed == self.seed
+        return Scores((float(name == "recall" or lucky),) * items, tuple(map(str, range(items))))
+
+    monkeypatch.setattr(Context, "task", task)
+    monkeypatch.setattr(context, "budget", dataclasses.replace(TINY, items=400))
+    score = reading.Reading(context, LENGTH)
+    score([])
+    assert [proxy.aware[0] for proxy in score.answered] == ["recall"]
+    assert asked[-1] == ("recall", context.seed, 400)
+    assert {(seed != context.seed, items) for _, seed, items in asked[:-1]} == {(True, reading.LOOKED)}
+
+
 def test_a_model_that_answers_none_is_asked_all_and_told_so(context: Context) -> None:
     score = reading.Reading(context, LENGTH, "agnostic")
     full = score([])

@@ -19,6 +19,7 @@ from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import controlled
 from thrifty.claims.harness.parts import Verdict
 from thrifty.claims.harness.scores import timing
+from thrifty.claims.harness.scores.keys import keyed
 from thrifty.claims.harness.scores.passages import SCORED, cuts
 from thrifty.claims.harness.state import State
 from thrifty.engine.engine import Engine
@@ -28,6 +29,7 @@ from thrifty.evaluation import tasks
 from thrifty.evaluation.forcing import MeasurementError
 from thrifty.evaluation.measuring.noise import Noise
 from thrifty.evaluation.text import prose
+from thrifty.models.head_scores import HeadScores, save
 
 SMALL = Budget("tiny", None, items=4, tokens=2 * SCORED, answers=2, rounds=2, models=1, factor=1.0)
 SNAPKV: dict[str, Any] = {"technique": "snapkv", "keep": 0.5, "window": 16}
@@ -130,6 +132,37 @@ def test_results_of_other_code_or_weights_are_not_gone_on_with(tmp_path: Path, m
         states.state_of("source", "weights")
 
 
+def test_results_of_another_setting_of_the_engine_are_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "cache_directory", lambda: tmp_path)
+    with states.state_of("source", "weights", {"threads": 2, "native": None}) as kept:
+        kept.once(["a"], lambda: 1)
+    for engine in ({"threads": 1, "native": None}, {"threads": 2, "native": False}):
+        with states.state_of("source", "weights", engine) as kept:
+            assert len(kept) == 0
+    with states.state_of("source", "weights", {"threads": 2, "native": None}) as kept:
+        assert len(kept) == 1
+
+
+def test_results_of_heads_that_were_probed_otherwise_are_not_gone_on_with(model: Any, cache: Path) -> None:
+    tables = [{"technique": "headkv", "capacity": 64}], [{"technique": "snapkv", "keep": 0.5}]
+    without = [keyed(table, model) for table in tables]
+    assert without == list(tables), "no scores, no digest"
+    layers = tuple(range(len(model.config.layers)))
+    keys = []
+    for used in (3, 4):
+        rows = tuple(tuple(float(used + head) for head in range(model.config.heads)) for _ in layers)
+        common: dict[str, Any] = {"kind": "r", "version": model.version, "layers": layers, "date": "2026"}
+        save(model, HeadScores(scores=rows, asked=4, used=used, settings={"seed": 0}, **common))
+        keys.append([keyed(table, model) for table in tables])
+    assert keys[0][0] != keys[1][0] != without[0]
+    assert keys[0][1] == keys[1][1] == without[1]
+    with Context(model, "tiny", threads=1, budget=SMALL) as own:
+        own.heads("r")
+        assert own.probed == {"r": "r: 4 of 4, 2026, seed 0"}
+
+
 def test_results_that_lay_untouched_for_a_month_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(states, "cache_directory", lambda: tmp_path)
     for name in ("old", "new"):
@@ -205,6 +238,12 @@ def test_a_run_that_compresses_nothing_is_refused_unless_it_may(context: Context
     with pytest.raises(MeasurementError, match="was compressed"):
         context.recall(whole, length=200)
     assert len(context.recall(whole, length=200, insist=False)) == SMALL.items
+    for _ in range(2):  # what was not looked at is no answer to who insists
+        assert context.losses(whole, prefix=300, insist=False)
+        with pytest.raises(MeasurementError, match="was compressed"):
+            context.losses(whole, prefix=300)
+        with pytest.raises(MeasurementError, match="was compressed"):
+            context.recall(whole, length=200)
 
 
 def test_rates_are_paired_by_round_and_void_where_others_disturb(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from thrifty import claims
 from thrifty.claims.harness import page as pages
-from thrifty.claims.harness import records
+from thrifty.claims.harness import records, versions
 from thrifty.claims.harness.claim import Measurement
 from thrifty.claims.harness.controls import Control
 from thrifty.claims.harness.parts import Bar, Part
@@ -66,7 +66,7 @@ def test_the_record_says_what_a_reader_wants(tmp_path: Path) -> None:
 
 
 def test_a_row_of_the_page_is_one_line_and_its_figures_stand_below() -> None:
-    text = pages.markdown({ROW.key: ROW}, {"full": "cache"})
+    text = pages.markdown({ROW.key: ROW}, {"full": "cache", "new": "decoding"})
     (line,) = (line for line in text.splitlines() if line.startswith("| `kivi`"))
     assert line == (
         "| `kivi` | tiny | 2.6 × \\| less | recall \\| kept 97.0 % (95.5 % to 98.5 %; ≥ 95.0 %) | 1.5 % | **holds** |"
@@ -78,9 +78,16 @@ def test_a_row_of_the_page_is_one_line_and_its_figures_stand_below() -> None:
         "commit abc123, with changes, weights f00d",
         "seed 0: holds, 1: holds",
         "100 keys",
-        "- `full` (cache): no claim yet.",
+        "- `full` (cache): the baseline of its stage, which claims nothing.",
+        "- `new` (decoding): no claim yet.",
     ):
         assert words in text
+
+
+def test_a_row_tells_what_scores_of_heads_come_from() -> None:
+    row = dataclasses.replace(ROW, run=dataclasses.replace(RUN, heads=("r: 12 of 16, 2026-01-02, seed 0",)))
+    assert "scores of heads r: 12 of 16, 2026-01-02, seed 0; recipes: " in pages.markdown({row.key: row}, {})
+    assert "scores of heads" not in pages.markdown({ROW.key: ROW}, {})
 
 
 def test_a_row_says_what_a_reader_must_know_of_its_model() -> None:
@@ -98,6 +105,10 @@ def test_a_row_of_older_code_is_marked() -> None:
     text = pages.markdown({ROW.key: ROW, H2O.key: H2O}, {}, {H2O.key})
     assert "**inconclusive** (older code)" in text and "**holds** (older code)" not in text
     assert older({ROW.key: ROW}) == {ROW.key}, "no technique has the code 'c0de'"
+    today = dataclasses.replace(RUN, code=versions.code("kivi"), beside=versions.beside(RUN.tables))
+    rival = dataclasses.replace(today, tables=(*RUN.tables, "[{'technique': 'snapkv'}]"))
+    for run, expected in ((today, set()), (rival, {ROW.key}), (dataclasses.replace(today, beside=""), {ROW.key})):
+        assert older({ROW.key: dataclasses.replace(ROW, run=run)}) == expected
 
 
 def test_a_partial_run_renews_its_row_alone() -> None:

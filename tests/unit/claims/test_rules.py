@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from tests.unit.claims.made_up import LOSS, Level, Levels, MadeUp
+from tests.unit.claims.made_up import LOSS, MANY, Level, Levels, MadeUp
 
 from thrifty import claims
 from thrifty.claims import fastgen, kivi, kvzip, minikv, rtn, snapkv
@@ -74,6 +74,7 @@ def quest(**options: Any) -> dict[str, Any]:
 
 SAME = {"losses": [({}, 0.01)], "held": [({}, 0.2)]}
 THREE = {"snapkv": 0.5, "pyramidkv": 0.6, "ada_kv": 0.4}
+HELD: Levels = [({"technique": "kivi"}, 0.2), ({}, 0.25)]
 UNSCORED = {"unscored": "not testable with this model: it answers 0 of 16 questions"}
 CASES: dict[str, Case] = {
     "ada-kv": Case(
@@ -126,7 +127,13 @@ CASES: dict[str, Case] = {
         WEAK,
     ),
     "kvzip": Case(
-        {"answers": by_name(kvzip=FULL, snapkv=0.5), "losses": [({}, 0.01)], "held": [({}, 0.32)], "rates": (3.0, 1.0)},
+        {
+            "answers": by_name(kvzip=FULL, snapkv=0.5),
+            "losses": [({}, 0.01)],
+            "held": [({}, 0.32)],
+            "rates": (3.0, 1.0),
+            "budget": replace(MANY, items=4 * MANY.items),  # four questions a text
+        },
         {"held": [({}, 0.338)]},
         {"answers": by_name(kvzip=FULL, snapkv=FULL)},
         WEAK,
@@ -144,7 +151,7 @@ CASES: dict[str, Case] = {
         WEAK,
     ),
     "scbench": Case(
-        {"answers": by_name(snapkv=(FULL, 0.4), kivi=FULL), "held": [({}, 0.25)]},
+        {"answers": by_name(snapkv=(FULL, 0.4), kivi=FULL), "held": HELD},
         {"answers": by_name(snapkv=(0.4, FULL), kivi=FULL)},
         {"answers": by_name(snapkv=(0.6, 0.57), kivi=FULL)},
         WEAK,
@@ -237,6 +244,19 @@ def test_a_cache_that_is_silently_full_does_not_hold(name: str) -> None:
     are part of their headline.)"""
     case = CASES[name]
     assert judged(name, case.made({"held": [({}, 1.0)]})) is FAILS
+
+
+def test_two_bits_that_are_silently_more_do_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the cache itself says of how many of its tokens are exact."""
+    full: Levels = [({"technique": "kivi"}, 1.0), ({}, 0.25)]
+    assert judged("scbench", CASES["scbench"].made({"held": full})) is FAILS
+    monkeypatch.setattr(kivi, "_exact", lambda context, length: length // 2)
+    assert judged("kivi", CASES["kivi"].made({"held": [({}, 0.6)]})) is FAILS
+
+
+def test_eviction_that_loses_nothing_at_all_is_open() -> None:
+    """Equal answers of all conversations do not prove that no other could differ."""
+    assert judged("scbench", CASES["scbench"].made({"answers": by_name(snapkv=FULL, kivi=FULL)})) is OPEN
 
 
 def test_bytes_in_a_headline_decide(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,23 @@ def test_a_claim_that_cannot_be_measured_loses_its_old_verdict_and_does_not_stop
     assert "**stale**" in page.read_text()
 
 
+def test_a_fault_that_nobody_foresaw_ends_the_run_and_leaves_no_old_verdict(
+    context: Context, tmp_path: Path, fakes: Callable[..., None]
+) -> None:
+    def broken(context: Context) -> Measurement:
+        raise IndexError("list index out of range")
+
+    page = tmp_path / "claims.md"
+    fakes()
+    list(Reproduction(lambda name: context, NAMES, page).rows())
+    fakes(h2o=broken)
+    with pytest.raises(IndexError):
+        list(Reproduction(lambda name: context, NAMES, page).rows())
+    rows = records.read(records.record_of(page))
+    assert rows["h2o", "tiny"].stale.endswith(": IndexError: list index out of range")
+    assert rows["ada-kv", "tiny"].verdict == rows["kivi", "tiny"].verdict == "holds"
+
+
 def test_a_control_that_behaves_otherwise_leaves_no_verdict(
     context: Context, tmp_path: Path, fakes: Callable[..., None]
 ) -> None:

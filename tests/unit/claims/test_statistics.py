@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from thrifty.claims.harness import statistics
 from thrifty.claims.harness.parts import Bar, Verdict
 from thrifty.claims.harness.statistics import (
     Scores,
@@ -19,9 +18,10 @@ from thrifty.claims.harness.statistics import (
     paired_difference,
     paired_ratio,
     power,
-    student,
 )
+from thrifty.evaluation import paired
 from thrifty.evaluation.forcing import MeasurementError
+from thrifty.evaluation.paired import student
 
 
 def losses(values: Sequence[float], clusters: Sequence[str] | None = None) -> Scores:
@@ -96,6 +96,21 @@ def test_shares_of_right_answers_are_covered_near_one_too(truth: float) -> None:
     assert held / 200 >= 0.92
 
 
+@pytest.mark.parametrize("contexts", [8, 25, 50])
+@pytest.mark.parametrize("truth", [0.9, 0.97])
+def test_answers_that_are_right_or_wrong_by_whole_contexts_are_covered_too(contexts: int, truth: float) -> None:
+    """Where no context differs, four answers about each are no four times as much evidence as one."""
+    chance = np.random.default_rng(contexts)
+    names = [str(number) for number in range(contexts) for _ in range(4)]
+    held = 0
+    for _ in range(200):
+        own = answers(np.repeat(chance.random(contexts) < truth, 4).astype(float).tolist(), names)
+        whole = answers([1.0] * len(names), names)
+        intervals = mean_interval(own), paired_ratio(own, whole)
+        held += all(interval.low <= truth <= interval.high for interval in intervals)
+    assert held / 200 >= 0.92
+
+
 def test_equal_answers_do_not_prove_that_no_other_would_differ() -> None:
     twelve = paired_difference(answers([1.0] * 12), answers([1.0] * 12))
     hundred = paired_difference(answers([1.0] * 100), answers([1.0] * 100))
@@ -163,4 +178,4 @@ def test_two_independent_runs_give_no_opposite_verdicts_even_where_the_truth_lie
 
 
 def test_the_resampling_is_seeded_and_large_enough() -> None:
-    assert statistics.RESAMPLES >= 1000
+    assert paired.RESAMPLES >= 1000

@@ -68,3 +68,17 @@ def test_a_technique_changes_with_its_file_its_defaults_and_its_claim(monkeypatc
     monkeypatch.undo()
     monkeypatch.setattr(versions, "_read", lambda module: b"another claim")
     assert versions.code("snapkv") != before
+
+
+def test_what_stands_beside_changes_with_a_rival_and_with_what_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = ["[]", "[{'technique': 'ada-kv', 'keep': 0.2}]", "[{'technique': 'snapkv', 'keep': 0.2}]"]
+    before = versions.beside(tables)
+    assert versions.beside(tables) == before != versions.beside(tables[:2])
+    describe = registry.describe
+    changed = {"snapkv": {"options": {"group": "max"}}}
+    monkeypatch.setattr(registry, "describe", lambda stage, name: describe(stage, name) | changed.get(name, {}))
+    assert versions.beside(tables) != before and versions.beside(tables[:2]) == versions.beside(tables[:2])
+    monkeypatch.undo()
+    monkeypatch.setattr(versions, "MEASURING", versions.MEASURING[1:])
+    assert versions.beside(tables) != before
+    assert all((versions.PACKAGE / name).is_file() for name in versions.MEASURING)

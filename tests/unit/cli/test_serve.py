@@ -130,6 +130,7 @@ def recipe(path: Path, stage: str = "cache", **options: object) -> Path:
     [
         ("--tighten-limit 1", "give --tighten RECIPE too"),
         ("--tighten {cache}", "no bound: give --memory"),
+        ("--tighten {cache} --tighten-wait 2 --tighten-below 0.3", "a share of a bound on memory"),
         ("--memory 99MB --tighten {cache} --tighten-limit 2", "--tighten-limit is 2"),
         ("--memory 99MB --tighten {cache} --tighten-below 1.5", "--tighten-below is 1.5"),
         ("--memory 99MB --tighten {weights}", "leave them out"),

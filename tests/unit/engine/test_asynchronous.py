@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -246,3 +247,55 @@ def test_adapters_come_and_go_between_steps(packed: Model) -> None:
             await running.submit(request(adapter="a"))
 
     run(packed, scenario)
+
+
+def test_texts_that_are_read_hold_no_answer_up(packed: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several at a time: a piece of the next one is always asked for while that of another is computed."""
+    pieces: list[int] = []
+
+    def endless(*_: Any) -> Iterator[list[Any]]:
+        while True:
+            time.sleep(0.002)
+            pieces.append(len(pieces))
+            yield []
+
+    async def scenario(running: AsyncEngine) -> None:
+        monkeypatch.setattr(running.engine, "prompt_logprobs", endless)
+        texts = [asyncio.create_task(running.prompt_logprobs([1, 2])) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        before = len(pieces)
+        assert len((await running.result(request(40, 12))).token_ids) == 12
+        assert len(pieces) - before < 40, "one between two steps"
+        for task in texts:
+            task.cancel()
+        await asyncio.gather(*texts, return_exceptions=True)
+
+    run(packed, scenario)
+
+
+def test_a_request_without_room_waits_for_a_text_that_is_read(packed: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(packed, memory="6MB", chunk=128, prefix_tree=False)
+    longest = engine.memory.longest((), 4096, 4096)
+    asked, read = request(longest // 2, 5), engine.prompt_logprobs
+    expected = engine.submit(asked).result().token_ids
+
+    def held(*given: Any) -> Iterator[list[Any]]:
+        """It stays at its first piece, with all of its memory."""
+        with contextlib.closing(read(*given)) as parts:  # type: ignore[type-var]
+            yield next(parts)
+            while True:
+                time.sleep(0.001)
+                yield []
+
+    async def main() -> None:
+        async with AsyncEngine(engine) as running:
+            monkeypatch.setattr(engine, "prompt_logprobs", held)
+            text = asyncio.create_task(running.prompt_logprobs(text_tokens(longest - 100)))
+            await asyncio.sleep(0.1)
+            handle = await running.submit(asked)
+            await asyncio.sleep(0.1)
+            assert engine.usage().waiting == 1, "it is neither refused nor admitted"
+            text.cancel()
+            assert (await handle.result()).token_ids == expected
+
+    asyncio.run(asyncio.wait_for(main(), 60))

@@ -81,7 +81,7 @@ def test_items_of_one_context_count_together() -> None:
     apart, shared = control(ENGINE, "recall", own, done), control(ENGINE, "recall", own, together)
     assert apart.passed and apart.difference.value == shared.difference.value
     assert not shared.passed and shared.difference.low < 0
-    with pytest.raises(MeasurementError, match="all items share one cluster"):
+    with pytest.raises(MeasurementError, match="all items share one context"):
         control(ENGINE, "recall", own, [Answered(replace(each.item, cluster=0), each.record) for each in done])
 
 

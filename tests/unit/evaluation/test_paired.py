@@ -104,6 +104,16 @@ def test_a_mean_over_tasks_counts_each_task_alike() -> None:
     assert resolution(interval) == pytest.approx(math.hypot(*alone) / 2, rel=0.2)
 
 
+def test_a_task_of_two_contexts_beside_one_of_many_leaves_few_degrees_of_freedom() -> None:
+    few = Clustered((0.0, 1.0), (0, 1), bounded=False)
+    many = Clustered((0.4, 0.6) * 50, tuple(range(100)), bounded=False)
+    assert resolution(mean_over([few, many])) == pytest.approx(resolution(mean_interval(few)) / 2, rel=0.05)
+    twice = [resolution(mean_over([part, part])) for part in (many, few)]
+    errors = [resolution(mean_interval(part)) for part in (many, few)]
+    assert twice[0] == pytest.approx(errors[0] / math.sqrt(2), rel=0.1)
+    assert twice[1] == pytest.approx(errors[1] / math.sqrt(2) * student(2) / student(1), rel=0.1)
+
+
 @pytest.mark.parametrize(("freedom", "value"), [(1, 12.706), (4, 2.776), (10, 2.228), (30, 2.042), (1000, 1.962)])
 def test_student_is_the_table(freedom: int, value: float) -> None:
     assert student(freedom) == pytest.approx(value, rel=0.01)
@@ -113,7 +123,9 @@ def test_what_cannot_be_paired_is_refused() -> None:
     own = Clustered((1.0, 0.0), (0, 1))
     with pytest.raises(MeasurementError, match="not of the same items"):
         own.minus(Clustered((1.0, 0.0), (1, 0)))
-    with pytest.raises(MeasurementError, match="all items share one cluster"):
+    with pytest.raises(MeasurementError, match="all items share one context"):
         mean_interval(Clustered((1.0, 0.0), (0, 0)))
+    with pytest.raises(MeasurementError, match="share one context"):
+        mean_over([Clustered((1.0, 0.0), (0, 0)), own])
     with pytest.raises(MeasurementError, match="2 scores in 1 clusters"):
         Clustered((1.0, 0.0), (0,))

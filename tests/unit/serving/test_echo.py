@@ -11,6 +11,7 @@ from tests.unit.serving.live import NAME, Live, post, shelf
 from thrifty.decoding.sampling_parameters import SamplingParameters
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Request
+from thrifty.serving.openai import echo
 from thrifty.serving.served_model import Fits, ModelSource
 
 openai = pytest.importorskip("openai", reason="openai is not installed: pip install openai")
@@ -138,3 +139,42 @@ def test_adapters_score_nothing(tmp_path: Any) -> None:
         refused = post(running, PATH, json=body(model="tiny:sql", logprobs=1, max_tokens=1))
         assert refused.status_code == 400 and "ask 'tiny' instead" in refused.json()["error"]["message"]
         assert post(running, PATH, json=body(model="tiny:sql", max_tokens=1)).status_code == 200
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 0}, {"max_tokens": 1, "logprobs": 1}])
+def test_more_than_the_operator_grants_is_refused_before_a_prompt_is_read(
+    server: Live, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    """A body of some bytes with n = 10**9 would else have an answer of a terabyte."""
+
+    def unasked(*_: Any) -> None:
+        raise AssertionError("the prompt was read")
+
+    monkeypatch.setattr(server.engine, "prompt_logprobs", unasked)
+    wishes: list[tuple[dict[str, Any], str]] = [({"n": 17}, "n"), ({"thrifty": {"priority": 1}}, "thrifty")]
+    for wish, param in wishes:
+        answer = post(server, PATH, json=body(**fields, **wish))
+        assert answer.status_code == 400, answer.text[:200]
+        assert answer.json()["error"]["param"].startswith(param)
+
+
+def test_an_answer_that_would_hold_too_many_log_probabilities_is_a_400(
+    server: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = len(TEXT.encode())
+    monkeypatch.setattr(echo, "MOST_LOGPROBS", 6 * tokens)
+    assert told(server, max_tokens=0, logprobs=2, n=2)["choices"][1]["logprobs"] is not None
+    assert told(server, prompt=[TEXT] * 7, max_tokens=0)["choices"][6]["text"] == TEXT, "without logprobs none are held"
+    refused: list[dict[str, Any]] = [{"logprobs": 6}, {"logprobs": 2, "n": 3}, {"logprobs": 0, "prompt": [TEXT] * 7}]
+    for fields in refused:
+        answer = post(server, PATH, json=body(max_tokens=1, **fields))
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "logprobs", answer.text[:200]
+        assert f"it may hold {6 * tokens}" in answer.json()["error"]["message"]
+
+
+def test_extensions_of_an_answer_are_refused_where_there_is_none(server: Live) -> None:
+    wishes: list[dict[str, Any]] = [{"session": "a"}, {"cache": []}, {"cache_memory": "3MB"}]
+    for wish in wishes:
+        answer = post(server, PATH, json=body(max_tokens=0, thrifty=wish))
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "thrifty"
+    assert post(server, PATH, json=body(max_tokens=0, thrifty={"session": None})).status_code == 200

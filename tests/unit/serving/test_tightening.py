@@ -30,7 +30,13 @@ def rungs(level: Level, *seen: tuple[EnginePressure, float]) -> list[int]:
 
 @pytest.mark.parametrize(
     "pressure",
-    [SHORT, EnginePressure(0.9, 1.5, 0), EnginePressure(0.9, 0.0, 1), EnginePressure(None, 2.0, 0)],
+    [
+        SHORT,
+        EnginePressure(0.9, 1.5, 0),
+        EnginePressure(0.9, 0.0, 1),
+        EnginePressure(None, 2.0, 0),
+        EnginePressure(0.9, 0.0, 0, lacks_room=True),
+    ],
 )
 def test_want_of_memory_a_long_wait_and_parked_sequences_are_short(pressure: EnginePressure) -> None:
     assert Level(LADDER).observe(pressure, 0.0) == 1
@@ -194,5 +200,29 @@ def test_what_an_engine_lacks_is_counted_without_what_gives_way() -> None:
         for handle in handles:
             handle.cancel()
         assert engine.pressure() == free
+    finally:
+        engine.close()
+
+
+def test_a_request_that_waits_for_memory_is_want_of_it_however_much_is_free() -> None:
+    """Half of what the next one needs is free, far more than the share below which memory counts as short."""
+    from thrifty.decoding.sampling_parameters import SamplingParameters
+    from thrifty.engine.request import Request
+
+    probe = tiny_engine()
+    facts, need = probe.probe(), probe.footprint((), 550, 800).peak_bytes
+    probe.close()
+    engine = tiny_engine(memory=facts.weights + facts.workspace + int(1.3 * need), prefix_tree=False)
+    try:
+        sampling = SamplingParameters(max_tokens=250, ignore_eos=True)
+        handles = [engine.submit(Request(prompt=[place] * 550, sampling=sampling)) for place in (1, 2)]
+        while not handles[0].usage.generated_tokens:
+            engine.step()
+        engine.step()
+        waits = engine.pressure()
+        assert waits.lacks_room and waits.free is not None and waits.free > LADDER.free_share
+        assert Level(LADDER).observe(waits, 0.0) == 1
+        assert [len(handle.result().token_ids) for handle in handles] == [250, 250]
+        assert not engine.pressure().lacks_room
     finally:
         engine.close()

@@ -36,19 +36,27 @@ CARD = Card(
 @dataclass(frozen=True, kw_only=True)
 class RandomEviction(ScoringPolicy):
     """keep: kept share of the prompt, or capacity: kept slots of every head. sinks: first slots that stay, counted in
-    the budget: without them a model falls apart, and a control would lose too easily. seed: another one is another
-    choice.
+    the budget: without them a model falls apart, and a control would lose too easily. window: newest slots that stay,
+    counted in the budget and at most half of it: where a question ends the prompt, what keeps it would win by that
+    alone. seed: another one is another choice.
     """
 
     sinks: int = 4
+    window: int = 0
     seed: int = 0
 
     traits = Traits(exact=True, control=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sinks < 0 or self.seed < 0:
-            raise RecipeError(f"random-eviction: sinks = {self.sinks}, seed = {self.seed}; use 0 or more")
+        if self.sinks < 0 or self.window < 0 or self.seed < 0:
+            raise RecipeError(
+                f"random-eviction: sinks = {self.sinks}, window = {self.window}, seed = {self.seed}; use 0 or more"
+            )
+
+    def newest(self, prompt: int, stats: Stats | None = None) -> int:
+        """The window."""
+        return min(self.window, self.slots(prompt) // 2)
 
     def score(self, kv: LayerView, head: int, stats: Stats) -> Floats:
         """[slots] fp32: uniform by seed, layer, head and slot, so that a request has one choice alone and in a

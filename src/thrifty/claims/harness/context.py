@@ -12,6 +12,7 @@ from thrifty.api import open_engine
 from thrifty.claims.harness.budget import SHORT, Budget
 from thrifty.claims.harness.parts import Bar, Part, exactly
 from thrifty.claims.harness.scores import items as task_items
+from thrifty.claims.harness.scores.keys import keyed
 from thrifty.claims.harness.scores.passages import SCORED, Measure, Passages, cuts
 from thrifty.claims.harness.scores.timing import rounds
 from thrifty.claims.harness.state import State
@@ -23,6 +24,7 @@ from thrifty.evaluation.heads.probe import score_once
 from thrifty.evaluation.measuring import speed
 from thrifty.evaluation.text import held_out
 from thrifty.formats.kv import PAGE
+from thrifty.models.head_scores import read
 
 if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
@@ -58,6 +60,7 @@ class Context:
         self.model, self.name, self.budget, self.seed, self.say = model, name, budget, seed, say
         self.options: dict[str, Any] = {"threads": threads, "native": native}
         self.ran: dict[str, None] = {}
+        self.probed: dict[str, str] = {}
         self._state = State(None, {}) if state is None else state
         self._inner: list[Context] = []
 
@@ -104,20 +107,29 @@ class Context:
         if mode == "aware":
             return self.task("recall", cache, items=self.budget.items, length=length, mode=mode, insist=insist)
         contexts = -(-self.budget.items // QUESTIONS)
-        options = {"length": length, "mode": mode, "requests": QUESTIONS}
+        options: dict[str, Any] = {"length": length, "mode": mode, "requests": QUESTIONS}
         return self.task("multi-request", cache, items=contexts, insist=insist, **options)
 
     def task(
-        self, text: str, cache: Tables, *, items: int | None = None, insist: bool = True, **options: Any
+        self,
+        text: str,
+        cache: Tables,
+        *,
+        items: int | None = None,
+        seed: int | None = None,
+        insist: bool = True,
+        **options: Any,
     ) -> Scores:
         """Scores of a task, as `thrifty eval` names it (`gsm-symbolic`, `ruler-vt`): one a turn, of `items` items
-        (default: the budget's answers), judged ones. options: the task's, such as length.
+        (default: the budget's answers), judged ones. seed: of the items (default: the context's). options: the task's,
+        such as length.
         """
         task = tasks.parse(text, **options)
-        made = task.items(self.model.require_tokenizer(), self.budget.answers if items is None else items, self.seed)
+        seed = self.seed if seed is None else seed
+        made = task.items(self.model.require_tokenizer(), self.budget.answers if items is None else items, seed)
         self._say(f"{task.label}, {len(made)} items of {task.length} tokens", cache)
         ran = list(task_items.records(self.engine, self._state, task, made, cache, insist=insist))
-        return task_items.scores_of(made, ran, self.seed)
+        return task_items.scores_of(made, ran, seed)
 
     def losses(self, cache: Tables, *, prefix: int = 1024, measure: Measure = "nll", insist: bool = True) -> Scores:
         """One loss a token of prose that follows `prefix` compressed tokens, 256 a passage, in nats: `nll`, or `kl`
@@ -144,7 +156,7 @@ class Context:
 
     def held(self, cache: Tables, length: int) -> int:
         """Bytes of a sequence's cache when a prompt of `length` tokens was compressed and a few tokens followed."""
-        key = ["bytes", length, [dict(table) for table in cache]]
+        key = ["bytes", length, keyed(cache, self.model)]
         return int(self._state.once(key, lambda: self._held(cache, length)))
 
     def promise(self, cache: Tables, share: float, *, length: int = 1024) -> Part:
@@ -182,9 +194,15 @@ class Context:
     # --- the rest ------------------------------------------------------------------------------------
 
     def heads(self, kind: str) -> None:
-        """Probe the model's heads and save the scores, where that was not done yet."""
+        """Probe the model's heads and save the scores, where that was not done yet. What they come from is kept for the
+        row (`probed`).
+        """
         self.say(f"scores of heads, kind {kind}: measured once")
         score_once(self.engine, kind)
+        scores = read(self.model, kind)
+        if scores is not None:
+            settings = ", ".join(f"{name} {value}" for name, value in scores.settings.items())
+            self.probed[kind] = f"{kind}: {scores.used} of {scores.asked}, {scores.date}, {settings}"
 
     def task_of(self, text: str, **options: Any) -> Task:
         """A task, for who wants to look at its items."""

@@ -1,7 +1,8 @@
 """What must come out one way whatever a technique is like: else the setting measures nothing, and there is no verdict.
 
-Every claim's table holds three: tokens evicted at random (must lose), the technique with the full budget (must hold),
-and the newest tokens alone (shown). Beside them stands a gate: the technique is better than random eviction.
+Every claim's table holds three: tokens evicted at random, all but the first and the newest (must lose), the technique
+with the full budget (must hold), and the newest tokens alone (shown). Beside them stands a gate: the technique is
+better than random eviction.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from thrifty.evaluation.recovery import Interval
 
 Must = Literal["lose", "hold", "shown"]
 SLACK = 0.005  # half a point or 0.005 nats: what rounding may cost a technique that keeps everything
+WINDOW = 32  # newest tokens that random eviction keeps, as most techniques do: they are not what a choice is about
 WORDS = {"lose": "must lose", "hold": "must hold", "shown": "shown"}
 
 
@@ -89,7 +91,7 @@ def controlled(
     slots = max(1, math.floor((keep or 0) * length)) if capacity is None else capacity
     budget: dict[str, Any] = {"keep": keep} if capacity is None else {"capacity": capacity}
     said = ", ".join(f"{name} {value:g}" for name, value in budget.items())
-    random = score([{"technique": "random-eviction", **budget}])
+    random = score([{"technique": "random-eviction", **budget, "window": WINDOW}])
     newest = score([{"technique": "streaming", "sinks": 0, "window": slots}], insist=False)
     controls = [
         Control(f"random eviction, {said}", "lose", advantage(random, full)),

@@ -12,6 +12,7 @@ from thrifty.files import replace_file
 from thrifty.models.embedded import MODELS
 
 OLDER = "older code"
+BASELINES = ("full", "autoregressive")
 
 HEAD = """# Claims
 
@@ -23,11 +24,11 @@ on one side of the paper's bar, or it straddles it:
 
 - **holds**, **does not hold here**: the whole interval lies on one side. The models are far smaller than the papers',
   so that a verdict speaks of this model and setting alone.
-- **inconclusive**: the interval straddles the bar, the timing was void, or random eviction could not be told from the
-  full cache.
+- **inconclusive**: the interval straddles the bar, the timing was void, or the claim would hold where random eviction
+  could not be told from the full cache.
 - **not testable**: something is missing that the claim needs; the row says what.
-- **stale**: the last run gave no result, for the reason told. `older code`: the technique, its defaults or its claim
-  changed since.
+- **stale**: the last run gave no result, for the reason told. `older code`: the technique, its defaults, its claim, a
+  rival or what measures them changed since.
 
 Other parts are shown with verdicts of their own and lift nothing. Every table has controls: random eviction at the same
 budget must lose against the full cache, the technique with the full budget must hold, the newest tokens alone are
@@ -76,9 +77,13 @@ def markdown(
         text += f"\n## {technique}\n\n{own[0].rule[:1].upper()}{own[0].rule[1:]}. Source: {own[0].source}.\n"
         text += "".join(f"\n{_details(row)}" for row in own)
     if unclaimed:
-        none = [f"- `{name}` ({stage}): no claim yet." for name, stage in unclaimed.items()]
+        none = [f"- `{name}` ({stage}): {_why(name)}." for name, stage in unclaimed.items()]
         text += "\n## Techniques without a claim\n\n" + "\n".join(none) + "\n"
     return text
+
+
+def _why(name: str) -> str:
+    return "the baseline of its stage, which claims nothing" if name in BASELINES else "no claim yet"
 
 
 def _line(row: ClaimRow, older: bool) -> str:
@@ -130,10 +135,11 @@ def _run(row: ClaimRow) -> str:
     assert run is not None, "the caller looked"
     seeds = ", ".join(f"{seed}: {verdict}" for seed, verdict in run.verdicts.items())
     changed = ", with changes" if run.dirty else ""
+    heads = f"scores of heads {'; '.join(run.heads)}; " if run.heads else ""
     return (
         f"{run.half} half, budget {run.budget}, seed {seeds}; commit {run.commit}{changed}, "
         f"weights {run.weights[:12]}; {run.date}, {run.minutes:.1f} minutes, {run.threads} threads, {run.machine}; "
-        "recipes: " + "; ".join(f"`{table}`" for table in run.tables)
+        f"{heads}recipes: " + "; ".join(f"`{table}`" for table in run.tables)
     )
 
 

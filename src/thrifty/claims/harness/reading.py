@@ -48,6 +48,8 @@ PROXIES = (
     ),
 )
 LEAST = 0.2  # of the questions: where the full cache answers fewer, nobody sees what a smaller one loses
+LOOK = 10**6  # added to a seed: of items by which kinds of task are chosen, so that what is judged chooses nothing
+LOOKED = 12  # such questions a kind, at most
 MOST = 5.0  # nats a token of prose: a model that needs more does not read it
 LENGTHS: Mapping[str, int] = {SHORT.name: 1024, MIDDLE.name: 2048}
 ANSWER = 512  # tokens that stay free behind a prompt
@@ -60,7 +62,8 @@ def prompt_length(context: Context, paper: int) -> int:
 
 class Reading:
     """Answers to questions about texts of `length` tokens, as many as the budget has items: of those kinds of task that
-    the model answers with its full cache, looked at with a quarter of the items each.
+    the model answers with its full cache. That is looked at with other items than those that are judged: what is chosen
+    for a good score would score less well the next time, and its loss would look like the technique's.
 
     aware: the question ends what is compressed, one a text. agnostic: four questions a text, none known when it is
     compressed; the text is their cluster.
@@ -77,7 +80,7 @@ class Reading:
     @cached_property
     def answered(self) -> tuple[Proxy, ...]:
         """The kinds of task of which the full cache answers enough."""
-        return tuple(proxy for proxy in PROXIES if self._scores(proxy, [], len(PROXIES)).mean >= LEAST)
+        return tuple(proxy for proxy in PROXIES if self._scores(proxy, [], len(PROXIES), look=True).mean >= LEAST)
 
     @property
     def told(self) -> str:
@@ -87,11 +90,14 @@ class Reading:
         without = f" (left out, for the full cache answers under {LEAST:.0%}: {', '.join(left)})" if left else ""
         return f"proxy for the paper's sets: {asked}{without if self.answered else ''}"
 
-    def _scores(self, proxy: Proxy, cache: Tables, kinds: int, insist: bool = True) -> Scores:
+    def _scores(self, proxy: Proxy, cache: Tables, kinds: int, insist: bool = True, look: bool = False) -> Scores:
         each = QUESTIONS if self.mode == "agnostic" else 1
-        items = max(2, -(-self.context.budget.items // (kinds * each)))
+        questions = -(-self.context.budget.items // kinds)
+        items = max(2, -(-(min(questions, LOOKED) if look else questions) // each))
+        seed = self.context.seed + (LOOK if look else 0)
         name, options = proxy.agnostic if self.mode == "agnostic" else proxy.aware
-        common: dict[str, Any] = {"items": items, "insist": insist, "length": self.length, "mode": self.mode}
+        common: dict[str, Any] = {"items": items, "seed": seed, "insist": insist}
+        common |= {"length": self.length, "mode": self.mode}
         return self.context.task(name, cache, **common, **options)
 
 

@@ -24,7 +24,9 @@ class Run:
     """What a row's figures come from. commit: of the package (its version outside a repository). dirty: whether the
     package differed from it. code: hash of the technique's file, defaults and claim. weights: hash of the checkpoint.
     seeds: of items; verdicts: by seed. tables: the cache recipes that ran. half: of the items. budget: `--minutes`.
-    threads: of native code. minutes: what it took. date: ISO.
+    threads: of native code. minutes: what it took. date: ISO. beside: hash of what else the figures come from, the
+    other techniques that ran and what measures them ("": of code that did not tell). heads: what the scores of heads
+    come from, a kind each.
     """
 
     commit: str
@@ -40,6 +42,8 @@ class Run:
     machine: str
     minutes: float
     date: str
+    beside: str = ""
+    heads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,9 @@ class Reproduction:
                 self.failed[f"{step.technique} on {step.model}"] = str(error)
                 self._keep(stale(step, claim, str(error)))
                 continue
+            except Exception as error:  # not one that anybody foresaw: it ends the run, and no old verdict stays
+                self._keep(stale(step, claim, f"{type(error).__name__}: {error}"))
+                raise
             self._keep(row)
             yield row
 
@@ -93,6 +96,7 @@ class Reproduction:
         before = time.monotonic()
         context = self.contexts(step.model)
         context.ran.clear()
+        context.probed.clear()
         measured = {seed: self._measured(step, claim, context, seed) for seed in self.seeds}
         verdicts = {seed: measurement.verdict() for seed, measurement in measured.items()}
         verdict = agreed(verdicts)
@@ -134,6 +138,8 @@ def _run(step: Step, context: Context, budget: Budget, verdicts: Mapping[int, Ve
         machine=f"{cpu_name()}, {cores()} cores",
         minutes=minutes,
         date=datetime.date.today().isoformat(),
+        beside=versions.beside(context.ran),
+        heads=tuple(context.probed.values()),
     )
 
 
@@ -166,7 +172,11 @@ def merged(kept: Mapping[Key, ClaimRow], row: ClaimRow) -> dict[Key, ClaimRow]:
 
 
 def older(rows: Mapping[Key, ClaimRow]) -> set[Key]:
-    """The rows whose technique, defaults or claim changed since they were measured."""
+    """The rows whose technique, defaults or claim changed since they were measured, or what stands beside it: a rival's
+    defaults, or what measures them.
+    """
     known = set(claims.names())
     current = {name: versions.code(name) for name in {row.technique for row in rows.values()} if name in known}
-    return {key for key, row in rows.items() if row.run and row.run.code != current.get(row.technique)}
+    runs = [(key, row.run) for key, row in rows.items() if row.run is not None]
+    changed = {key for key, run in runs if run.code != current.get(key[0])}
+    return changed | {key for key, run in runs if run.beside != versions.beside(run.tables)}

@@ -75,15 +75,16 @@ def key_of(key: Sequence[Any]) -> str:
     return json.dumps(key, sort_keys=True, ensure_ascii=False)
 
 
-def state_of(source: str, weights: str) -> State:
-    """The results of one state of the package's source and one checkpoint, in the cache directory; in memory alone for
-    weights without a name.
+def state_of(source: str, weights: str, engine: Mapping[str, Any] | None = None) -> State:
+    """The results of one state of the package's source, one checkpoint and one setting of the engine (JSON-ready, such
+    as threads), in the cache directory; in memory alone for weights without a name.
     """
     if not weights:
         return State(None, {})
-    path = cache_directory() / FOLDER / f"{source[:16]}-{weights[:16]}.jsonl"
+    name = "-".join([source[:16], weights[:16], *(f"{name}={value}" for name, value in sorted((engine or {}).items()))])
+    path = cache_directory() / FOLDER / f"{name}.jsonl"
     _forget(path.parent)
-    return State(path, {"source": source, "weights": weights})
+    return State(path, {"source": source, "weights": weights, "engine": dict(engine or {})})
 
 
 def _forget(folder: Path) -> None:

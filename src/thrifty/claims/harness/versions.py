@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import importlib.util
@@ -18,6 +19,17 @@ from thrifty.version import VERSION
 
 SUFFIXES = (".py", ".toml", ".txt", ".so", ".pyd", ".dylib")
 PACKAGE = Path(str(thrifty.__file__)).parent
+MEASURING = (
+    "claims/harness/context.py",
+    "claims/harness/controls.py",
+    "claims/harness/parts.py",
+    "claims/harness/reading.py",
+    "claims/harness/scores/items.py",
+    "claims/harness/scores/passages.py",
+    "claims/harness/scores/timing.py",
+    "evaluation/paired.py",
+)
+"""What all claims measure and compare with, in the package."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +63,29 @@ def code(name: str) -> str:
     parts = [("claim", _read(f"{claims.__name__}.{modules[name]}"))] if name in modules else []
     for stage in registry.STAGES:
         if name in registry.names(stage):
-            file = inspect.getsourcefile(registry.load(stage, name))
-            parts.append((stage, Path(str(file)).read_bytes()))
-            options = registry.describe(stage, name)["options"]
-            parts.append(("options", json.dumps(options, sort_keys=True, default=str).encode()))
+            parts += _technique(stage, name)
     return _hash(parts)[:16]
+
+
+def beside(tables: Iterable[str]) -> str:
+    """A hash of what else a row's figures come from: the cache techniques that ran, rivals and controls too, with their
+    defaults, and what measures and compares. tables: as `Run.tables` has them, the text of a list each.
+    """
+    ran = {table["technique"] for text in tables for table in ast.literal_eval(text)}
+    known = sorted(ran & set(registry.names("cache")))
+    parts = [part for name in known for part in _technique("cache", name)]
+    parts += [(name, (PACKAGE / name).read_bytes()) for name in MEASURING]
+    return _hash(parts)[:16]
+
+
+def _technique(stage: str, name: str) -> list[tuple[str, bytes]]:
+    """A technique's file and its options' defaults."""
+    file = inspect.getsourcefile(registry.load(stage, name))
+    options = registry.describe(stage, name)["options"]
+    return [
+        (stage, Path(str(file)).read_bytes()),
+        ("options", json.dumps(options, sort_keys=True, default=str).encode()),
+    ]
 
 
 def _read(module: str) -> bytes:

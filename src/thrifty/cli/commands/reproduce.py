@@ -129,12 +129,14 @@ def _prepared(
     from thrifty.claims.harness import state, versions
     from thrifty.claims.harness.context import Context
     from thrifty.claims.harness.running import Reproduction
+    from thrifty.evaluation.roofline.machine import cores
 
     @functools.cache
     def context(name: str) -> Context:
         with output.waiting(f"loading {name}"):
             loaded = open_model(name, threads=threads)
-        kept = opened.enter_context(state.state_of(versions.source(), loaded.version))
+        engine = {"threads": threads or cores(), "native": native}
+        kept = opened.enter_context(state.state_of(versions.source(), loaded.version, engine))
         if len(kept):
             output.note(f"{name}: going on from {len(kept)} results of an earlier run of the same code")
         made = Context(loaded, name, budget=budget, state=kept, threads=threads, native=native, say=output.note)

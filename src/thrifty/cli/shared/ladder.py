@@ -32,6 +32,10 @@ def ladder_asked(
         raise typer.BadParameter(
             "--tighten acts where memory is short, and there is no bound: give --memory, or --tighten-wait SECONDS"
         )
+    if not bounded and below is not None:
+        raise typer.BadParameter(
+            "--tighten-below is a share of a bound on memory, and there is none: give --memory, or leave it out"
+        )
     from thrifty.serving.tightening.ladder import Ladder
 
     ladder = Ladder(

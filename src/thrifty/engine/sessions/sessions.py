@@ -265,10 +265,12 @@ class Sessions:
 
     def _shrink(self) -> None:
         """Keep the bound: first sessions forget where they stood before, then those go that were used least."""
+        held = self.nbytes  # counted once: of many sessions it takes a while
         for session in self._idle():
-            while session.points and self.nbytes > self.capacity:
+            while session.points and held > self.capacity:
+                before = session.nbytes
                 session.points.drop_oldest()
-        held = self.nbytes
+                held -= before - session.nbytes
         for session in self._idle():
             if held <= self.capacity:
                 return
@@ -277,7 +279,8 @@ class Sessions:
 
     def _expire(self, nbytes: int) -> None:
         """Free so many bytes of memory, where the disk takes no more. What lies there stays: it is in nobody's way."""
-        for session in self._idle():
+        begun = [session for session in self._sessions.values() if session.begun]  # they go on from a copy
+        for session in (*self._idle(), *begun):
             nbytes -= self._forget_points(session, nbytes)
         for session in self._idle():
             held = session.resident

@@ -23,7 +23,7 @@ from thrifty.serving.errors import RequestError
 from thrifty.serving.metrics import Metrics
 from thrifty.serving.model_shelf import ModelShelf
 from thrifty.serving.openai import logprobs as shown
-from thrifty.serving.openai.echo import Echo, echoes_of, joined
+from thrifty.serving.openai.echo import Echo, check_size, echoes_of, joined
 from thrifty.serving.service import Service, salt_of
 
 MAX_TOKENS = 16  # OpenAI's default
@@ -54,10 +54,14 @@ class CompletionBody(SamplingBody):
 
     @property
     def says_nothing(self) -> bool:
-        """Whether the prompt alone is asked for. Raises RequestError where that is to stream."""
+        """Whether the prompt alone is asked for. Raises RequestError where that is to stream, or has an answer's
+        extensions.
+        """
         nothing = self.echo and self.max_tokens == 0
         if nothing and self.stream:
             raise RequestError("max_tokens is 0, and nothing streams then; leave stream out", param="stream")
+        if nothing and self.thrifty.model_dump(exclude_none=True):
+            raise RequestError("max_tokens is 0, and there is no answer to do this for; leave it out", param="thrifty")
         return nothing
 
 
@@ -90,7 +94,7 @@ class CompletionAnswer:
         for echo in self._echoes:
             for index in range(self._body.n):
                 self._lengths[index] = len(echo.text)
-                choice = {"index": index, "text": echo.text, "logprobs": echo.logprobs(self._tokenizer)}
+                choice = {"index": index, "text": echo.text, "logprobs": echo.logprobs}
                 chunks.append(self._head | {"choices": [choice | {"finish_reason": None}]})
         return chunks
 
@@ -119,7 +123,7 @@ class CompletionAnswer:
         said = "" if echo is None else echo.text
         logprobs = None if self._body.logprobs is None else shown.of_text(self._tokenizer, entries, len(said))
         if echo is not None:
-            logprobs = joined(echo.logprobs(self._tokenizer), logprobs)
+            logprobs = joined(echo.logprobs, logprobs)
         number = place * self._body.n + index
         return {"index": number, "text": said + text, "logprobs": logprobs, "finish_reason": reason}
 
@@ -143,10 +147,10 @@ def head(service: Service, body: CompletionBody, identity: str) -> dict[str, Any
 
 def prompts_alone(service: Service, body: CompletionBody, echoes: Sequence[Echo], identity: str) -> dict[str, Any]:
     """The answer where nothing is said behind the prompts."""
-    tokenizer, read = service.model.require_tokenizer(), sum(len(echo.tokens) for echo in echoes)
+    read = sum(len(echo.tokens) for echo in echoes)
     service.metrics.read(read)
     choices = [
-        {"text": echo.text, "logprobs": echo.logprobs(tokenizer), "finish_reason": "length"}
+        {"text": echo.text, "logprobs": echo.logprobs, "finish_reason": "length"}
         for echo in echoes
         for _ in range(body.n)
     ]
@@ -185,6 +189,8 @@ def router(models: ModelShelf) -> APIRouter:
         sampling = body.sampling(1 if body.says_nothing else body.limit, body.logprobs, grammar)
         echoes: list[Echo] | None = []
         if body.echo:
+            service.granted(body.n, body.thrifty)  # before a prompt is read for nothing
+            check_size(encoded, body.logprobs, body.n)
             salt = None if body.says_nothing else salt_of(key)
             echoes = await unless_gone(http, echoes_of(service, prompts, encoded, body.logprobs, salt))
         if echoes is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,30 +16,31 @@ from thrifty.serving.service import Service
 if TYPE_CHECKING:
     from thrifty.models.tokens.tokenizer import Tokenizer
 
+MOST_LOGPROBS = 1_000_000
+"""Log-probabilities of prompts in one answer: each takes some hundred bytes of memory until the answer is sent."""
+
 
 @dataclass(frozen=True)
 class Echo:
-    """A prompt to be said again. pieces: of its text, one for each of its tokens; joined they are the text. scores: of
-    the tokens behind the first, which has none; None where nobody asked.
+    """A prompt to be said again. logprobs: `choices[].logprobs` of it alone, as OpenAI's text completions have it: the
+    first token has null; None where nobody asked.
     """
 
     tokens: Sequence[int]
-    pieces: Sequence[str]
-    scores: Sequence[TokenLogprob] | None
+    text: str
+    logprobs: dict[str, Any] | None
 
-    @property
-    def text(self) -> str:
-        """The prompt's."""
-        return "".join(self.pieces)
 
-    def logprobs(self, tokenizer: Tokenizer) -> dict[str, Any] | None:
-        """`choices[].logprobs` of the prompt alone, as OpenAI's text completions have it: the first token has null."""
-        if self.scores is None:
-            return None
-        first = TokenLogprob(self.tokens[0], 0.0)
-        told = shown.of_text(tokenizer, [first, *self.scores], 0)
-        told["token_logprobs"][0] = told["top_logprobs"][0] = None
-        return told | {"text_offset": [0, *accumulate(map(len, self.pieces[:-1]))]}
+def check_size(encoded: Sequence[Sequence[int]], logprobs: int | None, samples: int) -> None:
+    """Raise RequestError where an answer would hold too many log-probabilities of its prompts. samples: to each."""
+    tokens = sum(map(len, encoded))
+    count = 0 if logprobs is None else samples * tokens * (1 + logprobs)
+    if count > MOST_LOGPROBS:
+        raise RequestError(
+            f"the answer would hold {count} log-probabilities of prompts (tokens: {tokens}, logprobs: {logprobs}, n: "
+            f"{samples}); it may hold {MOST_LOGPROBS}: give fewer prompts, or a smaller logprobs or n",
+            param="logprobs",
+        )
 
 
 async def echoes_of(
@@ -47,6 +49,8 @@ async def echoes_of(
 ) -> list[Echo]:  # fmt: skip
     """Each prompt, scored where `logprobs` says with how many alternatives. salt: answers under it may begin with what
     is read for that; None: none follows. Raises RequestError for a model with an adapter, and what the engine raises.
+
+    Texts of tokens are put together in a thread: of a long prompt that takes a second, in which others' answers go on.
     """
     if logprobs is not None and service.adapter is not None:
         raise RequestError(
@@ -58,12 +62,27 @@ async def echoes_of(
     echoes = []
     for given, tokens in zip(prompts, encoded, strict=True):
         scores = None if logprobs is None else await service.engine.prompt_logprobs(tokens, logprobs, salt)
-        echoes.append(Echo(tokens, _pieces(tokenizer, given, tokens), scores))
+        echoes.append(await asyncio.to_thread(_echo, tokenizer, given, tokens, scores))
     return echoes
 
 
+def _echo(
+    tokenizer: Tokenizer, given: str | list[int], tokens: Sequence[int], scores: Sequence[TokenLogprob] | None
+) -> Echo:
+    """scores: of the tokens behind the first, which has none; None where nobody asked."""
+    pieces = _pieces(tokenizer, given, tokens)
+    if scores is None:
+        return Echo(tokens, "".join(pieces), None)
+    told = shown.of_text(tokenizer, [TokenLogprob(tokens[0], 0.0), *scores], 0)
+    told["token_logprobs"][0] = told["top_logprobs"][0] = None
+    offsets = [0, *accumulate(map(len, pieces[:-1]))]
+    return Echo(tokens, "".join(pieces), told | {"text_offset": offsets})
+
+
 def _pieces(tokenizer: Tokenizer, given: str | list[int], tokens: Sequence[int]) -> list[str]:
-    """The text that each token adds to the prompt; of a prompt that was a text, its own words to the letter."""
+    """The text that each token adds to the prompt; of a prompt that was a text, its own words to the letter. Joined
+    they are the text.
+    """
     stream = tokenizer.stream(skip_special=False)
     pieces = [stream.push(token) for token in tokens]
     pieces[-1] += stream.flush()

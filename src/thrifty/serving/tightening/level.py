@@ -45,9 +45,10 @@ class Level:
     def _is_short(self, pressure: EnginePressure) -> bool:
         wait = self._ladder.wait_seconds
         lacks_memory = pressure.free is not None and pressure.free < self._ladder.free_share
-        return bool(pressure.parked) or lacks_memory or (wait is not None and pressure.waiting_seconds > wait)
+        lacks_memory = lacks_memory or pressure.lacks_room or bool(pressure.parked)
+        return lacks_memory or (wait is not None and pressure.waiting_seconds > wait)
 
     def _is_calm(self, pressure: EnginePressure) -> bool:
         wait = self._ladder.wait_seconds
-        has_memory = pressure.free is None or pressure.free >= self._ladder.relaxed_share
+        has_memory = not pressure.lacks_room and (pressure.free is None or pressure.free >= self._ladder.relaxed_share)
         return has_memory and not pressure.parked and (wait is None or pressure.waiting_seconds <= wait / 2)

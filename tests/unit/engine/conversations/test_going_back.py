@@ -12,6 +12,7 @@ from tests.unit.engine.conversations.test_sessions import ANSWER, MORE, PROMPT, 
 from thrifty.engine.engine import Engine
 from thrifty.engine.request import Result
 from thrifty.engine.sessions.points import MOST
+from thrifty.engine.sessions.sessions import Sessions
 from thrifty.errors import SessionError
 from thrifty.models.model import Model
 
@@ -139,3 +140,44 @@ def test_in_a_budget_for_one_it_goes_back_and_forgets_what_came_behind(model: Mo
     except SessionError as error:
         assert error.code == "session_mismatch", "its points made room"
     close(engine)
+
+
+def test_what_the_running_one_could_go_back_to_gives_way_where_nothing_else_does(engine: Engine) -> None:
+    recipe = RECIPES["snapkv"]
+    prompts, results = turns(engine, recipe, 3)
+    engine.sessions.drop("a")
+    assert turns(engine, recipe, 2)[1][-1].token_ids == results[1].token_ids
+    sessions = engine.memory.sessions
+    (session,) = sessions._sessions.values()
+    handle = engine.submit(ask(prompts[-1], recipe))
+    while handle.usage.generated_tokens < 5:
+        engine.step()
+    assert len(session.points) == 1
+    sessions._expire(1 << 40)  # the disk is full
+    assert len(session.points) == 0 and session.cache is not None, "a cancelled answer would leave it as it was"
+    assert handle.result().token_ids == results[-1].token_ids
+    assert engine.sessions.facts()[0].turns == 3
+
+
+def test_the_bound_is_kept_with_one_count_of_all_sessions(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each count looks at every segment of every session."""
+    recipe, nbytes = RECIPES["kivi"], vars(Sessions)["nbytes"].fget
+    counts: list[Sessions] = []
+
+    def counted(own: Sessions) -> int:
+        counts.append(own)
+        return int(nbytes(own))
+
+    for name in "abc":
+        first = engine.submit(ask(text_tokens(PROMPT), recipe, session=name)).result()
+        further = [*text_tokens(PROMPT), *first.token_ids, *text_tokens(MORE, 50)]
+        engine.submit(ask(further, recipe, session=name)).result()
+    sessions = engine.memory.sessions
+    held = sessions.nbytes
+    monkeypatch.setattr(Sessions, "nbytes", property(counted))
+    sessions._shrink()
+    assert len(counts) == 1 and len(sessions) == 3
+    sessions.capacity = held - 1
+    sessions._shrink()
+    assert len(counts) == 2 and [len(own.points) for own in sessions._sessions.values()] == [0, 1, 1]
+    assert nbytes(sessions) <= sessions.capacity and len(sessions) == 3

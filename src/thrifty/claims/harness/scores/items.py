@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from thrifty.claims.harness.scores.keys import keyed, unchecked
 from thrifty.claims.harness.sharing import shared
 from thrifty.claims.harness.statistics import Scores
 from thrifty.evaluation.forcing import Tables
@@ -23,8 +24,9 @@ def records(
 
     insist: refuse a run in which nothing was compressed though the tables claim it, with a MeasurementError.
     """
+    tables = keyed(cache, engine.model)
     for item in items:
-        key = ["task", task.label, task.length, item.identity, [dict(table) for table in cache]]
+        key = ["task", task.label, task.length, item.identity, tables, *unchecked(insist)]
         known = state.once(key, lambda item=item: _run(engine, task, item, cache, insist).as_dict())  # type: ignore[misc]
         yield Record.from_dict(known)
 

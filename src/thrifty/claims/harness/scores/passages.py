@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from thrifty.claims.harness.scores.keys import keyed, unchecked
 from thrifty.claims.harness.sharing import shared
 from thrifty.claims.harness.statistics import Scores
 from thrifty.errors import PromptError
@@ -88,11 +89,12 @@ class Passages:
         return max(1, min(count, ROOM // nbytes))
 
     def _passage(self, cut: Cut, cache: Tables, measure: Measure, insist: bool) -> list[float]:
-        tables = [dict(table) for table in cache]
+        tables = keyed(cache, self._engine.model)
         if measure == "kl" and not compresses(cache):
             return [0.0] * (len(cut.passage.answer) - 1)
         kind = "kl" if measure == "kl" else "nll"
-        key = ["passage", kind, cut.name, len(cut.passage.prompt), len(cut.passage.answer), tables]
+        lengths = len(cut.passage.prompt), len(cut.passage.answer)
+        key = ["passage", kind, cut.name, *lengths, tables, *unchecked(insist)]
         own: dict[str, list[float]] = self._state.once(key, lambda: self._run(cut.passage, cache, kind, insist))
         return own[measure]
 
