@@ -100,8 +100,10 @@ def command(
 def _prepare() -> None:
     """Raise MissingExtra where the server's packages are not installed; let it say what it does."""
     import logging
+    import sys
 
-    for module in ("fastapi", "uvicorn", "prometheus_client", "llguidance"):
+    loop = () if sys.platform == "win32" else ("uvloop",)
+    for module in ("fastapi", "uvicorn", *loop, "prometheus_client", "llguidance"):
         extras.require(module, "serve", "thrifty serve")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
