@@ -137,7 +137,6 @@ def test_a_dash_reads_standard_input(
         (["run", "CHECKPOINT", "caf\udce9"], 1, "the prompt is not UTF-8 text: byte 0xE9 at position 3"),
         (["run", "CHECKPOINT", "x", "--system", "\udcff"], 1, "--system is not UTF-8 text: byte 0xFF at position 0"),
         (["run", "CHECKPOINT", "x", "--logit-bias", "a"], 2, "Invalid value for --logit-bias: 'a' is not TOKEN=BIAS"),
-        (["run", "CHECKPOINT", "x", "--memory", "10kB"], 1, "budget of"),
         (["run", "CHECKPOINT", "x", "--memory", "lots"], 2, "is not a size"),
         (["run", "CHECKPOINT", "x", "--recipe", "/nowhere.toml"], 1, "cannot read recipe"),
         (["run", "no-such-model", "x"], 1, "no-such-model"),
@@ -153,6 +152,19 @@ def test_a_mistake_is_one_message(
     assert message in found.message
     assert "Traceback" not in found.err and "did not foresee" not in found.err
     assert found.out == ""
+
+
+def test_too_little_memory_is_told_before_and_after_a_model_was_converted(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THRIFTY_CACHE", str(tmp_path / "cache"))
+    words = ("run", checkpoint, "x", "--max-tokens", 1, "--threads", 1)
+    before = thrifty(*words, "--memory", "10kB")
+    assert thrifty(*words).code == 0
+    after = thrifty(*words, "--memory", "10kB")
+    for refused, message in ((before, "Nothing was converted"), (after, "budget of")):
+        assert (refused.code, refused.out) == (1, "")
+        assert message in refused.message and "10 kB" in refused.message and "Traceback" not in refused.err
 
 
 def test_a_bad_recipe_names_the_nearest_option(thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
