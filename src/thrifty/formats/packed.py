@@ -13,7 +13,7 @@ from thrifty.arrays import Array, Floats, Integers
 from thrifty.errors import CheckpointError, KernelError
 
 TILE = 1024  # rows dequantised at a time; a multiple of 16
-NativeArrays = tuple[str, Mapping[str, Array | int | None]]
+NativeArrays = tuple[str, Mapping[str, Any]]
 
 
 class PackedLinear(ABC):

@@ -37,6 +37,11 @@ class Predictor:
                     f"the bytes of technique '{technique.name}' are not known before it ran: it needs calibration. "
                     "Leave it out of the recipe, or compress the model first."
                 )
+            if technique.bytes_need_weights:
+                raise RecipeError(
+                    f"the bytes of technique '{technique.name}' are not known before it ran: they follow from the "
+                    "values of the weights. Leave it out of the recipe, or compress the model first."
+                )
         self.techniques = tuple(technique for technique in techniques if isinstance(technique, WeightTechnique))
         self._known: dict[tuple[int, str, int, bool], tuple[int, int, str]] = {}
         self._samples: dict[tuple[int, int, bool], DenseLinear] = {}

@@ -101,10 +101,12 @@ class WeightTechnique(PlacedTechnique):
 
     Embedding, logits and expert routers are left alone unless the technique says otherwise in `covers`.
     bytes_need_calibration: of a technique with calibration, whether that decides how many bytes it stores; where it
-    does not, `thrifty fit` predicts them as it does for techniques without.
+    does not, `thrifty fit` predicts them as it does for techniques without. bytes_need_weights: whether they depend on
+    the values of the weights, so that nobody can predict them.
     """
 
     bytes_need_calibration: ClassVar[bool] = True
+    bytes_need_weights: ClassVar[bool] = False
 
     @abstractmethod
     def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
@@ -189,6 +191,22 @@ def exchange(model: Model, name: str, linear: PackedLinear) -> None:
     ]
     if before is not None:
         let_go(before.state().values())
+
+
+def store(model: Model, linear: LinearInfo, packed: PackedLinear, errors: bool) -> None:
+    """Put `packed` in the place of `linear`; with errors: the report tells how far it is from what it was, and keeps
+    the origin that the place had. What was there and is mapped from a file leaves the process. Raises as
+    `Model.replace`.
+    """
+    model.replace(linear.name, packed)
+    before = {entry.name: entry for entry in model.report}
+    after = dict(before)
+    held = after.pop(linear.name, None)
+    if errors:
+        entry = _report(linear, packed)
+        after[linear.name] = entry if held is None else replace(entry, origin=held.origin)
+    model.report[:] = _in_order(after, model.report)
+    let_go(linear.linear.state().values())
 
 
 def _in_order(reports: dict[str, TensorReport], before: Sequence[TensorReport]) -> list[TensorReport]:

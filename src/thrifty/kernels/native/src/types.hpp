@@ -21,6 +21,8 @@ struct ActivationBlock {
 };
 static_assert(sizeof(ActivationBlock) == 48);
 
+struct LowRank;
+
 struct Linear {
   Layout layout = Layout::int4;
   const uint8_t* codes = nullptr;      // two levels: records
@@ -29,7 +31,8 @@ struct Linear {
   const uint8_t* zeros = nullptr;      // zero points of int4 or int8 in place of minimums; absent: null
   const float* table = nullptr;        // of table4 and table8: 16 or 256 values, and a scale of fp32 a group
   const float* table_scales = nullptr;
-  const float* bias = nullptr;  // absent: null
+  const float* bias = nullptr;   // absent: null
+  const LowRank* low = nullptr;  // what is added to the product; absent: null
   int out = 0, in = 0, group = 0;
   THRIFTY_SHARED bool has_minimum() const { return minimums || zeros; }
   // Of group and lane `at`: the value of code 0 (of 128 for 8 bits), exact in fp32.
@@ -40,6 +43,11 @@ struct Linear {
   THRIFTY_SHARED int tiles() const { return (out + kLanes - 1) / kLanes; }
   THRIFTY_SHARED int blocks() const { return (in + kBlockColumns - 1) / kBlockColumns; }
   THRIFTY_SHARED int superblocks() const { return blocks() / kSuperblock; }
+};
+
+// U (V x), a product of two linears without a bias: down is V [rank, in], up is U [out, rank].
+struct LowRank {
+  Linear down, up;
 };
 
 struct Span {

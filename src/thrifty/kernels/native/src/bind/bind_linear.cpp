@@ -77,6 +77,27 @@ void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object
   new (to) BoundLinear{linear, codes, scales, minimums, zeros, nb::none(), bias};
 }
 
+// V and U of a linear of that shape; null where both are None.
+std::unique_ptr<LowRank> low_rank_of(nb::handle down, nb::handle up, int out, int in) {
+  if (down.is_none() && up.is_none()) return nullptr;
+  const Linear& v = cast<const BoundLinear&>(down, "down", "a Linear [rank, in_features] beside `up`").linear;
+  const Linear& u = cast<const BoundLinear&>(up, "up", "a Linear [out_features, rank] beside `down`").linear;
+  if (v.in != in || u.out != out || u.in != v.out)
+    throw std::invalid_argument("up [" + std::to_string(u.out) + ", " + std::to_string(u.in) + "] and down [" +
+                                std::to_string(v.out) + ", " + std::to_string(v.in) + "] do not fit a linear [" +
+                                std::to_string(out) + ", " + std::to_string(in) + "]");
+  if (v.bias || u.bias || v.low || u.low) throw std::invalid_argument("up and down have neither bias nor low rank");
+  return std::make_unique<LowRank>(LowRank{v, u});
+}
+
+void make_with_low_rank(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales,
+                        nb::object minimums, nb::object zeros, nb::object table, nb::object bias, nb::object down,
+                        nb::object up, int out, int in, int group) {
+  auto low = low_rank_of(down, up, out, in);
+  make(to, name, codes, scales, minimums, zeros, table, bias, out, in, group);
+  to->low = std::move(low), to->linear.low = to->low.get(), to->down = down, to->up = up;
+}
+
 // The arrays that `rows` rows of a file's type become; T: const where they are read.
 template <class T, class H>
 LinearArrays arrays_of(const FileType& type, int64_t rows, int64_t columns, nb::handle codes, nb::handle scales,
@@ -138,17 +159,20 @@ void run_linear_rows(const BoundLinear& weight, nb::handle rows, nb::handle out)
 }  // namespace
 
 void bind_linear(nb::module_& m) {
-  nb::class_<BoundLinear>(m, "Linear",
-                          "A stored linear layer; keeps its arrays. layout: int4, int5, int8, iq4_nl (codes uint8 "
-                          "[tiles, blocks, bytes]; scales and minimums float16 [tiles, groups, 16]), "
-                          "q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs (codes: records uint8 [tiles, superblocks, bytes]; "
-                          "scales, minimums float16 [tiles, superblocks, 16]), "
-                          "bf16 (codes uint16, packed in pairs), f16 or f32 (codes: plain rows), table4 or table8 "
-                          "(codes uint8 into a table float32 [16 or 256], scales float32). "
-                          "int4 and int8 may have zeros uint8 [tiles, groups, 16] in place of minimums.")
-      .def("__init__", &make, nb::kw_only(), "layout"_a, "codes"_a, "scales"_a = nb::none(), "minimums"_a = nb::none(),
-           "zeros"_a = nb::none(), "table"_a = nb::none(), "bias"_a = nb::none(), "out_features"_a, "in_features"_a,
-           "group"_a = 0)
+  nb::class_<BoundLinear>(
+      m, "Linear",
+      "A stored linear layer; keeps its arrays. layout: int4, int5, int8, iq4_nl (codes uint8 "
+      "[tiles, blocks, bytes]; scales and minimums float16 [tiles, groups, 16]), "
+      "q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs (codes: records uint8 [tiles, superblocks, bytes]; "
+      "scales, minimums float16 [tiles, superblocks, 16]), "
+      "bf16 (codes uint16, packed in pairs), f16 or f32 (codes: plain rows), table4 or table8 "
+      "(codes uint8 into a table float32 [16 or 256], scales float32). "
+      "int4 and int8 may have zeros uint8 [tiles, groups, 16] in place of minimums. paired_first and "
+      "paired_second: codes uint16 as of bf16, words that both share. down [rank, in], up [out, "
+      "rank]: Linears whose product is added.")
+      .def("__init__", &make_with_low_rank, nb::kw_only(), "layout"_a, "codes"_a, "scales"_a = nb::none(),
+           "minimums"_a = nb::none(), "zeros"_a = nb::none(), "table"_a = nb::none(), "bias"_a = nb::none(),
+           "down"_a = nb::none(), "up"_a = nb::none(), "out_features"_a, "in_features"_a, "group"_a = 0)
       .def_prop_ro("layout", [](const BoundLinear& b) { return std::string(name_of(b.linear.layout)); })
       .def_prop_ro("out_features", [](const BoundLinear& b) { return b.linear.out; })
       .def_prop_ro("in_features", [](const BoundLinear& b) { return b.linear.in; });

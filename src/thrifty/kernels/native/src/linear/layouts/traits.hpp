@@ -46,6 +46,7 @@ struct LayoutTraits {
   bool direct = false;                // unpacked in an instruction or two: cheaper each time than once for all rows
   SubScales subs{};
   int number = 0;  // bytes of a plain number
+  int member = 0;  // of words that two linears share: the first (1) or the second (2)
 
   THRIFTY_SHARED constexpr Reads reads() const {
     return family == Family::pairs                              ? Reads::pairs
