@@ -1,4 +1,4 @@
-"""Trains the small mixture of experts: `python -m training.mixture.train --out FOLDER`, ten minutes on one core.
+"""Trains the small mixture of experts: `python -m training.mixture.train --out FOLDER`, some minutes on one core.
 
 It learns the package's prose, word by word, so that what it knows lies in its experts.
 """
@@ -87,7 +87,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=400)
     given = parser.parse_args()
     torch.set_num_threads(1)
     train(given.steps, given.out)
