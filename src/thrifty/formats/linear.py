@@ -1,20 +1,31 @@
-"""The door to stored linear weights: `GroupLinear` (4, 5, 8 bit), `ZeroPointLinear` (4, 8 bit with zero points),
-`SuperblockLinear` (two levels of scales), `CodebookLinear` (codes into a table), `DenseLinear` (bf16, fp16, fp32),
-`LowRankLinear` (any of them with a product of low rank), `PairedLinear` (two weights in the same words), their base.
+"""The door to stored linear weights: `GroupLinear` (2, 3, 4, 5, 8 bit), `ZeroPointLinear` (2, 3, 4, 8 bit with zero
+points), `SuperblockLinear` (two levels of scales), `CodebookLinear` (codes into a table), `DenseLinear` (bf16, fp16,
+fp32), `SignLinear` (binary, ternary), `BitPlaneLinear` (1 to 8 bit, activations too), `LowRankLinear` (any of them with
+a product of low rank), `PairedLinear` (two weights in the same words), their base.
 """
 
 from __future__ import annotations
 
+from thrifty.formats.bit_planes import BitPlaneLinear
 from thrifty.formats.codebook import CodebookLinear
 from thrifty.formats.dense import DenseLinear
 from thrifty.formats.group import GroupLinear
 from thrifty.formats.low_rank import LowRankLinear
 from thrifty.formats.packed import PackedLinear
 from thrifty.formats.paired import PairedLinear
+from thrifty.formats.signs import SignLinear
 from thrifty.formats.superblock import SuperblockLinear
 from thrifty.formats.zero_point import ZeroPointLinear
 
 __all__ = [
-    "CodebookLinear", "DenseLinear", "GroupLinear", "LowRankLinear", "PackedLinear", "PairedLinear",
-    "SuperblockLinear", "ZeroPointLinear",
-]  # fmt: skip
+    "BitPlaneLinear",
+    "CodebookLinear",
+    "DenseLinear",
+    "GroupLinear",
+    "LowRankLinear",
+    "PackedLinear",
+    "PairedLinear",
+    "SignLinear",
+    "SuperblockLinear",
+    "ZeroPointLinear",
+]
