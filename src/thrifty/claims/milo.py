@@ -36,6 +36,8 @@ class MiloClaim(Claim):
             f"the project's mixture of {context.model.nbytes // 1000} kB, trained on this prose; ranks {DENSE} and "
             f"{SPARSE}; {SCORED} tokens after {PREFIX}; the paper: Mixtral-8x7B on WikiText2 and zero-shot tasks"
         )
+        if context.model.config.experts is None:
+            return Measurement.untestable(HEADLINE, f"a mixture of experts, such as {MODEL}", setting)
         weights = partial(predicted, context)
         full = weights()
         if weak := unpredicted(full.losses):

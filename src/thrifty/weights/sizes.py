@@ -58,7 +58,7 @@ class Predictor:
 
     def _tiles(self, index: int, info: LinearInfo, columns: int, bias: bool) -> tuple[int, int, str]:
         """Bytes of the first tile of rows and of every further one, and the format."""
-        key = (index, info.role, columns, bias)
+        key = (index, info.kind, columns, bias)
         if key not in self._known:
             technique = self.techniques[index]
             shown = Activations(self._sample(TOKENS, columns, False).weight) if technique.needs_calibration else None

@@ -13,12 +13,13 @@ from thrifty.arrays import Floats
 from thrifty.errors import KernelError, RecipeError
 from thrifty.formats.linear import DenseLinear, GroupLinear, LowRankLinear
 from thrifty.models.model import Model
-from thrifty.recipe import Recipe
 from thrifty.weights.calibration import CalibrationSet
+from thrifty.weights.grid import Grid
 from thrifty.weights.low_rank_fit import factors
 from thrifty.weights.sizes import Predictor
 from thrifty.weights.structure import LinearInfo, linears
 from thrifty.weights.technique import prepare
+from thrifty.weights.techniques.hqq import half_quadratic
 from thrifty.weights.techniques.milo import compensated, kurtosis, kurtosis_rank, rounded
 
 TOKENS = CalibrationSet("random", np.random.default_rng(0).integers(0, 50, (4, 16)))
@@ -88,7 +89,9 @@ def test_factors_are_rounded_as_the_paper_writes() -> None:
         for group in (slice(0, 64), slice(64, 100)):
             largest = float(np.abs(factor[row, group]).max())
             codes = np.clip(np.round(7 * factor[row, group] / (2 * largest)) + 4, 0, 7)
-            np.testing.assert_allclose(found[row, group], (codes - 4) * 2 * largest / 7, rtol=1e-3, atol=1e-3)
+            wanted = (codes - 4) * 2 * largest / 7
+            between = np.abs(factor[row, group]) == largest  # 3.5 steps: the codes on both sides are as near
+            np.testing.assert_allclose(found[row, group][~between], wanted[~between], rtol=1e-3, atol=1e-3)
     assert rounded(factor, 3).label == "int3-g64"
     assert not rounded(np.zeros((16, 64), np.float32), 3).dequantize().any()
 
@@ -124,9 +127,9 @@ def test_no_rank_is_the_base_alone(experts: Model) -> None:
     """And that is HQQ."""
     name = "layers.1.mlp.experts.up.2"
     small = prepare(experts, [milo(dense_rank=0, expert_rank=0)])
-    plain = prepare(experts, [registry.build("weights", {"technique": "hqq", "bits": 3})])
+    plain = half_quadratic(experts.linears[name].dequantize(), Grid(3, 64))
     assert isinstance(small.linears[name], GroupLinear)
-    assert np.array_equal(small.linears[name].dequantize(), plain.linears[name].dequantize())
+    assert np.array_equal(small.linears[name].dequantize(), plain.dequantize())
 
 
 def test_compensators_lessen_the_error(experts: Model) -> None:
@@ -175,7 +178,7 @@ def test_what_it_cannot_do_is_said(plain: Model) -> None:
     with pytest.raises(KernelError, match="'layers.0.attention.output'.*not finite|layers.0.attention.output"):
         milo().compress(LinearInfo("layers.0.attention.output", DenseLinear.from_weight(broken)), None)
     with pytest.raises(RecipeError, match="dense_rank"):
-        Recipe(weights=[{"technique": "milo", "dense_rank": -1}]).build("weights")
+        milo(dense_rank=-1)
 
 
 def test_an_odd_width_is_stored_whole(plain: Model) -> None:
