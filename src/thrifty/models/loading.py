@@ -68,9 +68,7 @@ def load(
     return model
 
 
-def _open_compressed(
-    path: Path, key: CheckpointKey, copy: bool, fits: Fits | None
-) -> tuple[Tokenizer | None, Model]:
+def _open_compressed(path: Path, key: CheckpointKey, copy: bool, fits: Fits | None) -> tuple[Tokenizer | None, Model]:
     """A folder that `thrifty compress` wrote, mapped as it lies there: no copy of its weights is made. copy: whether
     its description is kept, so that the tokenizer is read when it is first used.
     """

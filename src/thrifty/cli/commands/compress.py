@@ -149,4 +149,6 @@ def _show(out: Path, report: Mapping[str, Any], has_more: bool) -> None:
         f"{seconds(run['seconds'])}, the process at most {output.megabytes(run['peak_process_bytes'])}."
     )
     if has_more:
-        output.say(f"The recipe's other stages are in {out / 'run.toml'}: thrifty run {out} --recipe {out / 'run.toml'}")
+        output.say(
+            f"The recipe's other stages are in {out / 'run.toml'}: thrifty run {out} --recipe {out / 'run.toml'}"
+        )

@@ -42,9 +42,10 @@ class Compressed:
 
     def document(self) -> dict[str, Any]:
         """As `config.json` has it."""
-        settings = None if self.tokenizer is None else self.tokenizer.to_json()
-        for template in ("chat_template", "tool_template") if settings is not None else ():
-            del settings[template]
+        settings = None
+        if self.tokenizer is not None:
+            known = self.tokenizer.to_json().items()
+            settings = {name: value for name, value in known if name not in ("chat_template", "tool_template")}
         return {
             "model_type": OWN,
             "architectures": ["ThriftyForCausalLM"],
@@ -73,14 +74,14 @@ def is_compressed(folder: Path) -> bool:
 
 
 def read_document(folder: Path) -> Compressed:
-    """The `config.json` of a compressed folder. Raises CheckpointError (ConfigError for the config) naming the field."""
+    """The `config.json` of a compressed folder. Raises CheckpointError naming the field."""
     path = folder / CONFIG
     data: Any = read_json(path)
     method, decoder = data["quantization_config"], data.get("decoder")
     if method.get("layout") != LAYOUT:
         raise CheckpointError(
-            f"{path}: quantization_config.layout is {method.get('layout')!r:.40}; this version of Thrifty reads {LAYOUT}. "
-            "Compress the model again with this version, or load it with the one that wrote it."
+            f"{path}: quantization_config.layout is {method.get('layout')!r:.40}; this version of Thrifty reads "
+            f"{LAYOUT}. Compress the model again with this version, or load it with the one that wrote it."
         )
     if not isinstance(decoder, Mapping):
         raise CheckpointError(f"{path}: decoder is missing or not a table.")

@@ -60,9 +60,9 @@ class CompressedSource:
         settings = self.document.tokenizer
         if settings is None:
             return None
-        templates = {"chat_template": _template(self.path / TEMPLATE)}
-        templates["tool_template"] = _template(self.path / TOOL_TEMPLATE)
-        return TokenizerDefinition(read_text(self.path / TOKENIZER), replace(settings, **templates))
+        plain, tools = _template(self.path / TEMPLATE), _template(self.path / TOOL_TEMPLATE)
+        known = replace(settings, chat_template=plain, tool_template=tools)
+        return TokenizerDefinition(read_text(self.path / TOKENIZER), known)
 
     @cached_property
     def file(self) -> MappedFile:

@@ -33,7 +33,7 @@ def row_bytes(name: str, columns: int) -> int:
 
 
 def rows_of(linear: PackedLinear, order: Integers | None = None) -> Iterator[Bytes]:
-    """Its rows as the file has them, uint8 [n, row bytes], n at most ROWS. order: int64 [out], which row comes where."""
+    """Its rows as the file has them, uint8 [n, row bytes], n at most ROWS. order: int64 [out], rows by place."""
     places = np.arange(linear.out_features) if order is None else order
     for start in range(0, linear.out_features, ROWS):
         part = places[start : start + ROWS]

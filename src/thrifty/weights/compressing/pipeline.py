@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def compress(
         before = _Bound(memory)
         try:
             with place.errors():
-                results.watch(_steps(model, techniques, results), watch)
+                results.watch(model, partial(_steps, techniques, results), watch)
                 name = {"name": source or str(model.path or ""), "version": model.version}
                 made = prepare(
                     model, techniques, calibration=chosen, in_place=True, before=before.check, results=results
@@ -93,9 +94,7 @@ class _Bound:
         )
 
 
-def _calibration(
-    model: Model, techniques: Sequence[Technique], given: CalibrationSet | None
-) -> CalibrationSet | None:
+def _calibration(model: Model, techniques: Sequence[Technique], given: CalibrationSet | None) -> CalibrationSet | None:
     """What techniques see; None where none looks. Raises RecipeError for a text that nobody would look at."""
     if any(technique.needs_calibration for technique in techniques):
         return given or default_calibration(model)
@@ -106,8 +105,10 @@ def _calibration(
 
 def _check(model: Model, recipe: Recipe, techniques: Sequence[Technique], target: Path, force: bool) -> None:
     if not techniques:
-        raise RecipeError('the recipe has no [[weights]], so there is nothing to compress: add a table such as\n'
-                          '[[weights]]\ntechnique = "rtn"')
+        raise RecipeError(
+            "the recipe has no [[weights]], so there is nothing to compress: add a table such as\n"
+            '[[weights]]\ntechnique = "rtn"'
+        )
     if model.applied == tuple(recipe.weights):
         raise RecipeError(f"{model.path} was compressed with these techniques already: run it as it is")
     for technique in techniques:
@@ -130,11 +131,11 @@ def _identity(model: Model, recipe: Recipe, calibration: str | None) -> Mapping[
     }
 
 
-def _steps(model: Model, techniques: Sequence[Technique], results: StoredResults) -> int:
-    """Steps that are still to be done."""
+def _steps(techniques: Sequence[Technique], results: StoredResults, first: int, model: Model) -> int:
+    """Steps that are still to be done, from a stage on."""
     left = 0
     for stage, technique in enumerate(techniques):
-        if not results.is_whole(stage):
+        if stage >= first and not results.is_whole(stage):
             left += max(1, steps(model, technique) - results.units(stage))
     return left
 

@@ -6,12 +6,11 @@ of files from then on: the peak of memory is what one technique holds at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from thrifty.arrays import Floats
 from thrifty.formats.linear import PackedLinear
 from thrifty.models.config.model_config import as_dict, from_dict
 from thrifty.models.model import Model, TensorReport
@@ -19,7 +18,6 @@ from thrifty.weights.compressing.stage_file import StageFile
 from thrifty.weights.results import Result, Results
 
 REST = "what is not made unit by unit"
-Parts = Mapping[str, PackedLinear] | Mapping[str, Floats]
 
 
 class StoredResults(Results):
@@ -28,18 +26,20 @@ class StoredResults(Results):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._watch: Callable[[int, int], None] | None = None
-        self._left = self._count = 0
+        self._steps_from: Callable[[int, Model], int] = lambda stage, model: 0
+        self._total = self._count = 0
         self._stages: dict[int, StageFile] = {}
         self._file: StageFile | None = None
         self._before: dict[int, str] = {}  # names of the parts that a stage was given, by identity
         self._held: list[Any] = []  # those parts, so that no identity is used twice
-        self._made: dict[str, PackedLinear | Floats] = {}  # by name: what the stage keeps in its file
+        self._made: dict[str, Any] = {}  # by name: what the stage keeps in its file
 
-    def watch(self, total: int, watch: Callable[[int, int], None] | None) -> None:
-        """Tell of every step from now on. total: of those that are still to be done."""
-        self._left, self._watch = total, watch
+    def watch(self, model: Model, left: Callable[[int, Model], int], watch: Callable[[int, int], None] | None) -> None:
+        """Tell of every step from now on. left: the steps from a stage on, as far as the model tells them."""
+        self._steps_from, self._watch = left, watch
+        self._total = left(0, model)
         if watch is not None:
-            watch(0, total)
+            watch(0, self._total)
 
     def units(self, stage: int) -> int:
         """How many units of a stage are there from before."""
@@ -54,7 +54,7 @@ class StoredResults(Results):
         file = self._stage(stage)
         if file.whole is None:
             return False
-        made = {result.name: result.value for unit in file.unit_names for result in file.of(unit) or ()}
+        made: dict[str, Any] = {result.name: result.value for unit in file.unit_names for result in file.of(unit) or ()}
         facts, linears, norms = file.whole, model.linears, model.norms
         model.linears = {name: made[name] if old is None else linears[old] for name, old in facts["linears"].items()}
         model.norms = {name: made[name] if old is None else norms[old] for name, old in facts["norms"].items()}
@@ -65,6 +65,7 @@ class StoredResults(Results):
     def begin(self, stage: int, model: Model) -> None:
         """See `Results`."""
         self._file = self._stage(stage)
+        self._total = self._count + self._steps_from(stage, model)  # one before may have left layers out
         self._held = [*model.linears.values(), *model.norms.values()]
         self._before = {id(value): name for name, value in [*model.linears.items(), *model.norms.items()]}
         self._made = {}
@@ -136,4 +137,4 @@ class StoredResults(Results):
     def _done(self) -> None:
         self._count += 1
         if self._watch is not None:
-            self._watch(self._count, max(self._left, self._count))
+            self._watch(self._count, max(self._total, self._count))
