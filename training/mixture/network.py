@@ -1,4 +1,4 @@
-"""The sizes of the small mixture of experts, in the layout of Qwen-MoE: a shared expert with a gate beside the others."""
+"""The sizes of the small mixture of experts, in the layout of Qwen-MoE: a shared expert with a gate beside them."""
 
 from __future__ import annotations
 

@@ -43,7 +43,10 @@ class MiloClaim(Claim):
         if weak := unpredicted(full.losses):
             return Measurement.untestable(HEADLINE, weak, setting)
         ours, base, turnless = weights(OURS), weights(BASE), weights(OURS | {"iterations": 0})
-        near, worst = weights(OURS | {"bits": 8}), weights({"technique": "rtn", "bits": 4, "group": 128, "symmetric": True}, BASE)
+        near, worst = (
+            weights(OURS | {"bits": 8}),
+            weights({"technique": "rtn", "bits": 4, "group": 128, "symmetric": True}, BASE),
+        )
         bar = Bar(math.log(KEPT))
         return Measurement(
             headline=ahead(HEADLINE, ours.losses, full.losses, bar, "-0.139 nats"),
@@ -55,7 +58,9 @@ class MiloClaim(Claim):
             ),
             gates=(exactly("bytes of the linears, at most", ours.nbytes / full.nbytes, Bar(SMALLER, at_least=False)),),
             controls=(
-                Control("4 bits of RTN, then 3 bits without compensators", "lose", advantage(worst.losses, full.losses)),
+                Control(
+                    "4 bits of RTN, then 3 bits without compensators", "lose", advantage(worst.losses, full.losses)
+                ),
                 Control("8 bits with compensators", "shown", advantage(near.losses, full.losses)),
             ),
             counts={"scored tokens": len(ours.losses), "passages": ours.losses.contexts},

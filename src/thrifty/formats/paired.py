@@ -26,6 +26,7 @@ class PairedLinear(PackedLinear):
     """
 
     kind = "paired"
+    shared = ("words",)
 
     def __init__(
         self, out_features: int, in_features: int, member: int, words: Array, bias: Array | None = None

@@ -14,8 +14,9 @@ from thrifty.errors import RecipeError
 from thrifty.formats.linear import PackedLinear
 from thrifty.models.model import Model
 from thrifty.weights.calibration import Calibration
+from thrifty.weights.results import Result
 from thrifty.weights.structure import LinearInfo
-from thrifty.weights.technique import PlacedTechnique, Preparation, store
+from thrifty.weights.technique import PlacedTechnique, Preparation, error_of, exchange, tell
 
 PARTS = ("gate", "up", "down")
 
@@ -66,19 +67,32 @@ class ExpertPairs(PlacedTechnique):
 
     def apply(self, model: Model, preparation: Preparation) -> None:
         """See Technique. A layer's experts are all looked at before the first of them is merged."""
-        assert preparation.calibration is not None, "the technique needs calibration"
+        results = preparation.results
         for layer in self._layers(model):
-            preparation.before()
-            strengths = _strengths(model, layer, preparation.calibration)
-            for first, second in self.pairs(layer, len(strengths["gate"])):
-                for part in PARTS:
-                    preparation.before()
-                    given = [
-                        ExpertLinear(_info(model, layer, part, expert), strengths[part][expert])
-                        for expert in (first, second)
-                    ]
-                    for one, packed in zip(given, self.merge(*given), strict=True):
-                        store(model, one.info, packed, preparation.errors)
+            unit = f"layers.{layer}.mlp.experts"
+            made = results.of(unit)
+            for result in self._results(model, layer, preparation, unit) if made is None else made:
+                assert isinstance(result.value, PackedLinear)
+                exchange(model, result.name, result.value)
+                if result.report is not None:
+                    tell(model, result.report)
+            if made is None:
+                results.close(unit)
+
+    def _results(self, model: Model, layer: int, preparation: Preparation, unit: str) -> Iterator[Result]:
+        """What takes the places of a layer's experts, made now."""
+        assert preparation.calibration is not None, "the technique needs calibration"
+        preparation.before()
+        strengths = _strengths(model, layer, preparation.calibration)
+        told = {entry.name: entry for entry in model.report}
+        for first, second in self.pairs(layer, len(strengths["gate"])):
+            for part in PARTS:
+                preparation.before()
+                given = [ExpertLinear(_info(model, layer, part, one), strengths[part][one]) for one in (first, second)]
+                merged = self.merge(*given)
+                for (info, _), packed in zip(given, merged, strict=True):
+                    report = error_of(info, packed, told.get(info.name)) if preparation.errors else None
+                    yield preparation.results.keep(unit, Result(info.name, packed, report))
 
     def _layers(self, model: Model) -> Iterator[int]:
         """Layers with experts that `layers` and `skip` leave in."""

@@ -149,8 +149,7 @@ class WeightTechnique(PlacedTechnique):
         shown, report = preparation.calibration, None
         packed = self.compress(linear, None if shown is None else shown(linear))
         if preparation.errors:
-            entry = _report(linear, packed)
-            report = entry if held is None else replace(entry, origin=held.origin)
+            report = error_of(linear, packed, held)
         result = preparation.results.keep(linear.name, Result(linear.name, packed, report))
         preparation.results.close(linear.name)
         return result
@@ -214,20 +213,16 @@ def exchange(model: Model, name: str, linear: PackedLinear) -> None:
         let_go(before.state().values())
 
 
-def store(model: Model, linear: LinearInfo, packed: PackedLinear, errors: bool) -> None:
-    """Put `packed` in the place of `linear`; with errors: the report tells how far it is from what it was, and keeps
-    the origin that the place had. What was there and is mapped from a file leaves the process. Raises as
-    `Model.replace`.
-    """
-    model.replace(linear.name, packed)
-    before = {entry.name: entry for entry in model.report}
-    after = dict(before)
-    held = after.pop(linear.name, None)
-    if errors:
-        entry = _report(linear, packed)
-        after[linear.name] = entry if held is None else replace(entry, origin=held.origin)
-    model.report[:] = _in_order(after, model.report)
-    let_go(linear.linear.state().values())
+def tell(model: Model, report: TensorReport) -> None:
+    """Put what is told of a part into the model's report, in its place."""
+    reports = {entry.name: entry for entry in model.report} | {report.name: report}
+    model.report[:] = _in_order(reports, model.report)
+
+
+def error_of(linear: LinearInfo, packed: PackedLinear, held: TensorReport | None) -> TensorReport:
+    """How far `packed` is from the linear that it replaces, with the origin that the report tells so far."""
+    entry = _report(linear, packed)
+    return entry if held is None else replace(entry, origin=held.origin)
 
 
 def _in_order(reports: dict[str, TensorReport], before: Sequence[TensorReport]) -> list[TensorReport]:

@@ -30,7 +30,9 @@ def stored(weight: Floats, kind: str) -> PackedLinear:
 
 def made(rows: int, columns: int, rank: int, base: str = "int4", factor: str = "int8", seed: int = 0) -> LowRankLinear:
     random = np.random.default_rng(seed)
-    weight, up, down = (random.standard_normal(shape, np.float32) for shape in ((rows, columns), (rows, rank), (rank, columns)))
+    weight, up, down = (
+        random.standard_normal(shape, np.float32) for shape in ((rows, columns), (rows, rank), (rank, columns))
+    )
     return LowRankLinear(stored(weight, base), stored(down, factor), stored(up * np.float32(0.3), factor))
 
 

@@ -72,7 +72,9 @@ def test_small_magnitudes_go_to_the_nearest_value() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, 2.0**17])
 def test_a_magnitude_that_no_word_holds_is_named(value: float) -> None:
     magnitude, flags = np.full((2, 2), value, np.float32), np.ones((2, 2), bool)
-    with pytest.raises(KernelError, match="magnitude is .*; words that two weights share hold finite ones below 131072"):
+    with pytest.raises(
+        KernelError, match="magnitude is .*; words that two weights share hold finite ones below 131072"
+    ):
         PairedLinear.pair(magnitude, (flags, flags), (flags, flags))
 
 

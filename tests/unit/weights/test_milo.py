@@ -97,7 +97,8 @@ def test_factors_are_rounded_as_the_paper_writes() -> None:
 
 
 @pytest.mark.parametrize(("value", "mean", "rank"), [
-    (-1.2, 16, 0), (0.4, 16, 0), (1.0, 16, 8), (2.4, 16, 16), (2.6, 32, 64), (9.2, 16, 2048), (9.6, 16, 1024), (1, 1, 1),
+    (-1.2, 16, 0), (0.4, 16, 0), (1.0, 16, 8), (2.4, 16, 16), (2.6, 32, 64), (9.2, 16, 2048), (9.6, 16, 1024),
+    (1.0, 1, 1),
 ])  # fmt: skip
 def test_ranks_by_kurtosis_are_those_of_the_authors(value: float, mean: int, rank: int) -> None:
     assert kurtosis_rank(value, mean) == rank
@@ -106,16 +107,18 @@ def test_ranks_by_kurtosis_are_those_of_the_authors(value: float, mean: int, ran
 def test_kurtosis_is_that_of_all_elements() -> None:
     """Of a uniform distribution −1.2, of a normal one 0, of a Laplace one 3."""
     chance = np.random.default_rng(0)
-    for sample, wanted in ((chance.uniform(size=200_000), -1.2), (chance.normal(size=200_000), 0), (chance.laplace(size=400_000), 3)):
+    for sample, wanted in (
+        (chance.uniform(size=200_000), -1.2),
+        (chance.normal(size=200_000), 0),
+        (chance.laplace(size=400_000), 3),
+    ):
         assert abs(kurtosis(sample.astype(np.float32)) - wanted) < 0.15
     assert kurtosis(np.ones((3, 3), np.float32)) == 0
 
 
 def test_attention_and_shared_experts_get_another_rank_than_routed_ones(experts: Model) -> None:
     small = prepare(experts, [milo(dense_rank=8, expert_rank=4)])
-    ranks = {
-        name: linear.rank if isinstance(linear, LowRankLinear) else None for name, linear in small.linears.items()
-    }
+    ranks = {name: linear.rank if isinstance(linear, LowRankLinear) else None for name, linear in small.linears.items()}
     assert ranks["layers.1.attention.query"] == ranks["layers.1.mlp.shared.down"] == ranks["layers.0.mlp.up"] == 8
     assert ranks["layers.1.mlp.experts.gate.3"] == ranks["layers.1.mlp.experts.down.0"] == 4
     assert ranks["layers.1.mlp.router"] is ranks["embedding"] is None
@@ -171,7 +174,9 @@ def test_bytes_are_told_before_but_not_of_ranks_by_kurtosis(experts: Model) -> N
 
 
 def test_what_it_cannot_do_is_said(plain: Model) -> None:
-    with pytest.raises(RecipeError, match="ranks = 'kurtosis' shares ranks among experts, and this tiny model has none"):
+    with pytest.raises(
+        RecipeError, match="ranks = 'kurtosis' shares ranks among experts, and this tiny model has none"
+    ):
         prepare(plain, [milo(ranks="kurtosis")])
     broken = random(96, 96)
     broken[3, 4] = np.nan

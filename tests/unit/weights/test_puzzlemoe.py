@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,13 @@ from thrifty import registry
 from thrifty.arrays import BFLOAT16, Floats
 from thrifty.errors import KernelError, RecipeError
 from thrifty.formats.linear import DenseLinear, PairedLinear
+from thrifty.models import load
+from thrifty.models.compressed.layout import WEIGHTS
 from thrifty.models.model import Model, random_model
+from thrifty.recipe import Recipe
 from thrifty.reference.loading import build
 from thrifty.weights.calibration import CalibrationSet
+from thrifty.weights.compressing.pipeline import compress
 from thrifty.weights.technique import prepare
 from thrifty.weights.techniques.puzzlemoe import merge
 
@@ -138,3 +143,20 @@ def test_what_it_cannot_merge_is_said(plain: Model, experts: Model) -> None:
     experts.replace(EXPERTS[0], DenseLinear.from_weight(broken))
     with pytest.raises(KernelError, match=EXPERTS[0]):
         merged(experts)
+
+
+def test_a_folder_holds_the_words_of_a_pair_once(experts: Model, tmp_path: Path) -> None:
+    """And what is loaded from it shares them again, also where the work was gone on with."""
+    small = merged(experts)
+    recipe = Recipe(weights=[{"technique": "puzzlemoe"}])
+    compress(dataclasses.replace(experts, linears=dict(experts.linears)), recipe, tmp_path / "out", calibration=TOKENS)
+    loaded = load(tmp_path / "out")
+    assert loaded.nbytes == small.nbytes
+    file = tmp_path / "out" / WEIGHTS
+    assert file.stat().st_size < small.nbytes * 1.05 + 40_000
+    first, second = puzzlemoe().pairs(1, 4)[0]
+    names = [f"layers.1.mlp.experts.up.{expert}" for expert in (first, second)]
+    pair = [loaded.linears[name] for name in names]
+    assert np.may_share_memory(*(linear.words for linear in pair))  # type: ignore[attr-defined]
+    for name in EXPERTS:
+        assert np.array_equal(loaded.linears[name].dequantize(), small.linears[name].dequantize())

@@ -87,7 +87,9 @@ class CompressedSource:
         for entry, weight in zip(self._weights, self.weights(), strict=True):
             name, sizes = weight.name, {key: place["nbytes"] for key, place in entry["tensors"].items()}
             bias = sizes.pop("bias", None)
-            listed.append(StoredTensor((name,), _kind(weight), shapes[name], sum(sizes.values())))
+            shared = weight.value.shared if isinstance(weight.value, PackedLinear) else ()
+            own = sum(sizes.values()) if not shared else weight.value.nbytes - (bias or 0)
+            listed.append(StoredTensor((name,), _kind(weight), shapes[name], own))
             if bias is not None:
                 listed.append(StoredTensor((f"{name}.bias",), "f32", shapes[name][:1], bias))
         return listed
@@ -109,16 +111,21 @@ class CompressedSource:
             for entry in listed:
                 if entry["name"] not in expected:
                     raise CheckpointError(f"{path}: {entry['name']!r:.120} has no place in this model.")
-                tensors = {key: _place(entries, f"{entry['name']}/{key}", path) for key in entry["arrays"]}
+                same = dict(entry["same"])
+                tensors = {
+                    key: _place(entries, same.get(key, f"{entry['name']}/{key}"), path) for key in entry["arrays"]
+                }
                 known = {key: entry[key] for key in ("name", "meta", "origin", "error", "largest_error")}
                 index.append({**known, "tensors": tensors})
-        except (TypeError, KeyError) as error:
+        except (TypeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{path}: the header's 'weights' lack {error}; {REMEDY}.") from error
         return index
 
 
 def index_text(entries: list[dict[str, Any]]) -> str:
-    """The text of the header's "weights": of each part its name, meta, arrays, origin, error and largest_error."""
+    """The text of the header's "weights": of each part its name, meta, arrays, origin, error and largest_error; `same`:
+    which of its arrays lie under another part's name.
+    """
     return json.dumps(entries, ensure_ascii=False)
 
 

@@ -48,13 +48,13 @@ class Used(Activations):
         limits=(
             "ranks are options with defaults for small models; the paper's dense rank is 512 to 1024",
             "a rank is cut at the columns of its matrix",
-            "the compensator's scale is the largest magnitude of a group; the authors' code takes the largest value, "
-            "which clips groups whose extreme is negative",
-            "groups of U are columns of one row; the authors' run over the ends of rows. A rank is stored in whole "
-            "blocks of 32 columns of U and 16 rows of V",
-            "the zero points of groups stay float16 minimums; the authors round them once more to 8 bits",
-            "above 256 rows and columns the decomposition is randomised, as the authors' is",
-            "`ranks = \"frequency\"` counts tokens of calibration text; the others need none",
+            "a compensator's scale is the largest magnitude of a group; the authors' code takes the largest value, and "
+            + "so clips groups whose extreme is negative",
+            "groups of U are columns of one row; the authors' run on over the ends of rows",
+            "a rank is stored in whole blocks of 32 columns of U and 16 rows of V",
+            "groups keep a float16 minimum; the authors round zero points once more, to 8 bits",
+            "above 256 rows and columns the decomposition is randomised, as the authors' is everywhere",
+            "ranks by frequency count tokens of calibration text; the others need none",
             "W is not fitted once more after U and V were rounded; neither is it in the authors' code",
         ),
     ),
@@ -111,7 +111,9 @@ class Milo(WeightTechnique):
         grid = Grid(self.bits, self.group)
         if rank == 0:
             return half_quadratic(weight, grid, Solver(), linear.linear.bias)
-        base, up, down = compensated(weight, rank, self.iterations, lambda w: half_quadratic(w, grid, Solver()), self.seed)
+        base, up, down = compensated(
+            weight, rank, self.iterations, lambda w: half_quadratic(w, grid, Solver()), self.seed
+        )
         left, right = (rounded(part, self.compensator_bits) for part in (up, down))
         return LowRankLinear(base, right, left, linear.linear.bias)
 

@@ -1,4 +1,4 @@
-"""PuzzleMoE: experts merged two by two, element by element, with masks and signs in the bits that bf16 does not need."""
+"""PuzzleMoE: experts merged two by two, element by element; masks and signs lie in bits that bf16 does not need."""
 
 from __future__ import annotations
 
@@ -38,13 +38,12 @@ class Merged(NamedTuple):
         "weights do not use.",
         claim="Mixtral-8x7B with half its experts' bytes: 72.6 on average over zero-shot tasks, 74.1 unmerged (98 %)",
         limits=(
-            "what the experts read is seen in the model as merged so far, layer by layer; the paper runs the unmerged "
-            "model once",
-            "calibration text is the package's own prose and documentation, not C4",
+            "what experts read is seen layer by layer, in the model as merged so far; the paper runs the whole one once",
+            "calibration text is the package's own unless another is given, not C4",
             "an expert that no calibration token was sent to has no salience: its partner keeps what is not similar",
-            "experts that are not in bf16 before (int4, for instance) are read as they are stored and merged as bf16",
-            "magnitudes below 2^-15 become 2^-15 or 0, whichever is nearer; the paper clamps them all up",
-            "pairs are drawn at random by `seed`, as in the paper, anew in each layer",
+            "experts that are stored in another format are read from it and merged as bf16",
+            "magnitudes below 2^-15 become that or 0, whichever is nearer; the paper clamps all of them up",
+            "pairs are drawn at random, as in the paper, anew in each layer",
             "the paper's further rounding of merged experts to 3 bits is not built in",
         ),
     ),
