@@ -38,7 +38,7 @@ class Merged(NamedTuple):
         "weights do not use.",
         claim="Mixtral-8x7B with half its experts' bytes: 72.6 on average over zero-shot tasks, 74.1 unmerged (98 %)",
         limits=(
-            "what experts read is seen layer by layer, in the model as merged so far; the paper runs the whole one once",
+            "what experts read is seen layer by layer, in the model as merged so far; the paper runs the model once",
             "calibration text is the package's own unless another is given, not C4",
             "an expert that no calibration token was sent to has no salience: its partner keeps what is not similar",
             "experts that are stored in another format are read from it and merged as bf16",
