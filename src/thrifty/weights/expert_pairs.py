@@ -68,7 +68,7 @@ class ExpertPairs(PlacedTechnique):
     def apply(self, model: Model, preparation: Preparation) -> None:
         """See Technique. A layer's experts are all looked at before the first of them is merged."""
         results = preparation.results
-        for layer in self._layers(model):
+        for layer in self.merged_layers(model):
             unit = f"layers.{layer}.mlp.experts"
             made = results.of(unit)
             for result in self._results(model, layer, preparation, unit) if made is None else made:
@@ -94,7 +94,7 @@ class ExpertPairs(PlacedTechnique):
                     report = error_of(info, packed, told.get(info.name)) if preparation.errors else None
                     yield preparation.results.keep(unit, Result(info.name, packed, report))
 
-    def _layers(self, model: Model) -> Iterator[int]:
+    def merged_layers(self, model: Model) -> Iterator[int]:
         """Layers with experts that `layers` and `skip` leave in."""
         for index, layer in enumerate(model.config.layers):
             prefix = f"layers.{index}.mlp.experts."

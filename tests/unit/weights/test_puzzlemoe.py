@@ -146,10 +146,13 @@ def test_what_it_cannot_merge_is_said(plain: Model, experts: Model) -> None:
 
 
 def test_a_folder_holds_the_words_of_a_pair_once(experts: Model, tmp_path: Path) -> None:
-    """And what is loaded from it shares them again, also where the work was gone on with."""
+    """And what is loaded from it shares them again."""
     small = merged(experts)
     recipe = Recipe(weights=[{"technique": "puzzlemoe"}])
-    compress(dataclasses.replace(experts, linears=dict(experts.linears)), recipe, tmp_path / "out", calibration=TOKENS)
+    told: list[tuple[int, int]] = []
+    copy = dataclasses.replace(experts, linears=dict(experts.linears))
+    compress(copy, recipe, tmp_path / "out", calibration=TOKENS, watch=lambda done, all: told.append((done, all)))
+    assert told == [(0, 2), (1, 2), (2, 2)], "a layer of experts, and the end"
     loaded = load(tmp_path / "out")
     assert loaded.nbytes == small.nbytes
     file = tmp_path / "out" / WEIGHTS
