@@ -89,8 +89,8 @@ class LowRankLinear(PackedLinear):
 
     @classmethod
     def _load(cls, meta: Mapping[str, Any], tensors: Mapping[str, Array]) -> LowRankLinear:
-        parts = [_part(meta, tensors, name) for name in PARTS]
-        linear = cls(*parts, bias=tensors.get("bias"))
+        base, down, up = (_part(meta, tensors, name) for name in PARTS)
+        linear = cls(base, down, up, tensors.get("bias"))
         if (field(meta, "out_features"), field(meta, "in_features")) != (linear.out_features, linear.in_features):
             raise KernelError(f"its base is {_shape(linear.base)}")
         return linear

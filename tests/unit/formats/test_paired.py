@@ -114,7 +114,7 @@ def test_a_plan_of_paired_experts_is_the_decoder() -> None:
     if dispatch.native() is None:
         pytest.skip("the native kernels are not built")
     model, ids = decoder(MIXTRAL, 32), tokens(40)
-    experts = [name for name in model.model.linears if ".experts." in name and int(name.rpartition(".")[2]) % 2 == 0]
+    experts = [name for name in model.model.linears if ".experts." in name and name.endswith((".0", ".2"))]
     for seed, name in enumerate(experts):
         path, _, number = name.rpartition(".")
         linear = model.model.linears[name]

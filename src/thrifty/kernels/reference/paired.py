@@ -25,8 +25,8 @@ def join(magnitude: Floats, signs: tuple[Array, Array], has: tuple[Array, Array]
     A magnitude below 2^−15 is rounded to that or to nothing, whichever is nearer. Raises KernelError for one of 2^17 or
     more, or that is no number.
     """
-    if not np.isfinite(magnitude).all() or (magnitude.size and float(magnitude.max()) >= LARGEST * (1 - 2**-8)):
-        largest = float(np.nanmax(np.abs(magnitude)))
+    if not (magnitude < LARGEST * (1 - 2**-8)).all():
+        largest = float(magnitude[~(magnitude < LARGEST * (1 - 2**-8))][0])
         raise KernelError(
             f"a weight's magnitude is {largest:g}; words that two weights share hold finite ones below {LARGEST:g}"
         )

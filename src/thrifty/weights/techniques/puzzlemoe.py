@@ -63,11 +63,11 @@ class PuzzleMoE(ExpertPairs):
         return [(order[place], order[place + 1]) for place in range(0, count, 2)]
 
     def merge(self, first: ExpertLinear, second: ExpertLinear) -> tuple[PackedLinear, PackedLinear]:
-        weights = tuple(one.info.linear.dequantize() for one in (first, second))
-        for one, weight in zip((first, second), weights, strict=True):
+        a, b = (one.info.linear.dequantize() for one in (first, second))
+        for one, weight in ((first, a), (second, b)):
             require_finite(weight, f"'{one.info.name}'")
-        merged = merge(*weights, first.strength, second.strength, self.similarity)
-        made = PairedLinear.pair(merged.magnitude, (weights[0] < 0, weights[1] < 0), merged.has)
+        merged = merge(a, b, first.strength, second.strength, self.similarity)
+        made = PairedLinear.pair(merged.magnitude, (a < 0, b < 0), merged.has)
         for one, linear in zip((first, second), made, strict=True):
             if one.info.linear.bias is not None:
                 linear.set_bias(one.info.linear.bias)

@@ -50,7 +50,7 @@ def predicted(context: Context, *tables: Mapping[str, Any]) -> Predicted:
     engine = context.fresh(model)
     try:
         passages = Passages(engine, State(None, {}))
-        losses, right = (passages.losses(chosen, [], measure) for measure in ("nll", "right"))  # type: ignore[arg-type]
+        losses, right = (passages.losses(chosen, [], measure) for measure in ("nll", "right"))
     finally:
         engine.close()
     inside = [own for own in linears(model) if own.role not in OUTSIDE]
