@@ -111,3 +111,21 @@ def test_the_layer_keeps_its_bias_and_refuses_what_is_no_number() -> None:
         hqq().compress(LinearInfo("layers.0.mlp.up", DenseLinear.from_weight(broken)), None)
     with pytest.raises(RecipeError, match="option 'kappa'"):
         hqq(kappa=0.5)
+
+
+AUTHORS = {
+    2: [0.35594070, 1.66250479, 1.35134375, 2.50272727],
+    3: [0.54927832, 3.33751130, 3.71563506, 5.99594688],
+    4: [1.65470338, 7.18752384, 8.03796864, 12.98238659],
+    8: [27.81745911, 125.87540436, 128.83296204, 212.98181152],
+}
+"""Zero points of hqq 0.2.8.post1 on a CPU in fp32: group_size 32, axis 1, round_zero at 4 bits as by default there."""
+
+
+@pytest.mark.parametrize("bits", sorted(AUTHORS))
+def test_zero_points_are_those_of_the_authors_package(bits: int) -> None:
+    row, column = np.divmod(np.arange(128), 64)
+    weight = (np.sin(0.7 * column + 1.3 * row) * 0.05 * (1 + row)).astype(np.float32).reshape(2, 64)
+    weight[0, 9], weight[1, 40] = 0.4, -0.5
+    _, zero = solve(weight, Grid(bits, 32), Solver())
+    assert np.allclose(zero.reshape(-1), AUTHORS[bits], rtol=2e-5)
