@@ -62,7 +62,7 @@ class Hqq(WeightTechnique):
     iterations: the most.
     """
 
-    bits: Literal[4, 8] = 4
+    bits: Literal[2, 3, 4, 8] = 4
     group: Literal[32, 64, 128] = 64
     norm: Annotated[float, Field(gt=0, le=1)] = 0.7
     beta: Annotated[float, Field(gt=0)] = 10.0
