@@ -211,7 +211,7 @@ def test_a_stop_after_any_step_changes_nothing(
             run(tmp_path / "out", stop)
         assert not (tmp_path / "out").exists() and hidden(tmp_path / "out")
         left: list[int] = []
-        run(tmp_path / "out", lambda done, total: left.append(total))
+        run(tmp_path / "out", lambda done, total, left=left: left.append(total))
         assert left[0] < steps[0][1], "some of it was done"
         assert content(tmp_path / "out") == content(tmp_path / "whole") and hidden(tmp_path / "out") == []
         assert json.loads((tmp_path / "out" / "report.json").read_text())["run"]["resumed"]
