@@ -28,7 +28,6 @@ from thrifty.models.model import Model
 from thrifty.models.store.cache_entry import write_file
 from thrifty.models.tokens.settings import TokenizerSettings
 from thrifty.models.tokens.tokenizer import Tokenizer
-from thrifty.storage.process import let_go
 
 Report = Mapping[str, Any]
 
@@ -92,12 +91,10 @@ def _shapes(model: Model, places: Mapping[str, str]) -> dict[str, ArrayShape]:
 
 def _arrays(model: Model, places: Mapping[str, str]) -> Iterator[tuple[str, Array]]:
     for name, value in _parts(model):
-        state = _state(value)
-        for key, array in state.items():
+        for key, array in _state(value).items():
             own = f"{name}/{key}"
             if places.get(own, own) == own:
                 yield own, array
-        let_go(state.values())
 
 
 def _metadata(model: Model, places: Mapping[str, str]) -> dict[str, str]:

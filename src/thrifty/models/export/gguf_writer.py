@@ -83,7 +83,7 @@ def _content(value: Value) -> tuple[int, bytes]:
     if isinstance(value, str):
         return _STRING, _string(value)
     inner = [_content(item) for item in value]
-    kind = inner[0][0] if inner else _UINT32
+    kind = inner[0][0] if inner else _STRING
     if kind == _UINT32:  # types of tokens, which others read as int32
         kind = _INT32
     return _ARRAY, struct.pack("<IQ", kind, len(inner)) + b"".join(content for _, content in inner)

@@ -54,7 +54,7 @@ class Gptq(WeightTechnique):
     needs_calibration: ClassVar[bool] = True
     bytes_need_calibration: ClassVar[bool] = False
 
-    bits: Literal[4, 8] = 4
+    bits: Literal[2, 3, 4, 8] = 4
     group: Literal[32, 64, 128] = 32
     symmetric: bool = False
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
@@ -69,7 +69,7 @@ class Gptq(WeightTechnique):
             codes, steps = sweep(weight, inverse_factor(moments, self.damping, linear.name), grid)
         else:
             order = np.argsort(-np.diagonal(moments), kind="stable")
-            factor = inverse_factor(moments[order][:, order], self.damping, linear.name)
+            factor = inverse_factor(moments[np.ix_(order, order)], self.damping, linear.name)
             codes, steps = sweep(weight, factor, grid, order)
         return grid.stored(codes, steps, linear.linear.bias)
 
