@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.growing_cache import GrowingCache
 from tests.unit.kernels.native_pages import ISAS, using
-from tests.unit.kernels.native_plans import LLAMA, MIXTRAL, compile_plan, decoder, feed, tokens
+from tests.unit.kernels.native_plans import LLAMA, MIXTRAL, compile_plan, decoder, feed, tokens, with_oracles
 
 from thrifty.arrays import BFLOAT16, Floats
 from thrifty.errors import CheckpointError, KernelError
@@ -94,9 +94,13 @@ def test_a_plan_is_the_decoder_and_rows_do_not_depend_on_their_batch(config: Mod
         down = random.standard_normal((rank, sizes[1]), np.float32) * np.float32(0.3)
         low = LowRankLinear(stored(linear.dequantize(), base), stored(down, factor), stored(up, factor), linear.bias)
         model.replace(name, low)
-    wanted = model(ids.long(), torch.arange(40), GrowingCache(config), 40)
     logits = feed(compile_plan(model, 32), config, ids, [20, 1, 1, 18], "f32")
-    assert float((logits - wanted).abs().mean()) < 0.03 * float(wanted.abs().mean())
+    for _, module in with_oracles(model).decoder.linears():
+        if isinstance(module.stored, LowRankLinear):
+            module.product = module.stored.oracle
+    wanted = model(ids.long(), torch.arange(40), GrowingCache(config), 40)
+    # Some codes of activations fall to the neighbour, since attention adds up in another order.
+    assert float((logits - wanted).abs().mean()) < 0.005 * float(wanted.abs().mean())
     assert torch.equal(logits, feed(compile_plan(model, 32), config, ids, [20, 2, 3, 15], "f32"))
     assert torch.equal(logits, feed(compile_plan(model, 32), config, ids, [1] * 40, "f32"))
 
@@ -117,7 +121,7 @@ def test_parts_that_do_not_fit_are_named() -> None:
     with pytest.raises(CheckpointError, match="linear field 'base' must be a table"):
         PackedLinear.from_state({**linear.meta(), "base": linear.meta()}, linear.state())
     if dispatch.native() is not None:
-        with pytest.raises(KernelError, match="up is NoneType"):
+        with pytest.raises(KernelError, match="up is None, expected a Linear"):
             layout, arrays = linear.native() or ("", {})
             sizes = {"out_features": 16, "in_features": 32}
             dispatch._call(dispatch.require().Linear, layout=layout, **{**arrays, "up": None}, **sizes)
