@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from thrifty.arrays import Array, Floats, Integers
+from thrifty.arrays import BFLOAT16, Array, Floats, Integers
 from thrifty.errors import CheckpointError, KernelError
+from thrifty.formats.dense import DenseLinear
+from thrifty.formats.group import GroupLinear
 from thrifty.formats.packed import NativeArrays, PackedLinear, field
 
 PARTS = ("base", "down", "up")
@@ -36,6 +38,17 @@ class LowRankLinear(PackedLinear):
             if part.bias is not None or isinstance(part, LowRankLinear):
                 raise KernelError(f"the {name} of a linear of low rank has neither a bias nor a low rank of its own")
         self.base, self.down, self.up = base, down, up
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[LowRankLinear]:
+        """3 bits with a product of 3 bits, and 4 bits with one in bf16."""
+        random = np.random.default_rng(seed)
+        weight = random.standard_normal((out_features, in_features), np.float32)
+        down, up = (random.standard_normal(shape, np.float32) for shape in ((32, in_features), (out_features, 32)))
+        up *= np.float32(0.03)
+        yield cls(*(GroupLinear.quantize(part, 3, 64) for part in (weight, down, up)))
+        packed = (DenseLinear.from_weight(part, BFLOAT16, packed=True) for part in (down, up))
+        yield cls(GroupLinear.quantize(weight, 4, 32), *packed)
 
     @property
     def rank(self) -> int:
@@ -67,10 +80,16 @@ class LowRankLinear(PackedLinear):
         return own + sum(part.nbytes for part in self._parts.values())
 
     def tile(self, start: int, stop: int) -> Floats:
-        return self.base.tile(start, stop) + self.up.tile(start, stop) @ self.down.dequantize()
+        return self._sum(self.base.tile(start, stop), self.up.tile(start, stop))
 
     def rows(self, indices: Integers) -> Floats:
-        return self.base.rows(indices) + self.up.rows(indices) @ self.down.dequantize()
+        return self._sum(self.base.rows(indices), self.up.rows(indices))
+
+    def _sum(self, base: Floats, up: Floats) -> Floats:
+        """Rows of the base and of U as rows of the whole; in fp64, so that their bits do not depend on their number."""
+        product = up.astype(np.float64) @ self.down.dequantize().astype(np.float64)
+        product += base
+        return product.astype(np.float32)
 
     def oracle(self, x: Floats) -> Floats:
         """The native kernels' numerics in NumPy: fp32 [m, in] → fp32 [m, out], without the bias."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,13 @@ class PairedLinear(PackedLinear):
         packed = packing.pack_pairs(packing.pad_to(words, rows, columns))
         stored = packed.view(np.uint8).reshape(rows // 16, columns // 2, 16 * 2 * WORD)
         return cls(out_features, in_features, 0, stored), cls(out_features, in_features, 1, stored)
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[PairedLinear]:
+        random, shape = np.random.default_rng(seed), (out_features, in_features)
+        signs = random.random((2, *shape)) < 0.5
+        has = random.random((2, *shape)) < 0.75
+        yield from cls.pair(np.abs(random.standard_normal(shape, np.float32)), (signs[0], signs[1]), (has[0], has[1]))
 
     @property
     def has_kernel(self) -> bool:

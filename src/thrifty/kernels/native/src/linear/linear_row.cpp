@@ -173,11 +173,13 @@ void linear_row(const Linear& w, int row, float* out) {
   kReaders[(int)w.layout](w, (size_t)row / kLanes, row % kLanes, out);
   if (!w.low) return;
   std::vector<float> factors((size_t)w.low->up.in), line((size_t)w.in);
+  std::vector<double> sums(out, out + w.in);
   linear_row(w.low->up, row, factors.data());
   for (int k = 0; k < w.low->up.in; k++) {
     linear_row(w.low->down, k, line.data());
-    for (int c = 0; c < w.in; c++) out[c] += factors[(size_t)k] * line[(size_t)c];
+    for (int c = 0; c < w.in; c++) sums[(size_t)c] += (double)factors[(size_t)k] * (double)line[(size_t)c];
   }
+  for (int c = 0; c < w.in; c++) out[c] = (float)sums[(size_t)c];
 }
 
 }  // namespace thrifty
