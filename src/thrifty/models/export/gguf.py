@@ -111,6 +111,10 @@ def _metadata(model: Model, architecture: str) -> dict[str, Value]:
         "vocab_size": config.vocabulary_size,
     }
     name = model.path.stem if model.path is not None else architecture
-    general: dict[str, Value] = {"general.architecture": architecture, "general.name": name}
+    general: dict[str, Value] = {
+        "general.architecture": architecture,
+        "general.name": name,
+        "general.quantization_version": 2,
+    }
     tokenizer = tokenizer_fields(model.require_tokenizer(), config.vocabulary_size)
     return general | {f"{architecture}.{field}": value for field, value in fields.items()} | tokenizer
