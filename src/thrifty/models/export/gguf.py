@@ -30,7 +30,7 @@ def export_gguf(model: Model, target: Path) -> None:
     Raises CheckpointError (ConfigError for the config) naming the tensor or field that GGUF has no words for, with what
     to do instead; OSError.
     """
-    architecture = _architecture(model.config)
+    architecture, target = _architecture(model.config), target.resolve()
     tensors = [_tensor(model, architecture, name, value) for name, value in _parts(model)]
     metadata = _metadata(model, architecture)
     partial = target.with_name(f".{target.name}.partial")
