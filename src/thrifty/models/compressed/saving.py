@@ -110,8 +110,8 @@ def _metadata(model: Model, places: Mapping[str, str]) -> dict[str, str]:
                 "arrays": keys,
                 "same": {key: other for key in keys if (other := places.get(own := f"{name}/{key}", own)) != own},
                 "origin": "F32" if report is None else report.origin,
-                "error": 0.0 if report is None else report.error,
-                "largest_error": 0.0 if report is None else report.largest_error,
+                "error": 0.0 if report is None else float(report.error),
+                "largest_error": 0.0 if report is None else float(report.largest_error),
             }
         )
     return {"format": "thrifty", "weights": index_text(entries)}
