@@ -31,7 +31,8 @@ def write_safetensors(
     """A new file with the arrays that `shapes` announces, in that order; it is on the disk when this returns.
 
     arrays: their names and values, asked for one at a time; what is mapped from a file leaves the process. Between two
-    of them lie arrays called "padding.N" where the next would not begin at a multiple of `alignment` bytes. Returns the SHA-256 of the file. Raises OSError.
+    of them lie arrays called "padding.N" where the next would not begin at a multiple of `alignment` bytes. Returns the
+    SHA-256 of the file. Raises OSError.
     """
     header = _header(shapes, metadata, alignment)
     digest, wanted = hashlib.sha256(header), iter(shapes.items())
