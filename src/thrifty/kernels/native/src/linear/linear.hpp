@@ -16,6 +16,8 @@ const char* name_of(Layout layout);
 Layout layout_of(const std::string& name);  // throws std::invalid_argument
 
 void check_linear(Layout layout, int out, int in, int group);  // throws std::invalid_argument
+// Of bit planes: whether the kernels take activations of so many bits.
+void check_planes(Layout layout, int in, int group, int activation_bits);  // throws std::invalid_argument
 Linear make_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out,
                    int in, int group);  // throws std::invalid_argument
 
@@ -80,9 +82,12 @@ struct TileTasks {
         tiles(tiles),
         workers(workers),
         tile_step(kTiles) {
+    // Of bit planes each task makes planes of its rows again, so there are as few as workers.
+    const bool planes = traits(linear.layout).family == Family::planes;
+    if (rows > kFew && planes) tile_step = std::max(kTiles, (tiles + workers - 1) / workers);
     if (rows > kFew) return;
-    const int pieces = kShare * workers;
-    tile_step = std::clamp((tiles + pieces - 1) / pieces, 1, kMost);
+    const int pieces = planes ? workers : kShare * workers;
+    tile_step = std::clamp((tiles + pieces - 1) / pieces, 1, planes ? tiles : kMost);
     tile_step += tile_step % 2;
   }
   // Calls work(row0, row1, tile0, tile1) for the tasks that this worker claims.
