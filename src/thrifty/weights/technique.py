@@ -33,12 +33,14 @@ class Preparation:
     """What a technique is given beside the model.
 
     calibration: what linears read, None where the technique needs none. before: called before every part; what it
-    raises ends the work. errors: whether the report tells how far each part is from what it was.
+    raises ends the work. errors: whether the report tells how far each part is from what it was. text: the ids behind
+    `calibration`.
     """
 
     calibration: Calibration | None = None
     before: Callable[[], None] = lambda: None
     errors: bool = True
+    text: CalibrationSet | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +174,8 @@ def prepare(
             # Anew for each: one before may have changed what the first layer sees.
             shown = seen(model, calibration, f"technique '{technique.name}'")
             label = f"[{calibration.label}]"
-        technique.apply(model, Preparation(shown, before or nothing, errors))
+        text = calibration if technique.needs_calibration else None
+        technique.apply(model, Preparation(shown, before or nothing, errors, text))
         model.version = technique.version(model.version) + label
     return model
 

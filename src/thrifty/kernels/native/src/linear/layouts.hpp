@@ -4,6 +4,7 @@
 #include "linear/layouts/dense.hpp"
 #include "linear/layouts/groups.hpp"
 #include "linear/layouts/iq4_xs.hpp"
+#include "linear/layouts/lookups.hpp"
 #include "linear/layouts/q2_k.hpp"
 #include "linear/layouts/q3_k.hpp"
 #include "linear/layouts/q45_k.hpp"
@@ -13,7 +14,8 @@
 // clang-format off
 #define THRIFTY_LAYOUTS(DO) \
   DO(int4) DO(int5) DO(int8) DO(iq4_nl) DO(bf16) DO(f16) DO(f32) \
-  DO(q2_k) DO(q3_k) DO(q4_k) DO(q5_k) DO(q6_k) DO(iq4_xs) DO(table4) DO(table8)
+  DO(q2_k) DO(q3_k) DO(q4_k) DO(q5_k) DO(q6_k) DO(iq4_xs) DO(table4) DO(table8) \
+  DO(row_table3) DO(row_table4) DO(vectors4) DO(vectors8)
 // clang-format on
 
 namespace thrifty {

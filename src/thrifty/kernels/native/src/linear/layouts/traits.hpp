@@ -6,8 +6,8 @@ namespace thrifty {
 
 // The kernels that multiply a layout. groups: codes with one scale a row and group of columns. superblocks: codes with
 // scales of two levels. table: codes into the linear's own table of fp32. pairs: two bf16 columns a word. plain: rows
-// of numbers.
-enum class Family : int { groups, superblocks, table, pairs, plain };
+// of numbers. row_tables: codes into a table of each row. vectors: codes of vectors of neighbouring rows.
+enum class Family : int { groups, superblocks, table, pairs, plain, row_tables, vectors };
 
 // A row of activations as the products of a layout read it: int8 blocks, pairs of bf16, or plain fp32.
 enum class Reads : int { codes, pairs, plain };
@@ -46,11 +46,11 @@ struct LayoutTraits {
   bool direct = false;                // unpacked in an instruction or two: cheaper each time than once for all rows
   SubScales subs{};
   int number = 0;  // bytes of a plain number
+  int length = 0;  // rows of a vector
 
   THRIFTY_SHARED constexpr Reads reads() const {
-    return family == Family::pairs                              ? Reads::pairs
-           : family == Family::plain || family == Family::table ? Reads::plain
-                                                                : Reads::codes;
+    const bool floats = family == Family::plain || family == Family::table || family == Family::vectors;
+    return family == Family::pairs ? Reads::pairs : floats ? Reads::plain : Reads::codes;
   }
   THRIFTY_SHARED constexpr Codes codes_with(bool minimum) const {
     Codes own = codes;
