@@ -14,8 +14,8 @@ from thrifty.claims.harness.statistics import advantage
 from thrifty.claims.harness.weights import PREFIX, WeightScores
 
 OURS = {"technique": "vptq"}
-EVEN = {"technique": "gptq", "bits": 2, "group": 64}
-NEAREST = {"technique": "rtn", "bits": 2, "group": 64}
+EVEN = {"technique": "gptq", "bits": 2, "group": 128}
+NEAREST = {"technique": "rtn", "bits": 2, "group": 128}
 RISE = math.log(6.13 / 5.12)  # of a token's loss, in nats
 HEADLINE = "loss of a token below the unrounded weights'"
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.unit.weights.conftest import CONFIGS, build
 
 from thrifty import registry
 from thrifty.arrays import Floats
 from thrifty.errors import KernelError, RecipeError, ThriftyWarning
 from thrifty.formats.linear import DenseLinear, VectorLinear
-from thrifty.models.model import Model
 from thrifty.weights.calibration import Activations, CalibrationSet
 from thrifty.weights.hessian import hessian, inverse_factor
 from thrifty.weights.sizes import Predictor
@@ -102,20 +102,24 @@ def test_each_part_of_the_method_lowers_the_error_of_outputs() -> None:
     assert one < error_of(blind, weight, inputs)
 
 
-def test_a_model_is_stored_and_its_bytes_predicted(model: Model) -> None:
-    technique = vptq(v=4, k=16, k_residual=16, outliers=0.1)
+@pytest.mark.parametrize("name", ["untied-biased", "experts"])
+def test_a_model_is_stored_and_its_bytes_predicted(name: str) -> None:
+    model = build(CONFIGS[name])
+    technique = vptq(v=4, k=16, k_residual=16, outliers=0.1, layers=[1], skip=["*.gate*", "*.down*"])
     small = prepare(model, [technique], calibration=TEXT)
     predicted = Predictor([technique])
+    stored_linears = 0
     for name, linear in small.linears.items():
         before = model.linears[name]
-        sizes = name, linear.out_features, linear.in_features
-        stored = predicted.stored(*sizes, bias=before.bias is not None)
-        if LinearInfo(name, linear).role in ("embedding", "head", "router", "shared_gate"):
-            assert linear is before and stored is None
+        stored = predicted.stored(name, linear.out_features, linear.in_features, bias=before.bias is not None)
+        if linear is before:
+            assert name.endswith(("router", "shared_gate")) or "gate" in name or "down" in name or "layers.1" not in name
             continue
+        stored_linears += 1
         assert isinstance(linear, VectorLinear) and linear.label == "vq4-4+4"
         assert stored == (linear.nbytes, linear.label)
         assert before.bias is None or np.array_equal(linear.bias, before.bias)
+    assert stored_linears >= 5
 
 
 def test_a_constant_column_and_rows_that_are_no_whole_vector() -> None:
