@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,14 @@ class RowTableLinear(PackedLinear):
         table = packing.pad_to(tables, rows, 1 << bits).reshape(rows // 16, 16, 1 << bits)
         scale = packing.pad_to(to_float16(scales.astype(np.float32), "row scale")[:, None], rows, 1)
         return cls(out_features, in_features, bits, stored, table, scale.reshape(rows // 16, 16), bias)
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[RowTableLinear]:
+        random = np.random.default_rng(seed)
+        scales = random.random(out_features, np.float32) / 1024
+        for bits in BITS:
+            codes = random.integers(0, 1 << bits, (out_features, in_features), np.uint8)
+            yield cls.from_codes(codes, random.integers(-127, 128, (out_features, 1 << bits), np.int8), scales, bits)
 
     @staticmethod
     def rounded_tables(values: Floats) -> tuple[Values, Halves]:

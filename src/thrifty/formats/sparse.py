@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from thrifty.arrays import Array, Flags, Floats, Integers
 from thrifty.errors import CheckpointError, KernelError
+from thrifty.formats.group import GroupLinear
 from thrifty.formats.packed import NativeArrays, PackedLinear, check_rows, check_tensor, field
+from thrifty.formats.row_table import RowTableLinear
 from thrifty.kernels.reference.affine import Halves, to_float16
 from thrifty.kernels.reference.lookups import overlay_sums
 
@@ -64,6 +66,14 @@ class SparseLinear(PackedLinear):
         starts = np.searchsorted(rows, np.arange(base.out_features + 1)).astype(np.int32)
         bias, base.bias = base.bias, None
         return cls(base, starts, columns.astype(np.uint16), values, bias)
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[SparseLinear]:
+        random = np.random.default_rng(seed)
+        exact = random.standard_normal((out_features, in_features), np.float32) / 16
+        chosen = random.random(exact.shape) < 0.005
+        yield cls.over(GroupLinear.quantize(exact, 4, 32), exact, chosen)
+        yield cls.over(next(RowTableLinear.examples(out_features, in_features)), exact, chosen)
 
     @property
     def has_kernel(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,17 @@ class VectorLinear(PackedLinear):
         stored = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
         columns = codes.shape[1]
         return cls(out_features, columns, length, bits, rest_bits, stored, main, rest, scales, offsets, books, bias)
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[VectorLinear]:
+        random = np.random.default_rng(seed)
+        scales, offsets = ((random.random(in_features) / 16).astype(np.float16) for _ in range(2))
+        for length, bits, rest_bits in ((4, 8, 0), (8, 8, 8), (8, 12, 4)):
+            vectors = -(-out_features // length)
+            codes = random.integers(0, 1 << bits, (vectors, in_features))
+            rest_codes = random.integers(0, 1 << rest_bits, (vectors, in_features)) if rest_bits else None
+            main, rest = (random.standard_normal((1, 1 << own, length)).astype(np.float16) for own in (bits, rest_bits))
+            yield cls.from_codes(out_features, codes, rest_codes, main, rest if rest_bits else None, scales, offsets)
 
     @property
     def has_kernel(self) -> bool:

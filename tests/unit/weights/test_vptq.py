@@ -113,7 +113,9 @@ def test_a_model_is_stored_and_its_bytes_predicted(name: str) -> None:
         before = model.linears[name]
         stored = predicted.stored(name, linear.out_features, linear.in_features, bias=before.bias is not None)
         if linear is before:
-            assert name.endswith(("router", "shared_gate")) or "gate" in name or "down" in name or "layers.1" not in name
+            assert (
+                name.endswith(("router", "shared_gate")) or "gate" in name or "down" in name or "layers.1" not in name
+            )
             continue
         stored_linears += 1
         assert isinstance(linear, VectorLinear) and linear.label == "vq4-4+4"

@@ -22,6 +22,11 @@ struct ActivationBlock {
 };
 static_assert(sizeof(ActivationBlock) == 48);
 
+// -offset * sum(q) from minus8; offset: 0 or a power of two.
+THRIFTY_SHARED constexpr int less_offset(int offset, int minus8) {
+  return offset < 8 ? (minus8 >> 3) * offset : minus8 * (offset / 8);
+}
+
 struct Linear {
   Layout layout = Layout::int4;
   const uint8_t* codes = nullptr;      // two levels: records
@@ -33,6 +38,7 @@ struct Linear {
   const int8_t* row_tables = nullptr;  // of row tables: 2^bits values a row
   Vectors vectors{};                   // of vectors
   Overlay overlay{};
+  int activation_bits = 0;      // of bit planes: what rows of activations are rounded to
   const float* bias = nullptr;  // absent: null
   int out = 0, in = 0, group = 0;
   THRIFTY_SHARED bool has_minimum() const { return minimums || zeros; }
@@ -188,5 +194,6 @@ struct Kernels {
 const Kernels* kernels_portable();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
+bool has_vector_popcount();  // bits of words counted by one AVX-512 instruction
 
 }  // namespace thrifty

@@ -52,6 +52,18 @@ void make_table(BoundLinear* to, Layout layout, nb::object table, nb::object cod
   new (to) BoundLinear{linear, codes, scales, nb::none(), nb::none(), table, bias};
 }
 
+// Bit planes, which read plain rows of activations.
+void make_planes(BoundLinear* to, Layout layout, nb::object codes, nb::object scales, nb::object bias, int out, int in,
+                 int group, int activation_bits) {
+  check_planes(layout, in, group, activation_bits);
+  const int64_t tiles = (out + kLanes - 1) / kLanes, groups = ((int64_t)in + group - 1) / group;
+  const uintptr_t shift = (uintptr_t)array_or_none<const float>(bias, "bias", {out}).data;
+  Linear linear = make_linear(layout, codes_of(codes, layout, out, in), 0, 0, shift, out, in, group);
+  linear.scales = (const uint16_t*)array<const Half>(scales, "scales", {tiles, groups, kLanes}).data;
+  linear.activation_bits = activation_bits;
+  new (to) BoundLinear{linear, codes, scales, nb::none(), nb::none(), nb::none(), bias};
+}
+
 // Codes into tables of rows.
 void make_row_tables(BoundLinear* to, Layout layout, nb::object tables, nb::object codes, nb::object scales,
                      nb::object bias, int out, int in) {
@@ -122,13 +134,14 @@ void put_overlay(BoundLinear& to, nb::object overlay) {
 }
 
 void make_stored(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums,
-                 nb::object zeros, nb::object table, nb::object bias, int out, int in, int group) {
+                 nb::object zeros, nb::object table, nb::object bias, int out, int in, int group, int activation_bits) {
   const Layout layout = layout_of(name);
   check_linear(layout, out, in, group);
   const Family family = traits(layout).family;
   const bool coded = reads(layout) == Reads::codes, table_coded = family == Family::table,
              vectors = family == Family::vectors, row_tables = family == Family::row_tables;
-  only_where(coded || table_coded || vectors, layout, "scales", scales);
+  const bool planes = family == Family::planes;
+  only_where(coded || table_coded || vectors || planes, layout, "scales", scales);
   only_where((coded && !row_tables) || vectors, layout, "minimums",
              minimums);  // make_linear knows which of these have some
   only_where(traits(layout).zeros, layout, "zero points", zeros);
@@ -136,6 +149,9 @@ void make_stored(BoundLinear* to, const std::string& name, nb::object codes, nb:
   if (table_coded) return make_table(to, layout, table, codes, scales, bias, out, in, group);
   if (row_tables) return make_row_tables(to, layout, table, codes, scales, bias, out, in);
   if (vectors) return make_vectors(to, layout, table, codes, scales, minimums, bias, out, in);
+  if (planes) return make_planes(to, layout, codes, scales, bias, out, in, group, activation_bits);
+  if (activation_bits)
+    throw std::invalid_argument(std::string("a linear of layout ") + name_of(layout) + " has no activation_bits");
   uintptr_t scale = 0, minimum = 0;
   const uint8_t* zero = nullptr;
   if (coded) {
@@ -154,8 +170,9 @@ void make_stored(BoundLinear* to, const std::string& name, nb::object codes, nb:
 }
 
 void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums,
-          nb::object zeros, nb::object table, nb::object overlay, nb::object bias, int out, int in, int group) {
-  make_stored(to, name, codes, scales, minimums, zeros, table, bias, out, in, group);
+          nb::object zeros, nb::object table, nb::object overlay, nb::object bias, int out, int in, int group,
+          int activation_bits) {
+  make_stored(to, name, codes, scales, minimums, zeros, table, bias, out, in, group, activation_bits);
   try {
     put_overlay(*to, overlay);
   } catch (...) {
@@ -227,7 +244,8 @@ void run_linear_rows(const BoundLinear& weight, nb::handle rows, nb::handle out)
 void bind_linear(nb::module_& m) {
   nb::class_<BoundLinear>(
       m, "Linear",
-      "A stored linear layer; keeps its arrays. layout: int4, int5, int8, iq4_nl (codes uint8 "
+      "A stored linear layer; keeps its arrays. layout: int2, int3, int4, int5, int8, iq4_nl, ternary, binary (codes "
+      "uint8 "
       "[tiles, blocks, bytes]; scales and minimums float16 [tiles, groups, 16]), "
       "q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs (codes: records uint8 [tiles, superblocks, bytes]; "
       "scales, minimums float16 [tiles, superblocks, 16]), "
@@ -236,11 +254,13 @@ void bind_linear(nb::module_& m) {
       "(codes into a table uint8, int8 in truth, [tiles, 16, 8 or 16]; scales float16 [tiles, "
       "16]), vectors4 or vectors8 (codes of vectors; table: main and rest float16 [books, entries, "
       "length] and books uint8 [in]; scales and minimums float16 [in]). "
-      "int4 and int8 may have zeros uint8 [tiles, groups, 16] in place of minimums. overlay: starts "
+      "planes1 to planes8 (codes: a plane of 64 bytes a bit; scales float16) multiply activations rounded to "
+      "activation_bits, 1 to 8. int2, int3, int4 and int8 may have zeros uint8 [tiles, groups, 16] in place of "
+      "minimums. overlay: starts "
       "int32 [out + 1], columns uint16 and values float16 of single weights on top, or None.")
       .def("__init__", &make, nb::kw_only(), "layout"_a, "codes"_a, "scales"_a = nb::none(), "minimums"_a = nb::none(),
            "zeros"_a = nb::none(), "table"_a = nb::none(), "overlay"_a = nb::none(), "bias"_a = nb::none(),
-           "out_features"_a, "in_features"_a, "group"_a = 0)
+           "out_features"_a, "in_features"_a, "group"_a = 0, "activation_bits"_a = 0)
       .def_prop_ro("layout", [](const BoundLinear& b) { return std::string(name_of(b.linear.layout)); })
       .def_prop_ro("out_features", [](const BoundLinear& b) { return b.linear.out; })
       .def_prop_ro("in_features", [](const BoundLinear& b) { return b.linear.in; });

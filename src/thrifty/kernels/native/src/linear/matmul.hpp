@@ -32,6 +32,7 @@ THRIFTY_INLINE void write_tile(const Linear& w, int tile, V* acc, float* y, size
 
 #include "linear/matmul_overlay.hpp"
 #include "linear/matmul_row_tables.hpp"
+#include "linear/matmul_planes.hpp"
 #include "linear/matmul_table.hpp"
 #include "linear/matmul_vectors.hpp"
 
@@ -152,6 +153,7 @@ template <Layout L> static constexpr RunTiles kernel_of(bool minimum) {
   else if constexpr (T.family == Family::table) return table_tiles<T.codes.bits()>;
   else if constexpr (T.family == Family::row_tables) return row_table_tiles<T.codes>;
   else if constexpr (T.family == Family::vectors) return vector_tiles<T.length>;
+  else if constexpr (T.family == Family::planes) return plane_tiles;
   else if constexpr (T.minimums == Minimums::may) return minimum ? run_tiles<L, true> : run_tiles<L, false>;
   else return run_tiles<L, false>;
 }
