@@ -35,8 +35,8 @@ class SqueezellmClaim(Claim):
         score = WeightScores(context)
         setting = (
             f"off-grid view, 3 bits, {OURS['technique']} with 0.5 % of single weights, gptq in groups of 128, both "
-            f"calibrated on 4096 tokens of the package's own text; {SCORED} tokens of prose after {PREFIX}; the paper's "
-            "GPTQ has one grid a row, which loses more"
+            f"calibrated on 4096 tokens of the package's own text; {SCORED} tokens of prose after {PREFIX}; in the "
+            "paper GPTQ has one grid a row, which loses more"
         )
         full = score()
         if weak := unpredicted(full.losses):

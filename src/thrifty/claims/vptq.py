@@ -39,20 +39,21 @@ class VptqClaim(Claim):
         if weak := unpredicted(full.losses):
             return Measurement.untestable(HEADLINE, weak, setting)
         ours, even, nearest = score(OURS), score(EVEN), score(NEAREST)
-        single, apart = score(OURS | {"k_residual": 0}), score(OURS | {"outliers": 0.01})
-        bits = {"vptq": ours.bits, "with outliers apart": apart.bits, "one table": single.bits, "gptq": even.bits}
+        twice, apart = score(OURS | {"v": 8, "k_residual": 256}), score(OURS | {"outliers": 0.01})
+        coarse = score(OURS | {"k": 16})
+        bits = {"vptq": ours.bits, "outliers apart": apart.bits, "two tables": twice.bits, "gptq": even.bits}
         return Measurement(
             headline=ahead(HEADLINE, ours.losses, full.losses, Bar(-RISE), "-0.180 nats"),
             parts=(
                 ahead("loss below GPTQ's at 2 bits", ours.losses, even.losses),
                 ahead("loss below round-to-nearest's at 2 bits", ours.losses, nearest.losses),
-                ahead("with the rest's table below one table alone", ours.losses, single.losses),
+                ahead("vectors of 8 with a second table below those of 4", twice.losses, ours.losses, None),
                 ahead("with outlier columns apart below without", apart.losses, ours.losses, None),
             ),
             gates=(exactly("bytes of GPTQ's", ours.nbytes / even.nbytes, Bar(1.0, at_least=False)),),
             controls=(
                 Control("round-to-nearest at 2 bits", "lose", advantage(nearest.losses, full.losses)),
-                Control("one table alone, half the bits", "shown", advantage(single.losses, full.losses)),
+                Control("tables of 16, half the bits", "lose", advantage(coarse.losses, ours.losses)),
             ),
             counts={"scored tokens": len(ours.losses), "passages": ours.losses.contexts},
             setting=setting,

@@ -53,7 +53,9 @@ class _Sensitivities:
         finite.
         """
         while linear.name not in self.held:
-            self._run(self.batches.pop(0))
+            batch = self.batches.pop(0)
+            if linear.name in batch:  # else its results were made before an interruption
+                self._run(batch)
         sensitivity = self.held.pop(linear.name)
         if not np.isfinite(sensitivity).all():
             raise RecipeError(

@@ -60,9 +60,9 @@ class Vptq(WeightTechnique):
     needs_calibration: ClassVar[bool] = True
     bytes_need_calibration: ClassVar[bool] = False
 
-    v: Literal[4, 8] = 8
+    v: Literal[4, 8] = 4
     k: Count = 256
-    k_residual: Literal[0, 16, 256, 4096, 65536] = 256
+    k_residual: Literal[0, 16, 256, 4096, 65536] = 0
     outliers: Annotated[float, Field(ge=0, le=0.1)] = 0.0
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
 
