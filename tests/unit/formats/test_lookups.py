@@ -241,6 +241,35 @@ def test_what_does_not_fit_is_named() -> None:
         PackedLinear.from_state(vector.meta(), vector.state() | {"books": np.full(32, 2, np.uint8)})
 
 
+def test_native_code_names_what_does_not_fit() -> None:
+    if dispatch.native() is None:
+        pytest.skip("the native kernels are not built")
+    table, (vector, _), (sparse, _) = (
+        row_table((16, 32), 3)[0],
+        vectors((16, 32), 4, 8, 0, 2),
+        on_top((37, 100), "int4"),
+    )
+
+    def refused(linear: PackedLinear, message: str, **changes: object) -> None:
+        stored = linear.native()
+        assert stored is not None
+        sizes = {"out_features": linear.out_features, "in_features": linear.in_features}
+        with pytest.raises(ValueError, match=message):
+            dispatch.require().Linear(layout=stored[0], **{**stored[1], **changes}, **sizes)
+
+    refused(table, "table", table=table.tables.view(np.uint8)[:, :, :4].copy())
+    refused(table, "has no minimums", minimums=table.scales)
+    refused(vector, "a table of vectors has 16, 256", table=(vector.main[:, :100].copy(), None, None))
+    refused(vector, "column 0 has book 2 of 2", table=(vector.main, None, np.full(32, 2, np.uint8)))
+    refused(vector, "a tuple of main, rest and books", table=vector.main)
+    starts, columns, values = sparse.starts, sparse.columns, sparse.values
+    refused(sparse, "do not end at its last value", overlay=(starts, columns[1:].copy(), values[1:].copy()))
+    refused(sparse, "is outside 0..99", overlay=(starts, np.full_like(columns, 100), values))
+    broken = starts.copy()
+    broken[1] = broken[-1] + 1
+    refused(sparse, "do not follow each other", overlay=(broken, columns, values))
+
+
 def test_single_weights_that_do_not_fit_are_named() -> None:
     linear, _ = on_top((37, 100), "int4")
     meta, state = linear.meta(), linear.state()
