@@ -70,7 +70,7 @@ class SparseLinear(PackedLinear):
     @classmethod
     def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[SparseLinear]:
         random = np.random.default_rng(seed)
-        exact = random.standard_normal((out_features, in_features), np.float32) / 16
+        exact = random.standard_normal((out_features, in_features), np.float32) * np.float32(0.0625)
         chosen = random.random(exact.shape) < 0.005
         yield cls.over(GroupLinear.quantize(exact, 4, 32), exact, chosen)
         yield cls.over(next(RowTableLinear.examples(out_features, in_features)), exact, chosen)
@@ -115,7 +115,8 @@ class SparseLinear(PackedLinear):
         """The native kernels' exact numerics in NumPy: fp32 [m, in] → fp32 [m, out], without the bias."""
         product: Floats = self.base.oracle(x)  # type: ignore[attr-defined]  # of every format with a kernel
         seen = self.base.read(x)
-        return product + overlay_sums(seen, self.starts, self.columns, self.values.astype(np.float32))
+        product += overlay_sums(seen, self.starts, self.columns, self.values.astype(np.float32))
+        return product
 
     def meta(self) -> dict[str, Any]:
         sizes = {"out_features": self.out_features, "in_features": self.in_features}
@@ -135,5 +136,10 @@ class SparseLinear(PackedLinear):
         sizes = field(meta, "out_features"), field(meta, "in_features")
         if sizes != (base.out_features, base.in_features):
             raise KernelError(f"the base is {base.out_features}x{base.in_features}, expected {sizes[0]}x{sizes[1]}")
-        arrays = (tensors.get(name) for name in ("starts", "columns", "values"))
-        return cls(base, *arrays, tensors.get("bias"))  # type: ignore[arg-type]  # checked by name in __init__
+        return cls(
+            base,
+            tensors.get("starts"),  # type: ignore[arg-type]  # checked by name in __init__
+            tensors.get("columns"),  # type: ignore[arg-type]
+            tensors.get("values"),  # type: ignore[arg-type]
+            tensors.get("bias"),
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from thrifty.arrays import Bytes, Floats, Integers
+from thrifty.arrays import Array, Bytes, Floats, Integers
 from thrifty.kernels.reference.activations import quantise_activations
 from thrifty.kernels.reference.matmul import plain_matmul
 from thrifty.kernels.reference.packing import TILE_COLUMNS, TILE_ROWS, pad_to, padded
@@ -82,7 +82,7 @@ def rounded_activations(activations: Floats) -> Floats:
     return exact.reshape(len(activations), -1)[:, : activations.shape[1]]
 
 
-def overlay_sums(activations: Floats, starts: Integers, columns: Integers, values: Floats) -> Floats:
+def overlay_sums(activations: Floats, starts: Array, columns: Array, values: Floats) -> Floats:
     """What single weights on top add to outputs: fp32 [m, in] → fp32 [m, out], each row's products in order.
 
     starts: int [out + 1]; row r has the places starts[r] to starts[r + 1] of columns and values.
