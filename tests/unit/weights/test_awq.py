@@ -19,6 +19,7 @@ from thrifty.reference.loading import build
 from thrifty.weights.calibration import Activations, CalibrationSet
 from thrifty.weights.grid import Grid
 from thrifty.weights.groups import groups
+from thrifty.weights.results import Result, Results
 from thrifty.weights.structure import LinearInfo
 from thrifty.weights.technique import prepare
 from thrifty.weights.techniques.awq import CutRounding, cut, factors_of, search
@@ -160,3 +161,31 @@ def test_an_expert_without_tokens_is_told_and_a_broken_layer_refused(plain: Mode
     plain.replace("layers.0.mlp.up", DenseLinear.from_weight(weight))
     with pytest.raises((KernelError, RecipeError), match=r"layers\.0\.mlp\.(up|down)' .*NaN or infinite value"):
         prepare(plain, [awq()], calibration=TEXT)
+
+
+class Kept(Results):
+    """Results of an earlier run, in memory. made: by unit."""
+
+    def __init__(self, made: dict[str, list[Result]]) -> None:
+        self.earlier, self.new = made, dict[str, list[Result]]()
+
+    def of(self, unit: str) -> list[Result] | None:
+        return self.earlier.get(unit)
+
+    def keep(self, unit: str, result: Result) -> Result:
+        self.new.setdefault(unit, []).append(result)
+        return result
+
+
+def test_a_layer_that_was_made_before_is_not_made_again() -> None:
+    model = salient(build_model(PLAIN))
+    first = Kept({})
+    whole = prepare(model, [awq()], calibration=TEXT, results=first)
+    assert list(first.new) == ["layers.0", "layers.1"]
+    second = Kept({"layers.0": first.new["layers.0"]})
+    again = prepare(model, [awq()], calibration=TEXT, results=second)
+    assert list(second.new) == ["layers.1"]
+    assert again.report == whole.report and again.norms.keys() == whole.norms.keys()
+    assert all(np.array_equal(again.norms[name], norm) for name, norm in whole.norms.items())
+    for name, linear in whole.linears.items():
+        assert all(np.array_equal(again.linears[name].state()[key], own) for key, own in linear.state().items()), name
