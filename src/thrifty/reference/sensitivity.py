@@ -31,7 +31,7 @@ def squared_gradients(model: Model, sequences: Integers, names: Sequence[str]) -
     handles = [decoder.get_submodule(name).register_forward_hook(partial(_watch, sums[name])) for name in names]
     try:
         for sequence in tensor_of(np.ascontiguousarray(sequences)):
-            _loss(decoder, sequence).backward()  # type: ignore[no-untyped-call]
+            _loss(decoder, sequence).backward()
     finally:
         for handle in handles:
             handle.remove()
