@@ -187,7 +187,7 @@ def stored_as(kind: str, weight: Floats, bias: Array | None) -> PackedLinear:
     if kind == "sparse":
         linear = SparseLinear.over(linear, weight, np.abs(weight) > np.quantile(np.abs(weight), 0.97))
     if kind == "vectors":
-        linear = vectors(weight.shape, 8, 8, 4, 2)[0]
+        linear = list(VectorLinear.examples(*weight.shape))[1]
     if bias is not None:
         linear.set_bias(bias)
     return linear
