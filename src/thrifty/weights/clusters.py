@@ -8,7 +8,8 @@ import numpy.typing as npt
 from thrifty.arrays import Floats, Integers
 
 Doubles = npt.NDArray[np.float64]
-SAMPLE = 1 << 17  # vectors that centroids are trained on, at most
+SAMPLES = (1 << 13, 1 << 15, 1 << 17)  # vectors that centroids settle on, one number after the other
+PER_CENTROID = 16  # vectors at least
 SLICE = 1 << 17  # distances computed at once: they stay in the second-level cache
 
 
@@ -95,20 +96,25 @@ def vector_centroids(
 ) -> Floats:
     """argmin over c of Σᵢ mᵢ·min_k ‖vᵢ − c_k‖², fp32 [count, length], by Lloyd's algorithm from vectors at random.
 
-    vectors: fp32 [n, length]; mass: fp32 [n], ≥ 0. At most `SAMPLE` vectors are looked at, drawn at random. It ends
-    where the sum falls by less than `tolerance` of itself. Of fewer vectors than centroids each is its own, and the
-    rest are 0.
+    vectors: fp32 [n, length]; mass: fp32 [n], ≥ 0. Centroids settle on few of the vectors first, drawn at random, then
+    on more (`SAMPLES`): so most steps are short. On each they settle when the sum falls by less than `tolerance` of
+    itself. Of fewer vectors than centroids each is its own, and the rest are 0.
     """
-    random = np.random.default_rng(seed)
-    if len(vectors) > SAMPLE:
-        drawn = random.choice(len(vectors), SAMPLE, replace=False)
-        vectors, mass = vectors[drawn], mass[drawn]
     centroids = np.zeros((count, vectors.shape[1]), np.float32)
     if len(vectors) <= count:
         centroids[: len(vectors)] = vectors
         return centroids
-    centroids[:] = vectors[random.choice(len(vectors), count, replace=False)]
-    weights = mass.astype(np.float64) if mass.any() else np.ones(len(mass))
+    drawn = np.random.default_rng(seed).permutation(len(vectors))[: SAMPLES[-1]]
+    vectors, weights = vectors[drawn], (mass if mass.any() else np.ones_like(mass))[drawn].astype(np.float64)
+    centroids[:] = vectors[:count]
+    for size in SAMPLES:
+        part = slice(max(size, PER_CENTROID * count))
+        _settle(centroids, vectors[part], weights[part], iterations, tolerance)
+    return centroids
+
+
+def _settle(centroids: Floats, vectors: Floats, weights: Doubles, iterations: int, tolerance: float) -> None:
+    """Lloyd's steps on these vectors, in place; a centroid that no mass chose stays."""
     before = np.inf
     for _ in range(iterations):
         codes = nearest(vectors, centroids)
@@ -116,12 +122,11 @@ def vector_centroids(
         if before - error <= tolerance * error:
             break
         before = error
-        total = np.bincount(codes, weights, count)
+        total = np.bincount(codes, weights, len(centroids))
         there = total > 0
         for axis in range(vectors.shape[1]):
-            sums = np.bincount(codes, weights * vectors[:, axis], count)
+            sums = np.bincount(codes, weights * vectors[:, axis], len(centroids))
             centroids[there, axis] = sums[there] / total[there]
-    return centroids
 
 
 def nearest(vectors: Floats, centroids: Floats) -> Integers:
