@@ -107,7 +107,7 @@ def test_native_products_are_the_oracles(kind: str, shape: tuple[int, int], isa:
         for rows in (1, 2, 7, 12, 64, 75):
             assert np.array_equal(dispatch.matmul(linear, x[:rows]), product[:rows]), "a row depends on its neighbours"
     oracle = linear.oracle(x)  # type: ignore[attr-defined]
-    if isa in FUSED or kind.startswith("vq"):
+    if isa in FUSED:
         assert np.array_equal(product, oracle)
     np.testing.assert_allclose(product, oracle, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(product, linear.read(x).astype(np.float64) @ exact.T, rtol=1e-3, atol=1e-2)
@@ -174,7 +174,7 @@ def test_native_products_with_single_weights_are_the_oracles(base: str, isa: str
         product = dispatch.matmul(linear, x)
         for rows in (1, 2, 7, 12):
             assert np.array_equal(dispatch.matmul(linear, x[:rows]), product[:rows]), "a row depends on its neighbours"
-    if isa in FUSED or base not in ("int4", "lut3", "bf16"):
+    if isa in FUSED or base in ("f16", "table"):
         assert np.array_equal(product, linear.oracle(x))
     np.testing.assert_allclose(product, linear.base.read(x).astype(np.float64) @ exact.T, rtol=1e-3, atol=1e-2)
 

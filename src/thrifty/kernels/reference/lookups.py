@@ -6,7 +6,7 @@ import numpy as np
 
 from thrifty.arrays import Array, Bytes, Floats, Integers
 from thrifty.kernels.reference.activations import quantise_activations
-from thrifty.kernels.reference.matmul import plain_matmul
+from thrifty.kernels.reference.matmul import fused_multiply_add, plain_matmul
 from thrifty.kernels.reference.packing import TILE_COLUMNS, TILE_ROWS, pad_to, padded
 
 VECTOR_BITS = (4, 8, 12, 16)
@@ -63,15 +63,16 @@ def unpack_vector_codes(packed: Bytes, bits: int, length: int) -> Integers:
 
 
 def vector_matmul(activations: Floats, values: Floats, scales: Floats, offsets: Floats) -> Floats:
-    """activations fp32 [m, in] × (value · scale + offset) → fp32 [m, out], each product and sum rounded.
+    """activations fp32 [m, in] × (value · scale + offset) → fp32 [m, out].
 
     values: fp32 [out, in]. scales, offsets: fp32 [in], numbers of fp16. Columns are scaled first. Even columns go to
-    one sum and odd ones to another, in order; then comes the product of the row with the offsets (`plain_matmul`).
+    one sum and odd ones to another, in order, each with one rounding for product and sum; then comes the product of the
+    row with the offsets (`plain_matmul`).
     """
     scaled = activations * scales
     sums = np.zeros((2, len(activations), len(values)), np.float32)
     for column in range(values.shape[1]):
-        sums[column % 2] += scaled[:, None, column] * values[None, :, column]
+        sums[column % 2] = fused_multiply_add(scaled[:, None, column], values[None, :, column], sums[column % 2])
     return (sums[0] + sums[1]) + plain_matmul(activations, offsets[None])
 
 

@@ -5,45 +5,52 @@
 
 namespace thrifty::THRIFTY_ISA {
 
-// Activations of a linear, row by row and column by column.
-template <Reads R> struct Activation;
-template <> struct Activation<Reads::codes> {
+// Activations of a linear: `items` of a column, the first of them that of a row; number i is that of i rows further on
+// in the same panel.
+template <Reads R> struct Activations;
+template <> struct Activations<Reads::codes> {
   const ActivationBlock* x;
   size_t blocks;
-  Activation(const Linear& w, const void* from) : x((const ActivationBlock*)from), blocks((size_t)w.blocks()) {}
-  float operator()(int row, int column) const {
-    const size_t panel = (size_t)(row / kPanel) * blocks + (size_t)(column / kBlockColumns);
-    const ActivationBlock& own = x[panel * kPanel + (size_t)(row % kPanel)];
-    return own.scale * (float)own.q[column % kBlockColumns];
+  Activations(const Linear& w, const void* from) : x((const ActivationBlock*)from), blocks((size_t)w.blocks()) {}
+  const ActivationBlock* items(int row, int column) const {
+    return x + ((size_t)(row / kPanel) * blocks + (size_t)(column / kBlockColumns)) * kPanel + (size_t)(row % kPanel);
+  }
+  float value(const ActivationBlock* items, int i, int column) const {
+    return items[i].scale * (float)items[i].q[column % kBlockColumns];
   }
 };
-template <> struct Activation<Reads::pairs> {
+template <> struct Activations<Reads::pairs> {
   const uint32_t* x;
   size_t pairs;
-  Activation(const Linear& w, const void* from) : x((const uint32_t*)from), pairs(((size_t)w.in + 1) / 2) {}
-  float operator()(int row, int column) const {
-    const size_t panel = (size_t)(row / kPanel) * pairs + (size_t)(column / 2);
-    const uint32_t pair = x[panel * kPanel + (size_t)(row % kPanel)],
-                   bits = column % 2 ? pair & 0xffff0000u : pair << 16;
+  Activations(const Linear& w, const void* from) : x((const uint32_t*)from), pairs(((size_t)w.in + 1) / 2) {}
+  const uint32_t* items(int row, int column) const {
+    return x + ((size_t)(row / kPanel) * pairs + (size_t)(column / 2)) * kPanel + (size_t)(row % kPanel);
+  }
+  float value(const uint32_t* items, int i, int column) const {
+    const uint32_t bits = column % 2 ? items[i] & 0xffff0000u : items[i] << 16;
     float value;
     __builtin_memcpy(&value, &bits, 4);
     return value;
   }
 };
-template <> struct Activation<Reads::plain> {
+template <> struct Activations<Reads::plain> {
   const float* x;
   size_t in;
-  Activation(const Linear& w, const void* from) : x((const float*)from), in((size_t)w.in) {}
-  float operator()(int row, int column) const { return x[(size_t)row * in + (size_t)column]; }
+  Activations(const Linear& w, const void* from) : x((const float*)from), in((size_t)w.in) {}
+  const float* items(int row, int column) const { return x + (size_t)row * in + (size_t)column; }
+  float value(const float* items, int i, int) const { return items[(size_t)i * in]; }
 };
 
 template <Reads R, int M>
-THRIFTY_INLINE void overlay_row(const Overlay& o, int out, const Activation<R>& x, int row, float* y, size_t stride) {
+THRIFTY_INLINE void overlay_row(const Overlay& o, int out, const Activations<R>& x, int row, float* y, size_t stride) {
   float sums[M];
   for (int i = 0; i < M; i++) sums[i] = 0.0f;
   for (int32_t e = o.starts[out]; e < o.starts[out + 1]; e++) {
     const float value = half_to_float(o.values[e]);
-    for (int i = 0; i < M; i++) sums[i] += value * x(row + i, o.columns[e]);
+    const int column = o.columns[e];
+    const auto* items = x.items(row, column);
+#pragma GCC unroll 8
+    for (int i = 0; i < M; i++) sums[i] += value * x.value(items, i, column);
   }
   for (int i = 0; i < M; i++) y[(size_t)i * stride] += sums[i];
 }
@@ -52,7 +59,7 @@ template <Reads R>
 static void overlay_tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y,
                           size_t stride) {
   const Overlay& o = w.overlay;
-  const Activation<R> x(w, activations);
+  const Activations<R> x(w, activations);
   const int first = tile0 * kLanes, end = tile1 * kLanes < w.out ? tile1 * kLanes : w.out;
   for (int out = first; out < end; out++) {
     if (o.starts[out] == o.starts[out + 1]) continue;

@@ -1,7 +1,7 @@
 // Products of plain fp32 rows with weights that are looked up as vectors of neighbouring rows: w = (main[code] +
 // rest[code]) * scale + offset, with a scale and an offset a column. Columns are scaled before the product, and offsets
-// are one sum a row of activations. Products and sums are rounded one by one: the same bits on every instruction set,
-// for any number of rows.
+// are one sum a row of activations. The order is fixed (kernels/reference/lookups.py) and the same for any number of
+// rows.
 #pragma once
 
 namespace thrifty::THRIFTY_ISA {
@@ -69,7 +69,7 @@ THRIFTY_INLINE void vector_block(const Vectors& v, const uint8_t* codes, const f
       values = add(values, vector_values<LENGTH>(v.rest + (book * LENGTH << v.rest_bits), rest + c * kPerColumn));
     V* to = sums + c % 2;
 #pragma GCC unroll 8
-    for (int i = 0; i < M; i++) to[2 * i] = add(to[2 * i], mul(values, set1(scaled[i][c])));
+    for (int i = 0; i < M; i++) to[2 * i] = fma(values, set1(scaled[i][c]), to[2 * i]);
   }
 }
 
