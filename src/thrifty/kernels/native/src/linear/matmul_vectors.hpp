@@ -62,15 +62,17 @@ THRIFTY_INLINE void vector_block(const Vectors& v, const uint8_t* codes, const f
   read_codes(codes, v.bits, kCount, main);
   if (v.rest) read_codes(codes + kCount * v.bits / 8, v.rest_bits, kCount, rest);
   for (int i = 0; i < M; i++) scale_columns(x[i] + first, v.scales + first, columns, scaled[i]);
-  for (int c = 0; c < columns; c++) {
+  const auto add_column = [&](int c, V* to) __attribute__((always_inline)) {
     const size_t book = v.books ? v.books[first + c] : 0;
     V values = vector_values<LENGTH>(v.main + (book * LENGTH << v.bits), main + c * kPerColumn);
     if (v.rest)
       values = add(values, vector_values<LENGTH>(v.rest + (book * LENGTH << v.rest_bits), rest + c * kPerColumn));
-    V* to = sums + c % 2;
 #pragma GCC unroll 8
     for (int i = 0; i < M; i++) to[2 * i] = fma(values, set1(scaled[i][c]), to[2 * i]);
-  }
+  };
+  int c = 0;
+  for (; c + 2 <= columns; c += 2) add_column(c, sums), add_column(c + 1, sums + 1);
+  if (c < columns) add_column(c, sums);
 }
 
 template <int LENGTH, int M>
