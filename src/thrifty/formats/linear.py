@@ -1,6 +1,7 @@
 """The door to stored linear weights: `GroupLinear` (2, 3, 4, 5, 8 bit), `ZeroPointLinear` (2, 3, 4, 8 bit with zero
 points), `SuperblockLinear` (two levels of scales), `CodebookLinear` (codes into a table), `DenseLinear` (bf16, fp16,
-fp32), `SignLinear` (binary, ternary), `BitPlaneLinear` (1 to 8 bit, activations too), their base.
+fp32), `SignLinear` (binary, ternary), `BitPlaneLinear` (1 to 8 bit, activations too), `RowTableLinear` (codes into a
+table of each row), `VectorLinear` (codes of vectors), `SparseLinear` (single weights on top of another), their base.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from thrifty.formats.codebook import CodebookLinear
 from thrifty.formats.dense import DenseLinear
 from thrifty.formats.group import GroupLinear
 from thrifty.formats.packed import PackedLinear
+from thrifty.formats.row_table import RowTableLinear
 from thrifty.formats.signs import SignLinear
+from thrifty.formats.sparse import SparseLinear
 from thrifty.formats.superblock import SuperblockLinear
+from thrifty.formats.vector import VectorLinear
 from thrifty.formats.zero_point import ZeroPointLinear
 
 __all__ = [
@@ -20,7 +24,10 @@ __all__ = [
     "DenseLinear",
     "GroupLinear",
     "PackedLinear",
+    "RowTableLinear",
     "SignLinear",
+    "SparseLinear",
     "SuperblockLinear",
+    "VectorLinear",
     "ZeroPointLinear",
 ]
