@@ -11,11 +11,16 @@ from thrifty.arrays import BFLOAT16
 from thrifty.errors import KernelError
 from thrifty.formats import codebook, group, zero_point
 from thrifty.formats.linear import (
+    BitPlaneLinear,
     CodebookLinear,
     DenseLinear,
     GroupLinear,
     PackedLinear,
+    RowTableLinear,
+    SignLinear,
+    SparseLinear,
     SuperblockLinear,
+    VectorLinear,
     ZeroPointLinear,
 )
 from thrifty.formats.packed import formats
@@ -83,5 +88,10 @@ EXAMPLES: Mapping[str, Callable[[int, int], Iterator[PackedLinear]]] = {
     SuperblockLinear.kind: _superblocks,
     CodebookLinear.kind: _codebooks,
     DenseLinear.kind: _dense,
+    SignLinear.kind: SignLinear.examples,
+    BitPlaneLinear.kind: BitPlaneLinear.examples,
+    RowTableLinear.kind: RowTableLinear.examples,
+    VectorLinear.kind: VectorLinear.examples,
+    SparseLinear.kind: SparseLinear.examples,
 }
 """By a format's kind. A test fails for a format that has no entry."""

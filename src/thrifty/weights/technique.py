@@ -35,13 +35,14 @@ class Preparation:
 
     calibration: what linears read, None where the technique needs none. before: called before every part; what it
     raises ends the work. errors: whether the report tells how far each part is from what it was. results: what was made
-    before an interruption, and where results go.
+    before an interruption, and where results go. text: the ids behind `calibration`.
     """
 
     calibration: Calibration | None = None
     before: Callable[[], None] = lambda: None
     errors: bool = True
     results: Results = field(default_factory=Results)
+    text: CalibrationSet | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +197,8 @@ def prepare(
                 # Anew for each: one before may have changed what the first layer sees.
                 shown = seen(model, calibration, f"technique '{technique.name}'")
             results.begin(stage, model)
-            technique.apply(model, Preparation(shown, before or nothing, errors, results))
+            text = calibration if technique.needs_calibration else None
+            technique.apply(model, Preparation(shown, before or nothing, errors, results, text))
             results.finish(stage, model)
         model.version = technique.version(model.version) + label
     return model

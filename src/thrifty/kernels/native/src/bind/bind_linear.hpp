@@ -9,8 +9,8 @@ namespace thrifty {
 
 struct BoundLinear {
   Linear linear;
-  nb::object codes, scales, minimums, zeros, table, bias;  // the arrays that `linear` points into
-  std::unique_ptr<LowRank> low = nullptr;                  // what is added to it, and the two linears of that
+  nb::object codes, scales, minimums, zeros, table, bias, overlay;  // the arrays that `linear` points into
+  std::unique_ptr<LowRank> low = nullptr;                           // what is added to it, and the two linears of that
   nb::object down = nb::none(), up = nb::none();
 };
 

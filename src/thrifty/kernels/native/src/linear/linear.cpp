@@ -33,6 +33,7 @@ Layout layout_of(const std::string& name) {
 void check_linear(Layout layout, int out, int in, int group) {
   if (out < 1 || in < 1 || out > (1 << 24) || in > kMostColumns)
     refuse("linear of shape " + std::to_string(out) + " x " + std::to_string(in) + " is out of range");
+  if (traits(layout).family == Family::row_tables) return;
   if (traits(layout).family == Family::table && (group < kBlockColumns || group % kBlockColumns))
     refuse("a table's group must be a multiple of " + std::to_string(kBlockColumns) + ", not " + std::to_string(group));
   if (traits(layout).wide_groups) {
@@ -82,6 +83,7 @@ size_t tile_bytes(const Linear& w) {
   if (own.family == Family::plain) return (size_t)w.in * kLanes * (size_t)own.number;
   if (own.family == Family::pairs) return ((size_t)w.in + 1) / 2 * kLanes * sizeof(uint32_t);
   if (own.family == Family::superblocks) return (size_t)w.superblocks() * (size_t)own.record_bytes();
+  if (own.family == Family::vectors) return (size_t)w.blocks() * (size_t)vector_bytes(w.vectors, own.length);
   return (size_t)w.blocks() * (size_t)own.codes.bytes();
 }
 
