@@ -33,7 +33,7 @@ Ranks = Literal["uniform", "kurtosis", "frequency"]
 class Used(Activations):
     """use: tokens that were sent to an expert, over the mean of its layer's experts."""
 
-    use: float
+    use: float = 1.0
 
 
 @technique(
@@ -193,6 +193,6 @@ def _with_use(model: Model, shown: Callable[[LinearInfo], Activations]) -> Calla
             tokens = len(shown(LinearInfo(router, model.linears[router])).inputs)
             means[linear.layer] = max(1.0, tokens * experts.active / experts.count)
         inputs = shown(linear).inputs
-        return Used(inputs, len(inputs) / means[linear.layer])
+        return Used(inputs, use=len(inputs) / means[linear.layer])
 
     return seen
