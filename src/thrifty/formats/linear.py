@@ -1,6 +1,6 @@
 """The door to stored linear weights: `GroupLinear` (4, 5, 8 bit), `ZeroPointLinear` (4, 8 bit with zero points),
 `SuperblockLinear` (two levels of scales), `CodebookLinear` (codes into a table), `DenseLinear` (bf16, fp16, fp32),
-their base.
+`Sparse24Linear` (two of every four columns), their base.
 """
 
 from __future__ import annotations
@@ -9,7 +9,16 @@ from thrifty.formats.codebook import CodebookLinear
 from thrifty.formats.dense import DenseLinear
 from thrifty.formats.group import GroupLinear
 from thrifty.formats.packed import PackedLinear
+from thrifty.formats.sparse_2_4 import Sparse24Linear
 from thrifty.formats.superblock import SuperblockLinear
 from thrifty.formats.zero_point import ZeroPointLinear
 
-__all__ = ["CodebookLinear", "DenseLinear", "GroupLinear", "PackedLinear", "SuperblockLinear", "ZeroPointLinear"]
+__all__ = [
+    "CodebookLinear",
+    "DenseLinear",
+    "GroupLinear",
+    "PackedLinear",
+    "Sparse24Linear",
+    "SuperblockLinear",
+    "ZeroPointLinear",
+]

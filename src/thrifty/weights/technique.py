@@ -11,6 +11,7 @@ import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,13 +33,17 @@ KEPT = ("router", "shared_gate")  # tiny, and an expert chosen wrongly costs mor
 class Preparation:
     """What a technique is given beside the model.
 
-    calibration: what linears read, None where the technique needs none. before: called before every part; what it
-    raises ends the work. errors: whether the report tells how far each part is from what it was.
+    calibration: what linears read, None where the technique needs none. text: the tokens that this comes from, for what
+    trains on them. before: called before every part; what it raises ends the work. errors: whether the report tells how
+    far each part is from what it was. state: a folder in which training keeps what it needs to go on after a kill;
+    None: nothing is kept.
     """
 
     calibration: Calibration | None = None
     before: Callable[[], None] = lambda: None
     errors: bool = True
+    text: CalibrationSet | None = None
+    state: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +152,7 @@ def prepare(
     in_place: bool = False,
     before: Callable[[], None] | None = None,
     errors: bool = True,
+    state: Path | None = None,
 ) -> Model:
     """The model with the techniques applied in order, each to the result of those before; itself without any.
 
@@ -155,8 +161,8 @@ def prepare(
     peak is the model plus one layer. What was compressed and is mapped from a file leaves the process meanwhile, and
     comes back where it is used. before: called before every linear; what it raises ends the work. errors: whether the
     report tells how far each part is from what it was, which takes as long as rounding it; without, it tells nothing of
-    them. Raises RecipeError for options that do not fit the model, or where a technique needs calibration and the model
-    has no tokenizer for the text.
+    them. state: a folder for the state of long trainings, which go on from there. Raises RecipeError for options that
+    do not fit the model, or where a technique needs calibration and the model has no tokenizer for the text.
     """
     for technique in techniques:
         technique.check(model)
@@ -167,12 +173,12 @@ def prepare(
     nothing = Preparation().before
     for technique in techniques:
         technique.check(model)  # again: one before may have left layers out
-        shown, label = None, ""
+        shown, text, label = None, None, ""
         if technique.needs_calibration and calibration is not None:
             # Anew for each: one before may have changed what the first layer sees.
-            shown = seen(model, calibration, f"technique '{technique.name}'")
+            shown, text = seen(model, calibration, f"technique '{technique.name}'"), calibration
             label = f"[{calibration.label}]"
-        technique.apply(model, Preparation(shown, before or nothing, errors))
+        technique.apply(model, Preparation(shown, before or nothing, errors, text, state))
         model.version = technique.version(model.version) + label
     return model
 
