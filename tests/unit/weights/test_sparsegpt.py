@@ -81,7 +81,7 @@ def test_outputs_are_nearer_than_those_of_the_largest_weights() -> None:
 
     updated, still = error(technique="sparsegpt"), error(technique="sparsegpt", update=False)
     magnitude = error(technique="magnitude")
-    assert updated < 0.5 * magnitude and still < magnitude
+    assert updated < 0.7 * magnitude and still < magnitude
     assert updated < error(technique="sparsegpt", values="int8") * 1.05 < error(technique="sparsegpt", values="int4")
 
 

@@ -91,8 +91,8 @@ def _step(
         value = loss(step)
         if not bool(torch.isfinite(value)):
             raise RecipeError(
-                f"the loss of step {step + 1} is {float(value)}: the weights hold numbers that are none, or the "
-                f"learning rate of {plan.rate:g} is too high"
+                f"the loss of step {step + 1} is {float(value.detach())}: the weights hold numbers that are none, or "
+                f"the learning rate of {plan.rate:g} is too high"
             )
         value.backward()
     nn.utils.clip_grad_norm_(list(parameters.values()), plan.clip)
