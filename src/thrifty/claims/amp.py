@@ -16,11 +16,11 @@ from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import Control
 from thrifty.claims.harness.parts import Bar, ahead, exactly, times
 from thrifty.claims.harness.reading import unpredicted
-from thrifty.claims.harness.scores.prepared import PREFIX, prepared
+from thrifty.claims.harness.scores.prepared import PREFIX, Prepared, prepared
 from thrifty.claims.harness.statistics import Scores, advantage
 from thrifty.evaluation.forcing import force
 from thrifty.evaluation.text import held_out
-from thrifty.weights.calibration import Calibration, python_calibration
+from thrifty.weights.calibration import Calibration, CalibrationSet, python_calibration
 from thrifty.weights.cutting import Structure
 from thrifty.weights.offgrid import packed_view
 from thrifty.weights.structure_technique import StructureTechnique
@@ -93,8 +93,8 @@ class AMPClaim(Claim):
             return Measurement.untestable(HEADLINE, weak, setting)
         table: dict[str, Any] = {"technique": "amp", "share": SHARE}
         ours, recovered = scored([table], text), scored([table | {"recovery": STEPS, "distil": True}], text)
-        by_weights, random = (prepared(context, prepare(view, [Rival(seed=seed)]), []) for seed in (None, context.seed))
-        fast, slow = _rates(context, prepare(view, [AMP(share=SHARE)], calibration=text), view)
+        by_weights, random = (_rival(context, view, seed) for seed in (None, context.seed))
+        fast, slow = _rates(context, view, text)
         return Measurement(
             headline=ahead(HEADLINE, ours.losses, by_weights.losses),
             parts=(
@@ -110,9 +110,15 @@ class AMPClaim(Claim):
         )
 
 
-def _rates(context: Context, pruned: Model, whole: Model) -> tuple[Scores, Scores]:
-    """Rates of decoding of both, tokens a second, in alternating rounds."""
+def _rival(context: Context, view: Model, seed: int | None) -> Prepared:
+    """What is scored under a rival's choice."""
+    return prepared(context, prepare(view, [Rival(seed=seed)]), [])
+
+
+def _rates(context: Context, whole: Model, text: CalibrationSet) -> tuple[Scores, Scores]:
+    """Rates of decoding, pruned and whole, tokens a second, in alternating rounds."""
     context.say("speed of decoding, pruned and whole")
+    pruned = prepare(whole, [AMP(share=SHARE)], calibration=text)
     engines = {"ours": context.fresh(pruned), "baseline": context.fresh(whole)}
     try:
         sides: dict[str, Callable[[], float]] = {name: partial(_rate, engine) for name, engine in engines.items()}
