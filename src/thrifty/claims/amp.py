@@ -15,8 +15,8 @@ from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import Control
 from thrifty.claims.harness.parts import Bar, ahead, exactly, times
+from thrifty.claims.harness.prepared import PREFIX, Prepared, prepared
 from thrifty.claims.harness.reading import unpredicted
-from thrifty.claims.harness.scores.prepared import PREFIX, Prepared, prepared
 from thrifty.claims.harness.statistics import Scores, advantage
 from thrifty.evaluation.forcing import force
 from thrifty.evaluation.text import held_out

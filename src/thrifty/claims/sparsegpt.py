@@ -9,8 +9,8 @@ from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import Control
 from thrifty.claims.harness.parts import Bar, ahead, exactly
+from thrifty.claims.harness.prepared import PREFIX, prepared
 from thrifty.claims.harness.reading import unpredicted
-from thrifty.claims.harness.scores.prepared import PREFIX, prepared
 from thrifty.claims.harness.statistics import advantage
 from thrifty.weights.offgrid import packed_view
 

@@ -14,7 +14,7 @@ from tests.unit.claims.made_up import LOSS, MANY, Level, Levels, MadeUp
 from thrifty import claims
 from thrifty.claims import amp, fastgen, kivi, kvzip, maskllm, minikv, rtn, snapkv, sparsegpt
 from thrifty.claims.harness.parts import Verdict, exactly
-from thrifty.claims.harness.scores.prepared import Prepared
+from thrifty.claims.harness.prepared import Prepared
 from thrifty.claims.harness.statistics import Scores
 from thrifty.errors import RecipeError
 from thrifty.evaluation.recovery import Interval
