@@ -59,7 +59,7 @@ def recover(model: Model, recovery: Recovery, preparation: Preparation, what: st
         Plan(recovery.steps, recovery.rate),
         LoraOptions(recovery.rank, recovery.alpha, recovery.dropout),
         teacher=teacher if recovery.distil else None,
-        checkpoint=Checkpoint.of(preparation.state, "recovery", run),
+        checkpoint=Checkpoint.of(preparation.results.folder, "recovery", run),
         say=lambda progress: preparation.before(),
     )
     for name in names:

@@ -18,6 +18,7 @@ from thrifty.models.model import Model
 from thrifty.reference.layer_inputs import LayerInputs
 from thrifty.reference.loading import build as build_reference
 from thrifty.weights.calibration import CalibrationSet
+from thrifty.weights.results import Results
 from thrifty.weights.technique import prepare
 from thrifty.weights.techniques.amp import AMP, head_importance, kept_heads, neuron_importance, sizes
 
@@ -125,6 +126,8 @@ def test_recovery_from_the_whole_models_predictions(plain: Model) -> None:
 def test_a_recovery_that_was_stopped_goes_on_to_the_same_bits(plain: Model, tmp_path: Path) -> None:
     options = [amp(share=0.4, recovery=25, rate=0.01)]
     whole = prepare(plain, options, calibration=TEXT)
+    results = Results()
+    results.folder = tmp_path
     left = 22
 
     def stop() -> None:
@@ -134,7 +137,7 @@ def test_a_recovery_that_was_stopped_goes_on_to_the_same_bits(plain: Model, tmp_
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(plain, options, calibration=TEXT, before=stop, state=tmp_path)
+        prepare(plain, options, calibration=TEXT, before=stop, results=results)
     assert len(list(tmp_path.iterdir())) == 1
     steps = 0
 
@@ -142,7 +145,7 @@ def test_a_recovery_that_was_stopped_goes_on_to_the_same_bits(plain: Model, tmp_
         nonlocal steps
         steps += 1
 
-    resumed = prepare(plain, options, calibration=TEXT, before=count, state=tmp_path)
+    resumed = prepare(plain, options, calibration=TEXT, before=count, results=results)
     assert steps == 1 + 5, "20 of 25 steps were on the disk"
     for name, linear in whole.linears.items():
         assert np.array_equal(linear.dequantize(), resumed.linears[name].dequantize()), name

@@ -18,6 +18,7 @@ from thrifty.formats.linear import DenseLinear, Sparse24Linear
 from thrifty.models.model import Model
 from thrifty.reference.loading import build as build_reference
 from thrifty.weights.calibration import CalibrationSet
+from thrifty.weights.results import Results
 from thrifty.weights.technique import prepare
 from thrifty.weights.techniques.maskllm import MaskLLM, between, likeliest, prior, soft_mask
 
@@ -126,6 +127,8 @@ def trained(model: Model) -> Model:
 def test_a_run_that_was_stopped_goes_on_to_the_same_masks(plain: Model, tmp_path: Path) -> None:
     options = [maskllm(steps=24, rate=0.05, layers=[1], prior="none")]
     whole = masks_of(prepare(plain, options, calibration=TEXT))
+    results = Results()
+    results.folder = tmp_path
     left = 7 + 22
 
     def stop() -> None:
@@ -135,8 +138,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_masks(plain: Model, tmp_path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(plain, options, calibration=TEXT, before=stop, state=tmp_path)
-    resumed = masks_of(prepare(plain, options, calibration=TEXT, state=tmp_path))
+        prepare(plain, options, calibration=TEXT, before=stop, results=results)
+    resumed = masks_of(prepare(plain, options, calibration=TEXT, results=results))
     assert all(np.array_equal(resumed[name], mask) for name, mask in whole.items()) and len(whole) == 7
 
 

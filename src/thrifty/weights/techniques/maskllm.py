@@ -119,7 +119,7 @@ class MaskLLM(SparseTechnique):
             Rules(self.soften, self.reward_at),
             Batches(text.sequences, self.batch, self.seed),
             Plan(self.steps, self.rate, self.rate / 10, weight_decay=0.1, seed=self.seed),
-            checkpoint=Checkpoint.of(preparation.state, "maskllm", f"{self} {model.version} {text.label}"),
+            checkpoint=Checkpoint.of(preparation.results.folder, "maskllm", f"{self} {model.version} {text.label}"),
             say=lambda progress: preparation.before(),
         )
 
