@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from thrifty.cli.shared import opening, options, output
+
+if TYPE_CHECKING:
+    from thrifty.recipe import Recipe
 
 EXAMPLE = "thrifty export smollm2-4bit --gguf -o smollm2.gguf"
 
@@ -22,6 +25,7 @@ AsAWQ = Annotated[bool, typer.Option("--awq", help="A folder as the packages of 
 def command(
     model: options.ModelName,
     out: Target,
+    recipe: options.RecipePath = None,
     gguf: AsGGUF = False,
     gptq: AsGPTQ = False,
     awq: AsAWQ = False,
@@ -30,13 +34,13 @@ def command(
 ) -> None:
     """Write a model, such as one of `thrifty compress`, in the format of another program.
 
-    Nothing is rounded: a tensor whose stored values the format cannot say is named, with what to do. `thrifty compress
-    --list-formats` tells which formats go where.
+    With --recipe, its weight techniques act first. Beyond them nothing is rounded: a tensor whose stored values the
+    format cannot say is named, with what to do. `thrifty compress --list-formats` tells which formats go where.
     """
     asked = [name for name, given in (("gguf", gguf), ("gptq", gptq), ("awq", awq)) if given]
     if len(asked) != 1:
         raise typer.BadParameter("give one of --gguf, --gptq and --awq")
-    _export(model, out, asked[0], not no_copy)
+    _export(model, out, asked[0], opening.read_recipe(recipe), not no_copy)
     files = [out] if out.is_file() else [path for path in out.iterdir() if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     if as_json:
@@ -45,13 +49,16 @@ def command(
     output.say(f"{out}: {output.megabytes(size)}")
 
 
-def _export(model: str, out: Path, kind: str, copy: bool) -> None:
+def _export(model: str, out: Path, kind: str, recipe: Recipe, copy: bool) -> None:
     from thrifty.api import open_model
+    from thrifty.errors import RecipeError
     from thrifty.models.export.folder import export_folder
     from thrifty.models.export.gguf import export_gguf
 
+    if recipe.cache or recipe.decoding:
+        raise RecipeError("a file of weights holds no cache and no decoding: give a recipe of [[weights]] alone")
     with opening.loading(model) as converting:
-        loaded = open_model(model, copy=copy, progress=converting)
+        loaded = open_model(model, recipe, copy=copy, progress=converting)
     with output.waiting(f"writing {out}"):
         if kind == "gguf":
             export_gguf(loaded, out)

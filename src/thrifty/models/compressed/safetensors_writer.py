@@ -16,8 +16,9 @@ from thrifty.formats.gguf import ArrayShape
 from thrifty.models.compressed.layout import PADDING
 from thrifty.models.store.converted_file import ALIGNMENT, nbytes
 from thrifty.models.store.stored_weights import dtype_name
+from thrifty.storage.process import let_go
 
-_PIECE = 32 << 20  # bytes of one write
+_PIECE = 8 << 20  # bytes of one write
 
 
 def write_safetensors(
@@ -29,8 +30,9 @@ def write_safetensors(
 ) -> str:
     """A new file with the arrays that `shapes` announces, in that order; it is on the disk when this returns.
 
-    arrays: their names and values, asked for one at a time. Between two of them lie arrays called "padding.N" where the
-    next would not begin at a multiple of `alignment` bytes. Returns the SHA-256 of the file. Raises OSError.
+    arrays: their names and values, asked for one at a time; what is mapped from a file leaves the process. Between two
+    of them lie arrays called "padding.N" where the next would not begin at a multiple of `alignment` bytes. Returns the
+    SHA-256 of the file. Raises OSError.
     """
     header = _header(shapes, metadata, alignment)
     digest, wanted = hashlib.sha256(header), iter(shapes.items())
@@ -39,10 +41,12 @@ def write_safetensors(
         for name, array in arrays:
             expected, (shape, dtype) = next(wanted)
             assert (name, array.shape, array.dtype) == (expected, shape, dtype), name
-            content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             for start in range(0, len(content), _PIECE):
-                digest.update(content[start : start + _PIECE])
-                file.write(content[start : start + _PIECE])
+                piece = content[start : start + _PIECE]
+                digest.update(piece.data)
+                file.write(piece.data)
+                let_go((piece,))
             gap = bytes(-len(content) % alignment)
             digest.update(gap)
             file.write(gap)

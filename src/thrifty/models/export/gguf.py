@@ -71,8 +71,8 @@ def _tensor(model: Model, architecture: str, part: str, value: PackedLinear | Ar
     if kind is None:
         raise CheckpointError(
             f"tensor '{part}' is stored as {value.label}, which no type of GGUF that is written holds exactly: "
-            "compress it to 4 or 8 bits in groups of 32 (rtn with group = 32; 8 bits with symmetric = true), or leave it in "
-            "16 bits (skip)"
+            "compress it to 4 or 8 bits in groups of 32 (rtn with group = 32; 8 bits with symmetric = true), or leave "
+            "it in 16 bits (skip)"
         )
     shape = (value.out_features, value.in_features)
     return Tensor(name, kind, shape, shape[0] * row_bytes(kind, shape[1]), _rows(value, order))
