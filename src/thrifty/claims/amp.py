@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
     from thrifty.models.model import Model
 
-SHARE, STEPS = 0.2, 24
-SEQUENCES, TOKENS = 96, 256  # of the text that recovery trains on
+SHARE, STEPS, RATE = 0.2, 8, 3e-3
+SEQUENCES, TOKENS = 32, 128  # of the text that scores and recovery come from
 PROMPT, DECODED = 64, 48
 FASTER = 1.25
 HEADLINE = "loss of a token below that of a choice by the size of weights"
@@ -92,7 +92,8 @@ class AMPClaim(Claim):
         if weak := unpredicted(full.losses):
             return Measurement.untestable(HEADLINE, weak, setting)
         table: dict[str, Any] = {"technique": "amp", "share": SHARE}
-        ours, recovered = scored([table], text), scored([table | {"recovery": STEPS, "distil": True}], text)
+        healing = {"recovery": STEPS, "rate": RATE, "distil": True}
+        ours, recovered = scored([table], text), scored([table | healing], text)
         by_weights, random = (_rival(context, view, seed) for seed in (None, context.seed))
         fast, slow = _rates(context, view, text)
         return Measurement(
