@@ -1,23 +1,28 @@
-"""The door to stored linear weights: `GroupLinear` (4, 5, 8 bit), `ZeroPointLinear` (4, 8 bit with zero points),
-`SuperblockLinear` (two levels of scales), `CodebookLinear` (codes into a table), `DenseLinear` (bf16, fp16, fp32),
-`Sparse24Linear` (two of every four columns), their base.
+"""The door to stored linear weights: `GroupLinear` (2, 3, 4, 5, 8 bit), `ZeroPointLinear` (2, 3, 4, 8 bit with zero
+points), `SuperblockLinear` (two levels of scales), `CodebookLinear` (codes into a table), `DenseLinear` (bf16, fp16,
+fp32), `SignLinear` (binary, ternary), `BitPlaneLinear` (1 to 8 bit, activations too), `Sparse24Linear` (two of every
+four columns), their base.
 """
 
 from __future__ import annotations
 
+from thrifty.formats.bit_planes import BitPlaneLinear
 from thrifty.formats.codebook import CodebookLinear
 from thrifty.formats.dense import DenseLinear
 from thrifty.formats.group import GroupLinear
 from thrifty.formats.packed import PackedLinear
+from thrifty.formats.signs import SignLinear
 from thrifty.formats.sparse_2_4 import Sparse24Linear
 from thrifty.formats.superblock import SuperblockLinear
 from thrifty.formats.zero_point import ZeroPointLinear
 
 __all__ = [
+    "BitPlaneLinear",
     "CodebookLinear",
     "DenseLinear",
     "GroupLinear",
     "PackedLinear",
+    "SignLinear",
     "Sparse24Linear",
     "SuperblockLinear",
     "ZeroPointLinear",

@@ -8,6 +8,7 @@ from thrifty.errors import RecipeError
 from thrifty.models.model import Model
 from thrifty.weights.group_technique import GroupTechnique
 from thrifty.weights.groups import groups
+from thrifty.weights.scaled_rounding import ScaledRounding
 from thrifty.weights.sizes import Predictor
 from thrifty.weights.structure import linears
 from thrifty.weights.technique import Technique, WeightTechnique
@@ -17,6 +18,8 @@ def steps(model: Model, technique: Technique) -> int:
     """How often a technique tells that something is done, on this model: its units, and its end."""
     if isinstance(technique, WeightTechnique):
         return 1 + sum(technique.selects(linear) for linear in linears(model))
+    if isinstance(technique, ScaledRounding):
+        return 1 + len(technique.chosen_layers(model))
     if isinstance(technique, GroupTechnique):
         return 1 + sum(technique.selects(group) for group in groups(model))
     return 1

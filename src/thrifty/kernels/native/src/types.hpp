@@ -21,6 +21,11 @@ struct ActivationBlock {
 };
 static_assert(sizeof(ActivationBlock) == 48);
 
+// -offset * sum(q) from minus8; offset: 0 or a power of two.
+THRIFTY_SHARED constexpr int less_offset(int offset, int minus8) {
+  return offset < 8 ? (minus8 >> 3) * offset : minus8 * (offset / 8);
+}
+
 struct Linear {
   Layout layout = Layout::int4;
   const uint8_t* codes = nullptr;      // two levels: records
@@ -29,6 +34,7 @@ struct Linear {
   const uint8_t* zeros = nullptr;      // zero points of int4 or int8 in place of minimums; absent: null
   const float* table = nullptr;        // of table4 and table8: 16 or 256 values, and a scale of fp32 a group
   const float* table_scales = nullptr;
+  int activation_bits = 0;      // of bit planes: what rows of activations are rounded to
   const float* bias = nullptr;  // absent: null
   int out = 0, in = 0, group = 0;
   THRIFTY_SHARED bool has_minimum() const { return minimums || zeros; }
@@ -184,5 +190,6 @@ struct Kernels {
 const Kernels* kernels_portable();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
+bool has_vector_popcount();  // bits of words counted by one AVX-512 instruction
 
 }  // namespace thrifty

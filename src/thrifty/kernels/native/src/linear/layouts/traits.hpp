@@ -6,8 +6,8 @@ namespace thrifty {
 
 // The kernels that multiply a layout. groups: codes with one scale a row and group of columns. superblocks: codes with
 // scales of two levels. table: codes into the linear's own table of fp32. pairs: two bf16 columns a word. plain: rows
-// of numbers.
-enum class Family : int { groups, superblocks, table, pairs, plain };
+// of numbers. planes: bit planes of bipolar integers.
+enum class Family : int { groups, superblocks, table, pairs, plain, planes };
 
 // A row of activations as the products of a layout read it: int8 blocks, pairs of bf16, or plain fp32.
 enum class Reads : int { codes, pairs, plain };
@@ -18,7 +18,7 @@ enum class Minimums : int { never, may, always };
 // Codes of 16 rows x 32 columns: a plane of the low bits, then one of the high bits. A plane is 64 bytes a bit; vector
 // v = 0..7 of a block has column 4v + j in byte j of each lane.
 //   8 bits: vector v at 64 v.  4 bits: v = 0..3 in the low nibbles at 64 v, vector 4 + v in the high ones.
-//   2 bits: v at bits 2 (v % 4) of 64 (v / 4).  1 bit: v at bit v.
+//   2 bits: v at bits 2 (v % 4) of 64 (v / 4).  1 bit: v at bit v.  Codes of one bit in all stand for 0 and 2.
 struct Codes {
   int low = 0, high = 0;  // bits of the planes; high 0: none
   bool table = false;     // codes are places in kTable
@@ -28,6 +28,7 @@ struct Codes {
   THRIFTY_SHARED constexpr int bytes() const {  // of a block
     return sparse ? 64 + 32 * (low + high) : 64 * (low + high);
   }
+  THRIFTY_SHARED constexpr int step() const { return bits() == 1 ? 2 : 1; }  // of values from code to code
 };
 
 // The second level of a superblock: whole numbers for every `columns` columns that a superblock's fp16 scale (and
@@ -47,13 +48,14 @@ struct LayoutTraits {
   bool values_with_minimums = false;  // with minimums, codes are the values themselves: their offset is 0
   bool zeros = false;                 // may have zero points in place of minimums
   bool direct = false;                // unpacked in an instruction or two: cheaper each time than once for all rows
+  bool wide_groups = false;           // groups of any multiple of 32 columns, up to whole rows
   SubScales subs{};
   int number = 0;  // bytes of a plain number
 
   THRIFTY_SHARED constexpr Reads reads() const {
-    return family == Family::pairs                              ? Reads::pairs
-           : family == Family::plain || family == Family::table ? Reads::plain
-                                                                : Reads::codes;
+    return family == Family::pairs                                                          ? Reads::pairs
+           : family == Family::plain || family == Family::table || family == Family::planes ? Reads::plain
+                                                                                            : Reads::codes;
   }
   THRIFTY_SHARED constexpr Codes codes_with(bool minimum) const {
     Codes own = codes;
