@@ -13,13 +13,14 @@ from thrifty import extras
 from thrifty.arrays import Flags, Floats
 from thrifty.card import Card
 from thrifty.errors import RecipeError
-from thrifty.kernels.reference.sparse_2_4 import CANDIDATES, GROUP, largest_two
+from thrifty.kernels.reference.sparse_2_4 import CANDIDATES, GROUP
 from thrifty.models.model import Model
 from thrifty.registry import technique
 from thrifty.weights.calibration import Calibration, CalibrationSet, seen
-from thrifty.weights.sparse_technique import SparseTechnique, Stored, finite
+from thrifty.weights.sparse_technique import SparseTechnique, Stored
 from thrifty.weights.structure import LinearInfo, linears
 from thrifty.weights.technique import Activations, Preparation
+from thrifty.weights.techniques.magnitude import Magnitude
 from thrifty.weights.techniques.sparsegpt import SparseGPT
 
 DEVIATION = 0.01  # of the logits before training
@@ -74,11 +75,11 @@ class MaskLLM(SparseTechnique):
             if not all(0 < end < 1e6 for end in ends):
                 raise RecipeError(f"technique '{self.name}': {name} is {ends}; both ends must be above 0 and below 1e6")
 
-    def prune(self, weight: Floats, calibration: Activations | None) -> tuple[Floats, Flags]:
+    def prune(self, linear: LinearInfo, calibration: Activations | None) -> tuple[Floats, Flags]:
         """The mask that training begins with; the weights stay as they are."""
         if self.prior == "sparsegpt":
-            return weight, SparseGPT(update=False).prune(weight, calibration)[1]
-        return weight, largest_two(np.abs(weight))
+            return SparseGPT(update=False).prune(linear, calibration)
+        return Magnitude().prune(linear, calibration)
 
     def apply(self, model: Model, preparation: Preparation) -> None:
         """Learn the masks of all places together, then store what they keep. See Technique."""
@@ -97,11 +98,10 @@ class MaskLLM(SparseTechnique):
         shown = self._shown(model, preparation)
         for linear in chosen:
             preparation.before()
-            weight = finite(linear)
-            groups = weight.size // GROUP
+            groups = linear.linear.out_features * linear.linear.in_features // GROUP
             logits = DEVIATION * random.standard_normal((groups, len(CANDIDATES)), np.float32)
             if self.prior != "none":
-                mask = self.prune(weight, None if shown is None else shown(linear))[1]
+                mask = self.prune(linear, None if shown is None else shown(linear))[1]
                 logits += prior(mask, float(logits.std()), self.strength)
             made[linear.name] = logits
         return made
