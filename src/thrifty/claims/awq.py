@@ -24,7 +24,7 @@ class AwqClaim(Claim):
     """Losses of the off-grid view at 4 bits beside those of round-to-nearest and GPTQ at equal bits."""
 
     paper = "Llama-2-7B, WikiText2 perplexity, groups of 128: 5.47 in fp16; 4 bits 5.60 (RTN 5.73), 3 bits 6.24 (6.66)"
-    source = "arXiv:2306.00978, table of Llama-2 perplexities"
+    source = "arXiv:2306.00978, table of Llama-2 perplexities; figures at second hand, not read again"
     rule = "the loss of a token rises by at most 0.51 of what it rises with round-to-nearest at equal bits"
     minutes = 4.0
 

@@ -52,7 +52,7 @@ class CodebookLinear(PackedLinear):
     @classmethod
     def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[CodebookLinear]:
         random, groups = np.random.default_rng(seed), -(-in_features // 64)
-        scales = random.random((out_features, groups), np.float32) / np.float32(16)
+        scales = random.random((out_features, groups), np.float32) * np.float32(1 / 16)
         for bits in BITS:
             codes = random.integers(0, 1 << bits, (out_features, in_features), np.uint8)
             yield cls.from_codes(codes, scales, random.standard_normal(1 << bits, np.float32), bits, 64)

@@ -17,6 +17,7 @@ from thrifty.formats.linear import DenseLinear, GroupLinear
 from thrifty.models.model import Model
 from thrifty.reference.loading import build
 from thrifty.weights.calibration import Activations, CalibrationSet
+from thrifty.weights.compressing.prediction import disk_bytes, steps
 from thrifty.weights.grid import Grid
 from thrifty.weights.groups import groups
 from thrifty.weights.results import Result, Results
@@ -80,10 +81,12 @@ def test_a_group_is_cut_where_its_part_of_the_outputs_loses_least() -> None:
                 rounded = nearest(np.clip(values, -bound, bound)[None])[0]
                 errors[bound] = float(np.square(inputs @ (rounded - values)).sum())
             best = min(errors, key=errors.__getitem__)
-            found = float(np.abs(own[row, first : first + 32]).max())
-            assert errors[min(errors, key=lambda bound: abs(bound - found))] <= errors[best] * 1.001
-            assert np.array_equal(own[row, first : first + 32], np.clip(values, -np.float32(found), np.float32(found)))
-            shares.append(found / np.abs(values).max())
+            chosen = float(np.abs(own[row, first : first + 32]).max())
+            assert errors[min(errors, key=lambda bound: abs(bound - chosen))] <= errors[best] * 1.001
+            assert np.array_equal(
+                own[row, first : first + 32], np.clip(values, -np.float32(chosen), np.float32(chosen))
+            )
+            shares.append(chosen / np.abs(values).max())
     assert 0.55 - 1e-6 <= min(shares) < 0.9, "some group is cut"
 
 
@@ -189,3 +192,11 @@ def test_a_layer_that_was_made_before_is_not_made_again() -> None:
     assert all(np.array_equal(again.norms[name], norm) for name, norm in whole.norms.items())
     for name, linear in whole.linears.items():
         assert all(np.array_equal(again.linears[name].state()[key], own) for key, own in linear.state().items()), name
+
+
+def test_what_it_takes_is_told_before(plain: Model) -> None:
+    """A step for each layer; on the disk the stored layers, not those in fp32 that are held meanwhile."""
+    small = prepare(plain, [awq()], calibration=TEXT)
+    stored = sum(linear.nbytes for name, linear in small.linears.items() if name != "embedding")
+    assert steps(plain, awq()) == 3 and steps(plain, awq(layers=[1])) == 2
+    assert disk_bytes(plain, [awq()]) == plain.nbytes + stored
