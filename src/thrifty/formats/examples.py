@@ -9,20 +9,23 @@ import numpy as np
 
 from thrifty.arrays import BFLOAT16
 from thrifty.errors import KernelError
-from thrifty.formats import codebook, group, sparse_2_4, zero_point
+from thrifty.formats import codebook, group, zero_point
 from thrifty.formats.linear import (
+    BitPlaneLinear,
     CodebookLinear,
     DenseLinear,
     GroupLinear,
     PackedLinear,
+    RowTableLinear,
+    SignLinear,
     Sparse24Linear,
+    SparseLinear,
     SuperblockLinear,
+    VectorLinear,
     ZeroPointLinear,
 )
 from thrifty.kernels.reference import superblock
 from thrifty.kernels.reference.codebooks import CODEBOOKS
-
-_CODED: tuple[sparse_2_4.Values, ...] = ("int8", "int4")
 
 
 def examples(rows: int, columns: int) -> Iterator[PackedLinear]:
@@ -78,19 +81,17 @@ def _dense(rows: int, columns: int) -> Iterator[PackedLinear]:
         yield DenseLinear.from_weight(weight, dtype)
 
 
-def _sparse_2_4(rows: int, columns: int) -> Iterator[PackedLinear]:
-    weight, mask = np.zeros((rows, columns), np.float32), np.tile([True, True, False, False], (rows, columns // 4))
-    yield Sparse24Linear.from_weight(weight, mask, "bf16")
-    for values, size in product(_CODED, sparse_2_4.GROUPS):
-        yield Sparse24Linear.from_weight(weight, mask, values, size)
-
-
 EXAMPLES: Mapping[str, Callable[[int, int], Iterator[PackedLinear]]] = {
     GroupLinear.kind: _groups,
     ZeroPointLinear.kind: _zero_points,
     SuperblockLinear.kind: _superblocks,
     CodebookLinear.kind: _codebooks,
     DenseLinear.kind: _dense,
-    Sparse24Linear.kind: _sparse_2_4,
+    SignLinear.kind: SignLinear.examples,
+    BitPlaneLinear.kind: BitPlaneLinear.examples,
+    RowTableLinear.kind: RowTableLinear.examples,
+    VectorLinear.kind: VectorLinear.examples,
+    SparseLinear.kind: SparseLinear.examples,
+    Sparse24Linear.kind: Sparse24Linear.examples,
 }
 """By a format's kind. A test fails for a format that has no entry."""

@@ -1,7 +1,8 @@
 """The door to stored linear weights: `GroupLinear` (2, 3, 4, 5, 8 bit), `ZeroPointLinear` (2, 3, 4, 8 bit with zero
 points), `SuperblockLinear` (two levels of scales), `CodebookLinear` (codes into a table), `DenseLinear` (bf16, fp16,
-fp32), `SignLinear` (binary, ternary), `BitPlaneLinear` (1 to 8 bit, activations too), `Sparse24Linear` (two of every
-four columns), their base.
+fp32), `SignLinear` (binary, ternary), `BitPlaneLinear` (1 to 8 bit, activations too), `RowTableLinear` (codes into a
+table of each row), `VectorLinear` (codes of vectors), `SparseLinear` (single weights on top of another),
+`Sparse24Linear` (two of every four columns), their base.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from thrifty.formats.codebook import CodebookLinear
 from thrifty.formats.dense import DenseLinear
 from thrifty.formats.group import GroupLinear
 from thrifty.formats.packed import PackedLinear
+from thrifty.formats.row_table import RowTableLinear
 from thrifty.formats.signs import SignLinear
+from thrifty.formats.sparse import SparseLinear
 from thrifty.formats.sparse_2_4 import Sparse24Linear
 from thrifty.formats.superblock import SuperblockLinear
+from thrifty.formats.vector import VectorLinear
 from thrifty.formats.zero_point import ZeroPointLinear
 
 __all__ = [
@@ -22,8 +26,11 @@ __all__ = [
     "DenseLinear",
     "GroupLinear",
     "PackedLinear",
+    "RowTableLinear",
     "SignLinear",
     "Sparse24Linear",
+    "SparseLinear",
     "SuperblockLinear",
+    "VectorLinear",
     "ZeroPointLinear",
 ]

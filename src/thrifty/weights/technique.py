@@ -35,7 +35,7 @@ class Preparation:
 
     calibration: what linears read, None where the technique needs none. before: called before every part; what it
     raises ends the work. errors: whether the report tells how far each part is from what it was. results: what was made
-    before an interruption, and where results go. text: the tokens that calibration comes from, for what trains on them.
+    before an interruption, and where results go. text: the ids behind `calibration`.
     """
 
     calibration: Calibration | None = None
@@ -191,11 +191,12 @@ def prepare(
         label = f"[{calibration.label}]" if technique.needs_calibration and calibration is not None else ""
         if not results.restore(stage, model):
             technique.check(model)  # again: one before may have left layers out
-            shown, text = None, None
+            shown = None
             if technique.needs_calibration and calibration is not None:
                 # Anew for each: one before may have changed what the first layer sees.
-                shown, text = seen(model, calibration, f"technique '{technique.name}'"), calibration
+                shown = seen(model, calibration, f"technique '{technique.name}'")
             results.begin(stage, model)
+            text = calibration if technique.needs_calibration else None
             technique.apply(model, Preparation(shown, before or nothing, errors, results, text))
             results.finish(stage, model)
         model.version = technique.version(model.version) + label

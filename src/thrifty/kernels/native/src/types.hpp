@@ -8,6 +8,7 @@
 #include "attention/formats.hpp"
 #include "common.hpp"
 #include "linear/layouts.hpp"
+#include "linear/lookups.hpp"
 
 namespace thrifty {
 
@@ -34,6 +35,9 @@ struct Linear {
   const uint8_t* zeros = nullptr;      // zero points of int4 or int8 in place of minimums; absent: null
   const float* table = nullptr;        // of table4 and table8: 16 or 256 values, and a scale of fp32 a group
   const float* table_scales = nullptr;
+  const int8_t* row_tables = nullptr;  // of row tables: 2^bits values a row
+  Vectors vectors{};                   // of vectors
+  Overlay overlay{};
   int activation_bits = 0;      // of bit planes: what rows of activations are rounded to
   const float* bias = nullptr;  // absent: null
   int out = 0, in = 0, group = 0;

@@ -7,7 +7,7 @@ namespace thrifty {
 
 struct BoundLinear {
   Linear linear;
-  nb::object codes, scales, minimums, zeros, table, bias;  // the arrays that `linear` points into
+  nb::object codes, scales, minimums, zeros, table, bias, overlay;  // the arrays that `linear` points into
 };
 
 void bind_linear(nb::module_& m);

@@ -46,8 +46,11 @@ THRIFTY_INLINE void write_tile(const Linear& w, int tile, V* acc, float* y, size
 
 }  // namespace thrifty::THRIFTY_ISA
 
+#include "linear/matmul_overlay.hpp"
+#include "linear/matmul_row_tables.hpp"
 #include "linear/matmul_planes.hpp"
 #include "linear/matmul_table.hpp"
+#include "linear/matmul_vectors.hpp"
 
 namespace thrifty::THRIFTY_ISA {
 
@@ -166,6 +169,8 @@ template <Layout L> static constexpr RunTiles kernel_of(bool minimum) {
   if constexpr (T.family == Family::plain && T.number == 4) return plain_tiles<float>;
   else if constexpr (T.family == Family::plain) return plain_tiles<uint16_t>;
   else if constexpr (T.family == Family::table) return table_tiles<T.codes.bits()>;
+  else if constexpr (T.family == Family::row_tables) return row_table_tiles<T.codes>;
+  else if constexpr (T.family == Family::vectors) return vector_tiles<T.length>;
   else if constexpr (T.family == Family::planes) return plane_tiles;
   else if constexpr (T.minimums == Minimums::may) return minimum ? run_tiles<L, true> : run_tiles<L, false>;
   else return run_tiles<L, false>;
@@ -178,6 +183,7 @@ static constexpr RunTiles kTiles[kLayouts][2] = {THRIFTY_LAYOUTS(THRIFTY_KERNELS
 static void tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y,
                   size_t stride, bool add_to_y) {
   kTiles[(int)w.layout][w.has_minimum()](w, tile0, tile1, activations, row0, row1, y, stride, add_to_y);
+  if (w.overlay.starts) add_overlay(w, tile0, tile1, activations, row0, row1, y, stride);
 }
 
 }  // namespace thrifty::THRIFTY_ISA
