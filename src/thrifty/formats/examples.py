@@ -24,6 +24,7 @@ from thrifty.formats.linear import (
     VectorLinear,
     ZeroPointLinear,
 )
+from thrifty.formats.packed import formats
 from thrifty.kernels.reference import superblock
 from thrifty.kernels.reference.codebooks import CODEBOOKS
 
@@ -82,6 +83,7 @@ def _dense(rows: int, columns: int) -> Iterator[PackedLinear]:
 
 
 EXAMPLES: Mapping[str, Callable[[int, int], Iterator[PackedLinear]]] = {
+    **{kind.kind: kind.examples for kind in formats()},
     GroupLinear.kind: _groups,
     ZeroPointLinear.kind: _zero_points,
     SuperblockLinear.kind: _superblocks,

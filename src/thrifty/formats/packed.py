@@ -26,6 +26,7 @@ class PackedLinear(ABC):
     """
 
     kind: str  # of the converted file's metadata
+    shared: ClassVar[tuple[str, ...]] = ()  # arrays that another linear of the model may hold too: files have them once
     bias: Floats | None
     rounds_input: ClassVar[bool] = False  # whether the product rounds activations in a way that is the format's own
 

@@ -27,6 +27,8 @@ THRIFTY_SHARED constexpr int less_offset(int offset, int minus8) {
   return offset < 8 ? (minus8 >> 3) * offset : minus8 * (offset / 8);
 }
 
+struct LowRank;
+
 struct Linear {
   Layout layout = Layout::int4;
   const uint8_t* codes = nullptr;      // two levels: records
@@ -38,8 +40,9 @@ struct Linear {
   const int8_t* row_tables = nullptr;  // of row tables: 2^bits values a row
   Vectors vectors{};                   // of vectors
   Overlay overlay{};
-  int activation_bits = 0;      // of bit planes: what rows of activations are rounded to
-  const float* bias = nullptr;  // absent: null
+  int activation_bits = 0;       // of bit planes: what rows of activations are rounded to
+  const float* bias = nullptr;   // absent: null
+  const LowRank* low = nullptr;  // what is added to the product; absent: null
   int out = 0, in = 0, group = 0;
   THRIFTY_SHARED bool has_minimum() const { return minimums || zeros; }
   // Of group and lane `at`: the value of code 0 (of 128 for 8 bits), exact in fp32.
@@ -50,6 +53,11 @@ struct Linear {
   THRIFTY_SHARED int tiles() const { return (out + kLanes - 1) / kLanes; }
   THRIFTY_SHARED int blocks() const { return (in + kBlockColumns - 1) / kBlockColumns; }
   THRIFTY_SHARED int superblocks() const { return blocks() / kSuperblock; }
+};
+
+// U (V x), a product of two linears without a bias: down is V [rank, in], up is U [out, rank].
+struct LowRank {
+  Linear down, up;
 };
 
 struct Span {

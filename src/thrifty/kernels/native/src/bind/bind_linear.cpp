@@ -171,9 +171,9 @@ void make_stored(BoundLinear* to, const std::string& name, nb::object codes, nb:
   new (to) BoundLinear{linear, codes, scales, minimums, zeros, nb::none(), bias};
 }
 
-void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums,
-          nb::object zeros, nb::object table, nb::object overlay, nb::object bias, int out, int in, int group,
-          int activation_bits) {
+void make_with_overlay(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales,
+                       nb::object minimums, nb::object zeros, nb::object table, nb::object overlay, nb::object bias,
+                       int out, int in, int group, int activation_bits) {
   make_stored(to, name, codes, scales, minimums, zeros, table, bias, out, in, group, activation_bits);
   try {
     put_overlay(*to, overlay);
@@ -181,6 +181,28 @@ void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object
     to->~BoundLinear();
     throw;
   }
+}
+
+// V and U of a linear of that shape; null where both are None.
+std::unique_ptr<LowRank> low_rank_of(nb::handle down, nb::handle up, int out, int in) {
+  if (down.is_none() && up.is_none()) return nullptr;
+  const Linear& v = cast<const BoundLinear&>(down, "down", "a Linear [rank, in_features] beside `up`").linear;
+  const Linear& u = cast<const BoundLinear&>(up, "up", "a Linear [out_features, rank] beside `down`").linear;
+  if (v.in != in || u.out != out || u.in != v.out)
+    throw std::invalid_argument("up [" + std::to_string(u.out) + ", " + std::to_string(u.in) + "] and down [" +
+                                std::to_string(v.out) + ", " + std::to_string(v.in) + "] do not fit a linear [" +
+                                std::to_string(out) + ", " + std::to_string(in) + "]");
+  if (v.bias || u.bias || v.low || u.low || v.overlay.starts || u.overlay.starts)
+    throw std::invalid_argument("up and down have neither bias, overlay nor low rank");
+  return std::make_unique<LowRank>(LowRank{v, u});
+}
+
+void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums,
+          nb::object zeros, nb::object table, nb::object overlay, nb::object bias, nb::object down, nb::object up,
+          int out, int in, int group, int activation_bits) {
+  auto low = low_rank_of(down, up, out, in);
+  make_with_overlay(to, name, codes, scales, minimums, zeros, table, overlay, bias, out, in, group, activation_bits);
+  to->low = std::move(low), to->linear.low = to->low.get(), to->down = down, to->up = up;
 }
 
 // The arrays that `rows` rows of a file's type become; T: const where they are read.
@@ -259,12 +281,15 @@ void bind_linear(nb::module_& m) {
       "planes1 to planes8 (codes: a plane of 64 bytes a bit; scales float16) multiply activations rounded to "
       "activation_bits, 1 to 8. int2, int3, int4 and int8 may have zeros uint8 [tiles, groups, 16] in place of "
       "minimums. overlay: starts "
-      "int32 [out + 1], columns uint16 and values float16 of single weights on top, or None. "
+      "int32 [out + 1], columns uint16 and values float16 of single weights on top, or None. paired_first and "
+      "paired_second: codes uint16 as of "
+      "bf16, words that both share. down [rank, in], up [out, rank]: Linears whose product is added. "
       "int8_2_4, int4_2_4 and bf16_2_4 hold two of every four columns (codes uint8 [tiles, blocks, bytes], scales but "
       "for bf16).")
       .def("__init__", &make, nb::kw_only(), "layout"_a, "codes"_a, "scales"_a = nb::none(), "minimums"_a = nb::none(),
            "zeros"_a = nb::none(), "table"_a = nb::none(), "overlay"_a = nb::none(), "bias"_a = nb::none(),
-           "out_features"_a, "in_features"_a, "group"_a = 0, "activation_bits"_a = 0)
+           "down"_a = nb::none(), "up"_a = nb::none(), "out_features"_a, "in_features"_a, "group"_a = 0,
+           "activation_bits"_a = 0)
       .def_prop_ro("layout", [](const BoundLinear& b) { return std::string(name_of(b.linear.layout)); })
       .def_prop_ro("out_features", [](const BoundLinear& b) { return b.linear.out; })
       .def_prop_ro("in_features", [](const BoundLinear& b) { return b.linear.in; });

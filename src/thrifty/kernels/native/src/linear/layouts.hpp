@@ -5,6 +5,7 @@
 #include "linear/layouts/groups.hpp"
 #include "linear/layouts/iq4_xs.hpp"
 #include "linear/layouts/lookups.hpp"
+#include "linear/layouts/paired.hpp"
 #include "linear/layouts/planes.hpp"
 #include "linear/layouts/q2_k.hpp"
 #include "linear/layouts/q3_k.hpp"
@@ -20,6 +21,7 @@
   DO(int2) DO(int3) DO(ternary) DO(binary) \
   DO(planes1) DO(planes2) DO(planes3) DO(planes4) DO(planes5) DO(planes6) DO(planes7) DO(planes8) \
   DO(row_table3) DO(row_table4) DO(vectors4) DO(vectors8) \
+  DO(paired_first) DO(paired_second) \
   DO(int8_2_4) DO(int4_2_4) DO(bf16_2_4)
 // clang-format on
 

@@ -161,10 +161,18 @@ void plain_row(const Linear& w, size_t tile, int lane, float* out) {
   for (int c = 0; c < w.in; c++) out[c] = half_value(((const uint16_t*)w.codes)[first + (size_t)c]);
 }
 
+// The bf16 number that a word is, or holds for one of two weights.
+uint32_t pair_value(const Linear& w, uint32_t word) {
+  const int member = traits(w.layout).member;
+  if (!member) return word;
+  if (!(word >> (14 - member) & 1)) return 0;
+  return (word << (member - 1) & 0x8000u) | ((word & 0x0fffu) + (112u << 7));
+}
+
 void pair_row(const Linear& w, size_t tile, int lane, float* out) {
   for (int c = 0; c < w.in; c++) {
     const size_t pair = tile * (((size_t)w.in + 1) / 2) + (size_t)c / 2;
-    const uint32_t bits = (uint32_t)((const uint16_t*)w.codes)[(pair * kLanes + (size_t)lane) * 2 + (size_t)c % 2]
+    const uint32_t bits = pair_value(w, ((const uint16_t*)w.codes)[(pair * kLanes + (size_t)lane) * 2 + (size_t)c % 2])
                           << 16;
     std::memcpy(out + c, &bits, 4);
   }
@@ -234,8 +242,17 @@ constexpr RowReader kReaders[kLayouts] = {THRIFTY_LAYOUTS(THRIFTY_READER)};
 void linear_row(const Linear& w, int row, float* out) {
   kReaders[(int)w.layout](w, (size_t)row / kLanes, row % kLanes, out);
   const Overlay& o = w.overlay;
-  if (!o.starts) return;
-  for (int32_t e = o.starts[row]; e < o.starts[row + 1]; e++) out[o.columns[e]] += half_value(o.values[e]);
+  if (o.starts)
+    for (int32_t e = o.starts[row]; e < o.starts[row + 1]; e++) out[o.columns[e]] += half_value(o.values[e]);
+  if (!w.low) return;
+  std::vector<float> factors((size_t)w.low->up.in), line((size_t)w.in);
+  std::vector<double> sums(out, out + w.in);
+  linear_row(w.low->up, row, factors.data());
+  for (int k = 0; k < w.low->up.in; k++) {
+    linear_row(w.low->down, k, line.data());
+    for (int c = 0; c < w.in; c++) sums[(size_t)c] += (double)factors[(size_t)k] * (double)line[(size_t)c];
+  }
+  for (int c = 0; c < w.in; c++) out[c] = (float)sums[(size_t)c];
 }
 
 }  // namespace thrifty

@@ -2,17 +2,26 @@
 #pragma once
 #include "linear/matmul_many.hpp"
 #include "linear/matmul_plain.hpp"
+#include "linear/paired_words.hpp"
 
 namespace thrifty::THRIFTY_ISA {
 
-template <int M> THRIFTY_INLINE void pair_tile(const Linear& w, int tile, const uint32_t* x, V* acc) {
+// member: of words that two weights share (LayoutTraits::member), else 0.
+template <int M, int MEMBER> THRIFTY_INLINE void pair_tile(const Linear& w, int tile, const uint32_t* x, V* acc) {
   const int pairs = (w.in + 1) / 2;
   const uint16_t* codes = (const uint16_t*)w.codes + (size_t)tile * pairs * 2 * kLanes;
 #pragma GCC unroll 16
   for (int i = 0; i < M; i++) acc[i] = zero();
   for (int p = 0; p < pairs; p++, codes += 2 * kLanes, x += kPanel) {
+    if constexpr (MEMBER > 0) {
+      alignas(64) uint16_t values[2 * kLanes];
+      member_values<MEMBER>(codes, values);
 #pragma GCC unroll 16
-    for (int i = 0; i < M; i++) acc[i] = dot_pair(acc[i], codes, x[i]);
+      for (int i = 0; i < M; i++) acc[i] = dot_pair(acc[i], values, x[i]);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < M; i++) acc[i] = dot_pair(acc[i], codes, x[i]);
+    }
   }
 }
 
@@ -67,7 +76,7 @@ static void rows_tile(const Linear& w, int tile, const void* x, float* y, size_t
   V acc[M];
   if constexpr (reads(L) == Reads::pairs && traits(L).codes.sparse)
     sparse_pair_tile<L, M>(w, tile, (const uint32_t*)x, acc);
-  else if constexpr (reads(L) == Reads::pairs) pair_tile<M>(w, tile, (const uint32_t*)x, acc);
+  else if constexpr (reads(L) == Reads::pairs) pair_tile<M, traits(L).member>(w, tile, (const uint32_t*)x, acc);
   else code_tile<L, MINIMUM, M>(w, tile, (const ActivationBlock*)x, acc);
   write_tile<M>(w, tile, acc, y, stride, add_to_y);
 }

@@ -53,6 +53,7 @@ struct LayoutTraits {
   SubScales subs{};
   int number = 0;  // bytes of a plain number
   int length = 0;  // rows of a vector
+  int member = 0;  // of words that two linears share: the first (1) or the second (2)
 
   THRIFTY_SHARED constexpr Reads reads() const {
     const bool floats =
