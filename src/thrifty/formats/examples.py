@@ -18,6 +18,7 @@ from thrifty.formats.linear import (
     PackedLinear,
     RowTableLinear,
     SignLinear,
+    Sparse24Linear,
     SparseLinear,
     SuperblockLinear,
     VectorLinear,
@@ -93,5 +94,6 @@ EXAMPLES: Mapping[str, Callable[[int, int], Iterator[PackedLinear]]] = {
     RowTableLinear.kind: RowTableLinear.examples,
     VectorLinear.kind: VectorLinear.examples,
     SparseLinear.kind: SparseLinear.examples,
+    Sparse24Linear.kind: Sparse24Linear.examples,
 }
 """By a format's kind. A test fails for a format that has no entry."""
