@@ -1,8 +1,8 @@
 """The door to stored linear weights: `GroupLinear` (2, 3, 4, 5, 8 bit), `ZeroPointLinear` (2, 3, 4, 8 bit with zero
 points), `SuperblockLinear` (two levels of scales), `CodebookLinear` (codes into a table), `DenseLinear` (bf16, fp16,
 fp32), `SignLinear` (binary, ternary), `BitPlaneLinear` (1 to 8 bit, activations too), `RowTableLinear` (codes into a
-table of each row), `VectorLinear` (codes of vectors), `SparseLinear` (single weights on top of another), `LowRankLinear`
-(any of them with a product of low rank), `PairedLinear` (two weights in the same words), their base.
+table of each row), `VectorLinear` (codes of vectors), `SparseLinear` (single weights on top of another),
+`LowRankLinear` (any of them with a product of low rank), `PairedLinear` (two weights in the same words), their base.
 """
 
 from __future__ import annotations
