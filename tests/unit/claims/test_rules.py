@@ -423,3 +423,15 @@ def test_kvmerger_needs_more_layers_than_stay_whole(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(MadeUp, "task", refused)
     measurement = claims.load("kvmerger").measure(CASES["kvmerger"].made({}))
     assert measurement.verdict() is UNTESTABLE and "of 4 layers" in measurement.headline.missing
+
+
+def test_gptq_is_held_against_its_figures_in_the_order_that_they_were_made_in() -> None:
+    """6.09 is with --act-order; columns in their own order give 7.15, behind round-to-nearest."""
+    own, ordered = ({"technique": "gptq", "bits": 8}, 0.0), ({"technique": "gptq", "act_order": True}, 0.04)
+    rest: Levels = [({"symmetric": True}, 0.5), ({"technique": "gptq"}, 0.2), ({"technique": "rtn"}, 0.1)]
+    made = CASES["gptq"].made({"losses": [own, ordered, *rest]})
+    measurement = claims.load("gptq").measure(made)
+    assert measurement.verdict() is HOLDS
+    parts = {part.name: part.estimate for part in measurement.parts}
+    behind = parts["without act_order below round-to-nearest's"]
+    assert behind is not None and behind.high < 0 and "act_order" in measurement.setting
