@@ -84,8 +84,9 @@ class AMPClaim(Claim):
         text = python_calibration(view, SEQUENCES, TOKENS)
         setting = (
             f"off-grid view in bf16, {SHARE:.0%} of attention and MLP gone; {context.budget.tokens} tokens of prose "
-            f"after {PREFIX}; recovery: {STEPS} steps of LoRA on {AMP().batch * TOKENS} tokens of Python's reference "
-            "(the paper: two epochs of alpaca-cleaned); its rival, LLM-Pruner, is not here"
+            f"after {PREFIX}; recovery: {STEPS} steps of LoRA at {RATE:g} from the whole model's predictions, on "
+            f"{AMP().batch * TOKENS} tokens of Python's reference each (the paper: two epochs of alpaca-cleaned at "
+            "3e-4, from the text); its rival, LLM-Pruner, is not here"
         )
         full = score()
         if weak := unpredicted(full.losses):

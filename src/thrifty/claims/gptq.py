@@ -33,8 +33,8 @@ class GptqClaim(Claim):
     def measure(self, context: Context) -> Measurement:
         score = WeightScores(context)
         setting = (
-            f"off-grid view, 4 bits in groups of 128, act_order as in the table, calibrated on 4096 tokens of the package's own text; {SCORED} "
-            f"tokens of prose after {PREFIX}; the paper rounds whole rows of a larger model"
+            "off-grid view, 4 bits in groups of 128, act_order as in the table, calibrated on 4096 tokens of the "
+            f"package's own text; {SCORED} tokens of prose after {PREFIX}; the paper rounds rows of a larger model"
         )
         full = score()
         if weak := unpredicted(full.losses):

@@ -435,3 +435,20 @@ def test_gptq_is_held_against_its_figures_in_the_order_that_they_were_made_in() 
     parts = {part.name: part.estimate for part in measurement.parts}
     behind = parts["without act_order below round-to-nearest's"]
     assert behind is not None and behind.high < 0 and "act_order" in measurement.setting
+
+
+def test_a_part_of_the_layers_is_not_held_to_what_all_may_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's 0.272 nats are those of a model that is sparse as a whole."""
+
+    def dense() -> Any:
+        parts = claims.load("maskllm").measure(CASES["maskllm"].made({})).parts
+        return next(part for part in parts if "dense weights" in part.name)
+
+    assert dense().bar is None and dense().estimate is not None
+    monkeypatch.setattr(maskllm, "LAYERS", 30)
+    assert dense().bar.value == -maskllm.RISE
+
+
+def test_what_amps_recovery_does_otherwise_is_told() -> None:
+    setting = claims.load("amp").measure(CASES["amp"].made({})).setting
+    assert f"at {amp.RATE:g} from the whole model's predictions" in setting and "at 3e-4, from the text" in setting

@@ -46,7 +46,8 @@ from thrifty.weights.technique import Preparation
             (
                 "recovery is off by default (`recovery` = 0 steps): LoRA as in the paper (rank 8, α 16, dropout 0.05, "
                 "all linears of the layers, 3e-4), but on the calibration text, 4 sequences a step, a cosine schedule "
-                "in place of two epochs of alpaca-cleaned at 16; `distil` learns the whole model's predictions"
+                "in place of two epochs of alpaca-cleaned at 16, AdamW with 0.9 and 0.95; `distil` learns the whole "
+                "model's predictions"
             ),
             "layers with experts, recurrent layers and layers of their own widths are refused",
         ),
