@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -142,9 +143,10 @@ class GroupLinear(PackedLinear):
         weight = random.standard_normal((out_features, in_features), np.float32)
         scales = random.random((out_features, -(-in_features // 32))) / 16
         for bits in ROUNDED_BITS:
-            for group, symmetric in ((32, False), (128, True)):
+            for group, symmetric in product(GROUPS, (False, True)):
                 yield cls.quantize(weight, bits, group, symmetric)
-        yield cls.from_codes(random.integers(0, 32, weight.shape, np.uint8), scales, None, 5, 32)
+        for minimums in (None, -scales):
+            yield cls.from_codes(random.integers(0, 32, weight.shape, np.uint8), scales, minimums, 5, 32)
         for name in CODEBOOKS:
             yield cls.from_codes(random.integers(0, 16, weight.shape, np.uint8), scales, None, 4, 32, codebook=name)
 

@@ -2,7 +2,8 @@
 points), `SuperblockLinear` (two levels of scales), `CodebookLinear` (codes into a table), `DenseLinear` (bf16, fp16,
 fp32), `SignLinear` (binary, ternary), `BitPlaneLinear` (1 to 8 bit, activations too), `RowTableLinear` (codes into a
 table of each row), `VectorLinear` (codes of vectors), `SparseLinear` (single weights on top of another),
-`LowRankLinear` (any of them with a product of low rank), `PairedLinear` (two weights in the same words), their base.
+`LowRankLinear` (any of them with a product of low rank), `PairedLinear` (two weights in the same words),
+`Sparse24Linear` (two of every four columns), their base.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from thrifty.formats.paired import PairedLinear
 from thrifty.formats.row_table import RowTableLinear
 from thrifty.formats.signs import SignLinear
 from thrifty.formats.sparse import SparseLinear
+from thrifty.formats.sparse_2_4 import Sparse24Linear
 from thrifty.formats.superblock import SuperblockLinear
 from thrifty.formats.vector import VectorLinear
 from thrifty.formats.zero_point import ZeroPointLinear
@@ -31,6 +33,7 @@ __all__ = [
     "PairedLinear",
     "RowTableLinear",
     "SignLinear",
+    "Sparse24Linear",
     "SparseLinear",
     "SuperblockLinear",
     "VectorLinear",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -63,11 +64,12 @@ class ZeroPointLinear(PackedLinear):
 
     @classmethod
     def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[ZeroPointLinear]:
-        random, groups = np.random.default_rng(seed), -(-in_features // 64)
-        for bits in BITS:
+        random = np.random.default_rng(seed)
+        for bits, group in product(BITS, GROUPS):
+            groups = -(-in_features // group)
             codes = random.integers(0, 1 << bits, (out_features, in_features), np.uint8)
             zeros = random.integers(0, 1 << bits, (out_features, groups))
-            yield cls.from_codes(codes, random.random((out_features, groups)) / 16, zeros, bits, 64)
+            yield cls.from_codes(codes, random.random((out_features, groups)) / 16, zeros, bits, group)
 
     @property
     def has_kernel(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.resources
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +55,15 @@ def default_calibration(model: Model, sequences: int = SEQUENCES, tokens: int = 
     Raises RecipeError for a model without a tokenizer, or one that makes fewer than 2 tokens of the text.
     """
     return text_calibration(model, _text(), "thrifty-docs", sequences, tokens)
+
+
+def python_calibration(model: Model, sequences: int, tokens: int) -> CalibrationSet:
+    """English that every Python brings along: the topics of its language reference, as `help()` shows them, about
+    150,000 tokens. For trainings, which need more than the default text has. No evaluation scores it. Raises as above.
+    """
+    texts: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    text = "\n\n".join(texts[name] for name in sorted(texts))
+    return text_calibration(model, text, "python-topics", sequences, tokens)
 
 
 def text_calibration(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from thrifty.arrays import Floats
 from thrifty.formats.linear import PackedLinear
@@ -24,9 +25,13 @@ class Result:
 class Results:
     """The results of a recipe's techniques, each technique a stage. This one keeps nothing: all is in the model.
 
+    folder: where a technique that trains keeps its state, to go on from after an interruption; None: nowhere.
+
     A unit is what a technique makes at a time: a linear, or a group of them. One that is kept need not be made again
     when the work is begun a second time.
     """
+
+    folder: Path | None = None
 
     def restore(self, stage: int, model: Model) -> bool:
         """Bring the model to where a finished stage left it; False where that stage is still to be done."""

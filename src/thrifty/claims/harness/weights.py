@@ -15,6 +15,8 @@ from thrifty.weights.technique import OUTSIDE
 
 if TYPE_CHECKING:
     from thrifty.claims.harness.context import Context
+    from thrifty.engine.engine import Engine
+    from thrifty.weights.calibration import CalibrationSet
 
 PREFIX = 512
 MINIMUM = {"technique": "rtn", "bits": 4, "group": 128, "symmetric": True, "embedding_bits": 4}
@@ -43,13 +45,19 @@ class WeightScores:
         context.say("off-grid view")
         self.view = packed_view(context.model)
 
-    def __call__(self, *tables: dict[str, Any]) -> Compressed:
-        """The view under weight techniques, in their order; without any as it is."""
+    def __call__(self, *tables: dict[str, Any], calibration: CalibrationSet | None = None) -> Compressed:
+        """The view under weight techniques, in their order; without any as it is. calibration: what they see instead of
+        the default text.
+        """
+        self.context.say(f"losses of {list(tables) or 'weights as they are'}")
+        options: dict[str, Any] = {} if calibration is None else {"calibration": calibration}
+        return self.of(self.context.fresh(self.view, Recipe(weights=list(tables)), **options))
+
+    def of(self, engine: Engine) -> Compressed:
+        """The same of an engine, which is closed afterwards."""
         context = self.context
-        context.say(f"losses of {list(tables) or 'weights as they are'}")
         count = -(-context.budget.tokens // SCORED)
         chosen = cuts(self.view.require_tokenizer(), context.length, PREFIX, count, context.seed)
-        engine = context.fresh(self.view, Recipe(weights=list(tables)))
         try:
             losses = Passages(engine, State(None, {})).losses(chosen, [], "nll")
             inside = [own.linear for own in linears(engine.model) if own.role not in OUTSIDE]

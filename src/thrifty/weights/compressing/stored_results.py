@@ -24,7 +24,7 @@ class StoredResults(Results):
     """In a folder, a `StageFile` for every technique."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = self.folder = folder
         self._watch: Callable[[int, int], None] | None = None
         self._steps_from: Callable[[int, Model], int] = lambda stage, model: 0
         self._total = self._count = 0

@@ -27,6 +27,8 @@ uintptr_t codes_of(nb::handle codes, Layout layout, int64_t out, int64_t in) {
       return own.number == 4 ? (uintptr_t)array<const float>(codes, "codes", {out, in}).data
                              : (uintptr_t)array<const Half>(codes, "codes", {out, in}).data;
     case Family::pairs:
+      if (own.codes.sparse)
+        return (uintptr_t)array<const uint8_t>(codes, "codes", {tiles, blocks, own.codes.bytes()}).data;
       return (uintptr_t)array<const uint16_t>(codes, "codes", {tiles, (in + 1) / 2, kLanes, 2}).data;
     case Family::superblocks:
       return (uintptr_t)array<const uint8_t>(codes, "records", {tiles, blocks / kSuperblock, own.record_bytes()}).data;
@@ -281,7 +283,9 @@ void bind_linear(nb::module_& m) {
       "minimums. overlay: starts "
       "int32 [out + 1], columns uint16 and values float16 of single weights on top, or None. paired_first and "
       "paired_second: codes uint16 as of "
-      "bf16, words that both share. down [rank, in], up [out, rank]: Linears whose product is added.")
+      "bf16, words that both share. down [rank, in], up [out, rank]: Linears whose product is added. "
+      "int8_2_4, int4_2_4 and bf16_2_4 hold two of every four columns (codes uint8 [tiles, blocks, bytes], scales but "
+      "for bf16).")
       .def("__init__", &make, nb::kw_only(), "layout"_a, "codes"_a, "scales"_a = nb::none(), "minimums"_a = nb::none(),
            "zeros"_a = nb::none(), "table"_a = nb::none(), "overlay"_a = nb::none(), "bias"_a = nb::none(),
            "down"_a = nb::none(), "up"_a = nb::none(), "out_features"_a, "in_features"_a, "group"_a = 0,

@@ -11,6 +11,7 @@
 #include "linear/layouts/q3_k.hpp"
 #include "linear/layouts/q45_k.hpp"
 #include "linear/layouts/q6_k.hpp"
+#include "linear/layouts/sparse.hpp"
 #include "linear/layouts/tables.hpp"
 
 // clang-format off
@@ -20,7 +21,8 @@
   DO(int2) DO(int3) DO(ternary) DO(binary) \
   DO(planes1) DO(planes2) DO(planes3) DO(planes4) DO(planes5) DO(planes6) DO(planes7) DO(planes8) \
   DO(row_table3) DO(row_table4) DO(vectors4) DO(vectors8) \
-  DO(paired_first) DO(paired_second)
+  DO(paired_first) DO(paired_second) \
+  DO(int8_2_4) DO(int4_2_4) DO(bf16_2_4)
 // clang-format on
 
 namespace thrifty {
