@@ -21,7 +21,9 @@ from thrifty.kernels import dispatch
 
 RECORDS = {"q2_k": 1280, "q3_k": 1728, "q4_k": 2240, "q5_k": 2752, "q6_k": 3328, "iq4_xs": 2144}
 BLOCKS = {"int4": 256, "int4-g32-minimum": 256, "int5": 320, "int5-g32-minimum": 320, "int8": 512, "iq4_nl": 256}
+BLOCKS |= {"int4_2_4": 192, "int8_2_4": 320, "bf16_2_4": 576}
 MINIMUMS = ("q2_k", "q4_k", "q5_k", "int4-g32-minimum", "int5-g32-minimum")
+WITHOUT_SCALES = ("bf16_2_4",)
 LAYOUTS = (*BLOCKS, *RECORDS)
 
 
@@ -39,7 +41,7 @@ def weights(layout: str, rows: int, columns: int, megabytes: int) -> Weights:
     tiles, superblock = -(-rows // 16), layout in RECORDS
     units = columns // (256 if superblock else 32)
     unit_bytes = RECORDS[layout] if superblock else BLOCKS[layout]
-    parameters = (2 if layout in MINIMUMS else 1) * tiles * units * 32
+    parameters = (2 if layout in MINIMUMS else 0 if layout in WITHOUT_SCALES else 1) * tiles * units * 32
     nbytes = tiles * units * unit_bytes + parameters
     bits = source.integers(0, 256, tiles * units * unit_bytes, np.uint8).reshape(tiles, units, unit_bytes)
     linears, copies = [], max(1, megabytes * 1_000_000 // nbytes)
@@ -50,7 +52,10 @@ def weights(layout: str, rows: int, columns: int, megabytes: int) -> Weights:
         arrays: dict[str, Array | None] = {"codes": codes, "scales": scales, "minimums": None}
         if layout in MINIMUMS:
             arrays["minimums"] = scales.copy()
-        sizes = {"out_features": rows, "in_features": columns, "group": 0 if superblock else 32}
+        if layout in WITHOUT_SCALES:
+            arrays["scales"] = None
+        group = 0 if superblock or layout in WITHOUT_SCALES else 32
+        sizes = {"out_features": rows, "in_features": columns, "group": group}
         linears.append(dispatch.require().Linear(layout=layout.split("-")[0], **arrays, **sizes))
     return Weights(linears, nbytes)
 

@@ -102,9 +102,9 @@ struct Packed {
       const auto weights = floats((size_t)out * (size_t)in);
       std::memcpy(codes.data(), weights.data(), codes.size());
     }
-    if (layout == Layout::bf16 || layout == Layout::f16)
+    if (layout == Layout::bf16 || layout == Layout::f16 || layout == Layout::bf16_2_4)
       for (size_t i = 1; i < codes.size(); i += 2)
-        codes[i] = (uint8_t)((layout == Layout::bf16 ? 0x3e : 0x34) | (codes[i] & 0x83));  // of moderate size
+        codes[i] = (uint8_t)((layout == Layout::f16 ? 0x34 : 0x3e) | (codes[i] & 0x83));  // of moderate size
     if (is_table(layout))
       table = floats((size_t)1 << codes_of(layout, false).bits()), table_scales.assign(tiles * groups * 16, 0.25f);
     if (!has_scales(layout)) return;
@@ -157,7 +157,9 @@ void test_matmuls() {
           for (int m : {1, 2, 7, 19}) test_matmul(Packed(layout, out, in, 0, minimum), m);
         continue;
       }
-      for (auto [out, in, group] : {std::tuple{1, 1, 32}, {17, 33, 32}, {50, 100, 64}, {31, 160, 128}, {16, 2, 32}})
+      const int fours = traits(layout).codes.sparse ? 4 : 1;  // columns come in whole fours
+      for (auto [out, in, group] :
+           {std::tuple{1, fours, 32}, {17, 32 + fours, 32}, {50, 100, 64}, {31, 160, 128}, {16, 2 * fours, 32}})
         for (int m : {1, 2, 7, 19}) test_matmul(Packed(layout, out, in, group, minimum), m);
     }
   for (Layout layout : {Layout::int2, Layout::int3, Layout::int4, Layout::int8})

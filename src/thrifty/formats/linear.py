@@ -1,6 +1,7 @@
 """The door to stored linear weights: `GroupLinear` (2, 3, 4, 5, 8 bit), `ZeroPointLinear` (2, 3, 4, 8 bit with zero
 points), `SuperblockLinear` (two levels of scales), `CodebookLinear` (codes into a table), `DenseLinear` (bf16, fp16,
-fp32), `SignLinear` (binary, ternary), `BitPlaneLinear` (1 to 8 bit, activations too), their base.
+fp32), `SignLinear` (binary, ternary), `BitPlaneLinear` (1 to 8 bit, activations too),
+`Sparse24Linear` (two of every four columns), their base.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from thrifty.formats.dense import DenseLinear
 from thrifty.formats.group import GroupLinear
 from thrifty.formats.packed import PackedLinear
 from thrifty.formats.signs import SignLinear
+from thrifty.formats.sparse_2_4 import Sparse24Linear
 from thrifty.formats.superblock import SuperblockLinear
 from thrifty.formats.zero_point import ZeroPointLinear
 
@@ -21,6 +23,7 @@ __all__ = [
     "GroupLinear",
     "PackedLinear",
     "SignLinear",
+    "Sparse24Linear",
     "SuperblockLinear",
     "ZeroPointLinear",
 ]

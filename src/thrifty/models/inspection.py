@@ -12,6 +12,8 @@ from typing import Any
 
 from thrifty.errors import CheckpointError, nearest
 from thrifty.formats.linear import CodebookLinear
+from thrifty.models.compressed.layout import is_compressed
+from thrifty.models.compressed.source import CompressedSource
 from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.gguf.source import GGUFSource
@@ -20,6 +22,8 @@ from thrifty.models.source import StoredTensor, Weight
 from thrifty.models.store.cache_entry import INDEX
 from thrifty.models.store.copies import Copy, copy_of
 from thrifty.models.tokens.settings import TokenizerDefinition, TokenizerSettings
+
+COMPRESSED = "compressed safetensors"  # what a file of `thrifty compress` is called
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,9 @@ class TypeFacts:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """path: as it was given or found. kind: "GGUF" or "safetensors". files: how many, of `nbytes` together. tensors:
-    those that the decoder is made of. settings: of the tokenizer, None without one. special: its special tokens, ids
-    and texts. copy: the converted one, if any.
+    """path: as it was given or found. kind: "GGUF", "safetensors" or COMPRESSED. files: how many, of `nbytes` together.
+    tensors: those that the decoder is made of. settings: of the tokenizer, None without one. special: its special
+    tokens, ids and texts. copy: the converted one, if any.
     """
 
     path: Path
@@ -77,14 +81,22 @@ def inspect(name_or_path: str | os.PathLike[str]) -> FileFacts:
     path = _located(name_or_path)
     copy = copy_of(path)
     if path.is_dir():
-        from thrifty.models.tokens.files import read_tokenizer
-
-        folder = HuggingFaceSource(path, read_tokenizer(path))
-        return _facts(path, "safetensors", folder.config.family, path.name, folder.files, folder, copy)
+        folder = _folder(path)
+        family = folder.config.family
+        kind = COMPRESSED if isinstance(folder, CompressedSource) else "safetensors"
+        return _facts(path, kind, family, path.name, folder.files, folder, copy)
     source = GGUFSource(path)
     files = source.file.paths
     title = source.file.metadata.text("general.name", path.stem)
     return _facts(path, "GGUF", source.file.architecture, title, files, source, copy)
+
+
+def _folder(path: Path) -> HuggingFaceSource | CompressedSource:
+    if is_compressed(path):
+        return CompressedSource(path)
+    from thrifty.models.tokens.files import read_tokenizer
+
+    return HuggingFaceSource(path, read_tokenizer(path))
 
 
 def _located(name_or_path: str | os.PathLike[str]) -> Path:
@@ -108,7 +120,7 @@ def _facts(
     architecture: str,
     title: str,
     files: Sequence[Path],
-    source: GGUFSource | HuggingFaceSource,
+    source: GGUFSource | HuggingFaceSource | CompressedSource,
     copy: Copy | None,
 ) -> FileFacts:
     tensors = source.stored()
@@ -128,7 +140,7 @@ def _special(tokenizer: TokenizerDefinition) -> dict[int, str]:
 
 
 def _types(
-    tensors: Sequence[StoredTensor], source: GGUFSource | HuggingFaceSource, copy: Copy | None
+    tensors: Sequence[StoredTensor], source: GGUFSource | HuggingFaceSource | CompressedSource, copy: Copy | None
 ) -> Iterable[TypeFacts]:
     """By type and whether they are matrices, in the order of their bytes."""
     looked = "one tensor" if copy is None else "all tensors"

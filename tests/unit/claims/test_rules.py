@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.unit.claims.made_up import LOSS, MANY, Level, Levels, MadeUp
 
 from thrifty import claims
-from thrifty.claims import fastgen, kivi, kvzip, minikv, rtn, snapkv
+from thrifty.claims import amp, fastgen, kivi, kvzip, maskllm, minikv, rtn, snapkv, sparsegpt
 from thrifty.claims.harness.parts import Verdict, exactly
+from thrifty.claims.harness.prepared import Prepared
 from thrifty.claims.harness.statistics import Scores
 from thrifty.errors import RecipeError
 from thrifty.evaluation.recovery import Interval
@@ -25,6 +27,28 @@ WEAK: dict[str, Any] = {"full": 0.1}
 def by_name(**levels: Level) -> Levels:
     """Levels by technique."""
     return [({"technique": name.replace("_", "-")}, level) for name, level in levels.items()]
+
+
+def masked(learned: float, sparsegpt: float) -> dict[str, Any]:
+    """Losses at 2:4 with masks of three kinds."""
+    losses: Levels = [
+        ({"technique": "maskllm"}, learned),
+        ({"technique": "sparsegpt", "update": False}, 0.5),
+        ({"technique": "sparsegpt"}, sparsegpt),
+        ({"technique": "magnitude"}, 0.9),
+    ]
+    return {"losses": losses}
+
+
+def pruning(amp: float, by_weights: float) -> dict[str, Any]:
+    """Losses with a fifth of the weights gone."""
+    losses: Levels = [
+        ({"technique": "amp", "distil": True}, 0.1),
+        ({"technique": "amp"}, amp),
+        ({"technique": "rival", "seed": None}, by_weights),
+        ({"technique": "rival"}, 1.5),
+    ]
+    return {"losses": losses, "rates": (1.3, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -175,6 +199,9 @@ CASES: dict[str, Case] = {
         },
         {"loss": 8.0},
     ),
+    "amp": Case(pruning(0.3, 0.5), pruning(0.5, 0.3), pruning(0.3, 0.3), {"loss": 8.0}),
+    "maskllm": Case(masked(0.2, 0.3), masked(0.3, 0.2), masked(0.2, 0.2), {"loss": 8.0}),
+    "sparsegpt": Case(masked(0.2, 0.02), masked(0.2, 0.1), masked(0.2, sparsegpt.RISE), {"loss": 8.0}),
 }
 
 
@@ -190,6 +217,14 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         table = [{"technique": "rtn", **options}] if options else []
         return rtn.Rounded(context.losses(table), 10**6 if not options else 266_000)
 
+    def prepared(context: MadeUp, model: object, tables: list[dict[str, Any]], text: object = None) -> Prepared:
+        smaller = 1.0 if not tables else 0.8 if tables[0]["technique"] == "amp" else 9 / 16
+        return Prepared(context.losses(tables), round(10**6 * smaller))
+
+    def rival(context: MadeUp, model: object, seed: int | None) -> Prepared:
+        return Prepared(context.losses([{"technique": "rival", "seed": seed}]), 800_000)
+
+    layered = lambda model: SimpleNamespace(config=SimpleNamespace(layers=range(30)))  # noqa: E731
     longest = exactly("longer prompt", 9.0, None)
     replaced: list[tuple[Any, str, Callable[..., Any]]] = [
         (fastgen, "_pruned", pruned),
@@ -200,7 +235,13 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (rtn, "packed_view", lambda model: model),
         (rtn, "_rounded", rounded),
         (snapkv, "_longest", lambda context: longest),
+        (amp, "_rival", rival),
+        (amp, "_rates", lambda context, whole, text: context.speed([], length=1)),
     ]
+    for claim in (amp, maskllm, sparsegpt):
+        replaced += [(claim, "packed_view", layered), (claim, "prepared", prepared)]
+    for claim in (amp, maskllm):
+        replaced.append((claim, "python_calibration", lambda model, sequences, tokens: None))
     for module, name, function in replaced:
         monkeypatch.setattr(module, name, function)
 
@@ -224,7 +265,8 @@ def test_made_up_scores_give_all_four_verdicts(name: str) -> None:
     assert judged(name, case.made(case.untestable)) is UNTESTABLE
 
 
-BUDGETED = sorted(set(CASES) - {"rtn", "quest", "minikv", "kivi", "fastgen", "streaming", "scbench", "h2o"})
+WEIGHTS = {"amp", "maskllm", "rtn", "sparsegpt"}
+BUDGETED = sorted(set(CASES) - WEIGHTS - {"quest", "minikv", "kivi", "fastgen", "streaming", "scbench", "h2o"})
 """Claims about answers from a cache of which a part was evicted."""
 
 
@@ -238,7 +280,7 @@ def test_random_eviction_under_a_techniques_name_does_not_hold(name: str) -> Non
     assert judged(name, case.made({"answers": answers})) is not HOLDS
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - {"rtn", "quest", "minikv", "fastgen"}))
+@pytest.mark.parametrize("name", sorted(set(CASES) - WEIGHTS - {"quest", "minikv", "fastgen"}))
 def test_a_cache_that_is_silently_full_does_not_hold(name: str) -> None:
     """As good as the full cache, and as large. (Quest keeps all by design and is judged by its speed; the others' bytes
     are part of their headline.)"""
@@ -268,6 +310,12 @@ def test_bytes_in_a_headline_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     unrounded = lambda context, model, **options: rtn.Rounded(context.losses([]), 10**6)  # noqa: E731
     monkeypatch.setattr(rtn, "_rounded", unrounded)
     assert judged("rtn", CASES["rtn"].made({})) is FAILS
+    for claim in (amp, maskllm, sparsegpt):
+        monkeypatch.setattr(
+            claim, "prepared", lambda context, model, tables, text=None: Prepared(context.losses(tables), 9)
+        )
+    for name in ("amp", "maskllm", "sparsegpt"):
+        assert judged(name, CASES[name].made({})) is FAILS, "nothing is smaller"
 
 
 @pytest.mark.parametrize("name", ["snapkv", "quest"])

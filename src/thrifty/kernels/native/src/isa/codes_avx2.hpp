@@ -44,11 +44,34 @@ THRIFTY_INLINE I moved_up(I x, int bits) {
   return bits > 0 ? _mm256_slli_epi16(x, bits) : bits < 0 ? _mm256_srli_epi16(x, -bits) : x;
 }
 
+// Bytes of eight rows, four a row, as places of a shuffle point to them: `step` bytes into each row's four.
+THRIFTY_INLINE I kept_at(I masks, int group, const uint32_t* places, int step) {
+  const I rows = _mm256_broadcastsi128_si256(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c)),
+          from = _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const I*)places), _mm256_srli_epi32(masks, 4 * group));
+  return _mm256_or_si256(from, _mm256_or_si256(rows, _mm256_set1_epi8((char)step)));
+}
+// The two pairs of columns of group 0..7 of a block of bf16, 64 bytes each.
+THRIFTY_INLINE void expand_pairs(const uint8_t* masks, const uint8_t* kept, int group, uint16_t* to) {
+  for (int half = 0; half < 2; half++) {
+    const I words = _mm256_loadu_si256((const I*)masks + half), numbers = _mm256_loadu_si256((const I*)kept + half);
+    for (int i = 0; i < 2; i++)
+      _mm256_store_si256((I*)(to + 2 * kLanes * i) + half,
+                         _mm256_shuffle_epi8(numbers, kept_at(words, group, kKeptPairs[i], 0)));
+  }
+}
+
 // Vector v of a block's codes for eight lanes, `block` at the first of them: as stored, without sign; of 8 bits and of
 // a table the signed values.
 template <Codes C> THRIFTY_INLINE I code_vector(const uint8_t* block, int v) {
   const auto line = [&](int i)
                         __attribute__((always_inline)) { return _mm256_loadu_si256((const I*)(block + 64 * i)); };
+  if constexpr (C.sparse) {
+    const int u = v / 2;
+    const I kept =
+        C.low == 8 ? line(1 + u) : _mm256_and_si256(moved_up(line(1 + u % 2), u < 2 ? 0 : -4), _mm256_set1_epi8(15));
+    const I values = _mm256_shuffle_epi8(kept, kept_at(line(0), v, kKeptPlaces, v % 2 * 2));
+    return C.low == 8 ? values : _mm256_xor_si256(values, _mm256_set1_epi8((char)C.offset));
+  }
   if constexpr (C.low == 8) return _mm256_xor_si256(line(v), _mm256_set1_epi8((char)0x80));
   const I mask = _mm256_set1_epi8((char)(((1 << C.low) - 1) * C.step()));
   const I low = _mm256_and_si256(C.low == 4   ? moved_up(line(v % 4), v < 4 ? 0 : -4)

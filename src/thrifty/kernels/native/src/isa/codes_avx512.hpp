@@ -49,7 +49,7 @@ THRIFTY_INLINE I kept(I x) {
 // The lines of a block: in registers, or read where they are needed.
 template <Codes C, bool KEPT> struct CodeBlock;
 template <Codes C> struct CodeBlock<C, true> {
-  static constexpr int kLines = C.bits();
+  static constexpr int kLines = C.bytes() / 64;
   I lines[kLines];
   THRIFTY_SHARED explicit CodeBlock(const uint8_t* p) {
 #pragma GCC unroll 8
@@ -63,8 +63,31 @@ template <Codes C> struct CodeBlock<C, false> {
   THRIFTY_SHARED I line(int i) const { return _mm512_loadu_si512(p + 64 * i); }
 };
 
+// Bytes of 16 rows, four a row, as places of a shuffle point to them: `step` bytes into each row's four.
+THRIFTY_INLINE I kept_at(I masks, int group, const uint32_t* places, int step) {
+  const I rows = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c)),
+          from = _mm512_permutexvar_epi32(_mm512_srli_epi32(masks, (unsigned)(4 * group)), _mm512_loadu_si512(places));
+  return _mm512_or_si512(from, _mm512_or_si512(rows, _mm512_set1_epi8((char)step)));
+}
+// Columns 4v..4v+3 of a block of which two of four are kept: their codes, the offset itself where none is.
+template <Codes C, bool KEPT> THRIFTY_INLINE I sparse_vector(const CodeBlock<C, KEPT>& block, int v) {
+  const int u = v / 2;
+  const I kept = C.low == 8 ? block.line(1 + u)
+                            : _mm512_and_si512(moved_up(block.line(1 + u % 2), u < 2 ? 0 : -4), _mm512_set1_epi8(15));
+  return _mm512_xor_si512(_mm512_shuffle_epi8(kept, kept_at(block.line(0), v, kKeptPlaces, v % 2 * 2)),
+                          _mm512_set1_epi8((char)C.offset));
+}
+// The two pairs of columns of group 0..7 of a block of bf16, 64 bytes each.
+THRIFTY_INLINE void expand_pairs(const uint8_t* masks, const uint8_t* kept, int group, uint16_t* to) {
+  const I words = _mm512_loadu_si512(masks), numbers = _mm512_loadu_si512(kept);
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++)
+    _mm512_store_si512(to + 2 * kLanes * i, _mm512_shuffle_epi8(numbers, kept_at(words, group, kKeptPairs[i], 0)));
+}
+
 // Vector v of a block's codes as they are stored, without sign; of a table the values plus 128.
 template <Codes C, bool KEPT> THRIFTY_INLINE I code_vector(const CodeBlock<C, KEPT>& block, int v) {
+  if constexpr (C.sparse) return sparse_vector(block, v);
   if constexpr (C.low == 8) return block.line(v);
   const I low = C.low == 4   ? moved_up(block.line(v % 4), v < 4 ? 0 : -4)
                 : C.low == 1 ? moved_up(block.line(0), 1 - v)
@@ -97,7 +120,7 @@ THRIFTY_INLINE void dots(const CodeBlock<C, KEPT>* blocks, const ActivationBlock
   static_assert((C.offset & (C.offset - 1)) == 0 && C.offset <= 128 && C.offset != 64);
   // High nibbles without a shift, sixteen times too large: the sum is shifted instead.
   constexpr bool kHighFirst =
-      C.low == 4 && C.high == 0 && !C.table && COUNT == 8 && M == 1 && (C.offset == 0 || C.offset == 8);
+      C.low == 4 && C.high == 0 && !C.table && !C.sparse && COUNT == 8 && M == 1 && (C.offset == 0 || C.offset == 8);
   I a[N * M];
 #pragma GCC unroll 16
   for (int i = 0; i < M; i++) {

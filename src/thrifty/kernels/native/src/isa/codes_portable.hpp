@@ -41,8 +41,41 @@ THRIFTY_INLINE V words_as_floats(Words x) {
   return load(f);
 }
 
+// Columns 4v..4v+3 of 16 rows of a block of which two of four are kept: their codes, the offset itself where none is.
+template <Codes C> THRIFTY_INLINE void sparse_vector(const uint8_t* block, int v, uint8_t* to) {
+  const int u = v / 2, line = C.low == 8 ? 1 + u : 1 + u % 2, shift = C.low == 8 || u < 2 ? 0 : 4;
+  for (int row = 0; row < 16; row++) {
+    uint32_t mask;
+    std::memcpy(&mask, block + 4 * row, 4);
+    const uint32_t places = kKeptPlaces[mask >> (4 * v) & 15];
+    for (int j = 0; j < 4; j++) {
+      const unsigned place = places >> (8 * j) & 255u;
+      const unsigned code =
+          place & 128u ? 0u
+                       : (unsigned)block[64 * line + 4 * row + v % 2 * 2 + (int)place] >> shift & ((1u << C.low) - 1u);
+      to[4 * row + j] = (uint8_t)(code ^ (unsigned)C.offset);
+    }
+  }
+}
+// The two pairs of columns of group 0..7 of a block of bf16, 64 bytes each.
+THRIFTY_INLINE void expand_pairs(const uint8_t* masks, const uint8_t* kept, int group, uint16_t* to) {
+  for (int row = 0; row < 16; row++) {
+    uint32_t mask;
+    std::memcpy(&mask, masks + 4 * row, 4);
+    for (int i = 0; i < 2; i++) {
+      uint8_t bytes[4];
+      for (int j = 0; j < 4; j++) {
+        const uint32_t place = kKeptPairs[i][mask >> (4 * group) & 15] >> (8 * j) & 255u;
+        bytes[j] = place & 128u ? (uint8_t)0 : kept[4 * row + (int)place];
+      }
+      std::memcpy(to + 2 * kLanes * i + 2 * row, bytes, 4);
+    }
+  }
+}
+
 // Vector v of a block's codes: 64 bytes as they are stored, without sign; of a table the values plus 128.
 template <Codes C> THRIFTY_INLINE void code_vector(const uint8_t* block, int v, uint8_t* to) {
+  if constexpr (C.sparse) return sparse_vector<C>(block, v, to);
   const uint8_t *low = block + 64 * (C.low == 8   ? v
                                      : C.low == 4 ? v % 4
                                      : C.low == 1 ? 0

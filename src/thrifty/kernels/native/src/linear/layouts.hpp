@@ -9,6 +9,7 @@
 #include "linear/layouts/q3_k.hpp"
 #include "linear/layouts/q45_k.hpp"
 #include "linear/layouts/q6_k.hpp"
+#include "linear/layouts/sparse.hpp"
 #include "linear/layouts/tables.hpp"
 
 // clang-format off
@@ -16,7 +17,8 @@
   DO(int4) DO(int5) DO(int8) DO(iq4_nl) DO(bf16) DO(f16) DO(f32) \
   DO(q2_k) DO(q3_k) DO(q4_k) DO(q5_k) DO(q6_k) DO(iq4_xs) DO(table4) DO(table8) \
   DO(int2) DO(int3) DO(ternary) DO(binary) \
-  DO(planes1) DO(planes2) DO(planes3) DO(planes4) DO(planes5) DO(planes6) DO(planes7) DO(planes8)
+  DO(planes1) DO(planes2) DO(planes3) DO(planes4) DO(planes5) DO(planes6) DO(planes7) DO(planes8) \
+  DO(int8_2_4) DO(int4_2_4) DO(bf16_2_4)
 // clang-format on
 
 namespace thrifty {

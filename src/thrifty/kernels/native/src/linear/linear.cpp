@@ -32,6 +32,9 @@ Layout layout_of(const std::string& name) {
 void check_linear(Layout layout, int out, int in, int group) {
   if (out < 1 || in < 1 || out > (1 << 24) || in > kMostColumns)
     refuse("linear of shape " + std::to_string(out) + " x " + std::to_string(in) + " is out of range");
+  if (traits(layout).codes.sparse && in % 4)
+    refuse(std::string("a linear of layout ") + name_of(layout) + " keeps two of every four columns, so it has whole " +
+           "fours of them, not " + std::to_string(in));
   if (traits(layout).family == Family::table && (group < kBlockColumns || group % kBlockColumns))
     refuse("a table's group must be a multiple of " + std::to_string(kBlockColumns) + ", not " + std::to_string(group));
   if (traits(layout).wide_groups) {
@@ -79,7 +82,7 @@ Linear make_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t m
 size_t tile_bytes(const Linear& w) {
   const LayoutTraits& own = traits(w.layout);
   if (own.family == Family::plain) return (size_t)w.in * kLanes * (size_t)own.number;
-  if (own.family == Family::pairs) return ((size_t)w.in + 1) / 2 * kLanes * sizeof(uint32_t);
+  if (own.family == Family::pairs && !own.codes.sparse) return ((size_t)w.in + 1) / 2 * kLanes * sizeof(uint32_t);
   if (own.family == Family::superblocks) return (size_t)w.superblocks() * (size_t)own.record_bytes();
   return (size_t)w.blocks() * (size_t)own.codes.bytes();
 }

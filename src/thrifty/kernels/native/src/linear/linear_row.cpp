@@ -17,8 +17,23 @@ float half_value(uint16_t h) {
   return f;
 }
 
+// The place of column c of a row among the kept numbers of a block of which two of four are kept; -1: it is not kept.
+int kept_place(const uint8_t* block, int lane, int c) {
+  uint32_t mask;
+  std::memcpy(&mask, block + 4 * lane, 4);
+  const uint32_t place = kKeptPlaces[mask >> (c / 4 * 4) & 15] >> (8 * (c % 4)) & 255u;
+  return place & 128u ? -1 : c / 4 * 2 + (int)place;
+}
+
 // What scales multiply at column c of a block.
 int code_at(Codes codes, const uint8_t* block, int lane, int c) {
+  if (codes.sparse) {
+    const int place = kept_place(block, lane, c), u = place / 4;
+    if (place < 0) return 0;
+    const uint8_t* line = block + 64 * (1 + (codes.low == 8 ? u : u % 2));
+    const int code = codes.low == 8 ? line[4 * lane + place % 4] : line[4 * lane + place % 4] >> (u / 2 * 4) & 15;
+    return (code ^ codes.offset) - codes.offset;
+  }
   const int v = c / 4, byte = 4 * lane + c % 4;
   const auto plane = [&](int from, int bits) {
     const uint8_t* p = block + 64 * from + byte;
@@ -116,6 +131,18 @@ void pair_row(const Linear& w, size_t tile, int lane, float* out) {
   }
 }
 
+void sparse_pair_row(const Linear& w, size_t tile, int lane, float* out) {
+  const uint8_t* first = w.codes + tile * tile_bytes(w);
+  for (int c = 0; c < w.in; c++) {
+    const uint8_t* block = first + (size_t)(c / kBlockColumns * traits(w.layout).codes.bytes());
+    const int place = kept_place(block, lane, c % kBlockColumns);
+    uint16_t number = 0;
+    if (place >= 0) std::memcpy(&number, block + 64 * (1 + place / 2) + 4 * lane + 2 * (place % 2), 2);
+    const uint32_t bits = (uint32_t)number << 16;
+    std::memcpy(out + c, &bits, 4);
+  }
+}
+
 template <Layout L> void superblock_row(const Linear& w, size_t tile, int lane, float* out) {
   constexpr Codes codes = codes_of(L, false);
   constexpr SubScales subs = sub_scales(L);
@@ -140,7 +167,7 @@ using RowReader = void (*)(const Linear&, size_t tile, int lane, float* out);
 template <Layout L> constexpr RowReader reader() {
   switch (traits(L).family) {
     case Family::pairs:
-      return pair_row;
+      return traits(L).codes.sparse ? sparse_pair_row : pair_row;
     case Family::table:
       return table_row;
     case Family::planes:

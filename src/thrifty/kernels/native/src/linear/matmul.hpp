@@ -16,6 +16,22 @@ template <int M> THRIFTY_INLINE void pair_tile(const Linear& w, int tile, const 
   }
 }
 
+// Pairs of which two of four columns are kept: in the order of dense ones, so with their bits.
+template <Layout L, int M> THRIFTY_INLINE void sparse_pair_tile(const Linear& w, int tile, const uint32_t* x, V* acc) {
+  constexpr int kBytes = traits(L).codes.bytes(), kGroups = kBlockColumns / 4;
+  const uint8_t* first = w.codes + (size_t)tile * (size_t)w.blocks() * kBytes;
+#pragma GCC unroll 16
+  for (int i = 0; i < M; i++) acc[i] = zero();
+  for (int g = 0; g < w.in / 4; g++, x += 2 * kPanel) {
+    alignas(64) uint16_t pairs[4 * kLanes];
+    const uint8_t* block = first + (size_t)(g / kGroups) * kBytes;
+    if constexpr (M == 1) fetch_line(block + 64 * (1 + g % kGroups) + kFetchBytes);
+    expand_pairs(block, block + 64 * (1 + g % kGroups), g % kGroups, pairs);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++) acc[i] = dot_pair(dot_pair(acc[i], pairs, x[i]), pairs + 2 * kLanes, x[kPanel + i]);
+  }
+}
+
 template <int M>
 THRIFTY_INLINE void write_tile(const Linear& w, int tile, V* acc, float* y, size_t stride, bool add_to_y) {
   const int lanes = w.out - tile * kLanes < kLanes ? w.out - tile * kLanes : kLanes;
@@ -46,7 +62,9 @@ template <Layout L> THRIFTY_SHARED size_t panel_size(const Linear& w) {
 template <Layout L, bool MINIMUM, int M>
 static void rows_tile(const Linear& w, int tile, const void* x, float* y, size_t stride, bool add_to_y) {
   V acc[M];
-  if constexpr (reads(L) == Reads::pairs) pair_tile<M>(w, tile, (const uint32_t*)x, acc);
+  if constexpr (reads(L) == Reads::pairs && traits(L).codes.sparse)
+    sparse_pair_tile<L, M>(w, tile, (const uint32_t*)x, acc);
+  else if constexpr (reads(L) == Reads::pairs) pair_tile<M>(w, tile, (const uint32_t*)x, acc);
   else code_tile<L, MINIMUM, M>(w, tile, (const ActivationBlock*)x, acc);
   write_tile<M>(w, tile, acc, y, stride, add_to_y);
 }

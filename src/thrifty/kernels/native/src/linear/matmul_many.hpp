@@ -105,7 +105,7 @@ static void pass(const Linear& w, int tile, const ActivationBlock* x, int groups
     const int count = blocks - first < kSuperblock ? blocks - first : kSuperblock;
     if constexpr (two_levels(L)) read_sub_scales<L>(w, tile, first / kSuperblock, codes, step, scales);
     else read_scales<L, MINIMUM>(w, tile, first, count, scales);
-    const bool unpacked = C.low != 8 && groups >= kUnpackedGroups;
+    const bool unpacked = (C.low != 8 || C.sparse) && groups >= kUnpackedGroups;
     if (unpacked)
       for (int n = 0; n < 2; n++) unpack_codes<C>(codes + sub_scales(L).bytes + (size_t)n * step, count, bytes[n]);
     for (int g = 0; g < groups; g++) {

@@ -23,8 +23,11 @@ struct Codes {
   int low = 0, high = 0;  // bits of the planes; high 0: none
   bool table = false;     // codes are places in kTable
   int offset = 0;         // what a stored code is above the value that scales multiply
+  bool sparse = false;    // two of four columns, behind the masks that say which (linear/layouts/sparse.hpp)
   THRIFTY_SHARED constexpr int bits() const { return low + high; }
-  THRIFTY_SHARED constexpr int bytes() const { return 64 * (low + high); }   // of a block
+  THRIFTY_SHARED constexpr int bytes() const {  // of a block
+    return sparse ? 64 + 32 * (low + high) : 64 * (low + high);
+  }
   THRIFTY_SHARED constexpr int step() const { return bits() == 1 ? 2 : 1; }  // of values from code to code
 };
 

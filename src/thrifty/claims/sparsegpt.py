@@ -1,0 +1,52 @@
+"""SparseGPT: what leaving two of every four weights out costs a model when the others make up for them."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+from thrifty.claims.harness.claim import Claim, Measurement
+from thrifty.claims.harness.context import Context
+from thrifty.claims.harness.controls import Control
+from thrifty.claims.harness.parts import Bar, ahead, exactly
+from thrifty.claims.harness.prepared import PREFIX, prepared
+from thrifty.claims.harness.reading import unpredicted
+from thrifty.claims.harness.statistics import advantage
+from thrifty.weights.offgrid import packed_view
+
+RISE = math.log(8.74 / 8.35)  # of a token's loss, in nats
+HEADLINE = "loss of a token below the dense weights'"
+SMALLER = 9 / 16 + 0.01  # of 16 bits: two of four numbers of 16, and a bit a weight for the mask
+
+
+class SparseGPTClaim(Claim):
+    """Losses of the off-grid view, its weights in bf16, dense and at 2:4."""
+
+    paper = "OPT-175B at 2:4, raw-WikiText2 perplexity: 8.74 (dense 8.35)"
+    source = "arXiv:2301.00774, table 2"
+    rule = "perplexity rises by at most 4.7 %, which is 0.046 nats a token"
+    models = ("smollm2-135m",)
+    minutes = 2.5
+
+    def measure(self, context: Context) -> Measurement:
+        scored = partial(prepared, context, packed_view(context.model))
+        setting = (
+            f"off-grid view in bf16, all linears of the layers at 2:4; {context.budget.tokens} tokens of prose after "
+            f"{PREFIX}; a model a thousandth of the paper's, whose own smaller models lose far more"
+        )
+        full = scored([])
+        if weak := unpredicted(full.losses):
+            return Measurement.untestable(HEADLINE, weak, setting)
+        ours, still = scored([{"technique": "sparsegpt"}]), scored([{"technique": "sparsegpt", "update": False}])
+        magnitude = scored([{"technique": "magnitude"}])
+        return Measurement(
+            headline=ahead(HEADLINE, ours.losses, full.losses, Bar(-RISE), "-0.046 nats"),
+            parts=(
+                ahead("loss below that of the largest weights", ours.losses, magnitude.losses),
+                ahead("loss below that of its own masks without the update", ours.losses, still.losses),
+            ),
+            gates=(exactly("bytes of the linears", ours.nbytes / full.nbytes, Bar(SMALLER, at_least=False)),),
+            controls=(Control("the largest weights stay", "lose", advantage(magnitude.losses, full.losses)),),
+            counts={"scored tokens": len(ours.losses), "passages": ours.losses.contexts},
+            setting=setting,
+        )

@@ -1,0 +1,1 @@
+"""The plain training loop over the reference decoder: data, losses, steps, checkpoints; and what it trains."""

@@ -1,0 +1,61 @@
+"""Giving a damaged model back what little training can: LoRA on all its linears, merged at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from thrifty.arrays import Floats
+from thrifty.models.model import Model
+from thrifty.reference.arrays import tensor_of
+from thrifty.reference.loading import build
+from thrifty.training.loop.batches import Batches
+from thrifty.training.loop.checkpoint import Checkpoint
+from thrifty.training.loop.forward import logits_of
+from thrifty.training.loop.loop import Plan, Say, train
+from thrifty.training.loop.lora import LoraOptions, attach, parameters_of
+from thrifty.training.loop.losses import divergence, next_tokens
+
+
+@dataclass(frozen=True)
+class Healed:
+    """weights: fp32 [out, in] of each linear, merged. losses: of each step that was taken."""
+
+    weights: dict[str, Floats]
+    losses: list[float] = field(default_factory=list)
+
+
+def heal(
+    model: Model,
+    names: Iterable[str],
+    batches: Batches,
+    plan: Plan,
+    options: LoraOptions,
+    *,
+    teacher: Model | None = None,
+    checkpoint: Checkpoint | None = None,
+    say: Say = lambda progress: None,
+) -> Healed:
+    """Train low-rank additions to the linears `names` of a model, which stays as it is.
+
+    teacher: the model before the damage: its predictions are learned (KL); None: the text itself (cross-entropy).
+    """
+    decoder = build(model).decoder
+    added = attach(decoder, names, options, plan.seed)
+    guide = None if teacher is None else build(teacher).decoder.requires_grad_(False)
+
+    def loss(step: int) -> Tensor:
+        tokens = tensor_of(batches.at(step))
+        logits = logits_of(decoder, tokens)
+        if guide is None:
+            return next_tokens(logits, tokens)
+        with torch.no_grad():
+            wanted = logits_of(guide, tokens)
+        return divergence(logits, wanted)
+
+    decoder.train()
+    losses = train(parameters_of(added), loss, plan, checkpoint=checkpoint, say=say)
+    return Healed({name: linear.merged() for name, linear in added.items()}, losses)

@@ -1,0 +1,73 @@
+"""Recovery after pruning: LoRA on the linears of every layer, then merged into them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thrifty import extras
+from thrifty.arrays import Floats
+from thrifty.errors import RecipeError
+from thrifty.formats.linear import DenseLinear, PackedLinear
+from thrifty.models.model import Model
+from thrifty.weights.structure import linears
+from thrifty.weights.technique import KEPT, OUTSIDE, Preparation, exchange
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """steps: of AdamW, each on `batch` sequences of the calibration text. rank, alpha, dropout: LoRA's. rate: of
+    learning. distil: learn the predictions of the model before it was pruned (KL) instead of the text itself.
+    """
+
+    steps: int
+    batch: int
+    rank: int
+    alpha: float
+    dropout: float
+    rate: float
+    distil: bool
+
+
+def recover(model: Model, recovery: Recovery, preparation: Preparation, what: str, teacher: Model | None) -> None:
+    """Train low-rank additions to all linears of the layers and merge them, in place. what: needs it, as the errors
+    begin. teacher: the model before, where `recovery.distil`.
+
+    Merged linears are bf16 where they were, else fp32: techniques that round come behind. Raises RecipeError where
+    there is no text, or where a linear is coded.
+    """
+    extras.require_torch(what)
+    if preparation.text is None:
+        raise RecipeError(f"{what} recovers by training on a text and has none: pass a calibration text")
+    names = [info.name for info in linears(model) if info.role not in OUTSIDE + KEPT]
+    coded = next((name for name in names if not isinstance(model.linears[name], DenseLinear)), None)
+    if coded is not None:
+        raise RecipeError(
+            f"{what} recovers plain weights and '{coded}' is {model.linears[coded].label}: put techniques that round "
+            "behind it in the recipe, or begin with a checkpoint of plain weights"
+        )
+    from thrifty.training.loop.batches import Batches
+    from thrifty.training.loop.checkpoint import Checkpoint
+    from thrifty.training.loop.healing import heal
+    from thrifty.training.loop.loop import Plan
+    from thrifty.training.loop.lora import LoraOptions
+
+    run = f"{what} {model.version} {recovery} {preparation.text.label}"
+    healed = heal(
+        model,
+        names,
+        Batches(preparation.text.sequences, recovery.batch),
+        Plan(recovery.steps, recovery.rate),
+        LoraOptions(recovery.rank, recovery.alpha, recovery.dropout),
+        teacher=teacher if recovery.distil else None,
+        checkpoint=Checkpoint.of(preparation.results.folder, "recovery", run),
+        say=lambda progress: preparation.before(),
+    )
+    for name in names:
+        exchange(model, name, _stored(model.linears[name], healed.weights.pop(name)))
+
+
+def _stored(before: PackedLinear, weight: Floats) -> DenseLinear:
+    """The merged weight [out, in], in bf16 where it was that."""
+    assert isinstance(before, DenseLinear), "coded linears were refused"
+    dtype = before.weight.dtype if before.label == "bf16" else weight.dtype
+    return DenseLinear.from_weight(weight, dtype, before.packed, bias=before.bias)
