@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -104,12 +104,6 @@ class BitPlaneLinear(PackedLinear):
         halves = packing.pad_to(affine.to_float16(scales.astype(np.float32), "group scale"), rows, groups)
         sizes = (out_features, in_features, bits, activation_bits, group)
         return cls(*sizes, stored, packing.pack_parameters(halves), bias)
-
-    @classmethod
-    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[BitPlaneLinear]:
-        weight = np.random.default_rng(seed).standard_normal((out_features, in_features), np.float32)
-        for bits in ((1, 1), (1, 8), (2, 2), (2, 8), (3, 4), (4, 4), (4, 8)):
-            yield cls.quantize(weight, *bits, 128)
 
     @property
     def has_kernel(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -135,18 +135,6 @@ class GroupLinear(PackedLinear):
                 minimum = affine.to_float16(minimums[part].astype(np.float32), "group minimum")
             builder.put(start, tile, scale, minimum)
         return builder.build(bias, codebook)
-
-    @classmethod
-    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[GroupLinear]:
-        random = np.random.default_rng(seed)
-        weight = random.standard_normal((out_features, in_features), np.float32)
-        scales = random.random((out_features, -(-in_features // 32))) / 16
-        for bits in ROUNDED_BITS:
-            for group, symmetric in ((32, False), (128, True)):
-                yield cls.quantize(weight, bits, group, symmetric)
-        yield cls.from_codes(random.integers(0, 32, weight.shape, np.uint8), scales, None, 5, 32)
-        for name in CODEBOOKS:
-            yield cls.from_codes(random.integers(0, 16, weight.shape, np.uint8), scales, None, 4, 32, codebook=name)
 
     @property
     def has_minimum(self) -> bool:

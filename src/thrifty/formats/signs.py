@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -101,12 +101,6 @@ class SignLinear(PackedLinear):
         halves = packing.pad_to(affine.to_float16(scales.astype(np.float32), "group scale"), rows, groups)
         stored = packing.pack_rows(codes, _BITS[levels])
         return cls(len(codes), codes.shape[1], levels, group, stored, packing.pack_parameters(halves), bias)
-
-    @classmethod
-    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[SignLinear]:
-        weight = np.random.default_rng(seed).standard_normal((out_features, in_features), np.float32)
-        for levels in LEVELS:
-            yield cls.quantize(weight, levels, 128)
 
     @property
     def has_kernel(self) -> bool:

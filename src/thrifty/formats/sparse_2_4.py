@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -84,13 +84,6 @@ class Sparse24Linear(PackedLinear):
                 tall = packing.pad_to(scale, 16 * (place.stop - place.start), scale.shape[1])
                 scales[place] = packing.pack_parameters(tall)
         return cls(rows, columns, values, group, codes, scales, bias)
-
-    @classmethod
-    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[Sparse24Linear]:
-        weight = np.random.default_rng(seed).standard_normal((out_features, in_features), np.float32)
-        mask = sparse_2_4.largest_two(np.abs(weight))
-        for values in BITS:
-            yield cls.from_weight(weight, mask, values, 64)  # type: ignore[arg-type]  # its keys are the values
 
     @property
     def has_kernel(self) -> bool:

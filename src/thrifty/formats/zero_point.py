@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,14 +60,6 @@ class ZeroPointLinear(PackedLinear):
         zero = packing.pad_to(zeros.astype(np.uint8), rows, groups)
         parameters = packing.pack_parameters(halves), packing.pack_parameters(zero)
         return cls(len(codes), codes.shape[1], bits, group, stored, *parameters, bias)
-
-    @classmethod
-    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[ZeroPointLinear]:
-        random, groups = np.random.default_rng(seed), -(-in_features // 64)
-        for bits in BITS:
-            codes = random.integers(0, 1 << bits, (out_features, in_features), np.uint8)
-            zeros = random.integers(0, 1 << bits, (out_features, groups))
-            yield cls.from_codes(codes, random.random((out_features, groups)) / 16, zeros, bits, 64)
 
     @property
     def has_kernel(self) -> bool:
