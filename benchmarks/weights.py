@@ -2,7 +2,7 @@
 
     python benchmarks/weights.py --shape 1536x8960 --rows 1,8,64
 
-Every format that exists is there, in each of its variants (`formats/examples.py`). Copies of a layer are larger than
+Every format that exists is there, in each of its variants (`PackedLinear.examples`). Copies of a layer are larger than
 the caches and are passed over in turn, so that every product reads memory. `predicted` is the time in which the read
 kernel gets through as many bytes on the same threads, measured just before and just after; `share` is what of that rate
 the product reaches (of 1 row: decoding). The median of some passes. Nothing else may compute meanwhile.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,13 @@ class BitPlaneLinear(PackedLinear):
         halves = packing.pad_to(affine.to_float16(scales.astype(np.float32), "group scale"), rows, groups)
         sizes = (out_features, in_features, bits, activation_bits, group)
         return cls(*sizes, stored, packing.pack_parameters(halves), bias)
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[BitPlaneLinear]:
+        random, shape = np.random.default_rng(seed), (out_features, in_features)
+        for bits, group in product(((1, 1), (1, 8), (2, 2), (2, 8), (3, 4), (4, 4), (4, 8), (8, 8)), (64, 128)):
+            codes = random.integers(0, 1 << bits[0], shape, np.uint8)
+            yield cls.from_codes(codes, random.random((out_features, -(-in_features // group))), *bits, group)
 
     @property
     def has_kernel(self) -> bool:

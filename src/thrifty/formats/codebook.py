@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,14 @@ class CodebookLinear(PackedLinear):
         stored, rows = packing.pack_rows(codes, bits), packing.padded(len(codes), 16)
         scale = packing.pack_parameters(packing.pad_to(scales, rows, scales.shape[1]))
         return cls(len(codes), codes.shape[1], bits, group, stored, scale, table)
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[CodebookLinear]:
+        random, shape = np.random.default_rng(seed), (out_features, in_features)
+        for bits, group in product(BITS, (64, 128)):
+            scales = random.random((out_features, -(-in_features // group)), np.float32)
+            table = random.standard_normal(1 << bits, np.float32)
+            yield cls.from_codes(random.integers(0, 1 << bits, shape, np.uint8), scales, table, bits, group)
 
     @property
     def has_kernel(self) -> bool:

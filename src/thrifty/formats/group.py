@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,19 @@ class GroupLinear(PackedLinear):
                 minimum = affine.to_float16(minimums[part].astype(np.float32), "group minimum")
             builder.put(start, tile, scale, minimum)
         return builder.build(bias, codebook)
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[GroupLinear]:
+        random, shape = np.random.default_rng(seed), (out_features, in_features)
+        for bits, group, has_minimum in product(BITS, GROUPS, (False, True)):
+            if bits != 5 or group == 32:
+                codes = random.integers(0, 1 << bits, shape, np.uint8)
+                scales = random.random((out_features, -(-in_features // group)), np.float32)
+                signed = codes.astype(np.int16) - np.int16(128) if bits == 8 else codes
+                yield cls.from_codes(signed, scales, -scales if has_minimum else None, bits, group)
+        for name in CODEBOOKS:
+            scales = random.random((out_features, -(-in_features // 32)), np.float32)
+            yield cls.from_codes(random.integers(0, 16, shape, np.uint8), scales, None, 4, 32, codebook=name)
 
     @property
     def has_minimum(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -70,6 +70,13 @@ class PackedLinear(ABC):
     @abstractmethod
     def _load(cls, meta: Mapping[str, Any], tensors: Mapping[str, Array]) -> PackedLinear:
         """The inverse of `meta` and `state`; `meta` and `tensors` are untrusted."""
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[PackedLinear]:
+        """A layer of random numbers in each of the format's variants: what `thrifty compress --list-formats` tells of,
+        benchmarks time and conformance tests hold every format to. in_features: a multiple of 256.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no examples: write `examples`, as formats/group.py does")
 
     def state(self) -> dict[str, Array]:
         """The arrays to store, by name, without copies."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,13 @@ class SignLinear(PackedLinear):
         stored = packing.pack_rows(codes, _BITS[levels])
         return cls(len(codes), codes.shape[1], levels, group, stored, packing.pack_parameters(halves), bias)
 
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[SignLinear]:
+        random, shape = np.random.default_rng(seed), (out_features, in_features)
+        for levels, group in product(LEVELS, (32, 64, 128, MOST_COLUMNS)):
+            values = random.integers(0, levels, shape, np.int8) * np.int8(4 - levels) - np.int8(1)
+            yield cls.from_signs(values, random.random((out_features, -(-in_features // group))), levels, group)
+
     @property
     def has_kernel(self) -> bool:
         return True
@@ -111,7 +119,8 @@ class SignLinear(PackedLinear):
 
     @property
     def label(self) -> str:
-        return f"{_LAYOUTS[self.levels]}-g{self.group}"
+        width = "row" if self.group >= self.in_features else f"g{self.group}"
+        return f"{_LAYOUTS[self.levels]}-{width}"
 
     def tile(self, start: int, stop: int) -> Floats:
         part = slice(start // 16, -(-stop // 16))

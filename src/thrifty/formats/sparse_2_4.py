@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -84,6 +84,15 @@ class Sparse24Linear(PackedLinear):
                 tall = packing.pad_to(scale, 16 * (place.stop - place.start), scale.shape[1])
                 scales[place] = packing.pack_parameters(tall)
         return cls(rows, columns, values, group, codes, scales, bias)
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[Sparse24Linear]:
+        weight = np.random.default_rng(seed).standard_normal((out_features, in_features), np.float32)
+        mask = sparse_2_4.largest_two(np.abs(weight))
+        yield cls.from_weight(weight, mask, "bf16")
+        for group in GROUPS:
+            yield cls.from_weight(weight, mask, "int8", group)
+            yield cls.from_weight(weight, mask, "int4", group)
 
     @property
     def has_kernel(self) -> bool:
@@ -179,5 +188,5 @@ def _rounded(part: Floats, values: str, group: int) -> tuple[Array, Halves | Non
     if values == "int8":
         codes, scale = affine.symmetric8(groups)
         return codes.view(np.uint8).reshape(rows, -1)[:, :columns], scale
-    nibbles, scale = affine.symmetric4(groups)
+    nibbles, scale = affine.symmetric(groups, 4)
     return (nibbles ^ np.uint8(8)).reshape(rows, -1)[:, :columns], scale

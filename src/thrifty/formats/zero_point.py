@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,14 @@ class ZeroPointLinear(PackedLinear):
         zero = packing.pad_to(zeros.astype(np.uint8), rows, groups)
         parameters = packing.pack_parameters(halves), packing.pack_parameters(zero)
         return cls(len(codes), codes.shape[1], bits, group, stored, *parameters, bias)
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[ZeroPointLinear]:
+        random, shape = np.random.default_rng(seed), (out_features, in_features)
+        for bits, group in product(BITS, GROUPS):
+            groups = (out_features, -(-in_features // group))
+            codes, zeros = (random.integers(0, 1 << bits, size, np.uint8) for size in (shape, groups))
+            yield cls.from_codes(codes, random.random(groups, np.float32), zeros, bits, group)
 
     @property
     def has_kernel(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from thrifty.cli.shared import output
 from thrifty.cli.shared.layout import Column
 
-ROWS = COLUMNS = 2048  # of the layers
+ROWS = COLUMNS = 1024  # of the layers
 
 
 def show(as_json: bool) -> None:
