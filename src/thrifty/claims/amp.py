@@ -15,14 +15,13 @@ from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import Control
 from thrifty.claims.harness.parts import Bar, ahead, exactly, times
-from thrifty.claims.harness.prepared import PREFIX, Prepared, prepared
 from thrifty.claims.harness.reading import unpredicted
 from thrifty.claims.harness.statistics import Scores, advantage
+from thrifty.claims.harness.weights import PREFIX, Compressed, WeightScores
 from thrifty.evaluation.forcing import force
 from thrifty.evaluation.text import held_out
 from thrifty.weights.calibration import Calibration, CalibrationSet, python_calibration
 from thrifty.weights.cutting import Structure
-from thrifty.weights.offgrid import packed_view
 from thrifty.weights.structure_technique import StructureTechnique
 from thrifty.weights.technique import prepare
 from thrifty.weights.techniques.amp import AMP, kept_heads, sizes
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
     from thrifty.models.model import Model
 
-SHARE, STEPS = 0.2, 24
-SEQUENCES, TOKENS = 96, 256  # of the text that recovery trains on
+SHARE, STEPS, RATE = 0.2, 8, 3e-3
+SEQUENCES, TOKENS = 32, 128  # of the text that scores and recovery come from
 PROMPT, DECODED = 64, 48
 FASTER = 1.25
 HEADLINE = "loss of a token below that of a choice by the size of weights"
@@ -80,20 +79,21 @@ class AMPClaim(Claim):
     minutes = 4.0
 
     def measure(self, context: Context) -> Measurement:
-        view = packed_view(context.model)
+        score = WeightScores(context)
+        view = score.view
         text = python_calibration(view, SEQUENCES, TOKENS)
-        scored = partial(prepared, context, view)
         setting = (
             f"off-grid view in bf16, {SHARE:.0%} of attention and MLP gone; {context.budget.tokens} tokens of prose "
             f"after {PREFIX}; recovery: {STEPS} steps of LoRA on {AMP().batch * TOKENS} tokens of Python's reference "
             "(the paper: two epochs of alpaca-cleaned); its rival, LLM-Pruner, is not here"
         )
-        full = scored([])
+        full = score()
         if weak := unpredicted(full.losses):
             return Measurement.untestable(HEADLINE, weak, setting)
         table: dict[str, Any] = {"technique": "amp", "share": SHARE}
-        ours, recovered = scored([table], text), scored([table | {"recovery": STEPS, "distil": True}], text)
-        by_weights, random = (_rival(context, view, seed) for seed in (None, context.seed))
+        healing = {"recovery": STEPS, "rate": RATE, "distil": True}
+        ours, recovered = score(table, calibration=text), score(table | healing, calibration=text)
+        by_weights, random = (_rival(score, seed) for seed in (None, context.seed))
         fast, slow = _rates(context, view, text)
         return Measurement(
             headline=ahead(HEADLINE, ours.losses, by_weights.losses),
@@ -110,9 +110,9 @@ class AMPClaim(Claim):
         )
 
 
-def _rival(context: Context, view: Model, seed: int | None) -> Prepared:
+def _rival(score: WeightScores, seed: int | None) -> Compressed:
     """What is scored under a rival's choice."""
-    return prepared(context, prepare(view, [Rival(seed=seed)]), [])
+    return score.of(score.context.fresh(prepare(score.view, [Rival(seed=seed)])))
 
 
 def _rates(context: Context, whole: Model, text: CalibrationSet) -> tuple[Scores, Scores]:

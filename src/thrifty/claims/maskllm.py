@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import Control
 from thrifty.claims.harness.parts import Bar, ahead, exactly
-from thrifty.claims.harness.prepared import PREFIX, prepared
 from thrifty.claims.harness.reading import unpredicted
 from thrifty.claims.harness.statistics import advantage
+from thrifty.claims.harness.weights import PREFIX, Compressed, WeightScores
 from thrifty.weights.calibration import python_calibration
-from thrifty.weights.offgrid import packed_view
-from thrifty.weights.techniques.maskllm import MaskLLM
+from thrifty.weights.techniques.maskllm import SHOWN, MaskLLM
 
 RISE = math.log(6.72 / 5.12)  # of a token's loss, in nats
 HEADLINE = "loss of a token below SparseGPT's"
-LAYERS, STEPS = 6, 60
-SEQUENCES, TOKENS = 240, 128  # of training text
+LAYERS, STEPS = 6, 40
+SEQUENCES, TOKENS = 160, 128  # of training text
 SMALLER = 0.92  # 6 of 30 layers at 9 of 16 bits: 0.91
 
 
@@ -34,22 +32,23 @@ class MaskLLMClaim(Claim):
     minutes = 4.0
 
     def measure(self, context: Context) -> Measurement:
-        view = packed_view(context.model)
-        text = python_calibration(view, SEQUENCES, TOKENS)
+        score = WeightScores(context)
+        view = score.view
+        text, shown = (python_calibration(view, count, TOKENS) for count in (SEQUENCES, SHOWN))
         count = len(view.config.layers)
         layers = list(range(max(0, count - LAYERS), count))
-        scored = partial(prepared, context, view)
         setting = (
             f"off-grid view in bf16, the last {len(layers)} of {count} layers at 2:4, masks learned in {STEPS} steps "
             f"of {MaskLLM().batch * TOKENS} tokens (the paper: all layers, 2000 steps of a million); "
             f"{context.budget.tokens} tokens of prose after {PREFIX}"
         )
-        full = scored([])
+        full = score()
         if weak := unpredicted(full.losses):
             return Measurement.untestable(HEADLINE, weak, setting)
 
-        def masked(technique: str, **options: Any) -> Any:
-            return scored([{"technique": technique, "layers": layers, **options}], text)
+        def masked(technique: str, **options: Any) -> Compressed:
+            calibration = text if technique == "maskllm" else shown
+            return score({"technique": technique, "layers": layers, **options}, calibration=calibration)
 
         ours, magnitude = masked("maskllm", steps=STEPS), masked("magnitude")
         sparsegpt, still = masked("sparsegpt"), masked("sparsegpt", update=False)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import Control
 from thrifty.claims.harness.parts import Bar, ahead, exactly
-from thrifty.claims.harness.prepared import PREFIX, prepared
 from thrifty.claims.harness.reading import unpredicted
 from thrifty.claims.harness.statistics import advantage
-from thrifty.weights.offgrid import packed_view
+from thrifty.claims.harness.weights import PREFIX, WeightScores
 
 RISE = math.log(8.74 / 8.35)  # of a token's loss, in nats
 HEADLINE = "loss of a token below the dense weights'"
@@ -29,16 +27,16 @@ class SparseGPTClaim(Claim):
     minutes = 2.5
 
     def measure(self, context: Context) -> Measurement:
-        scored = partial(prepared, context, packed_view(context.model))
+        score = WeightScores(context)
         setting = (
             f"off-grid view in bf16, all linears of the layers at 2:4; {context.budget.tokens} tokens of prose after "
             f"{PREFIX}; a model a thousandth of the paper's, whose own smaller models lose far more"
         )
-        full = scored([])
+        full = score()
         if weak := unpredicted(full.losses):
             return Measurement.untestable(HEADLINE, weak, setting)
-        ours, still = scored([{"technique": "sparsegpt"}]), scored([{"technique": "sparsegpt", "update": False}])
-        magnitude = scored([{"technique": "magnitude"}])
+        ours, still = score({"technique": "sparsegpt"}), score({"technique": "sparsegpt", "update": False})
+        magnitude = score({"technique": "magnitude"})
         return Measurement(
             headline=ahead(HEADLINE, ours.losses, full.losses, Bar(-RISE), "-0.046 nats"),
             parts=(

@@ -1,7 +1,7 @@
 """The door to stored linear weights: `GroupLinear` (2, 3, 4, 5, 8 bit), `ZeroPointLinear` (2, 3, 4, 8 bit with zero
 points), `SuperblockLinear` (two levels of scales), `CodebookLinear` (codes into a table), `DenseLinear` (bf16, fp16,
-fp32), `SignLinear` (binary, ternary), `BitPlaneLinear` (1 to 8 bit, activations too),
-`Sparse24Linear` (two of every four columns), their base.
+fp32), `SignLinear` (binary, ternary), `BitPlaneLinear` (1 to 8 bit, activations too), `Sparse24Linear` (two of every
+four columns), their base.
 """
 
 from __future__ import annotations

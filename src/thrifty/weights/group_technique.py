@@ -43,8 +43,12 @@ class GroupTechnique(PlacedTechnique):
 
     def apply(self, model: Model, preparation: Preparation) -> None:
         """See Technique. The report tells formats and bytes: a factor that moved is no error of a linear."""
+        self.transform_groups(model, groups(model), preparation)
+
+    def transform_groups(self, model: Model, chosen: Iterable[LinearGroup], preparation: Preparation) -> None:
+        """Transform those of some groups that are selected, in their order."""
         results = preparation.results
-        for group in groups(model):
+        for group in chosen:
             if not self.selects(group):
                 continue
             unit = f"{group.kind} {group.source.name}"

@@ -32,9 +32,9 @@ class SparseTechnique(WeightTechnique):
     group: Literal[32, 64, 128] = 32
 
     @abstractmethod
-    def prune(self, weight: Floats, calibration: Activations | None) -> tuple[Floats, Flags]:
+    def prune(self, linear: LinearInfo, calibration: Activations | None) -> tuple[Floats, Flags]:
         """The weights fp32 [out, in], which may have moved to make up for what is left out, and the mask bool [out, in]
-        of those that are kept.
+        of those that are kept. Raises RecipeError for weights that are no finite numbers (`finite`).
         """
 
     def check(self, model: Model) -> None:
@@ -49,8 +49,7 @@ class SparseTechnique(WeightTechnique):
 
     def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
         """See WeightTechnique. Raises RecipeError for weights that are no finite numbers."""
-        weight = finite(linear)
-        pruned, mask = self.prune(weight, calibration)
+        pruned, mask = self.prune(linear, calibration)
         try:
             return Sparse24Linear.from_weight(pruned, mask, self.values, self.group, linear.linear.bias)
         except KernelError as error:
@@ -67,12 +66,8 @@ class Stored(SparseTechnique):
     def selects(self, linear: LinearInfo) -> bool:
         return linear.name in self.masks
 
-    def prune(self, weight: Floats, calibration: Activations | None) -> tuple[Floats, Flags]:
-        raise NotImplementedError("masks are known by name")
-
-    def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
-        mask = self.masks[linear.name]
-        return Sparse24Linear.from_weight(finite(linear), mask, self.values, self.group, linear.linear.bias)
+    def prune(self, linear: LinearInfo, calibration: Activations | None) -> tuple[Floats, Flags]:
+        return finite(linear), self.masks[linear.name]
 
 
 def finite(linear: LinearInfo) -> Floats:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from tests import gguf_files
@@ -74,7 +75,7 @@ def test_a_gguf_file_holds_the_same_values(llama: Model, tmp_path: Path, options
     assert read.tokenizer.settings.chat_template == model.tokenizer.settings.chat_template
 
 
-@pytest.mark.parametrize("kind", ["Q5_0", "Q5_1", "IQ4_NL", "F16", "BF16"])
+@pytest.mark.parametrize("kind", ["Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "F16"])
 def test_what_was_read_from_a_file_is_written_as_it_was(tmp_path: Path, kind: str) -> None:
     if kind.startswith(("Q", "IQ")):
         source = gguf_files.of_random_blocks(tmp_path / "in.gguf", kind)
@@ -83,11 +84,16 @@ def test_what_was_read_from_a_file_is_written_as_it_was(tmp_path: Path, kind: st
     model = load(source)
     export_gguf(model, tmp_path / "out.gguf")
     same_values(model, load(tmp_path / "out.gguf"))
+    before, after = (
+        {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors} for path in (source, tmp_path / "out.gguf")
+    )
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert after[name].tensor_type == tensor.tensor_type
+        np.testing.assert_array_equal(after[name].data, tensor.data, err_msg=name)
 
 
 def test_another_reader_finds_the_same_values(llama: Model, tmp_path: Path) -> None:
-    import gguf
-
     model = rounded(llama, bits=4, symmetric=True)
     export_gguf(model, tmp_path / "m.gguf")
     reader = gguf.GGUFReader(tmp_path / "m.gguf")

@@ -123,6 +123,7 @@ def test_recovery_from_the_whole_models_predictions(plain: Model) -> None:
     assert apart(healed) < 0.95 * apart(damaged)
 
 
+@pytest.mark.long
 def test_a_recovery_that_was_stopped_goes_on_to_the_same_bits(plain: Model, tmp_path: Path) -> None:
     options = [amp(share=0.4, recovery=25, rate=0.01)]
     whole = prepare(plain, options, calibration=TEXT)

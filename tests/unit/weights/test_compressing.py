@@ -19,6 +19,7 @@ from tests.checkpoint import write_checkpoint
 
 from thrifty.errors import BudgetError, CheckpointError, KernelError, RecipeError, StorageError
 from thrifty.formats.linear import DenseLinear, GroupLinear
+from thrifty.models.compressed import saving
 from thrifty.models.compressed.layout import is_compressed
 from thrifty.models.compressed.source import CompressedSource
 from thrifty.models.loading import load, load_plain
@@ -304,7 +305,44 @@ def test_a_disk_without_room_is_refused_before(
     monkeypatch.setattr(workplace.shutil, "disk_usage", lambda _: usage._replace(free=3_000_000))
     with pytest.raises(StorageError, match=r"out takes about \d MB while it is made, and 3 MB are free"):
         compress(model, RECIPE, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and hidden(tmp_path / "out") == []
+
+
+def test_a_disk_that_is_full_at_the_end_is_said(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "write_safetensors", full)
+        with pytest.raises(StorageError, match="the disk is full.*give the same command again"):
+            compress(load(checkpoint), RECIPE, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    left: list[int] = []
+    compress(load(checkpoint), RECIPE, tmp_path / "out", watch=lambda done, total: left.append(total))
+    assert left == [0], "all was done"
+
+
+@pytest.mark.long
+def test_killed_at_any_moment_the_next_run_ends_with_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = Recipe(weights=[{"technique": "rtn", "bits": 8}, {"technique": "rtn", "bits": 4}])
+    compress(load(checkpoint), recipe, tmp_path / "whole")
+    expected = content(tmp_path / "whole")
+
+    def run() -> None:
+        compress(load(checkpoint), recipe, tmp_path / "out")
+
+    def clean() -> None:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        shutil.rmtree(tmp_path / ".out.compressing", ignore_errors=True)
+
+    for _ in killing.random_kills(run, clean, seed=0, kills=10):
+        if (tmp_path / "out").exists():
+            assert content(tmp_path / "out") == expected
+        else:
+            run()
+            assert content(tmp_path / "out") == expected and hidden(tmp_path / "out") == []
 
 
 def test_what_is_there_is_not_replaced_unless_asked(checkpoint: Path, tmp_path: Path) -> None:
@@ -351,7 +389,9 @@ def test_a_layer_with_nan_is_named(checkpoint: Path, tmp_path: Path) -> None:
     weight = model.linears["layers.1.mlp.up"].dequantize()
     weight[3, 5] = np.nan
     model.replace("layers.1.mlp.up", DenseLinear.from_weight(weight))
-    with pytest.raises(KernelError, match="not finite|NaN"):
+    with pytest.raises(
+        KernelError, match="technique 'rtn', 'layers.1.mlp.up': weight rows 0..255.*(not finite|NaN|nan)"
+    ):
         compress(model, RECIPE, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -124,6 +124,7 @@ def trained(model: Model) -> Model:
     return model
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_goes_on_to_the_same_masks(plain: Model, tmp_path: Path) -> None:
     options = [maskllm(steps=24, rate=0.05, layers=[1], prior="none")]
     whole = masks_of(prepare(plain, options, calibration=TEXT))

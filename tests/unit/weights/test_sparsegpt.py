@@ -10,13 +10,14 @@ from tests.unit.weights.conftest import CONFIGS, build
 
 from thrifty import registry
 from thrifty.arrays import Flags, Floats
-from thrifty.errors import RecipeError
+from thrifty.errors import RecipeError, ThriftyWarning
 from thrifty.formats.linear import DenseLinear, Sparse24Linear
 from thrifty.models.model import Model
 from thrifty.weights.calibration import Activations, CalibrationSet
+from thrifty.weights.hessian import hessian, inverse_factor
 from thrifty.weights.structure import LinearInfo
 from thrifty.weights.technique import prepare
-from thrifty.weights.techniques.sparsegpt import SparseGPT, hessian, swept
+from thrifty.weights.techniques.sparsegpt import SparseGPT, swept
 
 TEXT = CalibrationSet("numbers", np.random.default_rng(0).integers(0, 50, (4, 16)))
 DAMPING = 0.01
@@ -27,6 +28,10 @@ def correlated(tokens: int, columns: int, seed: int = 0) -> Floats:
     random = np.random.default_rng(seed)
     mixed = random.standard_normal((tokens, columns)) @ random.standard_normal((columns, columns))
     return mixed.astype(np.float32)
+
+
+def factor_of(inputs: Floats) -> Floats:
+    return inverse_factor(hessian(inputs), DAMPING, "a layer")
 
 
 def slow_sweep(weight: Floats, inputs: Floats) -> tuple[Floats, Flags]:
@@ -55,7 +60,7 @@ def slow_sweep(weight: Floats, inputs: Floats) -> tuple[Floats, Flags]:
 
 def test_the_sweep_is_algorithm_1() -> None:
     weight, inputs = np.random.default_rng(2).standard_normal((6, 24), np.float32), correlated(64, 24)
-    found, mask = swept(weight, hessian(inputs), DAMPING, update=True)
+    found, mask = swept(weight, factor_of(inputs), update=True)
     wanted, kept = slow_sweep(weight, inputs)
     assert np.array_equal(mask, kept)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
@@ -64,7 +69,7 @@ def test_the_sweep_is_algorithm_1() -> None:
 def test_columns_behind_a_block_are_updated_too() -> None:
     """More columns than are swept at once."""
     weight, inputs = np.random.default_rng(3).standard_normal((2, 136), np.float32), correlated(300, 136)
-    found, mask = swept(weight, hessian(inputs), DAMPING, update=True)
+    found, mask = swept(weight, factor_of(inputs), update=True)
     wanted, kept = slow_sweep(weight, inputs)
     assert (mask == kept).mean() > 0.99, "scores that are nearly equal may change places"
     same = (mask == kept).all(axis=1)
@@ -87,14 +92,14 @@ def test_outputs_are_nearer_than_those_of_the_largest_weights() -> None:
 
 def test_without_an_update_the_kept_weights_stay() -> None:
     weight, inputs = np.random.default_rng(5).standard_normal((8, 32), np.float32), correlated(64, 32)
-    found, mask = swept(weight, hessian(inputs), DAMPING, update=False)
+    found, mask = swept(weight, factor_of(inputs), update=False)
     assert np.array_equal(found, np.where(mask, weight, 0))
 
 
 def test_columns_that_nothing_reaches_are_left_out() -> None:
     weight, inputs = np.ones((4, 8), np.float32), correlated(32, 8)
     inputs[:, [1, 6]] = 0
-    _, mask = swept(weight, hessian(inputs), DAMPING, update=True)
+    _, mask = SparseGPT().prune(LinearInfo("layers.0.mlp.up", DenseLinear.from_weight(weight)), Activations(inputs))
     assert not mask[:, [1, 6]].any()
 
 
@@ -149,12 +154,14 @@ def test_columns_that_are_not_fours_are_refused_before_the_work() -> None:
 def test_an_expert_that_no_token_reached_keeps_its_largest_weights() -> None:
     weight = np.random.default_rng(7).standard_normal((4, 8), np.float32)
     shown = Activations(np.empty((0, 8), np.float32))
-    found, mask = SparseGPT().prune(weight, shown)
+    with pytest.warns(ThriftyWarning, match="no token of the calibration text reached 'layers.0.mlp.up': its largest"):
+        found, mask = SparseGPT().prune(LinearInfo("layers.0.mlp.up", DenseLinear.from_weight(weight)), shown)
     assert np.array_equal(found, weight) and mask.sum() == 16
 
 
 def test_inputs_that_are_no_numbers_are_refused() -> None:
     inputs = np.ones((3, 8), np.float32)
     inputs[1, 2] = np.nan
-    with pytest.raises(RecipeError, match="inputs that are NaN or infinite: a layer before is damaged"):
-        SparseGPT().prune(np.ones((4, 8), np.float32), Activations(inputs))
+    linear = LinearInfo("layers.0.mlp.up", DenseLinear.from_weight(np.ones((4, 8), np.float32)))
+    with pytest.raises(RecipeError, match=r"what 'layers\.0\.mlp\.up' reads on the calibration text has NaN"):
+        SparseGPT().prune(linear, Activations(inputs))

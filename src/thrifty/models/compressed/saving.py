@@ -85,8 +85,8 @@ def _metadata(model: Model) -> dict[str, str]:
                 "meta": value.meta() if isinstance(value, PackedLinear) else None,
                 "arrays": list(_state(value)),
                 "origin": "F32" if report is None else report.origin,
-                "error": 0.0 if report is None else report.error,
-                "largest_error": 0.0 if report is None else report.largest_error,
+                "error": 0.0 if report is None else float(report.error),
+                "largest_error": 0.0 if report is None else float(report.largest_error),
             }
         )
     return {"format": "thrifty", "weights": index_text(entries)}

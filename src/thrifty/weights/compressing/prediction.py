@@ -8,6 +8,7 @@ from thrifty.errors import RecipeError
 from thrifty.models.model import Model
 from thrifty.weights.group_technique import GroupTechnique
 from thrifty.weights.groups import groups
+from thrifty.weights.scaled_rounding import ScaledRounding
 from thrifty.weights.sizes import Predictor
 from thrifty.weights.structure import linears
 from thrifty.weights.technique import Technique, WeightTechnique
@@ -17,6 +18,8 @@ def steps(model: Model, technique: Technique) -> int:
     """How often a technique tells that something is done, on this model: its units, and its end."""
     if isinstance(technique, WeightTechnique):
         return 1 + sum(technique.selects(linear) for linear in linears(model))
+    if isinstance(technique, ScaledRounding):
+        return 1 + len(technique.chosen_layers(model))
     if isinstance(technique, GroupTechnique):
         return 1 + sum(technique.selects(group) for group in groups(model))
     return 1
@@ -38,13 +41,15 @@ def predicted_bytes(model: Model, techniques: Sequence[Technique]) -> int | None
 
 def disk_bytes(model: Model, techniques: Sequence[Technique]) -> int:
     """About the bytes that are on the disk at the end, before what was needed on the way goes: the result, and what
-    every technique made. Of a technique that changes more than single linears, as much as its linears in fp32.
+    every technique made. Of a technique that changes more than single linears, as much as its linears in fp32; of one
+    that stores them in the end, what it stores.
     """
     result = predicted_bytes(model, techniques)
     inside = [linear for linear in linears(model) if linear.layer is not None]
     fp32 = sum(4 * info.linear.out_features * info.linear.in_features for info in inside)
     total = model.nbytes if result is None else result
-    for technique in techniques:
+    for own in techniques:
+        technique = own.storage() if isinstance(own, ScaledRounding) else own
         known = predicted_bytes(model, [technique])
         if known is None:
             total += fp32 if not isinstance(technique, WeightTechnique) else model.nbytes

@@ -10,7 +10,8 @@ from thrifty.arrays import Flags, Floats
 from thrifty.card import Card
 from thrifty.kernels.reference.sparse_2_4 import largest_two
 from thrifty.registry import technique
-from thrifty.weights.sparse_technique import SparseTechnique
+from thrifty.weights.sparse_technique import SparseTechnique, finite
+from thrifty.weights.structure import LinearInfo
 from thrifty.weights.technique import Activations
 
 
@@ -36,6 +37,7 @@ from thrifty.weights.technique import Activations
 class Magnitude(SparseTechnique):
     """values, group: how the kept weights are stored."""
 
-    def prune(self, weight: Floats, calibration: Activations | None) -> tuple[Floats, Flags]:
+    def prune(self, linear: LinearInfo, calibration: Activations | None) -> tuple[Floats, Flags]:
         """The two largest |w| of every four."""
+        weight = finite(linear)
         return weight, largest_two(np.abs(weight))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -13,16 +13,18 @@ from thrifty import extras
 from thrifty.arrays import Flags, Floats
 from thrifty.card import Card
 from thrifty.errors import RecipeError
-from thrifty.kernels.reference.sparse_2_4 import CANDIDATES, GROUP, largest_two
+from thrifty.kernels.reference.sparse_2_4 import CANDIDATES, GROUP
 from thrifty.models.model import Model
 from thrifty.registry import technique
-from thrifty.weights.calibration import CalibrationSet
-from thrifty.weights.sparse_technique import SparseTechnique, Stored, finite
+from thrifty.weights.calibration import Calibration, CalibrationSet, seen
+from thrifty.weights.sparse_technique import SparseTechnique, Stored
 from thrifty.weights.structure import LinearInfo, linears
 from thrifty.weights.technique import Activations, Preparation
+from thrifty.weights.techniques.magnitude import Magnitude
 from thrifty.weights.techniques.sparsegpt import SparseGPT
 
 DEVIATION = 0.01  # of the logits before training
+SHOWN = 32  # sequences of the text that SparseGPT's masks are made with
 
 
 @technique(
@@ -42,6 +44,7 @@ DEVIATION = 0.01  # of the logits before training
             "`rate` is 1e-3 by default: a short run needs more than the official scripts' 5e-5 times 10 for 2000 steps",
             "training holds six fp32 numbers a weight (logits, gradients, two moments; 1.5 each): `layers` bounds that",
             "sparse weight regularisation sums over the trained layers alone",
+            "SparseGPT's masks, the prior, are made with the first 32 sequences of the text",
             "embeddings and output matrix stay dense, as in the paper; routers of experts too",
         ),
     ),
@@ -72,11 +75,11 @@ class MaskLLM(SparseTechnique):
             if not all(0 < end < 1e6 for end in ends):
                 raise RecipeError(f"technique '{self.name}': {name} is {ends}; both ends must be above 0 and below 1e6")
 
-    def prune(self, weight: Floats, calibration: Activations | None) -> tuple[Floats, Flags]:
+    def prune(self, linear: LinearInfo, calibration: Activations | None) -> tuple[Floats, Flags]:
         """The mask that training begins with; the weights stay as they are."""
         if self.prior == "sparsegpt":
-            return weight, SparseGPT(update=False).prune(weight, calibration)[1]
-        return weight, largest_two(np.abs(weight))
+            return SparseGPT(update=False).prune(linear, calibration)
+        return Magnitude().prune(linear, calibration)
 
     def apply(self, model: Model, preparation: Preparation) -> None:
         """Learn the masks of all places together, then store what they keep. See Technique."""
@@ -84,24 +87,31 @@ class MaskLLM(SparseTechnique):
         if not chosen:
             raise RecipeError(f"technique '{self.name}': layers and skip leave no linear to learn masks of")
         shapes = {linear.name: (linear.linear.out_features, linear.linear.in_features) for linear in chosen}
-        learned = self.learn(model, self.starts(chosen, preparation), preparation)
+        learned = self.learn(model, self.starts(model, chosen, preparation), preparation)
         masks = {name: likeliest(logits).reshape(shapes[name]) for name, logits in learned.items()}
         Stored(masks=masks, values=self.values, group=self.group).apply(model, preparation)
 
-    def starts(self, chosen: list[LinearInfo], preparation: Preparation) -> dict[str, Floats]:
+    def starts(self, model: Model, chosen: list[LinearInfo], preparation: Preparation) -> dict[str, Floats]:
         """Logits before training, fp32 [groups, 6] by the names of the linears."""
         random = np.random.default_rng(self.seed)
         made: dict[str, Floats] = {}
+        shown = self._shown(model, preparation)
         for linear in chosen:
             preparation.before()
-            weight, shown = finite(linear), preparation.calibration
-            groups = weight.size // GROUP
+            groups = linear.linear.out_features * linear.linear.in_features // GROUP
             logits = DEVIATION * random.standard_normal((groups, len(CANDIDATES)), np.float32)
             if self.prior != "none":
-                needed = None if shown is None or self.prior != "sparsegpt" else shown(linear)
-                logits += prior(self.prune(weight, needed)[1], float(logits.std()), self.strength)
+                mask = self.prune(linear, None if shown is None else shown(linear))[1]
+                logits += prior(mask, float(logits.std()), self.strength)
             made[linear.name] = logits
         return made
+
+    def _shown(self, model: Model, preparation: Preparation) -> Calibration | None:
+        """What linears read of the part of the text that the prior is made with; None where it needs none."""
+        text = preparation.text
+        if self.prior != "sparsegpt" or text is None:
+            return None
+        return seen(model, replace(text, sequences=text.sequences[:SHOWN]), f"technique '{self.name}'")
 
     def learn(self, model: Model, starts: dict[str, Floats], preparation: Preparation) -> dict[str, Floats]:
         """Logits after training, of the same shapes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -11,10 +12,12 @@ from pydantic import Field
 
 from thrifty.arrays import Flags, Floats
 from thrifty.card import Card
-from thrifty.errors import RecipeError
+from thrifty.errors import ThriftyWarning
 from thrifty.kernels.reference.sparse_2_4 import GROUP, largest_two
 from thrifty.registry import technique
-from thrifty.weights.sparse_technique import SparseTechnique
+from thrifty.weights.hessian import finite_inputs, hessian, inverse_factor
+from thrifty.weights.sparse_technique import SparseTechnique, finite
+from thrifty.weights.structure import LinearInfo
 from thrifty.weights.technique import Activations
 
 Matrix = npt.NDArray[np.float64]
@@ -49,39 +52,28 @@ class SparseGPT(SparseTechnique):
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
     update: bool = True
 
-    def prune(self, weight: Floats, calibration: Activations | None) -> tuple[Floats, Flags]:
+    def prune(self, linear: LinearInfo, calibration: Activations | None) -> tuple[Floats, Flags]:
         """Algorithm 1 with a mask for every four columns (§3.4)."""
-        assert calibration is not None, "prepare shows it"
-        if not len(calibration.inputs):  # an expert that no token reached
+        weight, inputs = finite(linear), finite_inputs(linear, calibration)
+        if not len(inputs):
+            warnings.warn(
+                f"no token of the calibration text reached '{linear.name}': its largest weights are kept; calibrate "
+                "with a longer text",
+                ThriftyWarning,
+                stacklevel=2,
+            )
             return weight, largest_two(np.abs(weight))
-        return swept(weight, hessian(calibration.inputs), self.damping, self.update)
+        weight[:, ~inputs.any(axis=0)] = 0  # what nothing reaches is as good as zero
+        return swept(weight, inverse_factor(hessian(inputs), self.damping, linear.name), self.update)
 
 
-def hessian(inputs: Floats) -> Matrix:
-    """H = X·Xᵀ / tokens of inputs [tokens, columns]: fp64 [columns, columns] (eq. 2, but for its constant)."""
-    columns = inputs.astype(np.float64)
-    if not np.isfinite(columns).all():
-        raise RecipeError("the calibration text makes inputs that are NaN or infinite: a layer before is damaged")
-    product: Matrix = columns.T @ columns / len(columns)
-    return product
+def swept(weight: Floats, factor: Floats, update: bool) -> tuple[Floats, Flags]:
+    """The weights after the sweep, fp32 [out, in], and the mask of those that are kept.
 
-
-def inverse_factor(second: Matrix, damping: float) -> Matrix:
-    """U, upper, with UᵀU = H⁻¹, H damped. The square of U_jj is [H⁻¹]_jj of the columns from j on alone, so one factor
-    has the inverses of all steps of the sweep (§3.3).
+    factor: U [in, in], UᵀU = H⁻¹: the square of U_jj is [H⁻¹]_jj of the columns from j on alone, so that one factor has
+    the inverses of all steps of the sweep (§3.3).
     """
-    damped = second + np.eye(len(second)) * (damping * np.diag(second).mean())
-    upper: Matrix = np.linalg.cholesky(np.linalg.inv(damped)).T
-    return upper
-
-
-def swept(weight: Floats, second: Matrix, damping: float, update: bool) -> tuple[Floats, Flags]:
-    """The weights after the sweep, fp32 [out, in], and the mask of those that are kept."""
-    w, h = weight.astype(np.float64), second.copy()
-    dead = np.diag(h) == 0
-    h[dead, dead] = 1
-    w[:, dead] = 0
-    upper = inverse_factor(h, damping)
+    w, upper = weight.astype(np.float64), factor.astype(np.float64)
     mask = np.zeros(w.shape, np.bool_)
     for start in range(0, w.shape[1], BLOCK):
         stop = min(start + BLOCK, w.shape[1])

@@ -166,8 +166,8 @@ void bind_linear(nb::module_& m) {
                           "(codes uint8 into a table float32 [16 or 256], scales float32). "
                           "int2, int3, int4 and int8 may have zeros uint8 [tiles, groups, 16] in place of minimums. "
                           "planes1 to planes8 (codes: a plane of 64 bytes a bit; scales float16) multiply activations "
-                          "rounded to activation_bits, 1 to 8. int8_2_4, int4_2_4 or bf16_2_4: two of every four columns (codes "
-                          "uint8 [tiles, blocks, bytes], scales but for bf16).")
+                          "rounded to activation_bits, 1 to 8. int8_2_4, int4_2_4 and bf16_2_4 hold two of every four "
+                          "columns (codes uint8 [tiles, blocks, bytes], scales but for bf16).")
       .def("__init__", &make, nb::kw_only(), "layout"_a, "codes"_a, "scales"_a = nb::none(), "minimums"_a = nb::none(),
            "zeros"_a = nb::none(), "table"_a = nb::none(), "bias"_a = nb::none(), "out_features"_a, "in_features"_a,
            "group"_a = 0, "activation_bits"_a = 0)
