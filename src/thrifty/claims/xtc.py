@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import Control
 from thrifty.claims.harness.parts import Part, ahead, exactly
-from thrifty.claims.harness.prepared import PREFIX, prepared
 from thrifty.claims.harness.statistics import advantage
+from thrifty.claims.harness.weights import PREFIX, Compressed, WeightScores
 from thrifty.weights.calibration import python_calibration
-from thrifty.weights.offgrid import packed_view
 
 STEPS, BATCH = 30, 2
 SEQUENCES, TOKENS = 120, 128  # of training text
@@ -29,13 +25,13 @@ class XTCClaim(Claim):
     minutes = 4.0
 
     def measure(self, context: Context) -> Measurement:
-        view = packed_view(context.model)
-        text = python_calibration(view, SEQUENCES, TOKENS)
-        scored = partial(prepared, context, view, calibration=text)
-        full = scored([])
+        scored = WeightScores(context)
+        text = python_calibration(scored.view, SEQUENCES, TOKENS)
+        full = scored()
 
-        def signs(weights: str, steps: int) -> Any:
-            return scored([{"technique": "xtc", "weights": weights, "steps": steps, "batch": BATCH}])
+        def signs(weights: str, steps: int) -> Compressed:
+            table = {"technique": "xtc", "weights": weights, "steps": steps, "batch": BATCH}
+            return scored(table, calibration=text)
 
         ours, plain, binary = signs("ternary", STEPS), signs("ternary", 0), signs("binary", STEPS)
         return Measurement(
