@@ -46,7 +46,7 @@ class AnyPrecisionClaim(Claim):
         setting = (
             f"products with {shape.out_features} × {shape.in_features} weights in groups of {GROUP} on a processor; "
             "the baseline is Thrifty's own product of 4-bit weights with bytes, the paper's CUTLASS's on a GPU; losses "
-            f"on the off-grid view, {context.budget.tokens} tokens of prose after {PREFIX}, all but embedding and logits"
+            f"on the off-grid view, {context.budget.tokens} tokens of prose after {PREFIX}, all but embedding and head"
         )
         headline = times(
             f"W2A2 over 4-bit weights by bytes, {ROWS} rows", many["W2A2"], many["bytes"], Bar(FASTER), "2.4 ×"
