@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from thrifty.engine.engine import Engine
     from thrifty.models.model import Model
 
-SHARE, STEPS, RATE = 0.2, 8, 3e-3
-SEQUENCES, TOKENS = 32, 128  # of the text that scores and recovery come from
+SHARE, STEPS, RATE = 0.2, 6, 3e-3
+SEQUENCES, TOKENS = 16, 128  # of the text that scores and recovery come from
 PROMPT, DECODED = 64, 48
 FASTER = 1.25
 HEADLINE = "loss of a token below that of a choice by the size of weights"
@@ -90,11 +90,11 @@ class AMPClaim(Claim):
         full = score()
         if weak := unpredicted(full.losses):
             return Measurement.untestable(HEADLINE, weak, setting)
-        table: dict[str, Any] = {"technique": "amp", "share": SHARE}
-        healing = {"recovery": STEPS, "rate": RATE, "distil": True}
-        ours, recovered = score(table, calibration=text), score(table | healing, calibration=text)
+        ours, pruned = _pruned(score, text)
+        healing = {"technique": "amp", "share": SHARE, "recovery": STEPS, "rate": RATE, "distil": True}
+        recovered = score(healing, calibration=text)
         by_weights, random = (_rival(score, seed) for seed in (None, context.seed))
-        fast, slow = _rates(context, view, text)
+        fast, slow = _rates(context, view, pruned)
         return Measurement(
             headline=ahead(HEADLINE, ours.losses, by_weights.losses),
             parts=(
@@ -110,15 +110,20 @@ class AMPClaim(Claim):
         )
 
 
+def _pruned(score: WeightScores, text: CalibrationSet) -> tuple[Compressed, Model]:
+    """What is scored of the model that AMP leaves, and that model."""
+    model = prepare(score.view, [AMP(share=SHARE)], calibration=text)
+    return score.of(score.context.fresh(model)), model
+
+
 def _rival(score: WeightScores, seed: int | None) -> Compressed:
     """What is scored under a rival's choice."""
     return score.of(score.context.fresh(prepare(score.view, [Rival(seed=seed)])))
 
 
-def _rates(context: Context, whole: Model, text: CalibrationSet) -> tuple[Scores, Scores]:
+def _rates(context: Context, whole: Model, pruned: Model) -> tuple[Scores, Scores]:
     """Rates of decoding, pruned and whole, tokens a second, in alternating rounds."""
     context.say("speed of decoding, pruned and whole")
-    pruned = prepare(whole, [AMP(share=SHARE)], calibration=text)
     engines = {"ours": context.fresh(pruned), "baseline": context.fresh(whole)}
     try:
         sides: dict[str, Callable[[], float]] = {name: partial(_rate, engine) for name, engine in engines.items()}

@@ -85,6 +85,9 @@ class CodebookLinear(PackedLinear):
         codes = packing.unpack_code_rows(self.codes, self.bits, indices)
         return self._expand(codes, self.scales[indices // 16, :, indices % 16])
 
+    def read(self, x: Floats) -> Floats:
+        return x
+
     def oracle(self, x: Floats) -> Floats:
         """The native kernel's exact numerics in NumPy: fp32 [m, in] → fp32 [m, out], without the bias."""
         values = self.table[packing.unpack_codes(self.codes, self.bits)][: self.out_features, : self.in_features]

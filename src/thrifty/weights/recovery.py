@@ -32,19 +32,13 @@ def recover(model: Model, recovery: Recovery, preparation: Preparation, what: st
     """Train low-rank additions to all linears of the layers and merge them, in place. what: needs it, as the errors
     begin. teacher: the model before, where `recovery.distil`.
 
-    Merged linears are bf16 where they were, else fp32: techniques that round come behind. Raises RecipeError where
-    there is no text, or where a linear is coded.
+    Merged linears are bf16 where they were, else plain fp32, for a technique behind it to store: what was added lies
+    on no grid. Raises RecipeError where there is no text.
     """
     extras.require_torch(what)
     if preparation.text is None:
         raise RecipeError(f"{what} recovers by training on a text and has none: pass a calibration text")
     names = [info.name for info in linears(model) if info.role not in OUTSIDE + KEPT]
-    coded = next((name for name in names if not isinstance(model.linears[name], DenseLinear)), None)
-    if coded is not None:
-        raise RecipeError(
-            f"{what} recovers plain weights and '{coded}' is {model.linears[coded].label}: put techniques that round "
-            "behind it in the recipe, or begin with a checkpoint of plain weights"
-        )
     from thrifty.training.loop.batches import Batches
     from thrifty.training.loop.checkpoint import Checkpoint
     from thrifty.training.loop.healing import heal
@@ -68,6 +62,6 @@ def recover(model: Model, recovery: Recovery, preparation: Preparation, what: st
 
 def _stored(before: PackedLinear, weight: Floats) -> DenseLinear:
     """The merged weight [out, in], in bf16 where it was that."""
-    assert isinstance(before, DenseLinear), "coded linears were refused"
-    dtype = before.weight.dtype if before.label == "bf16" else weight.dtype
-    return DenseLinear.from_weight(weight, dtype, before.packed, bias=before.bias)
+    if isinstance(before, DenseLinear) and before.label == "bf16":
+        return DenseLinear.from_weight(weight, before.weight.dtype, before.packed, bias=before.bias)
+    return DenseLinear.from_weight(weight, bias=before.bias)

@@ -35,7 +35,7 @@ class Preparation:
 
     calibration: what linears read, None where the technique needs none. before: called before every part; what it
     raises ends the work. errors: whether the report tells how far each part is from what it was. results: what was made
-    before an interruption, and where results go. text: the tokens that calibration comes from, for what trains on them.
+    before an interruption, and where results go. text: the ids behind `calibration`.
     """
 
     calibration: Calibration | None = None
@@ -105,10 +105,12 @@ class WeightTechnique(PlacedTechnique):
 
     Embedding, logits and expert routers are left alone unless the technique says otherwise in `covers`.
     bytes_need_calibration: of a technique with calibration, whether that decides how many bytes it stores; where it
-    does not, `thrifty fit` predicts them as it does for techniques without.
+    does not, `thrifty fit` predicts them as it does for techniques without. bytes_need_weights: whether they depend on
+    the values of the weights, so that nobody can predict them.
     """
 
     bytes_need_calibration: ClassVar[bool] = True
+    bytes_need_weights: ClassVar[bool] = False
 
     @abstractmethod
     def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
@@ -151,8 +153,7 @@ class WeightTechnique(PlacedTechnique):
         except KernelError as error:
             raise KernelError(f"technique '{self.name}', '{linear.name}': {error}") from error
         if preparation.errors:
-            entry = _report(linear, packed)
-            report = entry if held is None else replace(entry, origin=held.origin)
+            report = error_of(linear, packed, held)
         result = preparation.results.keep(linear.name, Result(linear.name, packed, report))
         preparation.results.close(linear.name)
         return result
@@ -191,11 +192,12 @@ def prepare(
         label = f"[{calibration.label}]" if technique.needs_calibration and calibration is not None else ""
         if not results.restore(stage, model):
             technique.check(model)  # again: one before may have left layers out
-            shown, text = None, None
+            shown = None
             if technique.needs_calibration and calibration is not None:
                 # Anew for each: one before may have changed what the first layer sees.
-                shown, text = seen(model, calibration, f"technique '{technique.name}'"), calibration
+                shown = seen(model, calibration, f"technique '{technique.name}'")
             results.begin(stage, model)
+            text = calibration if technique.needs_calibration else None
             technique.apply(model, Preparation(shown, before or nothing, errors, results, text))
             results.finish(stage, model)
         model.version = technique.version(model.version) + label
@@ -214,6 +216,18 @@ def exchange(model: Model, name: str, linear: PackedLinear) -> None:
     ]
     if before is not None:
         let_go(before.state().values())
+
+
+def tell(model: Model, report: TensorReport) -> None:
+    """Put what is told of a part into the model's report, in its place."""
+    reports = {entry.name: entry for entry in model.report} | {report.name: report}
+    model.report[:] = _in_order(reports, model.report)
+
+
+def error_of(linear: LinearInfo, packed: PackedLinear, held: TensorReport | None) -> TensorReport:
+    """How far `packed` is from the linear that it replaces, with the origin that the report tells so far."""
+    entry = _report(linear, packed)
+    return entry if held is None else replace(entry, origin=held.origin)
 
 
 def _in_order(reports: dict[str, TensorReport], before: Sequence[TensorReport]) -> list[TensorReport]:

@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-SMALL = ("recall-2m", "smollm2-135m")
+SMALL = ("recall-2m", "mixture-2m", "smollm2-135m")
 FINDINGS = {"scbench"}
 """Claims of a paper that is no technique: what it found of others."""
 

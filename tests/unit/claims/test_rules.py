@@ -255,7 +255,9 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (minikv, "_smaller", lambda context: 0.87),
         (snapkv, "_longest", lambda context: longest),
         (amp, "_rival", rival),
-        (amp, "_rates", lambda context, whole, text: context.speed([], length=1)),
+        (sparsegpt, "default_calibration", lambda model, sequences, tokens: None),
+        (amp, "_pruned", lambda score, text: (score({"technique": "amp"}), None)),
+        (amp, "_rates", lambda context, whole, pruned: context.speed([], length=1)),
     ]
     replaced += [(claim, "WeightScores", MadeUpScores) for claim in (amp, awq, gptq, hqq, maskllm, rtn, sparsegpt)]
     for claim in (amp, maskllm):

@@ -161,11 +161,17 @@ def test_what_it_cannot_prune_is_refused(experts: Model, plain: Model) -> None:
         pruned(plain, share=0.85, heads=False)
     with pytest.raises(RecipeError, match="option 'share'"):
         amp(share=1.0)
-    plain.replace("layers.0.mlp.up", GroupLinear.quantize(plain.linears["layers.0.mlp.up"].dequantize(), 4, 32))
-    with pytest.raises(
-        RecipeError, match=r"recovers plain weights and 'layers\.0\.mlp\.up' is int4-g32: put techniques"
-    ):
-        pruned(plain, recovery=1)
+
+
+def test_recovered_codes_become_plain_numbers_for_a_technique_behind_it(plain: Model) -> None:
+    for name in plain.linears:
+        plain.replace(name, GroupLinear.quantize(plain.linears[name].dequantize(), 8, 32))
+    rtn = registry.build("weights", {"technique": "rtn", "bits": 8})
+    recovering = amp(share=0.4, recovery=1)
+    healed = prepare(plain, [recovering], calibration=TEXT)
+    assert {one.label for name, one in healed.linears.items() if name != "embedding"} == {"f32"}
+    rounded = prepare(plain, [recovering, rtn], calibration=TEXT)
+    assert {one.label for one in rounded.linears.values()} == {"int8-g32"}
 
 
 def test_scores_are_plain_numbers(plain: Model) -> None:

@@ -51,4 +51,6 @@ def name_of(linear: Any) -> str:
     """The label, and what tells variants of one label apart."""
     if getattr(linear, "minimums", None) is not None and linear.kind == "group":
         return f"{linear.label}, minimums"
+    if linear.kind == "paired":
+        return f"{linear.label}, {'second' if linear.member else 'first'} of two"
     return f"{linear.label}, zero points" if hasattr(linear, "zeros") else str(linear.label)

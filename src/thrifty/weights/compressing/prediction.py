@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from thrifty.errors import RecipeError
 from thrifty.models.model import Model
+from thrifty.weights.expert_pairs import ExpertPairs
 from thrifty.weights.group_technique import GroupTechnique
 from thrifty.weights.groups import groups
 from thrifty.weights.scaled_rounding import ScaledRounding
@@ -22,6 +23,8 @@ def steps(model: Model, technique: Technique) -> int:
         return 1 + len(technique.chosen_layers(model))
     if isinstance(technique, GroupTechnique):
         return 1 + sum(technique.selects(group) for group in groups(model))
+    if isinstance(technique, ExpertPairs):
+        return 1 + len(list(technique.merged_layers(model)))
     return 1
 
 

@@ -8,6 +8,7 @@
 #include "attention/formats.hpp"
 #include "common.hpp"
 #include "linear/layouts.hpp"
+#include "linear/lookups.hpp"
 
 namespace thrifty {
 
@@ -26,6 +27,8 @@ THRIFTY_SHARED constexpr int less_offset(int offset, int minus8) {
   return offset < 8 ? (minus8 >> 3) * offset : minus8 * (offset / 8);
 }
 
+struct LowRank;
+
 struct Linear {
   Layout layout = Layout::int4;
   const uint8_t* codes = nullptr;      // two levels: records
@@ -34,8 +37,12 @@ struct Linear {
   const uint8_t* zeros = nullptr;      // zero points of int4 or int8 in place of minimums; absent: null
   const float* table = nullptr;        // of table4 and table8: 16 or 256 values, and a scale of fp32 a group
   const float* table_scales = nullptr;
-  int activation_bits = 0;      // of bit planes: what rows of activations are rounded to
-  const float* bias = nullptr;  // absent: null
+  const int8_t* row_tables = nullptr;  // of row tables: 2^bits values a row
+  Vectors vectors{};                   // of vectors
+  Overlay overlay{};
+  int activation_bits = 0;       // of bit planes: what rows of activations are rounded to
+  const float* bias = nullptr;   // absent: null
+  const LowRank* low = nullptr;  // what is added to the product; absent: null
   int out = 0, in = 0, group = 0;
   THRIFTY_SHARED bool has_minimum() const { return minimums || zeros; }
   // Of group and lane `at`: the value of code 0 (of 128 for 8 bits), exact in fp32.
@@ -46,6 +53,11 @@ struct Linear {
   THRIFTY_SHARED int tiles() const { return (out + kLanes - 1) / kLanes; }
   THRIFTY_SHARED int blocks() const { return (in + kBlockColumns - 1) / kBlockColumns; }
   THRIFTY_SHARED int superblocks() const { return blocks() / kSuperblock; }
+};
+
+// U (V x), a product of two linears without a bias: down is V [rank, in], up is U [out, rank].
+struct LowRank {
+  Linear down, up;
 };
 
 struct Span {

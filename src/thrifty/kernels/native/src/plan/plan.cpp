@@ -222,7 +222,7 @@ std::vector<std::pair<std::string, double>> Plan::seconds() const {
 }
 
 size_t Plan::bytes() const {
-  return bytes_ + panel_bytes_[0] + panel_bytes_[1] + panel_bytes_[2] + attention.bytes() +
+  return bytes_ + panel_bytes_[0] + panel_bytes_[1] + panel_bytes_[2] + attention.bytes() + lowered.bytes() +
          (mixture ? mixture->bytes() : 0) + scratch_ * (size_t)Pool::shared().threads();
 }
 
