@@ -49,11 +49,10 @@ def test_every_claim_says_what_the_paper_says_and_how_it_is_judged(name: str) ->
 
 
 @pytest.mark.parametrize("weights", [True, False])
-def test_claims_on_small_models_together_take_at_most_half_an_hour(weights: bool) -> None:
-    """Those on weights, and all others."""
+def test_claims_on_small_models_together_take_half_an_hour_or_on_weights_an_hour(weights: bool) -> None:
     of_weights = set(registry.names("weights"))
     known = [claims.load(name) for name in claims.names() if (name in of_weights) == weights]
-    assert 0 < sum(claim.minutes for claim in known if claim.models[0] in SMALL) <= 30
+    assert 0 < sum(claim.minutes for claim in known if claim.models[0] in SMALL) <= (60 if weights else 30)
 
 
 def test_a_new_file_is_a_new_claim(folder: Path) -> None:
