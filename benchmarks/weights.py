@@ -2,7 +2,7 @@
 
     python benchmarks/weights.py --shape 1536x8960 --rows 1,8,64
 
-Every format that exists is there, in each of its variants (`PackedLinear.examples`). Copies of a layer are larger than
+Every format that exists is there, in each of its widths (`PackedLinear.examples`). Copies of a layer are larger than
 the caches and are passed over in turn, so that every product reads memory. `predicted` is the time in which the read
 kernel gets through as many bytes on the same threads, measured just before and just after; `share` is what of that rate
 the product reaches (of 1 row: decoding). The median of some passes. Nothing else may compute meanwhile.
@@ -22,8 +22,8 @@ import numpy as np
 
 from thrifty.arrays import Floats
 from thrifty.evaluation.measuring.noise import LIMIT, listening
-from thrifty.formats.examples import examples
 from thrifty.formats.linear import PackedLinear
+from thrifty.formats.packed import formats
 from thrifty.kernels import dispatch
 
 
@@ -42,10 +42,11 @@ class Row:
 
 
 def layers(out_features: int, in_features: int, wanted: str) -> Iterator[PackedLinear]:
-    """Every format in every variant; wanted: a part of the label."""
-    for linear in examples(out_features, in_features):
-        if wanted in linear.label and linear.native() is not None:
-            yield linear
+    """Every format in every width; wanted: a part of the label."""
+    for kind in formats():
+        for linear in kind.examples(out_features, in_features):
+            if wanted in linear.label and linear.native() is not None:
+                yield linear
 
 
 def copies(linear: PackedLinear, megabytes: int) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -108,10 +107,9 @@ class BitPlaneLinear(PackedLinear):
 
     @classmethod
     def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[BitPlaneLinear]:
-        random, shape = np.random.default_rng(seed), (out_features, in_features)
-        for bits, group in product(((1, 1), (1, 8), (2, 2), (2, 8), (3, 4), (4, 4), (4, 8), (8, 8)), (64, 128)):
-            codes = random.integers(0, 1 << bits[0], shape, np.uint8)
-            yield cls.from_codes(codes, random.random((out_features, -(-in_features // group))), *bits, group)
+        weight = np.random.default_rng(seed).standard_normal((out_features, in_features), np.float32)
+        for bits in ((1, 1), (1, 8), (2, 2), (2, 8), (3, 4), (4, 4), (4, 8)):
+            yield cls.quantize(weight, *bits, 128)
 
     @property
     def has_kernel(self) -> bool:

@@ -52,11 +52,11 @@ class CodebookLinear(PackedLinear):
 
     @classmethod
     def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[CodebookLinear]:
-        random, shape = np.random.default_rng(seed), (out_features, in_features)
+        random = np.random.default_rng(seed)
         for bits, group in product(BITS, (64, 128)):
-            scales = random.random((out_features, -(-in_features // group)), np.float32)
-            table = random.standard_normal(1 << bits, np.float32)
-            yield cls.from_codes(random.integers(0, 1 << bits, shape, np.uint8), scales, table, bits, group)
+            scales = random.random((out_features, -(-in_features // group)), np.float32) * np.float32(1 / 16)
+            codes = random.integers(0, 1 << bits, (out_features, in_features), np.uint8)
+            yield cls.from_codes(codes, scales, random.standard_normal(1 << bits, np.float32), bits, group)
 
     @property
     def has_kernel(self) -> bool:

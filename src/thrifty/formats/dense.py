@@ -64,9 +64,9 @@ class DenseLinear(PackedLinear):
     @classmethod
     def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[DenseLinear]:
         weight = np.random.default_rng(seed).standard_normal((out_features, in_features), np.float32)
-        yield cls.from_weight(weight, BFLOAT16, packed=True)
-        for dtype in (np.float16, np.float32):
+        for dtype in DTYPES.values():
             yield cls.from_weight(weight, dtype)
+        yield cls.from_weight(weight, BFLOAT16, packed=True)
 
     @property
     def has_kernel(self) -> bool:

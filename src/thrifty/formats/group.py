@@ -139,16 +139,16 @@ class GroupLinear(PackedLinear):
 
     @classmethod
     def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[GroupLinear]:
-        random, shape = np.random.default_rng(seed), (out_features, in_features)
-        for bits, group, has_minimum in product(BITS, GROUPS, (False, True)):
-            if bits != 5 or group == 32:
-                codes = random.integers(0, 1 << bits, shape, np.uint8)
-                scales = random.random((out_features, -(-in_features // group)), np.float32)
-                signed = codes.astype(np.int16) - np.int16(128) if bits == 8 else codes
-                yield cls.from_codes(signed, scales, -scales if has_minimum else None, bits, group)
+        random = np.random.default_rng(seed)
+        weight = random.standard_normal((out_features, in_features), np.float32)
+        scales = random.random((out_features, -(-in_features // 32))) / 16
+        for bits in ROUNDED_BITS:
+            for group, symmetric in product(GROUPS, (False, True)):
+                yield cls.quantize(weight, bits, group, symmetric)
+        for minimums in (None, -scales):
+            yield cls.from_codes(random.integers(0, 32, weight.shape, np.uint8), scales, minimums, 5, 32)
         for name in CODEBOOKS:
-            scales = random.random((out_features, -(-in_features // 32)), np.float32)
-            yield cls.from_codes(random.integers(0, 16, shape, np.uint8), scales, None, 4, 32, codebook=name)
+            yield cls.from_codes(random.integers(0, 16, weight.shape, np.uint8), scales, None, 4, 32, codebook=name)
 
     @property
     def has_minimum(self) -> bool:

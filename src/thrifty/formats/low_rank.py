@@ -46,9 +46,10 @@ class LowRankLinear(PackedLinear):
         weight = random.standard_normal((out_features, in_features), np.float32)
         down, up = (random.standard_normal(shape, np.float32) for shape in ((32, in_features), (out_features, 32)))
         up *= np.float32(0.03)
-        yield cls(*(GroupLinear.quantize(part, 3, 64) for part in (weight, down, up)))
-        packed = (DenseLinear.from_weight(part, BFLOAT16, packed=True) for part in (down, up))
-        yield cls(GroupLinear.quantize(weight, 4, 32), *packed)
+        codes = [GroupLinear.quantize(part, 3, 64) for part in (weight, down, up)]
+        yield cls(codes[0], codes[1], codes[2])
+        packed = [DenseLinear.from_weight(part, BFLOAT16, packed=True) for part in (down, up)]
+        yield cls(GroupLinear.quantize(weight, 4, 32), packed[0], packed[1])
 
     @property
     def rank(self) -> int:

@@ -75,8 +75,8 @@ class PackedLinear(ABC):
 
     @classmethod
     def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[PackedLinear]:
-        """A layer of random numbers in each of the format's variants: what `thrifty compress --list-formats` tells of,
-        benchmarks time and conformance tests hold every format to. in_features: a multiple of 256.
+        """A layer of random numbers in each of the format's widths: what benchmarks time and conformance tests hold
+        every format to. in_features: a multiple of 256.
         """
         raise NotImplementedError(f"{cls.__name__} has no examples: write `examples`, as formats/group.py does")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -105,10 +104,9 @@ class SignLinear(PackedLinear):
 
     @classmethod
     def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[SignLinear]:
-        random, shape = np.random.default_rng(seed), (out_features, in_features)
-        for levels, group in product(LEVELS, (32, 64, 128, MOST_COLUMNS)):
-            values = random.integers(0, levels, shape, np.int8) * np.int8(4 - levels) - np.int8(1)
-            yield cls.from_signs(values, random.random((out_features, -(-in_features // group))), levels, group)
+        weight = np.random.default_rng(seed).standard_normal((out_features, in_features), np.float32)
+        for levels in LEVELS:
+            yield cls.quantize(weight, levels, 128)
 
     @property
     def has_kernel(self) -> bool:
@@ -119,8 +117,7 @@ class SignLinear(PackedLinear):
 
     @property
     def label(self) -> str:
-        width = "row" if self.group >= self.in_features else f"g{self.group}"
-        return f"{_LAYOUTS[self.levels]}-{width}"
+        return f"{_LAYOUTS[self.levels]}-g{self.group}"
 
     def tile(self, start: int, stop: int) -> Floats:
         part = slice(start // 16, -(-stop // 16))

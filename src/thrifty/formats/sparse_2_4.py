@@ -87,12 +87,12 @@ class Sparse24Linear(PackedLinear):
 
     @classmethod
     def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[Sparse24Linear]:
-        weight = np.random.default_rng(seed).standard_normal((out_features, in_features), np.float32)
-        mask = sparse_2_4.largest_two(np.abs(weight))
-        yield cls.from_weight(weight, mask, "bf16")
-        for group in GROUPS:
-            yield cls.from_weight(weight, mask, "int8", group)
-            yield cls.from_weight(weight, mask, "int4", group)
+        random = np.random.default_rng(seed)
+        weight = random.standard_normal((out_features, in_features), np.float32)
+        chosen = random.integers(0, len(sparse_2_4.CANDIDATES), (out_features, in_features // sparse_2_4.GROUP))
+        mask = sparse_2_4.CANDIDATES[chosen].reshape(weight.shape)
+        for values, group in (("bf16", 32), ("int8", 32), ("int4", 32), ("int4", 128)):
+            yield cls.from_weight(weight, mask, values, group)  # type: ignore[arg-type]  # of `Values`
 
     @property
     def has_kernel(self) -> bool:

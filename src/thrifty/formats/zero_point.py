@@ -64,11 +64,12 @@ class ZeroPointLinear(PackedLinear):
 
     @classmethod
     def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[ZeroPointLinear]:
-        random, shape = np.random.default_rng(seed), (out_features, in_features)
+        random = np.random.default_rng(seed)
         for bits, group in product(BITS, GROUPS):
-            groups = (out_features, -(-in_features // group))
-            codes, zeros = (random.integers(0, 1 << bits, size, np.uint8) for size in (shape, groups))
-            yield cls.from_codes(codes, random.random(groups, np.float32), zeros, bits, group)
+            groups = -(-in_features // group)
+            codes = random.integers(0, 1 << bits, (out_features, in_features), np.uint8)
+            zeros = random.integers(0, 1 << bits, (out_features, groups))
+            yield cls.from_codes(codes, random.random((out_features, groups)) / 16, zeros, bits, group)
 
     @property
     def has_kernel(self) -> bool:

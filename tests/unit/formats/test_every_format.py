@@ -10,8 +10,7 @@ import pytest
 from tests.unit.kernels.native_pages import EXACT, QUICK_ISAS, native, using
 
 from thrifty.arrays import Floats
-from thrifty.formats.examples import examples
-from thrifty.formats.linear import GroupLinear, PackedLinear
+from thrifty.formats.linear import PackedLinear
 from thrifty.formats.packed import formats
 from thrifty.kernels import dispatch
 
@@ -21,13 +20,8 @@ BATCHES = (1, 2, 3, 5, 8, 9, 33)
 
 @cache
 def layers() -> dict[str, PackedLinear]:
-    """Of every native layout, with and without minimums, one of each width of activations."""
-    kept: dict[str, PackedLinear] = {}
-    for linear in examples(ROWS, COLUMNS):
-        layout, arrays = linear.native() or (linear.label, {})
-        more = " with minimums" if isinstance(linear, GroupLinear) and linear.has_minimum else ""
-        kept.setdefault(f"{linear.kind} {layout}{more} {arrays.get('activation_bits', '')}".strip(), linear)
-    return kept
+    made = [linear for kind in formats() for linear in kind.examples(ROWS, COLUMNS)]
+    return {f"{linear.kind} {linear.label} {8 * linear.nbytes}": linear for linear in made}
 
 
 def activations(count: int) -> Floats:
@@ -40,10 +34,9 @@ ALL = pytest.mark.parametrize("name", layers())
 
 
 def test_every_format_is_there() -> None:
-    """Also every layout of native code."""
-    assert {linear.kind for linear in layers().values()} == {kind.kind for kind in formats()}
-    known = {linear.native()[0] for linear in examples(16, 256) if linear.native() is not None}  # type: ignore[index]
-    assert set(native().LINEAR_LAYOUTS) - known == {"planes5", "planes6", "planes7"}
+    kinds = {linear.kind for linear in layers().values()}
+    assert kinds == {kind.kind for kind in formats()}
+    assert {"group", "dense", "signs", "bit planes", "superblock"} <= kinds
 
 
 @ALL

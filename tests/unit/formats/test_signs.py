@@ -62,8 +62,7 @@ def test_products_rows_bytes_and_files(levels: int, bits: int, group: int) -> No
     weight, x = normal(37, 128), normal(4, 128, seed=3)
     linear = SignLinear.quantize(weight, levels, group, bias=np.arange(37, dtype=np.float32))
     full = linear.dequantize()
-    width = "row" if group > 128 else f"g{group}"
-    assert linear.label == f"{'binary' if levels == 2 else 'ternary'}-{width}"
+    assert linear.label == f"{'binary' if levels == 2 else 'ternary'}-g{group}"
     assert linear.nbytes == 48 * 128 * bits // 8 + 2 * 48 * -(-128 // group) + 4 * 37
     picked = np.array([36, 0, 17])
     assert np.array_equal(linear.rows(picked), full[picked])

@@ -7,7 +7,7 @@ from typing import Any
 from thrifty.cli.shared import output
 from thrifty.cli.shared.layout import Column
 
-ROWS = COLUMNS = 1024  # of the layers
+ROWS = COLUMNS = 2048  # of the layers
 
 
 def show(as_json: bool) -> None:
@@ -31,26 +31,26 @@ def show(as_json: bool) -> None:
 
 def document() -> list[dict[str, Any]]:
     """JSON-ready."""
-    from thrifty.formats.examples import examples
+    from thrifty.formats.packed import formats
     from thrifty.models.export.files import files_of
 
-    listed = []
-    for linear in examples(ROWS, COLUMNS):
+    listed: dict[str, dict[str, Any]] = {}
+    for linear in (example for kind in formats() for example in kind.examples(ROWS, COLUMNS)):
+        name = name_of(linear)
         row = {
-            "format": name_of(linear),
+            "format": name,
             "kind": linear.kind,
             "bits_per_weight": 8 * linear.nbytes / (ROWS * COLUMNS),
             "native": linear.native() is not None,
             "files": ["safetensors of thrifty compress", *files_of(linear)],
         }
-        listed.append(row)
-    return sorted(listed, key=lambda row: (row["bits_per_weight"], row["format"]))
+        if name not in listed or row["native"]:  # plain bf16 is there twice: as rows, and packed for kernels
+            listed[name] = row
+    return sorted(listed.values(), key=lambda row: (row["bits_per_weight"], row["format"]))
 
 
 def name_of(linear: Any) -> str:
     """The label, and what tells variants of one label apart."""
     if getattr(linear, "minimums", None) is not None and linear.kind == "group":
         return f"{linear.label}, minimums"
-    if linear.kind == "paired":
-        return f"{linear.label}, {'second' if linear.member else 'first'} of two"
     return f"{linear.label}, zero points" if hasattr(linear, "zeros") else str(linear.label)

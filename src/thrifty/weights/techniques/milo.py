@@ -29,11 +29,11 @@ STEEPEST, STEEP_RANK = 9, 1024  # kurtosis above which a matrix has this rank
 Ranks = Literal["uniform", "kurtosis", "frequency"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Used(Activations):
     """use: tokens that were sent to an expert, over the mean of its layer's experts."""
 
-    use: float
+    use: float = 1.0
 
 
 @technique(

@@ -41,6 +41,7 @@ Share = Annotated[float, Field(ge=0, le=0.1)]
             "gradients are those of a sequence of 256 tokens at a time: shorter sequences square more noise",
             "compressing runs the model forward and backward: it needs torch and 4 bytes a weight, in passes of 1 GB",
             "an expert that no token of the text reached has no gradients: its tables are found without weights",
+            "single weights cost a prompt more than a decode step: products of many rows take up to twice as long",
             "embedding, logits and routers stay as they are",
         ),
     ),

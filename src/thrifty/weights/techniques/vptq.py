@@ -44,6 +44,7 @@ Count = Literal[16, 256, 4096, 65536]
             "columns are scaled by their range and errors weighted to match; in the authors' code they are not",
             "centroids are trained on at most 131,072 vectors of a matrix, until a step gains less than 0.1 %",
             "no layer is tuned afterwards, as the paper does for its best figures",
+            "products are in fp32 and bound by look-ups: decoding takes longer than the bytes alone predict",
             "the calibration text has 4,096 tokens by default; the paper's has 6,144 × 8,192",
             "an expert that no token of the text reached is stored without weights, with a warning",
             "embedding, logits and routers stay as they are",

@@ -12,8 +12,4 @@ void Lowered::grow(const Linear& w, int slots, int rows) {
   panels_.resize(slots_ * (rows_ / kPanel) * panel_bytes_);
 }
 
-void Lowered::raise(const Linear& w, int slot, int tile0, int tile1, int row0, int row1, float* y, size_t stride) {
-  if (w.low) kernels().tiles(w.low->up, tile0, tile1, panels(slot), row0, row1, y, stride, true);
-}
-
 }  // namespace thrifty

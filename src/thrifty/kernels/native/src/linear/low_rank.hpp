@@ -31,7 +31,9 @@ class Lowered {
   template <class F> void lower(const std::vector<const Linear*>& linears, int rows, Worker& w, F&& of);
   // y[rows row0..row1, lanes of tiles tile0..tile1] += U (V x) of a linear that was lowered in the slot; nothing for
   // one without U.
-  void raise(const Linear& w, int slot, int tile0, int tile1, int row0, int row1, float* y, size_t stride);
+  void raise(const Linear& w, int slot, int tile0, int tile1, int row0, int row1, float* y, size_t stride) {
+    if (w.low) kernels().tiles(w.low->up, tile0, tile1, panels(slot), row0, row1, y, stride, true);
+  }
 
  private:
   std::vector<float> values_;
