@@ -12,7 +12,22 @@ import pytest
 from tests.unit.claims.made_up import LOSS, MANY, Level, Levels, MadeUp
 
 from thrifty import claims
-from thrifty.claims import amp, awq, fastgen, gptq, hqq, kivi, kvzip, maskllm, minikv, rtn, snapkv, sparsegpt
+from thrifty.claims import (
+    amp,
+    awq,
+    fastgen,
+    gptq,
+    hqq,
+    kivi,
+    kvzip,
+    maskllm,
+    minikv,
+    rtn,
+    snapkv,
+    sparsegpt,
+    squeezellm,
+    vptq,
+)
 from thrifty.claims.harness.parts import Verdict, exactly
 from thrifty.claims.harness.statistics import Scores
 from thrifty.claims.harness.weights import Compressed
@@ -52,6 +67,17 @@ def rounding(name: str, level: float) -> dict[str, Any]:
         ({"technique": name}, level),
         ({"technique": "rtn"}, 0.1),
         ({}, 0.05),
+    ]
+    return {"losses": losses}
+
+
+def few(name: str, level: float) -> dict[str, Any]:
+    """Losses of a technique at 2 or 3 bits beside those of GPTQ and round-to-nearest; a small table costs most."""
+    losses: Levels = [
+        ({"technique": "vptq", "k": 16}, 0.8),
+        ({"technique": name}, level),
+        ({"technique": "gptq"}, 0.5),
+        ({"technique": "rtn"}, 0.9),
     ]
     return {"losses": losses}
 
@@ -229,6 +255,10 @@ CASES: dict[str, Case] = {
     "awq": Case(rounding("awq", 0.04), rounding("awq", 0.2), rounding("awq", 0.1 * awq.SHARE), {"loss": 8.0}),
     "gptq": Case(rounding("gptq", 0.04), rounding("gptq", 0.2), rounding("gptq", 0.1 * gptq.SHARE), {"loss": 8.0}),
     "hqq": Case(rounding("hqq", 0.04), rounding("hqq", 0.2), rounding("hqq", 0.05 + hqq.BEHIND), {"loss": 8.0}),
+    "squeezellm": Case(
+        few("squeezellm", 0.05), few("squeezellm", 0.4), few("squeezellm", 0.5 * squeezellm.SHARE), {"loss": 8.0}
+    ),
+    "vptq": Case(few("vptq", 0.05), few("vptq", 0.4), few("vptq", vptq.RISE), {"loss": 8.0}),
     "amp": Case(pruning(0.3, 0.5), pruning(0.5, 0.3), pruning(0.3, 0.3), {"loss": 8.0}),
     "maskllm": Case(masked(0.2, 0.3), masked(0.3, 0.2), masked(0.2, 0.2), {"loss": 8.0}),
     "sparsegpt": Case(masked(0.2, 0.02), masked(0.2, 0.1), masked(0.2, sparsegpt.RISE), {"loss": 8.0}),
@@ -259,7 +289,10 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (amp, "_pruned", lambda score, text: (score({"technique": "amp"}), None)),
         (amp, "_rates", lambda context, whole, pruned: context.speed([], length=1)),
     ]
-    replaced += [(claim, "WeightScores", MadeUpScores) for claim in (amp, awq, gptq, hqq, maskllm, rtn, sparsegpt)]
+    replaced += [
+        (claim, "WeightScores", MadeUpScores)
+        for claim in (amp, awq, gptq, hqq, maskllm, rtn, sparsegpt, squeezellm, vptq)
+    ]
     for claim in (amp, maskllm):
         replaced.append((claim, "python_calibration", lambda model, sequences, tokens: None))
     for module, name, function in replaced:
@@ -273,7 +306,7 @@ def judged(name: str, context: MadeUp) -> Verdict:
 
 
 def test_every_claim_has_its_cases() -> None:
-    assert set(CASES) == set(claims.names()) - {"any-precision"}, "which is judged by timings alone"
+    assert set(CASES) == set(claims.names()) - OTHER_KINDS
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -285,7 +318,9 @@ def test_made_up_scores_give_all_four_verdicts(name: str) -> None:
     assert judged(name, case.made(case.untestable)) is UNTESTABLE
 
 
-WEIGHTS = {"amp", "awq", "gptq", "hqq", "maskllm", "rtn", "sparsegpt"}
+WEIGHTS = {"amp", "awq", "gptq", "hqq", "maskllm", "rtn", "sparsegpt", "squeezellm", "vptq"}
+OTHER_KINDS = {"any-precision", "milo", "puzzlemoe"}
+"""Claims judged by timings of products, or on a mixture of experts: MadeUp has neither."""
 BUDGETED = sorted(set(CASES) - WEIGHTS - {"quest", "minikv", "kivi", "fastgen", "streaming", "scbench", "h2o"})
 """Claims about answers from a cache of which a part was evicted."""
 
