@@ -33,12 +33,14 @@ class Preparation:
     """What a technique is given beside the model.
 
     calibration: what linears read, None where the technique needs none. before: called before every part; what it
-    raises ends the work. errors: whether the report tells how far each part is from what it was.
+    raises ends the work. errors: whether the report tells how far each part is from what it was. text: what the
+    calibration was made of, for a technique that runs the model on it by itself; None where it needs none.
     """
 
     calibration: Calibration | None = None
     before: Callable[[], None] = lambda: None
     errors: bool = True
+    text: CalibrationSet | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +174,8 @@ def prepare(
             # Anew for each: one before may have changed what the first layer sees.
             shown = seen(model, calibration, f"technique '{technique.name}'")
             label = f"[{calibration.label}]"
-        technique.apply(model, Preparation(shown, before or nothing, errors))
+        text = None if shown is None else calibration
+        technique.apply(model, Preparation(shown, before or nothing, errors, text))
         model.version = technique.version(model.version) + label
     return model
 
@@ -189,6 +192,20 @@ def exchange(model: Model, name: str, linear: PackedLinear) -> None:
     ]
     if before is not None:
         let_go(before.state().values())
+
+
+def store(model: Model, linear: LinearInfo, packed: PackedLinear, errors: bool) -> None:
+    """Put a compressed linear in its place. The report tells its format, bytes and, with `errors`, how far it is from
+    `linear`; without, it tells nothing of it. What was there and is mapped from a file leaves the process.
+    """
+    model.replace(linear.name, packed)
+    reports = {entry.name: entry for entry in model.report}
+    held = reports.pop(linear.name, None)
+    if errors:
+        entry = _report(linear, packed)
+        reports[linear.name] = entry if held is None else replace(entry, origin=held.origin)
+    model.report[:] = _in_order(reports, model.report)
+    let_go(linear.linear.state().values())
 
 
 def _in_order(reports: dict[str, TensorReport], before: Sequence[TensorReport]) -> list[TensorReport]:

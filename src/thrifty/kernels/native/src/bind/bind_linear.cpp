@@ -2,6 +2,7 @@
 
 #include <nanobind/stl/string.h>
 
+#include <cmath>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -51,10 +52,15 @@ void make_table(BoundLinear* to, Layout layout, nb::object table, nb::object cod
 }
 
 void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums,
-          nb::object zeros, nb::object table, nb::object bias, int out, int in, int group) {
+          nb::object zeros, nb::object table, nb::object bias, int out, int in, int group, float threshold) {
   const Layout layout = layout_of(name);
   check_linear(layout, out, in, group);
-  const bool coded = reads(layout) == Reads::codes, table_coded = traits(layout).family == Family::table;
+  const bool coded = traits(layout).coded(), table_coded = traits(layout).family == Family::table;
+  if (threshold != 0 && !traits(layout).outliers)
+    throw std::invalid_argument(std::string("a linear of layout ") + name_of(layout) + " has no threshold");
+  if (!(threshold >= 0) || std::isinf(threshold))
+    throw std::invalid_argument("the threshold of outliers must be a finite number above 0, or 0 for none, not " +
+                                std::to_string(threshold));
   only_where(coded || table_coded, layout, "scales", scales);
   only_where(coded, layout, "minimums", minimums);  // make_linear knows which of these have some
   only_where(traits(layout).zeros, layout, "zero points", zeros);
@@ -73,7 +79,7 @@ void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object
   }
   const uintptr_t shift = (uintptr_t)array_or_none<const float>(bias, "bias", {out}).data;
   Linear linear = make_linear(layout, codes_of(codes, layout, out, in), scale, minimum, shift, out, in, group);
-  linear.zeros = zero;
+  linear.zeros = zero, linear.threshold = threshold;
   new (to) BoundLinear{linear, codes, scales, minimums, zeros, nb::none(), bias};
 }
 
@@ -145,10 +151,12 @@ void bind_linear(nb::module_& m) {
                           "scales, minimums float16 [tiles, superblocks, 16]), "
                           "bf16 (codes uint16, packed in pairs), f16 or f32 (codes: plain rows), table4 or table8 "
                           "(codes uint8 into a table float32 [16 or 256], scales float32). "
-                          "int4 and int8 may have zeros uint8 [tiles, groups, 16] in place of minimums.")
+                          "int4 and int8 may have zeros uint8 [tiles, groups, 16] in place of minimums. "
+                          "int4_token and int8_token (codes, scales) take activations with one scale a row; int8_token "
+                          "leaves features of at least `threshold` (0: none) apart, in fp32.")
       .def("__init__", &make, nb::kw_only(), "layout"_a, "codes"_a, "scales"_a = nb::none(), "minimums"_a = nb::none(),
            "zeros"_a = nb::none(), "table"_a = nb::none(), "bias"_a = nb::none(), "out_features"_a, "in_features"_a,
-           "group"_a = 0)
+           "group"_a = 0, "threshold"_a = 0.0f)
       .def_prop_ro("layout", [](const BoundLinear& b) { return std::string(name_of(b.linear.layout)); })
       .def_prop_ro("out_features", [](const BoundLinear& b) { return b.linear.out; })
       .def_prop_ro("in_features", [](const BoundLinear& b) { return b.linear.in; });

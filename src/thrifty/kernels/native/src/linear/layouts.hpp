@@ -9,11 +9,13 @@
 #include "linear/layouts/q45_k.hpp"
 #include "linear/layouts/q6_k.hpp"
 #include "linear/layouts/tables.hpp"
+#include "linear/layouts/tokens.hpp"
 
 // clang-format off
 #define THRIFTY_LAYOUTS(DO) \
   DO(int4) DO(int5) DO(int8) DO(iq4_nl) DO(bf16) DO(f16) DO(f32) \
-  DO(q2_k) DO(q3_k) DO(q4_k) DO(q5_k) DO(q6_k) DO(iq4_xs) DO(table4) DO(table8)
+  DO(q2_k) DO(q3_k) DO(q4_k) DO(q5_k) DO(q6_k) DO(iq4_xs) DO(table4) DO(table8) \
+  DO(int4_token) DO(int8_token)
 // clang-format on
 
 namespace thrifty {

@@ -31,8 +31,21 @@ struct GroupTasks {
 
 }  // namespace
 
+std::vector<uint8_t>& MixtureBuffers::Panel::kind(const Linear& w) {
+  switch (w.reads()) {
+    case Reads::plain:
+      return plain;
+    case Reads::pairs:
+      return pairs;
+    case Reads::tokens:
+      return tokens;
+    default:
+      return codes;
+  }
+}
+
 void MixtureBuffers::Panel::grow(const Linear& w, int rows) {
-  auto& bytes = w.reads() == Reads::plain ? plain : w.reads() == Reads::pairs ? pairs : codes;
+  std::vector<uint8_t>& bytes = kind(w);
   bytes.resize(std::max(bytes.size(), panel_bytes(w, rows)));
 }
 
@@ -41,7 +54,11 @@ void MixtureBuffers::grow(int max_rows, const std::vector<Linear>& linears, cons
   capacity = std::max(capacity, whole + kPanel * count);
   for (int i : call.gates) in.grow(linears[(size_t)i], capacity);
   for (int i : call.ups) in.grow(linears[(size_t)i], capacity);
-  for (int i : call.downs) inner.grow(linears[(size_t)i], capacity);
+  for (int i : call.downs) {
+    const Linear& down = linears[(size_t)i];
+    inner.grow(down, capacity);
+    if (down.reads() == Reads::tokens) inner.grow(reader_of(Reads::plain, down.in), capacity);  // until a row is whole
+  }
   parts.resize(std::max(parts.size(), (size_t)capacity * (size_t)linears[(size_t)call.downs[0]].out));
   const size_t all = std::max(weights.size(), (size_t)max_rows * (size_t)call.active);
   weights.resize(all), chosen.resize(all), places.resize(all), entries.resize(all);
@@ -120,6 +137,7 @@ void Mixture::gather(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, 
     if (panels.codes) copy_row(by_codes, ready.codes, row, m.in.codes.data(), place);
     if (panels.pairs) copy_row(by_pairs, ready.pairs, row, m.in.pairs.data(), place);
     if (panels.plain) copy_row(by_floats, ready.plain, row, m.in.plain.data(), place);
+    if (panels.tokens) copy_row(panels.by_tokens(columns), ready.tokens, row, m.in.tokens.data(), place);
   }
 }
 
@@ -145,6 +163,11 @@ void Mixture::expand(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, 
       kernels().tiles(up, tile, end, rows_of(up), 0, g.rows, ups, kPair, false);
       for (int i = 0; i < g.rows; i++) {
         kernels().gate(gates + i * kPair, ups + i * kPair, product, lanes, call.activation);
+        if (down.reads() == Reads::tokens) {  // a scale takes the whole row
+          float* row = (float*)m.inner.plain.data() + (size_t)(g.first + i) * (size_t)down.in;
+          std::memcpy(row + tile * kLanes, product, (size_t)lanes * sizeof(float));
+          continue;
+        }
         uint8_t* to = const_cast<uint8_t*>(row_in_panel(down, m.inner.of(down), g.first + i));
         if (down.reads() == Reads::plain)
           std::memcpy((float*)to + tile * kLanes, product, (size_t)lanes * sizeof(float));
@@ -154,6 +177,22 @@ void Mixture::expand(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, 
       }
     }
   });
+}
+
+bool Mixture::inner_waits(const Plan& plan) const {
+  return std::any_of(call.downs.begin(), call.downs.end(),
+                     [&](int i) { return plan.linears[(size_t)i].reads() == Reads::tokens; });
+}
+
+// Rows of `expand` that down reads with one scale each, now that they are whole.
+void Mixture::quantise_inner(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, Worker& w) const {
+  for (int index = b.first_group + w.id; index < b.last_group; index += w.count) {
+    const ExpertGroup& g = m.groups[(size_t)index];
+    const Linear& down = plan.linears[(size_t)call.downs[(size_t)g.expert]];
+    const float* rows = (const float*)m.inner.plain.data() + (size_t)g.first * (size_t)down.in;
+    for (int i = 0; down.reads() == Reads::tokens && i < g.rows; i++)
+      place_row(down, rows + (size_t)i * (size_t)down.in, g.first + i, m.inner.tokens.data());
+  }
 }
 
 void Mixture::reduce(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, Worker& w) {
@@ -199,6 +238,7 @@ void Mixture::run(Plan& plan, Step& s, Worker& w) {
   if (!apart) w.barrier();
   if (w.id == 0) group(m, s.rows);
   w.barrier();
+  const bool waits = inner_waits(plan);
   for (size_t i = 0; i < m.batches.size(); i++) {
     const ExpertBatch& b = m.batches[i];
     if (i > 0) {  // the batch before is done with panels and counters
@@ -209,6 +249,7 @@ void Mixture::run(Plan& plan, Step& s, Worker& w) {
     if (!apart) gather(plan, m, b, ready, w), w.barrier();
     expand(plan, m, b, apart ? &ready : nullptr, w);
     w.barrier();
+    if (waits) quantise_inner(plan, m, b, w), w.barrier();
     reduce(plan, m, b, w);
     w.barrier();
     combine(plan, s, m, b, w);

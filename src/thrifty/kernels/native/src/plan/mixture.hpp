@@ -28,12 +28,11 @@ struct ExpertBatch {
 // Work space that all layers share, one after the other. An entry is one row's part in one expert.
 struct MixtureBuffers {
   struct Panel {
-    std::vector<uint8_t> codes, pairs, plain;
+    std::vector<uint8_t> codes, pairs, plain, tokens;
+    std::vector<uint8_t>& kind(const Linear& w);
     void grow(const Linear& w, int rows);
-    size_t bytes() const { return codes.size() + pairs.size() + plain.size(); }
-    uint8_t* of(const Linear& w) {
-      return (w.reads() == Reads::plain ? plain : w.reads() == Reads::pairs ? pairs : codes).data();
-    }
+    size_t bytes() const { return codes.size() + pairs.size() + plain.size() + tokens.size(); }
+    uint8_t* of(const Linear& w) { return kind(w).data(); }
   };
   void grow(int max_rows, const std::vector<Linear>& linears, const MixtureCall& call);
   size_t bytes() const;
@@ -64,6 +63,8 @@ struct Mixture final : Operation {
   void group(MixtureBuffers& m, int rows);
   void gather(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, const Panels::Ready& ready, Worker& w) const;
   void expand(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, const Panels::Ready* private_rows, Worker& w);
+  bool inner_waits(const Plan& plan) const;
+  void quantise_inner(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, Worker& w) const;
   void reduce(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, Worker& w);
   void combine(Plan& plan, Step& s, MixtureBuffers& m, const ExpertBatch& b, Worker& w) const;
   std::atomic<int> next_expand_{0}, next_reduce_{0};

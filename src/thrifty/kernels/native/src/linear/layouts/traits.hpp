@@ -9,8 +9,10 @@ namespace thrifty {
 // of numbers.
 enum class Family : int { groups, superblocks, table, pairs, plain };
 
-// A row of activations as the products of a layout read it: int8 blocks, pairs of bf16, or plain fp32.
-enum class Reads : int { codes, pairs, plain };
+// A row of activations as the products of a layout read it: int8 blocks with a scale each, pairs of bf16, plain fp32,
+// or int8 blocks with one scale for the whole row (and features beyond a threshold apart).
+enum class Reads : int { codes, pairs, plain, tokens };
+constexpr int kReads = 4;
 
 // Whether a layout has minimums beside its scales.
 enum class Minimums : int { never, may, always };
@@ -45,13 +47,18 @@ struct LayoutTraits {
   bool zeros = false;                 // may have zero points in place of minimums
   bool direct = false;                // unpacked in an instruction or two: cheaper each time than once for all rows
   SubScales subs{};
-  int number = 0;  // bytes of a plain number
+  int number = 0;           // bytes of a plain number
+  bool token_wise = false;  // activations have one scale a row; groups are any multiple of 32 columns, or whole rows
+  bool outliers = false;    // token-wise, and may leave features beyond a threshold apart
 
   THRIFTY_SHARED constexpr Reads reads() const {
     return family == Family::pairs                              ? Reads::pairs
            : family == Family::plain || family == Family::table ? Reads::plain
+           : token_wise                                         ? Reads::tokens
                                                                 : Reads::codes;
   }
+  // Whether the layout has codes of integers and scales beside them.
+  THRIFTY_SHARED constexpr bool coded() const { return family == Family::groups || family == Family::superblocks; }
   THRIFTY_SHARED constexpr Codes codes_with(bool minimum) const {
     Codes own = codes;
     if (minimum && values_with_minimums) own.offset = 0;
