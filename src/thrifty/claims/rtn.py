@@ -3,40 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import Control
 from thrifty.claims.harness.parts import Bar, ahead, exactly
 from thrifty.claims.harness.reading import unpredicted
-from thrifty.claims.harness.scores.passages import SCORED, Passages, cuts
-from thrifty.claims.harness.state import State
-from thrifty.claims.harness.statistics import Scores, advantage
-from thrifty.recipe import Recipe
-from thrifty.weights.offgrid import packed_view
-from thrifty.weights.structure import linears
-from thrifty.weights.technique import OUTSIDE
+from thrifty.claims.harness.scores.passages import SCORED
+from thrifty.claims.harness.statistics import advantage
+from thrifty.claims.harness.weights import MINIMUM, PREFIX, Compressed, WeightScores
 
-if TYPE_CHECKING:
-    from thrifty.models.model import Model
-
-PREFIX = 512
 GROUP, FINE = 128, 32
 RISE = math.log(6.29 / 5.68)  # of a token's loss, in nats
 HEADLINE = "loss of a token below the unrounded weights'"
 SMALLER = 0.3  # 4 bits and 32 of a group's scale and minimum, of 16 bits: 0.27
-WORST = {"bits": 4, "group": GROUP, "symmetric": True, "embedding_bits": 4}
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """A model's losses, and the bytes of its linears, embedding and logits left out."""
-
-    losses: Scores
-    nbytes: int
 
 
 class RtnClaim(Claim):
@@ -48,17 +29,20 @@ class RtnClaim(Claim):
     minutes = 1.0
 
     def measure(self, context: Context) -> Measurement:
-        context.say("off-grid view")
-        rounded = partial(_rounded, context, packed_view(context.model))
+        score = WeightScores(context)
+
+        def rounded(**options: Any) -> Compressed:
+            return score({"technique": "rtn", **options})
+
         setting = (
             f"off-grid view, groups of {GROUP}, embedding and logits as they are; {SCORED} tokens of prose after "
             f"{PREFIX}; the paper rounds whole rows of a larger model"
         )
-        full = rounded()
+        full = score()
         if weak := unpredicted(full.losses):
             return Measurement.untestable(HEADLINE, weak, setting)
         ours = rounded(bits=4, group=GROUP)
-        fine, near, worst = rounded(bits=4, group=FINE), rounded(bits=8, group=FINE), rounded(**WORST)
+        fine, near, worst = rounded(bits=4, group=FINE), rounded(bits=8, group=FINE), score(MINIMUM)
         shipped = context.losses([], prefix=PREFIX)
         return Measurement(
             headline=ahead(HEADLINE, ours.losses, full.losses, Bar(-RISE), "-0.102 nats"),
@@ -75,16 +59,3 @@ class RtnClaim(Claim):
             counts={"scored tokens": len(ours.losses), "passages": ours.losses.contexts},
             setting=setting,
         )
-
-
-def _rounded(context: Context, model: Model, **options: Any) -> Rounded:
-    """The model with its weights rounded so; without options as they are."""
-    context.say(f"losses of {options or 'weights as they are'}")
-    count = -(-context.budget.tokens // SCORED)
-    chosen = cuts(model.require_tokenizer(), context.length, PREFIX, count, context.seed)
-    engine = context.fresh(model, Recipe(weights=[{"technique": "rtn", **options}] if options else []))
-    try:
-        losses = Passages(engine, State(None, {})).losses(chosen, [], "nll")
-        return Rounded(losses, sum(own.linear.nbytes for own in linears(engine.model) if own.role not in OUTSIDE))
-    finally:
-        engine.close()

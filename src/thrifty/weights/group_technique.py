@@ -42,7 +42,11 @@ class GroupTechnique(PlacedTechnique):
 
     def apply(self, model: Model, preparation: Preparation) -> None:
         """See Technique. The report tells formats and bytes: a factor that moved is no error of a linear."""
-        for group in groups(model):
+        self.transform_groups(model, groups(model), preparation)
+
+    def transform_groups(self, model: Model, chosen: Iterable[LinearGroup], preparation: Preparation) -> None:
+        """Transform those of some groups that are selected, in their order."""
+        for group in chosen:
             if not self.selects(group):
                 continue
             preparation.before()

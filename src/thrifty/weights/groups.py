@@ -73,20 +73,24 @@ def groups(model: Model) -> Iterator[LinearGroup]:
     A norm whose readers write it back (tied embeddings behind the last norm) is in no group, and neither are readers
     behind an activation.
     """
-    hidden = np.arange(model.config.hidden_size, dtype=np.int64)
     for layer in range(len(model.config.layers)):
-        place = f"layers.{layer}"
-        attention = f"{place}.attention"
-        yield from _behind_norm(model, layer, f"{place}.attention_norm", f"{attention}.", hidden)
-        if f"{attention}.value" in model.linears:
-            channels = _value_channels(model.config, layer)
-            yield _pair(model, "value", layer, f"{attention}.value", f"{attention}.output", channels)
-        yield from _behind_norm(model, layer, f"{place}.mlp_norm", f"{place}.mlp.", hidden)
-        if model.config.mlp == "gated":
-            yield from _neurons(model, layer)
+        yield from layer_groups(model, layer)
     if "head" in model.linears:
         readers = (LinearInfo("head", model.linears["head"]),)
-        yield LinearGroup("norm", None, _norm(model, "final_norm"), readers, hidden)
+        yield LinearGroup("norm", None, _norm(model, "final_norm"), readers, _hidden(model))
+
+
+def layer_groups(model: Model, layer: int) -> Iterator[LinearGroup]:
+    """The groups of one layer of the decoder, as `groups` gives them."""
+    place, hidden = f"layers.{layer}", _hidden(model)
+    attention = f"{place}.attention"
+    yield from _behind_norm(model, layer, f"{place}.attention_norm", f"{attention}.", hidden)
+    if f"{attention}.value" in model.linears:
+        channels = _value_channels(model.config, layer)
+        yield _pair(model, "value", layer, f"{attention}.value", f"{attention}.output", channels)
+    yield from _behind_norm(model, layer, f"{place}.mlp_norm", f"{place}.mlp.", hidden)
+    if model.config.mlp == "gated":
+        yield from _neurons(model, layer)
 
 
 def rescaled(group: LinearGroup, scale: Floats) -> Iterator[Replacement]:
@@ -148,6 +152,11 @@ def _pair(
 
 def _norm(model: Model, name: str) -> NormInfo:
     return NormInfo(name, model.norms[name], model.norms.get(f"{name}.bias"), model.config.norm_offset)
+
+
+def _hidden(model: Model) -> Integers:
+    """The channels of the hidden state, each read once."""
+    return np.arange(model.config.hidden_size, dtype=np.int64)
 
 
 def _value_channels(config: ModelConfig, layer: int) -> Integers:

@@ -1,0 +1,90 @@
+"""The table of weight techniques: its rows, what it keeps, and the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from benchmarks import weights_quality
+from benchmarks.weights_table import BEGIN, END, Rows, put, read, write
+from tests.tiny import tiny_model
+
+from thrifty import registry
+from thrifty.models.model import Model
+
+INTERVAL = {"value": 0.5, "low": 0.25, "high": 1.0}
+KEY = {"model": "m", "view": "offgrid", "weights": [], "passages": ["passage 0", "passage 256"]}
+
+
+def of(recipe: list[dict[str, object]]) -> dict[str, object]:
+    return KEY | {"weights": recipe}
+
+
+@pytest.mark.parametrize("name", registry.names("weights"))
+def test_every_technique_has_rows_that_are_recipes(name: str) -> None:
+    tables = list(weights_quality.tables_of(name, None))
+    assert tables and all(registry.build("weights", table).name == name for table in tables)
+    assert len({json.dumps(table) for table in tables}) == len(tables)
+
+
+def test_widths_may_be_chosen() -> None:
+    assert list(weights_quality.tables_of("rtn", [4])) == [
+        {"technique": "rtn", "bits": 4, "group": 32}, {"technique": "rtn", "bits": 4, "group": 128},
+    ]  # fmt: skip
+
+
+def test_rows_come_back_and_failures_are_tried_again(tmp_path: Path) -> None:
+    rows, path = Rows(), tmp_path / "weights.json"
+    assert not read(path).held
+    rows.add(KEY, {"bits": 16.0, "kl": INTERVAL})
+    rows.add(of([{"technique": "rtn"}]), {"error": "no room"})
+    write(path, rows)
+    again = read(path)
+    assert again.has(KEY) and not again.has(of([{"technique": "rtn"}])) and not again.has(of([{"technique": "hqq"}]))
+    again.add(KEY, {"decode": 12.34})
+    assert again.held != rows.held and again.table()[4] == "| uncompressed | 16.00 | 0.5000 (0.2500 to 1.0000) | 12.3 |"
+
+
+def test_the_table_goes_between_its_marks(tmp_path: Path) -> None:
+    rows, page = Rows(), tmp_path / "weights.md"
+    rows.add(of([{"technique": "rtn", "bits": 4}]), {"bits": 5.0, "kl": INTERVAL, "bytes": 84_200_000})
+    rows.add(KEY, {"bits": 16.0, "bytes": 270_000_000})
+    rows.add(of([{"technique": "hqq"}]), {"error": "no room"})
+    page.write_text(f"Before\n\n{BEGIN}\n\nBehind\n")
+    for _ in range(2):  # the second time it replaces the first one's
+        table = put(page, rows)
+        assert page.read_text() == f"Before\n\n{BEGIN}\n\n{table}\n\n{END}\nBehind\n"
+    assert table.splitlines() == [
+        "**m**, off-grid view (weights that lie on no grid), 2 passages of prose",
+        "",
+        "| technique | bits a weight | KL, nats | size MB |",
+        "|---|---:|---:|---:|",
+        "| uncompressed | 16.00 | – | 270.0 |",
+        "| rtn(bits=4) | 5.00 | 0.5000 (0.2500 to 1.0000) | 84.2 |",
+        "| hqq | failed: no room | – | – |",
+    ]
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="has no line <!-- table: weights.json -->: put it where the table belongs"):
+        put(page, rows)
+
+
+@pytest.mark.long
+def test_a_model_is_measured_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[str] = []
+
+    def load(name: str, threads: int | None) -> Model:
+        loads.append(name)
+        return tiny_model(layers=1, context_length=512)
+
+    monkeypatch.setattr(weights_quality, "load", load)
+    words = ["--techniques", "hqq", "--bits", "4", "--passages", "2", "--threads", "1"]
+    words += ["--json", str(tmp_path / "weights.json"), "--page", str(tmp_path / "none.md")]
+    assert weights_quality.main(words) == 0
+    held = [figures for _, figures in read(tmp_path / "weights.json").held.values()]
+    assert [round(own["bits"], 1) for own in held][1:] == [5.0, 4.5]
+    assert held[0]["kl"]["value"] < 1e-6 < held[1]["kl"]["value"] and held[0]["tokens"] == 512
+    assert held[1]["kl"]["low"] <= held[1]["kl"]["value"] <= held[1]["kl"]["high"] and held[1]["seconds"] >= 0
+    before = (tmp_path / "weights.json").read_text()
+    assert weights_quality.main([*words, "--page-only"]) == 0 and len(loads) == 1
+    assert weights_quality.main(words) == 0 and (tmp_path / "weights.json").read_text() == before
