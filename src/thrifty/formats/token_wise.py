@@ -27,8 +27,8 @@ class TokenWiseLinear(PackedLinear):
     formats take a scale every 32 columns. threshold (8 bits): features with |x[c]| ≥ threshold, found in each row by
     itself, are left out of that and multiplied in fp32; None: none are.
 
-    Layouts as in `GroupLinear`: codes plus 8 or 128, uint8 [rows/16, columns/32, 64·bits], scales fp16 [rows/16, groups,
-    16]; `group` is a multiple of 32, the last one may be short.
+    Layouts as in `GroupLinear`: codes plus 8 or 128, uint8 [rows/16, columns/32, 64·bits], scales fp16 [rows/16,
+    groups, 16]; `group` is a multiple of 32, the last one may be short.
     """
 
     kind = "token wise"

@@ -74,7 +74,7 @@ class LayerDistillation:
             total = 0.0
             for index in chosen:  # one sequence's activations at a time
                 loss = nn.functional.mse_loss(self._forward(layer, self._hidden[index]), wanted[index]) / len(chosen)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 total += float(loss.detach())
             optimizer.step()
             losses.append(total)

@@ -94,7 +94,9 @@ def test_outliers_that_are_apart_are_exact_and_leave_the_others_their_steps() ->
     for row in range(6):
         beyond = np.abs(x[row]) >= 6
         step = max(abs(float(value)) for value in np.where(beyond, 0, x[row])) / 127 or 1.0
-        rest = np.array([0.0 if out else step * np.rint(value / step) for value, out in zip(x[row], beyond, strict=True)])
+        rest = np.array(
+            [0.0 if out else step * np.rint(value / step) for value, out in zip(x[row], beyond, strict=True)]
+        )
         expected = weight @ (rest + np.where(beyond, x[row], 0).astype(np.float64))
         np.testing.assert_allclose(apart[row], expected, rtol=1e-4, atol=1e-3)
     exact = x.astype(np.float64) @ weight.T
@@ -136,11 +138,17 @@ def test_what_does_not_fit_is_named() -> None:
     linear = made(16, 32, 8, None, 6.0)
     with pytest.raises(CheckpointError, match="linear field 'threshold' is '6'; expected a number above 0, or null"):
         PackedLinear.from_state(linear.meta() | {"threshold": "6"}, linear.state())
-    with pytest.raises(CheckpointError, match=r"tensor 'scales' is float16 \(1, 1, 16\), expected float16 \(2, 1, 16\)"):
-        PackedLinear.from_state(linear.meta() | {"out_features": 17}, linear.state() | {"codes": np.zeros((2, 1, 512), np.uint8)})
+    with pytest.raises(
+        CheckpointError, match=r"tensor 'scales' is float16 \(1, 1, 16\), expected float16 \(2, 1, 16\)"
+    ):
+        PackedLinear.from_state(
+            linear.meta() | {"out_features": 17}, linear.state() | {"codes": np.zeros((2, 1, 512), np.uint8)}
+        )
     with pytest.raises(KernelError, match=r"4-bit codes must be in -8..7, found 8..8"):
         one = DenseLinear.from_weight(np.ones((16, 32), np.float32))
-        TokenWiseLinear.rounded(one, lambda rows: (np.full(rows.shape, 8), np.ones((len(rows), 1), np.float16)), 4, None)
+        TokenWiseLinear.rounded(
+            one, lambda rows: (np.full(rows.shape, 8), np.ones((len(rows), 1), np.float16)), 4, None
+        )
 
 
 def test_native_code_refuses_a_threshold_where_nothing_reads_it() -> None:

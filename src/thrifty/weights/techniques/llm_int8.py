@@ -25,16 +25,15 @@ from thrifty.weights.technique import Activations, WeightTechnique
         year=2022,
         mechanism="Rows of weights and rows of activations are rounded to int8 with one scale each; the features of a "
         "row of activations that reach a threshold are left out of it and multiplied in higher precision.",
-        claim="no degradation from 125M to 175B: perplexity on C4 of the 13B model 12.45 in FP32 and 12.45 with "
-        "LLM.int8(), 13.3 and more with vector-wise int8 alone (table 1)",
+        claim="no degradation from 125M to 175B parameters: perplexity on C4 of the 13B model 12.45 in FP32 and 12.45 "
+        "with LLM.int8()",
         limits=(
-            "outlier features are found in each row of activations by itself; the paper takes the union over all rows "
-            "of the batch, so that there a row's result depends on its neighbours",
-            "weights of outlier columns are the int8 codes times their scales, as in the authors' inference code, so "
-            "that the bytes stay at 8 bits a weight; the paper keeps those columns in FP16",
-            "outliers are multiplied in FP32, above the paper's FP16; scales of weights are FP16, in the authors' code "
-            "FP32",
-            "a row with many outliers is slower: each is a column of the weights read once more",
+            "outlier features are found in each row of activations by itself: its result is the same in any batch",
+            "the paper takes the union of outlier features over all rows of a batch",
+            "weights of outlier columns are int8 codes times scales, as in the authors' code: 8 bits a weight in all",
+            "the paper keeps those columns in FP16",
+            "outliers are multiplied in FP32, in the paper in FP16; scales of weights are FP16, in its code FP32",
+            "a row with many outliers is slower: each reads a column of the weights once more",
             "linears that read the same rows must have one threshold",
         ),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -12,22 +12,20 @@ from pydantic import Field
 from thrifty.arrays import Floats
 from thrifty.card import Card
 from thrifty.errors import RecipeError
-from thrifty.formats.linear import GroupLinear, PackedLinear
+from thrifty.formats.linear import PackedLinear
 from thrifty.formats.packed import TILE
 from thrifty.models.model import Model
 from thrifty.registry import technique
-from thrifty.weights.calibration import Activations, CalibrationSet, seen
-from thrifty.weights.group_technique import GroupTechnique
-from thrifty.weights.groups import LinearGroup, Replacement, groups, rescaled
-from thrifty.weights.structure import LinearInfo, linears
-from thrifty.weights.technique import KEPT, OUTSIDE, Preparation, store
+from thrifty.weights.calibration import Activations, Calibration, CalibrationSet, seen
+from thrifty.weights.groups import LinearGroup, groups
+from thrifty.weights.scaled_rounding import ScaledRounding
+from thrifty.weights.structure import LinearInfo
+from thrifty.weights.technique import Preparation, WeightTechnique
+from thrifty.weights.techniques.rtn import RoundToNearest
 
 GRID = tuple(round(0.05 * step, 2) for step in range(21))  # of the strength
 LEAST = 1e-5  # of a scale and of max|W|, as in the authors' code
 SEARCHED = 4  # sequences of the calibration text on which strengths are compared
-
-Peaks = Mapping[str, Floats]
-"""max|X| of the channels behind each smoothed norm, fp32 [hidden], by the norm's name."""
 
 
 @technique(
@@ -43,18 +41,18 @@ Peaks = Mapping[str, Floats]
         "FP16 on two, 68 % of its time a token",
         limits=(
             "groups store a FP16 minimum, 4.25 bits a weight at 128; the paper's zero points of 4 bits make 4.16",
-            f"the error is that of the logits before a soft cap, squared, on the first {SEARCHED} sequences of the "
-            "calibration text; the authors' search is not published, and calibrates with HumanEval's prompts",
-            "norms before attention and MLP are smoothed; what reads the attention's or the MLP's own result is rounded "
-            "as it is, as in the authors' code",
+            "the error is the squared error of the logits before a soft cap; the authors' search is not published",
+            "strengths are compared on 1,024 tokens of the calibration text; the paper takes HumanEval's prompts",
+            "norms before attention and MLP are smoothed, as in the authors' code; all linears are rounded",
             "a model without norms in front of its branches has nothing to smooth and is refused",
             "the search takes 21 passes over the text, each with all weights rounded anew",
+            "a search does not predict the bytes of a recipe with it: it changes more than one linear at a time",
         ),
     ),
 )
 @dataclass(frozen=True, kw_only=True)
-class SmoothQuantPlus(GroupTechnique):
-    """alpha: the strength of smoothing, 0 to 1; None: searched in steps of 0.05. bits, group: of the rounded weights."""
+class SmoothQuantPlus(ScaledRounding):
+    """alpha: the strength of smoothing, 0 to 1; None: searched in steps of 0.05. bits, group: of rounded weights."""
 
     needs_calibration: ClassVar[bool] = True
 
@@ -70,65 +68,51 @@ class SmoothQuantPlus(GroupTechnique):
         super().check(model)
         if not any(self.selects(group) for group in groups(model)):
             raise RecipeError(
-                f"technique '{self.name}' smooths norms in front of attention and MLP; this {model.config.family} model "
-                "has none that `layers` and `skip` leave in. Use rtn, which needs none"
+                f"technique '{self.name}' smooths norms in front of attention and MLP; this {model.config.family} "
+                "model has none that `layers` and `skip` leave in. Use rtn, which needs none"
             )
 
-    def transform(self, group: LinearGroup, calibration: Activations | None) -> Iterable[Replacement]:
-        """The group smoothed by `alpha`, unrounded."""
+    def factors(self, group: LinearGroup, calibration: Activations | None) -> Floats | None:
         assert calibration is not None and self.alpha is not None, "the search is over"
-        return rescaled(group, smoothing(peaks_of(calibration), group, self.alpha))
+        return smoothing(peaks_of(calibration), group, self.alpha)
+
+    def storage(self) -> WeightTechnique:
+        return RoundToNearest(bits=self.bits, group=self.group)
 
     def apply(self, model: Model, preparation: Preparation) -> None:
-        """See Technique. A group is smoothed and rounded at once, so that one linear is held in fp32 beside the model;
-        while strengths are compared, a rounded model too.
-        """
+        """See Technique. While strengths are compared, a rounded model is held beside the model."""
         text = preparation.text
         assert text is not None, "given where needs_calibration is true"
         peaks = self._peaks(model, text)
-        alpha = self._searched(model, peaks, text, preparation) if self.alpha is None else self.alpha
-        self.compress(model, peaks, alpha, preparation)
+        alpha = self._searched(model, peaks, text, preparation.before) if self.alpha is None else self.alpha
+        self._with(alpha, model, replace(preparation, calibration=peaks))
 
     def strength(self, model: Model, text: CalibrationSet) -> float:
         """The alpha that the search finds; the model stays as it is."""
-        return self._searched(model, self._peaks(model, text), text, Preparation())
+        return self._searched(model, self._peaks(model, text), text, Preparation().before)
 
-    def compress(self, model: Model, peaks: Peaks, alpha: float, preparation: Preparation) -> None:
-        """Smooth the model, and round its linears."""
-        stored: set[str] = set()
-        for group in groups(model):
-            if group.source.name not in peaks:
-                continue
-            preparation.before()
-            for name, value in rescaled(group, smoothing(peaks[group.source.name], group, alpha)):
-                self._replace(model, group, name, value)
-                if isinstance(value, PackedLinear) and self._rounds(LinearInfo(name, value)):
-                    self._round(model, LinearInfo(name, value), preparation)
-                    stored.add(name)
-        for linear in linears(model):
-            if linear.name not in stored and self._rounds(linear):
-                preparation.before()
-                self._round(model, linear, preparation)
+    def _with(self, alpha: float, model: Model, preparation: Preparation) -> None:
+        ScaledRounding.apply(replace(self, alpha=alpha), model, preparation)
 
-    def _peaks(self, model: Model, text: CalibrationSet) -> Peaks:
+    def _peaks(self, model: Model, text: CalibrationSet) -> Calibration:
+        """max|X| of what each group reads in the model as it is given, as if it were the only token; of all else no
+        token. Smoothing and rounding change it, so it is looked at once and before.
+        """
         shown = seen(model, text, f"technique '{self.name}'")
-        smoothed = (group for group in groups(model) if self.selects(group))
-        return {group.source.name: peaks_of(shown(group.readers[0])) for group in smoothed}
+        first = [group.readers[0] for group in groups(model) if self.selects(group)]
+        peaks = {reader.name: Activations(peaks_of(shown(reader))[None]) for reader in first}
+        return lambda linear: (
+            peaks.get(linear.name) or Activations(np.empty((0, linear.linear.in_features), np.float32))
+        )
 
-    def _rounds(self, linear: LinearInfo) -> bool:
-        return linear.role not in OUTSIDE + KEPT and self.includes(linear.layer, (linear.name,))
-
-    def _round(self, model: Model, linear: LinearInfo, preparation: Preparation) -> None:
-        store(model, linear, GroupLinear.requantize(linear.linear, self.bits, self.group), preparation.errors)
-
-    def _searched(self, model: Model, peaks: Peaks, text: CalibrationSet, preparation: Preparation) -> float:
+    def _searched(self, model: Model, peaks: Calibration, text: CalibrationSet, before: Callable[[], None]) -> float:
         """The strength of least error of the output (§3.2); of equals the first."""
         part = replace(text, sequences=text.sequences[:SEARCHED])
         metric, wanted = logit_metric(model.head), last_state(model, part, self.name)
         errors: dict[float, float] = {}
         for alpha in GRID:
             rounded = replace(model, linears=dict(model.linears), report=[])
-            self.compress(rounded, peaks, alpha, replace(preparation, errors=False))
+            self._with(alpha, rounded, Preparation(peaks, before, errors=False))
             apart = last_state(rounded, part, self.name) - wanted
             errors[alpha] = float(((apart @ metric) * apart).sum())
         return min(errors, key=errors.__getitem__)

@@ -35,14 +35,14 @@ from thrifty.weights.technique import Activations, Preparation, WeightTechnique,
         claim="INT8 weights and activations at no loss: GPT-2's perplexity on WikiText-2 goes from 19.37 to 19.47 (the "
         "authors' tutorial); with INT4 in the MLP, distilled, a third of FP16's memory",
         limits=(
-            "a group lies within one row of weights, and is the whole row by default; the paper's 48 to 64 groups a "
-            "matrix span several rows each, which is coarser",
+            "a group is a row of weights or a part of one; the paper's 48 to 64 groups a matrix span several rows",
             "scales are FP16, and codes follow from the rounded scale",
             "by default nothing is distilled: the paper's W8A8; `steps = 100` is the paper's distillation",
-            "distillation trains the linears that are rounded, without weight decay; the authors' code trains the norms "
-            "too, and its example leaves the activations of the MLP unrounded",
+            "distillation trains the linears that are rounded, without weight decay; the authors' code the norms too",
+            "distillation rounds all activations that will be; the authors' example leaves the MLP's out",
             "a step takes `batch` sequences of 256 tokens, 4 by default; the paper takes 32 of its task's",
             "an expert that no token of a batch was sent to learns nothing from it",
+            "attention itself, embedding and logits are not rounded",
         ),
     ),
 )
