@@ -73,11 +73,10 @@ struct Exact {
 
 constexpr uint16_t kHalfOne = 0x3c00, kHalfQuarter = 0x3400;  // fp16 1 and 0.25
 
-constexpr bool has_scales(Layout layout) { return reads(layout) == Reads::codes; }
+constexpr bool is_planes(Layout layout) { return traits(layout).family == Family::planes; }
+constexpr bool has_scales(Layout layout) { return reads(layout) == Reads::codes || is_planes(layout); }
 // Whether a linear of the layout may have minimums.
-constexpr bool takes_minimums(Layout layout) {
-  return layout == Layout::int4 || layout == Layout::int5 || layout == Layout::int8 || sub_scales(layout).minimums;
-}
+constexpr bool takes_minimums(Layout layout) { return traits(layout).minimums != Minimums::never; }
 
 bool is_table(Layout layout) { return layout == Layout::table4 || layout == Layout::table8; }
 
@@ -96,8 +95,8 @@ struct Packed {
                  groups = ((size_t)in + columns - 1) / columns;
     Linear sized;
     sized.layout = layout, sized.out = out, sized.in = in;
-    codes.resize(reads(layout) == Reads::plain && !is_table(layout) ? (size_t)out * tile_bytes(sized) / 16
-                                                                    : tiles * tile_bytes(sized));
+    codes.resize(traits(layout).family == Family::plain ? (size_t)out * tile_bytes(sized) / 16
+                                                        : tiles * tile_bytes(sized));
     for (auto& c : codes) c = (uint8_t)random_source();
     if (layout == Layout::f32) {
       const auto weights = floats((size_t)out * (size_t)in);
@@ -110,7 +109,7 @@ struct Packed {
       table = floats((size_t)1 << codes_of(layout, false).bits()), table_scales.assign(tiles * groups * 16, 0.25f);
     if (!has_scales(layout)) return;
     if (points) zeros.resize(tiles * groups * 16);
-    for (auto& zero : zeros) zero = (uint8_t)(random_source() % (layout == Layout::int4 ? 16 : 256));
+    for (auto& zero : zeros) zero = (uint8_t)(random_source() % (1 << codes_of(layout, true).bits()));
     scales.assign(tiles * groups * 16, two_levels(layout) ? 0x1800 : kHalfQuarter),
         minimums.assign(tiles * groups * 16, two_levels(layout) ? 0x1c00 : kHalfOne);
   }
@@ -118,6 +117,7 @@ struct Packed {
     Linear w = make_linear(layout, (uintptr_t)codes.data(), (uintptr_t)scales.data(),
                            minimum ? (uintptr_t)minimums.data() : 0, 0, out, in, group);
     if (points) w.zeros = zeros.data();
+    if (is_planes(layout)) w.scales = scales.data(), w.activation_bits = 8;
     if (is_table(layout)) w.table = table.data(), w.table_scales = table_scales.data();
     return w;
   }
@@ -137,7 +137,7 @@ void test_matmul(const Packed& p, int m) {
         sum += term, size += std::fabs((double)row[(size_t)c]);
       }
       const double error = std::fabs(sum - (double)y[(size_t)i * (size_t)p.out + (size_t)r]);
-      expect(error <= (reads(p.layout) == Reads::plain ? size * 1e-6 : size / 127) + 1e-4,
+      expect(error <= (reads(p.layout) == Reads::plain && !is_planes(p.layout) ? size * 1e-6 : size / 127) + 1e-4,
              std::string("matmul ") + name_of(p.layout) + " " + std::to_string(p.out) + "x" + std::to_string(p.in) +
                  " m " + std::to_string(m));
     }
@@ -160,7 +160,7 @@ void test_matmuls() {
       for (auto [out, in, group] : {std::tuple{1, 1, 32}, {17, 33, 32}, {50, 100, 64}, {31, 160, 128}, {16, 2, 32}})
         for (int m : {1, 2, 7, 19}) test_matmul(Packed(layout, out, in, group, minimum), m);
     }
-  for (Layout layout : {Layout::int4, Layout::int8})
+  for (Layout layout : {Layout::int2, Layout::int3, Layout::int4, Layout::int8})
     for (auto [out, in, group] : {std::tuple{1, 1, 32}, {17, 33, 32}, {50, 160, 128}})
       for (int m : {1, 7, 19}) test_matmul(Packed(layout, out, in, group, false, true), m);
 }

@@ -26,7 +26,7 @@ class AdaKvClaim(Claim):
     def measure(self, context: Context) -> Measurement:
         length = prompt_length(context, PAPER)
         score = Reading(context, length, "agnostic")
-        setting = f"keep = {KEEP}, {length} tokens, four questions a text, all asked after compression; {score.told}"
+        setting = f"keep = {KEEP}, {length} tokens, two questions a text, all asked after compression; {score.told}"
         full = score([])
         if weak := unanswered(full):
             return Measurement.untestable(HEADLINE, weak, setting)

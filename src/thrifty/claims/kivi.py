@@ -39,7 +39,7 @@ class KiviClaim(Claim):
         headline = exactly("peak of memory smaller, weights included", smaller, Bar(SMALLER), "times", "2.6 ×")
         exact, score = _exact(context, length), Reading(context, length, "agnostic")
         setting = (
-            f"{length} tokens, four questions a text after it was quantised; {exact} of its tokens stay exact, keys "
+            f"{length} tokens, two questions a text after it was quantised; {exact} of its tokens stay exact, keys "
             f"and values alike, counted in the bytes (the paper: {length % 128} keys, 128 values); peak of {sequences} "
             f"sequences of {BATCH} tokens, {filled:.1f} × the weights with them (the paper: 5.9 ×, 80 GB, 7B); "
             f"{score.told}"

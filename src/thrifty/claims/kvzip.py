@@ -44,7 +44,7 @@ class KvzipClaim(Claim):
         length = max(prompt_length(context, PAPER), min(SHORTEST, context.length // 2))
         score = Reading(context, length, "agnostic")
         setting = (
-            f"keep = {KEEP}, {length} tokens, four questions a text, all asked after compression; bytes in whole pages "
+            f"keep = {KEEP}, {length} tokens, two questions a text, all asked after compression; bytes in whole pages "
             f"of 64 slots a head; {score.told}"
         )
         full = score([])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,14 @@ class CodebookLinear(PackedLinear):
         stored, rows = packing.pack_rows(codes, bits), packing.padded(len(codes), 16)
         scale = packing.pack_parameters(packing.pad_to(scales, rows, scales.shape[1]))
         return cls(len(codes), codes.shape[1], bits, group, stored, scale, table)
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[CodebookLinear]:
+        random, groups = np.random.default_rng(seed), -(-in_features // 64)
+        scales = random.random((out_features, groups), np.float32) / 16
+        for bits in BITS:
+            codes = random.integers(0, 1 << bits, (out_features, in_features), np.uint8)
+            yield cls.from_codes(codes, scales, random.standard_normal(1 << bits, np.float32), bits, 64)
 
     @property
     def has_kernel(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,13 @@ class DenseLinear(PackedLinear):
         rows, columns = packing.padded(out_features, 16), packing.padded(in_features, 2)
         rounded = packing.pad_to(weight.astype(BFLOAT16, copy=False), rows, columns)
         return cls(out_features, in_features, packing.pack_pairs(rounded), packed=True, bias=bias)
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[DenseLinear]:
+        weight = np.random.default_rng(seed).standard_normal((out_features, in_features), np.float32)
+        for dtype in DTYPES.values():
+            yield cls.from_weight(weight, dtype)
+        yield cls.from_weight(weight, BFLOAT16, packed=True)
 
     @property
     def has_kernel(self) -> bool:

@@ -100,3 +100,17 @@ _FORMATS = (
 )
 FORMATS: Mapping[str, FileFormat] = {format.type: format for format in _FORMATS}
 """By GGUF's name: every type whose values are kept as they are. F32 is not among them: it is rounded to bf16."""
+
+
+def type_of(linear: PackedLinear) -> str | None:
+    """GGUF's name of the type that holds a linear's values as they are; None where none does."""
+    meta = linear.meta()
+    if isinstance(linear, DenseLinear):
+        return {"f32": "F32", "f16": "F16", "bf16": "BF16"}[linear.label]
+    for name, form in FORMATS.items():
+        has_minimum = isinstance(linear, GroupLinear) and linear.has_minimum
+        if all(meta.get(key) == value for key, value in form.options.items()) and (
+            not isinstance(linear, GroupLinear) or has_minimum == (name in _WITH_MINIMUM)
+        ):
+            return name
+    return None

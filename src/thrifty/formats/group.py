@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,16 @@ from thrifty.kernels.reference.codebooks import CODEBOOKS
 from thrifty.kernels.reference.ggml.blocks import signed
 from thrifty.kernels.reference.matmul import group_matmul
 
-BITS = (4, 5, 8)
-ROUNDED_BITS = (4, 8)
+BITS = (2, 3, 4, 5, 8)
+ROUNDED_BITS = (2, 3, 4, 8)
 GROUPS = (32, 64, 128)
 
 
 class GroupLinear(PackedLinear):
     """w[r, c] = scale[r, g]·code[r, c] + minimum[r, g] with g = c // group.
 
-    bits 4: code 0..15; without minimums ("symmetric") w = scale·(code − 8). bits 5: code 0..31, w = scale·(code − 16)
-    without minimums, groups of 32 only. bits 8: code −128..127, stored plus 128; without minimums w = scale·code.
+    bits 2, 3, 4: code 0..2^bits − 1; without minimums ("symmetric") w = scale·(code − 2^(bits−1)). bits 5: the same, in
+    groups of 32 only. bits 8: code −128..127, stored plus 128; without minimums w = scale·code.
     codebook: a name of `codebooks.CODEBOOKS`, of 4 bits and without minimums: w = scale·table[code].
 
     Layouts: `packing.pack_codes` for codes uint8 [rows/16, columns/32, 64·bits], and scales, minimums fp16 [rows/16,
@@ -115,7 +115,7 @@ class GroupLinear(PackedLinear):
         bias: Array | None = None,
         codebook: str | None = None,
     ) -> GroupLinear:
-        """From plain codes, any integer dtype [out, in]: 0..15 for 4 bit, 0..31 for 5 bit, −128..127 for 8 bit.
+        """From plain codes, any integer dtype [out, in]: 0..2^bits − 1, or −128..127 for 8 bit.
 
         scales, minimums: [out, groups], rounded to float16. Raises KernelError where a number is out of
         range.
@@ -135,6 +135,18 @@ class GroupLinear(PackedLinear):
                 minimum = affine.to_float16(minimums[part].astype(np.float32), "group minimum")
             builder.put(start, tile, scale, minimum)
         return builder.build(bias, codebook)
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[GroupLinear]:
+        random = np.random.default_rng(seed)
+        weight = random.standard_normal((out_features, in_features), np.float32)
+        scales = random.random((out_features, -(-in_features // 32))) / 16
+        for bits in ROUNDED_BITS:
+            for group, symmetric in ((32, False), (128, True)):
+                yield cls.quantize(weight, bits, group, symmetric)
+        yield cls.from_codes(random.integers(0, 32, weight.shape, np.uint8), scales, None, 5, 32)
+        for name in CODEBOOKS:
+            yield cls.from_codes(random.integers(0, 16, weight.shape, np.uint8), scales, None, 4, 32, codebook=name)
 
     @property
     def has_minimum(self) -> bool:
@@ -267,10 +279,10 @@ class _Builder:
 
 
 def check_options(bits: int, group: int) -> None:
-    """Raise KernelError unless bits is 4, 5 or 8 and group 32, or with 4 and 8 bits 64 or 128."""
+    """Raise KernelError unless bits is one of BITS and group 32, or with other than 5 bits 64 or 128."""
     if bits not in BITS or group not in GROUPS or (bits == 5 and group != 32):
         raise KernelError(
-            f"group format int{bits}-g{group} does not exist: bits are 4 or 8 with groups of 32, 64 or 128, "
+            f"group format int{bits}-g{group} does not exist: bits are 2, 3, 4 or 8 with groups of 32, 64 or 128, "
             "or 5 with groups of 32"
         )
 
@@ -279,7 +291,9 @@ def _check_rounding(bits: int, group: int) -> None:
     """Raise KernelError for what weights are not rounded to."""
     check_options(bits, group)
     if bits not in ROUNDED_BITS:
-        raise KernelError(f"weights are not rounded to int{bits}-g{group}, which only files have: use 4 or 8 bits")
+        raise KernelError(
+            f"weights are not rounded to int{bits}-g{group}, which only files have: use 2, 3, 4 or 8 bits"
+        )
 
 
 def _tiles(out_features: int, in_features: int, group: int) -> tuple[int, int, int]:
@@ -295,7 +309,7 @@ def _round(weight: Floats, bits: int, group: int, symmetric: bool) -> tuple[Arra
     groups = full.reshape(rows, -1, group)
     minimum: Halves | None = None
     if symmetric:
-        codes, scale = affine.symmetric4(groups) if bits == 4 else affine.symmetric8(groups)
+        codes, scale = affine.symmetric8(groups) if bits == 8 else affine.symmetric(groups, bits)
     else:
-        codes, scale, minimum = affine.affine(groups, 15) if bits == 4 else affine.centred8(groups)
+        codes, scale, minimum = affine.centred8(groups) if bits == 8 else affine.affine(groups, (1 << bits) - 1)
     return codes.reshape(rows, -1)[:, :columns], scale, minimum

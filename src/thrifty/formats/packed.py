@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ class PackedLinear(ABC):
 
     kind: str  # of the converted file's metadata
     bias: Floats | None
+    rounds_input: ClassVar[bool] = False  # whether the product rounds activations in a way that is the format's own
 
     def __init__(self, out_features: int, in_features: int, bias: Array | None = None) -> None:
         if out_features < 1 or in_features < 1:
@@ -69,6 +70,13 @@ class PackedLinear(ABC):
     @abstractmethod
     def _load(cls, meta: Mapping[str, Any], tensors: Mapping[str, Array]) -> PackedLinear:
         """The inverse of `meta` and `state`; `meta` and `tensors` are untrusted."""
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[PackedLinear]:
+        """A layer of random numbers in each of the format's widths: what benchmarks time and conformance tests hold
+        every format to. in_features: a multiple of 256.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no examples: write `examples`, as formats/group.py does")
 
     def state(self) -> dict[str, Array]:
         """The arrays to store, by name, without copies."""
@@ -126,9 +134,13 @@ class PackedLinear(ABC):
         """
         return None
 
+    def round_input(self, x: Floats) -> Floats:
+        """What the product makes of activations fp32 [m, in_features]; themselves unless `rounds_input`."""
+        return x
+
     def _tiled_product(self, x: Floats) -> Floats:
         """x·Wᵀ with W dequantised tile by tile: no full-precision W is ever kept."""
-        y = np.empty((len(x), self.out_features), np.float32)
+        x, y = self.round_input(x), np.empty((len(x), self.out_features), np.float32)
         for start in range(0, self.out_features, TILE):
             stop = min(start + TILE, self.out_features)
             y[:, start:stop] = x @ self.tile(start, stop).T
@@ -171,3 +183,9 @@ def check_tensor(name: str, tensor: Array | None, dtype: npt.DTypeLike, shape: t
 def _leaves(cls: type[PackedLinear]) -> list[type[PackedLinear]]:
     leaves = [leaf for child in cls.__subclasses__() for leaf in _leaves(child)]
     return leaves or [cls]
+
+
+def formats() -> list[type[PackedLinear]]:
+    """Every format that is imported (`formats.linear` imports all), by kind."""
+    own = [leaf for leaf in _leaves(PackedLinear) if leaf.__module__.startswith("thrifty.")]  # type: ignore[type-abstract]
+    return sorted(own, key=lambda leaf: leaf.kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,14 @@ class SuperblockLinear(PackedLinear):
             raise KernelError(f"superblock type {type!r} does not exist: types are {', '.join(TYPES)}")
         count, columns = rows.codes.shape
         return cls(count, columns, type, *superblock.pack(TYPES[type], rows), bias)
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[SuperblockLinear]:
+        random, tiles, superblocks = np.random.default_rng(seed), -(-out_features // 16), in_features // SUPERBLOCK
+        for name, layout in TYPES.items():
+            records = random.integers(0, 256, (tiles, superblocks, layout.record_bytes), np.uint8)
+            scales = (random.random((tiles, superblocks, 16)) / 256).astype(np.float16)
+            yield cls(out_features, in_features, name, records, scales, scales.copy() if layout.has_minimum else None)
 
     @property
     def has_kernel(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,16 @@ from thrifty.kernels.reference import packing
 from thrifty.kernels.reference.affine import Halves, to_float16
 from thrifty.kernels.reference.matmul import group_matmul
 
-BITS = (4, 8)
+BITS = (2, 3, 4, 8)
 
 
 class ZeroPointLinear(PackedLinear):
     """w[r, c] = scale[r, g]·(code[r, c] − zero[r, g]) with g = c // group: the layout of GPTQ and AWQ.
 
-    Codes 0..15 or 0..255, zero points 0..255. scale·zero need not be a float16: the zero point is kept as it is, and
+    Codes 0..2^bits − 1, zero points 0..255. scale·zero need not be a float16: the zero point is kept as it is, and
     the kernels work with scale·(code − z₀) + scale·(z₀ − zero) in fp32, where both products are exact; z₀ is 128 for 8
-    bits, 0 for 4. Layouts as in `GroupLinear`: codes uint8 [rows/16, columns/32, 64·bits], scales fp16 and zeros uint8
-    [rows/16, groups, 16].
+    bits, 0 for fewer. Layouts as in `GroupLinear`: codes uint8 [rows/16, columns/32, 64·bits], scales fp16 and zeros
+    uint8 [rows/16, groups, 16].
     """
 
     kind = "zero point"
@@ -60,6 +60,14 @@ class ZeroPointLinear(PackedLinear):
         zero = packing.pad_to(zeros.astype(np.uint8), rows, groups)
         parameters = packing.pack_parameters(halves), packing.pack_parameters(zero)
         return cls(len(codes), codes.shape[1], bits, group, stored, *parameters, bias)
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[ZeroPointLinear]:
+        random, groups = np.random.default_rng(seed), -(-in_features // 64)
+        for bits in BITS:
+            codes = random.integers(0, 1 << bits, (out_features, in_features), np.uint8)
+            zeros = random.integers(0, 1 << bits, (out_features, groups))
+            yield cls.from_codes(codes, random.random((out_features, groups)) / 16, zeros, bits, 64)
 
     @property
     def has_kernel(self) -> bool:
@@ -135,5 +143,5 @@ class ZeroPointLinear(PackedLinear):
 def _check_options(bits: int, group: int) -> None:
     if bits not in BITS or group not in GROUPS:
         raise KernelError(
-            f"zero points of {bits}-bit codes in groups of {group}: bits are 4 or 8, groups are 32, 64 or 128"
+            f"zero points of {bits}-bit codes in groups of {group}: bits are 2, 3, 4 or 8, groups are 32, 64 or 128"
         )

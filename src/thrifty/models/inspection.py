@@ -12,6 +12,8 @@ from typing import Any
 
 from thrifty.errors import CheckpointError, nearest
 from thrifty.formats.linear import CodebookLinear
+from thrifty.models.compressed.layout import is_compressed
+from thrifty.models.compressed.source import CompressedSource
 from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.gguf.source import GGUFSource
@@ -77,14 +79,21 @@ def inspect(name_or_path: str | os.PathLike[str]) -> FileFacts:
     path = _located(name_or_path)
     copy = copy_of(path)
     if path.is_dir():
-        from thrifty.models.tokens.files import read_tokenizer
-
-        folder = HuggingFaceSource(path, read_tokenizer(path))
-        return _facts(path, "safetensors", folder.config.family, path.name, folder.files, folder, copy)
+        folder = _folder(path)
+        family = folder.config.family
+        return _facts(path, "safetensors", family, path.name, folder.files, folder, copy)
     source = GGUFSource(path)
     files = source.file.paths
     title = source.file.metadata.text("general.name", path.stem)
     return _facts(path, "GGUF", source.file.architecture, title, files, source, copy)
+
+
+def _folder(path: Path) -> HuggingFaceSource | CompressedSource:
+    if is_compressed(path):
+        return CompressedSource(path)
+    from thrifty.models.tokens.files import read_tokenizer
+
+    return HuggingFaceSource(path, read_tokenizer(path))
 
 
 def _located(name_or_path: str | os.PathLike[str]) -> Path:
@@ -108,7 +117,7 @@ def _facts(
     architecture: str,
     title: str,
     files: Sequence[Path],
-    source: GGUFSource | HuggingFaceSource,
+    source: GGUFSource | HuggingFaceSource | CompressedSource,
     copy: Copy | None,
 ) -> FileFacts:
     tensors = source.stored()
@@ -128,7 +137,7 @@ def _special(tokenizer: TokenizerDefinition) -> dict[int, str]:
 
 
 def _types(
-    tensors: Sequence[StoredTensor], source: GGUFSource | HuggingFaceSource, copy: Copy | None
+    tensors: Sequence[StoredTensor], source: GGUFSource | HuggingFaceSource | CompressedSource, copy: Copy | None
 ) -> Iterable[TypeFacts]:
     """By type and whether they are matrices, in the order of their bytes."""
     looked = "one tensor" if copy is None else "all tensors"

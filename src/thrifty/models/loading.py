@@ -11,11 +11,13 @@ from thrifty.errors import CheckpointError, KernelError, ThriftyWarning, nearest
 from thrifty.formats.linear import PackedLinear
 from thrifty.kernels.threads import pool_threads
 from thrifty.models.assembly import Assembly
-from thrifty.models.description import Description
+from thrifty.models.compressed.layout import is_compressed
+from thrifty.models.compressed.source import CompressedSource
+from thrifty.models.description import Description, open_description
 from thrifty.models.embedded import MODELS, find
 from thrifty.models.model import Model, TensorReport
 from thrifty.models.source import DType, Files, Source, Weight, stored_bytes
-from thrifty.models.store.checkpoint_key import checkpoint_key
+from thrifty.models.store.checkpoint_key import CheckpointKey, checkpoint_key
 from thrifty.models.store.converted import open_converted
 from thrifty.models.store.converted_file import Fits, Progress
 from thrifty.models.store.copies import remember
@@ -36,10 +38,11 @@ def load(
 ) -> Model:
     """A model, ready to answer: the checkpoint's own numbers in packed form, converted once and mapped into memory.
 
-    name_or_path: a Hugging Face directory, a `.gguf` file, the name of an embedded model, or a hub id
-    "owner/name". threads: of the native kernels. copy: False keeps no converted copy on the disk: what lies in the file
-    as kernels read it is mapped, all else is converted in memory at every start. progress: told how far a conversion
-    is. fits: told the bytes of all weights before any is converted; what it raises is raised then.
+    name_or_path: a Hugging Face directory, one that `thrifty compress` wrote, a `.gguf` file, the name of an embedded
+    model, or a hub id "owner/name". threads: of the native kernels. copy: False keeps no converted copy on the disk:
+    what lies in the file as kernels read it is mapped, all else is converted in memory at every start; of a compressed
+    directory none is made in any case. progress: told how far a conversion is. fits: told the bytes of all weights
+    before any is converted; what it raises is raised then.
 
     Raises CheckpointError (ConfigError for a config) naming the file and field, DownloadError for a model that could
     not be fetched, StorageError where a copy has no room.
@@ -47,7 +50,9 @@ def load(
     _set_threads(threads)
     path = resolve(name_or_path)
     key = checkpoint_key(path)
-    if copy:
+    if is_compressed(path):
+        tokenizer, model = _open_compressed(path, key, copy, fits)
+    elif copy:
         remember(key.weights, path)
         converted = open_converted(key, lambda: open_source(path), progress, fits)
         tokenizer = _lazy_tokenizer(converted.description)
@@ -61,6 +66,18 @@ def load(
     warn_of(path, tokenizer)
     model.version, model.tokenizer, model.path = key.content, tokenizer, path
     return model
+
+
+def _open_compressed(path: Path, key: CheckpointKey, copy: bool, fits: Fits | None) -> tuple[Tokenizer | None, Model]:
+    """A folder that `thrifty compress` wrote, mapped as it lies there: no copy of its weights is made. copy: whether
+    its description is kept, so that the tokenizer is read when it is first used.
+    """
+    source = CompressedSource(path)
+    if fits is not None:
+        fits(stored_bytes(source))
+    model = assemble(source)
+    model.file, model.applied = source.file, source.document.recipe
+    return _lazy_tokenizer(open_description(key.description, lambda: source)) if copy else _tokenizer(source), model
 
 
 def load_plain(name_or_path: str | os.PathLike[str], dtype: DType) -> Model:
@@ -94,11 +111,13 @@ def _report(weight: Weight) -> TensorReport:
 
 
 def open_source(path: Path) -> Files:
-    """The checkpoint of a Hugging Face folder or a GGUF file, opened and checked; no weight is read yet."""
+    """The checkpoint of a folder or a GGUF file, opened and checked; no weight is read yet."""
     if not path.is_dir():
         from thrifty.models.gguf.source import GGUFSource
 
         return GGUFSource(path)
+    if is_compressed(path):
+        return CompressedSource(path)
     from thrifty.models.huggingface.source import HuggingFaceSource
     from thrifty.models.tokens.files import read_tokenizer
 

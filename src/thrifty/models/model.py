@@ -45,7 +45,7 @@ class Model:
     stored: `config.norm_offset` is not added. `tokenizer` is None for a checkpoint without one. `version` is a hash of
     the checkpoint's content: caches of keys and values of one version are worthless for another. `path` is the
     checkpoint's file or folder, None for a model that came from none. `file`: what the arrays are mapped from, if
-    anything.
+    anything. `applied`: the tables of the weight techniques that made the file, where `thrifty compress` wrote it.
     """
 
     config: ModelConfig
@@ -56,6 +56,7 @@ class Model:
     report: list[TensorReport] = field(default_factory=list)
     path: Path | None = None
     file: MappedFile | None = None
+    applied: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from thrifty.errors import CheckpointError, nearest
 from thrifty.models import hub
+from thrifty.models.compressed.layout import is_compressed
 from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.embedded import MODELS, carried
 from thrifty.models.huggingface.folder import has_weights, read_config
@@ -15,9 +16,11 @@ from thrifty.models.quantised.config import read_method
 
 
 def is_quantised(folder: Path) -> bool:
-    """Whether a Hugging Face folder holds weights in the codes of a method that its config names, which its config
+    """Whether a folder holds weights in the codes of a method that its config names, which its config
     alone does not give the bytes of. Raises ConfigError for a method that is not read.
     """
+    if is_compressed(folder):
+        return True
     return read_method(read_json(folder / "config.json")) is not None and has_weights(folder)
 
 

@@ -50,17 +50,24 @@ def default_calibration(model: Model, sequences: int = SEQUENCES, tokens: int = 
 
     Raises RecipeError for a model without a tokenizer, or one that makes fewer than 2 tokens of the text.
     """
+    return text_calibration(model, _text(), "thrifty-docs", sequences, tokens)
+
+
+def text_calibration(
+    model: Model, text: str, name: str, sequences: int = SEQUENCES, tokens: int = TOKENS
+) -> CalibrationSet:
+    """The beginning of a text as `default_calibration` cuts its own. name: for the label. Raises as it does."""
     if model.tokenizer is None:
         raise RecipeError(
             "calibration text needs a tokenizer and this model has none: pass a CalibrationSet of its ids"
         )
     tokens = min(tokens, model.config.context_length)
-    ids = list(model.tokenizer.encode(_text()))[: sequences * tokens]
+    ids = list(model.tokenizer.encode(text))[: sequences * tokens]
     tokens = min(tokens, len(ids))
     if tokens < 2:
         raise RecipeError(f"the tokenizer makes {len(ids)} tokens of the calibration text; it must make at least 2")
     count = len(ids) // tokens
-    return CalibrationSet("thrifty-docs", np.array(ids[: count * tokens], np.int64).reshape(count, tokens))
+    return CalibrationSet(name, np.array(ids[: count * tokens], np.int64).reshape(count, tokens))
 
 
 def _text() -> str:

@@ -115,5 +115,5 @@ class Grid:
             return affine.affine(groups, self.high)
         if self.bits == 8:
             return *affine.symmetric8(groups), None
-        codes, scale = affine.symmetric4(groups)
+        codes, scale = affine.symmetric(groups, self.bits)
         return codes.astype(np.int16) + np.int16(self.low), scale, None

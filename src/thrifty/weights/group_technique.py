@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from thrifty.formats.linear import PackedLinear
 from thrifty.models.model import Model
 from thrifty.weights.calibration import Activations
 from thrifty.weights.groups import LinearGroup, Replacement, groups
+from thrifty.weights.results import Result
 from thrifty.weights.technique import PlacedTechnique, Preparation, exchange
 
 
@@ -46,21 +47,34 @@ class GroupTechnique(PlacedTechnique):
 
     def transform_groups(self, model: Model, chosen: Iterable[LinearGroup], preparation: Preparation) -> None:
         """Transform those of some groups that are selected, in their order."""
+        results = preparation.results
         for group in chosen:
             if not self.selects(group):
                 continue
-            preparation.before()
-            shown = preparation.calibration
-            activations = None if shown is None else shown(group.readers[0])
-            for name, value in self.transform(group, activations):
-                self._replace(model, group, name, value)
+            unit = f"{group.kind} {group.source.name}"
+            made = results.of(unit)
+            for result in self._results(group, preparation, unit) if made is None else made:
+                self._replace(model, result.name, result.value)
+            if made is None:
+                results.close(unit)
 
-    def _replace(self, model: Model, group: LinearGroup, name: str, value: object) -> None:
+    def _results(self, group: LinearGroup, preparation: Preparation, unit: str) -> Iterator[Result]:
+        """What takes the place of parts of the group, made now."""
+        preparation.before()
+        shown = preparation.calibration
+        activations = None if shown is None else shown(group.readers[0])
+        for name, value in self.transform(group, activations):
+            self._check_place(group, name)
+            yield preparation.results.keep(unit, Result(name, value))
+
+    def _check_place(self, group: LinearGroup, name: str) -> None:
         if name not in group.names:
             raise RecipeError(
                 f"technique '{self.name}' replaced '{name}', which is not in the group of '{group.source.name}'; "
                 f"it may replace {', '.join(group.names)}"
             )
+
+    def _replace(self, model: Model, name: str, value: object) -> None:
         if isinstance(value, PackedLinear):
             exchange(model, name, value)
             return

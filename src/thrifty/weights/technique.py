@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from thrifty.formats.linear import PackedLinear
 from thrifty.models.model import Model, TensorReport
 from thrifty.storage.process import let_go
 from thrifty.weights.calibration import Activations, Calibration, CalibrationSet, default_calibration, seen
+from thrifty.weights.results import Result, Results
 from thrifty.weights.structure import LinearInfo, linears
 
 OUTSIDE = ("embedding", "head")  # the ends of the model, whose precision is an option of its own
@@ -33,13 +34,15 @@ class Preparation:
     """What a technique is given beside the model.
 
     calibration: what linears read, None where the technique needs none. before: called before every part; what it
-    raises ends the work. errors: whether the report tells how far each part is from what it was. text: what the
-    calibration was made of, for a technique that runs the model on it by itself; None where it needs none.
+    raises ends the work. errors: whether the report tells how far each part is from what it was. results: what was made
+    before an interruption, and where results go. text: what the calibration was made of, for a technique that runs the
+    model on it by itself; None where it needs none.
     """
 
     calibration: Calibration | None = None
     before: Callable[[], None] = lambda: None
     errors: bool = True
+    results: Results = field(default_factory=Results)
     text: CalibrationSet | None = None
 
 
@@ -129,16 +132,28 @@ class WeightTechnique(PlacedTechnique):
         for linear in linears(model):
             if not self.selects(linear):
                 continue
-            preparation.before()
-            shown = preparation.calibration
-            packed = self.compress(linear, None if shown is None else shown(linear))
-            model.replace(linear.name, packed)
-            held = reports.pop(linear.name, None)
-            if preparation.errors:
-                entry = _report(linear, packed)
-                reports[linear.name] = entry if held is None else replace(entry, origin=held.origin)
+            result = self._result(linear, preparation, reports.pop(linear.name, None))
+            assert isinstance(result.value, PackedLinear)
+            model.replace(linear.name, result.value)
+            if result.report is not None:
+                reports[linear.name] = result.report
             let_go(linear.linear.state().values())
         model.report[:] = _in_order(reports, model.report)
+
+    def _result(self, linear: LinearInfo, preparation: Preparation, held: TensorReport | None) -> Result:
+        """The layer in its new format: made now, or before an interruption. held: what the report tells of it."""
+        made = preparation.results.of(linear.name)
+        if made is not None:
+            return made[0]
+        preparation.before()
+        shown, report = preparation.calibration, None
+        packed = self.compress(linear, None if shown is None else shown(linear))
+        if preparation.errors:
+            entry = _report(linear, packed)
+            report = entry if held is None else replace(entry, origin=held.origin)
+        result = preparation.results.keep(linear.name, Result(linear.name, packed, report))
+        preparation.results.close(linear.name)
+        return result
 
 
 def prepare(
@@ -149,6 +164,7 @@ def prepare(
     in_place: bool = False,
     before: Callable[[], None] | None = None,
     errors: bool = True,
+    results: Results | None = None,
 ) -> Model:
     """The model with the techniques applied in order, each to the result of those before; itself without any.
 
@@ -157,8 +173,9 @@ def prepare(
     peak is the model plus one layer. What was compressed and is mapped from a file leaves the process meanwhile, and
     comes back where it is used. before: called before every linear; what it raises ends the work. errors: whether the
     report tells how far each part is from what it was, which takes as long as rounding it; without, it tells nothing of
-    them. Raises RecipeError for options that do not fit the model, or where a technique needs calibration and the model
-    has no tokenizer for the text.
+    them. results: what was made before an interruption, and where results go; None: only into the model. Raises
+    RecipeError for options that do not fit the model, or where a technique needs calibration and the model has no
+    tokenizer for the text.
     """
     for technique in techniques:
         technique.check(model)
@@ -167,15 +184,18 @@ def prepare(
     if techniques and not in_place:
         model = replace(model, linears=dict(model.linears), report=list(model.report))
     nothing = Preparation().before
-    for technique in techniques:
-        technique.check(model)  # again: one before may have left layers out
-        shown, label = None, ""
-        if technique.needs_calibration and calibration is not None:
-            # Anew for each: one before may have changed what the first layer sees.
-            shown = seen(model, calibration, f"technique '{technique.name}'")
-            label = f"[{calibration.label}]"
-        text = None if shown is None else calibration
-        technique.apply(model, Preparation(shown, before or nothing, errors, text))
+    results = results or Results()
+    for stage, technique in enumerate(techniques):
+        label = f"[{calibration.label}]" if technique.needs_calibration and calibration is not None else ""
+        if not results.restore(stage, model):
+            technique.check(model)  # again: one before may have left layers out
+            shown = text = None
+            if technique.needs_calibration and calibration is not None:
+                # Anew for each: one before may have changed what the first layer sees.
+                shown, text = seen(model, calibration, f"technique '{technique.name}'"), calibration
+            results.begin(stage, model)
+            technique.apply(model, Preparation(shown, before or nothing, errors, results, text))
+            results.finish(stage, model)
         model.version = technique.version(model.version) + label
     return model
 

@@ -143,7 +143,7 @@ def test_kinds_of_task_are_chosen_by_items_that_are_not_judged(
 def test_a_model_that_answers_none_is_asked_all_and_told_so(context: Context) -> None:
     score = reading.Reading(context, LENGTH, "agnostic")
     full = score([])
-    assert score.answered == () and full.contexts == 8 and len(full) == 32
+    assert score.answered == () and full.contexts == 8 and len(full) == 16
     assert reading.unanswered(full).startswith("a model that answers 20% of the questions")
 
 

@@ -47,16 +47,16 @@ def context(model: Any) -> Iterator[Context]:
 
 
 def test_scores_are_the_same_as_of_prompts_that_are_computed_alone(context: Context, model: Any) -> None:
-    task = tasks.load("multi-request", length=400, requests=4)
-    items = task.items(model.require_tokenizer(), 1, 0)
+    task = tasks.load("multi-request", length=400, requests=2)
+    items = task.items(model.require_tokenizer(), 2, 0)
     for cache in ([], [SNAPKV], [{"technique": "h2o", "keep": 0.5}], [{"technique": "kivi", "bits": 2}]):
         shared = context.recall(cache, length=400, mode="agnostic")
         engine = context.fresh(model)
         try:
-            alone = task.run(engine, items[0], cache)
+            alone = [turn for item in items for turn in task.run(engine, item, cache).details["turns"]]
         finally:
             engine.close()
-        assert list(shared.values) == alone.details["turns"] and shared.contexts == 1
+        assert list(shared.values) == alone and shared.contexts == 2
     losses = context.losses([SNAPKV], prefix=400)
     with Context(model, "tiny", threads=1, budget=SMALL) as other:
         other.__dict__["engine"] = other.fresh(model)

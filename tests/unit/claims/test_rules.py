@@ -132,7 +132,7 @@ CASES: dict[str, Case] = {
             "losses": [({}, 0.01)],
             "held": [({}, 0.32)],
             "rates": (3.0, 1.0),
-            "budget": replace(MANY, items=4 * MANY.items),  # four questions a text
+            "budget": replace(MANY, items=2 * MANY.items),  # two questions a text
         },
         {"held": [({}, 0.338)]},
         {"answers": by_name(kvzip=FULL, snapkv=FULL)},

@@ -27,7 +27,7 @@ def made(rows: int, columns: int, bits: int, group: int, seed: int = 0) -> tuple
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("group", [32, 64, 128])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_values_are_exact(bits: int, group: int, shape: tuple[int, int]) -> None:
     linear, exact = made(*shape, bits, group)
     assert np.array_equal(linear.dequantize(), exact)
@@ -40,7 +40,7 @@ def test_values_are_exact(bits: int, group: int, shape: tuple[int, int]) -> None
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("group", [32, 128])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_native_products_are_those_of_the_oracle(bits: int, group: int, isa: str) -> None:
     linear, _ = made(70, 384, bits, group)
     x = np.random.default_rng(1).standard_normal((13, 384), np.float32)
@@ -59,7 +59,7 @@ def test_native_products_are_those_of_the_oracle(bits: int, group: int, isa: str
 
 def test_what_does_not_fit_is_named() -> None:
     codes, scales, zeros = np.zeros((16, 32), np.uint8), np.ones((16, 1), np.float16), np.zeros((16, 1), np.uint8)
-    with pytest.raises(KernelError, match="zero points of 5-bit codes in groups of 32: bits are 4 or 8"):
+    with pytest.raises(KernelError, match="zero points of 5-bit codes in groups of 32: bits are 2, 3, 4 or 8"):
         ZeroPointLinear.from_codes(codes, scales, zeros, 5, 32)
     with pytest.raises(KernelError, match="a code is 0 to 16; 0 to 15 is allowed"):
         ZeroPointLinear.from_codes(codes + np.eye(16, 32, dtype=np.uint8) * 16, scales, zeros, 4, 32)

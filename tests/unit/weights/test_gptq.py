@@ -72,7 +72,7 @@ def test_it_is_the_papers_loop(symmetric: bool, act_order: bool) -> None:
     assert error(own - WEIGHT) == pytest.approx(error(expected - WEIGHT), rel=0.03)
 
 
-@pytest.mark.parametrize("options", [{}, {"act_order": True}, {"symmetric": True}, {"group": 128}, {"bits": 8}])
+@pytest.mark.parametrize("options", [{}, {"act_order": True}, {"symmetric": True}, {"group": 128}, {"bits": 8}, {"bits": 2}])
 def test_outputs_are_closer_than_those_of_the_nearest(options: dict[str, Any]) -> None:
     own = compressed(WEIGHT, INPUTS, **options)
     nearest = GroupLinear.quantize(WEIGHT, own.bits, own.group, symmetric=not own.has_minimum)

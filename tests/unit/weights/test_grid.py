@@ -20,7 +20,7 @@ INPUTS = RANDOM.standard_normal((300, 150), np.float32) * np.exp(RANDOM.standard
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("group", [32, 64])
 def test_a_grid_is_the_one_that_rounding_to_the_nearest_has(bits: int, group: int, symmetric: bool) -> None:
     """150 columns: the last group is a short one."""

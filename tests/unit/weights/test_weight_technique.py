@@ -143,7 +143,7 @@ def test_options_that_do_not_fit_are_refused(plain: Model) -> None:
     with pytest.raises(RecipeError, match=r"skip '\*\.dwon' matches no linear layer"):
         prepare(plain, [rtn(skip=["*.dwon"])])
     with pytest.raises(RecipeError, match="option 'bits'"):
-        rtn(bits=3)
+        rtn(bits=5)
     with pytest.raises(RecipeError, match="Did you mean 'group'"):
         rtn(groups=32)
 

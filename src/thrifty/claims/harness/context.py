@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from thrifty.recipe import Recipe
 
 Say = Callable[[str], None]
-QUESTIONS = 4  # of one context, where they are asked after it was compressed
+QUESTIONS = 2  # of one context, where they are asked after it was compressed
 KEPT_PROMPTS = "4GB"  # on the disk tier: what policies compressed, as it was before
 PAGES = 2.5  # beyond a technique's budget
 DECODED = 2  # tokens after a prompt whose cache is weighed
@@ -101,7 +101,7 @@ class Context:
         insist: bool = True,
     ) -> Scores:
         """Whether numbers hidden in prose of `length` tokens are named, one score a number, as many as the budget has
-        items. aware: the question ends what is compressed, one a context. agnostic: four questions a context, none
+        items. aware: the question ends what is compressed, one a context. agnostic: two questions a context, none
         known when it is compressed; the context is their cluster.
         """
         if mode == "aware":

@@ -19,7 +19,7 @@ from thrifty.evaluation.tasks import TaskError
 if TYPE_CHECKING:
     from thrifty.claims.harness.context import Context
 
-QUESTIONS = 4  # of one text, none known when it is compressed
+QUESTIONS = 2  # of one text, none known when it is compressed
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Reading:
     the model answers with its full cache. That is looked at with other items than those that are judged: what is chosen
     for a good score would score less well the next time, and its loss would look like the technique's.
 
-    aware: the question ends what is compressed, one a text. agnostic: four questions a text, none known when it is
+    aware: the question ends what is compressed, one a text. agnostic: two questions a text, none known when it is
     compressed; the text is their cluster.
     """
 

@@ -70,15 +70,17 @@ def symmetric8(groups: Floats) -> tuple[SignedBytes, Halves]:
     return _codes(groups, scale, -127, 127).astype(np.int8), scale
 
 
-def symmetric4(groups: Floats) -> tuple[Bytes, Halves]:
-    """x ≈ scale·(code − 8) with code 0..15, as GGUF's Q4_0: codes uint8, scale fp16 of either sign.
+def symmetric(groups: Floats, bits: int) -> tuple[Bytes, Halves]:
+    """x ≈ scale·(code − 2^(bits−1)) with code 0..2^bits − 1: codes uint8, scale fp16 of either sign.
 
-    The value of largest magnitude takes code 0, so that all sixteen codes are used; hence the signed scale.
+    The value of largest magnitude takes code 0, so that all codes are used; hence the signed scale. Of 4 bits it is
+    GGUF's Q4_0.
     """
+    half = 1 << (bits - 1)
     place = np.abs(groups).argmax(axis=-1, keepdims=True)
     extreme = np.take_along_axis(groups, place, axis=-1)[..., 0]
-    scale = to_float16(np.divide(extreme, -8), "group scale")
-    return (_codes(groups, scale, -8, 7) + 8).astype(np.uint8), scale
+    scale = to_float16(np.divide(extreme, -half), "group scale")
+    return (_codes(groups, scale, -half, half - 1) + half).astype(np.uint8), scale
 
 
 def _extremes(groups: Floats) -> tuple[Floats, Floats]:

@@ -20,7 +20,7 @@ TILE_COLUMNS = 32
 PACK = 64
 PACK_LANES = 16
 PLANE_BITS = (1, 2, 4, 8)
-PLANES: Mapping[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
+PLANES: Mapping[int, tuple[int, ...]] = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (8,)}
 """The planes of codes of so many bits, lowest bits first."""
 _MASKS = {bits: np.uint32(((1 << bits) - 1) * 0x01010101) for bits in PLANE_BITS}  # of a word of four bytes
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from thrifty.errors import CheckpointError
+from thrifty.models.compressed.layout import is_compressed, read_document
 from thrifty.models.config.fields import Fields
 from thrifty.models.config.huggingface import TOKEN_LIMIT, from_huggingface
 from thrifty.models.config.model_config import ModelConfig
@@ -49,6 +50,8 @@ def read_config(directory: Path) -> ModelConfig:
 
     Raises ConfigError for what is not supported, a method of quantisation as well.
     """
+    if is_compressed(directory):
+        return read_document(directory).config
     data = read_json(directory / "config.json")
     read_method(data)
     config = from_huggingface(without_method(data))

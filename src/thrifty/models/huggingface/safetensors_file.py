@@ -142,6 +142,15 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
     return entries
 
 
+def read_metadata(path: Path) -> Mapping[str, str]:
+    """The texts in a file's header beside its tensors. Raises CheckpointError where the header is none."""
+    header, _, _ = _read_header(path)
+    metadata = header.get("__metadata__", {})
+    if not isinstance(metadata, Mapping) or not all(isinstance(text, str) for text in metadata.values()):
+        _fail(path, "__metadata__ is not a table of texts")
+    return metadata
+
+
 def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
     """The parsed file. Raises CheckpointError where it is missing, too large or not JSON."""
     try:

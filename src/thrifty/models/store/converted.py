@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
-from math import prod
 from pathlib import Path
-from typing import Any
 
-from thrifty.arrays import Array, Bytes
-from thrifty.errors import CheckpointError, StorageError
-from thrifty.formats.linear import PackedLinear
+from thrifty.errors import StorageError
 from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.description import Description, open_description
 from thrifty.models.source import DType, Files, SlicedSource, SlicedWeight, Weight, stored_bytes
 from thrifty.models.store.cache_directory import VARIABLE
 from thrifty.models.store.cache_entry import CacheEntry, Contents, open_entry
 from thrifty.models.store.checkpoint_key import CheckpointKey
-from thrifty.models.store.converted_file import DTYPES, Fits, Progress, TensorWriter
+from thrifty.models.store.converted_file import Fits, Progress, TensorWriter
+from thrifty.models.store.stored_weights import read_weight
 from thrifty.models.tokens.settings import TokenizerDefinition
 from thrifty.storage.mapped_file import MappedFile
 
@@ -62,9 +59,7 @@ class Converted:
             raise ValueError("a converted checkpoint holds packed forms only; read the original for plain ones")
         data = self.file.content
         for entry in self.entry.body["weights"]:
-            arrays = {name: _view(data, place, entry["name"]) for name, place in entry["tensors"].items()}
-            value = PackedLinear.from_state(entry["meta"], arrays) if entry["meta"] else arrays["value"].copy()
-            yield Weight(entry["name"], value, entry["origin"], entry["error"], entry["largest_error"])
+            yield read_weight(entry, data, FILE)
 
 
 def open_converted(
@@ -111,11 +106,3 @@ def _check_room(directory: Path, total: int) -> None:
             f"Make room there, set {VARIABLE} to another directory, or load with copy=False (--no-copy), which keeps "
             "none."
         )
-
-
-def _view(data: Bytes, place: Mapping[str, Any], name: str) -> Array:
-    dtype, shape, start = DTYPES[place["dtype"]], place["shape"], place["offset"]
-    stop = start + prod(shape) * dtype.itemsize
-    if not 0 <= start <= stop <= len(data):
-        raise CheckpointError(f"weights.bin: '{name}' ends beyond the file")
-    return data[start:stop].view(dtype).reshape(shape)

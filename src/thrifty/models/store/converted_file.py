@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from math import prod
@@ -14,19 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from thrifty.arrays import BFLOAT16, Array
+from thrifty.arrays import Array
 from thrifty.formats.gguf import ArrayShape
 from thrifty.models.source import DType, SlicedLinear, SlicedWeight
 from thrifty.models.store.checksums import Section
+from thrifty.models.store.stored_weights import dtype_name
 
 ALIGNMENT = 64
-DTYPES: Mapping[str, DType] = {
-    "u8": np.dtype(np.uint8),
-    "f16": np.dtype("<f2"),
-    "bf16": BFLOAT16,
-    "f32": np.dtype("<f4"),
-}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _PENDING = 2  # slices that are on their way to the disk while the next one is made
 _PIECE = 32 << 20  # bytes of one write
 
@@ -125,7 +119,7 @@ class _Array:
 
     def place(self) -> dict[str, Any]:
         """As the index has it."""
-        return {"dtype": _NAMES[self.dtype], "shape": list(self.shape), "offset": self.offset}
+        return {"dtype": dtype_name(self.dtype), "shape": list(self.shape), "offset": self.offset}
 
     def section(self, file: str) -> Section:
         """Its checksum; all of it must have been written."""

@@ -39,6 +39,11 @@ class Tokenizer:
         self.settings = settings
 
     @property
+    def definition(self) -> str:
+        """The text of its tokenizer.json."""
+        return self._definition if isinstance(self._definition, str) else self._definition()
+
+    @property
     def eos_ids(self) -> tuple[int, ...]:
         """All ids that end an answer."""
         return self.settings.eos_ids
@@ -152,7 +157,7 @@ class Tokenizer:
     @cached_property
     def backend(self) -> tokenizers.Tokenizer:
         """The `tokenizers` object. Raises CheckpointError where the definition is not valid."""
-        return load_backend(self._definition if isinstance(self._definition, str) else self._definition())
+        return load_backend(self.definition)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

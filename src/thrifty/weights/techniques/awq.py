@@ -57,7 +57,7 @@ class Awq(ScaledRounding):
 
     needs_calibration: ClassVar[bool] = True
 
-    bits: Literal[4, 8] = 4
+    bits: Literal[2, 3, 4, 8] = 4
     group: Literal[32, 64, 128] = 32
     clip: bool = True
 
@@ -79,7 +79,7 @@ class CutRounding(WeightTechnique):
     needs_calibration: ClassVar[bool] = True
     name: ClassVar[str] = "awq"
 
-    bits: Literal[4, 8]
+    bits: Literal[2, 3, 4, 8]
     group: Literal[32, 64, 128]
     clip: bool
 

@@ -54,7 +54,7 @@ class Gptq(WeightTechnique):
     needs_calibration: ClassVar[bool] = True
     bytes_need_calibration: ClassVar[bool] = False
 
-    bits: Literal[4, 8] = 4
+    bits: Literal[2, 3, 4, 8] = 4
     group: Literal[32, 64, 128] = 32
     symmetric: bool = False
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01

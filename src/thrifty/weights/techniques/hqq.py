@@ -49,6 +49,7 @@ class Solver:
             "groups are consecutive columns of a row (the authors' axis = 1), a short last group is one of its own",
             "scales and zero points are not rounded once more (the authors' quant_zero and quant_scale)",
             "kappa is 1 by default: the article lets beta grow by it, the authors' present solver does not",
+            "groups narrower than 1e-4 keep steps of 5e-5; the authors' code gives them one value",
             "embedding, logits and routers stay as they are",
         ),
     ),
@@ -61,7 +62,7 @@ class Hqq(WeightTechnique):
     iterations: the most.
     """
 
-    bits: Literal[4, 8] = 4
+    bits: Literal[2, 3, 4, 8] = 4
     group: Literal[32, 64, 128] = 64
     norm: Annotated[float, Field(gt=0, le=1)] = 0.7
     beta: Annotated[float, Field(gt=0)] = 10.0

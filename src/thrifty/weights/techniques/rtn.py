@@ -38,7 +38,7 @@ class RoundToNearest(WeightTechnique):
     are.
     """
 
-    bits: Literal[4, 8] = 4
+    bits: Literal[2, 3, 4, 8] = 4
     group: Literal[32, 64, 128] = 32
     symmetric: bool = False
     embedding_bits: Literal[4, 8] | None = None

@@ -31,6 +31,10 @@ struct ActivationOutliers {
   } of[kOutliers];
 };
 static_assert(sizeof(ActivationOutliers) == sizeof(ActivationBlock));
+// -offset * sum(q) from minus8; offset: 0 or a power of two.
+THRIFTY_SHARED constexpr int less_offset(int offset, int minus8) {
+  return offset < 8 ? (minus8 >> 3) * offset : minus8 * (offset / 8);
+}
 
 struct Linear {
   Layout layout = Layout::int4;
@@ -40,6 +44,7 @@ struct Linear {
   const uint8_t* zeros = nullptr;      // zero points of int4 or int8 in place of minimums; absent: null
   const float* table = nullptr;        // of table4 and table8: 16 or 256 values, and a scale of fp32 a group
   const float* table_scales = nullptr;
+  int activation_bits = 0;      // of bit planes: what rows of activations are rounded to
   const float* bias = nullptr;  // absent: null
   int out = 0, in = 0, group = 0;
   float threshold = 0;  // of layouts with outliers: features of at least this size stay apart; 0: none do
@@ -201,5 +206,6 @@ struct Kernels {
 const Kernels* kernels_portable();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
+bool has_vector_popcount();  // bits of words counted by one AVX-512 instruction
 
 }  // namespace thrifty

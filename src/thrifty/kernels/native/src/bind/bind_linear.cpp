@@ -51,21 +51,38 @@ void make_table(BoundLinear* to, Layout layout, nb::object table, nb::object cod
   new (to) BoundLinear{linear, codes, scales, nb::none(), nb::none(), table, bias};
 }
 
+// Bit planes, which read plain rows of activations.
+void make_planes(BoundLinear* to, Layout layout, nb::object codes, nb::object scales, nb::object bias, int out, int in,
+                 int group, int activation_bits) {
+  check_planes(layout, in, group, activation_bits);
+  const int64_t tiles = (out + kLanes - 1) / kLanes, groups = ((int64_t)in + group - 1) / group;
+  const uintptr_t shift = (uintptr_t)array_or_none<const float>(bias, "bias", {out}).data;
+  Linear linear = make_linear(layout, codes_of(codes, layout, out, in), 0, 0, shift, out, in, group);
+  linear.scales = (const uint16_t*)array<const Half>(scales, "scales", {tiles, groups, kLanes}).data;
+  linear.activation_bits = activation_bits;
+  new (to) BoundLinear{linear, codes, scales, nb::none(), nb::none(), nb::none(), bias};
+}
+
 void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums,
-          nb::object zeros, nb::object table, nb::object bias, int out, int in, int group, float threshold) {
+          nb::object zeros, nb::object table, nb::object bias, int out, int in, int group, int activation_bits,
+          float threshold) {
   const Layout layout = layout_of(name);
   check_linear(layout, out, in, group);
   const bool coded = traits(layout).coded(), table_coded = traits(layout).family == Family::table;
+  const bool planes = traits(layout).family == Family::planes;
   if (threshold != 0 && !traits(layout).outliers)
     throw std::invalid_argument(std::string("a linear of layout ") + name_of(layout) + " has no threshold");
   if (!(threshold >= 0) || std::isinf(threshold))
     throw std::invalid_argument("the threshold of outliers must be a finite number above 0, or 0 for none, not " +
                                 std::to_string(threshold));
-  only_where(coded || table_coded, layout, "scales", scales);
+  only_where(coded || table_coded || planes, layout, "scales", scales);
   only_where(coded, layout, "minimums", minimums);  // make_linear knows which of these have some
   only_where(traits(layout).zeros, layout, "zero points", zeros);
   only_where(table_coded, layout, "table", table);
   if (table_coded) return make_table(to, layout, table, codes, scales, bias, out, in, group);
+  if (planes) return make_planes(to, layout, codes, scales, bias, out, in, group, activation_bits);
+  if (activation_bits)
+    throw std::invalid_argument(std::string("a linear of layout ") + name_of(layout) + " has no activation_bits");
   uintptr_t scale = 0, minimum = 0;
   const uint8_t* zero = nullptr;
   if (coded) {
@@ -145,18 +162,21 @@ void run_linear_rows(const BoundLinear& weight, nb::handle rows, nb::handle out)
 
 void bind_linear(nb::module_& m) {
   nb::class_<BoundLinear>(m, "Linear",
-                          "A stored linear layer; keeps its arrays. layout: int4, int5, int8, iq4_nl (codes uint8 "
+                          "A stored linear layer; keeps its arrays. layout: int2, int3, int4, int5, int8, iq4_nl, "
+                          "ternary, binary (codes uint8 "
                           "[tiles, blocks, bytes]; scales and minimums float16 [tiles, groups, 16]), "
                           "q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs (codes: records uint8 [tiles, superblocks, bytes]; "
                           "scales, minimums float16 [tiles, superblocks, 16]), "
                           "bf16 (codes uint16, packed in pairs), f16 or f32 (codes: plain rows), table4 or table8 "
                           "(codes uint8 into a table float32 [16 or 256], scales float32). "
-                          "int4 and int8 may have zeros uint8 [tiles, groups, 16] in place of minimums. "
+                          "int2, int3, int4 and int8 may have zeros uint8 [tiles, groups, 16] in place of minimums. "
+                          "planes1 to planes8 (codes: a plane of 64 bytes a bit; scales float16) multiply activations "
+                          "rounded to activation_bits, 1 to 8. "
                           "int4_token and int8_token (codes, scales) take activations with one scale a row; int8_token "
                           "leaves features of at least `threshold` (0: none) apart, in fp32.")
       .def("__init__", &make, nb::kw_only(), "layout"_a, "codes"_a, "scales"_a = nb::none(), "minimums"_a = nb::none(),
            "zeros"_a = nb::none(), "table"_a = nb::none(), "bias"_a = nb::none(), "out_features"_a, "in_features"_a,
-           "group"_a = 0, "threshold"_a = 0.0f)
+           "group"_a = 0, "activation_bits"_a = 0, "threshold"_a = 0.0f)
       .def_prop_ro("layout", [](const BoundLinear& b) { return std::string(name_of(b.linear.layout)); })
       .def_prop_ro("out_features", [](const BoundLinear& b) { return b.linear.out; })
       .def_prop_ro("in_features", [](const BoundLinear& b) { return b.linear.in; });

@@ -50,9 +50,11 @@ template <Codes C> THRIFTY_INLINE I code_vector(const uint8_t* block, int v) {
   const auto line = [&](int i)
                         __attribute__((always_inline)) { return _mm256_loadu_si256((const I*)(block + 64 * i)); };
   if constexpr (C.low == 8) return _mm256_xor_si256(line(v), _mm256_set1_epi8((char)0x80));
-  const I mask = _mm256_set1_epi8((char)((1 << C.low) - 1));
-  const I low =
-      _mm256_and_si256(C.low == 4 ? moved_up(line(v % 4), v < 4 ? 0 : -4) : moved_up(line(v / 4), -2 * (v % 4)), mask);
+  const I mask = _mm256_set1_epi8((char)(((1 << C.low) - 1) * C.step()));
+  const I low = _mm256_and_si256(C.low == 4   ? moved_up(line(v % 4), v < 4 ? 0 : -4)
+                                 : C.low == 1 ? moved_up(line(0), 1 - v)
+                                              : moved_up(line(v / 4), -2 * (v % 4)),
+                                 mask);
   if constexpr (C.table) {
     const __m128i values = _mm_xor_si128(_mm_loadu_si128((const __m128i*)kTable), _mm_set1_epi8((char)0x80));
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), low);
@@ -86,7 +88,7 @@ template <Codes C, int FIRST, int COUNT> THRIFTY_INLINE __m256 half_dots(const I
     }
     if constexpr (C.offset != 0) {
       const int minus8 = COUNT == 8 ? x.minus8 : FIRST == 0 ? x.minus8_first : x.minus8 - x.minus8_first;
-      dot = _mm256_add_epi32(dot, _mm256_set1_epi32(C.offset == 4 ? minus8 / 2 : minus8 * (C.offset / 8)));
+      dot = _mm256_add_epi32(dot, _mm256_set1_epi32(less_offset(C.offset, minus8)));
     }
   }
   return _mm256_cvtepi32_ps(dot);

@@ -66,8 +66,10 @@ template <Codes C> struct CodeBlock<C, false> {
 // Vector v of a block's codes as they are stored, without sign; of a table the values plus 128.
 template <Codes C, bool KEPT> THRIFTY_INLINE I code_vector(const CodeBlock<C, KEPT>& block, int v) {
   if constexpr (C.low == 8) return block.line(v);
-  const I low = C.low == 4 ? moved_up(block.line(v % 4), v < 4 ? 0 : -4) : moved_up(block.line(v / 4), -2 * (v % 4));
-  const I mask = _mm512_set1_epi8((char)((1 << C.low) - 1));
+  const I low = C.low == 4   ? moved_up(block.line(v % 4), v < 4 ? 0 : -4)
+                : C.low == 1 ? moved_up(block.line(0), 1 - v)
+                             : moved_up(block.line(v / 4), -2 * (v % 4));
+  const I mask = _mm512_set1_epi8((char)(((1 << C.low) - 1) * C.step()));
   if constexpr (C.table)
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)kTable)),
                                _mm512_and_si512(low, mask));
@@ -83,7 +85,7 @@ template <int OFFSET, int FIRST, int COUNT> THRIFTY_INLINE I dots_start(const Ac
   if constexpr (OFFSET == 0) return _mm512_setzero_si512();
   I sum = _mm512_set1_epi32(FIRST == 0 && COUNT == 4 ? x.minus8_first : x.minus8);
   if constexpr (FIRST == 4) sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(x.minus8_first));
-  if constexpr (OFFSET == 4) return _mm512_srai_epi32(sum, 1);
+  if constexpr (OFFSET < 8) return _mm512_srai_epi32(sum, OFFSET == 4 ? 1 : OFFSET == 2 ? 2 : 3);
   return OFFSET == 8 ? sum : _mm512_slli_epi32(sum, OFFSET == 16 ? 1 : OFFSET == 32 ? 2 : 4);
 }
 
@@ -92,7 +94,7 @@ template <int OFFSET, int FIRST, int COUNT> THRIFTY_INLINE I dots_start(const Ac
 // is unpacked once, each broadcast of activations serves all tiles.
 template <int FIRST, int COUNT, int N, int M, Codes C, bool KEPT>
 THRIFTY_INLINE void dots(const CodeBlock<C, KEPT>* blocks, const ActivationBlock* x, V* d) {
-  static_assert(C.offset == 0 || C.offset == 4 || C.offset == 8 || C.offset == 16 || C.offset == 32 || C.offset == 128);
+  static_assert((C.offset & (C.offset - 1)) == 0 && C.offset <= 128 && C.offset != 64);
   // High nibbles without a shift, sixteen times too large: the sum is shifted instead.
   constexpr bool kHighFirst =
       C.low == 4 && C.high == 0 && !C.table && COUNT == 8 && M == 1 && (C.offset == 0 || C.offset == 8);

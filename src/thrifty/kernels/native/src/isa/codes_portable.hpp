@@ -45,16 +45,18 @@ THRIFTY_INLINE V words_as_floats(Words x) {
 template <Codes C> THRIFTY_INLINE void code_vector(const uint8_t* block, int v, uint8_t* to) {
   const uint8_t *low = block + 64 * (C.low == 8   ? v
                                      : C.low == 4 ? v % 4
+                                     : C.low == 1 ? 0
                                                   : v / 4),
                 *high = block + 64 * C.low + (C.high == 2 ? 64 * (v / 4) : 0);
   const int low_shift = C.low == 8   ? 0
                         : C.low == 4 ? v / 4 * 4
+                        : C.low == 1 ? v
                                      : 2 * (v % 4),
             high_shift = C.high == 2 ? 2 * (v % 4) : v;
   for (int i = 0; i < 64; i++) {
     unsigned code = (unsigned)low[i] >> low_shift & ((1u << C.low) - 1u);
     if constexpr (C.high != 0) code |= ((unsigned)high[i] >> high_shift & ((1u << C.high) - 1u)) << C.low;
-    to[i] = C.table ? kTable[code & 15] : (uint8_t)code;
+    to[i] = C.table ? kTable[code & 15] : (uint8_t)(code * (unsigned)C.step());
   }
 }
 
@@ -74,7 +76,7 @@ THRIFTY_INLINE void dots(const CodeBlock<C, KEPT>* block, const ActivationBlock*
   for (int v = 0; v < COUNT; v++) code_vector<C>(codes, FIRST + v, w[v]);
   for (int i = 0; i < M; i++) {
     const int minus8 = COUNT == 8 ? x[i].minus8 : FIRST == 0 ? x[i].minus8_first : x[i].minus8 - x[i].minus8_first;
-    const int start = C.offset == 4 ? minus8 / 2 : minus8 * (C.offset / 8);
+    const int start = less_offset(C.offset, minus8);
     float f[16];
     for (int row = 0; row < 16; row++) {
       int dot = start;

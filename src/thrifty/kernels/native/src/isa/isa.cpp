@@ -70,6 +70,15 @@ std::vector<std::pair<std::string, bool>> cpu_features() {
 #endif
 }
 
+bool has_vector_popcount() {
+#if defined(THRIFTY_X86)
+  static const bool has = isa_available("avx512") && (leaf(7, 0).c >> 14 & 1);
+  return has;
+#else
+  return false;
+#endif
+}
+
 bool isa_available(const std::string& name) {
   if (name == "portable") return true;
   if (name != "avx512" && name != "avx2") return false;

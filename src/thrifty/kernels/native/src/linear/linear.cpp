@@ -13,6 +13,7 @@ namespace thrifty {
 namespace {
 
 constexpr size_t kPassBytes = 128 << 10;  // activations and results of a pass stay in a second-level cache of 1 MB
+constexpr int kMostColumns = 1 << 20, kMostPlaneColumns = 1 << 16;  // planes of some rows lie on the stack
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
@@ -30,22 +31,35 @@ Layout layout_of(const std::string& name) {
 }
 
 void check_linear(Layout layout, int out, int in, int group) {
-  if (out < 1 || in < 1 || out > (1 << 24) || in > (1 << 20))
+  if (out < 1 || in < 1 || out > (1 << 24) || in > kMostColumns)
     refuse("linear of shape " + std::to_string(out) + " x " + std::to_string(in) + " is out of range");
   if (traits(layout).family == Family::table && (group < kBlockColumns || group % kBlockColumns))
     refuse("a table's group must be a multiple of " + std::to_string(kBlockColumns) + ", not " + std::to_string(group));
-  if (!traits(layout).coded()) return;
-  if (traits(layout).token_wise) {
-    if (group < kBlockColumns || group % kBlockColumns)
-      refuse(std::string("a group of layout ") + name_of(layout) + " must be a multiple of " +
+  if (traits(layout).wide_groups) {
+    if (group < kBlockColumns || group % kBlockColumns || group > kMostColumns)
+      refuse(std::string("the group of a linear of layout ") + name_of(layout) + " must be a multiple of " +
              std::to_string(kBlockColumns) + ", not " + std::to_string(group));
-  } else if (two_levels(layout)) {
+    return;
+  }
+  if (!traits(layout).coded()) return;
+  if (two_levels(layout)) {
     if (in % (kSuperblock * kBlockColumns))
       refuse(std::string("a linear of layout ") + name_of(layout) + " has columns in whole superblocks of 256, not " +
              std::to_string(in));
   } else if (group != 32 && group != 64 && group != 128) {
     refuse("group must be 32, 64 or 128, not " + std::to_string(group));
   }
+}
+
+void check_planes(Layout layout, int in, int group, int activation_bits) {
+  if (in > kMostPlaneColumns)
+    refuse("bit planes have at most " + std::to_string(kMostPlaneColumns) + " columns, not " + std::to_string(in));
+  if (activation_bits < 1 || activation_bits > 8)
+    refuse("activation_bits must be 1 to 8, not " + std::to_string(activation_bits));
+  const int64_t columns = std::min(in, group), bits = traits(layout).codes.bits();
+  if (columns * ((1 << bits) - 1) * ((1 << activation_bits) - 1) > INT32_MAX)
+    refuse("sums of " + std::to_string(columns) + " products of " + std::to_string(bits) + " and " +
+           std::to_string(activation_bits) + " bits do not fit 32 bits: use smaller groups");
 }
 
 Linear make_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out,

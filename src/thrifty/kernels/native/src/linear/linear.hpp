@@ -16,6 +16,8 @@ const char* name_of(Layout layout);
 Layout layout_of(const std::string& name);  // throws std::invalid_argument
 
 void check_linear(Layout layout, int out, int in, int group);  // throws std::invalid_argument
+// Of bit planes: whether the kernels take activations of so many bits.
+void check_planes(Layout layout, int in, int group, int activation_bits);  // throws std::invalid_argument
 Linear make_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out,
                    int in, int group);  // throws std::invalid_argument
 

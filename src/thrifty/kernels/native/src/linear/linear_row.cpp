@@ -35,7 +35,7 @@ int code_at(Codes codes, const uint8_t* block, int lane, int c) {
         return 0;
     }
   };
-  const int code = plane(0, codes.low) | plane(codes.low, codes.high) << codes.low;
+  const int code = (plane(0, codes.low) | plane(codes.low, codes.high) << codes.low) * codes.step();
   return (codes.table ? kTable[code] : code) - codes.offset;
 }
 
@@ -85,6 +85,19 @@ void table_row(const Linear& w, size_t tile, int lane, float* out) {
              w.table[code_at(codes, blocks + c / kBlockColumns * codes.bytes(), lane, c % kBlockColumns)];
 }
 
+void planes_row(const Linear& w, size_t tile, int lane, float* out) {
+  const int bits = traits(w.layout).codes.bits();
+  const uint8_t* blocks = w.codes + tile * tile_bytes(w);
+  const size_t groups = ((size_t)w.in + (size_t)w.group - 1) / (size_t)w.group;
+  for (int c = 0; c < w.in; c++) {
+    const uint8_t* block = blocks + (size_t)(c / kBlockColumns) * 64 * (size_t)bits + 4 * lane + c % kBlockColumns / 8;
+    int number = 1 - (1 << bits);
+    for (int i = 0; i < bits; i++) number += (block[64 * i] >> c % 8 & 1) << (i + 1);
+    const size_t at = (tile * groups + (size_t)(c / w.group)) * kLanes + (size_t)lane;
+    out[c] = half_value(w.scales[at]) * (float)number;
+  }
+}
+
 void plain_row(const Linear& w, size_t tile, int lane, float* out) {
   const size_t first = (tile * kLanes + (size_t)lane) * (size_t)w.in;
   if (traits(w.layout).number == sizeof(float)) {
@@ -130,6 +143,8 @@ template <Layout L> constexpr RowReader reader() {
       return pair_row;
     case Family::table:
       return table_row;
+    case Family::planes:
+      return planes_row;
     case Family::groups:
       return group_row;
     case Family::superblocks:

@@ -31,6 +31,7 @@ THRIFTY_INLINE void write_tile(const Linear& w, int tile, V* acc, float* y, size
 }  // namespace thrifty::THRIFTY_ISA
 
 #include "linear/matmul_outliers.hpp"
+#include "linear/matmul_planes.hpp"
 #include "linear/matmul_table.hpp"
 
 namespace thrifty::THRIFTY_ISA {
@@ -157,6 +158,7 @@ template <Layout L> static constexpr RunTiles kernel_of(bool minimum) {
   if constexpr (T.family == Family::plain && T.number == 4) return plain_tiles<float>;
   else if constexpr (T.family == Family::plain) return plain_tiles<uint16_t>;
   else if constexpr (T.family == Family::table) return table_tiles<T.codes.bits()>;
+  else if constexpr (T.family == Family::planes) return plane_tiles;
   else if constexpr (T.minimums == Minimums::may) return minimum ? run_tiles<L, true> : run_tiles<L, false>;
   else return run_tiles<L, false>;
 }

@@ -6,14 +6,19 @@
 namespace thrifty::layouts {
 
 struct int4_token {
-  static constexpr LayoutTraits traits = {
-      .name = "int4_token", .family = Family::groups, .codes = {4, 0, false, 8}, .direct = true, .token_wise = true};
+  static constexpr LayoutTraits traits = {.name = "int4_token",
+                                          .family = Family::groups,
+                                          .codes = {4, 0, false, 8},
+                                          .direct = true,
+                                          .wide_groups = true,
+                                          .token_wise = true};
 };
 struct int8_token {
   static constexpr LayoutTraits traits = {.name = "int8_token",
                                           .family = Family::groups,
                                           .codes = {8, 0, false, 128},
                                           .direct = true,
+                                          .wide_groups = true,
                                           .token_wise = true,
                                           .outliers = true};
 };

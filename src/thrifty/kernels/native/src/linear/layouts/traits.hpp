@@ -6,8 +6,8 @@ namespace thrifty {
 
 // The kernels that multiply a layout. groups: codes with one scale a row and group of columns. superblocks: codes with
 // scales of two levels. table: codes into the linear's own table of fp32. pairs: two bf16 columns a word. plain: rows
-// of numbers.
-enum class Family : int { groups, superblocks, table, pairs, plain };
+// of numbers. planes: bit planes of bipolar integers.
+enum class Family : int { groups, superblocks, table, pairs, plain, planes };
 
 // A row of activations as the products of a layout read it: int8 blocks with a scale each, pairs of bf16, plain fp32,
 // or int8 blocks with one scale for the whole row (and features beyond a threshold apart).
@@ -20,13 +20,14 @@ enum class Minimums : int { never, may, always };
 // Codes of 16 rows x 32 columns: a plane of the low bits, then one of the high bits. A plane is 64 bytes a bit; vector
 // v = 0..7 of a block has column 4v + j in byte j of each lane.
 //   8 bits: vector v at 64 v.  4 bits: v = 0..3 in the low nibbles at 64 v, vector 4 + v in the high ones.
-//   2 bits: v at bits 2 (v % 4) of 64 (v / 4).  1 bit: v at bit v.
+//   2 bits: v at bits 2 (v % 4) of 64 (v / 4).  1 bit: v at bit v.  Codes of one bit in all stand for 0 and 2.
 struct Codes {
   int low = 0, high = 0;  // bits of the planes; high 0: none
   bool table = false;     // codes are places in kTable
   int offset = 0;         // what a stored code is above the value that scales multiply
   THRIFTY_SHARED constexpr int bits() const { return low + high; }
-  THRIFTY_SHARED constexpr int bytes() const { return 64 * (low + high); }  // of a block
+  THRIFTY_SHARED constexpr int bytes() const { return 64 * (low + high); }   // of a block
+  THRIFTY_SHARED constexpr int step() const { return bits() == 1 ? 2 : 1; }  // of values from code to code
 };
 
 // The second level of a superblock: whole numbers for every `columns` columns that a superblock's fp16 scale (and
@@ -46,16 +47,17 @@ struct LayoutTraits {
   bool values_with_minimums = false;  // with minimums, codes are the values themselves: their offset is 0
   bool zeros = false;                 // may have zero points in place of minimums
   bool direct = false;                // unpacked in an instruction or two: cheaper each time than once for all rows
+  bool wide_groups = false;           // groups of any multiple of 32 columns, up to whole rows
   SubScales subs{};
   int number = 0;           // bytes of a plain number
-  bool token_wise = false;  // activations have one scale a row; groups are any multiple of 32 columns, or whole rows
+  bool token_wise = false;  // activations have one scale a row, not one a block
   bool outliers = false;    // token-wise, and may leave features beyond a threshold apart
 
   THRIFTY_SHARED constexpr Reads reads() const {
-    return family == Family::pairs                              ? Reads::pairs
-           : family == Family::plain || family == Family::table ? Reads::plain
-           : token_wise                                         ? Reads::tokens
-                                                                : Reads::codes;
+    return family == Family::pairs                                                          ? Reads::pairs
+           : family == Family::plain || family == Family::table || family == Family::planes ? Reads::plain
+           : token_wise                                                                     ? Reads::tokens
+                                                                                            : Reads::codes;
   }
   // Whether the layout has codes of integers and scales beside them.
   THRIFTY_SHARED constexpr bool coded() const { return family == Family::groups || family == Family::superblocks; }

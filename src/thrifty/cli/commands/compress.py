@@ -1,0 +1,154 @@
+"""`thrifty compress`: a model through a recipe's weight techniques, into a folder that every command takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from thrifty.cli.shared import format_list, opening, options, output
+from thrifty.cli.shared.progress import Steps, progress
+from thrifty.cli.shared.quantities import parse_bytes
+from thrifty.cli.shared.ticker import seconds
+
+if TYPE_CHECKING:
+    from thrifty.models.model import Model
+    from thrifty.weights.calibration import CalibrationSet
+    from thrifty.weights.compressing.pipeline import Watch
+
+EXAMPLE = "thrifty compress smollm2-135m --recipe recipe.toml -o smollm2-4bit"
+
+ModelName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="A name from `thrifty models`, a GGUF file, a model folder or a hub id.",
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", metavar="DIR", show_default=False, help="The folder that will hold the model."),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT|FILE",
+        show_default="a text that ships with Thrifty",
+        help="What calibrated techniques look at: a text file, or the text itself.",
+    ),
+]
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        parser=parse_bytes,
+        rich_help_panel=options.MACHINE,
+        help="Stop, with what is done kept, where the process holds more before a layer, e.g. 2GB.",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace DIR where it is there.")]
+ListFormats = Annotated[
+    bool,
+    typer.Option(
+        "--list-formats", help="List the formats of weights: bits per weight with all that comes with them, and files."
+    ),
+]
+
+
+def command(
+    model: ModelName = None,
+    recipe: options.RecipePath = None,
+    out: Output = None,
+    calibration: Calibration = None,
+    memory: Memory = None,
+    force: Force = False,
+    list_formats: ListFormats = False,
+    threads: options.Threads = None,
+    no_copy: options.NoCopy = False,
+    as_json: options.Json = False,
+) -> None:
+    """Compress a model's weights with the [[weights]] of a recipe and keep the result in a folder.
+
+    Layer by layer: what is made goes to the disk at once, so that a model larger than memory goes through. The folder
+    appears when it is whole. A run that was stopped goes on where it was when the same command is given again. Every
+    command takes the folder in the place of a model; other stages of the recipe go into its run.toml.
+    """
+    if list_formats:
+        format_list.show(as_json)
+        return
+    if model is None or recipe is None or out is None:
+        raise typer.BadParameter("give MODEL, --recipe FILE and -o DIR, or --list-formats")
+    from thrifty.weights.compressing.pipeline import compress
+
+    chosen = opening.read_recipe(recipe)
+    loaded = _loaded(model, threads, not no_copy)
+    with _watching(model) as watch:
+        report = compress(
+            loaded,
+            chosen,
+            out,
+            source=model,
+            calibration=None if calibration is None else _calibration(loaded, calibration),
+            force=force,
+            memory=memory,
+            watch=watch,
+        )
+    if as_json:
+        output.json_line({"path": str(out), **report})
+        return
+    _show(out, report, bool(chosen.cache or chosen.decoding))
+
+
+def _loaded(model: str, threads: int | None, copy: bool) -> Model:
+    from thrifty.api import open_model
+
+    with opening.loading(model) as converting:
+        return open_model(model, threads=threads, copy=copy, progress=converting)
+
+
+def _calibration(model: Model, given: str) -> CalibrationSet:
+    """The text of a file, or the words that were given."""
+    from thrifty.errors import RecipeError
+    from thrifty.models.checked_text import read_text
+    from thrifty.weights.calibration import text_calibration
+
+    path = Path(given)
+    if len(given) < 4096 and path.is_file():
+        return text_calibration(model, read_text(path), path.name)
+    if len(given.split()) < 2:
+        raise RecipeError(f"--calibration {given[:120]!r} is no file, and too short for a text: give one or the other")
+    return text_calibration(model, given, "command line")
+
+
+@contextmanager
+def _watching(model: str) -> Iterator[Watch]:
+    """How far the work is, on standard error."""
+    with ExitStack() as stack:
+        bars: list[Steps] = []
+
+        def show(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(progress(f"compressing {model}", total)))
+            if done:
+                bars[0].total = total
+                bars[0].advance()
+
+        yield show
+
+
+def _show(out: Path, report: Mapping[str, Any], has_more: bool) -> None:
+    totals, run = report["totals"], report["run"]
+    output.say(
+        f"{out}: {output.megabytes(totals['bytes'])}, {totals['bits_per_weight']:.3f} bits per weight "
+        f"({totals['layers_bits_per_weight']:.3f} in the layers, error {totals['layers_error']:.4f}), in "
+        f"{seconds(run['seconds'])}, the process at most {output.megabytes(run['peak_process_bytes'])}."
+    )
+    if has_more:
+        output.say(
+            f"The recipe's other stages are in {out / 'run.toml'}: thrifty run {out} --recipe {out / 'run.toml'}"
+        )

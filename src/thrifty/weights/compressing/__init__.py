@@ -1,0 +1,1 @@
+"""`thrifty compress`: techniques applied within bounded memory, resumable, into a folder."""
