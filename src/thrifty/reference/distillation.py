@@ -28,10 +28,8 @@ class LayerDistillation:
     fp32, rounded too, and their two moments. The model is read once, when this is made, and may be changed meanwhile.
     """
 
-    def __init__(
-        self, model: Model, sequences: Integers, *, steps: int, batch: int, learning_rate: float, seed: int = 0
-    ) -> None:
-        """sequences: int64 [sequences, tokens]. batch: sequences a step, drawn by `seed`."""
+    def __init__(self, model: Model, sequences: Integers, *, steps: int, batch: int, learning_rate: float) -> None:
+        """sequences: int64 [sequences, tokens]. batch: sequences a step, drawn by the layer's number."""
         self.config = model.config
         self.steps, self.batch, self.learning_rate = steps, batch, learning_rate
         self.losses: list[tuple[float, float]] = []  # of each layer, at its first and its last step
@@ -40,7 +38,6 @@ class LayerDistillation:
             parameter.requires_grad_(False)
         with torch.no_grad():
             self._hidden = torch.stack([self._decoder.embed(row) for row in tensor_of(sequences)])
-        self._draws = torch.Generator().manual_seed(seed)
 
     def __call__(
         self, layer: int, weights: Mapping[str, Rounding], inputs: Rounding, before: Callable[[], None]
@@ -65,11 +62,12 @@ class LayerDistillation:
         weights = [student.weight for student in students]
         optimizer = torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=0.0)
         losses: list[float] = []
+        draws = torch.Generator().manual_seed(layer)
         for _ in range(self.steps):
             before()
             for student in students:
                 student.settle()
-            chosen = torch.randperm(len(wanted), generator=self._draws)[: self.batch].tolist()
+            chosen = torch.randperm(len(wanted), generator=draws)[: self.batch].tolist()
             optimizer.zero_grad()
             total = 0.0
             for index in chosen:  # one sequence's activations at a time

@@ -146,12 +146,9 @@ class WeightTechnique(PlacedTechnique):
         if made is not None:
             return made[0]
         preparation.before()
-        shown, report = preparation.calibration, None
+        shown = preparation.calibration
         packed = self.compress(linear, None if shown is None else shown(linear))
-        if preparation.errors:
-            entry = _report(linear, packed)
-            report = entry if held is None else replace(entry, origin=held.origin)
-        result = preparation.results.keep(linear.name, Result(linear.name, packed, report))
+        result = preparation.results.keep(linear.name, result_of(linear, packed, held, preparation.errors))
         preparation.results.close(linear.name)
         return result
 
@@ -214,18 +211,25 @@ def exchange(model: Model, name: str, linear: PackedLinear) -> None:
         let_go(before.state().values())
 
 
-def store(model: Model, linear: LinearInfo, packed: PackedLinear, errors: bool) -> None:
-    """Put a compressed linear in its place. The report tells its format, bytes and, with `errors`, how far it is from
-    `linear`; without, it tells nothing of it. What was there and is mapped from a file leaves the process.
-    """
-    model.replace(linear.name, packed)
-    reports = {entry.name: entry for entry in model.report}
-    held = reports.pop(linear.name, None)
-    if errors:
-        entry = _report(linear, packed)
-        reports[linear.name] = entry if held is None else replace(entry, origin=held.origin)
+def result_of(linear: LinearInfo, packed: PackedLinear, held: TensorReport | None, errors: bool) -> Result:
+    """A compressed linear, with what the report tells of it: nothing without `errors`. held: what it told before."""
+    if not errors:
+        return Result(linear.name, packed)
+    entry = _report(linear, packed)
+    return Result(linear.name, packed, entry if held is None else replace(entry, origin=held.origin))
+
+
+def place(model: Model, result: Result) -> None:
+    """Put a linear that was compressed in its place. What was there and is mapped from a file leaves the process."""
+    assert isinstance(result.value, PackedLinear)
+    before, reports = model.linears.get(result.name), {entry.name: entry for entry in model.report}
+    model.replace(result.name, result.value)
+    reports.pop(result.name, None)
+    if result.report is not None:
+        reports[result.name] = result.report
     model.report[:] = _in_order(reports, model.report)
-    let_go(linear.linear.state().values())
+    if before is not None:
+        let_go(before.state().values())
 
 
 def _in_order(reports: dict[str, TensorReport], before: Sequence[TensorReport]) -> list[TensorReport]:

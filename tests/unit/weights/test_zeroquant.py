@@ -18,6 +18,7 @@ from thrifty.reference.attention import causal
 from thrifty.reference.distillation import LayerDistillation, straight_through
 from thrifty.reference.loading import build as build_reference
 from thrifty.weights.calibration import CalibrationSet
+from thrifty.weights.results import Result, Results
 from thrifty.weights.technique import prepare
 from thrifty.weights.techniques.zeroquant import ZeroQuant, group_wise, rounded_tokens, rounded_weight
 
@@ -168,6 +169,43 @@ def test_random_tokens_need_no_text(plain: Model) -> None:
     assert np.array_equal(first.linears["layers.0.mlp.up"].dequantize(), again.linears["layers.0.mlp.up"].dequantize())
     assert first.linears["layers.1.mlp.up"] is plain.linears["layers.1.mlp.up"]
     assert "text=random" in first.version
+
+
+class Kept(Results):
+    """Keeps whole units, as a folder would."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, list[Result]] = {}
+        self.closed: dict[str, list[Result]] = {}
+
+    def of(self, unit: str) -> list[Result] | None:
+        return self.closed.get(unit)
+
+    def keep(self, unit: str, result: Result) -> Result:
+        self.open.setdefault(unit, []).append(result)
+        return result
+
+    def close(self, unit: str) -> None:
+        self.closed[unit] = self.open.pop(unit)
+
+
+def test_distillation_goes_on_where_it_was_interrupted(plain: Model) -> None:
+    options = {"mlp_bits": 4, "steps": 2, "text": "random", "learning_rate": 1e-3}
+    whole, kept, calls = prepare(plain, [technique(**options)]), Kept(), []
+
+    def interrupt() -> None:
+        calls.append(1)
+        if len(calls) == 4:  # the last step of the second layer
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        prepare(plain, [technique(**options)], results=kept, before=interrupt)
+    assert set(kept.closed) == {"layers.0"}
+    again = prepare(plain, [technique(**options)], results=kept)
+    assert set(kept.closed) == {"layers.0", "layers.1"}
+    for name, linear in whole.linears.items():
+        assert np.array_equal(again.linears[name].dequantize(), linear.dequantize()), name
+    assert again.report == whole.report
 
 
 def test_what_it_cannot_do_is_told(plain: Model) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,8 +21,12 @@ from thrifty.kernels.reference.packing import pad_to
 from thrifty.models.model import Model
 from thrifty.registry import technique
 from thrifty.weights.calibration import CalibrationSet, random_calibration
+from thrifty.weights.results import Result
 from thrifty.weights.structure import LinearInfo, linears
-from thrifty.weights.technique import Activations, Preparation, WeightTechnique, store
+from thrifty.weights.technique import Activations, Preparation, WeightTechnique, place, result_of
+
+if TYPE_CHECKING:
+    from thrifty.reference.distillation import LayerDistillation
 
 
 @technique(
@@ -96,12 +101,28 @@ class ZeroQuant(WeightTechnique):
             steps=self.steps, batch=self.batch, learning_rate=self.learning_rate,
         )  # fmt: skip
         for layer in range(len(model.config.layers)):
-            chosen = [info for info in linears(model) if info.layer == layer and self.selects(info)]
-            grids = {info.name: partial(rounded_weight, bits=self.bits(info), group=self.group) for info in chosen}
-            learned = distillation(layer, grids, rounded_tokens, preparation.before)
-            for info in chosen:
-                weight = DenseLinear.from_weight(learned.pop(info.name), bias=info.linear.bias)
-                store(model, info, self.compress(LinearInfo(info.name, weight), None), preparation.errors)
+            unit, results = f"layers.{layer}", preparation.results
+            made = results.of(unit)
+            if made is None:
+                made = [results.keep(unit, own) for own in self._distilled(distillation, model, layer, preparation)]
+                results.close(unit)
+            else:
+                distillation(layer, {}, rounded_tokens, preparation.before)
+            for result in made:
+                place(model, result)
+
+    def _distilled(
+        self, distillation: LayerDistillation, model: Model, layer: int, preparation: Preparation
+    ) -> Iterator[Result]:
+        """The linears of a layer in their new format, once they are trained."""
+        chosen = [info for info in linears(model) if info.layer == layer and self.selects(info)]
+        grids = {info.name: partial(rounded_weight, bits=self.bits(info), group=self.group) for info in chosen}
+        learned = distillation(layer, grids, rounded_tokens, preparation.before)
+        held = {entry.name: entry for entry in model.report}
+        for info in chosen:
+            weight = DenseLinear.from_weight(learned.pop(info.name), bias=info.linear.bias)
+            packed = self.compress(LinearInfo(info.name, weight), None)
+            yield result_of(info, packed, held.get(info.name), preparation.errors)
 
     def _text(self, model: Model, preparation: Preparation) -> CalibrationSet:
         if self.text == "random":
