@@ -37,7 +37,7 @@ class LlmInt8Claim(Claim):
     paper = "C4 perplexity of the 13B model: 12.45 in fp32, 12.45 with LLM.int8(); more with int8 alone"
     source = "arXiv:2208.07339, abstract and table 1 (figures as others quote them)"
     rule = "perplexity rises by at most 1 %, which is 0.010 nats a token"
-    minutes = 4.0
+    minutes = 2.0
 
     def measure(self, context: Context) -> Measurement:
         score = WeightScores(context)

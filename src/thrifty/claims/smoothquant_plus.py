@@ -27,7 +27,7 @@ class SmoothquantPlusClaim(Claim):
     paper = "Code Llama-34B on HumanEval, 4 bits in groups of 128: no loss of accuracy, round-to-nearest loses"
     source = "arXiv:2312.03788, abstract and section 4"
     rule = "perplexity rises by at most 1 %, which is 0.010 nats a token"
-    minutes = 8.0
+    minutes = 4.0
 
     def measure(self, context: Context) -> Measurement:
         score = WeightScores(context)

@@ -28,7 +28,7 @@ class ZeroquantClaim(Claim):
     paper = "GPT-2, WikiText-2 perplexity: 19.37 in fp16, 19.47 in W8A8 (+ 0.5 %); W4/8A8 needs distillation"
     source = "the authors' tutorial of DeepSpeed's compression; arXiv:2206.01861, section 4 and abstract"
     rule = "perplexity rises by at most 0.5 %, which is 0.005 nats a token"
-    minutes = 6.0
+    minutes = 3.0
 
     def measure(self, context: Context) -> Measurement:
         score = WeightScores(context)

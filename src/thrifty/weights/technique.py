@@ -126,6 +126,10 @@ class WeightTechnique(PlacedTechnique):
         """Whether `apply` compresses the layer."""
         return self.covers(linear) and self.includes(linear.layer, (linear.name,))
 
+    def units(self, model: Model) -> int:
+        """In how many parts `apply` gives its results."""
+        return sum(self.selects(linear) for linear in linears(model))
+
     def apply(self, model: Model, preparation: Preparation) -> None:
         """See Technique. What was compressed and is mapped from a file leaves the process meanwhile."""
         reports = {entry.name: entry for entry in model.report}

@@ -27,7 +27,8 @@ def test_every_type_of_a_file_names_a_layout_that_native_code_has() -> None:
         assert stored is not None and dispatch.packed(PackedLinear.from_state(format.meta(16, 256), arrays)) is not None
         named.add(stored[0])
     assert named <= set(layouts)
-    own = {"f32", "table4", "table8", "int2", "int3", "ternary", "binary"} | {f"planes{bits}" for bits in range(1, 9)}
+    own = {"f32", "table4", "table8", "int2", "int3", "ternary", "binary", "int4_token", "int8_token"}
+    own |= {f"planes{bits}" for bits in range(1, 9)}
     assert set(layouts) - named == own, "no GGUF type is stored as one of these"
 
 

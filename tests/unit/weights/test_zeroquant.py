@@ -68,7 +68,7 @@ def test_attention_and_mlp_have_bits_of_their_own(plain: Model) -> None:
     assert {found[f"mlp.{role}"] for role in ("gate", "up", "down")} == {"int4-row-token"}
     assert labels(prepare(plain, [technique(group=32)]))["mlp.up"] == "int8-g32-token"
     assert not technique().needs_calibration and not technique(steps=2, text="random").needs_calibration
-    assert technique(steps=2).needs_calibration
+    assert technique(steps=2).needs_calibration and technique().units(plain) == 14
 
 
 def test_what_is_stored_is_what_was_distilled_for(plain: Model) -> None:
@@ -202,7 +202,7 @@ def test_distillation_goes_on_where_it_was_interrupted(plain: Model) -> None:
         prepare(plain, [technique(**options)], results=kept, before=interrupt)
     assert set(kept.closed) == {"layers.0"}
     again = prepare(plain, [technique(**options)], results=kept)
-    assert set(kept.closed) == {"layers.0", "layers.1"}
+    assert set(kept.closed) == {"layers.0", "layers.1"} and technique(**options).units(plain) == 2
     for name, linear in whole.linears.items():
         assert np.array_equal(again.linears[name].dequantize(), linear.dequantize()), name
     assert again.report == whole.report

@@ -89,6 +89,10 @@ class ZeroQuant(WeightTechnique):
         grid = partial(group_wise, bits=bits, group=self.group)
         return TokenWiseLinear.rounded(linear.linear, grid, bits, self.group)
 
+    def units(self, model: Model) -> int:
+        """Linears; whole layers where these are distilled."""
+        return len(model.config.layers) if self.steps else super().units(model)
+
     def apply(self, model: Model, preparation: Preparation) -> None:
         """See Technique. Layers are distilled one after the other: all weights of one are held in fp32."""
         if not self.steps:
