@@ -92,7 +92,7 @@ class _Rounded(nn.Module):
 
     def __init__(self, linear: Linear, rounding: Rounding, inputs: Rounding) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.from_numpy(linear.stored.dequantize().copy()))
+        self.weight = nn.Parameter(torch.from_numpy(linear.stored.dequantize()))
         self.bias = None if linear.bias is None else linear.bias.detach().float()
         self.rounding, self.inputs = rounding, inputs
         self.settle()

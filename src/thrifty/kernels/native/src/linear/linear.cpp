@@ -167,7 +167,8 @@ float dot(const float* a, const float* b, int count) {
 }
 
 int rows_per_pass(const Linear& w) {
-  const size_t per_panel = panel_bytes(w, kPanel);
+  // Room for outliers is hardly ever touched.
+  const size_t per_panel = panel_bytes(w.reads() == Reads::tokens ? reader_of(Reads::codes, w.in) : w, kPanel);
   return kPanel *
          (int)std::clamp<size_t>(kPassBytes / per_panel, 8, 64);  // at least what shares the unpacking of a tile
 }
