@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from thrifty.arrays import Array, Bytes, Floats
 from thrifty.errors import CheckpointError, KernelError
+from thrifty.formats.dense import DenseLinear
 from thrifty.formats.packed import TILE, NativeArrays, PackedLinear, check_rows, check_tensor, field
 from thrifty.kernels.reference import affine, packing
 from thrifty.kernels.reference.affine import Halves
@@ -68,6 +70,13 @@ class TokenWiseLinear(PackedLinear):
             codes[part] = packing.pack_rows(_unsigned(own, bits), bits)
             scales[part] = packing.pack_parameters(packing.pad_to(scale, packing.padded(len(own), 16), groups))
         return cls(rows, columns, bits, group, codes, scales, threshold, linear.bias)
+
+    @classmethod
+    def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[TokenWiseLinear]:
+        weight = np.random.default_rng(seed).standard_normal((out_features, in_features), np.float32)
+        for bits, group, threshold in ((4, None, None), (4, 128, None), (8, None, None), (8, 32, None), (8, None, 2.0)):
+            rounding = partial(_evenly, bits=bits, group=group or in_features)
+            yield cls.rounded(DenseLinear.from_weight(weight), rounding, bits, group, threshold)
 
     @property
     def has_kernel(self) -> bool:
@@ -139,6 +148,14 @@ class TokenWiseLinear(PackedLinear):
 def whole_row(columns: int) -> int:
     """The group that spans a row of so many columns."""
     return packing.padded(columns, packing.TILE_COLUMNS)
+
+
+def _evenly(rows: Floats, bits: int, group: int) -> tuple[Array, Halves]:
+    """Codes and scales of whole groups, the greatest number of each at the greatest code."""
+    grouped = rows.reshape(len(rows), -1, group)
+    scales = affine.to_float16(np.abs(grouped).max(axis=2) / np.float32(2 ** (bits - 1) - 1), "group scale")
+    codes = np.rint(grouped / scales.astype(np.float32)[..., None])
+    return np.clip(codes, -(2 ** (bits - 1)), 2 ** (bits - 1) - 1).astype(np.int16).reshape(rows.shape), scales
 
 
 def _unsigned(codes: Array, bits: int) -> Bytes:
