@@ -23,6 +23,8 @@ from thrifty.models.store.cache_entry import INDEX
 from thrifty.models.store.copies import Copy, copy_of
 from thrifty.models.tokens.settings import TokenizerDefinition, TokenizerSettings
 
+COMPRESSED = "compressed safetensors"  # what a file of `thrifty compress` is called
+
 
 @dataclass(frozen=True)
 class TypeFacts:
@@ -48,9 +50,9 @@ class TypeFacts:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """path: as it was given or found. kind: "GGUF" or "safetensors". files: how many, of `nbytes` together. tensors:
-    those that the decoder is made of. settings: of the tokenizer, None without one. special: its special tokens, ids
-    and texts. copy: the converted one, if any.
+    """path: as it was given or found. kind: "GGUF", "safetensors" or COMPRESSED. files: how many, of `nbytes` together.
+    tensors: those that the decoder is made of. settings: of the tokenizer, None without one. special: its special
+    tokens, ids and texts. copy: the converted one, if any.
     """
 
     path: Path
@@ -81,7 +83,8 @@ def inspect(name_or_path: str | os.PathLike[str]) -> FileFacts:
     if path.is_dir():
         folder = _folder(path)
         family = folder.config.family
-        return _facts(path, "safetensors", family, path.name, folder.files, folder, copy)
+        kind = COMPRESSED if isinstance(folder, CompressedSource) else "safetensors"
+        return _facts(path, kind, family, path.name, folder.files, folder, copy)
     source = GGUFSource(path)
     files = source.file.paths
     title = source.file.metadata.text("general.name", path.stem)

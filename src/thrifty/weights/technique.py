@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from thrifty.card import Card
-from thrifty.errors import RecipeError, nearest
+from thrifty.errors import KernelError, RecipeError, nearest
 from thrifty.formats.linear import PackedLinear
 from thrifty.models.model import Model, TensorReport
 from thrifty.storage.process import let_go
@@ -151,7 +151,10 @@ class WeightTechnique(PlacedTechnique):
             return made[0]
         preparation.before()
         shown = preparation.calibration
-        packed = self.compress(linear, None if shown is None else shown(linear))
+        try:
+            packed = self.compress(linear, None if shown is None else shown(linear))
+        except KernelError as error:
+            raise KernelError(f"technique '{self.name}', '{linear.name}': {error}") from error
         result = preparation.results.keep(linear.name, result_of(linear, packed, held, preparation.errors))
         preparation.results.close(linear.name)
         return result

@@ -19,6 +19,7 @@ from tests.checkpoint import write_checkpoint
 
 from thrifty.errors import BudgetError, CheckpointError, KernelError, RecipeError, StorageError
 from thrifty.formats.linear import DenseLinear, GroupLinear
+from thrifty.models.compressed import saving
 from thrifty.models.compressed.layout import is_compressed
 from thrifty.models.compressed.source import CompressedSource
 from thrifty.models.loading import load, load_plain
@@ -211,7 +212,7 @@ def test_a_stop_after_any_step_changes_nothing(
             run(tmp_path / "out", stop)
         assert not (tmp_path / "out").exists() and hidden(tmp_path / "out")
         left: list[int] = []
-        run(tmp_path / "out", lambda done, total: left.append(total))
+        run(tmp_path / "out", lambda done, total, left=left: left.append(total))
         assert left[0] < steps[0][1], "some of it was done"
         assert content(tmp_path / "out") == content(tmp_path / "whole") and hidden(tmp_path / "out") == []
         assert json.loads((tmp_path / "out" / "report.json").read_text())["run"]["resumed"]
@@ -304,7 +305,44 @@ def test_a_disk_without_room_is_refused_before(
     monkeypatch.setattr(workplace.shutil, "disk_usage", lambda _: usage._replace(free=3_000_000))
     with pytest.raises(StorageError, match=r"out takes about \d MB while it is made, and 3 MB are free"):
         compress(model, RECIPE, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and hidden(tmp_path / "out") == []
+
+
+def test_a_disk_that_is_full_at_the_end_is_said(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "write_safetensors", full)
+        with pytest.raises(StorageError, match="the disk is full.*give the same command again"):
+            compress(load(checkpoint), RECIPE, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    left: list[int] = []
+    compress(load(checkpoint), RECIPE, tmp_path / "out", watch=lambda done, total: left.append(total))
+    assert left == [0], "all was done"
+
+
+@pytest.mark.long
+def test_killed_at_any_moment_the_next_run_ends_with_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    recipe = Recipe(weights=[{"technique": "rtn", "bits": 8}, {"technique": "rtn", "bits": 4}])
+    compress(load(checkpoint), recipe, tmp_path / "whole")
+    expected = content(tmp_path / "whole")
+
+    def run() -> None:
+        compress(load(checkpoint), recipe, tmp_path / "out")
+
+    def clean() -> None:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        shutil.rmtree(tmp_path / ".out.compressing", ignore_errors=True)
+
+    for _ in killing.random_kills(run, clean, seed=0, kills=10):
+        if (tmp_path / "out").exists():
+            assert content(tmp_path / "out") == expected
+        else:
+            run()
+            assert content(tmp_path / "out") == expected and hidden(tmp_path / "out") == []
 
 
 def test_what_is_there_is_not_replaced_unless_asked(checkpoint: Path, tmp_path: Path) -> None:
@@ -351,7 +389,9 @@ def test_a_layer_with_nan_is_named(checkpoint: Path, tmp_path: Path) -> None:
     weight = model.linears["layers.1.mlp.up"].dequantize()
     weight[3, 5] = np.nan
     model.replace("layers.1.mlp.up", DenseLinear.from_weight(weight))
-    with pytest.raises(KernelError, match="not finite|NaN"):
+    with pytest.raises(
+        KernelError, match="technique 'rtn', 'layers.1.mlp.up': weight rows 0..255.*(not finite|NaN|nan)"
+    ):
         compress(model, RECIPE, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -405,3 +445,45 @@ def test_a_missing_array_is_named(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="array 'layers.0.mlp.up/scales' is missing"):
         CompressedSource(tmp_path / "out")
+
+
+def test_models_of_every_shape_come_back(model: Model, tmp_path: Path) -> None:
+    """Tied and untied, with biases, norms of heads, experts; widths of a few numbers too many."""
+    expected = prepare(model, RECIPE.techniques("weights"))
+    told = compress(dataclasses.replace(model, linears=dict(model.linears)), RECIPE, tmp_path / "out")
+    read = load(tmp_path / "out")
+    same(read, expected)
+    assert read.config == model.config and read.tokenizer is None
+    assert told["totals"]["bytes"] == read.nbytes == expected.nbytes
+
+
+def test_an_odd_width_is_stored_with_its_padding(tmp_path: Path) -> None:
+    from tests.unit.weights.conftest import PLAIN, build
+
+    model = build(dataclasses.replace(PLAIN, intermediate_size=161))
+    told = compress(model, RECIPE, tmp_path / "out")
+    down = next(entry for entry in told["tensors"] if entry["name"] == "layers.0.mlp.down")
+    linear = load(tmp_path / "out").linears["layers.0.mlp.down"]
+    assert linear.in_features == 161 and down["bits_per_weight"] == round(8 * linear.nbytes / (161 * 96), 4) > 5
+
+
+def test_what_is_made_is_held_by_the_disk(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of all kinds of techniques are views of files by the time the next technique begins."""
+    write, owned = pipeline.write_model, []
+
+    def look(folder: Path, model: Model, *rest: Any) -> None:
+        arrays = [array for linear in model.linears.values() for array in linear.state().values()]
+        owned.extend(array for array in arrays if _owner(array) is None)
+        write(folder, model, *rest)
+
+    monkeypatch.setattr(pipeline, "write_model", look)
+    compress(load(checkpoint), several(Whole(), Halving()), tmp_path / "out")
+    assert owned == []
+
+
+def _owner(array: np.ndarray) -> Any:
+    """What lies below the views of an array; None where the array holds its own memory."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base

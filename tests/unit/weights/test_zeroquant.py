@@ -218,3 +218,5 @@ def test_what_it_cannot_do_is_told(plain: Model) -> None:
     plain.replace("layers.0.attention.value", DenseLinear.from_weight(weight))
     with pytest.raises(KernelError, match="weight rows 0..31 has 1 NaN or infinite value"):
         prepare(plain, [technique()])
+    with pytest.raises(KernelError, match=r"'layers.0.attention.value' has 1 NaN or infinite value"):
+        prepare(plain, [technique(steps=1, text="random")])

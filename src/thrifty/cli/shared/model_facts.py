@@ -192,10 +192,17 @@ def _lines(facts: FileFacts) -> Iterator[tuple[str, str]]:
     yield "vocabulary", f"{config.vocabulary_size} tokens; logits: {head}"
     yield "context", f"{config.context_length} tokens"
     yield from _tokenizer_lines(_tokenizer(facts))
-    copy = (
-        "none yet; the first load makes it" if facts.copy is None else f"{facts.copy.path} ({_mb(facts.copy.nbytes)})"
-    )
-    yield "converted copy", copy
+    yield "converted copy", _copy(facts)
+
+
+def _copy(facts: FileFacts) -> str:
+    from thrifty.models.inspection import COMPRESSED
+
+    if facts.kind == COMPRESSED:
+        return "none is needed: the file is mapped as it is"
+    if facts.copy is None:
+        return "none yet; the first load makes it"
+    return f"{facts.copy.path} ({_mb(facts.copy.nbytes)})"
 
 
 def _experts(sizes: dict[str, Any]) -> str:

@@ -27,7 +27,6 @@ from thrifty.models.model import Model
 from thrifty.models.store.cache_entry import write_file
 from thrifty.models.tokens.settings import TokenizerSettings
 from thrifty.models.tokens.tokenizer import Tokenizer
-from thrifty.storage.process import let_go
 
 Report = Mapping[str, Any]
 
@@ -70,10 +69,8 @@ def _shapes(model: Model) -> dict[str, ArrayShape]:
 
 def _arrays(model: Model) -> Iterator[tuple[str, Array]]:
     for name, value in _parts(model):
-        state = _state(value)
-        for key, array in state.items():
+        for key, array in _state(value).items():
             yield f"{name}/{key}", array
-        let_go(state.values())
 
 
 def _metadata(model: Model) -> dict[str, str]:
@@ -88,8 +85,8 @@ def _metadata(model: Model) -> dict[str, str]:
                 "meta": value.meta() if isinstance(value, PackedLinear) else None,
                 "arrays": list(_state(value)),
                 "origin": "F32" if report is None else report.origin,
-                "error": 0.0 if report is None else report.error,
-                "largest_error": 0.0 if report is None else report.largest_error,
+                "error": 0.0 if report is None else float(report.error),
+                "largest_error": 0.0 if report is None else float(report.largest_error),
             }
         )
     return {"format": "thrifty", "weights": index_text(entries)}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -103,23 +104,47 @@ class CompressedSource:
         entries, text = read_entries(path), read_metadata(path).get("weights")
         if text is None:
             raise CheckpointError(f"{path}: the header's metadata has no 'weights'; {REMEDY}.")
-        listed = parse_json(text.encode("utf-8"), path, dict)
-        index, expected = [], parts(self.config)
-        try:
-            for entry in listed:
-                if entry["name"] not in expected:
-                    raise CheckpointError(f"{path}: {entry['name']!r:.120} has no place in this model.")
-                tensors = {key: _place(entries, f"{entry['name']}/{key}", path) for key in entry["arrays"]}
-                known = {key: entry[key] for key in ("name", "meta", "origin", "error", "largest_error")}
-                index.append({**known, "tensors": tensors})
-        except (TypeError, KeyError) as error:
-            raise CheckpointError(f"{path}: the header's 'weights' lack {error}; {REMEDY}.") from error
-        return index
+        listed, expected = parse_json(text.encode("utf-8"), path), parts(self.config)
+        if not isinstance(listed, list):
+            raise CheckpointError(f"{path}: the header's 'weights' are no list; {REMEDY}.")
+        return [_checked(entry, entries, expected, path) for entry in listed]
 
 
 def index_text(entries: list[dict[str, Any]]) -> str:
     """The text of the header's "weights": of each part its name, meta, arrays, origin, error and largest_error."""
     return json.dumps(entries, ensure_ascii=False)
+
+
+def _checked(
+    entry: Any, entries: Mapping[str, TensorEntry], expected: Mapping[str, tuple[int, ...]], path: Path
+) -> dict[str, Any]:
+    """What the header says of one part, with the places of its arrays. Raises CheckpointError naming the field."""
+    known: dict[str, Any] = {field: entry.get(field) if isinstance(entry, Mapping) else None for field in _FIELDS}
+    for field, is_right in _FIELDS.items():
+        if not is_right(known[field]):
+            where = f"'weights', {known['name']!r:.120}"
+            raise CheckpointError(f"{path}: the header's {where}: {field} is {known[field]!r:.80}; {REMEDY}.")
+    name, arrays = known["name"], known.pop("arrays")
+    if name not in expected:
+        raise CheckpointError(f"{path}: {name!r:.120} has no place in this model.")
+    tensors = {key: _place(entries, f"{name}/{key}", path) for key in arrays}
+    if known["meta"] is None and [place["dtype"] for place in tensors.values()] != ["f32"]:
+        raise CheckpointError(f"{path}: {name!r:.120} is no linear, and must be one array of F32; {REMEDY}.")
+    return {**known, "tensors": tensors}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+_FIELDS: Mapping[str, Callable[[object], bool]] = {
+    "name": lambda value: isinstance(value, str),
+    "meta": lambda value: value is None or isinstance(value, Mapping),
+    "arrays": lambda value: isinstance(value, list) and all(isinstance(key, str) for key in value),
+    "origin": lambda value: isinstance(value, str),
+    "error": _is_number,
+    "largest_error": _is_number,
+}
 
 
 def _place(entries: Mapping[str, TensorEntry], name: str, path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stored linears as rows of GGUF's blocks, some rows at a time: the inverse of `kernels.reference.ggml.legacy`."""
+"""Stored linears as rows of GGUF's blocks, some rows at a time: the inverse of `kernels.reference.ggml`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,20 @@ import numpy as np
 
 from thrifty.arrays import Array, Bytes, Integers
 from thrifty.formats.gguf import type_of
-from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear
-from thrifty.kernels.reference import packing
-from thrifty.kernels.reference.ggml.blocks import GROUP
+from thrifty.formats.linear import DenseLinear, GroupLinear, PackedLinear, SuperblockLinear
+from thrifty.kernels.reference import packing, superblock
+from thrifty.kernels.reference.ggml.blocks import GROUP, SUPERBLOCK
+from thrifty.models.export.gguf_superblocks import superblock_rows
 
 ROWS = 1024  # at a time
 
-# Bytes of a row of 32 columns by type.
-_BLOCK = {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "IQ4_NL": 18}
+# Columns and bytes of a block by type.
+_BLOCK = {
+    **{name: (GROUP, size) for name, size in
+       {"Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "IQ4_NL": 18}.items()},
+    **{name: (SUPERBLOCK, size) for name, size in
+       {"Q2_K": 84, "Q3_K": 110, "Q4_K": 144, "Q5_K": 176, "Q6_K": 210, "IQ4_XS": 136}.items()},
+}  # fmt: skip
 _PLAIN = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -23,13 +29,16 @@ def writable(linear: PackedLinear) -> str | None:
     """The type that `rows_of` writes a linear in, with its values as they are; None where it cannot."""
     name = type_of(linear)
     if name in _BLOCK:
-        return name if linear.in_features % GROUP == 0 else None
+        return name if linear.in_features % _BLOCK[name][0] == 0 else None
     return name if name in _PLAIN else None
 
 
 def row_bytes(name: str, columns: int) -> int:
     """Bytes of a row in a type."""
-    return columns // GROUP * _BLOCK[name] if name in _BLOCK else columns * _PLAIN[name]
+    if name in _PLAIN:
+        return columns * _PLAIN[name]
+    width, size = _BLOCK[name]
+    return columns // width * size
 
 
 def rows_of(linear: PackedLinear, order: Integers | None = None) -> Iterator[Bytes]:
@@ -37,7 +46,11 @@ def rows_of(linear: PackedLinear, order: Integers | None = None) -> Iterator[Byt
     places = np.arange(linear.out_features) if order is None else order
     for start in range(0, linear.out_features, ROWS):
         part = places[start : start + ROWS]
-        yield _blocks(linear, part) if isinstance(linear, GroupLinear) else _plain(linear, part)
+        if isinstance(linear, SuperblockLinear):
+            arrays = (linear.records, linear.scales, linear.minimums)
+            yield superblock_rows(linear.type, superblock.unpack_rows(linear.layout, *arrays, part))
+        else:
+            yield _blocks(linear, part) if isinstance(linear, GroupLinear) else _plain(linear, part)
 
 
 def _plain(linear: PackedLinear, places: Integers) -> Bytes:

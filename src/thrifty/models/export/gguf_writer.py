@@ -26,7 +26,13 @@ TYPES: Mapping[str, int] = {
     "Q5_0": 6,
     "Q5_1": 7,
     "Q8_0": 8,
+    "Q2_K": 10,
+    "Q3_K": 11,
+    "Q4_K": 12,
+    "Q5_K": 13,
+    "Q6_K": 14,
     "IQ4_NL": 20,
+    "IQ4_XS": 23,
     "BF16": 30,
 }
 
@@ -83,7 +89,7 @@ def _content(value: Value) -> tuple[int, bytes]:
     if isinstance(value, str):
         return _STRING, _string(value)
     inner = [_content(item) for item in value]
-    kind = inner[0][0] if inner else _UINT32
+    kind = inner[0][0] if inner else _STRING
     if kind == _UINT32:  # types of tokens, which others read as int32
         kind = _INT32
     return _ARRAY, struct.pack("<IQ", kind, len(inner)) + b"".join(content for _, content in inner)

@@ -254,3 +254,17 @@ def _part_names(tensor: str, architecture: str) -> tuple[str, ...]:
     inner = joined or ((_LAYER_PARTS[match[2]],) if match[2] in _LAYER_PARTS else ())
     suffix = ".bias" if match[3] == "bias" else ""
     return tuple(f"layers.{int(match[1])}.{part}{suffix}" for part in inner)
+
+
+def tensor_name(part: str) -> str | None:
+    """What a GGUF file calls a decoder's part, such as "layers.0.mlp.gate" or "final_norm.bias": the inverse of what is
+    read here. None for a part that lies with others in one tensor.
+    """
+    leaf = "bias" if part.endswith(".bias") else "weight"
+    path = part.removesuffix(".bias")
+    for tensor, ours in _MODEL_PARTS.items():
+        if ours == path:
+            return f"{tensor.rpartition('.')[0]}.{leaf}"
+    _, layer, inner = path.split(".", 2)
+    name = next((tensor for tensor, ours in _LAYER_PARTS.items() if ours == inner), None)
+    return None if name is None else f"blk.{layer}.{name}.{leaf}"

@@ -43,7 +43,11 @@ class Workplace:
                 raise StorageError(f"another process is writing {self.target}; wait for it, or write elsewhere")
             with self.errors():
                 self._begin(identity)
+            try:
                 yield self
+            finally:
+                if not any(self.path.glob("*.jsonl")):  # nothing is done that could be gone on with
+                    files.remove(self.path)
 
     def publish(self) -> None:
         """The result appears under the target's name; what was needed to make it goes. What was there is replaced."""

@@ -16,7 +16,7 @@ from thrifty.card import Card
 from thrifty.formats.linear import DenseLinear, PackedLinear, TokenWiseLinear
 from thrifty.formats.token_wise import whole_row
 from thrifty.kernels.reference.activations import quantise_tokens
-from thrifty.kernels.reference.affine import Halves, to_float16
+from thrifty.kernels.reference.affine import Halves, require_finite, to_float16
 from thrifty.kernels.reference.packing import pad_to
 from thrifty.models.model import Model
 from thrifty.registry import technique
@@ -120,6 +120,8 @@ class ZeroQuant(WeightTechnique):
     ) -> Iterator[Result]:
         """The linears of a layer in their new format, once they are trained."""
         chosen = [info for info in linears(model) if info.layer == layer and self.selects(info)]
+        for info in chosen:
+            require_finite(info.linear.dequantize(), f"technique '{self.name}', '{info.name}'")
         grids = {info.name: partial(rounded_weight, bits=self.bits(info), group=self.group) for info in chosen}
         learned = distillation(layer, grids, rounded_tokens, preparation.before)
         held = {entry.name: entry for entry in model.report}
