@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/weights_quality.py                                  # all techniques, smollm2-135m
     .venv/bin/python benchmarks/weights_quality.py --techniques gptq,awq --bits 4 --passages 4
+    .venv/bin/python benchmarks/weights_quality.py --techniques "" --recipe ordered.toml   # rows of one's own
     .venv/bin/python benchmarks/weights_quality.py --page-only                      # the table again from the figures
 
 The model is taken off its checkpoint's grid first (`--view file` measures its own values instead). Each row's model
@@ -88,6 +89,7 @@ def measure_all(options: argparse.Namespace, rows: Rows) -> None:
     tokenizer = model.require_tokenizer()
     chosen = cuts(tokenizer, model.config.context_length, PREFIX, options.passages, seed=0)
     recipes = [[table] for name in options.techniques for table in tables_of(name, options.bits)]
+    recipes += [Recipe.load(path).weights for path in options.recipe]
     wanted = [recipe for recipe in [[], *recipes] if not rows.has(key_of(options.model, options.view, recipe, chosen))]
     if not wanted:
         return
@@ -157,8 +159,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--view", choices=["offgrid", "file"], default="offgrid")
-    parser.add_argument("--techniques", type=lambda text: text.split(","), help="default: all that are registered")
+    words = "default: all that are registered; none for recipes alone"
+    parser.add_argument("--techniques", type=lambda text: [name for name in text.split(",") if name], help=words)
     parser.add_argument("--bits", type=lambda text: [int(part) for part in text.split(",")], help="default: all")
+    parser.add_argument("--recipe", type=Path, action="append", default=[], help="one more row; may be repeated")
     parser.add_argument("--passages", type=int, default=8)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, default=ROOT / "docs" / "weights.json")
@@ -166,7 +170,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--page-only", action="store_true", help="measure nothing")
     options = parser.parse_args(arguments)
     known = registry.names("weights")
-    options.techniques = options.techniques or known
+    options.techniques = known if options.techniques is None else options.techniques
     unknown = [name for name in options.techniques if name not in known]
     if unknown:
         parser.error(f"no weight technique {', '.join(unknown)}; there are {', '.join(known)}")

@@ -197,7 +197,7 @@ def from_transformers(model: Any, architecture: str) -> dict[str, np.ndarray]:
             continue
         inner, _, leaf = inner.rpartition(".")
         part = _LAYER.get(inner) or norms[inner]
-        if architecture in ("llama", "granite", "smollm3") and part in ("attn_q", "attn_k"):
+        if architecture in ("llama", "granite", "smollm3", "deepseek") and part in ("attn_q", "attn_k"):
             heads = config.num_attention_heads if part == "attn_q" else config.num_key_value_heads
             values = values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
         found[f"{layer}.{part}.{leaf}"] = values

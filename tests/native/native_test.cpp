@@ -78,7 +78,23 @@ constexpr bool has_scales(Layout layout) { return reads(layout) == Reads::codes 
 // Whether a linear of the layout may have minimums.
 constexpr bool takes_minimums(Layout layout) { return traits(layout).minimums != Minimums::never; }
 
-bool is_table(Layout layout) { return layout == Layout::table4 || layout == Layout::table8; }
+bool is_table(Layout layout) { return traits(layout).family == Family::table; }
+bool is_vectors(Layout layout) { return traits(layout).family == Family::vectors; }
+
+// Tables of vectors, of 16 and 256 entries in two books, for `in` columns.
+struct PackedVectors {
+  std::vector<uint16_t> main, rest, scales, offsets;
+  std::vector<uint8_t> books;
+  PackedVectors(int length, int in)
+      : main((size_t)(2 * 256 * length), kHalfOne),
+        rest((size_t)(2 * 16 * length), kHalfQuarter),
+        scales((size_t)in, kHalfQuarter),
+        offsets((size_t)in, kHalfOne) {
+    for (auto& x : main) x = (uint16_t)(0x3000 + random_source() % 0x800);
+    for (int c = 0; c < in; c++) books.push_back((uint8_t)(random_source() % 2));
+  }
+  Vectors view() const { return {main.data(), rest.data(), scales.data(), offsets.data(), books.data(), 8, 4}; }
+};
 
 // A linear of any layout; scales of groups are 0.25 and minimums, if any, are 1 (of superblocks 2^-9 and 2^-8). points:
 // with zero points in place of minimums.
@@ -89,12 +105,20 @@ struct Packed {
   std::vector<uint8_t> codes, zeros;
   std::vector<float> table, table_scales;
   std::vector<uint16_t> scales, minimums;
+  std::vector<int8_t> row_tables;
+  PackedVectors vectors;
   Packed(Layout layout, int out, int in, int group, bool minimum, bool points = false)
-      : layout(layout), out(out), in(in), group(group), minimum(minimum), points(points) {
+      : layout(layout),
+        out(out),
+        in(in),
+        group(group),
+        minimum(minimum),
+        points(points),
+        vectors(traits(layout).length, in) {
     const size_t tiles = ((size_t)out + 15) / 16, columns = two_levels(layout) ? 256 : (size_t)group,
                  groups = ((size_t)in + columns - 1) / columns;
     Linear sized;
-    sized.layout = layout, sized.out = out, sized.in = in;
+    sized.layout = layout, sized.out = out, sized.in = in, sized.vectors = vectors.view();
     codes.resize(traits(layout).family == Family::plain ? (size_t)out * tile_bytes(sized) / 16
                                                         : tiles * tile_bytes(sized));
     for (auto& c : codes) c = (uint8_t)random_source();
@@ -107,6 +131,8 @@ struct Packed {
         codes[i] = (uint8_t)((layout == Layout::bf16 ? 0x3e : 0x34) | (codes[i] & 0x83));  // of moderate size
     if (is_table(layout))
       table = floats((size_t)1 << codes_of(layout, false).bits()), table_scales.assign(tiles * groups * 16, 0.25f);
+    row_tables.resize(tiles * 16 << codes_of(layout, false).bits());
+    for (auto& value : row_tables) value = (int8_t)random_source();
     if (!has_scales(layout)) return;
     if (points) zeros.resize(tiles * groups * 16);
     for (auto& zero : zeros) zero = (uint8_t)(random_source() % (1 << codes_of(layout, true).bits()));
@@ -119,6 +145,8 @@ struct Packed {
     if (points) w.zeros = zeros.data();
     if (is_planes(layout)) w.scales = scales.data(), w.activation_bits = 8;
     if (is_table(layout)) w.table = table.data(), w.table_scales = table_scales.data();
+    if (is_vectors(layout)) w.vectors = vectors.view();
+    w.row_tables = row_tables.data();
     return w;
   }
 };

@@ -51,9 +51,9 @@ class AnyPrecisionClaim(Claim):
         shape = context.model.linears[name]
         many, single = _rates(context, shape, ROWS), _rates(context, shape, 1)
         setting = (
-            f"products with {shape.out_features} × {shape.in_features} weights in groups of {GROUP} on a processor; the "
-            "baseline is Thrifty's own product of 4-bit weights with bytes, the paper's is CUTLASS's on a GPU; losses on "
-            f"the off-grid view, {SCORED} tokens of prose after {PREFIX}, embedding and logits as they are"
+            f"products with {shape.out_features} × {shape.in_features} weights in groups of {GROUP} on a processor; "
+            "the baseline is Thrifty's own product of 4-bit weights with bytes, the paper's CUTLASS's on a GPU; losses "
+            f"on the off-grid view, {SCORED} tokens of prose after {PREFIX}, embedding and logits as they are"
         )
         headline = times(
             f"W2A2 over 4-bit weights by bytes, {ROWS} rows", many["W2A2"], many["bytes"], Bar(FASTER), "2.4 ×"

@@ -39,11 +39,13 @@ class GptqClaim(Claim):
         nearest, ours = score(NEAREST), score(OURS)
         ordered, fine = score(OURS | {"act_order": True}), score(OURS | {"group": 32})
         worst, near = score(MINIMUM), score(OURS | {"bits": 8})
+        few, few_nearest = score(OURS | {"bits": 3}), score(NEAREST | {"bits": 3})
         return Measurement(
             headline=ahead(HEADLINE, ours.losses, allowed(full.losses, nearest.losses, SHARE), Bar(0.0)),
             parts=(
                 ahead("loss below round-to-nearest's", ours.losses, nearest.losses, paper="+0.032 nats"),
                 ahead("loss below the unrounded weights'", ours.losses, full.losses, None, "-0.070 nats"),
+                ahead("at 3 bits, loss below round-to-nearest's", few.losses, few_nearest.losses, paper="+1.152 nats"),
                 ahead("with act_order below without", ordered.losses, ours.losses, None),
                 ahead("in groups of 32 below round-to-nearest in 128", fine.losses, nearest.losses, None),
             ),

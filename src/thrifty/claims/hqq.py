@@ -22,7 +22,7 @@ class HqqClaim(Claim):
     """Losses of the off-grid view at 4 bits beside those of AWQ, GPTQ and round-to-nearest at equal bits."""
 
     paper = "Llama-2-7B, WikiText2 perplexity, 4 bits in groups of 64: HQQ 5.30, AWQ 5.28, GPTQ 5.38 (5.18 in fp16)"
-    source = "mobiusml.github.io/hqq_blog, table of Llama-2-7B (read at second hand)"
+    source = "mobiusml.github.io/hqq_blog, table of Llama-2-7B; figures at second hand, not read again"
     rule = "the loss of a token is at most 0.0038 nats above AWQ's, which calibrates, at equal bits"
     minutes = 4.0
 

@@ -138,6 +138,9 @@ class BitPlaneLinear(PackedLinear):
         codes = bipolar.unpack_plane_rows(self.codes, self.bits, indices)
         return self._expand(codes, self.scales[indices // 16, :, indices % 16])
 
+    def read(self, x: Floats) -> Floats:
+        return x
+
     def oracle(self, x: Floats) -> Floats:
         """The native kernel's exact numerics in NumPy: fp32 [m, in] → fp32 [m, out], without the bias."""
         codes = bipolar.unpack_planes(self.codes, self.bits)[: self.out_features, : self.in_features]

@@ -52,7 +52,7 @@ class CodebookLinear(PackedLinear):
     @classmethod
     def examples(cls, out_features: int, in_features: int, seed: int = 0) -> Iterator[CodebookLinear]:
         random, groups = np.random.default_rng(seed), -(-in_features // 64)
-        scales = random.random((out_features, groups), np.float32) / 16
+        scales = random.random((out_features, groups), np.float32) * np.float32(1 / 16)
         for bits in BITS:
             codes = random.integers(0, 1 << bits, (out_features, in_features), np.uint8)
             yield cls.from_codes(codes, scales, random.standard_normal(1 << bits, np.float32), bits, 64)
@@ -83,6 +83,9 @@ class CodebookLinear(PackedLinear):
         check_rows(indices, self.out_features)
         codes = packing.unpack_code_rows(self.codes, self.bits, indices)
         return self._expand(codes, self.scales[indices // 16, :, indices % 16])
+
+    def read(self, x: Floats) -> Floats:
+        return x
 
     def oracle(self, x: Floats) -> Floats:
         """The native kernel's exact numerics in NumPy: fp32 [m, in] → fp32 [m, out], without the bias."""

@@ -94,6 +94,9 @@ class DenseLinear(PackedLinear):
         picked = self.weight[indices // 16, :, indices % 16]  # [n, columns/2, 2]
         return picked.reshape(len(indices), 2 * picked.shape[1])[:, : self.in_features].astype(np.float32)
 
+    def read(self, x: Floats) -> Floats:
+        return x.astype(BFLOAT16).astype(np.float32) if self.packed else x
+
     def oracle(self, x: Floats) -> Floats:
         """The native kernels' numerics in NumPy: fp32 [m, in] → fp32 [m, out], without the bias."""
         if not self.packed:

@@ -11,13 +11,19 @@ from thrifty.arrays import BFLOAT16
 from thrifty.errors import KernelError
 from thrifty.formats import codebook, group, zero_point
 from thrifty.formats.linear import (
+    BitPlaneLinear,
     CodebookLinear,
     DenseLinear,
     GroupLinear,
     PackedLinear,
+    RowTableLinear,
+    SignLinear,
+    SparseLinear,
     SuperblockLinear,
+    VectorLinear,
     ZeroPointLinear,
 )
+from thrifty.formats.packed import formats
 from thrifty.kernels.reference import superblock
 from thrifty.kernels.reference.codebooks import CODEBOOKS
 
@@ -76,10 +82,16 @@ def _dense(rows: int, columns: int) -> Iterator[PackedLinear]:
 
 
 EXAMPLES: Mapping[str, Callable[[int, int], Iterator[PackedLinear]]] = {
+    **{kind.kind: kind.examples for kind in formats()},
     GroupLinear.kind: _groups,
     ZeroPointLinear.kind: _zero_points,
     SuperblockLinear.kind: _superblocks,
     CodebookLinear.kind: _codebooks,
     DenseLinear.kind: _dense,
+    SignLinear.kind: SignLinear.examples,
+    BitPlaneLinear.kind: BitPlaneLinear.examples,
+    RowTableLinear.kind: RowTableLinear.examples,
+    VectorLinear.kind: VectorLinear.examples,
+    SparseLinear.kind: SparseLinear.examples,
 }
 """By a format's kind. A test fails for a format that has no entry."""

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from thrifty.arrays import Array, Floats, Integers
 from thrifty.errors import CheckpointError, KernelError
+from thrifty.kernels.reference.lookups import rounded_activations
 
 TILE = 1024  # rows dequantised at a time; a multiple of 16
-NativeArrays = tuple[str, Mapping[str, Array | int | None]]
+NativeArrays = tuple[str, Mapping[str, Any]]
 
 
 class PackedLinear(ABC):
@@ -25,6 +26,7 @@ class PackedLinear(ABC):
     """
 
     kind: str  # of the converted file's metadata
+    shared: ClassVar[tuple[str, ...]] = ()  # arrays that another linear of the model may hold too: files have them once
     bias: Floats | None
     rounds_input: ClassVar[bool] = False  # whether the product rounds activations in a way that is the format's own
 
@@ -133,6 +135,12 @@ class PackedLinear(ABC):
         constructor; None where native code has none.
         """
         return None
+
+    def read(self, x: Floats) -> Floats:
+        """x fp32 [m, in_features] as native kernels of the format read it: rounded to int8 per 32 columns, where the
+        format says nothing else.
+        """
+        return rounded_activations(x)
 
     def round_input(self, x: Floats) -> Floats:
         """What the product makes of activations fp32 [m, in_features]; themselves unless `rounds_input`."""

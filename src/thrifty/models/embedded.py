@@ -179,8 +179,21 @@ _RECALL_HYBRID = EmbeddedModel(
     sha256="aa7c5b869caba5e86d041553cffa5f8a530f22e74331ac89a9b4f0f8d74bb9a3",
     folder="recall_hybrid",
 )
+_MIXTURE = EmbeddedModel(
+    name="mixture-2m",
+    title="Mixture 1.9M, trained by this project: eight experts, of which a token takes two, no chat",
+    original="training/mixture",
+    licence="Apache-2.0",
+    file="model.safetensors",
+    sha256="9abd75bb167d429248f4203b5ebfc7d5a1a2c233c5e1437fa94e92c06091ad7a",
+    folder="mixture",
+    note=(
+        "It was trained on the very prose that it predicts: its figures say what compressing its experts loses of what "
+        "they know, and nothing of how other models read."
+    ),
+)
 MODELS: Mapping[str, EmbeddedModel] = {
-    model.name: model for model in (_SMOLLM2, _GEMMA3, _QWEN_05B, _QWEN_15B, _RECALL, _RECALL_HYBRID)
+    model.name: model for model in (_SMOLLM2, _GEMMA3, _QWEN_05B, _QWEN_15B, _RECALL, _RECALL_HYBRID, _MIXTURE)
 }
 
 

@@ -20,11 +20,14 @@ SEQUENCES, TOKENS = 16, 256
 
 @dataclass(frozen=True)
 class Activations:
-    """What a linear layer saw on calibration text. inputs: fp32 [tokens, in_features]; of an expert the tokens that
-    were sent to it, which can be none.
+    """What a linear layer saw on calibration text.
+
+    inputs: fp32 [tokens, in_features]; of an expert the tokens that were sent to it, which can be none. sensitivity:
+    fp32 [out_features, in_features], the squared gradients of the loss, for a `SensitiveTechnique`; else None.
     """
 
     inputs: Floats
+    sensitivity: Floats | None = None
 
 
 Calibration = Callable[[LinearInfo], Activations]

@@ -60,20 +60,19 @@ def inverse_factor(hessian: Doubles, damping: float, name: str) -> Floats:
     """U, fp32 upper triangular with UᵀU = (H + λI)⁻¹ and λ = damping · mean(diag H) (GPTQ, §3.3, step 3).
 
     H = AAᵀ with A upper triangular is the Cholesky factor of H with rows and columns in reverse, and U = A⁻¹: the
-    inverse of H is never formed. A column that was always 0 has λ on the diagonal, and where all were, λ is 1. name: of
-    the linear. Raises RecipeError where H + λI is not positive definite.
+    inverse of H is never formed. H is given up: it has λI added afterwards. A column that was always 0 has λ on the
+    diagonal, and where all were, λ is 1. name: of the linear. Raises RecipeError where H + λI is not positive definite.
     """
-    flipped = np.ascontiguousarray(hessian[::-1, ::-1])
-    flipped[np.diag_indices_from(flipped)] += damping * float(np.diagonal(hessian).mean()) or 1.0
+    hessian[np.diag_indices_from(hessian)] += damping * float(np.diagonal(hessian).mean()) or 1.0
     try:
-        lower = np.linalg.cholesky(flipped)
+        lower = np.linalg.cholesky(hessian[::-1, ::-1])
     except np.linalg.LinAlgError as error:
         raise RecipeError(
             f"the second moments of what '{name}' reads are not positive definite with damping = {damping:g}: "
             "use a larger damping, such as 0.1"
         ) from error
     factor = np.ascontiguousarray(lower[::-1, ::-1])
-    del flipped, lower
+    del lower
     _invert(factor)
     return factor.astype(np.float32)
 

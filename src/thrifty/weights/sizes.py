@@ -37,6 +37,11 @@ class Predictor:
                     f"the bytes of technique '{technique.name}' are not known before it ran: it needs calibration. "
                     "Leave it out of the recipe, or compress the model first."
                 )
+            if technique.bytes_need_weights:
+                raise RecipeError(
+                    f"the bytes of technique '{technique.name}' are not known before it ran: they follow from the "
+                    "values of the weights. Leave it out of the recipe, or compress the model first."
+                )
         self.techniques = tuple(technique for technique in techniques if isinstance(technique, WeightTechnique))
         self._known: dict[tuple[int, str, int, bool], tuple[int, int, str]] = {}
         self._samples: dict[tuple[int, int, bool], DenseLinear] = {}
@@ -53,7 +58,7 @@ class Predictor:
 
     def _tiles(self, index: int, info: LinearInfo, columns: int, bias: bool) -> tuple[int, int, str]:
         """Bytes of the first tile of rows and of every further one, and the format."""
-        key = (index, info.role, columns, bias)
+        key = (index, info.kind, columns, bias)
         if key not in self._known:
             technique = self.techniques[index]
             shown = Activations(self._sample(TOKENS, columns, False).weight) if technique.needs_calibration else None

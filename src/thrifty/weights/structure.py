@@ -37,6 +37,11 @@ class LinearInfo:
         return parts[2] if parts[0] == "layers" else None
 
     @property
+    def kind(self) -> str:
+        """The name without its numbers, such as "layers.mlp.experts.gate": the same in every layer and expert."""
+        return ".".join(part for part in self.name.split(".") if not part.isdigit())
+
+    @property
     def role(self) -> str:
         return next(part for part in reversed(self.name.split(".")) if not part.isdigit())
 

@@ -35,8 +35,7 @@ class Preparation:
 
     calibration: what linears read, None where the technique needs none. before: called before every part; what it
     raises ends the work. errors: whether the report tells how far each part is from what it was. results: what was made
-    before an interruption, and where results go. text: what the calibration was made of, for a technique that runs the
-    model on it by itself; None where it needs none.
+    before an interruption, and where results go. text: the ids behind `calibration`.
     """
 
     calibration: Calibration | None = None
@@ -106,10 +105,12 @@ class WeightTechnique(PlacedTechnique):
 
     Embedding, logits and expert routers are left alone unless the technique says otherwise in `covers`.
     bytes_need_calibration: of a technique with calibration, whether that decides how many bytes it stores; where it
-    does not, `thrifty fit` predicts them as it does for techniques without.
+    does not, `thrifty fit` predicts them as it does for techniques without. bytes_need_weights: whether they depend on
+    the values of the weights, so that nobody can predict them.
     """
 
     bytes_need_calibration: ClassVar[bool] = True
+    bytes_need_weights: ClassVar[bool] = False
 
     @abstractmethod
     def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
@@ -155,7 +156,8 @@ class WeightTechnique(PlacedTechnique):
             packed = self.compress(linear, None if shown is None else shown(linear))
         except KernelError as error:
             raise KernelError(f"technique '{self.name}', '{linear.name}': {error}") from error
-        result = preparation.results.keep(linear.name, result_of(linear, packed, held, preparation.errors))
+        report = error_of(linear, packed, held) if preparation.errors else None
+        result = preparation.results.keep(linear.name, Result(linear.name, packed, report))
         preparation.results.close(linear.name)
         return result
 
@@ -218,12 +220,16 @@ def exchange(model: Model, name: str, linear: PackedLinear) -> None:
         let_go(before.state().values())
 
 
-def result_of(linear: LinearInfo, packed: PackedLinear, held: TensorReport | None, errors: bool) -> Result:
-    """A compressed linear, with what the report tells of it: nothing without `errors`. held: what it told before."""
-    if not errors:
-        return Result(linear.name, packed)
+def tell(model: Model, report: TensorReport) -> None:
+    """Put what is told of a part into the model's report, in its place."""
+    reports = {entry.name: entry for entry in model.report} | {report.name: report}
+    model.report[:] = _in_order(reports, model.report)
+
+
+def error_of(linear: LinearInfo, packed: PackedLinear, held: TensorReport | None) -> TensorReport:
+    """How far `packed` is from the linear that it replaces, with the origin that the report tells so far."""
     entry = _report(linear, packed)
-    return Result(linear.name, packed, entry if held is None else replace(entry, origin=held.origin))
+    return entry if held is None else replace(entry, origin=held.origin)
 
 
 def place(model: Model, result: Result) -> None:

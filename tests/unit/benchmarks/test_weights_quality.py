@@ -80,11 +80,14 @@ def test_a_model_is_measured_and_gone_on_with(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(weights_quality, "load", load)
     words = ["--techniques", "hqq", "--bits", "4", "--passages", "2", "--threads", "1"]
     words += ["--json", str(tmp_path / "weights.json"), "--page", str(tmp_path / "none.md")]
+    (tmp_path / "own.toml").write_text('[[weights]]\ntechnique = "rtn"\nbits = 8\n')
     assert weights_quality.main(words) == 0
     held = [figures for _, figures in read(tmp_path / "weights.json").held.values()]
     assert [own["bits"] for own in held][1:] == pytest.approx([5.0, 4.25])
     assert held[0]["kl"]["value"] < 1e-6 < held[1]["kl"]["value"] and held[0]["tokens"] == 512
     assert held[1]["kl"]["low"] <= held[1]["kl"]["value"] <= held[1]["kl"]["high"] and held[1]["seconds"] >= 0
+    assert weights_quality.main([*words, "--recipe", str(tmp_path / "own.toml")]) == 0
+    assert list(read(tmp_path / "weights.json").held.values())[-1][1]["bits"] == pytest.approx(9.0)
     before = (tmp_path / "weights.json").read_text()
-    assert weights_quality.main([*words, "--page-only"]) == 0 and len(loads) == 1
+    assert weights_quality.main([*words, "--page-only"]) == 0 and len(loads) == 2
     assert weights_quality.main(words) == 0 and (tmp_path / "weights.json").read_text() == before

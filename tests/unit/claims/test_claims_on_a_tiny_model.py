@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tiny import tiny_model
+from tests.tiny import tiny_config, tiny_model
 
 from thrifty import claims, registry
 from thrifty.claims.harness import reading
 from thrifty.claims.harness.budget import SHORT
 from thrifty.claims.harness.context import Context
+from thrifty.claims.harness.parts import Verdict
 from thrifty.claims.harness.statistics import Scores
 from thrifty.engine.engine import Engine
 from thrifty.evaluation.heads import probe as head_probe
+from thrifty.models.config.model_config import ExpertConfig
 from thrifty.models.head_scores import HeadScores
 
 LENGTH = 1600  # tokens, which are bytes here: questions, sentences and documents have to fit
@@ -31,6 +33,20 @@ SMALL: dict[str, dict[str, Any]] = {
     "snapkv": {"LONG": 512, "STEPS": 8},
     "streaming": {"PREFIX": 1024, "CACHE": 256},
 }
+
+
+OF_EXPERTS = {"milo", "puzzlemoe"}
+"""Claims about mixtures of experts."""
+
+
+@pytest.fixture(scope="module")
+def mixture() -> Iterator[Context]:
+    plain = tiny_config(2)
+    layers = tuple(dataclasses.replace(layer, experts=True) for layer in plain.layers)
+    experts = ExpertConfig(4, 2, 64, normalise_probabilities=True, shared_intermediate_size=64, shared_gate=True)
+    model = tiny_model(config=dataclasses.replace(plain, layers=layers, experts=experts))
+    with Context(model, "tiny mixture", threads=1, budget=TINY) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +79,10 @@ def random_weights_will_do(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", claims.names())
-def test_a_claim_measures_what_it_names(name: str, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_claim_measures_what_it_names(
+    name: str, context: Context, mixture: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = mixture if name in OF_EXPERTS else context
     module = f"thrifty.claims.{name.replace('-', '_')}"
     for constant, value in SMALL.get(name, {}).items():
         monkeypatch.setattr(f"{module}.{constant}", value)
@@ -159,3 +178,10 @@ def test_word_problems_that_a_model_cannot_do_are_told_and_not_judged(
     monkeypatch.setattr(Context, "task", scored(10))
     solved = reading.word_problems(context, [], None)
     assert solved.estimate is not None and solved.estimate.value == 1.0
+
+
+@pytest.mark.parametrize("name", sorted(OF_EXPERTS))
+def test_a_claim_about_experts_needs_a_model_that_has_some(name: str, context: Context) -> None:
+    measurement = claims.load(name).measure(context)
+    assert measurement.verdict() is Verdict.UNTESTABLE
+    assert "a mixture of experts, such as mixture-2m" in measurement.headline.told()

@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-SMALL = ("recall-2m", "smollm2-135m")
+SMALL = ("recall-2m", "mixture-2m", "smollm2-135m")
 FINDINGS = {"scbench"}
 """Claims of a paper that is no technique: what it found of others."""
 
@@ -48,9 +48,12 @@ def test_every_claim_says_what_the_paper_says_and_how_it_is_judged(name: str) ->
     assert 0 < claim.minutes <= (4 if claim.models[0] in SMALL else 8)
 
 
-def test_all_claims_on_small_models_together_take_at_most_half_an_hour() -> None:
-    known = map(claims.load, claims.names())
-    assert sum(claim.minutes for claim in known if claim.models[0] in SMALL) <= 30
+@pytest.mark.parametrize("weights", [True, False])
+def test_claims_on_small_models_together_take_at_most_half_an_hour(weights: bool) -> None:
+    """Those on weights, and all others."""
+    of_weights = set(registry.names("weights"))
+    known = [claims.load(name) for name in claims.names() if (name in of_weights) == weights]
+    assert 0 < sum(claim.minutes for claim in known if claim.models[0] in SMALL) <= 30
 
 
 def test_a_new_file_is_a_new_claim(folder: Path) -> None:

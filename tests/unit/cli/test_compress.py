@@ -11,6 +11,7 @@ import pytest
 from tests.checkpoint import write_checkpoint
 
 from thrifty.cli.shared import format_list
+from thrifty.cli.shared.progress import Steps
 from thrifty.formats.examples import EXAMPLES, examples
 from thrifty.formats.packed import PackedLinear
 from thrifty.models.loading import load
@@ -100,6 +101,27 @@ def test_what_is_asked_wrongly_is_said(
     outcome = thrifty("compress", *(places.get(word, word) for word in words))
     assert outcome.code != 0 and message in outcome.message
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_says_that_what_is_done_is_kept(
+    thrifty: Callable[..., Any], checkpoint: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    advance, words = Steps.advance, ("compress", checkpoint, "--recipe", recipe, "-o", "new/out")
+
+    def stop(steps: Steps) -> None:
+        advance(steps)
+        if steps.done == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "advance", stop)
+        outcome = thrifty(*words)
+    assert outcome.code == 130 and "what is done is kept" in outcome.message
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".out.compressing"]
+    again = thrifty(*words, "--json")
+    assert again.code == 0 and again.json()["run"]["resumed"]
+    assert thrifty("compress", checkpoint, "--recipe", recipe, "-o", ".").code == 1
 
 
 def test_formats_are_listed_with_all_their_bytes(thrifty: Callable[..., Any]) -> None:

@@ -299,6 +299,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "gemma3_text": GEMMA,
     "mixtral": LLAMA | EXPERTS,
     "olmoe": LLAMA | EXPERTS,
+    "deepseek": LLAMA | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 40},
     "qwen2_moe": MOE,
     "qwen3_moe": LLAMA | EXPERTS | {"moe_intermediate_size": 40},
 }

@@ -17,8 +17,10 @@ from thrifty.formats.linear import DenseLinear, GroupLinear
 from thrifty.models.model import Model
 from thrifty.reference.loading import build
 from thrifty.weights.calibration import Activations, CalibrationSet
+from thrifty.weights.compressing.prediction import disk_bytes, steps
 from thrifty.weights.grid import Grid
 from thrifty.weights.groups import groups
+from thrifty.weights.results import Result, Results
 from thrifty.weights.structure import LinearInfo
 from thrifty.weights.technique import prepare
 from thrifty.weights.techniques.awq import CutRounding, cut, factors_of, search
@@ -79,10 +81,12 @@ def test_a_group_is_cut_where_its_part_of_the_outputs_loses_least() -> None:
                 rounded = nearest(np.clip(values, -bound, bound)[None])[0]
                 errors[bound] = float(np.square(inputs @ (rounded - values)).sum())
             best = min(errors, key=errors.__getitem__)
-            found = float(np.abs(own[row, first : first + 32]).max())
-            assert errors[min(errors, key=lambda bound: abs(bound - found))] <= errors[best] * 1.001
-            assert np.array_equal(own[row, first : first + 32], np.clip(values, -np.float32(found), np.float32(found)))
-            shares.append(found / np.abs(values).max())
+            chosen = float(np.abs(own[row, first : first + 32]).max())
+            assert errors[min(errors, key=lambda bound: abs(bound - chosen))] <= errors[best] * 1.001
+            assert np.array_equal(
+                own[row, first : first + 32], np.clip(values, -np.float32(chosen), np.float32(chosen))
+            )
+            shares.append(chosen / np.abs(values).max())
     assert 0.55 - 1e-6 <= min(shares) < 0.9, "some group is cut"
 
 
@@ -160,3 +164,39 @@ def test_an_expert_without_tokens_is_told_and_a_broken_layer_refused(plain: Mode
     plain.replace("layers.0.mlp.up", DenseLinear.from_weight(weight))
     with pytest.raises((KernelError, RecipeError), match=r"layers\.0\.mlp\.(up|down)' .*NaN or infinite value"):
         prepare(plain, [awq()], calibration=TEXT)
+
+
+class Kept(Results):
+    """Results of an earlier run, in memory. made: by unit."""
+
+    def __init__(self, made: dict[str, list[Result]]) -> None:
+        self.earlier, self.new = made, dict[str, list[Result]]()
+
+    def of(self, unit: str) -> list[Result] | None:
+        return self.earlier.get(unit)
+
+    def keep(self, unit: str, result: Result) -> Result:
+        self.new.setdefault(unit, []).append(result)
+        return result
+
+
+def test_a_layer_that_was_made_before_is_not_made_again() -> None:
+    model = salient(build_model(PLAIN))
+    first = Kept({})
+    whole = prepare(model, [awq()], calibration=TEXT, results=first)
+    assert list(first.new) == ["layers.0", "layers.1"]
+    second = Kept({"layers.0": first.new["layers.0"]})
+    again = prepare(model, [awq()], calibration=TEXT, results=second)
+    assert list(second.new) == ["layers.1"]
+    assert again.report == whole.report and again.norms.keys() == whole.norms.keys()
+    assert all(np.array_equal(again.norms[name], norm) for name, norm in whole.norms.items())
+    for name, linear in whole.linears.items():
+        assert all(np.array_equal(again.linears[name].state()[key], own) for key, own in linear.state().items()), name
+
+
+def test_what_it_takes_is_told_before(plain: Model) -> None:
+    """A step for each layer; on the disk the stored layers, not those in fp32 that are held meanwhile."""
+    small = prepare(plain, [awq()], calibration=TEXT)
+    stored = sum(linear.nbytes for name, linear in small.linears.items() if name != "embedding")
+    assert steps(plain, awq()) == 3 and steps(plain, awq(layers=[1])) == 2
+    assert disk_bytes(plain, [awq()]) == plain.nbytes + stored

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from tests import killing
 from tests.checkpoint import write_checkpoint
+from tests.tiny import tiny_model
 
+from thrifty.api import Thrifty
 from thrifty.errors import BudgetError, CheckpointError, KernelError, RecipeError, StorageError
 from thrifty.formats.linear import DenseLinear, GroupLinear
 from thrifty.models.compressed import saving
@@ -487,3 +489,19 @@ def _owner(array: np.ndarray) -> Any:
     while isinstance(base, np.ndarray):
         base = base.base
     return base
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_folder_answers_as_the_model_in_memory_does(tmp_path: Path, tied: bool) -> None:
+    """Also where rows of the embedding are read from the file."""
+    recipe = Recipe(weights=[{"technique": "rtn", "bits": 8, "embedding_bits": 8}])
+    model = dataclasses.replace(tiny_model(tied_embeddings=tied), tokenizer=None)
+    expected = prepare(model, recipe.techniques("weights"))
+    compress(model, recipe, tmp_path / "out")
+    read = load(tmp_path / "out")
+    assert (read.read_from_file > 0) == (not tied)
+    tokens = []
+    for each in (expected, read):
+        with Thrifty(each) as thrifty:
+            tokens.append(thrifty.generate([5, 9, 30, 7], max_tokens=12).token_ids)
+    assert tokens[0] == tokens[1]

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.unit.weights.conftest import CONFIGS
+from tests.unit.weights.conftest import build as build_model
 
 from thrifty import registry
 from thrifty.arrays import Floats
@@ -72,7 +74,9 @@ def test_it_is_the_papers_loop(symmetric: bool, act_order: bool) -> None:
     assert error(own - WEIGHT) == pytest.approx(error(expected - WEIGHT), rel=0.03)
 
 
-@pytest.mark.parametrize("options", [{}, {"act_order": True}, {"symmetric": True}, {"group": 128}, {"bits": 8}, {"bits": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"act_order": True}, {"symmetric": True}, {"bits": 8, "group": 128}, {"bits": 2}]
+)
 def test_outputs_are_closer_than_those_of_the_nearest(options: dict[str, Any]) -> None:
     own = compressed(WEIGHT, INPUTS, **options)
     nearest = GroupLinear.quantize(WEIGHT, own.bits, own.group, symmetric=not own.has_minimum)
@@ -119,7 +123,10 @@ def test_biases_and_odd_widths_survive() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:no token of the calibration text")
-def test_a_model_comes_closer_than_rounded_to_the_nearest(model: Model) -> None:
+@pytest.mark.parametrize("name", ["plain", "experts"])
+def test_a_model_comes_closer_than_rounded_to_the_nearest(name: str) -> None:
+    model = build_model(CONFIGS[name])
+
     def distance(small: Model) -> float:
         logits = [build(small).logits(tokens).numpy() for tokens in TEXT.sequences.tolist()]
         return float(np.linalg.norm(np.concatenate(logits) - np.concatenate(expected)))

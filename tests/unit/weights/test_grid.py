@@ -43,7 +43,7 @@ def test_the_factor_is_that_of_the_inverse() -> None:
     exact = INPUTS.astype(np.float64)
     assert np.allclose(moments, 2 / 300 * exact.T @ exact, rtol=1e-4, atol=1e-4)
     damped = moments + 0.01 * np.diagonal(moments).mean() * np.eye(150)
-    factor = inverse_factor(moments, 0.01, "layer")
+    factor = inverse_factor(moments.copy(), 0.01, "layer")
     assert np.array_equal(factor, np.triu(factor)) and (np.diagonal(factor) > 0).all()
     expected = np.linalg.cholesky(np.linalg.inv(damped)).T
     assert np.allclose(factor, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())

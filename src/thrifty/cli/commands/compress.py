@@ -129,6 +129,7 @@ def _calibration(model: Model, given: str) -> CalibrationSet:
 def _watching(model: str) -> Iterator[Watch]:
     """How far the work is, on standard error."""
     with ExitStack() as stack:
+        stack.push(_say_kept)
         bars: list[Steps] = []
 
         def show(done: int, total: int) -> None:
@@ -139,6 +140,12 @@ def _watching(model: str) -> Iterator[Watch]:
                 bars[0].advance()
 
         yield show
+
+
+def _say_kept(kind: object, *_: object) -> None:
+    """Where Ctrl-C ends the work: what becomes of it."""
+    if kind is KeyboardInterrupt:
+        output.note("stopped: what is done is kept, and the same command goes on from there")
 
 
 def _show(out: Path, report: Mapping[str, Any], has_more: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,10 @@ def write_model(folder: Path, model: Model, recipe: Sequence[Mapping[str, Any]],
 
     recipe: the tables of the weight techniques that were applied. report: as `report.json` has it. Raises OSError.
     """
-    digest = write_safetensors(folder / WEIGHTS, _shapes(model), _arrays(model), _metadata(model))
+    places = _places(model)
+    digest = write_safetensors(
+        folder / WEIGHTS, _shapes(model, places), _arrays(model, places), _metadata(model, places)
+    )
     settings = _write_tokenizer(folder, model.tokenizer)
     document = Compressed(model.config, settings, digest, tuple(recipe)).document()
     write_file(folder / CONFIG, _json(document))
@@ -46,7 +50,8 @@ def write_model(folder: Path, model: Model, recipe: Sequence[Mapping[str, Any]],
 
 def weights_bytes(model: Model) -> int:
     """Bytes that the weights of a model take in such a folder."""
-    return file_bytes(_shapes(model), _metadata(model))
+    places = _places(model)
+    return file_bytes(_shapes(model, places), _metadata(model, places))
 
 
 def _parts(model: Model) -> Iterator[tuple[str, PackedLinear | Floats]]:
@@ -59,31 +64,51 @@ def _state(value: PackedLinear | Floats) -> Mapping[str, Array]:
     return value.state() if isinstance(value, PackedLinear) else {"value": value.astype(np.float32, copy=False)}
 
 
-def _shapes(model: Model) -> dict[str, ArrayShape]:
+def _places(model: Model) -> dict[str, str]:
+    """Under which name each array of a linear that may share it lies in the file; the others under their own."""
+    known: dict[tuple[int, int], list[tuple[str, Array]]] = {}
+    places: dict[str, str] = {}
+    for name, linear in model.linears.items():
+        for key in linear.shared:
+            array = linear.state()[key]
+            content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            same = known.setdefault((zlib.crc32(content), array.nbytes), [])
+            own = f"{name}/{key}"
+            places[own] = next((other for other, values in same if np.array_equal(array, values)), own)
+            if places[own] == own:
+                same.append((own, array))
+    return places
+
+
+def _shapes(model: Model, places: Mapping[str, str]) -> dict[str, ArrayShape]:
     return {
-        f"{name}/{key}": (array.shape, array.dtype)
+        own: (array.shape, array.dtype)
         for name, value in _parts(model)
         for key, array in _state(value).items()
+        if places.get(own := f"{name}/{key}", own) == own
     }
 
 
-def _arrays(model: Model) -> Iterator[tuple[str, Array]]:
+def _arrays(model: Model, places: Mapping[str, str]) -> Iterator[tuple[str, Array]]:
     for name, value in _parts(model):
         for key, array in _state(value).items():
-            yield f"{name}/{key}", array
+            own = f"{name}/{key}"
+            if places.get(own, own) == own:
+                yield own, array
 
 
-def _metadata(model: Model) -> dict[str, str]:
-    """What stands in the header beside the arrays."""
+def _metadata(model: Model, places: Mapping[str, str]) -> dict[str, str]:
+    """What stands in the header beside the arrays. same: those that lie there under another part's name."""
     told = {entry.name: entry for entry in model.report}
     entries: list[dict[str, Any]] = []
     for name, value in _parts(model):
-        report = told.get(name)
+        report, keys = told.get(name), list(_state(value))
         entries.append(
             {
                 "name": name,
                 "meta": value.meta() if isinstance(value, PackedLinear) else None,
-                "arrays": list(_state(value)),
+                "arrays": keys,
+                "same": {key: other for key in keys if (other := places.get(own := f"{name}/{key}", own)) != own},
                 "origin": "F32" if report is None else report.origin,
                 "error": 0.0 if report is None else float(report.error),
                 "largest_error": 0.0 if report is None else float(report.largest_error),

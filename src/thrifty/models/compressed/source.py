@@ -88,7 +88,9 @@ class CompressedSource:
         for entry, weight in zip(self._weights, self.weights(), strict=True):
             name, sizes = weight.name, {key: place["nbytes"] for key, place in entry["tensors"].items()}
             bias = sizes.pop("bias", None)
-            listed.append(StoredTensor((name,), _kind(weight), shapes[name], sum(sizes.values())))
+            shared = weight.value.shared if isinstance(weight.value, PackedLinear) else ()
+            own = sum(sizes.values()) if not shared else weight.value.nbytes - (bias or 0)
+            listed.append(StoredTensor((name,), _kind(weight), shapes[name], own))
             if bias is not None:
                 listed.append(StoredTensor((f"{name}.bias",), "f32", shapes[name][:1], bias))
         return listed
@@ -111,7 +113,9 @@ class CompressedSource:
 
 
 def index_text(entries: list[dict[str, Any]]) -> str:
-    """The text of the header's "weights": of each part its name, meta, arrays, origin, error and largest_error."""
+    """The text of the header's "weights": of each part its name, meta, arrays, origin, error and largest_error; `same`:
+    which of its arrays lie under another part's name.
+    """
     return json.dumps(entries, ensure_ascii=False)
 
 
@@ -124,10 +128,10 @@ def _checked(
         if not is_right(known[field]):
             where = f"'weights', {known['name']!r:.120}"
             raise CheckpointError(f"{path}: the header's {where}: {field} is {known[field]!r:.80}; {REMEDY}.")
-    name, arrays = known["name"], known.pop("arrays")
+    name, arrays, same = known["name"], known.pop("arrays"), known.pop("same")
     if name not in expected:
         raise CheckpointError(f"{path}: {name!r:.120} has no place in this model.")
-    tensors = {key: _place(entries, f"{name}/{key}", path) for key in arrays}
+    tensors = {key: _place(entries, same.get(key, f"{name}/{key}"), path) for key in arrays}
     if known["meta"] is None and [place["dtype"] for place in tensors.values()] != ["f32"]:
         raise CheckpointError(f"{path}: {name!r:.120} is no linear, and must be one array of F32; {REMEDY}.")
     return {**known, "tensors": tensors}
@@ -141,6 +145,7 @@ _FIELDS: Mapping[str, Callable[[object], bool]] = {
     "name": lambda value: isinstance(value, str),
     "meta": lambda value: value is None or isinstance(value, Mapping),
     "arrays": lambda value: isinstance(value, list) and all(isinstance(key, str) for key in value),
+    "same": lambda value: isinstance(value, Mapping) and all(isinstance(name, str) for name in value.values()),
     "origin": lambda value: isinstance(value, str),
     "error": _is_number,
     "largest_error": _is_number,

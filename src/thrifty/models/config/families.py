@@ -135,6 +135,27 @@ def _qwen_experts(fields: Fields, layers: int) -> tuple[ExpertConfig, list[bool]
     return _experts(fields, "moe_intermediate_size", fields.flag("norm_topk_prob"), shared), sparse
 
 
+def _deepseek_experts(fields: Fields, layers: int) -> tuple[ExpertConfig, list[bool]]:
+    """Experts in every `moe_layer_freq`-th layer behind the first `first_k_dense_replace`. What it calls several shared
+    experts is one of all their neurons.
+    """
+    dense = fields.integer("first_k_dense_replace", high=LIMITS["layers"], default=0)
+    step = fields.integer("moe_layer_freq", low=1, high=LIMITS["layers"], default=1)
+    scoring = fields.text("scoring_func", "softmax")
+    if scoring != "softmax":
+        raise ConfigError(f"scoring_func is {scoring!r:.80}; only 'softmax' is supported: use another checkpoint.")
+    limit, size = LIMITS["experts.count"], "moe_intermediate_size"
+    inner = fields.integer(size, low=1, high=LIMITS["intermediate_size"])
+    experts = ExpertConfig(
+        count=fields.integer("n_routed_experts", low=1, high=limit),
+        active=fields.integer("num_experts_per_tok", low=1, high=limit),
+        intermediate_size=inner,
+        normalise_probabilities=fields.flag("norm_topk_prob"),
+        shared_intermediate_size=inner * fields.integer("n_shared_experts", high=limit, default=0),
+    )
+    return experts, [index >= dense and index % step == 0 for index in range(layers)]
+
+
 def _experts(fields: Fields, size: str, normalise: bool, shared: int = 0) -> ExpertConfig:
     limit = LIMITS["experts.count"]
     return ExpertConfig(
@@ -192,6 +213,8 @@ _GEMMA_SIZES = {
 
 # Fields of phi3's own code, beside the numbers that transformers' class of the same name reads.
 _PHI3_FIELDS = ("auto_map", "full_attn_mod", "interpolate_factor")
+# Its checkpoints bring their own code, which computes as the decoder here; the others are of training.
+_DEEPSEEK_FIELDS = ("auto_map", "seq_aux")
 _STARCODER2_FIELDS = ("activation_function", "mlp_type", "norm_type", "scale_attn_weights")
 
 FAMILIES: dict[str, Family] = {
@@ -278,5 +301,6 @@ FAMILIES: dict[str, Family] = {
         ignored=("max_window_layers", "sliding_window"),
     ),
     "olmoe": Family(biases=_attention_biases, mixture=_olmoe_experts, qk_norm="full", defaults={"rms_norm_eps": 1e-5}),
+    "deepseek": Family(biases=_attention_biases, mixture=_deepseek_experts, ignored=_DEEPSEEK_FIELDS),
     "qwen2_moe": Family(windows=_by_type(_lower_even_layers), biases=_qkv_biases, mixture=_qwen_experts),
 }

@@ -44,6 +44,7 @@ def export_folder(model: Model, target: Path, kind: Kind) -> None:
     Raises CheckpointError (ConfigError for the config) naming the tensor or field that such a checkpoint has no words
     for, with what to do instead; StorageError where the folder is there; OSError.
     """
+    target = target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise StorageError(f"{target} is there already: give a folder that is not")
     quantisation = _quantisation(model, kind)

@@ -30,7 +30,7 @@ def export_gguf(model: Model, target: Path) -> None:
     Raises CheckpointError (ConfigError for the config) naming the tensor or field that GGUF has no words for, with what
     to do instead; OSError.
     """
-    architecture = _architecture(model.config)
+    architecture, target = _architecture(model.config), target.resolve()
     tensors = [_tensor(model, architecture, name, value) for name, value in _parts(model)]
     metadata = _metadata(model, architecture)
     partial = target.with_name(f".{target.name}.partial")
@@ -111,6 +111,10 @@ def _metadata(model: Model, architecture: str) -> dict[str, Value]:
         "vocab_size": config.vocabulary_size,
     }
     name = model.path.stem if model.path is not None else architecture
-    general: dict[str, Value] = {"general.architecture": architecture, "general.name": name}
+    general: dict[str, Value] = {
+        "general.architecture": architecture,
+        "general.name": name,
+        "general.quantization_version": 2,
+    }
     tokenizer = tokenizer_fields(model.require_tokenizer(), config.vocabulary_size)
     return general | {f"{architecture}.{field}": value for field, value in fields.items()} | tokenizer

@@ -21,7 +21,7 @@ class Architecture:
     with a window turn: "same", "unscaled" (without the scaling of the others) or "own" (a base of their own, too).
     `softcaps`: of attention scores and logits, where the file names none. `wide_layers`: with so many layers scores
     are scaled by hidden size / heads. `without_rope`: every so-manieth layer does not turn; 0: all do. `scales`:
-    embedding, residual and logits have factors.
+    embedding, residual and logits have factors. `dense_layers`: the file says how many first layers have no experts.
     """
 
     permuted: bool = False
@@ -39,6 +39,7 @@ class Architecture:
     wide_layers: int = 0
     without_rope: int = 0
     scales: bool = False
+    dense_layers: bool = False
 
 
 _GEMMA = Architecture(gemma=True, post_norms=True, activation="gelu_tanh")
@@ -57,6 +58,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2moe": Architecture(),
     "qwen3moe": Architecture(qk_norm="head", normalise=True),
     "olmoe": Architecture(qk_norm="full"),
+    "deepseek": Architecture(permuted=True, dense_layers=True),
 }
 _REFUSED: Mapping[str, str] = {
     "deepseek2": "latent attention (DeepSeek V2, V3 and what is built on them) is not supported: it is not built yet. "

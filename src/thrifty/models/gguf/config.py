@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -54,7 +55,7 @@ class _Reader:
             kv_heads=kv_heads,
             head_dim=head_dim,
             context_length=self.size("context_length", "context_length"),
-            layers=self.layer_configs(head_dim, experts is not None),
+            layers=self.mixed(self.layer_configs(head_dim, experts is not None)),
             norm_epsilon=self.metadata.number(self.key(self.epsilon), above=0),
             query_scale=self.query_scale(hidden, heads, head_dim),
             qk_norm=self.kind.qk_norm,
@@ -142,21 +143,28 @@ class _Reader:
                 raise ConfigError(f"{self.file.path}: '{self.key('expert_count')}' is 0 or missing")
             return None
         self._check_gating()
-        gate = self.file.tensor("blk.0.ffn_gate_exps.weight").shape
+        block = f"blk.{self.dense_layers()}"
+        gate = self.file.tensor(f"{block}.ffn_gate_exps.weight").shape
         if len(gate) != 3 or gate[0] != count:
             raise ConfigError(
-                f"{self.file.path}: tensor 'blk.0.ffn_gate_exps.weight' has shape {list(gate)}; "
+                f"{self.file.path}: tensor '{block}.ffn_gate_exps.weight' has shape {list(gate)}; "
                 f"'{self.key('expert_count')}' is {count}"
             )
-        shared = self.file.tensors.get("blk.0.ffn_gate_shexp.weight")
+        shared = self.file.tensors.get(f"{block}.ffn_gate_shexp.weight")
         return ExpertConfig(
             count=count,
             active=self.metadata.integer(self.key("expert_used_count"), minimum=1, maximum=count),
             intermediate_size=gate[1],
             normalise_probabilities=self.metadata.flag(self.key("expert_weights_norm"), self.kind.normalise),
             shared_intermediate_size=shared.shape[0] if shared is not None else 0,
-            shared_gate="blk.0.ffn_gate_inp_shexp.weight" in self.file.tensors,
+            shared_gate=f"{block}.ffn_gate_inp_shexp.weight" in self.file.tensors,
         )
+
+    def dense_layers(self) -> int:
+        """How many of the first layers have no experts, in a file that has some."""
+        if not self.kind.dense_layers:
+            return 0
+        return self.metadata.integer(self.key("leading_dense_block_count"), 0, maximum=self.layers - 1)
 
     def _check_gating(self) -> None:
         gating = self.metadata.integer(self.key("expert_gating_func"), _SOFTMAX_GATING)
@@ -182,6 +190,11 @@ class _Reader:
         local = LayerSpec(window, self.local_rope(rope), experts)
         whole = LayerSpec(None, rope, experts)
         return tuple(local if is_local else whole for is_local in self.local_layers())
+
+    def mixed(self, layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+        """The layers, the first dense ones without experts."""
+        dense = self.dense_layers()
+        return tuple(replace(layer, experts=layer.experts and index >= dense) for index, layer in enumerate(layers))
 
     def local_rope(self, rope: RopeConfig) -> RopeConfig:
         """Of the layers with a window."""

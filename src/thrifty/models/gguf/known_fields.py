@@ -53,6 +53,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "router_logit_softcapping": (0,),
     "tensor_data_layout": ("", "Meta AI original pth"),  # how llama's rows always lie in such a file
 }
+_DENSE_LAYERS = "leading_dense_block_count"
 _SCALES = ("embedding_scale", "residual_scale", "logit_scale")
 
 
@@ -61,6 +62,7 @@ def check_fields(file: GGUF, kind: Architecture) -> None:
     for key, value in file.metadata.items():
         architecture, _, field = key.partition(".")
         known = field in KNOWN or (kind.scales and field in _SCALES)
+        known = known or (kind.dense_layers and field == _DENSE_LAYERS)
         if architecture == file.architecture and not known:
             _check_neutral(file, key, NEUTRAL.get(field), value)
 

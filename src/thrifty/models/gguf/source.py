@@ -177,7 +177,7 @@ class GGUFSource:
         """Bound the number of experts by what the file holds before a decoder with as many places is made."""
         if self.config.experts is None:
             return
-        for index in range(len(self.config.layers)):
+        for index in (index for index, layer in enumerate(self.config.layers) if layer.experts):
             name = f"blk.{index}.ffn_gate_exps.weight"
             shape = self.file.tensor(name).shape
             if len(shape) != 3 or shape[0] != self.config.experts.count:

@@ -35,6 +35,9 @@ _MLP = {
     "mlp.shared_expert.up_proj": "mlp.shared.up",
     "mlp.shared_expert.down_proj": "mlp.shared.down",
     "mlp.shared_expert_gate": "mlp.shared_gate",
+    "mlp.shared_experts.gate_proj": "mlp.shared.gate",
+    "mlp.shared_experts.up_proj": "mlp.shared.up",
+    "mlp.shared_experts.down_proj": "mlp.shared.down",
 }
 # Several matrices of a layer in one, row below row.
 _JOINED = {

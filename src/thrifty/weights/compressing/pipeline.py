@@ -48,7 +48,7 @@ def compress(
     Raises RecipeError for a recipe that does not fit the model, StorageError where the folder is there, or cannot be
     written, BudgetError for memory.
     """
-    started = time.monotonic()
+    started, target = time.monotonic(), target.resolve()
     techniques: list[Technique] = recipe.techniques("weights")
     chosen = _calibration(model, techniques, calibration)
     _check(model, recipe, techniques, target, force)

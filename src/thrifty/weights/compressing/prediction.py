@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from thrifty.errors import RecipeError
 from thrifty.models.model import Model
+from thrifty.weights.expert_pairs import ExpertPairs
 from thrifty.weights.group_technique import GroupTechnique
 from thrifty.weights.groups import groups
 from thrifty.weights.scaled_rounding import ScaledRounding
@@ -22,6 +23,8 @@ def steps(model: Model, technique: Technique) -> int:
         return 1 + len(technique.chosen_layers(model))
     if isinstance(technique, GroupTechnique):
         return 1 + sum(technique.selects(group) for group in groups(model))
+    if isinstance(technique, ExpertPairs):
+        return 1 + len(list(technique.merged_layers(model)))
     return 1
 
 
@@ -41,13 +44,15 @@ def predicted_bytes(model: Model, techniques: Sequence[Technique]) -> int | None
 
 def disk_bytes(model: Model, techniques: Sequence[Technique]) -> int:
     """About the bytes that are on the disk at the end, before what was needed on the way goes: the result, and what
-    every technique made. Of a technique that changes more than single linears, as much as its linears in fp32.
+    every technique made. Of a technique that changes more than single linears, as much as its linears in fp32; of one
+    that stores them in the end, what it stores.
     """
     result = predicted_bytes(model, techniques)
     inside = [linear for linear in linears(model) if linear.layer is not None]
     fp32 = sum(4 * info.linear.out_features * info.linear.in_features for info in inside)
     total = model.nbytes if result is None else result
-    for technique in techniques:
+    for own in techniques:
+        technique = own.storage() if isinstance(own, ScaledRounding) else own
         known = predicted_bytes(model, [technique])
         if known is None:
             total += fp32 if not isinstance(technique, WeightTechnique) else model.nbytes

@@ -41,6 +41,7 @@ class StageFile:
         self._pending: dict[str, list[dict[str, Any]]] = {}
         self._file = os.open(path.with_suffix(".bin"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._end, self._data = 0, np.empty(0, np.uint8)
+        self._shared: dict[tuple[int, int], list[dict[str, Any]]] = {}  # places by checksum and bytes
         self._read_journal()
 
     @property
@@ -57,10 +58,11 @@ class StageFile:
         """Write a result. What is returned is read from the file where it is used."""
         value = result.value
         state = value.state() if isinstance(value, PackedLinear) else {"value": np.asarray(value, np.float32)}
+        shared = value.shared if isinstance(value, PackedLinear) else ()
         entry = {
             "name": result.name,
             "meta": value.meta() if isinstance(value, PackedLinear) else None,
-            "tensors": {key: self._write(array) for key, array in state.items()},
+            "tensors": {key: self._write(array, key in shared) for key, array in state.items()},
             "report": None if result.report is None else asdict(result.report),
         }
         self._pending.setdefault(unit, []).append(entry)
@@ -116,15 +118,25 @@ class StageFile:
             total, start = zlib.crc32(block, total), start + len(block)
         return total
 
-    def _write(self, array: Array) -> dict[str, Any]:
+    def _write(self, array: Array, shared: bool) -> dict[str, Any]:
+        """Where the array lies in the file; shared: an equal one may lie there already."""
         content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        start = -(-self._end // ALIGNMENT) * ALIGNMENT
         crc32, written = zlib.crc32(content), 0
+        same = self._shared.setdefault((crc32, len(content)), []) if shared else []
+        for place in same:
+            if place["shape"] == list(array.shape) and self._read(place) == content:
+                return place
+        start = -(-self._end // ALIGNMENT) * ALIGNMENT
         while written < len(content):
             written += os.pwrite(self._file, content[written : written + (32 << 20)], start + written)
         self._end = start + len(content)
         place = {"dtype": dtype_name(array.dtype), "shape": list(array.shape), "offset": start}
-        return place | {"nbytes": len(content), "crc32": crc32}
+        place |= {"nbytes": len(content), "crc32": crc32}
+        same.append(place)
+        return place
+
+    def _read(self, place: Mapping[str, Any]) -> bytes:
+        return os.pread(self._file, place["nbytes"], place["offset"])
 
     def _append(self, line: dict[str, Any]) -> None:
         os.fsync(self._file)

@@ -77,6 +77,7 @@ class CutRounding(WeightTechnique):
     """Round-to-nearest of groups that are cut where the error in their part of the outputs is least."""
 
     needs_calibration: ClassVar[bool] = True
+    bytes_need_calibration: ClassVar[bool] = False
     name: ClassVar[str] = "awq"
 
     bits: Literal[2, 3, 4, 8]

@@ -69,7 +69,7 @@ class Gptq(WeightTechnique):
             codes, steps = sweep(weight, inverse_factor(moments, self.damping, linear.name), grid)
         else:
             order = np.argsort(-np.diagonal(moments), kind="stable")
-            factor = inverse_factor(moments[order][:, order], self.damping, linear.name)
+            factor = inverse_factor(moments[np.ix_(order, order)], self.damping, linear.name)
             codes, steps = sweep(weight, factor, grid, order)
         return grid.stored(codes, steps, linear.linear.bias)
 

@@ -88,7 +88,7 @@ def half_quadratic(
     """
     inverse, zero = solve(weight, grid, solver)
     # An unsigned code is −low above the one that is stored.
-    steps = grid.steps(1 / inverse, (-np.float32(grid.low) - zero) / inverse)
+    steps = grid.steps(np.float32(1) / inverse, (-np.float32(grid.low) - zero) / inverse)
     codes = np.empty(weight.shape, np.int16)
     for start in range(0, len(weight), TILE):
         part = slice(start, start + TILE)

@@ -23,7 +23,7 @@ from thrifty.registry import technique
 from thrifty.weights.calibration import CalibrationSet, random_calibration
 from thrifty.weights.results import Result
 from thrifty.weights.structure import LinearInfo, linears
-from thrifty.weights.technique import Activations, Preparation, WeightTechnique, place, result_of
+from thrifty.weights.technique import Activations, Preparation, WeightTechnique, error_of, place
 
 if TYPE_CHECKING:
     from thrifty.reference.distillation import LayerDistillation
@@ -128,7 +128,8 @@ class ZeroQuant(WeightTechnique):
         for info in chosen:
             weight = DenseLinear.from_weight(learned.pop(info.name), bias=info.linear.bias)
             packed = self.compress(LinearInfo(info.name, weight), None)
-            yield result_of(info, packed, held.get(info.name), preparation.errors)
+            report = error_of(info, packed, held.get(info.name)) if preparation.errors else None
+            yield Result(info.name, packed, report)
 
     def _text(self, model: Model, preparation: Preparation) -> CalibrationSet:
         if self.text == "random":

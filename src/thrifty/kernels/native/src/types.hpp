@@ -8,6 +8,7 @@
 #include "attention/formats.hpp"
 #include "common.hpp"
 #include "linear/layouts.hpp"
+#include "linear/lookups.hpp"
 
 namespace thrifty {
 
@@ -36,6 +37,8 @@ THRIFTY_SHARED constexpr int less_offset(int offset, int minus8) {
   return offset < 8 ? (minus8 >> 3) * offset : minus8 * (offset / 8);
 }
 
+struct LowRank;
+
 struct Linear {
   Layout layout = Layout::int4;
   const uint8_t* codes = nullptr;      // two levels: records
@@ -44,8 +47,12 @@ struct Linear {
   const uint8_t* zeros = nullptr;      // zero points of int4 or int8 in place of minimums; absent: null
   const float* table = nullptr;        // of table4 and table8: 16 or 256 values, and a scale of fp32 a group
   const float* table_scales = nullptr;
-  int activation_bits = 0;      // of bit planes: what rows of activations are rounded to
-  const float* bias = nullptr;  // absent: null
+  const int8_t* row_tables = nullptr;  // of row tables: 2^bits values a row
+  Vectors vectors{};                   // of vectors
+  Overlay overlay{};
+  int activation_bits = 0;       // of bit planes: what rows of activations are rounded to
+  const float* bias = nullptr;   // absent: null
+  const LowRank* low = nullptr;  // what is added to the product; absent: null
   int out = 0, in = 0, group = 0;
   float threshold = 0;  // of layouts with outliers: features of at least this size stay apart; 0: none do
   THRIFTY_SHARED bool has_minimum() const { return minimums || zeros; }
@@ -59,6 +66,11 @@ struct Linear {
   THRIFTY_SHARED int superblocks() const { return blocks() / kSuperblock; }
   // Of a row of activations with one scale: its blocks, and room for as many outliers as it has features.
   THRIFTY_SHARED int token_items() const { return blocks() + (threshold > 0 ? in / kOutliers + 1 : 0); }
+};
+
+// U (V x), a product of two linears without a bias: down is V [rank, in], up is U [out, rank].
+struct LowRank {
+  Linear down, up;
 };
 
 struct Span {

@@ -1,11 +1,13 @@
 #include "bind/bind_linear.hpp"
 
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 
 #include <cmath>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <type_traits>
 
 #include "linear/linear.hpp"
@@ -63,23 +65,99 @@ void make_planes(BoundLinear* to, Layout layout, nb::object codes, nb::object sc
   new (to) BoundLinear{linear, codes, scales, nb::none(), nb::none(), nb::none(), bias};
 }
 
-void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums,
-          nb::object zeros, nb::object table, nb::object bias, int out, int in, int group, int activation_bits,
-          float threshold) {
+// Codes into tables of rows.
+void make_row_tables(BoundLinear* to, Layout layout, nb::object tables, nb::object codes, nb::object scales,
+                     nb::object bias, int out, int in) {
+  const int64_t tiles = (out + kLanes - 1) / kLanes, values = 1 << thrifty::codes_of(layout, false).bits();
+  const uintptr_t shift = (uintptr_t)array_or_none<const float>(bias, "bias", {out}).data,
+                  scale = (uintptr_t)array<const Half>(scales, "scales", {tiles, kLanes}).data;
+  Linear linear = make_linear(layout, codes_of(codes, layout, out, in), scale, 0, shift, out, in, 0);
+  linear.row_tables = (const int8_t*)array<const uint8_t>(tables, "table", {tiles, kLanes, values}).data;
+  new (to) BoundLinear{linear, codes, scales, nb::none(), nb::none(), tables, bias};
+}
+
+// Bits of the codes of a table of vectors [books, entries, length].
+int bits_of(int64_t entries) {
+  for (int bits : {4, 8, 12, 16})
+    if (entries == (int64_t)1 << bits) return bits;
+  throw std::invalid_argument("a table of vectors has 16, 256, 4096 or 65536 entries, not " + std::to_string(entries));
+}
+
+// table: (main, rest or None, books or None). scales, minimums: of columns.
+void make_vectors(BoundLinear* to, Layout layout, nb::object table, nb::object codes, nb::object scales,
+                  nb::object minimums, nb::object bias, int out, int in) {
+  const auto [first, second, books] =
+      cast<std::tuple<nb::object, nb::object, nb::object>>(table, "table", "a tuple of main, rest and books");
+  const int length = traits(layout).length;
+  const int64_t tiles = (out + kLanes - 1) / kLanes, blocks = (in + kBlockColumns - 1) / kBlockColumns;
+  const auto values = array<const Half>(first, "main table", {kAny, kAny, length});
+  Vectors own;
+  own.bits = bits_of(values.shape[1]), own.main = (const uint16_t*)values.data;
+  if (!second.is_none()) {
+    const auto rest = array<const Half>(second, "rest table", {values.shape[0], kAny, length});
+    own.rest_bits = bits_of(rest.shape[1]), own.rest = (const uint16_t*)rest.data;
+  }
+  own.books = array_or_none<const uint8_t>(books, "books", {in}).data;
+  for (int c = 0; own.books && c < in; c++)
+    if (own.books[c] >= values.shape[0])
+      throw std::invalid_argument("column " + std::to_string(c) + " has book " + std::to_string(own.books[c]) + " of " +
+                                  std::to_string(values.shape[0]));
+  own.scales = (const uint16_t*)array<const Half>(scales, "scales", {in}).data;
+  own.offsets = (const uint16_t*)array<const Half>(minimums, "minimums", {in}).data;
+  const uintptr_t memory =
+                      (uintptr_t)array<const uint8_t>(codes, "codes", {tiles, blocks, vector_bytes(own, length)}).data,
+                  shift = (uintptr_t)array_or_none<const float>(bias, "bias", {out}).data;
+  Linear linear = make_linear(layout, memory, 0, 0, shift, out, in, 0);
+  linear.vectors = own;
+  new (to) BoundLinear{linear, codes, scales, minimums, nb::none(), table, bias};
+}
+
+// Single weights on top: (starts, columns, values), or None.
+void put_overlay(BoundLinear& to, nb::object overlay) {
+  if (overlay.is_none()) return;
+  const auto [starts, columns, values] =
+      cast<std::tuple<nb::object, nb::object, nb::object>>(overlay, "overlay", "a tuple of starts, columns and values");
+  const Linear& w = to.linear;
+  if (w.reads() == Reads::tokens)
+    throw std::invalid_argument("single weights on top do not go with activations that have one scale a row");
+  const auto rows = array<const int32_t>(starts, "starts", {w.out + 1});
+  const auto places = array<const uint16_t>(columns, "columns", {kAny});
+  const int64_t count = places.shape[0];
+  const auto weights = array<const Half>(values, "values", {count});
+  if (rows.data[0] != 0 || rows.data[w.out] != count)
+    throw std::invalid_argument("the overlay's rows do not end at its last value");
+  for (int r = 0; r < w.out; r++)
+    if (rows.data[r] > rows.data[r + 1]) throw std::invalid_argument("the overlay's rows do not follow each other");
+  for (int64_t e = 0; e < count; e++)
+    if (places.data[e] >= w.in)
+      throw std::invalid_argument("the overlay's column " + std::to_string(places.data[e]) + " is outside 0.." +
+                                  std::to_string(w.in - 1));
+  to.linear.overlay = {rows.data, places.data, (const uint16_t*)weights.data};
+  to.overlay = overlay;
+}
+
+void make_stored(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums,
+                 nb::object zeros, nb::object table, nb::object bias, int out, int in, int group, int activation_bits,
+                 float threshold) {
   const Layout layout = layout_of(name);
   check_linear(layout, out, in, group);
-  const bool coded = traits(layout).coded(), table_coded = traits(layout).family == Family::table;
-  const bool planes = traits(layout).family == Family::planes;
+  const Family family = traits(layout).family;
+  const bool coded = traits(layout).coded(), table_coded = family == Family::table, vectors = family == Family::vectors,
+             row_tables = family == Family::row_tables;
+  const bool planes = family == Family::planes;
   if (threshold != 0 && !traits(layout).outliers)
     throw std::invalid_argument(std::string("a linear of layout ") + name_of(layout) + " has no threshold");
   if (!(threshold >= 0) || std::isinf(threshold))
     throw std::invalid_argument("the threshold of outliers must be a finite number above 0, or 0 for none, not " +
                                 std::to_string(threshold));
-  only_where(coded || table_coded || planes, layout, "scales", scales);
-  only_where(coded, layout, "minimums", minimums);  // make_linear knows which of these have some
+  only_where(coded || table_coded || vectors || planes, layout, "scales", scales);
+  only_where((coded && !row_tables) || vectors, layout, "minimums",
+             minimums);  // make_linear knows which of these have some
   only_where(traits(layout).zeros, layout, "zero points", zeros);
-  only_where(table_coded, layout, "table", table);
+  only_where(table_coded || vectors || row_tables, layout, "table", table);
   if (table_coded) return make_table(to, layout, table, codes, scales, bias, out, in, group);
+  if (row_tables) return make_row_tables(to, layout, table, codes, scales, bias, out, in);
+  if (vectors) return make_vectors(to, layout, table, codes, scales, minimums, bias, out, in);
   if (planes) return make_planes(to, layout, codes, scales, bias, out, in, group, activation_bits);
   if (activation_bits)
     throw std::invalid_argument(std::string("a linear of layout ") + name_of(layout) + " has no activation_bits");
@@ -98,6 +176,41 @@ void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object
   Linear linear = make_linear(layout, codes_of(codes, layout, out, in), scale, minimum, shift, out, in, group);
   linear.zeros = zero, linear.threshold = threshold;
   new (to) BoundLinear{linear, codes, scales, minimums, zeros, nb::none(), bias};
+}
+
+void make_with_overlay(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales,
+                       nb::object minimums, nb::object zeros, nb::object table, nb::object overlay, nb::object bias,
+                       int out, int in, int group, int activation_bits, float threshold) {
+  make_stored(to, name, codes, scales, minimums, zeros, table, bias, out, in, group, activation_bits, threshold);
+  try {
+    put_overlay(*to, overlay);
+  } catch (...) {
+    to->~BoundLinear();
+    throw;
+  }
+}
+
+// V and U of a linear of that shape; null where both are None.
+std::unique_ptr<LowRank> low_rank_of(nb::handle down, nb::handle up, int out, int in) {
+  if (down.is_none() && up.is_none()) return nullptr;
+  const Linear& v = cast<const BoundLinear&>(down, "down", "a Linear [rank, in_features] beside `up`").linear;
+  const Linear& u = cast<const BoundLinear&>(up, "up", "a Linear [out_features, rank] beside `down`").linear;
+  if (v.in != in || u.out != out || u.in != v.out)
+    throw std::invalid_argument("up [" + std::to_string(u.out) + ", " + std::to_string(u.in) + "] and down [" +
+                                std::to_string(v.out) + ", " + std::to_string(v.in) + "] do not fit a linear [" +
+                                std::to_string(out) + ", " + std::to_string(in) + "]");
+  if (v.bias || u.bias || v.low || u.low || v.overlay.starts || u.overlay.starts)
+    throw std::invalid_argument("up and down have neither bias, overlay nor low rank");
+  return std::make_unique<LowRank>(LowRank{v, u});
+}
+
+void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums,
+          nb::object zeros, nb::object table, nb::object overlay, nb::object bias, nb::object down, nb::object up,
+          int out, int in, int group, int activation_bits, float threshold) {
+  auto low = low_rank_of(down, up, out, in);
+  make_with_overlay(to, name, codes, scales, minimums, zeros, table, overlay, bias, out, in, group, activation_bits,
+                    threshold);
+  to->low = std::move(low), to->linear.low = to->low.get(), to->down = down, to->up = up;
 }
 
 // The arrays that `rows` rows of a file's type become; T: const where they are read.
@@ -161,22 +274,30 @@ void run_linear_rows(const BoundLinear& weight, nb::handle rows, nb::handle out)
 }  // namespace
 
 void bind_linear(nb::module_& m) {
-  nb::class_<BoundLinear>(m, "Linear",
-                          "A stored linear layer; keeps its arrays. layout: int2, int3, int4, int5, int8, iq4_nl, "
-                          "ternary, binary (codes uint8 "
-                          "[tiles, blocks, bytes]; scales and minimums float16 [tiles, groups, 16]), "
-                          "q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs (codes: records uint8 [tiles, superblocks, bytes]; "
-                          "scales, minimums float16 [tiles, superblocks, 16]), "
-                          "bf16 (codes uint16, packed in pairs), f16 or f32 (codes: plain rows), table4 or table8 "
-                          "(codes uint8 into a table float32 [16 or 256], scales float32). "
-                          "int2, int3, int4 and int8 may have zeros uint8 [tiles, groups, 16] in place of minimums. "
-                          "planes1 to planes8 (codes: a plane of 64 bytes a bit; scales float16) multiply activations "
-                          "rounded to activation_bits, 1 to 8. "
-                          "int4_token and int8_token (codes, scales) take activations with one scale a row; int8_token "
-                          "leaves features of at least `threshold` (0: none) apart, in fp32.")
+  nb::class_<BoundLinear>(
+      m, "Linear",
+      "A stored linear layer; keeps its arrays. layout: int2, int3, int4, int5, int8, iq4_nl, ternary, binary (codes "
+      "uint8 "
+      "[tiles, blocks, bytes]; scales and minimums float16 [tiles, groups, 16]), "
+      "q2_k, q3_k, q4_k, q5_k, q6_k, iq4_xs (codes: records uint8 [tiles, superblocks, bytes]; "
+      "scales, minimums float16 [tiles, superblocks, 16]), "
+      "bf16 (codes uint16, packed in pairs), f16 or f32 (codes: plain rows), table4 or table8 "
+      "(codes uint8 into a table float32 [16 or 256], scales float32), row_table3 or row_table4 "
+      "(codes into a table uint8, int8 in truth, [tiles, 16, 8 or 16]; scales float16 [tiles, "
+      "16]), vectors4 or vectors8 (codes of vectors; table: main and rest float16 [books, entries, "
+      "length] and books uint8 [in]; scales and minimums float16 [in]). "
+      "planes1 to planes8 (codes: a plane of 64 bytes a bit; scales float16) multiply activations rounded to "
+      "activation_bits, 1 to 8. int2, int3, int4 and int8 may have zeros uint8 [tiles, groups, 16] in place of "
+      "minimums. overlay: starts "
+      "int32 [out + 1], columns uint16 and values float16 of single weights on top, or None. paired_first and "
+      "paired_second: codes uint16 as of "
+      "bf16, words that both share. int4_token and int8_token (codes, scales) take activations with one scale a row; "
+      "int8_token leaves features of at least `threshold` (0: none) apart, in fp32. down [rank, in], up [out, rank]: "
+      "Linears whose product is added.")
       .def("__init__", &make, nb::kw_only(), "layout"_a, "codes"_a, "scales"_a = nb::none(), "minimums"_a = nb::none(),
-           "zeros"_a = nb::none(), "table"_a = nb::none(), "bias"_a = nb::none(), "out_features"_a, "in_features"_a,
-           "group"_a = 0, "activation_bits"_a = 0, "threshold"_a = 0.0f)
+           "zeros"_a = nb::none(), "table"_a = nb::none(), "overlay"_a = nb::none(), "bias"_a = nb::none(),
+           "down"_a = nb::none(), "up"_a = nb::none(), "out_features"_a, "in_features"_a, "group"_a = 0,
+           "activation_bits"_a = 0, "threshold"_a = 0.0f)
       .def_prop_ro("layout", [](const BoundLinear& b) { return std::string(name_of(b.linear.layout)); })
       .def_prop_ro("out_features", [](const BoundLinear& b) { return b.linear.out; })
       .def_prop_ro("in_features", [](const BoundLinear& b) { return b.linear.in; });

@@ -1,5 +1,7 @@
 // A packed linear layer as Python gives it.
 #pragma once
+#include <memory>
+
 #include "bind/array.hpp"
 #include "types.hpp"
 
@@ -7,7 +9,9 @@ namespace thrifty {
 
 struct BoundLinear {
   Linear linear;
-  nb::object codes, scales, minimums, zeros, table, bias;  // the arrays that `linear` points into
+  nb::object codes, scales, minimums, zeros, table, bias, overlay;  // the arrays that `linear` points into
+  std::unique_ptr<LowRank> low = nullptr;                           // what is added to it, and the two linears of that
+  nb::object down = nb::none(), up = nb::none();
 };
 
 void bind_linear(nb::module_& m);

@@ -4,6 +4,8 @@
 #include "linear/layouts/dense.hpp"
 #include "linear/layouts/groups.hpp"
 #include "linear/layouts/iq4_xs.hpp"
+#include "linear/layouts/lookups.hpp"
+#include "linear/layouts/paired.hpp"
 #include "linear/layouts/planes.hpp"
 #include "linear/layouts/q2_k.hpp"
 #include "linear/layouts/q3_k.hpp"
@@ -18,6 +20,8 @@
   DO(q2_k) DO(q3_k) DO(q4_k) DO(q5_k) DO(q6_k) DO(iq4_xs) DO(table4) DO(table8) \
   DO(int2) DO(int3) DO(ternary) DO(binary) \
   DO(planes1) DO(planes2) DO(planes3) DO(planes4) DO(planes5) DO(planes6) DO(planes7) DO(planes8) \
+  DO(row_table3) DO(row_table4) DO(vectors4) DO(vectors8) \
+  DO(paired_first) DO(paired_second) \
   DO(int4_token) DO(int8_token)
 // clang-format on
 

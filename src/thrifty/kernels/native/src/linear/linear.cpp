@@ -7,6 +7,7 @@
 #include <string>
 
 #include "isa/isa.hpp"
+#include "linear/low_rank.hpp"
 
 namespace thrifty {
 
@@ -33,6 +34,7 @@ Layout layout_of(const std::string& name) {
 void check_linear(Layout layout, int out, int in, int group) {
   if (out < 1 || in < 1 || out > (1 << 24) || in > kMostColumns)
     refuse("linear of shape " + std::to_string(out) + " x " + std::to_string(in) + " is out of range");
+  if (traits(layout).family == Family::row_tables) return;
   if (traits(layout).family == Family::table && (group < kBlockColumns || group % kBlockColumns))
     refuse("a table's group must be a multiple of " + std::to_string(kBlockColumns) + ", not " + std::to_string(group));
   if (traits(layout).wide_groups) {
@@ -82,6 +84,7 @@ size_t tile_bytes(const Linear& w) {
   if (own.family == Family::plain) return (size_t)w.in * kLanes * (size_t)own.number;
   if (own.family == Family::pairs) return ((size_t)w.in + 1) / 2 * kLanes * sizeof(uint32_t);
   if (own.family == Family::superblocks) return (size_t)w.superblocks() * (size_t)own.record_bytes();
+  if (own.family == Family::vectors) return (size_t)w.blocks() * (size_t)vector_bytes(w.vectors, own.length);
   return (size_t)w.blocks() * (size_t)own.codes.bytes();
 }
 
@@ -173,17 +176,45 @@ int rows_per_pass(const Linear& w) {
          (int)std::clamp<size_t>(kPassBytes / per_panel, 8, 64);  // at least what shares the unpacking of a tile
 }
 
+namespace {
+
+// Rows of a matmul's activations as linears read them, one memory a kind.
+struct RowPanels {
+  RowPanels(const Linear& w, int rows) {
+    add(w, rows);
+    if (w.low) add(w.low->down, rows);
+  }
+  void add(const Linear& w, int rows) {
+    std::vector<uint8_t>& memory = memories[(size_t)w.reads()];
+    memory.resize(std::max(memory.size(), panel_bytes(w, rows) + 64));
+  }
+  uint8_t* of(const Linear& w) {
+    uint8_t* start = memories[(size_t)w.reads()].data();
+    return start + (64 - (uintptr_t)start % 64) % 64;
+  }
+  std::vector<uint8_t> memories[kReads];
+};
+
+}  // namespace
+
 void matmul(const Linear& w, const float* x, float* y, int m) {
-  std::vector<uint8_t> memory(panel_bytes(w, m) + 64);
-  uint8_t* panel = memory.data() + (64 - (uintptr_t)memory.data() % 64) % 64;
+  RowPanels panels(w, m);
+  Lowered lowered;
+  lowered.grow(w, 1, m);
   Claims claims;
   claims.reset(Pool::shared().threads());
   Pool::shared().run(0, [&](Worker& worker) {
-    for (int i = worker.begin(m); i < worker.end(m); i++) place_row(w, x + (size_t)i * (size_t)w.in, i, panel);
+    for (int i = worker.begin(m); i < worker.end(m); i++) {
+      const float* row = x + (size_t)i * (size_t)w.in;
+      place_row(w, row, i, panels.of(w));
+      if (w.low && w.low->down.reads() != w.reads()) place_row(w.low->down, row, i, panels.of(w.low->down));
+    }
     worker.barrier();
+    lowered.lower({&w}, m, worker, [&](const Linear& down) { return panels.of(down); });
     TileTasks(w, m, w.tiles(), worker.count).each(worker, claims, [&](int row0, int row1, int tile0, int tile1) {
-      kernels().tiles(w, tile0, tile1, panel, row0, row1, y + (size_t)row0 * (size_t)w.out + (size_t)tile0 * kLanes,
-                      (size_t)w.out, false);
+      float* to = y + (size_t)row0 * (size_t)w.out + (size_t)tile0 * kLanes;
+      kernels().tiles(w, tile0, tile1, panels.of(w), row0, row1, to, (size_t)w.out, false);
+      lowered.raise(w, 0, tile0, tile1, row0, row1, to, (size_t)w.out);
     });
   });
 }

@@ -83,9 +83,12 @@ struct TileTasks {
         tiles(tiles),
         workers(workers),
         tile_step(kTiles) {
+    // Of bit planes each task makes planes of its rows again, so there are as few as workers.
+    const bool planes = traits(linear.layout).family == Family::planes;
+    if (rows > kFew && planes) tile_step = std::max(kTiles, (tiles + workers - 1) / workers);
     if (rows > kFew) return;
-    const int pieces = kShare * workers;
-    tile_step = std::clamp((tiles + pieces - 1) / pieces, 1, kMost);
+    const int pieces = planes ? workers : kShare * workers;
+    tile_step = std::clamp((tiles + pieces - 1) / pieces, 1, planes ? tiles : kMost);
     tile_step += tile_step % 2;
   }
   // Calls work(row0, row1, tile0, tile1) for the tasks that this worker claims.

@@ -85,6 +85,45 @@ void table_row(const Linear& w, size_t tile, int lane, float* out) {
              w.table[code_at(codes, blocks + c / kBlockColumns * codes.bytes(), lane, c % kBlockColumns)];
 }
 
+// Byte 16 l + i of vector 4 h + k has column 16 h + i of row 4 l + k (linear/matmul_row_tables.hpp).
+void row_table_row(const Linear& w, size_t tile, int lane, float* out) {
+  const Codes codes = codes_of(w.layout, false);
+  const uint8_t* blocks = w.codes + tile * tile_bytes(w);
+  const size_t row = tile * kLanes + (size_t)lane;
+  const int8_t* table = w.row_tables + (row << codes.bits());
+  const float scale = half_value(w.scales[row]);
+  for (int c = 0; c < w.in; c++) {
+    const int own = c % kBlockColumns, column = own / 16 * 16 + lane % 4 * 4 + own % 4;
+    const int code = code_at(codes, blocks + c / kBlockColumns * codes.bytes(), lane / 4 * 4 + own % 16 / 4, column);
+    out[c] = scale * (float)table[code];
+  }
+}
+
+// Code i of `count` as they are stored for a block (linear/lookups.hpp).
+int vector_code(const uint8_t* p, int bits, int count, int i) {
+  const auto half = [&](const uint8_t* from) { return i < count / 2 ? from[i] & 15 : from[i - count / 2] >> 4; };
+  if (bits == 4) return half(p);
+  if (bits == 8) return p[i];
+  return p[i] | (bits == 12 ? half(p + count) : p[count + i]) << 8;
+}
+
+void vector_row(const Linear& w, size_t tile, int lane, float* out) {
+  const Vectors& v = w.vectors;
+  const int length = traits(w.layout).length, count = vector_codes(length), bytes = vector_bytes(v, length);
+  const uint8_t* blocks = w.codes + tile * tile_bytes(w);
+  for (int c = 0; c < w.in; c++) {
+    const uint8_t* codes = blocks + c / kBlockColumns * bytes;
+    const int place = c % kBlockColumns * (kLanes / length) + lane / length;
+    const auto value = [&](const uint16_t* table, int bits, const uint8_t* from) {
+      const size_t book = v.books ? v.books[c] : 0, code = (size_t)vector_code(from, bits, count, place);
+      return half_value(table[((book << bits) + code) * (size_t)length + (size_t)(lane % length)]);
+    };
+    float sum = value(v.main, v.bits, codes);
+    if (v.rest) sum += value(v.rest, v.rest_bits, codes + count * v.bits / 8);
+    out[c] = sum * half_value(v.scales[c]) + half_value(v.offsets[c]);
+  }
+}
+
 void planes_row(const Linear& w, size_t tile, int lane, float* out) {
   const int bits = traits(w.layout).codes.bits();
   const uint8_t* blocks = w.codes + tile * tile_bytes(w);
@@ -107,10 +146,18 @@ void plain_row(const Linear& w, size_t tile, int lane, float* out) {
   for (int c = 0; c < w.in; c++) out[c] = half_value(((const uint16_t*)w.codes)[first + (size_t)c]);
 }
 
+// The bf16 number that a word is, or holds for one of two weights.
+uint32_t pair_value(const Linear& w, uint32_t word) {
+  const int member = traits(w.layout).member;
+  if (!member) return word;
+  if (!(word >> (14 - member) & 1)) return 0;
+  return (word << (member - 1) & 0x8000u) | ((word & 0x0fffu) + (112u << 7));
+}
+
 void pair_row(const Linear& w, size_t tile, int lane, float* out) {
   for (int c = 0; c < w.in; c++) {
     const size_t pair = tile * (((size_t)w.in + 1) / 2) + (size_t)c / 2;
-    const uint32_t bits = (uint32_t)((const uint16_t*)w.codes)[(pair * kLanes + (size_t)lane) * 2 + (size_t)c % 2]
+    const uint32_t bits = pair_value(w, ((const uint16_t*)w.codes)[(pair * kLanes + (size_t)lane) * 2 + (size_t)c % 2])
                           << 16;
     std::memcpy(out + c, &bits, 4);
   }
@@ -141,6 +188,10 @@ template <Layout L> constexpr RowReader reader() {
   switch (traits(L).family) {
     case Family::pairs:
       return pair_row;
+    case Family::row_tables:
+      return row_table_row;
+    case Family::vectors:
+      return vector_row;
     case Family::table:
       return table_row;
     case Family::planes:
@@ -163,6 +214,18 @@ constexpr RowReader kReaders[kLayouts] = {THRIFTY_LAYOUTS(THRIFTY_READER)};
 
 void linear_row(const Linear& w, int row, float* out) {
   kReaders[(int)w.layout](w, (size_t)row / kLanes, row % kLanes, out);
+  const Overlay& o = w.overlay;
+  if (o.starts)
+    for (int32_t e = o.starts[row]; e < o.starts[row + 1]; e++) out[o.columns[e]] += half_value(o.values[e]);
+  if (!w.low) return;
+  std::vector<float> factors((size_t)w.low->up.in), line((size_t)w.in);
+  std::vector<double> sums(out, out + w.in);
+  linear_row(w.low->up, row, factors.data());
+  for (int k = 0; k < w.low->up.in; k++) {
+    linear_row(w.low->down, k, line.data());
+    for (int c = 0; c < w.in; c++) sums[(size_t)c] += (double)factors[(size_t)k] * (double)line[(size_t)c];
+  }
+  for (int c = 0; c < w.in; c++) out[c] = (float)sums[(size_t)c];
 }
 
 }  // namespace thrifty

@@ -2,17 +2,26 @@
 #pragma once
 #include "linear/matmul_many.hpp"
 #include "linear/matmul_plain.hpp"
+#include "linear/paired_words.hpp"
 
 namespace thrifty::THRIFTY_ISA {
 
-template <int M> THRIFTY_INLINE void pair_tile(const Linear& w, int tile, const uint32_t* x, V* acc) {
+// member: of words that two weights share (LayoutTraits::member), else 0.
+template <int M, int MEMBER> THRIFTY_INLINE void pair_tile(const Linear& w, int tile, const uint32_t* x, V* acc) {
   const int pairs = (w.in + 1) / 2;
   const uint16_t* codes = (const uint16_t*)w.codes + (size_t)tile * pairs * 2 * kLanes;
 #pragma GCC unroll 16
   for (int i = 0; i < M; i++) acc[i] = zero();
   for (int p = 0; p < pairs; p++, codes += 2 * kLanes, x += kPanel) {
+    if constexpr (MEMBER > 0) {
+      alignas(64) uint16_t values[2 * kLanes];
+      member_values<MEMBER>(codes, values);
 #pragma GCC unroll 16
-    for (int i = 0; i < M; i++) acc[i] = dot_pair(acc[i], codes, x[i]);
+      for (int i = 0; i < M; i++) acc[i] = dot_pair(acc[i], values, x[i]);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < M; i++) acc[i] = dot_pair(acc[i], codes, x[i]);
+    }
   }
 }
 
@@ -31,8 +40,11 @@ THRIFTY_INLINE void write_tile(const Linear& w, int tile, V* acc, float* y, size
 }  // namespace thrifty::THRIFTY_ISA
 
 #include "linear/matmul_outliers.hpp"
+#include "linear/matmul_overlay.hpp"
+#include "linear/matmul_row_tables.hpp"
 #include "linear/matmul_planes.hpp"
 #include "linear/matmul_table.hpp"
+#include "linear/matmul_vectors.hpp"
 
 namespace thrifty::THRIFTY_ISA {
 
@@ -50,7 +62,7 @@ template <Layout L> THRIFTY_SHARED size_t panel_size(const Linear& w) {
 template <Layout L, bool MINIMUM, int M>
 static void rows_tile(const Linear& w, int tile, const void* x, float* y, size_t stride, bool add_to_y) {
   V acc[M];
-  if constexpr (reads(L) == Reads::pairs) pair_tile<M>(w, tile, (const uint32_t*)x, acc);
+  if constexpr (reads(L) == Reads::pairs) pair_tile<M, traits(L).member>(w, tile, (const uint32_t*)x, acc);
   else code_tile<L, MINIMUM, M>(w, tile, (const ActivationBlock*)x, acc);
   if constexpr (traits(L).outliers)
     if (w.threshold > 0) add_outliers<L, M>(w, tile, (const ActivationBlock*)x, acc);
@@ -158,6 +170,8 @@ template <Layout L> static constexpr RunTiles kernel_of(bool minimum) {
   if constexpr (T.family == Family::plain && T.number == 4) return plain_tiles<float>;
   else if constexpr (T.family == Family::plain) return plain_tiles<uint16_t>;
   else if constexpr (T.family == Family::table) return table_tiles<T.codes.bits()>;
+  else if constexpr (T.family == Family::row_tables) return row_table_tiles<T.codes>;
+  else if constexpr (T.family == Family::vectors) return vector_tiles<T.length>;
   else if constexpr (T.family == Family::planes) return plane_tiles;
   else if constexpr (T.minimums == Minimums::may) return minimum ? run_tiles<L, true> : run_tiles<L, false>;
   else return run_tiles<L, false>;
@@ -170,6 +184,7 @@ static constexpr RunTiles kTiles[kLayouts][2] = {THRIFTY_LAYOUTS(THRIFTY_KERNELS
 static void tiles(const Linear& w, int tile0, int tile1, const void* activations, int row0, int row1, float* y,
                   size_t stride, bool add_to_y) {
   kTiles[(int)w.layout][w.has_minimum()](w, tile0, tile1, activations, row0, row1, y, stride, add_to_y);
+  if (w.overlay.starts) add_overlay(w, tile0, tile1, activations, row0, row1, y, stride);
 }
 
 }  // namespace thrifty::THRIFTY_ISA

@@ -7,10 +7,11 @@
 
 namespace thrifty::THRIFTY_ISA {
 
+// Registers: rows at a time, planes of the weights at a time, and planes of the activations of one row or of some rows.
 // counts: sixteen words, one a row of the tile, += the bits in which 32 columns of a plane differ from those of the
 // activations.
 #if defined(__AVX512F__)
-constexpr int kPlaneRows = 4, kPlanesTogether = 4;
+constexpr int kPlaneRows = 4, kWeightPlanes = 2, kPlanesOfOne = 4, kPlanesOfSome = 2;
 THRIFTY_INLINE Words no_words() { return _mm512_setzero_si512(); }
 THRIFTY_INLINE Words add_words(Words a, Words b) { return _mm512_add_epi32(a, b); }
 THRIFTY_INLINE Words words_up(Words x, int bits) { return _mm512_sll_epi32(x, _mm_cvtsi32_si128(bits)); }
@@ -25,7 +26,7 @@ THRIFTY_INLINE Words add_differing(Words counts, Words w, uint32_t x) {
 THRIFTY_INLINE Words whole_words(V x) { return _mm512_cvtps_epi32(x); }
 THRIFTY_INLINE uint32_t plane_bits(Words x, int bit) { return _mm512_test_epi32_mask(x, _mm512_set1_epi32(1 << bit)); }
 #elif defined(__AVX2__)
-constexpr int kPlaneRows = 2, kPlanesTogether = 2;
+constexpr int kPlaneRows = 2, kWeightPlanes = 1, kPlanesOfOne = 2, kPlanesOfSome = 2;
 THRIFTY_INLINE Words no_words() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 THRIFTY_INLINE Words add_words(Words x, Words y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 THRIFTY_INLINE Words words_up(Words x, int bits) {
@@ -56,7 +57,7 @@ THRIFTY_INLINE uint32_t plane_bits(Words x, int bit) {
          (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_sll_epi32(x.b, up))) << 8;
 }
 #else
-constexpr int kPlaneRows = 2, kPlanesTogether = 2;
+constexpr int kPlaneRows = 2, kWeightPlanes = 1, kPlanesOfOne = 2, kPlanesOfSome = 2;
 THRIFTY_INLINE Words no_words() { return Words{}; }
 THRIFTY_INLINE Words add_words(Words x, Words y) {
   for (int i = 0; i < kLanes; i++) x.w[i] += y.w[i];
@@ -114,28 +115,52 @@ static void to_planes(const Linear& w, const float* x, uint32_t* planes, float* 
   }
 }
 
-// totals[i] += 2^shift * the bits in which one plane of `blocks` blocks and plane `plane` of row i of M differ, and so
-// on for J planes of the rows, each counting twice as much.
-template <int M, int J>
+// totals[i] += the bits in which planes of the weights, P of them from `codes` on, and planes of row i of M, J of them,
+// differ in `blocks` blocks. The first pair counts 2^shift, each plane further on either side twice as much. first: the
+// row's words of the first block.
+template <int M, int P, int J>
 THRIFTY_INLINE void count_planes(const uint8_t* codes, int step, int blocks, const uint32_t* const* x, size_t first,
-                                 int bits, int plane, int shift, Words* totals) {
-  Words counts[M * J];
+                                 int bits, int shift, Words* totals) {
+  Words counts[P * M * J];
 #pragma GCC unroll 16
-  for (int i = 0; i < M * J; i++) counts[i] = no_words();
-  for (size_t b = first; b < first + (size_t)blocks; b++, codes += step) {
-    const Words line = load_words(codes);
+  for (int i = 0; i < P * M * J; i++) counts[i] = no_words();
+  for (int b = 0; b < blocks; b++, codes += step, first += (size_t)bits) {
+#pragma GCC unroll 4
+    for (int p = 0; p < P; p++) {
+      const Words line = load_words(codes + 64 * p);
+#pragma GCC unroll 4
+      for (int i = 0; i < M; i++) {
+#pragma GCC unroll 4
+        for (int j = 0; j < J; j++) {
+          Words& count = counts[(p * M + i) * J + j];
+          count = add_differing(count, line, x[i][first + (size_t)j]);
+        }
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < P; p++) {
 #pragma GCC unroll 4
     for (int i = 0; i < M; i++) {
 #pragma GCC unroll 4
       for (int j = 0; j < J; j++)
-        counts[i * J + j] = add_differing(counts[i * J + j], line, x[i][b * (size_t)bits + (size_t)(plane + j)]);
+        totals[i] = add_words(totals[i], words_up(counts[(p * M + i) * J + j], shift + p + j));
     }
   }
-#pragma GCC unroll 4
-  for (int i = 0; i < M; i++) {
-#pragma GCC unroll 4
-    for (int j = 0; j < J; j++) totals[i] = add_words(totals[i], words_up(counts[i * J + j], shift + plane + j));
-  }
+}
+
+// P planes of the weights of a group, the first of them number `plane`, with all planes of M rows.
+template <int M, int P>
+THRIFTY_INLINE void count_rows(const uint8_t* codes, int step, int blocks, const uint32_t* const* x, size_t first,
+                               int bits, int plane, Words* totals) {
+  constexpr int kTogether = M == 1 ? kPlanesOfOne : kPlanesOfSome;
+  int j = 0;
+  if constexpr (kTogether == 4)
+    for (; j + 4 <= bits; j += 4)
+      count_planes<M, P, 4>(codes, step, blocks, x, first + (size_t)j, bits, plane + j, totals);
+  for (; j + 2 <= bits; j += 2)
+    count_planes<M, P, 2>(codes, step, blocks, x, first + (size_t)j, bits, plane + j, totals);
+  if (j < bits) count_planes<M, P, 1>(codes, step, blocks, x, first + (size_t)j, bits, plane + j, totals);
 }
 
 // One tile and M rows of activations, as to_planes makes them.
@@ -151,17 +176,14 @@ static void plane_tile(const Linear& w, int tile, const uint32_t* const* x, cons
   for (int first = 0, g = 0; first < w.in; first += w.group, g++, scales += kLanes) {
     const int columns = w.in - first < w.group ? w.in - first : w.group;
     const int blocks = (columns + kBlockColumns - 1) / kBlockColumns;
-    const size_t at = (size_t)(first / kBlockColumns);
+    const size_t at = (size_t)(first / kBlockColumns) * (size_t)bits;
     Words totals[M];
 #pragma GCC unroll 4
     for (int i = 0; i < M; i++) totals[i] = no_words();
-    for (int p = 0; p < planes; p++) {
-      int j = 0;
-      for (; kPlanesTogether == 4 && j + 4 <= bits; j += 4)
-        count_planes<M, 4>(codes + 64 * p, step, blocks, x, at, bits, j, p, totals);
-      for (; j + 2 <= bits; j += 2) count_planes<M, 2>(codes + 64 * p, step, blocks, x, at, bits, j, p, totals);
-      if (j < bits) count_planes<M, 1>(codes + 64 * p, step, blocks, x, at, bits, j, p, totals);
-    }
+    int p = 0;
+    if constexpr (kWeightPlanes == 2)
+      for (; p + 2 <= planes; p += 2) count_rows<M, 2>(codes + 64 * p, step, blocks, x, at, bits, p, totals);
+    for (; p < planes; p++) count_rows<M, 1>(codes + 64 * p, step, blocks, x, at, bits, p, totals);
     codes += (size_t)blocks * (size_t)step;
     const int all = columns * ((1 << planes) - 1) * ((1 << bits) - 1);
     const V scale = load_half(scales);

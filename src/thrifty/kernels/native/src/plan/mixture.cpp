@@ -49,16 +49,36 @@ void MixtureBuffers::Panel::grow(const Linear& w, int rows) {
   bytes.resize(std::max(bytes.size(), panel_bytes(w, rows)));
 }
 
+void MixtureBuffers::Panel::store(const Linear& w, const float* values, int lanes, int row, int tile) {
+  if (w.reads() == Reads::tokens) {  // a scale takes the whole row, see `quantise_inner`
+    float* whole = (float*)plain.data() + (size_t)row * (size_t)w.in;
+    std::memcpy(whole + tile * kLanes, values, (size_t)lanes * sizeof(float));
+    return;
+  }
+  uint8_t* to = const_cast<uint8_t*>(row_in_panel(w, of(w), row));
+  if (w.reads() == Reads::plain) std::memcpy((float*)to + tile * kLanes, values, (size_t)lanes * sizeof(float));
+  else if (w.reads() == Reads::pairs)
+    kernels().to_pairs(values, lanes, (uint32_t*)to + (size_t)(tile / 2) * kLanes * kPanel);
+  else kernels().quantise(values, lanes, (ActivationBlock*)to + (size_t)(tile / 2) * kPanel);
+}
+
 void MixtureBuffers::grow(int max_rows, const std::vector<Linear>& linears, const MixtureCall& call) {
   const int count = call.count(), whole = (max_rows + kPanel - 1) / kPanel * kPanel;
   capacity = std::max(capacity, whole + kPanel * count);
-  for (int i : call.gates) in.grow(linears[(size_t)i], capacity);
-  for (int i : call.ups) in.grow(linears[(size_t)i], capacity);
-  for (int i : call.downs) {
-    const Linear& down = linears[(size_t)i];
-    inner.grow(down, capacity);
-    if (down.reads() == Reads::tokens) inner.grow(reader_of(Reads::plain, down.in), capacity);  // until a row is whole
-  }
+  // Rows of their own have a panel each: see `lowered_rows`.
+  const int lowered_room = std::max(capacity, kPanel * kPrivateRows * call.active);
+  const auto add = [&](Panel& panel, int i, int slots) {
+    const Linear& w = linears[(size_t)i];
+    for (const Linear* own : {&w, w.low ? &w.low->down : &w}) {
+      panel.grow(*own, capacity);
+      if (own->reads() == Reads::tokens)
+        panel.grow(reader_of(Reads::plain, own->in), capacity);  // until a row is whole
+    }
+    lowered.grow(w, slots, lowered_room);
+  };
+  for (int i : call.gates) add(in, i, 2);
+  for (int i : call.ups) add(in, i, 2);
+  for (int i : call.downs) add(inner, i, 1);
   parts.resize(std::max(parts.size(), (size_t)capacity * (size_t)linears[(size_t)call.downs[0]].out));
   const size_t all = std::max(weights.size(), (size_t)max_rows * (size_t)call.active);
   weights.resize(all), chosen.resize(all), places.resize(all), entries.resize(all);
@@ -67,8 +87,9 @@ void MixtureBuffers::grow(int max_rows, const std::vector<Linear>& linears, cons
 }
 
 size_t MixtureBuffers::bytes() const {
-  return in.bytes() + inner.bytes() + (parts.size() + 4 * weights.size() + ends.size()) * sizeof(float) +
-         groups.capacity() * sizeof(ExpertGroup) + batches.capacity() * sizeof(ExpertBatch);
+  return in.bytes() + inner.bytes() + lowered.bytes() +
+         (parts.size() + 4 * weights.size() + ends.size()) * sizeof(float) + groups.capacity() * sizeof(ExpertGroup) +
+         batches.capacity() * sizeof(ExpertBatch);
 }
 
 size_t Mixture::scratch(const Plan& plan) const {
@@ -141,47 +162,74 @@ void Mixture::gather(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, 
   }
 }
 
+// V x of experts of low rank, `parts` of each group's expert in slots 0 and 1; `of(V, group, entry)` are the group's
+// rows as V reads them. Two barriers; nothing where no expert has a V.
+template <class F>
+void Mixture::lower(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b,
+                    std::initializer_list<const std::vector<int>*> parts, bool apart, Worker& w, F&& of) const {
+  if (!m.lowered.bytes()) return;
+  const auto each = [&](auto&& work) {  // a worker has the same groups both times
+    int task = 0;
+    for (int index = b.first_group; index < b.last_group; index++) {
+      const ExpertGroup& g = m.groups[(size_t)index];
+      int slot = 0;
+      for (const std::vector<int>* part : parts) {
+        const LowRank* low = plan.linears[(size_t)(*part)[(size_t)g.expert]].low;
+        if (low && task++ % w.count == w.id)
+          work(g, *low, slot, m.entries[(size_t)(b.first_entry + index - b.first_group)]);
+        slot++;
+      }
+    }
+  };
+  each([&](const ExpertGroup& g, const LowRank& low, int slot, int entry) {
+    kernels().tiles(low.down, 0, low.down.tiles(), of(low.down, g, entry), 0, g.rows, m.lowered.value(slot, g.first),
+                    m.lowered.stride(), false);
+    for (int i = 0; i < g.rows; i++)
+      place_row(low.up, m.lowered.value(slot, g.first + i), i, m.lowered_rows(slot, g, apart));
+  });
+  w.barrier();
+}
+
 // activation(gate x) * up x, two tiles at a time, straight into the panels that down reads.
 void Mixture::expand(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, const Panels::Ready* private_rows,
                      Worker& w) {
   float* gates = (float*)(w.scratch + panels.scratch(plan.widths[(size_t)in]));
   float *ups = gates + kGroupRows * kPair, *product = ups + kGroupRows * kPair;
   const int tiles = plan.linears[(size_t)call.gates[0]].tiles();
+  const bool apart = private_rows != nullptr;
+  const auto rows_of = [&](const Linear& x, const ExpertGroup& g, int entry) {  // private rows: an entry is a group
+    return private_rows ? row_in_panel(x, private_rows->of(x), entry / call.active)
+                        : row_in_panel(x, m.in.of(x), g.first);
+  };
+  lower(plan, m, b, {&call.gates, &call.ups}, apart, w, rows_of);
   GroupTasks(b.last_group - b.first_group, tiles, w.count).each(next_expand_, [&](int index, int tile0, int tile1) {
     const ExpertGroup& g = m.groups[(size_t)(b.first_group + index)];
     const Linear &gate = plan.linears[(size_t)call.gates[(size_t)g.expert]],
                  &up = plan.linears[(size_t)call.ups[(size_t)g.expert]],
                  &down = plan.linears[(size_t)call.downs[(size_t)g.expert]];
-    const int entry = m.entries[(size_t)(b.first_entry + index)];  // private rows: an entry is a group
-    const auto rows_of = [&](const Linear& x) {
-      return private_rows ? row_in_panel(x, private_rows->of(x), entry / call.active)
-                          : row_in_panel(x, m.in.of(x), g.first);
-    };
+    const int entry = m.entries[(size_t)(b.first_entry + index)];
     for (int tile = tile0; tile < tile1; tile += 2) {
       const int end = std::min(tile + 2, tile1), lanes = std::min(gate.out - tile * kLanes, kPair);
-      kernels().tiles(gate, tile, end, rows_of(gate), 0, g.rows, gates, kPair, false);
-      kernels().tiles(up, tile, end, rows_of(up), 0, g.rows, ups, kPair, false);
+      const auto multiply = [&](const Linear& x, int slot, float* to) {
+        kernels().tiles(x, tile, end, rows_of(x, g, entry), 0, g.rows, to, kPair, false);
+        if (x.low) kernels().tiles(x.low->up, tile, end, m.lowered_rows(slot, g, apart), 0, g.rows, to, kPair, true);
+      };
+      multiply(gate, 0, gates), multiply(up, 1, ups);
       for (int i = 0; i < g.rows; i++) {
         kernels().gate(gates + i * kPair, ups + i * kPair, product, lanes, call.activation);
-        if (down.reads() == Reads::tokens) {  // a scale takes the whole row
-          float* row = (float*)m.inner.plain.data() + (size_t)(g.first + i) * (size_t)down.in;
-          std::memcpy(row + tile * kLanes, product, (size_t)lanes * sizeof(float));
-          continue;
-        }
-        uint8_t* to = const_cast<uint8_t*>(row_in_panel(down, m.inner.of(down), g.first + i));
-        if (down.reads() == Reads::plain)
-          std::memcpy((float*)to + tile * kLanes, product, (size_t)lanes * sizeof(float));
-        else if (down.reads() == Reads::pairs)
-          kernels().to_pairs(product, lanes, (uint32_t*)to + (size_t)(tile / 2) * kLanes * kPanel);
-        else kernels().quantise(product, lanes, (ActivationBlock*)to + (size_t)(tile / 2) * kPanel);
+        m.inner.store(down, product, lanes, g.first + i, tile);
+        if (down.low && down.low->down.reads() != down.reads())
+          m.inner.store(down.low->down, product, lanes, g.first + i, tile);
       }
     }
   });
 }
 
 bool Mixture::inner_waits(const Plan& plan) const {
-  return std::any_of(call.downs.begin(), call.downs.end(),
-                     [&](int i) { return plan.linears[(size_t)i].reads() == Reads::tokens; });
+  return std::any_of(call.downs.begin(), call.downs.end(), [&](int i) {
+    const Linear& down = plan.linears[(size_t)i];
+    return down.reads() == Reads::tokens || (down.low && down.low->down.reads() == Reads::tokens);
+  });
 }
 
 // Rows of `expand` that down reads with one scale each, now that they are whole.
@@ -189,21 +237,28 @@ void Mixture::quantise_inner(const Plan& plan, MixtureBuffers& m, const ExpertBa
   for (int index = b.first_group + w.id; index < b.last_group; index += w.count) {
     const ExpertGroup& g = m.groups[(size_t)index];
     const Linear& down = plan.linears[(size_t)call.downs[(size_t)g.expert]];
+    const Linear& reader = down.reads() == Reads::tokens || !down.low ? down : down.low->down;
     const float* rows = (const float*)m.inner.plain.data() + (size_t)g.first * (size_t)down.in;
-    for (int i = 0; down.reads() == Reads::tokens && i < g.rows; i++)
-      place_row(down, rows + (size_t)i * (size_t)down.in, g.first + i, m.inner.tokens.data());
+    for (int i = 0; reader.reads() == Reads::tokens && i < g.rows; i++)
+      place_row(reader, rows + (size_t)i * (size_t)down.in, g.first + i, m.inner.tokens.data());
   }
 }
 
-void Mixture::reduce(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, Worker& w) {
+void Mixture::reduce(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, bool apart, Worker& w) {
   const Linear& any = plan.linears[(size_t)call.downs[0]];
   const size_t width = (size_t)any.out;
+  const auto rows_of = [&](const Linear& x, const ExpertGroup& g, int) {
+    return row_in_panel(x, m.inner.of(x), g.first);
+  };
+  lower(plan, m, b, {&call.downs}, apart, w, rows_of);
   GroupTasks(b.last_group - b.first_group, any.tiles(), w.count)
       .each(next_reduce_, [&](int index, int tile0, int tile1) {
         const ExpertGroup& g = m.groups[(size_t)(b.first_group + index)];
         const Linear& down = plan.linears[(size_t)call.downs[(size_t)g.expert]];
-        kernels().tiles(down, tile0, tile1, row_in_panel(down, m.inner.of(down), g.first), 0, g.rows,
-                        m.parts.data() + (size_t)g.first * width + (size_t)tile0 * kLanes, width, false);
+        float* to = m.parts.data() + (size_t)g.first * width + (size_t)tile0 * kLanes;
+        kernels().tiles(down, tile0, tile1, rows_of(down, g, 0), 0, g.rows, to, width, false);
+        if (down.low)
+          kernels().tiles(down.low->up, tile0, tile1, m.lowered_rows(0, g, apart), 0, g.rows, to, width, true);
       });
 }
 
@@ -250,7 +305,7 @@ void Mixture::run(Plan& plan, Step& s, Worker& w) {
     expand(plan, m, b, apart ? &ready : nullptr, w);
     w.barrier();
     if (waits) quantise_inner(plan, m, b, w), w.barrier();
-    reduce(plan, m, b, w);
+    reduce(plan, m, b, apart, w);
     w.barrier();
     combine(plan, s, m, b, w);
   }

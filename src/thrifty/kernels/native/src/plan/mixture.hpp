@@ -31,14 +31,21 @@ struct MixtureBuffers {
     std::vector<uint8_t> codes, pairs, plain, tokens;
     std::vector<uint8_t>& kind(const Linear& w);
     void grow(const Linear& w, int rows);
+    // `lanes` values from lane 0 of a tile on, as columns of a row, as the linear reads them.
+    void store(const Linear& w, const float* values, int lanes, int row, int tile);
     size_t bytes() const { return codes.size() + pairs.size() + plain.size() + tokens.size(); }
     uint8_t* of(const Linear& w) { return kind(w).data(); }
   };
   void grow(int max_rows, const std::vector<Linear>& linears, const MixtureCall& call);
+  // Of a linear in slot `slot`: panels of a group, from its first row on.
+  uint8_t* lowered_rows(int slot, const ExpertGroup& g, bool apart) {
+    return lowered.panels(slot, apart ? g.first : g.first / kPanel);
+  }
   size_t bytes() const;
 
   int capacity = 0;                 // panel rows of one batch
   Panel in, inner;                  // gathered activations; gate times up
+  Lowered lowered;                  // of experts of low rank: gate and up, or down
   std::vector<float> parts;         // [capacity, hidden]
   std::vector<float> weights;       // [row, rank]
   std::vector<int> chosen, places;  // [row, rank]: expert, ascending; panel row of the entry
@@ -65,7 +72,10 @@ struct Mixture final : Operation {
   void expand(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, const Panels::Ready* private_rows, Worker& w);
   bool inner_waits(const Plan& plan) const;
   void quantise_inner(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, Worker& w) const;
-  void reduce(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, Worker& w);
+  template <class F>
+  void lower(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b,
+             std::initializer_list<const std::vector<int>*> parts, bool apart, Worker& w, F&& of) const;
+  void reduce(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, bool apart, Worker& w);
   void combine(Plan& plan, Step& s, MixtureBuffers& m, const ExpertBatch& b, Worker& w) const;
   std::atomic<int> next_expand_{0}, next_reduce_{0};
 };

@@ -25,6 +25,14 @@ void lower_adapters(Step& s, const std::vector<int>& linears, const Panels& pane
   w.barrier();
 }
 
+// V x of linears of low rank, in their places of the list.
+void lower_ranks(Plan& plan, const std::vector<int>& linears, int rows, const Panels::Ready& ready, Worker& w) {
+  if (!plan.lowered.bytes()) return;
+  std::vector<const Linear*> used;
+  for (int i : linears) used.push_back(&plan.linears[(size_t)i]);
+  plan.lowered.lower(used, rows, w, [&](const Linear& down) { return ready.of(down); });
+}
+
 }  // namespace
 
 size_t Panels::scratch(int columns) const {
@@ -58,6 +66,7 @@ void Project::run(Plan& plan, Step& s, Worker& w) {
                             : panels.prepare(plan, w, s.rows, columns, row_at);
   const bool adapted = s.adapters && s.adapters->touches(linears);
   if (adapted) lower_adapters(s, linears, panels, columns, w, row_at);
+  lower_ranks(plan, linears, s.rows, ready, w);
   int tiles = 0;
   for (int i : linears) tiles += plan.linears[(size_t)i].tiles();
   const TileTasks tasks(plan.linears[(size_t)linears[0]], s.rows, tiles, w.count);
@@ -71,6 +80,7 @@ void Project::run(Plan& plan, Step& s, Worker& w) {
       if (from >= to) continue;
       float* y = plan.buffer(outs[i], s) + (size_t)row0 * stride + (size_t)from * kLanes;
       kernels().tiles(weights, from, to, ready.of(weights), row0, row1, y, stride, add);
+      plan.lowered.raise(weights, (int)i, from, to, row0, row1, y, stride);
       if (adapted)
         s.adapters->raise(linears[i], (int)i, row0, row1, from * kLanes, std::min(to * kLanes, weights.out), y, stride);
     }
@@ -109,6 +119,7 @@ void Gated::run(Plan& plan, Step& s, Worker& w) {
   const std::vector<int> linears{gate, up};
   const bool adapted = s.adapters && s.adapters->touches(linears);
   if (adapted) lower_adapters(s, linears, panels, columns, w, row_at);
+  lower_ranks(plan, linears, s.rows, ready, w);
   const Linear &a = plan.linears[(size_t)gate], &b = plan.linears[(size_t)up];
   float* gates = (float*)(w.scratch + panels.scratch(columns));
   float* ups = gates + kGateRows * 2 * kLanes;
@@ -119,6 +130,8 @@ void Gated::run(Plan& plan, Step& s, Worker& w) {
         const int stop = std::min(row + kGateRows, row1);
         kernels().tiles(a, tile, end, ready.of(a), row, stop, gates, 2 * kLanes, false);
         kernels().tiles(b, tile, end, ready.of(b), row, stop, ups, 2 * kLanes, false);
+        plan.lowered.raise(a, 0, tile, end, row, stop, gates, 2 * kLanes);
+        plan.lowered.raise(b, 1, tile, end, row, stop, ups, 2 * kLanes);
         if (adapted) {
           s.adapters->raise(gate, 0, row, stop, tile * kLanes, tile * kLanes + lanes, gates, 2 * kLanes);
           s.adapters->raise(up, 1, row, stop, tile * kLanes, tile * kLanes + lanes, ups, 2 * kLanes);
@@ -244,11 +257,13 @@ void Logits::run(Plan& plan, Step& s, Worker& w) {
     const auto ready = panels.prepare(plan, w, rows, weights.in,
                                       [&](int i) { return x + (size_t)s.logit_rows[start + i] * (size_t)weights.in; });
     const size_t stride = (size_t)weights.out;
+    lower_ranks(plan, {linear}, rows, ready, w);
     float* y = s.logits + (size_t)start * stride;
     TileTasks(weights, rows, weights.tiles(), w.count).each(w, claims, [&](int row0, int row1, int tile0, int tile1) {
       const int from = tile0 * kLanes, count = std::min(tile1 * kLanes, weights.out) - from;
-      kernels().tiles(weights, tile0, tile1, ready.of(weights), row0, row1, y + (size_t)row0 * stride + from, stride,
-                      false);
+      float* to = y + (size_t)row0 * stride + from;
+      kernels().tiles(weights, tile0, tile1, ready.of(weights), row0, row1, to, stride, false);
+      plan.lowered.raise(weights, 0, tile0, tile1, row0, row1, to, stride);
       for (int i = row0; softcap > 0.0f && i < row1; i++) kernels().cap(y + (size_t)i * stride + from, softcap, count);
     });
     w.barrier();

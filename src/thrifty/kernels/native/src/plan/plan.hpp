@@ -10,6 +10,7 @@
 #include "attention/attend.hpp"
 #include "linear/mapped_rows.hpp"
 #include "linear/linear.hpp"
+#include "linear/low_rank.hpp"
 #include "pool.hpp"
 #include "attention/view.hpp"
 
@@ -142,6 +143,7 @@ class Plan {
   uint8_t* panel(Reads kind) { return panels_[(size_t)kind].get(); }
   float* buffer(int i, const Step& s) { return i == 0 && s.hidden ? s.hidden : buffers_[(size_t)i].get(); }
   AttentionBuffers attention;
+  Lowered lowered;                          // of linears of low rank, one operation after the other
   std::unique_ptr<MixtureBuffers> mixture;  // null: no layer has experts
 
  private:

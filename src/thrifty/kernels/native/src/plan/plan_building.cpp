@@ -21,10 +21,11 @@ template <class T> std::unique_ptr<T[], void (*)(void*)> allocate(size_t count) 
   return {static_cast<T*>(p), std::free};
 }
 
+// What the linears read, and what the V of those of low rank read.
 Panels make_panels(uintptr_t norm, float epsilon, const std::vector<const Linear*>& linears) {
   Panels p{(const float*)norm, epsilon};
-  for (const Linear* w : linears) {
-    switch (w->reads()) {
+  const auto add = [&](const Linear& w) {
+    switch (w.reads()) {
       case Reads::plain:
         p.plain = true;
         break;
@@ -32,15 +33,19 @@ Panels make_panels(uintptr_t norm, float epsilon, const std::vector<const Linear
         p.pairs = true;
         break;
       case Reads::tokens:
-        if (p.tokens && p.threshold != w->threshold)
+        if (p.tokens && p.threshold != w.threshold)
           refuse("linears that read the same rows leave outliers of one threshold apart, not of " +
-                 std::to_string(p.threshold) + " and " + std::to_string(w->threshold) +
+                 std::to_string(p.threshold) + " and " + std::to_string(w.threshold) +
                  " (0: none): compress them alike");
-        p.tokens = true, p.threshold = w->threshold;
+        p.tokens = true, p.threshold = w.threshold;
         break;
       default:
         p.codes = true;
     }
+  };
+  for (const Linear* w : linears) {
+    add(*w);
+    if (w->low) add(w->low->down);
   }
   return p;
 }
@@ -102,9 +107,13 @@ void Plan::add(std::unique_ptr<Operation> operation) {
 // Panels of the four kinds, each for the widest row that a linear of the kind reads.
 void Plan::allocate_panels() {
   size_t wanted[kReads] = {};
-  for (const Linear& w : linears) {
+  const auto add = [&](const Linear& w) {
     size_t& bytes = wanted[(int)w.reads()];
     bytes = std::max(bytes, panel_bytes(w, shape.max_rows));
+  };
+  for (const Linear& w : linears) {
+    add(w);
+    if (w.low) add(w.low->down);
   }
   for (int kind = 0; kind < kReads; kind++) {
     if (wanted[kind] <= panel_bytes_[kind]) continue;
@@ -115,6 +124,7 @@ void Plan::allocate_panels() {
 
 void Plan::add_embed(int w, float scale, int out, const MappedRows& file) {
   if (linear(w).in != width(out)) refuse("the embedding's width differs from its buffer's");
+  if (linear(w).low) refuse("an embedding cannot be of low rank");
   vocabulary_ = linear(w).out;
   auto embed = std::make_unique<Embed>(w, scale, out);
   embed->file = file;
@@ -130,6 +140,7 @@ void Plan::add_project(int layer, int in, uintptr_t norm, float epsilon, std::ve
     used.push_back(&linear(ws[i]));
     if (used[i]->in != width(in) || used[i]->out != width(outs[i]))
       refuse("a projection's shapes do not match its buffers");
+    lowered.grow(*used[i], (int)ws.size(), shape.max_rows);
   }
   auto project =
       std::make_unique<Project>(layer, in, make_panels(norm, epsilon, used), std::move(ws), std::move(outs), add_to);
@@ -146,6 +157,7 @@ void Plan::add_gated(int layer, int in, uintptr_t norm, float epsilon, int gate,
   if (a.in != width(in) || b.in != a.in || a.out != width(out) || b.out != a.out)
     refuse("a gated projection's shapes do not match its buffers");
   if (activation != 0 && activation != 1) refuse("activation must be 0 (SiLU) or 1 (GELU, tanh form)");
+  for (const Linear* w : {&a, &b}) lowered.grow(*w, 2, shape.max_rows);
   add(std::make_unique<Gated>(layer, in, make_panels(norm, epsilon, {&a, &b}), gate, up, out, activation));
 }
 
@@ -222,6 +234,7 @@ void Plan::add_await(int layer) { add(std::make_unique<Await>(layer)); }
 
 void Plan::add_logits(int in, uintptr_t norm, float epsilon, int w, float softcap) {
   if (linear(w).in != width(in)) refuse("the head's width differs from its buffer's");
+  lowered.grow(linear(w), 1, shape.max_rows);
   logits_ = linear(w).out;
   add(std::make_unique<Logits>(in, make_panels(norm, epsilon, {&linear(w)}), w, softcap));
 }

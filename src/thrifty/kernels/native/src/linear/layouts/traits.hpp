@@ -6,8 +6,9 @@ namespace thrifty {
 
 // The kernels that multiply a layout. groups: codes with one scale a row and group of columns. superblocks: codes with
 // scales of two levels. table: codes into the linear's own table of fp32. pairs: two bf16 columns a word. plain: rows
-// of numbers. planes: bit planes of bipolar integers.
-enum class Family : int { groups, superblocks, table, pairs, plain, planes };
+// of numbers. planes: bit planes of bipolar integers. row_tables: codes into a table of each row. vectors: codes of
+// vectors of neighbouring rows.
+enum class Family : int { groups, superblocks, table, pairs, plain, planes, row_tables, vectors };
 
 // A row of activations as the products of a layout read it: int8 blocks with a scale each, pairs of bf16, plain fp32,
 // or int8 blocks with one scale for the whole row (and features beyond a threshold apart).
@@ -50,17 +51,18 @@ struct LayoutTraits {
   bool wide_groups = false;           // groups of any multiple of 32 columns, up to whole rows
   SubScales subs{};
   int number = 0;           // bytes of a plain number
+  int length = 0;           // rows of a vector
+  int member = 0;           // of words that two linears share: the first (1) or the second (2)
   bool token_wise = false;  // activations have one scale a row, not one a block
   bool outliers = false;    // token-wise, and may leave features beyond a threshold apart
 
   THRIFTY_SHARED constexpr Reads reads() const {
-    return family == Family::pairs                                                          ? Reads::pairs
-           : family == Family::plain || family == Family::table || family == Family::planes ? Reads::plain
-           : token_wise                                                                     ? Reads::tokens
-                                                                                            : Reads::codes;
+    const bool floats =
+        family == Family::plain || family == Family::table || family == Family::planes || family == Family::vectors;
+    return family == Family::pairs ? Reads::pairs : floats ? Reads::plain : token_wise ? Reads::tokens : Reads::codes;
   }
   // Whether the layout has codes of integers and scales beside them.
-  THRIFTY_SHARED constexpr bool coded() const { return family == Family::groups || family == Family::superblocks; }
+  THRIFTY_SHARED constexpr bool coded() const { return reads() == Reads::codes || reads() == Reads::tokens; }
   THRIFTY_SHARED constexpr Codes codes_with(bool minimum) const {
     Codes own = codes;
     if (minimum && values_with_minimums) own.offset = 0;
