@@ -2,8 +2,8 @@
 points), `SuperblockLinear` (two levels of scales), `CodebookLinear` (codes into a table), `DenseLinear` (bf16, fp16,
 fp32), `SignLinear` (binary, ternary), `BitPlaneLinear` (1 to 8 bit, activations too), `RowTableLinear` (codes into a
 table of each row), `VectorLinear` (codes of vectors), `SparseLinear` (single weights on top of another),
-`LowRankLinear` (any of them with a product of low rank), `PairedLinear` (two weights in the same words), `TokenWiseLinear` (4, 8 bit
-for activations with one scale a row), their base.
+`LowRankLinear` (any of them with a product of low rank), `PairedLinear` (two weights in the same words),
+`TokenWiseLinear` (4, 8 bit for activations with one scale a row), their base.
 """
 
 from __future__ import annotations
