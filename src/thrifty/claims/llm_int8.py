@@ -43,8 +43,8 @@ class LlmInt8Claim(Claim):
         score = WeightScores(context)
         setting = (
             f"off-grid view, threshold 6; {SCORED} tokens of prose after {PREFIX}; planted: {PLANTED} channels behind "
-            f"each norm {FACTOR:g} times as large, their weights as much smaller; the paper's models show outliers "
-            "from 6.7B parameters on"
+            f"each norm {FACTOR:g} times as large, their weights as much smaller, held to a rise of 2 % (no "
+            "figure of the paper, whose models show outliers from 6.7B parameters on)"
         )
         full = score()
         if weak := unpredicted(full.losses):
@@ -57,9 +57,12 @@ class LlmInt8Claim(Claim):
             parts=(
                 ahead("loss below that of int8 alone", ours.losses, alone.losses),
                 ahead("with planted outliers, below the unrounded weights'", kept.losses, full.losses, Bar(-2 * RISE)),
+            ),
+            gates=(
+                exactly("bytes of the linears", ours.nbytes / full.nbytes, Bar(HALF, at_least=False)),
+                # Without outliers in the model, int8 alone could hold the headline's bar.
                 ahead("with planted outliers, below that of int8 alone", kept.losses, spoilt.losses),
             ),
-            gates=(exactly("bytes of the linears", ours.nbytes / full.nbytes, Bar(HALF, at_least=False)),),
             controls=(
                 Control("int8 alone, with planted outliers", "lose", advantage(spoilt.losses, full.losses)),
                 Control("int8 alone", "shown", advantage(alone.losses, full.losses)),

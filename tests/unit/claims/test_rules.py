@@ -501,3 +501,18 @@ def test_a_part_of_the_layers_is_not_held_to_what_all_may_lose(monkeypatch: pyte
 def test_what_amps_recovery_does_otherwise_is_told() -> None:
     setting = claims.load("amp").measure(CASES["amp"].made({})).setting
     assert f"at {amp.RATE:g} from the whole model's predictions" in setting and "at 3e-4, from the text" in setting
+
+
+def test_int8_that_leaves_no_outlier_apart_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model without outliers loses nothing to int8 alone; with planted ones the technique must make a difference."""
+
+    class SpoiltByOutliers(MadeUpScores):
+        def __call__(self, *tables: dict[str, Any], calibration: object = None) -> Compressed:
+            made = super().__call__(*tables, calibration=calibration)
+            spoilt = replace(made.losses, values=tuple(value + 0.5 for value in made.losses.values))
+            return replace(made, losses=spoilt) if self.view == "planted" else made
+
+    case = CASES["llm-int8"].made({"losses": [({"technique": "llm-int8"}, 0.001)]})
+    monkeypatch.setattr(llm_int8, "WeightScores", SpoiltByOutliers)
+    monkeypatch.setattr(llm_int8, "planted", lambda view: "planted")
+    assert judged("llm-int8", case) is not HOLDS
