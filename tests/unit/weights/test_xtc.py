@@ -87,3 +87,17 @@ def test_what_is_refused(plain: Model) -> None:
     plain.linears["layers.0.mlp.up"].weight[0, 0] = np.nan  # type: ignore[attr-defined]
     with pytest.raises((KernelError, RecipeError), match="NaN|loss of step 1 is nan"):
         prepare(plain, [xtc(steps=1)], calibration=TEXT)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_the_report_tells_how_far_signs_are_from_what_was_given(plain: Model, steps: int) -> None:
+    small = prepare(plain, [xtc(steps=steps)], calibration=TEXT)
+    report = {entry.name: entry for entry in small.report}
+    for name, linear in small.linears.items():
+        if isinstance(linear, SignLinear):
+            before = plain.linears[name].dequantize()
+            apart = np.linalg.norm(linear.dequantize() - before) / np.linalg.norm(before)
+            assert report[name].error == pytest.approx(apart, rel=1e-4) and apart > 0.1
+            assert (report[name].format, report[name].origin) == (linear.label, "f32")
+    assert len(report) == 14
+    assert not prepare(plain, [xtc(steps=0)], calibration=TEXT, errors=False).report

@@ -16,8 +16,8 @@ from thrifty.models.model import Model
 from thrifty.registry import technique
 from thrifty.weights.calibration import CalibrationSet
 from thrifty.weights.cutting import Structure, cut
-from thrifty.weights.structure import linears
-from thrifty.weights.technique import KEPT, OUTSIDE, Preparation, Technique, exchange, options_of
+from thrifty.weights.structure import LinearInfo, linears
+from thrifty.weights.technique import KEPT, OUTSIDE, Preparation, Technique, error_of, exchange, options_of, tell
 
 if TYPE_CHECKING:
     from thrifty.training.loop.distilling import Rounding
@@ -85,6 +85,7 @@ class XTC(Technique):
         kept = self.kept(len(model.config.layers))
         cut(model, Structure(layers=kept))
         names = [info.name for info in linears(model) if info.role not in OUTSIDE + KEPT]
+        given, told = dict(model.linears), {entry.name: entry for entry in model.report}
         if self.every > 1 and self.reduction_steps:
             for name, weight in self._trained(model, teacher, names, None, self.reduction_steps, preparation).items():
                 exchange(model, name, DenseLinear.from_weight(weight, bias=model.linears[name].bias))
@@ -94,8 +95,12 @@ class XTC(Technique):
             weights = {name: model.linears[name].dequantize() for name in names}
         for name in names:
             preparation.before()
-            stored = SignLinear.quantize(weights.pop(name), LEVELS[self.weights], self.group, model.linears[name].bias)
+            before = LinearInfo(name, given[name])
+            stored = SignLinear.quantize(weights.pop(name), LEVELS[self.weights], self.group, before.linear.bias)
+            report = error_of(before, stored, told.get(name)) if preparation.errors else None
             exchange(model, name, stored)
+            if report is not None:
+                tell(model, report)
 
     def version(self, before: str) -> str:
         """Another checkpoint's where layers went, as of a StructureTechnique."""
