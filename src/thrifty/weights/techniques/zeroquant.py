@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         limits=(
             "a group is a row of weights or a part of one; the paper's 48 to 64 groups a matrix span several rows",
             "scales are FP16, and codes follow from the rounded scale",
+            "activations have the scale max|x|/127 and are not clipped; the paper's equation divides by 128",
             "by default nothing is distilled: the paper's W8A8; `steps = 100` is the paper's distillation",
             "distillation trains the linears that are rounded, without weight decay; the authors' code the norms too",
             "distillation rounds all activations that will be; the authors' example leaves the MLP's out",
