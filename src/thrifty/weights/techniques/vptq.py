@@ -41,7 +41,7 @@ Count = Literal[16, 256, 4096, 65536]
             "codes stay in the columns' order, so that no permutation is stored; the paper stores one",
             "outlier columns have tables of their own, of the same sizes; the paper's have other sizes",
             "the other columns share one pair of tables; the paper may split them into groups",
-            "columns are scaled by least and greatest, errors weighted to match; the authors' by mean and deviation, not so",
+            "columns are scaled by their range and errors weighted to match; the authors' by deviation, unmatched",
             "centroids are trained on at most 131,072 vectors of a matrix, until a step gains less than 0.1 %",
             "no layer is tuned afterwards, as the paper does for its best figures",
             "products are in fp32 and bound by look-ups: decoding takes longer than the bytes alone predict",
