@@ -9,8 +9,8 @@ from thrifty.arrays import Floats
 from thrifty.errors import RecipeError
 from thrifty.formats.linear import DenseLinear, PackedLinear
 from thrifty.models.model import Model
-from thrifty.weights.structure import linears
-from thrifty.weights.technique import KEPT, OUTSIDE, Preparation, exchange
+from thrifty.weights.structure import LinearInfo, linears
+from thrifty.weights.technique import KEPT, OUTSIDE, Preparation, error_of, exchange, tell
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Recovery:
 
 def recover(model: Model, recovery: Recovery, preparation: Preparation, what: str, teacher: Model | None) -> None:
     """Train low-rank additions to all linears of the layers and merge them, in place. what: needs it, as the errors
-    begin. teacher: the model before, where `recovery.distil`.
+    begin. teacher: the model before, where `recovery.distil`. The report tells how far they moved.
 
     Merged linears are bf16 where they were, else plain fp32, for a technique behind it to store: what was added lies
     on no grid. Raises RecipeError where there is no text.
@@ -56,8 +56,14 @@ def recover(model: Model, recovery: Recovery, preparation: Preparation, what: st
         checkpoint=Checkpoint.of(preparation.results.folder, "recovery", run),
         say=lambda progress: preparation.before(),
     )
+    told = {entry.name: entry for entry in model.report}
     for name in names:
-        exchange(model, name, _stored(model.linears[name], healed.weights.pop(name)))
+        before = LinearInfo(name, model.linears[name])
+        stored = _stored(before.linear, healed.weights.pop(name))
+        report = error_of(before, stored, told.get(name)) if preparation.errors else None
+        exchange(model, name, stored)
+        if report is not None:
+            tell(model, report)
 
 
 def _stored(before: PackedLinear, weight: Floats) -> DenseLinear:

@@ -181,3 +181,13 @@ def test_scores_are_plain_numbers(plain: Model) -> None:
     plain.replace("layers.0.mlp.up", DenseLinear.from_weight(weight))
     with pytest.raises(RecipeError, match=r"layers\.0\.mlp\.down reads numbers that are NaN or infinite"):
         pruned(plain)
+
+
+def test_the_report_tells_how_far_recovery_moved_the_weights(plain: Model) -> None:
+    cut, healed = pruned(plain, share=0.4), pruned(plain, share=0.4, recovery=2, rate=0.02)
+    report = {entry.name: entry for entry in healed.report}
+    for name in cut.linears:
+        before, after = cut.linears[name].dequantize(), healed.linears[name].dequantize()
+        if name.startswith("layers."):
+            moved = np.linalg.norm(after - before) / np.linalg.norm(before)
+            assert moved > 0 and report[name].error == pytest.approx(moved, rel=1e-3), name
