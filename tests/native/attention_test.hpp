@@ -165,7 +165,7 @@ void test_view(int dim) {
   expect_refused("part of a superblock", [] { make_linear(Layout::q6_k, 64, 64, 0, 0, 16, 64, 0); });
   expect_refused("minimums that are missing", [] { make_linear(Layout::q4_k, 64, 64, 0, 0, 16, 256, 0); });
   expect_refused("minimums of a table", [] { make_linear(Layout::iq4_nl, 64, 64, 64, 0, 16, 64, 32); });
-  expect_refused("an unknown layout", [] { layout_of("int3"); });
+  expect_refused("an unknown layout", [] { layout_of("int7"); });
   expect_refused("columns that are no fours", [] { make_linear(Layout::int8_2_4, 64, 64, 0, 0, 16, 66, 32); });
   expect_refused("a group of 33", [] { make_linear(Layout::int4, 64, 64, 0, 0, 16, 64, 33); });
 }

@@ -74,7 +74,7 @@ struct Exact {
 constexpr uint16_t kHalfOne = 0x3c00, kHalfQuarter = 0x3400;  // fp16 1 and 0.25
 
 constexpr bool is_planes(Layout layout) { return traits(layout).family == Family::planes; }
-constexpr bool has_scales(Layout layout) { return reads(layout) == Reads::codes || is_planes(layout); }
+constexpr bool has_scales(Layout layout) { return traits(layout).coded() || is_planes(layout); }
 // Whether a linear of the layout may have minimums.
 constexpr bool takes_minimums(Layout layout) { return traits(layout).minimums != Minimums::never; }
 
@@ -122,6 +122,7 @@ struct Packed {
     codes.resize(traits(layout).family == Family::plain ? (size_t)out * tile_bytes(sized) / 16
                                                         : tiles * tile_bytes(sized));
     for (auto& c : codes) c = (uint8_t)random_source();
+    if (is_planes(layout)) clear_columns_behind(sized.tiles());
     if (layout == Layout::f32) {
       const auto weights = floats((size_t)out * (size_t)in);
       std::memcpy(codes.data(), weights.data(), codes.size());
@@ -138,6 +139,15 @@ struct Packed {
     for (auto& zero : zeros) zero = (uint8_t)(random_source() % (1 << codes_of(layout, true).bits()));
     scales.assign(tiles * groups * 16, two_levels(layout) ? 0x1800 : kHalfQuarter),
         minimums.assign(tiles * groups * 16, two_levels(layout) ? 0x1c00 : kHalfOne);
+  }
+  // Bit planes have no zero: columns that only fill a block are zero bits, as in `formats/bit_planes.py`.
+  void clear_columns_behind(int tiles) {
+    const size_t block = (size_t)codes_of(layout, false).bytes(), blocks = codes.size() / block / (size_t)tiles;
+    for (size_t tile = 0; in % 32 && tile < (size_t)tiles; tile++)
+      for (size_t i = 0; i < block; i++) {
+        const int left = std::clamp(in % 32 - 8 * (int)(i % 4), 0, 8);  // columns of this byte
+        codes[(tile * blocks + blocks - 1) * block + i] &= (uint8_t)((1 << left) - 1);
+      }
   }
   Linear linear() const {
     Linear w = make_linear(layout, (uintptr_t)codes.data(), (uintptr_t)scales.data(),
