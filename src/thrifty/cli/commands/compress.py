@@ -51,7 +51,7 @@ Memory = Annotated[
         help="Stop, with what is done kept, where the process holds more before a layer, e.g. 2GB.",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace DIR where it is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace DIR where it is a compressed model.")]
 ListFormats = Annotated[
     bool,
     typer.Option(
