@@ -224,5 +224,5 @@ def test_nothing_is_left_of_a_write_that_fails(llama: Model, tmp_path: Path, mon
 def test_plain_halves_stay_exact(llama: Model, tmp_path: Path) -> None:
     for name, linear in list(llama.linears.items()):
         llama.replace(name, DenseLinear.from_weight(linear.dequantize(), np.float16))
-    export_gguf(llama, tmp_path / "m.gguf")
-    same_values(llama, load(tmp_path / "m.gguf"))
+    export_gguf(llama, tmp_path / "new" / "folder" / "m.gguf")
+    same_values(llama, load(tmp_path / "new" / "folder" / "m.gguf"))

@@ -36,6 +36,7 @@ def export_gguf(model: Model, target: Path) -> None:
     tensors = [_tensor(model, architecture, name, value) for name, value in _parts(model)]
     metadata = _metadata(model, architecture)
     partial = target.with_name(f".{target.name}.partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         write_gguf(partial, metadata, tensors)
         check_same(GGUFSource(partial).config, model.config, "a GGUF file")
