@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,18 +13,12 @@ from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import Control
 from thrifty.claims.harness.parts import Bar, ahead, exactly, times
 from thrifty.claims.harness.reading import unpredicted
-from thrifty.claims.harness.scores.passages import SCORED, Passages, cuts
-from thrifty.claims.harness.state import State
 from thrifty.claims.harness.statistics import Scores, advantage
+from thrifty.claims.harness.weights import PREFIX, WeightScores
 from thrifty.formats.linear import BitPlaneLinear, GroupLinear, PackedLinear
 from thrifty.kernels import dispatch
-from thrifty.recipe import Recipe
-from thrifty.weights.offgrid import packed_view
 
-if TYPE_CHECKING:
-    from thrifty.models.model import Model
-
-PREFIX, GROUP = 512, 64
+GROUP = 64
 FASTER = 2.4
 ROWS = 64  # of a product, as in a short prompt
 SECONDS = 0.2  # that a timing lasts at least
@@ -53,13 +46,18 @@ class AnyPrecisionClaim(Claim):
         setting = (
             f"products with {shape.out_features} × {shape.in_features} weights in groups of {GROUP} on a processor; "
             "the baseline is Thrifty's own product of 4-bit weights with bytes, the paper's CUTLASS's on a GPU; losses "
-            f"on the off-grid view, {SCORED} tokens of prose after {PREFIX}, embedding and logits as they are"
+            f"on the off-grid view, {context.budget.tokens} tokens of prose after {PREFIX}, all but embedding and head"
         )
         headline = times(
             f"W2A2 over 4-bit weights by bytes, {ROWS} rows", many["W2A2"], many["bytes"], Bar(FASTER), "2.4 ×"
         )
-        losses = partial(_losses, context, packed_view(context.model))
-        full = losses(None)
+        scored = WeightScores(context)
+
+        def losses(bits: tuple[int, int]) -> Scores:
+            table = {"technique": "any-precision", "bits": bits[0], "activation_bits": bits[1], "group": GROUP}
+            return scored(table).losses
+
+        full = scored().losses
         if weak := unpredicted(full):
             return Measurement(headline, setting=f"{setting}; losses: {weak}")
         worst = losses((1, 1))
@@ -109,17 +107,3 @@ def _differing(shape: PackedLinear) -> float:
     weight = random.standard_normal((64, shape.in_features), np.float32)
     linear, x = BitPlaneLinear.quantize(weight, 2, 2, GROUP), random.standard_normal((5, shape.in_features), np.float32)
     return float((dispatch.matmul(linear, x) != linear.oracle(x)).sum())
-
-
-def _losses(context: Context, model: Model, bits: tuple[int, int] | None) -> Scores:
-    """Of tokens of prose, with linears of so many bits; None: as they are."""
-    context.say(f"losses with {'weights as they are' if bits is None else 'W{}A{}'.format(*bits)}")
-    chosen = cuts(model.require_tokenizer(), context.length, PREFIX, -(-context.budget.tokens // SCORED), context.seed)
-    table: list[dict[str, Any]] = []
-    if bits is not None:
-        table = [{"technique": "any-precision", "bits": bits[0], "activation_bits": bits[1], "group": GROUP}]
-    engine = context.fresh(model, Recipe(weights=table))
-    try:
-        return Passages(engine, State(None, {})).losses(chosen, [], "nll")
-    finally:
-        engine.close()

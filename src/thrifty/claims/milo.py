@@ -8,10 +8,9 @@ from functools import partial
 from thrifty.claims.harness.claim import Claim, Measurement
 from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import Control
-from thrifty.claims.harness.mixtures import MODEL, PREFIX, predicted
+from thrifty.claims.harness.mixtures import MODEL, PREFIX, SCORED, predicted
 from thrifty.claims.harness.parts import Bar, ahead, exactly, kept
 from thrifty.claims.harness.reading import unpredicted
-from thrifty.claims.harness.scores.passages import SCORED
 from thrifty.claims.harness.statistics import advantage
 
 DENSE, SPARSE = 16, 16  # an eighth of the width, as the paper's 512 of 4096; and the paper's smaller strategy

@@ -3,7 +3,8 @@ points), `SuperblockLinear` (two levels of scales), `CodebookLinear` (codes into
 fp32), `SignLinear` (binary, ternary), `BitPlaneLinear` (1 to 8 bit, activations too), `RowTableLinear` (codes into a
 table of each row), `VectorLinear` (codes of vectors), `SparseLinear` (single weights on top of another),
 `LowRankLinear` (any of them with a product of low rank), `PairedLinear` (two weights in the same words),
-`Sparse24Linear` (two of every four columns), their base.
+`TokenWiseLinear` (4, 8 bit for activations with one scale a row), `Sparse24Linear` (two of every four columns), their
+base.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from thrifty.formats.signs import SignLinear
 from thrifty.formats.sparse import SparseLinear
 from thrifty.formats.sparse_2_4 import Sparse24Linear
 from thrifty.formats.superblock import SuperblockLinear
+from thrifty.formats.token_wise import TokenWiseLinear
 from thrifty.formats.vector import VectorLinear
 from thrifty.formats.zero_point import ZeroPointLinear
 
@@ -36,6 +38,7 @@ __all__ = [
     "Sparse24Linear",
     "SparseLinear",
     "SuperblockLinear",
+    "TokenWiseLinear",
     "VectorLinear",
     "ZeroPointLinear",
 ]

@@ -96,3 +96,10 @@ def seen(model: Model, calibration: CalibrationSet, what: str) -> Calibration:
 
     inputs = LayerInputs(model, calibration.sequences)
     return lambda linear: Activations(inputs(linear.name))
+
+
+def random_calibration(model: Model, sequences: int = SEQUENCES, tokens: int = TOKENS) -> CalibrationSet:
+    """Token ids drawn evenly from the vocabulary, always the same ones: for what needs no text of any kind."""
+    tokens = min(tokens, model.config.context_length)
+    drawn = np.random.default_rng(0).integers(0, model.config.vocabulary_size, (sequences, tokens), np.int64)
+    return CalibrationSet("random-tokens", drawn)

@@ -127,6 +127,10 @@ class WeightTechnique(PlacedTechnique):
         """Whether `apply` compresses the layer."""
         return self.covers(linear) and self.includes(linear.layer, (linear.name,))
 
+    def units(self, model: Model) -> int:
+        """In how many parts `apply` gives its results."""
+        return sum(self.selects(linear) for linear in linears(model))
+
     def apply(self, model: Model, preparation: Preparation) -> None:
         """See Technique. What was compressed and is mapped from a file leaves the process meanwhile."""
         reports = {entry.name: entry for entry in model.report}
@@ -147,13 +151,12 @@ class WeightTechnique(PlacedTechnique):
         if made is not None:
             return made[0]
         preparation.before()
-        shown, report = preparation.calibration, None
+        shown = preparation.calibration
         try:
             packed = self.compress(linear, None if shown is None else shown(linear))
         except KernelError as error:
             raise KernelError(f"technique '{self.name}', '{linear.name}': {error}") from error
-        if preparation.errors:
-            report = error_of(linear, packed, held)
+        report = error_of(linear, packed, held) if preparation.errors else None
         result = preparation.results.keep(linear.name, Result(linear.name, packed, report))
         preparation.results.close(linear.name)
         return result
@@ -192,12 +195,11 @@ def prepare(
         label = f"[{calibration.label}]" if technique.needs_calibration and calibration is not None else ""
         if not results.restore(stage, model):
             technique.check(model)  # again: one before may have left layers out
-            shown = None
+            shown = text = None
             if technique.needs_calibration and calibration is not None:
                 # Anew for each: one before may have changed what the first layer sees.
-                shown = seen(model, calibration, f"technique '{technique.name}'")
+                shown, text = seen(model, calibration, f"technique '{technique.name}'"), calibration
             results.begin(stage, model)
-            text = calibration if technique.needs_calibration else None
             technique.apply(model, Preparation(shown, before or nothing, errors, results, text))
             results.finish(stage, model)
         model.version = technique.version(model.version) + label
@@ -228,6 +230,19 @@ def error_of(linear: LinearInfo, packed: PackedLinear, held: TensorReport | None
     """How far `packed` is from the linear that it replaces, with the origin that the report tells so far."""
     entry = _report(linear, packed)
     return entry if held is None else replace(entry, origin=held.origin)
+
+
+def place(model: Model, result: Result) -> None:
+    """Put a linear that was compressed in its place. What was there and is mapped from a file leaves the process."""
+    assert isinstance(result.value, PackedLinear)
+    before, reports = model.linears.get(result.name), {entry.name: entry for entry in model.report}
+    model.replace(result.name, result.value)
+    reports.pop(result.name, None)
+    if result.report is not None:
+        reports[result.name] = result.report
+    model.report[:] = _in_order(reports, model.report)
+    if before is not None:
+        let_go(before.state().values())
 
 
 def _in_order(reports: dict[str, TensorReport], before: Sequence[TensorReport]) -> list[TensorReport]:

@@ -20,13 +20,16 @@ from thrifty.claims import (
     hqq,
     kivi,
     kvzip,
+    llm_int8,
     maskllm,
     minikv,
     rtn,
+    smoothquant_plus,
     snapkv,
     sparsegpt,
     squeezellm,
     vptq,
+    zeroquant,
 )
 from thrifty.claims.harness.parts import Verdict, exactly
 from thrifty.claims.harness.statistics import Scores
@@ -89,6 +92,18 @@ def masked(learned: float, sparsegpt: float) -> dict[str, Any]:
         ({"technique": "sparsegpt", "update": False}, 0.5),
         ({"technique": "sparsegpt"}, sparsegpt),
         ({"technique": "magnitude"}, 0.9),
+    ]
+    return {"losses": losses}
+
+
+def eight_bits(name: str, level: float) -> dict[str, Any]:
+    """Losses of a technique in 8 bits beside those of poorer settings of the same."""
+    losses: Levels = [
+        ({"symmetric": True}, 0.5),
+        ({"technique": "rtn", "bits": 8}, 0.0),
+        ({"technique": name, "threshold": 0.0}, 0.5),
+        ({"technique": name, "mlp_bits": 4}, 0.3),
+        ({"technique": name}, level),
     ]
     return {"losses": losses}
 
@@ -259,6 +274,21 @@ CASES: dict[str, Case] = {
         few("squeezellm", 0.05), few("squeezellm", 0.4), few("squeezellm", 0.5 * squeezellm.SHARE), {"loss": 8.0}
     ),
     "vptq": Case(few("vptq", 0.05), few("vptq", 0.4), few("vptq", vptq.RISE), {"loss": 8.0}),
+    "llm-int8": Case(
+        eight_bits("llm-int8", 0.001), eight_bits("llm-int8", 0.2), eight_bits("llm-int8", llm_int8.RISE), {"loss": 8.0}
+    ),
+    "zeroquant": Case(
+        eight_bits("zeroquant", 0.0005),
+        eight_bits("zeroquant", 0.2),
+        eight_bits("zeroquant", zeroquant.RISE),
+        {"loss": 8.0},
+    ),
+    "smoothquant-plus": Case(
+        rounding("smoothquant-plus", 0.001),
+        rounding("smoothquant-plus", 0.2),
+        rounding("smoothquant-plus", smoothquant_plus.LOSSLESS),
+        {"loss": 8.0},
+    ),
     "amp": Case(pruning(0.3, 0.5), pruning(0.5, 0.3), pruning(0.3, 0.3), {"loss": 8.0}),
     "maskllm": Case(masked(0.2, 0.3), masked(0.3, 0.2), masked(0.2, 0.2), {"loss": 8.0}),
     "sparsegpt": Case(masked(0.2, 0.02), masked(0.2, 0.1), masked(0.2, sparsegpt.RISE), {"loss": 8.0}),
@@ -285,13 +315,29 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (minikv, "_smaller", lambda context: 0.87),
         (snapkv, "_longest", lambda context: longest),
         (amp, "_rival", rival),
+        (llm_int8, "planted", lambda view: view),
+        (smoothquant_plus, "default_calibration", lambda model: None),
+        (smoothquant_plus.SmoothQuantPlus, "strength", lambda technique, model, text: 0.4),
         (sparsegpt, "default_calibration", lambda model, sequences, tokens: None),
         (amp, "_pruned", lambda score, text: (score({"technique": "amp"}), None)),
         (amp, "_rates", lambda context, whole, pruned: context.speed([], length=1)),
     ]
     replaced += [
         (claim, "WeightScores", MadeUpScores)
-        for claim in (amp, awq, gptq, hqq, maskllm, rtn, sparsegpt, squeezellm, vptq)
+        for claim in (
+            amp,
+            awq,
+            gptq,
+            hqq,
+            llm_int8,
+            maskllm,
+            rtn,
+            smoothquant_plus,
+            sparsegpt,
+            squeezellm,
+            vptq,
+            zeroquant,
+        )
     ]
     for claim in (amp, maskllm):
         replaced.append((claim, "python_calibration", lambda model, sequences, tokens: None))
@@ -318,9 +364,12 @@ def test_made_up_scores_give_all_four_verdicts(name: str) -> None:
     assert judged(name, case.made(case.untestable)) is UNTESTABLE
 
 
-WEIGHTS = {"amp", "awq", "gptq", "hqq", "maskllm", "rtn", "sparsegpt", "squeezellm", "vptq"}
-OTHER_KINDS = {"any-precision", "milo", "puzzlemoe"}
-"""Claims judged by timings of products, or on a mixture of experts: MadeUp has neither."""
+WEIGHTS = {"amp", "awq", "gptq", "hqq", "llm-int8", "maskllm", "rtn", "sparsegpt", "squeezellm", "vptq"}
+WEIGHTS |= {"smoothquant-plus", "zeroquant"}
+OTHER_KINDS = {"any-precision", "milo", "puzzlemoe", "xtc"}
+"""Claims judged by timings of products, or on a mixture of experts: MadeUp has neither. XTC's headline needs a score
+that nobody has here: it is never testable.
+"""
 BUDGETED = sorted(set(CASES) - WEIGHTS - {"quest", "minikv", "kivi", "fastgen", "streaming", "scbench", "h2o"})
 """Claims about answers from a cache of which a part was evicted."""
 

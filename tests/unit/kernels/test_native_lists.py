@@ -29,7 +29,7 @@ def test_every_type_of_a_file_names_a_layout_that_native_code_has() -> None:
     assert named <= set(layouts)
     own = {"f32", "table4", "table8", "int2", "int3", "ternary", "binary", "paired_first", "paired_second"}
     own |= {f"planes{bits}" for bits in range(1, 9)} | {"row_table3", "row_table4", "vectors4", "vectors8"}
-    own |= {"int8_2_4", "int4_2_4", "bf16_2_4"}
+    own |= {"int8_2_4", "int4_2_4", "bf16_2_4", "int4_token", "int8_token"}
     assert set(layouts) - named == own, "no GGUF type is stored as one of these"
 
 

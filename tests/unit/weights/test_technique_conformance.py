@@ -23,7 +23,12 @@ from thrifty.weights.calibration import CalibrationSet
 from thrifty.weights.compressing.pipeline import compress
 from thrifty.weights.technique import prepare
 
-OPTIONS: Mapping[str, Mapping[str, Any]] = {"maskllm": {"steps": 2, "batch": 1}}
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "maskllm": {"steps": 2, "batch": 1},
+    "smoothquant-plus": {"alpha": 0.5},
+    "xtc": {"steps": 2, "batch": 1},
+    "zeroquant": {"steps": 1, "mlp_bits": 4},
+}
 """By technique: options that make it quick on a tiny model; its defaults where there are none."""
 SHAPES = ("plain", "experts")  # tried in this order, until one has what the technique needs
 TEXT = CalibrationSet("tiny", np.arange(48).reshape(3, 16))

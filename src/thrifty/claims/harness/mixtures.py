@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thrifty import registry
-from thrifty.claims.harness.scores.passages import SCORED, Passages, cuts
+from thrifty.claims.harness.scores.passages import Passages, cuts
 from thrifty.claims.harness.state import State
 from thrifty.claims.harness.statistics import Scores
 from thrifty.evaluation.text import held_out
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from thrifty.models.model import Model
 
 MODEL = "mixture-2m"
-PREFIX = 64  # tokens before the scored ones
+PREFIX, SCORED = 64, 64  # tokens before the scored ones, and of these: many short passages tell more than few
 SEQUENCES, TOKENS = 8, 256  # of calibration
 
 
@@ -46,7 +46,7 @@ def predicted(context: Context, *tables: Mapping[str, Any]) -> Predicted:
     techniques = [registry.build("weights", dict(table)) for table in tables]
     model = prepare(context.model, techniques, calibration=_calibration(context.model))
     count = -(-context.budget.tokens // SCORED)
-    chosen = cuts(model.require_tokenizer(), context.length, PREFIX, count, context.seed)
+    chosen = cuts(model.require_tokenizer(), context.length, PREFIX, count, context.seed, SCORED)
     engine = context.fresh(model)
     try:
         passages = Passages(engine, State(None, {}))

@@ -22,3 +22,24 @@ def quantise_activations(activations: Floats) -> tuple[npt.NDArray[np.int8], Flo
     divisor = np.where(scales == 0, np.float32(1), scales)
     codes = np.clip(np.rint(blocks / divisor[..., None]), -127, 127)
     return np.where(scales[..., None] == 0, np.float32(0), codes).astype(np.int8), scales
+
+
+def quantise_tokens(
+    activations: Floats, threshold: float | None = None
+) -> tuple[npt.NDArray[np.int8], Floats, npt.NDArray[np.bool_]]:
+    """Each row to int8 with one scale max|x|/127, rounding half to even.
+
+    activations: fp32 [rows, columns] → codes int8 [rows, blocks, 32] (columns padded with zeros), scales fp32 [rows],
+    outliers bool [rows, columns]: features of at least `threshold` (None: there are none), whose code is 0 and which no
+    scale counts. A row of zeros has scale 0. Every row depends on itself alone.
+    """
+    rows, columns = activations.shape
+    values = activations.astype(np.float32, copy=False)
+    outliers = np.zeros(values.shape, np.bool_) if threshold is None else np.abs(values) >= np.float32(threshold)
+    inside = np.where(outliers, np.float32(0), values)
+    scales = np.abs(inside).max(axis=1, initial=0) / np.float32(127)
+    divisor = np.where(scales == 0, np.float32(1), scales)
+    codes = np.clip(np.rint(inside / divisor[:, None]), -127, 127)
+    codes[scales == 0] = 0
+    wide = pad_to(codes.astype(np.int8), rows, padded(columns, TILE_COLUMNS))
+    return wide.reshape(rows, -1, TILE_COLUMNS), scales, outliers

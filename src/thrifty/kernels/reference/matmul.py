@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from thrifty.arrays import BFLOAT16, Array, Floats
-from thrifty.kernels.reference.activations import quantise_activations
+from thrifty.kernels.reference.activations import quantise_activations, quantise_tokens
 from thrifty.kernels.reference.packing import TILE_COLUMNS, pad_to, padded
 
 
@@ -47,6 +47,25 @@ def group_matmul(activations: Floats, codes: Array, scales: Floats, minimums: Fl
         if minimums is not None:
             sums = quantised[:, block].sum(axis=-1, keepdims=True, dtype=np.int32).astype(np.float32)
             result = fused_multiply_add(minimums[:, index], scale_b * sums, result)
+    return result
+
+
+def token_matmul(activations: Floats, codes: Array, scales: Floats, group: int, threshold: float | None) -> Floats:
+    """activations fp32 [m, in] × grouped weights → fp32 [m, out], with activations as `quantise_tokens` rounds them.
+
+    codes: integers [out, in padded to 32]; scales: fp32 [out, in/group rounded up]; w = scale·code. For each block b of
+    32 columns, in order: acc = fma(Σ code·q, scale·xs, acc); then, for each outlier c of the row, in order:
+    acc = fma(code, scale·x, acc).
+    """
+    quantised, token_scales, outliers = quantise_tokens(activations, threshold)
+    result = np.zeros((len(activations), len(codes)), np.float32)
+    for block in range(codes.shape[1] // TILE_COLUMNS):
+        weight_block = codes[:, block * TILE_COLUMNS : (block + 1) * TILE_COLUMNS].astype(np.float64)
+        dots = (quantised[:, block].astype(np.float64) @ weight_block.T).astype(np.float32)  # below 2**20: exact
+        result = fused_multiply_add(dots, scales[:, block * TILE_COLUMNS // group] * token_scales[:, None], result)
+    for row, column in zip(*np.nonzero(outliers), strict=True):
+        scaled = scales[:, column // group] * activations[row, column]
+        result[row] = fused_multiply_add(codes[:, column].astype(np.float32), scaled, result[row])
     return result
 
 

@@ -18,7 +18,7 @@ from thrifty.weights.technique import Technique, WeightTechnique
 def steps(model: Model, technique: Technique) -> int:
     """How often a technique tells that something is done, on this model: its units, and its end."""
     if isinstance(technique, WeightTechnique):
-        return 1 + sum(technique.selects(linear) for linear in linears(model))
+        return 1 + technique.units(model)
     if isinstance(technique, ScaledRounding):
         return 1 + len(technique.chosen_layers(model))
     if isinstance(technique, GroupTechnique):

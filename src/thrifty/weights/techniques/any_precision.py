@@ -32,7 +32,7 @@ from thrifty.weights.technique import Activations, WeightTechnique
             "the paper's kernels are for GPU tensor cores; here AVX-512 with VPOPCNTDQ, AVX2 and plain C++",
             "the paper multiplies what others have rounded; here weights are rounded by alternating least squares",
             "weights and activations have one scale a row and group; the paper's have one a row",
-            "products cost n·m passes: on a processor with products of bytes (VNNI) they pay up to about n·m = 8",
+            "products cost n·m passes: where a processor multiplies bytes (VNNI) they pay up to about n·m = 4",
             "no value is zero: a group of weights that are nearly all zero loses them",
             "layers of other widths take a table of the recipe each",
         ),

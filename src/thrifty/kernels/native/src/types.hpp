@@ -22,6 +22,16 @@ struct ActivationBlock {
 };
 static_assert(sizeof(ActivationBlock) == 48);
 
+// Features of a row beyond a threshold, behind its blocks: panels go on with [row / 8][item][row % 8]. Columns ascend;
+// the one behind the last is -1.
+constexpr int kOutliers = 6;
+struct ActivationOutliers {
+  struct {
+    int32_t column;
+    float value;
+  } of[kOutliers];
+};
+static_assert(sizeof(ActivationOutliers) == sizeof(ActivationBlock));
 // -offset * sum(q) from minus8; offset: 0 or a power of two.
 THRIFTY_SHARED constexpr int less_offset(int offset, int minus8) {
   return offset < 8 ? (minus8 >> 3) * offset : minus8 * (offset / 8);
@@ -44,6 +54,7 @@ struct Linear {
   const float* bias = nullptr;   // absent: null
   const LowRank* low = nullptr;  // what is added to the product; absent: null
   int out = 0, in = 0, group = 0;
+  float threshold = 0;  // of layouts with outliers: features of at least this size stay apart; 0: none do
   THRIFTY_SHARED bool has_minimum() const { return minimums || zeros; }
   // Of group and lane `at`: the value of code 0 (of 128 for 8 bits), exact in fp32.
   THRIFTY_SHARED float zero_value(size_t at, float scale) const {
@@ -53,6 +64,8 @@ struct Linear {
   THRIFTY_SHARED int tiles() const { return (out + kLanes - 1) / kLanes; }
   THRIFTY_SHARED int blocks() const { return (in + kBlockColumns - 1) / kBlockColumns; }
   THRIFTY_SHARED int superblocks() const { return blocks() / kSuperblock; }
+  // Of a row of activations with one scale: its blocks, and room for as many outliers as it has features.
+  THRIFTY_SHARED int token_items() const { return blocks() + (threshold > 0 ? in / kOutliers + 1 : 0); }
 };
 
 // U (V x), a product of two linears without a bias: down is V [rank, in], up is U [out, rank].
@@ -168,6 +181,9 @@ struct Kernels {
   const char* name;
   // Activations of one row -> panel blocks (destination stride kPanel). Columns beyond `columns` are zero.
   void (*quantise)(const float* x, int columns, ActivationBlock* destination);
+  // The same with one scale for the whole row; threshold above 0: what is not below it is left out of the blocks, and
+  // follows them as outliers.
+  void (*quantise_token)(const float* x, int columns, float threshold, ActivationBlock* destination);
   void (*to_pairs)(const float* x, int columns, uint32_t* destination);
   void (*rms_norm)(const float* x, const float* weight, float epsilon, int columns, float* out);
   // y[(i - row0) * stride + (tile - tile0) * 16 + lane], rows row0..row1 (row0 % 8 == 0) of the panels at

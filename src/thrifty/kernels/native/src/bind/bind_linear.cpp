@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
+#include <cmath>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -119,6 +120,8 @@ void put_overlay(BoundLinear& to, nb::object overlay) {
   const auto [starts, columns, values] =
       cast<std::tuple<nb::object, nb::object, nb::object>>(overlay, "overlay", "a tuple of starts, columns and values");
   const Linear& w = to.linear;
+  if (w.reads() == Reads::tokens)
+    throw std::invalid_argument("single weights on top do not go with activations that have one scale a row");
   const auto rows = array<const int32_t>(starts, "starts", {w.out + 1});
   const auto places = array<const uint16_t>(columns, "columns", {kAny});
   const int64_t count = places.shape[0];
@@ -136,13 +139,19 @@ void put_overlay(BoundLinear& to, nb::object overlay) {
 }
 
 void make_stored(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums,
-                 nb::object zeros, nb::object table, nb::object bias, int out, int in, int group, int activation_bits) {
+                 nb::object zeros, nb::object table, nb::object bias, int out, int in, int group, int activation_bits,
+                 float threshold) {
   const Layout layout = layout_of(name);
   check_linear(layout, out, in, group);
   const Family family = traits(layout).family;
-  const bool coded = reads(layout) == Reads::codes, table_coded = family == Family::table,
-             vectors = family == Family::vectors, row_tables = family == Family::row_tables;
+  const bool coded = traits(layout).coded(), table_coded = family == Family::table, vectors = family == Family::vectors,
+             row_tables = family == Family::row_tables;
   const bool planes = family == Family::planes;
+  if (threshold != 0 && !traits(layout).outliers)
+    throw std::invalid_argument(std::string("a linear of layout ") + name_of(layout) + " has no threshold");
+  if (!(threshold >= 0) || std::isinf(threshold))
+    throw std::invalid_argument("the threshold of outliers must be a finite number above 0, or 0 for none, not " +
+                                std::to_string(threshold));
   only_where(coded || table_coded || vectors || planes, layout, "scales", scales);
   only_where((coded && !row_tables) || vectors, layout, "minimums",
              minimums);  // make_linear knows which of these have some
@@ -167,14 +176,14 @@ void make_stored(BoundLinear* to, const std::string& name, nb::object codes, nb:
   }
   const uintptr_t shift = (uintptr_t)array_or_none<const float>(bias, "bias", {out}).data;
   Linear linear = make_linear(layout, codes_of(codes, layout, out, in), scale, minimum, shift, out, in, group);
-  linear.zeros = zero;
+  linear.zeros = zero, linear.threshold = threshold;
   new (to) BoundLinear{linear, codes, scales, minimums, zeros, nb::none(), bias};
 }
 
 void make_with_overlay(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales,
                        nb::object minimums, nb::object zeros, nb::object table, nb::object overlay, nb::object bias,
-                       int out, int in, int group, int activation_bits) {
-  make_stored(to, name, codes, scales, minimums, zeros, table, bias, out, in, group, activation_bits);
+                       int out, int in, int group, int activation_bits, float threshold) {
+  make_stored(to, name, codes, scales, minimums, zeros, table, bias, out, in, group, activation_bits, threshold);
   try {
     put_overlay(*to, overlay);
   } catch (...) {
@@ -199,9 +208,10 @@ std::unique_ptr<LowRank> low_rank_of(nb::handle down, nb::handle up, int out, in
 
 void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums,
           nb::object zeros, nb::object table, nb::object overlay, nb::object bias, nb::object down, nb::object up,
-          int out, int in, int group, int activation_bits) {
+          int out, int in, int group, int activation_bits, float threshold) {
   auto low = low_rank_of(down, up, out, in);
-  make_with_overlay(to, name, codes, scales, minimums, zeros, table, overlay, bias, out, in, group, activation_bits);
+  make_with_overlay(to, name, codes, scales, minimums, zeros, table, overlay, bias, out, in, group, activation_bits,
+                    threshold);
   to->low = std::move(low), to->linear.low = to->low.get(), to->down = down, to->up = up;
 }
 
@@ -283,13 +293,14 @@ void bind_linear(nb::module_& m) {
       "minimums. overlay: starts "
       "int32 [out + 1], columns uint16 and values float16 of single weights on top, or None. paired_first and "
       "paired_second: codes uint16 as of "
-      "bf16, words that both share. down [rank, in], up [out, rank]: Linears whose product is added. "
-      "int8_2_4, int4_2_4 and bf16_2_4 hold two of every four columns (codes uint8 [tiles, blocks, bytes], scales but "
-      "for bf16).")
+      "bf16, words that both share. int4_token and int8_token (codes, scales) take activations with one scale a row; "
+      "int8_token leaves features of at least `threshold` (0: none) apart, in fp32. down [rank, in], up [out, rank]: "
+      "Linears whose product is added. int8_2_4, int4_2_4 and bf16_2_4 hold two of every four columns (codes uint8 "
+      "[tiles, blocks, bytes], scales but for bf16).")
       .def("__init__", &make, nb::kw_only(), "layout"_a, "codes"_a, "scales"_a = nb::none(), "minimums"_a = nb::none(),
            "zeros"_a = nb::none(), "table"_a = nb::none(), "overlay"_a = nb::none(), "bias"_a = nb::none(),
            "down"_a = nb::none(), "up"_a = nb::none(), "out_features"_a, "in_features"_a, "group"_a = 0,
-           "activation_bits"_a = 0)
+           "activation_bits"_a = 0, "threshold"_a = 0.0f)
       .def_prop_ro("layout", [](const BoundLinear& b) { return std::string(name_of(b.linear.layout)); })
       .def_prop_ro("out_features", [](const BoundLinear& b) { return b.linear.out; })
       .def_prop_ro("in_features", [](const BoundLinear& b) { return b.linear.in; });

@@ -70,24 +70,63 @@ THRIFTY_INLINE void store_some(float* x, V v, int count) {
   for (int i = 0; i < count; i++) x[i] = t[i];
 }
 
+// Two vectors of a row as the codes of one block.
+THRIFTY_INLINE void quantise_block(V a, V b, float scale, ActivationBlock* destination) {
+  if (scale == 0.0f) {
+    *destination = ActivationBlock{};
+    return;
+  }
+  V s = set1(scale), low = set1(-127.0f), high = set1(127.0f);
+  int first;
+  const int sum = store_int8x32(destination->q, &first, min(max(round_even(div(a, s)), low), high),
+                                min(max(round_even(div(b, s)), low), high));
+  destination->scale = scale;
+  destination->scaled_sum = scale * (float)sum;
+  destination->minus8 = -8 * sum;
+  destination->minus8_first = -8 * first;
+}
+
 static void quantise(const float* x, int columns, ActivationBlock* destination) {
   for (int c = 0; c < columns; c += kBlockColumns, destination += kPanel) {
     V a = load_some(x + c, columns - c),
       b = columns - c > kLanes ? load_some(x + c + kLanes, columns - c - kLanes) : zero();
-    float scale = reduce_max(max(absolute(a), absolute(b))) / 127.0f;
-    if (scale == 0.0f) {
-      *destination = ActivationBlock{};
-      continue;
-    }
-    V s = set1(scale), low = set1(-127.0f), high = set1(127.0f);
-    int first;
-    const int sum = store_int8x32(destination->q, &first, min(max(round_even(div(a, s)), low), high),
-                                  min(max(round_even(div(b, s)), low), high));
-    destination->scale = scale;
-    destination->scaled_sum = scale * (float)sum;
-    destination->minus8 = -8 * sum;
-    destination->minus8_first = -8 * first;
+    quantise_block(a, b, reduce_max(max(absolute(a), absolute(b))) / 127.0f, destination);
   }
+}
+
+// The features of 16 columns that are not below the threshold, zeros elsewhere.
+THRIFTY_INLINE V beyond(V x, float threshold) { return zero_below(x, absolute(x), threshold); }
+
+// The outliers of a row, in its columns' order, and the end behind them.
+static void list_outliers(const float* x, int columns, float threshold, ActivationOutliers* list) {
+  int count = 0;
+  const auto put = [&](int column, float value) {
+    auto& place = list[(size_t)(count / kOutliers) * kPanel].of[count % kOutliers];
+    place.column = column, place.value = value, count++;
+  };
+  for (int c = 0; c < columns; c += kLanes) {
+    if (reduce_max(absolute(load_some(x + c, columns - c))) < threshold) continue;
+    for (int i = c; i < columns && i < c + kLanes; i++)
+      if (__builtin_fabsf(x[i]) >= threshold) put(i, x[i]);
+  }
+  put(-1, 0.0f);
+}
+
+static void quantise_token(const float* x, int columns, float threshold, ActivationBlock* destination) {
+  const bool apart = threshold > 0.0f;
+  V most = zero();
+  for (int c = 0; c < columns; c += kLanes) {
+    const V a = load_some(x + c, columns - c);
+    most = max(most, absolute(apart ? sub(a, beyond(a, threshold)) : a));
+  }
+  const float scale = reduce_max(most) / 127.0f;
+  for (int c = 0; c < columns; c += kBlockColumns, destination += kPanel) {
+    V a = load_some(x + c, columns - c),
+      b = columns - c > kLanes ? load_some(x + c + kLanes, columns - c - kLanes) : zero();
+    if (apart) a = sub(a, beyond(a, threshold)), b = sub(b, beyond(b, threshold));
+    quantise_block(a, b, scale, destination);
+  }
+  if (apart) list_outliers(x, columns, threshold, (ActivationOutliers*)destination);
 }
 
 // A row as pairs of bf16 columns, kPanel rows interleaved.

@@ -74,6 +74,9 @@ THRIFTY_INLINE V keep(V a, int lo, int hi, V b) {
                             : (1u << lo) - 1u;
   return _mm512_mask_blend_ps((__mmask16)(high & ~low), b, a);
 }
+THRIFTY_INLINE V zero_below(V value, V x, float limit) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), value);
+}
 // p * 2^n, where e^x = p * 2^n: 0 where that is too small to be normal.
 constexpr float kExponentialFloor = -104.0f, kPowerFloor = -150.0f;
 THRIFTY_INLINE V times_power_of_two(V p, V n, V, float) { return _mm512_scalef_ps(p, n); }

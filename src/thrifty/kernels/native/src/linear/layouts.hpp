@@ -13,6 +13,7 @@
 #include "linear/layouts/q6_k.hpp"
 #include "linear/layouts/sparse.hpp"
 #include "linear/layouts/tables.hpp"
+#include "linear/layouts/tokens.hpp"
 
 // clang-format off
 #define THRIFTY_LAYOUTS(DO) \
@@ -22,7 +23,8 @@
   DO(planes1) DO(planes2) DO(planes3) DO(planes4) DO(planes5) DO(planes6) DO(planes7) DO(planes8) \
   DO(row_table3) DO(row_table4) DO(vectors4) DO(vectors8) \
   DO(paired_first) DO(paired_second) \
-  DO(int8_2_4) DO(int4_2_4) DO(bf16_2_4)
+  DO(int8_2_4) DO(int4_2_4) DO(bf16_2_4) \
+  DO(int4_token) DO(int8_token)
 // clang-format on
 
 namespace thrifty {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 
@@ -45,7 +46,7 @@ void check_linear(Layout layout, int out, int in, int group) {
              std::to_string(kBlockColumns) + ", not " + std::to_string(group));
     return;
   }
-  if (reads(layout) != Reads::codes) return;
+  if (!traits(layout).coded()) return;
   if (two_levels(layout)) {
     if (in % (kSuperblock * kBlockColumns))
       refuse(std::string("a linear of layout ") + name_of(layout) + " has columns in whole superblocks of 256, not " +
@@ -72,9 +73,9 @@ Linear make_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t m
   Linear w;
   w.layout = layout, w.out = out, w.in = in, w.group = group;
   w.codes = (const uint8_t*)codes, w.bias = (const float*)bias;
-  if (w.reads() == Reads::codes) w.scales = (const uint16_t*)scales, w.minimums = (const uint16_t*)minimums;
-  if (!codes || (w.reads() == Reads::codes && !scales))
-    refuse("linear needs codes and, but for bf16, f16 and f32, scales");
+  const bool coded = traits(layout).coded();
+  if (coded) w.scales = (const uint16_t*)scales, w.minimums = (const uint16_t*)minimums;
+  if (!codes || (coded && !scales)) refuse("linear needs codes and, but for bf16, f16 and f32, scales");
   const bool always = traits(layout).minimums == Minimums::always, never = traits(layout).minimums == Minimums::never;
   if ((always && !minimums) || (never && minimums))
     refuse(std::string("a linear of layout ") + name_of(layout) + (always ? " needs" : " has no") + " minimums");
@@ -90,9 +91,10 @@ size_t tile_bytes(const Linear& w) {
   return (size_t)w.blocks() * (size_t)own.codes.bytes();
 }
 
-Linear reader_of(Reads kind, int columns) {
+Linear reader_of(Reads kind, int columns, float threshold) {
+  constexpr Layout kLayoutOf[kReads] = {Layout::int8, Layout::bf16, Layout::f32, Layout::int8_token};
   Linear w;
-  w.layout = kind == Reads::codes ? Layout::int8 : kind == Reads::pairs ? Layout::bf16 : Layout::f32, w.in = columns;
+  w.layout = kLayoutOf[(int)kind], w.in = columns, w.threshold = threshold;
   return w;
 }
 
@@ -108,6 +110,9 @@ struct Items {
       case Reads::pairs:
         bytes = sizeof(uint32_t), count = ((size_t)w.in + 1) / 2;
         break;
+      case Reads::tokens:
+        bytes = sizeof(ActivationBlock), count = (size_t)w.token_items();
+        break;
       default:
         bytes = sizeof(ActivationBlock), count = (size_t)w.blocks();
     }
@@ -115,6 +120,11 @@ struct Items {
   size_t start(int row) const { return ((size_t)(row / kPanel) * count * kPanel + (size_t)(row % kPanel)) * bytes; }
   size_t bytes, count;
 };
+
+// Whether no outlier of the row follows this item.
+bool ends(const ActivationOutliers* item) {
+  return std::any_of(std::begin(item->of), std::end(item->of), [](const auto& own) { return own.column < 0; });
+}
 
 }  // namespace
 
@@ -127,6 +137,7 @@ void place_row(const Linear& w, const float* x, int row, uint8_t* panel) {
   uint8_t* to = panel + Items(w).start(row);
   if (w.reads() == Reads::plain) std::memcpy(to, x, (size_t)w.in * sizeof(float));
   else if (w.reads() == Reads::pairs) kernels().to_pairs(x, w.in, (uint32_t*)to);
+  else if (w.reads() == Reads::tokens) kernels().quantise_token(x, w.in, w.threshold, (ActivationBlock*)to);
   else kernels().quantise(x, w.in, (ActivationBlock*)to);
 }
 
@@ -137,8 +148,11 @@ void place_block(const Linear& w, const float* x, int columns, int row, int bloc
 void copy_row(const Linear& w, const uint8_t* panel, int from, uint8_t* target, int to) {
   const Items items(w);
   panel += items.start(from), target += items.start(to);
-  for (size_t i = 0; i < items.count; i++)
-    std::memcpy(target + i * kPanel * items.bytes, panel + i * kPanel * items.bytes, items.bytes);
+  for (size_t i = 0; i < items.count; i++) {
+    const uint8_t* item = panel + i * kPanel * items.bytes;
+    std::memcpy(target + i * kPanel * items.bytes, item, items.bytes);
+    if (w.reads() == Reads::tokens && i >= (size_t)w.blocks() && ends((const ActivationOutliers*)item)) return;
+  }
 }
 
 const uint8_t* row_in_panel(const Linear& w, const uint8_t* panel, int row) { return panel + Items(w).start(row); }
@@ -159,7 +173,8 @@ float dot(const float* a, const float* b, int count) {
 }
 
 int rows_per_pass(const Linear& w) {
-  const size_t per_panel = panel_bytes(w, kPanel);
+  // Room for outliers is hardly ever touched.
+  const size_t per_panel = panel_bytes(w.reads() == Reads::tokens ? reader_of(Reads::codes, w.in) : w, kPanel);
   return kPanel *
          (int)std::clamp<size_t>(kPassBytes / per_panel, 8, 64);  // at least what shares the unpacking of a tile
 }
@@ -180,7 +195,7 @@ struct RowPanels {
     uint8_t* start = memories[(size_t)w.reads()].data();
     return start + (64 - (uintptr_t)start % 64) % 64;
   }
-  std::vector<uint8_t> memories[3];
+  std::vector<uint8_t> memories[kReads];
 };
 
 }  // namespace

@@ -21,8 +21,9 @@ void check_planes(Layout layout, int in, int group, int activation_bits);  // th
 Linear make_linear(Layout layout, uintptr_t codes, uintptr_t scales, uintptr_t minimums, uintptr_t bias, int out,
                    int in, int group);  // throws std::invalid_argument
 
-size_t tile_bytes(const Linear& linear);    // of the codes of kLanes rows
-Linear reader_of(Reads kind, int columns);  // without weights: what stands for all that read such rows of activations
+size_t tile_bytes(const Linear& linear);  // of the codes of kLanes rows
+// Without weights: what stands for all that read such rows of activations. threshold: of tokens, 0: no outliers.
+Linear reader_of(Reads kind, int columns, float threshold = 0);
 
 size_t panel_bytes(const Linear& linear, int rows);  // rows rounded up to whole panels
 

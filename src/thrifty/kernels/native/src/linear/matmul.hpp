@@ -55,6 +55,7 @@ THRIFTY_INLINE void write_tile(const Linear& w, int tile, V* acc, float* y, size
 
 }  // namespace thrifty::THRIFTY_ISA
 
+#include "linear/matmul_outliers.hpp"
 #include "linear/matmul_overlay.hpp"
 #include "linear/matmul_row_tables.hpp"
 #include "linear/matmul_planes.hpp"
@@ -68,7 +69,10 @@ template <Layout L> THRIFTY_SHARED constexpr size_t item() {
   return reads(L) == Reads::pairs ? sizeof(uint32_t) : sizeof(ActivationBlock);
 }
 template <Layout L> THRIFTY_SHARED size_t panel_size(const Linear& w) {
-  return item<L>() * kPanel * (reads(L) == Reads::pairs ? (size_t)(w.in + 1) / 2 : (size_t)w.blocks());
+  return item<L>() * kPanel *
+         (size_t)(reads(L) == Reads::pairs    ? (w.in + 1) / 2
+                  : reads(L) == Reads::tokens ? w.token_items()
+                                              : w.blocks());
 }
 
 template <Layout L, bool MINIMUM, int M>
@@ -78,6 +82,8 @@ static void rows_tile(const Linear& w, int tile, const void* x, float* y, size_t
     sparse_pair_tile<L, M>(w, tile, (const uint32_t*)x, acc);
   else if constexpr (reads(L) == Reads::pairs) pair_tile<M, traits(L).member>(w, tile, (const uint32_t*)x, acc);
   else code_tile<L, MINIMUM, M>(w, tile, (const ActivationBlock*)x, acc);
+  if constexpr (traits(L).outliers)
+    if (w.threshold > 0) add_outliers<L, M>(w, tile, (const ActivationBlock*)x, acc);
   write_tile<M>(w, tile, acc, y, stride, add_to_y);
 }
 
@@ -130,9 +136,13 @@ static int many_rows(const Linear& w, int tile, const uint8_t* x, int rows, floa
       V acc[2 * kDirectRows];
       const uint8_t* from = x + (size_t)(row / kPanel) * panel_size<L>(w) + (size_t)(row % kPanel) * item<L>();
       direct_rows<L, MINIMUM>(w, tile, (const ActivationBlock*)from, acc);
-      for (int n = 0; n < 2; n++)
+      for (int n = 0; n < 2; n++) {
+        if constexpr (traits(L).outliers)
+          if (w.threshold > 0)
+            add_outliers<L, kDirectRows>(w, tile + n, (const ActivationBlock*)from, acc + n * kDirectRows);
         write_tile<kDirectRows>(w, tile + n, acc + n * kDirectRows, y + (size_t)row * stride + n * kLanes, stride,
                                 add_to_y);
+      }
     }
     return done;
   } else {

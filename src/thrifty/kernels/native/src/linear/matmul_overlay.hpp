@@ -80,6 +80,8 @@ static void add_overlay(const Linear& w, int tile0, int tile1, const void* activ
       return overlay_tiles<Reads::pairs>(w, tile0, tile1, activations, row0, row1, y, stride);
     case Reads::plain:
       return overlay_tiles<Reads::plain>(w, tile0, tile1, activations, row0, row1, y, stride);
+    case Reads::tokens:
+      return;  // such linears are refused an overlay
   }
 }
 

@@ -31,12 +31,30 @@ struct GroupTasks {
 
 }  // namespace
 
+std::vector<uint8_t>& MixtureBuffers::Panel::kind(const Linear& w) {
+  switch (w.reads()) {
+    case Reads::plain:
+      return plain;
+    case Reads::pairs:
+      return pairs;
+    case Reads::tokens:
+      return tokens;
+    default:
+      return codes;
+  }
+}
+
 void MixtureBuffers::Panel::grow(const Linear& w, int rows) {
-  auto& bytes = w.reads() == Reads::plain ? plain : w.reads() == Reads::pairs ? pairs : codes;
+  std::vector<uint8_t>& bytes = kind(w);
   bytes.resize(std::max(bytes.size(), panel_bytes(w, rows)));
 }
 
 void MixtureBuffers::Panel::store(const Linear& w, const float* values, int lanes, int row, int tile) {
+  if (w.reads() == Reads::tokens) {  // a scale takes the whole row, see `quantise_inner`
+    float* whole = (float*)plain.data() + (size_t)row * (size_t)w.in;
+    std::memcpy(whole + tile * kLanes, values, (size_t)lanes * sizeof(float));
+    return;
+  }
   uint8_t* to = const_cast<uint8_t*>(row_in_panel(w, of(w), row));
   if (w.reads() == Reads::plain) std::memcpy((float*)to + tile * kLanes, values, (size_t)lanes * sizeof(float));
   else if (w.reads() == Reads::pairs)
@@ -51,8 +69,11 @@ void MixtureBuffers::grow(int max_rows, const std::vector<Linear>& linears, cons
   const int lowered_room = std::max(capacity, kPanel * kPrivateRows * call.active);
   const auto add = [&](Panel& panel, int i, int slots) {
     const Linear& w = linears[(size_t)i];
-    panel.grow(w, capacity);
-    if (w.low) panel.grow(w.low->down, capacity);
+    for (const Linear* own : {&w, w.low ? &w.low->down : &w}) {
+      panel.grow(*own, capacity);
+      if (own->reads() == Reads::tokens)
+        panel.grow(reader_of(Reads::plain, own->in), capacity);  // until a row is whole
+    }
     lowered.grow(w, slots, lowered_room);
   };
   for (int i : call.gates) add(in, i, 2);
@@ -137,6 +158,7 @@ void Mixture::gather(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, 
     if (panels.codes) copy_row(by_codes, ready.codes, row, m.in.codes.data(), place);
     if (panels.pairs) copy_row(by_pairs, ready.pairs, row, m.in.pairs.data(), place);
     if (panels.plain) copy_row(by_floats, ready.plain, row, m.in.plain.data(), place);
+    if (panels.tokens) copy_row(panels.by_tokens(columns), ready.tokens, row, m.in.tokens.data(), place);
   }
 }
 
@@ -203,6 +225,25 @@ void Mixture::expand(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, 
   });
 }
 
+bool Mixture::inner_waits(const Plan& plan) const {
+  return std::any_of(call.downs.begin(), call.downs.end(), [&](int i) {
+    const Linear& down = plan.linears[(size_t)i];
+    return down.reads() == Reads::tokens || (down.low && down.low->down.reads() == Reads::tokens);
+  });
+}
+
+// Rows of `expand` that down reads with one scale each, now that they are whole.
+void Mixture::quantise_inner(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, Worker& w) const {
+  for (int index = b.first_group + w.id; index < b.last_group; index += w.count) {
+    const ExpertGroup& g = m.groups[(size_t)index];
+    const Linear& down = plan.linears[(size_t)call.downs[(size_t)g.expert]];
+    const Linear& reader = down.reads() == Reads::tokens || !down.low ? down : down.low->down;
+    const float* rows = (const float*)m.inner.plain.data() + (size_t)g.first * (size_t)down.in;
+    for (int i = 0; reader.reads() == Reads::tokens && i < g.rows; i++)
+      place_row(reader, rows + (size_t)i * (size_t)down.in, g.first + i, m.inner.tokens.data());
+  }
+}
+
 void Mixture::reduce(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, bool apart, Worker& w) {
   const Linear& any = plan.linears[(size_t)call.downs[0]];
   const size_t width = (size_t)any.out;
@@ -252,6 +293,7 @@ void Mixture::run(Plan& plan, Step& s, Worker& w) {
   if (!apart) w.barrier();
   if (w.id == 0) group(m, s.rows);
   w.barrier();
+  const bool waits = inner_waits(plan);
   for (size_t i = 0; i < m.batches.size(); i++) {
     const ExpertBatch& b = m.batches[i];
     if (i > 0) {  // the batch before is done with panels and counters
@@ -262,6 +304,7 @@ void Mixture::run(Plan& plan, Step& s, Worker& w) {
     if (!apart) gather(plan, m, b, ready, w), w.barrier();
     expand(plan, m, b, apart ? &ready : nullptr, w);
     w.barrier();
+    if (waits) quantise_inner(plan, m, b, w), w.barrier();
     reduce(plan, m, b, apart, w);
     w.barrier();
     combine(plan, s, m, b, w);

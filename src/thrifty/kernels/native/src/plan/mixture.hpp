@@ -28,14 +28,13 @@ struct ExpertBatch {
 // Work space that all layers share, one after the other. An entry is one row's part in one expert.
 struct MixtureBuffers {
   struct Panel {
-    std::vector<uint8_t> codes, pairs, plain;
+    std::vector<uint8_t> codes, pairs, plain, tokens;
+    std::vector<uint8_t>& kind(const Linear& w);
     void grow(const Linear& w, int rows);
     // `lanes` values from lane 0 of a tile on, as columns of a row, as the linear reads them.
     void store(const Linear& w, const float* values, int lanes, int row, int tile);
-    size_t bytes() const { return codes.size() + pairs.size() + plain.size(); }
-    uint8_t* of(const Linear& w) {
-      return (w.reads() == Reads::plain ? plain : w.reads() == Reads::pairs ? pairs : codes).data();
-    }
+    size_t bytes() const { return codes.size() + pairs.size() + plain.size() + tokens.size(); }
+    uint8_t* of(const Linear& w) { return kind(w).data(); }
   };
   void grow(int max_rows, const std::vector<Linear>& linears, const MixtureCall& call);
   // Of a linear in slot `slot`: panels of a group, from its first row on.
@@ -71,6 +70,8 @@ struct Mixture final : Operation {
   void group(MixtureBuffers& m, int rows);
   void gather(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, const Panels::Ready& ready, Worker& w) const;
   void expand(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, const Panels::Ready* private_rows, Worker& w);
+  bool inner_waits(const Plan& plan) const;
+  void quantise_inner(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b, Worker& w) const;
   template <class F>
   void lower(const Plan& plan, MixtureBuffers& m, const ExpertBatch& b,
              std::initializer_list<const std::vector<int>*> parts, bool apart, Worker& w, F&& of) const;

@@ -37,7 +37,9 @@ void lower_ranks(Plan& plan, const std::vector<int>& linears, int rows, const Pa
 
 size_t Panels::scratch(int columns) const {
   const Linear by_codes = reader_of(Reads::codes, columns), by_pairs = reader_of(Reads::pairs, columns);
-  const size_t rows = (codes ? align64(panel_bytes(by_codes, 1)) : 0) + (pairs ? align64(panel_bytes(by_pairs, 1)) : 0);
+  const size_t rows = (codes ? align64(panel_bytes(by_codes, 1)) : 0) +
+                      (pairs ? align64(panel_bytes(by_pairs, 1)) : 0) +
+                      (tokens ? align64(panel_bytes(by_tokens(columns), 1)) : 0);
   return (plain ? 1 + kPrivateRows : 1) * padded_floats(columns) + rows;
 }
 
@@ -60,8 +62,8 @@ void Project::run(Plan& plan, Step& s, Worker& w) {
   const float* x = plan.buffer(in, s);
   const auto row_at = [&](int i) { return x + (size_t)i * (size_t)columns; };
   const bool packed = before && before->packs(plan, s);
-  const auto ready =
-      packed ? Panels::Ready{(const uint8_t*)x, nullptr, nullptr} : panels.prepare(plan, w, s.rows, columns, row_at);
+  const auto ready = packed ? Panels::Ready{(const uint8_t*)x, nullptr, nullptr, nullptr}
+                            : panels.prepare(plan, w, s.rows, columns, row_at);
   const bool adapted = s.adapters && s.adapters->touches(linears);
   if (adapted) lower_adapters(s, linears, panels, columns, w, row_at);
   lower_ranks(plan, linears, s.rows, ready, w);

@@ -169,7 +169,7 @@ class Plan {
   std::vector<std::unique_ptr<Operation>> operations_;
   std::vector<Floats> buffers_;
   std::vector<Bytes> panels_;
-  size_t bytes_ = 0, panel_bytes_[3] = {0, 0, 0}, scratch_ = 0;
+  size_t bytes_ = 0, panel_bytes_[kReads] = {}, scratch_ = 0;
   std::vector<int> ropes_;
   std::vector<int64_t> states_;  // numbers of each layer's recurrent state, 0: it attends
   int vocabulary_ = 0, logits_ = 0, kv_stride_ = 0, window_ = 0;  // window_: the least of any layer, 0: none

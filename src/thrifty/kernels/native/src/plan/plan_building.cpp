@@ -23,9 +23,25 @@ template <class T> std::unique_ptr<T[], void (*)(void*)> allocate(size_t count) 
 
 // What the linears read, and what the V of those of low rank read.
 Panels make_panels(uintptr_t norm, float epsilon, const std::vector<const Linear*>& linears) {
-  Panels p{(const float*)norm, epsilon, false, false, false};
+  Panels p{(const float*)norm, epsilon};
   const auto add = [&](const Linear& w) {
-    (w.reads() == Reads::plain ? p.plain : w.reads() == Reads::pairs ? p.pairs : p.codes) = true;
+    switch (w.reads()) {
+      case Reads::plain:
+        p.plain = true;
+        break;
+      case Reads::pairs:
+        p.pairs = true;
+        break;
+      case Reads::tokens:
+        if (p.tokens && p.threshold != w.threshold)
+          refuse("linears that read the same rows leave outliers of one threshold apart, not of " +
+                 std::to_string(p.threshold) + " and " + std::to_string(w.threshold) +
+                 " (0: none): compress them alike");
+        p.tokens = true, p.threshold = w.threshold;
+        break;
+      default:
+        p.codes = true;
+    }
   };
   for (const Linear* w : linears) {
     add(*w);
@@ -49,7 +65,7 @@ Plan::Plan(PlanShape s) : shape(std::move(s)) {
     kv_stride_ = std::max(kv_stride_, own.kv_heads);
   }
   states_.assign(shape.widths.size(), 0);
-  for (int kind = 0; kind < 3; kind++) panels_.push_back(allocate<uint8_t>(0));
+  for (int kind = 0; kind < kReads; kind++) panels_.push_back(allocate<uint8_t>(0));
 }
 
 Plan::~Plan() = default;
@@ -88,9 +104,9 @@ void Plan::add(std::unique_ptr<Operation> operation) {
   operations_.push_back(std::move(operation));
 }
 
-// Panels of the three kinds, each for the widest row that a linear of the kind reads.
+// Panels of the four kinds, each for the widest row that a linear of the kind reads.
 void Plan::allocate_panels() {
-  size_t wanted[3] = {0, 0, 0};
+  size_t wanted[kReads] = {};
   const auto add = [&](const Linear& w) {
     size_t& bytes = wanted[(int)w.reads()];
     bytes = std::max(bytes, panel_bytes(w, shape.max_rows));
@@ -99,7 +115,7 @@ void Plan::allocate_panels() {
     add(w);
     if (w.low) add(w.low->down);
   }
-  for (int kind = 0; kind < 3; kind++) {
+  for (int kind = 0; kind < kReads; kind++) {
     if (wanted[kind] <= panel_bytes_[kind]) continue;
     panels_[(size_t)kind] = allocate<uint8_t>(wanted[kind]);
     panel_bytes_[kind] = wanted[kind];
@@ -130,7 +146,8 @@ void Plan::add_project(int layer, int in, uintptr_t norm, float epsilon, std::ve
       std::make_unique<Project>(layer, in, make_panels(norm, epsilon, used), std::move(ws), std::move(outs), add_to);
   auto* gated = operations_.empty() ? nullptr : dynamic_cast<Gated*>(operations_.back().get());
   const Panels& panels = project->panels;
-  if (gated && gated->layer == layer && gated->out == in && !norm && panels.codes && !panels.pairs && !panels.plain)
+  const bool only_codes = panels.codes && !panels.pairs && !panels.plain && !panels.tokens;
+  if (gated && gated->layer == layer && gated->out == in && !norm && only_codes)
     gated->reader = project.get(), project->before = gated;
   add(std::move(project));
 }
@@ -199,14 +216,15 @@ void Plan::add_mixture(int layer, int in, uintptr_t norm, float epsilon, Mixture
     refuse("a mixture's shapes do not match its buffers");
   if (call.activation != 0 && call.activation != 1) refuse("activation must be 0 (SiLU) or 1 (GELU, tanh form)");
   const int inner = linear(call.gates[0]).out;
-  std::vector<const Linear*> used;
+  std::vector<const Linear*> used, last;
   for (size_t e = 0; e < count; e++) {
     const Linear &gate = linear(call.gates[e]), &up = linear(call.ups[e]), &down = linear(call.downs[e]);
     for (const Linear* w : {&gate, &up})
       if (w->in != width(in) || w->out != inner) refuse("the experts of a mixture must be of one shape");
     if (down.in != inner || down.out != width(in)) refuse("the experts of a mixture must be of one shape");
-    used.push_back(&gate), used.push_back(&up);
+    used.push_back(&gate), used.push_back(&up), last.push_back(&down);
   }
+  make_panels(0, 0.0f, last);  // refuses experts whose rows cannot share a panel
   if (!mixture) mixture = std::make_unique<MixtureBuffers>();
   mixture->grow(shape.max_rows, linears, call);
   add(std::make_unique<Mixture>(layer, in, make_panels(norm, epsilon, used), std::move(call)));

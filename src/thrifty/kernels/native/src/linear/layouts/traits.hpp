@@ -10,8 +10,10 @@ namespace thrifty {
 // vectors of neighbouring rows.
 enum class Family : int { groups, superblocks, table, pairs, plain, planes, row_tables, vectors };
 
-// A row of activations as the products of a layout read it: int8 blocks, pairs of bf16, or plain fp32.
-enum class Reads : int { codes, pairs, plain };
+// A row of activations as the products of a layout read it: int8 blocks with a scale each, pairs of bf16, plain fp32,
+// or int8 blocks with one scale for the whole row (and features beyond a threshold apart).
+enum class Reads : int { codes, pairs, plain, tokens };
+constexpr int kReads = 4;
 
 // Whether a layout has minimums beside its scales.
 enum class Minimums : int { never, may, always };
@@ -51,15 +53,19 @@ struct LayoutTraits {
   bool direct = false;                // unpacked in an instruction or two: cheaper each time than once for all rows
   bool wide_groups = false;           // groups of any multiple of 32 columns, up to whole rows
   SubScales subs{};
-  int number = 0;  // bytes of a plain number
-  int length = 0;  // rows of a vector
-  int member = 0;  // of words that two linears share: the first (1) or the second (2)
+  int number = 0;           // bytes of a plain number
+  int length = 0;           // rows of a vector
+  int member = 0;           // of words that two linears share: the first (1) or the second (2)
+  bool token_wise = false;  // activations have one scale a row, not one a block
+  bool outliers = false;    // token-wise, and may leave features beyond a threshold apart
 
   THRIFTY_SHARED constexpr Reads reads() const {
     const bool floats =
         family == Family::plain || family == Family::table || family == Family::planes || family == Family::vectors;
-    return family == Family::pairs ? Reads::pairs : floats ? Reads::plain : Reads::codes;
+    return family == Family::pairs ? Reads::pairs : floats ? Reads::plain : token_wise ? Reads::tokens : Reads::codes;
   }
+  // Whether the layout has codes of integers and scales beside them.
+  THRIFTY_SHARED constexpr bool coded() const { return reads() == Reads::codes || reads() == Reads::tokens; }
   THRIFTY_SHARED constexpr Codes codes_with(bool minimum) const {
     Codes own = codes;
     if (minimum && values_with_minimums) own.offset = 0;
