@@ -62,13 +62,11 @@ def open_model(
         raise PromptError(f"model = {shown(checkpoint)} is no model; use a name, a path, or a loaded Model")
     if recipe is None or not recipe.weights:
         return model
-    if model.applied == tuple(recipe.weights):
-        raise RecipeError(
-            f"{model.path} was compressed with these techniques already: leave the recipe's [[weights]] out"
-        )
+    from thrifty.weights.applied import check_new
     from thrifty.weights.technique import prepare
 
     techniques, is_ours = recipe.techniques("weights"), model is not checkpoint
+    check_new(model, techniques)
     return prepare(model, techniques, calibration=calibration, in_place=is_ours, before=before, errors=errors)
 
 

@@ -185,10 +185,15 @@ def _load(name: str) -> Any:
     module = importlib.import_module(f"{command_package.__name__}.{name.replace('-', '_')}")
     command = _single(module.command, name, epilog=f"Example: {module.EXAMPLE}")
     paragraphs = [" ".join(part.split()) for part in (inspect.getdoc(module.command) or name).split("\n\n")]
-    command.help = "\n\n".join(paragraphs)
+    command.help = "\n\n".join(map(_as_written, paragraphs))
     command.short_help = paragraphs[0].split(". ")[0].rstrip(".") + "."
     command.params.extend(_single(_only_debug, name).params)
     return command
+
+
+def _as_written(text: str) -> str:
+    """Text whose brackets, such as those of [[weights]], are shown: rich takes them for its own marks."""
+    return text.replace("[", r"\[")
 
 
 def _is_usage_error(error: Exception) -> bool:

@@ -83,6 +83,7 @@ def test_every_command_takes_the_folder(thrifty: Callable[..., Any], compressed:
         ((), "give MODEL, --recipe FILE and -o DIR"),
         (("--recipe", "RECIPE"), "give MODEL, --recipe FILE and -o DIR"),
         (("MODEL", "--recipe", "RECIPE", "-o", "OUT", "--calibration", "nowhere.txt"), "is no file, and too short"),
+        (("MODEL", "--recipe", "RECIPE", "-o", "OUT", "--calibration", "my lost notes.txt"), "is no file, and too"),
         (("MODEL", "--recipe", "RECIPE", "-o", "OUT", "--calibration", "two words"), "leave the calibration text out"),
         (("MODEL", "--recipe", "RECIPE", "-o", "OUT", "--memory", "1MB"), "more than --memory 1 MB"),
         (("MODEL", "--recipe", "missing.toml", "-o", "OUT"), "cannot read recipe"),

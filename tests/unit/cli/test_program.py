@@ -118,6 +118,7 @@ def test_help_pages_are_whole_sentences_about_what_there_is(thrifty: Callable[..
     page = " ".join(thrifty("--help").out.replace("│", " ").split())
     assert "measured speeds, what is missing and how to get it." in page
     assert "Serve a model by OpenAI's API and Anthropic's" in page
+    assert "with the [[weights]] of a recipe" in " ".join(thrifty("compress", "--help").out.split())
 
 
 @pytest.mark.parametrize("words", [("--debug", "techniques"), ("techniques", "--debug")])

@@ -16,6 +16,7 @@ from tests.checkpoint import write_checkpoint
 from thrifty.errors import CheckpointError, ConfigError, StorageError
 from thrifty.formats.linear import DenseLinear, GroupLinear, ZeroPointLinear
 from thrifty.models.config.layer_spec import RopeScaling
+from thrifty.models.export.files import files_of
 from thrifty.models.export.folder import export_folder
 from thrifty.models.export.gguf import export_gguf
 from thrifty.models.export.gguf_writer import write_gguf
@@ -136,6 +137,18 @@ def test_zero_points_go_through_both_versions_of_gptq(llama: Model, tmp_path: Pa
     same_values(llama, load(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("bits", [2, 3])
+def test_fewer_bits_than_gptq_is_read_with_are_named(llama: Model, tmp_path: Path, bits: int) -> None:
+    for name, linear in list(llama.linears.items()):
+        if name.startswith("layers."):
+            codes = np.ones((linear.out_features, linear.in_features), np.uint8)
+            ones = np.ones((linear.out_features, linear.in_features // 64), np.uint8)
+            llama.replace(name, ZeroPointLinear.from_codes(codes, ones.astype(np.float32), ones, bits, 64))
+    assert files_of(llama.linears["layers.0.mlp.up"]) == []
+    with pytest.raises(CheckpointError, match="'layers.0.attention.query' is stored as.*which GPTQ cannot say"):
+        export_folder(llama, tmp_path / "out", "gptq")
+
+
 def test_what_a_format_cannot_say_is_named(llama: Model, tmp_path: Path) -> None:
     wide = rounded(llama, bits=4, group=64)
     with pytest.raises(CheckpointError, match=r"'layers.0.attention.query' is stored as int4-g64.*groups of 32"):
@@ -171,6 +184,9 @@ def test_a_config_that_a_format_cannot_say_is_named(llama: Model, tmp_path: Path
         export_gguf(model, tmp_path / "m.gguf")
     with pytest.raises(ConfigError, match="of 'gemma3'; models of llama"):
         export_folder(model, tmp_path / "out", "gptq")
+    model.replace("layers.0.mlp.up", DenseLinear.from_weight(model.linears["layers.0.mlp.up"].dequantize()))
+    with pytest.raises(ConfigError, match="of 'gemma3'; models of llama"):  # before what other formats would help
+        export_folder(model, tmp_path / "out", "gptq")
 
 
 def test_no_tokenizer_and_an_odd_width_are_said(llama: Model, tmp_path: Path) -> None:
@@ -196,6 +212,10 @@ def test_nothing_is_left_of_a_write_that_fails(llama: Model, tmp_path: Path, mon
         export_gguf(rounded(llama, bits=4), tmp_path / "m.gguf")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
+    (tmp_path / "n.gguf").write_text("mine")
+    with pytest.raises(StorageError, match="n.gguf is there already"):
+        export_gguf(rounded(llama, bits=4), tmp_path / "n.gguf")
+    assert (tmp_path / "n.gguf").read_text() == "mine"
     with pytest.raises(StorageError, match="is there already"):
         export_folder(rounded(llama, bits=4, symmetric=True), tmp_path / "out", "gptq")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".", "m."))]
@@ -204,5 +224,5 @@ def test_nothing_is_left_of_a_write_that_fails(llama: Model, tmp_path: Path, mon
 def test_plain_halves_stay_exact(llama: Model, tmp_path: Path) -> None:
     for name, linear in list(llama.linears.items()):
         llama.replace(name, DenseLinear.from_weight(linear.dequantize(), np.float16))
-    export_gguf(llama, tmp_path / "m.gguf")
-    same_values(llama, load(tmp_path / "m.gguf"))
+    export_gguf(llama, tmp_path / "new" / "folder" / "m.gguf")
+    same_values(llama, load(tmp_path / "new" / "folder" / "m.gguf"))

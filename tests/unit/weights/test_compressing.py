@@ -352,6 +352,12 @@ def test_what_is_there_is_not_replaced_unless_asked(checkpoint: Path, tmp_path: 
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(StorageError, match="out is there and not empty.*--force"):
         compress(load(checkpoint), RECIPE, tmp_path / "out")
+    with pytest.raises(StorageError, match="holds something else than a model.*--force replaces nothing else"):
+        compress(load(checkpoint), RECIPE, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine" and hidden(tmp_path / "out") == []
+    (tmp_path / "out" / "notes.txt").unlink()
+    compress(load(checkpoint), RECIPE, tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("of this model")
     compress(load(checkpoint), RECIPE, tmp_path / "out", force=True)
     assert is_compressed(tmp_path / "out") and not (tmp_path / "out" / "notes.txt").exists()
     with pytest.raises(StorageError, match="is a file"):
@@ -398,6 +404,20 @@ def test_a_layer_with_nan_is_named(checkpoint: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_compressed_again_tells_all_that_it_went_through(checkpoint: Path, tmp_path: Path) -> None:
+    first, second = {"technique": "magnitude"}, {"technique": "rtn", "bits": 8, "skip": ["embedding"]}
+    compress(load(checkpoint), Recipe(weights=[first]), tmp_path / "first")
+    compress(load(tmp_path / "first"), Recipe(weights=[second]), tmp_path / "second")
+    compress(load(checkpoint), Recipe(weights=[first, second]), tmp_path / "both")
+    for folder in (tmp_path / "second", tmp_path / "both"):
+        assert Recipe.load(folder / "recipe.toml").weights == [first, second]
+        assert json.loads((folder / "report.json").read_text())["recipe"] == [first, second]
+        assert load(folder).applied == (first, second)
+    for again in ([first], [second], [first, second]):
+        with pytest.raises(RecipeError, match="compressed with these techniques already"):
+            compress(load(tmp_path / "second"), Recipe(weights=again), tmp_path / "out")
+
+
 def test_a_second_time_with_the_same_techniques_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     from thrifty.api import open_model
 
@@ -406,6 +426,9 @@ def test_a_second_time_with_the_same_techniques_is_refused(checkpoint: Path, tmp
         compress(load(tmp_path / "out"), RECIPE, tmp_path / "again")
     with pytest.raises(RecipeError, match="compressed with these techniques already"):
         open_model(tmp_path / "out", RECIPE)
+    spelled = Recipe(weights=[{"technique": "rtn", "bits": 4, "group": 32}])  # the same, with a default written down
+    with pytest.raises(RecipeError, match="compressed with these techniques already"):
+        compress(load(tmp_path / "out"), spelled, tmp_path / "again")
     other = Recipe(weights=[{"technique": "rtn", "bits": 8, "embedding_bits": 8}])
     assert open_model(tmp_path / "out", other).linears["embedding"].label == "int8-g32"
 

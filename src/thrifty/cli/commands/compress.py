@@ -51,7 +51,7 @@ Memory = Annotated[
         help="Stop, with what is done kept, where the process holds more before a layer, e.g. 2GB.",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace DIR where it is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace DIR where it is a compressed model.")]
 ListFormats = Annotated[
     bool,
     typer.Option(
@@ -120,9 +120,14 @@ def _calibration(model: Model, given: str) -> CalibrationSet:
     path = Path(given)
     if len(given) < 4096 and path.is_file():
         return text_calibration(model, read_text(path), path.name)
-    if len(given.split()) < 2:
-        raise RecipeError(f"--calibration {given[:120]!r} is no file, and too short for a text: give one or the other")
+    if len(given.split()) < 2 or _is_path(path):
+        raise RecipeError(f"--calibration {given[:120]!r} is no file, and too short for a text or the name of one: give one or the other")
     return text_calibration(model, given, "command line")
+
+
+def _is_path(given: Path) -> bool:
+    """Whether words look like the name of a file, such as "my notes.txt", rather than like a text."""
+    return len(str(given)) < 256 and "\n" not in str(given) and given.suffix[1:].isalpha()
 
 
 @contextmanager

@@ -20,4 +20,4 @@ def is_integer(linear: PackedLinear) -> bool:
     """Whether a linear is scale·(code − zero) with codes of 4 or 8 bits and a whole number for zero."""
     if isinstance(linear, GroupLinear):
         return linear.bits in (4, 8) and linear.minimums is None and linear.codebook is None
-    return isinstance(linear, ZeroPointLinear)
+    return isinstance(linear, ZeroPointLinear) and linear.bits in (4, 8)

@@ -47,13 +47,13 @@ def export_folder(model: Model, target: Path, kind: Kind) -> None:
     target = target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise StorageError(f"{target} is there already: give a folder that is not")
+    config = _config(model.config)
     quantisation = _quantisation(model, kind)
     partial = target.with_name(f".{target.name}.partial")
     try:
         remove(partial)
         partial.mkdir(parents=True)
-        config = _config(model.config) | {"quantization_config": quantisation}
-        write_file(partial / "config.json", _json(config))
+        write_file(partial / "config.json", _json(config | {"quantization_config": quantisation}))
         check_same(read_config(partial), model.config, f"a checkpoint of {_NAMES[kind]}")
         # Made twice, so that no more than one linear is held: the file begins with the shapes of all.
         arrays = partial_of(_arrays, model, kind, quantisation)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from thrifty.arrays import Array, Bytes, Integers
-from thrifty.errors import CheckpointError, ConfigError
+from thrifty.errors import CheckpointError, ConfigError, StorageError
 from thrifty.formats.linear import PackedLinear
 from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.export.gguf_blocks import row_bytes, rows_of, writable
@@ -28,12 +28,15 @@ def export_gguf(model: Model, target: Path) -> None:
     """Write `target`, whole or not at all; what is written is opened again and compared with the model's config.
 
     Raises CheckpointError (ConfigError for the config) naming the tensor or field that GGUF has no words for, with what
-    to do instead; OSError.
+    to do instead; StorageError where the file is there; OSError.
     """
     architecture, target = _architecture(model.config), target.resolve()
+    if target.exists():
+        raise StorageError(f"{target} is there already: give a file that is not")
     tensors = [_tensor(model, architecture, name, value) for name, value in _parts(model)]
     metadata = _metadata(model, architecture)
     partial = target.with_name(f".{target.name}.partial")
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         write_gguf(partial, metadata, tensors)
         check_same(GGUFSource(partial).config, model.config, "a GGUF file")

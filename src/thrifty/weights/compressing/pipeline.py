@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from thrifty.errors import BudgetError, RecipeError, StorageError
-from thrifty.models.compressed.layout import RECIPE, RUN
+from thrifty.models.compressed.layout import RECIPE, RUN, is_compressed
 from thrifty.models.compressed.saving import write_model
 from thrifty.models.model import Model
 from thrifty.recipe import Recipe
 from thrifty.storage.process import peak_resident, resident
 from thrifty.version import VERSION
+from thrifty.weights.applied import check_new
 from thrifty.weights.calibration import CalibrationSet, default_calibration
 from thrifty.weights.compressing import report as reports
 from thrifty.weights.compressing.prediction import disk_bytes, steps
@@ -51,9 +52,10 @@ def compress(
     started, target = time.monotonic(), target.resolve()
     techniques: list[Technique] = recipe.techniques("weights")
     chosen = _calibration(model, techniques, calibration)
-    _check(model, recipe, techniques, target, force)
+    _check(model, techniques, target, force)
     label = None if chosen is None else chosen.label
     identity = _identity(model, recipe, label)
+    applied = replace(recipe, weights=[*model.applied, *recipe.weights], cache=[], decoding=[])
     place = Workplace(target)
     with place.opened(identity):
         place.check_room(disk_bytes(model, techniques), str(target.name))
@@ -66,13 +68,13 @@ def compress(
                 made = prepare(
                     model, techniques, calibration=chosen, in_place=True, before=before.check, results=results
                 )
-                told = reports.report(made, name, recipe.weights, label)
+                told = reports.report(made, name, applied.weights, label)
                 told[reports.RUN] = {
                     "seconds": round(time.monotonic() - started, 3),
                     "resumed": place.resumed,
                     "peak_process_bytes": peak_resident(),
                 }
-                _write(place.result(), made, recipe, told)
+                _write(place.result(), made, recipe, applied, told)
                 place.publish()
         finally:
             results.shut()
@@ -103,14 +105,13 @@ def _calibration(model: Model, techniques: Sequence[Technique], given: Calibrati
     return None
 
 
-def _check(model: Model, recipe: Recipe, techniques: Sequence[Technique], target: Path, force: bool) -> None:
+def _check(model: Model, techniques: Sequence[Technique], target: Path, force: bool) -> None:
     if not techniques:
         raise RecipeError(
             "the recipe has no [[weights]], so there is nothing to compress: add a table such as\n"
             '[[weights]]\ntechnique = "rtn"'
         )
-    if model.applied == tuple(recipe.weights):
-        raise RecipeError(f"{model.path} was compressed with these techniques already: run it as it is")
+    check_new(model, techniques)
     for technique in techniques:
         technique.check(model)
     if target.exists() and not target.is_dir():
@@ -119,6 +120,11 @@ def _check(model: Model, recipe: Recipe, techniques: Sequence[Technique], target
         raise StorageError(f"{target} is there and not empty: give another folder, or --force to replace it")
     if target.exists() and model.path is not None and target.resolve() in (model.path, *model.path.parents):
         raise StorageError(f"{target} holds the model that is being compressed: give another folder")
+    if target.is_dir() and any(target.iterdir()) and not is_compressed(target):
+        raise StorageError(
+            f"{target} holds something else than a model of `thrifty compress`, and --force replaces nothing else: "
+            "give another folder, or empty this one"
+        )
 
 
 def _identity(model: Model, recipe: Recipe, calibration: str | None) -> Mapping[str, Any]:
@@ -140,8 +146,9 @@ def _steps(techniques: Sequence[Technique], results: StoredResults, first: int, 
     return left
 
 
-def _write(folder: Path, model: Model, recipe: Recipe, report: Mapping[str, Any]) -> None:
-    write_model(folder, model, recipe.weights, report)
-    replace(recipe, cache=[], decoding=[]).save(folder / RECIPE)
+def _write(folder: Path, model: Model, recipe: Recipe, applied: Recipe, report: Mapping[str, Any]) -> None:
+    """applied: all weight techniques that the model has been through, those of a compressed source first."""
+    write_model(folder, model, applied.weights, report)
+    applied.save(folder / RECIPE)
     if recipe.cache or recipe.decoding:
         replace(recipe, weights=[]).save(folder / RUN)
