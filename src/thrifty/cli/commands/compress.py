@@ -121,7 +121,10 @@ def _calibration(model: Model, given: str) -> CalibrationSet:
     if len(given) < 4096 and path.is_file():
         return text_calibration(model, read_text(path), path.name)
     if len(given.split()) < 2 or _is_path(path):
-        raise RecipeError(f"--calibration {given[:120]!r} is no file, and too short for a text or the name of one: give one or the other")
+        raise RecipeError(
+            f"--calibration {given[:120]!r} is no file, and too short for a text or the name of one: give one or the "
+            "other"
+        )
     return text_calibration(model, given, "command line")
 
 

@@ -55,7 +55,7 @@ def compress(
     _check(model, techniques, target, force)
     label = None if chosen is None else chosen.label
     identity = _identity(model, recipe, label)
-    applied = replace(recipe, weights=[*model.applied, *recipe.weights], cache=[], decoding=[])
+    applied = replace(recipe, weights=[*map(dict, model.applied), *recipe.weights], cache=[], decoding=[])
     place = Workplace(target)
     with place.opened(identity):
         place.check_room(disk_bytes(model, techniques), str(target.name))
