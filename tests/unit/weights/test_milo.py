@@ -180,7 +180,7 @@ def test_what_it_cannot_do_is_said(plain: Model) -> None:
         prepare(plain, [milo(ranks="kurtosis")])
     broken = random(96, 96)
     broken[3, 4] = np.nan
-    with pytest.raises(KernelError, match="'layers.0.attention.output'.*not finite|layers.0.attention.output"):
+    with pytest.raises(KernelError, match="layers.0.attention.output"):
         milo().compress(LinearInfo("layers.0.attention.output", DenseLinear.from_weight(broken)), None)
     with pytest.raises(RecipeError, match="dense_rank"):
         milo(dense_rank=-1)

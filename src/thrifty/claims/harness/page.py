@@ -30,11 +30,11 @@ on one side of the paper's bar, or it straddles it:
 - **stale**: the last run gave no result, for the reason told. `older code`: the technique, its defaults, its claim, a
   rival or what measures them changed since.
 
-Other parts are shown with verdicts of their own and lift nothing. Every table has controls: random eviction at the same
-budget must lose against the full cache, the technique with the full budget must hold, the newest tokens alone are
-shown; a technique must also be ahead of random eviction and hold the bytes that it promises. "Tells" is half the
-interval's width: a smaller difference is beyond this setting. Items come from the judged half; defaults are tuned on
-the other one.
+Other parts are shown with verdicts of their own and lift nothing. Every table has controls. On the cache: random
+eviction at the same budget must lose against the full cache, the technique with the full budget must hold, the newest
+tokens alone are shown; a technique must also be ahead of random eviction and hold the bytes that it promises. On
+weights: a poorer way to store them must lose against the weights as they are. "Tells" is half the interval's width: a
+smaller difference is beyond this setting. Items come from the judged half; defaults are tuned on the other one.
 """
 
 MARK = "<!-- figures: {record} -->"
