@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 Job = Callable[["Engine"], Result]
-WIDTH = 8  # measurements at a time
+WIDTH = 8  # measurements at a time, at most
+ROOM = 512 * 10**6  # bytes of their caches together
 
 
 class _Ended(BaseException):
@@ -32,14 +33,20 @@ class _Ended(BaseException):
 def run_batched(engine: Engine, jobs: Sequence[Job[Result]], width: int = WIDTH) -> Iterator[tuple[int, Result]]:
     """(place, result) of every job, as they end. width: how many run at a time, at least 1.
 
-    The first error of a job, and any error of the engine's step, ends all; it is raised once they have given their
-    requests back. So does leaving the loop.
+    The first error of a job, and any error of the engine's step, ends all; it is raised after the results that there
+    are, once all have given their requests back. So does leaving the loop.
     """
     runs = _Runs(engine, jobs, max(1, width))
     try:
         yield from runs.results()
     finally:
         runs.end()
+
+
+def width_of(engine: Engine, tokens: int) -> int:
+    """How many runs of so many tokens there is room for at a time, with the full cache."""
+    each = engine.cache_footprint((), tokens, tokens + 1).peak_bytes
+    return max(1, min(WIDTH, ROOM // max(1, each)))
 
 
 class _Runs(Generic[Result]):
@@ -64,17 +71,18 @@ class _Runs(Generic[Result]):
         """As they come."""
         while True:
             with self._changed:
-                while self._waiting_jobs and self._at_work + len(self._readers) < self._width and not self._error:
+                self._settle()
+                while self._waiting_jobs and len(self._readers) < self._width and not self._error:
                     self._start(*self._waiting_jobs.popleft())
-                while self._at_work:
-                    self._changed.wait()
-                if self._error is not None:
-                    raise self._error
-                ready, finished = list(self._done), not self._readers and not self._waiting_jobs
+                    self._settle()  # so that requests come in the order of the jobs
+                ready, error = list(self._done), self._error
+                finished = not self._readers and not self._waiting_jobs
                 self._done.clear()
-                if not ready and not finished:
+                if not ready and not finished and error is None:
                     self._step()
             yield from ready
+            if error is not None:
+                raise error
             if finished:
                 return
 
@@ -98,6 +106,11 @@ class _Runs(Generic[Result]):
             self._changed.wait()
         if self._ending:
             raise _Ended
+
+    def _settle(self) -> None:
+        """Wait until every thread waits for a token, or is done."""
+        while self._at_work:
+            self._changed.wait()
 
     def _start(self, place: int, job: Job[Result]) -> None:
         self._at_work += 1

@@ -130,12 +130,12 @@ def test_an_interrupted_comparison_goes_on_where_it_was(engine: Engine, tmp_path
         with pytest.raises(KeyboardInterrupt):
             list(comparison.run(file))
         (row,) = comparison.summaries(file)
-        assert row.items == 2 and row.recovery is not None and row.recovery.value == 0.5
+        assert row.items == 1 and row.recovery is not None and row.recovery.value == 0.5
         assert row.beside == {"nll": 2.0}
     with RecordFile(path, {}) as file:
         comparison = compared(engine, second)
         assert len(list(comparison.run(file))) == comparison.total == 4
-        assert second.ran == [("0-2", False), ("0-2", True), ("0-3", False), ("0-3", True)]
+        assert second.ran == [(f"0-{number}", True) for number in range(1, 4)], "baselines were there"
         assert comparison.summaries(file)[0].items == 4
 
 
