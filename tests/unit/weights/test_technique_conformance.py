@@ -25,6 +25,7 @@ from thrifty.weights.technique import prepare
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "maskllm": {"steps": 2, "batch": 1},
+    "nxmiformer": {"steps": 2, "batch": 1},
     "smoothquant-plus": {"alpha": 0.5},
     "xtc": {"steps": 2, "batch": 1},
     "zeroquant": {"steps": 1, "mlp_bits": 4},
