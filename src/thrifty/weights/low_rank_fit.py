@@ -10,14 +10,14 @@ EXACT = 256  # the smaller side of a matrix up to which its whole decomposition 
 OVERSAMPLING, ITERATIONS = 8, 2
 
 
-def factors(matrix: Floats, rank: int, seed: int = 0, exact: int = EXACT) -> tuple[Floats, Floats]:
+def factors(matrix: Floats, rank: int, seed: int = 0) -> tuple[Floats, Floats]:
     """up fp32 [out, rank] and down fp32 [rank, in] with up·down near `matrix` fp32 [out, in]: U·√S and √S·Vᵀ.
 
-    Of a matrix whose smaller side is above `exact` by a randomised decomposition with two power iterations (Halko et
-    al., arXiv 0909.4061, algorithms 4.4 and 5.1). Zeros where the matrix has fewer singular values than `rank`.
+    Of a matrix whose smaller side is above 256 by a randomised decomposition with two power iterations (Halko et al.,
+    arXiv 0909.4061, algorithms 4.4 and 5.1). Zeros where the matrix has fewer singular values than `rank`.
     """
     smaller = min(matrix.shape)
-    if smaller <= exact or rank + OVERSAMPLING >= smaller:
+    if smaller <= EXACT or rank + OVERSAMPLING >= smaller:
         left, values, right = np.linalg.svd(matrix, full_matrices=False)
     else:
         basis = _range(matrix, rank + OVERSAMPLING, np.random.default_rng(seed))

@@ -11,7 +11,6 @@ from thrifty.arrays import Floats
 from thrifty.weights.low_rank_fit import factors
 
 LANES = 16  # rows that native code computes side by side: what the last site gives is whole lanes of them
-EXACT = 1024  # the smaller side of a matrix up to which its SVD is not randomised
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def decomposed(weight: Floats, shape: Shape, chi: int, seed: int = 0) -> list[Fl
     for site in range(sites):
         if site + 1 < sites:
             matrix = np.ascontiguousarray(left).reshape(bonds[site] * shape.rows[site] * shape.columns[site], -1)
-            tensor, down = factors(matrix, bonds[site + 1], seed, EXACT)
+            tensor, down = factors(matrix, bonds[site + 1], seed)
             next_root = np.sqrt(np.square(down, dtype=np.float64).sum(axis=1))  # √S, since rows of Vᵀ have length 1
         else:
             tensor, down, next_root = np.ascontiguousarray(left), left, np.ones(1)

@@ -26,6 +26,7 @@ LENGTH = 1600  # tokens, which are bytes here: questions, sentences and document
 TINY = dataclasses.replace(SHORT, items=8, tokens=512, answers=2, rounds=2)
 SMALL: dict[str, dict[str, Any]] = {
     "amp": {"STEPS": 1, "SEQUENCES": 2, "TOKENS": 16, "DECODED": 4},
+    "compactifai": {"STEPS": 1, "SEQUENCES": 4, "TOKENS": 16},
     "kivi": {"BATCH": 512},
     "kvmerger": {"BOUND": 0.5},
     "kvzip": {"SHORTEST": 1024},

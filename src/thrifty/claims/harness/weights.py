@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from thrifty.claims.harness.scores.passages import SCORED, Passages, cuts
@@ -26,7 +26,7 @@ MINIMUM = {"technique": "rtn", "bits": 4, "group": 128, "symmetric": True, "embe
 @dataclass(frozen=True)
 class Compressed:
     """A model's losses, whether its first choices came, and the bytes and numbers of its linears, embedding and logits
-    left out.
+    left out. right: not bounded as answers are: a passage has hundreds, so it never comes right or wrong as one.
     """
 
     losses: Scores
@@ -66,7 +66,7 @@ class WeightScores:
             losses, right = (passages.losses(chosen, [], measure) for measure in ("nll", "right"))
             inside = [own.linear for own in linears(engine.model) if own.role not in OUTSIDE]
             numbers = sum(linear.out_features * linear.in_features for linear in inside)
-            return Compressed(losses, right, sum(linear.nbytes for linear in inside), numbers)
+            return Compressed(losses, replace(right, bounded=False), sum(linear.nbytes for linear in inside), numbers)
         finally:
             engine.close()
 

@@ -44,7 +44,7 @@ Values = Literal["bf16", "int8", "int4"]
             "two sites are the truncated SVD of a reshaped matrix; block = 1 is the plain truncated SVD",
             "tensors are always contracted with the input: W is never put together, also where that would be faster",
             "contracting takes χ·(in·o_1 + out·i_2) multiplications, which can be more than those of the whole matrix",
-            "sides above 1,024: SVDs are randomised, with two power iterations",
+            "sides above 256: SVDs are randomised, with two power iterations",
             "the last site gives whole lanes of 16 rows, else o_1 is 1; a prime number of columns makes i_2 1",
             (
                 "healing: 30 steps of 4 sequences of the calibration text by default, the whole model's predictions "
