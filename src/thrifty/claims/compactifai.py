@@ -34,7 +34,7 @@ class CompactifAIClaim(Claim):
     source = "arXiv:2401.14109, abstract; read second-hand"
     rule = "next-token accuracy with 30 % of the linears' numbers, healed, is at least 97 % of the whole model's"
     models = ("smollm2-135m",)
-    minutes = 8.0
+    minutes = 12.0
 
     def measure(self, context: Context) -> Measurement:
         score = WeightScores(context)
