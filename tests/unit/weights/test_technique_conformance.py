@@ -24,6 +24,7 @@ from thrifty.weights.compressing.pipeline import compress
 from thrifty.weights.technique import prepare
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "lora-ft": {"steps": 2, "batch": 1},
     "maskllm": {"steps": 2, "batch": 1},
     "smoothquant-plus": {"alpha": 0.5},
     "xtc": {"steps": 2, "batch": 1},
