@@ -17,10 +17,9 @@ from thrifty.formats.group import GroupLinear
 from thrifty.formats.low_rank import LowRankLinear
 from thrifty.models.config.model_config import RopeConfig
 from thrifty.models.model import Model
-from thrifty.recipe import Recipe
 from thrifty.reference.loading import build as build_reference
 from thrifty.weights.calibration import CalibrationSet
-from thrifty.weights.compressing.pipeline import compress
+from thrifty.weights.results import Results
 from thrifty.weights.technique import prepare
 from thrifty.weights.techniques.lora_ft import beside
 
@@ -124,20 +123,24 @@ def test_a_layer_of_nan_ends_the_training_with_a_reason(plain: Model) -> None:
 
 
 @pytest.mark.long
-def test_a_killed_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    recipe = Recipe(weights=[NEAREST, lora(steps=25)])
-    compress(tiny(), recipe, tmp_path / "whole", calibration=TEXT)
-    left = 40
+def test_a_killed_training_goes_on_to_the_same_bits(plain: Model, tmp_path: Path) -> None:
+    options = [registry.build("weights", table) for table in (NEAREST, lora(steps=25))]
+    whole = prepare(plain, options, calibration=TEXT)
+    results = Results()
+    results.folder = tmp_path
+    calls = 0
 
-    def stop(done: int, total: int) -> None:
-        nonlocal left
-        left -= 1
-        if not left:
+    def stop() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 14 + 22:  # fourteen linears are rounded first
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compress(tiny(), recipe, tmp_path / "out", calibration=TEXT, watch=stop)
-    compress(tiny(), recipe, tmp_path / "out", calibration=TEXT)
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
-        tmp_path / "whole" / "model.safetensors"
-    ).read_bytes()
+        prepare(plain, options, calibration=TEXT, before=stop, results=results)
+    assert len(list(tmp_path.iterdir())) == 1
+    calls = 100
+    resumed = prepare(plain, options, calibration=TEXT, before=stop, results=results)
+    assert calls == 100 + 14 + 5, "20 of 25 steps were on the disk"
+    for name, linear in whole.linears.items():
+        assert np.array_equal(linear.dequantize(), resumed.linears[name].dequantize()), name

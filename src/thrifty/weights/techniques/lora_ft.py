@@ -31,11 +31,10 @@ RANK_BLOCK = 32  # columns of U that the kernels read together
         year=2024,
         mechanism="The weights stay rounded as the techniques before it left them; a product of low rank beside each "
         "is trained on a text and stays beside it, so that the codes do not change.",
-        claim="LLaMA3-8B at 4 bits and fewer: LoRA-FT on Alpaca does not make up for rounding on MMLU and is worse than "
-        "the rounded model without it, other than on LLaMA and LLaMA2",
+        claim="LLaMA3-8B at 4 bits and fewer: LoRA-FT on Alpaca does not make up for rounding on MMLU and is worse "
+        "than the rounded model without it, other than on LLaMA and LLaMA2",
         limits=(
-            "the study takes the QLoRA and IR-QLoRA programs (NF4 weights); here the codes are those of the technique "
-            "in front of it",
+            "the study takes QLoRA and IR-QLoRA (NF4 weights); here the codes are those of the technique in front",
             "IR-QLoRA's calibration of information and its elastic connection are left out",
             "it learns the calibration text, the project's own documentation by default; the study Alpaca",
             "20 steps of 2 sequences by default, to see the direction; the study takes 10,000 of 16 (unconfirmed)",
@@ -95,9 +94,7 @@ class LoraFT(PlacedTechnique):
             if report is not None:
                 tell(model, report)
 
-    def _trained(
-        self, model: Model, places: list[LinearInfo], preparation: Preparation
-    ) -> list[tuple[Floats, Floats]]:
+    def _trained(self, model: Model, places: list[LinearInfo], preparation: Preparation) -> list[tuple[Floats, Floats]]:
         """Of each place (A [rank, in], (α / rank)·B [out, rank])."""
         extras.require_torch(f"technique '{self.name}'")
         from thrifty.training.loop.batches import Batches

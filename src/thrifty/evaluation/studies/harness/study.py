@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from thrifty.evaluation.studies.harness.findings import Finding
 
 Tables = tuple[dict[str, Any], ...]
 """A stage of a recipe."""
@@ -45,6 +48,7 @@ class Study:
     the formats, the uncompressed one first. tasks: as `tasks.parse_all` reads them. aside: names of tasks that are
     shown and do not count in the mean. off_grid: whether weights lie in the off-grid view, since a checkpoint that was
     published in few bits is rounded to them exactly. controls: run beside the grid.
+    findings: of the papers, judged by the grid.
     """
 
     title: ClassVar[str]
@@ -56,3 +60,4 @@ class Study:
     aside: ClassVar[tuple[str, ...]] = ()
     off_grid: ClassVar[bool] = True
     controls: ClassVar[tuple[Control, ...]] = (AGAIN, RANDOM_EVICTION)
+    findings: ClassVar[tuple[Finding, ...]] = ()
