@@ -1,15 +1,16 @@
 """Other people's quantisers on the same weights, as rows of docs/weights.md.
 
-    .venv/bin/pip install llama-cpp-py-sync hqq
+    .venv/bin/pip install llama-cpp-python gguf hqq
 
 A peer rounds the uncompressed model's linears; embedding and logits stay in bf16, as Thrifty's techniques leave them.
 What it made is then scored as every other row is, in Thrifty's engine against the same baseline, so that the rows
 differ in the rounding alone.
 
-- llama.cpp: its own `llama_model_quantize` on a GGUF file of the model, with an importance matrix where the kind's name
-  ends in `+imatrix`: the mean squares of what each linear reads on the calibration text that Thrifty's techniques see.
-  Matrices whose columns are no multiple of 256 do not take K-quants: llama.cpp gives them 5 or 8 bits by itself, which
-  the row's bits show.
+- llama.cpp: its own `llama_model_quantize` (llama-cpp-python) on a GGUF file of the model, with an importance matrix
+  where the kind's name ends in `+imatrix`: the mean squares of what each linear reads on the calibration text that
+  Thrifty's techniques see. Matrices whose columns are no multiple of 256 do not take K-quants: llama.cpp gives them 4
+  to 8 bits by itself, which the row's bits show.
+- gguf: the gguf package's NumPy quantisers of llama.cpp's plain types, computed with in bf16.
 - hqq: the authors' package, on the processor.
 
 GPTQModel and AutoAWQ come as source that wants a compiler for CUDA, llm-compressor loads folders in the format of
@@ -18,13 +19,14 @@ transformers alone: none of them is run here.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -46,6 +48,7 @@ FILE_TYPES = {
 }  # fmt: skip
 """llama.cpp's numbers (llama_ftype)."""
 GGML_BF16 = 30
+GGUF_KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 HQQ_GROUP = 64
 
 
@@ -69,13 +72,21 @@ def names() -> list[str]:
     """Every peer and kind, as rows are called."""
     kinds = [kind for kind in FILE_TYPES if not kind.startswith(("IQ3", "Q2_K"))]
     marked = [f"{kind}{IMATRIX}" for kind in FILE_TYPES if kind not in ("Q8_0",)]
-    return [*(f"llama.cpp:{kind}" for kind in (*kinds, *marked)), *(f"hqq-package:{bits}" for bits in (8, 4, 3, 2))]
+    return [
+        *(f"llama.cpp:{kind}" for kind in (*kinds, *marked)),
+        *(f"gguf:{kind}" for kind in GGUF_KINDS),
+        *(f"hqq-package:{bits}" for bits in (8, 4, 3, 2)),
+    ]
 
 
 def make(view: Model, name: str, threads: int | None) -> Peered:
     """The view's linears rounded by a peer. Raises PeerError where it is not installed or refuses."""
     peer, _, kind = name.partition(":")
-    makers: Mapping[str, Callable[[Model, str, int], Peered]] = {"llama.cpp": _llama_cpp, "hqq-package": _hqq}
+    makers: Mapping[str, Callable[[Model, str, int], Peered]] = {
+        "llama.cpp": _llama_cpp,
+        "gguf": _gguf,
+        "hqq-package": _hqq,
+    }
     if peer not in makers:
         raise PeerError(f"no peer '{peer}'; there are {', '.join(makers)}")
     return makers[peer](view, kind, threads or 1)
@@ -110,48 +121,82 @@ def importance(view: Model) -> dict[str, Floats]:
     return found
 
 
+class _Matrix(ctypes.Structure):
+    """llama.cpp's `llama_model_imatrix_data`."""
+
+    _fields_: ClassVar = [
+        ("name", ctypes.c_char_p),
+        ("data", ctypes.POINTER(ctypes.c_float)),
+        ("size", ctypes.c_size_t),
+    ]
+
+
 def quantize(source: Path, target: Path, kind: int, matrix: Mapping[str, Floats], threads: int) -> None:
     """llama.cpp's requantisation of a file; embedding and logits become bf16. Raises PeerError where it refuses."""
-    bindings = _package("llama_cpp_py_sync._cffi_bindings", "llama-cpp-py-sync")
-    library, ffi = bindings.get_lib(), bindings.get_ffi()
-    parameters = ffi.new("llama_model_quantize_params *", library.llama_model_quantize_default_params())
+    llama_cpp = _package("llama_cpp", "llama-cpp-python")
+    parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread = kind, threads
     parameters.token_embedding_type = parameters.output_tensor_type = GGML_BF16
-    kept: list[Any] = []  # memory that llama.cpp reads
-    if matrix:
-        entries = ffi.new("struct llama_model_imatrix_data[]", len(matrix) + 1)  # the last one's name is null
-        for place, (name, values) in enumerate(matrix.items()):
-            kept += [ffi.new("char[]", name.encode()), ffi.new("float[]", values.tolist())]
-            entries[place].name, entries[place].data, entries[place].size = kept[-2], kept[-1], len(values)
-        parameters.imatrix = entries
-        kept.append(entries)
-    if library.llama_model_quantize(str(source).encode(), str(target).encode(), parameters):
+    held = {name: np.ascontiguousarray(values, np.float32) for name, values in matrix.items()}
+    entries = (_Matrix * (len(held) + 1))()  # the last one's name is null
+    for entry, (name, values) in zip(entries, held.items(), strict=False):
+        entry.name, entry.size = name.encode(), len(values)
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    if held:
+        parameters.imatrix = ctypes.cast(entries, dict(parameters._fields_)["imatrix"])
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters)):
         raise PeerError(f"llama.cpp does not make a file of type {kind} of this model; its reason is above")
+
+
+def _gguf(view: Model, kind: str, threads: int) -> Peered:
+    quants, gguf = _package("gguf.quants", "gguf"), _package("gguf", "gguf")
+    type_ = gguf.GGMLQuantizationType[kind]
+
+    def rounded(weight: Floats) -> tuple[Floats, int]:
+        blocks = quants.quantize(weight, type_)
+        return quants.dequantize(blocks, type_), blocks.nbytes
+
+    return _rounded(view, f"gguf({kind})", rounded)
 
 
 def _hqq(view: Model, kind: str, threads: int) -> Peered:
     hqq = _package("hqq.core.quantize", "hqq")
     import torch
 
-    model = replace(view, linears=dict(view.linears), report=[], version=f"{view.version}+hqq-package({kind})")
+    def rounded(weight: Floats) -> tuple[Floats, int]:
+        codes, meta = hqq.Quantizer.quantize(
+            torch.from_numpy(weight),
+            nbits=int(kind),
+            group_size=HQQ_GROUP,
+            axis=1,
+            device="cpu",
+            compute_dtype=torch.float32,
+        )
+        back = hqq.Quantizer.dequantize(codes, meta).float().reshape(weight.shape).numpy()
+        groups = meta["scale"].numel() + meta["zero"].numel()  # in fp16, as its files have them
+        return back, int(kind) * weight.size // 8 + 2 * groups
+
+    return _rounded(view, f"hqq-package({kind})", rounded)
+
+
+def _rounded(view: Model, name: str, rounded: Callable[[Floats], tuple[Floats, int]]) -> Peered:
+    """Linears replaced by what a peer makes of their weights [out, in], computed with in bf16. rounded: the weights
+    that it stands for, and the bytes that it stores.
+    """
+    model = replace(view, linears=dict(view.linears), report=[], version=f"{view.version}+{name}")
     stored = numbers = 0
     seconds = 0.0
     for info in linears(view):
         if info.role in OUTSIDE + KEPT:
             continue
-        weight = torch.from_numpy(info.linear.dequantize())
+        weight = np.array(info.linear.dequantize())
         began = time.perf_counter()
-        codes, meta = hqq.Quantizer.quantize(
-            weight, nbits=int(kind), group_size=HQQ_GROUP, axis=1, device="cpu", compute_dtype=torch.float32
-        )
+        back, nbytes = rounded(weight)
         seconds += time.perf_counter() - began
-        back = hqq.Quantizer.dequantize(codes, meta).float().reshape(weight.shape).numpy()
-        numbers += weight.numel()
-        groups = meta["scale"].numel() + meta["zero"].numel()
-        stored += int(kind) * weight.numel() + 16 * groups  # stored in fp16, as its files are
+        numbers, stored = numbers + weight.size, stored + nbytes
         model.linears[info.name] = DenseLinear.from_weight(back, BFLOAT16, packed=True, bias=info.linear.bias)
     outside = sum(own.linear.nbytes for own in linears(view) if own.role in OUTSIDE + KEPT)
-    return Peered(model, outside + stored // 8, seconds, stored / numbers)
+    return Peered(model, outside + stored, seconds, 8 * stored / numbers)
 
 
 def _package(module: str, name: str) -> Any:
