@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from thrifty.evaluation.studies.harness.findings import Finding, keeps, loses, repair_fails
-from thrifty.evaluation.studies.harness.study import Format, Study
+from thrifty.evaluation.studies.harness.findings import keeps, loses, repair_fails
+from thrifty.evaluation.studies.harness.study import Finding, Format, Study
 
 BF16, LLAMA3 = "arXiv:2411.02355", "arXiv:2404.14047"
 

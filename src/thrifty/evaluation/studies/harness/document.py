@@ -7,6 +7,7 @@ from typing import Any
 
 from thrifty.evaluation.studies.harness.controls import OTHERWISE, ControlOutcome, outcomes
 from thrifty.evaluation.studies.harness.figures import UNTOLD, CellFigures, Figures, reading
+from thrifty.evaluation.studies.harness.findings import outcome
 from thrifty.evaluation.studies.harness.grid import Cell, Grid
 from thrifty.evaluation.studies.harness.running import Run
 from thrifty.evaluation.studies.harness.serving import ServedRate
@@ -30,7 +31,7 @@ def document(study: Study, run: Run, figures: Figures) -> dict[str, Any]:
         "controls": [control.as_dict() for control in controls],
         "sound": not any(control.outcome == OTHERWISE for control in controls),
         "skipped": [{"cell": label, "reason": reason} for label, reason in run.skipped.items()],
-        "findings": [finding.of(run.grid, figures).as_dict() for finding in study.findings],
+        "findings": [outcome(finding, run.grid, figures).as_dict() for finding in study.findings],
         "told": told(run.grid, list(cells.values()), controls, run),
     }
 

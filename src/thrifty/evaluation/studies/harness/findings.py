@@ -10,6 +10,7 @@ from thrifty.evaluation.recovery import Interval
 from thrifty.evaluation.studies.harness.figures import Figures
 from thrifty.evaluation.studies.harness.grid import Cell, Grid
 from thrifty.evaluation.studies.harness.methods import REPAIRED
+from thrifty.evaluation.studies.harness.study import Finding
 
 HOLDS, FAILS, OPEN, ABSENT = "holds", "does not hold here", "inconclusive", "not in this grid"
 
@@ -30,17 +31,9 @@ class Outcome:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """paper, says: as of an outcome. judge: (what this grid shows, verdict) of a grid's figures."""
-
-    paper: str
-    says: str
-    judge: Callable[[Grid, Figures], tuple[str, str]]
-
-    def of(self, grid: Grid, figures: Figures) -> Outcome:
-        """The finding beside what the grid shows."""
-        return Outcome(self.paper, self.says, *self.judge(grid, figures))
+def outcome(finding: Finding, grid: Grid, figures: Figures) -> Outcome:
+    """The finding beside what the grid shows."""
+    return Outcome(finding.paper, finding.says, *finding.judge(grid, figures))
 
 
 def keeps(bits: int, least: float, methods: Sequence[str] = ()) -> Callable[[Grid, Figures], tuple[str, str]]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-if TYPE_CHECKING:
-    from thrifty.evaluation.studies.harness.findings import Finding
+from typing import Any, ClassVar, Literal
 
 Tables = tuple[dict[str, Any], ...]
 """A stage of a recipe."""
@@ -23,6 +21,17 @@ class Format:
     name: str
     tables: Tables = ()
     about: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Of a paper. paper: where it stands. says: what it found. judge: (what a grid shows, verdict) of the grid and its
+    figures; `findings` makes them.
+    """
+
+    paper: str
+    says: str
+    judge: Callable[[Any, Any], tuple[str, str]]
 
 
 @dataclass(frozen=True)
