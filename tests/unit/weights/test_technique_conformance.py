@@ -25,6 +25,7 @@ from thrifty.weights.technique import prepare
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "compactifai": {"healing": 2, "batch": 1},
+    "lora-ft": {"steps": 2, "batch": 1},
     "maskllm": {"steps": 2, "batch": 1},
     "smoothquant-plus": {"alpha": 0.5},
     "xtc": {"steps": 2, "batch": 1},
