@@ -73,6 +73,7 @@ def check_sizes(rows: int, columns: int) -> None:
     """Raise KernelError unless a weight [rows n, columns k] has a MARLIN form."""
     if rows <= 0 or columns <= 0 or rows % OUT_MULTIPLE or columns % GROUP:
         raise KernelError(
-            f"MARLIN takes weights of a multiple of {OUT_MULTIPLE} rows and of {GROUP} columns, not {rows} × {columns}: "
+            f"MARLIN takes weights of a multiple of {OUT_MULTIPLE} rows and of {GROUP} columns, "
+            f"not {rows} × {columns}: "
             "keep such a layer in Thrifty's own int4 layout"
         )

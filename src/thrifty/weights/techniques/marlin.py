@@ -33,29 +33,29 @@ GRID = Grid(4, GROUP, symmetric=True)
         year=2024,
         mechanism="Symmetric 4-bit weights in groups of 128 lie in the order a blocked product reads them, so that one "
         "pass over their bytes serves all rows of a batch; GPTQ with clipped group scales makes them.",
-        claim="A10, 16-bit activations: 3.87 times as fast as FP16 weights up to batches of 16 to 32 (of 3.88 possible)",
+        claim="A10: 3.87 times as fast as FP16 weights up to batches of 16 to 32 (of 3.88 that the bytes allow)",
         limits=(
             (
-                "on the CPU the layout is Thrifty's own int4 (tiles of 16 rows × 32 columns), which had MARLIN's ideas: "
-                "bytes in reading order, nibbles split in registers, one pass over memory for up to 64 rows, "
-                "prefetching. No kernel was added, so it is as fast as `gptq` with bits 4, group 128, symmetric"
+                "on the CPU the layout is Thrifty's own int4 (tiles of 16 × 32), which has MARLIN's ideas: "
+                "bytes in reading order, nibbles split in registers, memory passed over once for up to 64 rows. What "
+                "is stored here is as fast as the same from `gptq` with bits 4, group 128, symmetric"
             ),
             "the CPU multiplies 8-bit activations (a scale every 32 columns) in int32; the paper FP16 in FP32",
             "from four rows on the CPU splits the nibbles anew for every four rows, from cache; MARLIN once for 64",
-            "a core does fewer operations a byte than an A10, so a product is bound by arithmetic from few rows on",
+            "a core does fewer operations a byte than an A10: from about four rows on arithmetic bounds a product",
             (
                 "MARLIN's own order of bits is in `kernels/reference/marlin.py`, for `kernels/triton/marlin.py`; that "
-                "kernel has run in Triton's interpreter only: its speed on a GPU is unmeasured"
+                "kernel has run in Triton's interpreter only: its speed on a GPU is unmeasured, and no engine calls it"
             ),
-            "the Triton kernel multiplies scales after a group's FP32 sum, and has no striped partition or FP16 reduction",
+            "the Triton kernel applies scales to a group's FP32 sum; no striped partition, no FP16 reduction",
             "groups of 128 only; the authors' also take one scale a row",
-            "any width works on the CPU (a last group may be short); MARLIN's order needs 256 rows and 128 columns each",
+            "any width works on the CPU; MARLIN's order needs multiples of 256 rows and 128 columns",
             "biases are kept; the authors' layers have none",
-            "damping is 0.1 and clipping is searched as in the authors' GPTQ; it has sequences of varied lengths and 256 "
-            "of them, here the calibration text",
+            "damping (0.1) and clipping are the authors', their 256 sequences of varied lengths not: the default text is",
+            "a group without negative weights has a scale for its largest; the authors' search starts at half of that",
             "an expert that no token of the calibration text reached gets the scales that clipping finds without it",
             "a layer that holds such codes already keeps them; one of other grids is rounded anew",
-            "2:4 sparse MARLIN (§5) is not here; embedding, logits and routers stay as they are",
+            "Sparse-MARLIN (2:4) is not here; embedding, logits and routers stay as they are",
         ),
     ),
 )
@@ -92,7 +92,7 @@ def clipped(group: Floats, factor: Floats, shrink: float) -> Steps:
     largest = np.abs(group).max(axis=1)
     best = GRID.steps(largest * np.float32(2 / 15))
     least = np.full(len(group), np.inf, np.float32)
-    for tried in range(int(round(shrink * 100)) + 1):
+    for tried in range(round(shrink * 100) + 1):
         steps = GRID.steps(largest * np.float32((1 - tried / 100) * 2 / 15))
         error = np.square((steps.values(steps.codes(group)) - group) @ inverse).sum(axis=1)
         better = error < least
