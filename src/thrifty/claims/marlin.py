@@ -50,7 +50,7 @@ class MarlinClaim(Claim):
     def measure(self, context: Context) -> Measurement:
         score = WeightScores(context)
         setting = (
-            "products of all linears of the layers, off-grid view, 8-bit activations; a CPU, where the paper has a GPU; "
+            "products of all linears of the layers, off-grid view, 8-bit activations; on a CPU, the paper on a GPU; "
             f"calibrated on {SEQUENCES * TOKENS} tokens; {SCORED} tokens of prose a passage after {PREFIX}"
         )
         full = score()

@@ -51,7 +51,7 @@ GRID = Grid(4, GROUP, symmetric=True)
             "groups of 128 only; the authors' also take one scale a row",
             "any width works on the CPU; MARLIN's order needs multiples of 256 rows and 128 columns",
             "biases are kept; the authors' layers have none",
-            "damping (0.1) and clipping are the authors', their 256 sequences of varied lengths not: the default text is",
+            "damping (0.1) and clipping are the authors', their 256 sequences of varied lengths are not",
             "a group without negative weights has a scale for its largest; the authors' search starts at half of that",
             "an expert that no token of the calibration text reached gets the scales that clipping finds without it",
             "a layer that holds such codes already keeps them; one of other grids is rounded anew",
