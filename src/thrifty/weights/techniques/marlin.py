@@ -13,7 +13,7 @@ from thrifty.card import Card
 from thrifty.errors import KernelError
 from thrifty.formats.linear import GroupLinear, PackedLinear, ZeroPointLinear
 from thrifty.kernels.reference import marlin, packing
-from thrifty.kernels.reference.affine import require_finite
+from thrifty.kernels.reference.affine import Halves, require_finite
 from thrifty.kernels.reference.marlin import GROUP, ZERO, Words
 from thrifty.registry import technique
 from thrifty.weights.grid import Grid, Steps
@@ -115,7 +115,7 @@ def carried(linear: PackedLinear) -> GroupLinear | None:
     return GroupLinear(*sizes, linear.codes, linear.scales, bias=linear.bias)
 
 
-def gpu_arrays(linear: GroupLinear) -> tuple[Words, Floats]:
+def gpu_arrays(linear: GroupLinear) -> tuple[Words, Halves]:
     """Words int32 [in/16, 2·out] and scales fp16 [in/128, out] in MARLIN's order, without the bias: what its kernels on
     GPUs read. Raises KernelError for other codes than `marlin` makes, and for sizes that the order does not have.
     """
