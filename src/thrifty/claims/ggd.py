@@ -54,7 +54,7 @@ class GGDClaim(Claim):
             headline=exactly(HEADLINE, bits["BackSlash"] / bits["without"], Bar(LESS, at_least=False)),
             parts=(
                 ahead("loss below that from Gaussian first weights, from GG(1)", _scores(sharp, context.seed), theirs),
-                exactly("shape of the weights", shape, None, "times"),
+                exactly("shape of the weights", shape, None, "plain"),
             ),
             gates=(ahead("loss below that without BackSlash", mine, theirs, Bar(SLACK)),),
             controls=(

@@ -51,7 +51,7 @@ class NxMiFormerClaim(Claim):
                 ahead(f"loss after {STEPS} steps below that of 2:4 and 4 bits at once", ours.losses, once.losses),
                 ahead("formats by component below 4 bits for all, at equal bits", searched.losses, even.losses),
                 ahead("loss below the whole weights'", ours.losses, full.losses, None),
-                exactly("bits a weight in these layers by search", searched.bits, None, "times"),
+                exactly("bits a weight in these layers by search", searched.bits, None, "plain"),
             ),
             controls=(
                 Control("2:4 and 4 bits at once", "lose", advantage(once.losses, full.losses)),

@@ -399,9 +399,9 @@ def test_made_up_scores_give_all_four_verdicts(name: str) -> None:
 
 WEIGHTS = {"amp", "awq", "gptq", "hqq", "llm-int8", "maskllm", "rtn", "sparsegpt", "squeezellm", "vptq"}
 WEIGHTS |= {"compactifai", "smoothquant-plus", "zeroquant"}
-OTHER_KINDS = {"any-precision", "ggd", "marlin", "milo", "nxmiformer", "puzzlemoe", "xtc"}
+OTHER_KINDS = {"any-precision", "ggd", "lora-ft", "marlin", "milo", "nxmiformer", "puzzlemoe", "xtc"}
 """Claims judged by timings of products, on a mixture of experts or on trainings of their own: MadeUp has none. The
-headlines of XTC and NxMiFormer need a score that nobody has here: they are never testable.
+headlines of XTC, NxMiFormer and LoRA-FT need a score that nobody has here: they are never testable.
 """
 BUDGETED = sorted(set(CASES) - WEIGHTS - {"quest", "minikv", "kivi", "fastgen", "streaming", "scbench", "h2o"})
 """Claims about answers from a cache of which a part was evicted."""
