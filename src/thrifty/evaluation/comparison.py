@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from thrifty.evaluation.batched_runs import run_batched, width_of
 from thrifty.evaluation.forcing import Tables
 from thrifty.evaluation.forecast import Run
 from thrifty.evaluation.records import RecordFile
@@ -63,11 +65,18 @@ class Comparison:
                         yield Run(effort, compresses=True)
 
     def run(self, records: RecordFile) -> Iterator[tuple[Task, Item]]:
-        """Run what `records` does not hold yet; yields after every item, those from an earlier run included."""
+        """Run what `records` does not hold yet; yields after every item, those from an earlier run first."""
         for work in self.work:
-            for item in work.items:
-                self._run(records, work.task, item)
-                yield work.task, item
+            missing = [item for item in work.items if not self._held(records, work.task, item)]
+            yield from ((work.task, item) for item in work.items if item not in missing)
+            if type(work.task).compare is not Task.compare:  # it looks at both sides of an item together
+                for item in missing:
+                    self._run(records, work.task, item)
+                    yield work.task, item
+                continue
+            width = width_of(self.baseline, max((item.room for item in missing), default=1))
+            for start in range(0, len(missing), width):
+                yield from self._run_together(records, work.task, missing[start : start + width])
 
     def summaries(self, records: RecordFile) -> list[Summary]:
         """A row a task of which any item is done."""
@@ -83,17 +92,35 @@ class Comparison:
                 rows.append(replace(row, beside=row.beside | ours, beside_baseline=row.beside_baseline | theirs))
         return rows
 
+    def _held(self, records: RecordFile, task: Task, item: Item) -> bool:
+        sides = [BASELINE] if self.recipe is None else [BASELINE, RECIPE]
+        return all(records.get(side, task.label, item.identity) is not None for side in sides)
+
+    def _run_together(self, records: RecordFile, task: Task, items: Sequence[Item]) -> Iterator[tuple[Task, Item]]:
+        """Every item's baseline, then the recipe's side of it, several items at a time."""
+        sides: list[tuple[str, Engine, Tables]] = [(BASELINE, self.baseline, [])]
+        if self.recipe is not None:
+            sides.append((RECIPE, self.recipe, self.cache))
+        for side, engine, cache in sides:
+            last = side == sides[-1][0]
+            missing = [item for item in items if records.get(side, task.label, item.identity) is None]
+            if last:
+                yield from ((task, item) for item in items if item not in missing)
+            for place, record in run_batched(engine, [partial(task.run, item=item, cache=cache) for item in missing]):
+                records.add(side, record)
+                if last:
+                    yield task, missing[place]
+
     def _run(self, records: RecordFile, task: Task, item: Item) -> None:
-        held = [records.get(side, task.label, item.identity) for side in (BASELINE, RECIPE)]
+        """A task that compares the two sides of an item itself."""
         if self.recipe is None:
-            if held[0] is None:
-                records.add(BASELINE, task.run(self.baseline, item, []))
-        elif held[0] is None:
-            pair = task.compare(self.baseline, self.recipe, item, self.cache)
-            records.add(BASELINE, pair[0])
-            records.add(RECIPE, pair[1])
-        elif held[1] is None:
-            records.add(RECIPE, task.compare(self.baseline, self.recipe, item, self.cache)[1])
+            records.add(BASELINE, task.run(self.baseline, item, []))
+            return
+        for side, record in zip(
+            (BASELINE, RECIPE), task.compare(self.baseline, self.recipe, item, self.cache), strict=True
+        ):
+            if records.get(side, task.label, item.identity) is None:
+                records.add(side, record)
 
 
 def of_side(records: RecordFile, side: str, work: TaskItems) -> list[Record]:

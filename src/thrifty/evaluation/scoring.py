@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from thrifty.errors import PromptError
+from thrifty.evaluation import paired as intervals
 from thrifty.evaluation.forcing import MeasurementError, Tables
-from thrifty.evaluation.recovery import Interval, mean_interval, ratio_interval
+from thrifty.evaluation.paired import Clustered
+from thrifty.evaluation.recovery import Interval
 from thrifty.evaluation.tasks.task import Item, Record, Task
 
 if TYPE_CHECKING:
@@ -29,12 +31,17 @@ def recovery(
 ) -> Interval | None:
     """Score over the baseline's score, items paired by identity and resampled as pairs; None where the baseline
     scores nothing. clusters: the context of each item by its identity, its own where one is not named: items that share
-    one are resampled together.
+    one are resampled together. The interval is Student's at least (see `paired`), and of one
+    context alone all that a score can be.
 
     Raises MeasurementError where the two share no item.
     """
     own, reference = paired(records, baseline)
-    return ratio_interval(_scores(own), _scores(reference), block=1, clusters=_clusters(own, clusters))
+    ours, theirs = _clustered(own, clusters), _clustered(reference, clusters)
+    if theirs.mean <= 0:
+        return None
+    drawn = intervals.ratio_interval(ours, theirs) if ours.count > 1 else None
+    return _within(drawn, ours.mean / theirs.mean, 1 / theirs.mean)
 
 
 def paired(records: Sequence[Record], baseline: Sequence[Record]) -> tuple[list[Record], list[Record]]:
@@ -124,17 +131,20 @@ def check_alone(chosen: Iterable[Task], where: str) -> None:
 
 
 def _mean(records: Sequence[Record], clusters: Mapping[str, int] | None) -> Interval:
-    return mean_interval(_scores(records), block=1, clusters=_clusters(records, clusters))
+    scores = _clustered(records, clusters)
+    return _within(intervals.mean_interval(scores) if scores.count > 1 else None, scores.mean, 1.0)
 
 
-def _clusters(records: Sequence[Record], clusters: Mapping[str, int] | None) -> list[Hashable]:
-    """What each record shares with others: its context, or nothing."""
-    known = clusters or {}
-    return [known.get(record.item, record.item) for record in records]
+def _within(drawn: Interval | None, value: float, most: float) -> Interval:
+    """An interval between 0 and what a score can be; all of that where nothing was drawn."""
+    return Interval(value, *((0.0, most) if drawn is None else (max(0.0, drawn.low), min(most, drawn.high))))
 
 
-def _scores(records: Sequence[Record]) -> list[float]:
-    return [record.score for record in records]
+def _clustered(records: Sequence[Record], clusters: Mapping[str, int] | None) -> Clustered:
+    """Scores, and what each shares with others: its context, or nothing."""
+    known: Mapping[str, Hashable] = clusters or {}
+    shared = tuple(known.get(record.item, record.item) for record in records)
+    return Clustered(tuple(record.score for record in records), shared)
 
 
 def _beside(records: Sequence[Record]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from thrifty.claims.harness.context import Context
 from thrifty.claims.harness.controls import Control, ControlError
 from thrifty.claims.harness.parts import Bar, Verdict, exactly
 from thrifty.claims.harness.running import Reproduction, agreed
-from thrifty.errors import PromptError
+from thrifty.errors import PromptError, StorageError
 from thrifty.evaluation.recovery import Interval
 
 NAMES = ["ada-kv", "h2o", "kivi"]
@@ -193,3 +193,20 @@ def test_a_claim_is_measured_with_its_own_models_unless_others_are_named(
     list(Reproduction(contexts, ["kivi"], budget=dataclasses.replace(SHORT, models=2)).rows())
     list(Reproduction(contexts, ["kivi"], models=["other"]).rows())
     assert asked == ["tiny", "tiny", "large", "other"]
+
+
+def test_a_full_disk_or_another_run_says_nothing_of_a_claim(
+    context: Context, tmp_path: Path, fakes: Callable[..., None]
+) -> None:
+    fakes()
+    page = tmp_path / "claims.md"
+    assert len(list(Reproduction(lambda name: context, NAMES[:1], page).rows())) == 1
+    before = page.read_text()
+
+    def in_use(context: Context) -> Measurement:
+        raise StorageError("another run is using the results")
+
+    fakes(ada_kv=in_use)
+    with pytest.raises(StorageError, match="another run"):
+        list(Reproduction(lambda name: context, NAMES, page).rows())
+    assert page.read_text() == before, "the row that was there is not stale"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from thrifty.evaluation.tasks.task import Task
+from thrifty.evaluation.records import RecordFile
 
 RUN = ("--items", 2, "--length", 400, "--threads", 1)
 KIVI = '[[cache]]\ntechnique = "kivi"\nbits = 2\n'
@@ -75,27 +75,27 @@ def test_weights_have_a_baseline_of_their_own_and_are_labelled(
 def test_ctrl_c_keeps_the_records_and_the_next_run_goes_on(
     thrifty: Callable[..., Any], checkpoint: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records, ran = tmp_path / "records.jsonl", []
-    compare = Task.compare
+    records, added = tmp_path / "records.jsonl", []
+    add = RecordFile.add
 
-    def interrupted(self: Task, baseline: Any, engine: Any, item: Any, cache: Any) -> Any:
-        if len(ran) == 3:
+    def interrupted(self: RecordFile, side: str, record: Any) -> None:
+        if len(added) == 7:
             raise KeyboardInterrupt
-        ran.append((self.label, item.identity))
-        return compare(self, baseline, engine, item, cache)
+        added.append((side, record.task, record.item))
+        add(self, side, record)
 
-    monkeypatch.setattr(Task, "compare", interrupted)
+    monkeypatch.setattr(RecordFile, "add", interrupted)
     words = ("eval", checkpoint, "-r", recipe, "--tasks", "choice,aggregation", "--records", records, *RUN)
     found = thrifty(*words)
     assert found.code == 130 and "what is done is kept" in found.err
     assert [(row["task"], row["items"]) for row in found.json()["tasks"]] == [("choice", 2), ("aggregation", 1)]
     assert found.json()["interrupted"]
     lines = [json.loads(line) for line in records.read_text().splitlines()]
-    assert len(lines) == 1 + 2 * 3 and {line["side"] for line in lines[1:]} == {"baseline", "recipe"}
-    first = list(ran)
-    ran.clear()
+    assert len(lines) == 1 + 7 and {line["side"] for line in lines[1:]} == {"baseline", "recipe"}
+    first = list(added)
+    added.clear()
     again = thrifty(*words)
-    assert again.code == 0 and len(ran) == 1 and ran[0] not in first
+    assert again.code == 0 and len(added) == 1 and added[0] not in first
     assert [row["items"] for row in again.json()["tasks"]] == [2, 2]
     other = thrifty(*words, "--seed", 1)
     assert other.code == 1 and "belongs to a run with seed = 0; this run has 1" in other.message

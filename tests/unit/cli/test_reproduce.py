@@ -165,7 +165,7 @@ def test_without_a_name_the_claims_are_listed(thrifty: Callable[..., Any]) -> No
     [
         (("kvii",), 1, "no claim is known of 'kvii'. Did you mean 'kivi'?"),
         (("full",), 1, "technique 'full' has no claim yet. Claims: ada-kv, amp, any-precision"),
-        (("kivi", "--all"), 2, "use one of a technique's name, --recipe and --all"),
+        (("kivi", "--all"), 2, "use one of technique names, --recipe and --all"),
         (("kivi", "-o", "claims.json"), 2, "claims.json cannot be the page."),
         (("kivi", "--minutes", "overnite"), 1, "use a number of minutes or 'overnight'"),
     ],

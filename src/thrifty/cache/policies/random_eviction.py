@@ -59,10 +59,10 @@ class RandomEviction(ScoringPolicy):
         return min(self.window, self.slots(prompt) // 2)
 
     def score(self, kv: LayerView, head: int, stats: Stats) -> Floats:
-        """[slots] fp32: uniform by seed, layer, head and slot, so that a request has one choice alone and in a
-        batch.
+        """[slots] fp32: uniform by seed, layer, head, number of slots and slot, so that a request has one choice alone
+        and in a batch, and prompts of other lengths have others.
         """
-        chance = np.random.default_rng((self.seed, kv.layer, head))
-        scores = chance.random(kv.count(head), dtype=np.float32)
+        slots = kv.count(head)
+        scores = np.random.default_rng((self.seed, kv.layer, head, slots)).random(slots, dtype=np.float32)
         scores[: self.sinks] = 2.0
         return scores

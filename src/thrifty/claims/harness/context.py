@@ -74,7 +74,7 @@ class Context:
     @cached_property
     def engine(self) -> Engine:
         """An engine of the model without a budget, which keeps the prompts that policies compress."""
-        engine = self.fresh(self.model, prefix_tree=True, conversation_disk=KEPT_PROMPTS)
+        engine = self.fresh(self.model, prefix_tree=True, conversation_disk=KEPT_PROMPTS, prefill_slice_ms=0)
         speed.warm_up(engine)
         return engine
 
@@ -128,7 +128,7 @@ class Context:
         seed = self.seed if seed is None else seed
         made = task.items(self.model.require_tokenizer(), self.budget.answers if items is None else items, seed)
         self._say(f"{task.label}, {len(made)} items of {task.length} tokens", cache)
-        ran = list(task_items.records(self.engine, self._state, task, made, cache, insist=insist))
+        ran = task_items.records(self.engine, self._state, task, made, cache, insist=insist)
         return task_items.scores_of(made, ran, seed)
 
     def losses(self, cache: Tables, *, prefix: int = 1024, measure: Measure = "nll", insist: bool = True) -> Scores:

@@ -17,7 +17,7 @@ from thrifty.claims.harness.controls import ControlError, check
 from thrifty.claims.harness.parts import Verdict
 from thrifty.claims.harness.plan import Pace, Step, plan
 from thrifty.claims.harness.records import ClaimRow, Key, Run
-from thrifty.errors import ThriftyError
+from thrifty.errors import StorageError, ThriftyError
 from thrifty.evaluation.roofline.machine import cores, cpu_name
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ class Reproduction:
             try:
                 row = self._row(step, claim)
                 pace.add(planned, (time.monotonic() - before) / 60)
+            except StorageError:  # a full disk, or another run that has the results: it says nothing of the claim
+                raise
             except ThriftyError as error:
                 self.failed[f"{step.technique} on {step.model}"] = str(error)
                 self._keep(stale(step, claim, str(error)))

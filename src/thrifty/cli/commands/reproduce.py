@@ -23,8 +23,9 @@ EXAMPLE = "thrifty reproduce kivi"
 
 
 def command(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", show_default=False, help="The technique whose claim is checked.")
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME", show_default=False, help="The techniques whose claims are checked."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Check every claim.")] = False,
     recipe: Annotated[
@@ -63,14 +64,14 @@ def command(
     ended goes on where it was. With --output, results are added to a page, one row a technique and model; without it no
     page is written. Without NAME, --recipe and --all, list the claims, or write --output again from its record.
     """
-    if name is None and not everything and recipe is None:
+    if not names and not everything and recipe is None:
         _rewrite(out) if out is not None else _list(as_json)
         return
-    if sum((name is not None, everything, recipe is not None)) > 1:
-        raise typer.BadParameter("use one of a technique's name, --recipe and --all, not both.", param_hint="NAME")
+    if sum((bool(names), everything, recipe is not None)) > 1:
+        raise typer.BadParameter("use one of technique names, --recipe and --all, not both.", param_hint="NAME")
     from thrifty.claims.harness import budget
 
-    wanted = _of_recipe(recipe) if recipe is not None else _wanted(name)
+    wanted = _of_recipe(recipe) if recipe is not None else _wanted(names or [])
     chosen = budget.parse(minutes)
     if out is not None:
         _check(out)
@@ -87,18 +88,18 @@ def command(
         raise typer.Exit(1)
 
 
-def _wanted(name: str | None) -> list[str]:
+def _wanted(names: list[str]) -> list[str]:
+    """The named claims, each once; all where none is named."""
     from thrifty import claims
     from thrifty.claims.harness.running import unclaimed
     from thrifty.errors import RecipeError
 
-    if name is None:
-        return claims.names()
-    if name in unclaimed():
-        known = ", ".join(claims.names())
-        raise RecipeError(f"technique '{name}' has no claim yet. Claims: {known}")
-    claims.load(name)
-    return [name]
+    without = unclaimed()
+    for name in names:
+        if name in without:
+            raise RecipeError(f"technique '{name}' has no claim yet. Claims: {', '.join(claims.names())}")
+        claims.load(name)
+    return list(dict.fromkeys(names)) or claims.names()
 
 
 def _of_recipe(path: Path) -> list[str]:

@@ -59,10 +59,12 @@ def train(
     *,
     checkpoint: Checkpoint | None = None,
     say: Say = lambda progress: None,
+    after: Callable[[int], None] = lambda step: None,
 ) -> list[float]:
     """Change the parameters by `plan.steps` steps; the losses of those that were taken now, in order.
 
-    checkpoint: where the state is kept: a run that was killed goes on from there, to the same bits. Raises RecipeError
+    after: called when the update of a step, from 0 on, is done. checkpoint: where the state is kept: a run that was
+    killed goes on from there, to the same bits. Raises RecipeError
     where a loss is no finite number, and what the checkpoint raises.
     """
     optimizer = torch.optim.AdamW(
@@ -73,6 +75,7 @@ def train(
     began = time.monotonic()
     for step in range(first, plan.steps):
         losses.append(_step(optimizer, parameters, loss, plan, step))
+        after(step)
         done = step + 1
         if checkpoint is not None and (done % plan.save == 0 or done == plan.steps):
             checkpoint.save(parameters, optimizer, done)

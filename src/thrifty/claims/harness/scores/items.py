@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from thrifty.claims.harness.scores.keys import keyed, unchecked
 from thrifty.claims.harness.sharing import shared
 from thrifty.claims.harness.statistics import Scores
+from thrifty.evaluation.batched_runs import run_batched
 from thrifty.evaluation.forcing import Tables
 from thrifty.evaluation.tasks.task import Item, Record, Task
 
@@ -19,22 +21,28 @@ if TYPE_CHECKING:
 
 def records(
     engine: Engine, state: State, task: Task, items: Sequence[Item], cache: Tables, *, insist: bool = True
-) -> Iterator[Record]:
-    """What comes of each item under cache tables, from the state where it ran before.
+) -> list[Record]:
+    """What comes of each item under cache tables, from the state where it ran before; several items at a time.
 
     insist: refuse a run in which nothing was compressed though the tables claim it, with a MeasurementError.
     """
     tables = keyed(cache, engine.model)
-    for item in items:
-        key = ["task", task.label, task.length, item.identity, tables, *unchecked(insist)]
-        known = state.once(key, lambda item=item: _run(engine, task, item, cache, insist).as_dict())  # type: ignore[misc]
-        yield Record.from_dict(known)
+    keys = [["task", task.label, task.length, item.identity, tables, *unchecked(insist)] for item in items]
+    missing = [place for place, key in enumerate(keys) if not state.has(key)]
+    jobs = [partial(_run, task=task, item=items[place], cache=cache, insist=insist) for place in missing]
+    for number, record in run_batched(engine, jobs):
+        state.once(keys[missing[number]], record.as_dict)
+    return [Record.from_dict(state.once(key, _unmeasured)) for key in keys]
 
 
 def _run(engine: Engine, task: Task, item: Item, cache: Tables, insist: bool) -> Record:
     if insist:
         return task.run(shared(engine), item, cache)
     return task.run(shared(engine, cache), item, None)
+
+
+def _unmeasured() -> dict[str, Any]:
+    raise AssertionError("every item was measured before its result is read")
 
 
 def scores_of(items: Sequence[Item], ran: Sequence[Record], seed: int) -> Scores:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from thrifty.claims.harness.sharing import shared
 from thrifty.claims.harness.statistics import Scores
 from thrifty.errors import PromptError
 from thrifty.evaluation.asking import compresses, nothing_compressed
+from thrifty.evaluation.batched_runs import run_batched
 from thrifty.evaluation.forcing import MeasurementError, Tables, force
 from thrifty.evaluation.quality import Baseline, Passage, TokenScores, log_probabilities
 from thrifty.evaluation.text import prose
@@ -75,12 +77,22 @@ class Passages:
 
     def losses(self, chosen: Sequence[Cut], cache: Tables, measure: Measure, *, insist: bool = True) -> Scores:
         """One figure a token: `nll` and `kl` (from the full cache) in nats, `right` whether the first choice came."""
-        values: list[float] = []
-        clusters: list[str] = []
-        for cut in chosen:
-            own = self._passage(cut, cache, measure, insist)
-            values += own
-            clusters += [cut.name] * len(own)
+        if measure == "kl" and not compresses(cache):
+            return self._scores([[0.0] * (len(cut.passage.answer) - 1) for cut in chosen], chosen, measure)
+        kind = "kl" if measure == "kl" else "nll"
+        keys = [self._key(cut, cache, kind, insist) for cut in chosen]
+        missing = [place for place, key in enumerate(keys) if not self._state.has(key)]
+        jobs = [
+            partial(self._run, passage=chosen[place].passage, cache=cache, kind=kind, insist=insist)
+            for place in missing
+        ]
+        for number, figures in run_batched(self._engine, jobs):
+            self._state.once(keys[missing[number]], lambda figures=figures: figures)  # type: ignore[misc]
+        return self._scores([self._state.once(key, dict)[measure] for key in keys], chosen, measure)
+
+    def _scores(self, losses: Sequence[list[float]], chosen: Sequence[Cut], measure: Measure) -> Scores:
+        values = [value for own in losses for value in own]
+        clusters = [cut.name for cut, own in zip(chosen, losses, strict=True) for _ in own]
         return Scores(tuple(values), tuple(clusters), higher=measure == "right", bounded=measure == "right")
 
     def most(self, count: int, scored: int = SCORED) -> int:
@@ -88,20 +100,14 @@ class Passages:
         nbytes = 4 * self._engine.model.config.vocabulary_size * scored
         return max(1, min(count, ROOM // nbytes))
 
-    def _passage(self, cut: Cut, cache: Tables, measure: Measure, insist: bool) -> list[float]:
-        tables = keyed(cache, self._engine.model)
-        if measure == "kl" and not compresses(cache):
-            return [0.0] * (len(cut.passage.answer) - 1)
-        kind = "kl" if measure == "kl" else "nll"
+    def _key(self, cut: Cut, cache: Tables, kind: str, insist: bool) -> list[Any]:
         lengths = len(cut.passage.prompt), len(cut.passage.answer)
-        key = ["passage", kind, cut.name, *lengths, tables, *unchecked(insist)]
-        own: dict[str, list[float]] = self._state.once(key, lambda: self._run(cut.passage, cache, kind, insist))
-        return own[measure]
+        return ["passage", kind, cut.name, *lengths, keyed(cache, self._engine.model), *unchecked(insist)]
 
-    def _run(self, passage: Passage, cache: Tables, kind: str, insist: bool) -> dict[str, list[float]]:
-        reference = iter(self._baseline(passage).rows()) if kind == "kl" else None
+    def _run(self, engine: Engine, passage: Passage, cache: Tables, kind: str, insist: bool) -> dict[str, list[float]]:
+        reference = iter(self._baseline(engine, passage).rows()) if kind == "kl" else None
         scores, nll, right = TokenScores(), [], []
-        for target, logits in _predictions(self._engine, passage, cache, insist):
+        for target, logits in _predictions(engine, passage, cache, insist):
             nll.append(-float(log_probabilities(logits)[target]))
             right.append(float(int(logits.argmax()) == target))
             if reference is not None:
@@ -109,10 +115,10 @@ class Passages:
         figures = {"nll": nll, "right": right} | ({"kl": scores.kl} if kind == "kl" else {})
         return {name: [round(value, DIGITS) for value in values] for name, values in figures.items()}
 
-    def _baseline(self, passage: Passage) -> Baseline:
+    def _baseline(self, engine: Engine, passage: Passage) -> Baseline:
         key = (*passage.prompt, *passage.answer)
         if key not in self._baselines:
-            self._baselines[key] = Baseline.measure(self._engine, passage)
+            self._baselines[key] = Baseline.measure(engine, passage)
         return self._baselines[key]
 
     def close(self) -> None:
