@@ -251,7 +251,9 @@ DOORS: dict[str, Callable[[Model, Recipe], Model]] = {
 @pytest.mark.parametrize("door", sorted(DOORS))
 def test_a_recipe_with_a_calibrated_technique_runs(better_rounding: dict[str, Any], door: str) -> None:
     model = tiny_model(layers=1, context_length=40)
-    compressed = DOORS[door](model, Recipe(weights=[better_rounding, {"technique": "rtn", "skip": ["layers.*"]}]))
+    compressed = DOORS[door](
+        model, Recipe(weights=[better_rounding, {"technique": "rtn", "skip": ["layers.*"], "embedding_bits": 8}])
+    )
     labels = {linear.name: linear.linear.label for linear in linears(compressed)}
     assert all(label.startswith("int4-g32") for name, label in labels.items() if name != "embedding")
     assert "+better-rounding(" in compressed.version and "[thrifty-docs:" in compressed.version
