@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class GGDClaim(Claim):
 
         steps = STEPS.get(context.budget.name, LONGER)
         plain = _trained(context, steps, 2.0)
-        ours = _trained(context, steps, 2.0, BackSlash)
+        ours = _trained(context, steps, 2.0, partial(BackSlash, shape_of=lambda weights: fitted(weights).shape))
         sharp = _trained(context, steps, 1.0)
         untrained = _trained(context, 0, 2.0)
         mine, theirs = (_scores(made, context.seed) for made in (ours, plain))
@@ -53,7 +54,7 @@ class GGDClaim(Claim):
             headline=exactly(HEADLINE, bits["BackSlash"] / bits["without"], Bar(LESS, at_least=False)),
             parts=(
                 ahead("loss below that from Gaussian first weights, from GG(1)", _scores(sharp, context.seed), theirs),
-                exactly("shape of the weights", shape, None, "times"),
+                exactly("shape of the weights", shape, None, "plain"),
             ),
             gates=(ahead("loss below that without BackSlash", mine, theirs, Bar(SLACK)),),
             controls=(

@@ -63,6 +63,10 @@ class Technique(ABC):
     def check(self, model: Model) -> None:
         """Raise RecipeError where an option does not fit the model. Nothing is computed."""
 
+    def units(self, model: Model) -> int:
+        """In how many parts `apply` gives its results; 0: all in the end."""
+        return 0
+
     def version(self, before: str) -> str:
         """The model's version afterwards: keys and values of the model before are worthless for it."""
         return f"{before}+{self.name}{options_of(self)}"

@@ -121,7 +121,7 @@ def test_backslash_pulls_as_the_formula_says_and_never_past_zero() -> None:
     weight = torch.nn.Parameter(torch.tensor(first_weights(40, 50, 1.5, 2)))
     norm = torch.nn.Parameter(torch.ones(50))
     before = weight.detach().clone()
-    pull = BackSlash({"w": weight, "n": norm}, strength=30.0)
+    pull = BackSlash({"w": weight, "n": norm}, lambda weights: fitted(weights).shape, strength=30.0)
     pull(0)
     shape = fitted(before.numpy()).shape
     assert pull.shape == shape
