@@ -366,7 +366,7 @@ def test_made_up_scores_give_all_four_verdicts(name: str) -> None:
 
 WEIGHTS = {"amp", "awq", "gptq", "hqq", "llm-int8", "maskllm", "rtn", "sparsegpt", "squeezellm", "vptq"}
 WEIGHTS |= {"smoothquant-plus", "zeroquant"}
-OTHER_KINDS = {"any-precision", "milo", "puzzlemoe", "xtc"}
+OTHER_KINDS = {"any-precision", "milo", "puzzlemoe", "xtc", "ggd", "iss"}
 """Claims judged by timings of products, or on a mixture of experts: MadeUp has neither. XTC's headline needs a score
 that nobody has here: it is never testable.
 """

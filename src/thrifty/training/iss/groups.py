@@ -25,7 +25,9 @@ def group_norms(model: LSTM) -> list[Floats]:
 def living(model: LSTM) -> list[Integers]:
     """Units whose group is not all zeros, ascending, int64 a layer."""
     readers = zip(model.layers, _readers(model), strict=True)
-    return [np.flatnonzero(_squares(_nonzero(layer), (reader != 0).astype(np.float32)) > 0) for layer, reader in readers]
+    return [
+        np.flatnonzero(_squares(_nonzero(layer), (reader != 0).astype(np.float32)) > 0) for layer, reader in readers
+    ]
 
 
 def with_units(model: LSTM, kept: Sequence[Integers]) -> LSTM:
@@ -77,4 +79,3 @@ def _squares(layer: Layer, reader: Floats) -> Floats:
     incoming = np.square(layer.incoming).reshape(GATES, hidden, -1).sum(axis=(0, 2))
     squares: Floats = incoming + gates.sum(axis=1) + gates.sum(axis=0) - np.diagonal(gates)
     return squares + np.square(reader).sum(axis=0)
-

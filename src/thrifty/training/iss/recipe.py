@@ -33,7 +33,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1 or self.width < 1:
-            raise RecipeError(f"hidden {list(self.hidden)}, width {self.width}: use one or more layers of 1 or more units")
+            raise RecipeError(
+                f"hidden {list(self.hidden)}, width {self.width}: use one or more layers of 1 or more units"
+            )
         if not 0 < self.keep <= 1:
             raise RecipeError(f"keep {self.keep:g} is no share of numbers: use more than 0 and at most 1")
         for name in ("strength", "threshold", "rate"):
@@ -73,4 +75,3 @@ def tokens_of(text: str, characters: str) -> Integers:
     """Places of a text's characters among `characters`, int64 [characters of the text]; RARE's where there is none."""
     places = {character: place for place, character in enumerate(characters)}
     return np.array([places.get(character, 0) for character in text], np.int64)
-

@@ -20,9 +20,7 @@ from thrifty.training.loop.losses import next_tokens
 CLIP = 5.0  # the largest norm of all gradients together (Zaremba et al., arXiv 1409.2329, medium model)
 
 
-def train_lstm(
-    text: Text, options: Options, *, folder: Path | None = None, say: Say = lambda progress: None
-) -> LSTM:
+def train_lstm(text: Text, options: Options, *, folder: Path | None = None, say: Say = lambda progress: None) -> LSTM:
     """The trained LSTM with all of its units; those that the lasso took have groups of zeros: see `groups.living`.
 
     folder: where the state of the training is kept: one that was killed goes on from there, to the same bits.
