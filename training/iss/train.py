@@ -31,7 +31,7 @@ def run(folder: Path, options: Options, path: Path | None = None, every: int = 2
     def say(progress: Progress) -> None:
         if every and (progress.step % every == 0 or progress.step == progress.steps):
             print(
-                f"step {progress.step} of {progress.steps} loss {progress.loss:.3f}, {progress.seconds_left:.0f} s left",
+                f"step {progress.step}/{progress.steps} loss {progress.loss:.3f}, {progress.seconds_left:.0f} s left",
                 file=sys.stderr,
                 flush=True,
             )

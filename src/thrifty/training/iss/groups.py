@@ -1,4 +1,4 @@
-"""The intrinsic sparse structures of an LSTM: which of its hidden units have a weight, and the LSTM without the others."""
+"""The intrinsic sparse structures of an LSTM: which hidden units have a weight, and the LSTM without the others."""
 
 from __future__ import annotations
 

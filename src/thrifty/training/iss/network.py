@@ -16,8 +16,8 @@ SPREAD = 0.04  # first weights lie between −this and this, as in the authors' 
 
 
 class Network(nn.Module):
-    """width: of the embedding. hidden: units of each layer. keep: the share of numbers that dropout leaves, of what each
-    layer and the head read (Zaremba et al., arXiv 1409.2329: never of the recurrent state).
+    """width: of the embedding. hidden: units of each layer. keep: the share of numbers that dropout leaves, of what
+    each layer and the head read (Zaremba et al., arXiv 1409.2329: never of the recurrent state).
     """
 
     def __init__(self, characters: str, width: int, hidden: Sequence[int], keep: float, seed: int) -> None:

@@ -16,8 +16,8 @@ HELD_OUT = 8  # the last 1 / HELD_OUT of a text is scored, and never trained on
 @dataclass(frozen=True)
 class Options:
     """strength: λ of the group lasso; 0 trains without. threshold: numbers below it become 0 after each step (the
-    paper's 1e-4). width: of the embedding. hidden: units of each layer. keep: what dropout leaves. length, batch: tokens
-    of a sequence, sequences of a step. rate: AdamW's. Raises RecipeError.
+    paper's 1e-4). width: of the embedding. hidden: units of each layer. keep: what dropout leaves. length, batch:
+    tokens of a sequence, sequences of a step. rate: AdamW's. Raises RecipeError.
     """
 
     strength: float = 3.0
