@@ -50,11 +50,14 @@ COLUMNS = (
     Column("kl", "KL, nats", number(4)),
     Column("top1", "same first choice", number(3)),
     Column("perplexity", "perplexity", number(2)),
+    Column("recovery", "tasks kept", number(3)),
     Column("decode", "decode tok/s", number(1)),
     Column("prefill", "prefill tok/s", number(0)),
     Column("seconds", "compress s", number(0)),
     Column("peak", "peak MB", number(0, 1e-6)),
     Column("bytes", "size MB", number(1, 1e-6)),
+    Column("commit", "made at", lambda value: str(value)),
+    Column("date", "on", lambda value: str(value)),
 )
 
 
@@ -65,7 +68,7 @@ class Rows:
     held: dict[str, tuple[Key, Figures]] = field(default_factory=dict)
 
     def has(self, key: Key) -> bool:
-        """Whether a row was measured; one that failed was not."""
+        """Whether a row was measured, or cannot be; one that failed was not."""
         return _name(key) in self.held and "error" not in self.held[_name(key)][1]
 
     def add(self, key: Key, figures: Figures) -> None:
@@ -78,7 +81,10 @@ class Rows:
         lines: list[str] = []
         for model, view in dict.fromkeys((key["model"], key["view"]) for key, _ in self.held.values()):
             rows = [(key, own) for key, own in self.held.values() if (key["model"], key["view"]) == (model, view)]
-            lines += [f"**{model}**, {VIEWS[view]}, {_passages(rows)}", "", *_table(rows), ""]
+            shown = [(key, own) for key, own in rows if "unfit" not in own]
+            lines += [f"**{model}**, {VIEWS[view]}, {_passages(rows)}", "", *_table(shown), ""]
+            unfit = [f"- {label(key)}: {own['unfit']}" for key, own in rows if "unfit" in own]
+            lines += ["Not for this model:", "", *unfit, ""] if unfit else []
         return lines[:-1]
 
 
@@ -88,9 +94,17 @@ VIEWS = {
 }
 
 
-def key_of(model: str, view: str, recipe: Sequence[dict[str, Any]], chosen: Sequence[Cut]) -> Key:
-    """What a row is known by."""
-    return {"model": model, "view": view, "weights": list(recipe), "passages": [cut.name for cut in chosen]}
+def key_of(model: str, view: str, recipe: Sequence[dict[str, Any]], chosen: Sequence[Cut], peer: str = "") -> Key:
+    """What a row is known by. peer: whose quantiser stands in a recipe's place, "" for none."""
+    key = {"model": model, "view": view, "weights": list(recipe), "passages": [cut.name for cut in chosen]}
+    return key | ({"peer": peer} if peer else {})
+
+
+def label(key: Key) -> str:
+    """What the table calls a row."""
+    if "peer" in key:
+        return f"*{key['peer']}*"
+    return Recipe(weights=key["weights"]).label() if key["weights"] else "uncompressed"
 
 
 def read(path: Path) -> Rows:
@@ -124,11 +138,10 @@ def _table(rows: list[tuple[Key, Figures]]) -> list[str]:
     lines = ["| technique | " + " | ".join(column.title for column in columns) + " |"]
     lines.append("|---|" + "---:|" * len(columns))
     for key, own in sorted(rows, key=lambda row: -row[1].get("bits", 0.0)):
-        label = Recipe(weights=key["weights"]).label() if key["weights"] else "uncompressed"
         cells = [column.text(own[column.name]) if column.name in own else NONE for column in columns]
         if "error" in own:
             cells[0] = f"failed: {own['error']}"
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        lines.append(f"| {label(key)} | " + " | ".join(cells) + " |")
     return lines
 
 

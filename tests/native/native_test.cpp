@@ -18,6 +18,7 @@
 #include "attention/gather.hpp"
 #include "isa/isa.hpp"
 #include "linear/linear.hpp"
+#include "linear/tensor_train.hpp"
 #include "measure.hpp"
 #include "plan/mixture.hpp"
 #include "plan/plan.hpp"
@@ -206,6 +207,48 @@ void test_matmuls() {
 }
 
 // Any bytes of a file come back from the arrays that they became, and lanes behind the last row are zero.
+// Trains of two and three sites against their rows, one by one; a bias is added once.
+void test_trains() {
+  for (Layout layout : {Layout::bf16, Layout::int8, Layout::f32})
+    for (bool three : {false, true}) {
+      std::vector<Packed> packed;
+      if (three)
+        packed.emplace_back(layout, 2 * 5, 12, 32, false), packed.emplace_back(layout, 3 * 4, 2 * 5, 32, false);
+      else packed.emplace_back(layout, 6 * 4, 24, 32, false);
+      packed.emplace_back(layout, 16, 3 * 4, 32, false);
+      std::vector<TensorTrain::Site> sites{{packed[0].linear(), three ? 2 : 6, three ? 12 : 24, 0}};
+      if (three) sites.push_back({packed[1].linear(), 3, 2, 0});
+      sites.push_back({packed.back().linear(), 16, 3, 0});
+      const TensorTrain train = make_train(sites, 96, 72);
+      const auto bias = floats(96);
+      Linear w;
+      w.layout = Layout::f32, w.out = 96, w.in = 72, w.train = &train, w.bias = bias.data();
+      for (int m : {1, 7, 19}) {
+        const auto x = floats((size_t)m * 72);
+        std::vector<float> y((size_t)m * 96), row(72), one(96);
+        matmul(w, x.data(), y.data(), m);
+        double error = 0, size = 0;
+        for (int r = 0; r < 96; r++) {
+          linear_row(w, r, row.data());
+          for (int i = 0; i < m; i++) {
+            double sum = (double)bias[(size_t)r];
+            for (size_t c = 0; c < 72; c++) sum += (double)row[c] * (double)x[(size_t)i * 72 + c];
+            error += std::fabs(sum - (double)y[(size_t)i * 96 + (size_t)r]), size += std::fabs(sum);
+          }
+        }
+        expect(error <= (layout == Layout::f32 ? 1e-5 : 0.03) * size, std::string("train of ") + name_of(layout));
+        matmul(w, x.data() + (size_t)(m - 1) * 72, one.data(), 1);
+        expect(std::memcmp(one.data(), y.data() + (size_t)(m - 1) * 96, 96 * sizeof(float)) == 0,
+               "a row of a train alone differs from the row in its batch");
+      }
+      bool refused = false;
+      try {
+        make_train(sites, 96, 36);
+      } catch (const std::invalid_argument&) { refused = true; }
+      expect(refused, "a train of another width is refused");
+    }
+}
+
 void test_repack() {
   for (const char* name :
        {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "BF16"}) {
@@ -323,6 +366,7 @@ int main() {
     }
     force_isa(isa);
     test_matmuls();
+    test_trains();
     for (auto [dim, group, kv_heads] :
          {std::tuple{64, 3, 2}, {128, 1, 1}, {192, 7, 1}, {16, 2, 1}, {18, 1, 1}, {80, 3, 1}, {250, 5, 1}})
       for (int window : {0, 50}) test_attention(dim, group, kv_heads, window, window ? 5.0f : 0.0f);

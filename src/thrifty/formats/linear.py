@@ -2,9 +2,9 @@
 points), `SuperblockLinear` (two levels of scales), `CodebookLinear` (codes into a table), `DenseLinear` (bf16, fp16,
 fp32), `SignLinear` (binary, ternary), `BitPlaneLinear` (1 to 8 bit, activations too), `RowTableLinear` (codes into a
 table of each row), `VectorLinear` (codes of vectors), `SparseLinear` (single weights on top of another),
-`LowRankLinear` (any of them with a product of low rank), `PairedLinear` (two weights in the same words),
-`TokenWiseLinear` (4, 8 bit for activations with one scale a row), `Sparse24Linear` (two of every four columns), their
-base.
+`LowRankLinear` (any of them with a product of low rank), `TensorTrainLinear` (a chain of small ones), `PairedLinear`
+(two weights in the same words), `TokenWiseLinear` (4, 8 bit for activations with one scale a row), `Sparse24Linear`
+(two of every four columns), their base.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from thrifty.formats.signs import SignLinear
 from thrifty.formats.sparse import SparseLinear
 from thrifty.formats.sparse_2_4 import Sparse24Linear
 from thrifty.formats.superblock import SuperblockLinear
+from thrifty.formats.tensor_train import TensorTrainLinear
 from thrifty.formats.token_wise import TokenWiseLinear
 from thrifty.formats.vector import VectorLinear
 from thrifty.formats.zero_point import ZeroPointLinear
@@ -38,6 +39,7 @@ __all__ = [
     "Sparse24Linear",
     "SparseLinear",
     "SuperblockLinear",
+    "TensorTrainLinear",
     "TokenWiseLinear",
     "VectorLinear",
     "ZeroPointLinear",

@@ -63,6 +63,10 @@ class Technique(ABC):
     def check(self, model: Model) -> None:
         """Raise RecipeError where an option does not fit the model. Nothing is computed."""
 
+    def units(self, model: Model) -> int:
+        """In how many parts `apply` gives its results; 0: all in the end."""
+        return 0
+
     def version(self, before: str) -> str:
         """The model's version afterwards: keys and values of the model before are worthless for it."""
         return f"{before}+{self.name}{options_of(self)}"
@@ -86,7 +90,9 @@ class PlacedTechnique(Technique):
         return not any(fnmatch.fnmatch(name, pattern) for name in names for pattern in self.skip)
 
     def check(self, model: Model) -> None:
-        """Raise RecipeError where `layers` or `skip` name something that this model does not have."""
+        """Raise RecipeError where `layers` or `skip` name something that this model does not have, or `skip` everything
+        that it has.
+        """
         count = len(model.config.layers)
         for layer in self.layers or ():
             if not 0 <= layer < count:
@@ -97,6 +103,11 @@ class PlacedTechnique(Technique):
                 raise RecipeError(
                     f"technique '{self.name}': skip '{pattern}' matches no linear layer. {nearest(pattern, names)}"
                 )
+        if names and not any(self.includes(None, (name,)) for name in names):
+            raise RecipeError(
+                f"technique '{self.name}': skip {list(self.skip)} matches every linear layer of this model: narrow it, "
+                "or leave the technique out of the recipe"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

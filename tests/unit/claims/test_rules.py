@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.unit.claims.made_up import LOSS, MANY, Level, Levels, MadeUp
 
@@ -15,6 +17,7 @@ from thrifty import claims
 from thrifty.claims import (
     amp,
     awq,
+    compactifai,
     fastgen,
     gptq,
     hqq,
@@ -54,11 +57,22 @@ class MadeUpScores:
         self.context, self.view = context, SimpleNamespace(config=SimpleNamespace(layers=range(30)))
 
     def __call__(self, *tables: dict[str, Any], calibration: object = None) -> Compressed:
-        return Compressed(self.context.losses(list(tables)), round(2_000_000 * self.smaller(tables)), 1_000_000)
+        losses = self.context.losses(list(tables))
+        share = 0.5 * max(0.0, 1 - (losses.mean - self.context.loss))  # of first choices that come: half of the whole's
+        places = np.random.default_rng(0).permutation(len(losses))
+        right = Scores(tuple((places < share * len(losses)).astype(float).tolist()), losses.clusters, bounded=False)
+        return Compressed(losses, right, round(2_000_000 * self.smaller(tables)), 1_000_000)
 
     def smaller(self, tables: tuple[dict[str, Any], ...]) -> float:
         """The share of the bytes of 16 bits."""
-        sizes = {"amp": 0.8, "rival": 0.8, "maskllm": 9 / 16, "magnitude": 9 / 16, "sparsegpt": 9 / 16}
+        sizes = {
+            "amp": 0.8,
+            "rival": 0.8,
+            "compactifai": 0.3,
+            "maskllm": 9 / 16,
+            "magnitude": 9 / 16,
+            "sparsegpt": 9 / 16,
+        }
         return 1.0 if not tables else sizes.get(tables[0]["technique"], 0.266)
 
 
@@ -94,6 +108,23 @@ def masked(learned: float, sparsegpt: float) -> dict[str, Any]:
         ({"technique": "magnitude"}, 0.9),
     ]
     return {"losses": losses}
+
+
+def tensors(healed: float) -> dict[str, Any]:
+    """Losses with 30 % of the numbers."""
+    losses: Levels = [
+        ({"share": 0.02}, 0.9),
+        ({"share": 0.95}, 0.01),
+        ({"healed": "bf16"}, healed),
+        ({"healed": "int4"}, healed + 0.1),
+        ({"block": 1, "healing": compactifai.STEPS}, 0.3),
+        ({"technique": "compactifai"}, 0.5),
+    ]
+    return {"losses": losses}
+
+
+def tensors_healed(score: MadeUpScores, text: object) -> tuple[Compressed, ...]:
+    return tuple(score({"technique": "compactifai", "healed": values}) for values in ("bf16", "int4"))
 
 
 def eight_bits(name: str, level: float) -> dict[str, Any]:
@@ -291,6 +322,7 @@ CASES: dict[str, Case] = {
     ),
     "amp": Case(pruning(0.3, 0.5), pruning(0.5, 0.3), pruning(0.3, 0.3), {"loss": 8.0}),
     "maskllm": Case(masked(0.2, 0.3), masked(0.3, 0.2), masked(0.2, 0.2), {"loss": 8.0}),
+    "compactifai": Case(tensors(0.0), tensors(0.2), tensors(0.03), {"loss": 8.0}),
     "sparsegpt": Case(masked(0.2, 0.02), masked(0.2, 0.1), masked(0.2, sparsegpt.RISE), {"loss": 8.0}),
 }
 
@@ -320,6 +352,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (smoothquant_plus.SmoothQuantPlus, "strength", lambda technique, model, text: 0.4),
         (sparsegpt, "default_calibration", lambda model, sequences, tokens: None),
         (amp, "_pruned", lambda score, text: (score({"technique": "amp"}), None)),
+        (compactifai, "_healed", tensors_healed),
         (amp, "_rates", lambda context, whole, pruned: context.speed([], length=1)),
     ]
     replaced += [
@@ -327,6 +360,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         for claim in (
             amp,
             awq,
+            compactifai,
             gptq,
             hqq,
             llm_int8,
@@ -339,7 +373,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
             zeroquant,
         )
     ]
-    for claim in (amp, maskllm):
+    for claim in (amp, compactifai, maskllm):
         replaced.append((claim, "python_calibration", lambda model, sequences, tokens: None))
     for module, name, function in replaced:
         monkeypatch.setattr(module, name, function)
@@ -365,10 +399,10 @@ def test_made_up_scores_give_all_four_verdicts(name: str) -> None:
 
 
 WEIGHTS = {"amp", "awq", "gptq", "hqq", "llm-int8", "maskllm", "rtn", "sparsegpt", "squeezellm", "vptq"}
-WEIGHTS |= {"smoothquant-plus", "zeroquant"}
-OTHER_KINDS = {"any-precision", "milo", "puzzlemoe", "xtc", "ggd", "iss"}
-"""Claims judged by timings of products, or on a mixture of experts: MadeUp has neither. XTC's headline needs a score
-that nobody has here: it is never testable.
+WEIGHTS |= {"compactifai", "smoothquant-plus", "zeroquant"}
+OTHER_KINDS = {"any-precision", "ggd", "iss", "lora-ft", "marlin", "milo", "nxmiformer", "puzzlemoe", "xtc"}
+"""Claims judged by timings of products, on a mixture of experts or on trainings of their own: MadeUp has none. The
+headlines of XTC, NxMiFormer and LoRA-FT need a score that nobody has here: they are never testable.
 """
 BUDGETED = sorted(set(CASES) - WEIGHTS - {"quest", "minikv", "kivi", "fastgen", "streaming", "scbench", "h2o"})
 """Claims about answers from a cache of which a part was evicted."""
@@ -412,7 +446,7 @@ def test_bytes_in_a_headline_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fastgen, "_pruned", lambda context, length, levels: dict.fromkeys(levels, full))
     assert judged("fastgen", CASES["fastgen"].made({})) is FAILS
     monkeypatch.setattr(MadeUpScores, "smaller", lambda self, tables: 1.0)
-    for name in ("amp", "maskllm", "rtn", "sparsegpt"):
+    for name in ("amp", "compactifai", "maskllm", "rtn", "sparsegpt"):
         assert judged(name, CASES[name].made({})) is FAILS, "nothing is smaller"
 
 
@@ -496,6 +530,21 @@ def test_a_part_of_the_layers_is_not_held_to_what_all_may_lose(monkeypatch: pyte
     assert dense().bar is None and dense().estimate is not None
     monkeypatch.setattr(maskllm, "LAYERS", 30)
     assert dense().bar.value == -maskllm.RISE
+
+
+@pytest.mark.parametrize("name", ["maskllm", "sparsegpt", "squeezellm", "vptq"])
+def test_8_bits_that_lose_much_void_a_claim_on_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class SpoiltByEightBits(MadeUpScores):
+        def __call__(self, *tables: dict[str, Any], calibration: object = None) -> Compressed:
+            made = super().__call__(*tables, calibration=calibration)
+            spoilt = replace(made.losses, values=tuple(value + 0.5 for value in made.losses.values))
+            return replace(made, losses=spoilt) if tables and tables[0].get("bits") == 8 else made
+
+    whole = claims.load(name).measure(CASES[name].made({})).controls
+    assert {control.must for control in whole} >= {"lose", "hold"}
+    monkeypatch.setattr(import_module(f"thrifty.claims.{name}"), "WeightScores", SpoiltByEightBits)
+    controls = claims.load(name).measure(CASES[name].made({})).controls
+    assert [control.must for control in controls if control.contradicts] == ["hold"]
 
 
 def test_what_amps_recovery_does_otherwise_is_told() -> None:

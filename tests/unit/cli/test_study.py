@@ -46,6 +46,24 @@ def test_a_table_the_findings_and_then_the_json_line(
     assert "<circle" in report.read_text() and str(checkpoint) in report.read_text()
 
 
+def test_methods_take_the_place_of_formats_and_models_follow_each_other(
+    thrifty: Callable[..., Any], checkpoint: Path
+) -> None:
+    words = ("study", "quantization", checkpoint, *RUN, "--methods", "rtn,hqq", "--bits", 8, "--cache", "")
+    result = thrifty(*words, "--batches", "1")
+    assert result.code == 0, result.err
+    document = result.json()
+    assert [row["weights"] for row in document["cells"]] == ["bf16", "rtn-8", "hqq-8"]
+    (rate,) = document["cells"][1]["served"]
+    assert rate["bytes"] > document["cells"][1]["weights_bytes"] > 0
+    eight = document["findings"][0]
+    assert eight["paper"] == "arXiv:2411.02355" and "rtn-8 keeps" in eight["here"] and "hqq-8 keeps" in eight["here"]
+    assert "8 bits, tuned: 1 to 3 % of the score lost. Here: rtn-8 keeps" in result.out
+    assert document["findings"][3]["verdict"] == "not in this grid"
+    twice = thrifty(*words, "--batches", "", "--models", f"{checkpoint.parent / checkpoint.name}/.", "--json")
+    assert [own["study"] for own in twice.json()["models"]] == ["quantization"] * 2, twice.err
+
+
 def test_a_report_that_cannot_be_written_costs_no_result(
     thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -132,6 +150,9 @@ def test_without_a_name_the_studies_are_listed(thrifty: Callable[..., Any]) -> N
     [
         (("quantisation", "x"), 1, "no study 'quantisation'. Did you mean 'quantization'?"),
         (("quantization",), 2, "a model is missing: write thrifty study quantization MODEL."),
+        (("quantization", "MODEL", "--methods", "gtpq"), 1, "no weight technique 'gtpq'. Did you mean 'gptq'?"),
+        (("quantization", "MODEL", "--bits", "4"), 1, "--bits and --repair belong to --methods"),
+        (("quantization", "MODEL", "--models", "b", "--state", "s.jsonl"), 2, "--state is one file, and 2 models"),
         (("quantization", "MODEL", "--weights", "w9"), 1, "no weights format 'w9'"),
         (("quantization", "MODEL", "--cache", "kivi4"), 1, "Did you mean 'kivi-4'?"),
         (("quantization", "MODEL", "--tasks", "recal"), 1, "no task 'recal'. Did you mean 'recall'?"),

@@ -24,7 +24,10 @@ from thrifty.weights.compressing.pipeline import compress
 from thrifty.weights.technique import prepare
 
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "compactifai": {"healing": 2, "batch": 1},
+    "lora-ft": {"steps": 2, "batch": 1},
     "maskllm": {"steps": 2, "batch": 1},
+    "nxmiformer": {"steps": 2, "batch": 1},
     "smoothquant-plus": {"alpha": 0.5},
     "xtc": {"steps": 2, "batch": 1},
     "zeroquant": {"steps": 1, "mlp_bits": 4},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from thrifty.claims.harness.scores.passages import SCORED, Passages, cuts
@@ -25,9 +25,12 @@ MINIMUM = {"technique": "rtn", "bits": 4, "group": 128, "symmetric": True, "embe
 
 @dataclass(frozen=True)
 class Compressed:
-    """A model's losses, and the bytes and numbers of its linears, embedding and logits left out."""
+    """A model's losses, whether its first choices came, and the bytes and numbers of its linears, embedding and logits
+    left out. right: not bounded as answers are: a passage has hundreds, so it never comes right or wrong as one.
+    """
 
     losses: Scores
+    right: Scores
     nbytes: int
     weights: int
 
@@ -59,10 +62,11 @@ class WeightScores:
         count = -(-context.budget.tokens // SCORED)
         chosen = cuts(self.view.require_tokenizer(), context.length, PREFIX, count, context.seed)
         try:
-            losses = Passages(engine, State(None, {})).losses(chosen, [], "nll")
+            passages = Passages(engine, State(None, {}))
+            losses, right = (passages.losses(chosen, [], measure) for measure in ("nll", "right"))
             inside = [own.linear for own in linears(engine.model) if own.role not in OUTSIDE]
             numbers = sum(linear.out_features * linear.in_features for linear in inside)
-            return Compressed(losses, sum(linear.nbytes for linear in inside), numbers)
+            return Compressed(losses, replace(right, bounded=False), sum(linear.nbytes for linear in inside), numbers)
         finally:
             engine.close()
 

@@ -32,6 +32,24 @@ Weights = Annotated[
     str | None,
     typer.Option(metavar="NAME,NAME,...", show_default="all", help="These formats of weights of the study alone."),
 ]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,NAME,...",
+        show_default="the study's own formats",
+        help="Techniques in the place of the study's formats of weights, at every width; all: those with widths.",
+    ),
+]
+Bits = Annotated[
+    str | None, typer.Option(metavar="N,N,...", show_default="all", help="Widths of --methods, such as 3,4,8.")
+]
+Repair = Annotated[
+    int, typer.Option(min=0, help="With --methods: steps of LoRA for one more row behind each (needs torch).")
+]
+Models = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,NAME,...", show_default="none", help="More models, in turn; they share --minutes."),
+]
 Cache = Annotated[
     str | None,
     typer.Option(metavar="NAME,NAME,...", show_default="all", help="These formats of the cache alone."),

@@ -8,6 +8,7 @@ from typing import Any
 from thrifty.cli.shared import output
 from thrifty.cli.shared.layout import Column
 from thrifty.evaluation.studies.harness.figures import UNTOLD
+from thrifty.evaluation.studies.harness.findings import ABSENT
 
 Row = Mapping[str, Any]
 
@@ -33,6 +34,9 @@ def show(document: Mapping[str, Any]) -> None:
     _legend(document)
     for control in document["controls"]:
         output.say(f"control: {control['name']} must {control['must']}: {control['outcome']} ({control['told']})")
+    for finding in document["findings"]:
+        if finding["verdict"] != ABSENT:
+            output.say(f"{finding['paper']}: {finding['says']}. Here: {finding['here']}: {finding['verdict']}")
     for sentence in document["told"]:
         output.say(sentence)
 

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from thrifty.evaluation.studies.harness.grid import Grid
     from thrifty.evaluation.studies.harness.running import Run
     from thrifty.evaluation.studies.harness.state import StudyState
-    from thrifty.evaluation.studies.harness.study import Study
+    from thrifty.evaluation.studies.harness.study import Format, Study
     from thrifty.models.model import Model
 
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What the command is asked for. weights, caches: names of formats, None for all. tasks: None for the study's own.
-    batches: none for no served rates.
+    """What the command is asked for. weights, caches: names of formats, None for all. methods, bits, repair: formats of
+    weights from the registry, as `methods.formats` reads them; no method: the study's own. tasks: None for the study's
+    own. batches: none for no served rates.
     """
 
     name: str
@@ -43,6 +44,9 @@ class StudyOptions:
     fresh: bool
     threads: int | None
     native: bool | None
+    methods: tuple[str, ...] = ()
+    bits: tuple[int, ...] | None = None
+    repair: int = 0
 
     def setting(self, study: Study, model: Model) -> dict[str, Any]:
         """What a state must share to be continued: what answers depend on, however many there are."""
@@ -70,7 +74,7 @@ def run(asked: StudyOptions) -> dict[str, Any]:
 
     study = studies.load(asked.name)
     own = opening.read_recipe(asked.recipe) if asked.recipe is not None else None
-    cells = grid(study, asked.weights, asked.caches, own)
+    cells = grid(study, asked.weights, asked.caches, own, _formats(asked))
     with ExitStack() as opened:
         model = _loaded(asked, study)
         work = _work(asked, study, model)
@@ -89,6 +93,20 @@ def run(asked: StudyOptions) -> dict[str, Any]:
         interrupted = _watched(measured, asked.minutes)
         result = document(study, measured, Figures(cells, work, state, study.aside))
     return _header(asked, model, list(work)) | result | {"interrupted": interrupted}
+
+
+def _formats(asked: StudyOptions) -> tuple[Format, ...]:
+    """The formats of weights that are named, none for the study's own. Raises GridError where widths or a repair are
+    asked for without a method to have them.
+    """
+    from thrifty.evaluation.studies.harness.grid import GridError
+    from thrifty.evaluation.studies.harness.methods import formats
+
+    if asked.methods:
+        return formats(asked.methods, asked.bits, asked.repair)
+    if asked.bits is not None or asked.repair:
+        raise GridError("--bits and --repair belong to --methods: name some, such as --methods rtn,gptq, or all")
+    return ()
 
 
 def _loaded(asked: StudyOptions, study: Study) -> Model:

@@ -1,4 +1,4 @@
-"""Giving a damaged model back what little training can: LoRA on all its linears, merged at the end."""
+"""Giving a damaged model back what little training can: LoRA on all its linears, merged at the end or kept beside."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from thrifty.training.loop.batches import Batches
 from thrifty.training.loop.checkpoint import Checkpoint
 from thrifty.training.loop.forward import logits_of
 from thrifty.training.loop.loop import Plan, Say, train
-from thrifty.training.loop.lora import LoraOptions, attach, parameters_of
+from thrifty.training.loop.lora import LoraLinear, LoraOptions, attach, parameters_of
 from thrifty.training.loop.losses import divergence, next_tokens
 
 
@@ -39,10 +39,26 @@ def heal(
     checkpoint: Checkpoint | None = None,
     say: Say = lambda progress: None,
 ) -> Healed:
-    """Train low-rank additions to the linears `names` of a model, which stays as it is.
+    """Train low-rank additions to the linears `names` of a model, which stays as it is, and merge them.
 
     teacher: the model before the damage: its predictions are learned (KL); None: the text itself (cross-entropy).
     """
+    added, losses = additions(model, names, batches, plan, options, teacher=teacher, checkpoint=checkpoint, say=say)
+    return Healed({name: linear.merged() for name, linear in added.items()}, losses)
+
+
+def additions(
+    model: Model,
+    names: Iterable[str],
+    batches: Batches,
+    plan: Plan,
+    options: LoraOptions,
+    *,
+    teacher: Model | None = None,
+    checkpoint: Checkpoint | None = None,
+    say: Say = lambda progress: None,
+) -> tuple[dict[str, LoraLinear], list[float]]:
+    """As `heal`, not merged: the trained linears by name, and the losses of the steps that were taken."""
     decoder = build(model).decoder
     added = attach(decoder, names, options, plan.seed)
     guide = None if teacher is None else build(teacher).decoder.requires_grad_(False)
@@ -57,5 +73,4 @@ def heal(
         return divergence(logits, wanted)
 
     decoder.train()
-    losses = train(parameters_of(added), loss, plan, checkpoint=checkpoint, say=say)
-    return Healed({name: linear.merged() for name, linear in added.items()}, losses)
+    return added, train(parameters_of(added), loss, plan, checkpoint=checkpoint, say=say)

@@ -50,6 +50,11 @@ class LoraLinear(nn.Module):
         weight: Floats = self.base.stored.dequantize() + array_of(self.scale * (self.up @ self.down))
         return weight
 
+    @torch.no_grad()
+    def factors(self) -> tuple[Floats, Floats]:
+        """(A fp32 [r, in], (α / r)·B fp32 [out, r]): their product is what was added."""
+        return array_of(self.down.detach()), array_of(self.scale * self.up)
+
 
 def attach(decoder: Decoder, names: Iterable[str], options: LoraOptions, seed: int = 0) -> dict[str, LoraLinear]:
     """Put a trainable addition around linears of a decoder, whose other parameters are frozen; by their names."""

@@ -17,15 +17,13 @@ from thrifty.weights.technique import Technique, WeightTechnique
 
 def steps(model: Model, technique: Technique) -> int:
     """How often a technique tells that something is done, on this model: its units, and its end."""
-    if isinstance(technique, WeightTechnique):
-        return 1 + technique.units(model)
     if isinstance(technique, ScaledRounding):
         return 1 + len(technique.chosen_layers(model))
     if isinstance(technique, GroupTechnique):
         return 1 + sum(technique.selects(group) for group in groups(model))
     if isinstance(technique, ExpertPairs):
         return 1 + len(list(technique.merged_layers(model)))
-    return 1
+    return 1 + technique.units(model)
 
 
 def predicted_bytes(model: Model, techniques: Sequence[Technique]) -> int | None:

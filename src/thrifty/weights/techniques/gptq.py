@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -75,13 +76,20 @@ class Gptq(WeightTechnique):
         return grid.stored(codes, steps, linear.linear.bias)
 
 
-def sweep(weight: Floats, factor: Floats, grid: Grid, order: Integers | None = None) -> tuple[Array, Steps]:
+def sweep(
+    weight: Floats,
+    factor: Floats,
+    grid: Grid,
+    order: Integers | None = None,
+    fit: Callable[[Floats, Floats], Steps] | None = None,
+) -> tuple[Array, Steps]:
     """Codes int16 [rows, columns] and grids [rows, groups] of weight [rows, columns] (§3.3, algorithm 1).
 
     factor: U [columns, columns], UᵀU = H⁻¹, its rows and columns in the order of the sweep. Column j is rounded to
     q_j, e = (w_j − q_j) / U_jj, and w_k −= e · U_jk for the columns k behind it (eq. 2 and 3: row j of U is that of
     the inverse without the columns before, up to the root of its diagonal). order: of the sweep, int64 [columns]; grids
-    then are those of the weights as they came, else each is fitted when its first column's turn comes.
+    then are those of the weights as they came, else each is fitted when its first column's turn comes. fit: makes that
+    grid of a group's weights [rows, n] and its part of U [n, n]; None: round-to-nearest's grid. It goes without order.
     """
     rows, columns = weight.shape
     rest = np.ascontiguousarray(weight.T if order is None else weight.T[order])  # [columns, rows], updated
@@ -98,7 +106,9 @@ def sweep(weight: Floats, factor: Floats, grid: Grid, order: Integers | None = N
             column = place if order is None else int(order[place])
             group = column // grid.group
             if order is None and place % grid.group == 0:
-                fitted = grid.fit(rest[place : min(place + grid.group, stop)].T)
+                end = min(place + grid.group, stop)
+                own_rest = rest[place:end].T
+                fitted = grid.fit(own_rest) if fit is None else fit(own_rest, factor[place:end, place:end])
                 steps.scale[:, group], steps.base[:, group] = fitted.scale, fitted.base
             own = Steps(steps.scale[:, group], steps.base[:, group], steps.low, steps.high)
             nearest = own.codes(rest[place][:, None])

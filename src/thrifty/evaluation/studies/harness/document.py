@@ -7,6 +7,7 @@ from typing import Any
 
 from thrifty.evaluation.studies.harness.controls import OTHERWISE, ControlOutcome, outcomes
 from thrifty.evaluation.studies.harness.figures import UNTOLD, CellFigures, Figures, reading
+from thrifty.evaluation.studies.harness.findings import outcome
 from thrifty.evaluation.studies.harness.grid import Cell, Grid
 from thrifty.evaluation.studies.harness.running import Run
 from thrifty.evaluation.studies.harness.serving import ServedRate
@@ -15,7 +16,8 @@ from thrifty.evaluation.studies.harness.study import Study
 
 def document(study: Study, run: Run, figures: Figures) -> dict[str, Any]:
     """cells: the grid, the uncompressed one first. controls: how they came out; sound: whether none came out otherwise
-    than it must. told: the findings in sentences.
+    than it must. findings: those of the papers, each with what the grid shows and a verdict. told: what was found, in
+    sentences. A served rate's `bytes` are those of the weights and of all caches of its batch.
     """
     cells = {cell.label: figures.of(cell) for cell in run.grid.scored}
     controls = outcomes(run.grid, figures, run.skipped)
@@ -29,6 +31,7 @@ def document(study: Study, run: Run, figures: Figures) -> dict[str, Any]:
         "controls": [control.as_dict() for control in controls],
         "sound": not any(control.outcome == OTHERWISE for control in controls),
         "skipped": [{"cell": label, "reason": reason} for label, reason in run.skipped.items()],
+        "findings": [outcome(finding, run.grid, figures).as_dict() for finding in study.findings],
         "told": told(run.grid, list(cells.values()), controls, run),
     }
 
@@ -53,7 +56,8 @@ def told(grid: Grid, cells: Sequence[CellFigures], controls: Sequence[ControlOut
 
 
 def _cell(own: CellFigures, run: Run) -> dict[str, Any]:
-    served = [rate.as_dict() | {"void": rate.void} for rate in run.rates(own.cell)]
+    weights = run.weights_bytes(own.cell) or 0
+    served = [rate.as_dict() | {"void": rate.void, "bytes": weights + rate.cache_bytes} for rate in run.rates(own.cell)]
     return own.as_dict() | {
         "weights_bytes": run.weights_bytes(own.cell),
         "cache_bytes_of_a_sequence": run.cache_bytes(own.cell),

@@ -148,10 +148,29 @@ class Figures:
                 same += _outcome(mine) == _outcome(theirs)
         return asked, same
 
-    def _paired(self, cell: Cell, work: TaskItems) -> Pairs:
+    def between(self, cell: Cell, other: Cell) -> Interval | None:
+        """The mean over tasks of the cell's score less another one's, items paired; None while a task has too few."""
+        parts = []
+        for label in self._counting:
+            pairs = self._paired(cell, self._work[label], other)
+            if not pairs.enough:
+                return None
+            own, theirs = pairs.scores
+            parts.append(own.minus(theirs))
+        return mean_over(parts) if parts else None
+
+    def baseline_mean(self) -> float | None:
+        """The uncompressed model's mean score over the tasks that count, None while one has no items."""
+        own = self.of(self._grid.baseline).tasks
+        if not self._counting or not all(label in own for label in self._counting):
+            return None
+        return sum(own[label].baseline for label in self._counting) / len(self._counting)
+
+    def _paired(self, cell: Cell, work: TaskItems, other: Cell | None = None) -> Pairs:
+        """Of the cell and another one, by default the uncompressed one."""
         own, baseline, items = [], [], []
         for item in work.items:
-            mine, theirs = (self._record(side, work, item) for side in (cell, self._grid.baseline))
+            mine, theirs = (self._record(side, work, item) for side in (cell, other or self._grid.baseline))
             if mine is not None and theirs is not None:
                 own.append(mine)
                 baseline.append(theirs)

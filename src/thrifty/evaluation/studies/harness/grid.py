@@ -88,12 +88,14 @@ def grid(
     weights: Sequence[str] | None = None,
     caches: Sequence[str] | None = None,
     own: Recipe | None = None,
+    methods: Sequence[Format] = (),
 ) -> Grid:
     """The study's grid, or of it the formats of these names (the uncompressed ones are always there), and a recipe of
-    one's own as one more cell. Raises GridError for an unknown name, with the nearest, RecipeError for `own` with a
+    one's own as one more cell. methods: formats of weights in the place of the study's, the uncompressed one first.
+    Raises GridError for an unknown name, with the nearest, RecipeError for `own` with a
     decoding stage, of which a study measures nothing.
     """
-    rows, columns = chosen("weights", study.weights, weights), chosen("cache", study.caches, caches)
+    rows, columns = chosen("weights", methods or study.weights, weights), chosen("cache", study.caches, caches)
     controls, missing = _controls(study.controls)
     base = rows[0], columns[0]
     cells = [Cell(rows[0], cache) for cache in columns]

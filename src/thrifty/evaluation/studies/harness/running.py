@@ -30,6 +30,7 @@ REPEATED = 8  # items of every task that the baseline is asked again
 FILLED = 0.85  # of the minutes are planned for
 COMPRESSING = 1.2  # times the uncompressed model's seconds: what policies watch, move and round
 MAKING = 2e-8  # seconds a byte of the model that rounding its weights is thought to take before any were rounded
+CALIBRATING = 4e-7  # the same of a technique that looks at a text
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,13 @@ class Run:
             seconds += sum(self._serving_seconds(batch) for batch in self._unserved(cell))
         if seconds and group[0].weights.tables:
             made = self.state.figure("making", group[0].weights.name)
-            seconds += MAKING * self._model.nbytes if made is None else float(made)
+            seconds += self._making(group[0]) if made is None else float(made)
         return seconds
+
+    def _making(self, cell: Cell) -> float:
+        """Seconds that the weights of a cell are thought to take."""
+        rates = [CALIBRATING if own.needs_calibration else MAKING for own in cell.recipe.techniques("weights")]
+        return sum(rates) * self._model.nbytes
 
     def _serving_seconds(self, batch: int) -> float:
         """A batch takes about as long as its prompts, which are read one after the other."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +21,17 @@ class Format:
     name: str
     tables: Tables = ()
     about: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Of a paper. paper: where it stands. says: what it found. judge: (what a grid shows, verdict) of the grid and its
+    figures; `findings` makes them.
+    """
+
+    paper: str
+    says: str
+    judge: Callable[[Any, Any], tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,7 @@ class Study:
     the formats, the uncompressed one first. tasks: as `tasks.parse_all` reads them. aside: names of tasks that are
     shown and do not count in the mean. off_grid: whether weights lie in the off-grid view, since a checkpoint that was
     published in few bits is rounded to them exactly. controls: run beside the grid.
+    findings: of the papers, judged by the grid.
     """
 
     title: ClassVar[str]
@@ -56,3 +69,4 @@ class Study:
     aside: ClassVar[tuple[str, ...]] = ()
     off_grid: ClassVar[bool] = True
     controls: ClassVar[tuple[Control, ...]] = (AGAIN, RANDOM_EVICTION)
+    findings: ClassVar[tuple[Finding, ...]] = ()

@@ -38,6 +38,7 @@ THRIFTY_SHARED constexpr int less_offset(int offset, int minus8) {
 }
 
 struct LowRank;
+struct TensorTrain;
 
 struct Linear {
   Layout layout = Layout::int4;
@@ -50,9 +51,10 @@ struct Linear {
   const int8_t* row_tables = nullptr;  // of row tables: 2^bits values a row
   Vectors vectors{};                   // of vectors
   Overlay overlay{};
-  int activation_bits = 0;       // of bit planes: what rows of activations are rounded to
-  const float* bias = nullptr;   // absent: null
-  const LowRank* low = nullptr;  // what is added to the product; absent: null
+  int activation_bits = 0;             // of bit planes: what rows of activations are rounded to
+  const float* bias = nullptr;         // absent: null
+  const LowRank* low = nullptr;        // what is added to the product; absent: null
+  const TensorTrain* train = nullptr;  // of layout f32 without codes: what the product is made of; absent: null
   int out = 0, in = 0, group = 0;
   float threshold = 0;  // of layouts with outliers: features of at least this size stay apart; 0: none do
   THRIFTY_SHARED bool has_minimum() const { return minimums || zeros; }
@@ -71,6 +73,18 @@ struct Linear {
 // U (V x), a product of two linears without a bias: down is V [rank, in], up is U [out, rank].
 struct LowRank {
   Linear down, up;
+};
+
+// W as a chain of tensors (linear/tensor_train.hpp). Site k takes `in` columns times the bond before it, and gives
+// `out` rows times the bond behind it; the first and the last bond are 1.
+constexpr int kMostSites = 4;
+struct TensorTrain {
+  struct Site {
+    Linear weights;  // [out * bond, in * bond before]; without a bias
+    int out, in, bond;
+  };
+  Site sites[kMostSites];
+  int count = 0;
 };
 
 struct Span {

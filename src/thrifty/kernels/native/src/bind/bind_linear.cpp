@@ -2,6 +2,7 @@
 
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <cmath>
 #include <new>
@@ -12,6 +13,7 @@
 
 #include "linear/linear.hpp"
 #include "linear/repack.hpp"
+#include "linear/tensor_train.hpp"
 
 namespace thrifty {
 
@@ -201,14 +203,36 @@ std::unique_ptr<LowRank> low_rank_of(nb::handle down, nb::handle up, int out, in
     throw std::invalid_argument("up [" + std::to_string(u.out) + ", " + std::to_string(u.in) + "] and down [" +
                                 std::to_string(v.out) + ", " + std::to_string(v.in) + "] do not fit a linear [" +
                                 std::to_string(out) + ", " + std::to_string(in) + "]");
-  if (v.bias || u.bias || v.low || u.low || v.overlay.starts || u.overlay.starts)
+  if (v.bias || u.bias || v.low || u.low || v.train || u.train || v.overlay.starts || u.overlay.starts)
     throw std::invalid_argument("up and down have neither bias, overlay nor low rank");
   return std::make_unique<LowRank>(LowRank{v, u});
 }
 
+// A train of tensors: sites is a sequence of (Linear, rows, columns), whose bonds follow from their sizes.
+void make_sites(BoundLinear* to, const std::string& name, nb::object sites, nb::object bias, int out, int in) {
+  if (layout_of(name) != Layout::f32)
+    throw std::invalid_argument("a train of tensors reads plain rows, so its layout is f32, not " + name);
+  using Sites = std::vector<std::tuple<nb::object, int, int>>;
+  std::vector<TensorTrain::Site> given;
+  for (const auto& [linear, rows, columns] : cast<Sites>(sites, "sites", "a list of (Linear, rows, columns)"))
+    given.push_back({cast<const BoundLinear&>(linear, "site", "a Linear").linear, rows, columns, 1});
+  auto train = std::make_unique<TensorTrain>(make_train(given, out, in));
+  check_linear(Layout::f32, out, in, 0);
+  Linear linear;
+  linear.layout = Layout::f32, linear.out = out, linear.in = in, linear.train = train.get();
+  linear.bias = array_or_none<const float>(bias, "bias", {out}).data;
+  new (to) BoundLinear{linear, nb::none(), nb::none(), nb::none(), nb::none(), nb::none(), bias, nb::none()};
+  to->train = std::move(train), to->sites = sites;
+}
+
 void make(BoundLinear* to, const std::string& name, nb::object codes, nb::object scales, nb::object minimums,
           nb::object zeros, nb::object table, nb::object overlay, nb::object bias, nb::object down, nb::object up,
-          int out, int in, int group, int activation_bits, float threshold) {
+          nb::object sites, int out, int in, int group, int activation_bits, float threshold) {
+  if (!sites.is_none()) {
+    for (const nb::object& other : {codes, scales, minimums, zeros, table, overlay, down, up})
+      if (!other.is_none()) throw std::invalid_argument("a train of tensors has sites and a bias alone");
+    return make_sites(to, name, sites, bias, out, in);
+  }
   auto low = low_rank_of(down, up, out, in);
   make_with_overlay(to, name, codes, scales, minimums, zeros, table, overlay, bias, out, in, group, activation_bits,
                     threshold);
@@ -296,11 +320,12 @@ void bind_linear(nb::module_& m) {
       "bf16, words that both share. int4_token and int8_token (codes, scales) take activations with one scale a row; "
       "int8_token leaves features of at least `threshold` (0: none) apart, in fp32. down [rank, in], up [out, rank]: "
       "Linears whose product is added. int8_2_4, int4_2_4 and bf16_2_4 hold two of every four columns (codes uint8 "
-      "[tiles, blocks, bytes], scales but for bf16).")
-      .def("__init__", &make, nb::kw_only(), "layout"_a, "codes"_a, "scales"_a = nb::none(), "minimums"_a = nb::none(),
-           "zeros"_a = nb::none(), "table"_a = nb::none(), "overlay"_a = nb::none(), "bias"_a = nb::none(),
-           "down"_a = nb::none(), "up"_a = nb::none(), "out_features"_a, "in_features"_a, "group"_a = 0,
-           "activation_bits"_a = 0, "threshold"_a = 0.0f)
+      "[tiles, blocks, bytes], scales but for bf16). sites (codes None, layout f32): a list of (Linear, rows, "
+      "columns), tensors whose train is the weight.")
+      .def("__init__", &make, nb::kw_only(), "layout"_a, "codes"_a.none(), "scales"_a = nb::none(),
+           "minimums"_a = nb::none(), "zeros"_a = nb::none(), "table"_a = nb::none(), "overlay"_a = nb::none(),
+           "bias"_a = nb::none(), "down"_a = nb::none(), "up"_a = nb::none(), "sites"_a = nb::none(), "out_features"_a,
+           "in_features"_a, "group"_a = 0, "activation_bits"_a = 0, "threshold"_a = 0.0f)
       .def_prop_ro("layout", [](const BoundLinear& b) { return std::string(name_of(b.linear.layout)); })
       .def_prop_ro("out_features", [](const BoundLinear& b) { return b.linear.out; })
       .def_prop_ro("in_features", [](const BoundLinear& b) { return b.linear.in; });

@@ -8,6 +8,7 @@
 
 #include "isa/isa.hpp"
 #include "linear/low_rank.hpp"
+#include "linear/tensor_train.hpp"
 
 namespace thrifty {
 
@@ -158,6 +159,7 @@ void copy_row(const Linear& w, const uint8_t* panel, int from, uint8_t* target, 
 const uint8_t* row_in_panel(const Linear& w, const uint8_t* panel, int row) { return panel + Items(w).start(row); }
 
 void fetch_tile(const Linear& w, int tile) {
+  if (w.train) return;  // its sites are small
   const uint8_t* from = w.codes + (size_t)tile * tile_bytes(w);
   for (size_t i = 0; i < kWarmBytes; i += 64) __builtin_prefetch(from + i);
 }
@@ -204,6 +206,8 @@ void matmul(const Linear& w, const float* x, float* y, int m) {
   RowPanels panels(w, m);
   Lowered lowered;
   lowered.grow(w, 1, m);
+  Contracted contracted;
+  contracted.grow(w, 1, m);
   Claims claims;
   claims.reset(Pool::shared().threads());
   Pool::shared().run(0, [&](Worker& worker) {
@@ -214,9 +218,10 @@ void matmul(const Linear& w, const float* x, float* y, int m) {
     }
     worker.barrier();
     lowered.lower({&w}, m, worker, [&](const Linear& down) { return panels.of(down); });
+    contracted.contract({&w}, m, worker, [&](const Linear& train) { return panels.of(train); });
     TileTasks(w, m, w.tiles(), worker.count).each(worker, claims, [&](int row0, int row1, int tile0, int tile1) {
       float* to = y + (size_t)row0 * (size_t)w.out + (size_t)tile0 * kLanes;
-      kernels().tiles(w, tile0, tile1, panels.of(w), row0, row1, to, (size_t)w.out, false);
+      contracted.multiply(w, 0, tile0, tile1, panels.of(w), row0, row1, to, (size_t)w.out, false);
       lowered.raise(w, 0, tile0, tile1, row0, row1, to, (size_t)w.out);
     });
   });

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "linear/tensor_train.hpp"
 #include "linear/linear.hpp"
 
 namespace thrifty {
@@ -240,6 +241,7 @@ constexpr RowReader kReaders[kLayouts] = {THRIFTY_LAYOUTS(THRIFTY_READER)};
 }  // namespace
 
 void linear_row(const Linear& w, int row, float* out) {
+  if (w.train) return train_row(w, row, out);
   kReaders[(int)w.layout](w, (size_t)row / kLanes, row % kLanes, out);
   const Overlay& o = w.overlay;
   if (o.starts)

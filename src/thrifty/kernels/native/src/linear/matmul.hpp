@@ -106,7 +106,10 @@ static void all_rows(const Linear& w, int tile, const uint8_t* x, int rows, floa
 // Four rows of two tiles of one level whose codes are unpacked in an instruction or two: cheaper each time than once
 // for all rows.
 constexpr int kDirectRows = 4;
-template <Layout L, bool MINIMUM> static void direct_rows(const Linear& w, int tile, const ActivationBlock* x, V* acc) {
+// FIRST: of the rows that go through these tiles, so that their codes come from memory. Asking for those to come lets
+// memory and arithmetic work at the same time; the rows behind find them in a cache.
+template <Layout L, bool MINIMUM, bool FIRST>
+static void direct_rows(const Linear& w, int tile, const ActivationBlock* x, V* acc) {
   constexpr Codes C = codes_of(L, MINIMUM);
   const int blocks = w.blocks(), per_group = w.group / kBlockColumns, groups = (blocks + per_group - 1) / per_group;
   const size_t step = tile_step<L, MINIMUM>(w), first = (size_t)tile * (size_t)groups * kLanes,
@@ -121,6 +124,7 @@ template <Layout L, bool MINIMUM> static void direct_rows(const Linear& w, int t
                           MINIMUM ? group_minimum<L>(w, at + next, scale[1]) : zero()};
     const int end = (g + 1) * per_group < blocks ? (g + 1) * per_group : blocks;
     for (int b = g * per_group; b < end; b++, codes += C.bytes(), x += kPanel) {
+      if constexpr (FIRST) fetch_codes(codes, C.bytes()), fetch_codes(codes + step, C.bytes());
       const CodeBlock<C, false> both[2] = {CodeBlock<C, false>(codes), CodeBlock<C, false>(codes + step)};
       add_group_block<MINIMUM, 2, kDirectRows>(both, scale, minimum, x, acc);
     }
@@ -135,7 +139,8 @@ static int many_rows(const Linear& w, int tile, const uint8_t* x, int rows, floa
     for (int row = 0; row < done; row += kDirectRows) {
       V acc[2 * kDirectRows];
       const uint8_t* from = x + (size_t)(row / kPanel) * panel_size<L>(w) + (size_t)(row % kPanel) * item<L>();
-      direct_rows<L, MINIMUM>(w, tile, (const ActivationBlock*)from, acc);
+      if (row == 0) direct_rows<L, MINIMUM, true>(w, tile, (const ActivationBlock*)from, acc);
+      else direct_rows<L, MINIMUM, false>(w, tile, (const ActivationBlock*)from, acc);
       for (int n = 0; n < 2; n++) {
         if constexpr (traits(L).outliers)
           if (w.threshold > 0)

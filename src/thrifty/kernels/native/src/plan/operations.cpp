@@ -25,12 +25,13 @@ void lower_adapters(Step& s, const std::vector<int>& linears, const Panels& pane
   w.barrier();
 }
 
-// V x of linears of low rank, in their places of the list.
+// V x of linears of low rank, and all sites but the last of trains of tensors, in their places of the list.
 void lower_ranks(Plan& plan, const std::vector<int>& linears, int rows, const Panels::Ready& ready, Worker& w) {
-  if (!plan.lowered.bytes()) return;
+  if (!plan.lowered.bytes() && !plan.contracted.bytes()) return;
   std::vector<const Linear*> used;
   for (int i : linears) used.push_back(&plan.linears[(size_t)i]);
   plan.lowered.lower(used, rows, w, [&](const Linear& down) { return ready.of(down); });
+  plan.contracted.contract(used, rows, w, [&](const Linear& train) { return ready.of(train); });
 }
 
 }  // namespace
@@ -79,7 +80,7 @@ void Project::run(Plan& plan, Step& s, Worker& w) {
       first += weights.tiles();
       if (from >= to) continue;
       float* y = plan.buffer(outs[i], s) + (size_t)row0 * stride + (size_t)from * kLanes;
-      kernels().tiles(weights, from, to, ready.of(weights), row0, row1, y, stride, add);
+      plan.contracted.multiply(weights, (int)i, from, to, ready.of(weights), row0, row1, y, stride, add);
       plan.lowered.raise(weights, (int)i, from, to, row0, row1, y, stride);
       if (adapted)
         s.adapters->raise(linears[i], (int)i, row0, row1, from * kLanes, std::min(to * kLanes, weights.out), y, stride);
@@ -128,8 +129,8 @@ void Gated::run(Plan& plan, Step& s, Worker& w) {
       const int end = std::min(tile + 2, tile1), lanes = std::min(width - tile * kLanes, (end - tile) * kLanes);
       for (int row = row0; row < row1; row += kGateRows) {
         const int stop = std::min(row + kGateRows, row1);
-        kernels().tiles(a, tile, end, ready.of(a), row, stop, gates, 2 * kLanes, false);
-        kernels().tiles(b, tile, end, ready.of(b), row, stop, ups, 2 * kLanes, false);
+        plan.contracted.multiply(a, 0, tile, end, ready.of(a), row, stop, gates, 2 * kLanes, false);
+        plan.contracted.multiply(b, 1, tile, end, ready.of(b), row, stop, ups, 2 * kLanes, false);
         plan.lowered.raise(a, 0, tile, end, row, stop, gates, 2 * kLanes);
         plan.lowered.raise(b, 1, tile, end, row, stop, ups, 2 * kLanes);
         if (adapted) {
@@ -262,7 +263,7 @@ void Logits::run(Plan& plan, Step& s, Worker& w) {
     TileTasks(weights, rows, weights.tiles(), w.count).each(w, claims, [&](int row0, int row1, int tile0, int tile1) {
       const int from = tile0 * kLanes, count = std::min(tile1 * kLanes, weights.out) - from;
       float* to = y + (size_t)row0 * stride + from;
-      kernels().tiles(weights, tile0, tile1, ready.of(weights), row0, row1, to, stride, false);
+      plan.contracted.multiply(weights, 0, tile0, tile1, ready.of(weights), row0, row1, to, stride, false);
       plan.lowered.raise(weights, 0, tile0, tile1, row0, row1, to, stride);
       for (int i = row0; softcap > 0.0f && i < row1; i++) kernels().cap(y + (size_t)i * stride + from, softcap, count);
     });

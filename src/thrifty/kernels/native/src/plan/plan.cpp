@@ -224,7 +224,7 @@ std::vector<std::pair<std::string, double>> Plan::seconds() const {
 size_t Plan::bytes() const {
   size_t panels = 0;
   for (const size_t bytes : panel_bytes_) panels += bytes;
-  return bytes_ + panels + attention.bytes() + lowered.bytes() + (mixture ? mixture->bytes() : 0) +
+  return bytes_ + panels + attention.bytes() + lowered.bytes() + contracted.bytes() + (mixture ? mixture->bytes() : 0) +
          scratch_ * (size_t)Pool::shared().threads();
 }
 

@@ -11,6 +11,7 @@
 #include "linear/mapped_rows.hpp"
 #include "linear/linear.hpp"
 #include "linear/low_rank.hpp"
+#include "linear/tensor_train.hpp"
 #include "pool.hpp"
 #include "attention/view.hpp"
 
@@ -144,6 +145,7 @@ class Plan {
   float* buffer(int i, const Step& s) { return i == 0 && s.hidden ? s.hidden : buffers_[(size_t)i].get(); }
   AttentionBuffers attention;
   Lowered lowered;                          // of linears of low rank, one operation after the other
+  Contracted contracted;                    // of linears that are trains of tensors, likewise
   std::unique_ptr<MixtureBuffers> mixture;  // null: no layer has experts
 
  private:

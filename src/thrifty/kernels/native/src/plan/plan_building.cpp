@@ -125,6 +125,7 @@ void Plan::allocate_panels() {
 void Plan::add_embed(int w, float scale, int out, const MappedRows& file) {
   if (linear(w).in != width(out)) refuse("the embedding's width differs from its buffer's");
   if (linear(w).low) refuse("an embedding cannot be of low rank");
+  if (linear(w).train) refuse("an embedding cannot be a train of tensors");
   vocabulary_ = linear(w).out;
   auto embed = std::make_unique<Embed>(w, scale, out);
   embed->file = file;
@@ -141,6 +142,7 @@ void Plan::add_project(int layer, int in, uintptr_t norm, float epsilon, std::ve
     if (used[i]->in != width(in) || used[i]->out != width(outs[i]))
       refuse("a projection's shapes do not match its buffers");
     lowered.grow(*used[i], (int)ws.size(), shape.max_rows);
+    contracted.grow(*used[i], (int)ws.size(), shape.max_rows);
   }
   auto project =
       std::make_unique<Project>(layer, in, make_panels(norm, epsilon, used), std::move(ws), std::move(outs), add_to);
@@ -157,7 +159,7 @@ void Plan::add_gated(int layer, int in, uintptr_t norm, float epsilon, int gate,
   if (a.in != width(in) || b.in != a.in || a.out != width(out) || b.out != a.out)
     refuse("a gated projection's shapes do not match its buffers");
   if (activation != 0 && activation != 1) refuse("activation must be 0 (SiLU) or 1 (GELU, tanh form)");
-  for (const Linear* w : {&a, &b}) lowered.grow(*w, 2, shape.max_rows);
+  for (const Linear* w : {&a, &b}) lowered.grow(*w, 2, shape.max_rows), contracted.grow(*w, 2, shape.max_rows);
   add(std::make_unique<Gated>(layer, in, make_panels(norm, epsilon, {&a, &b}), gate, up, out, activation));
 }
 
@@ -219,6 +221,7 @@ void Plan::add_mixture(int layer, int in, uintptr_t norm, float epsilon, Mixture
   std::vector<const Linear*> used, last;
   for (size_t e = 0; e < count; e++) {
     const Linear &gate = linear(call.gates[e]), &up = linear(call.ups[e]), &down = linear(call.downs[e]);
+    if (gate.train || up.train || down.train) refuse("experts cannot be trains of tensors");
     for (const Linear* w : {&gate, &up})
       if (w->in != width(in) || w->out != inner) refuse("the experts of a mixture must be of one shape");
     if (down.in != inner || down.out != width(in)) refuse("the experts of a mixture must be of one shape");
@@ -235,6 +238,7 @@ void Plan::add_await(int layer) { add(std::make_unique<Await>(layer)); }
 void Plan::add_logits(int in, uintptr_t norm, float epsilon, int w, float softcap) {
   if (linear(w).in != width(in)) refuse("the head's width differs from its buffer's");
   lowered.grow(linear(w), 1, shape.max_rows);
+  contracted.grow(linear(w), 1, shape.max_rows);
   logits_ = linear(w).out;
   add(std::make_unique<Logits>(in, make_panels(norm, epsilon, {&linear(w)}), w, softcap));
 }
