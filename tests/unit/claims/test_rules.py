@@ -400,7 +400,7 @@ def test_made_up_scores_give_all_four_verdicts(name: str) -> None:
 
 WEIGHTS = {"amp", "awq", "gptq", "hqq", "llm-int8", "maskllm", "rtn", "sparsegpt", "squeezellm", "vptq"}
 WEIGHTS |= {"compactifai", "smoothquant-plus", "zeroquant"}
-OTHER_KINDS = {"any-precision", "ggd", "lora-ft", "marlin", "milo", "nxmiformer", "puzzlemoe", "xtc"}
+OTHER_KINDS = {"any-precision", "ggd", "iss", "lora-ft", "marlin", "milo", "nxmiformer", "puzzlemoe", "xtc"}
 """Claims judged by timings of products, on a mixture of experts or on trainings of their own: MadeUp has none. The
 headlines of XTC, NxMiFormer and LoRA-FT need a score that nobody has here: they are never testable.
 """
