@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -529,6 +530,21 @@ def test_a_part_of_the_layers_is_not_held_to_what_all_may_lose(monkeypatch: pyte
     assert dense().bar is None and dense().estimate is not None
     monkeypatch.setattr(maskllm, "LAYERS", 30)
     assert dense().bar.value == -maskllm.RISE
+
+
+@pytest.mark.parametrize("name", ["maskllm", "sparsegpt", "squeezellm", "vptq"])
+def test_8_bits_that_lose_much_void_a_claim_on_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class SpoiltByEightBits(MadeUpScores):
+        def __call__(self, *tables: dict[str, Any], calibration: object = None) -> Compressed:
+            made = super().__call__(*tables, calibration=calibration)
+            spoilt = replace(made.losses, values=tuple(value + 0.5 for value in made.losses.values))
+            return replace(made, losses=spoilt) if tables and tables[0].get("bits") == 8 else made
+
+    whole = claims.load(name).measure(CASES[name].made({})).controls
+    assert {control.must for control in whole} >= {"lose", "hold"}
+    monkeypatch.setattr(import_module(f"thrifty.claims.{name}"), "WeightScores", SpoiltByEightBits)
+    controls = claims.load(name).measure(CASES[name].made({})).controls
+    assert [control.must for control in controls if control.contradicts] == ["hold"]
 
 
 def test_what_amps_recovery_does_otherwise_is_told() -> None:
