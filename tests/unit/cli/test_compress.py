@@ -50,6 +50,21 @@ def test_a_model_is_compressed_and_told_of(
     assert told["path"] == str(tmp_path / "out") and told["totals"]["layers_bits_per_weight"] == 5.0
 
 
+def test_the_size_of_the_calibration_text_is_chosen(
+    thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    path, text = tmp_path / "r.toml", tmp_path / "text.txt"
+    path.write_text('[[weights]]\ntechnique = "gptq"\nlayers = [0]\n')
+    text.write_text("A river runs to the sea, and the sea gives it back as rain. " * 40)
+    size = ("--calibration-sequences", "3", "--calibration-tokens", "8")
+    for place, given in enumerate([("--calibration", text), ()]):
+        outcome = thrifty(
+            "compress", checkpoint, "--recipe", path, "-o", tmp_path / str(place), *given, *size, "--json"
+        )
+        assert outcome.code == 0, outcome.err
+        assert outcome.json()["calibration"].startswith("text.txt:3x8:" if given else "thrifty-docs:3x8:")
+
+
 def test_other_stages_go_into_a_recipe_of_their_own(
     thrifty: Callable[..., Any], checkpoint: Path, tmp_path: Path
 ) -> None:

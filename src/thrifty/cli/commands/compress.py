@@ -41,6 +41,26 @@ Calibration = Annotated[
         help="What calibrated techniques look at: a text file, or the text itself.",
     ),
 ]
+Sequences = Annotated[
+    int | None,
+    typer.Option(
+        "--calibration-sequences",
+        metavar="N",
+        min=1,
+        show_default="16",
+        help="At most so many sequences of the calibration text; time and memory grow with them.",
+    ),
+]
+Length = Annotated[
+    int | None,
+    typer.Option(
+        "--calibration-tokens",
+        metavar="N",
+        min=2,
+        show_default="256",
+        help="Tokens of each sequence of the calibration text.",
+    ),
+]
 Memory = Annotated[
     int | None,
     typer.Option(
@@ -65,6 +85,8 @@ def command(
     recipe: options.RecipePath = None,
     out: Output = None,
     calibration: Calibration = None,
+    calibration_sequences: Sequences = None,
+    calibration_tokens: Length = None,
     memory: Memory = None,
     force: Force = False,
     list_formats: ListFormats = False,
@@ -93,7 +115,7 @@ def command(
             chosen,
             out,
             source=model,
-            calibration=None if calibration is None else _calibration(loaded, calibration),
+            calibration=_calibration(loaded, calibration, calibration_sequences, calibration_tokens),
             force=force,
             memory=memory,
             watch=watch,
@@ -111,21 +133,26 @@ def _loaded(model: str, threads: int | None, copy: bool) -> Model:
         return open_model(model, threads=threads, copy=copy, progress=converting)
 
 
-def _calibration(model: Model, given: str) -> CalibrationSet:
-    """The text of a file, or the words that were given."""
+def _calibration(model: Model, given: str | None, sequences: int | None, tokens: int | None) -> CalibrationSet | None:
+    """The text of a file, the words that were given, or the default text in another size; None: nothing was asked."""
     from thrifty.errors import RecipeError
     from thrifty.models.checked_text import read_text
-    from thrifty.weights.calibration import text_calibration
+    from thrifty.weights.calibration import SEQUENCES, TOKENS, default_calibration, text_calibration
 
+    if given is None and sequences is None and tokens is None:
+        return None
+    size = (sequences or SEQUENCES, tokens or TOKENS)
+    if given is None:
+        return default_calibration(model, *size)
     path = Path(given)
     if len(given) < 4096 and path.is_file():
-        return text_calibration(model, read_text(path), path.name)
+        return text_calibration(model, read_text(path), path.name, *size)
     if len(given.split()) < 2 or _is_path(path):
         raise RecipeError(
             f"--calibration {given[:120]!r} is no file, and too short for a text or the name of one: give one or the "
             "other"
         )
-    return text_calibration(model, given, "command line")
+    return text_calibration(model, given, "command line", *size)
 
 
 def _is_path(given: Path) -> bool:
