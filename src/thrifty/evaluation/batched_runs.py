@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from thrifty.engine.request import Handle
+from thrifty.errors import ThriftyError
 
 if TYPE_CHECKING:
     from thrifty.decoding.sampling_parameters import SamplingParameters
@@ -95,7 +96,14 @@ class _Runs(Generic[Result]):
             thread.join()
 
     def wait(self, handle: Handle, together: bool) -> None:
-        """Of a job's thread: until the engine has taken its next step."""
+        """Of a job's thread: until the engine has taken its next step. Raises ThriftyError in any other thread, whose
+        waiting would have no end.
+        """
+        if threading.current_thread() not in self._threads:
+            raise ThriftyError(
+                f"request {handle.identity} was submitted by a measurement and is read outside its thread, or after "
+                "its end: read it to its end inside the measurement"
+            )
         if self._ending:
             raise _Ended
         self._readers.append((handle, together))
@@ -113,10 +121,15 @@ class _Runs(Generic[Result]):
             self._changed.wait()
 
     def _start(self, place: int, job: Job[Result]) -> None:
-        self._at_work += 1
         thread = threading.Thread(target=self._run, args=(place, job), name=f"measurement {place}", daemon=True)
+        self._at_work += 1
         self._threads.append(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more threads
+            self._at_work -= 1
+            self._threads.remove(thread)
+            raise
 
     def _run(self, place: int, job: Job[Result]) -> None:
         with self._changed:

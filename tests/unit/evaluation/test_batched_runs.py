@@ -13,6 +13,7 @@ from tests.tiny import tiny_model
 
 from thrifty.api import open_engine
 from thrifty.engine.engine import Engine
+from thrifty.errors import ThriftyError
 from thrifty.evaluation import tasks
 from thrifty.evaluation.batched_runs import run_batched
 from thrifty.evaluation.forcing import force
@@ -104,3 +105,31 @@ def test_an_error_of_the_engine_reaches_the_caller(engine: Engine, monkeypatch: 
             list(run_batched(engine, jobs))
     assert not engine.busy
     assert len(dict(run_batched(engine, jobs))) == 2
+
+
+def test_what_a_measurement_left_unread_cannot_be_read_after_it(engine: Engine) -> None:
+    def leaving(own: Any) -> Iterator[Any]:
+        return force(own, prompts(1)[0], prompts(1)[0][:3], CACHE, logits=True)
+
+    runs = run_batched(engine, [leaving, partial(forced, prompt=prompts(1)[0], steps=20)])
+    _, left = next(iter(runs))
+    with pytest.raises(ThriftyError, match="outside its thread"):
+        list(left)
+    assert len(dict(runs)[1]) == 20
+    assert not engine.busy
+
+
+def test_a_thread_that_cannot_start_ends_all(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refused(self: threading.Thread) -> None:
+        if self.name == "measurement 1":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    before = threading.active_count()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        with pytest.raises(RuntimeError, match="can't start"):
+            list(run_batched(engine, [partial(forced, prompt=prompt, steps=3) for prompt in prompts(2)]))
+    assert not engine.busy and threading.active_count() == before
