@@ -282,7 +282,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", action="append", help=words)
     parser.add_argument("--peers", type=listed, help="default: all; none for techniques alone")
     parser.add_argument(
-        "--tasks", type=listed, default=["choice"], help="whose scores are compared; none for no recovery"
+        "--tasks", type=listed, default=["choice"], help="whose scores are compared; an empty text for no recovery"
     )
     parser.add_argument("--items", type=int, default=48, help="of every task")
     parser.add_argument("--view", choices=["offgrid", "file"], default="offgrid")

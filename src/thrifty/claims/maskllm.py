@@ -13,7 +13,7 @@ from thrifty.claims.harness.reading import unpredicted
 from thrifty.claims.harness.statistics import advantage
 from thrifty.claims.harness.weights import PREFIX, Compressed, WeightScores
 from thrifty.weights.calibration import python_calibration
-from thrifty.weights.techniques.maskllm import SHOWN, MaskLLM
+from thrifty.weights.techniques.maskllm import MaskLLM
 
 RISE = math.log(6.72 / 5.12)  # of a token's loss, in nats
 HEADLINE = "loss of a token below SparseGPT's"
@@ -34,25 +34,24 @@ class MaskLLMClaim(Claim):
     def measure(self, context: Context) -> Measurement:
         score = WeightScores(context)
         view = score.view
-        text, shown = (python_calibration(view, count, TOKENS) for count in (SEQUENCES, SHOWN))
+        text = python_calibration(view, SEQUENCES, TOKENS)
         count = len(view.config.layers)
         layers = list(range(max(0, count - LAYERS), count))
         setting = (
             f"off-grid view in bf16, the last {len(layers)} of {count} layers at 2:4, masks learned in {STEPS} steps "
             f"of {MaskLLM().batch * TOKENS} tokens (the paper: all layers, 2000 steps of a million), SparseGPT shown "
-            f"{SHOWN * TOKENS}; "
-            f"{context.budget.tokens} tokens of prose after {PREFIX}"
+            f"the same {SEQUENCES * TOKENS} tokens; {context.budget.tokens} tokens of prose after {PREFIX}"
         )
         full = score()
         if weak := unpredicted(full.losses):
             return Measurement.untestable(HEADLINE, weak, setting)
 
         def masked(technique: str, **options: Any) -> Compressed:
-            calibration = text if technique == "maskllm" else shown
-            return score({"technique": technique, "layers": layers, **options}, calibration=calibration)
+            return score({"technique": technique, "layers": layers, **options}, calibration=text)
 
         ours, magnitude = masked("maskllm", steps=STEPS), masked("magnitude")
         sparsegpt, still = masked("sparsegpt"), masked("sparsegpt", update=False)
+        near = masked("rtn", bits=8)
         return Measurement(
             headline=ahead(HEADLINE, ours.losses, sparsegpt.losses),
             parts=(
@@ -67,7 +66,10 @@ class MaskLLMClaim(Claim):
                 ),
             ),
             gates=(exactly("bytes of the linears", ours.nbytes / full.nbytes, Bar(SMALLER, at_least=False)),),
-            controls=(Control("the largest weights stay", "lose", advantage(magnitude.losses, full.losses)),),
+            controls=(
+                Control("the largest weights stay", "lose", advantage(magnitude.losses, full.losses)),
+                Control("8 bits, all weights", "hold", advantage(near.losses, full.losses)),
+            ),
             counts={"scored tokens": len(ours.losses), "passages": ours.losses.contexts},
             setting=setting,
         )

@@ -41,7 +41,7 @@ class SparseGPTClaim(Claim):
             return Measurement.untestable(HEADLINE, weak, setting)
         table = {"technique": "sparsegpt"}
         ours, still = (score(table | {"update": update}, calibration=shown) for update in (True, False))
-        magnitude = score({"technique": "magnitude"})
+        magnitude, near = score({"technique": "magnitude"}), score({"technique": "rtn", "bits": 8})
         return Measurement(
             headline=ahead(HEADLINE, ours.losses, full.losses, Bar(-RISE), "-0.046 nats"),
             parts=(
@@ -49,7 +49,10 @@ class SparseGPTClaim(Claim):
                 ahead("loss below that of its own masks without the update", ours.losses, still.losses),
             ),
             gates=(exactly("bytes of the linears", ours.nbytes / full.nbytes, Bar(SMALLER, at_least=False)),),
-            controls=(Control("the largest weights stay", "lose", advantage(magnitude.losses, full.losses)),),
+            controls=(
+                Control("the largest weights stay", "lose", advantage(magnitude.losses, full.losses)),
+                Control("8 bits, all weights", "hold", advantage(near.losses, full.losses)),
+            ),
             counts={"scored tokens": len(ours.losses), "passages": ours.losses.contexts},
             setting=setting,
         )

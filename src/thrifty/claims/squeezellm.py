@@ -42,7 +42,7 @@ class SqueezellmClaim(Claim):
         if weak := unpredicted(full.losses):
             return Measurement.untestable(HEADLINE, weak, setting)
         ours, even = score(OURS), score(EVEN)
-        dense, nearest = score(DENSE), score(NEAREST)
+        dense, nearest, near = score(DENSE), score(NEAREST), score(NEAREST | {"bits": 8})
         bits = {"squeezellm": ours.bits, "dense alone": dense.bits, "gptq": even.bits, "rtn": nearest.bits}
         return Measurement(
             headline=ahead(HEADLINE, ours.losses, allowed(full.losses, even.losses, SHARE), Bar(0.0)),
@@ -58,6 +58,7 @@ class SqueezellmClaim(Claim):
             gates=(exactly("bytes of GPTQ's", ours.nbytes / even.nbytes, Bar(MOST, at_least=False)),),
             controls=(
                 Control("round-to-nearest at 3 bits", "lose", advantage(nearest.losses, full.losses)),
+                Control("8 bits", "hold", advantage(near.losses, full.losses)),
                 Control("GPTQ at 3 bits", "shown", advantage(even.losses, full.losses)),
             ),
             counts={"scored tokens": len(ours.losses), "passages": ours.losses.contexts},

@@ -39,6 +39,7 @@ class VptqClaim(Claim):
         if weak := unpredicted(full.losses):
             return Measurement.untestable(HEADLINE, weak, setting)
         ours, even, nearest = score(OURS), score(EVEN), score(NEAREST)
+        near = score(NEAREST | {"bits": 8})
         coarse, twice = score(OURS | {"k": 16}), score(OURS | {"k": 16, "k_residual": 16})
         bits = {"vptq": ours.bits, "two tables of 16": twice.bits, "one": coarse.bits, "gptq": even.bits}
         return Measurement(
@@ -52,6 +53,7 @@ class VptqClaim(Claim):
             gates=(exactly("bytes of GPTQ's", ours.nbytes / even.nbytes, Bar(1.0, at_least=False)),),
             controls=(
                 Control("round-to-nearest at 2 bits", "lose", advantage(nearest.losses, full.losses)),
+                Control("8 bits", "hold", advantage(near.losses, full.losses)),
                 Control("tables of 16, half the bits", "lose", advantage(coarse.losses, ours.losses)),
             ),
             counts={"scored tokens": len(ours.losses), "passages": ours.losses.contexts},

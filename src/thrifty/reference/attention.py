@@ -40,6 +40,16 @@ def causal(config: ModelConfig, tree: Tensor | None = None) -> Attend:
     return attend
 
 
+def of_each(mix: Callable[..., Tensor], tokens: int) -> Callable[..., Tensor]:
+    """An `Attend` or `Recur` for rows of several sequences of `tokens` each: `mix`, which takes one, on each."""
+
+    def of_all(layer: int, *parts: Tensor) -> Tensor:
+        pieces = zip(*(part.split(tokens) for part in parts), strict=True)
+        return torch.cat([mix(layer, *piece) for piece in pieces])
+
+    return of_all
+
+
 def attention(
     query: Tensor,
     key: Tensor,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -10,11 +12,13 @@ from torch import Tensor, nn
 from thrifty.arrays import Floats, Integers
 from thrifty.models.model import Model
 from thrifty.reference.arrays import array_of, tensor_of
-from thrifty.reference.attention import causal
+from thrifty.reference.attention import causal, of_each
 from thrifty.reference.decoder import Decoder
 from thrifty.reference.linear import Linear, parameter
 from thrifty.reference.loading import build
+from thrifty.reference.recurrent import from_zero
 
+WORKSPACE = 256 << 20  # bytes
 _SAME_INPUT = {"query": ("key", "value"), "gate": ("up",)}  # later linears that read what an earlier one reads
 
 
@@ -23,11 +27,14 @@ class LayerInputs:
     """Runs sequences (int64 [sequences, tokens]) through a model. Ask for linears in the model's order, and replace
     them and norms meanwhile: what comes later sees what was replaced before.
 
-    It holds the hidden state [sequences, tokens, hidden] fp32 before one layer, and the inputs asked for.
+    It holds the hidden state [sequences, tokens, hidden] fp32 before one layer, and the inputs asked for. Sequences
+    pass a layer together, as many as have room in `workspace` bytes and at least one: stored weights are dequantised
+    once for all of them. Attention and recurrences stay within a sequence. A pass ends at the linear that is watched.
     """
 
     model: Model
     sequences: Integers
+    workspace: int = WORKSPACE
     _decoder: Decoder = field(init=False)
     _names: dict[str, list[str]] = field(init=False)  # of linears, by their place: "embedding", "layers.3", "head"
     _norms: dict[str, Floats] = field(init=False)  # as the decoder has them
@@ -63,8 +70,8 @@ class LayerInputs:
             self._layer, self._hidden = 0, torch.stack([self._decoder.embed(row) for row in tokens])
         while self._layer < layer:
             self._refresh(f"layers.{self._layer}")
-            for index, hidden in enumerate(self._hidden):
-                self._hidden[index] = self._forward(self._layer, hidden)
+            for hidden in self._batches(self._layer):
+                hidden.copy_(self._forward(self._layer, hidden))
             self._layer += 1
         if not inside:
             self._refresh_norms("final_norm")
@@ -88,24 +95,48 @@ class LayerInputs:
                 self._norms[name] = weight
 
     def _watched(self, layer: int, names: list[str]) -> dict[str, Floats]:
-        """The inputs of linears of one layer, in a pass through it that changes nothing."""
-        seen: list[Tensor] = []
-        module = self._decoder.get_submodule(names[0])
+        """The inputs of linears of one layer, in a pass through it that changes nothing and ends where they are read.
 
-        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen.append(inputs[0].flatten(0, -2).float())
+        An expert reads fewer tokens than there is room for: memory that nothing is written to is not taken.
+        """
+        module, count = self._decoder.get_submodule(names[0]), 0
+        inputs = torch.empty(self.sequences.size, self.model.linears[names[0]].in_features)
+
+        def look(_: nn.Module, read: tuple[Tensor, ...]) -> None:
+            nonlocal count
+            rows = read[0].flatten(0, -2)
+            inputs[count : count + len(rows)] = rows
+            count += len(rows)
+            raise _Seen
 
         handle = module.register_forward_pre_hook(look)
         try:
-            for hidden in self._hidden:
-                self._forward(layer, hidden)
+            for hidden in self._batches(layer):
+                with suppress(_Seen):
+                    self._forward(layer, hidden)
         finally:
             handle.remove()
-        inputs = torch.cat(seen) if seen else torch.empty(0, self.model.linears[names[0]].in_features)
-        return dict.fromkeys(names, array_of(inputs))
+        return dict.fromkeys(names, array_of(inputs[:count]))
+
+    def _batches(self, layer: int) -> Sequence[Tensor]:
+        """The hidden state in parts [sequences, tokens, hidden] that pass a layer within `workspace`."""
+        config = self.model.config
+        heads, kv_heads, head_dim = config.widths(layer)
+        widths = 4 * config.hidden_size + 3 * config.inner(layer) + 2 * (heads + kv_heads) * head_dim
+        sequence = 4 * widths * self.sequences.shape[1]
+        return self._hidden.split(max(1, self.workspace // sequence))
 
     def _forward(self, layer: int, hidden: Tensor) -> Tensor:
-        return self._decoder.layer(layer, hidden, torch.arange(len(hidden)), causal(self.model.config))
+        """A layer on hidden [sequences, tokens, hidden]."""
+        count, tokens, _ = hidden.shape
+        positions = torch.arange(tokens).repeat(count)
+        attend, recur = of_each(causal(self.model.config), tokens), of_each(from_zero, tokens)
+        rows = self._decoder.layer(layer, hidden.flatten(0, 1), positions, attend, recur=recur)
+        return rows.view_as(hidden)
+
+
+class _Seen(Exception):
+    """What was looked for was read: the rest of the layer is not needed."""
 
 
 def _place(name: str) -> str:

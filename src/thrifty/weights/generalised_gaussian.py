@@ -17,6 +17,7 @@ from thrifty.arrays import Floats
 SHAPES = np.arange(0.1, 3.005, 0.01)  # γ that moments are matched with (arXiv 2506.00486, released code)
 STEP = 2.0**-13  # of DeepShape's grid
 SHARPER, NARROWER = 0.8, 0.6  # γ′/γ and β′/β of DeepShape
+NEAR = 8  # levels up to an eighth above one are counted with it
 GAIN = {"linear": 1.0, "sigmoid": 1.0, "relu": 2.0}
 Activation = Literal["linear", "sigmoid", "relu"]
 
@@ -77,9 +78,11 @@ def levels_of(weight: Floats, step: float = STEP) -> npt.NDArray[np.int64]:
 def deep_shape(weight: Floats, tail: int) -> Floats:
     """Weights of a sharper distribution in the order of the old ones (DeepShape): γ′ = 0.8·γ, β′ = 0.6·β.
 
-    All go to the grid of 2⁻¹³. Levels from the first positive one that `tail` weights or fewer have, and as far on the
-    other side, stay as they are. The rest is sorted and gets the levels of a histogram ∝ exp(−(|x − μ| / β′)^γ′); its
-    counts are rounded down, so that some of the largest keep their level.
+    All go to the grid of 2⁻¹³. Levels from the cut on, and as far on the other side, stay as they are. The cut is the
+    first positive level of which `tail` weights or fewer have it; of it and those up to an eighth above it on average,
+    for weights of few digits, such as bf16, leave every second level or more empty. The rest is sorted and gets the
+    levels of a histogram ∝ exp(−(|x − μ| / β′)^γ′); its counts are rounded down, so that some of the outermost keep
+    their level.
     """
     levels = levels_of(weight)
     flat = levels.reshape(-1)
@@ -99,7 +102,10 @@ def deep_shape(weight: Floats, tail: int) -> Floats:
 
 
 def _cut(levels: npt.NDArray[np.int64], tail: int) -> int:
-    """The first positive level that `tail` weights or fewer have, at least 1."""
-    counts = np.bincount(levels[levels > 0])
-    few = np.flatnonzero(counts[1:] <= tail)
-    return int(few[0]) + 1 if few.size else max(1, len(counts))
+    """The first positive level from which few weights are left, at least 1; see `deep_shape`."""
+    counts = np.bincount(levels[levels > 0], minlength=2)
+    sums = np.concatenate([[0], np.cumsum(counts)])
+    first = np.arange(1, len(counts))
+    behind = np.minimum(first + first // NEAR + 1, len(counts))
+    few = np.flatnonzero((sums[behind] - sums[first]) / (behind - first) <= tail)
+    return int(few[0]) + 1 if few.size else len(counts)

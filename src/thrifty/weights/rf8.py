@@ -27,7 +27,7 @@ def encode(weight: Floats) -> tuple[Bytes, int]:
     """(codes uint8 of the weight's shape, the exponent of the largest first power).
 
     a = sign(w)·2^round(log₂|w|), r = w − a, b likewise of r, kept where its exponent is at most 4 below: eight cases
-    are left. What is below the smallest power gets that one; so does 0.
+    are left. What is well below the smallest power becomes three quarters of it, and so does 0.
     """
     sizes = np.abs(weight.astype(np.float64))
     first = _exponents(sizes)

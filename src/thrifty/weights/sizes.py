@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from thrifty.errors import RecipeError
+from thrifty.errors import KernelError, RecipeError
 from thrifty.formats.linear import DenseLinear
 from thrifty.weights.calibration import Activations
 from thrifty.weights.structure import LinearInfo
@@ -22,7 +22,8 @@ class Predictor:
     A technique is asked to compress the first tile and the first two tiles of a random linear as wide as the real one:
     what a format stores grows with the tiles of rows, beside what all rows share. Nothing but the bytes is looked at,
     so where a technique needs calibration it is shown random inputs. Raises RecipeError where these decide the bytes,
-    and for a technique that acts on more than one linear at a time: its bytes are known once it ran.
+    and for a technique that acts on more than one linear at a time: its bytes are known once it ran. `stored` raises it
+    where a format does not take a linear's width.
     """
 
     def __init__(self, techniques: Sequence[Technique]) -> None:
@@ -62,8 +63,13 @@ class Predictor:
         if key not in self._known:
             technique = self.techniques[index]
             shown = Activations(self._sample(TOKENS, columns, False).weight) if technique.needs_calibration else None
-            single = technique.compress(info, shown)
-            double = technique.compress(LinearInfo(info.name, self._sample(2 * TILE, columns, bias)), shown)
+            try:
+                single = technique.compress(info, shown)
+                double = technique.compress(LinearInfo(info.name, self._sample(2 * TILE, columns, bias)), shown)
+            except KernelError as error:
+                raise RecipeError(
+                    f"technique '{technique.name}' cannot store '{info.name}' with {columns} columns: {error}"
+                ) from error
             self._known[key] = (single.nbytes, double.nbytes - single.nbytes, single.label)
         return self._known[key]
 

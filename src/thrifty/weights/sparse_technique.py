@@ -41,19 +41,24 @@ class SparseTechnique(WeightTechnique):
         """Raise RecipeError as every technique that acts on places, and for a layer whose columns are not fours."""
         super().check(model)
         for linear in linears(model):
-            if self.selects(linear) and linear.linear.in_features % GROUP:
-                raise RecipeError(
-                    f"technique '{self.name}': '{linear.name}' has {linear.linear.in_features} columns, which are not "
-                    f'whole groups of {GROUP}: leave it out with skip = ["{linear.name}"]'
-                )
+            if self.selects(linear):
+                self._check_width(linear)
 
     def compress(self, linear: LinearInfo, calibration: Activations | None) -> PackedLinear:
-        """See WeightTechnique. Raises RecipeError for weights that are no finite numbers."""
+        """See WeightTechnique. Raises RecipeError for weights that are no finite numbers, and as `check`."""
+        self._check_width(linear)
         pruned, mask = self.prune(linear, calibration)
         try:
             return Sparse24Linear.from_weight(pruned, mask, self.values, self.group, linear.linear.bias)
         except KernelError as error:
             raise RecipeError(f"technique '{self.name}': '{linear.name}': {error}") from error
+
+    def _check_width(self, linear: LinearInfo) -> None:
+        if linear.linear.in_features % GROUP:
+            raise RecipeError(
+                f"technique '{self.name}': '{linear.name}' has {linear.linear.in_features} columns, which are not "
+                f'whole groups of {GROUP}: leave it out with skip = ["{linear.name}"]'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

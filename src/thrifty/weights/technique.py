@@ -90,7 +90,9 @@ class PlacedTechnique(Technique):
         return not any(fnmatch.fnmatch(name, pattern) for name in names for pattern in self.skip)
 
     def check(self, model: Model) -> None:
-        """Raise RecipeError where `layers` or `skip` name something that this model does not have."""
+        """Raise RecipeError where `layers` or `skip` name something that this model does not have, or `skip` everything
+        that it has.
+        """
         count = len(model.config.layers)
         for layer in self.layers or ():
             if not 0 <= layer < count:
@@ -101,6 +103,11 @@ class PlacedTechnique(Technique):
                 raise RecipeError(
                     f"technique '{self.name}': skip '{pattern}' matches no linear layer. {nearest(pattern, names)}"
                 )
+        if names and not any(self.includes(None, (name,)) for name in names):
+            raise RecipeError(
+                f"technique '{self.name}': skip {list(self.skip)} matches every linear layer of this model: narrow it, "
+                "or leave the technique out of the recipe"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,12 +26,12 @@ LENGTH = 1600  # tokens, which are bytes here: questions, sentences and document
 TINY = dataclasses.replace(SHORT, items=8, tokens=512, answers=2, rounds=2)
 SMALL: dict[str, dict[str, Any]] = {
     "amp": {"STEPS": 1, "SEQUENCES": 2, "TOKENS": 16, "DECODED": 4},
-    "ggd": {"STEPS": {}, "LONGER": 2, "LENGTH": 16, "HELD_OUT": 2},
+    "ggd": {"LEARNED": -100.0, "STEPS": {}, "LONGER": 2, "LENGTH": 16, "HELD_OUT": 2},
     "compactifai": {"STEPS": 1, "SEQUENCES": 4, "TOKENS": 16},
     "kivi": {"BATCH": 512},
     "kvmerger": {"BOUND": 0.5},
     "kvzip": {"SHORTEST": 1024},
-    "lora-ft": {"STEPS": 1, "SEQUENCES": 4, "HELD_OUT": 2, "TOKENS": 16},
+    "lora-ft": {"STEPS": 1, "SEQUENCES": 2, "TOKENS": 16},
     "marlin": {"SEQUENCES": 1, "TOKENS": 16},
     "maskllm": {"STEPS": 1, "LAYERS": 1, "SEQUENCES": 2, "TOKENS": 16},
     "minikv": {"PROMPT": 1600, "ANSWER": 8},

@@ -120,6 +120,20 @@ def test_folders_of_packages_hold_the_same_values(llama: Model, tmp_path: Path, 
     assert dataclasses.replace(read.config, family="llama") == model.config
 
 
+@pytest.mark.parametrize("kind", ["gptq", "awq"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_embedding_in_codes_is_written_in_16_bits(llama: Model, tmp_path: Path, kind: Any, bits: int) -> None:
+    model = rounded(llama, bits=4, symmetric=True, embedding_bits=bits)
+    export_folder(model, tmp_path / "out", kind)
+    read = load(tmp_path / "out")
+    for name, linear in model.linears.items():
+        own = linear.dequantize()
+        if not name.startswith("layers."):
+            assert read.linears[name].label == "f16"
+            own = own.astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(read.linears[name].dequantize(), own, err_msg=name)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("lowest", [0, 1])
 def test_zero_points_go_through_both_versions_of_gptq(llama: Model, tmp_path: Path, bits: int, lowest: int) -> None:
@@ -162,8 +176,10 @@ def test_what_a_format_cannot_say_is_named(llama: Model, tmp_path: Path) -> None
     mixed.replace("layers.1.mlp.up", eight.linears["layers.1.mlp.up"])
     with pytest.raises(CheckpointError, match="'layers.1.mlp.up' has 8 bits in groups of 32, others 4 in groups of 32"):
         export_folder(mixed, tmp_path / "out", "gptq")
-    ends = rounded(llama, bits=4, symmetric=True, embedding_bits=4)
-    with pytest.raises(CheckpointError, match="'embedding' is stored as int4-g32; GPTQ keeps it in 16 bits"):
+    ends = rounded(llama, bits=4, symmetric=True)
+    great = np.full((ends.config.vocabulary_size, ends.config.hidden_size), 1e5, np.float32)
+    ends.replace("embedding", DenseLinear.from_weight(great))
+    with pytest.raises(CheckpointError, match="'embedding' is stored as fp?32 and has a value of 100000; GPTQ keeps"):
         export_folder(ends, tmp_path / "out", "gptq")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "cache") == ["llama"]
 

@@ -149,7 +149,28 @@ def test_it_holds_one_hidden_state_and_the_inputs_of_one_place(plain: Model) -> 
                 f"layers.{linear.layer}.mlp.up"
             }
     assert shown._hidden.shape == (2, 8, plain.config.hidden_size)
-    assert sum(passes) == 4 * 2, "query, output, gate and down of a layer: one pass each of 2 sequences"
+    assert sum(passes) == 3, "output, gate and down of a layer: one pass each; that for query ends before"
+
+
+def test_sequences_that_pass_together_give_what_single_ones_do(model: Model) -> None:
+    """Of every architecture, a mixture's experts and recurrent layers included."""
+    together, single = LayerInputs(model, TEXT.sequences), LayerInputs(model, TEXT.sequences, workspace=1)
+    for linear in linears(model):
+        shown, expected = together(linear.name), single(linear.name)
+        assert shown.shape == expected.shape, linear.name
+        assert np.allclose(shown, expected, rtol=1e-5, atol=1e-5), linear.name
+
+
+def test_the_workspace_bounds_how_many_sequences_pass_together(plain: Model) -> None:
+    text = np.tile(TEXT.sequences, (4, 1))
+    narrow = LayerInputs(plain, text, workspace=1)
+    narrow("layers.0.attention.query")
+    assert [len(part) for part in narrow._batches(0)] == [1] * 8, "at least one"
+    config = plain.config
+    heads, kv_heads, head_dim = config.widths(0)
+    values = 4 * config.hidden_size + 3 * config.inner(0) + 2 * (heads + kv_heads) * head_dim
+    narrow.workspace = 3 * 8 * 4 * values
+    assert [len(part) for part in narrow._batches(0)] == [3, 3, 2]
 
 
 def test_the_version_names_the_calibration(plain: Model) -> None:
@@ -230,7 +251,9 @@ DOORS: dict[str, Callable[[Model, Recipe], Model]] = {
 @pytest.mark.parametrize("door", sorted(DOORS))
 def test_a_recipe_with_a_calibrated_technique_runs(better_rounding: dict[str, Any], door: str) -> None:
     model = tiny_model(layers=1, context_length=40)
-    compressed = DOORS[door](model, Recipe(weights=[better_rounding, {"technique": "rtn", "skip": ["layers.*"]}]))
+    compressed = DOORS[door](
+        model, Recipe(weights=[better_rounding, {"technique": "rtn", "skip": ["layers.*"], "embedding_bits": 8}])
+    )
     labels = {linear.name: linear.linear.label for linear in linears(compressed)}
     assert all(label.startswith("int4-g32") for name, label in labels.items() if name != "embedding")
     assert "+better-rounding(" in compressed.version and "[thrifty-docs:" in compressed.version

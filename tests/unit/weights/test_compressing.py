@@ -33,6 +33,7 @@ from thrifty.weights.compressing.pipeline import compress
 from thrifty.weights.cutting import Structure
 from thrifty.weights.group_technique import GroupTechnique
 from thrifty.weights.groups import LinearGroup, Replacement, rescaled
+from thrifty.weights.sizes import Predictor
 from thrifty.weights.structure import LinearInfo
 from thrifty.weights.structure_technique import StructureTechnique
 from thrifty.weights.technique import Technique, WeightTechnique, prepare
@@ -238,6 +239,37 @@ def test_a_kill_leaves_no_folder_and_the_same_command_goes_on(checkpoint: Path, 
         shutil.rmtree(tmp_path / "out")
 
 
+@pytest.mark.parametrize("moment", ["moved aside", "replaced"])
+def test_a_kill_while_a_folder_is_replaced_loses_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Between the old folder's move and the new one's, and between that and the old one's end."""
+    target, better = tmp_path / "out", Recipe(weights=[{"technique": "rtn", "bits": 8}])
+    compress(load(checkpoint), RECIPE, target)
+    old, replaced = content(target), Path.replace
+
+    def killed(path: Path, final: Path) -> Path:
+        if final != target:
+            return replaced(path, final)
+        if moment == "replaced":
+            replaced(path, final)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        started = killing.start(lambda: compress(load(checkpoint), better, target, force=True))
+        assert killing.finish(started) == -signal.SIGKILL
+    aside = tmp_path / ".out.old"
+    assert content(aside) == old and target.exists() == (moment == "replaced")
+    with pytest.raises(StorageError, match="out is there and not empty"):
+        compress(load(checkpoint), better, target)
+    assert not aside.exists() and (content(target) == old) == (moment == "moved aside")
+    told = compress(load(checkpoint), better, target, force=True)
+    assert told["run"]["resumed"] and hidden(target) == []
+    assert load(target).applied == ({"technique": "rtn", "bits": 8},)
+
+
 def seen_text(model: Model, techniques: Iterable[Technique]) -> CalibrationSet | None:
     if not any(technique.needs_calibration for technique in techniques):
         return None
@@ -379,7 +411,17 @@ def test_recipes_that_do_not_do_are_refused(checkpoint: Path, tmp_path: Path) ->
         compress(load(checkpoint), RECIPE, tmp_path / "out", calibration=CalibrationSet("x", np.ones((1, 4), int)))
     with pytest.raises(RecipeError, match="skip 'nothing' matches no linear"):
         compress(load(checkpoint), Recipe(weights=[{"technique": "rtn", "skip": ["nothing"]}]), tmp_path / "out")
+    for name in ("rtn", "gptq", "awq"):
+        with pytest.raises(RecipeError, match=rf"technique '{name}': skip \['\*'\] matches every linear layer"):
+            compress(load(checkpoint), Recipe(weights=[{"technique": name, "skip": ["*"]}]), tmp_path / "out")
     assert not (tmp_path / "out").exists() and hidden(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("name", ["magnitude", "sparsegpt"])
+def test_bytes_of_a_width_that_a_format_does_not_take_are_refused(name: str) -> None:
+    predictor = Predictor(Recipe(weights=[{"technique": name}]).techniques("weights"))
+    with pytest.raises(RecipeError, match=f"technique '{name}': 'layers.0.mlp.up' has 33 columns, which are not whole"):
+        predictor.stored("layers.0.mlp.up", 48, 33)
 
 
 def test_a_bound_on_memory_stops_with_what_is_done_kept(

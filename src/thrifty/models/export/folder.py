@@ -13,7 +13,7 @@ import numpy as np
 from thrifty.arrays import BFLOAT16, Array
 from thrifty.errors import CheckpointError, ConfigError, StorageError
 from thrifty.formats.gguf import ArrayShape
-from thrifty.formats.linear import DenseLinear, PackedLinear
+from thrifty.formats.linear import PackedLinear
 from thrifty.models.compressed.safetensors_writer import write_safetensors
 from thrifty.models.config.model_config import ModelConfig
 from thrifty.models.export.files import is_integer
@@ -145,14 +145,17 @@ def _arrays(model: Model, kind: Kind, quantisation: Mapping[str, Any]) -> Iterat
 
 
 def _plain(name: str, linear: PackedLinear, kind: Kind) -> Array:
-    """Embedding and logits, which stay in their own type."""
-    if not isinstance(linear, DenseLinear) or linear.label not in ("bf16", "f16"):
+    """Embedding and logits in 16 bits: in their own type, or from codes and fp32 rounded to float16."""
+    weight = linear.dequantize()
+    if linear.label == "bf16":
+        return weight.astype(BFLOAT16)
+    greatest = float(np.abs(weight).max(initial=0))
+    if not greatest <= float(np.finfo(np.float16).max):  # NaN too
         raise CheckpointError(
-            f"tensor '{name}' is stored as {linear.label}; {_NAMES[kind]} keeps it in 16 bits: compress without "
-            "embedding_bits a model whose own embedding has 16 bits, or export to GGUF"
+            f"tensor '{name}' is stored as {linear.label} and has a value of {greatest:g}; {_NAMES[kind]} keeps it "
+            "in float16, up to 65504: export to GGUF, or run the folder"
         )
-    dtype = np.float16 if linear.label == "f16" else BFLOAT16
-    return linear.dequantize().astype(dtype)
+    return weight.astype(np.float16)
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer | None, config: ModelConfig) -> None:

@@ -75,15 +75,31 @@ def _open_lock(path: Path) -> int:
 def publish(partial: Path, final: Path) -> None:
     """Give a finished file or directory its final name, on disk for good when this returns.
 
-    The contents must be synced before. A directory that is in the way is moved aside and removed.
+    The contents must be synced before. A directory that is in the way is moved aside, and removed when the new one has
+    its name: a process that is killed in between leaves both, and `recover` gives the old one its name again.
     """
+    aside = _aside(final)
     if final.is_dir():
-        aside = final.with_name(f".{final.name}.old")
         remove(aside)
         final.rename(aside)
-        remove(aside)
     partial.replace(final)
     sync(final.parent)
+    remove(aside)
+
+
+def recover(final: Path) -> None:
+    """Clean up after a `publish` that was killed: what was moved aside comes back where nothing has its name, and goes
+    where something has. Call it where no other process publishes.
+    """
+    aside = _aside(final)
+    if aside.is_dir() and not final.exists():
+        aside.rename(final)
+        sync(final.parent)
+    remove(aside)
+
+
+def _aside(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
 
 
 def remove(path: Path) -> None:

@@ -52,11 +52,12 @@ def compress(
     started, target = time.monotonic(), target.resolve()
     techniques: list[Technique] = recipe.techniques("weights")
     chosen = _calibration(model, techniques, calibration)
+    place = Workplace(target)
+    place.recover()
     _check(model, techniques, target, force)
     label = None if chosen is None else chosen.label
     identity = _identity(model, recipe, label)
     applied = replace(recipe, weights=[*map(dict, model.applied), *recipe.weights], cache=[], decoding=[])
-    place = Workplace(target)
     with place.opened(identity):
         place.check_room(disk_bytes(model, techniques), str(target.name))
         results = StoredResults(place.path)

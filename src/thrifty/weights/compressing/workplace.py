@@ -30,6 +30,16 @@ class Workplace:
         self.path = target.with_name(f".{target.name}{SUFFIX}")
         self.resumed = False
 
+    def recover(self) -> None:
+        """Give the target its old content back where a process was killed while it replaced it. Nothing happens where
+        no work was left, or where another process is at it.
+        """
+        if not self.path.is_dir():
+            return
+        with files.locked_now(self.path / LOCK) as is_held, self.errors():
+            if is_held:
+                files.recover(self.target)
+
     @contextmanager
     def opened(self, identity: Mapping[str, Any]) -> Iterator[Workplace]:
         """Within it the folder is there, with what an earlier run with this identity left, and with nothing of another.

@@ -49,6 +49,7 @@ class Used(Activations):
             "ranks are options with defaults for small models; the paper's dense rank is 512 to 1024",
             "a rank is cut at the columns of its matrix",
             "a compensator's scale is a group's largest magnitude; the authors take the largest value and clip some",
+            "groups of the 3-bit base are consecutive columns of a row; which axis the authors use is unconfirmed",
             "groups of U are columns of one row; the authors' run on over the ends of rows",
             "a rank is stored in whole blocks of 32 columns of U and 16 rows of V",
             "groups keep a float16 minimum; the authors round zero points once more, to 8 bits",

@@ -58,7 +58,7 @@ class NxMiFormer(PlacedTechnique):
     needs_calibration: ClassVar[bool] = True
 
     format: Format = "2:4-int4"
-    target: Annotated[float, Field(gt=3.5, le=8.5)] | None = None
+    target: Annotated[float, Field(gt=3, le=8.5)] | None = None
     group: Literal[32, 64, 128] = 32
     steps: Annotated[int, Field(ge=0, le=1_000_000)] = 100
     frozen: Annotated[float, Field(ge=0, le=1)] = 0.3
