@@ -95,9 +95,9 @@ class GroupLasso:
 
     def __init__(self, network: Network, strength: float, rate: Callable[[int], float], threshold: float) -> None:
         layers = list(network.layers)
-        readers = [*(layer.weight_ih_l0 for layer in layers[1:]), network.head]
+        readers = [*(layer.get_parameter("weight_ih_l0") for layer in layers[1:]), network.head]
         self._structures = [
-            Structure(layer.weight_ih_l0, layer.weight_hh_l0, reader)
+            Structure(layer.get_parameter("weight_ih_l0"), layer.get_parameter("weight_hh_l0"), reader)
             for layer, reader in zip(layers, readers, strict=True)
         ]
         self._strength, self._rate, self._threshold = strength, rate, threshold
