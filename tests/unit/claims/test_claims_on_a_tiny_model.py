@@ -31,11 +31,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "kivi": {"BATCH": 512},
     "kvmerger": {"BOUND": 0.5},
     "kvzip": {"SHORTEST": 1024},
-<<<<<<< HEAD
     "lora-ft": {"STEPS": 1, "SEQUENCES": 4, "HELD_OUT": 2, "TOKENS": 16},
-=======
-    "lora-ft": {"STEPS": 1, "SEQUENCES": 2, "TOKENS": 16},
->>>>>>> audit
     "marlin": {"SEQUENCES": 1, "TOKENS": 16},
     "maskllm": {"STEPS": 1, "LAYERS": 1, "SEQUENCES": 2, "TOKENS": 16},
     "minikv": {"PROMPT": 1600, "ANSWER": 8},

@@ -24,6 +24,7 @@ from thrifty.claims import (
     kivi,
     kvzip,
     llm_int8,
+    lora_ft,
     maskllm,
     minikv,
     rtn,
@@ -125,6 +126,26 @@ def tensors(healed: float) -> dict[str, Any]:
 
 def tensors_healed(score: MadeUpScores, text: object) -> tuple[Compressed, ...]:
     return tuple(score({"technique": "compactifai", "healed": values}) for values in ("bf16", "int4"))
+
+
+def trained(after: float, learns: float = -0.1) -> dict[str, Any]:
+    """Losses at 4 bits, 0.1 above the whole model's, and after a training; learns: its own text's loss, moved."""
+    losses: Levels = [
+        ({"technique": "held out", "trained": True}, learns),
+        ({"technique": "held out"}, 0.0),
+        ({"technique": "lora-ft", "rate": lora_ft.STILL}, 0.1),
+        ({"technique": "lora-ft", "alone": True}, 0.0),
+        ({"technique": "lora-ft"}, after),
+        ({"technique": "rtn"}, 0.1),
+    ]
+    return {"losses": losses}
+
+
+def trained_scores(
+    score: MadeUpScores, text: object, held_out: object, *tables: dict[str, Any]
+) -> tuple[Compressed, Scores]:
+    own = score({"technique": "held out"} | ({"trained": True} if len(tables) > 1 else {}))
+    return score(*tables[-1:]), own.losses
 
 
 def eight_bits(name: str, level: float) -> dict[str, Any]:
@@ -322,6 +343,7 @@ CASES: dict[str, Case] = {
     ),
     "amp": Case(pruning(0.3, 0.5), pruning(0.5, 0.3), pruning(0.3, 0.3), {"loss": 8.0}),
     "maskllm": Case(masked(0.2, 0.3), masked(0.3, 0.2), masked(0.2, 0.2), {"loss": 8.0}),
+    "lora-ft": Case(trained(0.2), trained(0.05), trained(0.1), {"loss": 8.0}),
     "compactifai": Case(tensors(0.0), tensors(0.2), tensors(0.03), {"loss": 8.0}),
     "sparsegpt": Case(masked(0.2, 0.02), masked(0.2, 0.1), masked(0.2, sparsegpt.RISE), {"loss": 8.0}),
 }
@@ -353,6 +375,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (sparsegpt, "default_calibration", lambda model, sequences, tokens: None),
         (amp, "_pruned", lambda score, text: (score({"technique": "amp"}), None)),
         (compactifai, "_healed", tensors_healed),
+        (lora_ft, "_scored", trained_scores),
+        (lora_ft, "_parted", lambda text: (None, None)),
         (amp, "_rates", lambda context, whole, pruned: context.speed([], length=1)),
     ]
     replaced += [
@@ -364,6 +388,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
             gptq,
             hqq,
             llm_int8,
+            lora_ft,
             maskllm,
             rtn,
             smoothquant_plus,
@@ -373,7 +398,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
             zeroquant,
         )
     ]
-    for claim in (amp, compactifai, maskllm):
+    for claim in (amp, compactifai, lora_ft, maskllm):
         replaced.append((claim, "python_calibration", lambda model, sequences, tokens: None))
     for module, name, function in replaced:
         monkeypatch.setattr(module, name, function)
@@ -398,18 +423,19 @@ def test_made_up_scores_give_all_four_verdicts(name: str) -> None:
     assert judged(name, case.made(case.untestable)) is UNTESTABLE
 
 
-WEIGHTS = {"amp", "awq", "gptq", "hqq", "llm-int8", "maskllm", "rtn", "sparsegpt", "squeezellm", "vptq"}
+WEIGHTS = {"amp", "awq", "gptq", "hqq", "llm-int8", "lora-ft", "maskllm", "rtn", "sparsegpt", "squeezellm", "vptq"}
 WEIGHTS |= {"compactifai", "smoothquant-plus", "zeroquant"}
-<<<<<<< HEAD
 OTHER_KINDS = {"any-precision", "ggd", "iss", "marlin", "milo", "nxmiformer", "puzzlemoe", "xtc"}
-=======
-OTHER_KINDS = {"any-precision", "ggd", "iss", "lora-ft", "marlin", "milo", "nxmiformer", "puzzlemoe", "xtc"}
->>>>>>> audit
 """Claims judged by timings of products, on a mixture of experts or on trainings of their own: MadeUp has none. The
 headlines of XTC and NxMiFormer need a score that nobody has here: they are never testable.
 """
 BUDGETED = sorted(set(CASES) - WEIGHTS - {"quest", "minikv", "kivi", "fastgen", "streaming", "scbench", "h2o"})
 """Claims about answers from a cache of which a part was evicted."""
+
+
+def test_a_training_that_learns_nothing_shows_nothing_of_lora_ft() -> None:
+    assert judged("lora-ft", MadeUp(**trained(0.2, learns=0.0))) is not HOLDS
+    assert judged("lora-ft", MadeUp(**trained(0.2, learns=0.1))) is FAILS
 
 
 @pytest.mark.parametrize("name", BUDGETED)
