@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.checkpoint import write_checkpoint
 from tests.fuzzing import examples
 
-from thrifty.errors import ThriftyError
+from thrifty.errors import CheckpointError, ThriftyError
 from thrifty.models.loading import assemble, load, open_source
+from thrifty.models.store.stored_weights import read_weight
 from thrifty.recipe import Recipe
 from thrifty.weights.compressing.pipeline import compress
 
@@ -91,3 +93,9 @@ def test_odd_headers(folder: Path, seed: int) -> None:
     config = json.loads((folder / "config.json").read_bytes())
     config["quantization_config"]["weights_sha256"] = hashlib.sha256(raw).hexdigest()
     attempt(folder, config, raw)
+
+
+def test_a_part_without_a_format_is_refused_by_name() -> None:
+    entry = {"name": "layers.1.attention.key", "meta": {}, "tensors": {}}
+    with pytest.raises(CheckpointError, match=r"model.safetensors: 'layers.1.attention.key' says neither"):
+        read_weight(entry, np.zeros(8, np.uint8), "model.safetensors")

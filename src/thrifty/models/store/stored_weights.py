@@ -55,5 +55,9 @@ def read_weight(entry: Mapping[str, Any], data: Bytes, file: str) -> Weight:
     """
     name = entry["name"]
     arrays = {key: view(data, place, f"{file}: '{name}'") for key, place in entry["tensors"].items()}
+    if not entry["meta"] and "value" not in arrays:
+        raise CheckpointError(
+            f"{file}: '{name}' says neither in which format it is nor has it an array 'value': the file is damaged"
+        )
     value = PackedLinear.from_state(entry["meta"], arrays) if entry["meta"] else arrays["value"].copy()
     return Weight(name, value, entry["origin"], entry["error"], entry["largest_error"])
